@@ -1,0 +1,20 @@
+//! Identities, certificates and tokens of Wiretight. Pure: no I/O, no clock, no tokio; time is passed
+//! in, and keys come from the crypto library's own generator.
+//!
+//! - [`spiffe`]: names, and who a certificate speaks for
+//! - [`key`]: private keys, and the narrow [`key::Signer`] behind which the root sits
+//! - [`x509`]: requests and certificates
+//! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
+//! - [`token`]: join tokens
+
+pub mod key;
+pub mod spiffe;
+pub mod token;
+pub mod verify;
+pub mod x509;
+
+pub use key::{KeyError, PublicKey, Signer, SigningKey};
+pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
+pub use token::{JoinToken, TokenError};
+pub use verify::{Refusal, Role, TrustBundle, VerifiedPeer};
+pub use x509::{Csr, Leaf, Period, Profile, Serial, Tbs, X509Error};

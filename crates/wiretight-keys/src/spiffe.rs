@@ -1,0 +1,286 @@
+//! SPIFFE identities: who a certificate speaks for.
+//!
+//! Three kinds exist in a trust domain and no others are accepted (SPIFFE-ID, section 2):
+//!
+//! ```text
+//! spiffe://TRUST-DOMAIN/service/NAME    a service, or a client program acting `as` one
+//! spiffe://TRUST-DOMAIN/node/NAME       one machine
+//! spiffe://TRUST-DOMAIN/authority       the authority itself: no token or CSR can ask for it
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is not a name or an identity of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// The name is empty or longer than its limit.
+    #[error("{what} must have 1 to {max} characters, not {len}")]
+    Length {
+        /// What was being named.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+        /// The length found.
+        len: usize,
+    },
+    /// A character outside the set.
+    #[error(
+        "{what} may hold a-z, 0-9, '-'{extra}, and starts and ends with a letter or digit; found {found:?}"
+    )]
+    Character {
+        /// What was being named.
+        what: &'static str,
+        /// More characters that this kind of name may hold.
+        extra: &'static str,
+        /// The offender.
+        found: char,
+    },
+    /// Not `service/NAME` or `node/NAME`.
+    #[error("an identity is \"service/NAME\" or \"node/NAME\", not {0:?}")]
+    Kind(String),
+    /// Not a `spiffe://` URI of the three shapes.
+    #[error("not a SPIFFE ID of the form spiffe://TRUST-DOMAIN/service/NAME or /node/NAME")]
+    Uri,
+}
+
+/// 1 to `max` of a-z 0-9 '-' (and what `extra` lists), a letter or digit at both ends.
+fn check(what: &'static str, s: &str, max: usize, extra: &'static str) -> Result<(), NameError> {
+    if s.is_empty() || s.len() > max {
+        return Err(NameError::Length { what, max, len: s.len() });
+    }
+    let edge = |c: Option<char>| c.filter(|c| !c.is_ascii_lowercase() && !c.is_ascii_digit());
+    let inner = |c: &char| {
+        !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-' || extra.contains(*c))
+    };
+    match s.chars().find(inner).or(edge(s.chars().next())).or(edge(s.chars().next_back())) {
+        Some(found) => {
+            let extra = if extra.is_empty() { "" } else { ", '.', '_'" };
+            Err(NameError::Character { what, extra, found })
+        }
+        None => Ok(()),
+    }
+}
+
+macro_rules! text_type {
+    ($name:ident) => {
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(s: String) -> Result<Self, NameError> {
+                s.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(n: $name) -> String {
+                n.0.into()
+            }
+        }
+    };
+}
+
+/// A trust domain: lower-case DNS-like, at most 128 characters (the SPIFFE limit is 255; ours keeps
+/// `NAME.service.TRUST-DOMAIN` a valid DNS name of at most 253).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TrustDomain(Box<str>);
+text_type!(TrustDomain);
+
+impl FromStr for TrustDomain {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check("a trust domain", s, 128, "._")?;
+        Ok(TrustDomain(s.into()))
+    }
+}
+
+/// The NAME of a service or a node: one DNS label (1 to 63 of a-z 0-9 '-').
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(Box<str>);
+text_type!(Name);
+
+impl FromStr for Name {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check("a name", s, 63, "")?;
+        Ok(Name(s.into()))
+    }
+}
+
+/// An identity within a trust domain, as config writes it: `service/NAME` or `node/NAME`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Id {
+    /// `service/NAME`
+    Service(Name),
+    /// `node/NAME`
+    Node(Name),
+    /// `authority`: known to the code, never written in config.
+    Authority,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Id::Service(n) => write!(f, "service/{n}"),
+            Id::Node(n) => write!(f, "node/{n}"),
+            Id::Authority => f.write_str("authority"),
+        }
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Id {
+    type Err = NameError;
+    /// `service/NAME` or `node/NAME`.
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        match s.split_once('/') {
+            Some(("service", name)) => Ok(Id::Service(name.parse()?)),
+            Some(("node", name)) => Ok(Id::Node(name.parse()?)),
+            _ => Err(NameError::Kind(s.chars().take(80).collect())),
+        }
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A whole SPIFFE ID. Exists only when valid.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// The identity in it.
+    pub id: Id,
+}
+
+impl SpiffeId {
+    /// `spiffe://TRUST-DOMAIN/ID`.
+    pub fn new(trust_domain: TrustDomain, id: Id) -> SpiffeId {
+        SpiffeId { trust_domain, id }
+    }
+
+    /// A DNS name for the identity, `NAME.service.TRUST-DOMAIN`: stands as a second SAN so that
+    /// software which knows only host names (curl, nginx, stunnel) can check the peer, and goes
+    /// out as SNI. `_` in a trust domain becomes `-`.
+    pub fn dns_name(&self) -> String {
+        let td = self.trust_domain.as_str().replace('_', "-");
+        match &self.id {
+            Id::Service(n) => format!("{n}.service.{td}"),
+            Id::Node(n) => format!("{n}.node.{td}"),
+            Id::Authority => format!("authority.{td}"),
+        }
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/{}", self.trust_domain, self.id)
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        let (td, path) =
+            s.strip_prefix("spiffe://").and_then(|r| r.split_once('/')).ok_or(NameError::Uri)?;
+        let id = match path {
+            "authority" => Id::Authority,
+            path => path.parse().map_err(|_| NameError::Uri)?,
+        };
+        Ok(SpiffeId { trust_domain: td.parse()?, id })
+    }
+}
+
+impl Serialize for SpiffeId {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SpiffeId {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_three_shapes_are_identities() {
+        for good in [
+            "spiffe://example.org/service/db",
+            "spiffe://example.org/node/a-1",
+            "spiffe://x/authority",
+        ] {
+            assert_eq!(good.parse::<SpiffeId>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "spiffe://",
+            "spiffe://example.org",
+            "spiffe://example.org/",
+            "spiffe://example.org/service/",
+            "spiffe://example.org/service/db/x",
+            "spiffe://example.org/service/db?x=1",
+            "spiffe://Example.org/service/db",
+            "spiffe://example.org:80/service/db",
+            "spiffe://user@example.org/service/db",
+            "spiffe://example.org/service/DB",
+            "spiffe://example.org/service/-db",
+            "spiffe://example.org/other/db",
+            "spiffe:///service/db",
+            "https://example.org/service/db",
+            "spiffe://example.org/authority/x",
+        ] {
+            assert!(bad.parse::<SpiffeId>().is_err(), "{bad:?} was accepted");
+        }
+        let long = format!("spiffe://example.org/service/{}", "a".repeat(64));
+        assert!(long.parse::<SpiffeId>().is_err());
+    }
+
+    #[test]
+    fn config_names_cannot_claim_the_authority() {
+        assert!("authority".parse::<Id>().is_err());
+        assert_eq!("service/db".parse::<Id>().unwrap().to_string(), "service/db");
+    }
+}

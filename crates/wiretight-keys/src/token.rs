@@ -1,0 +1,161 @@
+//! Join tokens: what an operator carries from the authority to a new node, once.
+//!
+//! A token names the authority (addresses, and the SHA-256 of its root certificate, so that the node
+//! knows whom it talks to before it says anything) and holds a secret that the authority will take
+//! once, until it expires, for one node name. The text is `wtj1_` and base64url of JSON followed by
+//! 4 bytes of its SHA-256, which catch a mistyped token; they are no protection and need be none.
+
+use aws_lc_rs::{constant_time, digest};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::spiffe::{Name, TrustDomain};
+
+const PREFIX: &str = "wtj1_";
+const CHECK: usize = 4;
+/// The longest token that is looked at, in characters.
+pub const MAX_LEN: usize = 4096;
+
+/// Why a text is not a join token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// No `wtj1_` in front.
+    #[error(
+        "this is not a join token (it does not begin with \"wtj1_\"): make one with `wiretight token create`"
+    )]
+    NotAToken,
+    /// Cut short, mistyped or altered.
+    #[error("this join token is damaged (cut short or altered): copy it again, whole")]
+    Damaged,
+}
+
+/// A join token. Has no `Debug`: it is a secret.
+#[derive(Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The trust domain to join.
+    #[serde(rename = "td")]
+    pub trust_domain: TrustDomain,
+    /// The name that the node must have.
+    #[serde(rename = "n")]
+    pub node: Name,
+    /// Where the authority listens, `HOST:PORT` each.
+    #[serde(rename = "a")]
+    pub authority: Vec<String>,
+    /// SHA-256 of the authority's root certificate.
+    #[serde(rename = "r", with = "hex32")]
+    pub root: [u8; 32],
+    /// Names the token to the authority; not secret.
+    #[serde(rename = "i")]
+    pub id: String,
+    /// What the authority will take once.
+    #[serde(rename = "s")]
+    pub secret: Zeroizing<String>,
+    /// Seconds since 1970; the authority's own record decides, this lets the node say so early.
+    #[serde(rename = "e")]
+    pub expires: u64,
+}
+
+impl JoinToken {
+    /// The text to hand over.
+    pub fn encode(&self) -> Zeroizing<String> {
+        let json = serde_json::to_vec(self).expect("plain strings and numbers encode");
+        let mut bytes = Zeroizing::new(json);
+        let sum = digest::digest(&digest::SHA256, &bytes);
+        bytes.extend_from_slice(&sum.as_ref()[..CHECK]);
+        Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
+    }
+
+    /// Reads a token; white space around it does not matter.
+    pub fn decode(text: &str) -> Result<JoinToken, TokenError> {
+        let text = text.trim();
+        let body = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
+        if text.len() > MAX_LEN {
+            return Err(TokenError::Damaged);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| TokenError::Damaged)?;
+        let bytes = Zeroizing::new(bytes);
+        let split = bytes.len().checked_sub(CHECK).ok_or(TokenError::Damaged)?;
+        let (json, sum) = bytes.split_at(split);
+        if digest::digest(&digest::SHA256, json).as_ref()[..CHECK] != *sum {
+            return Err(TokenError::Damaged);
+        }
+        serde_json::from_slice(json).map_err(|_| TokenError::Damaged)
+    }
+}
+
+/// What the authority keeps of a token's secret.
+pub fn secret_hash(secret: &str) -> String {
+    hex(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref())
+}
+
+/// Compares a presented secret with what the authority kept, in constant time.
+pub fn secret_matches(secret: &str, hash: &str) -> bool {
+    constant_time::verify_slices_are_equal(secret_hash(secret).as_bytes(), hash.as_bytes()).is_ok()
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+mod hex32 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 32], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&super::hex(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
+        let bad = || serde::de::Error::custom("not 64 hex digits");
+        let text = String::deserialize(d)?;
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let mut out = [0; 32];
+        for (i, byte) in out.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            trust_domain: "example.org".parse().unwrap(),
+            node: "db1".parse().unwrap(),
+            authority: vec!["10.0.0.1:7400".into()],
+            root: [7; 32],
+            id: "abc".into(),
+            secret: Zeroizing::new("s3cret".into()),
+            expires: 1_800_000_000,
+        }
+    }
+
+    #[test]
+    fn a_token_survives_the_trip_and_any_changed_character_is_noticed() {
+        let text = token().encode();
+        let back = JoinToken::decode(&format!("  {}\n", &*text)).unwrap();
+        assert_eq!(back.encode(), text);
+        for i in PREFIX.len()..text.len() {
+            let mut altered = text.as_bytes().to_vec();
+            altered[i] = if altered[i] == b'A' { b'B' } else { b'A' };
+            let altered = String::from_utf8(altered).unwrap();
+            assert!(JoinToken::decode(&altered).is_err(), "character {i}");
+            assert!(JoinToken::decode(&text[..i]).is_err(), "cut at {i}");
+        }
+        assert_eq!(JoinToken::decode("hello").err(), Some(TokenError::NotAToken));
+    }
+
+    #[test]
+    fn a_secret_matches_its_hash_alone() {
+        assert!(secret_matches("x", &secret_hash("x")));
+        assert!(!secret_matches("y", &secret_hash("x")));
+        assert!(!secret_matches("", ""));
+    }
+}

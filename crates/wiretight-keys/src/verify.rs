@@ -1,0 +1,236 @@
+//! Who is at the other end: a presented chain becomes a [`VerifiedPeer`], or a [`Refusal`] that says
+//! why. There is no other way to make a `VerifiedPeer`.
+
+use std::collections::BTreeSet;
+
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
+
+use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::x509::{self, Leaf, Serial, X509Error};
+
+/// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
+static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =
+    &[algs::ECDSA_P256_SHA256, algs::ED25519];
+
+/// The longest chain a peer may present: leaf, intermediate, and a root that need not be there.
+const MAX_CHAIN: usize = 4;
+/// The largest certificate a peer may present, in bytes.
+const MAX_CERT: usize = 16 * 1024;
+
+/// Which end of the handshake the certificate was shown by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The peer accepted our connection.
+    Server,
+    /// The peer connected to us.
+    Client,
+}
+
+/// A peer whose chain, time, trust domain and standing were checked when it shook hands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedPeer {
+    id: SpiffeId,
+    serial: Serial,
+    not_after: u64,
+}
+
+impl VerifiedPeer {
+    /// The identity.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The serial number of its certificate.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// The last second in which its whole chain holds (seconds since 1970).
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+}
+
+/// Why a peer is not let in. For our own log: the peer itself learns no more than a TLS alert.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It showed no certificate.
+    #[error("it showed no certificate")]
+    NoCertificate,
+    /// What it showed is not an SVID.
+    #[error("its certificate is not an SVID: {0}")]
+    NotAnSvid(#[from] X509Error),
+    /// Too many or too large certificates.
+    #[error("its chain is larger than any of ours ({0})")]
+    ChainTooLarge(&'static str),
+    /// It belongs (or claims to) to another trust domain.
+    #[error("it says it is {theirs}, of another trust domain than ours ({ours})")]
+    WrongTrustDomain {
+        /// What its certificate claims.
+        theirs: SpiffeId,
+        /// Ours.
+        ours: TrustDomain,
+    },
+    /// No chain to a root of the trust bundle.
+    #[error(
+        "no root of our trust bundle vouches for {0}: another authority issued it, or a bundle is out of date"
+    )]
+    Untrusted(SpiffeId),
+    /// The certificate has expired.
+    #[error(
+        "the certificate of {id} expired {ago} s ago: is its node cut off from the authority, or a clock wrong?"
+    )]
+    Expired {
+        /// Whose.
+        id: SpiffeId,
+        /// Seconds since it expired.
+        ago: u64,
+    },
+    /// The certificate is not valid yet.
+    #[error("the certificate of {id} begins in {ahead} s: is a clock wrong?")]
+    NotYetValid {
+        /// Whose.
+        id: SpiffeId,
+        /// Seconds until it begins.
+        ahead: u64,
+    },
+    /// Its node was removed, or the certificate was revoked.
+    #[error("{0} was revoked: its node was removed from the mesh")]
+    Revoked(SpiffeId),
+    /// A good certificate, but not of whom we called.
+    #[error("we called {expected}, and {found} answered")]
+    WrongPeer {
+        /// Whom we wanted.
+        expected: SpiffeId,
+        /// Who is there.
+        found: SpiffeId,
+    },
+    /// The chain is broken in another way.
+    #[error("the chain of {id} does not verify: {detail}")]
+    BadChain {
+        /// Whose.
+        id: SpiffeId,
+        /// What the verifier said.
+        detail: String,
+    },
+}
+
+impl Refusal {
+    /// A short fixed word for metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::NoCertificate => "no_certificate",
+            Refusal::NotAnSvid(_) | Refusal::ChainTooLarge(_) => "not_an_svid",
+            Refusal::WrongTrustDomain { .. } => "wrong_trust_domain",
+            Refusal::Untrusted(_) => "untrusted",
+            Refusal::Expired { .. } => "expired",
+            Refusal::NotYetValid { .. } => "not_yet_valid",
+            Refusal::Revoked(_) => "revoked",
+            Refusal::WrongPeer { .. } => "wrong_peer",
+            Refusal::BadChain { .. } => "bad_chain",
+        }
+    }
+}
+
+/// The roots that a trust domain is believed by, and what of it is revoked.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    trust_domain: TrustDomain,
+    roots: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+    revoked: BTreeSet<Serial>,
+}
+
+impl TrustBundle {
+    /// A bundle of roots; each must be a well-formed certificate.
+    pub fn new(
+        trust_domain: TrustDomain,
+        roots: Vec<CertificateDer<'static>>,
+        revoked: BTreeSet<Serial>,
+    ) -> Result<TrustBundle, X509Error> {
+        let anchor = |cert| anchor_from_trusted_cert(cert).map(|a| a.to_owned());
+        let anchors = roots.iter().map(anchor).collect::<Result<Vec<_>, _>>();
+        let anchors = anchors.map_err(|e| X509Error::Malformed {
+            what: "root certificate",
+            detail: e.to_string(),
+        })?;
+        Ok(TrustBundle { trust_domain, roots, anchors, revoked })
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The root certificates.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Whether this certificate was revoked.
+    pub fn is_revoked(&self, serial: &Serial) -> bool {
+        self.revoked.contains(serial)
+    }
+
+    /// Checks the chain that a peer showed, leaf first.
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, Refusal> {
+        let leaf_der = chain.first().ok_or(Refusal::NoCertificate)?;
+        if chain.len() > MAX_CHAIN {
+            return Err(Refusal::ChainTooLarge("too many certificates"));
+        }
+        if chain.iter().any(|c| c.len() > MAX_CERT) {
+            return Err(Refusal::ChainTooLarge("a certificate of more than 16 KiB"));
+        }
+        let Leaf { id, serial, period, .. } = Leaf::parse(leaf_der)?;
+        if id.trust_domain != self.trust_domain {
+            let ours = self.trust_domain.clone();
+            return Err(Refusal::WrongTrustDomain { theirs: id, ours });
+        }
+        let usage = match role {
+            Role::Server => KeyUsage::server_auth(),
+            Role::Client => KeyUsage::client_auth(),
+        };
+        let bad_chain = |e: webpki::Error| {
+            let (id, now) = (id.clone(), now.as_secs());
+            match e {
+                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                    Refusal::Untrusted(id)
+                }
+                webpki::Error::CertExpired { .. } if period.not_after < now => {
+                    Refusal::Expired { id, ago: now - period.not_after }
+                }
+                webpki::Error::CertNotValidYet { .. } if period.not_before > now => {
+                    Refusal::NotYetValid { id, ahead: period.not_before - now }
+                }
+                e => Refusal::BadChain { id, detail: e.to_string() },
+            }
+        };
+        let cert = EndEntityCert::try_from(leaf_der).map_err(bad_chain)?;
+        cert.verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
+            .map_err(bad_chain)?;
+        if self.revoked.contains(&serial) {
+            return Err(Refusal::Revoked(id));
+        }
+        let not_after = chain[1..].iter().filter_map(|c| x509::not_after(c)).min();
+        let not_after = not_after.map_or(period.not_after, |n| n.min(period.not_after));
+        Ok(VerifiedPeer { id, serial, not_after })
+    }
+}
+
+/// For a first join, where all that is known is a root's fingerprint: picks that root out of the
+/// chain which the server showed and makes a bundle of it alone.
+pub fn bundle_by_fingerprint(
+    trust_domain: &TrustDomain,
+    fingerprint: &[u8; 32],
+    chain: &[CertificateDer<'_>],
+) -> Option<TrustBundle> {
+    let root = chain.iter().take(MAX_CHAIN).find(|c| x509::fingerprint(c) == *fingerprint)?;
+    let root = root.clone().into_owned();
+    TrustBundle::new(trust_domain.clone(), vec![root], BTreeSet::new()).ok()
+}

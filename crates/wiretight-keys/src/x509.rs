@@ -1,0 +1,429 @@
+//! X.509: certificate requests and certificates (RFC 2986, RFC 5280, SPIFFE X509-SVID).
+//!
+//! A certificate is made in two steps, so that something slow or elsewhere can stand between: the
+//! to-be-signed part is built and encoded ([`Tbs`]), then joined with a signature over just those
+//! bytes ([`Tbs::sign`], [`Tbs::assemble`]).
+
+use aws_lc_rs::digest;
+use const_oid::AssociatedOid;
+use const_oid::db::rfc5280::{ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH};
+use der::asn1::{BitString, Ia5String, OctetString};
+use der::flagset::FlagSet;
+use der::pem::LineEnding;
+use der::{Any, Decode, Encode, Sequence};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+use x509_cert::attr::Attributes;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages,
+    SubjectAltName, SubjectKeyIdentifier,
+};
+use x509_cert::ext::{Extension, Extensions};
+use x509_cert::name::Name as X509Name;
+use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::time::{Time, Validity};
+
+use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
+use crate::spiffe::{SpiffeId, TrustDomain};
+
+/// Why a certificate or request could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum X509Error {
+    /// Not the DER or PEM of what it should be.
+    #[error("malformed {what}: {detail}")]
+    Malformed {
+        /// What was being read.
+        what: &'static str,
+        /// What the parser said.
+        detail: String,
+    },
+    /// A request without exactly one SPIFFE ID.
+    #[error("a certificate request must name exactly one SPIFFE ID in its subjectAltName")]
+    NoSpiffeId,
+    /// The key or its signature.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
+    move |e| X509Error::Malformed { what, detail: e.to_string() }
+}
+
+/// A certificate's serial number: positive, at most 20 bytes, in lower-case hex.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Serial(Box<str>);
+
+impl Serial {
+    /// From big-endian bytes; leading zeros do not count.
+    pub fn from_bytes(bytes: &[u8]) -> Serial {
+        let skip = bytes.iter().take_while(|b| **b == 0).count();
+        Serial(bytes[skip..].iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Lower-case hex.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Serial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A checked certificate request: the sender holds the key and asks for one identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Csr {
+    /// The identity asked for. Whether it may be had is not decided here.
+    pub id: SpiffeId,
+    /// The key to certify; possession is proved.
+    pub key: PublicKey,
+}
+
+impl Csr {
+    /// The most that a request may measure, in bytes.
+    pub const MAX_LEN: usize = 4096;
+
+    /// Makes the DER of a request for `id`, signed by `key`.
+    pub fn create(id: &SpiffeId, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
+        let err = malformed("certificate request");
+        let san = SubjectAltName(vec![uri(id)?]);
+        let request = ExtensionReq(vec![extension(&san, false)?]);
+        let mut attributes = Attributes::new();
+        attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
+        let info = CertReqInfo {
+            version: Default::default(),
+            subject: X509Name::default(),
+            public_key: key.public_key(),
+            attributes,
+        };
+        let signature = key.sign(&info.to_der().map_err(&err)?)?;
+        let signature = BitString::from_bytes(&signature).map_err(&err)?;
+        CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
+    }
+
+    /// Parses and checks: P-256 key, a good signature by it, exactly one SPIFFE ID.
+    pub fn parse(der: &[u8]) -> Result<Csr, X509Error> {
+        let err = malformed("certificate request");
+        if der.len() > Csr::MAX_LEN {
+            let detail = format!("{} bytes, more than {}", der.len(), Csr::MAX_LEN);
+            return Err(X509Error::Malformed { what: "certificate request", detail });
+        }
+        let request = CertReq::from_der(der).map_err(&err)?;
+        let key = PublicKey::new(request.info.public_key.clone())?;
+        if request.algorithm != ecdsa_with_sha256() {
+            return Err(KeyError::BadSignature.into());
+        }
+        let signature = request.signature.as_bytes().ok_or(KeyError::BadSignature)?;
+        key.verify(&request.info.to_der().map_err(&err)?, signature)?;
+
+        let mut names = Vec::new();
+        for attribute in request.info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
+            for value in attribute.values.iter() {
+                for ext in value.decode_as::<Vec<Extension>>().map_err(&err)? {
+                    if ext.extn_id == SubjectAltName::OID {
+                        let san = SubjectAltName::from_der(ext.extn_value.as_bytes());
+                        names.extend(san.map_err(&err)?.0);
+                    }
+                }
+            }
+        }
+        match names.as_slice() {
+            [GeneralName::UniformResourceIdentifier(u)] => {
+                let id = u.as_str().parse().map_err(|_| X509Error::NoSpiffeId)?;
+                Ok(Csr { id, key })
+            }
+            _ => Err(X509Error::NoSpiffeId),
+        }
+    }
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Profile {
+    /// Self-signed; signs intermediates only.
+    Root(TrustDomain),
+    /// Signs leaves only (path length 0).
+    Intermediate(TrustDomain),
+    /// An X.509-SVID: one SPIFFE ID, and the DNS name that goes with it for foreign software.
+    Leaf(SpiffeId),
+}
+
+/// The time in which a certificate holds: seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// First second.
+    pub not_before: u64,
+    /// Last second.
+    pub not_after: u64,
+}
+
+/// `TBSCertificate` (RFC 5280, section 4.1).
+#[derive(Clone, Sequence)]
+struct TbsCertificate {
+    #[asn1(context_specific = "0", tag_mode = "EXPLICIT")]
+    version: u8,
+    serial_number: SerialNumber,
+    signature: AlgorithmIdentifierOwned,
+    issuer: X509Name,
+    validity: Validity,
+    subject: X509Name,
+    subject_public_key_info: SubjectPublicKeyInfoOwned,
+    #[asn1(context_specific = "3", tag_mode = "EXPLICIT")]
+    extensions: Extensions,
+}
+
+/// `Certificate`, around a to-be-signed part that is already encoded.
+#[derive(Sequence)]
+struct SignedCertificate {
+    tbs: Any,
+    algorithm: AlgorithmIdentifierOwned,
+    signature: BitString,
+}
+
+/// A certificate that awaits its signature.
+pub struct Tbs {
+    der: Vec<u8>,
+    algorithm: AlgorithmIdentifierOwned,
+}
+
+impl Tbs {
+    /// Builds the to-be-signed part. `issuer` is the issuing certificate, or `None` for a root;
+    /// `serial` is 16 random bytes (64 bits of entropy at least: CA/B BR, section 7.1).
+    pub fn new(
+        profile: &Profile,
+        key: &SubjectPublicKeyInfoOwned,
+        period: Period,
+        serial: [u8; 16],
+        issuer: Option<&CertificateDer<'_>>,
+        signature: AlgorithmIdentifierOwned,
+    ) -> Result<Tbs, X509Error> {
+        let err = malformed("certificate");
+        let subject_key_id = key_id(key);
+        let (issuer_name, issuer_key_id) = match issuer {
+            Some(cert) => {
+                let cert = x509_cert::Certificate::from_der(cert).map_err(&err)?;
+                let tbs = cert.tbs_certificate();
+                (tbs.subject().clone(), key_id(tbs.subject_public_key_info()))
+            }
+            None => (subject(profile, &subject_key_id)?, subject_key_id.clone()),
+        };
+
+        let mut extensions = Vec::new();
+        let ca = |path_len_constraint| BasicConstraints { ca: true, path_len_constraint };
+        let signs: FlagSet<KeyUsages> = KeyUsages::KeyCertSign | KeyUsages::CRLSign;
+        match profile {
+            Profile::Root(td) | Profile::Intermediate(td) => {
+                let path_len = matches!(profile, Profile::Intermediate(_)).then_some(0);
+                extensions.push(extension(&ca(path_len), true)?);
+                extensions.push(extension(&KeyUsage(signs), true)?);
+                let uri = Ia5String::new(&format!("spiffe://{td}")).map_err(&err)?;
+                let san = SubjectAltName(vec![GeneralName::UniformResourceIdentifier(uri)]);
+                extensions.push(extension(&san, false)?);
+            }
+            Profile::Leaf(id) => {
+                let constraints = BasicConstraints { ca: false, path_len_constraint: None };
+                extensions.push(extension(&constraints, true)?);
+                extensions.push(extension(&KeyUsage(KeyUsages::DigitalSignature.into()), true)?);
+                let usages = ExtendedKeyUsage(vec![ID_KP_SERVER_AUTH, ID_KP_CLIENT_AUTH]);
+                extensions.push(extension(&usages, false)?);
+                let dns = Ia5String::new(&id.dns_name()).map_err(&err)?;
+                let san = SubjectAltName(vec![uri(id)?, GeneralName::DnsName(dns)]);
+                extensions.push(extension(&san, false)?);
+            }
+        }
+        let octets = |b: &[u8]| OctetString::new(b).map_err(malformed("certificate"));
+        extensions.push(extension(&SubjectKeyIdentifier(octets(&subject_key_id)?), false)?);
+        let aki = AuthorityKeyIdentifier {
+            key_identifier: Some(octets(&issuer_key_id)?),
+            ..Default::default()
+        };
+        extensions.push(extension(&aki, false)?);
+
+        // The top bit is cleared (the number is positive) and the next one set (its length is fixed).
+        let mut serial = serial;
+        serial[0] = serial[0] & 0x7f | 0x40;
+        let tbs = TbsCertificate {
+            version: 2, // v3
+            serial_number: SerialNumber::new(&serial).map_err(&err)?,
+            signature: signature.clone(),
+            issuer: issuer_name,
+            validity: Validity::new(time(period.not_before)?, time(period.not_after)?),
+            subject: subject(profile, &subject_key_id)?,
+            subject_public_key_info: key.clone(),
+            extensions,
+        };
+        Ok(Tbs { der: tbs.to_der().map_err(&err)?, algorithm: signature })
+    }
+
+    /// The bytes to sign.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Signs at once.
+    pub fn sign(self, signer: &dyn Signer) -> Result<CertificateDer<'static>, X509Error> {
+        let signature = signer.sign(&self.der)?;
+        self.assemble(&signature)
+    }
+
+    /// Joins the signature that was made over [`Tbs::der`].
+    pub fn assemble(self, signature: &[u8]) -> Result<CertificateDer<'static>, X509Error> {
+        let err = malformed("certificate");
+        let cert = SignedCertificate {
+            tbs: Any::from_der(&self.der).map_err(&err)?,
+            algorithm: self.algorithm,
+            signature: BitString::from_bytes(signature).map_err(&err)?,
+        };
+        Ok(cert.to_der().map_err(&err)?.into())
+    }
+}
+
+/// What we read of a certificate that we were given, before anything is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// The one SPIFFE ID.
+    pub id: SpiffeId,
+    /// The serial number.
+    pub serial: Serial,
+    /// Validity.
+    pub period: Period,
+    /// The key.
+    pub key: PublicKey,
+}
+
+impl Leaf {
+    /// Parses a leaf by the rules of SPIFFE X509-SVID, section 5.2: exactly one URI in the
+    /// subjectAltName, not a CA, digitalSignature and neither keyCertSign nor cRLSign.
+    pub fn parse(der: &[u8]) -> Result<Leaf, X509Error> {
+        let err = malformed("certificate");
+        let bad = |detail: &str| X509Error::Malformed { what: "SVID", detail: detail.into() };
+        let cert = x509_cert::Certificate::from_der(der).map_err(&err)?;
+        let tbs = cert.tbs_certificate();
+        if let Some((_, constraints)) = tbs.get_extension::<BasicConstraints>().map_err(&err)?
+            && constraints.ca
+        {
+            return Err(bad("it is a CA certificate"));
+        }
+        let (_, usage) = tbs
+            .get_extension::<KeyUsage>()
+            .map_err(&err)?
+            .ok_or_else(|| bad("it has no keyUsage"))?;
+        if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+            return Err(bad(
+                "keyUsage must hold digitalSignature and neither keyCertSign nor cRLSign",
+            ));
+        }
+        let (_, san) = tbs
+            .get_extension::<SubjectAltName>()
+            .map_err(&err)?
+            .ok_or_else(|| bad("it has no subjectAltName"))?;
+        let mut uris = san.0.iter().filter_map(|n| match n {
+            GeneralName::UniformResourceIdentifier(u) => Some(u.as_str()),
+            _ => None,
+        });
+        let (Some(uri), None) = (uris.next(), uris.next()) else {
+            return Err(bad("it must have exactly one URI in its subjectAltName"));
+        };
+        let validity = tbs.validity();
+        Ok(Leaf {
+            id: uri.parse().map_err(|e: crate::NameError| bad(&e.to_string()))?,
+            serial: Serial::from_bytes(tbs.serial_number().as_bytes()),
+            period: Period {
+                not_before: validity.not_before.to_unix_duration().as_secs(),
+                not_after: validity.not_after.to_unix_duration().as_secs(),
+            },
+            key: PublicKey::new(tbs.subject_public_key_info().clone())?,
+        })
+    }
+}
+
+/// The last second in which any certificate holds; `None` if it is not one.
+pub fn not_after(der: &[u8]) -> Option<u64> {
+    let cert = x509_cert::Certificate::from_der(der).ok()?;
+    Some(cert.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
+}
+
+/// SHA-256 of a certificate's DER: how a join token names the root.
+pub fn fingerprint(cert: &CertificateDer<'_>) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, cert).as_ref());
+    out
+}
+
+/// Certificates as PEM, in the given order.
+pub fn to_pem<'a>(certs: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
+    let pem = |c: &CertificateDer<'_>| der::pem::encode_string("CERTIFICATE", LineEnding::LF, c);
+    certs.into_iter().map(|c| pem(c).expect("a certificate's DER fits PEM")).collect()
+}
+
+/// Every certificate in a PEM text; an error if there is none or one is broken.
+pub fn from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, X509Error> {
+    let bad = |detail: String| X509Error::Malformed { what: "PEM", detail };
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match certs {
+        Ok(certs) if certs.is_empty() => Err(bad("it holds no certificate".into())),
+        Ok(certs) => Ok(certs),
+        Err(e) => Err(bad(e.to_string())),
+    }
+}
+
+fn uri(id: &SpiffeId) -> Result<GeneralName, X509Error> {
+    let uri = Ia5String::new(&id.to_string()).map_err(malformed("SPIFFE ID"))?;
+    Ok(GeneralName::UniformResourceIdentifier(uri))
+}
+
+fn time(unix: u64) -> Result<Time, X509Error> {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix);
+    Time::try_from(at).map_err(malformed("validity"))
+}
+
+/// RFC 7093, section 2, method 1: the leftmost 160 bits of SHA-256 of the key.
+fn key_id(key: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
+    digest::digest(&digest::SHA256, key.subject_public_key.raw_bytes()).as_ref()[..20].to_vec()
+}
+
+/// A readable subject; for CAs with 4 bytes of the key, so that two generations differ in name.
+fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
+    let short: String = key_id[..4].iter().map(|b| format!("{b:02x}")).collect();
+    let (org, common) = match profile {
+        Profile::Root(td) => (td.to_string(), format!("Wiretight root {short}")),
+        Profile::Intermediate(td) => (td.to_string(), format!("Wiretight intermediate {short}")),
+        Profile::Leaf(id) => (id.trust_domain.to_string(), id.id.to_string()),
+    };
+    // RFC 4514 order, most specific first. Our names hold nothing that it would escape; 64 is the
+    // upper bound of both attributes (RFC 5280, appendix A.1).
+    let cut = |text: String| text.chars().take(64).collect::<String>();
+    format!("CN={},O={}", cut(common), cut(org)).parse().map_err(malformed("subject"))
+}
+
+fn extension<T: AssociatedOid + Encode>(value: &T, critical: bool) -> Result<Extension, X509Error> {
+    let err = malformed("extension");
+    let der = value.to_der().map_err(&err)?;
+    Ok(Extension { extn_id: T::OID, critical, extn_value: OctetString::new(der).map_err(&err)? })
+}
+
+/// The DER of a PEM certificate request.
+pub fn csr_from_pem(pem: &str) -> Result<Vec<u8>, X509Error> {
+    let (label, der) = der::pem::decode_vec(pem.as_bytes())
+        .map_err(|e| X509Error::Malformed { what: "certificate request", detail: e.to_string() })?;
+    match label {
+        "CERTIFICATE REQUEST" => Ok(der),
+        other => Err(X509Error::Malformed {
+            what: "certificate request",
+            detail: format!("a PEM block {other:?}"),
+        }),
+    }
+}
+
+/// A certificate request as PEM.
+pub fn csr_to_pem(der: &[u8]) -> String {
+    let pem = der::pem::encode_string("CERTIFICATE REQUEST", LineEnding::LF, der);
+    pem.expect("a request's DER fits PEM")
+}

@@ -1,0 +1,178 @@
+//! Certificates from request to verification, and every way in which a chain is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use wiretight_keys::verify::bundle_by_fingerprint;
+use wiretight_keys::x509::{fingerprint, from_pem, to_pem};
+use wiretight_keys::*;
+
+const NOW: u64 = 1_790_000_000;
+
+struct Ca {
+    td: TrustDomain,
+    root: CertificateDer<'static>,
+    intermediate: CertificateDer<'static>,
+    key: SigningKey,
+}
+
+fn ca(td: &str) -> Ca {
+    let td: TrustDomain = td.parse().unwrap();
+    let period = Period { not_before: NOW - 100, not_after: NOW + 10_000 };
+    let root_key = SigningKey::generate().unwrap();
+    let root = Tbs::new(
+        &Profile::Root(td.clone()),
+        &root_key.public_key(),
+        period,
+        [1; 16],
+        None,
+        root_key.algorithm(),
+    );
+    let root = root.unwrap().sign(&root_key).unwrap();
+    let key = SigningKey::generate().unwrap();
+    let intermediate = Tbs::new(
+        &Profile::Intermediate(td.clone()),
+        &key.public_key(),
+        period,
+        [2; 16],
+        Some(&root),
+        root_key.algorithm(),
+    );
+    let intermediate = intermediate.unwrap().sign(&root_key).unwrap();
+    Ca { td, root, intermediate, key }
+}
+
+impl Ca {
+    fn leaf(
+        &self,
+        profile: &Profile,
+        key: &SigningKey,
+        period: Period,
+    ) -> Vec<CertificateDer<'static>> {
+        let tbs = Tbs::new(
+            profile,
+            &key.public_key(),
+            period,
+            [3; 16],
+            Some(&self.intermediate),
+            self.key.algorithm(),
+        );
+        vec![tbs.unwrap().sign(&self.key).unwrap(), self.intermediate.clone()]
+    }
+
+    fn bundle(&self) -> TrustBundle {
+        TrustBundle::new(self.td.clone(), vec![self.root.clone()], BTreeSet::new()).unwrap()
+    }
+}
+
+fn at(secs: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(secs))
+}
+
+fn id(s: &str) -> SpiffeId {
+    s.parse().unwrap()
+}
+
+const HOUR: Period = Period { not_before: NOW - 60, not_after: NOW + 3600 };
+
+#[test]
+fn a_request_becomes_an_identity() {
+    let ca = ca("example.org");
+    let key = SigningKey::generate().unwrap();
+    let web = id("spiffe://example.org/service/web");
+    let csr = Csr::parse(&Csr::create(&web, &key).unwrap()).unwrap();
+    assert_eq!(csr.id, web);
+    let tbs = Tbs::new(
+        &Profile::Leaf(csr.id),
+        csr.key.spki(),
+        HOUR,
+        [9; 16],
+        Some(&ca.intermediate),
+        ca.key.algorithm(),
+    );
+    let leaf = tbs.unwrap().sign(&ca.key).unwrap();
+    let chain = [leaf.clone(), ca.intermediate.clone()];
+    for role in [Role::Server, Role::Client] {
+        let peer = ca.bundle().verify(&chain, role, at(NOW)).unwrap();
+        assert_eq!(peer.id(), &web);
+        assert_eq!(peer.not_after(), HOUR.not_after);
+    }
+    assert_eq!(from_pem(to_pem(&chain).as_bytes()).unwrap(), chain);
+    assert_eq!(Leaf::parse(&leaf).unwrap().key, csr.key);
+}
+
+#[test]
+fn an_altered_request_is_refused() {
+    let key = SigningKey::generate().unwrap();
+    let der = Csr::create(&id("spiffe://example.org/service/web"), &key).unwrap();
+    assert!(Csr::parse(&der).is_ok());
+    for i in 0..der.len() {
+        let mut altered = der.clone();
+        altered[i] ^= 1;
+        assert!(Csr::parse(&altered).is_err(), "byte {i}");
+        assert!(Csr::parse(&der[..i]).is_err(), "cut at {i}");
+    }
+}
+
+#[test]
+fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
+    let (ours, twin, other) = (ca("example.org"), ca("example.org"), ca("other.org"));
+    let key = SigningKey::generate().unwrap();
+    let web = Profile::Leaf(id("spiffe://example.org/service/web"));
+    let verify = |chain: &[CertificateDer<'static>]| {
+        ours.bundle().verify(chain, Role::Client, at(NOW)).map_err(|r| r.reason())
+    };
+    let good = ours.leaf(&web, &key, HOUR);
+    assert!(verify(&good).is_ok());
+
+    assert_eq!(verify(&[]), Err("no_certificate"));
+    assert_eq!(verify(&twin.leaf(&web, &key, HOUR)), Err("untrusted"));
+    let theirs = Profile::Leaf(id("spiffe://other.org/service/web"));
+    assert_eq!(verify(&other.leaf(&theirs, &key, HOUR)), Err("wrong_trust_domain"));
+    // Another authority that claims our trust domain is still not ours.
+    assert_eq!(verify(&other.leaf(&web, &key, HOUR)), Err("untrusted"));
+    let old = Period { not_before: NOW - 7200, not_after: NOW - 3600 };
+    assert_eq!(verify(&ours.leaf(&web, &key, old)), Err("expired"));
+    let future = Period { not_before: NOW + 60, not_after: NOW + 3600 };
+    assert_eq!(verify(&ours.leaf(&web, &key, future)), Err("not_yet_valid"));
+    // A CA is nobody's identity; nor may a leaf sign.
+    assert_eq!(verify(&[ours.intermediate.clone(), ours.root.clone()]), Err("not_an_svid"));
+    let child = Tbs::new(&web, &key.public_key(), HOUR, [4; 16], Some(&good[0]), key.algorithm());
+    let child = child.unwrap().sign(&key).unwrap();
+    let chain = [child, good[0].clone(), ours.intermediate.clone()];
+    assert_eq!(verify(&chain), Err("untrusted"));
+    assert_eq!(verify(&good[..1]), Err("untrusted"));
+    assert_eq!(verify(&vec![good[0].clone(); 5]), Err("not_an_svid"));
+
+    let serial = Leaf::parse(&good[0]).unwrap().serial;
+    let revoked = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], [serial].into());
+    let refusal = revoked.unwrap().verify(&good, Role::Client, at(NOW)).unwrap_err();
+    assert_eq!(refusal.reason(), "revoked");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_leaf_is_refused() {
+    let ca = ca("example.org");
+    let key = SigningKey::generate().unwrap();
+    let web = Profile::Leaf(id("spiffe://example.org/service/web"));
+    let good = ca.leaf(&web, &key, HOUR);
+    for i in 0..good[0].len() {
+        let mut altered = good[0].to_vec();
+        altered[i] ^= 0x10;
+        let chain = [CertificateDer::from(altered), good[1].clone()];
+        assert!(ca.bundle().verify(&chain, Role::Client, at(NOW)).is_err(), "byte {i}");
+    }
+}
+
+#[test]
+fn a_first_join_knows_the_authority_by_its_root_alone() {
+    let (ca, other) = (ca("example.org"), self::ca("example.org"));
+    let key = SigningKey::generate().unwrap();
+    let mut chain = ca.leaf(&Profile::Leaf(id("spiffe://example.org/authority")), &key, HOUR);
+    chain.push(ca.root.clone());
+    let bundle = bundle_by_fingerprint(&ca.td, &fingerprint(&ca.root), &chain).unwrap();
+    assert_eq!(bundle.verify(&chain, Role::Server, at(NOW)).unwrap().id().id, Id::Authority);
+    assert!(bundle_by_fingerprint(&ca.td, &fingerprint(&other.root), &chain).is_none());
+}
