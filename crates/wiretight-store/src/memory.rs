@@ -1,0 +1,149 @@
+//! A store in memory, for tests and trials. It refuses nothing that [`crate::SqliteStore`] accepts,
+//! and forgets everything when it is dropped.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::types::check_value;
+use crate::watch::{Batch, HISTORY, History, Limits, check_cursor};
+use crate::{Change, Entry, Error, Key, Result, Revision, Store, Watch};
+
+/// A [`Store`] that lives as long as its process.
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    entries: BTreeMap<Key, Entry>,
+    /// The latest changes, oldest first, without gaps: the last one made the head.
+    history: VecDeque<Change>,
+    history_bytes: usize,
+    limits: Limits,
+    head: watch::Sender<Revision>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::with_history(HISTORY)
+    }
+
+    pub(crate) fn with_history(limits: Limits) -> Self {
+        let state = State {
+            entries: BTreeMap::new(),
+            history: VecDeque::new(),
+            history_bytes: 0,
+            limits,
+            head: watch::Sender::new(Revision::ZERO),
+        };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        Ok(lock(&self.state).entries.get(key).cloned())
+    }
+
+    async fn create(&self, key: &Key, value: Vec<u8>) -> Result<Revision> {
+        check_value(&value)?;
+        lock(&self.state).write(key, None, Some(value))
+    }
+
+    async fn swap(
+        &self,
+        key: &Key,
+        expected: Revision,
+        value: Option<Vec<u8>>,
+    ) -> Result<Revision> {
+        check_value(value.as_deref().unwrap_or_default())?;
+        lock(&self.state).write(key, Some(expected), value)
+    }
+
+    async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision)> {
+        let state = lock(&self.state);
+        let matching = |e: &&Entry| e.key.as_str().starts_with(prefix);
+        let entries = state.entries.values().filter(matching).cloned().collect();
+        Ok((entries, state.head()))
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
+        let state = lock(&self.state);
+        check_cursor(after, state.oldest(), state.head())?;
+        let history = MemoryHistory(Arc::downgrade(&self.state));
+        Ok(Watch::new(history, state.head.subscribe(), prefix, after))
+    }
+}
+
+impl State {
+    fn head(&self) -> Revision {
+        *self.head.borrow()
+    }
+
+    /// The earliest revision after which history holds every change.
+    fn oldest(&self) -> Revision {
+        Revision(self.head().0 - self.history.len() as u64)
+    }
+
+    /// Puts or deletes, if the key is at `expected` (`None`: does not exist).
+    fn write(
+        &mut self,
+        key: &Key,
+        expected: Option<Revision>,
+        value: Option<Vec<u8>>,
+    ) -> Result<Revision> {
+        let found = self.entries.get(key).map(|e| e.revision);
+        if found != expected {
+            return Err(Error::Conflict { key: key.clone(), found });
+        }
+        let revision = self.head().next();
+        let change = Change::new(key.clone(), value, revision);
+        match &change {
+            Change::Put(entry) => self.entries.insert(key.clone(), entry.clone()),
+            Change::Deleted { .. } => self.entries.remove(key),
+        };
+        self.history_bytes += change.weight();
+        self.history.push_back(change);
+        while self.history.len() > 1
+            && (self.history.len() > self.limits.changes || self.history_bytes > self.limits.bytes)
+        {
+            self.history_bytes -= self.history.pop_front().map_or(0, |c| c.weight());
+        }
+        self.head.send_replace(revision);
+        Ok(revision)
+    }
+}
+
+/// No panic can leave the state half changed, so a poisoned lock is as good as any.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct MemoryHistory(Weak<Mutex<State>>);
+
+#[async_trait]
+impl History for MemoryHistory {
+    async fn read(&self, prefix: &str, after: Revision) -> Result<Batch> {
+        let state = self.0.upgrade().ok_or(Error::Closed)?;
+        let state = lock(&state);
+        check_cursor(after, state.oldest(), state.head())?;
+        let mut batch = Batch::from(after);
+        let seen = (after.0 - state.oldest().0) as usize;
+        for change in state.history.iter().skip(seen) {
+            if change.key().as_str().starts_with(prefix) && !batch.push(change.clone()) {
+                return Ok(batch);
+            }
+        }
+        Ok(batch.ends_at(state.head()))
+    }
+}
