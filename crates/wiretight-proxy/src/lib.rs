@@ -1,0 +1,21 @@
+//! The data plane: mutual TLS 1.3 around unmodified TCP programs.
+//!
+//! - [`mesh`]: what is known of the mesh: identities, trust bundle, registry; set by the control side
+//! - [`tls`]: configurations and verifiers
+//! - [`stream`]: a TLS connection on a socket
+//! - [`wire`]: the frames between relays
+//! - [`relay`]: services and dials
+//!
+//! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
+
+mod buffer;
+pub mod mesh;
+mod quota;
+pub mod relay;
+pub mod stream;
+pub mod tls;
+pub mod wire;
+
+pub use mesh::{Identity, IdentityError, Instance, Mesh, Registry};
+pub use quota::LogQuota;
+pub use relay::{Relay, RelayStatus};

@@ -1,0 +1,240 @@
+//! What the data plane knows of the mesh: its own identities, the trust bundle, the registry.
+//!
+//! The control side replaces each whole; a handshake or session reads whatever is newest. The data
+//! plane never asks: it has no way to reach an authority or a store.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::sign::CertifiedKey;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use wiretight_keys::{
+    Id, Leaf, Name, Refusal, Role, SigningKey, SpiffeId, TrustBundle, TrustDomain, VerifiedPeer,
+    X509Error,
+};
+
+use crate::relay::settings::HostPort;
+
+/// Now, in seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// An identity of this node: certificate chain and private key. Has no `Debug`.
+pub struct Identity {
+    leaf: Leaf,
+    certified: Arc<CertifiedKey>,
+}
+
+/// Why a chain and a key do not make an identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The leaf is not an SVID.
+    #[error(transparent)]
+    X509(#[from] X509Error),
+    /// No leaf at all.
+    #[error("the chain is empty")]
+    Empty,
+    /// The TLS library does not take the key, or it is not the leaf's.
+    #[error("the private key does not fit the certificate: {0}")]
+    Key(rustls::Error),
+}
+
+impl Identity {
+    /// Joins a chain (leaf first) with its key.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: &SigningKey,
+    ) -> Result<Identity, IdentityError> {
+        let leaf = Leaf::parse(chain.first().ok_or(IdentityError::Empty)?)?;
+        let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
+        let certified = CertifiedKey::from_der(chain, key, &crate::tls::provider())
+            .map_err(IdentityError::Key)?;
+        Ok(Identity { leaf, certified: Arc::new(certified) })
+    }
+
+    /// Whose identity it is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.leaf.id
+    }
+
+    /// The leaf's parsed parts.
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaf
+    }
+
+    /// The chain, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+
+    /// Half of its life: when it is renewed, and when idle connections made with it are given up.
+    pub fn half_life(&self) -> u64 {
+        let period = self.leaf.period;
+        period.not_before + (period.not_after - period.not_before.min(period.not_after)) / 2
+    }
+
+    /// Whether it holds now.
+    pub fn is_valid(&self) -> bool {
+        (self.leaf.period.not_before..=self.leaf.period.not_after).contains(&now())
+    }
+
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+        self.certified.clone()
+    }
+}
+
+/// One place where a service can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The node that offers it.
+    pub node: Name,
+    /// Where its relay listens.
+    pub addr: HostPort,
+    /// Who may call (decided there; known here so that the operator can see it).
+    pub allow: Vec<Id>,
+}
+
+/// The services of the mesh and the nodes in it, as the authority last pushed them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registry {
+    /// Instances by service.
+    pub services: BTreeMap<Name, Vec<Instance>>,
+    /// All nodes.
+    pub nodes: BTreeSet<Name>,
+}
+
+/// Verified chains that are remembered, so that a peer which shakes hands often costs a hash rather
+/// than two signature checks. Emptied when the bundle changes.
+const REMEMBERED: usize = 4096;
+
+type ChainHash = [u8; 32];
+
+/// The mesh as this node knows it. Shared by all workers.
+pub struct Mesh {
+    trust_domain: TrustDomain,
+    provider: Arc<CryptoProvider>,
+    identities: ArcSwap<BTreeMap<Id, Arc<Identity>>>,
+    bundle: ArcSwap<TrustBundle>,
+    registry: ArcSwap<Registry>,
+    verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Mesh {
+    /// A mesh of which nothing is known yet: no identity, no root, so every handshake fails.
+    pub fn new(trust_domain: TrustDomain) -> Arc<Mesh> {
+        let empty = TrustBundle::new(trust_domain.clone(), Vec::new(), BTreeSet::new());
+        let empty = empty.expect("a bundle without roots has nothing to parse");
+        Arc::new(Mesh {
+            trust_domain,
+            provider: crate::tls::provider(),
+            identities: ArcSwap::default(),
+            bundle: ArcSwap::from_pointee(empty),
+            registry: ArcSwap::default(),
+            verified: Mutex::default(),
+            changed: watch::channel(0).0,
+        })
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The one crypto provider.
+    pub fn provider(&self) -> &Arc<CryptoProvider> {
+        &self.provider
+    }
+
+    /// Replaces this node's identities.
+    pub fn set_identities(&self, identities: BTreeMap<Id, Arc<Identity>>) {
+        self.identities.store(Arc::new(identities));
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Replaces the trust bundle, revocations included. Whoever it no longer vouches for is cut.
+    pub fn set_bundle(&self, bundle: TrustBundle) {
+        self.bundle.store(Arc::new(bundle));
+        self.remembered().clear();
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Replaces the registry.
+    pub fn set_registry(&self, registry: Registry) {
+        self.registry.store(Arc::new(registry));
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Counts changes; wakes those who wait for one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// This node's identities.
+    pub fn identities(&self) -> Arc<BTreeMap<Id, Arc<Identity>>> {
+        self.identities.load_full()
+    }
+
+    /// One of this node's identities, if it holds now.
+    pub fn identity(&self, id: &Id) -> Option<Arc<Identity>> {
+        self.identities.load().get(id).filter(|i| i.is_valid()).cloned()
+    }
+
+    /// The trust bundle.
+    pub fn bundle(&self) -> Arc<TrustBundle> {
+        self.bundle.load_full()
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.registry.load_full()
+    }
+
+    /// Verifies the chain that a peer showed, now. Time and standing are checked each time; the
+    /// signatures of a chain that was seen before are not checked again.
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, Refusal> {
+        let bundle = self.bundle.load();
+        let key = (hash(chain), role);
+        let known = self.remembered().get(&key).cloned();
+        if let Some(peer) = known
+            && now.as_secs() <= peer.not_after()
+            && !bundle.is_revoked(peer.serial())
+        {
+            return Ok(peer);
+        }
+        let peer = bundle.verify(chain, role, now)?;
+        let mut remembered = self.remembered();
+        if remembered.len() >= REMEMBERED {
+            remembered.clear();
+        }
+        // A bundle that changed meanwhile has emptied the memory: what the old one said stays out.
+        if Arc::ptr_eq(&bundle, &self.bundle.load()) {
+            remembered.insert(key, peer.clone());
+        }
+        Ok(peer)
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), VerifiedPeer>> {
+        self.verified.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn hash(chain: &[CertificateDer<'_>]) -> ChainHash {
+    let mut all = Vec::with_capacity(chain.iter().map(|c| c.len() + 4).sum());
+    for cert in chain {
+        all.extend_from_slice(&(cert.len() as u32).to_be_bytes());
+        all.extend_from_slice(cert);
+    }
+    wiretight_keys::x509::fingerprint(&CertificateDer::from(all))
+}

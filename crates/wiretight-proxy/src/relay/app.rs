@@ -1,0 +1,116 @@
+//! The plain side of a session: the local program's connection, or the backend's.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+
+/// A plain connection.
+pub(crate) enum App {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl App {
+    /// Reads what is there already, without waiting; `None` if there is nothing (or the end, or an
+    /// error: the next read tells).
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> Option<usize> {
+        let read = match self {
+            App::Tcp(s) => s.try_read(buf),
+            App::Unix(s) => s.try_read(buf),
+        };
+        read.ok().filter(|n| *n > 0)
+    }
+
+    /// Drops the connection by TCP RST, so that the program sees an abort and not an orderly end.
+    /// Unix sockets know no such thing: theirs is closed.
+    pub(crate) fn abort(self) {
+        if let App::Tcp(s) = self {
+            let _ = s.set_zero_linger();
+        }
+    }
+
+    pub(crate) fn split(&mut self) -> (AppReader<'_>, AppWriter<'_>) {
+        match self {
+            App::Tcp(s) => {
+                let (r, w) = s.split();
+                (AppReader::Tcp(r), AppWriter::Tcp(w))
+            }
+            App::Unix(s) => {
+                let (r, w) = s.split();
+                (AppReader::Unix(r), AppWriter::Unix(w))
+            }
+        }
+    }
+}
+
+pub(crate) enum AppReader<'a> {
+    Tcp(tcp::ReadHalf<'a>),
+    Unix(unix::ReadHalf<'a>),
+}
+
+impl AppReader<'_> {
+    /// Ends when the program has aborted (RST, or a dead network); an orderly end is none. Nothing is
+    /// read, so this is for when nobody does.
+    pub(crate) async fn aborted(&self) -> io::Error {
+        let (ready, error) = match self {
+            AppReader::Tcp(r) => (r.ready(Interest::ERROR).await, r.as_ref().take_error()),
+            AppReader::Unix(r) => (r.ready(Interest::ERROR).await, r.as_ref().take_error()),
+        };
+        let error = ready.and(error).map(|e| e.unwrap_or(io::ErrorKind::ConnectionReset.into()));
+        error.unwrap_or_else(|e| e)
+    }
+
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            AppReader::Tcp(r) => r.as_ref().poll_read_ready(cx),
+            AppReader::Unix(r) => r.as_ref().poll_read_ready(cx),
+        }
+    }
+
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            AppReader::Tcp(r) => Pin::new(r).poll_read(cx, buf),
+            AppReader::Unix(r) => Pin::new(r).poll_read(cx, buf),
+        }
+    }
+}
+
+pub(crate) enum AppWriter<'a> {
+    Tcp(tcp::WriteHalf<'a>),
+    Unix(unix::WriteHalf<'a>),
+}
+
+impl AppWriter<'_> {
+    /// Writes all of the slices; the program's back-pressure is ours.
+    pub(crate) async fn write_all(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut slices, 0); // drops empty ones
+        while !slices.is_empty() {
+            let n = std::future::poll_fn(|cx| match self {
+                AppWriter::Tcp(w) => Pin::new(w).poll_write_vectored(cx, slices),
+                AppWriter::Unix(w) => Pin::new(w).poll_write_vectored(cx, slices),
+            })
+            .await?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut slices, n);
+        }
+        Ok(())
+    }
+
+    /// The orderly end of this direction: `shutdown(SHUT_WR)`.
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| match self {
+            AppWriter::Tcp(w) => Pin::new(w).poll_shutdown(cx),
+            AppWriter::Unix(w) => Pin::new(w).poll_shutdown(cx),
+        })
+        .await
+    }
+}

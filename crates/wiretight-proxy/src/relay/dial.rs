@@ -1,0 +1,514 @@
+//! `[[dial]]`: plain connections in from a local program, mesh connections out; and the pool of idle
+//! authenticated connections that makes a new one cost no handshake.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection};
+use tokio::net::TcpStream;
+use wiretight_keys::{Id, SpiffeId, TrustBundle};
+
+use super::app::App;
+use super::balance::{Balancer, Lease};
+use super::live::{Begun, Listed, Side, Table, Totals};
+use super::log::access;
+use super::net;
+use super::service::explain;
+use super::session::{Answer, Conn, End};
+use super::settings::{DialSettings, HostPort};
+use crate::buffer::{Buffer, CHUNK};
+use crate::mesh::{Mesh, now};
+use crate::stream::TlsStream;
+use crate::tls::{self, ALPN_RELAY};
+use crate::wire::{Frame, HEADER, Open, Refused};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Idle connections kept ready for each instance by each worker, used or not.
+const WARM: usize = 2;
+/// The most that are kept of those that were used.
+const MAX_IDLE: usize = 512;
+/// How often those that nobody needed are given up.
+const WINDOW: Duration = Duration::from_secs(30);
+/// An idle connection of this age was accepted by its peer.
+const SETTLED: Duration = Duration::from_secs(1);
+/// The longest wait between tries to warm up an instance that does not answer.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// A dial as it is configured now, shared by all workers.
+pub(crate) struct Dial {
+    pub(crate) settings: DialSettings,
+    mesh: Arc<Mesh>,
+    table: Arc<Table>,
+    totals: Arc<Totals>,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    open: Vec<u8>,
+    balancer: Arc<Balancer<HostPort>>,
+}
+
+impl Dial {
+    pub(crate) fn new(
+        settings: DialSettings,
+        mesh: &Arc<Mesh>,
+        table: &Arc<Table>,
+        before: Option<&Dial>,
+    ) -> Result<Dial, rustls::Error> {
+        let service = Id::Service(settings.service.clone());
+        let expected = SpiffeId::new(mesh.trust_domain().clone(), service);
+        let server_name = ServerName::try_from(expected.dns_name())
+            .map_err(|e| rustls::Error::General(format!("{expected} makes no SNI: {e}")))?;
+        let open = Open { service: settings.service.clone(), destination: None }.encode();
+        Ok(Dial {
+            tls: tls::client_config(mesh, settings.identity.clone(), expected, ALPN_RELAY)?,
+            server_name,
+            open,
+            totals: table.totals(Side::Dial, &settings.service),
+            mesh: mesh.clone(),
+            table: table.clone(),
+            balancer: before.map(|b| b.balancer.clone()).unwrap_or_default(),
+            settings,
+        })
+    }
+
+    /// Where the service can be reached: as given, or as the registry says now.
+    fn addresses(&self) -> Vec<HostPort> {
+        if !self.settings.to.is_empty() {
+            return self.settings.to.clone();
+        }
+        let registry = self.mesh.registry();
+        let instances = registry.services.get(&self.settings.service);
+        instances.into_iter().flatten().map(|i| i.addr.clone()).collect()
+    }
+
+    fn refuse(&self, at: &str, reason: &'static str, detail: String) {
+        let peer = match reason {
+            "not_allowed" => Some(SpiffeId::new(
+                self.mesh.trust_domain().clone(),
+                Id::Service(self.settings.service.clone()),
+            )),
+            _ => None,
+        };
+        let service = &self.settings.service;
+        self.table.refuse(Side::Dial, service, at, peer.as_ref(), reason, detail);
+    }
+}
+
+/// An idle authenticated connection, counted as one while it is.
+struct Idle {
+    ready: Ready,
+    _counted: Counted,
+}
+
+impl Idle {
+    fn new(ready: Ready, totals: &Arc<Totals>) -> Idle {
+        totals.idle.fetch_add(1, Relaxed);
+        Idle { ready, _counted: Counted(totals.clone()) }
+    }
+
+    /// Whether a session may still begin on it.
+    fn is_good(&mut self, bundle: &TrustBundle) -> bool {
+        let Ready { conn, listed, give_up } = &mut self.ready;
+        now() < *give_up && !bundle.is_revoked(listed.peer().serial()) && conn.tls.is_quiet()
+    }
+}
+
+struct Counted(Arc<Totals>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.idle.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection that a session may run on.
+struct Ready {
+    conn: Box<Conn>,
+    listed: Listed,
+    give_up: u64,
+}
+
+/// A session that has begun.
+struct Session {
+    begun: Begun,
+    lease: Lease<HostPort>,
+    app: App,
+    from: SocketAddr,
+}
+
+/// The idle connections to one instance.
+#[derive(Default)]
+struct Shelf {
+    /// Most recently used last.
+    idle: Vec<Idle>,
+    /// The fewest there were in this window: so many nobody needed.
+    low: usize,
+    warming: bool,
+    /// The peer speaks no `wiretight/1`: nothing to keep warm.
+    raw: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+impl Shelf {
+    /// A try to warm up came to nothing: the next one waits, longer each time.
+    fn failed(&mut self) {
+        self.failures = (self.failures + 1).min(10);
+        let wait = Duration::from_millis(100 << self.failures).min(MAX_BACKOFF);
+        self.retry_at = Some(Instant::now() + wait);
+    }
+
+    /// Whether an idle connection is still of use. In TLS 1.3 a server's opinion of our certificate comes
+    /// after the handshake: one that is hung up on before it was used has failed like one that never
+    /// came about.
+    fn check(&mut self, idle: &mut Idle, bundle: &TrustBundle) -> bool {
+        let good = idle.is_good(bundle);
+        let listed = &idle.ready.listed;
+        match good {
+            true if listed.age() >= SETTLED => (self.failures, self.retry_at) = (0, None),
+            false if listed.is_unused() => self.failed(),
+            _ => {}
+        }
+        good
+    }
+}
+
+/// One worker's pool for one dial.
+pub(crate) struct Pool {
+    dial: Arc<Dial>,
+    shelves: RefCell<HashMap<HostPort, Shelf>>,
+    window: RefCell<Instant>,
+}
+
+/// What an attempt at one instance came to.
+enum Attempt {
+    Opened(Ready),
+    /// Try another instance: nothing has reached a backend.
+    Next(&'static str, String),
+    /// Trying elsewhere would be wrong, or unsafe.
+    Stop(&'static str, String),
+}
+
+impl Pool {
+    pub(crate) fn new(dial: Arc<Dial>) -> Rc<Pool> {
+        let window = RefCell::new(Instant::now());
+        Rc::new(Pool { dial, shelves: RefCell::default(), window })
+    }
+
+    pub(crate) fn dial(&self) -> &Arc<Dial> {
+        &self.dial
+    }
+
+    /// Carries one connection of the local program.
+    pub(crate) async fn serve(self: Rc<Pool>, socket: TcpStream, from: SocketAddr) {
+        net::tune(&socket);
+        let app = App::Tcp(socket);
+        let dial = &self.dial;
+        let opening = dial.table.opening();
+        // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
+        // protocol in which the server speaks first sends an OPEN alone.
+        let mut first = Buffer::take();
+        let at = dial.open.len() + HEADER;
+        first.room()[..dial.open.len()].copy_from_slice(&dial.open);
+        let sent = app.try_read(&mut first.room()[at..CHUNK]).unwrap_or(0);
+        first.set_len(dial.open.len());
+        if sent > 0 {
+            first.room()[dial.open.len()..at].copy_from_slice(&Frame::Data(sent).header());
+            first.set_len(at + sent);
+        }
+
+        let mut tried = Vec::new();
+        let (mut reason, mut detail) =
+            ("no_instance", format!("no node offers service/{}", dial.settings.service));
+        let mut where_to = String::from("-");
+        let found = loop {
+            let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) else { break None };
+            where_to = lease.to_string();
+            match self.attempt(&lease, &first, sent).await {
+                Attempt::Opened(ready) => {
+                    dial.balancer.succeeded(&lease);
+                    break Some((ready, lease));
+                }
+                Attempt::Next(why, what) => {
+                    dial.balancer.failed(&lease);
+                    dial.refuse(&where_to, why, what.clone());
+                    (reason, detail) = (why, what);
+                    tried.push(lease.clone());
+                }
+                Attempt::Stop(why, what) => {
+                    dial.refuse(&where_to, why, what);
+                    dial.totals.failed.fetch_add(1, Relaxed);
+                    return app.abort();
+                }
+            }
+        };
+        drop(first);
+        let Some((ready, lease)) = found else {
+            if tried.is_empty() {
+                dial.refuse(&where_to, reason, detail);
+            } else {
+                tracing::debug!(reason, detail, "no instance left to try");
+            }
+            dial.totals.failed.fetch_add(1, Relaxed);
+            return app.abort();
+        };
+        let session = Session { begun: ready.listed.begin(), lease, app, from };
+        drop(opening);
+        ready.listed.sent(sent);
+        self.run(ready, session).await;
+    }
+
+    async fn run(self: Rc<Pool>, mut ready: Ready, session: Session) {
+        let dial = &self.dial;
+        let Session { begun, lease, app, from } = session;
+        let idle_timeout = dial.settings.idle_timeout;
+        let (end, reusable) = ready.conn.run(app, &ready.listed, idle_timeout).await;
+        let moved = ready.listed.finish(&begun);
+        let service = &dial.settings.service;
+        access(Side::Dial, service, &ready.listed, &from.to_string(), &moved, &end);
+        match &end {
+            End::Protocol(e) => dial.refuse(&lease.to_string(), "protocol_error", e.to_string()),
+            // A foreign server's opinion of our certificate comes when the session has begun.
+            End::Broken(e) => {
+                if let Some(alert) = alert(e) {
+                    dial.refuse(&lease.to_string(), "refused_by_peer", alert);
+                }
+            }
+            _ => {}
+        }
+        if reusable {
+            self.put(&lease, ready);
+        } else if !matches!(end, End::Done) {
+            ready.conn.tls.abort();
+        }
+    }
+
+    /// Opens a session at one instance, on an idle connection or a new one.
+    async fn attempt(self: &Rc<Pool>, to: &HostPort, first: &[u8], sent: usize) -> Attempt {
+        loop {
+            let (mut ready, pooled) = match self.take(to) {
+                Some(ready) => (ready, true),
+                None => match connect(&self.dial, to).await {
+                    Ok(ready) => (ready, false),
+                    Err((reason, detail)) => return Attempt::Next(reason, detail),
+                },
+            };
+            if !ready.conn.framed {
+                self.shelf(to, |shelf| shelf.raw = true);
+                let data = &first[first.len().min(self.dial.open.len() + HEADER)..];
+                return match sent == 0 || ready.conn.send(data).await.is_ok() {
+                    true => Attempt::Opened(ready),
+                    false => Attempt::Stop("broken", "the peer hung up".into()),
+                };
+            }
+            let answer = match ready.conn.send(first).await {
+                Ok(()) => ready.conn.read_answer().await,
+                Err(e) => Err(End::Broken(e)),
+            };
+            match answer {
+                Ok(Answer::Opened) => return Attempt::Opened(ready),
+                Ok(Answer::Refused(refused)) => {
+                    if ready.conn.end_refused().await {
+                        self.put(to, ready);
+                    }
+                    let detail = format!("service/{} said so", self.dial.settings.service);
+                    return match refused {
+                        Refused::NotAllowed => Attempt::Stop(refused.reason(), detail),
+                        _ => Attempt::Next(refused.reason(), detail),
+                    };
+                }
+                // A server that retires the connection has not acted on the OPEN.
+                Ok(Answer::Retired) if pooled => continue,
+                Ok(Answer::Retired) => {
+                    let what = "it is about to stop, or we hold too many connections: its log says";
+                    return Attempt::Next("hung_up", what.into());
+                }
+                Err(End::Broken(e)) => {
+                    if ready.listed.is_unused()
+                        && let Some(alert) = alert(&e)
+                    {
+                        // It did not let us in, so it did not act on anything either. (On a connection
+                        // that was used, an alert says no such thing.)
+                        return Attempt::Next("refused_by_peer", alert);
+                    }
+                    if e.kind() == io::ErrorKind::TimedOut {
+                        // The whole path is dead, most likely: what else is kept for it is no better.
+                        self.shelf(to, |shelf| shelf.idle.clear());
+                    }
+                    match (sent, pooled) {
+                        (0, true) => continue,
+                        (0, false) => return Attempt::Next("broken", e.to_string()),
+                        // What went along with the OPEN may have reached a backend.
+                        _ => return Attempt::Stop("broken", e.to_string()),
+                    }
+                }
+                Err(other) => {
+                    return Attempt::Stop(other.word(), other.detail().unwrap_or_default());
+                }
+            }
+        }
+    }
+
+    /// Takes an idle connection off the shelf, and sees to it that there will be another.
+    fn take(self: &Rc<Pool>, to: &HostPort) -> Option<Ready> {
+        let bundle = self.dial.mesh.bundle();
+        let (ready, short) = self.shelf(to, |shelf| {
+            let mut ready = None;
+            while ready.is_none()
+                && let Some(mut idle) = shelf.idle.pop()
+            {
+                ready = shelf.check(&mut idle, &bundle).then_some(idle.ready);
+            }
+            shelf.low = shelf.low.min(shelf.idle.len());
+            (ready, shelf.idle.len() < WARM)
+        });
+        if short {
+            self.warm(to);
+        }
+        ready
+    }
+
+    /// Puts a connection back.
+    fn put(&self, to: &HostPort, ready: Ready) {
+        // A peer that sent more after its end mark is not to be trusted with another session.
+        if now() >= ready.give_up || !ready.conn.is_at_rest() {
+            return ready.conn.tls.close();
+        }
+        self.shelf(to, |shelf| match shelf.idle.len() < MAX_IDLE {
+            true => shelf.idle.push(Idle::new(ready, &self.dial.totals)),
+            false => ready.conn.tls.close(),
+        });
+    }
+
+    /// Connects ahead of need, one at a time for each instance.
+    fn warm(self: &Rc<Pool>, to: &HostPort) {
+        let due = self.shelf(to, |shelf| {
+            let due = !shelf.warming
+                && !shelf.raw
+                && shelf.idle.len() < WARM
+                && shelf.retry_at.is_none_or(|at| at <= Instant::now());
+            shelf.warming |= due;
+            due
+        });
+        if !due {
+            return;
+        }
+        let (pool, to) = (self.clone(), to.clone());
+        tokio::task::spawn_local(async move {
+            let connected = connect(&pool.dial, &to).await;
+            let again = pool.shelf(&to, |shelf| {
+                shelf.warming = false;
+                match connected {
+                    Ok(ready) if ready.conn.framed => {
+                        shelf.idle.push(Idle::new(ready, &pool.dial.totals));
+                        shelf.idle.len() < WARM && shelf.failures == 0
+                    }
+                    Ok(_) => {
+                        shelf.raw = true;
+                        false
+                    }
+                    Err((reason, detail)) => {
+                        // Somebody who really wants to connect reports it; here it is only noted.
+                        tracing::debug!(%to, reason, detail, "not warmed up");
+                        shelf.failed();
+                        false
+                    }
+                }
+            });
+            if again {
+                pool.warm(&to);
+            }
+        });
+    }
+
+    /// Every second: drops idle connections that are of no more use, gives up what nobody needed for a
+    /// while, and keeps a few ready for each instance.
+    pub(crate) fn sweep(self: &Rc<Pool>) {
+        let bundle = self.dial.mesh.bundle();
+        let window_over = self.window.borrow().elapsed() >= WINDOW;
+        if window_over {
+            *self.window.borrow_mut() = Instant::now();
+        }
+        let addresses = self.dial.addresses();
+        let has_identity = self.dial.mesh.identity(&self.dial.settings.identity).is_some();
+        let mut shelves = self.shelves.borrow_mut();
+        shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming);
+        for shelf in shelves.values_mut() {
+            let mut idle = std::mem::take(&mut shelf.idle);
+            idle.retain_mut(|idle| has_identity && shelf.check(idle, &bundle));
+            shelf.idle = idle;
+            if window_over {
+                let spare = shelf.low.min(shelf.idle.len()).saturating_sub(WARM);
+                shelf.idle.drain(..spare).for_each(|idle| idle.ready.conn.tls.close());
+                shelf.low = shelf.idle.len();
+                shelf.raw = false; // a peer that was replaced by one of ours is found out
+            }
+        }
+        drop(shelves);
+        if has_identity {
+            addresses.iter().for_each(|to| self.warm(to));
+        }
+    }
+
+    /// Closes all idle connections.
+    pub(crate) fn clear(&self) {
+        for (_, shelf) in self.shelves.borrow_mut().drain() {
+            shelf.idle.into_iter().for_each(|idle| idle.ready.conn.tls.close());
+        }
+    }
+
+    fn shelf<T>(&self, to: &HostPort, f: impl FnOnce(&mut Shelf) -> T) -> T {
+        let mut shelves = self.shelves.borrow_mut();
+        match shelves.get_mut(to) {
+            Some(shelf) => f(shelf),
+            None => f(shelves.entry(to.clone()).or_default()),
+        }
+    }
+}
+
+/// Connects, shakes hands and lists the connection.
+async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, String)> {
+    let identity = dial.mesh.identity(&dial.settings.identity).ok_or_else(|| {
+        let id = &dial.settings.identity;
+        (
+            "no_identity",
+            format!("we have no valid certificate for {id} (is the authority reachable?)"),
+        )
+    })?;
+    let socket = net::connect(to).await.map_err(|e| ("unreachable", e.to_string()))?;
+    let addr = socket.peer_addr().map_err(|e| ("unreachable", e.to_string()))?;
+    let tls = ClientConnection::new(dial.tls.clone(), dial.server_name.clone());
+    let tls = tls.map_err(|e| ("tls", e.to_string()))?;
+    let mut tls = TlsStream::new(socket, Connection::Client(tls));
+    tls.handshake(HANDSHAKE).await.map_err(|e| explain(&e))?;
+    let peer = tls::peer(&dial.mesh, tls.tls(), Side::Dial.peer_role())
+        .map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
+    let negotiated = tls.negotiated();
+    if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
+        return Err(("no_post_quantum", format!("{} did not take X25519MLKEM768", peer.id())));
+    }
+    // Half of what is left of our own certificate, and never past the peer's.
+    let left = identity.leaf().period.not_after.saturating_sub(now());
+    let give_up = (now() + left / 2).min(peer.not_after());
+    let service = &dial.settings.service;
+    let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
+    let listed = listed.ok_or(("too_many_connections", String::new()))?;
+    Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })
+}
+
+/// The peer's alert, if that is what broke the connection.
+fn alert(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::AlertReceived(alert) => Some(format!(
+            "the peer did not accept our certificate or offer ({alert:?}); its log says why"
+        )),
+        _ => None,
+    }
+}

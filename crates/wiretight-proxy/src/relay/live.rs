@@ -1,0 +1,467 @@
+//! What the relay is doing now and has done: live connections, counters, refusals. Written by the
+//! workers, read by `status` and the metrics.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use slab::Slab;
+use tokio::sync::Notify;
+use wiretight_keys::{Name, Role, Serial, SpiffeId, VerifiedPeer};
+
+use crate::mesh::now;
+use crate::quota::LogQuota;
+use crate::stream::Negotiated;
+
+/// Refusals that `status` shows.
+const REFUSALS: usize = 100;
+
+/// Which side of a service this node is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// It offers the service: mesh in, plain out.
+    Service,
+    /// Its programs reach the service: plain in, mesh out.
+    Dial,
+}
+
+impl Side {
+    /// The role that the peer has.
+    pub(crate) fn peer_role(self) -> Role {
+        match self {
+            Side::Service => Role::Client,
+            Side::Dial => Role::Server,
+        }
+    }
+
+    /// `service` or `dial`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Side::Service => "service",
+            Side::Dial => "dial",
+        }
+    }
+}
+
+/// A mutually authenticated connection, busy or idle.
+pub(crate) struct Live {
+    side: Side,
+    service: Name,
+    peer: VerifiedPeer,
+    addr: SocketAddr,
+    negotiated: Negotiated,
+    opened: Instant,
+    busy: AtomicBool,
+    sessions: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+    cut: AtomicU8,
+    wake: Notify,
+    totals: Arc<Totals>,
+}
+
+impl Live {
+    pub(crate) fn peer(&self) -> &VerifiedPeer {
+        &self.peer
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(crate) fn negotiated(&self) -> Negotiated {
+        self.negotiated
+    }
+
+    /// Whether it has carried no session yet.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.sessions.load(Relaxed) == 0
+    }
+
+    /// How long ago it was made.
+    pub(crate) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// A session begins; returns what had been moved before it.
+    pub(crate) fn begin(&self) -> Begun {
+        self.busy.store(true, Relaxed);
+        self.sessions.fetch_add(1, Relaxed);
+        self.totals.sessions.fetch_add(1, Relaxed);
+        self.totals.live.fetch_add(1, Relaxed);
+        Begun {
+            sent: self.sent.load(Relaxed),
+            received: self.received.load(Relaxed),
+            at: Instant::now(),
+        }
+    }
+
+    /// It ended.
+    pub(crate) fn finish(&self, begun: &Begun) -> Moved {
+        self.busy.store(false, Relaxed);
+        self.totals.live.fetch_sub(1, Relaxed);
+        Moved {
+            sent: self.sent.load(Relaxed) - begun.sent,
+            received: self.received.load(Relaxed) - begun.received,
+            ms: begun.at.elapsed().as_millis() as u64,
+        }
+    }
+
+    pub(crate) fn sent(&self, n: usize) {
+        self.sent.fetch_add(n as u64, Relaxed);
+        self.totals.sent.fetch_add(n as u64, Relaxed);
+    }
+
+    pub(crate) fn received(&self, n: usize) {
+        self.received.fetch_add(n as u64, Relaxed);
+        self.totals.received.fetch_add(n as u64, Relaxed);
+    }
+
+    /// All that has moved, either way.
+    pub(crate) fn moved(&self) -> u64 {
+        self.sent.load(Relaxed).wrapping_add(self.received.load(Relaxed))
+    }
+
+    /// Ends when this connection is to be cut, with the reason.
+    pub(crate) async fn cut(&self) -> &'static str {
+        loop {
+            let woken = self.wake.notified();
+            match self.cut.load(Relaxed) {
+                0 => woken.await,
+                1 => return "revoked",
+                _ => return "stopped",
+            }
+        }
+    }
+
+    fn cut_now(&self, why: u8) {
+        self.cut.store(why, Relaxed);
+        // Stored for one waiter that comes later, and wakes the one that waits: there is at most one.
+        self.wake.notify_one();
+    }
+}
+
+pub(crate) struct Begun {
+    sent: u64,
+    received: u64,
+    at: Instant,
+}
+
+/// What one session moved.
+pub(crate) struct Moved {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) ms: u64,
+}
+
+/// Sums for one side of one service since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) sessions: AtomicU64,
+    pub(crate) live: AtomicU64,
+    pub(crate) idle: AtomicU64,
+    pub(crate) handshakes: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// A connection as `status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Connection {
+    /// Our side of it.
+    pub side: Side,
+    /// The service.
+    pub service: Name,
+    /// The peer.
+    pub peer: SpiffeId,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Protocol and version.
+    pub protocol: String,
+    /// Key exchange group.
+    pub group: String,
+    /// Cipher suite.
+    pub cipher: String,
+    /// Whether a session runs on it.
+    pub busy: bool,
+    /// Sessions it has carried.
+    pub sessions: u64,
+    /// Bytes of plaintext to the peer.
+    pub bytes_out: u64,
+    /// Bytes of plaintext from the peer.
+    pub bytes_in: u64,
+    /// Its age.
+    pub age_seconds: u64,
+}
+
+/// Sums as `status` and the metrics show them.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sums {
+    /// Our side.
+    pub side: Side,
+    /// The service.
+    pub service: Name,
+    /// Sessions begun since the start.
+    pub sessions: u64,
+    /// Sessions running.
+    pub live: u64,
+    /// Idle authenticated connections.
+    pub idle: u64,
+    /// Handshakes finished since the start.
+    pub handshakes: u64,
+    /// Sessions that never opened.
+    pub failed: u64,
+    /// Bytes of plaintext to peers.
+    pub bytes_out: u64,
+    /// Bytes of plaintext from peers.
+    pub bytes_in: u64,
+}
+
+/// An attempt that was refused, by us or by the peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Refusal {
+    /// When, seconds since 1970.
+    pub at: u64,
+    /// Our side.
+    pub side: Side,
+    /// The service.
+    pub service: Name,
+    /// The peer's address.
+    pub address: String,
+    /// The peer, as far as it was known.
+    pub peer: Option<SpiffeId>,
+    /// A fixed word.
+    pub reason: &'static str,
+    /// What happened, for a person.
+    pub detail: String,
+}
+
+/// All of it.
+#[derive(Default)]
+pub(crate) struct Table {
+    live: Mutex<Slab<Arc<Live>>>,
+    totals: Mutex<BTreeMap<(Side, Name), Arc<Totals>>>,
+    /// Connections of each client identity to each service.
+    by_peer: Mutex<HashMap<(Name, SpiffeId), u32>>,
+    refusals: Mutex<Refusals>,
+    opening: AtomicUsize,
+    pub(crate) accept_errors: AtomicU64,
+}
+
+/// A session on its way, from the program's connection (or the OPEN) until it begins or fails.
+pub(crate) struct Opening(Arc<Table>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Refusals {
+    last: VecDeque<Refusal>,
+    counts: BTreeMap<(Side, Name, &'static str), u64>,
+    quota: LogQuota,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A place in the table, given up on drop.
+pub(crate) struct Listed {
+    table: Arc<Table>,
+    key: usize,
+    live: Arc<Live>,
+}
+
+impl std::ops::Deref for Listed {
+    type Target = Live;
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.table.live).remove(self.key);
+        if self.live.side == Side::Service {
+            let key = (self.live.service.clone(), self.live.peer.id().clone());
+            let mut by_peer = lock(&self.table.by_peer);
+            if let Some(n) = by_peer.get_mut(&key) {
+                *n -= 1;
+                if *n == 0 {
+                    by_peer.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+impl Table {
+    pub(crate) fn totals(&self, side: Side, service: &Name) -> Arc<Totals> {
+        lock(&self.totals).entry((side, service.clone())).or_default().clone()
+    }
+
+    /// Lists a connection. `None`: a client's identity would hold more than `max` to this service.
+    pub(crate) fn list(
+        self: &Arc<Table>,
+        side: Side,
+        service: &Name,
+        peer: VerifiedPeer,
+        addr: SocketAddr,
+        negotiated: Negotiated,
+        max: u32,
+    ) -> Option<Listed> {
+        if side == Side::Service {
+            let mut by_peer = lock(&self.by_peer);
+            let n = by_peer.entry((service.clone(), peer.id().clone())).or_default();
+            if *n >= max {
+                return None;
+            }
+            *n += 1;
+        }
+        let totals = self.totals(side, service);
+        totals.handshakes.fetch_add(1, Relaxed);
+        let live = Arc::new(Live {
+            side,
+            service: service.clone(),
+            peer,
+            addr,
+            negotiated,
+            opened: Instant::now(),
+            busy: AtomicBool::new(false),
+            sessions: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            cut: AtomicU8::new(0),
+            wake: Notify::new(),
+            totals,
+        });
+        let key = lock(&self.live).insert(live.clone());
+        Some(Listed { table: self.clone(), key, live })
+    }
+
+    /// Cuts every connection of a revoked certificate; returns how many.
+    pub(crate) fn cut_revoked(&self, revoked: impl Fn(&Serial) -> bool) -> usize {
+        let live = lock(&self.live);
+        let doomed = live.iter().filter(|(_, l)| revoked(l.peer.serial()));
+        doomed.map(|(_, l)| l.cut_now(1)).count()
+    }
+
+    /// Cuts all connections: the drain is over.
+    pub(crate) fn cut_all(&self) {
+        lock(&self.live).iter().for_each(|(_, l)| l.cut_now(2));
+    }
+
+    /// Counts a session that is being opened, until that is dropped.
+    pub(crate) fn opening(self: &Arc<Table>) -> Opening {
+        self.opening.fetch_add(1, Relaxed);
+        Opening(self.clone())
+    }
+
+    /// Sessions running or being opened. (In this order: one may go from the first to the second meanwhile,
+    /// and is rather counted twice than not at all.)
+    pub(crate) fn busy(&self) -> usize {
+        let opening = self.opening.load(Relaxed);
+        opening + lock(&self.live).iter().filter(|(_, l)| l.busy.load(Relaxed)).count()
+    }
+
+    /// Up to `max` connections, busy ones first.
+    pub(crate) fn connections(&self, max: usize) -> Vec<Connection> {
+        let mut all: Vec<Arc<Live>> = lock(&self.live).iter().map(|(_, l)| l.clone()).collect();
+        all.sort_by_key(|l| !l.busy.load(Relaxed));
+        let connection = |l: &Arc<Live>| Connection {
+            side: l.side,
+            service: l.service.clone(),
+            peer: l.peer.id().clone(),
+            address: l.addr,
+            protocol: protocol_name(l.negotiated),
+            group: group_name(l.negotiated),
+            cipher: cipher_name(l.negotiated),
+            busy: l.busy.load(Relaxed),
+            sessions: l.sessions.load(Relaxed),
+            bytes_out: l.sent.load(Relaxed),
+            bytes_in: l.received.load(Relaxed),
+            age_seconds: l.opened.elapsed().as_secs(),
+        };
+        all.iter().take(max).map(connection).collect()
+    }
+
+    pub(crate) fn sums(&self) -> Vec<Sums> {
+        let sums = |((side, service), t): (&(Side, Name), &Arc<Totals>)| Sums {
+            side: *side,
+            service: service.clone(),
+            sessions: t.sessions.load(Relaxed),
+            live: t.live.load(Relaxed),
+            idle: t.idle.load(Relaxed),
+            handshakes: t.handshakes.load(Relaxed),
+            failed: t.failed.load(Relaxed),
+            bytes_out: t.sent.load(Relaxed),
+            bytes_in: t.received.load(Relaxed),
+        };
+        lock(&self.totals).iter().map(sums).collect()
+    }
+
+    /// Counts and shows a refusal, and logs it unless there are too many of them at the moment.
+    pub(crate) fn refuse(
+        &self,
+        side: Side,
+        service: &Name,
+        address: impl ToString,
+        peer: Option<&SpiffeId>,
+        reason: &'static str,
+        detail: String,
+    ) {
+        let address = address.to_string();
+        let mut refusals = lock(&self.refusals);
+        *refusals.counts.entry((side, service.clone(), reason)).or_default() += 1;
+        let at = now();
+        if refusals.quota.allows(at) {
+            let peer = peer.map(ToString::to_string);
+            tracing::warn!(side = side.word(), %service, %address, peer, reason, detail, "refused");
+        }
+        if refusals.last.len() == REFUSALS {
+            refusals.last.pop_front();
+        }
+        let (service, peer) = (service.clone(), peer.cloned());
+        refusals.last.push_back(Refusal { at, side, service, address, peer, reason, detail });
+    }
+
+    /// The last refusals, newest last.
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+        lock(&self.refusals).last.iter().cloned().collect()
+    }
+
+    /// Refusals since the start by side, service and reason.
+    pub(crate) fn refusal_counts(&self) -> Vec<(Side, Name, &'static str, u64)> {
+        let refusals = lock(&self.refusals);
+        refusals.counts.iter().map(|((s, n, r), c)| (*s, n.clone(), *r, *c)).collect()
+    }
+}
+
+/// The protocol as OpenSSL and most logs write it.
+pub(crate) fn protocol_name(n: Negotiated) -> String {
+    match n.version {
+        rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The key exchange group's registered name.
+pub(crate) fn group_name(n: Negotiated) -> String {
+    match n.group {
+        rustls::NamedGroup::X25519MLKEM768 => "X25519MLKEM768".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The cipher suite's registered name (RFC 8446, appendix B.4).
+pub(crate) fn cipher_name(n: Negotiated) -> String {
+    format!("{:?}", n.suite).replacen("TLS13_", "TLS_", 1)
+}

@@ -1,0 +1,273 @@
+//! The relay: mutual TLS 1.3 around unmodified TCP programs.
+//!
+//! [`Relay`] is the control side's handle: it binds, applies changed settings, reports and drains. The
+//! work is done by workers, a thread each; they see the mesh through [`Mesh`] and nothing else.
+//!
+//! It never carries a byte in the clear: a session begins when the peer is verified and allowed, or not
+//! at all.
+
+mod app;
+mod balance;
+mod dial;
+mod live;
+mod log;
+mod net;
+mod proxy_protocol;
+mod service;
+mod session;
+pub mod settings;
+mod worker;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+use wiretight_keys::Name;
+
+use dial::Dial;
+use live::Table;
+pub use live::{Connection, Refusal, Side, Sums};
+use service::Service;
+use settings::RelaySettings;
+use worker::{Listen, Purpose};
+
+use crate::mesh::Mesh;
+
+/// The relay of this node.
+pub struct Relay {
+    mesh: Arc<Mesh>,
+    table: Arc<Table>,
+    workers: Vec<mpsc::UnboundedSender<Listen>>,
+    threads: Vec<JoinHandle<()>>,
+    listeners: Mutex<HashMap<SocketAddr, Listener>>,
+    draining: watch::Sender<bool>,
+}
+
+struct Listener {
+    purpose: Arc<ArcSwap<Purpose>>,
+    stop: watch::Sender<bool>,
+    /// Held by the workers, too, as long as their sockets listen.
+    open: Arc<()>,
+}
+
+/// How long to wait for workers to close sockets that are no longer wanted.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// Why settings could not be put into force. Then nothing of them is.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// An address could not be listened on.
+    #[error("cannot listen on {addr}: {source}{}", advice(.source))]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The TLS library does not take the configuration.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => " (another process listens there: `ss -ltnp` tells which)",
+        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
+        io::ErrorKind::PermissionDenied => {
+            " (ports under 1024 need CAP_NET_BIND_SERVICE: see examples/wiretight.service)"
+        }
+        _ => "",
+    }
+}
+
+/// The relay as `wiretight status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct RelayStatus {
+    /// Sums by side and service.
+    pub sums: Vec<Sums>,
+    /// Connections, busy ones first, at most as many as were asked for.
+    pub connections: Vec<Connection>,
+    /// The last refusals, newest last.
+    pub refusals: Vec<Refusal>,
+    /// Refusals since the start.
+    pub refused: Vec<RefusedCount>,
+    /// Accepts that failed for want of file descriptors and the like.
+    pub accept_errors: u64,
+    /// Whether no new connections are taken because the process is about to stop.
+    pub draining: bool,
+}
+
+/// How often a service refused, or was refused, for one reason.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefusedCount {
+    /// Our side.
+    pub side: Side,
+    /// The service.
+    pub service: Name,
+    /// A fixed word.
+    pub reason: &'static str,
+    /// How often.
+    pub count: u64,
+}
+
+impl Relay {
+    /// Starts the workers. Nothing is listened on until settings are applied.
+    pub fn start(mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
+        let table = Arc::new(Table::default());
+        let draining = watch::channel(false).0;
+        let mut relay = Relay {
+            mesh,
+            table,
+            workers: Vec::new(),
+            threads: Vec::new(),
+            listeners: Mutex::default(),
+            draining,
+        };
+        for n in 0..workers.max(1) {
+            let (orders, inbox) = mpsc::unbounded_channel();
+            let (table, draining) = (relay.table.clone(), relay.draining.subscribe());
+            let body = move || {
+                if let Err(error) = worker::run(inbox, table, draining) {
+                    tracing::error!(%error, "a worker could not start");
+                }
+            };
+            relay.threads.push(std::thread::Builder::new().name(format!("relay-{n}")).spawn(body)?);
+            relay.workers.push(orders);
+        }
+        Ok(relay)
+    }
+
+    /// Puts settings into force: listens where it did not, stops where it did (for up to a second it
+    /// waits for that), and lets live sessions be. If anything cannot be done, nothing is.
+    pub fn apply(&self, settings: &RelaySettings) -> Result<(), ApplyError> {
+        let mut listeners = self.listeners();
+        let mut wanted = HashSet::new();
+        let mut staged = Vec::new();
+        let purposes = settings.services.iter().map(|s| (s.listen, Err(s)));
+        for (addr, what) in purposes.chain(settings.dials.iter().map(|d| (d.listen, Ok(d)))) {
+            wanted.insert(addr);
+            let bound = listeners.get(&addr);
+            let before = bound.map(|l| l.purpose.load_full());
+            let purpose = match (what, before.as_deref()) {
+                (Err(s), Some(Purpose::Service(old))) if old.settings == *s => continue,
+                (Ok(d), Some(Purpose::Dial(old))) if old.settings == *d => continue,
+                (Err(s), before) => {
+                    let before = match before {
+                        Some(Purpose::Service(old)) => Some(&**old),
+                        _ => None,
+                    };
+                    let new = Service::new(s.clone(), &self.mesh, &self.table, before)?;
+                    Purpose::Service(Arc::new(new))
+                }
+                (Ok(d), before) => {
+                    let before = match before {
+                        Some(Purpose::Dial(old)) => Some(&**old),
+                        _ => None,
+                    };
+                    Purpose::Dial(Arc::new(Dial::new(d.clone(), &self.mesh, &self.table, before)?))
+                }
+            };
+            let sockets = match bound {
+                Some(_) => Vec::new(),
+                None => net::bind(addr, self.workers.len())
+                    .map_err(|source| ApplyError::Bind { addr, source })?,
+            };
+            staged.push((addr, purpose, sockets));
+        }
+        // From here on nothing can fail.
+        let mut closing = Vec::new();
+        listeners.retain(|addr, listener| {
+            let keep = wanted.contains(addr);
+            if !keep {
+                listener.stop.send_replace(true);
+                closing.push(listener.open.clone());
+            }
+            keep
+        });
+        // So that the next settings may listen there again.
+        let patience = std::time::Instant::now() + CLOSE;
+        while closing.iter().any(|open| Arc::strong_count(open) > 1)
+            && std::time::Instant::now() < patience
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for (addr, purpose, sockets) in staged {
+            if let Some(listener) = listeners.get(&addr) {
+                listener.purpose.store(Arc::new(purpose));
+                continue;
+            }
+            let listener = Listener {
+                purpose: Arc::new(ArcSwap::from_pointee(purpose)),
+                stop: watch::channel(false).0,
+                open: Arc::default(),
+            };
+            for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+                let (purpose, open) = (listener.purpose.clone(), listener.open.clone());
+                let order = Listen { socket, purpose, stop: listener.stop.subscribe(), open };
+                let _ = worker.send(order); // a worker that is gone was reported when it went
+            }
+            listeners.insert(addr, listener);
+        }
+        Ok(())
+    }
+
+    /// Cuts the connections of every certificate that the bundle now revokes; returns how many.
+    pub fn cut_revoked(&self) -> usize {
+        let bundle = self.mesh.bundle();
+        self.table.cut_revoked(|serial| bundle.is_revoked(serial))
+    }
+
+    /// What is going on, with up to `max` connections.
+    pub fn status(&self, max: usize) -> RelayStatus {
+        let count = |(side, service, reason, count)| RefusedCount { side, service, reason, count };
+        RelayStatus {
+            sums: self.table.sums(),
+            connections: self.table.connections(max),
+            refusals: self.table.refusals(),
+            refused: self.table.refusal_counts().into_iter().map(count).collect(),
+            accept_errors: self.table.accept_errors.load(Relaxed),
+            draining: *self.draining.borrow(),
+        }
+    }
+
+    /// Takes no more connections, closes idle ones, and waits up to `limit` for the sessions that run;
+    /// then cuts those. Returns how many were cut.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.draining.send_replace(true);
+        let end = Instant::now() + limit;
+        while self.table.busy() > 0 && Instant::now() < end {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let cut = self.table.busy();
+        self.table.cut_all();
+        // Cut connections say so to their programs by RST: give that a moment.
+        for _ in 0..50 {
+            if self.table.busy() == 0 {
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        cut
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, HashMap<SocketAddr, Listener>> {
+        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.workers.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

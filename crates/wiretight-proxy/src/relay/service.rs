@@ -1,0 +1,337 @@
+//! `[[service]]`: mutual TLS in, plain connections out to the program.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::server::ClientHello;
+use rustls::{PeerIncompatible, ServerConfig};
+use tokio::net::TcpStream;
+use wiretight_keys::Id;
+
+use super::app::App;
+use super::balance::{Balancer, Lease};
+use super::live::{Listed, Live, Side, Table, Totals, cipher_name};
+use super::log::access;
+use super::net;
+use super::proxy_protocol;
+use super::session::{Conn, End};
+use super::settings::{Backend, ServiceSettings};
+use super::worker::{HandshakeSlot, Over};
+use crate::mesh::{Mesh, now};
+use crate::stream::{HandshakeError, TlsStream};
+use crate::tls::{self, ALPN_RELAY, Strangers};
+use crate::wire::{Frame, Refused};
+
+/// How long a peer may take to shake hands.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A service as it is configured now. A reload makes a new one; sessions that run keep the old.
+pub(crate) struct Service {
+    pub(crate) settings: ServiceSettings,
+    mesh: Arc<Mesh>,
+    table: Arc<Table>,
+    totals: Arc<Totals>,
+    tls: Arc<ServerConfig>,
+    /// The same without an ALPN.
+    raw_tls: Arc<ServerConfig>,
+    balancer: Arc<Balancer<Backend>>,
+}
+
+impl Service {
+    pub(crate) fn new(
+        settings: ServiceSettings,
+        mesh: &Arc<Mesh>,
+        table: &Arc<Table>,
+        before: Option<&Service>,
+    ) -> Result<Service, rustls::Error> {
+        let identity = Id::Service(settings.name.clone());
+        let balancer = before.map(|b| b.balancer.clone()).unwrap_or_default();
+        let tls = tls::server_config(mesh, identity, ALPN_RELAY, Strangers::Refused)?;
+        let mut raw_tls = ServerConfig::clone(&tls);
+        raw_tls.alpn_protocols.clear();
+        Ok(Service {
+            tls,
+            raw_tls: Arc::new(raw_tls),
+            totals: table.totals(Side::Service, &settings.name),
+            mesh: mesh.clone(),
+            table: table.clone(),
+            balancer,
+            settings,
+        })
+    }
+
+    /// A client that offers other protocols than ours (curl: h2 and http/1.1) speaks them to the program:
+    /// we select none, and carry a raw stream (wire.md, section 3).
+    fn tls_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+        let ours = hello.alpn().is_none_or(|mut offered| offered.any(|p| p == ALPN_RELAY));
+        if ours { self.tls.clone() } else { self.raw_tls.clone() }
+    }
+
+    fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: &'static str, detail: String) {
+        let peer = live.map(|l| l.peer().id());
+        self.table.refuse(Side::Service, &self.settings.name, from, peer, reason, detail);
+    }
+}
+
+/// Serves one connection from its handshake to its end: any number of sessions, one after another.
+pub(crate) async fn serve(
+    newest: Rc<dyn Fn() -> Option<Arc<Service>>>,
+    socket: TcpStream,
+    from: SocketAddr,
+    slot: HandshakeSlot,
+    mut over: Over,
+) {
+    let Some(service) = newest() else { return };
+    net::tune(&socket);
+    let Some((mut conn, listed)) = accept(&service, socket, from).await else { return };
+    drop(slot);
+
+    if !conn.framed {
+        serve_raw(&service, conn, &listed).await;
+        return;
+    }
+    loop {
+        // A connection waits here between sessions, for hours if need be.
+        let idle = Idle::new(&service.totals);
+        let open = tokio::select! {
+            biased;
+            open = conn.read_open() => open,
+            _ = listed.cut() => return conn.tls.abort(),
+            () = over.wait() => return conn.tls.close(),
+        };
+        drop(idle);
+        let open = match open {
+            Ok(Some(open)) => open,
+            Ok(None) => return conn.tls.close(),
+            Err(End::Protocol(e)) => {
+                service.refuse(from, Some(&listed), "protocol_error", e.to_string());
+                return conn.tls.abort();
+            }
+            Err(_) => return, // the peer's process or network went away; nothing was begun
+        };
+        // What is configured now decides, not what was when the connection was made.
+        let Some(service) = newest() else { return conn.tls.close() };
+        let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
+        if over.is_now() || own.is_none() || now() > listed.peer().not_after() {
+            // Not acted upon: the client may ask again, here or elsewhere (wire.md).
+            return conn.tls.close();
+        }
+        let opening = service.table.opening();
+        let refusal = if open.service != service.settings.name {
+            let detail = format!("it asked for service/{}", open.service);
+            Some((Refused::NoSuchService, detail))
+        } else {
+            not_allowed(&service, &listed).map(|detail| (Refused::NotAllowed, detail))
+        };
+        let opened = match refusal {
+            Some(refusal) => Err(refusal),
+            None => connect(&service, &listed, &conn).await,
+        };
+        let (app, lease) = match opened {
+            Ok(opened) => opened,
+            Err((refused, detail)) => {
+                service.refuse(from, Some(&listed), refused.reason(), detail);
+                service.totals.failed.fetch_add(1, Relaxed);
+                // Our direction has ended with REFUSED; the client ends its own.
+                if conn.send(&refused.encode()).await.is_err() || conn.discard().await.is_err() {
+                    return conn.tls.abort();
+                }
+                continue;
+            }
+        };
+        if conn.send(&Frame::Opened.header()).await.is_err() {
+            app.abort();
+            return conn.tls.abort();
+        }
+        let begun = listed.begin();
+        drop(opening);
+        let (end, reusable) = conn.run(app, &listed, service.settings.idle_timeout).await;
+        let moved = listed.finish(&begun);
+        access(Side::Service, &service.settings.name, &listed, &lease.to_string(), &moved, &end);
+        if let End::Protocol(e) = &end {
+            service.refuse(from, Some(&listed), "protocol_error", e.to_string());
+        }
+        if !reusable {
+            return conn.tls.abort();
+        }
+    }
+}
+
+/// Shakes hands and lists the connection.
+async fn accept(
+    service: &Arc<Service>,
+    socket: TcpStream,
+    from: SocketAddr,
+) -> Option<(Conn, Listed)> {
+    let choose = |hello: &ClientHello<'_>| service.tls_for(hello);
+    let mut tls = match TlsStream::accept(socket, choose, HANDSHAKE).await {
+        Ok(tls) => tls,
+        Err(error) => {
+            let (reason, detail) = explain(&error);
+            service.refuse(from, None, reason, detail);
+            return None;
+        }
+    };
+    let peer = match tls::peer(&service.mesh, tls.tls(), Side::Service.peer_role()) {
+        Ok(peer) => peer,
+        Err(refusal) => {
+            service.refuse(from, None, refusal.reason(), refusal.to_string());
+            return None;
+        }
+    };
+    let negotiated = tls.negotiated();
+    if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
+        let detail = format!("{} offers no X25519MLKEM768", peer.id());
+        service.refuse(from, None, "no_post_quantum", detail);
+        return None;
+    }
+    let id = peer.id().clone();
+    let (settings, max) = (&service.settings, service.settings.max_per_peer);
+    let listed = service.table.list(Side::Service, &settings.name, peer, from, negotiated, max);
+    let Some(listed) = listed else {
+        let detail = format!("{id} holds {max} connections already (max_connections_per_peer)");
+        let reason = Refused::TooManyConnections.reason();
+        service.table.refuse(Side::Service, &settings.name, from, Some(&id), reason, detail);
+        tls.close();
+        return None;
+    };
+    Some((Conn::new(tls, negotiated.alpn), listed))
+}
+
+/// A foreign peer's connection: one raw stream.
+async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed) {
+    let opening = service.table.opening();
+    let opened = match not_allowed(service, listed) {
+        Some(detail) => Err((Refused::NotAllowed, detail)),
+        None => connect(service, listed, &conn).await,
+    };
+    let (app, lease) = match opened {
+        Ok(opened) => opened,
+        Err((refused, detail)) => {
+            service.refuse(listed.addr(), Some(listed), refused.reason(), detail);
+            service.totals.failed.fetch_add(1, Relaxed);
+            return conn.tls.close();
+        }
+    };
+    let begun = listed.begin();
+    drop(opening);
+    let (end, _) = conn.run(app, listed, service.settings.idle_timeout).await;
+    let moved = listed.finish(&begun);
+    access(Side::Service, &service.settings.name, listed, &lease.to_string(), &moved, &end);
+    if !matches!(end, End::Done) {
+        conn.tls.abort();
+    }
+}
+
+/// Why the peer is not on the allow list, if it is not.
+fn not_allowed(service: &Service, live: &Live) -> Option<String> {
+    let peer = live.peer().id();
+    let allowed = service.settings.allow.contains(&peer.id);
+    (!allowed).then(|| {
+        format!("{} is not on the allow list of service/{}", peer.id, service.settings.name)
+    })
+}
+
+/// Connects the program, another instance of it if one fails, and says who calls if that is wanted.
+async fn connect(
+    service: &Service,
+    live: &Live,
+    conn: &Conn,
+) -> Result<(App, Lease<Backend>), (Refused, String)> {
+    let settings = &service.settings;
+    let mut tried: Vec<Backend> = Vec::new();
+    let mut last = String::new();
+    while let Some(lease) = service.balancer.pick(&settings.forward, &tried) {
+        match net::connect_backend(&lease).await {
+            Ok(mut app) => {
+                if settings.proxy_protocol {
+                    let to = conn.tls.socket().local_addr().unwrap_or(settings.listen);
+                    let cipher = cipher_name(live.negotiated());
+                    let header =
+                        proxy_protocol::header(live.addr(), to, &live.peer().id().clone(), &cipher);
+                    let (_, mut writer) = app.split();
+                    let slices = &mut [std::io::IoSlice::new(&header)];
+                    if let Err(e) = writer.write_all(slices).await {
+                        last = format!("{}: {e}", *lease);
+                        service.balancer.failed(&lease);
+                        tried.push(lease.clone());
+                        continue;
+                    }
+                }
+                service.balancer.succeeded(&lease);
+                return Ok((app, lease));
+            }
+            Err(e) => {
+                last = format!("{}: {e}", *lease);
+                service.balancer.failed(&lease);
+                tried.push(lease.clone());
+            }
+        }
+    }
+    Err((Refused::BackendUnavailable, format!("no backend answers; the last: {last}")))
+}
+
+/// A failed handshake in a word and a sentence, for our own log.
+pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
+    let detail = error.to_string();
+    let error = match error {
+        HandshakeError::Stalled(_) => return ("handshake_stalled", detail),
+        HandshakeError::Io(_) => return ("disconnected", detail),
+        HandshakeError::Tls(error) => error,
+    };
+    if let Some(refusal) = tls::refusal(error) {
+        return (refusal.reason(), refusal.to_string());
+    }
+    match error {
+        rustls::Error::NoCertificatesPresented => {
+            ("no_certificate", "the client showed no certificate".into())
+        }
+        rustls::Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => ("tls_version", format!("the peer does not speak TLS 1.3: {detail}")),
+        rustls::Error::PeerIncompatible(_) => ("tls_incompatible", detail),
+        rustls::Error::InvalidMessage(_) => {
+            ("not_tls", format!("what came is not TLS (plaintext to a TLS port?): {detail}"))
+        }
+        rustls::Error::AlertReceived(_) => {
+            ("refused_by_peer", format!("the peer did not accept us; its log says why: {detail}"))
+        }
+        rustls::Error::General(_) => (
+            "no_identity",
+            format!("we have no valid certificate to show (is the authority reachable?): {detail}"),
+        ),
+        _ => ("tls", detail),
+    }
+}
+
+/// The newest configuration of a service, if the listener still is that service.
+pub(crate) fn newest(slot: &Arc<ArcSwap<super::worker::Purpose>>) -> Option<Arc<Service>> {
+    match &**slot.load() {
+        super::worker::Purpose::Service(service) => Some(service.clone()),
+        super::worker::Purpose::Dial(_) => None,
+    }
+}
+
+/// Counts an idle connection while it is one.
+struct Idle<'a>(&'a Totals);
+
+impl Idle<'_> {
+    fn new(totals: &Totals) -> Idle<'_> {
+        totals.idle.fetch_add(1, Relaxed);
+        Idle(totals)
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.idle.fetch_sub(1, Relaxed);
+    }
+}

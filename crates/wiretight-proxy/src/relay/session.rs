@@ -1,0 +1,477 @@
+//! One session: the bytes of a plain connection on one side, of a TLS connection on the other, both
+//! directions in one task, and the ends of each (docs/wire.md, sections 2 and 3).
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use tokio::io::ReadBuf;
+use tokio::time::timeout;
+
+use super::app::{App, AppReader, AppWriter};
+use super::live::Live;
+use crate::buffer::{Buffer, CHUNK};
+use crate::stream::{Got, TlsReader, TlsStream, TlsWriter};
+use crate::wire::{Cutter, Event, Frame, HEADER, Open, Refused, WireError};
+
+/// How long an aborted session may take to come to rest before its connection is given up.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long the rest of an OPEN, or its answer once due, may take.
+pub(crate) const CONTROL: Duration = Duration::from_secs(10);
+/// Pieces written to the program at once.
+const SLICES: usize = 16;
+
+/// A mutually authenticated connection that sessions run over.
+pub(crate) struct Conn {
+    pub(crate) tls: TlsStream,
+    /// `wiretight/1` frames, or one raw stream.
+    pub(crate) framed: bool,
+    inbox: Inbox,
+}
+
+/// What was read and not yet used.
+#[derive(Default)]
+struct Inbox {
+    cutter: Cutter,
+    buffer: Option<(Buffer, usize)>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Both directions in order.
+    Done,
+    /// The local program aborted, or went away while there was more for it.
+    AppReset(io::Error),
+    /// The far end aborted.
+    PeerReset,
+    /// The connection between the relays broke.
+    Broken(io::Error),
+    /// The peer does not speak our protocol.
+    Protocol(WireError),
+    /// Nothing moved for the configured time.
+    Idle,
+    /// Cut by us: the peer was revoked, or the process stops.
+    Cut(&'static str),
+}
+
+impl End {
+    /// A fixed word for the access log and metrics.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            End::Done => "done",
+            End::AppReset(_) => "app_reset",
+            End::PeerReset => "peer_reset",
+            End::Broken(_) => "broken",
+            End::Protocol(_) => "protocol_error",
+            End::Idle => "idle_timeout",
+            End::Cut(why) => why,
+        }
+    }
+
+    /// More, where there is more to say.
+    pub(crate) fn detail(&self) -> Option<String> {
+        match self {
+            End::AppReset(e) | End::Broken(e) => Some(e.to_string()),
+            End::Protocol(e) => Some(e.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// The answer to an OPEN.
+pub(crate) enum Answer {
+    Opened,
+    Refused(Refused),
+    /// close_notify instead of an answer: the server has not acted on the OPEN.
+    Retired,
+}
+
+impl Conn {
+    pub(crate) fn new(tls: TlsStream, framed: bool) -> Conn {
+        Conn { tls, framed, inbox: Inbox::default() }
+    }
+
+    /// Whether nothing is left over from the last session.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let used_up = self.inbox.buffer.as_ref().is_none_or(|(buffer, at)| *at == buffer.len());
+        used_up && self.inbox.cutter.between_frames()
+    }
+
+    /// Server: waits for the next OPEN, as long as it takes. `None`: the client closed in order.
+    pub(crate) async fn read_open(&mut self) -> Result<Option<Open>, End> {
+        let (mut reader, _) = self.tls.split();
+        let Some(frame) = self.inbox.frame(&mut reader).await? else { return Ok(None) };
+        let Frame::Open(len) = frame else {
+            return Err(End::Protocol(WireError::OutOfTurn(frame.name())));
+        };
+        let body = async {
+            let mut body = Vec::with_capacity(len);
+            while body.len() < len {
+                self.inbox.body(&mut reader, &mut body).await?;
+            }
+            Open::parse(&body).map_err(End::Protocol)
+        };
+        timeout(CONTROL, body).await.unwrap_or_else(|_| Err(stalled("an OPEN"))).map(Some)
+    }
+
+    /// Client: waits for the answer to an OPEN.
+    pub(crate) async fn read_answer(&mut self) -> Result<Answer, End> {
+        let (mut reader, _) = self.tls.split();
+        let answer = async {
+            match self.inbox.frame(&mut reader).await? {
+                None => Ok(Answer::Retired),
+                Some(Frame::Opened) => Ok(Answer::Opened),
+                Some(Frame::Refused) => {
+                    let mut code = Vec::with_capacity(1);
+                    self.inbox.body(&mut reader, &mut code).await?;
+                    Ok(Answer::Refused(Refused::from_code(code.first().copied().unwrap_or(0))))
+                }
+                Some(other) => Err(End::Protocol(WireError::OutOfTurn(other.name()))),
+            }
+        };
+        timeout(CONTROL, answer).await.unwrap_or_else(|_| Err(stalled("the answer to OPEN")))
+    }
+
+    /// Sends control frames, within the deadline.
+    pub(crate) async fn send(&mut self, frames: &[u8]) -> io::Result<()> {
+        let (_, mut writer) = self.tls.split();
+        writer.queue(frames)?;
+        let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"));
+        timeout(CONTROL, writer.flush()).await.unwrap_or_else(|_| late())
+    }
+
+    /// Carries one session to its end. True if the connection is idle again and of use.
+    pub(crate) async fn run(
+        &mut self,
+        mut app: App,
+        live: &Live,
+        idle_timeout: Option<Duration>,
+    ) -> (End, bool) {
+        let framed = self.framed;
+        let (mut reader, mut writer) = self.tls.split();
+        let (mut app_reader, mut app_writer) = app.split();
+        let marks = Marks::default();
+        let end = {
+            let mut up = pin!(up(&mut app_reader, &mut writer, framed, live, &marks));
+            let inbox = &mut self.inbox;
+            let mut down = pin!(down(&mut reader, inbox, &mut app_writer, framed, live, &marks));
+            let mut quiet = pin!(quiet(live, idle_timeout));
+            let mut cut = pin!(live.cut());
+            poll_fn(|cx| {
+                if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
+                    return Poll::Ready(end);
+                }
+                if let Poll::Ready(Err(end)) = up.as_mut().poll(cx) {
+                    return Poll::Ready(end);
+                }
+                if marks.sent.get() && marks.got.get() {
+                    return Poll::Ready(End::Done);
+                }
+                if quiet.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(End::Idle);
+                }
+                cut.as_mut().poll(cx).map(End::Cut)
+            })
+            .await
+        };
+        let (sent_end, got_end) = (marks.sent.get(), marks.got.get());
+        let whole = match end {
+            End::Done => return (end, framed),
+            End::PeerReset => framed,
+            // RESET says it, unless our FIN is out already or the peer is not reading: then only the end
+            // of the connection does.
+            End::AppReset(_) | End::Idle => framed && !sent_end && !writer.is_behind(),
+            End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
+        };
+        app.abort();
+        let settled = whole && {
+            let settle = settle(&mut reader, &mut writer, &mut self.inbox, sent_end, got_end);
+            matches!(timeout(SETTLE, settle).await, Ok(Ok(())))
+        };
+        (end, settled)
+    }
+
+    /// Server, after REFUSED: throws away what the client sent along, until its end mark.
+    pub(crate) async fn discard(&mut self) -> Result<(), End> {
+        let (mut reader, _) = self.tls.split();
+        let late = |_| stalled("the end of a refused session");
+        timeout(CONTROL, self.inbox.discard(&mut reader)).await.map_err(late)?
+    }
+
+    /// Client, after REFUSED: ends our direction, so that the connection is idle again.
+    pub(crate) async fn end_refused(&mut self) -> bool {
+        self.send(&Frame::Reset.header()).await.is_ok()
+    }
+}
+
+fn stalled(what: &str) -> End {
+    End::Broken(io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time")))
+}
+
+impl Inbox {
+    /// The next frame's header. `None`: close_notify between two frames.
+    async fn frame(&mut self, reader: &mut TlsReader<'_>) -> Result<Option<Frame>, End> {
+        loop {
+            if let Some((buffer, at)) = &mut self.buffer {
+                let mut input = &buffer[*at..];
+                let event = self.cutter.next(&mut input).map_err(End::Protocol)?;
+                *at = buffer.len() - input.len();
+                // What is thrown away comes as bodies.
+                let frame = match event {
+                    Some(Event::Frame(frame)) => Some(frame),
+                    Some(Event::Body(_)) | None => None,
+                };
+                self.give_back();
+                match frame {
+                    Some(frame) => return Ok(Some(frame)),
+                    None => continue,
+                }
+            }
+            match reader.read().await.map_err(End::Broken)? {
+                Got::Bytes(buffer) => self.buffer = Some((buffer, 0)),
+                Got::Closed if self.cutter.between_frames() => return Ok(None),
+                Got::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    }
+
+    /// Gives a buffer back that is used up: an idle connection holds none.
+    fn give_back(&mut self) {
+        if self.buffer.as_ref().is_some_and(|(buffer, at)| *at == buffer.len()) {
+            self.buffer = None;
+        }
+    }
+
+    /// Throws everything away up to and with the peer's end mark.
+    async fn discard(&mut self, reader: &mut TlsReader<'_>) -> Result<(), End> {
+        loop {
+            match self.frame(reader).await? {
+                Some(Frame::Data(_)) => {}
+                Some(Frame::Fin | Frame::Reset) => return Ok(()),
+                Some(other) => return Err(End::Protocol(WireError::OutOfTurn(other.name()))),
+                None => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    }
+
+    /// Appends what there is of the current frame's body, at least one byte.
+    async fn body(&mut self, reader: &mut TlsReader<'_>, out: &mut Vec<u8>) -> Result<(), End> {
+        loop {
+            if let Some((buffer, at)) = &mut self.buffer {
+                let mut input = &buffer[*at..];
+                let event = self.cutter.next(&mut input).map_err(End::Protocol)?;
+                let used = buffer.len() - input.len();
+                match event {
+                    Some(Event::Body(bytes)) => {
+                        out.extend_from_slice(bytes);
+                        *at = used;
+                        self.give_back();
+                        return Ok(());
+                    }
+                    Some(Event::Frame(f)) => {
+                        return Err(End::Protocol(WireError::OutOfTurn(f.name())));
+                    }
+                    None => self.buffer = None,
+                }
+                continue;
+            }
+            match reader.read().await.map_err(End::Broken)? {
+                Got::Bytes(buffer) => self.buffer = Some((buffer, 0)),
+                Got::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    }
+}
+
+/// Which directions have ended in order (or, for `got`, by the peer's RESET).
+#[derive(Default)]
+struct Marks {
+    sent: Cell<bool>,
+    got: Cell<bool>,
+}
+
+/// From the program to the peer, until the program's end of stream; then, and whenever the peer does not
+/// read, it watches for the program's abort, which no read would find.
+async fn up(
+    app: &mut AppReader<'_>,
+    tls: &mut TlsWriter<'_>,
+    framed: bool,
+    live: &Live,
+    marks: &Marks,
+) -> Result<Infallible, End> {
+    let header = if framed { HEADER } else { 0 };
+    loop {
+        let read = poll_fn(|cx| {
+            ready!(app.poll_ready(cx))?;
+            let mut buffer = Buffer::take();
+            let mut room = ReadBuf::new(&mut buffer.room()[header..CHUNK]);
+            ready!(app.poll_read(cx, &mut room))?;
+            let n = room.filled().len();
+            buffer.set_len(header + n);
+            Poll::Ready(Ok((buffer, n)))
+        });
+        let (mut buffer, n) = read.await.map_err(End::AppReset)?;
+        if n == 0 {
+            if framed {
+                tls.queue(&Frame::Fin.header()).map_err(End::Broken)?;
+            } else {
+                tls.close();
+            }
+            flush(tls, app).await?;
+            marks.sent.set(true);
+            return Err(End::AppReset(app.aborted().await));
+        }
+        if framed {
+            buffer.room()[..HEADER].copy_from_slice(&Frame::Data(n).header());
+        }
+        tls.queue(&buffer).map_err(End::Broken)?;
+        drop(buffer); // rustls holds the records: the plaintext need not wait with them
+        live.sent(n);
+        flush(tls, app).await?;
+    }
+}
+
+/// Sends what waits, unless the program aborts while the peer does not read.
+async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>) -> Result<(), End> {
+    tokio::select! {
+        biased;
+        flushed = tls.flush() => flushed.map_err(End::Broken),
+        error = app.aborted() => Err(End::AppReset(error)),
+    }
+}
+
+/// Hands bytes to the program, unless the connection to the peer breaks while the program does not read.
+async fn deliver(
+    app: &mut AppWriter<'_>,
+    slices: &mut [IoSlice<'_>],
+    tls: &TlsReader<'_>,
+) -> Result<(), End> {
+    tokio::select! {
+        biased;
+        written = app.write_all(slices) => written.map_err(End::AppReset),
+        error = tls.aborted() => Err(End::Broken(error)),
+    }
+}
+
+/// From the peer to the program, until the peer's end mark; then, and whenever the program does not read,
+/// it watches for the connection's end, so that a peer which is gone is noticed.
+async fn down(
+    tls: &mut TlsReader<'_>,
+    inbox: &mut Inbox,
+    app: &mut AppWriter<'_>,
+    framed: bool,
+    live: &Live,
+    marks: &Marks,
+) -> Result<Infallible, End> {
+    // What is read stays in the inbox, with how far it is used, while the program is slow: a session that
+    // is aborted at an await leaves the stream of frames where it stands.
+    loop {
+        let Inbox { cutter, buffer: slot } = &mut *inbox;
+        let Some((buffer, at)) = slot else {
+            match tls.read().await.map_err(End::Broken)? {
+                Got::Bytes(buffer) => inbox.buffer = Some((buffer, 0)),
+                Got::Closed if framed => return Err(End::Broken(cut_short())),
+                Got::Closed => {
+                    app.shutdown().await.map_err(End::AppReset)?;
+                    marks.got.set(true);
+                    return Err(End::Broken(tls.aborted().await));
+                }
+            }
+            continue;
+        };
+        if !framed {
+            live.received(buffer.len());
+            deliver(app, &mut [IoSlice::new(buffer)], tls).await?;
+            *slot = None;
+            continue;
+        }
+        // As many pieces of DATA as there are, then at most one other frame.
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut used, mut bytes, mut mark) = (0, 0, None);
+        while used < SLICES && mark.is_none() {
+            let mut input = &buffer[*at..];
+            let event = cutter.next(&mut input);
+            *at = buffer.len() - input.len();
+            match event.map_err(End::Protocol)? {
+                None => break,
+                Some(Event::Frame(Frame::Data(_))) => {}
+                Some(Event::Frame(other)) => mark = Some(other),
+                Some(Event::Body(piece)) => {
+                    slices[used] = IoSlice::new(piece);
+                    used += 1;
+                    bytes += piece.len();
+                }
+            }
+        }
+        if used > 0 {
+            live.received(bytes);
+            deliver(app, &mut slices[..used], tls).await?;
+        }
+        if *at == buffer.len() {
+            *slot = None;
+        }
+        match mark {
+            None => {}
+            Some(Frame::Fin) => {
+                app.shutdown().await.map_err(End::AppReset)?;
+                marks.got.set(true);
+                if marks.sent.get() {
+                    return std::future::pending().await; // done: what comes next is another session's
+                }
+                return Err(match inbox.frame(tls).await {
+                    Ok(Some(frame)) => End::Protocol(WireError::OutOfTurn(frame.name())),
+                    Ok(None) => End::Broken(cut_short()),
+                    Err(end) => end,
+                });
+            }
+            Some(Frame::Reset) => {
+                marks.got.set(true);
+                return Err(End::PeerReset);
+            }
+            Some(other) => return Err(End::Protocol(WireError::OutOfTurn(other.name()))),
+        }
+    }
+}
+
+fn cut_short() -> io::Error {
+    let what = "the peer closed the connection in the middle of a session";
+    io::Error::new(io::ErrorKind::UnexpectedEof, what)
+}
+
+/// Brings an aborted session to rest: our end mark goes out, and what still comes is thrown away until
+/// the peer's.
+async fn settle(
+    reader: &mut TlsReader<'_>,
+    writer: &mut TlsWriter<'_>,
+    inbox: &mut Inbox,
+    sent_end: bool,
+    got_end: bool,
+) -> Result<(), End> {
+    if !sent_end {
+        writer.queue(&Frame::Reset.header()).map_err(End::Broken)?;
+    }
+    let send = writer.flush();
+    let drain = async { if got_end { Ok(()) } else { inbox.discard(reader).await } };
+    let (sent, drained) = tokio::join!(send, drain);
+    sent.map_err(End::Broken)?;
+    drained
+}
+
+/// Ends when nothing has moved for `limit`; never, without one.
+async fn quiet(live: &Live, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let mut moved = live.moved();
+    loop {
+        tokio::time::sleep(limit).await;
+        let now = live.moved();
+        if now == moved {
+            return;
+        }
+        moved = now;
+    }
+}

@@ -1,0 +1,233 @@
+//! A worker: one thread, one runtime, its own listening sockets and its own pools. A connection lives
+//! and dies on the thread that accepted it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_local;
+
+use super::dial::{Dial, Pool};
+use super::live::{Side, Table};
+use super::service::{self, Service};
+
+/// Connections that a worker lets shake hands at a time, and how many of them from one address: a
+/// stranger who never finishes holds up no more than that, for [`service`]'s deadline.
+const HANDSHAKES: usize = 1024;
+const HANDSHAKES_PER_ADDRESS: usize = 256;
+
+/// What a listener is for; replaced in place by a reload.
+pub(crate) enum Purpose {
+    Service(Arc<Service>),
+    Dial(Arc<Dial>),
+}
+
+/// What the control side asks of a worker.
+pub(crate) struct Listen {
+    pub(crate) socket: std::net::TcpListener,
+    pub(crate) purpose: Arc<ArcSwap<Purpose>>,
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Dropped after the socket.
+    pub(crate) open: Arc<()>,
+}
+
+/// Runs until the control side is gone.
+pub(crate) fn run(
+    mut orders: mpsc::UnboundedReceiver<Listen>,
+    table: Arc<Table>,
+    draining: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(61)
+        .build_local(Default::default())?;
+    runtime.block_on(async move {
+        let pending = Rc::new(Pending::default());
+        while let Some(order) = orders.recv().await {
+            match TcpListener::from_std(order.socket) {
+                Ok(socket) => {
+                    let listener = Listener {
+                        socket,
+                        purpose: order.purpose,
+                        stop: order.stop,
+                        draining: draining.clone(),
+                        table: table.clone(),
+                        pending: pending.clone(),
+                        _open: order.open,
+                    };
+                    spawn_local(listener.run());
+                }
+                Err(error) => tracing::error!(%error, "a listening socket could not be registered"),
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Listener {
+    socket: TcpListener,
+    purpose: Arc<ArcSwap<Purpose>>,
+    stop: watch::Receiver<bool>,
+    draining: watch::Receiver<bool>,
+    table: Arc<Table>,
+    pending: Rc<Pending>,
+    /// After the socket, so that it is dropped after it.
+    _open: Arc<()>,
+}
+
+impl Listener {
+    async fn run(self) {
+        let (mut stop, mut draining) = (self.stop.clone(), self.draining.clone());
+        let mut pool: Option<Rc<Pool>> = None;
+        let mut sweep = tokio::time::interval(Duration::from_secs(1));
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last_report = None;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => break,
+                _ = draining.wait_for(|d| *d) => break,
+                _ = sweep.tick() => {
+                    if let Some(pool) = self.pool(&mut pool) {
+                        pool.sweep();
+                    }
+                    continue;
+                }
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, from)) => match self.pool(&mut pool) {
+                    Some(pool) => {
+                        spawn_local(pool.serve(socket, from));
+                    }
+                    None => self.serve(socket, from),
+                },
+                Err(error) => self.survive(&error, &mut last_report).await,
+            }
+        }
+        if let Some(pool) = pool {
+            pool.clear();
+        }
+    }
+
+    /// This worker's pool for the dial that this listener is now; `None` if it is a service.
+    fn pool(&self, pool: &mut Option<Rc<Pool>>) -> Option<Rc<Pool>> {
+        let Purpose::Dial(dial) = &**self.purpose.load() else {
+            if let Some(old) = pool.take() {
+                old.clear();
+            }
+            return None;
+        };
+        let current = pool.as_ref().filter(|p| Arc::ptr_eq(p.dial(), dial));
+        if let Some(current) = current {
+            return Some(current.clone());
+        }
+        let new = Pool::new(dial.clone());
+        if let Some(old) = pool.replace(new.clone()) {
+            old.clear();
+        }
+        Some(new)
+    }
+
+    fn serve(&self, socket: tokio::net::TcpStream, from: SocketAddr) {
+        let Some(slot) = self.pending.enter(from.ip()) else {
+            let _ = socket.set_zero_linger();
+            if let Some(service) = service::newest(&self.purpose) {
+                let detail = "too many unfinished handshakes at the moment".into();
+                let name = &service.settings.name;
+                self.table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
+            }
+            return;
+        };
+        let purpose = self.purpose.clone();
+        let newest = Rc::new(move || service::newest(&purpose));
+        let over = Over { removed: self.stop.clone(), draining: self.draining.clone() };
+        spawn_local(service::serve(newest, socket, from, slot, over));
+    }
+
+    /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
+    async fn survive(&self, error: &io::Error, last_report: &mut Option<Instant>) {
+        self.table.accept_errors.fetch_add(1, Relaxed);
+        let at = self.socket.local_addr().map(|a| a.to_string()).unwrap_or_default();
+        if last_report.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(1)) {
+            *last_report = Some(Instant::now());
+            tracing::error!(
+                listen = at, %error,
+                "cannot accept: new connections wait (if it is \"too many open files\", raise LimitNOFILE)"
+            );
+        }
+        // ECONNABORTED and the like concern one connection; want of resources lasts.
+        const LASTING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+        if error.raw_os_error().is_some_and(|e| LASTING.contains(&e)) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// When a service takes no more sessions.
+pub(crate) struct Over {
+    removed: watch::Receiver<bool>,
+    draining: watch::Receiver<bool>,
+}
+
+impl Over {
+    /// Ends when the service was removed from the configuration, or the process is about to stop.
+    pub(crate) async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.removed.wait_for(|r| *r) => {}
+            _ = self.draining.wait_for(|d| *d) => {}
+        }
+    }
+
+    /// Whether that is so now.
+    pub(crate) fn is_now(&self) -> bool {
+        *self.removed.borrow() || *self.draining.borrow()
+    }
+}
+
+/// Handshakes under way on this worker.
+#[derive(Default)]
+pub(crate) struct Pending {
+    all: Cell<usize>,
+    by_address: RefCell<HashMap<IpAddr, usize>>,
+}
+
+/// One handshake under way, until dropped.
+pub(crate) struct HandshakeSlot {
+    pending: Rc<Pending>,
+    address: IpAddr,
+}
+
+impl Pending {
+    fn enter(self: &Rc<Pending>, address: IpAddr) -> Option<HandshakeSlot> {
+        let mut by_address = self.by_address.borrow_mut();
+        let here = by_address.get(&address).copied().unwrap_or(0);
+        if self.all.get() >= HANDSHAKES || here >= HANDSHAKES_PER_ADDRESS {
+            return None;
+        }
+        by_address.insert(address, here + 1);
+        self.all.set(self.all.get() + 1);
+        Some(HandshakeSlot { pending: self.clone(), address })
+    }
+}
+
+impl Drop for HandshakeSlot {
+    fn drop(&mut self) {
+        self.pending.all.set(self.pending.all.get() - 1);
+        let mut by_address = self.pending.by_address.borrow_mut();
+        match by_address.get_mut(&self.address) {
+            Some(n) if *n > 1 => *n -= 1,
+            _ => {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}

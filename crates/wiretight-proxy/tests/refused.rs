@@ -1,0 +1,481 @@
+//! Who is let in and who is not: each refusal with its reason on the right side, no more than a TLS alert
+//! for a stranger, and beside it the case that is let in.
+
+#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+
+mod rig;
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rig::tls::{Stranger, TlsClient};
+use rig::*;
+use rustls::AlertDescription;
+use rustls::crypto::aws_lc_rs::kx_group;
+use wiretight_keys::{Id, TrustBundle};
+use wiretight_proxy::relay::Side;
+use wiretight_proxy::relay::settings::RelaySettings;
+use wiretight_proxy::wire::{Frame, Open};
+
+const UNKNOWN: Option<AlertDescription> = Some(AlertDescription::CertificateUnknown);
+
+/// A pair whose backend tells of each connection that reaches it.
+fn watched() -> (Pair, mpsc::Receiver<()>) {
+    let (tell, told) = mpsc::channel();
+    let addr = backend(move |socket| {
+        let _ = tell.send(());
+        echo(socket);
+    });
+    (Pair::new(&[addr]), told)
+}
+
+fn open() -> Vec<u8> {
+    Open { service: name("db"), destination: None }.encode()
+}
+
+/// Opens a session by hand and echoes a word through it: the peer is let in.
+fn assert_let_in(mut tls: TlsClient) {
+    let mut out = open();
+    out.extend_from_slice(&Frame::Data(5).header());
+    out.extend_from_slice(b"hello");
+    out.extend_from_slice(&Frame::Fin.header());
+    tls.write_all(&out).unwrap();
+    let mut answer = [0; 17];
+    tls.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"\x02\0\0\0\x04\0\0\x05hello\x05\0\0\0");
+}
+
+fn good(pair: &Pair) -> Stranger {
+    Stranger::new(pair.ca.issue("service/web", 3600))
+}
+
+#[test]
+fn a_client_of_another_trust_domain_is_refused() {
+    let (pair, told) = watched();
+    let other = Ca::new("other.example");
+    let to = pair.service.listen;
+    assert_eq!(Stranger::new(other.issue("service/web", 3600)).alert(to), UNKNOWN);
+    expect_refused(&pair.b, Side::Service, "wrong_trust_domain");
+    assert!(told.try_recv().is_err());
+    assert_let_in(good(&pair).connect(to).unwrap());
+}
+
+#[test]
+fn a_client_of_another_authority_with_our_trust_domain_is_refused() {
+    let (pair, told) = watched();
+    let forger = Ca::new(TRUST_DOMAIN);
+    let to = pair.service.listen;
+    assert_eq!(Stranger::new(forger.issue("service/web", 3600)).alert(to), UNKNOWN);
+    expect_refused(&pair.b, Side::Service, "untrusted");
+    assert!(told.try_recv().is_err());
+    assert_let_in(good(&pair).connect(to).unwrap());
+}
+
+#[test]
+fn a_client_with_an_expired_certificate_is_refused() {
+    let (pair, told) = watched();
+    let to = pair.service.listen;
+    assert_eq!(Stranger::new(pair.ca.issue("service/web", -5)).alert(to), UNKNOWN);
+    expect_refused(&pair.b, Side::Service, "expired");
+    assert!(told.try_recv().is_err());
+    assert_let_in(Stranger::new(pair.ca.issue("service/web", 30)).connect(to).unwrap());
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused() {
+    let (pair, told) = watched();
+    let to = pair.service.listen;
+    let nobody = Stranger { cert: None, ..good(&pair) };
+    assert_eq!(nobody.alert(to), Some(AlertDescription::CertificateRequired));
+    expect_refused(&pair.b, Side::Service, "no_certificate");
+    assert!(told.try_recv().is_err());
+    assert_let_in(good(&pair).connect(to).unwrap());
+}
+
+#[test]
+fn a_session_is_not_started_on_a_certificate_that_expired_meanwhile() {
+    let (pair, told) = watched();
+    let mut tls =
+        Stranger::new(pair.ca.issue("service/web", 1)).connect(pair.service.listen).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    tls.write_all(&open()).unwrap();
+    assert_eq!(tls.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
+    assert!(told.try_recv().is_err());
+}
+
+/// A server that is not ours, dialled by relay A.
+fn dial_stranger(cert: rig::tls::Cert, alpn: bool) -> (Pair, mpsc::Receiver<std::io::Error>) {
+    let (tell, told) = mpsc::channel();
+    let addr = tls::server(cert, alpn, move |mut tls| {
+        let mut buf = [0; 100];
+        loop {
+            match tls.read(&mut buf) {
+                Ok(1..) => {}
+                Ok(_) => return,
+                Err(e) => return drop(tell.send(e)),
+            }
+        }
+    });
+    let mut pair = Pair::new(&[backend(echo)]);
+    pair.dial = dial(free(), &[addr]);
+    let dials = vec![pair.dial.clone()];
+    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+    (pair, told)
+}
+
+#[test]
+fn a_server_that_is_not_whom_we_called_gets_nothing() {
+    let ca = Ca::new(TRUST_DOMAIN);
+    // Of another trust domain, of another authority (pairs have their own), and expired or another
+    // service by our own authority.
+    let cases = [
+        (Ca::new("other.example").issue("service/db", 3600), "wrong_trust_domain"),
+        (ca.issue("service/db", 3600), "untrusted"),
+    ];
+    for (cert, reason) in cases {
+        let (pair, told) = dial_stranger(cert, true);
+        assert!(is_reset(&mut pair.connect()));
+        expect_refused(&pair.a, Side::Dial, reason);
+        let error = told.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(tls::alert(&error), UNKNOWN, "{reason}: {error}");
+    }
+    for (id, secs, reason) in [("service/db", -5, "expired"), ("service/other", 60, "wrong_peer")] {
+        let pair = Pair::new(&[backend(echo)]);
+        let (tell, told) = mpsc::channel();
+        let addr = tls::server(pair.ca.issue(id, secs), true, move |mut tls| {
+            let _ = tell.send(tls.read(&mut [0]).map(|_| ()));
+        });
+        let dials = vec![pair.dial.clone(), dial(free(), &[addr])];
+        let entry = dials[1].listen;
+        pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+        assert!(is_reset(&mut connect(entry)));
+        expect_refused(&pair.a, Side::Dial, reason);
+        let error = told.recv_timeout(Duration::from_secs(10)).unwrap().unwrap_err();
+        assert_eq!(tls::alert(&error), UNKNOWN, "{reason}: {error}");
+        ping(&mut pair.connect(), b"the right one").unwrap();
+    }
+}
+
+#[test]
+fn our_own_certificate_having_expired_is_said_and_nothing_is_sent() {
+    // The client's.
+    let (pair, told) = watched();
+    pair.ca.give(&pair.mesh_a, &["service/web"], -5);
+    assert!(is_reset(&mut pair.connect()));
+    expect_refused(&pair.a, Side::Dial, "no_identity");
+    assert!(told.try_recv().is_err());
+    pair.ca.give(&pair.mesh_a, &["service/web"], 60);
+    ping(&mut pair.connect(), b"renewed").unwrap();
+    // The server's.
+    let (pair, _told) = watched();
+    ping(&mut pair.connect(), b"before").unwrap();
+    pair.ca.give(&pair.mesh_b, &["service/db"], -5);
+    assert_eq!(good(&pair).alert(pair.service.listen), Some(AlertDescription::AccessDenied));
+    expect_refused(&pair.b, Side::Service, "no_identity");
+    pair.ca.give(&pair.mesh_b, &["service/db"], 60);
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+}
+
+#[test]
+fn who_is_not_on_the_allow_list_reaches_no_backend() {
+    let (mut pair, told) = watched();
+    pair.ca.give(&pair.mesh_a, &["service/web", "service/eve"], 3600);
+    ping(&mut pair.connect(), b"allowed").unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    pair.dial.identity = Id::Service(name("eve"));
+    let dials = vec![pair.dial.clone()];
+    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+    assert!(is_reset(&mut pair.connect()));
+    expect_refused(&pair.b, Side::Service, "not_allowed");
+    expect_refused(&pair.a, Side::Dial, "not_allowed");
+    let refusal = pair.b.status(0).refusals.pop().unwrap();
+    assert_eq!(refusal.peer.unwrap().to_string(), "spiffe://test.example/service/eve");
+    // A foreign peer by plain mutual TLS: disconnected after the handshake, and told nothing.
+    let eve = || Stranger::new(pair.ca.issue("service/eve", 60));
+    let mut raw = Stranger { alpn: false, ..eve() }.connect(pair.service.listen).unwrap();
+    assert_eq!(raw.read(&mut [0]).unwrap(), 0);
+    eventually("it is told here", || refused(&pair.b, Side::Service, "not_allowed") == 2);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
+    for revoked_by in [Side::Service, Side::Dial] {
+        let (pair, told) = watched();
+        let mut live = pair.connect();
+        ping(&mut live, b"before").unwrap();
+        eventually("the backend is told", || told.try_recv().is_ok());
+        let (by, mesh, peer, id) = match revoked_by {
+            Side::Service => (&pair.b, &pair.mesh_b, &pair.mesh_a, "service/web"),
+            Side::Dial => (&pair.a, &pair.mesh_a, &pair.mesh_b, "service/db"),
+        };
+        assert_eq!(by.cut_revoked(), 0);
+        let serial = peer.identity(&id.parse().unwrap()).unwrap().leaf().serial.clone();
+        let roots = vec![pair.ca.root.clone()];
+        mesh.set_bundle(
+            TrustBundle::new(pair.ca.td.clone(), roots, BTreeSet::from([serial])).unwrap(),
+        );
+        let start = Instant::now();
+        assert!(by.cut_revoked() > 0);
+        assert!(is_reset(&mut live));
+        assert!(start.elapsed() < Duration::from_secs(5));
+        eventually("nothing is left", || by.status(10).connections.is_empty());
+        assert!(is_reset(&mut pair.connect()));
+        expect_refused(by, revoked_by, "revoked");
+        assert!(told.try_recv().is_err());
+        // With a new certificate the same peer is let in.
+        pair.ca.give(peer, &[id], 60);
+        eventually("the new certificate holds", || ping(&mut pair.connect(), b"again").is_ok());
+    }
+}
+
+#[test]
+fn between_relays_a_key_exchange_without_ml_kem_is_refused() {
+    let (pair, told) = watched();
+    let to = pair.service.listen;
+    let classic = || Stranger { groups: vec![kx_group::X25519], ..good(&pair) };
+    let mut tls = classic().connect(to).unwrap();
+    let _ = tls.write_all(&open());
+    assert!(!matches!(tls.read(&mut [0]), Ok(1..)));
+    expect_refused(&pair.b, Side::Service, "no_post_quantum");
+    assert!(told.try_recv().is_err());
+    // A foreign peer may do without.
+    let mut raw = Stranger { alpn: false, ..classic() }.connect(to).unwrap();
+    raw.write_all(b"foreign").unwrap();
+    let mut answer = [0; 7];
+    raw.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"foreign");
+    assert_let_in(good(&pair).connect(to).unwrap());
+}
+
+#[test]
+fn tls_1_2_is_refused() {
+    let (pair, told) = watched();
+    if foreign::missing("openssl") {
+        return;
+    }
+    let files = foreign::Pems::new(&pair.ca, "service/web");
+    let client = |version: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_client", version, "-quiet", "-connect"]);
+        openssl.arg(pair.service.listen.to_string());
+        openssl.arg("-cert").arg(&files.chain).arg("-cert_chain").arg(&files.chain);
+        openssl.arg("-key").arg(&files.key);
+        openssl
+    };
+    let out = client("-tls1_2").stdin(Stdio::null()).output().unwrap();
+    let out = String::from_utf8_lossy(&out.stderr);
+    assert!(out.contains("alert protocol version"), "{out}");
+    expect_refused(&pair.b, Side::Service, "tls_version");
+    assert!(told.try_recv().is_err());
+    foreign::Program::start(&mut client("-tls1_3")).ping(b"let in\n");
+}
+
+/// What a stranger reads back until the connection ends.
+fn answer(mut socket: TcpStream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let mut buf = [0; 100];
+    while let Ok(n @ 1..) = socket.read(&mut buf) {
+        answer.extend_from_slice(&buf[..n]);
+    }
+    answer
+}
+
+#[test]
+fn plaintext_and_garbage_get_an_alert_and_nothing_else() {
+    let (pair, told) = watched();
+    let mut garbage = Random::new(5).bytes(5000);
+    garbage[0] = 0xff;
+    for (n, bytes) in
+        [b"GET / HTTP/1.1\r\nHost: db\r\n\r\n".as_slice(), &garbage].iter().enumerate()
+    {
+        let mut socket = connect(pair.service.listen);
+        socket.write_all(bytes).unwrap();
+        let _ = socket.shutdown(Shutdown::Write);
+        let answer = answer(socket);
+        // One fatal alert (RFC 8446, section 6), or the RST that overtook it.
+        assert!(matches!(answer[..], [] | [21, 3, _, 0, 2, 2, _]), "{answer:?}");
+        eventually("it is told here", || {
+            refused(&pair.b, Side::Service, "not_tls") == n as u64 + 1
+        });
+    }
+    assert!(told.try_recv().is_err());
+    ping(&mut pair.connect(), b"as ever").unwrap();
+}
+
+#[test]
+fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
+    let (pair, told) = watched();
+    let start = Instant::now();
+    let silent = connect(pair.service.listen);
+    let mut half = connect(pair.service.listen);
+    half.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 9, 9]).unwrap();
+    ping(&mut pair.connect(), b"meanwhile").unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    for mut socket in [silent, half] {
+        assert!(!matches!(socket.read(&mut [0]), Ok(1..)));
+    }
+    let took = start.elapsed().as_secs();
+    assert!((9..15).contains(&took), "cut after {took} s");
+    eventually("both are told", || refused(&pair.b, Side::Service, "handshake_stalled") == 2);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn frames_that_break_the_protocol_end_the_connection_without_an_answer() {
+    let (pair, told) = watched();
+    let open_then = |more: &[u8]| [open().as_slice(), more].concat();
+    // (what, what is sent, what the log says, whether a session had begun by then)
+    let cases: [(&str, Vec<u8>, &str, bool); 10] = [
+        ("an OPEN that announces too much", vec![1, 0, 2, 1], "an OPEN of 513 bytes", false),
+        ("the largest OPEN", vec![1, 255, 255, 255], "an OPEN of 16777215 bytes", false),
+        ("an OPEN cut short inside", vec![1, 0, 0, 3, 9, b'd', b'b'], "cut short", false),
+        ("an OPEN of no name", vec![1, 0, 0, 3, 1, b'!', 0], "not a name", false),
+        ("an unknown frame", vec![9, 0, 0, 0], "unknown frame type 9", false),
+        ("DATA before an OPEN", vec![4, 0, 0, 1, 7], "DATA frame out of turn", false),
+        ("OPENED by a client", vec![2, 0, 0, 0], "OPENED frame out of turn", false),
+        ("a FIN with a body", open_then(&[5, 0, 0, 1, 0]), "FIN frame with a body of 1", true),
+        ("an OPEN in a session", open_then(&open()), "OPEN frame out of turn", true),
+        ("DATA of nothing", open_then(&[4, 0, 0, 0]), "DATA frame with a body of 0", true),
+    ];
+    for (n, (what, bytes, said, begun)) in cases.into_iter().enumerate() {
+        let mut tls = good(&pair).connect(pair.service.listen).unwrap();
+        tls.write_all(&bytes).unwrap();
+        let mut got = Vec::new();
+        let error = tls.read_to_end(&mut got).expect_err(what).kind();
+        assert!(matches!(error, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{what}");
+        assert!(got.is_empty() || begun && got == Frame::Opened.header(), "{what}: {got:?}");
+        let count = n as u64 + 1;
+        eventually(what, || refused(&pair.b, Side::Service, "protocol_error") == count);
+        let detail = pair.b.status(0).refusals.pop().unwrap().detail;
+        assert!(detail.contains(said), "{what}: {detail}");
+        if begun {
+            told.recv_timeout(Duration::from_secs(10)).expect(what);
+        }
+        assert!(told.try_recv().is_err(), "{what} reached the backend");
+    }
+    eventually("all sessions end", || pair.at_rest());
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+}
+
+#[test]
+fn data_after_fin_is_out_of_turn() {
+    let (tell, backends) = mpsc::channel();
+    let pair = Pair::new(&[backend(move |socket| tell.send(socket).unwrap())]);
+    let mut tls = good(&pair).connect(pair.service.listen).unwrap();
+    let mut bytes = open();
+    bytes.extend_from_slice(&Frame::Fin.header());
+    bytes.extend_from_slice(&[4, 0, 0, 1, 7]);
+    tls.write_all(&bytes).unwrap();
+    let socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
+    expect_refused(&pair.b, Side::Service, "protocol_error");
+    eventually_reset("the backend is told", &socket);
+    eventually("the session ends", || sums(&pair.b).live == 0);
+}
+
+#[test]
+fn an_open_whose_sender_goes_away_in_the_middle_opens_nothing() {
+    let (pair, told) = watched();
+    let mut tls = good(&pair).connect(pair.service.listen).unwrap();
+    tls.write_all(&open()[..5]).unwrap();
+    drop(tls);
+    eventually("it is gone", || {
+        pair.b.status(100).connections.iter().all(|c| c.address.port() != 0 && !c.busy)
+            && sums(&pair.b).sessions == 0
+    });
+    assert!(told.try_recv().is_err());
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+}
+
+#[test]
+fn a_service_answers_to_its_own_name_only() {
+    let (pair, told) = watched();
+    let mut tls = good(&pair).connect(pair.service.listen).unwrap();
+    tls.write_all(&Open { service: name("other"), destination: None }.encode()).unwrap();
+    let mut answer = [0; 5];
+    tls.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, [3, 0, 0, 1, 2]);
+    expect_refused(&pair.b, Side::Service, "no_such_service");
+    assert!(told.try_recv().is_err());
+    tls.write_all(&Frame::Reset.header()).unwrap();
+    assert_let_in(tls); // the connection is idle again
+}
+
+#[test]
+fn a_server_that_speaks_out_of_turn_is_not_used_again() {
+    let pair = Pair::new(&[]);
+    // Each of its sessions ends in order, with something more behind the end.
+    let addr = tls::server(pair.ca.issue("service/db", 3600), true, |mut tls| {
+        let mut buf = [0; 512];
+        let mut session = [Frame::Opened.header(), [4, 0, 0, 2]].concat();
+        session.extend_from_slice(b"ok");
+        session.extend_from_slice(&Frame::Fin.header());
+        session.extend_from_slice(&Frame::Opened.header());
+        session.extend_from_slice(b"\x04\0\0\x05stale");
+        while let Ok(1..) = tls.read(&mut buf) {
+            if buf[0] == 1 && tls.write_all(&session).is_err() {
+                return;
+            }
+            buf[0] = 0;
+        }
+    });
+    let listen = free();
+    pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[addr])] }).unwrap();
+    for _ in 0..5 {
+        let mut socket = connect(listen);
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        let _ = socket.read_to_end(&mut got);
+        assert_eq!(got, b"ok");
+    }
+}
+
+#[test]
+fn a_server_that_answers_with_something_else_gets_an_abort() {
+    for (answer, reason) in
+        [(vec![4, 0, 0, 1, 7], "protocol_error"), (vec![3, 0, 0, 1, 99], "other")]
+    {
+        let pair = Pair::new(&[]);
+        let addr = tls::server(pair.ca.issue("service/db", 3600), true, move |mut tls| {
+            if matches!(tls.read(&mut [0; 512]), Ok(1..)) {
+                let _ = tls.write_all(&answer);
+                let _ = tls.read(&mut [0; 512]);
+            }
+        });
+        let listen = free();
+        let dials = vec![dial(listen, &[addr])];
+        pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+        assert!(is_reset(&mut connect(listen)));
+        expect_refused(&pair.a, Side::Dial, reason);
+    }
+}
+
+#[test]
+fn a_service_that_nobody_offers_is_said() {
+    let pair = Pair::new(&[]);
+    let listen = free();
+    pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[])] }).unwrap();
+    assert!(is_reset(&mut connect(listen)));
+    expect_refused(&pair.a, Side::Dial, "no_instance");
+}
+
+#[test]
+fn a_peer_that_refuses_our_certificate_is_not_pestered() {
+    let (pair, told) = watched();
+    let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial.clone();
+    let roots = vec![pair.ca.root.clone()];
+    let bundle = TrustBundle::new(pair.ca.td.clone(), roots, BTreeSet::from([serial])).unwrap();
+    pair.mesh_b.set_bundle(bundle);
+    pair.b.cut_revoked();
+    assert!(is_reset(&mut pair.connect()));
+    expect_refused(&pair.a, Side::Dial, "refused_by_peer");
+    std::thread::sleep(Duration::from_secs(4));
+    // Warming up waits longer each time: 0.2, 0.4, 0.8, 1.6 s, a sweep apart.
+    let tries = refused(&pair.b, Side::Service, "revoked");
+    assert!(tries <= 7, "{tries} tries in 4 s");
+    assert!(told.try_recv().is_err());
+}

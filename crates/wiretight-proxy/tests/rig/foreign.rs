@@ -1,0 +1,74 @@
+//! Programs that are not ours: where they are, and what they need to be peers.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::Ca;
+
+/// Whether a program is not installed. Says so and lets the test pass, except in CI, where it must be.
+pub fn missing(program: &str) -> bool {
+    let dirs = std::env::var("PATH").unwrap_or_default();
+    let dirs = dirs.split(':').chain(["/usr/sbin", "/usr/local/sbin"]);
+    if dirs.into_iter().any(|dir| Path::new(dir).join(program).exists()) {
+        return false;
+    }
+    assert!(std::env::var_os("CI").is_none(), "{program} is not installed, and CI needs it");
+    // Past the test harness, which keeps what a passing test prints to itself.
+    let _ = writeln!(std::io::stderr(), "skipped: {program} is not installed");
+    true
+}
+
+/// An identity and the root as PEM files.
+pub struct Pems {
+    pub dir: TempDir,
+    pub chain: PathBuf,
+    pub key: PathBuf,
+    pub root: PathBuf,
+}
+
+impl Pems {
+    pub fn new(ca: &Ca, id: &str) -> Pems {
+        let dir = tempfile::tempdir().unwrap();
+        let (chain, key) = ca.issue(id, 3600);
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        Pems {
+            chain: file("chain.pem", &wiretight_keys::x509::to_pem(&chain)),
+            key: file("key.pem", &key.to_pem()),
+            root: file("root.pem", &wiretight_keys::x509::to_pem([&ca.root])),
+            dir,
+        }
+    }
+}
+
+/// A program that runs until this is dropped, with its standard input and output in our hands.
+pub struct Program(pub Child);
+
+impl Program {
+    pub fn start(command: &mut Command) -> Program {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Program(command.spawn().unwrap())
+    }
+
+    /// Sends a word through it, which comes back.
+    pub fn ping(&mut self, word: &[u8]) {
+        self.0.stdin.as_mut().unwrap().write_all(word).unwrap();
+        let mut answer = vec![0; word.len()];
+        let out = self.0.stdout.as_mut().unwrap();
+        out.read_exact(&mut answer).unwrap_or_else(|e| panic!("no answer: {e}"));
+        assert_eq!(answer, word);
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,196 @@
+//! Peers that are not our relay: rustls by hand, so that a test decides every byte and certificate.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{SupportedKxGroup, aws_lc_rs::kx_group};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName,
+    ServerConfig, ServerConnection, SignatureScheme, StreamOwned,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use wiretight_keys::SigningKey;
+use wiretight_proxy::tls::ALPN_RELAY;
+
+pub type Cert = (Vec<CertificateDer<'static>>, SigningKey);
+pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+pub type TlsServer = StreamOwned<ServerConnection, TcpStream>;
+
+/// Believes everybody: what is tested is whether *we* are believed.
+#[derive(Debug)]
+struct Gullible;
+
+impl Gullible {
+    fn schemes() -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+type Verified = Result<HandshakeSignatureValid, rustls::Error>;
+
+impl ServerCertVerifier for Gullible {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Verified {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Verified {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        Gullible::schemes()
+    }
+}
+
+impl ClientCertVerifier for Gullible {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Verified {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Verified {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        Gullible::schemes()
+    }
+}
+
+/// A TLS client with what it shows and offers.
+pub struct Stranger {
+    pub cert: Option<Cert>,
+    pub alpn: bool,
+    pub groups: Vec<&'static dyn SupportedKxGroup>,
+}
+
+impl Stranger {
+    /// One that speaks `wiretight/1` and shows this.
+    pub fn new(cert: Cert) -> Stranger {
+        let groups = vec![kx_group::X25519MLKEM768, kx_group::X25519];
+        Stranger { cert: Some(cert), alpn: true, groups }
+    }
+
+    /// Connects and shakes hands as far as the client can tell: in TLS 1.3 the server's opinion of the
+    /// client's certificate comes later, at the first read.
+    pub fn connect(self, to: SocketAddr) -> io::Result<TlsClient> {
+        let mut provider = (*wiretight_proxy::tls::provider()).clone();
+        provider.kx_groups = self.groups;
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Gullible));
+        let mut config = match self.cert {
+            Some((chain, key)) => {
+                let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        if self.alpn {
+            config.alpn_protocols = vec![ALPN_RELAY.to_vec()];
+        }
+        let server_name = ServerName::try_from("db.service.test.example").unwrap();
+        let tls = ClientConnection::new(Arc::new(config), server_name).unwrap();
+        let socket = TcpStream::connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(15)))?;
+        socket.set_nodelay(true)?;
+        let mut stream = StreamOwned::new(tls, socket);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        stream.flush()?;
+        Ok(stream)
+    }
+
+    /// Connects, and tells the alert with which it is turned away; `None` if it is not by an alert.
+    pub fn alert(self, to: SocketAddr) -> Option<AlertDescription> {
+        let error = match self.connect(to) {
+            Ok(mut stream) => stream.read(&mut [0]).err()?,
+            Err(error) => error,
+        };
+        alert(&error)
+    }
+}
+
+/// The alert inside an error.
+pub fn alert(error: &io::Error) -> Option<AlertDescription> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// A TLS server on its own port that shows `cert` and hands each connection, before the handshake, to
+/// `serve`.
+pub fn server(
+    cert: Cert,
+    alpn: bool,
+    serve: impl Fn(TlsServer) + Send + Sync + Clone + 'static,
+) -> SocketAddr {
+    let provider = Arc::new((*wiretight_proxy::tls::provider()).clone());
+    let (chain, key) = cert;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(Arc::new(Gullible))
+        .with_single_cert(chain, PrivateKeyDer::Pkcs8(key.to_pkcs8()))
+        .unwrap();
+    config.send_tls13_tickets = 0;
+    if alpn {
+        config.alpn_protocols = vec![ALPN_RELAY.to_vec()];
+    }
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            socket.set_nodelay(true).unwrap();
+            let tls = ServerConnection::new(config.clone()).unwrap();
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(StreamOwned::new(tls, socket)));
+        }
+    });
+    addr
+}
