@@ -1,0 +1,106 @@
+//! Prometheus metrics, made afresh from the node's counters at each scrape.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::daemon::{Daemon, Status};
+
+/// All metrics, in the OpenMetrics text format.
+pub(super) fn render(daemon: &Arc<Daemon>) -> String {
+    let mut registry = Registry::with_prefix("wiretight");
+    registry.register_collector(Box::new(Snapshot(daemon.status())));
+    let mut out = String::new();
+    match prometheus_client::encoding::text::encode(&mut out, &registry) {
+        Ok(()) => out,
+        Err(fmt::Error) => String::new(), // a String takes all that is written to it
+    }
+}
+
+#[derive(Debug)]
+struct Snapshot(Status);
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Snapshot(status) = self;
+        let sums = |value: fn(&wiretight_proxy::relay::Sums) -> u64| -> Vec<(Labels, u64)> {
+            let labels = |s: &wiretight_proxy::relay::Sums| {
+                vec![("side", s.side.word().to_owned()), ("service", s.service.to_string())]
+            };
+            status.relay.sums.iter().map(|s| (labels(s), value(s))).collect()
+        };
+        let e = &mut encoder;
+        counter(e, "sessions", "Sessions begun", sums(|s| s.sessions))?;
+        counter(e, "sessions_failed", "Sessions that never opened", sums(|s| s.failed))?;
+        counter(e, "handshakes", "TLS handshakes finished", sums(|s| s.handshakes))?;
+        counter(e, "sent_bytes", "Plaintext bytes to peers", sums(|s| s.bytes_out))?;
+        counter(e, "received_bytes", "Plaintext bytes from peers", sums(|s| s.bytes_in))?;
+        gauge(e, "sessions_live", "Sessions running", sums(|s| s.live))?;
+        gauge(
+            e,
+            "idle_connections",
+            "Authenticated connections without a session",
+            sums(|s| s.idle),
+        )?;
+        let refused = status.relay.refused.iter().map(|r| {
+            let labels = vec![
+                ("side", r.side.word().to_owned()),
+                ("service", r.service.to_string()),
+                ("reason", r.reason.to_owned()),
+            ];
+            (labels, r.count)
+        });
+        counter(e, "refused", "Attempts refused, by reason", refused.collect())?;
+        let errors = vec![(Vec::new(), status.relay.accept_errors)];
+        counter(e, "accept_errors", "Connections that could not be accepted at once", errors)?;
+        let expiry =
+            status.identities.iter().map(|i| (vec![("id", i.id.to_string())], i.not_after));
+        gauge(
+            e,
+            "svid_not_after_seconds",
+            "When an identity expires, Unix time",
+            expiry.collect(),
+        )?;
+        let flag = |on: bool| vec![(Vec::new(), u64::from(on))];
+        gauge(e, "ready", "1 if identities and trust bundle are in force", flag(status.ready))?;
+        let connected = status.authority_link.connected;
+        gauge(e, "authority_connected", "1 if the authority's stream is up", flag(connected))?;
+        let version = vec![(vec![("version", status.version.to_owned())], 1)];
+        gauge(e, "build_info", "The version that runs", version)
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: Vec<(Labels, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: Vec<(Labels, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

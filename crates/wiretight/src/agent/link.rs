@@ -1,0 +1,371 @@
+//! Connections to the authority: who it must prove to be, and the one question of a join or rejoin.
+//!
+//! A first join knows the authority by the fingerprint in the token, everything later by the trust
+//! bundle. Nothing is sent before that is checked.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use wiretight_keys::verify::bundle_by_fingerprint;
+use wiretight_keys::{
+    Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain,
+};
+use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::{Identity, Mesh, tls};
+
+use super::state::public_der;
+use crate::control::{
+    Blob, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromStranger, JOIN_CONTEXT, Join,
+    Message, REJOIN_CONTEXT, Reader, Rejoin, encode,
+};
+
+/// A connection to the authority, which has proved that it is the one.
+pub(super) type Stream = TlsStream<TcpStream>;
+
+/// Why the authority gave no answer, or no good one.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No address to try.
+    #[error(
+        "where the authority is, is not known: give its address as `authority` in [node], or a join token"
+    )]
+    NoAddress,
+    /// Nobody there.
+    #[error("cannot reach the authority at {addr}: is it running, and the port open? ({source})")]
+    Unreachable {
+        /// Where.
+        addr: HostPort,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("the authority at {addr} did not answer within {limit:?}")]
+    Silent {
+        /// Where.
+        addr: HostPort,
+        /// How long.
+        limit: Duration,
+    },
+    /// Somebody else answered. Nothing was sent.
+    #[error(
+        "who answers at {addr} is not the authority that this node knows, and was told nothing: {why}"
+    )]
+    NotTheAuthority {
+        /// Where.
+        addr: HostPort,
+        /// What it failed to show.
+        why: String,
+    },
+    /// TLS failed in another way.
+    #[error("TLS with the authority at {addr} failed: {source}")]
+    Tls {
+        /// Where.
+        addr: HostPort,
+        /// What the library said.
+        source: io::Error,
+    },
+    /// The authority refused.
+    #[error("the authority refused ({}): {}", .0.code, .0.message)]
+    Denied(Denial),
+    /// The authority's answer is not usable.
+    #[error("the authority's answer cannot be used: {0}")]
+    Answer(String),
+    /// The connection broke before the answer.
+    #[error("no answer from the authority at {addr}: {source}")]
+    Broken {
+        /// Where.
+        addr: HostPort,
+        /// What happened.
+        source: ControlError,
+    },
+}
+
+/// What a join or rejoin is proved with.
+pub(super) enum Ticket<'a> {
+    Token(&'a JoinToken),
+    Enrolled(&'a Arc<Mesh>),
+}
+
+/// What a join or rejoin gives, checked.
+pub(super) struct Entry {
+    pub(super) key: SigningKey,
+    pub(super) identity: Identity,
+    pub(super) bundle: Vec<CertificateDer<'static>>,
+}
+
+/// Joins or rejoins at the first address that answers.
+pub(super) async fn enter(
+    addresses: &[HostPort],
+    trust_domain: &TrustDomain,
+    node: &Name,
+    enrolment: &SigningKey,
+    ticket: &Ticket<'_>,
+    limit: Duration,
+) -> Result<Entry, LinkError> {
+    let mut last = LinkError::NoAddress;
+    for addr in addresses {
+        let ask = ask(addr, trust_domain, node, enrolment, ticket);
+        last = match timeout(limit, ask).await {
+            Ok(Ok(entry)) => return Ok(entry),
+            Ok(Err(e @ LinkError::Denied(_))) => return Err(e),
+            Ok(Err(e)) => e,
+            Err(_) => LinkError::Silent { addr: addr.clone(), limit },
+        };
+        tracing::debug!("{last}");
+    }
+    Err(last)
+}
+
+/// Opens a stream with the node's certificate, at the first address that answers.
+pub(super) async fn open(
+    addresses: &[HostPort],
+    mesh: &Arc<Mesh>,
+    node: &Name,
+    limit: Duration,
+) -> Result<(Stream, HostPort), LinkError> {
+    let authority = SpiffeId::new(mesh.trust_domain().clone(), Id::Authority);
+    let mut last = LinkError::NoAddress;
+    for addr in addresses {
+        let id = Id::Node(node.clone());
+        let config = tls::client_config(mesh, id, authority.clone(), tls::ALPN_CONTROL);
+        let config = config.map_err(|e| tls_error(addr, e))?;
+        last = match timeout(limit, connect(addr, config, mesh.trust_domain())).await {
+            Ok(Ok(stream)) => return Ok((stream, addr.clone())),
+            Ok(Err(e)) => e,
+            Err(_) => LinkError::Silent { addr: addr.clone(), limit },
+        };
+        tracing::debug!("{last}");
+    }
+    Err(last)
+}
+
+async fn ask(
+    addr: &HostPort,
+    trust_domain: &TrustDomain,
+    node: &Name,
+    enrolment: &SigningKey,
+    ticket: &Ticket<'_>,
+) -> Result<Entry, LinkError> {
+    let trust = match ticket {
+        Ticket::Token(token) => Trust::Fingerprint(trust_domain.clone(), token.root),
+        Ticket::Enrolled(mesh) => Trust::Bundle((*mesh).clone()),
+    };
+    let config = stranger_config(trust).map_err(|e| tls_error(addr, e))?;
+    let mut stream = connect(addr, config, trust_domain).await?;
+
+    let local = |e: &dyn fmt::Display| LinkError::Answer(format!("no question could be made: {e}"));
+    let id = SpiffeId::new(trust_domain.clone(), Id::Node(node.clone()));
+    let key = SigningKey::generate().map_err(|e| local(&e))?;
+    let csr = Blob(Csr::create(&id, &key).map_err(|e| local(&e))?);
+    let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
+    let exporter = exporter.map_err(|e| local(&e))?;
+    let prove = |context: &[u8]| enrolment.sign(&[context, &exporter].concat()).map(Blob);
+    let question = match ticket {
+        Ticket::Token(token) => FromStranger::Join(Join {
+            token_id: token.id.clone(),
+            secret: token.secret.clone(),
+            node: node.clone(),
+            trust_domain: trust_domain.clone(),
+            csr,
+            enrolment_key: Blob(public_der(enrolment)),
+            proof: prove(JOIN_CONTEXT).map_err(|e| local(&e))?,
+        }),
+        Ticket::Enrolled(_) => FromStranger::Rejoin(Rejoin {
+            node: node.clone(),
+            trust_domain: trust_domain.clone(),
+            csr,
+            proof: prove(REJOIN_CONTEXT).map_err(|e| local(&e))?,
+        }),
+    };
+    let broken = |source| LinkError::Broken { addr: addr.clone(), source };
+    send(&mut stream, &question).await.map_err(broken)?;
+    let answer = Reader::new(&mut stream).next().await.map_err(broken)?;
+    let (chain, bundle) = match answer {
+        FromAuthority::Joined { chain, bundle } => (chain, bundle),
+        FromAuthority::Error(denial) => return Err(LinkError::Denied(denial)),
+        _ => return Err(LinkError::Answer("it is not an answer to a join".into())),
+    };
+    let _ = stream.shutdown().await;
+    let chain: Vec<_> = chain.iter().map(Blob::certificate).collect();
+    let bundle: Vec<_> = bundle.iter().map(Blob::certificate).collect();
+    if let Ticket::Token(token) = ticket
+        && !bundle.iter().any(|c| wiretight_keys::x509::fingerprint(c) == token.root)
+    {
+        return Err(LinkError::Answer("its bundle lacks the root in the token".into()));
+    }
+    let identity = check(trust_domain, &id, chain, &key, &bundle).map_err(LinkError::Answer)?;
+    Ok(Entry { key, identity, bundle })
+}
+
+/// Joins a chain to its key, if it is what was asked for and would be believed by others.
+pub(super) fn check(
+    trust_domain: &TrustDomain,
+    id: &SpiffeId,
+    chain: Vec<CertificateDer<'static>>,
+    key: &SigningKey,
+    bundle: &[CertificateDer<'static>],
+) -> Result<Identity, String> {
+    let trust = TrustBundle::new(trust_domain.clone(), bundle.to_vec(), Default::default());
+    let trust = trust.map_err(|e| e.to_string())?;
+    let peer = trust.verify(&chain, Role::Client, UnixTime::now()).map_err(|e| e.to_string())?;
+    if peer.id() != id {
+        return Err(format!("it is a certificate for {}, and {id} was asked for", peer.id()));
+    }
+    Identity::new(chain, key).map_err(|e| e.to_string())
+}
+
+/// TCP and TLS. The authority has proved who it is when this returns.
+async fn connect(
+    addr: &HostPort,
+    config: Arc<ClientConfig>,
+    trust_domain: &TrustDomain,
+) -> Result<Stream, LinkError> {
+    let unreachable = |source| LinkError::Unreachable { addr: addr.clone(), source };
+    let tcp = TcpStream::connect(addr.to_string()).await.map_err(unreachable)?;
+    let _ = tcp.set_nodelay(true);
+    let name = SpiffeId::new(trust_domain.clone(), Id::Authority).dns_name();
+    // Only a trust domain such as "a..b" is no DNS name; then no SNI goes out.
+    let name = ServerName::try_from(name)
+        .unwrap_or(ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()));
+    let connected = TlsConnector::from(config).connect(name, tcp).await;
+    let stream = connected.map_err(|e| classify(addr, e))?;
+    let connection = stream.get_ref().1;
+    let group = connection.negotiated_key_exchange_group().map(|g| g.name());
+    let why = if connection.alpn_protocol() != Some(tls::ALPN_CONTROL) {
+        "it does not speak wiretight-control/1"
+    } else if !group.is_some_and(tls::is_post_quantum) {
+        "its key exchange is not X25519MLKEM768"
+    } else {
+        return Ok(stream);
+    };
+    Err(LinkError::NotTheAuthority { addr: addr.clone(), why: why.into() })
+}
+
+/// Sends one message. The caller has the deadline.
+pub(super) async fn send<M: Message, W: tokio::io::AsyncWrite + Unpin>(
+    writer: &mut W,
+    message: &M,
+) -> Result<(), ControlError> {
+    writer.write_all(&encode(message)?).await?;
+    Ok(writer.flush().await?)
+}
+
+fn classify(addr: &HostPort, e: io::Error) -> LinkError {
+    let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    let why = match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))))
+            if other.is::<WrongRoot>() =>
+        {
+            WrongRoot.to_string()
+        }
+        Some(inner) => match tls::refusal(inner) {
+            Some(Refusal::Untrusted(_)) => "no root that this node trusts vouches for it. Another authority is at that address, or the authority has lost its state (restore it from a backup; or join this node to the new one with a new token)".into(),
+            Some(refusal) => refusal.to_string(),
+            None => return LinkError::Tls { addr: addr.clone(), source: e },
+        },
+        None => return LinkError::Tls { addr: addr.clone(), source: e },
+    };
+    LinkError::NotTheAuthority { addr: addr.clone(), why }
+}
+
+fn tls_error(addr: &HostPort, e: rustls::Error) -> LinkError {
+    LinkError::Tls { addr: addr.clone(), source: io::Error::other(e) }
+}
+
+/// What the authority is known by, to a node that shows no certificate.
+enum Trust {
+    /// The root in a join token.
+    Fingerprint(TrustDomain, [u8; 32]),
+    /// The trust bundle.
+    Bundle(Arc<Mesh>),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its root certificate is not the one in the join token: the token was altered, or made by another authority or before its root was replaced; or the address leads elsewhere"
+)]
+struct WrongRoot;
+
+fn stranger_config(trust: Trust) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier { trust }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![tls::ALPN_CONTROL.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+struct Verifier {
+    trust: Trust,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        let other = |e| rustls::Error::from(CertificateError::Other(OtherError(e)));
+        let peer = match &self.trust {
+            Trust::Fingerprint(trust_domain, print) => {
+                let bundle = bundle_by_fingerprint(trust_domain, print, &chain);
+                let bundle = bundle.ok_or_else(|| other(Arc::new(WrongRoot)))?;
+                bundle.verify(&chain, Role::Server, now)
+            }
+            Trust::Bundle(mesh) => mesh.verify(&chain, Role::Server, now),
+        };
+        let peer = peer.map_err(|refusal| other(Arc::new(refusal)))?;
+        if peer.id().id != Id::Authority {
+            let expected = SpiffeId::new(peer.id().trust_domain.clone(), Id::Authority);
+            let refusal = Refusal::WrongPeer { expected, found: peer.id().clone() };
+            return Err(other(Arc::new(refusal)));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = tls::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}

@@ -1,0 +1,759 @@
+//! The agent's loop: have a node identity (join, rejoin), keep a stream, renew, apply what is
+//! pushed. One task owns all of it; whatever fails ends the stream, and the loop begins again after
+//! a wait.
+
+mod enter;
+mod renew;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use wiretight_keys::x509::fingerprint;
+use wiretight_keys::{Id, JoinToken, Serial, SigningKey, TrustBundle};
+use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::{Identity, Mesh, Registry};
+
+use super::link::{self, LinkError, Stream};
+use super::state::{Disk, Membership, Saved};
+use super::{AgentParams, AgentStatus, IdentityStatus, Instance, is_ready, membership};
+use crate::control::{
+    Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
+};
+use crate::private_dir::FileError;
+
+/// Certificate requests that wait for an answer at one time: fewer than the authority queues.
+const MAX_IN_FLIGHT: usize = 4;
+/// Certificate requests of others (`svid fetch`) that wait for their turn.
+const MAX_WAITING: usize = 64;
+/// A stream that held this long was a good one: the next failure begins the backoff anew.
+const GOOD_STREAM: Duration = Duration::from_secs(5);
+/// The clock is looked at this often, for it may jump.
+const TICK: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+type Reply<T> = oneshot::Sender<Result<T, String>>;
+type Chain = Vec<CertificateDer<'static>>;
+
+/// What the handle asks of the loop.
+pub(super) enum Command {
+    Update(Box<AgentParams>),
+    Renew(Reply<()>),
+    Sign(Vec<u8>, Reply<Chain>),
+}
+
+/// Why there is no stream (any more).
+enum Trouble {
+    /// Try again after a wait.
+    Retry(String),
+    /// Nothing is wrong: connect again at once.
+    Again,
+    /// The authority does not want this node.
+    Removed(String),
+}
+
+impl From<ControlError> for Trouble {
+    fn from(e: ControlError) -> Trouble {
+        Trouble::Retry(format!("the stream to the authority ended: {e}"))
+    }
+}
+
+/// When an identity is renewed next.
+#[derive(Default)]
+struct Renewal {
+    /// Milliseconds since 1970. The wall clock, for certificates end by it.
+    due: u64,
+    failures: u32,
+    error: Option<String>,
+    in_flight: bool,
+}
+
+/// Somebody who waits until every identity was renewed.
+struct Waiter {
+    /// For each identity, the first request that counts.
+    left: BTreeMap<Id, u64>,
+    reply: Reply<()>,
+}
+
+/// A request under way.
+enum Pending {
+    Renew { id: Id, key: SigningKey },
+    Fetch(Reply<Chain>),
+}
+
+/// The loop's state.
+pub(super) struct Run {
+    params: AgentParams,
+    mesh: Arc<Mesh>,
+    /// Locked while it is written, for a write goes on when the loop is stopped in the middle.
+    disk: Arc<tokio::sync::Mutex<Disk>>,
+    inbox: mpsc::Receiver<Command>,
+    status: watch::Sender<AgentStatus>,
+    enrolment: Option<Arc<SigningKey>>,
+    membership: Option<Membership>,
+    /// The state in force; the bundle of the last join if that is newer.
+    state: State,
+    identities: BTreeMap<Id, Arc<Identity>>,
+    renewals: BTreeMap<Id, Renewal>,
+    waiters: Vec<Waiter>,
+    fetches: VecDeque<(Vec<u8>, Reply<Chain>)>,
+    next_request: u64,
+    removed: bool,
+    /// The authority did not take the node's certificate: ask for another by rejoining.
+    distrusted: bool,
+    announced: Vec<Offer>,
+}
+
+/// A live stream.
+struct Link {
+    reader: Reader<ReadHalf<Stream>>,
+    writer: WriteHalf<Stream>,
+    limit: Duration,
+    pending: BTreeMap<u64, (Pending, Instant)>,
+    announced: Option<Vec<Offer>>,
+    local: Option<IpAddr>,
+    /// The authority has said something: it took the certificate.
+    confirmed: bool,
+    /// The certificate that it took.
+    serial: Option<Serial>,
+    /// From here on the stream should be made anew with a newer one, if there is one.
+    stale_at: u64,
+}
+
+impl Link {
+    async fn send(&mut self, message: &FromNode) -> Result<(), Trouble> {
+        match timeout(self.limit, link::send(&mut self.writer, message)).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => Err(Trouble::Retry("the authority does not read".into())),
+        }
+    }
+}
+
+impl Run {
+    /// Puts what was saved into the mesh.
+    pub(super) fn new(
+        params: AgentParams,
+        mesh: Arc<Mesh>,
+        disk: Disk,
+        saved: Saved,
+        inbox: mpsc::Receiver<Command>,
+    ) -> (Run, watch::Receiver<AgentStatus>) {
+        let Saved { enrolment, membership, identities, bundle, state } = saved;
+        if enrolment.is_none() && membership.is_some() {
+            tracing::error!(
+                "this node's enrolment key is lost: once its certificate has expired it needs a new join token"
+            );
+        }
+        let empty =
+            State { version: 0, bundle: vec![], registry: Registry::default(), revoked: vec![] };
+        let mut state = state.unwrap_or(empty);
+        state.bundle = bundle.iter().map(Blob::from).collect();
+        let status = AgentStatus {
+            node: params.node.clone(),
+            trust_domain: params.trust_domain.clone(),
+            connected: false,
+            authority: None,
+            last_contact: None,
+            version: state.version,
+            removed: false,
+            ready: false,
+            identities: Vec::new(),
+            instances: Vec::new(),
+            last_error: None,
+        };
+        let (status, receiver) = watch::channel(status);
+        let mut run = Run {
+            params,
+            mesh,
+            disk: Arc::new(tokio::sync::Mutex::new(disk)),
+            inbox,
+            status,
+            enrolment: enrolment.map(Arc::new),
+            membership,
+            state,
+            identities: BTreeMap::new(),
+            renewals: BTreeMap::new(),
+            waiters: Vec::new(),
+            fetches: VecDeque::new(),
+            next_request: 1,
+            removed: false,
+            distrusted: false,
+            announced: Vec::new(),
+        };
+        if let Err(e) = run.put_bundle() {
+            tracing::error!("the saved trust bundle cannot be used: {e}");
+            run.state.version = 0;
+        }
+        run.mesh.set_registry(run.state.registry.clone());
+        let wanted = run.wanted();
+        for identity in identities {
+            let id = identity.id().id.clone();
+            let ours = identity.id().trust_domain == run.params.trust_domain;
+            if ours && wanted.contains(&id) && identity.is_valid() {
+                run.schedule(&id, &identity);
+                run.identities.insert(id, Arc::new(identity));
+            }
+        }
+        run.drop_revoked();
+        run.put_identities();
+        run.report(|_| {});
+        (run, receiver)
+    }
+
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.forever() => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        self.report(|s| s.connected = false);
+        // Whoever opens the directory next finds it at rest.
+        drop(self.disk.lock().await);
+    }
+
+    async fn forever(&mut self) {
+        let mut failures = 0;
+        loop {
+            let began = Instant::now();
+            let Err(trouble) = self.attempt().await;
+            for renewal in self.renewals.values_mut() {
+                renewal.in_flight = false;
+            }
+            let connected = self.status.borrow().connected;
+            if connected && began.elapsed() >= GOOD_STREAM {
+                failures = 0;
+            }
+            let times = self.params.times;
+            let (wait, error) = match trouble {
+                Trouble::Again => (Duration::ZERO, None),
+                Trouble::Retry(why) => {
+                    let wait = backoff(times.backoff_min, times.backoff_max, failures);
+                    failures = failures.saturating_add(1);
+                    tracing::warn!("{why}; trying again in {wait:.1?}");
+                    (wait, Some(why))
+                }
+                Trouble::Removed(why) => {
+                    self.leave(&why).await;
+                    (times.removed_retry, Some(why))
+                }
+            };
+            self.report(|s| {
+                s.connected = false;
+                s.last_error = error.or(s.last_error.take());
+            });
+            self.wait(wait).await;
+        }
+    }
+
+    /// Waits, unless somebody wants something of the authority now.
+    async fn wait(&mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            // What expires meanwhile is seen.
+            let tick = until.min(Instant::now() + TICK);
+            tokio::select! {
+                () = sleep_until(tick) => self.report(|_| {}),
+                Some(command) = self.inbox.recv() => {
+                    self.command(command).await;
+                    // Never in a tight loop, whoever asks how often.
+                    sleep(self.params.times.backoff_min).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One attempt to be in the mesh: ends with what went wrong.
+    async fn attempt(&mut self) -> Result<std::convert::Infallible, Trouble> {
+        let own = Id::Node(self.params.node.clone());
+        if self.distrusted || self.mesh.identity(&own).is_none() {
+            self.enter().await?;
+        }
+        let addresses = self.addresses(None);
+        let limit = self.params.times.answer;
+        let opened = link::open(&addresses, &self.mesh, &self.params.node, limit).await;
+        match opened {
+            Ok((stream, addr)) => {
+                let mut link = self.link(stream);
+                let trouble = match self.stream(&mut link, addr).await {
+                    Ok(never) => match never {},
+                    Err(trouble) => trouble,
+                };
+                // In TLS 1.3 a refused certificate shows only after the handshake.
+                self.distrusted = !link.confirmed;
+                Err(trouble)
+            }
+            Err(e) => {
+                // An authority with another root: a new token, if there is one, decides.
+                self.distrusted = matches!(e, LinkError::NotTheAuthority { .. });
+                Err(Trouble::Retry(e.to_string()))
+            }
+        }
+    }
+
+    // ---- The stream.
+
+    fn own(&self) -> Option<&Arc<Identity>> {
+        self.identities.get(&Id::Node(self.params.node.clone()))
+    }
+
+    fn link(&self, stream: Stream) -> Link {
+        let local = stream.get_ref().0.local_addr().ok().map(|a| a.ip());
+        let leaf = self.own().map(|i| i.leaf());
+        let stale = leaf.map(|l| l.period).map(|p| p.not_after - (p.not_after - p.not_before) / 5);
+        let (reader, writer) = tokio::io::split(stream);
+        Link {
+            reader: Reader::new(reader),
+            writer,
+            limit: self.params.times.answer,
+            pending: BTreeMap::new(),
+            announced: None,
+            local,
+            confirmed: false,
+            serial: leaf.map(|l| l.serial.clone()),
+            stale_at: stale.unwrap_or(u64::MAX),
+        }
+    }
+
+    async fn stream(
+        &mut self,
+        link: &mut Link,
+        addr: HostPort,
+    ) -> Result<std::convert::Infallible, Trouble> {
+        let instances = self.offers(link.local);
+        self.announced.clone_from(&instances);
+        link.announced = Some(instances.clone());
+        link.send(&FromNode::Hello { have: self.state.version, instances }).await?;
+        // Its answer says that the certificate was taken.
+        link.send(&FromNode::Ping).await?;
+        let times = self.params.times;
+        let (mut heard, mut ping_at) = (Instant::now(), Instant::now() + times.ping);
+        loop {
+            self.begin_requests(link).await?;
+            self.announce(link).await?;
+            let due = Instant::now() + self.next_due(link);
+            tokio::select! {
+                message = link.reader.next::<FromAuthority>() => {
+                    heard = Instant::now();
+                    if !link.confirmed {
+                        link.confirmed = message.is_ok();
+                    }
+                    let message = message?;
+                    let first = !self.status.borrow().connected;
+                    if first {
+                        tracing::info!(authority = %addr, "connected to the authority");
+                    }
+                    if link.confirmed && self.membership.is_none() {
+                        let joined = self.remember(vec![addr.clone()]);
+                        self.membership = Some(joined.clone());
+                        self.save(move |disk| disk.save_membership(&joined)).await;
+                    }
+                    self.message(link, message).await?;
+                    self.report(|s| {
+                        (s.connected, s.last_contact) = (true, Some(now()));
+                        s.authority = Some(addr.clone());
+                        if first {
+                            s.last_error = None;
+                        }
+                    });
+                }
+                Some(command) = self.inbox.recv() => {
+                    self.command(command).await;
+                    let given = &self.params.authority;
+                    if !given.is_empty() && !given.contains(&addr) {
+                        return Err(Trouble::Again);
+                    }
+                }
+                () = sleep_until(ping_at) => {
+                    ping_at = Instant::now() + times.ping;
+                    link.send(&FromNode::Ping).await?;
+                }
+                () = sleep_until(due) => self.report(|_| {}),
+            }
+            if heard.elapsed() >= times.silence {
+                let why = format!("the authority at {addr} was silent for {:?}", times.silence);
+                return Err(Trouble::Retry(why));
+            }
+            if link.pending.values().any(|(_, asked)| asked.elapsed() >= times.silence) {
+                return Err(Trouble::Retry("the authority does not answer a request".into()));
+            }
+            // With a newer certificate in hand, the stream is made anew before the old one ends.
+            let newer = self.own().is_some_and(|i| {
+                i.is_valid() && link.serial.as_ref().is_some_and(|s| *s != i.leaf().serial)
+            });
+            if now() >= link.stale_at && newer && link.pending.is_empty() {
+                return Err(Trouble::Again);
+            }
+        }
+    }
+
+    /// How long the loop may sleep, if nothing comes.
+    fn next_due(&self, link: &Link) -> Duration {
+        let room = link.pending.len() < MAX_IN_FLIGHT;
+        let idle = self.renewals.values().filter(|r| room && !r.in_flight);
+        let due = idle.map(|r| r.due).min().unwrap_or(u64::MAX);
+        Duration::from_millis(due.saturating_sub(now_ms())).min(TICK)
+    }
+
+    async fn message(&mut self, link: &mut Link, message: FromAuthority) -> Result<(), Trouble> {
+        match message {
+            FromAuthority::State(state) => {
+                let version = state.version;
+                match self.apply(state).await {
+                    Ok(()) => link.send(&FromNode::Ack { version }).await?,
+                    Err(e) => {
+                        tracing::error!(version, "the pushed state cannot be used: {e}");
+                        self.report(|s| s.last_error = Some(e));
+                    }
+                }
+            }
+            FromAuthority::Signed { request, chain } => {
+                let chain = chain.iter().map(Blob::certificate).collect();
+                match link.pending.remove(&request) {
+                    Some((Pending::Fetch(reply), _)) => drop(reply.send(Ok(chain))),
+                    Some((Pending::Renew { id, key }, _)) => {
+                        self.renewed(request, id, key, chain).await;
+                    }
+                    None => {}
+                }
+            }
+            FromAuthority::Refused { request: 0, denial } => {
+                tracing::warn!(code = %denial.code, "what this node offers is refused: {denial}");
+                self.report(|s| s.last_error = Some(denial.message));
+            }
+            FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
+                Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
+                Some((Pending::Renew { id, .. }, _)) => self.not_renewed(&id, denial.message),
+                None => {}
+            },
+            FromAuthority::Error(denial) => return self.error(denial),
+            FromAuthority::Ping => link.send(&FromNode::Pong).await?,
+            FromAuthority::Pong | FromAuthority::Unknown => {}
+            FromAuthority::Joined { .. } => {
+                return Err(Trouble::Retry("the authority spoke out of turn".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&mut self, denial: Denial) -> Result<(), Trouble> {
+        match denial.code {
+            Code::Removed | Code::NotEnrolled => Err(Trouble::Removed(denial.message)),
+            Code::Expired => Err(Trouble::Again),
+            Code::UnknownType | Code::Other => {
+                tracing::warn!(code = %denial.code, "the authority says: {denial}");
+                Ok(())
+            }
+            _ => Err(Trouble::Retry(format!("the authority says: {denial}"))),
+        }
+    }
+
+    /// Puts a pushed state into force, then onto the disk.
+    async fn apply(&mut self, state: State) -> Result<(), String> {
+        if state.bundle.is_empty() {
+            return Err("its bundle is empty".into());
+        }
+        let old = std::mem::replace(&mut self.state, state);
+        if let Err(e) = self.put_bundle() {
+            self.state = old;
+            return Err(e);
+        }
+        self.mesh.set_registry(self.state.registry.clone());
+        if self.drop_revoked() {
+            self.put_identities();
+        }
+        let saved = self.state.clone();
+        self.save(move |disk| disk.save_state(&saved)).await;
+        tracing::debug!(version = self.state.version, "the pushed state is in force");
+        Ok(())
+    }
+
+    async fn announce(&mut self, link: &mut Link) -> Result<(), Trouble> {
+        let instances = self.offers(link.local);
+        if link.announced.as_ref() == Some(&instances) {
+            return Ok(());
+        }
+        self.announced.clone_from(&instances);
+        link.announced = Some(instances.clone());
+        self.report(|_| {});
+        link.send(&FromNode::Announce { instances }).await
+    }
+
+    /// What this node can stand for: services whose identity it holds.
+    fn offers(&self, local: Option<IpAddr>) -> Vec<Offer> {
+        let holds = |i: &&Instance| self.identities.contains_key(&Id::Service(i.service.clone()));
+        let offer = |i: &Instance| {
+            let addr = address(i, local, self.params.own_host.as_ref());
+            if addr.is_none() {
+                tracing::warn!(service = %i.service, "no address to announce: set `advertise`");
+            }
+            Some(Offer { service: i.service.clone(), addr: addr?, allow: i.allow.clone() })
+        };
+        self.params.instances.iter().filter(holds).filter_map(offer).collect()
+    }
+
+    // ---- Commands.
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Update(params) => self.update(*params).await,
+            Command::Renew(reply) => {
+                if self.removed {
+                    let _ = reply.send(Err("this node was removed from the mesh".into()));
+                    return;
+                }
+                let first = self.next_request;
+                let left = self.wanted().into_iter().map(|id| (id, first)).collect();
+                self.waiters.push(Waiter { left, reply });
+                for renewal in self.renewals.values_mut() {
+                    renewal.due = 0;
+                }
+            }
+            Command::Sign(csr, reply) => {
+                if self.fetches.len() < MAX_WAITING {
+                    self.fetches.push_back((csr, reply));
+                } else {
+                    let _ = reply.send(Err("too many requests wait already".into()));
+                }
+            }
+        }
+        // Those who gave up waiting are forgotten.
+        self.waiters.retain(|w| !w.reply.is_closed());
+        self.fetches.retain(|(_, reply)| !reply.is_closed());
+    }
+
+    async fn update(&mut self, mut params: AgentParams) {
+        let own = &self.params;
+        if (&params.node, &params.trust_domain) != (&own.node, &own.trust_domain)
+            || params.dir != own.dir
+        {
+            tracing::error!(
+                "name, trust_domain and state_dir of [node] change with a restart only"
+            );
+            params.node = own.node.clone();
+            params.trust_domain = own.trust_domain.clone();
+            params.dir = own.dir.clone();
+        }
+        self.params = params;
+        let wanted = self.wanted();
+        let unwanted: Vec<Id> =
+            self.identities.keys().filter(|id| !wanted.contains(id)).cloned().collect();
+        self.renewals.retain(|id, _| wanted.contains(id));
+        for waiter in &mut self.waiters {
+            waiter.left.retain(|id, _| wanted.contains(id));
+        }
+        for waiter in self.waiters.extract_if(.., |w| w.left.is_empty()) {
+            let _ = waiter.reply.send(Ok(()));
+        }
+        if !unwanted.is_empty() {
+            self.identities.retain(|id, _| wanted.contains(id));
+            self.put_identities();
+            self.save(move |disk| unwanted.iter().try_for_each(|id| disk.remove_identity(id)))
+                .await;
+        }
+        self.report(|_| {});
+    }
+
+    // ---- Within.
+
+    fn wanted(&self) -> BTreeSet<Id> {
+        let services = self.params.services.iter().cloned().map(Id::Service);
+        services.chain([Id::Node(self.params.node.clone())]).collect()
+    }
+
+    /// Where to try: what the configuration says goes before what the token or the disk says.
+    fn addresses(&self, token: Option<&JoinToken>) -> Vec<HostPort> {
+        let known = match (token, &self.membership) {
+            (Some(token), _) => membership(token).authority,
+            (None, Some(membership)) => membership.authority.clone(),
+            (None, None) => match self.params.token.load() {
+                Ok(Some(token)) => membership(&token).authority,
+                Ok(None) | Err(_) => Vec::new(),
+            },
+        };
+        let mut all = Vec::new();
+        for addr in self.params.authority.iter().chain(&known) {
+            if !all.contains(addr) {
+                all.push(addr.clone());
+            }
+        }
+        all
+    }
+
+    fn put_bundle(&self) -> Result<(), String> {
+        let roots: Vec<_> = self.state.bundle.iter().map(Blob::certificate).collect();
+        let revoked = self.state.revoked.iter().map(|r| r.serial.clone()).collect();
+        let bundle = TrustBundle::new(self.params.trust_domain.clone(), roots, revoked);
+        let bundle = bundle.map_err(|e| e.to_string())?;
+        let known = self.mesh.bundle();
+        for root in bundle.roots().iter().filter(|r| !known.roots().contains(r)) {
+            let print = wiretight_keys::token::hex(&fingerprint(root));
+            tracing::info!(root = %print, "trusting this root");
+        }
+        self.mesh.set_bundle(bundle);
+        Ok(())
+    }
+
+    fn put_identities(&self) {
+        self.mesh.set_identities(self.identities.clone());
+    }
+
+    /// Drops identities of this node that were revoked: services that it may claim no longer.
+    fn drop_revoked(&mut self) -> bool {
+        let revoked: BTreeSet<&Serial> = self.state.revoked.iter().map(|r| &r.serial).collect();
+        let before = self.identities.len();
+        let renewals = &mut self.renewals;
+        self.identities.retain(|id, identity| {
+            let keep = !revoked.contains(&identity.leaf().serial);
+            if !keep {
+                tracing::warn!(%id, "this identity was revoked, and is dropped");
+                renewals.remove(id);
+            }
+            keep
+        });
+        self.identities.len() != before
+    }
+
+    /// A disk that does not take a write costs the restart without an authority, not the service.
+    async fn save(&self, write: impl FnOnce(&Disk) -> Result<(), FileError> + Send + 'static) {
+        if let Err(e) = self.on_disk(write).await {
+            tracing::error!("not saved, a restart will need the authority: {e}: {}", e.source);
+        }
+    }
+
+    async fn on_disk(
+        &self,
+        write: impl FnOnce(&Disk) -> Result<(), FileError> + Send + 'static,
+    ) -> Result<(), FileError> {
+        let disk = self.disk.clone().lock_owned().await;
+        let path = disk.path().to_owned();
+        tokio::task::spawn_blocking(move || write(&disk)).await.unwrap_or_else(|e| {
+            Err(FileError { doing: "write in", path, source: std::io::Error::other(e) })
+        })
+    }
+
+    /// Updates the status; those who watch are woken if it changed.
+    fn report(&mut self, change: impl FnOnce(&mut AgentStatus)) {
+        // Whatever is wanted has an entry, due at once if it is new.
+        for id in self.wanted() {
+            self.renewals.entry(id).or_default();
+        }
+        let mut new = self.status.borrow().clone();
+        change(&mut new);
+        let identity = |(id, renewal): (&Id, &Renewal)| {
+            let held = self.identities.get(id).map(|i| i.leaf());
+            IdentityStatus {
+                id: id.clone(),
+                serial: held.map(|l| l.serial.clone()),
+                not_before: held.map(|l| l.period.not_before),
+                not_after: held.map(|l| l.period.not_after),
+                next_renewal: (renewal.due > 0).then_some(renewal.due / 1000),
+                error: renewal.error.clone(),
+            }
+        };
+        new.identities = self.renewals.iter().map(identity).collect();
+        new.instances.clone_from(&self.announced);
+        new.version = self.state.version;
+        new.removed = self.removed;
+        new.ready = !self.removed && !self.mesh.bundle().roots().is_empty();
+        new.ready = is_ready(&new);
+        self.status.send_if_modified(|status| {
+            let changed = *status != new;
+            *status = new;
+            changed
+        });
+    }
+}
+
+/// Where others reach an instance.
+fn address(
+    instance: &Instance,
+    local: Option<IpAddr>,
+    own_host: Option<&HostPort>,
+) -> Option<HostPort> {
+    if let Some(given) = &instance.advertise {
+        return Some(given.clone());
+    }
+    let port = instance.listen.port();
+    if !instance.listen.ip().is_unspecified() {
+        return Some(instance.listen.into());
+    }
+    let local = local.map(|ip| ip.to_canonical());
+    if let Some(host) = own_host
+        && local.is_none_or(|ip| ip.is_loopback())
+    {
+        return match host.as_ip() {
+            Some(addr) => Some(std::net::SocketAddr::new(addr.ip(), port).into()),
+            None => format!("{}:{port}", host.host()).parse().ok(),
+        };
+    }
+    local.map(|ip| std::net::SocketAddr::new(ip, port).into())
+}
+
+fn retry(e: &dyn std::error::Error) -> Trouble {
+    Trouble::Retry(e.to_string())
+}
+
+/// Exponential, with full jitter.
+fn backoff(min: Duration, max: Duration, failures: u32) -> Duration {
+    let most = min.saturating_mul(1 << failures.min(20)).clamp(min, max.max(min));
+    most.mul_f64(chance()).max(min / 4)
+}
+
+/// Between 0 and 1. If the system gives no randomness, a half: jitter is no secret.
+fn chance() -> f64 {
+    getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_listener_is_announced_by_the_address_that_others_can_use() {
+        let instance = |listen: &str, advertise: Option<&str>| Instance {
+            service: "db".parse().unwrap(),
+            listen: listen.parse().unwrap(),
+            advertise: advertise.map(|a| a.parse().unwrap()),
+            allow: vec![],
+        };
+        let ip = |s: &str| Some(s.parse().unwrap());
+        let own: HostPort = "auth.example.org:7400".parse().unwrap();
+        for (listen, advertise, local, own_host, expected) in [
+            ("10.0.0.5:1", None, ip("10.9.9.9"), None, Some("10.0.0.5:1")),
+            ("10.0.0.5:1", Some("db:2"), ip("10.9.9.9"), None, Some("db:2")),
+            ("0.0.0.0:1", None, ip("10.9.9.9"), Some(&own), Some("10.9.9.9:1")),
+            ("[::]:1", None, ip("::ffff:10.9.9.9"), None, Some("10.9.9.9:1")),
+            ("0.0.0.0:1", None, ip("127.0.0.1"), Some(&own), Some("auth.example.org:1")),
+            ("0.0.0.0:1", None, ip("127.0.0.1"), None, Some("127.0.0.1:1")),
+            ("0.0.0.0:1", None, None, None, None),
+        ] {
+            let found = address(&instance(listen, advertise), local, own_host);
+            assert_eq!(found.map(|a| a.to_string()).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn backoff_grows_and_has_an_end() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        for failures in [0, 1, 8, 9, 20, 1000] {
+            for _ in 0..100 {
+                let wait = backoff(min, max, failures);
+                assert!(wait >= min / 4 && wait <= max);
+                assert!(wait <= min * (1 << failures.min(9)));
+            }
+        }
+        assert!((0..100).any(|_| backoff(min, max, 20) > max / 2));
+    }
+}

@@ -1,0 +1,137 @@
+//! How a node gets into the mesh, and out of it: join, rejoin, removal.
+
+use std::sync::Arc;
+
+use wiretight_keys::{JoinToken, SigningKey};
+use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::settings::HostPort;
+
+use super::super::link::{self, LinkError, Ticket};
+use super::super::state::Membership;
+use super::super::{AgentParams, membership, token_fits};
+use super::{Run, Trouble, retry};
+use crate::control::{Blob, Code};
+
+impl Run {
+    /// Gets a node identity: by the enrolled key, or by a join token.
+    pub(super) async fn enter(&mut self) -> Result<(), Trouble> {
+        let token = self.params.token.load();
+        let used = self.membership.as_ref().map(|m| m.token_id.as_str());
+        let fresh = matches!(&token, Ok(Some(t)) if Some(t.id.as_str()) != used);
+        let has_bundle = !self.mesh.bundle().roots().is_empty();
+        if has_bundle && let Some(key) = self.enrolment.clone() {
+            let ticket = Ticket::Enrolled(&self.mesh);
+            match self.ask(&key, &ticket, self.addresses(None)).await {
+                Ok(entry) => return self.entered(entry, None).await,
+                Err(LinkError::Denied(d))
+                    if matches!(d.code, Code::NotEnrolled | Code::Removed) && !fresh =>
+                {
+                    return Err(Trouble::Removed(d.message));
+                }
+                Err(LinkError::Denied(_) | LinkError::NotTheAuthority { .. }) if fresh => {}
+                Err(e) => return Err(Trouble::Retry(e.to_string())),
+            }
+        }
+        let token = token.map_err(Trouble::Retry)?.ok_or_else(|| {
+            let why = "this node has not joined a mesh, or its certificate is lost, and there is no join token: make one with `wiretight token create` on the authority, then `wiretight join`, or join_token_file in [node]";
+            Trouble::Retry(why.into())
+        })?;
+        self.join(&token).await
+    }
+
+    async fn join(&mut self, token: &JoinToken) -> Result<(), Trouble> {
+        token_fits(token, &self.params.trust_domain, &self.params.node).map_err(Trouble::Retry)?;
+        let key = match self.enrolment.clone() {
+            Some(key) => key,
+            None => {
+                let key = Arc::new(SigningKey::generate().map_err(|e| retry(&e))?);
+                // On the disk first: if the answer is lost, the same key asks again.
+                let saved = key.clone();
+                let saved = self.on_disk(move |disk| disk.save_enrolment(&saved)).await;
+                saved.map_err(|e| retry(&e))?;
+                self.enrolment.insert(key).clone()
+            }
+        };
+        let addresses = self.addresses(Some(token));
+        match self.ask(&key, &Ticket::Token(token), addresses).await {
+            Ok(entry) => self.entered(entry, Some(membership(token))).await,
+            Err(e) => Err(Trouble::Retry(e.to_string())),
+        }
+    }
+
+    async fn ask(
+        &self,
+        key: &SigningKey,
+        ticket: &Ticket<'_>,
+        addresses: Vec<HostPort>,
+    ) -> Result<link::Entry, LinkError> {
+        let AgentParams { trust_domain, node, times, .. } = &self.params;
+        link::enter(&addresses, trust_domain, node, key, ticket, times.answer).await
+    }
+
+    /// Puts what a join or rejoin gave on the disk and into the mesh.
+    async fn entered(
+        &mut self,
+        entry: link::Entry,
+        membership: Option<Membership>,
+    ) -> Result<(), Trouble> {
+        let link::Entry { key, identity, bundle } = entry;
+        let (id, chain) = (identity.id().id.clone(), identity.chain().to_vec());
+        if membership.is_some() {
+            // Of a new enrolment, perhaps with a new authority, nothing is known yet.
+            self.state.version = 0;
+        }
+        self.state.bundle = bundle.iter().map(Blob::from).collect();
+        self.put_bundle().map_err(|e| Trouble::Retry(format!("the bundle is damaged: {e}")))?;
+        let membership = membership.or_else(|| match &self.membership {
+            Some(_) => None,
+            // That it had joined was lost with a file.
+            None => Some(self.remember(self.addresses(None))),
+        });
+        let (of, joined) = (id.clone(), membership.clone());
+        self.save(move |disk| {
+            disk.save_bundle(&bundle)?;
+            disk.save_identity(&of, &key, &chain)?;
+            joined.map_or(Ok(()), |m| disk.save_membership(&m))
+        })
+        .await;
+        self.membership = membership.or(self.membership.take());
+        (self.removed, self.distrusted) = (false, false);
+        tracing::info!(node = %self.params.node, trust_domain = %self.params.trust_domain, "joined");
+        self.take_identity(&id, identity);
+        self.report(|s| s.last_contact = Some(now()));
+        Ok(())
+    }
+
+    /// A membership whose file was lost: the node is in, and this is where the authority is.
+    pub(super) fn remember(&self, authority: Vec<HostPort>) -> Membership {
+        Membership {
+            trust_domain: self.params.trust_domain.clone(),
+            node: self.params.node.clone(),
+            authority,
+            token_id: String::new(),
+        }
+    }
+
+    /// The authority has said that this node is no member: it stops being one.
+    pub(super) async fn leave(&mut self, why: &str) {
+        if !self.removed || !self.identities.is_empty() {
+            tracing::error!(
+                node = %self.params.node,
+                "THIS NODE WAS REMOVED FROM THE MESH: {why}. Every identity is dropped and connections fail from now on. To bring it back: make a new token with `wiretight token create`"
+            );
+        }
+        self.removed = true;
+        self.distrusted = true;
+        self.identities.clear();
+        self.renewals.clear();
+        self.put_identities();
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.reply.send(Err(why.into()));
+        }
+        for (_, reply) in self.fetches.drain(..) {
+            let _ = reply.send(Err(why.into()));
+        }
+        self.save(|disk| disk.remove_identities()).await;
+    }
+}

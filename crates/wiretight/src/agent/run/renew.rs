@@ -1,0 +1,115 @@
+//! Renewal: which certificate is asked for when, and what is done with the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use wiretight_keys::{Csr, Id, SigningKey, SpiffeId};
+use wiretight_proxy::Identity;
+use wiretight_proxy::mesh::now;
+
+use super::super::link;
+use super::{
+    Chain, Link, MAX_IN_FLIGHT, Pending, RETRY_MAX, RETRY_MIN, Run, Trouble, backoff, chance,
+};
+use super::{Renewal, now_ms, retry};
+use crate::control::{Blob, FromNode};
+
+impl Run {
+    pub(super) async fn begin_requests(&mut self, link: &mut Link) -> Result<(), Trouble> {
+        let now_ms = now_ms();
+        while link.pending.len() < MAX_IN_FLIGHT {
+            let due = self.renewals.iter().find(|(_, r)| r.due <= now_ms && !r.in_flight);
+            let (csr, pending) = if let Some((id, _)) = due {
+                let id = id.clone();
+                let key = SigningKey::generate().map_err(|e| retry(&e))?;
+                let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
+                let csr = Csr::create(&spiffe, &key).map_err(|e| retry(&e))?;
+                self.renewals.entry(id.clone()).or_default().in_flight = true;
+                (csr, Pending::Renew { id, key })
+            } else if let Some((csr, reply)) = self.fetches.pop_front() {
+                (csr, Pending::Fetch(reply))
+            } else {
+                break;
+            };
+            let request = self.next_request;
+            self.next_request += 1;
+            link.pending.insert(request, (pending, Instant::now()));
+            link.send(&FromNode::Sign { request, csr: Blob(csr) }).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn renewed(&mut self, request: u64, id: Id, key: SigningKey, chain: Chain) {
+        if let Some(renewal) = self.renewals.get_mut(&id) {
+            renewal.in_flight = false;
+        }
+        if !self.wanted().contains(&id) {
+            return;
+        }
+        let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
+        let bundle = self.mesh.bundle().roots().to_vec();
+        let checked = link::check(&self.params.trust_domain, &spiffe, chain.clone(), &key, &bundle);
+        let identity = match checked {
+            Ok(identity) => identity,
+            Err(why) => {
+                return self.not_renewed(&id, format!("the new certificate is no good: {why}"));
+            }
+        };
+        let of = id.clone();
+        self.save(move |disk| disk.save_identity(&of, &key, &chain)).await;
+        self.take_identity(&id, identity);
+        tracing::debug!(%id, "renewed");
+        for waiter in &mut self.waiters {
+            if waiter.left.get(&id).is_some_and(|first| request >= *first) {
+                waiter.left.remove(&id);
+            }
+            if let Some(renewal) = self.renewals.get_mut(&id)
+                && waiter.left.contains_key(&id)
+            {
+                // This one was asked for before somebody wanted a new one.
+                renewal.due = 0;
+            }
+        }
+        for waiter in self.waiters.extract_if(.., |w| w.left.is_empty()) {
+            let _ = waiter.reply.send(Ok(()));
+        }
+    }
+
+    /// Tries again well before the old certificate ends.
+    pub(super) fn not_renewed(&mut self, id: &Id, why: String) {
+        let ends = self.identities.get(id).map_or(0, |i| i.leaf().period.not_after);
+        let left = Duration::from_secs(ends.saturating_sub(now()));
+        let renewal = self.renewals.entry(id.clone()).or_default();
+        let longest = RETRY_MAX.min((left / 8).max(RETRY_MIN));
+        let longest = if left.is_zero() { RETRY_MAX } else { longest };
+        let wait = backoff(RETRY_MIN, longest, renewal.failures).max(RETRY_MIN / 2);
+        renewal.in_flight = false;
+        renewal.failures = renewal.failures.saturating_add(1);
+        renewal.due = now_ms() + wait.as_millis() as u64;
+        tracing::warn!(%id, "not renewed: {why}; trying again in {wait:.1?}");
+        renewal.error = Some(why.clone());
+        for waiter in self.waiters.extract_if(.., |w| w.left.contains_key(id)) {
+            let _ = waiter.reply.send(Err(format!("{id}: {why}")));
+        }
+        self.report(|s| s.last_error = Some(format!("{id}: {why}")));
+    }
+
+    pub(super) fn take_identity(&mut self, id: &Id, identity: Identity) {
+        self.schedule(id, &identity);
+        self.identities.insert(id.clone(), Arc::new(identity));
+        self.put_identities();
+        self.report(|_| {});
+    }
+
+    /// Due at half of its life, earlier by up to a tenth of it, so that nodes which began together
+    /// do not stay together.
+    pub(super) fn schedule(&mut self, id: &Id, identity: &Identity) {
+        let period = identity.leaf().period;
+        let life = period.not_after.saturating_sub(period.not_before) * 1000;
+        let due =
+            (identity.half_life() * 1000).saturating_sub((life as f64 * 0.1 * chance()) as u64);
+        let renewal = Renewal { due, ..Renewal::default() };
+        self.renewals.insert(id.clone(), renewal);
+    }
+}

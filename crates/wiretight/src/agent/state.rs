@@ -1,0 +1,216 @@
+//! What the agent keeps on disk, in STATE_DIR/identity, so that a restart needs no authority:
+//!
+//! ```text
+//! enrolment.key       the long-lived key that a rejoin is proved with
+//! joined.json         trust domain, node, the authority's addresses, the token's id
+//! node.pem            the node's key and chain; service-NAME.pem each service's
+//! bundle.pem          the roots of the trust bundle
+//! state.json          the last pushed state, whole
+//! ```
+//!
+//! A key and its chain are one file, so they change together. A file that cannot be read is set
+//! aside as `NAME.bad` and its content is fetched anew; nothing here fails because of what a file
+//! holds.
+
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use wiretight_keys::x509::{from_pem, to_pem};
+use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustDomain};
+use wiretight_proxy::Identity;
+use wiretight_proxy::relay::settings::HostPort;
+use zeroize::Zeroizing;
+
+use crate::control::{Blob, FromAuthority, Message, State};
+use crate::private_dir::{FileError, PrivateDir};
+
+const ENROLMENT: &str = "enrolment.key";
+const JOINED: &str = "joined.json";
+const BUNDLE: &str = "bundle.pem";
+const STATE: &str = "state.json";
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+/// Keys, chains, bundles.
+const MAX_PEM: usize = 1 << 20;
+
+/// That this node has joined, where and with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Membership {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) node: Name,
+    pub(super) authority: Vec<HostPort>,
+    /// The token that it joined with, so that a new one is known to be new.
+    pub(super) token_id: String,
+}
+
+/// What was found on the disk.
+#[derive(Default)]
+pub(super) struct Saved {
+    pub(super) enrolment: Option<SigningKey>,
+    pub(super) membership: Option<Membership>,
+    pub(super) identities: Vec<Identity>,
+    pub(super) bundle: Vec<CertificateDer<'static>>,
+    /// Its `version` is 0 if it is not known to be whole.
+    pub(super) state: Option<State>,
+}
+
+/// The directory.
+pub(super) struct Disk {
+    dir: PrivateDir,
+}
+
+impl Disk {
+    pub(super) fn open(path: &Path) -> Result<Disk, FileError> {
+        Ok(Disk { dir: PrivateDir::open(path)? })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Everything that can be read.
+    pub(super) fn load(&self, trust_domain: &TrustDomain) -> Result<Saved, FileError> {
+        let mut saved = Saved {
+            enrolment: self.file(ENROLMENT, MAX_PEM, |pem| {
+                SigningKey::from_pem(pem).map_err(|e| e.to_string())
+            })?,
+            membership: self.file(JOINED, MAX_PEM, json)?,
+            state: self.file(STATE, 2 * FromAuthority::MAX, json)?,
+            ..Saved::default()
+        };
+        let bundle = self.file(BUNDLE, MAX_PEM, |pem| from_pem(pem).map_err(|e| e.to_string()))?;
+        saved.bundle = match (bundle, &mut saved.state) {
+            (Some(bundle), Some(state)) => {
+                // A crash came between the two, or a join with a new token: ask for all of it.
+                if !bundle.iter().map(Blob::from).eq(state.bundle.iter().cloned()) {
+                    state.version = 0;
+                }
+                bundle
+            }
+            (Some(bundle), None) => bundle,
+            // Its twin in the state will do, until all is fetched anew.
+            (None, Some(state)) => {
+                state.version = 0;
+                state.bundle.iter().map(|b| b.certificate()).collect()
+            }
+            (None, None) => Vec::new(),
+        };
+        for name in self.dir.names()? {
+            let Some(id) = id_of(&name, &saved) else { continue };
+            let expected = id.map(|id| SpiffeId::new(trust_domain.clone(), id));
+            let identity = self.file(&name, MAX_PEM, |pem| identity(pem, expected.as_ref()))?;
+            saved.identities.extend(identity);
+        }
+        Ok(saved)
+    }
+
+    pub(super) fn save_enrolment(&self, key: &SigningKey) -> Result<(), FileError> {
+        self.dir.write(ENROLMENT, key.to_pem().as_bytes())
+    }
+
+    pub(super) fn save_membership(&self, membership: &Membership) -> Result<(), FileError> {
+        let json = serde_json::to_vec(membership).expect("a membership is plain data");
+        self.dir.write(JOINED, &json)
+    }
+
+    pub(super) fn save_identity(
+        &self,
+        id: &Id,
+        key: &SigningKey,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(), FileError> {
+        let mut pem = Zeroizing::new(key.to_pem().to_string());
+        pem.push_str(&to_pem(chain));
+        self.dir.write(&file_of(id), pem.as_bytes())
+    }
+
+    pub(super) fn remove_identity(&self, id: &Id) -> Result<(), FileError> {
+        self.dir.remove(&file_of(id))
+    }
+
+    /// Removes every SVID and its key, known or not: this node was removed from the mesh.
+    pub(super) fn remove_identities(&self) -> Result<(), FileError> {
+        for name in self.dir.names()? {
+            if name == NODE || (name.starts_with(SERVICE) && name.ends_with(".pem")) {
+                self.dir.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn save_bundle(&self, roots: &[CertificateDer<'static>]) -> Result<(), FileError> {
+        self.dir.write(BUNDLE, to_pem(roots).as_bytes())
+    }
+
+    /// The bundle first: if a crash comes between the two, the old version is asked from again.
+    pub(super) fn save_state(&self, state: &State) -> Result<(), FileError> {
+        let roots: Vec<_> = state.bundle.iter().map(|b| b.certificate()).collect();
+        self.save_bundle(&roots)?;
+        let json = serde_json::to_vec(state).expect("the state is plain data");
+        self.dir.write(STATE, &json)
+    }
+
+    /// Reads and parses a file; one that does not parse is set aside.
+    fn file<T>(
+        &self,
+        name: &str,
+        max: usize,
+        parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<Option<T>, FileError> {
+        let Some(bytes) = self.dir.read(name, max)? else { return Ok(None) };
+        match parse(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(why) => {
+                let path = self.dir.path().join(name);
+                tracing::error!(file = %path.display(),
+                    "cannot be read ({why}); it is set aside as {name}.bad and fetched anew");
+                self.dir.rename(name, &format!("{name}.bad"))?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+const NODE: &str = "node.pem";
+const SERVICE: &str = "service-";
+
+fn file_of(id: &Id) -> String {
+    match id {
+        Id::Service(name) => format!("{SERVICE}{name}.pem"),
+        Id::Node(_) | Id::Authority => NODE.into(),
+    }
+}
+
+/// Whose identity a file holds: `None` if it is another kind of file, `Some(None)` if its name does
+/// not tell.
+fn id_of(file: &str, saved: &Saved) -> Option<Option<Id>> {
+    if file == NODE {
+        return Some(saved.membership.as_ref().map(|m| Id::Node(m.node.clone())));
+    }
+    let name = file.strip_prefix(SERVICE)?.strip_suffix(".pem")?;
+    Some(Some(Id::Service(name.parse().ok()?)))
+}
+
+fn identity(pem: &[u8], expected: Option<&SpiffeId>) -> Result<Identity, String> {
+    let split = pem.windows(CERTIFICATE.len()).position(|w| w == CERTIFICATE);
+    let (key, chain) = pem.split_at(split.ok_or("it holds no certificate")?);
+    let key = SigningKey::from_pem(key).map_err(|e| e.to_string())?;
+    let chain = from_pem(chain).map_err(|e| e.to_string())?;
+    let identity = Identity::new(chain, &key).map_err(|e| e.to_string())?;
+    match expected {
+        Some(expected) if expected != identity.id() => {
+            Err(format!("it holds {}, not {expected}", identity.id()))
+        }
+        _ => Ok(identity),
+    }
+}
+
+fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|e| e.to_string())
+}
+
+/// The enrolment key's public half, as `join` carries it.
+pub(super) fn public_der(key: &SigningKey) -> Vec<u8> {
+    wiretight_keys::PublicKey::new(key.public_key()).expect("a key of ours is a P-256 key").to_der()
+}

@@ -1,0 +1,570 @@
+//! The certificate authority: root, intermediate, and the issuing of leaves.
+//!
+//! The root's key signs intermediates and nothing else; it is fetched from its file when it is needed
+//! and not kept in memory. What exists and in which standing is one record in the store, so that
+//! every step of a rotation is one compare-and-swap. Crash order: a key is on the disk before the
+//! record names it. An intermediate's key that no record names is deleted at the next start; a root's
+//! key is deleted only when its root is retired.
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use wiretight_keys::token::hex;
+use wiretight_keys::x509::{self, fingerprint};
+use wiretight_keys::{
+    Id, Leaf, Period, Profile, PublicKey, Serial, Signer, SigningKey, SpiffeId, Tbs, TrustDomain,
+    X509Error,
+};
+use wiretight_proxy::mesh::now;
+use wiretight_proxy::{Identity, IdentityError};
+use wiretight_store::{Key, Store};
+
+use super::registry::ISSUED;
+use super::{AuthorityError, Ttls};
+use crate::control::Blob;
+use crate::private_dir::{FileError, PrivateDir};
+
+/// The CA's record in the store.
+const CA: &str = "mesh/ca";
+const ROOT_TTL: u64 = 10 * 365 * 86_400;
+/// Certificates begin this much in the past, for nodes whose clock is behind; short-lived ones
+/// begin a tenth of their life in the past at most, so that their half-life is not over at birth.
+const CLOCK_SKEW: u64 = 60;
+/// A key file is a few hundred bytes.
+const MAX_KEY_FILE: usize = 4096;
+
+/// What went wrong in the CA.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The store.
+    #[error("the authority's store failed")]
+    Store(#[from] wiretight_store::Error),
+    /// A key file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A certificate could not be made or read.
+    #[error("a certificate of the authority's own is broken")]
+    X509(#[from] X509Error),
+    /// The authority's own TLS identity.
+    #[error("the authority's own identity is broken")]
+    Identity(#[from] IdentityError),
+    /// A key that the record names is missing or damaged.
+    #[error(
+        "{path} is missing or damaged, and the authority cannot sign without it: restore it from a backup"
+    )]
+    KeyMissing {
+        /// The file.
+        path: String,
+    },
+    /// Root keys, but no record of them.
+    #[error(
+        "{path} holds a root key, but the store knows no root: was the store's file lost or moved? Restore it; or, to begin a new mesh that no node trusts yet, move the .key files away"
+    )]
+    RecordMissing {
+        /// The directory.
+        path: String,
+    },
+    /// The record cannot be read.
+    #[error(
+        "the authority's record of its certificates is damaged: restore the store from a backup"
+    )]
+    Record,
+    /// The intermediate has expired, which its rotation should have prevented.
+    #[error(
+        "the intermediate has expired and could not be replaced; see earlier errors in the log"
+    )]
+    IntermediateExpired,
+    /// A step of a root rotation out of turn.
+    #[error("{0}")]
+    Refused(String),
+    /// No randomness.
+    #[error("the system gave no randomness: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Where a root stands in its rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootStanding {
+    /// Signs intermediates.
+    Active,
+    /// In the bundle, so that nodes learn to trust it; signs nothing yet.
+    Incoming,
+    /// In the bundle for what it has signed; signs nothing more.
+    Outgoing,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct RootRecord {
+    cert: Blob,
+    standing: RootStanding,
+    since: u64,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Record {
+    roots: Vec<RootRecord>,
+    intermediate: Blob,
+    /// Fingerprint of the root that signed it.
+    signed_by: String,
+    issued_at: u64,
+}
+
+impl Record {
+    fn root(&self, standing: RootStanding) -> Option<&RootRecord> {
+        self.roots.iter().find(|r| r.standing == standing)
+    }
+}
+
+/// A root, for `ca_status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RootStatus {
+    /// SHA-256 of the certificate, in hex.
+    pub fingerprint: String,
+    /// Where it stands.
+    pub standing: RootStanding,
+    /// Since when it has stood there.
+    pub since: u64,
+    /// When it ends.
+    pub not_after: u64,
+}
+
+/// The intermediate, for `ca_status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IntermediateStatus {
+    /// SHA-256 of the certificate, in hex.
+    pub fingerprint: String,
+    /// The root that signed it.
+    pub root: String,
+    /// When it was made.
+    pub issued_at: u64,
+    /// When it ends.
+    pub not_after: u64,
+    /// When it is replaced.
+    pub renews_at: u64,
+}
+
+/// What leaves are issued with; replaced whole.
+struct Issuer {
+    record: Record,
+    intermediate: CertificateDer<'static>,
+    key: SigningKey,
+}
+
+/// A leaf and its chain.
+pub(super) struct Issued {
+    /// Leaf and intermediate.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// The leaf's.
+    pub(super) serial: Serial,
+    /// The leaf's.
+    pub(super) not_after: u64,
+    /// Fingerprint of the root that it hangs from.
+    pub(super) root: String,
+}
+
+/// The CA.
+pub(super) struct Ca {
+    trust_domain: TrustDomain,
+    dir: PrivateDir,
+    store: Arc<dyn Store>,
+    ttls: RwLock<Ttls>,
+    issuer: RwLock<Arc<Issuer>>,
+    /// Held through a change, so that changes come one after another.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Ca {
+    /// Loads the CA, or makes it in an empty store and directory.
+    pub(super) async fn open(
+        trust_domain: TrustDomain,
+        dir: PrivateDir,
+        store: Arc<dyn Store>,
+        ttls: Ttls,
+    ) -> Result<Ca, CaError> {
+        let record = match store.get(&key(CA)).await? {
+            Some(entry) => serde_json::from_slice(&entry.value).map_err(|_| CaError::Record)?,
+            None => create(&trust_domain, &dir, &*store, ttls).await?,
+        };
+        take_up_root_keys(&dir, &record)?;
+        let issuer = issuer(&dir, record)?;
+        remove_stray_keys(&dir, &issuer.record)?;
+        let (issuer, ttls) = (RwLock::new(Arc::new(issuer)), RwLock::new(ttls));
+        let ca = Ca { trust_domain, dir, store, ttls, issuer, changing: Default::default() };
+        if ca.renews_at() <= now() {
+            ca.rotate_intermediate().await?;
+        }
+        for root in ca.status().0.iter().filter(|r| r.not_after < now() + 365 * 86_400) {
+            tracing::warn!(root = %root.fingerprint, days = until(root.not_after).as_secs() / 86_400,
+                "this root ends within a year: rotate the root");
+        }
+        Ok(ca)
+    }
+
+    /// Lifetimes from now on.
+    pub(super) fn set_ttls(&self, ttls: Ttls) {
+        *self.ttls.write().unwrap_or_else(|e| e.into_inner()) = ttls;
+    }
+
+    pub(super) fn ttls(&self) -> Ttls {
+        *self.ttls.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn issuer(&self) -> Arc<Issuer> {
+        self.issuer.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Issues an SVID for a key whose possession was proved. Whether it may be had was decided
+    /// before.
+    pub(super) fn issue(&self, id: SpiffeId, key: &PublicKey) -> Result<Issued, CaError> {
+        let (issuer, now, ttl) = (self.issuer(), now(), self.ttls().svid.as_secs());
+        let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
+        let not_after = (now + ttl).min(ends);
+        if not_after <= now {
+            return Err(CaError::IntermediateExpired);
+        }
+        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        let parent = Some(&issuer.intermediate);
+        let tbs = Tbs::new(
+            &Profile::Leaf(id),
+            key.spki(),
+            period,
+            random()?,
+            parent,
+            issuer.key.algorithm(),
+        )?;
+        let leaf = tbs.sign(&issuer.key)?;
+        let serial = Leaf::parse(&leaf)?.serial;
+        let chain = vec![leaf, issuer.intermediate.clone()];
+        Ok(Issued { chain, serial, not_after, root: issuer.record.signed_by.clone() })
+    }
+
+    /// The authority's own TLS identity: its chain includes the root, for first joins know nothing
+    /// else. Its key is new each time and never on a disk.
+    pub(super) fn own_identity(&self) -> Result<Identity, CaError> {
+        let key = SigningKey::generate().map_err(X509Error::from)?;
+        let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
+        let public = PublicKey::new(key.public_key()).map_err(X509Error::from)?;
+        let Issued { mut chain, root, .. } = self.issue(id, &public)?;
+        chain.extend(self.roots().into_iter().find(|c| hex(&fingerprint(c)) == root));
+        Ok(Identity::new(chain, &key)?)
+    }
+
+    /// The roots of the trust bundle, the active one first.
+    pub(super) fn roots(&self) -> Vec<CertificateDer<'static>> {
+        roots_of(&self.issuer().record)
+    }
+
+    /// The fingerprint that join tokens carry.
+    pub(super) fn active_root(&self) -> Result<[u8; 32], CaError> {
+        let issuer = self.issuer();
+        let root = issuer.record.root(RootStanding::Active).ok_or(CaError::Record)?;
+        Ok(fingerprint(&root.cert.certificate()))
+    }
+
+    /// When the intermediate is to be replaced: at half of its life.
+    pub(super) fn renews_at(&self) -> u64 {
+        let issuer = self.issuer();
+        let issued_at = issuer.record.issued_at;
+        let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
+        let life = ends.saturating_sub(issued_at).min(self.ttls().intermediate.as_secs());
+        issued_at + life / 2
+    }
+
+    pub(super) fn status(&self) -> (Vec<RootStatus>, IntermediateStatus) {
+        let issuer = self.issuer();
+        let root = |r: &RootRecord| RootStatus {
+            fingerprint: hex(&fingerprint(&r.cert.certificate())),
+            standing: r.standing,
+            since: r.since,
+            not_after: x509::not_after(&r.cert.0).unwrap_or_default(),
+        };
+        let intermediate = IntermediateStatus {
+            fingerprint: hex(&fingerprint(&issuer.intermediate)),
+            root: issuer.record.signed_by.clone(),
+            issued_at: issuer.record.issued_at,
+            not_after: x509::not_after(&issuer.intermediate).unwrap_or_default(),
+            renews_at: self.renews_at(),
+        };
+        (issuer.record.roots.iter().map(root).collect(), intermediate)
+    }
+
+    /// A new intermediate from the active root. Leaves of the old one hold until they expire.
+    pub(super) async fn rotate_intermediate(&self) -> Result<(), CaError> {
+        let _guard = self.changing.lock().await;
+        let record = self.issuer().record.clone();
+        let root = record.root(RootStanding::Active).ok_or(CaError::Record)?.clone();
+        let signer = root_signer(&self.dir, &root)?;
+        let record =
+            with_intermediate(&self.trust_domain, &self.dir, record, &root, &*signer, self.ttls())?;
+        self.put(record).await
+    }
+
+    /// Stage 1 of a root's rotation: a second root enters the bundle. Returns its fingerprint.
+    pub(super) async fn rotate_root(&self) -> Result<String, CaError> {
+        let _guard = self.changing.lock().await;
+        let mut record = self.issuer().record.clone();
+        if record.roots.len() > 1 {
+            let refused =
+                "a root rotation is under way: finish it first (`activate`, then `retire`)";
+            return Err(CaError::Refused(refused.into()));
+        }
+        let (cert, name) = create_root(&self.trust_domain, &self.dir)?;
+        let print = hex(&fingerprint(&cert));
+        let (cert, standing) = (Blob::from(&cert), RootStanding::Incoming);
+        record.roots.push(RootRecord { cert, standing, since: now() });
+        self.put(record).await?;
+        self.dir.rename(&format!("{name}.new"), &name)?;
+        Ok(print)
+    }
+
+    /// The fingerprint of the root that stands at `standing`.
+    pub(super) fn root_at(&self, standing: RootStanding) -> Option<String> {
+        let issuer = self.issuer();
+        issuer.record.root(standing).map(|r| hex(&fingerprint(&r.cert.certificate())))
+    }
+
+    /// Stage 2: the incoming root signs a new intermediate, and leaves come from there.
+    pub(super) async fn activate_root(&self) -> Result<(), CaError> {
+        let _guard = self.changing.lock().await;
+        let mut record = self.issuer().record.clone();
+        let Some(incoming) = record.root(RootStanding::Incoming).cloned() else {
+            let refused = "there is no incoming root to activate: begin with `rotate`";
+            return Err(CaError::Refused(refused.into()));
+        };
+        for root in &mut record.roots {
+            root.standing = match root.standing {
+                RootStanding::Incoming => RootStanding::Active,
+                RootStanding::Active | RootStanding::Outgoing => RootStanding::Outgoing,
+            };
+            root.since = now();
+        }
+        let signer = root_signer(&self.dir, &incoming)?;
+        let record = with_intermediate(
+            &self.trust_domain,
+            &self.dir,
+            record,
+            &incoming,
+            &*signer,
+            self.ttls(),
+        )?;
+        self.put(record).await
+    }
+
+    /// Stage 3: the outgoing root leaves the bundle and its key is deleted. Refused while a
+    /// certificate under it holds, unless `force`.
+    pub(super) async fn retire_root(&self, force: bool) -> Result<(), CaError> {
+        let _guard = self.changing.lock().await;
+        let mut record = self.issuer().record.clone();
+        let Some(outgoing) = record.root(RootStanding::Outgoing).cloned() else {
+            let refused = "there is no outgoing root to retire: `rotate` and `activate` come first";
+            return Err(CaError::Refused(refused.into()));
+        };
+        let print = hex(&fingerprint(&outgoing.cert.certificate()));
+        let last = self.last_issued_under(&print).await?;
+        if last >= now() && !force {
+            return Err(CaError::Refused(format!(
+                "certificates under the old root hold for another {} s: wait, or force it and cut their holders off",
+                last - now() + 1
+            )));
+        }
+        record.roots.retain(|r| r.standing != RootStanding::Outgoing);
+        self.put(record).await?;
+        Ok(self.dir.remove(&root_file(&print))?)
+    }
+
+    /// When the longest-lived SVID under a root ends; 0 if there is none.
+    async fn last_issued_under(&self, root: &str) -> Result<u64, CaError> {
+        let (entries, _) = self.store.list(ISSUED).await?;
+        let read = |e: &wiretight_store::Entry| {
+            serde_json::from_slice::<super::registry::IssuedRecord>(&e.value).ok()
+        };
+        let under = entries.iter().filter_map(read).filter(|i| i.root == root);
+        Ok(under.map(|i| i.not_after).max().unwrap_or(0))
+    }
+
+    /// Makes `record` the one in force. The keys that it names are on the disk.
+    async fn put(&self, record: Record) -> Result<(), CaError> {
+        let new = issuer(&self.dir, record)?;
+        let old = self.issuer();
+        let value = serde_json::to_vec(&new.record).map_err(|_| CaError::Record)?;
+        let entry = self.store.get(&key(CA)).await?.ok_or(CaError::Record)?;
+        self.store.swap(&key(CA), entry.revision, Some(value)).await?;
+        let replaced = old.intermediate != new.intermediate;
+        *self.issuer.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(new);
+        if replaced && let Err(e) = self.dir.remove(&intermediate_file(&old.intermediate)) {
+            tracing::warn!("a replaced key stays until the next start: {e}: {}", e.source);
+        }
+        Ok(())
+    }
+}
+
+/// The roots in a stored record, for whoever builds the bundle from the store.
+pub(super) fn roots_in(value: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    serde_json::from_slice(value).ok().as_ref().map(roots_of)
+}
+
+/// Whether a store's key is the CA's record.
+pub(super) fn is_record(key: &Key) -> bool {
+    key.as_str() == CA
+}
+
+fn roots_of(record: &Record) -> Vec<CertificateDer<'static>> {
+    let (active, others): (Vec<_>, Vec<_>) =
+        record.roots.iter().partition(|r| r.standing == RootStanding::Active);
+    active.into_iter().chain(others).map(|r| r.cert.certificate()).collect()
+}
+
+/// A CA where there is none. Until the record is in the store, the root's key has a name that says
+/// so (`.new`): the next start throws it away, for nothing was signed with it that anyone holds.
+async fn create(
+    trust_domain: &TrustDomain,
+    dir: &PrivateDir,
+    store: &dyn Store,
+    ttls: Ttls,
+) -> Result<Record, CaError> {
+    for name in dir.names()? {
+        if name.starts_with("root-") && name.ends_with(".key") {
+            let path = dir.path().display().to_string();
+            return Err(CaError::RecordMissing { path });
+        }
+    }
+    let (cert, name) = create_root(trust_domain, dir)?;
+    let signer = signer_from(dir, &format!("{name}.new"))?;
+    let root = RootRecord { cert: Blob::from(&cert), standing: RootStanding::Active, since: now() };
+    let record = Record {
+        roots: vec![root.clone()],
+        intermediate: Blob::default(),
+        signed_by: String::new(),
+        issued_at: 0,
+    };
+    let record = with_intermediate(trust_domain, dir, record, &root, &*signer, ttls)?;
+    let value = serde_json::to_vec(&record).map_err(|_| CaError::Record)?;
+    store.create(&key(CA), value).await?;
+    tracing::info!(%trust_domain, root = %hex(&fingerprint(&cert)), "made a new authority");
+    Ok(record)
+}
+
+/// Makes a root; its key waits in `NAME.new`. Returns the certificate and NAME.
+fn create_root(
+    trust_domain: &TrustDomain,
+    dir: &PrivateDir,
+) -> Result<(CertificateDer<'static>, String), CaError> {
+    let key = SigningKey::generate().map_err(X509Error::from)?;
+    let now = now();
+    let period = Period { not_before: now - CLOCK_SKEW, not_after: now + ROOT_TTL };
+    let profile = Profile::Root(trust_domain.clone());
+    let tbs = Tbs::new(&profile, &key.public_key(), period, random()?, None, key.algorithm())?;
+    let cert = tbs.sign(&key)?;
+    let name = root_file(&hex(&fingerprint(&cert)));
+    dir.write(&format!("{name}.new"), key.to_pem().as_bytes())?;
+    Ok((cert, name))
+}
+
+/// `record` with a new intermediate by `root`, whose key is on the disk when this returns.
+fn with_intermediate(
+    trust_domain: &TrustDomain,
+    dir: &PrivateDir,
+    record: Record,
+    root: &RootRecord,
+    signer: &dyn Signer,
+    ttls: Ttls,
+) -> Result<Record, CaError> {
+    let key = SigningKey::generate().map_err(X509Error::from)?;
+    let root = root.cert.certificate();
+    let now = now();
+    let root_ends = x509::not_after(&root).unwrap_or_default();
+    let not_after = (now + ttls.intermediate.as_secs()).min(root_ends);
+    let period = Period { not_before: now - CLOCK_SKEW, not_after };
+    let profile = Profile::Intermediate(trust_domain.clone());
+    let parent = Some(&root);
+    let algorithm = signer.algorithm();
+    let tbs = Tbs::new(&profile, &key.public_key(), period, random()?, parent, algorithm)?;
+    let cert = tbs.sign(signer)?;
+    dir.write(&intermediate_file(&cert), key.to_pem().as_bytes())?;
+    let signed_by = hex(&fingerprint(&root));
+    Ok(Record { intermediate: Blob::from(&cert), signed_by, issued_at: now, ..record })
+}
+
+/// Whatever signs for a root: today a key in a file.
+fn root_signer(dir: &PrivateDir, root: &RootRecord) -> Result<Box<dyn Signer>, CaError> {
+    signer_from(dir, &root_file(&hex(&fingerprint(&root.cert.certificate()))))
+}
+
+fn signer_from(dir: &PrivateDir, name: &str) -> Result<Box<dyn Signer>, CaError> {
+    Ok(Box::new(read_key(dir, name)?))
+}
+
+fn read_key(dir: &PrivateDir, name: &str) -> Result<SigningKey, CaError> {
+    let pem = dir.read(name, MAX_KEY_FILE)?;
+    let key = pem.and_then(|pem| SigningKey::from_pem(&pem).ok());
+    key.ok_or_else(|| CaError::KeyMissing { path: dir.path().join(name).display().to_string() })
+}
+
+fn issuer(dir: &PrivateDir, record: Record) -> Result<Issuer, CaError> {
+    let intermediate = record.intermediate.certificate();
+    let key = read_key(dir, &intermediate_file(&intermediate))?;
+    Ok(Issuer { intermediate, key, record })
+}
+
+/// A crash between record and rename leaves a root's key under its `.new` name: the record decides
+/// that it counts.
+fn take_up_root_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
+    let names = dir.names()?;
+    for root in &record.roots {
+        let name = root_file(&hex(&fingerprint(&root.cert.certificate())));
+        let waiting = format!("{name}.new");
+        if names.contains(&waiting) {
+            dir.rename(&waiting, &name)?;
+        } else if !names.contains(&name) && root.standing != RootStanding::Outgoing {
+            return Err(CaError::KeyMissing { path: dir.path().join(name).display().to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// Keys of intermediates that were replaced, and of roots that never came to be.
+fn remove_stray_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
+    let current = intermediate_file(&record.intermediate.certificate());
+    for name in dir.names()? {
+        let stray = name.starts_with("intermediate-") && name != current;
+        if stray || (name.starts_with("root-") && name.ends_with(".key.new")) {
+            dir.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
+fn root_file(fingerprint: &str) -> String {
+    format!("root-{fingerprint}.key")
+}
+
+fn intermediate_file(cert: &CertificateDer<'_>) -> String {
+    format!("intermediate-{}.key", hex(&fingerprint(cert)))
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).expect("a short constant is a key")
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], CaError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(CaError::Random)?;
+    Ok(bytes)
+}
+
+/// How long until a time in seconds since 1970.
+pub(super) fn until(unix: u64) -> Duration {
+    Duration::from_secs(unix.saturating_sub(now()))
+}
+
+impl From<CaError> for AuthorityError {
+    fn from(e: CaError) -> AuthorityError {
+        match e {
+            CaError::Refused(why) => AuthorityError::Refused(why),
+            e => AuthorityError::Ca(e),
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! The authority: issues identities, keeps the registry, pushes both to nodes. Embedded in the node
+//! whose configuration has `[authority]`. No traffic passes through it.
+//!
+//! - `ca`: root, intermediate, leaves
+//! - `registry`: nodes, tokens, what was issued and revoked, in the store
+//! - `state`: what all nodes are told, by version
+//! - `server`: the listener and its connections (docs/wire.md, section 5)
+//!
+//! Whatever is acknowledged, to a node or to the operator, is in the store first.
+
+mod ca;
+mod registry;
+mod server;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use wiretight_keys::{Id, JoinToken, Name, TrustDomain};
+use wiretight_proxy::Mesh;
+use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::settings::HostPort;
+use wiretight_store::Store;
+
+use crate::config;
+use crate::control::{Code, Denial, Offer};
+use crate::private_dir::{FileError, PrivateDir};
+use ca::{Ca, until};
+use registry::Registry;
+use server::Server;
+use state::Publisher;
+
+pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
+
+/// How long shutting down may take.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+/// The clock is looked at this often, for it may jump.
+const TICK: Duration = Duration::from_secs(5);
+/// After a failed renewal of the authority's own certificates.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Why the authority does not start, or does not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The listener.
+    #[error(
+        "the authority cannot listen on {addr}: is another program there, or is the address not this machine's? Correct `listen` in [authority]"
+    )]
+    Bind {
+        /// Where.
+        addr: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Its directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The store.
+    #[error("the authority's store failed")]
+    Store(#[from] wiretight_store::Error),
+    /// The CA.
+    #[error(transparent)]
+    Ca(CaError),
+    /// TLS could not be set up.
+    #[error("TLS could not be set up")]
+    Tls(#[from] rustls::Error),
+    /// The operator asked for something that cannot be, or not now.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How long certificates hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ttls {
+    /// SVIDs.
+    pub svid: Duration,
+    /// The intermediate that signs them.
+    pub intermediate: Duration,
+}
+
+/// Deadlines and intervals. [`Times::default`] is what runs in production.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// From connecting to the first message.
+    pub first_message: Duration,
+    /// Silence that ends a stream.
+    pub silence: Duration,
+    /// Between pings.
+    pub ping: Duration,
+    /// Changes are gathered for this long before they are pushed.
+    pub debounce: Duration,
+    /// Between prunings of what has expired.
+    pub prune: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Times {
+        Times {
+            first_message: Duration::from_secs(10),
+            silence: Duration::from_secs(60),
+            ping: Duration::from_secs(20),
+            debounce: Duration::from_millis(50),
+            prune: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What the authority is told at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityParams {
+    /// Whose identities it issues.
+    pub trust_domain: TrustDomain,
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// What join tokens carry instead of where it listens.
+    pub advertise: Option<HostPort>,
+    /// Its keys: STATE_DIR/authority.
+    pub dir: PathBuf,
+    /// Lifetimes of certificates.
+    pub ttls: Ttls,
+    /// Deadlines.
+    pub times: Times,
+}
+
+impl AuthorityParams {
+    /// From the configuration file.
+    pub fn from_config(node: &config::Node, authority: &config::Authority) -> AuthorityParams {
+        AuthorityParams {
+            trust_domain: node.trust_domain.clone(),
+            listen: authority.listen,
+            advertise: authority.advertise.clone(),
+            dir: node.state_dir.join("authority"),
+            ttls: Ttls { svid: authority.svid_ttl, intermediate: authority.intermediate_ttl },
+            times: Times::default(),
+        }
+    }
+}
+
+/// What [`AuthorityHandle::grant`] does with the services that a node could claim before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// Keeps them.
+    Add,
+    /// Takes those away that are not named, and revokes what was issued for them.
+    Replace,
+}
+
+/// A node, for `wiretight node list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: Name,
+    /// When it joined (seconds since 1970).
+    pub joined_at: u64,
+    /// What it may claim.
+    pub services: BTreeSet<Name>,
+    /// Whether its stream is up.
+    pub connected: bool,
+    /// When it last said something; to the minute, across restarts of the authority.
+    pub last_seen: Option<u64>,
+    /// The version of the state that it has in force, while it is connected.
+    pub acked_version: Option<u64>,
+    /// What it offers.
+    pub instances: Vec<Offer>,
+}
+
+/// The CA and the state, for `wiretight ca status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CaStatus {
+    /// Whose.
+    pub trust_domain: TrustDomain,
+    /// The roots of the bundle.
+    pub roots: Vec<RootStatus>,
+    /// What signs SVIDs.
+    pub intermediate: IntermediateStatus,
+    /// The newest version of the state.
+    pub version: u64,
+    /// Connected nodes that do not have it in force yet.
+    pub behind: Vec<Name>,
+}
+
+/// Starts authorities.
+pub struct Authority;
+
+/// A running authority. Clones are the same one; it runs until [`AuthorityHandle::shutdown`].
+#[derive(Clone)]
+pub struct AuthorityHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    trust_domain: TrustDomain,
+    addr: SocketAddr,
+    advertise: RwLock<Option<HostPort>>,
+    mesh: Arc<Mesh>,
+    ca: Arc<Ca>,
+    registry: Arc<Registry>,
+    publisher: Arc<Publisher>,
+    server: Arc<Server>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Authority {
+    /// Loads the CA, or makes it where there is none, finishes what a crash left half done, listens,
+    /// and serves.
+    pub async fn start(
+        params: AuthorityParams,
+        store: Arc<dyn Store>,
+    ) -> Result<AuthorityHandle, AuthorityError> {
+        let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times } = params;
+        let dir = PrivateDir::open(dir)?;
+        let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls).await;
+        let ca = Arc::new(ca.map_err(AuthorityError::Ca)?);
+        let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
+        let registry = Arc::new(registry);
+        registry.recover().await?;
+        registry.prune().await?;
+
+        let mesh = Mesh::new(trust_domain.clone());
+        let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));
+        let view = publisher.load().await?;
+        let server = Server::new(mesh.clone(), registry.clone(), publisher.clone(), times)?;
+        let server = Arc::new(server);
+        let listener = TcpListener::bind(listen).await;
+        let bind = |source| AuthorityError::Bind { addr: listen, source };
+        let listener = listener.map_err(bind)?;
+        let addr = listener.local_addr().map_err(bind)?;
+
+        let (stop, stopped) = watch::channel(false);
+        let (advertise, tasks) = (RwLock::new(advertise), Mutex::default());
+        let inner = Inner {
+            trust_domain,
+            addr,
+            advertise,
+            mesh,
+            ca,
+            registry,
+            publisher: publisher.clone(),
+            server: server.clone(),
+            stop,
+            tasks,
+        };
+        let inner = Arc::new(inner);
+        inner.renew_own_identity()?;
+        {
+            let mut tasks = inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks.spawn(server.run(listener, stopped));
+            tasks.spawn(async move { publisher.run(view).await });
+            tasks.spawn(maintain(inner.clone(), times.prune));
+        }
+        tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority serves");
+        Ok(AuthorityHandle { inner })
+    }
+}
+
+impl AuthorityHandle {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.addr
+    }
+
+    /// How this machine reaches it.
+    pub fn loopback_address(&self) -> HostPort {
+        let mut addr = self.inner.addr;
+        if addr.ip().is_unspecified() {
+            addr.set_ip(match addr {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            });
+        }
+        addr.into()
+    }
+
+    /// How other machines reach it: what join tokens carry.
+    pub fn join_address(&self) -> HostPort {
+        let advertise = self.inner.advertise.read().unwrap_or_else(PoisonError::into_inner);
+        advertise.clone().unwrap_or_else(|| self.inner.addr.into())
+    }
+
+    /// A reload: lifetimes and address from now on. Where it listens changes with a restart only.
+    pub fn update(&self, ttls: Ttls, advertise: Option<HostPort>) {
+        self.inner.ca.set_ttls(ttls);
+        *self.inner.advertise.write().unwrap_or_else(PoisonError::into_inner) = advertise;
+    }
+
+    /// A single-use token for one node name and the services that it may claim. `ttl` from now.
+    pub async fn create_token(
+        &self,
+        node: Name,
+        services: Vec<Name>,
+        ttl: Duration,
+    ) -> Result<JoinToken, AuthorityError> {
+        let root = self.inner.ca.active_root()?;
+        let services = services.into_iter().collect();
+        let (id, secret, expires) = self.inner.registry.create_token(&node, services, ttl).await?;
+        tracing::info!(%node, token = %id, "made a join token");
+        Ok(JoinToken {
+            trust_domain: self.inner.trust_domain.clone(),
+            node,
+            authority: vec![self.join_address().to_string()],
+            root,
+            id,
+            secret,
+            expires,
+        })
+    }
+
+    /// For the node in this very process: grants what its configuration names, and makes a token
+    /// that it can join with if it has not.
+    pub async fn own_token(
+        &self,
+        node: Name,
+        services: Vec<Name>,
+    ) -> Result<JoinToken, AuthorityError> {
+        let granted = self.grant(node.clone(), services.clone(), Grant::Replace).await;
+        match granted {
+            // Not joined yet.
+            Ok(()) | Err(AuthorityError::Refused(_)) => {}
+            Err(e) => return Err(e),
+        }
+        let mut token = self.create_token(node, services, Duration::from_secs(600)).await?;
+        token.authority = vec![self.loopback_address().to_string()];
+        Ok(token)
+    }
+
+    /// Every node.
+    pub async fn list_nodes(&self) -> Result<Vec<NodeInfo>, AuthorityError> {
+        let listed = self.inner.registry.list().await?;
+        let info = |(name, listed): (Name, registry::Listed)| {
+            let line = self.inner.server.line(&name);
+            let seen = line.as_ref().map(|l| l.at.load(Ordering::Relaxed));
+            NodeInfo {
+                joined_at: listed.record.joined_at,
+                services: listed.record.services,
+                connected: line.is_some(),
+                last_seen: seen.or(listed.last_seen),
+                acked_version: line.map(|l| l.acked.load(Ordering::Relaxed)),
+                instances: listed.instances,
+                name,
+            }
+        };
+        Ok(listed.into_iter().map(info).collect())
+    }
+
+    /// Removes a node: what it holds is revoked everywhere, its stream ends, it cannot come back
+    /// without a new token.
+    pub async fn remove_node(&self, name: Name) -> Result<(), AuthorityError> {
+        let removed = self.inner.registry.remove(&name).await;
+        if removed.is_ok() {
+            let message = format!("node {name} was removed from the mesh");
+            self.inner.server.cut(&name, Denial::new(Code::Removed, message));
+            tracing::info!(node = %name, "removed");
+        }
+        removed
+    }
+
+    /// Changes what a node may claim.
+    pub async fn grant(
+        &self,
+        node: Name,
+        services: Vec<Name>,
+        how: Grant,
+    ) -> Result<(), AuthorityError> {
+        self.inner.registry.grant(&node, services.into_iter().collect(), how).await
+    }
+
+    /// A new intermediate, now. SVIDs of the old one hold until they expire.
+    pub async fn rotate_intermediate(&self) -> Result<CaStatus, AuthorityError> {
+        self.inner.ca.rotate_intermediate().await?;
+        self.inner.renew_own_identity()?;
+        Ok(self.ca_status())
+    }
+
+    /// Stage 1 of a root rotation: a second root enters the bundle, and every node learns it.
+    pub async fn rotate_root(&self) -> Result<CaStatus, AuthorityError> {
+        let root = self.inner.ca.rotate_root().await?;
+        tracing::info!(%root, "a new root enters the bundle");
+        Ok(self.ca_status())
+    }
+
+    /// Stage 2: new intermediates and SVIDs come from the new root. Refused while a connected node
+    /// has not acknowledged a bundle that holds it, unless `force`. A node that is away now and
+    /// returns after stage 2 does not know the new root, and needs a new join token.
+    pub async fn activate_root(&self, force: bool) -> Result<CaStatus, AuthorityError> {
+        let inner = &self.inner;
+        if let Some(root) = inner.ca.root_at(RootStanding::Incoming)
+            && !force
+        {
+            let Some(version) = inner.publisher.first_with(&root) else {
+                let why = "the new root has not been pushed yet: try again in a moment";
+                return Err(AuthorityError::Refused(why.into()));
+            };
+            let behind = inner.server.behind(version);
+            if !behind.is_empty() {
+                let names = behind.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+                return Err(AuthorityError::Refused(format!(
+                    "these connected nodes have not confirmed the new root yet: {names}; try again, or force it and cut them off"
+                )));
+            }
+        }
+        inner.ca.activate_root().await?;
+        inner.renew_own_identity()?;
+        tracing::info!("the new root signs from now on");
+        Ok(self.ca_status())
+    }
+
+    /// Stage 3: the old root leaves the bundle and its key is deleted. Refused until the last SVID
+    /// under it has expired, unless `force`.
+    pub async fn retire_root(&self, force: bool) -> Result<CaStatus, AuthorityError> {
+        self.inner.ca.retire_root(force).await?;
+        tracing::info!("the old root has left the bundle");
+        Ok(self.ca_status())
+    }
+
+    /// Roots, intermediate, version.
+    pub fn ca_status(&self) -> CaStatus {
+        let (roots, intermediate) = self.inner.ca.status();
+        let version = self.inner.publisher.version();
+        let behind = self.inner.server.behind(version);
+        let trust_domain = self.inner.trust_domain.clone();
+        CaStatus { trust_domain, roots, intermediate, version, behind }
+    }
+
+    /// Stops listening, says goodbye to all nodes, and ends.
+    pub async fn shutdown(&self) {
+        self.inner.stop.send_replace(true);
+        let mut tasks = {
+            let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *tasks)
+        };
+        // The first to end is whoever was told to; the publisher never ends by itself.
+        let served = self.inner.clone();
+        let _ = timeout(SHUTDOWN, async move {
+            // The server and the maintenance end on the signal.
+            for _ in 0..2 {
+                tasks.join_next().await;
+            }
+            tasks.shutdown().await;
+            drop(served);
+        })
+        .await;
+    }
+}
+
+impl Inner {
+    fn renew_own_identity(&self) -> Result<(), AuthorityError> {
+        let identity = Arc::new(self.ca.own_identity()?);
+        self.mesh.set_identities(BTreeMap::from([(Id::Authority, identity)]));
+        Ok(())
+    }
+
+    /// When the authority's own TLS identity is renewed: at half of its life.
+    fn own_renews_at(&self) -> u64 {
+        self.mesh.identities().get(&Id::Authority).map_or(0, |i| i.half_life())
+    }
+}
+
+/// Renews the authority's own certificates and forgets what has expired.
+async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
+    let mut stop = inner.stop.subscribe();
+    let mut prune_at = tokio::time::Instant::now() + prune_every;
+    let mut pause = Duration::ZERO;
+    loop {
+        let renew_at = inner.ca.renews_at().min(inner.own_renews_at());
+        let wait = until(renew_at).min(TICK).max(pause);
+        tokio::select! {
+            () = sleep(wait.max(Duration::from_millis(100))) => {}
+            () = stopped(&mut stop) => return,
+        }
+        pause = Duration::ZERO;
+        if inner.ca.renews_at() <= now() {
+            match inner.ca.rotate_intermediate().await {
+                Ok(()) => tracing::info!("the intermediate was renewed"),
+                Err(e) => {
+                    tracing::error!("the intermediate could not be renewed: {e}");
+                    pause = RETRY;
+                }
+            }
+        }
+        if inner.own_renews_at() <= now()
+            && let Err(e) = inner.renew_own_identity()
+        {
+            tracing::error!("the authority's own identity could not be renewed: {e}");
+            pause = RETRY;
+        }
+        if prune_at <= tokio::time::Instant::now() {
+            if let Err(e) = inner.registry.prune().await {
+                tracing::error!("expired records stay in the store for now: {e}");
+            }
+            prune_at = tokio::time::Instant::now() + prune_every;
+        }
+    }
+}
+
+/// Waits for the signal; or for its sender's end, which is the same.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}

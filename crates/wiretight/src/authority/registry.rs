@@ -1,0 +1,691 @@
+//! Who is in the mesh: nodes, join tokens, instances, issued and revoked certificates, in the store.
+//!
+//! ```text
+//! token/ID               what of a join token is kept: the secret's hash, node, services, who used it
+//! mesh/node/NAME         a node: enrolment key, claimable services, standing
+//! mesh/instances/NAME    what it offers
+//! mesh/revoked/SERIAL    a certificate that holds no longer, until it expires
+//! issued/NAME/SERIAL     a certificate that holds
+//! seen/NAME              when a node's stream last began or ended
+//! ```
+//!
+//! The store has no transaction over two keys, so a change in several steps first writes down in the
+//! node's record that it is under way (`standing`, `withdrawn`), and [`Registry::finish`] does the
+//! rest; the next start calls it for every record that is not at rest. An SVID is issued in this
+//! order: record it, look at the node's record again, send it. So whoever marks a node and then
+//! lists what was issued to it misses nothing that was, or will be, sent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use wiretight_keys::token::{secret_hash, secret_matches};
+use wiretight_keys::{Csr, Id, Name, PublicKey, Serial, SpiffeId, TrustDomain};
+use wiretight_proxy::mesh::now;
+use wiretight_store::{Entry, Error, Key, Store, update};
+use zeroize::Zeroizing;
+
+use super::ca::{Ca, random};
+use super::{AuthorityError, Grant};
+use crate::control::{
+    Blob, Code, Denial, JOIN_CONTEXT, Join, MAX_INSTANCES, Offer, REJOIN_CONTEXT, Rejoin,
+};
+
+pub(super) const MESH: &str = "mesh/";
+pub(super) const NODES: &str = "mesh/node/";
+pub(super) const INSTANCES: &str = "mesh/instances/";
+pub(super) const REVOKED: &str = "mesh/revoked/";
+pub(super) const ISSUED: &str = "issued/";
+const TOKENS: &str = "token/";
+const SEEN: &str = "seen/";
+
+/// An expired token is remembered for this long, so that whoever holds it is told that it expired.
+const TOKEN_MEMORY: u64 = 7 * 86_400;
+/// What is past its end is kept a little longer, for clocks that are behind.
+const GRACE: u64 = 120;
+/// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
+const SIGN_BURST: f64 = 10_000.0;
+const SIGN_RATE: f64 = 10.0;
+
+#[derive(Serialize, Deserialize)]
+struct TokenRecord {
+    hash: String,
+    node: Name,
+    services: BTreeSet<Name>,
+    expires: u64,
+    /// The enrolment key that has used it.
+    used_by: Option<Blob>,
+}
+
+/// Whether a change to a node is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Standing {
+    Active,
+    /// A new enrolment takes the place of an old one, whose certificates are being revoked.
+    Replacing,
+    /// On its way out.
+    Removing,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct NodeRecord {
+    pub(super) joined_at: u64,
+    enrolment_key: Blob,
+    /// The token that it joined with; tells one enrolment from the next.
+    pub(super) enrolment: String,
+    pub(super) services: BTreeSet<Name>,
+    /// Services that it may claim no longer and whose certificates are being revoked.
+    withdrawn: BTreeSet<Name>,
+    pub(super) standing: Standing,
+}
+
+impl NodeRecord {
+    fn is_at_rest(&self) -> bool {
+        self.standing == Standing::Active && self.withdrawn.is_empty()
+    }
+}
+
+/// What is kept of an issued certificate.
+#[derive(Serialize, Deserialize)]
+pub(super) struct IssuedRecord {
+    id: Id,
+    pub(super) not_after: u64,
+    pub(super) root: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct RevokedRecord {
+    pub(super) not_after: u64,
+}
+
+/// A node of the list, as the store knows it.
+pub(super) struct Listed {
+    pub(super) record: NodeRecord,
+    pub(super) instances: Vec<Offer>,
+    pub(super) last_seen: Option<u64>,
+}
+
+/// The registry.
+pub(super) struct Registry {
+    trust_domain: TrustDomain,
+    store: Arc<dyn Store>,
+    ca: Arc<Ca>,
+    /// Held while the set of nodes changes: joins, grants and removals come one after another. That
+    /// suffices, for a store has one authority process at a time.
+    changing: tokio::sync::Mutex<()>,
+    budgets: Mutex<HashMap<Name, (f64, Instant)>>,
+}
+
+impl Registry {
+    pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
+        let (changing, budgets) = Default::default();
+        Registry { trust_domain, store, ca, changing, budgets }
+    }
+
+    /// Finishes what a crash left half done.
+    pub(super) async fn recover(&self) -> Result<(), Error> {
+        for (name, record) in self.nodes().await? {
+            if !record.is_at_rest() {
+                tracing::info!(node = %name, "finishing a change that was cut short");
+                self.finish(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- For the operator.
+
+    /// Makes a token: its id, its secret and its end.
+    pub(super) async fn create_token(
+        &self,
+        node: &Name,
+        services: BTreeSet<Name>,
+        ttl: Duration,
+    ) -> Result<(String, Zeroizing<String>, u64), AuthorityError> {
+        use base64::Engine;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let id = wiretight_keys::token::hex(&random::<8>()?);
+        let secret = Zeroizing::new(random::<32>()?);
+        let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(*secret));
+        let expires = now().saturating_add(ttl.as_secs());
+        let hash = secret_hash(&secret);
+        let record = TokenRecord { hash, node: node.clone(), services, expires, used_by: None };
+        self.store.create(&token_key(&id), json(&record)).await?;
+        Ok((id, secret, expires))
+    }
+
+    /// Adds or replaces what a node may claim. What it may claim no longer is revoked.
+    pub(super) async fn grant(
+        &self,
+        node: &Name,
+        services: BTreeSet<Name>,
+        how: Grant,
+    ) -> Result<(), AuthorityError> {
+        let _guard = self.changing.lock().await;
+        let mut found = false;
+        update(&*self.store, &node_key(node), |value| {
+            let Some(mut record) = value.and_then(read::<NodeRecord>) else { return Ok(None) };
+            found = record.standing != Standing::Removing;
+            match how {
+                Grant::Add => record.services.extend(services.iter().cloned()),
+                Grant::Replace => {
+                    let kept = services.clone();
+                    let old = std::mem::replace(&mut record.services, kept);
+                    record.withdrawn.extend(old.difference(&services).cloned());
+                }
+            }
+            record.withdrawn.retain(|s| !record.services.contains(s));
+            Ok::<_, Error>(Some(json(&record)))
+        })
+        .await?;
+        if !found {
+            return Err(no_such_node(node));
+        }
+        Ok(self.finish(node).await?)
+    }
+
+    /// Removes a node: its certificates are revoked, its tokens and instances are forgotten.
+    pub(super) async fn remove(&self, node: &Name) -> Result<(), AuthorityError> {
+        let _guard = self.changing.lock().await;
+        let marked = self.set_standing(node, Standing::Removing).await?;
+        if !marked {
+            return Err(no_such_node(node));
+        }
+        Ok(self.finish(node).await?)
+    }
+
+    /// All nodes, and what is known of each.
+    pub(super) async fn list(&self) -> Result<BTreeMap<Name, Listed>, Error> {
+        let mut instances = self.folder::<Vec<Offer>>(INSTANCES).await?;
+        let seen = self.folder::<u64>(SEEN).await?;
+        let nodes = self.nodes().await?;
+        let listed = |(name, record): (Name, NodeRecord)| {
+            let instances = instances.remove(name.as_str()).unwrap_or_default();
+            let last_seen = seen.get(name.as_str()).copied();
+            (name, Listed { record, instances, last_seen })
+        };
+        Ok(nodes.into_iter().map(listed).collect())
+    }
+
+    // ---- For nodes.
+
+    /// A first join. `exporter` is the connection's.
+    pub(super) async fn join(&self, join: &Join, exporter: &[u8; 32]) -> Result<Joined, Denial> {
+        self.same_trust_domain(&join.trust_domain)?;
+        // Before the secret is known to be right, nothing is told of the token.
+        let unknown = || {
+            let message = "unknown or wrong token: it was altered, or made by another authority, or its node was removed since; make one with `wiretight token create`";
+            Denial::new(Code::UnknownToken, message)
+        };
+        let id = &join.token_id;
+        if id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(unknown());
+        }
+        let _guard = self.changing.lock().await;
+        let entry = self.store.get(&token_key(id)).await.map_err(internal)?.ok_or_else(unknown)?;
+        let token: TokenRecord = read(&entry.value).ok_or_else(unknown)?;
+        if !secret_matches(&join.secret, &token.hash) {
+            return Err(unknown());
+        }
+        // From here on the other side holds the token, and is told precisely.
+        if token.expires < now() {
+            let ago = now() - token.expires;
+            let message = format!("this join token expired {ago} s ago: make a new one");
+            return Err(Denial::new(Code::TokenExpired, message));
+        }
+        if token.node != join.node {
+            let message = format!(
+                "this join token is for node {:?}, and this node is {:?}: correct the name in [node], or make a token for this name",
+                token.node, join.node
+            );
+            return Err(Denial::new(Code::WrongNode, message));
+        }
+        check_proof(&join.enrolment_key, JOIN_CONTEXT, exporter, &join.proof)?;
+        let csr = self.own_csr(&join.csr, &join.node)?;
+        match &token.used_by {
+            Some(key) if *key == join.enrolment_key => {}
+            Some(_) => {
+                let message = "this join token was used before, by another machine: a token is good once. If that was not you, remove the node and find out who; make a new token";
+                return Err(Denial::new(Code::TokenUsed, message));
+            }
+            None => {
+                let key = join.enrolment_key.clone();
+                let used = TokenRecord { used_by: Some(key), ..token_again(&token) };
+                let (key, value) = (token_key(id), Some(json(&used)));
+                self.store.swap(&key, entry.revision, value).await.map_err(internal)?;
+            }
+        }
+        self.enrol(join, &token).await.map_err(internal)?;
+        let chain = self.issue_to(&join.node, id, csr).await?;
+        Ok(Joined { chain, bundle: self.ca.roots() })
+    }
+
+    /// An enrolled node without a certificate that is taken.
+    pub(super) async fn rejoin(
+        &self,
+        rejoin: &Rejoin,
+        exporter: &[u8; 32],
+    ) -> Result<Joined, Denial> {
+        self.same_trust_domain(&rejoin.trust_domain)?;
+        // One answer for all: a stranger learns no names of nodes.
+        let not_enrolled = || {
+            let message = "no node of this name is enrolled here with this key: it was removed, or its state folder is another machine's; it needs a new join token";
+            Denial::new(Code::NotEnrolled, message)
+        };
+        let record = self.node(&rejoin.node).await.map_err(internal)?.ok_or_else(not_enrolled)?;
+        check_proof(&record.enrolment_key, REJOIN_CONTEXT, exporter, &rejoin.proof)
+            .map_err(|_| not_enrolled())?;
+        at_rest(&record)?;
+        let csr = self.own_csr(&rejoin.csr, &rejoin.node)?;
+        let chain = self.issue_to(&rejoin.node, &record.enrolment, csr).await?;
+        Ok(Joined { chain, bundle: self.ca.roots() })
+    }
+
+    /// A node's stream begins: which enrolment it belongs to.
+    pub(super) async fn welcome(&self, node: &Name, serial: &Serial) -> Result<String, Denial> {
+        let removed =
+            || Denial::new(Code::Removed, format!("node {node} was removed from the mesh"));
+        let record = self.node(node).await.map_err(internal)?.ok_or_else(removed)?;
+        if record.standing == Standing::Removing {
+            return Err(removed());
+        }
+        at_rest(&record)?;
+        let revoked = self.store.get(&revoked_key(serial.as_str())).await.map_err(internal)?;
+        if revoked.is_some() {
+            let message = "this certificate was revoked: another machine has joined as this node";
+            return Err(Denial::new(Code::Removed, message));
+        }
+        self.seen(node).await;
+        Ok(record.enrolment)
+    }
+
+    /// Signs a request of a node, for itself or a service that it may claim.
+    pub(super) async fn sign(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        csr: &Blob,
+    ) -> Result<Vec<CertificateDer<'static>>, Denial> {
+        if !self.spend(node) {
+            let message = "this node has asked for too many certificates: ask again later";
+            return Err(Denial::new(Code::Busy, message));
+        }
+        let csr = self.csr(csr)?;
+        self.issue_to(node, enrolment, csr).await
+    }
+
+    /// Takes what a node offers. Offers of services that it may not claim are left out and named in
+    /// the refusal; the others count all the same.
+    pub(super) async fn announce(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        mut offers: Vec<Offer>,
+    ) -> Result<(), Denial> {
+        if offers.len() > MAX_INSTANCES {
+            let message =
+                format!("{} instances announced, more than {MAX_INSTANCES}", offers.len());
+            return Err(Denial::new(Code::NotAllowed, message));
+        }
+        let record = self.current(node, enrolment).await?;
+        let mut unclaimable = BTreeSet::new();
+        offers.retain(|o| {
+            let may = record.services.contains(&o.service);
+            if !may {
+                unclaimable.insert(o.service.to_string());
+            }
+            may
+        });
+        let (key, value) = (instances_key(node), json(&offers));
+        let written = update(&*self.store, &key, |present| match present {
+            // The same again (a reconnect) is no change, and nobody is told.
+            Some(present) if present == value => Err(Unchanged::Same),
+            None if offers.is_empty() => Ok(None),
+            _ => Ok(Some(value.clone())),
+        });
+        match written.await {
+            Ok(_) | Err(Unchanged::Same) => {}
+            Err(Unchanged::Failed(e)) => return Err(internal(e)),
+        }
+        if unclaimable.is_empty() {
+            return Ok(());
+        }
+        let names = unclaimable.into_iter().collect::<Vec<_>>().join(", ");
+        Err(Denial::new(Code::NotAllowed, may_not_claim(node, &names)))
+    }
+
+    /// Notes that a node is there, or was until now. Losing the note loses nothing else.
+    pub(super) async fn seen(&self, node: &Name) {
+        let note = |_: Option<&[u8]>| Ok::<_, Error>(Some(json(&now())));
+        if let Err(e) = update(&*self.store, &seen_key(node), note).await {
+            tracing::warn!(%node, "could not note when the node was last seen: {e}");
+        }
+    }
+
+    // ---- For the clock.
+
+    /// Forgets what has expired.
+    pub(super) async fn prune(&self) -> Result<(), Error> {
+        let past = now().saturating_sub(GRACE);
+        self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
+        self.prune_folder(REVOKED, |r: RevokedRecord| r.not_after < past).await?;
+        let old = now().saturating_sub(TOKEN_MEMORY);
+        self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
+    }
+
+    async fn prune_folder<R: DeserializeOwned>(
+        &self,
+        folder: &str,
+        over: impl Fn(R) -> bool,
+    ) -> Result<(), Error> {
+        for entry in self.store.list(folder).await?.0 {
+            if read::<R>(&entry.value).is_some_and(&over) {
+                self.delete(&entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- Within.
+
+    async fn nodes(&self) -> Result<Vec<(Name, NodeRecord)>, Error> {
+        let nodes = self.folder::<NodeRecord>(NODES).await?;
+        Ok(nodes.into_iter().filter_map(|(n, r)| Some((n.parse().ok()?, r))).collect())
+    }
+
+    async fn folder<R: DeserializeOwned>(
+        &self,
+        folder: &str,
+    ) -> Result<BTreeMap<String, R>, Error> {
+        let (entries, _) = self.store.list(folder).await?;
+        let item =
+            |e: &Entry| Some((e.key.as_str().strip_prefix(folder)?.to_owned(), read(&e.value)?));
+        Ok(entries.iter().filter_map(item).collect())
+    }
+
+    async fn node(&self, name: &Name) -> Result<Option<NodeRecord>, Error> {
+        Ok(self.store.get(&node_key(name)).await?.and_then(|e| read(&e.value)))
+    }
+
+    /// The record of a node whose enrolment is still the one that the caller began with.
+    async fn current(&self, name: &Name, enrolment: &str) -> Result<NodeRecord, Denial> {
+        let record = self.node(name).await.map_err(internal)?;
+        match record {
+            Some(r) if r.standing == Standing::Active && r.enrolment == enrolment => Ok(r),
+            Some(r) if r.standing != Standing::Removing => {
+                // Its own new enrolment, or another machine's: the next handshake tells which.
+                let message = "a node of this name has joined anew: connect again";
+                Err(Denial::new(Code::Superseded, message))
+            }
+            _ => Err(Denial::new(Code::Removed, format!("node {name} was removed from the mesh"))),
+        }
+    }
+
+    fn same_trust_domain(&self, theirs: &TrustDomain) -> Result<(), Denial> {
+        if *theirs == self.trust_domain {
+            return Ok(());
+        }
+        let ours = &self.trust_domain;
+        let message = format!("this authority is of trust domain {ours}, not {theirs}");
+        Err(Denial::new(Code::WrongTrustDomain, message))
+    }
+
+    fn csr(&self, der: &Blob) -> Result<Csr, Denial> {
+        let csr = Csr::parse(&der.0).map_err(|e| Denial::new(Code::BadRequest, e.to_string()))?;
+        self.same_trust_domain(&csr.id.trust_domain)?;
+        Ok(csr)
+    }
+
+    fn own_csr(&self, der: &Blob, node: &Name) -> Result<Csr, Denial> {
+        let csr = self.csr(der)?;
+        if csr.id.id == Id::Node(node.clone()) {
+            return Ok(csr);
+        }
+        let message = format!("the certificate request is for {}, not for node/{node}", csr.id.id);
+        Err(Denial::new(Code::BadRequest, message))
+    }
+
+    /// Puts the node's record into place for a token that is bound to its key. A node of that name
+    /// with another key is replaced: what it holds is revoked first.
+    async fn enrol(&self, join: &Join, token: &TokenRecord) -> Result<(), Error> {
+        update(&*self.store, &node_key(&join.node), |present| {
+            let present = present.and_then(read::<NodeRecord>);
+            let same = |r: &NodeRecord| r.enrolment_key == join.enrolment_key;
+            if present.as_ref().is_some_and(|r| same(r) && r.enrolment == join.token_id) {
+                // The answer to this very join was lost; grants since then stay.
+                return Ok(present.map(|r| json(&r)));
+            }
+            let standing = match &present {
+                Some(r) if !same(r) || r.standing != Standing::Active => Standing::Replacing,
+                _ => Standing::Active,
+            };
+            let old = present.map(|r| r.services).unwrap_or_default();
+            Ok::<_, Error>(Some(json(&NodeRecord {
+                joined_at: now(),
+                enrolment_key: join.enrolment_key.clone(),
+                enrolment: join.token_id.clone(),
+                services: token.services.clone(),
+                withdrawn: old.difference(&token.services).cloned().collect(),
+                standing,
+            })))
+        })
+        .await?;
+        self.finish(&join.node).await
+    }
+
+    /// Records, looks again, and only then lets the certificate out.
+    async fn issue_to(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        csr: Csr,
+    ) -> Result<Vec<CertificateDer<'static>>, Denial> {
+        let may = |record: &NodeRecord, id: &SpiffeId| match &id.id {
+            Id::Node(name) if name == node => Ok(()),
+            Id::Service(name) if record.services.contains(name) => Ok(()),
+            Id::Service(name) => {
+                Err(Denial::new(Code::NotAllowed, may_not_claim(node, name.as_str())))
+            }
+            Id::Node(_) | Id::Authority => {
+                let message = format!("node {node} may not be {}", id.id);
+                Err(Denial::new(Code::NotAllowed, message))
+            }
+        };
+        may(&self.current(node, enrolment).await?, &csr.id)?;
+        let id = csr.id.clone();
+        let issued = self.ca.issue(csr.id, &csr.key).map_err(internal)?;
+        let record =
+            IssuedRecord { id: id.id.clone(), not_after: issued.not_after, root: issued.root };
+        let key = key(format!("{ISSUED}{node}/{}", issued.serial));
+        self.store.create(&key, json(&record)).await.map_err(internal)?;
+        may(&self.current(node, enrolment).await?, &id)?;
+        tracing::debug!(%node, id = %id.id, serial = %issued.serial, "issued");
+        Ok(issued.chain)
+    }
+
+    async fn set_standing(&self, node: &Name, standing: Standing) -> Result<bool, Error> {
+        let changed = update(&*self.store, &node_key(node), |value| {
+            let Some(mut record) = value.and_then(read::<NodeRecord>) else { return Ok(None) };
+            record.standing = standing;
+            record.withdrawn.clear();
+            Ok::<_, Error>(Some(json(&record)))
+        })
+        .await?;
+        Ok(changed.is_some())
+    }
+
+    /// Brings a node to rest. Every step can be done again.
+    async fn finish(&self, name: &Name) -> Result<(), Error> {
+        let Some(record) = self.node(name).await? else { return Ok(()) };
+        match record.standing {
+            Standing::Active if record.withdrawn.is_empty() => {}
+            Standing::Active => {
+                let withdrawn =
+                    |id: &Id| matches!(id, Id::Service(s) if record.withdrawn.contains(s));
+                self.revoke(name, withdrawn).await?;
+                self.set_standing(name, Standing::Active).await?;
+            }
+            Standing::Replacing => {
+                self.revoke(name, |_| true).await?;
+                self.delete_key(&instances_key(name)).await?;
+                self.set_standing(name, Standing::Active).await?;
+            }
+            Standing::Removing => {
+                self.revoke(name, |_| true).await?;
+                // A token that outlived its node would bring it back.
+                self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
+                self.delete_key(&instances_key(name)).await?;
+                self.delete_key(&seen_key(name)).await?;
+                self.delete_key(&node_key(name)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what was issued to a node, and holds, to what is revoked: first into the one, then out
+    /// of the other.
+    async fn revoke(&self, node: &Name, which: impl Fn(&Id) -> bool) -> Result<(), Error> {
+        let folder = format!("{ISSUED}{node}/");
+        for entry in self.store.list(&folder).await?.0 {
+            let Some(issued) = read::<IssuedRecord>(&entry.value) else { continue };
+            if !which(&issued.id) {
+                continue;
+            }
+            if issued.not_after.saturating_add(GRACE) >= now() {
+                let serial = entry.key.as_str().strip_prefix(&folder).unwrap_or_default();
+                let record = RevokedRecord { not_after: issued.not_after };
+                match self.store.create(&revoked_key(serial), json(&record)).await {
+                    Ok(_) | Err(Error::Conflict { .. }) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            self.delete(&entry).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_key(&self, key: &Key) -> Result<(), Error> {
+        update(&*self.store, key, |_| Ok::<_, Error>(None)).await.map(|_| ())
+    }
+
+    /// Deletes what was read; what another writer has changed since stays.
+    async fn delete(&self, entry: &Entry) -> Result<(), Error> {
+        match self.store.swap(&entry.key, entry.revision, None).await {
+            Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn spend(&self, node: &Name) -> bool {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (left, at) = budgets.entry(node.clone()).or_insert((SIGN_BURST, now));
+        *left = (*left + now.duration_since(*at).as_secs_f64() * SIGN_RATE).min(SIGN_BURST);
+        *at = now;
+        if *left < 1.0 {
+            return false;
+        }
+        *left -= 1.0;
+        true
+    }
+}
+
+/// What a join gives.
+pub(super) struct Joined {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) bundle: Vec<CertificateDer<'static>>,
+}
+
+enum Unchanged {
+    Same,
+    Failed(Error),
+}
+
+impl From<Error> for Unchanged {
+    fn from(e: Error) -> Unchanged {
+        Unchanged::Failed(e)
+    }
+}
+
+fn token_again(t: &TokenRecord) -> TokenRecord {
+    TokenRecord {
+        hash: t.hash.clone(),
+        node: t.node.clone(),
+        services: t.services.clone(),
+        expires: t.expires,
+        used_by: None,
+    }
+}
+
+fn at_rest(record: &NodeRecord) -> Result<(), Denial> {
+    if record.standing == Standing::Active {
+        return Ok(());
+    }
+    Err(Denial::new(Code::Busy, "this node is being changed: ask again in a moment"))
+}
+
+/// The signature that ties the enrolment key to this connection and no other.
+fn check_proof(
+    spki: &Blob,
+    context: &[u8],
+    exporter: &[u8; 32],
+    proof: &Blob,
+) -> Result<(), Denial> {
+    let verified = PublicKey::from_der(&spki.0)
+        .and_then(|k| k.verify(&[context, exporter].concat(), &proof.0));
+    verified.map_err(|e| {
+        Denial::new(Code::BadProof, format!("the enrolment key's proof does not hold: {e}"))
+    })
+}
+
+fn may_not_claim(node: &Name, services: &str) -> String {
+    format!(
+        "node {node} may not claim {services}: its join token did not name it; grant it on the authority, or correct the configuration"
+    )
+}
+
+fn no_such_node(node: &Name) -> AuthorityError {
+    AuthorityError::Refused(format!(
+        "there is no node {node:?}: `wiretight node list` has them all"
+    ))
+}
+
+/// Logs what only the operator may know; the other side learns that it was not its fault.
+fn internal(e: impl std::error::Error) -> Denial {
+    let cause = e.source().map(|s| format!(": {s}")).unwrap_or_default();
+    tracing::error!("the authority cannot do its work: {e}{cause}");
+    Denial::new(Code::Internal, "the authority cannot do its work now: its log says why")
+}
+
+pub(super) fn read<R: DeserializeOwned>(value: &[u8]) -> Option<R> {
+    serde_json::from_slice(value)
+        .inspect_err(|e| tracing::error!("a record in the store cannot be read: {e}"))
+        .ok()
+}
+
+fn json(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records are plain data")
+}
+
+fn key(text: String) -> Key {
+    Key::new(text).expect("a folder and a name or serial make a short key")
+}
+fn node_key(name: &Name) -> Key {
+    key(format!("{NODES}{name}"))
+}
+fn instances_key(name: &Name) -> Key {
+    key(format!("{INSTANCES}{name}"))
+}
+fn seen_key(name: &Name) -> Key {
+    key(format!("{SEEN}{name}"))
+}
+fn token_key(id: &str) -> Key {
+    key(format!("{TOKENS}{id}"))
+}
+fn revoked_key(serial: &str) -> Key {
+    key(format!("{REVOKED}{serial}"))
+}

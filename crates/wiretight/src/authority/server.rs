@@ -1,0 +1,604 @@
+//! The authority's listener: who may connect, for how long, and one task for each connection.
+//!
+//! A connection is a stranger's (a join or rejoin: one question, one answer) or a node's stream. All
+//! is bounded: connections, those of strangers, those of one address, every message, every wait, and
+//! what is queued for a node, which is a few answers and the newest state.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use wiretight_keys::{Id, Name, Role, VerifiedPeer};
+use wiretight_proxy::mesh::now;
+use wiretight_proxy::{LogQuota, Mesh, tls};
+
+use super::Times;
+use super::ca::until;
+use super::registry::{Joined, Registry};
+use super::state::{Publisher, Snapshot};
+use crate::control::{
+    Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger, Offer,
+    Reader, encode,
+};
+
+const MAX_CONNECTIONS: usize = 4096;
+/// Connections that have not authenticated themselves yet.
+const MAX_STRANGERS: usize = 256;
+/// Of those, from one address, so that one machine gone wrong does not keep the others out.
+const MAX_STRANGERS_BY_ADDRESS: usize = 64;
+/// Answers that wait for a node to read. A node has fewer questions open.
+const MAX_REPLIES: usize = 32;
+/// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
+const LINGER: Duration = Duration::from_secs(1);
+
+type Stream = TlsStream<TcpStream>;
+
+/// The listener and its connections.
+pub(super) struct Server {
+    mesh: Arc<Mesh>,
+    registry: Arc<Registry>,
+    publisher: Arc<Publisher>,
+    times: Times,
+    acceptor: TlsAcceptor,
+    slots: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    quota: Mutex<LogQuota>,
+    lines: Mutex<HashMap<Name, Line>>,
+    next_line: AtomicU64,
+}
+
+/// A node's live stream, as others see it.
+struct Line {
+    number: u64,
+    farewell: watch::Sender<Option<Denial>>,
+    seen: Arc<Seen>,
+}
+
+/// What a stream reports.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The version in force at the node.
+    pub(super) acked: AtomicU64,
+    /// When it last said anything.
+    pub(super) at: AtomicU64,
+}
+
+/// Who has come, with the first message.
+enum Arrival {
+    Stranger { stream: Box<Stream>, message: FromStranger, exporter: [u8; 32] },
+    Node { reader: Reader<ReadHalf<Stream>>, writer: WriteHalf<Stream>, guest: Guest },
+}
+
+struct Guest {
+    name: Name,
+    peer: VerifiedPeer,
+    have: u64,
+    offers: Vec<Offer>,
+}
+
+/// Why a connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Rejected {
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(io::Error),
+    #[error("refused: {0}")]
+    Certificate(#[from] wiretight_keys::Refusal),
+    #[error("{0}")]
+    Tls(&'static str),
+    #[error(transparent)]
+    Message(#[from] ControlError),
+    #[error("refused ({}): {}", .0.code, .0.message)]
+    Denied(Denial),
+}
+
+impl Server {
+    pub(super) fn new(
+        mesh: Arc<Mesh>,
+        registry: Arc<Registry>,
+        publisher: Arc<Publisher>,
+        times: Times,
+    ) -> Result<Server, rustls::Error> {
+        let strangers = tls::Strangers::MayShakeHands;
+        let config = tls::server_config(&mesh, Id::Authority, tls::ALPN_CONTROL, strangers)?;
+        Ok(Server {
+            mesh,
+            registry,
+            publisher,
+            times,
+            acceptor: config.into(),
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            by_address: Mutex::default(),
+            quota: Mutex::default(),
+            lines: Mutex::default(),
+            next_line: AtomicU64::new(1),
+        })
+    }
+
+    /// Serves until told to stop.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (mut connections, signal) = (JoinSet::new(), stop.clone());
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((tcp, addr)) => {
+                        connections.spawn(self.clone().serve(tcp, addr, signal.clone()));
+                    }
+                    Err(e) => {
+                        // Out of file descriptors, most likely: those in use come free in time.
+                        tracing::error!("the authority cannot accept connections: {e}");
+                        sleep(Duration::from_millis(200)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+                () = super::stopped(&mut stop) => break,
+            }
+        }
+        drop(listener);
+        // Each says goodbye; those that cannot are cut.
+        let _ =
+            timeout(2 * LINGER, async { while connections.join_next().await.is_some() {} }).await;
+        connections.shutdown().await;
+    }
+
+    /// The node's stream, if it has one.
+    pub(super) fn line(&self, node: &Name) -> Option<Arc<Seen>> {
+        self.lines().get(node).map(|l| l.seen.clone())
+    }
+
+    /// Ends a node's stream.
+    pub(super) fn cut(&self, node: &Name, denial: Denial) {
+        if let Some(line) = self.lines().get(node) {
+            line.farewell.send_replace(Some(denial));
+        }
+    }
+
+    /// Connected nodes that have not put `version` into force.
+    pub(super) fn behind(&self, version: u64) -> Vec<Name> {
+        let acked = |l: &Line| l.seen.acked.load(Ordering::Relaxed);
+        let mut names: Vec<_> = self
+            .lines()
+            .iter()
+            .filter(|(_, line)| acked(line) < version)
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn lines(&self) -> MutexGuard<'_, HashMap<Name, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn serve(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, stop: watch::Receiver<bool>) {
+        let (Ok(_slot), Some(door)) =
+            (self.slots.clone().try_acquire_owned(), self.door(addr.ip()))
+        else {
+            return self.turned_away(addr, "too many connections: this one is closed");
+        };
+        let _ = tcp.set_nodelay(true);
+        let deadline = Instant::now() + self.times.first_message;
+        let arrival = match timeout_at(deadline, self.arrive(tcp)).await {
+            Ok(Ok(arrival)) => arrival,
+            Ok(Err(e)) => return self.turned_away(addr, &e.to_string()),
+            Err(_) => {
+                let limit = self.times.first_message;
+                let why = format!("said nothing within {limit:?} of connecting: closed");
+                return self.turned_away(addr, &why);
+            }
+        };
+        match arrival {
+            Arrival::Stranger { stream, message, exporter } => {
+                self.stranger(*stream, addr, message, &exporter).await;
+                drop(door);
+            }
+            Arrival::Node { reader, writer, guest } => {
+                drop(door);
+                self.node(reader, writer, addr, guest, stop).await;
+            }
+        }
+    }
+
+    /// Logs a stranger's failure, unless there are too many of them at the moment.
+    fn turned_away(&self, addr: SocketAddr, why: &str) {
+        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        if quota.allows(now()) {
+            tracing::warn!(peer = %addr, "{why}");
+        }
+    }
+
+    /// Handshake and first message.
+    async fn arrive(&self, tcp: TcpStream) -> Result<Arrival, Rejected> {
+        let stream = match self.acceptor.accept(tcp).into_fallible().await {
+            Ok(stream) => stream,
+            Err((e, tcp)) => {
+                linger(tcp).await;
+                let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+                return Err(match inner.and_then(tls::refusal) {
+                    Some(refusal) => Rejected::Certificate(refusal.clone()),
+                    None => Rejected::Handshake(e),
+                });
+            }
+        };
+        let connection = stream.get_ref().1;
+        if connection.alpn_protocol() != Some(tls::ALPN_CONTROL) {
+            return Err(Rejected::Tls("it did not ask for wiretight-control/1: not one of ours"));
+        }
+        let group = connection.negotiated_key_exchange_group().map(|g| g.name());
+        if !group.is_some_and(tls::is_post_quantum) {
+            return Err(Rejected::Tls("its key exchange is not X25519MLKEM768: not one of ours"));
+        }
+        if connection.peer_certificates().is_none() {
+            let exporter = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
+            let exporter = exporter.map_err(|_| Rejected::Tls("no exporter"))?;
+            let mut reader = Reader::new(stream);
+            let message = reader.next().await;
+            let stream = reader.into_stream();
+            return match message {
+                Ok(message) => {
+                    Ok(Arrival::Stranger { stream: Box::new(stream), message, exporter })
+                }
+                Err(e) => Err(refuse(stream, e).await),
+            };
+        }
+        let peer = tls::peer(&self.mesh, connection, Role::Client)?;
+        let Id::Node(name) = peer.id().id.clone() else {
+            let message = format!("{} is not a node: nodes alone have streams", peer.id().id);
+            let denial = Denial::new(Code::NotAllowed, message);
+            say_last(stream, &denial).await;
+            return Err(Rejected::Denied(denial));
+        };
+        let (reader, writer) = tokio::io::split(stream);
+        let mut reader = Reader::new(reader);
+        match reader.next().await {
+            Ok(FromNode::Hello { have, instances }) => {
+                let guest = Guest { name, peer, have, offers: instances };
+                Ok(Arrival::Node { reader, writer, guest })
+            }
+            Ok(_) => {
+                let denial = Denial::new(Code::BadMessage, "a stream begins with \"hello\"");
+                say_last(reader.into_stream().unsplit(writer), &denial).await;
+                Err(Rejected::Denied(denial))
+            }
+            Err(e) => Err(refuse(reader.into_stream().unsplit(writer), e).await),
+        }
+    }
+
+    /// One question, one answer.
+    async fn stranger(
+        &self,
+        mut stream: Stream,
+        addr: SocketAddr,
+        message: FromStranger,
+        exporter: &[u8; 32],
+    ) {
+        let (what, joined) = match &message {
+            FromStranger::Join(join) => {
+                (format!("join of node {}", join.node), self.registry.join(join, exporter).await)
+            }
+            FromStranger::Rejoin(rejoin) => {
+                let joined = self.registry.rejoin(rejoin, exporter).await;
+                (format!("rejoin of node {}", rejoin.node), joined)
+            }
+            FromStranger::Unknown => {
+                let message = "without a certificate there is \"join\" and \"rejoin\" only";
+                ("message".into(), Err(Denial::new(Code::UnknownType, message)))
+            }
+        };
+        match joined {
+            Ok(Joined { chain, bundle }) => {
+                tracing::info!(peer = %addr, "{what}: welcome");
+                let (chain, bundle) = (blobs(&chain), blobs(&bundle));
+                let answer = FromAuthority::Joined { chain, bundle };
+                if let Err(e) = send(&mut stream, &answer, self.times.first_message).await {
+                    tracing::warn!(peer = %addr, "{what}: the answer did not reach it: {e}");
+                }
+                linger(stream).await;
+            }
+            Err(denial) => {
+                self.turned_away(addr, &format!("{what} refused ({}): {denial}", denial.code));
+                say_last(stream, &denial).await;
+            }
+        }
+    }
+
+    /// A node's stream, to its end.
+    async fn node(
+        &self,
+        mut reader: Reader<ReadHalf<Stream>>,
+        mut writer: WriteHalf<Stream>,
+        addr: SocketAddr,
+        guest: Guest,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let Guest { name: node, peer, have, offers } = guest;
+        let enrolment = match self.registry.welcome(&node, peer.serial()).await {
+            Ok(enrolment) => enrolment,
+            Err(denial) => {
+                tracing::warn!(%node, peer = %addr, code = %denial.code, "stream refused: {denial}");
+                say_last(reader.into_stream().unsplit(writer), &denial).await;
+                return;
+            }
+        };
+        let (number, farewell, seen) = self.open_line(&node);
+        tracing::info!(%node, peer = %addr, "connected");
+        let (replies, outbox) = mpsc::channel(MAX_REPLIES);
+        let states = self.publisher.subscribe();
+        let current = states.borrow().version;
+        // What it has counts as acknowledged if it is a version of this store.
+        seen.acked.store(if have <= current { have } else { 0 }, Ordering::Relaxed);
+        let talk = Talk { server: self, node: &node, enrolment: &enrolment, seen: &seen, replies };
+        let why = tokio::select! {
+            why = talk.read(&mut reader, offers) => why,
+            why = self.write(&mut writer, have, states, outbox, farewell, &peer) => why,
+            () = super::stopped(&mut stop) => "the authority is stopping".into(),
+        };
+        self.close_line(&node, number);
+        tracing::info!(%node, peer = %addr, "stream ended: {why}");
+        self.registry.seen(&node).await;
+        linger(reader.into_stream().unsplit(writer)).await;
+    }
+
+    /// Sends whatever there is to send. Returns why it stopped.
+    async fn write(
+        &self,
+        writer: &mut WriteHalf<Stream>,
+        have: u64,
+        mut states: watch::Receiver<Arc<Snapshot>>,
+        mut outbox: mpsc::Receiver<Out>,
+        mut farewell: watch::Receiver<Option<Denial>>,
+        peer: &VerifiedPeer,
+    ) -> String {
+        let limit = self.times.silence;
+        let first = states.borrow_and_update().clone();
+        if first.version != have
+            && let Err(e) = send_bytes(writer, &first.frame, limit).await
+        {
+            return e.to_string();
+        }
+        let mut ping = tokio::time::interval_at(Instant::now() + self.times.ping, self.times.ping);
+        ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What it was let in by must hold as long as it stays.
+        let expiry = sleep_until(Instant::now() + until(peer.not_after() + 1));
+        tokio::pin!(expiry);
+        loop {
+            let out = tokio::select! {
+                biased;
+                Ok(()) = farewell.changed() => match farewell.borrow_and_update().clone() {
+                    Some(denial) => Out::Last(denial),
+                    None => continue,
+                },
+                () = &mut expiry => {
+                    let message = "the certificate of this connection has expired: connect again";
+                    Out::Last(Denial::new(Code::Expired, message))
+                }
+                Some(out) = outbox.recv() => out,
+                Ok(()) = states.changed() => {
+                    let state = states.borrow_and_update().clone();
+                    match send_bytes(writer, &state.frame, limit).await {
+                        Ok(()) => continue,
+                        Err(e) => return e.to_string(),
+                    }
+                }
+                _ = ping.tick() => Out::Reply(FromAuthority::Ping),
+            };
+            let (message, last) = match out {
+                Out::Reply(message) => (message, None),
+                Out::Last(denial) => (FromAuthority::Error(denial.clone()), Some(denial)),
+            };
+            match (send(writer, &message, limit).await, last) {
+                (_, Some(denial)) => return denial.message,
+                (Err(e), None) => return e.to_string(),
+                (Ok(()), None) => {}
+            }
+        }
+    }
+
+    fn open_line(&self, node: &Name) -> (u64, watch::Receiver<Option<Denial>>, Arc<Seen>) {
+        let number = self.next_line.fetch_add(1, Ordering::Relaxed);
+        let (farewell, receiver) = watch::channel(None);
+        let seen = Arc::new(Seen::default());
+        seen.at.store(now(), Ordering::Relaxed);
+        let line = Line { number, farewell, seen: seen.clone() };
+        if let Some(old) = self.lines().insert(node.clone(), line) {
+            let message = "a newer connection of this node has taken over";
+            old.farewell.send_replace(Some(Denial::new(Code::Superseded, message)));
+        }
+        (number, receiver, seen)
+    }
+
+    fn close_line(&self, node: &Name, number: u64) {
+        let mut lines = self.lines();
+        if lines.get(node).is_some_and(|l| l.number == number) {
+            lines.remove(node);
+        }
+    }
+
+    /// A place among those who have not said who they are.
+    fn door(self: &Arc<Self>, ip: IpAddr) -> Option<Door> {
+        let permit = self.strangers.clone().try_acquire_owned().ok()?;
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(ip).or_default();
+        if *count >= MAX_STRANGERS_BY_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Door { server: self.clone(), ip, _permit: permit })
+    }
+}
+
+/// Given back when dropped.
+struct Door {
+    server: Arc<Server>,
+    ip: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let mut all = self.server.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.ip);
+            }
+        }
+    }
+}
+
+/// What is sent to a node.
+enum Out {
+    Reply(FromAuthority),
+    /// An error, and the end.
+    Last(Denial),
+}
+
+/// The reading half of a node's stream.
+struct Talk<'a> {
+    server: &'a Server,
+    node: &'a Name,
+    enrolment: &'a str,
+    seen: &'a Seen,
+    replies: mpsc::Sender<Out>,
+}
+
+impl Talk<'_> {
+    /// Reads until the stream ends or must end. Returns why; if the node is to be told, the writing
+    /// half does that and ends the stream.
+    async fn read(self, reader: &mut Reader<ReadHalf<Stream>>, offers: Vec<Offer>) -> String {
+        let mut message = Ok(FromNode::Announce { instances: offers });
+        loop {
+            let read = match message {
+                Ok(message) => self.answer(message).await,
+                Err(ControlError::Closed) => return "the node closed it".into(),
+                Err(ControlError::Io(e)) => return format!("it broke: {e}"),
+                Err(e) => Err(Denial::new(Code::BadMessage, e.to_string())),
+            };
+            if let Err(denial) = read {
+                if self.replies.send(Out::Last(denial)).await.is_err() {
+                    return "the node reads nothing".into();
+                }
+                return std::future::pending().await;
+            }
+            message = match timeout(self.server.times.silence, reader.next()).await {
+                Ok(message) => message,
+                Err(_) => return format!("silent for {:?}", self.server.times.silence),
+            };
+            self.seen.at.store(now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Acts on a message. An error ends the stream.
+    async fn answer(&self, message: FromNode) -> Result<(), Denial> {
+        let (node, enrolment) = (self.node, self.enrolment);
+        let refused = |request, denial: Denial| {
+            tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
+            match denial.code {
+                // The stream itself is over, not the request alone.
+                Code::Removed | Code::Superseded => Err(denial),
+                _ => Ok(FromAuthority::Refused { request, denial }),
+            }
+        };
+        let reply = match message {
+            FromNode::Hello { .. } => {
+                return Err(Denial::new(Code::BadMessage, "\"hello\" comes once, at the start"));
+            }
+            FromNode::Announce { instances } => {
+                match self.server.registry.announce(node, enrolment, instances).await {
+                    Ok(()) => return Ok(()),
+                    Err(denial) => refused(0, denial)?,
+                }
+            }
+            FromNode::Sign { request, csr } => {
+                match self.server.registry.sign(node, enrolment, &csr).await {
+                    Ok(chain) => FromAuthority::Signed { request, chain: blobs(&chain) },
+                    Err(denial) => refused(request, denial)?,
+                }
+            }
+            FromNode::Ack { version } => {
+                self.seen.acked.store(version, Ordering::Relaxed);
+                return Ok(());
+            }
+            FromNode::Ping => FromAuthority::Pong,
+            FromNode::Pong => return Ok(()),
+            FromNode::Unknown => {
+                let message = "this authority does not know that type of message";
+                FromAuthority::Error(Denial::new(Code::UnknownType, message))
+            }
+        };
+        // Full only if the node does not read, and then the writing half gives up in time.
+        let _ = self.replies.send(Out::Reply(reply)).await;
+        Ok(())
+    }
+}
+
+fn blobs(chain: &[CertificateDer<'static>]) -> Vec<Blob> {
+    chain.iter().map(Blob::from).collect()
+}
+
+async fn send<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    message: &FromAuthority,
+    limit: Duration,
+) -> Result<(), ControlError> {
+    send_bytes(writer, &encode(message)?, limit).await
+}
+
+async fn send_bytes<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    bytes: &[u8],
+    limit: Duration,
+) -> Result<(), ControlError> {
+    let write = async {
+        writer.write_all(bytes).await?;
+        writer.flush().await
+    };
+    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it reads nothing");
+    Ok(timeout(limit, write).await.map_err(|_| timed_out())??)
+}
+
+/// Tells why, if the other side can be told.
+async fn refuse(stream: Stream, e: ControlError) -> Rejected {
+    if let ControlError::TooLarge { .. } | ControlError::Malformed(_) = e {
+        say_last(stream, &Denial::new(Code::BadMessage, e.to_string())).await;
+    }
+    e.into()
+}
+
+/// An error, and the end.
+async fn say_last(mut stream: Stream, denial: &Denial) {
+    let _ = send(&mut stream, &FromAuthority::Error(denial.clone()), LINGER).await;
+    linger(stream).await;
+}
+
+/// Ends a stream in order: close, then read what is still under way, for a bounded while. To drop it
+/// with bytes unread would make TCP reset it, and the last message might be lost.
+async fn linger<S: tokio::io::AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let _ = timeout(LINGER, async {
+        stream.shutdown().await?;
+        let mut rest = [0; 4096];
+        for _ in 0..64 {
+            if stream.read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    })
+    .await;
+}

@@ -1,0 +1,70 @@
+//! `wiretight check`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Output, Where};
+use crate::config::Config;
+
+/// Check a configuration file without running it
+#[derive(Args)]
+#[command(after_help = "Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
+pub(super) struct Check {
+    /// The file; otherwise --config
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    at: Where,
+    #[command(flatten)]
+    out: Output,
+}
+
+impl Check {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let path = self.file.unwrap_or(self.at.config);
+        let config = match Config::load(&path) {
+            Ok(config) => config,
+            Err(errors) if self.out.json => {
+                let list: Vec<_> = errors
+                    .as_slice()
+                    .iter()
+                    .map(|e| {
+                        json!({
+                            "file": e.file, "line": e.line, "key": e.key,
+                            "problem": e.problem, "advice": e.advice,
+                        })
+                    })
+                    .collect();
+                self.out.print(&json!({ "ok": false, "errors": list }), |_| String::new())?;
+                return Ok(ExitCode::from(2));
+            }
+            Err(errors) => return Err(errors.into()),
+        };
+        let summary = json!({
+            "ok": true,
+            "node": config.node.name,
+            "trust_domain": config.node.trust_domain,
+            "authority": config.authority.is_some(),
+            "services": config.relay.services.iter().map(|s| &s.name).collect::<Vec<_>>(),
+            "dials": config.relay.dials.iter().map(|d| &d.service).collect::<Vec<_>>(),
+            "warnings": config.warnings,
+        });
+        self.out.print(&summary, |_| {
+            let mut out: String =
+                config.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
+            out += &format!(
+                "{} is good: node {} of {}{}, {} services, {} dials\n",
+                path.display(),
+                config.node.name,
+                config.node.trust_domain,
+                if config.authority.is_some() { " (the authority)" } else { "" },
+                config.relay.services.len(),
+                config.relay.dials.len(),
+            );
+            out
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

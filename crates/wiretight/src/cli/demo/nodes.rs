@@ -1,0 +1,245 @@
+//! The demo's three nodes: real processes of this same binary, set up as an operator would.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+use wiretight_proxy::relay::settings::HostPort;
+
+use super::tap::Tap;
+use super::{free_port, step};
+use crate::admin::client::{AdminError, request};
+
+/// The demo's service.
+pub(super) const SERVICE: &str = "hello";
+/// How long a node may take to get ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// The three nodes, and the tap between two of them.
+pub(super) struct Nodes {
+    dir: TempDir,
+    children: Vec<(&'static str, Child)>,
+    /// Where the client program connects.
+    pub(super) entry: SocketAddr,
+    own_entry: Option<SocketAddr>,
+    admin: SocketAddr,
+    pub(super) tap: Tap,
+    pub(super) leaked: bool,
+}
+
+impl Nodes {
+    /// Starts an authority, node `b` in front of `service`, and node `a` for its clients.
+    pub(super) async fn start(
+        service: SocketAddr,
+        own: Option<&HostPort>,
+    ) -> anyhow::Result<Nodes> {
+        let dir = tempfile::Builder::new().prefix("wiretight-demo-").tempdir()?;
+        let authority = free_port()?;
+        let (listen, entry, admin) = (free_port()?, free_port()?, free_port()?);
+        // Node b says that it is to be reached where the tap listens: all that the network carries
+        // between the two nodes passes there.
+        let tap = Tap::start(listen).await?;
+        let mut nodes =
+            Nodes { dir, children: Vec::new(), entry, own_entry: None, admin, tap, leaked: true };
+
+        step("starting an authority ...");
+        nodes.write("authority", "off", &format!("[authority]\nlisten = \"{authority}\"\n"))?;
+        nodes.run("authority").await?;
+
+        step("two nodes join it ...");
+        let advertise = nodes.tap.addr();
+        let mut b = format!(
+            "[[service]]\nname = \"{SERVICE}\"\nlisten = \"{listen}\"\nadvertise = \"{advertise}\"\n\
+             forward = \"{service}\"\nallow = [\"service/web\"]\n"
+        );
+        let mut a =
+            format!("[[dial]]\nlisten = \"{entry}\"\nservice = \"{SERVICE}\"\nas = \"web\"\n");
+        if let Some(own) = own {
+            let (listen, entry) = (free_port()?, free_port()?);
+            b += &format!(
+                "[[service]]\nname = \"yours\"\nlisten = \"{listen}\"\nforward = \"{own}\"\n\
+                 allow = [\"service/web\"]\n"
+            );
+            a += &format!("[[dial]]\nlisten = \"{entry}\"\nservice = \"yours\"\nas = \"web\"\n");
+            nodes.own_entry = Some(entry);
+        }
+        nodes.token("b", &[SERVICE, "yours"]).await?;
+        nodes.token("a", &["web"]).await?;
+        nodes.write("b", "off", &b)?;
+        nodes.write("a", &admin.to_string(), &a)?;
+        nodes.run("b").await?;
+        nodes.run("a").await?;
+        nodes.registered().await?;
+        Ok(nodes)
+    }
+
+    fn state_dir(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node)
+    }
+
+    fn file(&self, node: &str) -> PathBuf {
+        self.dir.path().join(format!("{node}.toml"))
+    }
+
+    fn write(&self, node: &str, admin: &str, sections: &str) -> anyhow::Result<()> {
+        let state_dir = self.state_dir(node);
+        let mut file = format!(
+            "[node]\nname = \"{node}\"\ntrust_domain = \"demo.wiretight\"\nadmin = \"{admin}\"\n\
+             state_dir = \"{}\"\nworkers = 1\ndrain = \"1s\"\n",
+            state_dir.display()
+        );
+        if node != "authority" {
+            let token = self.dir.path().join(format!("{node}.token"));
+            file += &format!("join_token_file = \"{}\"\n", token.display());
+        }
+        Ok(fs::write(self.file(node), file + sections)?)
+    }
+
+    /// Has the authority make a join token, as `wiretight token create` does.
+    async fn token(&self, node: &str, services: &[&str]) -> anyhow::Result<()> {
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
+        let body = json!({ "node": node, "services": services, "ttl_seconds": 300 });
+        let state_dir = self.state_dir("authority");
+        let made: Value =
+            request(&state_dir, hyper::Method::POST, "/v1/tokens", Some(&body)).await?;
+        let token = made["token"].as_str().context("the authority made no token")?;
+        let path = self.dir.path().join(format!("{node}.token"));
+        let mut file =
+            fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+        Ok(file.write_all(token.as_bytes())?)
+    }
+
+    /// Starts a node and waits until it is ready.
+    async fn run(&mut self, node: &'static str) -> anyhow::Result<()> {
+        let log = fs::File::create(self.dir.path().join(format!("{node}.log")))?;
+        let child = Command::new(std::env::current_exe()?)
+            .args(["run", "--config"])
+            .arg(self.file(node))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.children.push((node, child));
+        let end = Instant::now() + READY;
+        loop {
+            match self.status(node).await {
+                Ok(status) if status["ready"] == true => return Ok(()),
+                Ok(_) | Err(_) if Instant::now() < end => sleep(Duration::from_millis(20)).await,
+                Ok(status) => bail!(
+                    "node {node} is not ready after {} s: {}\n{}",
+                    READY.as_secs(),
+                    status["not_ready"],
+                    self.log(node)
+                ),
+                Err(error) => bail!("node {node} does not run: {error}\n{}", self.log(node)),
+            }
+            let (_, child) = self.children.last_mut().context("just pushed")?;
+            if let Some(status) = child.try_wait()? {
+                bail!("node {node} ended with {status}:\n{}", self.log(node));
+            }
+        }
+    }
+
+    /// Waits until node a knows where the services are.
+    async fn registered(&self) -> anyhow::Result<()> {
+        let end = Instant::now() + READY;
+        loop {
+            let status = self.status("a").await?;
+            let mut dials = status["dials"].as_array().into_iter().flatten();
+            if dials.all(|d| d["instances"].as_array().is_some_and(|i| !i.is_empty())) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("node a did not learn of the services:\n{}", self.log("a"));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn status(&self, node: &str) -> Result<Value, AdminError> {
+        request(&self.state_dir(node), hyper::Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    pub(super) async fn client_status(&self) -> anyhow::Result<Value> {
+        Ok(self.status("a").await?)
+    }
+
+    pub(super) async fn server_status(&self) -> anyhow::Result<Value> {
+        Ok(self.status("b").await?)
+    }
+
+    fn log(&self, node: &str) -> String {
+        let log = fs::read_to_string(self.dir.path().join(format!("{node}.log")));
+        let log = log.unwrap_or_default();
+        let tail = log.lines().rev().take(10).collect::<Vec<_>>();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// What a person can do while it is up.
+    pub(super) fn what_to_try(&self, own: bool) -> String {
+        let file = |node: &str| shell(&self.file(node));
+        let exe = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+        let exe = shell(&exe);
+        let mut out = format!(
+            "\nIt stays up; try:\n  curl http://{}/                       the service, through the relays\n  \
+             curl http://{}/metrics\n  {exe} status --config {}\n  {exe} status --config {}\n  \
+             {exe} node list --config {}\n  {exe} node remove b --config {}     and curl again\n",
+            self.entry,
+            self.admin,
+            file("a"),
+            file("b"),
+            file("authority"),
+            file("authority"),
+        );
+        if let (true, Some(entry)) = (own, self.own_entry) {
+            out += &format!("Your own server, through the relays: {entry}\n");
+        }
+        out += &format!("Logs: {}/*.log. Ctrl-C ends it.\n", self.dir.path().display());
+        out
+    }
+
+    /// Waits until a node ends that should not.
+    pub(super) async fn any_exit(&mut self) -> String {
+        loop {
+            for n in 0..self.children.len() {
+                let (node, child) = &mut self.children[n];
+                if let Ok(Some(status)) = child.try_wait() {
+                    let node = *node;
+                    return format!("node {node} ended with {status}:\n{}", self.log(node));
+                }
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Ends all nodes, and removes their state.
+    pub(super) async fn stop(mut self) {
+        for (_, child) in &mut self.children {
+            if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        for (_, child) in &mut self.children {
+            if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
+                let _ = child.kill().await;
+            }
+        }
+    }
+}
+
+fn shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.contains(char::is_whitespace) {
+        true => format!("'{text}'"),
+        false => text,
+    }
+}

@@ -1,0 +1,131 @@
+//! The demo's programs: an HTTP service and its client. Neither knows of Wiretight.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+
+/// What must not be readable on the wire. It is in every request and every answer.
+pub(super) const CANARY: &str = "CANARY-4f1d-this-must-not-be-readable-on-the-wire";
+/// The large answer.
+const BULK: usize = 64 * 1024 * 1024;
+/// Small requests on one connection, and new connections.
+const REQUESTS: usize = 500;
+const CONNECTIONS: usize = 100;
+
+/// What came of a run.
+pub(super) struct Measured {
+    /// A digest of sorts of all answers, to see that both runs got the same.
+    pub(super) answers: u64,
+    bulk: Duration,
+    requests: Vec<Duration>,
+    connections: Vec<Duration>,
+}
+
+impl Measured {
+    pub(super) fn megabytes_per_second(&self) -> f64 {
+        (BULK as f64 / 1e6 / self.bulk.as_secs_f64() * 10.0).round() / 10.0
+    }
+
+    pub(super) fn p50(&self) -> Duration {
+        median(&self.requests)
+    }
+
+    pub(super) fn connect_p50(&self) -> Duration {
+        median(&self.connections)
+    }
+}
+
+fn median(all: &[Duration]) -> Duration {
+    let mut all = all.to_vec();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied().unwrap_or_default()
+}
+
+/// Starts the service: `/bulk` is large, all else small.
+pub(super) async fn serve() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let addr = listener.local_addr()?;
+    let bulk: Bytes = CANARY.bytes().cycle().take(BULK).collect::<Vec<u8>>().into();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            let bulk = bulk.clone();
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let body = match request.uri().path() {
+                    "/bulk" => bulk.clone(),
+                    path => format!("hello from behind the relay: {path} {CANARY}\n").into(),
+                };
+                async move { Ok::<_, Infallible>(Response::new(Full::new(body))) }
+            });
+            let serving = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(socket), answer);
+            tokio::spawn(serving);
+        }
+    });
+    Ok(addr)
+}
+
+/// Sends the demo's traffic to `to`.
+pub(super) async fn measure(to: SocketAddr) -> anyhow::Result<Measured> {
+    let mut answers = 0;
+    let mut sender = connect(to).await?;
+    get(&mut sender, "/warm-up", &mut answers).await?;
+    let mut requests = Vec::with_capacity(REQUESTS);
+    for n in 0..REQUESTS {
+        let begun = Instant::now();
+        get(&mut sender, &format!("/request/{n}"), &mut answers).await?;
+        requests.push(begun.elapsed());
+    }
+    let begun = Instant::now();
+    let len = get(&mut sender, "/bulk", &mut answers).await?;
+    let bulk = begun.elapsed();
+    ensure!(len == BULK, "the large answer had {len} bytes, not {BULK}");
+    let mut connections = Vec::with_capacity(CONNECTIONS);
+    for n in 0..CONNECTIONS {
+        let begun = Instant::now();
+        let mut sender = connect(to).await?;
+        get(&mut sender, &format!("/connection/{n}"), &mut answers).await?;
+        connections.push(begun.elapsed());
+    }
+    Ok(Measured { answers, bulk, requests, connections })
+}
+
+async fn connect(to: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+    let socket = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+    socket.set_nodelay(true)?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// One GET with the canary in it; mixes the answer into `answers` and returns its length.
+async fn get(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    path: &str,
+    answers: &mut u64,
+) -> anyhow::Result<usize> {
+    let request = Request::get(path).header("host", "demo").header("authorization", CANARY);
+    sender.ready().await?;
+    let mut body = sender.send_request(request.body(Empty::new())?).await?.into_body();
+    let mut len = 0;
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            len += data.len();
+            for chunk in data.chunks(8) {
+                let word = chunk.iter().fold(0u64, |w, b| w << 8 | u64::from(*b));
+                // Sums do not depend on how the bytes were cut into frames.
+                *answers = answers.wrapping_add(word.count_ones().into());
+            }
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,174 @@
+//! The command line: one file a verb. What prints takes `--json`; what goes wrong says what happened,
+//! the likely cause and the next step.
+
+mod authority;
+mod check;
+mod demo;
+mod join;
+mod node;
+mod run;
+mod shell;
+mod status;
+mod svid;
+mod term;
+mod token;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::admin::client::AdminError;
+use crate::config::{Config, ConfigErrors};
+use crate::daemon::chain;
+
+/// Encryption in transit that is total, and provable to outsiders.
+///
+/// One binary and one short file on each machine: what crosses the network between your programs
+/// becomes mutually authenticated TLS 1.3 with post-quantum key exchange. The programs do not change.
+#[derive(Parser)]
+#[command(
+    name = "wiretight",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  wiretight demo                                     see it work, with nothing set up
+  wiretight check wiretight.toml                     is this file right?
+  wiretight run --config wiretight.toml              run this node
+  wiretight token create --node db1 --service db     let a new node join
+  wiretight status                                   what is encrypted, between whom, with what
+
+Exit status: 0 success, 1 failure, 2 bad usage or configuration, 3 no node is running here."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Run(run::Run),
+    Check(check::Check),
+    Status(status::Status),
+    Reload(run::Reload),
+    Join(join::Join),
+    #[command(subcommand)]
+    Token(token::Token),
+    #[command(subcommand)]
+    Node(node::Node),
+    #[command(subcommand)]
+    Svid(svid::Svid),
+    #[command(subcommand)]
+    Authority(authority::Authority),
+    Demo(demo::Demo),
+    Completions(shell::Completions),
+    Man(shell::Man),
+}
+
+/// Which node is meant.
+#[derive(Args, Clone)]
+struct Where {
+    /// The node's configuration file
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WIRETIGHT_CONFIG",
+        default_value = "/etc/wiretight/wiretight.toml"
+    )]
+    config: PathBuf,
+}
+
+impl Where {
+    fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(&self.config)
+    }
+
+    fn state_dir(&self) -> Result<PathBuf, ConfigErrors> {
+        Ok(self.load()?.node.state_dir)
+    }
+}
+
+/// How an answer is printed.
+#[derive(Args, Clone, Copy)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    /// JSON if asked for, otherwise what `human` makes.
+    fn print<T: Serialize>(
+        self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        use std::io::Write;
+        let text = match self.json {
+            true => serde_json::to_string_pretty(value)? + "\n",
+            false => human(value),
+        };
+        match std::io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads us has seen enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.verb {
+        Verb::Run(verb) => verb.run(),
+        Verb::Check(verb) => verb.run(),
+        Verb::Status(verb) => verb.run(),
+        Verb::Reload(verb) => verb.run(),
+        Verb::Join(verb) => verb.run(),
+        Verb::Token(verb) => verb.run(),
+        Verb::Node(verb) => verb.run(),
+        Verb::Svid(verb) => verb.run(),
+        Verb::Authority(verb) => verb.run(),
+        Verb::Demo(verb) => verb.run(),
+        Verb::Completions(verb) => verb.run(&mut Cli::command()),
+        Verb::Man(verb) => verb.run(&Cli::command()),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let code = match () {
+                () if error.is::<ConfigErrors>() => 2,
+                () if matches!(error.downcast_ref(), Some(AdminError::NotRunning { .. })) => 3,
+                () => 1,
+            };
+            match error.downcast_ref::<ConfigErrors>() {
+                Some(errors) => eprintln!("{errors}"),
+                None => eprintln!("wiretight: {}", chain(error.as_ref())),
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Runs one request of the command line.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+/// A GET from the node.
+fn get<T: serde::de::DeserializeOwned>(state_dir: &Path, path: &str) -> anyhow::Result<T> {
+    let request = crate::admin::client::request(state_dir, hyper::Method::GET, path, None::<&()>);
+    block_on(async { Ok(request.await?) })
+}
+
+/// A POST to the node.
+fn post<T: serde::de::DeserializeOwned>(
+    state_dir: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let request = crate::admin::client::request(state_dir, hyper::Method::POST, path, Some(body));
+    block_on(async { Ok(request.await?) })
+}

@@ -1,0 +1,56 @@
+//! `wiretight run`, `wiretight reload`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Output, Where};
+
+/// Run this node: whatever the configuration has a section for
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight run --config wiretight.toml
+  WIRETIGHT_LOG=access=off,info wiretight run        without the access log
+
+SIGHUP applies the changed file; SIGTERM or Ctrl-C lets sessions finish (up to `drain`), a second one
+stops at once.")]
+pub(super) struct Run {
+    #[command(flatten)]
+    at: Where,
+}
+
+impl Run {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        crate::daemon::run(self.at.load()?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Apply the changed configuration file to the running node, without touching live connections
+///
+/// A file with an error in it is refused whole, and the old configuration goes on.
+#[derive(Args)]
+pub(super) struct Reload {
+    #[command(flatten)]
+    at: Where,
+    #[command(flatten)]
+    out: Output,
+}
+
+impl Reload {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let state_dir = self.at.state_dir()?;
+        let done: Value = super::post(&state_dir, "/v1/reload", &())?;
+        self.out.print(&done, |done| {
+            let mut out =
+                format!("in force: {} services, {} dials\n", done["services"], done["dials"]);
+            for warning in done["warnings"].as_array().into_iter().flatten() {
+                out += &format!("warning: {}\n", warning.as_str().unwrap_or_default());
+            }
+            out
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

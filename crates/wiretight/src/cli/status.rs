@@ -1,0 +1,187 @@
+//! `wiretight status`
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::term::{self, Table};
+use super::{Output, Where};
+
+/// Refusals shown to a person; `--json` has more.
+const REFUSALS: usize = 10;
+
+/// Show what is encrypted, between whom, with what; and what was refused, and why
+#[derive(Args)]
+#[command(
+    after_help = "Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running."
+)]
+pub(super) struct Status {
+    #[command(flatten)]
+    at: Where,
+    #[command(flatten)]
+    out: Output,
+}
+
+impl Status {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
+        self.out.print(&status, render)?;
+        Ok(if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn render(status: &Value) -> String {
+    let mut out = head(status);
+    for table in [identities(status), services(status), peers(status), refusals(status)] {
+        if !table.is_empty() {
+            out += &format!("\n{table}");
+        }
+    }
+    let errors = number(&status["relay"]["accept_errors"]);
+    if errors > 0 {
+        out += &format!(
+            "\n{} times a connection could not be accepted at once (no file descriptors?)\n",
+            errors
+        );
+    }
+    out
+}
+
+fn head(status: &Value) -> String {
+    let ready = match status["not_ready"].as_str() {
+        None => term::good("ready"),
+        Some(why) => term::bad(&format!("not ready: {why}")),
+    };
+    let link = &status["authority_link"];
+    let address = text(&link["authority"]);
+    let mut authority = match link["connected"] == true {
+        true => format!("connected to {address}, state version {}", number(&link["version"])),
+        false => {
+            let contact = link["last_contact"].as_u64().map_or("never".into(), term::ago);
+            term::bad(&format!("not connected (last contact: {contact})"))
+        }
+    };
+    if let Some(error) = link["last_error"].as_str() {
+        authority += &format!("\n           {error}");
+    }
+    format!(
+        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n",
+        term::bold(&text(&status["node"])),
+        text(&status["trust_domain"]),
+        if status["is_authority"] == true { " (the authority)" } else { "" },
+        term::span(number(&status["uptime_seconds"])),
+        number(&status["pid"]),
+        text(&status["sandbox"]),
+    )
+}
+
+fn identities(status: &Value) -> Table {
+    let mut table = Table::new(&["IDENTITY", "EXPIRES IN"]);
+    for identity in list(&status["identities"]) {
+        let left = identity["expires_in_seconds"].as_i64().unwrap_or(0);
+        let left = match u64::try_from(left) {
+            Ok(left) => term::span(left),
+            Err(_) => term::bad("expired"),
+        };
+        table.row([text(&identity["id"]), left]);
+    }
+    table
+}
+
+fn services(status: &Value) -> Table {
+    let mut table = Table::new(&["SERVICE", "LISTEN", "TO", "WHO"]);
+    let texts = |v: &Value| list(v).map(text).collect::<Vec<_>>().join(", ");
+    for service in list(&status["services"]) {
+        let allow = format!("for {}", or_nobody(&texts(&service["allow"])));
+        let forward = format!("program at {}", texts(&service["forward"]));
+        table.row([text(&service["name"]), text(&service["listen"]), forward, allow]);
+    }
+    for dial in list(&status["dials"]) {
+        let to = match texts(&dial["instances"]) {
+            none if none.is_empty() => "no instance known".into(),
+            some => format!("mesh at {some}"),
+        };
+        let identity = format!("as {}", text(&dial["identity"]));
+        table.row([text(&dial["service"]), text(&dial["listen"]), to, identity]);
+    }
+    table
+}
+
+fn or_nobody(texts: &str) -> &str {
+    if texts.is_empty() { "nobody" } else { texts }
+}
+
+/// Connections summed up by peer and protection.
+fn peers(status: &Value) -> Table {
+    #[derive(Default)]
+    struct Sum {
+        live: u64,
+        idle: u64,
+        sessions: u64,
+        bytes_in: u64,
+        bytes_out: u64,
+    }
+    let mut sums: BTreeMap<[String; 6], Sum> = BTreeMap::new();
+    for c in list(&status["relay"]["connections"]) {
+        let key = ["side", "service", "peer", "protocol", "group", "cipher"].map(|k| text(&c[k]));
+        let sum = sums.entry(key).or_default();
+        match c["busy"] == true {
+            true => sum.live += 1,
+            false => sum.idle += 1,
+        }
+        sum.sessions += number(&c["sessions"]);
+        sum.bytes_in += number(&c["bytes_in"]);
+        sum.bytes_out += number(&c["bytes_out"]);
+    }
+    let mut table = Table::new(&[
+        "SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER", "LIVE", "IDLE", "SESSIONS", "IN",
+        "OUT",
+    ]);
+    for ([side, service, peer, protocol, group, cipher], sum) in sums {
+        table.row([
+            side,
+            service,
+            peer,
+            protocol,
+            group,
+            cipher,
+            sum.live.to_string(),
+            sum.idle.to_string(),
+            sum.sessions.to_string(),
+            term::size(sum.bytes_in),
+            term::size(sum.bytes_out),
+        ]);
+    }
+    table
+}
+
+fn refusals(status: &Value) -> Table {
+    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
+    let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
+    for r in all.iter().rev().take(REFUSALS) {
+        let peer = r["peer"].as_str().map_or_else(|| text(&r["address"]), str::to_owned);
+        table.row([
+            term::ago(number(&r["at"])),
+            text(&r["side"]),
+            text(&r["service"]),
+            peer,
+            text(&r["reason"]),
+            text(&r["detail"]),
+        ]);
+    }
+    table
+}
+
+fn list(v: &Value) -> impl Iterator<Item = &Value> {
+    v.as_array().into_iter().flatten()
+}
+
+fn text(v: &Value) -> String {
+    v.as_str().unwrap_or_default().to_owned()
+}
+
+fn number(v: &Value) -> u64 {
+    v.as_u64().unwrap_or(0)
+}

@@ -1,0 +1,142 @@
+//! `wiretight svid`: identities as files, for software that speaks TLS itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use wiretight_keys::{Csr, Id, Leaf, Name, SigningKey, SpiffeId, x509};
+use wiretight_proxy::mesh::now;
+
+use super::{Output, Where, term};
+use crate::admin::{SvidAnswer, SvidRequest};
+use crate::private_dir::PrivateDir;
+
+/// Identities as PEM files, for nginx, Envoy, curl and others that speak TLS themselves
+#[derive(Subcommand)]
+pub(super) enum Svid {
+    Fetch(Fetch),
+    Renew(Renew),
+}
+
+/// Write svid.pem (the chain), key.pem and bundle.pem into a folder
+///
+/// The key is made here and goes nowhere else; the running node has the certificate signed. Foreign
+/// software checks the peer by the DNS name in the certificate: NAME.service.TRUST-DOMAIN.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight svid fetch --service web --out /etc/nginx/svid
+  wiretight svid fetch --service web --out /etc/nginx/svid --watch --exec 'nginx -s reload'
+  curl --cert svid.pem --key key.pem --cacert bundle.pem https://db.service.example.org:7432/")]
+pub(super) struct Fetch {
+    #[command(flatten)]
+    at: Where,
+    /// The service whose identity is wanted; otherwise the node's own
+    #[arg(long, value_name = "NAME")]
+    service: Option<Name>,
+    /// The folder (made if it is not there, mode 0700)
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Stay, and renew at half of each certificate's life
+    #[arg(long)]
+    watch: bool,
+    /// Run this after each renewal
+    #[arg(long, value_name = "COMMAND", requires = "watch")]
+    exec: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Renew all identities of the running node now
+#[derive(Args)]
+pub(super) struct Renew {
+    #[command(flatten)]
+    at: Where,
+    #[command(flatten)]
+    out: Output,
+}
+
+impl Svid {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Svid::Fetch(fetch) => fetch.run(),
+            Svid::Renew(renew) => {
+                let done: Value = super::post(&renew.at.state_dir()?, "/v1/renew", &())?;
+                renew.out.print(&done, |_| "renewed\n".into())?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl Fetch {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self.at.load()?;
+        let id = match &self.service {
+            Some(service) => Id::Service(service.clone()),
+            None => Id::Node(config.node.name.clone()),
+        };
+        let id = SpiffeId::new(config.node.trust_domain.clone(), id);
+        let dir = PrivateDir::open(&self.out)?;
+        let mut leaf = fetch(&config.node.state_dir, &id, &dir)?;
+        self.report(&leaf)?;
+        if !self.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        loop {
+            let half = leaf.period.not_before.midpoint(leaf.period.not_after);
+            std::thread::sleep(Duration::from_secs(half.saturating_sub(now()).max(1)));
+            // A node or authority that is away is asked again, past the expiry too.
+            leaf = loop {
+                match fetch(&config.node.state_dir, &id, &dir) {
+                    Ok(leaf) => break leaf,
+                    Err(error) => {
+                        let error = crate::daemon::chain(error.as_ref());
+                        eprintln!("wiretight: not renewed, trying again in 10 s: {error}");
+                        std::thread::sleep(Duration::from_secs(10));
+                    }
+                }
+            };
+            self.report(&leaf)?;
+            if let Some(command) = &self.exec {
+                match Command::new("/bin/sh").args(["-c", command]).status() {
+                    Ok(status) if status.success() => {}
+                    Ok(status) => eprintln!("wiretight: `{command}` ended with {status}"),
+                    Err(error) => eprintln!("wiretight: `{command}` did not run: {error}"),
+                }
+            }
+        }
+    }
+
+    fn report(&self, leaf: &Leaf) -> anyhow::Result<()> {
+        let value = json!({
+            "id": leaf.id,
+            "dns_name": leaf.id.dns_name(),
+            "not_after": leaf.period.not_after,
+            "svid": self.out.join("svid.pem"),
+            "key": self.out.join("key.pem"),
+            "bundle": self.out.join("bundle.pem"),
+        });
+        self.output.print(&value, |_| {
+            let left = term::span(leaf.period.not_after.saturating_sub(now()));
+            format!("{} in {} holds for {left}\n", leaf.id, self.out.display())
+        })
+    }
+}
+
+/// A new key, its certificate, and the bundle; the key's file is written last but one, so that a
+/// reader that finds a new svid.pem finds its key.
+fn fetch(state_dir: &Path, id: &SpiffeId, dir: &PrivateDir) -> anyhow::Result<Leaf> {
+    let key = SigningKey::generate()?;
+    let csr = x509::csr_to_pem(&Csr::create(id, &key)?);
+    let answer: SvidAnswer = super::post(state_dir, "/v1/svid", &SvidRequest { csr })?;
+    let chain = x509::from_pem(answer.chain.as_bytes())?;
+    let leaf = Leaf::parse(chain.first().context("the node answered with an empty chain")?)?;
+    dir.write("bundle.pem", answer.bundle.as_bytes())?;
+    dir.write("key.pem", key.to_pem().as_bytes())?;
+    dir.write("svid.pem", answer.chain.as_bytes())?;
+    Ok(leaf)
+}

@@ -1,0 +1,148 @@
+//! Checks that need more than one section.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use wiretight_keys::Name;
+use wiretight_proxy::relay::settings::Backend;
+
+use super::report::{Complaint, Report};
+use super::section::Located;
+
+/// What the sections leave for the checks across them, whether or not the rest of a section was
+/// right. A place is a line and a key.
+#[derive(Default)]
+pub(super) struct Across {
+    listeners: Vec<Listener>,
+    services: HashMap<Name, usize>,
+    pub(super) backends: Vec<(usize, String, Backend)>,
+    pub(super) node_authority: Option<(usize, String)>,
+    pub(super) join_token_file: Option<(usize, String)>,
+    pub(super) authority_line: Option<usize>,
+}
+
+struct Listener {
+    /// `None`: not in the file, a default.
+    line: Option<usize>,
+    key: String,
+    addr: SocketAddr,
+    is_service: bool,
+}
+
+impl Across {
+    pub(super) fn listener(&mut self, line: Option<usize>, key: String, addr: SocketAddr) {
+        self.listeners.push(Listener { line, key, addr: canonical(addr), is_service: false });
+    }
+
+    pub(super) fn service_listener(&mut self, line: usize, key: String, addr: SocketAddr) {
+        let addr = canonical(addr);
+        self.listeners.push(Listener { line: Some(line), key, addr, is_service: true });
+    }
+
+    pub(super) fn service_name(
+        &mut self,
+        report: &mut Report<'_>,
+        name: &Located<Name>,
+        key: String,
+    ) {
+        let line = name.line;
+        match self.services.entry(name.value.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(name.line);
+            }
+            Entry::Occupied(first) => {
+                let (name, at) = (first.key(), first.get());
+                let problem = format!("{name:?} is already the name of the service on line {at}");
+                let advice =
+                    "give each service its own name (list the instances of one in forward)";
+                report.error(Some(line), key, Complaint::new(problem, advice));
+            }
+        }
+    }
+
+    pub(super) fn check(mut self, report: &mut Report<'_>) {
+        self.listeners.sort_by_key(|l| l.line);
+        self.check_listeners(report);
+        self.check_backends(report);
+        let Some(authority) = self.authority_line else { return };
+        if let Some((line, key)) = self.node_authority {
+            let problem = format!(
+                "this node is the authority itself: it has [authority] on line {authority}"
+            );
+            report.error(Some(line), key, Complaint::new(problem, "remove one of the two"));
+        }
+        if let Some((line, key)) = self.join_token_file {
+            let problem =
+                format!("not used: this node is the authority ([authority] on line {authority})");
+            report.warn(line, key, Complaint::new(problem, "remove the key"));
+        }
+    }
+
+    /// No two listeners on one address and port. A wildcard address covers those of its family.
+    fn check_listeners(&self, report: &mut Report<'_>) {
+        let mut taken: HashMap<SocketAddr, &Listener> = HashMap::new();
+        let mut first: HashMap<(bool, u16), &Listener> = HashMap::new();
+        for l in &self.listeners {
+            let family = (l.addr.is_ipv4(), l.addr.port());
+            let other = taken
+                .get(&l.addr)
+                .or_else(|| taken.get(&wildcard(l.addr)))
+                .or_else(|| first.get(&family).filter(|_| l.addr.ip().is_unspecified()));
+            if let Some(other) = other {
+                let Listener { key, addr, .. } = other;
+                let (place, advice) = match other.line {
+                    Some(line) => (format!("on line {line}"), "give one of them another port"),
+                    None => {
+                        ("by default".into(), "give this one another port, or set admin in [node]")
+                    }
+                };
+                let problem = format!("{} is already taken by {key} ({addr}) {place}", l.addr);
+                report.error(l.line, l.key.clone(), Complaint::new(problem, advice));
+            }
+            taken.entry(l.addr).or_insert(l);
+            first.entry(family).or_insert(l);
+        }
+    }
+
+    /// A service must not forward to a service of this file: a loop, or plaintext to a TLS port.
+    fn check_backends(&self, report: &mut Report<'_>) {
+        let services: HashMap<SocketAddr, &Listener> =
+            self.listeners.iter().filter(|l| l.is_service).map(|l| (l.addr, l)).collect();
+        for (line, key, backend) in &self.backends {
+            let Backend::Tcp(target) = backend else { continue };
+            let addresses = match target.as_ip() {
+                Some(addr) => vec![canonical(addr)],
+                None => [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+                    .map(|ip| SocketAddr::new(ip, target.port()))
+                    .to_vec(),
+            };
+            let hit = addresses
+                .into_iter()
+                .find_map(|a| services.get(&a).or_else(|| services.get(&wildcard(a))));
+            if let Some(Listener { key: other, addr, line: Some(at), .. }) = hit {
+                let problem =
+                    format!("{target} is a port for the mesh: {other} ({addr}) on line {at}");
+                let advice = "give the address of the program itself, on a port of its own";
+                report.error(Some(*line), key.clone(), Complaint::new(problem, advice));
+            }
+        }
+    }
+}
+
+/// An IPv4 address written as IPv6 (`::ffff:127.0.0.1`) is the IPv4 address to the kernel.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// Every address of the same family, same port.
+fn wildcard(addr: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, addr.port())
+}

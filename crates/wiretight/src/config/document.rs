@@ -1,0 +1,249 @@
+//! From the tree to the settings, section by section.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use toml::de::DeTable;
+use wiretight_keys::Id;
+use wiretight_proxy::relay::settings::{DialSettings, HostPort, RelaySettings, ServiceSettings};
+
+use super::across::Across;
+use super::report::{Complaint, Report, bare, not_toml};
+use super::section::{
+    AUTHORITY, DIAL, Located, NODE, SERVICE, Section, Setting, many, one, unknown_at_top,
+};
+use super::value::*;
+use super::{Authority, Config, MAX_FILE, Node, too_large};
+
+/// Where the admin listener is when the file does not say.
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7490);
+const DEFAULT_STATE_DIR: &str = "/var/lib/wiretight";
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+const DEFAULT_SVID_TTL: Duration = Duration::from_secs(3600);
+const DEFAULT_INTERMEDIATE_TTL: Duration = Duration::from_secs(7 * 86_400);
+const DEFAULT_PER_PEER: u32 = 10_000;
+
+/// `None` only if an error was reported. If one was reported and `Some` comes back all the same,
+/// what it holds must not be used.
+pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Config> {
+    if text.len() > MAX_FILE {
+        report.error(None, "", too_large());
+        return None;
+    }
+    let mut root = match DeTable::parse_recoverable(text) {
+        (root, errors) if errors.is_empty() => root.into_inner(),
+        (_, errors) => {
+            // The earliest only: those after it are mostly its echoes.
+            let first = errors.iter().min_by_key(|e| e.span().map_or(0, |s| s.start))?;
+            let line = report.line(first.span().map_or(0, |s| s.start));
+            let line_text = text.lines().nth(line - 1).unwrap_or_default();
+            report.error(Some(line), "", not_toml(first.message(), line_text));
+            return None;
+        }
+    };
+
+    let mut across = Across::default();
+    let node = match one(report, &mut root, &NODE) {
+        Some(section) => read_node(report, section, &mut across),
+        None if report.errors.is_empty() => {
+            let advice =
+                "begin the file with [node], name = \"db1\" and trust_domain = \"example.org\"";
+            report.error(Some(1), "node", Complaint::new("the section is missing", advice));
+            None
+        }
+        None => None,
+    };
+    let authority = one(report, &mut root, &AUTHORITY)
+        .and_then(|section| read_authority(report, section, &mut across));
+    let mut services = Vec::new();
+    let mut advertise = BTreeMap::new();
+    for section in many(report, &mut root, &SERVICE) {
+        if let Some((service, address)) = read_service(report, section, &mut across) {
+            advertise.insert(service.name.clone(), address);
+            services.push(service);
+        }
+    }
+    let this_node = node.as_ref().map(|n| Id::Node(n.name.clone()));
+    let dials = many(report, &mut root, &DIAL)
+        .into_iter()
+        .filter_map(|section| read_dial(report, section, this_node.as_ref(), &mut across))
+        .collect();
+    for (key, value) in root {
+        let line = report.line(key.span().start);
+        report.error(
+            Some(line),
+            bare(key.get_ref()),
+            unknown_at_top(key.get_ref(), value.get_ref()),
+        );
+    }
+    across.check(report);
+
+    Some(Config {
+        path: report.file.to_path_buf(),
+        node: node?,
+        authority,
+        relay: RelaySettings { services, dials },
+        advertise,
+        warnings: Vec::new(),
+    })
+}
+
+fn read_node(report: &mut Report<'_>, mut s: Section<'_>, across: &mut Across) -> Option<Node> {
+    let name = s.required(report, "name", name);
+    let trust_domain = s.required(report, "trust_domain", trust_domain);
+    let state_dir = s.optional(report, "state_dir", absolute_path);
+    let authority = s.list(report, "authority", reachable);
+    let join_token_file = s.optional(report, "join_token_file", absolute_path);
+    let admin = s.optional(report, "admin", admin);
+    let landlock = s.optional(report, "landlock", flag);
+    let drain = s.optional(report, "drain", duration);
+    let workers = s.optional(report, "workers", |v| number(v, 1024));
+
+    across.node_authority = authority.line().map(|line| (line, s.key("authority")));
+    across.join_token_file = join_token_file.line().map(|line| (line, s.key("join_token_file")));
+    match &admin {
+        Setting::Absent => across.listener(None, s.key("admin"), DEFAULT_ADMIN),
+        Setting::Given(Located { line, value: Some(addr) }) => {
+            across.listener(Some(*line), s.key("admin"), *addr);
+        }
+        _ => {}
+    }
+    s.finish(report);
+    Some(Node {
+        name: name?.value,
+        trust_domain: trust_domain?.value,
+        state_dir: state_dir.or(DEFAULT_STATE_DIR.into()),
+        admin: admin.or(Some(DEFAULT_ADMIN)),
+        authority: authority.values(),
+        join_token_file: join_token_file.given(),
+        landlock: landlock.or(true),
+        drain: drain.or(DEFAULT_DRAIN),
+        workers: workers.given().and_then(|n| NonZeroUsize::new(n as usize)),
+    })
+}
+
+fn read_authority(
+    report: &mut Report<'_>,
+    mut s: Section<'_>,
+    across: &mut Across,
+) -> Option<Authority> {
+    let listen = s.required(report, "listen", listen);
+    let advertise = s.optional(report, "advertise", reachable);
+    let svid_ttl = s.optional(report, "svid_ttl", svid_ttl);
+    let intermediate_ttl = s.optional(report, "intermediate_ttl", duration);
+
+    across.authority_line = Some(s.line);
+    if let Some(listen) = &listen {
+        across.listener(Some(listen.line), s.key("listen"), listen.value);
+        if listen.value.ip().to_canonical().is_unspecified() && matches!(advertise, Setting::Absent)
+        {
+            let problem = format!(
+                "{} is every address of this machine: a join token could not say where to connect",
+                listen.value
+            );
+            let port = listen.value.port();
+            let advice = format!(
+                "listen on one address, or add advertise, for example \"authority.example.org:{port}\""
+            );
+            report.error(Some(listen.line), s.key("listen"), Complaint::new(problem, advice));
+        }
+    }
+    if let (Setting::Given(intermediate), false) =
+        (&intermediate_ttl, matches!(svid_ttl, Setting::Wrong))
+    {
+        let svid = svid_ttl.as_given().unwrap_or(DEFAULT_SVID_TTL);
+        if intermediate.value < svid * 4 {
+            let problem = format!(
+                "\"{}\" is less than four times svid_ttl ({})",
+                duration_text(intermediate.value),
+                duration_text(svid)
+            );
+            let advice =
+                format!("write at least \"{}\", or shorten svid_ttl", duration_text(svid * 4));
+            let key = s.key("intermediate_ttl");
+            report.error(Some(intermediate.line), key, Complaint::new(problem, advice));
+        }
+    }
+    s.finish(report);
+    Some(Authority {
+        listen: listen?.value,
+        advertise: advertise.given(),
+        svid_ttl: svid_ttl.or(DEFAULT_SVID_TTL),
+        intermediate_ttl: intermediate_ttl.or(DEFAULT_INTERMEDIATE_TTL),
+    })
+}
+
+fn read_service(
+    report: &mut Report<'_>,
+    mut s: Section<'_>,
+    across: &mut Across,
+) -> Option<(ServiceSettings, Option<HostPort>)> {
+    let name = s.required(report, "name", name);
+    let listen = s.required(report, "listen", listen);
+    let advertise = s.optional(report, "advertise", reachable);
+    let forward = s.required_list(report, "forward", local_backend);
+    let allow = s.list(report, "allow", identity);
+    let proxy_protocol = s.optional(report, "proxy_protocol", flag);
+    let idle_timeout = s.optional(report, "idle_timeout", duration);
+    let max_per_peer = s.optional(report, "max_connections_per_peer", |v| number(v, 1_000_000));
+
+    if let Some(name) = &name {
+        across.service_name(report, name, s.key("name"));
+    }
+    if let Some(listen) = &listen {
+        across.service_listener(listen.line, s.key("listen"), listen.value);
+    }
+    for (i, backend) in forward.iter().flatten().enumerate() {
+        across.backends.push((backend.line, s.element("forward", i), backend.value.clone()));
+    }
+    let nobody = match &allow {
+        Setting::Absent => Some(s.line),
+        Setting::Given(list) if list.value.is_empty() => Some(list.line),
+        _ => None,
+    };
+    if let Some(line) = nobody {
+        let advice = "list who may, for example allow = [\"service/web\"]";
+        report.warn(line, s.key("allow"), Complaint::new("nobody may connect", advice));
+    }
+    s.finish(report);
+    let service = ServiceSettings {
+        name: name?.value,
+        listen: listen?.value,
+        forward: forward?.into_iter().map(|b| b.value).collect(),
+        allow: allow.values(),
+        proxy_protocol: proxy_protocol.or(false),
+        idle_timeout: idle_timeout.given().filter(|d| !d.is_zero()),
+        max_per_peer: max_per_peer.or(DEFAULT_PER_PEER),
+    };
+    Some((service, advertise.given()))
+}
+
+fn read_dial(
+    report: &mut Report<'_>,
+    mut s: Section<'_>,
+    this_node: Option<&Id>,
+    across: &mut Across,
+) -> Option<DialSettings> {
+    let listen = s.required(report, "listen", loopback_listen);
+    let service = s.required(report, "service", name);
+    let identity = s.optional(report, "as", own_service);
+    let to = s.list(report, "to", reachable);
+    let idle_timeout = s.optional(report, "idle_timeout", duration);
+
+    if let Some(listen) = &listen {
+        across.listener(Some(listen.line), s.key("listen"), listen.value);
+    }
+    s.finish(report);
+    Some(DialSettings {
+        listen: listen?.value,
+        service: service?.value,
+        identity: match identity.given() {
+            Some(name) => Id::Service(name),
+            None => this_node?.clone(),
+        },
+        to: to.values(),
+        idle_timeout: idle_timeout.given().filter(|d| !d.is_zero()),
+    })
+}

@@ -1,0 +1,214 @@
+//! The configuration file: one TOML text in; out comes a [`Config`], which exists only when valid,
+//! or every error in the text with its line, its key and what to do.
+//!
+//! It refuses what it does not know (a misspelt `allow` must not pass in silence) and what would
+//! put plaintext on a network: a backend or a dial's listener that is not on this machine. No
+//! setting allows that (DESIGN.md, invariant 1). It reads the configuration file and no other: not
+//! the token, not the state folder, not a DNS answer. So `wiretight check` may run anywhere.
+//!
+//! How it works: `toml` gives a tree in which each key and value has its place in the text. Each
+//! section takes its keys out of that tree by a typed reader; a key that is left over is unknown.
+//! Complaints go to one `Report`, and reading goes on. Then the checks across sections are made.
+
+mod across;
+mod document;
+mod report;
+mod section;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wiretight_keys::{Name, TrustDomain};
+use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
+
+use document::read_document;
+use report::{Complaint, Report};
+pub(crate) use value::parse_duration;
+
+/// A larger file is refused, in bytes.
+const MAX_FILE: usize = 1 << 20;
+
+/// A valid configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file that it came from, as it was given.
+    pub path: PathBuf,
+    /// `[node]`
+    pub node: Node,
+    /// `[authority]`: this node issues the identities.
+    pub authority: Option<Authority>,
+    /// All `[[service]]` and `[[dial]]`, in the order of the file.
+    pub relay: RelaySettings,
+    /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
+    /// it from the listener.
+    pub advertise: BTreeMap<Name, Option<HostPort>>,
+    /// What is allowed and probably not meant: whole lines for the log, in the form of an error.
+    pub warnings: Vec<String>,
+}
+
+/// `[node]`: this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// The node's name; its identity is `node/NAME`.
+    pub name: Name,
+    /// The trust domain of every identity here.
+    pub trust_domain: TrustDomain,
+    /// Keys, certificates and the last known registry; absolute.
+    pub state_dir: PathBuf,
+    /// Where `/healthz`, `/readyz` and `/metrics` are, on loopback; `None` when `"off"`.
+    pub admin: Option<SocketAddr>,
+    /// Where the authority is; empty: the join token or the stored state says, or this node is it.
+    pub authority: Vec<HostPort>,
+    /// The file that holds the join token; absolute; read on the first start only.
+    pub join_token_file: Option<PathBuf>,
+    /// Confine the process with Landlock, where the kernel has it.
+    pub landlock: bool,
+    /// How long live connections may go on after SIGTERM.
+    pub drain: Duration,
+    /// Data-plane threads; `None`: one a core.
+    pub workers: Option<NonZeroUsize>,
+}
+
+/// `[authority]`: the issuer of identities, embedded in this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// The address that join tokens carry, if it is not `listen`; always given when `listen` is a
+    /// wildcard address. See [`Authority::join_address`].
+    pub advertise: Option<HostPort>,
+    /// Lifetime of an SVID: 10s to 24h.
+    pub svid_ttl: Duration,
+    /// Lifetime of the intermediate that signs SVIDs; at least four times `svid_ttl`.
+    pub intermediate_ttl: Duration,
+}
+
+impl Authority {
+    /// The address that join tokens carry.
+    pub fn join_address(&self) -> HostPort {
+        self.advertise.clone().unwrap_or_else(|| self.listen.into())
+    }
+}
+
+/// One thing that is wrong with the file, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, as it was given.
+    pub file: PathBuf,
+    /// The line, from 1; `None` when the file could not be read.
+    pub line: Option<usize>,
+    /// `node.drain`, `[[service]] "db": listen`, `service[2].listen` (from 1) for a service without
+    /// a name, or empty when the whole file is meant.
+    pub key: String,
+    /// What was found.
+    pub problem: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// `FILE:LINE: KEY: PROBLEM; ADVICE`
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}; {}", self.problem, self.advice)
+    }
+}
+
+/// Every error found, at least one, in the order of their lines. Displays one a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The errors, in the order of their lines.
+    pub fn as_slice(&self) -> &[ConfigError] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.0.iter().enumerate() {
+            let newline = if i == 0 { "" } else { "\n" };
+            write!(f, "{newline}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+        let text = read(path).map_err(|complaint| {
+            let mut report = Report::new(path, "");
+            report.error(None, "", complaint);
+            ConfigErrors(report.errors)
+        })?;
+        Config::parse(path, &text)
+    }
+
+    /// Checks a text; `path` is what errors call it.
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
+        let mut report = Report::new(path, text);
+        let config = read_document(&mut report, text);
+        report.errors.sort_by_key(|e| e.line);
+        match config {
+            Some(mut config) if report.errors.is_empty() => {
+                report.warnings.sort_by_key(|w| w.line);
+                config.warnings = report.warnings.iter().map(ToString::to_string).collect();
+                Ok(config)
+            }
+            _ => Err(ConfigErrors(report.errors)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, Complaint> {
+    let mut bytes = Vec::new();
+    // One byte over the limit tells "too large"; the announced size would not, of a pipe.
+    let read = File::open(path).and_then(|f| f.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes));
+    if let Err(e) = read {
+        return Err(match e.kind() {
+            io::ErrorKind::NotFound => Complaint::new(
+                "no such file",
+                "check the path, or start from the commented example, wiretight.toml in the source",
+            ),
+            io::ErrorKind::PermissionDenied => Complaint::new(
+                "this user may not read it",
+                "run as a user who may, or change the file's owner or mode",
+            ),
+            io::ErrorKind::IsADirectory => {
+                Complaint::new("this is a directory", "give the path of the file in it")
+            }
+            _ => Complaint::new(format!("cannot be read: {e}"), "check the path and the disk"),
+        });
+    }
+    if bytes.len() > MAX_FILE {
+        return Err(too_large());
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let good = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes()[..good].iter().filter(|b| **b == b'\n').count();
+        Complaint::new(format!("line {line} is not UTF-8 text"), "save the file as UTF-8")
+    })
+}
+
+fn too_large() -> Complaint {
+    Complaint::new("larger than 1 MiB", "check that this is the configuration file")
+}

@@ -1,0 +1,408 @@
+//! Sections: what each may hold, and taking it out.
+
+use std::fmt;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::report::{Complaint, Report, bare, quoted, shown};
+
+/// A section of the file.
+pub(super) struct Shape {
+    pub(super) name: &'static str,
+    /// `[[name]]`, as often as needed; else `[name]`, at most once.
+    repeats: bool,
+    /// The key whose value tells one `[[name]]` from another in errors.
+    title: &'static str,
+    /// Each key with an example of its value, which errors give as advice.
+    pub(super) keys: &'static [(&'static str, &'static str)],
+}
+
+pub(super) const NODE: Shape = Shape {
+    name: "node",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("name", r#""db1""#),
+        ("trust_domain", r#""example.org""#),
+        ("state_dir", r#""/var/lib/wiretight""#),
+        ("authority", r#"["10.0.0.1:7400"]"#),
+        ("join_token_file", r#""/etc/wiretight/token""#),
+        ("admin", r#""127.0.0.1:7490""#),
+        ("landlock", "true"),
+        ("drain", r#""30s""#),
+        ("workers", "2"),
+    ],
+};
+
+pub(super) const AUTHORITY: Shape = Shape {
+    name: "authority",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("listen", r#""10.0.0.1:7400""#),
+        ("advertise", r#""authority.example.org:7400""#),
+        ("svid_ttl", r#""1h""#),
+        ("intermediate_ttl", r#""7d""#),
+    ],
+};
+
+pub(super) const SERVICE: Shape = Shape {
+    name: "service",
+    repeats: true,
+    title: "name",
+    keys: &[
+        ("name", r#""db""#),
+        ("listen", r#""10.0.0.5:7432""#),
+        ("advertise", r#""db1.internal:7432""#),
+        ("forward", r#"["127.0.0.1:5432"]"#),
+        ("allow", r#"["service/web", "node/ops1"]"#),
+        ("proxy_protocol", "true"),
+        ("idle_timeout", r#""10m""#),
+        ("max_connections_per_peer", "10000"),
+    ],
+};
+
+pub(super) const DIAL: Shape = Shape {
+    name: "dial",
+    repeats: true,
+    title: "service",
+    keys: &[
+        ("listen", r#""127.0.0.1:5432""#),
+        ("service", r#""db""#),
+        ("as", r#""web""#),
+        ("to", r#"["10.0.0.5:7432"]"#),
+        ("idle_timeout", r#""10m""#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 4] = [&NODE, &AUTHORITY, &SERVICE, &DIAL];
+
+impl Shape {
+    fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|(k, _)| *k == key)
+    }
+
+    fn example(&self, key: &str) -> &'static str {
+        self.keys.iter().find(|(k, _)| *k == key).map_or("", |(_, example)| *example)
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.repeats { write!(f, "[[{}]]", self.name) } else { write!(f, "[{}]", self.name) }
+    }
+}
+
+/// Takes the `[name]` section out of the document; a wrong shape is reported.
+pub(super) fn one<'i>(
+    report: &mut Report<'_>,
+    root: &mut DeTable<'i>,
+    shape: &'static Shape,
+) -> Option<Section<'i>> {
+    let value = root.remove(shape.name)?;
+    let line = report.line(value.span().start);
+    match value.into_inner() {
+        DeValue::Table(table) => {
+            Some(Section { shape, prefix: format!("{}.", shape.name), line, table })
+        }
+        other => {
+            let problem = match other {
+                DeValue::Array(_) => "written as a list of sections".to_owned(),
+                other => format!("{} is not a section", shown(&other)),
+            };
+            let advice = format!("write {shape} once, and its keys on the lines below it");
+            report.error(Some(line), shape.name, Complaint::new(problem, advice));
+            None
+        }
+    }
+}
+
+/// Takes every `[[name]]` section out of the document; a wrong shape is reported.
+pub(super) fn many<'i>(
+    report: &mut Report<'_>,
+    root: &mut DeTable<'i>,
+    shape: &'static Shape,
+) -> Vec<Section<'i>> {
+    let Some(value) = root.remove(shape.name) else { return Vec::new() };
+    let line = report.line(value.span().start);
+    let advice = format!("write {shape}, with two brackets, once for each");
+    let array = match value.into_inner() {
+        DeValue::Array(array) => array,
+        other => {
+            let problem = match other {
+                DeValue::Table(_) => "written as a single section".to_owned(),
+                other => format!("{} is not a list of sections", shown(&other)),
+            };
+            report.error(Some(line), shape.name, Complaint::new(problem, advice));
+            return Vec::new();
+        }
+    };
+    let mut sections = Vec::new();
+    for (i, element) in array.into_iter().enumerate() {
+        let line = report.line(element.span().start);
+        let numbered = format!("{}[{}]", shape.name, i + 1);
+        match element.into_inner() {
+            DeValue::Table(table) => {
+                let title = table.get(shape.title).map(Spanned::get_ref);
+                let prefix = match title.and_then(DeValue::as_str).filter(|t| !t.is_empty()) {
+                    Some(title) => format!("{shape} {}: ", quoted(title)),
+                    None => format!("{numbered}."),
+                };
+                sections.push(Section { shape, prefix, line, table });
+            }
+            other => {
+                let problem = format!("{} is not a section", shown(&other));
+                report.error(Some(line), numbered, Complaint::new(problem, advice.clone()));
+            }
+        }
+    }
+    sections
+}
+
+/// A section from which the keys are taken one by one; `finish` reports those left over.
+pub(super) struct Section<'i> {
+    shape: &'static Shape,
+    /// What errors put ahead of a key: `node.`, `service[2].` or `[[service]] "db": `.
+    prefix: String,
+    /// The line of its header.
+    pub(super) line: usize,
+    table: DeTable<'i>,
+}
+
+/// A value and the line that it is on.
+pub(super) struct Located<T> {
+    pub(super) line: usize,
+    pub(super) value: T,
+}
+
+/// What became of a key.
+pub(super) enum Setting<T> {
+    Absent,
+    /// Reported; checks that would build on the value are to be left out.
+    Wrong,
+    Given(Located<T>),
+}
+
+impl<T> Setting<T> {
+    pub(super) fn given(self) -> Option<T> {
+        match self {
+            Setting::Given(found) => Some(found.value),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_given(&self) -> Option<T>
+    where
+        T: Copy,
+    {
+        match self {
+            Setting::Given(found) => Some(found.value),
+            _ => None,
+        }
+    }
+
+    /// The value; the default when absent, and when wrong, for then nobody gets to see it.
+    pub(super) fn or(self, default: T) -> T {
+        self.given().unwrap_or(default)
+    }
+
+    pub(super) fn line(&self) -> Option<usize> {
+        match self {
+            Setting::Given(found) => Some(found.line),
+            _ => None,
+        }
+    }
+}
+
+impl<T> Setting<Vec<Located<T>>> {
+    pub(super) fn values(self) -> Vec<T> {
+        self.given().into_iter().flatten().map(|element| element.value).collect()
+    }
+}
+
+impl Section<'_> {
+    /// How errors name a key of this section.
+    pub(super) fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// How errors name an element of a list; `i` is from 0, what is shown is from 1.
+    pub(super) fn element(&self, key: &str, i: usize) -> String {
+        format!("{}{key}[{}]", self.prefix, i + 1)
+    }
+
+    pub(super) fn optional<T>(
+        &mut self,
+        report: &mut Report<'_>,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Complaint>,
+    ) -> Setting<T> {
+        debug_assert!(self.shape.has(key), "{key} is not in the table of keys");
+        let Some(found) = self.table.remove(key) else { return Setting::Absent };
+        let line = report.line(found.span().start);
+        match read(found.get_ref()) {
+            Ok(value) => Setting::Given(Located { line, value }),
+            Err(complaint) => {
+                let complaint = complaint.or_example(self.shape.example(key));
+                report.error(Some(line), self.key(key), complaint);
+                Setting::Wrong
+            }
+        }
+    }
+
+    pub(super) fn required<T>(
+        &mut self,
+        report: &mut Report<'_>,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Complaint>,
+    ) -> Option<Located<T>> {
+        match self.optional(report, key, read) {
+            Setting::Given(found) => Some(found),
+            Setting::Wrong => None,
+            Setting::Absent => {
+                self.missing(report, key);
+                None
+            }
+        }
+    }
+
+    /// A list, or one value that stands for a list of one.
+    pub(super) fn list<T>(
+        &mut self,
+        report: &mut Report<'_>,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Complaint>,
+    ) -> Setting<Vec<Located<T>>> {
+        if !self.table.get(key).is_some_and(|v| v.get_ref().is_array()) {
+            return match self.optional(report, key, read) {
+                Setting::Absent => Setting::Absent,
+                Setting::Wrong => Setting::Wrong,
+                Setting::Given(one) => Setting::Given(Located { line: one.line, value: vec![one] }),
+            };
+        }
+        debug_assert!(self.shape.has(key), "{key} is not in the table of keys");
+        let Some(found) = self.table.remove(key) else { return Setting::Absent };
+        let line = report.line(found.span().start);
+        let mut all = Some(Vec::new());
+        for (i, element) in found.get_ref().as_array().into_iter().flatten().enumerate() {
+            let line = report.line(element.span().start);
+            match read(element.get_ref()) {
+                Ok(value) => {
+                    if let Some(all) = &mut all {
+                        all.push(Located { line, value });
+                    }
+                }
+                Err(complaint) => {
+                    let complaint = complaint.or_example(self.shape.example(key));
+                    report.error(Some(line), self.element(key, i), complaint);
+                    all = None;
+                }
+            }
+        }
+        all.map_or(Setting::Wrong, |value| Setting::Given(Located { line, value }))
+    }
+
+    /// A list of at least one.
+    pub(super) fn required_list<T>(
+        &mut self,
+        report: &mut Report<'_>,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Complaint>,
+    ) -> Option<Vec<Located<T>>> {
+        match self.list(report, key, read) {
+            Setting::Given(list) if list.value.is_empty() => {
+                let complaint = Complaint::problem("the list is empty");
+                let complaint = complaint.or_example(self.shape.example(key));
+                report.error(Some(list.line), self.key(key), complaint);
+                None
+            }
+            Setting::Given(list) => Some(list.value),
+            Setting::Wrong => None,
+            Setting::Absent => {
+                self.missing(report, key);
+                None
+            }
+        }
+    }
+
+    fn missing(&self, report: &mut Report<'_>, key: &str) {
+        let advice = format!("add for example {key} = {}", self.shape.example(key));
+        let problem = format!("missing in the {} that begins here", self.shape);
+        report.error(Some(self.line), self.key(key), Complaint::new(problem, advice));
+    }
+
+    /// Reports every key that nobody took.
+    pub(super) fn finish(self, report: &mut Report<'_>) {
+        for (key, _) in &self.table {
+            let line = report.line(key.span().start);
+            let complaint = unknown_key(self.shape, key.get_ref());
+            report.error(Some(line), self.key(&bare(key.get_ref())), complaint);
+        }
+    }
+}
+
+fn unknown_key(shape: &Shape, key: &str) -> Complaint {
+    let problem = format!("{shape} has no such key");
+    if let Some(close) = closest(key, shape.keys.iter().map(|(k, _)| *k)) {
+        return Complaint::new(problem, format!("did you mean \"{close}\"?"));
+    }
+    if let Some(home) = SHAPES.into_iter().find(|s| s.has(key)) {
+        return Complaint::new(problem, format!("it belongs in {home}"));
+    }
+    let keys: Vec<_> = shape.keys.iter().map(|(k, _)| *k).collect();
+    Complaint::new(problem, format!("remove it, or use one of {}", keys.join(", ")))
+}
+
+pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
+    let is_section = match value {
+        DeValue::Table(_) => true,
+        DeValue::Array(array) => array.iter().any(|e| e.get_ref().is_table()),
+        _ => false,
+    };
+    if is_section {
+        let advice = match closest(key, SHAPES.into_iter().map(|s| s.name)) {
+            Some(close) => {
+                let shape = SHAPES.into_iter().find(|s| s.name == close).unwrap_or(&NODE);
+                format!("did you mean {shape}?")
+            }
+            None => {
+                "remove it; the sections are [node], [authority], [[service]] and [[dial]]".into()
+            }
+        };
+        return Complaint::new("no such section", advice);
+    }
+    let advice = match SHAPES.into_iter().find(|s| s.has(key)) {
+        Some(home) => format!("move it below {home}"),
+        None => "put each key below the header of its section, for example [node]".into(),
+    };
+    Complaint::new("a key outside of any section", advice)
+}
+
+/// The candidate that `typed` was probably meant to be.
+fn closest<'c>(typed: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    // Longer than any candidate by far: not a slip, and not worth the time.
+    if typed.len() > 40 {
+        return None;
+    }
+    candidates
+        .map(|c| (edits(&typed.to_ascii_lowercase().replace('-', "_"), c), c))
+        .filter(|(n, c)| *n <= 2 && *n * 2 < c.len())
+        .min()
+        .map(|(_, c)| c)
+}
+
+/// Levenshtein distance, in bytes.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

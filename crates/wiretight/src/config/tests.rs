@@ -1,0 +1,479 @@
+//! Every key arrives, every error says what to do, and garbage never panics.
+
+use wiretight_proxy::relay::settings::{DialSettings, ServiceSettings};
+
+use super::section::SHAPES;
+use super::value::duration_text;
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
+const NODE_LINES: &str = "[node]\nname = \"db1\"\ntrust_domain = \"example.org\"";
+const AUTHORITY_LINES: &str = "[authority]\nlisten = \"10.0.0.1:7400\"";
+const SERVICE_LINES: &str = "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:7432\"\n\
+                             forward = \"127.0.0.1:5432\"\nallow = \"service/web\"";
+const DIAL_LINES: &str = "[[dial]]\nlisten = \"127.0.0.1:5432\"\nservice = \"db\"";
+/// Files, each with all of its errors behind `=> `, from the line number on.
+const BAD_FILES: &str = include_str!("bad_files.txt");
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(Path::new("w.toml"), text)
+}
+
+/// Every error, one a line; the text must be refused.
+fn errors(text: &str) -> String {
+    match parse(text) {
+        Ok(config) => panic!("accepted:\n{text}\n{config:#?}"),
+        Err(errors) => errors.to_string(),
+    }
+}
+
+/// The example with each `#key = value` and `#[section]` in use.
+fn uncommented() -> String {
+    let is_setting = |s: &str| s.starts_with(|c: char| c == '[' || c.is_ascii_lowercase());
+    let lines = EXAMPLE.lines().map(|l| l.strip_prefix('#').filter(|s| is_setting(s)).unwrap_or(l));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_valid_as_it_stands() {
+    let config = parse(EXAMPLE).unwrap();
+    assert_eq!(config.warnings, [""; 0]);
+    assert_eq!(config.path, Path::new("w.toml"));
+    assert_eq!(config.relay.services.len(), 1);
+    assert!(config.authority.is_none() && config.relay.dials.is_empty());
+}
+
+#[test]
+fn the_example_holds_every_key_and_they_are_valid_uncommented() {
+    let all = uncommented();
+    for shape in SHAPES {
+        let header = all.lines().skip_while(|l| *l != shape.to_string());
+        let section: Vec<_> = header.skip(1).take_while(|l| !l.starts_with('[')).collect();
+        for (key, _) in shape.keys {
+            let start = format!("{key} = ");
+            assert!(section.iter().any(|l| l.starts_with(&start)), "{shape} lacks {key}");
+        }
+    }
+
+    // Where the authority is, and being it, exclude each other: each is tried alone.
+    assert!(errors(&all).ends_with("remove one of the two"), "{}", errors(&all));
+    let is_authority: Vec<_> = all
+        .lines()
+        .filter(|l| !l.starts_with("authority =") && !l.starts_with("join_token_file ="))
+        .collect();
+    let config = parse(&is_authority.join("\n")).unwrap();
+    assert_eq!(config.warnings, [""; 0]);
+    assert!(config.authority.is_some());
+    let from = all.find("\n[authority]\n").unwrap();
+    let to = all.find("\n[[service]]\n").unwrap();
+    let config = parse(&(all[..from].to_owned() + &all[to..])).unwrap();
+    assert_eq!(config.warnings, [""; 0]);
+    assert_eq!(config.relay.dials.len(), 1);
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let all = uncommented();
+    let mut keys = ["[node]", "[authority]", "[[service]]", "[[dial]]"].map(|section| {
+        let header = all.lines().skip_while(move |l| *l != section);
+        header.skip(1).take_while(|l| !l.starts_with('[')).map(str::to_owned).collect::<Vec<_>>()
+    });
+    let no_default = |l: &String| {
+        !["authority", "advertise", "join_token_file", "workers", "as", "to"]
+            .iter()
+            .any(|k| l.starts_with(&format!("{k} =")))
+    };
+    keys.iter_mut().for_each(|k| k.retain(no_default));
+    let [node, authority, service, dial] = keys.map(|k| k.join("\n"));
+    let given = parse(&format!(
+        "[node]\n{node}\n[authority]\n{authority}\n[[service]]\n{service}\n[[dial]]\n{dial}"
+    ))
+    .unwrap();
+    let absent = parse(
+        r#"
+        node = { name = "db1", trust_domain = "example.org" }
+        authority.listen = "10.0.0.1:7400"
+        dial = [{ listen = "127.0.0.1:5433", service = "orders-db" }]
+        [[service]]
+        name = "db"
+        listen = "10.0.0.5:7432"
+        forward = "127.0.0.1:5432"
+        allow = ["service/web", "node/ops1"]
+        "#,
+    )
+    .unwrap();
+    assert_eq!(given, absent);
+}
+
+#[test]
+fn every_key_arrives() {
+    let config = parse(
+        r#"
+        [node]
+        name = "db1"
+        trust_domain = "example.org"
+        state_dir = "/srv/wt"
+        authority = ["10.0.0.1:7400", "authority.internal:7400"]
+        join_token_file = "/etc/wiretight/token"
+        admin = "[::1]:7491"
+        landlock = false
+        drain = "1m30s"
+        workers = 2
+        [[service]]
+        name = "db"
+        listen = "10.0.0.5:7432"
+        advertise = "db1.internal:7432"
+        forward = ["127.0.0.1:5432", "unix:/run/pg.sock", "localhost:5433", "[::1]:5434"]
+        allow = ["service/web", "node/ops1"]
+        proxy_protocol = true
+        idle_timeout = "500ms"
+        max_connections_per_peer = 7
+        [[service]]
+        name = "cache"
+        listen = "[::]:7379"
+        forward = "127.0.0.1:6379"
+        allow = "service/web"
+        [[dial]]
+        listen = "127.0.0.1:5432"
+        service = "db"
+        as = "web"
+        to = ["10.0.0.5:7432", "db2.internal:7432"]
+        idle_timeout = "1h"
+        [[dial]]
+        listen = "127.0.0.2:5432"
+        service = "other"
+        "#,
+    )
+    .unwrap();
+    let node = Node {
+        name: "db1".parse().unwrap(),
+        trust_domain: "example.org".parse().unwrap(),
+        state_dir: "/srv/wt".into(),
+        admin: Some("[::1]:7491".parse().unwrap()),
+        authority: ["10.0.0.1:7400", "authority.internal:7400"].map(|a| a.parse().unwrap()).into(),
+        join_token_file: Some("/etc/wiretight/token".into()),
+        landlock: false,
+        drain: Duration::from_secs(90),
+        workers: NonZeroUsize::new(2),
+    };
+    assert_eq!(config.node, node);
+    assert_eq!(config.authority, None);
+    let db = ServiceSettings {
+        name: "db".parse().unwrap(),
+        listen: "10.0.0.5:7432".parse().unwrap(),
+        forward: ["127.0.0.1:5432", "unix:/run/pg.sock", "localhost:5433", "[::1]:5434"]
+            .map(|b| b.parse().unwrap())
+            .into(),
+        allow: ["service/web", "node/ops1"].map(|i| i.parse().unwrap()).into(),
+        proxy_protocol: true,
+        idle_timeout: Some(Duration::from_millis(500)),
+        max_per_peer: 7,
+    };
+    let cache = ServiceSettings {
+        name: "cache".parse().unwrap(),
+        listen: "[::]:7379".parse().unwrap(),
+        forward: vec!["127.0.0.1:6379".parse().unwrap()],
+        allow: vec!["service/web".parse().unwrap()],
+        proxy_protocol: false,
+        idle_timeout: None,
+        max_per_peer: 10_000,
+    };
+    assert_eq!(config.relay.services, [db, cache]);
+    let web = DialSettings {
+        listen: "127.0.0.1:5432".parse().unwrap(),
+        service: "db".parse().unwrap(),
+        identity: "service/web".parse().unwrap(),
+        to: ["10.0.0.5:7432", "db2.internal:7432"].map(|a| a.parse().unwrap()).into(),
+        idle_timeout: Some(Duration::from_secs(3600)),
+    };
+    let own = DialSettings {
+        listen: "127.0.0.2:5432".parse().unwrap(),
+        service: "other".parse().unwrap(),
+        identity: "node/db1".parse().unwrap(),
+        to: vec![],
+        idle_timeout: None,
+    };
+    assert_eq!(config.relay.dials, [web, own]);
+    let advertised = [
+        ("cache".parse().unwrap(), None),
+        ("db".parse().unwrap(), Some("db1.internal:7432".parse().unwrap())),
+    ];
+    assert_eq!(config.advertise, BTreeMap::from(advertised));
+    assert_eq!(config.warnings, [""; 0]);
+
+    let authority = parse(&format!(
+        "{NODE_LINES}\nadmin = \"off\"\n[authority]\nlisten = \"0.0.0.0:7400\"\n\
+         advertise = \"a.example.org:7400\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"40s\""
+    ))
+    .unwrap();
+    assert_eq!(authority.node.admin, None);
+    let authority = authority.authority.unwrap();
+    assert_eq!(authority.join_address().to_string(), "a.example.org:7400");
+    assert_eq!(authority.svid_ttl, Duration::from_secs(10));
+    assert_eq!(authority.intermediate_ttl, Duration::from_secs(40));
+}
+
+#[test]
+fn durations_are_strict() {
+    for (good, ms) in [
+        ("0s", 0),
+        ("500ms", 500),
+        ("30s", 30_000),
+        ("5m", 300_000),
+        ("1h", 3_600_000),
+        ("7d", 604_800_000),
+        ("1h30m", 5_400_000),
+        ("1d2h3m4s5ms", 93_784_005),
+    ] {
+        let duration = Duration::from_millis(ms);
+        assert_eq!(parse_duration(good), Some(duration));
+        assert_eq!(duration_text(duration), good);
+    }
+    for bad in [
+        "",
+        "0",
+        "30",
+        "s",
+        "30 s",
+        " 30s",
+        "30s ",
+        "-1s",
+        "+1s",
+        "1.5h",
+        "1H",
+        "30sec",
+        "1m1h",
+        "1s1s",
+        "1h 30m",
+        "1\u{661}s",
+        "99999999999999999999s",
+        "18446744073709551615d",
+    ] {
+        assert_eq!(parse_duration(bad), None, "{bad:?} was accepted");
+    }
+}
+
+/// Stand-ins that keep the table short: `$NODE` is lines 1 to 3 of a file, and so on.
+fn expand(text: &str) -> String {
+    text.replace("$NODE", NODE_LINES)
+        .replace("$SERVICE", SERVICE_LINES)
+        .replace("$DIAL", DIAL_LINES)
+        .replace("$AUTHORITY", AUTHORITY_LINES)
+}
+
+#[test]
+fn every_error_says_where_what_and_what_to_do() {
+    for case in BAD_FILES.split("\n---\n") {
+        let (expected, text): (Vec<_>, Vec<_>) = case.lines().partition(|l| l.starts_with("=> "));
+        let expected: Vec<_> = expected.iter().map(|e| e.replacen("=> ", "w.toml:", 1)).collect();
+        assert_eq!(errors(&expand(&text.join("\n"))), expected.join("\n"), "in:\n{case}");
+    }
+}
+
+#[test]
+fn what_the_errors_advise_is_valid() {
+    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL");
+    assert!(parse(&text).is_ok());
+    for shape in SHAPES {
+        for (key, example) in shape.keys {
+            let line = format!("{key} = {example}");
+            // In place of the line that has the key, if there is one.
+            let (head, section) = text.split_once(&format!("{shape}\n")).unwrap();
+            let end = section.find("\n[").unwrap_or(section.len());
+            let (section, tail) = section.split_at(end);
+            let others = section.lines().filter(|l| !l.starts_with(&format!("{key} =")));
+            let section = others.chain([&*line]).collect::<Vec<_>>().join("\n");
+            let text = format!("{head}{shape}\n{section}{tail}");
+            match parse(&text) {
+                Ok(_) => {}
+                // Good in itself; not beside [authority].
+                Err(e) => assert!(
+                    (shape.name, *key) == ("node", "authority") && e.as_slice().len() == 1,
+                    "{line}: {e}"
+                ),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_allowed_but_odd_is_warned_of() {
+    let text = "$NODE\njoin_token_file = \"/x\"\n$AUTHORITY\n$SERVICE\n[[service]]\nname = \"a\"\n\
+                listen = \"10.0.0.5:1\"\nforward = \"unix:/a\"\n[[service]]\nname = \"b\"\n\
+                listen = \"10.0.0.5:2\"\nforward = \"unix:/b\"\nallow = []";
+    let warnings = parse(&expand(text)).unwrap().warnings;
+    let expected = [
+        "w.toml:4: node.join_token_file: not used: this node is the authority ([authority] on line 5); remove the key",
+        "w.toml:12: [[service]] \"a\": allow: nobody may connect; list who may, for example allow = [\"service/web\"]",
+        "w.toml:20: [[service]] \"b\": allow: nobody may connect; list who may, for example allow = [\"service/web\"]",
+    ];
+    assert_eq!(warnings, expected);
+}
+
+#[test]
+fn listeners_apart_in_address_family_or_port_do_not_clash() {
+    for (first, second) in [
+        ("10.0.0.5:7432", "10.0.0.6:7432"),
+        ("0.0.0.0:7432", "10.0.0.5:7433"),
+        ("0.0.0.0:7432", "[fd00::5]:7432"),
+        ("[::1]:7432", "127.0.0.1:7432"),
+    ] {
+        let services = SERVICE_LINES.replace("10.0.0.5:7432", first)
+            + "\n"
+            + &SERVICE_LINES.replace("10.0.0.5:7432", second).replace("\"db\"", "\"b\"");
+        assert!(parse(&format!("{NODE_LINES}\n{services}")).is_ok(), "{first} and {second}");
+    }
+}
+
+#[test]
+fn a_backend_at_a_port_of_the_mesh_on_another_address_is_fine() {
+    let text = expand("$NODE\n$SERVICE").replace("127.0.0.1:5432", "127.0.0.1:7432");
+    assert!(parse(&text).is_ok());
+}
+
+#[test]
+fn files_that_cannot_be_read_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |path: &Path| {
+        let error = Config::load(path).unwrap_err();
+        assert_eq!(error.as_slice()[0].file, path);
+        error.to_string().replace(dir.path().to_str().unwrap(), "DIR")
+    };
+    let file = dir.path().join("w.toml");
+    assert_eq!(
+        load(&file),
+        "DIR/w.toml: no such file; check the path, or start from the commented example, wiretight.toml in the source"
+    );
+    assert_eq!(load(dir.path()), "DIR: this is a directory; give the path of the file in it");
+    std::fs::write(&file, b"[node]\nname = \"\xff\"\n").unwrap();
+    assert_eq!(load(&file), "DIR/w.toml: line 2 is not UTF-8 text; save the file as UTF-8");
+    let mut large = format!("{NODE_LINES}\n#").into_bytes();
+    large.resize(MAX_FILE + 1, b'x');
+    std::fs::write(&file, &large).unwrap();
+    assert_eq!(
+        load(&file),
+        "DIR/w.toml: larger than 1 MiB; check that this is the configuration file"
+    );
+    assert!(parse(std::str::from_utf8(&large).unwrap()).is_err());
+    std::fs::write(&file, &large[..MAX_FILE]).unwrap();
+    assert!(Config::load(&file).is_ok());
+    assert_eq!(
+        load(Path::new("/proc/self/mem")).split(':').next(),
+        Some("/proc/self/mem"),
+        "other failures are told too"
+    );
+}
+
+#[test]
+fn the_values_of_a_file_with_a_byte_order_mark_and_crlf_arrive() {
+    let text = format!("\u{feff}{}", expand("$NODE\n$SERVICE").replace('\n', "\r\n"));
+    assert_eq!(parse(&text), parse(&expand("$NODE\n$SERVICE")));
+    let error = errors(&text.replace("7432", "0"));
+    assert!(error.starts_with("w.toml:6: [[service]] \"db\": listen: "), "{error}");
+}
+
+#[test]
+fn garbage_never_panics_and_every_refusal_is_complete() {
+    let check = |text: &str| {
+        if let Err(errors) = parse(text) {
+            assert!(!errors.as_slice().is_empty());
+            let lines = text.split('\n').count();
+            for e in errors.as_slice() {
+                assert!(e.line.is_some_and(|l| l <= lines), "{e}");
+                assert!(!e.problem.is_empty() && !e.advice.is_empty(), "{e}");
+                assert!(!e.to_string().contains(['\n', '\0']), "{e:?}");
+            }
+        }
+    };
+    // Without the prose, so that mutations hit what matters.
+    let all = uncommented();
+    let base: Vec<_> = all.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
+    let base = base.join("\n");
+    (0..=base.len()).filter_map(|n| base.get(..n)).for_each(check);
+    (0..=EXAMPLE.len()).step_by(7).filter_map(|n| EXAMPLE.get(..n)).for_each(check);
+
+    // xorshift64: the same garbage at each run.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let pieces = [
+        "[",
+        "]",
+        "[[",
+        "\"",
+        "'",
+        "\"\"\"",
+        "=",
+        ".",
+        ",",
+        "{",
+        "}",
+        "#",
+        "\n",
+        "\r",
+        "\0",
+        "\\u",
+        "node",
+        "[[service]]\n",
+        "[service]\n",
+        "[[dial]]\n",
+        "a.b=1\n",
+        "true",
+        "0x",
+        "1e9",
+        "nan",
+        "-1",
+        "99999999999999999999",
+        "1979-05-27",
+        "[]",
+        "[[]]",
+        "\u{e9}",
+        "\u{1f512}",
+        ":",
+        "0s",
+    ];
+    for _ in 0..20_000 {
+        let mut bytes = base.clone().into_bytes();
+        for _ in 0..=random(4) {
+            let at = random(bytes.len());
+            match random(4) {
+                0 => bytes[at] = random(256) as u8,
+                1 => drop(bytes.drain(at..(at + random(40)).min(bytes.len()))),
+                2 => {
+                    let piece = pieces[random(pieces.len())].bytes();
+                    drop(bytes.splice(at..at, piece));
+                }
+                _ => {
+                    let line = base.lines().nth(random(30)).unwrap_or_default();
+                    drop(bytes.splice(at..at, line.bytes()));
+                }
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        check(&String::from_utf8_lossy(&bytes));
+    }
+    for piece in pieces {
+        check(&piece.repeat(5_000));
+        check(&format!("x = {}", piece.repeat(5_000)));
+        check(&format!("{NODE_LINES}\nstate_dir = {}", piece.repeat(5_000)));
+    }
+}
+
+#[test]
+fn the_files_in_examples_are_good() {
+    let files = [
+        ("auth1.toml", include_str!("../../../../examples/postgres/auth1.toml")),
+        ("db1.toml", include_str!("../../../../examples/postgres/db1.toml")),
+        ("web1.toml", include_str!("../../../../examples/postgres/web1.toml")),
+    ];
+    for (name, text) in files {
+        let config = Config::parse(Path::new(name), text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(config.warnings, [""; 0], "{name}");
+    }
+}

@@ -1,0 +1,256 @@
+//! Readers: one value each.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::DeValue;
+use wiretight_keys::{Id, Name, TrustDomain};
+use wiretight_proxy::relay::settings::{Backend, HostPort};
+
+use super::report::{Complaint, quoted, shown};
+
+/// An SVID's lifetime: long enough to be renewed in, short enough to go without revocation lists.
+const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
+/// Longer durations are typing errors, and would overflow clocks.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
+
+fn text<'v>(v: &'v DeValue<'_>) -> Result<&'v str, Complaint> {
+    v.as_str().ok_or_else(|| Complaint::problem(format!("{} is not text in quotes", shown(v))))
+}
+
+pub(super) fn flag(v: &DeValue<'_>) -> Result<bool, Complaint> {
+    v.as_bool().ok_or_else(|| {
+        Complaint::new(
+            format!("{} is not true or false", shown(v)),
+            "write true or false, unquoted",
+        )
+    })
+}
+
+/// 1 to `max`.
+pub(super) fn number(v: &DeValue<'_>, max: u32) -> Result<u32, Complaint> {
+    v.as_integer()
+        .and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok())
+        .filter(|n| (1..=max).contains(n))
+        .ok_or_else(|| Complaint::problem(format!("{} is not a number from 1 to {max}", shown(v))))
+}
+
+pub(super) fn name(v: &DeValue<'_>) -> Result<Name, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|e| {
+        let complaint = Complaint::problem(format!("{} is not a name: {e}", quoted(s)));
+        let bare = s.rsplit('/').next().unwrap_or(s).to_ascii_lowercase();
+        let near = bare.replace(['_', '.', ' '], "-");
+        complaint.or_nearly(near.parse::<Name>().ok())
+    })
+}
+
+/// `as`: the name of a service.
+pub(super) fn own_service(v: &DeValue<'_>) -> Result<Name, Complaint> {
+    if v.as_str().is_some_and(|s| s.starts_with("node/")) {
+        return Err(Complaint::new(
+            format!("{} is not the name of a service", shown(v)),
+            "remove the key: a dial without it shows the identity of this node",
+        ));
+    }
+    name(v)
+}
+
+pub(super) fn trust_domain(v: &DeValue<'_>) -> Result<TrustDomain, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|e| {
+        let complaint = Complaint::problem(format!("{} is not a trust domain: {e}", quoted(s)));
+        let near = s.strip_prefix("spiffe://").unwrap_or(s).trim_end_matches('/');
+        complaint.or_nearly(near.to_ascii_lowercase().parse::<TrustDomain>().ok())
+    })
+}
+
+pub(super) fn identity(v: &DeValue<'_>) -> Result<Id, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|_| {
+        let complaint =
+            Complaint::problem(format!("{} is not service/NAME or node/NAME", quoted(s)));
+        let near = match s.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) {
+            Some((_, id)) => id.to_owned(),
+            None if s.contains('/') => s.to_ascii_lowercase(),
+            None => format!("service/{}", s.to_ascii_lowercase()),
+        };
+        complaint.or_nearly(near.parse::<Id>().ok())
+    })
+}
+
+pub(super) fn absolute_path(v: &DeValue<'_>) -> Result<PathBuf, Complaint> {
+    let s = text(v)?;
+    if !s.starts_with('/') || s.contains('\0') {
+        return Err(Complaint::problem(format!("{} is not an absolute path", quoted(s))));
+    }
+    Ok(s.into())
+}
+
+pub(super) fn listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
+    listen_or(v, Ipv4Addr::UNSPECIFIED)
+}
+
+/// `unnamed`: the address to advise to someone who wrote only a port.
+fn listen_or(v: &DeValue<'_>, unnamed: Ipv4Addr) -> Result<SocketAddr, Complaint> {
+    let s = text(v)?;
+    if let Ok(addr) = s.parse::<SocketAddr>() {
+        if addr.port() == 0 {
+            let problem = format!("{} has no port: 0 means any", quoted(s));
+            return Err(Complaint::new(problem, "choose a port from 1 to 65535"));
+        }
+        return Ok(addr);
+    }
+    let complaint = Complaint::problem(format!("{} is not ADDRESS:PORT", quoted(s)));
+    Err(match s.rsplit_once(':') {
+        Some(("" | "*", port)) => {
+            complaint.or_nearly(format!("{unnamed}:{port}").parse::<SocketAddr>().ok())
+        }
+        Some(("localhost", port)) => {
+            complaint.or_nearly(format!("127.0.0.1:{port}").parse::<SocketAddr>().ok())
+        }
+        Some((host, _)) if s.parse::<HostPort>().is_ok() => {
+            let advice = format!("write the IP address of this machine in place of {host:?}");
+            Complaint { advice: Some(advice), ..complaint }
+        }
+        _ => complaint,
+    })
+}
+
+/// A dial's listener: programs send plaintext to it, so it is on this machine.
+pub(super) fn loopback_listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
+    let addr = listen_or(v, Ipv4Addr::LOCALHOST)?;
+    if !addr.ip().to_canonical().is_loopback() {
+        return Err(Complaint::new(
+            format!("{addr} is not a loopback address: plaintext would cross the network to it"),
+            format!(
+                "write \"127.0.0.1:{}\", and run wiretight on each machine that has clients",
+                addr.port()
+            ),
+        ));
+    }
+    Ok(addr)
+}
+
+/// `"off"`, or an address on this machine: what it shows is for the operator.
+pub(super) fn admin(v: &DeValue<'_>) -> Result<Option<SocketAddr>, Complaint> {
+    if v.as_str() == Some("off") {
+        return Ok(None);
+    }
+    if v.as_bool() == Some(false) {
+        return Err(Complaint::new("false is not an address", "write \"off\""));
+    }
+    let addr = listen_or(v, Ipv4Addr::LOCALHOST)?;
+    if !addr.ip().to_canonical().is_loopback() {
+        return Err(Complaint::new(
+            format!("{addr} is not a loopback address: anyone on the network could read it"),
+            format!(
+                "write \"127.0.0.1:{}\" or \"off\"; a [[service]] can forward to it, encrypted",
+                addr.port()
+            ),
+        ));
+    }
+    Ok(Some(addr))
+}
+
+/// An address that another machine can connect to.
+pub(super) fn reachable(v: &DeValue<'_>) -> Result<HostPort, Complaint> {
+    let s = text(v)?;
+    let address = s
+        .parse::<HostPort>()
+        .map_err(|_| Complaint::problem(format!("{} is not HOST:PORT", quoted(s))))?;
+    if address.as_ip().is_some_and(|a| a.ip().to_canonical().is_unspecified()) {
+        let problem = format!("{address} is not an address to connect to");
+        return Err(Complaint::new(problem, "write the address or name that other machines use"));
+    }
+    Ok(address)
+}
+
+/// The program behind a service: it gets plaintext, so it is on this machine.
+pub(super) fn local_backend(v: &DeValue<'_>) -> Result<Backend, Complaint> {
+    let s = text(v)?;
+    let backend = s.parse::<Backend>().map_err(|_| {
+        if s.starts_with("unix:") || s.starts_with('/') {
+            let problem = format!("{} is not unix:/PATH (absolute, at most 107 bytes)", quoted(s));
+            return Complaint::new(problem, "write for example \"unix:/run/app.sock\"");
+        }
+        Complaint::problem(format!("{} is not ADDRESS:PORT or unix:/PATH", quoted(s)))
+    })?;
+    let Backend::Tcp(target) = &backend else { return Ok(backend) };
+    let local = match target.as_ip() {
+        Some(addr) => addr.ip().to_canonical().is_loopback(),
+        None => target.host().eq_ignore_ascii_case("localhost"),
+    };
+    if !local {
+        return Err(Complaint::new(
+            format!("{target} is not on this machine: plaintext would cross the network to it"),
+            format!(
+                "run wiretight next to the program and write \"127.0.0.1:{}\", or a unix: socket",
+                target.port()
+            ),
+        ));
+    }
+    Ok(backend)
+}
+
+pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let ttl = duration(v)?;
+    if !SVID_TTL.contains(&ttl) {
+        return Err(Complaint::problem(format!("{} is not from 10s to 24h", shown(v))));
+    }
+    Ok(ttl)
+}
+
+pub(super) fn duration(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let advice = "write for example \"30s\" or \"1h30m\" (units: d, h, m, s, ms)";
+    let s = v.as_str().ok_or_else(|| {
+        Complaint::new(format!("{} is not a duration in quotes", shown(v)), advice)
+    })?;
+    let duration = parse_duration(s)
+        .ok_or_else(|| Complaint::new(format!("{} is not a duration", quoted(s)), advice))?;
+    if duration > MAX_DURATION {
+        let problem = format!("{} is longer than {}", quoted(s), duration_text(MAX_DURATION));
+        return Err(Complaint::new(problem, "write a shorter one"));
+    }
+    Ok(duration)
+}
+
+/// Whole milliseconds in each unit, from the largest.
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// `1h30m`: whole numbers, each with a unit, each unit at most once, from large to small.
+pub(crate) fn parse_duration(s: &str) -> Option<Duration> {
+    let mut units = UNITS.as_slice();
+    let mut millis = 0u64;
+    let mut rest = s;
+    loop {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        let at = units.iter().position(|(name, _)| *name == unit)?;
+        let number: u64 = number.parse().ok()?;
+        millis = millis.checked_add(number.checked_mul(units[at].1)?)?;
+        units = &units[at + 1..];
+        rest = tail;
+        if rest.is_empty() {
+            return Some(Duration::from_millis(millis));
+        }
+    }
+}
+
+/// The other way, for errors: the shortest text that `parse_duration` reads as this duration.
+pub(super) fn duration_text(d: Duration) -> String {
+    let mut millis = d.as_millis();
+    let mut text = String::new();
+    for (unit, size) in UNITS {
+        let n = millis / u128::from(size);
+        millis %= u128::from(size);
+        if n > 0 {
+            text += &format!("{n}{unit}");
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}

@@ -1,0 +1,529 @@
+//! What a node and the authority say to each other: messages and their framing (docs/wire.md,
+//! section 5). Pure, but for the one [`Reader`] that pulls bytes from a stream.
+//!
+//! A message is a 4-byte length and that many bytes of JSON. Each side has a limit on what it reads;
+//! memory grows with the bytes that arrive, never with the length that was announced. Nothing here
+//! decides who may say what.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use wiretight_keys::{Id, Name, Serial, TrustDomain};
+use wiretight_proxy::Registry;
+use wiretight_proxy::relay::settings::HostPort;
+use zeroize::Zeroizing;
+
+/// The TLS exporter's label (RFC 8446, section 7.5) that proofs of the enrolment key are bound to.
+pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-wiretight-control";
+/// What the enrolment key signs at a first join, before the exporter's bytes.
+pub const JOIN_CONTEXT: &[u8] = b"wiretight join\0";
+/// What the enrolment key signs at a rejoin, before the exporter's bytes.
+pub const REJOIN_CONTEXT: &[u8] = b"wiretight rejoin\0";
+/// The most instances that a node may announce.
+pub const MAX_INSTANCES: usize = 256;
+
+/// How many bytes are asked of the stream at a time.
+const CHUNK: usize = 16 * 1024;
+const HEADER: usize = 4;
+
+/// Why no message came out of the stream.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Longer than this side reads.
+    #[error("a message of {announced} bytes was announced, and {max} is the limit")]
+    TooLarge {
+        /// The announced length.
+        announced: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Not the JSON that it should be.
+    #[error("the message cannot be read: {0}")]
+    Malformed(serde_json::Error),
+    /// The stream ended.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// The stream broke.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Bytes as base64 (RFC 4648, section 4: standard, padded).
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Blob(pub Vec<u8>);
+
+impl Blob {
+    /// The bytes as a certificate; whether they are one is for others to see.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.0.clone().into()
+    }
+}
+
+impl From<&CertificateDer<'_>> for Blob {
+    fn from(cert: &CertificateDer<'_>) -> Blob {
+        Blob(cert.to_vec())
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        STANDARD.decode(text).map(Blob).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Why a request was refused, as a fixed word. Programs decide by it; people read the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The message cannot be read, or came out of turn.
+    BadMessage,
+    /// The message has a type that this side does not know.
+    UnknownType,
+    /// No such token, or not its secret.
+    UnknownToken,
+    /// The token is too old.
+    TokenExpired,
+    /// Another node has used the token.
+    TokenUsed,
+    /// The token is for another node name.
+    WrongNode,
+    /// The trust domain is another.
+    WrongTrustDomain,
+    /// The enrolment key's signature does not fit this connection.
+    BadProof,
+    /// The certificate request is broken or names somebody else.
+    BadRequest,
+    /// The node may not have that.
+    NotAllowed,
+    /// No node of this name is enrolled with this key.
+    NotEnrolled,
+    /// The node was removed from the mesh, or another took its place.
+    Removed,
+    /// A newer connection of the same node took over.
+    Superseded,
+    /// The certificate that this connection was made with has expired.
+    Expired,
+    /// Not now: ask again later.
+    Busy,
+    /// The authority could not do its work; its log says why.
+    Internal,
+    /// A code that this side does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// A refusal: the code and a sentence with the next step. Both go to the other side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Denial {
+    /// The fixed word.
+    pub code: Code,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Denial {
+    /// A refusal.
+    pub fn new(code: Code, message: impl Into<String>) -> Denial {
+        Denial { code, message: message.into() }
+    }
+}
+
+/// A place where a node offers a service, as it announces it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The service.
+    pub service: Name,
+    /// Where others reach it.
+    pub addr: HostPort,
+    /// Who may call.
+    pub allow: Vec<Id>,
+}
+
+/// A revoked certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Which.
+    pub serial: Serial,
+    /// When it would have ended (seconds since 1970), and the revocation is forgotten.
+    pub not_after: u64,
+}
+
+/// `join`: the token and what it is to be used for. Has no `Debug`: it holds the secret.
+#[derive(Serialize, Deserialize)]
+pub struct Join {
+    /// The token's name.
+    pub token_id: String,
+    /// The token's secret.
+    pub secret: Zeroizing<String>,
+    /// The node that joins.
+    pub node: Name,
+    /// The trust domain that it means to join.
+    pub trust_domain: TrustDomain,
+    /// PKCS#10 for `node/NAME`.
+    pub csr: Blob,
+    /// `SubjectPublicKeyInfo` of the node's long-lived enrolment key.
+    pub enrolment_key: Blob,
+    /// That key's signature over [`JOIN_CONTEXT`] and the exporter's 32 bytes.
+    pub proof: Blob,
+}
+
+/// `rejoin`: an enrolled node whose certificate has expired, or is no longer taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Rejoin {
+    /// The node.
+    pub node: Name,
+    /// The trust domain that it means.
+    pub trust_domain: TrustDomain,
+    /// PKCS#10 for `node/NAME`.
+    pub csr: Blob,
+    /// The enrolment key's signature over [`REJOIN_CONTEXT`] and the exporter's 32 bytes.
+    pub proof: Blob,
+}
+
+/// What the authority reads from a client without a certificate.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromStranger {
+    /// A first join.
+    Join(Join),
+    /// An enrolled node.
+    Rejoin(Rejoin),
+    /// A type that this release does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What the authority reads from a node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromNode {
+    /// The first message.
+    Hello {
+        /// The version of the state in force at the node; 0 if none.
+        have: u64,
+        /// All that the node offers.
+        instances: Vec<Offer>,
+    },
+    /// Replaces what the node offers.
+    Announce {
+        /// All that the node offers.
+        instances: Vec<Offer>,
+    },
+    /// Asks for an SVID.
+    Sign {
+        /// The node's number for the request, from 1.
+        request: u64,
+        /// PKCS#10.
+        csr: Blob,
+    },
+    /// The state of this version is in force at the node.
+    Ack {
+        /// The version.
+        version: u64,
+    },
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+    /// A type that this release does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a node reads.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromAuthority {
+    /// The answer to `join` and `rejoin`.
+    Joined {
+        /// The node's SVID and its intermediate.
+        chain: Vec<Blob>,
+        /// The roots of the trust bundle.
+        bundle: Vec<Blob>,
+    },
+    /// A refusal of the last message, or a reason why the connection ends.
+    Error(Denial),
+    /// An SVID.
+    Signed {
+        /// The request that this answers.
+        request: u64,
+        /// The SVID and its intermediate.
+        chain: Vec<Blob>,
+    },
+    /// A request was refused; request 0 is an announcement.
+    Refused {
+        /// The request that this answers.
+        request: u64,
+        /// Why.
+        #[serde(flatten)]
+        denial: Denial,
+    },
+    /// The state of the mesh, whole.
+    State(State),
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+    /// A type that this release does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The state of the mesh at one version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Which version; two states with the same number are the same.
+    pub version: u64,
+    /// The roots of the trust bundle.
+    pub bundle: Vec<Blob>,
+    /// Nodes and services.
+    pub registry: Registry,
+    /// Certificates that hold no longer.
+    pub revoked: Vec<Revoked>,
+}
+
+/// A set of messages that one side reads from the other.
+pub trait Message: Serialize + DeserializeOwned {
+    /// The most bytes of JSON that the reader takes.
+    const MAX: usize;
+}
+
+impl Message for FromStranger {
+    const MAX: usize = 8 << 10;
+}
+impl Message for FromNode {
+    const MAX: usize = 64 << 10;
+}
+impl Message for FromAuthority {
+    const MAX: usize = 16 << 20;
+}
+
+/// The bytes to send: length and JSON. [`ControlError::TooLarge`] if the reader would not take it.
+pub fn encode<M: Message>(message: &M) -> Result<Zeroizing<Vec<u8>>, ControlError> {
+    let mut frame = Zeroizing::new(vec![0; HEADER]);
+    serde_json::to_writer(&mut *frame, message).map_err(ControlError::Malformed)?;
+    let announced = frame.len() - HEADER;
+    if announced > M::MAX {
+        return Err(ControlError::TooLarge { announced, max: M::MAX });
+    }
+    // MAX is far below 2^32.
+    frame[..HEADER].copy_from_slice(&(announced as u32).to_be_bytes());
+    Ok(frame)
+}
+
+/// Reads the JSON of one message.
+pub fn decode<M: Message>(body: &[u8]) -> Result<M, ControlError> {
+    serde_json::from_slice(body).map_err(ControlError::Malformed)
+}
+
+/// Cuts a byte stream into messages.
+#[derive(Default)]
+pub struct Frames {
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl Frames {
+    /// Adds what has arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Takes the next whole message out; `None` if more bytes are needed.
+    pub fn take<M: Message>(&mut self) -> Result<Option<M>, ControlError> {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
+        let announced = u32::from_be_bytes(*header) as usize;
+        if announced > M::MAX {
+            return Err(ControlError::TooLarge { announced, max: M::MAX });
+        }
+        let end = HEADER + announced;
+        let Some(body) = self.buffer.get(HEADER..end) else { return Ok(None) };
+        let message = decode(body);
+        self.buffer.drain(..end);
+        if self.buffer.capacity() > 4 * CHUNK {
+            self.buffer.shrink_to(CHUNK);
+        }
+        message.map(Some)
+    }
+}
+
+/// Messages from a stream.
+pub struct Reader<R> {
+    stream: R,
+    frames: Frames,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// Reads from `stream`.
+    pub fn new(stream: R) -> Reader<R> {
+        Reader { stream, frames: Frames::default() }
+    }
+
+    /// Gives the stream back. What was read ahead is lost.
+    pub fn into_stream(self) -> R {
+        self.stream
+    }
+
+    /// The next message. Dropping the future loses nothing: what has arrived stays. It has no
+    /// deadline: the caller has.
+    pub async fn next<M: Message>(&mut self) -> Result<M, ControlError> {
+        loop {
+            if let Some(message) = self.frames.take()? {
+                return Ok(message);
+            }
+            // A message is asked for only while the buffer holds none, so it never holds more than
+            // the limit and a chunk.
+            self.frames.buffer.reserve(CHUNK);
+            if self.stream.read_buf(&mut *self.frames.buffer).await? == 0 {
+                return Err(ControlError::Closed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages() -> Vec<Zeroizing<Vec<u8>>> {
+        let blob = || Blob(vec![1, 2, 3]);
+        let offer = Offer {
+            service: "db".parse().unwrap(),
+            addr: "10.0.0.1:7432".parse().unwrap(),
+            allow: vec!["service/web".parse().unwrap()],
+        };
+        vec![
+            encode(&FromNode::Hello { have: 7, instances: vec![offer.clone()] }).unwrap(),
+            encode(&FromNode::Announce { instances: vec![offer] }).unwrap(),
+            encode(&FromNode::Sign { request: 1, csr: blob() }).unwrap(),
+            encode(&FromNode::Ack { version: u64::MAX }).unwrap(),
+            encode(&FromNode::Ping).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn messages_look_as_the_document_says() {
+        let text = |frame: &[u8]| String::from_utf8(frame[4..].to_vec()).unwrap();
+        assert_eq!(
+            text(&messages()[0]),
+            r#"{"type":"hello","have":7,"instances":[{"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]}]}"#
+        );
+        let refused =
+            FromAuthority::Refused { request: 3, denial: Denial::new(Code::NotAllowed, "no") };
+        assert_eq!(
+            text(&encode(&refused).unwrap()),
+            r#"{"type":"refused","request":3,"code":"not_allowed","message":"no"}"#
+        );
+        let error = FromAuthority::Error(Denial::new(Code::TokenUsed, "used"));
+        assert_eq!(
+            text(&encode(&error).unwrap()),
+            r#"{"type":"error","code":"token_used","message":"used"}"#
+        );
+        assert_eq!(text(&encode(&FromNode::Ping).unwrap()), r#"{"type":"ping"}"#);
+    }
+
+    #[test]
+    fn unknown_types_codes_and_members_are_not_errors() {
+        let unknown = decode::<FromNode>(br#"{"type":"dance","with":[1,{}]}"#).unwrap();
+        assert!(matches!(unknown, FromNode::Unknown));
+        let extra = decode::<FromNode>(br#"{"type":"ack","version":3,"mood":"good"}"#).unwrap();
+        assert!(matches!(extra, FromNode::Ack { version: 3 }));
+        let code = br#"{"type":"error","code":"tired","message":"later"}"#;
+        let FromAuthority::Error(denial) = decode(code).unwrap() else { panic!() };
+        assert_eq!(denial.code, Code::Other);
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_they_arrive() {
+        let all: Vec<u8> = messages().iter().flat_map(|m| m.to_vec()).collect();
+        for step in [1, 2, 3, 7, 64, all.len()] {
+            let (mut frames, mut count) = (Frames::default(), 0);
+            for chunk in all.chunks(step) {
+                frames.push(chunk);
+                while frames.take::<FromNode>().unwrap().is_some() {
+                    count += 1;
+                }
+            }
+            assert_eq!(count, messages().len());
+            assert!(frames.buffer.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_announced_length_over_the_limit_is_refused_before_the_bytes_come() {
+        for (announced, good) in [(8 << 10, true), ((8 << 10) + 1, false), (u32::MAX, false)] {
+            let mut frames = Frames::default();
+            frames.push(&u32::to_be_bytes(announced));
+            let next = frames.take::<FromStranger>();
+            assert_eq!(matches!(next, Ok(None)), good);
+            assert!(frames.buffer.capacity() < 64);
+        }
+    }
+
+    #[test]
+    fn cut_and_altered_messages_never_panic() {
+        for frame in messages() {
+            for end in 0..frame.len() {
+                let mut frames = Frames::default();
+                frames.push(&frame[..end]);
+                assert!(frames.take::<FromNode>().unwrap().is_none(), "cut at {end}");
+                let _ = decode::<FromNode>(&frame[4.min(end)..end]);
+            }
+            for i in 0..frame.len() {
+                for flip in [0x01, 0x20, 0x80, 0xff] {
+                    let mut altered = frame.to_vec();
+                    altered[i] ^= flip;
+                    let mut frames = Frames::default();
+                    frames.push(&altered);
+                    let _ = frames.take::<FromNode>();
+                    let mut frames = Frames::default();
+                    frames.push(&altered);
+                    let _ = frames.take::<FromStranger>();
+                    let _ = decode::<FromAuthority>(&altered[4..]);
+                }
+            }
+        }
+        let deep = [b"[".repeat(100_000), b"]".repeat(100_000)].concat();
+        assert!(decode::<FromAuthority>(&deep).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_interrupted_loses_nothing() {
+        use tokio::io::AsyncWriteExt;
+        let (mut theirs, ours) = tokio::io::duplex(1 << 16);
+        let mut reader = Reader::new(ours);
+        let frame = &messages()[0];
+        for byte in frame.iter() {
+            let wait = std::time::Duration::from_millis(1);
+            assert!(tokio::time::timeout(wait, reader.next::<FromNode>()).await.is_err());
+            theirs.write_all(&[*byte]).await.unwrap();
+        }
+        assert!(matches!(reader.next().await.unwrap(), FromNode::Hello { have: 7, .. }));
+        drop(theirs);
+        assert!(matches!(reader.next::<FromNode>().await, Err(ControlError::Closed)));
+    }
+}
