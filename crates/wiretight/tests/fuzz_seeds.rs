@@ -1,0 +1,53 @@
+//! Every fuzz target over its seeds with the stable compiler: as they are, cut short, and with each
+//! byte changed. An input that a fuzzer found is kept in fuzz/seeds, and so stays found.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../../../fuzz/src/lib.rs"]
+mod targets;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
+    let mut seeds = 0;
+    for entry in fs::read_dir(folder).expect("the seeds") {
+        let seed = fs::read(entry.expect("the seeds").path()).expect("a seed");
+        run(&seed);
+        // About a thousand places in each, so that a long one takes no longer than a short one.
+        for i in (0..seed.len()).step_by(seed.len() / 1000 + 1) {
+            run(&seed[..i]);
+            for flip in [0x01, 0x20, 0x80, 0xff] {
+                let mut altered = seed.clone();
+                altered[i] ^= flip;
+                run(&altered);
+            }
+        }
+        seeds += 1;
+    }
+    assert!(seeds > 0, "{target} has no seeds");
+}
+
+#[test]
+fn frames() {
+    replay("frames", targets::frames);
+}
+
+#[test]
+fn config() {
+    replay("config", targets::config);
+}
+
+#[test]
+fn token() {
+    replay("token", targets::token);
+}
+
+#[test]
+fn control() {
+    replay("control", targets::control);
+}
+
+#[test]
+fn certificates() {
+    replay("certificate", targets::certificate);
+}

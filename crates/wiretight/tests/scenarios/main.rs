@@ -1,0 +1,14 @@
+//! Whole scenarios: the real binary, real servers and clients, foreign TLS software, kills and
+//! rotations under load. Everything is on loopback, with its state in temporary folders.
+//!
+//! `cargo test --release -p wiretight --test scenarios`. A program that is not installed skips its
+//! tests (a `skipped:` line says so), except where CI is set: there it is an error.
+
+#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+
+mod cli;
+mod foreign;
+mod life;
+mod rig;
+mod tokens;
+mod traffic;

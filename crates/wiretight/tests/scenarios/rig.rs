@@ -1,0 +1,716 @@
+//! What the scenarios stand on: nodes as child processes, ports, programs, load.
+//!
+//! Whatever is started is killed by its own process id when its value is dropped, so also when a test
+//! panics; then the end of its log is printed.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub(crate) const TD: &str = "example.org";
+pub(crate) const GROUP: &str = "X25519MLKEM768";
+/// A suite of TLS 1.3, which no older version can negotiate (RFC 8446, B.4).
+pub(crate) const CIPHER: &str = "TLS_AES_256_GCM_SHA384";
+/// For what takes milliseconds on a machine at rest.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A line that is seen whether or not the test passes.
+pub(crate) fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Whether all these programs are here.
+pub(crate) fn has(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|p| find(p).is_none()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let test = thread::current().name().unwrap_or("?").to_owned();
+    assert!(std::env::var_os("CI").is_none(), "{test} needs {missing:?}, which CI must have");
+    say(format!("skipped: {test}: not installed: {missing:?}"));
+    false
+}
+
+/// Where a program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let postgres = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/usr/bin".into(), "/usr/lib/nginx/modules".into()])
+        .chain(postgres.map(|version| version.path().join("bin")))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// A port of 127.0.0.1 that is free, that no other test gets, and that the kernel gives to no outgoing
+/// connection (those begin at 32768): a node that is restarted finds it free again.
+pub(crate) fn free() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() * 97 % 20_000) as u16;
+    loop {
+        let port = 11_000 + start.wrapping_add(NEXT.fetch_add(1, Relaxed)) % 21_000;
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
+/// Asks until it is so.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::sleep(ms(20));
+    }
+}
+
+/// Waits until somebody listens.
+#[track_caller]
+pub(crate) fn wait_port(addr: SocketAddr) {
+    wait_for(&format!("{addr} listens"), || TcpStream::connect(addr).is_ok());
+}
+
+// ---- Programs.
+
+/// A child process; killed when dropped.
+pub(crate) struct Kid {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Kid {
+    /// Starts it with its output in a log file.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Kid {
+        let out = File::options().create(true).append(true).open(log).unwrap();
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        Kid { name, child, log: log.into() }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).unwrap();
+        let _ = kill_process(pid, signal);
+    }
+
+    /// Its exit status, if it ends in time.
+    pub(crate) fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + within;
+        loop {
+            match self.child.try_wait().unwrap() {
+                None if Instant::now() < end => thread::sleep(ms(5)),
+                status => return status,
+            }
+        }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Kid {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> =
+                log.lines().filter(|l| !l.contains(r#""target":"access""#)).collect();
+            say(format!("---- end of the log of {} ({}):", self.name, self.log.display()));
+            lines.iter().skip(lines.len().saturating_sub(40)).for_each(say);
+        }
+    }
+}
+
+/// What a command that has ended left.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    /// Runs a command to its end, which must come within two minutes.
+    pub(crate) fn of(command: &mut Command, stdin: &str) -> Ran {
+        let shown = format!("{command:?}");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let collect = |pipe: Option<Box<dyn Read + Send>>| {
+            let mut pipe = pipe.unwrap();
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = pipe.read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let out = collect(child.stdout.take().map(|p| Box::new(p) as _));
+        let err = collect(child.stderr.take().map(|p| Box::new(p) as _));
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let end = Instant::now() + 2 * PATIENCE;
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() < end => thread::sleep(ms(2)),
+                None => {
+                    let _ = child.kill();
+                    panic!(
+                        "does not end: {shown}\n{}\n{}",
+                        out.join().unwrap(),
+                        err.join().unwrap()
+                    );
+                }
+            }
+        };
+        Ran { code: status.code(), out: out.join().unwrap(), err: err.join().unwrap() }
+    }
+
+    #[track_caller]
+    pub(crate) fn good(self) -> Ran {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
+        self
+    }
+
+    pub(crate) fn all(&self) -> String {
+        format!("{}{}", self.out, self.err)
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// The binary under test.
+pub(crate) fn wiretight() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wiretight"));
+    command.env_remove("WIRETIGHT_CONFIG").env_remove("WIRETIGHT_LOG").env_remove("NOTIFY_SOCKET");
+    command
+}
+
+// ---- Nodes.
+
+/// A folder for nodes. Declared before them, so dropped after them.
+pub(crate) struct World {
+    dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        World { dir: tempfile::Builder::new().prefix("wiretight-test-").tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A node with its file, not started. `sections` follow the `[node]` section, whose further keys
+    /// may stand at their beginning.
+    pub(crate) fn node(&self, name: &str, sections: &str) -> Node {
+        self.node_in(name, name, sections)
+    }
+
+    /// The same, in a folder of another name.
+    pub(crate) fn node_in(&self, folder: &str, name: &str, sections: &str) -> Node {
+        let dir = self.path(folder);
+        fs::create_dir(&dir).unwrap();
+        let admin = free();
+        let node = Node { name: name.into(), dir, admin, listen: None, env: Vec::new(), kid: None };
+        node.write(sections);
+        node
+    }
+
+    /// An authority that runs. `more` is what follows in its `[authority]` section.
+    pub(crate) fn authority(&self, more: &str) -> Node {
+        let listen = free();
+        let mut node = self.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{more}"));
+        node.listen = Some(listen);
+        node.start();
+        node.ready();
+        node
+    }
+
+    /// A node that has joined and runs.
+    pub(crate) fn joined(
+        &self,
+        authority: &Node,
+        name: &str,
+        services: &[&str],
+        sections: &str,
+    ) -> Node {
+        let mut node = self.node(name, sections);
+        fs::write(node.token_file(), authority.token(name, services)).unwrap();
+        node.start();
+        node.ready();
+        node
+    }
+}
+
+/// One `wiretight run`.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    dir: PathBuf,
+    pub(crate) admin: SocketAddr,
+    /// Where the authority listens.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) env: Vec<(&'static str, PathBuf)>,
+    kid: Option<Kid>,
+}
+
+impl Node {
+    /// Writes its file anew.
+    pub(crate) fn write(&self, sections: &str) {
+        let token = match sections.contains("[authority]") {
+            true => String::new(),
+            false => format!("join_token_file = \"{}\"\n", self.token_file().display()),
+        };
+        let text = format!(
+            "[node]\nname = \"{}\"\ntrust_domain = \"{TD}\"\nstate_dir = \"{}\"\nadmin = \"{}\"\n{token}{sections}",
+            self.name,
+            self.state().display(),
+            self.admin,
+        );
+        fs::write(self.file(), text).unwrap();
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.dir.join("wiretight.toml")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.dir.join("token")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub(crate) fn start(&mut self) {
+        let mut command = wiretight();
+        command.args(["run", "--config"]).arg(self.file());
+        command.envs(self.env.iter().cloned());
+        self.kid = Some(Kid::start(&mut command, &self.log_file()));
+    }
+
+    pub(crate) fn kid(&mut self) -> &mut Kid {
+        self.kid.as_mut().expect("the node was started")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.kid.as_ref().expect("the node was started").pid()
+    }
+
+    /// Waits until it is ready.
+    #[track_caller]
+    pub(crate) fn ready(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let said = self.http("GET", "/readyz", "");
+            if matches!(&said, Ok((200, _))) {
+                return;
+            }
+            if let Some(status) = self.kid().ended(Duration::ZERO) {
+                panic!("node {} ended with {status}:\n{}", self.name, self.log());
+            }
+            assert!(Instant::now() < end, "node {} is not ready: {said:?}", self.name);
+            thread::sleep(ms(10));
+        }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.kid().kill();
+        self.kid = None;
+    }
+
+    /// One request over the operator's socket.
+    pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
+        let mut socket = UnixStream::connect(self.state().join("admin.sock"))?;
+        socket.set_read_timeout(Some(2 * PATIENCE))?;
+        http(&mut socket, method, path, body)
+    }
+
+    /// One request to the probe's port.
+    pub(crate) fn probe(&self, path: &str) -> io::Result<(u16, String)> {
+        let mut socket = TcpStream::connect(self.admin)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        http(&mut socket, "GET", path, "")
+    }
+
+    /// `wiretight VERB ... --config FILE`
+    pub(crate) fn cli(&self, args: &[&str]) -> Ran {
+        self.cli_with(args, "")
+    }
+
+    pub(crate) fn cli_with(&self, args: &[&str], stdin: &str) -> Ran {
+        Ran::of(wiretight().args(args).arg("--config").arg(self.file()), stdin)
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        self.cli(&["status", "--json"]).json()
+    }
+
+    #[track_caller]
+    pub(crate) fn token(&self, node: &str, services: &[&str]) -> String {
+        let mut args = vec!["token", "create", "--node", node];
+        services.iter().for_each(|s| args.extend(["--service", s]));
+        self.cli(&args).good().out
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The lines of its access log.
+    pub(crate) fn access(&self) -> Vec<Value> {
+        let parsed = |line: &str| serde_json::from_str::<Value>(line).ok();
+        self.log().lines().filter_map(parsed).filter(|v| v["target"] == "access").collect()
+    }
+
+    /// `VmHWM` and the like from /proc/PID/status.
+    pub(crate) fn proc_status(&self, key: &str) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Waits until the registry has told it where a service is.
+    #[track_caller]
+    pub(crate) fn knows(&self, service: &str) {
+        wait_for(&format!("{} knows where {service} is", self.name), || {
+            let status = self.status();
+            let mut dials = status["dials"].as_array().into_iter().flatten();
+            dials.any(|d| {
+                d["service"] == service && d["instances"].as_array().is_some_and(|i| !i.is_empty())
+            })
+        });
+    }
+}
+
+fn http(
+    socket: &mut (impl Read + Write),
+    method: &str,
+    path: &str,
+    body: &str,
+) -> io::Result<(u16, String)> {
+    let length = body.len();
+    write!(
+        socket,
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let code = head.split(' ').nth(1).and_then(|c| c.parse().ok());
+    Ok((code.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
+}
+
+/// `[[service]]`
+pub(crate) fn service(name: &str, listen: SocketAddr, to: impl Display, allow: &str) -> String {
+    format!(
+        "[[service]]\nname = \"{name}\"\nlisten = \"{listen}\"\nforward = \"{to}\"\nallow = [{allow}]\n"
+    )
+}
+
+/// `[[dial]]`
+pub(crate) fn dial(listen: SocketAddr, service: &str, identity: &str) -> String {
+    format!("[[dial]]\nlisten = \"{listen}\"\nservice = \"{service}\"\nas = \"{identity}\"\n")
+}
+
+/// An authority, `db1` with services, and `app1` that dials them as `web`.
+pub(crate) struct Pair {
+    pub(crate) auth: Node,
+    pub(crate) db: Node,
+    pub(crate) app: Node,
+    pub(crate) world: World,
+}
+
+impl Pair {
+    /// `services`: names and backends. Returns where programs connect to each.
+    pub(crate) fn new(authority: &str, services: &[(&str, String)]) -> (Pair, Vec<SocketAddr>) {
+        let world = World::new();
+        let auth = world.authority(authority);
+        let names: Vec<&str> = services.iter().map(|s| s.0).collect();
+        let offers: String =
+            services.iter().map(|(n, to)| service(n, free(), to, "\"service/web\"")).collect();
+        let entries: Vec<SocketAddr> = names.iter().map(|_| free()).collect();
+        let dials: String = names.iter().zip(&entries).map(|(n, at)| dial(*at, n, "web")).collect();
+        let db = world.joined(&auth, "db1", &names, &offers);
+        let app = world.joined(&auth, "app1", &["web"], &dials);
+        names.iter().for_each(|name| app.knows(name));
+        (Pair { auth, db, app, world }, entries)
+    }
+
+    /// A mesh with one echo service.
+    pub(crate) fn echo(authority: &str) -> (Pair, SocketAddr) {
+        let (pair, entries) = Pair::new(authority, &[("echo", echo().to_string())]);
+        (pair, entries[0])
+    }
+
+    /// Both sides must say that the service's traffic went protected, between the right two.
+    #[track_caller]
+    pub(crate) fn assert_protected(&self, service: &str) {
+        let id = |name: &str| format!("spiffe://{TD}/service/{name}");
+        for (node, side, peer) in
+            [(&self.app, "dial", id(service)), (&self.db, "service", id("web"))]
+        {
+            let status = node.status();
+            let all = status["relay"]["connections"].as_array().unwrap();
+            let ours: Vec<_> = all.iter().filter(|c| c["service"] == service).collect();
+            assert!(!ours.is_empty(), "{side} shows no connection of {service}: {status:#}");
+            for c in ours {
+                let seen = [&c["side"], &c["peer"], &c["group"], &c["cipher"]];
+                assert_eq!(seen, [side, &peer, GROUP, CIPHER], "{c:#}");
+            }
+            let sums = status["relay"]["sums"].as_array().unwrap();
+            let sum = sums.iter().find(|s| s["service"] == service && s["side"] == side).unwrap();
+            assert!(sum["sessions"].as_u64().unwrap() > 0, "{sum:#}");
+            assert!(sum["bytes_in"].as_u64().unwrap() > 0, "{sum:#}");
+            assert!(sum["bytes_out"].as_u64().unwrap() > 0, "{sum:#}");
+        }
+    }
+}
+
+// ---- Load.
+
+/// A server that sends back what it gets, half-close included.
+pub(crate) fn echo() -> SocketAddr {
+    serve(|mut socket| {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(n) = socket.read(&mut buffer) {
+            if n == 0 || socket.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+    })
+}
+
+/// A server with a thread a connection, for as long as the tests run.
+pub(crate) fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind(free()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    small_thread(move || {
+        for socket in listener.incoming().flatten() {
+            let _ = socket.set_nodelay(true);
+            let each = each.clone();
+            small_thread(move || each(socket));
+        }
+    });
+    addr
+}
+
+fn small_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    thread::Builder::new().stack_size(256 * 1024).spawn(body).unwrap()
+}
+
+/// A connection on which every exchange is checked.
+pub(crate) struct Talk {
+    socket: TcpStream,
+    number: u64,
+}
+
+impl Talk {
+    pub(crate) fn open(addr: SocketAddr) -> io::Result<Talk> {
+        let socket = TcpStream::connect(addr)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Talk { socket, number: 0 })
+    }
+
+    /// Sends something and gets it back.
+    pub(crate) fn exchange(&mut self) -> io::Result<()> {
+        self.number += 1;
+        let length = 16 + (self.number * 37 % 1000) as usize;
+        let sent: Vec<u8> = (0..length).map(|i| (self.number as usize * 31 + i) as u8).collect();
+        self.socket.write_all(&sent)?;
+        let mut got = vec![0; length];
+        self.socket.read_exact(&mut got)?;
+        match got == sent {
+            true => Ok(()),
+            false => Err(io::Error::other("other bytes came back")),
+        }
+    }
+
+    /// Ends in order: what comes back must end in order too.
+    pub(crate) fn close(mut self) -> io::Result<()> {
+        self.socket.shutdown(Shutdown::Write)?;
+        match self.socket.read(&mut [0; 1])? {
+            0 => Ok(()),
+            _ => Err(io::Error::other("bytes after the end")),
+        }
+    }
+}
+
+/// One exchange on a connection of its own.
+pub(crate) fn once(addr: SocketAddr) -> io::Result<()> {
+    let mut talk = Talk::open(addr)?;
+    talk.exchange()?;
+    talk.close()
+}
+
+/// Connections that keep exchanging data until they are told to stop.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    errors: Arc<Mutex<Vec<String>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// `live` connections that stay, and `short` threads that open one after another.
+    pub(crate) fn start(addr: SocketAddr, live: usize, short: usize) -> Load {
+        let mut load = Load {
+            stop: Arc::default(),
+            count: Arc::default(),
+            errors: Arc::default(),
+            threads: Vec::new(),
+        };
+        for n in 0..live + short {
+            let (stop, count, errors) =
+                (load.stop.clone(), load.count.clone(), load.errors.clone());
+            let talk = (n < live).then(|| Talk::open(addr).unwrap());
+            load.threads.push(small_thread(move || {
+                let step = || {
+                    count.fetch_add(1, Relaxed);
+                    thread::sleep(ms(25));
+                };
+                let run = || -> io::Result<()> {
+                    let Some(mut talk) = talk else {
+                        while !stop.load(Relaxed) {
+                            once(addr)?;
+                            step();
+                        }
+                        return Ok(());
+                    };
+                    while !stop.load(Relaxed) {
+                        talk.exchange()?;
+                        step();
+                    }
+                    talk.close()
+                };
+                if let Err(e) = run() {
+                    let kind = if n < live { "live" } else { "short" };
+                    errors.lock().unwrap().push(format!("{kind} connection {n}: {e}"));
+                }
+            }));
+        }
+        load.moves();
+        load
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// Waits until it has moved on: every connection by some exchanges.
+    #[track_caller]
+    pub(crate) fn moves(&self) {
+        let goal = self.count() + 3 * self.threads.len() as u64;
+        wait_for("exchanges go on", || self.count() >= goal || !self.errors().is_empty());
+        self.assert_clean();
+    }
+
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.errors.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_clean(&self) {
+        let errors = self.errors();
+        assert!(
+            errors.is_empty(),
+            "{} errors, among them {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
+        );
+    }
+
+    /// Ends every connection in order; not one may have failed. Returns the exchanges.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> u64 {
+        self.stop.store(true, Relaxed);
+        self.threads.drain(..).for_each(|t| t.join().unwrap());
+        self.assert_clean();
+        self.count()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// A generator for test choices; its seed is printed by whoever makes one.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(what: &str) -> Dice {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let seed = now.as_nanos() as u64;
+        say(format!("{what}: seed {seed}"));
+        Dice(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+/// Makes a command run as a user who is not root, if we are root.
+pub(crate) fn unprivileged(command: &mut Command, user: (u32, u32)) -> &mut Command {
+    match rustix::process::geteuid().is_root() {
+        true => command.uid(user.0).gid(user.1),
+        false => command,
+    }
+}
+
+/// Nothing but `POST /v1/renew`.
+pub(crate) fn renew(node: &Node) -> Result<(), String> {
+    match node.http("POST", "/v1/renew", &json!(null).to_string()) {
+        Ok((200, _)) => Ok(()),
+        other => Err(format!("{}: {other:?}", node.name)),
+    }
+}
