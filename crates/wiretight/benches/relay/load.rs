@@ -1,0 +1,348 @@
+//! The traffic: an origin server, and the clients that measure a pair of relays by talking to it.
+//!
+//! Everything is checked. The whole stream of a bulk transfer is compared with what it must be at
+//! each position, and so is every request and response: a relay that loses, doubles, reorders or
+//! alters a byte shows up in the errors column.
+//!
+//! A client sends frames of [`FRAME`] bytes. A [`REQUEST`] frame carries a number and is answered by
+//! [`RESPONSE`] bytes that depend on it. A [`BULK`] frame announces a length; that many bytes
+//! follow, and the answer is how many of them were right (eight bytes, little endian).
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::LazyLock, thread, time::Duration};
+
+use anyhow::ensure;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{loopback, procfs, systems::Pair};
+
+const FRAME: usize = 128;
+const RESPONSE: usize = 256;
+const REQUEST: u8 = b'R';
+const BULK: u8 = b'B';
+
+const KEPT_CONNECTIONS: usize = 32;
+const CONNECTORS: usize = 16;
+/// How long one step of a client may take before it is an error.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Lets relays finish the work that the last answer left behind, so that it is counted.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What one workload gave in one round.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// In the order of the workload's metrics; empty when nothing could be measured.
+    pub(crate) values: Vec<f64>,
+    pub(crate) errors: Errors,
+}
+
+impl Outcome {
+    /// Nothing but an error.
+    pub(crate) fn failed(error: &anyhow::Error) -> Self {
+        Self { values: Vec::new(), errors: Errors { count: 1, first: Some(format!("{error:#}")) } }
+    }
+}
+
+/// How many connections failed, and how the first of them did.
+#[derive(Default)]
+pub(crate) struct Errors {
+    pub(crate) count: u64,
+    pub(crate) first: Option<String>,
+}
+
+impl Errors {
+    fn note(&mut self, error: io::Error) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// One stream of `bytes`: CPU seconds per GB (10^9 bytes), and GB/s.
+pub(crate) async fn bulk(pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
+    let cpu = pair.cpu()?;
+    let start = Instant::now();
+    let right = timeout(PATIENCE + Duration::from_secs(bytes >> 26), send_bulk(pair.entry, bytes));
+    let right = right.await??;
+    let took = start.elapsed();
+    ensure!(right == bytes, "bulk: only the first {right} of {bytes} bytes arrived unaltered");
+    sleep(SETTLE).await;
+    let cpu = pair.cpu()? - cpu;
+    let gb = bytes as f64 / 1e9;
+    Ok(Outcome {
+        values: vec![cpu.as_secs_f64() / gb, gb / took.as_secs_f64()],
+        ..Outcome::default()
+    })
+}
+
+/// Requests for `time` on kept connections: CPU microseconds per request, and requests a second.
+pub(crate) async fn requests(pair: &Pair, time: Duration) -> anyhow::Result<Outcome> {
+    let mut streams = Vec::new();
+    for _ in 0..KEPT_CONNECTIONS {
+        streams.push(connect_and_ask(pair.entry, 0).await?);
+    }
+    timed(pair, time, |end| streams.into_iter().map(move |stream| keep_asking(stream, end))).await
+}
+
+/// New connections for `time`: CPU microseconds per connection, and connections a second.
+pub(crate) async fn connections(pair: &Pair, time: Duration) -> anyhow::Result<Outcome> {
+    let entry = pair.entry;
+    timed(pair, time, |end| (0..CONNECTORS).map(move |_| keep_connecting(entry, end))).await
+}
+
+/// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request.
+pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
+    // What the first connection makes a process load and set up is not a cost of the 500th.
+    drop(connect_and_ask(fresh.entry, 0).await?);
+    sleep(SETTLE).await;
+    let before = procfs::pss_kib(&fresh.pids())?;
+    let mut outcome = Outcome::default();
+    let mut open = Vec::new();
+    for number in 0..count {
+        match connect_and_ask(fresh.entry, number as u64).await {
+            Ok(stream) => open.push(stream),
+            Err(error) => outcome.errors.note(error),
+        }
+    }
+    sleep(Duration::from_secs(2)).await;
+    let after = procfs::pss_kib(&fresh.pids())?;
+    // Idle is not dead.
+    for stream in &mut open {
+        if let Err(error) = ask(stream, 0).await {
+            outcome.errors.note(error);
+        }
+    }
+    if !open.is_empty() {
+        outcome.values = vec![(after as f64 - before as f64) / open.len() as f64];
+    }
+    Ok(outcome)
+}
+
+/// `count` requests one after the other: p50 and p99 of the time of one, in microseconds.
+pub(crate) async fn latency(pair: &Pair, count: usize) -> anyhow::Result<Outcome> {
+    let mut stream = connect_and_ask(pair.entry, 0).await?;
+    let mut times = Vec::with_capacity(count);
+    for number in 0..count {
+        let start = Instant::now();
+        ask(&mut stream, number as u64).await?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    let values = vec![times[count / 2], times[count * 99 / 100]];
+    Ok(Outcome { values, ..Outcome::default() })
+}
+
+/// Asks over and over until a relay pair that was just started answers.
+pub(crate) async fn wait_until_it_answers(
+    entry: SocketAddr,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let end = Instant::now() + patience;
+    loop {
+        match within(Duration::from_secs(2), connect_and_ask(entry, 0)).await {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > end => return Err(error.into()),
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// What one client did until its time was over.
+#[derive(Default)]
+struct Tally {
+    done: u64,
+    errors: Errors,
+}
+
+/// Runs the clients that `clients` makes for an end of time. Gives CPU microseconds for one thing
+/// done, and how many were done a second.
+async fn timed<C>(
+    pair: &Pair,
+    time: Duration,
+    clients: impl FnOnce(Instant) -> C,
+) -> anyhow::Result<Outcome>
+where
+    C: Iterator<Item: Future<Output = Tally> + Send + 'static>,
+{
+    let cpu = pair.cpu()?;
+    let start = Instant::now();
+    let mut clients: JoinSet<Tally> = clients(start + time).collect();
+    let mut done = 0;
+    let mut outcome = Outcome::default();
+    while let Some(tally) = clients.join_next().await {
+        let tally = tally?;
+        done += tally.done;
+        outcome.errors.count += tally.errors.count;
+        outcome.errors.first = outcome.errors.first.or(tally.errors.first);
+    }
+    let took = start.elapsed();
+    sleep(SETTLE).await;
+    let cpu = pair.cpu()? - cpu;
+    if done > 0 {
+        outcome.values =
+            vec![cpu.as_secs_f64() * 1e6 / done as f64, done as f64 / took.as_secs_f64()];
+    }
+    Ok(outcome)
+}
+
+async fn keep_asking(mut stream: TcpStream, end: Instant) -> Tally {
+    let mut tally = Tally::default();
+    while Instant::now() < end {
+        if let Err(error) = ask(&mut stream, tally.done).await {
+            tally.errors.note(error);
+            break;
+        }
+        tally.done += 1;
+    }
+    tally
+}
+
+async fn keep_connecting(entry: SocketAddr, end: Instant) -> Tally {
+    let mut tally = Tally::default();
+    while Instant::now() < end {
+        match connect_and_ask(entry, tally.done).await {
+            Ok(_closed_here) => tally.done += 1,
+            Err(error) => {
+                tally.errors.note(error);
+                // A relay that refuses everything is to be counted, not stormed.
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    tally
+}
+
+async fn connect_and_ask(entry: SocketAddr, number: u64) -> io::Result<TcpStream> {
+    within(PATIENCE, async {
+        let mut stream = TcpStream::connect(entry).await?;
+        stream.set_nodelay(true)?;
+        exchange(&mut stream, number).await?;
+        Ok(stream)
+    })
+    .await
+}
+
+async fn ask(stream: &mut TcpStream, number: u64) -> io::Result<()> {
+    within(PATIENCE, exchange(stream, number)).await
+}
+
+async fn exchange(stream: &mut TcpStream, number: u64) -> io::Result<()> {
+    stream.write_all(&frame(REQUEST, number)).await?;
+    let mut response = [0; RESPONSE];
+    stream.read_exact(&mut response).await?;
+    if response != pattern(number, RESPONSE) {
+        return Err(io::Error::other("the response was altered on its way"));
+    }
+    Ok(())
+}
+
+/// Returns how many bytes arrived as they were sent, counted up to the first wrong one.
+async fn send_bulk(entry: SocketAddr, bytes: u64) -> io::Result<u64> {
+    let mut stream = TcpStream::connect(entry).await?;
+    stream.write_all(&frame(BULK, bytes)).await?;
+    let mut sent = 0;
+    while sent < bytes {
+        let chunk = CHUNK.min((bytes - sent) as usize);
+        sent += stream.write(pattern(sent, chunk)).await? as u64;
+    }
+    stream.read_u64_le().await
+}
+
+async fn within<T>(patience: Duration, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(patience, what).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Starts the origin on a thread of its own; it serves until this process ends.
+pub(crate) fn start_origin() -> io::Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind(loopback(0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new()
+        .name("origin".to_owned())
+        .spawn(move || runtime.block_on(accept(listener)))?;
+    Ok(address)
+}
+
+async fn accept(listener: std::net::TcpListener) -> io::Result<Infallible> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        // Only a lack of descriptors can fail here, and clients then see it as an error.
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        // How a connection ended is the client's to judge.
+        tokio::spawn(serve(stream));
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut request = [0; FRAME];
+    loop {
+        stream.read_exact(&mut request).await?;
+        let number = u64::from_le_bytes(*request[1..].first_chunk().expect("a frame is longer"));
+        if request != frame(request[0], number) {
+            return Err(io::Error::other("the request was altered on its way"));
+        }
+        match request[0] {
+            BULK => {
+                let right = receive_bulk(&mut stream, number).await?;
+                stream.write_u64_le(right).await?;
+            }
+            _ => stream.write_all(pattern(number, RESPONSE)).await?,
+        }
+    }
+}
+
+/// Returns how many bytes were right up to the first wrong one. Takes all of them either way: a
+/// client that still sends could not read the answer.
+async fn receive_bulk(stream: &mut TcpStream, bytes: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK];
+    let mut received = 0;
+    let mut right = 0;
+    while received < bytes {
+        let room = CHUNK.min((bytes - received) as usize);
+        let read = stream.read(&mut buffer[..room]).await?;
+        if read == 0 {
+            break;
+        }
+        if right == received && buffer[..read] == *pattern(received, read) {
+            right += read as u64;
+        }
+        received += read as u64;
+    }
+    Ok(right)
+}
+
+/// Kind, number, and filling that depends on the number.
+fn frame(kind: u8, number: u64) -> [u8; FRAME] {
+    let mut frame = [kind; FRAME];
+    frame[1..9].copy_from_slice(&number.to_le_bytes());
+    frame[9..].copy_from_slice(pattern(number, FRAME - 9));
+    frame
+}
+
+/// The most that is read or written at once.
+const CHUNK: usize = 256 * 1024;
+/// A prime, so that no displacement by a buffer, a record or a page goes unseen.
+const PERIOD: usize = 262_139;
+
+/// What a stream holds from `position` on: pseudo-random bytes that repeat after [`PERIOD`].
+fn pattern(position: u64, length: usize) -> &'static [u8] {
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = || {
+            // xorshift64
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        let period: Vec<u8> = (0..PERIOD).map(|_| random()).collect();
+        period.iter().copied().cycle().take(PERIOD + CHUNK).collect()
+    });
+    let start = (position % PERIOD as u64) as usize;
+    &BYTES[start..start + length]
+}

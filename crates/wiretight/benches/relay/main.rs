@@ -1,0 +1,206 @@
+//! `scripts/bench relay`: what a pair of Wiretight relays costs, next to what others cost.
+//!
+//! The path is always client -> relay A -> mutual TLS 1.3 -> relay B -> origin, on loopback. The
+//! systems take turns inside every round, so a noisy minute falls on all of them; the table shows
+//! medians over the rounds. CPU is that of the two relays only: the load and the origin run in this
+//! process and are not counted, but they share the machine's cores, so compare rows of one run and
+//! not figures of two runs.
+//!
+//! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays,
+//! [`null_relay`] is the floor (a pair without TLS), [`procfs`] reads what they cost, [`report`]
+//! prints it.
+
+mod load;
+mod null_relay;
+mod procfs;
+mod report;
+mod systems;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    load::Outcome,
+    report::{Report, Sample},
+    systems::{Lab, Pair, System},
+};
+
+/// Compare a pair of relays with its peers.
+#[derive(Parser)]
+#[command(name = "scripts/bench relay")]
+struct Args {
+    /// Rounds; in each, every system runs every workload once [default: 5, quick: 1]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Workloads to run
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    only: Vec<Workload>,
+    /// Systems to run
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    systems: Vec<System>,
+    /// A smoke run: shorter everything; its figures are for no one
+    #[arg(long)]
+    quick: bool,
+    /// MiB in the one stream of a bulk round [default: 2048, quick: 256]
+    #[arg(long, value_name = "MIB")]
+    bulk_mib: Option<u64>,
+    /// Seconds of a timed workload in a round [default: 4, quick: 1]
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Connections to hold open for idle memory [default: 500, quick: 100]
+    #[arg(long, value_name = "N")]
+    idle_conns: Option<usize>,
+    /// Write every round to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Cargo adds this under `cargo bench`; see `main`
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+}
+
+/// How much of everything a round does.
+#[derive(Clone, Copy)]
+struct Scale {
+    rounds: usize,
+    bulk_bytes: u64,
+    time: Duration,
+    idle_conns: usize,
+    latency_requests: usize,
+}
+
+impl Scale {
+    fn from_args(args: &Args) -> Self {
+        let pick = |full, quick| if args.quick { quick } else { full };
+        Self {
+            rounds: args.rounds.unwrap_or(pick(5, 1) as usize).max(1),
+            bulk_bytes: args.bulk_mib.unwrap_or(pick(2048, 256)) << 20,
+            time: Duration::from_secs(args.seconds.unwrap_or(pick(4, 1))),
+            idle_conns: args.idle_conns.unwrap_or(pick(500, 100) as usize).max(1),
+            latency_requests: pick(10_000, 1_000) as usize,
+        }
+    }
+}
+
+/// One kind of traffic.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    /// One stream, as fast as it goes.
+    Bulk,
+    /// Requests on 32 kept connections.
+    Rps,
+    /// New connections, 16 at a time: connect, request, response, close.
+    Conns,
+    /// Memory of idle connections that have made one request each.
+    Idle,
+    /// One request after the other on one kept connection.
+    Latency,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    if let Some((listen, to)) = null_relay::asked_for()? {
+        return null_relay::run(listen, to).map(|()| ExitCode::SUCCESS);
+    }
+    if !std::env::args().any(|arg| arg == "--bench") {
+        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        println!("not run: use `scripts/bench relay`");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let args = Args::parse();
+    raise_fd_limit()?;
+    // One thread for the load; the origin has its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        // Losing the race drops `run`, and with it every process and the temporary folder.
+        tokio::select! {
+            done = run(args) => done,
+            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
+            _ = terminate.recv() => Ok(ExitCode::from(143)),
+        }
+    })
+}
+
+async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let scale = Scale::from_args(&args);
+    let workloads = or_all(&args.only);
+    let origin = load::start_origin().context("cannot start the origin server")?;
+    let lab = Lab::new(origin)?;
+
+    let mut installed = Vec::new();
+    let mut running = Vec::new();
+    for system in or_all(&args.systems) {
+        let Some(version) = system.version() else {
+            println!("skipped: {} is not installed", system.name());
+            continue;
+        };
+        installed.push((system, version));
+        running.push((system, start(&lab, system).await?));
+    }
+    let mut report = Report::new(scale, installed);
+    report.print_header();
+    if args.quick {
+        println!("\nA smoke run: too short for figures to repeat.");
+    }
+
+    for round in 0..scale.rounds {
+        eprintln!("round {} of {}", round + 1, scale.rounds);
+        for &workload in &workloads {
+            for (system, pair) in &running {
+                let outcome = match workload {
+                    // Freed heap of earlier rounds would hide the cost: a new pair each time.
+                    Workload::Idle => match start(&lab, *system).await {
+                        Ok(fresh) => load::idle(&fresh, scale.idle_conns).await,
+                        Err(error) => Err(error),
+                    },
+                    Workload::Bulk => load::bulk(pair, scale.bulk_bytes).await,
+                    Workload::Rps => load::requests(pair, scale.time).await,
+                    Workload::Conns => load::connections(pair, scale.time).await,
+                    Workload::Latency => load::latency(pair, scale.latency_requests).await,
+                };
+                let outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
+                report.add(Sample { round, system: *system, workload, outcome });
+            }
+        }
+        // The next round goes in another order, so that nobody always runs behind the same one.
+        running.rotate_left(1);
+    }
+
+    report.print_tables();
+    if let Some(file) = args.json {
+        // Cargo runs a bench in its package's folder; PWD still names the caller's.
+        let file = PathBuf::from(std::env::var_os("PWD").unwrap_or_default()).join(file);
+        std::fs::write(&file, report.to_json())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Starts a pair and waits until a request crosses it; on failure the error ends in its log.
+async fn start(lab: &Lab, system: System) -> anyhow::Result<Pair> {
+    let pair =
+        lab.start(system).await.with_context(|| format!("cannot start {}", system.name()))?;
+    load::wait_until_it_answers(pair.entry, Duration::from_secs(20))
+        .await
+        .with_context(|| format!("{} does not carry a request\n{}", system.name(), pair.logs()))?;
+    Ok(pair)
+}
+
+fn or_all<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
+    if chosen.is_empty() { T::value_variants().to_vec() } else { chosen.to_vec() }
+}
+
+/// The idle workload holds two descriptors a connection here and up to four in a relay.
+fn raise_fd_limit() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("cannot raise the limit of open files")
+}
+
+/// Loopback, where all of this happens.
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}

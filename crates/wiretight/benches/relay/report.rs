@@ -1,0 +1,261 @@
+//! The head, the tables and the JSON of a run.
+
+use std::{fs, process::Command};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Scale, Workload,
+    load::Outcome,
+    systems::{System, first_line},
+};
+
+/// One workload of one system in one round.
+pub(crate) struct Sample {
+    pub(crate) round: usize,
+    pub(crate) system: System,
+    pub(crate) workload: Workload,
+    pub(crate) outcome: Outcome,
+}
+
+/// A figure of a workload.
+struct Metric {
+    key: &'static str,
+    title: &'static str,
+    /// Behind the point.
+    digits: usize,
+}
+
+const fn metric(key: &'static str, title: &'static str, digits: usize) -> Metric {
+    Metric { key, title, digits }
+}
+
+impl Workload {
+    /// In the order in which `load` returns their values.
+    fn metrics(self) -> &'static [Metric] {
+        const BULK: &[Metric] =
+            &[metric("cpu_s_per_gb", "CPU s/GB", 2), metric("gb_per_s", "GB/s", 2)];
+        const RPS: &[Metric] =
+            &[metric("cpu_us_per_request", "CPU us/req", 1), metric("requests_per_s", "req/s", 0)];
+        const CONNS: &[Metric] = &[
+            metric("cpu_us_per_connection", "CPU us/conn", 0),
+            metric("connections_per_s", "conns/s", 0),
+        ];
+        const IDLE: &[Metric] = &[metric("kib_per_connection", "KiB/conn", 1)];
+        const LATENCY: &[Metric] = &[metric("p50_us", "p50 us", 1), metric("p99_us", "p99 us", 1)];
+        match self {
+            Self::Bulk => BULK,
+            Self::Rps => RPS,
+            Self::Conns => CONNS,
+            Self::Idle => IDLE,
+            Self::Latency => LATENCY,
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Bulk => "bulk",
+            Self::Rps => "rps",
+            Self::Conns => "conns",
+            Self::Idle => "idle",
+            Self::Latency => "latency",
+        }
+    }
+
+    fn describe(self, scale: &Scale) -> String {
+        let seconds = scale.time.as_secs();
+        match self {
+            Self::Bulk => format!("one stream of {} MiB", scale.bulk_bytes >> 20),
+            Self::Rps => format!("requests on 32 kept connections for {seconds} s"),
+            Self::Conns => {
+                format!("connect, request, response, close: 16 at a time for {seconds} s")
+            }
+            Self::Idle => format!(
+                "growth of PSS by {} idle connections, one request each, in a new pair",
+                scale.idle_conns
+            ),
+            Self::Latency => format!(
+                "{} requests one after the other on one kept connection",
+                scale.latency_requests
+            ),
+        }
+    }
+}
+
+/// Collects samples, and tells of them.
+pub(crate) struct Report {
+    scale: Scale,
+    machine: Vec<(&'static str, String)>,
+    /// What runs, in the order of the rows.
+    systems: Vec<(System, String)>,
+    samples: Vec<Sample>,
+}
+
+impl Report {
+    /// `systems` are those that run, with their versions, in the order of the rows.
+    pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>) -> Self {
+        Self { scale, machine: machine(), systems, samples: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, sample: Sample) {
+        self.samples.push(sample);
+    }
+
+    pub(crate) fn errors(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.outcome.errors.count).sum()
+    }
+
+    pub(crate) fn print_header(&self) {
+        let Scale { rounds, .. } = self.scale;
+        println!(
+            "client -> relay A -> mutual TLS 1.3 -> relay B -> origin, on loopback, one worker"
+        );
+        println!(
+            "a relay; CPU and memory are of the two relays. Medians of {rounds} round(s) (min-max)."
+        );
+        println!();
+        for (key, value) in &self.machine {
+            println!("{key:<10} {value}");
+        }
+        for (system, version) in &self.systems {
+            println!("{:<10} {version}", system.name());
+        }
+    }
+
+    /// Prints one table a workload, and below it the first error of each system that had any.
+    pub(crate) fn print_tables(&self) {
+        for workload in
+            [Workload::Bulk, Workload::Rps, Workload::Conns, Workload::Idle, Workload::Latency]
+        {
+            if self.samples.iter().any(|sample| sample.workload == workload) {
+                self.print_table(workload);
+            }
+        }
+    }
+
+    fn print_table(&self, workload: Workload) {
+        println!("\n{}: {}", workload.key(), workload.describe(&self.scale));
+        print!("{:<10}", "");
+        for Metric { title, .. } in workload.metrics() {
+            print!("{title:>12} {:<17}{:>7}{:>7}", "  (min-max)", "/nginx", "/null");
+        }
+        println!("{:>8}", "errors");
+        for &(system, _) in &self.systems {
+            print!("{:<10}", system.name());
+            for (index, metric) in workload.metrics().iter().enumerate() {
+                self.print_cell(workload, system, index, metric.digits);
+            }
+            let errors: u64 = self.of(workload, system).map(|outcome| outcome.errors.count).sum();
+            println!("{errors:>8}");
+        }
+        for (system, _) in &self.systems {
+            let first =
+                self.of(workload, *system).find_map(|outcome| outcome.errors.first.as_ref());
+            if let Some(error) = first {
+                println!("  first error of {}: {error}", system.name());
+            }
+        }
+    }
+
+    /// Median, range, and the ratios to nginx and to no TLS at all.
+    fn print_cell(&self, workload: Workload, system: System, index: usize, digits: usize) {
+        let Some(spread) = self.spread(workload, system, index) else {
+            print!("{:>12} {:17}{:7}{:7}", "-", "", "", "");
+            return;
+        };
+        let Spread { median, min, max } = spread;
+        let range = format!("  ({min:.digits$}-{max:.digits$})");
+        let ratio = |to| match self.spread(workload, to, index) {
+            Some(other) => format!("{:.2}", median / other.median),
+            None => "-".to_owned(),
+        };
+        let (nginx, null) = (ratio(System::Nginx), ratio(System::Null));
+        print!("{median:>12.digits$} {range:<17}{nginx:>7}{null:>7}");
+    }
+
+    fn spread(&self, workload: Workload, system: System, index: usize) -> Option<Spread> {
+        Spread::of(
+            self.of(workload, system).filter_map(|outcome| outcome.values.get(index)).copied(),
+        )
+    }
+
+    fn of(&self, workload: Workload, system: System) -> impl Iterator<Item = &Outcome> {
+        self.samples
+            .iter()
+            .filter(move |sample| sample.workload == workload && sample.system == system)
+            .map(|sample| &sample.outcome)
+    }
+
+    /// All rounds, unrounded.
+    pub(crate) fn to_json(&self) -> String {
+        let named = |key: &str, value: &str| (key.to_owned(), Value::from(value));
+        let machine: Map<_, _> =
+            self.machine.iter().map(|(key, value)| named(key, value)).collect();
+        let systems: Map<_, _> =
+            self.systems.iter().map(|(system, version)| named(system.name(), version)).collect();
+        let samples = self.samples.iter().map(|sample| {
+            let Outcome { values, errors } = &sample.outcome;
+            let metrics = sample.workload.metrics().iter().zip(values);
+            let metrics: Map<_, _> =
+                metrics.map(|(metric, &value)| (metric.key.to_owned(), value.into())).collect();
+            json!({
+                "round": sample.round,
+                "system": sample.system.name(),
+                "workload": sample.workload.key(),
+                "metrics": metrics,
+                "errors": errors.count,
+                "first_error": errors.first,
+            })
+        });
+        let report = json!({
+            "machine": machine,
+            "systems": systems,
+            "rounds": self.scale.rounds,
+            "bulk_bytes": self.scale.bulk_bytes,
+            "seconds": self.scale.time.as_secs(),
+            "idle_conns": self.scale.idle_conns,
+            "latency_requests": self.scale.latency_requests,
+            "samples": samples.collect::<Vec<_>>(),
+        });
+        format!("{report:#}\n")
+    }
+}
+
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// `None` of nothing. The median of an even number of values is the mean of the middle two.
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            0 => (values[middle - 1] + values[middle]) / 2.0,
+            _ => values[middle],
+        };
+        Some(Self { median, min, max })
+    }
+}
+
+/// Where the figures come from.
+fn machine() -> Vec<(&'static str, String)> {
+    let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let openssl = first_line(Command::new("openssl").arg("version"));
+    vec![
+        ("cpu", format!("{model}, {cores} cores")),
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("load", format!("{} before the run", read("/proc/loadavg"))),
+        ("openssl", openssl.unwrap_or_else(|| "unknown".to_owned())),
+    ]
+}
