@@ -1,0 +1,167 @@
+//! Writes the seeds anew: `cargo run --example seeds` in this folder. Needed when a format changes;
+//! the keys behind the certificates are thrown away. Seeds with other names (inputs that once
+//! failed) stay as they are.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use wiretight::control::{
+    Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
+    Revoked, State, encode,
+};
+use wiretight_fuzz::NOW;
+use wiretight_keys::{Csr, Id, JoinToken, Leaf, Period, Profile, SigningKey, SpiffeId, Tbs};
+use wiretight_proxy::wire::{Frame, Open, Refused};
+use wiretight_proxy::{Instance, Registry};
+use zeroize::Zeroizing;
+
+type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
+
+fn main() -> Result {
+    frames()?;
+    token()?;
+    control()?;
+    certificate()
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) -> Result {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
+    fs::create_dir_all(&folder)?;
+    Ok(fs::write(folder.join(name), bytes)?)
+}
+
+fn frames() -> Result {
+    let mut open = Open { service: "db".parse()?, destination: None }.encode();
+    write("frames", "open", &[&[3], &*open].concat())?;
+    open = Open { destination: Some("[fe80::1%7]:5432".parse()?), service: "db".parse()? }.encode();
+    let data = [&Frame::Data(5).header(), &b"hello"[..]].concat();
+    let session = [&[200], &*open, &Frame::Opened.header(), &data, &Frame::Fin.header()].concat();
+    write("frames", "session", &session)?;
+    // With two options of a later version.
+    open.extend_from_slice(&[9, 2, 0xff, 0xfe, 8, 0]);
+    open[3] += 6;
+    write("frames", "options", &[&[0], &*open].concat())?;
+    let refused = [&[1], &Refused::Draining.encode()[..], &Frame::Reset.header()].concat();
+    write("frames", "refused", &refused)?;
+    write("frames", "too-long", &[5, 1, 0, 2, 1])?;
+    write("frames", "not-ours", b"\x09GET / HTTP/1.1\r\n\r\n")
+}
+
+fn token() -> Result {
+    let token = JoinToken {
+        trust_domain: "example.org".parse()?,
+        node: "db1".parse()?,
+        authority: vec!["10.0.0.1:7400".into(), "authority.example.org:7400".into()],
+        root: [0xa7; 32],
+        id: "k3v9".into(),
+        secret: Zeroizing::new("not a secret".into()),
+        expires: NOW,
+    };
+    write("token", "whole", token.encode().as_bytes())?;
+    write("token", "json", &json(&token)?)?;
+    write("token", "json-sequence", br#"["example.org","db1",[],"00","i","s",1]"#)?;
+    write("token", "cut", &token.encode().as_bytes()[..40])
+}
+
+/// Serde's own words for a token, without the text around them.
+fn json(token: &JoinToken) -> Result<Vec<u8>> {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let text = token.encode();
+    let mut bytes = URL_SAFE_NO_PAD.decode(text.trim_start_matches("wtj1_"))?;
+    bytes.truncate(bytes.len() - 4);
+    Ok(bytes)
+}
+
+fn control() -> Result {
+    fn one<M: Message>(name: &str, message: &M) -> Result {
+        write("control", name, &[&[40], &**encode(message)?].concat())
+    }
+    let key = SigningKey::generate()?;
+    let id = SpiffeId { trust_domain: "example.org".parse()?, id: Id::Node("db1".parse()?) };
+    let csr = || -> Result<Blob> { Ok(Blob(Csr::create(&id, &key)?)) };
+    let offer = Offer {
+        service: "db".parse()?,
+        addr: "10.0.0.5:7432".parse()?,
+        allow: vec!["service/web".parse()?, "node/ops1".parse()?],
+    };
+    let join = Join {
+        token_id: "k3v9".into(),
+        secret: Zeroizing::new("not a secret".into()),
+        node: "db1".parse()?,
+        trust_domain: "example.org".parse()?,
+        csr: csr()?,
+        enrolment_key: Blob(vec![1; 91]),
+        proof: Blob(vec![2; 71]),
+    };
+    one("join", &FromStranger::Join(join))?;
+    let rejoin = Rejoin {
+        node: "db1".parse()?,
+        trust_domain: "example.org".parse()?,
+        csr: csr()?,
+        proof: Blob(vec![2; 71]),
+    };
+    one("rejoin", &FromStranger::Rejoin(rejoin))?;
+    one("hello", &FromNode::Hello { have: 7, instances: vec![offer.clone()] })?;
+    one("announce", &FromNode::Announce { instances: vec![offer] })?;
+    one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
+    one("ack", &FromNode::Ack { version: u64::MAX })?;
+    let mut pings = vec![1];
+    for _ in 0..3 {
+        pings.extend_from_slice(&encode(&FromNode::Ping)?);
+    }
+    write("control", "pings", &pings)?;
+    let chain = || vec![Blob(vec![3; 20]), Blob(vec![4; 20])];
+    one("joined", &FromAuthority::Joined { chain: chain(), bundle: chain() })?;
+    one("signed", &FromAuthority::Signed { request: 1, chain: chain() })?;
+    let denial = Denial::new(Code::NotAllowed, "no");
+    one("error", &FromAuthority::Error(denial.clone()))?;
+    one("refused", &FromAuthority::Refused { request: 3, denial })?;
+    let leaf = Leaf::parse(&certificates(&id)?.2)?;
+    let instance = Instance {
+        node: "db1".parse()?,
+        addr: "10.0.0.5:7432".parse()?,
+        allow: vec!["service/web".parse()?],
+    };
+    let state = State {
+        version: 12,
+        bundle: chain(),
+        registry: Registry {
+            services: [("db".parse()?, vec![instance])].into(),
+            nodes: ["db1".parse()?].into(),
+        },
+        revoked: vec![Revoked { serial: leaf.serial, not_after: NOW }],
+    };
+    one("state", &FromAuthority::State(state))
+}
+
+fn certificate() -> Result {
+    let id = SpiffeId { trust_domain: "example.org".parse()?, id: Id::Service("web".parse()?) };
+    let (root, intermediate, leaf) = certificates(&id)?;
+    write("certificate", "root.der", &root)?;
+    write("certificate", "intermediate.der", &intermediate)?;
+    write("certificate", "leaf.der", &leaf)?;
+    write("certificate", "request.der", &Csr::create(&id, &SigningKey::generate()?)?)
+}
+
+/// A root, an intermediate and a leaf, as the authority makes them.
+fn certificates(id: &SpiffeId) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+    let period = Period { not_before: NOW - 3600, not_after: NOW + 3600 };
+    let keys = [SigningKey::generate()?, SigningKey::generate()?, SigningKey::generate()?];
+    let [root_key, key, leaf_key] = &keys;
+    let spki = |k: &SigningKey| wiretight_keys::Signer::public_key(k);
+    let algorithm = || wiretight_keys::Signer::algorithm(key);
+    let domain = || id.trust_domain.clone();
+    let root =
+        Tbs::new(&Profile::Root(domain()), &spki(root_key), period, [1; 16], None, algorithm())?
+            .sign(root_key)?;
+    let profile = Profile::Intermediate(domain());
+    let intermediate = Tbs::new(&profile, &spki(key), period, [2; 16], Some(&root), algorithm())?
+        .sign(root_key)?;
+    let profile = Profile::Leaf(id.clone());
+    let leaf =
+        Tbs::new(&profile, &spki(leaf_key), period, [3; 16], Some(&intermediate), algorithm())?
+            .sign(key)?;
+    Ok((root.to_vec(), intermediate.to_vec(), leaf.to_vec()))
+}

@@ -1,0 +1,209 @@
+//! What is fuzzed: every parser of bytes that the other side, or a careless operator, chose. Each
+//! function takes any bytes and panics if the parser does, or if one of its promises is broken.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use wiretight::config::Config;
+use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Message};
+use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle};
+use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
+
+/// The frames between relays. The first byte says how the rest is cut into chunks.
+///
+/// Promises: what comes out does not depend on the cuts; a header survives the trip; an [`Open`]
+/// that was read is read again from what it is written as.
+pub fn frames(data: &[u8]) {
+    let Some((how, stream)) = data.split_first() else { return };
+    let whole = cut([stream]);
+    assert_eq!(cut(chunks(stream, *how)), whole, "chunks by {how}");
+    for (frame, body) in &whole.frames {
+        assert_eq!(Frame::parse(frame.header()), Ok(*frame));
+        if let Frame::Open(len) = frame
+            && body.len() == *len
+            && let Ok(open) = Open::parse(body)
+        {
+            assert_eq!(Open::parse(&open.encode()[HEADER..]), Ok(open));
+        }
+    }
+    // A body that no frame leads to: its own limit holds.
+    assert!(Open::parse(stream).is_err() || stream.len() <= MAX_OPEN);
+}
+
+/// A stream of frames, each with as much of its body as there was, and how it ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Stream {
+    frames: Vec<(Frame, Vec<u8>)>,
+    error: Option<WireError>,
+    body_left: usize,
+    between_frames: bool,
+}
+
+fn cut<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Stream {
+    let mut cutter = Cutter::default();
+    let (mut frames, mut error): (Vec<(Frame, Vec<u8>)>, _) = (Vec::new(), None);
+    'stream: for mut chunk in chunks {
+        loop {
+            match cutter.next(&mut chunk) {
+                Ok(Some(Event::Frame(frame))) => frames.push((frame, Vec::new())),
+                Ok(Some(Event::Body(part))) => {
+                    assert!(!part.is_empty());
+                    frames.last_mut().expect("a body follows its frame").1.extend_from_slice(part);
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    error = Some(e);
+                    break 'stream;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "None is for an input that is used up");
+    }
+    let (body_left, between_frames) = (cutter.body_left(), cutter.between_frames());
+    Stream { frames, error, body_left, between_frames }
+}
+
+/// Cuts at places that `how` decides, between 1 byte and 16 at a time.
+fn chunks(stream: &[u8], how: u8) -> Vec<&[u8]> {
+    let (mut rest, mut chunks, mut state) = (stream, Vec::new(), u32::from(how) | 0x100);
+    while !rest.is_empty() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let longest = if how < 16 { usize::from(how) } else { (state >> 28) as usize };
+        let (chunk, tail) = rest.split_at(longest.clamp(1, rest.len()));
+        chunks.push(chunk);
+        rest = tail;
+    }
+    chunks
+}
+
+/// The configuration file.
+///
+/// Promises: a refusal has at least one error; each has a line of the file, a problem and advice,
+/// and is one line of text; they come in the order of their lines.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Err(errors) = Config::parse(Path::new("wiretight.toml"), text) else { return };
+    let errors = errors.as_slice();
+    assert!(!errors.is_empty());
+    assert!(errors.is_sorted_by_key(|e| e.line));
+    let lines = text.split('\n').count();
+    for error in errors {
+        assert!(error.line.is_none_or(|line| (1..=lines).contains(&line)), "{error}");
+        assert!(!error.problem.is_empty() && !error.advice.is_empty(), "{error}");
+        assert!(!error.to_string().contains(|c: char| c.is_control()), "{error:?}");
+    }
+}
+
+/// A join token: as it is, and as the JSON of one with the checksum that it should have.
+///
+/// Promise: what was read, and is written, is read as the same again.
+pub fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let sum = wiretight_keys::token::secret_hash(text); // SHA-256 in hex, of any text
+    let sum = u32::from_str_radix(&sum[..8], 16).expect("8 hex digits");
+    let framed = [data, &sum.to_be_bytes()].concat();
+    for text in [text.to_owned(), format!("wtj1_{}", URL_SAFE_NO_PAD.encode(framed))] {
+        let Ok(token) = JoinToken::decode(&text) else { continue };
+        let written = token.encode();
+        // A hand-made text may be shorter than what we write, and ours then too long to be read.
+        if written.len() <= wiretight_keys::token::MAX_LEN {
+            let again = JoinToken::decode(&written).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert_eq!(again.encode(), written);
+        }
+    }
+}
+
+/// The messages between a node and the authority, in each direction. The first byte says how the
+/// rest is cut into chunks.
+///
+/// Promises: what comes out does not depend on the cuts; a message that was read, and is written,
+/// is read as the same again.
+pub fn control(data: &[u8]) {
+    let Some((how, stream)) = data.split_first() else { return };
+    messages::<FromStranger>(stream, *how);
+    messages::<FromNode>(stream, *how);
+    messages::<FromAuthority>(stream, *how);
+}
+
+fn messages<M: Message>(stream: &[u8], how: u8) {
+    let whole = read::<M>([stream]);
+    assert!(read::<M>(chunks(stream, how)) == whole, "chunks by {how}");
+    // And the JSON alone, so that a length which does not fit hides nothing.
+    if let Ok(message) = control::decode::<M>(stream) {
+        written_again(&message);
+    }
+}
+
+/// Each message as it is written again, and the error that ended the stream.
+fn read<'a, M: Message>(
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<Option<Vec<u8>>>, Option<String>) {
+    let (mut frames, mut messages) = (Frames::default(), Vec::new());
+    for chunk in chunks {
+        frames.push(chunk);
+        loop {
+            match frames.take::<M>() {
+                Ok(Some(message)) => messages.push(written_again(&message)),
+                Ok(None) => break,
+                Err(e) => return (messages, Some(e.to_string())),
+            }
+        }
+    }
+    (messages, None)
+}
+
+/// `None` if it is too long to be written.
+fn written_again<M: Message>(message: &M) -> Option<Vec<u8>> {
+    let frame = control::encode(message).ok()?;
+    let again: M = control::decode(&frame[HEADER..]).expect("what we write, we read");
+    assert!(control::encode(&again).expect("it was written once") == frame);
+    Some(frame.to_vec())
+}
+
+/// Seconds since 1970 at which the certificates of seeds/certificate hold.
+pub const NOW: u64 = 1_790_000_000;
+
+/// Certificates and requests, as DER, in each place of a chain where a peer may put them.
+///
+/// Promises: nothing is believed but the very bytes that our authority signed, and whoever is
+/// believed is who the certificate says.
+pub fn certificate(data: &[u8]) {
+    let genuine = include_bytes!("../seeds/certificate/leaf.der").as_slice();
+    let intermediate = include_bytes!("../seeds/certificate/intermediate.der").as_slice();
+    let root = include_bytes!("../seeds/certificate/root.der").as_slice();
+    let bundle = |root: &[u8]| {
+        let domain = "example.org".parse().expect("a trust domain");
+        TrustBundle::new(domain, vec![CertificateDer::from(root.to_vec())], BTreeSet::new())
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW));
+    let verify = |bundle: &TrustBundle, chain: &[&[u8]], role| {
+        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(*der)).collect();
+        bundle.verify(&chain, role, now)
+    };
+
+    let leaf = Leaf::parse(data);
+    let _ = Csr::parse(data);
+    let _ = wiretight_keys::x509::not_after(data);
+    let ours = bundle(root).expect("our root is a certificate");
+    for role in [Role::Server, Role::Client] {
+        if let Ok(peer) = verify(&ours, &[data, intermediate], role) {
+            assert!(data == genuine, "a forged leaf is believed");
+            let leaf = leaf.as_ref().expect("it was parsed to be verified");
+            assert_eq!((peer.id(), peer.serial()), (&leaf.id, &leaf.serial));
+        }
+        if verify(&ours, &[genuine, data], role).is_ok() {
+            assert!(data == intermediate, "a forged intermediate is believed");
+        }
+        // Between two genuine ones, or alone.
+        let _ = verify(&ours, &[genuine, data, intermediate], role);
+        let _ = verify(&ours, &[data], role);
+    }
+    if let Ok(theirs) = bundle(data) {
+        let _ = verify(&theirs, &[genuine, intermediate], Role::Client);
+        let _ = verify(&theirs, &[data], Role::Client);
+    }
+}
