@@ -823,6 +823,8 @@ fn running_out_of_file_descriptors_child() {
     }
     let pair = Pair::new(&[backend(echo)]);
     ping(&mut pair.connect(), b"before").unwrap();
+    // Kept back, so that a client can still connect when all others are taken.
+    let mut files: Vec<_> = (0..8).map(|_| File::open("/dev/null").unwrap()).collect();
     // Connections until there is not one descriptor left for whoever asks first.
     let mut held = Vec::new();
     while let Ok(socket) = TcpStream::connect(pair.entry()) {
@@ -831,7 +833,6 @@ fn running_out_of_file_descriptors_child() {
     }
     // Sessions that failed for want of one have given some back: all are taken but the one that a client
     // connects with, so that accepting it must fail.
-    let mut files = Vec::new();
     eventually("accepting fails", || {
         while let Ok(file) = File::open("/dev/null") {
             files.push(file);
@@ -860,6 +861,6 @@ fn running_out_of_file_descriptors_is_survived_and_reported() {
         .env("WIRETIGHT_TEST_FEW_FILES", "1")
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && text.contains("recovered"), "{text}");
+    let (text, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && text.contains("recovered"), "{text}{why}");
 }
