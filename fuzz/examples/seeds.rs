@@ -103,7 +103,7 @@ fn control() -> Result {
         proof: Blob(vec![2; 71]),
     };
     one("rejoin", &FromStranger::Rejoin(rejoin))?;
-    one("hello", &FromNode::Hello { have: 7, instances: vec![offer.clone()] })?;
+    one("hello", &FromNode::Hello { have: 7, digest: "ab".into(), instances: vec![offer.clone()] })?;
     one("announce", &FromNode::Announce { instances: vec![offer] })?;
     one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
     one("ack", &FromNode::Ack { version: u64::MAX })?;
@@ -131,7 +131,9 @@ fn control() -> Result {
             services: [("db".parse()?, vec![instance])].into(),
             nodes: ["db1".parse()?].into(),
         },
-        revoked: vec![Revoked { serial: leaf.serial, not_after: NOW }],
+        digest: "ab".into(),
+        revoked: leaf.serial.series().into_iter().collect(),
+        revoked_roots: vec![Blob(vec![7; 32])],
     };
     one("state", &FromAuthority::State(state))
 }

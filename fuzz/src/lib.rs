@@ -1,7 +1,6 @@
 //! What is fuzzed: every parser of bytes that the other side, or a careless operator, chose. Each
 //! function takes any bytes and panics if the parser does, or if one of its promises is broken.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -177,7 +176,7 @@ pub fn certificate(data: &[u8]) {
     let root = include_bytes!("../seeds/certificate/root.der").as_slice();
     let bundle = |root: &[u8]| {
         let domain = "example.org".parse().expect("a trust domain");
-        TrustBundle::new(domain, vec![CertificateDer::from(root.to_vec())], BTreeSet::new())
+        TrustBundle::new(domain, vec![CertificateDer::from(root.to_vec())], Default::default())
     };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW));
     let verify = |bundle: &TrustBundle, chain: &[&[u8]], role| {

@@ -16,5 +16,5 @@ pub mod x509;
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};
-pub use verify::{Refusal, Role, TrustBundle, VerifiedPeer};
-pub use x509::{Csr, Leaf, Period, Profile, Serial, Tbs, X509Error};
+pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};
+pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs, X509Error};

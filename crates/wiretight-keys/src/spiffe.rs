@@ -57,7 +57,11 @@ fn check(what: &'static str, s: &str, max: usize, extra: &'static str) -> Result
     };
     match s.chars().find(inner).or(edge(s.chars().next())).or(edge(s.chars().next_back())) {
         Some(found) => {
-            let extra = if extra.is_empty() { "" } else { ", '.', '_'" };
+            let extra = match extra {
+                "" => "",
+                "_" => ", '_'",
+                _ => ", '.', '_'",
+            };
             Err(NameError::Character { what, extra, found })
         }
         None => Ok(()),
@@ -107,6 +111,9 @@ impl FromStr for TrustDomain {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
         check("a trust domain", s, 128, "._")?;
+        for label in s.split('.') {
+            check("each part of a trust domain", label, 63, "_")?;
+        }
         Ok(TrustDomain(s.into()))
     }
 }

@@ -60,11 +60,15 @@ pub struct JoinToken {
 impl JoinToken {
     /// The text to hand over.
     pub fn encode(&self) -> Zeroizing<String> {
-        let json = serde_json::to_vec(self).expect("plain strings and numbers encode");
-        let mut bytes = Zeroizing::new(json);
+        // Room for all from the start: a vector that grows leaves its old memory unwiped.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN));
+        serde_json::to_writer(&mut *bytes, self).expect("plain strings and numbers encode");
         let sum = digest::digest(&digest::SHA256, &bytes);
         bytes.extend_from_slice(&sum.as_ref()[..CHECK]);
-        Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
+        let mut text = Zeroizing::new(String::with_capacity(2 * MAX_LEN));
+        text.push_str(PREFIX);
+        URL_SAFE_NO_PAD.encode_string(&*bytes, &mut text);
+        text
     }
 
     /// Reads a token; white space around it does not matter.

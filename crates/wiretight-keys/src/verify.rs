@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
 
 use crate::spiffe::{SpiffeId, TrustDomain};
-use crate::x509::{self, Leaf, Serial, X509Error};
+use crate::x509::{self, Leaf, Serial, Series, X509Error};
 
 /// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
 static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =
@@ -27,11 +27,15 @@ pub enum Role {
     Client,
 }
 
+/// SHA-256 of a root certificate.
+pub type Fingerprint = [u8; 32];
+
 /// A peer whose chain, time, trust domain and standing were checked when it shook hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
     id: SpiffeId,
     serial: Serial,
+    root: Fingerprint,
     not_after: u64,
 }
 
@@ -96,7 +100,7 @@ pub enum Refusal {
         ahead: u64,
     },
     /// Its node was removed, or the certificate was revoked.
-    #[error("{0} was revoked: its node was removed from the mesh")]
+    #[error("{0} was revoked: its node was removed from the mesh, or may not claim it any more")]
     Revoked(SpiffeId),
     /// A good certificate, but not of whom we called.
     #[error("we called {expected}, and {found} answered")]
@@ -133,13 +137,22 @@ impl Refusal {
     }
 }
 
+/// What is believed no longer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Revocations {
+    /// Certificates, by series: their node was removed, or may not claim the identity any more.
+    pub series: BTreeSet<Series>,
+    /// Roots that were given up before what they had signed had expired.
+    pub roots: BTreeSet<Fingerprint>,
+}
+
 /// The roots that a trust domain is believed by, and what of it is revoked.
 #[derive(Debug, Clone)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
-    revoked: BTreeSet<Serial>,
+    revoked: Revocations,
 }
 
 impl TrustBundle {
@@ -147,7 +160,7 @@ impl TrustBundle {
     pub fn new(
         trust_domain: TrustDomain,
         roots: Vec<CertificateDer<'static>>,
-        revoked: BTreeSet<Serial>,
+        revoked: Revocations,
     ) -> Result<TrustBundle, X509Error> {
         let anchor = |cert| anchor_from_trusted_cert(cert).map(|a| a.to_owned());
         let anchors = roots.iter().map(anchor).collect::<Result<Vec<_>, _>>();
@@ -170,7 +183,13 @@ impl TrustBundle {
 
     /// Whether this certificate was revoked.
     pub fn is_revoked(&self, serial: &Serial) -> bool {
-        self.revoked.contains(serial)
+        serial.series().is_some_and(|s| self.revoked.series.contains(&s))
+    }
+
+    /// Whether a peer that was verified once, by this bundle or an earlier one, is still believed. Its
+    /// time is not looked at: a session may outlive the certificate that it began with.
+    pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
+        !self.is_revoked(&peer.serial) && !self.revoked.roots.contains(&peer.root)
     }
 
     /// Checks the chain that a peer showed, leaf first.
@@ -212,14 +231,23 @@ impl TrustBundle {
             }
         };
         let cert = EndEntityCert::try_from(leaf_der).map_err(bad_chain)?;
-        cert.verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
+        let path = cert
+            .verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
             .map_err(bad_chain)?;
-        if self.revoked.contains(&serial) {
-            return Err(Refusal::Revoked(id));
+        let mut not_after = period.not_after;
+        for issuer in path.intermediate_certificates() {
+            // What the verifier could read and we cannot has ended, as far as we know.
+            not_after = not_after.min(x509::not_after(&issuer.der()).unwrap_or(0));
         }
-        let not_after = chain[1..].iter().filter_map(|c| x509::not_after(c)).min();
-        let not_after = not_after.map_or(period.not_after, |n| n.min(period.not_after));
-        Ok(VerifiedPeer { id, serial, not_after })
+        let used = self.anchors.iter().position(|a| a == path.anchor());
+        let Some(root) = used.and_then(|n| self.roots.get(n)).map(x509::fingerprint) else {
+            return Err(Refusal::Untrusted(id));
+        };
+        let peer = VerifiedPeer { id, serial, root, not_after };
+        match self.stands_by(&peer) {
+            true => Ok(peer),
+            false => Err(Refusal::Revoked(peer.id)),
+        }
     }
 }
 
@@ -232,5 +260,5 @@ pub fn bundle_by_fingerprint(
 ) -> Option<TrustBundle> {
     let root = chain.iter().take(MAX_CHAIN).find(|c| x509::fingerprint(c) == *fingerprint)?;
     let root = root.clone().into_owned();
-    TrustBundle::new(trust_domain.clone(), vec![root], BTreeSet::new()).ok()
+    TrustBundle::new(trust_domain.clone(), vec![root], Revocations::default()).ok()
 }

@@ -29,6 +29,7 @@ use x509_cert::time::{Time, Validity};
 
 use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
 use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::token::hex;
 
 /// Why a certificate or request could not be made or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +55,10 @@ fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
 }
 
 /// A certificate's serial number: positive, at most 20 bytes, in lower-case hex.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+///
+/// Of the 16 bytes that our authority gives, the first eight are the certificate's [`Series`] and the
+/// others random.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Serial(Box<str>);
 
@@ -62,18 +66,77 @@ impl Serial {
     /// From big-endian bytes; leading zeros do not count.
     pub fn from_bytes(bytes: &[u8]) -> Serial {
         let skip = bytes.iter().take_while(|b| **b == 0).count();
-        Serial(bytes[skip..].iter().map(|b| format!("{b:02x}")).collect())
+        Serial(hex(&bytes[skip..]).into())
     }
 
     /// Lower-case hex.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The series that it belongs to; `None` if our authority did not make it.
+    pub fn series(&self) -> Option<Series> {
+        let (series, _) = self.0.as_bytes().split_at_checked(2 * Series::LEN)?;
+        (self.0.len() == 4 * Series::LEN)
+            .then(|| Series(str::from_utf8(series).expect("hex is ASCII").into()))
+    }
 }
 
 impl std::fmt::Display for Serial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// What all certificates of one identity on one enrolled node have in common, renewals included: the
+/// first half of their serial numbers. It is what a revocation names, so that a connection is cut
+/// however long ago its certificate was renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Series(Box<str>);
+
+impl Series {
+    /// Its length, in bytes.
+    pub const LEN: usize = 8;
+
+    /// A new one, from random bytes.
+    pub fn new(random: [u8; Series::LEN]) -> Series {
+        let mut bytes = random;
+        // As a serial number begins: positive, and its length fixed.
+        bytes[0] = bytes[0] & 0x7f | 0x40;
+        Series(hex(&bytes).into())
+    }
+
+    /// The number of its next certificate, with 64 random bits of its own (CA/B BR, section 7.1).
+    pub fn serial(&self, random: [u8; Series::LEN]) -> [u8; 16] {
+        let series = u64::from_str_radix(&self.0, 16).expect("a series is 16 hex digits");
+        let mut serial = [0; 16];
+        serial[..Series::LEN].copy_from_slice(&series.to_be_bytes());
+        serial[Series::LEN..].copy_from_slice(&random);
+        serial
+    }
+
+    /// 16 lower-case hex digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Series {
+    type Error = X509Error;
+    fn try_from(text: String) -> Result<Series, X509Error> {
+        let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if digits && text.len() == 2 * Series::LEN {
+            return Ok(Series(text.into()));
+        }
+        let detail = format!("not {} lower-case hex digits", 2 * Series::LEN);
+        Err(X509Error::Malformed { what: "series", detail })
+    }
+}
+
+impl From<Series> for String {
+    fn from(series: Series) -> String {
+        series.0.into()
     }
 }
 
@@ -195,7 +258,7 @@ pub struct Tbs {
 
 impl Tbs {
     /// Builds the to-be-signed part. `issuer` is the issuing certificate, or `None` for a root;
-    /// `serial` is 16 random bytes (64 bits of entropy at least: CA/B BR, section 7.1).
+    /// `serial` is of a leaf [`Series::serial`], of a CA 16 random bytes.
     pub fn new(
         profile: &Profile,
         key: &SubjectPublicKeyInfoOwned,
@@ -391,7 +454,7 @@ fn key_id(key: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
 
 /// A readable subject; for CAs with 4 bytes of the key, so that two generations differ in name.
 fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
-    let short: String = key_id[..4].iter().map(|b| format!("{b:02x}")).collect();
+    let short = hex(&key_id[..4]);
     let (org, common) = match profile {
         Profile::Root(td) => (td.to_string(), format!("Wiretight root {short}")),
         Profile::Intermediate(td) => (td.to_string(), format!("Wiretight intermediate {short}")),

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::BTreeSet;
-
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::verify::bundle_by_fingerprint;
 use wiretight_keys::x509::{fingerprint, from_pem, to_pem};
@@ -63,7 +61,7 @@ impl Ca {
     }
 
     fn bundle(&self) -> TrustBundle {
-        TrustBundle::new(self.td.clone(), vec![self.root.clone()], BTreeSet::new()).unwrap()
+        TrustBundle::new(self.td.clone(), vec![self.root.clone()], Revocations::default()).unwrap()
     }
 }
 
@@ -146,10 +144,23 @@ fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
     assert_eq!(verify(&good[..1]), Err("untrusted"));
     assert_eq!(verify(&vec![good[0].clone(); 5]), Err("not_an_svid"));
 
-    let serial = Leaf::parse(&good[0]).unwrap().serial;
-    let revoked = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], [serial].into());
-    let refusal = revoked.unwrap().verify(&good, Role::Client, at(NOW)).unwrap_err();
-    assert_eq!(refusal.reason(), "revoked");
+    // A revoked series takes all of its certificates with it, and no other.
+    let series = Leaf::parse(&good[0]).unwrap().serial.series().unwrap();
+    for (revoked, refused) in [(series.clone(), true), (Series::new([7; 8]), false)] {
+        let revoked = Revocations { series: [revoked].into(), ..Default::default() };
+        let bundle = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], revoked).unwrap();
+        let reason = bundle.verify(&good, Role::Client, at(NOW)).map_err(|e| e.reason());
+        assert_eq!(reason.err(), refused.then_some("revoked"));
+    }
+    for random in [[0; 8], [0xff; 8]] {
+        let serial = Serial::from_bytes(&Series::new([0xff; 8]).serial(random));
+        assert_eq!(serial.series(), Some(Series::new([0xff; 8])));
+    }
+    assert_eq!(Serial::from_bytes(&[1, 2, 3]).series(), None);
+    for bad in ["", "0123456789ABCDEF", "0123456789abcde", "0123456789abcdefa", "0123456789abcdeg"]
+    {
+        assert!(Series::try_from(bad.to_owned()).is_err(), "{bad}");
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wiretight_keys::{
-    Id, Leaf, Name, Refusal, Role, SigningKey, SpiffeId, TrustBundle, TrustDomain, VerifiedPeer,
-    X509Error,
+    Id, Leaf, Name, Refusal, Revocations, Role, SigningKey, SpiffeId, TrustBundle, TrustDomain,
+    VerifiedPeer, X509Error,
 };
 
 use crate::relay::settings::HostPort;
@@ -129,7 +129,7 @@ pub struct Mesh {
 impl Mesh {
     /// A mesh of which nothing is known yet: no identity, no root, so every handshake fails.
     pub fn new(trust_domain: TrustDomain) -> Arc<Mesh> {
-        let empty = TrustBundle::new(trust_domain.clone(), Vec::new(), BTreeSet::new());
+        let empty = TrustBundle::new(trust_domain.clone(), Vec::new(), Revocations::default());
         let empty = empty.expect("a bundle without roots has nothing to parse");
         Arc::new(Mesh {
             trust_domain,
@@ -158,7 +158,8 @@ impl Mesh {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Replaces the trust bundle, revocations included. Whoever it no longer vouches for is cut.
+    /// Replaces the trust bundle, revocations included. Whoever wakes by [`Mesh::changes`] then cuts the
+    /// connections of peers that it no longer stands by.
     pub fn set_bundle(&self, bundle: TrustBundle) {
         self.bundle.store(Arc::new(bundle));
         self.remembered().clear();
@@ -209,7 +210,7 @@ impl Mesh {
         let known = self.remembered().get(&key).cloned();
         if let Some(peer) = known
             && now.as_secs() <= peer.not_after()
-            && !bundle.is_revoked(peer.serial())
+            && bundle.stands_by(&peer)
         {
             return Ok(peer);
         }

@@ -5,7 +5,6 @@
 
 mod rig;
 
-use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
@@ -16,7 +15,7 @@ use rig::tls::{Stranger, TlsClient};
 use rig::*;
 use rustls::AlertDescription;
 use rustls::crypto::aws_lc_rs::kx_group;
-use wiretight_keys::{Id, TrustBundle};
+use wiretight_keys::{Id, Revocations, TrustBundle};
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
 use wiretight_proxy::wire::{Frame, Open};
@@ -216,9 +215,9 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
         assert_eq!(by.cut_revoked(), 0);
         let serial = peer.identity(&id.parse().unwrap()).unwrap().leaf().serial.clone();
         let roots = vec![pair.ca.root.clone()];
-        mesh.set_bundle(
-            TrustBundle::new(pair.ca.td.clone(), roots, BTreeSet::from([serial])).unwrap(),
-        );
+        let series = serial.series().into_iter().collect();
+        let revoked = Revocations { series, ..Default::default() };
+        mesh.set_bundle(TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap());
         let start = Instant::now();
         assert!(by.cut_revoked() > 0);
         assert!(is_reset(&mut live));
@@ -464,11 +463,34 @@ fn a_service_that_nobody_offers_is_said() {
 }
 
 #[test]
+fn a_root_that_is_given_up_by_force_takes_its_sessions_with_it() {
+    for by_force in [false, true] {
+        let pair = Pair::new(&[backend(echo)]);
+        let mut live = pair.connect();
+        ping(&mut live, b"before").unwrap();
+        // Another root, as after a rotation; the session hangs from the old one.
+        let roots = vec![Ca::new(TRUST_DOMAIN).root];
+        let old = wiretight_keys::x509::fingerprint(&pair.ca.root);
+        let roots_revoked = by_force.then_some(old).into_iter().collect();
+        let revoked = Revocations { roots: roots_revoked, ..Default::default() };
+        pair.mesh_b.set_bundle(TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap());
+        pair.b.cut_revoked();
+        match by_force {
+            // Retired in order, when all that it had signed has expired: sessions may be older.
+            false => ping(&mut live, b"goes on").unwrap(),
+            true => assert!(is_reset(&mut live)),
+        }
+    }
+}
+
+#[test]
 fn a_peer_that_refuses_our_certificate_is_not_pestered() {
     let (pair, told) = watched();
     let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial.clone();
     let roots = vec![pair.ca.root.clone()];
-    let bundle = TrustBundle::new(pair.ca.td.clone(), roots, BTreeSet::from([serial])).unwrap();
+    let series = serial.series().into_iter().collect();
+    let revoked = Revocations { series, ..Default::default() };
+    let bundle = TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap();
     pair.mesh_b.set_bundle(bundle);
     pair.b.cut_revoked();
     assert!(is_reset(&mut pair.connect()));

@@ -10,10 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use wiretight_keys::{Id, Name, Serial, TrustDomain};
+use wiretight_keys::{Id, Name, Revocations, Series, TrustDomain};
 use wiretight_proxy::Registry;
 use wiretight_proxy::relay::settings::HostPort;
 use zeroize::Zeroizing;
@@ -164,15 +165,6 @@ pub struct Offer {
     pub allow: Vec<Id>,
 }
 
-/// A revoked certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revoked {
-    /// Which.
-    pub serial: Serial,
-    /// When it would have ended (seconds since 1970), and the revocation is forgotten.
-    pub not_after: u64,
-}
-
 /// `join`: the token and what it is to be used for. Has no `Debug`: it holds the secret.
 #[derive(Serialize, Deserialize)]
 pub struct Join {
@@ -226,6 +218,9 @@ pub enum FromNode {
     Hello {
         /// The version of the state in force at the node; 0 if none.
         have: u64,
+        /// That state's digest.
+        #[serde(default)]
+        digest: String,
         /// All that the node offers.
         instances: Vec<Offer>,
     },
@@ -295,16 +290,31 @@ pub enum FromAuthority {
 }
 
 /// The state of the mesh at one version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// Which version; two states with the same number are the same.
+    /// Which version.
     pub version: u64,
+    /// SHA-256 of all the rest, in hex: two states are the same if version and digest are. (An authority
+    /// that was restored from a backup may count a version again.)
+    pub digest: String,
     /// The roots of the trust bundle.
     pub bundle: Vec<Blob>,
     /// Nodes and services.
     pub registry: Registry,
-    /// Certificates that hold no longer.
-    pub revoked: Vec<Revoked>,
+    /// Series of certificates that hold no longer.
+    pub revoked: BTreeSet<Series>,
+    /// SHA-256 of roots that were given up before what they had signed had expired.
+    pub revoked_roots: Vec<Blob>,
+}
+
+impl State {
+    /// What is believed no longer; an error if a fingerprint is none.
+    pub fn revocations(&self) -> Result<Revocations, String> {
+        let print =
+            |b: &Blob| b.0.as_slice().try_into().map_err(|_| "not a fingerprint".to_owned());
+        let roots = self.revoked_roots.iter().map(print).collect::<Result<_, _>>()?;
+        Ok(Revocations { series: self.revoked.clone(), roots })
+    }
 }
 
 /// A set of messages that one side reads from the other.
@@ -417,7 +427,12 @@ mod tests {
             allow: vec!["service/web".parse().unwrap()],
         };
         vec![
-            encode(&FromNode::Hello { have: 7, instances: vec![offer.clone()] }).unwrap(),
+            encode(&FromNode::Hello {
+                have: 7,
+                digest: "ab".into(),
+                instances: vec![offer.clone()],
+            })
+            .unwrap(),
             encode(&FromNode::Announce { instances: vec![offer] }).unwrap(),
             encode(&FromNode::Sign { request: 1, csr: blob() }).unwrap(),
             encode(&FromNode::Ack { version: u64::MAX }).unwrap(),
@@ -430,7 +445,7 @@ mod tests {
         let text = |frame: &[u8]| String::from_utf8(frame[4..].to_vec()).unwrap();
         assert_eq!(
             text(&messages()[0]),
-            r#"{"type":"hello","have":7,"instances":[{"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]}]}"#
+            r#"{"type":"hello","have":7,"digest":"ab","instances":[{"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]}]}"#
         );
         let refused =
             FromAuthority::Refused { request: 3, denial: Denial::new(Code::NotAllowed, "no") };

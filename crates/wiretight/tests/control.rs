@@ -293,6 +293,15 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
     std::fs::remove_file(dir("a").join("node.pem")).unwrap();
     std::fs::remove_file(dir("a").join("joined.json")).unwrap();
     join(&good, &dir("a")).await.unwrap();
+    // Not even the first once it has joined with another: what that one withdrew stays withdrawn.
+    let narrower = token(&authority, "a", &[]).await;
+    join(&narrower, &dir("a")).await.unwrap();
+    assert_eq!(denied(join(&good, &dir("a")).await), Code::TokenUsed);
+    join(&narrower, &dir("a")).await.unwrap();
+    // Nor once another machine has taken the name.
+    let other = token(&authority, "a", &[]).await;
+    join(&other, &dir("a-reinstalled")).await.unwrap();
+    assert_eq!(denied(join(&narrower, &dir("a")).await), Code::TokenUsed);
 
     // Altered in its secret, or its id: nothing is told.
     let good = token(&authority, "b", &[]).await;
@@ -583,12 +592,12 @@ async fn two_hundred_renewals_in_a_row() {
 #[tokio::test]
 async fn identities_are_renewed_at_half_life_by_themselves() {
     let mut world = World::new();
-    world.ttls = Ttls { svid: Duration::from_secs(4), intermediate: Duration::from_secs(16) };
+    world.ttls = Ttls { svid: Duration::from_secs(8), intermediate: Duration::from_secs(32) };
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     let first = authority.ca_status().intermediate.fingerprint;
     let mut serials = BTreeSet::new();
-    let end = Instant::now() + Duration::from_secs(12);
+    let end = Instant::now() + Duration::from_secs(24);
     while Instant::now() < end {
         for what in ["node/a", "service/db"] {
             // Never without: `identity` panics if there is none.
@@ -894,7 +903,127 @@ async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
     until("revoked", || other.mesh.bundle().is_revoked(&serial)).await;
     until("dropped", || node.agent.status().removed).await;
     assert_eq!(authority.list_nodes().await.unwrap().len(), 1);
-    assert!(world.store.list("issued/a/").await.unwrap().0.is_empty());
+    assert!(world.store.get(&key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_removal_reaches_certificates_that_are_long_forgotten() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &["db"]).await;
+    let other = world.joined(&authority, "b", &["db"]).await;
+    let serial = |n: &Node| n.identity("service/db").leaf().serial.clone();
+    let (old, others) = (serial(&node), serial(&other));
+    // A session of this certificate goes on through renewals, and past all that was noted of it.
+    node.agent.renew_now().await.unwrap();
+    assert_ne!(serial(&node), old);
+    for entry in world.store.list("issued/").await.unwrap().0 {
+        world.store.swap(&entry.key, entry.revision, None).await.unwrap();
+    }
+    authority.remove_node(name("a")).await.unwrap();
+    until("revoked", || other.mesh.bundle().is_revoked(&old)).await;
+    // The same service of another node stands.
+    assert!(!other.mesh.bundle().is_revoked(&others));
+    assert!(other.has("service/db"));
+}
+
+#[tokio::test]
+async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_back() {
+    for by_force in [false, true] {
+        let mut world = World::new();
+        world.ttls.svid = if by_force { HOUR } else { Duration::from_secs(2) };
+        let authority = world.authority().await;
+        let node = world.joined(&authority, "a", &["db"]).await;
+        let other = world.joined(&authority, "b", &[]).await;
+        let chain = node.identity("service/db").chain().to_vec();
+        let peer = other.mesh.verify(&chain, Role::Server, UnixTime::now()).unwrap();
+        authority.rotate_root().await.unwrap();
+        until_async("all have the new root", async || authority.activate_root(false).await.is_ok())
+            .await;
+        until_async("retired", async || authority.retire_root(by_force).await.is_ok()).await;
+        until("the others know", || other.mesh.bundle().roots().len() == 1).await;
+        // In order, what remains of the old root is sessions that are older than their certificates.
+        assert_eq!(other.mesh.bundle().stands_by(&peer), !by_force);
+        until("the node has certificates of the new root", || {
+            let identity = node.mesh.identity(&id("service/db"));
+            identity.is_some_and(|i| {
+                other.mesh.verify(i.chain(), Role::Server, UnixTime::now()).is_ok()
+            })
+        })
+        .await;
+        // It is not forgotten by a restart.
+        let authority = world.restart(authority).await;
+        let late = world.joined(&authority, "c", &[]).await;
+        until("told", || late.agent.status().version > 0).await;
+        assert_eq!(late.mesh.bundle().stands_by(&peer), !by_force);
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_not_written_over() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &["db"]).await;
+    node.agent.shutdown().await;
+    let key = Key::new("mesh/node/a").unwrap();
+    let entry = world.store.get(&key).await.unwrap().unwrap();
+    let damaged = b"{\"of\": \"a later release\"}".to_vec();
+    world.store.swap(&key, entry.revision, Some(damaged.clone())).await.unwrap();
+    for refused in [
+        authority.remove_node(name("a")).await,
+        authority.grant(name("a"), vec![], Grant::Replace).await,
+    ] {
+        assert!(matches!(refused, Err(AuthorityError::DamagedRecord)), "{refused:?}");
+    }
+    let token = token(&authority, "a", &[]).await;
+    assert_eq!(denied(join(&token, &world.node_dir("a-again")).await), Code::Internal);
+    assert_eq!(world.store.get(&key).await.unwrap().unwrap().value, damaged);
+}
+
+#[tokio::test]
+async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &[]).await;
+    settle(&authority).await;
+    node.agent.shutdown().await;
+    let saved = std::fs::read(world.node_dir("a").join("state.json")).unwrap();
+    let saved: serde_json::Value = serde_json::from_slice(&saved).unwrap();
+    let config = client_config(&node.mesh, id("node/a"), authority_id(), ALPN_CONTROL).unwrap();
+    for (digest, again) in [(saved["digest"].clone(), false), ("of a backup".into(), true)] {
+        let hello = serde_json::json!({
+            "type": "hello", "have": saved["version"], "digest": digest, "instances": [],
+        });
+        // A ping, and then something that ends the stream.
+        let bytes =
+            [frame(hello.to_string().as_bytes()), frame(br#"{"type":"ping"}"#), frame(b"x")]
+                .concat();
+        let answer = talk(&mut tls(&authority, config.clone()).await, &bytes).await;
+        assert!(answer.contains("bad_message"), "{answer}");
+        assert_eq!(answer.contains(r#""type":"state""#), again, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn silent_strangers_from_many_addresses_keep_no_node_out() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let mut silent = Vec::new();
+    for n in 0..320u16 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 10 + (n / 64) as u8], 0))).unwrap();
+        silent.push(socket.connect(authority.local_addr()).await.unwrap());
+    }
+    // Each of them has 10 s to say who it is.
+    let node = world.joined(&authority, "a", &[]).await;
+    node.connected().await;
+    // The newest still have them, the oldest made room.
+    let mut byte = [0];
+    let closed = timeout(Duration::from_secs(5), silent[0].read(&mut byte)).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+    assert!(
+        silent[319].try_read(&mut byte).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+    );
 }
 
 #[tokio::test]
@@ -918,6 +1047,14 @@ async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration()
     let node = start(&authority, &["db", "web"]).await;
     node.ready().await;
     assert!(node.has("service/web"));
+    // What the file names no longer is dropped, and cuts nobody.
+    let serial = node.identity("service/web").leaf().serial.clone();
+    node.agent.shutdown().await;
+    let node = start(&authority, &["db"]).await;
+    node.ready().await;
+    assert!(!node.has("service/web"));
+    settle(&authority).await;
+    assert!(!node.mesh.bundle().is_revoked(&serial));
 }
 
 // ---- Those who mean no good.
@@ -1010,7 +1147,7 @@ async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
 
     let began = Instant::now();
     talk(&mut tls(&authority, config.clone()).await, &frame(HELLO)).await;
-    assert!((900..3000).contains(&(began.elapsed().as_millis() as u64)));
+    assert!((900..10_000).contains(&(began.elapsed().as_millis() as u64)));
 
     let offer =
         |s: &str| Offer { service: name(s), addr: "10.0.0.1:1".parse().unwrap(), allow: vec![] };

@@ -116,7 +116,7 @@ impl Idle {
     /// Whether a session may still begin on it.
     fn is_good(&mut self, bundle: &TrustBundle) -> bool {
         let Ready { conn, listed, give_up } = &mut self.ready;
-        now() < *give_up && !bundle.is_revoked(listed.peer().serial()) && conn.tls.is_quiet()
+        now() < *give_up && bundle.stands_by(listed.peer()) && conn.tls.is_quiet()
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use slab::Slab;
 use tokio::sync::Notify;
-use wiretight_keys::{Name, Role, Serial, SpiffeId, VerifiedPeer};
+use wiretight_keys::{Name, Role, SpiffeId, VerifiedPeer};
 
 use crate::mesh::now;
 use crate::quota::LogQuota;
@@ -199,6 +199,33 @@ pub struct Connection {
     pub age_seconds: u64,
 }
 
+/// The connections with one peer, for one side of one service, of one protection.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerSum {
+    /// Our side.
+    pub side: Side,
+    /// The service.
+    pub service: Name,
+    /// The peer.
+    pub peer: SpiffeId,
+    /// Protocol and version.
+    pub protocol: String,
+    /// Key exchange group.
+    pub group: String,
+    /// Cipher suite.
+    pub cipher: String,
+    /// Connections on which a session runs.
+    pub live: u64,
+    /// Connections without one.
+    pub idle: u64,
+    /// Sessions that they have carried.
+    pub sessions: u64,
+    /// Bytes of plaintext to the peer.
+    pub bytes_out: u64,
+    /// Bytes of plaintext from the peer.
+    pub bytes_in: u64,
+}
+
 /// Sums as `status` and the metrics show them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sums {
@@ -347,10 +374,10 @@ impl Table {
         Some(Listed { table: self.clone(), key, live })
     }
 
-    /// Cuts every connection of a revoked certificate; returns how many.
-    pub(crate) fn cut_revoked(&self, revoked: impl Fn(&Serial) -> bool) -> usize {
+    /// Cuts every connection of such a peer; returns how many.
+    pub(crate) fn cut_those(&self, revoked: impl Fn(&VerifiedPeer) -> bool) -> usize {
         let live = lock(&self.live);
-        let doomed = live.iter().filter(|(_, l)| revoked(l.peer.serial()));
+        let doomed = live.iter().filter(|(_, l)| revoked(&l.peer));
         doomed.map(|(_, l)| l.cut_now(1)).count()
     }
 
@@ -391,6 +418,43 @@ impl Table {
             age_seconds: l.opened.elapsed().as_secs(),
         };
         all.iter().take(max).map(connection).collect()
+    }
+
+    /// All connections, summed up by peer and protection.
+    pub(crate) fn peers(&self) -> Vec<PeerSum> {
+        let mut sums: BTreeMap<_, PeerSum> = BTreeMap::new();
+        for (_, l) in lock(&self.live).iter() {
+            let n = l.negotiated;
+            let (version, group, suite) =
+                (u16::from(n.version), u16::from(n.group), u16::from(n.suite));
+            let key = (l.side, l.service.clone(), l.peer.id().clone(), version, group, suite);
+            let sum = sums.entry(key).or_insert_with(|| PeerSum {
+                side: l.side,
+                service: l.service.clone(),
+                peer: l.peer.id().clone(),
+                protocol: protocol_name(n),
+                group: group_name(n),
+                cipher: cipher_name(n),
+                live: 0,
+                idle: 0,
+                sessions: 0,
+                bytes_out: 0,
+                bytes_in: 0,
+            });
+            match l.busy.load(Relaxed) {
+                true => sum.live += 1,
+                false => sum.idle += 1,
+            }
+            sum.sessions += l.sessions.load(Relaxed);
+            sum.bytes_out += l.sent.load(Relaxed);
+            sum.bytes_in += l.received.load(Relaxed);
+        }
+        sums.into_values().collect()
+    }
+
+    /// How many connections there are.
+    pub(crate) fn connected(&self) -> usize {
+        lock(&self.live).len()
     }
 
     pub(crate) fn sums(&self) -> Vec<Sums> {

@@ -34,7 +34,7 @@ use wiretight_keys::Name;
 
 use dial::Dial;
 use live::Table;
-pub use live::{Connection, Refusal, Side, Sums};
+pub use live::{Connection, PeerSum, Refusal, Side, Sums};
 use service::Service;
 use settings::RelaySettings;
 use worker::{Listen, Purpose};
@@ -93,6 +93,10 @@ fn advice(error: &io::Error) -> &'static str {
 pub struct RelayStatus {
     /// Sums by side and service.
     pub sums: Vec<Sums>,
+    /// All connections, summed up by peer and protection.
+    pub peers: Vec<PeerSum>,
+    /// How many connections there are.
+    pub connections_total: usize,
     /// Connections, busy ones first, at most as many as were asked for.
     pub connections: Vec<Connection>,
     /// The last refusals, newest last.
@@ -219,10 +223,10 @@ impl Relay {
         Ok(())
     }
 
-    /// Cuts the connections of every certificate that the bundle now revokes; returns how many.
+    /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.
     pub fn cut_revoked(&self) -> usize {
         let bundle = self.mesh.bundle();
-        self.table.cut_revoked(|serial| bundle.is_revoked(serial))
+        self.table.cut_those(|peer| !bundle.stands_by(peer))
     }
 
     /// What is going on, with up to `max` connections.
@@ -230,6 +234,8 @@ impl Relay {
         let count = |(side, service, reason, count)| RefusedCount { side, service, reason, count };
         RelayStatus {
             sums: self.table.sums(),
+            peers: self.table.peers(),
+            connections_total: self.table.connected(),
             connections: self.table.connections(max),
             refusals: self.table.refusals(),
             refused: self.table.refusal_counts().into_iter().map(count).collect(),

@@ -5,7 +5,7 @@
 pub mod foreign;
 pub mod tls;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -55,7 +55,8 @@ impl Ca {
         let id: Id = id.parse().unwrap();
         let key = SigningKey::generate().unwrap();
         let mut serial = [0; 16];
-        serial[8..].copy_from_slice(&self.serial.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        // Each its own series.
+        serial[..8].copy_from_slice(&self.serial.fetch_add(1, Ordering::Relaxed).to_be_bytes());
         let not_after = now().checked_add_signed(secs).unwrap();
         let tbs = Tbs::new(
             &Profile::Leaf(SpiffeId::new(self.td.clone(), id)),
@@ -75,7 +76,7 @@ impl Ca {
     }
 
     pub fn bundle(&self) -> TrustBundle {
-        TrustBundle::new(self.td.clone(), vec![self.root.clone()], BTreeSet::new()).unwrap()
+        TrustBundle::new(self.td.clone(), vec![self.root.clone()], Default::default()).unwrap()
     }
 
     /// A node's view of the mesh, with these identities for an hour.

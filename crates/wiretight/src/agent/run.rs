@@ -10,15 +10,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Serial, SigningKey, TrustBundle};
+use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey, TrustBundle};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
-use wiretight_proxy::{Identity, Mesh, Registry};
+use wiretight_proxy::{Identity, Mesh};
 
 use super::link::{self, LinkError, Stream};
 use super::state::{Disk, Membership, Saved};
@@ -151,9 +151,7 @@ impl Run {
                 "this node's enrolment key is lost: once its certificate has expired it needs a new join token"
             );
         }
-        let empty =
-            State { version: 0, bundle: vec![], registry: Registry::default(), revoked: vec![] };
-        let mut state = state.unwrap_or(empty);
+        let mut state = state.unwrap_or_default();
         state.bundle = bundle.iter().map(Blob::from).collect();
         let status = AgentStatus {
             node: params.node.clone(),
@@ -286,6 +284,12 @@ impl Run {
                     Ok(never) => match never {},
                     Err(trouble) => trouble,
                 };
+                for (pending, _) in std::mem::take(&mut link.pending).into_values() {
+                    if let Pending::Fetch(reply) = pending {
+                        let why = "the connection to the authority broke: try again in a moment";
+                        let _ = reply.send(Err(why.into()));
+                    }
+                }
                 // In TLS 1.3 a refused certificate shows only after the handshake.
                 self.distrusted = !link.confirmed;
                 Err(trouble)
@@ -330,7 +334,8 @@ impl Run {
         let instances = self.offers(link.local);
         self.announced.clone_from(&instances);
         link.announced = Some(instances.clone());
-        link.send(&FromNode::Hello { have: self.state.version, instances }).await?;
+        let (have, digest) = (self.state.version, self.state.digest.clone());
+        link.send(&FromNode::Hello { have, digest, instances }).await?;
         // Its answer says that the certificate was taken.
         link.send(&FromNode::Ping).await?;
         let times = self.params.times;
@@ -365,9 +370,10 @@ impl Run {
                     });
                 }
                 Some(command) = self.inbox.recv() => {
+                    let given = self.params.authority.clone();
                     self.command(command).await;
-                    let given = &self.params.authority;
-                    if !given.is_empty() && !given.contains(&addr) {
+                    let new = &self.params.authority;
+                    if *new != given && !new.is_empty() && !new.contains(&addr) {
                         return Err(Trouble::Again);
                     }
                 }
@@ -468,6 +474,16 @@ impl Run {
         self.mesh.set_registry(self.state.registry.clone());
         if self.drop_revoked() {
             self.put_identities();
+        }
+        // Under a root that is gone (retired by force) nobody takes them any more.
+        let believed = |i: &Identity| self.mesh.verify(i.chain(), Role::Client, UnixTime::now());
+        for (id, identity) in &self.identities {
+            if identity.is_valid()
+                && believed(identity).is_err()
+                && let Some(renewal) = self.renewals.get_mut(id)
+            {
+                renewal.due = 0;
+            }
         }
         let saved = self.state.clone();
         self.save(move |disk| disk.save_state(&saved)).await;
@@ -589,7 +605,7 @@ impl Run {
 
     fn put_bundle(&self) -> Result<(), String> {
         let roots: Vec<_> = self.state.bundle.iter().map(Blob::certificate).collect();
-        let revoked = self.state.revoked.iter().map(|r| r.serial.clone()).collect();
+        let revoked = self.state.revocations()?;
         let bundle = TrustBundle::new(self.params.trust_domain.clone(), roots, revoked);
         let bundle = bundle.map_err(|e| e.to_string())?;
         let known = self.mesh.bundle();
@@ -607,11 +623,11 @@ impl Run {
 
     /// Drops identities of this node that were revoked: services that it may claim no longer.
     fn drop_revoked(&mut self) -> bool {
-        let revoked: BTreeSet<&Serial> = self.state.revoked.iter().map(|r| &r.serial).collect();
+        let bundle = self.mesh.bundle();
         let before = self.identities.len();
         let renewals = &mut self.renewals;
         self.identities.retain(|id, identity| {
-            let keep = !revoked.contains(&identity.leaf().serial);
+            let keep = !bundle.is_revoked(&identity.leaf().serial);
             if !keep {
                 tracing::warn!(%id, "this identity was revoked, and is dropped");
                 renewals.remove(id);

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::{self, fingerprint};
 use wiretight_keys::{
-    Id, Leaf, Period, Profile, PublicKey, Serial, Signer, SigningKey, SpiffeId, Tbs, TrustDomain,
-    X509Error,
+    Id, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId, Tbs,
+    TrustDomain, X509Error,
 };
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::{Identity, IdentityError};
@@ -110,6 +110,17 @@ struct Record {
     /// Fingerprint of the root that signed it.
     signed_by: String,
     issued_at: u64,
+    #[serde(default)]
+    retired: Vec<RetiredRoot>,
+}
+
+/// A root that was, for good.
+#[derive(Clone, Serialize, Deserialize)]
+struct RetiredRoot {
+    /// SHA-256 of the certificate.
+    fingerprint: Blob,
+    /// It was retired before what it had signed had expired: nobody believes it any more.
+    by_force: bool,
 }
 
 impl Record {
@@ -218,7 +229,12 @@ impl Ca {
 
     /// Issues an SVID for a key whose possession was proved. Whether it may be had was decided
     /// before.
-    pub(super) fn issue(&self, id: SpiffeId, key: &PublicKey) -> Result<Issued, CaError> {
+    pub(super) fn issue(
+        &self,
+        id: SpiffeId,
+        key: &PublicKey,
+        series: &Series,
+    ) -> Result<Issued, CaError> {
         let (issuer, now, ttl) = (self.issuer(), now(), self.ttls().svid.as_secs());
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let not_after = (now + ttl).min(ends);
@@ -231,7 +247,7 @@ impl Ca {
             &Profile::Leaf(id),
             key.spki(),
             period,
-            random()?,
+            series.serial(random()?),
             parent,
             issuer.key.algorithm(),
         )?;
@@ -247,7 +263,7 @@ impl Ca {
         let key = SigningKey::generate().map_err(X509Error::from)?;
         let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
         let public = PublicKey::new(key.public_key()).map_err(X509Error::from)?;
-        let Issued { mut chain, root, .. } = self.issue(id, &public)?;
+        let Issued { mut chain, root, .. } = self.issue(id, &public, &Series::new(random()?))?;
         chain.extend(self.roots().into_iter().find(|c| hex(&fingerprint(c)) == root));
         Ok(Identity::new(chain, &key)?)
     }
@@ -307,8 +323,7 @@ impl Ca {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         if record.roots.len() > 1 {
-            let refused =
-                "a root rotation is under way: finish it first (`activate`, then `retire`)";
+            let refused = "a root rotation is under way: finish it first (`authority rotate activate-root`, then `retire-root`)";
             return Err(CaError::Refused(refused.into()));
         }
         let (cert, name) = create_root(&self.trust_domain, &self.dir)?;
@@ -331,7 +346,8 @@ impl Ca {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         let Some(incoming) = record.root(RootStanding::Incoming).cloned() else {
-            let refused = "there is no incoming root to activate: begin with `rotate`";
+            let refused =
+                "there is no incoming root to activate: begin with `authority rotate prepare-root`";
             return Err(CaError::Refused(refused.into()));
         };
         for root in &mut record.roots {
@@ -359,7 +375,7 @@ impl Ca {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         let Some(outgoing) = record.root(RootStanding::Outgoing).cloned() else {
-            let refused = "there is no outgoing root to retire: `rotate` and `activate` come first";
+            let refused = "there is no outgoing root to retire: `authority rotate prepare-root` and `activate-root` come first";
             return Err(CaError::Refused(refused.into()));
         };
         let print = hex(&fingerprint(&outgoing.cert.certificate()));
@@ -371,6 +387,8 @@ impl Ca {
             )));
         }
         record.roots.retain(|r| r.standing != RootStanding::Outgoing);
+        let fingerprint = Blob(fingerprint(&outgoing.cert.certificate()).to_vec());
+        record.retired.push(RetiredRoot { fingerprint, by_force: last >= now() });
         self.put(record).await?;
         Ok(self.dir.remove(&root_file(&print))?)
     }
@@ -406,6 +424,13 @@ pub(super) fn roots_in(value: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     serde_json::from_slice(value).ok().as_ref().map(roots_of)
 }
 
+/// The roots in a stored record that were retired by force.
+pub(super) fn revoked_roots_in(value: &[u8]) -> Option<Vec<Blob>> {
+    let record: Record = serde_json::from_slice(value).ok()?;
+    let by_force = record.retired.into_iter().filter(|r| r.by_force);
+    Some(by_force.map(|r| r.fingerprint).collect())
+}
+
 /// Whether a store's key is the CA's record.
 pub(super) fn is_record(key: &Key) -> bool {
     key.as_str() == CA
@@ -439,6 +464,7 @@ async fn create(
         intermediate: Blob::default(),
         signed_by: String::new(),
         issued_at: 0,
+        retired: Vec::new(),
     };
     let record = with_intermediate(trust_domain, dir, record, &root, &*signer, ttls)?;
     let value = serde_json::to_vec(&record).map_err(|_| CaError::Record)?;
@@ -525,12 +551,16 @@ fn take_up_root_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
     Ok(())
 }
 
-/// Keys of intermediates that were replaced, and of roots that never came to be.
+/// Keys of intermediates that were replaced, of roots that were retired, and of those that never came to
+/// be. (A root's key that the record does not know at all may belong to a newer store than a backup.)
 fn remove_stray_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
     let current = intermediate_file(&record.intermediate.certificate());
+    let retired: Vec<_> =
+        record.retired.iter().map(|r| root_file(&hex(&r.fingerprint.0))).collect();
     for name in dir.names()? {
-        let stray = name.starts_with("intermediate-") && name != current;
-        if stray || (name.starts_with("root-") && name.ends_with(".key.new")) {
+        let replaced = name.starts_with("intermediate-") && name != current;
+        let unborn = name.starts_with("root-") && name.ends_with(".key.new");
+        if replaced || unborn || retired.contains(&name) {
             dir.remove(&name)?;
         }
     }

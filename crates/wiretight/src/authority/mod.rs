@@ -74,6 +74,11 @@ pub enum AuthorityError {
     /// TLS could not be set up.
     #[error("TLS could not be set up")]
     Tls(#[from] rustls::Error),
+    /// A record that cannot be read is not written over.
+    #[error(
+        "a record in the authority's store cannot be read, so it is left alone: was it written by a newer release? Run that one, or restore the store from a backup"
+    )]
+    DamagedRecord,
     /// The operator asked for something that cannot be, or not now.
     #[error("{0}")]
     Refused(String),
@@ -174,7 +179,7 @@ pub struct NodeInfo {
     pub instances: Vec<Offer>,
 }
 
-/// The CA and the state, for `wiretight ca status`.
+/// The CA and the state, for `wiretight authority status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CaStatus {
     /// Whose.
@@ -323,7 +328,7 @@ impl AuthorityHandle {
         node: Name,
         services: Vec<Name>,
     ) -> Result<JoinToken, AuthorityError> {
-        let granted = self.grant(node.clone(), services.clone(), Grant::Replace).await;
+        let granted = self.grant(node.clone(), services.clone(), Grant::Add).await;
         match granted {
             // Not joined yet.
             Ok(()) | Err(AuthorityError::Refused(_)) => {}
@@ -356,13 +361,13 @@ impl AuthorityHandle {
     /// Removes a node: what it holds is revoked everywhere, its stream ends, it cannot come back
     /// without a new token.
     pub async fn remove_node(&self, name: Name) -> Result<(), AuthorityError> {
-        let removed = self.inner.registry.remove(&name).await;
-        if removed.is_ok() {
+        let goodbye = || {
             let message = format!("node {name} was removed from the mesh");
             self.inner.server.cut(&name, Denial::new(Code::Removed, message));
-            tracing::info!(node = %name, "removed");
-        }
-        removed
+        };
+        self.inner.registry.remove(&name, goodbye).await?;
+        tracing::info!(node = %name, "removed");
+        Ok(())
     }
 
     /// Changes what a node may claim.

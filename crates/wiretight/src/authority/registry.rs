@@ -4,16 +4,18 @@
 //! token/ID               what of a join token is kept: the secret's hash, node, services, who used it
 //! mesh/node/NAME         a node: enrolment key, claimable services, standing
 //! mesh/instances/NAME    what it offers
-//! mesh/revoked/SERIAL    a certificate that holds no longer, until it expires
-//! issued/NAME/SERIAL     a certificate that holds
+//! mesh/revoked/SERIES    certificates that hold no longer, for as long as a session may be of one
+//! issued/NAME/SERIAL     a certificate, until it expires
 //! seen/NAME              when a node's stream last began or ended
 //! ```
 //!
 //! The store has no transaction over two keys, so a change in several steps first writes down in the
 //! node's record that it is under way (`standing`, `withdrawn`), and [`Registry::finish`] does the
-//! rest; the next start calls it for every record that is not at rest. An SVID is issued in this
-//! order: record it, look at the node's record again, send it. So whoever marks a node and then
-//! lists what was issued to it misses nothing that was, or will be, sent.
+//! rest; the next start calls it for every record that is not at rest. All certificates of a node for
+//! one identity are of one series, which stands in the node's record before the first of them is made:
+//! to revoke them all is to revoke the series. An SVID is issued in this order: record it, look at the
+//! node's record again, send it. So whoever marks a node and then revokes the series in its record
+//! misses nothing that was, or will be, sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +25,7 @@ use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::token::{secret_hash, secret_matches};
-use wiretight_keys::{Csr, Id, Name, PublicKey, Serial, SpiffeId, TrustDomain};
+use wiretight_keys::{Csr, Id, Name, PublicKey, Serial, Series, SpiffeId, TrustDomain};
 use wiretight_proxy::mesh::now;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;
@@ -46,11 +48,16 @@ const SEEN: &str = "seen/";
 const TOKEN_MEMORY: u64 = 7 * 86_400;
 /// What is past its end is kept a little longer, for clocks that are behind.
 const GRACE: u64 = 120;
+/// A revocation is pushed for this long: a session may be far older than a certificate can be, and a
+/// node may be away. What is revoked is few and small.
+const REVOKED_MEMORY: u64 = 90 * 86_400;
 /// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
-const SIGN_BURST: f64 = 10_000.0;
-const SIGN_RATE: f64 = 10.0;
+const BURST: f64 = 10_000.0;
+const RATE: f64 = 10.0;
+/// A changed announcement, in certificates: it goes to every node.
+const ANNOUNCEMENT: f64 = 10.0;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct TokenRecord {
     hash: String,
     node: Name,
@@ -58,6 +65,10 @@ struct TokenRecord {
     expires: u64,
     /// The enrolment key that has used it.
     used_by: Option<Blob>,
+    /// The node has joined with another token since: this one is good for nothing more, not even to
+    /// whoever used it.
+    #[serde(default)]
+    spent: bool,
 }
 
 /// Whether a change to a node is under way.
@@ -80,6 +91,8 @@ pub(super) struct NodeRecord {
     pub(super) services: BTreeSet<Name>,
     /// Services that it may claim no longer and whose certificates are being revoked.
     withdrawn: BTreeSet<Name>,
+    /// The series of what was issued to it, by identity.
+    series: BTreeMap<Id, Series>,
     pub(super) standing: Standing,
 }
 
@@ -98,8 +111,9 @@ pub(super) struct IssuedRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct RevokedRecord {
-    pub(super) not_after: u64,
+struct RevokedRecord {
+    /// Since when.
+    at: u64,
 }
 
 /// A node of the list, as the store knows it.
@@ -128,6 +142,7 @@ impl Registry {
 
     /// Finishes what a crash left half done.
     pub(super) async fn recover(&self) -> Result<(), Error> {
+        self.spend_tokens().await?;
         for (name, record) in self.nodes().await? {
             if !record.is_at_rest() {
                 tracing::info!(node = %name, "finishing a change that was cut short");
@@ -153,7 +168,8 @@ impl Registry {
         let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(*secret));
         let expires = now().saturating_add(ttl.as_secs());
         let hash = secret_hash(&secret);
-        let record = TokenRecord { hash, node: node.clone(), services, expires, used_by: None };
+        let (node, used_by, spent) = (node.clone(), None, false);
+        let record = TokenRecord { hash, node, services, expires, used_by, spent };
         self.store.create(&token_key(&id), json(&record)).await?;
         Ok((id, secret, expires))
     }
@@ -168,7 +184,7 @@ impl Registry {
         let _guard = self.changing.lock().await;
         let mut found = false;
         update(&*self.store, &node_key(node), |value| {
-            let Some(mut record) = value.and_then(read::<NodeRecord>) else { return Ok(None) };
+            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
             found = record.standing != Standing::Removing;
             match how {
                 Grant::Add => record.services.extend(services.iter().cloned()),
@@ -179,7 +195,7 @@ impl Registry {
                 }
             }
             record.withdrawn.retain(|s| !record.services.contains(s));
-            Ok::<_, Error>(Some(json(&record)))
+            Ok::<_, AuthorityError>(Some(json(&record)))
         })
         .await?;
         if !found {
@@ -188,13 +204,24 @@ impl Registry {
         Ok(self.finish(node).await?)
     }
 
-    /// Removes a node: its certificates are revoked, its tokens and instances are forgotten.
-    pub(super) async fn remove(&self, node: &Name) -> Result<(), AuthorityError> {
+    /// Removes a node: its certificates are revoked, its tokens and instances are forgotten. `marked` is
+    /// called when it can get nothing more.
+    pub(super) async fn remove(
+        &self,
+        node: &Name,
+        marked: impl FnOnce(),
+    ) -> Result<(), AuthorityError> {
         let _guard = self.changing.lock().await;
-        let marked = self.set_standing(node, Standing::Removing).await?;
-        if !marked {
+        let key = node_key(node);
+        let found = update(&*self.store, &key, |value| {
+            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
+            record.standing = Standing::Removing;
+            Ok::<_, AuthorityError>(Some(json(&record)))
+        });
+        if found.await?.is_none() {
             return Err(no_such_node(node));
         }
+        marked();
         Ok(self.finish(node).await?)
     }
 
@@ -247,19 +274,24 @@ impl Registry {
         check_proof(&join.enrolment_key, JOIN_CONTEXT, exporter, &join.proof)?;
         let csr = self.own_csr(&join.csr, &join.node)?;
         match &token.used_by {
-            Some(key) if *key == join.enrolment_key => {}
+            Some(key) if *key == join.enrolment_key && !token.spent => {}
+            Some(key) if *key == join.enrolment_key => {
+                let message = "this join token was used before, and a node of this name has joined with another one since: make a new token";
+                return Err(Denial::new(Code::TokenUsed, message));
+            }
             Some(_) => {
                 let message = "this join token was used before, by another machine: a token is good once. If that was not you, remove the node and find out who; make a new token";
                 return Err(Denial::new(Code::TokenUsed, message));
             }
             None => {
                 let key = join.enrolment_key.clone();
-                let used = TokenRecord { used_by: Some(key), ..token_again(&token) };
+                let used = TokenRecord { used_by: Some(key), ..token.clone() };
                 let (key, value) = (token_key(id), Some(json(&used)));
                 self.store.swap(&key, entry.revision, value).await.map_err(internal)?;
             }
         }
-        self.enrol(join, &token).await.map_err(internal)?;
+        self.may_spend(&join.node)?;
+        self.enrol(join, &token).await?;
         let chain = self.issue_to(&join.node, id, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
@@ -280,6 +312,7 @@ impl Registry {
         check_proof(&record.enrolment_key, REJOIN_CONTEXT, exporter, &rejoin.proof)
             .map_err(|_| not_enrolled())?;
         at_rest(&record)?;
+        self.may_spend(&rejoin.node)?;
         let csr = self.own_csr(&rejoin.csr, &rejoin.node)?;
         let chain = self.issue_to(&rejoin.node, &record.enrolment, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
@@ -294,8 +327,13 @@ impl Registry {
             return Err(removed());
         }
         at_rest(&record)?;
-        let revoked = self.store.get(&revoked_key(serial.as_str())).await.map_err(internal)?;
-        if revoked.is_some() {
+        let revoked = match serial.series() {
+            Some(series) => {
+                self.store.get(&revoked_key(&series)).await.map_err(internal)?.is_some()
+            }
+            None => true,
+        };
+        if revoked {
             let message = "this certificate was revoked: another machine has joined as this node";
             return Err(Denial::new(Code::Removed, message));
         }
@@ -310,10 +348,7 @@ impl Registry {
         enrolment: &str,
         csr: &Blob,
     ) -> Result<Vec<CertificateDer<'static>>, Denial> {
-        if !self.spend(node) {
-            let message = "this node has asked for too many certificates: ask again later";
-            return Err(Denial::new(Code::Busy, message));
-        }
+        self.may_spend(node)?;
         let csr = self.csr(csr)?;
         self.issue_to(node, enrolment, csr).await
     }
@@ -341,6 +376,11 @@ impl Registry {
             may
         });
         let (key, value) = (instances_key(node), json(&offers));
+        let present = self.store.get(&key).await.map_err(internal)?;
+        if present.is_none_or(|p| p.value != value) {
+            // A node that changes all the time is told less often, and so is everyone else of it.
+            tokio::time::sleep(self.spend(node, ANNOUNCEMENT)).await;
+        }
         let written = update(&*self.store, &key, |present| match present {
             // The same again (a reconnect) is no change, and nobody is told.
             Some(present) if present == value => Err(Unchanged::Same),
@@ -372,7 +412,8 @@ impl Registry {
     pub(super) async fn prune(&self) -> Result<(), Error> {
         let past = now().saturating_sub(GRACE);
         self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
-        self.prune_folder(REVOKED, |r: RevokedRecord| r.not_after < past).await?;
+        let long_past = now().saturating_sub(REVOKED_MEMORY);
+        self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
         let old = now().saturating_sub(TOKEN_MEMORY);
         self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
     }
@@ -451,9 +492,10 @@ impl Registry {
 
     /// Puts the node's record into place for a token that is bound to its key. A node of that name
     /// with another key is replaced: what it holds is revoked first.
-    async fn enrol(&self, join: &Join, token: &TokenRecord) -> Result<(), Error> {
-        update(&*self.store, &node_key(&join.node), |present| {
-            let present = present.and_then(read::<NodeRecord>);
+    async fn enrol(&self, join: &Join, token: &TokenRecord) -> Result<(), Denial> {
+        let key = node_key(&join.node);
+        let enrolled = update(&*self.store, &key, |present| {
+            let present = whole::<NodeRecord>(present)?;
             let same = |r: &NodeRecord| r.enrolment_key == join.enrolment_key;
             if present.as_ref().is_some_and(|r| same(r) && r.enrolment == join.token_id) {
                 // The answer to this very join was lost; grants since then stay.
@@ -463,18 +505,61 @@ impl Registry {
                 Some(r) if !same(r) || r.standing != Standing::Active => Standing::Replacing,
                 _ => Standing::Active,
             };
-            let old = present.map(|r| r.services).unwrap_or_default();
-            Ok::<_, Error>(Some(json(&NodeRecord {
+            let (old, series) = present.map(|r| (r.services, r.series)).unwrap_or_default();
+            Ok::<_, AuthorityError>(Some(json(&NodeRecord {
                 joined_at: now(),
                 enrolment_key: join.enrolment_key.clone(),
                 enrolment: join.token_id.clone(),
                 services: token.services.clone(),
                 withdrawn: old.difference(&token.services).cloned().collect(),
+                series,
                 standing,
             })))
+        });
+        enrolled.await.map_err(internal)?;
+        self.spend_tokens().await.map_err(internal)?;
+        self.finish(&join.node).await.map_err(internal)
+    }
+
+    /// Marks used tokens that are not those which their nodes have joined with last.
+    async fn spend_tokens(&self) -> Result<(), Error> {
+        let nodes = self.folder::<NodeRecord>(NODES).await?;
+        for (id, token) in self.folder::<TokenRecord>(TOKENS).await? {
+            let current = nodes.get(token.node.as_str()).is_some_and(|n| n.enrolment == id);
+            if token.used_by.is_none() || token.spent || current {
+                continue;
+            }
+            update(&*self.store, &token_key(&id), |value| {
+                let Some(mut token) = value.and_then(read::<TokenRecord>) else { return Ok(None) };
+                token.spent = true;
+                Ok::<_, Error>(Some(json(&token)))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The series of a node's certificates for one identity; it is in the node's record when this returns.
+    async fn series(&self, node: &Name, enrolment: &str, id: &Id) -> Result<Series, Denial> {
+        let record = self.current(node, enrolment).await?;
+        if let Some(series) = record.series.get(id) {
+            return Ok(series.clone());
+        }
+        let new = Series::new(random().map_err(internal)?);
+        let mut given = None;
+        update(&*self.store, &node_key(node), |value| {
+            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
+            if record.enrolment == enrolment {
+                given = Some(record.series.entry(id.clone()).or_insert(new.clone()).clone());
+            }
+            Ok::<_, AuthorityError>(Some(json(&record)))
         })
-        .await?;
-        self.finish(&join.node).await
+        .await
+        .map_err(internal)?;
+        match given {
+            Some(series) => Ok(series),
+            None => Err(self.current(node, enrolment).await.err().unwrap_or_else(busy)),
+        }
     }
 
     /// Records, looks again, and only then lets the certificate out.
@@ -497,74 +582,60 @@ impl Registry {
         };
         may(&self.current(node, enrolment).await?, &csr.id)?;
         let id = csr.id.clone();
-        let issued = self.ca.issue(csr.id, &csr.key).map_err(internal)?;
+        let series = self.series(node, enrolment, &id.id).await?;
+        let issued = self.ca.issue(csr.id, &csr.key, &series).map_err(internal)?;
         let record =
             IssuedRecord { id: id.id.clone(), not_after: issued.not_after, root: issued.root };
         let key = key(format!("{ISSUED}{node}/{}", issued.serial));
         self.store.create(&key, json(&record)).await.map_err(internal)?;
-        may(&self.current(node, enrolment).await?, &id)?;
+        let record = self.current(node, enrolment).await?;
+        may(&record, &id)?;
+        if record.series.get(&id.id) != Some(&series) {
+            return Err(busy()); // taken away and given back meanwhile
+        }
         tracing::debug!(%node, id = %id.id, serial = %issued.serial, "issued");
         Ok(issued.chain)
-    }
-
-    async fn set_standing(&self, node: &Name, standing: Standing) -> Result<bool, Error> {
-        let changed = update(&*self.store, &node_key(node), |value| {
-            let Some(mut record) = value.and_then(read::<NodeRecord>) else { return Ok(None) };
-            record.standing = standing;
-            record.withdrawn.clear();
-            Ok::<_, Error>(Some(json(&record)))
-        })
-        .await?;
-        Ok(changed.is_some())
     }
 
     /// Brings a node to rest. Every step can be done again.
     async fn finish(&self, name: &Name) -> Result<(), Error> {
         let Some(record) = self.node(name).await? else { return Ok(()) };
+        if record.is_at_rest() {
+            return Ok(());
+        }
+        let is_over = |id: &Id| match id {
+            Id::Service(service) if record.standing == Standing::Active => {
+                record.withdrawn.contains(service)
+            }
+            _ => record.standing != Standing::Active,
+        };
+        let over: Vec<_> = record.series.iter().filter(|(id, _)| is_over(id)).collect();
+        for (_, series) in &over {
+            let revoked = RevokedRecord { at: now() };
+            match self.store.create(&revoked_key(series), json(&revoked)).await {
+                Ok(_) | Err(Error::Conflict { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
         match record.standing {
-            Standing::Active if record.withdrawn.is_empty() => {}
-            Standing::Active => {
-                let withdrawn =
-                    |id: &Id| matches!(id, Id::Service(s) if record.withdrawn.contains(s));
-                self.revoke(name, withdrawn).await?;
-                self.set_standing(name, Standing::Active).await?;
-            }
-            Standing::Replacing => {
-                self.revoke(name, |_| true).await?;
-                self.delete_key(&instances_key(name)).await?;
-                self.set_standing(name, Standing::Active).await?;
-            }
+            Standing::Active => {}
+            Standing::Replacing => self.delete_key(&instances_key(name)).await?,
             Standing::Removing => {
-                self.revoke(name, |_| true).await?;
                 // A token that outlived its node would bring it back.
                 self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
                 self.delete_key(&instances_key(name)).await?;
                 self.delete_key(&seen_key(name)).await?;
-                self.delete_key(&node_key(name)).await?;
+                return self.delete_key(&node_key(name)).await;
             }
         }
-        Ok(())
-    }
-
-    /// Moves what was issued to a node, and holds, to what is revoked: first into the one, then out
-    /// of the other.
-    async fn revoke(&self, node: &Name, which: impl Fn(&Id) -> bool) -> Result<(), Error> {
-        let folder = format!("{ISSUED}{node}/");
-        for entry in self.store.list(&folder).await?.0 {
-            let Some(issued) = read::<IssuedRecord>(&entry.value) else { continue };
-            if !which(&issued.id) {
-                continue;
-            }
-            if issued.not_after.saturating_add(GRACE) >= now() {
-                let serial = entry.key.as_str().strip_prefix(&folder).unwrap_or_default();
-                let record = RevokedRecord { not_after: issued.not_after };
-                match self.store.create(&revoked_key(serial), json(&record)).await {
-                    Ok(_) | Err(Error::Conflict { .. }) => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            self.delete(&entry).await?;
-        }
+        update(&*self.store, &node_key(name), |value| {
+            let Some(mut now) = value.and_then(read::<NodeRecord>) else { return Ok(None) };
+            now.series.retain(|id, series| !over.iter().any(|(i, s)| *i == id && *s == series));
+            now.withdrawn.clear();
+            now.standing = Standing::Active;
+            Ok::<_, Error>(Some(json(&now)))
+        })
+        .await?;
         Ok(())
     }
 
@@ -580,17 +651,28 @@ impl Registry {
         }
     }
 
-    fn spend(&self, node: &Name) -> bool {
+    fn may_spend(&self, node: &Name) -> Result<(), Denial> {
+        match self.spend(node, 1.0) {
+            Duration::ZERO => Ok(()),
+            _ => {
+                let message = "this node has asked for too many certificates: ask again later";
+                Err(Denial::new(Code::Busy, message))
+            }
+        }
+    }
+
+    /// Takes `cost` from a node's budget, or says how long it takes until there is as much.
+    fn spend(&self, node: &Name, cost: f64) -> Duration {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let (left, at) = budgets.entry(node.clone()).or_insert((SIGN_BURST, now));
-        *left = (*left + now.duration_since(*at).as_secs_f64() * SIGN_RATE).min(SIGN_BURST);
+        let (left, at) = budgets.entry(node.clone()).or_insert((BURST, now));
+        *left = (*left + now.duration_since(*at).as_secs_f64() * RATE).min(BURST);
         *at = now;
-        if *left < 1.0 {
-            return false;
+        if *left < cost {
+            return Duration::from_secs_f64((cost - *left) / RATE);
         }
-        *left -= 1.0;
-        true
+        *left -= cost;
+        Duration::ZERO
     }
 }
 
@@ -611,21 +693,15 @@ impl From<Error> for Unchanged {
     }
 }
 
-fn token_again(t: &TokenRecord) -> TokenRecord {
-    TokenRecord {
-        hash: t.hash.clone(),
-        node: t.node.clone(),
-        services: t.services.clone(),
-        expires: t.expires,
-        used_by: None,
-    }
-}
-
 fn at_rest(record: &NodeRecord) -> Result<(), Denial> {
     if record.standing == Standing::Active {
         return Ok(());
     }
-    Err(Denial::new(Code::Busy, "this node is being changed: ask again in a moment"))
+    Err(busy())
+}
+
+fn busy() -> Denial {
+    Denial::new(Code::Busy, "this node is being changed: ask again in a moment")
 }
 
 /// The signature that ties the enrolment key to this connection and no other.
@@ -667,6 +743,12 @@ pub(super) fn read<R: DeserializeOwned>(value: &[u8]) -> Option<R> {
         .ok()
 }
 
+/// As [`read`], for a record that is about to be written anew: one that cannot be read must not be taken
+/// for none.
+fn whole<R: DeserializeOwned>(value: Option<&[u8]>) -> Result<Option<R>, AuthorityError> {
+    value.map(|v| read(v).ok_or(AuthorityError::DamagedRecord)).transpose()
+}
+
 fn json(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).expect("records are plain data")
 }
@@ -686,6 +768,6 @@ fn seen_key(name: &Name) -> Key {
 fn token_key(id: &str) -> Key {
     key(format!("{TOKENS}{id}"))
 }
-fn revoked_key(serial: &str) -> Key {
-    key(format!("{REVOKED}{serial}"))
+fn revoked_key(series: &Series) -> Key {
+    key(format!("{REVOKED}{}", series.as_str()))
 }

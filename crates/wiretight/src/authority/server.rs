@@ -4,9 +4,9 @@
 //! is bounded: connections, those of strangers, those of one address, every message, every wait, and
 //! what is queued for a node, which is a few answers and the newest state.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -35,7 +35,8 @@ use crate::control::{
 const MAX_CONNECTIONS: usize = 4096;
 /// Connections that have not authenticated themselves yet.
 const MAX_STRANGERS: usize = 256;
-/// Of those, from one address, so that one machine gone wrong does not keep the others out.
+/// Of those, from one address (IPv6: one /64), so that one machine gone wrong does not keep the others
+/// out.
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 /// Answers that wait for a node to read. A node has fewer questions open.
 const MAX_REPLIES: usize = 32;
@@ -52,8 +53,7 @@ pub(super) struct Server {
     times: Times,
     acceptor: TlsAcceptor,
     slots: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
+    strangers: Mutex<Strangers>,
     quota: Mutex<LogQuota>,
     lines: Mutex<HashMap<Name, Line>>,
     next_line: AtomicU64,
@@ -85,6 +85,7 @@ struct Guest {
     name: Name,
     peer: VerifiedPeer,
     have: u64,
+    digest: String,
     offers: Vec<Offer>,
 }
 
@@ -119,8 +120,7 @@ impl Server {
             times,
             acceptor: config.into(),
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
-            by_address: Mutex::default(),
+            strangers: Mutex::default(),
             quota: Mutex::default(),
             lines: Mutex::default(),
             next_line: AtomicU64::new(1),
@@ -187,14 +187,20 @@ impl Server {
     }
 
     async fn serve(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, stop: watch::Receiver<bool>) {
-        let (Ok(_slot), Some(door)) =
-            (self.slots.clone().try_acquire_owned(), self.door(addr.ip()))
-        else {
+        let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
             return self.turned_away(addr, "too many connections: this one is closed");
         };
+        let door = self.door(addr.ip());
         let _ = tcp.set_nodelay(true);
         let deadline = Instant::now() + self.times.first_message;
-        let arrival = match timeout_at(deadline, self.arrive(tcp)).await {
+        let arrived = tokio::select! {
+            arrived = timeout_at(deadline, self.arrive(tcp)) => arrived,
+            () = door.evicted.notified() => {
+                let why = "too many connections that have not said who they are: the oldest is closed";
+                return self.turned_away(addr, why);
+            }
+        };
+        let arrival = match arrived {
             Ok(Ok(arrival)) => arrival,
             Ok(Err(e)) => return self.turned_away(addr, &e.to_string()),
             Err(_) => {
@@ -267,8 +273,8 @@ impl Server {
         let (reader, writer) = tokio::io::split(stream);
         let mut reader = Reader::new(reader);
         match reader.next().await {
-            Ok(FromNode::Hello { have, instances }) => {
-                let guest = Guest { name, peer, have, offers: instances };
+            Ok(FromNode::Hello { have, digest, instances }) => {
+                let guest = Guest { name, peer, have, digest, offers: instances };
                 Ok(Arrival::Node { reader, writer, guest })
             }
             Ok(_) => {
@@ -327,7 +333,7 @@ impl Server {
         guest: Guest,
         mut stop: watch::Receiver<bool>,
     ) {
-        let Guest { name: node, peer, have, offers } = guest;
+        let Guest { name: node, peer, have, digest, offers } = guest;
         let enrolment = match self.registry.welcome(&node, peer.serial()).await {
             Ok(enrolment) => enrolment,
             Err(denial) => {
@@ -340,13 +346,12 @@ impl Server {
         tracing::info!(%node, peer = %addr, "connected");
         let (replies, outbox) = mpsc::channel(MAX_REPLIES);
         let states = self.publisher.subscribe();
-        let current = states.borrow().version;
-        // What it has counts as acknowledged if it is a version of this store.
-        seen.acked.store(if have <= current { have } else { 0 }, Ordering::Relaxed);
+        let has = |newest: &Snapshot| newest.version == have && newest.digest == digest;
+        seen.acked.store(if has(&states.borrow()) { have } else { 0 }, Ordering::Relaxed);
         let talk = Talk { server: self, node: &node, enrolment: &enrolment, seen: &seen, replies };
         let why = tokio::select! {
             why = talk.read(&mut reader, offers) => why,
-            why = self.write(&mut writer, have, states, outbox, farewell, &peer) => why,
+            why = self.write(&mut writer, has, states, outbox, farewell, &peer) => why,
             () = super::stopped(&mut stop) => "the authority is stopping".into(),
         };
         self.close_line(&node, number);
@@ -359,7 +364,7 @@ impl Server {
     async fn write(
         &self,
         writer: &mut WriteHalf<Stream>,
-        have: u64,
+        has: impl Fn(&Snapshot) -> bool,
         mut states: watch::Receiver<Arc<Snapshot>>,
         mut outbox: mpsc::Receiver<Out>,
         mut farewell: watch::Receiver<Option<Denial>>,
@@ -367,7 +372,7 @@ impl Server {
     ) -> String {
         let limit = self.times.silence;
         let first = states.borrow_and_update().clone();
-        if first.version != have
+        if !has(&first)
             && let Err(e) = send_bytes(writer, &first.frame, limit).await
         {
             return e.to_string();
@@ -430,35 +435,61 @@ impl Server {
         }
     }
 
-    /// A place among those who have not said who they are.
-    fn door(self: &Arc<Self>, ip: IpAddr) -> Option<Door> {
-        let permit = self.strangers.clone().try_acquire_owned().ok()?;
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.entry(ip).or_default();
-        if *count >= MAX_STRANGERS_BY_ADDRESS {
-            return None;
+    /// A place among those who have not said who they are. It is always given: where there are too many,
+    /// the one who has had the time longest goes, so that no crowd of silent ones keeps a node out.
+    fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
+        let (number, evicted) = self.strangers().enter(neighbourhood(ip));
+        Door { server: self.clone(), number, evicted }
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, Strangers> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who counts as one: an IPv4 address, or a /64 of IPv6, which one machine can have whole.
+fn neighbourhood(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Connections that have not said who they are, oldest first.
+#[derive(Default)]
+struct Strangers {
+    next: u64,
+    waiting: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+}
+
+impl Strangers {
+    fn enter(&mut self, from: IpAddr) -> (u64, Arc<Notify>) {
+        let near = || self.waiting.iter().filter(|(_, (ip, _))| *ip == from).map(|(n, _)| *n);
+        let oldest = match near().count() >= MAX_STRANGERS_BY_ADDRESS {
+            true => near().next(),
+            false if self.waiting.len() >= MAX_STRANGERS => self.waiting.keys().next().copied(),
+            false => None,
+        };
+        if let Some((_, evicted)) = oldest.and_then(|n| self.waiting.remove(&n)) {
+            evicted.notify_one();
         }
-        *count += 1;
-        Some(Door { server: self.clone(), ip, _permit: permit })
+        let (number, evicted) = (self.next, Arc::new(Notify::new()));
+        self.next += 1;
+        self.waiting.insert(number, (from, evicted.clone()));
+        (number, evicted)
     }
 }
 
 /// Given back when dropped.
 struct Door {
     server: Arc<Server>,
-    ip: IpAddr,
-    _permit: OwnedSemaphorePermit,
+    number: u64,
+    evicted: Arc<Notify>,
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
-        let mut all = self.server.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.ip);
-            }
-        }
+        self.server.strangers().waiting.remove(&self.number);
     }
 }
 
@@ -508,7 +539,11 @@ impl Talk<'_> {
     async fn answer(&self, message: FromNode) -> Result<(), Denial> {
         let (node, enrolment) = (self.node, self.enrolment);
         let refused = |request, denial: Denial| {
-            tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
+            let mut quota = self.server.quota.lock().unwrap_or_else(PoisonError::into_inner);
+            if quota.allows(now()) {
+                tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
+            }
+            drop(quota);
             match denial.code {
                 // The stream itself is over, not the request alone.
                 Code::Removed | Code::Superseded => Err(denial),

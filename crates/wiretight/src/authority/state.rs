@@ -3,9 +3,10 @@
 //!
 //! The version is the store's revision of an entry that holds the content's digest, written whenever
 //! the content changes and before anybody is told. So a restart that finds the same content keeps the
-//! version, nodes that reconnect have it already, and no version ever means two contents.
+//! version, and nodes that reconnect have it already. Only a store that was restored from a backup counts
+//! a version twice, and then the digest tells the two apart.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ use wiretight_store::{Change, Entry, Error, Key, Revision, Store, update};
 use zeroize::Zeroizing;
 
 use super::ca;
-use super::registry::{INSTANCES, MESH, NODES, NodeRecord, REVOKED, RevokedRecord, Standing, read};
-use crate::control::{Blob, FromAuthority, Offer, Revoked, State, encode};
+use super::registry::{INSTANCES, MESH, NODES, NodeRecord, REVOKED, Standing, read};
+use crate::control::{Blob, FromAuthority, Offer, State, encode};
 
 const STATE: &str = "state";
 /// What pushing to all nodes may cost in bytes a second; a large mesh is told a little less often.
@@ -33,6 +34,7 @@ const MAX_DELAY: Duration = Duration::from_secs(2);
 /// One version, ready to send.
 pub(super) struct Snapshot {
     pub(super) version: u64,
+    pub(super) digest: String,
     pub(super) frame: Zeroizing<Vec<u8>>,
 }
 
@@ -60,7 +62,7 @@ pub(super) struct View {
 
 impl Publisher {
     pub(super) fn new(store: Arc<dyn Store>, mesh: Arc<Mesh>, debounce: Duration) -> Publisher {
-        let none = Snapshot { version: 0, frame: Zeroizing::default() };
+        let none = Snapshot { version: 0, digest: String::new(), frame: Zeroizing::default() };
         let latest = watch::channel(Arc::new(none)).0;
         Publisher { store, mesh, latest, first_with: Mutex::default(), debounce }
     }
@@ -147,20 +149,23 @@ impl Publisher {
     async fn publish(&self, view: &View) -> Result<(), Error> {
         let Some((roots, mut state)) = view.state() else { return Ok(()) };
         // Its own door first: a removed node is out before the others hear of it.
-        let revoked: BTreeSet<_> = state.revoked.iter().map(|r| r.serial.clone()).collect();
-        match TrustBundle::new(self.mesh.trust_domain().clone(), roots.clone(), revoked) {
+        let bundle = state.revocations().and_then(|revoked| {
+            let td = self.mesh.trust_domain().clone();
+            TrustBundle::new(td, roots.clone(), revoked).map_err(|e| e.to_string())
+        });
+        match bundle {
             Ok(bundle) => self.mesh.set_bundle(bundle),
             Err(e) => {
                 tracing::error!("a root in the store is damaged, and nothing is pushed: {e}");
                 return Ok(());
             }
         }
-        state.version = self.version_of(&state).await?;
+        (state.version, state.digest) = self.version_of(&state).await?;
         if state.version == self.version() {
             return Ok(());
         }
         let prints: Vec<_> = roots.iter().map(|r| hex(&fingerprint(r))).collect();
-        let version = state.version;
+        let (version, digest) = (state.version, state.digest.clone());
         let frame = match encode(&FromAuthority::State(state)) {
             Ok(frame) => frame,
             Err(e) => {
@@ -177,23 +182,23 @@ impl Publisher {
         }
         drop(first_with);
         tracing::debug!(version, bytes = frame.len(), "publishing");
-        self.latest.send_replace(Arc::new(Snapshot { version, frame }));
+        self.latest.send_replace(Arc::new(Snapshot { version, digest, frame }));
         Ok(())
     }
 
     /// The version of this content: the one that it had, or a new one, on the disk before it is told.
-    async fn version_of(&self, state: &State) -> Result<u64, Error> {
+    async fn version_of(&self, state: &State) -> Result<(u64, String), Error> {
         let content = serde_json::to_vec(state).expect("the state is plain data");
         let digest = Digest { digest: hex(&fingerprint(&CertificateDer::from(content))) };
         let key = Key::new(STATE)?;
         if let Some(Entry { value, revision, .. }) = self.store.get(&key).await?
             && read::<Digest>(&value).is_some_and(|d| d == digest)
         {
-            return Ok(revision.0);
+            return Ok((revision.0, digest.digest));
         }
         let value = serde_json::to_vec(&digest).expect("a digest is plain data");
         let written = update(&*self.store, &key, |_| Ok::<_, Error>(Some(value.clone()))).await?;
-        Ok(written.unwrap_or_default().0)
+        Ok((written.unwrap_or_default().0, digest.digest))
     }
 }
 
@@ -237,16 +242,15 @@ impl View {
                 }
             }
         }
-        let revoked = self.folder(REVOKED).filter_map(|(serial, value)| {
-            let serial = serde_json::from_value(serial.into()).ok()?;
-            let RevokedRecord { not_after } = read(value)?;
-            Some(Revoked { serial, not_after })
-        });
+        let revoked =
+            self.folder(REVOKED).filter_map(|(series, _)| series.to_owned().try_into().ok());
         let state = State {
             version: 0,
+            digest: String::new(),
             bundle: roots.iter().map(Blob::from).collect(),
             registry: Registry { services, nodes: nodes.into_keys().collect() },
             revoked: revoked.collect(),
+            revoked_roots: ca::revoked_roots_in(record.1)?,
         };
         Some((roots, state))
     }
