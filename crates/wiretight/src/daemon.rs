@@ -18,7 +18,7 @@ use wiretight_proxy::mesh::now;
 use wiretight_proxy::{Mesh, Relay, RelayStatus};
 use wiretight_store::SqliteStore;
 
-use crate::admin::{self, RotateStep, SvidAnswer};
+use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
 use crate::config::Config;
@@ -159,6 +159,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
     let _lock = lock(state.path())?;
+    // The sandbox hides a container's CPU quota from whoever counts cores.
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.node.workers.map_or_else(cores, usize::from);
     let reads: Vec<PathBuf> = config.node.join_token_file.iter().cloned().collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
@@ -171,7 +174,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     match sandbox {
         Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
         Sandbox::Partly => tracing::info!("sandbox: this kernel's Landlock enforces a part of it"),
-        Sandbox::Unsupported => tracing::info!("sandbox: this kernel has no Landlock"),
+        Sandbox::Unsupported => tracing::warn!(
+            "sandbox: this kernel has no Landlock, or a system call filter hides it (examples/wiretight.service allows it)"
+        ),
         Sandbox::Off => tracing::info!("sandbox: off by configuration"),
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -179,13 +184,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .thread_name("control")
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config, sandbox))
+    runtime.block_on(serve(config, sandbox, workers))
 }
 
-async fn serve(config: Config, sandbox: Sandbox) -> anyhow::Result<()> {
+async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Result<()> {
     let mesh = Mesh::new(config.node.trust_domain.clone());
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.node.workers.map_or_else(cores, usize::from);
     let relay = Relay::start(mesh.clone(), workers)?;
     relay.apply(&config.relay)?;
 
@@ -289,13 +292,16 @@ fn claimed(config: &Config) -> Vec<Name> {
     all
 }
 
-/// Whenever the bundle changes, connections of revoked certificates are cut.
+/// Whenever the bundle changes, connections of revoked identities are cut.
 async fn enforce(daemon: Arc<Daemon>) {
     let mut changes = daemon.mesh.changes();
-    while changes.changed().await.is_ok() {
+    loop {
         match daemon.relay.cut_revoked() {
             0 => {}
             cut => tracing::warn!(cut, "cut connections of revoked identities"),
+        }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -448,7 +454,9 @@ impl Daemon {
         if let (Some(handle), Some(section)) = (&self.authority, &new.authority) {
             let ttls = Ttls { svid: section.svid_ttl, intermediate: section.intermediate_ttl };
             handle.update(ttls, section.advertise.clone());
-            let granted = handle.grant(new.node.name.clone(), claimed(&new), Grant::Replace).await;
+            // What the file names no longer is not taken away: that would cut live connections. `node
+            // grant` does.
+            let granted = handle.grant(new.node.name.clone(), claimed(&new), Grant::Add).await;
             if let Err(error) = granted {
                 tracing::warn!(
                     error = chain(&error),
@@ -487,6 +495,11 @@ impl Daemon {
             chain: x509::to_pem(&chain_der),
             bundle: x509::to_pem(self.mesh.bundle().roots()),
         })
+    }
+
+    /// The trust bundle.
+    pub fn bundle(&self) -> BundleAnswer {
+        BundleAnswer { bundle: x509::to_pem(self.mesh.bundle().roots()) }
     }
 
     fn authority(&self) -> Result<&AuthorityHandle, RequestError> {
@@ -560,6 +573,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.trust_domain != b.trust_domain, "[node] trust_domain"),
         (a.state_dir != b.state_dir, "[node] state_dir"),
         (a.admin != b.admin, "[node] admin"),
+        (a.landlock && a.join_token_file != b.join_token_file, "[node] join_token_file"),
         (a.landlock != b.landlock, "[node] landlock"),
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),

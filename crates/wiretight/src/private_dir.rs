@@ -18,7 +18,7 @@ const LEFTOVER: Duration = Duration::from_secs(600);
 
 /// What could not be done with a file, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {doing} {}: check that this user owns the directory and that the disk has room", .path.display())]
+#[error("could not {doing} {}: {}", .path.display(), advice(.source))]
 pub struct FileError {
     /// A verb.
     pub doing: &'static str,
@@ -28,6 +28,18 @@ pub struct FileError {
     pub source: io::Error,
 }
 
+/// Marks the one error that is not the system's.
+const OPEN: &str = "it holds secrets, and others may enter it";
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.get_ref() {
+        Some(e) if e.to_string() == OPEN => {
+            "give it a directory of its own, or `chmod 700` this one"
+        }
+        _ => "check that this user owns the directory and that the disk has room",
+    }
+}
+
 /// The directory.
 #[derive(Debug, Clone)]
 pub struct PrivateDir {
@@ -35,20 +47,23 @@ pub struct PrivateDir {
 }
 
 impl PrivateDir {
-    /// Opens the directory, and makes it (0700) if it is not there. One that others may enter is
-    /// closed to them.
+    /// Opens the directory, and makes it (0700) if it is not there. One that others may enter is refused:
+    /// it may be somebody else's, and is not ours to close.
     pub fn open(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
-        let path = path.into();
-        let err = |doing, source| FileError { doing, path: path.clone(), source };
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        made.map_err(|e| err("create", e))?;
-        let mode = fs::metadata(&path).map_err(|e| err("look at", e))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            tracing::warn!(path = %path.display(), mode = format!("{:04o}", mode & 0o7777),
-                "others could enter this directory of secrets; it is now closed to them");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
-                .map_err(|e| err("close to others", e))?;
+        let dir = PrivateDir::open_shared(path)?;
+        let err = |doing, source| FileError { doing, path: dir.path.clone(), source };
+        let mode = fs::metadata(&dir.path).map_err(|e| err("look at", e))?.permissions().mode();
+        match mode & 0o077 {
+            0 => Ok(dir),
+            _ => Err(err("use", io::Error::other(OPEN))),
         }
+    }
+
+    /// The same for a directory that others may enter: its files are private all the same.
+    pub fn open_shared(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
+        let path = path.into();
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| FileError { doing: "create", path: path.clone(), source })?;
         let dir = PrivateDir { path };
         dir.clear_leftovers()?;
         Ok(dir)
@@ -169,8 +184,12 @@ mod tests {
         let long_ago = std::time::SystemTime::now() - 2 * LEFTOVER;
         File::options().write(true).open(&left).unwrap().set_modified(long_ago).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        PrivateDir::open(dir.path()).unwrap();
-        assert_eq!(mode(dir.path()), 0o700);
+        let refused = PrivateDir::open(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("chmod 700"), "{refused}");
+        PrivateDir::open_shared(dir.path()).unwrap();
+        assert_eq!(mode(dir.path()), 0o755, "it is not ours to close");
         assert_eq!((left.exists(), now.exists()), (false, true));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        PrivateDir::open(dir.path()).unwrap();
     }
 }

@@ -32,15 +32,23 @@ pub enum Sandbox {
 }
 
 /// Confines the calling thread and all that it starts: to be called before any other thread exists.
+/// Of `reads` the directories are readable: such a file may come later, or be replaced by rename.
 pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<Sandbox> {
     let read = AccessFs::from_read(KNOWN) & !AccessFs::Execute;
     let own = AccessFs::from_all(KNOWN) & !AccessFs::Execute;
-    let config_dir =
-        config.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut readable: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
-    readable.push(config_dir.to_owned());
     readable.push("/proc/self".into());
-    readable.extend_from_slice(reads);
+    // Both where the name stands and where a symbolic link leads (a configuration in a store of packages,
+    // a resolv.conf that a network manager writes).
+    let files = reads.iter().map(PathBuf::as_path).chain([config, Path::new("/etc/resolv.conf")]);
+    for file in files {
+        let directory = |file: &Path| match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        readable.push(directory(file));
+        readable.extend(file.canonicalize().ok().map(|file| directory(&file)));
+    }
     // Paths that do not exist make no rule.
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -70,20 +78,29 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (state, other) = (temp.path().join("state"), temp.path().join("other"));
         let config = temp.path().join("etc/wiretight.toml");
-        for dir in [&state, &other, &temp.path().join("etc")] {
+        let token = temp.path().join("later/token");
+        for dir in [&state, &other, &temp.path().join("etc"), &temp.path().join("later")] {
             fs::create_dir(dir).unwrap();
         }
+        let (token_writer, write) = std::sync::mpsc::channel();
+        let (tell_written, written) = std::sync::mpsc::channel();
+        let to = token.clone();
         for file in [&config, &other.join("secret")] {
             fs::write(file, "x").unwrap();
         }
         // Landlock confines a thread and what it starts, so the rest of the tests stay free.
         let confined = std::thread::spawn(move || {
             assert!(fs::read(other.join("secret")).is_ok(), "the control: not confined yet");
-            let sandbox = enter(&config, &state, &[]).unwrap();
+            let sandbox = enter(&config, &state, &[token.clone()]).unwrap();
             if sandbox == Sandbox::Unsupported {
+                assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
                 let _ = writeln!(std::io::stderr(), "skipped: this kernel has no Landlock");
                 return;
             }
+            // One that comes later, by rename.
+            token_writer.send(()).unwrap();
+            written.recv().unwrap();
+            assert!(fs::read(&token).is_ok());
             assert!(fs::read(&config).is_ok());
             assert!(fs::write(state.join("new"), "x").is_ok());
             let denied = |e: std::io::Error| e.kind() == ErrorKind::PermissionDenied;
@@ -92,6 +109,11 @@ mod tests {
             assert!(fs::write(&config, "x").is_err_and(denied));
             assert!(std::process::Command::new("/bin/true").status().is_err_and(denied));
         });
+        if write.recv().is_ok() {
+            fs::write(to.with_extension("new"), "x").unwrap();
+            fs::rename(to.with_extension("new"), to).unwrap();
+            tell_written.send(()).unwrap();
+        }
         confined.join().unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! The command line's side of the admin interface: one request over the node's Unix socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -37,13 +38,29 @@ pub enum AdminError {
     /// HTTP broke.
     #[error("the node did not answer properly")]
     Http(#[from] hyper::Error),
+    /// It is stuck.
+    #[error("the node did not answer within {} s: its log may say why", LIMIT.as_secs())]
+    Silent,
     /// JSON broke.
     #[error("the node's answer cannot be read: is the node of another version than this command?")]
     Json(#[from] serde_json::Error),
 }
 
+/// A little longer than the node takes for its longest answer.
+const LIMIT: Duration = Duration::from_secs(65);
+
 /// Asks the node whose state is in `state_dir`.
 pub async fn request<T: DeserializeOwned>(
+    state_dir: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, AdminError> {
+    let asked = tokio::time::timeout(LIMIT, ask(state_dir, method, path, body)).await;
+    asked.map_err(|_| AdminError::Silent)?
+}
+
+async fn ask<T: DeserializeOwned>(
     state_dir: &Path,
     method: Method,
     path: &str,

@@ -123,9 +123,19 @@ async fn answer(
     request: Request<Incoming>,
     door: Door,
 ) -> Result<Answer, Infallible> {
-    let late = |_| Err(Failure(StatusCode::GATEWAY_TIMEOUT, "this took too long".into()));
-    let routed = tokio::time::timeout(ANSWER, route(daemon, request, door)).await;
-    Ok(routed.unwrap_or_else(late).unwrap_or_else(|Failure(status, error)| {
+    // A task of its own: what was begun is finished even if whoever asked does not wait for it.
+    let task = tokio::spawn(route(daemon, request, door));
+    let routed = match tokio::time::timeout(ANSWER, task).await {
+        Ok(Ok(routed)) => routed,
+        Ok(Err(_)) => {
+            Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "this failed: see the log".into()))
+        }
+        Err(_) => {
+            let late = "this takes long, and goes on: its end will be in the log".into();
+            Err(Failure(StatusCode::GATEWAY_TIMEOUT, late))
+        }
+    };
+    Ok(routed.unwrap_or_else(|Failure(status, error)| {
         json(status, &serde_json::json!({ "error": error }))
     }))
 }
@@ -216,6 +226,13 @@ pub struct SvidAnswer {
     pub bundle: String,
 }
 
+/// `GET /v1/bundle`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BundleAnswer {
+    /// PEM of the trust bundle.
+    pub bundle: String,
+}
+
 async fn route(
     daemon: Arc<Daemon>,
     request: Request<Incoming>,
@@ -261,6 +278,7 @@ async fn route(
             let ttl = Duration::from_secs(ttl_seconds);
             ok(daemon.create_token(node, services, ttl).await?)
         }
+        (&Method::GET, "/v1/bundle") => Ok(json(StatusCode::OK, &daemon.bundle())),
         (&Method::GET, "/v1/nodes") => ok(daemon.nodes().await?),
         (&Method::POST, "/v1/remove") => {
             let request: RemoveRequest = parse(&body)?;

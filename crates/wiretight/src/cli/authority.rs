@@ -19,6 +19,7 @@ pub(super) enum Authority {
 
 /// Show the roots and the intermediate, and which nodes have not caught up
 #[derive(Args)]
+#[command(after_help = "Example:\n  wiretight authority status --json")]
 pub(super) struct Status {
     #[command(flatten)]
     at: Where,
@@ -32,6 +33,14 @@ pub(super) struct Status {
 /// `prepare-root` puts a new one into every trust bundle; `activate-root` issues from it, once all
 /// connected nodes have it; `retire-root` takes the old one out, once nothing issued under it is left.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight authority rotate intermediate
+  wiretight authority rotate prepare-root
+  wiretight authority status                       until no node is behind
+  wiretight authority rotate activate-root
+  wiretight authority rotate retire-root           after the lifetime of an SVID
+  wiretight authority rotate retire-root --force   its key is stolen: whoever hangs from it is cut off")]
 pub(super) struct Rotate {
     /// The step
     step: RotateStep,

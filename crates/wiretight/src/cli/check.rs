@@ -11,7 +11,12 @@ use crate::config::Config;
 
 /// Check a configuration file without running it
 #[derive(Args)]
-#[command(after_help = "Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
+#[command(after_help = "\
+Examples:
+  wiretight check /etc/wiretight/wiretight.toml
+  wiretight check new.toml --json && cp new.toml /etc/wiretight/wiretight.toml && wiretight reload
+
+Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
 pub(super) struct Check {
     /// The file; otherwise --config
     file: Option<PathBuf>,

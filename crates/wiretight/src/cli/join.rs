@@ -1,6 +1,6 @@
 //! `wiretight join`
 
-use std::io::Read;
+use std::io::{BufRead, IsTerminal, Read};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -37,11 +37,22 @@ impl Join {
         if *token == "-" {
             token.clear();
             let limit = wiretight_keys::token::MAX_LEN as u64 + 64;
-            std::io::stdin().take(limit).read_to_string(&mut token).context("reading the token")?;
+            let mut input = std::io::stdin().lock().take(limit);
+            // A person ends a line, a file or pipe ends.
+            let read = match std::io::stdin().is_terminal() {
+                true => {
+                    eprint!("join token (from `wiretight token create`): ");
+                    input.read_line(&mut token)
+                }
+                false => input.read_to_string(&mut token),
+            };
+            read.context("reading the token")?;
         }
         let token = JoinToken::decode(&token)?;
         crate::private_dir::PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::daemon::lock(&config.node.state_dir)?;
+        let _lock = crate::daemon::lock(&config.node.state_dir).context(
+            "cannot join beside a running node: stop it first, or put the token into its `join_token_file`",
+        )?;
         agent::token_fits(&token, &config.node.trust_domain, &config.node.name)
             .map_err(anyhow::Error::msg)?;
         let (dir, authority) = (config.node.state_dir.join("identity"), &config.node.authority);

@@ -152,9 +152,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs one request of the command line.
+/// Runs one request of the command line. If it takes longer than a second, a person is told so.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    use std::io::IsTerminal;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        tokio::pin!(future);
+        let patience = std::time::Duration::from_secs(1);
+        if let Ok(done) = tokio::time::timeout(patience, &mut future).await {
+            return done;
+        }
+        if std::io::stderr().is_terminal() {
+            eprintln!("waiting for the answer ...");
+        }
+        future.await
+    })
 }
 
 /// A GET from the node.

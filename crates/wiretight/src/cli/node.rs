@@ -20,6 +20,7 @@ pub(super) enum Node {
 
 /// List the nodes: whether they are connected, what they may claim, what they offer
 #[derive(Args)]
+#[command(after_help = "Examples:\n  wiretight node list\n  wiretight node list --json")]
 pub(super) struct List {
     #[command(flatten)]
     at: Where,
@@ -29,6 +30,7 @@ pub(super) struct List {
 
 /// Remove a node: its identities are revoked, and its live connections cut everywhere
 #[derive(Args)]
+#[command(after_help = "Example:\n  wiretight node remove web1")]
 pub(super) struct Remove {
     /// The node
     name: Name,

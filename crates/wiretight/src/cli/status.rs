@@ -1,6 +1,5 @@
 //! `wiretight status`
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,9 +13,12 @@ const REFUSALS: usize = 10;
 
 /// Show what is encrypted, between whom, with what; and what was refused, and why
 #[derive(Args)]
-#[command(
-    after_help = "Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running."
-)]
+#[command(after_help = "\
+Examples:
+  wiretight status
+  wiretight status --json | jq '.relay.peers[] | select(.group != \"X25519MLKEM768\")'
+
+Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running.")]
 pub(super) struct Status {
     #[command(flatten)]
     at: Where,
@@ -34,7 +36,8 @@ impl Status {
 
 fn render(status: &Value) -> String {
     let mut out = head(status);
-    for table in [identities(status), services(status), peers(status), refusals(status)] {
+    let tables = [identities, services, peers, totals, refusals].map(|table| table(status));
+    for table in tables {
         if !table.is_empty() {
             out += &format!("\n{table}");
         }
@@ -113,46 +116,33 @@ fn or_nobody(texts: &str) -> &str {
     if texts.is_empty() { "nobody" } else { texts }
 }
 
-/// Connections summed up by peer and protection.
+/// Live connections, summed up by peer and protection.
 fn peers(status: &Value) -> Table {
-    #[derive(Default)]
-    struct Sum {
-        live: u64,
-        idle: u64,
-        sessions: u64,
-        bytes_in: u64,
-        bytes_out: u64,
-    }
-    let mut sums: BTreeMap<[String; 6], Sum> = BTreeMap::new();
-    for c in list(&status["relay"]["connections"]) {
-        let key = ["side", "service", "peer", "protocol", "group", "cipher"].map(|k| text(&c[k]));
-        let sum = sums.entry(key).or_default();
-        match c["busy"] == true {
-            true => sum.live += 1,
-            false => sum.idle += 1,
-        }
-        sum.sessions += number(&c["sessions"]);
-        sum.bytes_in += number(&c["bytes_in"]);
-        sum.bytes_out += number(&c["bytes_out"]);
-    }
     let mut table = Table::new(&[
         "SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER", "LIVE", "IDLE", "SESSIONS", "IN",
         "OUT",
     ]);
-    for ([side, service, peer, protocol, group, cipher], sum) in sums {
-        table.row([
-            side,
-            service,
-            peer,
-            protocol,
-            group,
-            cipher,
-            sum.live.to_string(),
-            sum.idle.to_string(),
-            sum.sessions.to_string(),
-            term::size(sum.bytes_in),
-            term::size(sum.bytes_out),
-        ]);
+    for sum in list(&status["relay"]["peers"]) {
+        let mut row = Vec::new();
+        row.extend(
+            ["side", "service", "peer", "protocol", "group", "cipher"].map(|k| text(&sum[k])),
+        );
+        row.extend(["live", "idle", "sessions"].map(|k| number(&sum[k]).to_string()));
+        row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
+        table.row(row);
+    }
+    table
+}
+
+/// What there was since the start, connections that have ended included.
+fn totals(status: &Value) -> Table {
+    let mut table =
+        Table::new(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);
+    for sum in list(&status["relay"]["sums"]) {
+        let mut row = vec![text(&sum["side"]), text(&sum["service"])];
+        row.extend(["sessions", "failed", "handshakes"].map(|k| number(&sum[k]).to_string()));
+        row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
+        table.row(row);
     }
     table
 }

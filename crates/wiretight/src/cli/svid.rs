@@ -11,8 +11,11 @@ use wiretight_keys::{Csr, Id, Leaf, Name, SigningKey, SpiffeId, x509};
 use wiretight_proxy::mesh::now;
 
 use super::{Output, Where, term};
-use crate::admin::{SvidAnswer, SvidRequest};
+use crate::admin::{BundleAnswer, SvidAnswer, SvidRequest};
 use crate::private_dir::PrivateDir;
+
+/// How often the bundle is looked at.
+const BUNDLE_CHECK: Duration = Duration::from_secs(10);
 
 /// Identities as PEM files, for nginx, Envoy, curl and others that speak TLS themselves
 #[derive(Subcommand)]
@@ -30,20 +33,21 @@ pub(super) enum Svid {
 Examples:
   wiretight svid fetch --service web --out /etc/nginx/svid
   wiretight svid fetch --service web --out /etc/nginx/svid --watch --exec 'nginx -s reload'
-  curl --cert svid.pem --key key.pem --cacert bundle.pem https://db.service.example.org:7432/")]
+  curl --cert svid.pem --key key.pem --cacert bundle.pem \\
+       --connect-to ::10.0.0.5:7432 https://db.service.example.org/")]
 pub(super) struct Fetch {
     #[command(flatten)]
     at: Where,
     /// The service whose identity is wanted; otherwise the node's own
     #[arg(long, value_name = "NAME")]
     service: Option<Name>,
-    /// The folder (made if it is not there, mode 0700)
+    /// The folder (made with mode 0700 if it is not there; the files are 0600)
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Stay, and renew at half of each certificate's life
     #[arg(long)]
     watch: bool,
-    /// Run this after each renewal
+    /// Run this whenever the files have changed
     #[arg(long, value_name = "COMMAND", requires = "watch")]
     exec: Option<String>,
     #[command(flatten)]
@@ -52,6 +56,7 @@ pub(super) struct Fetch {
 
 /// Renew all identities of the running node now
 #[derive(Args)]
+#[command(after_help = "Example:\n  wiretight svid renew")]
 pub(super) struct Renew {
     #[command(flatten)]
     at: Where,
@@ -80,7 +85,7 @@ impl Fetch {
             None => Id::Node(config.node.name.clone()),
         };
         let id = SpiffeId::new(config.node.trust_domain.clone(), id);
-        let dir = PrivateDir::open(&self.out)?;
+        let dir = PrivateDir::open_shared(&self.out)?;
         let mut leaf = fetch(&config.node.state_dir, &id, &dir)?;
         self.report(&leaf)?;
         if !self.watch {
@@ -88,7 +93,10 @@ impl Fetch {
         }
         loop {
             let half = leaf.period.not_before.midpoint(leaf.period.not_after);
-            std::thread::sleep(Duration::from_secs(half.saturating_sub(now()).max(1)));
+            if !wait(&config.node.state_dir, &dir, half)? {
+                self.renewed();
+                continue;
+            }
             // A node or authority that is away is asked again, past the expiry too.
             leaf = loop {
                 match fetch(&config.node.state_dir, &id, &dir) {
@@ -101,13 +109,17 @@ impl Fetch {
                 }
             };
             self.report(&leaf)?;
-            if let Some(command) = &self.exec {
-                match Command::new("/bin/sh").args(["-c", command]).status() {
-                    Ok(status) if status.success() => {}
-                    Ok(status) => eprintln!("wiretight: `{command}` ended with {status}"),
-                    Err(error) => eprintln!("wiretight: `{command}` did not run: {error}"),
-                }
-            }
+            self.renewed();
+        }
+    }
+
+    /// Runs what is to be run when the files have changed.
+    fn renewed(&self) {
+        let Some(command) = &self.exec else { return };
+        match Command::new("/bin/sh").args(["-c", command]).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => eprintln!("wiretight: `{command}` ended with {status}"),
+            Err(error) => eprintln!("wiretight: `{command}` did not run: {error}"),
         }
     }
 
@@ -124,6 +136,27 @@ impl Fetch {
             let left = term::span(leaf.period.not_after.saturating_sub(now()));
             format!("{} in {} holds for {left}\n", leaf.id, self.out.display())
         })
+    }
+}
+
+/// Waits until `until`, and meanwhile keeps the bundle fresh: a root that is being replaced must be known
+/// before anybody shows a certificate under it. False if the bundle has changed.
+fn wait(state_dir: &Path, dir: &PrivateDir, until: u64) -> anyhow::Result<bool> {
+    loop {
+        let left = Duration::from_secs(until.saturating_sub(now()).max(1));
+        std::thread::sleep(left.min(BUNDLE_CHECK));
+        // A node that is away is asked again.
+        let answer = super::get::<BundleAnswer>(state_dir, "/v1/bundle").ok();
+        let written = dir.read("bundle.pem", 1 << 20)?;
+        if let Some(BundleAnswer { bundle }) = answer
+            && written.is_none_or(|w| **w != *bundle.as_bytes())
+        {
+            dir.write("bundle.pem", bundle.as_bytes())?;
+            return Ok(false);
+        }
+        if now() >= until {
+            return Ok(true);
+        }
     }
 }
 

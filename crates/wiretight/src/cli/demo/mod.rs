@@ -87,13 +87,17 @@ impl Demo {
         let (a, b) = (nodes.client_status().await?, nodes.server_status().await?);
         let (seen_direct, seen_relayed) = (straight.seen(), nodes.tap.seen());
         let report = report(&direct, &seen_direct, &relayed, &seen_relayed, &a, &b);
-        // The straight run is the control: a tap that does not see the canary there sees nothing.
-        nodes.leaked = report["direct"]["canary_seen"] != true
-            || report["relayed"]["canary_seen"] != false
-            || report["relayed"]["protocol"] != "TLSv1.3";
+        nodes.leaked = leaked(&report);
         self.out.print(&report, render)?;
         Ok(nodes)
     }
+}
+
+/// The verdict. The straight run is the control: a tap that does not see the canary there sees nothing.
+fn leaked(report: &Value) -> bool {
+    report["direct"]["canary_seen"] != true
+        || report["relayed"]["canary_seen"] != false
+        || report["relayed"]["protocol"] != "TLSv1.3"
 }
 
 fn step(text: &str) {
@@ -161,8 +165,33 @@ fn render(report: &Value) -> String {
     row("bytes", term::size(number(&d["bytes"])), term::size(number(&r["bytes"])));
     row("throughput", speed(d), speed(r));
     row("a request, p50", us(&d["latency_p50_us"]), us(&r["latency_p50_us"]));
+    row("added by the relays, p50", "-".into(), us(&r["added_latency_p50_us"]));
     row("a new connection, p50", us(&d["new_connection_p50_us"]), us(&r["new_connection_p50_us"]));
     format!("\n{table}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leak_a_blind_tap_and_another_protocol_are_no_success() {
+        let good = json!({
+            "direct": { "canary_seen": true },
+            "relayed": { "canary_seen": false, "protocol": "TLSv1.3" },
+        });
+        assert!(!leaked(&good));
+        for (side, key, value) in [
+            ("relayed", "canary_seen", json!(true)),
+            ("relayed", "protocol", json!("mixed")),
+            ("relayed", "protocol", json!("plaintext")),
+            ("direct", "canary_seen", json!(false)),
+        ] {
+            let mut bad = good.clone();
+            bad[side][key] = value;
+            assert!(leaked(&bad), "{bad}");
+        }
+    }
 }
 
 /// A free port of 127.0.0.1, for a process that is about to bind it.

@@ -24,8 +24,9 @@ const READY: Duration = Duration::from_secs(30);
 
 /// The three nodes, and the tap between two of them.
 pub(super) struct Nodes {
-    dir: TempDir,
     children: Vec<(&'static str, Child)>,
+    /// Goes last, when nobody writes there any more.
+    dir: TempDir,
     /// Where the client program connects.
     pub(super) entry: SocketAddr,
     own_entry: Option<SocketAddr>,
@@ -221,7 +222,7 @@ impl Nodes {
         }
     }
 
-    /// Ends all nodes, and removes their state.
+    /// Ends all nodes in order, and removes their state.
     pub(super) async fn stop(mut self) {
         for (_, child) in &mut self.children {
             if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
@@ -232,6 +233,22 @@ impl Nodes {
             if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
                 let _ = child.kill().await;
             }
+        }
+    }
+}
+
+/// However the demo ends, no process outlives it, and none writes into the folder that goes with it.
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.children {
+            let _ = child.start_kill();
+        }
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        while !self.children.iter_mut().all(|(_, child)| ended(child))
+            && std::time::Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

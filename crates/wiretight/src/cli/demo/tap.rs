@@ -153,8 +153,12 @@ fn judge(beginning: &[u8], seen: &mut Seen) -> bool {
         Some((version, suite, group)) => {
             seen.tls += 1;
             seen.version = Some(seen.version.map_or(version, |v| v.min(version)));
-            seen.cipher = Some(suite_name(suite));
-            seen.group = Some(group_name(group));
+            for (seen, name) in
+                [(&mut seen.cipher, suite_name(suite)), (&mut seen.group, group_name(group))]
+            {
+                let same = seen.as_ref().is_none_or(|s| *s == name);
+                *seen = Some(if same { name } else { "mixed".into() });
+            }
         }
         None => seen.plain += 1,
     }
