@@ -119,8 +119,13 @@ fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, St
     let mut stdin = child.stdin.take().unwrap();
     let _ = stdin.write_all(line.as_bytes());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let mut got = vec![0; line.len()];
-    let echoed = out.read_exact(&mut got).is_ok() && got == line.as_bytes();
+    // It may wait for good: then it is killed, and the read ends.
+    let (expected, (tell, done)) = (line.as_bytes().to_vec(), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let mut got = vec![0; expected.len()];
+        let _ = tell.send(out.read_exact(&mut got).is_ok() && got == expected);
+    });
+    let echoed = done.recv_timeout(PATIENCE).unwrap_or(false);
     drop(stdin);
     let _ = child.kill();
     let _ = child.wait();

@@ -641,7 +641,8 @@ impl Load {
         self.count.load(Relaxed)
     }
 
-    /// Waits until it has moved on: every connection by some exchanges.
+    /// Waits until it has moved on: by some exchanges for each connection. (Whether one of them hangs, its
+    /// read deadline tells.)
     #[track_caller]
     pub(crate) fn moves(&self) {
         let goal = self.count() + 3 * self.threads.len() as u64;
@@ -686,8 +687,9 @@ pub(crate) struct Dice(u64);
 impl Dice {
     pub(crate) fn new(what: &str) -> Dice {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = now.as_nanos() as u64;
-        say(format!("{what}: seed {seed}"));
+        let given = std::env::var("WIRETIGHT_TEST_SEED").ok().and_then(|s| s.parse().ok());
+        let seed = given.unwrap_or(now.as_nanos() as u64);
+        say(format!("{what}: WIRETIGHT_TEST_SEED={seed}"));
         Dice(seed | 1)
     }
 

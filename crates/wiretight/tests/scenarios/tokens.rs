@@ -30,6 +30,9 @@ fn a_token_is_good_once() {
     assert!(ran.good().out.contains("n1 has joined example.org; now: wiretight run"));
     let (_, ran) = join(&world, "thief", "n1", "", &token);
     refused(&ran, "used before");
+    wait_for("the authority's log says it too", || {
+        auth.log().contains("join of node n1 refused (token_used)")
+    });
     // The one who was first may ask again, as after a crash; and runs.
     first.cli_with(&["join"], &token).good();
     first.start();
@@ -49,6 +52,9 @@ fn an_expired_token_is_refused_and_a_fresh_one_taken() {
     thread::sleep(ms(2500));
     let (node, ran) = join(&world, "n1", "n1", "", &token);
     refused(&ran, "expired");
+    wait_for("the authority's log says it too", || {
+        auth.log().contains("join of node n1 refused (token_expired)")
+    });
     let token = made("1m");
     node.cli_with(&["join"], &token).good();
     for ttl in ["0s", "31d", "soon"] {

@@ -174,7 +174,7 @@ fn an_http_keep_alive_load_sees_not_one_error() {
     for headers in [&[][..], &["-H", "Connection: close"]] {
         let seconds = if headers.is_empty() { "5s" } else { "2s" };
         let mut command = Command::new(find("wrk").unwrap());
-        command.args(["-t", "1", "-c", "32", "-d", seconds]).args(headers);
+        command.args(["-t", "1", "-c", "32", "-d", seconds, "--timeout", "30s"]).args(headers);
         let ran = Ran::of(command.arg(&url), "").good();
         assert!(!ran.out.contains("Socket errors"), "{}", ran.out);
         assert!(!ran.out.contains("Non-2xx"), "{}", ran.out);
