@@ -276,7 +276,7 @@ fn without_the_authority_traffic_ends_with_the_identities_and_comes_back_with_it
 }
 
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
+    std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
         let kind = entry.file_type().unwrap();
         let target = to.join(entry.file_name());
