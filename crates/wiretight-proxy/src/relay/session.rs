@@ -179,7 +179,7 @@ impl Conn {
             })
             .await
         };
-        let (sent_end, got_end) = (marks.sent.get(), marks.got.get());
+        let (sent_end, read_end) = (marks.sent.get(), marks.read.get());
         let whole = match end {
             End::Done => return (end, framed),
             End::PeerReset => framed,
@@ -190,7 +190,7 @@ impl Conn {
         };
         app.abort();
         let settled = whole && {
-            let settle = settle(&mut reader, &mut writer, &mut self.inbox, sent_end, got_end);
+            let settle = settle(&mut reader, &mut writer, &mut self.inbox, sent_end, read_end);
             matches!(timeout(SETTLE, settle).await, Ok(Ok(())))
         };
         (end, settled)
@@ -288,10 +288,14 @@ impl Inbox {
     }
 }
 
-/// Which directions have ended in order (or, for `got`, by the peer's RESET).
+/// How far the ends of the two directions have come.
 #[derive(Default)]
 struct Marks {
     sent: Cell<bool>,
+    /// The peer's end mark is cut out of the stream: no other will come, whether or not the program takes
+    /// what came before it.
+    read: Cell<bool>,
+    /// The peer's direction has ended, and the program knows.
     got: Cell<bool>,
 }
 
@@ -408,6 +412,9 @@ async fn down(
                 }
             }
         }
+        if let Some(Frame::Fin | Frame::Reset) = mark {
+            marks.read.set(true);
+        }
         if used > 0 {
             live.received(bytes);
             deliver(app, &mut slices[..used], tls).await?;
@@ -450,13 +457,13 @@ async fn settle(
     writer: &mut TlsWriter<'_>,
     inbox: &mut Inbox,
     sent_end: bool,
-    got_end: bool,
+    read_end: bool,
 ) -> Result<(), End> {
     if !sent_end {
         writer.queue(&Frame::Reset.header()).map_err(End::Broken)?;
     }
     let send = writer.flush();
-    let drain = async { if got_end { Ok(()) } else { inbox.discard(reader).await } };
+    let drain = async { if read_end { Ok(()) } else { inbox.discard(reader).await } };
     let (sent, drained) = tokio::join!(send, drain);
     sent.map_err(End::Broken)?;
     drained
@@ -473,5 +480,113 @@ async fn quiet(live: &Live, limit: Option<Duration>) {
             return;
         }
         moved = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener as StdListener, TcpStream as StdStream};
+    use std::sync::Arc;
+
+    use tokio::io::Interest;
+    use tokio::net::{TcpListener, TcpStream};
+    use wiretight_keys::Role;
+
+    use super::super::live::{Listed, Side, Table};
+    use super::*;
+    use crate::rig::tls::{Stranger, TlsClient};
+    use crate::rig::{Ca, TRUST_DOMAIN, name, reset};
+    use crate::tls::{self, ALPN_RELAY, Strangers};
+
+    /// Runs a test on a runtime like a worker's.
+    pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(test)
+    }
+
+    /// Our end of a connection, listed, and the peer's by hand.
+    pub(crate) async fn connected() -> (Conn, Listed, Arc<Table>, TlsClient) {
+        let ca = Ca::new(TRUST_DOMAIN);
+        let mesh = ca.mesh(&["service/db"]);
+        let config = tls::server_config(
+            &mesh,
+            "service/db".parse().unwrap(),
+            ALPN_RELAY,
+            Strangers::Refused,
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let stranger = Stranger::new(ca.issue("service/web", 3600));
+        let peer = std::thread::spawn(move || stranger.connect(to).unwrap());
+        let (socket, from) = listener.accept().await.unwrap();
+        let config = config.unwrap();
+        let tls = TlsStream::accept(socket, |_| config, CONTROL).await;
+        let mut tls = tls.unwrap_or_else(|e| panic!("{e}"));
+        let verified = tls::peer(&mesh, tls.tls(), Role::Client).unwrap();
+        let (table, negotiated) = (Arc::<Table>::default(), tls.negotiated());
+        let listed = table.list(Side::Service, &name("db"), verified, from, negotiated, 9).unwrap();
+        (Conn::new(tls, true), listed, table, peer.join().unwrap())
+    }
+
+    /// A program's connection: our end and its own.
+    fn program() -> (TcpStream, StdStream) {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        let theirs = crate::rig::connect(listener.local_addr().unwrap());
+        let ours = listener.accept().unwrap().0;
+        ours.set_nonblocking(true).unwrap();
+        (TcpStream::from_std(ours).unwrap(), theirs)
+    }
+
+    /// DATA with these bytes.
+    fn data(bytes: &[u8]) -> Vec<u8> {
+        [&Frame::Data(bytes.len()).header(), bytes].concat()
+    }
+
+    #[test]
+    fn an_end_mark_that_came_is_not_waited_for_when_the_program_is_gone() {
+        run(async {
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, program) = program();
+            peer.write_all(&[data(b"last words"), Frame::Fin.header().into()].concat()).unwrap();
+            reset(program);
+            // Both are known when the session looks first: the peer's bytes and its mark are read, and
+            // cannot be delivered.
+            app.ready(Interest::ERROR).await.unwrap();
+            conn.tls.socket().readable().await.unwrap();
+            let (end, reusable) = conn.run(App::Tcp(app), &listed, None).await;
+            assert!(matches!(end, End::AppReset(_)), "{end:?}");
+            assert!(reusable, "it waited for a mark that had come");
+            let mut mark = [0; HEADER];
+            peer.read_exact(&mut mark).unwrap();
+            assert_eq!(Frame::parse(mark), Ok(Frame::Reset));
+            let open = Open { service: name("db"), destination: None };
+            peer.write_all(&open.encode()).unwrap();
+            assert_eq!(conn.read_open().await.unwrap(), Some(open));
+        });
+    }
+
+    #[test]
+    fn an_end_mark_that_did_not_come_is_waited_for() {
+        run(async {
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, program) = program();
+            peer.write_all(&data(b"more to come")).unwrap();
+            reset(program);
+            app.ready(Interest::ERROR).await.unwrap();
+            let session = async {
+                let ended = conn.run(App::Tcp(app), &listed, None).await;
+                (ended, conn.is_at_rest())
+            };
+            let peers = tokio::task::spawn_blocking(move || {
+                peer.read_exact(&mut [0; HEADER]).unwrap(); // RESET: it is settling
+                peer.write_all(&[data(b"too late"), Frame::Reset.header().into()].concat())
+                    .unwrap();
+                peer
+            });
+            let (((end, reusable), at_rest), _peer) = tokio::join!(session, peers);
+            assert!(matches!(end, End::AppReset(_)), "{end:?}");
+            assert!(reusable && at_rest);
+        });
     }
 }
