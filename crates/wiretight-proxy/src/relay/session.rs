@@ -179,18 +179,18 @@ impl Conn {
             })
             .await
         };
-        let (sent_end, read_end) = (marks.sent.get(), marks.read.get());
+        let (queued_end, read_end) = (marks.queued.get(), marks.read.get());
         let whole = match end {
             End::Done => return (end, framed),
             End::PeerReset => framed,
-            // RESET says it, unless our FIN is out already or the peer is not reading: then only the end
-            // of the connection does.
-            End::AppReset(_) | End::Idle => framed && !sent_end && !writer.is_behind(),
+            // RESET says it, unless our FIN is on its way already or the peer is not reading: then only the
+            // end of the connection does.
+            End::AppReset(_) | End::Idle => framed && !queued_end && !writer.is_behind(),
             End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
         };
         app.abort();
         let settled = whole && {
-            let settle = settle(&mut reader, &mut writer, &mut self.inbox, sent_end, read_end);
+            let settle = settle(&mut reader, &mut writer, &mut self.inbox, queued_end, read_end);
             matches!(timeout(SETTLE, settle).await, Ok(Ok(())))
         };
         (end, settled)
@@ -291,6 +291,9 @@ impl Inbox {
 /// How far the ends of the two directions have come.
 #[derive(Default)]
 struct Marks {
+    /// Our end mark stands behind what waits to be sent: no other may follow it.
+    queued: Cell<bool>,
+    /// It is sent.
     sent: Cell<bool>,
     /// The peer's end mark is cut out of the stream: no other will come, whether or not the program takes
     /// what came before it.
@@ -326,6 +329,7 @@ async fn up(
             } else {
                 tls.close();
             }
+            marks.queued.set(true);
             flush(tls, app).await?;
             marks.sent.set(true);
             return Err(End::AppReset(app.aborted().await));
@@ -456,10 +460,10 @@ async fn settle(
     reader: &mut TlsReader<'_>,
     writer: &mut TlsWriter<'_>,
     inbox: &mut Inbox,
-    sent_end: bool,
+    queued_end: bool,
     read_end: bool,
 ) -> Result<(), End> {
-    if !sent_end {
+    if !queued_end {
         writer.queue(&Frame::Reset.header()).map_err(End::Broken)?;
     }
     let send = writer.flush();
@@ -486,7 +490,7 @@ async fn quiet(live: &Live, limit: Option<Duration>) {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{TcpListener as StdListener, TcpStream as StdStream};
+    use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
     use std::sync::Arc;
 
     use tokio::io::Interest;
@@ -587,6 +591,54 @@ mod tests {
             let (((end, reusable), at_rest), _peer) = tokio::join!(session, peers);
             assert!(matches!(end, End::AppReset(_)), "{end:?}");
             assert!(reusable && at_rest);
+        });
+    }
+
+    /// The frames of a stream, DATA left out.
+    fn marks(mut stream: &[u8]) -> Vec<Frame> {
+        let (mut cutter, mut marks) = (Cutter::default(), Vec::new());
+        while let Some(event) = cutter.next(&mut stream).unwrap() {
+            match event {
+                Event::Frame(Frame::Data(_)) | Event::Body(_) => {}
+                Event::Frame(mark) => marks.push(mark),
+            }
+        }
+        marks
+    }
+
+    #[test]
+    fn no_reset_follows_a_fin_that_waits_to_be_sent() {
+        run(async {
+            for fin in [true, false] {
+                let (mut conn, listed, _table, mut peer) = connected().await;
+                let (app, program) = program();
+                // The peer reads nothing, and the way to it is full.
+                let (_, mut writer) = conn.tls.split();
+                while timeout(Duration::from_secs(1), writer.flush()).await.is_ok() {
+                    (0..64).for_each(|_| writer.queue(&data(&[7; 16_000])).unwrap());
+                }
+                if fin {
+                    program.shutdown(Shutdown::Write).unwrap();
+                    app.readable().await.unwrap();
+                }
+                // The session looks first, so the FIN waits already when the peer's RESET comes.
+                let session = async {
+                    let ended = conn.run(App::Tcp(app), &listed, None).await;
+                    conn.tls.close();
+                    ended
+                };
+                let abort = async {
+                    peer.write_all(&Frame::Reset.header()).unwrap();
+                    let all = move || {
+                        let mut all = Vec::new();
+                        peer.read_to_end(&mut all).map(|_| all)
+                    };
+                    tokio::task::spawn_blocking(all).await.unwrap().unwrap()
+                };
+                let ((end, reusable), all) = tokio::join!(session, abort);
+                assert!(matches!(end, End::PeerReset) && reusable, "{end:?}");
+                assert_eq!(marks(&all), [if fin { Frame::Fin } else { Frame::Reset }]);
+            }
         });
     }
 }
