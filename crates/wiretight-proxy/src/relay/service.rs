@@ -255,7 +255,7 @@ async fn connect(
                         proxy_protocol::header(live.addr(), to, &live.peer().id().clone(), &cipher);
                     let (_, mut writer) = app.split();
                     let slices = &mut [std::io::IoSlice::new(&header)];
-                    if let Err(e) = writer.write_all(slices).await {
+                    if let Err(e) = writer.write_all(slices, |_| ()).await {
                         last = format!("{}: {e}", *lease);
                         service.balancer.failed(&lease);
                         tried.push(lease.clone());

@@ -330,7 +330,7 @@ async fn up(
                 tls.close();
             }
             marks.queued.set(true);
-            flush(tls, app).await?;
+            flush(tls, app, live).await?;
             marks.sent.set(true);
             return Err(End::AppReset(app.aborted().await));
         }
@@ -340,15 +340,15 @@ async fn up(
         tls.queue(&buffer).map_err(End::Broken)?;
         drop(buffer); // rustls holds the records: the plaintext need not wait with them
         live.sent(n);
-        flush(tls, app).await?;
+        flush(tls, app, live).await?;
     }
 }
 
 /// Sends what waits, unless the program aborts while the peer does not read.
-async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>) -> Result<(), End> {
+async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>, live: &Live) -> Result<(), End> {
     tokio::select! {
         biased;
-        flushed = tls.flush() => flushed.map_err(End::Broken),
+        flushed = tls.flush_telling(|| live.progressed()) => flushed.map_err(End::Broken),
         error = app.aborted() => Err(End::AppReset(error)),
     }
 }
@@ -358,10 +358,11 @@ async fn deliver(
     app: &mut AppWriter<'_>,
     slices: &mut [IoSlice<'_>],
     tls: &TlsReader<'_>,
+    live: &Live,
 ) -> Result<(), End> {
     tokio::select! {
         biased;
-        written = app.write_all(slices) => written.map_err(End::AppReset),
+        written = app.write_all(slices, |n| live.received(n)) => written.map_err(End::AppReset),
         error = tls.aborted() => Err(End::Broken(error)),
     }
 }
@@ -393,14 +394,13 @@ async fn down(
             continue;
         };
         if !framed {
-            live.received(buffer.len());
-            deliver(app, &mut [IoSlice::new(buffer)], tls).await?;
+            deliver(app, &mut [IoSlice::new(buffer)], tls, live).await?;
             *slot = None;
             continue;
         }
         // As many pieces of DATA as there are, then at most one other frame.
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let (mut used, mut bytes, mut mark) = (0, 0, None);
+        let (mut used, mut mark) = (0, None);
         while used < SLICES && mark.is_none() {
             let mut input = &buffer[*at..];
             let event = cutter.next(&mut input);
@@ -412,7 +412,6 @@ async fn down(
                 Some(Event::Body(piece)) => {
                     slices[used] = IoSlice::new(piece);
                     used += 1;
-                    bytes += piece.len();
                 }
             }
         }
@@ -420,8 +419,7 @@ async fn down(
             marks.read.set(true);
         }
         if used > 0 {
-            live.received(bytes);
-            deliver(app, &mut slices[..used], tls).await?;
+            deliver(app, &mut slices[..used], tls, live).await?;
         }
         if *at == buffer.len() {
             *slot = None;
@@ -476,14 +474,14 @@ async fn settle(
 /// Ends when nothing has moved for `limit`; never, without one.
 async fn quiet(live: &Live, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
-    let mut moved = live.moved();
+    let mut before = live.progress();
     loop {
         tokio::time::sleep(limit).await;
-        let now = live.moved();
-        if now == moved {
+        let now = live.progress();
+        if now == before {
             return;
         }
-        moved = now;
+        before = now;
     }
 }
 
@@ -493,6 +491,7 @@ mod tests {
     use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
     use std::sync::Arc;
 
+    use socket2::{Domain, SockRef, Socket, Type};
     use tokio::io::Interest;
     use tokio::net::{TcpListener, TcpStream};
     use wiretight_keys::Role;
@@ -535,8 +534,15 @@ mod tests {
 
     /// A program's connection: our end and its own.
     fn program() -> (TcpStream, StdStream) {
+        program_by(&Socket::new(Domain::IPV4, Type::STREAM, None).unwrap())
+    }
+
+    /// The same, by a socket that is made already.
+    fn program_by(socket: &Socket) -> (TcpStream, StdStream) {
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
-        let theirs = crate::rig::connect(listener.local_addr().unwrap());
+        socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let theirs = StdStream::from(socket.try_clone().unwrap());
+        theirs.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let ours = listener.accept().unwrap().0;
         ours.set_nonblocking(true).unwrap();
         (TcpStream::from_std(ours).unwrap(), theirs)
@@ -639,6 +645,52 @@ mod tests {
                 assert!(matches!(end, End::PeerReset) && reusable, "{end:?}");
                 assert_eq!(marks(&all), [if fin { Frame::Fin } else { Frame::Reset }]);
             }
+        });
+    }
+
+    #[test]
+    fn each_part_that_a_socket_takes_is_progress() {
+        run(async {
+            // To the program: what comes with one read, and is more than its sockets hold.
+            const LEN: usize = 40_000;
+            let (mut conn, listed, table, mut peer) = connected().await;
+            let small = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            small.set_recv_buffer_size(4096).unwrap();
+            let (app, mut program) = program_by(&small);
+            SockRef::from(&app).set_send_buffer_size(4096).unwrap();
+            program.shutdown(Shutdown::Write).unwrap();
+            peer.write_all(&[data(&[7; LEN]), Frame::Fin.header().into()].concat()).unwrap();
+            while conn.tls.socket().peek(&mut [0; 2 * LEN]).await.unwrap() < LEN + 2 * HEADER {}
+            let moved = || table.connections(1).remove(0).bytes_in as usize;
+            let (end, reader) = {
+                let mut session = pin!(conn.run(App::Tcp(app), &listed, None));
+                while moved() == 0 {
+                    let _ = timeout(Duration::from_millis(10), session.as_mut()).await;
+                }
+                assert!(moved() < LEN, "all was counted before it was taken");
+                let all = move || program.read_to_end(&mut Vec::new()).unwrap();
+                let reader = std::thread::spawn(all);
+                (session.await.0, reader)
+            };
+            assert!(matches!(end, End::Done), "{end:?}");
+            assert_eq!((moved(), reader.join().unwrap()), (LEN, LEN));
+
+            // To the peer: the same.
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, mut program) = self::program();
+            SockRef::from(conn.tls.socket()).set_send_buffer_size(4096).unwrap();
+            peer.write_all(&Frame::Fin.header()).unwrap();
+            program.write_all(&[7; CHUNK - HEADER]).unwrap();
+            program.shutdown(Shutdown::Write).unwrap();
+            let reader = std::thread::spawn(move || {
+                let _ = peer.read_exact(&mut [0; CHUNK]);
+                peer
+            });
+            let (end, _) = conn.run(App::Tcp(app), &listed, None).await;
+            assert!(matches!(end, End::Done), "{end:?}");
+            let parts = listed.progress();
+            assert!(parts > 4, "a chunk went through a buffer of 8 KiB in {parts} parts");
+            drop(reader.join().unwrap());
         });
     }
 }
