@@ -16,7 +16,7 @@ use rig::tls::{Stranger, TlsClient};
 use rig::*;
 use rustls::AlertDescription;
 use rustls::crypto::aws_lc_rs::kx_group;
-use wiretight_keys::{Id, TrustBundle};
+use wiretight_keys::{Id, Leaf, TrustBundle};
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
 use wiretight_proxy::wire::{Frame, Open};
@@ -231,6 +231,26 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
         pair.ca.give(peer, &[id], 60);
         eventually("the new certificate holds", || ping(&mut pair.connect(), b"again").is_ok());
     }
+}
+
+#[test]
+fn a_connection_that_a_cut_has_missed_opens_no_session() {
+    let (pair, told) = watched();
+    let to = pair.service.listen;
+    let cert = pair.ca.issue("service/web", 3600);
+    let serial = Leaf::parse(&cert.0[0]).unwrap().serial;
+    let mut missed = Stranger::new(cert).connect(to).unwrap();
+    let fellow = good(&pair).connect(to).unwrap();
+    eventually("both are listed", || pair.b.status(10).connections.len() == 4); // two are the pair's own
+    let roots = vec![pair.ca.root.clone()];
+    // Revoked, and nothing is cut: as if it had been listed a moment after that.
+    let bundle = TrustBundle::new(pair.ca.td.clone(), roots, BTreeSet::from([serial])).unwrap();
+    pair.mesh_b.set_bundle(bundle);
+    missed.write_all(&open()).unwrap();
+    assert!(!matches!(missed.read(&mut [0]), Ok(1..)));
+    expect_refused(&pair.b, Side::Service, "revoked");
+    assert!(told.try_recv().is_err());
+    assert_let_in(fellow);
 }
 
 #[test]

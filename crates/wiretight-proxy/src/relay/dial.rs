@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection};
 use tokio::net::TcpStream;
-use wiretight_keys::{Id, SpiffeId, TrustBundle};
+use wiretight_keys::{Id, Refusal, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -23,6 +23,7 @@ use super::net;
 use super::service::explain;
 use super::session::{Answer, Conn, End};
 use super::settings::{DialSettings, HostPort};
+use super::stands;
 use crate::buffer::{Buffer, CHUNK};
 use crate::mesh::{Mesh, now};
 use crate::stream::TlsStream;
@@ -114,9 +115,9 @@ impl Idle {
     }
 
     /// Whether a session may still begin on it.
-    fn is_good(&mut self, bundle: &TrustBundle) -> bool {
+    fn is_good(&mut self, mesh: &Mesh) -> bool {
         let Ready { conn, listed, give_up } = &mut self.ready;
-        now() < *give_up && !bundle.is_revoked(listed.peer().serial()) && conn.tls.is_quiet()
+        now() < *give_up && stands(mesh, listed.peer()) && conn.tls.is_quiet()
     }
 }
 
@@ -168,8 +169,8 @@ impl Shelf {
     /// Whether an idle connection is still of use. In TLS 1.3 a server's opinion of our certificate comes
     /// after the handshake: one that is hung up on before it was used has failed like one that never
     /// came about.
-    fn check(&mut self, idle: &mut Idle, bundle: &TrustBundle) -> bool {
-        let good = idle.is_good(bundle);
+    fn check(&mut self, idle: &mut Idle, mesh: &Mesh) -> bool {
+        let good = idle.is_good(mesh);
         let listed = &idle.ready.listed;
         match good {
             true if listed.age() >= SETTLED => (self.failures, self.retry_at) = (0, None),
@@ -358,13 +359,12 @@ impl Pool {
 
     /// Takes an idle connection off the shelf, and sees to it that there will be another.
     fn take(self: &Rc<Pool>, to: &HostPort) -> Option<Ready> {
-        let bundle = self.dial.mesh.bundle();
         let (ready, short) = self.shelf(to, |shelf| {
             let mut ready = None;
             while ready.is_none()
                 && let Some(mut idle) = shelf.idle.pop()
             {
-                ready = shelf.check(&mut idle, &bundle).then_some(idle.ready);
+                ready = shelf.check(&mut idle, &self.dial.mesh).then_some(idle.ready);
             }
             shelf.low = shelf.low.min(shelf.idle.len());
             (ready, shelf.idle.len() < WARM)
@@ -431,7 +431,6 @@ impl Pool {
     /// Every second: drops idle connections that are of no more use, gives up what nobody needed for a
     /// while, and keeps a few ready for each instance.
     pub(crate) fn sweep(self: &Rc<Pool>) {
-        let bundle = self.dial.mesh.bundle();
         let window_over = self.window.borrow().elapsed() >= WINDOW;
         if window_over {
             *self.window.borrow_mut() = Instant::now();
@@ -442,7 +441,7 @@ impl Pool {
         shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming);
         for shelf in shelves.values_mut() {
             let mut idle = std::mem::take(&mut shelf.idle);
-            idle.retain_mut(|idle| has_identity && shelf.check(idle, &bundle));
+            idle.retain_mut(|idle| has_identity && shelf.check(idle, &self.dial.mesh));
             shelf.idle = idle;
             if window_over {
                 let spare = shelf.low.min(shelf.idle.len()).saturating_sub(WARM);
@@ -500,6 +499,11 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, Str
     let service = &dial.settings.service;
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
     let listed = listed.ok_or(("too_many_connections", String::new()))?;
+    // Whoever was revoked before it was listed has not been cut with the others.
+    if !stands(&dial.mesh, listed.peer()) {
+        let refusal = Refusal::Revoked(listed.peer().id().clone());
+        return Err((refusal.reason(), refusal.to_string()));
+    }
     Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })
 }
 

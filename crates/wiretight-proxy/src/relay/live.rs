@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use slab::Slab;
 use tokio::sync::Notify;
-use wiretight_keys::{Name, Role, Serial, SpiffeId, VerifiedPeer};
+use wiretight_keys::{Name, Role, SpiffeId, VerifiedPeer};
 
 use crate::mesh::now;
 use crate::quota::LogQuota;
@@ -358,10 +358,10 @@ impl Table {
         Some(Listed { table: self.clone(), key, live })
     }
 
-    /// Cuts every connection of a revoked certificate; returns how many.
-    pub(crate) fn cut_revoked(&self, revoked: impl Fn(&Serial) -> bool) -> usize {
+    /// Cuts the connections of every peer that does not stand; returns how many.
+    pub(crate) fn cut_unless(&self, stands: impl Fn(&VerifiedPeer) -> bool) -> usize {
         let live = lock(&self.live);
-        let doomed = live.iter().filter(|(_, l)| revoked(l.peer.serial()));
+        let doomed = live.iter().filter(|(_, l)| !stands(&l.peer));
         doomed.map(|(_, l)| l.cut_now(1)).count()
     }
 

@@ -30,7 +30,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
-use wiretight_keys::Name;
+use wiretight_keys::{Name, VerifiedPeer};
 
 use dial::Dial;
 use live::Table;
@@ -56,6 +56,13 @@ struct Listener {
     stop: watch::Sender<bool>,
     /// Held by the workers, too, as long as their sockets listen.
     open: Arc<()>,
+}
+
+/// Whether a peer that was verified once may still be dealt with: nobody starts a session, or goes on with
+/// one, with a peer that does not stand. (Time is looked at apart from this: a session may outlive the
+/// certificate that it began with.)
+fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
+    !mesh.bundle().is_revoked(peer.serial())
 }
 
 /// How long to wait for workers to close sockets that are no longer wanted.
@@ -219,10 +226,9 @@ impl Relay {
         Ok(())
     }
 
-    /// Cuts the connections of every certificate that the bundle now revokes; returns how many.
+    /// Cuts the connections of every peer that the bundle now revokes; returns how many.
     pub fn cut_revoked(&self) -> usize {
-        let bundle = self.mesh.bundle();
-        self.table.cut_revoked(|serial| bundle.is_revoked(serial))
+        self.table.cut_unless(|peer| stands(&self.mesh, peer))
     }
 
     /// What is going on, with up to `max` connections.

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use rustls::server::ClientHello;
 use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
-use wiretight_keys::Id;
+use wiretight_keys::{Id, Refusal};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -20,6 +20,7 @@ use super::net;
 use super::proxy_protocol;
 use super::session::{Conn, End};
 use super::settings::{Backend, ServiceSettings};
+use super::stands;
 use super::worker::{HandshakeSlot, Over};
 use crate::mesh::{Mesh, now};
 use crate::stream::{HandshakeError, TlsStream};
@@ -71,6 +72,16 @@ impl Service {
         if ours { self.tls.clone() } else { self.raw_tls.clone() }
     }
 
+    /// Whether the peer still stands; if not, that is said in the log.
+    fn vouch(&self, listed: &Listed) -> bool {
+        let stands = stands(&self.mesh, listed.peer());
+        if !stands {
+            let refusal = Refusal::Revoked(listed.peer().id().clone());
+            self.refuse(listed.addr(), Some(listed), refusal.reason(), refusal.to_string());
+        }
+        stands
+    }
+
     fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: &'static str, detail: String) {
         let peer = live.map(|l| l.peer().id());
         self.table.refuse(Side::Service, &self.settings.name, from, peer, reason, detail);
@@ -99,8 +110,8 @@ pub(crate) async fn serve(
         let idle = Idle::new(&service.totals);
         let open = tokio::select! {
             biased;
-            open = conn.read_open() => open,
             _ = listed.cut() => return conn.tls.abort(),
+            open = conn.read_open() => open,
             () = over.wait() => return conn.tls.close(),
         };
         drop(idle);
@@ -119,6 +130,9 @@ pub(crate) async fn serve(
         if over.is_now() || own.is_none() || now() > listed.peer().not_after() {
             // Not acted upon: the client may ask again, here or elsewhere (wire.md).
             return conn.tls.close();
+        }
+        if !service.vouch(&listed) {
+            return conn.tls.abort();
         }
         let opening = service.table.opening();
         let refusal = if open.service != service.settings.name {
@@ -199,6 +213,11 @@ async fn accept(
         tls.close();
         return None;
     };
+    // Whoever was revoked before it was listed has not been cut with the others.
+    if !service.vouch(&listed) {
+        tls.abort();
+        return None;
+    }
     Some((Conn::new(tls, negotiated.alpn), listed))
 }
 

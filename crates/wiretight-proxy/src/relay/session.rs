@@ -163,6 +163,10 @@ impl Conn {
             let mut quiet = pin!(quiet(live, idle_timeout));
             let mut cut = pin!(live.cut());
             poll_fn(|cx| {
+                // First, so that not a byte more goes either way.
+                if let Poll::Ready(why) = cut.as_mut().poll(cx) {
+                    return Poll::Ready(End::Cut(why));
+                }
                 if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
                     return Poll::Ready(end);
                 }
@@ -172,10 +176,7 @@ impl Conn {
                 if marks.sent.get() && marks.got.get() {
                     return Poll::Ready(End::Done);
                 }
-                if quiet.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(End::Idle);
-                }
-                cut.as_mut().poll(cx).map(End::Cut)
+                quiet.as_mut().poll(cx).map(|()| End::Idle)
             })
             .await
         };
@@ -691,6 +692,37 @@ mod tests {
             let parts = listed.progress();
             assert!(parts > 4, "a chunk went through a buffer of 8 KiB in {parts} parts");
             drop(reader.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_cut_comes_before_whatever_else_is_ready() {
+        run(async {
+            for cut in [true, false] {
+                let (mut conn, listed, table, mut peer) = connected().await;
+                let (app, mut program) = program();
+                peer.write_all(&[data(b"secret"), Frame::Fin.header().into()].concat()).unwrap();
+                program.write_all(b"another").unwrap();
+                program.shutdown(Shutdown::Write).unwrap();
+                app.readable().await.unwrap();
+                conn.tls.socket().readable().await.unwrap();
+                if cut {
+                    table.cut_all();
+                }
+                let (end, _) = conn.run(App::Tcp(app), &listed, None).await;
+                conn.tls.close();
+                let mut got = Vec::new();
+                let read = program.read_to_end(&mut got);
+                let mut told = Vec::new();
+                peer.read_to_end(&mut told).unwrap();
+                if cut {
+                    assert!(matches!(end, End::Cut("stopped")), "{end:?}");
+                    assert!(read.is_err() && got.is_empty() && told.is_empty());
+                } else {
+                    assert!(matches!(end, End::Done), "{end:?}");
+                    assert!(read.is_ok() && got == b"secret" && !told.is_empty());
+                }
+            }
         });
     }
 }
