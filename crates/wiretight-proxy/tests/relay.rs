@@ -696,6 +696,24 @@ fn a_removed_dial_keeps_live_sessions() {
 }
 
 #[test]
+fn a_dial_that_is_gone_keeps_no_connection_for_later() {
+    let pair = Pair::new(&[backend(echo)]);
+    let (mut one, mut other) = (pair.connect(), pair.connect());
+    ping(&mut one, b"one").unwrap();
+    ping(&mut other, b"other").unwrap();
+    // While it is there, it does: what a session leaves is idle.
+    let busy = |pair: &Pair| pair.b.status(10).connections.iter().filter(|c| c.busy).count();
+    ping(&mut pair.connect(), b"third").unwrap();
+    eventually("the third session ends", || busy(&pair) == 2);
+    assert!(pair.b.status(10).connections.len() > 2);
+    pair.a.apply(&RelaySettings::default()).unwrap();
+    eventually("idle connections close", || pair.b.status(10).connections.len() == 2);
+    drop(one);
+    eventually("its connection closes too", || pair.b.status(10).connections.len() == 1);
+    ping(&mut other, b"still here").unwrap();
+}
+
+#[test]
 fn settings_with_an_address_in_use_change_nothing_at_all() {
     let pair = Pair::new(&[backend(echo)]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

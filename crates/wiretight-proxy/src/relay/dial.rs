@@ -1,7 +1,7 @@
 //! `[[dial]]`: plain connections in from a local program, mesh connections out; and the pool of idle
 //! authenticated connections that makes a new one cost no handshake.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -186,6 +186,8 @@ pub(crate) struct Pool {
     dial: Arc<Dial>,
     shelves: RefCell<HashMap<HostPort, Shelf>>,
     window: RefCell<Instant>,
+    /// Another has taken its place: it lives on for the sessions that it has, and keeps nothing.
+    closed: Cell<bool>,
 }
 
 /// What an attempt at one instance came to.
@@ -200,7 +202,7 @@ enum Attempt {
 impl Pool {
     pub(crate) fn new(dial: Arc<Dial>) -> Rc<Pool> {
         let window = RefCell::new(Instant::now());
-        Rc::new(Pool { dial, shelves: RefCell::default(), window })
+        Rc::new(Pool { dial, shelves: RefCell::default(), window, closed: Cell::new(false) })
     }
 
     pub(crate) fn dial(&self) -> &Arc<Dial> {
@@ -378,7 +380,7 @@ impl Pool {
     /// Puts a connection back.
     fn put(&self, to: &HostPort, ready: Ready) {
         // A peer that sent more after its end mark is not to be trusted with another session.
-        if now() >= ready.give_up || !ready.conn.is_at_rest() {
+        if self.closed.get() || now() >= ready.give_up || !ready.conn.is_at_rest() {
             return ready.conn.tls.close();
         }
         self.shelf(to, |shelf| match shelf.idle.len() < MAX_IDLE {
@@ -389,6 +391,9 @@ impl Pool {
 
     /// Connects ahead of need, one at a time for each instance.
     fn warm(self: &Rc<Pool>, to: &HostPort) {
+        if self.closed.get() {
+            return;
+        }
         let due = self.shelf(to, |shelf| {
             let due = !shelf.warming
                 && !shelf.raw
@@ -403,6 +408,12 @@ impl Pool {
         let (pool, to) = (self.clone(), to.clone());
         tokio::task::spawn_local(async move {
             let connected = connect(&pool.dial, &to).await;
+            if pool.closed.get() {
+                if let Ok(ready) = connected {
+                    ready.conn.tls.close();
+                }
+                return;
+            }
             let again = pool.shelf(&to, |shelf| {
                 shelf.warming = false;
                 match connected {
@@ -456,8 +467,9 @@ impl Pool {
         }
     }
 
-    /// Closes all idle connections.
-    pub(crate) fn clear(&self) {
+    /// Closes all idle connections, and from now on those that become idle.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
         for (_, shelf) in self.shelves.borrow_mut().drain() {
             shelf.idle.into_iter().for_each(|idle| idle.ready.conn.tls.close());
         }

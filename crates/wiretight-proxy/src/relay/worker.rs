@@ -114,7 +114,7 @@ impl Listener {
             }
         }
         if let Some(pool) = pool {
-            pool.clear();
+            pool.close();
         }
     }
 
@@ -122,7 +122,7 @@ impl Listener {
     fn pool(&self, pool: &mut Option<Rc<Pool>>) -> Option<Rc<Pool>> {
         let Purpose::Dial(dial) = &**self.purpose.load() else {
             if let Some(old) = pool.take() {
-                old.clear();
+                old.close();
             }
             return None;
         };
@@ -132,7 +132,7 @@ impl Listener {
         }
         let new = Pool::new(dial.clone());
         if let Some(old) = pool.replace(new.clone()) {
-            old.clear();
+            old.close();
         }
         Some(new)
     }
