@@ -217,15 +217,11 @@ impl Pool {
         let opening = dial.table.opening();
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
         // protocol in which the server speaks first sends an OPEN alone.
-        let mut first = Buffer::take();
-        let at = dial.open.len() + HEADER;
-        first.room()[..dial.open.len()].copy_from_slice(&dial.open);
-        let sent = app.try_read(&mut first.room()[at..CHUNK]).unwrap_or(0);
-        first.set_len(dial.open.len());
-        if sent > 0 {
-            first.room()[dial.open.len()..at].copy_from_slice(&Frame::Data(sent).header());
-            first.set_len(at + sent);
-        }
+        let early = open_with_data(&dial.open, &app);
+        let (first, sent) = match &early {
+            Some((buffer, sent)) => (&**buffer, *sent),
+            None => (&*dial.open, 0),
+        };
 
         let mut tried = Vec::new();
         let (mut reason, mut detail) =
@@ -234,7 +230,7 @@ impl Pool {
         let found = loop {
             let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) else { break None };
             where_to = lease.to_string();
-            match self.attempt(&lease, &first, sent).await {
+            match self.attempt(&lease, first, sent).await {
                 Attempt::Opened(ready) => {
                     dial.balancer.succeeded(&lease);
                     break Some((ready, lease));
@@ -252,7 +248,7 @@ impl Pool {
                 }
             }
         };
-        drop(first);
+        drop(early);
         let Some((ready, lease)) = found else {
             if tried.is_empty() {
                 dial.refuse(&where_to, reason, detail);
@@ -482,6 +478,18 @@ impl Pool {
             None => f(shelves.entry(to.clone()).or_default()),
         }
     }
+}
+
+/// An OPEN together with what the program has sent already, and how much that is; `None`, and no buffer
+/// held while an instance is looked for, if it has sent nothing.
+fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
+    let mut buffer = Buffer::take();
+    let at = open.len() + HEADER;
+    let sent = app.try_read(&mut buffer.room()[at..CHUNK])?;
+    buffer.room()[..open.len()].copy_from_slice(open);
+    buffer.room()[open.len()..at].copy_from_slice(&Frame::Data(sent).header());
+    buffer.set_len(at + sent);
+    Some((buffer, sent))
 }
 
 /// Connects, shakes hands and lists the connection.
