@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use wiretight_keys::{Id, Refusal, SpiffeId};
 
 use super::app::App;
@@ -32,6 +33,8 @@ use crate::wire::{Frame, HEADER, Open, Refused};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long an answer is looked for on a connection that broke. What there is of one is there already.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Idle connections kept ready for each instance by each worker, used or not.
 const WARM: usize = 2;
 /// The most that are kept of those that were used.
@@ -309,7 +312,7 @@ impl Pool {
             }
             let answer = match ready.conn.send(first).await {
                 Ok(()) => ready.conn.read_answer().await,
-                Err(e) => Err(End::Broken(e)),
+                Err(e) => last_words(&mut ready.conn, e).await,
             };
             match answer {
                 Ok(Answer::Opened) => return Attempt::Opened(ready),
@@ -527,6 +530,17 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, Str
     Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })
 }
 
+/// After a failed write: what the server said before the connection broke, if that was an answer by which
+/// nothing has reached a backend. A server that has just retired an idle connection resets it when an OPEN
+/// comes, and its close_notify is still there to be read.
+async fn last_words(conn: &mut Conn, error: io::Error) -> Result<Answer, End> {
+    match timeout(LAST_WORDS, conn.read_answer()).await {
+        Ok(Ok(answer @ (Answer::Retired | Answer::Refused(_)))) => Ok(answer),
+        Ok(Err(End::Broken(read))) if alert(&read).is_some() => Err(End::Broken(read)),
+        _ => Err(End::Broken(error)),
+    }
+}
+
 /// The peer's alert, if that is what broke the connection.
 fn alert(error: &io::Error) -> Option<String> {
     match error.get_ref()?.downcast_ref()? {
@@ -534,5 +548,40 @@ fn alert(error: &io::Error) -> Option<String> {
             "the peer did not accept our certificate or offer ({alert:?}); its log says why"
         )),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::session::tests::{connected, run};
+    use super::*;
+    use crate::rig::reset;
+
+    #[test]
+    fn a_connection_that_was_retired_and_then_broke_says_so() {
+        run(async {
+            for retired in [true, false] {
+                let (mut conn, _listed, _table, mut peer) = connected().await;
+                if retired {
+                    peer.conn.send_close_notify();
+                    peer.flush().unwrap();
+                }
+                reset(peer.sock);
+                let error = loop {
+                    match conn.send(&[0; 1000]).await {
+                        Ok(()) => tokio::task::yield_now().await,
+                        Err(error) => break error,
+                    }
+                };
+                let kind = error.kind();
+                match last_words(&mut conn, error).await {
+                    Ok(Answer::Retired) => assert!(retired),
+                    Err(End::Broken(e)) => assert!(!retired && e.kind() == kind, "{e}"),
+                    _ => panic!("it said something else"),
+                }
+            }
+        });
     }
 }

@@ -487,7 +487,7 @@ async fn quiet(live: &Live, limit: Option<Duration>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
     use std::sync::Arc;
@@ -505,8 +505,8 @@ mod tests {
 
     /// Runs a test on a runtime like a worker's.
     pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(test)
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build_local(Default::default()).unwrap().block_on(test)
     }
 
     /// Our end of a connection, listed, and the peer's by hand.
