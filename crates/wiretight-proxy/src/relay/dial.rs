@@ -553,11 +553,58 @@ fn alert(error: &io::Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc;
 
     use super::super::session::tests::{connected, run};
     use super::*;
-    use crate::rig::reset;
+    use crate::rig::{self, Ca, TRUST_DOMAIN, is_reset, reset};
+
+    /// An instance that takes what comes with one read, tells of it and breaks the connection.
+    fn breaking(ca: &Ca, tell: &mpsc::Sender<Vec<u8>>) -> SocketAddr {
+        let tell = tell.clone();
+        rig::tls::server(ca.issue("service/db", 3600), true, move |mut tls| {
+            let mut got = vec![0; 1024];
+            if let Ok(n @ 1..) = tls.read(&mut got) {
+                got.truncate(n);
+                tell.send(got).unwrap();
+            }
+        })
+    }
+
+    /// What two instances get to see of one program that has said `word` before its dial looks.
+    fn seen_of_two_that_break(word: &[u8]) -> Vec<Vec<u8>> {
+        let ca = Ca::new(TRUST_DOMAIN);
+        let (tell, told) = mpsc::channel();
+        let to = [breaking(&ca, &tell), breaking(&ca, &tell)];
+        let settings = rig::dial(rig::free(), &to);
+        let dial = Dial::new(settings, &ca.mesh(&["service/web"]), &Arc::default(), None);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut program = rig::connect(listener.local_addr().unwrap());
+        program.write_all(word).unwrap();
+        let (socket, from) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        run(async {
+            let socket = TcpStream::from_std(socket).unwrap();
+            if !word.is_empty() {
+                socket.readable().await.unwrap();
+            }
+            Pool::new(Arc::new(dial.unwrap())).serve(socket, from).await;
+        });
+        assert!(is_reset(&mut program));
+        told.try_iter().collect()
+    }
+
+    #[test]
+    fn what_a_program_has_said_travels_with_the_open_and_is_said_once() {
+        // It may have reached a backend: the other instance is not asked.
+        let seen = seen_of_two_that_break(b"first");
+        let open = Open { service: rig::name("db"), destination: None }.encode();
+        assert_eq!(seen, [[&open, &Frame::Data(5).header()[..], b"first"].concat()]);
+        // An OPEN alone has done nothing yet: it is.
+        assert_eq!(seen_of_two_that_break(b""), [open.clone(), open]);
+    }
 
     #[test]
     fn a_connection_that_was_retired_and_then_broke_says_so() {
