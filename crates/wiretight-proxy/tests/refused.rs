@@ -203,6 +203,32 @@ fn who_is_not_on_the_allow_list_reaches_no_backend() {
 }
 
 #[test]
+fn settings_that_change_during_a_handshake_decide_what_it_leads_to() {
+    let (pair, told) = watched();
+    let greet = || Stranger { alpn: false, ..good(&pair) }.greet(pair.service.listen).unwrap();
+    let mut nobody = pair.service.clone();
+    nobody.allow.clear();
+    let mut other = pair.service.clone();
+    other.name = name("other");
+    for services in [&[][..], &[&nobody], &[&other]] {
+        let mut raw = greet();
+        pair.apply_services(services);
+        assert_eq!(raw.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
+        assert!(told.try_recv().is_err());
+        pair.apply_services(&[&pair.service]);
+    }
+    assert_eq!(refused(&pair.b, Side::Service, "not_allowed"), 1);
+    // Other things may change: it is served by what is configured now.
+    let mut raw = greet();
+    let mut quick = pair.service.clone();
+    quick.idle_timeout = Some(Duration::from_secs(100));
+    pair.apply_services(&[&quick]);
+    raw.write_all(b"hello").unwrap();
+    raw.read_exact(&mut [0; 5]).unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+}
+
+#[test]
 fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
     for revoked_by in [Side::Service, Side::Dial] {
         let (pair, told) = watched();

@@ -100,6 +100,10 @@ pub(crate) async fn serve(
     net::tune(&socket);
     let Some((mut conn, listed)) = accept(&service, socket, from).await else { return };
     drop(slot);
+    // What is configured now decides, not what was when the handshake began. It was shaken in the name of
+    // one service: no other may take it over.
+    let newest = move || newest().filter(|new| new.settings.name == service.settings.name);
+    let Some(service) = newest().filter(|_| !over.is_now()) else { return conn.tls.close() };
 
     if !conn.framed {
         serve_raw(&service, conn, &listed).await;
@@ -124,7 +128,7 @@ pub(crate) async fn serve(
             }
             Err(_) => return, // the peer's process or network went away; nothing was begun
         };
-        // What is configured now decides, not what was when the connection was made.
+        // As above: the connection may have waited for hours.
         let Some(service) = newest() else { return conn.tls.close() };
         let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
         if over.is_now() || own.is_none() || now() > listed.peer().not_after() {
