@@ -585,6 +585,26 @@ fn a_unix_backend_with_a_full_backlog_is_waited_for() {
 }
 
 #[test]
+fn backends_that_hang_are_said_before_the_caller_gives_up() {
+    // Three seconds each would be longer than it waits.
+    let dir = tempfile::tempdir().unwrap();
+    let full = |n: u32| {
+        let path = dir.path().join(format!("{n}.sock"));
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        (UnixStream::connect(&path).unwrap(), listener, format!("unix:{}", path.display()))
+    };
+    let backends: Vec<_> = (0..5).map(full).collect();
+    let forward: Vec<_> = backends.iter().map(|(_, _, path)| path.clone()).collect();
+    let pair = Pair::new(&forward);
+    assert!(is_reset(&mut pair.connect()));
+    expect_refused(&pair.a, Side::Dial, "backend_unavailable");
+    expect_refused(&pair.b, Side::Service, "backend_unavailable");
+    assert_eq!(refused(&pair.a, Side::Dial, "broken"), 0, "{:?}", reasons(&pair.a));
+}
+
+#[test]
 fn a_proxy_header_tells_the_backend_who_is_calling() {
     let (addr, backends) = handed_over();
     let pair = Pair::with(&[addr], |service, _| service.proxy_protocol = true);

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use rustls::server::ClientHello;
 use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use wiretight_keys::{Id, Refusal};
 
 use super::app::App;
@@ -29,6 +30,9 @@ use crate::wire::{Frame, Refused};
 
 /// How long a peer may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a backend is looked for, all of them together: less than [`CONTROL`](super::session::CONTROL),
+/// when the client gives up and does not know whether its bytes have reached one.
+const CONNECT: Duration = Duration::from_secs(8);
 
 /// A service as it is configured now. A reload makes a new one; sessions that run keep the old.
 pub(crate) struct Service {
@@ -147,7 +151,7 @@ pub(crate) async fn serve(
         };
         let opened = match refusal {
             Some(refusal) => Err(refusal),
-            None => connect(&service, &listed, &conn).await,
+            None => connect_in_time(&service, &listed, &conn).await,
         };
         let (app, lease) = match opened {
             Ok(opened) => opened,
@@ -230,7 +234,7 @@ async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed) {
     let opening = service.table.opening();
     let opened = match not_allowed(service, listed) {
         Some(detail) => Err((Refused::NotAllowed, detail)),
-        None => connect(service, listed, &conn).await,
+        None => connect_in_time(service, listed, &conn).await,
     };
     let (app, lease) = match opened {
         Ok(opened) => opened,
@@ -257,6 +261,18 @@ fn not_allowed(service: &Service, live: &Live) -> Option<String> {
     (!allowed).then(|| {
         format!("{} is not on the allow list of service/{}", peer.id, service.settings.name)
     })
+}
+
+/// Connects the program, or says that it cannot be while the client still listens.
+async fn connect_in_time(
+    service: &Service,
+    live: &Live,
+    conn: &Conn,
+) -> Result<(App, Lease<Backend>), (Refused, String)> {
+    let late = || format!("no backend answers within {} s", CONNECT.as_secs());
+    timeout(CONNECT, connect(service, live, conn))
+        .await
+        .unwrap_or_else(|_| Err((Refused::BackendUnavailable, late())))
 }
 
 /// Connects the program, another instance of it if one fails, and says who calls if that is wanted.
