@@ -17,7 +17,7 @@ use rig::*;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use wiretight_proxy::Relay;
 use wiretight_proxy::relay::Side;
-use wiretight_proxy::relay::settings::RelaySettings;
+use wiretight_proxy::relay::settings::{RelaySettings, ServiceSettings};
 
 const MB: usize = 1 << 20;
 
@@ -717,6 +717,32 @@ fn settings_with_an_address_in_use_change_nothing_at_all() {
     pair.apply_services(&[&changed, &fresh]);
     assert!(is_reset(&mut pair.connect()));
     assert!(TcpStream::connect(fresh.listen).is_ok());
+}
+
+#[test]
+fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
+    let pair = Pair::new(&[backend(echo)]);
+    let mut all = pair.service.clone();
+    all.listen.set_ip([0, 0, 0, 0].into());
+    let apply = |s: &[&ServiceSettings]| {
+        let services = s.iter().map(|s| (*s).clone()).collect();
+        pair.b.apply(&RelaySettings { services, dials: vec![] })
+    };
+    let (one, all) = (&pair.service, &all);
+    for (before, after) in [(one, all), (all, one)] {
+        let error = apply(&[after]).unwrap_err().to_string();
+        let said = format!("{}: this node itself listens on {}", after.listen, before.listen);
+        assert!(error.contains(&said), "{error}");
+        ping(&mut pair.connect(), b"as before").unwrap();
+        // What it says helps.
+        apply(&[]).unwrap();
+        apply(&[after]).unwrap();
+        ping(&mut pair.connect(), b"changed").unwrap();
+    }
+    // Nor may one configuration ask for both.
+    apply(&[]).unwrap();
+    let error = apply(&[one, all]).unwrap_err().to_string();
+    assert!(error.contains("this node itself"), "{error}");
 }
 
 #[test]

@@ -79,6 +79,17 @@ pub enum ApplyError {
         /// Why.
         source: io::Error,
     },
+    /// A port is wanted on all addresses and on one of them, or is to change from one to the other.
+    #[error(
+        "cannot listen on {addr}: this node itself listens on {ours}, and a port is bound to all addresses \
+         or to some of them, not both (to change from one to the other, reload once with neither, or restart)"
+    )]
+    Overlap {
+        /// The address.
+        addr: SocketAddr,
+        /// What is in its way.
+        ours: SocketAddr,
+    },
     /// The TLS library does not take the configuration.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -93,6 +104,12 @@ fn advice(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Whether one of the two is the wildcard of the other.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let wild = a.ip().is_unspecified() != b.ip().is_unspecified();
+    wild && a.port() == b.port() && a.is_ipv4() == b.is_ipv4()
 }
 
 /// The relay as `wiretight status` shows it.
@@ -184,8 +201,13 @@ impl Relay {
             };
             let sockets = match bound {
                 Some(_) => Vec::new(),
-                None => net::bind(addr, self.workers.len())
-                    .map_err(|source| ApplyError::Bind { addr, source })?,
+                None => net::bind(addr, self.workers.len()).map_err(|source| {
+                    let ours = listeners.keys().chain(&wanted).find(|ours| overlap(**ours, addr));
+                    match ours {
+                        Some(ours) => ApplyError::Overlap { addr, ours: *ours },
+                        None => ApplyError::Bind { addr, source },
+                    }
+                })?,
             };
             staged.push((addr, purpose, sockets));
         }
