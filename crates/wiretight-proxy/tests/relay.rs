@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use rig::*;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use wiretight_proxy::Relay;
-use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::{RelaySettings, ServiceSettings};
+use wiretight_proxy::relay::{ApplyError, Side};
 
 const MB: usize = 1 << 20;
 
@@ -717,6 +717,25 @@ fn settings_with_an_address_in_use_change_nothing_at_all() {
     pair.apply_services(&[&changed, &fresh]);
     assert!(is_reset(&mut pair.connect()));
     assert!(TcpStream::connect(fresh.listen).is_ok());
+}
+
+#[test]
+fn a_dial_off_loopback_is_refused_and_changes_nothing() {
+    let pair = Pair::new(&[backend(echo)]);
+    let dials = |listen: &str| {
+        let mut dial = pair.dial.clone();
+        dial.listen = listen.parse().unwrap();
+        pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial] })
+    };
+    let port = free().port();
+    for host in ["0.0.0.0", "[::]", "[::ffff:0.0.0.0]", "192.0.2.1"] {
+        let error = dials(&format!("{host}:{port}")).unwrap_err();
+        assert!(matches!(error, ApplyError::NotLoopback { .. }), "{error}");
+    }
+    ping(&mut pair.connect(), b"as before").unwrap();
+    // Any address of 127.0.0.0/8 is loopback.
+    dials(&format!("127.0.0.2:{port}")).unwrap();
+    ping(&mut connect(([127, 0, 0, 2], port).into()), b"moved").unwrap();
 }
 
 #[test]

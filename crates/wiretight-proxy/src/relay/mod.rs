@@ -36,7 +36,7 @@ use dial::Dial;
 use live::Table;
 pub use live::{Connection, Refusal, Side, Sums};
 use service::Service;
-use settings::RelaySettings;
+use settings::{DialSettings, RelaySettings};
 use worker::{Listen, Purpose};
 
 use crate::mesh::Mesh;
@@ -78,6 +78,17 @@ pub enum ApplyError {
         addr: SocketAddr,
         /// Why.
         source: io::Error,
+    },
+    /// A dial would take plaintext from other machines.
+    #[error(
+        "service/{service} cannot be dialled on {addr}: that is no loopback address, and plaintext does not \
+         leave this machine (listen on 127.0.0.1 or [::1])"
+    )]
+    NotLoopback {
+        /// The address.
+        addr: SocketAddr,
+        /// The service that is dialled.
+        service: Name,
     },
     /// A port is wanted on all addresses and on one of them, or is to change from one to the other.
     #[error(
@@ -172,6 +183,11 @@ impl Relay {
     /// Puts settings into force: listens where it did not, stops where it did (for up to a second it
     /// waits for that), and lets live sessions be. If anything cannot be done, nothing is.
     pub fn apply(&self, settings: &RelaySettings) -> Result<(), ApplyError> {
+        let exposed = |d: &&DialSettings| !d.listen.ip().to_canonical().is_loopback();
+        if let Some(dial) = settings.dials.iter().find(exposed) {
+            let (addr, service) = (dial.listen, dial.service.clone());
+            return Err(ApplyError::NotLoopback { addr, service });
+        }
         let mut listeners = self.listeners();
         let mut wanted = HashSet::new();
         let mut staged = Vec::new();
