@@ -7,7 +7,7 @@ mod rig;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use rig::tls::{Stranger, TlsClient};
 use rig::*;
 use rustls::AlertDescription;
 use rustls::crypto::aws_lc_rs::kx_group;
+use socket2::{Domain, Socket, Type};
 use wiretight_keys::{Id, Leaf, TrustBundle};
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
@@ -368,6 +369,37 @@ fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
     let took = start.elapsed().as_secs();
     assert!((9..15).contains(&took), "cut after {took} s");
     eventually("both are told", || refused(&pair.b, Side::Service, "handshake_stalled") == 2);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn unfinished_handshakes_are_bounded_by_address() {
+    let (pair, told) = watched();
+    ping(&mut pair.connect(), b"before").unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    let silent_from = |host: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into()).unwrap();
+        socket.connect(&pair.service.listen.into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
+    let mut silent: Vec<_> = (0..256).map(|_| silent_from(2)).collect();
+    // As many as may be: a peer that comes after them is let in, so all of them have been seen.
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(too_many(), 0);
+    assert!(is_reset(&mut silent_from(2)));
+    assert_eq!(too_many(), 1);
+    // Other addresses are served, and so is this one when one of its own has gone.
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    silent.pop();
+    eventually("its place is free", || refused(&pair.b, Side::Service, "disconnected") > 0);
+    let mut again = silent_from(2);
+    again.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    expect_refused(&pair.b, Side::Service, "not_tls"); // it was listened to
+    assert_eq!(too_many(), 1);
     assert!(told.try_recv().is_err());
 }
 
