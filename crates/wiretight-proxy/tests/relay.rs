@@ -244,6 +244,42 @@ fn a_relay_that_dies_is_noticed_after_a_half_close() {
     eventually("the session ends", || sums(&b).live == 0);
 }
 
+/// Whether the keepalive timer runs on the one established connection from `near` to `far`, as the kernel
+/// says of the socket at `near`; port 0 stands for any.
+fn is_kept_alive(near: u16, far: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port =
+        |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+    let is = |wanted: u16, address: &str| wanted == 0 || wanted == port(address);
+    let rows = table.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let timers: Vec<_> = rows
+        .filter(|r| r[3] == "01" && is(near, r[1]) && is(far, r[2]))
+        .map(|r| r[5].starts_with("02:"))
+        .collect();
+    assert!(!timers.is_empty(), "no connection from port {near} to port {far}");
+    timers.iter().all(|on| *on)
+}
+
+#[test]
+fn tcp_keepalive_watches_every_connection_of_a_relay() {
+    let (addr, backends) = handed_over();
+    let pair = Pair::new(std::slice::from_ref(&addr));
+    let mut client = pair.connect();
+    client.write_all(b"x").unwrap();
+    let mut socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
+    socket.read_exact(&mut [0]).unwrap();
+    let (entry, service) = (pair.entry().port(), pair.service.listen.port());
+    let backend = addr.parse::<SocketAddr>().unwrap().port();
+    // (A socket shows another timer while it waits to be acknowledged.)
+    let watched = |what: &str, near, far| eventually(what, || is_kept_alive(near, far));
+    watched("accepted by the dial", entry, 0);
+    watched("from relay to relay", 0, service);
+    watched("accepted by the service", service, 0);
+    watched("to the backend", 0, backend);
+    // The ends that are not ours have none: it shows when there is one.
+    assert!(!is_kept_alive(0, entry) && !is_kept_alive(backend, 0));
+}
+
 #[test]
 fn a_slow_reader_holds_the_writer_back_and_loses_nothing() {
     let (addr, backends) = handed_over();
