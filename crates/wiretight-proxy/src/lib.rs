@@ -8,10 +8,16 @@
 //!
 //! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
 
+#[cfg(test)]
+extern crate self as wiretight_proxy; // as the rig calls it
+
 mod buffer;
 pub mod mesh;
 mod quota;
 pub mod relay;
+#[cfg(test)]
+#[path = "../tests/rig/mod.rs"]
+mod rig;
 pub mod stream;
 pub mod tls;
 pub mod wire;

@@ -80,7 +80,7 @@ impl TlsStream {
     async fn shake(&mut self) -> Result<(), HandshakeError> {
         let (mut reader, mut writer) = self.socket.split();
         loop {
-            flush(&mut writer, &self.tls).await?;
+            flush(&mut writer, &self.tls, || ()).await?;
             if !self.tls.borrow().is_handshaking() {
                 return Ok(());
             }
@@ -107,7 +107,7 @@ impl TlsStream {
             .await;
             if let Err(error) = fed {
                 // The alert; best effort, the peer may be gone or not reading.
-                let alert = flush(&mut writer, &self.tls);
+                let alert = flush(&mut writer, &self.tls, || ());
                 let _ = tokio::time::timeout(Duration::from_secs(1), alert).await;
                 return Err(error);
             }
@@ -327,7 +327,12 @@ impl TlsWriter<'_> {
 
     /// Sends all that waits.
     pub async fn flush(&mut self) -> io::Result<()> {
-        flush(&mut self.socket, self.tls).await
+        flush(&mut self.socket, self.tls, || ()).await
+    }
+
+    /// The same; `wrote` is told of each part that the socket takes.
+    pub async fn flush_telling(&mut self, wrote: impl FnMut()) -> io::Result<()> {
+        flush(&mut self.socket, self.tls, wrote).await
     }
 
     /// Whether something still waits: the peer does not read as fast as we write.
@@ -342,14 +347,18 @@ impl TlsWriter<'_> {
 }
 
 /// Sends what rustls holds; the socket's back-pressure is ours.
-async fn flush(socket: &mut WriteHalf<'_>, tls: &RefCell<Connection>) -> io::Result<()> {
+async fn flush(
+    socket: &mut WriteHalf<'_>,
+    tls: &RefCell<Connection>,
+    mut wrote: impl FnMut(),
+) -> io::Result<()> {
     poll_fn(|cx| {
         let mut tls = tls.borrow_mut();
         while tls.wants_write() {
             let mut out = PollWrite { socket: &mut *socket, cx: &mut *cx };
             match tls.write_tls(&mut out) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
+                Ok(_) => wrote(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
                 Err(e) => return Poll::Ready(Err(e)),
             }

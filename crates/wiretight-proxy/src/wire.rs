@@ -151,7 +151,8 @@ fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let (len, tail) = rest.split_first()?;
     let (text, tail) = tail.split_at_checked(usize::from(*len))?;
     *rest = tail;
-    // Options are binary: what is not UTF-8 in one of them is skipped as an empty text.
+    // Options are binary, and skipped; in the other two, what is not UTF-8 becomes a text that is neither a
+    // name nor an address.
     Some(std::str::from_utf8(text).unwrap_or("\u{fffd}"))
 }
 

@@ -6,7 +6,7 @@
 mod rig;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,9 @@ use rig::tls::{Stranger, TlsClient};
 use rig::*;
 use rustls::AlertDescription;
 use rustls::crypto::aws_lc_rs::kx_group;
-use wiretight_keys::{Id, Revocations, TrustBundle};
+use socket2::{Domain, Socket, Type};
+use wiretight_keys::{Id, Leaf, Revocations, TrustBundle};
+use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
 use wiretight_proxy::wire::{Frame, Open};
@@ -98,54 +100,30 @@ fn a_client_without_a_certificate_is_refused() {
 #[test]
 fn a_session_is_not_started_on_a_certificate_that_expired_meanwhile() {
     let (pair, told) = watched();
-    let mut tls =
-        Stranger::new(pair.ca.issue("service/web", 1)).connect(pair.service.listen).unwrap();
-    std::thread::sleep(Duration::from_millis(2100));
+    let cert = pair.ca.issue("service/web", 3);
+    let not_after = Leaf::parse(&cert.0[0]).unwrap().period.not_after;
+    let mut tls = Stranger::new(cert).connect(pair.service.listen).unwrap();
+    let longer = good(&pair).connect(pair.service.listen).unwrap();
+    eventually("it expires", || now() > not_after);
     tls.write_all(&open()).unwrap();
     assert_eq!(tls.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
     assert!(told.try_recv().is_err());
-}
-
-/// A server that is not ours, dialled by relay A.
-fn dial_stranger(cert: rig::tls::Cert, alpn: bool) -> (Pair, mpsc::Receiver<std::io::Error>) {
-    let (tell, told) = mpsc::channel();
-    let addr = tls::server(cert, alpn, move |mut tls| {
-        let mut buf = [0; 100];
-        loop {
-            match tls.read(&mut buf) {
-                Ok(1..) => {}
-                Ok(_) => return,
-                Err(e) => return drop(tell.send(e)),
-            }
-        }
-    });
-    let mut pair = Pair::new(&[backend(echo)]);
-    pair.dial = dial(free(), &[addr]);
-    let dials = vec![pair.dial.clone()];
-    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
-    (pair, told)
+    assert_let_in(longer);
 }
 
 #[test]
 fn a_server_that_is_not_whom_we_called_gets_nothing() {
-    let ca = Ca::new(TRUST_DOMAIN);
-    // Of another trust domain, of another authority (pairs have their own), and expired or another
-    // service by our own authority.
-    let cases = [
-        (Ca::new("other.example").issue("service/db", 3600), "wrong_trust_domain"),
-        (ca.issue("service/db", 3600), "untrusted"),
+    type Issue = fn(&Ca) -> tls::Cert;
+    let cases: [(Issue, &str); 4] = [
+        (|_| Ca::new("other.example").issue("service/db", 3600), "wrong_trust_domain"),
+        (|_| Ca::new(TRUST_DOMAIN).issue("service/db", 3600), "untrusted"),
+        (|ca| ca.issue("service/db", -5), "expired"),
+        (|ca| ca.issue("service/other", 60), "wrong_peer"),
     ];
-    for (cert, reason) in cases {
-        let (pair, told) = dial_stranger(cert, true);
-        assert!(is_reset(&mut pair.connect()));
-        expect_refused(&pair.a, Side::Dial, reason);
-        let error = told.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert_eq!(tls::alert(&error), UNKNOWN, "{reason}: {error}");
-    }
-    for (id, secs, reason) in [("service/db", -5, "expired"), ("service/other", 60, "wrong_peer")] {
+    for (issue, reason) in cases {
         let pair = Pair::new(&[backend(echo)]);
         let (tell, told) = mpsc::channel();
-        let addr = tls::server(pair.ca.issue(id, secs), true, move |mut tls| {
+        let addr = tls::server(issue(&pair.ca), true, move |mut tls| {
             let _ = tell.send(tls.read(&mut [0]).map(|_| ()));
         });
         let dials = vec![pair.dial.clone(), dial(free(), &[addr])];
@@ -202,6 +180,32 @@ fn who_is_not_on_the_allow_list_reaches_no_backend() {
 }
 
 #[test]
+fn settings_that_change_during_a_handshake_decide_what_it_leads_to() {
+    let (pair, told) = watched();
+    let greet = || Stranger { alpn: false, ..good(&pair) }.greet(pair.service.listen).unwrap();
+    let mut nobody = pair.service.clone();
+    nobody.allow.clear();
+    let mut other = pair.service.clone();
+    other.name = name("other");
+    for services in [&[][..], &[&nobody], &[&other]] {
+        let mut raw = greet();
+        pair.apply_services(services);
+        assert_eq!(raw.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
+        assert!(told.try_recv().is_err());
+        pair.apply_services(&[&pair.service]);
+    }
+    assert_eq!(refused(&pair.b, Side::Service, "not_allowed"), 1);
+    // Other things may change: it is served by what is configured now.
+    let mut raw = greet();
+    let mut quick = pair.service.clone();
+    quick.idle_timeout = Some(Duration::from_secs(100));
+    pair.apply_services(&[&quick]);
+    raw.write_all(b"hello").unwrap();
+    raw.read_exact(&mut [0; 5]).unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+}
+
+#[test]
 fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
     for revoked_by in [Side::Service, Side::Dial] {
         let (pair, told) = watched();
@@ -230,6 +234,28 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
         pair.ca.give(peer, &[id], 60);
         eventually("the new certificate holds", || ping(&mut pair.connect(), b"again").is_ok());
     }
+}
+
+#[test]
+fn a_connection_that_a_cut_has_missed_opens_no_session() {
+    let (pair, told) = watched();
+    let to = pair.service.listen;
+    let cert = pair.ca.issue("service/web", 3600);
+    let serial = Leaf::parse(&cert.0[0]).unwrap().serial;
+    let mut missed = Stranger::new(cert).connect(to).unwrap();
+    let fellow = good(&pair).connect(to).unwrap();
+    eventually("both are listed", || pair.b.status(10).connections.len() == 4); // two are the pair's own
+    let roots = vec![pair.ca.root.clone()];
+    // Revoked, and nothing is cut: as if it had been listed a moment after that.
+    let series = serial.series().into_iter().collect();
+    let revoked = Revocations { series, ..Default::default() };
+    let bundle = TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap();
+    pair.mesh_b.set_bundle(bundle);
+    missed.write_all(&open()).unwrap();
+    assert!(!matches!(missed.read(&mut [0]), Ok(1..)));
+    expect_refused(&pair.b, Side::Service, "revoked");
+    assert!(told.try_recv().is_err());
+    assert_let_in(fellow);
 }
 
 #[test]
@@ -321,6 +347,37 @@ fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
     let took = start.elapsed().as_secs();
     assert!((9..15).contains(&took), "cut after {took} s");
     eventually("both are told", || refused(&pair.b, Side::Service, "handshake_stalled") == 2);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn unfinished_handshakes_are_bounded_by_address() {
+    let (pair, told) = watched();
+    ping(&mut pair.connect(), b"before").unwrap();
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    let silent_from = |host: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into()).unwrap();
+        socket.connect(&pair.service.listen.into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
+    let mut silent: Vec<_> = (0..256).map(|_| silent_from(2)).collect();
+    // As many as may be: a peer that comes after them is let in, so all of them have been seen.
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(too_many(), 0);
+    assert!(is_reset(&mut silent_from(2)));
+    assert_eq!(too_many(), 1);
+    // Other addresses are served, and so is this one when one of its own has gone.
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    silent.pop();
+    eventually("its place is free", || refused(&pair.b, Side::Service, "disconnected") > 0);
+    let mut again = silent_from(2);
+    again.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    expect_refused(&pair.b, Side::Service, "not_tls"); // it was listened to
+    assert_eq!(too_many(), 1);
     assert!(told.try_recv().is_err());
 }
 

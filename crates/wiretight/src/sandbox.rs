@@ -91,7 +91,7 @@ mod tests {
         // Landlock confines a thread and what it starts, so the rest of the tests stay free.
         let confined = std::thread::spawn(move || {
             assert!(fs::read(other.join("secret")).is_ok(), "the control: not confined yet");
-            let sandbox = enter(&config, &state, &[token.clone()]).unwrap();
+            let sandbox = enter(&config, &state, std::slice::from_ref(&token)).unwrap();
             if sandbox == Sandbox::Unsupported {
                 assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
                 let _ = writeln!(std::io::stderr(), "skipped: this kernel has no Landlock");

@@ -88,8 +88,12 @@ pub(crate) enum AppWriter<'a> {
 }
 
 impl AppWriter<'_> {
-    /// Writes all of the slices; the program's back-pressure is ours.
-    pub(crate) async fn write_all(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    /// Writes all of the slices; the program's back-pressure is ours. `wrote` is told of each part.
+    pub(crate) async fn write_all(
+        &mut self,
+        mut slices: &mut [IoSlice<'_>],
+        mut wrote: impl FnMut(usize),
+    ) -> io::Result<()> {
         IoSlice::advance_slices(&mut slices, 0); // drops empty ones
         while !slices.is_empty() {
             let n = std::future::poll_fn(|cx| match self {
@@ -100,6 +104,7 @@ impl AppWriter<'_> {
             if n == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
+            wrote(n);
             IoSlice::advance_slices(&mut slices, n);
         }
         Ok(())

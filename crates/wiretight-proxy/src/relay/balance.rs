@@ -1,9 +1,9 @@
 //! Which instance gets the next session: the one with the fewest, among those that passive health does
-//! not hold back.
+//! not hold back. Among equals it goes round, and each node begins elsewhere: all have the same list.
 
 use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,12 +25,15 @@ pub(crate) struct Target<T> {
 /// Targets known so far. Those that vanish from the registry are forgotten when nothing uses them.
 pub(crate) struct Balancer<T> {
     born: Instant,
+    /// Where the next scan begins.
+    turn: AtomicUsize,
     targets: Mutex<HashMap<T, Arc<Target<T>>>>,
 }
 
 impl<T> Default for Balancer<T> {
     fn default() -> Self {
-        Balancer { born: Instant::now(), targets: Mutex::default() }
+        let random = RandomState::new().hash_one(0) as usize;
+        Balancer { born: Instant::now(), turn: random.into(), targets: Mutex::default() }
     }
 }
 
@@ -61,7 +64,9 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
             targets.retain(|_, t| Arc::strong_count(t) > 1);
         }
         let now = self.now();
-        let untried = candidates.iter().filter(|c| !tried.contains(c));
+        let begin = self.turn.fetch_add(1, Relaxed) % candidates.len().max(1);
+        let (last, first) = candidates.split_at(begin);
+        let untried = first.iter().chain(last).filter(|c| !tried.contains(c));
         let best = untried
             .map(|c| {
                 let new = || Target {
@@ -103,6 +108,8 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -126,5 +133,20 @@ mod tests {
         balancer.succeeded(&last);
         drop(last);
         assert_eq!(*balancer.pick(&all, &[]).unwrap(), bad);
+    }
+
+    #[test]
+    fn among_equals_it_goes_round_and_begins_anywhere() {
+        let all = ["a", "b", "c"];
+        let balancer = Balancer::default();
+        let mut taken: Vec<_> = (0..3).map(|_| *balancer.pick(&all, &[]).unwrap()).collect();
+        taken.sort();
+        assert_eq!(taken, all);
+        let begun: HashSet<_> =
+            (0..200).map(|_| *Balancer::default().pick(&all, &[]).unwrap()).collect();
+        assert_eq!(begun.len(), 3);
+        // Who has fewer comes first all the same.
+        let _held = (balancer.pick(&["a"], &[]), balancer.pick(&["b"], &[]));
+        assert!((0..3).all(|_| *balancer.pick(&all, &[]).unwrap() == "c"));
     }
 }

@@ -1,7 +1,7 @@
 //! `[[dial]]`: plain connections in from a local program, mesh connections out; and the pool of idle
 //! authenticated connections that makes a new one cost no handshake.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection};
 use tokio::net::TcpStream;
-use wiretight_keys::{Id, SpiffeId, TrustBundle};
+use tokio::time::timeout;
+use wiretight_keys::{Id, Refusal, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -23,6 +24,7 @@ use super::net;
 use super::service::explain;
 use super::session::{Answer, Conn, End};
 use super::settings::{DialSettings, HostPort};
+use super::stands;
 use crate::buffer::{Buffer, CHUNK};
 use crate::mesh::{Mesh, now};
 use crate::stream::TlsStream;
@@ -31,6 +33,8 @@ use crate::wire::{Frame, HEADER, Open, Refused};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long an answer is looked for on a connection that broke. What there is of one is there already.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Idle connections kept ready for each instance by each worker, used or not.
 const WARM: usize = 2;
 /// The most that are kept of those that were used.
@@ -114,9 +118,9 @@ impl Idle {
     }
 
     /// Whether a session may still begin on it.
-    fn is_good(&mut self, bundle: &TrustBundle) -> bool {
+    fn is_good(&mut self, mesh: &Mesh) -> bool {
         let Ready { conn, listed, give_up } = &mut self.ready;
-        now() < *give_up && bundle.stands_by(listed.peer()) && conn.tls.is_quiet()
+        now() < *give_up && stands(mesh, listed.peer()) && conn.tls.is_quiet()
     }
 }
 
@@ -168,8 +172,8 @@ impl Shelf {
     /// Whether an idle connection is still of use. In TLS 1.3 a server's opinion of our certificate comes
     /// after the handshake: one that is hung up on before it was used has failed like one that never
     /// came about.
-    fn check(&mut self, idle: &mut Idle, bundle: &TrustBundle) -> bool {
-        let good = idle.is_good(bundle);
+    fn check(&mut self, idle: &mut Idle, mesh: &Mesh) -> bool {
+        let good = idle.is_good(mesh);
         let listed = &idle.ready.listed;
         match good {
             true if listed.age() >= SETTLED => (self.failures, self.retry_at) = (0, None),
@@ -185,6 +189,8 @@ pub(crate) struct Pool {
     dial: Arc<Dial>,
     shelves: RefCell<HashMap<HostPort, Shelf>>,
     window: RefCell<Instant>,
+    /// Another has taken its place: it lives on for the sessions that it has, and keeps nothing.
+    closed: Cell<bool>,
 }
 
 /// What an attempt at one instance came to.
@@ -199,7 +205,7 @@ enum Attempt {
 impl Pool {
     pub(crate) fn new(dial: Arc<Dial>) -> Rc<Pool> {
         let window = RefCell::new(Instant::now());
-        Rc::new(Pool { dial, shelves: RefCell::default(), window })
+        Rc::new(Pool { dial, shelves: RefCell::default(), window, closed: Cell::new(false) })
     }
 
     pub(crate) fn dial(&self) -> &Arc<Dial> {
@@ -214,15 +220,11 @@ impl Pool {
         let opening = dial.table.opening();
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
         // protocol in which the server speaks first sends an OPEN alone.
-        let mut first = Buffer::take();
-        let at = dial.open.len() + HEADER;
-        first.room()[..dial.open.len()].copy_from_slice(&dial.open);
-        let sent = app.try_read(&mut first.room()[at..CHUNK]).unwrap_or(0);
-        first.set_len(dial.open.len());
-        if sent > 0 {
-            first.room()[dial.open.len()..at].copy_from_slice(&Frame::Data(sent).header());
-            first.set_len(at + sent);
-        }
+        let early = open_with_data(&dial.open, &app);
+        let (first, sent) = match &early {
+            Some((buffer, sent)) => (&**buffer, *sent),
+            None => (&*dial.open, 0),
+        };
 
         let mut tried = Vec::new();
         let (mut reason, mut detail) =
@@ -231,7 +233,7 @@ impl Pool {
         let found = loop {
             let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) else { break None };
             where_to = lease.to_string();
-            match self.attempt(&lease, &first, sent).await {
+            match self.attempt(&lease, first, sent).await {
                 Attempt::Opened(ready) => {
                     dial.balancer.succeeded(&lease);
                     break Some((ready, lease));
@@ -249,7 +251,7 @@ impl Pool {
                 }
             }
         };
-        drop(first);
+        drop(early);
         let Some((ready, lease)) = found else {
             if tried.is_empty() {
                 dial.refuse(&where_to, reason, detail);
@@ -310,7 +312,7 @@ impl Pool {
             }
             let answer = match ready.conn.send(first).await {
                 Ok(()) => ready.conn.read_answer().await,
-                Err(e) => Err(End::Broken(e)),
+                Err(e) => last_words(&mut ready.conn, e).await,
             };
             match answer {
                 Ok(Answer::Opened) => return Attempt::Opened(ready),
@@ -358,13 +360,12 @@ impl Pool {
 
     /// Takes an idle connection off the shelf, and sees to it that there will be another.
     fn take(self: &Rc<Pool>, to: &HostPort) -> Option<Ready> {
-        let bundle = self.dial.mesh.bundle();
         let (ready, short) = self.shelf(to, |shelf| {
             let mut ready = None;
             while ready.is_none()
                 && let Some(mut idle) = shelf.idle.pop()
             {
-                ready = shelf.check(&mut idle, &bundle).then_some(idle.ready);
+                ready = shelf.check(&mut idle, &self.dial.mesh).then_some(idle.ready);
             }
             shelf.low = shelf.low.min(shelf.idle.len());
             (ready, shelf.idle.len() < WARM)
@@ -378,7 +379,7 @@ impl Pool {
     /// Puts a connection back.
     fn put(&self, to: &HostPort, ready: Ready) {
         // A peer that sent more after its end mark is not to be trusted with another session.
-        if now() >= ready.give_up || !ready.conn.is_at_rest() {
+        if self.closed.get() || now() >= ready.give_up || !ready.conn.is_at_rest() {
             return ready.conn.tls.close();
         }
         self.shelf(to, |shelf| match shelf.idle.len() < MAX_IDLE {
@@ -389,6 +390,9 @@ impl Pool {
 
     /// Connects ahead of need, one at a time for each instance.
     fn warm(self: &Rc<Pool>, to: &HostPort) {
+        if self.closed.get() {
+            return;
+        }
         let due = self.shelf(to, |shelf| {
             let due = !shelf.warming
                 && !shelf.raw
@@ -403,6 +407,12 @@ impl Pool {
         let (pool, to) = (self.clone(), to.clone());
         tokio::task::spawn_local(async move {
             let connected = connect(&pool.dial, &to).await;
+            if pool.closed.get() {
+                if let Ok(ready) = connected {
+                    ready.conn.tls.close();
+                }
+                return;
+            }
             let again = pool.shelf(&to, |shelf| {
                 shelf.warming = false;
                 match connected {
@@ -431,7 +441,6 @@ impl Pool {
     /// Every second: drops idle connections that are of no more use, gives up what nobody needed for a
     /// while, and keeps a few ready for each instance.
     pub(crate) fn sweep(self: &Rc<Pool>) {
-        let bundle = self.dial.mesh.bundle();
         let window_over = self.window.borrow().elapsed() >= WINDOW;
         if window_over {
             *self.window.borrow_mut() = Instant::now();
@@ -442,7 +451,7 @@ impl Pool {
         shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming);
         for shelf in shelves.values_mut() {
             let mut idle = std::mem::take(&mut shelf.idle);
-            idle.retain_mut(|idle| has_identity && shelf.check(idle, &bundle));
+            idle.retain_mut(|idle| has_identity && shelf.check(idle, &self.dial.mesh));
             shelf.idle = idle;
             if window_over {
                 let spare = shelf.low.min(shelf.idle.len()).saturating_sub(WARM);
@@ -457,8 +466,9 @@ impl Pool {
         }
     }
 
-    /// Closes all idle connections.
-    pub(crate) fn clear(&self) {
+    /// Closes all idle connections, and from now on those that become idle.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
         for (_, shelf) in self.shelves.borrow_mut().drain() {
             shelf.idle.into_iter().for_each(|idle| idle.ready.conn.tls.close());
         }
@@ -471,6 +481,18 @@ impl Pool {
             None => f(shelves.entry(to.clone()).or_default()),
         }
     }
+}
+
+/// An OPEN together with what the program has sent already, and how much that is; `None`, and no buffer
+/// held while an instance is looked for, if it has sent nothing.
+fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
+    let mut buffer = Buffer::take();
+    let at = open.len() + HEADER;
+    let sent = app.try_read(&mut buffer.room()[at..CHUNK])?;
+    buffer.room()[..open.len()].copy_from_slice(open);
+    buffer.room()[open.len()..at].copy_from_slice(&Frame::Data(sent).header());
+    buffer.set_len(at + sent);
+    Some((buffer, sent))
 }
 
 /// Connects, shakes hands and lists the connection.
@@ -500,7 +522,23 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, Str
     let service = &dial.settings.service;
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
     let listed = listed.ok_or(("too_many_connections", String::new()))?;
+    // Whoever was revoked before it was listed has not been cut with the others.
+    if !stands(&dial.mesh, listed.peer()) {
+        let refusal = Refusal::Revoked(listed.peer().id().clone());
+        return Err((refusal.reason(), refusal.to_string()));
+    }
     Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })
+}
+
+/// After a failed write: what the server said before the connection broke, if that was an answer by which
+/// nothing has reached a backend. A server that has just retired an idle connection resets it when an OPEN
+/// comes, and its close_notify is still there to be read.
+async fn last_words(conn: &mut Conn, error: io::Error) -> Result<Answer, End> {
+    match timeout(LAST_WORDS, conn.read_answer()).await {
+        Ok(Ok(answer @ (Answer::Retired | Answer::Refused(_)))) => Ok(answer),
+        Ok(Err(End::Broken(read))) if alert(&read).is_some() => Err(End::Broken(read)),
+        _ => Err(End::Broken(error)),
+    }
 }
 
 /// The peer's alert, if that is what broke the connection.
@@ -510,5 +548,87 @@ fn alert(error: &io::Error) -> Option<String> {
             "the peer did not accept our certificate or offer ({alert:?}); its log says why"
         )),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc;
+
+    use super::super::session::tests::{connected, run};
+    use super::*;
+    use crate::rig::{self, Ca, TRUST_DOMAIN, is_reset, reset};
+
+    /// An instance that takes what comes with one read, tells of it and breaks the connection.
+    fn breaking(ca: &Ca, tell: &mpsc::Sender<Vec<u8>>) -> SocketAddr {
+        let tell = tell.clone();
+        rig::tls::server(ca.issue("service/db", 3600), true, move |mut tls| {
+            let mut got = vec![0; 1024];
+            if let Ok(n @ 1..) = tls.read(&mut got) {
+                got.truncate(n);
+                tell.send(got).unwrap();
+            }
+        })
+    }
+
+    /// What two instances get to see of one program that has said `word` before its dial looks.
+    fn seen_of_two_that_break(word: &[u8]) -> Vec<Vec<u8>> {
+        let ca = Ca::new(TRUST_DOMAIN);
+        let (tell, told) = mpsc::channel();
+        let to = [breaking(&ca, &tell), breaking(&ca, &tell)];
+        let settings = rig::dial(rig::free(), &to);
+        let dial = Dial::new(settings, &ca.mesh(&["service/web"]), &Arc::default(), None);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut program = rig::connect(listener.local_addr().unwrap());
+        program.write_all(word).unwrap();
+        let (socket, from) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        run(async {
+            let socket = TcpStream::from_std(socket).unwrap();
+            if !word.is_empty() {
+                socket.readable().await.unwrap();
+            }
+            Pool::new(Arc::new(dial.unwrap())).serve(socket, from).await;
+        });
+        assert!(is_reset(&mut program));
+        told.try_iter().collect()
+    }
+
+    #[test]
+    fn what_a_program_has_said_travels_with_the_open_and_is_said_once() {
+        // It may have reached a backend: the other instance is not asked.
+        let seen = seen_of_two_that_break(b"first");
+        let open = Open { service: rig::name("db"), destination: None }.encode();
+        assert_eq!(seen, [[&open, &Frame::Data(5).header()[..], b"first"].concat()]);
+        // An OPEN alone has done nothing yet: it is.
+        assert_eq!(seen_of_two_that_break(b""), [open.clone(), open]);
+    }
+
+    #[test]
+    fn a_connection_that_was_retired_and_then_broke_says_so() {
+        run(async {
+            for retired in [true, false] {
+                let (mut conn, _listed, _table, mut peer) = connected().await;
+                if retired {
+                    peer.conn.send_close_notify();
+                    peer.flush().unwrap();
+                }
+                reset(peer.sock);
+                let error = loop {
+                    match conn.send(&[0; 1000]).await {
+                        Ok(()) => tokio::task::yield_now().await,
+                        Err(error) => break error,
+                    }
+                };
+                let kind = error.kind();
+                match last_words(&mut conn, error).await {
+                    Ok(Answer::Retired) => assert!(retired),
+                    Err(End::Broken(e)) => assert!(!retired && e.kind() == kind, "{e}"),
+                    _ => panic!("it said something else"),
+                }
+            }
+        });
     }
 }

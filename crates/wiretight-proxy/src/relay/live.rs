@@ -59,6 +59,7 @@ pub(crate) struct Live {
     sessions: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    progress: AtomicU64,
     cut: AtomicU8,
     wake: Notify,
     totals: Arc<Totals>,
@@ -111,19 +112,28 @@ impl Live {
         }
     }
 
+    /// So many bytes of plaintext are encrypted for the peer. That is no progress yet: they may wait for
+    /// it to read.
     pub(crate) fn sent(&self, n: usize) {
         self.sent.fetch_add(n as u64, Relaxed);
         self.totals.sent.fetch_add(n as u64, Relaxed);
     }
 
+    /// So many bytes of the peer's were taken by the program.
     pub(crate) fn received(&self, n: usize) {
+        self.progressed();
         self.received.fetch_add(n as u64, Relaxed);
         self.totals.received.fetch_add(n as u64, Relaxed);
     }
 
-    /// All that has moved, either way.
-    pub(crate) fn moved(&self) -> u64 {
-        self.sent.load(Relaxed).wrapping_add(self.received.load(Relaxed))
+    /// A socket took some bytes, on either side.
+    pub(crate) fn progressed(&self) {
+        self.progress.fetch_add(1, Relaxed);
+    }
+
+    /// How often one did: what an idle timeout goes by.
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress.load(Relaxed)
     }
 
     /// Ends when this connection is to be cut, with the reason.
@@ -366,6 +376,7 @@ impl Table {
             sessions: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
             cut: AtomicU8::new(0),
             wake: Notify::new(),
             totals,
@@ -374,10 +385,10 @@ impl Table {
         Some(Listed { table: self.clone(), key, live })
     }
 
-    /// Cuts every connection of such a peer; returns how many.
-    pub(crate) fn cut_those(&self, revoked: impl Fn(&VerifiedPeer) -> bool) -> usize {
+    /// Cuts the connections of every peer that does not stand; returns how many.
+    pub(crate) fn cut_unless(&self, stands: impl Fn(&VerifiedPeer) -> bool) -> usize {
         let live = lock(&self.live);
-        let doomed = live.iter().filter(|(_, l)| revoked(&l.peer));
+        let doomed = live.iter().filter(|(_, l)| !stands(&l.peer));
         doomed.map(|(_, l)| l.cut_now(1)).count()
     }
 

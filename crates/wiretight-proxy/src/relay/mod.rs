@@ -30,13 +30,13 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
-use wiretight_keys::Name;
+use wiretight_keys::{Name, VerifiedPeer};
 
 use dial::Dial;
 use live::Table;
 pub use live::{Connection, PeerSum, Refusal, Side, Sums};
 use service::Service;
-use settings::RelaySettings;
+use settings::{DialSettings, RelaySettings};
 use worker::{Listen, Purpose};
 
 use crate::mesh::Mesh;
@@ -58,6 +58,13 @@ struct Listener {
     open: Arc<()>,
 }
 
+/// Whether a peer that was verified once may still be dealt with: nobody starts a session, or goes on with
+/// one, with a peer that does not stand. (Time is looked at apart from this: a session may outlive the
+/// certificate that it began with.)
+fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
+    mesh.bundle().stands_by(peer)
+}
+
 /// How long to wait for workers to close sockets that are no longer wanted.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -71,6 +78,28 @@ pub enum ApplyError {
         addr: SocketAddr,
         /// Why.
         source: io::Error,
+    },
+    /// A dial would take plaintext from other machines.
+    #[error(
+        "service/{service} cannot be dialled on {addr}: that is no loopback address, and plaintext does not \
+         leave this machine (listen on 127.0.0.1 or [::1])"
+    )]
+    NotLoopback {
+        /// The address.
+        addr: SocketAddr,
+        /// The service that is dialled.
+        service: Name,
+    },
+    /// A port is wanted on all addresses and on one of them, or is to change from one to the other.
+    #[error(
+        "cannot listen on {addr}: this node itself listens on {ours}, and a port is bound to all addresses \
+         or to some of them, not both (to change from one to the other, reload once with neither, or restart)"
+    )]
+    Overlap {
+        /// The address.
+        addr: SocketAddr,
+        /// What is in its way.
+        ours: SocketAddr,
     },
     /// The TLS library does not take the configuration.
     #[error("TLS: {0}")]
@@ -86,6 +115,12 @@ fn advice(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Whether one of the two is the wildcard of the other.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let wild = a.ip().is_unspecified() != b.ip().is_unspecified();
+    wild && a.port() == b.port() && a.is_ipv4() == b.is_ipv4()
 }
 
 /// The relay as `wiretight status` shows it.
@@ -152,6 +187,11 @@ impl Relay {
     /// Puts settings into force: listens where it did not, stops where it did (for up to a second it
     /// waits for that), and lets live sessions be. If anything cannot be done, nothing is.
     pub fn apply(&self, settings: &RelaySettings) -> Result<(), ApplyError> {
+        let exposed = |d: &&DialSettings| !d.listen.ip().to_canonical().is_loopback();
+        if let Some(dial) = settings.dials.iter().find(exposed) {
+            let (addr, service) = (dial.listen, dial.service.clone());
+            return Err(ApplyError::NotLoopback { addr, service });
+        }
         let mut listeners = self.listeners();
         let mut wanted = HashSet::new();
         let mut staged = Vec::new();
@@ -181,8 +221,13 @@ impl Relay {
             };
             let sockets = match bound {
                 Some(_) => Vec::new(),
-                None => net::bind(addr, self.workers.len())
-                    .map_err(|source| ApplyError::Bind { addr, source })?,
+                None => net::bind(addr, self.workers.len()).map_err(|source| {
+                    let ours = listeners.keys().chain(&wanted).find(|ours| overlap(**ours, addr));
+                    match ours {
+                        Some(ours) => ApplyError::Overlap { addr, ours: *ours },
+                        None => ApplyError::Bind { addr, source },
+                    }
+                })?,
             };
             staged.push((addr, purpose, sockets));
         }
@@ -226,7 +271,7 @@ impl Relay {
     /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.
     pub fn cut_revoked(&self) -> usize {
         let bundle = self.mesh.bundle();
-        self.table.cut_those(|peer| !bundle.stands_by(peer))
+        self.table.cut_unless(|peer| bundle.stands_by(peer))
     }
 
     /// What is going on, with up to `max` connections.

@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use rustls::server::ClientHello;
 use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
-use wiretight_keys::Id;
+use tokio::time::timeout;
+use wiretight_keys::{Id, Refusal};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -20,6 +21,7 @@ use super::net;
 use super::proxy_protocol;
 use super::session::{Conn, End};
 use super::settings::{Backend, ServiceSettings};
+use super::stands;
 use super::worker::{HandshakeSlot, Over};
 use crate::mesh::{Mesh, now};
 use crate::stream::{HandshakeError, TlsStream};
@@ -28,6 +30,9 @@ use crate::wire::{Frame, Refused};
 
 /// How long a peer may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a backend is looked for, all of them together: less than [`CONTROL`](super::session::CONTROL),
+/// when the client gives up and does not know whether its bytes have reached one.
+const CONNECT: Duration = Duration::from_secs(8);
 
 /// A service as it is configured now. A reload makes a new one; sessions that run keep the old.
 pub(crate) struct Service {
@@ -71,6 +76,16 @@ impl Service {
         if ours { self.tls.clone() } else { self.raw_tls.clone() }
     }
 
+    /// Whether the peer still stands; if not, that is said in the log.
+    fn vouch(&self, listed: &Listed) -> bool {
+        let stands = stands(&self.mesh, listed.peer());
+        if !stands {
+            let refusal = Refusal::Revoked(listed.peer().id().clone());
+            self.refuse(listed.addr(), Some(listed), refusal.reason(), refusal.to_string());
+        }
+        stands
+    }
+
     fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: &'static str, detail: String) {
         let peer = live.map(|l| l.peer().id());
         self.table.refuse(Side::Service, &self.settings.name, from, peer, reason, detail);
@@ -89,6 +104,10 @@ pub(crate) async fn serve(
     net::tune(&socket);
     let Some((mut conn, listed)) = accept(&service, socket, from).await else { return };
     drop(slot);
+    // What is configured now decides, not what was when the handshake began. It was shaken in the name of
+    // one service: no other may take it over.
+    let newest = move || newest().filter(|new| new.settings.name == service.settings.name);
+    let Some(service) = newest().filter(|_| !over.is_now()) else { return conn.tls.close() };
 
     if !conn.framed {
         serve_raw(&service, conn, &listed).await;
@@ -99,8 +118,8 @@ pub(crate) async fn serve(
         let idle = Idle::new(&service.totals);
         let open = tokio::select! {
             biased;
-            open = conn.read_open() => open,
             _ = listed.cut() => return conn.tls.abort(),
+            open = conn.read_open() => open,
             () = over.wait() => return conn.tls.close(),
         };
         drop(idle);
@@ -113,12 +132,15 @@ pub(crate) async fn serve(
             }
             Err(_) => return, // the peer's process or network went away; nothing was begun
         };
-        // What is configured now decides, not what was when the connection was made.
+        // As above: the connection may have waited for hours.
         let Some(service) = newest() else { return conn.tls.close() };
         let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
         if over.is_now() || own.is_none() || now() > listed.peer().not_after() {
             // Not acted upon: the client may ask again, here or elsewhere (wire.md).
             return conn.tls.close();
+        }
+        if !service.vouch(&listed) {
+            return conn.tls.abort();
         }
         let opening = service.table.opening();
         let refusal = if open.service != service.settings.name {
@@ -129,7 +151,7 @@ pub(crate) async fn serve(
         };
         let opened = match refusal {
             Some(refusal) => Err(refusal),
-            None => connect(&service, &listed, &conn).await,
+            None => connect_in_time(&service, &listed, &conn).await,
         };
         let (app, lease) = match opened {
             Ok(opened) => opened,
@@ -199,6 +221,11 @@ async fn accept(
         tls.close();
         return None;
     };
+    // Whoever was revoked before it was listed has not been cut with the others.
+    if !service.vouch(&listed) {
+        tls.abort();
+        return None;
+    }
     Some((Conn::new(tls, negotiated.alpn), listed))
 }
 
@@ -207,7 +234,7 @@ async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed) {
     let opening = service.table.opening();
     let opened = match not_allowed(service, listed) {
         Some(detail) => Err((Refused::NotAllowed, detail)),
-        None => connect(service, listed, &conn).await,
+        None => connect_in_time(service, listed, &conn).await,
     };
     let (app, lease) = match opened {
         Ok(opened) => opened,
@@ -236,6 +263,18 @@ fn not_allowed(service: &Service, live: &Live) -> Option<String> {
     })
 }
 
+/// Connects the program, or says that it cannot be while the client still listens.
+async fn connect_in_time(
+    service: &Service,
+    live: &Live,
+    conn: &Conn,
+) -> Result<(App, Lease<Backend>), (Refused, String)> {
+    let late = || format!("no backend answers within {} s", CONNECT.as_secs());
+    timeout(CONNECT, connect(service, live, conn))
+        .await
+        .unwrap_or_else(|_| Err((Refused::BackendUnavailable, late())))
+}
+
 /// Connects the program, another instance of it if one fails, and says who calls if that is wanted.
 async fn connect(
     service: &Service,
@@ -255,7 +294,7 @@ async fn connect(
                         proxy_protocol::header(live.addr(), to, &live.peer().id().clone(), &cipher);
                     let (_, mut writer) = app.split();
                     let slices = &mut [std::io::IoSlice::new(&header)];
-                    if let Err(e) = writer.write_all(slices).await {
+                    if let Err(e) = writer.write_all(slices, |_| ()).await {
                         last = format!("{}: {e}", *lease);
                         service.balancer.failed(&lease);
                         tried.push(lease.clone());

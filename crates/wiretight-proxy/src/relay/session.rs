@@ -163,6 +163,10 @@ impl Conn {
             let mut quiet = pin!(quiet(live, idle_timeout));
             let mut cut = pin!(live.cut());
             poll_fn(|cx| {
+                // First, so that not a byte more goes either way.
+                if let Poll::Ready(why) = cut.as_mut().poll(cx) {
+                    return Poll::Ready(End::Cut(why));
+                }
                 if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
                     return Poll::Ready(end);
                 }
@@ -172,25 +176,22 @@ impl Conn {
                 if marks.sent.get() && marks.got.get() {
                     return Poll::Ready(End::Done);
                 }
-                if quiet.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(End::Idle);
-                }
-                cut.as_mut().poll(cx).map(End::Cut)
+                quiet.as_mut().poll(cx).map(|()| End::Idle)
             })
             .await
         };
-        let (sent_end, got_end) = (marks.sent.get(), marks.got.get());
+        let (queued_end, read_end) = (marks.queued.get(), marks.read.get());
         let whole = match end {
             End::Done => return (end, framed),
             End::PeerReset => framed,
-            // RESET says it, unless our FIN is out already or the peer is not reading: then only the end
-            // of the connection does.
-            End::AppReset(_) | End::Idle => framed && !sent_end && !writer.is_behind(),
+            // RESET says it, unless our FIN is on its way already or the peer is not reading: then only the
+            // end of the connection does.
+            End::AppReset(_) | End::Idle => framed && !queued_end && !writer.is_behind(),
             End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
         };
         app.abort();
         let settled = whole && {
-            let settle = settle(&mut reader, &mut writer, &mut self.inbox, sent_end, got_end);
+            let settle = settle(&mut reader, &mut writer, &mut self.inbox, queued_end, read_end);
             matches!(timeout(SETTLE, settle).await, Ok(Ok(())))
         };
         (end, settled)
@@ -288,10 +289,17 @@ impl Inbox {
     }
 }
 
-/// Which directions have ended in order (or, for `got`, by the peer's RESET).
+/// How far the ends of the two directions have come.
 #[derive(Default)]
 struct Marks {
+    /// Our end mark stands behind what waits to be sent: no other may follow it.
+    queued: Cell<bool>,
+    /// It is sent.
     sent: Cell<bool>,
+    /// The peer's end mark is cut out of the stream: no other will come, whether or not the program takes
+    /// what came before it.
+    read: Cell<bool>,
+    /// The peer's direction has ended, and the program knows.
     got: Cell<bool>,
 }
 
@@ -322,7 +330,8 @@ async fn up(
             } else {
                 tls.close();
             }
-            flush(tls, app).await?;
+            marks.queued.set(true);
+            flush(tls, app, live).await?;
             marks.sent.set(true);
             return Err(End::AppReset(app.aborted().await));
         }
@@ -332,15 +341,15 @@ async fn up(
         tls.queue(&buffer).map_err(End::Broken)?;
         drop(buffer); // rustls holds the records: the plaintext need not wait with them
         live.sent(n);
-        flush(tls, app).await?;
+        flush(tls, app, live).await?;
     }
 }
 
 /// Sends what waits, unless the program aborts while the peer does not read.
-async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>) -> Result<(), End> {
+async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>, live: &Live) -> Result<(), End> {
     tokio::select! {
         biased;
-        flushed = tls.flush() => flushed.map_err(End::Broken),
+        flushed = tls.flush_telling(|| live.progressed()) => flushed.map_err(End::Broken),
         error = app.aborted() => Err(End::AppReset(error)),
     }
 }
@@ -350,10 +359,11 @@ async fn deliver(
     app: &mut AppWriter<'_>,
     slices: &mut [IoSlice<'_>],
     tls: &TlsReader<'_>,
+    live: &Live,
 ) -> Result<(), End> {
     tokio::select! {
         biased;
-        written = app.write_all(slices) => written.map_err(End::AppReset),
+        written = app.write_all(slices, |n| live.received(n)) => written.map_err(End::AppReset),
         error = tls.aborted() => Err(End::Broken(error)),
     }
 }
@@ -385,14 +395,13 @@ async fn down(
             continue;
         };
         if !framed {
-            live.received(buffer.len());
-            deliver(app, &mut [IoSlice::new(buffer)], tls).await?;
+            deliver(app, &mut [IoSlice::new(buffer)], tls, live).await?;
             *slot = None;
             continue;
         }
         // As many pieces of DATA as there are, then at most one other frame.
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let (mut used, mut bytes, mut mark) = (0, 0, None);
+        let (mut used, mut mark) = (0, None);
         while used < SLICES && mark.is_none() {
             let mut input = &buffer[*at..];
             let event = cutter.next(&mut input);
@@ -404,13 +413,14 @@ async fn down(
                 Some(Event::Body(piece)) => {
                     slices[used] = IoSlice::new(piece);
                     used += 1;
-                    bytes += piece.len();
                 }
             }
         }
+        if let Some(Frame::Fin | Frame::Reset) = mark {
+            marks.read.set(true);
+        }
         if used > 0 {
-            live.received(bytes);
-            deliver(app, &mut slices[..used], tls).await?;
+            deliver(app, &mut slices[..used], tls, live).await?;
         }
         if *at == buffer.len() {
             *slot = None;
@@ -449,14 +459,14 @@ async fn settle(
     reader: &mut TlsReader<'_>,
     writer: &mut TlsWriter<'_>,
     inbox: &mut Inbox,
-    sent_end: bool,
-    got_end: bool,
+    queued_end: bool,
+    read_end: bool,
 ) -> Result<(), End> {
-    if !sent_end {
+    if !queued_end {
         writer.queue(&Frame::Reset.header()).map_err(End::Broken)?;
     }
     let send = writer.flush();
-    let drain = async { if got_end { Ok(()) } else { inbox.discard(reader).await } };
+    let drain = async { if read_end { Ok(()) } else { inbox.discard(reader).await } };
     let (sent, drained) = tokio::join!(send, drain);
     sent.map_err(End::Broken)?;
     drained
@@ -465,13 +475,254 @@ async fn settle(
 /// Ends when nothing has moved for `limit`; never, without one.
 async fn quiet(live: &Live, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
-    let mut moved = live.moved();
+    let mut before = live.progress();
     loop {
         tokio::time::sleep(limit).await;
-        let now = live.moved();
-        if now == moved {
+        let now = live.progress();
+        if now == before {
             return;
         }
-        moved = now;
+        before = now;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
+    use std::sync::Arc;
+
+    use socket2::{Domain, SockRef, Socket, Type};
+    use tokio::io::Interest;
+    use tokio::net::{TcpListener, TcpStream};
+    use wiretight_keys::Role;
+
+    use super::super::live::{Listed, Side, Table};
+    use super::*;
+    use crate::rig::tls::{Stranger, TlsClient};
+    use crate::rig::{Ca, TRUST_DOMAIN, name, reset};
+    use crate::tls::{self, ALPN_RELAY, Strangers};
+
+    /// Runs a test on a runtime like a worker's.
+    pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build_local(Default::default()).unwrap().block_on(test)
+    }
+
+    /// Our end of a connection, listed, and the peer's by hand.
+    pub(crate) async fn connected() -> (Conn, Listed, Arc<Table>, TlsClient) {
+        let ca = Ca::new(TRUST_DOMAIN);
+        let mesh = ca.mesh(&["service/db"]);
+        let config = tls::server_config(
+            &mesh,
+            "service/db".parse().unwrap(),
+            ALPN_RELAY,
+            Strangers::Refused,
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let stranger = Stranger::new(ca.issue("service/web", 3600));
+        let peer = std::thread::spawn(move || stranger.connect(to).unwrap());
+        let (socket, from) = listener.accept().await.unwrap();
+        let config = config.unwrap();
+        let tls = TlsStream::accept(socket, |_| config, CONTROL).await;
+        let mut tls = tls.unwrap_or_else(|e| panic!("{e}"));
+        let verified = tls::peer(&mesh, tls.tls(), Role::Client).unwrap();
+        let (table, negotiated) = (Arc::<Table>::default(), tls.negotiated());
+        let listed = table.list(Side::Service, &name("db"), verified, from, negotiated, 9).unwrap();
+        (Conn::new(tls, true), listed, table, peer.join().unwrap())
+    }
+
+    /// A program's connection: our end and its own.
+    fn program() -> (TcpStream, StdStream) {
+        program_by(&Socket::new(Domain::IPV4, Type::STREAM, None).unwrap())
+    }
+
+    /// The same, by a socket that is made already.
+    fn program_by(socket: &Socket) -> (TcpStream, StdStream) {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let theirs = StdStream::from(socket.try_clone().unwrap());
+        theirs.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let ours = listener.accept().unwrap().0;
+        ours.set_nonblocking(true).unwrap();
+        (TcpStream::from_std(ours).unwrap(), theirs)
+    }
+
+    /// DATA with these bytes.
+    fn data(bytes: &[u8]) -> Vec<u8> {
+        [&Frame::Data(bytes.len()).header(), bytes].concat()
+    }
+
+    #[test]
+    fn an_end_mark_that_came_is_not_waited_for_when_the_program_is_gone() {
+        run(async {
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, program) = program();
+            peer.write_all(&[data(b"last words"), Frame::Fin.header().into()].concat()).unwrap();
+            reset(program);
+            // Both are known when the session looks first: the peer's bytes and its mark are read, and
+            // cannot be delivered.
+            app.ready(Interest::ERROR).await.unwrap();
+            conn.tls.socket().readable().await.unwrap();
+            let (end, reusable) = conn.run(App::Tcp(app), &listed, None).await;
+            assert!(matches!(end, End::AppReset(_)), "{end:?}");
+            assert!(reusable, "it waited for a mark that had come");
+            let mut mark = [0; HEADER];
+            peer.read_exact(&mut mark).unwrap();
+            assert_eq!(Frame::parse(mark), Ok(Frame::Reset));
+            let open = Open { service: name("db"), destination: None };
+            peer.write_all(&open.encode()).unwrap();
+            assert_eq!(conn.read_open().await.unwrap(), Some(open));
+        });
+    }
+
+    #[test]
+    fn an_end_mark_that_did_not_come_is_waited_for() {
+        run(async {
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, program) = program();
+            peer.write_all(&data(b"more to come")).unwrap();
+            reset(program);
+            app.ready(Interest::ERROR).await.unwrap();
+            let session = async {
+                let ended = conn.run(App::Tcp(app), &listed, None).await;
+                (ended, conn.is_at_rest())
+            };
+            let peers = tokio::task::spawn_blocking(move || {
+                peer.read_exact(&mut [0; HEADER]).unwrap(); // RESET: it is settling
+                peer.write_all(&[data(b"too late"), Frame::Reset.header().into()].concat())
+                    .unwrap();
+                peer
+            });
+            let (((end, reusable), at_rest), _peer) = tokio::join!(session, peers);
+            assert!(matches!(end, End::AppReset(_)), "{end:?}");
+            assert!(reusable && at_rest);
+        });
+    }
+
+    /// The frames of a stream, DATA left out.
+    fn marks(mut stream: &[u8]) -> Vec<Frame> {
+        let (mut cutter, mut marks) = (Cutter::default(), Vec::new());
+        while let Some(event) = cutter.next(&mut stream).unwrap() {
+            match event {
+                Event::Frame(Frame::Data(_)) | Event::Body(_) => {}
+                Event::Frame(mark) => marks.push(mark),
+            }
+        }
+        marks
+    }
+
+    #[test]
+    fn no_reset_follows_a_fin_that_waits_to_be_sent() {
+        run(async {
+            for fin in [true, false] {
+                let (mut conn, listed, _table, mut peer) = connected().await;
+                let (app, program) = program();
+                // The peer reads nothing, and the way to it is full.
+                let (_, mut writer) = conn.tls.split();
+                while timeout(Duration::from_secs(1), writer.flush()).await.is_ok() {
+                    (0..64).for_each(|_| writer.queue(&data(&[7; 16_000])).unwrap());
+                }
+                if fin {
+                    program.shutdown(Shutdown::Write).unwrap();
+                    app.readable().await.unwrap();
+                }
+                // The session looks first, so the FIN waits already when the peer's RESET comes.
+                let session = async {
+                    let ended = conn.run(App::Tcp(app), &listed, None).await;
+                    conn.tls.close();
+                    ended
+                };
+                let abort = async {
+                    peer.write_all(&Frame::Reset.header()).unwrap();
+                    let all = move || {
+                        let mut all = Vec::new();
+                        peer.read_to_end(&mut all).map(|_| all)
+                    };
+                    tokio::task::spawn_blocking(all).await.unwrap().unwrap()
+                };
+                let ((end, reusable), all) = tokio::join!(session, abort);
+                assert!(matches!(end, End::PeerReset) && reusable, "{end:?}");
+                assert_eq!(marks(&all), [if fin { Frame::Fin } else { Frame::Reset }]);
+            }
+        });
+    }
+
+    #[test]
+    fn each_part_that_a_socket_takes_is_progress() {
+        run(async {
+            // To the program: what comes with one read, and is more than its sockets hold.
+            const LEN: usize = 40_000;
+            let (mut conn, listed, table, mut peer) = connected().await;
+            let small = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            small.set_recv_buffer_size(4096).unwrap();
+            let (app, mut program) = program_by(&small);
+            SockRef::from(&app).set_send_buffer_size(4096).unwrap();
+            program.shutdown(Shutdown::Write).unwrap();
+            peer.write_all(&[data(&[7; LEN]), Frame::Fin.header().into()].concat()).unwrap();
+            while conn.tls.socket().peek(&mut [0; 2 * LEN]).await.unwrap() < LEN + 2 * HEADER {}
+            let moved = || table.connections(1).remove(0).bytes_in as usize;
+            let (end, reader) = {
+                let mut session = pin!(conn.run(App::Tcp(app), &listed, None));
+                while moved() == 0 {
+                    let _ = timeout(Duration::from_millis(10), session.as_mut()).await;
+                }
+                assert!(moved() < LEN, "all was counted before it was taken");
+                let all = move || program.read_to_end(&mut Vec::new()).unwrap();
+                let reader = std::thread::spawn(all);
+                (session.await.0, reader)
+            };
+            assert!(matches!(end, End::Done), "{end:?}");
+            assert_eq!((moved(), reader.join().unwrap()), (LEN, LEN));
+
+            // To the peer: the same.
+            let (mut conn, listed, _table, mut peer) = connected().await;
+            let (app, mut program) = self::program();
+            SockRef::from(conn.tls.socket()).set_send_buffer_size(4096).unwrap();
+            peer.write_all(&Frame::Fin.header()).unwrap();
+            program.write_all(&[7; CHUNK - HEADER]).unwrap();
+            program.shutdown(Shutdown::Write).unwrap();
+            let reader = std::thread::spawn(move || {
+                let _ = peer.read_exact(&mut [0; CHUNK]);
+                peer
+            });
+            let (end, _) = conn.run(App::Tcp(app), &listed, None).await;
+            assert!(matches!(end, End::Done), "{end:?}");
+            let parts = listed.progress();
+            assert!(parts > 4, "a chunk went through a buffer of 8 KiB in {parts} parts");
+            drop(reader.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_cut_comes_before_whatever_else_is_ready() {
+        run(async {
+            for cut in [true, false] {
+                let (mut conn, listed, table, mut peer) = connected().await;
+                let (app, mut program) = program();
+                peer.write_all(&[data(b"secret"), Frame::Fin.header().into()].concat()).unwrap();
+                program.write_all(b"another").unwrap();
+                program.shutdown(Shutdown::Write).unwrap();
+                app.readable().await.unwrap();
+                conn.tls.socket().readable().await.unwrap();
+                if cut {
+                    table.cut_all();
+                }
+                let (end, _) = conn.run(App::Tcp(app), &listed, None).await;
+                conn.tls.close();
+                let mut got = Vec::new();
+                let read = program.read_to_end(&mut got);
+                let mut told = Vec::new();
+                peer.read_to_end(&mut told).unwrap();
+                if cut {
+                    assert!(matches!(end, End::Cut("stopped")), "{end:?}");
+                    assert!(read.is_err() && got.is_empty() && told.is_empty());
+                } else {
+                    assert!(matches!(end, End::Done), "{end:?}");
+                    assert!(read.is_ok() && got == b"secret" && !told.is_empty());
+                }
+            }
+        });
     }
 }

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,10 +19,11 @@ use super::dial::{Dial, Pool};
 use super::live::{Side, Table};
 use super::service::{self, Service};
 
-/// Connections that a worker lets shake hands at a time, and how many of them from one address: a
-/// stranger who never finishes holds up no more than that, for [`service`]'s deadline.
+/// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
+/// never finishes, from one address or one IPv6 network, holds up no more than that for [`service`]'s
+/// deadline. Who has several can hold up all; then those who have come already go on, and nobody new comes.
 const HANDSHAKES: usize = 1024;
-const HANDSHAKES_PER_ADDRESS: usize = 256;
+const HANDSHAKES_PER_ORIGIN: usize = 256;
 
 /// What a listener is for; replaced in place by a reload.
 pub(crate) enum Purpose {
@@ -114,7 +115,7 @@ impl Listener {
             }
         }
         if let Some(pool) = pool {
-            pool.clear();
+            pool.close();
         }
     }
 
@@ -122,7 +123,7 @@ impl Listener {
     fn pool(&self, pool: &mut Option<Rc<Pool>>) -> Option<Rc<Pool>> {
         let Purpose::Dial(dial) = &**self.purpose.load() else {
             if let Some(old) = pool.take() {
-                old.clear();
+                old.close();
             }
             return None;
         };
@@ -132,7 +133,7 @@ impl Listener {
         }
         let new = Pool::new(dial.clone());
         if let Some(old) = pool.replace(new.clone()) {
-            old.clear();
+            old.close();
         }
         Some(new)
     }
@@ -197,37 +198,72 @@ impl Over {
 #[derive(Default)]
 pub(crate) struct Pending {
     all: Cell<usize>,
-    by_address: RefCell<HashMap<IpAddr, usize>>,
+    by_origin: RefCell<HashMap<IpAddr, usize>>,
 }
 
 /// One handshake under way, until dropped.
 pub(crate) struct HandshakeSlot {
     pending: Rc<Pending>,
-    address: IpAddr,
+    origin: IpAddr,
+}
+
+/// What one party is taken to have: an IPv4 address, or the 64 bits of an IPv6 address that a network is
+/// given (the rest it makes up: RFC 4291, section 2.5.1).
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
 }
 
 impl Pending {
     fn enter(self: &Rc<Pending>, address: IpAddr) -> Option<HandshakeSlot> {
-        let mut by_address = self.by_address.borrow_mut();
-        let here = by_address.get(&address).copied().unwrap_or(0);
-        if self.all.get() >= HANDSHAKES || here >= HANDSHAKES_PER_ADDRESS {
+        let origin = origin(address);
+        let mut by_origin = self.by_origin.borrow_mut();
+        let here = by_origin.get(&origin).copied().unwrap_or(0);
+        if self.all.get() >= HANDSHAKES || here >= HANDSHAKES_PER_ORIGIN {
             return None;
         }
-        by_address.insert(address, here + 1);
+        by_origin.insert(origin, here + 1);
         self.all.set(self.all.get() + 1);
-        Some(HandshakeSlot { pending: self.clone(), address })
+        Some(HandshakeSlot { pending: self.clone(), origin })
     }
 }
 
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
         self.pending.all.set(self.pending.all.get() - 1);
-        let mut by_address = self.pending.by_address.borrow_mut();
-        match by_address.get_mut(&self.address) {
+        let mut by_origin = self.pending.by_origin.borrow_mut();
+        match by_origin.get_mut(&self.origin) {
             Some(n) if *n > 1 => *n -= 1,
             _ => {
-                by_address.remove(&self.address);
+                by_origin.remove(&self.origin);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_are_counted_by_ipv4_address_and_by_ipv6_network() {
+        let pending = Rc::new(Pending::default());
+        let enter = |address: String| pending.enter(address.parse().unwrap());
+        let mut held: Vec<_> = (0..HANDSHAKES_PER_ORIGIN as u64)
+            .map(|n| enter(format!("2001:db8:0:1:{n:x}::7")).unwrap())
+            .collect();
+        assert!(enter("2001:db8:0:1:ffff::7".into()).is_none());
+        held.push(enter("2001:db8:0:2::7".into()).unwrap());
+        held.extend((0..HANDSHAKES_PER_ORIGIN).map(|_| enter("10.0.0.1".into()).unwrap()));
+        assert!(enter("10.0.0.1".into()).is_none());
+        assert!(enter("::ffff:10.0.0.1".into()).is_none());
+        held.push(enter("10.0.0.2".into()).unwrap());
+        // Whoever finishes makes room.
+        held.remove(0);
+        held.push(enter("2001:db8:0:1:ffff::7".into()).unwrap());
+        held.clear();
+        assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
     }
 }

@@ -114,6 +114,17 @@ impl Stranger {
     /// Connects and shakes hands as far as the client can tell: in TLS 1.3 the server's opinion of the
     /// client's certificate comes later, at the first read.
     pub fn connect(self, to: SocketAddr) -> io::Result<TlsClient> {
+        let mut stream = self.greet(to)?;
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        stream.flush()?;
+        Ok(stream)
+    }
+
+    /// Connects, says the first message of the handshake and waits until there is an answer to it; the next
+    /// read or write goes on.
+    pub fn greet(self, to: SocketAddr) -> io::Result<TlsClient> {
         let mut provider = (*wiretight_proxy::tls::provider()).clone();
         provider.kx_groups = self.groups;
         let builder = ClientConfig::builder_with_provider(Arc::new(provider))
@@ -137,10 +148,10 @@ impl Stranger {
         socket.set_read_timeout(Some(Duration::from_secs(15)))?;
         socket.set_nodelay(true)?;
         let mut stream = StreamOwned::new(tls, socket);
-        while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock)?;
+        while stream.conn.wants_write() {
+            stream.conn.write_tls(&mut stream.sock)?;
         }
-        stream.flush()?;
+        stream.sock.peek(&mut [0])?;
         Ok(stream)
     }
 

@@ -170,6 +170,11 @@ fn render(report: &Value) -> String {
     format!("\n{table}")
 }
 
+/// A free port of 127.0.0.1, for a process that is about to bind it.
+fn free_port() -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,9 +197,4 @@ mod tests {
             assert!(leaked(&bad), "{bad}");
         }
     }
-}
-
-/// A free port of 127.0.0.1, for a process that is about to bind it.
-fn free_port() -> anyhow::Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
