@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use wiretight::control::{
-    Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
-    Revoked, State, encode,
+    Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin, State,
+    encode,
 };
 use wiretight_fuzz::NOW;
 use wiretight_keys::{Csr, Id, JoinToken, Leaf, Period, Profile, SigningKey, SpiffeId, Tbs};
@@ -103,7 +103,10 @@ fn control() -> Result {
         proof: Blob(vec![2; 71]),
     };
     one("rejoin", &FromStranger::Rejoin(rejoin))?;
-    one("hello", &FromNode::Hello { have: 7, digest: "ab".into(), instances: vec![offer.clone()] })?;
+    one(
+        "hello",
+        &FromNode::Hello { have: 7, digest: "ab".into(), instances: vec![offer.clone()] },
+    )?;
     one("announce", &FromNode::Announce { instances: vec![offer] })?;
     one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
     one("ack", &FromNode::Ack { version: u64::MAX })?;

@@ -1,9 +1,10 @@
 //! The plain side of a session: the local program's connection, or the backend's.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
@@ -17,11 +18,12 @@ impl App {
     /// Reads what is there already, without waiting; `None` if there is nothing (or the end, or an
     /// error: the next read tells).
     pub(crate) fn try_read(&self, buf: &mut [u8]) -> Option<usize> {
-        let read = match self {
-            App::Tcp(s) => s.try_read(buf),
-            App::Unix(s) => s.try_read(buf),
+        // Straight from the kernel: the reactor has not yet heard of bytes on a new connection.
+        let socket = match self {
+            App::Tcp(s) => SockRef::from(s),
+            App::Unix(s) => SockRef::from(s),
         };
-        read.ok().filter(|n| *n > 0)
+        (&*socket).read(buf).ok().filter(|n| *n > 0)
     }
 
     /// Drops the connection by TCP RST, so that the program sees an abort and not an orderly end.
