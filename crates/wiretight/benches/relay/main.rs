@@ -134,7 +134,10 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut running = Vec::new();
     for system in or_all(&args.systems) {
         let Some(version) = system.version() else {
-            println!("skipped: {} is not installed (docs/benchmarks.md names the packages)", system.name());
+            println!(
+                "skipped: {} is not installed (docs/benchmarks.md names the packages)",
+                system.name()
+            );
             continue;
         };
         installed.push((system, version));
