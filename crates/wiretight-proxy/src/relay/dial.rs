@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection};
-use tokio::net::TcpStream;
 use wiretight_keys::{Id, SpiffeId, TrustBundle};
 
 use super::app::App;
@@ -207,9 +206,7 @@ impl Pool {
     }
 
     /// Carries one connection of the local program.
-    pub(crate) async fn serve(self: Rc<Pool>, socket: TcpStream, from: SocketAddr) {
-        net::tune(&socket);
-        let app = App::Tcp(socket);
+    pub(crate) async fn serve(self: Rc<Pool>, app: App, from: SocketAddr) {
         let dial = &self.dial;
         let opening = dial.table.opening();
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
