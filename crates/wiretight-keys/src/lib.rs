@@ -6,15 +6,18 @@
 //! - [`x509`]: requests and certificates
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
+//! - [`web`]: certificates of web sites, issued by others
 
 pub mod key;
 pub mod spiffe;
 pub mod token;
 pub mod verify;
+pub mod web;
 pub mod x509;
 
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};
 pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};
+pub use web::WebLeaf;
 pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs, X509Error};

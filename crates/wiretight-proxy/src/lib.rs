@@ -5,6 +5,7 @@
 //! - [`stream`]: a TLS connection on a socket
 //! - [`wire`]: the frames between relays
 //! - [`relay`]: services and dials
+//! - [`edge`]: sites: HTTPS for everybody
 //!
 //! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
 
@@ -12,6 +13,7 @@
 extern crate self as wiretight_proxy; // as the rig calls it
 
 mod buffer;
+pub mod edge;
 pub mod mesh;
 mod quota;
 pub mod relay;
@@ -22,6 +24,7 @@ pub mod stream;
 pub mod tls;
 pub mod wire;
 
+pub use edge::{Certificates, Edge, EdgeStatus};
 pub use mesh::{Identity, IdentityError, Instance, Mesh, Registry};
 pub use quota::LogQuota;
 pub use relay::{Relay, RelayStatus};

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use wiretight_keys::{Id, Refusal, SpiffeId};
 
@@ -213,9 +212,7 @@ impl Pool {
     }
 
     /// Carries one connection of the local program.
-    pub(crate) async fn serve(self: Rc<Pool>, socket: TcpStream, from: SocketAddr) {
-        net::tune(&socket);
-        let app = App::Tcp(socket);
+    pub(crate) async fn serve(self: Rc<Pool>, app: App, from: SocketAddr) {
         let dial = &self.dial;
         let opening = dial.table.opening();
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
@@ -586,11 +583,11 @@ mod tests {
         let (socket, from) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
         run(async {
-            let socket = TcpStream::from_std(socket).unwrap();
+            let socket = tokio::net::TcpStream::from_std(socket).unwrap();
             if !word.is_empty() {
                 socket.readable().await.unwrap();
             }
-            Pool::new(Arc::new(dial.unwrap())).serve(socket, from).await;
+            Pool::new(Arc::new(dial.unwrap())).serve(App::Tcp(socket), from).await;
         });
         assert!(is_reset(&mut program));
         told.try_iter().collect()

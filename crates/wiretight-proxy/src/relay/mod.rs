@@ -6,13 +6,13 @@
 //! It never carries a byte in the clear: a session begins when the peer is verified and allowed, or not
 //! at all.
 
-mod app;
-mod balance;
-mod dial;
-mod live;
+pub(crate) mod app;
+pub(crate) mod balance;
+pub(crate) mod dial;
+pub(crate) mod live;
 mod log;
-mod net;
-mod proxy_protocol;
+pub(crate) mod net;
+pub(crate) mod proxy_protocol;
 mod service;
 mod session;
 pub mod settings;
@@ -266,6 +266,11 @@ impl Relay {
             listeners.insert(addr, listener);
         }
         Ok(())
+    }
+
+    /// What the edge needs to reach services through here.
+    pub(crate) fn shared(&self) -> (&Arc<Mesh>, &Arc<Table>) {
+        (&self.mesh, &self.table)
     }
 
     /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.

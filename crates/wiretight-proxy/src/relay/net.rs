@@ -1,7 +1,7 @@
 //! Sockets: how they are bound, connected and kept alive.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,9 +21,30 @@ const BACKLOG: i32 = 4096;
 
 /// One listening socket for each worker, on one address. The kernel spreads connections over them.
 pub(crate) fn bind(addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let listener = |socket: Socket| {
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    sockets(addr, workers, Type::STREAM, Protocol::TCP)?.into_iter().map(listener).collect()
+}
+
+/// The same for UDP. The kernel spreads packets by the addresses of both ends.
+pub(crate) fn bind_udp(addr: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    let sockets = sockets(addr, workers, Type::DGRAM, Protocol::UDP)?;
+    Ok(sockets.into_iter().map(Into::into).collect())
+}
+
+fn sockets(
+    addr: SocketAddr,
+    workers: usize,
+    kind: Type,
+    protocol: Protocol,
+) -> io::Result<Vec<Socket>> {
     let socket = |shared: bool| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
+        if kind == Type::STREAM {
+            socket.set_reuse_address(true)?;
+        }
         if shared {
             socket.set_reuse_port(true)?;
         }
@@ -37,13 +58,7 @@ pub(crate) fn bind(addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListen
     // SO_REUSEPORT would let us share a port with another process of our user unnoticed: a first socket
     // without it finds out.
     drop(socket(false)?);
-    (0..workers)
-        .map(|_| {
-            let socket = socket(workers > 1)?;
-            socket.listen(BACKLOG)?;
-            Ok(socket.into())
-        })
-        .collect()
+    (0..workers).map(|_| socket(workers > 1)).collect()
 }
 
 /// No Nagle delays; and a dead peer is found within two minutes if nothing is in flight. (While data are

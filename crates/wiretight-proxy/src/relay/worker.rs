@@ -15,8 +15,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
+use super::app::App;
 use super::dial::{Dial, Pool};
 use super::live::{Side, Table};
+use super::net;
 use super::service::{self, Service};
 
 /// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
@@ -107,7 +109,8 @@ impl Listener {
             match accepted {
                 Ok((socket, from)) => match self.pool(&mut pool) {
                     Some(pool) => {
-                        spawn_local(pool.serve(socket, from));
+                        net::tune(&socket);
+                        spawn_local(pool.serve(App::Tcp(socket), from));
                     }
                     None => self.serve(socket, from),
                 },

@@ -2,6 +2,7 @@
 //! control side is played by the test.
 #![allow(dead_code, reason = "each test binary uses what it needs of the rig")]
 
+pub mod edge;
 pub mod foreign;
 pub mod tls;
 

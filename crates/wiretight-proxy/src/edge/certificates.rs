@@ -1,0 +1,100 @@
+//! The certificates of sites, by name: whoever gets them (files, ACME, the mesh) puts them here whole, and
+//! the next handshake shows the newest. The edge itself never asks for one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use wiretight_keys::web::MIN_RSA_BITS;
+use wiretight_keys::{Period, WebLeaf, X509Error};
+
+use super::settings::SiteName;
+use super::tls;
+use crate::mesh::now;
+
+/// A certificate chain and its key, fit to be served. Has no `Debug`.
+pub struct SiteCertificate {
+    leaf: WebLeaf,
+    certified: Arc<CertifiedKey>,
+}
+
+/// Why a chain and a key are not served.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// No certificate in the text.
+    #[error("no certificate (expected PEM that begins with -----BEGIN CERTIFICATE-----)")]
+    NoCertificate,
+    /// No private key in the text.
+    #[error("no private key (expected PEM: PKCS#8, PKCS#1 or SEC1, without a passphrase)")]
+    NoKey,
+    /// The leaf does not parse.
+    #[error(transparent)]
+    X509(#[from] X509Error),
+    /// The TLS library does not take the key, or it is not the leaf's.
+    #[error("the private key does not fit the certificate: {0}")]
+    Key(rustls::Error),
+    /// A key that is too short to protect anybody.
+    #[error("the certificate's RSA key has {0} bits; make one with 2048 or more, or with P-256")]
+    WeakKey(usize),
+    /// It is for somebody else.
+    #[error("the certificate is not for {0}; get one that has it in its subjectAltName")]
+    WrongName(SiteName),
+}
+
+impl SiteCertificate {
+    /// Reads a chain (leaf first) and its key, for a site with these names.
+    pub fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        names: &[SiteName],
+    ) -> Result<SiteCertificate, CertificateError> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.map_err(|_| CertificateError::NoCertificate)?;
+        let leaf = WebLeaf::parse(chain.first().ok_or(CertificateError::NoCertificate)?)?;
+        if let Some(bits) = leaf.rsa_bits.filter(|bits| *bits < MIN_RSA_BITS) {
+            return Err(CertificateError::WeakKey(bits));
+        }
+        if let Some(name) = names.iter().find(|n| !leaf.is_for(n.as_str())) {
+            return Err(CertificateError::WrongName(name.clone()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
+        let certified = CertifiedKey::from_der(chain, key, &tls::provider());
+        let certified = Arc::new(certified.map_err(CertificateError::Key)?);
+        Ok(SiteCertificate { leaf, certified })
+    }
+
+    /// When it holds.
+    pub fn period(&self) -> Period {
+        self.leaf.period
+    }
+
+    /// Whether it holds now.
+    pub fn is_valid(&self) -> bool {
+        (self.leaf.period.not_before..=self.leaf.period.not_after).contains(&now())
+    }
+
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+        self.certified.clone()
+    }
+}
+
+/// The certificates that are in force, by the name of a site as the configuration has it.
+#[derive(Default)]
+pub struct Certificates {
+    by_name: ArcSwap<BTreeMap<SiteName, Arc<SiteCertificate>>>,
+}
+
+impl Certificates {
+    /// Replaces them all.
+    pub fn set(&self, by_name: BTreeMap<SiteName, Arc<SiteCertificate>>) {
+        self.by_name.store(Arc::new(by_name));
+    }
+
+    /// The one for a site's name.
+    pub fn get(&self, name: &SiteName) -> Option<Arc<SiteCertificate>> {
+        self.by_name.load().get(name).cloned()
+    }
+}

@@ -1,0 +1,399 @@
+//! One HTTP/1 connection as the HTTP library gets to see it: checked bytes only ([`super::strict`]), and the
+//! clock by which a peer that stands still is given up.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::settings::Limits;
+use super::strict::{Framing, Phase, Violation};
+
+/// What a client may send ahead of the answer to a request for another protocol.
+const MAX_AHEAD: usize = 64 * 1024;
+
+/// What goes on at a connection. Shared by its two directions, its requests and its clock.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    born: Instant,
+    requests: AtomicUsize,
+    /// The answer was 101: the bytes are no longer HTTP.
+    upgraded: AtomicBool,
+    /// Milliseconds since `born`, plus one; 0 for none.
+    rest_since: AtomicU64,
+    head_since: AtomicU64,
+    blocked_since: AtomicU64,
+    waiting: Mutex<Option<Waker>>,
+}
+
+/// Why a connection is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// Nothing asked for a while: in order.
+    Idle,
+    /// A head that does not become whole.
+    Head,
+    /// An answer that is not taken.
+    Reading,
+}
+
+impl Activity {
+    pub(crate) fn new() -> Arc<Activity> {
+        Arc::new(Activity {
+            born: Instant::now(),
+            requests: AtomicUsize::new(0),
+            upgraded: AtomicBool::new(false),
+            rest_since: AtomicU64::new(1),
+            head_since: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(0),
+            waiting: Mutex::new(None),
+        })
+    }
+
+    /// A request is under way, until that is dropped.
+    pub(crate) fn request(self: &Arc<Activity>) -> InFlight {
+        self.requests.fetch_add(1, Relaxed);
+        InFlight(self.clone())
+    }
+
+    /// From here on the bytes belong to another protocol.
+    pub(crate) fn upgraded(&self) {
+        self.upgraded.store(true, Relaxed);
+        self.wake();
+    }
+
+    fn is_upgraded(&self) -> bool {
+        self.upgraded.load(Relaxed)
+    }
+
+    fn wake(&self) {
+        let waiting = self.waiting.lock().unwrap_or_else(|p| p.into_inner()).take();
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+    }
+
+    fn wake_later(&self, waker: &Waker) {
+        *self.waiting.lock().unwrap_or_else(|p| p.into_inner()) = Some(waker.clone());
+    }
+
+    fn clock(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64 + 1
+    }
+
+    fn older(&self, since: &AtomicU64, limit: Duration) -> bool {
+        let since = since.load(Relaxed);
+        since > 0 && self.clock().saturating_sub(since) > limit.as_millis() as u64
+    }
+
+    /// Ends when the peer has stood still for too long.
+    pub(crate) async fn overdue(&self, limits: &Limits) -> Overdue {
+        let shortest = limits.head.min(limits.body).min(limits.idle);
+        let mut tick = tokio::time::interval((shortest / 2).max(Duration::from_millis(10)));
+        loop {
+            tick.tick().await;
+            if self.is_upgraded() {
+                continue;
+            }
+            if self.older(&self.head_since, limits.head) {
+                return Overdue::Head;
+            }
+            if self.older(&self.blocked_since, limits.body) {
+                return Overdue::Reading;
+            }
+            if self.requests.load(Relaxed) == 0 && self.older(&self.rest_since, limits.idle) {
+                return Overdue::Idle;
+            }
+        }
+    }
+}
+
+/// A request under way.
+pub(crate) struct InFlight(Arc<Activity>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.rest_since.store(self.0.clock(), Relaxed);
+        self.0.requests.fetch_sub(1, Relaxed);
+        self.0.wake();
+    }
+}
+
+/// Watches what is written: a peer that takes nothing is noticed, whatever the protocol.
+pub(crate) struct Watched<T> {
+    io: T,
+    activity: Arc<Activity>,
+}
+
+impl<T> Watched<T> {
+    pub(crate) fn new(io: T, activity: Arc<Activity>) -> Watched<T> {
+        Watched { io, activity }
+    }
+
+    fn note<V>(&self, written: Poll<V>) -> Poll<V> {
+        let blocked = &self.activity.blocked_since;
+        match written {
+            Poll::Pending if blocked.load(Relaxed) == 0 => {
+                blocked.store(self.activity.clock(), Relaxed);
+            }
+            Poll::Pending => {}
+            Poll::Ready(_) => blocked.store(0, Relaxed),
+        }
+        written
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.note(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.note(shut)
+    }
+}
+
+/// Lets checked bytes through, and answers what is refused, in its turn, itself.
+pub(crate) struct Strict<T> {
+    io: T,
+    activity: Arc<Activity>,
+    framing: Framing,
+    /// Read and not yet let through.
+    held: Vec<u8>,
+    /// So much of `held` was looked at, and so much of that may go on.
+    looked: usize,
+    free: usize,
+    /// And whether that was in a body, whose request is under way.
+    refused: Option<(Violation, bool)>,
+    on_refusal: Option<Box<dyn FnOnce(Violation) + Send>>,
+    farewell: Option<(Vec<u8>, usize)>,
+}
+
+impl<T> Strict<T> {
+    /// `on_refusal` is told the first violation; there is no second.
+    pub(crate) fn new(
+        io: T,
+        activity: Arc<Activity>,
+        on_refusal: impl FnOnce(Violation) + Send + 'static,
+    ) -> Strict<T> {
+        Strict {
+            io,
+            activity,
+            framing: Framing::default(),
+            held: Vec::new(),
+            looked: 0,
+            free: 0,
+            refused: None,
+            on_refusal: Some(Box::new(on_refusal)),
+            farewell: None,
+        }
+    }
+
+    /// Looks at what was read last; says how much of it was looked at, and how much of all that is not
+    /// yet let through may go on.
+    fn look(&mut self, new: &[u8]) -> (usize, usize) {
+        let fed = self.framing.feed(new);
+        self.note_phase();
+        if let Some(violation) = fed.refused {
+            self.refused = Some((violation, self.framing.phase() == Phase::Body));
+            self.activity.head_since.store(0, Relaxed);
+            if let Some(tell) = self.on_refusal.take() {
+                tell(violation);
+            }
+        }
+        (fed.used, fed.release)
+    }
+
+    fn note_phase(&self) {
+        let since = &self.activity.head_since;
+        match self.framing.phase() {
+            Phase::Head if since.load(Relaxed) == 0 => since.store(self.activity.clock(), Relaxed),
+            Phase::Head => {}
+            _ => since.store(0, Relaxed),
+        }
+    }
+
+    /// Hands on what may go on; true if that was something.
+    fn hand_on(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let n = self.free.min(buf.remaining());
+        if n == 0 {
+            return false;
+        }
+        buf.put_slice(&self.held[..n]);
+        self.held.drain(..n);
+        self.free -= n;
+        self.looked -= n;
+        if self.held.is_empty() {
+            self.held = Vec::new(); // an idle connection holds nothing
+        }
+        true
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if buf.remaining() == 0 || this.hand_on(buf) {
+                return Poll::Ready(Ok(()));
+            }
+            if this.activity.is_upgraded() {
+                if this.held.is_empty() {
+                    return Pin::new(&mut this.io).poll_read(cx, buf);
+                }
+                (this.looked, this.free) = (this.held.len(), this.held.len());
+                continue;
+            }
+            if let Some((violation, true)) = this.refused {
+                // The request that it is the body of fails, and says why.
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
+            }
+            if this.refused.is_some() || this.framing.phase() == Phase::Upgrade {
+                // Requests before it are answered first.
+                this.activity.wake_later(cx.waker());
+                if this.activity.is_upgraded() {
+                    continue;
+                }
+                if this.activity.requests.load(Relaxed) > 0 {
+                    return Poll::Pending;
+                }
+                if this.refused.is_some() {
+                    return Poll::Ready(Ok(())); // as if the client had closed
+                }
+                this.framing.resume();
+            }
+            if this.looked < this.held.len() {
+                let rest = this.held.split_off(this.looked);
+                let (used, release) = this.look(&rest);
+                this.held.extend_from_slice(&rest);
+                this.looked += used;
+                this.free += release;
+                continue;
+            }
+            let room = buf.initialize_unfilled();
+            let mut fresh = ReadBuf::new(room);
+            ready!(Pin::new(&mut this.io).poll_read(cx, &mut fresh))?;
+            let n = fresh.filled().len();
+            if n == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let (used, release) = this.look(&room[..n]);
+            if this.held.is_empty() {
+                // The common case: nothing is copied.
+                this.held.extend_from_slice(&room[release..n]);
+                this.looked = used.saturating_sub(release);
+                buf.advance(release);
+                if release > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                this.held.extend_from_slice(&room[..n]);
+                this.looked += used;
+                this.free += release;
+            }
+            if this.held.len() > this.looked + MAX_AHEAD {
+                let what = "too much was sent ahead of an answer";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// The library is done; whoever was refused is told so before the connection closes.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some((violation, false)) = this.refused {
+            let (text, at) = this.farewell.get_or_insert_with(|| (refusal(violation), 0));
+            while *at < text.len() {
+                let n = ready!(Pin::new(&mut this.io).poll_write(cx, &text[*at..]))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                *at += n;
+            }
+            ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+fn refusal(violation: Violation) -> Vec<u8> {
+    let status = match violation.status() {
+        431 => "431 Request Header Fields Too Large",
+        505 => "505 HTTP Version Not Supported",
+        _ => "400 Bad Request",
+    };
+    let body = format!("{violation}\n");
+    format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}

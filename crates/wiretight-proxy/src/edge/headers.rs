@@ -1,0 +1,247 @@
+//! Which headers go through, and which the edge speaks for: nothing that concerns one connection only, and
+//! nothing about the client but what the edge has seen itself.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Those that concern one connection only (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Who the client proved to be; the edge alone says it.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// What other proxies say of a client, and programs believe.
+const CLAIMS: [HeaderName; 7] = [
+    header::FORWARDED,
+    FOR,
+    PROTO,
+    HOST,
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-real-ip"),
+];
+
+/// Removes what concerns one connection only, and what `Connection` says does.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if let Some(first) = headers.get(header::CONNECTION) {
+        // Nearly always one value of one word that is in the list anyway.
+        let named: Vec<HeaderName> = match first.as_bytes() {
+            b"keep-alive" | b"close" => Vec::new(),
+            _ => {
+                let values = headers.get_all(header::CONNECTION).iter();
+                let words = values.flat_map(|v| v.as_bytes().split(|b| *b == b','));
+                words.filter_map(|w| HeaderName::from_bytes(w.trim_ascii()).ok()).collect()
+            }
+        };
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Whether the client takes trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut te =
+        headers.get_all(header::TE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    te.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// The protocol that the client wants to go on with, as `Connection: upgrade` and `Upgrade` say.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get_all(header::CONNECTION).iter().any(|v| {
+        v.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+}
+
+/// Who sent a request, as far as the edge knows.
+pub(crate) struct Sender<'a> {
+    pub(crate) address: IpAddr,
+    /// Another proxy of ours, whose word about the client counts.
+    pub(crate) trusted: bool,
+    pub(crate) host: &'a str,
+    /// The identity that it proved.
+    pub(crate) identity: Option<&'a str>,
+}
+
+/// Says who the client is; what it said itself goes, unless it is trusted.
+pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
+    headers.remove(CLIENT_CERT);
+    let mut path = String::new();
+    if sender.trusted {
+        for value in headers.get_all(FOR).iter().filter_map(|v| v.to_str().ok()) {
+            let _ = write!(path, "{value}, ");
+        }
+    } else {
+        for name in CLAIMS {
+            headers.remove(name);
+        }
+    }
+    let _ = write!(path, "{}", sender.address);
+    set(headers, FOR, &path);
+    let mut forwarded = String::new();
+    if sender.trusted {
+        for value in headers.get_all(header::FORWARDED).iter().filter_map(|v| v.to_str().ok()) {
+            let _ = write!(forwarded, "{value}, ");
+        }
+    }
+    // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
+    let _ = match sender.address {
+        IpAddr::V4(ip) => write!(forwarded, "for={ip};"),
+        IpAddr::V6(ip) => write!(forwarded, "for=\"[{ip}]\";"),
+    };
+    let _ = write!(forwarded, "host={};proto=https", sender.host);
+    set(headers, header::FORWARDED, &forwarded);
+    if !sender.trusted || !headers.contains_key(PROTO) {
+        headers.insert(PROTO, HeaderValue::from_static("https"));
+    }
+    if !sender.trusted || !headers.contains_key(HOST) {
+        set(headers, HOST, sender.host);
+    }
+    if let Some(identity) = sender.identity {
+        set(headers, CLIENT_CERT, &format!("URI={identity}"));
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Cookies that HTTP/2 and 3 may send in pieces become one line (RFC 9113, section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let pieces: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|v| v.as_bytes()).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&pieces.join(b"; ".as_slice())) {
+        headers.insert(header::COOKIE, whole);
+    }
+}
+
+/// The host of an authority or a Host header: small letters, no port, no dot at its end.
+pub(crate) fn host(authority: &str) -> Option<String> {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        Some(_) => return None,
+        None => authority,
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    (!host.is_empty() && host.bytes().all(plain)).then(|| host.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    fn lines(map: &HeaderMap) -> Vec<String> {
+        let mut all: Vec<_> =
+            map.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn what_concerns_one_connection_stays_on_it() {
+        let mut headers = map(&[
+            ("connection", "close, X-Mine"),
+            ("connection", "keep-alive"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("accept", "*/*"),
+        ]);
+        assert!(takes_trailers(&headers));
+        assert_eq!(upgrade(&headers), None);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(lines(&headers), ["accept: */*"]);
+        let headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(upgrade(&headers).unwrap(), "websocket");
+    }
+
+    #[test]
+    fn a_stranger_does_not_say_who_it_is() {
+        let claims = [
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-real-ip", "1.1.1.1"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-forwarded-client-cert", "URI=spiffe://example.org/service/admin"),
+        ];
+        let sender = |trusted| Sender {
+            address: "10.0.0.9".parse().unwrap(),
+            trusted,
+            host: "example.org",
+            identity: None,
+        };
+        let mut headers = map(&claims);
+        forwarded(&mut headers, &sender(false));
+        let expected = [
+            "forwarded: for=10.0.0.9;host=example.org;proto=https",
+            "x-forwarded-for: 10.0.0.9",
+            "x-forwarded-host: example.org",
+            "x-forwarded-proto: https",
+        ];
+        assert_eq!(lines(&headers), expected);
+        let mut headers = map(&claims);
+        forwarded(&mut headers, &sender(true));
+        let expected = [
+            "forwarded: for=1.1.1.1, for=10.0.0.9;host=example.org;proto=https",
+            "x-forwarded-for: 1.1.1.1, 10.0.0.9",
+            "x-forwarded-host: example.org",
+            "x-forwarded-proto: http",
+            "x-real-ip: 1.1.1.1",
+        ];
+        assert_eq!(lines(&headers), expected);
+        let mut headers = HeaderMap::new();
+        let identity = Some("spiffe://example.org/service/web");
+        let address = "fd00::1".parse().unwrap();
+        forwarded(&mut headers, &Sender { identity, address, ..sender(false) });
+        assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
+        assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
+    }
+
+    #[test]
+    fn cookies_in_pieces_become_one_line() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut headers);
+        assert_eq!(lines(&headers), ["cookie: a=1; b=2"]);
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_case_and_dot() {
+        for same in ["example.org", "EXAMPLE.org:443", "example.org.", "example.org.:8443"] {
+            assert_eq!(host(same).as_deref(), Some("example.org"), "{same}");
+        }
+        for bad in ["", ":443", "a b", "a@b", "[::1]:443", "a:b", "a/b", "example.org:44x"] {
+            assert_eq!(host(bad), None, "{bad}");
+        }
+    }
+}

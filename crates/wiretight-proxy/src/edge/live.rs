@@ -1,0 +1,179 @@
+//! What the edge is doing and has done: counters, refusals. Written by the workers, read by `status` and
+//! the metrics.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use hyper::StatusCode;
+use serde::Serialize;
+
+use super::settings::SiteName;
+use crate::mesh::now;
+use crate::quota::LogQuota;
+
+/// The HTTP that a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum Http {
+    /// HTTP/1.1 or 1.0.
+    #[serde(rename = "http/1.1")]
+    H1,
+    /// HTTP/2.
+    #[serde(rename = "h2")]
+    H2,
+    /// HTTP/3.
+    #[serde(rename = "h3")]
+    H3,
+}
+
+impl Http {
+    const ALL: [Http; 3] = [Http::H1, Http::H2, Http::H3];
+
+    /// As ALPN writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Http::H1 => "http/1.1",
+            Http::H2 => "h2",
+            Http::H3 => "h3",
+        }
+    }
+}
+
+/// The sums of a site since the start.
+#[derive(Default)]
+pub(crate) struct SiteCounts {
+    /// By protocol, then by the first digit of the status; 0 for requests that never got one.
+    requests: [[AtomicU64; 6]; 3],
+    pub(crate) sent: AtomicU64,
+    pub(crate) received: AtomicU64,
+}
+
+impl SiteCounts {
+    pub(crate) fn answered(&self, http: Http, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).min(5);
+        self.requests[http as usize][class].fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn requests(&self) -> Vec<RequestCount> {
+        let mut all = Vec::new();
+        for http in Http::ALL {
+            for (class, count) in self.requests[http as usize].iter().enumerate() {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    all.push(RequestCount { http, class: class as u16, count });
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Requests of a site that were answered alike.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestCount {
+    /// The client's HTTP.
+    pub http: Http,
+    /// The first digit of the status.
+    pub class: u16,
+    /// How many.
+    pub count: u64,
+}
+
+/// Handshakes that came to the same.
+#[derive(Debug, Clone, Serialize)]
+pub struct HandshakeCount {
+    /// TLS version, or QUIC.
+    pub protocol: String,
+    /// Key exchange group; `unknown` where the library does not tell.
+    pub group: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Connections and requests refused for one reason.
+#[derive(Debug, Clone, Serialize)]
+pub struct EdgeRefused {
+    /// A fixed word.
+    pub reason: &'static str,
+    /// How many.
+    pub count: u64,
+}
+
+/// All of it.
+#[derive(Default)]
+pub(crate) struct EdgeTable {
+    sites: Mutex<BTreeMap<SiteName, Arc<SiteCounts>>>,
+    handshakes: Mutex<BTreeMap<(String, String), u64>>,
+    refused: Mutex<Refused>,
+    pub(crate) connections: AtomicUsize,
+    busy: AtomicUsize,
+    pub(crate) accept_errors: AtomicU64,
+}
+
+#[derive(Default)]
+struct Refused {
+    counts: BTreeMap<&'static str, u64>,
+    quota: LogQuota,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A request or an upgraded connection under way, until dropped.
+pub(crate) struct Busy(Arc<EdgeTable>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Relaxed);
+    }
+}
+
+impl EdgeTable {
+    pub(crate) fn counts(&self, title: &SiteName) -> Arc<SiteCounts> {
+        lock(&self.sites).entry(title.clone()).or_default().clone()
+    }
+
+    pub(crate) fn begin(self: &Arc<EdgeTable>) -> Busy {
+        self.busy.fetch_add(1, Relaxed);
+        Busy(self.clone())
+    }
+
+    pub(crate) fn busy(&self) -> usize {
+        self.busy.load(Relaxed)
+    }
+
+    pub(crate) fn shaken(&self, protocol: String, group: String) {
+        *lock(&self.handshakes).entry((protocol, group)).or_default() += 1;
+    }
+
+    pub(crate) fn handshakes(&self) -> Vec<HandshakeCount> {
+        let all = lock(&self.handshakes);
+        let count = |((protocol, group), count): (&(String, String), &u64)| HandshakeCount {
+            protocol: protocol.clone(),
+            group: group.clone(),
+            count: *count,
+        };
+        all.iter().map(count).collect()
+    }
+
+    /// Counts a refusal, and logs it unless there are too many of them at the moment.
+    pub(crate) fn refuse(
+        &self,
+        address: impl ToString,
+        reason: &'static str,
+        detail: impl ToString,
+    ) {
+        let mut refused = lock(&self.refused);
+        *refused.counts.entry(reason).or_default() += 1;
+        if refused.quota.allows(now()) {
+            let (address, detail) = (address.to_string(), detail.to_string());
+            tracing::warn!(side = "edge", %address, reason, detail, "refused");
+        }
+    }
+
+    pub(crate) fn refused(&self) -> Vec<EdgeRefused> {
+        let refused = lock(&self.refused);
+        refused.counts.iter().map(|(reason, count)| EdgeRefused { reason, count: *count }).collect()
+    }
+}

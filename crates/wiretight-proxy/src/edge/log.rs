@@ -1,0 +1,124 @@
+//! The access log: one structured line a request, written when its answer has gone, or has failed to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use hyper::{Method, StatusCode};
+use wiretight_keys::SpiffeId;
+
+use super::body::BodyStory;
+use super::guard::InFlight;
+use super::live::{Busy, Http};
+use super::settings::Upstream;
+use super::sites::Site;
+use crate::relay::balance::Lease;
+
+/// The longest path that is logged, in bytes; never the query, which often holds secrets.
+const MAX_PATH: usize = 512;
+
+/// What is to be told of a request. Tells it when dropped.
+pub(crate) struct Story {
+    pub(crate) site: Option<Arc<Site>>,
+    pub(crate) host: Arc<str>,
+    pub(crate) http: Http,
+    pub(crate) client: IpAddr,
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) tls: Arc<str>,
+    pub(crate) group: Arc<str>,
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) status: StatusCode,
+    pub(crate) lease: Option<Lease<Upstream>>,
+    pub(crate) body: BodyStory,
+    pub(crate) begun: Instant,
+    sent: u64,
+    end: &'static str,
+    _busy: Busy,
+    _in_flight: Option<InFlight>,
+}
+
+/// What a story begins with.
+pub(crate) struct Opening {
+    pub(crate) host: Arc<str>,
+    pub(crate) http: Http,
+    pub(crate) client: IpAddr,
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) tls: Arc<str>,
+    pub(crate) group: Arc<str>,
+    pub(crate) method: Method,
+    pub(crate) busy: Busy,
+    pub(crate) in_flight: Option<InFlight>,
+}
+
+impl Story {
+    pub(crate) fn new(opening: Opening, path: &str) -> Story {
+        let end = path.len().min(MAX_PATH);
+        let path = path.get(..end).unwrap_or_default().to_owned();
+        Story {
+            site: None,
+            host: opening.host,
+            http: opening.http,
+            client: opening.client,
+            identity: opening.identity,
+            tls: opening.tls,
+            group: opening.group,
+            method: opening.method,
+            path,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            lease: None,
+            body: BodyStory::default(),
+            begun: Instant::now(),
+            sent: 0,
+            end: "client_gone",
+            _busy: opening.busy,
+            _in_flight: opening.in_flight,
+        }
+    }
+
+    /// So many bytes of the answer have gone.
+    pub(crate) fn sent(&mut self, n: usize) {
+        self.sent += n as u64;
+    }
+
+    /// The answer has gone whole.
+    pub(crate) fn complete(&mut self) {
+        self.end = "done";
+    }
+
+    /// It has not, and whose fault that is.
+    pub(crate) fn broke_off(&mut self, why: &'static str) {
+        self.end = why;
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        let received = self.body.received();
+        if let Some(site) = &self.site {
+            site.counts.answered(self.http, self.status);
+            site.counts.sent.fetch_add(self.sent, Relaxed);
+            site.counts.received.fetch_add(received, Relaxed);
+        }
+        tracing::info!(
+            target: "access",
+            side = "edge",
+            site = self.site.as_ref().map_or("-", |s| s.settings.title()),
+            host = &*self.host,
+            client = %self.client,
+            peer = self.identity.as_ref().map(tracing::field::display),
+            http = self.http.word(),
+            method = %self.method,
+            path = self.path,
+            status = self.status.as_u16(),
+            to = self.lease.as_ref().map(|l| tracing::field::display(&**l)),
+            protocol = &*self.tls,
+            group = &*self.group,
+            bytes_in = received,
+            bytes_out = self.sent,
+            ms = self.begun.elapsed().as_millis() as u64,
+            end = self.end,
+        );
+    }
+}

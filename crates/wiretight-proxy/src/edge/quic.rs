@@ -1,0 +1,344 @@
+//! HTTP/3.
+//!
+//! Each worker has a QUIC endpoint of its own on the shared port, and the kernel sends it the packets of
+//! whole connections, by address. A client whose address changes (a phone that leaves the Wi-Fi) reaches
+//! another worker, which does not know it: that one answers with a stateless reset, by a key that all
+//! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
+//! crosses threads.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aws_lc_rs::{hkdf, hmac};
+use h3::server::RequestStream;
+use hyper::body::{Body, Buf, Bytes, Frame, SizeHint};
+use hyper::header;
+use hyper::{Request, Response};
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::body::{BodyError, ReplyBody, Source};
+use super::gate::{FrameTooLarge, Gate, Gated, Gates, Stream};
+use super::guard::Activity;
+use super::live::Http;
+use super::serve::Client;
+use super::settings::Limits;
+use super::strict::MAX_HEAD;
+use super::worker::{Counted, Shared, Worker};
+
+/// What a client may send ahead on one stream, and on all of a connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const WINDOW: u32 = 1024 * 1024;
+/// What waits for a client to acknowledge it, on all streams of a connection: a slow reader costs no more.
+const SEND_WINDOW: u64 = 1024 * 1024;
+/// The largest piece of an answer that the library is given at a time.
+const PIECE: usize = 64 * 1024;
+
+/// What all endpoints must agree on.
+pub(crate) struct Secrets {
+    reset: Arc<hmac::Key>,
+    token: Arc<hkdf::Prk>,
+}
+
+impl Secrets {
+    pub(crate) fn new() -> Result<Secrets, rustls::Error> {
+        let (mut reset, mut token) = ([0; 64], [0; 64]);
+        let failed = |_| rustls::Error::FailedToGetRandomBytes;
+        aws_lc_rs::rand::fill(&mut reset).map_err(failed)?;
+        aws_lc_rs::rand::fill(&mut token).map_err(failed)?;
+        Ok(Secrets {
+            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)),
+            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&token)),
+        })
+    }
+}
+
+/// A worker's end of the port.
+pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Result<Endpoint> {
+    let limits = &shared.sites.load().settings.limits;
+    let tls = QuicServerConfig::try_from(shared.configs.quic.clone()).map_err(io::Error::other)?;
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits.streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(8))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .send_window(SEND_WINDOW)
+        .max_idle_timeout(IdleTimeout::try_from(limits.idle).ok())
+        .datagram_receive_buffer_size(None);
+    let mut config = ServerConfig::new(Arc::new(tls), shared.quic.token.clone());
+    config.transport_config(Arc::new(transport)).migration(false);
+    let endpoint = EndpointConfig::new(shared.quic.reset.clone());
+    Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// Accepts until told to stop; connections that live go on.
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    endpoint: Endpoint,
+    mut stop: watch::Receiver<bool>,
+    open: Arc<()>,
+) {
+    let mut draining = worker.shared.draining.clone();
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            _ = stop.wait_for(|s| *s) => break,
+            _ = draining.wait_for(|d| *d) => break,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { break };
+        let Some(slot) = worker.enter() else {
+            incoming.ignore();
+            continue;
+        };
+        let worker = worker.clone();
+        let port = endpoint.local_addr().map_or(0, |a| a.port());
+        spawn_local(async move {
+            let from = incoming.remote_address();
+            let limits = worker.workshop.sites.load().settings.limits.clone();
+            let shaken = async { incoming.accept()?.await };
+            let shaken = timeout(limits.handshake, shaken).await;
+            drop(slot);
+            let table = &worker.shared.table;
+            match shaken {
+                Ok(Ok(connection)) => serve(&worker, connection, port, &limits).await,
+                Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
+                Err(_) => table.refuse(from, "stalled", "the handshake was not finished in time"),
+            }
+        });
+    }
+    endpoint.set_server_config(None);
+    // The socket is shared with the connections that live on it.
+    endpoint.wait_idle().await;
+    drop(endpoint);
+    drop(open);
+}
+
+async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, limits: &Limits) {
+    let table = &worker.shared.table;
+    let from = connection.remote_address();
+    let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
+    let Some(name) = data.and_then(|d| d.server_name).map(|n| n.to_ascii_lowercase()) else {
+        return table.refuse(from, "unrecognized_name", "QUIC without a server name");
+    };
+    let sites = worker.workshop.sites.load_full();
+    if let Some((site_name, site)) = sites.find(&name) {
+        site.shown(sites.certificates.get(site_name).is_some_and(|c| c.is_valid()));
+    }
+    // The library does not tell the group (quinn-proto 0.11).
+    table.shaken("QUIC".into(), "unknown".into());
+    let _counted = Counted::new(table);
+    let activity = Activity::new();
+    let client = Rc::new(Client {
+        workshop: worker.workshop.clone(),
+        http: Http::H3,
+        name: name.into(),
+        from,
+        trusted: sites.settings.trusts(from.ip()),
+        tls: "QUIC".into(),
+        group: "unknown".into(),
+        peer: None,
+        port,
+        activity: activity.clone(),
+    });
+    drop(sites);
+    let gates = Gates::default();
+    let mut builder = h3::server::builder();
+    builder.max_field_section_size(MAX_HEAD as u64);
+    let gated = Gated::new(connection.clone(), gates.clone());
+    let built = timeout(limits.head, builder.build::<_, Bytes>(gated)).await;
+    let Ok(Ok(mut http3)) = built else {
+        return connection.close(VarInt::from_u32(0), b"");
+    };
+    let (mut draining, mut cut) = (worker.shared.draining.clone(), worker.shared.cut.clone());
+    let mut drains = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = http3.accept() => accepted,
+            _ = draining.wait_for(|d| *d), if !drains => {
+                drains = true;
+                let _ = http3.shutdown(0).await;
+                continue;
+            }
+            _ = cut.wait_for(|c| *c) => break,
+        };
+        match accepted {
+            Ok(Some(resolver)) => {
+                let (client, gates) = (client.clone(), gates.clone());
+                let in_flight = activity.request();
+                let limits = limits.clone();
+                spawn_local(async move {
+                    let resolved = timeout(limits.head, resolver.resolve_request()).await;
+                    let Ok(Ok((request, stream))) = resolved else {
+                        return; // dropped, and so reset
+                    };
+                    let gate = gates.borrow_mut().remove(&stream.id()).unwrap_or_default();
+                    gate.used();
+                    let (send, recv) = stream.split();
+                    let mut body = QuicBody::new(recv, gate, &request);
+                    let safe = request.method().is_safe();
+                    let _ = timeout(limits.head, body.begin(safe)).await;
+                    let source = Source::Quic(Box::new(body));
+                    let answer = client.answer(request, source, in_flight).await;
+                    deliver(send, answer, limits.body).await;
+                });
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%error, "an HTTP/3 connection");
+                break;
+            }
+        }
+    }
+    drop(http3);
+    connection.close(VarInt::from_u32(0x100), b""); // H3_NO_ERROR
+}
+
+type Sending = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
+
+/// Sends an answer, piece by piece: each has gone into the stream before the next is asked for.
+async fn deliver(mut to: Sending, answer: Response<ReplyBody>, patience: Duration) {
+    let (parts, body) = answer.into_parts();
+    let sent = async {
+        let head = Response::from_parts(parts, ());
+        timeout(patience, to.send_response(head)).await.ok()?.ok()?;
+        let mut body = std::pin::pin!(body);
+        while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            match frame.ok()?.into_data() {
+                Ok(mut data) => {
+                    while data.has_remaining() {
+                        let piece = data.split_to(data.len().min(PIECE));
+                        timeout(patience, to.send_data(piece)).await.ok()?.ok()?;
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        timeout(patience, to.send_trailers(trailers)).await.ok()?.ok()?;
+                    }
+                }
+            }
+        }
+        timeout(patience, to.finish()).await.ok()?.ok()
+    };
+    if sent.await.is_none() {
+        to.stop_stream(h3::error::Code::H3_INTERNAL_ERROR);
+    }
+}
+
+type Receiving = RequestStream<Stream<h3_quinn::RecvStream>, Bytes>;
+
+/// The body of a request over HTTP/3.
+pub(crate) struct QuicBody {
+    stream: Receiving,
+    gate: Gate,
+    length: Option<u64>,
+    received: u64,
+    state: State,
+    /// What came first, when it was looked for.
+    first: Option<Result<Frame<Bytes>, BodyError>>,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Data,
+    Trailers,
+    End,
+}
+
+impl QuicBody {
+    fn new(stream: Receiving, gate: Gate, request: &Request<()>) -> QuicBody {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
+        QuicBody { stream, gate, length, received: 0, state: State::Data, first: None }
+    }
+
+    /// Finds out whether there is a body, which HTTP/3 says by the end of the stream alone: a program would
+    /// wonder at a GET with an empty one. For a method that seldom has one (`wait`) that is waited for.
+    async fn begin(&mut self, wait: bool) {
+        std::future::poll_fn(|cx| match self.poll_frame(cx) {
+            Poll::Ready(first) => {
+                self.first = first;
+                Poll::Ready(())
+            }
+            Poll::Pending if wait => Poll::Pending,
+            Poll::Pending => Poll::Ready(()),
+        })
+        .await;
+    }
+
+    pub(crate) fn is_end(&self) -> bool {
+        self.first.is_none() && (self.state == State::End || self.length == Some(0))
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self.length {
+            Some(length) => {
+                let waiting = match &self.first {
+                    Some(Ok(frame)) => frame.data_ref().map_or(0, |d| d.len() as u64),
+                    _ => 0,
+                };
+                SizeHint::with_exact(length.saturating_sub(self.received) + waiting)
+            }
+            None => SizeHint::default(),
+        }
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let broken = || Poll::Ready(Some(Err(BodyError::Broken)));
+        loop {
+            match self.state {
+                State::Data => match self.stream.poll_recv_data(cx) {
+                    Poll::Ready(Ok(Some(mut data))) => {
+                        self.gate.used();
+                        let data = data.copy_to_bytes(data.remaining());
+                        self.received += data.len() as u64;
+                        // A body is as long as it says (RFC 9114, section 4.1.2).
+                        if self.length.is_some_and(|length| self.received > length) {
+                            return broken();
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Poll::Ready(Ok(None)) => self.state = State::Trailers,
+                    Poll::Ready(Err(_)) => return broken(),
+                    Poll::Pending => match self.gate.drained() {
+                        Ok(true) => {}
+                        Ok(false) => return Poll::Pending,
+                        Err(FrameTooLarge) => return broken(),
+                    },
+                },
+                State::Trailers => {
+                    let trailers = match self.stream.poll_recv_trailers(cx) {
+                        Poll::Ready(Ok(trailers)) => trailers,
+                        Poll::Ready(Err(_)) => return broken(),
+                        Poll::Pending => match self.gate.drained() {
+                            Ok(true) => continue,
+                            Ok(false) => return Poll::Pending,
+                            Err(FrameTooLarge) => return broken(),
+                        },
+                    };
+                    self.state = State::End;
+                    if self.length.is_some_and(|length| self.received < length) {
+                        return broken();
+                    }
+                    if let Some(trailers) = trailers {
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                }
+                State::End => return Poll::Ready(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Port 80: sends browsers to HTTPS, for good (308, so that a method and its body are kept), and serves
+//! nothing. ACME's http-01 will answer here, ahead of the redirect.
+
+use std::rc::Rc;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+
+use super::body::ReplyBody;
+use super::headers;
+use super::serve::Workshop;
+
+/// The only answer that there is in plain text.
+pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Response<ReplyBody> {
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
+    let host = request.uri().authority().map(|a| a.as_str()).or(host).and_then(headers::host);
+    let sites = workshop.sites.load();
+    let known = host.filter(|host| sites.find(host).is_some());
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    // Where HTTPS is on another port than the usual one, as in tests, the redirect says so.
+    let port = sites.settings.https.first().map(|a| a.port()).filter(|port| *port != 443);
+    let port = port.map_or(String::new(), |port| format!(":{port}"));
+    let to =
+        known.and_then(|host| HeaderValue::from_str(&format!("https://{host}{port}{path}")).ok());
+    let Some(to) = to else {
+        let mut answer = Response::new(ReplyBody::words(Bytes::from_static(b"no such site\n")));
+        *answer.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+        return answer;
+    };
+    let mut answer = Response::new(ReplyBody::empty());
+    *answer.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    answer.headers_mut().insert(header::LOCATION, to);
+    answer
+}

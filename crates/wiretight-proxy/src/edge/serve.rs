@@ -1,0 +1,466 @@
+//! One request: which site it is for, whether it may be had, where it goes, and what comes back.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::http::uri::PathAndQuery;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use wiretight_keys::VerifiedPeer;
+
+use super::backend::{Pools, Sender, Unsent};
+use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
+use super::guard::{Activity, InFlight};
+use super::headers;
+use super::live::{EdgeTable, Http};
+use super::log::{Opening, Story};
+use super::settings::{Speaks, Upstream};
+use super::sites::{Site, Sites};
+use crate::mesh::{Mesh, now};
+
+/// How long both ends of an upgraded connection may take to say that they are ready.
+const SWITCH: Duration = Duration::from_secs(10);
+/// What is held of an upgraded connection's bytes, each way.
+const TUNNEL_BUFFER: usize = 4096;
+
+/// What a worker's connections share.
+pub(crate) struct Workshop {
+    pub(crate) sites: Arc<ArcSwap<Sites>>,
+    pub(crate) table: Arc<EdgeTable>,
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) pools: Rc<Pools>,
+    /// The drain is over: what still runs is cut.
+    pub(crate) cut: watch::Receiver<bool>,
+}
+
+/// A client's connection.
+pub(crate) struct Client {
+    pub(crate) workshop: Rc<Workshop>,
+    pub(crate) http: Http,
+    /// The name that it shook hands for, in small letters.
+    pub(crate) name: Arc<str>,
+    /// Where it comes from, as far as is known: a trusted balancer may have said.
+    pub(crate) from: SocketAddr,
+    /// Whether the other end of the socket is such a balancer or proxy.
+    pub(crate) trusted: bool,
+    pub(crate) tls: Arc<str>,
+    pub(crate) group: Arc<str>,
+    /// Who it proved to be, where that is asked.
+    pub(crate) peer: Option<VerifiedPeer>,
+    /// The port that it connected to.
+    pub(crate) port: u16,
+    pub(crate) activity: Arc<Activity>,
+}
+
+/// Why there is no answer from a backend.
+struct Refused(StatusCode, &'static str);
+
+/// Another protocol that the client wants to go on with.
+struct Switch {
+    protocol: HeaderValue,
+    /// By extended CONNECT (RFC 8441), not by `Upgrade`.
+    extended: bool,
+    client: OnUpgrade,
+}
+
+impl Client {
+    /// Answers a request. Never fails: what goes wrong is an answer, too.
+    pub(crate) async fn answer(
+        self: Rc<Client>,
+        mut request: Request<()>,
+        source: Source,
+        in_flight: InFlight,
+    ) -> Response<ReplyBody> {
+        let opening = Opening {
+            host: self.name.clone(),
+            http: self.http,
+            client: self.from.ip(),
+            identity: self.peer.as_ref().map(|p| p.id().clone()),
+            tls: self.tls.clone(),
+            group: self.group.clone(),
+            method: request.method().clone(),
+            busy: self.workshop.table.begin(),
+            in_flight: Some(in_flight),
+        };
+        let mut story = Story::new(opening, request.uri().path());
+        let switch = switch(&mut request);
+        let (parts, ()) = request.into_parts();
+        match self.forward(parts, source, switch, &mut story).await {
+            Ok((answer, switched)) => self.reply(answer, switched, story),
+            Err(Refused(status, text)) => self.refusal(status, text, story),
+        }
+    }
+
+    fn refusal(&self, status: StatusCode, text: &str, mut story: Story) -> Response<ReplyBody> {
+        story.status = status;
+        let site = story.site.clone();
+        let text = match status.is_redirection() || text.is_empty() {
+            true => Bytes::new(),
+            false => Bytes::from(format!("{text}\n")),
+        };
+        let mut answer = Response::new(ReplyBody::text(text, story));
+        *answer.status_mut() = status;
+        let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        let bad_body = matches!(
+            status,
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
+        );
+        if bad_body && self.http == Http::H1 {
+            // Where the next request would begin is not known.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(site) = site {
+            self.promise(&site, answer.headers_mut());
+        }
+        answer
+    }
+
+    /// Which site the request is for; it must be the one that the client shook hands for, so that a name's
+    /// certificate and its client certificates speak for that name alone.
+    fn site(&self, parts: &Parts) -> Result<(Arc<Site>, String), Refused> {
+        let bad = Refused(StatusCode::BAD_REQUEST, "the request does not say which host it is for");
+        let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or(""));
+        let named = match (parts.uri.authority(), host) {
+            (Some(a), Some(h)) if headers::host(a.as_str()) != headers::host(h) => return Err(bad),
+            (Some(a), _) => a.as_str(),
+            (None, Some(h)) => h,
+            (None, None) => return Err(bad),
+        };
+        let Some(host) = headers::host(named) else { return Err(bad) };
+        let sites = self.workshop.sites.load();
+        match sites.find(&host).filter(|_| host == *self.name) {
+            Some((_, site)) => Ok((site.clone(), named.to_owned())),
+            None => Err(Refused(
+                StatusCode::MISDIRECTED_REQUEST,
+                "this connection is not for that host: connect anew",
+            )),
+        }
+    }
+
+    /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
+    fn may(&self, site: &Site) -> Result<(), Refused> {
+        let Some(clients) = &site.settings.clients else { return Ok(()) };
+        let no = Err(Refused(StatusCode::FORBIDDEN, "this identity may not use this site"));
+        let Some(peer) = &self.peer else { return no };
+        let bundle = self.workshop.mesh.bundle();
+        let stands = now() <= peer.not_after() && bundle.stands_by(peer);
+        if stands && clients.contains(&peer.id().id) {
+            return Ok(());
+        }
+        self.workshop.table.refuse(self.from, "not_allowed", peer.id());
+        no
+    }
+
+    async fn forward(
+        &self,
+        parts: Parts,
+        source: Source,
+        switch: Option<Switch>,
+        story: &mut Story,
+    ) -> Result<(Response<Incoming>, Option<Switch>), Refused> {
+        let (site, authority) = self.site(&parts)?;
+        story.site = Some(site.clone());
+        self.may(&site)?;
+        if parts.method == Method::CONNECT && switch.is_none() {
+            return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "this is no tunnel"));
+        }
+        let patience = self.workshop.sites.load().settings.limits.body;
+        let body = RequestBody::new(source, site.settings.max_body, patience, story.body.clone());
+        if body.size_hint().lower() > site.settings.max_body {
+            let text = "the body is larger than this site takes";
+            return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        let template = self.template(parts, &authority, switch.as_ref());
+        let answer = self.try_backends(&site, &template, body, story).await?;
+        story.status = answer.status();
+        match (answer.status(), switch) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(switch)) => Ok((answer, Some(switch))),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => {
+                Err(Refused(StatusCode::BAD_GATEWAY, "the program switched protocols unasked"))
+            }
+            _ => Ok((answer, None)),
+        }
+    }
+
+    /// The request as backends get it.
+    fn template(&self, parts: Parts, authority: &str, switch: Option<&Switch>) -> Template {
+        let mut headers = parts.headers;
+        let trailers = headers::takes_trailers(&headers);
+        headers::strip_hop_by_hop(&mut headers);
+        headers.remove(header::EXPECT); // answered here, by reading the body
+        if self.http != Http::H1 {
+            headers::join_cookies(&mut headers);
+        }
+        let identity = self.peer.as_ref().map(|p| p.id().to_string());
+        let sender = headers::Sender {
+            address: self.from.ip(),
+            trusted: self.trusted,
+            host: authority,
+            identity: identity.as_deref(),
+        };
+        headers::forwarded(&mut headers, &sender);
+        let mut method = parts.method;
+        if let Some(switch) = switch {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, switch.protocol.clone());
+            if switch.extended {
+                method = Method::GET;
+                headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
+            }
+        }
+        let path = parts.uri.into_parts().path_and_query;
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let switches = switch.is_some();
+        Template { method, path, authority: authority.to_owned(), headers, trailers, switches }
+    }
+
+    /// Tries backends until one has answered. What may have been acted on is not sent again, unless it
+    /// changes nothing to do so (RFC 9110, section 9.2.2).
+    async fn try_backends(
+        &self,
+        site: &Arc<Site>,
+        template: &Template,
+        body: RequestBody,
+        story: &mut Story,
+    ) -> Result<Response<Incoming>, Refused> {
+        let again = body.is_end_stream() && template.method.is_idempotent();
+        let told = story.body.clone();
+        let mut body = Some(body);
+        let mut tried: Vec<Upstream> = Vec::new();
+        let mut refused = Refused(StatusCode::BAD_GATEWAY, "no program answers for this site");
+        while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
+            let upstream = (*lease).clone();
+            let pools = &self.workshop.pools;
+            let (mut sender, used) = match pools.get(site, &upstream, self.from).await {
+                Ok(found) => found,
+                Err(error) => {
+                    site.balancer.failed(&lease);
+                    self.complain(&upstream, "unreachable", &error);
+                    tried.push(upstream);
+                    continue;
+                }
+            };
+            let Some(whole) = body.take().or_else(|| again.then(RequestBody::empty)) else { break };
+            let request = template.request(&upstream, whole);
+            match send(&mut sender, request, site.settings.timeout, &told).await {
+                Ok(answer) => {
+                    site.balancer.succeeded(&lease);
+                    pools.give_back(site, &upstream, sender);
+                    story.lease = Some(lease);
+                    return Ok(answer);
+                }
+                Err(Failed::Late) => {
+                    site.balancer.failed(&lease);
+                    self.complain(&upstream, "late", &"the program did not answer in time");
+                    let text = "the program behind this site did not answer in time";
+                    return Err(Refused(StatusCode::GATEWAY_TIMEOUT, text));
+                }
+                Err(Failed::Unsent(mut unsent)) => {
+                    if let Some(error) = told.error() {
+                        return Err(refusal_of(error));
+                    }
+                    body = unsent.take_message().map(Request::into_body);
+                    let error = unsent.error().to_string();
+                    if used && (body.is_some() || again) {
+                        continue; // an idle connection that had ended: the backend is as good as before
+                    }
+                    site.balancer.failed(&lease);
+                    self.complain(&upstream, "broken", &error);
+                    refused =
+                        Refused(StatusCode::BAD_GATEWAY, "the program behind this site hung up");
+                    if body.is_none() && !again {
+                        break;
+                    }
+                    tried.push(upstream);
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    fn complain(&self, upstream: &Upstream, reason: &'static str, error: &dyn std::fmt::Display) {
+        self.workshop.table.refuse(upstream, reason, error);
+    }
+
+    /// The backend's answer, as the client gets it.
+    fn reply(
+        self: &Rc<Client>,
+        answer: Response<Incoming>,
+        switched: Option<Switch>,
+        story: Story,
+    ) -> Response<ReplyBody> {
+        let site = story.site.clone();
+        let Some(switch) = switched else {
+            let (mut parts, body) = answer.into_parts();
+            headers::strip_hop_by_hop(&mut parts.headers);
+            parts.version = Version::HTTP_11;
+            parts.extensions.clear();
+            if let Some(site) = site {
+                self.promise(&site, &mut parts.headers);
+            }
+            return Response::from_parts(parts, ReplyBody::backend(body, story));
+        };
+        let mut answer = answer;
+        let backend = hyper::upgrade::on(&mut answer);
+        let (mut parts, _) = answer.into_parts();
+        headers::strip_hop_by_hop(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        if switch.extended {
+            parts.status = StatusCode::OK;
+            parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        } else {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(header::UPGRADE, switch.protocol);
+            self.activity.upgraded();
+        }
+        spawn_local(tunnel(switch.client, backend, self.workshop.cut.clone(), story));
+        Response::from_parts(parts, ReplyBody::empty())
+    }
+
+    /// What the edge says to browsers beside the program's answer.
+    fn promise(&self, site: &Site, headers: &mut HeaderMap) {
+        if let Some(hsts) = site.hsts() {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+        }
+        let http3 = self.workshop.sites.load().settings.http3 && site.settings.clients.is_none();
+        if http3
+            && self.http != Http::H3
+            && let Ok(value) = HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", self.port))
+        {
+            headers.insert(header::ALT_SVC, value);
+        }
+    }
+}
+
+fn refusal_of(error: BodyError) -> Refused {
+    match error {
+        BodyError::TooLarge => {
+            Refused(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this site takes")
+        }
+        BodyError::Stalled => Refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        BodyError::Broken => Refused(StatusCode::BAD_REQUEST, "the body is malformed or broke off"),
+    }
+}
+
+/// The wish for another protocol, and the hook by which its bytes are had.
+fn switch(request: &mut Request<()>) -> Option<Switch> {
+    if request.method() == Method::CONNECT {
+        let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
+        if protocol.as_str() != "websocket" {
+            return None;
+        }
+        let protocol = HeaderValue::from_static("websocket");
+        return Some(Switch { protocol, extended: true, client: hyper::upgrade::on(request) });
+    }
+    let protocol = headers::upgrade(request.headers())?;
+    Some(Switch { protocol, extended: false, client: hyper::upgrade::on(request) })
+}
+
+/// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
+/// 1.3), of which there is none between us and the program.
+fn websocket_key() -> HeaderValue {
+    HeaderValue::from_static("d2lyZXRpZ2h0LXdzLWg8Mg==")
+}
+
+/// A request that can be sent more than once.
+struct Template {
+    method: Method,
+    path: PathAndQuery,
+    authority: String,
+    headers: HeaderMap,
+    trailers: bool,
+    switches: bool,
+}
+
+impl Template {
+    fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = self.headers.clone();
+        let headers = request.headers_mut();
+        match upstream.speaks {
+            Speaks::Http1 => {
+                if let Ok(host) = HeaderValue::from_str(&self.authority) {
+                    headers.insert(header::HOST, host);
+                }
+                *request.uri_mut() = self.path.clone().into();
+            }
+            Speaks::H2c => {
+                headers.remove(header::HOST);
+                if self.switches {
+                    headers.remove(header::CONNECTION);
+                    headers.remove(header::UPGRADE);
+                }
+                if self.trailers {
+                    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+                }
+                let uri = Uri::builder().scheme("http").authority(self.authority.as_str());
+                let uri = uri.path_and_query(self.path.clone()).build();
+                *request.uri_mut() = uri.unwrap_or_else(|_| self.path.clone().into());
+                *request.version_mut() = Version::HTTP_2;
+            }
+        }
+        request
+    }
+}
+
+enum Failed {
+    Late,
+    Unsent(Box<Unsent>),
+}
+
+/// Sends, and waits for the head of the answer: so long as the body moves, and then for `limit`.
+async fn send(
+    sender: &mut Sender,
+    request: Request<RequestBody>,
+    limit: Duration,
+    body: &BodyStory,
+) -> Result<Response<Incoming>, Failed> {
+    let mut answer = pin!(sender.send(request));
+    let mut moved = body.received();
+    loop {
+        match timeout(limit, answer.as_mut()).await {
+            Ok(answer) => return answer.map_err(|e| Failed::Unsent(Box::new(e))),
+            Err(_) if body.received() > moved => moved = body.received(),
+            Err(_) => return Err(Failed::Late),
+        }
+    }
+}
+
+/// Carries an upgraded connection to its end.
+async fn tunnel(
+    client: OnUpgrade,
+    backend: OnUpgrade,
+    mut cut: watch::Receiver<bool>,
+    mut story: Story,
+) {
+    let both = async { tokio::try_join!(client, backend) };
+    let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
+    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+    let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
+    tokio::select! {
+        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, a, b) => {
+            match copied {
+                Ok((_, sent)) => {
+                    story.sent(sent as usize);
+                    story.complete();
+                }
+                Err(_) => story.broke_off("broken"),
+            }
+        }
+        _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
+    }
+}

@@ -1,0 +1,145 @@
+//! The sites as they are configured now: one value, replaced whole by a reload. A connection that lives
+//! asks the newest at each request.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use hyper::header::HeaderValue;
+use wiretight_keys::Name;
+
+use super::certificates::Certificates;
+use super::hsts;
+use super::live::{EdgeTable, SiteCounts};
+use super::settings::{At, EdgeSettings, SiteName, SiteSettings, Upstream};
+use crate::mesh::{Mesh, now};
+use crate::relay::balance::Balancer;
+use crate::relay::dial::Dial;
+use crate::relay::live::Table;
+use crate::relay::settings::DialSettings;
+
+/// A site, shared by all workers.
+pub(crate) struct Site {
+    pub(crate) settings: SiteSettings,
+    pub(crate) counts: Arc<SiteCounts>,
+    pub(crate) balancer: Arc<Balancer<Upstream>>,
+    pub(crate) dials: BTreeMap<Name, Arc<Dial>>,
+    health: Arc<Health>,
+}
+
+/// Since when a site has been serving with a certificate that holds; seconds since 1970, 0 for not yet.
+#[derive(Default)]
+pub(crate) struct Health(AtomicU64);
+
+impl Site {
+    /// A client has shaken hands, with a certificate that holds or does not.
+    pub(crate) fn shown(&self, valid: bool) {
+        match valid {
+            true => {
+                let _ = self.health.0.compare_exchange(0, now(), Relaxed, Relaxed);
+            }
+            false => self.health.0.store(0, Relaxed),
+        }
+    }
+
+    /// Since when it is healthy.
+    pub(crate) fn healthy_since(&self) -> Option<u64> {
+        Some(self.health.0.load(Relaxed)).filter(|since| *since > 0)
+    }
+
+    /// What is promised to browsers now.
+    pub(crate) fn hsts(&self) -> Option<HeaderValue> {
+        let healthy_for = self.healthy_since().map_or(0, |since| now().saturating_sub(since));
+        hsts::value(self.settings.hsts, healthy_for).map(HeaderValue::from_static)
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub(crate) struct Sites {
+    by_name: HashMap<SiteName, Arc<Site>>,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) settings: EdgeSettings,
+}
+
+/// What sites are made from.
+pub(crate) struct Material<'a> {
+    pub(crate) mesh: &'a Arc<Mesh>,
+    pub(crate) relay: &'a Arc<Table>,
+    pub(crate) table: &'a Arc<EdgeTable>,
+    pub(crate) certificates: &'a Arc<Certificates>,
+    /// Since when sites are healthy, as an earlier run has left it.
+    pub(crate) healthy_since: &'a BTreeMap<SiteName, u64>,
+}
+
+impl Sites {
+    /// What `before` knows of a site (its balance, its health) is kept.
+    pub(crate) fn new(
+        settings: &EdgeSettings,
+        before: &Sites,
+        material: &Material<'_>,
+    ) -> Result<Sites, rustls::Error> {
+        let mut by_name = HashMap::new();
+        for site in &settings.sites {
+            let Some(title) = site.names.first() else { continue };
+            let old = before.by_name.get(title);
+            let mut dials = BTreeMap::new();
+            for upstream in &site.to {
+                if let At::Mesh(service) = &upstream.at {
+                    let dial = mesh_dial(service, site, old.map(|o| &**o), material)?;
+                    dials.insert(service.clone(), dial);
+                }
+            }
+            let known = material.healthy_since.get(title).copied().unwrap_or(0);
+            let health = || Arc::new(Health(AtomicU64::new(known)));
+            let new = Arc::new(Site {
+                settings: site.clone(),
+                counts: material.table.counts(title),
+                balancer: old.map(|o| o.balancer.clone()).unwrap_or_default(),
+                health: old.map_or_else(health, |o| o.health.clone()),
+                dials,
+            });
+            for name in &site.names {
+                by_name.insert(name.clone(), new.clone());
+            }
+        }
+        let certificates = material.certificates.clone();
+        Ok(Sites { by_name, certificates, settings: settings.clone() })
+    }
+
+    /// The site for a host, and by which of its names. `host` is in small letters.
+    pub(crate) fn find(&self, host: &str) -> Option<(&SiteName, &Arc<Site>)> {
+        let exact = self.by_name.get_key_value(host);
+        exact.or_else(|| {
+            let (_, rest) = host.split_once('.')?;
+            self.by_name.get_key_value(format!("*.{rest}").as_str())
+        })
+    }
+
+    /// Each site once.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.settings.sites.iter().filter_map(|s| self.by_name.get(s.names.first()?))
+    }
+}
+
+/// The relay's way to a service, without a listener of its own: the edge's workers hand it connections.
+fn mesh_dial(
+    service: &Name,
+    site: &SiteSettings,
+    before: Option<&Site>,
+    material: &Material<'_>,
+) -> Result<Arc<Dial>, rustls::Error> {
+    let settings = DialSettings {
+        listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        service: service.clone(),
+        identity: site.identity.clone(),
+        to: Vec::new(),
+        idle_timeout: None,
+    };
+    let old = before.and_then(|b| b.dials.get(service));
+    if let Some(same) = old.filter(|o| o.settings == settings) {
+        return Ok(same.clone());
+    }
+    let dial = Dial::new(settings, material.mesh, material.relay, old.map(|o| &**o))?;
+    Ok(Arc::new(dial))
+}

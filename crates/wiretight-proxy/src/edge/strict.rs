@@ -1,0 +1,622 @@
+//! Where an HTTP/1 request ends, by the letter of RFC 9112: checked ahead of the HTTP library, so that the
+//! edge, the backend and whatever stands before the edge cannot see different requests in the same bytes.
+//!
+//! Pure: bytes in, "so many may go on" or a [`Violation`] out. It refuses what another parser might read
+//! differently: two lengths, a length beside chunks, bare CR or LF, folded lines, blanks before a colon,
+//! chunk sizes and codings that are not plain.
+
+/// A request's head, or its trailers, in bytes.
+pub const MAX_HEAD: usize = 32 * 1024;
+/// Header lines in a head, and in trailers.
+pub const MAX_HEADERS: usize = 100;
+/// What may stand behind a chunk's size.
+const MAX_EXTENSION: usize = 256;
+/// Digits of a chunk's size: up to 2^60.
+const MAX_CHUNK_DIGITS: usize = 15;
+/// Digits of a Content-Length: more than any file, less than 2^63.
+const MAX_LENGTH_DIGITS: usize = 18;
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// Not a method, a target and a version with one blank between them (RFC 9112, section 3).
+    #[error("malformed request line")]
+    RequestLine,
+    /// Neither HTTP/1.1 nor HTTP/1.0.
+    #[error("not HTTP/1.1 or HTTP/1.0")]
+    Version,
+    /// A line that ends in LF alone, or CR without LF (section 2.2).
+    #[error("a line does not end in CR LF")]
+    BareLineEnd,
+    /// A header line that begins with a blank (section 5.2).
+    #[error("obsolete line folding")]
+    Fold,
+    /// A blank between a header's name and its colon (section 5.1).
+    #[error("a blank before the colon")]
+    SpaceBeforeColon,
+    /// A character that a header's name may not have.
+    #[error("malformed header name")]
+    Name,
+    /// NUL or another control character in a header's value (RFC 9110, section 5.5).
+    #[error("a control character in a header")]
+    Control,
+    /// Not exactly one Host (section 3.2); HTTP/1.0 may have none.
+    #[error("not exactly one Host header")]
+    Host,
+    /// Content-Length that is no number, or comes twice (section 6.3).
+    #[error("malformed or repeated Content-Length")]
+    Length,
+    /// Transfer-Encoding that is not `chunked`, comes twice, or is in HTTP/1.0 (section 6.1).
+    #[error("a Transfer-Encoding other than chunked")]
+    Coding,
+    /// Content-Length and Transfer-Encoding (section 6.3).
+    #[error("both Content-Length and Transfer-Encoding")]
+    LengthAndCoding,
+    /// A chunk's size or end (section 7.1).
+    #[error("malformed chunk")]
+    Chunk,
+    /// More than [`MAX_HEAD`] bytes or [`MAX_HEADERS`] lines.
+    #[error("the header section is too large")]
+    TooLarge,
+}
+
+impl Violation {
+    /// The status that says so.
+    pub fn status(self) -> u16 {
+        match self {
+            Violation::TooLarge => 431,
+            Violation::Version => 505,
+            _ => 400,
+        }
+    }
+}
+
+/// What became of the bytes that were fed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fed {
+    /// How many of them were looked at. Fewer than all only when the framing is [`Phase::Upgrade`].
+    pub used: usize,
+    /// How many of all the bytes looked at and not yet let go (those of earlier calls first) may go on.
+    pub release: usize,
+    /// What comes behind those is refused, and nothing may go on any more.
+    pub refused: Option<Violation>,
+}
+
+/// Where in a request the stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Between two requests.
+    Idle,
+    /// In a head.
+    Head,
+    /// In a body.
+    Body,
+    /// Behind a request that asks for another protocol: whose the bytes are depends on the answer.
+    Upgrade,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    Method,
+    Target,
+    Version(usize),
+    LineStart,
+    Name,
+    Value,
+    ValueLf,
+    HeadLf,
+    Body(u64),
+    ChunkSize(usize),
+    ChunkExtension(usize),
+    ChunkSizeLf,
+    ChunkData(u64),
+    ChunkDataCr,
+    ChunkDataLf,
+    Upgrade,
+}
+
+const VERSION: &[u8] = b"HTTP/1.";
+
+/// Follows the requests of one connection.
+#[derive(Debug)]
+pub struct Framing {
+    state: State,
+    /// Looked at and not let go.
+    kept: usize,
+    /// Bytes and lines of this head, or of these trailers.
+    head: usize,
+    lines: usize,
+    in_trailers: bool,
+    minor: u8,
+    /// The name of the line that is being read, in small letters, as far as it fits.
+    name: [u8; 20],
+    name_len: usize,
+    /// The value, if the name is one that says how long the body is.
+    value: [u8; 24],
+    value_len: usize,
+    /// More than that came, and it was no blank at the end.
+    value_is_long: bool,
+    hosts: usize,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+    chunk: u64,
+}
+
+impl Default for Framing {
+    fn default() -> Framing {
+        Framing {
+            state: State::Start,
+            kept: 0,
+            head: 0,
+            lines: 0,
+            in_trailers: false,
+            minor: 1,
+            name: [0; 20],
+            name_len: 0,
+            value: [0; 24],
+            value_len: 0,
+            value_is_long: false,
+            hosts: 0,
+            length: None,
+            chunked: false,
+            upgrade: false,
+            chunk: 0,
+        }
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+impl Framing {
+    /// Where the stream stands.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Start => Phase::Idle,
+            State::Upgrade => Phase::Upgrade,
+            _ if self.in_trailers => Phase::Body,
+            State::Body(_)
+            | State::ChunkSize(_)
+            | State::ChunkExtension(_)
+            | State::ChunkSizeLf
+            | State::ChunkData(_)
+            | State::ChunkDataCr
+            | State::ChunkDataLf => Phase::Body,
+            _ => Phase::Head,
+        }
+    }
+
+    /// The request that asked for another protocol was answered in this one: what follows is a request.
+    pub fn resume(&mut self) {
+        if self.state == State::Upgrade {
+            self.state = State::Start;
+        }
+    }
+
+    /// Looks at the next bytes of the stream.
+    pub fn feed(&mut self, bytes: &[u8]) -> Fed {
+        let (mut at, mut release) = (0, 0);
+        while at < bytes.len() && self.state != State::Upgrade {
+            // Bodies in one step; they go on as they come.
+            if let State::Body(left) | State::ChunkData(left) = &mut self.state {
+                let n = (bytes.len() - at).min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= n as u64;
+                let done = *left == 0;
+                at += n;
+                self.kept += n;
+                if done {
+                    self.state = match self.state {
+                        State::Body(_) if self.upgrade => State::Upgrade,
+                        State::Body(_) => State::Start,
+                        _ => State::ChunkDataCr,
+                    };
+                }
+                release += std::mem::take(&mut self.kept);
+                continue;
+            }
+            self.kept += 1;
+            let was_head = self.phase() == Phase::Head || self.state == State::Start;
+            if let Err(violation) = self.byte(bytes[at]) {
+                return Fed { used: at, release, refused: Some(violation) };
+            }
+            at += 1;
+            // A head goes on when it is whole; what is between chunks at once.
+            let in_head = self.phase() == Phase::Head;
+            if !in_head || !was_head {
+                release += std::mem::take(&mut self.kept);
+            }
+        }
+        Fed { used: at, release, refused: None }
+    }
+
+    fn byte(&mut self, b: u8) -> Result<(), Violation> {
+        self.state = match self.state {
+            State::Start => {
+                *self = Framing { kept: self.kept, ..Framing::default() };
+                self.head = 1;
+                if !is_token(b) {
+                    return Err(Violation::RequestLine);
+                }
+                State::Method
+            }
+            State::Method => {
+                self.count()?;
+                match b {
+                    b' ' => State::Target,
+                    b if is_token(b) && self.head <= 32 => State::Method,
+                    _ => return Err(Violation::RequestLine),
+                }
+            }
+            State::Target => {
+                self.count()?;
+                match b {
+                    b' ' => State::Version(0),
+                    0x21..=0x7e => State::Target,
+                    _ => return Err(Violation::RequestLine),
+                }
+            }
+            State::Version(at) => {
+                self.count()?;
+                match (at, b) {
+                    (0..7, b) if b == VERSION[at] => {}
+                    (7, b'0' | b'1') => self.minor = b - b'0',
+                    (8, b'\r') => {}
+                    (8, b'\n') => return Err(Violation::BareLineEnd),
+                    (9, b'\n') => {}
+                    (9, _) => return Err(Violation::BareLineEnd),
+                    (0, _) => return Err(Violation::RequestLine),
+                    _ => return Err(Violation::Version),
+                }
+                if at == 9 { State::LineStart } else { State::Version(at + 1) }
+            }
+            State::LineStart => {
+                self.count()?;
+                match b {
+                    b'\r' => State::HeadLf,
+                    b'\n' => return Err(Violation::BareLineEnd),
+                    b' ' | b'\t' => return Err(Violation::Fold),
+                    b if is_token(b) => {
+                        self.lines += 1;
+                        if self.lines > MAX_HEADERS {
+                            return Err(Violation::TooLarge);
+                        }
+                        (self.name_len, self.value_len, self.value_is_long) = (0, 0, false);
+                        self.push_name(b);
+                        State::Name
+                    }
+                    _ => return Err(Violation::Name),
+                }
+            }
+            State::Name => {
+                self.count()?;
+                match b {
+                    b':' => State::Value,
+                    b' ' | b'\t' => return Err(Violation::SpaceBeforeColon),
+                    b if is_token(b) => {
+                        self.push_name(b);
+                        State::Name
+                    }
+                    _ => return Err(Violation::Name),
+                }
+            }
+            State::Value => {
+                self.count()?;
+                match b {
+                    b'\r' => State::ValueLf,
+                    b'\n' => return Err(Violation::BareLineEnd),
+                    b'\t' | 0x20..=0x7e | 0x80.. => {
+                        let is_blank = matches!(b, b' ' | b'\t');
+                        match self.value.get_mut(self.value_len) {
+                            Some(_) if is_blank && self.value_len == 0 => {}
+                            Some(slot) => {
+                                *slot = b;
+                                self.value_len += 1;
+                            }
+                            None => self.value_is_long |= !is_blank,
+                        }
+                        State::Value
+                    }
+                    _ => return Err(Violation::Control),
+                }
+            }
+            State::ValueLf => {
+                self.count()?;
+                if b != b'\n' {
+                    return Err(Violation::BareLineEnd);
+                }
+                self.line()?;
+                State::LineStart
+            }
+            State::HeadLf => {
+                self.count()?;
+                if b != b'\n' {
+                    return Err(Violation::BareLineEnd);
+                }
+                self.whole()?
+            }
+            State::ChunkSize(digits) => match b {
+                b'\r' if digits > 0 => State::ChunkSizeLf,
+                b';' if digits > 0 => State::ChunkExtension(0),
+                _ => {
+                    let digit = (b as char).to_digit(16).ok_or(Violation::Chunk)?;
+                    if digits == MAX_CHUNK_DIGITS {
+                        return Err(Violation::Chunk);
+                    }
+                    self.chunk = self.chunk << 4 | u64::from(digit);
+                    State::ChunkSize(digits + 1)
+                }
+            },
+            State::ChunkExtension(n) => match b {
+                b'\r' => State::ChunkSizeLf,
+                b'\t' | 0x20..=0x7e if n < MAX_EXTENSION => State::ChunkExtension(n + 1),
+                _ => return Err(Violation::Chunk),
+            },
+            State::ChunkSizeLf => match (b, self.chunk) {
+                (b'\n', 0) => {
+                    (self.head, self.lines, self.in_trailers) = (0, 0, true);
+                    State::LineStart
+                }
+                (b'\n', n) => State::ChunkData(n),
+                _ => return Err(Violation::Chunk),
+            },
+            State::ChunkDataCr if b == b'\r' => State::ChunkDataLf,
+            State::ChunkDataLf if b == b'\n' => {
+                self.chunk = 0;
+                State::ChunkSize(0)
+            }
+            State::ChunkDataCr | State::ChunkDataLf => return Err(Violation::Chunk),
+            // `feed` takes these in bulk, or stops before them.
+            state @ (State::Body(_) | State::ChunkData(_) | State::Upgrade) => state,
+        };
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<(), Violation> {
+        self.head += 1;
+        if self.head > MAX_HEAD { Err(Violation::TooLarge) } else { Ok(()) }
+    }
+
+    fn push_name(&mut self, b: u8) {
+        if let Some(slot) = self.name.get_mut(self.name_len) {
+            *slot = b.to_ascii_lowercase();
+        }
+        self.name_len += 1;
+    }
+
+    /// A header line is whole.
+    fn line(&mut self) -> Result<(), Violation> {
+        let Some(name) = self.name.get(..self.name_len) else { return Ok(()) };
+        let value = self.value[..self.value_len].trim_ascii_end();
+        match name {
+            b"content-length" | b"transfer-encoding" if self.in_trailers => {
+                return Err(Violation::Length);
+            }
+            b"content-length" => {
+                let digits = (1..=MAX_LENGTH_DIGITS).contains(&value.len())
+                    && value.iter().all(u8::is_ascii_digit);
+                if !digits || self.value_is_long || self.length.is_some() {
+                    return Err(Violation::Length);
+                }
+                let number = value.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0'));
+                self.length = Some(number);
+            }
+            b"transfer-encoding" => {
+                let is_chunked = !self.value_is_long && value.eq_ignore_ascii_case(b"chunked");
+                if self.chunked || self.minor == 0 || !is_chunked {
+                    return Err(Violation::Coding);
+                }
+                self.chunked = true;
+            }
+            b"host" => self.hosts += 1,
+            b"upgrade" => self.upgrade = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A head, or a chunked body with its trailers, is whole.
+    fn whole(&mut self) -> Result<State, Violation> {
+        if self.in_trailers {
+            self.in_trailers = false;
+            return Ok(if self.upgrade { State::Upgrade } else { State::Start });
+        }
+        match (self.hosts, self.minor) {
+            (1, _) | (0, 0) => {}
+            _ => return Err(Violation::Host),
+        }
+        match (self.length, self.chunked) {
+            (Some(_), true) => Err(Violation::LengthAndCoding),
+            (None, true) => Ok(State::ChunkSize(0)),
+            (Some(n @ 1..), false) => Ok(State::Body(n)),
+            _ if self.upgrade => Ok(State::Upgrade),
+            _ => Ok(State::Start),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All at once, and byte by byte: the same verdict, and never more let go than was fed.
+    fn check(input: &[u8]) -> Result<usize, Violation> {
+        let mut whole = Framing::default();
+        let all = whole.feed(input);
+        let mut slow = Framing::default();
+        let (mut sum, mut refused) = (0, None);
+        for b in input {
+            let fed = slow.feed(std::slice::from_ref(b));
+            sum += fed.release;
+            refused = fed.refused;
+            if refused.is_some() {
+                break;
+            }
+        }
+        assert!(sum <= input.len());
+        assert_eq!((all.release, all.refused), (sum, refused), "{:?}", input.escape_ascii());
+        refused.map_or(Ok(sum), Err)
+    }
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n";
+    const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\n";
+
+    #[test]
+    fn what_is_plain_goes_on_whole() {
+        for good in [
+            format!("{GET}\r\n"),
+            format!("{GET}\r\n{GET}\r\n"),
+            format!("{GET}x:\r\ny: \t a b\t \r\n\r\n"),
+            format!("{GET}x: caf\u{e9}\r\n\r\n"),
+            "GET / HTTP/1.0\r\n\r\n".into(),
+            "OPTIONS * HTTP/1.1\r\nhOsT:\r\n\r\n".into(),
+            "M-SEARCH http://a/b?c=%20 HTTP/1.1\r\nHost: a:1\r\n\r\n".into(),
+            format!("{POST}Content-Length: 5\r\n\r\nhello{GET}\r\n"),
+            format!("{POST}content-length:\t0 \r\n\r\n{GET}\r\n"),
+            format!("{POST}Transfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n{GET}\r\n"),
+            format!(
+                "{POST}Transfer-Encoding: chunked\r\n\r\nA;x=\"y\"\r\n0123456789\r\n00\r\nt: 1\r\n\r\n"
+            ),
+        ] {
+            assert_eq!(check(good.as_bytes()), Ok(good.len()), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_parser_might_read_differently_is_refused() {
+        use Violation::*;
+        let long = |n| format!("{GET}x: {}\r\n\r\n", "y".repeat(n));
+        for (bad, why) in [
+            ("GET /\r\n\r\n".into(), RequestLine),
+            (" GET / HTTP/1.1\r\n".into(), RequestLine),
+            ("\r\nGET / HTTP/1.1\r\n".into(), RequestLine),
+            ("GET  / HTTP/1.1\r\n".into(), RequestLine),
+            ("GET /\0 HTTP/1.1\r\n".into(), RequestLine),
+            ("GET /\u{e9} HTTP/1.1\r\n".into(), RequestLine),
+            ("GET /\tHTTP/1.1\r\n".into(), RequestLine),
+            ("G@T / HTTP/1.1\r\n".into(), RequestLine),
+            ("PRI * HTTP/2.0\r\n\r\n".into(), Version),
+            ("GET / HTTP/1.2\r\n".into(), Version),
+            ("GET / HTTP/0.9\r\n".into(), Version),
+            ("GET / HTTP/1.1 \r\n".into(), Version),
+            ("GET / HTTP/1.11\r\n".into(), Version),
+            ("GET / http/1.1\r\n".into(), RequestLine),
+            ("GET / HTTP/1.1\n".into(), BareLineEnd),
+            ("GET / HTTP/1.1\r\r\n".into(), BareLineEnd),
+            (format!("{GET}x: y\n\r\n"), BareLineEnd),
+            (format!("{GET}x: y\rz: 1\r\n\r\n"), BareLineEnd),
+            (format!("{GET}\n"), BareLineEnd),
+            (format!("{GET}\rX"), BareLineEnd),
+            (format!("{GET}x: y\r\n z\r\n\r\n"), Fold),
+            (format!("{GET}\tx: y\r\n\r\n"), Fold),
+            (format!("{GET}x : y\r\n\r\n"), SpaceBeforeColon),
+            (format!("{GET}x\t: y\r\n\r\n"), SpaceBeforeColon),
+            (format!("{GET}: y\r\n\r\n"), Name),
+            (format!("{GET}x\r\n\r\n"), Name),
+            (format!("{GET}x(: y\r\n\r\n"), Name),
+            (format!("{GET}\u{e9}: y\r\n\r\n"), Name),
+            (format!("{GET}x: a\0b\r\n\r\n"), Control),
+            (format!("{GET}x: a\x7fb\r\n\r\n"), Control),
+            (format!("{GET}x: a\x0bb\r\n\r\n"), Control),
+            ("GET / HTTP/1.1\r\n\r\n".into(), Host),
+            (format!("{GET}Host: b\r\n\r\n"), Host),
+            ("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n".into(), Host),
+            (format!("{POST}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: 5, 5\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: +5\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: -1\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: 0x5\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: 5 5\r\n\r\n"), Length),
+            (format!("{POST}Content-Length:\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: 9999999999999999999\r\n\r\n"), Length),
+            (format!("{POST}Content-Length: {}\r\n\r\n", "0".repeat(40)), Length),
+            (format!("{POST}Transfer-Encoding: gzip, chunked\r\n\r\n"), Coding),
+            (format!("{POST}Transfer-Encoding: identity\r\n\r\n"), Coding),
+            (format!("{POST}Transfer-Encoding: xchunked\r\n\r\n"), Coding),
+            (format!("{POST}Transfer-Encoding: chunked, chunked\r\n\r\n"), Coding),
+            (format!("{POST}Transfer-Encoding: \x0bchunked\r\n\r\n"), Control),
+            (format!("{POST}Transfer-Encoding: chunked{}x\r\n\r\n", " ".repeat(40)), Coding),
+            (
+                format!("{POST}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                Coding,
+            ),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), Coding),
+            (
+                format!("{POST}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"),
+                LengthAndCoding,
+            ),
+            (
+                format!("{POST}Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                LengthAndCoding,
+            ),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n0x5\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n 5\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5 \r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n-1\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5\nhello"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5\r\nhelloX"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\rX"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5;a\nb\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n"), Chunk),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n5;{}\r\n", "x".repeat(300)), Chunk),
+            (
+                format!("{POST}Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 1\r\n\r\n"),
+                Length,
+            ),
+            (format!("{POST}Transfer-Encoding: chunked\r\n\r\n0\r\n x: 1\r\n\r\n"), Fold),
+            (long(MAX_HEAD), TooLarge),
+            (format!("GET /{} HTTP/1.1\r\n", "y".repeat(MAX_HEAD)), TooLarge),
+            (format!("{GET}{}\r\n", "x: y\r\n".repeat(MAX_HEADERS)), TooLarge),
+        ] {
+            assert_eq!(check(bad.as_bytes()), Err(why), "{bad:?}");
+        }
+        assert!(check(long(MAX_HEAD - 100).as_bytes()).is_ok());
+        assert!(
+            check(format!("{GET}{}\r\n", "x: y\r\n".repeat(MAX_HEADERS - 1)).as_bytes()).is_ok()
+        );
+    }
+
+    fn fed(used: usize, release: usize) -> Fed {
+        Fed { used, release, refused: None }
+    }
+
+    #[test]
+    fn a_head_goes_on_when_it_is_whole_and_a_body_as_it_comes() {
+        let mut framing = Framing::default();
+        let head = format!("{POST}Content-Length: 5\r\n\r");
+        assert_eq!(framing.feed(head.as_bytes()), fed(head.len(), 0));
+        assert_eq!(framing.phase(), Phase::Head);
+        assert_eq!(framing.feed(b"\nhe"), fed(3, head.len() + 3));
+        assert_eq!(framing.phase(), Phase::Body);
+        assert_eq!(framing.feed(b"llo"), fed(3, 3));
+        assert_eq!(framing.phase(), Phase::Idle);
+        assert_eq!(framing.feed(b"GET"), fed(3, 0));
+    }
+
+    #[test]
+    fn behind_a_request_for_another_protocol_it_stops() {
+        let head = format!("{POST}Upgrade: websocket\r\nContent-Length: 2\r\n\r\nab");
+        for head in [format!("{GET}Upgrade: websocket\r\n\r\n"), head] {
+            let mut framing = Framing::default();
+            let ahead = format!("{head}\u{1}\0");
+            assert_eq!(framing.feed(ahead.as_bytes()), fed(head.len(), head.len()));
+            assert_eq!(framing.phase(), Phase::Upgrade);
+            assert_eq!(framing.feed(b"\x01\0"), fed(0, 0));
+            framing.resume();
+            assert_eq!(framing.feed(b"\x01").refused, Some(Violation::RequestLine));
+        }
+    }
+
+    #[test]
+    fn what_stands_before_a_refused_head_goes_on_and_nothing_of_it() {
+        let good = format!("{GET}\r\n");
+        let bad = format!("{good}{GET}x: y\n");
+        let fed = Framing::default().feed(bad.as_bytes());
+        assert_eq!((fed.release, fed.refused), (good.len(), Some(Violation::BareLineEnd)));
+    }
+}

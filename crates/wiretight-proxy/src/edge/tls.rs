@@ -1,0 +1,117 @@
+//! TLS to browsers: what is offered, and which certificate is shown.
+//!
+//! TLS 1.3, and 1.2 with ephemeral keys and AEAD for those that need it; nothing else is compiled in.
+//! X25519MLKEM768 comes first. A name that no site has is turned away by an alert, without a certificate:
+//! there is no default site.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, version};
+
+use super::sites::Sites;
+use crate::mesh::Mesh;
+
+/// HTTP/2 and HTTP/1.1 (RFC 9113, RFC 7301).
+pub(crate) const ALPN_H2: &[u8] = b"h2";
+const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// HTTP/3 (RFC 9114).
+pub(crate) const ALPN_H3: &[u8] = b"h3";
+
+/// The alert records (RFC 8446, section 6) for a name that no site has (RFC 6066, section 3), and for one
+/// whose certificate is not there.
+pub(crate) const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+pub(crate) const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+
+/// The provider at the edge: that of the mesh, and TLS 1.2 with ECDHE and AEAD.
+pub fn provider() -> Arc<CryptoProvider> {
+    use aws_lc_rs::{cipher_suite as suite, kx_group as group};
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            suite::TLS13_AES_128_GCM_SHA256,
+            suite::TLS13_AES_256_GCM_SHA384,
+            suite::TLS13_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1, group::SECP384R1],
+        ..aws_lc_rs::default_provider()
+    })
+}
+
+/// The configurations that all sites share.
+pub(crate) struct Configs {
+    /// For everybody.
+    pub(crate) open: Arc<ServerConfig>,
+    /// For members of the mesh: TLS 1.3, and no ticket, so that each connection proves its identity anew.
+    pub(crate) members: Arc<ServerConfig>,
+    /// For everybody, over QUIC.
+    pub(crate) quic: Arc<ServerConfig>,
+}
+
+impl Configs {
+    pub(crate) fn new(
+        sites: &Arc<ArcSwap<Sites>>,
+        mesh: &Arc<Mesh>,
+    ) -> Result<Configs, rustls::Error> {
+        let resolver = |members| Arc::new(Resolver { sites: sites.clone(), members });
+        let mut open = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver(false));
+        open.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+        open.session_storage = Arc::new(NoServerSessionStorage {});
+        open.ticketer = aws_lc_rs::Ticketer::new()?;
+        // Extended master secret or nothing: tickets of TLS 1.2 are bound to their handshake (RFC 7627).
+        open.require_ems = true;
+
+        let mut members = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13])?
+            .with_client_cert_verifier(crate::tls::client_verifier(mesh))
+            .with_cert_resolver(resolver(true));
+        members.alpn_protocols = open.alpn_protocols.clone();
+        members.session_storage = Arc::new(NoServerSessionStorage {});
+        members.send_tls13_tickets = 0;
+
+        let mut quic = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver(false));
+        quic.alpn_protocols = vec![ALPN_H3.to_vec()];
+        quic.session_storage = Arc::new(NoServerSessionStorage {});
+        quic.ticketer = open.ticketer.clone();
+        Ok(Configs { open: Arc::new(open), members: Arc::new(members), quic: Arc::new(quic) })
+    }
+}
+
+/// Shows the newest certificate of the site that the client names.
+struct Resolver {
+    sites: Arc<ArcSwap<Sites>>,
+    /// Whether it stands behind the verifier of members: a site of members shows itself nowhere else.
+    members: bool,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("members", &self.members).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let sites = self.sites.load();
+        let (name, site) = sites.find(hello.server_name()?)?;
+        if site.settings.clients.is_some() != self.members {
+            return None;
+        }
+        Some(sites.certificates.get(name)?.certified())
+    }
+}

@@ -1,0 +1,470 @@
+//! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
+//! A connection lives and dies on the thread that accepted it.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use wiretight_keys::Role;
+
+use super::backend::{Here, Pools};
+use super::body::{ReplyBody, Source};
+use super::guard::{Activity, Overdue, Strict, Watched};
+use super::live::{EdgeTable, Http};
+use super::proxy_protocol::{self, Header};
+use super::quic;
+use super::redirect;
+use super::serve::{Client, Workshop};
+use super::settings::Limits;
+use super::sites::Sites;
+use super::strict::{MAX_HEAD, MAX_HEADERS};
+use super::tls::{ALPN_H2, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
+use crate::mesh::Mesh;
+use crate::relay::net;
+
+/// Handshakes that a worker lets go on at a time.
+const HANDSHAKES: usize = 1024;
+/// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_WINDOW: u32 = 1024 * 1024;
+/// What may wait for a slow HTTP/2 client, on each stream.
+const H2_SEND_BUFFER: usize = 256 * 1024;
+/// Streams that a client may reset before they were looked at, and that we may reset for its errors
+/// (CVE-2023-44487 and its successors): more, and the connection is given up.
+const H2_RESETS: usize = 50;
+
+/// What the control side asks of a worker.
+pub(crate) struct Listen {
+    pub(crate) socket: Socket,
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Dropped after the socket.
+    pub(crate) open: Arc<()>,
+}
+
+/// A socket, and what for.
+pub(crate) enum Socket {
+    Https(std::net::TcpListener),
+    Http(std::net::TcpListener),
+    Quic(std::net::UdpSocket),
+}
+
+/// What all workers share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) sites: Arc<ArcSwap<Sites>>,
+    pub(crate) table: Arc<EdgeTable>,
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) configs: Arc<Configs>,
+    pub(crate) quic: Arc<quic::Secrets>,
+    pub(crate) draining: watch::Receiver<bool>,
+    pub(crate) cut: watch::Receiver<bool>,
+}
+
+/// Runs until the control side is gone.
+pub(crate) fn run(mut orders: mpsc::UnboundedReceiver<Listen>, shared: Shared) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(61)
+        .build_local(Default::default())?;
+    runtime.block_on(async move {
+        let pools = Rc::new(Pools::default());
+        let workshop = Rc::new(Workshop {
+            sites: shared.sites.clone(),
+            table: shared.table.clone(),
+            mesh: shared.mesh.clone(),
+            pools: pools.clone(),
+            cut: shared.cut.clone(),
+        });
+        let worker = Rc::new(Worker { shared, workshop, handshakes: Rc::default() });
+        let mut sweep = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let order = tokio::select! {
+                order = orders.recv() => order,
+                _ = sweep.tick() => {
+                    worker.sweep();
+                    continue;
+                }
+            };
+            let Some(order) = order else { break };
+            if let Err(error) = worker.listen(order) {
+                tracing::error!(%error, "a listening socket could not be registered");
+            }
+        }
+        pools.clear();
+    });
+    Ok(())
+}
+
+pub(crate) struct Worker {
+    pub(crate) shared: Shared,
+    pub(crate) workshop: Rc<Workshop>,
+    handshakes: Rc<Cell<usize>>,
+}
+
+/// A handshake under way, until dropped.
+pub(crate) struct Slot(Rc<Cell<usize>>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A connection, counted until dropped.
+pub(crate) struct Counted(Arc<EdgeTable>);
+
+impl Counted {
+    pub(crate) fn new(table: &Arc<EdgeTable>) -> Counted {
+        table.connections.fetch_add(1, Relaxed);
+        Counted(table.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Worker {
+    fn listen(self: &Rc<Worker>, order: Listen) -> io::Result<()> {
+        match order.socket {
+            Socket::Https(socket) => {
+                let socket = TcpListener::from_std(socket)?;
+                let worker = self.clone();
+                let serve = move |socket, from, port| worker.clone().https(socket, from, port);
+                spawn_local(self.clone().accept(socket, order.stop, order.open, serve));
+            }
+            Socket::Http(socket) => {
+                let socket = TcpListener::from_std(socket)?;
+                let worker = self.clone();
+                let serve = move |socket, from, _| worker.clone().http(socket, from);
+                spawn_local(self.clone().accept(socket, order.stop, order.open, serve));
+            }
+            Socket::Quic(socket) => {
+                let endpoint = quic::endpoint(socket, &self.shared)?;
+                spawn_local(quic::accept(self.clone(), endpoint, order.stop, order.open));
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) {
+        let sites = self.workshop.sites.load();
+        let wanted = |dial: &Arc<_>| {
+            sites.all().any(|site| site.dials.values().any(|d| Arc::ptr_eq(d, dial)))
+        };
+        self.workshop.pools.sweep(wanted);
+    }
+
+    /// Whether one more may shake hands.
+    pub(crate) fn enter(&self) -> Option<Slot> {
+        if self.handshakes.get() >= HANDSHAKES {
+            return None;
+        }
+        self.handshakes.set(self.handshakes.get() + 1);
+        Some(Slot(self.handshakes.clone()))
+    }
+
+    async fn accept<S, F>(
+        self: Rc<Worker>,
+        listener: TcpListener,
+        mut stop: watch::Receiver<bool>,
+        open: Arc<()>,
+        serve: S,
+    ) where
+        S: Fn(TcpStream, SocketAddr, u16) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let port = listener.local_addr().map_or(0, |a| a.port());
+        let mut draining = self.shared.draining.clone();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => break,
+                _ = draining.wait_for(|d| *d) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, from)) => {
+                    net::tune(&socket);
+                    spawn_local(serve(socket, from, port));
+                }
+                Err(error) => {
+                    // Most often no file descriptors are left; the connection waits in the backlog.
+                    self.shared.table.accept_errors.fetch_add(1, Relaxed);
+                    tracing::debug!(%error, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+        drop(listener);
+        drop(open);
+    }
+
+    async fn https(self: Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16) {
+        let table = &self.shared.table;
+        let Some(slot) = self.enter() else {
+            let _ = socket.set_zero_linger();
+            return table.refuse(from, "too_many_handshakes", "at the moment");
+        };
+        let limits = self.workshop.sites.load().settings.limits.clone();
+        let shaken = timeout(limits.handshake, self.shake(socket, from)).await;
+        drop(slot);
+        let (tls, client) = match shaken {
+            Ok(Ok(shaken)) => shaken,
+            Ok(Err((reason, detail))) => return table.refuse(from, reason, detail),
+            Err(_) => {
+                return table.refuse(from, "stalled", "the handshake was not finished in time");
+            }
+        };
+        let _counted = Counted::new(table);
+        let client = Rc::new(Client { port, ..client });
+        match client.http {
+            Http::H2 => self.http2(tls, client, &limits).await,
+            _ => self.http1(tls, client, &limits).await,
+        }
+    }
+
+    /// Balancer's header, if one is due, and TLS.
+    async fn shake(
+        &self,
+        mut socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Result<(TlsStream<TcpStream>, Client), (&'static str, String)> {
+        let sites = self.workshop.sites.load_full();
+        let trusted = sites.settings.trusts(peer.ip());
+        let mut from = peer;
+        if trusted && sites.settings.proxy_protocol {
+            let header = read_proxy_header(&mut socket).await;
+            from = header.map_err(|e| ("no_proxy_header", e.to_string()))?.unwrap_or(peer);
+        }
+        let failed = |e: io::Error| ("handshake_failed", e.to_string());
+        let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), socket));
+        let start = match acceptor.as_mut().await {
+            Ok(start) => start,
+            Err(error) => return Err(failed(error)),
+        };
+        let name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+        let found = name.as_deref().and_then(|name| sites.find(name));
+        let (Some(name), Some((site_name, site))) = (name.as_deref(), found) else {
+            let told = name.as_deref().unwrap_or("none").to_owned();
+            let mut socket = start.io;
+            let _ = socket.write_all(&UNRECOGNIZED_NAME).await;
+            return Err(("unrecognized_name", format!("no site has the name {told}")));
+        };
+        let Some(certificate) = sites.certificates.get(site_name) else {
+            let mut socket = start.io;
+            let _ = socket.write_all(&INTERNAL_ERROR).await;
+            return Err(("no_certificate", format!("there is no certificate for {site_name} yet")));
+        };
+        let config = match site.settings.clients {
+            Some(_) => &self.shared.configs.members,
+            None => &self.shared.configs.open,
+        };
+        let tls = start.into_stream(config.clone()).await.map_err(failed)?;
+        site.shown(certificate.is_valid());
+        let (_, state) = tls.get_ref();
+        let peer = match site.settings.clients {
+            None => None,
+            Some(_) => Some(
+                crate::tls::peer(&self.shared.mesh, state, Role::Client)
+                    .map_err(|refusal| (refusal.reason(), refusal.to_string()))?,
+            ),
+        };
+        let version = match state.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        };
+        let group = state.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
+        let group = group.unwrap_or_else(|| "resumed".into());
+        self.shared.table.shaken(version.into(), group.clone());
+        let http = if state.alpn_protocol() == Some(ALPN_H2) { Http::H2 } else { Http::H1 };
+        let client = Client {
+            workshop: self.workshop.clone(),
+            http,
+            name: name.into(),
+            from,
+            trusted,
+            tls: version.into(),
+            group: group.into(),
+            peer,
+            port: 0,
+            activity: Activity::new(),
+        };
+        Ok((tls, client))
+    }
+
+    async fn http1(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
+        let activity = client.activity.clone();
+        let (table, from) = (self.shared.table.clone(), client.from);
+        let tell = move |violation| table.refuse(from, "malformed_http", violation);
+        let io = Strict::new(Watched::new(tls, activity.clone()), activity.clone(), tell);
+        let service = service_fn(move |request: Request<Incoming>| answer(&client, request));
+        let mut builder = http1::Builder::new();
+        builder.max_headers(MAX_HEADERS + 8).max_buf_size(8 * MAX_HEAD).header_read_timeout(None);
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        let mut connection = pin!(connection);
+        let mut draining = self.shared.draining.clone();
+        let mut cut = self.shared.cut.clone();
+        let mut overdue = pin!(activity.overdue(limits));
+        tokio::select! {
+            ended = connection.as_mut() => note(ended),
+            _ = draining.wait_for(|d| *d) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => note(ended),
+                    _ = cut.wait_for(|c| *c) => {}
+                }
+            }
+            why = overdue.as_mut() => {
+                if why == Overdue::Idle {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(limits.head, connection.as_mut()).await;
+                    return;
+                }
+                self.shared.table.refuse(from, "stalled", stalled(why));
+            }
+        }
+    }
+
+    async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
+        let activity = client.activity.clone();
+        let from = client.from;
+        let io = TokioIo::new(Watched::new(tls, activity.clone()));
+        let service = service_fn(move |request: Request<Incoming>| answer(&client, request));
+        let mut builder = http2::Builder::new(Here);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(MAX_HEAD as u32)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_WINDOW)
+            .max_send_buf_size(H2_SEND_BUFFER)
+            .max_pending_accept_reset_streams(H2_RESETS)
+            .max_local_error_reset_streams(H2_RESETS)
+            .keep_alive_interval(limits.idle / 4)
+            .keep_alive_timeout(limits.head)
+            .enable_connect_protocol();
+        let mut connection = pin!(builder.serve_connection(io, service));
+        let mut draining = self.shared.draining.clone();
+        let mut cut = self.shared.cut.clone();
+        let mut overdue = pin!(activity.overdue(limits));
+        tokio::select! {
+            ended = connection.as_mut() => note(ended),
+            _ = draining.wait_for(|d| *d) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => note(ended),
+                    _ = cut.wait_for(|c| *c) => {}
+                }
+            }
+            why = overdue.as_mut() => {
+                if why == Overdue::Idle {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(limits.head, connection.as_mut()).await;
+                    return;
+                }
+                self.shared.table.refuse(from, "stalled", stalled(why));
+            }
+        }
+    }
+
+    /// Port 80: says where the site is, and nothing else.
+    async fn http(self: Rc<Worker>, socket: TcpStream, from: SocketAddr) {
+        let _counted = Counted::new(&self.shared.table);
+        let limits = self.workshop.sites.load().settings.limits.clone();
+        let activity = Activity::new();
+        let table = self.shared.table.clone();
+        let tell = move |violation| table.refuse(from, "malformed_http", violation);
+        let io = Strict::new(Watched::new(socket, activity.clone()), activity.clone(), tell);
+        let workshop = self.workshop.clone();
+        let requests = activity.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let _in_flight = requests.request();
+            let answer = redirect::answer(&workshop, &request);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let connection = http1::Builder::new()
+            .max_headers(MAX_HEADERS + 8)
+            .header_read_timeout(None)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(io), service);
+        let limit = limits.head + limits.body;
+        let _ = timeout(limit, connection).await;
+    }
+}
+
+/// The request is counted before anything else can happen.
+fn answer(
+    client: &Rc<Client>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<ReplyBody>, Infallible>> + use<> {
+    let (client, in_flight) = (client.clone(), client.activity.request());
+    async move {
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts, ());
+        Ok(client.answer(request, Source::Incoming(body), in_flight).await)
+    }
+}
+
+fn note(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection");
+    }
+}
+
+fn stalled(why: Overdue) -> &'static str {
+    match why {
+        Overdue::Head => "the head of a request did not come in time",
+        Overdue::Reading => "the client does not take its answer",
+        Overdue::Idle => "nothing was asked",
+    }
+}
+
+/// Reads the header, and not a byte more. `None`: the balancer speaks for itself.
+async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut bytes = Vec::with_capacity(256);
+    loop {
+        match proxy_protocol::parse(&bytes) {
+            Ok(Header::Whole { len, from }) if len == bytes.len() => return Ok(from),
+            // Byte by byte would be slow; what is peeked at stays in the socket.
+            Ok(_) => {
+                let mut peeked = [0; proxy_protocol::MAX_V2];
+                let n = socket.peek(&mut peeked).await?;
+                if n == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let take = match proxy_protocol::parse(&[&bytes, &peeked[..n]].concat()) {
+                    Ok(Header::Whole { len, .. }) => len - bytes.len(),
+                    Ok(Header::Partial) => n,
+                    Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+                };
+                let mut taken = vec![0; take];
+                socket.read_exact(&mut taken).await?;
+                bytes.extend_from_slice(&taken);
+            }
+            Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+        }
+    }
+}
