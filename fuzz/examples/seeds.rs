@@ -22,6 +22,8 @@ fn main() -> Result {
     frames()?;
     token()?;
     control()?;
+    http()?;
+    proxy()?;
     certificate()
 }
 
@@ -46,6 +48,34 @@ fn frames() -> Result {
     write("frames", "refused", &refused)?;
     write("frames", "too-long", &[5, 1, 0, 2, 1])?;
     write("frames", "not-ours", b"\x09GET / HTTP/1.1\r\n\r\n")
+}
+
+fn http() -> Result {
+    let head = "POST /a?b HTTP/1.1\r\nHost: example.org\r\n";
+    let get = "GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
+    let chunks = "5;x=y\r\nhello\r\n0\r\nt: 1\r\n\r\n";
+    let seeds = [
+        ("length", format!("\x03{head}Content-Length: 5\r\n\r\nhello{get}")),
+        ("chunked", format!("\x01{head}Transfer-Encoding: chunked\r\n\r\n{chunks}{get}")),
+        ("upgrade", format!("\x05{head}Upgrade: websocket\r\nConnection: upgrade\r\n\r\n{get}")),
+        (
+            "both",
+            format!("\x7f{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"),
+        ),
+        ("bare-lf", format!("\x02{head}x: y\n\n{get}")),
+        ("old", "\0GET / HTTP/1.0\r\n\r\n".to_owned()),
+    ];
+    seeds.iter().try_for_each(|(name, text)| write("http", name, text.as_bytes()))
+}
+
+fn proxy() -> Result {
+    write("proxy", "v1", b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n\x16\x03\x01")?;
+    write("proxy", "unknown", b"PROXY UNKNOWN\r\n")?;
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10\xc0\0\x02\x01\xc0\0\x02\x02\x12\x34\x01\xbb\x04\0\x01\0";
+    write("proxy", "v2", v2)?;
+    let v6 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24"[..], &[0x20; 36]].concat();
+    write("proxy", "v2-ipv6", &v6)?;
+    write("proxy", "local", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
 }
 
 fn token() -> Result {

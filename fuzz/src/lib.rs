@@ -10,6 +10,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight::config::Config;
 use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Message};
 use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle};
+use wiretight_proxy::edge::proxy_protocol::{self, Header};
+use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 
 /// The frames between relays. The first byte says how the rest is cut into chunks.
@@ -77,6 +79,51 @@ fn chunks(stream: &[u8], how: u8) -> Vec<&[u8]> {
         rest = tail;
     }
     chunks
+}
+
+/// HTTP/1 requests as the edge checks them. The first byte says how the rest is cut into chunks.
+///
+/// Promises: what is let through, and the verdict, do not depend on the cuts; nothing is let through that
+/// was not looked at; what went through whole goes through again.
+pub fn http(data: &[u8]) {
+    let Some((how, stream)) = data.split_first() else { return };
+    let feed = |chunks: Vec<&[u8]>| {
+        let (mut framing, mut through, mut looked) = (Framing::default(), 0, 0);
+        for mut chunk in chunks {
+            while !chunk.is_empty() {
+                let fed = framing.feed(chunk);
+                looked += fed.used;
+                through += fed.release;
+                assert!(through <= looked);
+                if fed.refused.is_some() {
+                    return (through, fed.refused);
+                }
+                chunk = &chunk[fed.used..];
+                // The program did not want the other protocol.
+                framing.resume();
+            }
+        }
+        (through, None)
+    };
+    let (through, refused) = feed(vec![stream]);
+    assert_eq!(feed(chunks(stream, *how)), (through, refused), "chunks by {how}");
+    assert_eq!(feed(vec![&stream[..through]]), (through, None));
+}
+
+/// The PROXY protocol header at the beginning of a connection.
+///
+/// Promises: it is asked for more only while it is short; what it found, it finds however much follows.
+pub fn proxy(data: &[u8]) {
+    match proxy_protocol::parse(data) {
+        Ok(Header::Partial) => assert!(data.len() < proxy_protocol::MAX_V2),
+        Ok(Header::Whole { len, from }) => {
+            assert!((1..=data.len()).contains(&len));
+            let whole = Ok(Header::Whole { len, from });
+            assert_eq!(proxy_protocol::parse(&data[..len]), whole);
+            assert_eq!(proxy_protocol::parse(&data[..len - 1]), Ok(Header::Partial));
+        }
+        Err(_) => {}
+    }
 }
 
 /// The configuration file.
@@ -187,6 +234,9 @@ pub fn certificate(data: &[u8]) {
     let leaf = Leaf::parse(data);
     let _ = Csr::parse(data);
     let _ = wiretight_keys::x509::not_after(data);
+    if let Ok(web) = wiretight_keys::WebLeaf::parse(&CertificateDer::from(data)) {
+        let _ = web.is_for("example.org");
+    }
     let ours = bundle(root).expect("our root is a certificate");
     for role in [Role::Server, Role::Client] {
         if let Ok(peer) = verify(&ours, &[data, intermediate], role) {

@@ -1,6 +1,7 @@
 //! `wiretight run`: one node. Starts what the configuration has a section for, keeps it going, applies
 //! changed files, and drains at the end.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use wiretight_keys::{Csr, Id, Name, SpiffeId, TrustDomain, x509};
+use wiretight_proxy::edge::settings::At;
 use wiretight_proxy::mesh::now;
-use wiretight_proxy::{Mesh, Relay, RelayStatus};
+use wiretight_proxy::relay::ApplyError;
+use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 use wiretight_store::SqliteStore;
 
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
@@ -24,6 +27,7 @@ use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityPara
 use crate::config::Config;
 use crate::private_dir::PrivateDir;
 use crate::sandbox::{self, Sandbox};
+use crate::site_certificates::{self, FileCertificates};
 
 /// The longest list of connections in a status.
 const CONNECTIONS: usize = 1000;
@@ -35,6 +39,8 @@ pub struct Daemon {
     config: ArcSwap<Config>,
     mesh: Arc<Mesh>,
     relay: Relay,
+    edge: Edge,
+    site_files: Arc<FileCertificates>,
     agent: AgentHandle,
     authority: Option<AuthorityHandle>,
     sandbox: Sandbox,
@@ -110,6 +116,10 @@ pub struct Status {
     pub dials: Vec<DialStatus>,
     /// Connections, sums and refusals.
     pub relay: RelayStatus,
+    /// Sites and what they serve.
+    pub edge: EdgeStatus,
+    /// Why a site's certificate files are not in force, by site.
+    pub site_errors: BTreeMap<String, String>,
     /// How far Landlock holds.
     pub sandbox: Sandbox,
 }
@@ -162,7 +172,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // The sandbox hides a container's CPU quota from whoever counts cores.
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.node.workers.map_or_else(cores, usize::from);
-    let reads: Vec<PathBuf> = config.node.join_token_file.iter().cloned().collect();
+    let token = config.node.join_token_file.iter();
+    let reads: Vec<PathBuf> = token.chain(site_certificates::files(&config)).cloned().collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
             "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
@@ -191,6 +202,18 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     let mesh = Mesh::new(config.node.trust_domain.clone());
     let relay = Relay::start(mesh.clone(), workers)?;
     relay.apply(&config.relay)?;
+    let certificates = Arc::new(Certificates::default());
+    let site_files = Arc::new(FileCertificates::new(certificates.clone()));
+    let staged = site_files.stage(&config);
+    for error in staged.errors() {
+        tracing::error!(
+            error,
+            "a site has no certificate: it is not served until the files are good"
+        );
+    }
+    staged.commit();
+    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
+    edge.apply(&config.edge)?;
 
     let authority = match &config.authority {
         None => None,
@@ -208,6 +231,8 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
         config: ArcSwap::from_pointee(config),
         mesh,
         relay,
+        edge,
+        site_files,
         agent,
         authority,
         sandbox,
@@ -216,6 +241,7 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     });
     admin::start(daemon.clone(), admin, &state_dir).await?;
     tokio::spawn(enforce(daemon.clone()));
+    tokio::spawn(daemon.site_files.clone().watch());
     tokio::spawn(watchdog());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(%node, %trust_domain, version, workers, "the node runs");
@@ -244,11 +270,11 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
         "stopping: sessions may finish (a second signal cuts them)"
     );
     tokio::select! {
-        cut = daemon.relay.drain(limit) => tracing::info!(cut, "drained"),
+        cut = daemon.drain(limit) => tracing::info!(cut, "drained"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    daemon.relay.drain(Duration::ZERO).await;
+    daemon.drain(Duration::ZERO).await;
     daemon.agent.shutdown().await;
     if let Some(authority) = &daemon.authority {
         authority.shutdown().await;
@@ -286,7 +312,16 @@ fn claimed(config: &Config) -> Vec<Name> {
         Id::Service(name) => Some(name.clone()),
         _ => None,
     });
-    let mut all: Vec<Name> = offered.chain(acted).collect();
+    let to_mesh = config
+        .edge
+        .sites
+        .iter()
+        .filter(|s| s.to.iter().any(|upstream| matches!(upstream.at, At::Mesh(_))));
+    let fronts = to_mesh.filter_map(|s| match &s.identity {
+        Id::Service(name) => Some(name.clone()),
+        _ => None,
+    });
+    let mut all: Vec<Name> = offered.chain(acted).chain(fronts).collect();
     all.sort();
     all.dedup();
     all
@@ -351,6 +386,12 @@ const NO_AUTHORITY: RequestError = RequestError::NotHere(
 );
 
 impl Daemon {
+    /// Lets what runs finish, then cuts it; returns how much was cut.
+    async fn drain(&self, limit: Duration) -> usize {
+        let (relay, edge) = tokio::join!(self.relay.drain(limit), self.edge.drain(limit));
+        relay + edge
+    }
+
     /// What is missing before traffic can flow; `None` when nothing is.
     pub fn not_ready(&self) -> Option<String> {
         if self.relay.status(0).draining {
@@ -423,6 +464,8 @@ impl Daemon {
             services: services.collect(),
             dials: dials.collect(),
             relay: self.relay.status(CONNECTIONS),
+            edge: self.edge.status(),
+            site_errors: self.site_files.errors(),
             sandbox: self.sandbox,
         }
     }
@@ -450,7 +493,20 @@ impl Daemon {
             )));
         }
         new.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        self.relay.apply(&new.relay).map_err(|e| RequestError::Refused(chain(&e)))?;
+        let certificates = self.site_files.stage(&new);
+        if let Some(error) = certificates.errors().first() {
+            return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
+        }
+        let refused = |e: &ApplyError| RequestError::Refused(chain(e));
+        self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
+        if let Err(error) = self.edge.apply(&new.edge) {
+            // All or nothing: the relay goes back to what it was.
+            if let Err(error) = self.relay.apply(&old.relay) {
+                tracing::error!(error = chain(&error), "the old services could not be restored");
+            }
+            return Err(refused(&error));
+        }
+        certificates.commit();
         if let (Some(handle), Some(section)) = (&self.authority, &new.authority) {
             let ttls = Ttls { svid: section.svid_ttl, intermediate: section.intermediate_ttl };
             handle.update(ttls, section.advertise.clone());
@@ -473,6 +529,7 @@ impl Daemon {
             "reloaded": true,
             "services": new.relay.services.len(),
             "dials": new.relay.dials.len(),
+            "sites": new.edge.sites.len(),
             "warnings": new.warnings,
         });
         self.config.store(Arc::new(new));

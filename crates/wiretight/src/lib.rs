@@ -16,3 +16,4 @@ pub mod daemon;
 pub mod logging;
 pub mod private_dir;
 pub mod sandbox;
+mod site_certificates;

@@ -51,3 +51,13 @@ fn control() {
 fn certificates() {
     replay("certificate", targets::certificate);
 }
+
+#[test]
+fn http() {
+    replay("http", targets::http);
+}
+
+#[test]
+fn proxy() {
+    replay("proxy", targets::proxy);
+}

@@ -10,6 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use wiretight_proxy::edge::SiteStatus;
+
 use crate::daemon::{Daemon, Status};
 
 /// All metrics, in the OpenMetrics text format.
@@ -59,7 +61,8 @@ impl Collector for Snapshot {
             (labels, r.count)
         });
         counter(e, "refused", "Attempts refused, by reason", refused.collect())?;
-        let errors = vec![(Vec::new(), status.relay.accept_errors)];
+        edge(e, status)?;
+        let errors = vec![(Vec::new(), status.relay.accept_errors + status.edge.accept_errors)];
         counter(e, "accept_errors", "Connections that could not be accepted at once", errors)?;
         let expiry =
             status.identities.iter().map(|i| (vec![("id", i.id.to_string())], i.not_after));
@@ -76,6 +79,41 @@ impl Collector for Snapshot {
         let version = vec![(vec![("version", status.version.to_owned())], 1)];
         gauge(e, "build_info", "The version that runs", version)
     }
+}
+
+fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
+    let sites =
+        || status.edge.sites.iter().map(|s| (s.names.first().cloned().unwrap_or_default(), s));
+    let requests = sites().flat_map(|(site, s)| {
+        s.requests.iter().map(move |r| {
+            let labels = vec![
+                ("site", site.clone()),
+                ("http", r.http.word().to_owned()),
+                ("status", format!("{}xx", r.class)),
+            ];
+            (labels, r.count)
+        })
+    });
+    counter(e, "edge_requests", "Requests answered", requests.collect())?;
+    let bytes = |value: fn(&SiteStatus) -> u64| {
+        sites().map(|(site, s)| (vec![("site", site)], value(s))).collect()
+    };
+    counter(e, "edge_sent_bytes", "Bytes of bodies to clients", bytes(|s| s.bytes_out))?;
+    counter(e, "edge_received_bytes", "Bytes of bodies from clients", bytes(|s| s.bytes_in))?;
+    let handshakes = status
+        .edge
+        .handshakes
+        .iter()
+        .map(|h| (vec![("protocol", h.protocol.clone()), ("group", h.group.clone())], h.count));
+    counter(e, "edge_handshakes", "TLS handshakes with clients", handshakes.collect())?;
+    let refused = status.edge.refused.iter();
+    let refused = refused.map(|r| (vec![("reason", r.reason.to_owned())], r.count));
+    counter(e, "edge_refused", "Connections and requests refused", refused.collect())?;
+    let open = vec![(Vec::new(), status.edge.connections)];
+    gauge(e, "edge_connections", "Clients' connections open", open)?;
+    let expiry = sites().filter_map(|(site, s)| Some((vec![("site", site)], s.not_after?)));
+    let help = "When a site's certificate expires, Unix time";
+    gauge(e, "edge_certificate_not_after_seconds", help, expiry.collect())
 }
 
 fn counter(

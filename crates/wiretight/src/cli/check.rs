@@ -54,19 +54,21 @@ impl Check {
             "authority": config.authority.is_some(),
             "services": config.relay.services.iter().map(|s| &s.name).collect::<Vec<_>>(),
             "dials": config.relay.dials.iter().map(|d| &d.service).collect::<Vec<_>>(),
+            "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
             "warnings": config.warnings,
         });
         self.out.print(&summary, |_| {
             let mut out: String =
                 config.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
-                "{} is good: node {} of {}{}, {} services, {} dials\n",
+                "{} is good: node {} of {}{}, {} services, {} dials, {} sites\n",
                 path.display(),
                 config.node.name,
                 config.node.trust_domain,
                 if config.authority.is_some() { " (the authority)" } else { "" },
                 config.relay.services.len(),
                 config.relay.dials.len(),
+                config.edge.sites.len(),
             );
             out
         })?;

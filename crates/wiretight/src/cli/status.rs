@@ -36,8 +36,8 @@ impl Status {
 
 fn render(status: &Value) -> String {
     let mut out = head(status);
-    let tables = [identities, services, peers, totals, refusals].map(|table| table(status));
-    for table in tables {
+    let tables = [identities, services, sites, handshakes, peers, totals, refusals];
+    for table in tables.map(|table| table(status)) {
         if !table.is_empty() {
             out += &format!("\n{table}");
         }
@@ -108,6 +108,49 @@ fn services(status: &Value) -> Table {
         };
         let identity = format!("as {}", text(&dial["identity"]));
         table.row([text(&dial["service"]), text(&dial["listen"]), to, identity]);
+    }
+    table
+}
+
+fn sites(status: &Value) -> Table {
+    let mut table =
+        Table::new(&["SITE", "TO", "CERTIFICATE EXPIRES IN", "REQUESTS", "ERRORS", "OUT"]);
+    for site in list(&status["edge"]["sites"]) {
+        let name = site["names"][0].as_str().unwrap_or_default();
+        let left = match site["expires_in_seconds"].as_i64().map(u64::try_from) {
+            None => term::bad("no certificate"),
+            Some(Ok(left)) => term::span(left),
+            Some(Err(_)) => term::bad("expired"),
+        };
+        let left = match status["site_errors"][name].as_str() {
+            None => left,
+            Some(error) => format!("{left} {}", term::bad(error)),
+        };
+        let count = |which: fn(u64) -> bool| -> u64 {
+            let requests = list(&site["requests"]).filter(|r| which(number(&r["class"])));
+            requests.map(|r| number(&r["count"])).sum()
+        };
+        table.row([
+            list(&site["names"]).map(text).collect::<Vec<_>>().join(", "),
+            list(&site["to"]).map(text).collect::<Vec<_>>().join(", "),
+            left,
+            count(|_| true).to_string(),
+            count(|class| class == 5).to_string(),
+            term::size(number(&site["bytes_out"])),
+        ]);
+    }
+    table
+}
+
+/// With what clients of the edge came, as shares.
+fn handshakes(status: &Value) -> Table {
+    let mut table = Table::new(&["CLIENTS", "GROUP", "HANDSHAKES", "SHARE"]);
+    let all = || list(&status["edge"]["handshakes"]);
+    let sum: u64 = all().map(|h| number(&h["count"])).sum();
+    for h in all() {
+        let count = number(&h["count"]);
+        let share = format!("{:.1}%", 100.0 * count as f64 / sum.max(1) as f64);
+        table.row([text(&h["protocol"]), text(&h["group"]), count.to_string(), share]);
     }
     table
 }

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wiretight_keys::Name;
+use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::relay::settings::Backend;
 
 use super::report::{Complaint, Report};
@@ -16,6 +17,7 @@ use super::section::Located;
 pub(super) struct Across {
     listeners: Vec<Listener>,
     services: HashMap<Name, usize>,
+    sites: HashMap<SiteName, usize>,
     pub(super) backends: Vec<(usize, String, Backend)>,
     pub(super) node_authority: Option<(usize, String)>,
     pub(super) join_token_file: Option<(usize, String)>,
@@ -61,6 +63,19 @@ impl Across {
         }
     }
 
+    pub(super) fn site_name(
+        &mut self,
+        report: &mut Report<'_>,
+        name: &Located<SiteName>,
+        key: String,
+    ) {
+        if let Some(at) = self.sites.insert(name.value.clone(), name.line) {
+            let problem = format!("{} is already the name of a site on line {at}", name.value);
+            let advice = "give each name to one site";
+            report.error(Some(name.line), key, Complaint::new(problem, advice));
+        }
+    }
+
     pub(super) fn check(mut self, report: &mut Report<'_>) {
         self.listeners.sort_by_key(|l| l.line);
         self.check_listeners(report);
@@ -93,9 +108,7 @@ impl Across {
                 let Listener { key, addr, .. } = other;
                 let (place, advice) = match other.line {
                     Some(line) => (format!("on line {line}"), "give one of them another port"),
-                    None => {
-                        ("by default".into(), "give this one another port, or set admin in [node]")
-                    }
+                    None => ("by default".into(), "give this one another port, or set that key"),
                 };
                 let problem = format!("{} is already taken by {key} ({addr}) {place}", l.addr);
                 report.error(l.line, l.key.clone(), Complaint::new(problem, advice));

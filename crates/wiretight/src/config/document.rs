@@ -10,6 +10,7 @@ use wiretight_keys::Id;
 use wiretight_proxy::relay::settings::{DialSettings, HostPort, RelaySettings, ServiceSettings};
 
 use super::across::Across;
+use super::edge::read_edge;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
     AUTHORITY, DIAL, Located, NODE, SERVICE, Section, Setting, many, one, unknown_at_top,
@@ -70,6 +71,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .into_iter()
         .filter_map(|section| read_dial(report, section, this_node.as_ref(), &mut across))
         .collect();
+    let (edge, site_files) = read_edge(report, &mut root, this_node.as_ref(), &mut across);
     for (key, value) in root {
         let line = report.line(key.span().start);
         report.error(
@@ -85,6 +87,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         node: node?,
         authority,
         relay: RelaySettings { services, dials },
+        edge,
+        site_files,
         advertise,
         warnings: Vec::new(),
     })

@@ -12,6 +12,7 @@
 
 mod across;
 mod document;
+mod edge;
 mod report;
 mod section;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wiretight_keys::{Name, TrustDomain};
+use wiretight_proxy::edge::settings::EdgeSettings;
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
 use document::read_document;
@@ -48,6 +50,10 @@ pub struct Config {
     pub authority: Option<Authority>,
     /// All `[[service]]` and `[[dial]]`, in the order of the file.
     pub relay: RelaySettings,
+    /// `[edge]` and all `[[site]]`.
+    pub edge: EdgeSettings,
+    /// Where the certificates of sites are, in the order of [`EdgeSettings::sites`].
+    pub site_files: Vec<SiteFiles>,
     /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
     /// it from the listener.
     pub advertise: BTreeMap<Name, Option<HostPort>>,
@@ -97,6 +103,15 @@ impl Authority {
     pub fn join_address(&self) -> HostPort {
         self.advertise.clone().unwrap_or_else(|| self.listen.into())
     }
+}
+
+/// The files that hold a site's certificate; absolute paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteFiles {
+    /// The chain, PEM, leaf first.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
 }
 
 /// One thing that is wrong with the file, and what to do about it.

@@ -81,7 +81,7 @@ impl<'a> Report<'a> {
 pub(super) fn not_toml(message: &str, line: &str) -> Complaint {
     let any = |parts: &[&str]| parts.iter().any(|p| message.contains(p));
     let advice = if any(&["duplicate key"]) {
-        "write it once; only [[service]] and [[dial]], with two brackets, may come again"
+        "write it once; only [[service]], [[dial]] and [[site]], with two brackets, may come again"
     } else if any(&["invalid boolean"]) {
         "write true or false in small letters, or put text in quotes"
     } else if any(&["must be quoted", "invalid float", "invalid integer", "invalid date"]) {

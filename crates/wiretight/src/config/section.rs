@@ -76,7 +76,38 @@ pub(super) const DIAL: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 4] = [&NODE, &AUTHORITY, &SERVICE, &DIAL];
+pub(super) const EDGE: Shape = Shape {
+    name: "edge",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("https", r#"["0.0.0.0:443"]"#),
+        ("http", r#"["0.0.0.0:80"]"#),
+        ("http3", "true"),
+        ("trusted_proxies", r#"["10.0.0.0/8"]"#),
+        ("proxy_protocol", "true"),
+    ],
+};
+
+pub(super) const SITE: Shape = Shape {
+    name: "site",
+    repeats: true,
+    title: "names",
+    keys: &[
+        ("names", r#"["example.org"]"#),
+        ("to", r#"["127.0.0.1:8080"]"#),
+        ("cert", r#""/etc/wiretight/example.org.pem""#),
+        ("key", r#""/etc/wiretight/example.org.key""#),
+        ("as", r#""web""#),
+        ("hsts", "true"),
+        ("preload", "false"),
+        ("clients", r#"["service/web", "node/ops1"]"#),
+        ("max_body_mb", "1024"),
+        ("timeout", r#""60s""#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 6] = [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {
@@ -145,6 +176,8 @@ pub(super) fn many<'i>(
         match element.into_inner() {
             DeValue::Table(table) => {
                 let title = table.get(shape.title).map(Spanned::get_ref);
+                let first = |v| DeValue::as_array(v).and_then(|a| a.first()).map(Spanned::get_ref);
+                let title = title.map(|title| first(title).unwrap_or(title));
                 let prefix = match title.and_then(DeValue::as_str).filter(|t| !t.is_empty()) {
                     Some(title) => format!("{shape} {}: ", quoted(title)),
                     None => format!("{numbered}."),
@@ -367,7 +400,7 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]] and [[dial]]".into()
+                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge] and [[site]]".into()
             }
         };
         return Complaint::new("no such section", advice);

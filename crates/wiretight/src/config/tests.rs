@@ -1,5 +1,6 @@
 //! Every key arrives, every error says what to do, and garbage never panics.
 
+use wiretight_proxy::edge::settings::{Hsts, Limits, SiteSettings};
 use wiretight_proxy::relay::settings::{DialSettings, ServiceSettings};
 
 use super::section::SHAPES;
@@ -12,6 +13,9 @@ const AUTHORITY_LINES: &str = "[authority]\nlisten = \"10.0.0.1:7400\"";
 const SERVICE_LINES: &str = "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:7432\"\n\
                              forward = \"127.0.0.1:5432\"\nallow = \"service/web\"";
 const DIAL_LINES: &str = "[[dial]]\nlisten = \"127.0.0.1:5432\"\nservice = \"db\"";
+const EDGE_LINES: &str = "[edge]\ntrusted_proxies = [\"10.0.0.0/8\"]";
+const SITE_LINES: &str = "[[site]]\nnames = [\"example.org\"]\nto = \"127.0.0.1:8080\"\n\
+                          cert = \"/etc/a.pem\"\nkey = \"/etc/a.key\"";
 /// Files, each with all of its errors behind `=> `, from the line number on.
 const BAD_FILES: &str = include_str!("bad_files.txt");
 
@@ -74,26 +78,29 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
 #[test]
 fn the_example_shows_the_defaults() {
     let all = uncommented();
-    let mut keys = ["[node]", "[authority]", "[[service]]", "[[dial]]"].map(|section| {
+    let sections = ["[node]", "[authority]", "[[service]]", "[[dial]]", "[edge]", "[[site]]"];
+    let mut keys = sections.map(|section| {
         let header = all.lines().skip_while(move |l| *l != section);
         header.skip(1).take_while(|l| !l.starts_with('[')).map(str::to_owned).collect::<Vec<_>>()
     });
     let no_default = |l: &String| {
-        !["authority", "advertise", "join_token_file", "workers", "as", "to"]
-            .iter()
-            .any(|k| l.starts_with(&format!("{k} =")))
+        let given = ["authority =", "advertise =", "join_token_file =", "workers =", "as ="];
+        let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
+        !none.into_iter().any(|k| l.starts_with(k))
     };
     keys.iter_mut().for_each(|k| k.retain(no_default));
-    let [node, authority, service, dial] = keys.map(|k| k.join("\n"));
-    let given = parse(&format!(
-        "[node]\n{node}\n[authority]\n{authority}\n[[service]]\n{service}\n[[dial]]\n{dial}"
-    ))
-    .unwrap();
+    let keys = sections.iter().zip(keys).map(|(section, k)| format!("{section}\n{}", k.join("\n")));
+    let given = parse(&keys.collect::<Vec<_>>().join("\n")).unwrap();
     let absent = parse(
         r#"
         node = { name = "db1", trust_domain = "example.org" }
         authority.listen = "10.0.0.1:7400"
         dial = [{ listen = "127.0.0.1:5433", service = "orders-db" }]
+        [[site]]
+        names = "example.org"
+        to = "127.0.0.1:8080"
+        cert = "/etc/wiretight/example.org.pem"
+        key = "/etc/wiretight/example.org.key"
         [[service]]
         name = "db"
         listen = "10.0.0.5:7432"
@@ -201,6 +208,66 @@ fn every_key_arrives() {
     assert_eq!(config.advertise, BTreeMap::from(advertised));
     assert_eq!(config.warnings, [""; 0]);
 
+    let config = parse(
+        r#"
+        node = { name = "edge1", trust_domain = "example.org" }
+        [edge]
+        https = ["10.0.0.5:443", "[::]:443"]
+        http = []
+        http3 = false
+        trusted_proxies = ["10.0.0.0/8", "fd00::1"]
+        proxy_protocol = true
+        [[site]]
+        names = ["Example.org", "*.example.org"]
+        to = ["127.0.0.1:8080", "unix:/run/app.sock", "h2c://localhost:50051", "service/shop"]
+        cert = "/a.pem"
+        key = "/a.key"
+        as = "web"
+        hsts = false
+        clients = "service/web"
+        max_body_mb = 2
+        timeout = "5m"
+        [[site]]
+        names = "b.example.org"
+        to = "h2c://service/shop"
+        cert = "/b.pem"
+        key = "/b.key"
+        "#,
+    )
+    .unwrap();
+    let a = SiteSettings {
+        names: ["example.org", "*.example.org"].map(|n| n.parse().unwrap()).into(),
+        to: ["127.0.0.1:8080", "unix:/run/app.sock", "h2c://localhost:50051", "service/shop"]
+            .map(|u| u.parse().unwrap())
+            .into(),
+        identity: "service/web".parse().unwrap(),
+        hsts: Hsts::Off,
+        clients: Some(vec!["service/web".parse().unwrap()]),
+        max_body: 2 << 20,
+        timeout: Duration::from_secs(300),
+    };
+    let b = SiteSettings {
+        names: vec!["b.example.org".parse().unwrap()],
+        to: vec!["h2c://service/shop".parse().unwrap()],
+        identity: "node/edge1".parse().unwrap(),
+        hsts: Hsts::On,
+        clients: None,
+        max_body: 1 << 30,
+        timeout: Duration::from_secs(60),
+    };
+    let edge = EdgeSettings {
+        https: ["10.0.0.5:443", "[::]:443"].map(|a| a.parse().unwrap()).into(),
+        http: vec![],
+        http3: false,
+        trusted_proxies: ["10.0.0.0/8", "fd00::1"].map(|n| n.parse().unwrap()).into(),
+        proxy_protocol: true,
+        limits: Limits::default(),
+        sites: vec![a, b],
+    };
+    assert_eq!(config.edge, edge);
+    let files = |c: &str, k: &str| SiteFiles { cert: c.into(), key: k.into() };
+    assert_eq!(config.site_files, [files("/a.pem", "/a.key"), files("/b.pem", "/b.key")]);
+
     let authority = parse(&format!(
         "{NODE_LINES}\nadmin = \"off\"\n[authority]\nlisten = \"0.0.0.0:7400\"\n\
          advertise = \"a.example.org:7400\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"40s\""
@@ -258,6 +325,8 @@ fn expand(text: &str) -> String {
     text.replace("$NODE", NODE_LINES)
         .replace("$SERVICE", SERVICE_LINES)
         .replace("$DIAL", DIAL_LINES)
+        .replace("$EDGE", EDGE_LINES)
+        .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
 }
 
@@ -272,7 +341,7 @@ fn every_error_says_where_what_and_what_to_do() {
 
 #[test]
 fn what_the_errors_advise_is_valid() {
-    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL");
+    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE");
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
         for (key, example) in shape.keys {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 use wiretight_keys::{Id, Name, TrustDomain};
+use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
 use wiretight_proxy::relay::settings::{Backend, HostPort};
 
 use super::report::{Complaint, quoted, shown};
@@ -193,6 +194,58 @@ pub(super) fn local_backend(v: &DeValue<'_>) -> Result<Backend, Complaint> {
         ));
     }
     Ok(backend)
+}
+
+/// Where a site's requests go: a program on this machine, or a service of the mesh.
+pub(super) fn upstream(v: &DeValue<'_>) -> Result<Upstream, Complaint> {
+    let s = text(v)?;
+    let bad = || {
+        Complaint::problem(format!(
+            "{} is not ADDRESS:PORT, unix:/PATH or service/NAME, or one of those behind h2c://",
+            quoted(s)
+        ))
+    };
+    if let Some(rest) = s.strip_prefix("http://") {
+        return Err(bad().or_nearly(rest.trim_end_matches('/').parse::<Upstream>().ok()));
+    }
+    let upstream = s.parse::<Upstream>().map_err(|_| bad())?;
+    if let At::Here(Backend::Tcp(target)) = &upstream.at {
+        let local = match target.as_ip() {
+            Some(addr) => addr.ip().to_canonical().is_loopback(),
+            None => target.host().eq_ignore_ascii_case("localhost"),
+        };
+        if !local {
+            return Err(Complaint::new(
+                format!("{target} is not on this machine: plaintext would cross the network to it"),
+                "make it a [[service]] on its machine, and write \"service/NAME\" here",
+            ));
+        }
+    }
+    Ok(upstream)
+}
+
+pub(super) fn site_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|_| {
+        let complaint = Complaint::problem(format!("{} is not a DNS name", quoted(s)));
+        let bare = s.trim_start_matches("https://").trim_start_matches("http://");
+        let bare = bare.split(['/', ':']).next().unwrap_or_default();
+        complaint.or_nearly(bare.parse::<SiteName>().ok())
+    })
+}
+
+pub(super) fn network(v: &DeValue<'_>) -> Result<Network, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|_| Complaint::problem(format!("{} is not ADDRESS/BITS", quoted(s))))
+}
+
+/// An answer's patience: at least a second, or every slow page would fail.
+pub(super) fn patience(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let patience = duration(v)?;
+    if patience < Duration::from_secs(1) {
+        return Err(Complaint::problem(format!("{} is less than 1s", shown(v))));
+    }
+    Ok(patience)
 }
 
 pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
