@@ -333,6 +333,9 @@ async fn up(
             marks.queued.set(true);
             flush(tls, app, live).await?;
             marks.sent.set(true);
+            if marks.got.get() {
+                return std::future::pending().await; // done: it may hang up as it likes
+            }
             return Err(End::AppReset(app.aborted().await));
         }
         if framed {
@@ -389,6 +392,9 @@ async fn down(
                 Got::Closed => {
                     app.shutdown().await.map_err(End::AppReset)?;
                     marks.got.set(true);
+                    if marks.sent.get() {
+                        return std::future::pending().await; // done: it may hang up as it likes
+                    }
                     return Err(End::Broken(tls.aborted().await));
                 }
             }
@@ -574,6 +580,30 @@ pub(crate) mod tests {
             let open = Open { service: name("db"), destination: None };
             peer.write_all(&open.encode()).unwrap();
             assert_eq!(conn.read_open().await.unwrap(), Some(open));
+        });
+    }
+
+    #[test]
+    fn a_foreign_peer_that_hangs_up_behind_its_close_notify_has_ended_in_order() {
+        run(async {
+            for in_order in [true, false] {
+                let (mut conn, listed, _table, mut peer) = connected().await;
+                conn.framed = false;
+                let (app, program) = program();
+                program.shutdown(Shutdown::Write).unwrap();
+                let peers = tokio::task::spawn_blocking(move || {
+                    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "our close_notify");
+                    if in_order {
+                        peer.conn.send_close_notify();
+                        peer.flush().unwrap();
+                    }
+                    reset(peer.sock);
+                });
+                let session = conn.run(App::Tcp(app), &listed, None);
+                let ((end, _), peers) = tokio::join!(session, peers);
+                peers.unwrap();
+                assert_eq!(matches!(end, End::Done), in_order, "{end:?}");
+            }
         });
     }
 
