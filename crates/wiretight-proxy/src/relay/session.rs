@@ -586,7 +586,9 @@ pub(crate) mod tests {
     #[test]
     fn a_foreign_peer_that_hangs_up_behind_its_close_notify_has_ended_in_order() {
         run(async {
-            for in_order in [true, false] {
+            // Which of its two signs is seen first is a matter of luck: often enough to see both.
+            for round in 0..20 {
+                let in_order = round % 4 > 0;
                 let (mut conn, listed, _table, mut peer) = connected().await;
                 conn.framed = false;
                 let (app, program) = program();
