@@ -4,11 +4,12 @@
 mod rig;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use hyper::Request;
 use rustls::AlertDescription;
+use socket2::{Domain, Socket, Type};
 use wiretight_proxy::Relay;
 use wiretight_proxy::edge::settings::Limits;
 use wiretight_proxy::edge::{CertificateError, SiteCertificate};
@@ -270,6 +271,32 @@ fn a_balancer_is_believed_when_it_is_trusted_and_must_say_who_it_speaks_for() {
     let plain = one();
     let answer = plain.get("GET /headers HTTP/1.1\r\nX-Forwarded-For: 9.9.9.9\r\n");
     assert!(answer.contains("x-forwarded-for: 127.0.0.1\n"), "{answer}");
+}
+
+#[test]
+fn unfinished_handshakes_are_bounded_by_address_unless_a_balancer_is_there() {
+    for balancer in [false, true] {
+        let to = [http_backend("one", false).to_string()];
+        let rig = EdgeRig::by(1, &to, |settings| {
+            settings.limits.handshake = Duration::from_secs(60);
+            if balancer {
+                settings.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
+            }
+        });
+        let silent: Vec<_> = (0..256 + 1)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+                socket.connect(&rig.https().into()).unwrap();
+                socket
+            })
+            .collect();
+        let refused = || rig.refused("too_many_handshakes");
+        // Whoever comes after all of these is served, so they have been seen.
+        assert!(rig.get("GET /name HTTP/1.1\r\n").ends_with("one"));
+        assert_eq!(refused(), u64::from(!balancer));
+        drop(silent);
+    }
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub(crate) async fn accept(
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        let Some(slot) = worker.enter() else {
+        let Some(slot) = worker.quic.enter(Some(incoming.remote_address().ip())) else {
             incoming.ignore();
             continue;
         };

@@ -1,15 +1,14 @@
 //! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
 //! A connection lives and dies on the thread that accepted it.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
@@ -41,9 +40,8 @@ use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::mesh::Mesh;
 use crate::relay::net;
+use crate::relay::worker::Pending;
 
-/// Handshakes that a worker lets go on at a time.
-const HANDSHAKES: usize = 1024;
 /// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_WINDOW: u32 = 1024 * 1024;
@@ -95,7 +93,8 @@ pub(crate) fn run(mut orders: mpsc::UnboundedReceiver<Listen>, shared: Shared) -
             pools: pools.clone(),
             cut: shared.cut.clone(),
         });
-        let worker = Rc::new(Worker { shared, workshop, handshakes: Rc::default() });
+        let (tcp, quic) = Default::default();
+        let worker = Rc::new(Worker { shared, workshop, tcp, quic });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         loop {
             let order = tokio::select! {
@@ -118,16 +117,10 @@ pub(crate) fn run(mut orders: mpsc::UnboundedReceiver<Listen>, shared: Shared) -
 pub(crate) struct Worker {
     pub(crate) shared: Shared,
     pub(crate) workshop: Rc<Workshop>,
-    handshakes: Rc<Cell<usize>>,
-}
-
-/// A handshake under way, until dropped.
-pub(crate) struct Slot(Rc<Cell<usize>>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+    /// Handshakes under way. Those over QUIC are counted apart: who sends its first packet may have made up
+    /// the address.
+    tcp: Rc<Pending>,
+    pub(crate) quic: Rc<Pending>,
 }
 
 /// A connection, counted until dropped.
@@ -177,15 +170,6 @@ impl Worker {
         self.workshop.pools.sweep(wanted);
     }
 
-    /// Whether one more may shake hands.
-    pub(crate) fn enter(&self) -> Option<Slot> {
-        if self.handshakes.get() >= HANDSHAKES {
-            return None;
-        }
-        self.handshakes.set(self.handshakes.get() + 1);
-        Some(Slot(self.handshakes.clone()))
-    }
-
     async fn accept<S, F>(
         self: Rc<Worker>,
         listener: TcpListener,
@@ -198,6 +182,7 @@ impl Worker {
     {
         let port = listener.local_addr().map_or(0, |a| a.port());
         let mut draining = self.shared.draining.clone();
+        let mut last_report = None;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -213,7 +198,13 @@ impl Worker {
                 Err(error) => {
                     // Most often no file descriptors are left; the connection waits in the backlog.
                     self.shared.table.accept_errors.fetch_add(1, Relaxed);
-                    tracing::debug!(%error, "cannot accept");
+                    if last_report.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(1)) {
+                        last_report = Some(Instant::now());
+                        tracing::error!(
+                            port, %error,
+                            "cannot accept: new connections wait (if it is \"too many open files\", raise LimitNOFILE)"
+                        );
+                    }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -224,7 +215,10 @@ impl Worker {
 
     async fn https(self: Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16) {
         let table = &self.shared.table;
-        let Some(slot) = self.enter() else {
+        let sites = self.workshop.sites.load();
+        let address = Some(from.ip()).filter(|ip| !sites.settings.trusts(*ip));
+        drop(sites);
+        let Some(slot) = self.tcp.enter(address) else {
             let _ = socket.set_zero_linger();
             return table.refuse(from, "too_many_handshakes", "at the moment");
         };
@@ -324,28 +318,7 @@ impl Worker {
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS + 8).max_buf_size(8 * MAX_HEAD).header_read_timeout(None);
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        let mut connection = pin!(connection);
-        let mut draining = self.shared.draining.clone();
-        let mut cut = self.shared.cut.clone();
-        let mut overdue = pin!(activity.overdue(limits));
-        tokio::select! {
-            ended = connection.as_mut() => note(ended),
-            _ = draining.wait_for(|d| *d) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => note(ended),
-                    _ = cut.wait_for(|c| *c) => {}
-                }
-            }
-            why = overdue.as_mut() => {
-                if why == Overdue::Idle {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = timeout(limits.head, connection.as_mut()).await;
-                    return;
-                }
-                self.shared.table.refuse(from, "stalled", stalled(why));
-            }
-        }
+        self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits).await;
     }
 
     async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
@@ -366,22 +339,36 @@ impl Worker {
             .keep_alive_interval(limits.idle / 4)
             .keep_alive_timeout(limits.head)
             .enable_connect_protocol();
-        let mut connection = pin!(builder.serve_connection(io, service));
+        let connection = builder.serve_connection(io, service);
+        self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits).await;
+    }
+
+    /// Serves a connection to its end: the client's, an idle or stalled client's, or ours. `finish` asks it
+    /// to take no more requests.
+    async fn drive<C>(
+        &self,
+        connection: C,
+        finish: fn(Pin<&mut C>),
+        (from, activity): (SocketAddr, &Activity),
+        limits: &Limits,
+    ) where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let mut connection = pin!(connection);
         let mut draining = self.shared.draining.clone();
         let mut cut = self.shared.cut.clone();
-        let mut overdue = pin!(activity.overdue(limits));
         tokio::select! {
             ended = connection.as_mut() => note(ended),
             _ = draining.wait_for(|d| *d) => {
-                connection.as_mut().graceful_shutdown();
+                finish(connection.as_mut());
                 tokio::select! {
                     ended = connection.as_mut() => note(ended),
                     _ = cut.wait_for(|c| *c) => {}
                 }
             }
-            why = overdue.as_mut() => {
+            why = activity.overdue(limits) => {
                 if why == Overdue::Idle {
-                    connection.as_mut().graceful_shutdown();
+                    finish(connection.as_mut());
                     let _ = timeout(limits.head, connection.as_mut()).await;
                     return;
                 }

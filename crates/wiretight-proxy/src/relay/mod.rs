@@ -16,7 +16,7 @@ pub(crate) mod proxy_protocol;
 mod service;
 mod session;
 pub mod settings;
-mod worker;
+pub(crate) mod worker;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

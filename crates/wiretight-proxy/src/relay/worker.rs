@@ -142,7 +142,7 @@ impl Listener {
     }
 
     fn serve(&self, socket: tokio::net::TcpStream, from: SocketAddr) {
-        let Some(slot) = self.pending.enter(from.ip()) else {
+        let Some(slot) = self.pending.enter(Some(from.ip())) else {
             let _ = socket.set_zero_linger();
             if let Some(service) = service::newest(&self.purpose) {
                 let detail = "too many unfinished handshakes at the moment".into();
@@ -207,7 +207,7 @@ pub(crate) struct Pending {
 /// One handshake under way, until dropped.
 pub(crate) struct HandshakeSlot {
     pending: Rc<Pending>,
-    origin: IpAddr,
+    origin: Option<IpAddr>,
 }
 
 /// What one party is taken to have: an IPv4 address, or the 64 bits of an IPv6 address that a network is
@@ -220,14 +220,20 @@ fn origin(address: IpAddr) -> IpAddr {
 }
 
 impl Pending {
-    fn enter(self: &Rc<Pending>, address: IpAddr) -> Option<HandshakeSlot> {
-        let origin = origin(address);
-        let mut by_origin = self.by_origin.borrow_mut();
-        let here = by_origin.get(&origin).copied().unwrap_or(0);
-        if self.all.get() >= HANDSHAKES || here >= HANDSHAKES_PER_ORIGIN {
+    /// A place, if there is one. Without an address, one among all: of a balancer, which speaks for many.
+    pub(crate) fn enter(self: &Rc<Pending>, address: Option<IpAddr>) -> Option<HandshakeSlot> {
+        if self.all.get() >= HANDSHAKES {
             return None;
         }
-        by_origin.insert(origin, here + 1);
+        let origin = address.map(origin);
+        if let Some(origin) = origin {
+            let mut by_origin = self.by_origin.borrow_mut();
+            let here = by_origin.entry(origin).or_default();
+            if *here >= HANDSHAKES_PER_ORIGIN {
+                return None;
+            }
+            *here += 1;
+        }
         self.all.set(self.all.get() + 1);
         Some(HandshakeSlot { pending: self.clone(), origin })
     }
@@ -236,11 +242,12 @@ impl Pending {
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
         self.pending.all.set(self.pending.all.get() - 1);
+        let Some(origin) = self.origin else { return };
         let mut by_origin = self.pending.by_origin.borrow_mut();
-        match by_origin.get_mut(&self.origin) {
+        match by_origin.get_mut(&origin) {
             Some(n) if *n > 1 => *n -= 1,
             _ => {
-                by_origin.remove(&self.origin);
+                by_origin.remove(&origin);
             }
         }
     }
@@ -253,7 +260,7 @@ mod tests {
     #[test]
     fn handshakes_are_counted_by_ipv4_address_and_by_ipv6_network() {
         let pending = Rc::new(Pending::default());
-        let enter = |address: String| pending.enter(address.parse().unwrap());
+        let enter = |address: String| pending.enter(Some(address.parse().unwrap()));
         let mut held: Vec<_> = (0..HANDSHAKES_PER_ORIGIN as u64)
             .map(|n| enter(format!("2001:db8:0:1:{n:x}::7")).unwrap())
             .collect();

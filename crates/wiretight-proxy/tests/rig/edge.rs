@@ -55,6 +55,11 @@ impl EdgeRig {
     }
 
     pub fn with(to: &[String], change: impl FnOnce(&mut EdgeSettings)) -> EdgeRig {
+        EdgeRig::by(2, to, change)
+    }
+
+    /// By so many workers.
+    pub fn by(workers: usize, to: &[String], change: impl FnOnce(&mut EdgeSettings)) -> EdgeRig {
         let ca = Ca::new(TRUST_DOMAIN);
         let mesh = ca.mesh(&["service/edge"]);
         let relay = Relay::start(mesh.clone(), 1).unwrap();
@@ -69,7 +74,7 @@ impl EdgeRig {
             sites: vec![site(SITE, to)],
         };
         change(&mut settings);
-        let edge = Edge::start(&relay, certificates.clone(), BTreeMap::new(), 2).unwrap();
+        let edge = Edge::start(&relay, certificates.clone(), BTreeMap::new(), workers).unwrap();
         let rig = EdgeRig { ca, mesh, certificates, settings, edge, relay };
         rig.certify(3600);
         rig.edge.apply(&rig.settings).unwrap();

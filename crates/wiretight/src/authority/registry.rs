@@ -379,7 +379,12 @@ impl Registry {
         let present = self.store.get(&key).await.map_err(internal)?;
         if present.is_none_or(|p| p.value != value) {
             // A node that changes all the time is told less often, and so is everyone else of it.
-            tokio::time::sleep(self.spend(node, ANNOUNCEMENT)).await;
+            loop {
+                match self.spend(node, ANNOUNCEMENT) {
+                    Duration::ZERO => break,
+                    wait => tokio::time::sleep(wait).await,
+                }
+            }
         }
         let written = update(&*self.store, &key, |present| match present {
             // The same again (a reconnect) is no change, and nobody is told.

@@ -93,7 +93,7 @@ impl Fetch {
         }
         loop {
             let half = leaf.period.not_before.midpoint(leaf.period.not_after);
-            if !wait(&config.node.state_dir, &dir, half)? {
+            if !wait(&config.node.state_dir, &dir, half) {
                 self.renewed();
                 continue;
             }
@@ -141,21 +141,22 @@ impl Fetch {
 
 /// Waits until `until`, and meanwhile keeps the bundle fresh: a root that is being replaced must be known
 /// before anybody shows a certificate under it. False if the bundle has changed.
-fn wait(state_dir: &Path, dir: &PrivateDir, until: u64) -> anyhow::Result<bool> {
+fn wait(state_dir: &Path, dir: &PrivateDir, until: u64) -> bool {
     loop {
         let left = Duration::from_secs(until.saturating_sub(now()).max(1));
         std::thread::sleep(left.min(BUNDLE_CHECK));
-        // A node that is away is asked again.
-        let answer = super::get::<BundleAnswer>(state_dir, "/v1/bundle").ok();
-        let written = dir.read("bundle.pem", 1 << 20)?;
-        if let Some(BundleAnswer { bundle }) = answer
-            && written.is_none_or(|w| **w != *bundle.as_bytes())
-        {
-            dir.write("bundle.pem", bundle.as_bytes())?;
-            return Ok(false);
+        // A node that is away, or a disk that is full, is tried again.
+        if let Ok(BundleAnswer { bundle }) = super::get(state_dir, "/v1/bundle") {
+            let written = dir.read("bundle.pem", 1 << 20).ok().flatten();
+            if written.is_none_or(|w| **w != *bundle.as_bytes()) {
+                match dir.write("bundle.pem", bundle.as_bytes()) {
+                    Ok(()) => return false,
+                    Err(error) => eprintln!("wiretight: trying again: {error}: {}", error.source),
+                }
+            }
         }
         if now() >= until {
-            return Ok(true);
+            return true;
         }
     }
 }
