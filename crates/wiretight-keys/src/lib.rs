@@ -7,8 +7,10 @@
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
 //! - [`web`]: certificates of web sites, issued by others
+//! - [`seal`]: secrets that pass through somebody else's store
 
 pub mod key;
+pub mod seal;
 pub mod spiffe;
 pub mod token;
 pub mod verify;
@@ -16,6 +18,7 @@ pub mod web;
 pub mod x509;
 
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
+pub use seal::{SealError, SealKey, seal};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};
 pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};

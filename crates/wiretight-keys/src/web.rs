@@ -4,6 +4,7 @@ use const_oid::ObjectIdentifier;
 use der::asn1::UintRef;
 use der::{Decode, Sequence};
 use rustls_pki_types::{CertificateDer, ServerName};
+use x509_cert::ext::pkix::AuthorityKeyIdentifier;
 
 use crate::x509::{Period, X509Error};
 
@@ -53,6 +54,16 @@ impl WebLeaf {
             not_after: seconds(&validity.not_after),
         };
         Ok(WebLeaf { der: der.clone().into_owned(), period, rsa_bits })
+    }
+
+    /// How ACME renewal information names it (RFC 9773, section 4.1): the authority's key identifier, and
+    /// the value of the DER-encoded serial number. `None` if it names no authority's key.
+    pub fn renewal_id(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let cert = x509_cert::Certificate::from_der(&self.der).ok()?;
+        let tbs = cert.tbs_certificate();
+        let (_, aki) = tbs.get_extension::<AuthorityKeyIdentifier>().ok()??;
+        let authority = aki.key_identifier?.as_bytes().to_vec();
+        Some((authority, tbs.serial_number().as_bytes().to_vec()))
     }
 
     /// Whether it is for this name. `*.example.org` asks for that very wildcard.

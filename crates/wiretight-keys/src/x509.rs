@@ -50,6 +50,10 @@ pub enum X509Error {
     Key(#[from] KeyError),
 }
 
+/// RFC 8737, section 6.1.
+const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
+    const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
+
 fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
     move |e| X509Error::Malformed { what, detail: e.to_string() }
 }
@@ -155,20 +159,7 @@ impl Csr {
 
     /// Makes the DER of a request for `id`, signed by `key`.
     pub fn create(id: &SpiffeId, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
-        let err = malformed("certificate request");
-        let san = SubjectAltName(vec![uri(id)?]);
-        let request = ExtensionReq(vec![extension(&san, false)?]);
-        let mut attributes = Attributes::new();
-        attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
-        let info = CertReqInfo {
-            version: Default::default(),
-            subject: X509Name::default(),
-            public_key: key.public_key(),
-            attributes,
-        };
-        let signature = key.sign(&info.to_der().map_err(&err)?)?;
-        let signature = BitString::from_bytes(&signature).map_err(&err)?;
-        CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
+        request(vec![uri(id)?], key)
     }
 
     /// Parses and checks: P-256 key, a good signature by it, exactly one SPIFFE ID.
@@ -207,6 +198,31 @@ impl Csr {
     }
 }
 
+/// Makes the DER of a request for a web server's certificate (PKCS#10), signed by `key`.
+pub fn web_request<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    key: &SigningKey,
+) -> Result<Vec<u8>, X509Error> {
+    let name = |n: &str| Ok(GeneralName::DnsName(Ia5String::new(n).map_err(malformed("name"))?));
+    request(names.into_iter().map(name).collect::<Result<_, X509Error>>()?, key)
+}
+
+fn request(names: Vec<GeneralName>, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
+    let err = malformed("certificate request");
+    let request = ExtensionReq(vec![extension(&SubjectAltName(names), false)?]);
+    let mut attributes = Attributes::new();
+    attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
+    let info = CertReqInfo {
+        version: Default::default(),
+        subject: X509Name::default(),
+        public_key: key.public_key(),
+        attributes,
+    };
+    let signature = key.sign(&info.to_der().map_err(&err)?)?;
+    let signature = BitString::from_bytes(&signature).map_err(&err)?;
+    CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
+}
+
 /// What a certificate is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
@@ -216,6 +232,13 @@ pub enum Profile {
     Intermediate(TrustDomain),
     /// An X.509-SVID: one SPIFFE ID, and the DNS name that goes with it for foreign software.
     Leaf(SpiffeId),
+    /// Self-signed proof to an ACME server that a name is served here (RFC 8737, section 3).
+    AcmeChallenge {
+        /// The name in question.
+        name: Box<str>,
+        /// SHA-256 of the key authorization.
+        digest: [u8; 32],
+    },
 }
 
 /// The time in which a certificate holds: seconds since 1970.
@@ -299,6 +322,16 @@ impl Tbs {
                 let dns = Ia5String::new(&id.dns_name()).map_err(&err)?;
                 let san = SubjectAltName(vec![uri(id)?, GeneralName::DnsName(dns)]);
                 extensions.push(extension(&san, false)?);
+            }
+            Profile::AcmeChallenge { name, digest } => {
+                let dns = Ia5String::new(&**name).map_err(&err)?;
+                let san = SubjectAltName(vec![GeneralName::DnsName(dns)]);
+                extensions.push(extension(&san, false)?);
+                let value = OctetString::new(digest.as_slice()).map_err(&err)?;
+                let value = OctetString::new(value.to_der().map_err(&err)?).map_err(&err)?;
+                let acme =
+                    Extension { extn_id: ID_PE_ACME_IDENTIFIER, critical: true, extn_value: value };
+                extensions.push(acme);
             }
         }
         let octets = |b: &[u8]| OctetString::new(b).map_err(malformed("certificate"));
@@ -459,6 +492,7 @@ fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
         Profile::Root(td) => (td.to_string(), format!("Wiretight root {short}")),
         Profile::Intermediate(td) => (td.to_string(), format!("Wiretight intermediate {short}")),
         Profile::Leaf(id) => (id.trust_domain.to_string(), id.id.to_string()),
+        Profile::AcmeChallenge { name, .. } => ("ACME".to_owned(), name.to_string()),
     };
     // RFC 4514 order, most specific first. Our names hold nothing that it would escape; 64 is the
     // upper bound of both attributes (RFC 5280, appendix A.1).
