@@ -12,7 +12,7 @@ use rustls::AlertDescription;
 use socket2::{Domain, Socket, Type};
 use wiretight_proxy::Relay;
 use wiretight_proxy::edge::settings::Limits;
-use wiretight_proxy::edge::{CertificateError, SiteCertificate};
+use wiretight_proxy::edge::{CertificateError, SiteCertificate, Source};
 use wiretight_proxy::relay::settings::{RelaySettings, ServiceSettings};
 
 use rig::edge::{EdgeRig, Raw, SITE, full, http_backend, run, site};
@@ -336,7 +336,7 @@ fn certificates_that_do_not_fit_are_not_served() {
     assert!(refused(read(b"", key.as_bytes())).contains("no certificate"));
     assert!(refused(read(&pem(&chain), b"x")).contains("no private key"));
     // None at all: the handshake fails, and nothing is served in its place.
-    rig.certificates.set(Default::default());
+    rig.certificates.set(Source::Files, Default::default());
     let mut raw = rig.raw();
     let error = raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap_err();
     assert_eq!(rig::tls::alert(&error), Some(AlertDescription::InternalError), "{error}");

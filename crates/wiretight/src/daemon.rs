@@ -19,8 +19,9 @@ use wiretight_proxy::edge::settings::At;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
-use wiretight_store::SqliteStore;
+use wiretight_store::{SqliteStore, Store};
 
+use crate::acme::{self, Acme, AcmeError, Ca, CaSettings, RealClock};
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
@@ -41,6 +42,7 @@ pub struct Daemon {
     relay: Relay,
     edge: Edge,
     site_files: Arc<FileCertificates>,
+    acme: Arc<Acme>,
     agent: AgentHandle,
     authority: Option<AuthorityHandle>,
     sandbox: Sandbox,
@@ -118,7 +120,7 @@ pub struct Status {
     pub relay: RelayStatus,
     /// Sites and what they serve.
     pub edge: EdgeStatus,
-    /// Why a site's certificate files are not in force, by site.
+    /// Why a site's certificate is not renewed, or its files are not in force, by site.
     pub site_errors: BTreeMap<String, String>,
     /// How far Landlock holds.
     pub sandbox: Sandbox,
@@ -173,7 +175,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.node.workers.map_or_else(cores, usize::from);
     let token = config.node.join_token_file.iter();
-    let reads: Vec<PathBuf> = token.chain(site_certificates::files(&config)).cloned().collect();
+    let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
+    let reads = token.chain(site_certificates::files(&config)).chain(roots);
+    let reads: Vec<PathBuf> = reads.cloned().collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
             "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
@@ -212,18 +216,24 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
         );
     }
     staged.commit();
-    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
-    edge.apply(&config.edge)?;
-
-    let authority = match &config.authority {
-        None => None,
+    let state = PrivateDir::open(&config.node.state_dir)?;
+    let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
+        None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
         Some(section) => {
             let params = AuthorityParams::from_config(&config.node, section);
             let dir = PrivateDir::open(params.dir.clone())?;
-            let store = SqliteStore::open(dir.path().join("store.db")).await?;
-            Some(Authority::start(params, Arc::new(store)).await?)
+            let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
+            (Some(Authority::start(params, store.clone()).await?), store)
         }
     };
+    let own = Id::Node(config.node.name.clone()).to_string();
+    let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
+    let acme = Acme::new(store, &own, me, key, Arc::new(RealClock), certificates.clone());
+    acme.update(config.acme_sites(), cas(&config)?);
+    // Before the first client comes: what the store has is served without any CA.
+    acme.publish().await?;
+    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
+    edge.apply(&config.edge)?;
     let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
     let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
     let (node, trust_domain) = (config.node.name.clone(), config.node.trust_domain.clone());
@@ -233,6 +243,7 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
         relay,
         edge,
         site_files,
+        acme,
         agent,
         authority,
         sandbox,
@@ -242,6 +253,7 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     admin::start(daemon.clone(), admin, &state_dir).await?;
     tokio::spawn(enforce(daemon.clone()));
     tokio::spawn(daemon.site_files.clone().watch());
+    tokio::spawn(daemon.acme.clone().run());
     tokio::spawn(watchdog());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(%node, %trust_domain, version, workers, "the node runs");
@@ -297,6 +309,16 @@ async fn start_agent(
         own_authority(&mut params, authority);
     }
     Ok(Agent::start(params, mesh).await?)
+}
+
+/// The CAs that certificates are ordered from.
+fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
+    if config.acme_sites().is_empty() {
+        return Ok(Vec::new());
+    }
+    let default = [CaSettings::default()];
+    let named = if config.acme.is_empty() { &default[..] } else { &config.acme };
+    named.iter().map(Ca::open).collect()
 }
 
 /// On the authority's own machine the agent reaches it over loopback.
@@ -465,7 +487,7 @@ impl Daemon {
             dials: dials.collect(),
             relay: self.relay.status(CONNECTIONS),
             edge: self.edge.status(),
-            site_errors: self.site_files.errors(),
+            site_errors: self.acme.errors().into_iter().chain(self.site_files.errors()).collect(),
             sandbox: self.sandbox,
         }
     }
@@ -497,6 +519,7 @@ impl Daemon {
         if let Some(error) = certificates.errors().first() {
             return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
         }
+        let cas = cas(&new).map_err(|e| RequestError::Refused(chain(&e)))?;
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
         self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
         if let Err(error) = self.edge.apply(&new.edge) {
@@ -507,6 +530,11 @@ impl Daemon {
             return Err(refused(&error));
         }
         certificates.commit();
+        self.acme.update(new.acme_sites(), cas);
+        // Whoever reloads has mended something.
+        if let Err(error) = self.acme.retry().await {
+            tracing::error!(error = chain(&error), "the store of certificates failed");
+        }
         if let (Some(handle), Some(section)) = (&self.authority, &new.authority) {
             let ttls = Ttls { svid: section.svid_ttl, intermediate: section.intermediate_ttl };
             handle.update(ttls, section.advertise.clone());

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use wiretight_proxy::Certificates;
-use wiretight_proxy::edge::SiteCertificate;
 use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::edge::{SiteCertificate, Source};
 
 use crate::config::{Config, SiteFiles};
 
@@ -75,8 +75,7 @@ impl FileCertificates {
     /// Reads the files of this configuration. What is wrong comes back; the sites that are right are to be
     /// put into force all the same or not, as the caller sees fit, by [`Staged::commit`].
     pub(crate) fn stage<'a>(&'a self, config: &Config) -> Staged<'a> {
-        let sites = config.edge.sites.iter().zip(&config.site_files);
-        let sites = sites.map(|(site, files)| Watched::new(&site.names, files)).collect();
+        let sites = config.file_sites().map(|(names, files)| Watched::new(names, files)).collect();
         Staged { of: self, sites }
     }
 
@@ -114,7 +113,7 @@ impl FileCertificates {
             }
         }
         if changed {
-            self.edge.set(served(&sites));
+            self.edge.set(Source::Files, served(&sites));
         }
     }
 
@@ -137,7 +136,7 @@ impl Staged<'_> {
 
     /// Puts them into force.
     pub(crate) fn commit(self) {
-        self.of.edge.set(served(&self.sites));
+        self.of.edge.set(Source::Files, served(&self.sites));
         *self.of.sites() = self.sites;
     }
 }
@@ -149,7 +148,7 @@ fn served(sites: &[Watched]) -> BTreeMap<SiteName, Arc<SiteCertificate>> {
 
 /// The files of a configuration: what the sandbox must leave open.
 pub(crate) fn files(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    config.site_files.iter().flat_map(|f| [&f.cert, &f.key])
+    config.file_sites().flat_map(|(_, f)| [&f.cert, &f.key])
 }
 
 fn stamp(files: &SiteFiles) -> Option<Stamp> {

@@ -2,7 +2,7 @@
 //! the next handshake shows the newest. The edge itself never asks for one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
@@ -81,20 +81,83 @@ impl SiteCertificate {
     }
 }
 
+/// Where certificates come from. Of two for one name, that of the earlier source is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Files of the operator.
+    Files,
+    /// Issued: by an ACME server, or by the mesh's authority.
+    Issued,
+}
+
+type ByName = BTreeMap<SiteName, Arc<SiteCertificate>>;
+
+/// What proves to an ACME server that names are served here.
+#[derive(Default)]
+pub struct Challenges {
+    /// Key authorizations by token (RFC 8555, section 8.3).
+    pub http: BTreeMap<String, String>,
+    /// Certificates by name, for connections that ask for nothing but [`ALPN_ACME`].
+    pub tls_alpn: BTreeMap<String, Arc<CertifiedKey>>,
+}
+
+/// The application protocol of tls-alpn-01 (RFC 8737, section 6.2).
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
+
 /// The certificates that are in force, by the name of a site as the configuration has it.
 #[derive(Default)]
 pub struct Certificates {
-    by_name: ArcSwap<BTreeMap<SiteName, Arc<SiteCertificate>>>,
+    by_source: Mutex<BTreeMap<Source, ByName>>,
+    by_name: ArcSwap<ByName>,
+    challenges: ArcSwap<Challenges>,
 }
 
 impl Certificates {
-    /// Replaces them all.
-    pub fn set(&self, by_name: BTreeMap<SiteName, Arc<SiteCertificate>>) {
-        self.by_name.store(Arc::new(by_name));
+    /// Replaces all of one source.
+    pub fn set(&self, source: Source, by_name: ByName) {
+        let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
+        by_source.insert(source, by_name);
+        // The later ones first: the earlier ones are put over them.
+        let merged = by_source.values().rev().flatten().map(|(n, c)| (n.clone(), c.clone()));
+        self.by_name.store(Arc::new(merged.collect()));
+    }
+
+    /// Replaces the answers to challenges.
+    pub fn set_challenges(&self, challenges: Challenges) {
+        self.challenges.store(Arc::new(challenges));
     }
 
     /// The one for a site's name.
     pub fn get(&self, name: &SiteName) -> Option<Arc<SiteCertificate>> {
         self.by_name.load().get(name).cloned()
     }
+
+    /// The key authorization for a token.
+    pub(crate) fn key_authorization(&self, token: &str) -> Option<String> {
+        self.challenges.load().http.get(token).cloned()
+    }
+
+    /// What answers tls-alpn-01 for a name.
+    pub(crate) fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.challenges.load().tls_alpn.get(name).cloned()
+    }
+}
+
+/// A certificate that answers tls-alpn-01 for a name (RFC 8737, section 3).
+pub fn challenge_certificate(
+    name: &str,
+    digest: [u8; 32],
+) -> Result<Arc<CertifiedKey>, CertificateError> {
+    use wiretight_keys::{Profile, Signer, SigningKey, Tbs};
+    let key = SigningKey::generate().map_err(X509Error::from)?;
+    let now = now();
+    let period = Period { not_before: now - 86_400, not_after: now + 7 * 86_400 };
+    let profile = Profile::AcmeChallenge { name: name.into(), digest };
+    // The number of a certificate that nobody keeps.
+    let serial = *b"acme-tls-alpn-01";
+    let tbs = Tbs::new(&profile, &key.public_key(), period, serial, None, key.algorithm())?;
+    let cert = tbs.sign(&key)?;
+    let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
+    let certified = CertifiedKey::from_der(vec![cert], key, &tls::provider());
+    Ok(Arc::new(certified.map_err(CertificateError::Key)?))
 }

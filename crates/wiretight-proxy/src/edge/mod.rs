@@ -39,7 +39,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-pub use certificates::{CertificateError, Certificates, SiteCertificate};
+pub use certificates::{
+    ALPN_ACME, CertificateError, Certificates, Challenges, SiteCertificate, Source,
+    challenge_certificate,
+};
 use live::EdgeTable;
 pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
 use settings::{EdgeSettings, SiteName};

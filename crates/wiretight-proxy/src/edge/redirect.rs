@@ -1,5 +1,5 @@
 //! Port 80: sends browsers to HTTPS, for good (308, so that a method and its body are kept), and serves
-//! nothing. ACME's http-01 will answer here, ahead of the redirect.
+//! nothing but the answers to ACME's http-01 (RFC 8555, section 8.3).
 
 use std::rc::Rc;
 
@@ -17,6 +17,14 @@ pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Re
     let host = request.uri().authority().map(|a| a.as_str()).or(host).and_then(headers::host);
     let sites = workshop.sites.load();
     let known = host.filter(|host| sites.find(host).is_some());
+    if let Some(token) = request.uri().path().strip_prefix("/.well-known/acme-challenge/")
+        && let Some(answer) = sites.certificates.key_authorization(token)
+    {
+        let mut answer = Response::new(ReplyBody::words(Bytes::from(answer)));
+        let plain = HeaderValue::from_static("application/octet-stream");
+        answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+        return answer;
+    }
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     // Where HTTPS is on another port than the usual one, as in tests, the redirect says so.
     let port = sites.settings.https.first().map(|a| a.port()).filter(|port| *port != 443);

@@ -13,6 +13,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 
+use super::certificates::ALPN_ACME;
 use super::sites::Sites;
 use crate::mesh::Mesh;
 
@@ -55,6 +56,8 @@ pub(crate) struct Configs {
     pub(crate) members: Arc<ServerConfig>,
     /// For everybody, over QUIC.
     pub(crate) quic: Arc<ServerConfig>,
+    /// For an ACME server that looks whether a name is served here.
+    pub(crate) challenges: Arc<ServerConfig>,
 }
 
 impl Configs {
@@ -88,7 +91,20 @@ impl Configs {
         quic.alpn_protocols = vec![ALPN_H3.to_vec()];
         quic.session_storage = Arc::new(NoServerSessionStorage {});
         quic.ticketer = open.ticketer.clone();
-        Ok(Configs { open: Arc::new(open), members: Arc::new(members), quic: Arc::new(quic) })
+
+        let mut challenges = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ChallengeResolver(sites.clone())));
+        challenges.alpn_protocols = vec![ALPN_ACME.to_vec()];
+        challenges.session_storage = Arc::new(NoServerSessionStorage {});
+        challenges.send_tls13_tickets = 0;
+        Ok(Configs {
+            open: Arc::new(open),
+            members: Arc::new(members),
+            quic: Arc::new(quic),
+            challenges: Arc::new(challenges),
+        })
     }
 }
 
@@ -113,5 +129,20 @@ impl ResolvesServerCert for Resolver {
             return None;
         }
         Some(sites.certificates.get(name)?.certified())
+    }
+}
+
+/// Shows what answers tls-alpn-01.
+struct ChallengeResolver(Arc<ArcSwap<Sites>>);
+
+impl fmt::Debug for ChallengeResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChallengeResolver")
+    }
+}
+
+impl ResolvesServerCert for ChallengeResolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load().certificates.challenge(&hello.server_name()?.to_ascii_lowercase())
     }
 }

@@ -28,6 +28,7 @@ use wiretight_keys::Role;
 
 use super::backend::{Here, Pools};
 use super::body::{ReplyBody, Source};
+use super::certificates::ALPN_ACME;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::live::{EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
@@ -43,6 +44,8 @@ use crate::relay::net;
 use crate::relay::worker::Pending;
 
 /// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
+/// Not a refusal: the handshake itself was what the peer had come for.
+const ANSWERED: &str = "answered";
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_WINDOW: u32 = 1024 * 1024;
 /// What may wait for a slow HTTP/2 client, on each stream.
@@ -227,6 +230,7 @@ impl Worker {
         drop(slot);
         let (tls, client) = match shaken {
             Ok(Ok(shaken)) => shaken,
+            Ok(Err((ANSWERED, detail))) => return tracing::debug!(%from, "{detail}"),
             Ok(Err((reason, detail))) => return table.refuse(from, reason, detail),
             Err(_) => {
                 return table.refuse(from, "stalled", "the handshake was not finished in time");
@@ -267,6 +271,14 @@ impl Worker {
             let _ = socket.write_all(&UNRECOGNIZED_NAME).await;
             return Err(("unrecognized_name", format!("no site has the name {told}")));
         };
+        let hello = start.client_hello();
+        if hello.alpn().is_some_and(|mut alpn| alpn.all(|protocol| protocol == ALPN_ACME)) {
+            let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
+            // The handshake is the answer (RFC 8737, section 3).
+            let mut tls = shown.map_err(failed)?;
+            let _ = tls.shutdown().await;
+            return Err((ANSWERED, format!("tls-alpn-01 for {name} was answered")));
+        }
         let Some(certificate) = sites.certificates.get(site_name) else {
             let mut socket = start.io;
             let _ = socket.write_all(&INTERNAL_ERROR).await;

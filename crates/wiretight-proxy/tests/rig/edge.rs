@@ -19,7 +19,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use wiretight_keys::x509;
 use wiretight_proxy::edge::settings::{EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
-use wiretight_proxy::edge::{Certificates, SiteCertificate};
+use wiretight_proxy::edge::{Certificates, SiteCertificate, Source};
 use wiretight_proxy::{Edge, Mesh, Relay};
 
 use super::{Ca, TRUST_DOMAIN, free};
@@ -89,7 +89,7 @@ impl EdgeRig {
                 all.insert(name.clone(), Arc::new(self.certificate(name, secs)));
             }
         }
-        self.certificates.set(all);
+        self.certificates.set(Source::Files, all);
     }
 
     fn certificate(&self, name: &SiteName, secs: i64) -> SiteCertificate {

@@ -71,7 +71,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .into_iter()
         .filter_map(|section| read_dial(report, section, this_node.as_ref(), &mut across))
         .collect();
-    let (edge, site_files) = read_edge(report, &mut root, this_node.as_ref(), &mut across);
+    let (edge, site_certificates, acme) =
+        read_edge(report, &mut root, this_node.as_ref(), &mut across);
     for (key, value) in root {
         let line = report.line(key.span().start);
         report.error(
@@ -88,7 +89,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         authority,
         relay: RelaySettings { services, dials },
         edge,
-        site_files,
+        site_certificates,
+        acme,
         advertise,
         warnings: Vec::new(),
     })

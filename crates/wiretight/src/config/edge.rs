@@ -1,17 +1,19 @@
-//! `[edge]` and `[[site]]`.
+//! `[edge]`, `[[site]]` and `[[acme]]`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use toml::de::DeTable;
 use wiretight_keys::Id;
-use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteSettings};
+use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 
-use super::SiteFiles;
+use crate::acme::{CaSettings, Challenge};
+
 use super::across::Across;
 use super::report::{Complaint, Report};
-use super::section::{EDGE, Located, SITE, Section, Setting, many, one};
+use super::section::{ACME, EDGE, Located, SITE, Section, Setting, many, one};
 use super::value::*;
+use super::{SiteFiles, SiteSource};
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(ANY, 443);
@@ -26,7 +28,11 @@ pub(super) fn read_edge(
     root: &mut DeTable<'_>,
     this_node: Option<&Id>,
     across: &mut Across,
-) -> (EdgeSettings, Vec<SiteFiles>) {
+) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>) {
+    let acme: Vec<_> = many(report, root, &ACME)
+        .into_iter()
+        .filter_map(|section| read_acme(report, section))
+        .collect();
     let edge = one(report, root, &EDGE);
     let edge_line = edge.as_ref().map(|s| s.line);
     let sections = many(report, root, &SITE);
@@ -45,15 +51,110 @@ pub(super) fn read_edge(
         let advice = "add a [[site]], or remove [edge]";
         report.warn(line, "edge", Complaint::new("there is no [[site]]: nothing listens", advice));
     }
-    let mut files = Vec::new();
+    let mut sources = Vec::new();
+    let around = Around { this_node, http: !settings.http.is_empty(), any_ca: !acme.is_empty() };
     for section in sections {
-        let redirects = !settings.http.is_empty();
-        if let Some((site, at)) = read_site(report, section, this_node, redirects, across) {
+        if let Some((site, source)) = read_site(report, section, &around, across) {
             settings.sites.push(site);
-            files.push(at);
+            sources.push(source);
         }
     }
-    (settings, files)
+    (settings, sources, acme)
+}
+
+/// What a site's section is read with.
+struct Around<'a> {
+    this_node: Option<&'a Id>,
+    /// Whether plain HTTP is listened for.
+    http: bool,
+    /// Whether a CA is named.
+    any_ca: bool,
+}
+
+fn read_acme(report: &mut Report<'_>, mut s: Section<'_>) -> Option<CaSettings> {
+    let directory = s.required(report, "directory", directory);
+    let roots = s.optional(report, "roots", absolute_path);
+    let profile = s.optional(report, "profile", profile);
+    s.finish(report);
+    Some(CaSettings { directory: directory?.value, roots: roots.given(), profile: profile.given() })
+}
+
+/// Names that no public CA has ever certified (RFC 6761, RFC 6762, RFC 8375, ICANN's `.internal`).
+fn is_private(name: &str) -> bool {
+    const PRIVATE: [&str; 9] = [
+        "internal",
+        "local",
+        "localhost",
+        "test",
+        "example",
+        "invalid",
+        "lan",
+        "home.arpa",
+        "onion",
+    ];
+    !name.contains('.') || PRIVATE.iter().any(|top| name.ends_with(&format!(".{top}")))
+}
+
+/// Where a site's certificate comes from: `cert` and `key`, or without them a CA.
+fn read_source(
+    report: &mut Report<'_>,
+    s: &mut Section<'_>,
+    names: &Option<Vec<Located<SiteName>>>,
+    around: &Around<'_>,
+) -> Option<SiteSource> {
+    let cert = s.optional(report, "cert", absolute_path);
+    let key = s.optional(report, "key", absolute_path);
+    let challenge = s.optional(report, "challenge", challenge);
+    let files = match (cert, key) {
+        (Setting::Given(cert), Setting::Given(key)) => {
+            Some(SiteFiles { cert: cert.value, key: key.value })
+        }
+        (Setting::Absent, Setting::Absent) => None,
+        (Setting::Given(given), Setting::Absent) => {
+            let advice = "add key, or remove cert: then a certificate is ordered by ACME";
+            let complaint = Complaint::new("the certificate's private key is missing", advice);
+            report.error(Some(given.line), s.key("cert"), complaint);
+            return None;
+        }
+        (Setting::Absent, Setting::Given(given)) => {
+            let advice = "add cert, or remove key: then a certificate is ordered by ACME";
+            let complaint = Complaint::new("the certificate of this key is missing", advice);
+            report.error(Some(given.line), s.key("key"), complaint);
+            return None;
+        }
+        _ => return None,
+    };
+    if let Some(files) = files {
+        if let Some(line) = challenge.line() {
+            let advice = "remove it, or cert and key";
+            let complaint = Complaint::new("the certificate is in files, not ordered", advice);
+            report.error(Some(line), s.key("challenge"), complaint);
+        }
+        return Some(SiteSource::Files(files));
+    }
+    if let Setting::Given(Located { line, value: Challenge::Http01 }) = &challenge
+        && !around.http
+    {
+        let advice = "let http in [edge] listen on port 80, or use \"tls-alpn-01\"";
+        let complaint = Complaint::new("nothing listens for plain HTTP", advice);
+        report.error(Some(*line), s.key("challenge"), complaint);
+    }
+    for (i, name) in names.iter().flatten().enumerate() {
+        let complaint = match (name.value.is_wildcard(), is_private(name.value.as_str())) {
+            (true, _) => Complaint::new(
+                "a certificate for a wildcard cannot be ordered",
+                "list the names, or get one elsewhere and give it as cert and key",
+            ),
+            (_, true) if !around.any_ca => Complaint::new(
+                "no public CA certifies a private name",
+                "give its certificate as cert and key, or name your own ACME server in [[acme]]",
+            ),
+            _ => continue,
+        };
+        report.error(Some(name.line), s.element("names", i), complaint);
+    }
+    let only = if around.http { None } else { Some(Challenge::TlsAlpn01) };
+    Some(SiteSource::Acme(challenge.given().or(only)))
 }
 
 fn defaults() -> EdgeSettings {
@@ -125,14 +226,12 @@ fn listeners(
 fn read_site(
     report: &mut Report<'_>,
     mut s: Section<'_>,
-    this_node: Option<&Id>,
-    redirects: bool,
+    around: &Around<'_>,
     across: &mut Across,
-) -> Option<(SiteSettings, SiteFiles)> {
+) -> Option<(SiteSettings, SiteSource)> {
     let names = s.required_list(report, "names", site_name);
     let to = s.required_list(report, "to", upstream);
-    let cert = s.required(report, "cert", absolute_path);
-    let key = s.required(report, "key", absolute_path);
+    let source = read_source(report, &mut s, &names, around);
     let own = s.optional(report, "as", own_service);
     let hsts = s.optional(report, "hsts", flag);
     let preload = s.optional(report, "preload", flag);
@@ -158,7 +257,7 @@ fn read_site(
     if let Setting::Given(Located { line, value: true }) = preload {
         // What hstspreload.org asks of a site, as far as a file can tell.
         let wildcard = names.iter().flatten().any(|n| n.value.is_wildcard());
-        let missing = match (hsts, redirects, wildcard) {
+        let missing = match (hsts, around.http, wildcard) {
             (false, _, _) => Some(("hsts is off", "remove hsts = false, or preload")),
             (_, false, _) => {
                 Some(("plain HTTP is not redirected", "let http in [edge] listen on port 80"))
@@ -179,7 +278,7 @@ fn read_site(
         to: to?.into_iter().map(|u| u.value).collect(),
         identity: match own.given() {
             Some(name) => Id::Service(name),
-            None => this_node?.clone(),
+            None => around.this_node?.clone(),
         },
         hsts: match (hsts, preload) {
             (false, _) => Hsts::Off,
@@ -193,5 +292,5 @@ fn read_site(
         max_body: u64::from(max_body.or(DEFAULT_MAX_BODY_MB)) << 20,
         timeout: timeout.or(DEFAULT_TIMEOUT),
     };
-    Some((site, SiteFiles { cert: cert?.value, key: key?.value }))
+    Some((site, source?))
 }

@@ -29,9 +29,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wiretight_keys::{Name, TrustDomain};
-use wiretight_proxy::edge::settings::EdgeSettings;
+use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
+use crate::acme::{AcmeSite, CaSettings, Challenge};
 use document::read_document;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
@@ -52,8 +53,10 @@ pub struct Config {
     pub relay: RelaySettings,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
-    /// Where the certificates of sites are, in the order of [`EdgeSettings::sites`].
-    pub site_files: Vec<SiteFiles>,
+    /// Where the certificates of sites come from, in the order of [`EdgeSettings::sites`].
+    pub site_certificates: Vec<SiteSource>,
+    /// All `[[acme]]`, in the order in which they are asked.
+    pub acme: Vec<CaSettings>,
     /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
     /// it from the listener.
     pub advertise: BTreeMap<Name, Option<HostPort>>,
@@ -98,11 +101,44 @@ pub struct Authority {
     pub intermediate_ttl: Duration,
 }
 
+impl Config {
+    /// The sites whose certificates are files.
+    pub(crate) fn file_sites(&self) -> impl Iterator<Item = (&[SiteName], &SiteFiles)> {
+        self.edge.sites.iter().zip(&self.site_certificates).filter_map(
+            |(site, source)| match source {
+                SiteSource::Files(files) => Some((&*site.names, files)),
+                SiteSource::Acme(_) => None,
+            },
+        )
+    }
+
+    /// The sites whose certificates are ordered.
+    pub(crate) fn acme_sites(&self) -> Vec<AcmeSite> {
+        let all = self.edge.sites.iter().zip(&self.site_certificates);
+        let ordered = all.filter_map(|(site, source)| match source {
+            SiteSource::Files(_) => None,
+            SiteSource::Acme(challenge) => {
+                Some(AcmeSite { names: site.names.clone(), challenge: *challenge })
+            }
+        });
+        ordered.collect()
+    }
+}
+
 impl Authority {
     /// The address that join tokens carry.
     pub fn join_address(&self) -> HostPort {
         self.advertise.clone().unwrap_or_else(|| self.listen.into())
     }
+}
+
+/// Where a site's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteSource {
+    /// Files of the operator.
+    Files(SiteFiles),
+    /// An ACME server, by this challenge or by whichever works.
+    Acme(Option<Challenge>),
 }
 
 /// The files that hold a site's certificate; absolute paths.

@@ -98,6 +98,7 @@ pub(super) const SITE: Shape = Shape {
         ("to", r#"["127.0.0.1:8080"]"#),
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
+        ("challenge", r#""tls-alpn-01""#),
         ("as", r#""web""#),
         ("hsts", "true"),
         ("preload", "false"),
@@ -107,7 +108,18 @@ pub(super) const SITE: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 6] = [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE];
+pub(super) const ACME: Shape = Shape {
+    name: "acme",
+    repeats: true,
+    title: "directory",
+    keys: &[
+        ("directory", r#""https://acme-v02.api.letsencrypt.org/directory""#),
+        ("roots", r#""/etc/wiretight/acme-roots.pem""#),
+        ("profile", r#""shortlived""#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 7] = [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE, &ACME];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {

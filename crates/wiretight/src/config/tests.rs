@@ -265,8 +265,8 @@ fn every_key_arrives() {
         sites: vec![a, b],
     };
     assert_eq!(config.edge, edge);
-    let files = |c: &str, k: &str| SiteFiles { cert: c.into(), key: k.into() };
-    assert_eq!(config.site_files, [files("/a.pem", "/a.key"), files("/b.pem", "/b.key")]);
+    let files = |c: &str, k: &str| SiteSource::Files(SiteFiles { cert: c.into(), key: k.into() });
+    assert_eq!(config.site_certificates, [files("/a.pem", "/a.key"), files("/b.pem", "/b.key")]);
 
     let authority = parse(&format!(
         "{NODE_LINES}\nadmin = \"off\"\n[authority]\nlisten = \"0.0.0.0:7400\"\n\

@@ -10,6 +10,8 @@ use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
 use wiretight_proxy::relay::settings::{Backend, HostPort};
 
+use crate::acme::Challenge;
+
 use super::report::{Complaint, quoted, shown};
 
 /// An SVID's lifetime: long enough to be renewed in, short enough to go without revocation lists.
@@ -232,6 +234,34 @@ pub(super) fn site_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
         let bare = bare.split(['/', ':']).next().unwrap_or_default();
         complaint.or_nearly(bare.parse::<SiteName>().ok())
     })
+}
+
+/// The directory of an ACME server (RFC 8555, section 7.1.1: HTTPS only).
+pub(super) fn directory(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let s = text(v)?;
+    let uri = s.parse::<hyper::Uri>().ok();
+    match uri.filter(|u| u.scheme_str() == Some("https") && u.host().is_some_and(|h| !h.is_empty()))
+    {
+        Some(_) => Ok(s.to_owned()),
+        None => Err(Complaint::problem(format!("{} is not an https:// address", quoted(s)))),
+    }
+}
+
+/// The name of a profile, as the CA's directory lists them.
+pub(super) fn profile(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let s = text(v)?;
+    match (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(s.to_owned()),
+        false => Err(Complaint::problem(format!("{} is not the name of a profile", quoted(s)))),
+    }
+}
+
+pub(super) fn challenge(v: &DeValue<'_>) -> Result<Challenge, Complaint> {
+    match text(v)? {
+        "http-01" => Ok(Challenge::Http01),
+        "tls-alpn-01" => Ok(Challenge::TlsAlpn01),
+        other => Err(Complaint::problem(format!("{} is not a challenge", quoted(other)))),
+    }
 }
 
 pub(super) fn network(v: &DeValue<'_>) -> Result<Network, Complaint> {

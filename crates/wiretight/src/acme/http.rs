@@ -1,0 +1,106 @@
+//! HTTPS to a CA: one connection a request, with the edge's own crypto provider, everything bounded. (The
+//! client library's own transport takes the process's default provider; there is none here.)
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{HOST, HeaderValue};
+use hyper_util::rt::TokioIo;
+use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// For all of a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A chain or a list is smaller by far.
+const MAX_BODY: usize = 1 << 20;
+
+/// A CA's HTTPS.
+#[derive(Clone)]
+pub(super) struct Https {
+    tls: TlsConnector,
+}
+
+/// Why a CA was not reached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreached {
+    #[error("{0} is not an https:// address")]
+    Address(String),
+    #[error("{host} cannot be reached: {detail}")]
+    Connect { host: String, detail: String },
+    #[error("{host} did not answer: {detail}")]
+    Answer { host: String, detail: String },
+}
+
+impl Https {
+    /// Trusts these authorities and no other.
+    pub(super) fn new(roots: &[CertificateDer<'static>]) -> Result<Https, rustls::Error> {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(roots.iter().cloned());
+        let config = ClientConfig::builder_with_provider(wiretight_proxy::edge::provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        Ok(Https { tls: TlsConnector::from(Arc::new(config)) })
+    }
+
+    async fn send(
+        self,
+        request: hyper::Request<BodyWrapper<Bytes>>,
+    ) -> Result<BytesResponse, Unreached> {
+        let uri = request.uri().clone();
+        let (Some("https"), Some(authority)) = (uri.scheme_str(), uri.authority().cloned()) else {
+            return Err(Unreached::Address(uri.to_string()));
+        };
+        let host = authority.to_string();
+        let connect = |e: &dyn std::fmt::Display| Unreached::Connect {
+            host: host.clone(),
+            detail: e.to_string(),
+        };
+        let name = authority.host().trim_matches(['[', ']']).to_owned();
+        let address = (name.clone(), authority.port_u16().unwrap_or(443));
+        let tcp = TcpStream::connect(address).await.map_err(|e| connect(&e))?;
+        let server = ServerName::try_from(name).map_err(|e| connect(&e))?;
+        let tls = self.tls.connect(server, tcp).await.map_err(|e| connect(&e))?;
+        let answer = |e: &dyn std::fmt::Display| Unreached::Answer {
+            host: host.clone(),
+            detail: e.to_string(),
+        };
+        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await;
+        let (mut sender, connection) = shaken.map_err(|e| answer(&e))?;
+        let connection = tokio::spawn(connection);
+        let (mut head, body) = request.into_parts();
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        head.uri = path.parse().map_err(|e| answer(&e))?;
+        head.headers.insert(HOST, HeaderValue::from_str(&host).map_err(|e| answer(&e))?);
+        let sent = sender.send_request(hyper::Request::from_parts(head, body)).await;
+        let (head, body) = sent.map_err(|e| answer(&e))?.into_parts();
+        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| answer(&e))?;
+        connection.abort();
+        Ok(hyper::Response::from_parts(head, Full::new(body.to_bytes())).into())
+    }
+}
+
+impl HttpClient for Https {
+    fn request(
+        &self,
+        request: hyper::Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
+        let (this, host) = (self.clone(), request.uri().to_string());
+        Box::pin(async move {
+            let late = |_| {
+                let detail = format!("not within {PATIENCE:?}");
+                Err(Unreached::Answer { host, detail })
+            };
+            let sent = timeout(PATIENCE, this.send(request)).await.unwrap_or_else(late);
+            sent.map_err(|e| Error::Other(Box::new(e)))
+        })
+    }
+}

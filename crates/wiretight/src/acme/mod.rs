@@ -1,0 +1,590 @@
+//! Certificates of public names, by ACME (RFC 8555): ordered, renewed in time, kept in the store, served by
+//! every edge that shares it.
+//!
+//! - `record`: what the store holds of a site, and what is to be done now (pure)
+//! - `order`: one order, from any step on
+//! - `http`: HTTPS to a CA
+//!
+//! Whatever was begun is in the store before the CA hears of it, so a process may die anywhere. Keys and the
+//! account's key stand there sealed to the edges that share the store; time is passed in.
+
+mod http;
+mod order;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use instant_acme::HttpClient;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use wiretight_keys::{SealKey, WebLeaf, seal};
+use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::edge::{
+    Certificates, Challenges, SiteCertificate, Source, challenge_certificate,
+};
+use wiretight_store::{Error as StoreError, Key, Revision, Store};
+
+use crate::control::Blob;
+use crate::private_dir::{FileError, PrivateDir};
+use order::OrderError;
+use record::{Answer, Current, Lease, Pending, Plan, Sealed, SiteRecord};
+
+/// Sites that are worked on at a time.
+const AT_A_TIME: usize = 8;
+/// The store is looked at this often at least, for a clock may jump.
+const AT_LEAST: u64 = 60;
+/// After the store failed.
+const STORE_RETRY: u64 = 10;
+/// The file of the key that secrets are sealed to.
+const SEAL_KEY: &str = "seal.key";
+
+/// The public CA that is asked where no other is named.
+pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// Which proof a CA is given that a name is served here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Challenge {
+    /// A file on port 80 (RFC 8555, section 8.3).
+    Http01,
+    /// A certificate on port 443 (RFC 8737).
+    TlsAlpn01,
+}
+
+/// A CA, as the configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaSettings {
+    /// Its directory, https://.
+    pub directory: String,
+    /// What its own HTTPS is verified with; `None`: what the system trusts.
+    pub roots: Option<PathBuf>,
+    /// The profile of certificates that is asked for.
+    pub profile: Option<String>,
+}
+
+impl Default for CaSettings {
+    fn default() -> CaSettings {
+        CaSettings { directory: LETS_ENCRYPT.into(), roots: None, profile: None }
+    }
+}
+
+/// A site whose certificate is ordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeSite {
+    /// Its names, the first of which it is called by.
+    pub names: Vec<SiteName>,
+    /// The proof to give; `None`: one after the other.
+    pub challenge: Option<Challenge>,
+}
+
+/// Time, real or simulated.
+#[async_trait]
+pub(crate) trait Clock: Send + Sync {
+    /// Seconds since 1970.
+    fn now(&self) -> u64;
+    /// Waits.
+    async fn sleep(&self, duration: Duration);
+}
+
+/// The machine's clock.
+pub(crate) struct RealClock;
+
+#[async_trait]
+impl Clock for RealClock {
+    fn now(&self) -> u64 {
+        wiretight_proxy::mesh::now()
+    }
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+}
+
+type NewTransport = Arc<dyn Fn() -> Box<dyn HttpClient> + Send + Sync>;
+
+/// A CA that can be asked.
+#[derive(Clone)]
+pub(crate) struct Ca {
+    directory: String,
+    profile: Option<String>,
+    transport: NewTransport,
+}
+
+/// Why certificates cannot be ordered at all.
+#[derive(Debug, thiserror::Error)]
+pub enum AcmeError {
+    /// The file of roots.
+    #[error("{path}: {detail}: `roots` in [[acme]] names a PEM file of certificates")]
+    Roots {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// TLS could not be set up.
+    #[error("TLS could not be set up")]
+    Tls(#[from] rustls::Error),
+    /// The state directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Its key.
+    #[error(
+        "{0} is not a key that secrets are sealed to: restore it from a backup, or remove it and have the certificates ordered anew"
+    )]
+    SealKey(String),
+}
+
+impl Ca {
+    /// Reads what it is verified with.
+    pub(crate) fn open(settings: &CaSettings) -> Result<Ca, AcmeError> {
+        let roots: Vec<CertificateDer<'static>> = match &settings.roots {
+            // What cannot be read of the system's is not trusted.
+            None => rustls_native_certs::load_native_certs().certs,
+            Some(path) => {
+                let bad =
+                    |detail: String| AcmeError::Roots { path: path.display().to_string(), detail };
+                let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+                let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+                let certs = certs.map_err(|e| bad(e.to_string()))?;
+                if certs.is_empty() {
+                    return Err(bad("it holds no certificate".into()));
+                }
+                certs
+            }
+        };
+        if roots.is_empty() {
+            tracing::error!(
+                directory = settings.directory,
+                "this system trusts no CA (no ca-certificates package?): install it, or give `roots` in [[acme]]"
+            );
+        }
+        let https = http::Https::new(&roots)?;
+        let transport: NewTransport = Arc::new(move || Box::new(https.clone()));
+        let (directory, profile) = (settings.directory.clone(), settings.profile.clone());
+        Ok(Ca { directory, profile, transport })
+    }
+}
+
+/// The machine's key for what is sealed, made at the first start.
+pub(crate) fn seal_key(dir: &PrivateDir) -> Result<SealKey, AcmeError> {
+    let bad = || AcmeError::SealKey(dir.path().join(SEAL_KEY).display().to_string());
+    if let Some(bytes) = dir.read(SEAL_KEY, 1024)? {
+        return SealKey::from_bytes(&bytes).ok_or_else(bad);
+    }
+    let key = SealKey::generate().map_err(|_| bad())?;
+    dir.write(SEAL_KEY, &key.to_bytes())?;
+    Ok(key)
+}
+
+/// Keeps the certificates of sites.
+pub(crate) struct Acme {
+    store: Arc<dyn Store>,
+    /// Where in the store: `edge/IDENTITY/`.
+    prefix: String,
+    /// This edge's name, among those that share the store.
+    me: String,
+    key: SealKey,
+    clock: Arc<dyn Clock>,
+    serve: Arc<Certificates>,
+    told: Mutex<Told>,
+    woken: Notify,
+    at_a_time: Semaphore,
+}
+
+/// What the configuration says, and what came of it.
+#[derive(Default)]
+struct Told {
+    sites: Vec<AcmeSite>,
+    cas: Vec<Ca>,
+    errors: BTreeMap<String, String>,
+}
+
+/// A record that this edge works on.
+struct Held {
+    record: SiteRecord,
+    revision: Revision,
+}
+
+impl Acme {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        identity: &str,
+        me: &str,
+        key: SealKey,
+        clock: Arc<dyn Clock>,
+        serve: Arc<Certificates>,
+    ) -> Arc<Acme> {
+        Arc::new(Acme {
+            store,
+            prefix: format!("edge/{identity}/"),
+            me: me.to_owned(),
+            key,
+            clock,
+            serve,
+            told: Mutex::default(),
+            woken: Notify::new(),
+            at_a_time: Semaphore::new(AT_A_TIME),
+        })
+    }
+
+    /// What is to be served from now on, and who is asked.
+    pub(crate) fn update(&self, sites: Vec<AcmeSite>, cas: Vec<Ca>) {
+        {
+            let mut told = self.told();
+            let title = |s: &AcmeSite| s.names.first().map(ToString::to_string);
+            let titles: Vec<_> = sites.iter().filter_map(title).collect();
+            told.errors.retain(|site, _| titles.contains(site));
+            (told.sites, told.cas) = (sites, cas);
+        }
+        self.woken.notify_one();
+    }
+
+    /// Why a site's next certificate is not there, by the site's first name.
+    pub(crate) fn errors(&self) -> BTreeMap<String, String> {
+        self.told().errors.clone()
+    }
+
+    /// Tries again now whatever had failed; what the budget forbids it forbids still.
+    pub(crate) async fn retry(&self) -> Result<(), StoreError> {
+        let sites = self.told().sites.clone();
+        for site in sites {
+            let Some(title) = site.names.first().map(ToString::to_string) else { continue };
+            let mut held = self.load(&title).await?;
+            if held.record.retry_at > self.clock.now() {
+                held.record.retry_at = 0;
+                match self.save(&title, &mut held).await {
+                    Ok(()) | Err(StoreError::Conflict { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.woken.notify_one();
+        Ok(())
+    }
+
+    /// Works, for good.
+    pub(crate) async fn run(self: Arc<Self>) {
+        tokio::spawn(self.clone().follow());
+        loop {
+            let next = self.clone().step().await;
+            let wait = next.saturating_sub(self.clock.now()).clamp(1, AT_LEAST);
+            tokio::select! {
+                () = self.clock.sleep(Duration::from_secs(wait)) => {}
+                () = self.woken.notified() => {}
+            }
+        }
+    }
+
+    /// What other edges put into the store is served at once.
+    async fn follow(self: Arc<Self>) {
+        loop {
+            if let Ok((_, at)) = self.store.list(&self.prefix).await
+                && let Ok(mut watch) = self.store.watch(&self.prefix, at).await
+            {
+                while watch.next().await.is_ok() {
+                    if let Err(error) = self.publish().await {
+                        tracing::error!(%error, "the store of certificates failed");
+                    }
+                }
+            }
+            self.clock.sleep(Duration::from_secs(STORE_RETRY)).await;
+        }
+    }
+
+    /// Does all that is due, and returns when the next is.
+    pub(crate) async fn step(self: Arc<Self>) -> u64 {
+        let sites = self.told().sites.clone();
+        let failed = |error: &StoreError| {
+            let error = crate::daemon::chain(error);
+            tracing::error!(error, "the store of certificates failed: those that are served go on");
+        };
+        let mut next = u64::MAX;
+        let joined = if sites.is_empty() { Ok(()) } else { self.join().await };
+        if let Err(error) = joined {
+            failed(&error);
+            return self.clock.now() + STORE_RETRY;
+        }
+        if let Err(error) = self.publish().await {
+            failed(&error);
+        }
+        let mut work = JoinSet::new();
+        for site in sites {
+            let this = self.clone();
+            work.spawn(async move {
+                let Ok(_turn) = this.at_a_time.acquire().await else { return Ok(u64::MAX) };
+                this.tend(&site).await
+            });
+        }
+        while let Some(done) = work.join_next().await {
+            match done {
+                Ok(Ok(at)) => next = next.min(at),
+                Ok(Err(error)) => {
+                    failed(&error);
+                    next = next.min(self.clock.now() + STORE_RETRY);
+                }
+                Err(error) => tracing::error!(%error, "the work on a certificate ended"),
+            }
+        }
+        if let Err(error) = self.publish().await {
+            failed(&error);
+        }
+        next
+    }
+
+    /// Lets the others seal to this edge.
+    async fn join(&self) -> Result<(), StoreError> {
+        let key = Key::new(format!("{}member/{}", self.prefix, self.me))?;
+        let public = self.key.public().to_vec();
+        let same = self.store.get(&key).await?.is_some_and(|e| e.value == public);
+        if !same {
+            let put = |_: Option<&[u8]>| Ok::<_, StoreError>(Some(public.clone()));
+            wiretight_store::update(&*self.store, &key, put).await?;
+        }
+        Ok(())
+    }
+
+    /// Seals to every edge that shares the store. `purpose` is where it stands.
+    async fn seal(&self, purpose: &str, secret: &[u8]) -> Result<Sealed, StoreError> {
+        let prefix = format!("{}member/", self.prefix);
+        let (members, _) = self.store.list(&prefix).await?;
+        let to = |entry: &wiretight_store::Entry| {
+            let name = entry.key.as_str().strip_prefix(&prefix)?.to_owned();
+            match seal(&entry.value, purpose.as_bytes(), secret) {
+                Ok(sealed) => Some((name, Blob(sealed))),
+                Err(error) => {
+                    tracing::error!(edge = name, %error, "an edge gets no key");
+                    None
+                }
+            }
+        };
+        Ok(members.iter().filter_map(to).collect())
+    }
+
+    /// Opens what was sealed to this edge.
+    fn open(&self, purpose: &str, sealed: &Sealed) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+        self.key.open(purpose.as_bytes(), &sealed.get(&self.me)?.0).ok()
+    }
+
+    fn site_key(&self, title: &str) -> Result<Key, StoreError> {
+        Key::new(format!("{}site/{title}", self.prefix))
+    }
+
+    async fn load(&self, title: &str) -> Result<Held, StoreError> {
+        let key = self.site_key(title)?;
+        loop {
+            if let Some(entry) = self.store.get(&key).await? {
+                // A record that cannot be read is begun anew: a certificate can be ordered again.
+                let record = serde_json::from_slice(&entry.value).unwrap_or_default();
+                return Ok(Held { record, revision: entry.revision });
+            }
+            match self.store.create(&key, b"{}".to_vec()).await {
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes the record, unless another edge has.
+    async fn save(&self, title: &str, held: &mut Held) -> Result<(), StoreError> {
+        if let Some(lease) = &mut held.record.lease {
+            lease.until = self.clock.now() + record::LEASE;
+        }
+        let value = serde_json::to_vec(&held.record).unwrap_or_default();
+        held.revision = self.store.swap(&self.site_key(title)?, held.revision, Some(value)).await?;
+        Ok(())
+    }
+
+    /// Does what is due for a site, and returns when the next is.
+    async fn tend(&self, site: &AcmeSite) -> Result<u64, StoreError> {
+        let Some(title) = site.names.first().map(ToString::to_string) else { return Ok(u64::MAX) };
+        loop {
+            let mut held = self.load(&title).await?;
+            let now = self.clock.now();
+            held.record.prune(now);
+            let current = self.current(&held.record, site, &title);
+            let done = match held.record.plan(current.as_ref(), &self.me, now) {
+                Plan::Wait(at) => {
+                    if self.share(&title, &mut held).await? {
+                        continue;
+                    }
+                    return Ok(at);
+                }
+                Plan::AskAri => self.ask_ari(&title, &mut held, current.as_ref()).await,
+                Plan::Order => self.work(site, &title, &mut held, current.as_ref()).await,
+            };
+            match done {
+                // Another edge came between: look again.
+                Ok(()) | Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Seals what is there to edges that have come since; true if that changed the record.
+    async fn share(&self, title: &str, held: &mut Held) -> Result<bool, StoreError> {
+        let Some(issued) = &mut held.record.certificate else { return Ok(false) };
+        let Some(secret) = self
+            .key
+            .open(
+                title.as_bytes(),
+                &match issued.key.get(&self.me) {
+                    Some(sealed) => sealed.0.clone(),
+                    None => return Ok(false),
+                },
+            )
+            .ok()
+        else {
+            return Ok(false);
+        };
+        let all = self.seal(title, &secret).await?;
+        let missing: Vec<_> =
+            all.into_iter().filter(|(n, _)| !issued.key.contains_key(n)).collect();
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        issued.key.extend(missing);
+        match self.save(title, held).await {
+            Ok(()) | Err(StoreError::Conflict { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the lease and orders, or goes on; notes how that ended.
+    async fn work(
+        &self,
+        site: &AcmeSite,
+        title: &str,
+        held: &mut Held,
+        current: Option<&Current>,
+    ) -> Result<(), StoreError> {
+        let (cas, now) = (self.told().cas.clone(), self.clock.now());
+        let names: Vec<String> = site.names.iter().map(ToString::to_string).collect();
+        let stale = |o: &Pending| o.names != names || o.begun + record::ORDER_AGE < now;
+        if held.record.order.as_ref().is_none_or(stale) {
+            if cas.is_empty() {
+                held.record.failed("no CA is named".into(), None, AT_LEAST, now);
+                return self.save(title, held).await;
+            }
+            // After a failure, the next CA.
+            let ca = &cas[held.record.failures as usize % cas.len()];
+            held.record.order = Some(Pending {
+                ca: ca.directory.clone(),
+                url: None,
+                begun: now,
+                names,
+                key: None,
+                answers: Vec::new(),
+                without_replaces: false,
+            });
+        }
+        held.record.lease = Some(Lease { holder: self.me.clone(), until: 0 });
+        self.save(title, held).await?;
+        let ordered = self.order(site, title, held, current, &cas).await;
+        let now = self.clock.now();
+        let not_after = current.map(|c| c.period.not_after);
+        match ordered {
+            Ok(()) => {
+                self.told().errors.remove(title);
+                tracing::info!(site = title, "a new certificate is in force");
+                return Ok(());
+            }
+            Err(OrderError::Store(error)) => return Err(error),
+            // Nothing came of this order, and nothing will.
+            Err(OrderError::Refused { error, least }) => {
+                held.record.order = None;
+                held.record.failed(error, not_after, least, now);
+            }
+            // The CA is not there: the same order may go on when it is back, or another CA is asked.
+            Err(OrderError::Unavailable(error)) => {
+                let begun = held.record.order.as_ref().is_some_and(|o| o.url.is_some());
+                if !begun || held.record.failures % 3 == 2 {
+                    held.record.order = None;
+                }
+                held.record.failed(error, not_after, 0, now);
+            }
+        }
+        let error = held.record.error.clone().unwrap_or_default();
+        let again_in = held.record.retry_at.saturating_sub(now);
+        tracing::error!(site = title, error, again_in, "no new certificate");
+        self.told().errors.insert(title.to_owned(), error);
+        self.save(title, held).await
+    }
+
+    /// What is known of the certificate in a record, if this edge can serve it.
+    fn current(&self, record: &SiteRecord, site: &AcmeSite, title: &str) -> Option<Current> {
+        let issued = record.certificate.as_ref()?;
+        let names: Vec<String> = site.names.iter().map(ToString::to_string).collect();
+        let leaf = leaf(&issued.chain)?;
+        // That of another edge, which will share its key.
+        let fits = issued.names == names
+            && (issued.key.len() > 1 || self.open(title, &issued.key).is_some());
+        Some(Current { period: leaf.period, id: renewal_id(&leaf), fits })
+    }
+
+    /// Puts into force what the store holds.
+    pub(crate) async fn publish(&self) -> Result<(), StoreError> {
+        let (sites, mut certificates) = (self.told().sites.clone(), BTreeMap::new());
+        let mut challenges = Challenges::default();
+        for site in &sites {
+            let Some(title) = site.names.first().map(ToString::to_string) else { continue };
+            let Some(entry) = self.store.get(&self.site_key(&title)?).await? else { continue };
+            let Ok(record) = serde_json::from_slice::<SiteRecord>(&entry.value) else { continue };
+            for answer in record.order.iter().flat_map(|o| &o.answers) {
+                answer_with(answer, &mut challenges);
+            }
+            let Some(issued) = &record.certificate else { continue };
+            let Some(key) = self.open(&title, &issued.key) else { continue };
+            let held: Vec<SiteName> = issued.names.iter().filter_map(|n| n.parse().ok()).collect();
+            match SiteCertificate::from_pem(issued.chain.as_bytes(), &key, &held) {
+                Ok(certificate) => {
+                    let certificate = Arc::new(certificate);
+                    let wanted = site.names.iter().filter(|n| held.contains(n));
+                    certificates.extend(wanted.map(|n| (n.clone(), certificate.clone())));
+                }
+                Err(error) => tracing::error!(site = title, %error, "a stored certificate"),
+            }
+        }
+        self.serve.set(Source::Issued, certificates);
+        self.serve.set_challenges(challenges);
+        Ok(())
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn answer_with(answer: &Answer, challenges: &mut Challenges) {
+    match answer {
+        Answer::Http { token, key_authorization } => {
+            challenges.http.insert(token.clone(), key_authorization.clone());
+        }
+        Answer::TlsAlpn { name, digest } => {
+            let shown = digest.0.as_slice().try_into().ok().and_then(|digest| {
+                challenge_certificate(name, digest)
+                    .inspect_err(|error| tracing::error!(name, %error, "no answer to tls-alpn-01"))
+                    .ok()
+            });
+            challenges.tls_alpn.extend(shown.map(|shown| (name.clone(), shown)));
+        }
+    }
+}
+
+fn leaf(chain: &str) -> Option<WebLeaf> {
+    let first = CertificateDer::pem_slice_iter(chain.as_bytes()).next()?.ok()?;
+    WebLeaf::parse(&first).ok()
+}
+
+/// `AKI.SERIAL` (RFC 9773, section 4.1).
+fn renewal_id(leaf: &WebLeaf) -> Option<String> {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let (authority, serial) = leaf.renewal_id()?;
+    Some(format!("{}.{}", URL_SAFE_NO_PAD.encode(authority), URL_SAFE_NO_PAD.encode(serial)))
+}

@@ -1,0 +1,462 @@
+//! One order (RFC 8555, section 7.4), from whichever step the record says: each step is in the store before
+//! the next begins.
+
+use std::time::Duration;
+
+use instant_acme::{
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
+    Identifier, NewOrder, Order, OrderStatus, Problem,
+};
+use rustls::pki_types::PrivateKeyDer;
+use serde::{Deserialize, Serialize};
+use wiretight_keys::{SigningKey, x509};
+use wiretight_proxy::edge::SiteCertificate;
+use wiretight_store::{Error as StoreError, Key};
+
+use super::record::{Answer, Ari, Current, Issued, Pending, Sealed};
+use super::{Acme, AcmeSite, Ca, Challenge, Held};
+use crate::control::Blob;
+
+/// How long a CA may take for one order, in seconds.
+const PATIENCE: u64 = 300;
+/// Between two looks at an order.
+const POLL: Duration = Duration::from_secs(2);
+/// The other edges get an answer this long before a CA is told to look for it.
+const SPREAD: Duration = Duration::from_secs(2);
+/// After a CA said "too many", in seconds.
+const RATE_LIMITED: u64 = 3600;
+/// Renewal information is asked for no more often and no less often than that, in seconds.
+const ARI_EVERY: std::ops::RangeInclusive<u64> = 3600..=86_400;
+
+/// Why an order has come to no certificate.
+#[derive(Debug)]
+pub(super) enum OrderError {
+    /// Nothing will come of it.
+    Refused { error: String, least: u64 },
+    /// It may go on.
+    Unavailable(String),
+    /// The store failed, or another edge has changed the record.
+    Store(StoreError),
+}
+
+impl From<StoreError> for OrderError {
+    fn from(error: StoreError) -> OrderError {
+        OrderError::Store(error)
+    }
+}
+
+impl From<Error> for OrderError {
+    fn from(error: Error) -> OrderError {
+        let text = crate::daemon::chain(&error);
+        match &error {
+            Error::Api(problem) => match kind(problem) {
+                "rateLimited" => OrderError::Refused { error: text, least: RATE_LIMITED },
+                "serverInternal" => OrderError::Unavailable(text),
+                _ if problem.status.is_some_and(|s| s >= 500) => OrderError::Unavailable(text),
+                _ => OrderError::Refused { error: text, least: 0 },
+            },
+            _ => OrderError::Unavailable(text),
+        }
+    }
+}
+
+fn refused(error: impl Into<String>) -> OrderError {
+    OrderError::Refused { error: error.into(), least: 0 }
+}
+
+/// The last part of a problem's type (RFC 8555, section 6.7).
+fn kind(problem: &Problem) -> &str {
+    let all = problem.r#type.as_deref().unwrap_or_default();
+    all.strip_prefix("urn:ietf:params:acme:error:").unwrap_or(all)
+}
+
+/// An account, as the store keeps it: its key first, then what the CA calls it.
+#[derive(Serialize, Deserialize)]
+struct AccountRecord {
+    directory: String,
+    key: Sealed,
+    url: Option<String>,
+}
+
+impl Acme {
+    /// Carries the record's order to its end.
+    pub(super) async fn order(
+        &self,
+        site: &AcmeSite,
+        title: &str,
+        held: &mut Held,
+        current: Option<&Current>,
+        cas: &[Ca],
+    ) -> Result<(), OrderError> {
+        let pending = |held: &Held| held.record.order.clone().ok_or_else(|| refused("no order"));
+        let begun = pending(held)?;
+        let Some(ca) = cas.iter().find(|ca| ca.directory == begun.ca) else {
+            return Err(refused(format!("{} is no longer configured", begun.ca)));
+        };
+        let account = self.account(ca).await?;
+        let mut order = match &begun.url {
+            Some(url) => account.order(url.clone()).await?,
+            None => self.begin(title, held, current, ca, &account).await?,
+        };
+        let deadline = self.clock.now() + PATIENCE;
+        let mut told = false;
+        loop {
+            match order.state().status {
+                OrderStatus::Pending if told => {}
+                OrderStatus::Pending => {
+                    self.answer(site, title, held, &mut order).await?;
+                    told = true;
+                }
+                OrderStatus::Ready => self.finalize(title, held, &mut order).await?,
+                OrderStatus::Processing => {}
+                OrderStatus::Valid => return self.take(title, held, &mut order).await,
+                OrderStatus::Invalid => return Err(refused(why_invalid(&mut order).await)),
+            }
+            if matches!(order.state().status, OrderStatus::Valid) {
+                continue;
+            }
+            if self.clock.now() > deadline {
+                let late = format!("{} has not decided within {PATIENCE} s", ca.directory);
+                return Err(OrderError::Unavailable(late));
+            }
+            self.clock.sleep(POLL).await;
+            order.refresh().await?;
+        }
+    }
+
+    /// The account at a CA. Its key is in the store before the CA hears of it, and the CA knows an account
+    /// by its key (RFC 8555, section 7.3.1): however often this is cut short, it is one account.
+    async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
+        let hash = hex(&aws_digest(ca.directory.as_bytes())[..16]);
+        let purpose = format!("account/{hash}");
+        let at = Key::new(format!("{}{purpose}", self.prefix))?;
+        let entry = match self.store.get(&at).await? {
+            Some(entry) => entry,
+            None => {
+                let key = SigningKey::generate().map_err(|e| refused(e.to_string()))?;
+                let key = self.seal(&purpose, key.to_pkcs8().secret_pkcs8_der()).await?;
+                let new = AccountRecord { directory: ca.directory.clone(), key, url: None };
+                match self.store.create(&at, json(&new)).await {
+                    Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                self.store.get(&at).await?.ok_or_else(|| refused("the account's record is gone"))?
+            }
+        };
+        let record: AccountRecord = serde_json::from_slice(&entry.value)
+            .map_err(|e| refused(format!("the account's record cannot be read: {e}")))?;
+        let Some(secret) = self.open(&purpose, &record.key) else {
+            let why = "the account's key is not sealed to this edge yet";
+            return Err(OrderError::Unavailable(why.into()));
+        };
+        // Edges that have come since get it too.
+        let sealed = self.seal(&purpose, &secret).await?;
+        let missing = sealed.iter().any(|(name, _)| !record.key.contains_key(name));
+        let key = match missing {
+            true => sealed.into_iter().chain(record.key).collect(),
+            false => record.key,
+        };
+        let pkcs8 = || rustls::pki_types::PrivatePkcs8KeyDer::from(secret.to_vec());
+        let builder = Account::builder_with_http((ca.transport)());
+        let account = match &record.url {
+            Some(url) => builder.from_parts(url.clone(), pkcs8(), ca.directory.clone()).await?,
+            None => {
+                let pair =
+                    (instant_acme::Key::from_pkcs8_der(pkcs8())?, PrivateKeyDer::Pkcs8(pkcs8()));
+                builder.create_from_key(pair, ca.directory.clone()).await?.0
+            }
+        };
+        if missing || record.url.is_none() {
+            let url = Some(account.id().to_owned());
+            let new = AccountRecord { directory: record.directory, key, url };
+            match self.store.swap(&at, entry.revision, Some(json(&new))).await {
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(account)
+    }
+
+    /// The CA does not know the account any longer: the next attempt shows it the key again.
+    async fn forget_account(&self, ca: &Ca) -> Result<(), StoreError> {
+        let hash = hex(&aws_digest(ca.directory.as_bytes())[..16]);
+        let at = Key::new(format!("{}account/{hash}", self.prefix))?;
+        let Some(entry) = self.store.get(&at).await? else { return Ok(()) };
+        let Ok(mut record) = serde_json::from_slice::<AccountRecord>(&entry.value) else {
+            return Ok(());
+        };
+        record.url = None;
+        self.store.swap(&at, entry.revision, Some(json(&record))).await.map(|_| ())
+    }
+
+    /// Makes the order, charged before the CA hears of it.
+    async fn begin(
+        &self,
+        title: &str,
+        held: &mut Held,
+        current: Option<&Current>,
+        ca: &Ca,
+        account: &Account,
+    ) -> Result<Order, OrderError> {
+        loop {
+            let Some(pending) = held.record.order.clone() else { return Err(refused("no order")) };
+            held.record.orders.push(self.clock.now());
+            self.save(title, held).await?;
+            let names: Vec<_> = pending.names.iter().cloned().map(Identifier::Dns).collect();
+            let mut new = NewOrder::new(&names);
+            if let Some(profile) = &ca.profile {
+                new = new.profile(profile);
+            }
+            let replaces = self.replaces(held, &pending, current, ca);
+            if let Some((authority, serial)) = &replaces {
+                new = new.replaces(CertificateIdentifier {
+                    authority_key_identifier: authority.into(),
+                    serial: serial.into(),
+                });
+            }
+            let refusal = match account.new_order(&new).await {
+                Ok(order) => {
+                    if let Some(pending) = &mut held.record.order {
+                        pending.url = Some(order.url().to_owned());
+                    }
+                    self.save(title, held).await?;
+                    return Ok(order);
+                }
+                Err(error) => error,
+            };
+            if let Error::Api(problem) = &refusal {
+                // There is no order: it costs nothing.
+                held.record.orders.pop();
+                if kind(problem) == "accountDoesNotExist" {
+                    self.forget_account(ca).await?;
+                }
+            }
+            let of_replaces = match &refusal {
+                Error::Api(problem) => {
+                    kind(problem) == "alreadyReplaced" || problem.status == Some(409)
+                }
+                Error::Unsupported(_) => true,
+                _ => false,
+            };
+            if replaces.is_none() || !of_replaces {
+                return Err(refusal.into());
+            }
+            // RFC 9773, section 5: somebody has replaced it already. That is no reason to have none.
+            if let Some(pending) = &mut held.record.order {
+                pending.without_replaces = true;
+            }
+        }
+    }
+
+    /// The certificate that a new one replaces, for a CA that is known to have issued it and to keep renewal
+    /// information.
+    fn replaces(
+        &self,
+        held: &Held,
+        pending: &Pending,
+        current: Option<&Current>,
+        ca: &Ca,
+    ) -> Option<(String, String)> {
+        let issued = held.record.certificate.as_ref().filter(|i| i.ca == ca.directory);
+        let ari = held.record.ari.as_ref().filter(|a| a.window.is_some());
+        let id = current.and_then(|c| c.id.as_ref());
+        let (_, ari, id) = (issued?, ari?, id?);
+        let (authority, serial) = id.split_once('.')?;
+        (!pending.without_replaces && ari.of == *id).then(|| (authority.into(), serial.into()))
+    }
+
+    /// Has every edge answer the CA's questions, then tells the CA.
+    async fn answer(
+        &self,
+        site: &AcmeSite,
+        title: &str,
+        held: &mut Held,
+        order: &mut Order,
+    ) -> Result<(), OrderError> {
+        let proof = site.challenge.unwrap_or(match held.record.failures % 2 {
+            0 => Challenge::Http01,
+            _ => Challenge::TlsAlpn01,
+        });
+        let wanted = || match proof {
+            Challenge::Http01 => ChallengeType::Http01,
+            Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        };
+        let mut answers = Vec::new();
+        let mut all = order.authorizations();
+        while let Some(authorization) = all.next().await {
+            let mut authorization = authorization?;
+            if authorization.status != AuthorizationStatus::Pending {
+                continue;
+            }
+            let name = authorization.identifier().to_string();
+            let Some(challenge) = authorization.challenge(wanted()) else {
+                return Err(refused(format!("the CA does not offer {proof:?} for {name}")));
+            };
+            let said = challenge.key_authorization();
+            answers.push(match proof {
+                Challenge::Http01 => Answer::Http {
+                    token: challenge.token.clone(),
+                    key_authorization: said.as_str().to_owned(),
+                },
+                Challenge::TlsAlpn01 => {
+                    Answer::TlsAlpn { name, digest: Blob(said.digest().as_ref().to_vec()) }
+                }
+            });
+        }
+        if let Some(pending) = &mut held.record.order {
+            pending.answers = answers;
+        }
+        self.save(title, held).await?;
+        self.publish().await?;
+        let (members, _) = self.store.list(&format!("{}member/", self.prefix)).await?;
+        if members.len() > 1 {
+            self.clock.sleep(SPREAD).await;
+        }
+        let mut all = order.authorizations();
+        while let Some(authorization) = all.next().await {
+            let mut authorization = authorization?;
+            if authorization.status != AuthorizationStatus::Pending {
+                continue;
+            }
+            if let Some(mut challenge) = authorization.challenge(wanted())
+                && challenge.status == ChallengeStatus::Pending
+            {
+                challenge.set_ready().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the certificate, for a key that is in the store.
+    async fn finalize(
+        &self,
+        title: &str,
+        held: &mut Held,
+        order: &mut Order,
+    ) -> Result<(), OrderError> {
+        let Some(pending) = held.record.order.clone() else { return Err(refused("no order")) };
+        let opened = pending.key.as_ref().and_then(|key| self.open(title, key));
+        let pem = match opened {
+            Some(pem) => pem,
+            None => {
+                let key = SigningKey::generate().map_err(|e| refused(e.to_string()))?;
+                let sealed = self.seal(title, key.to_pem().as_bytes()).await?;
+                held.record.finalized.push(self.clock.now());
+                if let Some(pending) = &mut held.record.order {
+                    pending.key = Some(sealed);
+                }
+                self.save(title, held).await?;
+                key.to_pem().as_bytes().to_vec().into()
+            }
+        };
+        let key = SigningKey::from_pem(&pem).map_err(|e| refused(e.to_string()))?;
+        let names = pending.names.iter().map(String::as_str);
+        let request = x509::web_request(names, &key).map_err(|e| refused(e.to_string()))?;
+        Ok(order.finalize_csr(&request).await?)
+    }
+
+    /// Takes the certificate.
+    async fn take(
+        &self,
+        title: &str,
+        held: &mut Held,
+        order: &mut Order,
+    ) -> Result<(), OrderError> {
+        let Some(pending) = held.record.order.clone() else { return Err(refused("no order")) };
+        let chain =
+            order.certificate().await?.ok_or_else(|| refused("the CA gave no certificate"))?;
+        let sealed = pending.key.unwrap_or_default();
+        let Some(key) = self.open(title, &sealed) else {
+            return Err(refused("the certificate's key is not sealed to this edge"));
+        };
+        let names: Vec<_> = pending.names.iter().filter_map(|n| n.parse().ok()).collect();
+        SiteCertificate::from_pem(chain.as_bytes(), &key, &names).map_err(|e| {
+            refused(format!("the CA gave a certificate that cannot be served: {e}"))
+        })?;
+        let record = &mut held.record;
+        record.certificate =
+            Some(Issued { chain, key: sealed, ca: pending.ca, names: pending.names });
+        (record.order, record.lease, record.ari, record.error) = (None, None, None, None);
+        (record.failures, record.retry_at) = (0, 0);
+        self.save(title, held).await?;
+        self.publish().await?;
+        Ok(())
+    }
+
+    /// Asks the CA when the certificate is to be renewed (RFC 9773).
+    pub(super) async fn ask_ari(
+        &self,
+        title: &str,
+        held: &mut Held,
+        current: Option<&Current>,
+    ) -> Result<(), StoreError> {
+        let Some(id) = current.and_then(|c| c.id.clone()) else { return Ok(()) };
+        let from = held.record.certificate.as_ref().map(|c| c.ca.clone());
+        let ca = self.told().cas.iter().find(|ca| Some(&ca.directory) == from.as_ref()).cloned();
+        let before = held.record.ari.take().filter(|a| a.of == id).and_then(|a| a.window);
+        let now = self.clock.now();
+        let asked = match &ca {
+            Some(ca) => self.renewal_info(ca, &id).await,
+            None => Ok((None, *ARI_EVERY.end())),
+        };
+        let (window, after) = asked.unwrap_or_else(|error| {
+            tracing::warn!(site = title, ?error, "no renewal information: renewed as usual");
+            (before, *ARI_EVERY.start())
+        });
+        let check_at = now + after.clamp(*ARI_EVERY.start(), *ARI_EVERY.end());
+        held.record.ari = Some(Ari { of: id, window, check_at });
+        self.save(title, held).await
+    }
+
+    async fn renewal_info(
+        &self,
+        ca: &Ca,
+        id: &str,
+    ) -> Result<(Option<(u64, u64)>, u64), OrderError> {
+        let Some((authority, serial)) = id.split_once('.') else { return Ok((None, u64::MAX)) };
+        let id = CertificateIdentifier {
+            authority_key_identifier: authority.into(),
+            serial: serial.into(),
+        };
+        let account = self.account(ca).await?;
+        match account.renewal_info(&id).await {
+            Ok((info, after)) => {
+                let second = |t: i64| u64::try_from(t).unwrap_or_default();
+                let window = info.suggested_window;
+                let window =
+                    (second(window.start.unix_timestamp()), second(window.end.unix_timestamp()));
+                Ok((Some(window), after.as_secs()))
+            }
+            Err(Error::Unsupported(_)) => Ok((None, u64::MAX)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What the CA says of the challenges that failed.
+async fn why_invalid(order: &mut Order) -> String {
+    let mut all = order.authorizations();
+    while let Some(Ok(mut authorization)) = all.next().await {
+        let name = authorization.identifier().to_string();
+        if let Ok(state) = authorization.refresh().await
+            && let Some(problem) = state.challenges.iter().find_map(|c| c.error.as_ref())
+        {
+            return format!(
+                "the CA could not verify {name}: {problem}: does its DNS lead here, and do ports 80 and 443?"
+            );
+        }
+    }
+    "the CA refused the order and does not say why".into()
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn aws_digest(bytes: &[u8]) -> [u8; 32] {
+    x509::fingerprint(&bytes.into())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
