@@ -229,7 +229,12 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     let own = Id::Node(config.node.name.clone()).to_string();
     let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
     let acme = Acme::new(store, &own, me, key, Arc::new(RealClock), certificates.clone());
-    acme.update(config.acme_sites(), cas(&config)?);
+    // What the store has is served even when no CA can be asked.
+    let cas = cas(&config).unwrap_or_else(|error| {
+        tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
+        Vec::new()
+    });
+    acme.update(config.acme_sites(), cas);
     // Before the first client comes: what the store has is served without any CA.
     acme.publish().await?;
     let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;

@@ -158,6 +158,7 @@ pub fn challenge_certificate(
     let tbs = Tbs::new(&profile, &key.public_key(), period, serial, None, key.algorithm())?;
     let cert = tbs.sign(&key)?;
     let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
-    let certified = CertifiedKey::from_der(vec![cert], key, &tls::provider());
-    Ok(Arc::new(certified.map_err(CertificateError::Key)?))
+    // Not `from_der`: that refuses a certificate with a critical extension which it does not know.
+    let key = tls::provider().key_provider.load_private_key(key).map_err(CertificateError::Key)?;
+    Ok(Arc::new(CertifiedKey::new(vec![cert], key)))
 }

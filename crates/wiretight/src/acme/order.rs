@@ -51,7 +51,7 @@ impl From<Error> for OrderError {
         match &error {
             Error::Api(problem) => match kind(problem) {
                 "rateLimited" => OrderError::Refused { error: text, least: RATE_LIMITED },
-                "serverInternal" => OrderError::Unavailable(text),
+                "serverInternal" | "badNonce" => OrderError::Unavailable(text),
                 _ if problem.status.is_some_and(|s| s >= 500) => OrderError::Unavailable(text),
                 _ => OrderError::Refused { error: text, least: 0 },
             },
