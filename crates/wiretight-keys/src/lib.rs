@@ -6,7 +6,7 @@
 //! - [`x509`]: requests and certificates
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
-//! - [`web`]: certificates of web sites, issued by others
+//! - [`web`]: certificates of web sites, and requests for those that we issue
 
 pub mod key;
 pub mod spiffe;
@@ -19,5 +19,5 @@ pub use key::{KeyError, PublicKey, Signer, SigningKey};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};
 pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};
-pub use web::WebLeaf;
+pub use web::{WebCsr, WebLeaf};
 pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs, X509Error};
