@@ -21,6 +21,7 @@ use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 use wiretight_store::SqliteStore;
 
+use crate::acme_server;
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
@@ -215,15 +216,22 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
     edge.apply(&config.edge)?;
 
+    let mut authority_store: Option<Arc<dyn wiretight_store::Store>> = None;
     let authority = match &config.authority {
         None => None,
         Some(section) => {
             let params = AuthorityParams::from_config(&config.node, section);
             let dir = PrivateDir::open(params.dir.clone())?;
-            let store = SqliteStore::open(dir.path().join("store.db")).await?;
-            Some(Authority::start(params, Arc::new(store)).await?)
+            let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
+            authority_store = Some(store.clone());
+            Some(Authority::start(params, store).await?)
         }
     };
+    if let (Some(section), Some(authority), Some(store)) =
+        (&config.acme_server, &authority, authority_store)
+    {
+        acme_server::serve::start(&config, section, authority, store, site_files.clone())?;
+    }
     let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
     let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
     let (node, trust_domain) = (config.node.name.clone(), config.node.trust_domain.clone());
@@ -634,6 +642,11 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.landlock != b.landlock, "[node] landlock"),
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),
+        (old.acme_server != new.acme_server, "[acme_server]"),
+        (
+            old.acme_server.is_some() && old.edge.https != new.edge.https,
+            "[edge] https (with [acme_server])",
+        ),
     ];
     changed.into_iter().find_map(|(changed, key)| changed.then_some(key))
 }

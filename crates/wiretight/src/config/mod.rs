@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wiretight_keys::{Name, TrustDomain};
-use wiretight_proxy::edge::settings::EdgeSettings;
+use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
 use document::read_document;
@@ -48,11 +48,15 @@ pub struct Config {
     pub node: Node,
     /// `[authority]`: this node issues the identities.
     pub authority: Option<Authority>,
+    /// `[acme_server]`: certificates for programs with an ACME client. Its site is the last of
+    /// [`EdgeSettings::sites`].
+    pub acme_server: Option<AcmeServer>,
     /// All `[[service]]` and `[[dial]]`, in the order of the file.
     pub relay: RelaySettings,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
-    /// Where the certificates of sites are, in the order of [`EdgeSettings::sites`].
+    /// Where the certificates of sites are, in the order of [`EdgeSettings::sites`], of which the one of
+    /// `[acme_server]` has none.
     pub site_files: Vec<SiteFiles>,
     /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
     /// it from the listener.
@@ -96,6 +100,17 @@ pub struct Authority {
     pub svid_ttl: Duration,
     /// Lifetime of the intermediate that signs SVIDs; at least four times `svid_ttl`.
     pub intermediate_ttl: Duration,
+}
+
+/// `[acme_server]`: the authority as an ACME server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeServer {
+    /// The site's name under which it answers.
+    pub name: SiteName,
+    /// The names that it certifies: `*.example.org` for every name below `example.org`.
+    pub names: Vec<SiteName>,
+    /// Lifetime of its certificates: 1m to 7d.
+    pub ttl: Duration,
 }
 
 impl Authority {

@@ -107,7 +107,19 @@ pub(super) const SITE: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 6] = [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE];
+pub(super) const ACME_SERVER: Shape = Shape {
+    name: "acme_server",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("name", r#""acme.example.org""#),
+        ("names", r#"["*.example.org"]"#),
+        ("ttl", r#""24h""#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 7] =
+    [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE, &ACME_SERVER];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {
@@ -400,7 +412,7 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge] and [[site]]".into()
+                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge], [[site]] and [acme_server]".into()
             }
         };
         return Complaint::new("no such section", advice);
