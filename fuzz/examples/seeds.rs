@@ -11,7 +11,9 @@ use wiretight::control::{
     encode,
 };
 use wiretight_fuzz::NOW;
-use wiretight_keys::{Csr, Id, JoinToken, Leaf, Period, Profile, SigningKey, SpiffeId, Tbs};
+use wiretight_keys::{
+    Csr, Id, JoinToken, Leaf, Period, Profile, SigningKey, SpiffeId, Tbs, WebCsr,
+};
 use wiretight_proxy::wire::{Frame, Open, Refused};
 use wiretight_proxy::{Instance, Registry};
 use zeroize::Zeroizing;
@@ -24,7 +26,14 @@ fn main() -> Result {
     control()?;
     http()?;
     proxy()?;
+    acme()?;
     certificate()
+}
+
+/// The others there, signed by keys of each kind, were made with openssl, and stay as they are.
+fn acme() -> Result {
+    let names = ["a.example.org".to_owned(), "b.example.org".to_owned()];
+    write("acme", "request.der", &WebCsr::create(&names, &SigningKey::generate()?)?)
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> Result {

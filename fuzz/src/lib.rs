@@ -7,9 +7,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::{CertificateDer, UnixTime};
+use wiretight::acme_server::jws::{Jwk, Sender, Signed};
 use wiretight::config::Config;
 use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Message};
-use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle};
+use wiretight_keys::web::is_host_name;
+use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
 use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
@@ -212,6 +214,25 @@ fn written_again<M: Message>(message: &M) -> Option<Vec<u8>> {
 
 /// Seconds since 1970 at which the certificates of seeds/certificate hold.
 pub const NOW: u64 = 1_790_000_000;
+
+/// What ACME clients send: signed requests, and requests for certificates.
+///
+/// Promises: a request that was read is within its bounds; a key is no other after it was kept; names are
+/// sorted host names.
+pub fn acme(data: &[u8]) {
+    if let Ok(signed) = Signed::parse(data)
+        && let Sender::Key(key) = &signed.from
+    {
+        let kept = serde_json::to_vec(key).expect("a key encodes");
+        assert_eq!(serde_json::from_slice::<Jwk>(&kept).ok().as_ref(), Some(key));
+        assert_eq!(key.thumbprint().len(), 43);
+        let _ = signed.verify(key);
+    }
+    if let Ok(csr) = WebCsr::parse(data) {
+        assert!(csr.names().is_sorted() && csr.names().iter().all(|n| is_host_name(n)));
+        assert!(!csr.names().is_empty() && csr.names().len() <= WebCsr::MAX_NAMES);
+    }
+}
 
 /// Certificates and requests, as DER, in each place of a chain where a peer may put them.
 ///

@@ -6,7 +6,7 @@
 //! - [`x509`]: requests and certificates
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
-//! - [`web`]: certificates of web sites, issued by others
+//! - [`web`]: certificates of web sites, and requests for those that we issue
 //! - [`seal`]: secrets that pass through somebody else's store
 
 pub mod key;
@@ -22,5 +22,5 @@ pub use seal::{SealError, SealKey, seal};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};
 pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};
-pub use web::WebLeaf;
+pub use web::{WebCsr, WebLeaf};
 pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs, X509Error};

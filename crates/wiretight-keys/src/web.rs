@@ -1,15 +1,35 @@
-//! Certificates of web sites, as somebody else issued them: what is read of one before it is served.
+//! Certificates of web sites: what is read of one before it is served, whoever issued it; and the requests
+//! for those that our own authority issues.
 
-use const_oid::ObjectIdentifier;
-use der::asn1::UintRef;
-use der::{Decode, Sequence};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1,
+    RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
+    UnparsedPublicKey, VerificationAlgorithm,
+};
+use const_oid::db::rfc4519::CN;
+use const_oid::db::rfc5912::{
+    ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ID_EC_PUBLIC_KEY, SECP_256_R_1, SECP_384_R_1,
+    SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
+};
+use const_oid::{AssociatedOid, ObjectIdentifier};
+use der::asn1::{BitString, UintRef};
+use der::{Decode, Encode, Sequence};
 use rustls_pki_types::{CertificateDer, ServerName};
-use x509_cert::ext::pkix::AuthorityKeyIdentifier;
+use spki::SubjectPublicKeyInfoOwned;
+use x509_cert::attr::Attributes;
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName};
+use x509_cert::name::Name as X509Name;
+use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
 
-use crate::x509::{Period, X509Error};
+use crate::key::{Signer, SigningKey};
+use crate::x509::{Period, SignedCertificate, X509Error, dns_names, extension, malformed};
 
 /// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
 pub const MIN_RSA_BITS: usize = 2048;
+/// The longest that is certified: a longer one is work for every client.
+const MAX_RSA_BITS: usize = 8192;
 /// RFC 8017, appendix C.
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
@@ -38,15 +58,7 @@ impl WebLeaf {
         let cert = x509_cert::Certificate::from_der(der).map_err(malformed)?;
         let tbs = cert.tbs_certificate();
         let spki = tbs.subject_public_key_info();
-        let rsa_bits = match spki.algorithm.oid == RSA {
-            false => None,
-            true => {
-                let key = RsaPublicKey::from_der(spki.subject_public_key.raw_bytes());
-                let modulus = key.map_err(malformed)?.modulus;
-                let first = modulus.as_bytes().first().map_or(8, |b| b.leading_zeros() as usize);
-                Some((modulus.as_bytes().len() * 8).saturating_sub(first))
-            }
-        };
+        let rsa_bits = rsa_bits(spki).map_err(malformed)?;
         let seconds = |t: &x509_cert::time::Time| t.to_unix_duration().as_secs();
         let validity = tbs.validity();
         let period = Period {
@@ -77,5 +89,160 @@ impl WebLeaf {
             return false;
         };
         cert.verify_is_valid_for_subject_name(&name).is_ok()
+    }
+}
+
+/// The length of a key, if that is RSA.
+fn rsa_bits(spki: &SubjectPublicKeyInfoOwned) -> Result<Option<usize>, der::Error> {
+    if spki.algorithm.oid != RSA {
+        return Ok(None);
+    }
+    let modulus = RsaPublicKey::from_der(spki.subject_public_key.raw_bytes())?.modulus;
+    let first = modulus.as_bytes().first().map_or(8, |b| b.leading_zeros() as usize);
+    Ok(Some((modulus.as_bytes().len() * 8).saturating_sub(first)))
+}
+
+/// Whether a text is one host's DNS name in small letters: labels of a-z, 0-9, "-" and "_", no wildcard,
+/// and not an IP address.
+pub fn is_host_name(name: &str) -> bool {
+    let label = |l: &str| {
+        let good = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
+        (1..=63).contains(&l.len())
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(good)
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= 253 && name.split('.').all(label) && !last.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// A checked request for a web server's certificate (RFC 2986): the sender holds the key. Whether it may
+/// have the names is not decided here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebCsr {
+    names: Vec<String>,
+    spki: SubjectPublicKeyInfoOwned,
+}
+
+impl WebCsr {
+    /// The most that a request may measure, in bytes.
+    pub const MAX_LEN: usize = 16 * 1024;
+    /// The most names in one.
+    pub const MAX_NAMES: usize = 100;
+
+    /// Makes the DER of a request for `names`, signed by `key`.
+    pub fn create(names: &[String], key: &SigningKey) -> Result<Vec<u8>, X509Error> {
+        let err = malformed("certificate request");
+        let request = ExtensionReq(vec![extension(&dns_names(names)?, false)?]);
+        let mut attributes = Attributes::new();
+        attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
+        let info = CertReqInfo {
+            version: Default::default(),
+            subject: X509Name::default(),
+            public_key: key.public_key(),
+            attributes,
+        };
+        let signature = key.sign(&info.to_der().map_err(&err)?)?;
+        let signature = BitString::from_bytes(&signature).map_err(&err)?;
+        CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
+    }
+
+    /// Parses and checks: a key of a kind that is certified, a good signature by it, DNS names alone.
+    /// A common name counts as one of them (RFC 8555, section 7.4).
+    pub fn parse(der: &[u8]) -> Result<WebCsr, X509Error> {
+        let err = malformed("certificate request");
+        if der.len() > WebCsr::MAX_LEN {
+            let detail = format!("{} bytes, more than {}", der.len(), WebCsr::MAX_LEN);
+            return Err(X509Error::Malformed { what: "certificate request", detail });
+        }
+        // The bytes that were signed, as they came.
+        let signed = SignedCertificate::from_der(der).map_err(&err)?;
+        let info_der = signed.tbs.to_der().map_err(&err)?;
+        let info = CertReqInfo::from_der(&info_der).map_err(&err)?;
+        let spki = info.public_key;
+        let algorithm = verification(&spki, signed.algorithm.oid)?;
+        let (key, signature) = (spki.subject_public_key.as_bytes(), signed.signature.as_bytes());
+        let (Some(key), Some(signature)) = (key, signature) else { return Err(X509Error::WebKey) };
+        UnparsedPublicKey::new(algorithm, key)
+            .verify(&info_der, signature)
+            .map_err(|_| crate::KeyError::BadSignature)?;
+
+        let mut names = Vec::new();
+        for attribute in info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
+            for value in attribute.values.iter() {
+                for ext in value.decode_as::<Vec<Extension>>().map_err(&err)? {
+                    if ext.extn_id == SubjectAltName::OID {
+                        let san = SubjectAltName::from_der(ext.extn_value.as_bytes());
+                        for name in san.map_err(&err)?.0 {
+                            match name {
+                                GeneralName::DnsName(name) => names.push(name.as_str().to_owned()),
+                                other => {
+                                    let detail = format!("it names {other:?}");
+                                    return Err(X509Error::NotDnsNames { detail });
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for attribute in info.subject.iter().filter(|a| a.oid == CN) {
+            let text = str::from_utf8(attribute.value.value());
+            names.push(text.unwrap_or_default().to_owned());
+        }
+        names.iter_mut().for_each(|name| name.make_ascii_lowercase());
+        names.sort();
+        names.dedup();
+        if let Some(bad) = names.iter().find(|name| !is_host_name(name)) {
+            let shown: String = bad.chars().take(80).collect();
+            return Err(X509Error::NotDnsNames { detail: format!("it names {shown:?}") });
+        }
+        if names.is_empty() || names.len() > WebCsr::MAX_NAMES {
+            return Err(X509Error::NotDnsNames { detail: format!("it names {}", names.len()) });
+        }
+        Ok(WebCsr { names, spki })
+    }
+
+    /// The DNS names, in small letters, sorted, each once, at least one.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The key to certify; possession is proved.
+    pub fn spki(&self) -> &SubjectPublicKeyInfoOwned {
+        &self.spki
+    }
+}
+
+/// How a signature by a key is checked; the key is of a kind that is certified.
+fn verification(
+    spki: &SubjectPublicKeyInfoOwned,
+    signature: ObjectIdentifier,
+) -> Result<&'static dyn VerificationAlgorithm, X509Error> {
+    let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.decode_as().ok());
+    let is_ec = spki.algorithm.oid == ID_EC_PUBLIC_KEY;
+    if is_ec && curve == Some(SECP_256_R_1) {
+        return match signature {
+            ECDSA_WITH_SHA_256 => Ok(&ECDSA_P256_SHA256_ASN1),
+            ECDSA_WITH_SHA_384 => Ok(&ECDSA_P256_SHA384_ASN1),
+            _ => Err(X509Error::WebKey),
+        };
+    }
+    if is_ec && curve == Some(SECP_384_R_1) {
+        return match signature {
+            ECDSA_WITH_SHA_256 => Ok(&ECDSA_P384_SHA256_ASN1),
+            ECDSA_WITH_SHA_384 => Ok(&ECDSA_P384_SHA384_ASN1),
+            _ => Err(X509Error::WebKey),
+        };
+    }
+    let bits = rsa_bits(spki).map_err(malformed("certificate request"))?;
+    if !bits.is_some_and(|bits| (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits)) {
+        return Err(X509Error::WebKey);
+    }
+    match signature {
+        SHA_256_WITH_RSA_ENCRYPTION => Ok(&RSA_PKCS1_2048_8192_SHA256),
+        SHA_384_WITH_RSA_ENCRYPTION => Ok(&RSA_PKCS1_2048_8192_SHA384),
+        SHA_512_WITH_RSA_ENCRYPTION => Ok(&RSA_PKCS1_2048_8192_SHA512),
+        _ => Err(X509Error::WebKey),
     }
 }

@@ -45,6 +45,17 @@ pub enum X509Error {
     /// A request without exactly one SPIFFE ID.
     #[error("a certificate request must name exactly one SPIFFE ID in its subjectAltName")]
     NoSpiffeId,
+    /// A web server's request that is not for DNS names.
+    #[error("a web server's certificate request must name 1 to {max} DNS names and nothing else: {detail}", max = crate::web::WebCsr::MAX_NAMES)]
+    NotDnsNames {
+        /// What it names.
+        detail: String,
+    },
+    /// A web server's request for a key that is not certified.
+    #[error(
+        "a web server's key must be P-256, P-384, or RSA with 2048 to 8192 bits, and its request signed by it with SHA-256 or more"
+    )]
+    WebKey,
     /// The key or its signature.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -54,7 +65,7 @@ pub enum X509Error {
 const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
     const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
 
-fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
+pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
     move |e| X509Error::Malformed { what, detail: e.to_string() }
 }
 
@@ -239,6 +250,8 @@ pub enum Profile {
         /// SHA-256 of the key authorization.
         digest: [u8; 32],
     },
+    /// A web server's: DNS names and nothing else, so that no verifier takes it for an SVID.
+    Web(Vec<String>),
 }
 
 /// The time in which a certificate holds: seconds since 1970.
@@ -267,10 +280,10 @@ struct TbsCertificate {
 
 /// `Certificate`, around a to-be-signed part that is already encoded.
 #[derive(Sequence)]
-struct SignedCertificate {
-    tbs: Any,
-    algorithm: AlgorithmIdentifierOwned,
-    signature: BitString,
+pub(crate) struct SignedCertificate {
+    pub(crate) tbs: Any,
+    pub(crate) algorithm: AlgorithmIdentifierOwned,
+    pub(crate) signature: BitString,
 }
 
 /// A certificate that awaits its signature.
@@ -332,6 +345,14 @@ impl Tbs {
                 let acme =
                     Extension { extn_id: ID_PE_ACME_IDENTIFIER, critical: true, extn_value: value };
                 extensions.push(acme);
+            }
+            Profile::Web(names) => {
+                let constraints = BasicConstraints { ca: false, path_len_constraint: None };
+                extensions.push(extension(&constraints, true)?);
+                extensions.push(extension(&KeyUsage(KeyUsages::DigitalSignature.into()), true)?);
+                extensions.push(extension(&ExtendedKeyUsage(vec![ID_KP_SERVER_AUTH]), false)?);
+                // Critical, for the subject is empty (RFC 5280, section 4.2.1.6).
+                extensions.push(extension(&dns_names(names)?, true)?);
             }
         }
         let octets = |b: &[u8]| OctetString::new(b).map_err(malformed("certificate"));
@@ -470,6 +491,15 @@ pub fn from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, X509Error> {
     }
 }
 
+/// DNS names as a subjectAltName.
+pub(crate) fn dns_names(names: &[String]) -> Result<SubjectAltName, X509Error> {
+    let name = |name: &String| {
+        let text = Ia5String::new(name).map_err(malformed("DNS name"))?;
+        Ok(GeneralName::DnsName(text))
+    };
+    Ok(SubjectAltName(names.iter().map(name).collect::<Result<_, X509Error>>()?))
+}
+
 fn uri(id: &SpiffeId) -> Result<GeneralName, X509Error> {
     let uri = Ia5String::new(&id.to_string()).map_err(malformed("SPIFFE ID"))?;
     Ok(GeneralName::UniformResourceIdentifier(uri))
@@ -493,6 +523,7 @@ fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
         Profile::Intermediate(td) => (td.to_string(), format!("Wiretight intermediate {short}")),
         Profile::Leaf(id) => (id.trust_domain.to_string(), id.id.to_string()),
         Profile::AcmeChallenge { name, .. } => ("ACME".to_owned(), name.to_string()),
+        Profile::Web(_) => return Ok(X509Name::default()),
     };
     // RFC 4514 order, most specific first. Our names hold nothing that it would escape; 64 is the
     // upper bound of both attributes (RFC 5280, appendix A.1).
@@ -500,7 +531,10 @@ fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
     format!("CN={},O={}", cut(common), cut(org)).parse().map_err(malformed("subject"))
 }
 
-fn extension<T: AssociatedOid + Encode>(value: &T, critical: bool) -> Result<Extension, X509Error> {
+pub(crate) fn extension<T: AssociatedOid + Encode>(
+    value: &T,
+    critical: bool,
+) -> Result<Extension, X509Error> {
     let err = malformed("extension");
     let der = value.to_der().map_err(&err)?;
     Ok(Extension { extn_id: T::OID, critical, extn_value: OctetString::new(der).map_err(&err)? })

@@ -187,3 +187,84 @@ fn a_first_join_knows_the_authority_by_its_root_alone() {
     assert_eq!(bundle.verify(&chain, Role::Server, at(NOW)).unwrap().id().id, Id::Authority);
     assert!(bundle_by_fingerprint(&ca.td, &fingerprint(&other.root), &chain).is_none());
 }
+
+#[test]
+fn a_web_certificate_serves_its_names_and_is_never_an_identity() {
+    let ca = ca("example.org");
+    let key = SigningKey::generate().unwrap();
+    let names = ["B.example.org", "a.example.org", "a.example.org"].map(str::to_owned);
+    let csr = WebCsr::parse(&WebCsr::create(&names, &key).unwrap()).unwrap();
+    assert_eq!(csr.names(), ["a.example.org", "b.example.org"]);
+    // Not even for the very DNS name of a service.
+    let mut for_names = csr.names().to_vec();
+    for_names.push(id("spiffe://example.org/service/web").dns_name());
+    let chain = ca.leaf(&Profile::Web(for_names), &key, HOUR);
+    let leaf = WebLeaf::parse(&chain[0]).unwrap();
+    assert!(leaf.is_for("a.example.org") && leaf.is_for("b.example.org"));
+    assert!(!leaf.is_for("c.example.org"));
+    assert_eq!(leaf.period, HOUR);
+    assert!(Leaf::parse(&chain[0]).is_err());
+    for role in [Role::Server, Role::Client] {
+        assert!(ca.bundle().verify(&chain, role, at(NOW)).is_err());
+    }
+}
+
+#[test]
+fn an_altered_web_request_is_refused() {
+    let key = SigningKey::generate().unwrap();
+    let der = WebCsr::create(&["a.example.org".to_owned()], &key).unwrap();
+    assert!(WebCsr::parse(&der).is_ok());
+    for i in 0..der.len() {
+        let mut altered = der.clone();
+        altered[i] ^= 1;
+        assert!(WebCsr::parse(&altered).is_err(), "byte {i}");
+    }
+    let long = vec![0x30; WebCsr::MAX_LEN + 1];
+    assert!(WebCsr::parse(&long).is_err());
+    for bad in ["", "*.example.org", "a b", "10.0.0.1", "a..b", "-a.b"] {
+        let der = WebCsr::create(&[bad.to_owned()], &key).unwrap();
+        assert!(WebCsr::parse(&der).is_err(), "{bad:?}");
+    }
+    assert!(WebCsr::parse(&WebCsr::create(&[], &key).unwrap()).is_err());
+    let many: Vec<_> = (0..=WebCsr::MAX_NAMES).map(|i| format!("n{i}.example.org")).collect();
+    assert!(WebCsr::parse(&WebCsr::create(&many, &key).unwrap()).is_err());
+}
+
+/// A request by the openssl program; `None` where it is not installed.
+fn openssl(args: &[&str]) -> Option<Vec<u8>> {
+    let mut command = std::process::Command::new("openssl");
+    command.args(["req", "-new", "-nodes", "-keyout", "/dev/null", "-outform", "DER"]).args(args);
+    let Ok(output) = command.output() else {
+        assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
+        return None;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(output.stdout)
+}
+
+#[test]
+fn requests_by_openssl_are_read_or_refused() {
+    let san = ["-addext", "subjectAltName=DNS:b.example.org,DNS:A.example.org"];
+    let p256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let p384 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"];
+    let p521 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"];
+    let parse = |key: &[&str], more: &[&str]| Some(WebCsr::parse(&openssl(&[key, more].concat())?));
+    for key in [&["-newkey", "rsa:2048"][..], &["-newkey", "rsa:2048", "-sha512"], &p256, &p384] {
+        let Some(csr) = parse(key, &[&["-subj", "/"][..], &san].concat()) else { return };
+        assert_eq!(csr.unwrap().names(), ["a.example.org", "b.example.org"], "{key:?}");
+        // A common name counts.
+        let csr = parse(key, &[&["-subj", "/O=x/CN=C.example.org"][..], &san].concat());
+        let all = ["a.example.org", "b.example.org", "c.example.org"];
+        assert_eq!(csr.unwrap().unwrap().names(), all);
+        let csr = parse(key, &["-subj", "/CN=c.example.org"]).unwrap().unwrap();
+        assert_eq!(csr.names(), ["c.example.org"]);
+    }
+    for key in [&["-newkey", "rsa:1024"][..], &["-newkey", "rsa:2048", "-sha1"], &p521] {
+        assert!(parse(key, &["-subj", "/CN=a.example.org"]).unwrap().is_err(), "{key:?}");
+    }
+    for other in ["IP:10.0.0.1", "URI:spiffe://example.org/service/web", "email:a@example.org"] {
+        let san = format!("subjectAltName=DNS:a.example.org,{other}");
+        let csr = parse(&p256, &["-subj", "/", "-addext", &san]).unwrap();
+        assert!(matches!(csr, Err(X509Error::NotDnsNames { .. })), "{other}");
+    }
+}

@@ -22,6 +22,7 @@ use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 use wiretight_store::{SqliteStore, Store};
 
 use crate::acme::{self, Acme, AcmeError, Ca, CaSettings, RealClock};
+use crate::acme_server;
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
@@ -228,7 +229,7 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     };
     let own = Id::Node(config.node.name.clone()).to_string();
     let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
-    let acme = Acme::new(store, &own, me, key, Arc::new(RealClock), certificates.clone());
+    let acme = Acme::new(store.clone(), &own, me, key, Arc::new(RealClock), certificates.clone());
     // What the store has is served even when no CA can be asked.
     let cas = cas(&config).unwrap_or_else(|error| {
         tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
@@ -239,6 +240,9 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     acme.publish().await?;
     let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
     edge.apply(&config.edge)?;
+    if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
+        acme_server::serve::start(&config, section, authority, store, site_files.clone())?;
+    }
     let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
     let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
     let (node, trust_domain) = (config.node.name.clone(), config.node.trust_domain.clone());
@@ -667,6 +671,11 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.landlock != b.landlock, "[node] landlock"),
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),
+        (old.acme_server != new.acme_server, "[acme_server]"),
+        (
+            old.acme_server.is_some() && old.edge.https != new.edge.https,
+            "[edge] https (with [acme_server])",
+        ),
     ];
     changed.into_iter().find_map(|(changed, key)| changed.then_some(key))
 }

@@ -53,6 +53,11 @@ fn certificates() {
 }
 
 #[test]
+fn acme() {
+    replay("acme", targets::acme);
+}
+
+#[test]
 fn http() {
     replay("http", targets::http);
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::{self, fingerprint};
 use wiretight_keys::{
@@ -255,6 +256,31 @@ impl Ca {
         let serial = Leaf::parse(&leaf)?.serial;
         let chain = vec![leaf, issuer.intermediate.clone()];
         Ok(Issued { chain, serial, not_after, root: issuer.record.signed_by.clone() })
+    }
+
+    /// Issues a web server's certificate for a key whose possession was proved. Whether the names may be
+    /// had was decided before.
+    pub(super) fn issue_web(
+        &self,
+        names: Vec<String>,
+        key: &SubjectPublicKeyInfoOwned,
+        ttl: Duration,
+    ) -> Result<Issued, CaError> {
+        let (issuer, now, ttl) = (self.issuer(), now(), ttl.as_secs());
+        let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
+        let not_after = (now + ttl).min(ends);
+        if not_after <= now {
+            return Err(CaError::IntermediateExpired);
+        }
+        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        // A series of its own: nothing that a node is told revokes it.
+        let number = Series::new(random()?).serial(random()?);
+        let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
+        let tbs = Tbs::new(&profile, key, period, number, parent, issuer.key.algorithm())?;
+        let leaf = tbs.sign(&issuer.key)?;
+        let chain = vec![leaf, issuer.intermediate.clone()];
+        let (serial, root) = (Serial::from_bytes(&number), issuer.record.signed_by.clone());
+        Ok(Issued { chain, serial, not_after, root })
     }
 
     /// The authority's own TLS identity: its chain includes the root, for first joins know nothing

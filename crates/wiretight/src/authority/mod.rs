@@ -21,7 +21,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
+use spki::SubjectPublicKeyInfoOwned;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -42,6 +44,8 @@ use state::Publisher;
 
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
+/// The longest that a web server's certificate holds.
+pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.
@@ -337,6 +341,17 @@ impl AuthorityHandle {
         let mut token = self.create_token(node, services, Duration::from_secs(600)).await?;
         token.authority = vec![self.loopback_address().to_string()];
         Ok(token)
+    }
+
+    /// Issues a web server's certificate (leaf and intermediate) for names and a key whose possession was
+    /// proved. It holds for `ttl`, at most [`MAX_WEB_TTL`], and never past the intermediate's end.
+    pub async fn issue_web(
+        &self,
+        names: Vec<String>,
+        spki: &SubjectPublicKeyInfoOwned,
+        ttl: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        self.inner.registry.issue_web(names, spki, ttl.min(MAX_WEB_TTL)).await
     }
 
     /// Every node.

@@ -6,6 +6,7 @@
 //! mesh/instances/NAME    what it offers
 //! mesh/revoked/SERIES    certificates that hold no longer, for as long as a session may be of one
 //! issued/NAME/SERIAL     a certificate, until it expires
+//! issued/_web/SERIAL     a web server's certificate, the same (no node has such a name)
 //! seen/NAME              when a node's stream last began or ended
 //! ```
 //!
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
 use wiretight_keys::{Csr, Id, Name, PublicKey, Serial, Series, SpiffeId, TrustDomain};
 use wiretight_proxy::mesh::now;
@@ -105,7 +107,12 @@ impl NodeRecord {
 /// What is kept of an issued certificate.
 #[derive(Serialize, Deserialize)]
 pub(super) struct IssuedRecord {
-    id: Id,
+    /// Whose SVID it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<Id>,
+    /// What web server's certificate it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
     pub(super) not_after: u64,
     pub(super) root: String,
 }
@@ -411,6 +418,22 @@ impl Registry {
         }
     }
 
+    /// Issues a web server's certificate; it is recorded before it is let out.
+    pub(super) async fn issue_web(
+        &self,
+        names: Vec<String>,
+        spki: &SubjectPublicKeyInfoOwned,
+        ttl: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        let issued = self.ca.issue_web(names.clone(), spki, ttl)?;
+        let (not_after, root) = (issued.not_after, issued.root);
+        let record = IssuedRecord { id: None, names, not_after, root };
+        let key = key(format!("{ISSUED}_web/{}", issued.serial));
+        self.store.create(&key, json(&record)).await?;
+        tracing::info!(names = record.names.join(","), serial = %issued.serial, "issued a web certificate");
+        Ok(issued.chain)
+    }
+
     // ---- For the clock.
 
     /// Forgets what has expired.
@@ -589,8 +612,12 @@ impl Registry {
         let id = csr.id.clone();
         let series = self.series(node, enrolment, &id.id).await?;
         let issued = self.ca.issue(csr.id, &csr.key, &series).map_err(internal)?;
-        let record =
-            IssuedRecord { id: id.id.clone(), not_after: issued.not_after, root: issued.root };
+        let record = IssuedRecord {
+            id: Some(id.id.clone()),
+            names: Vec::new(),
+            not_after: issued.not_after,
+            root: issued.root,
+        };
         let key = key(format!("{ISSUED}{node}/{}", issued.serial));
         self.store.create(&key, json(&record)).await.map_err(internal)?;
         let record = self.current(node, enrolment).await?;

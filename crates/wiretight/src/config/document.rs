@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
 use toml::de::DeTable;
 use wiretight_keys::Id;
+use wiretight_proxy::edge::settings::{Hsts, SiteSettings};
 use wiretight_proxy::relay::settings::{DialSettings, HostPort, RelaySettings, ServiceSettings};
 
 use super::across::Across;
 use super::edge::read_edge;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    AUTHORITY, DIAL, Located, NODE, SERVICE, Section, Setting, many, one, unknown_at_top,
+    ACME_SERVER, AUTHORITY, DIAL, Located, NODE, SERVICE, Section, Setting, many, one,
+    unknown_at_top,
 };
 use super::value::*;
-use super::{Authority, Config, MAX_FILE, Node, too_large};
+use super::{AcmeServer, Authority, Config, MAX_FILE, Node, too_large};
 
 /// Where the admin listener is when the file does not say.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7490);
@@ -24,6 +27,7 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/wiretight";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const DEFAULT_SVID_TTL: Duration = Duration::from_secs(3600);
 const DEFAULT_INTERMEDIATE_TTL: Duration = Duration::from_secs(7 * 86_400);
+const DEFAULT_WEB_TTL: Duration = Duration::from_secs(86_400);
 const DEFAULT_PER_PEER: u32 = 10_000;
 
 /// `None` only if an error was reported. If one was reported and `Some` comes back all the same,
@@ -71,8 +75,16 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .into_iter()
         .filter_map(|section| read_dial(report, section, this_node.as_ref(), &mut across))
         .collect();
-    let (edge, site_certificates, acme) =
-        read_edge(report, &mut root, this_node.as_ref(), &mut across);
+    let acme_server = one(report, &mut root, &ACME_SERVER)
+        .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
+    let with_acme = acme_server.is_some();
+    let (mut edge, site_certificates, acme) =
+        read_edge(report, &mut root, this_node.as_ref(), with_acme, &mut across);
+    let acme_server = acme_server.flatten();
+    if let (Some(server), Some(node)) = (&acme_server, &node) {
+        let socket = crate::acme_server::serve::socket_path(&node.state_dir);
+        edge.sites.extend(acme_site(server, node, &socket));
+    }
     for (key, value) in root {
         let line = report.line(key.span().start);
         report.error(
@@ -87,6 +99,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         path: report.file.to_path_buf(),
         node: node?,
         authority,
+        acme_server,
         relay: RelaySettings { services, dials },
         edge,
         site_certificates,
@@ -178,6 +191,50 @@ fn read_authority(
         advertise: advertise.given(),
         svid_ttl: svid_ttl.or(DEFAULT_SVID_TTL),
         intermediate_ttl: intermediate_ttl.or(DEFAULT_INTERMEDIATE_TTL),
+    })
+}
+
+fn read_acme_server(
+    report: &mut Report<'_>,
+    mut s: Section<'_>,
+    authority_line: Option<usize>,
+    across: &mut Across,
+) -> Option<AcmeServer> {
+    if authority_line.is_none() {
+        let problem = "there is no [authority] in this file to issue the certificates";
+        let advice = "move the section to the file of the authority's machine";
+        report.error(Some(s.line), "acme_server", Complaint::new(problem, advice));
+    }
+    let name = s.required(report, "name", site_name);
+    let names = s.required_list(report, "names", site_name);
+    let ttl = s.optional(report, "ttl", web_ttl);
+    if let Some(name) = &name {
+        across.site_name(report, name, s.key("name"));
+        if name.value.is_wildcard() {
+            let problem = "a wildcard is not one site's name";
+            let complaint = Complaint::new(problem, "write for example \"acme.example.org\"");
+            report.error(Some(name.line), s.key("name"), complaint);
+        }
+    }
+    s.finish(report);
+    Some(AcmeServer {
+        name: name?.value,
+        names: names?.into_iter().map(|n| n.value).collect(),
+        ttl: ttl.or(DEFAULT_WEB_TTL),
+    })
+}
+
+/// The site that it answers under. `None` only if the state directory's path is too long for a socket's,
+/// and then the admin socket has none either.
+fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettings> {
+    Some(SiteSettings {
+        names: vec![acme.name.clone()],
+        to: vec![format!("unix:{}", socket.display()).parse().ok()?],
+        identity: Id::Node(node.name.clone()),
+        hsts: Hsts::Off,
+        clients: None,
+        max_body: 1 << 20,
+        timeout: Duration::from_secs(60),
     })
 }
 

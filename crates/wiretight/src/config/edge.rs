@@ -27,6 +27,7 @@ pub(super) fn read_edge(
     report: &mut Report<'_>,
     root: &mut DeTable<'_>,
     this_node: Option<&Id>,
+    more_sites: bool,
     across: &mut Across,
 ) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>) {
     let acme: Vec<_> = many(report, root, &ACME)
@@ -36,7 +37,7 @@ pub(super) fn read_edge(
     let edge = one(report, root, &EDGE);
     let edge_line = edge.as_ref().map(|s| s.line);
     let sections = many(report, root, &SITE);
-    let any_site = !sections.is_empty();
+    let any_site = more_sites || !sections.is_empty();
     let mut settings = match edge {
         Some(section) => read_listeners(report, section, any_site, across),
         None => {

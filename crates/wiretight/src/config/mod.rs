@@ -49,6 +49,9 @@ pub struct Config {
     pub node: Node,
     /// `[authority]`: this node issues the identities.
     pub authority: Option<Authority>,
+    /// `[acme_server]`: certificates for programs with an ACME client. Its site is the last of
+    /// [`EdgeSettings::sites`].
+    pub acme_server: Option<AcmeServer>,
     /// All `[[service]]` and `[[dial]]`, in the order of the file.
     pub relay: RelaySettings,
     /// `[edge]` and all `[[site]]`.
@@ -123,6 +126,17 @@ impl Config {
         });
         ordered.collect()
     }
+}
+
+/// `[acme_server]`: the authority as an ACME server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeServer {
+    /// The site's name under which it answers.
+    pub name: SiteName,
+    /// The names that it certifies: `*.example.org` for every name below `example.org`.
+    pub names: Vec<SiteName>,
+    /// Lifetime of its certificates: 1m to 7d.
+    pub ttl: Duration,
 }
 
 impl Authority {

@@ -119,7 +119,19 @@ pub(super) const ACME: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 7] = [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE, &ACME];
+pub(super) const ACME_SERVER: Shape = Shape {
+    name: "acme_server",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("name", r#""acme.example.org""#),
+        ("names", r#"["*.example.org"]"#),
+        ("ttl", r#""24h""#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 8] =
+    [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE, &ACME, &ACME_SERVER];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {
@@ -412,7 +424,7 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge] and [[site]]".into()
+                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge], [[site]] and [acme_server]".into()
             }
         };
         return Complaint::new("no such section", advice);

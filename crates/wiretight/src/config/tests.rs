@@ -8,6 +8,8 @@ use super::value::duration_text;
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
+const ACME_SERVER_LINES: &str =
+    "[acme_server]\nname = \"acme.example.org\"\nnames = [\"*.example.org\"]";
 const NODE_LINES: &str = "[node]\nname = \"db1\"\ntrust_domain = \"example.org\"";
 const AUTHORITY_LINES: &str = "[authority]\nlisten = \"10.0.0.1:7400\"";
 const SERVICE_LINES: &str = "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:7432\"\n\
@@ -70,9 +72,29 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
     assert!(config.authority.is_some());
     let from = all.find("\n[authority]\n").unwrap();
     let to = all.find("\n[[service]]\n").unwrap();
-    let config = parse(&(all[..from].to_owned() + &all[to..])).unwrap();
+    let end = all.find("\n[acme_server]\n").unwrap();
+    let config = parse(&(all[..from].to_owned() + &all[to..end])).unwrap();
     assert_eq!(config.warnings, [""; 0]);
     assert_eq!(config.relay.dials.len(), 1);
+}
+
+#[test]
+fn an_acme_server_is_a_site_beside_an_authority() {
+    let section = "[acme_server]\nname = \"acme.corp.internal\"\nnames = \"*.corp.internal\"\n";
+    let alone = errors(&format!("{NODE_LINES}\n{section}"));
+    assert!(alone.contains("there is no [authority] in this file"), "{alone}");
+    let text = format!("{NODE_LINES}\n[authority]\nlisten = \"10.0.0.1:7400\"\n{section}");
+    let config = parse(&text).unwrap();
+    let acme = config.acme_server.unwrap();
+    assert_eq!(acme.ttl, Duration::from_secs(86_400));
+    let site = &config.edge.sites[0];
+    assert_eq!(site.names, [acme.name]);
+    assert_eq!(site.to[0].to_string(), "unix:/var/lib/wiretight/acme.sock");
+    assert!(config.site_certificates.is_empty());
+    let long = errors(&format!("{text}ttl = \"8d\"\n"));
+    assert!(long.contains("is not from 1m to 7d"), "{long}");
+    let wildcard = errors(&text.replace("\"acme.corp", "\"*.corp"));
+    assert!(wildcard.contains("is not one site's name"), "{wildcard}");
 }
 
 #[test]
@@ -328,6 +350,7 @@ fn expand(text: &str) -> String {
         .replace("$EDGE", EDGE_LINES)
         .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
+        .replace("$ACME_SERVER", ACME_SERVER_LINES)
 }
 
 #[test]
@@ -341,7 +364,7 @@ fn every_error_says_where_what_and_what_to_do() {
 
 #[test]
 fn what_the_errors_advise_is_valid() {
-    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE");
+    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE\n$ACME_SERVER");
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
         for (key, example) in shape.keys {

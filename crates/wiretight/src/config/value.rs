@@ -16,6 +16,8 @@ use super::report::{Complaint, quoted, shown};
 
 /// An SVID's lifetime: long enough to be renewed in, short enough to go without revocation lists.
 const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
+/// A web certificate's, the same: clients renew with a third of it left.
+const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=crate::authority::MAX_WEB_TTL;
 /// Longer durations are typing errors, and would overflow clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
 
@@ -282,6 +284,14 @@ pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let ttl = duration(v)?;
     if !SVID_TTL.contains(&ttl) {
         return Err(Complaint::problem(format!("{} is not from 10s to 24h", shown(v))));
+    }
+    Ok(ttl)
+}
+
+pub(super) fn web_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let ttl = duration(v)?;
+    if !WEB_TTL.contains(&ttl) {
+        return Err(Complaint::problem(format!("{} is not from 1m to 7d", shown(v))));
     }
     Ok(ttl)
 }

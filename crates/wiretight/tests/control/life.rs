@@ -578,3 +578,19 @@ async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration()
     settle(&authority).await;
     assert!(!node.mesh.bundle().is_revoked(&serial));
 }
+
+#[tokio::test]
+async fn a_web_certificate_keeps_its_root_in_the_bundle() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let key = wiretight_keys::SigningKey::generate().unwrap();
+    let spki = wiretight_keys::Signer::public_key(&key);
+    let names = vec!["app.corp.internal".to_owned()];
+    // However long is asked for, never past the intermediate's end.
+    let chain = authority.issue_web(names, &spki, 100 * 24 * HOUR).await.unwrap();
+    let ends = |c: &CertificateDer<'_>| wiretight_keys::x509::not_after(c).unwrap();
+    assert!(ends(&chain[0]) <= ends(&chain[1]));
+    authority.rotate_root().await.unwrap();
+    authority.activate_root(true).await.unwrap();
+    assert!(refused(authority.retire_root(false).await).contains("hold for another"));
+}

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
 mod acme;
+mod acme_server;
 mod cli;
 mod edge;
 mod foreign;

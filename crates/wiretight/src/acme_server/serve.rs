@@ -1,0 +1,197 @@
+//! The ACME server as a site of the edge: the edge's TLS and strict HTTP stand before a Unix socket in the
+//! state directory, on which it answers. Its own certificate comes from the authority, like those that it
+//! gives out, and is renewed at half of its life.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use wiretight_keys::{Signer, SigningKey, TrustDomain, WebCsr, x509};
+use wiretight_proxy::edge::SiteCertificate;
+use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::mesh::now;
+use wiretight_store::Store;
+
+use super::validate::Network;
+use super::{AcmeServer, Issuer, jws};
+use crate::authority::AuthorityHandle;
+use crate::config::{self, Config};
+use crate::daemon::chain;
+use crate::site_certificates::FileCertificates;
+
+/// Connections at a time, all from our own edge.
+const CONNECTIONS: usize = 256;
+/// From a request's first byte to its last, and to its answer: proving a name takes 10 s.
+const HEADER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(45);
+/// The clock is looked at this often.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Where it answers the edge.
+pub fn socket_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("acme.sock")
+}
+
+/// The names by which foreign software knows members of the mesh: a certificate for one would be taken for
+/// theirs.
+pub fn reserved(trust_domain: &TrustDomain) -> Vec<SiteName> {
+    let td = trust_domain.as_str().replace('_', "-");
+    let names = [format!("authority.{td}"), format!("*.service.{td}"), format!("*.node.{td}")];
+    names.iter().filter_map(|n| n.parse().ok()).collect()
+}
+
+/// Starts it, and keeps its certificate.
+pub(crate) fn start(
+    config: &Config,
+    section: &config::AcmeServer,
+    authority: &AuthorityHandle,
+    store: Arc<dyn Store>,
+    certificates: Arc<FileCertificates>,
+) -> anyhow::Result<()> {
+    let ports = config.edge.https.iter().map(|addr| addr.port());
+    let base = match ports.clone().find(|p| *p == 443).or_else(|| ports.clone().next()) {
+        Some(443) => format!("https://{}", section.name),
+        Some(port) => format!("https://{}:{port}", section.name),
+        None => anyhow::bail!("[acme_server] needs an address in `https` of [edge]"),
+    };
+    let issuer = Issues { authority: authority.clone(), ttl: section.ttl };
+    let server = AcmeServer::new(
+        store,
+        Arc::new(issuer),
+        Arc::new(Network { http_port: 80 }),
+        Arc::new(now),
+        base.clone(),
+        section.names.clone(),
+        reserved(&config.node.trust_domain),
+    );
+    let path = socket_path(&config.node.state_dir);
+    // The state directory is locked by us: a socket that stands there belongs to a dead process.
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).context(format!("cannot remove the old {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    tokio::spawn(accept(listener, server));
+    tokio::spawn(keep(section.clone(), authority.clone(), certificates));
+    tracing::info!(directory = format!("{base}/directory"), "the ACME server answers");
+    Ok(())
+}
+
+/// The authority as it issues here.
+struct Issues {
+    authority: AuthorityHandle,
+    ttl: Duration,
+}
+
+#[async_trait]
+impl Issuer for Issues {
+    async fn issue(
+        &self,
+        request: &WebCsr,
+        not_after: Option<u64>,
+    ) -> Result<Vec<CertificateDer<'static>>, String> {
+        let wish = not_after.map(|end| Duration::from_secs(end.saturating_sub(now())));
+        let ttl = wish.map_or(self.ttl, |wish| wish.min(self.ttl));
+        let issued = self.authority.issue_web(request.names().to_vec(), request.spki(), ttl).await;
+        issued.map_err(|e| chain(&e))
+    }
+}
+
+/// Keeps a certificate for the server's own name in force.
+async fn keep(
+    section: config::AcmeServer,
+    authority: AuthorityHandle,
+    certificates: Arc<FileCertificates>,
+) {
+    let mut renew_at = 0;
+    loop {
+        if renew_at <= now() {
+            match own_certificate(&section, &authority).await {
+                Ok(certificate) => {
+                    let period = certificate.period();
+                    renew_at = now() + period.not_after.saturating_sub(now()) / 2;
+                    certificates.add(section.name.clone(), Arc::new(certificate));
+                }
+                Err(error) => {
+                    let error = chain(&*error);
+                    tracing::error!(error, "the ACME server has no new certificate of its own");
+                }
+            }
+        }
+        sleep(TICK).await;
+    }
+}
+
+async fn own_certificate(
+    section: &config::AcmeServer,
+    authority: &AuthorityHandle,
+) -> anyhow::Result<SiteCertificate> {
+    let (key, names) = (SigningKey::generate()?, vec![section.name.to_string()]);
+    let issued = authority.issue_web(names, &key.public_key(), section.ttl).await?;
+    let (pem, key) = (x509::to_pem(&issued), key.to_pem());
+    let names = std::slice::from_ref(&section.name);
+    Ok(SiteCertificate::from_pem(pem.as_bytes(), key.as_bytes(), names)?)
+}
+
+async fn accept(listener: UnixListener, server: AcmeServer) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let place = places.clone().acquire_owned().await;
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let server = server.clone();
+                tokio::spawn(async move {
+                    serve(socket, server).await;
+                    drop(place);
+                });
+            }
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn serve(socket: UnixStream, server: AcmeServer) {
+    let service = service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(request, server).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+    // What goes wrong on a connection of our own edge is in the edge's log.
+    let _ = http.serve_connection(TokioIo::new(socket), service).await;
+}
+
+async fn answer(request: Request<Incoming>, server: AcmeServer) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let plain = |status: StatusCode| {
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = status;
+        response
+    };
+    let body = match timeout(HEADER, Limited::new(body, jws::MAX_LEN).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return plain(StatusCode::PAYLOAD_TOO_LARGE),
+        Err(_) => return plain(StatusCode::REQUEST_TIMEOUT),
+    };
+    match timeout(ANSWER, server.handle(Request::from_parts(head, body))).await {
+        Ok(response) => response.map(Full::new),
+        Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
