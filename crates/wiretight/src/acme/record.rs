@@ -281,8 +281,8 @@ mod tests {
     #[test]
     fn one_works_at_a_time_and_no_more_than_the_budget_is_spent() {
         let t = 1_000_000_000;
-        let mut record = SiteRecord::default();
-        record.lease = Some(Lease { holder: "other".into(), until: t + 5 });
+        let lease = Some(Lease { holder: "other".into(), until: t + 5 });
+        let mut record = SiteRecord { lease, ..SiteRecord::default() };
         assert_eq!(record.plan(None, "me", t), Plan::Wait(t + 5));
         assert_eq!(record.plan(None, "other", t), Plan::Order);
         assert_eq!(record.plan(None, "me", t + 5), Plan::Order);
