@@ -7,7 +7,7 @@
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
 //! - [`web`]: certificates of web sites, and requests for those that we issue
-//! - [`seal`]: secrets that pass through somebody else's store
+//! - [`mod@seal`]: secrets that pass through somebody else's store
 
 pub mod key;
 pub mod seal;

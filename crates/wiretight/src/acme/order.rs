@@ -146,6 +146,14 @@ impl Acme {
         let record: AccountRecord = serde_json::from_slice(&entry.value)
             .map_err(|e| refused(format!("the account's record cannot be read: {e}")))?;
         let Some(secret) = self.open(&purpose, &record.key) else {
+            if record.key.keys().all(|name| *name == self.me) {
+                // It was sealed to a key that this edge has lost: nobody has the account any longer.
+                tracing::warn!(
+                    directory = ca.directory,
+                    "the account's key is lost: a new account"
+                );
+                self.store.swap(&at, entry.revision, None).await?;
+            }
             let why = "the account's key is not sealed to this edge yet";
             return Err(OrderError::Unavailable(why.into()));
         };
