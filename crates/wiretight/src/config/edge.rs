@@ -126,11 +126,6 @@ fn read_source(
         _ => return None,
     };
     if let Some(files) = files {
-        if let Some(line) = challenge.line() {
-            let advice = "remove it, or cert and key";
-            let complaint = Complaint::new("the certificate is in files, not ordered", advice);
-            report.error(Some(line), s.key("challenge"), complaint);
-        }
         return Some(SiteSource::Files(files));
     }
     if let Setting::Given(Located { line, value: Challenge::Http01 }) = &challenge

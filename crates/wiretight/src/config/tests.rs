@@ -106,7 +106,8 @@ fn the_example_shows_the_defaults() {
         header.skip(1).take_while(|l| !l.starts_with('[')).map(str::to_owned).collect::<Vec<_>>()
     });
     let no_default = |l: &String| {
-        let given = ["authority =", "advertise =", "join_token_file =", "workers =", "as ="];
+        let given =
+            ["authority =", "advertise =", "join_token_file =", "workers =", "as =", "challenge ="];
         let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
         !none.into_iter().any(|k| l.starts_with(k))
     };
@@ -351,6 +352,7 @@ fn expand(text: &str) -> String {
         .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
         .replace("$ACME_SERVER", ACME_SERVER_LINES)
+        .replace("$ACME", "[[acme]]\ndirectory = \"https://ca.example.org/directory\"")
 }
 
 #[test]
@@ -364,7 +366,7 @@ fn every_error_says_where_what_and_what_to_do() {
 
 #[test]
 fn what_the_errors_advise_is_valid() {
-    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE\n$ACME_SERVER");
+    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER");
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
         for (key, example) in shape.keys {
