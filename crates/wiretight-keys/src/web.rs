@@ -12,19 +12,17 @@ use const_oid::db::rfc5912::{
     SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
 };
 use const_oid::{AssociatedOid, ObjectIdentifier};
-use der::asn1::{BitString, UintRef};
+use der::asn1::UintRef;
 use der::{Decode, Encode, Sequence};
 use rustls_pki_types::{CertificateDer, ServerName};
 use spki::SubjectPublicKeyInfoOwned;
-use x509_cert::attr::Attributes;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName};
-use x509_cert::name::Name as X509Name;
-use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
+use x509_cert::request::{CertReqInfo, ExtensionReq};
 
-use crate::key::{Signer, SigningKey};
-use crate::x509::{Period, SignedCertificate, X509Error, dns_names, extension, malformed};
+use crate::key::SigningKey;
+use crate::x509::{Period, SignedCertificate, X509Error, dns_names, malformed, request};
 
 /// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
 pub const MIN_RSA_BITS: usize = 2048;
@@ -132,19 +130,7 @@ impl WebCsr {
 
     /// Makes the DER of a request for `names`, signed by `key`.
     pub fn create(names: &[String], key: &SigningKey) -> Result<Vec<u8>, X509Error> {
-        let err = malformed("certificate request");
-        let request = ExtensionReq(vec![extension(&dns_names(names)?, false)?]);
-        let mut attributes = Attributes::new();
-        attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
-        let info = CertReqInfo {
-            version: Default::default(),
-            subject: X509Name::default(),
-            public_key: key.public_key(),
-            attributes,
-        };
-        let signature = key.sign(&info.to_der().map_err(&err)?)?;
-        let signature = BitString::from_bytes(&signature).map_err(&err)?;
-        CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
+        request(&dns_names(names)?, key)
     }
 
     /// Parses and checks: a key of a kind that is certified, a good signature by it, DNS names alone.

@@ -170,7 +170,7 @@ impl Csr {
 
     /// Makes the DER of a request for `id`, signed by `key`.
     pub fn create(id: &SpiffeId, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
-        request(vec![uri(id)?], key)
+        request(&SubjectAltName(vec![uri(id)?]), key)
     }
 
     /// Parses and checks: P-256 key, a good signature by it, exactly one SPIFFE ID.
@@ -209,18 +209,10 @@ impl Csr {
     }
 }
 
-/// Makes the DER of a request for a web server's certificate (PKCS#10), signed by `key`.
-pub fn web_request<'a>(
-    names: impl IntoIterator<Item = &'a str>,
-    key: &SigningKey,
-) -> Result<Vec<u8>, X509Error> {
-    let name = |n: &str| Ok(GeneralName::DnsName(Ia5String::new(n).map_err(malformed("name"))?));
-    request(names.into_iter().map(name).collect::<Result<_, X509Error>>()?, key)
-}
-
-fn request(names: Vec<GeneralName>, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
+/// Makes the DER of a request for these names, signed by `key`.
+pub(crate) fn request(names: &SubjectAltName, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
     let err = malformed("certificate request");
-    let request = ExtensionReq(vec![extension(&SubjectAltName(names), false)?]);
+    let request = ExtensionReq(vec![extension(names, false)?]);
     let mut attributes = Attributes::new();
     attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
     let info = CertReqInfo {

@@ -268,3 +268,27 @@ fn requests_by_openssl_are_read_or_refused() {
         assert!(matches!(csr, Err(X509Error::NotDnsNames { .. })), "{other}");
     }
 }
+
+#[test]
+fn renewal_information_is_asked_by_the_encoded_serial_number() {
+    let make = |serial: &str| {
+        openssl(&[
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-subj",
+            "/CN=x",
+            "-set_serial",
+            serial,
+        ])
+    };
+    // That of RFC 9773, section 4.1, whose encoding begins with a zero; and one whose does not.
+    let Some(high) = make("0x87654321") else { return };
+    let id = |der: Vec<u8>| WebLeaf::parse(&der.into()).unwrap().renewal_id().unwrap();
+    let (authority, serial) = id(high);
+    assert_eq!(serial, [0x00, 0x87, 0x65, 0x43, 0x21]);
+    assert_eq!(authority.len(), 20);
+    assert_eq!(id(make("0x17654321").unwrap()).1, [0x17, 0x65, 0x43, 0x21]);
+}

@@ -138,6 +138,7 @@ fn two_hundred_reloads_close_none_of_a_thousand_websockets() {
             closed += usize::from(exchange(socket, &format!("after {n}")).await.is_err());
         }
         assert_eq!(closed, 0, "of {SOCKETS} were closed by {RELOADS} reloads");
+        assert!(rig.edge.status().connections >= SOCKETS as u64);
 
         // The negative control: a site that is struck off is there for nobody who asks anew.
         rig.settings.sites = both[..1].to_vec();

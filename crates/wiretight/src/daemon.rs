@@ -21,7 +21,7 @@ use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 use wiretight_store::{SqliteStore, Store};
 
-use crate::acme::{self, Acme, AcmeError, Ca, CaSettings, RealClock};
+use crate::acme::{self, Acme, AcmeError, Ca, RealClock};
 use crate::acme_server;
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
@@ -238,10 +238,10 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     acme.update(config.acme_sites(), cas);
     // Before the first client comes: what the store has is served without any CA.
     acme.publish().await?;
-    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
+    let edge = Edge::start(&relay, certificates.clone(), BTreeMap::new(), workers)?;
     edge.apply(&config.edge)?;
     if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
-        acme_server::serve::start(&config, section, authority, store, site_files.clone())?;
+        acme_server::serve::start(&config, section, authority, store, certificates)?;
     }
     let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
     let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
@@ -322,12 +322,7 @@ async fn start_agent(
 
 /// The CAs that certificates are ordered from.
 fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
-    if config.acme_sites().is_empty() {
-        return Ok(Vec::new());
-    }
-    let default = [CaSettings::default()];
-    let named = if config.acme.is_empty() { &default[..] } else { &config.acme };
-    named.iter().map(Ca::open).collect()
+    config.acme.iter().map(Ca::open).collect()
 }
 
 /// On the authority's own machine the agent reaches it over loopback.

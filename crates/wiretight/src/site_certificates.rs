@@ -25,8 +25,6 @@ const MAX_FILE: u64 = 1 << 20;
 pub(crate) struct FileCertificates {
     edge: Arc<Certificates>,
     sites: Mutex<Vec<Watched>>,
-    /// Those that come from elsewhere than from files.
-    others: Mutex<BTreeMap<SiteName, Arc<SiteCertificate>>>,
 }
 
 struct Watched {
@@ -71,7 +69,7 @@ impl Watched {
 
 impl FileCertificates {
     pub(crate) fn new(edge: Arc<Certificates>) -> FileCertificates {
-        FileCertificates { edge, sites: Mutex::default(), others: Mutex::default() }
+        FileCertificates { edge, sites: Mutex::default() }
     }
 
     /// Reads the files of this configuration. What is wrong comes back; the sites that are right are to be
@@ -115,21 +113,8 @@ impl FileCertificates {
             }
         }
         if changed {
-            self.edge.set(Source::Files, self.served(&sites));
+            self.edge.set(Source::Files, served(&sites));
         }
-    }
-
-    /// Puts a certificate into force that is from no file.
-    pub(crate) fn add(&self, name: SiteName, certificate: Arc<SiteCertificate>) {
-        let sites = self.sites();
-        self.others.lock().unwrap_or_else(|p| p.into_inner()).insert(name, certificate);
-        self.edge.set(Source::Files, self.served(&sites));
-    }
-
-    fn served(&self, sites: &[Watched]) -> BTreeMap<SiteName, Arc<SiteCertificate>> {
-        let mut all = self.others.lock().unwrap_or_else(|p| p.into_inner()).clone();
-        all.extend(served(sites));
-        all
     }
 
     fn sites(&self) -> MutexGuard<'_, Vec<Watched>> {
@@ -152,7 +137,7 @@ impl Staged<'_> {
     /// Puts them into force.
     pub(crate) fn commit(self) {
         let mut sites = self.of.sites();
-        self.of.edge.set(Source::Files, self.of.served(&self.sites));
+        self.of.edge.set(Source::Files, served(&self.sites));
         *sites = self.sites;
     }
 }

@@ -86,8 +86,10 @@ impl SiteCertificate {
 pub enum Source {
     /// Files of the operator.
     Files,
-    /// Issued: by an ACME server, or by the mesh's authority.
-    Issued,
+    /// An ACME server.
+    Acme,
+    /// The mesh's own authority.
+    Authority,
 }
 
 type ByName = BTreeMap<SiteName, Arc<SiteCertificate>>;

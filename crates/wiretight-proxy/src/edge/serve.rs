@@ -27,6 +27,7 @@ use super::live::{EdgeTable, Http};
 use super::log::{Opening, Story};
 use super::settings::{Speaks, Upstream};
 use super::sites::{Site, Sites};
+use super::worker::Counted;
 use crate::mesh::{Mesh, now};
 
 /// How long both ends of an upgraded connection may take to say that they are ready.
@@ -326,7 +327,10 @@ impl Client {
             parts.headers.insert(header::UPGRADE, switch.protocol);
             self.activity.upgraded();
         }
-        spawn_local(tunnel(switch.client, backend, self.workshop.cut.clone(), story));
+        // An upgraded HTTP/1.1 connection is its driver's no longer, and still a connection.
+        let counts = (!switch.extended).then(|| self.workshop.table.clone());
+        let cut = self.workshop.cut.clone();
+        spawn_local(tunnel(switch.client, backend, counts, cut, story));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
@@ -444,11 +448,13 @@ async fn send(
 async fn tunnel(
     client: OnUpgrade,
     backend: OnUpgrade,
+    counts: Option<Arc<EdgeTable>>,
     mut cut: watch::Receiver<bool>,
     mut story: Story,
 ) {
     let both = async { tokio::try_join!(client, backend) };
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
+    let _counted = counts.as_ref().map(Counted::new);
     let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
     let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
     tokio::select! {

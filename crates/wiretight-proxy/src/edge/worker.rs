@@ -272,7 +272,7 @@ impl Worker {
             return Err(("unrecognized_name", format!("no site has the name {told}")));
         };
         let hello = start.client_hello();
-        if hello.alpn().is_some_and(|mut alpn| alpn.all(|protocol| protocol == ALPN_ACME)) {
+        if hello.alpn().is_some_and(|alpn| alpn.eq([ALPN_ACME])) {
             let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
             // The handshake is the answer (RFC 8737, section 3).
             let mut tls = shown.map_err(failed)?;

@@ -67,11 +67,13 @@ pub struct CaSettings {
     pub roots: Option<PathBuf>,
     /// The profile of certificates that is asked for.
     pub profile: Option<String>,
+    /// The proof to give; `None`: one after the other.
+    pub challenge: Option<Challenge>,
 }
 
 impl Default for CaSettings {
     fn default() -> CaSettings {
-        CaSettings { directory: LETS_ENCRYPT.into(), roots: None, profile: None }
+        CaSettings { directory: LETS_ENCRYPT.into(), roots: None, profile: None, challenge: None }
     }
 }
 
@@ -80,8 +82,6 @@ impl Default for CaSettings {
 pub struct AcmeSite {
     /// Its names, the first of which it is called by.
     pub names: Vec<SiteName>,
-    /// The proof to give; `None`: one after the other.
-    pub challenge: Option<Challenge>,
 }
 
 /// Time, real or simulated.
@@ -113,6 +113,7 @@ type NewTransport = Arc<dyn Fn() -> Box<dyn HttpClient> + Send + Sync>;
 pub(crate) struct Ca {
     directory: String,
     profile: Option<String>,
+    challenge: Option<Challenge>,
     transport: NewTransport,
 }
 
@@ -167,7 +168,7 @@ impl Ca {
         let https = http::Https::new(&roots)?;
         let transport: NewTransport = Arc::new(move || Box::new(https.clone()));
         let (directory, profile) = (settings.directory.clone(), settings.profile.clone());
-        Ok(Ca { directory, profile, transport })
+        Ok(Ca { directory, profile, challenge: settings.challenge, transport })
     }
 }
 
@@ -192,6 +193,8 @@ pub(crate) struct Acme {
     key: SealKey,
     clock: Arc<dyn Clock>,
     serve: Arc<Certificates>,
+    /// One at a time, or what was read earlier might be put into force later.
+    publishing: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
     woken: Notify,
     at_a_time: Semaphore,
@@ -227,6 +230,7 @@ impl Acme {
             key,
             clock,
             serve,
+            publishing: tokio::sync::Mutex::default(),
             told: Mutex::default(),
             woken: Notify::new(),
             at_a_time: Semaphore::new(AT_A_TIME),
@@ -429,19 +433,7 @@ impl Acme {
     /// Seals what is there to edges that have come since; true if that changed the record.
     async fn share(&self, title: &str, held: &mut Held) -> Result<bool, StoreError> {
         let Some(issued) = &mut held.record.certificate else { return Ok(false) };
-        let Some(secret) = self
-            .key
-            .open(
-                title.as_bytes(),
-                &match issued.key.get(&self.me) {
-                    Some(sealed) => sealed.0.clone(),
-                    None => return Ok(false),
-                },
-            )
-            .ok()
-        else {
-            return Ok(false);
-        };
+        let Some(secret) = self.open(title, &issued.key) else { return Ok(false) };
         let all = self.seal(title, &secret).await?;
         let missing: Vec<_> =
             all.into_iter().filter(|(n, _)| !issued.key.contains_key(n)).collect();
@@ -485,7 +477,7 @@ impl Acme {
         }
         held.record.lease = Some(Lease { holder: self.me.clone(), until: 0 });
         self.save(title, held).await?;
-        let ordered = self.order(site, title, held, current, &cas).await;
+        let ordered = self.order(title, held, current, &cas).await;
         let now = self.clock.now();
         let not_after = current.map(|c| c.period.not_after);
         match ordered {
@@ -529,6 +521,7 @@ impl Acme {
 
     /// Puts into force what the store holds.
     pub(crate) async fn publish(&self) -> Result<(), StoreError> {
+        let _one = self.publishing.lock().await;
         let (sites, mut certificates) = (self.told().sites.clone(), BTreeMap::new());
         let mut challenges = Challenges::default();
         for site in &sites {
@@ -550,7 +543,7 @@ impl Acme {
                 Err(error) => tracing::error!(site = title, %error, "a stored certificate"),
             }
         }
-        self.serve.set(Source::Issued, certificates);
+        self.serve.set(Source::Acme, certificates);
         self.serve.set_challenges(challenges);
         Ok(())
     }

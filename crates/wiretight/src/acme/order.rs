@@ -3,18 +3,21 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
     Identifier, NewOrder, Order, OrderStatus, Problem,
 };
 use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, Serialize};
-use wiretight_keys::{SigningKey, x509};
+use wiretight_keys::token::hex;
+use wiretight_keys::{SigningKey, WebCsr};
 use wiretight_proxy::edge::SiteCertificate;
 use wiretight_store::{Error as StoreError, Key};
 
+use super::http::Unreached;
 use super::record::{Answer, Ari, Current, Issued, Pending, Sealed};
-use super::{Acme, AcmeSite, Ca, Challenge, Held};
+use super::{Acme, Ca, Challenge, Held};
 use crate::control::Blob;
 
 /// How long a CA may take for one order, in seconds.
@@ -82,7 +85,6 @@ impl Acme {
     /// Carries the record's order to its end.
     pub(super) async fn order(
         &self,
-        site: &AcmeSite,
         title: &str,
         held: &mut Held,
         current: Option<&Current>,
@@ -104,7 +106,7 @@ impl Acme {
             match order.state().status {
                 OrderStatus::Pending if told => {}
                 OrderStatus::Pending => {
-                    self.answer(site, title, held, &mut order).await?;
+                    self.answer(ca, title, held, &mut order).await?;
                     told = true;
                 }
                 OrderStatus::Ready => self.finalize(title, held, &mut order).await?,
@@ -127,8 +129,7 @@ impl Acme {
     /// The account at a CA. Its key is in the store before the CA hears of it, and the CA knows an account
     /// by its key (RFC 8555, section 7.3.1): however often this is cut short, it is one account.
     async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
-        let hash = hex(&aws_digest(ca.directory.as_bytes())[..16]);
-        let purpose = format!("account/{hash}");
+        let purpose = account_path(ca);
         let at = Key::new(format!("{}{purpose}", self.prefix))?;
         let entry = match self.store.get(&at).await? {
             Some(entry) => entry,
@@ -187,8 +188,7 @@ impl Acme {
 
     /// The CA does not know the account any longer: the next attempt shows it the key again.
     async fn forget_account(&self, ca: &Ca) -> Result<(), StoreError> {
-        let hash = hex(&aws_digest(ca.directory.as_bytes())[..16]);
-        let at = Key::new(format!("{}account/{hash}", self.prefix))?;
+        let at = Key::new(format!("{}{}", self.prefix, account_path(ca)))?;
         let Some(entry) = self.store.get(&at).await? else { return Ok(()) };
         let Ok(mut record) = serde_json::from_slice::<AccountRecord>(&entry.value) else {
             return Ok(());
@@ -216,11 +216,8 @@ impl Acme {
                 new = new.profile(profile);
             }
             let replaces = self.replaces(held, &pending, current, ca);
-            if let Some((authority, serial)) = &replaces {
-                new = new.replaces(CertificateIdentifier {
-                    authority_key_identifier: authority.into(),
-                    serial: serial.into(),
-                });
+            if let Some(replaced) = replaces.as_deref().and_then(identifier) {
+                new = new.replaces(replaced);
             }
             let refusal = match account.new_order(&new).await {
                 Ok(order) => {
@@ -240,16 +237,20 @@ impl Acme {
                 }
             }
             let of_replaces = match &refusal {
-                Error::Api(problem) => {
-                    kind(problem) == "alreadyReplaced" || problem.status == Some(409)
-                }
+                Error::Api(problem) => !matches!(
+                    kind(problem),
+                    "rateLimited" | "badNonce" | "serverInternal" | "accountDoesNotExist"
+                ),
+                // The library found that the CA has passed it over.
+                Error::Other(error) => !error.is::<Unreached>(),
                 Error::Unsupported(_) => true,
                 _ => false,
             };
             if replaces.is_none() || !of_replaces {
                 return Err(refusal.into());
             }
-            // RFC 9773, section 5: somebody has replaced it already. That is no reason to have none.
+            // RFC 9773, section 5: somebody has replaced it already, or the CA does not know it. That is no
+            // reason to have none.
             if let Some(pending) = &mut held.record.order {
                 pending.without_replaces = true;
             }
@@ -264,24 +265,23 @@ impl Acme {
         pending: &Pending,
         current: Option<&Current>,
         ca: &Ca,
-    ) -> Option<(String, String)> {
+    ) -> Option<String> {
         let issued = held.record.certificate.as_ref().filter(|i| i.ca == ca.directory);
         let ari = held.record.ari.as_ref().filter(|a| a.window.is_some());
         let id = current.and_then(|c| c.id.as_ref());
         let (_, ari, id) = (issued?, ari?, id?);
-        let (authority, serial) = id.split_once('.')?;
-        (!pending.without_replaces && ari.of == *id).then(|| (authority.into(), serial.into()))
+        (!pending.without_replaces && ari.of == *id).then(|| id.clone())
     }
 
     /// Has every edge answer the CA's questions, then tells the CA.
     async fn answer(
         &self,
-        site: &AcmeSite,
+        ca: &Ca,
         title: &str,
         held: &mut Held,
         order: &mut Order,
     ) -> Result<(), OrderError> {
-        let proof = site.challenge.unwrap_or(match held.record.failures % 2 {
+        let proof = ca.challenge.unwrap_or(match held.record.failures % 2 {
             0 => Challenge::Http01,
             _ => Challenge::TlsAlpn01,
         });
@@ -358,8 +358,7 @@ impl Acme {
             }
         };
         let key = SigningKey::from_pem(&pem).map_err(|e| refused(e.to_string()))?;
-        let names = pending.names.iter().map(String::as_str);
-        let request = x509::web_request(names, &key).map_err(|e| refused(e.to_string()))?;
+        let request = WebCsr::create(&pending.names, &key).map_err(|e| refused(e.to_string()))?;
         Ok(order.finalize_csr(&request).await?)
     }
 
@@ -421,11 +420,7 @@ impl Acme {
         ca: &Ca,
         id: &str,
     ) -> Result<(Option<(u64, u64)>, u64), OrderError> {
-        let Some((authority, serial)) = id.split_once('.') else { return Ok((None, u64::MAX)) };
-        let id = CertificateIdentifier {
-            authority_key_identifier: authority.into(),
-            serial: serial.into(),
-        };
+        let Some(id) = identifier(id) else { return Ok((None, u64::MAX)) };
         let account = self.account(ca).await?;
         match account.renewal_info(&id).await {
             Ok((info, after)) => {
@@ -457,14 +452,21 @@ async fn why_invalid(order: &mut Order) -> String {
     "the CA refused the order and does not say why".into()
 }
 
+/// Where the account at a CA stands, behind the prefix; what its key is sealed for, too.
+fn account_path(ca: &Ca) -> String {
+    let hash = digest(&SHA256, ca.directory.as_bytes());
+    format!("account/{}", hex(&hash.as_ref()[..16]))
+}
+
+/// `AKI.SERIAL`, as the client library has it.
+fn identifier(id: &str) -> Option<CertificateIdentifier<'_>> {
+    let (authority, serial) = id.split_once('.')?;
+    Some(CertificateIdentifier {
+        authority_key_identifier: authority.into(),
+        serial: serial.into(),
+    })
+}
+
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
-}
-
-fn aws_digest(bytes: &[u8]) -> [u8; 32] {
-    x509::fingerprint(&bytes.into())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -22,6 +22,9 @@ pub(super) const LEASE: u64 = 600;
 /// An order that has come to nothing by then is given up, in seconds.
 pub(super) const ORDER_AGE: u64 = 3600;
 
+/// The longest pause after a failure.
+const MAX_PAUSE: u64 = 6 * HOUR;
+
 const HOUR: u64 = 3600;
 const DAY: u64 = 86_400;
 const WEEK: u64 = 7 * DAY;
@@ -163,7 +166,11 @@ impl SiteRecord {
             _ => 0,
         };
         if self.order.is_some() || due <= now {
-            let may = self.retry_at.max(self.budget_at(now));
+            let mut may = self.retry_at.max(self.budget_at(now));
+            // One that is due as soon as it is there (a clock is wrong, or the CA is) does not bring the next.
+            if current.is_some_and(|c| c.fits) && self.order.is_none() {
+                may = may.max(self.finalized.iter().max().map_or(0, |last| last + HOUR));
+            }
             return if may <= now { Plan::Order } else { Plan::Wait(may) };
         }
         let ask = current.and_then(|c| c.id.as_deref()).map(|id| match &self.ari {
@@ -215,9 +222,22 @@ impl SiteRecord {
         orders.max(certificates)
     }
 
-    /// Forgets what no budget counts any longer. (What lies ahead of a clock that was set back is kept, for
-    /// it was spent.)
+    /// Forgets what no budget counts any longer, and mends what a clock that went ahead has left: what it
+    /// says was spent is counted from now, and nobody waits longer than anybody may be told to.
     pub(super) fn prune(&mut self, now: u64) {
+        for spent in self.orders.iter_mut().chain(&mut self.finalized) {
+            *spent = (*spent).min(now);
+        }
+        self.retry_at = self.retry_at.min(now + MAX_PAUSE);
+        if let Some(lease) = &mut self.lease {
+            lease.until = lease.until.min(now + LEASE);
+        }
+        if let Some(ari) = &mut self.ari {
+            ari.check_at = ari.check_at.min(now + DAY);
+        }
+        if let Some(order) = &mut self.order {
+            order.begun = order.begun.min(now);
+        }
         self.orders.retain(|t| t.saturating_add(HOUR) > now);
         self.finalized.retain(|t| t.saturating_add(WEEK) > now);
     }
@@ -227,7 +247,7 @@ impl SiteRecord {
         self.failures = self.failures.saturating_add(1);
         let backoff = 60u64 << self.failures.min(9).saturating_sub(1);
         let left = not_after.map(|t| t.saturating_sub(now) / 10);
-        let most = left.unwrap_or(6 * HOUR).clamp(300, 6 * HOUR);
+        let most = left.unwrap_or(MAX_PAUSE).clamp(300, MAX_PAUSE);
         self.retry_at = now + backoff.min(most).max(least);
         self.error = Some(error);
         self.lease = None;
@@ -295,8 +315,20 @@ mod tests {
             record.failed("x".into(), Some(t + DAY), 0, t);
         }
         assert_eq!(record.retry_at, t + DAY / 10);
-        // A clock that was set back a year waits, and does not spend again.
-        record.prune(t - 365 * DAY);
-        assert_eq!(record.orders.len(), 4);
+        // A clock that was a year ahead and is set right: what was spent counts, and for no longer than it
+        // would have.
+        let right = t - 365 * DAY;
+        record.lease = Some(Lease { holder: "other".into(), until: t });
+        record.finalized = vec![t; CERTIFICATES_PER_WEEK];
+        record.prune(right);
+        assert_eq!(record.plan(None, "me", right), Plan::Wait(right + LEASE));
+        record.lease = None;
+        assert_eq!(record.plan(None, "me", right), Plan::Wait(right + WEEK));
+        record.prune(right + WEEK);
+        assert_eq!(record.plan(None, "me", right + WEEK), Plan::Order);
+        // One that is due as soon as it is there.
+        (record.retry_at, record.finalized) = (0, vec![right]);
+        let old = current(right - 90 * DAY, 90);
+        assert_eq!(record.plan(Some(&old), "me", right), Plan::Wait(right + HOUR));
     }
 }

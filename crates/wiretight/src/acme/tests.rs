@@ -93,6 +93,7 @@ struct Rig {
     store: Arc<MemoryStore>,
     https: http::Https,
     site: AcmeSite,
+    directories: Vec<String>,
     identity: &'static str,
 }
 
@@ -103,12 +104,10 @@ impl Rig {
         let roots: Vec<_> = CertificateDer::pem_slice_iter(&pem).map(Result::unwrap).collect();
         Rig {
             https: http::Https::new(&roots).unwrap(),
+            directories: vec![pebble.directory.clone()],
             pebble,
             store: Arc::new(MemoryStore::new()),
-            site: AcmeSite {
-                names: vec![NAME.parse().unwrap()],
-                challenge: Some(Challenge::Http01),
-            },
+            site: AcmeSite { names: vec![NAME.parse().unwrap()] },
             identity: "service/www",
         }
     }
@@ -125,8 +124,13 @@ impl Rig {
         let acme = Acme::new(store, self.identity, me, key, Arc::new(Impatient), serve.clone());
         let mortal = Mortal { https: self.https.clone(), seen: seen.clone() };
         let transport: NewTransport = Arc::new(move || Box::new(mortal.clone()));
-        let directory = self.pebble.directory.clone();
-        acme.update(vec![self.site.clone()], vec![Ca { directory, profile: None, transport }]);
+        let ca = |directory: &String| Ca {
+            directory: directory.clone(),
+            profile: None,
+            challenge: Some(Challenge::Http01),
+            transport: transport.clone(),
+        };
+        acme.update(vec![self.site.clone()], self.directories.iter().map(ca).collect());
         (acme, serve)
     }
 
@@ -261,4 +265,27 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
     until_served(d, &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
+}
+
+#[tokio::test]
+async fn when_one_ca_fails_the_next_is_asked() {
+    if !pebble::installed() {
+        return;
+    }
+    let (port, stores) = port_80();
+    let mut rig = Rig::new(port);
+    *stores.lock().unwrap() = vec![rig.store.clone()];
+    // Nobody listens there.
+    rig.directories.insert(0, "https://127.0.0.1:1/directory".into());
+    let seen = rig.seen(0, false);
+    let key = SealKey::generate().unwrap().to_bytes();
+    let (acme, serve) = rig.edge("e1", &key, &seen);
+    acme.clone().step().await;
+    let error = acme.errors().remove(NAME).unwrap();
+    assert!(error.contains("127.0.0.1:1 cannot be reached"), "{error}");
+    assert!(rig.record().await.orders.is_empty(), "a CA that never heard of it was charged");
+    acme.retry().await.unwrap();
+    until_served(acme.clone(), &serve).await;
+    assert_eq!(rig.record().await.certificate.unwrap().ca, rig.pebble.directory);
+    assert_eq!(acme.errors().len(), 0);
 }

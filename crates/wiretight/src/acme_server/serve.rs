@@ -20,8 +20,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use wiretight_keys::{Signer, SigningKey, TrustDomain, WebCsr, x509};
-use wiretight_proxy::edge::SiteCertificate;
+use wiretight_proxy::Certificates;
 use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::edge::{SiteCertificate, Source};
 use wiretight_proxy::mesh::now;
 use wiretight_store::Store;
 
@@ -30,7 +31,6 @@ use super::{AcmeServer, Issuer, jws};
 use crate::authority::AuthorityHandle;
 use crate::config::{self, Config};
 use crate::daemon::chain;
-use crate::site_certificates::FileCertificates;
 
 /// Connections at a time, all from our own edge.
 const CONNECTIONS: usize = 256;
@@ -59,7 +59,7 @@ pub(crate) fn start(
     section: &config::AcmeServer,
     authority: &AuthorityHandle,
     store: Arc<dyn Store>,
-    certificates: Arc<FileCertificates>,
+    certificates: Arc<Certificates>,
 ) -> anyhow::Result<()> {
     let ports = config.edge.https.iter().map(|addr| addr.port());
     let base = match ports.clone().find(|p| *p == 443).or_else(|| ports.clone().next()) {
@@ -118,7 +118,7 @@ impl Issuer for Issues {
 async fn keep(
     section: config::AcmeServer,
     authority: AuthorityHandle,
-    certificates: Arc<FileCertificates>,
+    certificates: Arc<Certificates>,
 ) {
     let mut renew_at = 0;
     loop {
@@ -127,7 +127,8 @@ async fn keep(
                 Ok(certificate) => {
                     let period = certificate.period();
                     renew_at = now() + period.not_after.saturating_sub(now()) / 2;
-                    certificates.add(section.name.clone(), Arc::new(certificate));
+                    let own = (section.name.clone(), Arc::new(certificate));
+                    certificates.set(Source::Authority, [own].into());
                 }
                 Err(error) => {
                     let error = chain(&*error);

@@ -30,10 +30,6 @@ pub(super) fn read_edge(
     more_sites: bool,
     across: &mut Across,
 ) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>) {
-    let acme: Vec<_> = many(report, root, &ACME)
-        .into_iter()
-        .filter_map(|section| read_acme(report, section))
-        .collect();
     let edge = one(report, root, &EDGE);
     let edge_line = edge.as_ref().map(|s| s.line);
     let sections = many(report, root, &SITE);
@@ -52,15 +48,28 @@ pub(super) fn read_edge(
         let advice = "add a [[site]], or remove [edge]";
         report.warn(line, "edge", Complaint::new("there is no [[site]]: nothing listens", advice));
     }
+    let http = !settings.http.is_empty();
+    let mut acme: Vec<_> = many(report, root, &ACME)
+        .into_iter()
+        .filter_map(|section| read_acme(report, section, http))
+        .collect();
     let mut sources = Vec::new();
-    let around = Around { this_node, http: !settings.http.is_empty(), any_ca: !acme.is_empty() };
+    let around = Around { this_node, http, any_ca: !acme.is_empty() };
     for section in sections {
         if let Some((site, source)) = read_site(report, section, &around, across) {
             settings.sites.push(site);
             sources.push(source);
         }
     }
+    if acme.is_empty() && sources.contains(&SiteSource::Acme) {
+        acme.push(CaSettings { challenge: without(http), ..CaSettings::default() });
+    }
     (settings, sources, acme)
+}
+
+/// The one challenge that is left where nothing listens for plain HTTP.
+fn without(http: bool) -> Option<Challenge> {
+    (!http).then_some(Challenge::TlsAlpn01)
 }
 
 /// What a site's section is read with.
@@ -72,12 +81,25 @@ struct Around<'a> {
     any_ca: bool,
 }
 
-fn read_acme(report: &mut Report<'_>, mut s: Section<'_>) -> Option<CaSettings> {
+fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<CaSettings> {
     let directory = s.required(report, "directory", directory);
     let roots = s.optional(report, "roots", absolute_path);
     let profile = s.optional(report, "profile", profile);
+    let challenge = s.optional(report, "challenge", challenge);
+    if let Setting::Given(Located { line, value: Challenge::Http01 }) = &challenge
+        && !http
+    {
+        let advice = "let http in [edge] listen on port 80, or use \"tls-alpn-01\"";
+        let complaint = Complaint::new("nothing listens for plain HTTP", advice);
+        report.error(Some(*line), s.key("challenge"), complaint);
+    }
     s.finish(report);
-    Some(CaSettings { directory: directory?.value, roots: roots.given(), profile: profile.given() })
+    Some(CaSettings {
+        directory: directory?.value,
+        roots: roots.given(),
+        profile: profile.given(),
+        challenge: challenge.given().or(without(http)),
+    })
 }
 
 /// Names that no public CA has ever certified (RFC 6761, RFC 6762, RFC 8375, ICANN's `.internal`).
@@ -105,7 +127,6 @@ fn read_source(
 ) -> Option<SiteSource> {
     let cert = s.optional(report, "cert", absolute_path);
     let key = s.optional(report, "key", absolute_path);
-    let challenge = s.optional(report, "challenge", challenge);
     let files = match (cert, key) {
         (Setting::Given(cert), Setting::Given(key)) => {
             Some(SiteFiles { cert: cert.value, key: key.value })
@@ -128,13 +149,6 @@ fn read_source(
     if let Some(files) = files {
         return Some(SiteSource::Files(files));
     }
-    if let Setting::Given(Located { line, value: Challenge::Http01 }) = &challenge
-        && !around.http
-    {
-        let advice = "let http in [edge] listen on port 80, or use \"tls-alpn-01\"";
-        let complaint = Complaint::new("nothing listens for plain HTTP", advice);
-        report.error(Some(*line), s.key("challenge"), complaint);
-    }
     for (i, name) in names.iter().flatten().enumerate() {
         let complaint = match (name.value.is_wildcard(), is_private(name.value.as_str())) {
             (true, _) => Complaint::new(
@@ -149,8 +163,7 @@ fn read_source(
         };
         report.error(Some(name.line), s.element("names", i), complaint);
     }
-    let only = if around.http { None } else { Some(Challenge::TlsAlpn01) };
-    Some(SiteSource::Acme(challenge.given().or(only)))
+    Some(SiteSource::Acme)
 }
 
 fn defaults() -> EdgeSettings {

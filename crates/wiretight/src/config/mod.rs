@@ -32,7 +32,7 @@ use wiretight_keys::{Name, TrustDomain};
 use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
-use crate::acme::{AcmeSite, CaSettings, Challenge};
+use crate::acme::{AcmeSite, CaSettings};
 use document::read_document;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
@@ -58,7 +58,8 @@ pub struct Config {
     pub edge: EdgeSettings,
     /// Where the certificates of sites come from, in the order of [`EdgeSettings::sites`].
     pub site_certificates: Vec<SiteSource>,
-    /// All `[[acme]]`, in the order in which they are asked.
+    /// The CAs that certificates are ordered from, in the order in which they are asked: all `[[acme]]`, or
+    /// the default if a site needs one.
     pub acme: Vec<CaSettings>,
     /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
     /// it from the listener.
@@ -110,7 +111,7 @@ impl Config {
         self.edge.sites.iter().zip(&self.site_certificates).filter_map(
             |(site, source)| match source {
                 SiteSource::Files(files) => Some((&*site.names, files)),
-                SiteSource::Acme(_) => None,
+                SiteSource::Acme => None,
             },
         )
     }
@@ -120,9 +121,7 @@ impl Config {
         let all = self.edge.sites.iter().zip(&self.site_certificates);
         let ordered = all.filter_map(|(site, source)| match source {
             SiteSource::Files(_) => None,
-            SiteSource::Acme(challenge) => {
-                Some(AcmeSite { names: site.names.clone(), challenge: *challenge })
-            }
+            SiteSource::Acme => Some(AcmeSite { names: site.names.clone() }),
         });
         ordered.collect()
     }
@@ -151,8 +150,8 @@ impl Authority {
 pub enum SiteSource {
     /// Files of the operator.
     Files(SiteFiles),
-    /// An ACME server, by this challenge or by whichever works.
-    Acme(Option<Challenge>),
+    /// An ACME server.
+    Acme,
 }
 
 /// The files that hold a site's certificate; absolute paths.

@@ -98,7 +98,6 @@ pub(super) const SITE: Shape = Shape {
         ("to", r#"["127.0.0.1:8080"]"#),
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
-        ("challenge", r#""tls-alpn-01""#),
         ("as", r#""web""#),
         ("hsts", "true"),
         ("preload", "false"),
@@ -116,6 +115,7 @@ pub(super) const ACME: Shape = Shape {
         ("directory", r#""https://acme-v02.api.letsencrypt.org/directory""#),
         ("roots", r#""/etc/wiretight/acme-roots.pem""#),
         ("profile", r#""shortlived""#),
+        ("challenge", r#""tls-alpn-01""#),
     ],
 };
 

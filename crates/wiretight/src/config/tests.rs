@@ -106,8 +106,7 @@ fn the_example_shows_the_defaults() {
         header.skip(1).take_while(|l| !l.starts_with('[')).map(str::to_owned).collect::<Vec<_>>()
     });
     let no_default = |l: &String| {
-        let given =
-            ["authority =", "advertise =", "join_token_file =", "workers =", "as =", "challenge ="];
+        let given = ["authority =", "advertise =", "join_token_file =", "workers =", "as ="];
         let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
         !none.into_iter().any(|k| l.starts_with(k))
     };
