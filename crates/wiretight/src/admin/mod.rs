@@ -110,6 +110,9 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER)
         .max_buf_size(16 * 1024)
+        // Whoever asks and goes away has asked: without it, a request that comes together with the
+        // end of the stream may be dropped unseen.
+        .half_close(true)
         .serve_connection(TokioIo::new(socket), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "admin connection");

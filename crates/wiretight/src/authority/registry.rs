@@ -67,10 +67,11 @@ struct TokenRecord {
     expires: u64,
     /// The enrolment key that has used it.
     used_by: Option<Blob>,
-    /// The node has joined with another token since: this one is good for nothing more, not even to
-    /// whoever used it.
+    /// The node's enrolment when it was used, if it had one. While the node has that one still, or
+    /// this token's, the join may be asked for again, for the answer to it may be lost; once the node
+    /// has joined with another token, this one is good for nothing.
     #[serde(default)]
-    spent: bool,
+    before: Option<String>,
 }
 
 /// Whether a change to a node is under way.
@@ -149,7 +150,6 @@ impl Registry {
 
     /// Finishes what a crash left half done.
     pub(super) async fn recover(&self) -> Result<(), Error> {
-        self.spend_tokens().await?;
         for (name, record) in self.nodes().await? {
             if !record.is_at_rest() {
                 tracing::info!(node = %name, "finishing a change that was cut short");
@@ -175,8 +175,8 @@ impl Registry {
         let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(*secret));
         let expires = now().saturating_add(ttl.as_secs());
         let hash = secret_hash(&secret);
-        let (node, used_by, spent) = (node.clone(), None, false);
-        let record = TokenRecord { hash, node, services, expires, used_by, spent };
+        let (node, used_by, before) = (node.clone(), None, None);
+        let record = TokenRecord { hash, node, services, expires, used_by, before };
         self.store.create(&token_key(&id), json(&record)).await?;
         Ok((id, secret, expires))
     }
@@ -280,8 +280,10 @@ impl Registry {
         }
         check_proof(&join.enrolment_key, JOIN_CONTEXT, exporter, &join.proof)?;
         let csr = self.own_csr(&join.csr, &join.node)?;
+        let enrolment = self.node(&join.node).await.map_err(internal)?.map(|r| r.enrolment);
+        let current = enrolment == token.before || enrolment.as_ref() == Some(id);
         match &token.used_by {
-            Some(key) if *key == join.enrolment_key && !token.spent => {}
+            Some(key) if *key == join.enrolment_key && current => {}
             Some(key) if *key == join.enrolment_key => {
                 let message = "this join token was used before, and a node of this name has joined with another one since: make a new token";
                 return Err(Denial::new(Code::TokenUsed, message));
@@ -292,7 +294,7 @@ impl Registry {
             }
             None => {
                 let key = join.enrolment_key.clone();
-                let used = TokenRecord { used_by: Some(key), ..token.clone() };
+                let used = TokenRecord { used_by: Some(key), before: enrolment, ..token.clone() };
                 let (key, value) = (token_key(id), Some(json(&used)));
                 self.store.swap(&key, entry.revision, value).await.map_err(internal)?;
             }
@@ -545,26 +547,7 @@ impl Registry {
             })))
         });
         enrolled.await.map_err(internal)?;
-        self.spend_tokens().await.map_err(internal)?;
         self.finish(&join.node).await.map_err(internal)
-    }
-
-    /// Marks used tokens that are not those which their nodes have joined with last.
-    async fn spend_tokens(&self) -> Result<(), Error> {
-        let nodes = self.folder::<NodeRecord>(NODES).await?;
-        for (id, token) in self.folder::<TokenRecord>(TOKENS).await? {
-            let current = nodes.get(token.node.as_str()).is_some_and(|n| n.enrolment == id);
-            if token.used_by.is_none() || token.spent || current {
-                continue;
-            }
-            update(&*self.store, &token_key(&id), |value| {
-                let Some(mut token) = value.and_then(read::<TokenRecord>) else { return Ok(None) };
-                token.spent = true;
-                Ok::<_, Error>(Some(json(&token)))
-            })
-            .await?;
-        }
-        Ok(())
     }
 
     /// The series of a node's certificates for one identity; it is in the node's record when this returns.

@@ -87,6 +87,32 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
     join(&long, &dir("d")).await.unwrap();
 }
 
+/// The authority died after it had marked the token, before it had written the node down.
+#[tokio::test]
+async fn a_join_cut_short_goes_on_after_a_restart_and_the_joins_of_others() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let first = token(&authority, "a", &[]).await;
+    join(&first, &world.node_dir("a")).await.unwrap();
+    let record = Key::new("mesh/node/a").unwrap();
+    let written = world.store.get(&record).await.unwrap().unwrap();
+    world.store.swap(&record, written.revision, None).await.unwrap();
+
+    let authority = world.restart(authority).await;
+    world.joined(&authority, "b", &[]).await;
+    join(&first, &world.node_dir("a")).await.unwrap();
+    // The same when the name had an owner before, who is out from then on.
+    let second = token(&authority, "a", &[]).await;
+    let before = world.store.get(&record).await.unwrap().unwrap();
+    join(&second, &world.node_dir("a-new")).await.unwrap();
+    let written = world.store.get(&record).await.unwrap().unwrap();
+    world.store.swap(&record, written.revision, Some(before.value)).await.unwrap();
+    let authority = world.restart(authority).await;
+    world.joined(&authority, "c", &[]).await;
+    join(&second, &world.node_dir("a-new")).await.unwrap();
+    assert_eq!(denied(join(&first, &world.node_dir("a")).await), Code::TokenUsed);
+}
+
 #[tokio::test]
 async fn a_token_for_another_node_or_trust_domain_is_refused_by_the_node_itself() {
     let world = World::new();
