@@ -13,6 +13,8 @@ mod order;
 mod record;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod year;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -457,7 +459,7 @@ impl Acme {
     ) -> Result<(), StoreError> {
         let (cas, now) = (self.told().cas.clone(), self.clock.now());
         let names: Vec<String> = site.names.iter().map(ToString::to_string).collect();
-        let stale = |o: &Pending| o.names != names || o.begun + record::ORDER_AGE < now;
+        let stale = |o: &Pending| o.names != names || o.ends() < now;
         if held.record.order.as_ref().is_none_or(stale) {
             if cas.is_empty() {
                 held.record.failed("no CA is named".into(), None, AT_LEAST, now);
@@ -488,17 +490,18 @@ impl Acme {
             }
             Err(OrderError::Store(error)) => return Err(error),
             // Nothing came of this order, and nothing will.
-            Err(OrderError::Refused { error, least }) => {
+            Err(OrderError::Refused(error)) => {
                 held.record.order = None;
-                held.record.failed(error, not_after, least, now);
+                held.record.failed(error, not_after, 0, now);
             }
-            // The CA is not there: the same order may go on when it is back, or another CA is asked.
-            Err(OrderError::Unavailable(error)) => {
+            // The CA is not there: the same order may go on when it is back, for a new one would cost as
+            // much again; or another CA is asked.
+            Err(OrderError::Unavailable { error, least }) => {
                 let begun = held.record.order.as_ref().is_some_and(|o| o.url.is_some());
-                if !begun || held.record.failures % 3 == 2 {
+                if !begun || cas.len() > 1 && held.record.failures % 3 == 2 {
                     held.record.order = None;
                 }
-                held.record.failed(error, not_after, 0, now);
+                held.record.failed(error, not_after, least, now);
             }
         }
         let error = held.record.error.clone().unwrap_or_default();

@@ -35,9 +35,9 @@ const ARI_EVERY: std::ops::RangeInclusive<u64> = 3600..=86_400;
 #[derive(Debug)]
 pub(super) enum OrderError {
     /// Nothing will come of it.
-    Refused { error: String, least: u64 },
-    /// It may go on.
-    Unavailable(String),
+    Refused(String),
+    /// It may go on, in so many seconds at the earliest.
+    Unavailable { error: String, least: u64 },
     /// The store failed, or another edge has changed the record.
     Store(StoreError),
 }
@@ -53,18 +53,22 @@ impl From<Error> for OrderError {
         let text = crate::daemon::chain(&error);
         match &error {
             Error::Api(problem) => match kind(problem) {
-                "rateLimited" => OrderError::Refused { error: text, least: RATE_LIMITED },
-                "serverInternal" | "badNonce" => OrderError::Unavailable(text),
-                _ if problem.status.is_some_and(|s| s >= 500) => OrderError::Unavailable(text),
-                _ => OrderError::Refused { error: text, least: 0 },
+                "rateLimited" => OrderError::Unavailable { error: text, least: RATE_LIMITED },
+                "serverInternal" | "badNonce" => unavailable(text),
+                _ if problem.status.is_some_and(|s| s == 409 || s >= 500) => unavailable(text),
+                _ => OrderError::Refused(text),
             },
-            _ => OrderError::Unavailable(text),
+            _ => unavailable(text),
         }
     }
 }
 
 fn refused(error: impl Into<String>) -> OrderError {
-    OrderError::Refused { error: error.into(), least: 0 }
+    OrderError::Refused(error.into())
+}
+
+fn unavailable(error: impl Into<String>) -> OrderError {
+    OrderError::Unavailable { error: error.into(), least: 0 }
 }
 
 /// The last part of a problem's type (RFC 8555, section 6.7).
@@ -119,7 +123,7 @@ impl Acme {
             }
             if self.clock.now() > deadline {
                 let late = format!("{} has not decided within {PATIENCE} s", ca.directory);
-                return Err(OrderError::Unavailable(late));
+                return Err(unavailable(late));
             }
             self.clock.sleep(POLL).await;
             order.refresh().await?;
@@ -156,7 +160,7 @@ impl Acme {
                 self.store.swap(&at, entry.revision, None).await?;
             }
             let why = "the account's key is not sealed to this edge yet";
-            return Err(OrderError::Unavailable(why.into()));
+            return Err(unavailable(why));
         };
         // Edges that have come since get it too.
         let sealed = self.seal(&purpose, &secret).await?;
@@ -230,8 +234,10 @@ impl Acme {
                 Err(error) => error,
             };
             if let Error::Api(problem) = &refusal {
-                // There is no order: it costs nothing.
-                held.record.orders.pop();
+                // Refused, there is no order, and it costs nothing; after a failure there may be one.
+                if problem.status.is_some_and(|s| (400..500).contains(&s)) {
+                    held.record.orders.pop();
+                }
                 if kind(problem) == "accountDoesNotExist" {
                     self.forget_account(ca).await?;
                 }

@@ -16,11 +16,13 @@ pub(super) const ORDERS_PER_HOUR: usize = 4;
 /// Certificates in a week for a site: what public CAs allow of the same names.
 pub(super) const CERTIFICATES_PER_WEEK: usize = 5;
 /// Of those, how many may come ahead of their time because a CA said so.
-const EARLY_PER_WEEK: usize = 3;
+const EARLY_PER_WEEK: usize = 2;
 /// Whoever works on a site has it for so long, in seconds; each step makes it longer.
 pub(super) const LEASE: u64 = 600;
 /// An order that has come to nothing by then is given up, in seconds.
-pub(super) const ORDER_AGE: u64 = 3600;
+const ORDER_AGE: u64 = HOUR;
+/// One whose certificate was asked for: it may be there, and another would cost as much again.
+const FINALIZED_AGE: u64 = DAY;
 
 /// The longest pause after a failure.
 const MAX_PAUSE: u64 = 6 * HOUR;
@@ -150,6 +152,13 @@ pub(super) enum Plan {
     AskAri,
     /// Order, or go on with the order.
     Order,
+}
+
+impl Pending {
+    /// When it is given up.
+    pub(super) fn ends(&self) -> u64 {
+        self.begun + if self.key.is_some() { FINALIZED_AGE } else { ORDER_AGE }
+    }
 }
 
 impl SiteRecord {
@@ -282,7 +291,7 @@ mod tests {
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::AskAri);
         // Told to hurry again and again: the usual time, and the budget.
         record.ari = ari("a.b", Some((t, t + 1)));
-        record.finalized = vec![t; 3];
+        record.finalized = vec![t; EARLY_PER_WEEK];
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::Wait(t + 3 * DAY));
         record.finalized = vec![t; 5];
         assert_eq!(plan(&record, &current(t, 6), t + 3 * DAY), Plan::Wait(t + WEEK));
