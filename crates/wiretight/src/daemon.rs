@@ -21,12 +21,13 @@ use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 use wiretight_store::{SqliteStore, Store};
 
-use crate::acme::{self, Acme, AcmeError, Ca, RealClock};
+use crate::acme::{self, Acme, AcmeError, Ca, DnsHook, RealClock};
 use crate::acme_server;
 use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
 use crate::config::Config;
+use crate::internal_certificates::InternalCertificates;
 use crate::private_dir::PrivateDir;
 use crate::sandbox::{self, Sandbox};
 use crate::site_certificates::{self, FileCertificates};
@@ -44,6 +45,7 @@ pub struct Daemon {
     edge: Edge,
     site_files: Arc<FileCertificates>,
     acme: Arc<Acme>,
+    internal: Option<Arc<InternalCertificates>>,
     agent: AgentHandle,
     authority: Option<AuthorityHandle>,
     sandbox: Sandbox,
@@ -176,6 +178,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.node.workers.map_or_else(cores, usize::from);
     let token = config.node.join_token_file.iter();
+    // Before the sandbox, which lets nothing be started.
+    let dns_hook = DnsHook::start(&config.dns_commands())
+        .context("the process that runs dns_command cannot be started")?;
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let reads = token.chain(site_certificates::files(&config)).chain(roots);
     let reads: Vec<PathBuf> = reads.cloned().collect();
@@ -200,10 +205,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .thread_name("control")
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config, sandbox, workers))
+    runtime.block_on(serve(config, sandbox, dns_hook, workers))
 }
 
-async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    sandbox: Sandbox,
+    dns_hook: Option<DnsHook>,
+    workers: usize,
+) -> anyhow::Result<()> {
     let mesh = Mesh::new(config.node.trust_domain.clone());
     let relay = Relay::start(mesh.clone(), workers)?;
     relay.apply(&config.relay)?;
@@ -229,7 +239,8 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     };
     let own = Id::Node(config.node.name.clone()).to_string();
     let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
-    let acme = Acme::new(store.clone(), &own, me, key, Arc::new(RealClock), certificates.clone());
+    let (clock, serve) = (Arc::new(RealClock), certificates.clone());
+    let acme = Acme::new(store.clone(), &own, me, key, clock, serve, dns_hook);
     // What the store has is served even when no CA can be asked.
     let cas = cas(&config).unwrap_or_else(|error| {
         tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
@@ -238,10 +249,17 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
     acme.update(config.acme_sites(), cas);
     // Before the first client comes: what the store has is served without any CA.
     acme.publish().await?;
-    let edge = Edge::start(&relay, certificates.clone(), BTreeMap::new(), workers)?;
+    let internal = authority
+        .as_ref()
+        .map(|authority| InternalCertificates::new(authority.clone(), certificates.clone()));
+    if let Some(internal) = &internal {
+        internal.update(config.internal_sites()).await;
+        tokio::spawn(internal.clone().run());
+    }
+    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
     edge.apply(&config.edge)?;
     if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
-        acme_server::serve::start(&config, section, authority, store, certificates)?;
+        acme_server::serve::start(&config, section, authority, store)?;
     }
     let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
     let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
@@ -253,6 +271,7 @@ async fn serve(config: Config, sandbox: Sandbox, workers: usize) -> anyhow::Resu
         edge,
         site_files,
         acme,
+        internal,
         agent,
         authority,
         sandbox,
@@ -491,7 +510,13 @@ impl Daemon {
             dials: dials.collect(),
             relay: self.relay.status(CONNECTIONS),
             edge: self.edge.status(),
-            site_errors: self.acme.errors().into_iter().chain(self.site_files.errors()).collect(),
+            site_errors: self
+                .acme
+                .errors()
+                .into_iter()
+                .chain(self.site_files.errors())
+                .chain(self.internal.iter().flat_map(|i| i.errors()))
+                .collect(),
             sandbox: self.sandbox,
         }
     }
@@ -535,6 +560,9 @@ impl Daemon {
         }
         certificates.commit();
         self.acme.update(new.acme_sites(), cas);
+        if let Some(internal) = &self.internal {
+            internal.update(new.internal_sites()).await;
+        }
         // Whoever reloads has mended something.
         if let Err(error) = self.acme.retry().await {
             tracing::error!(error = chain(&error), "the store of certificates failed");
@@ -667,6 +695,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),
         (old.acme_server != new.acme_server, "[acme_server]"),
+        (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (
             old.acme_server.is_some() && old.edge.https != new.edge.https,
             "[edge] https (with [acme_server])",

@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod internal_certificates;
 pub mod logging;
 pub mod private_dir;
 pub mod sandbox;

@@ -3,11 +3,13 @@
 //!
 //! - `record`: what the store holds of a site, and what is to be done now (pure)
 //! - `order`: one order, from any step on
+//! - `dns_hook`: the external command for dns-01
 //! - `http`: HTTPS to a CA
 //!
 //! Whatever was begun is in the store before the CA hears of it, so a process may die anywhere. Keys and the
 //! account's key stand there sealed to the edges that share the store; time is passed in.
 
+mod dns_hook;
 mod http;
 mod order;
 mod record;
@@ -36,6 +38,7 @@ use wiretight_store::{Error as StoreError, Key, Revision, Store};
 
 use crate::control::Blob;
 use crate::private_dir::{FileError, PrivateDir};
+pub(crate) use dns_hook::{DnsHook, serve as serve_dns_hook};
 use order::OrderError;
 use record::{Answer, Current, Lease, Pending, Plan, Sealed, SiteRecord};
 
@@ -58,6 +61,8 @@ pub enum Challenge {
     Http01,
     /// A certificate on port 443 (RFC 8737).
     TlsAlpn01,
+    /// A record in the DNS (RFC 8555, section 8.4).
+    Dns01,
 }
 
 /// A CA, as the configuration names it.
@@ -71,11 +76,19 @@ pub struct CaSettings {
     pub profile: Option<String>,
     /// The proof to give; `None`: one after the other.
     pub challenge: Option<Challenge>,
+    /// What puts records into the DNS.
+    pub dns_command: Option<PathBuf>,
 }
 
 impl Default for CaSettings {
     fn default() -> CaSettings {
-        CaSettings { directory: LETS_ENCRYPT.into(), roots: None, profile: None, challenge: None }
+        CaSettings {
+            directory: LETS_ENCRYPT.into(),
+            roots: None,
+            profile: None,
+            challenge: None,
+            dns_command: None,
+        }
     }
 }
 
@@ -116,6 +129,7 @@ pub(crate) struct Ca {
     directory: String,
     profile: Option<String>,
     challenge: Option<Challenge>,
+    dns_command: Option<PathBuf>,
     transport: NewTransport,
 }
 
@@ -170,7 +184,8 @@ impl Ca {
         let https = http::Https::new(&roots)?;
         let transport: NewTransport = Arc::new(move || Box::new(https.clone()));
         let (directory, profile) = (settings.directory.clone(), settings.profile.clone());
-        Ok(Ca { directory, profile, challenge: settings.challenge, transport })
+        let (challenge, dns_command) = (settings.challenge, settings.dns_command.clone());
+        Ok(Ca { directory, profile, challenge, dns_command, transport })
     }
 }
 
@@ -195,6 +210,7 @@ pub(crate) struct Acme {
     key: SealKey,
     clock: Arc<dyn Clock>,
     serve: Arc<Certificates>,
+    dns_hook: Option<DnsHook>,
     /// One at a time, or what was read earlier might be put into force later.
     publishing: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
@@ -224,6 +240,7 @@ impl Acme {
         key: SealKey,
         clock: Arc<dyn Clock>,
         serve: Arc<Certificates>,
+        dns_hook: Option<DnsHook>,
     ) -> Arc<Acme> {
         Arc::new(Acme {
             store,
@@ -232,6 +249,7 @@ impl Acme {
             key,
             clock,
             serve,
+            dns_hook,
             publishing: tokio::sync::Mutex::default(),
             told: Mutex::default(),
             woken: Notify::new(),
@@ -479,7 +497,11 @@ impl Acme {
         }
         held.record.lease = Some(Lease { holder: self.me.clone(), until: 0 });
         self.save(title, held).await?;
-        let ordered = self.order(title, held, current, &cas).await;
+        let directory = held.record.order.as_ref().map(|o| o.ca.clone());
+        let ca = cas.iter().find(|ca| Some(&ca.directory) == directory.as_ref());
+        let mut records = Vec::new();
+        let ordered = self.order(title, held, current, ca, &mut records).await;
+        self.withdraw(ca, &records).await;
         let now = self.clock.now();
         let not_after = current.map(|c| c.period.not_after);
         match ordered {
@@ -561,6 +583,7 @@ fn answer_with(answer: &Answer, challenges: &mut Challenges) {
         Answer::Http { token, key_authorization } => {
             challenges.http.insert(token.clone(), key_authorization.clone());
         }
+        Answer::Dns { .. } => {}
         Answer::TlsAlpn { name, digest } => {
             let shown = digest.0.as_slice().try_into().ok().and_then(|digest| {
                 challenge_certificate(name, digest)

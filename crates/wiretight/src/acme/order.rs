@@ -15,6 +15,7 @@ use wiretight_keys::{SigningKey, WebCsr};
 use wiretight_proxy::edge::SiteCertificate;
 use wiretight_store::{Error as StoreError, Key};
 
+use super::dns_hook::Verb;
 use super::http::Unreached;
 use super::record::{Answer, Ari, Current, Issued, Pending, Sealed};
 use super::{Acme, Ca, Challenge, Held};
@@ -86,32 +87,35 @@ struct AccountRecord {
 }
 
 impl Acme {
-    /// Carries the record's order to its end.
+    /// Carries the record's order to its end. `records` is what stands in the DNS for it then.
     pub(super) async fn order(
         &self,
         title: &str,
         held: &mut Held,
         current: Option<&Current>,
-        cas: &[Ca],
+        ca: Option<&Ca>,
+        records: &mut Vec<Answer>,
     ) -> Result<(), OrderError> {
-        let pending = |held: &Held| held.record.order.clone().ok_or_else(|| refused("no order"));
-        let begun = pending(held)?;
-        let Some(ca) = cas.iter().find(|ca| ca.directory == begun.ca) else {
+        let begun = held.record.order.clone().ok_or_else(|| refused("no order"))?;
+        let Some(ca) = ca else {
             return Err(refused(format!("{} is no longer configured", begun.ca)));
         };
+        // Those of a process that died here.
+        records.extend(begun.answers.iter().filter(|a| a.is_record()).cloned());
         let account = self.account(ca).await?;
         let mut order = match &begun.url {
             Some(url) => account.order(url.clone()).await?,
             None => self.begin(title, held, current, ca, &account).await?,
         };
-        let deadline = self.clock.now() + PATIENCE;
+        let mut deadline = self.clock.now() + PATIENCE;
         let mut told = false;
         loop {
             match order.state().status {
                 OrderStatus::Pending if told => {}
                 OrderStatus::Pending => {
-                    self.answer(ca, title, held, &mut order).await?;
+                    self.answer(ca, title, held, &mut order, records).await?;
                     told = true;
+                    deadline = self.clock.now() + PATIENCE;
                 }
                 OrderStatus::Ready => self.finalize(title, held, &mut order).await?,
                 OrderStatus::Processing => {}
@@ -286,6 +290,7 @@ impl Acme {
         title: &str,
         held: &mut Held,
         order: &mut Order,
+        records: &mut Vec<Answer>,
     ) -> Result<(), OrderError> {
         let proof = ca.challenge.unwrap_or(match held.record.failures % 2 {
             0 => Challenge::Http01,
@@ -294,6 +299,7 @@ impl Acme {
         let wanted = || match proof {
             Challenge::Http01 => ChallengeType::Http01,
             Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+            Challenge::Dns01 => ChallengeType::Dns01,
         };
         let mut answers = Vec::new();
         let mut all = order.authorizations();
@@ -315,12 +321,24 @@ impl Acme {
                 Challenge::TlsAlpn01 => {
                     Answer::TlsAlpn { name, digest: Blob(said.digest().as_ref().to_vec()) }
                 }
+                Challenge::Dns01 => {
+                    let name = name.trim_start_matches("*.").to_owned();
+                    Answer::Dns { name, value: said.dns_value() }
+                }
             });
         }
         if let Some(pending) = &mut held.record.order {
-            pending.answers = answers;
+            pending.answers = answers.clone();
         }
         self.save(title, held).await?;
+        for answer in answers.into_iter().filter(Answer::is_record) {
+            self.dns(ca, Verb::Present, &answer).await.map_err(refused)?;
+            if !records.contains(&answer) {
+                records.push(answer);
+            }
+            // A command may take minutes: the lease goes on.
+            self.save(title, held).await?;
+        }
         self.publish().await?;
         let (members, _) = self.store.list(&format!("{}member/", self.prefix)).await?;
         if members.len() > 1 {
@@ -339,6 +357,25 @@ impl Acme {
             }
         }
         Ok(())
+    }
+
+    /// Has the command add or remove a record.
+    async fn dns(&self, ca: &Ca, verb: Verb, record: &Answer) -> Result<(), String> {
+        let Answer::Dns { name, value } = record else { return Ok(()) };
+        match (&self.dns_hook, &ca.dns_command) {
+            (Some(hook), Some(command)) => hook.run(command, verb, name, value).await,
+            _ => Err("there is no dns_command".into()),
+        }
+    }
+
+    /// Removes the records of an order.
+    pub(super) async fn withdraw(&self, ca: Option<&Ca>, records: &[Answer]) {
+        let Some(ca) = ca else { return };
+        for record in records {
+            if let Err(error) = self.dns(ca, Verb::Cleanup, record).await {
+                tracing::warn!(error, "a record was left in the DNS");
+            }
+        }
     }
 
     /// Asks for the certificate, for a key that is in the store.

@@ -110,6 +110,20 @@ pub(super) enum Answer {
         /// SHA-256 of the key authorization.
         digest: Blob,
     },
+    /// dns-01: the record is put into the DNS by whoever works on the order.
+    Dns {
+        /// The name, without `*.`.
+        name: String,
+        /// The record's text.
+        value: String,
+    },
+}
+
+impl Answer {
+    /// Whether it is a record in the DNS.
+    pub(super) fn is_record(&self) -> bool {
+        matches!(self, Answer::Dns { .. })
+    }
 }
 
 /// Who works on a site.

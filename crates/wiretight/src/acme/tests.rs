@@ -121,13 +121,15 @@ impl Rig {
         let serve = Arc::new(Certificates::default());
         let key = SealKey::from_bytes(key).unwrap();
         let store = self.store.clone();
-        let acme = Acme::new(store, self.identity, me, key, Arc::new(Impatient), serve.clone());
+        let acme =
+            Acme::new(store, self.identity, me, key, Arc::new(Impatient), serve.clone(), None);
         let mortal = Mortal { https: self.https.clone(), seen: seen.clone() };
         let transport: NewTransport = Arc::new(move || Box::new(mortal.clone()));
         let ca = |directory: &String| Ca {
             directory: directory.clone(),
             profile: None,
             challenge: Some(Challenge::Http01),
+            dns_command: None,
             transport: transport.clone(),
         };
         acme.update(vec![self.site.clone()], self.directories.iter().map(ca).collect());

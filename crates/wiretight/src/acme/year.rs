@@ -136,7 +136,7 @@ impl Validator for Looks {
                 Answer::Http { token: t, key_authorization: k } => {
                     t == token && k == key_authorization
                 }
-                Answer::TlsAlpn { .. } => false,
+                _ => false,
             })
         };
         match entries.iter().any(said) {
@@ -295,12 +295,13 @@ fn start(me: &str, key: &[u8], clock: &Skewed, way: &Way) -> (Arc<Acme>, Arc<Cer
     let serve = Arc::new(Certificates::default());
     let key = SealKey::from_bytes(key).unwrap();
     let (store, clock) = (clock.world.store.clone(), Arc::new(clock.clone()));
-    let acme = Acme::new(store, "service/www", me, key, clock, serve.clone());
+    let acme = Acme::new(store, "service/www", me, key, clock, serve.clone(), None);
     let way = way.clone();
     let ca = Ca {
         directory: format!("{BASE}/directory"),
         profile: None,
         challenge: Some(Challenge::Http01),
+        dns_command: None,
         transport: Arc::new(move || Box::new(way.clone())),
     };
     acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()] }], vec![ca]);

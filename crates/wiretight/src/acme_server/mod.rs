@@ -386,6 +386,17 @@ struct Revoke {
     certificate: String,
 }
 
+/// Whether a host's name is this one, or below it if it is a wildcard.
+pub(crate) fn within(all: &SiteName, name: &str) -> bool {
+    match all.as_str().strip_prefix("*.") {
+        Some(suffix) => {
+            let rest = name.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
+            rest.is_some_and(|rest| !rest.is_empty())
+        }
+        None => all.as_str() == name,
+    }
+}
+
 impl Inner {
     fn now(&self) -> u64 {
         (self.clock)()
@@ -557,16 +568,9 @@ impl Inner {
             return Err(Problem::malformed("an identifier is not a DNS name"));
         }
         let own = self.base.trim_start_matches("https://").split(':').next();
-        let within = |allowed: &SiteName| match allowed.as_str().strip_prefix("*.") {
-            Some(suffix) => {
-                let rest = name.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
-                rest.is_some_and(|rest| !rest.is_empty())
-            }
-            None => allowed.as_str() == name,
-        };
         if own == Some(name.as_str())
-            || !self.allowed.iter().any(within)
-            || self.reserved.iter().any(within)
+            || !self.allowed.iter().any(|allowed| within(allowed, &name))
+            || self.reserved.iter().any(|reserved| within(reserved, &name))
         {
             return Err(rejected(format!("this authority does not certify {name}")));
         }

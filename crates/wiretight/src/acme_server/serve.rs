@@ -1,6 +1,5 @@
 //! The ACME server as a site of the edge: the edge's TLS and strict HTTP stand before a Unix socket in the
-//! state directory, on which it answers. Its own certificate comes from the authority, like those that it
-//! gives out, and is renewed at half of its life.
+//! state directory, on which it answers.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,10 +18,8 @@ use rustls::pki_types::CertificateDer;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use wiretight_keys::{Signer, SigningKey, TrustDomain, WebCsr, x509};
-use wiretight_proxy::Certificates;
+use wiretight_keys::{TrustDomain, WebCsr};
 use wiretight_proxy::edge::settings::SiteName;
-use wiretight_proxy::edge::{SiteCertificate, Source};
 use wiretight_proxy::mesh::now;
 use wiretight_store::Store;
 
@@ -37,9 +34,6 @@ const CONNECTIONS: usize = 256;
 /// From a request's first byte to its last, and to its answer: proving a name takes 10 s.
 const HEADER: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(45);
-/// The clock is looked at this often.
-const TICK: Duration = Duration::from_secs(10);
-
 /// Where it answers the edge.
 pub fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join("acme.sock")
@@ -53,13 +47,12 @@ pub fn reserved(trust_domain: &TrustDomain) -> Vec<SiteName> {
     names.iter().filter_map(|n| n.parse().ok()).collect()
 }
 
-/// Starts it, and keeps its certificate.
+/// Starts it. Its certificate is that of a site of the authority's.
 pub(crate) fn start(
     config: &Config,
     section: &config::AcmeServer,
     authority: &AuthorityHandle,
     store: Arc<dyn Store>,
-    certificates: Arc<Certificates>,
 ) -> anyhow::Result<()> {
     let ports = config.edge.https.iter().map(|addr| addr.port());
     let base = match ports.clone().find(|p| *p == 443).or_else(|| ports.clone().next()) {
@@ -89,7 +82,6 @@ pub(crate) fn start(
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     tokio::spawn(accept(listener, server));
-    tokio::spawn(keep(section.clone(), authority.clone(), certificates));
     tracing::info!(directory = format!("{base}/directory"), "the ACME server answers");
     Ok(())
 }
@@ -112,43 +104,6 @@ impl Issuer for Issues {
         let issued = self.authority.issue_web(request.names().to_vec(), request.spki(), ttl).await;
         issued.map_err(|e| chain(&e))
     }
-}
-
-/// Keeps a certificate for the server's own name in force.
-async fn keep(
-    section: config::AcmeServer,
-    authority: AuthorityHandle,
-    certificates: Arc<Certificates>,
-) {
-    let mut renew_at = 0;
-    loop {
-        if renew_at <= now() {
-            match own_certificate(&section, &authority).await {
-                Ok(certificate) => {
-                    let period = certificate.period();
-                    renew_at = now() + period.not_after.saturating_sub(now()) / 2;
-                    let own = (section.name.clone(), Arc::new(certificate));
-                    certificates.set(Source::Authority, [own].into());
-                }
-                Err(error) => {
-                    let error = chain(&*error);
-                    tracing::error!(error, "the ACME server has no new certificate of its own");
-                }
-            }
-        }
-        sleep(TICK).await;
-    }
-}
-
-async fn own_certificate(
-    section: &config::AcmeServer,
-    authority: &AuthorityHandle,
-) -> anyhow::Result<SiteCertificate> {
-    let (key, names) = (SigningKey::generate()?, vec![section.name.to_string()]);
-    let issued = authority.issue_web(names, &key.public_key(), section.ttl).await?;
-    let (pem, key) = (x509::to_pem(&issued), key.to_pem());
-    let names = std::slice::from_ref(&section.name);
-    Ok(SiteCertificate::from_pem(pem.as_bytes(), key.as_bytes(), names)?)
 }
 
 async fn accept(listener: UnixListener, server: AcmeServer) {

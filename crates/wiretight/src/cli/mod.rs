@@ -65,6 +65,8 @@ enum Verb {
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
+    #[command(hide = true)]
+    DnsHook(run::DnsHook),
 }
 
 /// Which node is meant.
@@ -134,6 +136,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&mut Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),
+        Verb::DnsHook(verb) => verb.run(),
     };
     match done {
         Ok(code) => code,

@@ -1,5 +1,6 @@
 //! `wiretight run`, `wiretight reload`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -24,6 +25,20 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         crate::daemon::run(self.at.load()?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Run the commands for dns-01 of the node that has started this
+#[derive(Args)]
+pub(super) struct DnsHook {
+    /// The commands that may be run
+    commands: Vec<PathBuf>,
+}
+
+impl DnsHook {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        crate::acme::serve_dns_hook(&self.commands)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
     let (mut edge, site_certificates, acme) =
-        read_edge(report, &mut root, this_node.as_ref(), with_acme, &mut across);
+        read_edge(report, &mut root, node.as_ref(), with_acme, &mut across);
     let acme_server = acme_server.flatten();
     if let (Some(server), Some(node)) = (&acme_server, &node) {
         let socket = crate::acme_server::serve::socket_path(&node.state_dir);

@@ -8,12 +8,13 @@ use wiretight_keys::Id;
 use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 
 use crate::acme::{CaSettings, Challenge};
+use crate::acme_server::{serve, within};
 
 use super::across::Across;
 use super::report::{Complaint, Report};
 use super::section::{ACME, EDGE, Located, SITE, Section, Setting, many, one};
 use super::value::*;
-use super::{SiteFiles, SiteSource};
+use super::{Node, SiteFiles, SiteSource};
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(ANY, 443);
@@ -26,7 +27,7 @@ const MAX_BODY_MB: u32 = 1 << 20;
 pub(super) fn read_edge(
     report: &mut Report<'_>,
     root: &mut DeTable<'_>,
-    this_node: Option<&Id>,
+    node: Option<&Node>,
     more_sites: bool,
     across: &mut Across,
 ) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>) {
@@ -54,7 +55,14 @@ pub(super) fn read_edge(
         .filter_map(|section| read_acme(report, section, http))
         .collect();
     let mut sources = Vec::new();
-    let around = Around { this_node, http, any_ca: !acme.is_empty() };
+    let around = Around {
+        this_node: node.map(|n| Id::Node(n.name.clone())),
+        http,
+        any_ca: !acme.is_empty(),
+        wildcards: !acme.is_empty() && acme.iter().all(|ca| ca.challenge == Some(Challenge::Dns01)),
+        authority: across.authority_line.is_some(),
+        reserved: node.map(|n| serve::reserved(&n.trust_domain)).unwrap_or_default(),
+    };
     for section in sections {
         if let Some((site, source)) = read_site(report, section, &around, across) {
             settings.sites.push(site);
@@ -73,12 +81,18 @@ fn without(http: bool) -> Option<Challenge> {
 }
 
 /// What a site's section is read with.
-struct Around<'a> {
-    this_node: Option<&'a Id>,
+struct Around {
+    this_node: Option<Id>,
     /// Whether plain HTTP is listened for.
     http: bool,
     /// Whether a CA is named.
     any_ca: bool,
+    /// Whether every CA is given the proof that it takes for a wildcard.
+    wildcards: bool,
+    /// Whether the mesh's authority is on this machine.
+    authority: bool,
+    /// Names that are taken for the mesh's own.
+    reserved: Vec<SiteName>,
 }
 
 fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<CaSettings> {
@@ -86,6 +100,22 @@ fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<
     let roots = s.optional(report, "roots", absolute_path);
     let profile = s.optional(report, "profile", profile);
     let challenge = s.optional(report, "challenge", challenge);
+    let dns_command = s.optional(report, "dns_command", absolute_path);
+    match (&challenge, &dns_command) {
+        (Setting::Given(Located { line, value: Challenge::Dns01 }), Setting::Absent) => {
+            let problem = "nothing puts the records into the DNS";
+            let advice = "add dns_command = \"/usr/local/bin/dns-record\"";
+            report.error(Some(*line), s.key("challenge"), Complaint::new(problem, advice));
+        }
+        (Setting::Given(Located { value, .. }), Setting::Given(command))
+            if *value != Challenge::Dns01 =>
+        {
+            let problem = "it is for the challenge \"dns-01\", and another is asked for";
+            let advice = "remove it, or challenge";
+            report.error(Some(command.line), s.key("dns_command"), Complaint::new(problem, advice));
+        }
+        _ => {}
+    }
     if let Setting::Given(Located { line, value: Challenge::Http01 }) = &challenge
         && !http
     {
@@ -94,11 +124,14 @@ fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<
         report.error(Some(*line), s.key("challenge"), complaint);
     }
     s.finish(report);
+    let dns_command = dns_command.given();
+    let by_dns = dns_command.as_ref().map(|_| Challenge::Dns01);
     Some(CaSettings {
         directory: directory?.value,
         roots: roots.given(),
         profile: profile.given(),
-        challenge: challenge.given().or(without(http)),
+        challenge: challenge.given().or(by_dns).or(without(http)),
+        dns_command,
     })
 }
 
@@ -118,13 +151,14 @@ fn is_private(name: &str) -> bool {
     !name.contains('.') || PRIVATE.iter().any(|top| name.ends_with(&format!(".{top}")))
 }
 
-/// Where a site's certificate comes from: `cert` and `key`, or without them a CA.
+/// Where a site's certificate comes from: `cert` and `key`, `acme = "internal"`, or without them a CA.
 fn read_source(
     report: &mut Report<'_>,
     s: &mut Section<'_>,
     names: &Option<Vec<Located<SiteName>>>,
-    around: &Around<'_>,
+    around: &Around,
 ) -> Option<SiteSource> {
+    let internal = s.optional(report, "acme", internal);
     let cert = s.optional(report, "cert", absolute_path);
     let key = s.optional(report, "key", absolute_path);
     let files = match (cert, key) {
@@ -146,24 +180,56 @@ fn read_source(
         }
         _ => return None,
     };
+    if let (Some(_), Setting::Given(given)) = (&files, &internal) {
+        let problem = "the certificate is given as cert and key";
+        let complaint = Complaint::new(problem, "remove them, or acme");
+        report.error(Some(given.line), s.key("acme"), complaint);
+        return None;
+    }
     if let Some(files) = files {
         return Some(SiteSource::Files(files));
     }
+    let all_private =
+        names.as_ref().is_some_and(|n| n.iter().all(|n| is_private(n.value.as_str())));
+    if let Setting::Given(given) = &internal
+        && !around.authority
+    {
+        let problem = "the mesh's authority is not on this machine";
+        let advice = "there, let [acme_server] allow the names; here, name its directory in [[acme]] and remove acme";
+        report.error(Some(given.line), s.key("acme"), Complaint::new(problem, advice));
+        return None;
+    }
+    if matches!(internal, Setting::Given(_)) || around.authority && !around.any_ca && all_private {
+        for (i, name) in names.iter().flatten().enumerate() {
+            if around.reserved.iter().any(|r| overlap(r, &name.value)) {
+                let problem = "members of the mesh are known by such names";
+                let complaint = Complaint::new(problem, "choose a name of the site's own");
+                report.error(Some(name.line), s.element("names", i), complaint);
+            }
+        }
+        return Some(SiteSource::Internal);
+    }
     for (i, name) in names.iter().flatten().enumerate() {
         let complaint = match (name.value.is_wildcard(), is_private(name.value.as_str())) {
-            (true, _) => Complaint::new(
-                "a certificate for a wildcard cannot be ordered",
-                "list the names, or get one elsewhere and give it as cert and key",
+            (true, _) if !around.wildcards => Complaint::new(
+                "a certificate for a wildcard takes the challenge \"dns-01\" of every [[acme]]",
+                "list the names, add a dns_command to [[acme]], or get one elsewhere and give it as cert and key",
             ),
             (_, true) if !around.any_ca => Complaint::new(
                 "no public CA certifies a private name",
-                "give its certificate as cert and key, or name your own ACME server in [[acme]]",
+                "give its certificate as cert and key, or name your own ACME server in [[acme]], as [acme_server] on the authority's machine is one",
             ),
             _ => continue,
         };
         report.error(Some(name.line), s.element("names", i), complaint);
     }
     Some(SiteSource::Acme)
+}
+
+/// Whether any host's name is one of both.
+fn overlap(a: &SiteName, b: &SiteName) -> bool {
+    let one_of = |name: &SiteName| name.as_str().replace('*', "any");
+    within(a, &one_of(b)) || within(b, &one_of(a))
 }
 
 fn defaults() -> EdgeSettings {
@@ -235,7 +301,7 @@ fn listeners(
 fn read_site(
     report: &mut Report<'_>,
     mut s: Section<'_>,
-    around: &Around<'_>,
+    around: &Around,
     across: &mut Across,
 ) -> Option<(SiteSettings, SiteSource)> {
     let names = s.required_list(report, "names", site_name);
@@ -287,7 +353,7 @@ fn read_site(
         to: to?.into_iter().map(|u| u.value).collect(),
         identity: match own.given() {
             Some(name) => Id::Service(name),
-            None => around.this_node?.clone(),
+            None => around.this_node.clone()?,
         },
         hsts: match (hsts, preload) {
             (false, _) => Hsts::Off,

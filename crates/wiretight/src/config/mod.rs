@@ -33,6 +33,7 @@ use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
 use crate::acme::{AcmeSite, CaSettings};
+use crate::internal_certificates::InternalSite;
 use document::read_document;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
@@ -111,7 +112,7 @@ impl Config {
         self.edge.sites.iter().zip(&self.site_certificates).filter_map(
             |(site, source)| match source {
                 SiteSource::Files(files) => Some((&*site.names, files)),
-                SiteSource::Acme => None,
+                SiteSource::Acme | SiteSource::Internal => None,
             },
         )
     }
@@ -120,12 +121,31 @@ impl Config {
     pub(crate) fn acme_sites(&self) -> Vec<AcmeSite> {
         let all = self.edge.sites.iter().zip(&self.site_certificates);
         let ordered = all.filter_map(|(site, source)| match source {
-            SiteSource::Files(_) => None,
+            SiteSource::Files(_) | SiteSource::Internal => None,
             SiteSource::Acme => Some(AcmeSite { names: site.names.clone() }),
         });
         ordered.collect()
     }
+
+    /// The sites whose certificates the authority on this machine issues.
+    pub(crate) fn internal_sites(&self) -> Vec<InternalSite> {
+        let all = self.edge.sites.iter().zip(&self.site_certificates);
+        let internal = all.filter(|(_, source)| **source == SiteSource::Internal);
+        let internal =
+            internal.map(|(site, _)| InternalSite { names: site.names.clone(), ttl: INTERNAL_TTL });
+        let own = self.acme_server.iter();
+        let own = own.map(|s| InternalSite { names: vec![s.name.clone()], ttl: s.ttl });
+        internal.chain(own).collect()
+    }
+
+    /// The commands for dns-01, which are known to a process from its start.
+    pub(crate) fn dns_commands(&self) -> Vec<PathBuf> {
+        self.acme.iter().filter_map(|ca| ca.dns_command.clone()).collect()
+    }
 }
+
+/// Lifetime of a site's certificate from the authority.
+const INTERNAL_TTL: Duration = Duration::from_secs(86_400);
 
 /// `[acme_server]`: the authority as an ACME server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +172,8 @@ pub enum SiteSource {
     Files(SiteFiles),
     /// An ACME server.
     Acme,
+    /// The mesh's authority, on this machine.
+    Internal,
 }
 
 /// The files that hold a site's certificate; absolute paths.

@@ -98,6 +98,7 @@ pub(super) const SITE: Shape = Shape {
         ("to", r#"["127.0.0.1:8080"]"#),
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
+        ("acme", r#""internal""#),
         ("as", r#""web""#),
         ("hsts", "true"),
         ("preload", "false"),
@@ -116,6 +117,7 @@ pub(super) const ACME: Shape = Shape {
         ("roots", r#""/etc/wiretight/acme-roots.pem""#),
         ("profile", r#""shortlived""#),
         ("challenge", r#""tls-alpn-01""#),
+        ("dns_command", r#""/usr/local/bin/dns-record""#),
     ],
 };
 

@@ -262,7 +262,16 @@ pub(super) fn challenge(v: &DeValue<'_>) -> Result<Challenge, Complaint> {
     match text(v)? {
         "http-01" => Ok(Challenge::Http01),
         "tls-alpn-01" => Ok(Challenge::TlsAlpn01),
+        "dns-01" => Ok(Challenge::Dns01),
         other => Err(Complaint::problem(format!("{} is not a challenge", quoted(other)))),
+    }
+}
+
+/// The one value of a site's `acme`.
+pub(super) fn internal(v: &DeValue<'_>) -> Result<(), Complaint> {
+    match text(v)? {
+        "internal" => Ok(()),
+        other => Err(Complaint::problem(format!("{} is not \"internal\"", quoted(other)))),
     }
 }
 

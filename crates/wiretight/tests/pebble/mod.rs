@@ -16,6 +16,9 @@ pub(crate) struct Pebble {
     management: SocketAddr,
     config: PathBuf,
     dns: SocketAddr,
+    /// Where its DNS server is told records, over HTTP.
+    #[allow(dead_code, reason = "not every test that has a Pebble sets records")]
+    pub(crate) records: SocketAddr,
     listen: SocketAddr,
     children: Vec<Child>,
     dir: tempfile::TempDir,
@@ -70,7 +73,7 @@ impl Pebble {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let (listen, management, dns) = (free(), free(), free());
+        let (listen, management, dns, records) = (free(), free(), free(), free());
         let config = serde_json::json!({ "pebble": {
             "listenAddress": listen, "managementListenAddress": management,
             "certificate": cert, "privateKey": key, "httpPort": http, "tlsPort": tls,
@@ -81,7 +84,7 @@ impl Pebble {
         let names = Command::new("pebble-challtestsrv")
             .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", ""])
             .args(["-tlsalpn01", "", "-dns01", &dns.to_string()])
-            .args(["-management", &free().to_string()])
+            .args(["-management", &records.to_string()])
             .stdout(Stdio::null())
             .stderr(fs::File::create(path("dns.log")).unwrap())
             .spawn()
@@ -94,6 +97,7 @@ impl Pebble {
             management,
             config,
             dns,
+            records,
             listen,
             children: vec![names],
             dir,

@@ -1,0 +1,243 @@
+//! The external command that puts records for dns-01 into the DNS (RFC 8555, section 8.4).
+//!
+//! The sandbox lets this process start no program. So a child is started before, which does nothing but run
+//! the commands that the configuration named at the start: `COMMAND present|cleanup NAME VALUE`, as many
+//! tools have it. The child believes nothing of what it is told: only those commands, that name, such values.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use wiretight_keys::web::is_host_name;
+
+/// A command may take this long: it returns when the record is seen everywhere.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Of a command's output, so much is told.
+const MAX_OUTPUT: usize = 1024;
+const MAX_LINE: u64 = 8192;
+
+/// What is to be done with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Verb {
+    /// Add it beside what is there.
+    Present,
+    /// Remove it.
+    Cleanup,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Job {
+    command: PathBuf,
+    verb: Verb,
+    /// The site's name, without `*.`.
+    name: String,
+    value: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Done {
+    error: Option<String>,
+}
+
+/// The way to the child.
+pub(crate) struct DnsHook {
+    socket: std::sync::Mutex<Option<UnixStream>>,
+    line: tokio::sync::Mutex<Option<tokio::io::BufStream<tokio::net::UnixStream>>>,
+}
+
+impl DnsHook {
+    /// Starts the child: to be called before the sandbox is entered. `None` where there is no command.
+    pub(crate) fn start(commands: &[PathBuf]) -> std::io::Result<Option<DnsHook>> {
+        if commands.is_empty() {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let (input, output) = (OwnedFd::from(theirs.try_clone()?), OwnedFd::from(theirs));
+        Command::new("/proc/self/exe")
+            .arg("dns-hook")
+            .args(commands)
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(output))
+            // A signal from the terminal is for us; the child ends when we do.
+            .process_group(0)
+            .spawn()?;
+        Ok(Some(DnsHook { socket: Some(ours).into(), line: None.into() }))
+    }
+
+    /// Has a command run. One at a time.
+    pub(super) async fn run(
+        &self,
+        command: &Path,
+        verb: Verb,
+        name: &str,
+        value: &str,
+    ) -> Result<(), String> {
+        let gone = |e: &dyn std::fmt::Display| {
+            format!("the process that runs dns_command is gone ({e}): restart to have it again")
+        };
+        let mut line = self.line.lock().await;
+        let fresh = self.socket.lock().unwrap_or_else(|p| p.into_inner()).take();
+        if let Some(socket) = fresh {
+            let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
+            *line = Some(tokio::io::BufStream::new(socket));
+        }
+        let Some(stream) = line.as_mut() else { return Err(gone(&"it was before")) };
+        let (command, name, value) = (command.to_owned(), name.to_owned(), value.to_owned());
+        let exchange = async {
+            let mut job = serde_json::to_vec(&Job { command, verb, name, value })?;
+            job.push(b'\n');
+            stream.write_all(&job).await?;
+            stream.flush().await?;
+            let mut answer = String::new();
+            (&mut *stream).take(MAX_LINE).read_line(&mut answer).await?;
+            Ok::<Done, std::io::Error>(serde_json::from_str(&answer)?)
+        };
+        match tokio::time::timeout(PATIENCE * 2, exchange).await {
+            Ok(Ok(Done { error: None })) => Ok(()),
+            Ok(Ok(Done { error: Some(error) })) => Err(error),
+            // What comes later would be taken for another's answer.
+            Ok(Err(error)) => {
+                *line = None;
+                Err(gone(&error))
+            }
+            Err(_) => {
+                *line = None;
+                Err(gone(&"it does not answer"))
+            }
+        }
+    }
+}
+
+/// The child: runs what it is told, of these commands, until its parent is gone.
+pub(crate) fn serve(commands: &[PathBuf]) -> std::io::Result<()> {
+    let mut input = BufReader::new(std::io::stdin().lock());
+    loop {
+        let mut line = String::new();
+        if (&mut input).take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let error = match serde_json::from_str(&line) {
+            Ok(job) => work(commands, &job).err(),
+            Err(error) => Some(error.to_string()),
+        };
+        let mut done = serde_json::to_vec(&Done { error })?;
+        done.push(b'\n');
+        let mut output = std::io::stdout().lock();
+        output.write_all(&done)?;
+        output.flush()?;
+    }
+}
+
+fn work(commands: &[PathBuf], job: &Job) -> Result<(), String> {
+    let Some(command) = commands.iter().find(|c| **c == job.command) else {
+        return Err("this command was not named at the start".into());
+    };
+    // SHA-256 in base64url (RFC 8555, section 8.4).
+    let is_value = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if !is_host_name(&job.name) || job.value.len() != 43 || !job.value.bytes().all(is_value) {
+        return Err("this is no record for dns-01".into());
+    }
+    let verb = match job.verb {
+        Verb::Present => "present",
+        Verb::Cleanup => "cleanup",
+    };
+    let shown = command.display();
+    // A file and not pipes: what the command leaves running holds nothing up.
+    let output = tempfile::tempfile().map_err(|e| format!("no temporary file: {e}"))?;
+    let file = || output.try_clone().map_err(|e| e.to_string());
+    let mut child = Command::new(command)
+        .args([verb, &format!("_acme-challenge.{}.", job.name), &job.value])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(file()?)
+        .stderr(file()?)
+        .process_group(0)
+        .spawn()
+        .map_err(|e| format!("{shown} cannot be run: {e}"))?;
+    let end = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("{shown} {verb} has not ended within {PATIENCE:?}"));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    };
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{shown} {verb} failed ({status}): {}", tail(output))),
+    }
+}
+
+/// The end of what a command said, in one line.
+fn tail(mut output: std::fs::File) -> String {
+    use std::io::{Seek, SeekFrom};
+    let length = output.seek(SeekFrom::End(0)).unwrap_or_default();
+    let from = length.saturating_sub(MAX_OUTPUT as u64);
+    let mut said = Vec::new();
+    let read = output.seek(SeekFrom::Start(from)).and_then(|_| output.read_to_end(&mut said));
+    if read.is_err() {
+        return "and what it said cannot be read".into();
+    }
+    let said = String::from_utf8_lossy(&said);
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let said: String = said.trim().chars().map(printable).collect();
+    if said.is_empty() { "it said nothing".into() } else { said }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_child_runs_the_named_command_with_a_record_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (script, said) = (dir.path().join("hook"), dir.path().join("said"));
+        let text = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\n[ \"$1\" = present ] || {{ echo no such record >&2; exit 3; }}\n",
+            said.display()
+        );
+        std::fs::write(&script, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).unwrap();
+        let value = "a".repeat(43);
+        let job = |command: &Path, verb, name: &str, value: &str| Job {
+            command: command.to_owned(),
+            verb,
+            name: name.into(),
+            value: value.into(),
+        };
+        let commands = [script.clone()];
+        let run = |job| work(&commands, &job);
+        assert_eq!(run(job(&script, Verb::Present, "example.org", &value)), Ok(()));
+        let error = run(job(&script, Verb::Cleanup, "example.org", &value)).unwrap_err();
+        assert!(error.contains("cleanup failed (exit status: 3): no such record"), "{error}");
+        let expected = format!(
+            "present _acme-challenge.example.org. {value}\ncleanup _acme-challenge.example.org. {value}\n"
+        );
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), expected);
+        // Nothing else is run.
+        for job in [
+            job(Path::new("/bin/true"), Verb::Present, "example.org", &value),
+            job(&script, Verb::Present, "example.org; rm -rf /", &value),
+            job(&script, Verb::Present, "-x", &value),
+            job(&script, Verb::Present, "example.org", "$(id)"),
+            job(&script, Verb::Present, "example.org", &"a".repeat(44)),
+        ] {
+            assert!(run(job).is_err());
+        }
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), expected);
+    }
+}

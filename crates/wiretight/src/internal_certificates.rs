@@ -1,0 +1,129 @@
+//! Certificates of sites from the mesh's own authority, on its machine: for private names, at once. Clients
+//! trust them by the mesh's root bundle. They are kept in memory alone and renewed at half of their life.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use wiretight_keys::{Signer, SigningKey, x509};
+use wiretight_proxy::Certificates;
+use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::edge::{SiteCertificate, Source};
+use wiretight_proxy::mesh::now;
+
+use crate::authority::AuthorityHandle;
+use crate::daemon::chain;
+
+/// The clock is looked at this often.
+const TICK: Duration = Duration::from_secs(10);
+
+/// A site whose certificate the authority issues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InternalSite {
+    /// Its names.
+    pub names: Vec<SiteName>,
+    /// Lifetime of its certificates.
+    pub ttl: Duration,
+}
+
+/// Keeps the certificates of such sites.
+pub(crate) struct InternalCertificates {
+    authority: AuthorityHandle,
+    edge: Arc<Certificates>,
+    sites: Mutex<Vec<InternalSite>>,
+    errors: Mutex<BTreeMap<String, String>>,
+    held: tokio::sync::Mutex<Vec<Held>>,
+    woken: Notify,
+}
+
+struct Held {
+    site: InternalSite,
+    certificate: Arc<SiteCertificate>,
+    renew_at: u64,
+}
+
+impl InternalCertificates {
+    pub(crate) fn new(authority: AuthorityHandle, edge: Arc<Certificates>) -> Arc<Self> {
+        let (sites, errors, held, woken) = Default::default();
+        Arc::new(InternalCertificates { authority, edge, sites, errors, held, woken })
+    }
+
+    /// These are to have certificates from now on; when this returns they have, or there is an error.
+    pub(crate) async fn update(&self, sites: Vec<InternalSite>) {
+        *lock(&self.sites) = sites;
+        self.step().await;
+        self.woken.notify_one();
+    }
+
+    /// Why a site has no new certificate, by its first name.
+    pub(crate) fn errors(&self) -> BTreeMap<String, String> {
+        lock(&self.errors).clone()
+    }
+
+    /// Renews, for good.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = self.woken.notified() => {}
+            }
+            self.step().await;
+        }
+    }
+
+    async fn step(&self) {
+        let mut held = self.held.lock().await;
+        let sites = lock(&self.sites).clone();
+        let before = held.len();
+        held.retain(|h| sites.contains(&h.site));
+        let (mut changed, mut errors) = (held.len() != before, BTreeMap::new());
+        for site in sites {
+            let at = held.iter().position(|h| h.site == site);
+            if at.is_some_and(|i| held[i].renew_at > now()) {
+                continue;
+            }
+            match self.issue(&site).await {
+                Ok(certificate) => {
+                    let life = certificate.period().not_after.saturating_sub(now());
+                    let renew_at = now() + life / 2;
+                    held.extend(at.is_none().then(|| Held {
+                        site: site.clone(),
+                        certificate: certificate.clone(),
+                        renew_at,
+                    }));
+                    if let Some(i) = at {
+                        (held[i].certificate, held[i].renew_at) = (certificate, renew_at);
+                    }
+                    changed = true;
+                }
+                Err(error) => {
+                    let error = chain(&*error);
+                    let title = site.names.first().map(ToString::to_string).unwrap_or_default();
+                    tracing::error!(site = title, error, "no new certificate from the authority");
+                    errors.insert(title, error);
+                }
+            }
+        }
+        *lock(&self.errors) = errors;
+        if changed {
+            let by_name = held.iter().flat_map(|h| {
+                h.site.names.iter().map(|name| (name.clone(), h.certificate.clone()))
+            });
+            self.edge.set(Source::Authority, by_name.collect());
+        }
+    }
+
+    async fn issue(&self, site: &InternalSite) -> anyhow::Result<Arc<SiteCertificate>> {
+        let (key, names) =
+            (SigningKey::generate()?, site.names.iter().map(ToString::to_string).collect());
+        let issued = self.authority.issue_web(names, &key.public_key(), site.ttl).await?;
+        let (pem, key) = (x509::to_pem(&issued), key.to_pem());
+        let certificate = SiteCertificate::from_pem(pem.as_bytes(), key.as_bytes(), &site.names)?;
+        Ok(Arc::new(certificate))
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
