@@ -31,6 +31,7 @@ use crate::internal_certificates::InternalCertificates;
 use crate::private_dir::PrivateDir;
 use crate::sandbox::{self, Sandbox};
 use crate::site_certificates::{self, FileCertificates};
+use crate::site_health;
 
 /// The longest list of connections in a status.
 const CONNECTIONS: usize = 1000;
@@ -256,7 +257,7 @@ async fn serve(
         internal.update(config.internal_sites()).await;
         tokio::spawn(internal.clone().run());
     }
-    let edge = Edge::start(&relay, certificates, BTreeMap::new(), workers)?;
+    let edge = Edge::start(&relay, certificates, site_health::load(&state), workers)?;
     edge.apply(&config.edge)?;
     if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
         acme_server::serve::start(&config, section, authority, store)?;
@@ -282,6 +283,7 @@ async fn serve(
     tokio::spawn(enforce(daemon.clone()));
     tokio::spawn(daemon.site_files.clone().watch());
     tokio::spawn(daemon.acme.clone().run());
+    tokio::spawn(site_health::keep(daemon.clone(), PrivateDir::open(&state_dir)?));
     tokio::spawn(watchdog());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(%node, %trust_domain, version, workers, "the node runs");
@@ -315,6 +317,9 @@ async fn serve(
         _ = interrupt.recv() => {}
     }
     daemon.drain(Duration::ZERO).await;
+    if let Err(error) = site_health::save(&state, &daemon.edge_status()) {
+        tracing::warn!(%error, "what is known of the sites could not be kept");
+    }
     daemon.agent.shutdown().await;
     if let Some(authority) = &daemon.authority {
         authority.shutdown().await;
@@ -594,6 +599,11 @@ impl Daemon {
         });
         self.config.store(Arc::new(new));
         Ok(summary)
+    }
+
+    /// The edge alone.
+    pub(crate) fn edge_status(&self) -> EdgeStatus {
+        self.edge.status()
     }
 
     /// Renews all identities now.

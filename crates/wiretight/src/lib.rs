@@ -22,3 +22,4 @@ pub mod logging;
 pub mod private_dir;
 pub mod sandbox;
 mod site_certificates;
+mod site_health;

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
+
 use super::rig::*;
 use super::traffic::{curl, nginx};
 
@@ -216,4 +218,40 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
     fs::rename(&new_key, &edge.key).unwrap();
     wait_for("the new one is served", || edge.curl(&[], "/").code == Some(0));
     edge.node.cli(&["reload"]).good();
+}
+
+#[test]
+fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_file_is_damaged() {
+    if !has(&["nginx", "curl", "openssl"]) {
+        return;
+    }
+    let mut edge = Edge::new();
+    let promise = |edge: &Edge| {
+        let head = edge.curl(&["-D", "-", "-o", "/dev/null"], "/").good().out;
+        let line = head.lines().find_map(|l| l.strip_prefix("strict-transport-security: "));
+        line.unwrap().to_owned()
+    };
+    let file = edge.node.state().join("sites.json");
+    assert_eq!(promise(&edge), "max-age=300");
+    let restart = |edge: &mut Edge| {
+        edge.node.kid().signal(Signal::TERM);
+        assert!(edge.node.kid().ended(ms(60_000)).is_some(), "it does not end");
+        let kept: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        kept
+    };
+    let mut kept = restart(&mut edge);
+    let since = kept["healthy_since"][NAME].as_u64().unwrap();
+    assert!(since <= kept["at"].as_u64().unwrap());
+    // As it stands two hours later; what was while it was down does not count.
+    kept["healthy_since"][NAME] = (since - 7200).into();
+    fs::write(&file, kept.to_string()).unwrap();
+    edge.node.start();
+    edge.node.ready();
+    assert_eq!(promise(&edge), "max-age=86400");
+    restart(&mut edge);
+    fs::write(&file, "{ torn").unwrap();
+    edge.node.start();
+    edge.node.ready();
+    assert_eq!(promise(&edge), "max-age=300");
+    assert!(edge.node.log().contains("begin anew"));
 }

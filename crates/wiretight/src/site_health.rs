@@ -1,0 +1,95 @@
+//! Since when sites have been serving with certificates that hold, across restarts: what is promised to
+//! browsers (HSTS) grows with it, and a restart begins nothing anew. Time in which nothing served counts for
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wiretight_proxy::edge::EdgeStatus;
+use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::mesh::now;
+
+use crate::daemon::Daemon;
+use crate::private_dir::{FileError, PrivateDir};
+
+const FILE: &str = "sites.json";
+const MAX_FILE: usize = 4 << 20;
+/// A process that is killed loses so much.
+const EVERY: Duration = Duration::from_secs(300);
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    /// When this was written, seconds since 1970.
+    at: u64,
+    /// Since when, by the site's first name.
+    healthy_since: BTreeMap<String, u64>,
+}
+
+/// What an earlier run has left. What cannot be read, or was written by a clock that was ahead, is as good as
+/// nothing: promises begin small.
+pub(crate) fn load(dir: &PrivateDir) -> BTreeMap<SiteName, u64> {
+    let bytes = match dir.read(FILE, MAX_FILE) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!(%error, "promises to browsers (HSTS) begin anew");
+            return BTreeMap::new();
+        }
+    };
+    let kept = serde_json::from_slice::<Kept>(&bytes);
+    let Ok(kept) = kept.inspect_err(|error| {
+        tracing::warn!(file = FILE, %error, "promises to browsers (HSTS) begin anew");
+    }) else {
+        return BTreeMap::new();
+    };
+    since_now(kept, now())
+}
+
+fn since_now(kept: Kept, now: u64) -> BTreeMap<SiteName, u64> {
+    let Some(away) = now.checked_sub(kept.at) else { return BTreeMap::new() };
+    let good = kept.healthy_since.into_iter().filter(|(_, since)| *since <= kept.at);
+    good.filter_map(|(name, since)| Some((name.parse().ok()?, since + away))).collect()
+}
+
+/// Notes what is so now.
+pub(crate) fn save(dir: &PrivateDir, status: &EdgeStatus) -> Result<(), FileError> {
+    if status.sites.is_empty() {
+        return Ok(());
+    }
+    let sites = status.sites.iter();
+    let healthy_since =
+        sites.filter_map(|s| Some((s.names.first()?.clone(), s.healthy_since?))).collect();
+    let kept = Kept { at: now(), healthy_since };
+    dir.write(FILE, &serde_json::to_vec(&kept).unwrap_or_default())
+}
+
+/// Notes it again and again.
+pub(crate) async fn keep(daemon: Arc<Daemon>, dir: PrivateDir) {
+    let dir = Arc::new(dir);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let (dir, status) = (dir.clone(), daemon.edge_status());
+        let saved = tokio::task::spawn_blocking(move || save(&dir, &status)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(%error, "what is known of the sites could not be kept");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_counts_for_nothing_and_a_clock_that_was_ahead_for_less() {
+        let kept = |at, since| Kept { at, healthy_since: [("a.example".into(), since)].into() };
+        let name: SiteName = "a.example".parse().unwrap();
+        assert_eq!(since_now(kept(1000, 400), 1000)[&name], 400);
+        // An hour away: it is healthy for 600 s still.
+        assert_eq!(since_now(kept(1000, 400), 4600)[&name], 4000);
+        assert!(since_now(kept(1000, 400), 999).is_empty());
+        assert!(since_now(kept(1000, 1001), 1000).is_empty());
+    }
+}
