@@ -174,6 +174,11 @@ impl Client {
         let (site, authority) = self.site(&parts)?;
         story.site = Some(site.clone());
         self.may(&site)?;
+        if self.http != Http::H1 && headers::is_malformed(&parts.headers) {
+            let text = "the header is malformed";
+            self.workshop.table.refuse(self.from, "malformed_http", text);
+            return Err(Refused(StatusCode::BAD_REQUEST, text));
+        }
         if parts.method == Method::CONNECT && switch.is_none() {
             return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "this is no tunnel"));
         }
