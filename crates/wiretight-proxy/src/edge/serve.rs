@@ -396,6 +396,7 @@ struct Template {
 
 impl Template {
     fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
+        let has_end = body.is_end_stream() || body.size_hint().exact().is_some();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
@@ -404,6 +405,10 @@ impl Template {
             Speaks::Http1 => {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
+                }
+                // Else the library takes it that a GET has no body, and drops it.
+                if !has_end && !headers.contains_key(header::CONTENT_LENGTH) {
+                    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                 }
                 *request.uri_mut() = self.path.clone().into();
             }
