@@ -439,11 +439,12 @@ fn hidden(n: usize) -> String {
 
 /// A program behind the edge, and what it logs.
 struct Backend {
+    // Before its folder.
+    _program: Program,
     at: SocketAddr,
     dir: TempDir,
     /// Whether it reads a body before it answers, and says how long that was.
     reads: bool,
-    _program: Program,
 }
 
 impl Backend {
@@ -461,7 +462,7 @@ impl Backend {
         let log = File::create(dir.path().join("log")).unwrap();
         let program = Program::start_into(&mut command, log);
         eventually("the program listens", || TcpStream::connect(at).is_ok());
-        Backend { at, dir, reads, _program: program }
+        Backend { _program: program, at, dir, reads }
     }
 
     fn nginx() -> Backend {
