@@ -239,7 +239,6 @@ fn floods_of_pings_and_settings_end_the_connection() {
         let served = is_served(&rig);
         tokio::join!(deaf(&ping), deaf(&settings), idle(&ping), idle(&settings), served);
     });
-    assert!(rig.refused("stalled") >= 2);
 }
 
 #[test]

@@ -29,6 +29,8 @@ enum Fate {
     Served(Body),
     /// It arrives, and the connection ends: the client said so, or its version does.
     Last(Body),
+    /// It arrives, and what stands behind it is answered this and closed.
+    Then(u16),
     /// It arrives, or the program refuses it; what follows it arrives.
     Passed,
     /// The edge answers this and closes, and nothing of it arrives.
@@ -47,7 +49,7 @@ enum Body {
 }
 
 use Body::{Bytes, Hidden};
-use Fate::{Broken, Last, Own, Passed, Refused, Served};
+use Fate::{Broken, Last, Own, Passed, Refused, Served, Then};
 
 /// A probe: what it is, its bytes, and its fate. In the bytes, `@P` is its path, `@H` the name of the site,
 /// `@S` the hidden request, `@L` the length of that, `@X` in hexadecimal, and `@M` five more.
@@ -402,6 +404,21 @@ fn probes() -> Vec<Probe> {
     }
     add("a long extension", chunked(&format!("@X;{}\r\n@S\r\n0\r\n\r\n", "x".repeat(300))), Broken);
 
+    // Behind a good one, on the same connection.
+    for (behind, status) in [
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        ("\r\n", 400),
+        ("\0", 400),
+        ("0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\nHost: @H\n\n@S", 400),
+        ("POST / HTTP/1.1\r\nHost: @H\r\nContent-Length: 0\r\nContent-Length: @L\r\n\r\n@S", 400),
+        ("GET / HTTP/1.1\r\nHost: @H\r\nx: y\r\n z\r\n\r\n@S", 400),
+    ] {
+        let good = post("Content-Length: @L\r\n", "@S");
+        add(&format!("behind a length: {behind:?}"), good + behind, Then(status));
+        add(&format!("behind chunks: {behind:?}"), chunked(whole) + behind, Then(status));
+    }
+
     // Sizes.
     let long = |n: usize| lf("x: y", &format!("x: {}", "y".repeat(n)));
     add("a long header", long(6000), Served(Hidden));
@@ -696,6 +713,10 @@ fn judge(
     let right = match probe.fate {
         Served(body) => paths == both && told == both && statuses == [200, 200] && arrived(body),
         Last(body) => paths == both[..1] && told == both[..1] && statuses == [200] && arrived(body),
+        Then(status) => {
+            let refused = statuses == [200, status] || statuses == [200] && pieces == Pieces::Many;
+            paths == both[..1] && told == both[..1] && refused && arrived(Hidden)
+        }
         Passed => {
             let last = statuses.last() == Some(&200) && told.last() == Some(&both[1]);
             last && paths.last() == Some(&second) && answers.len() == 2 && paths.len() <= 2
