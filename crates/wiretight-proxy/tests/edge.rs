@@ -66,6 +66,18 @@ fn a_connection_is_kept_and_bodies_of_both_kinds_go_through() {
 }
 
 #[test]
+fn the_body_of_a_get_goes_through_too() {
+    let rig = one();
+    let answer = rig.get("GET /headers HTTP/1.1\r\n");
+    assert!(!answer.contains("chunked"), "{answer}");
+    let mut raw = rig.raw();
+    let head = format!("GET /echo HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n");
+    raw.send(&format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"));
+    let answer = raw.rest();
+    assert!(answer.contains("\r\n5\r\nhello\r\n0\r\n"), "{answer}");
+}
+
+#[test]
 fn http2_goes_through_with_trailers_and_many_at_a_time() {
     let rig = one();
     run(async {

@@ -9,9 +9,14 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 use super::settings::Limits;
 use super::strict::{Framing, Phase, Violation};
+
+/// Requests that a client of HTTP/2 may take back before they are answered, beyond those that it waited for.
+/// Each has cost a program its work, however few there were at a time (CVE-2023-44487).
+const MAX_TAKEN_BACK: usize = 1000;
 
 /// What a client may send ahead of the answer to a request for another protocol.
 const MAX_AHEAD: usize = 64 * 1024;
@@ -21,6 +26,8 @@ const MAX_AHEAD: usize = 64 * 1024;
 pub(crate) struct Activity {
     born: Instant,
     requests: AtomicUsize,
+    taken_back: AtomicUsize,
+    enough: Notify,
     /// The answer was 101: the bytes are no longer HTTP.
     upgraded: AtomicBool,
     /// Milliseconds since `born`, plus one; 0 for none.
@@ -39,6 +46,8 @@ pub(crate) enum Overdue {
     Head,
     /// An answer that is not taken.
     Reading,
+    /// Not slow, but hasty: too many requests were taken back.
+    TakenBack,
 }
 
 impl Activity {
@@ -46,6 +55,8 @@ impl Activity {
         Arc::new(Activity {
             born: Instant::now(),
             requests: AtomicUsize::new(0),
+            taken_back: AtomicUsize::new(0),
+            enough: Notify::new(),
             upgraded: AtomicBool::new(false),
             rest_since: AtomicU64::new(1),
             head_since: AtomicU64::new(0),
@@ -58,6 +69,11 @@ impl Activity {
     pub(crate) fn request(self: &Arc<Activity>) -> InFlight {
         self.requests.fetch_add(1, Relaxed);
         InFlight(self.clone())
+    }
+
+    /// An answer is awaited, until that says otherwise or is dropped.
+    pub(crate) fn asked(self: &Arc<Activity>) -> Asked {
+        Asked(Some(self.clone()))
     }
 
     /// From here on the bytes belong to another protocol.
@@ -90,12 +106,15 @@ impl Activity {
         since > 0 && self.clock().saturating_sub(since) > limit.as_millis() as u64
     }
 
-    /// Ends when the peer has stood still for too long.
+    /// Ends when the peer has stood still for too long, or taken back too much.
     pub(crate) async fn overdue(&self, limits: &Limits) -> Overdue {
         let shortest = limits.head.min(limits.body).min(limits.idle);
         let mut tick = tokio::time::interval((shortest / 2).max(Duration::from_millis(10)));
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                _ = self.enough.notified() => return Overdue::TakenBack,
+            }
             if self.is_upgraded() {
                 continue;
             }
@@ -120,6 +139,28 @@ impl Drop for InFlight {
         self.0.rest_since.store(self.0.clock(), Relaxed);
         self.0.requests.fetch_sub(1, Relaxed);
         self.0.wake();
+    }
+}
+
+/// A request that is not answered.
+pub(crate) struct Asked(Option<Arc<Activity>>);
+
+impl Asked {
+    /// It is now, which makes up for one that was not.
+    pub(crate) fn answered(mut self) {
+        if let Some(activity) = self.0.take() {
+            let _ = activity.taken_back.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(activity) = &self.0
+            && activity.taken_back.fetch_add(1, Relaxed) >= MAX_TAKEN_BACK
+        {
+            activity.enough.notify_one();
+        }
     }
 }
 

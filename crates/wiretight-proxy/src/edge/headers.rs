@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::strict::MAX_LENGTH_DIGITS;
+
 /// Those that concern one connection only (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -52,6 +54,24 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// Whether a request of HTTP/2 or 3 says what it may not: something that concerns one connection (RFC 9113,
+/// section 8.2.2; RFC 9114, section 4.2), or a length that is none. In HTTP/1 it would cut the bytes elsewhere.
+pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
+    let told = |name: &HeaderName| {
+        let may = [header::TE, header::PROXY_AUTHORIZATION].contains(name);
+        !may && headers.contains_key(name)
+    };
+    let mut te = headers.get_all(header::TE).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_length = |value: &HeaderValue| {
+        let digits = value.as_bytes();
+        (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+    };
+    HOP_BY_HOP.iter().any(told)
+        || te.any(|v| !v.as_bytes().eq_ignore_ascii_case(b"trailers"))
+        || lengths.next().is_some_and(|first| !is_length(first) || lengths.next().is_some())
 }
 
 /// Whether the client takes trailers.
@@ -184,6 +204,35 @@ mod tests {
         assert_eq!(lines(&headers), ["accept: */*"]);
         let headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(upgrade(&headers).unwrap(), "websocket");
+    }
+
+    #[test]
+    fn requests_of_http2_and_3_that_would_be_others_in_http1_are_malformed() {
+        for good in [
+            &[("te", "trailers"), ("te", "Trailers")][..],
+            &[("proxy-authorization", "x")],
+            &[("content-length", "0")],
+            &[("content-length", "000000000000000005")],
+            &[],
+        ] {
+            assert!(!is_malformed(&map(good)), "{good:?}");
+        }
+        for bad in [
+            &[("te", "gzip")][..],
+            &[("te", "trailers"), ("te", "trailers, gzip")],
+            &[("connection", "close")],
+            &[("transfer-encoding", "chunked")],
+            &[("upgrade", "websocket")],
+            &[("keep-alive", "timeout=5")],
+            &[("proxy-connection", "close")],
+            &[("content-length", "")],
+            &[("content-length", "+5")],
+            &[("content-length", "5, 5")],
+            &[("content-length", "5"), ("content-length", "5")],
+            &[("content-length", "0000000000000000005")],
+        ] {
+            assert!(is_malformed(&map(bad)), "{bad:?}");
+        }
     }
 
     #[test]

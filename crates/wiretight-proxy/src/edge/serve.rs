@@ -174,6 +174,11 @@ impl Client {
         let (site, authority) = self.site(&parts)?;
         story.site = Some(site.clone());
         self.may(&site)?;
+        if self.http != Http::H1 && headers::is_malformed(&parts.headers) {
+            let text = "the header is malformed";
+            self.workshop.table.refuse(self.from, "malformed_http", text);
+            return Err(Refused(StatusCode::BAD_REQUEST, text));
+        }
         if parts.method == Method::CONNECT && switch.is_none() {
             return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "this is no tunnel"));
         }
@@ -391,6 +396,7 @@ struct Template {
 
 impl Template {
     fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
+        let has_end = body.is_end_stream() || body.size_hint().exact().is_some();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
@@ -399,6 +405,10 @@ impl Template {
             Speaks::Http1 => {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
+                }
+                // Else the library takes it that a GET has no body, and drops it.
+                if !has_end && !headers.contains_key(header::CONTENT_LENGTH) {
+                    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                 }
                 *request.uri_mut() = self.path.clone().into();
             }

@@ -14,7 +14,7 @@ const MAX_EXTENSION: usize = 256;
 /// Digits of a chunk's size: up to 2^60.
 const MAX_CHUNK_DIGITS: usize = 15;
 /// Digits of a Content-Length: more than any file, less than 2^63.
-const MAX_LENGTH_DIGITS: usize = 18;
+pub(crate) const MAX_LENGTH_DIGITS: usize = 18;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

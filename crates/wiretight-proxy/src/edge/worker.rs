@@ -384,7 +384,8 @@ impl Worker {
                     let _ = timeout(limits.head, connection.as_mut()).await;
                     return;
                 }
-                self.shared.table.refuse(from, "stalled", stalled(why));
+                let reason = if why == Overdue::TakenBack { "taken_back" } else { "stalled" };
+                self.shared.table.refuse(from, reason, overdue(why));
             }
         }
     }
@@ -423,7 +424,10 @@ fn answer(
     async move {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
-        Ok(client.answer(request, Source::Incoming(body), in_flight).await)
+        let asked = client.activity.asked();
+        let answer = client.answer(request, Source::Incoming(body), in_flight).await;
+        asked.answered();
+        Ok(answer)
     }
 }
 
@@ -433,11 +437,12 @@ fn note(ended: Result<(), hyper::Error>) {
     }
 }
 
-fn stalled(why: Overdue) -> &'static str {
+fn overdue(why: Overdue) -> &'static str {
     match why {
         Overdue::Head => "the head of a request did not come in time",
         Overdue::Reading => "the client does not take its answer",
         Overdue::Idle => "nothing was asked",
+        Overdue::TakenBack => "the client takes back its requests before they are answered",
     }
 }
 

@@ -357,10 +357,10 @@ pub fn http_backend(name: &'static str, h2c: bool) -> SocketAddr {
     addr
 }
 
-/// Runs a future to its end, which must come within half a minute.
+/// Runs a future to its end, which must come within two minutes.
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(30), future).await.expect("in time")
+        tokio::time::timeout(Duration::from_secs(120), future).await.expect("in time")
     })
 }

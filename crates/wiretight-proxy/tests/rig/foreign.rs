@@ -1,5 +1,6 @@
 //! Programs that are not ours: where they are, and what they need to be peers.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -54,6 +55,11 @@ impl Program {
     pub fn start(command: &mut Command) -> Program {
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         Program(command.spawn().unwrap())
+    }
+
+    /// The same, and what it prints goes into a file.
+    pub fn start_into(command: &mut Command, log: File) -> Program {
+        Program(command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Sends a word through it, which comes back.

@@ -4,6 +4,7 @@
 
 pub mod edge;
 pub mod foreign;
+pub mod frames;
 pub mod tls;
 
 use std::collections::BTreeMap;
