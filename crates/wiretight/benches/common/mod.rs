@@ -55,9 +55,13 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
+/// A path that the caller gave. Cargo runs a bench in its package's folder; PWD still names the caller's.
+pub(crate) fn callers_path(path: &Path) -> PathBuf {
+    PathBuf::from(std::env::var_os("PWD").unwrap_or_default()).join(path)
+}
+
 /// Writes to the file that `--json` names.
 pub(crate) fn write_json(file: &Path, text: &str) -> anyhow::Result<()> {
-    // Cargo runs a bench in its package's folder; PWD still names the caller's.
-    let file = PathBuf::from(std::env::var_os("PWD").unwrap_or_default()).join(file);
+    let file = callers_path(file);
     std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }

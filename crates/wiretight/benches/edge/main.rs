@@ -18,7 +18,7 @@ mod systems;
 use std::{
     env, fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -56,6 +56,9 @@ struct Args {
     /// Connections to hold open for idle memory [default: 2000, quick: 500]
     #[arg(long, value_name = "N")]
     idle_conns: Option<usize>,
+    /// Another build of wiretight to compare with, such as one before a change
+    #[arg(long, value_name = "PROGRAM")]
+    other: Option<PathBuf>,
     /// Write every round to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -138,7 +141,10 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let mut installed = Vec::new();
     let mut running = Vec::new();
-    for system in or_all(&args.systems) {
+    let other = args.other.as_deref().map(common::callers_path);
+    let other = other.as_deref();
+    let systems = or_all(&args.systems).into_iter().chain(other.map(|_| System::Other));
+    for system in systems {
         let Some(version) = system.version() else {
             println!(
                 "skipped: {} is not installed (docs/benchmarks.md names the packages)",
@@ -147,7 +153,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             continue;
         };
         installed.push((system, version));
-        running.push(start(&lab, &load, system).await?);
+        running.push(start(&lab, &load, system, other).await?);
     }
     let mut report = Report::new(scale, installed, Floor::measure(&load).await?);
     report.print_header();
@@ -166,7 +172,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 eprintln!("round {number} of {all}: {}, {}", workload.key(), system.name());
                 // Freed heap of other workloads would hide the cost of idle connections.
                 let fresh = match workload {
-                    Workload::Idle => Some(start(&lab, &load, system).await?),
+                    Workload::Idle => Some(start(&lab, &load, system, other).await?),
                     _ => None,
                 };
                 let server = fresh.as_ref().unwrap_or(server);
@@ -200,10 +206,15 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Starts a system and waits until a request crosses it; on failure the error ends in its log.
-async fn start(lab: &Lab, load: &Load, system: System) -> anyhow::Result<Server> {
+async fn start(
+    lab: &Lab,
+    load: &Load,
+    system: System,
+    other: Option<&Path>,
+) -> anyhow::Result<Server> {
     let name = system.name();
     let server =
-        systems::start(lab, system).await.with_context(|| format!("cannot start {name}"))?;
+        systems::start(lab, system, other).await.with_context(|| format!("cannot start {name}"))?;
     load.wait_until_it_answers(&server, Duration::from_secs(20))
         .await
         .with_context(|| format!("{name} does not carry a request\n{}", server.log()))?;

@@ -37,6 +37,9 @@ pub(crate) enum System {
     Haproxy,
     Caddy,
     Wiretight,
+    /// Another build of it.
+    #[value(skip)]
+    Other,
 }
 
 impl System {
@@ -47,6 +50,7 @@ impl System {
             Self::Haproxy => "haproxy",
             Self::Caddy => "caddy",
             Self::Wiretight => "wiretight",
+            Self::Other => "other",
         }
     }
 
@@ -58,6 +62,7 @@ impl System {
             Self::Haproxy => first_line(program("haproxy")?.arg("-v")),
             Self::Caddy => first_line(caddy()?.arg("version")),
             Self::Wiretight => node::version(),
+            Self::Other => Some("the build of --other".to_owned()),
         }
     }
 
@@ -66,7 +71,9 @@ impl System {
         match workload {
             Workload::H1Small | Workload::H1Large => true,
             Workload::H2 | Workload::X25519 | Workload::Idle => self != Self::Null,
-            Workload::H3 | Workload::Mlkem => matches!(self, Self::Caddy | Self::Wiretight),
+            Workload::H3 | Workload::Mlkem => {
+                !matches!(self, Self::Null | Self::Nginx | Self::Haproxy)
+            }
         }
     }
 
@@ -99,8 +106,12 @@ impl Server {
     }
 }
 
-/// Starts a system. It may not be listening yet.
-pub(crate) async fn start(lab: &Lab, system: System) -> anyhow::Result<Server> {
+/// Starts a system. It may not be listening yet. `other` is the program of [`System::Other`].
+pub(crate) async fn start(
+    lab: &Lab,
+    system: System,
+    other: Option<&Path>,
+) -> anyhow::Result<Server> {
     let run = lab.run(system.name())?;
     let entry = lab.free_address()?;
     let process = match system {
@@ -108,7 +119,10 @@ pub(crate) async fn start(lab: &Lab, system: System) -> anyhow::Result<Server> {
         System::Nginx => start_nginx(&run, entry)?,
         System::Haproxy => start_haproxy(&run, entry)?,
         System::Caddy => start_caddy(&run, entry)?,
-        System::Wiretight => start_wiretight(&run, entry).await?,
+        System::Wiretight => start_wiretight(Path::new(node::WIRETIGHT), &run, entry).await?,
+        System::Other => {
+            start_wiretight(other.context("--other names no program")?, &run, entry).await?
+        }
     };
     Ok(Server { system, entry, process })
 }
@@ -213,7 +227,11 @@ https://{PEER_NAME}:{port} {{
 }
 
 /// An authority of its own with one site, as a machine alone has it.
-async fn start_wiretight(run: &Run<'_>, entry: SocketAddr) -> anyhow::Result<Process> {
+async fn start_wiretight(
+    program: &Path,
+    run: &Run<'_>,
+    entry: SocketAddr,
+) -> anyhow::Result<Process> {
     let [admin, authority, http] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.free_address()?];
     let sections = format!(
@@ -234,7 +252,7 @@ key = \"{key}\"
         key = run.pem("peer.key"),
     );
     let config = node::config(run, "edge", admin, &sections)?;
-    let mut wiretight = Command::new(node::WIRETIGHT);
+    let mut wiretight = Command::new(program);
     wiretight.args(["run", "--config"]).arg(config).env("WIRETIGHT_LOG", "access=off,info");
     let process = run.spawn("edge", &mut pinned(wiretight))?;
     node::wait_until_ready(admin, &process).await?;
