@@ -21,6 +21,11 @@ const MAX_TAKEN_BACK: usize = 1000;
 /// What a client may send ahead of the answer to a request for another protocol.
 const MAX_AHEAD: usize = 64 * 1024;
 
+/// The least and the most that is read at a time. The room for it is zeroed each time, so there is little of
+/// it for a peer that sends little.
+const ROOM_MIN: usize = 1024;
+const ROOM_MAX: usize = 16 * 1024;
+
 /// What goes on at a connection. Shared by its two directions, its requests and its clock.
 #[derive(Debug)]
 pub(crate) struct Activity {
@@ -237,6 +242,8 @@ pub(crate) struct Strict<T> {
     io: T,
     activity: Arc<Activity>,
     framing: Framing,
+    /// What is read next, at most.
+    room: usize,
     /// Read and not yet let through.
     held: Vec<u8>,
     /// So much of `held` was looked at, and so much of that may go on.
@@ -259,6 +266,7 @@ impl<T> Strict<T> {
             io,
             activity,
             framing: Framing::default(),
+            room: ROOM_MIN,
             held: Vec::new(),
             looked: 0,
             free: 0,
@@ -353,10 +361,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
                 this.free += release;
                 continue;
             }
-            let room = buf.initialize_unfilled();
+            let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
             let mut fresh = ReadBuf::new(room);
             ready!(Pin::new(&mut this.io).poll_read(cx, &mut fresh))?;
             let n = fresh.filled().len();
+            this.room = (n + 1).next_power_of_two().clamp(ROOM_MIN, ROOM_MAX);
             if n == 0 {
                 return Poll::Ready(Ok(()));
             }

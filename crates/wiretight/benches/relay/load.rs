@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{loopback, procfs, systems::Pair};
+use crate::{
+    common::{loopback, procfs},
+    systems::Pair,
+};
 
 const FRAME: usize = 128;
 const RESPONSE: usize = 256;
@@ -98,7 +101,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     // What the first connection makes a process load and set up is not a cost of the 500th.
     drop(connect_and_ask(fresh.entry, 0).await?);
     sleep(SETTLE).await;
-    let before = procfs::pss_kib(&fresh.pids())?;
+    let before = procfs::memory(&fresh.pids())?.pss_kib;
     let mut outcome = Outcome::default();
     let mut open = Vec::new();
     for number in 0..count {
@@ -108,7 +111,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
         }
     }
     sleep(Duration::from_secs(2)).await;
-    let after = procfs::pss_kib(&fresh.pids())?;
+    let after = procfs::memory(&fresh.pids())?.pss_kib;
     // Idle is not dead.
     for stream in &mut open {
         if let Err(error) = ask(stream, 0).await {

@@ -6,27 +6,26 @@
 //! process and are not counted, but they share the machine's cores, so compare rows of one run and
 //! not figures of two runs.
 //!
-//! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays,
-//! [`null_relay`] is the floor (a pair without TLS), [`procfs`] reads what they cost, [`report`]
+//! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays (the floor is
+//! a pair without TLS, [`common::null_relay`]), [`common::procfs`] reads what they cost, [`report`]
 //! prints it.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod load;
-mod null_relay;
-mod procfs;
 mod report;
 mod systems;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    common::{null_relay, or_all, process::Lab},
     load::Outcome,
     report::{Report, Sample},
-    systems::{Lab, Pair, System},
+    systems::{Pair, System},
 };
 
 /// Compare a pair of relays with its peers.
@@ -110,18 +109,8 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let args = Args::parse();
-    raise_fd_limit()?;
     // One thread for the load; the origin has its own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        // Losing the race drops `run`, and with it every process and the temporary folder.
-        tokio::select! {
-            done = run(args) => done,
-            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
-            _ = terminate.recv() => Ok(ExitCode::from(143)),
-        }
-    })
+    common::run(run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -174,36 +163,18 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     report.print_tables();
     if let Some(file) = args.json {
-        // Cargo runs a bench in its package's folder; PWD still names the caller's.
-        let file = PathBuf::from(std::env::var_os("PWD").unwrap_or_default()).join(file);
-        std::fs::write(&file, report.to_json())
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        common::write_json(&file, &report.to_json())?;
     }
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Starts a pair and waits until a request crosses it; on failure the error ends in its log.
 async fn start(lab: &Lab, system: System) -> anyhow::Result<Pair> {
-    let pair =
-        lab.start(system).await.with_context(|| format!("cannot start {}", system.name()))?;
+    let pair = systems::start(lab, system)
+        .await
+        .with_context(|| format!("cannot start {}", system.name()))?;
     load::wait_until_it_answers(pair.entry, Duration::from_secs(20))
         .await
         .with_context(|| format!("{} does not carry a request\n{}", system.name(), pair.logs()))?;
     Ok(pair)
-}
-
-fn or_all<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
-    if chosen.is_empty() { T::value_variants().to_vec() } else { chosen.to_vec() }
-}
-
-/// The idle workload holds two descriptors a connection here and up to four in a relay.
-fn raise_fd_limit() -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("cannot raise the limit of open files")
-}
-
-/// Loopback, where all of this happens.
-fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
 }

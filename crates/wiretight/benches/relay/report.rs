@@ -1,13 +1,12 @@
 //! The head, the tables and the JSON of a run.
 
-use std::{fs, process::Command};
-
 use serde_json::{Map, Value, json};
 
 use crate::{
     Scale, Workload,
+    common::figures::{Metric, Spread, machine, metric},
     load::Outcome,
-    systems::{System, first_line},
+    systems::System,
 };
 
 /// One workload of one system in one round.
@@ -16,18 +15,6 @@ pub(crate) struct Sample {
     pub(crate) system: System,
     pub(crate) workload: Workload,
     pub(crate) outcome: Outcome,
-}
-
-/// A figure of a workload.
-struct Metric {
-    key: &'static str,
-    title: &'static str,
-    /// Behind the point.
-    digits: usize,
-}
-
-const fn metric(key: &'static str, title: &'static str, digits: usize) -> Metric {
-    Metric { key, title, digits }
 }
 
 impl Workload {
@@ -219,43 +206,4 @@ impl Report {
         });
         format!("{report:#}\n")
     }
-}
-
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    /// `None` of nothing. The median of an even number of values is the mean of the middle two.
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let (&min, &max) = (values.first()?, values.last()?);
-        let middle = values.len() / 2;
-        let median = match values.len() % 2 {
-            0 => (values[middle - 1] + values[middle]) / 2.0,
-            _ => values[middle],
-        };
-        Some(Self { median, min, max })
-    }
-}
-
-/// Where the figures come from.
-fn machine() -> Vec<(&'static str, String)> {
-    let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown", |(_, model)| model);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let openssl = first_line(Command::new("openssl").arg("version"));
-    vec![
-        ("cpu", format!("{model}, {cores} cores")),
-        ("kernel", read("/proc/sys/kernel/osrelease")),
-        ("load", format!("{} before the run", read("/proc/loadavg"))),
-        ("openssl", openssl.unwrap_or_else(|| "unknown".to_owned())),
-    ]
 }

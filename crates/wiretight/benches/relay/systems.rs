@@ -7,29 +7,16 @@
 //! its peer's. The peers run X25519, because Debian's OpenSSL 3.0 has no ML-KEM; Wiretight runs
 //! X25519MLKEM768, as shipped. Stunnel has a thread a connection and no way to have fewer.
 
-use std::{
-    cell::Cell,
-    env,
-    fs::{self, File, OpenOptions},
-    io::Write as _,
-    net::{SocketAddr, TcpListener},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
 
-use crate::{loopback, null_relay, procfs};
+use crate::common::{
+    node, null_relay,
+    process::{Lab, PEER_NAME, Process, Run, first_line, output, program},
+    procfs,
+};
 
 /// In the order of the table.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,20 +49,10 @@ impl System {
                 let version = output(program("stunnel")?.arg("-version"))?;
                 version.lines().find(|line| line.starts_with("stunnel ")).map(str::to_owned)
             }
-            Self::Wiretight => {
-                let version = first_line(Command::new(WIRETIGHT).arg("--version"))?;
-                let commit = first_line(
-                    Command::new("git")
-                        .args(["describe", "--always", "--dirty"])
-                        .current_dir(env!("CARGO_MANIFEST_DIR")),
-                );
-                Some(format!("{version}, commit {}", commit.as_deref().unwrap_or("unknown")))
-            }
+            Self::Wiretight => node::version(),
         }
     }
 }
-
-const WIRETIGHT: &str = env!("CARGO_BIN_EXE_wiretight");
 
 /// Two relays that run, and what they need to. Dropping it stops them.
 pub(crate) struct Pair {
@@ -92,7 +69,7 @@ impl Pair {
     }
 
     pub(crate) fn pids(&self) -> [u32; 2] {
-        self.relays.each_ref().map(|relay| relay.child.id())
+        self.relays.each_ref().map(|relay| relay.id())
     }
 
     /// CPU time that both relays have used so far.
@@ -106,87 +83,15 @@ impl Pair {
     }
 }
 
-/// Where pairs are made: a temporary folder with the certificates, and the origin's address.
-pub(crate) struct Lab {
-    origin: SocketAddr,
-    folder: tempfile::TempDir,
-    started: Cell<usize>,
-    next_port: Cell<u16>,
-}
-
-impl Lab {
-    pub(crate) fn new(origin: SocketAddr) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("wiretight-bench-").tempdir()?;
-        make_certificates(folder.path()).context("cannot make certificates with openssl")?;
-        // Below the kernel's range for outgoing connections, which this program uses up.
-        let first_port = 10_000 + (std::process::id() % 20_000) as u16;
-        Ok(Self { origin, folder, started: Cell::new(0), next_port: Cell::new(first_port) })
-    }
-
-    /// Starts a pair. It may not be listening yet.
-    pub(crate) async fn start(&self, system: System) -> anyhow::Result<Pair> {
-        self.started.set(self.started.get() + 1);
-        let run = Run {
-            lab: self,
-            folder: self.folder.path().join(format!("{}-{}", system.name(), self.started.get())),
-        };
-        fs::create_dir(&run.folder)?;
-        match system {
-            System::Null => start_null(&run),
-            System::Nginx => start_nginx(&run),
-            System::Haproxy => start_haproxy(&run),
-            System::Stunnel => start_stunnel(&run),
-            System::Wiretight => start_wiretight(&run).await,
-        }
-    }
-
-    fn free_address(&self) -> anyhow::Result<SocketAddr> {
-        loop {
-            let address = loopback(self.next_port.get());
-            self.next_port.set(self.next_port.get() + 1);
-            if self.next_port.get() > 32_000 {
-                self.next_port.set(10_000);
-            }
-            if TcpListener::bind(address).is_ok() {
-                return Ok(address);
-            }
-        }
-    }
-}
-
-/// The folder of one pair, and what its start needs of the lab.
-struct Run<'a> {
-    lab: &'a Lab,
-    folder: PathBuf,
-}
-
-impl Run<'_> {
-    /// Path of a certificate, key or bundle.
-    fn pem(&self, name: &str) -> String {
-        self.lab.folder.path().join(name).display().to_string()
-    }
-
-    /// Writes `text`, for the owner only.
-    fn file(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
-        let path = self.folder.join(name);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        file.write_all(text.as_bytes())?;
-        Ok(path)
-    }
-
-    /// Starts `command`; its output goes to `NAME.log`.
-    fn spawn(&self, name: &str, command: &mut Command) -> anyhow::Result<Process> {
-        let log = self.folder.join(format!("{name}.log"));
-        let output = File::create(&log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            // Workers die with their master, and a Ctrl-C is ours to pass on.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot run {command:?}"))?;
-        Ok(Process { child, log })
+/// Starts a pair. It may not be listening yet.
+pub(crate) async fn start(lab: &Lab, system: System) -> anyhow::Result<Pair> {
+    let run = lab.run(system.name())?;
+    match system {
+        System::Null => start_null(&run),
+        System::Nginx => start_nginx(&run),
+        System::Haproxy => start_haproxy(&run),
+        System::Stunnel => start_stunnel(&run),
+        System::Wiretight => start_wiretight(&run).await,
     }
 }
 
@@ -200,7 +105,7 @@ fn start_null(run: &Run<'_>) -> anyhow::Result<Pair> {
 fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
-    let [ca, cert, key] = ["ca.pem", "relay.pem", "relay.key"].map(|name| run.pem(name));
+    let [ca, cert, key] = ["ca.pem", "peer.pem", "peer.key"].map(|name| run.pem(name));
     // Debian builds the stream module as a file to load, others build it in.
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     let load = match module.exists() {
@@ -247,7 +152,7 @@ fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
 fn start_haproxy(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
-    let [ca, both] = ["ca.pem", "relay.both"].map(|name| run.pem(name));
+    let [ca, both] = ["ca.pem", "peer.both"].map(|name| run.pem(name));
     let config = |bind: String, server: String| {
         format!(
             "global
@@ -290,7 +195,7 @@ listen relay
 fn start_stunnel(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
-    let [ca, cert, key] = ["ca.pem", "relay.pem", "relay.key"].map(|name| run.pem(name));
+    let [ca, cert, key] = ["ca.pem", "peer.pem", "peer.key"].map(|name| run.pem(name));
     let config = |accept: SocketAddr, connect: SocketAddr, role: &str| {
         format!(
             "foreground = yes
@@ -328,23 +233,11 @@ sessionResume = no
 async fn start_wiretight(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
-    let node = |name: &str, admin: SocketAddr, rest: String| {
-        let state = run.folder.join(name);
-        let text = format!(
-            "[node]
-name = \"{name}\"
-trust_domain = \"bench.test\"
-state_dir = {state:?}
-admin = \"{admin}\"
-{rest}"
-        );
-        run.file(&format!("{name}.toml"), &text)
-    };
     let start = |name: &str, config: &Path| {
-        run.spawn(name, Command::new(WIRETIGHT).args(["run", "--config"]).arg(config))
+        run.spawn(name, Command::new(node::WIRETIGHT).args(["run", "--config"]).arg(config))
     };
     let token = |authority: &Path, name: &str, service: &str| {
-        let mut create = Command::new(WIRETIGHT);
+        let mut create = Command::new(node::WIRETIGHT);
         create.args(["token", "create", "--config"]).arg(authority);
         let done = create.args(["--node", name, "--service", service]).output()?;
         if !done.status.success() {
@@ -355,15 +248,17 @@ admin = \"{admin}\"
 
     let admin = run.lab.free_address()?;
     let listen = run.lab.free_address()?;
-    let config = node("auth", admin, format!("[authority]\nlisten = \"{listen}\"\n"))?;
+    let config =
+        node::config(run, "auth", admin, &format!("[authority]\nlisten = \"{listen}\"\n"))?;
     let authority = start("auth", &config)?;
-    wait_until_ready(admin, &authority).await?;
+    node::wait_until_ready(admin, &authority).await?;
 
     let [admin_a, admin_b] = [run.lab.free_address()?, run.lab.free_address()?];
-    let config_b = node(
+    let config_b = node::config(
+        run,
         "b",
         admin_b,
-        format!(
+        &format!(
             "workers = 1
 join_token_file = {:?}
 [[service]]
@@ -375,10 +270,11 @@ allow = [\"service/web\"]
             token(&config, "b", "echo")?
         ),
     )?;
-    let config_a = node(
+    let config_a = node::config(
+        run,
         "a",
         admin_a,
-        format!(
+        &format!(
             "workers = 1
 join_token_file = {:?}
 [[dial]]
@@ -391,118 +287,8 @@ to = [\"{middle}\"]
         ),
     )?;
     let b = start("b", &config_b)?;
-    wait_until_ready(admin_b, &b).await?;
+    node::wait_until_ready(admin_b, &b).await?;
     let a = start("a", &config_a)?;
-    wait_until_ready(admin_a, &a).await?;
+    node::wait_until_ready(admin_a, &a).await?;
     Ok(Pair { entry, relays: [a, b], _authority: Some(authority) })
-}
-
-async fn wait_until_ready(admin: SocketAddr, process: &Process) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < end {
-        if let Ok(Ok(true)) = timeout(Duration::from_secs(1), is_ready(admin)).await {
-            return Ok(());
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    bail!("{admin}/readyz does not answer 200\n{}", process.log())
-}
-
-async fn is_ready(admin: SocketAddr) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(admin).await?;
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer.starts_with(b"HTTP/1.") && answer.ends_with(b" 200"))
-}
-
-/// A process that is stopped when dropped, with all that it started.
-struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    /// The last lines of its output, under its path.
-    fn log(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(10)..];
-        format!("{}:\n{}", self.log.display(), tail.join("\n"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let group = Pid::from_child(&self.child);
-        // A failure means that it is gone already.
-        let _ = kill_process_group(group, Signal::TERM);
-        let end = Instant::now() + Duration::from_secs(2);
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let _ = kill_process_group(group, Signal::KILL);
-        let _ = self.child.wait();
-    }
-}
-
-const PEER_NAME: &str = "relay.bench.test";
-
-/// `ca.pem`; `relay.pem` and `relay.key`, which both relays of a pair use; `relay.both` for HAProxy.
-fn make_certificates(folder: &Path) -> anyhow::Result<()> {
-    let config = "[req]
-distinguished_name = dn
-prompt = no
-[dn]
-CN = bench
-[ca]
-basicConstraints = critical,CA:TRUE
-keyUsage = critical,keyCertSign
-subjectKeyIdentifier = hash
-[relay]
-basicConstraints = critical,CA:FALSE
-keyUsage = critical,digitalSignature
-extendedKeyUsage = serverAuth,clientAuth
-subjectAltName = DNS:relay.bench.test
-";
-    fs::write(folder.join("openssl.cnf"), config)?;
-    let request = |name: &str, more: &[&str]| {
-        let mut command = Command::new("openssl");
-        command.current_dir(folder).args(["req", "-x509", "-config", "openssl.cnf", "-days", "2"]);
-        command.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
-        command.args(["-extensions", name, "-subj", &format!("/CN={name}")]);
-        command.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")]);
-        let done = command.args(more).output()?;
-        if !done.status.success() {
-            bail!("{}", String::from_utf8_lossy(&done.stderr));
-        }
-        Ok(())
-    };
-    request("ca", &[])?;
-    request("relay", &["-CA", "ca.pem", "-CAkey", "ca.key"])?;
-    let mut both = fs::read(folder.join("relay.pem"))?;
-    both.extend(fs::read(folder.join("relay.key"))?);
-    fs::write(folder.join("relay.both"), both)?;
-    Ok(())
-}
-
-/// A program in the PATH, or where Debian has daemons, which is in the PATH of root only.
-fn program(name: &str) -> Option<Command> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let daemons = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
-    let file = env::split_paths(&path).chain(daemons).map(|folder| folder.join(name));
-    file.into_iter().find(|file| file.is_file()).map(Command::new)
-}
-
-/// What `command` prints on both streams; `None` if it cannot run or fails.
-fn output(command: &mut Command) -> Option<String> {
-    let done = command.output().ok().filter(|done| done.status.success())?;
-    let mut text = String::from_utf8_lossy(&done.stdout).into_owned();
-    text.push_str(&String::from_utf8_lossy(&done.stderr));
-    Some(text)
-}
-
-pub(crate) fn first_line(command: &mut Command) -> Option<String> {
-    output(command)?.lines().next().map(|line| line.trim().to_owned())
 }

@@ -15,9 +15,24 @@ pub(crate) fn cpu(roots: &[u32]) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
-/// Proportional set size, in KiB, of `roots` and all of their descendants.
-pub(crate) fn pss_kib(roots: &[u32]) -> anyhow::Result<u64> {
-    family(roots)?.iter().filter(|process| !process.zombie).map(Process::pss_kib).sum()
+/// KiB of memory.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Memory {
+    /// Proportional set size: pages that several processes share count for each by its share.
+    pub(crate) pss_kib: u64,
+    /// Resident set size.
+    pub(crate) rss_kib: u64,
+}
+
+/// Memory of `roots` and all of their descendants.
+pub(crate) fn memory(roots: &[u32]) -> anyhow::Result<Memory> {
+    let mut sum = Memory::default();
+    for process in family(roots)?.iter().filter(|process| !process.zombie) {
+        let memory = process.memory()?;
+        sum.pss_kib += memory.pss_kib;
+        sum.rss_kib += memory.rss_kib;
+    }
+    Ok(sum)
 }
 
 struct Process {
@@ -42,23 +57,26 @@ impl Process {
         Some(Self { pid, parent, zombie: fields[0] == "Z", ticks })
     }
 
-    fn pss_kib(&self) -> anyhow::Result<u64> {
+    fn memory(&self) -> anyhow::Result<Memory> {
         let path = format!("/proc/{}/smaps_rollup", self.pid);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        text.lines()
-            .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("no Pss in {path}"))
+        let kib = |key: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
+                .with_context(|| format!("no {key} in {path}"))
+        };
+        Ok(Memory { pss_kib: kib("Pss:")?, rss_kib: kib("Rss:")? })
     }
 }
 
 /// The processes `roots` and their descendants. A root that is gone is an error: figures of half a
-/// pair would look good.
+/// system would look good.
 fn family(roots: &[u32]) -> anyhow::Result<Vec<Process>> {
     let mut family = Vec::new();
     for &pid in roots {
         match Process::read(pid) {
             Some(process) if !process.zombie => family.push(process),
-            _ => bail!("relay process {pid} has died"),
+            _ => bail!("process {pid} has died"),
         }
     }
     let pids = fs::read_dir("/proc")?
