@@ -13,9 +13,9 @@ use super::traffic::{curl, nginx};
 const NAME: &str = "www.example.test";
 
 /// A node with one site, and nginx behind it.
-struct Edge {
+pub(crate) struct Edge {
     node: Node,
-    https: SocketAddr,
+    pub(crate) https: SocketAddr,
     http: SocketAddr,
     cert: PathBuf,
     key: PathBuf,
@@ -34,7 +34,7 @@ fn certificate(cert: &Path, key: &Path, how: &[&str]) {
 const P256: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 
 impl Edge {
-    fn new() -> Edge {
+    pub(crate) fn new() -> Edge {
         let world = World::new();
         let origin = free();
         let nginx = nginx(

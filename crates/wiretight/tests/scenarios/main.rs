@@ -15,3 +15,4 @@ mod life;
 mod rig;
 mod tokens;
 mod traffic;
+mod web;
