@@ -22,7 +22,10 @@ use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName};
 use x509_cert::request::{CertReqInfo, ExtensionReq};
 
 use crate::key::SigningKey;
-use crate::x509::{Period, SignedCertificate, X509Error, dns_names, malformed, request};
+use crate::token::hex;
+use crate::x509::{
+    Period, SignedCertificate, X509Error, dns_names, fingerprint, malformed, request,
+};
 
 /// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
 pub const MIN_RSA_BITS: usize = 2048;
@@ -39,6 +42,30 @@ pub struct WebLeaf {
     pub period: Period,
     /// The length of its key, if that is RSA.
     pub rsa_bits: Option<usize>,
+}
+
+/// What is told of the certificate that a site's client showed; it was verified before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientLeaf {
+    /// Its subject (RFC 4514).
+    pub subject: String,
+    /// SHA-256 of it, in hexadecimal.
+    pub sha256: String,
+    /// Its end, seconds since 1970.
+    pub not_after: u64,
+}
+
+impl ClientLeaf {
+    /// Parses it.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<ClientLeaf, X509Error> {
+        let cert = x509_cert::Certificate::from_der(der).map_err(malformed("certificate"))?;
+        let tbs = cert.tbs_certificate();
+        Ok(ClientLeaf {
+            subject: tbs.subject().to_string(),
+            sha256: hex(&fingerprint(der)),
+            not_after: tbs.validity().not_after.to_unix_duration().as_secs(),
+        })
+    }
 }
 
 /// RFC 8017, appendix A.1.1.

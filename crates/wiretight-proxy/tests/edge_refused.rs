@@ -215,36 +215,6 @@ fn peers_that_stand_still_are_given_up_and_slow_ones_are_not() {
 }
 
 #[test]
-fn only_members_that_are_listed_come_in_where_members_are_asked_for() {
-    let to = [http_backend("one", false).to_string()];
-    let rig = EdgeRig::with(&to, |settings| {
-        settings.sites[0].clients = Some(vec!["service/web".parse().unwrap()]);
-    });
-    let get = |identity: Option<&str>| {
-        let config = rig.client_as(&["http/1.1"], identity);
-        let mut raw = Raw::over(rig::connect(rig.https()), config, SITE);
-        let request = format!("GET /headers HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n");
-        let _ = raw.0.write_all(request.as_bytes());
-        raw.rest()
-    };
-    let answer = get(Some("service/web"));
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let says = "x-forwarded-client-cert: URI=spiffe://test.example/service/web\n";
-    assert!(answer.contains(says), "{answer}");
-    assert!(!answer.contains("alt-svc"), "{answer}");
-    let answer = get(Some("service/stranger"));
-    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-    assert_eq!(get(None), "");
-    // Nor does it show itself where it cannot ask.
-    run(async {
-        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(rig.client(&["h3"])).unwrap();
-        let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        endpoint.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
-        assert!(endpoint.connect(rig.https(), SITE).unwrap().await.is_err());
-    });
-}
-
-#[test]
 fn a_balancer_is_believed_when_it_is_trusted_and_must_say_who_it_speaks_for() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| {

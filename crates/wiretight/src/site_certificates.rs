@@ -149,7 +149,8 @@ fn served(sites: &[Watched]) -> BTreeMap<SiteName, Arc<SiteCertificate>> {
 
 /// The files of a configuration: what the sandbox must leave open.
 pub(crate) fn files(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    config.file_sites().flat_map(|(_, f)| [&f.cert, &f.key])
+    let roots = config.edge.sites.iter().filter_map(|site| site.client_ca.as_ref());
+    config.file_sites().flat_map(|(_, f)| [&f.cert, &f.key]).chain(roots)
 }
 
 fn stamp(files: &SiteFiles) -> Option<Stamp> {

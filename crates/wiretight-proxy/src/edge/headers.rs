@@ -95,8 +95,8 @@ pub(crate) struct Sender<'a> {
     /// Another proxy of ours, whose word about the client counts.
     pub(crate) trusted: bool,
     pub(crate) host: &'a str,
-    /// The identity that it proved.
-    pub(crate) identity: Option<&'a str>,
+    /// The certificate that it showed, as [`CLIENT_CERT`] has it.
+    pub(crate) certificate: Option<&'a str>,
 }
 
 /// Says who the client is; what it said itself goes, unless it is trusted.
@@ -133,8 +133,8 @@ pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
     if !sender.trusted || !headers.contains_key(HOST) {
         set(headers, HOST, sender.host);
     }
-    if let Some(identity) = sender.identity {
-        set(headers, CLIENT_CERT, &format!("URI={identity}"));
+    if let Some(certificate) = sender.certificate {
+        set(headers, CLIENT_CERT, certificate);
     }
 }
 
@@ -248,7 +248,7 @@ mod tests {
             address: "10.0.0.9".parse().unwrap(),
             trusted,
             host: "example.org",
-            identity: None,
+            certificate: None,
         };
         let mut headers = map(&claims);
         forwarded(&mut headers, &sender(false));
@@ -270,9 +270,9 @@ mod tests {
         ];
         assert_eq!(lines(&headers), expected);
         let mut headers = HeaderMap::new();
-        let identity = Some("spiffe://example.org/service/web");
+        let certificate = Some("URI=spiffe://example.org/service/web");
         let address = "fd00::1".parse().unwrap();
-        forwarded(&mut headers, &Sender { identity, address, ..sender(false) });
+        forwarded(&mut headers, &Sender { certificate, address, ..sender(false) });
         assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
         assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use hyper::{Method, StatusCode};
-use wiretight_keys::SpiffeId;
 
 use super::body::BodyStory;
 use super::guard::InFlight;
@@ -24,7 +23,7 @@ pub(crate) struct Story {
     pub(crate) host: Arc<str>,
     pub(crate) http: Http,
     pub(crate) client: IpAddr,
-    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) identity: Option<Arc<str>>,
     pub(crate) tls: Arc<str>,
     pub(crate) group: Arc<str>,
     pub(crate) method: Method,
@@ -44,7 +43,7 @@ pub(crate) struct Opening {
     pub(crate) host: Arc<str>,
     pub(crate) http: Http,
     pub(crate) client: IpAddr,
-    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) identity: Option<Arc<str>>,
     pub(crate) tls: Arc<str>,
     pub(crate) group: Arc<str>,
     pub(crate) method: Method,

@@ -10,6 +10,7 @@
 mod backend;
 mod body;
 mod certificates;
+mod clients;
 mod gate;
 mod guard;
 mod headers;
@@ -18,6 +19,7 @@ mod live;
 mod log;
 pub mod proxy_protocol;
 mod quic;
+mod quic_tls;
 mod redirect;
 mod serve;
 pub mod settings;

@@ -17,16 +17,17 @@ use h3::server::RequestStream;
 use hyper::body::{Body, Buf, Bytes, Frame, SizeHint};
 use hyper::header;
 use hyper::{Request, Response};
-use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::body::{BodyError, ReplyBody, Source};
+use super::clients::Peer;
 use super::gate::{FrameTooLarge, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
 use super::live::Http;
+use super::quic_tls::{BySite, Shaken};
 use super::serve::Client;
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
@@ -62,7 +63,7 @@ impl Secrets {
 /// A worker's end of the port.
 pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Result<Endpoint> {
     let limits = &shared.sites.load().settings.limits;
-    let tls = QuicServerConfig::try_from(shared.configs.quic.clone()).map_err(io::Error::other)?;
+    let tls = BySite::new(&shared.sites, &shared.configs).map_err(io::Error::other)?;
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(limits.streams))
@@ -124,16 +125,25 @@ pub(crate) async fn accept(
 async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, limits: &Limits) {
     let table = &worker.shared.table;
     let from = connection.remote_address();
-    let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
-    let Some(name) = data.and_then(|d| d.server_name).map(|n| n.to_ascii_lowercase()) else {
+    let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
+    let Some(Shaken { name: Some(name), group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
+    let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
     let sites = worker.workshop.sites.load_full();
+    let mut peer = None;
     if let Some((site_name, site)) = sites.find(&name) {
         site.shown(sites.certificates.get(site_name).is_some_and(|c| c.is_valid()));
+        let chain = connection.peer_identity().and_then(|c| c.downcast::<Vec<_>>().ok());
+        peer = match Peer::of(site, &worker.shared.mesh, chain.as_deref().map(Vec::as_slice)) {
+            Ok(peer) => peer,
+            Err((reason, detail)) => {
+                connection.close(VarInt::from_u32(0x10c), b""); // H3_REQUEST_CANCELLED
+                return table.refuse(from, reason, detail);
+            }
+        };
     }
-    // The library does not tell the group (quinn-proto 0.11).
-    table.shaken("QUIC".into(), "unknown".into());
+    table.shaken("QUIC".into(), group.to_string());
     let _counted = Counted::new(table);
     let activity = Activity::new();
     let client = Rc::new(Client {
@@ -143,8 +153,8 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
         from,
         trusted: sites.settings.trusts(from.ip()),
         tls: "QUIC".into(),
-        group: "unknown".into(),
-        peer: None,
+        group,
+        peer: peer.map(Rc::new),
         port,
         activity: activity.clone(),
     });
@@ -168,6 +178,10 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 continue;
             }
             _ = cut.wait_for(|c| *c) => break,
+            () = client.lost() => {
+                table.refuse(from, "revoked", "the connection was cut");
+                break;
+            }
         };
         match accepted {
             Ok(Some(resolver)) => {

@@ -21,10 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
-use wiretight_keys::VerifiedPeer;
 
 use super::backend::{Pools, Sender, Unsent};
 use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
+use super::clients::Peer;
 use super::guard::{Activity, InFlight};
 use super::headers;
 use super::live::{EdgeTable, Http};
@@ -32,7 +32,7 @@ use super::log::{Opening, Story};
 use super::settings::{Speaks, Upstream};
 use super::sites::{Site, Sites};
 use super::worker::Counted;
-use crate::mesh::{Mesh, now};
+use crate::mesh::Mesh;
 
 /// How long both ends of an upgraded connection may take to say that they are ready.
 const SWITCH: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ pub(crate) struct Client {
     pub(crate) tls: Arc<str>,
     pub(crate) group: Arc<str>,
     /// Who it proved to be, where that is asked.
-    pub(crate) peer: Option<VerifiedPeer>,
+    pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
     pub(crate) activity: Arc<Activity>,
@@ -93,7 +93,7 @@ impl Client {
             host: self.name.clone(),
             http: self.http,
             client: self.from.ip(),
-            identity: self.peer.as_ref().map(|p| p.id().clone()),
+            identity: self.peer.as_ref().map(|p| p.name.clone()),
             tls: self.tls.clone(),
             group: self.group.clone(),
             method: request.method().clone(),
@@ -158,15 +158,15 @@ impl Client {
 
     /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
     fn may(&self, site: &Site) -> Result<(), Refused> {
-        let Some(clients) = &site.settings.clients else { return Ok(()) };
-        let no = Err(Refused(StatusCode::FORBIDDEN, "this identity may not use this site"));
-        let Some(peer) = &self.peer else { return no };
-        let bundle = self.workshop.mesh.bundle();
-        let stands = now() <= peer.not_after() && bundle.stands_by(peer);
-        if stands && clients.contains(&peer.id().id) {
+        if site.settings.clients.is_none() && site.client_ca.is_none() {
             return Ok(());
         }
-        self.workshop.table.refuse(self.from, "not_allowed", peer.id());
+        let no = Err(Refused(StatusCode::FORBIDDEN, "this identity may not use this site"));
+        let Some(peer) = &self.peer else { return no };
+        if peer.may(site, &self.workshop.mesh) {
+            return Ok(());
+        }
+        self.workshop.table.refuse(self.from, "not_allowed", &peer.name);
         no
     }
 
@@ -215,12 +215,11 @@ impl Client {
         if self.http != Http::H1 {
             headers::join_cookies(&mut headers);
         }
-        let identity = self.peer.as_ref().map(|p| p.id().to_string());
         let sender = headers::Sender {
             address: self.from.ip(),
             trusted: self.trusted,
             host: authority,
-            identity: identity.as_deref(),
+            certificate: self.peer.as_ref().map(|p| &*p.header),
         };
         headers::forwarded(&mut headers, &sender);
         let mut method = parts.method;
@@ -341,8 +340,15 @@ impl Client {
         // An upgraded HTTP/1.1 connection is its driver's no longer, and still a connection.
         let counts = (!switch.extended).then(|| self.workshop.table.clone());
         let cut = self.workshop.cut.clone();
-        spawn_local(tunnel(switch.client, backend, counts, cut, story));
+        let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
+        let lost = async move { lost(peer.as_deref(), &mesh).await };
+        spawn_local(tunnel(switch.client, backend, counts, (cut, lost), story));
         Response::from_parts(parts, ReplyBody::empty())
+    }
+
+    /// Waits until who it proved to be counts no longer.
+    pub(crate) async fn lost(&self) {
+        lost(self.peer.as_deref(), &self.workshop.mesh).await;
     }
 
     /// What the edge says to browsers beside the program's answer.
@@ -350,7 +356,7 @@ impl Client {
         if let Some(hsts) = site.hsts() {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
-        let http3 = self.workshop.sites.load().settings.http3 && site.settings.clients.is_none();
+        let http3 = self.workshop.sites.load().settings.http3;
         if http3
             && self.http != Http::H3
             && let Ok(value) = HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", self.port))
@@ -465,7 +471,7 @@ async fn tunnel(
     client: OnUpgrade,
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
-    mut cut: watch::Receiver<bool>,
+    (mut cut, lost): (watch::Receiver<bool>, impl Future<Output = ()>),
     mut story: Story,
 ) {
     let both = async { tokio::try_join!(client, backend) };
@@ -495,8 +501,16 @@ async fn tunnel(
             Err(_) => story.broke_off("broken"),
         },
         _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
+        () = lost => story.broke_off("revoked"),
     }
     story.sent(told.sent.get());
+}
+
+async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
+    match peer {
+        Some(peer) => peer.lost(mesh).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What a tunnel knows of its way to the client.

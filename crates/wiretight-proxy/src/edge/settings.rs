@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -205,6 +206,8 @@ pub struct SiteSettings {
     pub hsts: Hsts,
     /// The members of the mesh that may come in; `None`: everybody, without a certificate.
     pub clients: Option<Vec<Id>>,
+    /// The roots (PEM) of those that may come in, if they are not members of the mesh.
+    pub client_ca: Option<PathBuf>,
     /// The largest request body, in bytes.
     pub max_body: u64,
     /// How long a backend may take to begin its answer.

@@ -2,6 +2,7 @@
 //! asks the newest at each request.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -9,10 +10,12 @@ use hyper::header::HeaderValue;
 use wiretight_keys::Name;
 
 use super::certificates::Certificates;
+use super::clients::ClientCa;
 use super::hsts;
 use super::live::{EdgeTable, SiteCounts};
 use super::settings::{At, EdgeSettings, SiteName, SiteSettings, Upstream};
 use crate::mesh::{Mesh, now};
+use crate::relay::ApplyError;
 use crate::relay::balance::Balancer;
 use crate::relay::dial::Dial;
 use crate::relay::live::Table;
@@ -24,6 +27,8 @@ pub(crate) struct Site {
     pub(crate) counts: Arc<SiteCounts>,
     pub(crate) balancer: Arc<Balancer<Upstream>>,
     pub(crate) dials: BTreeMap<Name, Arc<Dial>>,
+    /// Who vouches for its clients, if not the mesh.
+    pub(crate) client_ca: Option<Arc<ClientCa>>,
     health: Arc<Health>,
 }
 
@@ -78,7 +83,7 @@ impl Sites {
         settings: &EdgeSettings,
         before: &Sites,
         material: &Material<'_>,
-    ) -> Result<Sites, rustls::Error> {
+    ) -> Result<Sites, ApplyError> {
         let mut by_name = HashMap::new();
         for site in &settings.sites {
             let Some(title) = site.names.first() else { continue };
@@ -90,6 +95,7 @@ impl Sites {
                     dials.insert(service.clone(), dial);
                 }
             }
+            let client_ca = site.client_ca.as_ref().map(|path| client_ca(path, old.map(|o| &**o)));
             let known = material.healthy_since.get(title).copied().unwrap_or(0);
             let health = || Arc::new(Health(AtomicU64::new(known)));
             let new = Arc::new(Site {
@@ -98,6 +104,7 @@ impl Sites {
                 balancer: old.map(|o| o.balancer.clone()).unwrap_or_default(),
                 health: old.map_or_else(health, |o| o.health.clone()),
                 dials,
+                client_ca: client_ca.transpose()?,
             });
             for name in &site.names {
                 by_name.insert(name.clone(), new.clone());
@@ -120,6 +127,14 @@ impl Sites {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Site>> {
         self.settings.sites.iter().filter_map(|s| self.by_name.get(s.names.first()?))
     }
+}
+
+/// The roots in a file; those of before if they are the same.
+fn client_ca(path: &Path, before: Option<&Site>) -> Result<Arc<ClientCa>, ApplyError> {
+    let new = ClientCa::read(path)
+        .map_err(|detail| ApplyError::ClientCa { path: path.to_owned(), detail })?;
+    let old = before.and_then(|b| b.client_ca.as_ref()).filter(|old| old.is_same(&new));
+    Ok(old.cloned().unwrap_or_else(|| Arc::new(new)))
 }
 
 /// The relay's way to a service, without a listener of its own: the edge's workers hand it connections.

@@ -19,7 +19,7 @@ use crate::mesh::Mesh;
 
 /// HTTP/2 and HTTP/1.1 (RFC 9113, RFC 7301).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
-const ALPN_HTTP1: &[u8] = b"http/1.1";
+pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// HTTP/3 (RFC 9114).
 pub(crate) const ALPN_H3: &[u8] = b"h3";
 
@@ -56,6 +56,8 @@ pub(crate) struct Configs {
     pub(crate) members: Arc<ServerConfig>,
     /// For everybody, over QUIC.
     pub(crate) quic: Arc<ServerConfig>,
+    /// For members of the mesh, over QUIC.
+    pub(crate) quic_members: Arc<ServerConfig>,
     /// For an ACME server that looks whether a name is served here.
     pub(crate) challenges: Arc<ServerConfig>,
 }
@@ -92,6 +94,9 @@ impl Configs {
         quic.session_storage = Arc::new(NoServerSessionStorage {});
         quic.ticketer = open.ticketer.clone();
 
+        let mut quic_members = members.clone();
+        quic_members.alpn_protocols = quic.alpn_protocols.clone();
+
         let mut challenges = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
             .with_no_client_auth()
@@ -103,6 +108,7 @@ impl Configs {
             open: Arc::new(open),
             members: Arc::new(members),
             quic: Arc::new(quic),
+            quic_members: Arc::new(quic_members),
             challenges: Arc::new(challenges),
         })
     }
@@ -125,7 +131,8 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let sites = self.sites.load();
         let (name, site) = sites.find(hello.server_name()?)?;
-        if site.settings.clients.is_some() != self.members {
+        // One whose clients have an authority of their own is shown by a configuration of its own.
+        if site.settings.clients.is_some() != self.members || site.client_ca.is_some() {
             return None;
         }
         Some(sites.certificates.get(name)?.certified())

@@ -24,11 +24,11 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use wiretight_keys::Role;
 
 use super::backend::{Here, Pools};
 use super::body::{ReplyBody, Source};
 use super::certificates::ALPN_ACME;
+use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::live::{EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
@@ -38,7 +38,7 @@ use super::serve::{Client, Workshop};
 use super::settings::Limits;
 use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
-use super::tls::{ALPN_H2, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
+use super::tls::{ALPN_H2, ALPN_HTTP1, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::mesh::Mesh;
 use crate::relay::net;
 use crate::relay::worker::Pending;
@@ -238,9 +238,16 @@ impl Worker {
         };
         let _counted = Counted::new(table);
         let client = Rc::new(Client { port, ..client });
-        match client.http {
-            Http::H2 => self.http2(tls, client, &limits).await,
-            _ => self.http1(tls, client, &limits).await,
+        let lost = client.clone();
+        let served = async {
+            match client.http {
+                Http::H2 => self.http2(tls, client, &limits).await,
+                _ => self.http1(tls, client, &limits).await,
+            }
+        };
+        tokio::select! {
+            () = served => {}
+            () = lost.lost() => table.refuse(from, "revoked", "the connection was cut"),
         }
     }
 
@@ -284,20 +291,15 @@ impl Worker {
             let _ = socket.write_all(&INTERNAL_ERROR).await;
             return Err(("no_certificate", format!("there is no certificate for {site_name} yet")));
         };
-        let config = match site.settings.clients {
-            Some(_) => &self.shared.configs.members,
-            None => &self.shared.configs.open,
+        let config = match (&site.settings.clients, &site.client_ca) {
+            (Some(_), _) => self.shared.configs.members.clone(),
+            (None, Some(ca)) => ca.config(certificate.certified(), &[ALPN_H2, ALPN_HTTP1]),
+            (None, None) => self.shared.configs.open.clone(),
         };
-        let tls = start.into_stream(config.clone()).await.map_err(failed)?;
+        let tls = start.into_stream(config).await.map_err(failed)?;
         site.shown(certificate.is_valid());
         let (_, state) = tls.get_ref();
-        let peer = match site.settings.clients {
-            None => None,
-            Some(_) => Some(
-                crate::tls::peer(&self.shared.mesh, state, Role::Client)
-                    .map_err(|refusal| (refusal.reason(), refusal.to_string()))?,
-            ),
-        };
+        let peer = Peer::of(site, &self.shared.mesh, state.peer_certificates())?;
         let version = match state.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "TLSv1.3",
@@ -314,7 +316,7 @@ impl Worker {
             trusted,
             tls: version.into(),
             group: group.into(),
-            peer,
+            peer: peer.map(Rc::new),
             port: 0,
             activity: Activity::new(),
         };

@@ -79,6 +79,14 @@ pub enum ApplyError {
         /// Why.
         source: io::Error,
     },
+    /// The roots of a site's clients.
+    #[error("{}: {detail}: `client_ca` names a PEM file of certificates", path.display())]
+    ClientCa {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
     /// A dial would take plaintext from other machines.
     #[error(
         "service/{service} cannot be dialled on {addr}: that is no loopback address, and plaintext does not \

@@ -44,6 +44,7 @@ pub fn site(name: &str, to: &[String]) -> SiteSettings {
         identity: "service/edge".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
+        client_ca: None,
         max_body: 1 << 30,
         timeout: Duration::from_secs(10),
     }

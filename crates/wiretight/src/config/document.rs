@@ -233,6 +233,7 @@ fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettin
         identity: Id::Node(node.name.clone()),
         hsts: Hsts::Off,
         clients: None,
+        client_ca: None,
         max_body: 1 << 20,
         timeout: Duration::from_secs(60),
     })

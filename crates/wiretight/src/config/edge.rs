@@ -311,6 +311,7 @@ fn read_site(
     let hsts = s.optional(report, "hsts", flag);
     let preload = s.optional(report, "preload", flag);
     let clients = s.list(report, "clients", identity);
+    let client_ca = s.optional(report, "client_ca", absolute_path);
     let max_body = s.optional(report, "max_body_mb", |v| number(v, MAX_BODY_MB));
     let timeout = s.optional(report, "timeout", patience);
 
@@ -327,6 +328,11 @@ fn read_site(
     {
         let advice = "list who may, or remove the key: then everybody may";
         report.warn(list.line, s.key("clients"), Complaint::new("nobody may connect", advice));
+    }
+    if let (Setting::Given(ca), Setting::Given(_)) = (&client_ca, &clients) {
+        let problem = "clients are members of the mesh already";
+        let complaint = Complaint::new(problem, "remove it, or clients");
+        report.error(Some(ca.line), s.key("client_ca"), complaint);
     }
     let hsts = hsts.or(true);
     if let Setting::Given(Located { line, value: true }) = preload {
@@ -364,6 +370,7 @@ fn read_site(
             Setting::Absent => None,
             given => Some(given.values()),
         },
+        client_ca: client_ca.given(),
         max_body: u64::from(max_body.or(DEFAULT_MAX_BODY_MB)) << 20,
         timeout: timeout.or(DEFAULT_TIMEOUT),
     };

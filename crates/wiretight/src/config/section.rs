@@ -103,6 +103,7 @@ pub(super) const SITE: Shape = Shape {
         ("hsts", "true"),
         ("preload", "false"),
         ("clients", r#"["service/web", "node/ops1"]"#),
+        ("client_ca", r#""/etc/wiretight/clients.pem""#),
         ("max_body_mb", "1024"),
         ("timeout", r#""60s""#),
     ],

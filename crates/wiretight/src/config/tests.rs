@@ -65,9 +65,10 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
     // that is given and one that is issued.
     let complaints = errors(&all);
     assert!(complaints.contains("remove one of the two"), "{complaints}");
-    assert!(complaints.ends_with("remove them, or acme"), "{complaints}");
-    let all: String =
-        all.lines().filter(|l| !l.starts_with("acme =")).map(|l| format!("{l}\n")).collect();
+    assert!(complaints.contains("remove them, or acme"), "{complaints}");
+    assert!(complaints.ends_with("remove it, or clients"), "{complaints}");
+    let apart = |l: &&str| !l.starts_with("acme =") && !l.starts_with("client_ca =");
+    let all: String = all.lines().filter(apart).map(|l| format!("{l}\n")).collect();
     let is_authority: Vec<_> = all
         .lines()
         .filter(|l| !l.starts_with("authority =") && !l.starts_with("join_token_file ="))
@@ -111,8 +112,15 @@ fn the_example_shows_the_defaults() {
         header.skip(1).take_while(|l| !l.starts_with('[')).map(str::to_owned).collect::<Vec<_>>()
     });
     let no_default = |l: &String| {
-        let given =
-            ["authority =", "advertise =", "join_token_file =", "workers =", "as =", "acme ="];
+        let given = [
+            "authority =",
+            "advertise =",
+            "join_token_file =",
+            "workers =",
+            "as =",
+            "acme =",
+            "client_ca =",
+        ];
         let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
         !none.into_iter().any(|k| l.starts_with(k))
     };
@@ -260,6 +268,7 @@ fn every_key_arrives() {
         to = "h2c://service/shop"
         cert = "/b.pem"
         key = "/b.key"
+        client_ca = "/c.pem"
         "#,
     )
     .unwrap();
@@ -271,6 +280,7 @@ fn every_key_arrives() {
         identity: "service/web".parse().unwrap(),
         hsts: Hsts::Off,
         clients: Some(vec!["service/web".parse().unwrap()]),
+        client_ca: None,
         max_body: 2 << 20,
         timeout: Duration::from_secs(300),
     };
@@ -280,6 +290,7 @@ fn every_key_arrives() {
         identity: "node/edge1".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
+        client_ca: Some("/c.pem".into()),
         max_body: 1 << 30,
         timeout: Duration::from_secs(60),
     };

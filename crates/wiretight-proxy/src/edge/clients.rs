@@ -1,0 +1,186 @@
+//! Clients that show a certificate: members of the mesh, or whom an authority of the site's own vouches for.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig, version};
+use wiretight_keys::web::ClientLeaf;
+use wiretight_keys::{Role, VerifiedPeer};
+
+use super::sites::Site;
+use super::tls::provider;
+use crate::mesh::{Mesh, now};
+
+/// The largest file of roots.
+const MAX_FILE: u64 = 1 << 20;
+
+/// An authority of a site's own, for its clients.
+pub(crate) struct ClientCa {
+    pem: Vec<u8>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Without a certificate and without protocols.
+    config: ServerConfig,
+}
+
+impl ClientCa {
+    /// Reads the roots (PEM).
+    pub(crate) fn read(path: &Path) -> Result<ClientCa, String> {
+        let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+        if length > MAX_FILE {
+            return Err(format!("it is larger than {MAX_FILE} bytes"));
+        }
+        let pem = std::fs::read(path).map_err(|e| e.to_string())?;
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(&pem) {
+            let root = root.map_err(|e| e.to_string())?;
+            roots.add(root).map_err(|e| e.to_string())?;
+        }
+        if roots.is_empty() {
+            return Err("it holds no certificate".into());
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|e| e.to_string())?;
+        // No ticket: each connection proves its identity anew. TLS 1.3, which shows it to nobody else.
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(|e| e.to_string())?
+            .with_client_cert_verifier(verifier.clone())
+            .with_cert_resolver(Arc::new(Shows(None)));
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(ClientCa { pem, verifier, config })
+    }
+
+    /// Whether it was read from the same bytes.
+    pub(crate) fn is_same(&self, other: &ClientCa) -> bool {
+        self.pem == other.pem
+    }
+
+    /// For one handshake.
+    pub(crate) fn config(&self, shows: Arc<CertifiedKey>, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+        let mut config = self.config.clone();
+        config.cert_resolver = Arc::new(Shows(Some(shows)));
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((leaf, rest)) = chain.split_first() else { return false };
+        self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
+    }
+}
+
+struct Shows(Option<Arc<CertifiedKey>>);
+
+impl fmt::Debug for Shows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shows")
+    }
+}
+
+impl ResolvesServerCert for Shows {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.clone()
+    }
+}
+
+/// Who a client has proved to be.
+pub(crate) struct Peer {
+    who: Who,
+    /// For the log.
+    pub(crate) name: Arc<str>,
+    /// For programs: the value of `X-Forwarded-Client-Cert`.
+    pub(crate) header: Box<str>,
+}
+
+enum Who {
+    Member(VerifiedPeer),
+    Vouched { chain: Vec<CertificateDer<'static>>, not_after: u64, by: Arc<ClientCa> },
+}
+
+impl Peer {
+    /// Who showed this chain in a handshake for the site; `None`: the site asks nobody. The error is the
+    /// reason's word, and the detail.
+    pub(crate) fn of(
+        site: &Site,
+        mesh: &Mesh,
+        chain: Option<&[CertificateDer<'static>]>,
+    ) -> Result<Option<Peer>, (&'static str, String)> {
+        let none = || ("no_certificate", "the client showed no certificate".to_owned());
+        if site.settings.clients.is_some() {
+            let peer = mesh.verify(chain.ok_or_else(none)?, Role::Client, UnixTime::now());
+            let peer = peer.map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
+            let name = peer.id().to_string();
+            let header = format!("URI={name}").into();
+            return Ok(Some(Peer { who: Who::Member(peer), name: name.into(), header }));
+        }
+        let Some(by) = site.client_ca.clone() else { return Ok(None) };
+        let chain = chain.ok_or_else(none)?.to_vec();
+        let leaf = chain.first().ok_or_else(none)?;
+        let leaf = ClientLeaf::parse(leaf).map_err(|e| ("bad_certificate", e.to_string()))?;
+        // No URI: one that an authority of the site's own has put there must not pass for a member's.
+        let header = format!("Hash={};Subject=\"{}\"", leaf.sha256, escaped(&leaf.subject)).into();
+        let name = escaped(&leaf.subject).into();
+        let who = Who::Vouched { not_after: leaf.not_after, chain, by };
+        Ok(Some(Peer { who, name, header }))
+    }
+
+    /// Whether it may have the site, as of now: identities expire, are revoked and struck off.
+    pub(crate) fn may(&self, site: &Site, mesh: &Mesh) -> bool {
+        match (&self.who, &site.settings.clients, &site.client_ca) {
+            (Who::Member(peer), Some(clients), _) => {
+                now() <= peer.not_after()
+                    && mesh.bundle().stands_by(peer)
+                    && clients.contains(&peer.id().id)
+            }
+            (Who::Vouched { chain, not_after, by }, None, Some(ca)) => {
+                now() <= *not_after && (Arc::ptr_eq(by, ca) || ca.vouches_for(chain))
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits until the mesh no longer stands by it.
+    pub(crate) async fn lost(&self, mesh: &Mesh) {
+        let Who::Member(peer) = &self.who else { return std::future::pending().await };
+        let mut changes = mesh.changes();
+        while mesh.bundle().stands_by(peer) {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// For a header's quoted string: what could end it, or is no printable ASCII, in percent-encoding.
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' | b'%' | b';' => out += &format!("%{byte:02X}"),
+            0x20..0x7F => out.push(byte.into()),
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_cannot_leave_its_quotes() {
+        assert_eq!(escaped("CN=Ada,O=x"), "CN=Ada,O=x");
+        assert_eq!(escaped("a\";URI=spiffe://x\r\nä%"), "a%22%3BURI=spiffe://x%0D%0A%C3%A4%25");
+    }
+}

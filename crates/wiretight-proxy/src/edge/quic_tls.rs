@@ -1,0 +1,240 @@
+//! TLS in QUIC, with the configuration of the site that the client names: who is to show a certificate is
+//! known only when the ClientHello is there, and the library takes a configuration before.
+//!
+//! What it sends until then is held (a ClientHello, bounded), and given to a session with the right one.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::crypto::{
+    self, ExportKeyingMaterialError, KeyPair, Keys, PacketKey, UnsupportedVersion,
+};
+use quinn::{ConnectionId, Side};
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{TransportError, TransportErrorCode};
+use rustls::NamedGroup;
+use rustls::server::Acceptor;
+
+use super::sites::Sites;
+use super::tls::{ALPN_H3, Configs};
+
+/// A ClientHello is smaller by far.
+const MAX_HELLO: usize = 32 * 1024;
+/// What a TLS record holds (RFC 8446, section 5.1).
+const RECORD: usize = 16 * 1024;
+/// Kinds of handshake messages, and an extension (RFC 8446, section 4).
+const CLIENT_HELLO: u8 = 1;
+const SERVER_HELLO: u8 = 2;
+const KEY_SHARE: u16 = 51;
+
+/// The configurations to choose from.
+pub(crate) struct BySite {
+    sites: Arc<ArcSwap<Sites>>,
+    open: Arc<QuicServerConfig>,
+    members: Arc<QuicServerConfig>,
+}
+
+/// What is known of a connection once the ClientHello was there.
+#[derive(Clone, Default)]
+pub(crate) struct Shaken {
+    /// The site's name that the client asked for, in small letters.
+    pub(crate) name: Option<String>,
+    /// The group of the key exchange.
+    pub(crate) group: Option<NamedGroup>,
+}
+
+impl BySite {
+    pub(crate) fn new(
+        sites: &Arc<ArcSwap<Sites>>,
+        configs: &Configs,
+    ) -> Result<BySite, quinn::crypto::rustls::NoInitialCipherSuite> {
+        let (open, members) = (configs.quic.clone(), configs.quic_members.clone());
+        Ok(BySite {
+            sites: sites.clone(),
+            open: Arc::new(open.try_into()?),
+            members: Arc::new(members.try_into()?),
+        })
+    }
+
+    /// The configuration for a name, if it is not the open one.
+    fn choose(&self, name: Option<&str>) -> Option<Arc<QuicServerConfig>> {
+        let sites = self.sites.load();
+        let (site_name, site) = sites.find(name?)?;
+        if site.settings.clients.is_some() {
+            return Some(self.members.clone());
+        }
+        let ca = site.client_ca.as_ref()?;
+        let shows = sites.certificates.get(site_name)?.certified();
+        QuicServerConfig::try_from(ca.config(shows, &[ALPN_H3])).ok().map(Arc::new)
+    }
+}
+
+impl crypto::ServerConfig for BySite {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn crypto::Session> {
+        let inner = self.open.clone().start_session(version, params);
+        let (shaken, params) = (Shaken::default(), *params);
+        Box::new(Session { of: self, version, params, hello: Some(Vec::new()), shaken, inner })
+    }
+
+    fn initial_keys(&self, version: u32, dst: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
+        self.open.initial_keys(version, dst)
+    }
+
+    fn retry_tag(&self, version: u32, dst: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.open.retry_tag(version, dst, packet)
+    }
+}
+
+struct Session {
+    of: Arc<BySite>,
+    version: u32,
+    params: TransportParameters,
+    /// What has come of the ClientHello, until it is whole.
+    hello: Option<Vec<u8>>,
+    shaken: Shaken,
+    inner: Box<dyn crypto::Session>,
+}
+
+impl crypto::Session for Session {
+    fn initial_keys(&self, dst: &ConnectionId, side: Side) -> Keys {
+        self.inner.initial_keys(dst, side)
+    }
+
+    /// A [`Shaken`].
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.inner.handshake_data()?;
+        Some(Box::new(self.shaken.clone()))
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        self.inner.peer_identity()
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn crypto::HeaderKey>, Box<dyn PacketKey>)> {
+        self.inner.early_crypto()
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        self.inner.early_data_accepted()
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+
+    fn read_handshake(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
+        let Some(hello) = &mut self.hello else { return self.inner.read_handshake(bytes) };
+        hello.extend_from_slice(bytes);
+        let Some(length) = length(hello)? else { return Ok(false) };
+        if hello.len() < length {
+            return Ok(false);
+        }
+        let hello = self.hello.take().unwrap_or_default();
+        // What cannot be read is for the session to refuse, with the right alert.
+        let name = server_name(&hello[..length]).map(|name| name.to_ascii_lowercase());
+        if let Some(config) = self.of.choose(name.as_deref()) {
+            self.inner = crypto::ServerConfig::start_session(config, self.version, &self.params);
+        }
+        self.shaken.name = name;
+        self.inner.read_handshake(&hello)
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        self.inner.transport_parameters()
+    }
+
+    fn write_handshake(&mut self, bytes: &mut Vec<u8>) -> Option<Keys> {
+        let before = bytes.len();
+        let keys = self.inner.write_handshake(bytes);
+        if self.shaken.group.is_none() {
+            self.shaken.group = bytes.get(before..).and_then(group);
+        }
+        keys
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        self.inner.next_1rtt_keys()
+    }
+
+    fn is_valid_retry(&self, dst: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        self.inner.is_valid_retry(dst, header, payload)
+    }
+
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.inner.export_keying_material(output, label, context)
+    }
+}
+
+/// How long the first message is, its head included, as soon as that is known.
+fn length(hello: &[u8]) -> Result<Option<usize>, TransportError> {
+    let refused = |reason: &str| TransportError {
+        code: TransportErrorCode::crypto(10), // unexpected_message
+        frame: None,
+        reason: reason.into(),
+    };
+    match hello {
+        [] => Ok(None),
+        [CLIENT_HELLO, a, b, c, ..] => {
+            let length = 4 + u32::from_be_bytes([0, *a, *b, *c]) as usize;
+            if length > MAX_HELLO {
+                return Err(refused("the ClientHello is too long"));
+            }
+            Ok(Some(length))
+        }
+        [CLIENT_HELLO, ..] => Ok(None),
+        _ => Err(refused("no ClientHello")),
+    }
+}
+
+/// The name in a whole ClientHello.
+pub(crate) fn server_name(hello: &[u8]) -> Option<String> {
+    let mut records = Vec::with_capacity(hello.len() + 16);
+    for piece in hello.chunks(RECORD) {
+        records.extend([22, 3, 1]);
+        records.extend(u16::try_from(piece.len()).ok()?.to_be_bytes());
+        records.extend(piece);
+    }
+    let (mut acceptor, mut records) = (Acceptor::default(), records.as_slice());
+    while !records.is_empty() {
+        if acceptor.read_tls(&mut records).ok()? == 0 {
+            return None;
+        }
+        if let Some(accepted) = acceptor.accept().ok()? {
+            return accepted.client_hello().server_name().map(str::to_owned);
+        }
+    }
+    None
+}
+
+/// The group in a ServerHello that we have made (RFC 8446, sections 4.1.3 and 4.2.8).
+fn group(message: &[u8]) -> Option<NamedGroup> {
+    // Kind, length, version, random.
+    let (&kind, rest) = message.split_first()?;
+    let session_id = usize::from(*rest.get(3 + 2 + 32)?);
+    // Session, suite, compression, length.
+    let mut extensions = rest.get(3 + 2 + 32 + 1 + session_id + 2 + 1 + 2..)?;
+    if kind != SERVER_HELLO {
+        return None;
+    }
+    while let [a, b, c, d, rest @ ..] = extensions {
+        let length = usize::from(u16::from_be_bytes([*c, *d]));
+        let (body, others) = rest.split_at_checked(length)?;
+        if u16::from_be_bytes([*a, *b]) == KEY_SHARE {
+            let group = body.first_chunk::<2>()?;
+            return Some(NamedGroup::from(u16::from_be_bytes(*group)));
+        }
+        extensions = others;
+    }
+    None
+}
