@@ -1,9 +1,12 @@
 //! One request: which site it is for, whether it may be had, where it goes, and what comes back.
 
+use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,10 +14,11 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use wiretight_keys::VerifiedPeer;
@@ -32,6 +36,8 @@ use crate::mesh::{Mesh, now};
 
 /// How long both ends of an upgraded connection may take to say that they are ready.
 const SWITCH: Duration = Duration::from_secs(10);
+/// How long a client may go on over HTTP/1.1 when the backend has ended its side of an upgraded connection.
+const LINGER: Duration = Duration::from_secs(10);
 /// What is held of an upgraded connection's bytes, each way.
 const TUNNEL_BUFFER: usize = 4096;
 
@@ -455,18 +461,78 @@ async fn tunnel(
     let both = async { tokio::try_join!(client, backend) };
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
     let _counted = counts.as_ref().map(Counted::new);
-    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-    let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, a, b) => {
-            match copied {
-                Ok((_, sent)) => {
-                    story.sent(sent as usize);
-                    story.complete();
-                }
-                Err(_) => story.broke_off("broken"),
+    let told = Rc::new(Told::default());
+    let mut client = Toward { client: TokioIo::new(client), told: told.clone() };
+    let mut backend = TokioIo::new(backend);
+    // A stream of HTTP/2 is one of a limited number, and Chromium leaves its side of a WebSocket open
+    // when the other is ended. RST_STREAM is the order to stop there (RFC 9113, section 8.1).
+    let linger = if counts.is_some() { LINGER } else { Duration::ZERO };
+    let carried = async {
+        let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
+        let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, a, b);
+        let mut copied = pin!(copied);
+        tokio::select! {
+            biased;
+            // It has gone whole, whatever the client does now.
+            () = told.ended.notified() => {
+                let _ = timeout(linger, copied).await;
+                Ok(())
             }
+            copied = &mut copied => copied.map(|_| ()),
         }
+    };
+    tokio::select! {
+        carried = carried => match carried {
+            Ok(()) => story.complete(),
+            Err(_) => story.broke_off("broken"),
+        },
         _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
+    }
+    story.sent(told.sent.get());
+}
+
+/// What a tunnel knows of its way to the client.
+#[derive(Default)]
+struct Told {
+    sent: Cell<usize>,
+    /// The backend has ended its side, and the client was sent all of it.
+    ended: Notify,
+}
+
+/// The client's side of a tunnel, watched.
+struct Toward {
+    client: TokioIo<Upgraded>,
+    told: Rc<Told>,
+}
+
+impl AsyncRead for Toward {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Toward {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.client).poll_write(cx, bytes))?;
+        self.told.sent.set(self.told.sent.get() + n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.client).poll_shutdown(cx))?;
+        self.told.ended.notify_one();
+        Poll::Ready(Ok(()))
     }
 }
