@@ -490,10 +490,12 @@ async fn tunnel(
         tokio::select! {
             biased;
             // It has gone whole, whatever the client does now.
-            () = told.ended.notified() => drop(timeout(linger, copied).await),
-            copied = &mut copied => drop(copied?),
+            () = told.ended.notified() => {
+                let _ = timeout(linger, copied).await;
+                Ok(())
+            }
+            copied = &mut copied => copied.map(|_| ()),
         }
-        io::Result::Ok(())
     };
     tokio::select! {
         carried = carried => match carried {
