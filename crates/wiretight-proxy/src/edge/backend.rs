@@ -68,6 +68,27 @@ impl Sender {
     }
 }
 
+/// A connection whose answer is being read. Dropped when that has ended, it goes back to its pool; dropped
+/// before, it is closed.
+pub(crate) struct Loan {
+    pools: Rc<Pools>,
+    back: Option<(Key, http1::SendRequest<RequestBody>, Instant)>,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let Some((key, sender, born)) = self.back.take() else { return };
+        if !sender.is_ready() {
+            return;
+        }
+        let mut shelves = self.pools.shelves.borrow_mut();
+        let shelf = shelves.entry(key).or_default();
+        if shelf.idle.len() < MAX_IDLE {
+            shelf.idle.push(Idle { sender, born, since: Instant::now() });
+        }
+    }
+}
+
 /// A worker's connections. The key tells apart what must not be shared: the same service under another
 /// identity is another way.
 #[derive(Default)]
@@ -136,19 +157,16 @@ impl Pools {
         Ok((sender, false))
     }
 
-    /// Gives a connection back when its answer has been read; until then it waits.
-    pub(crate) fn give_back(self: &Rc<Pools>, site: &Site, upstream: &Upstream, sender: Sender) {
-        let Sender::Http1(mut sender, born) = sender else { return };
-        let (pools, key) = (self.clone(), key(site, upstream));
-        spawn_local(async move {
-            if sender.ready().await.is_ok() {
-                let mut shelves = pools.shelves.borrow_mut();
-                let shelf = shelves.entry(key).or_default();
-                if shelf.idle.len() < MAX_IDLE {
-                    shelf.idle.push(Idle { sender, born, since: Instant::now() });
-                }
-            }
-        });
+    /// Keeps what a connection is given back with, until its answer has been read.
+    pub(crate) fn lend(
+        self: &Rc<Pools>,
+        site: &Site,
+        upstream: &Upstream,
+        sender: Sender,
+    ) -> Option<Loan> {
+        let Sender::Http1(sender, born) = sender else { return None };
+        let key = key(site, upstream);
+        Some(Loan { pools: self.clone(), back: Some((key, sender, born)) })
     }
 
     fn take(&self, key: &Key) -> Option<Sender> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
+use super::backend::Loan;
 use super::body::BodyStory;
 use super::guard::InFlight;
 use super::live::{Busy, Http};
@@ -30,6 +31,7 @@ pub(crate) struct Story {
     pub(crate) path: String,
     pub(crate) status: StatusCode,
     pub(crate) lease: Option<Lease<Upstream>>,
+    pub(crate) loan: Option<Loan>,
     pub(crate) body: BodyStory,
     pub(crate) begun: Instant,
     sent: u64,
@@ -67,6 +69,7 @@ impl Story {
             path,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             lease: None,
+            loan: None,
             body: BodyStory::default(),
             begun: Instant::now(),
             sent: 0,

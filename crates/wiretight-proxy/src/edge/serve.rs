@@ -268,8 +268,8 @@ impl Client {
             match send(&mut sender, request, site.settings.timeout, &told).await {
                 Ok(answer) => {
                     site.balancer.succeeded(&lease);
-                    pools.give_back(site, &upstream, sender);
                     story.lease = Some(lease);
+                    story.loan = pools.lend(site, &upstream, sender);
                     return Ok(answer);
                 }
                 Err(Failed::Late) => {

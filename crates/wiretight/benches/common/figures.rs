@@ -46,7 +46,8 @@ pub(crate) fn machine() -> Vec<(&'static str, String)> {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, model)| model);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // Of the machine: this process may be bound to some of them.
+    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let openssl = first_line(Command::new("openssl").arg("version"));
     vec![
         ("cpu", format!("{model}, {cores} cores")),
