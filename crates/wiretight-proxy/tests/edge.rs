@@ -304,3 +304,24 @@ fn a_drain_lets_requests_finish_and_takes_no_more() {
     });
     assert_eq!((cut, rest.as_str()), (0, "llo"));
 }
+
+#[test]
+fn a_backend_that_is_not_well_gets_no_requests_as_long_as_another_is() {
+    let (sick, well) = (http_backend("sick", false).to_string(), http_backend("well", false));
+    let names = |rig: &EdgeRig| {
+        let answers = (0..20).map(|_| rig.get("GET /name HTTP/1.1\r\n"));
+        answers.map(|a| a.ends_with("sick")).collect::<std::collections::BTreeSet<_>>()
+    };
+    let down = |rig: &EdgeRig| rig.edge.status().sites[0].down.clone();
+    let mut rig = EdgeRig::with(&[sick.clone(), well.to_string()], |_| {});
+    // The control: nobody asks, and both have requests.
+    assert_eq!(names(&rig).len(), 2);
+    rig.settings.sites[0].health = Some("/health".parse().unwrap());
+    rig.edge.apply(&rig.settings).unwrap();
+    rig::eventually("it is down", || down(&rig) == [sick.clone()]);
+    assert_eq!(names(&rig), [false].into());
+    // The only one is tried all the same, well or not.
+    rig.settings.sites[0].to.pop();
+    rig.edge.apply(&rig.settings).unwrap();
+    assert_eq!(names(&rig), [true].into());
+}

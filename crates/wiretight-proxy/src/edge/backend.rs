@@ -138,23 +138,33 @@ impl Pools {
         if let Some(sender) = self.take(&key) {
             return Ok((sender, true));
         }
-        let sender = match &upstream.at {
-            At::Here(backend) => match net::connect_backend(backend).await? {
-                App::Tcp(socket) => handshake(socket, upstream.speaks).await?,
-                App::Unix(socket) => handshake(socket, upstream.speaks).await?,
-            },
-            At::Mesh(service) => {
-                let (ours, theirs) = UnixStream::pair()?;
-                let pool = self.mesh_pool(site, service)?;
-                spawn_local(pool.serve(App::Unix(theirs), from));
-                handshake(ours, upstream.speaks).await?
-            }
-        };
+        let sender = self.connect(site, upstream, from).await?;
         if let Sender::H2c(sender) = &sender {
             let shared = Some((sender.clone(), Instant::now()));
             self.shelves.borrow_mut().entry(key).or_default().shared = shared;
         }
         Ok((sender, false))
+    }
+
+    /// A connection that nobody else gets.
+    pub(crate) async fn connect(
+        &self,
+        site: &Site,
+        upstream: &Upstream,
+        from: SocketAddr,
+    ) -> io::Result<Sender> {
+        match &upstream.at {
+            At::Here(backend) => match net::connect_backend(backend).await? {
+                App::Tcp(socket) => handshake(socket, upstream.speaks).await,
+                App::Unix(socket) => handshake(socket, upstream.speaks).await,
+            },
+            At::Mesh(service) => {
+                let (ours, theirs) = UnixStream::pair()?;
+                let pool = self.mesh_pool(site, service)?;
+                spawn_local(pool.serve(App::Unix(theirs), from));
+                handshake(ours, upstream.speaks).await
+            }
+        }
     }
 
     /// Keeps what a connection is given back with, until its answer has been read.

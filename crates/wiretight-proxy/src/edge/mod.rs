@@ -14,6 +14,7 @@ mod clients;
 mod gate;
 mod guard;
 mod headers;
+mod health;
 mod hsts;
 mod live;
 mod log;
@@ -115,6 +116,8 @@ pub struct SiteStatus {
     pub expires_in_seconds: Option<i64>,
     /// Since when it has been serving with a certificate that holds, seconds since 1970.
     pub healthy_since: Option<u64>,
+    /// The backends that answer no questions about their health.
+    pub down: Vec<String>,
     /// Requests since the start.
     pub requests: Vec<RequestCount>,
     /// Bytes of bodies to clients.
@@ -162,7 +165,8 @@ impl Edge {
             let (orders, inbox) = mpsc::unbounded_channel();
             let shared = shared.clone();
             let body = move || {
-                if let Err(error) = worker::run(inbox, shared) {
+                // One of them asks the backends about their health.
+                if let Err(error) = worker::run(inbox, shared, n == 0) {
                     tracing::error!(%error, "a worker of the edge could not start");
                 }
             };
@@ -244,6 +248,7 @@ impl Edge {
                 not_after,
                 expires_in_seconds: not_after.map(|t| t as i64 - now() as i64),
                 healthy_since: site.healthy_since(),
+                down: site.down().map(ToString::to_string).collect(),
                 requests: site.counts.requests(),
                 bytes_out: site.counts.sent.load(Relaxed),
                 bytes_in: site.counts.received.load(Relaxed),

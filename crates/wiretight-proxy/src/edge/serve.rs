@@ -397,7 +397,7 @@ fn websocket_key() -> HeaderValue {
 }
 
 /// A request that can be sent more than once.
-struct Template {
+pub(crate) struct Template {
     method: Method,
     path: PathAndQuery,
     authority: String,
@@ -407,6 +407,17 @@ struct Template {
 }
 
 impl Template {
+    /// Of the edge's own.
+    pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
+        let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
+        Template { method, path, authority, headers, trailers: false, switches: false }
+    }
+
+    /// Without a body.
+    pub(crate) fn empty(&self, upstream: &Upstream) -> Request<RequestBody> {
+        self.request(upstream, RequestBody::empty())
+    }
+
     fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
         let has_end = body.is_end_stream() || body.size_hint().exact().is_some();
         let mut request = Request::new(body);

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::http::uri::PathAndQuery;
 use wiretight_keys::{Id, Name};
 
 pub use super::hsts::Hsts;
@@ -206,6 +207,8 @@ pub struct SiteSettings {
     pub hsts: Hsts,
     /// The members of the mesh that may come in; `None`: everybody, without a certificate.
     pub clients: Option<Vec<Id>>,
+    /// What backends are asked for, to see whether they are up; `None`: they are not.
+    pub health: Option<PathAndQuery>,
     /// The roots (PEM) of those that may come in, if they are not members of the mesh.
     pub client_ca: Option<PathBuf>,
     /// The largest request body, in bytes.

@@ -47,6 +47,17 @@ impl Site {
         }
     }
 
+    /// Whether it is called so.
+    pub(crate) fn is(&self, title: &SiteName) -> bool {
+        self.settings.names.first() == Some(title)
+    }
+
+    /// The backends that active health holds for down.
+    pub(crate) fn down(&self) -> impl Iterator<Item = &Upstream> {
+        let asked = self.settings.health.is_some();
+        self.settings.to.iter().filter(move |u| asked && self.balancer.is_down(u))
+    }
+
     /// Since when it is healthy.
     pub(crate) fn healthy_since(&self) -> Option<u64> {
         Some(self.health.0.load(Relaxed)).filter(|since| *since > 0)

@@ -30,6 +30,7 @@ use super::body::{ReplyBody, Source};
 use super::certificates::ALPN_ACME;
 use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
+use super::health;
 use super::live::{EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
 use super::quic;
@@ -82,7 +83,11 @@ pub(crate) struct Shared {
 }
 
 /// Runs until the control side is gone.
-pub(crate) fn run(mut orders: mpsc::UnboundedReceiver<Listen>, shared: Shared) -> io::Result<()> {
+pub(crate) fn run(
+    mut orders: mpsc::UnboundedReceiver<Listen>,
+    shared: Shared,
+    asks: bool,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(61)
@@ -96,6 +101,9 @@ pub(crate) fn run(mut orders: mpsc::UnboundedReceiver<Listen>, shared: Shared) -
             pools: pools.clone(),
             cut: shared.cut.clone(),
         });
+        if asks {
+            spawn_local(health::watch(workshop.clone()));
+        }
         let (tcp, quic) = Default::default();
         let worker = Rc::new(Worker { shared, workshop, tcp, quic });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));

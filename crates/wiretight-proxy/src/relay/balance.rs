@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,15 @@ pub(crate) struct Target<T> {
     failures: AtomicU32,
     /// Until when it is held back: milliseconds since the balancer was made.
     held_until: AtomicU64,
+    /// Found not to answer.
+    down: AtomicBool,
+}
+
+impl<T> Target<T> {
+    fn new(at: T) -> Target<T> {
+        let (sessions, failures, held_until, down) = Default::default();
+        Target { at, sessions, failures, held_until, down }
+    }
 }
 
 /// Targets known so far. Those that vanish from the registry are forgotten when nothing uses them.
@@ -56,8 +65,8 @@ impl<T> std::ops::Deref for Lease<T> {
 }
 
 impl<T: Clone + Eq + Hash> Balancer<T> {
-    /// The best of `candidates` that is not among `tried`. One that is held back is taken only if there
-    /// is no other: a wrong guess must not make a service unreachable.
+    /// The best of `candidates` that is not among `tried`. One that is down or held back is taken only if
+    /// there is no other: a wrong guess must not make a service unreachable.
     pub(crate) fn pick(&self, candidates: &[T], tried: &[T]) -> Option<Lease<T>> {
         let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
         if targets.len() > 4 * candidates.len() + 64 {
@@ -69,17 +78,13 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
         let untried = first.iter().chain(last).filter(|c| !tried.contains(c));
         let best = untried
             .map(|c| {
-                let new = || Target {
-                    at: c.clone(),
-                    sessions: AtomicU32::new(0),
-                    failures: AtomicU32::new(0),
-                    held_until: AtomicU64::new(0),
-                };
-                targets.entry(c.clone()).or_insert_with(|| Arc::new(new())).clone()
+                let new = || Arc::new(Target::new(c.clone()));
+                targets.entry(c.clone()).or_insert_with(new).clone()
             })
             .min_by_key(|t| {
                 let held = t.held_until.load(Relaxed);
-                (if held > now { held } else { 0 }, t.sessions.load(Relaxed))
+                let held = if held > now { held } else { 0 };
+                (t.down.load(Relaxed), held, t.sessions.load(Relaxed))
             })?;
         best.sessions.fetch_add(1, Relaxed);
         Some(Lease { target: best })
@@ -99,6 +104,19 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
             let hold = HOLD.saturating_mul(1 << (failures - FAILURES).min(8)).min(HOLD_MAX);
             lease.target.held_until.store(self.now() + hold.as_millis() as u64, Relaxed);
         }
+    }
+
+    /// It was asked, and does not answer, or does again.
+    pub(crate) fn set_down(&self, at: &T, down: bool) {
+        let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
+        let new = || Arc::new(Target::new(at.clone()));
+        targets.entry(at.clone()).or_insert_with(new).down.store(down, Relaxed);
+    }
+
+    /// Whether it was found not to answer.
+    pub(crate) fn is_down(&self, at: &T) -> bool {
+        let targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
+        targets.get(at).is_some_and(|t| t.down.load(Relaxed))
     }
 
     fn now(&self) -> u64 {

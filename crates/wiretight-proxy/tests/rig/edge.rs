@@ -45,6 +45,7 @@ pub fn site(name: &str, to: &[String]) -> SiteSettings {
         hsts: Hsts::On,
         clients: None,
         client_ca: None,
+        health: None,
         max_body: 1 << 30,
         timeout: Duration::from_secs(10),
     }
@@ -276,6 +277,7 @@ async fn program(name: &'static str, request: Request<Incoming>) -> Result<Answe
             text(format!("{line}\n{}\n", lines.join("\n")))
         }
         "/name" => text(name.into()),
+        "/health" if name != "sick" => text("well".into()),
         "/hop" => {
             let mut answer = text("hop".into());
             answer.headers_mut().insert("connection", "x-hop".parse().unwrap());

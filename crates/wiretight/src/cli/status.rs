@@ -132,7 +132,13 @@ fn sites(status: &Value) -> Table {
         };
         table.row([
             list(&site["names"]).map(text).collect::<Vec<_>>().join(", "),
-            list(&site["to"]).map(text).collect::<Vec<_>>().join(", "),
+            list(&site["to"])
+                .map(|to| match list(&site["down"]).any(|down| down == to) {
+                    true => format!("{} (down)", text(to)),
+                    false => text(to),
+                })
+                .collect::<Vec<_>>()
+                .join(", "),
             left,
             count(|_| true).to_string(),
             count(|class| class == 5).to_string(),

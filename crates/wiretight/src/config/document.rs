@@ -234,6 +234,7 @@ fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettin
         hsts: Hsts::Off,
         clients: None,
         client_ca: None,
+        health: None,
         max_body: 1 << 20,
         timeout: Duration::from_secs(60),
     })

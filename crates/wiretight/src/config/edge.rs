@@ -312,6 +312,7 @@ fn read_site(
     let preload = s.optional(report, "preload", flag);
     let clients = s.list(report, "clients", identity);
     let client_ca = s.optional(report, "client_ca", absolute_path);
+    let health = s.optional(report, "health", path);
     let max_body = s.optional(report, "max_body_mb", |v| number(v, MAX_BODY_MB));
     let timeout = s.optional(report, "timeout", patience);
 
@@ -371,6 +372,7 @@ fn read_site(
             given => Some(given.values()),
         },
         client_ca: client_ca.given(),
+        health: health.given(),
         max_body: u64::from(max_body.or(DEFAULT_MAX_BODY_MB)) << 20,
         timeout: timeout.or(DEFAULT_TIMEOUT),
     };

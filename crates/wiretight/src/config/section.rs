@@ -104,6 +104,7 @@ pub(super) const SITE: Shape = Shape {
         ("preload", "false"),
         ("clients", r#"["service/web", "node/ops1"]"#),
         ("client_ca", r#""/etc/wiretight/clients.pem""#),
+        ("health", r#""/healthz""#),
         ("max_body_mb", "1024"),
         ("timeout", r#""60s""#),
     ],

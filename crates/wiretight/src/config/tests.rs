@@ -120,6 +120,7 @@ fn the_example_shows_the_defaults() {
             "as =",
             "acme =",
             "client_ca =",
+            "health =",
         ];
         let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
         !none.into_iter().any(|k| l.starts_with(k))
@@ -269,6 +270,7 @@ fn every_key_arrives() {
         cert = "/b.pem"
         key = "/b.key"
         client_ca = "/c.pem"
+        health = "/up?full=1"
         "#,
     )
     .unwrap();
@@ -281,6 +283,7 @@ fn every_key_arrives() {
         hsts: Hsts::Off,
         clients: Some(vec!["service/web".parse().unwrap()]),
         client_ca: None,
+        health: None,
         max_body: 2 << 20,
         timeout: Duration::from_secs(300),
     };
@@ -291,6 +294,7 @@ fn every_key_arrives() {
         hsts: Hsts::On,
         clients: None,
         client_ca: Some("/c.pem".into()),
+        health: Some("/up?full=1".parse().unwrap()),
         max_body: 1 << 30,
         timeout: Duration::from_secs(60),
     };

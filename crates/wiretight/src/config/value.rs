@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::http::uri::PathAndQuery;
 use toml::de::DeValue;
 use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
@@ -265,6 +266,13 @@ pub(super) fn challenge(v: &DeValue<'_>) -> Result<Challenge, Complaint> {
         "dns-01" => Ok(Challenge::Dns01),
         other => Err(Complaint::problem(format!("{} is not a challenge", quoted(other)))),
     }
+}
+
+/// The path of a URL, and its query.
+pub(super) fn path(v: &DeValue<'_>) -> Result<PathAndQuery, Complaint> {
+    let s = text(v)?;
+    let parsed = s.parse().ok().filter(|_| s.starts_with('/') && s.len() <= 1024);
+    parsed.ok_or_else(|| Complaint::problem(format!("{} is not a path of a URL", quoted(s))))
 }
 
 /// The one value of a site's `acme`.
