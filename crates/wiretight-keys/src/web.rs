@@ -12,7 +12,7 @@ use const_oid::db::rfc5912::{
     SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
 };
 use const_oid::{AssociatedOid, ObjectIdentifier};
-use der::asn1::UintRef;
+use der::asn1::{OctetString, UintRef};
 use der::{Decode, Encode, Sequence};
 use rustls_pki_types::{CertificateDer, ServerName};
 use spki::SubjectPublicKeyInfoOwned;
@@ -24,7 +24,8 @@ use x509_cert::request::{CertReqInfo, ExtensionReq};
 use crate::key::SigningKey;
 use crate::token::hex;
 use crate::x509::{
-    Period, SignedCertificate, X509Error, dns_names, fingerprint, malformed, request,
+    ID_PE_ACME_IDENTIFIER, Period, SignedCertificate, X509Error, dns_names, fingerprint, malformed,
+    request,
 };
 
 /// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
@@ -125,6 +126,29 @@ fn rsa_bits(spki: &SubjectPublicKeyInfoOwned) -> Result<Option<usize>, der::Erro
     let modulus = RsaPublicKey::from_der(spki.subject_public_key.raw_bytes())?.modulus;
     let first = modulus.as_bytes().first().map_or(8, |b| b.leading_zeros() as usize);
     Ok(Some((modulus.as_bytes().len() * 8).saturating_sub(first)))
+}
+
+/// Whether a certificate answers an ACME server that asked for this name with tls-alpn-01 (RFC 8737, section
+/// 3): that name and no other, and SHA-256 of the key authorization.
+pub fn answers_challenge(der: &CertificateDer<'_>, name: &str, digest: &[u8; 32]) -> bool {
+    let answers = || {
+        let cert = x509_cert::Certificate::from_der(der).ok()?;
+        let tbs = cert.tbs_certificate();
+        let (_, names) = tbs.get_extension::<SubjectAltName>().ok()??;
+        let [GeneralName::DnsName(only)] = names.0.as_slice() else { return None };
+        let extensions = tbs.extensions()?;
+        let acme = extensions.iter().find(|e| e.extn_id == ID_PE_ACME_IDENTIFIER)?;
+        let value = OctetString::from_der(acme.extn_value.as_bytes()).ok()?;
+        let right = acme.critical && value.as_bytes() == digest;
+        Some(right && only.as_str().eq_ignore_ascii_case(name))
+    };
+    answers().unwrap_or(false)
+}
+
+/// The public key of a certificate, DER.
+pub fn spki(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let cert = x509_cert::Certificate::from_der(der).ok()?;
+    cert.tbs_certificate().subject_public_key_info().to_der().ok()
 }
 
 /// Whether a text is one host's DNS name in small letters: labels of a-z, 0-9, "-" and "_", no wildcard,

@@ -62,7 +62,7 @@ pub enum X509Error {
 }
 
 /// RFC 8737, section 6.1.
-const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
+pub(crate) const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
     const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
 
 pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {

@@ -4,7 +4,7 @@
 //!
 //! - `jws`: signed requests
 //! - `objects`: accounts and orders, as they are kept
-//! - `validate`: names are proved by http-01
+//! - `validate`: names are proved by http-01 and tls-alpn-01
 //! - `serve`: it as a site of the edge
 //!
 //! It refuses names outside of those that the configuration allows, wildcards (which only DNS proves), and

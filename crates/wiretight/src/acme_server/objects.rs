@@ -38,14 +38,18 @@ pub enum Method {
     /// A file at the name's port 80.
     #[serde(rename = "http-01")]
     Http01,
+    /// A certificate at the name's port 443 (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
 }
 
 impl Method {
-    pub(super) const ALL: [Method; 1] = [Method::Http01];
+    pub(super) const ALL: [Method; 2] = [Method::Http01, Method::TlsAlpn01];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Method::Http01 => "http-01",
+            Method::TlsAlpn01 => "tls-alpn-01",
         }
     }
 }

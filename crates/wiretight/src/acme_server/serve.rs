@@ -64,7 +64,7 @@ pub(crate) fn start(
     let server = AcmeServer::new(
         store,
         Arc::new(issuer),
-        Arc::new(Network { http_port: 80 }),
+        Arc::new(Network { http_port: 80, tls_port: 443 }),
         Arc::new(now),
         base.clone(),
         section.names.clone(),

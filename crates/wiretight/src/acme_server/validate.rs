@@ -1,16 +1,26 @@
-//! Proving that whoever asks for a name's certificate has its address: http-01 (RFC 8555, section 8.3).
-//! A redirect is refused, wherever it leads: a proof comes from the name itself.
+//! Proving that whoever asks for a name's certificate has its address: http-01 (RFC 8555, section 8.3) and
+//! tls-alpn-01 (RFC 8737). A redirect is refused, wherever it leads: a proof comes from the name itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_lc_rs::digest::{SHA256, digest};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use wiretight_keys::web;
+use wiretight_proxy::edge::ALPN_ACME;
 
 use super::Method;
 
@@ -51,6 +61,8 @@ pub trait Validator: Send + Sync {
 pub struct Network {
     /// Where http-01 connects: 80 (RFC 8555, section 8.3).
     pub http_port: u16,
+    /// Where tls-alpn-01 connects: 443 (RFC 8737, section 3).
+    pub tls_port: u16,
 }
 
 #[async_trait]
@@ -62,36 +74,128 @@ impl Validator for Network {
         token: &str,
         key_authorization: &str,
     ) -> Result<(), Invalid> {
-        let Method::Http01 = method;
-        let tried = timeout(DEADLINE, http(name, self.http_port, token)).await;
-        let body = tried.map_err(|_| {
-            let seconds = DEADLINE.as_secs();
-            Invalid::new("connection", format!("{name} did not answer within {seconds} s"))
-        })??;
-        match body.trim_ascii_end() == key_authorization.as_bytes() {
-            true => Ok(()),
-            false => {
-                let detail = format!("{name} answered with another key authorization");
-                Err(Invalid::new("unauthorized", detail))
+        let tried = async {
+            match method {
+                Method::Http01 => http(name, self.http_port, token, key_authorization).await,
+                Method::TlsAlpn01 => tls_alpn(name, self.tls_port, key_authorization).await,
             }
-        }
+        };
+        let late = |_| {
+            let seconds = DEADLINE.as_secs();
+            Err(Invalid::new("connection", format!("{name} did not answer within {seconds} s")))
+        };
+        timeout(DEADLINE, tried).await.unwrap_or_else(late)
     }
 }
 
-async fn http(name: &str, port: u16, token: &str) -> Result<Bytes, Invalid> {
-    let unreachable = |e: &dyn std::fmt::Display| {
-        Invalid::new("connection", format!("{name}, port {port}, cannot be reached: {e}"))
-    };
+async fn connect(name: &str, port: u16) -> Result<TcpStream, Invalid> {
     let addresses = lookup_host((name, port)).await;
     let addresses = addresses.map_err(|e| Invalid::new("dns", format!("{name}: {e}")))?;
     let mut socket = Err(Invalid::new("dns", format!("{name} has no address")));
     for address in addresses {
-        socket = TcpStream::connect(address).await.map_err(|e| unreachable(&e));
+        socket = TcpStream::connect(address).await.map_err(|e| {
+            let detail = format!("{name}, port {port}, cannot be reached: {e}");
+            Invalid::new("connection", detail)
+        });
         if socket.is_ok() {
             break;
         }
     }
-    let io = TokioIo::new(socket?);
+    socket
+}
+
+/// Shakes hands with a server that shows a certificate made for the question (RFC 8737, section 3).
+async fn tls_alpn(name: &str, port: u16, key_authorization: &str) -> Result<(), Invalid> {
+    let tls = |detail: String| Invalid::new("tls", format!("{name}: {detail}"));
+    let mut expected = [0; 32];
+    expected.copy_from_slice(digest(&SHA256, key_authorization.as_bytes()).as_ref());
+    let provider = wiretight_proxy::edge::provider();
+    let verifier = Asked { name: name.to_owned(), expected, provider: provider.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| tls(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_ACME.to_vec()];
+    config.resumption = Resumption::disabled();
+    let server = ServerName::try_from(name.to_owned()).map_err(|e| tls(e.to_string()))?;
+    let socket = connect(name, port).await?;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(server, socket).await;
+    let shaken = shaken.map_err(|e| {
+        let ours = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+        match ours == Some(&not_asked_for()) {
+            true => Invalid::new(
+                "unauthorized",
+                format!("{name} shows another certificate than the one for this question"),
+            ),
+            false => tls(e.to_string()),
+        }
+    })?;
+    match shaken.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        true => Ok(()),
+        false => Err(tls("it does not speak acme-tls/1".into())),
+    }
+}
+
+/// Believes the certificate that answers the question, by whomever it was signed.
+#[derive(Debug)]
+struct Asked {
+    name: String,
+    expected: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+fn not_asked_for() -> rustls::Error {
+    CertificateError::ApplicationVerificationFailure.into()
+}
+
+impl ServerCertVerifier for Asked {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match web::answers_challenge(certificate, &self.name, &self.expected) {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(not_asked_for()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 was not offered".into()))
+    }
+
+    /// By the key alone: the library refuses a certificate with an extension that it does not know.
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let key = web::spki(certificate).ok_or_else(not_asked_for)?;
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &key.into(), signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Result<(), Invalid> {
+    let unreachable = |e: &dyn std::fmt::Display| {
+        Invalid::new("connection", format!("{name}, port {port}, cannot be reached: {e}"))
+    };
+    let io = TokioIo::new(connect(name, port).await?);
     let (mut sender, connection) = http1::handshake(io).await.map_err(|e| unreachable(&e))?;
     let host = if port == 80 { name.to_owned() } else { format!("{name}:{port}") };
     let request = Request::get(format!("/.well-known/acme-challenge/{token}"))
@@ -112,8 +216,72 @@ async fn http(name: &str, port: u16, token: &str) -> Result<Bytes, Invalid> {
     // Both live as long as this does, and no longer.
     tokio::pin!(connection);
     tokio::pin!(exchange);
-    tokio::select! {
+    let body = tokio::select! {
         done = &mut exchange => done,
         _ = &mut connection => exchange.await,
+    }?;
+    match body.trim_ascii_end() == key_authorization.as_bytes() {
+        true => Ok(()),
+        false => {
+            let detail = format!("{name} answered with another key authorization");
+            Err(Invalid::new("unauthorized", detail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use rustls::server::{ClientHello, ResolvesServerCert};
+    use rustls::sign::CertifiedKey;
+    use wiretight_proxy::edge::challenge_certificate;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Shows(Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Shows {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            Some(self.0.clone())
+        }
+    }
+
+    /// A server on a port of loopback that shows what answers this key authorization for this name.
+    async fn server(name: &str, says: &str, alpn: &[u8]) -> u16 {
+        let mut expected = [0; 32];
+        expected.copy_from_slice(digest(&SHA256, says.as_bytes()).as_ref());
+        let shows = Shows(challenge_certificate(name, expected).unwrap());
+        let mut config = ServerConfig::builder_with_provider(wiretight_proxy::edge::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(shows));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let _ = acceptor.accept(socket).await;
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn tls_alpn_01_believes_the_certificate_for_the_question_and_no_other() {
+        let tried = async |shown: &str, says: &str, alpn: &[u8]| {
+            let network = Network { http_port: 1, tls_port: server(shown, says, alpn).await };
+            network.validate(Method::TlsAlpn01, "localhost", "t", "t.thumbprint").await
+        };
+        let kind = |tried: Result<(), Invalid>| tried.unwrap_err().kind;
+        assert_eq!(tried("localhost", "t.thumbprint", ALPN_ACME).await, Ok(()));
+        assert_eq!(kind(tried("localhost", "t.another", ALPN_ACME).await), "unauthorized");
+        assert_eq!(kind(tried("other.host", "t.thumbprint", ALPN_ACME).await), "unauthorized");
+        assert_eq!(kind(tried("localhost", "t.thumbprint", b"h2").await), "tls");
+        let network = Network { http_port: 1, tls_port: 1 };
+        let nobody = network.validate(Method::TlsAlpn01, "localhost", "t", "t.x").await;
+        assert_eq!(kind(nobody), "connection");
     }
 }
