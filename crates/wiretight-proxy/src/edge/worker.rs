@@ -234,7 +234,8 @@ impl Worker {
             return table.refuse(from, "too_many_handshakes", "at the moment");
         };
         let limits = self.workshop.sites.load().settings.limits.clone();
-        let shaken = timeout(limits.handshake, self.shake(socket, from)).await;
+        // On the heap, for a connection lives longer than its handshake.
+        let shaken = timeout(limits.handshake, Box::pin(self.shake(socket, from))).await;
         drop(slot);
         let (tls, client) = match shaken {
             Ok(Ok(shaken)) => shaken,
@@ -340,7 +341,7 @@ impl Worker {
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS + 8).max_buf_size(8 * MAX_HEAD).header_read_timeout(None);
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits).await;
+        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits).await;
     }
 
     async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
@@ -362,21 +363,20 @@ impl Worker {
             .keep_alive_timeout(limits.head)
             .enable_connect_protocol();
         let connection = builder.serve_connection(io, service);
-        self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits).await;
+        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits).await;
     }
 
     /// Serves a connection to its end: the client's, an idle or stalled client's, or ours. `finish` asks it
-    /// to take no more requests.
+    /// to take no more requests. (On the heap: moved from future to future, it would stand in each.)
     async fn drive<C>(
         &self,
-        connection: C,
+        mut connection: Pin<Box<C>>,
         finish: fn(Pin<&mut C>),
         (from, activity): (SocketAddr, &Activity),
         limits: &Limits,
     ) where
         C: Future<Output = hyper::Result<()>>,
     {
-        let mut connection = pin!(connection);
         let mut draining = self.shared.draining.clone();
         let mut cut = self.shared.cut.clone();
         tokio::select! {
