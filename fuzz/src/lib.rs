@@ -13,6 +13,7 @@ use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Me
 use wiretight_keys::web::is_host_name;
 use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
+use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 
@@ -125,6 +126,16 @@ pub fn proxy(data: &[u8]) {
             assert_eq!(proxy_protocol::parse(&data[..len - 1]), Ok(Header::Partial));
         }
         Err(_) => {}
+    }
+}
+
+/// The first message of a QUIC connection, and our answer to it.
+///
+/// Promises: neither panics; a name is found in the whole message alone.
+pub fn hello(data: &[u8]) {
+    let _ = quic_tls::group(data);
+    if quic_tls::server_name(data).is_some() {
+        assert_eq!(quic_tls::server_name(&data[..data.len() - 1]), None);
     }
 }
 
@@ -258,6 +269,11 @@ pub fn certificate(data: &[u8]) {
     if let Ok(web) = wiretight_keys::WebLeaf::parse(&CertificateDer::from(data)) {
         let _ = web.is_for("example.org");
     }
+    // Of a client of a site, and of a server that is to prove its name.
+    let der = CertificateDer::from(data);
+    let _ = wiretight_keys::web::ClientLeaf::parse(&der);
+    let _ = wiretight_keys::web::spki(&der);
+    assert!(!wiretight_keys::web::answers_challenge(&der, "example.org", &[7; 32]), "a guess");
     let ours = bundle(root).expect("our root is a certificate");
     for role in [Role::Server, Role::Client] {
         if let Ok(peer) = verify(&ours, &[data, intermediate], role) {

@@ -63,6 +63,11 @@ fn http() {
 }
 
 #[test]
+fn hello() {
+    replay("hello", targets::hello);
+}
+
+#[test]
 fn proxy() {
     replay("proxy", targets::proxy);
 }

@@ -84,7 +84,7 @@ pub struct RequestCount {
 pub struct HandshakeCount {
     /// TLS version, or QUIC.
     pub protocol: String,
-    /// Key exchange group; `unknown` where the library does not tell.
+    /// Key exchange group.
     pub group: String,
     /// How many.
     pub count: u64,

@@ -20,7 +20,7 @@ mod live;
 mod log;
 pub mod proxy_protocol;
 mod quic;
-mod quic_tls;
+pub mod quic_tls;
 mod redirect;
 mod serve;
 pub mod settings;

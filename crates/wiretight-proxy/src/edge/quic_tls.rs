@@ -197,8 +197,8 @@ fn length(hello: &[u8]) -> Result<Option<usize>, TransportError> {
     }
 }
 
-/// The name in a whole ClientHello.
-pub(crate) fn server_name(hello: &[u8]) -> Option<String> {
+/// The name in a whole ClientHello (RFC 8446, section 4.1.2; RFC 6066, section 3), without a record's head.
+pub fn server_name(hello: &[u8]) -> Option<String> {
     let mut records = Vec::with_capacity(hello.len() + 16);
     for piece in hello.chunks(RECORD) {
         records.extend([22, 3, 1]);
@@ -218,7 +218,7 @@ pub(crate) fn server_name(hello: &[u8]) -> Option<String> {
 }
 
 /// The group in a ServerHello that we have made (RFC 8446, sections 4.1.3 and 4.2.8).
-fn group(message: &[u8]) -> Option<NamedGroup> {
+pub fn group(message: &[u8]) -> Option<NamedGroup> {
     // Kind, length, version, random.
     let (&kind, rest) = message.split_first()?;
     let session_id = usize::from(*rest.get(3 + 2 + 32)?);
@@ -237,4 +237,32 @@ fn group(message: &[u8]) -> Option<NamedGroup> {
         extensions = others;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_is_waited_for_and_bounded() {
+        assert_eq!(length(&[]).unwrap(), None);
+        assert_eq!(length(&[CLIENT_HELLO, 0, 1]).unwrap(), None);
+        assert_eq!(length(&[CLIENT_HELLO, 0, 1, 2]).unwrap(), Some(4 + 258));
+        assert!(length(&[CLIENT_HELLO, 1, 0, 0]).is_err());
+        assert!(length(&[SERVER_HELLO, 0, 0, 1]).is_err());
+        assert_eq!(server_name(&[CLIENT_HELLO, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn the_group_is_read_from_the_key_share() {
+        let mut hello = vec![SERVER_HELLO, 0, 0, 0, 3, 3];
+        hello.extend([7; 32]);
+        hello.extend([2, 1, 1, 0x13, 1, 0, 0, 12]); // session, suite, compression, length
+        hello.extend([0, 43, 0, 2, 3, 4]); // supported_versions
+        hello.extend([0, 51, 0, 2, 0x11, 0xec]);
+        assert_eq!(group(&hello), Some(NamedGroup::X25519MLKEM768));
+        for cut in 0..hello.len() {
+            assert_eq!(group(&hello[..cut]), None);
+        }
+    }
 }

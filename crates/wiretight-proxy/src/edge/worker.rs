@@ -341,7 +341,8 @@ impl Worker {
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS + 8).max_buf_size(8 * MAX_HEAD).header_read_timeout(None);
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits).await;
+        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits)
+            .await;
     }
 
     async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
@@ -363,7 +364,8 @@ impl Worker {
             .keep_alive_timeout(limits.head)
             .enable_connect_protocol();
         let connection = builder.serve_connection(io, service);
-        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits).await;
+        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits)
+            .await;
     }
 
     /// Serves a connection to its end: the client's, an idle or stalled client's, or ours. `finish` asks it
