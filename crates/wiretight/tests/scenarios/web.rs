@@ -632,7 +632,8 @@ fn sslyze(sslyze: &Path, at: SocketAddr, world: &World) -> (Value, Ran) {
     command.arg("--early_data").arg("--certinfo").arg("--certinfo_ca_file");
     command.arg(world.path("ca.pem")).arg("--json_out").arg(&file).arg(at.to_string());
     let ran = Ran::of(&mut command, "");
-    (serde_json::from_slice(&fs::read(file).expect(&ran.all())).unwrap(), ran)
+    let json = fs::read(file).unwrap_or_else(|e| panic!("{e}: {}", ran.all()));
+    (serde_json::from_slice(&json).unwrap(), ran)
 }
 
 /// What is wrong with a server, by that. Where a check is not in it, that is wrong, too.
@@ -716,7 +717,8 @@ fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     let mut kid = Kid::start(&mut command, &world.path(&format!("testssl-{}.log", at.port())));
     // Thousands of small processes: on a busy machine, they take their time.
     assert!(kid.ended(10 * PATIENCE).is_some(), "testssl does not end: {}", kid.log());
-    serde_json::from_slice(&fs::read(file).expect(&kid.log())).unwrap()
+    let json = fs::read(file).unwrap_or_else(|e| panic!("{e}: {}", kid.log()));
+    serde_json::from_slice(&json).unwrap()
 }
 
 /// What is worse than "INFO" by testssl, and yet as it should be here.
