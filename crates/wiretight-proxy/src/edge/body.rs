@@ -56,6 +56,11 @@ impl BodyStory {
         self.0.0.get()
     }
 
+    /// So many more have.
+    pub(crate) fn add(&self, n: usize) {
+        self.0.0.set(self.0.0.get() + n as u64);
+    }
+
     /// Why no more of it will.
     pub(crate) fn error(&self) -> Option<BodyError> {
         self.0.1.get()

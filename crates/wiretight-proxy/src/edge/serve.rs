@@ -310,7 +310,7 @@ impl Client {
         self: &Rc<Client>,
         answer: Response<Incoming>,
         switched: Option<Switch>,
-        story: Story,
+        mut story: Story,
     ) -> Response<ReplyBody> {
         let site = story.site.clone();
         let Some(switch) = switched else {
@@ -330,7 +330,7 @@ impl Client {
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
         if switch.extended {
-            parts.status = StatusCode::OK;
+            (parts.status, story.status) = (StatusCode::OK, StatusCode::OK);
             parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -489,7 +489,8 @@ async fn tunnel(
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
     let _counted = counts.as_ref().map(Counted::new);
     let told = Rc::new(Told::default());
-    let mut client = Toward { client: TokioIo::new(client), told: told.clone() };
+    let mut client =
+        Toward { client: TokioIo::new(client), told: told.clone(), received: story.body.clone() };
     let mut backend = TokioIo::new(backend);
     // A stream of HTTP/2 is one of a limited number, and Chromium leaves its side of a WebSocket open
     // when the other is ended. RST_STREAM is the order to stop there (RFC 9113, section 8.1).
@@ -538,6 +539,7 @@ struct Told {
 struct Toward {
     client: TokioIo<Upgraded>,
     told: Rc<Told>,
+    received: BodyStory,
 }
 
 impl AsyncRead for Toward {
@@ -546,7 +548,10 @@ impl AsyncRead for Toward {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.client).poll_read(cx, into)
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.client).poll_read(cx, into))?;
+        self.received.add(into.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 

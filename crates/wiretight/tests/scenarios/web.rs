@@ -525,7 +525,10 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     // All that while the connection goes on: the node has told of each of them.
     let told = |l: &Value| {
         let got = [&l["side"], &l["path"], &l["http"], &l["end"]];
-        got == ["edge", "/echo", "h2", "done"] && l["bytes_out"].as_u64() > Some(0)
+        got == ["edge", "/echo", "h2", "done"]
+            && l["status"] == 200
+            && l["bytes_out"].as_u64() > Some(0)
+            && l["bytes_in"].as_u64() > Some(0)
     };
     wait_for("the access log tells of 301 WebSockets", || {
         site.node.access().iter().filter(|l| told(l)).count() == 301
