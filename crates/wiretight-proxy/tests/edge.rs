@@ -320,6 +320,13 @@ fn a_backend_that_is_not_well_gets_no_requests_as_long_as_another_is() {
     rig.edge.apply(&rig.settings).unwrap();
     rig::eventually("it is down", || down(&rig) == [sick.clone()]);
     assert_eq!(names(&rig), [false].into());
+    // When nobody asks any longer, nobody holds it for down; and when somebody does again, it is found again.
+    rig.settings.sites[0].health = None;
+    rig.edge.apply(&rig.settings).unwrap();
+    rig::eventually("both have requests", || names(&rig).len() == 2);
+    rig.settings.sites[0].health = Some("/health".parse().unwrap());
+    rig.edge.apply(&rig.settings).unwrap();
+    rig::eventually("it is down again", || down(&rig) == [sick.clone()]);
     // The only one is tried all the same, well or not.
     rig.settings.sites[0].to.pop();
     rig.edge.apply(&rig.settings).unwrap();

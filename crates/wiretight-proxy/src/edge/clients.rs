@@ -1,6 +1,8 @@
 //! Clients that show a certificate: members of the mesh, or whom an authority of the site's own vouches for.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,11 +35,16 @@ pub(crate) struct ClientCa {
 impl ClientCa {
     /// Reads the roots (PEM).
     pub(crate) fn read(path: &Path) -> Result<ClientCa, String> {
-        let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
-        if length > MAX_FILE {
+        // Not a pipe, which may never end.
+        if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
+            return Err("it is no regular file".into());
+        }
+        let mut pem = Vec::new();
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        file.take(MAX_FILE + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
+        if pem.len() as u64 > MAX_FILE {
             return Err(format!("it is larger than {MAX_FILE} bytes"));
         }
-        let pem = std::fs::read(path).map_err(|e| e.to_string())?;
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(&pem) {
             let root = root.map_err(|e| e.to_string())?;

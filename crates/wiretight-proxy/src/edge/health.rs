@@ -58,7 +58,12 @@ pub(crate) async fn watch(workshop: Rc<Workshop>) {
         let sites = workshop.sites.load_full();
         let asked: Vec<_> = sites.all().filter(|s| s.settings.health.is_some()).collect();
         records.borrow_mut().retain(|(title, upstream), _| {
-            asked.iter().any(|s| s.is(title) && s.settings.to.contains(upstream))
+            let keep = asked.iter().any(|s| s.is(title) && s.settings.to.contains(upstream));
+            if !keep && let Some(site) = sites.all().find(|s| s.is(title)) {
+                // Nobody would find it up again.
+                site.balancer.set_down(upstream, false);
+            }
+            keep
         });
         for site in asked {
             for upstream in &site.settings.to {
@@ -83,10 +88,11 @@ fn note(records: &Records, site: &Site, upstream: &Upstream, error: Option<Strin
     let Some(title) = site.settings.names.first() else { return };
     let mut records = records.borrow_mut();
     let record = records.entry((title.clone(), upstream.clone())).or_default();
-    if !record.note(error.is_none()) {
+    let changed = record.note(error.is_none());
+    site.balancer.set_down(upstream, record.down);
+    if !changed {
         return;
     }
-    site.balancer.set_down(upstream, record.down);
     match error {
         Some(error) => {
             tracing::warn!(site = %title, backend = %upstream, error, "a backend is down")
