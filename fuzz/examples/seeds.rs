@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use wiretight::control::{
-    Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin, State,
-    encode,
+    Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
+    SharedRecord, State, encode,
 };
 use wiretight_fuzz::NOW;
 use wiretight_keys::{
@@ -22,6 +22,7 @@ type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
 
 fn main() -> Result {
     frames()?;
+    records()?;
     token()?;
     control()?;
     http()?;
@@ -57,6 +58,19 @@ fn frames() -> Result {
     write("frames", "refused", &refused)?;
     write("frames", "too-long", &[5, 1, 0, 2, 1])?;
     write("frames", "not-ours", b"\x09GET / HTTP/1.1\r\n\r\n")
+}
+
+/// Cut, side of the peer, then records: type, length, content.
+fn records() -> Result {
+    let (data, close) = (b"\x17\x05hello", b"\x15\x02\x01\x00");
+    let update = b"\x16\x05\x18\x00\x00\x01\x01";
+    let session = [b"\x03\x00", &data[..], update, data, update, data, close, data].concat();
+    write("records", "session", &session)?;
+    let ticket = b"\x16\x03\x04\x00\x00\x16\x04\x03abc";
+    write("records", "ticket", &[b"\xc8\x01", &ticket[..], data].concat())?;
+    write("records", "alert", &[b"\x00\x00", &data[..], b"\x15\x02\x02\x2a"].concat())?;
+    write("records", "padded", b"\x01\x00\x00\x05hi\x17\x00\x00\x17\x00")?;
+    write("records", "in-the-clear", b"\x02\x00\xff\x07\x15\x03\x03\x00\x02\x02\x28")
 }
 
 fn http() -> Result {
@@ -124,6 +138,7 @@ fn control() -> Result {
         service: "db".parse()?,
         addr: "10.0.0.5:7432".parse()?,
         allow: vec!["service/web".parse()?, "node/ops1".parse()?],
+        ports: vec![5432],
     };
     let join = Join {
         token_id: "k3v9".into(),
@@ -149,6 +164,21 @@ fn control() -> Result {
     one("announce", &FromNode::Announce { instances: vec![offer] })?;
     one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
     one("ack", &FromNode::Ack { version: u64::MAX })?;
+    one("follow", &FromNode::Follow { request: 2, service: "www".parse()? })?;
+    let put = |request, key: &str, expected, value| -> Result<FromNode> {
+        let (service, key) = ("www".parse()?, key.to_owned());
+        Ok(FromNode::Write { request, service, key, expected, value })
+    };
+    one("write", &put(3, "site/www.example.org", 7, Some(Blob(vec![5; 20])))?)?;
+    one("delete", &put(4, "account/00ff", 9, None)?)?;
+    let record = |key: &str, revision, value| SharedRecord { key: key.into(), revision, value };
+    let site = || record("site/www.example.org", 7, Some(Blob(vec![5; 20])));
+    let gone = record("member/db1", 9, None);
+    let (request, at, done) = (2, 8, true);
+    one("records", &FromAuthority::Records { request, at, records: vec![site()], done })?;
+    one("changes", &FromAuthority::Changes { request, changes: vec![site(), gone] })?;
+    one("written", &FromAuthority::Written { request: 3, revision: 10 })?;
+    one("conflict", &FromAuthority::Conflict { request: 3, found: 0 })?;
     let mut pings = vec![1];
     for _ in 0..3 {
         pings.extend_from_slice(&encode(&FromNode::Ping)?);
@@ -165,6 +195,7 @@ fn control() -> Result {
         node: "db1".parse()?,
         addr: "10.0.0.5:7432".parse()?,
         allow: vec!["service/web".parse()?],
+        ports: Vec::new(),
     };
     let state = State {
         version: 12,

@@ -4,8 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls::crypto::cipher::{AeadKey, Iv};
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight::acme_server::jws::{Jwk, Sender, Signed};
 use wiretight::config::Config;
@@ -15,6 +18,7 @@ use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
 use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
+use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 
 /// The frames between relays. The first byte says how the rest is cut into chunks.
@@ -82,6 +86,98 @@ fn chunks(stream: &[u8], how: u8) -> Vec<&[u8]> {
         rest = tail;
     }
     chunks
+}
+
+/// TLS records of a peer that has the keys, and so comes past the cipher. The first byte says how the stream is cut
+/// into chunks, the second whether the peer is the server. Then each record: its type, the length of what is in it,
+/// and that; type 255 stands for bytes that are sent as they are.
+///
+/// Promises: what is read, and the verdict, do not depend on the cuts; no more comes out than went in; an error stays.
+pub fn records(data: &[u8]) {
+    let Some((&[how, is_server], mut script)) = data.split_first_chunk() else { return };
+    let is_server = is_server & 1 == 1;
+    let (mut stream, mut number) = (Vec::new(), 0);
+    while let Some((&[kind, len], rest)) = script.split_first_chunk() {
+        let (body, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        script = rest;
+        match kind {
+            255 => stream.extend_from_slice(body),
+            _ => stream.extend_from_slice(&sealed(&mut number, kind, body)),
+        }
+    }
+    let whole = opened([&stream[..]], is_server);
+    assert_eq!(opened(chunks(&stream, how), is_server), whole, "chunks by {how}");
+    assert!(whole.0.len() <= stream.len());
+}
+
+/// One key for all, however often it is renewed.
+const KEY: [u8; 32] = [7; 32];
+const IV: [u8; NONCE_LEN] = [9; NONCE_LEN];
+
+struct SameKey {
+    peer_is_server: bool,
+}
+
+impl SameKey {
+    fn keys() -> ConnectionTrafficSecrets {
+        ConnectionTrafficSecrets::Aes256Gcm { key: AeadKey::from(KEY), iv: Iv::new(IV) }
+    }
+}
+
+impl Secrets for SameKey {
+    fn next(&mut self, _: Direction) -> Result<ConnectionTrafficSecrets, rustls::Error> {
+        Ok(SameKey::keys())
+    }
+
+    fn peer_is_server(&self) -> bool {
+        self.peer_is_server
+    }
+}
+
+fn sealed(number: &mut u64, kind: u8, body: &[u8]) -> Vec<u8> {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).expect("a key of 32 bytes"));
+    let mut nonce = IV;
+    nonce[4..].iter_mut().zip(number.to_be_bytes()).for_each(|(byte, n)| *byte ^= n);
+    *number = if body.starts_with(&[24, 0, 0, 1]) { 0 } else { *number + 1 };
+    let mut inner = [body, &[kind]].concat();
+    let [high, low] = (inner.len() as u16 + 16).to_be_bytes();
+    let header = [23, 3, 3, high, low];
+    key.seal_in_place_append_tag(
+        Nonce::assume_unique_for_key(nonce),
+        Aad::from(header),
+        &mut inner,
+    )
+    .expect("a short record");
+    [&header[..], &inner].concat()
+}
+
+/// What comes out, and how it ends.
+fn opened<'a>(
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+    peer_is_server: bool,
+) -> (Vec<u8>, Result<bool, RecordError>) {
+    let keys = ExtractedSecrets { tx: (0, SameKey::keys()), rx: (0, SameKey::keys()) };
+    let mut records = Records::new(keys, Box::new(SameKey { peer_is_server })).expect("keys");
+    let (mut plaintext, mut waiting) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        waiting.extend_from_slice(chunk);
+        loop {
+            // Room for one record at least, so that what went before an error is seen.
+            let mut out = vec![0; 300];
+            match records.open(&waiting, &mut out) {
+                Ok((0, _)) => break,
+                Ok((used, filled)) => {
+                    plaintext.extend_from_slice(&out[..filled]);
+                    waiting.drain(..used);
+                }
+                Err(error) => {
+                    assert_eq!(records.open(&[], &mut []), Err(error), "forgotten");
+                    return (plaintext, Err(error));
+                }
+            }
+        }
+    }
+    (plaintext, Ok(records.has_ended()))
 }
 
 /// HTTP/1 requests as the edge checks them. The first byte says how the rest is cut into chunks.

@@ -8,11 +8,27 @@ use std::ops::Deref;
 pub(crate) const CHUNK: usize = 256 * 1024;
 /// A buffer's size: a chunk, and room for the record that an earlier read had begun.
 const SIZE: usize = CHUNK + 20 * 1024;
-/// Free buffers that a thread keeps.
-const KEPT: usize = 16;
+/// Free buffers that a thread keeps while it needs many, and those that it keeps always.
+const MAX_FREE: usize = 16;
+const MIN_FREE: usize = 2;
 
 thread_local! {
-    static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: Vec::new(), low: 0 }) };
+}
+
+struct Pool {
+    free: Vec<Box<[u8]>>,
+    /// The fewest that were free since the last [`trim`]: so many nobody needed.
+    low: usize,
+}
+
+/// Gives up the buffers of this thread that nobody has needed since the last time.
+pub(crate) fn trim() {
+    POOL.with_borrow_mut(|pool| {
+        let spare = pool.low.saturating_sub(MIN_FREE);
+        pool.free.truncate(pool.free.len() - spare);
+        pool.low = pool.free.len();
+    });
 }
 
 /// A buffer on loan from this thread's pool; dropping it gives it back.
@@ -24,16 +40,22 @@ pub struct Buffer {
 impl Buffer {
     /// An empty buffer.
     pub fn take() -> Buffer {
-        let bytes = FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into());
-        Buffer { bytes, len: 0 }
+        let free = POOL.with_borrow_mut(|pool| {
+            let free = pool.free.pop();
+            pool.low = pool.low.min(pool.free.len());
+            free
+        });
+        Buffer { bytes: free.unwrap_or_else(|| vec![0; SIZE].into()), len: 0 }
     }
 
-    /// Appends what fits; returns how much that was.
-    pub fn append(&mut self, bytes: &[u8]) -> usize {
-        let n = bytes.len().min(SIZE - self.len);
-        self.bytes[self.len..self.len + n].copy_from_slice(&bytes[..n]);
-        self.len += n;
-        n
+    /// The room behind what is filled; how much of it is filled next is told by [`Buffer::grow`].
+    pub fn spare(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.len..]
+    }
+
+    /// Says how much more of the room is filled.
+    pub fn grow(&mut self, n: usize) {
+        self.set_len(self.len + n);
     }
 
     /// All of the room, to be read into; what of it counts is told by [`Buffer::set_len`].
@@ -58,12 +80,31 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         // At a thread's end the pool may be gone already; then the buffer just goes too.
-        let _ = FREE.try_with(|free| {
-            if let Ok(mut free) = free.try_borrow_mut()
-                && free.len() < KEPT
+        let _ = POOL.try_with(|pool| {
+            if let Ok(mut pool) = pool.try_borrow_mut()
+                && pool.free.len() < MAX_FREE
             {
-                free.push(bytes);
+                pool.free.push(bytes);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_that_nobody_needs_any_more_are_given_up() {
+        let free = || POOL.with_borrow(|pool| pool.free.len());
+        drop((0..MAX_FREE + 3).map(|_| Buffer::take()).collect::<Vec<_>>());
+        assert_eq!(free(), MAX_FREE);
+        trim();
+        assert_eq!(free(), MAX_FREE, "they were needed a moment ago");
+        drop([Buffer::take(), Buffer::take(), Buffer::take()]);
+        trim();
+        assert_eq!(free(), MIN_FREE + 3, "three were needed");
+        trim();
+        assert_eq!(free(), MIN_FREE);
     }
 }

@@ -3,9 +3,11 @@
 //! - [`mesh`]: what is known of the mesh: identities, trust bundle, registry; set by the control side
 //! - [`tls`]: configurations and verifiers
 //! - [`stream`]: a TLS connection on a socket
+//! - [`record`]: its records
 //! - [`wire`]: the frames between relays
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: HTTPS for everybody
+//! - [`intercept`]: the kernel's rules that let no plaintext out
 //!
 //! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
 
@@ -14,8 +16,12 @@ extern crate self as wiretight_proxy; // as the rig calls it
 
 mod buffer;
 pub mod edge;
+mod handshake;
+pub mod intercept;
 pub mod mesh;
+mod network;
 mod quota;
+pub mod record;
 pub mod relay;
 #[cfg(test)]
 #[path = "../tests/rig/mod.rs"]
@@ -26,5 +32,6 @@ pub mod wire;
 
 pub use edge::{Certificates, Edge, EdgeStatus};
 pub use mesh::{Identity, IdentityError, Instance, Mesh, Registry};
+pub use network::{Network, NetworkError};
 pub use quota::LogQuota;
 pub use relay::{Relay, RelayStatus};

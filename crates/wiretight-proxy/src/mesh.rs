@@ -4,6 +4,7 @@
 //! plane never asks: it has no way to reach an authority or a store.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -98,6 +99,44 @@ pub struct Instance {
     pub addr: HostPort,
     /// Who may call (decided there; known here so that the operator can see it).
     pub allow: Vec<Id>,
+    /// The ports of this host that programs connect to when they mean this instance: where interception is on,
+    /// their connections are taken to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+}
+
+/// What a program means by an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meant {
+    /// The service.
+    pub service: Name,
+    /// Where its relay listens, on the same host.
+    pub at: HostPort,
+}
+
+/// What programs mean, by the addresses that they connect to. An instance stands for ports of its own host
+/// only, so a connection goes to the machine that it was meant for, whatever a node announces. An address
+/// that instances of two services claim is nobody's (`None`): it goes nowhere, rather than in the clear.
+fn meant(registry: &Registry) -> HashMap<SocketAddr, Option<Meant>> {
+    let mut all: HashMap<SocketAddr, Option<Meant>> = HashMap::new();
+    for (service, instances) in &registry.services {
+        for instance in instances {
+            let Some(at) = instance.addr.as_ip() else { continue };
+            let ip = at.ip().to_canonical();
+            for port in instance.ports.iter().filter(|port| **port != at.port()) {
+                let meant = Meant { service: service.clone(), at: instance.addr.clone() };
+                let place = all.entry(SocketAddr::new(ip, *port));
+                place
+                    .and_modify(|other| {
+                        if other.as_ref().is_some_and(|o| o.service != meant.service) {
+                            *other = None;
+                        }
+                    })
+                    .or_insert(Some(meant));
+            }
+        }
+    }
+    all
 }
 
 /// The services of the mesh and the nodes in it, as the authority last pushed them.
@@ -122,6 +161,7 @@ pub struct Mesh {
     identities: ArcSwap<BTreeMap<Id, Arc<Identity>>>,
     bundle: ArcSwap<TrustBundle>,
     registry: ArcSwap<Registry>,
+    meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
     verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
     changed: watch::Sender<u64>,
 }
@@ -137,6 +177,7 @@ impl Mesh {
             identities: ArcSwap::default(),
             bundle: ArcSwap::from_pointee(empty),
             registry: ArcSwap::default(),
+            meant: ArcSwap::default(),
             verified: Mutex::default(),
             changed: watch::channel(0).0,
         })
@@ -168,6 +209,7 @@ impl Mesh {
 
     /// Replaces the registry.
     pub fn set_registry(&self, registry: Registry) {
+        self.meant.store(Arc::new(meant(&registry)));
         self.registry.store(Arc::new(registry));
         self.changed.send_modify(|n| *n += 1);
     }
@@ -195,6 +237,17 @@ impl Mesh {
     /// The registry.
     pub fn registry(&self) -> Arc<Registry> {
         self.registry.load_full()
+    }
+
+    /// The addresses that instances stand for; those that more than one service claims, too.
+    pub fn stood_for(&self) -> Vec<SocketAddr> {
+        self.meant.load().keys().copied().collect()
+    }
+
+    /// What a program means that connects to this address.
+    pub fn meant(&self, to: SocketAddr) -> Option<Meant> {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        self.meant.load().get(&to).cloned().flatten()
     }
 
     /// Verifies the chain that a peer showed, now. Time and standing are checked each time; the
@@ -238,4 +291,49 @@ fn hash(chain: &[CertificateDer<'_>]) -> ChainHash {
         all.extend_from_slice(cert);
     }
     wiretight_keys::x509::fingerprint(&CertificateDer::from(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_stands_for_ports_of_its_own_host_and_what_two_services_claim_is_nobodys() {
+        let instance = |addr: &str, ports: &[u16]| Instance {
+            node: "n".parse().unwrap(),
+            addr: addr.parse().unwrap(),
+            allow: vec![],
+            ports: ports.to_vec(),
+        };
+        let mut registry = Registry::default();
+        let db = vec![
+            instance("10.0.0.5:7432", &[5432, 7432]),
+            instance("[fd00::5]:7432", &[5432]),
+            instance("db.internal:7432", &[5432]),
+        ];
+        let web = vec![instance("10.0.0.5:7080", &[80]), instance("10.0.0.6:7080", &[80, 81])];
+        let thief = vec![instance("10.0.0.6:7666", &[81])];
+        for (name, instances) in [("db", db), ("web", web), ("thief", thief)] {
+            registry.services.insert(name.parse().unwrap(), instances);
+        }
+        let mesh = Mesh::new("example.org".parse().unwrap());
+        mesh.set_registry(registry);
+        let meant = |to: &str| {
+            let meant = mesh.meant(to.parse().unwrap())?;
+            Some(format!("{} at {}", meant.service, meant.at))
+        };
+        let is = |text: &str| Some(text.to_owned());
+        assert_eq!(meant("10.0.0.5:5432"), is("db at 10.0.0.5:7432"));
+        assert_eq!(meant("[::ffff:10.0.0.5]:5432"), is("db at 10.0.0.5:7432"));
+        assert_eq!(meant("[fd00::5]:5432"), is("db at [fd00::5]:7432"));
+        assert_eq!(meant("10.0.0.5:80"), is("web at 10.0.0.5:7080"));
+        assert_eq!(meant("10.0.0.6:80"), is("web at 10.0.0.6:7080"));
+        // Claimed twice; another host's; where the relay itself listens.
+        for nobody in ["10.0.0.6:81", "10.0.0.6:5432", "10.0.0.5:7432", "10.0.0.7:80"] {
+            assert_eq!(meant(nobody), None, "{nobody}");
+        }
+        // What is claimed twice is kept from going in the clear all the same.
+        let taken = mesh.stood_for();
+        assert!(taken.len() == 5 && taken.contains(&"10.0.0.6:81".parse().unwrap()), "{taken:?}");
+    }
 }

@@ -12,8 +12,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName,
-    OtherError, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
+    ServerConfig, SignatureScheme,
 };
 use wiretight_keys::{Id, Refusal, Role, SpiffeId, VerifiedPeer};
 
@@ -58,6 +58,7 @@ pub fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![alpn.to_vec()];
+    config.enable_secret_extraction = alpn == ALPN_RELAY; // for `record`
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.ignore_client_order = true;
@@ -88,6 +89,7 @@ pub fn client_config(
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(resolver);
     config.alpn_protocols = vec![alpn.to_vec()];
+    config.enable_secret_extraction = alpn == ALPN_RELAY; // for `record`
     config.resumption = Resumption::disabled();
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
@@ -105,8 +107,11 @@ pub enum Strangers {
 
 /// The peer of a finished handshake. The verifier accepted the chain during it; time and standing are
 /// looked at once more.
-pub fn peer(mesh: &Mesh, tls: &CommonState, role: Role) -> Result<VerifiedPeer, Refusal> {
-    let chain = tls.peer_certificates().ok_or(Refusal::NoCertificate)?;
+pub fn peer(
+    mesh: &Mesh,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+) -> Result<VerifiedPeer, Refusal> {
     mesh.verify(chain, role, UnixTime::now())
 }
 

@@ -3,11 +3,16 @@
 
 mod rig;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Buf, Bytes};
 use hyper::{Method, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use rig::edge::{EdgeRig, SITE, full, http_backend, run};
 
@@ -303,6 +308,53 @@ fn a_drain_lets_requests_finish_and_takes_no_more() {
         (drain.join().unwrap(), rest)
     });
     assert_eq!((cut, rest.as_str()), (0, "llo"));
+}
+
+/// A way to an address that takes as long as this, each way.
+async fn far(to: SocketAddr, takes: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let pipe = move |mut from: OwnedReadHalf, mut to: OwnedWriteHalf| {
+        let (sent, mut arrives) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut some = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut some).await {
+                let _ = sent.send((Instant::now() + takes, some[..n].to_vec()));
+            }
+        });
+        tokio::spawn(async move {
+            while let Some((at, bytes)) = arrives.recv().await {
+                tokio::time::sleep_until(at).await;
+                let _ = to.write_all(&bytes).await;
+            }
+        });
+    };
+    tokio::spawn(async move {
+        let near = listener.accept().await.unwrap().0.into_split();
+        let far = TcpStream::connect(to).await.unwrap().into_split();
+        pipe(near.0, far.1);
+        pipe(far.0, near.1);
+    });
+    addr
+}
+
+#[test]
+fn a_request_that_is_on_its_way_when_a_drain_begins_is_answered() {
+    let rig = one();
+    run(async {
+        let mut client = rig.http2_by(far(rig.https(), Duration::from_millis(100)).await).await;
+        let mut get = async || {
+            let get = request(Method::GET, "/name").body(full("")).unwrap();
+            let answer = client.send_request(get).await?;
+            Ok::<_, hyper::Error>(answer.into_body().collect().await?.to_bytes())
+        };
+        assert_eq!(get().await.unwrap(), "one");
+        let begun = Instant::now();
+        let (cut, answer) = tokio::join!(rig.edge.drain(Duration::from_secs(10)), get());
+        assert_eq!((cut, answer.unwrap()), (0, "one".into()));
+        assert!(begun.elapsed() < Duration::from_secs(5), "who has gone is not waited for");
+        assert!(get().await.is_err());
+    });
 }
 
 #[test]

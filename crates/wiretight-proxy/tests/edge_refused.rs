@@ -331,13 +331,26 @@ fn a_service_of_the_mesh_is_reached_by_its_name_and_never_in_the_clear() {
         node: "far1".parse().unwrap(),
         addr: listen.into(),
         allow: vec![],
+        ports: vec![],
     };
     registry.services.insert("shop".parse().unwrap(), vec![instance]);
     rig.mesh.set_registry(registry);
-    relay.apply(&RelaySettings { services: vec![shop(&["service/web"])], dials: vec![] }).unwrap();
+    relay
+        .apply(&RelaySettings {
+            services: vec![shop(&["service/web"])],
+            dials: vec![],
+            intercept: None,
+        })
+        .unwrap();
     let answer = rig.get("GET /name HTTP/1.1\r\n");
     assert!(answer.starts_with("HTTP/1.1 502 "), "the edge is not allowed: {answer}");
-    relay.apply(&RelaySettings { services: vec![shop(&["service/edge"])], dials: vec![] }).unwrap();
+    relay
+        .apply(&RelaySettings {
+            services: vec![shop(&["service/edge"])],
+            dials: vec![],
+            intercept: None,
+        })
+        .unwrap();
     for _ in 0..5 {
         let answer = rig.get("GET /name HTTP/1.1\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("far"), "{answer}");

@@ -24,7 +24,7 @@ fn listening(at: SocketAddr) {
 fn dial_foreign(pair: &Pair, to: SocketAddr) -> SocketAddr {
     let listen = free();
     let dials = vec![pair.dial.clone(), dial(listen, &[to])];
-    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+    pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
     listen
 }
 

@@ -128,7 +128,7 @@ fn a_server_that_is_not_whom_we_called_gets_nothing() {
         });
         let dials = vec![pair.dial.clone(), dial(free(), &[addr])];
         let entry = dials[1].listen;
-        pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+        pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
         assert!(is_reset(&mut connect(entry)));
         expect_refused(&pair.a, Side::Dial, reason);
         let error = told.recv_timeout(Duration::from_secs(10)).unwrap().unwrap_err();
@@ -165,7 +165,7 @@ fn who_is_not_on_the_allow_list_reaches_no_backend() {
     told.recv_timeout(Duration::from_secs(10)).unwrap();
     pair.dial.identity = Id::Service(name("eve"));
     let dials = vec![pair.dial.clone()];
-    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+    pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
     assert!(is_reset(&mut pair.connect()));
     expect_refused(&pair.b, Side::Service, "not_allowed");
     expect_refused(&pair.a, Side::Dial, "not_allowed");
@@ -480,10 +480,16 @@ fn a_server_that_speaks_out_of_turn_is_not_used_again() {
         }
     });
     let listen = free();
-    pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[addr])] }).unwrap();
+    pair.a
+        .apply(&RelaySettings {
+            services: vec![],
+            dials: vec![dial(listen, &[addr])],
+            intercept: None,
+        })
+        .unwrap();
     for _ in 0..5 {
         let mut socket = connect(listen);
-        socket.shutdown(Shutdown::Write).unwrap();
+        let _ = socket.shutdown(Shutdown::Write); // it may be over already
         let mut got = Vec::new();
         let _ = socket.read_to_end(&mut got);
         assert_eq!(got, b"ok");
@@ -504,7 +510,7 @@ fn a_server_that_answers_with_something_else_gets_an_abort() {
         });
         let listen = free();
         let dials = vec![dial(listen, &[addr])];
-        pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+        pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
         assert!(is_reset(&mut connect(listen)));
         expect_refused(&pair.a, Side::Dial, reason);
     }
@@ -514,7 +520,9 @@ fn a_server_that_answers_with_something_else_gets_an_abort() {
 fn a_service_that_nobody_offers_is_said() {
     let pair = Pair::new(&[]);
     let listen = free();
-    pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[])] }).unwrap();
+    pair.a
+        .apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[])], intercept: None })
+        .unwrap();
     assert!(is_reset(&mut connect(listen)));
     expect_refused(&pair.a, Side::Dial, "no_instance");
 }

@@ -452,14 +452,16 @@ fn second(pair: &Pair, forward: &str) -> (Relay, SocketAddr) {
     let relay = Relay::start(pair.ca.mesh(&["service/db"]), 1).unwrap();
     let service = service(free(), &[forward.into()], &["service/web"]);
     let listen = service.listen;
-    relay.apply(&RelaySettings { services: vec![service], dials: vec![] }).unwrap();
+    relay
+        .apply(&RelaySettings { services: vec![service], dials: vec![], intercept: None })
+        .unwrap();
     (relay, listen)
 }
 
 fn dial_both(pair: &mut Pair, other: SocketAddr) {
     pair.dial = dial(free(), &[other, pair.service.listen]);
     let dials = vec![pair.dial.clone()];
-    pair.a.apply(&RelaySettings { services: vec![], dials }).unwrap();
+    pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
 }
 
 #[test]
@@ -751,7 +753,11 @@ fn settings_with_an_address_in_use_change_nothing_at_all() {
     let fresh = service(free(), &[], &[]);
     let clash = service(taken.local_addr().unwrap(), &[], &[]);
     let services = vec![changed.clone(), fresh.clone(), clash];
-    let error = pair.b.apply(&RelaySettings { services, dials: vec![] }).unwrap_err().to_string();
+    let error = pair
+        .b
+        .apply(&RelaySettings { services, dials: vec![], intercept: None })
+        .unwrap_err()
+        .to_string();
     let addr = taken.local_addr().unwrap().to_string();
     assert!(error.contains(&addr) && error.contains("another process"), "{error}");
     ping(&mut pair.connect(), b"as before").unwrap();
@@ -768,7 +774,7 @@ fn a_dial_off_loopback_is_refused_and_changes_nothing() {
     let dials = |listen: &str| {
         let mut dial = pair.dial.clone();
         dial.listen = listen.parse().unwrap();
-        pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial] })
+        pair.a.apply(&RelaySettings { services: vec![], dials: vec![dial], intercept: None })
     };
     let port = free().port();
     for host in ["0.0.0.0", "[::]", "[::ffff:0.0.0.0]", "192.0.2.1"] {
@@ -788,7 +794,7 @@ fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
     all.listen.set_ip([0, 0, 0, 0].into());
     let apply = |s: &[&ServiceSettings]| {
         let services = s.iter().map(|s| (*s).clone()).collect();
-        pair.b.apply(&RelaySettings { services, dials: vec![] })
+        pair.b.apply(&RelaySettings { services, dials: vec![], intercept: None })
     };
     let (one, all) = (&pair.service, &all);
     for (before, after) in [(one, all), (all, one)] {

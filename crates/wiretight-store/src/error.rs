@@ -64,6 +64,14 @@ pub enum Error {
     #[error("the store is closed: the process is probably shutting down")]
     Closed,
 
+    /// The store is on another machine and out of reach, or refuses this one. Whether a write that was under
+    /// way has happened only reading tells.
+    #[error("{why}")]
+    Unavailable {
+        /// What stands between, and what to do.
+        why: String,
+    },
+
     // For the operator.
     /// Another process owns the store.
     #[error("another process holds {}.lock: this store is probably in use by a running authority; stop that one first, or give this one a path of its own (`fuser -v {}.lock` names the process)", .path.display(), .path.display())]

@@ -33,6 +33,7 @@
 
 mod error;
 mod memory;
+mod replica;
 mod sqlite;
 mod types;
 mod watch;
@@ -44,6 +45,7 @@ use async_trait::async_trait;
 
 pub use error::{Error, Result};
 pub use memory::MemoryStore;
+pub use replica::Replica;
 pub use sqlite::SqliteStore;
 pub use types::{Change, Entry, Key, Revision};
 pub use watch::Watch;

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use wiretight_keys::{Id, Name, Revocations, Series, TrustDomain};
+use wiretight_keys::{Id, Name, Revocations, Series, TrustBundle, TrustDomain};
 use wiretight_proxy::Registry;
 use wiretight_proxy::relay::settings::HostPort;
 use zeroize::Zeroizing;
@@ -27,6 +27,9 @@ pub const JOIN_CONTEXT: &[u8] = b"wiretight join\0";
 pub const REJOIN_CONTEXT: &[u8] = b"wiretight rejoin\0";
 /// The most instances that a node may announce.
 pub const MAX_INSTANCES: usize = 256;
+
+/// The largest record that edges share, in bytes: with the rest of its message, below what the authority reads.
+pub const MAX_SHARED_VALUE: usize = 90 << 10;
 
 /// How many bytes are asked of the stream at a time.
 const CHUNK: usize = 16 * 1024;
@@ -124,6 +127,8 @@ pub enum Code {
     Expired,
     /// Not now: ask again later.
     Busy,
+    /// There is no room for that.
+    Full,
     /// The authority could not do its work; its log says why.
     Internal,
     /// A code that this side does not know.
@@ -163,6 +168,21 @@ pub struct Offer {
     pub addr: HostPort,
     /// Who may call.
     pub allow: Vec<Id>,
+    /// The ports of this host that programs connect to when they mean it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+}
+
+/// A record that edges share, or that it is gone. Has no contents in its `Debug`: some are sealed secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedRecord {
+    /// Where it stands, below the service's folder: `site/www.example.org`.
+    pub key: String,
+    /// The change that made it so.
+    pub revision: u64,
+    /// What stands there; absent: it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Blob>,
 }
 
 /// `join`: the token and what it is to be used for. Has no `Debug`: it holds the secret.
@@ -241,6 +261,27 @@ pub enum FromNode {
         /// The version.
         version: u64,
     },
+    /// Asks for all that edges of a service share, and for its changes from then on. The newest counts.
+    Follow {
+        /// The node's number for the request.
+        request: u64,
+        /// The service.
+        service: Name,
+    },
+    /// Writes a record that edges share.
+    Write {
+        /// The node's number for the request.
+        request: u64,
+        /// The service.
+        service: Name,
+        /// Where, below the service's folder.
+        key: String,
+        /// The revision that the record has; 0: there must be none.
+        expected: u64,
+        /// What to put there; absent: it is deleted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<Blob>,
+    },
     /// Are you there?
     Ping,
     /// Yes.
@@ -280,6 +321,38 @@ pub enum FromAuthority {
     },
     /// The state of the mesh, whole.
     State(State),
+    /// A part of all that edges of a service share.
+    Records {
+        /// The request that this answers.
+        request: u64,
+        /// The revision of the whole.
+        at: u64,
+        /// This part.
+        records: Vec<SharedRecord>,
+        /// Whether it is the last.
+        done: bool,
+    },
+    /// What has changed of it since, in order.
+    Changes {
+        /// The request that this answers.
+        request: u64,
+        /// The changes.
+        changes: Vec<SharedRecord>,
+    },
+    /// A record was written.
+    Written {
+        /// The request that this answers.
+        request: u64,
+        /// The revision of that change.
+        revision: u64,
+    },
+    /// A record was not written: it has another revision than was expected.
+    Conflict {
+        /// The request that this answers.
+        request: u64,
+        /// The revision that it has; 0: there is none.
+        found: u64,
+    },
     /// Are you there?
     Ping,
     /// Yes.
@@ -315,6 +388,13 @@ impl State {
         let roots = self.revoked_roots.iter().map(print).collect::<Result<_, _>>()?;
         Ok(Revocations { series: self.revoked.clone(), roots })
     }
+
+    /// What it says is to be trusted.
+    pub fn trust_bundle(&self, trust_domain: &TrustDomain) -> Result<TrustBundle, String> {
+        let roots = self.bundle.iter().map(Blob::certificate).collect();
+        let bundle = TrustBundle::new(trust_domain.clone(), roots, self.revocations()?);
+        bundle.map_err(|e| e.to_string())
+    }
 }
 
 /// A set of messages that one side reads from the other.
@@ -327,7 +407,7 @@ impl Message for FromStranger {
     const MAX: usize = 8 << 10;
 }
 impl Message for FromNode {
-    const MAX: usize = 64 << 10;
+    const MAX: usize = 128 << 10;
 }
 impl Message for FromAuthority {
     const MAX: usize = 16 << 20;
@@ -419,12 +499,18 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 mod tests {
     use super::*;
 
+    fn write(value: Option<Blob>) -> FromNode {
+        let (service, key) = ("www".parse().unwrap(), "site/www.example.org".into());
+        FromNode::Write { request: 3, service, key, expected: 7, value }
+    }
+
     fn messages() -> Vec<Zeroizing<Vec<u8>>> {
         let blob = || Blob(vec![1, 2, 3]);
         let offer = Offer {
             service: "db".parse().unwrap(),
             addr: "10.0.0.1:7432".parse().unwrap(),
             allow: vec!["service/web".parse().unwrap()],
+            ports: Vec::new(),
         };
         vec![
             encode(&FromNode::Hello {
@@ -436,6 +522,9 @@ mod tests {
             encode(&FromNode::Announce { instances: vec![offer] }).unwrap(),
             encode(&FromNode::Sign { request: 1, csr: blob() }).unwrap(),
             encode(&FromNode::Ack { version: u64::MAX }).unwrap(),
+            encode(&FromNode::Follow { request: 2, service: "www".parse().unwrap() }).unwrap(),
+            encode(&write(Some(blob()))).unwrap(),
+            encode(&write(None)).unwrap(),
             encode(&FromNode::Ping).unwrap(),
         ]
     }
@@ -459,6 +548,28 @@ mod tests {
             r#"{"type":"error","code":"token_used","message":"used"}"#
         );
         assert_eq!(text(&encode(&FromNode::Ping).unwrap()), r#"{"type":"ping"}"#);
+        assert_eq!(
+            text(&encode(&write(Some(Blob(vec![1])))).unwrap()),
+            r#"{"type":"write","request":3,"service":"www","key":"site/www.example.org","expected":7,"value":"AQ=="}"#
+        );
+        let gone = SharedRecord { key: "member/a".into(), revision: 9, value: None };
+        assert_eq!(
+            text(&encode(&FromAuthority::Changes { request: 2, changes: vec![gone] }).unwrap()),
+            r#"{"type":"changes","request":2,"changes":[{"key":"member/a","revision":9}]}"#
+        );
+    }
+
+    #[test]
+    fn the_largest_record_fits_into_a_message() {
+        let (service, key) = ("s".repeat(63).parse().unwrap(), "k".repeat(300));
+        let write = |len| {
+            let (service, key) = (Name::clone(&service), key.clone());
+            let value = Some(Blob(vec![0; len]));
+            let request = u64::MAX;
+            encode(&FromNode::Write { request, service, key, expected: u64::MAX, value })
+        };
+        assert!(write(MAX_SHARED_VALUE).is_ok());
+        assert!(matches!(write(98 << 10), Err(ControlError::TooLarge { .. })));
     }
 
     #[test]

@@ -1,37 +1,28 @@
-//! `wiretight run`: one node. Starts what the configuration has a section for, keeps it going, applies
-//! changed files, and drains at the end.
+//! A running node, as those see it who ask it: what it does, and what it is told to do.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use sd_notify::NotifyState;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use wiretight_keys::{Csr, Id, Name, SpiffeId, TrustDomain, x509};
-use wiretight_proxy::edge::settings::At;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::ApplyError;
-use wiretight_proxy::{Certificates, Edge, EdgeStatus, Mesh, Relay, RelayStatus};
-use wiretight_store::{SqliteStore, Store};
+use wiretight_proxy::{Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 
-use crate::acme::{self, Acme, AcmeError, Ca, DnsHook, RealClock};
-use crate::acme_server;
-use crate::admin::{self, BundleAnswer, RotateStep, SvidAnswer};
-use crate::agent::{Agent, AgentHandle, AgentParams, AgentStatus, TokenSource};
-use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams, Grant, Ttls};
+use crate::acme::Acme;
+use crate::admin::{BundleAnswer, RotateStep, SvidAnswer};
+use crate::agent::{AgentHandle, AgentParams, AgentStatus};
+use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
+use crate::intercept::{InterceptStatus, Interception};
 use crate::internal_certificates::InternalCertificates;
-use crate::private_dir::PrivateDir;
-use crate::sandbox::{self, Sandbox};
-use crate::site_certificates::{self, FileCertificates};
-use crate::site_health;
+use crate::process::{cas, claimed, own_authority};
+use crate::sandbox::Sandbox;
+use crate::site_certificates::FileCertificates;
 
 /// The longest list of connections in a status.
 const CONNECTIONS: usize = 1000;
@@ -40,19 +31,22 @@ const MAX_TOKEN_TTL: Duration = Duration::from_secs(30 * 86_400);
 
 /// A running node.
 pub struct Daemon {
-    config: ArcSwap<Config>,
-    mesh: Arc<Mesh>,
-    relay: Relay,
-    edge: Edge,
-    site_files: Arc<FileCertificates>,
-    acme: Arc<Acme>,
-    internal: Option<Arc<InternalCertificates>>,
-    agent: AgentHandle,
-    authority: Option<AuthorityHandle>,
-    sandbox: Sandbox,
-    started: Instant,
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) relay: Arc<Relay>,
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) site_files: Arc<FileCertificates>,
+    pub(crate) acme: Arc<Acme>,
+    pub(crate) internal: Option<Arc<InternalCertificates>>,
+    pub(crate) agent: AgentHandle,
+    pub(crate) authority: Option<AuthorityHandle>,
+    pub(crate) interception: Option<Arc<Interception>>,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) started: Instant,
+    /// Until the process before this one has let go of the node.
+    pub(crate) taking_over: AtomicBool,
     /// One reload at a time.
-    reloading: tokio::sync::Mutex<()>,
+    pub(crate) reloading: tokio::sync::Mutex<()>,
 }
 
 /// Why a request was not done.
@@ -106,6 +100,8 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the start.
     pub uptime_seconds: u64,
+    /// Whether the process before this one could still go on in its place: an upgrade is under way.
+    pub taking_over: bool,
     /// Whether identities and trust bundle are in force.
     pub ready: bool,
     /// What is missing, if not.
@@ -126,6 +122,9 @@ pub struct Status {
     pub edge: EdgeStatus,
     /// Why a site's certificate is not renewed, or its files are not in force, by site.
     pub site_errors: BTreeMap<String, String>,
+    /// What the kernel's rules do, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intercept: Option<InterceptStatus>,
     /// How far Landlock holds.
     pub sandbox: Sandbox,
 }
@@ -169,279 +168,11 @@ pub struct DialStatus {
     pub instances: Vec<String>,
 }
 
-/// Runs a node until it is told to stop. `config` was loaded from its path.
-pub fn run(config: Config) -> anyhow::Result<()> {
-    // Before there is a second thread.
-    raise_file_limit();
-    let state = PrivateDir::open(&config.node.state_dir)?;
-    let _lock = lock(state.path())?;
-    // The sandbox hides a container's CPU quota from whoever counts cores.
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.node.workers.map_or_else(cores, usize::from);
-    let token = config.node.join_token_file.iter();
-    // Before the sandbox, which lets nothing be started.
-    let dns_hook = DnsHook::start(&config.dns_commands())
-        .context("the process that runs dns_command cannot be started")?;
-    let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
-    let reads = token.chain(site_certificates::files(&config)).chain(roots);
-    let reads: Vec<PathBuf> = reads.cloned().collect();
-    let sandbox = match config.node.landlock {
-        true => sandbox::enter(&config.path, state.path(), &reads).context(
-            "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
-        )?,
-        false => Sandbox::Off,
-    };
-    let _logs = crate::logging::start();
-    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    match sandbox {
-        Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
-        Sandbox::Partly => tracing::info!("sandbox: this kernel's Landlock enforces a part of it"),
-        Sandbox::Unsupported => tracing::warn!(
-            "sandbox: this kernel has no Landlock, or a system call filter hides it (examples/wiretight.service allows it)"
-        ),
-        Sandbox::Off => tracing::info!("sandbox: off by configuration"),
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()?;
-    runtime.block_on(serve(config, sandbox, dns_hook, workers))
-}
-
-async fn serve(
-    config: Config,
-    sandbox: Sandbox,
-    dns_hook: Option<DnsHook>,
-    workers: usize,
-) -> anyhow::Result<()> {
-    let mesh = Mesh::new(config.node.trust_domain.clone());
-    let relay = Relay::start(mesh.clone(), workers)?;
-    relay.apply(&config.relay)?;
-    let certificates = Arc::new(Certificates::default());
-    let site_files = Arc::new(FileCertificates::new(certificates.clone()));
-    let staged = site_files.stage(&config);
-    for error in staged.errors() {
-        tracing::error!(
-            error,
-            "a site has no certificate: it is not served until the files are good"
-        );
-    }
-    staged.commit();
-    let state = PrivateDir::open(&config.node.state_dir)?;
-    let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
-        None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
-        Some(section) => {
-            let params = AuthorityParams::from_config(&config.node, section);
-            let dir = PrivateDir::open(params.dir.clone())?;
-            let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
-            (Some(Authority::start(params, store.clone()).await?), store)
-        }
-    };
-    let own = Id::Node(config.node.name.clone()).to_string();
-    let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
-    let (clock, serve) = (Arc::new(RealClock), certificates.clone());
-    let acme = Acme::new(store.clone(), &own, me, key, clock, serve, dns_hook);
-    // What the store has is served even when no CA can be asked.
-    let cas = cas(&config).unwrap_or_else(|error| {
-        tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
-        Vec::new()
-    });
-    acme.update(config.acme_sites(), cas);
-    // Before the first client comes: what the store has is served without any CA.
-    acme.publish().await?;
-    let internal = authority
-        .as_ref()
-        .map(|authority| InternalCertificates::new(authority.clone(), certificates.clone()));
-    if let Some(internal) = &internal {
-        internal.update(config.internal_sites()).await;
-        tokio::spawn(internal.clone().run());
-    }
-    let edge = Edge::start(&relay, certificates, site_health::load(&state), workers)?;
-    edge.apply(&config.edge)?;
-    if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
-        acme_server::serve::start(&config, section, authority, store)?;
-    }
-    let agent = start_agent(&config, mesh.clone(), authority.as_ref()).await?;
-    let (admin, state_dir) = (config.node.admin, config.node.state_dir.clone());
-    let (node, trust_domain) = (config.node.name.clone(), config.node.trust_domain.clone());
-    let daemon = Arc::new(Daemon {
-        config: ArcSwap::from_pointee(config),
-        mesh,
-        relay,
-        edge,
-        site_files,
-        acme,
-        internal,
-        agent,
-        authority,
-        sandbox,
-        started: Instant::now(),
-        reloading: tokio::sync::Mutex::default(),
-    });
-    admin::start(daemon.clone(), admin, &state_dir).await?;
-    tokio::spawn(enforce(daemon.clone()));
-    tokio::spawn(daemon.site_files.clone().watch());
-    tokio::spawn(daemon.acme.clone().run());
-    tokio::spawn(site_health::keep(daemon.clone(), PrivateDir::open(&state_dir)?));
-    tokio::spawn(watchdog());
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(%node, %trust_domain, version, workers, "the node runs");
-    notify(&[NotifyState::Ready, NotifyState::Status("running")]);
-
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => {
-                let begun = NotifyState::monotonic_usec_now();
-                notify(&[Some(NotifyState::Reloading), begun.ok()].into_iter().flatten().collect::<Vec<_>>());
-                // The outcome is in the log, whichever it is.
-                let _ = daemon.reload().await;
-                notify(&[NotifyState::Ready]);
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
-    }
-    notify(&[NotifyState::Stopping]);
-    let limit = daemon.config.load().node.drain;
-    tracing::info!(
-        limit_seconds = limit.as_secs(),
-        "stopping: sessions may finish (a second signal cuts them)"
-    );
-    tokio::select! {
-        cut = daemon.drain(limit) => tracing::info!(cut, "drained"),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    daemon.drain(Duration::ZERO).await;
-    if let Err(error) = site_health::save(&state, &daemon.edge_status()) {
-        tracing::warn!(%error, "what is known of the sites could not be kept");
-    }
-    daemon.agent.shutdown().await;
-    if let Some(authority) = &daemon.authority {
-        authority.shutdown().await;
-    }
-    let _ = std::fs::remove_file(admin::socket_path(&state_dir));
-    tracing::info!("stopped");
-    Ok(())
-}
-
-async fn start_agent(
-    config: &Config,
-    mesh: Arc<Mesh>,
-    authority: Option<&AuthorityHandle>,
-) -> anyhow::Result<AgentHandle> {
-    let mut params = AgentParams::from_config(config);
-    if let Some(authority) = authority {
-        let services = claimed(config);
-        let token = authority.own_token(config.node.name.clone(), services).await?;
-        params.token = TokenSource::Given(Arc::new(token));
-        own_authority(&mut params, authority);
-    }
-    Ok(Agent::start(params, mesh).await?)
-}
-
-/// The CAs that certificates are ordered from.
-fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
-    config.acme.iter().map(Ca::open).collect()
-}
-
-/// On the authority's own machine the agent reaches it over loopback.
-fn own_authority(params: &mut AgentParams, authority: &AuthorityHandle) {
-    params.authority = vec![authority.loopback_address()];
-    params.own_host = Some(authority.join_address());
-}
-
-/// The services that a configuration names for its own node: offered, or acted as.
-fn claimed(config: &Config) -> Vec<Name> {
-    let offered = config.relay.services.iter().map(|s| s.name.clone());
-    let acted = config.relay.dials.iter().filter_map(|d| match &d.identity {
-        Id::Service(name) => Some(name.clone()),
-        _ => None,
-    });
-    let to_mesh = config
-        .edge
-        .sites
-        .iter()
-        .filter(|s| s.to.iter().any(|upstream| matches!(upstream.at, At::Mesh(_))));
-    let fronts = to_mesh.filter_map(|s| match &s.identity {
-        Id::Service(name) => Some(name.clone()),
-        _ => None,
-    });
-    let mut all: Vec<Name> = offered.chain(acted).chain(fronts).collect();
-    all.sort();
-    all.dedup();
-    all
-}
-
-/// Whenever the bundle changes, connections of revoked identities are cut.
-async fn enforce(daemon: Arc<Daemon>) {
-    let mut changes = daemon.mesh.changes();
-    loop {
-        match daemon.relay.cut_revoked() {
-            0 => {}
-            cut => tracing::warn!(cut, "cut connections of revoked identities"),
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells systemd's watchdog that the control side is alive, if it asks.
-async fn watchdog() {
-    let Some(every) = sd_notify::watchdog_enabled() else { return };
-    let mut tick = tokio::time::interval(every / 2);
-    loop {
-        tick.tick().await;
-        notify(&[NotifyState::Watchdog]);
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told");
-    }
-}
-
-/// One process a state directory.
-pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
-    let path = state_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => bail!(
-            "another wiretight runs with this state directory ({}): `wiretight status` shows it",
-            state_dir.display()
-        ),
-        Err(std::fs::TryLockError::Error(e)) => {
-            Err(e).context(format!("cannot lock {}", path.display()))
-        }
-    }
-}
-
-/// A relay needs two descriptors a connection: takes all that the hard limit gives.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-}
-
 const NO_AUTHORITY: RequestError = RequestError::NotHere(
     "this node is not the authority: run this on the node whose configuration has [authority]",
 );
 
 impl Daemon {
-    /// Lets what runs finish, then cuts it; returns how much was cut.
-    async fn drain(&self, limit: Duration) -> usize {
-        let (relay, edge) = tokio::join!(self.relay.drain(limit), self.edge.drain(limit));
-        relay + edge
-    }
-
     /// What is missing before traffic can flow; `None` when nothing is.
     pub fn not_ready(&self) -> Option<String> {
         if self.relay.status(0).draining {
@@ -506,6 +237,7 @@ impl Daemon {
             trust_domain: config.node.trust_domain.clone(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            taking_over: self.taking_over.load(Relaxed),
             ready: not_ready.is_none(),
             not_ready,
             identities: identities.values().map(identity).collect(),
@@ -522,6 +254,7 @@ impl Daemon {
                 .chain(self.site_files.errors())
                 .chain(self.internal.iter().flat_map(|i| i.errors()))
                 .collect(),
+            intercept: self.interception.as_ref().map(|i| i.status()),
             sandbox: self.sandbox,
         }
     }
@@ -565,6 +298,7 @@ impl Daemon {
         }
         certificates.commit();
         self.acme.update(new.acme_sites(), cas);
+        self.acme.update_on_demand(new.on_demand_sites());
         if let Some(internal) = &self.internal {
             internal.update(new.internal_sites()).await;
         }
@@ -598,7 +332,28 @@ impl Daemon {
             "warnings": new.warnings,
         });
         self.config.store(Arc::new(new));
+        if let Some(interception) = &self.interception {
+            interception.wake();
+        }
         Ok(summary)
+    }
+
+    /// Listens where another process of the node did until now.
+    pub(crate) async fn complete_edge(&self) {
+        let _one = self.reloading.lock().await;
+        if let Err(error) = self.edge.apply(&self.config.load().edge) {
+            tracing::warn!(error = chain(&error), "the edge's ports");
+        }
+    }
+
+    /// The configuration that is in force.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// What keeps the kernel's rules, where there is `[intercept]`.
+    pub(crate) fn interception(&self) -> Option<&Interception> {
+        self.interception.as_deref()
     }
 
     /// The edge alone.
@@ -705,6 +460,8 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),
         (old.acme_server != new.acme_server, "[acme_server]"),
+        (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
+        (old.share != new.share, "[edge] share"),
         (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (
             old.acme_server.is_some() && old.edge.https != new.edge.https,

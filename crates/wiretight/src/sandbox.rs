@@ -66,6 +66,20 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
     })
 }
 
+/// For the child that keeps the kernel's rules: it reads and runs what there is, and writes in the state directory
+/// alone.
+pub(crate) fn write_only_in(state: &Path) -> Result<(), landlock::RulesetError> {
+    let all = AccessFs::from_all(KNOWN);
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)?
+        .create()?
+        .add_rules(path_beneath_rules(["/"], AccessFs::from_read(KNOWN)))?
+        .add_rules(path_beneath_rules([state], all))?
+        .restrict_self()?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

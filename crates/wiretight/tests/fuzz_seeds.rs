@@ -33,6 +33,11 @@ fn frames() {
 }
 
 #[test]
+fn records() {
+    replay("records", targets::records);
+}
+
+#[test]
 fn config() {
     replay("config", targets::config);
 }

@@ -154,7 +154,7 @@ impl Pools {
         from: SocketAddr,
     ) -> io::Result<Sender> {
         match &upstream.at {
-            At::Here(backend) => match net::connect_backend(backend).await? {
+            At::Here(backend) => match net::connect_backend(backend, None).await? {
                 App::Tcp(socket) => handshake(socket, upstream.speaks).await,
                 App::Unix(socket) => handshake(socket, upstream.speaks).await,
             },

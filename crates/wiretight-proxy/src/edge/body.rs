@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 
+use super::guard::Unread;
 use super::log::Story;
 use super::quic::QuicBody;
 
@@ -30,7 +31,7 @@ pub(crate) enum BodyError {
 /// Where a request's body comes from.
 pub(crate) enum Source {
     /// HTTP/1 and 2.
-    Incoming(Incoming),
+    Incoming(Incoming, #[expect(dead_code, reason = "it is held, and dropped")] Unread),
     /// HTTP/3.
     Quic(Box<QuicBody>),
     /// There is none.
@@ -98,7 +99,9 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let polled = match &mut this.source {
-            Source::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(|_| BodyError::Broken),
+            Source::Incoming(body, _) => {
+                Pin::new(body).poll_frame(cx).map_err(|_| BodyError::Broken)
+            }
             Source::Quic(body) => body.poll_frame(cx),
             Source::Empty => Poll::Ready(None),
         };
@@ -129,7 +132,7 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Incoming(body) => body.is_end_stream(),
+            Source::Incoming(body, _) => body.is_end_stream(),
             Source::Quic(body) => body.is_end(),
             Source::Empty => true,
         }
@@ -137,7 +140,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Incoming(body) => body.size_hint(),
+            Source::Incoming(body, _) => body.size_hint(),
             Source::Quic(body) => body.size_hint(),
             Source::Empty => SizeHint::with_exact(0),
         }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use tokio::sync::{mpsc, oneshot};
 use wiretight_keys::web::MIN_RSA_BITS;
 use wiretight_keys::{Period, WebLeaf, X509Error};
 
@@ -103,6 +104,16 @@ pub struct Challenges {
     pub tls_alpn: BTreeMap<String, Arc<CertifiedKey>>,
 }
 
+/// A host without a certificate, for which a client waits. Once it is dropped, the client looks again.
+pub struct Demand {
+    /// The host, never a wildcard.
+    pub host: SiteName,
+    _waits: oneshot::Sender<()>,
+}
+
+/// Clients that may wait until somebody looks whom for.
+const DEMANDS: usize = 64;
+
 /// The application protocol of tls-alpn-01 (RFC 8737, section 6.2).
 pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
@@ -112,9 +123,30 @@ pub struct Certificates {
     by_source: Mutex<BTreeMap<Source, ByName>>,
     by_name: ArcSwap<ByName>,
     challenges: ArcSwap<Challenges>,
+    demands: ArcSwapOption<mpsc::Sender<Demand>>,
 }
 
 impl Certificates {
+    /// From now on, who waits for a certificate that a site gets on demand. Whoever has asked before is told no
+    /// longer.
+    pub fn demands(&self) -> mpsc::Receiver<Demand> {
+        let (demands, inbox) = mpsc::channel(DEMANDS);
+        self.demands.store(Some(Arc::new(demands)));
+        inbox
+    }
+
+    /// Asks for a host's certificate, and waits until that has come to an end, good or bad.
+    pub(crate) async fn demand(&self, host: &str) {
+        let (Some(demands), Ok(host)) = (self.demands.load_full(), host.parse::<SiteName>()) else {
+            return;
+        };
+        let (waits, done) = oneshot::channel();
+        // With more, whoever comes is turned away at once: it may come again.
+        if demands.try_send(Demand { host, _waits: waits }).is_ok() {
+            let _ = done.await;
+        }
+    }
+
     /// Replaces all of one source.
     pub fn set(&self, source: Source, by_name: ByName) {
         let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,9 +161,14 @@ impl Certificates {
         self.challenges.store(Arc::new(challenges));
     }
 
-    /// The one for a site's name.
-    pub fn get(&self, name: &SiteName) -> Option<Arc<SiteCertificate>> {
+    /// The one for a site's name, or for a host of a site that gets its certificates on demand.
+    pub fn get(&self, name: &str) -> Option<Arc<SiteCertificate>> {
         self.by_name.load().get(name).cloned()
+    }
+
+    /// All of them, by name.
+    pub(crate) fn all(&self) -> Arc<ByName> {
+        self.by_name.load_full()
     }
 
     /// The key authorization for a token.

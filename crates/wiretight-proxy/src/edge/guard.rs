@@ -31,6 +31,11 @@ const ROOM_MAX: usize = 16 * 1024;
 pub(crate) struct Activity {
     born: Instant,
     requests: AtomicUsize,
+    /// Requests that began, and heads of HTTP/1 that were let through.
+    begun: AtomicUsize,
+    heads: AtomicUsize,
+    /// Bodies of requests that are not read to their end.
+    unread: AtomicUsize,
     taken_back: AtomicUsize,
     enough: Notify,
     /// The answer was 101: the bytes are no longer HTTP.
@@ -39,6 +44,9 @@ pub(crate) struct Activity {
     rest_since: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
+    /// Nothing has come that was not let through whole, and all that was written has gone.
+    still: AtomicBool,
+    flushed: AtomicBool,
     waiting: Mutex<Option<Waker>>,
 }
 
@@ -60,20 +68,56 @@ impl Activity {
         Arc::new(Activity {
             born: Instant::now(),
             requests: AtomicUsize::new(0),
+            begun: AtomicUsize::new(0),
+            heads: AtomicUsize::new(0),
+            unread: AtomicUsize::new(0),
             taken_back: AtomicUsize::new(0),
             enough: Notify::new(),
             upgraded: AtomicBool::new(false),
             rest_since: AtomicU64::new(1),
             head_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
+            still: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
             waiting: Mutex::new(None),
         })
     }
 
     /// A request is under way, until that is dropped.
     pub(crate) fn request(self: &Arc<Activity>) -> InFlight {
+        self.begun.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         InFlight(self.clone())
+    }
+
+    /// A request's body may still be read, until that is dropped.
+    pub(crate) fn body(self: &Arc<Activity>) -> Unread {
+        self.unread.fetch_add(1, Relaxed);
+        Unread(self.clone())
+    }
+
+    /// Ends when there was a request. Looked at only while the process ends, so a clock will do.
+    pub(crate) async fn first(&self) {
+        while self.begun.load(Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether the HTTP/1 library has nothing to do and nothing to remember: each request that it was given
+    /// has begun, was read to its end and is answered, the answer has gone, and no other is on its way. To be
+    /// asked when the library has just done all that it can.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.still.load(Relaxed)
+            && self.flushed.load(Relaxed)
+            && self.requests.load(Relaxed) == 0
+            && self.unread.load(Relaxed) == 0
+            && self.begun.load(Relaxed) == self.heads.load(Relaxed)
+            && !self.is_upgraded()
+    }
+
+    /// How long ago the last request ended.
+    pub(crate) fn rested(&self) -> Duration {
+        Duration::from_millis(self.clock().saturating_sub(self.rest_since.load(Relaxed)))
     }
 
     /// An answer is awaited, until that says otherwise or is dropped.
@@ -147,6 +191,15 @@ impl Drop for InFlight {
     }
 }
 
+/// A request's body that somebody may still read.
+pub(crate) struct Unread(Arc<Activity>);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.unread.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A request that is not answered.
 pub(crate) struct Asked(Option<Arc<Activity>>);
 
@@ -180,6 +233,11 @@ impl<T> Watched<T> {
         Watched { io, activity }
     }
 
+    /// What lies beneath.
+    pub(crate) fn inner(&self) -> &T {
+        &self.io
+    }
+
     fn note<V>(&self, written: Poll<V>) -> Poll<V> {
         let blocked = &self.activity.blocked_since;
         match written {
@@ -209,6 +267,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.activity.flushed.store(false, Relaxed);
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.note(written)
     }
@@ -218,6 +277,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.activity.flushed.store(false, Relaxed);
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.note(written)
     }
@@ -228,6 +288,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.activity.flushed.store(matches!(flushed, Poll::Ready(Ok(()))), Relaxed);
         self.note(flushed)
     }
 
@@ -253,6 +314,7 @@ pub(crate) struct Strict<T> {
     refused: Option<(Violation, bool)>,
     on_refusal: Option<Box<dyn FnOnce(Violation) + Send>>,
     farewell: Option<(Vec<u8>, usize)>,
+    is_shut: bool,
 }
 
 impl<T> Strict<T> {
@@ -273,7 +335,23 @@ impl<T> Strict<T> {
             refused: None,
             on_refusal: Some(Box::new(on_refusal)),
             farewell: None,
+            is_shut: false,
         }
+    }
+
+    /// What lies beneath.
+    pub(crate) fn inner(&self) -> &T {
+        &self.io
+    }
+
+    /// Whether the writing side was ended, or was to be.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
+    /// Takes back what was let through and belongs to another protocol.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.held.splice(0..0, bytes.iter().copied());
     }
 
     /// Looks at what was read last; says how much of it was looked at, and how much of all that is not
@@ -281,6 +359,7 @@ impl<T> Strict<T> {
     fn look(&mut self, new: &[u8]) -> (usize, usize) {
         let fed = self.framing.feed(new);
         self.note_phase();
+        self.activity.heads.store(self.framing.heads(), Relaxed);
         if let Some(violation) = fed.refused {
             self.refused = Some((violation, self.framing.phase() == Phase::Body));
             self.activity.head_since.store(0, Relaxed);
@@ -324,6 +403,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.activity.still.store(false, Relaxed);
         loop {
             if buf.remaining() == 0 || this.hand_on(buf) {
                 return Poll::Ready(Ok(()));
@@ -363,7 +443,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
             }
             let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
             let mut fresh = ReadBuf::new(room);
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut fresh))?;
+            if Pin::new(&mut this.io).poll_read(cx, &mut fresh)?.is_pending() {
+                let still = this.held.is_empty() && this.framing.phase() == Phase::Idle;
+                this.activity.still.store(still, Relaxed);
+                return Poll::Pending;
+            }
             let n = fresh.filled().len();
             this.room = (n + 1).next_power_of_two().clamp(ROOM_MIN, ROOM_MAX);
             if n == 0 {
@@ -419,6 +503,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
     /// The library is done; whoever was refused is told so before the connection closes.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.is_shut = true;
         if let Some((violation, false)) = this.refused {
             let (text, at) = this.farewell.get_or_insert_with(|| (refusal(violation), 0));
             while *at < text.len() {
@@ -446,4 +531,63 @@ fn refusal(violation: Violation) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    type Io = Strict<Watched<DuplexStream>>;
+
+    /// What the library does when it is woken: reads until nothing comes.
+    fn read(io: &mut Io) -> usize {
+        let (mut cx, mut bytes, mut sum) = (Context::from_waker(Waker::noop()), [0; 256], 0);
+        loop {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut *io).poll_read(&mut cx, &mut buf) {
+                Poll::Pending => return sum,
+                Poll::Ready(read) => read.expect("nothing is wrong"),
+            }
+            sum += buf.filled().len();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_quiet_when_the_library_has_nothing_to_remember() {
+        let activity = Activity::new();
+        let (mut client, socket) = duplex(1024);
+        let watched = Watched::new(socket, activity.clone());
+        let mut io = Strict::new(watched, activity.clone(), |_| ());
+        let mut sends = async |text: &str| client.write_all(text.as_bytes()).await.expect("room");
+        assert!(!activity.is_quiet(), "nobody has looked yet");
+        assert_eq!(read(&mut io), 0);
+        assert!(activity.is_quiet());
+        sends("GET / HTTP/1.1\r\nHost: a\r\n").await;
+        assert_eq!(read(&mut io), 0);
+        assert!(!activity.is_quiet(), "a part of a head is held");
+        sends("\r\n").await;
+        assert_eq!(read(&mut io), 27);
+        assert!(!activity.is_quiet(), "the library has a head that it has not begun with");
+        let (in_flight, unread) = (activity.request(), activity.body());
+        assert!(!activity.is_quiet(), "it is not answered");
+        drop(in_flight);
+        assert!(!activity.is_quiet(), "its body may still be read");
+        drop(unread);
+        assert!(activity.is_quiet());
+        io.write_all(b"HTTP/1.1 200 OK").await.expect("room");
+        assert!(!activity.is_quiet(), "what was written may not have gone");
+        io.flush().await.expect("room");
+        assert!(activity.is_quiet());
+        sends("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx").await;
+        read(&mut io);
+        drop(activity.request());
+        assert!(!activity.is_quiet(), "answered early: its body has not come whole");
+        sends("y").await;
+        read(&mut io);
+        assert!(activity.is_quiet());
+        activity.upgraded();
+        assert!(!activity.is_quiet(), "it is HTTP no longer");
+    }
 }

@@ -31,7 +31,7 @@ mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -43,7 +43,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 pub use certificates::{
-    ALPN_ACME, CertificateError, Certificates, Challenges, SiteCertificate, Source,
+    ALPN_ACME, CertificateError, Certificates, Challenges, Demand, SiteCertificate, Source,
     challenge_certificate,
 };
 use live::EdgeTable;
@@ -55,7 +55,11 @@ use worker::{Listen, Shared, Socket};
 
 use crate::mesh::{Mesh, now};
 use crate::relay::live::Table;
-use crate::relay::{ApplyError, Relay, net};
+use crate::relay::net::{self, Listening, Sockets};
+use crate::relay::{ApplyError, Relay};
+
+/// So long may clients whose connections are idle take their leave at the end of a drain.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The edge of this node.
 pub struct Edge {
@@ -68,6 +72,7 @@ pub struct Edge {
     workers: Vec<mpsc::UnboundedSender<Listen>>,
     threads: Vec<JoinHandle<()>>,
     listeners: Mutex<HashMap<(Port, SocketAddr), Listener>>,
+    sockets: Arc<Sockets>,
     draining: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -80,6 +85,8 @@ enum Port {
 }
 
 struct Listener {
+    /// To be passed on; the workers have handles of their own.
+    sockets: Vec<TcpListener>,
     stop: watch::Sender<bool>,
     /// Held by the workers, too, as long as their sockets listen.
     open: Arc<()>,
@@ -110,7 +117,10 @@ pub struct SiteStatus {
     pub names: Vec<String>,
     /// Where its requests go.
     pub to: Vec<String>,
-    /// When its certificate expires, seconds since 1970; `None`: there is none.
+    /// How many hosts have certificates, of a site that gets them on demand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<usize>,
+    /// When its certificate expires, the first of them, seconds since 1970; `None`: there is none.
     pub not_after: Option<u64>,
     /// How long that is from now; negative if it has.
     pub expires_in_seconds: Option<i64>,
@@ -135,7 +145,7 @@ impl Edge {
         healthy_since: BTreeMap<SiteName, u64>,
         workers: usize,
     ) -> io::Result<Edge> {
-        let (mesh, relay) = relay.shared();
+        let (mesh, relay, sockets) = relay.shared();
         let sites = Arc::new(ArcSwap::from_pointee(Sites::default()));
         let configs = tls::Configs::new(&sites, mesh).map_err(io::Error::other)?;
         let quic = Arc::new(quic::Secrets::new().map_err(io::Error::other)?);
@@ -149,6 +159,7 @@ impl Edge {
             workers: Vec::new(),
             threads: Vec::new(),
             listeners: Mutex::default(),
+            sockets: sockets.clone(),
             draining: watch::channel(false).0,
             cut: watch::channel(false).0,
         };
@@ -191,9 +202,13 @@ impl Edge {
         let wanted = wanted(settings);
         let mut staged = Vec::new();
         for (port, addr) in wanted.iter().filter(|key| !listeners.contains_key(key)) {
-            let sockets = self.bind(*port, *addr);
-            let sockets = sockets.map_err(|source| ApplyError::Bind { addr: *addr, source })?;
-            staged.push(((*port, *addr), sockets));
+            match self.bind(*port, *addr) {
+                Ok(sockets) => staged.push(((*port, *addr), sockets)),
+                // The process before this one has connections on it still: until they have ended, clients come
+                // over TCP.
+                Err(e) if *port == Port::Quic && self.sockets.takes_over() && in_use(&e) => {}
+                Err(source) => return Err(ApplyError::Bind { addr: *addr, source }),
+            }
         }
         // From here on nothing can fail.
         let mut closing = Vec::new();
@@ -215,9 +230,10 @@ impl Edge {
         {
             std::thread::sleep(Duration::from_millis(1));
         }
-        for (key, sockets) in staged {
-            let listener = Listener { stop: watch::channel(false).0, open: Arc::default() };
-            for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+        for (key, (sockets, handles)) in staged {
+            let listener =
+                Listener { sockets, stop: watch::channel(false).0, open: Arc::default() };
+            for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
                 let (stop, open) = (listener.stop.subscribe(), listener.open.clone());
                 let _ = worker.send(Listen { socket, stop, open }); // one that is gone was reported
             }
@@ -226,13 +242,39 @@ impl Edge {
         Ok(())
     }
 
-    fn bind(&self, port: Port, addr: SocketAddr) -> io::Result<Vec<Socket>> {
+    /// Sockets, and a handle of them for each worker.
+    fn bind(&self, port: Port, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<Socket>)> {
         let n = self.workers.len();
-        Ok(match port {
-            Port::Https => net::bind(addr, n)?.into_iter().map(Socket::Https).collect(),
-            Port::Http => net::bind(addr, n)?.into_iter().map(Socket::Http).collect(),
-            Port::Quic => net::bind_udp(addr, n)?.into_iter().map(Socket::Quic).collect(),
-        })
+        let sockets = match port {
+            Port::Https => self.sockets.bind(addr, n)?,
+            // It redirects, in the clear.
+            Port::Http => self.sockets.bind_plain(addr, n)?,
+            Port::Quic => {
+                let sockets = net::bind_udp(addr, n)?.into_iter().map(Socket::Quic);
+                return Ok((Vec::new(), sockets.collect()));
+            }
+        };
+        let socket = if port == Port::Https { Socket::Https } else { Socket::Http };
+        let handles = net::spread(&sockets, n)?.into_iter().map(socket).collect();
+        Ok((sockets, handles))
+    }
+
+    /// Whether there is something to listen on that was not free when the settings were applied: the UDP ports of
+    /// the process before this one. To be applied again.
+    pub fn is_incomplete(&self) -> bool {
+        let listeners = self.listeners();
+        wanted(&self.sites.load().settings).iter().any(|key| !listeners.contains_key(key))
+    }
+
+    /// What is listened on for TCP, to be passed on to the next process.
+    pub fn listening(&self) -> io::Result<Listening> {
+        let listeners = self.listeners();
+        let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
+        let cloned = |((_, addr), listener): (&(Port, SocketAddr), &Listener)| {
+            let sockets = listener.sockets.iter().map(TcpListener::try_clone);
+            Ok((*addr, sockets.collect::<io::Result<_>>()?))
+        };
+        tcp.map(cloned).collect()
     }
 
     /// What is going on.
@@ -240,11 +282,22 @@ impl Edge {
         let sites = self.sites.load();
         let site = |site: &Arc<sites::Site>| {
             let names = &site.settings.names;
-            let certificates = names.iter().filter_map(|n| self.certificates.get(n));
-            let not_after = certificates.map(|c| c.period().not_after).min();
+            let on_demand = site.settings.on_demand;
+            let certificates: Vec<_> = match on_demand {
+                true => {
+                    let all = self.certificates.all();
+                    let own = |host: &SiteName| {
+                        sites.find(host.as_str()).is_some_and(|(_, s)| Arc::ptr_eq(s, site))
+                    };
+                    all.iter().filter(|(host, _)| own(host)).map(|(_, c)| c.clone()).collect()
+                }
+                false => names.iter().filter_map(|n| self.certificates.get(n.as_str())).collect(),
+            };
+            let not_after = certificates.iter().map(|c| c.period().not_after).min();
             SiteStatus {
                 names: names.iter().map(ToString::to_string).collect(),
                 to: site.settings.to.iter().map(ToString::to_string).collect(),
+                hosts: on_demand.then_some(certificates.len()),
                 not_after,
                 expires_in_seconds: not_after.map(|t| t as i64 - now() as i64),
                 healthy_since: site.healthy_since(),
@@ -263,12 +316,31 @@ impl Edge {
         }
     }
 
-    /// Takes no more connections, and waits up to `limit` for the requests that run; then cuts those.
+    /// Takes no more connections, and waits up to `limit` for the requests that run; then cuts those. Clients whose
+    /// connections are idle have a second to take their leave.
     /// Returns how many were cut.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
-        while self.table.busy() > 0 && Instant::now() < end {
+        let workers = {
+            let mut listeners = self.listeners();
+            listeners.values_mut().for_each(|listener| listener.sockets.clear());
+            let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
+            tcp.map(|(_, listener)| listener.open.clone()).collect::<Vec<_>>()
+        };
+        // Whoever was accepted last counts, too.
+        net::closed(&workers).await;
+        // Where nothing runs, a request or the end of an answer may still be on its way: the client is to have said
+        // that it knows of the end.
+        let mut rests = None;
+        while Instant::now() < end {
+            let table = &self.table;
+            match (table.busy(), table.connections.load(Relaxed)) {
+                (0, 0) => break,
+                (0, _) if rests.get_or_insert_with(Instant::now).elapsed() > FAREWELL => break,
+                (0, _) => {}
+                _ => rests = None,
+            }
             sleep(Duration::from_millis(20)).await;
         }
         let cut = self.table.busy();
@@ -285,6 +357,10 @@ impl Edge {
     fn listeners(&self) -> MutexGuard<'_, HashMap<(Port, SocketAddr), Listener>> {
         self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+fn in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 /// Where settings want something to be listened for. Without a site, nowhere.

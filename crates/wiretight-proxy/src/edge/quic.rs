@@ -6,6 +6,7 @@
 //! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
 //! crosses threads.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::FAREWELL;
 use super::body::{BodyError, ReplyBody, Source};
 use super::clients::Peer;
 use super::gate::{FrameTooLarge, Gate, Gated, Gates, Stream};
@@ -133,7 +135,8 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     let sites = worker.workshop.sites.load_full();
     let mut peer = None;
     if let Some((site_name, site)) = sites.find(&name) {
-        site.shown(sites.certificates.get(site_name).is_some_and(|c| c.is_valid()));
+        let certificate = sites.certificate(&name, (site_name, site));
+        site.shown(certificate.is_some_and(|c| c.is_valid()));
         let chain = connection.peer_identity().and_then(|c| c.downcast::<Vec<_>>().ok());
         peer = match Peer::of(site, &worker.shared.mesh, chain.as_deref().map(Vec::as_slice)) {
             Ok(peer) => peer,
@@ -156,7 +159,9 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
         group,
         peer: peer.map(Rc::new),
         port,
+        arrival: Cell::default(),
         activity: activity.clone(),
+        handover: Cell::default(),
     });
     drop(sites);
     let gates = Gates::default();
@@ -204,7 +209,14 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                     deliver(send, answer, limits.body).await;
                 });
             }
-            Ok(None) => break,
+            Ok(None) => {
+                // The last answer is with us still, perhaps; the client goes when it has it.
+                tokio::select! {
+                    _ = timeout(FAREWELL, connection.closed()) => {}
+                    _ = cut.wait_for(|c| *c) => {}
+                }
+                break;
+            }
             Err(error) => {
                 tracing::debug!(%error, "an HTTP/3 connection");
                 break;

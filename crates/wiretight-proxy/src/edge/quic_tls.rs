@@ -61,12 +61,13 @@ impl BySite {
     /// The configuration for a name, if it is not the open one.
     fn choose(&self, name: Option<&str>) -> Option<Arc<QuicServerConfig>> {
         let sites = self.sites.load();
-        let (site_name, site) = sites.find(name?)?;
+        let name = name?;
+        let (site_name, site) = sites.find(name)?;
         if site.settings.clients.is_some() {
             return Some(self.members.clone());
         }
         let ca = site.client_ca.as_ref()?;
-        let shows = sites.certificates.get(site_name)?.certified();
+        let shows = sites.certificate(name, (site_name, site))?.certified();
         QuicServerConfig::try_from(ca.config(shows, &[ALPN_H3])).ok().map(Arc::new)
     }
 }

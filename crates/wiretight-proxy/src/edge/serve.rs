@@ -14,20 +14,22 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Notify, watch};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
 use super::backend::{Pools, Sender, Unsent};
 use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
 use super::clients::Peer;
-use super::guard::{Activity, InFlight};
+use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
-use super::live::{EdgeTable, Http};
+use super::live::{Busy, EdgeTable, Http};
 use super::log::{Opening, Story};
 use super::settings::{Speaks, Upstream};
 use super::sites::{Site, Sites};
@@ -67,8 +69,15 @@ pub(crate) struct Client {
     pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
+    /// Held until the first request.
+    pub(crate) arrival: Cell<Option<Busy>>,
     pub(crate) activity: Arc<Activity>,
+    /// Who gets an HTTP/1 connection that goes on with another protocol.
+    pub(crate) handover: Cell<Option<oneshot::Sender<ClientIo>>>,
 }
+
+/// What HTTP/1 is spoken on.
+pub(crate) type ClientIo = Box<Strict<Watched<TlsStream<TcpStream>>>>;
 
 /// Why there is no answer from a backend.
 struct Refused(StatusCode, &'static str);
@@ -76,9 +85,8 @@ struct Refused(StatusCode, &'static str);
 /// Another protocol that the client wants to go on with.
 struct Switch {
     protocol: HeaderValue,
-    /// By extended CONNECT (RFC 8441), not by `Upgrade`.
-    extended: bool,
-    client: OnUpgrade,
+    /// By extended CONNECT (RFC 8441): its stream. By `Upgrade`, it is the whole connection.
+    extended: Option<OnUpgrade>,
 }
 
 impl Client {
@@ -100,6 +108,7 @@ impl Client {
             busy: self.workshop.table.begin(),
             in_flight: Some(in_flight),
         };
+        drop(self.arrival.take());
         let mut story = Story::new(opening, request.uri().path());
         let switch = switch(&mut request);
         let (parts, ()) = request.into_parts();
@@ -226,7 +235,7 @@ impl Client {
         if let Some(switch) = switch {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, switch.protocol.clone());
-            if switch.extended {
+            if switch.extended.is_some() {
                 method = Method::GET;
                 headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
             }
@@ -329,20 +338,25 @@ impl Client {
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        if switch.extended {
+        let mut counts = None;
+        let client = if let Some(stream) = switch.extended {
             (parts.status, story.status) = (StatusCode::OK, StatusCode::OK);
             parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+            Handed::Stream(stream)
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, switch.protocol);
+            let (hands, handed) = oneshot::channel();
+            self.handover.set(Some(hands));
             self.activity.upgraded();
-        }
-        // An upgraded HTTP/1.1 connection is its driver's no longer, and still a connection.
-        let counts = (!switch.extended).then(|| self.workshop.table.clone());
+            // It is its driver's no longer, and still a connection.
+            counts = Some(self.workshop.table.clone());
+            Handed::Connection(handed)
+        };
         let cut = self.workshop.cut.clone();
         let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
         let lost = async move { lost(peer.as_deref(), &mesh).await };
-        spawn_local(tunnel(switch.client, backend, counts, (cut, lost), story));
+        spawn_local(tunnel(client, backend, counts, (cut, lost), story));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
@@ -384,10 +398,10 @@ fn switch(request: &mut Request<()>) -> Option<Switch> {
             return None;
         }
         let protocol = HeaderValue::from_static("websocket");
-        return Some(Switch { protocol, extended: true, client: hyper::upgrade::on(request) });
+        return Some(Switch { protocol, extended: Some(hyper::upgrade::on(request)) });
     }
     let protocol = headers::upgrade(request.headers())?;
-    Some(Switch { protocol, extended: false, client: hyper::upgrade::on(request) })
+    Some(Switch { protocol, extended: None })
 }
 
 /// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
@@ -477,20 +491,43 @@ async fn send(
     }
 }
 
+/// The client's side of a tunnel, once the answer has gone.
+enum Handed {
+    Connection(oneshot::Receiver<ClientIo>),
+    Stream(OnUpgrade),
+}
+
+impl Handed {
+    /// The error: the client is gone.
+    async fn taken(self) -> Result<Box<dyn BothWays>, Gone> {
+        match self {
+            Handed::Connection(handed) => Ok(handed.await.map_err(|_| Gone)?),
+            Handed::Stream(stream) => Ok(Box::new(TokioIo::new(stream.await.map_err(|_| Gone)?))),
+        }
+    }
+}
+
+/// One of two that would switch protocols.
+struct Gone;
+
+trait BothWays: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> BothWays for T {}
+
 /// Carries an upgraded connection to its end.
 async fn tunnel(
-    client: OnUpgrade,
+    client: Handed,
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
     (mut cut, lost): (watch::Receiver<bool>, impl Future<Output = ()>),
     mut story: Story,
 ) {
-    let both = async { tokio::try_join!(client, backend) };
+    let backend = async { backend.await.map_err(|_| Gone) };
+    let both = async { tokio::try_join!(client.taken(), backend) };
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
     let _counted = counts.as_ref().map(Counted::new);
     let told = Rc::new(Told::default());
-    let mut client =
-        Toward { client: TokioIo::new(client), told: told.clone(), received: story.body.clone() };
+    let mut client = Toward { client, told: told.clone(), received: story.body.clone() };
     let mut backend = TokioIo::new(backend);
     // A stream of HTTP/2 is one of a limited number, and Chromium leaves its side of a WebSocket open
     // when the other is ended. RST_STREAM is the order to stop there (RFC 9113, section 8.1).
@@ -537,7 +574,7 @@ struct Told {
 
 /// The client's side of a tunnel, watched.
 struct Toward {
-    client: TokioIo<Upgraded>,
+    client: Box<dyn BothWays>,
     told: Rc<Told>,
     received: BodyStory,
 }

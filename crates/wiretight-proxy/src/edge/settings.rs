@@ -12,10 +12,11 @@ use hyper::http::uri::PathAndQuery;
 use wiretight_keys::{Id, Name};
 
 pub use super::hsts::Hsts;
+pub use crate::network::{Network, NetworkError};
 use crate::relay::settings::{AddressError, Backend};
 
-/// A DNS name that a site answers to, in small letters: `example.org`, or `*.example.org` for every name
-/// with one label more.
+/// A DNS name that a site answers to, in small letters: `example.org`, `*.example.org` for every name with
+/// one label more, or `*` for any ([`SiteName::any`]; no text parses to it).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteName(Arc<str>);
 
@@ -25,6 +26,11 @@ pub struct SiteName(Arc<str>);
 pub struct SiteNameError(String);
 
 impl SiteName {
+    /// Any host that no other site has.
+    pub fn any() -> SiteName {
+        SiteName("*".into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -32,7 +38,7 @@ impl SiteName {
 
     /// Whether it stands for more than one.
     pub fn is_wildcard(&self) -> bool {
-        self.0.starts_with("*.")
+        self.0.starts_with('*')
     }
 }
 
@@ -124,49 +130,6 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// Addresses with a common beginning: `10.0.0.0/8`, or one address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-/// Why a text is not a network.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not ADDRESS or ADDRESS/BITS; write for example \"10.0.0.0/8\"")]
-pub struct NetworkError(String);
-
-impl Network {
-    /// Whether an address is in it.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let shift = |width: u8| u32::from(width - self.bits);
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                (a.to_bits() ^ b.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                (a.to_bits() ^ b.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl FromStr for Network {
-    type Err = NetworkError;
-    fn from_str(s: &str) -> Result<Self, NetworkError> {
-        let bad = || NetworkError(s.chars().take(80).collect());
-        let (address, bits) = s.split_once('/').map_or((s, None), |(a, b)| (a, Some(b)));
-        let address: IpAddr = address.parse().map_err(|_| bad())?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let bits = match bits {
-            None => width,
-            Some(bits) => bits.parse().ok().filter(|b| *b <= width).ok_or_else(bad)?,
-        };
-        Ok(Network { address, bits })
-    }
-}
-
 /// How long a peer may take, and how much it may send, before it is given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -201,6 +164,9 @@ pub struct SiteSettings {
     pub names: Vec<SiteName>,
     /// Where requests go, one or more instances.
     pub to: Vec<Upstream>,
+    /// Whether each host that its wildcards stand for has a certificate of its own, which is got when the
+    /// first client asks for it.
+    pub on_demand: bool,
     /// The identity that is shown to a service of the mesh.
     pub identity: Id,
     /// What is promised to browsers.
@@ -255,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_networks_and_upstreams_parse_or_say_what_to_write() {
+    fn names_and_upstreams_parse_or_say_what_to_write() {
         for good in ["example.org", "*.example.org", "a", "xn--bcher-kva.example", "a_b.c"] {
             assert_eq!(good.parse::<SiteName>().unwrap().as_str(), good);
         }
@@ -264,20 +230,6 @@ mod tests {
             ["", "*", "*.", "a..b", "-a.b", "a b", "10.0.0.1", "a.*.b", "example.org:443", "é.org"]
         {
             assert!(bad.parse::<SiteName>().is_err(), "{bad:?} was accepted");
-        }
-        for (network, inside, outside) in [
-            ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
-            ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
-            ("0.0.0.0/0", "1.2.3.4", "::1"),
-            ("fd00::/8", "fdff::1", "fe00::1"),
-            ("10.0.0.0/8", "::ffff:10.0.0.1", "::a00:1"),
-        ] {
-            let network: Network = network.parse().unwrap();
-            assert!(network.contains(inside.parse().unwrap()), "{network:?} {inside}");
-            assert!(!network.contains(outside.parse().unwrap()), "{network:?} {outside}");
-        }
-        for bad in ["", "10.0.0.0/33", "10.0.0/8", "a/8", "10.0.0.0/", "::/129", "10.0.0.0/-1"] {
-            assert!(bad.parse::<Network>().is_err(), "{bad:?} was accepted");
         }
         for good in
             ["127.0.0.1:80", "unix:/run/a", "h2c://[::1]:80", "service/web", "h2c://service/web"]

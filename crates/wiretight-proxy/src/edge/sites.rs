@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hyper::header::HeaderValue;
 use wiretight_keys::Name;
 
-use super::certificates::Certificates;
+use super::certificates::{Certificates, SiteCertificate};
 use super::clients::ClientCa;
 use super::hsts;
 use super::live::{EdgeTable, SiteCounts};
@@ -130,8 +130,22 @@ impl Sites {
         let exact = self.by_name.get_key_value(host);
         exact.or_else(|| {
             let (_, rest) = host.split_once('.')?;
-            self.by_name.get_key_value(format!("*.{rest}").as_str())
+            let below = self.by_name.get_key_value(format!("*.{rest}").as_str());
+            below.or_else(|| self.by_name.get_key_value("*"))
         })
+    }
+
+    /// What a site shows for one of its hosts.
+    pub(crate) fn certificate(
+        &self,
+        host: &str,
+        (name, site): (&SiteName, &Arc<Site>),
+    ) -> Option<Arc<SiteCertificate>> {
+        match site.settings.on_demand {
+            // One that has expired is as good as none: another can be had.
+            true => self.certificates.get(host).filter(|c| c.is_valid()),
+            false => self.certificates.get(name.as_str()),
+        }
     }
 
     /// Each site once.

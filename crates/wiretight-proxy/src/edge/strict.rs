@@ -122,6 +122,8 @@ const VERSION: &[u8] = b"HTTP/1.";
 #[derive(Debug)]
 pub struct Framing {
     state: State,
+    /// Heads that were whole.
+    heads: usize,
     /// Looked at and not let go.
     kept: usize,
     /// Bytes and lines of this head, or of these trailers.
@@ -148,6 +150,7 @@ impl Default for Framing {
     fn default() -> Framing {
         Framing {
             state: State::Start,
+            heads: 0,
             kept: 0,
             head: 0,
             lines: 0,
@@ -190,6 +193,11 @@ impl Framing {
         }
     }
 
+    /// How many heads it has let go, from the beginning.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
     /// The request that asked for another protocol was answered in this one: what follows is a request.
     pub fn resume(&mut self) {
         if self.state == State::Upgrade {
@@ -226,6 +234,7 @@ impl Framing {
             at += 1;
             // A head goes on when it is whole; what is between chunks at once.
             let in_head = self.phase() == Phase::Head;
+            self.heads += usize::from(was_head && !in_head);
             if !in_head || !was_head {
                 release += std::mem::take(&mut self.kept);
             }
@@ -236,7 +245,7 @@ impl Framing {
     fn byte(&mut self, b: u8) -> Result<(), Violation> {
         self.state = match self.state {
             State::Start => {
-                *self = Framing { kept: self.kept, ..Framing::default() };
+                *self = Framing { kept: self.kept, heads: self.heads, ..Framing::default() };
                 self.head = 1;
                 if !is_token(b) {
                     return Err(Violation::RequestLine);
@@ -482,6 +491,22 @@ mod tests {
             ),
         ] {
             assert_eq!(check(good.as_bytes()), Ok(good.len()), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn heads_are_counted_when_they_are_whole() {
+        let body = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nt: 1\r\n\r\n";
+        let text =
+            format!("{GET}\r\n{POST}{body}{POST}Content-Length: 2\r\n\r\nhi{GET}\r\n{GET}x: y\r\n");
+        for pieces in [1, 7, text.len()] {
+            let mut framing = Framing::default();
+            text.as_bytes()
+                .chunks(pieces)
+                .for_each(|piece| assert_eq!(framing.feed(piece).refused, None));
+            assert_eq!(framing.heads(), 4);
+            framing.feed(b"\r\n");
+            assert_eq!(framing.heads(), 5);
         }
     }
 

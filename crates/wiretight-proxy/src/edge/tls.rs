@@ -130,12 +130,13 @@ impl fmt::Debug for Resolver {
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let sites = self.sites.load();
-        let (name, site) = sites.find(hello.server_name()?)?;
+        let host = hello.server_name()?.to_ascii_lowercase();
+        let (name, site) = sites.find(&host)?;
         // One whose clients have an authority of their own is shown by a configuration of its own.
         if site.settings.clients.is_some() != self.members || site.client_ca.is_some() {
             return None;
         }
-        Some(sites.certificates.get(name)?.certified())
+        Some(sites.certificate(&host, (name, site))?.certified())
     }
 }
 

@@ -1,19 +1,22 @@
 //! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
 //! A connection lives and dies on the thread that accepted it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
@@ -21,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -31,11 +34,11 @@ use super::certificates::ALPN_ACME;
 use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
-use super::live::{EdgeTable, Http};
+use super::live::{Busy, EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
 use super::quic;
 use super::redirect;
-use super::serve::{Client, Workshop};
+use super::serve::{Client, ClientIo, Workshop};
 use super::settings::Limits;
 use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
@@ -44,9 +47,12 @@ use crate::mesh::Mesh;
 use crate::relay::net;
 use crate::relay::worker::Pending;
 
-/// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
 /// Not a refusal: the handshake itself was what the peer had come for.
 const ANSWERED: &str = "answered";
+/// How long a connection of HTTP/1.1 is quiet before it is parked. Long enough that one which is asked again and
+/// again is not taken apart in between.
+const PARK_AFTER: Duration = Duration::from_millis(100);
+/// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_WINDOW: u32 = 1024 * 1024;
 /// What may wait for a slow HTTP/2 client, on each stream.
@@ -54,6 +60,17 @@ const H2_SEND_BUFFER: usize = 256 * 1024;
 /// Streams that a client may reset before they were looked at, and that we may reset for its errors
 /// (CVE-2023-44487 and its successors): more, and the connection is given up.
 const H2_RESETS: usize = 50;
+
+/// How long a drain waits for the first request of who has just come.
+const FIRST: Duration = Duration::from_secs(2);
+
+/// A connection that was accepted; it counts as busy until its first request does.
+struct Arrived {
+    socket: TcpStream,
+    from: SocketAddr,
+    port: u16,
+    arrival: Busy,
+}
 
 /// What the control side asks of a worker.
 pub(crate) struct Listen {
@@ -156,13 +173,13 @@ impl Worker {
             Socket::Https(socket) => {
                 let socket = TcpListener::from_std(socket)?;
                 let worker = self.clone();
-                let serve = move |socket, from, port| worker.clone().https(socket, from, port);
+                let serve = move |arrived| worker.clone().https(arrived);
                 spawn_local(self.clone().accept(socket, order.stop, order.open, serve));
             }
             Socket::Http(socket) => {
                 let socket = TcpListener::from_std(socket)?;
                 let worker = self.clone();
-                let serve = move |socket, from, _| worker.clone().http(socket, from);
+                let serve = move |arrived| worker.clone().http(arrived);
                 spawn_local(self.clone().accept(socket, order.stop, order.open, serve));
             }
             Socket::Quic(socket) => {
@@ -188,7 +205,7 @@ impl Worker {
         open: Arc<()>,
         serve: S,
     ) where
-        S: Fn(TcpStream, SocketAddr, u16) -> F,
+        S: Fn(Arrived) -> F,
         F: Future<Output = ()> + 'static,
     {
         let port = listener.local_addr().map_or(0, |a| a.port());
@@ -204,7 +221,8 @@ impl Worker {
             match accepted {
                 Ok((socket, from)) => {
                     net::tune(&socket);
-                    spawn_local(serve(socket, from, port));
+                    let arrival = self.shared.table.begin();
+                    spawn_local(serve(Arrived { socket, from, port, arrival }));
                 }
                 Err(error) => {
                     // Most often no file descriptors are left; the connection waits in the backlog.
@@ -224,7 +242,8 @@ impl Worker {
         drop(open);
     }
 
-    async fn https(self: Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16) {
+    async fn https(self: Rc<Worker>, arrived: Arrived) {
+        let Arrived { socket, from, port, arrival } = arrived;
         let table = &self.shared.table;
         let sites = self.workshop.sites.load();
         let address = Some(from.ip()).filter(|ip| !sites.settings.trusts(*ip));
@@ -246,12 +265,17 @@ impl Worker {
             }
         };
         let _counted = Counted::new(table);
-        let client = Rc::new(Client { port, ..client });
+        let client = Rc::new(Client { port, arrival: Cell::new(Some(arrival)), ..client });
         let lost = client.clone();
-        let served = async {
-            match client.http {
-                Http::H2 => self.http2(tls, client, &limits).await,
-                _ => self.http1(tls, client, &limits).await,
+        // Each on the heap: a connection that waits holds what it needs for that, not what others need.
+        let served: Pin<Box<dyn Future<Output = ()>>> = match client.http {
+            Http::H2 => Box::pin(self.http2(tls, client, &limits)),
+            _ => {
+                let activity = client.activity.clone();
+                let (table, from) = (table.clone(), client.from);
+                let tell = move |violation| table.refuse(from, "malformed_http", violation);
+                let io = Strict::new(Watched::new(tls, activity.clone()), activity, tell);
+                Box::pin(self.http1(Box::new(io), client, &limits))
             }
         };
         tokio::select! {
@@ -295,10 +319,17 @@ impl Worker {
             let _ = tls.shutdown().await;
             return Err((ANSWERED, format!("tls-alpn-01 for {name} was answered")));
         }
-        let Some(certificate) = sites.certificates.get(site_name) else {
+        let mut certificate = sites.certificate(name, (site_name, site));
+        if certificate.is_none() && site.settings.on_demand {
+            // So long that the handshake can still be ended.
+            let wait = sites.settings.limits.handshake * 4 / 5;
+            let _ = timeout(wait, sites.certificates.demand(name)).await;
+            certificate = sites.certificate(name, (site_name, site));
+        }
+        let Some(certificate) = certificate else {
             let mut socket = start.io;
             let _ = socket.write_all(&INTERNAL_ERROR).await;
-            return Err(("no_certificate", format!("there is no certificate for {site_name} yet")));
+            return Err(("no_certificate", format!("there is no certificate for {name} yet")));
         };
         let config = match (&site.settings.clients, &site.client_ca) {
             (Some(_), _) => self.shared.configs.members.clone(),
@@ -327,22 +358,77 @@ impl Worker {
             group: group.into(),
             peer: peer.map(Rc::new),
             port: 0,
+            arrival: Cell::default(),
             activity: Activity::new(),
+            handover: Cell::default(),
         };
         Ok((tls, client))
     }
 
-    async fn http1(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
+    /// HTTP/1.1: served by the library while something is asked, parked in between.
+    async fn http1(&self, mut io: ClientIo, client: Rc<Client>, limits: &Limits) {
+        let mut draining = self.shared.draining.clone();
+        let mut parks = true;
+        while let Some(parked) = Box::pin(self.serve(io, &client, parks, limits)).await {
+            io = parked;
+            // Whatever it is, the library deals with it, as if it had been there all the time.
+            parks = tokio::select! {
+                () = poll_fn(|cx| readable(&io, cx)) => true,
+                _ = draining.wait_for(|d| *d) => false,
+                _ = client.activity.overdue(limits) => false,
+            };
+        }
+    }
+
+    /// Serves until there is nothing more to be done on the connection, or nothing for now: then that is
+    /// what is returned.
+    async fn serve(
+        &self,
+        io: ClientIo,
+        client: &Rc<Client>,
+        parks: bool,
+        limits: &Limits,
+    ) -> Option<ClientIo> {
         let activity = client.activity.clone();
-        let (table, from) = (self.shared.table.clone(), client.from);
-        let tell = move |violation| table.refuse(from, "malformed_http", violation);
-        let io = Strict::new(Watched::new(tls, activity.clone()), activity.clone(), tell);
-        let service = service_fn(move |request: Request<Incoming>| answer(&client, request));
+        let service = {
+            let client = client.clone();
+            service_fn(move |request: Request<Incoming>| answer(&client, request))
+        };
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS + 8).max_buf_size(8 * MAX_HEAD).header_read_timeout(None);
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits)
-            .await;
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let mut serving = Serving { connection, activity: activity.clone(), parks, timer: None };
+        let finish = |mut serving: Pin<&mut Serving<_>>| {
+            serving.parks = false;
+            Pin::new(&mut serving.connection).graceful_shutdown();
+        };
+        let ended = self.drive(Pin::new(&mut serving), finish, (client.from, &activity), limits);
+        match ended.await? {
+            Turn::Parked => {
+                let parts = serving.connection.into_parts();
+                if parts.read_buf.is_empty() {
+                    return Some(parts.io.into_inner());
+                }
+                // Never to be. What it is a part of is not known any more.
+                tracing::error!(from = %client.from, "a parked connection had bytes in hand: closed");
+                None
+            }
+            Turn::Ended(Ok(())) => {
+                let hands = client.handover.take()?;
+                let parts = serving.connection.into_parts();
+                let mut io = parts.io.into_inner();
+                // The library has sent the 101, and left the rest to us.
+                if !io.is_shut() {
+                    io.put_back(&parts.read_buf);
+                    let _ = hands.send(io);
+                }
+                None
+            }
+            Turn::Ended(ended) => {
+                note(ended);
+                None
+            }
+        }
     }
 
     async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
@@ -363,47 +449,58 @@ impl Worker {
             .keep_alive_interval(limits.idle / 4)
             .keep_alive_timeout(limits.head)
             .enable_connect_protocol();
-        let connection = builder.serve_connection(io, service);
-        self.drive(Box::pin(connection), |c| c.graceful_shutdown(), (from, &activity), limits)
-            .await;
+        let connection = pin!(builder.serve_connection(io, service));
+        let served = self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits);
+        if let Some(ended) = served.await {
+            note(ended);
+        }
     }
 
-    /// Serves a connection to its end: the client's, an idle or stalled client's, or ours. `finish` asks it
-    /// to take no more requests. (On the heap: moved from future to future, it would stand in each.)
-    async fn drive<C>(
+    /// Serves a connection to its end: the client's, or (`None`) an idle or stalled client's, or ours.
+    /// `finish` asks it to take no more requests.
+    async fn drive<C: Future>(
         &self,
-        mut connection: Pin<Box<C>>,
+        mut connection: Pin<&mut C>,
         finish: fn(Pin<&mut C>),
         (from, activity): (SocketAddr, &Activity),
         limits: &Limits,
-    ) where
-        C: Future<Output = hyper::Result<()>>,
-    {
+    ) -> Option<C::Output> {
         let mut draining = self.shared.draining.clone();
         let mut cut = self.shared.cut.clone();
         tokio::select! {
-            ended = connection.as_mut() => note(ended),
+            ended = connection.as_mut() => Some(ended),
             _ = draining.wait_for(|d| *d) => {
-                finish(connection.as_mut());
+                // Who has come just before is answered once.
                 tokio::select! {
-                    ended = connection.as_mut() => note(ended),
+                    ended = connection.as_mut() => return Some(ended),
+                    _ = timeout(FIRST, activity.first()) => {}
                     _ = cut.wait_for(|c| *c) => {}
+                }
+                finish(connection.as_mut());
+                // Where nothing runs the cut comes at once, and what is idle is still ended in order.
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => Some(ended),
+                    _ = cut.wait_for(|c| *c) => None,
                 }
             }
             why = activity.overdue(limits) => {
                 if why == Overdue::Idle {
                     finish(connection.as_mut());
-                    let _ = timeout(limits.head, connection.as_mut()).await;
-                    return;
+                    return timeout(limits.head, connection.as_mut()).await.ok();
                 }
                 let reason = if why == Overdue::TakenBack { "taken_back" } else { "stalled" };
                 self.shared.table.refuse(from, reason, overdue(why));
+                None
             }
         }
     }
 
     /// Port 80: says where the site is, and nothing else.
-    async fn http(self: Rc<Worker>, socket: TcpStream, from: SocketAddr) {
+    async fn http(self: Rc<Worker>, arrived: Arrived) {
+        let Arrived { socket, from, arrival, .. } = arrived;
+        // It is answered once, and at once.
+        let _arrival = arrival;
         let _counted = Counted::new(&self.shared.table);
         let limits = self.workshop.sites.load().settings.limits.clone();
         let activity = Activity::new();
@@ -427,17 +524,66 @@ impl Worker {
     }
 }
 
+/// A connection of HTTP/1.1 in the library's hands.
+struct Serving<S: HttpService<Incoming>> {
+    connection: http1::Connection<TokioIo<ClientIo>, S>,
+    activity: Arc<Activity>,
+    /// Whether it may be parked.
+    parks: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+enum Turn {
+    Ended(hyper::Result<()>),
+    Parked,
+}
+
+impl<S> Future for Serving<S>
+where
+    S: HttpService<Incoming, ResBody = ReplyBody, Error = Infallible> + Unpin,
+{
+    type Output = Turn;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Turn> {
+        let this = self.get_mut();
+        if let Poll::Ready(ended) = Pin::new(&mut this.connection).poll(cx) {
+            return Poll::Ready(Turn::Ended(ended));
+        }
+        while this.parks && this.activity.is_quiet() {
+            // While the timer of an earlier request runs, another sets none, nor looks at the clock. And the
+            // library has had its turn since the connection was found quiet.
+            let mut rest = PARK_AFTER;
+            if let Some(timer) = &mut this.timer {
+                ready!(timer.as_mut().poll(cx));
+                rest = PARK_AFTER.saturating_sub(this.activity.rested());
+            }
+            if rest.is_zero() {
+                return Poll::Ready(Turn::Parked);
+            }
+            this.timer = Some(Box::pin(sleep(rest)));
+        }
+        Poll::Pending
+    }
+}
+
+/// Whether the client has sent something, or has gone.
+fn readable(io: &ClientIo, cx: &mut Context<'_>) -> Poll<()> {
+    let (socket, _) = io.inner().inner().get_ref();
+    socket.poll_read_ready(cx).map(|_| ())
+}
+
 /// The request is counted before anything else can happen.
 fn answer(
     client: &Rc<Client>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ReplyBody>, Infallible>> + use<> {
     let (client, in_flight) = (client.clone(), client.activity.request());
+    let unread = client.activity.body();
     async move {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
         let asked = client.activity.asked();
-        let answer = client.answer(request, Source::Incoming(body), in_flight).await;
+        let answer = client.answer(request, Source::Incoming(body, unread), in_flight).await;
         asked.answered();
         Ok(answer)
     }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, Connection};
 use tokio::time::timeout;
 use wiretight_keys::{Id, Refusal, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
-use super::live::{Begun, Listed, Side, Table, Totals};
+use super::live::{Begun, Listed, Opening, Side, Table, Totals};
 use super::log::access;
 use super::net;
 use super::service::explain;
@@ -26,7 +26,8 @@ use super::settings::{DialSettings, HostPort};
 use super::stands;
 use crate::buffer::{Buffer, CHUNK};
 use crate::mesh::{Mesh, now};
-use crate::stream::TlsStream;
+use crate::record::RecordError;
+use crate::stream::{Agreed, TlsStream};
 use crate::tls::{self, ALPN_RELAY};
 use crate::wire::{Frame, HEADER, Open, Refused};
 
@@ -38,6 +39,8 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const WARM: usize = 2;
 /// The most that are kept of those that were used.
 const MAX_IDLE: usize = 512;
+/// So often a new connection that is retired unused is followed by another to the same instance.
+const RETIRED: u32 = 1;
 /// How often those that nobody needed are given up.
 const WINDOW: Duration = Duration::from_secs(30);
 /// An idle connection of this age was accepted by its peer.
@@ -64,11 +67,22 @@ impl Dial {
         table: &Arc<Table>,
         before: Option<&Dial>,
     ) -> Result<Dial, rustls::Error> {
+        Dial::to(settings, None, mesh, table, before)
+    }
+
+    /// For programs that wanted to go to `destination`.
+    pub(crate) fn to(
+        settings: DialSettings,
+        destination: Option<SocketAddr>,
+        mesh: &Arc<Mesh>,
+        table: &Arc<Table>,
+        before: Option<&Dial>,
+    ) -> Result<Dial, rustls::Error> {
         let service = Id::Service(settings.service.clone());
         let expected = SpiffeId::new(mesh.trust_domain().clone(), service);
         let server_name = ServerName::try_from(expected.dns_name())
             .map_err(|e| rustls::Error::General(format!("{expected} makes no SNI: {e}")))?;
-        let open = Open { service: settings.service.clone(), destination: None }.encode();
+        let open = Open { service: settings.service.clone(), destination }.encode();
         Ok(Dial {
             tls: tls::client_config(mesh, settings.identity.clone(), expected, ALPN_RELAY)?,
             server_name,
@@ -211,10 +225,14 @@ impl Pool {
         &self.dial
     }
 
-    /// Carries one connection of the local program.
-    pub(crate) async fn serve(self: Rc<Pool>, app: App, from: SocketAddr) {
+    /// Carries one connection of the local program, which counts from now on.
+    pub(crate) fn serve(self: Rc<Pool>, app: App, from: SocketAddr) -> impl Future<Output = ()> {
+        let opening = self.dial.table.opening();
+        self.carry(app, from, opening)
+    }
+
+    async fn carry(self: Rc<Pool>, app: App, from: SocketAddr, opening: Opening) {
         let dial = &self.dial;
-        let opening = dial.table.opening();
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
         // protocol in which the server speaks first sends an OPEN alone.
         let early = open_with_data(&dial.open, &app);
@@ -291,6 +309,7 @@ impl Pool {
 
     /// Opens a session at one instance, on an idle connection or a new one.
     async fn attempt(self: &Rc<Pool>, to: &HostPort, first: &[u8], sent: usize) -> Attempt {
+        let mut retired = 0;
         loop {
             let (mut ready, pooled) = match self.take(to) {
                 Some(ready) => (ready, true),
@@ -325,6 +344,8 @@ impl Pool {
                 }
                 // A server that retires the connection has not acted on the OPEN.
                 Ok(Answer::Retired) if pooled => continue,
+                // Where another process has taken over meanwhile, that one answers.
+                Ok(Answer::Retired) if retired < RETIRED => retired += 1,
                 Ok(Answer::Retired) => {
                     let what = "it is about to stop, or we hold too many connections: its log says";
                     return Attempt::Next("hung_up", what.into());
@@ -503,13 +524,11 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, Str
     })?;
     let socket = net::connect(to).await.map_err(|e| ("unreachable", e.to_string()))?;
     let addr = socket.peer_addr().map_err(|e| ("unreachable", e.to_string()))?;
-    let tls = ClientConnection::new(dial.tls.clone(), dial.server_name.clone());
-    let tls = tls.map_err(|e| ("tls", e.to_string()))?;
-    let mut tls = TlsStream::new(socket, Connection::Client(tls));
-    tls.handshake(HANDSHAKE).await.map_err(|e| explain(&e))?;
-    let peer = tls::peer(&dial.mesh, tls.tls(), Side::Dial.peer_role())
+    let (config, name) = (dial.tls.clone(), dial.server_name.clone());
+    let (tls, Agreed { negotiated, chain }) =
+        TlsStream::connect(socket, config, name, HANDSHAKE).await.map_err(|e| explain(&e))?;
+    let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
         .map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
-    let negotiated = tls.negotiated();
     if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
         return Err(("no_post_quantum", format!("{} did not take X25519MLKEM768", peer.id())));
     }
@@ -541,7 +560,7 @@ async fn last_words(conn: &mut Conn, error: io::Error) -> Result<Answer, End> {
 /// The peer's alert, if that is what broke the connection.
 fn alert(error: &io::Error) -> Option<String> {
     match error.get_ref()?.downcast_ref()? {
-        rustls::Error::AlertReceived(alert) => Some(format!(
+        RecordError::Alert(alert) => Some(format!(
             "the peer did not accept our certificate or offer ({alert:?}); its log says why"
         )),
         _ => None,

@@ -9,9 +9,10 @@
 pub(crate) mod app;
 pub(crate) mod balance;
 pub(crate) mod dial;
+mod intercept;
 pub(crate) mod live;
 mod log;
-pub(crate) mod net;
+pub mod net;
 pub(crate) mod proxy_protocol;
 mod service;
 mod session;
@@ -20,7 +21,7 @@ pub(crate) mod worker;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -33,10 +34,12 @@ use tokio::time::{Instant, sleep};
 use wiretight_keys::{Name, VerifiedPeer};
 
 use dial::Dial;
+use intercept::Intercept;
 use live::Table;
 pub use live::{Connection, PeerSum, Refusal, Side, Sums};
+use net::{Listening, Sockets};
 use service::Service;
-use settings::{DialSettings, RelaySettings};
+use settings::{DialSettings, InterceptSettings, RelaySettings, ServiceSettings};
 use worker::{Listen, Purpose};
 
 use crate::mesh::Mesh;
@@ -48,14 +51,36 @@ pub struct Relay {
     workers: Vec<mpsc::UnboundedSender<Listen>>,
     threads: Vec<JoinHandle<()>>,
     listeners: Mutex<HashMap<SocketAddr, Listener>>,
+    sockets: Arc<Sockets>,
     draining: watch::Sender<bool>,
 }
 
 struct Listener {
+    /// To be passed on; the workers have handles of their own.
+    sockets: Vec<TcpListener>,
     purpose: Arc<ArcSwap<Purpose>>,
     stop: watch::Sender<bool>,
     /// Held by the workers, too, as long as their sockets listen.
     open: Arc<()>,
+}
+
+/// What a listener is wanted for.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    Service(&'a ServiceSettings),
+    Dial(&'a DialSettings),
+    Intercept(&'a InterceptSettings),
+}
+
+/// Every address that is to be listened on.
+fn wanted(settings: &RelaySettings) -> impl Iterator<Item = (SocketAddr, Wanted<'_>)> {
+    let services = settings.services.iter().map(|s| (s.listen, Wanted::Service(s)));
+    let dials = settings.dials.iter().map(|d| (d.listen, Wanted::Dial(d)));
+    let taken = settings.intercept.iter().flat_map(|i| {
+        let here = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        here.map(|ip| (SocketAddr::new(ip, i.port), Wanted::Intercept(i)))
+    });
+    services.chain(dials).chain(taken)
 }
 
 /// Whether a peer that was verified once may still be dealt with: nobody starts a session, or goes on with
@@ -66,7 +91,7 @@ fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
 }
 
 /// How long to wait for workers to close sockets that are no longer wanted.
-const CLOSE: Duration = Duration::from_secs(1);
+pub(crate) const CLOSE: Duration = Duration::from_secs(1);
 
 /// Why settings could not be put into force. Then nothing of them is.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +193,11 @@ pub struct RefusedCount {
 impl Relay {
     /// Starts the workers. Nothing is listened on until settings are applied.
     pub fn start(mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
+        Relay::start_on(Arc::default(), mesh, workers)
+    }
+
+    /// The same on sockets that another process may have passed on.
+    pub fn start_on(sockets: Arc<Sockets>, mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
         let table = Arc::new(Table::default());
         let draining = watch::channel(false).0;
         let mut relay = Relay {
@@ -176,6 +206,7 @@ impl Relay {
             workers: Vec::new(),
             threads: Vec::new(),
             listeners: Mutex::default(),
+            sockets,
             draining,
         };
         for n in 0..workers.max(1) {
@@ -203,15 +234,17 @@ impl Relay {
         let mut listeners = self.listeners();
         let mut wanted = HashSet::new();
         let mut staged = Vec::new();
-        let purposes = settings.services.iter().map(|s| (s.listen, Err(s)));
-        for (addr, what) in purposes.chain(settings.dials.iter().map(|d| (d.listen, Ok(d)))) {
+        for (addr, what) in self::wanted(settings) {
             wanted.insert(addr);
             let bound = listeners.get(&addr);
             let before = bound.map(|l| l.purpose.load_full());
             let purpose = match (what, before.as_deref()) {
-                (Err(s), Some(Purpose::Service(old))) if old.settings == *s => continue,
-                (Ok(d), Some(Purpose::Dial(old))) if old.settings == *d => continue,
-                (Err(s), before) => {
+                (Wanted::Service(s), Some(Purpose::Service(old))) if old.settings == *s => continue,
+                (Wanted::Dial(d), Some(Purpose::Dial(old))) if old.settings == *d => continue,
+                (Wanted::Intercept(i), Some(Purpose::Intercept(old))) if old.settings == *i => {
+                    continue;
+                }
+                (Wanted::Service(s), before) => {
                     let before = match before {
                         Some(Purpose::Service(old)) => Some(&**old),
                         _ => None,
@@ -219,17 +252,21 @@ impl Relay {
                     let new = Service::new(s.clone(), &self.mesh, &self.table, before)?;
                     Purpose::Service(Arc::new(new))
                 }
-                (Ok(d), before) => {
+                (Wanted::Dial(d), before) => {
                     let before = match before {
                         Some(Purpose::Dial(old)) => Some(&**old),
                         _ => None,
                     };
                     Purpose::Dial(Arc::new(Dial::new(d.clone(), &self.mesh, &self.table, before)?))
                 }
+                (Wanted::Intercept(i), _) => {
+                    let new = Intercept::new(i.clone(), &self.mesh, &self.table);
+                    Purpose::Intercept(Arc::new(new))
+                }
             };
             let sockets = match bound {
-                Some(_) => Vec::new(),
-                None => net::bind(addr, self.workers.len()).map_err(|source| {
+                Some(_) => Default::default(),
+                None => self.listen(addr).map_err(|source| {
                     let ours = listeners.keys().chain(&wanted).find(|ours| overlap(**ours, addr));
                     match ours {
                         Some(ours) => ApplyError::Overlap { addr, ours: *ours },
@@ -256,17 +293,18 @@ impl Relay {
         {
             std::thread::sleep(Duration::from_millis(1));
         }
-        for (addr, purpose, sockets) in staged {
+        for (addr, purpose, (sockets, handles)) in staged {
             if let Some(listener) = listeners.get(&addr) {
                 listener.purpose.store(Arc::new(purpose));
                 continue;
             }
             let listener = Listener {
+                sockets,
                 purpose: Arc::new(ArcSwap::from_pointee(purpose)),
                 stop: watch::channel(false).0,
                 open: Arc::default(),
             };
-            for (socket, worker) in sockets.into_iter().zip(&self.workers) {
+            for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
                 let (purpose, open) = (listener.purpose.clone(), listener.open.clone());
                 let order = Listen { socket, purpose, stop: listener.stop.subscribe(), open };
                 let _ = worker.send(order); // a worker that is gone was reported when it went
@@ -276,9 +314,25 @@ impl Relay {
         Ok(())
     }
 
-    /// What the edge needs to reach services through here.
-    pub(crate) fn shared(&self) -> (&Arc<Mesh>, &Arc<Table>) {
-        (&self.mesh, &self.table)
+    /// Sockets, and a handle of them for each worker.
+    fn listen(&self, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<TcpListener>)> {
+        let sockets = self.sockets.bind(addr, self.workers.len())?;
+        let handles = net::spread(&sockets, self.workers.len())?;
+        Ok((sockets, handles))
+    }
+
+    /// What is listened on, to be passed on to the next process.
+    pub fn listening(&self) -> io::Result<Listening> {
+        let cloned = |(addr, listener): (&SocketAddr, &Listener)| {
+            let sockets = listener.sockets.iter().map(TcpListener::try_clone);
+            Ok((*addr, sockets.collect::<io::Result<_>>()?))
+        };
+        self.listeners().iter().map(cloned).collect()
+    }
+
+    /// What the edge needs to reach services through here, and to listen.
+    pub(crate) fn shared(&self) -> (&Arc<Mesh>, &Arc<Table>, &Arc<Sockets>) {
+        (&self.mesh, &self.table, &self.sockets)
     }
 
     /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.
@@ -307,6 +361,13 @@ impl Relay {
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
+        let workers = {
+            let mut listeners = self.listeners();
+            listeners.values_mut().for_each(|listener| listener.sockets.clear());
+            listeners.values().map(|listener| listener.open.clone()).collect::<Vec<_>>()
+        };
+        // Whoever was accepted last counts, too.
+        net::closed(&workers).await;
         while self.table.busy() > 0 && Instant::now() < end {
             sleep(Duration::from_millis(20)).await;
         }

@@ -1,14 +1,17 @@
 //! Sockets: how they are bound, connected and kept alive.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use super::CLOSE;
 use super::app::App;
 use super::settings::{Backend, HostPort};
 
@@ -19,18 +22,151 @@ const BUSY: Duration = Duration::from_millis(5);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// One listening socket for each worker, on one address. The kernel spreads connections over them.
-pub(crate) fn bind(addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-    let listener = |socket: Socket| {
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    sockets(addr, workers, Type::STREAM, Protocol::TCP)?.into_iter().map(listener).collect()
+static MARK: OnceLock<u32> = OnceLock::new();
+
+/// From now on each of this process' sockets carries this mark, by which the rules of `[intercept]` know what
+/// is encrypted already. It belongs to the process as its user does: nothing of it may go without.
+pub fn set_mark(mark: u32) {
+    let _ = MARK.set(mark); // one rule table, one mark, for the life of the process
 }
 
-/// The same for UDP. The kernel spreads packets by the addresses of both ends.
+/// Marks a socket, if there are rules. What cannot be marked is not used: it would be taken for plaintext.
+pub fn mark(socket: &SockRef<'_>) -> io::Result<()> {
+    let Some(mark) = MARK.get() else { return Ok(()) };
+    socket.set_mark(*mark).map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("its packets cannot be marked ({e}): CAP_NET_RAW is missing"),
+        )
+    })
+}
+
+static ANSWERED: RwLock<BTreeSet<SocketAddr>> = RwLock::new(BTreeSet::new());
+
+/// From now on what these backends send to any address comes back to this machine: only they are connected from
+/// their callers' addresses. The kernel's routes belong to the machine, so this belongs to the process.
+pub fn set_answered(backends: BTreeSet<SocketAddr>) {
+    *ANSWERED.write().unwrap_or_else(PoisonError::into_inner) = backends;
+}
+
+/// `caller`: whose address the socket is to have.
+async fn connect_to(addr: SocketAddr, caller: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    mark(&SockRef::from(&socket))?;
+    if let Some(caller) = caller {
+        // Whatever was routed elsewhere would leave in the clear.
+        if !ANSWERED.read().unwrap_or_else(PoisonError::into_inner).contains(&addr) {
+            return Err(io::Error::other(
+                "the routes by which it would answer its callers (transparent) are not in force; \
+                 `wiretight status` says why",
+            ));
+        }
+        bind_as(&socket, caller)?;
+    }
+    socket.connect(addr).await
+}
+
+/// Gives a socket the caller's address; the port, too, unless it is taken here.
+fn bind_as(socket: &TcpSocket, caller: SocketAddr) -> io::Result<()> {
+    use io::ErrorKind::{AddrInUse, PermissionDenied};
+    let options = SockRef::from(socket);
+    let transparent = match caller {
+        SocketAddr::V4(_) => options.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => options.set_ip_transparent_v6(true),
+    };
+    transparent.map_err(|e| {
+        let why = format!("it cannot have the caller's address ({e}): CAP_NET_RAW is missing");
+        io::Error::new(e.kind(), why)
+    })?;
+    match socket.bind(caller) {
+        // By the session before, by the caller itself if it runs here; or below 1024 without that capability.
+        Err(e) if matches!(e.kind(), AddrInUse | PermissionDenied) => {
+            socket.bind(SocketAddr::new(caller.ip(), 0))
+        }
+        bound => bound,
+    }
+}
+
+/// What a process listens on for TCP, by address.
+pub type Listening = Vec<(SocketAddr, Vec<TcpListener>)>;
+
+/// Where listening sockets come from: those that the process before this one has passed on (with whoever waits
+/// to be accepted on them), and new ones.
+#[derive(Default)]
+pub struct Sockets {
+    takes_over: bool,
+    passed_on: Mutex<HashMap<SocketAddr, Vec<TcpListener>>>,
+}
+
+impl Sockets {
+    /// With those that were passed on.
+    pub fn passed_on(all: Listening) -> Sockets {
+        Sockets { takes_over: true, passed_on: Mutex::new(all.into_iter().collect()) }
+    }
+
+    /// Whether there is a process before this one, which may still hold addresses.
+    pub fn takes_over(&self) -> bool {
+        self.takes_over
+    }
+
+    /// Closes what was passed on and is not wanted any longer.
+    pub fn close_rest(&self) {
+        self.rest().clear();
+    }
+
+    /// Listening sockets on one address, for so many workers. The kernel spreads connections over them. What they
+    /// carry is encrypted.
+    pub fn bind(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+        let sockets = self.listen(addr, workers)?;
+        sockets.iter().try_for_each(|socket| mark(&SockRef::from(socket)))?;
+        Ok(sockets)
+    }
+
+    /// The same for what is not: without the mark.
+    pub fn bind_plain(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+        let sockets = self.listen(addr, workers)?;
+        // One that was passed on may have had another purpose.
+        if MARK.get().is_some() {
+            sockets.iter().try_for_each(|socket| SockRef::from(socket).set_mark(0))?;
+        }
+        Ok(sockets)
+    }
+
+    fn listen(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+        if let Some(sockets) = self.rest().remove(&addr) {
+            return Ok(sockets);
+        }
+        let sockets = sockets(addr, workers, Type::STREAM, Protocol::TCP)?;
+        sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+        Ok(sockets.into_iter().map(Into::into).collect())
+    }
+
+    fn rest(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<TcpListener>>> {
+        self.passed_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A second handle of each, so that every worker has one and each socket has a worker: a process before this one
+/// may have had more or fewer.
+pub(crate) fn spread(sockets: &[TcpListener], workers: usize) -> io::Result<Vec<TcpListener>> {
+    let handles = workers.max(sockets.len());
+    sockets.iter().cycle().take(handles).map(TcpListener::try_clone).collect()
+}
+
+/// Waits until workers have closed the sockets that these are held with, and looked after whom they accepted last.
+pub(crate) async fn closed(open: &[Arc<()>]) {
+    let end = tokio::time::Instant::now() + CLOSE;
+    // Ours is one.
+    while open.iter().any(|open| Arc::strong_count(open) > 2) && tokio::time::Instant::now() < end {
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(Duration::from_millis(10)).await;
+}
+
+/// One socket for each worker, for UDP. The kernel spreads packets by the addresses of both ends.
 pub(crate) fn bind_udp(addr: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
     let sockets = sockets(addr, workers, Type::DGRAM, Protocol::UDP)?;
+    sockets.iter().try_for_each(|socket| mark(&SockRef::from(socket)))?;
     Ok(sockets.into_iter().map(Into::into).collect())
 }
 
@@ -73,15 +209,18 @@ pub(crate) fn tune(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
-/// Connects to another relay.
-pub(crate) async fn connect(to: &HostPort) -> io::Result<TcpStream> {
-    connect_where(to, |_| true).await
+/// Connects to where TLS is spoken: another relay, the authority, a CA.
+pub async fn connect(to: &HostPort) -> io::Result<TcpStream> {
+    connect_where(to, None, |_| true).await
 }
 
-/// Connects to the program behind a service: plaintext, so never off this machine.
-pub(crate) async fn connect_backend(to: &Backend) -> io::Result<App> {
+/// Connects to the program behind a service: plaintext, so never off this machine. `caller`: whose address it
+/// is to see, of the same family as the program's.
+pub(crate) async fn connect_backend(to: &Backend, caller: Option<SocketAddr>) -> io::Result<App> {
     match to {
-        Backend::Tcp(addr) => Ok(App::Tcp(connect_where(addr, |ip| ip.is_loopback()).await?)),
+        Backend::Tcp(addr) => {
+            Ok(App::Tcp(connect_where(addr, caller, |ip| ip.is_loopback()).await?))
+        }
         Backend::Unix(path) => {
             let late = |_| io::Error::from(io::ErrorKind::TimedOut);
             Ok(App::Unix(timeout(CONNECT, connect_unix(path)).await.map_err(late)??))
@@ -94,12 +233,20 @@ async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => sleep(BUSY).await,
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let why = "this process' user may not write to the socket, and no process of ours overrules that";
+                return Err(io::Error::new(e.kind(), format!("{e}: {why}")));
+            }
             result => return result,
         }
     }
 }
 
-async fn connect_where(to: &HostPort, may: impl Fn(IpAddr) -> bool) -> io::Result<TcpStream> {
+async fn connect_where(
+    to: &HostPort,
+    caller: Option<SocketAddr>,
+    may: impl Fn(IpAddr) -> bool,
+) -> io::Result<TcpStream> {
     let addrs: Vec<SocketAddr> = match to.as_ip() {
         Some(addr) => vec![addr],
         None => {
@@ -118,7 +265,7 @@ async fn connect_where(to: &HostPort, may: impl Fn(IpAddr) -> bool) -> io::Resul
             );
             continue;
         }
-        match timeout(CONNECT, TcpStream::connect(addr)).await {
+        match timeout(CONNECT, connect_to(addr, caller)).await {
             Ok(Ok(socket)) => {
                 tune(&socket);
                 return Ok(socket);

@@ -15,7 +15,7 @@ use wiretight_keys::{Id, Refusal};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
-use super::live::{Listed, Live, Side, Table, Totals, cipher_name};
+use super::live::{Listed, Live, Opening, Side, Table, Totals, cipher_name};
 use super::log::access;
 use super::net;
 use super::proxy_protocol;
@@ -97,7 +97,7 @@ pub(crate) async fn serve(
     newest: Rc<dyn Fn() -> Option<Arc<Service>>>,
     socket: TcpStream,
     from: SocketAddr,
-    slot: HandshakeSlot,
+    (slot, opening): (HandshakeSlot, Opening),
     mut over: Over,
 ) {
     let Some(service) = newest() else { return };
@@ -107,12 +107,13 @@ pub(crate) async fn serve(
     // What is configured now decides, not what was when the handshake began. It was shaken in the name of
     // one service: no other may take it over.
     let newest = move || newest().filter(|new| new.settings.name == service.settings.name);
-    let Some(service) = newest().filter(|_| !over.is_now()) else { return conn.tls.close() };
+    let Some(service) = newest().filter(|_| !over.is_removed()) else { return conn.tls.close() };
 
     if !conn.framed {
-        serve_raw(&service, conn, &listed).await;
+        serve_raw(&service, conn, &listed, opening).await;
         return;
     }
+    drop(opening);
     loop {
         // A connection waits here between sessions, for hours if need be.
         let idle = Idle::new(&service.totals);
@@ -190,7 +191,7 @@ async fn accept(
     from: SocketAddr,
 ) -> Option<(Conn, Listed)> {
     let choose = |hello: &ClientHello<'_>| service.tls_for(hello);
-    let mut tls = match TlsStream::accept(socket, choose, HANDSHAKE).await {
+    let (tls, agreed) = match TlsStream::accept(socket, choose, HANDSHAKE).await {
         Ok(tls) => tls,
         Err(error) => {
             let (reason, detail) = explain(&error);
@@ -198,14 +199,14 @@ async fn accept(
             return None;
         }
     };
-    let peer = match tls::peer(&service.mesh, tls.tls(), Side::Service.peer_role()) {
+    let peer = match tls::peer(&service.mesh, &agreed.chain, Side::Service.peer_role()) {
         Ok(peer) => peer,
         Err(refusal) => {
             service.refuse(from, None, refusal.reason(), refusal.to_string());
             return None;
         }
     };
-    let negotiated = tls.negotiated();
+    let negotiated = agreed.negotiated;
     if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
         let detail = format!("{} offers no X25519MLKEM768", peer.id());
         service.refuse(from, None, "no_post_quantum", detail);
@@ -230,8 +231,7 @@ async fn accept(
 }
 
 /// A foreign peer's connection: one raw stream.
-async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed) {
-    let opening = service.table.opening();
+async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed, opening: Opening) {
     let opened = match not_allowed(service, listed) {
         Some(detail) => Err((Refused::NotAllowed, detail)),
         None => connect_in_time(service, listed, &conn).await,
@@ -282,10 +282,14 @@ async fn connect(
     conn: &Conn,
 ) -> Result<(App, Lease<Backend>), (Refused, String)> {
     let settings = &service.settings;
-    let mut tried: Vec<Backend> = Vec::new();
+    let caller = settings.transparent.then(|| canonical(live.addr()));
+    let mut tried = match caller {
+        Some(caller) => unfit(settings, caller)?,
+        None => Vec::new(),
+    };
     let mut last = String::new();
     while let Some(lease) = service.balancer.pick(&settings.forward, &tried) {
-        match net::connect_backend(&lease).await {
+        match net::connect_backend(&lease, caller).await {
             Ok(mut app) => {
                 if settings.proxy_protocol {
                     let to = conn.tls.socket().local_addr().unwrap_or(settings.listen);
@@ -312,6 +316,40 @@ async fn connect(
         }
     }
     Err((Refused::BackendUnavailable, format!("no backend answers; the last: {last}")))
+}
+
+/// The backends that cannot see this caller's address, which is one of IPv4 or one of IPv6; the refusal, if there
+/// are no others.
+fn unfit(
+    settings: &ServiceSettings,
+    caller: SocketAddr,
+) -> Result<Vec<Backend>, (Refused, String)> {
+    let refused = |detail: String| Err((Refused::BackendUnavailable, detail));
+    if matches!(caller, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local()) {
+        return refused(format!(
+            "{caller} is a link-local address, which a transparent service cannot show to its backend: call it \
+             by another address"
+        ));
+    }
+    let fits = |backend: &Backend| match backend {
+        Backend::Tcp(to) => to.as_ip().is_some_and(|to| to.is_ipv4() == caller.is_ipv4()),
+        Backend::Unix(_) => false,
+    };
+    let unfit: Vec<Backend> = settings.forward.iter().filter(|b| !fits(b)).cloned().collect();
+    if unfit.len() < settings.forward.len() {
+        return Ok(unfit);
+    }
+    let (family, example) =
+        if caller.is_ipv4() { ("IPv4", "127.0.0.1") } else { ("IPv6", "[::1]") };
+    refused(format!(
+        "{caller} calls over {family}, and no backend of this transparent service is of that family: add one, for \
+         example {example}:PORT, to forward"
+    ))
+}
+
+/// An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is one of IPv4.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// A failed handshake in a word and a sentence, for our own log.
@@ -355,7 +393,7 @@ pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
 pub(crate) fn newest(slot: &Arc<ArcSwap<super::worker::Purpose>>) -> Option<Arc<Service>> {
     match &**slot.load() {
         super::worker::Purpose::Service(service) => Some(service.clone()),
-        super::worker::Purpose::Dial(_) => None,
+        _ => None,
     }
 }
 

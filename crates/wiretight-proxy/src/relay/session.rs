@@ -342,7 +342,7 @@ async fn up(
             buffer.room()[..HEADER].copy_from_slice(&Frame::Data(n).header());
         }
         tls.queue(&buffer).map_err(End::Broken)?;
-        drop(buffer); // rustls holds the records: the plaintext need not wait with them
+        drop(buffer); // what is sealed waits; the plaintext need not wait with it
         live.sent(n);
         flush(tls, app, live).await?;
     }
@@ -507,6 +507,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::rig::tls::{Stranger, TlsClient};
     use crate::rig::{Ca, TRUST_DOMAIN, name, reset};
+    use crate::stream::Agreed;
     use crate::tls::{self, ALPN_RELAY, Strangers};
 
     /// Runs a test on a runtime like a worker's.
@@ -532,9 +533,9 @@ pub(crate) mod tests {
         let (socket, from) = listener.accept().await.unwrap();
         let config = config.unwrap();
         let tls = TlsStream::accept(socket, |_| config, CONTROL).await;
-        let mut tls = tls.unwrap_or_else(|e| panic!("{e}"));
-        let verified = tls::peer(&mesh, tls.tls(), Role::Client).unwrap();
-        let (table, negotiated) = (Arc::<Table>::default(), tls.negotiated());
+        let (tls, Agreed { negotiated, chain }) = tls.unwrap_or_else(|e| panic!("{e}"));
+        let verified = tls::peer(&mesh, &chain, Role::Client).unwrap();
+        let table = Arc::<Table>::default();
         let listed = table.list(Side::Service, &name("db"), verified, from, negotiated, 9).unwrap();
         (Conn::new(tls, true), listed, table, peer.join().unwrap())
     }

@@ -17,20 +17,25 @@ use tokio::task::spawn_local;
 
 use super::app::App;
 use super::dial::{Dial, Pool};
+use super::intercept::{Intercept, Pools};
 use super::live::{Side, Table};
 use super::net;
 use super::service::{self, Service};
+use crate::buffer;
 
 /// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
 /// never finishes, from one address or one IPv6 network, holds up no more than that for [`service`]'s
 /// deadline. Who has several can hold up all; then those who have come already go on, and nobody new comes.
 const HANDSHAKES: usize = 1024;
 const HANDSHAKES_PER_ORIGIN: usize = 256;
+/// How often buffers that nobody needed are given up: twice, and a worker is small again, is within a second.
+const TRIM: Duration = Duration::from_millis(400);
 
 /// What a listener is for; replaced in place by a reload.
 pub(crate) enum Purpose {
     Service(Arc<Service>),
     Dial(Arc<Dial>),
+    Intercept(Arc<Intercept>),
 }
 
 /// What the control side asks of a worker.
@@ -54,6 +59,12 @@ pub(crate) fn run(
         .build_local(Default::default())?;
     runtime.block_on(async move {
         let pending = Rc::new(Pending::default());
+        spawn_local(async {
+            loop {
+                tokio::time::sleep(TRIM).await;
+                buffer::trim();
+            }
+        });
         while let Some(order) = orders.recv().await {
             match TcpListener::from_std(order.socket) {
                 Ok(socket) => {
@@ -90,6 +101,7 @@ impl Listener {
     async fn run(self) {
         let (mut stop, mut draining) = (self.stop.clone(), self.draining.clone());
         let mut pool: Option<Rc<Pool>> = None;
+        let mut taken = Pools::default();
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_report = None;
@@ -102,6 +114,10 @@ impl Listener {
                     if let Some(pool) = self.pool(&mut pool) {
                         pool.sweep();
                     }
+                    match self.intercept() {
+                        Some(intercept) => taken.sweep(&intercept),
+                        None => taken.close(),
+                    }
                     continue;
                 }
                 accepted = self.socket.accept() => accepted,
@@ -112,7 +128,10 @@ impl Listener {
                         net::tune(&socket);
                         spawn_local(pool.serve(App::Tcp(socket), from));
                     }
-                    None => self.serve(socket, from),
+                    None => match self.intercept() {
+                        Some(intercept) => taken.serve(&intercept, socket, from),
+                        None => self.serve(socket, from),
+                    },
                 },
                 Err(error) => self.survive(&error, &mut last_report).await,
             }
@@ -120,9 +139,17 @@ impl Listener {
         if let Some(pool) = pool {
             pool.close();
         }
+        taken.close();
     }
 
-    /// This worker's pool for the dial that this listener is now; `None` if it is a service.
+    fn intercept(&self) -> Option<Arc<Intercept>> {
+        match &**self.purpose.load() {
+            Purpose::Intercept(intercept) => Some(intercept.clone()),
+            _ => None,
+        }
+    }
+
+    /// This worker's pool for the dial that this listener is now; `None` if it is none.
     fn pool(&self, pool: &mut Option<Rc<Pool>>) -> Option<Rc<Pool>> {
         let Purpose::Dial(dial) = &**self.purpose.load() else {
             if let Some(old) = pool.take() {
@@ -154,7 +181,9 @@ impl Listener {
         let purpose = self.purpose.clone();
         let newest = Rc::new(move || service::newest(&purpose));
         let over = Over { removed: self.stop.clone(), draining: self.draining.clone() };
-        spawn_local(service::serve(newest, socket, from, slot, over));
+        // It counts from now on: a drain waits until its handshake has come to an end.
+        let opening = self.table.opening();
+        spawn_local(service::serve(newest, socket, from, (slot, opening), over));
     }
 
     /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
@@ -193,7 +222,12 @@ impl Over {
 
     /// Whether that is so now.
     pub(crate) fn is_now(&self) -> bool {
-        *self.removed.borrow() || *self.draining.borrow()
+        self.is_removed() || *self.draining.borrow()
+    }
+
+    /// Whether the service was removed.
+    pub(crate) fn is_removed(&self) -> bool {
+        *self.removed.borrow()
     }
 }
 

@@ -16,8 +16,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use rustls_pki_types::{PrivateKeyDer, ServerName};
-use wiretight_keys::x509;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use wiretight_keys::{SigningKey, x509};
 use wiretight_proxy::edge::settings::{EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 use wiretight_proxy::edge::{Certificates, SiteCertificate, Source};
 use wiretight_proxy::{Edge, Mesh, Relay};
@@ -41,6 +41,7 @@ pub fn site(name: &str, to: &[String]) -> SiteSettings {
     SiteSettings {
         names: vec![name.parse().unwrap()],
         to: to.iter().map(|t| t.parse().unwrap()).collect(),
+        on_demand: false,
         identity: "service/edge".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
@@ -94,7 +95,7 @@ impl EdgeRig {
         self.certificates.set(Source::Files, all);
     }
 
-    fn certificate(&self, name: &SiteName, secs: i64) -> SiteCertificate {
+    pub fn certificate(&self, name: &SiteName, secs: i64) -> SiteCertificate {
         let service = name.as_str().split('.').next().unwrap();
         let (chain, key) = self.ca.issue(&format!("service/{service}"), secs);
         let (chain, key) = (x509::to_pem(&chain), key.to_pem());
@@ -111,16 +112,23 @@ impl EdgeRig {
     }
 
     pub fn client_as(&self, alpn: &[&str], identity: Option<&str>) -> ClientConfig {
+        self.client_showing(alpn, identity.map(|id| self.ca.issue(id, 3600)))
+    }
+
+    pub fn client_showing(
+        &self,
+        alpn: &[&str],
+        shows: Option<(Vec<CertificateDer<'static>>, SigningKey)>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.root.clone()).unwrap();
         let builder = ClientConfig::builder_with_provider(wiretight_proxy::edge::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .unwrap()
             .with_root_certificates(roots);
-        let mut config = match identity {
+        let mut config = match shows {
             None => builder.with_no_client_auth(),
-            Some(id) => {
-                let (chain, key) = self.ca.issue(id, 3600);
+            Some((chain, key)) => {
                 builder.with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key.to_pkcs8())).unwrap()
             }
         };
@@ -150,8 +158,16 @@ impl EdgeRig {
     pub async fn http2(
         &self,
     ) -> hyper::client::conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        self.http2_by(self.https()).await
+    }
+
+    /// The same, to whatever leads to the edge.
+    pub async fn http2_by(
+        &self,
+        addr: SocketAddr,
+    ) -> hyper::client::conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
         let connector = tokio_rustls::TlsConnector::from(Arc::new(self.client(&["h2"])));
-        let socket = tokio::net::TcpStream::connect(self.https()).await.unwrap();
+        let socket = tokio::net::TcpStream::connect(addr).await.unwrap();
         let tls = connector.connect(ServerName::try_from(SITE).unwrap(), socket).await.unwrap();
         assert_eq!(tls.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
         let (sender, connection) =

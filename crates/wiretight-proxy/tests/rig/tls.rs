@@ -3,14 +3,13 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{SupportedKxGroup, aws_lc_rs::kx_group};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName,
-    ServerConfig, ServerConnection, SignatureScheme, StreamOwned,
+    ServerConfig, ServerConnection, SignatureScheme, StreamOwned, SupportedCipherSuite,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use wiretight_keys::SigningKey;
@@ -102,13 +101,15 @@ pub struct Stranger {
     pub cert: Option<Cert>,
     pub alpn: bool,
     pub groups: Vec<&'static dyn SupportedKxGroup>,
+    pub suites: Vec<SupportedCipherSuite>,
 }
 
 impl Stranger {
     /// One that speaks `wiretight/1` and shows this.
     pub fn new(cert: Cert) -> Stranger {
         let groups = vec![kx_group::X25519MLKEM768, kx_group::X25519];
-        Stranger { cert: Some(cert), alpn: true, groups }
+        let suites = wiretight_proxy::tls::provider().cipher_suites.clone();
+        Stranger { cert: Some(cert), alpn: true, groups, suites }
     }
 
     /// Connects and shakes hands as far as the client can tell: in TLS 1.3 the server's opinion of the
@@ -127,6 +128,7 @@ impl Stranger {
     pub fn greet(self, to: SocketAddr) -> io::Result<TlsClient> {
         let mut provider = (*wiretight_proxy::tls::provider()).clone();
         provider.kx_groups = self.groups;
+        provider.cipher_suites = self.suites;
         let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -145,7 +147,7 @@ impl Stranger {
         let server_name = ServerName::try_from("db.service.test.example").unwrap();
         let tls = ClientConnection::new(Arc::new(config), server_name).unwrap();
         let socket = TcpStream::connect(to)?;
-        socket.set_read_timeout(Some(Duration::from_secs(15)))?;
+        socket.set_read_timeout(Some(super::PATIENCE))?;
         socket.set_nodelay(true)?;
         let mut stream = StreamOwned::new(tls, socket);
         while stream.conn.wants_write() {

@@ -1,7 +1,7 @@
 //! The floor: a relay without TLS, run as a process of its own by starting this program again.
 //!
 //! It does what any relay must and nothing else: one thread, wait until readable, read into a pooled
-//! 64 KiB buffer, write, give the buffer back.
+//! 256 KiB buffer, write, give the buffer back.
 
 use std::{
     cell::RefCell,
@@ -19,7 +19,7 @@ use tokio::{
     },
 };
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 256 * 1024;
 const VERB: &str = "null-relay";
 
 /// The command that runs a null relay from `listen` to `to`.

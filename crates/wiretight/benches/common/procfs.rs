@@ -15,6 +15,22 @@ pub(crate) fn cpu(roots: &[u32]) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
+/// The same of this process alone.
+pub(crate) fn own_cpu() -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(')').context("/proc/self/stat")?.1.split_whitespace();
+    let ticks = fields.skip(14 - 3).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// CPU time of this thread so far.
+pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
+    // proc_pid_schedstat(5): time on the CPU in nanoseconds comes first.
+    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let time = text.split_whitespace().next().context("/proc/thread-self/schedstat is empty")?;
+    Ok(Duration::from_nanos(time.parse()?))
+}
+
 /// KiB of memory.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Memory {

@@ -8,6 +8,8 @@
 //! [`RESPONSE`] bytes that depend on it. A [`BULK`] frame announces a length; that many bytes
 //! follow, and the answer is how many of them were right (eight bytes, little endian).
 
+#![allow(dead_code, reason = "each benchmark of relays uses its part of it")]
+
 use std::{convert::Infallible, io, net::SocketAddr, sync::LazyLock, thread, time::Duration};
 
 use anyhow::ensure;
@@ -19,17 +21,21 @@ use tokio::{
 };
 
 use crate::{
+    RESPONSE,
     common::{loopback, procfs},
     systems::Pair,
 };
 
 const FRAME: usize = 128;
-const RESPONSE: usize = 256;
 const REQUEST: u8 = b'R';
 const BULK: u8 = b'B';
 
 const KEPT_CONNECTIONS: usize = 32;
 const CONNECTORS: usize = 16;
+/// Bulk streams at a time.
+const STREAMS: u64 = 16;
+/// What goes through a connection that is idle again.
+const BURST: u64 = 8 << 20;
 /// How long one step of a client may take before it is an error.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Lets relays finish the work that the last answer left behind, so that it is counted.
@@ -40,13 +46,16 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub(crate) struct Outcome {
     /// In the order of the workload's metrics; empty when nothing could be measured.
     pub(crate) values: Vec<f64>,
+    /// Requests of a timed workload.
+    pub(crate) done: u64,
     pub(crate) errors: Errors,
 }
 
 impl Outcome {
     /// Nothing but an error.
     pub(crate) fn failed(error: &anyhow::Error) -> Self {
-        Self { values: Vec::new(), errors: Errors { count: 1, first: Some(format!("{error:#}")) } }
+        let errors = Errors { count: 1, first: Some(format!("{error:#}")) };
+        Self { errors, ..Self::default() }
     }
 }
 
@@ -66,15 +75,36 @@ impl Errors {
 
 /// One stream of `bytes`: CPU seconds per GB (10^9 bytes), and GB/s.
 pub(crate) async fn bulk(pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
+    bulk_in(1, pair, bytes).await
+}
+
+/// The same in [`STREAMS`] streams at a time.
+pub(crate) async fn streams(pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
+    bulk_in(STREAMS, pair, bytes).await
+}
+
+async fn bulk_in(streams: u64, pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
+    let (entry, each) = (pair.entry, bytes / streams);
     let cpu = pair.cpu()?;
     let start = Instant::now();
-    let right = timeout(PATIENCE + Duration::from_secs(bytes >> 26), send_bulk(pair.entry, bytes));
-    let right = right.await??;
+    let mut sending: JoinSet<_> = (0..streams)
+        .map(|_| async move { send_bulk(&mut TcpStream::connect(entry).await?, each).await })
+        .collect();
+    let all_right = async {
+        while let Some(right) = sending.join_next().await {
+            let right = right??;
+            ensure!(
+                right == each,
+                "bulk: only the first {right} of {each} bytes arrived unaltered"
+            );
+        }
+        Ok(())
+    };
+    timeout(PATIENCE + Duration::from_secs(bytes >> 26), all_right).await??;
     let took = start.elapsed();
-    ensure!(right == bytes, "bulk: only the first {right} of {bytes} bytes arrived unaltered");
     sleep(SETTLE).await;
     let cpu = pair.cpu()? - cpu;
-    let gb = bytes as f64 / 1e9;
+    let gb = (each * streams) as f64 / 1e9;
     Ok(Outcome {
         values: vec![cpu.as_secs_f64() / gb, gb / took.as_secs_f64()],
         ..Outcome::default()
@@ -96,7 +126,8 @@ pub(crate) async fn connections(pair: &Pair, time: Duration) -> anyhow::Result<O
     timed(pair, time, |end| (0..CONNECTORS).map(move |_| keep_connecting(entry, end))).await
 }
 
-/// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request.
+/// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request; and
+/// again a second after [`BURST`] bytes went through each of [`STREAMS`] of them.
 pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
     // What the first connection makes a process load and set up is not a cost of the 500th.
     drop(connect_and_ask(fresh.entry, 0).await?);
@@ -112,6 +143,20 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     }
     sleep(Duration::from_secs(2)).await;
     let after = procfs::memory(&fresh.pids())?.pss_kib;
+    // All at once, so that each of them had a buffer.
+    let few = open.len().min(STREAMS as usize);
+    let mut bursts: JoinSet<_> = open
+        .drain(..few)
+        .map(|mut stream| async move { send_bulk(&mut stream, BURST).await.map(|_| stream) })
+        .collect();
+    while let Some(burst) = bursts.join_next().await {
+        match burst? {
+            Ok(stream) => open.push(stream),
+            Err(error) => outcome.errors.note(error),
+        }
+    }
+    sleep(Duration::from_secs(1)).await;
+    let after_bulk = procfs::memory(&fresh.pids())?.pss_kib;
     // Idle is not dead.
     for stream in &mut open {
         if let Err(error) = ask(stream, 0).await {
@@ -119,7 +164,8 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
         }
     }
     if !open.is_empty() {
-        outcome.values = vec![(after as f64 - before as f64) / open.len() as f64];
+        let each = |after: u64| (after as f64 - before as f64) / open.len() as f64;
+        outcome.values = vec![each(after), each(after_bulk)];
     }
     Ok(outcome)
 }
@@ -131,11 +177,26 @@ pub(crate) async fn latency(pair: &Pair, count: usize) -> anyhow::Result<Outcome
     for number in 0..count {
         let start = Instant::now();
         ask(&mut stream, number as u64).await?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
+        times.push(start.elapsed());
     }
-    times.sort_by(f64::total_cmp);
-    let values = vec![times[count / 2], times[count * 99 / 100]];
-    Ok(Outcome { values, ..Outcome::default() })
+    Ok(percentiles(times))
+}
+
+/// The same of connections, each with one request.
+pub(crate) async fn latency_of_connections(pair: &Pair, count: usize) -> anyhow::Result<Outcome> {
+    let mut times = Vec::with_capacity(count);
+    for number in 0..count {
+        let start = Instant::now();
+        connect_and_ask(pair.entry, number as u64).await?;
+        times.push(start.elapsed());
+    }
+    Ok(percentiles(times))
+}
+
+fn percentiles(mut times: Vec<Duration>) -> Outcome {
+    times.sort();
+    let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
+    Outcome { values: vec![at(50), at(99)], ..Outcome::default() }
 }
 
 /// Asks over and over until a relay pair that was just started answers.
@@ -173,20 +234,19 @@ where
     let cpu = pair.cpu()?;
     let start = Instant::now();
     let mut clients: JoinSet<Tally> = clients(start + time).collect();
-    let mut done = 0;
     let mut outcome = Outcome::default();
     while let Some(tally) = clients.join_next().await {
         let tally = tally?;
-        done += tally.done;
+        outcome.done += tally.done;
         outcome.errors.count += tally.errors.count;
         outcome.errors.first = outcome.errors.first.or(tally.errors.first);
     }
     let took = start.elapsed();
     sleep(SETTLE).await;
     let cpu = pair.cpu()? - cpu;
-    if done > 0 {
-        outcome.values =
-            vec![cpu.as_secs_f64() * 1e6 / done as f64, done as f64 / took.as_secs_f64()];
+    if outcome.done > 0 {
+        let done = outcome.done as f64;
+        outcome.values = vec![cpu.as_secs_f64() * 1e6 / done, done / took.as_secs_f64()];
     }
     Ok(outcome)
 }
@@ -243,8 +303,7 @@ async fn exchange(stream: &mut TcpStream, number: u64) -> io::Result<()> {
 }
 
 /// Returns how many bytes arrived as they were sent, counted up to the first wrong one.
-async fn send_bulk(entry: SocketAddr, bytes: u64) -> io::Result<u64> {
-    let mut stream = TcpStream::connect(entry).await?;
+async fn send_bulk(stream: &mut TcpStream, bytes: u64) -> io::Result<u64> {
     stream.write_all(&frame(BULK, bytes)).await?;
     let mut sent = 0;
     while sent < bytes {

@@ -7,9 +7,10 @@
 //! not figures of two runs.
 //!
 //! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays (the floor is
-//! a pair without TLS, [`common::null_relay`]), [`common::procfs`] reads what they cost, [`report`]
+//! a pair without TLS, [`common::null_relay`], and what the cipher costs alone, [`aead`]), [`common::procfs`] reads what they cost, [`report`]
 //! prints it.
 
+mod aead;
 #[path = "../common/mod.rs"]
 mod common;
 mod load;
@@ -27,6 +28,9 @@ use crate::{
     report::{Report, Sample},
     systems::{Pair, System},
 };
+
+/// Bytes of an answer.
+const RESPONSE: usize = 256;
 
 /// Compare a pair of relays with its peers.
 #[derive(Parser)]
@@ -89,6 +93,8 @@ impl Scale {
 enum Workload {
     /// One stream, as fast as it goes.
     Bulk,
+    /// As much in 16 streams at a time; Wiretight with two workers a relay.
+    Streams,
     /// Requests on 32 kept connections.
     Rps,
     /// New connections, 16 at a time: connect, request, response, close.
@@ -130,7 +136,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             continue;
         };
         installed.push((system, version));
-        running.push((system, start(&lab, system).await?));
+        running.push((system, start(&lab, system, 1).await?));
     }
     let mut report = Report::new(scale, installed);
     report.print_header();
@@ -144,8 +150,12 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             for (system, pair) in &running {
                 let outcome = match workload {
                     // Freed heap of earlier rounds would hide the cost: a new pair each time.
-                    Workload::Idle => match start(&lab, *system).await {
+                    Workload::Idle => match start(&lab, *system, 1).await {
                         Ok(fresh) => load::idle(&fresh, scale.idle_conns).await,
+                        Err(error) => Err(error),
+                    },
+                    Workload::Streams => match start(&lab, *system, 2).await {
+                        Ok(fresh) => load::streams(&fresh, scale.bulk_bytes).await,
                         Err(error) => Err(error),
                     },
                     Workload::Bulk => load::bulk(pair, scale.bulk_bytes).await,
@@ -155,6 +165,9 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 };
                 let outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
                 report.add(Sample { round, system: *system, workload, outcome });
+            }
+            if workload == Workload::Bulk {
+                report.add_aead(aead::cpu_s_per_gb()?);
             }
         }
         // The next round goes in another order, so that nobody always runs behind the same one.
@@ -169,8 +182,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Starts a pair and waits until a request crosses it; on failure the error ends in its log.
-async fn start(lab: &Lab, system: System) -> anyhow::Result<Pair> {
-    let pair = systems::start(lab, system)
+async fn start(lab: &Lab, system: System, workers: usize) -> anyhow::Result<Pair> {
+    let pair = systems::start(lab, system, workers)
         .await
         .with_context(|| format!("cannot start {}", system.name()))?;
     load::wait_until_it_answers(pair.entry, Duration::from_secs(20))

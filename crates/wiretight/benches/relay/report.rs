@@ -1,5 +1,6 @@
 //! The head, the tables and the JSON of a run.
 
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -28,10 +29,13 @@ impl Workload {
             metric("cpu_us_per_connection", "CPU us/conn", 0),
             metric("connections_per_s", "conns/s", 0),
         ];
-        const IDLE: &[Metric] = &[metric("kib_per_connection", "KiB/conn", 1)];
+        const IDLE: &[Metric] = &[
+            metric("kib_per_connection", "KiB/conn", 1),
+            metric("kib_per_connection_after_bulk", "after bulk", 1),
+        ];
         const LATENCY: &[Metric] = &[metric("p50_us", "p50 us", 1), metric("p99_us", "p99 us", 1)];
         match self {
-            Self::Bulk => BULK,
+            Self::Bulk | Self::Streams => BULK,
             Self::Rps => RPS,
             Self::Conns => CONNS,
             Self::Idle => IDLE,
@@ -42,6 +46,7 @@ impl Workload {
     fn key(self) -> &'static str {
         match self {
             Self::Bulk => "bulk",
+            Self::Streams => "streams",
             Self::Rps => "rps",
             Self::Conns => "conns",
             Self::Idle => "idle",
@@ -53,12 +58,17 @@ impl Workload {
         let seconds = scale.time.as_secs();
         match self {
             Self::Bulk => format!("one stream of {} MiB", scale.bulk_bytes >> 20),
+            Self::Streams => format!(
+                "{} MiB in 16 streams at a time; Wiretight with two workers a relay",
+                scale.bulk_bytes >> 20
+            ),
             Self::Rps => format!("requests on 32 kept connections for {seconds} s"),
             Self::Conns => {
                 format!("connect, request, response, close: 16 at a time for {seconds} s")
             }
             Self::Idle => format!(
-                "growth of PSS by {} idle connections, one request each, in a new pair",
+                "growth of PSS by {} idle connections, one request each, in a new pair; and a second \
+                 after a bulk transfer on 16 of them",
                 scale.idle_conns
             ),
             Self::Latency => format!(
@@ -76,16 +86,22 @@ pub(crate) struct Report {
     /// What runs, in the order of the rows.
     systems: Vec<(System, String)>,
     samples: Vec<Sample>,
+    /// CPU s/GB of sealing and opening alone, of each round.
+    aead: Vec<f64>,
 }
 
 impl Report {
     /// `systems` are those that run, with their versions, in the order of the rows.
     pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>) -> Self {
-        Self { scale, machine: machine(), systems, samples: Vec::new() }
+        Self { scale, machine: machine(), systems, samples: Vec::new(), aead: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, sample: Sample) {
         self.samples.push(sample);
+    }
+
+    pub(crate) fn add_aead(&mut self, cpu_s_per_gb: f64) {
+        self.aead.push(cpu_s_per_gb);
     }
 
     pub(crate) fn errors(&self) -> u64 {
@@ -111,11 +127,12 @@ impl Report {
 
     /// Prints one table a workload, and below it the first error of each system that had any.
     pub(crate) fn print_tables(&self) {
-        for workload in
-            [Workload::Bulk, Workload::Rps, Workload::Conns, Workload::Idle, Workload::Latency]
-        {
+        for &workload in Workload::value_variants() {
             if self.samples.iter().any(|sample| sample.workload == workload) {
                 self.print_table(workload);
+            }
+            if workload == Workload::Bulk {
+                self.print_floor();
             }
         }
     }
@@ -141,6 +158,19 @@ impl Report {
             if let Some(error) = first {
                 println!("  first error of {}: {error}", system.name());
             }
+        }
+    }
+
+    /// The bulk row against what no relay that encrypts can do without.
+    fn print_floor(&self) {
+        let spread = |system| self.spread(Workload::Bulk, system, 0).map(|spread| spread.median);
+        let aead = Spread::of(self.aead.iter().copied()).map(|spread| spread.median);
+        let (Some(aead), Some(null)) = (aead, spread(System::Null)) else { return };
+        let floor = null + aead;
+        print!("  AES-256-GCM alone {aead:.2} CPU s/GB; with null, the floor {floor:.2}");
+        match spread(System::Wiretight) {
+            Some(ours) => println!("; wiretight {:.2} of it", ours / floor),
+            None => println!(),
         }
     }
 
@@ -181,7 +211,7 @@ impl Report {
         let systems: Map<_, _> =
             self.systems.iter().map(|(system, version)| named(system.name(), version)).collect();
         let samples = self.samples.iter().map(|sample| {
-            let Outcome { values, errors } = &sample.outcome;
+            let Outcome { values, errors, .. } = &sample.outcome;
             let metrics = sample.workload.metrics().iter().zip(values);
             let metrics: Map<_, _> =
                 metrics.map(|(metric, &value)| (metric.key.to_owned(), value.into())).collect();
@@ -202,6 +232,7 @@ impl Report {
             "seconds": self.scale.time.as_secs(),
             "idle_conns": self.scale.idle_conns,
             "latency_requests": self.scale.latency_requests,
+            "aead_cpu_s_per_gb": self.aead,
             "samples": samples.collect::<Vec<_>>(),
         });
         format!("{report:#}\n")

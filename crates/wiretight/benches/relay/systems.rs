@@ -42,7 +42,7 @@ impl System {
     /// What is installed, or `None`.
     pub(crate) fn version(self) -> Option<String> {
         match self {
-            Self::Null => Some("no TLS, 64 KiB buffers".to_owned()),
+            Self::Null => Some("no TLS, 256 KiB buffers".to_owned()),
             Self::Nginx => first_line(program("nginx")?.arg("-v")),
             Self::Haproxy => first_line(program("haproxy")?.arg("-v")),
             Self::Stunnel => {
@@ -83,15 +83,15 @@ impl Pair {
     }
 }
 
-/// Starts a pair. It may not be listening yet.
-pub(crate) async fn start(lab: &Lab, system: System) -> anyhow::Result<Pair> {
+/// Starts a pair, Wiretight with so many workers a relay. It may not be listening yet.
+pub(crate) async fn start(lab: &Lab, system: System, workers: usize) -> anyhow::Result<Pair> {
     let run = lab.run(system.name())?;
     match system {
         System::Null => start_null(&run),
         System::Nginx => start_nginx(&run),
         System::Haproxy => start_haproxy(&run),
         System::Stunnel => start_stunnel(&run),
-        System::Wiretight => start_wiretight(&run).await,
+        System::Wiretight => start_wiretight(&run, workers).await,
     }
 }
 
@@ -230,7 +230,7 @@ sessionResume = no
 }
 
 /// As an operator would: an authority, a token for each node, then the nodes.
-async fn start_wiretight(run: &Run<'_>) -> anyhow::Result<Pair> {
+async fn start_wiretight(run: &Run<'_>, workers: usize) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
     let start = |name: &str, config: &Path| {
@@ -259,7 +259,7 @@ async fn start_wiretight(run: &Run<'_>) -> anyhow::Result<Pair> {
         "b",
         admin_b,
         &format!(
-            "workers = 1
+            "workers = {workers}
 join_token_file = {:?}
 [[service]]
 name = \"echo\"
@@ -275,7 +275,7 @@ allow = [\"service/web\"]
         "a",
         admin_a,
         &format!(
-            "workers = 1
+            "workers = {workers}
 join_token_file = {:?}
 [[dial]]
 listen = \"{entry}\"

@@ -48,8 +48,8 @@ struct Done {
 
 /// The way to the child.
 pub(crate) struct DnsHook {
-    socket: std::sync::Mutex<Option<UnixStream>>,
-    line: tokio::sync::Mutex<Option<tokio::io::BufStream<tokio::net::UnixStream>>>,
+    /// Taken out while there is an exchange on it.
+    socket: tokio::sync::Mutex<Option<UnixStream>>,
 }
 
 impl DnsHook {
@@ -69,7 +69,7 @@ impl DnsHook {
             // A signal from the terminal is for us; the child ends when we do.
             .process_group(0)
             .spawn()?;
-        Ok(Some(DnsHook { socket: Some(ours).into(), line: None.into() }))
+        Ok(Some(DnsHook { socket: Some(ours).into() }))
     }
 
     /// Has a command run. One at a time.
@@ -83,13 +83,11 @@ impl DnsHook {
         let gone = |e: &dyn std::fmt::Display| {
             format!("the process that runs dns_command is gone ({e}): restart to have it again")
         };
-        let mut line = self.line.lock().await;
-        let fresh = self.socket.lock().unwrap_or_else(|p| p.into_inner()).take();
-        if let Some(socket) = fresh {
-            let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
-            *line = Some(tokio::io::BufStream::new(socket));
-        }
-        let Some(stream) = line.as_mut() else { return Err(gone(&"it was before")) };
+        let mut rests = self.socket.lock().await;
+        // What is cut off leaves nobody to take its answer for another's.
+        let Some(socket) = rests.take() else { return Err(gone(&"it was before")) };
+        let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
+        let mut stream = tokio::io::BufStream::new(socket);
         let (command, name, value) = (command.to_owned(), name.to_owned(), value.to_owned());
         let exchange = async {
             let mut job = serde_json::to_vec(&Job { command, verb, name, value })?;
@@ -97,22 +95,15 @@ impl DnsHook {
             stream.write_all(&job).await?;
             stream.flush().await?;
             let mut answer = String::new();
-            (&mut *stream).take(MAX_LINE).read_line(&mut answer).await?;
+            (&mut stream).take(MAX_LINE).read_line(&mut answer).await?;
             Ok::<Done, std::io::Error>(serde_json::from_str(&answer)?)
         };
-        match tokio::time::timeout(PATIENCE * 2, exchange).await {
-            Ok(Ok(Done { error: None })) => Ok(()),
-            Ok(Ok(Done { error: Some(error) })) => Err(error),
-            // What comes later would be taken for another's answer.
-            Ok(Err(error)) => {
-                *line = None;
-                Err(gone(&error))
-            }
-            Err(_) => {
-                *line = None;
-                Err(gone(&"it does not answer"))
-            }
-        }
+        let done = match tokio::time::timeout(PATIENCE * 2, exchange).await {
+            Ok(done) => done.map_err(|e| gone(&e))?,
+            Err(_) => return Err(gone(&"it does not answer")),
+        };
+        *rests = stream.into_inner().into_std().ok();
+        done.error.map_or(Ok(()), Err)
     }
 }
 

@@ -13,9 +13,10 @@ use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use wiretight_proxy::relay::net;
+use wiretight_proxy::relay::settings::HostPort;
 
 /// For all of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,8 +66,9 @@ impl Https {
             detail: e.to_string(),
         };
         let name = authority.host().trim_matches(['[', ']']).to_owned();
-        let address = (name.clone(), authority.port_u16().unwrap_or(443));
-        let tcp = TcpStream::connect(address).await.map_err(|e| connect(&e))?;
+        let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(443));
+        let address: HostPort = address.parse().map_err(|e| connect(&e))?;
+        let tcp = net::connect(&address).await.map_err(|e| connect(&e))?;
         let server = ServerName::try_from(name).map_err(|e| connect(&e))?;
         let tls = self.tls.connect(server, tcp).await.map_err(|e| connect(&e))?;
         let answer = |e: &dyn std::fmt::Display| Unreached::Answer {

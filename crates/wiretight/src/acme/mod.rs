@@ -3,6 +3,7 @@
 //!
 //! - `record`: what the store holds of a site, and what is to be done now (pure)
 //! - `order`: one order, from any step on
+//! - `on_demand`: hosts that are not known beforehand
 //! - `dns_hook`: the external command for dns-01
 //! - `http`: HTTPS to a CA
 //!
@@ -11,6 +12,7 @@
 
 mod dns_hook;
 mod http;
+mod on_demand;
 mod order;
 mod record;
 #[cfg(test)]
@@ -18,7 +20,7 @@ mod tests;
 #[cfg(test)]
 mod year;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,11 +36,13 @@ use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::edge::{
     Certificates, Challenges, SiteCertificate, Source, challenge_certificate,
 };
-use wiretight_store::{Error as StoreError, Key, Revision, Store};
+use wiretight_store::{Entry, Error as StoreError, Key, Revision, Store};
 
 use crate::control::Blob;
 use crate::private_dir::{FileError, PrivateDir};
 pub(crate) use dns_hook::{DnsHook, serve as serve_dns_hook};
+use on_demand::Noes;
+pub use on_demand::{AskUrl, AskUrlError, OnDemandSite};
 use order::OrderError;
 use record::{Answer, Current, Lease, Pending, Plan, Sealed, SiteRecord};
 
@@ -48,6 +52,8 @@ const AT_A_TIME: usize = 8;
 const AT_LEAST: u64 = 60;
 /// After the store failed.
 const STORE_RETRY: u64 = 10;
+/// An edge that has a certificate's key and does not share it is waited for so long, in seconds.
+const WAIT_FOR_KEY: u64 = 600;
 /// The file of the key that secrets are sealed to.
 const SEAL_KEY: &str = "seal.key";
 
@@ -97,6 +103,8 @@ impl Default for CaSettings {
 pub struct AcmeSite {
     /// Its names, the first of which it is called by.
     pub names: Vec<SiteName>,
+    /// Who is asked before each certificate; `None`: nobody, the names are the operator's own.
+    pub ask: Option<AskUrl>,
 }
 
 /// Time, real or simulated.
@@ -210,20 +218,45 @@ pub(crate) struct Acme {
     key: SealKey,
     clock: Arc<dyn Clock>,
     serve: Arc<Certificates>,
-    dns_hook: Option<DnsHook>,
+    dns_hook: Option<Arc<DnsHook>>,
     /// One at a time, or what was read earlier might be put into force later.
     publishing: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
     woken: Notify,
     at_a_time: Semaphore,
+    /// What a task of this edge works on: a lease keeps only other edges off.
+    working: Mutex<BTreeSet<String>>,
+    /// One new host at a time is taken in.
+    admitting: tokio::sync::Mutex<()>,
+    noes: Mutex<Noes>,
+    /// The certificates of hosts, as they were read from the store last.
+    read: Mutex<BTreeMap<SiteName, (Revision, Arc<SiteCertificate>)>>,
+}
+
+/// A site that this task works on, until dropped.
+struct Turn<'a>(&'a Acme, &'a str);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.working).remove(self.1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the configuration says, and what came of it.
 #[derive(Default)]
 struct Told {
     sites: Vec<AcmeSite>,
+    on_demand: Vec<OnDemandSite>,
     cas: Vec<Ca>,
     errors: BTreeMap<String, String>,
+    /// What the store, or another edge, keeps from being done.
+    hitches: BTreeMap<String, String>,
+    /// Since when another edge's key is waited for, by site or by an account's path.
+    keyless: BTreeMap<String, u64>,
 }
 
 /// A record that this edge works on.
@@ -240,7 +273,7 @@ impl Acme {
         key: SealKey,
         clock: Arc<dyn Clock>,
         serve: Arc<Certificates>,
-        dns_hook: Option<DnsHook>,
+        dns_hook: Option<Arc<DnsHook>>,
     ) -> Arc<Acme> {
         Arc::new(Acme {
             store,
@@ -254,6 +287,10 @@ impl Acme {
             told: Mutex::default(),
             woken: Notify::new(),
             at_a_time: Semaphore::new(AT_A_TIME),
+            working: Mutex::default(),
+            admitting: tokio::sync::Mutex::default(),
+            noes: Mutex::default(),
+            read: Mutex::default(),
         })
     }
 
@@ -264,6 +301,8 @@ impl Acme {
             let title = |s: &AcmeSite| s.names.first().map(ToString::to_string);
             let titles: Vec<_> = sites.iter().filter_map(title).collect();
             told.errors.retain(|site, _| titles.contains(site));
+            told.hitches.retain(|site, _| titles.contains(site));
+            told.keyless.retain(|what, _| titles.contains(what) || what.contains('/'));
             (told.sites, told.cas) = (sites, cas);
         }
         self.woken.notify_one();
@@ -271,7 +310,15 @@ impl Acme {
 
     /// Why a site's next certificate is not there, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
-        self.told().errors.clone()
+        let told = self.told();
+        told.errors.clone().into_iter().chain(told.hitches.clone()).collect()
+    }
+
+    fn hitch(&self, title: &str, why: Option<String>) {
+        match why {
+            Some(why) => self.told().hitches.insert(title.to_owned(), why),
+            None => self.told().hitches.remove(title),
+        };
     }
 
     /// Tries again now whatever had failed; what the budget forbids it forbids still.
@@ -311,9 +358,16 @@ impl Acme {
             if let Ok((_, at)) = self.store.list(&self.prefix).await
                 && let Ok(mut watch) = self.store.watch(&self.prefix, at).await
             {
-                while watch.next().await.is_ok() {
+                // First what came while nobody watched.
+                loop {
                     if let Err(error) = self.publish().await {
                         tracing::error!(%error, "the store of certificates failed");
+                    }
+                    let Ok(changes) = watch.next().await else { break };
+                    // An edge that has come is given keys, and one that has gone is kept out of new ones.
+                    let members = format!("{}member/", self.prefix);
+                    if changes.iter().any(|c| c.key().as_str().starts_with(&members)) {
+                        self.woken.notify_one();
                     }
                 }
             }
@@ -329,20 +383,40 @@ impl Acme {
             tracing::error!(error, "the store of certificates failed: those that are served go on");
         };
         let mut next = u64::MAX;
-        let joined = if sites.is_empty() { Ok(()) } else { self.join().await };
-        if let Err(error) = joined {
-            failed(&error);
-            return self.clock.now() + STORE_RETRY;
-        }
+        let joined = if sites.is_empty() && self.told().on_demand.is_empty() {
+            Ok(())
+        } else {
+            self.join().await
+        };
         if let Err(error) = self.publish().await {
             failed(&error);
         }
+        if let Err(error) = joined {
+            failed(&error);
+            for title in sites.iter().filter_map(|s| s.names.first()) {
+                self.hitch(title.as_str(), Some(crate::daemon::chain(&error)));
+            }
+            return self.clock.now() + STORE_RETRY;
+        }
+        if !(sites.is_empty() && self.told().on_demand.is_empty())
+            && let Err(error) = self.share_accounts().await
+        {
+            failed(&error);
+        }
+        let hosts = self.hosts_to_tend().await.unwrap_or_else(|error| {
+            failed(&error);
+            Vec::new()
+        });
         let mut work = JoinSet::new();
-        for site in sites {
+        for site in sites.into_iter().chain(hosts) {
             let this = self.clone();
             work.spawn(async move {
                 let Ok(_turn) = this.at_a_time.acquire().await else { return Ok(u64::MAX) };
-                this.tend(&site).await
+                let tended = this.tend(&site, false).await;
+                if let (Err(error), Some(title)) = (&tended, site.names.first()) {
+                    this.hitch(title.as_str(), Some(crate::daemon::chain(error)));
+                }
+                tended
             });
         }
         while let Some(done) = work.join_next().await {
@@ -373,11 +447,19 @@ impl Acme {
         Ok(())
     }
 
+    /// The edges that share the store. The authority takes those out that were removed from the mesh.
+    async fn members(&self) -> Result<BTreeSet<String>, StoreError> {
+        let prefix = format!("{}member/", self.prefix);
+        let (members, _) = self.store.list(&prefix).await?;
+        let name = |e: &Entry| Some(e.key.as_str().strip_prefix(&prefix)?.to_owned());
+        Ok(members.iter().filter_map(name).collect())
+    }
+
     /// Seals to every edge that shares the store. `purpose` is where it stands.
     async fn seal(&self, purpose: &str, secret: &[u8]) -> Result<Sealed, StoreError> {
         let prefix = format!("{}member/", self.prefix);
         let (members, _) = self.store.list(&prefix).await?;
-        let to = |entry: &wiretight_store::Entry| {
+        let to = |entry: &Entry| {
             let name = entry.key.as_str().strip_prefix(&prefix)?.to_owned();
             match seal(&entry.value, purpose.as_bytes(), secret) {
                 Ok(sealed) => Some((name, Blob(sealed))),
@@ -424,23 +506,37 @@ impl Acme {
         Ok(())
     }
 
-    /// Does what is due for a site, and returns when the next is.
-    async fn tend(&self, site: &AcmeSite) -> Result<u64, StoreError> {
+    /// Does what is due for a site, and returns when the next is. `asked`: whoever is asked has said yes.
+    async fn tend(&self, site: &AcmeSite, asked: bool) -> Result<u64, StoreError> {
         let Some(title) = site.names.first().map(ToString::to_string) else { return Ok(u64::MAX) };
+        if !lock(&self.working).insert(title.clone()) {
+            return Ok(self.clock.now() + 1);
+        }
+        let _turn = Turn(self, &title);
         loop {
             let mut held = self.load(&title).await?;
             let now = self.clock.now();
             held.record.prune(now);
-            let current = self.current(&held.record, site, &title);
+            let members = self.members().await?;
+            let current = self.current(&held.record, site, &title, &members);
             let done = match held.record.plan(current.as_ref(), &self.me, now) {
                 Plan::Wait(at) => {
-                    if self.share(&title, &mut held).await? {
+                    if self.share(&title, &mut held, &members).await? {
                         continue;
                     }
+                    let keyless = self.told().keyless.contains_key(&title);
+                    self.hitch(&title, keyless.then(|| without_key(&held.record, &self.me)));
                     return Ok(at);
                 }
                 Plan::AskAri => self.ask_ari(&title, &mut held, current.as_ref()).await,
-                Plan::Order => self.work(site, &title, &mut held, current.as_ref()).await,
+                Plan::Order => {
+                    self.hitch(&title, None);
+                    let not_after = current.as_ref().map(|c| c.period.not_after);
+                    match asked || self.may_renew(site, &title, &mut held, not_after).await? {
+                        true => self.work(site, &title, &mut held, current.as_ref()).await,
+                        false => Ok(()),
+                    }
+                }
             };
             match done {
                 // Another edge came between: look again.
@@ -451,16 +547,30 @@ impl Acme {
     }
 
     /// Seals what is there to edges that have come since; true if that changed the record.
-    async fn share(&self, title: &str, held: &mut Held) -> Result<bool, StoreError> {
+    async fn share(
+        &self,
+        title: &str,
+        held: &mut Held,
+        members: &BTreeSet<String>,
+    ) -> Result<bool, StoreError> {
         let Some(issued) = &mut held.record.certificate else { return Ok(false) };
-        let Some(secret) = self.open(title, &issued.key) else { return Ok(false) };
-        let all = self.seal(title, &secret).await?;
-        let missing: Vec<_> =
-            all.into_iter().filter(|(n, _)| !issued.key.contains_key(n)).collect();
-        if missing.is_empty() {
-            return Ok(false);
+        match self.open(title, &issued.key) {
+            Some(secret) => {
+                if members.iter().all(|name| issued.key.contains_key(name)) {
+                    return Ok(false);
+                }
+                let all = self.seal(title, &secret).await?;
+                let missing: Vec<_> =
+                    all.into_iter().filter(|(n, _)| !issued.key.contains_key(n)).collect();
+                if missing.is_empty() {
+                    return Ok(false);
+                }
+                issued.key.extend(missing);
+            }
+            // Sealed to a key that this edge has no longer: so that the others seal it anew.
+            None if issued.key.len() > 1 && issued.key.remove(&self.me).is_some() => {}
+            None => return Ok(false),
         }
-        issued.key.extend(missing);
         match self.save(title, held).await {
             Ok(()) | Err(StoreError::Conflict { .. }) => Ok(true),
             Err(error) => Err(error),
@@ -533,22 +643,45 @@ impl Acme {
         self.save(title, held).await
     }
 
-    /// What is known of the certificate in a record, if this edge can serve it.
-    fn current(&self, record: &SiteRecord, site: &AcmeSite, title: &str) -> Option<Current> {
+    /// What is known of the certificate in a record. It fits if its key is, or soon will be, with this edge and
+    /// was never with one that shares the store no longer.
+    fn current(
+        &self,
+        record: &SiteRecord,
+        site: &AcmeSite,
+        title: &str,
+        members: &BTreeSet<String>,
+    ) -> Option<Current> {
         let issued = record.certificate.as_ref()?;
         let names: Vec<String> = site.names.iter().map(ToString::to_string).collect();
         let leaf = leaf(&issued.chain)?;
-        // That of another edge, which will share its key.
-        let fits = issued.names == names
-            && (issued.key.len() > 1 || self.open(title, &issued.key).is_some());
+        let mut holders = issued.key.keys();
+        let known = holders.clone().all(|name| members.contains(name));
+        let others = holders.any(|name| *name != self.me && members.contains(name));
+        let has_key = self.open(title, &issued.key).is_some();
+        if has_key || !others {
+            self.told().keyless.remove(title);
+        }
+        let fits = issued.names == names && known;
+        let fits = fits && (has_key || others && self.may_wait(title));
         Some(Current { period: leaf.period, id: renewal_id(&leaf), fits })
+    }
+
+    /// Whether another edge may have more time to share a key. It may never come back.
+    fn may_wait(&self, what: &str) -> bool {
+        let now = self.clock.now();
+        let mut told = self.told();
+        let since = told.keyless.entry(what.to_owned()).or_insert(now);
+        *since = (*since).min(now);
+        now - *since < WAIT_FOR_KEY
     }
 
     /// Puts into force what the store holds.
     pub(crate) async fn publish(&self) -> Result<(), StoreError> {
         let _one = self.publishing.lock().await;
-        let (sites, mut certificates) = (self.told().sites.clone(), BTreeMap::new());
+        let sites = self.told().sites.clone();
         let mut challenges = Challenges::default();
+        let mut certificates = self.publish_hosts(&mut challenges).await?;
         for site in &sites {
             let Some(title) = site.names.first().map(ToString::to_string) else { continue };
             let Some(entry) = self.store.get(&self.site_key(&title)?).await? else { continue };
@@ -556,16 +689,9 @@ impl Acme {
             for answer in record.order.iter().flat_map(|o| &o.answers) {
                 answer_with(answer, &mut challenges);
             }
-            let Some(issued) = &record.certificate else { continue };
-            let Some(key) = self.open(&title, &issued.key) else { continue };
-            let held: Vec<SiteName> = issued.names.iter().filter_map(|n| n.parse().ok()).collect();
-            match SiteCertificate::from_pem(issued.chain.as_bytes(), &key, &held) {
-                Ok(certificate) => {
-                    let certificate = Arc::new(certificate);
-                    let wanted = site.names.iter().filter(|n| held.contains(n));
-                    certificates.extend(wanted.map(|n| (n.clone(), certificate.clone())));
-                }
-                Err(error) => tracing::error!(site = title, %error, "a stored certificate"),
+            if let Some((held, certificate)) = self.servable(&title, &record) {
+                let wanted = site.names.iter().filter(|n| held.contains(n));
+                certificates.extend(wanted.map(|n| (n.clone(), certificate.clone())));
             }
         }
         self.serve.set(Source::Acme, certificates);
@@ -573,8 +699,59 @@ impl Acme {
         Ok(())
     }
 
+    /// The certificates of the hosts that came by demand.
+    async fn publish_hosts(
+        &self,
+        challenges: &mut Challenges,
+    ) -> Result<BTreeMap<SiteName, Arc<SiteCertificate>>, StoreError> {
+        if self.told().on_demand.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let before = std::mem::take(&mut *lock(&self.read));
+        let mut read = BTreeMap::new();
+        for (host, held) in self.hosts().await? {
+            for answer in held.record.order.iter().flat_map(|o| &o.answers) {
+                answer_with(answer, challenges);
+            }
+            if self.on_demand(&host).is_none() {
+                continue;
+            }
+            let same = before.get(&host).filter(|(revision, _)| *revision == held.revision);
+            let certificate = same.map(|(_, certificate)| certificate.clone());
+            let anew = || Some(self.servable(host.as_str(), &held.record)?.1);
+            if let Some(certificate) = certificate.or_else(anew) {
+                read.insert(host, (held.revision, certificate));
+            }
+        }
+        let all = read.iter().map(|(host, (_, c))| (host.clone(), c.clone())).collect();
+        *lock(&self.read) = read;
+        Ok(all)
+    }
+
+    /// A record's certificate and what it is for, if this edge can serve it.
+    fn servable(
+        &self,
+        title: &str,
+        record: &SiteRecord,
+    ) -> Option<(Vec<SiteName>, Arc<SiteCertificate>)> {
+        let issued = record.certificate.as_ref()?;
+        let key = self.open(title, &issued.key)?;
+        let held: Vec<SiteName> = issued.names.iter().filter_map(|n| n.parse().ok()).collect();
+        match SiteCertificate::from_pem(issued.chain.as_bytes(), &key, &held) {
+            Ok(certificate) => Some((held, Arc::new(certificate))),
+            Err(error) => {
+                tracing::error!(site = title, %error, "a stored certificate");
+                None
+            }
+        }
+    }
+
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.told)
+    }
+
+    fn noes(&self) -> std::sync::MutexGuard<'_, Noes> {
+        lock(&self.noes)
     }
 }
 
@@ -593,6 +770,15 @@ fn answer_with(answer: &Answer, challenges: &mut Challenges) {
             challenges.tls_alpn.extend(shown.map(|shown| (name.clone(), shown)));
         }
     }
+}
+
+fn without_key(record: &SiteRecord, me: &str) -> String {
+    let holders = record.certificate.iter().flat_map(|c| c.key.keys()).filter(|n| *n != me);
+    let holders = holders.map(String::as_str).collect::<Vec<_>>().join(", ");
+    format!(
+        "the certificate's key is with {holders} and was not shared with this edge yet: does that edge run? After {} minutes a new one is ordered",
+        WAIT_FOR_KEY / 60
+    )
 }
 
 fn leaf(chain: &str) -> Option<WebLeaf> {

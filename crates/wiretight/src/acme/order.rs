@@ -139,6 +139,21 @@ impl Acme {
     async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
         let purpose = account_path(ca);
         let at = Key::new(format!("{}{purpose}", self.prefix))?;
+        let members = self.members().await?;
+        if let Some(entry) = self.store.get(&at).await?
+            && let Ok(record) = serde_json::from_slice::<AccountRecord>(&entry.value)
+            && record.key.keys().any(|name| !members.contains(name))
+        {
+            let directory = &ca.directory;
+            tracing::warn!(
+                directory,
+                "an edge that is gone knows the account's key: a new account"
+            );
+            match self.store.swap(&at, entry.revision, None).await {
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let entry = match self.store.get(&at).await? {
             Some(entry) => entry,
             None => {
@@ -155,8 +170,9 @@ impl Acme {
         let record: AccountRecord = serde_json::from_slice(&entry.value)
             .map_err(|e| refused(format!("the account's record cannot be read: {e}")))?;
         let Some(secret) = self.open(&purpose, &record.key) else {
-            if record.key.keys().all(|name| *name == self.me) {
-                // It was sealed to a key that this edge has lost: nobody has the account any longer.
+            let others = record.key.keys().any(|n| *n != self.me && members.contains(n));
+            if !others || !self.may_wait(&purpose) {
+                // Nobody who is left has the account.
                 tracing::warn!(
                     directory = ca.directory,
                     "the account's key is lost: a new account"
@@ -167,10 +183,9 @@ impl Acme {
             return Err(unavailable(why));
         };
         // Edges that have come since get it too.
-        let sealed = self.seal(&purpose, &secret).await?;
-        let missing = sealed.iter().any(|(name, _)| !record.key.contains_key(name));
+        let missing = members.iter().any(|name| !record.key.contains_key(name));
         let key = match missing {
-            true => sealed.into_iter().chain(record.key).collect(),
+            true => self.seal(&purpose, &secret).await?.into_iter().chain(record.key).collect(),
             false => record.key,
         };
         let pkcs8 = || rustls::pki_types::PrivatePkcs8KeyDer::from(secret.to_vec());
@@ -192,6 +207,42 @@ impl Acme {
             }
         }
         Ok(account)
+    }
+
+    /// Gives the accounts to edges that have come since; asks the others for those that this one lacks.
+    pub(super) async fn share_accounts(&self) -> Result<(), StoreError> {
+        let cas = self.told().cas.clone();
+        let members = self.members().await?;
+        for ca in cas {
+            let purpose = account_path(&ca);
+            let at = Key::new(format!("{}{purpose}", self.prefix))?;
+            let Some(entry) = self.store.get(&at).await? else { continue };
+            let Ok(mut record) = serde_json::from_slice::<AccountRecord>(&entry.value) else {
+                continue;
+            };
+            match self.open(&purpose, &record.key) {
+                Some(secret) => {
+                    self.told().keyless.remove(&purpose);
+                    if members.iter().all(|name| record.key.contains_key(name)) {
+                        continue;
+                    }
+                    let sealed = self.seal(&purpose, &secret).await?;
+                    record.key = sealed.into_iter().chain(record.key).collect();
+                }
+                None => {
+                    self.may_wait(&purpose);
+                    // Sealed to a key that this edge has no longer.
+                    if record.key.len() < 2 || record.key.remove(&self.me).is_none() {
+                        continue;
+                    }
+                }
+            }
+            match self.store.swap(&at, entry.revision, Some(json(&record))).await {
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// The CA does not know the account any longer: the next attempt shows it the key again.

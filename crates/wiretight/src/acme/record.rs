@@ -58,6 +58,8 @@ pub(super) struct SiteRecord {
     pub(super) error: Option<String>,
     /// What the CA says about renewing.
     pub(super) ari: Option<Ari>,
+    /// Since when it is a host that came by demand.
+    pub(super) on_demand: Option<u64>,
 }
 
 /// A certificate and its sealed key.
@@ -245,6 +247,13 @@ impl SiteRecord {
         orders.max(certificates)
     }
 
+    /// Whether nothing would be lost with it but a certificate that holds no longer.
+    pub(super) fn is_spent(&self, now: u64) -> bool {
+        let waits = self.retry_at > now || self.lease.as_ref().is_some_and(|l| l.until > now);
+        let new = self.on_demand.is_some_and(|since| since.saturating_add(HOUR) > now);
+        !waits && !new && self.orders.is_empty() && self.finalized.is_empty()
+    }
+
     /// Forgets what no budget counts any longer, and mends what a clock that went ahead has left: what it
     /// says was spent is counted from now, and nobody waits longer than anybody may be told to.
     pub(super) fn prune(&mut self, now: u64) {
@@ -261,6 +270,7 @@ impl SiteRecord {
         if let Some(order) = &mut self.order {
             order.begun = order.begun.min(now);
         }
+        self.on_demand = self.on_demand.map(|since| since.min(now));
         self.orders.retain(|t| t.saturating_add(HOUR) > now);
         self.finalized.retain(|t| t.saturating_add(WEEK) > now);
     }

@@ -5,13 +5,15 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use instant_acme::{BodyWrapper, BytesResponse, Error};
-use wiretight_store::MemoryStore;
+use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs, x509};
+use wiretight_store::{MemoryStore, Watch};
 
+use super::record::Issued;
 use super::*;
 
 #[path = "../../tests/pebble/mod.rs"]
@@ -89,7 +91,7 @@ impl Clock for Impatient {
 }
 
 struct Rig {
-    pebble: Pebble,
+    pebble: Option<Pebble>,
     store: Arc<MemoryStore>,
     https: http::Https,
     site: AcmeSite,
@@ -105,9 +107,21 @@ impl Rig {
         Rig {
             https: http::Https::new(&roots).unwrap(),
             directories: vec![pebble.directory.clone()],
-            pebble,
+            pebble: Some(pebble),
             store: Arc::new(MemoryStore::new()),
-            site: AcmeSite { names: vec![NAME.parse().unwrap()] },
+            site: AcmeSite { names: vec![NAME.parse().unwrap()], ask: None },
+            identity: "service/www",
+        }
+    }
+
+    /// Without a CA.
+    fn offline() -> Rig {
+        Rig {
+            https: http::Https::new(&[]).unwrap(),
+            directories: Vec::new(),
+            pebble: None,
+            store: Arc::new(MemoryStore::new()),
+            site: AcmeSite { names: vec![NAME.parse().unwrap()], ask: None },
             identity: "service/www",
         }
     }
@@ -183,10 +197,9 @@ fn port_80() -> (u16, Arc<Mutex<Vec<Arc<MemoryStore>>>>) {
 }
 
 async fn until_served(acme: Arc<Acme>, serve: &Certificates) {
-    let name = NAME.parse().unwrap();
     for _ in 0..200 {
         acme.clone().step().await;
-        if serve.get(&name).is_some() {
+        if serve.get(NAME).is_some() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -251,8 +264,7 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     b.join().await.unwrap();
     tokio::join!(until_served(a.clone(), &serves_a), until_served(b.clone(), &serves_b));
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (1, 1));
-    let name = NAME.parse().unwrap();
-    let period = |c: &Certificates| c.get(&name).unwrap().period();
+    let period = |c: &Certificates| c.get(NAME).unwrap().period();
     assert_eq!(period(&serves_a), period(&serves_b));
     // One that comes later gets the key from those that have it, and orders nothing.
     let late = SealKey::generate().unwrap().to_bytes();
@@ -288,6 +300,343 @@ async fn when_one_ca_fails_the_next_is_asked() {
     assert!(rig.record().await.orders.is_empty(), "a CA that never heard of it was charged");
     acme.retry().await.unwrap();
     until_served(acme.clone(), &serve).await;
-    assert_eq!(rig.record().await.certificate.unwrap().ca, rig.pebble.directory);
+    assert_eq!(rig.record().await.certificate.unwrap().ca, rig.pebble.as_ref().unwrap().directory);
     assert_eq!(acme.errors().len(), 0);
+}
+
+/// A program that is asked about hosts: it says yes to those below `yes.test`, and what it was asked.
+fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/may?key=1", listener.local_addr().unwrap());
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let asked = seen.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.unwrap();
+            let mut head = [0; 2048];
+            let n = socket.read(&mut head).unwrap_or(0);
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+            let status = match () {
+                () if path.ends_with(".yes.test") => "200 OK",
+                () if path.ends_with(".broken.test") => "503 Service Unavailable",
+                // Not followed: it is no yes.
+                () if path.ends_with(".moved.test") => {
+                    "302 Found\r\nLocation: /may?domain=a.yes.test"
+                }
+                () => "404 Not Found",
+            };
+            asked.lock().unwrap().push(path);
+            let _ = write!(socket, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    (url.parse().unwrap(), seen)
+}
+
+async fn host_records(rig: &Rig) -> BTreeMap<String, SiteRecord> {
+    let prefix = format!("edge/{}/site/", rig.identity);
+    let (all, _) = rig.store.list(&prefix).await.unwrap();
+    let record = |e: wiretight_store::Entry| {
+        let host = e.key.as_str().strip_prefix(&prefix).unwrap().to_owned();
+        (host, serde_json::from_slice(&e.value).unwrap())
+    };
+    all.into_iter().map(record).collect()
+}
+
+#[tokio::test]
+async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_yes() {
+    if !pebble::installed() {
+        return;
+    }
+    let (port, stores) = port_80();
+    let rig = Rig::new(port);
+    *stores.lock().unwrap() = vec![rig.store.clone()];
+    let (ask, asked) = asked();
+    let seen = rig.seen(0, false);
+    let keys = [SealKey::generate().unwrap().to_bytes(), SealKey::generate().unwrap().to_bytes()];
+    let on_demand = OnDemandSite { names: vec![SiteName::any()], ask };
+    let edge = |me, key: &[u8]| {
+        let (acme, serve) = rig.edge(me, key, &seen);
+        let cas = acme.told().cas.clone();
+        acme.update(Vec::new(), cas);
+        acme.update_on_demand(vec![on_demand.clone()]);
+        (acme, serve)
+    };
+    let (a, serves_a) = edge("e1", &keys[0]);
+    let (b, serves_b) = edge("e2", &keys[1]);
+    a.join().await.unwrap();
+    b.join().await.unwrap();
+    let host = |name: &str| name.parse::<SiteName>().unwrap();
+
+    // No, no answer, an answer that is somewhere else: nothing is ordered, nothing is kept.
+    for no in ["a.no.test", "a.no.test", "a.broken.test", "a.moved.test", "nodot"] {
+        a.get_on_demand(&host(no)).await.unwrap();
+        assert!(serves_a.get(no).is_none(), "{no}");
+    }
+    let asks = std::mem::take(&mut *asked.lock().unwrap());
+    let ask_of = |host: &str| format!("/may?key=1&domain={host}");
+    // The first no was remembered.
+    assert_eq!(asks, ["a.no.test", "a.broken.test", "a.moved.test"].map(ask_of));
+    assert_eq!((seen.created("/order-plz"), host_records(&rig).await.len()), (0, 0));
+
+    // Yes: both edges want it at once, one orders, both serve.
+    let shop = host("shop.yes.test");
+    let (of_a, of_b) = tokio::join!(a.get_on_demand(&shop), b.get_on_demand(&shop));
+    of_a.unwrap();
+    of_b.unwrap();
+    assert_eq!(seen.created("/order-plz"), 1);
+    let period = |c: &Certificates| c.get(shop.as_str()).map(|c| c.period());
+    assert!(period(&serves_a).is_some() && period(&serves_a) == period(&serves_b));
+
+    // An edge that is started again serves it without asking anybody.
+    asked.lock().unwrap().clear();
+    let (a, serves_a) = edge("e1", &keys[0]);
+    a.clone().step().await;
+    assert!(period(&serves_a).is_some() && asked.lock().unwrap().is_empty());
+    // The control: one whose configuration has no such site does not.
+    a.update_on_demand(Vec::new());
+    a.publish().await.unwrap();
+    assert!(period(&serves_a).is_none());
+    a.update_on_demand(vec![on_demand.clone()]);
+
+    // A host whose names a site has is not asked about.
+    a.update(vec![AcmeSite { names: vec![host("own.yes.test")], ask: None }], Vec::new());
+    a.get_on_demand(&host("own.yes.test")).await.unwrap();
+    assert!(
+        asked.lock().unwrap().is_empty() && !host_records(&rig).await.contains_key("own.yes.test")
+    );
+}
+
+#[tokio::test]
+async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgotten() {
+    let rig = Rig::offline();
+    let (ask, asked) = asked();
+    let seen = rig.seen(0, false);
+    let key = SealKey::generate().unwrap().to_bytes();
+    let (acme, serve) = rig.edge("e1", &key, &seen);
+    // No CA: each order fails at once.
+    acme.update(Vec::new(), Vec::new());
+    acme.update_on_demand(vec![OnDemandSite { names: vec!["*.yes.test".parse().unwrap()], ask }]);
+    let get = |name: String| {
+        let acme = acme.clone();
+        async move { acme.get_on_demand(&name.parse().unwrap()).await.unwrap() }
+    };
+    // Not below the site's name.
+    for other in ["a.no.test", "a.b.yes.test", "yes.test"] {
+        get(other.into()).await;
+    }
+    assert!(asked.lock().unwrap().is_empty());
+    // So many an hour, and one more is not taken in, nor asked about again for a while.
+    for n in 0..90 {
+        get(format!("h{n}.yes.test")).await;
+    }
+    get("late.yes.test".into()).await;
+    get("late.yes.test".into()).await;
+    assert_eq!(host_records(&rig).await.len(), 90);
+    assert_eq!(asked.lock().unwrap().len(), 91);
+    // What failed is not asked about again before its time.
+    assert_eq!(host_records(&rig).await["h0.yes.test"].failures, 1);
+    get("h0.yes.test".into()).await;
+    assert_eq!(asked.lock().unwrap().len(), 91);
+
+    // An hour later what has come to nothing is forgotten, and there is room.
+    let age = |record: &mut SiteRecord| {
+        record.on_demand = record.on_demand.map(|t| t - 3601);
+        record.retry_at = 0;
+    };
+    let change = async |host: &str, change: &dyn Fn(&mut SiteRecord)| {
+        let at = Key::new(format!("edge/{}/site/{host}", rig.identity)).unwrap();
+        let entry = rig.store.get(&at).await.unwrap().unwrap();
+        let mut record = serde_json::from_slice(&entry.value).unwrap();
+        change(&mut record);
+        let value = serde_json::to_vec(&record).unwrap();
+        rig.store.swap(&at, entry.revision, Some(value)).await.unwrap();
+    };
+    for n in 0..90 {
+        change(&format!("h{n}.yes.test"), &age).await;
+    }
+    // One of them was paid for this week: it stays.
+    let paid = |record: &mut SiteRecord| record.finalized = vec![RealClock.now() - 5000];
+    change("h7.yes.test", &paid).await;
+    acme.clone().step().await;
+    assert_eq!(host_records(&rig).await.into_keys().collect::<Vec<_>>(), ["h7.yes.test"]);
+
+    // Renewal: of two whose time has come, the one that the program says no to is let go.
+    let chain = |name: &str| {
+        let key = SigningKey::generate().unwrap();
+        let (now, public) = (RealClock.now(), key.public_key());
+        let profile = Profile::Web(vec![name.into()]);
+        let period = Period { not_before: now - 80 * 86_400, not_after: now + 86_400 };
+        let tbs = Tbs::new(&profile, &public, period, [1; 16], None, key.algorithm()).unwrap();
+        (x509::to_pem(&[tbs.sign(&key).unwrap()]), key)
+    };
+    acme.join().await.unwrap();
+    for name in ["a.yes.test", "a.no.test"] {
+        let (chain, key) = chain(name);
+        let sealed = acme.seal(name, key.to_pem().as_bytes()).await.unwrap();
+        let issued =
+            Issued { chain, key: sealed, ca: "https://x/".into(), names: vec![name.into()] };
+        let record =
+            SiteRecord { certificate: Some(issued), on_demand: Some(1), ..SiteRecord::default() };
+        let at = acme.site_key(name).unwrap();
+        rig.store.create(&at, serde_json::to_vec(&record).unwrap()).await.unwrap();
+    }
+    let any = OnDemandSite { names: vec![SiteName::any()], ..acme.told().on_demand[0].clone() };
+    acme.update_on_demand(vec![any]);
+    asked.lock().unwrap().clear();
+    acme.clone().step().await;
+    let records = host_records(&rig).await;
+    let error = |host: &str| records[host].error.clone().unwrap();
+    assert_eq!(error("a.yes.test"), "no CA is named");
+    assert_eq!(error("a.no.test"), "the program that is asked says no");
+    assert!(records["a.no.test"].retry_at > RealClock.now());
+    assert_eq!(asked.lock().unwrap().len(), 2);
+    // Until it expires it is served.
+    assert!(serve.get("a.no.test").is_some() && serve.get("a.yes.test").is_some());
+}
+
+#[tokio::test]
+async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_in_vain() {
+    if !pebble::installed() {
+        return;
+    }
+    let (port, stores) = port_80();
+    let rig = Rig::new(port);
+    *stores.lock().unwrap() = vec![rig.store.clone()];
+    let seen = rig.seen(0, false);
+    let key = || SealKey::generate().unwrap().to_bytes();
+    let (a, serves_a) = rig.edge("e1", &key(), &seen);
+    until_served(a.clone(), &serves_a).await;
+    // One that comes when there is a certificate already waits for its key, and says so.
+    let (b, serves_b) = rig.edge("e2", &key(), &seen);
+    b.clone().step().await;
+    assert!(serves_b.get(NAME).is_none());
+    let error = b.errors().remove(NAME).unwrap();
+    assert!(error.contains("the certificate's key is with e1"), "{error}");
+    a.clone().step().await;
+    b.clone().step().await;
+    assert!(serves_b.get(NAME).is_some() && b.errors().is_empty());
+    // Its machine was set up anew, with another key to seal to.
+    let (b, serves_b) = rig.edge("e2", &key(), &seen);
+    b.clone().step().await;
+    assert!(!rig.record().await.certificate.unwrap().key.contains_key("e2"));
+    a.clone().step().await;
+    b.clone().step().await;
+    assert!(serves_b.get(NAME).is_some());
+    assert_eq!(seen.created("/order-plz"), 1);
+    // And again, while the other is gone for good.
+    let (b, serves_b) = rig.edge("e2", &key(), &seen);
+    b.clone().step().await;
+    assert_eq!((serves_b.get(NAME).is_some(), seen.created("/order-plz")), (false, 1));
+    // The site's, and the account's.
+    assert_eq!(b.told().keyless.len(), 2);
+    b.told().keyless.values_mut().for_each(|since| *since -= WAIT_FOR_KEY);
+    until_served(b.clone(), &serves_b).await;
+    assert_eq!(seen.created("/order-plz"), 2);
+    assert_eq!(seen.created("/sign-me-up"), 2);
+    assert!(rig.record().await.certificate.unwrap().key.contains_key("e1"));
+}
+
+#[tokio::test]
+async fn what_an_edge_knows_that_is_a_member_no_longer_is_replaced() {
+    if !pebble::installed() {
+        return;
+    }
+    let (port, stores) = port_80();
+    let rig = Rig::new(port);
+    *stores.lock().unwrap() = vec![rig.store.clone()];
+    let seen = rig.seen(0, false);
+    let key = || SealKey::generate().unwrap().to_bytes();
+    let (a, serves_a) = rig.edge("e1", &key(), &seen);
+    let (b, _) = rig.edge("e2", &key(), &seen);
+    b.join().await.unwrap();
+    until_served(a.clone(), &serves_a).await;
+    // The control: while it is a member, there is nothing to do.
+    a.clone().step().await;
+    assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (1, 1));
+    let member = Key::new("edge/service/www/member/e2").unwrap();
+    wiretight_store::update(&*rig.store, &member, |_| Ok::<_, StoreError>(None)).await.unwrap();
+    let old = rig.record().await.certificate.unwrap();
+    assert!(old.key.contains_key("e2"));
+    for _ in 0..5 {
+        a.clone().step().await;
+        a.retry().await.unwrap();
+    }
+    let new = rig.record().await.certificate.unwrap();
+    assert!(new.chain != old.chain && new.key.keys().eq(["e1"]));
+    assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (2, 2));
+}
+
+/// A store that is read from a copy, and whose authority may be away.
+#[derive(Default)]
+struct Far {
+    store: MemoryStore,
+    away: AtomicBool,
+}
+
+impl Far {
+    fn there(&self) -> Result<(), StoreError> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(StoreError::Unavailable { why: "the authority is away".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Far {
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+    async fn create(&self, key: &Key, value: Vec<u8>) -> Result<Revision, StoreError> {
+        self.there()?;
+        self.store.create(key, value).await
+    }
+    async fn swap(
+        &self,
+        key: &Key,
+        at: Revision,
+        value: Option<Vec<u8>>,
+    ) -> Result<Revision, StoreError> {
+        self.there()?;
+        self.store.swap(key, at, value).await
+    }
+    async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
+        self.store.list(prefix).await
+    }
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        self.store.watch(prefix, after).await
+    }
+}
+
+#[tokio::test]
+async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_not_says_nothing() {
+    let far = Arc::new(Far::default());
+    let serve = Arc::new(Certificates::default());
+    let key = SealKey::generate().unwrap();
+    let clock = Arc::new(Impatient);
+    let acme = Acme::new(far.clone(), "service/www", "e1", key, clock, serve, None);
+    acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()], ask: None }], Vec::new());
+    let away = |away| far.away.store(away, Ordering::SeqCst);
+    let said = || acme.errors().remove(NAME);
+    // A member first, then a record: each is written or waited for.
+    away(true);
+    for _ in 0..2 {
+        let again = acme.clone().step().await;
+        assert!(again <= RealClock.now() + STORE_RETRY);
+        assert_eq!(said().as_deref(), Some("the authority is away"));
+        acme.join().await.unwrap_err();
+    }
+    away(false);
+    acme.join().await.unwrap();
+    away(true);
+    acme.clone().step().await;
+    assert_eq!(said().as_deref(), Some("the authority is away"));
+    away(false);
+    acme.clone().step().await;
+    // It has tried, and failed for another reason: nothing is due for a while.
+    assert_ne!(said().as_deref(), Some("the authority is away"));
+    away(true);
+    acme.clone().step().await;
+    assert_ne!(said().as_deref(), Some("the authority is away"));
 }

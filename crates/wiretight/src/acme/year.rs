@@ -304,7 +304,7 @@ fn start(me: &str, key: &[u8], clock: &Skewed, way: &Way) -> (Arc<Acme>, Arc<Cer
         dns_command: None,
         transport: Arc::new(move || Box::new(way.clone())),
     };
-    acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()] }], vec![ca]);
+    acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()], ask: None }], vec![ca]);
     (acme, serve)
 }
 
@@ -327,7 +327,6 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
         let process = start(me, &key, &clock, &way);
         Edge { me, key, clock, process }
     });
-    let name: SiteName = NAME.parse().unwrap();
     let (mut expired, mut held_until, mut looked) = (0, [None::<u64>; 2], START);
     let began = AtomicBool::new(false);
     while world.now() < START + days * DAY {
@@ -345,7 +344,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
                 }
                 expired += without;
             }
-            if let Some(served) = edge.process.1.get(&name) {
+            if let Some(served) = edge.process.1.get(NAME) {
                 *held = Some(served.period().not_after);
                 began.store(true, Relaxed);
             }

@@ -11,8 +11,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use wiretight_proxy::edge::SiteStatus;
+use wiretight_proxy::intercept::listing::Flow;
+use wiretight_proxy::intercept::rules::{Direction, Mode};
 
 use crate::daemon::{Daemon, Status};
+use crate::intercept::InterceptStatus;
 
 /// All metrics, in the OpenMetrics text format.
 pub(super) fn render(daemon: &Arc<Daemon>) -> String {
@@ -62,6 +65,9 @@ impl Collector for Snapshot {
         });
         counter(e, "refused", "Attempts refused, by reason", refused.collect())?;
         edge(e, status)?;
+        if let Some(of) = &status.intercept {
+            intercept(e, of)?;
+        }
         let errors = vec![(Vec::new(), status.relay.accept_errors + status.edge.accept_errors)];
         counter(e, "accept_errors", "Connections that could not be accepted at once", errors)?;
         let expiry =
@@ -114,6 +120,44 @@ fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
     let expiry = sites().filter_map(|(site, s)| Some((vec![("site", site)], s.not_after?)));
     let help = "When a site's certificate expires, Unix time";
     gauge(e, "edge_certificate_not_after_seconds", help, expiry.collect())
+}
+
+/// As many series as there are flows: the kernel remembers a bounded number, each for a day.
+fn intercept(e: &mut DescriptorEncoder<'_>, of: &InterceptStatus) -> fmt::Result {
+    let one = |value: u64| vec![(Vec::new(), value)];
+    let taken = one(of.counts.redirected.packets);
+    counter(e, "intercept_connections", "Connections of programs taken to the relay", taken)?;
+    let help =
+        "Times that somebody else changed or removed the kernel's rules, and they were made anew";
+    counter(e, "intercept_mended", help, one(of.mended))?;
+    let modes = [Mode::Observe, Mode::Permissive, Mode::Strict];
+    let modes = modes.map(|m| (vec![("mode", m.word().to_owned())], u64::from(of.mode == Some(m))));
+    gauge(e, "intercept_mode", "1 for the mode that is in force", modes.into())?;
+    let flag = |on: bool| one(u64::from(on));
+    let help = "1 if the kernel's rules are in force";
+    gauge(e, "intercept_rules_in_force", help, flag(of.mode.is_some()))?;
+    gauge(e, "intercept_trial", "1 while a mode is tried", flag(of.trial.is_some()))?;
+    let help = "1 if the process that keeps the kernel's rules is there";
+    gauge(e, "intercept_keeper_alive", help, flag(of.keeper_alive))?;
+    let flows = |value: fn(&Flow) -> u64| {
+        let labels = |f: &Flow| {
+            let programs: Vec<String> = f.programs.iter().map(ToString::to_string).collect();
+            let direction = if f.direction == Direction::Out { "out" } else { "in" };
+            vec![
+                ("peer", f.peer.to_string()),
+                ("protocol", f.protocol.clone()),
+                ("direction", direction.to_owned()),
+                ("port", f.port.to_string()),
+                ("program", programs.join(", ")),
+                ("verdict", if f.dropped { "dropped" } else { "passed" }.to_owned()),
+            ]
+        };
+        of.counts.flows.iter().map(|f| (labels(f), value(f))).collect()
+    };
+    let help = "Packets of plaintext with machines of the mesh";
+    counter(e, "plaintext_packets", help, flows(|f| f.packets))?;
+    let help = "Bytes of plaintext with machines of the mesh, with the headers of IP";
+    counter(e, "plaintext_bytes", help, flows(|f| f.bytes))
 }
 
 fn counter(

@@ -8,7 +8,6 @@ pub mod client;
 mod metrics;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use tokio::sync::Semaphore;
 use wiretight_keys::Name;
 
 use crate::daemon::{Daemon, RequestError};
+use crate::intercept::mode::{self, ModeRequest};
 
 /// The longest request body.
 const MAX_BODY: usize = 64 * 1024;
@@ -43,10 +43,10 @@ pub fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join("admin.sock")
 }
 
-/// Opens both doors.
+/// Opens both doors; the TCP one on `tcp`, if there is one.
 pub async fn start(
     daemon: Arc<Daemon>,
-    tcp: Option<SocketAddr>,
+    tcp: Option<std::net::TcpListener>,
     state_dir: &Path,
 ) -> anyhow::Result<()> {
     use anyhow::Context;
@@ -75,10 +75,8 @@ pub async fn start(
             }
         }
     });
-    let Some(addr) = tcp else { return Ok(()) };
-    let tcp = TcpListener::bind(addr).await.with_context(|| {
-        format!("cannot listen on {addr} ([node] admin): choose another port, or admin = \"off\"")
-    })?;
+    let Some(tcp) = tcp else { return Ok(()) };
+    let tcp = TcpListener::from_std(tcp)?;
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
@@ -270,6 +268,11 @@ async fn route(
     let ok = |value| Ok(json(StatusCode::OK, &value));
     match (&parts.method, path) {
         (&Method::GET, "/v1/status") => Ok(json(StatusCode::OK, &daemon.status())),
+        (&Method::GET, "/v1/mode") => Ok(json(StatusCode::OK, &mode::status(&daemon).await?)),
+        (&Method::POST, "/v1/mode") => {
+            let request: ModeRequest = parse(&body)?;
+            Ok(json(StatusCode::OK, &mode::step(&daemon, request).await?))
+        }
         (&Method::POST, "/v1/reload") => ok(daemon.reload().await?),
         (&Method::POST, "/v1/renew") => ok(daemon.renew().await?),
         (&Method::POST, "/v1/svid") => {

@@ -21,6 +21,7 @@ use wiretight_keys::verify::bundle_by_fingerprint;
 use wiretight_keys::{
     Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain,
 };
+use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh, tls};
 
@@ -232,7 +233,7 @@ async fn connect(
     trust_domain: &TrustDomain,
 ) -> Result<Stream, LinkError> {
     let unreachable = |source| LinkError::Unreachable { addr: addr.clone(), source };
-    let tcp = TcpStream::connect(addr.to_string()).await.map_err(unreachable)?;
+    let tcp = net::connect(addr).await.map_err(unreachable)?;
     let _ = tcp.set_nodelay(true);
     let name = SpiffeId::new(trust_domain.clone(), Id::Authority).dns_name();
     // Only a trust domain such as "a..b" is no DNS name; then no SNI goes out.

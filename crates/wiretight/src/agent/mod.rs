@@ -4,6 +4,7 @@
 //! - `state`: what is on the disk
 //! - `link`: connections to the authority
 //! - `run`: the loop
+//! - `shared`: the store of what edges of a service share
 //!
 //! The authority may be down: the agent works from the disk until what is there expires, and keeps
 //! trying. If the authority says that the node was removed, it drops every identity at once. A
@@ -11,6 +12,7 @@
 
 mod link;
 mod run;
+mod shared;
 mod state;
 
 use std::collections::BTreeSet;
@@ -37,6 +39,8 @@ use run::{Command, Run};
 use state::{Disk, Membership};
 
 pub use link::LinkError;
+pub use shared::{Errands, SharedStore, SharedTimes};
+pub use state::follow;
 
 /// How long [`AgentHandle::renew_now`] and [`AgentHandle::sign`] wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -151,6 +155,8 @@ pub struct Instance {
     pub advertise: Option<HostPort>,
     /// Who may call.
     pub allow: Vec<Id>,
+    /// The ports of this host that programs connect to when they mean it.
+    pub ports: Vec<u16>,
 }
 
 /// What the agent is told at its start and at each reload.
@@ -191,6 +197,7 @@ impl AgentParams {
             listen: s.listen,
             advertise: config.advertise.get(&s.name).cloned().flatten(),
             allow: s.allow.clone(),
+            ports: s.ports.clone(),
         });
         let token = config.node.join_token_file.clone();
         AgentParams {
@@ -280,12 +287,21 @@ impl Agent {
     /// Loads what is on the disk, puts it into `mesh`, and goes to work. What the disk holds is in
     /// force when this returns, whether or not the authority is up.
     pub async fn start(params: AgentParams, mesh: Arc<Mesh>) -> Result<AgentHandle, AgentError> {
+        Agent::start_sharing(params, mesh, None).await
+    }
+
+    /// The same, of a node whose edge shares its certificates with others.
+    pub async fn start_sharing(
+        params: AgentParams,
+        mesh: Arc<Mesh>,
+        errands: Option<Errands>,
+    ) -> Result<AgentHandle, AgentError> {
         let disk = Disk::open(&params.dir)?;
         let saved = disk.load(&params.trust_domain)?;
         same_node(&disk, saved.membership.as_ref(), &params.trust_domain, &params.node)?;
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (stop, stopped) = watch::channel(false);
-        let (run, status) = Run::new(params, mesh, disk, saved, inbox);
+        let (run, status) = Run::new(params, mesh, disk, saved, inbox, errands);
         let task = tokio::spawn(run.run(stopped));
         Ok(AgentHandle { commands, status, stop, task: Arc::new(Mutex::new(Some(task))) })
     }

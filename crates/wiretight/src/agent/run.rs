@@ -3,6 +3,7 @@
 //! a wait.
 
 mod enter;
+mod errands;
 mod renew;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,18 +16,20 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey, TrustBundle};
+use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
 
 use super::link::{self, LinkError, Stream};
+use super::shared::{Errand, Errands};
 use super::state::{Disk, Membership, Saved};
 use super::{AgentParams, AgentStatus, IdentityStatus, Instance, is_ready, membership};
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
 };
 use crate::private_dir::FileError;
+use errands::Sharing;
 
 /// Certificate requests that wait for an answer at one time: fewer than the authority queues.
 const MAX_IN_FLIGHT: usize = 4;
@@ -95,6 +98,8 @@ pub(super) struct Run {
     /// Locked while it is written, for a write goes on when the loop is stopped in the middle.
     disk: Arc<tokio::sync::Mutex<Disk>>,
     inbox: mpsc::Receiver<Command>,
+    /// Of those who share records with other edges.
+    errands: Option<mpsc::Receiver<Errand>>,
     status: watch::Sender<AgentStatus>,
     enrolment: Option<Arc<SigningKey>>,
     membership: Option<Membership>,
@@ -117,6 +122,7 @@ struct Link {
     writer: WriteHalf<Stream>,
     limit: Duration,
     pending: BTreeMap<u64, (Pending, Instant)>,
+    sharing: Sharing,
     announced: Option<Vec<Offer>>,
     local: Option<IpAddr>,
     /// The authority has said something: it took the certificate.
@@ -144,6 +150,7 @@ impl Run {
         disk: Disk,
         saved: Saved,
         inbox: mpsc::Receiver<Command>,
+        errands: Option<Errands>,
     ) -> (Run, watch::Receiver<AgentStatus>) {
         let Saved { enrolment, membership, identities, bundle, state } = saved;
         if enrolment.is_none() && membership.is_some() {
@@ -172,6 +179,7 @@ impl Run {
             mesh,
             disk: Arc::new(tokio::sync::Mutex::new(disk)),
             inbox,
+            errands: errands.map(|e| e.0),
             status,
             enrolment: enrolment.map(Arc::new),
             membership,
@@ -318,6 +326,7 @@ impl Run {
             writer,
             limit: self.params.times.answer,
             pending: BTreeMap::new(),
+            sharing: Sharing::default(),
             announced: None,
             local,
             confirmed: false,
@@ -344,6 +353,7 @@ impl Run {
             self.begin_requests(link).await?;
             self.announce(link).await?;
             let due = Instant::now() + self.next_due(link);
+            let may_share = link.confirmed && link.sharing.has_room();
             tokio::select! {
                 message = link.reader.next::<FromAuthority>() => {
                     heard = Instant::now();
@@ -377,6 +387,9 @@ impl Run {
                         return Err(Trouble::Again);
                     }
                 }
+                Some(errand) = next(&mut self.errands), if may_share => {
+                    self.errand(link, errand).await?;
+                }
                 () = sleep_until(ping_at) => {
                     ping_at = Instant::now() + times.ping;
                     link.send(&FromNode::Ping).await?;
@@ -409,6 +422,7 @@ impl Run {
     }
 
     async fn message(&mut self, link: &mut Link, message: FromAuthority) -> Result<(), Trouble> {
+        let Some(message) = link.sharing.answer(message) else { return Ok(()) };
         match message {
             FromAuthority::State(state) => {
                 let version = state.version;
@@ -437,12 +451,22 @@ impl Run {
             FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
                 Some((Pending::Renew { id, .. }, _)) => self.not_renewed(&id, denial.message),
-                None => {}
+                None => link.sharing.refused(request, &denial.message),
             },
-            FromAuthority::Error(denial) => return self.error(denial),
+            FromAuthority::Error(denial) => {
+                if denial.code == Code::UnknownType {
+                    link.sharing.unknown_type();
+                }
+                return self.error(denial);
+            }
             FromAuthority::Ping => link.send(&FromNode::Pong).await?,
             FromAuthority::Pong | FromAuthority::Unknown => {}
-            FromAuthority::Joined { .. } => {
+            // Those of the last four were taken above.
+            FromAuthority::Joined { .. }
+            | FromAuthority::Records { .. }
+            | FromAuthority::Changes { .. }
+            | FromAuthority::Written { .. }
+            | FromAuthority::Conflict { .. } => {
                 return Err(Trouble::Retry("the authority spoke out of turn".into()));
             }
         }
@@ -510,7 +534,8 @@ impl Run {
             if addr.is_none() {
                 tracing::warn!(service = %i.service, "no address to announce: set `advertise`");
             }
-            Some(Offer { service: i.service.clone(), addr: addr?, allow: i.allow.clone() })
+            let (service, allow, ports) = (i.service.clone(), i.allow.clone(), i.ports.clone());
+            Some(Offer { service, addr: addr?, allow, ports })
         };
         self.params.instances.iter().filter(holds).filter_map(offer).collect()
     }
@@ -604,10 +629,7 @@ impl Run {
     }
 
     fn put_bundle(&self) -> Result<(), String> {
-        let roots: Vec<_> = self.state.bundle.iter().map(Blob::certificate).collect();
-        let revoked = self.state.revocations()?;
-        let bundle = TrustBundle::new(self.params.trust_domain.clone(), roots, revoked);
-        let bundle = bundle.map_err(|e| e.to_string())?;
+        let bundle = self.state.trust_bundle(&self.params.trust_domain)?;
         let known = self.mesh.bundle();
         for root in bundle.roots().iter().filter(|r| !known.roots().contains(r)) {
             let print = wiretight_keys::token::hex(&fingerprint(root));
@@ -688,6 +710,10 @@ impl Run {
     }
 }
 
+async fn next(errands: &mut Option<mpsc::Receiver<Errand>>) -> Option<Errand> {
+    errands.as_mut()?.recv().await
+}
+
 /// Where others reach an instance.
 fn address(
     instance: &Instance,
@@ -743,6 +769,7 @@ mod tests {
             listen: listen.parse().unwrap(),
             advertise: advertise.map(|a| a.parse().unwrap()),
             allow: vec![],
+            ports: vec![],
         };
         let ip = |s: &str| Some(s.parse().unwrap());
         let own: HostPort = "auth.example.org:7400".parse().unwrap();

@@ -13,14 +13,15 @@
 //! holds.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::x509::{from_pem, to_pem};
-use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustDomain};
-use wiretight_proxy::Identity;
+use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain};
 use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::{Identity, Mesh};
 use zeroize::Zeroizing;
 
 use crate::control::{Blob, FromAuthority, Message, State};
@@ -180,6 +181,40 @@ fn file_of(id: &Id) -> String {
         Id::Service(name) => format!("{SERVICE}{name}.pem"),
         Id::Node(_) | Id::Authority => NODE.into(),
     }
+}
+
+/// How often it is looked whether another process has written.
+const FOLLOW: Duration = Duration::from_millis(250);
+
+/// Has `mesh` trust what another process of this node, which has taken over, is told by the authority: who is
+/// revoked is cut here, too. For as long as it is awaited.
+pub async fn follow(dir: &Path, mesh: &Mesh) {
+    let file = dir.join(STATE);
+    let mut known = None;
+    loop {
+        tokio::time::sleep(FOLLOW).await;
+        let written = std::fs::metadata(&file).and_then(|m| m.modified()).ok();
+        if written.is_none() || written == known {
+            continue;
+        }
+        match read_state(dir, mesh.trust_domain()) {
+            Ok((state, bundle)) => {
+                known = written;
+                mesh.set_bundle(bundle);
+                mesh.set_registry(state.registry);
+            }
+            // The other process deals with it; what is trusted here stays.
+            Err(why) => tracing::warn!(why, "what the authority has said cannot be read"),
+        }
+    }
+}
+
+fn read_state(dir: &Path, trust_domain: &TrustDomain) -> Result<(State, TrustBundle), String> {
+    let dir = PrivateDir::open(dir).map_err(|e| e.to_string())?;
+    let bytes = dir.read(STATE, 2 * FromAuthority::MAX).map_err(|e| e.to_string())?;
+    let state: State = json(&bytes.ok_or("it is gone")?)?;
+    let bundle = state.trust_bundle(trust_domain)?;
+    Ok((state, bundle))
 }
 
 /// Whose identity a file holds: `None` if it is another kind of file, `Some(None)` if its name does

@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 use wiretight_keys::{Id, JoinToken, Name, TrustDomain};
 use wiretight_proxy::Mesh;
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_store::Store;
 
@@ -221,9 +222,19 @@ struct Inner {
 }
 
 impl Authority {
-    /// Loads the CA, or makes it where there is none, finishes what a crash left half done, listens,
-    /// and serves.
+    /// Listens, and starts.
     pub async fn start(
+        params: AuthorityParams,
+        store: Arc<dyn Store>,
+    ) -> Result<AuthorityHandle, AuthorityError> {
+        let bind = |source| AuthorityError::Bind { addr: params.listen, source };
+        let listener = net::Sockets::default().bind(params.listen, 1).map_err(bind)?.remove(0);
+        Authority::start_on(listener, params, store).await
+    }
+
+    /// Loads the CA, or makes it where there is none, finishes what a crash left half done, and serves.
+    pub async fn start_on(
+        listener: std::net::TcpListener,
         params: AuthorityParams,
         store: Arc<dyn Store>,
     ) -> Result<AuthorityHandle, AuthorityError> {
@@ -241,9 +252,8 @@ impl Authority {
         let view = publisher.load().await?;
         let server = Server::new(mesh.clone(), registry.clone(), publisher.clone(), times)?;
         let server = Arc::new(server);
-        let listener = TcpListener::bind(listen).await;
         let bind = |source| AuthorityError::Bind { addr: listen, source };
-        let listener = listener.map_err(bind)?;
+        let listener = TcpListener::from_std(listener).map_err(bind)?;
         let addr = listener.local_addr().map_err(bind)?;
 
         let (stop, stopped) = watch::channel(false);

@@ -8,6 +8,7 @@
 //! issued/NAME/SERIAL     a certificate, until it expires
 //! issued/_web/SERIAL     a web server's certificate, the same (no node has such a name)
 //! seen/NAME              when a node's stream last began or ended
+//! edge/service/SERVICE/  what edges share (`shared`)
 //! ```
 //!
 //! The store has no transaction over two keys, so a change in several steps first writes down in the
@@ -17,6 +18,8 @@
 //! to revoke them all is to revoke the series. An SVID is issued in this order: record it, look at the
 //! node's record again, send it. So whoever marks a node and then revokes the series in its record
 //! misses nothing that was, or will be, sent.
+
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +40,8 @@ use super::{AuthorityError, Grant};
 use crate::control::{
     Blob, Code, Denial, JOIN_CONTEXT, Join, MAX_INSTANCES, Offer, REJOIN_CONTEXT, Rejoin,
 };
+
+pub(super) use shared::Written;
 
 pub(super) const MESH: &str = "mesh/";
 pub(super) const NODES: &str = "mesh/node/";
@@ -139,13 +144,18 @@ pub(super) struct Registry {
     /// Held while the set of nodes changes: joins, grants and removals come one after another. That
     /// suffices, for a store has one authority process at a time.
     changing: tokio::sync::Mutex<()>,
-    budgets: Mutex<HashMap<Name, (f64, Instant)>>,
+    budgets: Mutex<Budgets>,
+    /// For what edges share.
+    shares: Mutex<Budgets>,
 }
+
+/// What is left of each node's, and since when.
+type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
     pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
-        let (changing, budgets) = Default::default();
-        Registry { trust_domain, store, ca, changing, budgets }
+        let (changing, budgets, shares) = Default::default();
+        Registry { trust_domain, store, ca, changing, budgets, shares }
     }
 
     /// Finishes what a crash left half done.
@@ -632,6 +642,7 @@ impl Registry {
                 Err(e) => return Err(e),
             }
         }
+        self.leave_shared(name, &record).await?;
         match record.standing {
             Standing::Active => {}
             Standing::Replacing => self.delete_key(&instances_key(name)).await?,
@@ -678,17 +689,27 @@ impl Registry {
 
     /// Takes `cost` from a node's budget, or says how long it takes until there is as much.
     fn spend(&self, node: &Name, cost: f64) -> Duration {
-        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let (left, at) = budgets.entry(node.clone()).or_insert((BURST, now));
-        *left = (*left + now.duration_since(*at).as_secs_f64() * RATE).min(BURST);
-        *at = now;
-        if *left < cost {
-            return Duration::from_secs_f64((cost - *left) / RATE);
-        }
-        *left -= cost;
-        Duration::ZERO
+        take(&self.budgets, node, cost, BURST, RATE, Instant::now())
     }
+}
+
+fn take(
+    budgets: &Mutex<Budgets>,
+    node: &Name,
+    cost: f64,
+    burst: f64,
+    rate: f64,
+    now: Instant,
+) -> Duration {
+    let mut budgets = budgets.lock().unwrap_or_else(PoisonError::into_inner);
+    let (left, at) = budgets.entry(node.clone()).or_insert((burst, now));
+    *left = (*left + now.duration_since(*at).as_secs_f64() * rate).min(burst);
+    *at = now;
+    if *left < cost {
+        return Duration::from_secs_f64((cost - *left) / rate);
+    }
+    *left -= cost;
+    Duration::ZERO
 }
 
 /// What a join gives.

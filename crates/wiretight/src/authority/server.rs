@@ -25,11 +25,11 @@ use wiretight_proxy::{LogQuota, Mesh, tls};
 
 use super::Times;
 use super::ca::until;
-use super::registry::{Joined, Registry};
+use super::registry::{Joined, Registry, Written};
 use super::state::{Publisher, Snapshot};
 use crate::control::{
     Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger, Offer,
-    Reader, encode,
+    Reader, SharedRecord, encode,
 };
 
 const MAX_CONNECTIONS: usize = 4096;
@@ -40,6 +40,8 @@ const MAX_STRANGERS: usize = 256;
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 /// Answers that wait for a node to read. A node has fewer questions open.
 const MAX_REPLIES: usize = 32;
+/// Records in one message, in bytes: several messages wait for a node.
+const PAGE: usize = 128 << 10;
 /// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -250,7 +252,7 @@ impl Server {
         if !group.is_some_and(tls::is_post_quantum) {
             return Err(Rejected::Tls("its key exchange is not X25519MLKEM768: not one of ours"));
         }
-        if connection.peer_certificates().is_none() {
+        let Some(chain) = connection.peer_certificates() else {
             let exporter = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
             let exporter = exporter.map_err(|_| Rejected::Tls("no exporter"))?;
             let mut reader = Reader::new(stream);
@@ -262,8 +264,8 @@ impl Server {
                 }
                 Err(e) => Err(refuse(stream, e).await),
             };
-        }
-        let peer = tls::peer(&self.mesh, connection, Role::Client)?;
+        };
+        let peer = tls::peer(&self.mesh, chain, Role::Client)?;
         let Id::Node(name) = peer.id().id.clone() else {
             let message = format!("{} is not a node: nodes alone have streams", peer.id().id);
             let denial = Denial::new(Code::NotAllowed, message);
@@ -348,15 +350,19 @@ impl Server {
         let states = self.publisher.subscribe();
         let has = |newest: &Snapshot| newest.version == have && newest.digest == digest;
         seen.acked.store(if has(&states.borrow()) { have } else { 0 }, Ordering::Relaxed);
-        let talk = Talk { server: self, node: &node, enrolment: &enrolment, seen: &seen, replies };
+        let (wanted, follows) = watch::channel(None);
+        let follow = self.follow(&node, &enrolment, follows, replies.clone());
+        let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
+        let talk = Talk { server: self, node, enrolment, seen, replies, wanted };
         let why = tokio::select! {
             why = talk.read(&mut reader, offers) => why,
+            why = follow => why,
             why = self.write(&mut writer, has, states, outbox, farewell, &peer) => why,
             () = super::stopped(&mut stop) => "the authority is stopping".into(),
         };
-        self.close_line(&node, number);
+        self.close_line(node, number);
         tracing::info!(%node, peer = %addr, "stream ended: {why}");
-        self.registry.seen(&node).await;
+        self.registry.seen(node).await;
         linger(reader.into_stream().unsplit(writer)).await;
     }
 
@@ -412,6 +418,105 @@ impl Server {
                 (Err(e), None) => return e.to_string(),
                 (Ok(()), None) => {}
             }
+        }
+    }
+
+    /// Sends what edges share, for the newest request alone. Returns why the stream ends, if it does.
+    async fn follow(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        mut wanted: watch::Receiver<Option<(u64, Name)>>,
+        replies: mpsc::Sender<Out>,
+    ) -> String {
+        loop {
+            let newest = wanted.borrow_and_update().clone();
+            if let Some((request, service)) = newest {
+                let denial = tokio::select! {
+                    denial = self.feed(node, enrolment, request, &service, &replies) => denial,
+                    Ok(()) = wanted.changed() => continue,
+                };
+                let out = match self.refused(node, request, denial) {
+                    Ok(reply) => Out::Reply(reply),
+                    Err(denial) => Out::Last(denial),
+                };
+                let _ = replies.send(out).await;
+            }
+            if wanted.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// All that there is, then each change. Returns why no more comes.
+    async fn feed(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        request: u64,
+        service: &Name,
+        replies: &mpsc::Sender<Out>,
+    ) -> Denial {
+        let failed = |e: wiretight_store::Error| {
+            tracing::error!("what edges share cannot be read: {e}");
+            Denial::new(Code::Internal, "the authority cannot do its work now: its log says why")
+        };
+        let may = || self.registry.may_share(node, enrolment, service);
+        loop {
+            if let Err(denial) = self.registry.may_follow(node) {
+                return denial;
+            }
+            // Before the store is read, for a stranger to the service is not to cost that.
+            if let Err(denial) = may().await {
+                return denial;
+            }
+            let read = async {
+                let (records, at) = self.registry.shared(service).await?;
+                Ok((records, at, self.registry.watch_shared(service, at).await?))
+            };
+            let (records, at, mut watch) = match read.await {
+                Ok(read) => read,
+                Err(e) => return failed(e),
+            };
+            let mut pages = pages(records);
+            let last = pages.pop().unwrap_or_default();
+            let page = |records, done| FromAuthority::Records { request, at: at.0, records, done };
+            let all = pages.into_iter().map(|r| page(r, false)).chain([page(last, true)]);
+            for message in all.collect::<Vec<_>>() {
+                if let Err(denial) = may().await {
+                    return denial;
+                }
+                let _ = replies.send(Out::Reply(message)).await;
+            }
+            loop {
+                let changes = match watch.next().await {
+                    Ok(changes) => changes,
+                    // It was too slow: from the beginning.
+                    Err(wiretight_store::Error::Compacted { .. }) => break,
+                    Err(e) => return failed(e),
+                };
+                // After they were read: who may see them now could see them then.
+                if let Err(denial) = may().await {
+                    return denial;
+                }
+                for changes in self::pages(changes) {
+                    let message = FromAuthority::Changes { request, changes };
+                    let _ = replies.send(Out::Reply(message)).await;
+                }
+            }
+        }
+    }
+
+    /// The answer to a request that is refused; an error if the stream itself is over.
+    fn refused(&self, node: &Name, request: u64, denial: Denial) -> Result<FromAuthority, Denial> {
+        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        if quota.allows(now()) {
+            tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
+        }
+        drop(quota);
+        match denial.code {
+            Code::Removed | Code::Superseded => Err(denial),
+            _ => Ok(FromAuthority::Refused { request, denial }),
         }
     }
 
@@ -507,6 +612,8 @@ struct Talk<'a> {
     enrolment: &'a str,
     seen: &'a Seen,
     replies: mpsc::Sender<Out>,
+    /// What the node wants to follow.
+    wanted: watch::Sender<Option<(u64, Name)>>,
 }
 
 impl Talk<'_> {
@@ -538,18 +645,7 @@ impl Talk<'_> {
     /// Acts on a message. An error ends the stream.
     async fn answer(&self, message: FromNode) -> Result<(), Denial> {
         let (node, enrolment) = (self.node, self.enrolment);
-        let refused = |request, denial: Denial| {
-            let mut quota = self.server.quota.lock().unwrap_or_else(PoisonError::into_inner);
-            if quota.allows(now()) {
-                tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
-            }
-            drop(quota);
-            match denial.code {
-                // The stream itself is over, not the request alone.
-                Code::Removed | Code::Superseded => Err(denial),
-                _ => Ok(FromAuthority::Refused { request, denial }),
-            }
-        };
+        let refused = |request, denial| self.server.refused(node, request, denial);
         let reply = match message {
             FromNode::Hello { .. } => {
                 return Err(Denial::new(Code::BadMessage, "\"hello\" comes once, at the start"));
@@ -563,6 +659,23 @@ impl Talk<'_> {
             FromNode::Sign { request, csr } => {
                 match self.server.registry.sign(node, enrolment, &csr).await {
                     Ok(chain) => FromAuthority::Signed { request, chain: blobs(&chain) },
+                    Err(denial) => refused(request, denial)?,
+                }
+            }
+            FromNode::Follow { request, service } => {
+                self.wanted.send_replace(Some((request, service)));
+                return Ok(());
+            }
+            FromNode::Write { request, service, key, expected, value } => {
+                let registry = &self.server.registry;
+                let write = registry.write_shared(node, enrolment, &service, &key, expected, value);
+                match write.await {
+                    Ok(Written::At(revision)) => {
+                        FromAuthority::Written { request, revision: revision.0 }
+                    }
+                    Ok(Written::Conflict(found)) => {
+                        FromAuthority::Conflict { request, found: found.unwrap_or_default().0 }
+                    }
                     Err(denial) => refused(request, denial)?,
                 }
             }
@@ -581,6 +694,23 @@ impl Talk<'_> {
         let _ = self.replies.send(Out::Reply(reply)).await;
         Ok(())
     }
+}
+
+/// In parts of [`PAGE`]. One record may exceed it.
+fn pages(records: Vec<SharedRecord>) -> Vec<Vec<SharedRecord>> {
+    let (mut pages, mut bytes) = (Vec::<Vec<_>>::new(), 0);
+    for record in records {
+        let weight = record.key.len() + record.value.as_ref().map_or(0, |v| v.0.len());
+        bytes += weight;
+        match pages.last_mut() {
+            Some(page) if bytes <= PAGE => page.push(record),
+            _ => {
+                bytes = weight;
+                pages.push(vec![record]);
+            }
+        }
+    }
+    pages
 }
 
 fn blobs(chain: &[CertificateDer<'static>]) -> Vec<Blob> {

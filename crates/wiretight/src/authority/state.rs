@@ -235,9 +235,11 @@ impl View {
             else {
                 continue;
             };
-            for Offer { service, addr, allow } in read::<Vec<Offer>>(value).unwrap_or_default() {
+            for Offer { service, addr, allow, ports } in
+                read::<Vec<Offer>>(value).unwrap_or_default()
+            {
                 if record.services.contains(&service) {
-                    let instance = Instance { node: node.clone(), addr, allow };
+                    let instance = Instance { node: node.clone(), addr, allow, ports };
                     services.entry(service).or_default().push(instance);
                 }
             }

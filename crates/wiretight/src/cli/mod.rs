@@ -5,13 +5,17 @@ mod authority;
 mod check;
 mod demo;
 mod join;
+mod mode;
 mod node;
+mod plaintext;
+mod rules;
 mod run;
 mod shell;
 mod status;
 mod svid;
 mod term;
 mod token;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +57,8 @@ enum Verb {
     Check(check::Check),
     Status(status::Status),
     Reload(run::Reload),
+    Upgrade(upgrade::Upgrade),
+    Mode(mode::Mode),
     Join(join::Join),
     #[command(subcommand)]
     Token(token::Token),
@@ -62,11 +68,16 @@ enum Verb {
     Svid(svid::Svid),
     #[command(subcommand)]
     Authority(authority::Authority),
+    #[command(subcommand)]
+    Rules(rules::Rules),
+    Down(rules::Down),
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
     #[command(hide = true)]
     DnsHook(run::DnsHook),
+    #[command(hide = true)]
+    RulesKeeper(rules::RulesKeeper),
 }
 
 /// Which node is meant.
@@ -128,15 +139,20 @@ pub fn main() -> ExitCode {
         Verb::Check(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),
         Verb::Reload(verb) => verb.run(),
+        Verb::Upgrade(verb) => verb.run(),
+        Verb::Mode(verb) => verb.run(),
         Verb::Join(verb) => verb.run(),
         Verb::Token(verb) => verb.run(),
         Verb::Node(verb) => verb.run(),
         Verb::Svid(verb) => verb.run(),
         Verb::Authority(verb) => verb.run(),
+        Verb::Rules(verb) => verb.run(),
+        Verb::Down(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&mut Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),
         Verb::DnsHook(verb) => verb.run(),
+        Verb::RulesKeeper(verb) => verb.run(),
     };
     match done {
         Ok(code) => code,

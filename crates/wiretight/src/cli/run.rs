@@ -20,11 +20,14 @@ stops at once.")]
 pub(super) struct Run {
     #[command(flatten)]
     at: Where,
+    /// Take over from the process that runs, without closing a connection (`wiretight upgrade` does it)
+    #[arg(long)]
+    take_over: bool,
 }
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        crate::daemon::run(self.at.load()?)?;
+        crate::process::run(self.at.load()?, self.take_over)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::term::{self, Table};
-use super::{Output, Where};
+use super::{Output, Where, plaintext};
 
 /// Refusals shown to a person; `--json` has more.
 const REFUSALS: usize = 10;
@@ -16,10 +16,15 @@ const REFUSALS: usize = 10;
 #[command(after_help = "\
 Examples:
   wiretight status
+  wiretight status --plaintext                       what is not encrypted, and whether strict mode would break it
   wiretight status --json | jq '.relay.peers[] | select(.group != \"X25519MLKEM768\")'
 
-Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running.")]
+Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running. With --plaintext: 0 if strict mode
+would stop nothing that was seen, 1 if it would, or if no rules are in force.")]
 pub(super) struct Status {
+    /// Only the plaintext with machines of the mesh, and what strict mode would make of it
+    #[arg(long)]
+    plaintext: bool,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -29,6 +34,11 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
+        if self.plaintext {
+            let of = plaintext::read(&status)?;
+            self.out.print(&of, plaintext::render)?;
+            return Ok(if of.strict.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         self.out.print(&status, render)?;
         Ok(if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -41,6 +51,9 @@ fn render(status: &Value) -> String {
         if !table.is_empty() {
             out += &format!("\n{table}");
         }
+    }
+    if let Ok(of) = plaintext::read(status) {
+        out += &format!("\n{}", plaintext::render(&of));
     }
     let errors = number(&status["relay"]["accept_errors"]);
     if errors > 0 {
@@ -121,6 +134,13 @@ fn sites(status: &Value) -> Table {
             None => term::bad("no certificate"),
             Some(Ok(left)) => term::span(left),
             Some(Err(_)) => term::bad("expired"),
+        };
+        // Of a site whose hosts come on demand: how many have one, and when the first expires.
+        let left = match site["hosts"].as_u64() {
+            None => left,
+            Some(0) => "no host yet".into(),
+            Some(1) => format!("{left} (1 host)"),
+            Some(hosts) => format!("{left} (the first of {hosts} hosts)"),
         };
         let left = match status["site_errors"][name].as_str() {
             None => left,

@@ -73,7 +73,12 @@ pub(super) fn or_dash(text: &str) -> String {
 
 /// `3 min ago`
 pub(super) fn ago(at: u64) -> String {
-    format!("{} ago", span(now().saturating_sub(at)))
+    format!("{} ago", span(since(at)))
+}
+
+/// Seconds.
+pub(super) fn since(at: u64) -> u64 {
+    now().saturating_sub(at)
 }
 
 /// `59 min`

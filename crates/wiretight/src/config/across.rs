@@ -22,6 +22,8 @@ pub(super) struct Across {
     pub(super) node_authority: Option<(usize, String)>,
     pub(super) join_token_file: Option<(usize, String)>,
     pub(super) authority_line: Option<usize>,
+    pub(super) transparent: Vec<(usize, String)>,
+    pub(super) intercepts: bool,
 }
 
 struct Listener {
@@ -80,6 +82,13 @@ impl Across {
         self.listeners.sort_by_key(|l| l.line);
         self.check_listeners(report);
         self.check_backends(report);
+        for (line, key) in self.transparent.drain(..).filter(|_| !self.intercepts) {
+            let problem =
+                "there is no [intercept], whose rules bring back what the program answers";
+            let advice =
+                "add [intercept]; with mode = \"observe\" it drops and redirects nothing else";
+            report.error(Some(line), key, Complaint::new(problem, advice));
+        }
         let Some(authority) = self.authority_line else { return };
         if let Some((line, key)) = self.node_authority {
             let problem = format!(

@@ -1,6 +1,6 @@
 //! From the tree to the settings, section by section.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -9,13 +9,16 @@ use std::time::Duration;
 use toml::de::DeTable;
 use wiretight_keys::Id;
 use wiretight_proxy::edge::settings::{Hsts, SiteSettings};
-use wiretight_proxy::relay::settings::{DialSettings, HostPort, RelaySettings, ServiceSettings};
+use wiretight_proxy::relay::settings::{
+    Backend, DialSettings, HostPort, RelaySettings, ServiceSettings,
+};
 
 use super::across::Across;
 use super::edge::read_edge;
+use super::intercept::read_intercept;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, DIAL, Located, NODE, SERVICE, Section, Setting, many, one,
+    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, Located, NODE, SERVICE, Section, Setting, many, one,
     unknown_at_top,
 };
 use super::value::*;
@@ -75,10 +78,15 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .into_iter()
         .filter_map(|section| read_dial(report, section, this_node.as_ref(), &mut across))
         .collect();
+    let intercept = one(report, &mut root, &INTERCEPT);
+    across.intercepts = intercept.is_some();
+    let intercept = intercept
+        .and_then(|section| read_intercept(report, section, this_node.as_ref(), &mut across));
+    let (intercept, redirected) = intercept.unzip();
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
-    let (mut edge, site_certificates, acme) =
+    let (mut edge, site_certificates, acme, share) =
         read_edge(report, &mut root, node.as_ref(), with_acme, &mut across);
     let acme_server = acme_server.flatten();
     if let (Some(server), Some(node)) = (&acme_server, &node) {
@@ -100,10 +108,12 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         node: node?,
         authority,
         acme_server,
-        relay: RelaySettings { services, dials },
+        relay: RelaySettings { services, dials, intercept: redirected },
+        intercept,
         edge,
         site_certificates,
         acme,
+        share,
         advertise,
         warnings: Vec::new(),
     })
@@ -230,6 +240,7 @@ fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettin
     Some(SiteSettings {
         names: vec![acme.name.clone()],
         to: vec![format!("unix:{}", socket.display()).parse().ok()?],
+        on_demand: false,
         identity: Id::Node(node.name.clone()),
         hsts: Hsts::Off,
         clients: None,
@@ -249,8 +260,10 @@ fn read_service(
     let listen = s.required(report, "listen", listen);
     let advertise = s.optional(report, "advertise", reachable);
     let forward = s.required_list(report, "forward", local_backend);
+    let ports = s.list(report, "ports", port);
     let allow = s.list(report, "allow", identity);
     let proxy_protocol = s.optional(report, "proxy_protocol", flag);
+    let transparent = s.optional(report, "transparent", flag);
     let idle_timeout = s.optional(report, "idle_timeout", duration);
     let max_per_peer = s.optional(report, "max_connections_per_peer", |v| number(v, 1_000_000));
 
@@ -262,6 +275,21 @@ fn read_service(
     }
     for (i, backend) in forward.iter().flatten().enumerate() {
         across.backends.push((backend.line, s.element("forward", i), backend.value.clone()));
+        let shown = || match &backend.value {
+            // Written as IPv6, an IPv4 address is of neither family.
+            Backend::Tcp(to) => to.as_ip().filter(|to| to.ip() == to.ip().to_canonical()),
+            Backend::Unix(_) => None,
+        };
+        if transparent.as_given() == Some(true) && shown().is_none() {
+            let problem = format!("{} cannot be shown a caller's address", backend.value);
+            let advice =
+                "with transparent, write an IP address of loopback, for example \"127.0.0.1:5432\"";
+            let complaint = Complaint::new(problem, advice);
+            report.error(Some(backend.line), s.element("forward", i), complaint);
+        }
+    }
+    if let Setting::Given(Located { line, value: true }) = &transparent {
+        across.transparent.push((*line, s.key("transparent")));
     }
     let nobody = match &allow {
         Setting::Absent => Some(s.line),
@@ -273,12 +301,22 @@ fn read_service(
         report.warn(line, s.key("allow"), Complaint::new("nobody may connect", advice));
     }
     s.finish(report);
+    let forward: Vec<_> = forward?.into_iter().map(|b| b.value).collect();
+    let usual = || {
+        let ports = forward.iter().filter_map(|backend| match backend {
+            Backend::Tcp(to) => Some(to.port()),
+            Backend::Unix(_) => None,
+        });
+        ports.collect::<BTreeSet<_>>().into_iter().collect()
+    };
     let service = ServiceSettings {
         name: name?.value,
         listen: listen?.value,
-        forward: forward?.into_iter().map(|b| b.value).collect(),
+        ports: if matches!(ports, Setting::Absent) { usual() } else { ports.values() },
+        forward,
         allow: allow.values(),
         proxy_protocol: proxy_protocol.or(false),
+        transparent: transparent.or(false),
         idle_timeout: idle_timeout.given().filter(|d| !d.is_zero()),
         max_per_peer: max_per_peer.or(DEFAULT_PER_PEER),
     };

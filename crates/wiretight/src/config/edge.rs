@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use toml::de::DeTable;
-use wiretight_keys::Id;
+use wiretight_keys::{Id, Name};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 
 use crate::acme::{CaSettings, Challenge};
@@ -30,19 +30,19 @@ pub(super) fn read_edge(
     node: Option<&Node>,
     more_sites: bool,
     across: &mut Across,
-) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>) {
+) -> (EdgeSettings, Vec<SiteSource>, Vec<CaSettings>, Option<Name>) {
     let edge = one(report, root, &EDGE);
     let edge_line = edge.as_ref().map(|s| s.line);
     let sections = many(report, root, &SITE);
     let any_site = more_sites || !sections.is_empty();
-    let mut settings = match edge {
+    let (mut settings, share) = match edge {
         Some(section) => read_listeners(report, section, any_site, across),
         None => {
             if any_site {
                 across.listener(None, "edge.https".into(), DEFAULT_HTTPS);
                 across.listener(None, "edge.http".into(), DEFAULT_HTTP);
             }
-            defaults()
+            (defaults(), None)
         }
     };
     if let (Some(line), false) = (edge_line, any_site) {
@@ -69,10 +69,11 @@ pub(super) fn read_edge(
             sources.push(source);
         }
     }
-    if acme.is_empty() && sources.contains(&SiteSource::Acme) {
+    let orders = |s: &SiteSource| matches!(s, SiteSource::Acme | SiteSource::OnDemand(_));
+    if acme.is_empty() && sources.iter().any(orders) {
         acme.push(CaSettings { challenge: without(http), ..CaSettings::default() });
     }
-    (settings, sources, acme)
+    (settings, sources, acme, share)
 }
 
 /// The one challenge that is left where nothing listens for plain HTTP.
@@ -151,7 +152,8 @@ fn is_private(name: &str) -> bool {
     !name.contains('.') || PRIVATE.iter().any(|top| name.ends_with(&format!(".{top}")))
 }
 
-/// Where a site's certificate comes from: `cert` and `key`, `acme = "internal"`, or without them a CA.
+/// Where a site's certificate comes from: `cert` and `key`, `acme = "internal"`, `ask` and a CA, or without
+/// them a CA.
 fn read_source(
     report: &mut Report<'_>,
     s: &mut Section<'_>,
@@ -159,6 +161,7 @@ fn read_source(
     around: &Around,
 ) -> Option<SiteSource> {
     let internal = s.optional(report, "acme", internal);
+    let ask = s.optional(report, "ask", ask);
     let cert = s.optional(report, "cert", absolute_path);
     let key = s.optional(report, "key", absolute_path);
     let files = match (cert, key) {
@@ -186,8 +189,41 @@ fn read_source(
         report.error(Some(given.line), s.key("acme"), complaint);
         return None;
     }
+    if let Setting::Given(given) = &ask {
+        let other = match (&files, &internal) {
+            (Some(_), _) => Some("cert and key"),
+            (_, Setting::Given(_)) => Some("acme"),
+            _ => None,
+        };
+        if let Some(other) = other {
+            let problem = format!("the certificate comes by {other} already");
+            let complaint = Complaint::new(problem, format!("remove {other}, or ask"));
+            report.error(Some(given.line), s.key("ask"), complaint);
+            return None;
+        }
+    }
     if let Some(files) = files {
         return Some(SiteSource::Files(files));
+    }
+    if let Setting::Given(ask) = ask {
+        for (i, name) in names.iter().flatten().enumerate().filter(|(_, n)| !n.value.is_wildcard())
+        {
+            let problem = "this host is known beforehand, and nobody needs to be asked about it";
+            let advice = "give it a [[site]] of its own, without ask";
+            report.error(Some(name.line), s.element("names", i), Complaint::new(problem, advice));
+        }
+        return Some(SiteSource::OnDemand(ask.value));
+    }
+    if matches!(ask, Setting::Wrong) {
+        return None;
+    }
+    let any = names.iter().flatten().enumerate().find(|(_, n)| n.value.as_str() == "*");
+    if let Some((i, name)) = any {
+        let problem = "no certificate is for every host";
+        let advice =
+            "add ask: then each host gets one of its own, if the program that is asked says yes";
+        report.error(Some(name.line), s.element("names", i), Complaint::new(problem, advice));
+        return None;
     }
     let all_private =
         names.as_ref().is_some_and(|n| n.iter().all(|n| is_private(n.value.as_str())));
@@ -249,7 +285,7 @@ fn read_listeners(
     mut s: Section<'_>,
     any_site: bool,
     across: &mut Across,
-) -> EdgeSettings {
+) -> (EdgeSettings, Option<Name>) {
     let https = listeners(report, &mut s, "https", DEFAULT_HTTPS, any_site, across);
     let http = listeners(report, &mut s, "http", DEFAULT_HTTP, any_site, across);
     let http3 = s.optional(report, "http3", flag);
@@ -262,15 +298,17 @@ fn read_listeners(
         let advice = "add trusted_proxies, for example trusted_proxies = [\"10.0.0.0/8\"]";
         report.error(Some(line), s.key("proxy_protocol"), Complaint::new(problem, advice));
     }
+    let share = s.optional(report, "share", name);
     s.finish(report);
-    EdgeSettings {
+    let settings = EdgeSettings {
         https,
         http,
         http3: http3.or(true),
         trusted_proxies: trusted.values(),
         proxy_protocol: proxy_protocol.or(false),
         ..defaults()
-    }
+    };
+    (settings, share.given())
 }
 
 /// Addresses to listen on; `[]` for none.
@@ -304,7 +342,7 @@ fn read_site(
     around: &Around,
     across: &mut Across,
 ) -> Option<(SiteSettings, SiteSource)> {
-    let names = s.required_list(report, "names", site_name);
+    let names = s.required_list(report, "names", served_name);
     let to = s.required_list(report, "to", upstream);
     let source = read_source(report, &mut s, &names, around);
     let own = s.optional(report, "as", own_service);
@@ -358,6 +396,7 @@ fn read_site(
     let site = SiteSettings {
         names: names?.into_iter().map(|n| n.value).collect(),
         to: to?.into_iter().map(|u| u.value).collect(),
+        on_demand: matches!(source, Some(SiteSource::OnDemand(_))),
         identity: match own.given() {
             Some(name) => Id::Service(name),
             None => around.this_node.clone()?,

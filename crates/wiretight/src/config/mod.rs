@@ -13,6 +13,8 @@
 mod across;
 mod document;
 mod edge;
+mod edit;
+mod intercept;
 mod report;
 mod section;
 #[cfg(test)]
@@ -32,9 +34,11 @@ use wiretight_keys::{Name, TrustDomain};
 use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
-use crate::acme::{AcmeSite, CaSettings};
+use crate::acme::{AcmeSite, AskUrl, CaSettings, OnDemandSite};
 use crate::internal_certificates::InternalSite;
 use document::read_document;
+pub(crate) use edit::ModeEdit;
+pub use intercept::Intercept;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
 
@@ -55,6 +59,8 @@ pub struct Config {
     pub acme_server: Option<AcmeServer>,
     /// All `[[service]]` and `[[dial]]`, in the order of the file.
     pub relay: RelaySettings,
+    /// `[intercept]`: what the kernel is to do.
+    pub intercept: Option<Intercept>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
     /// Where the certificates of sites come from, in the order of [`EdgeSettings::sites`].
@@ -62,6 +68,8 @@ pub struct Config {
     /// The CAs that certificates are ordered from, in the order in which they are asked: all `[[acme]]`, or
     /// the default if a site needs one.
     pub acme: Vec<CaSettings>,
+    /// The service whose nodes share the certificates of their sites: the authority keeps them.
+    pub share: Option<Name>,
     /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
     /// it from the listener.
     pub advertise: BTreeMap<Name, Option<HostPort>>,
@@ -112,7 +120,7 @@ impl Config {
         self.edge.sites.iter().zip(&self.site_certificates).filter_map(
             |(site, source)| match source {
                 SiteSource::Files(files) => Some((&*site.names, files)),
-                SiteSource::Acme | SiteSource::Internal => None,
+                _ => None,
             },
         )
     }
@@ -121,10 +129,22 @@ impl Config {
     pub(crate) fn acme_sites(&self) -> Vec<AcmeSite> {
         let all = self.edge.sites.iter().zip(&self.site_certificates);
         let ordered = all.filter_map(|(site, source)| match source {
-            SiteSource::Files(_) | SiteSource::Internal => None,
-            SiteSource::Acme => Some(AcmeSite { names: site.names.clone() }),
+            SiteSource::Acme => Some(AcmeSite { names: site.names.clone(), ask: None }),
+            _ => None,
         });
         ordered.collect()
+    }
+
+    /// The sites whose hosts get certificates on demand.
+    pub(crate) fn on_demand_sites(&self) -> Vec<OnDemandSite> {
+        let all = self.edge.sites.iter().zip(&self.site_certificates);
+        let on_demand = all.filter_map(|(site, source)| match source {
+            SiteSource::OnDemand(ask) => {
+                Some(OnDemandSite { names: site.names.clone(), ask: ask.clone() })
+            }
+            _ => None,
+        });
+        on_demand.collect()
     }
 
     /// The sites whose certificates the authority on this machine issues.
@@ -174,6 +194,8 @@ pub enum SiteSource {
     Acme,
     /// The mesh's authority, on this machine.
     Internal,
+    /// An ACME server, for each host when its first client comes, if this program says yes.
+    OnDemand(AskUrl),
 }
 
 /// The files that hold a site's certificate; absolute paths.

@@ -56,8 +56,10 @@ pub(super) const SERVICE: Shape = Shape {
         ("listen", r#""10.0.0.5:7432""#),
         ("advertise", r#""db1.internal:7432""#),
         ("forward", r#"["127.0.0.1:5432"]"#),
+        ("ports", "[5432]"),
         ("allow", r#"["service/web", "node/ops1"]"#),
         ("proxy_protocol", "true"),
+        ("transparent", "true"),
         ("idle_timeout", r#""10m""#),
         ("max_connections_per_peer", "10000"),
     ],
@@ -86,6 +88,7 @@ pub(super) const EDGE: Shape = Shape {
         ("http3", "true"),
         ("trusted_proxies", r#"["10.0.0.0/8"]"#),
         ("proxy_protocol", "true"),
+        ("share", r#""www""#),
     ],
 };
 
@@ -99,6 +102,7 @@ pub(super) const SITE: Shape = Shape {
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
         ("acme", r#""internal""#),
+        ("ask", r#""http://127.0.0.1:8081/may-have-a-certificate""#),
         ("as", r#""web""#),
         ("hsts", "true"),
         ("preload", "false"),
@@ -134,8 +138,27 @@ pub(super) const ACME_SERVER: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 8] =
-    [&NODE, &AUTHORITY, &SERVICE, &DIAL, &EDGE, &SITE, &ACME, &ACME_SERVER];
+pub(super) const INTERCEPT: Shape = Shape {
+    name: "intercept",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("mode", r#""permissive""#),
+        ("as", r#""web""#),
+        ("port", "7491"),
+        ("protect", r#"["10.0.0.0/24"]"#),
+        ("observe", r#"["10.0.0.7"]"#),
+        ("permissive", r#"["10.0.0.8"]"#),
+        ("strict", r#"["10.0.0.9"]"#),
+        ("pass", r#"["udp out 10.0.0.1 123"]"#),
+        ("resolvers", r#"["10.0.0.2"]"#),
+        ("management", "[22]"),
+        ("cgroups", r#"["system.slice/app.service"]"#),
+    ],
+};
+
+pub(super) const SHAPES: [&Shape; 9] =
+    [&NODE, &AUTHORITY, &SERVICE, &DIAL, &INTERCEPT, &EDGE, &SITE, &ACME, &ACME_SERVER];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {
@@ -428,7 +451,7 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]], [[dial]], [edge], [[site]] and [acme_server]".into()
+                "remove it; the sections are [node], [authority], [[service]], [[dial]], [intercept], [edge], [[site]] and [acme_server]".into()
             }
         };
         return Complaint::new("no such section", advice);

@@ -15,6 +15,7 @@ const AUTHORITY_LINES: &str = "[authority]\nlisten = \"10.0.0.1:7400\"";
 const SERVICE_LINES: &str = "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:7432\"\n\
                              forward = \"127.0.0.1:5432\"\nallow = \"service/web\"";
 const DIAL_LINES: &str = "[[dial]]\nlisten = \"127.0.0.1:5432\"\nservice = \"db\"";
+const INTERCEPT_LINES: &str = "[intercept]\nmode = \"strict\"";
 const EDGE_LINES: &str = "[edge]\ntrusted_proxies = [\"10.0.0.0/8\"]";
 const SITE_LINES: &str = "[[site]]\nnames = [\"example.org\"]\nto = \"127.0.0.1:8080\"\n\
                           cert = \"/etc/a.pem\"\nkey = \"/etc/a.key\"";
@@ -67,7 +68,7 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
     assert!(complaints.contains("remove one of the two"), "{complaints}");
     assert!(complaints.contains("remove them, or acme"), "{complaints}");
     assert!(complaints.ends_with("remove it, or clients"), "{complaints}");
-    let apart = |l: &&str| !l.starts_with("acme =") && !l.starts_with("client_ca =");
+    let apart = |l: &&str| !["acme =", "ask =", "client_ca ="].iter().any(|key| l.starts_with(key));
     let all: String = all.lines().filter(apart).map(|l| format!("{l}\n")).collect();
     let is_authority: Vec<_> = all
         .lines()
@@ -119,8 +120,10 @@ fn the_example_shows_the_defaults() {
             "workers =",
             "as =",
             "acme =",
+            "ask =",
             "client_ca =",
             "health =",
+            "share =",
         ];
         let none = given.iter().chain(&["to = [\"10", "clients =", "trusted_proxies ="]);
         !none.into_iter().any(|k| l.starts_with(k))
@@ -177,6 +180,10 @@ fn every_key_arrives() {
         listen = "[::]:7379"
         forward = "127.0.0.1:6379"
         allow = "service/web"
+        transparent = true
+        [intercept]
+        mode = "observe"
+        port = 7492
         [[dial]]
         listen = "127.0.0.1:5432"
         service = "db"
@@ -210,8 +217,10 @@ fn every_key_arrives() {
             .into(),
         allow: ["service/web", "node/ops1"].map(|i| i.parse().unwrap()).into(),
         proxy_protocol: true,
+        transparent: false,
         idle_timeout: Some(Duration::from_millis(500)),
         max_per_peer: 7,
+        ports: vec![5432, 5433, 5434],
     };
     let cache = ServiceSettings {
         name: "cache".parse().unwrap(),
@@ -219,8 +228,10 @@ fn every_key_arrives() {
         forward: vec!["127.0.0.1:6379".parse().unwrap()],
         allow: vec!["service/web".parse().unwrap()],
         proxy_protocol: false,
+        transparent: true,
         idle_timeout: None,
         max_per_peer: 10_000,
+        ports: vec![6379],
     };
     assert_eq!(config.relay.services, [db, cache]);
     let web = DialSettings {
@@ -254,6 +265,7 @@ fn every_key_arrives() {
         http3 = false
         trusted_proxies = ["10.0.0.0/8", "fd00::1"]
         proxy_protocol = true
+        share = "www"
         [[site]]
         names = ["Example.org", "*.example.org"]
         to = ["127.0.0.1:8080", "unix:/run/app.sock", "h2c://localhost:50051", "service/shop"]
@@ -279,6 +291,7 @@ fn every_key_arrives() {
         to: ["127.0.0.1:8080", "unix:/run/app.sock", "h2c://localhost:50051", "service/shop"]
             .map(|u| u.parse().unwrap())
             .into(),
+        on_demand: false,
         identity: "service/web".parse().unwrap(),
         hsts: Hsts::Off,
         clients: Some(vec!["service/web".parse().unwrap()]),
@@ -290,6 +303,7 @@ fn every_key_arrives() {
     let b = SiteSettings {
         names: vec!["b.example.org".parse().unwrap()],
         to: vec!["h2c://service/shop".parse().unwrap()],
+        on_demand: false,
         identity: "node/edge1".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
@@ -308,6 +322,7 @@ fn every_key_arrives() {
         sites: vec![a, b],
     };
     assert_eq!(config.edge, edge);
+    assert_eq!(config.share, Some("www".parse().unwrap()));
     let files = |c: &str, k: &str| SiteSource::Files(SiteFiles { cert: c.into(), key: k.into() });
     assert_eq!(config.site_certificates, [files("/a.pem", "/a.key"), files("/b.pem", "/b.key")]);
 
@@ -368,6 +383,7 @@ fn expand(text: &str) -> String {
     text.replace("$NODE", NODE_LINES)
         .replace("$SERVICE", SERVICE_LINES)
         .replace("$DIAL", DIAL_LINES)
+        .replace("$INTERCEPT", INTERCEPT_LINES)
         .replace("$EDGE", EDGE_LINES)
         .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
@@ -386,7 +402,8 @@ fn every_error_says_where_what_and_what_to_do() {
 
 #[test]
 fn what_the_errors_advise_is_valid() {
-    let text = expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER");
+    let text =
+        expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$INTERCEPT\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER");
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
         for (key, example) in shape.keys {
@@ -402,7 +419,8 @@ fn what_the_errors_advise_is_valid() {
                 Ok(_) => {}
                 // Good in itself; not beside [authority], and not beside cert and key.
                 Err(e) => assert!(
-                    [("node", "authority"), ("site", "acme")].contains(&(shape.name, *key))
+                    [("node", "authority"), ("site", "acme"), ("site", "ask")]
+                        .contains(&(shape.name, *key))
                         && e.as_slice().len() == 1,
                     "{line}: {e}"
                 ),
@@ -423,6 +441,45 @@ fn what_is_allowed_but_odd_is_warned_of() {
         "w.toml:20: [[service]] \"b\": allow: nobody may connect; list who may, for example allow = [\"service/web\"]",
     ];
     assert_eq!(warnings, expected);
+}
+
+#[test]
+fn interception_arrives_whole_and_has_defaults() {
+    use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
+    let text = "$NODE\n[intercept]\nmode = \"observe\"\nas = \"web\"\nport = 7000\n\
+                protect = [\"10.0.0.0/24\", \"fd00::/64\"]\nstrict = \"10.0.0.9\"\n\
+                permissive = [\"::ffff:10.0.0.8\"]\npass = [\"udp out 10.0.0.1 123\", \"icmp in 10.0.0.0/24\", \"50 in 10.0.0.1\"]\n\
+                resolvers = \"10.0.0.2\"\nmanagement = []\ncgroups = \"system.slice/app.service\"";
+    let config = parse(&expand(text)).unwrap();
+    let settings = config.relay.intercept.unwrap();
+    assert_eq!((settings.port, settings.identity.to_string()), (7000, "service/web".into()));
+    let pass = |protocol, direction, network: &str, port| Pass {
+        protocol,
+        direction,
+        network: network.parse().unwrap(),
+        port,
+    };
+    let expected = Intercept {
+        mode: Mode::Observe,
+        peers: [("10.0.0.9", Mode::Strict), ("10.0.0.8", Mode::Permissive)]
+            .map(|(ip, mode)| (ip.parse().unwrap(), mode))
+            .into(),
+        protect: ["10.0.0.0/24", "fd00::/64"].map(|n| n.parse().unwrap()).into(),
+        passes: vec![
+            pass(Protocol::Udp, Direction::Out, "10.0.0.1", Some(123)),
+            pass(Protocol::Icmp, Direction::In, "10.0.0.0/24", None),
+            pass(Protocol::Number(50), Direction::In, "10.0.0.1", None),
+        ],
+        resolvers: Some(vec!["10.0.0.2".parse().unwrap()]),
+        management: vec![],
+        cgroups: vec!["system.slice/app.service".into()],
+    };
+    assert_eq!(config.intercept.unwrap(), expected);
+    let config = parse(&expand("$NODE\n$INTERCEPT")).unwrap();
+    let (intercept, settings) = (config.intercept.unwrap(), config.relay.intercept.unwrap());
+    assert_eq!((intercept.mode, intercept.management), (Mode::Strict, vec![22]));
+    assert_eq!((settings.port, settings.identity.to_string()), (7491, "node/db1".into()));
+    assert!(intercept.resolvers.is_none() && intercept.protect.is_empty());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Readers: one value each.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,9 +9,10 @@ use hyper::http::uri::PathAndQuery;
 use toml::de::DeValue;
 use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
+use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use wiretight_proxy::relay::settings::{Backend, HostPort};
 
-use crate::acme::Challenge;
+use crate::acme::{AskUrl, AskUrlError, Challenge};
 
 use super::report::{Complaint, quoted, shown};
 
@@ -236,6 +237,94 @@ pub(super) fn site_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
         let bare = s.trim_start_matches("https://").trim_start_matches("http://");
         let bare = bare.split(['/', ':']).next().unwrap_or_default();
         complaint.or_nearly(bare.parse::<SiteName>().ok())
+    })
+}
+
+/// One of the three.
+pub(super) fn mode(v: &DeValue<'_>) -> Result<Mode, Complaint> {
+    match text(v)? {
+        "observe" => Ok(Mode::Observe),
+        "permissive" => Ok(Mode::Permissive),
+        "strict" => Ok(Mode::Strict),
+        other => Err(Complaint::problem(format!(
+            "{} is not \"observe\", \"permissive\" or \"strict\"",
+            quoted(other)
+        ))),
+    }
+}
+
+/// An IP address.
+pub(super) fn address(v: &DeValue<'_>) -> Result<IpAddr, Complaint> {
+    let s = text(v)?;
+    let parsed = s.parse::<IpAddr>().map(|ip| ip.to_canonical());
+    parsed.map_err(|_| Complaint::problem(format!("{} is not an IP address", quoted(s))))
+}
+
+/// `PROTOCOL in|out NETWORK [PORT]`.
+pub(super) fn pass(v: &DeValue<'_>) -> Result<Pass, Complaint> {
+    let s = text(v)?;
+    let bad = || {
+        Complaint::problem(format!(
+            "{} is not PROTOCOL, in or out, a network, and for tcp and udp a port",
+            quoted(s)
+        ))
+    };
+    let words: Vec<&str> = s.split_ascii_whitespace().collect();
+    let (protocol, direction, network, port) = match words[..] {
+        [protocol, direction, network] => (protocol, direction, network, None),
+        [protocol, direction, network, port] => (protocol, direction, network, Some(port)),
+        _ => return Err(bad()),
+    };
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "icmp" => Protocol::Icmp,
+        number => Protocol::Number(number.parse().map_err(|_| bad())?),
+    };
+    let direction = match direction {
+        "in" => Direction::In,
+        "out" => Direction::Out,
+        _ => return Err(bad()),
+    };
+    let network = network.parse().map_err(|_| bad())?;
+    let port =
+        port.map(|p| p.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(bad)).transpose()?;
+    Ok(Pass { protocol, network, port, direction })
+}
+
+/// A control group of version 2, below its root. What the kernel and nft make of it is told by them.
+pub(super) fn cgroup(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let s = text(v)?;
+    match s.is_empty() || s.starts_with('/') || s.contains("..") {
+        true => Err(Complaint::problem(format!("{} is not a control group", quoted(s)))),
+        false => Ok(s.to_owned()),
+    }
+}
+
+/// A port of TCP.
+pub(super) fn port(v: &DeValue<'_>) -> Result<u16, Complaint> {
+    Ok(number(v, u32::from(u16::MAX))? as u16) // within the bound just checked
+}
+
+/// A name of a site, which may be any.
+pub(super) fn served_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
+    match text(v)? {
+        "*" => Ok(SiteName::any()),
+        _ => site_name(v),
+    }
+}
+
+/// Who is asked whether a host is to have a certificate.
+pub(super) fn ask(v: &DeValue<'_>) -> Result<AskUrl, Complaint> {
+    let s = text(v)?;
+    s.parse().map_err(|error| match error {
+        AskUrlError::NotHere => Complaint::new(
+            format!("{} is not on this machine: whoever is between could say yes", quoted(s)),
+            "make it a [[service]] on its machine, and name the address of a [[dial]] to it here",
+        ),
+        AskUrlError::Malformed => {
+            Complaint::problem(format!("{} is not http://ADDRESS:PORT/PATH", quoted(s)))
+        }
     })
 }
 

@@ -22,7 +22,7 @@ async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
         (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
         (&member, frame(b"nonsense"), "bad_message"),
         (&member, frame(br#"{"type":"ping"}"#), "begins with"),
-        (&member, (64 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
+        (&member, (128 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
     ] {
         let answer = talk(&mut tls(&authority, who.clone()).await, &bytes).await;
         assert!(answer.contains(part), "{answer:?} lacks {part}");
@@ -70,8 +70,12 @@ async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
     talk(&mut tls(&authority, config.clone()).await, &frame(HELLO)).await;
     assert!((900..10_000).contains(&(began.elapsed().as_millis() as u64)));
 
-    let offer =
-        |s: &str| Offer { service: name(s), addr: "10.0.0.1:1".parse().unwrap(), allow: vec![] };
+    let offer = |s: &str| Offer {
+        service: name(s),
+        addr: "10.0.0.1:1".parse().unwrap(),
+        allow: vec![],
+        ports: vec![],
+    };
     let announce = |offers: Vec<Offer>| {
         let message = serde_json::json!({ "type": "announce", "instances": offers });
         frame(message.to_string().as_bytes())

@@ -7,6 +7,7 @@
 mod hostile;
 mod joining;
 mod life;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -115,6 +116,7 @@ impl World {
             listen: SocketAddr::from(([127, 0, 0, 1], 7000 + i as u16)),
             advertise: None,
             allow: vec![id("service/web")],
+            ports: vec![],
         };
         AgentParams {
             trust_domain: td(),

@@ -120,6 +120,13 @@ impl Pebble {
         wait(self.listen);
     }
 
+    /// The orders that were made with it.
+    #[allow(dead_code, reason = "not every test that has a Pebble counts them")]
+    pub(crate) fn orders(&self) -> usize {
+        let log = fs::read_to_string(self.dir.path().join("pebble.log")).unwrap();
+        log.lines().filter(|line| line.contains("Added order")).count()
+    }
+
     /// Its root certificate, PEM.
     #[allow(dead_code, reason = "not every test that has a Pebble asks for it")]
     pub(crate) fn root(&self) -> String {

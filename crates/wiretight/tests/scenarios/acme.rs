@@ -1,6 +1,9 @@
 //! Certificates by ACME: from nothing to a served certificate, with the real daemon and Pebble.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
 
 use super::rig::*;
 use super::traffic::{curl, http_server};
@@ -138,4 +141,205 @@ fn a_private_name_is_served_at_once_under_the_mesh_root() {
         let ran = curl(&["--resolve", &resolve, "--cacert", root.to_str().unwrap(), &url]);
         assert_eq!(ran.code == Some(0) && ran.out == "it is served", verifies, "{}", ran.all());
     }
+}
+
+/// A host that nobody has written down is served at its first visit, if the program on this machine says yes.
+#[test]
+fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
+    if !pebble::installed() || !has(&["curl"]) {
+        return;
+    }
+    let world = World::new();
+    let (https, http, backend) = (free(), free(), http_server("it is served"));
+    let (ask, asked) = yes_to("domain=shop");
+    let pebble = Pebble::start(http.port(), https.port(), 90 * 86_400);
+    let mut node = world.node(
+        "edge1",
+        &format!(
+            "[authority]\nlisten = \"{}\"\n[edge]\nhttps = \"{https}\"\nhttp = \"{http}\"\n\
+             [[acme]]\ndirectory = \"{}\"\nroots = \"{}\"\n\
+             [[site]]\nnames = \"*\"\nto = \"{backend}\"\nask = \"http://{ask}/may\"\n",
+            free(),
+            pebble.directory,
+            pebble.roots.display(),
+        ),
+    );
+    node.start();
+    node.ready();
+    wait_port(https);
+    let root = world.path("root.pem");
+    fs::write(&root, pebble.root()).unwrap();
+    let fetch = |host: &str| {
+        let resolve = format!("{host}:{}:127.0.0.1", https.port());
+        let url = format!("https://{host}:{}/", https.port());
+        curl(&["--resolve", &resolve, "--cacert", root.to_str().unwrap(), &url])
+    };
+    // Pebble rejects one nonce in ten, and an order may take longer than a handshake: as browsers do, again.
+    wait_for("a certificate on demand", || fetch("shop1.test-shops.net").out == "it is served");
+    let status = node.status();
+    assert_eq!(status["edge"]["sites"][0]["hosts"], 1, "{status}");
+    let ran = node.cli(&["status"]);
+    assert!(ran.out.contains("1 host"), "{}", ran.all());
+    let asks = asked.lock().unwrap().len();
+    assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
+    assert_eq!(asked.lock().unwrap().len(), asks, "a host that has a certificate was asked about");
+    // The control: the program says no, and nothing is ordered.
+    let other = fetch("other.test-shops.net");
+    assert_eq!(other.code, Some(35), "{}", other.all());
+    assert_eq!(asked.lock().unwrap().len(), asks + 1);
+    assert_eq!(node.log().matches("a new certificate is in force").count(), 1, "{}", node.log());
+
+    // After kill -9, without the CA and the program, it is served at once.
+    drop(pebble);
+    node.kill();
+    node.start();
+    node.ready();
+    wait_port(https);
+    assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
+}
+
+/// A program that says 200 to questions with this text, and what it was asked.
+fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = asked.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.unwrap();
+            let mut head = [0; 4096];
+            let n = socket.read(&mut head).unwrap_or(0);
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let status = if head.contains(yes) { "200 OK" } else { "403 Forbidden" };
+            seen.lock().unwrap().push(head);
+            let _ = write!(socket, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    (at, asked)
+}
+
+/// Two edges for one name on machines of their own, and the authority on a third.
+struct Edges {
+    // In the order in which they end.
+    edges: Vec<Node>,
+    https: Vec<SocketAddr>,
+    auth: Node,
+    pebble: Option<Pebble>,
+    world: World,
+}
+
+impl Edges {
+    /// `share` is a line of [edge]. The CA looks at the first edge alone, whoever orders. `two` machines: the
+    /// first edge is on the authority's.
+    fn start(share: &str, two: bool) -> Edges {
+        let world = World::new();
+        let (https, http) = (vec![free(), free()], vec![free(), free()]);
+        let pebble = Pebble::start(http[0].port(), https[0].port(), 90 * 86_400);
+        fs::write(world.path("root.pem"), pebble.root()).unwrap();
+        let backend = http_server("it is served");
+        let sections = |i: usize| {
+            format!(
+                "[edge]\nhttps = \"{}\"\nhttp = \"{}\"\n{share}\n\
+                 [[acme]]\ndirectory = \"{}\"\nroots = \"{}\"\nchallenge = \"http-01\"\n\
+                 [[site]]\nnames = [\"{NAME}\"]\nto = \"{backend}\"\n",
+                https[i],
+                http[i],
+                pebble.directory,
+                pebble.roots.display(),
+            )
+        };
+        let auth = world.authority(&if two { sections(0) } else { String::new() });
+        let edge = |i: usize| world.joined(&auth, ["e1", "e2"][i], &["www"], &sections(i));
+        let edges = (usize::from(two)..2).map(edge).collect();
+        Edges { edges, https, auth, pebble: Some(pebble), world }
+    }
+
+    /// The chain that an edge serves, PEM, if it verifies.
+    fn served(&self, i: usize) -> Option<String> {
+        let root = self.world.path("root.pem");
+        let resolve = format!("{NAME}:{}:127.0.0.1", self.https[i].port());
+        let url = format!("https://{NAME}:{}/", self.https[i].port());
+        let root = root.to_str().unwrap();
+        let ran = curl(&["--resolve", &resolve, "--cacert", root, "-w", "%{certs}", &url]);
+        let (body, chain) = ran.out.split_at_checked("it is served".len())?;
+        (ran.code == Some(0) && body == "it is served").then(|| chain.to_owned())
+    }
+
+    fn orders(&self) -> usize {
+        self.pebble.as_ref().map_or(0, Pebble::orders)
+    }
+
+    #[track_caller]
+    fn serve_one(&self) -> String {
+        wait_for("both serve the same", || {
+            self.served(0).is_some() && self.served(0) == self.served(1)
+        });
+        self.served(0).unwrap()
+    }
+}
+
+#[test]
+fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca() {
+    if !pebble::installed() || !has(&["curl"]) {
+        return;
+    }
+    let mut all = Edges::start("share = \"www\"", false);
+    let chain = all.serve_one();
+    assert!(chain.contains("BEGIN CERTIFICATE"), "{chain}");
+    assert_eq!(all.orders(), 1);
+    for edge in &all.edges {
+        let status = edge.status();
+        assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
+        // Everybody's keys are sealed, here too.
+        let store = fs::read(edge.state().join("edge.db")).unwrap();
+        assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the mirror");
+    }
+    // Another service takes a restart.
+    let edge = &all.edges[0];
+    let text = fs::read_to_string(edge.file()).unwrap();
+    fs::write(edge.file(), text.replace("share = \"www\"", "share = \"shop\"")).unwrap();
+    let ran = edge.cli(&["reload"]);
+    assert!(
+        ran.code != Some(0) && ran.all().contains("[edge] share changes with a restart"),
+        "{ran:?}"
+    );
+    fs::write(edge.file(), text).unwrap();
+
+    all.auth.kill();
+    all.pebble = None;
+    for i in 0..2 {
+        all.edges[i].kill();
+        all.edges[i].start();
+        all.edges[i].ready();
+        wait_port(all.https[i]);
+        assert_eq!(all.served(i).as_ref(), Some(&chain), "edge {i} without authority and CA");
+    }
+}
+
+/// The control of the above: edges that share nothing.
+#[test]
+fn edges_that_do_not_share_order_each_for_itself() {
+    if !pebble::installed() || !has(&["curl"]) {
+        return;
+    }
+    let all = Edges::start("", false);
+    wait_for("a second order", || all.orders() >= 2);
+}
+
+#[test]
+fn after_a_machine_was_removed_the_others_have_a_certificate_whose_key_it_never_had() {
+    if !pebble::installed() || !has(&["curl"]) {
+        return;
+    }
+    let all = Edges::start("share = \"www\"", true);
+    let chain = all.serve_one();
+    all.auth.cli(&["node", "remove", "e2"]).good();
+    wait_for("another certificate", || all.served(0).is_some_and(|now| now != chain));
+    assert_eq!(all.orders(), 2);
+    // The one that is gone learns of none.
+    assert_ne!(all.served(1), all.served(0));
+    wait_for("it is told why", || {
+        let status = all.edges[0].status();
+        status["authority_link"]["removed"] == true
+    });
 }

@@ -14,7 +14,7 @@ const NAME: &str = "www.example.test";
 
 /// A node with one site, and nginx behind it.
 pub(crate) struct Edge {
-    node: Node,
+    pub(crate) node: Node,
     pub(crate) https: SocketAddr,
     http: SocketAddr,
     cert: PathBuf,
@@ -66,11 +66,20 @@ impl Edge {
     }
 
     fn curl(&self, args: &[&str], path: &str) -> Ran {
+        self.client()(args, &[path])
+    }
+
+    /// curl, for a thread of its own: all paths on one connection.
+    pub(crate) fn client(&self) -> impl Fn(&[&str], &[&str]) -> Ran + Send + 'static {
         let (port, address) = (self.https.port(), self.https.ip());
-        let resolve = format!("{NAME}:{port}:{address}");
-        let url = format!("https://{NAME}:{port}{path}");
-        let trust = ["--resolve", &resolve, "--cacert", self.cert.to_str().unwrap()];
-        curl(&[&trust, args, &[&url]].concat())
+        let (resolve, cert) = (format!("{NAME}:{port}:{address}"), self.cert.clone());
+        move |args, paths| {
+            let urls: Vec<_> =
+                paths.iter().map(|path| format!("https://{NAME}:{port}{path}")).collect();
+            let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+            let trust = ["--resolve", &resolve, "--cacert", cert.to_str().unwrap()];
+            curl(&[&trust, args, &urls].concat())
+        }
     }
 
     /// What openssl says of a handshake.

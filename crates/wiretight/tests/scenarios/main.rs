@@ -8,11 +8,18 @@
 
 mod acme;
 mod acme_server;
+mod chaos;
 mod cli;
 mod edge;
 mod foreign;
+mod intercept;
 mod life;
+mod privilege;
+mod programs;
 mod rig;
 mod tokens;
 mod traffic;
+mod transparent;
+mod upgrade;
 mod web;
+mod wire;

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -222,6 +224,38 @@ pub(crate) fn wiretight() -> Command {
     command
 }
 
+/// The command, in a network namespace, and nothing else of its own. (`nsenter` becomes the command: the process is
+/// the same.)
+pub(crate) fn within(netns: Option<&str>, command: Command) -> Command {
+    let Some(netns) = netns else { return command };
+    let mut outer = Command::new("nsenter");
+    outer
+        .arg(format!("--net=/run/netns/{netns}"))
+        .arg("--")
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
+/// Runs it on a thread in a network namespace: sockets that it makes are there.
+pub(crate) fn on<T: Send + 'static>(
+    netns: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let namespace = File::open(format!("/run/netns/{netns}")).unwrap();
+    small_thread(move || {
+        let network = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), network).unwrap();
+        body()
+    })
+}
+
 // ---- Nodes.
 
 /// A folder for nodes. Declared before them, so dropped after them.
@@ -249,7 +283,9 @@ impl World {
         let dir = self.path(folder);
         fs::create_dir(&dir).unwrap();
         let admin = free();
-        let node = Node { name: name.into(), dir, admin, listen: None, env: Vec::new(), kid: None };
+        let (name, env) = (name.into(), Vec::new());
+        let before = Vec::new();
+        let node = Node { name, dir, admin, listen: None, env, netns: None, kid: None, before };
         node.write(sections);
         node
     }
@@ -288,7 +324,11 @@ pub(crate) struct Node {
     /// Where the authority listens.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) env: Vec<(&'static str, PathBuf)>,
+    /// The network namespace that it runs in.
+    pub(crate) netns: Option<String>,
     kid: Option<Kid>,
+    /// Processes that others have taken over from, and that may drain still.
+    before: Vec<Kid>,
 }
 
 impl Node {
@@ -324,10 +364,57 @@ impl Node {
     }
 
     pub(crate) fn start(&mut self) {
-        let mut command = wiretight();
+        let mut command = within(self.netns.as_deref(), wiretight());
         command.args(["run", "--config"]).arg(self.file());
         command.envs(self.env.iter().cloned());
         self.kid = Some(Kid::start(&mut command, &self.log_file()));
+    }
+
+    /// Starts a process that is to take over from the one that runs.
+    pub(crate) fn successor(&self) -> Kid {
+        let mut command = within(self.netns.as_deref(), wiretight());
+        command.args(["run", "--take-over", "--config"]).arg(self.file());
+        command.envs(self.env.iter().cloned());
+        Kid::start(&mut command, &self.log_file())
+    }
+
+    /// This process is the node now; returns the one before.
+    pub(crate) fn replace(&mut self, new: Kid) -> Kid {
+        self.kid.replace(new).expect("the node was started")
+    }
+
+    /// Has another process take over, and waits until it has.
+    #[track_caller]
+    pub(crate) fn upgrade(&mut self) {
+        let mut new = self.successor();
+        wait_for(&format!("another process is node {}", self.name), || {
+            if let Some(status) = new.ended(Duration::ZERO) {
+                panic!("it ended with {status}:\n{}", self.log());
+            }
+            let said = self.http("GET", "/v1/status", "");
+            let taken = |body: String| {
+                body.contains(&format!("\"pid\":{},", new.pid()))
+                    && body.contains("\"taking_over\":false")
+            };
+            said.is_ok_and(|(_, body)| taken(body))
+        });
+        let old = self.replace(new);
+        self.before.push(old);
+        self.before.retain_mut(|old| match old.ended(Duration::ZERO) {
+            Some(status) => !assert_good(status),
+            None => true,
+        });
+    }
+
+    /// Starts it while its last process, which another has taken over from, still drains.
+    pub(crate) fn start_beside(&mut self) {
+        self.before.extend(self.kid.take());
+        self.start();
+    }
+
+    /// The processes of before that still drain.
+    pub(crate) fn before(&mut self) -> &mut Vec<Kid> {
+        &mut self.before
     }
 
     pub(crate) fn kid(&mut self) -> &mut Kid {
@@ -423,6 +510,12 @@ impl Node {
             })
         });
     }
+}
+
+#[track_caller]
+fn assert_good(status: ExitStatus) -> bool {
+    assert!(status.success(), "a process that was taken over from ended with {status}");
+    true
 }
 
 fn http(
@@ -685,6 +778,10 @@ impl Drop for Load {
 pub(crate) struct Dice(u64);
 
 impl Dice {
+    pub(crate) fn of(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
     pub(crate) fn new(what: &str) -> Dice {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let given = std::env::var("WIRETIGHT_TEST_SEED").ok().and_then(|s| s.parse().ok());

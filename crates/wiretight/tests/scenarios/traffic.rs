@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::rig::*;
 
 /// A PostgreSQL server with its data in a temporary folder, on TCP and on a Unix socket.
-struct Postgres {
+pub(super) struct Postgres {
     kid: Kid,
     tcp: SocketAddr,
     dir: TempDir,
@@ -21,6 +21,14 @@ struct Postgres {
 
 impl Postgres {
     fn start() -> Postgres {
+        let postgres = Postgres::start_in(None, free(), "127.0.0.1");
+        let answers = || client("psql", postgres.tcp, &["-c", "SELECT 1"]).code == Some(0);
+        wait_for("PostgreSQL answers", answers);
+        postgres
+    }
+
+    /// In a network namespace, on these addresses of it, for anybody. It may not be listening yet.
+    pub(super) fn start_in(netns: Option<&str>, tcp: SocketAddr, hosts: &str) -> Postgres {
         // It refuses to run as root.
         let id = |flag: &str| -> u32 {
             let ran = Ran::of(Command::new("id").args([flag, "postgres"]), "");
@@ -37,14 +45,19 @@ impl Postgres {
         initdb.args(["--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"]);
         initdb.arg("--locale=C").arg("-D").arg(&data).current_dir(dir.path());
         Ran::of(unprivileged(&mut initdb, user), "").good();
-        let tcp = free();
-        let mut postgres = Command::new(find("postgres").unwrap());
-        postgres.arg("-D").arg(&data).arg("-k").arg(dir.path()).current_dir(dir.path());
-        postgres.args(["-h", "127.0.0.1", "-F", "-p", &tcp.port().to_string()]);
+        let mut anybody = fs::File::options().append(true).open(data.join("pg_hba.conf")).unwrap();
+        anybody.write_all(b"host all all all trust\n").unwrap();
+        let mut postgres = Command::new(find("setpriv").unwrap());
+        if geteuid().is_root() {
+            let (user, group) = (format!("--reuid={}", user.0), format!("--regid={}", user.1));
+            postgres.args([&user, &group, "--clear-groups"]);
+        }
+        postgres.arg(find("postgres").unwrap());
+        postgres.arg("-D").arg(&data).arg("-k").arg(dir.path());
+        postgres.args(["-h", hosts, "-F", "-p", &tcp.port().to_string()]);
         let log = dir.path().join("log");
         fs::write(&log, "").unwrap();
-        let kid = Kid::start(unprivileged(&mut postgres, user), &log);
-        wait_for("PostgreSQL answers", || client("psql", tcp, &["-c", "SELECT 1"]).code == Some(0));
+        let kid = Kid::start(within(netns, postgres).current_dir(dir.path()), &log);
         Postgres { kid, tcp, dir }
     }
 
@@ -70,7 +83,7 @@ fn client(program: &str, at: SocketAddr, args: &[&str]) -> Ran {
 
 #[test]
 fn psql_and_pgbench_reach_postgresql_by_tcp_and_by_unix_socket() {
-    if !has(&["initdb", "postgres", "psql", "pgbench"]) {
+    if !has(&["initdb", "postgres", "psql", "pgbench", "setpriv"]) {
         return;
     }
     let postgres = Postgres::start();

@@ -1,0 +1,313 @@
+//! The handshake, by rustls, and what is left of it: keys for [`Records`], and who the peer is.
+//!
+//! rustls is shown one record at a time, so that it is done before it sees the first byte that follows the
+//! handshake: that is read by [`Records`].
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{
+    AcceptedAlert, Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection,
+};
+use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
+use rustls::{
+    CipherSuite, ClientConfig, CommonState, Error, NamedGroup, ProtocolVersion, ServerConfig,
+};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::record::{self, Records};
+
+/// How long the alert of a failed handshake may take: the peer may be gone, or not reading.
+const ALERT: Duration = Duration::from_secs(1);
+/// What one read takes at most.
+const READ: usize = 8192;
+
+/// What a handshake agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Negotiated {
+    /// `wiretight/1`; otherwise a raw stream.
+    pub alpn: bool,
+    /// The key exchange group.
+    pub group: NamedGroup,
+    /// The cipher suite.
+    pub suite: CipherSuite,
+    /// The protocol version.
+    pub version: ProtocolVersion,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer, or our own verifier, did not agree.
+    #[error(transparent)]
+    Tls(#[from] Error),
+    /// The socket broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Not finished in time.
+    #[error("the handshake was not finished within {} s", .0.as_secs())]
+    Stalled(Duration),
+}
+
+/// A finished handshake.
+pub(crate) struct Shaken {
+    pub(crate) records: Records,
+    /// What has come behind it.
+    pub(crate) rest: Vec<u8>,
+    pub(crate) negotiated: Negotiated,
+    /// What the peer has shown; the verifier has accepted it.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+}
+
+/// Calls `name`. Within the deadline; a failed handshake has sent its alert.
+pub(crate) async fn connect(
+    socket: &TcpStream,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    deadline: Duration,
+) -> Result<Shaken, HandshakeError> {
+    let tls = UnbufferedClientConnection::new(config, name)?;
+    let shaken = timeout(deadline, shake(socket, tls, Vec::new())).await;
+    shaken.unwrap_or(Err(HandshakeError::Stalled(deadline)))
+}
+
+/// Accepts: `choose` says by the client's first message with which configuration. Otherwise as
+/// [`connect`].
+pub(crate) async fn accept(
+    socket: &TcpStream,
+    choose: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
+    deadline: Duration,
+) -> Result<Shaken, HandshakeError> {
+    let shaken = timeout(deadline, async {
+        let (config, input) = hello(socket, choose).await?;
+        shake(socket, UnbufferedServerConnection::new(config)?, input).await
+    });
+    shaken.await.unwrap_or(Err(HandshakeError::Stalled(deadline)))
+}
+
+/// Reads the client's first message, for its configuration. What was read is still to be dealt with.
+async fn hello(
+    socket: &TcpStream,
+    choose: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
+) -> Result<(Arc<ServerConfig>, Vec<u8>), HandshakeError> {
+    let (mut acceptor, mut input) = (Acceptor::default(), Vec::new());
+    loop {
+        let before = input.len();
+        read(socket, &mut input).await?;
+        let mut new = &input[before..];
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new)?;
+        }
+        match acceptor.accept() {
+            Ok(None) => continue,
+            Ok(Some(accepted)) => return Ok((choose(&accepted.client_hello()), input)),
+            Err((error, alert)) => return Err(turned_away(socket, error, alert)),
+        }
+    }
+}
+
+/// Sends the alert, if it goes at once, and passes the error on.
+fn turned_away(socket: &TcpStream, error: Error, mut alert: AcceptedAlert) -> HandshakeError {
+    let mut bytes = Vec::new();
+    if alert.write_all(&mut bytes).is_ok() {
+        let _ = socket.try_write(&bytes);
+    }
+    error.into()
+}
+
+/// Drives rustls to the end of the handshake; `input` has been read already.
+async fn shake<S: Side>(
+    socket: &TcpStream,
+    mut tls: S,
+    mut input: Vec<u8>,
+) -> Result<Shaken, HandshakeError> {
+    let mut output = Vec::new();
+    let mut shown = 0;
+    loop {
+        let UnbufferedStatus { discard, state, .. } = tls.process(&mut input[..shown]);
+        let step = match state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut output, |out| data.encode(out))?;
+                Step::On
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Step::Send
+            }
+            Ok(ConnectionState::BlockedHandshake) => Step::Read,
+            Ok(ConnectionState::WriteTraffic(_)) => Step::Write,
+            Ok(_) => Step::Failed(Error::General("traffic within the handshake".into())),
+            Err(error) => Step::Failed(error),
+        };
+        input.drain(..discard);
+        shown -= discard;
+        match step {
+            Step::On => {}
+            Step::Send => send(socket, &mut output).await?,
+            Step::Read => shown += another(socket, &mut input, shown).await?,
+            // A server may write before its client is known.
+            Step::Write if tls.common().is_handshaking() => {
+                shown += another(socket, &mut input, shown).await?;
+            }
+            Step::Write => return done(tls, input),
+            Step::Failed(error) => {
+                while let Ok(ConnectionState::EncodeTlsData(mut data)) =
+                    tls.process(&mut input[..shown]).state
+                {
+                    encode(&mut output, |out| data.encode(out))?;
+                }
+                let _ = timeout(ALERT, send(socket, &mut output)).await;
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+/// What is to be done for rustls.
+enum Step {
+    On,
+    Send,
+    Read,
+    Write,
+    Failed(Error),
+}
+
+/// Reads until there is one more whole record than was shown, and returns its length.
+async fn another(
+    socket: &TcpStream,
+    input: &mut Vec<u8>,
+    shown: usize,
+) -> Result<usize, HandshakeError> {
+    loop {
+        match input[shown..] {
+            [20..=23, _, _, high, low, ..] => {
+                let len = record::HEADER + usize::from(u16::from_be_bytes([high, low]));
+                if len > record::MAX_RECORD {
+                    return Ok(input.len() - shown);
+                }
+                if shown + len <= input.len() {
+                    return Ok(len);
+                }
+            }
+            // Not TLS: rustls says so.
+            [_, _, _, _, _, ..] => return Ok(input.len() - shown),
+            _ => {}
+        }
+        read(socket, input).await?;
+    }
+}
+
+/// Appends what one read gives.
+async fn read(socket: &TcpStream, input: &mut Vec<u8>) -> Result<(), HandshakeError> {
+    loop {
+        socket.readable().await?;
+        let before = input.len();
+        input.resize(before + READ, 0);
+        let read = socket.try_read(&mut input[before..]);
+        input.truncate(before + read.as_ref().map_or(0, |n| *n));
+        match read {
+            Ok(0) => return Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Sends it all, and leaves nothing of it.
+async fn send(socket: &TcpStream, output: &mut Vec<u8>) -> io::Result<()> {
+    let mut left = &output[..];
+    while !left.is_empty() {
+        socket.writable().await?;
+        match socket.try_write(left) {
+            Ok(n) => left = &left[n..],
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    output.clear();
+    Ok(())
+}
+
+/// Appends what rustls has to say.
+fn encode(
+    output: &mut Vec<u8>,
+    mut data: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
+) -> Result<(), Error> {
+    let before = output.len();
+    let unusable = |e: EncodeError| Error::General(e.to_string());
+    match data(&mut []) {
+        Ok(_) => {}
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+            output.resize(before + required_size, 0);
+            let n = data(&mut output[before..]).map_err(unusable)?;
+            output.truncate(before + n);
+        }
+        Err(error) => return Err(unusable(error)),
+    }
+    Ok(())
+}
+
+fn done<S: Side>(tls: S, mut rest: Vec<u8>) -> Result<Shaken, HandshakeError> {
+    let common = tls.common();
+    let negotiated = Negotiated {
+        alpn: common.alpn_protocol() == Some(crate::tls::ALPN_RELAY),
+        group: common.negotiated_key_exchange_group().map_or(NamedGroup::Unknown(0), |g| g.name()),
+        suite: common.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |s| s.suite()),
+        version: common.protocol_version().unwrap_or(ProtocolVersion::Unknown(0)),
+    };
+    // No configuration of ours has another, of which these records would be none.
+    if negotiated.version != ProtocolVersion::TLSv1_3 {
+        return Err(Error::General(format!("{:?} was agreed on", negotiated.version)).into());
+    }
+    let chain = common.peer_certificates().unwrap_or_default();
+    let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    rest.shrink_to_fit();
+    Ok(Shaken { records: tls.into_records()?, rest, negotiated, chain })
+}
+
+/// Either side of a handshake.
+trait Side {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn common(&self) -> &CommonState;
+    fn into_records(self) -> Result<Records, Error>;
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+
+    fn into_records(self) -> Result<Records, Error> {
+        let (keys, secrets) = self.dangerous_into_kernel_connection()?;
+        Records::new(keys, Box::new(secrets)).map_err(|e| Error::General(e.to_string()))
+    }
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+
+    fn into_records(self) -> Result<Records, Error> {
+        let (keys, secrets) = self.dangerous_into_kernel_connection()?;
+        Records::new(keys, Box::new(secrets)).map_err(|e| Error::General(e.to_string()))
+    }
+}

@@ -1,0 +1,137 @@
+//! `[intercept]`: connections of local programs that the kernel has taken on their way to a service of the
+//! mesh, and that go there over its mutual TLS.
+//!
+//! Which service a program meant follows from the address that it connected to: an instance stands for
+//! addresses of its own host only, so whatever a node announces, a connection goes to the machine that it was
+//! meant for, or nowhere. What no instance stands for is ended by RST.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+use wiretight_keys::Name;
+
+use super::app::App;
+use super::dial::{Dial, Pool};
+use super::live::{Side, Table};
+use super::net;
+use super::settings::{DialSettings, InterceptSettings};
+use crate::mesh::{Meant, Mesh};
+
+/// The listener's purpose, shared by all workers.
+pub(crate) struct Intercept {
+    pub(crate) settings: InterceptSettings,
+    mesh: Arc<Mesh>,
+    table: Arc<Table>,
+    /// By what the program meant.
+    dials: Mutex<HashMap<SocketAddr, Arc<Dial>>>,
+}
+
+impl Intercept {
+    pub(crate) fn new(
+        settings: InterceptSettings,
+        mesh: &Arc<Mesh>,
+        table: &Arc<Table>,
+    ) -> Intercept {
+        let dials = Mutex::default();
+        Intercept { settings, mesh: mesh.clone(), table: table.clone(), dials }
+    }
+
+    /// The way to what a program meant.
+    fn dial(&self, to: SocketAddr, meant: &Meant) -> Result<Arc<Dial>, rustls::Error> {
+        let settings = DialSettings {
+            listen: to,
+            service: meant.service.clone(),
+            identity: self.settings.identity.clone(),
+            to: vec![meant.at.clone()],
+            idle_timeout: None,
+        };
+        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = dials.get(&to);
+        if let Some(same) = old.filter(|old| old.settings == settings) {
+            return Ok(same.clone());
+        }
+        let dial = Dial::to(settings, Some(to), &self.mesh, &self.table, None)?;
+        let dial = Arc::new(dial);
+        dials.retain(|to, _| self.mesh.meant(*to).is_some());
+        dials.insert(to, dial.clone());
+        Ok(dial)
+    }
+
+    fn refuse(&self, from: SocketAddr, reason: &'static str, detail: String, socket: TcpStream) {
+        let name = Name::try_from("intercept".to_owned()).expect("a name");
+        self.table.refuse(Side::Dial, &name, from, None, reason, detail);
+        App::Tcp(socket).abort();
+    }
+}
+
+/// A worker's pools, by what programs meant.
+#[derive(Default)]
+pub(crate) struct Pools {
+    by_address: HashMap<SocketAddr, Rc<Pool>>,
+}
+
+impl Pools {
+    /// Carries one connection that was taken.
+    pub(crate) fn serve(&mut self, of: &Arc<Intercept>, socket: TcpStream, from: SocketAddr) {
+        let Some(to) = original(&socket) else {
+            let detail = "a program connected here itself: nothing was taken".to_owned();
+            return of.refuse(from, "not_intercepted", detail, socket);
+        };
+        let Some(meant) = of.mesh.meant(to) else {
+            let detail = format!("no instance stands for {to} (any longer)");
+            return of.refuse(from, "no_instance", detail, socket);
+        };
+        let dial = match of.dial(to, &meant) {
+            Ok(dial) => dial,
+            Err(error) => return of.refuse(from, "broken", error.to_string(), socket),
+        };
+        let current = self.by_address.get(&to).filter(|pool| Arc::ptr_eq(pool.dial(), &dial));
+        let pool = match current {
+            Some(pool) => pool.clone(),
+            None => {
+                let pool = Pool::new(dial);
+                if let Some(old) = self.by_address.insert(to, pool.clone()) {
+                    old.close();
+                }
+                pool
+            }
+        };
+        net::tune(&socket);
+        spawn_local(pool.serve(App::Tcp(socket), from));
+    }
+
+    /// Once a second: gives up what nobody needs, and what nobody stands for.
+    pub(crate) fn sweep(&mut self, of: &Arc<Intercept>) {
+        self.by_address.retain(|to, pool| {
+            let stands = of.mesh.meant(*to).is_some();
+            if stands {
+                pool.sweep();
+            } else {
+                pool.close();
+            }
+            stands
+        });
+    }
+
+    pub(crate) fn close(&mut self) {
+        for (_, pool) in self.by_address.drain() {
+            pool.close();
+        }
+    }
+}
+
+/// Where a program wanted to go, if the kernel has redirected it here.
+fn original(socket: &TcpStream) -> Option<SocketAddr> {
+    let here = socket.local_addr().ok()?;
+    let socket = SockRef::from(socket);
+    let original = match here {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    original.ok()?.as_socket().filter(|to| *to != here)
+}

@@ -1,0 +1,218 @@
+//! A copy in memory of a part of a store that is elsewhere, for whoever is told of that store's changes.
+//! It has the revisions of the original and gives none itself, so nothing can be written here: a write
+//! goes to the original, and comes back as a change.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::watch::{BATCH, Batch, History, check_cursor};
+use crate::{Change, Entry, Error, Key, Result, Revision, Watch};
+
+/// The entries of another store as of a revision of it, and the latest changes.
+#[derive(Default)]
+pub struct Replica {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<Key, Entry>,
+    /// The latest changes, oldest first: all that happened after `oldest`. No more than a batch holds, for
+    /// what was found missing at one time has one revision, and must come in one.
+    history: VecDeque<Change>,
+    history_bytes: usize,
+    oldest: Revision,
+    head: watch::Sender<Revision>,
+}
+
+impl Replica {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The entry under `key`.
+    pub fn get(&self, key: &Key) -> Option<Entry> {
+        self.lock().entries.get(key).cloned()
+    }
+
+    /// As [`crate::Store::list`].
+    pub fn list(&self, prefix: &str) -> (Vec<Entry>, Revision) {
+        let state = self.lock();
+        let matching = |e: &&Entry| e.key.as_str().starts_with(prefix);
+        (state.entries.values().filter(matching).cloned().collect(), state.head())
+    }
+
+    /// As [`crate::Store::watch`]. It ends with [`Error::Closed`] when the replica is dropped, or was
+    /// put upon another past.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] and [`Error::Ahead`].
+    pub fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
+        let state = self.lock();
+        check_cursor(after, state.oldest, state.head())?;
+        let history = ReplicaHistory(Arc::downgrade(&self.state));
+        Ok(Watch::new(history, state.head.subscribe(), prefix, after))
+    }
+
+    /// Where it stands; it moves with each change.
+    pub fn head(&self) -> watch::Receiver<Revision> {
+        self.lock().head.subscribe()
+    }
+
+    /// Takes the next changes, in the order of their revisions. What it has already is passed over.
+    pub fn apply(&self, changes: impl IntoIterator<Item = Change>) {
+        self.lock().apply(changes);
+    }
+
+    /// Takes the whole as of `at`, and returns what that changes: those who watch see the difference. If
+    /// the original was put back to an older copy, those who watch are cut off, to list again.
+    pub fn reset(&self, entries: Vec<Entry>, at: Revision) -> Vec<Change> {
+        let mut state = self.lock();
+        let new: BTreeMap<Key, Entry> = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
+        let gone = state.entries.keys().filter(|key| !new.contains_key(*key));
+        let mut changes: Vec<_> =
+            gone.map(|key| Change::Deleted { key: key.clone(), revision: at }).collect();
+        let other = new.values().filter(|e| state.entries.get(&e.key) != Some(*e));
+        changes.extend(other.cloned().map(Change::Put));
+        changes.sort_by_key(Change::revision);
+        let head = state.head();
+        if at < head || changes.first().is_some_and(|c| c.revision() <= head) {
+            state.entries = new;
+            state.history.clear();
+            state.history_bytes = 0;
+            state.oldest = at;
+            state.head = watch::Sender::new(at);
+        } else {
+            state.apply(changes.clone());
+            state.head.send_replace(at);
+        }
+        changes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn head(&self) -> Revision {
+        *self.head.borrow()
+    }
+
+    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let before = self.head();
+        let mut head = before;
+        for change in changes {
+            // Several deletions that were found missing have one revision.
+            if change.revision() <= before || change.revision() < head {
+                continue;
+            }
+            head = change.revision();
+            match &change {
+                Change::Put(entry) => self.entries.insert(entry.key.clone(), entry.clone()),
+                Change::Deleted { key, .. } => self.entries.remove(key),
+            };
+            self.history_bytes += change.weight();
+            self.history.push_back(change);
+        }
+        while self.history.len() > BATCH.changes || self.history_bytes > BATCH.bytes {
+            let Some(old) = self.history.pop_front() else { break };
+            self.history_bytes -= old.weight();
+            self.oldest = old.revision();
+        }
+        if head > before {
+            self.head.send_replace(head);
+        }
+    }
+}
+
+/// No panic can leave the state half changed, so a poisoned lock is as good as any.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct ReplicaHistory(Weak<Mutex<State>>);
+
+#[async_trait]
+impl History for ReplicaHistory {
+    async fn read(&self, prefix: &str, after: Revision) -> Result<Batch> {
+        let state = self.0.upgrade().ok_or(Error::Closed)?;
+        let state = lock(&state);
+        check_cursor(after, state.oldest, state.head())?;
+        let mut batch = Batch::from(after);
+        for change in state.history.iter().filter(|c| c.revision() > after) {
+            if change.key().as_str().starts_with(prefix) && !batch.push(change.clone()) {
+                return Ok(batch);
+            }
+        }
+        Ok(batch.ends_at(state.head()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str, revision: u64) -> Entry {
+        let key = Key::new(key).unwrap();
+        Entry { key, value: value.into(), revision: Revision(revision) }
+    }
+
+    fn put(key: &str, value: &str, revision: u64) -> Change {
+        Change::Put(entry(key, value, revision))
+    }
+
+    fn gone(key: &str, revision: u64) -> Change {
+        Change::Deleted { key: Key::new(key).unwrap(), revision: Revision(revision) }
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_is_seen_as_changes_and_nothing_twice() {
+        let replica = Replica::new();
+        let first = vec![entry("a/1", "x", 3), entry("a/2", "x", 5), entry("a/3", "x", 6)];
+        assert_eq!(replica.reset(first.clone(), Revision(9)).len(), 3);
+        let (listed, at) = replica.list("a/");
+        assert_eq!((listed, at), (first, Revision(9)));
+        let mut watch = replica.watch("a/", at).unwrap();
+        replica.apply([put("a/1", "y", 12), put("b", "y", 14)]);
+        // Again, and older: passed over.
+        replica.apply([put("a/1", "z", 12), put("a/1", "z", 11)]);
+        assert_eq!(watch.next().await.unwrap(), [put("a/1", "y", 12)]);
+        // Two went away and one changed while nobody told.
+        let now = vec![entry("a/1", "w", 15), entry("b", "y", 14)];
+        let changes = [put("a/1", "w", 15), gone("a/2", 20), gone("a/3", 20)];
+        assert_eq!(replica.reset(now.clone(), Revision(20)), changes);
+        assert_eq!(watch.next().await.unwrap(), changes);
+        assert!(replica.reset(now, Revision(25)).is_empty());
+        assert_eq!(replica.list("").1, Revision(25));
+        assert!(matches!(replica.watch("", Revision(26)), Err(Error::Ahead { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_original_that_was_restored_from_a_backup_cuts_off_those_who_watch() {
+        let replica = Replica::new();
+        replica.reset(vec![entry("a", "x", 8)], Revision(9));
+        let mut watch = replica.watch("", Revision(9)).unwrap();
+        replica.reset(vec![entry("a", "old", 2)], Revision(4));
+        assert!(matches!(watch.next().await, Err(Error::Closed)));
+        assert_eq!(replica.get(&Key::new("a").unwrap()), Some(entry("a", "old", 2)));
+        assert!(replica.watch("", Revision(4)).is_ok());
+        // It has counted past where it was, with other content under an old number.
+        let mut watch = replica.watch("", Revision(4)).unwrap();
+        replica.reset(vec![entry("a", "other", 3)], Revision(12));
+        assert!(matches!(watch.next().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn history_is_bounded_and_says_so() {
+        let replica = Replica::new();
+        let mut watch = replica.watch("", Revision::ZERO).unwrap();
+        replica.apply((1..=2 * BATCH.changes as u64).map(|n| put("a", "x", n)));
+        assert!(matches!(watch.next().await, Err(Error::Compacted { .. })));
+        assert!(lock(&replica.state).history.len() <= BATCH.changes);
+    }
+}

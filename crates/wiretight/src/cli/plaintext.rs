@@ -1,0 +1,145 @@
+//! Plaintext with machines of the mesh, for whoever shows it: `status`, `rules show`, `mode --dry-run`.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::Value;
+use wiretight_proxy::intercept::listing::{Count, Flow};
+use wiretight_proxy::intercept::rules::{Direction, Mode};
+
+use super::term::{self, Table};
+use crate::intercept::InterceptStatus;
+
+/// Flows shown to a person; `--json` has all.
+const FLOWS: usize = 40;
+
+/// What a node's status says of it.
+pub(super) fn read(status: &Value) -> anyhow::Result<InterceptStatus> {
+    let of = &status["intercept"];
+    if of.is_null() {
+        anyhow::bail!("this node intercepts nothing: its configuration has no [intercept]");
+    }
+    InterceptStatus::deserialize(of).context(
+        "the node's answer cannot be read: is the node of another version than this command?",
+    )
+}
+
+/// The mode, the list and the verdict.
+pub(super) fn render(of: &InterceptStatus) -> String {
+    let mode =
+        of.mode.map_or_else(|| term::bad("no rules in force"), |mode| mode.word().to_owned());
+    let mut out = format!(
+        "interception: {mode}{}, {} connections taken, table mended {} times\n",
+        of.trial
+            .map(|trial| {
+                let (left, old) = (term::span(trial.left_seconds), trial.instead_of.word());
+                format!(" on trial (for {left}, then {old})")
+            })
+            .unwrap_or_default(),
+        of.counts.redirected.packets,
+        of.mended,
+    );
+    if let Some(error) = &of.error {
+        out += &format!("{}\n", term::bad(error));
+    }
+    out += &table(&of.counts.flows, &of.strict.would_stop);
+    let Count { packets, bytes } = of.counts.unlisted;
+    if packets > 0 {
+        out += &format!(
+            "in no flow, for there were too many: {packets} packets, {}\n",
+            term::size(bytes)
+        );
+    }
+    out + &verdict(of)
+}
+
+/// Flows, the last first. Those in `would_stop` are marked.
+pub(super) fn table(flows: &[Flow], would_stop: &[Flow]) -> String {
+    let would_stop: BTreeSet<&Flow> = would_stop.iter().collect();
+    let mut table = Table::new(&[
+        "PLAINTEXT WITH",
+        "PROGRAM",
+        "PROTOCOL",
+        "PORT",
+        "BEGUN BY",
+        "PACKETS",
+        "SIZE",
+        "LAST SEEN",
+        "",
+    ]);
+    let mut flows: Vec<&Flow> = flows.iter().collect();
+    flows.sort_by_key(|flow| std::cmp::Reverse(flow.last_seen));
+    for flow in flows.iter().take(FLOWS) {
+        table.row([
+            flow.peer.to_string(),
+            program(flow),
+            flow.protocol.clone(),
+            port(flow),
+            if flow.direction == Direction::Out { "us".into() } else { "the peer".into() },
+            flow.packets.to_string(),
+            term::size(flow.bytes),
+            term::ago(flow.last_seen),
+            match (flow.dropped, would_stop.contains(*flow)) {
+                (true, _) => "dropped".into(),
+                (false, true) => term::bad("passed; strict would stop it"),
+                (false, false) => "passed".into(),
+            },
+        ]);
+    }
+    let mut out = if table.is_empty() { String::new() } else { table.to_string() };
+    if flows.len() > FLOWS {
+        out += &format!("and {} more: --json has all\n", flows.len() - FLOWS);
+    }
+    out
+}
+
+/// What would break, by peer: `to 10.0.0.7, tcp port 5432: psql (cron.service), last 5 s ago`.
+pub(super) fn broken(flows: &[Flow]) -> String {
+    let mut flows: Vec<&Flow> = flows.iter().collect();
+    flows.sort();
+    let mut out = String::new();
+    for flow in flows.iter().take(FLOWS) {
+        let way = if flow.direction == Direction::Out { "to" } else { "from" };
+        let port = if flow.port == 0 { String::new() } else { format!(" port {}", flow.port) };
+        let ago = term::ago(flow.last_seen);
+        out += &format!(
+            "  {way} {}, {}{port}: {}, last {ago}\n",
+            flow.peer,
+            flow.protocol,
+            program(flow)
+        );
+    }
+    if flows.len() > FLOWS {
+        out += &format!("  and {} more: --json has all\n", flows.len() - FLOWS);
+    }
+    out
+}
+
+fn verdict(of: &InterceptStatus) -> String {
+    let since = term::span(term::since(of.counted_since).min(86_400));
+    match (of.mode, of.strict.would_stop.len()) {
+        (None, _) => String::new(),
+        (Some(Mode::Strict), _) => "strict: what is not encrypted is stopped\n".into(),
+        (Some(_), 0) => format!(
+            "{}: nothing was seen that strict mode would stop (in the last {since} at least)\n",
+            term::good("strict-ready")
+        ),
+        (Some(_), n) => {
+            let not = term::bad("not strict-ready");
+            format!("{not}: strict mode would stop {n}:\n{}", broken(&of.strict.would_stop))
+        }
+    }
+}
+
+/// Whose it is, as far as is known.
+pub(super) fn program(flow: &Flow) -> String {
+    match &flow.programs[..] {
+        [] => "unknown".into(),
+        programs => programs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn port(flow: &Flow) -> String {
+    if flow.port == 0 { "-".into() } else { flow.port.to_string() }
+}

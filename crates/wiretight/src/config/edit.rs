@@ -1,0 +1,174 @@
+//! Writes `[intercept] mode` into the configuration file, and changes nothing else of it: comments, layout, owner
+//! and mode stay. The file is there whole at any time, as it was or as it is to be.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use toml_edit::{DocumentMut, Value};
+use wiretight_proxy::intercept::rules::Mode;
+
+use super::{Config, read};
+
+/// A file with another mode in it, not yet written.
+pub(crate) struct ModeEdit {
+    /// The file itself, where a symbolic link stands for it.
+    file: PathBuf,
+    old: String,
+    new: String,
+}
+
+impl ModeEdit {
+    /// Whether the file says `from`, and would be the same but for its mode with `to`.
+    pub(crate) fn prepare(path: &Path, from: Mode, to: Mode) -> anyhow::Result<ModeEdit> {
+        let shown = path.display();
+        let file = path.canonicalize().with_context(|| format!("{shown} cannot be found"))?;
+        let old = text(&file)?;
+        let mut expected = Config::parse(path, &old)?;
+        match &mut expected.intercept {
+            Some(intercept) if intercept.mode == from => intercept.mode = to,
+            _ => bail!(
+                "{shown} does not say mode = \"{}\" in [intercept], which the node has: is it the node's file, and \
+                 taken up (`wiretight reload`)?",
+                from.word()
+            ),
+        }
+        let new = with_mode(&old, to).with_context(|| by_hand(path, to))?;
+        if Config::parse(path, &new)? != expected {
+            bail!("more than the mode would change: {}", by_hand(path, to));
+        }
+        Ok(ModeEdit { file, old, new })
+    }
+
+    /// Puts it in the place of the file.
+    pub(crate) fn write(&self) -> anyhow::Result<()> {
+        self.put(&self.old, &self.new)
+    }
+
+    /// Puts the file back as it was.
+    pub(crate) fn take_back(&self) -> anyhow::Result<()> {
+        self.put(&self.new, &self.old)
+    }
+
+    fn put(&self, before: &str, after: &str) -> anyhow::Result<()> {
+        let shown = self.file.display();
+        if text(&self.file)? != before {
+            bail!("{shown} was changed by somebody else in this moment, and is left as it is");
+        }
+        replace(&self.file, after.as_bytes())
+            .with_context(|| {
+                format!(
+                    "{shown} cannot be written by this user, and is as it was: do it as one who may, or change it where \
+                     it is made, and `wiretight reload`"
+                )
+            })
+    }
+}
+
+fn by_hand(path: &Path, mode: Mode) -> String {
+    let (file, mode) = (path.display(), mode.word());
+    format!("write mode = \"{mode}\" in [intercept] of {file} yourself, then `wiretight reload`")
+}
+
+fn text(file: &Path) -> anyhow::Result<String> {
+    read(file).map_err(|complaint| anyhow::anyhow!("{}: {}", file.display(), complaint.problem))
+}
+
+/// The same text with another mode.
+fn with_mode(text: &str, mode: Mode) -> anyhow::Result<String> {
+    let mut document: DocumentMut = text.parse()?;
+    if document.to_string() != text {
+        bail!("its layout cannot be kept");
+    }
+    let section = document.get_mut("intercept").and_then(|item| item.as_table_like_mut());
+    let value = section.and_then(|section| section.get_mut("mode")?.as_value_mut());
+    let value = value.context("there is no [intercept] mode")?;
+    // With the spaces and the comment around it.
+    let decor = value.decor().clone();
+    *value = Value::from(mode.word());
+    *value.decor_mut() = decor;
+    Ok(document.to_string())
+}
+
+/// By rename, with the owner and the mode of what was there.
+fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let was = fs::metadata(file)?;
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let temporary = dir.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let write = || {
+        let mut to =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        fchown(&to, Some(was.uid()), Some(was.gid()))?;
+        to.set_permissions(fs::Permissions::from_mode(was.mode() & 0o7777))?;
+        to.write_all(bytes)?;
+        to.sync_all()?;
+        fs::rename(&temporary, file)
+    };
+    if let Err(error) = write() {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            let _ = fs::remove_file(&temporary);
+        }
+        return Err(error);
+    }
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"# Ours. mode = "observe" is what we began with.
+[node]
+name = "db1"  # the first
+trust_domain = "example.org"
+
+[intercept]   # since May
+	mode   =  'permissive'   # mode = "strict" one day
+
+protect = [
+  "10.0.0.0/24",   # all of it
+]
+"#;
+
+    #[test]
+    fn nothing_but_the_mode_changes_and_links_and_modes_stay() {
+        let temp = tempfile::tempdir().unwrap();
+        let (file, link) = (temp.path().join("a.toml"), temp.path().join("link.toml"));
+        fs::write(&file, FILE).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let edit = ModeEdit::prepare(&link, Mode::Permissive, Mode::Strict).unwrap();
+        edit.write().unwrap();
+        let expected = FILE.replace("'permissive'", "\"strict\"");
+        assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o640);
+        assert!(link.is_symlink());
+        edit.take_back().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), FILE);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_was_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("a.toml");
+        fs::write(&file, FILE).unwrap();
+        let said = |from| match ModeEdit::prepare(&file, from, Mode::Strict) {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error:#}"),
+        };
+        assert_eq!(said(Mode::Permissive), "", "the control");
+        assert!(said(Mode::Observe).contains("does not say mode = \"observe\""));
+        let edit = ModeEdit::prepare(&file, Mode::Permissive, Mode::Strict).unwrap();
+        let other = FILE.replace("db1", "db2");
+        fs::write(&file, &other).unwrap();
+        assert!(format!("{:#}", edit.write().unwrap_err()).contains("somebody else"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), other);
+        fs::write(&file, "[node]\nname = 1\n").unwrap();
+        assert!(!said(Mode::Permissive).is_empty());
+    }
+}

@@ -1,0 +1,111 @@
+//! `wiretight mode`, the node's side. The configuration file is the one source of truth, and the command line
+//! writes it: this process may not. Here a mode is tried, and the changed file is taken up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wiretight_proxy::intercept::rules::Mode;
+
+use super::{InterceptError, Interception, TrialStatus};
+use crate::config::Config;
+use crate::daemon::{Daemon, RequestError};
+
+/// `POST /v1/mode`: a step of a change.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModeRequest {
+    /// Put a mode in force for a time.
+    Try {
+        /// It.
+        mode: Mode,
+        /// How long.
+        seconds: u64,
+    },
+    /// The trial is being confirmed: the file is about to be written.
+    Hold,
+    /// The file was written: take it up.
+    TakeUp,
+    /// End the trial.
+    Undo,
+}
+
+/// The answer to it, and to `GET /v1/mode`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModeStatus {
+    /// What is in force; `None`: no rules are.
+    pub in_force: Option<Mode>,
+    /// What the node's configuration says.
+    pub configured: Mode,
+    /// A trial that is running.
+    pub trial: Option<TrialStatus>,
+    /// Why rules are not what they should be.
+    pub error: Option<String>,
+    /// The file that the node has read.
+    pub file: PathBuf,
+    /// What stands in the file and is not in force, if anything.
+    pub pending: Option<String>,
+}
+
+const NO_SECTION: RequestError = RequestError::NotHere(
+    "this node intercepts nothing: add [intercept] to its configuration, and restart it",
+);
+
+impl From<InterceptError> for RequestError {
+    fn from(error: InterceptError) -> RequestError {
+        use InterceptError::{InForce, NoRules, NoTrial, TakenDown, TrialLength, TrialRuns};
+        match error {
+            InForce(_) | NoRules | NoTrial | TakenDown | TrialLength { .. } | TrialRuns(_) => {
+                RequestError::Refused(error.to_string())
+            }
+            error => RequestError::Failed(crate::daemon::chain(&error)),
+        }
+    }
+}
+
+/// How things are.
+pub(crate) async fn status(daemon: &Daemon) -> Result<ModeStatus, RequestError> {
+    let (config, interception) = of(daemon)?;
+    let configured = config.intercept.as_ref().ok_or(NO_SECTION)?.mode;
+    let now = interception.status_now().await;
+    Ok(ModeStatus {
+        in_force: now.mode,
+        configured,
+        trial: now.trial,
+        error: now.error,
+        file: config.path.clone(),
+        pending: pending(&config),
+    })
+}
+
+/// Does a step, and says how things are then.
+pub(crate) async fn step(daemon: &Daemon, asked: ModeRequest) -> Result<ModeStatus, RequestError> {
+    let (_, interception) = of(daemon)?;
+    let keeper = interception.keeper();
+    match asked {
+        ModeRequest::Try { mode, seconds } => {
+            keeper.begin_trial(mode, Duration::from_secs(seconds)).await?
+        }
+        ModeRequest::Hold => keeper.hold_trial().await?,
+        ModeRequest::TakeUp => {
+            daemon.reload().await?;
+            interception.settle(&of(daemon)?.0).await;
+        }
+        ModeRequest::Undo => keeper.undo_trial().await?,
+    }
+    status(daemon).await
+}
+
+fn of(daemon: &Daemon) -> Result<(Arc<Config>, &Interception), RequestError> {
+    Ok((daemon.config(), daemon.interception().ok_or(NO_SECTION)?))
+}
+
+/// Whether the file is another than the one that is in force.
+fn pending(config: &Config) -> Option<String> {
+    match Config::load(&config.path) {
+        Ok(now) if now == *config => None,
+        Ok(_) => Some("it has changes that the node has not taken up".into()),
+        Err(errors) => Some(errors.to_string()),
+    }
+}

@@ -1,0 +1,302 @@
+//! What a running node has put in force: rules made of its configuration and of what it knows of the mesh, made
+//! anew whenever either changes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use wiretight_proxy::Network;
+use wiretight_proxy::intercept::listing::{Counts, Flow};
+use wiretight_proxy::intercept::rules::{Mode, Rules};
+use wiretight_proxy::mesh::Mesh;
+use wiretight_proxy::relay::net;
+use wiretight_proxy::relay::settings::Backend;
+
+use super::{FILE, InterceptError, Keeper, Report, TrialStatus, routes};
+use crate::config::Config;
+
+/// The mark of our sockets' packets: "WT".
+const MARK: u32 = 0x5754;
+/// How often the kernel's counts are read, and a failure is tried again.
+const ROUND: Duration = Duration::from_secs(5);
+/// How long rules of a changed file may take to be in force.
+const SETTLING: Duration = Duration::from_secs(40);
+/// How long the end of the node waits for the end of a trial.
+const STOPPING: Duration = Duration::from_secs(5);
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The rules of this node.
+pub(crate) struct Interception {
+    keeper: Keeper,
+    changed: Notify,
+    /// The configuration whose rules were last put in force, or could not be.
+    settled: watch::Sender<Option<Arc<Config>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    report: Option<Report>,
+    /// What the configuration asks for.
+    rules: Option<Rules>,
+    error: Option<String>,
+    keeper_gone: bool,
+}
+
+/// Interception as `wiretight status` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InterceptStatus {
+    /// The mode that is in force for all peers; `None`: no rules are.
+    pub mode: Option<Mode>,
+    /// A trial of it, if that is what it is.
+    pub trial: Option<TrialStatus>,
+    /// Whether the process that keeps the rules is there.
+    pub keeper_alive: bool,
+    /// How often somebody else changed or removed the rules, and they were mended.
+    pub mended: u64,
+    /// Whether a second table drops what ours would drop while ours is gone.
+    pub guarded: bool,
+    /// Why they are not what they should be.
+    pub error: Option<String>,
+    /// What the kernel has counted.
+    pub counts: Counts,
+    /// Since when, at least, in seconds since 1970.
+    pub counted_since: u64,
+    /// What strict mode would make of it.
+    pub strict: Strict,
+}
+
+/// Whether strict mode would break anything.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Strict {
+    /// Rules are in force, and nothing was seen that strict mode would stop.
+    pub ready: bool,
+    /// Plaintext that has passed within a day and would not.
+    pub would_stop: Vec<Flow>,
+}
+
+impl Interception {
+    /// Before the sandbox, and before any socket: starts whoever keeps the rules, and has each socket of this
+    /// process marked. `None` where the configuration has no `[intercept]`.
+    pub(crate) fn begin(config: &Config, state: &Path) -> anyhow::Result<Option<Interception>> {
+        if config.intercept.is_none() {
+            if state.join(FILE).exists() {
+                bail!(
+                    "the kernel's rules of an earlier [intercept] are kept in {}: this node would be one of those \
+                     that they stop. Take them away (`wiretight down`), or have [intercept] again",
+                    state.join(FILE).display()
+                );
+            }
+            return Ok(None);
+        }
+        if config.relay.services.iter().any(|s| s.transparent) {
+            routes::can()?;
+        }
+        let keeper = Keeper::start(state, config.node.landlock)?;
+        net::set_mark(MARK);
+        let (settled, _) = watch::channel(None);
+        Ok(Some(Interception { keeper, changed: Notify::new(), settled, known: Mutex::default() }))
+    }
+
+    /// The configuration is another.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Keeps the rules in force, until told to stop. They stay.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        config: impl Fn() -> Arc<Config>,
+        mesh: Arc<Mesh>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut changes = mesh.changes();
+        let (mut applied, mut known): (Option<(Rules, Arc<Config>)>, _) = (None, false);
+        loop {
+            let config = config();
+            known |= !mesh.registry().nodes.is_empty();
+            let mut rules = rules(&config, &mesh);
+            // Sessions of services that were transparent go on until the process ends.
+            if let (Some(rules), Some((old, _))) = (&mut rules, &applied) {
+                rules.transparent.extend(&old.transparent);
+            }
+            self.known().rules.clone_from(&rules);
+            // Rules of before protect the peers that were known then: they are not put aside for an empty
+            // registry.
+            let waits = !known && self.in_force().await;
+            let same = applied.as_ref().is_some_and(|(old, _)| Some(old) == rules.as_ref());
+            if let Some(rules) = rules.filter(|_| !same && !waits) {
+                // The operator has asked for them: at the start, and by a changed file.
+                let anew = applied.as_ref().is_none_or(|(_, by)| !Arc::ptr_eq(by, &config));
+                let done = match anew {
+                    true => self.keeper.apply_anew(&rules).await,
+                    false => self.keeper.apply(&rules).await,
+                };
+                match done {
+                    Ok(()) => {
+                        if applied.as_ref().is_none_or(|(old, _)| old.mode != rules.mode) {
+                            tracing::info!(mode = ?rules.mode, "the kernel's rules are in force");
+                        }
+                        applied = Some((rules, config.clone()));
+                        self.note(None);
+                    }
+                    Err(error) => {
+                        if !matches!(error, InterceptError::TakenDown) {
+                            tracing::error!(
+                                error = crate::daemon::chain(&error),
+                                "the kernel's rules"
+                            );
+                        }
+                        self.note(Some(error));
+                    }
+                }
+            }
+            let good = self.look().await;
+            let answered = applied.as_ref().filter(|_| good).map(|(r, _)| r.transparent.clone());
+            net::set_answered(answered.unwrap_or_default());
+            self.settled.send_replace(Some(config));
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = changes.changed() => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(ROUND) => {}
+            }
+        }
+    }
+
+    /// What is in force, as of a few seconds ago.
+    pub(crate) fn status(&self) -> InterceptStatus {
+        let known = self.known();
+        let report = known.report.clone();
+        let health = report.as_ref().map(|r| r.health.clone()).unwrap_or_default();
+        let counts = report.map(|r| r.counts).unwrap_or_default();
+        let stops = |flow: &&Flow| known.rules.as_ref().is_some_and(|r| r.strict_would_stop(flow));
+        let would_stop: Vec<Flow> = counts.flows.iter().filter(stops).cloned().collect();
+        let ready = health.mode.is_some() && would_stop.is_empty();
+        InterceptStatus {
+            mode: health.mode,
+            trial: health.trial,
+            keeper_alive: !known.keeper_gone,
+            mended: health.mended,
+            guarded: health.guarded,
+            error: match health.taken_down {
+                true => Some(InterceptError::TakenDown.to_string()),
+                false => known.error.clone().or(health.error).or(health.routes),
+            },
+            counts,
+            counted_since: health.counted_since,
+            strict: Strict { ready, would_stop },
+        }
+    }
+
+    /// What is in force now.
+    pub(super) async fn status_now(&self) -> InterceptStatus {
+        self.look().await;
+        self.status()
+    }
+
+    pub(super) fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
+    /// Waits until the rules of a configuration are in force, or could not be put so.
+    pub(super) async fn settle(&self, config: &Arc<Config>) {
+        let mut settled = self.settled.subscribe();
+        let of =
+            |now: &Option<Arc<Config>>| now.as_ref().is_some_and(|now| Arc::ptr_eq(now, config));
+        let _ = tokio::time::timeout(SETTLING, settled.wait_for(of)).await;
+    }
+
+    /// The node is about to stop, and a service manager may kill the keeper before it sees that; or another process
+    /// takes over.
+    pub(crate) async fn end_trial(&self) {
+        match tokio::time::timeout(STOPPING, self.keeper.undo_trial()).await {
+            Ok(Ok(()) | Err(InterceptError::NoTrial | InterceptError::Gone(_))) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the trial's mode is still in force"),
+            // It takes it back when we are gone.
+            Err(_) => {}
+        }
+    }
+
+    /// Whether rules and routes are in force.
+    async fn look(&self) -> bool {
+        let report = self.keeper.report().await;
+        let mut known = self.known();
+        known.keeper_gone = matches!(report, Err(InterceptError::Gone(_)));
+        match report {
+            Ok(report) => {
+                let good = report.health.mode.is_some() && report.health.routes.is_none();
+                known.report = Some(report);
+                good
+            }
+            Err(error) => {
+                known.error = Some(crate::daemon::chain(&error));
+                false
+            }
+        }
+    }
+
+    async fn in_force(&self) -> bool {
+        self.keeper.report().await.is_ok_and(|report| report.health.mode.is_some())
+    }
+
+    fn note(&self, error: Option<InterceptError>) {
+        self.known().error = error.map(|e| crate::daemon::chain(&e));
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rules of a configuration, for the mesh as it is known now.
+fn rules(config: &Config, mesh: &Mesh) -> Option<Rules> {
+    let (intercept, relay) = (config.intercept.as_ref()?, config.relay.intercept.as_ref()?);
+    let registry = mesh.registry();
+    let others = registry.services.values().flatten().filter(|i| i.node != config.node.name);
+    let nodes = others.map(|i| &i.addr).chain(&config.node.authority);
+    let nodes = nodes.filter_map(|addr| Some(addr.as_ip()?.ip().to_canonical()));
+    let nodes = nodes.filter(|ip| !ip.is_loopback()).map(Network::from);
+    let protected: BTreeSet<Network> = nodes.chain(intercept.protect.iter().copied()).collect();
+    let services = config.relay.services.iter().map(|s| s.listen.port());
+    let authority = config.authority.iter().map(|a| a.listen.port());
+    let sites = config.edge.https.iter().filter(|_| !config.edge.sites.is_empty());
+    let transparent = config.relay.services.iter().filter(|s| s.transparent);
+    let transparent = transparent.flat_map(|s| &s.forward).filter_map(|backend| match backend {
+        Backend::Tcp(to) => to.as_ip(),
+        Backend::Unix(_) => None,
+    });
+    Some(Rules {
+        mode: intercept.mode,
+        peers: intercept.peers.clone(),
+        mark: MARK,
+        port: relay.port,
+        listens: services.chain(authority).chain(sites.map(|a| a.port())).collect(),
+        taken: mesh.stood_for().into_iter().filter(|to| !to.ip().is_loopback()).collect(),
+        protected: protected.into_iter().collect(),
+        passes: intercept.passes.clone(),
+        resolvers: intercept.resolvers.clone().unwrap_or_else(resolvers),
+        management: intercept.management.clone(),
+        cgroups: intercept.cgroups.clone(),
+        transparent: transparent.collect(),
+    })
+}
+
+/// Where this machine asks for names.
+fn resolvers() -> Vec<IpAddr> {
+    let text = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let server = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next().filter(|w| *w == "nameserver").and(words.next())?;
+        // A scope says by which interface.
+        address.split('%').next()?.parse::<IpAddr>().ok()
+    };
+    let servers = text.lines().filter_map(server).filter(|ip| !ip.is_loopback());
+    servers.take(8).collect()
+}

@@ -1,0 +1,182 @@
+//! The kernel's notices of changed tables (netlink: NFNLGRP_NFTABLES for nftables', RTNLGRP_* for routes). They only
+//! wake us: what is in force is read by `nft` and `ip`. What cannot be understood counts as a change.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with,
+};
+use wiretight_proxy::intercept::rules::TABLE;
+
+use super::routes;
+
+/// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h, as a mask.
+const NFTABLES: u32 = 1 << (7 - 1);
+/// RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE and RTNLGRP_IPV6_RULE of linux/rtnetlink.h.
+const ROUTES: u32 = 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (19 - 1);
+/// NFNL_SUBSYS_NFTABLES.
+const SUBSYSTEM: u8 = 10;
+/// Of linux/netfilter/nf_tables.h. A new table, too: it may be an old one that was switched off ("dormant").
+const NEWTABLE: u8 = 0;
+const DELTABLE: u8 = 2;
+/// Where struct rtmsg and struct fib_rule_hdr have the table.
+const ROUTE_TABLE: usize = 4;
+/// struct nlmsghdr, struct nfgenmsg, struct nlattr.
+const HEADER: usize = 16;
+const FAMILY: usize = 4;
+const ATTRIBUTE: usize = 4;
+
+/// What happened to our table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Heard {
+    /// Nothing.
+    Nothing,
+    /// Something.
+    Changed,
+    /// It was deleted, or switched off and on.
+    Gone,
+}
+
+/// One of the two sockets.
+pub(super) struct Notices {
+    socket: OwnedFd,
+    read: fn(&[u8]) -> Heard,
+}
+
+impl Notices {
+    /// Of nftables.
+    pub(super) fn of_table() -> Result<Notices, Errno> {
+        Notices::open(Some(netlink::NETFILTER), NFTABLES, read)
+    }
+
+    /// Of our routes and routing rules.
+    pub(super) fn of_routes() -> Result<Notices, Errno> {
+        Notices::open(None, ROUTES, read_routes) // NETLINK_ROUTE is 0
+    }
+
+    fn open(
+        protocol: Option<rustix::net::Protocol>,
+        groups: u32,
+        read: fn(&[u8]) -> Heard,
+    ) -> Result<Notices, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        bind(&socket, &netlink::SocketAddrNetlink::new(0, groups))?;
+        Ok(Notices { socket, read })
+    }
+
+    /// All that waits, in a word.
+    pub(super) fn take(&self) -> Heard {
+        let mut buffer = vec![0; 64 << 10];
+        let mut heard = Heard::Nothing;
+        loop {
+            match recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) | Err(Errno::AGAIN) => return heard,
+                Ok((length, whole)) if whole <= length => {
+                    heard = heard.max((self.read)(&buffer[..length]));
+                }
+                Err(Errno::INTR) => {}
+                // Longer than we read, or more than the kernel would keep for us (ENOBUFS).
+                Ok(_) | Err(_) => heard = heard.max(Heard::Changed),
+            }
+        }
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What the messages of one datagram say.
+fn read(mut bytes: &[u8]) -> Heard {
+    let mut heard = Heard::Nothing;
+    while !bytes.is_empty() {
+        let Some((kind, body, rest)) = message(bytes) else { return heard.max(Heard::Changed) };
+        bytes = rest;
+        let [kind, SUBSYSTEM] = kind else { continue };
+        let body = body.get(FAMILY..).unwrap_or_default();
+        // In all of them the first attribute is the table's name (in that of a new generation, a number).
+        if names_us(body) {
+            heard = heard.max(match kind {
+                NEWTABLE | DELTABLE => Heard::Gone,
+                _ => Heard::Changed,
+            });
+        }
+    }
+    heard
+}
+
+/// The same of routes and routing rules: whether one is in our table.
+fn read_routes(mut bytes: &[u8]) -> Heard {
+    while !bytes.is_empty() {
+        let Some((_, body, rest)) = message(bytes) else { return Heard::Changed };
+        bytes = rest;
+        if body.get(ROUTE_TABLE).is_none_or(|table| *table == routes::OURS) {
+            return Heard::Changed;
+        }
+    }
+    Heard::Nothing
+}
+
+/// Type, what follows struct nlmsghdr, and the next messages.
+fn message(bytes: &[u8]) -> Option<([u8; 2], &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?).to_le_bytes();
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+fn names_us(body: &[u8]) -> bool {
+    let length = body.get(..2).map(|l| u16::from_ne_bytes([l[0], l[1]]) as usize);
+    let value = length.and_then(|length| body.get(ATTRIBUTE..length)).unwrap_or_default();
+    value.strip_suffix(b"\0") == Some(TABLE.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(kind: u8, table: &str) -> Vec<u8> {
+        let mut attribute = vec![0; ATTRIBUTE];
+        attribute.extend(table.bytes().chain([0]));
+        let length = attribute.len() as u16;
+        attribute[..2].copy_from_slice(&length.to_ne_bytes());
+        attribute[2..4].copy_from_slice(&1u16.to_ne_bytes());
+        attribute.resize(attribute.len().next_multiple_of(4), 0);
+        let length = (HEADER + FAMILY + attribute.len()) as u32;
+        let kind = u16::from_le_bytes([kind, SUBSYSTEM]);
+        let mut out = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10], &[0; 4]].concat();
+        out.extend(attribute);
+        out
+    }
+
+    #[test]
+    fn notices_of_our_routes_are_heard_and_others_are_not() {
+        let of = |table: u8| {
+            let body = [2, 0, 0, 0, table, 0, 0, 0, 0, 0, 0, 0];
+            [&28u32.to_ne_bytes()[..], &[24, 0], &[0; 10], &body].concat()
+        };
+        assert_eq!(read_routes(&of(254)), Heard::Nothing);
+        assert_eq!(read_routes(&of(routes::OURS)), Heard::Changed);
+        assert_eq!(read_routes(&[of(254), of(routes::OURS)].concat()), Heard::Changed);
+        for cut in 1..28 {
+            assert_eq!(read_routes(&of(254)[..cut]), Heard::Changed);
+        }
+    }
+
+    #[test]
+    fn notices_of_our_table_are_heard_and_others_are_not() {
+        assert_eq!(read(&of(DELTABLE, TABLE)), Heard::Gone);
+        assert_eq!(read(&of(6, TABLE)), Heard::Changed);
+        assert_eq!(read(&of(DELTABLE, "docker")), Heard::Nothing);
+        let both = [of(DELTABLE, "docker"), of(8, TABLE)].concat();
+        assert_eq!(read(&both), Heard::Changed);
+        let whole = of(DELTABLE, "docker");
+        for cut in 1..whole.len() {
+            assert_eq!(read(&whole[..cut]), Heard::Changed, "what is cut off counts as a change");
+        }
+    }
+}

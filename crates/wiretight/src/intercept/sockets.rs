@@ -1,0 +1,190 @@
+//! The sockets of this machine (sock_diag(7), linux/inet_diag.h), with their users and control groups. Anybody
+//! may ask; marks are told to who has CAP_NET_ADMIN.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+
+/// A list that takes longer is given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Of linux/netlink.h and linux/sock_diag.h.
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST_DUMP: u16 = 0x1 | 0x300;
+/// Sockets in TIME_WAIT, SYN_RECV and NEW_SYN_RECV belong to no program.
+const STATES: u32 = !(1 << 6 | 1 << 3 | 1 << 12);
+const INET: u8 = 2;
+const INET6: u8 = 10;
+/// Attributes.
+const MARK: u16 = 15;
+const CGROUP_ID: u16 = 21;
+/// struct nlmsghdr, struct inet_diag_msg, struct nlattr.
+const HEADER: usize = 16;
+const MESSAGE: usize = 72;
+const ATTRIBUTE: usize = 4;
+
+/// A socket of some program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Socket {
+    pub(super) local: SocketAddr,
+    /// `None`: it listens, or is connected to nobody.
+    pub(super) remote: Option<SocketAddr>,
+    pub(super) user: u32,
+    /// The kernel's number of its control group (v2).
+    pub(super) group: Option<u64>,
+    pub(super) mark: u32,
+}
+
+/// Shows all sockets of a protocol, "tcp" or "udp".
+pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Errno> {
+    let number = if protocol == "tcp" { 6 } else { 17 };
+    for family in [INET, INET6] {
+        let flags = SocketFlags::CLOEXEC;
+        let kind = Some(netlink::SOCK_DIAG);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, kind)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        send(&socket, &request(family, number), SendFlags::empty())?;
+        read_all(&socket, &mut see)?;
+    }
+    Ok(())
+}
+
+/// struct nlmsghdr and struct inet_diag_req_v2, in which no address is asked for.
+fn request(family: u8, protocol: u8) -> Vec<u8> {
+    let mut out = vec![0; HEADER + 56];
+    let length = out.len() as u32;
+    out[..4].copy_from_slice(&length.to_ne_bytes());
+    out[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    out[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    out[HEADER..HEADER + 2].copy_from_slice(&[family, protocol]);
+    out[HEADER + 4..HEADER + 8].copy_from_slice(&STATES.to_ne_bytes());
+    out
+}
+
+fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno> {
+    let mut buffer = vec![0; 64 << 10];
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let length = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+            Err(Errno::INTR) => continue,
+            received => received?.0,
+        };
+        let mut bytes = &buffer[..length];
+        while let Some((kind, body, rest)) = message(bytes) {
+            bytes = rest;
+            match kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => return Err(Errno::INVAL),
+                SOCK_DIAG_BY_FAMILY => _ = parse(body).map(&mut *see),
+                _ => {}
+            }
+        }
+    }
+    Err(Errno::TIMEDOUT)
+}
+
+/// Type, body, and the next messages.
+fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// struct inet_diag_msg, and the attributes after it.
+fn parse(body: &[u8]) -> Option<Socket> {
+    let (fixed, mut attributes) = body.split_at_checked(MESSAGE)?;
+    let number = |at: usize| Some(u32::from_ne_bytes(fixed.get(at..at + 4)?.try_into().ok()?));
+    let port = |at: usize| Some(u16::from_be_bytes(fixed.get(at..at + 2)?.try_into().ok()?));
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes: [u8; 16] = fixed.get(at..at + 16)?.try_into().ok()?;
+        match fixed[0] {
+            INET => Some(<[u8; 4]>::try_from(&bytes[..4]).ok()?.into()),
+            // A socket of IPv6 that speaks IPv4.
+            INET6 => Some(IpAddr::from(bytes).to_canonical()),
+            _ => None,
+        }
+    };
+    let remote = SocketAddr::new(address(24)?, port(6)?);
+    let mut socket = Socket {
+        local: SocketAddr::new(address(8)?, port(4)?),
+        remote: (remote.port() != 0).then_some(remote),
+        user: number(64)?,
+        group: None,
+        mark: 0,
+    };
+    while let Some((kind, value, rest)) = attribute(attributes) {
+        attributes = rest;
+        match kind {
+            MARK => socket.mark = value.try_into().map_or(0, u32::from_ne_bytes),
+            CGROUP_ID => socket.group = value.try_into().ok().map(u64::from_ne_bytes),
+            _ => {}
+        }
+    }
+    Some(socket)
+}
+
+fn attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+    let value = bytes.get(ATTRIBUTE..length)?;
+    Some((kind, value, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_both_families_are_seen_with_their_user() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(at).unwrap();
+        let from = stream.local_addr().unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        let of = |protocol: &str| {
+            let mut all = Vec::new();
+            each(protocol, |socket| all.push(socket)).unwrap();
+            all
+        };
+        let me = rustix::process::geteuid().as_raw();
+        let tcp = of("tcp");
+        let seen =
+            |local, remote| tcp.iter().any(|s| (s.local, s.remote, s.user) == (local, remote, me));
+        assert!(seen(at, None) && seen(from, Some(at)) && seen(at, Some(from)), "{tcp:?}");
+        assert!(!seen(from, None), "the control");
+        let at = udp.local_addr().unwrap();
+        assert!(of("udp").iter().any(|s| s.local == at && s.remote.is_none() && s.user == me));
+    }
+
+    #[test]
+    fn what_is_cut_off_is_nothing() {
+        let mut whole = vec![0; MESSAGE];
+        whole[0] = INET;
+        whole[4..8].copy_from_slice(&[0, 80, 1, 0]);
+        whole.extend([12, 0, 21, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            parse(&whole).unwrap().group,
+            Some(u64::from_ne_bytes([7, 0, 0, 0, 0, 0, 0, 0]))
+        );
+        for cut in MESSAGE..whole.len() {
+            assert_eq!(parse(&whole[..cut]).unwrap().group, None);
+        }
+        assert!((0..MESSAGE).all(|cut| parse(&whole[..cut]).is_none()));
+        // Lengths that announce more than there is, or nothing.
+        for length in [0u32, 15, 1000] {
+            let mut bytes = vec![0; HEADER];
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            assert!(message(&bytes).is_none());
+        }
+    }
+}

@@ -1,0 +1,569 @@
+//! `wiretight run`: one process of a node, from its start to its end.
+//!
+//! What carries connections ([`Plane`]) lives as long as the process. Around it stands all that belongs to the node
+//! and that only one process may have at a time: identities, stores, the authority, the rules, the command line's
+//! socket ([`control`]). That one is let go of when another process takes over, and begun anew if that fails.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use wiretight_keys::{Id, Name};
+use wiretight_proxy::edge::settings::At;
+use wiretight_proxy::relay::net::{Listening, Sockets};
+use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
+use wiretight_store::{SqliteStore, Store};
+
+use crate::acme::{self, Acme, AcmeError, Ca, DnsHook, RealClock};
+use crate::acme_server;
+use crate::admin;
+use crate::agent::{
+    self, Agent, AgentHandle, AgentParams, Errands, SharedStore, SharedTimes, TokenSource,
+};
+use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams};
+use crate::config::Config;
+use crate::daemon::{Daemon, chain};
+use crate::intercept::Interception;
+use crate::internal_certificates::InternalCertificates;
+use crate::private_dir::PrivateDir;
+use crate::privilege;
+use crate::sandbox::{self, Sandbox};
+use crate::site_certificates::{self, FileCertificates};
+use crate::site_health;
+use crate::takeover::{Door, Passed, Predecessor, Successor};
+
+/// How long a process that takes over may take until its identities are in force: they are on the disk.
+const READY: Duration = Duration::from_secs(20);
+/// How long what still runs on the control side may take to let go.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// Runs a node until it is told to stop, or until another process has taken over and what is left has drained.
+/// `config` was loaded from its path. `take_over`: from the process that runs.
+pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
+    // Before there is a second thread.
+    raise_file_limit();
+    let state = PrivateDir::open(&config.node.state_dir)?;
+    privilege::must_own(state.path())?;
+    let predecessor = match take_over {
+        true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
+        false => None,
+    };
+    let locked = match &predecessor {
+        Some(_) => None,
+        None => Some(lock(state.path())?),
+    };
+    // The sandbox hides a container's CPU quota from whoever counts cores.
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.node.workers.map_or_else(cores, usize::from);
+    let token = config.node.join_token_file.iter();
+    // Before the sandbox, which lets nothing be started.
+    let dns_hook = DnsHook::start(&config.dns_commands())
+        .context("the process that runs dns_command cannot be started")?;
+    let interception = Interception::begin(&config, state.path())?;
+    let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
+    let reads = token.chain(site_certificates::files(&config)).chain(roots);
+    let reads: Vec<PathBuf> = reads.cloned().collect();
+    let sandbox = match config.node.landlock {
+        true => sandbox::enter(&config.path, state.path(), &reads).context(
+            "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
+        )?,
+        false => Sandbox::Off,
+    };
+    privilege::keep_what_a_node_needs(config.intercept.is_some())?;
+    let (lock, sockets, expected) = match (&predecessor, locked) {
+        (None, Some(lock)) => (lock, Sockets::default(), None),
+        (Some(predecessor), _) => {
+            let Passed { listening, lock, output, ready } = predecessor.take()?;
+            rustix::stdio::dup2_stdout(&output[0])?;
+            rustix::stdio::dup2_stderr(&output[1])?;
+            (File::from(lock), Sockets::passed_on(listening), Some(ready))
+        }
+        (None, None) => unreachable!("it is one or the other"),
+    };
+    let _logs = crate::logging::start();
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    match sandbox {
+        Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
+        Sandbox::Partly => tracing::info!("sandbox: this kernel's Landlock enforces a part of it"),
+        Sandbox::Unsupported => tracing::warn!(
+            "sandbox: this kernel has no Landlock, or a system call filter hides it (examples/wiretight.service allows it)"
+        ),
+        Sandbox::Off => tracing::info!("sandbox: off by configuration"),
+    }
+    let mut plane =
+        Plane::start(config, &state, sockets, (dns_hook, interception), (sandbox, workers))?;
+    let mut predecessor = predecessor.zip(expected);
+    let mut lock = Some(lock);
+    loop {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("control")
+            .enable_all()
+            .build()?;
+        let turn = runtime.block_on(control(&plane, predecessor.take()));
+        // Whatever it still does ends before anybody else begins.
+        runtime.shutdown_timeout(LET_GO);
+        let Turn::Passes { successor, ready } = turn? else { return Ok(()) };
+        let (pid, version) = (successor.pid.as_raw_nonzero(), successor.version.clone());
+        match plane.pass(&successor, ready, &mut lock) {
+            Ok(()) => {
+                notify(&[NotifyState::MainPid(pid.get().cast_unsigned())]);
+                successor.yours();
+                tracing::info!(
+                    pid,
+                    version,
+                    "another process has taken over; what lives goes on here"
+                );
+                return plane.outlive();
+            }
+            Err(error) => {
+                successor.end();
+                tracing::error!(
+                    pid, version, %error,
+                    "the other process did not come to serve, and is gone: this one goes on, as before"
+                );
+            }
+        }
+    }
+}
+
+/// What carries connections, and what has to have been started before the sandbox: as long as the process.
+struct Plane {
+    config: Arc<ArcSwap<Config>>,
+    mesh: Arc<Mesh>,
+    relay: Arc<Relay>,
+    edge: Arc<Edge>,
+    certificates: Arc<Certificates>,
+    site_files: Arc<FileCertificates>,
+    dns_hook: Option<Arc<DnsHook>>,
+    interception: Option<Arc<Interception>>,
+    sockets: Arc<Sockets>,
+    /// What the control side listens on.
+    held: Mutex<HashMap<SocketAddr, TcpListener>>,
+    sandbox: Sandbox,
+    workers: usize,
+    started: Instant,
+}
+
+/// How [`control`] ends.
+enum Turn {
+    /// The node was told to stop, and has.
+    Stopped,
+    /// Another process is to take over. `ready`: the node could serve.
+    Passes { successor: Successor, ready: bool },
+}
+
+impl Plane {
+    fn start(
+        config: Config,
+        state: &PrivateDir,
+        sockets: Sockets,
+        (dns_hook, interception): (Option<DnsHook>, Option<Interception>),
+        (sandbox, workers): (Sandbox, usize),
+    ) -> anyhow::Result<Plane> {
+        let mesh = Mesh::new(config.node.trust_domain.clone());
+        let sockets = Arc::new(sockets);
+        let relay = Relay::start_on(sockets.clone(), mesh.clone(), workers)?;
+        let certificates = Arc::new(Certificates::default());
+        let site_files = Arc::new(FileCertificates::new(certificates.clone()));
+        let staged = site_files.stage(&config);
+        for error in staged.errors() {
+            tracing::error!(
+                error,
+                "a site has no certificate: it is not served until the files are good"
+            );
+        }
+        staged.commit();
+        let edge = Edge::start(&relay, certificates.clone(), site_health::load(state), workers)?;
+        Ok(Plane {
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            mesh,
+            relay: Arc::new(relay),
+            edge: Arc::new(edge),
+            certificates,
+            site_files,
+            dns_hook: dns_hook.map(Arc::new),
+            interception: interception.map(Arc::new),
+            sockets,
+            held: Mutex::default(),
+            sandbox,
+            workers,
+            started: Instant::now(),
+        })
+    }
+
+    /// A listening socket of the control side: who connects while that is begun anew waits.
+    fn listen(&self, addr: SocketAddr) -> std::io::Result<TcpListener> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = held.get(&addr) {
+            return socket.try_clone();
+        }
+        let socket = self.sockets.bind(addr, 1)?.swap_remove(0);
+        held.insert(addr, socket.try_clone()?);
+        Ok(socket)
+    }
+
+    fn listening(&self) -> std::io::Result<Listening> {
+        let mut all = self.relay.listening()?;
+        all.extend(self.edge.listening()?);
+        for (addr, socket) in self.held.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            all.push((*addr, vec![socket.try_clone()?]));
+        }
+        Ok(all)
+    }
+
+    /// Passes on all that the next process needs, and waits until that serves. From then on the node is its own:
+    /// its state directory, and what keeps the rules.
+    fn pass(
+        &mut self,
+        to: &Successor,
+        ready: bool,
+        lock: &mut Option<File>,
+    ) -> std::io::Result<()> {
+        let held = lock.as_ref().ok_or_else(|| std::io::Error::other("it was passed on before"))?;
+        let passed = Passed {
+            listening: self.listening()?,
+            lock: held.try_clone()?.into(),
+            output: [
+                std::io::stdout().as_fd().try_clone_to_owned()?,
+                std::io::stderr().as_fd().try_clone_to_owned()?,
+            ],
+            ready,
+        };
+        to.pass(&passed)?;
+        *lock = None;
+        (self.interception, self.dns_hook) = (None, None);
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        Ok(())
+    }
+
+    /// Another process is the node now: here, what lives may come to its end.
+    fn outlive(&self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let node = self.config.load().node.clone();
+        let identity = node.state_dir.join("identity");
+        runtime.block_on(async {
+            let (mut terminate, mut interrupt) = stop_signals()?;
+            tokio::select! {
+                cut = self.drain(node.drain) => tracing::info!(cut, "drained"),
+                // The node is stopped, and the other process drains as long: that one signal changes nothing here.
+                _ = async { terminate.recv().await; terminate.recv().await } => {}
+                _ = interrupt.recv() => {}
+                () = agent::follow(&identity, &self.mesh) => {}
+                () = enforce(self.mesh.clone(), self.relay.clone()) => {}
+            }
+            self.drain(Duration::ZERO).await;
+            tracing::info!("stopped");
+            Ok(())
+        })
+    }
+
+    /// Lets what runs finish, then cuts it; returns how much was cut.
+    async fn drain(&self, limit: Duration) -> usize {
+        let (relay, edge) = tokio::join!(self.relay.drain(limit), self.edge.drain(limit));
+        relay + edge
+    }
+}
+
+fn stop_signals() -> std::io::Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
+
+/// All that only one process of a node may do at a time, from beginning to end.
+async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> anyhow::Result<Turn> {
+    let config = plane.config.load_full();
+    let state = PrivateDir::open(&config.node.state_dir)?;
+    let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
+        None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
+        Some(section) => {
+            let params = AuthorityParams::from_config(&config.node, section);
+            let dir = PrivateDir::open(params.dir.clone())?;
+            let addr = params.listen;
+            let socket = plane.listen(addr);
+            let socket = socket.map_err(|source| AuthorityError::Bind { addr, source })?;
+            let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
+            (Some(Authority::start_on(socket, params, store.clone()).await?), store)
+        }
+    };
+    let (kept, whose, errands) = match (&config.share, &authority) {
+        (None, _) => (store.clone(), Id::Node(config.node.name.clone()), None),
+        (Some(service), Some(_)) => (store.clone(), Id::Service(service.clone()), None),
+        (Some(service), None) => {
+            let times = SharedTimes::default();
+            let (shared, errands) =
+                SharedStore::open(store.clone(), service.clone(), times).await?;
+            let shared: Arc<dyn Store> = Arc::new(shared);
+            (shared, Id::Service(service.clone()), Some(errands))
+        }
+    };
+    // What the disk has of identities is in force before anybody can come.
+    let agent = start_agent(&config, plane.mesh.clone(), authority.as_ref(), errands).await?;
+    plane.relay.apply(&config.relay)?;
+    let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
+    let (clock, serve) = (Arc::new(RealClock), plane.certificates.clone());
+    let hook = plane.dns_hook.clone();
+    let acme = Acme::new(kept, &whose.to_string(), me, key, clock, serve, hook);
+    // What the store has is served even when no CA can be asked.
+    let cas = cas(&config).unwrap_or_else(|error| {
+        tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
+        Vec::new()
+    });
+    acme.update(config.acme_sites(), cas);
+    acme.update_on_demand(config.on_demand_sites());
+    // Before the first client comes: what the store has is served without any CA.
+    acme.publish().await?;
+    let internal = authority
+        .as_ref()
+        .map(|authority| InternalCertificates::new(authority.clone(), plane.certificates.clone()));
+    if let Some(internal) = &internal {
+        internal.update(config.internal_sites()).await;
+        tokio::spawn(internal.clone().run());
+    }
+    tokio::spawn(acme.clone().run_on_demand(plane.certificates.demands()));
+    plane.edge.apply(&config.edge)?;
+    if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
+        acme_server::serve::start(&config, section, authority, store)?;
+    }
+    let daemon = Arc::new(Daemon {
+        config: plane.config.clone(),
+        mesh: plane.mesh.clone(),
+        relay: plane.relay.clone(),
+        edge: plane.edge.clone(),
+        site_files: plane.site_files.clone(),
+        acme,
+        internal,
+        agent,
+        authority,
+        interception: plane.interception.clone(),
+        sandbox: plane.sandbox,
+        started: plane.started,
+        taking_over: AtomicBool::new(predecessor.is_some()),
+        reloading: tokio::sync::Mutex::default(),
+    });
+    let probes = config.node.admin.map(|addr| {
+        let listener = plane.listen(addr);
+        listener.with_context(|| {
+            format!(
+                "cannot listen on {addr} ([node] admin): choose another port, or admin = \"off\""
+            )
+        })
+    });
+    // Who would take over from here waits until it can.
+    let door = Door::open(state.path())?;
+    admin::start(daemon.clone(), probes.transpose()?, state.path()).await?;
+    tokio::spawn(enforce(plane.mesh.clone(), plane.relay.clone()));
+    if let Some((predecessor, expected)) = predecessor {
+        take_over(&daemon, predecessor, expected).await?;
+        daemon.taking_over.store(false, Relaxed);
+        plane.sockets.close_rest();
+        tokio::spawn(complete(daemon.clone()));
+    }
+    // From here on the node is this process' own.
+    let mut next = tokio::spawn(async move { door.successor().await });
+    let (stop, stopped) = watch::channel(false);
+    let rules = plane.interception.clone().map(|interception| {
+        let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());
+        tokio::spawn(interception.run(move || of.load_full(), mesh, stopped))
+    });
+    tokio::spawn(daemon.site_files.clone().watch());
+    tokio::spawn(daemon.acme.clone().run());
+    tokio::spawn(site_health::keep(daemon.clone(), PrivateDir::open(state.path())?));
+    tokio::spawn(watchdog());
+    let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
+    let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
+    tracing::info!(%node, %trust_domain, version, workers, "the node runs");
+    notify(&[NotifyState::Ready, NotifyState::Status("running")]);
+
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (mut terminate, mut interrupt) = stop_signals()?;
+    let successor = loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                let begun = NotifyState::monotonic_usec_now();
+                notify(&[Some(NotifyState::Reloading), begun.ok()].into_iter().flatten().collect::<Vec<_>>());
+                // The outcome is in the log, whichever it is.
+                let _ = daemon.reload().await;
+                notify(&[NotifyState::Ready]);
+            }
+            successor = &mut next => break Some(successor?),
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+        }
+    };
+    if let Some(interception) = &plane.interception {
+        interception.end_trial().await;
+    }
+    if successor.is_none() {
+        notify(&[NotifyState::Stopping]);
+        let limit = daemon.config.load().node.drain;
+        tracing::info!(
+            limit_seconds = limit.as_secs(),
+            "stopping: sessions may finish (a second signal cuts them)"
+        );
+        tokio::select! {
+            cut = plane.drain(limit) => tracing::info!(cut, "drained"),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        plane.drain(Duration::ZERO).await;
+    }
+    if let Err(error) = site_health::save(&state, &daemon.edge_status()) {
+        tracing::warn!(%error, "what is known of the sites could not be kept");
+    }
+    stop.send_replace(true);
+    if let Some(rules) = rules {
+        let _ = rules.await;
+    }
+    let ready = daemon.agent.ready();
+    daemon.agent.shutdown().await;
+    if let Some(authority) = &daemon.authority {
+        authority.shutdown().await;
+    }
+    let _ = std::fs::remove_file(admin::socket_path(state.path()));
+    Ok(match successor {
+        Some(successor) => Turn::Passes { successor, ready },
+        None => {
+            tracing::info!("stopped");
+            Turn::Stopped
+        }
+    })
+}
+
+/// Says that this process serves, as soon as it does. `expected`: the other one did.
+async fn take_over(
+    daemon: &Arc<Daemon>,
+    predecessor: Predecessor,
+    expected: bool,
+) -> anyhow::Result<()> {
+    if expected && tokio::time::timeout(READY, daemon.agent.wait_ready()).await.is_err() {
+        let why = daemon.not_ready().unwrap_or_default();
+        bail!("this process does not come to serve, and leaves the node to the one before: {why}");
+    }
+    let version = predecessor.version.clone();
+    tokio::task::spawn_blocking(|| predecessor.ready()).await??;
+    tracing::info!(before = version, "taken over");
+    Ok(())
+}
+
+/// Takes the UDP ports of the process before this one as soon as they are free.
+async fn complete(daemon: Arc<Daemon>) {
+    while daemon.edge.is_incomplete() {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        daemon.complete_edge().await;
+    }
+}
+
+async fn start_agent(
+    config: &Config,
+    mesh: Arc<Mesh>,
+    authority: Option<&AuthorityHandle>,
+    errands: Option<Errands>,
+) -> anyhow::Result<AgentHandle> {
+    let mut params = AgentParams::from_config(config);
+    if let Some(authority) = authority {
+        let services = claimed(config);
+        let token = authority.own_token(config.node.name.clone(), services).await?;
+        params.token = TokenSource::Given(Arc::new(token));
+        own_authority(&mut params, authority);
+    }
+    Ok(Agent::start_sharing(params, mesh, errands).await?)
+}
+
+/// The CAs that certificates are ordered from.
+pub(crate) fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
+    config.acme.iter().map(Ca::open).collect()
+}
+
+/// On the authority's own machine the agent reaches it over loopback.
+pub(crate) fn own_authority(params: &mut AgentParams, authority: &AuthorityHandle) {
+    params.authority = vec![authority.loopback_address()];
+    params.own_host = Some(authority.join_address());
+}
+
+/// The services that a configuration names for its own node: offered, acted as, or shared certificates with.
+pub(crate) fn claimed(config: &Config) -> Vec<Name> {
+    let offered = config.relay.services.iter().map(|s| s.name.clone());
+    let acted = config.relay.dials.iter().filter_map(|d| match &d.identity {
+        Id::Service(name) => Some(name.clone()),
+        _ => None,
+    });
+    let to_mesh = config
+        .edge
+        .sites
+        .iter()
+        .filter(|s| s.to.iter().any(|upstream| matches!(upstream.at, At::Mesh(_))));
+    let fronts = to_mesh.filter_map(|s| match &s.identity {
+        Id::Service(name) => Some(name.clone()),
+        _ => None,
+    });
+    let mut all: Vec<Name> =
+        offered.chain(acted).chain(fronts).chain(config.share.clone()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Whenever the bundle changes, connections of revoked identities are cut.
+async fn enforce(mesh: Arc<Mesh>, relay: Arc<Relay>) {
+    let mut changes = mesh.changes();
+    loop {
+        match relay.cut_revoked() {
+            0 => {}
+            cut => tracing::warn!(cut, "cut connections of revoked identities"),
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells systemd's watchdog that the control side is alive, if it asks.
+async fn watchdog() {
+    let Some(every) = sd_notify::watchdog_enabled() else { return };
+    let mut tick = tokio::time::interval(every / 2);
+    loop {
+        tick.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// One process a state directory.
+pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!(
+            "another wiretight runs with this state directory ({}): `wiretight status` shows it, `wiretight upgrade` takes over from it",
+            state_dir.display()
+        ),
+        Err(std::fs::TryLockError::Error(e)) => {
+            Err(e).context(format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// A relay needs two descriptors a connection: takes all that the hard limit gives.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

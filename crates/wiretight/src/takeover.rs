@@ -1,0 +1,343 @@
+//! An upgrade: the next process of a node takes over from the one that runs, with its listening sockets, so that
+//! no connection is refused. What lives goes on in the old process, to its end or to the end of `drain`.
+//!
+//! They meet on `STATE_DIR/takeover.sock`. Each line is JSON, and answered before the next is sent:
+//!
+//! ```text
+//! new  {"takeover":1,"version":..}         old  {"meets":{"version":..}} or {"refuses":..}
+//! new  "go": it is about to start; the old one lets go of all but its connections
+//!                                          old  {"listening":ADDRESS} with sockets, again and again,
+//!                                               "ready"/"unready" with the lock, stdout and stderr
+//! new  "ready": it serves                  old  "yours", and begins to drain
+//! ```
+//!
+//! Until the new one is ready the old one goes on accepting, and if that never comes it is killed, and the old one
+//! does again all that it did. (Connections themselves, keys and all, could be passed on after "yours".)
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use wiretight_proxy::relay::net::Listening;
+
+/// What is said, should it ever change.
+const PROTOCOL: u32 = 1;
+/// How long either waits for what takes no time.
+const SOON: Duration = Duration::from_secs(10);
+/// How long the new one may take from meeting the old one to going, and from there to serving; and the old one, to
+/// let go.
+const LONG: Duration = Duration::from_secs(60);
+/// How long one that gives up may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The longest line.
+const MAX_LINE: usize = 4096;
+/// The most sockets that go with a line; the kernel takes 253.
+const MAX_FDS: usize = 64;
+
+/// Where they meet.
+fn socket_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("takeover.sock")
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum New {
+    Takeover(u32, String),
+    Go,
+    Next,
+    Ready,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Old {
+    Meets { version: String },
+    Refuses(String),
+    Listening(SocketAddr),
+    Ready,
+    Unready,
+    Yours,
+}
+
+/// What is passed on.
+pub(crate) struct Passed {
+    /// Listening sockets, with whoever waits on them.
+    pub(crate) listening: Listening,
+    /// The state directory's.
+    pub(crate) lock: OwnedFd,
+    /// Standard output and error: where the log goes.
+    pub(crate) output: [OwnedFd; 2],
+    /// Whether the old process could serve.
+    pub(crate) ready: bool,
+}
+
+/// The old process's side: waits for the next one.
+pub(crate) struct Door {
+    listener: tokio::net::UnixListener,
+}
+
+impl Door {
+    /// To be called by who holds the state directory's lock.
+    pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Door> {
+        let path = socket_path(state_dir);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(e).context(format!("cannot remove the old {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener = tokio::net::UnixListener::bind(&path)
+            .with_context(|| format!("cannot listen on {}", path.display()))?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+        Ok(Door { listener })
+    }
+
+    /// Whoever is about to take over, when it is ready to go.
+    pub(crate) async fn successor(&self) -> Successor {
+        loop {
+            let met = match self.listener.accept().await {
+                Ok((socket, _)) => tokio::task::spawn_blocking(|| Successor::meet(socket)).await,
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            match met {
+                Ok(Ok(successor)) => return successor,
+                Ok(Err(error)) => tracing::warn!(%error, "an upgrade did not begin"),
+                Err(error) => tracing::warn!(%error, "an upgrade did not begin"),
+            }
+        }
+    }
+}
+
+/// The next process, as the old one sees it. Its calls block.
+pub(crate) struct Successor {
+    socket: UnixStream,
+    process: OwnedFd,
+    /// Its process id.
+    pub(crate) pid: Pid,
+    /// Its version.
+    pub(crate) version: String,
+}
+
+impl Successor {
+    fn meet(socket: tokio::net::UnixStream) -> io::Result<Successor> {
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        limit(&socket, SOON)?;
+        let who = socket_peercred(&socket)?;
+        if who.uid != geteuid() && !who.uid.is_root() {
+            return Err(io::Error::other("it is another user's process"));
+        }
+        let process = pidfd_open(who.pid, PidfdFlags::empty())?;
+        let New::Takeover(protocol, version) = recv(&socket)?.0 else { return Err(confused()) };
+        if protocol != PROTOCOL {
+            let why = format!(
+                "the running process speaks takeover {PROTOCOL}, this one {protocol}: restart instead"
+            );
+            send(&socket, &Old::Refuses(why), &[])?;
+            return Err(io::Error::other(format!("it speaks takeover {protocol}")));
+        }
+        send(&socket, &Old::Meets { version: env!("CARGO_PKG_VERSION").into() }, &[])?;
+        limit(&socket, LONG)?;
+        match recv(&socket)?.0 {
+            New::Go => Ok(Successor { socket, process, pid: who.pid, version }),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Passes all on, and waits until it serves.
+    pub(crate) fn pass(&self, passed: &Passed) -> io::Result<()> {
+        for (addr, sockets) in &passed.listening {
+            for some in sockets.chunks(MAX_FDS) {
+                let fds: Vec<_> = some.iter().map(AsFd::as_fd).collect();
+                send(&self.socket, &Old::Listening(*addr), &fds)?;
+                let New::Next = recv(&self.socket)?.0 else { return Err(confused()) };
+            }
+        }
+        let fds = [passed.lock.as_fd(), passed.output[0].as_fd(), passed.output[1].as_fd()];
+        send(&self.socket, if passed.ready { &Old::Ready } else { &Old::Unready }, &fds)?;
+        match recv(&self.socket)?.0 {
+            New::Ready => Ok(()),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Lets it go on alone.
+    pub(crate) fn yours(self) {
+        // If it does not hear that, it sees that we are gone.
+        let _ = send(&self.socket, &Old::Yours, &[]);
+    }
+
+    /// Sees to it that it is gone, and its files are free: two that believe themselves the node would be worse than
+    /// none.
+    pub(crate) fn end(&self) {
+        if !self.ends_within(LAST_WORDS) {
+            let _ = pidfd_send_signal(&self.process, Signal::KILL);
+            self.ends_within(SOON);
+        }
+    }
+
+    fn ends_within(&self, patience: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 };
+        poll(&mut fds, Some(&patience)).is_ok_and(|ended| ended > 0)
+    }
+}
+
+/// The running process, as the one sees it that is to take over.
+pub(crate) struct Predecessor {
+    socket: UnixStream,
+    /// Its version.
+    pub(crate) version: String,
+}
+
+impl Predecessor {
+    /// Nothing is changed by that. `runs`: whether there is a node.
+    pub(crate) fn meet(state_dir: &Path, runs: impl Fn() -> bool) -> anyhow::Result<Predecessor> {
+        let (path, end) = (socket_path(state_dir), Instant::now() + LONG);
+        loop {
+            match Predecessor::try_meet(&path) {
+                // Another upgrade is under way, or the node is just about to start or stop.
+                Err(e) if is_gone(&e) && Instant::now() < end && runs() => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(e) if is_gone(&e) => {
+                    return Err(e).context(format!(
+                        "no process that could be taken over from answers on {}: is the node running? (`wiretight run` starts one)",
+                        path.display()
+                    ));
+                }
+                met => {
+                    return met.context(
+                        "the running process does not answer, or refuses (it stands still, or is another user's): see its log, or restart the node",
+                    );
+                }
+            }
+        }
+    }
+
+    fn try_meet(path: &Path) -> io::Result<Predecessor> {
+        let socket = UnixStream::connect(path)?;
+        limit(&socket, LONG)?;
+        send(&socket, &New::Takeover(PROTOCOL, env!("CARGO_PKG_VERSION").into()), &[])?;
+        match recv(&socket)?.0 {
+            Old::Meets { version } => Ok(Predecessor { socket, version }),
+            Old::Refuses(why) => Err(io::Error::other(why)),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Has it let go of the state directory, and takes its sockets.
+    pub(crate) fn take(&self) -> anyhow::Result<Passed> {
+        let context = "the running process did not pass on what it has; it goes on: see its log";
+        self.take_all().context(context)
+    }
+
+    fn take_all(&self) -> io::Result<Passed> {
+        send(&self.socket, &New::Go, &[])?;
+        let mut listening = Listening::new();
+        loop {
+            let (said, fds) = recv(&self.socket)?;
+            let ready = match said {
+                Old::Listening(addr) => {
+                    let sockets = fds.into_iter().map(TcpListener::from);
+                    match listening.iter_mut().find(|(a, _)| *a == addr) {
+                        Some((_, all)) => all.extend(sockets),
+                        None => listening.push((addr, sockets.collect())),
+                    }
+                    send(&self.socket, &New::Next, &[])?;
+                    continue;
+                }
+                Old::Ready => true,
+                Old::Unready => false,
+                _ => return Err(confused()),
+            };
+            let [lock, out, err] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| confused())?;
+            return Ok(Passed { listening, lock, output: [out, err], ready });
+        }
+    }
+
+    /// Says that this process serves. From then on the node is its own.
+    pub(crate) fn ready(self) -> anyhow::Result<()> {
+        send(&self.socket, &New::Ready, &[]).context("the process before has given up waiting")?;
+        match recv(&self.socket) {
+            Ok((Old::Yours, _)) => Ok(()),
+            Ok(_) => Err(confused().into()),
+            // It has ended meanwhile.
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(()),
+            Err(e) => Err(e).context("the process before does not let go"),
+        }
+    }
+}
+
+/// Whether a process is not, or no longer, there to be met.
+fn is_gone(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    let gone = [BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof];
+    gone.contains(&error.kind())
+}
+
+fn confused() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "what it says does not belong here")
+}
+
+fn limit(socket: &UnixStream, patience: Duration) -> io::Result<()> {
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(SOON))
+}
+
+/// One line, with descriptors.
+fn send(socket: &UnixStream, line: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut with = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !with.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("too many sockets at a time"));
+    }
+    let sent = sendmsg(socket, &[IoSlice::new(&bytes)], &mut with, SendFlags::NOSIGNAL)?;
+    // So little fits, or nothing does.
+    if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
+}
+
+/// One line, with descriptors. Nothing follows it before it is answered.
+fn recv<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
+    let (mut line, mut fds) = (Vec::new(), Vec::new());
+    while line.last() != Some(&b'\n') {
+        let mut some = [0; MAX_LINE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut with = RecvAncillaryBuffer::new(&mut space);
+        let buffers = &mut [IoSliceMut::new(&mut some)];
+        let n = recvmsg(socket, buffers, &mut with, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        for message in with.drain() {
+            if let RecvAncillaryMessage::ScmRights(some) = message {
+                fds.extend(some);
+            }
+        }
+        if n == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        line.extend_from_slice(&some[..n]);
+        if line.len() > MAX_LINE {
+            return Err(confused());
+        }
+    }
+    Ok((serde_json::from_slice(&line)?, fds))
+}

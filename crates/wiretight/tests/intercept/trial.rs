@@ -1,0 +1,120 @@
+//! A mode that is tried: taken back by whoever keeps the rules, whatever becomes of who asked for it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use wiretight_proxy::intercept::rules::{Mode, Rules};
+
+use super::rig::{Keeper, Net, can, rules, wait_for};
+
+fn kept(net: &Net) -> Rules {
+    serde_json::from_slice(&fs::read(net.state().join("rules.json")).unwrap()).unwrap()
+}
+
+fn in_force(net: &Net) -> Value {
+    net.listing().unwrap().canonical()
+}
+
+fn strict_for(keeper: &mut Keeper, seconds: u64) -> Value {
+    keeper.ask(&json!({"try": {"mode": "strict", "seconds": seconds}}))
+}
+
+#[test]
+fn it_ends_in_time_whatever_is_told_of_the_mesh_meanwhile() {
+    if !can() {
+        return;
+    }
+    let net = Net::bridged();
+    let mut keeper = net.keeper();
+    assert_eq!(strict_for(&mut keeper, 5)["failed"], "no_rules");
+    let mut rules = rules(Mode::Permissive);
+    keeper.apply(&rules);
+    let strict = |rules: &Rules| Rules { mode: Mode::Strict, ..rules.clone() }.expected();
+    assert_eq!(strict_for(&mut keeper, 0)["failed"]["trial_length"]["seconds"], 0);
+    assert_eq!(strict_for(&mut keeper, 3), json!("done"));
+    let begun = Instant::now();
+    assert_eq!(in_force(&net), strict(&rules));
+    assert_eq!(strict_for(&mut keeper, 3)["failed"]["trial_runs"], "strict");
+    rules.protected.push("10.78.0.0/24".parse().unwrap());
+    keeper.apply(&rules);
+    assert_eq!(in_force(&net), strict(&rules), "the mode that is tried, with what is new");
+    assert_eq!(kept(&net), rules, "what is kept has the old mode");
+    let health = keeper.health();
+    assert_eq!(
+        (&health["mode"], &health["trial"]["instead_of"]),
+        (&json!("strict"), &json!("permissive"))
+    );
+    // Somebody else removes it: what is tried is mended.
+    net.nft(&["delete table inet wiretight"]);
+    wait_for("it is mended", || keeper.health()["mended"] == 1);
+    assert_eq!(in_force(&net), strict(&rules));
+    wait_for("it is taken back", || in_force(&net) == rules.expected());
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    let health = keeper.health();
+    assert_eq!((&health["mode"], &health["trial"]), (&json!("permissive"), &json!(null)));
+    assert_eq!(keeper.ask(&json!("hold"))["failed"], "no_trial", "too late to confirm");
+    assert_eq!(keeper.ask(&json!("undo"))["failed"], "no_trial");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(keeper.health()["mended"], 1, "our own changes are not somebody else's");
+}
+
+#[test]
+fn rules_with_another_mode_end_it_and_are_kept() {
+    if !can() {
+        return;
+    }
+    let net = Net::bridged();
+    for other in [Mode::Strict, Mode::Observe] {
+        let mut keeper = net.keeper();
+        let rules = rules(Mode::Permissive);
+        keeper.apply(&rules);
+        assert_eq!(strict_for(&mut keeper, 2), json!("done"));
+        assert_eq!(keeper.ask(&json!("hold")), json!("done"));
+        // While it is held, it does not end.
+        std::thread::sleep(Duration::from_millis(2500));
+        assert_eq!(keeper.health()["mode"], "strict");
+        let confirmed = Rules { mode: other, ..rules };
+        keeper.apply(&confirmed);
+        assert_eq!(keeper.health()["trial"], json!(null));
+        keeper.hang_up();
+        assert!(keeper.child.wait().unwrap().success());
+        assert_eq!((in_force(&net), kept(&net)), (confirmed.expected(), confirmed));
+    }
+}
+
+#[test]
+fn it_ends_with_the_parent_and_down_stays_down() {
+    if !can() {
+        return;
+    }
+    let net = Net::bridged();
+    let rules = rules(Mode::Permissive);
+    let mut keeper = net.keeper();
+    keeper.apply(&rules);
+    let before = in_force(&net);
+    assert_eq!(strict_for(&mut keeper, 600), json!("done"));
+    assert_ne!(in_force(&net), before);
+    keeper.hang_up();
+    assert!(keeper.child.wait().unwrap().success());
+    assert_eq!(in_force(&net), before);
+    // Killed itself, it can take nothing back: the next one does.
+    let mut keeper = net.keeper();
+    assert_eq!(strict_for(&mut keeper, 600), json!("done"));
+    keeper.child.kill().unwrap();
+    keeper.child.wait().unwrap();
+    assert_ne!(in_force(&net), before, "the control");
+    let mut keeper = net.keeper();
+    keeper.apply(&rules);
+    assert_eq!(in_force(&net), before);
+    // What the operator takes down in a trial does not come back at its end.
+    assert_eq!(strict_for(&mut keeper, 1), json!("done"));
+    assert_eq!(net.cli(&["down", "--yes"]).0, 0);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(net.listing().is_none());
+    assert_eq!(keeper.health()["trial"], json!(null));
+    assert_eq!(strict_for(&mut keeper, 1)["failed"], "taken_down");
+    keeper.hang_up();
+    assert!(keeper.child.wait().unwrap().success());
+    assert!(net.listing().is_none());
+}
