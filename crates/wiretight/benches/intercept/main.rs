@@ -24,7 +24,7 @@ use crate::{
         procfs,
     },
     load::Outcome,
-    systems::{Machines, Pair},
+    systems::{Machines, Pair, Taking},
 };
 
 /// Bytes of an answer.
@@ -65,7 +65,7 @@ enum Workload {
 }
 
 /// In the order of the columns.
-const WAYS: [&str; 3] = ["dial", "dial beside rules", "intercepted"];
+const WAYS: [&str; 4] = ["dial", "dial by a bare redirect", "dial beside rules", "intercepted"];
 
 fn main() -> anyhow::Result<ExitCode> {
     if !std::env::args().any(|arg| arg == "--bench") {
@@ -85,13 +85,15 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let count = pick(5000, 500) as usize;
     let lab = Lab::new(loopback(0))?;
     // Apart, for rules would stop nodes that do not mark what they send.
-    let machines = [Machines::new("d")?, Machines::new("i")?];
-    let plain = systems::start(&lab, &machines[0], false).await?;
-    let ruled = systems::start(&lab, &machines[1], true).await?;
+    let machines = [Machines::new("d")?, Machines::new("b")?, Machines::new("i")?];
+    let plain = systems::start(&lab, &machines[0], Taking::Nothing).await?;
+    let bare = systems::start(&lab, &machines[1], Taking::Bare).await?;
+    let ruled = systems::start(&lab, &machines[2], Taking::Strict).await?;
     let mut ways: Vec<(&str, &Machines, &Pair)> = vec![
         (WAYS[0], &machines[0], &plain.dial),
-        (WAYS[1], &machines[1], &ruled.dial),
-        (WAYS[2], &machines[1], &ruled.taken),
+        (WAYS[1], &machines[1], &bare.taken),
+        (WAYS[2], &machines[2], &ruled.dial),
+        (WAYS[3], &machines[2], &ruled.taken),
     ];
 
     println!("{rounds} round(s) of {} s; medians (min-max)", time.as_secs());
@@ -154,21 +156,15 @@ fn print_table(workload: Workload, rounds: usize, samples: &[Sample<'_>]) {
         None => "-".to_owned(),
     };
     for (index, metric) in metrics.iter().enumerate() {
-        print!("{metric:<18}");
-        for way in WAYS {
+        println!("{metric}");
+        for (at, way) in WAYS.into_iter().enumerate() {
             let values = (0..rounds).map(|round| value(round, way, index)).collect();
-            print!("{way:>18}: {:<26}", shown(values, 1));
+            print!("  {way:<28} {:<26}", shown(values, 1));
+            for to in &WAYS[..at] {
+                let each = (0..rounds).map(|r| value(r, way, index) / value(r, to, index));
+                print!(" / {to}: {}", shown(each.collect(), 2));
+            }
+            println!();
         }
-        println!();
-        let ratio = |to: &str| {
-            let each = (0..rounds).map(|r| value(r, WAYS[2], index) / value(r, to, index));
-            shown(each.collect(), 3)
-        };
-        println!(
-            "{:<18}intercepted / dial: {}; / dial beside rules: {}",
-            "",
-            ratio(WAYS[0]),
-            ratio(WAYS[1])
-        );
     }
 }

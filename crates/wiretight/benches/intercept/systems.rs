@@ -54,6 +54,23 @@ impl Machines {
         Ok(machines)
     }
 
+    /// What is connected to at `from` arrives at `to`, a port of this machine: by one rule and nothing else, which is
+    /// the least that the kernel asks of whoever redirects connections. The other machine tracks its own as well.
+    fn redirect(&self, from: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
+        let (ip, port, to) = (from.ip(), from.port(), to.port());
+        let table = format!(
+            "table inet bare {{ chain output {{ type nat hook output priority -110; \
+             ip daddr {ip} tcp dport {port} redirect to :{to}; }}; }}"
+        );
+        for end in [&self.client, &self.server] {
+            let done = Command::new("ip").args(["netns", "exec", end, "nft", &table]).output()?;
+            if !done.status.success() {
+                bail!("nft: {}", String::from_utf8_lossy(&done.stderr));
+            }
+        }
+        Ok(())
+    }
+
     /// From now on this thread makes its sockets on the client.
     pub(crate) fn enter_client(&self) -> anyhow::Result<()> {
         enter(&self.client)
@@ -98,26 +115,38 @@ impl Pair {
     }
 }
 
+/// How the kernel is told to take programs' connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taking {
+    Nothing,
+    /// By one rule that is not ours, to the dial.
+    Bare,
+    /// Both nodes intercept, in strict mode.
+    Strict,
+}
+
 /// Two nodes that run, and the ways through them.
 pub(crate) struct Nodes {
     pub(crate) dial: Pair,
-    /// As the kernel takes them; the same as `dial` without rules.
+    /// As the kernel takes them; the same as `dial` where it takes none.
     pub(crate) taken: Pair,
     _nodes: [Process; 2],
 }
 
-/// The server's node is the authority, too. `rules`: both intercept, in strict mode.
-pub(crate) async fn start(lab: &Lab, machines: &Machines, rules: bool) -> anyhow::Result<Nodes> {
+/// The server's node is the authority, too.
+pub(crate) async fn start(lab: &Lab, machines: &Machines, taking: Taking) -> anyhow::Result<Nodes> {
     let server = machines.server.clone();
     let origin = thread::spawn(move || {
         enter(&server)?;
         Ok::<_, anyhow::Error>(load::start_origin()?)
     });
     let origin = origin.join().expect("it does not panic")?;
-    let run = lab.run(if rules { "intercept" } else { "dial" })?;
-    let intercept = match rules {
-        true => "[intercept]\nmode = \"strict\"\nas = \"AS\"\nprotect = [\"10.77.0.0/24\"]\n",
-        false => "",
+    let run = lab.run("nodes")?;
+    let intercept = match taking {
+        Taking::Strict => {
+            "[intercept]\nmode = \"strict\"\nas = \"AS\"\nprotect = [\"10.77.0.0/24\"]\n"
+        }
+        Taking::Nothing | Taking::Bare => "",
     };
     let entry: SocketAddr = ([127, 0, 0, 1], 5433).into();
     let spawn = |name: &str, machine: &str, config: &std::path::Path| {
@@ -176,7 +205,11 @@ to = [\"10.77.0.2:7001\"]
     let client = spawn("a", &machines.client, &a)?;
     machines.enter_client()?;
     let nodes = [client.id(), server.id()];
-    let taken = if rules { ([10, 77, 0, 2], origin.port()).into() } else { entry };
+    let server_itself = SocketAddr::from(([10, 77, 0, 2], origin.port()));
+    let taken = if taking == Taking::Nothing { entry } else { server_itself };
+    if taking == Taking::Bare {
+        machines.redirect(taken, entry)?;
+    }
     for way in [entry, taken] {
         let answers = load::wait_until_it_answers(way, PATIENCE).await;
         answers.with_context(|| format!("{way}\n{}\n{}", client.log(), server.log()))?;
