@@ -1,27 +1,36 @@
 //! Logs: for a person on a terminal, JSON lines otherwise. `WIRETIGHT_LOG` filters
 //! (`info`, `debug`, `access=off,info`).
 //!
-//! Lines go through a bounded queue to a thread of their own: a log that nobody reads must not stop
-//! traffic. Lines that find the queue full are dropped; how many, the last line says.
+//! Lines are gathered in memory and written by a thread of their own: a log that nobody reads must not stop
+//! traffic. Lines that find no room are dropped; how many, the last line says.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait.
-const QUEUE: usize = 32_768;
+/// Bytes of lines that may wait.
+const ROOM: usize = 8 << 20;
+/// How long lines are gathered, so that a busy relay does not wake the thread for each.
+const GATHER: Duration = Duration::from_millis(10);
+/// What is kept of the memory that they took.
+const KEPT: usize = 64 << 10;
 
 /// Writes what waits when it is dropped.
 pub struct Logs {
-    guard: Option<WorkerGuard>,
-    lost: ErrorCounter,
+    lines: Arc<Lines>,
+    writer: Option<JoinHandle<()>>,
 }
 
 impl Drop for Logs {
     fn drop(&mut self) {
-        drop(self.guard.take());
-        match self.lost.dropped_lines() {
+        self.lines.waiting().ended = true;
+        self.lines.more.notify_one();
+        let _ = self.writer.take().map(JoinHandle::join);
+        match self.lines.waiting().lost {
             0 => {}
             lost => {
                 eprintln!("wiretight: {lost} log lines were lost: nobody read them fast enough")
@@ -32,13 +41,17 @@ impl Drop for Logs {
 
 /// Starts logging to standard error.
 pub fn start() -> Logs {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(std::io::stderr());
-    let logs = Logs { guard: Some(guard), lost: writer.error_counter() };
+    let lines = Arc::<Lines>::default();
+    let writer = {
+        let lines = lines.clone();
+        let run = move || lines.write_to(&mut io::stderr());
+        thread::Builder::new().name("log".into()).spawn(run).ok()
+    };
     let filter = std::env::var("WIRETIGHT_LOG").unwrap_or_else(|_| "info".into());
     let filter = EnvFilter::builder().parse_lossy(filter);
-    let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter);
+    let terminal = io::stderr().is_terminal();
+    let to = Gathered(lines.clone());
+    let builder = tracing_subscriber::fmt().with_writer(to).with_env_filter(filter);
     let started = if terminal {
         let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         builder.with_ansi(colour).with_target(true).try_init()
@@ -47,5 +60,129 @@ pub fn start() -> Logs {
     };
     // A second start in one process (tests) keeps the first.
     drop(started);
-    logs
+    Logs { lines, writer }
+}
+
+/// Lines on their way to the thread that writes them.
+#[derive(Default)]
+struct Lines {
+    waiting: Mutex<Waiting>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    lost: u64,
+    /// No more will come.
+    ended: bool,
+}
+
+impl Lines {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, line: &[u8]) {
+        let mut waiting = self.waiting();
+        if waiting.bytes.len() + line.len() > ROOM {
+            waiting.lost += 1;
+            return;
+        }
+        waiting.bytes.extend_from_slice(line);
+        if waiting.bytes.len() == line.len() {
+            self.more.notify_one();
+        }
+    }
+
+    /// Writes whatever comes, to the end.
+    fn write_to(&self, out: &mut impl Write) {
+        let mut bytes = Vec::new();
+        loop {
+            let mut waiting = self.waiting();
+            while waiting.bytes.is_empty() && !waiting.ended {
+                waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            if !waiting.ended {
+                let gathering = self.more.wait_timeout_while(waiting, GATHER, |w| !w.ended);
+                waiting = gathering.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            std::mem::swap(&mut waiting.bytes, &mut bytes);
+            drop(waiting);
+            if bytes.is_empty() {
+                return;
+            }
+            let _ = out.write_all(&bytes); // there is no other place to say it
+            bytes.clear();
+            bytes.shrink_to(KEPT);
+        }
+    }
+}
+
+/// Hands lines over. The formatter writes each at once.
+struct Gathered(Arc<Lines>);
+
+impl<'a> MakeWriter<'a> for Gathered {
+    type Writer = Line<'a>;
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(&self.0)
+    }
+}
+
+struct Line<'a>(&'a Lines);
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.add(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Tells of each write, and waits until it may go on.
+    struct Slow(mpsc::Sender<usize>, mpsc::Receiver<()>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.len()).unwrap();
+            let _ = self.1.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_logs_never_waits_and_what_found_room_is_written_at_the_end() {
+        let lines = Arc::<Lines>::default();
+        let (wrote, writes) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        let mut slow = Slow(wrote, may_go_on);
+        let writer = thread::spawn({
+            let lines = lines.clone();
+            move || lines.write_to(&mut slow)
+        });
+        lines.add(b"first\n");
+        assert_eq!(writes.recv().unwrap(), 6);
+        // Nobody reads it now.
+        let line = [b'x'; 1000];
+        let fit = (ROOM / line.len()) as u64;
+        (0..fit + 5).for_each(|_| lines.add(&line));
+        assert_eq!(lines.waiting().lost, 5);
+        lines.waiting().ended = true;
+        drop(go_on);
+        writer.join().unwrap();
+        assert_eq!(writes.iter().sum::<usize>() as u64, fit * line.len() as u64);
+    }
 }
