@@ -9,7 +9,7 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 /// A buffer's size: a chunk, and room for the record that an earlier read had begun.
 const SIZE: usize = CHUNK + 20 * 1024;
 /// Free buffers that a thread keeps while it needs many, and those that it keeps always.
-const MAX_FREE: usize = 16;
+const MAX_FREE: usize = 64;
 const MIN_FREE: usize = 2;
 
 thread_local! {

@@ -44,7 +44,6 @@ use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::mesh::Mesh;
-use crate::relay::net;
 use crate::relay::worker::Pending;
 
 /// Not a refusal: the handshake itself was what the peer had come for.
@@ -220,7 +219,6 @@ impl Worker {
             };
             match accepted {
                 Ok((socket, from)) => {
-                    net::tune(&socket);
                     let arrival = self.shared.table.begin();
                     spawn_local(serve(Arrived { socket, from, port, arrival }));
                 }

@@ -18,7 +18,6 @@ use wiretight_keys::Name;
 use super::app::App;
 use super::dial::{Dial, Pool};
 use super::live::{Side, Table};
-use super::net;
 use super::settings::{DialSettings, InterceptSettings};
 use crate::mesh::{Meant, Mesh};
 
@@ -101,7 +100,6 @@ impl Pools {
                 pool
             }
         };
-        net::tune(&socket);
         spawn_local(pool.serve(App::Tcp(socket), from));
     }
 

@@ -132,13 +132,19 @@ impl Sockets {
         Ok(sockets)
     }
 
+    /// What is accepted on them is tuned already: Linux lets it inherit that.
     fn listen(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-        if let Some(sockets) = self.rest().remove(&addr) {
-            return Ok(sockets);
-        }
-        let sockets = sockets(addr, workers, Type::STREAM, Protocol::TCP)?;
-        sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
-        Ok(sockets.into_iter().map(Into::into).collect())
+        let passed_on = self.rest().remove(&addr);
+        let sockets = match passed_on {
+            Some(sockets) => sockets,
+            None => {
+                let sockets = sockets(addr, workers, Type::STREAM, Protocol::TCP)?;
+                sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+                sockets.into_iter().map(Into::into).collect()
+            }
+        };
+        sockets.iter().for_each(|socket| tune(&SockRef::from(socket)));
+        Ok(sockets)
     }
 
     fn rest(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<TcpListener>>> {
@@ -200,13 +206,13 @@ fn sockets(
 /// No Nagle delays; and a dead peer is found within two minutes if nothing is in flight. (While data are
 /// unacknowledged Linux sends no probes: then it takes net.ipv4.tcp_retries2, some 15 minutes.
 /// TCP_USER_TIMEOUT would be sooner, but ends peers that are only slow to read.)
-pub(crate) fn tune(socket: &TcpStream) {
+fn tune(socket: &SockRef<'_>) {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(10))
         .with_retries(6);
-    let _ = socket.set_nodelay(true);
-    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
 /// Connects to where TLS is spoken: another relay, the authority, a CA.
@@ -267,7 +273,7 @@ async fn connect_where(
         }
         match timeout(CONNECT, connect_to(addr, caller)).await {
             Ok(Ok(socket)) => {
-                tune(&socket);
+                tune(&SockRef::from(&socket));
                 return Ok(socket);
             }
             Ok(Err(e)) => last = e,

@@ -101,7 +101,6 @@ pub(crate) async fn serve(
     mut over: Over,
 ) {
     let Some(service) = newest() else { return };
-    net::tune(&socket);
     let Some((mut conn, listed)) = accept(&service, socket, from).await else { return };
     drop(slot);
     // What is configured now decides, not what was when the handshake began. It was shaken in the name of

@@ -19,7 +19,6 @@ use super::app::App;
 use super::dial::{Dial, Pool};
 use super::intercept::{Intercept, Pools};
 use super::live::{Side, Table};
-use super::net;
 use super::service::{self, Service};
 use crate::buffer;
 
@@ -125,7 +124,6 @@ impl Listener {
             match accepted {
                 Ok((socket, from)) => match self.pool(&mut pool) {
                     Some(pool) => {
-                        net::tune(&socket);
                         spawn_local(pool.serve(App::Tcp(socket), from));
                     }
                     None => match self.intercept() {
