@@ -113,7 +113,7 @@ impl TlsStream {
     /// Says close_notify, if that goes at once, and drops the connection.
     pub fn close(mut self) {
         self.tls.get_mut().say(AlertDescription::CloseNotify);
-        self.tls.get_mut().send_at_once(&self.socket);
+        let _ = self.tls.get_mut().send_at_once(&self.socket, || ()); // if it does not go, it stays unsaid
     }
 
     /// Drops the connection by TCP RST.
@@ -148,7 +148,7 @@ impl Tls {
             {
                 self.is_told = true;
                 self.say(alert);
-                self.send_at_once(socket);
+                let _ = self.send_at_once(socket, || ()); // as in `TlsStream::close`
             }
             invalid(error)
         })?;
@@ -206,11 +206,18 @@ impl Tls {
         }
     }
 
-    /// Sends what the socket takes now.
-    fn send_at_once(&mut self, socket: &TcpStream) {
-        while let Some(Ok(n)) = self.next().map(|sealed| socket.try_write(sealed)) {
-            self.sent(n);
+    /// Sends what the socket takes now; `wrote` is told of each part.
+    fn send_at_once(&mut self, socket: &TcpStream, mut wrote: impl FnMut()) -> io::Result<()> {
+        while let Some(sealed) = self.next() {
+            match socket.try_write(sealed) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.sent(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+            wrote();
         }
+        Ok(())
     }
 }
 
@@ -308,6 +315,11 @@ impl TlsWriter<'_> {
             Poll::Ready(Ok(()))
         })
         .await
+    }
+
+    /// Sends what the socket takes now; `wrote` is told of each part.
+    pub fn flush_at_once(&mut self, wrote: impl FnMut()) -> io::Result<()> {
+        self.tls.borrow_mut().send_at_once(self.socket.as_ref(), wrote)
     }
 
     /// Whether something still waits: the peer does not read as fast as we write.

@@ -90,6 +90,31 @@ pub(crate) enum AppWriter<'a> {
 }
 
 impl AppWriter<'_> {
+    /// Writes what the program takes now; the slices are then the rest. `wrote` is told of each part.
+    pub(crate) fn write_at_once(
+        &mut self,
+        slices: &mut &mut [IoSlice<'_>],
+        mut wrote: impl FnMut(usize),
+    ) -> io::Result<()> {
+        IoSlice::advance_slices(slices, 0); // drops empty ones
+        while !slices.is_empty() {
+            let written = match self {
+                AppWriter::Tcp(w) => w.try_write_vectored(slices),
+                AppWriter::Unix(w) => w.try_write_vectored(slices),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    wrote(n);
+                    IoSlice::advance_slices(slices, n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes all of the slices; the program's back-pressure is ours. `wrote` is told of each part.
     pub(crate) async fn write_all(
         &mut self,

@@ -152,14 +152,6 @@ struct Ready {
     give_up: u64,
 }
 
-/// A session that has begun.
-struct Session {
-    begun: Begun,
-    lease: Lease<HostPort>,
-    app: App,
-    from: SocketAddr,
-}
-
 /// The idle connections to one instance.
 #[derive(Default)]
 struct Shelf {
@@ -232,76 +224,84 @@ impl Pool {
     }
 
     async fn carry(self: Rc<Pool>, app: App, from: SocketAddr, opening: Opening) {
+        // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
+        let opened = Box::pin(self.open(&app)).await;
+        let Some((mut ready, lease, sent)) = opened else {
+            self.dial.totals.failed.fetch_add(1, Relaxed);
+            return app.abort();
+        };
+        let begun = ready.listed.begin();
+        drop(opening);
+        ready.listed.sent(sent);
+        let idle_timeout = self.dial.settings.idle_timeout;
+        let (end, reusable) = ready.conn.run(app, &ready.listed, idle_timeout).await;
+        self.ended(ready, &lease, from, &begun, &end, reusable);
+    }
+
+    /// Opens a session at some instance; says why, if that cannot be. Returns with it how much of what the
+    /// program has sent is on its way.
+    async fn open(self: &Rc<Pool>, app: &App) -> Option<(Ready, Lease<HostPort>, usize)> {
         let dial = &self.dial;
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
         // protocol in which the server speaks first sends an OPEN alone.
-        let early = open_with_data(&dial.open, &app);
+        let early = open_with_data(&dial.open, app);
         let (first, sent) = match &early {
             Some((buffer, sent)) => (&**buffer, *sent),
             None => (&*dial.open, 0),
         };
 
         let mut tried = Vec::new();
-        let (mut reason, mut detail) =
-            ("no_instance", format!("no node offers service/{}", dial.settings.service));
-        let mut where_to = String::from("-");
-        let found = loop {
-            let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) else { break None };
-            where_to = lease.to_string();
+        while let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) {
             match self.attempt(&lease, first, sent).await {
                 Attempt::Opened(ready) => {
                     dial.balancer.succeeded(&lease);
-                    break Some((ready, lease));
+                    return Some((ready, lease, sent));
                 }
-                Attempt::Next(why, what) => {
+                Attempt::Next(reason, detail) => {
                     dial.balancer.failed(&lease);
-                    dial.refuse(&where_to, why, what.clone());
-                    (reason, detail) = (why, what);
+                    dial.refuse(&lease.to_string(), reason, detail);
                     tried.push(lease.clone());
                 }
-                Attempt::Stop(why, what) => {
-                    dial.refuse(&where_to, why, what);
-                    dial.totals.failed.fetch_add(1, Relaxed);
-                    return app.abort();
+                Attempt::Stop(reason, detail) => {
+                    dial.refuse(&lease.to_string(), reason, detail);
+                    return None;
                 }
             }
-        };
-        drop(early);
-        let Some((ready, lease)) = found else {
-            if tried.is_empty() {
-                dial.refuse(&where_to, reason, detail);
-            } else {
-                tracing::debug!(reason, detail, "no instance left to try");
-            }
-            dial.totals.failed.fetch_add(1, Relaxed);
-            return app.abort();
-        };
-        let session = Session { begun: ready.listed.begin(), lease, app, from };
-        drop(opening);
-        ready.listed.sent(sent);
-        self.run(ready, session).await;
+        }
+        if tried.is_empty() {
+            let detail = format!("no node offers service/{}", dial.settings.service);
+            dial.refuse("-", "no_instance", detail);
+        } else {
+            tracing::debug!(service = %dial.settings.service, "no instance left to try");
+        }
+        None
     }
 
-    async fn run(self: Rc<Pool>, mut ready: Ready, session: Session) {
+    /// A session has ended: logs it, and keeps its connection if that is of use.
+    fn ended(
+        &self,
+        ready: Ready,
+        to: &Lease<HostPort>,
+        from: SocketAddr,
+        begun: &Begun,
+        end: &End,
+        reusable: bool,
+    ) {
         let dial = &self.dial;
-        let Session { begun, lease, app, from } = session;
-        let idle_timeout = dial.settings.idle_timeout;
-        let (end, reusable) = ready.conn.run(app, &ready.listed, idle_timeout).await;
-        let moved = ready.listed.finish(&begun);
-        let service = &dial.settings.service;
-        access(Side::Dial, service, &ready.listed, &from.to_string(), &moved, &end);
-        match &end {
-            End::Protocol(e) => dial.refuse(&lease.to_string(), "protocol_error", e.to_string()),
+        let moved = ready.listed.finish(begun);
+        access(Side::Dial, &dial.settings.service, &ready.listed, &from.to_string(), &moved, end);
+        match end {
+            End::Protocol(e) => dial.refuse(&to.to_string(), "protocol_error", e.to_string()),
             // A foreign server's opinion of our certificate comes when the session has begun.
             End::Broken(e) => {
                 if let Some(alert) = alert(e) {
-                    dial.refuse(&lease.to_string(), "refused_by_peer", alert);
+                    dial.refuse(&to.to_string(), "refused_by_peer", alert);
                 }
             }
             _ => {}
         }
         if reusable {
-            self.put(&lease, ready);
+            self.put(to, ready);
         } else if !matches!(end, End::Done) {
             ready.conn.tls.abort();
         }

@@ -109,8 +109,7 @@ pub(crate) async fn serve(
     let Some(service) = newest().filter(|_| !over.is_removed()) else { return conn.tls.close() };
 
     if !conn.framed {
-        serve_raw(&service, conn, &listed, opening).await;
-        return;
+        return Box::pin(serve_raw(&service, conn, &listed, opening)).await;
     }
     drop(opening);
     loop {
@@ -151,7 +150,8 @@ pub(crate) async fn serve(
         };
         let opened = match refusal {
             Some(refusal) => Err(refusal),
-            None => connect_in_time(&service, &listed, &conn).await,
+            // Boxed: its room is needed for a moment only.
+            None => Box::pin(connect_in_time(&service, &listed, &conn)).await,
         };
         let (app, lease) = match opened {
             Ok(opened) => opened,

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -116,7 +116,9 @@ impl Conn {
             }
             Open::parse(&body).map_err(End::Protocol)
         };
-        timeout(CONTROL, body).await.unwrap_or_else(|_| Err(stalled("an OPEN"))).map(Some)
+        // Boxed: most of the time, the wait above is all that there is.
+        let body = Box::pin(timeout(CONTROL, body)).await;
+        body.unwrap_or_else(|_| Err(stalled("an OPEN"))).map(Some)
     }
 
     /// Client: waits for the answer to an OPEN.
@@ -160,7 +162,7 @@ impl Conn {
             let mut up = pin!(up(&mut app_reader, &mut writer, framed, live, &marks));
             let inbox = &mut self.inbox;
             let mut down = pin!(down(&mut reader, inbox, &mut app_writer, framed, live, &marks));
-            let mut quiet = pin!(quiet(live, idle_timeout));
+            let mut quiet = idle_timeout.map(|limit| Box::pin(quiet(live, limit)));
             let mut cut = pin!(live.cut());
             poll_fn(|cx| {
                 // First, so that not a byte more goes either way.
@@ -176,7 +178,10 @@ impl Conn {
                 if marks.sent.get() && marks.got.get() {
                     return Poll::Ready(End::Done);
                 }
-                quiet.as_mut().poll(cx).map(|()| End::Idle)
+                match &mut quiet {
+                    Some(quiet) => quiet.as_mut().poll(cx).map(|()| End::Idle),
+                    None => Poll::Pending,
+                }
             })
             .await
         };
@@ -260,6 +265,38 @@ impl Inbox {
         }
     }
 
+    /// Hands the program as many pieces of DATA as there are, and cuts at most one other frame behind them.
+    fn deliver<'a>(
+        &'a mut self,
+        mark: &mut Option<Frame>,
+        app: &'a mut AppWriter<'_>,
+        tls: &'a TlsReader<'_>,
+        live: &'a Live,
+        marks: &Marks,
+    ) -> Result<Option<Rest<'a>>, End> {
+        let Inbox { cutter, buffer: Some((buffer, at)) } = self else { return Ok(None) };
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let mut used = 0;
+        while used < SLICES && mark.is_none() {
+            let mut input = &buffer[*at..];
+            let event = cutter.next(&mut input);
+            *at = buffer.len() - input.len();
+            match event.map_err(End::Protocol)? {
+                None => break,
+                Some(Event::Frame(Frame::Data(_))) => {}
+                Some(Event::Frame(other)) => *mark = Some(other),
+                Some(Event::Body(piece)) => {
+                    slices[used] = IoSlice::new(piece);
+                    used += 1;
+                }
+            }
+        }
+        if let Some(Frame::Fin | Frame::Reset) = mark {
+            marks.read.set(true);
+        }
+        deliver(app, &mut slices[..used], tls, live)
+    }
+
     /// Appends what there is of the current frame's body, at least one byte.
     async fn body(&mut self, reader: &mut TlsReader<'_>, out: &mut Vec<u8>) -> Result<(), End> {
         loop {
@@ -336,7 +373,7 @@ async fn up(
             if marks.got.get() {
                 return std::future::pending().await; // done: it may hang up as it likes
             }
-            return Err(End::AppReset(app.aborted().await));
+            return Err(End::AppReset(Box::pin(app.aborted()).await));
         }
         if framed {
             buffer.room()[..HEADER].copy_from_slice(&Frame::Data(n).header());
@@ -350,25 +387,45 @@ async fn up(
 
 /// Sends what waits, unless the program aborts while the peer does not read.
 async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>, live: &Live) -> Result<(), End> {
-    tokio::select! {
-        biased;
-        flushed = tls.flush_telling(|| live.progressed()) => flushed.map_err(End::Broken),
-        error = app.aborted() => Err(End::AppReset(error)),
+    tls.flush_at_once(|| live.progressed()).map_err(End::Broken)?;
+    if !tls.is_behind() {
+        return Ok(());
     }
+    // Boxed: a session that waits for neither end has no room for it.
+    let rest = async {
+        tokio::select! {
+            biased;
+            flushed = tls.flush_telling(|| live.progressed()) => flushed.map_err(End::Broken),
+            error = app.aborted() => Err(End::AppReset(error)),
+        }
+    };
+    Box::pin(rest).await
 }
 
-/// Hands bytes to the program, unless the connection to the peer breaks while the program does not read.
-async fn deliver(
-    app: &mut AppWriter<'_>,
-    slices: &mut [IoSlice<'_>],
-    tls: &TlsReader<'_>,
-    live: &Live,
-) -> Result<(), End> {
-    tokio::select! {
-        biased;
-        written = app.write_all(slices, |n| live.received(n)) => written.map_err(End::AppReset),
-        error = tls.aborted() => Err(End::Broken(error)),
+/// What a program has not taken yet, as it is handed over: an error if the connection to the peer breaks while
+/// the program does not read.
+type Rest<'a> = Pin<Box<dyn Future<Output = Result<(), End>> + 'a>>;
+
+/// Hands the program what it takes at once; the rest, if there is any, is boxed as in [`flush`].
+fn deliver<'a>(
+    app: &'a mut AppWriter<'_>,
+    mut slices: &mut [IoSlice<'a>],
+    tls: &'a TlsReader<'_>,
+    live: &'a Live,
+) -> Result<Option<Rest<'a>>, End> {
+    let taken = app.write_at_once(&mut slices, |n| live.received(n));
+    taken.map_err(End::AppReset)?;
+    if slices.is_empty() {
+        return Ok(None);
     }
+    let mut rest = slices.to_vec();
+    Ok(Some(Box::pin(async move {
+        tokio::select! {
+            biased;
+            written = app.write_all(&mut rest, |n| live.received(n)) => written.map_err(End::AppReset),
+            error = tls.aborted() => Err(End::Broken(error)),
+        }
+    })))
 }
 
 /// From the peer to the program, until the peer's end mark; then, and whenever the program does not read,
@@ -384,8 +441,7 @@ async fn down(
     // What is read stays in the inbox, with how far it is used, while the program is slow: a session that
     // is aborted at an await leaves the stream of frames where it stands.
     loop {
-        let Inbox { cutter, buffer: slot } = &mut *inbox;
-        let Some((buffer, at)) = slot else {
+        let Some((buffer, _)) = &inbox.buffer else {
             match tls.read().await.map_err(End::Broken)? {
                 Got::Bytes(buffer) => inbox.buffer = Some((buffer, 0)),
                 Got::Closed if framed => return Err(End::Broken(cut_short())),
@@ -395,42 +451,23 @@ async fn down(
                     if marks.sent.get() {
                         return std::future::pending().await; // done: it may hang up as it likes
                     }
-                    return Err(End::Broken(tls.aborted().await));
+                    return Err(End::Broken(Box::pin(tls.aborted()).await));
                 }
             }
             continue;
         };
         if !framed {
-            deliver(app, &mut [IoSlice::new(buffer)], tls, live).await?;
-            *slot = None;
+            if let Some(rest) = deliver(app, &mut [IoSlice::new(buffer)], tls, live)? {
+                rest.await?;
+            }
+            inbox.buffer = None;
             continue;
         }
-        // As many pieces of DATA as there are, then at most one other frame.
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let (mut used, mut mark) = (0, None);
-        while used < SLICES && mark.is_none() {
-            let mut input = &buffer[*at..];
-            let event = cutter.next(&mut input);
-            *at = buffer.len() - input.len();
-            match event.map_err(End::Protocol)? {
-                None => break,
-                Some(Event::Frame(Frame::Data(_))) => {}
-                Some(Event::Frame(other)) => mark = Some(other),
-                Some(Event::Body(piece)) => {
-                    slices[used] = IoSlice::new(piece);
-                    used += 1;
-                }
-            }
+        let mut mark = None;
+        if let Some(rest) = inbox.deliver(&mut mark, app, tls, live, marks)? {
+            rest.await?;
         }
-        if let Some(Frame::Fin | Frame::Reset) = mark {
-            marks.read.set(true);
-        }
-        if used > 0 {
-            deliver(app, &mut slices[..used], tls, live).await?;
-        }
-        if *at == buffer.len() {
-            *slot = None;
-        }
+        inbox.give_back();
         match mark {
             None => {}
             Some(Frame::Fin) => {
@@ -478,9 +515,8 @@ async fn settle(
     drained
 }
 
-/// Ends when nothing has moved for `limit`; never, without one.
-async fn quiet(live: &Live, limit: Option<Duration>) {
-    let Some(limit) = limit else { return std::future::pending().await };
+/// Ends when nothing has moved for `limit`.
+async fn quiet(live: &Live, limit: Duration) {
     let mut before = live.progress();
     loop {
         tokio::time::sleep(limit).await;
