@@ -203,6 +203,9 @@ impl Tls {
         if self.out.front().is_some_and(|sealed| sealed.len() == self.written) {
             self.out.pop_front();
             self.written = 0;
+            if self.out.is_empty() {
+                self.out = VecDeque::new(); // who is idle holds no memory for it
+            }
         }
     }
 

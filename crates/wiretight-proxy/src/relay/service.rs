@@ -15,7 +15,7 @@ use wiretight_keys::{Id, Refusal};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
-use super::live::{Listed, Live, Opening, Side, Table, Totals, cipher_name};
+use super::live::{Begun, Listed, Live, Opening, Side, Table, Totals, cipher_name};
 use super::log::access;
 use super::net;
 use super::proxy_protocol;
@@ -26,7 +26,7 @@ use super::worker::{HandshakeSlot, Over};
 use crate::mesh::{Mesh, now};
 use crate::stream::{HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY, Strangers};
-use crate::wire::{Frame, Refused};
+use crate::wire::{Frame, Open, Refused};
 
 /// How long a peer may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -119,7 +119,7 @@ pub(crate) async fn serve(
             biased;
             _ = listed.cut() => return conn.tls.abort(),
             open = conn.read_open() => open,
-            () = over.wait() => return conn.tls.close(),
+            () = Box::pin(over.wait()) => return conn.tls.close(), // boxed: of no use to a session
         };
         drop(idle);
         let open = match open {
@@ -141,36 +141,12 @@ pub(crate) async fn serve(
         if !service.vouch(&listed) {
             return conn.tls.abort();
         }
-        let opening = service.table.opening();
-        let refusal = if open.service != service.settings.name {
-            let detail = format!("it asked for service/{}", open.service);
-            Some((Refused::NoSuchService, detail))
-        } else {
-            not_allowed(&service, &listed).map(|detail| (Refused::NotAllowed, detail))
+        // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
+        let (app, lease, begun) = match Box::pin(begin(&service, &mut conn, &listed, open)).await {
+            Ok(Some(begun)) => begun,
+            Ok(None) => continue,
+            Err(Unusable) => return conn.tls.abort(),
         };
-        let opened = match refusal {
-            Some(refusal) => Err(refusal),
-            // Boxed: its room is needed for a moment only.
-            None => Box::pin(connect_in_time(&service, &listed, &conn)).await,
-        };
-        let (app, lease) = match opened {
-            Ok(opened) => opened,
-            Err((refused, detail)) => {
-                service.refuse(from, Some(&listed), refused.reason(), detail);
-                service.totals.failed.fetch_add(1, Relaxed);
-                // Our direction has ended with REFUSED; the client ends its own.
-                if conn.send(&refused.encode()).await.is_err() || conn.discard().await.is_err() {
-                    return conn.tls.abort();
-                }
-                continue;
-            }
-        };
-        if conn.send(&Frame::Opened.header()).await.is_err() {
-            app.abort();
-            return conn.tls.abort();
-        }
-        let begun = listed.begin();
-        drop(opening);
         let (end, reusable) = conn.run(app, &listed, service.settings.idle_timeout).await;
         let moved = listed.finish(&begun);
         access(Side::Service, &service.settings.name, &listed, &lease.to_string(), &moved, &end);
@@ -181,6 +157,45 @@ pub(crate) async fn serve(
             return conn.tls.abort();
         }
     }
+}
+
+/// The connection cannot be used any more.
+struct Unusable;
+
+/// Acts on an OPEN, and answers it. `None`: the session was refused, and has ended.
+async fn begin(
+    service: &Service,
+    conn: &mut Conn,
+    listed: &Listed,
+    open: Open,
+) -> Result<Option<(App, Lease<Backend>, Begun)>, Unusable> {
+    let _opening = service.table.opening();
+    let refusal = if open.service != service.settings.name {
+        let detail = format!("it asked for service/{}", open.service);
+        Some((Refused::NoSuchService, detail))
+    } else {
+        not_allowed(service, listed).map(|detail| (Refused::NotAllowed, detail))
+    };
+    let opened = match refusal {
+        Some(refusal) => Err(refusal),
+        None => connect_in_time(service, listed, conn).await,
+    };
+    let (app, lease) = match opened {
+        Ok(opened) => opened,
+        Err((refused, detail)) => {
+            service.refuse(listed.addr(), Some(listed), refused.reason(), detail);
+            service.totals.failed.fetch_add(1, Relaxed);
+            // Our direction has ended with REFUSED; the client ends its own.
+            conn.send(&refused.encode()).await.map_err(|_| Unusable)?;
+            conn.discard().await.map_err(|_| Unusable)?;
+            return Ok(None);
+        }
+    };
+    if conn.send(&Frame::Opened.header()).await.is_err() {
+        app.abort();
+        return Err(Unusable);
+    }
+    Ok(Some((app, lease, listed.begin())))
 }
 
 /// Shakes hands and lists the connection.
