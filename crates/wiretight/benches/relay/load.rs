@@ -36,6 +36,9 @@ const CONNECTORS: usize = 16;
 const STREAMS: u64 = 16;
 /// What goes through a connection that is idle again.
 const BURST: u64 = 8 << 20;
+/// Connections that are replaced each second while many are held, and how often memory is looked at.
+const REPLACED: u32 = 100;
+const LOOK: Duration = Duration::from_secs(10);
 /// How long one step of a client may take before it is an error.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Lets relays finish the work that the last answer left behind, so that it is counted.
@@ -191,6 +194,103 @@ pub(crate) async fn latency_of_connections(pair: &Pair, count: usize) -> anyhow:
         times.push(start.elapsed());
     }
     Ok(percentiles(times))
+}
+
+/// Requests that come evenly, `rate` a second in all, on kept connections: p50 and p99 of the time of one.
+pub(crate) async fn latency_at(pair: &Pair, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
+    let entry = pair.entry;
+    let every = Duration::from_secs_f64(KEPT_CONNECTIONS as f64 / rate);
+    let clients: Vec<_> = (0..KEPT_CONNECTIONS)
+        .map(|n| {
+            let after = every * n as u32 / KEPT_CONNECTIONS as u32;
+            tokio::task::spawn_blocking(move || ask_on_time(entry, every, after, time))
+        })
+        .collect();
+    let mut times = Vec::new();
+    for client in clients {
+        times.extend(client.await??);
+    }
+    Ok(percentiles(times))
+}
+
+/// One client of these, on a thread of its own, whose sleep ends more exactly than a runtime's. A request counts
+/// from when it is sent.
+fn ask_on_time(
+    entry: SocketAddr,
+    every: Duration,
+    after: Duration,
+    time: Duration,
+) -> io::Result<Vec<Duration>> {
+    let mut stream = std::net::TcpStream::connect(entry)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let start = std::time::Instant::now() + after;
+    let mut times = Vec::new();
+    let mut response = [0; RESPONSE];
+    for number in 0.. {
+        let due = every * number;
+        if due > time {
+            break;
+        }
+        thread::sleep((start + due).saturating_duration_since(std::time::Instant::now()));
+        let sent = std::time::Instant::now();
+        io::Write::write_all(&mut stream, &frame(REQUEST, number.into()))?;
+        io::Read::read_exact(&mut stream, &mut response)?;
+        times.push(sent.elapsed());
+        if response != pattern(number.into(), RESPONSE) {
+            return Err(io::Error::other("the response was altered on its way"));
+        }
+    }
+    Ok(times)
+}
+
+/// Holds `count` connections for `time`, while [`REPLACED`] of them are asked and replaced each second. KiB of memory
+/// (PSS of both relays) a connection: at first, the least and the most of every ten seconds, and at the end. Each
+/// connection has to answer when it is replaced, and at the end.
+pub(crate) async fn hold(fresh: &Pair, count: usize, time: Duration) -> anyhow::Result<Outcome> {
+    drop(connect_and_ask(fresh.entry, 0).await?);
+    sleep(SETTLE).await;
+    let before = procfs::memory(&fresh.pids())?.pss_kib;
+    let look = || -> anyhow::Result<f64> {
+        let now = procfs::memory(&fresh.pids())?.pss_kib;
+        Ok((now as f64 - before as f64) / count as f64)
+    };
+    let mut open = Vec::new();
+    for number in 0..count {
+        open.push(connect_and_ask(fresh.entry, number as u64).await?);
+    }
+    sleep(Duration::from_secs(2)).await;
+    let mut outcome = Outcome::default();
+    let mut seen = vec![look()?];
+    let (start, mut next_look) = (Instant::now(), LOOK);
+    let mut turn = tokio::time::interval(Duration::from_secs(1) / REPLACED);
+    while start.elapsed() < time {
+        turn.tick().await;
+        let old = &mut open[outcome.done as usize % count];
+        if let Err(error) = ask(old, outcome.done).await {
+            outcome.errors.note(error);
+        }
+        match connect_and_ask(fresh.entry, outcome.done).await {
+            Ok(new) => *old = new,
+            Err(error) => outcome.errors.note(error),
+        }
+        outcome.done += 1;
+        if start.elapsed() > next_look {
+            next_look += LOOK;
+            seen.push(look()?);
+        }
+    }
+    for stream in &mut open {
+        if let Err(error) = ask(stream, 0).await {
+            outcome.errors.note(error);
+        }
+    }
+    sleep(Duration::from_secs(2)).await;
+    let last = look()?;
+    let least = seen.iter().copied().fold(last, f64::min);
+    let most = seen.iter().copied().fold(last, f64::max);
+    outcome.values = vec![seen[0], least, most, last];
+    Ok(outcome)
 }
 
 fn percentiles(mut times: Vec<Duration>) -> Outcome {

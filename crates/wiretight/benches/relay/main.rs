@@ -57,6 +57,12 @@ struct Args {
     /// Connections to hold open for idle memory [default: 500, quick: 100]
     #[arg(long, value_name = "N")]
     idle_conns: Option<usize>,
+    /// Connections to hold for a long time (`--only hold`) [default: 10000, quick: 200]
+    #[arg(long, value_name = "N")]
+    held_conns: Option<usize>,
+    /// Seconds to hold them [default: 600, quick: 12]
+    #[arg(long, value_name = "SECONDS")]
+    hold_seconds: Option<u64>,
     /// Write every round to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -73,6 +79,10 @@ struct Scale {
     time: Duration,
     idle_conns: usize,
     latency_requests: usize,
+    /// Requests a second in `half`.
+    half_rate: f64,
+    held_conns: usize,
+    hold_time: Duration,
 }
 
 impl Scale {
@@ -84,6 +94,9 @@ impl Scale {
             time: Duration::from_secs(args.seconds.unwrap_or(pick(4, 1))),
             idle_conns: args.idle_conns.unwrap_or(pick(500, 100) as usize).max(1),
             latency_requests: pick(10_000, 1_000) as usize,
+            half_rate: 0.0, // measured at the start
+            held_conns: args.held_conns.unwrap_or(pick(10_000, 200) as usize).max(1),
+            hold_time: Duration::from_secs(args.hold_seconds.unwrap_or(pick(600, 12))),
         }
     }
 }
@@ -103,6 +116,10 @@ enum Workload {
     Idle,
     /// One request after the other on one kept connection.
     Latency,
+    /// Requests that come evenly on 32 kept connections, half as many as the slowest system can do.
+    Half,
+    /// Many connections for a long time, some of them replaced all the time; only when asked for.
+    Hold,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -120,8 +137,11 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let scale = Scale::from_args(&args);
-    let workloads = or_all(&args.only);
+    let mut scale = Scale::from_args(&args);
+    let mut workloads = or_all(&args.only);
+    if args.only.is_empty() {
+        workloads.retain(|workload| *workload != Workload::Hold);
+    }
     let origin = load::start_origin().context("cannot start the origin server")?;
     let lab = Lab::new(origin)?;
 
@@ -137,6 +157,14 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         installed.push((system, version));
         running.push((system, start(&lab, system, 1).await?));
+    }
+    if workloads.contains(&Workload::Half) {
+        let mut slowest = f64::INFINITY;
+        for (_, pair) in &running {
+            let outcome = load::requests(pair, Duration::from_secs(1)).await?;
+            slowest = slowest.min(outcome.values.get(1).copied().unwrap_or(slowest));
+        }
+        scale.half_rate = slowest / 2.0;
     }
     let mut report = Report::new(scale, installed);
     report.print_header();
@@ -162,6 +190,11 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                     Workload::Rps => load::requests(pair, scale.time).await,
                     Workload::Conns => load::connections(pair, scale.time).await,
                     Workload::Latency => load::latency(pair, scale.latency_requests).await,
+                    Workload::Half => load::latency_at(pair, scale.half_rate, scale.time).await,
+                    Workload::Hold => match start(&lab, *system, 1).await {
+                        Ok(fresh) => load::hold(&fresh, scale.held_conns, scale.hold_time).await,
+                        Err(error) => Err(error),
+                    },
                 };
                 let outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
                 report.add(Sample { round, system: *system, workload, outcome });

@@ -34,12 +34,19 @@ impl Workload {
             metric("kib_per_connection_after_bulk", "after bulk", 1),
         ];
         const LATENCY: &[Metric] = &[metric("p50_us", "p50 us", 1), metric("p99_us", "p99 us", 1)];
+        const HOLD: &[Metric] = &[
+            metric("kib_per_connection", "KiB/conn", 1),
+            metric("kib_per_connection_least", "least", 1),
+            metric("kib_per_connection_most", "most", 1),
+            metric("kib_per_connection_at_the_end", "at the end", 1),
+        ];
         match self {
             Self::Bulk | Self::Streams => BULK,
             Self::Rps => RPS,
             Self::Conns => CONNS,
             Self::Idle => IDLE,
-            Self::Latency => LATENCY,
+            Self::Latency | Self::Half => LATENCY,
+            Self::Hold => HOLD,
         }
     }
 
@@ -51,6 +58,8 @@ impl Workload {
             Self::Conns => "conns",
             Self::Idle => "idle",
             Self::Latency => "latency",
+            Self::Half => "half",
+            Self::Hold => "hold",
         }
     }
 
@@ -74,6 +83,15 @@ impl Workload {
             Self::Latency => format!(
                 "{} requests one after the other on one kept connection",
                 scale.latency_requests
+            ),
+            Self::Half => format!(
+                "{:.0} requests a second, evenly, on 32 kept connections for {seconds} s",
+                scale.half_rate
+            ),
+            Self::Hold => format!(
+                "growth of PSS by {} connections that are held for {} s, 100 replaced each second",
+                scale.held_conns,
+                scale.hold_time.as_secs()
             ),
         }
     }

@@ -265,6 +265,7 @@ join_token_file = {:?}
 name = \"echo\"
 listen = \"{middle}\"
 forward = [\"{origin}\"]
+max_connections_per_peer = 20000
 allow = [\"service/web\"]
 ",
             token(&config, "b", "echo")?
