@@ -14,8 +14,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that may wait.
 const ROOM: usize = 8 << 20;
-/// How long lines are gathered, so that a busy relay does not wake the thread for each.
-const GATHER: Duration = Duration::from_millis(10);
+/// How long lines are gathered after some were written, so that a busy relay does not wake the thread for each.
+const PAUSE: Duration = Duration::from_millis(10);
 /// What is kept of the memory that they took.
 const KEPT: usize = 64 << 10;
 
@@ -95,26 +95,21 @@ impl Lines {
         }
     }
 
-    /// Writes whatever comes, to the end.
+    /// Writes whatever comes, to the end: at once after a pause, and all that has come when one is over.
     fn write_to(&self, out: &mut impl Write) {
         let mut bytes = Vec::new();
         loop {
-            let mut waiting = self.waiting();
-            while waiting.bytes.is_empty() && !waiting.ended {
-                waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            }
-            if !waiting.ended {
-                let gathering = self.more.wait_timeout_while(waiting, GATHER, |w| !w.ended);
-                waiting = gathering.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            std::mem::swap(&mut waiting.bytes, &mut bytes);
-            drop(waiting);
+            let waiting = self.waiting();
+            let come = self.more.wait_while(waiting, |w| w.bytes.is_empty() && !w.ended);
+            std::mem::swap(&mut come.unwrap_or_else(PoisonError::into_inner).bytes, &mut bytes);
             if bytes.is_empty() {
                 return;
             }
             let _ = out.write_all(&bytes); // there is no other place to say it
             bytes.clear();
             bytes.shrink_to(KEPT);
+            let pause = self.more.wait_timeout_while(self.waiting(), PAUSE, |w| !w.ended);
+            drop(pause);
         }
     }
 }

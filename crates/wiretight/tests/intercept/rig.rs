@@ -19,6 +19,8 @@ use wiretight_proxy::intercept::listing::Listing;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// A log is no further behind than this: lines are gathered for 10 ms.
+const LOG_LAG: Duration = Duration::from_millis(50);
 pub(crate) const MARK: u32 = 0x7717;
 pub(crate) const PORT: u16 = 7417;
 /// What programs send that nobody else may see, by direction.
@@ -381,6 +383,7 @@ impl Net {
     }
 
     pub(crate) fn log(&self) -> String {
+        thread::sleep(LOG_LAG);
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 }

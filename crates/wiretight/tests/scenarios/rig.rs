@@ -28,6 +28,8 @@ pub(crate) const GROUP: &str = "X25519MLKEM768";
 pub(crate) const CIPHER: &str = "TLS_AES_256_GCM_SHA384";
 /// For what takes milliseconds on a machine at rest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// A log is no further behind than this: lines are gathered for 10 ms.
+const LOG_LAG: Duration = Duration::from_millis(50);
 
 pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -141,6 +143,7 @@ impl Kid {
     }
 
     pub(crate) fn log(&self) -> String {
+        thread::sleep(LOG_LAG);
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -483,6 +486,7 @@ impl Node {
     }
 
     pub(crate) fn log(&self) -> String {
+        thread::sleep(LOG_LAG);
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
