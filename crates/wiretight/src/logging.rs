@@ -6,7 +6,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -19,22 +19,25 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// What is kept of the memory that they took.
 const KEPT: usize = 64 << 10;
 
+/// How long the last lines may take: what they go to may be a pipe that nobody reads.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// Writes what waits when it is dropped.
-pub struct Logs {
-    lines: Arc<Lines>,
-    writer: Option<JoinHandle<()>>,
-}
+pub struct Logs(Arc<Lines>);
 
 impl Drop for Logs {
     fn drop(&mut self) {
-        self.lines.waiting().ended = true;
-        self.lines.more.notify_one();
-        let _ = self.writer.take().map(JoinHandle::join);
-        match self.lines.waiting().lost {
-            0 => {}
-            lost => {
-                eprintln!("wiretight: {lost} log lines were lost: nobody read them fast enough")
-            }
+        let Logs(lines) = self;
+        let mut waiting = lines.waiting();
+        waiting.ended = true;
+        lines.more.notify_all();
+        let waited = lines.more.wait_timeout_while(waiting, LAST_LINES, |w| !w.written);
+        let (waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (lost, written) = (waiting.lost, waiting.written);
+        drop(waiting);
+        // Where nobody reads, this would wait, too.
+        if written && lost > 0 {
+            eprintln!("wiretight: {lost} log lines were lost: nobody read them fast enough");
         }
     }
 }
@@ -42,15 +45,16 @@ impl Drop for Logs {
 /// Starts logging to standard error.
 pub fn start() -> Logs {
     let lines = Arc::<Lines>::default();
-    let writer = {
-        let lines = lines.clone();
-        let run = move || lines.write_to(&mut io::stderr());
-        thread::Builder::new().name("log".into()).spawn(run).ok()
-    };
+    let logs = Logs(lines.clone());
+    let writer = lines.clone();
+    let run = move || writer.write_to(&mut io::stderr());
+    if let Err(error) = thread::Builder::new().name("log".into()).spawn(run) {
+        eprintln!("wiretight: there will be no log: no thread can be started for it: {error}");
+    }
     let filter = std::env::var("WIRETIGHT_LOG").unwrap_or_else(|_| "info".into());
     let filter = EnvFilter::builder().parse_lossy(filter);
     let terminal = io::stderr().is_terminal();
-    let to = Gathered(lines.clone());
+    let to = Gathered(lines);
     let builder = tracing_subscriber::fmt().with_writer(to).with_env_filter(filter);
     let started = if terminal {
         let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
@@ -60,7 +64,7 @@ pub fn start() -> Logs {
     };
     // A second start in one process (tests) keeps the first.
     drop(started);
-    Logs { lines, writer }
+    logs
 }
 
 /// Lines on their way to the thread that writes them.
@@ -76,6 +80,8 @@ struct Waiting {
     lost: u64,
     /// No more will come.
     ended: bool,
+    /// And all that came is written.
+    written: bool,
 }
 
 impl Lines {
@@ -101,10 +107,14 @@ impl Lines {
         loop {
             let waiting = self.waiting();
             let come = self.more.wait_while(waiting, |w| w.bytes.is_empty() && !w.ended);
-            std::mem::swap(&mut come.unwrap_or_else(PoisonError::into_inner).bytes, &mut bytes);
-            if bytes.is_empty() {
+            let mut come = come.unwrap_or_else(PoisonError::into_inner);
+            if come.bytes.is_empty() {
+                come.written = true;
+                self.more.notify_all();
                 return;
             }
+            std::mem::swap(&mut come.bytes, &mut bytes);
+            drop(come);
             let _ = out.write_all(&bytes); // there is no other place to say it
             bytes.clear();
             bytes.shrink_to(KEPT);
@@ -179,5 +189,25 @@ mod tests {
         drop(go_on);
         writer.join().unwrap();
         assert_eq!(writes.iter().sum::<usize>() as u64, fit * line.len() as u64);
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_log_that_nobody_reads() {
+        let logs = Logs(Arc::default());
+        let lines = logs.0.clone();
+        let (wrote, writes) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        let mut stuck = Slow(wrote, may_go_on);
+        let writer = thread::spawn({
+            let lines = lines.clone();
+            move || lines.write_to(&mut stuck)
+        });
+        lines.add(b"first\n");
+        writes.recv().unwrap();
+        drop(logs); // waiting for the writer, it would never come back
+        assert!(!lines.waiting().written);
+        drop(go_on);
+        writer.join().unwrap();
+        assert!(lines.waiting().written);
     }
 }
