@@ -1,0 +1,139 @@
+//! Checkpoints (C2SP tlog-checkpoint): a log's size and root, as a signed note.
+
+use std::fmt;
+
+use crate::hash::Hash;
+use crate::note::{LogKey, LogSigner, Note, NoteError, Signature};
+use crate::text::{decimal, line};
+use crate::tree::MAX_SIZE;
+
+/// What a log says of itself at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Which log: not empty, one line.
+    pub origin: String,
+    /// The number of its entries.
+    pub size: u64,
+    /// The hash over all of them.
+    pub root: Hash,
+    /// Lines whose meaning is the log's own affair. Witnesses vouch for none of it.
+    pub extensions: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Parses the text of a note.
+    pub fn parse(text: &str) -> Result<Checkpoint, NoteError> {
+        let bad = NoteError::Malformed;
+        let short = bad("a checkpoint has at least three lines");
+        let (origin, rest) = line(text).ok_or(short.clone())?;
+        let (size, rest) = line(rest).ok_or(short.clone())?;
+        let (root, rest) = line(rest).ok_or(short)?;
+        if origin.is_empty() {
+            return Err(bad("a checkpoint's origin is empty"));
+        }
+        let size = decimal(size).filter(|size| *size <= MAX_SIZE);
+        let size = size.ok_or(bad("a checkpoint's second line is not a tree's size"))?;
+        let root = Hash::from_base64(root);
+        let root = root.ok_or(bad("a checkpoint's third line is not a root hash"))?;
+        if size == 0 && root != Hash::empty() {
+            return Err(bad("a checkpoint gives the empty tree another root than it has"));
+        }
+        let extensions: Vec<String> = rest.split_terminator('\n').map(str::to_owned).collect();
+        if extensions.iter().any(String::is_empty) {
+            return Err(bad("a checkpoint's extension line is empty"));
+        }
+        Ok(Checkpoint { origin: origin.to_owned(), size, root, extensions })
+    }
+
+    /// Signs it as the log whose key this is.
+    pub fn sign(&self, signer: &LogSigner) -> Result<SignedCheckpoint, NoteError> {
+        let mut note = Note::new(self.to_string())?;
+        signer.sign(&mut note);
+        SignedCheckpoint::new(note)
+    }
+}
+
+/// The text that is signed.
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}\n{}\n", self.origin, self.size, self.root)?;
+        self.extensions.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+/// A checkpoint and the signatures on it, none of them verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedCheckpoint {
+    checkpoint: Checkpoint,
+    note: Note,
+}
+
+impl SignedCheckpoint {
+    /// Reads a note as a checkpoint.
+    pub fn new(note: Note) -> Result<SignedCheckpoint, NoteError> {
+        Ok(SignedCheckpoint { checkpoint: Checkpoint::parse(note.text())?, note })
+    }
+
+    /// Parses a signed note.
+    pub fn parse(note: &str) -> Result<SignedCheckpoint, NoteError> {
+        SignedCheckpoint::new(Note::parse(note)?)
+    }
+
+    /// What it says. Nobody has to believe it yet.
+    pub fn unverified(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The note.
+    pub fn note(&self) -> &Note {
+        &self.note
+    }
+
+    /// What it says, if the log with this key signed it and it is that log's.
+    pub fn verified_by(&self, log: &LogKey) -> Option<&Checkpoint> {
+        let own = self.checkpoint.origin == log.name().as_str() && log.signed(&self.note);
+        own.then_some(&self.checkpoint)
+    }
+
+    /// Adds a signature.
+    pub fn add(&mut self, signature: Signature) {
+        self.note.add(signature);
+    }
+}
+
+/// The whole note.
+impl fmt::Display for SignedCheckpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.note.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_have_one_form() {
+        let root = Hash::leaf(b"x");
+        let good = format!("log.example/a\n7\n{root}\n");
+        assert_eq!(Checkpoint::parse(&good).unwrap().to_string(), good);
+        let extended = format!("{good}more\n");
+        assert_eq!(Checkpoint::parse(&extended).unwrap().to_string(), extended);
+        let empty = Hash::empty();
+        assert!(Checkpoint::parse(&format!("a\n0\n{empty}\n")).is_ok());
+        for bad in [
+            format!("\n7\n{root}\n"),
+            format!("a\n07\n{root}\n"),
+            format!("a\n+7\n{root}\n"),
+            format!("a\n-7\n{root}\n"),
+            format!("a\n18446744073709551615\n{root}\n"),
+            format!("a\n0\n{root}\n"),
+            format!("a\n7\n{root}"),
+            "a\n7\nAAAA\n".to_owned(),
+            "a\n7\n".to_owned(),
+            format!("a\n7\n{root}\n\nmore\n"),
+        ] {
+            assert!(Checkpoint::parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Tiles (C2SP tlog-tiles): how a log is published, as files that never change once they are full.
+//!
+//! A tile of level l holds up to 256 hashes of perfect subtrees of 256^l leaves; a full one is a single hash of the
+//! level above. An entry bundle holds the entries under a tile of level 0. The last tile of each level is partial,
+//! and has its width in its name; a partial tile is a prefix of every later one.
+
+use std::fmt;
+
+use crate::hash::Hash;
+use crate::text::decimal;
+use crate::tree::{MAX_SIZE, Node};
+
+/// The height of a tile's tree.
+const HEIGHT: u8 = 8;
+/// The hashes of a full tile.
+pub const WIDTH: u64 = 1 << HEIGHT;
+/// The largest entry, in bytes: its length has two bytes.
+pub const MAX_ENTRY: usize = u16::MAX as usize;
+/// The largest entry bundle, in bytes.
+pub const MAX_BUNDLE: usize = WIDTH as usize * (2 + MAX_ENTRY);
+/// The highest level at which a tree of [`MAX_SIZE`] leaves has a tile.
+const MAX_LEVEL: u8 = (MAX_SIZE.trailing_zeros() as u8) / HEIGHT;
+
+/// What a tile is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TileError {
+    /// Cut, or with something behind its end.
+    #[error("the tile has a wrong length")]
+    WrongLength,
+    /// An entry of more than [`MAX_ENTRY`] bytes.
+    #[error("an entry is longer than {MAX_ENTRY} bytes")]
+    EntryTooLong,
+}
+
+/// What a tile consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Hashes of perfect subtrees of 256^level leaves.
+    Hashes {
+        /// The level, from 0.
+        level: u8,
+    },
+    /// Entries.
+    Entries,
+}
+
+/// A tile's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tile {
+    /// What it holds.
+    pub kind: Kind,
+    /// Its place in its level, from 0.
+    pub index: u64,
+    /// How many hashes or entries it holds: 1 to 256.
+    pub width: u16,
+}
+
+impl Tile {
+    /// The tile at `index` in a tree of `size`, full or partial; `None` if the tree has nothing there.
+    pub fn of_tree(kind: Kind, index: u64, size: u64) -> Option<Tile> {
+        let beyond = count(kind, size).checked_sub(index.checked_mul(WIDTH)?)?;
+        let width = u16::try_from(beyond.min(WIDTH)).expect("at most 256");
+        (width > 0).then_some(Tile { kind, index, width })
+    }
+
+    /// Every tile that a tree of size `new` has and one of size `old` has not: bundles first, then hashes by level.
+    pub fn of_growth(old: u64, new: u64) -> impl Iterator<Item = Tile> {
+        let levels = (0..=MAX_LEVEL).map(|level| Kind::Hashes { level });
+        std::iter::once(Kind::Entries).chain(levels).flat_map(move |kind| {
+            let (from, to) = (count(kind, old), count(kind, new));
+            let indexes = if to > from { from / WIDTH..to.div_ceil(WIDTH) } else { 0..0 };
+            indexes.filter_map(move |index| Tile::of_tree(kind, index, new))
+        })
+    }
+
+    /// The tile that tells the hash of a perfect subtree of a tree of `size`, and its hashes that make up that node.
+    pub fn of_node(node: Node, size: u64) -> Option<(Tile, std::ops::Range<usize>)> {
+        let (level, height) = (node.level / HEIGHT, node.level % HEIGHT);
+        let first = node.index.checked_mul(1 << height)?;
+        let tile = Tile::of_tree(Kind::Hashes { level }, first / WIDTH, size)?;
+        let start = usize::try_from(first % WIDTH).expect("less than 256");
+        let range = start..start + (1 << height);
+        (range.end <= usize::from(tile.width)).then_some((tile, range))
+    }
+
+    /// Whether it holds all that it will ever hold.
+    pub fn is_full(self) -> bool {
+        u64::from(self.width) == WIDTH
+    }
+
+    /// The full tile at its place.
+    pub fn full(self) -> Tile {
+        Tile { width: WIDTH as u16, ..self }
+    }
+
+    /// Where it is, below the log's prefix: `tile/<level>/<index>[.p/<width>]`, with `entries` for the level of a
+    /// bundle.
+    pub fn path(self) -> String {
+        self.to_string()
+    }
+
+    /// From its path, which has one form.
+    pub fn parse(path: &str) -> Option<Tile> {
+        let (kind, rest) = path.strip_prefix("tile/")?.split_once('/')?;
+        let kind = match kind {
+            "entries" => Kind::Entries,
+            level => {
+                let level = u8::try_from(decimal(level)?).ok()?;
+                Kind::Hashes { level: Some(level).filter(|l| *l <= MAX_LEVEL)? }
+            }
+        };
+        let (index, width) = match rest.split_once(".p/") {
+            Some((index, width)) => {
+                let width = decimal(width).filter(|w| (1..WIDTH).contains(w))?;
+                (index, u16::try_from(width).ok()?)
+            }
+            None => (rest, WIDTH as u16),
+        };
+        let mut number = 0u64;
+        let mut elements = index.split('/').peekable();
+        while let Some(element) = elements.next() {
+            let digits = match elements.peek() {
+                Some(_) => element.strip_prefix('x')?,
+                None => element,
+            };
+            if digits.len() != 3 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+                return None;
+            }
+            number = number.checked_mul(1000)?.checked_add(digits.parse().ok()?)?;
+        }
+        let tile = Tile { kind, index: number, width };
+        (number <= MAX_SIZE / WIDTH && tile.path() == path).then_some(tile)
+    }
+
+    /// The hashes of a tile of hashes, from its bytes.
+    pub fn hashes(self, bytes: &[u8]) -> Result<Vec<Hash>, TileError> {
+        if bytes.len() != usize::from(self.width) * Hash::LEN {
+            return Err(TileError::WrongLength);
+        }
+        Ok(bytes.chunks_exact(Hash::LEN).filter_map(Hash::from_slice).collect())
+    }
+
+    /// The entries of a bundle, from its bytes.
+    pub fn entries(self, mut bytes: &[u8]) -> Result<Vec<&[u8]>, TileError> {
+        let mut entries = Vec::with_capacity(usize::from(self.width));
+        for _ in 0..self.width {
+            let (length, rest) = bytes.split_first_chunk().ok_or(TileError::WrongLength)?;
+            let length = usize::from(u16::from_be_bytes(*length));
+            let (entry, rest) = rest.split_at_checked(length).ok_or(TileError::WrongLength)?;
+            entries.push(entry);
+            bytes = rest;
+        }
+        match bytes.is_empty() {
+            true => Ok(entries),
+            false => Err(TileError::WrongLength),
+        }
+    }
+}
+
+/// The path.
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Hashes { level } => write!(f, "tile/{level}/")?,
+            Kind::Entries => f.write_str("tile/entries/")?,
+        }
+        let mut divisor = 1u64;
+        while self.index / divisor >= 1000 {
+            divisor *= 1000;
+        }
+        while divisor > 1 {
+            write!(f, "x{:03}/", self.index / divisor % 1000)?;
+            divisor /= 1000;
+        }
+        write!(f, "{:03}", self.index % 1000)?;
+        match self.is_full() {
+            true => Ok(()),
+            false => write!(f, ".p/{}", self.width),
+        }
+    }
+}
+
+/// Appends an entry to the bytes of a bundle.
+pub fn push_entry(bundle: &mut Vec<u8>, entry: &[u8]) -> Result<(), TileError> {
+    let length = u16::try_from(entry.len()).map_err(|_| TileError::EntryTooLong)?;
+    bundle.extend_from_slice(&length.to_be_bytes());
+    bundle.extend_from_slice(entry);
+    Ok(())
+}
+
+/// The hash of a perfect subtree, from neighbouring hashes of a tile; their number is a power of two.
+pub fn subtree(hashes: &[Hash]) -> Option<Hash> {
+    match hashes {
+        [] => None,
+        [hash] => Some(*hash),
+        _ if hashes.len().is_power_of_two() => {
+            let (left, right) = hashes.split_at(hashes.len() / 2);
+            Some(Hash::node(subtree(left)?, subtree(right)?))
+        }
+        _ => None,
+    }
+}
+
+/// How many hashes or entries of this kind a tree of `size` has.
+fn count(kind: Kind, size: u64) -> u64 {
+    match kind {
+        Kind::Entries => size,
+        Kind::Hashes { level } => {
+            size.checked_shr(u32::from(level) * u32::from(HEIGHT)).unwrap_or(0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(tiles: impl Iterator<Item = Tile>) -> Vec<String> {
+        tiles.filter(|t| t.kind != Kind::Entries).map(Tile::path).collect()
+    }
+
+    #[test]
+    fn a_tree_has_the_tiles_of_the_specification() {
+        // Its example: 70,000 entries.
+        let all = paths(Tile::of_growth(0, 70_000));
+        assert_eq!(all.len(), 273 + 1 + 1 + 1 + 1);
+        assert_eq!(
+            all[272..],
+            ["tile/0/272", "tile/0/273.p/112", "tile/1/000", "tile/1/001.p/17", "tile/2/000.p/1"]
+        );
+        assert_eq!(paths(Tile::of_growth(0, 256)), ["tile/0/000", "tile/1/000.p/1"]);
+        assert_eq!(paths(Tile::of_growth(70_000, 70_001)), ["tile/0/273.p/113"]);
+        assert_eq!(paths(Tile::of_growth(7, 7)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn paths_have_one_form() {
+        for (index, text) in
+            [(0, "000"), (999, "999"), (1000, "x001/000"), (1_234_067, "x001/x234/067")]
+        {
+            let tile = Tile { kind: Kind::Entries, index, width: 256 };
+            assert_eq!(tile.path(), format!("tile/entries/{text}"));
+            assert_eq!(Tile::parse(&tile.path()), Some(tile));
+            let tile = Tile { kind: Kind::Hashes { level: 3 }, index, width: 7 };
+            assert_eq!(Tile::parse(&tile.path()), Some(tile));
+        }
+        for bad in [
+            "tile/0/0",
+            "tile/0/0000",
+            "tile/0/x000/001",
+            "tile/0/x01/001",
+            "tile/0/001/001",
+            "tile/00/001",
+            "tile/8/000",
+            "tile/0/000.p/0",
+            "tile/0/000.p/256",
+            "tile/0/000.p/07",
+            "tile/0/../000",
+            "tile/0/",
+            "tile/entries/x000/000",
+            "/tile/0/000",
+            "tile/0/x999/x999/x999/x999/x999/x999/x999/999",
+        ] {
+            assert_eq!(Tile::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn bundles_are_read_to_their_end() {
+        let mut bundle = Vec::new();
+        for entry in [&b"one"[..], b"", b"three"] {
+            push_entry(&mut bundle, entry).unwrap();
+        }
+        let tile = |width| Tile { kind: Kind::Entries, index: 0, width };
+        assert_eq!(tile(3).entries(&bundle).unwrap(), [&b"one"[..], b"", b"three"]);
+        assert_eq!(tile(2).entries(&bundle), Err(TileError::WrongLength));
+        assert_eq!(tile(4).entries(&bundle), Err(TileError::WrongLength));
+        assert_eq!(tile(3).entries(&bundle[..bundle.len() - 1]), Err(TileError::WrongLength));
+        assert_eq!(push_entry(&mut bundle, &vec![0; MAX_ENTRY + 1]), Err(TileError::EntryTooLong));
+    }
+}
