@@ -4,12 +4,14 @@
 //! - [`spiffe`]: names, and who a certificate speaks for
 //! - [`key`]: private keys, and the narrow [`key::Signer`] behind which the root sits
 //! - [`x509`]: requests and certificates
+//! - [`logged`]: entries of the log, and certificates that carry the proof that they are in it
 //! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
 //! - [`web`]: certificates of web sites, and requests for those that we issue
 //! - [`mod@seal`]: secrets that pass through somebody else's store
 
 pub mod key;
+pub mod logged;
 pub mod seal;
 pub mod spiffe;
 pub mod token;
@@ -18,6 +20,7 @@ pub mod web;
 pub mod x509;
 
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
+pub use logged::{Logged, NotLogged, Revocation};
 pub use seal::{SealError, SealKey, seal};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};
 pub use token::{JoinToken, TokenError};

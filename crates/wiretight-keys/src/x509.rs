@@ -255,19 +255,27 @@ pub struct Period {
     pub not_after: u64,
 }
 
-/// `TBSCertificate` (RFC 5280, section 4.1).
+/// `TBSCertificate` (RFC 5280, section 4.1), of the form that ours have.
 #[derive(Clone, Sequence)]
-struct TbsCertificate {
+pub(crate) struct TbsCertificate {
     #[asn1(context_specific = "0", tag_mode = "EXPLICIT")]
     version: u8,
-    serial_number: SerialNumber,
+    pub(crate) serial_number: SerialNumber,
     signature: AlgorithmIdentifierOwned,
     issuer: X509Name,
     validity: Validity,
-    subject: X509Name,
-    subject_public_key_info: SubjectPublicKeyInfoOwned,
+    pub(crate) subject: X509Name,
+    pub(crate) subject_public_key_info: SubjectPublicKeyInfoOwned,
     #[asn1(context_specific = "3", tag_mode = "EXPLICIT")]
-    extensions: Extensions,
+    pub(crate) extensions: Extensions,
+}
+
+impl TbsCertificate {
+    pub(crate) fn period(&self) -> Period {
+        let Validity { not_before, not_after, .. } = self.validity;
+        let secs = |time: Time| time.to_unix_duration().as_secs();
+        Period { not_before: secs(not_before), not_after: secs(not_after) }
+    }
 }
 
 /// `Certificate`, around a to-be-signed part that is already encoded.
@@ -374,6 +382,11 @@ impl Tbs {
     /// The bytes to sign.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// The same with other bytes to sign.
+    pub(crate) fn with_der(self, der: Vec<u8>) -> Result<Tbs, X509Error> {
+        Ok(Tbs { der, ..self })
     }
 
     /// Signs at once.

@@ -20,6 +20,11 @@ impl Hash {
         sha256(&[])
     }
 
+    /// Plain SHA-256 of some bytes, which is no node of a tree.
+    pub fn of(bytes: &[u8]) -> Hash {
+        sha256(&[bytes])
+    }
+
     /// The hash of an entry: SHA-256(0x00 || entry).
     pub fn leaf(entry: &[u8]) -> Hash {
         sha256(&[&[0x00], entry])
