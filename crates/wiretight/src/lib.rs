@@ -9,6 +9,7 @@
 //! - [`acme`]: the certificates of public sites
 //! - [`acme_server`]: certificates for programs with an ACME client of their own
 //! - [`intercept`]: puts the kernel's rules in force and keeps them there
+//! - [`log`]: the transparency log: witnesses, readers, monitors
 //! - [`admin`]: how the command line, probes and Prometheus ask a running node
 
 pub mod acme;
@@ -22,6 +23,7 @@ pub mod control;
 pub mod daemon;
 pub mod intercept;
 pub mod internal_certificates;
+pub mod log;
 pub mod logging;
 pub mod private_dir;
 mod privilege;

@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod join;
 mod mode;
+mod monitor;
 mod node;
 mod plaintext;
 mod rules;
@@ -16,6 +17,8 @@ mod svid;
 mod term;
 mod token;
 mod upgrade;
+mod verify;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -71,6 +74,10 @@ enum Verb {
     #[command(subcommand)]
     Rules(rules::Rules),
     Down(rules::Down),
+    #[command(subcommand)]
+    Witness(witness::Witness),
+    Monitor(Box<monitor::Monitor>),
+    Verify(verify::Verify),
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
@@ -148,6 +155,9 @@ pub fn main() -> ExitCode {
         Verb::Authority(verb) => verb.run(),
         Verb::Rules(verb) => verb.run(),
         Verb::Down(verb) => verb.run(),
+        Verb::Witness(verb) => verb.run(),
+        Verb::Monitor(verb) => verb.run(),
+        Verb::Verify(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&mut Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),

@@ -1,0 +1,10 @@
+//! The transparency log: witnesses, readers, monitors and verifiers, over real HTTP and with the real binary.
+//!
+//! `cargo test --release -p wiretight --test log`
+
+#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+
+mod monitor;
+mod rig;
+mod verify;
+mod witness;
