@@ -25,7 +25,7 @@ pub fn now() -> u64 {
 }
 
 pub fn cosigner(n: u8) -> Cosigner {
-    let algorithm = if n % 2 == 0 { Algorithm::Ed25519 } else { Algorithm::MlDsa44 };
+    let algorithm = if n.is_multiple_of(2) { Algorithm::Ed25519 } else { Algorithm::MlDsa44 };
     Cosigner::from_seed(name(&format!("witness.example/{n}")), algorithm, &[n; 32]).unwrap()
 }
 
@@ -172,26 +172,26 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it; its output, if it ends instead.
     pub fn start(args: &[&str]) -> Result<Daemon, String> {
-        let mut child = Command::new(BINARY)
+        let child = Command::new(BINARY)
             .args(["witness", "run", "--listen", "127.0.0.1:0"])
             .args(args)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into() };
+        let mut lines = BufReader::new(daemon.child.stderr.take().unwrap());
         let mut said = String::new();
         loop {
             let start = said.len();
             if lines.read_line(&mut said).unwrap() == 0 {
-                child.wait().unwrap();
                 return Err(said);
             }
             if let Some((_, rest)) = said[start..].split_once("\"listen\":\"") {
-                let addr = rest.split('"').next().unwrap().parse().unwrap();
-                // Nobody reads on, and a log that nobody reads must not stop it; but keep the pipe open.
+                daemon.addr = rest.split('"').next().unwrap().parse().unwrap();
+                // Somebody has to read on, or it would lose lines.
                 std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-                return Ok(Daemon { child, addr });
+                return Ok(daemon);
             }
         }
     }
