@@ -6,6 +6,7 @@
 //! - [`takeover`]: how the next process takes over from it
 //! - [`daemon`]: a running node, as those who ask it see it
 //! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and what is said between
+//! - [`log`]: the public record of everything that was issued
 //! - [`acme`]: the certificates of public sites
 //! - [`acme_server`]: certificates for programs with an ACME client of their own
 //! - [`intercept`]: puts the kernel's rules in force and keeps them there
@@ -22,6 +23,7 @@ pub mod control;
 pub mod daemon;
 pub mod intercept;
 pub mod internal_certificates;
+pub mod log;
 pub mod logging;
 pub mod private_dir;
 mod privilege;
