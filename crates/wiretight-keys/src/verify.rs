@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
 
+use crate::logged::NotLogged;
 use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::transparency::{Place, Transparency};
 use crate::x509::{self, Leaf, Serial, Series, X509Error};
 
 /// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
@@ -30,11 +32,14 @@ pub enum Role {
 /// SHA-256 of a root certificate.
 pub type Fingerprint = [u8; 32];
 
-/// A peer whose chain, time, trust domain and standing were checked when it shook hands.
+/// A peer whose chain, time, trust domain, standing and, where they are required, proofs were checked when it shook
+/// hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
     id: SpiffeId,
     serial: Serial,
+    /// Of the intermediates that vouch for it.
+    issuers: Vec<Serial>,
     root: Fingerprint,
     not_after: u64,
 }
@@ -102,6 +107,16 @@ pub enum Refusal {
     /// Its node was removed, or the certificate was revoked.
     #[error("{0} was revoked: its node was removed from the mesh, or may not claim it any more")]
     Revoked(SpiffeId),
+    /// A certificate of its chain has no proof that it stands in the log, or not one that we believe.
+    #[error("{which} of {id} is not provably in the log, and this node demands it: {why}")]
+    NotLogged {
+        /// Whose.
+        id: SpiffeId,
+        /// Which certificate.
+        which: &'static str,
+        /// What is missing.
+        why: NotLogged,
+    },
     /// A good certificate, but not of whom we called.
     #[error("we called {expected}, and {found} answered")]
     WrongPeer {
@@ -131,6 +146,7 @@ impl Refusal {
             Refusal::Expired { .. } => "expired",
             Refusal::NotYetValid { .. } => "not_yet_valid",
             Refusal::Revoked(_) => "revoked",
+            Refusal::NotLogged { .. } => "not_logged",
             Refusal::WrongPeer { .. } => "wrong_peer",
             Refusal::BadChain { .. } => "bad_chain",
         }
@@ -144,6 +160,16 @@ pub struct Revocations {
     pub series: BTreeSet<Series>,
     /// Roots that were given up before what they had signed had expired.
     pub roots: BTreeSet<Fingerprint>,
+    /// Certificates, by the index of their entry in the log: ranges with both ends.
+    pub indexes: Vec<(u64, u64)>,
+}
+
+impl Revocations {
+    fn holds(&self, serial: &Serial) -> bool {
+        let by_index = |index| self.indexes.iter().any(|(from, to)| (*from..=*to).contains(&index));
+        serial.series().is_some_and(|s| self.series.contains(&s))
+            || serial.index().is_some_and(by_index)
+    }
 }
 
 /// The roots that a trust domain is believed by, and what of it is revoked.
@@ -153,6 +179,7 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     revoked: Revocations,
+    transparency: Transparency,
 }
 
 impl TrustBundle {
@@ -168,7 +195,13 @@ impl TrustBundle {
             what: "root certificate",
             detail: e.to_string(),
         })?;
-        Ok(TrustBundle { trust_domain, roots, anchors, revoked })
+        let transparency = Transparency::NotRequired;
+        Ok(TrustBundle { trust_domain, roots, anchors, revoked, transparency })
+    }
+
+    /// The same bundle, which asks for proofs from now on.
+    pub fn with(self, transparency: Transparency) -> TrustBundle {
+        TrustBundle { transparency, ..self }
     }
 
     /// The trust domain.
@@ -183,13 +216,14 @@ impl TrustBundle {
 
     /// Whether this certificate was revoked.
     pub fn is_revoked(&self, serial: &Serial) -> bool {
-        serial.series().is_some_and(|s| self.revoked.series.contains(&s))
+        self.revoked.holds(serial)
     }
 
     /// Whether a peer that was verified once, by this bundle or an earlier one, is still believed. Its
     /// time is not looked at: a session may outlive the certificate that it began with.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
-        !self.is_revoked(&peer.serial) && !self.revoked.roots.contains(&peer.root)
+        let mut chain = std::iter::once(&peer.serial).chain(&peer.issuers);
+        !chain.any(|serial| self.is_revoked(serial)) && !self.revoked.roots.contains(&peer.root)
     }
 
     /// Checks the chain that a peer showed, leaf first.
@@ -234,16 +268,28 @@ impl TrustBundle {
         let path = cert
             .verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
             .map_err(bad_chain)?;
-        let mut not_after = period.not_after;
+        let logged = |certificate: &CertificateDer<'_>, place: Place| {
+            let which = match place {
+                Place::Leaf => "the certificate",
+                Place::Intermediate => "the intermediate",
+            };
+            let id = id.clone();
+            let checked = self.transparency.check(certificate, place, now.as_secs());
+            checked.map_err(|why| Refusal::NotLogged { id, which, why })
+        };
+        logged(leaf_der, Place::Leaf)?;
+        let (mut not_after, mut issuers) = (period.not_after, Vec::new());
         for issuer in path.intermediate_certificates() {
+            logged(&issuer.der(), Place::Intermediate)?;
             // What the verifier could read and we cannot has ended, as far as we know.
             not_after = not_after.min(x509::not_after(&issuer.der()).unwrap_or(0));
+            issuers.extend(x509::serial(&issuer.der()));
         }
         let used = self.anchors.iter().position(|a| a == path.anchor());
         let Some(root) = used.and_then(|n| self.roots.get(n)).map(x509::fingerprint) else {
             return Err(Refusal::Untrusted(id));
         };
-        let peer = VerifiedPeer { id, serial, root, not_after };
+        let peer = VerifiedPeer { id, serial, issuers, root, not_after };
         match self.stands_by(&peer) {
             true => Ok(peer),
             false => Err(Refusal::Revoked(peer.id)),

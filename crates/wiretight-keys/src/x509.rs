@@ -72,7 +72,7 @@ pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error 
 /// A certificate's serial number: positive, at most 20 bytes, in lower-case hex.
 ///
 /// Of the 16 bytes that our authority gives, the first eight are the certificate's [`Series`] and the
-/// others random.
+/// others the index of its entry in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Serial(Box<str>);
@@ -87,6 +87,12 @@ impl Serial {
     /// Lower-case hex.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The index of its entry in the log; `None` if our authority did not make it.
+    pub fn index(&self) -> Option<u64> {
+        self.series()?;
+        u64::from_str_radix(self.0.get(2 * Series::LEN..)?, 16).ok()
     }
 
     /// The series that it belongs to; `None` if our authority did not make it.
@@ -122,12 +128,12 @@ impl Series {
         Series(hex(&bytes).into())
     }
 
-    /// The number of its next certificate, with 64 random bits of its own (CA/B BR, section 7.1).
-    pub fn serial(&self, random: [u8; Series::LEN]) -> [u8; 16] {
+    /// The serial number of its certificate whose entry has this index in the log.
+    pub fn serial(&self, index: u64) -> [u8; 16] {
         let series = u64::from_str_radix(&self.0, 16).expect("a series is 16 hex digits");
         let mut serial = [0; 16];
         serial[..Series::LEN].copy_from_slice(&series.to_be_bytes());
-        serial[Series::LEN..].copy_from_slice(&random);
+        serial[Series::LEN..].copy_from_slice(&index.to_be_bytes());
         serial
     }
 
@@ -470,6 +476,12 @@ impl Leaf {
 pub fn not_after(der: &[u8]) -> Option<u64> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
     Some(cert.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
+}
+
+/// The serial number of any certificate; `None` if it is not one.
+pub fn serial(der: &[u8]) -> Option<Serial> {
+    let cert = x509_cert::Certificate::from_der(der).ok()?;
+    Some(Serial::from_bytes(cert.tbs_certificate().serial_number().as_bytes()))
 }
 
 /// SHA-256 of a certificate's DER: how a join token names the root.

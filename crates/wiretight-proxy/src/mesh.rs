@@ -15,8 +15,8 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wiretight_keys::{
-    Id, Leaf, Name, Refusal, Revocations, Role, SigningKey, SpiffeId, TrustBundle, TrustDomain,
-    VerifiedPeer, X509Error,
+    Id, Leaf, Name, Refusal, Revocations, Role, SigningKey, SpiffeId, Transparency, TrustBundle,
+    TrustDomain, VerifiedPeer, X509Error,
 };
 
 use crate::relay::settings::HostPort;
@@ -160,6 +160,7 @@ pub struct Mesh {
     provider: Arc<CryptoProvider>,
     identities: ArcSwap<BTreeMap<Id, Arc<Identity>>>,
     bundle: ArcSwap<TrustBundle>,
+    transparency: ArcSwap<Transparency>,
     registry: ArcSwap<Registry>,
     meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
     verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
@@ -176,6 +177,7 @@ impl Mesh {
             provider: crate::tls::provider(),
             identities: ArcSwap::default(),
             bundle: ArcSwap::from_pointee(empty),
+            transparency: ArcSwap::default(),
             registry: ArcSwap::default(),
             meant: ArcSwap::default(),
             verified: Mutex::default(),
@@ -202,9 +204,21 @@ impl Mesh {
     /// Replaces the trust bundle, revocations included. Whoever wakes by [`Mesh::changes`] then cuts the
     /// connections of peers that it no longer stands by.
     pub fn set_bundle(&self, bundle: TrustBundle) {
-        self.bundle.store(Arc::new(bundle));
+        let asks = Transparency::clone(&self.transparency.load());
+        self.bundle.store(Arc::new(bundle.with(asks)));
         self.remembered().clear();
         self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Whether certificates have to prove that they are logged: in handshakes from now on, whatever bundle comes.
+    pub fn set_transparency(&self, transparency: Transparency) {
+        self.transparency.store(Arc::new(transparency));
+        self.set_bundle(TrustBundle::clone(&self.bundle.load()));
+    }
+
+    /// Whether they have to.
+    pub fn transparency(&self) -> Arc<Transparency> {
+        self.transparency.load_full()
     }
 
     /// Replaces the registry.

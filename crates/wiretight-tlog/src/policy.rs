@@ -180,6 +180,11 @@ impl Policy {
         Policy { logs: vec![Log { key, url: None }], witnesses: Vec::new(), quorum: Quorum::Nobody }
     }
 
+    /// The same witnesses and quorum, for this one log.
+    pub fn for_log(&self, key: LogKey) -> Policy {
+        Policy { logs: vec![Log { key, url: None }], ..self.clone() }
+    }
+
     /// The logs.
     pub fn logs(&self) -> &[Log] {
         &self.logs

@@ -62,6 +62,11 @@ impl Frontier {
         self.size
     }
 
+    /// The perfect subtrees that it consists of, from the left, and their hashes.
+    pub fn peaks(&self) -> impl Iterator<Item = (Node, Hash)> {
+        perfect(Range { start: 0, end: self.size }).zip(self.peaks.iter().copied())
+    }
+
     /// Appends a leaf. `made` is told every perfect subtree that it completes, the leaf first.
     pub fn append(&mut self, leaf: Hash, mut made: impl FnMut(Node, Hash)) {
         let (mut hash, mut node) = (leaf, Node { level: 0, index: self.size });

@@ -378,6 +378,9 @@ pub struct State {
     pub revoked: BTreeSet<Series>,
     /// SHA-256 of roots that were given up before what they had signed had expired.
     pub revoked_roots: Vec<Blob>,
+    /// Certificates that hold no longer, by the index of their entry in the log: ranges with both ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked_indexes: Vec<(u64, u64)>,
 }
 
 impl State {
@@ -386,7 +389,8 @@ impl State {
         let print =
             |b: &Blob| b.0.as_slice().try_into().map_err(|_| "not a fingerprint".to_owned());
         let roots = self.revoked_roots.iter().map(print).collect::<Result<_, _>>()?;
-        Ok(Revocations { series: self.revoked.clone(), roots })
+        let (series, indexes) = (self.revoked.clone(), self.revoked_indexes.clone());
+        Ok(Revocations { series, roots, indexes })
     }
 
     /// What it says is to be trusted.

@@ -6,10 +6,10 @@
 //! - [`takeover`]: how the next process takes over from it
 //! - [`daemon`]: a running node, as those who ask it see it
 //! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and what is said between
+//! - [`log`]: the public record of everything that was issued
 //! - [`acme`]: the certificates of public sites
 //! - [`acme_server`]: certificates for programs with an ACME client of their own
 //! - [`intercept`]: puts the kernel's rules in force and keeps them there
-//! - [`log`]: the transparency log: witnesses, readers, monitors
 //! - [`admin`]: how the command line, probes and Prometheus ask a running node
 
 pub mod acme;

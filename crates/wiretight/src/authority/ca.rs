@@ -12,11 +12,13 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
+use tokio::time::timeout;
 use wiretight_keys::token::hex;
+use wiretight_keys::transparency::Place;
 use wiretight_keys::x509::{self, fingerprint};
 use wiretight_keys::{
     Id, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId, Tbs,
-    TrustDomain, X509Error,
+    Transparency, TrustDomain, X509Error,
 };
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::{Identity, IdentityError};
@@ -25,6 +27,7 @@ use wiretight_store::{Key, Store};
 use super::registry::ISSUED;
 use super::{AuthorityError, Ttls};
 use crate::control::Blob;
+use crate::log::sequencer::{Log, LogError};
 use crate::private_dir::{FileError, PrivateDir};
 
 /// The CA's record in the store.
@@ -33,6 +36,8 @@ const ROOT_TTL: u64 = 10 * 365 * 86_400;
 /// Certificates begin this much in the past, for nodes whose clock is behind; short-lived ones
 /// begin a tenth of their life in the past at most, so that their half-life is not over at birth.
 const CLOCK_SKEW: u64 = 60;
+/// How long somebody who wants a certificate waits for the witnesses.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// A key file is a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
 
@@ -83,6 +88,14 @@ pub enum CaError {
     /// No randomness.
     #[error("the system gave no randomness: {0}")]
     Random(getrandom::Error),
+    /// The log took no entry, and nothing is issued that is not in it.
+    #[error("nothing is issued that is not in the log: {0}")]
+    Log(#[from] LogError),
+    /// The witnesses take their time.
+    #[error(
+        "nothing is issued without the witnesses, and they have not cosigned within {} s (`wiretight authority status` says which)", PATIENCE.as_secs()
+    )]
+    Unwitnessed,
 }
 
 /// Where a root stands in its rotation.
@@ -182,6 +195,9 @@ pub(super) struct Ca {
     trust_domain: TrustDomain,
     dir: PrivateDir,
     store: Arc<dyn Store>,
+    /// What every certificate stands in before it is signed, and what makes others believe that.
+    log: Log,
+    transparency: Transparency,
     ttls: RwLock<Ttls>,
     issuer: RwLock<Arc<Issuer>>,
     /// Held through a change, so that changes come one after another.
@@ -195,19 +211,18 @@ impl Ca {
         dir: PrivateDir,
         store: Arc<dyn Store>,
         ttls: Ttls,
+        log: Log,
     ) -> Result<Ca, CaError> {
         let record = match store.get(&key(CA)).await? {
             Some(entry) => serde_json::from_slice(&entry.value).map_err(|_| CaError::Record)?,
-            None => create(&trust_domain, &dir, &*store, ttls).await?,
+            None => create(&trust_domain, &dir, &*store, ttls, &log).await?,
         };
         take_up_root_keys(&dir, &record)?;
         let issuer = issuer(&dir, record)?;
         remove_stray_keys(&dir, &issuer.record)?;
         let (issuer, ttls) = (RwLock::new(Arc::new(issuer)), RwLock::new(ttls));
-        let ca = Ca { trust_domain, dir, store, ttls, issuer, changing: Default::default() };
-        if ca.renews_at() <= now() {
-            ca.rotate_intermediate().await?;
-        }
+        let (transparency, changing) = (Transparency::required(log.policy()), Default::default());
+        let ca = Ca { trust_domain, dir, store, log, transparency, ttls, issuer, changing };
         for root in ca.status().0.iter().filter(|r| r.not_after < now() + 365 * 86_400) {
             tracing::warn!(root = %root.fingerprint, days = until(root.not_after).as_secs() / 86_400,
                 "this root ends within a year: rotate the root");
@@ -230,7 +245,7 @@ impl Ca {
 
     /// Issues an SVID for a key whose possession was proved. Whether it may be had was decided
     /// before.
-    pub(super) fn issue(
+    pub(super) async fn issue(
         &self,
         id: SpiffeId,
         key: &PublicKey,
@@ -248,11 +263,11 @@ impl Ca {
             &Profile::Leaf(id),
             key.spki(),
             period,
-            series.serial(random()?),
+            series.serial(0),
             parent,
             issuer.key.algorithm(),
         )?;
-        let leaf = tbs.sign(&issuer.key)?;
+        let leaf = patiently(logged(&self.log, tbs)).await?.sign(&issuer.key)?;
         let serial = Leaf::parse(&leaf)?.serial;
         let chain = vec![leaf, issuer.intermediate.clone()];
         Ok(Issued { chain, serial, not_after, root: issuer.record.signed_by.clone() })
@@ -260,7 +275,7 @@ impl Ca {
 
     /// Issues a web server's certificate for a key whose possession was proved. Whether the names may be
     /// had was decided before.
-    pub(super) fn issue_web(
+    pub(super) async fn issue_web(
         &self,
         names: Vec<String>,
         key: &SubjectPublicKeyInfoOwned,
@@ -274,22 +289,24 @@ impl Ca {
         }
         let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
         // A series of its own: nothing that a node is told revokes it.
-        let number = Series::new(random()?).serial(random()?);
+        let number = Series::new(random()?).serial(0);
         let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
         let tbs = Tbs::new(&profile, key, period, number, parent, issuer.key.algorithm())?;
-        let leaf = tbs.sign(&issuer.key)?;
+        let leaf = patiently(logged(&self.log, tbs)).await?.sign(&issuer.key)?;
+        let serial = x509::serial(&leaf).ok_or(CaError::Record)?;
         let chain = vec![leaf, issuer.intermediate.clone()];
-        let (serial, root) = (Serial::from_bytes(&number), issuer.record.signed_by.clone());
+        let root = issuer.record.signed_by.clone();
         Ok(Issued { chain, serial, not_after, root })
     }
 
     /// The authority's own TLS identity: its chain includes the root, for first joins know nothing
     /// else. Its key is new each time and never on a disk.
-    pub(super) fn own_identity(&self) -> Result<Identity, CaError> {
+    pub(super) async fn own_identity(&self) -> Result<Identity, CaError> {
         let key = SigningKey::generate().map_err(X509Error::from)?;
         let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
         let public = PublicKey::new(key.public_key()).map_err(X509Error::from)?;
-        let Issued { mut chain, root, .. } = self.issue(id, &public, &Series::new(random()?))?;
+        let series = Series::new(random()?);
+        let Issued { mut chain, root, .. } = self.issue(id, &public, &series).await?;
         chain.extend(self.roots().into_iter().find(|c| hex(&fingerprint(c)) == root));
         Ok(Identity::new(chain, &key)?)
     }
@@ -306,9 +323,13 @@ impl Ca {
         Ok(fingerprint(&root.cert.certificate()))
     }
 
-    /// When the intermediate is to be replaced: at half of its life.
+    /// When the intermediate is to be replaced: at half of its life; at once if it is not provably in the log, by the
+    /// policy of today.
     pub(super) fn renews_at(&self) -> u64 {
         let issuer = self.issuer();
+        if !self.transparency.believes(&issuer.intermediate, Place::Intermediate, now()) {
+            return 0;
+        }
         let issued_at = issuer.record.issued_at;
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let life = ends.saturating_sub(issued_at).min(self.ttls().intermediate.as_secs());
@@ -339,9 +360,26 @@ impl Ca {
         let record = self.issuer().record.clone();
         let root = record.root(RootStanding::Active).ok_or(CaError::Record)?.clone();
         let signer = root_signer(&self.dir, &root)?;
-        let record =
-            with_intermediate(&self.trust_domain, &self.dir, record, &root, &*signer, self.ttls())?;
-        self.put(record).await
+        let record = self.with_intermediate(record, &root, &*signer);
+        self.put(record.await?).await
+    }
+
+    async fn with_intermediate(
+        &self,
+        record: Record,
+        root: &RootRecord,
+        signer: &dyn Signer,
+    ) -> Result<Record, CaError> {
+        let made = with_intermediate(
+            &self.trust_domain,
+            &self.dir,
+            record,
+            root,
+            signer,
+            self.ttls(),
+            &self.log,
+        );
+        patiently(made).await
     }
 
     /// Stage 1 of a root's rotation: a second root enters the bundle. Returns its fingerprint.
@@ -384,15 +422,8 @@ impl Ca {
             root.since = now();
         }
         let signer = root_signer(&self.dir, &incoming)?;
-        let record = with_intermediate(
-            &self.trust_domain,
-            &self.dir,
-            record,
-            &incoming,
-            &*signer,
-            self.ttls(),
-        )?;
-        self.put(record).await
+        let record = self.with_intermediate(record, &incoming, &*signer);
+        self.put(record.await?).await
     }
 
     /// Stage 3: the outgoing root leaves the bundle and its key is deleted. Refused while a
@@ -475,6 +506,7 @@ async fn create(
     dir: &PrivateDir,
     store: &dyn Store,
     ttls: Ttls,
+    log: &Log,
 ) -> Result<Record, CaError> {
     for name in dir.names()? {
         if name.starts_with("root-") && name.ends_with(".key") {
@@ -492,7 +524,9 @@ async fn create(
         issued_at: 0,
         retired: Vec::new(),
     };
-    let record = with_intermediate(trust_domain, dir, record, &root, &*signer, ttls)?;
+    // There is nobody yet who could do without: it waits for the witnesses, however long that takes.
+    let made = with_intermediate(trust_domain, dir, record, &root, &*signer, ttls, log);
+    let record = made.await?;
     let value = serde_json::to_vec(&record).map_err(|_| CaError::Record)?;
     store.create(&key(CA), value).await?;
     tracing::info!(%trust_domain, root = %hex(&fingerprint(&cert)), "made a new authority");
@@ -516,13 +550,14 @@ fn create_root(
 }
 
 /// `record` with a new intermediate by `root`, whose key is on the disk when this returns.
-fn with_intermediate(
+async fn with_intermediate(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
     record: Record,
     root: &RootRecord,
     signer: &dyn Signer,
     ttls: Ttls,
+    log: &Log,
 ) -> Result<Record, CaError> {
     let key = SigningKey::generate().map_err(X509Error::from)?;
     let root = root.cert.certificate();
@@ -534,10 +569,21 @@ fn with_intermediate(
     let parent = Some(&root);
     let algorithm = signer.algorithm();
     let tbs = Tbs::new(&profile, &key.public_key(), period, random()?, parent, algorithm)?;
-    let cert = tbs.sign(signer)?;
+    let cert = logged(log, tbs).await?.sign(signer)?;
     dir.write(&intermediate_file(&cert), key.to_pem().as_bytes())?;
     let signed_by = hex(&fingerprint(&root));
     Ok(Record { intermediate: Blob::from(&cert), signed_by, issued_at: now, ..record })
+}
+
+/// The certificate with the proof that it is in the log, yet to be signed.
+async fn logged(log: &Log, tbs: Tbs) -> Result<Tbs, CaError> {
+    let proof = log.append(tbs.entry()?).await?;
+    Ok(tbs.proved(&proof)?)
+}
+
+/// Gives up after a while, if the witnesses do not cosign.
+async fn patiently<T>(made: impl Future<Output = Result<T, CaError>>) -> Result<T, CaError> {
+    timeout(PATIENCE, made).await.map_err(|_| CaError::Unwitnessed)?
 }
 
 /// Whatever signs for a root: today a key in a file.

@@ -28,15 +28,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use wiretight_keys::{Id, JoinToken, Name, TrustDomain};
+use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain};
 use wiretight_proxy::Mesh;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_store::Store;
+use wiretight_tlog::{LogSigner, Policy};
 
 use crate::config;
 use crate::control::{Code, Denial, Offer};
+use crate::daemon::chain;
+use crate::log::cosigning::Witness;
+use crate::log::sequencer::{self, Log, LogStatus};
+use crate::log::storage::{Directory, Storage};
 use crate::private_dir::{FileError, PrivateDir};
 use ca::{Ca, until};
 use registry::Registry;
@@ -51,6 +56,12 @@ pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.
 const TICK: Duration = Duration::from_secs(5);
+/// How long a start waits for the authority's own certificate.
+const FIRST_IDENTITY: Duration = Duration::from_secs(5);
+/// The log's private key, in the authority's directory.
+const LOG_KEY: &str = "log.key";
+/// A log's key file is a few hundred bytes.
+const MAX_KEY_FILE: usize = 4096;
 /// After a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -125,8 +136,19 @@ impl Default for Times {
     }
 }
 
+/// Who vouches for the log, and where it is.
+#[derive(Clone, Default)]
+pub struct LogParams {
+    /// The witnesses and their quorum; `None`: nobody but the authority.
+    pub policy: Option<Policy>,
+    /// A way to each witness, in the policy's order.
+    pub ways: Vec<Arc<dyn Witness>>,
+    /// Where the tiles are; `None`: STATE_DIR/authority/log.
+    pub storage: Option<Arc<dyn Storage>>,
+}
+
 /// What the authority is told at its start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct AuthorityParams {
     /// Whose identities it issues.
     pub trust_domain: TrustDomain,
@@ -140,6 +162,8 @@ pub struct AuthorityParams {
     pub ttls: Ttls,
     /// Deadlines.
     pub times: Times,
+    /// The log in which everything stands that it issues.
+    pub log: LogParams,
 }
 
 impl AuthorityParams {
@@ -152,6 +176,7 @@ impl AuthorityParams {
             dir: node.state_dir.join("authority"),
             ttls: Ttls { svid: authority.svid_ttl, intermediate: authority.intermediate_ttl },
             times: Times::default(),
+            log: LogParams::default(),
         }
     }
 }
@@ -197,6 +222,8 @@ pub struct CaStatus {
     pub version: u64,
     /// Connected nodes that do not have it in force yet.
     pub behind: Vec<Name>,
+    /// The log in which everything stands that is issued.
+    pub log: LogStatus,
 }
 
 /// Starts authorities.
@@ -213,6 +240,7 @@ struct Inner {
     addr: SocketAddr,
     advertise: RwLock<Option<HostPort>>,
     mesh: Arc<Mesh>,
+    log: Log,
     ca: Arc<Ca>,
     registry: Arc<Registry>,
     publisher: Arc<Publisher>,
@@ -238,9 +266,11 @@ impl Authority {
         params: AuthorityParams,
         store: Arc<dyn Store>,
     ) -> Result<AuthorityHandle, AuthorityError> {
-        let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times } = params;
+        let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times, log } = params;
         let dir = PrivateDir::open(dir)?;
-        let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls).await;
+        let witnessed = log.policy.as_ref().is_some_and(Policy::wants_witnesses);
+        let log = open_log(&trust_domain, &dir, store.clone(), log).await?;
+        let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls, log.clone()).await;
         let ca = Arc::new(ca.map_err(AuthorityError::Ca)?);
         let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
         let registry = Arc::new(registry);
@@ -248,6 +278,9 @@ impl Authority {
         registry.prune().await?;
 
         let mesh = Mesh::new(trust_domain.clone());
+        if witnessed {
+            mesh.set_transparency(Transparency::required(log.policy()));
+        }
         let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));
         let view = publisher.load().await?;
         let server = Server::new(mesh.clone(), registry.clone(), publisher.clone(), times)?;
@@ -263,6 +296,7 @@ impl Authority {
             addr,
             advertise,
             mesh,
+            log,
             ca,
             registry,
             publisher: publisher.clone(),
@@ -271,7 +305,17 @@ impl Authority {
             tasks,
         };
         let inner = Arc::new(inner);
-        inner.renew_own_identity()?;
+        // Without the witnesses it has no certificate to show, and nodes come back later: `maintain` tries again.
+        match timeout(FIRST_IDENTITY, inner.renew_own_identity()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(AuthorityError::Ca(CaError::Log(e)))) if e.is_final() => {
+                return Err(AuthorityError::Ca(CaError::Log(e)));
+            }
+            Ok(Err(e)) => tracing::error!("the authority has no identity yet: {}", chain(&e)),
+            Err(_) => {
+                tracing::error!("the authority has no identity yet: its witnesses are awaited")
+            }
+        }
         {
             let mut tasks = inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             tasks.spawn(server.run(listener, stopped));
@@ -408,7 +452,7 @@ impl AuthorityHandle {
     /// A new intermediate, now. SVIDs of the old one hold until they expire.
     pub async fn rotate_intermediate(&self) -> Result<CaStatus, AuthorityError> {
         self.inner.ca.rotate_intermediate().await?;
-        self.inner.renew_own_identity()?;
+        self.inner.renew_own_identity().await?;
         Ok(self.ca_status())
     }
 
@@ -440,7 +484,7 @@ impl AuthorityHandle {
             }
         }
         inner.ca.activate_root().await?;
-        inner.renew_own_identity()?;
+        inner.renew_own_identity().await?;
         tracing::info!("the new root signs from now on");
         Ok(self.ca_status())
     }
@@ -453,13 +497,19 @@ impl AuthorityHandle {
         Ok(self.ca_status())
     }
 
+    /// The log in which everything stands that is issued here.
+    pub fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
     /// Roots, intermediate, version.
     pub fn ca_status(&self) -> CaStatus {
         let (roots, intermediate) = self.inner.ca.status();
         let version = self.inner.publisher.version();
         let behind = self.inner.server.behind(version);
         let trust_domain = self.inner.trust_domain.clone();
-        CaStatus { trust_domain, roots, intermediate, version, behind }
+        let log = self.inner.log.status();
+        CaStatus { trust_domain, roots, intermediate, version, behind, log }
     }
 
     /// Stops listening, says goodbye to all nodes, and ends.
@@ -484,8 +534,8 @@ impl AuthorityHandle {
 }
 
 impl Inner {
-    fn renew_own_identity(&self) -> Result<(), AuthorityError> {
-        let identity = Arc::new(self.ca.own_identity()?);
+    async fn renew_own_identity(&self) -> Result<(), AuthorityError> {
+        let identity = Arc::new(self.ca.own_identity().await?);
         self.mesh.set_identities(BTreeMap::from([(Id::Authority, identity)]));
         Ok(())
     }
@@ -494,6 +544,62 @@ impl Inner {
     fn own_renews_at(&self) -> u64 {
         self.mesh.identities().get(&Id::Authority).map_or(0, |i| i.half_life())
     }
+}
+
+/// Opens the log, or makes its key and it. The key is on the disk before anything is signed with it.
+async fn open_log(
+    trust_domain: &TrustDomain,
+    dir: &PrivateDir,
+    store: Arc<dyn Store>,
+    params: LogParams,
+) -> Result<Log, AuthorityError> {
+    let signer = log_signer(trust_domain, dir)?;
+    let key = signer.public().clone();
+    let LogParams { policy, ways, storage } = params;
+    let policy = match policy {
+        Some(policy) if !policy.logs().is_empty() && policy.logs().iter().all(|l| l.key != key) => {
+            return Err(AuthorityError::Refused(format!(
+                "the policy in [witnesses] names another log than this authority's: add the line
+log {key}"
+            )));
+        }
+        Some(policy) => policy.for_log(key),
+        None => Policy::self_attested(key),
+    };
+    let storage = match storage {
+        Some(storage) => storage,
+        None => {
+            let path = dir.path().join("log");
+            let opened = Directory::open(&path);
+            Arc::new(opened.map_err(|source| FileError { doing: "create", path, source })?)
+        }
+    };
+    let params = sequencer::Params { signer, policy, ways, storage, store };
+    Log::start(params).await.map_err(|e| AuthorityError::Ca(CaError::Log(e)))
+}
+
+/// The log's private key, which is made if there is none.
+pub fn log_signer(
+    trust_domain: &TrustDomain,
+    dir: &PrivateDir,
+) -> Result<LogSigner, AuthorityError> {
+    let path = || dir.path().join(LOG_KEY).display().to_string();
+    if let Some(file) = dir.read(LOG_KEY, MAX_KEY_FILE)? {
+        let text = str::from_utf8(&file).ok();
+        return text
+            .and_then(|t| LogSigner::parse(t).ok())
+            .ok_or_else(|| AuthorityError::Ca(CaError::KeyMissing { path: path() }));
+    }
+    let crypto = |e| AuthorityError::Refused(format!("no key for the log: {e}"));
+    let origin = sequencer::new_origin(trust_domain.as_str(), ca::random()?);
+    let origin = origin.ok_or_else(|| {
+        AuthorityError::Refused("the trust domain cannot be part of a log's name".into())
+    })?;
+    let signer = LogSigner::generate(origin).map_err(crypto)?;
+    let mut private = signer.to_private().map_err(crypto)?;
+    private.push('\n');
+    dir.write(LOG_KEY, private.as_bytes())?;
+    Ok(signer)
 }
 
 /// Renews the authority's own certificates and forgets what has expired.
@@ -513,15 +619,15 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
             match inner.ca.rotate_intermediate().await {
                 Ok(()) => tracing::info!("the intermediate was renewed"),
                 Err(e) => {
-                    tracing::error!("the intermediate could not be renewed: {e}");
+                    tracing::error!("the intermediate could not be renewed: {}", chain(&e));
                     pause = RETRY;
                 }
             }
         }
         if inner.own_renews_at() <= now()
-            && let Err(e) = inner.renew_own_identity()
+            && let Err(e) = inner.renew_own_identity().await
         {
-            tracing::error!("the authority's own identity could not be renewed: {e}");
+            tracing::error!("the authority's own identity could not be renewed: {}", chain(&e));
             pause = RETRY;
         }
         if prune_at <= tokio::time::Instant::now() {

@@ -5,6 +5,7 @@
 //! mesh/node/NAME         a node: enrolment key, claimable services, standing
 //! mesh/instances/NAME    what it offers
 //! mesh/revoked/SERIES    certificates that hold no longer, for as long as a session may be of one
+//! mesh/revoked-index/FROM-TO  the same, by the indexes of their entries in the log
 //! issued/NAME/SERIAL     a certificate, until it expires
 //! issued/_web/SERIAL     a web server's certificate, the same (no node has such a name)
 //! seen/NAME              when a node's stream last began or ended
@@ -35,7 +36,7 @@ use wiretight_proxy::mesh::now;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;
 
-use super::ca::{Ca, random};
+use super::ca::{Ca, CaError, random};
 use super::{AuthorityError, Grant};
 use crate::control::{
     Blob, Code, Denial, JOIN_CONTEXT, Join, MAX_INSTANCES, Offer, REJOIN_CONTEXT, Rejoin,
@@ -48,6 +49,7 @@ pub(super) const NODES: &str = "mesh/node/";
 pub(super) const INSTANCES: &str = "mesh/instances/";
 pub(super) const REVOKED: &str = "mesh/revoked/";
 pub(super) const ISSUED: &str = "issued/";
+pub(super) const REVOKED_INDEXES: &str = "mesh/revoked-index/";
 const TOKENS: &str = "token/";
 const SEEN: &str = "seen/";
 
@@ -269,7 +271,7 @@ impl Registry {
         if id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(unknown());
         }
-        let _guard = self.changing.lock().await;
+        let guard = self.changing.lock().await;
         let entry = self.store.get(&token_key(id)).await.map_err(internal)?.ok_or_else(unknown)?;
         let token: TokenRecord = read(&entry.value).ok_or_else(unknown)?;
         if !secret_matches(&join.secret, &token.hash) {
@@ -311,6 +313,8 @@ impl Registry {
         }
         self.may_spend(&join.node)?;
         self.enrol(join, &token).await?;
+        // The log may take its time, and whoever changes the node meanwhile is seen before it is let out.
+        drop(guard);
         let chain = self.issue_to(&join.node, id, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
@@ -437,7 +441,7 @@ impl Registry {
         spki: &SubjectPublicKeyInfoOwned,
         ttl: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-        let issued = self.ca.issue_web(names.clone(), spki, ttl)?;
+        let issued = self.ca.issue_web(names.clone(), spki, ttl).await?;
         let (not_after, root) = (issued.not_after, issued.root);
         let record = IssuedRecord { id: None, names, not_after, root };
         let key = key(format!("{ISSUED}_web/{}", issued.serial));
@@ -604,7 +608,7 @@ impl Registry {
         may(&self.current(node, enrolment).await?, &csr.id)?;
         let id = csr.id.clone();
         let series = self.series(node, enrolment, &id.id).await?;
-        let issued = self.ca.issue(csr.id, &csr.key, &series).map_err(internal)?;
+        let issued = self.ca.issue(csr.id, &csr.key, &series).await.map_err(unissued)?;
         let record = IssuedRecord {
             id: Some(id.id.clone()),
             names: Vec::new(),
@@ -771,6 +775,24 @@ fn internal(e: impl std::error::Error) -> Denial {
     let cause = e.source().map(|s| format!(": {s}")).unwrap_or_default();
     tracing::error!("the authority cannot do its work: {e}{cause}");
     Denial::new(Code::Internal, "the authority cannot do its work now: its log says why")
+}
+
+/// Why no certificate was issued: for what is not this node's fault, and passes, it is told to ask again.
+fn unissued(e: CaError) -> Denial {
+    match e {
+        CaError::Unwitnessed | CaError::Log(_) => {
+            tracing::warn!("no certificate was issued: {e}");
+            let message = format!("no certificate was issued: {e}; ask again later");
+            Denial::new(Code::Busy, message)
+        }
+        e => internal(e),
+    }
+}
+
+/// The range of indexes in a key's last part: `FROM-TO`.
+pub(super) fn indexes_in(name: &str) -> Option<(u64, u64)> {
+    let (from, to) = name.split_once('-')?;
+    Some((from.parse().ok()?, to.parse().ok()?))
 }
 
 pub(super) fn read<R: DeserializeOwned>(value: &[u8]) -> Option<R> {

@@ -22,7 +22,9 @@ use wiretight_store::{Change, Entry, Error, Key, Revision, Store, update};
 use zeroize::Zeroizing;
 
 use super::ca;
-use super::registry::{INSTANCES, MESH, NODES, NodeRecord, REVOKED, Standing, read};
+use super::registry::{
+    INSTANCES, MESH, NODES, NodeRecord, REVOKED, REVOKED_INDEXES, Standing, indexes_in, read,
+};
 use crate::control::{Blob, FromAuthority, Offer, State, encode};
 
 const STATE: &str = "state";
@@ -253,6 +255,10 @@ impl View {
             registry: Registry { services, nodes: nodes.into_keys().collect() },
             revoked: revoked.collect(),
             revoked_roots: ca::revoked_roots_in(record.1)?,
+            revoked_indexes: self
+                .folder(REVOKED_INDEXES)
+                .filter_map(|(r, _)| indexes_in(r))
+                .collect(),
         };
         Some((roots, state))
     }

@@ -158,10 +158,10 @@ impl Verify {
             );
             let logged = match Logged::from_certificate(certificate) {
                 Ok(logged) => logged,
-                // A chain goes on with those who issued it.
                 Err(NotLogged::NoProof) if n > 0 => {
-                    report.good = true;
-                    report.not_verified.push("that it is in a log: it carries no proof".into());
+                    report.refused = Some(
+                        "it carries no proof that it is in a log. (If it is a root, which the verifier has to know anyway, leave it out of the file.)".into(),
+                    );
                     return report;
                 }
                 Err(why) => return report.refuse(&why),

@@ -66,12 +66,14 @@ async fn an_authority_that_lost_its_state_is_not_believed() {
     // The store is gone, the keys are there: it does not start, rather than found a new mesh.
     let rebuilt = World::new();
     let lost = Authority::start(world.authority_params(addr), rebuilt.store.clone()).await;
-    let Err(AuthorityError::Ca(CaError::RecordMissing { .. })) = lost else { panic!() };
+    let Err(AuthorityError::Ca(CaError::Log(LogError::Refused(why)))) = lost else { panic!() };
+    assert!(why.contains("the store knows of none"), "{why}");
     // The store is there, the keys are gone: neither.
     let mut params = world.authority_params(addr);
     params.dir = rebuilt.dir.path().join("elsewhere");
     let lost = Authority::start(params, world.store.clone()).await;
-    let Err(AuthorityError::Ca(CaError::KeyMissing { .. })) = lost else { panic!() };
+    let Err(AuthorityError::Ca(CaError::Log(LogError::Refused(why)))) = lost else { panic!() };
+    assert!(why.contains("was not signed by"), "{why}");
 
     // Both are gone.
     let impostor = rebuilt.authority_at(addr).await.unwrap();

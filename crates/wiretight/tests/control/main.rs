@@ -24,9 +24,11 @@ use wiretight::agent::{
     join_once,
 };
 use wiretight::authority::{
-    Authority, AuthorityError, AuthorityHandle, AuthorityParams, CaError, Grant, Times, Ttls,
+    Authority, AuthorityError, AuthorityHandle, AuthorityParams, CaError, Grant, LogParams, Times,
+    Ttls,
 };
 use wiretight::control::{Code, Offer};
+use wiretight::log::sequencer::LogError;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::fingerprint;
 use wiretight_keys::{Csr, Id, JoinToken, Name, Role, SigningKey, SpiffeId, TrustDomain};
@@ -60,6 +62,7 @@ struct World {
     store: Arc<dyn Store>,
     ttls: Ttls,
     times: Times,
+    log: LogParams,
 }
 
 impl World {
@@ -67,7 +70,7 @@ impl World {
         let ttls = Ttls { svid: HOUR, intermediate: 24 * HOUR };
         let times = Times { debounce: Duration::from_millis(10), ..Times::default() };
         let dir = tempfile::tempdir().unwrap();
-        World { dir, store: Arc::new(MemoryStore::new()), ttls, times }
+        World { dir, store: Arc::new(MemoryStore::new()), ttls, times, log: LogParams::default() }
     }
 
     fn authority_dir(&self) -> PathBuf {
@@ -82,6 +85,7 @@ impl World {
             dir: self.authority_dir(),
             ttls: self.ttls,
             times: self.times,
+            log: self.log.clone(),
         }
     }
 
@@ -101,9 +105,11 @@ impl World {
         self.authority_at(addr).await.unwrap()
     }
 
+    /// Without those of the log.
     fn authority_files(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.authority_dir()).unwrap();
-        files.map(|f| f.unwrap().file_name().into_string().unwrap()).collect()
+        let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with("log")).collect()
     }
 
     fn node_dir(&self, node: &str) -> PathBuf {

@@ -163,15 +163,12 @@ fn a_certificate_carries_its_proof() {
     let proof = world.log.proof(20, world.cosigned(22));
     let certificate = tbs("db").proved(&proof).unwrap().sign(&key).unwrap();
     let unlogged = tbs("db").sign(&key).unwrap();
-    let pem = world.file("db.pem", x509::to_pem([&certificate, &unlogged]));
-    world.good(
-        &[&pem],
-        &[
-            "is entry 20 of the log",
-            "not verified: who signed the certificate",
-            "certificate 2 of 2",
-            "carries no proof",
-        ],
+    let pem = world.file("db.pem", x509::to_pem([&certificate]));
+    world.good(&[&pem], &["is entry 20 of the log", "not verified: who signed the certificate"]);
+    let chain = x509::to_pem([&certificate, &unlogged]);
+    world.refused(
+        &[&world.file("chain.pem", chain)],
+        &["is entry 20", "certificate 2 of 2", "carries no proof"],
     );
     world.refused(&[&world.file("unlogged.pem", x509::to_pem([&unlogged]))], &["carries no proof"]);
     let other = tbs("web").proved(&proof).unwrap().sign(&key).unwrap();

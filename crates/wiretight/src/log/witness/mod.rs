@@ -9,7 +9,9 @@
 //! - [`request`]: the body of `add-checkpoint`
 //! - [`state`]: what is remembered, and how
 //! - [`serve`]: its HTTP
+//! - [`client`]: how a log asks one
 
+pub mod client;
 pub mod request;
 pub mod serve;
 pub mod state;
@@ -67,8 +69,8 @@ pub enum Answer {
     NotSigned,
     /// It has cosigned another size than the old one of the request: this one.
     Behind(u64),
-    /// It has cosigned another tree of this size: the log has forked.
-    Forked,
+    /// It has cosigned another tree of this size, which is that of the request: the log has forked.
+    Forked(u64),
     /// The proof does not hold.
     NotProved(TreeError),
     /// The disk does not keep what must be kept, or a signature could not be made.
@@ -83,7 +85,7 @@ impl Answer {
             Answer::Malformed(_) => 400,
             Answer::NotSigned => 403,
             Answer::UnknownLog => 404,
-            Answer::Behind(_) | Answer::Forked => 409,
+            Answer::Behind(_) | Answer::Forked(_) => 409,
             Answer::NotProved(_) => 422,
             Answer::Unavailable(_) => 503,
         }
@@ -92,7 +94,7 @@ impl Answer {
     /// Its `Content-Type`.
     pub fn content_type(&self) -> &'static str {
         match self {
-            Answer::Behind(_) => "text/x.tlog.size",
+            Answer::Behind(_) | Answer::Forked(_) => "text/x.tlog.size",
             _ => "text/plain; charset=utf-8",
         }
     }
@@ -101,14 +103,13 @@ impl Answer {
     pub fn body(&self) -> String {
         match self {
             Answer::Cosigned(lines) => lines.clone(),
-            Answer::Behind(size) => format!("{size}\n"),
+            Answer::Behind(size) | Answer::Forked(size) => format!("{size}\n"),
             Answer::Malformed(why) => format!("{why}\n"),
             Answer::UnknownLog => "this witness does not know a log of this origin\n".into(),
             Answer::NotSigned => {
                 "the checkpoint is not signed by the key that this witness knows of the log\n"
                     .into()
             }
-            Answer::Forked => "this witness has cosigned another tree of this size\n".into(),
             Answer::NotProved(why) => format!("{why}\n"),
             Answer::Unavailable(why) => format!("{why}\n"),
         }
@@ -218,7 +219,7 @@ impl WitnessCore {
                 self.keep_evidence(&refusal, last.as_ref(), checkpoint, body, now);
                 return match refusal {
                     Refusal::Behind(size) | Refusal::BehindAndForked(size) => Answer::Behind(size),
-                    Refusal::Forked => Answer::Forked,
+                    Refusal::Forked => Answer::Forked(checkpoint.size),
                     Refusal::NotProved(why) => Answer::NotProved(why),
                 };
             }

@@ -1,0 +1,317 @@
+//! Having checkpoints cosigned (C2SP tlog-witness, the log's side).
+//!
+//! Each witness has a task of its own, which takes the newest round when it is done with the last one: a slow witness
+//! misses rounds and delays none. What a witness knows is asked for, never assumed: when it answers that it holds
+//! another size, the consistency proof is made from there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use wiretight_proxy::mesh::now;
+use wiretight_tlog::{Hash, Policy, Signature, SignedCheckpoint, TreeError};
+
+use super::sequencer::read_nodes;
+use super::storage::Storage;
+
+/// How long a witness may take for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Between attempts with a witness that does not answer: from, to.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+
+/// What a witness says to a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It was cosigned: signature lines.
+    Cosigned(String),
+    /// The witness holds another size than the proof begins at.
+    Holds(u64),
+    /// It refuses; the reason is for people.
+    Refused(String),
+}
+
+/// A way to a witness.
+#[async_trait]
+pub trait Witness: Send + Sync {
+    /// Submits a request for `add-checkpoint`. An error: there was no answer.
+    async fn add_checkpoint(&self, body: String) -> Result<Answer, String>;
+}
+
+/// What is known of a witness, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WitnessStatus {
+    /// Its name in the policy.
+    pub name: String,
+    /// The size of the last checkpoint that it cosigned.
+    pub size: Option<u64>,
+    /// When it did (seconds since 1970).
+    pub cosigned_at: Option<u64>,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// A checkpoint that is to be cosigned.
+struct Round {
+    number: u64,
+    signed: SignedCheckpoint,
+    /// The size before it, and the consistency proof from there.
+    from: (u64, Vec<Hash>),
+}
+
+/// Why there will be no quorum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    /// The witness.
+    pub witness: String,
+    /// What it holds.
+    pub holds: u64,
+}
+
+/// The witnesses of a policy.
+pub struct Cosigning {
+    policy: Policy,
+    round: watch::Sender<Option<Arc<Round>>>,
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    round: u64,
+    /// Of this round, by the witness' place.
+    cosigned: BTreeMap<usize, Vec<Signature>>,
+    /// The witnesses that have ever told what they hold.
+    heard: BTreeMap<usize, ()>,
+    ahead: Option<Ahead>,
+    status: Vec<WitnessStatus>,
+}
+
+impl Cosigning {
+    /// Begins to talk to the witnesses of a policy; `ways` are in its order.
+    pub fn start(
+        policy: Policy,
+        ways: Vec<Arc<dyn Witness>>,
+        storage: Arc<dyn Storage>,
+    ) -> Cosigning {
+        let (shared, mut tasks) = (Arc::new(Shared::default()), JoinSet::new());
+        let status = |name: &str| WitnessStatus { name: name.to_owned(), ..Default::default() };
+        shared.state().status = policy.witnesses().iter().map(|w| status(&w.name)).collect();
+        let round = watch::channel(None).0;
+        for (place, way) in ways.into_iter().enumerate() {
+            let talk = Talk {
+                place,
+                way,
+                storage: storage.clone(),
+                policy: policy.clone(),
+                shared: shared.clone(),
+                holds: None,
+            };
+            tasks.spawn(talk.run(round.subscribe()));
+        }
+        Cosigning { policy, round, shared, _tasks: tasks }
+    }
+
+    /// What is known of each witness.
+    pub fn status(&self) -> Vec<WitnessStatus> {
+        self.shared.state().status.clone()
+    }
+
+    /// Waits until the quorum has cosigned, however long that takes, and adds what it signed.
+    ///
+    /// With `everyone`, it waits for a witness of every possible quorum to have said what it holds, and fails if one
+    /// holds a larger tree or another one: then no checkpoint that was ever believed is forgotten here. (Without,
+    /// a single witness that lies, or that somebody else with the log's key has talked to, raises an alarm and stops
+    /// nothing: the quorum decides.)
+    pub async fn cosign(
+        &self,
+        mut signed: SignedCheckpoint,
+        from: (u64, Vec<Hash>),
+        everyone: bool,
+    ) -> Result<SignedCheckpoint, Ahead> {
+        let number = {
+            let mut state = self.shared.state();
+            state.round += 1;
+            state.cosigned.clear();
+            state.round
+        };
+        self.round.send_replace(Some(Arc::new(Round { number, signed: signed.clone(), from })));
+        loop {
+            let changed = self.shared.changed.notified();
+            {
+                let state = self.shared.state();
+                if let Some(ahead) = state.ahead.as_ref().filter(|_| everyone) {
+                    return Err(ahead.clone());
+                }
+                let enough = self.policy.is_quorum(|n| state.cosigned.contains_key(&n));
+                let heard =
+                    !everyone || self.policy.is_in_every_quorum(|n| state.heard.contains_key(&n));
+                if enough && heard {
+                    state.cosigned.values().flatten().cloned().for_each(|s| signed.add(s));
+                    return Ok(signed);
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The talk with one witness.
+struct Talk {
+    place: usize,
+    way: Arc<dyn Witness>,
+    storage: Arc<dyn Storage>,
+    policy: Policy,
+    shared: Arc<Shared>,
+    /// The size that the witness holds, as far as it has said.
+    holds: Option<u64>,
+}
+
+/// Why an attempt came to nothing.
+enum Failed {
+    /// Try again at once: it is known now what the witness holds.
+    Again,
+    /// Try again later.
+    Later(String),
+    /// It holds more than there is.
+    Ahead(u64),
+}
+
+impl Talk {
+    async fn run(mut self, mut rounds: watch::Receiver<Option<Arc<Round>>>) {
+        let (mut done, mut pause, mut again) = (0, RETRY.0, 0);
+        loop {
+            let round = rounds.borrow_and_update().clone();
+            let Some(round) = round.filter(|r| r.number != done) else {
+                match rounds.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            };
+            match self.submit(&round).await {
+                Ok(signatures) => {
+                    (done, pause, again) = (round.number, RETRY.0, 0);
+                    self.cosigned(&round, signatures);
+                }
+                // A witness that changes its mind all the time is one that does not answer.
+                Err(Failed::Again) if again < 3 => again += 1,
+                Err(Failed::Ahead(holds)) => {
+                    done = round.number;
+                    self.ahead(&round, holds);
+                }
+                Err(failed) => {
+                    let why = match failed {
+                        Failed::Later(why) => why,
+                        _ => "it holds another size each time it is asked".into(),
+                    };
+                    self.problem(why);
+                    again = 0;
+                    tokio::select! {
+                        () = sleep(pause) => pause = (pause * 2).min(RETRY.1),
+                        changed = rounds.changed() => if changed.is_err() { return },
+                    }
+                }
+            }
+        }
+    }
+
+    async fn submit(&mut self, round: &Round) -> Result<Vec<Signature>, Failed> {
+        let later = |e: &dyn fmt::Display| Failed::Later(e.to_string());
+        let checkpoint = round.signed.unverified();
+        let size = checkpoint.size;
+        // A witness that has said nothing yet most likely holds what there was before.
+        let old = self.holds.unwrap_or(round.from.0).min(size);
+        let proof = if old == round.from.0 {
+            round.from.1.clone()
+        } else {
+            let prove = |read: &mut dyn FnMut(_) -> Result<Hash, TreeError>| {
+                wiretight_tlog::tree::consistency_proof(old, size, read)
+            };
+            read_nodes(&*self.storage, size, prove).await.map_err(|e| later(&e))?
+        };
+        let mut body = format!("old {old}\n");
+        proof.iter().for_each(|hash| body.push_str(&format!("{hash}\n")));
+        body.push_str(&format!("\n{}", round.signed));
+        let answer = timeout(DEADLINE, self.way.add_checkpoint(body)).await;
+        match answer.map_err(|_| later(&"it does not answer"))?.map_err(|e| later(&e))? {
+            Answer::Cosigned(lines) => {
+                let key = &self.policy.witnesses()[self.place].key;
+                let mut signed = round.signed.clone();
+                let lines = lines.lines().take(8).filter_map(|line| Signature::parse(line).ok());
+                let ours: Vec<_> =
+                    lines.filter(|s| s.name == *key.name() && s.id == key.id()).collect();
+                ours.iter().cloned().for_each(|s| signed.add(s));
+                if key.cosigned(&signed).is_none() {
+                    return Err(later(&"its answer is no cosignature by the key in the policy"));
+                }
+                self.holds = Some(size);
+                Ok(ours)
+            }
+            // Of the size that was offered, but another tree.
+            Answer::Holds(held) if held > size || held == old => Err(Failed::Ahead(held)),
+            Answer::Holds(held) => {
+                self.holds = Some(held);
+                self.shared.state().heard.insert(self.place, ());
+                Err(Failed::Again)
+            }
+            Answer::Refused(why) => Err(Failed::Later(why)),
+        }
+    }
+
+    fn cosigned(&self, round: &Round, signatures: Vec<Signature>) {
+        let mut state = self.shared.state();
+        state.heard.insert(self.place, ());
+        if state.round == round.number {
+            state.cosigned.insert(self.place, signatures);
+        }
+        let status = &mut state.status[self.place];
+        if let Some(problem) = status.problem.take() {
+            tracing::info!(witness = %status.name, "cosigns again (it was: {problem})");
+        }
+        status.size = Some(round.signed.unverified().size);
+        status.cosigned_at = Some(now());
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    fn ahead(&self, round: &Round, holds: u64) {
+        let size = round.signed.unverified().size;
+        let what = if holds > size { "a larger" } else { "another" };
+        let why = format!("it holds {what} tree of {holds} entries, and this one has {size}");
+        tracing::error!(
+            "ALARM: the log has been signed elsewhere, or was set back, or the witness is wrong: {why}"
+        );
+        self.problem(why);
+        let mut state = self.shared.state();
+        let witness = state.status[self.place].name.clone();
+        state.ahead.get_or_insert(Ahead { witness, holds });
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    fn problem(&self, why: String) {
+        let mut state = self.shared.state();
+        let status = &mut state.status[self.place];
+        if status.problem.as_ref() != Some(&why) {
+            tracing::warn!(witness = %status.name, "the witness does not cosign: {why}");
+            status.problem = Some(why);
+        }
+    }
+}

@@ -1,0 +1,731 @@
+//! The sequencer: it alone appends to the log and signs its checkpoints.
+//!
+//! A batch is everything that was asked for while the last one was under way. For each, in this order:
+//!
+//! 1. its bundles and tiles are written, and durable;
+//! 2. the checkpoint is signed and put into the store by compare-and-swap, and durable: from here on the batch is part
+//!    of the log, and no other history will be signed;
+//! 3. the witnesses cosign it, as many as the policy wants, however long they take;
+//! 4. it is published with their cosignatures;
+//! 5. whoever asked gets the proofs.
+//!
+//! A crash between any two leaves tiles that no checkpoint covers (they are written over), or a checkpoint that is
+//! cosigned and published at the next start. Nobody has got a proof before step 5. When anything fails, what is in
+//! memory is thrown away and the log is opened anew, as at a start ([`Open`]).
+//!
+//! It refuses to start on anything that could lead to a second history: a store that is older than what was published,
+//! tiles that do not hash to the checkpoint, a key that did not sign it, a witness that holds a larger tree.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep, timeout};
+use wiretight_proxy::mesh::now;
+use wiretight_store::{Key, Revision, Store};
+use wiretight_tlog::note::{KeyName, LogKey};
+use wiretight_tlog::policy::Policy;
+use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, MAX_ENTRY, Tile, WIDTH};
+use wiretight_tlog::tree::{self, Node};
+use wiretight_tlog::{Checkpoint, Frontier, Hash, LogSigner, Proof, SignedCheckpoint, TreeError};
+
+use super::cosigning::{Ahead, Cosigning, Witness, WitnessStatus};
+use super::storage::{Object, Storage};
+
+/// The checkpoint's path, below the log's prefix.
+pub const CHECKPOINT: &str = "checkpoint";
+/// The largest checkpoint that is read, in bytes.
+pub const MAX_CHECKPOINT: usize = wiretight_tlog::note::MAX_NOTE;
+
+/// Where the last checkpoint is in the store.
+const RECORD: &str = "log/checkpoint";
+/// The most entries of a batch.
+const MAX_BATCH: usize = 16_384;
+/// The most bytes of entries that wait, in KiB.
+const MAX_WAITING_KIB: usize = 64 << 10;
+/// The most requests that wait.
+const MAX_REQUESTS: usize = 65_536;
+/// The last checkpoint is cosigned again this often, so that its age says whether the log lives.
+const HEARTBEAT: Duration = Duration::from_secs(300);
+/// After a failure, until the log is opened anew.
+const RETRY: Duration = Duration::from_secs(2);
+/// A wait for witnesses that is longer than this is an alarm.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the log cannot be opened, or does not take an entry.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// The store.
+    #[error("the authority's store failed: {0}")]
+    Store(Arc<wiretight_store::Error>),
+    /// The tiles.
+    #[error("the log's files in {place} failed: {source}")]
+    Storage {
+        /// Where.
+        place: String,
+        /// The reason.
+        source: Arc<io::Error>,
+    },
+    /// Opening would risk a second history.
+    #[error("the log is not opened, because it could fork: {0}")]
+    Refused(String),
+    /// Another process appends to it.
+    #[error(
+        "another process has signed a checkpoint of this log meanwhile: only one authority may run on a store"
+    )]
+    Superseded,
+    /// A witness knows more of this log than is here.
+    #[error(
+        "the log is not opened, because it would fork: {} has cosigned {holds} entries and this log has {size}. Were the authority's files or store restored from an old backup? Bring back the newest ones; entries that nobody has any more cannot be replaced, and a new authority has to take the place of this one", .ahead.witness, holds = .ahead.holds
+    )]
+    Behind {
+        /// Who knows more.
+        ahead: Ahead,
+        /// What is here.
+        size: u64,
+    },
+    /// Too much waits.
+    #[error("the log does not keep up: too many entries wait. {0}")]
+    Busy(String),
+    /// The entry is too large.
+    #[error("an entry of the log has at most {MAX_ENTRY} bytes")]
+    TooLarge,
+    /// The sequencer has ended.
+    #[error("the log is closed")]
+    Closed,
+}
+
+impl LogError {
+    /// Whether trying again later is of no use without somebody who puts it right.
+    pub fn is_final(&self) -> bool {
+        matches!(self, LogError::Refused(_) | LogError::Superseded | LogError::Behind { .. })
+    }
+}
+
+impl From<wiretight_store::Error> for LogError {
+    fn from(e: wiretight_store::Error) -> LogError {
+        match e {
+            wiretight_store::Error::Conflict { .. } => LogError::Superseded,
+            wiretight_store::Error::Closed => LogError::Closed,
+            e => LogError::Store(Arc::new(e)),
+        }
+    }
+}
+
+/// What is known of the log, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogStatus {
+    /// The log's public key; its name is the origin.
+    pub vkey: String,
+    /// The number of entries.
+    pub size: u64,
+    /// Whether nobody but this authority vouches for the log.
+    pub self_attested: bool,
+    /// The quorum that the policy wants.
+    pub quorum: String,
+    /// The size of the newest checkpoint that the quorum has cosigned, and when it was.
+    pub witnessed: Option<(u64, u64)>,
+    /// Since when entries have waited for the quorum.
+    pub waiting_since: Option<u64>,
+    /// Each witness.
+    pub witnesses: Vec<WitnessStatus>,
+    /// Why it takes nothing, if it does not.
+    pub problem: Option<String>,
+}
+
+/// What the sequencer is given.
+pub struct Params {
+    /// The log's key.
+    pub signer: LogSigner,
+    /// Who has to cosign; the log itself need not be in it.
+    pub policy: Policy,
+    /// A way to each witness of the policy, in its order.
+    pub ways: Vec<Arc<dyn Witness>>,
+    /// Where the tiles are.
+    pub storage: Arc<dyn Storage>,
+    /// Where the last checkpoint is.
+    pub store: Arc<dyn Store>,
+}
+
+/// A running log. Clones are the same one; it ends with the last of them.
+#[derive(Clone)]
+pub struct Log {
+    requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    storage: Arc<dyn Storage>,
+    _task: Arc<Ending>,
+}
+
+struct Ending(JoinHandle<()>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Shared {
+    key: LogKey,
+    policy: Policy,
+    cosigning: Cosigning,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    size: u64,
+    published: Option<SignedCheckpoint>,
+    witnessed: Option<(u64, u64)>,
+    waiting_since: Option<u64>,
+    problem: Option<LogError>,
+}
+
+struct Request {
+    entries: Vec<Vec<u8>>,
+    answer: oneshot::Sender<Result<Vec<Proof>, LogError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Log {
+    /// Opens the log, or makes it where there is none, and appends to it from then on. Returns when its files are in
+    /// order; whether the witnesses are is found out afterwards ([`Log::status`]).
+    pub async fn start(params: Params) -> Result<Log, LogError> {
+        let Params { signer, policy, ways, storage, store } = params;
+        let open = Open::load(&signer, &*storage, &*store).await?;
+        let cosigning = Cosigning::start(policy.clone(), ways, storage.clone());
+        let (key, state) = (signer.public().clone(), Mutex::default());
+        let shared = Arc::new(Shared { key, policy, cosigning, state });
+        shared.state().size = open.size();
+        let (requests, queue) = mpsc::channel(MAX_REQUESTS);
+        let sequencer = Sequencer {
+            signer,
+            storage: storage.clone(),
+            store,
+            shared: shared.clone(),
+            queue,
+            vouched: false,
+        };
+        let task = Arc::new(Ending(tokio::spawn(sequencer.run(open))));
+        let room = Arc::new(Semaphore::new(MAX_WAITING_KIB));
+        Ok(Log { requests, room, shared, storage, _task: task })
+    }
+
+    /// The log's public key; its name is the origin.
+    pub fn key(&self) -> &LogKey {
+        &self.shared.key
+    }
+
+    /// Who has to be believed for a proof of this log to hold: the log, and its witnesses.
+    pub fn policy(&self) -> Policy {
+        self.shared.policy.clone()
+    }
+
+    /// Appends an entry and waits for its proof: until the witnesses have cosigned.
+    pub async fn append(&self, entry: Vec<u8>) -> Result<Proof, LogError> {
+        let mut proofs = self.append_all(vec![entry]).await?;
+        proofs.pop().ok_or(LogError::Closed)
+    }
+
+    /// Appends entries, one after the other and in one batch, and waits for their proofs.
+    pub async fn append_all(&self, entries: Vec<Vec<u8>>) -> Result<Vec<Proof>, LogError> {
+        if entries.iter().any(|e| e.len() > MAX_ENTRY) {
+            return Err(LogError::TooLarge);
+        }
+        if let Some(problem) = self.shared.state().problem.clone() {
+            return Err(problem);
+        }
+        let kib = entries.iter().map(|e| e.len() / 1024 + 1).sum::<usize>();
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(kib).map_err(|_| self.busy())?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request { entries, answer, _room: room };
+        self.requests.try_send(request).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => self.busy(),
+            mpsc::error::TrySendError::Closed(_) => LogError::Closed,
+        })?;
+        answered.await.map_err(|_| LogError::Closed)?
+    }
+
+    /// The newest checkpoint that was published, with its cosignatures.
+    pub fn checkpoint(&self) -> Option<SignedCheckpoint> {
+        self.shared.state().published.clone()
+    }
+
+    /// A tile, if a published checkpoint covers it.
+    pub async fn tile(&self, tile: Tile) -> Result<Option<Vec<u8>>, LogError> {
+        let size = self.checkpoint().map_or(0, |c| c.unverified().size);
+        let covered = Tile::of_tree(tile.kind, tile.index, size);
+        if covered.is_none_or(|covered| tile.width > covered.width) {
+            return Ok(None);
+        }
+        let read = self.storage.get(&tile.path(), max_len(tile)).await;
+        read.map_err(|e| failed(&*self.storage, e))
+    }
+
+    /// What is known of it.
+    pub fn status(&self) -> LogStatus {
+        let witnesses = self.shared.cosigning.status();
+        let state = self.shared.state();
+        LogStatus {
+            vkey: self.shared.key.to_string(),
+            size: state.size,
+            self_attested: !self.shared.policy.wants_witnesses(),
+            quorum: self.shared.policy.quorum_text(),
+            witnessed: state.witnessed,
+            waiting_since: state.waiting_since,
+            witnesses,
+            problem: state.problem.as_ref().map(LogError::to_string),
+        }
+    }
+
+    fn busy(&self) -> LogError {
+        LogError::Busy(match self.shared.state().waiting_since {
+            Some(since) => {
+                format!("It has waited {} s for its witnesses", now().saturating_sub(since))
+            }
+            None => "Try again in a moment".into(),
+        })
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the store holds of the log.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// The signed checkpoint, without cosignatures.
+    checkpoint: String,
+}
+
+/// The log's end, in memory: all that is needed to append.
+struct Open {
+    signed: SignedCheckpoint,
+    revision: Revision,
+    frontier: Frontier,
+    /// The last tile of each level while it is partial, by level.
+    edges: Vec<Vec<Hash>>,
+    /// The last bundle while it is partial.
+    bundle: Vec<u8>,
+}
+
+impl Open {
+    fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// Reads the log's end and checks it against what was signed; makes the log if there is none.
+    async fn load(
+        signer: &LogSigner,
+        storage: &dyn Storage,
+        store: &dyn Store,
+    ) -> Result<Open, LogError> {
+        let refused = |why: String| LogError::Refused(why);
+        let place = storage.place();
+        let published = storage.get(CHECKPOINT, MAX_CHECKPOINT).await;
+        let published = published.map_err(|e| failed(storage, e))?;
+        let published = published.map(|bytes| read_checkpoint(signer.public(), &bytes)).transpose();
+        let published = published.map_err(|why| {
+            refused(format!("{place}/{CHECKPOINT} {why}. Restore it; if nothing else is damaged, removing it is safe: it is made anew from the store"))
+        })?;
+        let key = Key::new(RECORD)?;
+        let Some(entry) = store.get(&key).await? else {
+            if published.is_some() {
+                return Err(refused(format!(
+                    "{place} holds a published log and the store knows of none: was the store lost, or set back? Restore the newest one"
+                )));
+            }
+            return Open::create(signer, store, &key).await;
+        };
+        let record: Result<Record, _> = serde_json::from_slice(&entry.value);
+        let signed = record
+            .map_err(|e| e.to_string())
+            .and_then(|record| read_checkpoint(signer.public(), record.checkpoint.as_bytes()));
+        let signed = signed.map_err(|why| {
+            refused(format!(
+                "the last checkpoint in the store {why}: is log.key another log's? Restore key and store together"
+            ))
+        })?;
+        let last = signed.unverified();
+        if let Some(published) = published.as_ref().map(SignedCheckpoint::unverified)
+            && (published.size > last.size
+                || published.size == last.size && published.root != last.root)
+        {
+            return Err(refused(format!(
+                "{} entries were published in {place} and the store knows of {}: the store was set back. Restore the newest one",
+                published.size, last.size
+            )));
+        }
+        let end = Open::read(&signed, storage).await?;
+        Ok(Open { signed, revision: entry.revision, ..end })
+    }
+
+    async fn create(signer: &LogSigner, store: &dyn Store, key: &Key) -> Result<Open, LogError> {
+        let frontier = Frontier::default();
+        let signed = sign(signer, &frontier)?;
+        let revision = store.create(key, record(&signed)).await?;
+        let (edges, bundle) = Default::default();
+        tracing::info!(origin = %signer.public().name(), "made a new log");
+        Ok(Open { signed, revision, frontier, edges, bundle })
+    }
+
+    /// The edge of the tree that a checkpoint is of, checked against it.
+    async fn read(signed: &SignedCheckpoint, storage: &dyn Storage) -> Result<Open, LogError> {
+        let Checkpoint { size, root, .. } = *signed.unverified();
+        let place = storage.place();
+        let bad = |path: &str, what: &str| {
+            LogError::Refused(format!(
+                "{place}/{path} {what}. The file was damaged or lost, or set back: restore the newest one (a mirror of the log has it)"
+            ))
+        };
+        let (mut edges, mut bundle) = (Vec::new(), Vec::new());
+        for level in 0.. {
+            let kind = Kind::Hashes { level };
+            // The place behind the last full tile; nothing is there if the level ends with a full one.
+            let width = size.checked_shr(u32::from(level) * 8).unwrap_or(0);
+            if width == 0 {
+                break;
+            }
+            let Some(tile) = Tile::of_tree(kind, width / WIDTH, size) else {
+                edges.push(Vec::new());
+                continue;
+            };
+            let path = tile.path();
+            let bytes = storage.get(&path, max_len(tile)).await.map_err(|e| failed(storage, e))?;
+            let bytes = bytes.ok_or_else(|| bad(&path, "is missing"))?;
+            edges.push(tile.hashes(&bytes).map_err(|e| bad(&path, &e.to_string()))?);
+        }
+        let last = |n: Node| {
+            let (tile, range) = Tile::of_node(n, size).ok_or(TreeError::OutOfRange)?;
+            let Kind::Hashes { level } = tile.kind else { return Err(TreeError::OutOfRange) };
+            let hashes = edges.get(usize::from(level)).and_then(|edge| edge.get(range));
+            hashes.and_then(tile::subtree).ok_or(TreeError::OutOfRange)
+        };
+        let frontier = Frontier::read(size, last);
+        if !frontier.as_ref().is_ok_and(|f| f.root() == root) {
+            let what = format!(
+                "and the others at the end of a log of {size} entries do not hash to the root that was signed"
+            );
+            let tile =
+                Tile::of_tree(Kind::Hashes { level: 0 }, size.saturating_sub(1) / WIDTH, size);
+            return Err(bad(&tile.map(Tile::path).unwrap_or_default(), &what));
+        }
+        if let Some(tile) = Tile::of_tree(Kind::Entries, size / WIDTH, size) {
+            let path = tile.path();
+            let bytes = storage.get(&path, MAX_BUNDLE).await.map_err(|e| failed(storage, e))?;
+            bundle = bytes.ok_or_else(|| bad(&path, "is missing"))?;
+            let entries = tile.entries(&bundle).map_err(|e| bad(&path, &e.to_string()))?;
+            if !entries.iter().map(|e| Hash::leaf(e)).eq(edges[0].iter().copied()) {
+                return Err(bad(&path, "holds other entries than were signed"));
+            }
+        }
+        let frontier = frontier.unwrap_or_default();
+        Ok(Open { signed: signed.clone(), revision: Revision::default(), frontier, edges, bundle })
+    }
+
+    /// Appends entries in memory. What is to be written, and the nodes that proofs are made of.
+    fn append(&mut self, entries: &[Vec<u8>]) -> (Vec<Object>, HashMap<Node, Hash>) {
+        let mut nodes: HashMap<_, _> = self.frontier.peaks().collect();
+        let mut objects = Vec::new();
+        let old = self.size();
+        for entry in entries {
+            let index = self.size();
+            let pushed = tile::push_entry(&mut self.bundle, entry);
+            debug_assert!(pushed.is_ok(), "longer entries were refused");
+            if (index + 1).is_multiple_of(WIDTH) {
+                let full = Tile { kind: Kind::Entries, index: index / WIDTH, width: WIDTH as u16 };
+                objects.push((full.path(), std::mem::take(&mut self.bundle)));
+            }
+            let edges = &mut self.edges;
+            self.frontier.append(Hash::leaf(entry), |node, hash| {
+                nodes.insert(node, hash);
+                if node.level % 8 != 0 {
+                    return;
+                }
+                let level = node.level / 8;
+                if edges.len() <= usize::from(level) {
+                    edges.push(Vec::new());
+                }
+                let edge = &mut edges[usize::from(level)];
+                edge.push(hash);
+                if edge.len() as u64 == WIDTH {
+                    let kind = Kind::Hashes { level };
+                    let full = Tile { kind, index: node.index / WIDTH, width: WIDTH as u16 };
+                    objects.push((full.path(), bytes_of(edge)));
+                    edge.clear();
+                }
+            });
+        }
+        let partial = Tile::of_growth(old, self.size()).filter(|tile| !tile.is_full());
+        objects.extend(partial.map(|tile| match tile.kind {
+            Kind::Entries => (tile.path(), self.bundle.clone()),
+            Kind::Hashes { level } => (tile.path(), bytes_of(&self.edges[usize::from(level)])),
+        }));
+        (objects, nodes)
+    }
+}
+
+struct Sequencer {
+    signer: LogSigner,
+    storage: Arc<dyn Storage>,
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<Request>,
+    /// Whether the witnesses have confirmed, since the start, that nothing is forgotten here.
+    vouched: bool,
+}
+
+impl Sequencer {
+    async fn run(mut self, open: Open) {
+        let mut next = Some(open);
+        loop {
+            let done = match next.take() {
+                Some(open) => self.sequence(open).await,
+                None => match Open::load(&self.signer, &*self.storage, &*self.store).await {
+                    Ok(open) => {
+                        self.shared.state().problem = None;
+                        next = Some(open);
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+            };
+            let Err(problem) = done else { return };
+            if matches!(problem, LogError::Closed) {
+                return;
+            }
+            tracing::error!("ALARM: the log takes no entries: {problem}");
+            self.shared.state().problem = Some(problem.clone());
+            while let Ok(request) = self.queue.try_recv() {
+                let _ = request.answer.send(Err(problem.clone()));
+            }
+            if problem.is_final() {
+                return self.refuse(&problem).await;
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Answers everybody with what is wrong.
+    async fn refuse(&mut self, problem: &LogError) {
+        while let Some(request) = self.queue.recv().await {
+            let _ = request.answer.send(Err(problem.clone()));
+        }
+    }
+
+    /// Batch after batch; returns when nobody can ask any more.
+    async fn sequence(&mut self, mut open: Open) -> Result<(), LogError> {
+        self.witness(&open, (open.size(), Vec::new())).await?;
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        heartbeat.reset();
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = self.queue.recv() => first,
+                _ = heartbeat.tick() => {
+                    self.witness(&open, (open.size(), Vec::new())).await?;
+                    continue;
+                }
+            };
+            let Some(first) = first else { return Ok(()) };
+            let (mut batch, mut entries) = (Vec::new(), 0);
+            let mut next = Some(first);
+            while let Some(request) = next {
+                // Who has given up (the witnesses were away) does not want it logged any more.
+                if !request.answer.is_closed() {
+                    entries += request.entries.len();
+                    batch.push(request);
+                }
+                next = (entries < MAX_BATCH).then(|| self.queue.try_recv().ok()).flatten();
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let counts: Vec<_> = batch.iter().map(|r| r.entries.len()).collect();
+            let entries: Vec<_> =
+                batch.iter_mut().flat_map(|r| std::mem::take(&mut r.entries)).collect();
+            let proofs = self.batch(&mut open, &entries).await;
+            let (mut proofs, failed) = match proofs {
+                Ok(proofs) => (proofs.into_iter(), None),
+                Err(e) => (Vec::new().into_iter(), Some(e)),
+            };
+            for (request, count) in batch.into_iter().zip(counts) {
+                let _ = request.answer.send(match &failed {
+                    None => Ok(proofs.by_ref().take(count).collect()),
+                    Some(e) => Err(e.clone()),
+                });
+            }
+            if let Some(e) = failed {
+                return Err(e);
+            }
+            heartbeat.reset();
+        }
+    }
+
+    /// Appends entries, and returns their proofs.
+    async fn batch(
+        &mut self,
+        open: &mut Open,
+        entries: &[Vec<u8>],
+    ) -> Result<Vec<Proof>, LogError> {
+        let old = open.size();
+        let (objects, nodes) = open.append(entries);
+        self.storage.put(objects).await.map_err(|e| failed(&*self.storage, e))?;
+
+        open.signed = sign(&self.signer, &open.frontier)?;
+        let (key, value) = (Key::new(RECORD)?, Some(record(&open.signed)));
+        open.revision = self.store.swap(&key, open.revision, value).await?;
+        let size = open.size();
+        self.shared.state().size = size;
+
+        let read = |node: Node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
+        let from = tree::consistency_proof(old, size, read).map_err(broken)?;
+        let checkpoint = self.witness(open, (old, from)).await?;
+        self.remove_partial(old, size).await;
+        let prove = |index| {
+            let hashes = tree::inclusion_proof(index, size, read)?;
+            Ok(Proof { extra: None, index, hashes, checkpoint: checkpoint.clone() })
+        };
+        (old..size).map(prove).collect::<Result<_, _>>().map_err(broken)
+    }
+
+    /// Removes the partial tiles in whose place there is a full one now. One that stays does no harm.
+    async fn remove_partial(&self, old: u64, size: u64) {
+        let full = Tile::of_growth(old, size).filter(|tile| tile.is_full());
+        for tile in full.filter(|tile| Tile::of_tree(tile.kind, tile.index, old).is_some()) {
+            let folder = format!("{}.p/", tile.path());
+            if let Err(e) = self.storage.delete_all(&folder).await {
+                tracing::warn!("partial tiles stay in {}/{folder}: {e}", self.storage.place());
+            }
+        }
+    }
+
+    /// Has the checkpoint cosigned, and publishes it.
+    async fn witness(
+        &mut self,
+        open: &Open,
+        from: (u64, Vec<Hash>),
+    ) -> Result<SignedCheckpoint, LogError> {
+        let size = open.size();
+        let everyone = !self.vouched;
+        let cosigned = self.shared.cosigning.cosign(open.signed.clone(), from, everyone);
+        tokio::pin!(cosigned);
+        let signed = match timeout(PATIENCE, &mut cosigned).await {
+            Ok(signed) => signed,
+            Err(_) => {
+                let since = Instant::now();
+                self.shared.state().waiting_since = Some(now() - PATIENCE.as_secs());
+                tracing::error!(
+                    quorum = self.shared.policy.quorum_text(),
+                    "ALARM: the witnesses do not cosign: nothing new is issued until they do, and what was issued works until it expires (`wiretight authority status` names them)"
+                );
+                let signed = cosigned.await;
+                let waited = since.elapsed() + PATIENCE;
+                tracing::info!("the witnesses cosign again, after {} s", waited.as_secs());
+                signed
+            }
+        };
+        let signed = signed.map_err(|ahead| LogError::Behind { ahead, size })?;
+        self.vouched = true;
+        let object = (CHECKPOINT.to_owned(), signed.to_string().into_bytes());
+        self.storage.put(vec![object]).await.map_err(|e| failed(&*self.storage, e))?;
+        let mut state = self.shared.state();
+        state.waiting_since = None;
+        state.witnessed = self.shared.policy.wants_witnesses().then(|| (size, now()));
+        state.published = Some(signed.clone());
+        Ok(signed)
+    }
+}
+
+/// Runs something that asks for nodes of a tree of `size`, which are read from its tiles.
+pub(super) async fn read_nodes<T>(
+    storage: &dyn Storage,
+    size: u64,
+    ask: impl Fn(&mut dyn FnMut(Node) -> Result<Hash, TreeError>) -> Result<T, TreeError>,
+) -> Result<T, LogError> {
+    // Once to learn what it asks for, once with the answers.
+    let mut wanted = Vec::new();
+    let mut note = |node| {
+        wanted.push(node);
+        Ok(Hash::empty())
+    };
+    ask(&mut note).map_err(broken)?;
+    let mut tiles: HashMap<Tile, Vec<Hash>> = HashMap::new();
+    let mut nodes = HashMap::new();
+    for node in wanted {
+        let (tile, range) =
+            Tile::of_node(node, size).ok_or_else(|| broken(TreeError::OutOfRange))?;
+        if !tiles.contains_key(&tile) {
+            let path = tile.path();
+            let bytes = storage.get(&path, max_len(tile)).await;
+            let bytes =
+                bytes.and_then(|b| b.ok_or_else(|| io::Error::other(format!("{path} is missing"))));
+            let hashes = bytes.and_then(|b| tile.hashes(&b).map_err(io::Error::other));
+            tiles.insert(tile, hashes.map_err(|e| failed(storage, e))?);
+        }
+        if let Some(hash) = tiles[&tile].get(range).and_then(tile::subtree) {
+            nodes.insert(node, hash);
+        }
+    }
+    ask(&mut |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange)).map_err(broken)
+}
+
+/// A new log's name: of this trust domain, and not to be confused with a later log of it.
+pub fn new_origin(trust_domain: &str, random: [u8; 4]) -> Option<KeyName> {
+    KeyName::new(&format!("{trust_domain}/log/{:08x}", u32::from_be_bytes(random)))
+}
+
+/// The largest object that a tile can be, in bytes.
+pub fn max_len(tile: Tile) -> usize {
+    match tile.kind {
+        Kind::Entries => MAX_BUNDLE,
+        Kind::Hashes { .. } => usize::from(tile.width) * Hash::LEN,
+    }
+}
+
+fn sign(signer: &LogSigner, frontier: &Frontier) -> Result<SignedCheckpoint, LogError> {
+    let checkpoint = Checkpoint {
+        origin: signer.public().name().to_string(),
+        size: frontier.size(),
+        root: frontier.root(),
+        extensions: Vec::new(),
+    };
+    checkpoint.sign(signer).map_err(|e| LogError::Refused(e.to_string()))
+}
+
+fn record(signed: &SignedCheckpoint) -> Vec<u8> {
+    let record = Record { checkpoint: signed.to_string() };
+    serde_json::to_vec(&record).expect("a text is JSON")
+}
+
+/// A checkpoint that this log has signed; or what is wrong with it.
+fn read_checkpoint(key: &LogKey, bytes: &[u8]) -> Result<SignedCheckpoint, String> {
+    let text = str::from_utf8(bytes).map_err(|_| "is not a text".to_owned())?;
+    let signed = SignedCheckpoint::parse(text).map_err(|e| format!("cannot be read ({e})"))?;
+    match signed.verified_by(key) {
+        Some(_) => Ok(signed),
+        None => Err(format!("was not signed by {}", key.name())),
+    }
+}
+
+fn bytes_of(hashes: &[Hash]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| *hash.as_bytes()).collect()
+}
+
+fn failed(storage: &dyn Storage, source: io::Error) -> LogError {
+    LogError::Storage { place: storage.place(), source: Arc::new(source) }
+}
+
+/// The tree in memory is not what it should be: it is thrown away, and read again.
+fn broken(e: TreeError) -> LogError {
+    LogError::Busy(format!("Its tree could not be read ({e})"))
+}

@@ -1,0 +1,124 @@
+//! Where a log's tiles and its checkpoint are: objects that are written whole, by path, and are durable when the write
+//! returns.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+/// An object: its path below the log's prefix, and its bytes.
+pub type Object = (String, Vec<u8>);
+
+/// Objects by path.
+#[async_trait]
+pub trait Storage: Send + Sync {
+    /// Writes objects, over what is there. When this returns they are durable, all of them.
+    async fn put(&self, objects: Vec<Object>) -> io::Result<()>;
+
+    /// An object; `None` if there is none. One larger than `max` bytes is an error.
+    async fn get(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
+
+    /// Deletes everything below a folder; it is no error if there is nothing.
+    async fn delete_all(&self, folder: &str) -> io::Result<()>;
+
+    /// Where it is, for people.
+    fn place(&self) -> String;
+}
+
+/// A directory of files: what a web server or a mirror can serve as it is.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    root: Arc<Path>,
+}
+
+impl Directory {
+    /// A directory, which is made if there is none.
+    pub fn open(root: impl Into<PathBuf>) -> io::Result<Directory> {
+        let root: PathBuf = root.into();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        Ok(Directory { root: root.into() })
+    }
+
+    /// Writes one file beside its name and renames it there; the directory is yet to be synchronised.
+    fn write(&self, path: &str, bytes: &[u8], touched: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+        let path = self.root.join(path);
+        let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        if !dir.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            // Their names stand in the directories above.
+            let above = dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.root));
+            touched.extend(above.map(Path::to_owned));
+        }
+        let mut temporary = path.clone().into_os_string();
+        temporary.push(".tmp");
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
+            .and_then(|()| fs::rename(&temporary, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary); // a full disk wants the room
+        }
+        touched.insert(dir.to_owned());
+        written
+    }
+}
+
+#[async_trait]
+impl Storage for Directory {
+    async fn put(&self, objects: Vec<Object>) -> io::Result<()> {
+        let this = self.clone();
+        blocking(move || {
+            let mut touched = BTreeSet::new();
+            for (path, bytes) in &objects {
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
+                this.write(path, bytes, &mut touched).map_err(named)?;
+            }
+            touched.iter().try_for_each(|dir| File::open(dir)?.sync_all())
+        })
+        .await
+    }
+
+    async fn get(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let path = self.root.join(path);
+        blocking(move || {
+            let file = match File::open(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                file => file?,
+            };
+            let mut bytes = Vec::new();
+            file.take(max as u64 + 1).read_to_end(&mut bytes)?;
+            match bytes.len() > max {
+                true => Err(io::Error::other(format!("larger than {max} bytes"))),
+                false => Ok(Some(bytes)),
+            }
+        })
+        .await
+    }
+
+    async fn delete_all(&self, folder: &str) -> io::Result<()> {
+        let folder = self.root.join(folder);
+        blocking(move || match fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        })
+        .await
+    }
+
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
