@@ -287,6 +287,8 @@ impl Daemon {
             return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
         }
         let cas = cas(&new).map_err(|e| RequestError::Refused(chain(&e)))?;
+        let params = AgentParams::from_config(&new);
+        let params = params.map_err(|e| RequestError::Refused(chain(&e)))?;
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
         self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
         if let Err(error) = self.edge.apply(&new.edge) {
@@ -319,7 +321,7 @@ impl Daemon {
                 );
             }
         }
-        let mut params = AgentParams::from_config(&new);
+        let mut params = params;
         if let Some(handle) = &self.authority {
             own_authority(&mut params, handle);
         }
@@ -429,6 +431,13 @@ impl Daemon {
     }
 
     /// Roots and intermediate.
+    /// Revokes certificates by the indexes of their entries in the log.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<Value, RequestError> {
+        self.authority()?.revoke(from, to).await?;
+        Ok(json!({ "from": from, "to": to }))
+    }
+
+    /// Keys and state of the authority.
     pub async fn authority_status(&self) -> Result<Value, RequestError> {
         Ok(json!(self.authority()?.ca_status()))
     }

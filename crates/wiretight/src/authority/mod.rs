@@ -439,6 +439,19 @@ impl AuthorityHandle {
         Ok(())
     }
 
+    /// Revokes the certificates whose entries have these indexes in the log, both ends included.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
+        let size = self.inner.log.status().size;
+        if from > to || to >= size {
+            return Err(AuthorityError::Refused(format!(
+                "there are no entries {from} to {to}: the log has {size}, from 0"
+            )));
+        }
+        self.inner.registry.revoke(from, to).await?;
+        tracing::info!(from, to, "revoked");
+        Ok(())
+    }
+
     /// Changes what a node may claim.
     pub async fn grant(
         &self,
@@ -527,6 +540,7 @@ impl AuthorityHandle {
                 tasks.join_next().await;
             }
             tasks.shutdown().await;
+            served.log.close().await;
             drop(served);
         })
         .await;
@@ -629,6 +643,11 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
         {
             tracing::error!("the authority's own identity could not be renewed: {}", chain(&e));
             pause = RETRY;
+        }
+        // In force already; the log is told as soon as it takes entries.
+        let logged = timeout(RETRY, inner.registry.log_revocations(&inner.log)).await;
+        if let Ok(Err(e)) = logged {
+            tracing::warn!("what was revoked is not in the log yet: {}", chain(&e));
         }
         if prune_at <= tokio::time::Instant::now() {
             if let Err(e) = inner.registry.prune().await {

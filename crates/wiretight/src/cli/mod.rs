@@ -8,6 +8,7 @@ mod join;
 mod mode;
 mod node;
 mod plaintext;
+mod revoke;
 mod rules;
 mod run;
 mod shell;
@@ -68,6 +69,7 @@ enum Verb {
     Svid(svid::Svid),
     #[command(subcommand)]
     Authority(authority::Authority),
+    Revoke(revoke::Revoke),
     #[command(subcommand)]
     Rules(rules::Rules),
     Down(rules::Down),
@@ -146,6 +148,7 @@ pub fn main() -> ExitCode {
         Verb::Node(verb) => verb.run(),
         Verb::Svid(verb) => verb.run(),
         Verb::Authority(verb) => verb.run(),
+        Verb::Revoke(verb) => verb.run(),
         Verb::Rules(verb) => verb.run(),
         Verb::Down(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),

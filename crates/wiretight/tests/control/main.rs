@@ -133,6 +133,8 @@ impl World {
             services: services.iter().map(|s| name(s)).collect(),
             instances: services.iter().enumerate().map(instance).collect(),
             own_host: None,
+            transparency: Transparency::NotRequired,
+            max_staleness: None,
             times: AgentTimes {
                 backoff_min: Duration::from_millis(20),
                 backoff_max: Duration::from_millis(200),
