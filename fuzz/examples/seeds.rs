@@ -10,12 +10,19 @@ use wiretight::control::{
     Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
     SharedRecord, State, encode,
 };
+use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight_fuzz::NOW;
 use wiretight_keys::{
-    Csr, Id, JoinToken, Leaf, Period, Profile, SigningKey, SpiffeId, Tbs, WebCsr,
+    Csr, Id, JoinToken, Leaf, Period, Profile, Revocation, Series, Signer, SigningKey, SpiffeId,
+    Tbs, WebCsr,
 };
 use wiretight_proxy::wire::{Frame, Open, Refused};
 use wiretight_proxy::{Instance, Registry};
+use wiretight_tlog::cosignature::Algorithm;
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::tile::{Kind, Tile, push_entry, subtree};
+use wiretight_tlog::tree::Node;
+use wiretight_tlog::{Checkpoint, Cosigner, Frontier, Hash, LogSigner, Proof, TreeError};
 use zeroize::Zeroizing;
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -28,6 +35,7 @@ fn main() -> Result {
     http()?;
     proxy()?;
     acme()?;
+    tlog()?;
     certificate()
 }
 
@@ -99,6 +107,78 @@ fn proxy() -> Result {
     let v6 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24"[..], &[0x20; 36]].concat();
     write("proxy", "v2-ipv6", &v6)?;
     write("proxy", "local", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
+}
+
+fn tlog() -> Result {
+    let name = |text| KeyName::new(text).ok_or("a name");
+    let log = LogSigner::generate(name("log.example/a")?)?;
+    let witness = |n: u8, algorithm| {
+        Cosigner::from_seed(name("witness.example/w")?, algorithm, &[n; 32])
+            .map_err(Box::<dyn Error>::from)
+    };
+    let witnesses = [witness(1, Algorithm::Ed25519)?, witness(2, Algorithm::MlDsa44)?];
+    let leaves: Vec<Hash> = (0..5u8).map(|n| Hash::leaf(&[n])).collect();
+    let mut frontier = Frontier::default();
+    leaves.iter().for_each(|leaf| frontier.append(*leaf, |_, _| {}));
+    let (size, root) = (frontier.size(), frontier.root());
+    let checkpoint =
+        Checkpoint { origin: "log.example/a".into(), size, root, extensions: vec!["more".into()] };
+    let mut signed = checkpoint.sign(&log)?;
+    signed.add(witnesses[0].cosign(&checkpoint, NOW)?);
+    write("tlog", "checkpoint", signed.to_string().as_bytes())?;
+    let read = |node: Node| {
+        let width = 1 << node.level;
+        let start = node.index as usize * width;
+        subtree(&leaves[start..start + width]).ok_or(TreeError::OutOfRange)
+    };
+    let hashes = wiretight_tlog::tree::inclusion_proof(3, size, read)?;
+    let proof =
+        Proof { extra: Some(b"extra".to_vec()), index: 3, hashes, checkpoint: signed.clone() };
+    write("tlog", "proof", proof.to_string().as_bytes())?;
+    let request = AddCheckpoint {
+        old: 3,
+        proof: wiretight_tlog::tree::consistency_proof(3, size, read)?,
+        checkpoint: signed.clone(),
+    };
+    write("tlog", "add-checkpoint", request.to_string().as_bytes())?;
+    signed.add(witnesses[1].cosign(&checkpoint, NOW)?);
+    write("tlog", "ml-dsa", signed.to_string().as_bytes())?;
+    let [a, b] = witnesses.each_ref().map(Cosigner::public);
+    let policy = format!(
+        "# ours\nlog {} https://log.example/a\nwitness a {a}\nwitness b {b} https://b.example\n",
+        log.public()
+    );
+    write("tlog", "policy", format!("{policy}group all 1 a b\nquorum all\n").as_bytes())?;
+    write("tlog", "policy-none", format!("log {}\nquorum none\n", log.public()).as_bytes())?;
+    for (name, tile) in [
+        ("path", Tile { kind: Kind::Entries, index: 1_234_067, width: 7 }),
+        ("path-full", Tile { kind: Kind::Hashes { level: 3 }, index: 5, width: 256 }),
+    ] {
+        write("tlog", name, tile.path().as_bytes())?;
+    }
+    let mut bundle = Vec::new();
+    push_entry(&mut bundle, b"one")?;
+    push_entry(&mut bundle, b"")?;
+    write("tlog", "bundle", &bundle)?;
+    let signer = SigningKey::generate()?;
+    let period = Period { not_before: NOW, not_after: NOW + 3600 };
+    let id = "spiffe://example.org/service/db".parse()?;
+    let tbs = Tbs::new(
+        &Profile::Leaf(id),
+        &signer.public_key(),
+        period,
+        [7; 16],
+        None,
+        signer.algorithm(),
+    )?;
+    write("tlog", "entry-certificate", &tbs.entry()?)?;
+    write(
+        "tlog",
+        "entry-revocation",
+        &Revocation { at: NOW, indexes: vec![(1, 4)], series: vec![Series::new([7; 8])] }.entry(),
+    )?;
+    write("tlog", "expect", format!("# ours\nservice/db sha256:{}\n", "5d".repeat(32)).as_bytes())?;
+    write("tlog", "url", b"https://log.example:7400/a/b")
 }
 
 fn token() -> Result {

@@ -13,6 +13,9 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight::acme_server::jws::{Jwk, Sender, Signed};
 use wiretight::config::Config;
 use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Message};
+use wiretight::log::http::Url;
+use wiretight::log::monitor::expect::Expected;
+use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight_keys::web::is_host_name;
 use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
@@ -20,6 +23,8 @@ use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
+use wiretight_tlog::tile::{Kind, Tile};
+use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
 /// The frames between relays. The first byte says how the rest is cut into chunks.
 ///
@@ -339,6 +344,65 @@ pub fn acme(data: &[u8]) {
         assert!(csr.names().is_sorted() && csr.names().iter().all(|n| is_host_name(n)));
         assert!(!csr.names().is_empty() && csr.names().len() <= WebCsr::MAX_NAMES);
     }
+}
+
+/// What logs, witnesses and submitters send: the body of `add-checkpoint`, proofs, checkpoints, policies, keys, the paths
+/// of tiles, tiles, and entries; and the list of expected keys.
+///
+/// Promises: each value has one form, so that what was read is written as it was, byte for byte; sizes are within their
+/// bounds; a tile has as many hashes or entries as its name says.
+pub fn tlog(data: &[u8]) {
+    let _ = wiretight_keys::logged::Entry::parse(data);
+    for tile in [1, 2, 256].map(|width| Tile { kind: Kind::Entries, index: 0, width }) {
+        assert!(
+            tile.entries(data).is_ok_and(|e| e.len() == tile.width.into())
+                || tile.entries(data).is_err()
+        );
+        let hashes = Tile { kind: Kind::Hashes { level: 0 }, ..tile }.hashes(data);
+        assert!(hashes.is_err() || data.len() == 32 * usize::from(tile.width));
+    }
+    let Ok(text) = std::str::from_utf8(data) else {
+        assert!(AddCheckpoint::parse(data).is_err());
+        return;
+    };
+    if let Ok(request) = AddCheckpoint::parse(data) {
+        assert_eq!(request.to_string(), text);
+        assert!(request.proof.len() <= 63);
+    }
+    if let Ok(proof) = Proof::parse(text) {
+        assert_eq!(proof.to_string(), text);
+        let nobody = Policy::self_attested(log_key());
+        assert!(proof.verify(&nobody, Hash::leaf(b"")).is_err(), "nobody has signed it");
+    }
+    if let Ok(signed) = SignedCheckpoint::parse(text) {
+        assert_eq!(signed.to_string(), text);
+        assert_eq!(signed.verified_by(&log_key()), None, "nobody has signed it");
+    }
+    if let Some(tile) = Tile::parse(text) {
+        assert_eq!(tile.path(), text);
+        assert!((1..=256).contains(&tile.width) && !text.contains(".."));
+    }
+    if let Ok(policy) = Policy::parse(text) {
+        let all = policy.is_quorum(|_| true);
+        assert!(all && policy.is_in_every_quorum(|_| true));
+        assert_eq!(policy.is_quorum(|_| false), !policy.wants_witnesses());
+        for log in policy.logs() {
+            assert_eq!(LogKey::parse(&log.key.to_string()).as_ref(), Ok(&log.key));
+        }
+    }
+    if let Ok(signature) = Signature::parse(text) {
+        assert_eq!(signature.to_string(), text);
+    }
+    let _ = (LogKey::parse(text), WitnessKey::parse(text), Expected::parse(text));
+    if let Ok(url) = Url::parse(text) {
+        assert_eq!(Url::parse(&url.to_string()).as_ref(), Ok(&url));
+    }
+}
+
+/// The key of Go's checksum database: no input is signed by it.
+fn log_key() -> LogKey {
+    let vkey = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8";
+    LogKey::parse(vkey).expect("a vkey")
 }
 
 /// Certificates and requests, as DER, in each place of a chain where a peer may put them.

@@ -143,6 +143,20 @@ impl PrivateDir {
         }
     }
 
+    /// Takes the lock `name` until the file is dropped; `None` if another process has it.
+    pub fn lock(&self, name: &str) -> Result<Option<File>, FileError> {
+        let path = self.path.join(name);
+        let err = |source| FileError { doing: "lock", path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = opened.map_err(err)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(err(e)),
+        }
+    }
+
     /// The names of the files, sorted.
     pub fn names(&self) -> Result<Vec<String>, FileError> {
         let err = |source| FileError { doing: "list", path: self.path.clone(), source };

@@ -76,3 +76,8 @@ fn hello() {
 fn proxy() {
     replay("proxy", targets::proxy);
 }
+
+#[test]
+fn tlog() {
+    replay("tlog", targets::tlog);
+}

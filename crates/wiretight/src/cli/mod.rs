@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod join;
 mod mode;
+mod monitor;
 mod node;
 mod plaintext;
 mod revoke;
@@ -17,6 +18,8 @@ mod svid;
 mod term;
 mod token;
 mod upgrade;
+mod verify;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,6 +76,10 @@ enum Verb {
     #[command(subcommand)]
     Rules(rules::Rules),
     Down(rules::Down),
+    #[command(subcommand)]
+    Witness(witness::Witness),
+    Monitor(Box<monitor::Monitor>),
+    Verify(verify::Verify),
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
@@ -151,6 +158,9 @@ pub fn main() -> ExitCode {
         Verb::Revoke(verb) => verb.run(),
         Verb::Rules(verb) => verb.run(),
         Verb::Down(verb) => verb.run(),
+        Verb::Witness(verb) => verb.run(),
+        Verb::Monitor(verb) => verb.run(),
+        Verb::Verify(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&mut Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),

@@ -1,5 +1,11 @@
-//! The log, from all sides.
+//! The transparency log: sequencer, witnesses, readers, monitors and verifiers, over real HTTP and with the real binary.
+//!
+//! `cargo test --release -p wiretight --test log`
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod monitor;
+mod rig;
 mod sequencer;
+mod verify;
+mod witness;

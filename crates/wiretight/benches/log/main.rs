@@ -1,0 +1,19 @@
+//! What the transparency log's parts carry: `scripts/bench log`.
+
+#![allow(clippy::unwrap_used, reason = "in a benchmark, whatever is not there ends it")]
+
+#[allow(dead_code, reason = "made for tests; not all of it is needed here")]
+#[path = "../../tests/log/rig.rs"]
+mod rig;
+mod witness;
+
+fn main() {
+    if std::env::args().any(|arg| arg == "--help") {
+        println!(
+            "usage: scripts/bench log [SECONDS]; what a witness of many logs cosigns a second"
+        );
+        return;
+    }
+    let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(5);
+    witness::run(seconds);
+}

@@ -1,0 +1,381 @@
+//! `wiretight verify`
+
+use std::fmt::Write;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+use wiretight_keys::{Logged, NotLogged, x509};
+use wiretight_proxy::mesh::now;
+use wiretight_tlog::note::MAX_NOTE;
+use wiretight_tlog::policy::MAX_POLICY;
+use wiretight_tlog::tile::MAX_ENTRY;
+use wiretight_tlog::{Hash, Policy, Proof, SignedCheckpoint, Witnessed};
+
+use super::{Output, term};
+use crate::daemon::chain;
+use crate::log::reader::Reader;
+
+/// The largest file that is read, but for a log's directory.
+const MAX_FILE: usize = 2 * MAX_NOTE;
+/// Entries that are held in memory at a time.
+const CHUNK: u64 = 4096;
+
+/// Verify, offline, that something is in a transparency log that witnesses have cosigned
+///
+/// A FILE is one of: a certificate (PEM) that carries its proof; a tlog-proof; a checkpoint; a directory with a whole
+/// log. Nobody is asked: what counts is the policy, which names the logs that are believed and the witnesses that have to
+/// have cosigned.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight verify db.pem --policy policy
+  wiretight verify release.tlog-proof --policy policy --entry release.json
+  wiretight verify /mnt/copy-of-the-log --policy policy --json
+
+Exit status: 0 all verified, 1 at least one refused, 2 bad usage, or a file that cannot be read.")]
+pub(super) struct Verify {
+    /// What to verify
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The policy (C2SP tlog-policy)
+    #[arg(long, value_name = "FILE")]
+    policy: PathBuf,
+    /// The entry that a tlog-proof is of, byte for byte
+    #[arg(long, value_name = "FILE")]
+    entry: Option<PathBuf>,
+    /// Refuse what the witnesses saw longer ago than this
+    #[arg(long, value_name = "TIME", value_parser = term::duration)]
+    max_age: Option<Duration>,
+    #[command(flatten)]
+    out: Output,
+}
+
+/// What was found out about a file.
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    /// certificate, proof, checkpoint or log.
+    kind: &'static str,
+    good: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+    verified: Vec<String>,
+    not_verified: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<LogReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct LogReport {
+    origin: String,
+    size: u64,
+    root: String,
+    quorum: String,
+    /// When the quorum had seen it (seconds since 1970).
+    time: Option<u64>,
+    witnesses: Vec<Cosigned>,
+}
+
+#[derive(Serialize)]
+struct Cosigned {
+    name: String,
+    key: String,
+    time: u64,
+}
+
+impl Verify {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.reports() {
+            Ok(reports) => {
+                let good = reports.iter().all(|report| report.good);
+                self.out.print(&reports, |reports| reports.iter().map(Report::text).collect())?;
+                Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+            }
+            Err(error) => {
+                eprintln!("wiretight: {error:#}");
+                Ok(ExitCode::from(2))
+            }
+        }
+    }
+
+    fn reports(&self) -> anyhow::Result<Vec<Report>> {
+        let policy = policy(&self.policy)?;
+        let entry = match &self.entry {
+            Some(path) => Some(read(path, MAX_ENTRY)?),
+            None => None,
+        };
+        let mut reports = Vec::new();
+        for path in &self.files {
+            reports.extend(self.verify(path, &policy, entry.as_deref())?);
+        }
+        Ok(reports)
+    }
+
+    fn verify(
+        &self,
+        path: &Path,
+        policy: &Policy,
+        entry: Option<&[u8]>,
+    ) -> anyhow::Result<Vec<Report>> {
+        if path.is_dir() {
+            let report = super::block_on(self.log(path, policy))?;
+            return Ok(vec![report]);
+        }
+        let bytes = read(path, MAX_FILE)?;
+        let text = String::from_utf8_lossy(&bytes);
+        if text.contains("-----BEGIN CERTIFICATE-----") {
+            return self.certificates(path, policy, &bytes);
+        }
+        if text.starts_with("c2sp.org/tlog-proof@") {
+            return Ok(vec![self.proof(path, policy, &text, entry)]);
+        }
+        Ok(vec![self.checkpoint(path, policy, &text)])
+    }
+
+    fn certificates(
+        &self,
+        path: &Path,
+        policy: &Policy,
+        pem: &[u8],
+    ) -> anyhow::Result<Vec<Report>> {
+        let chain =
+            x509::from_pem(pem).with_context(|| format!("{} cannot be read", path.display()))?;
+        let several = chain.len() > 1;
+        let one = |(n, certificate)| {
+            let mut report = Report::new(path, "certificate");
+            if several {
+                report.file.push_str(&format!(" (certificate {} of {})", n + 1, chain.len()));
+            }
+            report.not_verified.push(
+                "who signed the certificate, whether it was revoked, and whether it holds now: whoever is shown it verifies that".into(),
+            );
+            let logged = match Logged::from_certificate(certificate) {
+                Ok(logged) => logged,
+                Err(NotLogged::NoProof) if n > 0 => {
+                    report.refused = Some(
+                        "it carries no proof that it is in a log. (If it is a root, which the verifier has to know anyway, leave it out of the file.)".into(),
+                    );
+                    return report;
+                }
+                Err(why) => return report.refuse(&why),
+            };
+            report.index = Some(logged.proof.index);
+            if !report.believe(policy, &logged.proof.checkpoint, self.max_age) {
+                return report;
+            }
+            match logged.proof.verify(policy, logged.leaf) {
+                Ok(_) => {
+                    report.verified.push(format!(
+                        "the certificate, all of it but its signature, is entry {} of the log",
+                        logged.proof.index
+                    ));
+                    report
+                }
+                Err(why) => report.refuse(&why),
+            }
+        };
+        Ok(chain.iter().enumerate().map(one).collect())
+    }
+
+    fn proof(&self, path: &Path, policy: &Policy, text: &str, entry: Option<&[u8]>) -> Report {
+        let mut report = Report::new(path, "proof");
+        let proof = match Proof::parse(text) {
+            Ok(proof) => proof,
+            Err(why) => return report.refuse(&why),
+        };
+        report.index = Some(proof.index);
+        if !report.believe(policy, &proof.checkpoint, self.max_age) {
+            return report;
+        }
+        if proof.extra.is_some() {
+            report.not_verified.push("the proof's extra data: nothing authenticates it".into());
+        }
+        match entry.map(|entry| proof.verify(policy, Hash::leaf(entry))) {
+            None => {
+                report.not_verified.push(format!(
+                    "what entry {} is: give the entry's bytes with --entry",
+                    proof.index
+                ));
+                report
+            }
+            Some(Ok(_)) => {
+                report
+                    .verified
+                    .push(format!("the entry that was given is entry {} of the log", proof.index));
+                report
+            }
+            Some(Err(why)) => report.refuse(&why),
+        }
+    }
+
+    fn checkpoint(&self, path: &Path, policy: &Policy, text: &str) -> Report {
+        let mut report = Report::new(path, "checkpoint");
+        match SignedCheckpoint::parse(text) {
+            Ok(signed) => {
+                if report.believe(policy, &signed, self.max_age) {
+                    report.not_verified.push("any entry: this is a checkpoint alone".into());
+                }
+                report
+            }
+            Err(why) => report.refuse(&why),
+        }
+    }
+
+    async fn log(&self, path: &Path, policy: &Policy) -> anyhow::Result<Report> {
+        let mut report = Report::new(path, "log");
+        let reader = Reader::directory(path);
+        let signed = match reader.latest().await {
+            Ok(signed) => signed,
+            Err(why) => return Ok(report.refuse(&why)),
+        };
+        if !report.believe(policy, &signed, self.max_age) {
+            return Ok(report);
+        }
+        let tree = match reader.tree(signed.unverified()).await {
+            Ok(tree) => tree,
+            Err(why) => return Ok(report.refuse(&why)),
+        };
+        let mut at = 0;
+        while at < tree.size() {
+            let next = tree.size().min(at + CHUNK);
+            if let Err(why) = tree.entries(at..next).await {
+                return Ok(report.refuse(&why));
+            }
+            at = next;
+        }
+        report.verified.push(format!(
+            "all {} entries and all tiles of the tree are what the checkpoint says",
+            tree.size()
+        ));
+        Ok(report)
+    }
+}
+
+impl Report {
+    fn new(path: &Path, kind: &'static str) -> Report {
+        Report {
+            file: path.display().to_string(),
+            kind,
+            good: false,
+            refused: None,
+            verified: Vec::new(),
+            not_verified: Vec::new(),
+            log: None,
+            index: None,
+        }
+    }
+
+    fn refuse(mut self, why: &(dyn std::error::Error + 'static)) -> Report {
+        self.good = false;
+        self.refused = Some(chain(why));
+        self
+    }
+
+    /// Whether the policy believes the checkpoint; says so.
+    fn believe(
+        &mut self,
+        policy: &Policy,
+        signed: &SignedCheckpoint,
+        max_age: Option<Duration>,
+    ) -> bool {
+        let believed = policy.witnessed(signed).and_then(|witnessed| {
+            let allowed = max_age.map_or(u64::MAX, |age| age.as_secs());
+            witnessed.fresh(now(), allowed).map(|()| witnessed)
+        });
+        match believed {
+            Ok(witnessed) => {
+                self.good = true;
+                self.tell(policy, signed, &witnessed);
+                true
+            }
+            Err(why) => {
+                self.refused = Some(why.to_string());
+                false
+            }
+        }
+    }
+
+    fn tell(&mut self, policy: &Policy, signed: &SignedCheckpoint, witnessed: &Witnessed) {
+        let checkpoint = witnessed.checkpoint();
+        let (origin, size) = (&checkpoint.origin, checkpoint.size);
+        self.verified.push(format!("the log {origin} has signed a tree of {size} entries"));
+        let cosigned = policy.witnesses().iter().filter_map(|witness| {
+            let time = witness.key.cosigned(signed)?;
+            Some(Cosigned { name: witness.name.clone(), key: witness.key.name().to_string(), time })
+        });
+        let witnesses: Vec<Cosigned> = cosigned.collect();
+        match witnessed.time() {
+            Some(time) => self.verified.push(format!(
+                "the quorum of the policy ({}) had seen it, as consistent with all before, at {} ({})",
+                policy.quorum_text(),
+                moment(time),
+                term::ago(time)
+            )),
+            None => self.not_verified.push(
+                "that others see the same log: the policy wants no witnesses, so the log could show each a history of its own".into(),
+            ),
+        }
+        self.log = Some(LogReport {
+            origin: origin.clone(),
+            size,
+            root: checkpoint.root.to_string(),
+            quorum: policy.quorum_text(),
+            time: witnessed.time(),
+            witnesses,
+        });
+    }
+
+    fn text(&self) -> String {
+        let mut text = match self.good {
+            true => format!("{}: {}\n", term::good("good"), self.file),
+            false => format!("{}: {}\n", term::bad("refused"), self.file),
+        };
+        if let Some(why) = &self.refused {
+            let _ = writeln!(text, "  {why}");
+        }
+        for line in &self.verified {
+            let _ = writeln!(text, "  verified: {line}");
+        }
+        for Cosigned { name, key, time } in self.log.iter().flat_map(|log| &log.witnesses) {
+            let _ = writeln!(text, "    cosigned by {name} ({key}) at {}", moment(*time));
+        }
+        for line in &self.not_verified {
+            let _ = writeln!(text, "  not verified: {line}");
+        }
+        text
+    }
+}
+
+/// `2026-11-26T12:00:00Z`
+pub(super) fn moment(time: u64) -> String {
+    let at = i64::try_from(time).ok().and_then(|t| jiff::Timestamp::from_second(t).ok());
+    at.map_or_else(|| format!("{time} s after 1970"), |at| at.to_string())
+}
+
+/// Reads a policy file.
+pub(super) fn policy(path: &Path) -> anyhow::Result<Policy> {
+    let bytes = read(path, MAX_POLICY)?;
+    let text =
+        String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Policy::parse(&text)
+        .with_context(|| format!("{} is not a policy (C2SP tlog-policy)", path.display()))
+}
+
+fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
+    let (mut bytes, unreadable) = (Vec::new(), || format!("{} cannot be read", path.display()));
+    let file = std::fs::File::open(path).with_context(unreadable)?;
+    file.take(max as u64 + 1).read_to_end(&mut bytes).with_context(unreadable)?;
+    anyhow::ensure!(
+        bytes.len() <= max,
+        "{} is larger than {max} bytes: it is none of what can be verified",
+        path.display()
+    );
+    Ok(bytes)
+}

@@ -1,0 +1,223 @@
+//! `wiretight witness`
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use wiretight_tlog::cosignature::Algorithm;
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::{Cosigner, LogKey};
+use zeroize::Zeroizing;
+
+use crate::log::witness::{WitnessCore, serve};
+
+/// Cosign the checkpoints of transparency logs, for those who do not want to believe the logs alone
+///
+/// A witness signs that a log only ever appends: it remembers the last tree that it cosigned, and wants a proof that the
+/// next one begins with it. It can be run by anybody, and is worth the more the less it has to do with the log's operator.
+#[derive(Subcommand)]
+pub(super) enum Witness {
+    Keygen(Keygen),
+    Run(Run),
+}
+
+/// Make a witness' key; prints the public one, which goes into the policies of those who rely on it
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  wiretight witness keygen witness.example.org/w1 --out /etc/wiretight/witness.key"
+)]
+pub(super) struct Keygen {
+    /// The key's name: a URL without its scheme, of a domain that is yours
+    #[arg(value_parser = key_name)]
+    name: KeyName,
+    /// The file for the private key (0600); it must not be there yet
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// ML-DSA-44, which a quantum computer does not forge, instead of Ed25519
+    #[arg(long)]
+    ml_dsa: bool,
+}
+
+/// Run a witness (C2SP tlog-witness) until SIGTERM; SIGHUP reads the TLS files again
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight witness run --key witness.key --state /var/lib/wiretight-witness \\
+      --listen 127.0.0.1:7480 --policy policy
+  wiretight witness run --key ed25519.key --key ml-dsa.key --state /var/lib/wiretight-witness \\
+      --listen [::]:443 --tls-cert chain.pem --tls-key key.pem --log example.org/mesh+1f2e3d4c+AQ...
+
+On a loopback address it serves HTTP, for a proxy on this machine that serves HTTPS (a [[site]], for example).
+On any other it serves HTTPS itself.")]
+pub(super) struct Run {
+    /// A private key from `witness keygen`; may be given again: each cosigns
+    #[arg(long = "key", value_name = "FILE", required = true)]
+    keys: Vec<PathBuf>,
+    /// What it remembers: a directory of its own, on a disk that keeps what it says it has written
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The address to serve on
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+    /// The public key (vkey) of a log to witness; may be given again
+    #[arg(long = "log", value_name = "VKEY", value_parser = log_key, required_unless_present = "policies")]
+    logs: Vec<LogKey>,
+    /// A policy (C2SP tlog-policy) whose logs are to be witnessed; may be given again
+    #[arg(long = "policy", value_name = "FILE")]
+    policies: Vec<PathBuf>,
+    /// The certificate chain (PEM) to serve HTTPS with
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+fn key_name(text: &str) -> Result<KeyName, String> {
+    KeyName::new(text).ok_or_else(|| "a key's name has 1 to 255 bytes, no spaces and no `+`".into())
+}
+
+fn log_key(text: &str) -> Result<LogKey, String> {
+    LogKey::parse(text).map_err(|e| e.to_string())
+}
+
+impl Witness {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Witness::Keygen(keygen) => keygen.run(),
+            Witness::Run(run) => run.run(),
+        }
+    }
+}
+
+impl Keygen {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut seed[..]).context("the system gives no random bytes")?;
+        let algorithm = if self.ml_dsa { Algorithm::MlDsa44 } else { Algorithm::Ed25519 };
+        let cosigner = Cosigner::from_seed(self.name, algorithm, &seed)?;
+        let private = Zeroizing::new(format!("{}\n", *cosigner.to_private()?));
+        let file =
+            std::fs::File::options().write(true).create_new(true).mode(0o600).open(&self.out);
+        let mut file = file.with_context(|| {
+            format!(
+                "cannot make {}: an old key is not overwritten, move it away first",
+                self.out.display()
+            )
+        })?;
+        let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
+        written.with_context(|| format!("cannot write {}", self.out.display()))?;
+        println!("{}", cosigner.public());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Run {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let _logs = crate::logging::start();
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            _ if self.listen.ip().to_canonical().is_loopback() => None,
+            _ => bail!(
+                "{} is not a loopback address: give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that serves HTTPS",
+                self.listen
+            ),
+        };
+        let mut logs = self.logs;
+        for path in &self.policies {
+            let policy = super::verify::policy(path)?;
+            logs.extend(policy.logs().iter().map(|log| log.key.clone()));
+        }
+        logs.sort_by_key(ToString::to_string);
+        logs.dedup();
+        let cosigners =
+            self.keys.iter().map(|path| cosigner(path)).collect::<anyhow::Result<_>>()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let core = Arc::new(WitnessCore::open(&self.state, logs, cosigners)?);
+        runtime.block_on(serve_until_stopped(core, self.listen, tls))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn serve_until_stopped(
+    core: Arc<WitnessCore>,
+    listen: SocketAddr,
+    tls: Option<(PathBuf, PathBuf)>,
+) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let first = tls.as_ref().map(|(cert, key)| acceptor(cert, key)).transpose()?;
+    let (shown, acceptors) = first.map(watch::channel).unzip();
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener
+        .with_context(|| format!("cannot listen on {listen}: is another program there?"))?;
+    let listen = listener.local_addr()?;
+    for key in core.keys() {
+        tracing::info!(key = %key, "this witness cosigns");
+    }
+    tracing::info!(%listen, tls = tls.is_some(), logs = core.logs().len(), "the witness serves");
+    let (stop, end) = watch::channel(false);
+    let serving = tokio::spawn(serve::serve(core, listener, acceptors, end));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                let (Some((cert, key)), Some(shown)) = (&tls, &shown) else { continue };
+                match acceptor(cert, key) {
+                    Ok(new) => {
+                        shown.send_replace(new);
+                        tracing::info!("the TLS files were read again");
+                    }
+                    Err(error) => tracing::error!(
+                        error = format!("{error:#}"),
+                        "the TLS files cannot be used: the certificate that was read before goes on"
+                    ),
+                }
+            }
+        }
+    }
+    stop.send_replace(true);
+    serving.await?;
+    tracing::info!("the witness has ended");
+    Ok(())
+}
+
+fn acceptor(cert: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
+    let read = |path: &Path| {
+        std::fs::read(path)
+            .map(Zeroizing::new)
+            .with_context(|| format!("cannot read {}", path.display()))
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(cert)?).collect();
+    let chain = chain.with_context(|| format!("{} is no PEM of certificates", cert.display()))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?);
+    let private = private.with_context(|| format!("{} is no PEM of a key", key.display()))?;
+    let config = ServerConfig::builder_with_provider(wiretight_proxy::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, private);
+    let config = config.context("certificate and key do not fit")?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn cosigner(path: &Path) -> anyhow::Result<Cosigner> {
+    let text = std::fs::read_to_string(path).map(Zeroizing::new);
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    Cosigner::parse(&text).with_context(|| {
+        format!("{} is no witness' key: `wiretight witness keygen` makes one", path.display())
+    })
+}

@@ -1,0 +1,439 @@
+//! A small HTTP/1.1 client, for logs, witnesses and webhooks: connections are kept, everything is bounded.
+//!
+//! It speaks `https://` to anybody, TLS 1.3 only, and `http://` to this machine alone: plaintext does not go over a
+//! network. It follows no redirects, keeps no cookies and decodes no compression.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::{Method, Request, Uri};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use wiretight_proxy::relay::net;
+use wiretight_proxy::relay::settings::HostPort;
+
+/// Connections kept for each server.
+const KEPT: usize = 16;
+/// Servers for which connections are kept.
+const SERVERS: usize = 256;
+/// The longest URL.
+const MAX_URL: usize = 2048;
+
+/// Why a text is not a URL that this client asks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// Not one at all.
+    #[error("{0:?} is not a URL: write for example https://witness.example.org/prefix")]
+    Malformed(String),
+    /// It would go over a network in the clear.
+    #[error(
+        "{0:?} would be plaintext on a network: use https://, or http:// with a loopback address (127.0.0.1, [::1])"
+    )]
+    Plaintext(String),
+}
+
+/// A URL prefix: a server, and a path on it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Url {
+    server: Server,
+    /// With neither a slash at its end nor, when it is empty, one at its beginning.
+    path: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Server {
+    tls: bool,
+    address: HostPort,
+    /// As it stands in the URL, for the `Host` header.
+    authority: String,
+}
+
+impl Url {
+    /// Parses `https://HOST[:PORT][/PATH]`, or the same with `http` if the host is a loopback address.
+    pub fn parse(text: &str) -> Result<Url, UrlError> {
+        let bad = || UrlError::Malformed(text.chars().take(120).collect());
+        let uri: Uri = Some(text)
+            .filter(|t| t.len() <= MAX_URL)
+            .ok_or_else(bad)?
+            .parse()
+            .map_err(|_| bad())?;
+        let (scheme, authority) = uri.scheme_str().zip(uri.authority()).ok_or_else(bad)?;
+        let (tls, port) = match scheme {
+            "https" => (true, 443),
+            "http" => (false, 80),
+            _ => return Err(bad()),
+        };
+        if uri.query().is_some() || authority.as_str().contains('@') || text.contains('#') {
+            return Err(bad());
+        }
+        let port = authority.port_u16().unwrap_or(port);
+        let address: HostPort =
+            format!("{}:{port}", authority.host()).parse().map_err(|_| bad())?;
+        let local = address.as_ip().is_some_and(|a| a.ip().to_canonical().is_loopback());
+        if !tls && !local {
+            return Err(UrlError::Plaintext(text.chars().take(120).collect()));
+        }
+        let server = Server { tls, address, authority: authority.to_string() };
+        Ok(Url { server, path: uri.path().trim_end_matches('/').to_owned() })
+    }
+
+    /// The URL of something below this prefix.
+    pub fn join(&self, path: &str) -> Url {
+        Url { server: self.server.clone(), path: format!("{}/{path}", self.path) }
+    }
+
+    /// What it is called in messages: the server's name and port.
+    pub fn host(&self) -> &str {
+        &self.server.authority
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.server.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.server.authority, self.path)
+    }
+}
+
+impl std::str::FromStr for Url {
+    type Err = UrlError;
+    fn from_str(text: &str) -> Result<Url, UrlError> {
+        Url::parse(text)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// A certificate or key that was given cannot be used.
+    #[error("{what} cannot be used: {detail}")]
+    Credentials {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        detail: String,
+    },
+    /// Nobody there, or TLS failed.
+    #[error("{url} cannot be reached: {detail}")]
+    Connect {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        detail: String,
+    },
+    /// It took too long.
+    #[error("{url} did not answer within {} s", .limit.as_secs_f32())]
+    Late {
+        /// What was asked for.
+        url: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// More than was asked for.
+    #[error("{url} answered with more than {limit} bytes")]
+    TooLarge {
+        /// What was asked for.
+        url: String,
+        /// How many were taken.
+        limit: usize,
+    },
+    /// Not proper HTTP.
+    #[error("{url} did not answer properly: {detail}")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Whom the client believes, and who it is.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// PEM of authorities that are trusted besides the system's.
+    pub roots: Option<Vec<u8>>,
+    /// PEM of a certificate chain and of its key, shown to servers that ask.
+    pub identity: Option<(Vec<u8>, zeroize::Zeroizing<Vec<u8>>)>,
+    /// The name that servers' certificates must have, when it is not the URL's host.
+    pub server_name: Option<String>,
+}
+
+/// How much is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// For all of a request, connecting included.
+    pub time: Duration,
+    /// For the answer's body, in bytes.
+    pub body: usize,
+}
+
+/// An answer, whatever its status.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// The client. Copies share their connections.
+#[derive(Clone)]
+pub struct Client {
+    tls: TlsConnector,
+    server_name: Option<ServerName<'static>>,
+    idle: Arc<Mutex<HashMap<Server, Vec<Connection>>>>,
+}
+
+type Connection = SendRequest<Full<Bytes>>;
+
+impl Client {
+    /// A client that trusts the system's authorities (`SSL_CERT_FILE` names others) and those of `credentials`.
+    pub fn new(credentials: &Credentials) -> Result<Client, HttpError> {
+        let bad = |what, detail: &dyn fmt::Display| HttpError::Credentials {
+            what,
+            detail: detail.to_string(),
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if let Some(pem) = &credentials.roots {
+            let what = "the file of authorities";
+            for root in certificates(pem, what)? {
+                roots.add(root).map_err(|e| bad(what, &e))?;
+            }
+        }
+        let config = ClientConfig::builder_with_provider(wiretight_proxy::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| bad("TLS 1.3", &e))?
+            .with_root_certificates(roots);
+        let config = match &credentials.identity {
+            None => config.with_no_client_auth(),
+            Some((chain, key)) => {
+                let chain = certificates(chain, "the client certificate")?;
+                let key =
+                    PrivateKeyDer::from_pem_slice(key).map_err(|e| bad("the client key", &e))?;
+                config
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|e| bad("the client certificate", &e))?
+            }
+        };
+        let server_name = match &credentials.server_name {
+            None => None,
+            Some(name) => {
+                let parsed = ServerName::try_from(name.clone());
+                Some(parsed.map_err(|e| bad("the server name", &e))?)
+            }
+        };
+        Ok(Client { tls: TlsConnector::from(Arc::new(config)), server_name, idle: Arc::default() })
+    }
+
+    /// Fetches.
+    pub async fn get(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
+        self.request(Method::GET, url, None, limit).await
+    }
+
+    /// Sends a body of this type. It may be sent twice, when a kept connection turns out to be dead: what it asks for
+    /// must bear that.
+    pub async fn post(
+        &self,
+        url: &Url,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+        limit: Limit,
+    ) -> Result<Answer, HttpError> {
+        self.request(Method::POST, url, Some((content_type, body.into())), limit).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        url: &Url,
+        body: Option<(&'static str, Bytes)>,
+        limit: Limit,
+    ) -> Result<Answer, HttpError> {
+        let asked = async {
+            if let Some(kept) = self.take(&url.server)
+                && let Ok(answer) = self.ask(kept, &method, url, &body, limit).await
+            {
+                return Ok(answer);
+            }
+            let connection = self.connect(url).await?;
+            self.ask(connection, &method, url, &body, limit).await
+        };
+        let late = |_| HttpError::Late { url: url.to_string(), limit: limit.time };
+        timeout(limit.time, asked).await.map_err(late)?
+    }
+
+    async fn connect(&self, url: &Url) -> Result<Connection, HttpError> {
+        let failed = |e: &dyn fmt::Display| HttpError::Connect {
+            url: url.to_string(),
+            detail: e.to_string(),
+        };
+        let Server { tls, address, .. } = &url.server;
+        if !tls {
+            let local = address.as_ip().ok_or_else(|| failed(&"not a loopback address"))?;
+            let tcp = TcpStream::connect(local).await.map_err(|e| failed(&e))?;
+            let _ = tcp.set_nodelay(true);
+            return start(TokioIo::new(tcp)).await.map_err(|e| failed(&e));
+        }
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(address.host()).map_err(|e| failed(&e))?,
+        };
+        let tcp = net::connect(address).await.map_err(|e| failed(&e))?;
+        let tls = self.tls.connect(name, tcp).await.map_err(|e| failed(&advice(&e)))?;
+        start(TokioIo::new(tls)).await.map_err(|e| failed(&e))
+    }
+
+    async fn ask(
+        &self,
+        mut connection: Connection,
+        method: &Method,
+        url: &Url,
+        body: &Option<(&'static str, Bytes)>,
+        limit: Limit,
+    ) -> Result<Answer, HttpError> {
+        let failed = |e: &dyn fmt::Display| HttpError::Answer {
+            url: url.to_string(),
+            detail: e.to_string(),
+        };
+        let path = if url.path.is_empty() { "/" } else { &url.path };
+        let mut request = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(HOST, &url.server.authority)
+            .header(USER_AGENT, concat!("wiretight/", env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some((kind, _)) = body {
+            request = request.header(CONTENT_TYPE, *kind);
+        }
+        let body = body.as_ref().map(|(_, body)| body.clone()).unwrap_or_default();
+        let request = request.body(Full::new(body)).map_err(|e| failed(&e))?;
+        connection.ready().await.map_err(|e| failed(&e))?;
+        let (head, body) =
+            connection.send_request(request).await.map_err(|e| failed(&e))?.into_parts();
+        if head.headers.get(CONTENT_ENCODING).is_some_and(|e| e != "identity") {
+            return Err(failed(&"it is compressed, though that was not asked for"));
+        }
+        let collected = Limited::new(body, limit.body).collect().await;
+        let body = collected.map_err(|e| match e.is::<LengthLimitError>() {
+            true => HttpError::TooLarge { url: url.to_string(), limit: limit.body },
+            false => failed(&e),
+        })?;
+        self.keep(&url.server, connection);
+        let content_type = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        Ok(Answer {
+            status: head.status.as_u16(),
+            content_type: content_type.map(str::to_owned),
+            body: body.to_bytes(),
+        })
+    }
+
+    fn take(&self, server: &Server) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle.get_mut(server)?;
+        kept.retain(|c| !c.is_closed());
+        kept.pop()
+    }
+
+    fn keep(&self, server: &Server, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= SERVERS && !idle.contains_key(server) {
+            idle.clear();
+        }
+        let kept = idle.entry(server.clone()).or_default();
+        if kept.len() < KEPT && !connection.is_closed() {
+            kept.push(connection);
+        }
+    }
+}
+
+async fn start<S>(stream: S) -> hyper::Result<Connection>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (sender, connection) = handshake(stream).await?;
+    tokio::spawn(connection); // ends with the sender
+    Ok(sender)
+}
+
+fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, HttpError> {
+    let bad = |detail: String| HttpError::Credentials { what, detail };
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certs = certs.map_err(|e| bad(e.to_string()))?;
+    match certs.is_empty() {
+        true => Err(bad("it holds no certificate (PEM)".into())),
+        false => Ok(certs),
+    }
+}
+
+/// What an operator can do about a handshake that failed.
+fn advice(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+            format!(
+                "{error}: give the authority that issued its certificate, if it is a private one"
+            )
+        }
+        Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired)) => {
+            format!("{error}: it serves identified clients only, give a client certificate and key")
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_is_for_this_machine_alone() {
+        for good in [
+            "https://log.example/a/b/",
+            "https://192.0.2.1:7400",
+            "http://127.0.0.1:80/x",
+            "http://[::1]:8080",
+        ] {
+            assert!(Url::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://log.example/",
+            "http://192.0.2.1/",
+            "http://localhost/",
+            "http://[::ffff:192.0.2.1]/",
+        ] {
+            assert!(matches!(Url::parse(bad), Err(UrlError::Plaintext(_))), "{bad}");
+        }
+        for bad in [
+            "",
+            "log.example",
+            "ftp://log.example",
+            "https://",
+            "https://a@log.example",
+            "https://log.example/?q",
+            "https://log.example:0/",
+        ] {
+            assert!(matches!(Url::parse(bad), Err(UrlError::Malformed(_))), "{bad}");
+        }
+        let prefix = Url::parse("https://log.example/a/").unwrap();
+        assert_eq!(prefix.join("tile/0/000").to_string(), "https://log.example/a/tile/0/000");
+        assert_eq!(
+            Url::parse("https://log.example").unwrap().join("checkpoint").to_string(),
+            "https://log.example/checkpoint"
+        );
+    }
+}

@@ -1,0 +1,381 @@
+//! Reads a log (C2SP tlog-tiles) from where it is served, or from a directory, and believes nothing of it but what hashes
+//! to the root of a checkpoint.
+//!
+//! A [`Tree`] begins with the tiles of the tree's right edge: together they are its root, so they are verified at once.
+//! Every other tile is full, and is one hash of a tile above it, and so on up to the edge. An entry is a hash of a
+//! tile of level 0. What does not hash as it should is never returned.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use tokio::task::JoinSet;
+use wiretight_tlog::note::MAX_NOTE;
+use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, Tile, WIDTH};
+use wiretight_tlog::tree::{self, Node};
+use wiretight_tlog::{
+    Checkpoint, Frontier, Hash, NoteError, Policy, Refused, SignedCheckpoint, TreeError, Witnessed,
+};
+
+use super::http::{Client, HttpError, Limit, Url};
+
+/// For a file of a log, the largest included.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bundles that are fetched at a time.
+const AHEAD: u64 = 8;
+/// Verified tiles that are kept besides the edge: 8 MB.
+const KEPT: usize = 1024;
+
+/// Why something of a log was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Not there.
+    #[error(
+        "{0} is not there: is it the log's prefix, and is its latest checkpoint wholly published?"
+    )]
+    NotFound(String),
+    /// Not served.
+    #[error("{what} was answered with status {status}")]
+    Status {
+        /// What was asked for.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// Not reached.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The disk.
+    #[error("{what} cannot be read")]
+    Io {
+        /// The file.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// More than there can be.
+    #[error("{0} is larger than it can be")]
+    TooLarge(String),
+    /// No checkpoint.
+    #[error("the log's checkpoint cannot be read")]
+    Note(#[from] NoteError),
+    /// One that the policy does not believe.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Not what the checkpoint says.
+    #[error("{0} is not what the log's checkpoint says: it was altered, or the log is damaged")]
+    Mismatch(String),
+    /// The tree has no such thing.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+impl ReadError {
+    /// Whether the log itself is at fault, rather than the way to it.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, ReadError::Mismatch(_) | ReadError::TooLarge(_) | ReadError::Note(_))
+    }
+}
+
+/// Where a log is. Copies are cheap.
+#[derive(Clone)]
+pub struct Reader {
+    source: Arc<Source>,
+}
+
+enum Source {
+    Http(Client, Url),
+    Directory(PathBuf),
+}
+
+impl Reader {
+    /// A log that is served below a URL prefix.
+    pub fn http(client: Client, prefix: Url) -> Reader {
+        Reader { source: Arc::new(Source::Http(client, prefix)) }
+    }
+
+    /// A log in a directory: `checkpoint`, `tile/…`.
+    pub fn directory(path: impl Into<PathBuf>) -> Reader {
+        Reader { source: Arc::new(Source::Directory(path.into())) }
+    }
+
+    /// The latest checkpoint, unverified.
+    pub async fn latest(&self) -> Result<SignedCheckpoint, ReadError> {
+        let bytes = self.file("checkpoint", MAX_NOTE).await?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| NoteError::Malformed("it is not UTF-8"))?;
+        Ok(SignedCheckpoint::parse(text)?)
+    }
+
+    /// The latest checkpoint, if the policy believes it, with the note that says it.
+    pub async fn checkpoint(
+        &self,
+        policy: &Policy,
+    ) -> Result<(Witnessed, SignedCheckpoint), ReadError> {
+        let signed = self.latest().await?;
+        Ok((policy.witnessed(&signed)?, signed))
+    }
+
+    /// The tree of a checkpoint: reads its right edge, which has to be its root.
+    pub async fn tree(&self, checkpoint: &Checkpoint) -> Result<Tree, ReadError> {
+        let (size, root) = (checkpoint.size, checkpoint.root);
+        if size > tree::MAX_SIZE {
+            return Err(TreeError::OutOfRange.into());
+        }
+        let mut edge = Tiles::new();
+        for tile in edge_of(size) {
+            edge.insert((tile.kind, tile.index), Arc::from(self.hashes(tile).await?));
+        }
+        let tree = Tree { reader: self.clone(), size, root, edge, kept: Mutex::default() };
+        let frontier = Frontier::read(size, |node| tree.known(node).ok_or(()));
+        match frontier {
+            Ok(frontier) if frontier.root() == root => Ok(tree),
+            _ => Err(ReadError::Mismatch(format!("the right edge of the tree of size {size}"))),
+        }
+    }
+
+    /// A tile of hashes, unverified.
+    async fn hashes(&self, tile: Tile) -> Result<Vec<Hash>, ReadError> {
+        let wrong = |_| ReadError::Mismatch(tile.path());
+        let full = tile.full();
+        let bytes = match self.file(&tile.path(), usize::from(tile.width) * Hash::LEN).await {
+            // A partial tile may be gone when the full one is there.
+            Err(ReadError::NotFound(_)) if !tile.is_full() => {
+                let bytes = self.file(&full.path(), usize::from(full.width) * Hash::LEN).await?;
+                let mut hashes = full.hashes(&bytes).map_err(wrong)?;
+                hashes.truncate(tile.width.into());
+                return Ok(hashes);
+            }
+            read => read?,
+        };
+        tile.hashes(&bytes).map_err(wrong)
+    }
+
+    /// A bundle of entries, unverified, and the tile that it is.
+    async fn bundle(&self, tile: Tile) -> Result<(Tile, Bytes), ReadError> {
+        match self.file(&tile.path(), MAX_BUNDLE).await {
+            Err(ReadError::NotFound(_)) if !tile.is_full() => {
+                let full = tile.full();
+                Ok((full, self.file(&full.path(), MAX_BUNDLE).await?))
+            }
+            read => Ok((tile, read?)),
+        }
+    }
+
+    async fn file(&self, path: &str, limit: usize) -> Result<Bytes, ReadError> {
+        match &*self.source {
+            Source::Http(client, prefix) => {
+                let url = prefix.join(path);
+                let limit = Limit { time: PATIENCE, body: limit };
+                let answer = client.get(&url, limit).await?;
+                match answer.status {
+                    200 => Ok(answer.body),
+                    404 | 410 => Err(ReadError::NotFound(url.to_string())),
+                    status => Err(ReadError::Status { what: url.to_string(), status }),
+                }
+            }
+            Source::Directory(dir) => {
+                let path = dir.join(path);
+                let what = path.display().to_string();
+                let read = tokio::task::spawn_blocking(move || {
+                    use std::io::Read;
+                    let (mut bytes, limit) = (Vec::new(), limit as u64 + 1);
+                    std::fs::File::open(&path)?.take(limit).read_to_end(&mut bytes)?;
+                    Ok(bytes)
+                });
+                let read = read.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+                match read {
+                    Ok(bytes) if bytes.len() > limit => Err(ReadError::TooLarge(what)),
+                    Ok(bytes) => Ok(bytes.into()),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Err(ReadError::NotFound(what)),
+                    Err(source) => Err(ReadError::Io { what, source }),
+                }
+            }
+        }
+    }
+}
+
+/// The partial tiles of a tree: all that its root is made of.
+fn edge_of(size: u64) -> impl Iterator<Item = Tile> {
+    (0..8u8).filter_map(move |level| {
+        let kind = Kind::Hashes { level };
+        let index = size >> (8 * u32::from(level)) >> 8;
+        Tile::of_tree(kind, index, size)
+    })
+}
+
+/// Tiles of hashes, by kind and index.
+type Tiles = HashMap<(Kind, u64), Arc<[Hash]>>;
+
+/// A tree, as far as it was read. All of it fits its root.
+pub struct Tree {
+    reader: Reader,
+    size: u64,
+    root: Hash,
+    edge: Tiles,
+    kept: Mutex<Tiles>,
+}
+
+impl Tree {
+    /// The number of its entries.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its root.
+    pub fn root(&self) -> Hash {
+        self.root
+    }
+
+    /// The root of the tree of its first `size` entries.
+    pub async fn root_at(&self, size: u64) -> Result<Hash, ReadError> {
+        if size > self.size {
+            return Err(TreeError::OutOfRange.into());
+        }
+        // Tiles of the larger tree tell every node of the smaller one.
+        let nodes = self.collect(|read| Frontier::read(size, read).map(|_| ())).await?;
+        let read = |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
+        Ok(Frontier::read(size, read)?.root())
+    }
+
+    /// The proof that it begins with the tree of its first `old` entries.
+    pub async fn consistency(&self, old: u64) -> Result<Vec<Hash>, ReadError> {
+        let new = self.size;
+        let nodes =
+            self.collect(|read| tree::consistency_proof(old, new, read).map(|_| ())).await?;
+        let read = |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
+        Ok(tree::consistency_proof(old, new, read)?)
+    }
+
+    /// The proof that entry `index` is in it.
+    pub async fn inclusion(&self, index: u64) -> Result<Vec<Hash>, ReadError> {
+        let size = self.size;
+        let nodes =
+            self.collect(|read| tree::inclusion_proof(index, size, read).map(|_| ())).await?;
+        let read = |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
+        Ok(tree::inclusion_proof(index, size, read)?)
+    }
+
+    /// The entries of a range, verified. What is returned is held in memory: ask for some thousands at a time.
+    pub async fn entries(&self, range: Range<u64>) -> Result<Vec<Vec<u8>>, ReadError> {
+        if range.start > range.end || range.end > self.size {
+            return Err(TreeError::OutOfRange.into());
+        }
+        let mut entries = Vec::new();
+        if range.is_empty() {
+            return Ok(entries);
+        }
+        let bundles = range.start / WIDTH..range.end.div_ceil(WIDTH);
+        let (mut coming, mut here) = (JoinSet::new(), HashMap::new());
+        let mut next = bundles.start;
+        for index in bundles.clone() {
+            while next < bundles.end && next < index + AHEAD {
+                let tile =
+                    Tile::of_tree(Kind::Entries, next, self.size).ok_or(TreeError::OutOfRange)?;
+                let reader = self.reader.clone();
+                coming.spawn(async move { (tile.index, reader.bundle(tile).await) });
+                next += 1;
+            }
+            let (tile, bytes) = loop {
+                if let Some(read) = here.remove(&index) {
+                    break read;
+                }
+                match coming.join_next().await {
+                    Some(Ok((index, read))) => drop(here.insert(index, read?)),
+                    _ => return Err(ReadError::NotFound(format!("entry bundle {index}"))),
+                }
+            };
+            let leaves = self.verified(self.leaf_tile(index)?).await?;
+            let mismatch = || ReadError::Mismatch(tile.path());
+            let read = tile.entries(&bytes).map_err(|_| mismatch())?;
+            // A full bundle in the place of a partial one holds more than this tree.
+            for (n, (entry, leaf)) in read.iter().zip(leaves.iter()).enumerate() {
+                if Hash::leaf(entry) != *leaf {
+                    return Err(mismatch());
+                }
+                if range.contains(&(index * WIDTH + n as u64)) {
+                    entries.push(entry.to_vec());
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    fn leaf_tile(&self, index: u64) -> Result<Tile, ReadError> {
+        let tile = Tile::of_tree(Kind::Hashes { level: 0 }, index, self.size);
+        Ok(tile.ok_or(TreeError::OutOfRange)?)
+    }
+
+    /// Every hash that `walk` asks for, verified.
+    async fn collect<E>(
+        &self,
+        walk: impl Fn(&mut dyn FnMut(Node) -> Result<Hash, TreeError>) -> Result<(), E>,
+    ) -> Result<HashMap<Node, Hash>, ReadError>
+    where
+        ReadError: From<E>,
+    {
+        let mut wanted = Vec::new();
+        walk(&mut |node| {
+            wanted.push(node);
+            Ok(Hash::empty()) // which nodes are asked for does not depend on what they are
+        })?;
+        let mut nodes = HashMap::new();
+        for node in wanted {
+            let (tile, range) = Tile::of_node(node, self.size).ok_or(TreeError::OutOfRange)?;
+            let hashes = self.verified(tile).await?;
+            let hash = hashes.get(range).and_then(tile::subtree).ok_or(TreeError::OutOfRange)?;
+            nodes.insert(node, hash);
+        }
+        Ok(nodes)
+    }
+
+    /// A node out of tiles that are here.
+    fn known(&self, node: Node) -> Option<Hash> {
+        let (tile, range) = Tile::of_node(node, self.size)?;
+        self.here(tile)?.get(range).and_then(tile::subtree)
+    }
+
+    fn here(&self, tile: Tile) -> Option<Arc<[Hash]>> {
+        let key = (tile.kind, tile.index);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.edge.get(&key).or_else(|| kept.get(&key)).cloned()
+    }
+
+    /// A tile of hashes of this tree, verified.
+    async fn verified(&self, tile: Tile) -> Result<Arc<[Hash]>, ReadError> {
+        // Up to a tile that is known, and down again.
+        let mut path = Vec::new();
+        let mut tile = tile;
+        let mut hashes = loop {
+            if let Some(hashes) = self.here(tile) {
+                break hashes;
+            }
+            let Kind::Hashes { level } = tile.kind else {
+                return Err(TreeError::OutOfRange.into());
+            };
+            path.push(tile);
+            let above = Kind::Hashes { level: level + 1 };
+            tile =
+                Tile::of_tree(above, tile.index / WIDTH, self.size).ok_or(TreeError::OutOfRange)?;
+        };
+        while let Some(tile) = path.pop() {
+            let read: Arc<[Hash]> = self.reader.hashes(tile).await?.into();
+            let place = usize::try_from(tile.index % WIDTH).expect("less than 256");
+            let expected = hashes.get(place).copied();
+            if expected.is_none() || tile::subtree(&read) != expected {
+                return Err(ReadError::Mismatch(tile.path()));
+            }
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() >= KEPT {
+                kept.clear();
+            }
+            kept.insert((tile.kind, tile.index), read.clone());
+            hashes = read;
+        }
+        Ok(hashes)
+    }
+}

@@ -1,0 +1,44 @@
+//! The other side of [`super::serve`]: a log asks a witness that is reached by HTTP.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::daemon::chain;
+use crate::log::cosigning::{Answer, Witness};
+use crate::log::http::{Client, Limit, Url};
+
+/// Cosignatures of some keys, post-quantum ones included, have a few kilobytes each.
+const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };
+
+/// A witness at a submission prefix.
+pub struct HttpWitness {
+    client: Client,
+    url: Url,
+}
+
+impl HttpWitness {
+    /// The witness whose submission prefix this is.
+    pub fn new(client: Client, prefix: &Url) -> HttpWitness {
+        HttpWitness { client, url: prefix.join("add-checkpoint") }
+    }
+}
+
+#[async_trait]
+impl Witness for HttpWitness {
+    async fn add_checkpoint(&self, body: String) -> Result<Answer, String> {
+        let answer = self.client.post(&self.url, "text/plain; charset=utf-8", body, LIMIT).await;
+        let answer = answer.map_err(|e| chain(&e))?;
+        let text = String::from_utf8_lossy(&answer.body);
+        let is_size = answer.content_type.as_deref() == Some("text/x.tlog.size");
+        match (answer.status, text.trim_end().parse()) {
+            (200, _) => Ok(Answer::Cosigned(text.into_owned())),
+            (409, Ok(size)) if is_size => Ok(Answer::Holds(size)),
+            (status, _) => {
+                let said: String =
+                    text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+                Ok(Answer::Refused(format!("{} answered {status}: {said}", self.url)))
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! A witness (C2SP tlog-witness): it cosigns a log's checkpoint if, and only if, that tree is consistent with the last
+//! one that it cosigned.
+//!
+//! Its whole worth is that it never signs two histories of a log. So for each log there is one state, which moves in
+//! one step from a tree to a tree that was proved to begin with it, and a cosignature leaves only when the state that
+//! it needs is on the disk. The steps of many logs go to the disk together ([`state`]), which is what makes thousands a
+//! second possible. A witness that has lost its memory does not start.
+//!
+//! - [`request`]: the body of `add-checkpoint`
+//! - [`state`]: what is remembered, and how
+//! - [`serve`]: its HTTP
+//! - [`client`]: how a log asks one
+
+pub mod client;
+pub mod request;
+pub mod serve;
+pub mod state;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::tree::{TreeError, verify_consistency};
+use wiretight_tlog::{
+    Checkpoint, Cosigner, Hash, LogKey, Note, NoteError, SignedCheckpoint, WitnessKey,
+};
+
+use crate::log::evidence::{Evidence, Kind};
+use crate::private_dir::FileError;
+use request::{Request, RequestError};
+use state::{Committer, Cosigned, Memory, StateError};
+
+/// The longest text of a checkpoint that is cosigned, in bytes: it is kept.
+pub const MAX_TEXT: usize = 4096;
+/// The most logs of a witness.
+pub const MAX_LOGS: usize = 100_000;
+/// How long the disk may take.
+const DISK: Duration = Duration::from_secs(30);
+
+/// Why a witness does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Without a key it has nothing to say.
+    #[error("a witness needs at least one key")]
+    NoKey,
+    /// Without a log neither.
+    #[error("a witness needs at least one log, and at most {MAX_LOGS}")]
+    Logs,
+    /// What it remembers is not there, or not what it wrote.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The disk.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What a witness says to a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Its cosignatures: lines of a note.
+    Cosigned(String),
+    /// Not a request, or sizes the wrong way round.
+    Malformed(RequestError),
+    /// A log that it does not witness.
+    UnknownLog,
+    /// Not signed by the log.
+    NotSigned,
+    /// It has cosigned another size than the old one of the request: this one.
+    Behind(u64),
+    /// It has cosigned another tree of this size, which is that of the request: the log has forked.
+    Forked(u64),
+    /// The proof does not hold.
+    NotProved(TreeError),
+    /// The disk does not keep what must be kept, or a signature could not be made.
+    Unavailable(&'static str),
+}
+
+impl Answer {
+    /// The HTTP status code.
+    pub fn status(&self) -> u16 {
+        match self {
+            Answer::Cosigned(_) => 200,
+            Answer::Malformed(_) => 400,
+            Answer::NotSigned => 403,
+            Answer::UnknownLog => 404,
+            Answer::Behind(_) | Answer::Forked(_) => 409,
+            Answer::NotProved(_) => 422,
+            Answer::Unavailable(_) => 503,
+        }
+    }
+
+    /// Its `Content-Type`.
+    pub fn content_type(&self) -> &'static str {
+        match self {
+            Answer::Behind(_) | Answer::Forked(_) => "text/x.tlog.size",
+            _ => "text/plain; charset=utf-8",
+        }
+    }
+
+    /// Its body.
+    pub fn body(&self) -> String {
+        match self {
+            Answer::Cosigned(lines) => lines.clone(),
+            Answer::Behind(size) | Answer::Forked(size) => format!("{size}\n"),
+            Answer::Malformed(why) => format!("{why}\n"),
+            Answer::UnknownLog => "this witness does not know a log of this origin\n".into(),
+            Answer::NotSigned => {
+                "the checkpoint is not signed by the key that this witness knows of the log\n"
+                    .into()
+            }
+            Answer::NotProved(why) => format!("{why}\n"),
+            Answer::Unavailable(why) => format!("{why}\n"),
+        }
+    }
+}
+
+/// A log as its witness sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogStatus {
+    /// Which.
+    pub origin: String,
+    /// The last tree that was cosigned; `None` if none was.
+    pub tree: Option<(u64, Hash)>,
+    /// When it was cosigned last, by this process or one before (seconds since 1970).
+    pub time: Option<u64>,
+}
+
+/// A witness without its HTTP.
+pub struct WitnessCore {
+    cosigners: Vec<Cosigner>,
+    logs: HashMap<String, Vec<LogKey>>,
+    memory: Committer,
+    evidence: Evidence,
+    answers: Answers,
+}
+
+/// How often each status was answered.
+#[derive(Debug, Default)]
+pub struct Answers([AtomicU64; Answers::STATUS.len()]);
+
+impl Answers {
+    /// The statuses that are counted.
+    pub const STATUS: [u16; 7] = [200, 400, 403, 404, 409, 422, 503];
+
+    fn count(&self, status: u16) {
+        if let Some(place) = Answers::STATUS.iter().position(|s| *s == status) {
+            self.0[place].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Statuses, and how often each was answered.
+    pub fn read(&self) -> impl Iterator<Item = (u16, u64)> {
+        Answers::STATUS.iter().zip(&self.0).map(|(s, n)| (*s, n.load(Ordering::Relaxed)))
+    }
+}
+
+impl WitnessCore {
+    /// Takes up the state in `dir`; makes it if there is no such directory. The directory is locked until this is
+    /// dropped.
+    pub fn open(
+        dir: &Path,
+        logs: Vec<LogKey>,
+        cosigners: Vec<Cosigner>,
+    ) -> Result<WitnessCore, OpenError> {
+        if cosigners.is_empty() {
+            return Err(OpenError::NoKey);
+        }
+        if logs.is_empty() || logs.len() > MAX_LOGS {
+            return Err(OpenError::Logs);
+        }
+        let mut keys: HashMap<String, Vec<LogKey>> = HashMap::new();
+        for key in logs {
+            keys.entry(key.name().to_string()).or_default().push(key);
+        }
+        let memory = Memory::open(dir, keys.keys().cloned())?;
+        let evidence = Evidence::open(&dir.join("evidence"))?;
+        let memory = Committer::start(memory).map_err(StateError::Thread)?;
+        Ok(WitnessCore { cosigners, logs: keys, memory, evidence, answers: Answers::default() })
+    }
+
+    /// `add-checkpoint`: checks a request, remembers its tree on the disk, and cosigns it at `now` (seconds since
+    /// 1970). May be dropped at any time.
+    pub async fn add_checkpoint(&self, body: &[u8], now: u64) -> Answer {
+        let answer = self.decide(body, now).await;
+        self.answers.count(answer.status());
+        answer
+    }
+
+    async fn decide(&self, body: &[u8], now: u64) -> Answer {
+        let request = match Request::parse(body) {
+            Ok(request) => request,
+            Err(why) => return Answer::Malformed(why),
+        };
+        let origin = &request.checkpoint.unverified().origin;
+        let (Some(keys), Some(log)) = (self.logs.get(origin), self.memory.log(origin)) else {
+            return Answer::UnknownLog;
+        };
+        let Some(checkpoint) = keys.iter().find_map(|key| request.checkpoint.verified_by(key))
+        else {
+            return Answer::NotSigned;
+        };
+        if request.old > checkpoint.size {
+            return Answer::Malformed(RequestError::Backwards);
+        }
+        let kept = match kept(&request.checkpoint, keys) {
+            Ok(kept) => kept,
+            Err(_) => return Answer::Malformed(RequestError::Checkpoint),
+        };
+        // The check and the step are one: nobody else sees the log between them.
+        let stepped = log.step(&self.memory, |last| {
+            consistent(last, &request, checkpoint)?;
+            Ok(Cosigned { size: checkpoint.size, root: checkpoint.root, time: now, note: kept })
+        });
+        let step = match stepped {
+            Ok(step) => step,
+            Err((refusal, last)) => {
+                self.keep_evidence(&refusal, last.as_ref(), checkpoint, body, now);
+                return match refusal {
+                    Refusal::Behind(size) | Refusal::BehindAndForked(size) => Answer::Behind(size),
+                    Refusal::Forked => Answer::Forked(checkpoint.size),
+                    Refusal::NotProved(why) => Answer::NotProved(why),
+                };
+            }
+        };
+        // Only what is on the disk is signed: after a crash we know at least as much as we have said.
+        match tokio::time::timeout(DISK, self.memory.durable(step)).await {
+            Ok(true) => {}
+            Ok(false) => {
+                return Answer::Unavailable("the witness' disk does not keep what must be kept");
+            }
+            Err(_) => return Answer::Unavailable("the witness' disk is too slow"),
+        }
+        let mut lines = String::new();
+        for cosigner in &self.cosigners {
+            match cosigner.cosign(checkpoint, now) {
+                Ok(signature) => lines.push_str(&format!("{signature}\n")),
+                Err(_) => return Answer::Unavailable("the witness could not sign"),
+            }
+        }
+        Answer::Cosigned(lines)
+    }
+
+    fn keep_evidence(
+        &self,
+        refusal: &Refusal,
+        last: Option<&Cosigned>,
+        checkpoint: &Checkpoint,
+        body: &[u8],
+        now: u64,
+    ) {
+        let kind = match refusal {
+            Refusal::Behind(_) => return,
+            Refusal::Forked | Refusal::BehindAndForked(_) => Kind::Fork,
+            Refusal::NotProved(_) => Kind::NotProved,
+        };
+        let last = last.map_or("", |last| &last.note);
+        match self.evidence.keep(kind, checkpoint, last, body, now) {
+            Ok(None) => {}
+            Ok(Some(path)) => {
+                let (origin, size) = (&checkpoint.origin, checkpoint.size);
+                let evidence = path.display().to_string();
+                match kind {
+                    Kind::Fork | Kind::Rollback => tracing::error!(
+                        origin,
+                        size,
+                        evidence,
+                        "the log has signed two different trees of one size: it shows different histories to different people"
+                    ),
+                    Kind::NotProved => tracing::error!(
+                        origin,
+                        size,
+                        evidence,
+                        "the log has signed a tree, but the proof that it begins with the one cosigned before does not hold: it may have forked, or whoever submitted it sent a wrong proof"
+                    ),
+                }
+            }
+            Err(error) => tracing::error!(%error, "evidence of a fork could not be kept"),
+        }
+    }
+
+    /// Its public keys.
+    pub fn keys(&self) -> impl Iterator<Item = &WitnessKey> {
+        self.cosigners.iter().map(Cosigner::public)
+    }
+
+    /// The name of its first key.
+    pub fn name(&self) -> Option<&KeyName> {
+        self.keys().next().map(WitnessKey::name)
+    }
+
+    /// Its logs, in the order of their origins.
+    pub fn logs(&self) -> Vec<LogStatus> {
+        let mut logs: Vec<LogStatus> = self
+            .logs
+            .keys()
+            .map(|origin| {
+                let last = self.memory.log(origin).and_then(|log| log.last());
+                LogStatus {
+                    origin: origin.clone(),
+                    tree: last.as_ref().map(|last| (last.size, last.root)),
+                    time: last.map(|last| last.time),
+                }
+            })
+            .collect();
+        logs.sort_by(|a, b| a.origin.cmp(&b.origin));
+        logs
+    }
+
+    /// How many files of evidence there are.
+    pub fn evidence(&self) -> usize {
+        self.evidence.count()
+    }
+
+    /// How often each status was answered.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
+    }
+}
+
+/// Why a log's state does not move.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    Behind(u64),
+    /// The old size is wrong, and the new tree is of the size that was cosigned, but another one.
+    BehindAndForked(u64),
+    Forked,
+    NotProved(TreeError),
+}
+
+/// Whether the tree is the one cosigned last, or is proved to begin with it.
+fn consistent(last: Option<&Cosigned>, request: &Request, new: &Checkpoint) -> Result<(), Refusal> {
+    let (size, root) = last.map_or((0, Hash::empty()), |last| (last.size, last.root));
+    let forked = new.size == size && new.root != root;
+    match (request.old == size, forked) {
+        (false, true) => return Err(Refusal::BehindAndForked(size)),
+        (false, false) => return Err(Refusal::Behind(size)),
+        (true, true) => return Err(Refusal::Forked),
+        (true, false) => {}
+    }
+    verify_consistency((size, root), (new.size, new.root), &request.proof)
+        .map_err(Refusal::NotProved)
+}
+
+/// What is remembered of a checkpoint: its text and its log's own signatures, which prove that the log said it.
+fn kept(signed: &SignedCheckpoint, keys: &[LogKey]) -> Result<String, NoteError> {
+    if signed.note().text().len() > MAX_TEXT {
+        return Err(NoteError::TooLarge);
+    }
+    let mut note = Note::new(signed.note().text().to_owned())?;
+    for key in keys {
+        let own =
+            signed.note().signatures().iter().filter(|s| s.name == *key.name() && s.id == key.id());
+        own.take(2).for_each(|signature| note.add(signature.clone()));
+    }
+    Ok(note.to_string())
+}

@@ -1,0 +1,322 @@
+//! A log that is made of nothing but its library, so that it can also lie; processes; and HTTP by hand.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use wiretight_tlog::cosignature::Algorithm;
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::tile::{self, Kind, Tile};
+use wiretight_tlog::tree::{self, Node};
+use wiretight_tlog::{
+    Checkpoint, Cosigner, Frontier, Hash, LogSigner, Proof, SignedCheckpoint, TreeError,
+};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_wiretight");
+
+pub fn name(text: &str) -> KeyName {
+    KeyName::new(text).unwrap()
+}
+
+pub fn now() -> u64 {
+    wiretight_proxy::mesh::now()
+}
+
+pub fn cosigner(n: u8) -> Cosigner {
+    let algorithm = if n.is_multiple_of(2) { Algorithm::Ed25519 } else { Algorithm::MlDsa44 };
+    Cosigner::from_seed(name(&format!("witness.example/{n}")), algorithm, &[n; 32]).unwrap()
+}
+
+/// A log in memory.
+pub struct Log {
+    pub signer: LogSigner,
+    pub entries: Vec<Vec<u8>>,
+}
+
+impl Log {
+    pub fn new(origin: &str) -> Log {
+        Log { signer: LogSigner::generate(name(origin)).unwrap(), entries: Vec::new() }
+    }
+
+    /// With entries that are nothing in particular.
+    pub fn of(origin: &str, size: usize) -> Log {
+        let mut log = Log::new(origin);
+        log.entries = (0..size).map(|n| format!("\u{7f}\u{7f}entry {n}").into_bytes()).collect();
+        log
+    }
+
+    /// The same key, but another history from entry `at` on.
+    pub fn forked(&self, at: usize, size: usize) -> Log {
+        let signer = LogSigner::parse(&self.signer.to_private().unwrap()).unwrap();
+        let mut entries = self.entries[..at].to_vec();
+        entries.extend((at..size).map(|n| format!("\u{7f}\u{7f}other {n}").into_bytes()));
+        Log { signer, entries }
+    }
+
+    pub fn origin(&self) -> String {
+        self.signer.public().name().to_string()
+    }
+
+    fn leaves(&self) -> Vec<Hash> {
+        self.entries.iter().map(|e| Hash::leaf(e)).collect()
+    }
+
+    pub fn node(leaves: &[Hash], node: Node) -> Result<Hash, TreeError> {
+        let (width, index) = (1usize << node.level, node.index as usize);
+        tile::subtree(&leaves[index * width..(index + 1) * width]).ok_or(TreeError::OutOfRange)
+    }
+
+    pub fn checkpoint(&self, size: usize) -> Checkpoint {
+        let mut frontier = Frontier::default();
+        self.leaves()[..size].iter().for_each(|leaf| frontier.append(*leaf, |_, _| {}));
+        let (size, root) = (size as u64, frontier.root());
+        Checkpoint { origin: self.origin(), size, root, extensions: Vec::new() }
+    }
+
+    pub fn signed(&self, size: usize) -> SignedCheckpoint {
+        self.checkpoint(size).sign(&self.signer).unwrap()
+    }
+
+    pub fn cosigned(&self, size: usize, by: &[&Cosigner], time: u64) -> SignedCheckpoint {
+        let mut signed = self.signed(size);
+        for cosigner in by {
+            signed.add(cosigner.cosign(&self.checkpoint(size), time).unwrap());
+        }
+        signed
+    }
+
+    pub fn consistency(&self, old: usize, new: usize) -> Vec<Hash> {
+        let leaves = self.leaves();
+        tree::consistency_proof(old as u64, new as u64, |n| Log::node(&leaves, n)).unwrap()
+    }
+
+    /// The body of add-checkpoint.
+    pub fn body(&self, old: usize, new: usize) -> String {
+        let proof: String = self.consistency(old, new).iter().map(|h| format!("{h}\n")).collect();
+        format!("old {old}\n{proof}\n{}", self.signed(new))
+    }
+
+    pub fn proof(&self, index: usize, checkpoint: SignedCheckpoint) -> Proof {
+        let leaves = self.leaves();
+        let size = checkpoint.unverified().size;
+        let read = |n| Log::node(&leaves, n);
+        let hashes = tree::inclusion_proof(index as u64, size, read).unwrap();
+        Proof { extra: None, index: index as u64, hashes, checkpoint }
+    }
+
+    /// Writes it to a directory, as it is served.
+    pub fn publish(&self, dir: &Path, checkpoint: &SignedCheckpoint) {
+        let (leaves, size) = (self.leaves(), checkpoint.unverified().size);
+        for t in Tile::of_growth(0, size) {
+            let path = dir.join(t.path());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let mut bytes = Vec::new();
+            for n in t.index * 256..t.index * 256 + u64::from(t.width) {
+                match t.kind {
+                    Kind::Entries => {
+                        tile::push_entry(&mut bytes, &self.entries[n as usize]).unwrap()
+                    }
+                    Kind::Hashes { level } => {
+                        let node = Node { level: level * 8, index: n };
+                        bytes.extend_from_slice(Log::node(&leaves, node).unwrap().as_bytes());
+                    }
+                }
+            }
+            std::fs::write(path, bytes).unwrap();
+        }
+        std::fs::create_dir_all(dir).unwrap();
+        std::fs::write(dir.join("checkpoint"), checkpoint.to_string()).unwrap();
+    }
+}
+
+/// A policy that wants all of these witnesses.
+pub fn policy(log: &Log, witnesses: &[&Cosigner]) -> String {
+    let mut text = format!("log {}\n", log.signer.public());
+    let mut names = String::new();
+    for (n, witness) in witnesses.iter().enumerate() {
+        text.push_str(&format!("witness w{n} {}\n", witness.public()));
+        names.push_str(&format!(" w{n}"));
+    }
+    match witnesses.is_empty() {
+        true => text + "quorum none\n",
+        false => format!("{text}group all-of-them all{names}\nquorum all-of-them\n"),
+    }
+}
+
+pub fn write(dir: &Path, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+pub fn wiretight(args: &[&str]) -> Output {
+    Command::new(BINARY).args(args).output().unwrap()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A witness as a process.
+pub struct Daemon {
+    child: Child,
+    pub addr: SocketAddr,
+}
+
+impl Daemon {
+    /// Starts it; its output, if it ends instead.
+    pub fn start(args: &[&str]) -> Result<Daemon, String> {
+        let child = Command::new(BINARY)
+            .args(["witness", "run", "--listen", "127.0.0.1:0"])
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into() };
+        let mut lines = BufReader::new(daemon.child.stderr.take().unwrap());
+        let mut said = String::new();
+        loop {
+            let start = said.len();
+            if lines.read_line(&mut said).unwrap() == 0 {
+                return Err(said);
+            }
+            if let Some((_, rest)) = said[start..].split_once("\"listen\":\"") {
+                daemon.addr = rest.split('"').next().unwrap().parse().unwrap();
+                // Somebody has to read on, or it would lose lines.
+                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+                return Ok(daemon);
+            }
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; whether it ended well.
+    pub fn stop(mut self) -> bool {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Status, headers (lower case) and body.
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// A request on a connection of its own; `None` if there is no whole answer.
+pub fn request(addr: SocketAddr, method: &str, path: &str, body: &[u8]) -> Option<Reply> {
+    let mut stream = TcpStream::connect(addr).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let head = head.to_lowercase();
+    let length: usize =
+        head.split("content-length: ").nth(1)?.lines().next()?.trim().parse().ok()?;
+    (body.len() == length).then(|| Reply { status, head: head.clone(), body: body.to_owned() })
+}
+
+/// A server that answers every request with 200 and keeps the bodies.
+pub struct Hook {
+    pub addr: SocketAddr,
+    bodies: std::sync::mpsc::Receiver<String>,
+}
+
+impl Hook {
+    pub fn start() -> Hook {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (send, bodies) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let (mut line, mut length) = (String::new(), 0);
+                while stream.read_line(&mut line).unwrap() > 2 {
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                    line.clear();
+                }
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).unwrap();
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                stream.get_mut().write_all(answer).unwrap();
+                if send.send(String::from_utf8(body).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        Hook { addr, bodies }
+    }
+
+    pub fn bodies(&self) -> Vec<serde_json::Value> {
+        self.bodies.try_iter().map(|b| serde_json::from_str(&b).unwrap()).collect()
+    }
+}
+
+/// Serves the files of a directory over HTTP, each request on a connection of its own.
+pub fn serve(dir: PathBuf) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let dir = dir.clone();
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(stream.unwrap());
+                let mut first = String::new();
+                stream.read_line(&mut first).unwrap();
+                let mut line = String::new();
+                while stream.read_line(&mut line).unwrap() > 2 {
+                    line.clear();
+                }
+                let path = first.split(' ').nth(1).unwrap().trim_start_matches('/');
+                let (status, body) = match std::fs::read(dir.join(path)) {
+                    Ok(body) => ("200 OK", body),
+                    Err(_) => ("404 Not Found", Vec::new()),
+                };
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.get_mut().write_all(&[head.as_bytes(), &body].concat());
+            });
+        }
+    });
+    addr
+}
+
+/// Waits for something that is about to be so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,375 @@
+//! The witness: every answer of the specification over HTTP, and that it never signs two histories, whatever happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use wiretight::log::witness::state::StateError;
+use wiretight::log::witness::{Answer, OpenError, WitnessCore};
+use wiretight_tlog::{Cosigner, SignedCheckpoint, WitnessKey};
+
+use super::rig::{Daemon, Log, cosigner, now, request, stderr, stdout, wiretight};
+
+/// A witness process with two keys, of these logs.
+struct Witness {
+    dir: tempfile::TempDir,
+    keys: [String; 2],
+    vkeys: Vec<WitnessKey>,
+    logs: Vec<String>,
+}
+
+impl Witness {
+    fn new(logs: &[&Log]) -> Witness {
+        let dir = tempfile::tempdir().unwrap();
+        let keygen = |file: &str, more: &[&str]| {
+            let path = dir.path().join(file).display().to_string();
+            let made = wiretight(
+                &[&["witness", "keygen", "witness.example/w", "--out", &path], more].concat(),
+            );
+            assert!(made.status.success(), "{}", stderr(&made));
+            (path, WitnessKey::parse(stdout(&made).trim()).unwrap())
+        };
+        let (ed25519, a) = keygen("ed25519.key", &[]);
+        let (ml_dsa, b) = keygen("ml-dsa.key", &["--ml-dsa"]);
+        let logs = logs.iter().map(|log| log.signer.public().to_string()).collect();
+        Witness { keys: [ed25519, ml_dsa], vkeys: vec![a, b], logs, dir }
+    }
+
+    fn state(&self) -> std::path::PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn start(&self) -> Result<Daemon, String> {
+        let state = self.state().display().to_string();
+        let mut args = vec!["--state", &state, "--key", &self.keys[0], "--key", &self.keys[1]];
+        self.logs.iter().for_each(|log| args.extend(["--log", log]));
+        Daemon::start(&args)
+    }
+}
+
+/// The checkpoint with the lines of an answer, as a client would put them together.
+fn with(signed: &SignedCheckpoint, lines: &str) -> SignedCheckpoint {
+    SignedCheckpoint::parse(&format!("{signed}{lines}")).unwrap()
+}
+
+#[test]
+fn each_answer_is_that_of_the_specification() {
+    let (log, other, unknown) =
+        (Log::of("log.example/a", 300), Log::of("log.example/b", 9), Log::of("log.example/c", 9));
+    let fork = log.forked(100, 300);
+    let witness = Witness::new(&[&log, &other]);
+    let daemon = witness.start().unwrap();
+    let add =
+        |body: &str| request(daemon.addr, "POST", "/add-checkpoint", body.as_bytes()).unwrap();
+    let cosigned = |size: usize, body: &str| {
+        let before = now();
+        let reply = add(body);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let signed = with(&log.signed(size), &reply.body);
+        for key in &witness.vkeys {
+            let time = key.cosigned(&signed).expect("each key cosigns");
+            assert!((before..=now()).contains(&time));
+        }
+    };
+    let refused = |status: u16, body: &str| {
+        let reply = add(body);
+        assert_eq!(reply.status, status, "{body}\n{}", reply.body);
+        reply
+    };
+    // Nothing was cosigned: only 0 fits, and says so.
+    let reply = refused(409, &log.body(7, 100));
+    assert!(reply.head.contains("content-type: text/x.tlog.size\r\n"), "{}", reply.head);
+    assert_eq!(reply.body, "0\n");
+    cosigned(100, &log.body(0, 100));
+    cosigned(100, &log.body(100, 100));
+    assert_eq!(refused(409, &log.body(0, 200)).body, "100\n");
+    assert_eq!(refused(409, &log.body(50, 60)).body, "100\n");
+    cosigned(256, &log.body(100, 256));
+    // 404, 403, 400.
+    refused(404, &unknown.body(0, 9));
+    let stranger = Log { signer: Log::new("log.example/a").signer, entries: log.entries.clone() };
+    refused(403, &stranger.body(256, 300));
+    refused(400, &log.body(256, 300).replacen("old 256", "old 301", 1));
+    for (from, to) in
+        [("old 256", "old 0256"), ("old 256", "256"), ("old 256\n", "old 256\nAAAA\n")]
+    {
+        refused(400, &log.body(256, 300).replacen(from, to, 1));
+    }
+    let long = format!(
+        "old 256\n{}\n{}",
+        format!("{}\n", log.checkpoint(1).root).repeat(64),
+        log.signed(300)
+    );
+    refused(400, &long);
+    refused(400, "old 0\n\nno checkpoint\n");
+    // 422: a proof too much, too little, of another tree.
+    let spare = format!("old 256\n{}\n\n{}", log.checkpoint(1).root, log.signed(256));
+    refused(422, &spare);
+    let proof_of = |of: &Log| of.body(256, 300).split("\n\n").next().unwrap().to_owned();
+    refused(422, &format!("old 256\n\n{}", log.signed(300)));
+    refused(422, &format!("{}\n\n{}", proof_of(&log), fork.signed(300)));
+    refused(422, &fork.body(256, 300));
+    // 409: another tree of the same size, with whatever old size.
+    assert_eq!(refused(409, &fork.body(256, 256)).body, "256\n");
+    assert_eq!(refused(409, &fork.body(100, 256)).body, "256\n");
+    // And what is right is still cosigned.
+    cosigned(300, &log.body(256, 300));
+    let evidence: Vec<_> = std::fs::read_dir(witness.state().join("evidence")).unwrap().collect();
+    let read = |word: &str| {
+        let find = |f: &&std::io::Result<std::fs::DirEntry>| {
+            f.as_ref().unwrap().file_name().into_string().unwrap().contains(word)
+        };
+        std::fs::read_to_string(evidence.iter().find(find).unwrap().as_ref().unwrap().path())
+            .unwrap()
+    };
+    let kept = read("-fork-");
+    assert!(kept.contains(&log.signed(256).to_string()), "what was cosigned before:\n{kept}");
+    assert!(kept.contains(&fork.signed(256).to_string()), "and what came:\n{kept}");
+    assert!(read("-not-proved-").contains(&log.signed(256).to_string()));
+    // Two trees of size 300 without a proof, one of 256 with a spare hash, one forked.
+    assert_eq!(evidence.len(), 4);
+
+    let page = request(daemon.addr, "GET", "/", b"").unwrap();
+    for line in [
+        witness.vkeys[0].to_string(),
+        "log log.example/a\nsize 300\n".into(),
+        "log log.example/b\nnothing".into(),
+        "4 checkpoints that may".into(),
+    ] {
+        assert!(page.body.contains(&line), "{line}:\n{}", page.body);
+    }
+    let metrics = request(daemon.addr, "GET", "/metrics", b"").unwrap().body;
+    assert!(metrics.contains("wiretight_witness_requests_total{status=\"200\"} 4\n"), "{metrics}");
+    assert!(
+        metrics.contains("wiretight_witness_log_size{log=\"log.example/a\"} 300\n"),
+        "{metrics}"
+    );
+    assert_eq!(request(daemon.addr, "GET", "/add-checkpoint", b"").unwrap().status, 405);
+    assert_eq!(request(daemon.addr, "POST", "/", b"").unwrap().status, 405);
+    assert_eq!(request(daemon.addr, "GET", "/x", b"").unwrap().status, 404);
+    assert_eq!(
+        request(daemon.addr, "POST", "/add-checkpoint", &vec![b'a'; 200_000]).unwrap().status,
+        413
+    );
+    assert!(daemon.stop());
+}
+
+#[test]
+fn of_two_histories_that_come_together_one_is_signed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for round in 0..20 {
+        let log = Log::of("log.example/a", 40);
+        let forks: Vec<Log> = (0..8).map(|n| log.forked(20, 30 + n)).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let core = WitnessCore::open(
+            &dir.path().join("state"),
+            vec![log.signer.public().clone()],
+            vec![cosigner(0)],
+        );
+        let core = Arc::new(core.unwrap());
+        let signed = runtime.block_on(async {
+            assert_eq!(core.add_checkpoint(log.body(0, 20).as_bytes(), now()).await.status(), 200);
+            let mut tasks = tokio::task::JoinSet::new();
+            for (n, fork) in forks.iter().enumerate() {
+                let (core, body) = (core.clone(), fork.body(20, 30 + n));
+                tasks.spawn(async move { core.add_checkpoint(body.as_bytes(), now()).await });
+            }
+            tasks.join_all().await
+        });
+        let good = signed.iter().filter(|a| matches!(a, Answer::Cosigned(_))).count();
+        assert_eq!(good, 1, "round {round}: {signed:?}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_kills() {
+    let logs: Vec<Log> = (0..4).map(|n| Log::of(&format!("log.example/{n}"), 600)).collect();
+    let witness = Witness::new(&logs.iter().collect::<Vec<_>>());
+    let acknowledged: Vec<AtomicU64> = logs.iter().map(|_| AtomicU64::new(0)).collect();
+    for round in 0..12 {
+        let daemon = witness.start().unwrap();
+        let addr = daemon.addr;
+        // It is where it was, or further by what was not answered any more; a fork of it is signed nowhere.
+        for (log, acknowledged) in logs.iter().zip(&acknowledged) {
+            let known = acknowledged.load(Ordering::SeqCst);
+            let reply =
+                request(addr, "POST", "/add-checkpoint", log.body(599, 600).as_bytes()).unwrap();
+            assert_eq!(reply.status, 409);
+            let size: u64 = reply.body.trim().parse().unwrap();
+            assert!(
+                (known..=known + 1).contains(&size),
+                "round {round}: {size} after {known} was acknowledged"
+            );
+            acknowledged.store(size, Ordering::SeqCst);
+            if size > 0 {
+                let size = size as usize;
+                let fork = log.forked(size - 1, size + 1);
+                assert_eq!(
+                    request(addr, "POST", "/add-checkpoint", fork.body(size, size).as_bytes())
+                        .unwrap()
+                        .status,
+                    409
+                );
+                assert_eq!(
+                    request(addr, "POST", "/add-checkpoint", fork.body(size, size + 1).as_bytes())
+                        .unwrap()
+                        .status,
+                    422
+                );
+                let smaller = log.body(size - 1, size - 1);
+                assert_eq!(
+                    request(addr, "POST", "/add-checkpoint", smaller.as_bytes()).unwrap().status,
+                    409
+                );
+            }
+        }
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for (log, acknowledged) in logs.iter().zip(&acknowledged) {
+                let stop = &stop;
+                scope.spawn(move || {
+                    while !stop.load(Ordering::SeqCst) {
+                        let size = acknowledged.load(Ordering::SeqCst) as usize;
+                        if size + 1 >= 599 {
+                            return;
+                        }
+                        match request(
+                            addr,
+                            "POST",
+                            "/add-checkpoint",
+                            log.body(size, size + 1).as_bytes(),
+                        ) {
+                            Some(reply) => {
+                                assert_eq!(reply.status, 200, "{}", reply.body);
+                                acknowledged.store(size as u64 + 1, Ordering::SeqCst);
+                            }
+                            None => return, // killed
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(40 + 17 * round));
+            daemon.kill();
+            stop.store(true, Ordering::SeqCst);
+        });
+    }
+    let reached: Vec<u64> = acknowledged.iter().map(|a| a.load(Ordering::SeqCst)).collect();
+    assert!(reached.iter().all(|size| *size > 12), "{reached:?}: nothing was tested");
+}
+
+#[test]
+fn a_witness_without_its_memory_does_not_start() {
+    let log = Log::of("log.example/a", 20);
+    let witness = Witness::new(&[&log]);
+    let daemon = witness.start().unwrap();
+    assert_eq!(
+        request(daemon.addr, "POST", "/add-checkpoint", log.body(0, 20).as_bytes()).unwrap().status,
+        200
+    );
+    let refused = witness.start().err().unwrap();
+    assert!(refused.contains("another witness runs"), "{refused}");
+    assert!(daemon.stop());
+
+    let file = witness.state().join("state");
+    let good = std::fs::read(&file).unwrap();
+    let mut flipped = good.clone();
+    flipped[60] ^= 1;
+    for bad in [&good[..good.len() / 2], &good[..good.len() - 1], b"", &flipped] {
+        std::fs::write(&file, bad).unwrap();
+        let refused = witness.start().err().unwrap();
+        assert!(refused.contains("is damaged"), "{refused}");
+        assert_eq!(std::fs::read(&file).unwrap(), bad, "it is left as it was found");
+    }
+    std::fs::remove_file(&file).unwrap();
+    let refused = witness.start().err().unwrap();
+    assert!(refused.contains("holds no state"), "{refused}");
+    // The positive twin.
+    std::fs::write(&file, &good).unwrap();
+    let daemon = witness.start().unwrap();
+    assert_eq!(
+        request(daemon.addr, "POST", "/add-checkpoint", log.body(0, 20).as_bytes()).unwrap().body,
+        "20\n"
+    );
+}
+
+#[test]
+fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
+    let (a, b) = (Log::of("log.example/a", 20), Log::of("log.example/b", 20));
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let open = |log: &Log| {
+        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap()
+    };
+    let add = |core: &WitnessCore, body: String| {
+        runtime.block_on(core.add_checkpoint(body.as_bytes(), now()))
+    };
+    assert_eq!(add(&open(&a), a.body(0, 9)).status(), 200);
+    assert_eq!(add(&open(&b), b.body(0, 7)).status(), 200);
+    let core = open(&a);
+    assert_eq!(add(&core, a.body(0, 20)), Answer::Behind(9));
+    assert_eq!(add(&core, b.body(0, 20)), Answer::UnknownLog);
+    assert!(matches!(
+        WitnessCore::open(&state, vec![a.signer.public().clone()], vec![cosigner(0)]),
+        Err(OpenError::State(StateError::InUse(_)))
+    ));
+}
+
+#[test]
+fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
+    let log = Log::of("log.example/a", 20);
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let core =
+        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let add = |body: String| runtime.block_on(core.add_checkpoint(body.as_bytes(), now()));
+    assert_eq!(add(log.body(0, 7)).status(), 200);
+    // A directory in the file's place: no rename succeeds (also for root).
+    let (file, aside) = (state.join("state"), state.join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    assert_eq!(add(log.body(7, 9)).status(), 503);
+    assert_eq!(add(log.body(9, 9)).status(), 503, "not even again");
+    std::fs::remove_dir(&file).unwrap();
+    assert_eq!(add(log.body(9, 9)).status(), 200);
+    drop(core);
+    let core =
+        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap();
+    assert_eq!(core.logs()[0].tree.unwrap().0, 9);
+}
+
+#[test]
+fn off_this_machine_it_speaks_https_alone() {
+    let log = Log::of("log.example/a", 20);
+    let witness = Witness::new(&[&log]);
+    let state = witness.state().display().to_string();
+    let args = [
+        "witness",
+        "run",
+        "--listen",
+        "0.0.0.0:0",
+        "--state",
+        &state,
+        "--key",
+        &witness.keys[0],
+        "--log",
+        &witness.logs[0],
+    ];
+    let refused = wiretight(&args);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("not a loopback address"), "{}", stderr(&refused));
+    // A key is not overwritten, and nobody else reads it.
+    let again = wiretight(&["witness", "keygen", "x.example/w", "--out", &witness.keys[0]]);
+    assert!(
+        !again.status.success() && stderr(&again).contains("not overwritten"),
+        "{}",
+        stderr(&again)
+    );
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(&witness.keys[0]).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let key = std::fs::read_to_string(&witness.keys[0]).unwrap();
+    assert!(key.starts_with("PRIVATE+KEY+witness.example/w+"));
+    assert_eq!(Cosigner::parse(&key).unwrap().public(), &witness.vkeys[0]);
+}
