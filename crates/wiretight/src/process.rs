@@ -289,7 +289,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
         None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
         Some(section) => {
-            let params = AuthorityParams::from_config(&config.node, section);
+            let params = AuthorityParams::from_config(&config, section)?;
             let dir = PrivateDir::open(params.dir.clone())?;
             let addr = params.listen;
             let socket = plane.listen(addr);

@@ -36,12 +36,15 @@ use wiretight_proxy::relay::settings::HostPort;
 use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
 use crate::log::cosigning::Witness;
+use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
 use crate::log::storage::{Directory, Storage};
+use crate::log::witness::client::HttpWitness;
+use crate::log::{self, PolicyFileError};
 use crate::private_dir::{FileError, PrivateDir};
 use ca::{Ca, until};
 use registry::Registry;
@@ -84,6 +87,9 @@ pub enum AuthorityError {
     /// The store.
     #[error("the authority's store failed")]
     Store(#[from] wiretight_store::Error),
+    /// The policy of the witnesses.
+    #[error(transparent)]
+    Policy(#[from] PolicyFileError),
     /// The CA.
     #[error(transparent)]
     Ca(CaError),
@@ -147,6 +153,31 @@ pub struct LogParams {
     pub storage: Option<Arc<dyn Storage>>,
 }
 
+impl LogParams {
+    /// From the configuration: the witnesses are asked at the URLs of the policy.
+    fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
+        let Some(witnesses) = &config.witnesses else { return Ok(LogParams::default()) };
+        let policy = log::read_policy(&witnesses.policy)?;
+        let refused = |name: &str, why: String| {
+            AuthorityError::Refused(format!(
+                "{}: witness {name}: {why}",
+                witnesses.policy.display()
+            ))
+        };
+        let client = Client::new(&Credentials::default());
+        let client = client.map_err(|e| AuthorityError::Refused(chain(&e)))?;
+        let way = |witness: &wiretight_tlog::policy::Witness| {
+            let url = witness.url.as_ref().ok_or_else(|| {
+                refused(&witness.name, "the authority needs its URL at the end of the line".into())
+            })?;
+            let url = Url::parse(url).map_err(|e| refused(&witness.name, e.to_string()))?;
+            Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
+        };
+        let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
+        Ok(LogParams { policy: Some(policy), ways, storage: None })
+    }
+}
+
 /// What the authority is told at its start.
 #[derive(Clone)]
 pub struct AuthorityParams {
@@ -167,17 +198,24 @@ pub struct AuthorityParams {
 }
 
 impl AuthorityParams {
-    /// From the configuration file.
-    pub fn from_config(node: &config::Node, authority: &config::Authority) -> AuthorityParams {
-        AuthorityParams {
+    /// From the configuration file, whose section `authority` is.
+    ///
+    /// # Errors
+    /// The policy of `[witnesses]` cannot be used.
+    pub fn from_config(
+        config: &Config,
+        authority: &config::Authority,
+    ) -> Result<AuthorityParams, AuthorityError> {
+        let node = &config.node;
+        Ok(AuthorityParams {
             trust_domain: node.trust_domain.clone(),
             listen: authority.listen,
             advertise: authority.advertise.clone(),
             dir: node.state_dir.join("authority"),
             ttls: Ttls { svid: authority.svid_ttl, intermediate: authority.intermediate_ttl },
             times: Times::default(),
-            log: LogParams::default(),
-        }
+            log: LogParams::from_config(config)?,
+        })
     }
 }
 
