@@ -355,7 +355,7 @@ pub fn tlog(data: &[u8]) {
     let _ = wiretight_keys::logged::Entry::parse(data);
     for tile in [1, 2, 256].map(|width| Tile { kind: Kind::Entries, index: 0, width }) {
         assert!(
-            tile.entries(data).is_ok_and(|e| e.len() == tile.width.into())
+            tile.entries(data).is_ok_and(|e| e.len() == usize::from(tile.width))
                 || tile.entries(data).is_err()
         );
         let hashes = Tile { kind: Kind::Hashes { level: 0 }, ..tile }.hashes(data);

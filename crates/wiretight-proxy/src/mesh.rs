@@ -234,8 +234,13 @@ impl Mesh {
         changed
     }
 
+    /// Whether it is.
+    pub fn is_without_news(&self) -> bool {
+        self.without_news.load(Ordering::Acquire)
+    }
+
     fn has_news(&self, peer: &VerifiedPeer) -> bool {
-        peer.id().id == Id::Authority || !self.without_news.load(Ordering::Acquire)
+        peer.id().id == Id::Authority || !self.is_without_news()
     }
 
     /// Whether a peer that was verified once may still be dealt with. Its time is not looked at.

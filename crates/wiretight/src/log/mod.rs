@@ -3,10 +3,12 @@
 //! - `storage`: where tiles are kept
 //! - `sequencer`: appends entries, signs checkpoints, hands out proofs
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
+//! - `serve`: how it is read over HTTP
 //! - `http`: how others' logs and witnesses are reached
 //! - `witness`: cosigns the checkpoints of logs
 //! - `reader`: reads a log, and believes what its checkpoint says
 //! - `monitor`: watches a log, and what is issued
+//! - `server`: what a log and a witness have in common towards a network
 //! - `evidence`: what is kept when a log forks
 
 pub mod cosigning;
@@ -15,6 +17,8 @@ pub mod http;
 pub mod monitor;
 pub mod reader;
 pub mod sequencer;
+pub mod serve;
+pub mod server;
 pub mod storage;
 pub mod witness;
 
