@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 1  a certificate: its TBSCertificate (DER) without the proof extension, the last 8 bytes of its serial number zero
-//! 2  what is revoked from then on: JSON
+//! 2  what is revoked from then on, besides what was before: JSON
 //! ```
 //!
 //! The certificate is logged before it is signed. Its serial number ends with the index of its entry, and a
@@ -67,10 +67,10 @@ pub struct LoggedCertificate {
     pub series: Option<Series>,
 }
 
-/// What is revoked, from an entry on: all of it, not what was added.
+/// What is revoked from an entry on, besides what was before.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
-    /// When it was decided (seconds since 1970).
+    /// When it was logged (seconds since 1970).
     pub at: u64,
     /// Ranges of indexes, with both ends.
     #[serde(default)]

@@ -60,6 +60,13 @@ impl Transparency {
     }
 }
 
+/// The same demands; what was remembered does not matter.
+impl PartialEq for Transparency {
+    fn eq(&self, other: &Transparency) -> bool {
+        self.policy() == other.policy()
+    }
+}
+
 impl fmt::Debug for Transparency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

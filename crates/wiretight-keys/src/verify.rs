@@ -117,6 +117,11 @@ pub enum Refusal {
         /// What is missing.
         why: NotLogged,
     },
+    /// This node knows too little of what was revoked meanwhile.
+    #[error(
+        "this node has had no news from the authority for longer than its max_staleness: connections wait until it has"
+    )]
+    NoNews,
     /// A good certificate, but not of whom we called.
     #[error("we called {expected}, and {found} answered")]
     WrongPeer {
@@ -147,6 +152,7 @@ impl Refusal {
             Refusal::NotYetValid { .. } => "not_yet_valid",
             Refusal::Revoked(_) => "revoked",
             Refusal::NotLogged { .. } => "not_logged",
+            Refusal::NoNews => "no_news",
             Refusal::WrongPeer { .. } => "wrong_peer",
             Refusal::BadChain { .. } => "bad_chain",
         }

@@ -484,6 +484,13 @@ pub fn serial(der: &[u8]) -> Option<Serial> {
     Some(Serial::from_bytes(cert.tbs_certificate().serial_number().as_bytes()))
 }
 
+/// SHA-256 of a certificate's SubjectPublicKeyInfo; `None` if it is not a certificate.
+pub fn key_hash(der: &[u8]) -> Option<[u8; 32]> {
+    let cert = x509_cert::Certificate::from_der(der).ok()?;
+    let spki = cert.tbs_certificate().subject_public_key_info().to_der().ok()?;
+    Some(fingerprint(&CertificateDer::from(spki)))
+}
+
 /// SHA-256 of a certificate's DER: how a join token names the root.
 pub fn fingerprint(cert: &CertificateDer<'_>) -> [u8; 32] {
     let mut out = [0; 32];

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -161,6 +162,7 @@ pub struct Mesh {
     identities: ArcSwap<BTreeMap<Id, Arc<Identity>>>,
     bundle: ArcSwap<TrustBundle>,
     transparency: ArcSwap<Transparency>,
+    without_news: AtomicBool,
     registry: ArcSwap<Registry>,
     meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
     verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
@@ -178,6 +180,7 @@ impl Mesh {
             identities: ArcSwap::default(),
             bundle: ArcSwap::from_pointee(empty),
             transparency: ArcSwap::default(),
+            without_news: AtomicBool::new(false),
             registry: ArcSwap::default(),
             meant: ArcSwap::default(),
             verified: Mutex::default(),
@@ -219,6 +222,30 @@ impl Mesh {
     /// Whether they have to.
     pub fn transparency(&self) -> Arc<Transparency> {
         self.transparency.load_full()
+    }
+
+    /// Whether what is known here is too old to act on: then nobody but the authority is believed.
+    /// Returns whether that is a change.
+    pub fn set_without_news(&self, too_old: bool) -> bool {
+        let changed = self.without_news.swap(too_old, Ordering::AcqRel) != too_old;
+        if changed {
+            self.changed.send_modify(|n| *n += 1);
+        }
+        changed
+    }
+
+    /// Whether it is.
+    pub fn is_without_news(&self) -> bool {
+        self.without_news.load(Ordering::Acquire)
+    }
+
+    fn has_news(&self, peer: &VerifiedPeer) -> bool {
+        peer.id().id == Id::Authority || !self.is_without_news()
+    }
+
+    /// Whether a peer that was verified once may still be dealt with. Its time is not looked at.
+    pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
+        self.has_news(peer) && self.bundle.load().stands_by(peer)
     }
 
     /// Replaces the registry.
@@ -267,6 +294,19 @@ impl Mesh {
     /// Verifies the chain that a peer showed, now. Time and standing are checked each time; the
     /// signatures of a chain that was seen before are not checked again.
     pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, Refusal> {
+        let peer = self.believed(chain, role, now)?;
+        match self.has_news(&peer) {
+            true => Ok(peer),
+            false => Err(Refusal::NoNews),
+        }
+    }
+
+    fn believed(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,

@@ -20,6 +20,7 @@ use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
 use crate::intercept::{InterceptStatus, Interception};
 use crate::internal_certificates::InternalCertificates;
+use crate::log::sequencer::LogStatus;
 use crate::process::{cas, claimed, own_authority};
 use crate::sandbox::Sandbox;
 use crate::site_certificates::FileCertificates;
@@ -112,6 +113,11 @@ pub struct Status {
     pub authority_link: AgentStatus,
     /// Whether this node is the authority.
     pub is_authority: bool,
+    /// What peers have to prove.
+    pub transparency: TransparencyStatus,
+    /// The log of the authority, if this node is it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogStatus>,
     /// The services that this node offers.
     pub services: Vec<ServiceStatus>,
     /// The services that its programs reach.
@@ -127,6 +133,19 @@ pub struct Status {
     pub intercept: Option<InterceptStatus>,
     /// How far Landlock holds.
     pub sandbox: Sandbox,
+}
+
+/// What peers of the mesh have to prove here, besides their identity.
+#[derive(Debug, Clone, Serialize)]
+pub struct TransparencyStatus {
+    /// Whether a peer is refused whose certificates do not prove that they are logged.
+    pub required: bool,
+    /// The quorum of witnesses; `"none"`: the log's own word is enough.
+    pub quorum: Option<String>,
+    /// Seconds since there was news of revocations; `None`: none since the start.
+    pub news_age_seconds: Option<u64>,
+    /// Whether the node makes and takes no connections, for that is too long.
+    pub without_news: bool,
 }
 
 /// An identity of this node.
@@ -243,6 +262,8 @@ impl Daemon {
             identities: identities.values().map(identity).collect(),
             authority_link: self.agent.status(),
             is_authority: self.authority.is_some(),
+            transparency: self.transparency(),
+            log: self.authority.as_ref().map(|authority| authority.log().status()),
             services: services.collect(),
             dials: dials.collect(),
             relay: self.relay.status(CONNECTIONS),
@@ -256,6 +277,19 @@ impl Daemon {
                 .collect(),
             intercept: self.interception.as_ref().map(|i| i.status()),
             sandbox: self.sandbox,
+        }
+    }
+
+    fn transparency(&self) -> TransparencyStatus {
+        let asks = self.mesh.transparency();
+        let link = self.agent.status();
+        let silent = link.last_contact.map(|at| now().saturating_sub(at));
+        TransparencyStatus {
+            required: asks.policy().is_some(),
+            quorum: asks.policy().map(|policy| policy.quorum_text()),
+            // While the stream is up there is news as soon as there is any.
+            news_age_seconds: if link.connected { Some(0) } else { silent },
+            without_news: self.mesh.is_without_news(),
         }
     }
 
@@ -287,6 +321,8 @@ impl Daemon {
             return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
         }
         let cas = cas(&new).map_err(|e| RequestError::Refused(chain(&e)))?;
+        let params = AgentParams::from_config(&new);
+        let params = params.map_err(|e| RequestError::Refused(chain(&e)))?;
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
         self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
         if let Err(error) = self.edge.apply(&new.edge) {
@@ -319,7 +355,7 @@ impl Daemon {
                 );
             }
         }
-        let mut params = AgentParams::from_config(&new);
+        let mut params = params;
         if let Some(handle) = &self.authority {
             own_authority(&mut params, handle);
         }
@@ -429,6 +465,13 @@ impl Daemon {
     }
 
     /// Roots and intermediate.
+    /// Revokes certificates by the indexes of their entries in the log.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<Value, RequestError> {
+        self.authority()?.revoke(from, to).await?;
+        Ok(json!({ "from": from, "to": to }))
+    }
+
+    /// Keys and state of the authority.
     pub async fn authority_status(&self) -> Result<Value, RequestError> {
         Ok(json!(self.authority()?.ca_status()))
     }
@@ -459,6 +502,11 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         (a.landlock != b.landlock, "[node] landlock"),
         (a.workers != b.workers, "[node] workers"),
         (listens(old) != listens(new), "[authority] listen"),
+        (old.log != new.log, "[log]"),
+        (
+            old.authority.is_some() && old.witnesses != new.witnesses,
+            "[witnesses] (with [authority])",
+        ),
         (old.acme_server != new.acme_server, "[acme_server]"),
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
         (old.share != new.share, "[edge] share"),

@@ -72,7 +72,8 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         .context("the process that runs dns_command cannot be started")?;
     let interception = Interception::begin(&config, state.path())?;
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
-    let reads = token.chain(site_certificates::files(&config)).chain(roots);
+    let policy = config.witnesses.iter().map(|w| &w.policy);
+    let reads = token.chain(site_certificates::files(&config)).chain(roots).chain(policy);
     let reads: Vec<PathBuf> = reads.cloned().collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
@@ -173,6 +174,7 @@ impl Plane {
         (sandbox, workers): (Sandbox, usize),
     ) -> anyhow::Result<Plane> {
         let mesh = Mesh::new(config.node.trust_domain.clone());
+        mesh.set_transparency(crate::log::transparency(&config)?);
         let sockets = Arc::new(sockets);
         let relay = Relay::start_on(sockets.clone(), mesh.clone(), workers)?;
         let certificates = Arc::new(Certificates::default());
@@ -287,7 +289,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
         None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
         Some(section) => {
-            let params = AuthorityParams::from_config(&config.node, section);
+            let params = AuthorityParams::from_config(&config, section)?;
             let dir = PrivateDir::open(params.dir.clone())?;
             let addr = params.listen;
             let socket = plane.listen(addr);
@@ -470,7 +472,7 @@ async fn start_agent(
     authority: Option<&AuthorityHandle>,
     errands: Option<Errands>,
 ) -> anyhow::Result<AgentHandle> {
-    let mut params = AgentParams::from_config(config);
+    let mut params = AgentParams::from_config(config)?;
     if let Some(authority) = authority {
         let services = claimed(config);
         let token = authority.own_token(config.node.name.clone(), services).await?;

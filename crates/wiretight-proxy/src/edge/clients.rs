@@ -145,9 +145,7 @@ impl Peer {
     pub(crate) fn may(&self, site: &Site, mesh: &Mesh) -> bool {
         match (&self.who, &site.settings.clients, &site.client_ca) {
             (Who::Member(peer), Some(clients), _) => {
-                now() <= peer.not_after()
-                    && mesh.bundle().stands_by(peer)
-                    && clients.contains(&peer.id().id)
+                now() <= peer.not_after() && mesh.stands_by(peer) && clients.contains(&peer.id().id)
             }
             (Who::Vouched { chain, not_after, by }, None, Some(ca)) => {
                 now() <= *not_after && (Arc::ptr_eq(by, ca) || ca.vouches_for(chain))
@@ -160,7 +158,7 @@ impl Peer {
     pub(crate) async fn lost(&self, mesh: &Mesh) {
         let Who::Member(peer) = &self.who else { return std::future::pending().await };
         let mut changes = mesh.changes();
-        while mesh.bundle().stands_by(peer) {
+        while mesh.stands_by(peer) {
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
             }

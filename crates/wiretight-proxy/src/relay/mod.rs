@@ -87,7 +87,7 @@ fn wanted(settings: &RelaySettings) -> impl Iterator<Item = (SocketAddr, Wanted<
 /// one, with a peer that does not stand. (Time is looked at apart from this: a session may outlive the
 /// certificate that it began with.)
 fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
-    mesh.bundle().stands_by(peer)
+    mesh.stands_by(peer)
 }
 
 /// How long to wait for workers to close sockets that are no longer wanted.
@@ -337,8 +337,7 @@ impl Relay {
 
     /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.
     pub fn cut_revoked(&self) -> usize {
-        let bundle = self.mesh.bundle();
-        self.table.cut_unless(|peer| bundle.stands_by(peer))
+        self.table.cut_unless(|peer| self.mesh.stands_by(peer))
     }
 
     /// What is going on, with up to `max` connections.

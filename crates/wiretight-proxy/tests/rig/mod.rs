@@ -37,6 +37,11 @@ pub struct Ca {
 
 impl Ca {
     pub fn new(td: &str) -> Ca {
+        Ca::with(td, |tbs| tbs)
+    }
+
+    /// One whose intermediate is what `change` makes of it before it is signed.
+    pub fn with(td: &str, change: impl FnOnce(Tbs) -> Tbs) -> Ca {
         let td: TrustDomain = td.parse().unwrap();
         let period = Period { not_before: now() - 60, not_after: now() + 86_400 };
         let root_key = SigningKey::generate().unwrap();
@@ -48,12 +53,22 @@ impl Ca {
         let key = SigningKey::generate().unwrap();
         let profile = Profile::Intermediate(td.clone());
         let tbs = Tbs::new(&profile, &key.public_key(), period, [2; 16], Some(&root), algorithm);
-        let intermediate = tbs.unwrap().sign(&root_key).unwrap();
+        let intermediate = change(tbs.unwrap()).sign(&root_key).unwrap();
         Ca { td, root, intermediate, key, serial: AtomicU64::new(1) }
     }
 
     /// An identity that is valid from a minute ago for `secs` from now (which may be negative).
     pub fn issue(&self, id: &str, secs: i64) -> (Vec<CertificateDer<'static>>, SigningKey) {
+        self.issue_with(id, secs, |tbs| tbs)
+    }
+
+    /// One that is what `change` makes of it before it is signed.
+    pub fn issue_with(
+        &self,
+        id: &str,
+        secs: i64,
+        change: impl FnOnce(Tbs) -> Tbs,
+    ) -> (Vec<CertificateDer<'static>>, SigningKey) {
         let id: Id = id.parse().unwrap();
         let key = SigningKey::generate().unwrap();
         let mut serial = [0; 16];
@@ -68,8 +83,8 @@ impl Ca {
             Some(&self.intermediate),
             self.key.algorithm(),
         );
-        let chain = vec![tbs.unwrap().sign(&self.key).unwrap(), self.intermediate.clone()];
-        (chain, key)
+        let leaf = change(tbs.unwrap()).sign(&self.key).unwrap();
+        (vec![leaf, self.intermediate.clone()], key)
     }
 
     pub fn identity(&self, id: &str, secs: i64) -> Arc<Identity> {
@@ -153,7 +168,14 @@ impl Pair {
         backends: &[String],
         change: impl FnOnce(&mut ServiceSettings, &mut DialSettings),
     ) -> Pair {
-        let ca = Ca::new(TRUST_DOMAIN);
+        Pair::of(Ca::new(TRUST_DOMAIN), backends, change)
+    }
+
+    pub fn of(
+        ca: Ca,
+        backends: &[String],
+        change: impl FnOnce(&mut ServiceSettings, &mut DialSettings),
+    ) -> Pair {
         let (mesh_a, mesh_b) = (ca.mesh(&["service/web"]), ca.mesh(&["service/db"]));
         let (a, b) =
             (Relay::start(mesh_a.clone(), 1).unwrap(), Relay::start(mesh_b.clone(), 1).unwrap());

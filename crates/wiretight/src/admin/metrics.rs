@@ -16,6 +16,7 @@ use wiretight_proxy::intercept::rules::{Direction, Mode};
 
 use crate::daemon::{Daemon, Status};
 use crate::intercept::InterceptStatus;
+use crate::log::sequencer::LogStatus;
 
 /// All metrics, in the OpenMetrics text format.
 pub(super) fn render(daemon: &Arc<Daemon>) -> String {
@@ -82,6 +83,16 @@ impl Collector for Snapshot {
         gauge(e, "ready", "1 if identities and trust bundle are in force", flag(status.ready))?;
         let connected = status.authority_link.connected;
         gauge(e, "authority_connected", "1 if the authority's stream is up", flag(connected))?;
+        if let Some(of) = &status.log {
+            log(e, of)?;
+        }
+        let without = flag(status.transparency.without_news);
+        gauge(
+            e,
+            "without_news",
+            "1 if max_staleness is over and connections are refused",
+            without,
+        )?;
         let version = vec![(vec![("version", status.version.to_owned())], 1)];
         gauge(e, "build_info", "The version that runs", version)
     }
@@ -120,6 +131,22 @@ fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
     let expiry = sites().filter_map(|(site, s)| Some((vec![("site", site)], s.not_after?)));
     let help = "When a site's certificate expires, Unix time";
     gauge(e, "edge_certificate_not_after_seconds", help, expiry.collect())
+}
+
+fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
+    let one = |value: u64| vec![(Vec::new(), value)];
+    gauge(e, "log_size", "Entries of the authority's log", one(of.size))?;
+    let witnessed = of.witnessed.map_or(0, |(size, _)| size);
+    gauge(e, "log_witnessed_size", "Entries that the quorum has cosigned", one(witnessed))?;
+    let at = of.witnessed.map_or(0, |(_, at)| at);
+    gauge(e, "log_witnessed_seconds", "When the quorum last cosigned, Unix time", one(at))?;
+    let waiting = u64::from(of.waiting_since.is_some() || of.problem.is_some());
+    gauge(e, "log_blocked", "1 while nothing new is issued", one(waiting))?;
+    let witnesses = of
+        .witnesses
+        .iter()
+        .map(|w| (vec![("witness", w.name.clone())], u64::from(w.problem.is_none())));
+    gauge(e, "log_witness_up", "1 if the witness answered last", witnesses.collect())
 }
 
 /// As many series as there are flows: the kernel remembers a bounded number, each for a day.

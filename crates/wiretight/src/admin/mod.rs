@@ -210,6 +210,16 @@ pub enum RotateStep {
     RetireRoot,
 }
 
+/// `POST /v1/revoke`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// The first index.
+    pub from: u64,
+    /// The last one.
+    pub to: u64,
+}
+
 /// `POST /v1/svid`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -289,6 +299,10 @@ async fn route(
         (&Method::POST, "/v1/remove") => {
             let request: RemoveRequest = parse(&body)?;
             ok(daemon.remove_node(&request.node).await?)
+        }
+        (&Method::POST, "/v1/revoke") => {
+            let RevokeRequest { from, to } = parse(&body)?;
+            ok(daemon.revoke(from, to).await?)
         }
         (&Method::POST, "/v1/grant") => {
             let GrantRequest { node, services } = parse(&body)?;

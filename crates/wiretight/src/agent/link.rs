@@ -19,7 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wiretight_keys::verify::bundle_by_fingerprint;
 use wiretight_keys::{
-    Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain,
+    Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, Transparency,
+    TrustBundle, TrustDomain,
 };
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
@@ -112,11 +113,12 @@ pub(super) async fn enter(
     node: &Name,
     enrolment: &SigningKey,
     ticket: &Ticket<'_>,
+    asks: &Transparency,
     limit: Duration,
 ) -> Result<Entry, LinkError> {
     let mut last = LinkError::NoAddress;
     for addr in addresses {
-        let ask = ask(addr, trust_domain, node, enrolment, ticket);
+        let ask = ask(addr, trust_domain, node, enrolment, ticket, asks);
         last = match timeout(limit, ask).await {
             Ok(Ok(entry)) => return Ok(entry),
             Ok(Err(e @ LinkError::Denied(_))) => return Err(e),
@@ -157,9 +159,10 @@ async fn ask(
     node: &Name,
     enrolment: &SigningKey,
     ticket: &Ticket<'_>,
+    asks: &Transparency,
 ) -> Result<Entry, LinkError> {
     let trust = match ticket {
-        Ticket::Token(token) => Trust::Fingerprint(trust_domain.clone(), token.root),
+        Ticket::Token(token) => Trust::Fingerprint(trust_domain.clone(), token.root, asks.clone()),
         Ticket::Enrolled(mesh) => Trust::Bundle((*mesh).clone()),
     };
     let config = stranger_config(trust).map_err(|e| tls_error(addr, e))?;
@@ -205,7 +208,8 @@ async fn ask(
     {
         return Err(LinkError::Answer("its bundle lacks the root in the token".into()));
     }
-    let identity = check(trust_domain, &id, chain, &key, &bundle).map_err(LinkError::Answer)?;
+    let identity = check(trust_domain, &id, chain, &key, &bundle, asks);
+    let identity = identity.map_err(LinkError::Answer)?;
     Ok(Entry { key, identity, bundle })
 }
 
@@ -216,9 +220,10 @@ pub(super) fn check(
     chain: Vec<CertificateDer<'static>>,
     key: &SigningKey,
     bundle: &[CertificateDer<'static>],
+    asks: &Transparency,
 ) -> Result<Identity, String> {
     let trust = TrustBundle::new(trust_domain.clone(), bundle.to_vec(), Default::default());
-    let trust = trust.map_err(|e| e.to_string())?;
+    let trust = trust.map_err(|e| e.to_string())?.with(asks.clone());
     let peer = trust.verify(&chain, Role::Client, UnixTime::now()).map_err(|e| e.to_string())?;
     if peer.id() != id {
         return Err(format!("it is a certificate for {}, and {id} was asked for", peer.id()));
@@ -287,7 +292,7 @@ fn tls_error(addr: &HostPort, e: rustls::Error) -> LinkError {
 /// What the authority is known by, to a node that shows no certificate.
 enum Trust {
     /// The root in a join token.
-    Fingerprint(TrustDomain, [u8; 32]),
+    Fingerprint(TrustDomain, [u8; 32], Transparency),
     /// The trust bundle.
     Bundle(Arc<Mesh>),
 }
@@ -331,10 +336,10 @@ impl ServerCertVerifier for Verifier {
         let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
         let other = |e| rustls::Error::from(CertificateError::Other(OtherError(e)));
         let peer = match &self.trust {
-            Trust::Fingerprint(trust_domain, print) => {
+            Trust::Fingerprint(trust_domain, print, asks) => {
                 let bundle = bundle_by_fingerprint(trust_domain, print, &chain);
                 let bundle = bundle.ok_or_else(|| other(Arc::new(WrongRoot)))?;
-                bundle.verify(&chain, Role::Server, now)
+                bundle.with(asks.clone()).verify(&chain, Role::Server, now)
             }
             Trust::Bundle(mesh) => mesh.verify(&chain, Role::Server, now),
         };

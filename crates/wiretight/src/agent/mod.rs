@@ -26,13 +26,14 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use wiretight_keys::{Id, JoinToken, Name, Serial, SigningKey, TrustDomain};
+use wiretight_keys::{Id, JoinToken, Name, Serial, SigningKey, Transparency, TrustDomain};
 use wiretight_proxy::Mesh;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 
 use crate::config::Config;
 use crate::control::Offer;
+use crate::log;
 use crate::private_dir::FileError;
 use link::Ticket;
 use run::{Command, Run};
@@ -179,6 +180,10 @@ pub struct AgentParams {
     /// Whose host is advertised for a wildcard listener when the authority is reached over loopback:
     /// on the authority's own machine, the address that join tokens carry.
     pub own_host: Option<HostPort>,
+    /// Whether certificates have to prove that they are logged, its own included.
+    pub transparency: Transparency,
+    /// After so long without news nobody but the authority is believed; `None`: never.
+    pub max_staleness: Option<Duration>,
     /// Deadlines.
     pub times: AgentTimes,
 }
@@ -186,7 +191,10 @@ pub struct AgentParams {
 impl AgentParams {
     /// From the configuration file. On the authority's own machine the caller adds `authority`,
     /// `token` and `own_host` from the [`crate::authority::AuthorityHandle`].
-    pub fn from_config(config: &Config) -> AgentParams {
+    ///
+    /// # Errors
+    /// The policy of `[witnesses]` cannot be read.
+    pub fn from_config(config: &Config) -> Result<AgentParams, log::PolicyFileError> {
         let dials = config.relay.dials.iter().filter_map(|d| match &d.identity {
             Id::Service(name) => Some(name.clone()),
             Id::Node(_) | Id::Authority => None,
@@ -200,7 +208,7 @@ impl AgentParams {
             ports: s.ports.clone(),
         });
         let token = config.node.join_token_file.clone();
-        AgentParams {
+        Ok(AgentParams {
             trust_domain: config.node.trust_domain.clone(),
             node: config.node.name.clone(),
             dir: config.node.state_dir.join("identity"),
@@ -209,8 +217,10 @@ impl AgentParams {
             services,
             instances: instances.collect(),
             own_host: None,
+            transparency: log::transparency(config)?,
+            max_staleness: config.node.max_staleness,
             times: AgentTimes::default(),
-        }
+        })
     }
 }
 
@@ -299,6 +309,7 @@ impl Agent {
         let disk = Disk::open(&params.dir)?;
         let saved = disk.load(&params.trust_domain)?;
         same_node(&disk, saved.membership.as_ref(), &params.trust_domain, &params.node)?;
+        mesh.set_transparency(params.transparency.clone());
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (stop, stopped) = watch::channel(false);
         let (run, status) = Run::new(params, mesh, disk, saved, inbox, errands);
@@ -394,6 +405,7 @@ pub async fn join_once(
     token: &JoinToken,
     dir: &Path,
     authority: &[HostPort],
+    asks: &Transparency,
     times: AgentTimes,
 ) -> Result<JoinSummary, AgentError> {
     let disk = Disk::open(dir)?;
@@ -412,7 +424,7 @@ pub async fn join_once(
     let addresses: Vec<_> = authority.iter().chain(&membership.authority).cloned().collect();
     let (td, node) = (&token.trust_domain, &token.node);
     let ticket = Ticket::Token(token);
-    let entry = link::enter(&addresses, td, node, &enrolment, &ticket, times.answer).await?;
+    let entry = link::enter(&addresses, td, node, &enrolment, &ticket, asks, times.answer).await?;
     let id = Id::Node(node.clone());
     disk.save_bundle(&entry.bundle)?;
     disk.save_identity(&id, &entry.key, entry.identity.chain())?;

@@ -114,6 +114,8 @@ pub(super) struct Run {
     /// The authority did not take the node's certificate: ask for another by rejoining.
     distrusted: bool,
     announced: Vec<Offer>,
+    /// When the process began.
+    since: u64,
 }
 
 /// A live stream.
@@ -192,6 +194,7 @@ impl Run {
             removed: false,
             distrusted: false,
             announced: Vec::new(),
+            since: now(),
         };
         if let Err(e) = run.put_bundle() {
             tracing::error!("the saved trust bundle cannot be used: {e}");
@@ -582,6 +585,9 @@ impl Run {
             params.trust_domain = own.trust_domain.clone();
             params.dir = own.dir.clone();
         }
+        if params.transparency != self.params.transparency {
+            self.mesh.set_transparency(params.transparency.clone());
+        }
         self.params = params;
         let wanted = self.wanted();
         let unwanted: Vec<Id> =
@@ -639,6 +645,26 @@ impl Run {
         Ok(())
     }
 
+    /// Without news for too long, what this node knows of revocations is no good any more. The time counts from the
+    /// start of the process, if there was no contact since.
+    fn look_at_the_time(&self, last_contact: Option<u64>) {
+        let Some(limit) = self.params.max_staleness else {
+            self.mesh.set_without_news(false);
+            return;
+        };
+        let silent = now().saturating_sub(last_contact.unwrap_or(self.since));
+        let too_old = silent > limit.as_secs();
+        if self.mesh.set_without_news(too_old) {
+            match too_old {
+                true => tracing::error!(
+                    "NO NEWS FROM THE AUTHORITY for {silent} s, and max_staleness is {} s: connections are cut, and new ones fail until it is back",
+                    limit.as_secs()
+                ),
+                false => tracing::info!("there is news from the authority again"),
+            }
+        }
+    }
+
     fn put_identities(&self) {
         self.mesh.set_identities(self.identities.clone());
     }
@@ -685,6 +711,7 @@ impl Run {
         }
         let mut new = self.status.borrow().clone();
         change(&mut new);
+        self.look_at_the_time(new.last_contact);
         let identity = |(id, renewal): (&Id, &Renewal)| {
             let held = self.identities.get(id).map(|i| i.leaf());
             IdentityStatus {

@@ -36,8 +36,8 @@ const ROOT_TTL: u64 = 10 * 365 * 86_400;
 /// Certificates begin this much in the past, for nodes whose clock is behind; short-lived ones
 /// begin a tenth of their life in the past at most, so that their half-life is not over at birth.
 const CLOCK_SKEW: u64 = 60;
-/// How long somebody who wants a certificate waits for the witnesses.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long somebody who wants a certificate waits for the witnesses: less than a node waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(8);
 /// A key file is a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
 

@@ -28,20 +28,25 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain};
-use wiretight_proxy::Mesh;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::{Mesh, tls};
 use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
 use crate::log::cosigning::Witness;
+use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
+use crate::log::serve::LogSite;
 use crate::log::storage::{Directory, Storage};
+use crate::log::witness::client::HttpWitness;
+use crate::log::{self, PolicyFileError};
 use crate::private_dir::{FileError, PrivateDir};
 use ca::{Ca, until};
 use registry::Registry;
@@ -70,7 +75,7 @@ const RETRY: Duration = Duration::from_secs(10);
 pub enum AuthorityError {
     /// The listener.
     #[error(
-        "the authority cannot listen on {addr}: is another program there, or is the address not this machine's? Correct `listen` in [authority]"
+        "the authority cannot listen on {addr}: is another program there, or is the address not this machine's? Correct `listen` in [authority], or in [log]"
     )]
     Bind {
         /// Where.
@@ -84,6 +89,9 @@ pub enum AuthorityError {
     /// The store.
     #[error("the authority's store failed")]
     Store(#[from] wiretight_store::Error),
+    /// The policy of the witnesses.
+    #[error(transparent)]
+    Policy(#[from] PolicyFileError),
     /// The CA.
     #[error(transparent)]
     Ca(CaError),
@@ -145,6 +153,36 @@ pub struct LogParams {
     pub ways: Vec<Arc<dyn Witness>>,
     /// Where the tiles are; `None`: STATE_DIR/authority/log.
     pub storage: Option<Arc<dyn Storage>>,
+    /// Where and to whom it is served.
+    pub served: config::Log,
+}
+
+impl LogParams {
+    /// From the configuration: the witnesses are asked at the URLs of the policy.
+    fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
+        let served = config.log.clone();
+        let Some(witnesses) = &config.witnesses else {
+            return Ok(LogParams { served, ..LogParams::default() });
+        };
+        let policy = log::read_policy(&witnesses.policy)?;
+        let refused = |name: &str, why: String| {
+            AuthorityError::Refused(format!(
+                "{}: witness {name}: {why}",
+                witnesses.policy.display()
+            ))
+        };
+        let client = Client::new(&Credentials::default());
+        let client = client.map_err(|e| AuthorityError::Refused(chain(&e)))?;
+        let way = |witness: &wiretight_tlog::policy::Witness| {
+            let url = witness.url.as_ref().ok_or_else(|| {
+                refused(&witness.name, "the authority needs its URL at the end of the line".into())
+            })?;
+            let url = Url::parse(url).map_err(|e| refused(&witness.name, e.to_string()))?;
+            Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
+        };
+        let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
+        Ok(LogParams { policy: Some(policy), ways, storage: None, served })
+    }
 }
 
 /// What the authority is told at its start.
@@ -167,17 +205,24 @@ pub struct AuthorityParams {
 }
 
 impl AuthorityParams {
-    /// From the configuration file.
-    pub fn from_config(node: &config::Node, authority: &config::Authority) -> AuthorityParams {
-        AuthorityParams {
+    /// From the configuration file, whose section `authority` is.
+    ///
+    /// # Errors
+    /// The policy of `[witnesses]` cannot be used.
+    pub fn from_config(
+        config: &Config,
+        authority: &config::Authority,
+    ) -> Result<AuthorityParams, AuthorityError> {
+        let node = &config.node;
+        Ok(AuthorityParams {
             trust_domain: node.trust_domain.clone(),
             listen: authority.listen,
             advertise: authority.advertise.clone(),
             dir: node.state_dir.join("authority"),
             ttls: Ttls { svid: authority.svid_ttl, intermediate: authority.intermediate_ttl },
             times: Times::default(),
-            log: LogParams::default(),
-        }
+            log: LogParams::from_config(config)?,
+        })
     }
 }
 
@@ -269,6 +314,7 @@ impl Authority {
         let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times, log } = params;
         let dir = PrivateDir::open(dir)?;
         let witnessed = log.policy.as_ref().is_some_and(Policy::wants_witnesses);
+        let served = log.served.clone();
         let log = open_log(&trust_domain, &dir, store.clone(), log).await?;
         let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls, log.clone()).await;
         let ca = Arc::new(ca.map_err(AuthorityError::Ca)?);
@@ -283,6 +329,13 @@ impl Authority {
         }
         let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));
         let view = publisher.load().await?;
+        let reading = log_listener(&served).await?;
+        let site = LogSite {
+            log: log.clone(),
+            mesh: mesh.clone(),
+            public: served.public,
+            auditors: served.auditors,
+        };
         let server = Server::new(mesh.clone(), registry.clone(), publisher.clone(), times)?;
         let server = Arc::new(server);
         let bind = |source| AuthorityError::Bind { addr: listen, source };
@@ -318,6 +371,15 @@ impl Authority {
         }
         {
             let mut tasks = inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(listener) = reading {
+                tracing::info!(listen = %listener.local_addr().map_err(bind)?, "the log is served");
+                let open = tls::Strangers::MayShowAnything;
+                let config = tls::server_config(&inner.mesh, Id::Authority, b"http/1.1", open)?;
+                let acceptor = watch::channel(TlsAcceptor::from(config)).1;
+                let site =
+                    log::server::serve(Arc::new(site), listener, Some(acceptor), stopped.clone());
+                tasks.spawn(site);
+            }
             tasks.spawn(server.run(listener, stopped));
             tasks.spawn(async move { publisher.run(view).await });
             tasks.spawn(maintain(inner.clone(), times.prune));
@@ -439,6 +501,19 @@ impl AuthorityHandle {
         Ok(())
     }
 
+    /// Revokes the certificates whose entries have these indexes in the log, both ends included.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
+        let size = self.inner.log.status().size;
+        if from > to || to >= size {
+            return Err(AuthorityError::Refused(format!(
+                "there are no entries {from} to {to}: the log has {size}, from 0"
+            )));
+        }
+        self.inner.registry.revoke(from, to).await?;
+        tracing::info!(from, to, "revoked");
+        Ok(())
+    }
+
     /// Changes what a node may claim.
     pub async fn grant(
         &self,
@@ -519,14 +594,15 @@ impl AuthorityHandle {
             let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *tasks)
         };
-        // The first to end is whoever was told to; the publisher never ends by itself.
+        // The first to end are those who were told to; the publisher never ends by itself.
         let served = self.inner.clone();
         let _ = timeout(SHUTDOWN, async move {
-            // The server and the maintenance end on the signal.
-            for _ in 0..2 {
+            // All but the publisher end on the signal.
+            for _ in 1..tasks.len() {
                 tasks.join_next().await;
             }
             tasks.shutdown().await;
+            served.log.close().await;
             drop(served);
         })
         .await;
@@ -546,6 +622,14 @@ impl Inner {
     }
 }
 
+/// Where the log is to be read.
+async fn log_listener(served: &config::Log) -> Result<Option<TcpListener>, AuthorityError> {
+    let Some(addr) = served.listen else { return Ok(None) };
+    let bind = |source| AuthorityError::Bind { addr, source };
+    let listener = net::Sockets::default().bind(addr, 1).map_err(bind)?.remove(0);
+    Ok(Some(TcpListener::from_std(listener).map_err(bind)?))
+}
+
 /// Opens the log, or makes its key and it. The key is on the disk before anything is signed with it.
 async fn open_log(
     trust_domain: &TrustDomain,
@@ -555,7 +639,7 @@ async fn open_log(
 ) -> Result<Log, AuthorityError> {
     let signer = log_signer(trust_domain, dir)?;
     let key = signer.public().clone();
-    let LogParams { policy, ways, storage } = params;
+    let LogParams { policy, ways, storage, .. } = params;
     let policy = match policy {
         Some(policy) if !policy.logs().is_empty() && policy.logs().iter().all(|l| l.key != key) => {
             return Err(AuthorityError::Refused(format!(
@@ -629,6 +713,11 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
         {
             tracing::error!("the authority's own identity could not be renewed: {}", chain(&e));
             pause = RETRY;
+        }
+        // In force already; the log is told as soon as it takes entries.
+        let logged = timeout(RETRY, inner.registry.log_revocations(&inner.log)).await;
+        if let Ok(Err(e)) = logged {
+            tracing::warn!("what was revoked is not in the log yet: {}", chain(&e));
         }
         if prune_at <= tokio::time::Instant::now() {
             if let Err(e) = inner.registry.prune().await {

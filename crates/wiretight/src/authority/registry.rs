@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
-use wiretight_keys::{Csr, Id, Name, PublicKey, Serial, Series, SpiffeId, TrustDomain};
+use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, SpiffeId, TrustDomain};
 use wiretight_proxy::mesh::now;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;
@@ -41,6 +41,7 @@ use super::{AuthorityError, Grant};
 use crate::control::{
     Blob, Code, Denial, JOIN_CONTEXT, Join, MAX_INSTANCES, Offer, REJOIN_CONTEXT, Rejoin,
 };
+use crate::log::sequencer::Log;
 
 pub(super) use shared::Written;
 
@@ -63,6 +64,8 @@ const REVOKED_MEMORY: u64 = 90 * 86_400;
 /// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
 const BURST: f64 = 10_000.0;
 const RATE: f64 = 10.0;
+/// The most revocations in one entry of the log, which is far from its limit.
+const MAX_LOGGED: usize = 1000;
 /// A changed announcement, in certificates: it goes to every node.
 const ANNOUNCEMENT: f64 = 10.0;
 
@@ -129,6 +132,15 @@ pub(super) struct IssuedRecord {
 struct RevokedRecord {
     /// Since when.
     at: u64,
+    /// The entry of the log that says so, once there is one: it is in force before.
+    #[serde(default)]
+    logged: Option<u64>,
+}
+
+impl RevokedRecord {
+    fn new() -> RevokedRecord {
+        RevokedRecord { at: now(), logged: None }
+    }
 }
 
 /// A node of the list, as the store knows it.
@@ -242,6 +254,49 @@ impl Registry {
         }
         marked();
         Ok(self.finish(node).await?)
+    }
+
+    /// Revokes the certificates whose entries have these indexes (both ends count). Nothing tells whose they are: it is
+    /// for what somebody found in the log that should not be there.
+    pub(super) async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
+        let key = key(format!("{REVOKED_INDEXES}{from}-{to}"));
+        match self.store.create(&key, json(&RevokedRecord::new())).await {
+            Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Puts into the log what was revoked and is not there yet. Crash order: what was logged and not noted is logged
+    /// again.
+    pub(super) async fn log_revocations(&self, log: &Log) -> Result<(), AuthorityError> {
+        loop {
+            let (mut entries, _) = self.store.list(REVOKED).await?;
+            entries.extend(self.store.list(REVOKED_INDEXES).await?.0);
+            entries.retain(|e| {
+                read::<RevokedRecord>(&e.value).is_some_and(|record| record.logged.is_none())
+            });
+            entries.truncate(MAX_LOGGED);
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let last = |e: &Entry| e.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+            let (ranges, series): (Vec<_>, Vec<_>) =
+                entries.iter().partition(|e| e.key.as_str().starts_with(REVOKED_INDEXES));
+            let revocation = Revocation {
+                at: now(),
+                indexes: ranges.into_iter().filter_map(|e| indexes_in(&last(e))).collect(),
+                series: series.into_iter().filter_map(|e| last(e).try_into().ok()).collect(),
+            };
+            let index = log.append(revocation.entry()).await.map_err(CaError::Log)?.index;
+            for entry in entries {
+                update(&*self.store, &entry.key, |value| {
+                    let Some(mut record) = whole::<RevokedRecord>(value)? else { return Ok(None) };
+                    record.logged = Some(index);
+                    Ok::<_, AuthorityError>(Some(json(&record)))
+                })
+                .await?;
+            }
+        }
     }
 
     /// All nodes, and what is known of each.
@@ -458,6 +513,7 @@ impl Registry {
         self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
         let long_past = now().saturating_sub(REVOKED_MEMORY);
         self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
+        self.prune_folder(REVOKED_INDEXES, |r: RevokedRecord| r.at < long_past).await?;
         let old = now().saturating_sub(TOKEN_MEMORY);
         self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
     }
@@ -640,7 +696,7 @@ impl Registry {
         };
         let over: Vec<_> = record.series.iter().filter(|(id, _)| is_over(id)).collect();
         for (_, series) in &over {
-            let revoked = RevokedRecord { at: now() };
+            let revoked = RevokedRecord::new();
             match self.store.create(&revoked_key(series), json(&revoked)).await {
                 Ok(_) | Err(Error::Conflict { .. }) => {}
                 Err(e) => return Err(e),

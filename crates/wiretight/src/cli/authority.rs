@@ -3,18 +3,36 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wiretight_proxy::mesh::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};
 use crate::admin::{RotateRequest, RotateStep};
+use crate::authority::log_signer;
+use crate::private_dir::PrivateDir;
 
 /// The authority's own keys (on the authority)
 #[derive(Subcommand)]
 pub(super) enum Authority {
     Status(Status),
     Rotate(Rotate),
+    LogKey(LogKey),
+}
+
+/// Print the public key of the log, which is made if there is none
+///
+/// It is what the line `log` of a policy holds, and what witnesses and monitors are told. It may be asked for before
+/// the authority's first start, so that nothing is ever issued which is not witnessed.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  wiretight authority log-key --config /etc/wiretight/wiretight.toml"
+)]
+pub(super) struct LogKey {
+    #[command(flatten)]
+    at: Where,
+    #[command(flatten)]
+    out: Output,
 }
 
 /// Show the roots and the intermediate, and which nodes have not caught up
@@ -56,6 +74,7 @@ pub(super) struct Rotate {
 impl Authority {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let (status, out): (Value, Output) = match self {
+            Authority::LogKey(verb) => return verb.run(),
             Authority::Status(s) => (super::get(&s.at.state_dir()?, "/v1/authority")?, s.out),
             Authority::Rotate(r) => {
                 let request = RotateRequest { step: r.step, force: r.force };
@@ -63,6 +82,23 @@ impl Authority {
             }
         };
         out.print(&status, render)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl LogKey {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self.at.load()?;
+        anyhow::ensure!(
+            config.authority.is_some(),
+            "{} has no [authority]: run this on the authority's machine",
+            config.path.display()
+        );
+        let state = PrivateDir::open(&config.node.state_dir)?;
+        let dir = PrivateDir::open(state.path().join("authority"))?;
+        let signer = log_signer(&config.node.trust_domain, &dir)?;
+        let key = json!({ "vkey": signer.public().to_string() });
+        self.out.print(&key, |key| format!("{}\n", key["vkey"].as_str().unwrap_or_default()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -87,8 +123,10 @@ fn render(status: &Value) -> String {
         false => format!("not yet in force at: {}", behind.join(", ")),
     };
     format!(
-        "{}\n\n{table}\nstate version {}: {behind}\n",
+        "{}\n\n{table}\nstate version {}: {behind}\n{}log key:   {}\n",
         text(&status["trust_domain"]),
-        status["version"]
+        status["version"],
+        super::status::log(&status["log"]),
+        text(&status["log"]["vkey"]),
     )
 }

@@ -57,7 +57,10 @@ impl Join {
             .map_err(anyhow::Error::msg)?;
         let (dir, authority) = (config.node.state_dir.join("identity"), &config.node.authority);
         let times = AgentTimes::default();
-        super::block_on(async { Ok(agent::join_once(&token, &dir, authority, times).await?) })?;
+        let asks = crate::log::transparency(&config)?;
+        super::block_on(async {
+            Ok(agent::join_once(&token, &dir, authority, &asks, times).await?)
+        })?;
         let joined = json!({
             "joined": config.node.trust_domain,
             "node": config.node.name,

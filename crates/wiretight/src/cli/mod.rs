@@ -9,6 +9,7 @@ mod mode;
 mod monitor;
 mod node;
 mod plaintext;
+mod revoke;
 mod rules;
 mod run;
 mod shell;
@@ -71,6 +72,7 @@ enum Verb {
     Svid(svid::Svid),
     #[command(subcommand)]
     Authority(authority::Authority),
+    Revoke(revoke::Revoke),
     #[command(subcommand)]
     Rules(rules::Rules),
     Down(rules::Down),
@@ -153,6 +155,7 @@ pub fn main() -> ExitCode {
         Verb::Node(verb) => verb.run(),
         Verb::Svid(verb) => verb.run(),
         Verb::Authority(verb) => verb.run(),
+        Verb::Revoke(verb) => verb.run(),
         Verb::Rules(verb) => verb.run(),
         Verb::Down(verb) => verb.run(),
         Verb::Witness(verb) => verb.run(),

@@ -82,8 +82,9 @@ fn head(status: &Value) -> String {
     if let Some(error) = link["last_error"].as_str() {
         authority += &format!("\n           {error}");
     }
+    let transparency = transparency(status);
     format!(
-        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n",
+        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
         term::bold(&text(&status["node"])),
         text(&status["trust_domain"]),
         if status["is_authority"] == true { " (the authority)" } else { "" },
@@ -91,6 +92,70 @@ fn head(status: &Value) -> String {
         number(&status["pid"]),
         text(&status["sandbox"]),
     )
+}
+
+/// What certificates have to prove here, and what the authority's log says of itself.
+fn transparency(status: &Value) -> String {
+    let of = &status["transparency"];
+    let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
+        (false, _) => {
+            "proofs:    not demanded: whoever holds the CA's key could make identities in secret ([witnesses] ends that)\n".to_owned()
+        }
+        (true, "none") => "proofs:    demanded, by the log's own word: no witness is\n".to_owned(),
+        (true, quorum) => format!(
+            "proofs:    demanded of every peer of the mesh, witnessed by {quorum} (peers by foreign software prove nothing to others)\n"
+        ),
+    };
+    if of["without_news"] == true {
+        out += &format!(
+            "           {}\n",
+            term::bad("no news of revocations for too long: no connections are made or taken")
+        );
+    } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
+        out += &format!("           news of revocations is {} old\n", term::span(age));
+    }
+    if status["log"].is_object() {
+        out += &log(&status["log"]);
+    }
+    out
+}
+
+/// The authority's log.
+pub(super) fn log(log: &Value) -> String {
+    let mut out = format!("log:       {} entries", number(&log["size"]));
+    if log["self_attested"] == true {
+        out += ", self-attested: nobody but this authority vouches for it\n";
+    } else {
+        out += &match (log["witnessed"][0].as_u64(), log["witnessed"][1].as_u64()) {
+            (Some(size), Some(at)) => {
+                format!(
+                    ", {size} of them witnessed by {} {}\n",
+                    text(&log["quorum"]),
+                    term::ago(at)
+                )
+            }
+            _ => format!(", not witnessed yet (by {})\n", text(&log["quorum"])),
+        };
+    }
+    if let Some(since) = log["waiting_since"].as_u64() {
+        let why =
+            format!("waiting for the witnesses since {}: nothing new is issued", term::ago(since));
+        out += &format!("           {}\n", term::bad(&why));
+    }
+    if let Some(problem) = log["problem"].as_str() {
+        out += &format!("           {}\n", term::bad(problem));
+    }
+    for witness in list(&log["witnesses"]) {
+        let state = match (witness["problem"].as_str(), witness["cosigned_at"].as_u64()) {
+            (Some(problem), _) => term::bad(problem),
+            (None, Some(at)) => {
+                format!("cosigned {} entries {}", number(&witness["size"]), term::ago(at))
+            }
+            (None, None) => "has not cosigned since the start".into(),
+        };
+        out += &format!("           witness {}: {state}\n", text(&witness["name"]));
+    }
+    out
 }
 
 fn identities(status: &Value) -> Table {

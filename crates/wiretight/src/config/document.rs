@@ -18,11 +18,11 @@ use super::edge::read_edge;
 use super::intercept::read_intercept;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, Located, NODE, SERVICE, Section, Setting, many, one,
-    unknown_at_top,
+    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, LOG, Located, NODE, SERVICE, Section, Setting,
+    WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
-use super::{AcmeServer, Authority, Config, MAX_FILE, Node, too_large};
+use super::{AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, too_large};
 
 /// Where the admin listener is when the file does not say.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7490);
@@ -65,6 +65,10 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     };
     let authority = one(report, &mut root, &AUTHORITY)
         .and_then(|section| read_authority(report, section, &mut across));
+    let witnesses =
+        one(report, &mut root, &WITNESSES).and_then(|section| read_witnesses(report, section));
+    let log = one(report, &mut root, &LOG)
+        .and_then(|section| read_log(report, section, across.authority_line, &mut across));
     let mut services = Vec::new();
     let mut advertise = BTreeMap::new();
     for section in many(report, &mut root, &SERVICE) {
@@ -107,6 +111,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         path: report.file.to_path_buf(),
         node: node?,
         authority,
+        witnesses,
+        log: log.unwrap_or_default(),
         acme_server,
         relay: RelaySettings { services, dials, intercept: redirected },
         intercept,
@@ -129,6 +135,7 @@ fn read_node(report: &mut Report<'_>, mut s: Section<'_>, across: &mut Across) -
     let landlock = s.optional(report, "landlock", flag);
     let drain = s.optional(report, "drain", duration);
     let workers = s.optional(report, "workers", |v| number(v, 1024));
+    let max_staleness = s.optional(report, "max_staleness", staleness);
 
     across.node_authority = authority.line().map(|line| (line, s.key("authority")));
     across.join_token_file = join_token_file.line().map(|line| (line, s.key("join_token_file")));
@@ -150,6 +157,7 @@ fn read_node(report: &mut Report<'_>, mut s: Section<'_>, across: &mut Across) -
         landlock: landlock.or(true),
         drain: drain.or(DEFAULT_DRAIN),
         workers: workers.given().and_then(|n| NonZeroUsize::new(n as usize)),
+        max_staleness: max_staleness.given(),
     })
 }
 
@@ -202,6 +210,34 @@ fn read_authority(
         svid_ttl: svid_ttl.or(DEFAULT_SVID_TTL),
         intermediate_ttl: intermediate_ttl.or(DEFAULT_INTERMEDIATE_TTL),
     })
+}
+
+fn read_witnesses(report: &mut Report<'_>, mut s: Section<'_>) -> Option<Witnesses> {
+    let policy = s.required(report, "policy", absolute_path);
+    let required = s.optional(report, "transparency", transparency);
+    s.finish(report);
+    Some(Witnesses { policy: policy?.value, required: required.or(true) })
+}
+
+fn read_log(
+    report: &mut Report<'_>,
+    mut s: Section<'_>,
+    authority_line: Option<usize>,
+    across: &mut Across,
+) -> Option<Log> {
+    if authority_line.is_none() {
+        let problem = "there is no [authority] in this file whose log it could be";
+        let advice = "move the section to the file of the authority's machine";
+        report.error(Some(s.line), "log", Complaint::new(problem.to_owned(), advice));
+    }
+    let listen = s.optional(report, "listen", listen);
+    let public = s.optional(report, "public", flag);
+    let auditors = s.list(report, "auditors", auditor);
+    if let Setting::Given(listen) = &listen {
+        across.listener(Some(listen.line), s.key("listen"), listen.value);
+    }
+    s.finish(report);
+    Some(Log { listen: listen.given(), public: public.or(false), auditors: auditors.values() })
 }
 
 fn read_acme_server(

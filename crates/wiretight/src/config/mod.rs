@@ -54,6 +54,10 @@ pub struct Config {
     pub node: Node,
     /// `[authority]`: this node issues the identities.
     pub authority: Option<Authority>,
+    /// `[witnesses]`: who has to have seen what this node believes.
+    pub witnesses: Option<Witnesses>,
+    /// `[log]`: how the authority's log is kept and served.
+    pub log: Log,
     /// `[acme_server]`: certificates for programs with an ACME client. Its site is the last of
     /// [`EdgeSettings::sites`].
     pub acme_server: Option<AcmeServer>,
@@ -98,6 +102,29 @@ pub struct Node {
     pub drain: Duration,
     /// Data-plane threads; `None`: one a core.
     pub workers: Option<NonZeroUsize>,
+    /// After so long without news from the authority, the node takes and makes no connections, and those that live
+    /// are cut; `None`: it goes on until its identities have expired.
+    pub max_staleness: Option<Duration>,
+}
+
+/// `[witnesses]`: who has to have seen what this node believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Witnesses {
+    /// A C2SP tlog-policy: the log, the witnesses, the quorum; absolute.
+    pub policy: PathBuf,
+    /// Whether a peer whose certificates do not prove that they are logged is refused.
+    pub required: bool,
+}
+
+/// `[log]`: how the authority's log is kept and served.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Log {
+    /// Where it is served by HTTPS.
+    pub listen: Option<SocketAddr>,
+    /// Whether everybody may read entries, rather than members of the mesh and auditors.
+    pub public: bool,
+    /// SHA-256 of the public keys of outsiders who may read entries.
+    pub auditors: Vec<[u8; 32]>,
 }
 
 /// `[authority]`: the issuer of identities, embedded in this node.

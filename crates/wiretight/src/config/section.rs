@@ -32,6 +32,28 @@ pub(super) const NODE: Shape = Shape {
         ("landlock", "true"),
         ("drain", r#""30s""#),
         ("workers", "2"),
+        ("max_staleness", r#""1h""#),
+    ],
+};
+
+pub(super) const WITNESSES: Shape = Shape {
+    name: "witnesses",
+    repeats: false,
+    title: "",
+    keys: &[("policy", r#""/etc/wiretight/log.policy""#), ("transparency", r#""required""#)],
+};
+
+pub(super) const LOG: Shape = Shape {
+    name: "log",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("listen", r#""10.0.0.1:7401""#),
+        ("public", "false"),
+        (
+            "auditors",
+            r#"["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]"#,
+        ),
     ],
 };
 
@@ -157,8 +179,19 @@ pub(super) const INTERCEPT: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 9] =
-    [&NODE, &AUTHORITY, &SERVICE, &DIAL, &INTERCEPT, &EDGE, &SITE, &ACME, &ACME_SERVER];
+pub(super) const SHAPES: [&Shape; 11] = [
+    &NODE,
+    &AUTHORITY,
+    &WITNESSES,
+    &LOG,
+    &SERVICE,
+    &DIAL,
+    &INTERCEPT,
+    &EDGE,
+    &SITE,
+    &ACME,
+    &ACME_SERVER,
+];
 
 impl Shape {
     fn has(&self, key: &str) -> bool {

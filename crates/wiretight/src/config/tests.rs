@@ -118,6 +118,7 @@ fn the_example_shows_the_defaults() {
             "advertise =",
             "join_token_file =",
             "workers =",
+            "max_staleness =",
             "as =",
             "acme =",
             "ask =",
@@ -166,6 +167,10 @@ fn every_key_arrives() {
         landlock = false
         drain = "1m30s"
         workers = 2
+        max_staleness = "10m"
+        [witnesses]
+        policy = "/etc/wiretight/log.policy"
+        transparency = "off"
         [[service]]
         name = "db"
         listen = "10.0.0.5:7432"
@@ -206,9 +211,11 @@ fn every_key_arrives() {
         landlock: false,
         drain: Duration::from_secs(90),
         workers: NonZeroUsize::new(2),
+        max_staleness: Some(Duration::from_secs(600)),
     };
     assert_eq!(config.node, node);
-    assert_eq!(config.authority, None);
+    let witnesses = Witnesses { policy: "/etc/wiretight/log.policy".into(), required: false };
+    assert_eq!((config.authority, config.witnesses), (None, Some(witnesses)));
     let db = ServiceSettings {
         name: "db".parse().unwrap(),
         listen: "10.0.0.5:7432".parse().unwrap(),
@@ -387,6 +394,7 @@ fn expand(text: &str) -> String {
         .replace("$EDGE", EDGE_LINES)
         .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
+        .replace("$WITNESSES", "[witnesses]\npolicy = \"/etc/wiretight/log.policy\"")
         .replace("$ACME_SERVER", ACME_SERVER_LINES)
         .replace("$ACME", "[[acme]]\ndirectory = \"https://ca.example.org/directory\"")
 }
@@ -402,8 +410,9 @@ fn every_error_says_where_what_and_what_to_do() {
 
 #[test]
 fn what_the_errors_advise_is_valid() {
-    let text =
-        expand("$NODE\n$AUTHORITY\n$SERVICE\n$DIAL\n$INTERCEPT\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER");
+    let text = expand(
+        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER",
+    );
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
         for (key, example) in shape.keys {

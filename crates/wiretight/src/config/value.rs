@@ -386,6 +386,43 @@ pub(super) fn patience(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     Ok(patience)
 }
 
+/// The key of an auditor: SHA-256 of its SubjectPublicKeyInfo.
+pub(super) fn auditor(v: &DeValue<'_>) -> Result<[u8; 32], Complaint> {
+    let hex = v.as_str().and_then(|s| s.strip_prefix("sha256:"));
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+    let digits = hex.filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
+    let bytes = digits.map(|h| h.as_bytes().chunks(2).filter_map(byte).collect::<Vec<_>>());
+    bytes.and_then(|b| b.try_into().ok()).ok_or_else(|| {
+        let what = "is not \"sha256:\" and the 64 hex digits of the hash of a public key";
+        Complaint::problem(format!("{} {what}", shown(v)))
+    })
+}
+
+/// How long a node goes on without news: at least as long as it may take to notice a broken stream.
+pub(super) fn staleness(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let staleness = duration(v)?;
+    if staleness < MIN_STALENESS {
+        return Err(Complaint::problem(format!(
+            "{} is less than {}: a restart of the authority would stop the node",
+            shown(v),
+            duration_text(MIN_STALENESS)
+        )));
+    }
+    Ok(staleness)
+}
+
+/// Whether certificates of the mesh have to prove that they are logged.
+pub(super) fn transparency(v: &DeValue<'_>) -> Result<bool, Complaint> {
+    match v.as_str() {
+        Some("required") => Ok(true),
+        Some("off") => Ok(false),
+        _ => Err(Complaint::problem(format!("{} is not \"required\" or \"off\"", shown(v)))),
+    }
+}
+
+/// The shortest `max_staleness`.
+const MIN_STALENESS: Duration = Duration::from_secs(60);
+
 pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let ttl = duration(v)?;
     if !SVID_TTL.contains(&ttl) {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use wiretight_proxy::mesh::now;
 use wiretight_store::{Key, Revision, Store};
@@ -158,15 +158,7 @@ pub struct Log {
     room: Arc<Semaphore>,
     shared: Arc<Shared>,
     storage: Arc<dyn Storage>,
-    _task: Arc<Ending>,
-}
-
-struct Ending(JoinHandle<()>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    task: Arc<tokio::sync::Mutex<JoinSet<()>>>,
 }
 
 struct Shared {
@@ -210,9 +202,16 @@ impl Log {
             queue,
             vouched: false,
         };
-        let task = Arc::new(Ending(tokio::spawn(sequencer.run(open))));
+        let mut task = JoinSet::new();
+        task.spawn(sequencer.run(open));
+        let task = Arc::new(tokio::sync::Mutex::new(task));
         let room = Arc::new(Semaphore::new(MAX_WAITING_KIB));
-        Ok(Log { requests, room, shared, storage, _task: task })
+        Ok(Log { requests, room, shared, storage, task })
+    }
+
+    /// Stops, wherever it is (as by a crash, from which it recovers); returns when it is at rest.
+    pub async fn close(&self) {
+        self.task.lock().await.shutdown().await;
     }
 
     /// The log's public key; its name is the origin.
@@ -411,12 +410,15 @@ impl Open {
         };
         let frontier = Frontier::read(size, last);
         if !frontier.as_ref().is_ok_and(|f| f.root() == root) {
+            let edges = (0..).map_while(|level: u8| {
+                let hashes = size.checked_shr(u32::from(level) * 8).filter(|hashes| *hashes > 0)?;
+                Some(Tile::of_tree(Kind::Hashes { level }, hashes / WIDTH, size))
+            });
+            let edges: Vec<_> = edges.flatten().map(Tile::path).collect();
             let what = format!(
-                "and the others at the end of a log of {size} entries do not hash to the root that was signed"
+                "(one of them) is not what it was: a log of {size} entries that ends with these does not hash to the root that was signed"
             );
-            let tile =
-                Tile::of_tree(Kind::Hashes { level: 0 }, size.saturating_sub(1) / WIDTH, size);
-            return Err(bad(&tile.map(Tile::path).unwrap_or_default(), &what));
+            return Err(bad(&edges.join(", "), &what));
         }
         if let Some(tile) = Tile::of_tree(Kind::Entries, size / WIDTH, size) {
             let path = tile.path();

@@ -31,7 +31,9 @@ use wiretight::control::{Code, Offer};
 use wiretight::log::sequencer::LogError;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Csr, Id, JoinToken, Name, Role, SigningKey, SpiffeId, TrustDomain};
+use wiretight_keys::{
+    Csr, Id, JoinToken, Name, Role, SigningKey, SpiffeId, Transparency, TrustDomain,
+};
 use wiretight_proxy::tls::{ALPN_CONTROL, client_config};
 use wiretight_proxy::{Identity, Mesh};
 use wiretight_store::{Key, MemoryStore, SqliteStore, Store};
@@ -133,6 +135,8 @@ impl World {
             services: services.iter().map(|s| name(s)).collect(),
             instances: services.iter().enumerate().map(instance).collect(),
             own_host: None,
+            transparency: Transparency::NotRequired,
+            max_staleness: None,
             times: AgentTimes {
                 backoff_min: Duration::from_millis(20),
                 backoff_max: Duration::from_millis(200),
@@ -246,7 +250,7 @@ fn altered(token: &JoinToken, change: impl FnOnce(&mut JoinToken)) -> JoinToken 
 }
 
 async fn join(token: &JoinToken, dir: &Path) -> Result<(), AgentError> {
-    join_once(token, dir, &[], AgentTimes::default()).await.map(|_| ())
+    join_once(token, dir, &[], &Transparency::NotRequired, AgentTimes::default()).await.map(|_| ())
 }
 
 /// The code of a refusal by the authority.

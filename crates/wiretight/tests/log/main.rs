@@ -1,4 +1,4 @@
-//! The transparency log: witnesses, readers, monitors and verifiers, over real HTTP and with the real binary.
+//! The transparency log: sequencer, witnesses, readers, monitors and verifiers, over real HTTP and with the real binary.
 //!
 //! `cargo test --release -p wiretight --test log`
 
@@ -7,5 +7,6 @@
 mod http;
 mod monitor;
 mod rig;
+mod sequencer;
 mod verify;
 mod witness;

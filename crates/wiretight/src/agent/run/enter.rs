@@ -65,8 +65,9 @@ impl Run {
         ticket: &Ticket<'_>,
         addresses: Vec<HostPort>,
     ) -> Result<link::Entry, LinkError> {
-        let AgentParams { trust_domain, node, times, .. } = &self.params;
-        link::enter(&addresses, trust_domain, node, key, ticket, times.answer).await
+        let AgentParams { trust_domain, node, transparency, times, .. } = &self.params;
+        let limit = times.answer;
+        link::enter(&addresses, trust_domain, node, key, ticket, transparency, limit).await
     }
 
     /// Puts what a join or rejoin gave on the disk and into the mesh.

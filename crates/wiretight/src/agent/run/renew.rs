@@ -49,7 +49,8 @@ impl Run {
         }
         let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
         let bundle = self.mesh.bundle().roots().to_vec();
-        let checked = link::check(&self.params.trust_domain, &spiffe, chain.clone(), &key, &bundle);
+        let (td, asks) = (&self.params.trust_domain, self.mesh.transparency());
+        let checked = link::check(td, &spiffe, chain.clone(), &key, &bundle, &asks);
         let identity = match checked {
             Ok(identity) => identity,
             Err(why) => {

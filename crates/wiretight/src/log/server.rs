@@ -1,0 +1,183 @@
+//! Small HTTP services for anybody: a witness, a log. Connections are bounded, in all and for each address, and every
+//! wait has a deadline.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 4096;
+/// Of them from one IPv4 address or IPv6 /64.
+const FROM_ONE: usize = 64;
+/// For a TLS handshake, and for a request's body.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Between requests, and for a request's head.
+const IDLE: Duration = Duration::from_secs(90);
+/// For what is being answered when the service is to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What answers requests.
+pub trait Site: Send + Sync + 'static {
+    /// Answers a request; `caller` is the chain that the client showed, and whose key it has: whether to believe it is
+    /// decided here. Empty without TLS, or if it showed none.
+    fn answer(
+        &self,
+        caller: &[CertificateDer<'static>],
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+}
+
+/// Serves until `end` turns true, then finishes what was begun. `tls` is asked at each connection; without it the
+/// address has to be a loopback one, which is for the caller to see to.
+pub async fn serve(
+    site: Arc<impl Site>,
+    listener: TcpListener,
+    tls: Option<watch::Receiver<TlsAcceptor>>,
+    mut end: watch::Receiver<bool>,
+) {
+    let (places, addresses) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::<Addresses>::default());
+    let mut connections = JoinSet::new();
+    loop {
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            accepted = accept => accepted,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = end.wait_for(|end| *end) => break,
+        };
+        let (Ok((socket, from)), Ok(place)) = (accepted, place) else {
+            sleep(Duration::from_millis(50)).await; // out of descriptors
+            continue;
+        };
+        let Some(one) = addresses.enter(from) else { continue };
+        let tls = tls.as_ref().map(|tls| tls.borrow().clone());
+        let place = Place { _all: place, _one: one };
+        connections.spawn(connection(site.clone(), socket, tls, end.clone(), place));
+    }
+    drop(listener);
+    let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Gives both back when the connection ends.
+struct Place {
+    _all: OwnedSemaphorePermit,
+    _one: OnePlace,
+}
+
+async fn connection(
+    site: Arc<impl Site>,
+    socket: TcpStream,
+    tls: Option<TlsAcceptor>,
+    end: watch::Receiver<bool>,
+    _place: Place,
+) {
+    let _ = socket.set_nodelay(true);
+    match tls {
+        None => http(site, Vec::new(), socket, end).await,
+        Some(tls) => match timeout(PATIENCE, tls.accept(socket)).await {
+            Ok(Ok(stream)) => {
+                let caller = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+                http(site, caller, stream, end).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+            Err(_) => {}
+        },
+    }
+}
+
+async fn http<S>(
+    site: Arc<impl Site>,
+    caller: Vec<CertificateDer<'static>>,
+    stream: S,
+    mut end: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let caller: Arc<[_]> = caller.into();
+    let service = service_fn(move |request| {
+        let (site, caller) = (site.clone(), caller.clone());
+        async move { Ok::<_, Infallible>(site.answer(&caller, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = async { drop(end.wait_for(|end| *end).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// A text.
+pub(super) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// How many connections there are from where.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+struct OnePlace(Arc<Addresses>, IpAddr);
+
+impl Addresses {
+    fn enter(self: &Arc<Self>, from: SocketAddr) -> Option<OnePlace> {
+        let network = match from.ip().to_canonical() {
+            IpAddr::V6(ip) if !ip.is_loopback() => {
+                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))
+            }
+            ip => ip,
+        };
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(network).or_default();
+        // A proxy on this machine speaks for many.
+        if *count >= FROM_ONE && !network.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(OnePlace(self.clone(), network))
+    }
+}
+
+impl Drop for OnePlace {
+    fn drop(&mut self) {
+        let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.1);
+            }
+        }
+    }
+}
