@@ -287,6 +287,7 @@ fn control() -> Result {
         digest: "ab".into(),
         revoked: leaf.serial.series().into_iter().collect(),
         revoked_roots: vec![Blob(vec![7; 32])],
+        revoked_indexes: vec![(1, 4)],
     };
     one("state", &FromAuthority::State(state))
 }

@@ -354,10 +354,9 @@ pub fn acme(data: &[u8]) {
 pub fn tlog(data: &[u8]) {
     let _ = wiretight_keys::logged::Entry::parse(data);
     for tile in [1, 2, 256].map(|width| Tile { kind: Kind::Entries, index: 0, width }) {
-        assert!(
-            tile.entries(data).is_ok_and(|e| e.len() == usize::from(tile.width))
-                || tile.entries(data).is_err()
-        );
+        if let Ok(entries) = tile.entries(data) {
+            assert_eq!(entries.len(), usize::from(tile.width));
+        }
         let hashes = Tile { kind: Kind::Hashes { level: 0 }, ..tile }.hashes(data);
         assert!(hashes.is_err() || data.len() == 32 * usize::from(tile.width));
     }

@@ -290,6 +290,11 @@ impl Report {
             witnessed.fresh(now(), allowed).map(|()| witnessed)
         });
         match believed {
+            Ok(witnessed) if max_age.is_some() && witnessed.time().is_none() => {
+                self.refused =
+                    Some("nobody says how old it is: the policy wants no witnesses".into());
+                false
+            }
             Ok(witnessed) => {
                 self.good = true;
                 self.tell(policy, signed, &witnessed);

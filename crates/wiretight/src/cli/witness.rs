@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -144,6 +145,10 @@ impl Run {
         logs.dedup();
         let cosigners =
             self.keys.iter().map(|path| cosigner(path)).collect::<anyhow::Result<_>>()?;
+        // A connection is a descriptor: takes all that the hard limit gives.
+        let limit = getrlimit(Resource::Nofile);
+        let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let _ = setrlimit(Resource::Nofile, all);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let core = Arc::new(WitnessCore::open(&self.state, logs, cosigners)?);
         runtime.block_on(serve_until_stopped(core, self.listen, tls))?;

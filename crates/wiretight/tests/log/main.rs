@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod http;
 mod monitor;
 mod rig;
 mod sequencer;

@@ -99,6 +99,7 @@ fn a_checkpoint_alone() {
     // Without witnesses, that is said.
     world.file("policy", policy(&world.log, &[]));
     world.good(&[&world.file("checkpoint", &text)], &["the policy wants no witnesses"]);
+    world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["how old it is"]);
 }
 
 #[test]
