@@ -2,6 +2,7 @@
 //! why. There is no other way to make a `VerifiedPeer`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
@@ -33,9 +34,12 @@ pub enum Role {
 pub type Fingerprint = [u8; 32];
 
 /// A peer whose chain, time, trust domain, standing and, where they are required, proofs were checked when it shook
-/// hands.
+/// hands. Clones share what is known: there is one for each connection of the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifiedPeer {
+pub struct VerifiedPeer(Arc<Known>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
     id: SpiffeId,
     serial: Serial,
     /// Of the intermediates that vouch for it.
@@ -47,17 +51,17 @@ pub struct VerifiedPeer {
 impl VerifiedPeer {
     /// The identity.
     pub fn id(&self) -> &SpiffeId {
-        &self.id
+        &self.0.id
     }
 
     /// The serial number of its certificate.
     pub fn serial(&self) -> &Serial {
-        &self.serial
+        &self.0.serial
     }
 
     /// The last second in which its whole chain holds (seconds since 1970).
     pub fn not_after(&self) -> u64 {
-        self.not_after
+        self.0.not_after
     }
 }
 
@@ -228,8 +232,9 @@ impl TrustBundle {
     /// Whether a peer that was verified once, by this bundle or an earlier one, is still believed. Its
     /// time is not looked at: a session may outlive the certificate that it began with.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
-        let mut chain = std::iter::once(&peer.serial).chain(&peer.issuers);
-        !chain.any(|serial| self.is_revoked(serial)) && !self.revoked.roots.contains(&peer.root)
+        let Known { serial, issuers, root, .. } = &*peer.0;
+        let mut chain = std::iter::once(serial).chain(issuers);
+        !chain.any(|serial| self.is_revoked(serial)) && !self.revoked.roots.contains(root)
     }
 
     /// Checks the chain that a peer showed, leaf first.
@@ -295,10 +300,10 @@ impl TrustBundle {
         let Some(root) = used.and_then(|n| self.roots.get(n)).map(x509::fingerprint) else {
             return Err(Refusal::Untrusted(id));
         };
-        let peer = VerifiedPeer { id, serial, issuers, root, not_after };
+        let peer = VerifiedPeer(Arc::new(Known { id, serial, issuers, root, not_after }));
         match self.stands_by(&peer) {
             true => Ok(peer),
-            false => Err(Refusal::Revoked(peer.id)),
+            false => Err(Refusal::Revoked(peer.id().clone())),
         }
     }
 }

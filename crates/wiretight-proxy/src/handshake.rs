@@ -134,9 +134,10 @@ async fn shake<S: Side>(
                 encode(&mut output, |out| data.encode(out))?;
                 Step::On
             }
+            // It goes out when there is nothing more to say to what has come: in one packet rather than two.
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
-                Step::Send
+                Step::On
             }
             Ok(ConnectionState::BlockedHandshake) => Step::Read,
             Ok(ConnectionState::WriteTraffic(_)) => Step::Write,
@@ -147,13 +148,15 @@ async fn shake<S: Side>(
         shown -= discard;
         match step {
             Step::On => {}
-            Step::Send => send(socket, &mut output).await?,
-            Step::Read => shown += another(socket, &mut input, shown).await?,
+            Step::Read => shown += another(socket, &mut input, shown, &mut output).await?,
             // A server may write before its client is known.
             Step::Write if tls.common().is_handshaking() => {
-                shown += another(socket, &mut input, shown).await?;
+                shown += another(socket, &mut input, shown, &mut output).await?;
             }
-            Step::Write => return done(tls, input),
+            Step::Write => {
+                send(socket, &mut output).await?;
+                return done(tls, input);
+            }
             Step::Failed(error) => {
                 while let Ok(ConnectionState::EncodeTlsData(mut data)) =
                     tls.process(&mut input[..shown]).state
@@ -170,17 +173,18 @@ async fn shake<S: Side>(
 /// What is to be done for rustls.
 enum Step {
     On,
-    Send,
     Read,
     Write,
     Failed(Error),
 }
 
-/// Reads until there is one more whole record than was shown, and returns its length.
+/// Reads until there is one more whole record than was shown, and returns its length. Before it waits for the
+/// peer, the output goes out.
 async fn another(
     socket: &TcpStream,
     input: &mut Vec<u8>,
     shown: usize,
+    output: &mut Vec<u8>,
 ) -> Result<usize, HandshakeError> {
     loop {
         match input[shown..] {
@@ -197,6 +201,7 @@ async fn another(
             [_, _, _, _, _, ..] => return Ok(input.len() - shown),
             _ => {}
         }
+        send(socket, output).await?;
         read(socket, input).await?;
     }
 }

@@ -29,12 +29,6 @@ use crate::record::{RecordError, Records};
 #[cfg(test)]
 mod tests;
 
-thread_local! {
-    /// Ciphertext on its way from the socket; empty whenever a task yields, so that one for each thread is
-    /// enough.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
-}
-
 /// What a read found.
 pub enum Got {
     /// Plaintext.
@@ -251,23 +245,20 @@ impl TlsReader<'_> {
                     return Poll::Ready(Ok(got));
                 }
                 ready!(self.socket.as_ref().poll_read_ready(cx))?;
-                let got = SCRATCH.with_borrow_mut(|scratch| {
-                    let mut tls = self.tls.borrow_mut();
-                    let have = tls.rest.len();
-                    scratch[..have].copy_from_slice(&tls.rest);
-                    let mut new = ReadBuf::new(&mut scratch[have..]);
-                    ready!(Pin::new(&mut self.socket).poll_read(cx, &mut new))?;
-                    let n = new.filled().len();
-                    if n == 0 {
-                        let what = "the connection ended without close_notify";
-                        return Poll::Ready(Err(io::Error::new(
-                            io::ErrorKind::UnexpectedEof,
-                            what,
-                        )));
-                    }
-                    Poll::Ready(tls.open(&scratch[..have + n], self.socket.as_ref()))
-                });
-                if let Some(got) = ready!(got)? {
+                let mut ciphertext = Buffer::take();
+                let mut tls = self.tls.borrow_mut();
+                let have = tls.rest.len();
+                let room = &mut ciphertext.room()[..CHUNK];
+                room[..have].copy_from_slice(&tls.rest);
+                let mut new = ReadBuf::new(&mut room[have..]);
+                ready!(Pin::new(&mut self.socket).poll_read(cx, &mut new))?;
+                let n = new.filled().len();
+                if n == 0 {
+                    let what = "the connection ended without close_notify";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+                }
+                ciphertext.set_len(have + n);
+                if let Some(got) = tls.open(&ciphertext, self.socket.as_ref())? {
                     return Poll::Ready(Ok(got));
                 }
             }

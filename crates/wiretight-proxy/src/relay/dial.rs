@@ -17,7 +17,7 @@ use wiretight_keys::{Id, Refusal, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
-use super::live::{Begun, Listed, Opening, Side, Table, Totals};
+use super::live::{Begun, Listed, Side, Table, Totals};
 use super::log::access;
 use super::net;
 use super::service::explain;
@@ -220,27 +220,32 @@ impl Pool {
     /// Carries one connection of the local program, which counts from now on.
     pub(crate) fn serve(self: Rc<Pool>, app: App, from: SocketAddr) -> impl Future<Output = ()> {
         let opening = self.dial.table.opening();
-        self.carry(app, from, opening)
-    }
-
-    async fn carry(self: Rc<Pool>, app: App, from: SocketAddr, opening: Opening) {
         // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
-        let opened = Box::pin(self.open(&app)).await;
-        let Some((mut ready, lease, sent)) = opened else {
-            self.dial.totals.failed.fetch_add(1, Relaxed);
-            return app.abort();
-        };
-        let begun = ready.listed.begin();
-        drop(opening);
-        ready.listed.sent(sent);
-        let idle_timeout = self.dial.settings.idle_timeout;
-        let (end, reusable) = ready.conn.run(app, &ready.listed, idle_timeout).await;
-        self.ended(ready, &lease, from, &begun, &end, reusable);
+        let opened = Box::pin(self.clone().open(app));
+        async move {
+            let Some((app, mut ready, lease, sent)) = opened.await else { return };
+            let begun = ready.listed.begin();
+            drop(opening);
+            ready.listed.sent(sent);
+            let idle_timeout = self.dial.settings.idle_timeout;
+            let (end, reusable) = ready.conn.run(app, &ready.listed, idle_timeout).await;
+            self.ended(ready, &lease, from, &begun, &end, reusable);
+        }
     }
 
-    /// Opens a session at some instance; says why, if that cannot be. Returns with it how much of what the
-    /// program has sent is on its way.
-    async fn open(self: &Rc<Pool>, app: &App) -> Option<(Ready, Lease<HostPort>, usize)> {
+    /// Opens a session at some instance; if that cannot be, says why, and aborts the program's connection. Returns
+    /// with it how much of what the program has sent is on its way.
+    async fn open(self: Rc<Pool>, app: App) -> Option<(App, Ready, Lease<HostPort>, usize)> {
+        let opened = self.open_for(&app).await;
+        let Some((ready, lease, sent)) = opened else {
+            self.dial.totals.failed.fetch_add(1, Relaxed);
+            app.abort();
+            return None;
+        };
+        Some((app, ready, lease, sent))
+    }
+
+    async fn open_for(self: &Rc<Pool>, app: &App) -> Option<(Ready, Lease<HostPort>, usize)> {
         let dial = &self.dial;
         // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
         // protocol in which the server speaks first sends an OPEN alone.

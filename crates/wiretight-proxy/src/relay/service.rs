@@ -22,7 +22,7 @@ use super::proxy_protocol;
 use super::session::{Conn, End};
 use super::settings::{Backend, ServiceSettings};
 use super::stands;
-use super::worker::{HandshakeSlot, Over};
+use super::worker::{HandshakeSlot, Terms};
 use crate::mesh::{Mesh, now};
 use crate::stream::{HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY, Strangers};
@@ -93,68 +93,137 @@ impl Service {
 }
 
 /// Serves one connection from its handshake to its end: any number of sessions, one after another.
-pub(crate) async fn serve(
-    newest: Rc<dyn Fn() -> Option<Arc<Service>>>,
+pub(crate) fn serve(
+    terms: Rc<Terms>,
+    socket: TcpStream,
+    from: SocketAddr,
+    held: (HandshakeSlot, Opening),
+) -> impl Future<Output = ()> {
+    // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
+    let admitted = Box::pin(admit(terms, socket, from, held));
+    async move {
+        let Some(mut admitted) = admitted.await else { return };
+        let last = loop {
+            let (service, app, lease, begun) = match admitted.next().await {
+                Ok(begun) => begun,
+                Err(last) => break last,
+            };
+            let limit = service.settings.idle_timeout;
+            let (end, reusable) = admitted.conn.run(app, &admitted.listed, limit).await;
+            let (listed, settings) = (&admitted.listed, &service.settings);
+            let moved = listed.finish(&begun);
+            access(Side::Service, &settings.name, listed, &lease.to_string(), &moved, &end);
+            if let End::Protocol(e) = &end {
+                service.refuse(listed.addr(), Some(listed), "protocol_error", e.to_string());
+            }
+            if !reusable {
+                break Last::Abort;
+            }
+        };
+        match last {
+            Last::Close => admitted.conn.tls.close(),
+            Last::Abort => admitted.conn.tls.abort(),
+            Last::Gone => {}
+        }
+    }
+}
+
+/// A connection that sessions may run over.
+struct Admitted {
+    conn: Conn,
+    listed: Listed,
+    /// As it was configured when the handshake was done.
+    service: Arc<Service>,
+    terms: Rc<Terms>,
+}
+
+/// How a connection ends on which no more sessions begin.
+enum Last {
+    /// In order.
+    Close,
+    Abort,
+    /// The peer's process or network went away.
+    Gone,
+}
+
+/// Shakes hands. A foreign peer's connection is served here to its end.
+async fn admit(
+    terms: Rc<Terms>,
     socket: TcpStream,
     from: SocketAddr,
     (slot, opening): (HandshakeSlot, Opening),
-    mut over: Over,
-) {
-    let Some(service) = newest() else { return };
-    let Some((mut conn, listed)) = accept(&service, socket, from).await else { return };
+) -> Option<Admitted> {
+    let service = terms.service()?;
+    let (conn, listed) = accept(&service, socket, from).await?;
     drop(slot);
-    // What is configured now decides, not what was when the handshake began. It was shaken in the name of
-    // one service: no other may take it over.
-    let newest = move || newest().filter(|new| new.settings.name == service.settings.name);
-    let Some(service) = newest().filter(|_| !over.is_removed()) else { return conn.tls.close() };
-
-    if !conn.framed {
-        return Box::pin(serve_raw(&service, conn, &listed, opening)).await;
+    let mut admitted = Admitted { conn, listed, service, terms };
+    match admitted.newest().filter(|_| !admitted.terms.is_removed()) {
+        Some(service) => admitted.service = service,
+        None => {
+            admitted.conn.tls.close();
+            return None;
+        }
     }
-    drop(opening);
-    loop {
-        // A connection waits here between sessions, for hours if need be.
-        let idle = Idle::new(&service.totals);
+    if !admitted.conn.framed {
+        let raw = serve_raw(&admitted.service, admitted.conn, &admitted.listed, opening);
+        Box::pin(raw).await; // boxed: a handshake has no room for it
+        return None;
+    }
+    Some(admitted)
+}
+
+impl Admitted {
+    /// What is configured now decides, not what was when the handshake began. It was shaken in the name of one
+    /// service: no other may take it over.
+    fn newest(&self) -> Option<Arc<Service>> {
+        self.terms.service().filter(|new| new.settings.name == self.service.settings.name)
+    }
+
+    /// Waits for an OPEN that can be acted upon, for hours if need be, and begins the session.
+    async fn next(&mut self) -> Result<(Arc<Service>, App, Lease<Backend>, Begun), Last> {
+        loop {
+            let Some(open) = self.open().await? else { return Err(Last::Close) };
+            // As above: the connection may have waited for hours.
+            let Some(service) = self.newest() else { return Err(Last::Close) };
+            let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
+            if self.terms.are_over() || own.is_none() || now() > self.listed.peer().not_after() {
+                // Not acted upon: the client may ask again, here or elsewhere (wire.md).
+                return Err(Last::Close);
+            }
+            if !service.vouch(&self.listed) {
+                return Err(Last::Abort);
+            }
+            // Boxed: as above.
+            match Box::pin(begin(&service, &mut self.conn, &self.listed, open)).await {
+                Ok(Some((app, lease, begun))) => return Ok((service, app, lease, begun)),
+                Ok(None) => {}
+                Err(Unusable) => return Err(Last::Abort),
+            }
+        }
+    }
+
+    /// Waits for the next OPEN. `None`: none will come, or be acted upon.
+    async fn open(&mut self) -> Result<Option<Open>, Last> {
+        let idle = Idle::new(&self.service.totals);
         let open = tokio::select! {
             biased;
-            _ = listed.cut() => return conn.tls.abort(),
-            open = conn.read_open() => open,
-            () = Box::pin(over.wait()) => return conn.tls.close(), // boxed: of no use to a session
+            _ = self.listed.cut() => return Err(Last::Abort),
+            open = self.conn.read_open() => open,
+            () = Box::pin(self.terms.over()) => return Ok(None), // boxed: of no use to a session
         };
         drop(idle);
-        let open = match open {
-            Ok(Some(open)) => open,
-            Ok(None) => return conn.tls.close(),
+        match open {
+            Ok(open) => Ok(open),
             Err(End::Protocol(e)) => {
-                service.refuse(from, Some(&listed), "protocol_error", e.to_string());
-                return conn.tls.abort();
+                self.service.refuse(
+                    self.listed.addr(),
+                    Some(&self.listed),
+                    "protocol_error",
+                    e.to_string(),
+                );
+                Err(Last::Abort)
             }
-            Err(_) => return, // the peer's process or network went away; nothing was begun
-        };
-        // As above: the connection may have waited for hours.
-        let Some(service) = newest() else { return conn.tls.close() };
-        let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
-        if over.is_now() || own.is_none() || now() > listed.peer().not_after() {
-            // Not acted upon: the client may ask again, here or elsewhere (wire.md).
-            return conn.tls.close();
-        }
-        if !service.vouch(&listed) {
-            return conn.tls.abort();
-        }
-        // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
-        let (app, lease, begun) = match Box::pin(begin(&service, &mut conn, &listed, open)).await {
-            Ok(Some(begun)) => begun,
-            Ok(None) => continue,
-            Err(Unusable) => return conn.tls.abort(),
-        };
-        let (end, reusable) = conn.run(app, &listed, service.settings.idle_timeout).await;
-        let moved = listed.finish(&begun);
-        access(Side::Service, &service.settings.name, &listed, &lease.to_string(), &moved, &end);
-        if let End::Protocol(e) = &end {
-            service.refuse(from, Some(&listed), "protocol_error", e.to_string());
-        }
-        if !reusable {
-            return conn.tls.abort();
+            Err(_) => Err(Last::Gone), // nothing was begun
         }
     }
 }

@@ -148,58 +148,66 @@ impl Conn {
     }
 
     /// Carries one session to its end. True if the connection is idle again and of use.
-    pub(crate) async fn run(
+    pub(crate) fn run(
         &mut self,
         mut app: App,
         live: &Live,
         idle_timeout: Option<Duration>,
-    ) -> (End, bool) {
-        let framed = self.framed;
-        let (mut reader, mut writer) = self.tls.split();
-        let (mut app_reader, mut app_writer) = app.split();
-        let marks = Marks::default();
-        let end = {
-            let mut up = pin!(up(&mut app_reader, &mut writer, framed, live, &marks));
-            let inbox = &mut self.inbox;
-            let mut down = pin!(down(&mut reader, inbox, &mut app_writer, framed, live, &marks));
-            let mut quiet = idle_timeout.map(|limit| Box::pin(quiet(live, limit)));
-            let mut cut = pin!(live.cut());
-            poll_fn(|cx| {
-                // First, so that not a byte more goes either way.
-                if let Poll::Ready(why) = cut.as_mut().poll(cx) {
-                    return Poll::Ready(End::Cut(why));
-                }
-                if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
-                    return Poll::Ready(end);
-                }
-                if let Poll::Ready(Err(end)) = up.as_mut().poll(cx) {
-                    return Poll::Ready(end);
-                }
-                if marks.sent.get() && marks.got.get() {
-                    return Poll::Ready(End::Done);
-                }
-                match &mut quiet {
-                    Some(quiet) => quiet.as_mut().poll(cx).map(|()| End::Idle),
-                    None => Poll::Pending,
-                }
-            })
-            .await
-        };
-        let (queued_end, read_end) = (marks.queued.get(), marks.read.get());
-        let whole = match end {
-            End::Done => return (end, framed),
-            End::PeerReset => framed,
-            // RESET says it, unless our FIN is on its way already or the peer is not reading: then only the
-            // end of the connection does.
-            End::AppReset(_) | End::Idle => framed && !queued_end && !writer.is_behind(),
-            End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
-        };
-        app.abort();
-        let settled = whole && {
+    ) -> impl Future<Output = (End, bool)> {
+        let mut quiet = idle_timeout.map(|limit| Box::pin(quiet(live, limit)));
+        // A block, and not an async fn, which has room for its arguments twice: here, and in `up` and `down`.
+        async move {
+            let framed = self.framed;
+            let (mut reader, mut writer) = self.tls.split();
+            let (app_reader, app_writer) = app.split();
+            let marks = Marks::default();
+            let end = {
+                let mut up = pin!(up(app_reader, &mut writer, framed, live, &marks));
+                let inbox = &mut self.inbox;
+                let mut down = pin!(down(&mut reader, inbox, app_writer, framed, live, &marks));
+                let mut cut = pin!(live.cut());
+                poll_fn(|cx| {
+                    // First, so that not a byte more goes either way.
+                    if let Poll::Ready(why) = cut.as_mut().poll(cx) {
+                        return Poll::Ready(End::Cut(why));
+                    }
+                    if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
+                        return Poll::Ready(end);
+                    }
+                    if let Poll::Ready(Err(end)) = up.as_mut().poll(cx) {
+                        return Poll::Ready(end);
+                    }
+                    if marks.sent.get() && marks.got.get() {
+                        return Poll::Ready(End::Done);
+                    }
+                    match &mut quiet {
+                        Some(quiet) => quiet.as_mut().poll(cx).map(|()| End::Idle),
+                        None => Poll::Pending,
+                    }
+                })
+                .await
+            };
+            let (queued_end, read_end) = (marks.queued.get(), marks.read.get());
+            let whole = match end {
+                End::Done => return (end, framed),
+                End::PeerReset => framed,
+                // RESET says it, unless our FIN is on its way already or the peer is not reading: then only the
+                // end of the connection does.
+                End::AppReset(_) | End::Idle => framed && !queued_end && !writer.is_behind(),
+                End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
+            };
+            app.abort();
+            if !whole {
+                return (end, false);
+            }
+            // Boxed: a session that ends in order has no room for it.
             let settle = settle(&mut reader, &mut writer, &mut self.inbox, queued_end, read_end);
-            matches!(timeout(SETTLE, settle).await, Ok(Ok(())))
-        };
-        (end, settled)
+            let settled = async move {
+                let settled = timeout(SETTLE, settle).await;
+                (end, matches!(settled, Ok(Ok(()))))
+            };
+            Box::pin(settled).await
+        }
     }
 
     /// Server, after REFUSED: throws away what the client sent along, until its end mark.
@@ -342,46 +350,50 @@ struct Marks {
 
 /// From the program to the peer, until the program's end of stream; then, and whenever the peer does not
 /// read, it watches for the program's abort, which no read would find.
-async fn up(
-    app: &mut AppReader<'_>,
+fn up(
+    mut app: AppReader<'_>,
     tls: &mut TlsWriter<'_>,
     framed: bool,
     live: &Live,
     marks: &Marks,
-) -> Result<Infallible, End> {
+) -> impl Future<Output = Result<Infallible, End>> {
     let header = if framed { HEADER } else { 0 };
-    loop {
-        let read = poll_fn(|cx| {
-            ready!(app.poll_ready(cx))?;
-            let mut buffer = Buffer::take();
-            let mut room = ReadBuf::new(&mut buffer.room()[header..CHUNK]);
-            ready!(app.poll_read(cx, &mut room))?;
-            let n = room.filled().len();
-            buffer.set_len(header + n);
-            Poll::Ready(Ok((buffer, n)))
-        });
-        let (mut buffer, n) = read.await.map_err(End::AppReset)?;
-        if n == 0 {
-            if framed {
-                tls.queue(&Frame::Fin.header()).map_err(End::Broken)?;
-            } else {
-                tls.close();
+    async move {
+        loop {
+            // No buffer is held while this waits, here or for the peer: the plaintext goes as soon as it is sealed.
+            let read = poll_fn(|cx| {
+                ready!(app.poll_ready(cx)).map_err(End::AppReset)?;
+                let mut buffer = Buffer::take();
+                let mut room = ReadBuf::new(&mut buffer.room()[header..CHUNK]);
+                ready!(app.poll_read(cx, &mut room)).map_err(End::AppReset)?;
+                let n = room.filled().len();
+                buffer.set_len(header + n);
+                if framed && n > 0 {
+                    buffer.room()[..HEADER].copy_from_slice(&Frame::Data(n).header());
+                }
+                if n > 0 {
+                    tls.queue(&buffer).map_err(End::Broken)?;
+                }
+                Poll::Ready(Ok(n))
+            });
+            let n = read.await?;
+            if n == 0 {
+                if framed {
+                    tls.queue(&Frame::Fin.header()).map_err(End::Broken)?;
+                } else {
+                    tls.close();
+                }
+                marks.queued.set(true);
+                flush(tls, &app, live).await?;
+                marks.sent.set(true);
+                if marks.got.get() {
+                    return std::future::pending().await; // done: it may hang up as it likes
+                }
+                return Err(End::AppReset(Box::pin(app.aborted()).await));
             }
-            marks.queued.set(true);
-            flush(tls, app, live).await?;
-            marks.sent.set(true);
-            if marks.got.get() {
-                return std::future::pending().await; // done: it may hang up as it likes
-            }
-            return Err(End::AppReset(Box::pin(app.aborted()).await));
+            live.sent(n);
+            flush(tls, &app, live).await?;
         }
-        if framed {
-            buffer.room()[..HEADER].copy_from_slice(&Frame::Data(n).header());
-        }
-        tls.queue(&buffer).map_err(End::Broken)?;
-        drop(buffer); // what is sealed waits; the plaintext need not wait with it
-        live.sent(n);
-        flush(tls, app, live).await?;
     }
 }
 
@@ -430,63 +442,79 @@ fn deliver<'a>(
 
 /// From the peer to the program, until the peer's end mark; then, and whenever the program does not read,
 /// it watches for the connection's end, so that a peer which is gone is noticed.
-async fn down(
+#[expect(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]
+fn down(
     tls: &mut TlsReader<'_>,
     inbox: &mut Inbox,
-    app: &mut AppWriter<'_>,
+    mut app: AppWriter<'_>,
     framed: bool,
     live: &Live,
     marks: &Marks,
-) -> Result<Infallible, End> {
+) -> impl Future<Output = Result<Infallible, End>> {
     // What is read stays in the inbox, with how far it is used, while the program is slow: a session that
     // is aborted at an await leaves the stream of frames where it stands.
-    loop {
-        let Some((buffer, _)) = &inbox.buffer else {
-            match tls.read().await.map_err(End::Broken)? {
-                Got::Bytes(buffer) => inbox.buffer = Some((buffer, 0)),
-                Got::Closed if framed => return Err(End::Broken(cut_short())),
-                Got::Closed => {
-                    app.shutdown().await.map_err(End::AppReset)?;
-                    marks.got.set(true);
-                    if marks.sent.get() {
-                        return std::future::pending().await; // done: it may hang up as it likes
+    async move {
+        loop {
+            let Some((buffer, _)) = &inbox.buffer else {
+                // A bool, so that what was read is not kept room for in what follows.
+                let is_over = match tls.read().await.map_err(End::Broken)? {
+                    Got::Bytes(buffer) => {
+                        inbox.buffer = Some((buffer, 0));
+                        false
                     }
-                    return Err(End::Broken(Box::pin(tls.aborted()).await));
+                    Got::Closed => true,
+                };
+                if !is_over {
+                    continue;
                 }
-            }
-            continue;
-        };
-        if !framed {
-            if let Some(rest) = deliver(app, &mut [IoSlice::new(buffer)], tls, live)? {
-                rest.await?;
-            }
-            inbox.buffer = None;
-            continue;
-        }
-        let mut mark = None;
-        if let Some(rest) = inbox.deliver(&mut mark, app, tls, live, marks)? {
-            rest.await?;
-        }
-        inbox.give_back();
-        match mark {
-            None => {}
-            Some(Frame::Fin) => {
+                if framed {
+                    return Err(End::Broken(cut_short()));
+                }
                 app.shutdown().await.map_err(End::AppReset)?;
                 marks.got.set(true);
                 if marks.sent.get() {
-                    return std::future::pending().await; // done: what comes next is another session's
+                    return std::future::pending().await; // done: it may hang up as it likes
                 }
-                return Err(match inbox.frame(tls).await {
-                    Ok(Some(frame)) => End::Protocol(WireError::OutOfTurn(frame.name())),
-                    Ok(None) => End::Broken(cut_short()),
-                    Err(end) => end,
-                });
+                return Err(End::Broken(Box::pin(tls.aborted()).await));
+            };
+            if !framed {
+                {
+                    let rest = deliver(&mut app, &mut [IoSlice::new(buffer)], tls, live)?;
+                    if let Some(rest) = rest {
+                        rest.await?;
+                    }
+                }
+                inbox.buffer = None;
+                continue;
             }
-            Some(Frame::Reset) => {
-                marks.got.set(true);
-                return Err(End::PeerReset);
+            let mut mark = None;
+            {
+                let rest = inbox.deliver(&mut mark, &mut app, tls, live, marks)?;
+                if let Some(rest) = rest {
+                    rest.await?;
+                }
             }
-            Some(other) => return Err(End::Protocol(WireError::OutOfTurn(other.name()))),
+            inbox.give_back();
+            match mark {
+                None => {}
+                Some(Frame::Fin) => {
+                    app.shutdown().await.map_err(End::AppReset)?;
+                    marks.got.set(true);
+                    if marks.sent.get() {
+                        return std::future::pending().await; // done: what comes next is another session's
+                    }
+                    return Err(match Box::pin(inbox.frame(tls)).await {
+                        Ok(Some(frame)) => End::Protocol(WireError::OutOfTurn(frame.name())),
+                        Ok(None) => End::Broken(cut_short()),
+                        Err(end) => end,
+                    });
+                }
+                Some(Frame::Reset) => {
+                    marks.got.set(true);
+                    return Err(End::PeerReset);
+                }
+                Some(other) => return Err(End::Protocol(WireError::OutOfTurn(other.name()))),
+            }
         }
     }
 }

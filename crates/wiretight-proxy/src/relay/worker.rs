@@ -67,6 +67,11 @@ pub(crate) fn run(
         while let Some(order) = orders.recv().await {
             match TcpListener::from_std(order.socket) {
                 Ok(socket) => {
+                    let terms = Terms {
+                        purpose: order.purpose.clone(),
+                        removed: order.stop.clone(),
+                        draining: draining.clone(),
+                    };
                     let listener = Listener {
                         socket,
                         purpose: order.purpose,
@@ -74,6 +79,7 @@ pub(crate) fn run(
                         draining: draining.clone(),
                         table: table.clone(),
                         pending: pending.clone(),
+                        terms: Rc::new(terms),
                         _open: order.open,
                     };
                     spawn_local(listener.run());
@@ -92,6 +98,7 @@ struct Listener {
     draining: watch::Receiver<bool>,
     table: Arc<Table>,
     pending: Rc<Pending>,
+    terms: Rc<Terms>,
     /// After the socket, so that it is dropped after it.
     _open: Arc<()>,
 }
@@ -176,12 +183,9 @@ impl Listener {
             }
             return;
         };
-        let purpose = self.purpose.clone();
-        let newest = Rc::new(move || service::newest(&purpose));
-        let over = Over { removed: self.stop.clone(), draining: self.draining.clone() };
         // It counts from now on: a drain waits until its handshake has come to an end.
         let opening = self.table.opening();
-        spawn_local(service::serve(newest, socket, from, (slot, opening), over));
+        spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
     }
 
     /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
@@ -203,23 +207,30 @@ impl Listener {
     }
 }
 
-/// When a service takes no more sessions.
-pub(crate) struct Over {
+/// What a listener is for, and until when: one for all of its connections.
+pub(crate) struct Terms {
+    purpose: Arc<ArcSwap<Purpose>>,
     removed: watch::Receiver<bool>,
     draining: watch::Receiver<bool>,
 }
 
-impl Over {
+impl Terms {
+    /// The newest configuration of its service, if it still is a service's.
+    pub(crate) fn service(&self) -> Option<Arc<Service>> {
+        service::newest(&self.purpose)
+    }
+
     /// Ends when the service was removed from the configuration, or the process is about to stop.
-    pub(crate) async fn wait(&mut self) {
+    pub(crate) async fn over(&self) {
+        let (mut removed, mut draining) = (self.removed.clone(), self.draining.clone());
         tokio::select! {
-            _ = self.removed.wait_for(|r| *r) => {}
-            _ = self.draining.wait_for(|d| *d) => {}
+            _ = removed.wait_for(|r| *r) => {}
+            _ = draining.wait_for(|d| *d) => {}
         }
     }
 
     /// Whether that is so now.
-    pub(crate) fn is_now(&self) -> bool {
+    pub(crate) fn are_over(&self) -> bool {
         self.is_removed() || *self.draining.borrow()
     }
 

@@ -5,15 +5,18 @@
 #[allow(dead_code, reason = "made for tests; not all of it is needed here")]
 #[path = "../../tests/log/rig.rs"]
 mod rig;
+mod sequencer;
 mod witness;
 
 fn main() {
     if std::env::args().any(|arg| arg == "--help") {
         println!(
-            "usage: scripts/bench log [SECONDS]; what a witness of many logs cosigns a second"
+            "usage: scripts/bench log [SECONDS]: what the sequencer takes, and what a witness of many logs cosigns"
         );
         return;
     }
     let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(5);
+    sequencer::run(seconds);
+    println!();
     witness::run(seconds);
 }

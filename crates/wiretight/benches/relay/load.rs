@@ -74,6 +74,11 @@ impl Errors {
         self.count += 1;
         self.first.get_or_insert_with(|| error.to_string());
     }
+
+    fn add(&mut self, more: Errors) {
+        self.count += more.count;
+        self.first = self.first.take().or(more.first);
+    }
 }
 
 /// One stream of `bytes`: CPU seconds per GB (10^9 bytes), and GB/s.
@@ -127,6 +132,41 @@ pub(crate) async fn requests(pair: &Pair, time: Duration) -> anyhow::Result<Outc
 pub(crate) async fn connections(pair: &Pair, time: Duration) -> anyhow::Result<Outcome> {
     let entry = pair.entry;
     timed(pair, time, |end| (0..CONNECTORS).map(move |_| keep_connecting(entry, end))).await
+}
+
+/// `count` new connections that are kept, [`CONNECTORS`] at a time: CPU microseconds per connection, and connections
+/// a second. None of them can go over what another has left.
+pub(crate) async fn handshakes(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
+    let entry = fresh.entry;
+    let each = count.div_ceil(CONNECTORS);
+    let (cpu, start) = (fresh.cpu()?, Instant::now());
+    let mut connectors: JoinSet<(Vec<TcpStream>, Errors)> = (0..CONNECTORS)
+        .map(|_| async move {
+            let (mut open, mut errors) = (Vec::new(), Errors::default());
+            for number in 0..each {
+                match connect_and_ask(entry, number as u64).await {
+                    Ok(stream) => open.push(stream),
+                    Err(error) => errors.note(error),
+                }
+            }
+            (open, errors)
+        })
+        .collect();
+    let (mut outcome, mut kept) = (Outcome::default(), Vec::new());
+    while let Some(connector) = connectors.join_next().await {
+        let (open, errors) = connector?;
+        outcome.errors.add(errors);
+        kept.extend(open);
+    }
+    let took = start.elapsed();
+    sleep(SETTLE).await;
+    let cpu = fresh.cpu()? - cpu;
+    outcome.done = kept.len() as u64;
+    if outcome.done > 0 {
+        let done = outcome.done as f64;
+        outcome.values = vec![cpu.as_secs_f64() * 1e6 / done, done / took.as_secs_f64()];
+    }
+    Ok(outcome)
 }
 
 /// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request; and
@@ -338,8 +378,7 @@ where
     while let Some(tally) = clients.join_next().await {
         let tally = tally?;
         outcome.done += tally.done;
-        outcome.errors.count += tally.errors.count;
-        outcome.errors.first = outcome.errors.first.or(tally.errors.first);
+        outcome.errors.add(tally.errors);
     }
     let took = start.elapsed();
     sleep(SETTLE).await;

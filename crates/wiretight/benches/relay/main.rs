@@ -7,12 +7,13 @@
 //! not figures of two runs.
 //!
 //! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays (the floor is
-//! a pair without TLS, [`common::null_relay`], and what the cipher costs alone, [`aead`]), [`common::procfs`] reads what they cost, [`report`]
-//! prints it.
+//! a pair without TLS, [`common::null_relay`], and what the cipher costs alone, [`aead`], and a handshake in memory, [`handshake`]), [`common::procfs`] reads
+//! what they cost, [`report`] prints it.
 
 mod aead;
 #[path = "../common/mod.rs"]
 mod common;
+mod handshake;
 mod load;
 mod report;
 mod systems;
@@ -57,6 +58,9 @@ struct Args {
     /// Connections to hold open for idle memory [default: 500, quick: 100]
     #[arg(long, value_name = "N")]
     idle_conns: Option<usize>,
+    /// Connections to open and keep in `handshake` [default: 2000, quick: 200]
+    #[arg(long, value_name = "N")]
+    handshakes: Option<usize>,
     /// Connections to hold for a long time (`--only hold`) [default: 10000, quick: 200]
     #[arg(long, value_name = "N")]
     held_conns: Option<usize>,
@@ -78,6 +82,7 @@ struct Scale {
     bulk_bytes: u64,
     time: Duration,
     idle_conns: usize,
+    handshakes: usize,
     latency_requests: usize,
     /// Requests a second in `half`.
     half_rate: f64,
@@ -93,6 +98,7 @@ impl Scale {
             bulk_bytes: args.bulk_mib.unwrap_or(pick(2048, 256)) << 20,
             time: Duration::from_secs(args.seconds.unwrap_or(pick(4, 1))),
             idle_conns: args.idle_conns.unwrap_or(pick(500, 100) as usize).max(1),
+            handshakes: args.handshakes.unwrap_or(pick(2000, 200) as usize).max(1),
             latency_requests: pick(10_000, 1_000) as usize,
             half_rate: 0.0, // measured at the start
             held_conns: args.held_conns.unwrap_or(pick(10_000, 200) as usize).max(1),
@@ -112,6 +118,8 @@ enum Workload {
     Rps,
     /// New connections, 16 at a time: connect, request, response, close.
     Conns,
+    /// New connections that are kept, so that each needs a full handshake; and handshakes alone, in this process.
+    Handshake,
     /// Memory of idle connections that have made one request each.
     Idle,
     /// One request after the other on one kept connection.
@@ -182,6 +190,11 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                         Ok(fresh) => load::idle(&fresh, scale.idle_conns).await,
                         Err(error) => Err(error),
                     },
+                    // What is kept ready from earlier would be taken for what is new.
+                    Workload::Handshake => match start(&lab, *system, 1).await {
+                        Ok(fresh) => load::handshakes(&fresh, scale.handshakes).await,
+                        Err(error) => Err(error),
+                    },
                     Workload::Streams => match start(&lab, *system, 2).await {
                         Ok(fresh) => load::streams(&fresh, scale.bulk_bytes).await,
                         Err(error) => Err(error),
@@ -201,6 +214,9 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             if workload == Workload::Bulk {
                 report.add_aead(aead::cpu_s_per_gb()?);
+            }
+            if workload == Workload::Handshake {
+                report.add_handshakes(handshake::measure(scale.time)?);
             }
         }
         // The next round goes in another order, so that nobody always runs behind the same one.

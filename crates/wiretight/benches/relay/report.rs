@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Scale, Workload,
     common::figures::{Metric, Spread, machine, metric},
+    handshake::{Both, Shaken},
     load::Outcome,
     systems::System,
 };
@@ -43,7 +44,7 @@ impl Workload {
         match self {
             Self::Bulk | Self::Streams => BULK,
             Self::Rps => RPS,
-            Self::Conns => CONNS,
+            Self::Conns | Self::Handshake => CONNS,
             Self::Idle => IDLE,
             Self::Latency | Self::Half => LATENCY,
             Self::Hold => HOLD,
@@ -56,6 +57,7 @@ impl Workload {
             Self::Streams => "streams",
             Self::Rps => "rps",
             Self::Conns => "conns",
+            Self::Handshake => "handshake",
             Self::Idle => "idle",
             Self::Latency => "latency",
             Self::Half => "half",
@@ -75,6 +77,11 @@ impl Workload {
             Self::Conns => {
                 format!("connect, request, response, close: 16 at a time for {seconds} s")
             }
+            Self::Handshake => format!(
+                "{} connections that are kept, so each with a full handshake: connect, request, response, 16 at a \
+                 time, in a new pair",
+                scale.handshakes
+            ),
             Self::Idle => format!(
                 "growth of PSS by {} idle connections, one request each, in a new pair; and a second \
                  after a bulk transfer on 16 of them",
@@ -106,12 +113,21 @@ pub(crate) struct Report {
     samples: Vec<Sample>,
     /// CPU s/GB of sealing and opening alone, of each round.
     aead: Vec<f64>,
+    /// Handshakes alone, of each round.
+    handshakes: Vec<Both>,
 }
 
 impl Report {
     /// `systems` are those that run, with their versions, in the order of the rows.
     pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>) -> Self {
-        Self { scale, machine: machine(), systems, samples: Vec::new(), aead: Vec::new() }
+        Self {
+            scale,
+            machine: machine(),
+            systems,
+            samples: Vec::new(),
+            aead: Vec::new(),
+            handshakes: Vec::new(),
+        }
     }
 
     pub(crate) fn add(&mut self, sample: Sample) {
@@ -120,6 +136,10 @@ impl Report {
 
     pub(crate) fn add_aead(&mut self, cpu_s_per_gb: f64) {
         self.aead.push(cpu_s_per_gb);
+    }
+
+    pub(crate) fn add_handshakes(&mut self, both: Both) {
+        self.handshakes.push(both);
     }
 
     pub(crate) fn errors(&self) -> u64 {
@@ -151,6 +171,9 @@ impl Report {
             }
             if workload == Workload::Bulk {
                 self.print_floor();
+            }
+            if workload == Workload::Handshake {
+                self.print_handshakes();
             }
         }
     }
@@ -189,6 +212,29 @@ impl Report {
         match spread(System::Wiretight) {
             Some(ours) => println!("; wiretight {:.2} of it", ours / floor),
             None => println!(),
+        }
+    }
+
+    /// Handshakes alone: what relays make of them over sockets, against rustls in memory.
+    fn print_handshakes(&self) {
+        let figure = |what: &dyn Fn(&Both) -> f64, digits: usize| {
+            let spread = Spread::of(self.handshakes.iter().map(what));
+            let cell = |s: Spread| {
+                format!("{:.digits$} ({:.digits$}-{:.digits$})", s.median, s.min, s.max)
+            };
+            spread.map(cell).unwrap_or_default()
+        };
+        let row = |name: &str, of: fn(&Both) -> Shaken| {
+            let (cpu, rate) = (figure(&|b| of(b).cpu_us(), 0), figure(&|b| of(b).per_s(), 0));
+            println!("  {name:<52} CPU us {cpu:<16} handshakes/s {rate}");
+        };
+        if !self.handshakes.is_empty() {
+            println!("  handshakes alone, both ends on one thread, which take turns:");
+            row("rustls in memory", |b| b.in_memory);
+            row("wiretight over sockets, 16 at a time, with connect", |b| b.over_sockets);
+            let cpu = figure(&|b| b.in_memory.cpu_us() / b.over_sockets.cpu_us(), 2);
+            let rate = figure(&|b| b.over_sockets.per_s() / b.in_memory.per_s(), 2);
+            println!("  to rustls in memory: {cpu} by CPU, {rate} by handshakes/s");
         }
     }
 
@@ -242,6 +288,13 @@ impl Report {
                 "first_error": errors.first,
             })
         });
+        let shaken = |s: &Shaken| json!({ "cpu_us": s.cpu_us(), "per_s": s.per_s() });
+        let handshakes = self.handshakes.iter().map(|both| {
+            json!({
+                "in_memory": shaken(&both.in_memory),
+                "over_sockets": shaken(&both.over_sockets),
+            })
+        });
         let report = json!({
             "machine": machine,
             "systems": systems,
@@ -251,6 +304,7 @@ impl Report {
             "idle_conns": self.scale.idle_conns,
             "latency_requests": self.scale.latency_requests,
             "aead_cpu_s_per_gb": self.aead,
+            "handshakes": handshakes.collect::<Vec<_>>(),
             "samples": samples.collect::<Vec<_>>(),
         });
         format!("{report:#}\n")
