@@ -91,10 +91,23 @@ impl WitnessKey {
 
     /// When this witness cosigned the checkpoint (seconds since 1970); `None` if it did not.
     pub fn cosigned(&self, signed: &SignedCheckpoint) -> Option<u64> {
+        let claims = self.claims(signed);
+        claims.filter(|claim| claim.holds(self, signed)).map(|claim| claim.time).max()
+    }
+
+    /// The signatures that name this key, unverified.
+    pub(crate) fn claims<'a>(
+        &self,
+        signed: &'a SignedCheckpoint,
+    ) -> impl Iterator<Item = Claim<'a>> {
         let id = self.id();
-        let ours = signed.note().signatures().iter().filter(|s| s.name == self.name && s.id == id);
+        let ours = signed.note().signatures().iter();
+        let ours = ours.filter(move |s| s.name == self.name && s.id == id);
         // More than a few under one name and ID would be there to cost time.
-        ours.take(4).filter_map(|s| self.verify(s, signed.unverified())).max()
+        ours.take(4).filter_map(|signature| {
+            let (time, _) = signature.bytes.split_first_chunk()?;
+            Some(Claim { time: u64::from_be_bytes(*time), signature })
+        })
     }
 
     fn verify(&self, signature: &Signature, checkpoint: &Checkpoint) -> Option<u64> {
@@ -110,6 +123,20 @@ impl WitnessKey {
             }
         };
         good.is_ok().then_some(time)
+    }
+}
+
+/// What a signature says of itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim<'a> {
+    pub(crate) time: u64,
+    signature: &'a Signature,
+}
+
+impl Claim<'_> {
+    /// Whether this key made it.
+    pub(crate) fn holds(&self, key: &WitnessKey, signed: &SignedCheckpoint) -> bool {
+        key.verify(self.signature, signed.unverified()).is_some()
     }
 }
 

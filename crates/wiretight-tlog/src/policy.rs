@@ -218,18 +218,30 @@ impl Policy {
             let origin = signed.unverified().origin.chars().take(200).collect();
             Refused::UnknownLog { origin }
         })?;
-        let times: Vec<_> = self.witnesses.iter().map(|w| w.key.cosigned(signed)).collect();
-        let mut known: Vec<u64> = times.iter().copied().flatten().collect();
-        known.sort_unstable();
-        let seen_by = |time: u64| {
-            self.quorum.reached(&|place| times[place].is_some_and(|cosigned| cosigned >= time))
+        let time = match self.wants_witnesses() {
+            true => Some(self.quorum_time(signed)?),
+            false => None,
         };
-        let time = known.iter().rev().copied().find(|time| seen_by(*time));
-        if self.wants_witnesses() && time.is_none() {
-            return Err(Refused::ShortQuorum { have: known.len(), quorum: self.quorum_text() });
-        }
-        let time = time.filter(|_| self.wants_witnesses());
         Ok(Witnessed { checkpoint: checkpoint.clone(), time })
+    }
+
+    /// The latest time at or after which the quorum has cosigned. The newest signatures are verified first, and no more
+    /// of them than it takes.
+    fn quorum_time(&self, signed: &SignedCheckpoint) -> Result<u64, Refused> {
+        let all = self.witnesses.iter().enumerate();
+        let mut claims: Vec<_> =
+            all.flat_map(|(place, w)| w.key.claims(signed).map(move |c| (place, c))).collect();
+        claims.sort_by_key(|(_, claim)| std::cmp::Reverse(claim.time));
+        let mut cosigned = BTreeSet::new();
+        for (place, claim) in claims {
+            if !cosigned.contains(&place) && claim.holds(&self.witnesses[place].key, signed) {
+                cosigned.insert(place);
+                if self.quorum.reached(&|place| cosigned.contains(&place)) {
+                    return Ok(claim.time);
+                }
+            }
+        }
+        Err(Refused::ShortQuorum { have: cosigned.len(), quorum: self.quorum_text() })
     }
 
     /// What the quorum is, for people.
