@@ -135,6 +135,15 @@ fn tlog() -> Result {
     let proof =
         Proof { extra: Some(b"extra".to_vec()), index: 3, hashes, checkpoint: signed.clone() };
     write("tlog", "proof", proof.to_string().as_bytes())?;
+    let id = SpiffeId { trust_domain: "example.org".parse()?, id: Id::Service("web".parse()?) };
+    let (period, key) =
+        (Period { not_before: NOW, not_after: NOW + 3600 }, SigningKey::generate()?);
+    let spki = wiretight_keys::Signer::public_key(&key);
+    let algorithm = wiretight_keys::Signer::algorithm(&key);
+    let root = certificates(&id)?.0.into();
+    let tbs = Tbs::new(&Profile::Leaf(id), &spki, period, [3; 16], Some(&root), algorithm)?;
+    let own = Proof { extra: None, ..proof.clone() };
+    write("tlog", "certificate", &tbs.proved(&own)?.sign(&key)?)?;
     let request = AddCheckpoint {
         old: 3,
         proof: wiretight_tlog::tree::consistency_proof(3, size, read)?,

@@ -17,7 +17,7 @@ use wiretight::log::http::Url;
 use wiretight::log::monitor::expect::Expected;
 use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight_keys::web::is_host_name;
-use wiretight_keys::{Csr, JoinToken, Leaf, Role, TrustBundle, WebCsr};
+use wiretight_keys::{Csr, JoinToken, Leaf, Logged, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
 use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
@@ -353,6 +353,10 @@ pub fn acme(data: &[u8]) {
 /// bounds; a tile has as many hashes or entries as its name says.
 pub fn tlog(data: &[u8]) {
     let _ = wiretight_keys::logged::Entry::parse(data);
+    if let Ok(logged) = Logged::from_certificate(&CertificateDer::from(data)) {
+        let serial = wiretight_keys::x509::serial(data).expect("it was read");
+        assert_eq!(serial.index(), Some(logged.proof.index));
+    }
     for tile in [1, 2, 256].map(|width| Tile { kind: Kind::Entries, index: 0, width }) {
         if let Ok(entries) = tile.entries(data) {
             assert_eq!(entries.len(), usize::from(tile.width));

@@ -40,6 +40,7 @@ use wiretight_tlog::{LogSigner, Policy};
 use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
+use crate::log::bucket::{Bucket, BucketError};
 use crate::log::cosigning::Witness;
 use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
@@ -89,6 +90,9 @@ pub enum AuthorityError {
     /// The store.
     #[error("the authority's store failed")]
     Store(#[from] wiretight_store::Error),
+    /// The log's storage.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// The policy of the witnesses.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
@@ -161,8 +165,10 @@ impl LogParams {
     /// From the configuration: the witnesses are asked at the URLs of the policy.
     fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
         let served = config.log.clone();
+        let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
+        let storage = served.storage.as_ref().map(bucket).transpose()?;
         let Some(witnesses) = &config.witnesses else {
-            return Ok(LogParams { served, ..LogParams::default() });
+            return Ok(LogParams { served, storage, ..LogParams::default() });
         };
         let policy = log::read_policy(&witnesses.policy)?;
         let refused = |name: &str, why: String| {
@@ -181,7 +187,7 @@ impl LogParams {
             Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
         };
         let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
-        Ok(LogParams { policy: Some(policy), ways, storage: None, served })
+        Ok(LogParams { policy: Some(policy), ways, storage, served })
     }
 }
 

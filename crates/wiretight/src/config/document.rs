@@ -233,11 +233,17 @@ fn read_log(
     let listen = s.optional(report, "listen", listen);
     let public = s.optional(report, "public", flag);
     let auditors = s.list(report, "auditors", auditor);
+    let storage = s.optional(report, "storage", bucket);
     if let Setting::Given(listen) = &listen {
         across.listener(Some(listen.line), s.key("listen"), listen.value);
     }
     s.finish(report);
-    Some(Log { listen: listen.given(), public: public.or(false), auditors: auditors.values() })
+    Some(Log {
+        listen: listen.given(),
+        public: public.or(false),
+        auditors: auditors.values(),
+        storage: storage.given(),
+    })
 }
 
 fn read_acme_server(

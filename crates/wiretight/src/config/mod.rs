@@ -125,6 +125,8 @@ pub struct Log {
     pub public: bool,
     /// SHA-256 of the public keys of outsiders who may read entries.
     pub auditors: Vec<[u8; 32]>,
+    /// The bucket that tiles are kept in, `s3://BUCKET/PREFIX`; `None`: in the state folder.
+    pub storage: Option<String>,
 }
 
 /// `[authority]`: the issuer of identities, embedded in this node.

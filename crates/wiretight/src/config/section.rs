@@ -54,6 +54,7 @@ pub(super) const LOG: Shape = Shape {
             "auditors",
             r#"["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]"#,
         ),
+        ("storage", r#""s3://bucket/prefix""#),
     ],
 };
 

@@ -398,6 +398,17 @@ pub(super) fn auditor(v: &DeValue<'_>) -> Result<[u8; 32], Complaint> {
     })
 }
 
+/// A bucket for the log's tiles.
+pub(super) fn bucket(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let text = v.as_str().filter(|s| !s.contains(char::is_whitespace));
+    let bucket =
+        text.and_then(|s| s.strip_prefix("s3://")).filter(|b| !b.is_empty() && !b.starts_with('/'));
+    match bucket {
+        Some(bucket) => Ok(format!("s3://{bucket}")),
+        None => Err(Complaint::problem(format!("{} is not s3://BUCKET/PREFIX", shown(v)))),
+    }
+}
+
 /// How long a node goes on without news: at least as long as it may take to notice a broken stream.
 pub(super) fn staleness(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let staleness = duration(v)?;

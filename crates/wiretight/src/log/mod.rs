@@ -1,6 +1,6 @@
 //! The mesh's log: who appends to it, who vouches for it, who reads it.
 //!
-//! - `storage`: where tiles are kept
+//! - `storage`: where tiles are kept: in a directory, or (`bucket`) in S3
 //! - `sequencer`: appends entries, signs checkpoints, hands out proofs
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
 //! - `serve`: how it is read over HTTP
@@ -11,6 +11,7 @@
 //! - `server`: what a log and a witness have in common towards a network
 //! - `evidence`: what is kept when a log forks
 
+pub mod bucket;
 pub mod cosigning;
 pub mod evidence;
 pub mod http;

@@ -329,3 +329,70 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// An S3 server (moto), which ends with this value.
+pub struct S3Server {
+    child: Child,
+    addr: SocketAddr,
+}
+
+/// Starts one; `None` if it is not installed, which where CI is set is an error.
+pub fn s3_server() -> Option<S3Server> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/pypi/bin");
+    let folders = std::env::split_paths(&paths).chain([tools.into()]);
+    let Some(program) = folders.map(|dir| dir.join("moto_server")).find(|file| file.exists())
+    else {
+        assert!(std::env::var_os("CI").is_none(), "moto_server is not installed");
+        return None;
+    };
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let child = Command::new(program)
+        .args(["-H", "127.0.0.1", "-p", &addr.port().to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let server = S3Server { child, addr };
+    let begun = std::time::Instant::now();
+    while std::net::TcpStream::connect(addr).is_err() {
+        assert!(begun.elapsed().as_secs() < 60, "the S3 server does not start");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    Some(server)
+}
+
+impl S3Server {
+    /// A new bucket there.
+    pub fn bucket(&self) -> wiretight::log::bucket::Bucket {
+        use std::io::{Read, Write};
+        let mut socket = std::net::TcpStream::connect(self.addr).unwrap();
+        let host = self.addr;
+        write!(
+            socket,
+            "PUT /tiles HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let store = object_store::aws::AmazonS3Builder::new()
+            .with_url("s3://tiles/some/prefix")
+            .with_endpoint(format!("http://{host}"))
+            .with_allow_http(true)
+            .with_region("us-east-1")
+            .with_access_key_id("key")
+            .with_secret_access_key("secret")
+            .build()
+            .unwrap();
+        let prefix = object_store::path::Path::from("some/prefix");
+        wiretight::log::bucket::Bucket::new(std::sync::Arc::new(store), prefix, "s3://tiles".into())
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

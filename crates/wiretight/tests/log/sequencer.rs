@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::{sleep, timeout};
+use wiretight::log::bucket::Bucket;
 use wiretight::log::cosigning::{Answer, Witness};
 use wiretight::log::sequencer::{CHECKPOINT, Log, LogError, Params};
 use wiretight::log::storage::{Directory, Object, Storage};
@@ -143,7 +144,10 @@ impl World {
 
 /// Reads the whole log from its files, and checks it as an outsider would.
 async fn audit(world: &World) -> Vec<Vec<u8>> {
-    let storage = world.storage();
+    audit_in(world, &world.storage()).await
+}
+
+async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
     let note = storage.get(CHECKPOINT, 1 << 20).await.unwrap().expect("it was published");
     let signed = SignedCheckpoint::parse(str::from_utf8(&note).unwrap()).unwrap();
     let tree = world.policy.witnessed(&signed).unwrap().checkpoint().clone();
@@ -207,6 +211,44 @@ async fn what_is_appended_is_proved_and_published() {
         left.filter(|e| e.as_ref().is_ok()).filter_map(|e| partial(e).then_some(())).count(),
         1
     );
+}
+
+/// The same on an object store: in memory, and where `scripts/test` has started an S3 server, over HTTP.
+#[tokio::test]
+async fn tiles_can_be_in_a_bucket() {
+    let mut buckets: Vec<Bucket> = Vec::new();
+    let place = || object_store::path::Path::from("some/prefix");
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    buckets.push(Bucket::new(memory, place(), "memory".into()));
+    let server = super::rig::s3_server();
+    match &server {
+        Some(server) => buckets.push(server.bucket()),
+        None => eprintln!("skipped: no S3 server (moto from PyPI)"),
+    }
+    for bucket in buckets {
+        let world = World::new();
+        let storage: Arc<dyn Storage> = Arc::new(bucket);
+        let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
+        let mut all: Vec<Vec<u8>> = Vec::new();
+        for count in [1usize, 3, 300, 1] {
+            let entries: Vec<_> =
+                (0..count).map(|n| format!("entry {}", all.len() + n).into_bytes()).collect();
+            let proofs = log.append_all(entries.clone()).await.unwrap();
+            holds(&world, &proofs[count - 1], &entries[count - 1]);
+            all.extend(entries);
+        }
+        log.close().await;
+        assert_eq!(audit_in(&world, &storage).await, all);
+        let partial = "tile/entries/000.p/4";
+        assert_eq!(storage.get(partial, 1 << 20).await.unwrap(), None, "there is a full one");
+        // It goes on from what is there, and refuses what was altered.
+        let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
+        log.append(b"more".into()).await.unwrap();
+        log.close().await;
+        storage.put(vec![("tile/0/001.p/50".into(), vec![0; 50 * 32])]).await.unwrap();
+        let refused = world.start_on(storage.clone(), world.store().await).await;
+        assert!(refused.err().is_some_and(|e| e.is_final()));
+    }
 }
 
 #[tokio::test]
