@@ -267,7 +267,7 @@ impl Ca {
             parent,
             issuer.key.algorithm(),
         )?;
-        let leaf = patiently(logged(&self.log, tbs)).await?.sign(&issuer.key)?;
+        let leaf = patiently(&self.log, logged(&self.log, tbs)).await?.sign(&issuer.key)?;
         let serial = Leaf::parse(&leaf)?.serial;
         let chain = vec![leaf, issuer.intermediate.clone()];
         Ok(Issued { chain, serial, not_after, root: issuer.record.signed_by.clone() })
@@ -292,7 +292,7 @@ impl Ca {
         let number = Series::new(random()?).serial(0);
         let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
         let tbs = Tbs::new(&profile, key, period, number, parent, issuer.key.algorithm())?;
-        let leaf = patiently(logged(&self.log, tbs)).await?.sign(&issuer.key)?;
+        let leaf = patiently(&self.log, logged(&self.log, tbs)).await?.sign(&issuer.key)?;
         let serial = x509::serial(&leaf).ok_or(CaError::Record)?;
         let chain = vec![leaf, issuer.intermediate.clone()];
         let root = issuer.record.signed_by.clone();
@@ -379,7 +379,7 @@ impl Ca {
             self.ttls(),
             &self.log,
         );
-        patiently(made).await
+        patiently(&self.log, made).await
     }
 
     /// Stage 1 of a root's rotation: a second root enters the bundle. Returns its fingerprint.
@@ -581,8 +581,14 @@ async fn logged(log: &Log, tbs: Tbs) -> Result<Tbs, CaError> {
     Ok(tbs.proved(&proof)?)
 }
 
-/// Gives up after a while, if the witnesses do not cosign.
-async fn patiently<T>(made: impl Future<Output = Result<T, CaError>>) -> Result<T, CaError> {
+/// Gives up after a while, if it is the witnesses that it waits for.
+async fn patiently<T>(
+    log: &Log,
+    made: impl Future<Output = Result<T, CaError>>,
+) -> Result<T, CaError> {
+    if !log.has_witnesses() {
+        return made.await;
+    }
     timeout(PATIENCE, made).await.map_err(|_| CaError::Unwitnessed)?
 }
 

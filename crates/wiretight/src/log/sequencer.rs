@@ -54,6 +54,8 @@ const MAX_REQUESTS: usize = 65_536;
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// After a failure, until the log is opened anew.
 const RETRY: Duration = Duration::from_secs(2);
+/// A write that takes longer is worth a warning.
+const SLOW: Duration = Duration::from_secs(2);
 /// A wait for witnesses that is longer than this is an alarm.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -223,6 +225,11 @@ impl Log {
     /// Who has to be believed for a proof of this log to hold: the log, and its witnesses.
     pub fn policy(&self) -> Policy {
         self.shared.policy.clone()
+    }
+
+    /// Whether anybody else has to cosign.
+    pub fn has_witnesses(&self) -> bool {
+        self.shared.policy.wants_witnesses()
     }
 
     /// Appends an entry and waits for its proof: until the witnesses have cosigned.
@@ -580,7 +587,7 @@ impl Sequencer {
         open: &mut Open,
         entries: &[Vec<u8>],
     ) -> Result<Vec<Proof>, LogError> {
-        let old = open.size();
+        let (old, began) = (open.size(), Instant::now());
         let (objects, nodes) = open.append(entries);
         self.storage.put(objects).await.map_err(|e| failed(&*self.storage, e))?;
 
@@ -589,6 +596,13 @@ impl Sequencer {
         open.revision = self.store.swap(&key, open.revision, value).await?;
         let size = open.size();
         self.shared.state().size = size;
+        if began.elapsed() > SLOW {
+            tracing::warn!(
+                "{} s passed until {} entries of the log were on the disk: is it busy, or failing?",
+                began.elapsed().as_secs(),
+                size - old
+            );
+        }
 
         let read = |node: Node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
         let from = tree::consistency_proof(old, size, read).map_err(broken)?;

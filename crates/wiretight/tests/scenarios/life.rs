@@ -116,6 +116,13 @@ fn an_authority_killed_under_load_loses_nothing() {
         assert_eq!(listed(&pair.auth), before);
         load.moves();
     }
+    // Its log is whole, as an outsider sees it: every tile, every entry, and the checkpoint over them.
+    let vkey = pair.auth.cli(&["authority", "log-key", "--json"]).good().json();
+    let (policy, log) = (pair.world.path("policy"), pair.auth.state().join("authority/log"));
+    fs::write(&policy, format!("log {}\nquorum none\n", vkey["vkey"].as_str().unwrap())).unwrap();
+    let mut verify = wiretight();
+    verify.arg("verify").arg(log).arg("--policy").arg(policy);
+    Ran::of(&mut verify, "").good();
     // A token from before the crashes, and a new one; certificates from the same root.
     let late = pair.world.node("late", "");
     late.cli_with(&["join"], &unused).good();
