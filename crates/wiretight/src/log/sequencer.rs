@@ -17,6 +17,7 @@
 //! tiles that do not hash to the checkpoint, a key that did not sign it, a witness that holds a larger tree.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -666,13 +667,13 @@ pub(super) async fn read_nodes<T>(
     for node in wanted {
         let (tile, range) =
             Tile::of_node(node, size).ok_or_else(|| broken(TreeError::OutOfRange))?;
-        if !tiles.contains_key(&tile) {
+        if let Entry::Vacant(place) = tiles.entry(tile) {
             let path = tile.path();
             let bytes = storage.get(&path, max_len(tile)).await;
             let bytes =
                 bytes.and_then(|b| b.ok_or_else(|| io::Error::other(format!("{path} is missing"))));
             let hashes = bytes.and_then(|b| tile.hashes(&b).map_err(io::Error::other));
-            tiles.insert(tile, hashes.map_err(|e| failed(storage, e))?);
+            place.insert(hashes.map_err(|e| failed(storage, e))?);
         }
         if let Some(hash) = tiles[&tile].get(range).and_then(tile::subtree) {
             nodes.insert(node, hash);

@@ -97,6 +97,52 @@ fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
     ));
 }
 
+/// The steps of the operator guide, in their order, and no connection is lost.
+#[test]
+fn a_mesh_that_exists_gets_witnesses_under_load() {
+    let world = World::new();
+    let listen = free();
+    let authority = format!("[authority]\nlisten = \"{listen}\"\n");
+    let mut auth = world.node("auth", &authority);
+    auth.listen = Some(listen);
+    auth.start();
+    auth.ready();
+    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
+    let dials = dial(entry, "echo", "web");
+    let db = world.joined(&auth, "db1", &["echo"], &offers);
+    let app = world.joined(&auth, "app1", &["web"], &dials);
+    app.knows("echo");
+    let load = Load::start(entry, 4, 2);
+
+    let policy = world.path("policy");
+    let section = |word: &str| {
+        format!("[witnesses]\npolicy = \"{}\"\ntransparency = \"{word}\"\n", policy.display())
+    };
+    let _witnesses = witnesses(&world, &auth, &policy);
+    auth.kid().signal(Signal::TERM);
+    assert!(auth.kid().ended(ms(20_000)).is_some(), "it does not stop");
+    auth.write(&format!("{authority}{}", section("off")));
+    auth.start();
+    auth.ready();
+    for node in [&db, &app] {
+        wait_for("it has certificates with proofs", || {
+            node.cli(&["svid", "renew"]).code == Some(0)
+        });
+    }
+    load.moves();
+    for (node, sections) in [(&db, &offers), (&app, &dials)] {
+        node.write(&format!("{}{sections}", section("required")));
+        node.cli(&["reload"]).good();
+        assert_eq!(node.status()["transparency"]["required"], true);
+    }
+    load.moves();
+    for node in [&db, &app] {
+        node.cli(&["svid", "renew"]).good();
+    }
+    load.moves();
+    say(format!("a mesh got witnesses: {} exchanges, none lost", load.stop()));
+}
+
 /// An authority, three witnesses of which two have to cosign, a service and its caller.
 struct Witnessed {
     auth: Node,
@@ -115,13 +161,7 @@ impl Witnessed {
         let mut auth =
             world.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{section}"));
         auth.listen = Some(listen);
-        let log = auth.cli(&["authority", "log-key"]).good().out;
-        let mut witnesses: Vec<_> =
-            WITNESSES.iter().map(|name| WitnessProcess::new(world, name, &policy)).collect();
-        let lines: String = witnesses.iter().map(WitnessProcess::line).collect();
-        let quorum = "group two-of-three 2 north south east\nquorum two-of-three\n";
-        fs::write(&policy, format!("log {log}{lines}{quorum}")).unwrap();
-        witnesses.iter_mut().for_each(WitnessProcess::start);
+        let witnesses = witnesses(world, &auth, &policy);
         auth.start();
         auth.ready();
         let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
@@ -135,6 +175,18 @@ impl Witnessed {
     fn blocked(&self) -> u64 {
         metric(&self.auth, "wiretight_log_blocked")
     }
+}
+
+/// Three that run, and the policy with them and the log of this authority.
+fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+    let log = auth.cli(&["authority", "log-key"]).good().out;
+    let mut witnesses: Vec<_> =
+        WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
+    let lines: String = witnesses.iter().map(WitnessProcess::line).collect();
+    let quorum = "group two-of-three 2 north south east\nquorum two-of-three\n";
+    fs::write(policy, format!("log {log}{lines}{quorum}")).unwrap();
+    witnesses.iter_mut().for_each(WitnessProcess::start);
+    witnesses
 }
 
 /// `wiretight witness run`
