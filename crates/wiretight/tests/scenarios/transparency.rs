@@ -115,13 +115,16 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     let load = Load::start(entry, 4, 2);
 
     let policy = world.path("policy");
-    let section = |word: &str| {
-        format!("[witnesses]\npolicy = \"{}\"\ntransparency = \"{word}\"\n", policy.display())
+    // Beside the node's own file: the sandbox of a node that runs lets it read that folder.
+    let section = |node: &Node, word: &str| {
+        let beside = node.file().with_file_name("policy");
+        fs::copy(&policy, &beside).unwrap();
+        format!("[witnesses]\npolicy = \"{}\"\ntransparency = \"{word}\"\n", beside.display())
     };
     let _witnesses = witnesses(&world, &auth, &policy);
     auth.kid().signal(Signal::TERM);
     assert!(auth.kid().ended(ms(20_000)).is_some(), "it does not stop");
-    auth.write(&format!("{authority}{}", section("off")));
+    auth.write(&format!("{authority}{}", section(&auth, "off")));
     auth.start();
     auth.ready();
     for node in [&db, &app] {
@@ -133,7 +136,7 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     }
     load.moves();
     for (node, sections) in [(&db, &offers), (&app, &dials)] {
-        node.write(&format!("{}{sections}", section("required")));
+        node.write(&format!("{}{sections}", section(node, "required")));
         node.cli(&["reload"]).good();
         assert_eq!(node.status()["transparency"]["required"], true);
     }
