@@ -9,7 +9,8 @@
 //!    By itself that is a promise: a log can sign one tree for you and another one for me.
 //! 3. **Cosignatures** ([`cosignature`], [`policy`]; C2SP tlog-cosignature, tlog-policy). Witnesses, run by others,
 //!    sign a checkpoint only when it is consistent with the last one that they saw. A verifier that wants k of n of
-//!    them shares its view with everybody else who does, unless n-k+1 or more of them conspire with the log.
+//!    them shares its view with everybody else who does, unless 2k-n or more of them conspire with the log (two quorums have
+//!    that many witnesses in common; so k is to be more than half of n, and well more to tolerate a dishonest one).
 //!
 //! A [`proof`] (C2SP tlog-proof) is all three in one text that can be verified offline: the index, the inclusion
 //! proof, the cosigned checkpoint. [`tile`] (C2SP tlog-tiles) is how a log is published: as files that never change,

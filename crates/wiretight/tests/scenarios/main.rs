@@ -19,6 +19,7 @@ mod programs;
 mod rig;
 mod tokens;
 mod traffic;
+mod transparency;
 mod transparent;
 mod upgrade;
 mod web;

@@ -1,0 +1,374 @@
+//! The log under real processes: a day in the life of a mesh with witnesses, witnesses that die and come back under
+//! load, who may read the log, and nodes without news.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::rig::*;
+
+const WITNESSES: [&str; 3] = ["north", "south", "east"];
+
+// ---- A day in the life.
+
+#[test]
+fn a_day_in_the_life() {
+    if !has(&["openssl", "perl"]) {
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/transparency/day");
+    let started = Instant::now();
+    let ran = Ran::of(Command::new("/bin/sh").arg(script).arg(env!("CARGO_BIN_EXE_wiretight")), "");
+    let ran = ran.good();
+    for line in [
+        "good: ",
+        r#""reason":"not_logged""#,
+        r#"wiretight_refused_total{side="service",service="db",reason="not_logged"} 1"#,
+        "control: the same program with a certificate from 'wiretight svid fetch' connects",
+        r#"control: with transparency = "off" db takes the insider's certificate"#,
+        r#""alert":"unexpected-certificate""#,
+        "ghost: its live connection is cut ",
+        "one witness away: issuance goes on",
+        "ALARM: the witnesses do not cosign",
+        "nothing is issued without the witnesses",
+        "late2: joins, with the same token",
+        "because it would fork",
+        "one connection lived through all of it",
+        "all as it has to be",
+    ] {
+        assert!(ran.out.contains(line), "it does not say {line:?}:\n{}", ran.all());
+    }
+    let cut = ran.out.lines().find(|l| l.contains("its live connection is cut")).unwrap();
+    say(format!("a day of {:.1} s; {cut}", started.elapsed().as_secs_f32()));
+}
+
+// ---- Witnesses.
+
+#[test]
+fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
+    let world = World::new();
+    let mut mesh = Witnessed::new(&world);
+    let entry = mesh.entry;
+    let load = Load::start(entry, 4, 2);
+
+    mesh.witnesses[0].kill();
+    mesh.app.cli(&["svid", "renew"]).good();
+    assert_eq!(mesh.blocked(), 0);
+    let problem = |status: &Value| status["log"]["witnesses"][0]["problem"].is_string();
+    wait_for("the status names the witness that is away", || problem(&mesh.auth.status()));
+    load.moves();
+
+    mesh.witnesses[1].kill();
+    let (killed, before) = (Instant::now(), serials(&mesh.app));
+    let refused = mesh.app.cli(&["svid", "renew"]);
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    assert!(refused.err.contains("witnesses"), "{refused:?}");
+    wait_for("the alarm is a metric", || mesh.blocked() == 1);
+    let alarm = killed.elapsed();
+    let status = mesh.auth.status();
+    assert!(status["log"]["waiting_since"].is_u64(), "{status:#}");
+    let shown = mesh.auth.cli(&["authority", "status"]).good().out;
+    assert!(shown.contains("waiting for the witnesses since"), "{shown}");
+    let log = mesh.auth.log();
+    assert!(log.contains("ALARM: the witnesses do not cosign"), "{log}");
+    load.moves();
+    assert_eq!(serials(&mesh.app), before, "something was issued without the quorum");
+
+    let back = Instant::now();
+    mesh.witnesses[0].start();
+    mesh.witnesses[1].start();
+    wait_for("the log goes on", || mesh.blocked() == 0);
+    let recovered = back.elapsed();
+    // Nobody asks again: the node that was refused does.
+    wait_for("what could not be issued is", || {
+        serials(&mesh.app).iter().zip(&before).all(|(now, then)| now != then)
+    });
+    assert!(mesh.auth.log().contains("the witnesses cosign again"));
+    mesh.db.cli(&["svid", "renew"]).good();
+    let exchanges = load.stop();
+    say(format!(
+        "two of three witnesses killed: alarm after {:.1} s, the log goes on {:.1} s after they are back; {exchanges} exchanges, none lost",
+        alarm.as_secs_f32(),
+        recovered.as_secs_f32()
+    ));
+}
+
+/// The steps of the operator guide, in their order, and no connection is lost.
+#[test]
+fn a_mesh_that_exists_gets_witnesses_under_load() {
+    let world = World::new();
+    let listen = free();
+    let authority = format!("[authority]\nlisten = \"{listen}\"\n");
+    let mut auth = world.node("auth", &authority);
+    auth.listen = Some(listen);
+    auth.start();
+    auth.ready();
+    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
+    let dials = dial(entry, "echo", "web");
+    let db = world.joined(&auth, "db1", &["echo"], &offers);
+    let app = world.joined(&auth, "app1", &["web"], &dials);
+    app.knows("echo");
+    let load = Load::start(entry, 4, 2);
+
+    let policy = world.path("policy");
+    // Beside the node's own file: the sandbox of a node that runs lets it read that folder.
+    let section = |node: &Node, word: &str| {
+        let beside = node.file().with_file_name("policy");
+        fs::copy(&policy, &beside).unwrap();
+        format!("[witnesses]\npolicy = \"{}\"\ntransparency = \"{word}\"\n", beside.display())
+    };
+    let _witnesses = witnesses(&world, &auth, &policy);
+    auth.kid().signal(Signal::TERM);
+    assert!(auth.kid().ended(ms(20_000)).is_some(), "it does not stop");
+    auth.write(&format!("{authority}{}", section(&auth, "off")));
+    auth.start();
+    auth.ready();
+    for node in [&db, &app] {
+        // The authority takes no certificate without the proof, and the node comes back by itself with one.
+        wait_for("it has come back", || {
+            node.log().matches("\"connected to the authority\"").count() == 2
+        });
+        node.cli(&["svid", "renew"]).good();
+    }
+    load.moves();
+    for (node, sections) in [(&db, &offers), (&app, &dials)] {
+        node.write(&format!("{}{sections}", section(node, "required")));
+        node.cli(&["reload"]).good();
+        assert_eq!(node.status()["transparency"]["required"], true);
+    }
+    load.moves();
+    for node in [&db, &app] {
+        node.cli(&["svid", "renew"]).good();
+    }
+    load.moves();
+    say(format!("a mesh got witnesses: {} exchanges, none lost", load.stop()));
+}
+
+/// An authority, three witnesses of which two have to cosign, a service and its caller.
+struct Witnessed {
+    auth: Node,
+    db: Node,
+    app: Node,
+    witnesses: Vec<WitnessProcess>,
+    /// Where programs reach the service.
+    entry: std::net::SocketAddr,
+}
+
+impl Witnessed {
+    fn new(world: &World) -> Witnessed {
+        let policy = world.path("policy");
+        let section = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
+        let listen = free();
+        let mut auth =
+            world.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{section}"));
+        auth.listen = Some(listen);
+        let witnesses = witnesses(world, &auth, &policy);
+        auth.start();
+        auth.ready();
+        let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
+        let db = world.joined(&auth, "db1", &["echo"], &format!("{section}{offers}"));
+        let dials = dial(entry, "echo", "web");
+        let app = world.joined(&auth, "app1", &["web"], &format!("{section}{dials}"));
+        app.knows("echo");
+        Witnessed { auth, db, app, witnesses, entry }
+    }
+
+    fn blocked(&self) -> u64 {
+        metric(&self.auth, "wiretight_log_blocked")
+    }
+}
+
+/// Three that run, and the policy with them and the log of this authority.
+fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+    let log = auth.cli(&["authority", "log-key"]).good().out;
+    let mut witnesses: Vec<_> =
+        WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
+    let lines: String = witnesses.iter().map(WitnessProcess::line).collect();
+    let quorum = "group two-of-three 2 north south east\nquorum two-of-three\n";
+    fs::write(policy, format!("log {log}{lines}{quorum}")).unwrap();
+    witnesses.iter_mut().for_each(WitnessProcess::start);
+    witnesses
+}
+
+/// `wiretight witness run`
+struct WitnessProcess {
+    name: String,
+    listen: std::net::SocketAddr,
+    key: String,
+    files: [PathBuf; 4],
+    kid: Option<Kid>,
+}
+
+impl WitnessProcess {
+    fn new(world: &World, name: &str, policy: &Path) -> WitnessProcess {
+        let path = |end: &str| world.path(&format!("{name}.{end}"));
+        let files = [path("key"), path("state"), path("log"), policy.to_owned()];
+        let mut keygen = wiretight();
+        keygen.args(["witness", "keygen", &format!("example.org/{name}"), "--out"]).arg(&files[0]);
+        let key = Ran::of(&mut keygen, "").good().out.trim().to_owned();
+        WitnessProcess { name: name.into(), listen: free(), key, files, kid: None }
+    }
+
+    /// Its line in the policy.
+    fn line(&self) -> String {
+        format!("witness {} {} http://{}\n", self.name, self.key, self.listen)
+    }
+
+    fn start(&mut self) {
+        let [key, state, log, policy] = &self.files;
+        let mut command = wiretight();
+        command.args(["witness", "run", "--listen", &self.listen.to_string(), "--key"]).arg(key);
+        command.arg("--state").arg(state).arg("--policy").arg(policy);
+        self.kid = Some(Kid::start(&mut command, log));
+        wait_port(self.listen);
+    }
+
+    fn kill(&mut self) {
+        self.kid = None;
+    }
+}
+
+/// Of each identity that a node has.
+fn serials(node: &Node) -> Vec<String> {
+    let status = node.status();
+    let identities = status["identities"].as_array().into_iter().flatten();
+    identities.map(|i| i["serial"].as_str().unwrap().to_owned()).collect()
+}
+
+fn metric(node: &Node, name: &str) -> u64 {
+    let (_, text) = node.probe("/metrics").unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix("{} "));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+// ---- Who may read the log.
+
+#[test]
+fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
+    if !has(&["openssl", "curl"]) {
+        return;
+    }
+    let world = World::new();
+    let (auditor, hash) = key_pair(&world, "auditor");
+    let (stranger, _) = key_pair(&world, "stranger");
+    let (listen, log) = (free(), free());
+    let sections = |public: bool| {
+        format!(
+            "[authority]\nlisten = \"{listen}\"\n[log]\nlisten = \"{log}\"\npublic = {public}\nauditors = [\"sha256:{hash}\"]\n"
+        )
+    };
+    let mut auth = world.node("auth", &sections(false));
+    auth.start();
+    auth.ready();
+    let db = world.joined(&auth, "db1", &["db"], "");
+    let svid = world.path("svid");
+    db.cli(&["svid", "fetch", "--service", "db", "--out", svid.to_str().unwrap()]).good();
+    let member = [svid.join("svid.pem"), svid.join("key.pem")];
+    let bundle = svid.join("bundle.pem");
+    let get = |path: &str, who: Option<&[PathBuf; 2]>| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--http1.1", "--write-out", "\n%{http_code}"]);
+        curl.arg("--cacert").arg(&bundle);
+        curl.args(["--connect-to", &format!("::{log}")]);
+        if let Some([cert, key]) = who {
+            curl.arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        let ran = Ran::of(curl.arg(format!("https://authority.{TD}{path}")), "").good();
+        let (body, code) = ran.out.rsplit_once('\n').unwrap();
+        (code.parse::<u16>().unwrap(), body.to_owned())
+    };
+
+    let (code, checkpoint) = get("/checkpoint", None);
+    assert_eq!(code, 200, "{checkpoint}");
+    let size = checkpoint.lines().nth(1).unwrap();
+    let tile = format!("/tile/0/000.p/{size}");
+    let code = |who: Option<&[PathBuf; 2]>| get(&tile, who).0;
+    assert_eq!(code(None), 403, "nobody");
+    assert_eq!(code(Some(&stranger)), 403, "a stranger with a key");
+    assert_eq!(code(Some(&member)), 200, "a member of the mesh");
+    assert_eq!(code(Some(&auditor)), 200, "an auditor");
+    assert_eq!(get("/tile/0/000.p/255", Some(&member)).0, 404, "a tile that is not there");
+    auth.cli(&["node", "remove", "db1"]).good();
+    wait_for("who is removed reads no more", || code(Some(&member)) == 403);
+
+    auth.kid().signal(Signal::TERM);
+    assert!(auth.kid().ended(ms(20_000)).is_some(), "it does not stop");
+    auth.write(&sections(true));
+    auth.start();
+    auth.ready();
+    for who in [None, Some(&stranger), Some(&auditor), Some(&member)] {
+        assert_eq!(code(who), 200, "public: {who:?}");
+    }
+}
+
+/// A key with a certificate that it signed itself; and the hash of its public key.
+fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
+    let [cert, key] = ["pem", "key"].map(|end| world.path(&format!("{name}.{end}")));
+    let shell = format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN={name} -keyout {1} -out {0} 2>/dev/null && openssl x509 -in {0} -noout -pubkey | openssl pkey -pubin -outform DER | openssl dgst -sha256 -r",
+        cert.display(),
+        key.display()
+    );
+    let ran = Ran::of(Command::new("/bin/sh").args(["-c", &shell]), "").good();
+    ([cert, key], ran.out.split_whitespace().next().unwrap().to_owned())
+}
+
+// ---- Nodes without news.
+
+/// It takes more than a minute: that is the shortest limit that a file may set.
+#[test]
+fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
+    let world = World::new();
+    let mut auth = world.authority("");
+    let limit = "max_staleness = \"60s\"\n";
+    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
+    let db = world.joined(&auth, "db1", &["echo"], &format!("{limit}{offers}"));
+    let dials = dial(entry, "echo", "web");
+    let app = world.joined(&auth, "app1", &["web"], &format!("{limit}{dials}"));
+    app.knows("echo");
+    let mut live = Talk::open(entry).unwrap();
+    live.exchange().unwrap();
+    assert_eq!(app.status()["transparency"]["news_age_seconds"], 0);
+
+    let stopped = Instant::now();
+    auth.kill();
+    wait_for("the status says how old the news is", || {
+        let age = app.status()["transparency"]["news_age_seconds"].as_u64();
+        age.is_some_and(|age| age > 2)
+    });
+    let shown = app.cli(&["status"]).good().out;
+    assert!(shown.contains("news of revocations is "), "{shown}");
+    let end = stopped + Duration::from_secs(100);
+    while live.exchange().is_ok() {
+        assert!(Instant::now() < end, "the live connection goes on without news");
+        std::thread::sleep(ms(100));
+    }
+    let cut = stopped.elapsed();
+    // The last word of the authority may have been its last ping, 20 s before.
+    assert!(cut > Duration::from_secs(35), "cut after {cut:?}");
+    for node in [&db, &app] {
+        wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);
+        let status = node.status();
+        assert_eq!(status["transparency"]["without_news"], true, "{status:#}");
+        assert!(node.cli(&["status"]).out.contains("no news of revocations for too long"));
+        assert!(node.log().contains("NO NEWS FROM THE AUTHORITY"));
+    }
+    assert!(once(entry).is_err(), "a new connection is made without news");
+
+    let back = Instant::now();
+    auth.start();
+    auth.ready();
+    wait_for("connections are made again", || once(entry).is_ok());
+    for node in [&db, &app] {
+        wait_for("there is news", || metric(node, "wiretight_without_news") == 0);
+    }
+    say(format!(
+        "authority gone, max_staleness 60 s: cut after {:.1} s; back {:.1} s after its start",
+        cut.as_secs_f32(),
+        back.elapsed().as_secs_f32()
+    ));
+}
