@@ -464,7 +464,6 @@ impl Daemon {
         Ok(json!({ "node": node, "services": services }))
     }
 
-    /// Roots and intermediate.
     /// Revokes certificates by the indexes of their entries in the log.
     pub async fn revoke(&self, from: u64, to: u64) -> Result<Value, RequestError> {
         self.authority()?.revoke(from, to).await?;

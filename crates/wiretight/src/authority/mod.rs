@@ -153,6 +153,8 @@ impl Default for Times {
 pub struct LogParams {
     /// The witnesses and their quorum; `None`: nobody but the authority.
     pub policy: Option<Policy>,
+    /// Whether nodes have to show certificates that the quorum has seen, here, too.
+    pub required: bool,
     /// A way to each witness, in the policy's order.
     pub ways: Vec<Arc<dyn Witness>>,
     /// Where the tiles are; `None`: STATE_DIR/authority/log.
@@ -187,7 +189,7 @@ impl LogParams {
             Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
         };
         let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
-        Ok(LogParams { policy: Some(policy), ways, storage, served })
+        Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
     }
 }
 
@@ -319,7 +321,7 @@ impl Authority {
     ) -> Result<AuthorityHandle, AuthorityError> {
         let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times, log } = params;
         let dir = PrivateDir::open(dir)?;
-        let witnessed = log.policy.as_ref().is_some_and(Policy::wants_witnesses);
+        let required = log.required;
         let served = log.served.clone();
         let log = open_log(&trust_domain, &dir, store.clone(), log).await?;
         let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls, log.clone()).await;
@@ -330,7 +332,7 @@ impl Authority {
         registry.prune().await?;
 
         let mesh = Mesh::new(trust_domain.clone());
-        if witnessed {
+        if required {
             mesh.set_transparency(Transparency::required(log.policy()));
         }
         let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));

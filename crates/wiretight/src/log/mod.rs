@@ -52,7 +52,7 @@ pub enum PolicyFileError {
     },
     /// It does not say whose proofs count.
     #[error(
-        "{path} names no log: add the line `log VKEY` (on the authority, `wiretight authority status` shows it)"
+        "{path} names no log: add the line `log VKEY` (on the authority, `wiretight authority log-key` prints VKEY)"
     )]
     NoLog {
         /// The file.

@@ -100,6 +100,12 @@ impl Run {
         (self.removed, self.distrusted) = (false, false);
         tracing::info!(node = %self.params.node, trust_domain = %self.params.trust_domain, "joined");
         self.take_identity(&id, identity);
+        // Somebody waits for one that was asked for later than this.
+        if self.waiters.iter().any(|waiter| waiter.left.contains_key(&id))
+            && let Some(renewal) = self.renewals.get_mut(&id)
+        {
+            renewal.due = 0;
+        }
         self.report(|s| s.last_contact = Some(now()));
         Ok(())
     }
