@@ -367,7 +367,13 @@ impl Authority {
         };
         let inner = Arc::new(inner);
         // Without the witnesses it has no certificate to show, and nodes come back later: `maintain` tries again.
-        match timeout(FIRST_IDENTITY, inner.renew_own_identity()).await {
+        let certificates = async {
+            if inner.ca.renews_at() <= now() {
+                inner.ca.rotate_intermediate().await?;
+            }
+            inner.renew_own_identity().await
+        };
+        match timeout(FIRST_IDENTITY, certificates).await {
             Ok(Ok(())) => {}
             Ok(Err(AuthorityError::Ca(CaError::Log(e)))) if e.is_final() => {
                 return Err(AuthorityError::Ca(CaError::Log(e)));

@@ -128,7 +128,7 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     auth.start();
     auth.ready();
     for node in [&db, &app] {
-        // The authority takes no certificate without the proof, and the node comes back by itself with one.
+        // The authority takes its certificate as it is, until all have new ones.
         wait_for("it has come back", || {
             node.log().matches("\"connected to the authority\"").count() == 2
         });
