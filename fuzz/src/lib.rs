@@ -354,8 +354,9 @@ pub fn acme(data: &[u8]) {
 pub fn tlog(data: &[u8]) {
     let _ = wiretight_keys::logged::Entry::parse(data);
     if let Ok(logged) = Logged::from_certificate(&CertificateDer::from(data)) {
-        let serial = wiretight_keys::x509::serial(data).expect("it was read");
-        assert_eq!(serial.index(), Some(logged.proof.index));
+        // What a stricter parser takes, too, has the same index there.
+        let serial = wiretight_keys::x509::serial(data);
+        assert!(serial.is_none_or(|serial| serial.index() == Some(logged.proof.index)));
     }
     for tile in [1, 2, 256].map(|width| Tile { kind: Kind::Entries, index: 0, width }) {
         if let Ok(entries) = tile.entries(data) {

@@ -17,7 +17,7 @@
 
 use const_oid::ObjectIdentifier;
 use der::asn1::{OctetString, Utf8StringRef};
-use der::{Decode, Encode, Reader, SliceReader};
+use der::{Decode, Encode};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use wiretight_tlog::{Hash, Proof, ProofError};
@@ -27,7 +27,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
-use crate::x509::{Period, Series, Tbs, TbsCertificate, X509Error, malformed};
+use crate::x509::{Period, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed};
 
 /// The extension that holds a certificate's tlog-proof, as a UTF8String. It is of IANA's experimental arc
 /// (1.3.6.1.3): no number has been assigned to it.
@@ -180,10 +180,11 @@ impl Logged {
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Result<Logged, NotLogged> {
         let bad = |detail: String| NotLogged::Malformed(detail);
         let err = |e: der::Error| bad(e.to_string());
-        let raw = tbs_of(certificate).map_err(err)?;
-        let mut tbs = TbsCertificate::from_der(raw).map_err(err)?;
+        let whole = SignedCertificate::from_der(certificate).map_err(err)?;
+        let raw = whole.tbs.to_der().map_err(err)?;
+        let mut tbs = TbsCertificate::from_der(&raw).map_err(err)?;
         // What is hashed must be what was signed: no byte may be lost by reading it.
-        if tbs.to_der().map_err(err)? != raw {
+        if tbs.to_der().map_err(err)? != raw || whole.to_der().map_err(err)? != **certificate {
             return Err(bad("the certificate is not in the one form of DER".into()));
         }
         let not_before = tbs.period().not_before;
@@ -264,16 +265,4 @@ impl TbsCertificate {
         self.set_index(0).map_err(|e| e.to_string())?;
         Ok(Some(taken))
     }
-}
-
-/// The bytes of a certificate's to-be-signed part.
-fn tbs_of<'a>(certificate: &'a CertificateDer<'_>) -> der::Result<&'a [u8]> {
-    let mut outer = SliceReader::new(certificate)?;
-    outer.sequence(|inner| {
-        let tbs = inner.tlv_bytes()?;
-        while !inner.is_finished() {
-            inner.tlv_bytes()?;
-        }
-        Ok(tbs)
-    })
 }

@@ -11,7 +11,7 @@
 //!
 //! A crash between any two leaves tiles that no checkpoint covers (they are written over), or a checkpoint that is
 //! cosigned and published at the next start. Nobody has got a proof before step 5. When anything fails, what is in
-//! memory is thrown away and the log is opened anew, as at a start ([`Open`]).
+//! memory is thrown away and the log is opened anew, as at a start.
 //!
 //! It refuses to start on anything that could lead to a second history: a store that is older than what was published,
 //! tiles that do not hash to the checkpoint, a key that did not sign it, a witness that holds a larger tree.
