@@ -125,6 +125,9 @@ fn a_node_of_root_keeps_what_it_needs_and_no_more() {
         "{authority}[[dial]]\nlisten = \"127.0.0.1:80\"\nservice = \"low\"\nto = \"127.0.0.1:443\"\n"
     ));
     auth.cli(&["reload"]).good();
+    wait_for("it has the identity of its new service", || {
+        node.status()["identities"].to_string().contains("/service/low\"")
+    });
     // But nothing is done to what is somebody else's.
     let mut curl = Command::new("curl");
     curl.args(["-s", "-m", "5", "http://127.0.0.1:80/"]);
