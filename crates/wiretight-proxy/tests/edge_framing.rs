@@ -715,7 +715,8 @@ fn judge(
         Last(body) => paths == both[..1] && told == both[..1] && statuses == [200] && arrived(body),
         Then(status) => {
             let refused = statuses == [200, status] || statuses == [200] && pieces == Pieces::Many;
-            paths == both[..1] && told == both[..1] && refused && arrived(Hidden)
+            let told = told == both[..1] && paths == both[..1] && refused && arrived(Hidden);
+            told || hasty && (paths.is_empty() || paths == both[..1])
         }
         Passed => {
             let last = statuses.last() == Some(&200) && told.last() == Some(&both[1]);
