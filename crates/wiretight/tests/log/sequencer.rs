@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::time::{sleep, timeout};
@@ -109,7 +109,15 @@ impl World {
     }
 
     async fn store(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(self.path().join("store.db")).await.unwrap())
+        // The one before closes on a thread of its own, and has the file until then.
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            match SqliteStore::open(self.path().join("store.db")).await {
+                Ok(store) => return Arc::new(store),
+                Err(error) => assert!(Instant::now() < patience, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn start_on(
