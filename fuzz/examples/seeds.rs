@@ -18,6 +18,8 @@ use wiretight_keys::{
 };
 use wiretight_proxy::wire::{Frame, Open, Refused};
 use wiretight_proxy::{Instance, Registry};
+use wiretight_scan::names::Version;
+use wiretight_scan::parse::{self, ClientHello, ContentType, HandshakeType};
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{Kind, Tile, push_entry, subtree};
@@ -34,8 +36,11 @@ fn main() -> Result {
     control()?;
     http()?;
     proxy()?;
+    starttls()?;
     acme()?;
     tlog()?;
+    scan()?;
+    quic()?;
     certificate()
 }
 
@@ -43,6 +48,40 @@ fn main() -> Result {
 fn acme() -> Result {
     let names = ["a.example.org".to_owned(), "b.example.org".to_owned()];
     write("acme", "request.der", &WebCsr::create(&names, &SigningKey::generate()?)?)
+}
+
+/// As servers of today say it.
+fn starttls() -> Result {
+    let seeds: &[(&str, &[u8])] = &[
+        ("smtp", b"250-mail.example\r\n250-SIZE 10240000\r\n250-XXXXXXXA\r\n250 STARTTLS\r\n"),
+        ("smtp-banner", b"220 ****************2******0***\r\n"),
+        ("ftp", b"211-Features:\r\n AUTH TLS\r\n PBSZ\r\n211 End\r\n"),
+        ("imap", b"* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\r\na1 OK done\r\n"),
+        (
+            "xmpp",
+            b"<?xml version='1.0'?><stream:stream id='1' version='1.0'><stream:features>\
+              <starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'><required/></starttls></stream:features>",
+        ),
+        ("xmpp-proceed", b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"),
+        ("xmpp-error", b"<stream:error><host-unknown xmlns='x'/></stream:error></stream:stream>"),
+        ("ldap", b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00"),
+        ("ldap-long", b"\x30\x84\0\0\0\x10\x02\x01\x01\x78\x84\0\0\0\x07\x0a\x01\x02\x04\x00\x04\x00"),
+        (
+            "mysql",
+            b"\x27\0\0\0\x0a8.0.36\0\x07\0\0\0saltsalt\0\xff\xff\x21\x02\0\xff\xdf\x15\0\0\0\0\0\0\0\0\0\0",
+        ),
+        ("mysql-error", b"\x17\0\0\0\xff\x10\x04Too many connections"),
+        (
+            "tds",
+            b"\x04\x01\0\x1a\0\0\x01\0\0\0\x0b\0\x06\x01\0\x11\0\x01\xff\x10\0\x10\0\0\0\x01",
+        ),
+        ("rdp", b"\x03\0\0\x13\x0e\xd0\0\0\x12\x34\0\x02\x1f\x08\0\x01\0\0\0"),
+        ("rdp-old", b"\x03\0\0\x0b\x06\xd0\0\0\x12\x34\0"),
+        ("telnet", b"\xff\xfd\x2e\xff\xfa\x2e\x01\xff\xf0login: "),
+        ("telnet-follows", b"\xff\xfa\x2e\x01\xff\xf0"),
+        ("alert", b"\x15\x03\x03\0\x02\x02\x46"),
+    ];
+    seeds.iter().try_for_each(|(name, bytes)| write("starttls", name, bytes))
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> Result {
@@ -107,6 +146,86 @@ fn proxy() -> Result {
     let v6 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24"[..], &[0x20; 36]].concat();
     write("proxy", "v2-ipv6", &v6)?;
     write("proxy", "local", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
+}
+
+/// A ServerHello with these extensions.
+fn server_hello(random: [u8; 32], suite: u16, extensions: &[u8]) -> Vec<u8> {
+    let length = (extensions.len() as u16).to_be_bytes();
+    [&[3, 3][..], &random, &[0], &suite.to_be_bytes(), &[0], &length, extensions].concat()
+}
+
+fn scan() -> Result {
+    let id = SpiffeId { trust_domain: "example.org".parse()?, id: Id::Service("web".parse()?) };
+    let leaf = certificates(&id)?.2;
+    let length = |n: usize| (n as u32).to_be_bytes()[1..].to_vec();
+    let entry = [length(leaf.len()), leaf].concat();
+    let chain = [length(entry.len()), entry.clone()].concat();
+    let chain_tls1_3 = [vec![0], length(entry.len() + 2), entry, vec![0, 0]].concat();
+    let ecdhe = [&[3, 0, 29, 32][..], &[9; 32], &[4, 3, 0, 2, 7, 7]].concat();
+    let dhe = vec![0, 3, 0, 251, 251, 0, 1, 2, 0, 2, 5, 5, 4, 1, 0, 1, 7];
+    let request = vec![2, 1, 64, 0, 2, 4, 3, 0, 4, 0, 2, 0x30, 0];
+    let ticket = [&[0, 0, 14, 16, 0, 4][..], &[8; 4]].concat();
+    let ticket_tls1_3 =
+        vec![0, 0, 14, 16, 1, 2, 3, 4, 1, 0, 0, 2, 8, 8, 0, 8, 0, 42, 0, 4, 0, 0, 64, 0];
+    let hello = server_hello([5; 32], 0xc02f, &[0xff, 1, 0, 1, 0, 0, 16, 0, 5, 0, 3, 2, 104, 50]);
+    let messages = [
+        (HandshakeType::SERVER_HELLO, hello),
+        (HandshakeType::CERTIFICATE, chain),
+        (HandshakeType::CERTIFICATE_STATUS, vec![1, 0, 0, 2, 0x30, 0]),
+        (HandshakeType::SERVER_KEY_EXCHANGE, ecdhe),
+        (HandshakeType::CERTIFICATE_REQUEST, request),
+        (HandshakeType::SERVER_HELLO_DONE, Vec::new()),
+    ];
+    let messages = messages.map(|(kind, body)| parse::Message::new(kind, &body).bytes).concat();
+    let record = |kind, bytes: &[u8]| parse::record(kind, 0x0303, bytes);
+    let pieces = messages.chunks(300).map(|piece| record(ContentType::Handshake, piece));
+    let alert = record(ContentType::Alert, &[2, 40]);
+    write("scan", "flight", &[vec![3], pieces.flatten().collect(), alert].concat())?;
+    for (name, body) in [
+        ("certificate-tls1_3", chain_tls1_3),
+        ("dhe", dhe),
+        ("ticket", ticket),
+        ("ticket-tls1_3", ticket_tls1_3),
+        ("request-tls1_3", vec![0, 0, 8, 0, 13, 0, 4, 0, 2, 4, 3]),
+        ("ssl2", vec![0x80, 15, 4, 0, 1, 0, 2, 0, 1, 0, 3, 0, 0, 0xde, 7, 0, 0xc0]),
+    ] {
+        write("scan", name, &[vec![40], body].concat())?;
+    }
+    let hello = ClientHello::new(Version::Tls1_3, [7; 32])
+        .suites([0x1301, 0xc02f])
+        .server_name("example.org")
+        .groups(&[0x11ec, 29])
+        .signatures(&[0x0403])
+        .key_shares(&[(29, &[1; 32])])
+        .alpn(&["h2"]);
+    write("scan", "client-hello", &[vec![1], hello.record()].concat())
+}
+
+fn quic() -> Result {
+    use parse::quic::{Frame, Header, InitialKeys, initial, retry};
+    let hello = server_hello([5; 32], 0x1301, &[0, 43, 0, 2, 3, 4, 0, 51, 0, 2, 0, 29]);
+    let hello = parse::Message::new(HandshakeType::SERVER_HELLO, &hello).bytes;
+    let mut frames = Vec::new();
+    let (first, second) = hello.split_at(20);
+    for frame in [
+        Frame::Ack(0),
+        Frame::Crypto(20, second),
+        Frame::Ping,
+        Frame::Crypto(0, first),
+        Frame::Close { code: 0x128, reason: b"no" },
+    ] {
+        frame.write(&mut frames);
+    }
+    write("quic", "frames", &frames)?;
+    let keys = InitialKeys::new(b"original");
+    let header = Header { destination: b"client", source: b"server", token: &[], number: 1 };
+    let sealed = initial(&keys.server, header, &frames);
+    write("quic", "initial", &sealed)?;
+    let coalesced = [&sealed[..], &[0xe0, 0, 0, 0, 1, 0, 0, 2, 1, 2, 0x40, 1]].concat();
+    write("quic", "coalesced", &coalesced)?;
+    write("quic", "retry", &retry(b"server", b"client", b"server", b"token"))?;
+    let versions = b"\x80\0\0\0\0\x06client\x06server\0\0\0\x01\x6b\x33\x43\xcf";
+    write("quic", "version-negotiation", versions)
 }
 
 fn tlog() -> Result {
@@ -307,6 +426,12 @@ fn certificate() -> Result {
     write("certificate", "root.der", &root)?;
     write("certificate", "intermediate.der", &intermediate)?;
     write("certificate", "leaf.der", &leaf)?;
+    // The others of seeds/chain were made with openssl, and stay as they are.
+    let items = [&leaf, &intermediate].map(|der| {
+        let len = u16::try_from(der.len()).expect("it is short").to_be_bytes();
+        [&[0][..], &len, der].concat()
+    });
+    write("chain", "mesh", &[&[1][..], &items.concat()].concat())?;
     write("certificate", "request.der", &Csr::create(&id, &SigningKey::generate()?)?)
 }
 

@@ -23,6 +23,10 @@ use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
+use wiretight_scan::certificate::{Presented, Roots, Stores, examine};
+use wiretight_scan::parse::quic::{self, Crypto, InitialKeys, Packet};
+use wiretight_scan::parse::starttls::{self as before_tls, Parsed};
+use wiretight_scan::parse::{self, ClientHello, Handshakes, NewSessionTicket, ServerHello};
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
@@ -240,6 +244,215 @@ pub fn hello(data: &[u8]) {
     }
 }
 
+/// What servers say before TLS, as each of the protocols that know STARTTLS reads it.
+///
+/// Promises: a message lies within what came, and is the same however much follows; what is shown of
+/// it is short, printable ASCII.
+pub fn starttls(data: &[u8]) {
+    fn whole<T: PartialEq + std::fmt::Debug>(data: &[u8], parse: impl Fn(&[u8]) -> Parsed<T>) {
+        if let Parsed::Whole(message, len) = parse(data) {
+            assert!((1..=data.len()).contains(&len));
+            assert_eq!(parse(&data[..len]), Parsed::Whole(message, len));
+        }
+    }
+    whole(data, |data| match before_tls::line(data) {
+        Parsed::Whole(text, len) => Parsed::Whole(text.to_vec(), len),
+        Parsed::Partial => Parsed::Partial,
+        Parsed::Not(why) => Parsed::Not(why),
+    });
+    whole(data, before_tls::reply);
+    whole(data, before_tls::xmpp);
+    whole(data, before_tls::ldap);
+    whole(data, before_tls::mysql);
+    whole(data, before_tls::tds_prelogin);
+    whole(data, before_tls::rdp);
+    whole(data, before_tls::telnet);
+    assert!(!(before_tls::is_alert(data) && before_tls::is_handshake(data)));
+    let text = before_tls::shown(data);
+    assert!(text.len() <= 503 && text.bytes().all(|b| (b' '..=b'~').contains(&b)), "{text}");
+    let text = before_tls::printable(data);
+    let _ = before_tls::listed(text.split(' '), "STARTTLS");
+    let _ = before_tls::is_painted_over(&text);
+}
+
+/// What a server that is scanned sends. The first byte says how the rest is cut into chunks: it is a
+/// stream of records, with handshake messages in them; a handshake message; the body of one; and what
+/// SSL 2.0 answers.
+///
+/// Promises: what is read does not depend on the cuts; a ClientHello that was read is read again from
+/// what it is written as; nothing more comes out than went in.
+pub fn scan(data: &[u8]) {
+    let Some((how, stream)) = data.split_first() else { return };
+    let whole = flight([stream]);
+    assert_eq!(flight(chunks(stream, *how)), whole, "chunks by {how}");
+    for message in &whole.1 {
+        scan_body(message.body());
+    }
+    scan_body(stream);
+    for message in [stream, stream.get(5..).unwrap_or_default()] {
+        if let Ok(hello) = ClientHello::parse(message) {
+            assert_eq!(ClientHello::parse(&hello.message()), Ok(hello));
+        }
+    }
+    // An answer that is found is found however much follows.
+    let answer = parse::ssl2_reply(stream);
+    if let Ok(Some(_)) = answer {
+        assert_eq!(parse::ssl2_reply(&[stream, b"more"].concat()), answer);
+    }
+    let _ = parse::alert(stream);
+}
+
+/// Records with where each ends, the messages in them, and whether both ended well.
+fn flight<'a>(
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<usize>, Vec<parse::Message>, [bool; 2]) {
+    let (mut buffer, mut handshakes) = (Vec::new(), Handshakes::default());
+    let (mut ends, mut messages, mut sound) = (Vec::new(), Vec::new(), [true; 2]);
+    let mut end = 0;
+    for chunk in chunks {
+        buffer.extend_from_slice(chunk);
+        while sound[0] {
+            match parse::next_record(&buffer) {
+                Ok(None) => break,
+                Err(_) => sound[0] = false,
+                Ok(Some((record, length))) => {
+                    assert!(record.fragment.len() <= parse::MAX_FRAGMENT);
+                    assert_eq!(length, record.fragment.len() + 5);
+                    if record.content == parse::ContentType::Handshake && sound[1] {
+                        handshakes.push(record.fragment);
+                        loop {
+                            match handshakes.message() {
+                                Ok(Some(message)) => messages.push(message),
+                                Ok(None) => break,
+                                Err(_) => {
+                                    sound[1] = false;
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                    end += length;
+                    ends.push(end);
+                    buffer.drain(..length);
+                }
+            }
+        }
+    }
+    (ends, messages, sound)
+}
+
+/// The body of a handshake message, as each that it could be.
+fn scan_body(body: &[u8]) {
+    if let Ok(hello) = ServerHello::parse(body) {
+        let _ = (hello.is_retry(), hello.version(), hello.key_share(), hello.alpn());
+    }
+    if let Ok(chain) = parse::certificates(body) {
+        assert!(chain.iter().map(Vec::len).sum::<usize>() <= body.len());
+    }
+    if let Ok(chain) = parse::certificates_tls1_3(body) {
+        assert!(chain.iter().map(|entry| entry.certificate.len()).sum::<usize>() <= body.len());
+    }
+    if let Ok(response) = parse::certificate_status(body) {
+        assert!(response.len() <= body.len());
+    }
+    for elliptic in [true, false] {
+        for (signed, version) in [(true, 0x0303), (true, 0x0301), (false, 0x0303)] {
+            let read = parse::ServerKeyExchange::parse(body, elliptic, signed, version);
+            assert!(read.is_err() || read.is_ok_and(|read| body.starts_with(&read.parameters)));
+        }
+    }
+    let _ = parse::CertificateRequest::parse(body, 0x0303);
+    let _ = parse::CertificateRequest::parse(body, 0x0301);
+    let _ = parse::CertificateRequest::parse_tls1_3(body);
+    let _ = NewSessionTicket::parse(body);
+    let _ = NewSessionTicket::parse_tls1_3(body);
+    let _ = parse::extensions(body);
+}
+
+/// What a QUIC server that is scanned sends: as a datagram, and as the payload of an Initial of a peer
+/// that has the keys. The first byte says how the rest is cut into CRYPTO frames.
+///
+/// Promises: packets of a datagram come to an end; what is sealed is opened; the handshake does not
+/// depend on the order of its frames, and never is longer than it may be.
+pub fn quic(data: &[u8]) {
+    let keys = InitialKeys::new(b"original");
+    let (mut rest, mut packets) = (data, 0);
+    while !rest.is_empty() {
+        let Ok((packet, after)) = quic::packet(rest) else { break };
+        assert!(after.len() < rest.len() && rest.ends_with(after));
+        match packet {
+            Packet::Initial(initial) => {
+                for largest in [None, Some(0), Some(u64::MAX)] {
+                    if let Some((_, payload)) = initial.open(&keys.server, largest) {
+                        handshake(&payload);
+                    }
+                }
+            }
+            Packet::Retry(retry) => {
+                let _ = retry.verify(retry.source);
+            }
+            Packet::VersionNegotiation(found) => assert!(found.versions.len() * 4 <= rest.len()),
+            Packet::Other => {}
+        }
+        rest = after;
+        packets += 1;
+    }
+    assert!(packets <= data.len());
+
+    handshake(data);
+    let Some((how, stream)) = data.split_first() else { return };
+    let id = &stream[..stream.len().min(usize::from(how % 21))];
+    if data.len() <= 2000 {
+        let number = u32::from(*how) << 16;
+        let header = quic::Header { destination: id, source: id, token: id, number };
+        let sealed = quic::initial(&keys.client, header, data);
+        let Ok((Packet::Initial(initial), [])) = quic::packet(&sealed) else {
+            panic!("our own packet is none")
+        };
+        assert_eq!((initial.destination, initial.source, initial.token), (id, id, id));
+        let (opened, payload) = initial.open(&keys.client, None).expect("our own packet");
+        assert!(opened == u64::from(number) && payload.starts_with(data));
+        assert!(payload[data.len()..].iter().all(|byte| *byte == 0));
+        assert!(initial.open(&keys.server, None).is_none());
+    }
+
+    // As many pieces as may wait, at most.
+    let stream = &stream[..stream.len().min(64)];
+    let mut pieces: Vec<_> = Vec::new();
+    let mut offset = 0;
+    for piece in chunks(stream, *how) {
+        pieces.push((offset, piece));
+        offset += piece.len() as u64;
+    }
+    let half = pieces.len() / 2;
+    pieces.rotate_left(half);
+    pieces.reverse();
+    let (mut crypto, mut read) = (Crypto::default(), Vec::new());
+    for (offset, piece) in pieces {
+        crypto.push(offset, piece).expect("a short handshake");
+        read.extend(crypto.read());
+    }
+    assert_eq!(read, stream);
+}
+
+/// The frames of an Initial, and the handshake in them.
+fn handshake(payload: &[u8]) {
+    let (frames, _) = quic::frames(payload);
+    assert!(frames.len() <= payload.len());
+    let (mut crypto, mut read) = (Crypto::default(), 0);
+    for frame in &frames {
+        if let quic::Frame::Crypto(offset, data) = frame
+            && crypto.push(*offset, data).is_ok()
+        {
+            read += crypto.read().len();
+        }
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        assert_eq!(quic::frames(&bytes), (vec![frame.clone()], Ok(())));
+    }
+    assert!(read as u64 <= quic::MAX_CRYPTO && read <= payload.len());
+}
+
 /// The configuration file.
 ///
 /// Promises: a refusal has at least one error; each has a line of the file, a problem and advice,
@@ -455,5 +668,67 @@ pub fn certificate(data: &[u8]) {
     if let Ok(theirs) = bundle(data) {
         let _ = verify(&theirs, &[genuine, intermediate], Role::Client);
         let _ = verify(&theirs, &[data], Role::Client);
+    }
+}
+
+/// What servers show to a scan: whether the web's root or the mesh's time is asked for, then
+/// certificates (0), OCSP responses (1) and timestamps (2) of a hello, and the next hello (3), each
+/// with its length.
+///
+/// Promises: whatever comes is described, in lines that a terminal survives; nothing is trusted but
+/// the leaves that the roots' owners signed.
+pub fn chain(data: &[u8]) {
+    let Some((&time, mut rest)) = data.split_first() else { return };
+    let mut presented = vec![Presented { when: "default".to_owned(), ..Presented::default() }];
+    while let [kind, high, low, after @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
+        let (bytes, after) = after.split_at(len);
+        rest = after;
+        let hello = presented.last_mut().expect("there is always one");
+        match kind % 4 {
+            0 => hello.certificates.push(bytes.to_vec()),
+            1 => hello.ocsp = Some(bytes.to_vec()),
+            2 => hello.scts = Some(bytes.to_vec()),
+            _ => presented.push(Presented { when: "next".to_owned(), ..Presented::default() }),
+        }
+    }
+    let (web, web_leaf) =
+        (include_bytes!("../seeds/chain/root.der"), include_bytes!("../seeds/chain/leaf.der"));
+    let (mesh, mesh_leaf) = (
+        include_bytes!("../seeds/certificate/root.der"),
+        include_bytes!("../seeds/certificate/leaf.der"),
+    );
+    let roots = |der: &[u8]| Roots::from_der([CertificateDer::from(der.to_vec())]).expect("a root");
+    let stores = Stores { roots: Some(roots(web)), mesh: Some(roots(mesh)) };
+    let seconds = if time == 0 { 1_800_000_000 } else { NOW };
+    let now = jiff::Timestamp::from_second(seconds.cast_signed()).expect("a time");
+    let host = "www.example.org".parse().expect("a name");
+    let examined = examine(&presented, Some(&host), now, &stores);
+
+    let leaves = || presented.iter().filter_map(|hello| hello.certificates.first());
+    for (id, root, leaf) in [
+        ("certificate.trusted", web.as_slice(), web_leaf.as_slice()),
+        ("certificate.trusted_by_mesh", mesh, mesh_leaf),
+    ] {
+        if examined.facts.yes(id) {
+            assert!(
+                leaves().all(|der| der == root || der == leaf),
+                "{id}: a forged leaf is believed"
+            );
+        }
+    }
+    let text = |text: &str| {
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+        assert!(text.len() < 20_000, "{} bytes", text.len());
+    };
+    for (_, fact) in examined.facts.iter() {
+        text(&fact.evidence);
+    }
+    for chain in &examined.chains {
+        text(&chain.evidence);
+        for c in &chain.certificates {
+            let words = [&c.subject, &c.issuer, &c.serial, &c.key, &c.signature];
+            words.into_iter().chain(&c.names).chain(&c.problems).for_each(|t| text(t));
+        }
     }
 }

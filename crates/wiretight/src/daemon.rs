@@ -415,6 +415,11 @@ impl Daemon {
         })
     }
 
+    /// The services of the mesh and the nodes in it.
+    pub fn registry(&self) -> Arc<wiretight_proxy::mesh::Registry> {
+        self.mesh.registry()
+    }
+
     /// The trust bundle.
     pub fn bundle(&self) -> BundleAnswer {
         BundleAnswer { bundle: x509::to_pem(self.mesh.bundle().roots()) }

@@ -81,3 +81,23 @@ fn proxy() {
 fn tlog() {
     replay("tlog", targets::tlog);
 }
+
+#[test]
+fn chain() {
+    replay("chain", targets::chain);
+}
+
+#[test]
+fn starttls() {
+    replay("starttls", targets::starttls);
+}
+
+#[test]
+fn scan() {
+    replay("scan", targets::scan);
+}
+
+#[test]
+fn quic() {
+    replay("quic", targets::quic);
+}

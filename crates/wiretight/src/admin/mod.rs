@@ -294,6 +294,7 @@ async fn route(
             let ttl = Duration::from_secs(ttl_seconds);
             ok(daemon.create_token(node, services, ttl).await?)
         }
+        (&Method::GET, "/v1/registry") => Ok(json(StatusCode::OK, daemon.registry().as_ref())),
         (&Method::GET, "/v1/bundle") => Ok(json(StatusCode::OK, &daemon.bundle())),
         (&Method::GET, "/v1/nodes") => ok(daemon.nodes().await?),
         (&Method::POST, "/v1/remove") => {

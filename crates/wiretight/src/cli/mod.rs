@@ -12,6 +12,7 @@ mod plaintext;
 mod revoke;
 mod rules;
 mod run;
+mod scan;
 mod shell;
 mod status;
 mod svid;
@@ -47,6 +48,7 @@ Examples:
   wiretight run --config wiretight.toml              run this node
   wiretight token create --node db1 --service db     let a new node join
   wiretight status                                   what is encrypted, between whom, with what
+  wiretight scan example.com                         what an endpoint offers, and what that is worth
 
 Exit status: 0 success, 1 failure, 2 bad usage or configuration, 3 no node is running here."
 )]
@@ -80,6 +82,7 @@ enum Verb {
     Witness(witness::Witness),
     Monitor(Box<monitor::Monitor>),
     Verify(verify::Verify),
+    Scan(Box<scan::Scan>),
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Verb::Witness(verb) => verb.run(),
         Verb::Monitor(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Scan(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&mut Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),

@@ -44,7 +44,7 @@ impl fmt::Display for Table {
 }
 
 /// Whether standard output takes colour (no-color.org).
-fn colour() -> bool {
+pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 

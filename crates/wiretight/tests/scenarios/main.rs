@@ -17,6 +17,7 @@ mod life;
 mod privilege;
 mod programs;
 mod rig;
+mod scan;
 mod tokens;
 mod traffic;
 mod transparency;

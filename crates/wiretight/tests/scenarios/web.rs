@@ -22,16 +22,16 @@ use super::edge::Edge;
 use super::rig::*;
 use super::traffic::curl;
 
-const NAME: &str = "www.example.test";
+pub(crate) const NAME: &str = "www.example.test";
 
 // ---- A site.
 
 /// A node with one site, whose certificate comes from a CA of the test's own.
-struct Site {
+pub(crate) struct Site {
     node: Node,
-    https: SocketAddr,
+    pub(crate) https: SocketAddr,
     ca: PathBuf,
-    world: World,
+    pub(crate) world: World,
 }
 
 /// A CA, and a certificate by it, as public ones are made.
@@ -56,7 +56,7 @@ fn certificate(world: &World) -> [PathBuf; 3] {
 }
 
 impl Site {
-    fn new(to: SocketAddr) -> Site {
+    pub(crate) fn new(to: SocketAddr) -> Site {
         let world = World::new();
         let (https, http) = (free(), free());
         let [ca, cert, key] = certificate(&world);
@@ -78,8 +78,8 @@ impl Site {
 // ---- The program behind it.
 
 /// A plain HTTP server with something of everything that pages use.
-struct Backend {
-    at: SocketAddr,
+pub(crate) struct Backend {
+    pub(crate) at: SocketAddr,
     /// What pages report.
     results: Receiver<Value>,
     /// The heads of all requests.
@@ -97,7 +97,7 @@ struct Served {
 const EVENTS: usize = 5;
 
 impl Backend {
-    fn start() -> Backend {
+    pub(crate) fn start() -> Backend {
         let (sender, results) = channel();
         let heads = Arc::default();
         let served = Served { results: sender, heads: Arc::clone(&heads), seen: Arc::default() };
@@ -616,7 +616,7 @@ fn h2load_sees_not_one_error() {
 // ---- Scanners.
 
 /// A server that takes whatever openssl still has: what the scanners must find wanting.
-fn weak_server(world: &World) -> (SocketAddr, Kid) {
+pub(crate) fn weak_server(world: &World) -> (SocketAddr, Kid) {
     let at = free();
     let mut command = Command::new(find("openssl").unwrap());
     command.args(["s_server", "-www", "-cipher", "ALL:@SECLEVEL=0", "-accept", &at.to_string()]);

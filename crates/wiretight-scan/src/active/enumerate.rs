@@ -1,0 +1,476 @@
+//! Which of many things a server takes: offer all, take out the one that it chose, and offer the
+//! rest, until it refuses.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::probe::{Flight, Outcome, Prober, Until, says_why};
+use crate::names::{Bulk, GROUPS, Group, GroupKind, KeyExchange, SCHEMES, Suite, Version, suites};
+use crate::parse::{ClientHello, Exchange, extension};
+
+/// What a server took, in the order in which it chose.
+#[derive(Debug, Clone)]
+pub struct Taken<T> {
+    /// In the order of choice, with what came along.
+    pub items: Vec<(T, Flight)>,
+    /// What ended it.
+    pub end: End,
+}
+
+/// Why no more were found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The server refused the rest; its word for it.
+    Refused(String),
+    /// It could not be told whether there are more.
+    Unclear(String),
+}
+
+impl<T: Copy> Taken<T> {
+    /// Without what came along.
+    pub fn list(&self) -> Vec<T> {
+        self.items.iter().map(|(item, _)| *item).collect()
+    }
+}
+
+/// Offers these, less and less of them. `chosen` says which one an answer chose; `None` is the
+/// answer of a server that went around the offer, which ends it like a refusal. `split` takes out
+/// those that are to be asked for by themselves when a refusal has no reason. `widened` says whether
+/// a refusal may be of something else in the hello, that is now as it should be.
+pub async fn enumerate<T: Copy + PartialEq>(
+    prober: &Prober,
+    offer: Vec<T>,
+    until: impl Fn() -> Until,
+    hello: impl Fn(&[T]) -> ClientHello,
+    chosen: impl Fn(&Flight) -> Option<T>,
+    split: impl Fn(&mut Vec<T>) -> Option<Vec<T>>,
+    widened: impl Fn() -> bool,
+) -> Taken<T> {
+    let mut taken = Taken { items: Vec::new(), end: End::Refused("none was offered".to_owned()) };
+    // Lists to go on with: one, unless long hellos are lost on the way.
+    let mut lists = vec![offer];
+    while let Some(mut list) = lists.pop() {
+        while !list.is_empty() {
+            match Box::pin(prober.probe(&hello(&list), until())).await {
+                Outcome::Taken(flight) => {
+                    match chosen(&flight).filter(|item| list.contains(item)) {
+                        Some(item) => {
+                            list.retain(|other| *other != item);
+                            taken.items.push((item, *flight));
+                        }
+                        None if widened() => {}
+                        None if flight.hello.version() == Some(Version::Tls1_3)
+                            && chosen(&flight).is_some() =>
+                        {
+                            taken.end = End::Unclear("it chose what was not offered".to_owned());
+                            return taken;
+                        }
+                        None => {
+                            let version =
+                                flight.hello.version().map(|v| format!("answered with {v}"));
+                            taken.end = end(taken.end, End::Refused(version.unwrap_or_default()));
+                            break;
+                        }
+                    }
+                }
+                Outcome::Refused(_) if widened() => {}
+                Outcome::Refused(why) => {
+                    // Without a reason, one suite that the server chose and broke down over may
+                    // have hidden the others.
+                    if !says_why(&why)
+                        && let Some(rest) = split(&mut list)
+                    {
+                        lists.push(rest);
+                        continue;
+                    }
+                    taken.end = end(taken.end, End::Refused(why));
+                    break;
+                }
+                Outcome::TooLarge if list.len() > 8 => {
+                    lists.push(list.split_off(list.len() / 2));
+                }
+                Outcome::TooLarge => {
+                    taken.end = End::Unclear("even short hellos are lost on the way".to_owned());
+                    return taken;
+                }
+                Outcome::Unclear(why) => {
+                    taken.end = End::Unclear(why);
+                    return taken;
+                }
+            }
+        }
+    }
+    taken
+}
+
+/// The last word, unless something was unclear before.
+fn end(before: End, now: End) -> End {
+    match before {
+        End::Unclear(_) => before,
+        End::Refused(_) => now,
+    }
+}
+
+/// All suites that this version may be asked for, the best first: those of TLS 1.3 alone, or all
+/// others.
+pub fn suites_of(version: Version) -> Vec<u16> {
+    let tls1_3 = version == Version::Tls1_3;
+    let mut all: Vec<Suite> =
+        suites().iter().copied().filter(|s| s.is_tls1_3() == tls1_3).collect();
+    // DHE comes after all that is sound: servers without a prime for it break down over it.
+    let rank = |s: &Suite| {
+        let sound = s.bits() >= 128 && !s.is_anonymous() && s.bulk() != Bulk::Rc4;
+        (!sound, s.key_exchange() == KeyExchange::Dhe, !s.is_forward_secret(), !s.is_aead())
+    };
+    all.sort_by_key(rank);
+    all.into_iter().map(|s| s.code).collect()
+}
+
+/// Takes DHE out, where it stands among others.
+fn without_dhe(list: &mut Vec<u16>) -> Option<Vec<u16>> {
+    let dhe = |code: &u16| agrees_by(*code, KeyExchange::Dhe);
+    let (dhe, others): (Vec<u16>, Vec<u16>) = list.iter().partition(|code| dhe(code));
+    if dhe.is_empty() || others.is_empty() {
+        return None;
+    }
+    *list = others;
+    Some(dhe)
+}
+
+/// A hello of this version with what every server wants to see beside suites.
+pub fn offer(prober: &Prober, version: Version, suites: &[u16]) -> ClientHello {
+    let hello = prober.hello(version).suites(suites.iter().copied());
+    match version {
+        // No extensions in SSL 3.0: secure renegotiation is signalled by a suite (RFC 5746).
+        Version::Ssl2 | Version::Ssl3 => {
+            let hello = hello.suites(suites.iter().copied().chain([0x00ff]));
+            ClientHello { extensions: Vec::new(), ..hello }
+        }
+        Version::Tls1_3 => hello.groups(&groups_tls1_3().0).signatures(&schemes()).key_shares(&[]),
+        _ => hello
+            .groups(&curves())
+            .with(extension::EC_POINT_FORMATS, vec![1, 0])
+            .signatures(&schemes())
+            .with(extension::RENEGOTIATION_INFO, vec![0])
+            // Some refuse TLS 1.2 without it.
+            .with(extension::EXTENDED_MASTER_SECRET, Vec::new()),
+    }
+}
+
+/// Protocols that are asked for by ALPN.
+pub const PROTOCOLS: [&str; 14] = [
+    "h2",
+    "http/1.1",
+    "http/1.0",
+    "spdy/3.1",
+    "postgresql",
+    "imap",
+    "pop3",
+    "managesieve",
+    "ftp",
+    "xmpp-client",
+    "xmpp-server",
+    "mqtt",
+    "dot",
+    "wiretight/1",
+];
+
+/// All signature schemes.
+pub fn schemes() -> Vec<u16> {
+    SCHEMES.iter().map(|s| s.code).collect()
+}
+
+/// Groups that TLS 1.3 may be asked for; and those that it forbids (RFC 8446 section 4.2.7), which a
+/// server may take yet, and for which others refuse the whole hello.
+pub fn groups_tls1_3() -> (Vec<u16>, Vec<u16>) {
+    let sound = |code: &u16| !matches!(code, 0x0001..=0x0016 | 0x001a..=0x001c | 0xff01..=0xff02);
+    GROUPS.iter().map(|g| g.code).partition(sound)
+}
+
+/// Curves that TLS 1.2 and before may be asked for. The primes of RFC 7919 are left out: a server
+/// that sees them offered may not use one of its own, which is to be seen.
+pub fn curves() -> Vec<u16> {
+    let curve = |g: &&Group| {
+        g.kind == GroupKind::Elliptic && !g.name.ends_with("tls13") && !g.name.starts_with("GC")
+    };
+    GROUPS.iter().filter(curve).map(|g| g.code).collect()
+}
+
+/// What the answers to offers of suites show beside.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Groups that were chosen, in that order, each no longer offered then.
+    pub groups: Vec<u16>,
+    /// Signature schemes, likewise.
+    pub schemes: Vec<u16>,
+    /// Primes of DHE, with the suite.
+    pub primes: Vec<(u16, Vec<u8>)>,
+}
+
+/// How offers of suites are narrowed, so that what a server chooses beside a suite is another each
+/// time. Where it runs out of that, everything is offered again.
+struct Narrow {
+    version: Version,
+    /// Groups to offer; `None` is all.
+    groups: Option<Vec<u16>>,
+    schemes: Option<Vec<u16>>,
+    /// Whether more than the ServerHello is worth to be waited for.
+    flights: bool,
+    seen: Seen,
+}
+
+/// Servers take three suites in TLS 1.3: after so many, a refusal shall be of the suites alone.
+const NARROWED_TLS1_3: usize = 3;
+
+impl Narrow {
+    fn new(version: Version) -> Self {
+        let (groups, schemes) = match version {
+            Version::Tls1_3 => (Some(groups_tls1_3().0), None),
+            Version::Tls1_2 => (Some(curves()), Some(schemes())),
+            _ => (None, None),
+        };
+        let flights = version == Version::Tls1_2;
+        Self { version, groups, schemes, flights, seen: Seen::default() }
+    }
+
+    /// That offers all, and reads primes.
+    fn wide(version: Version) -> Self {
+        Self { groups: None, schemes: None, ..Self::new(version) }
+    }
+
+    fn until(&self) -> Until {
+        if self.flights { Until::Shown } else { Until::Hello }
+    }
+
+    fn hello(&self, prober: &Prober, suites: &[u16]) -> ClientHello {
+        let mut hello = offer(prober, self.version, suites);
+        if let Some(groups) = &self.groups {
+            hello = hello.groups(groups);
+        }
+        if let Some(schemes) = &self.schemes {
+            hello = hello.signatures(schemes);
+        }
+        hello
+    }
+
+    /// The suite that was chosen, where it is one of this version.
+    fn read(&mut self, flight: &Flight) -> Option<u16> {
+        if flight.hello.version() != Some(self.version) {
+            return None;
+        }
+        let suite = flight.hello.suite;
+        if let Some(prime) = prime(flight) {
+            self.seen.primes.push((suite, prime.to_vec()));
+        }
+        if self.flights && !flight.done {
+            (self.flights, self.groups, self.schemes) = (false, None, None);
+        }
+        let scheme = flight.key_exchange.as_ref().and_then(|exchange| exchange.scheme);
+        take_out(&mut self.groups, flight.group(), &mut self.seen.groups);
+        take_out(&mut self.schemes, scheme, &mut self.seen.schemes);
+        if self.version == Version::Tls1_3 && self.seen.groups.len() >= NARROWED_TLS1_3 {
+            self.groups = None;
+        }
+        Some(suite)
+    }
+
+    /// Offers all again; whether that is more than before.
+    fn widen(&mut self) -> bool {
+        let groups = self.groups.take().is_some() && !self.seen.groups.is_empty();
+        let schemes = self.schemes.take().is_some() && !self.seen.schemes.is_empty();
+        groups || schemes
+    }
+}
+
+/// Moves what was chosen from what is left to what was seen; what was not left to choose ends it.
+fn take_out(left: &mut Option<Vec<u16>>, chosen: Option<u16>, seen: &mut Vec<u16>) {
+    let Some(list) = left else { return };
+    match chosen.and_then(|chosen| list.iter().position(|code| *code == chosen)) {
+        Some(at) => seen.push(list.remove(at)),
+        None => *left = None,
+    }
+    if left.as_ref().is_some_and(Vec::is_empty) {
+        *left = None;
+    }
+}
+
+/// The suites that a server takes with a version.
+pub async fn enumerate_suites(prober: &Prober, version: Version) -> (Taken<u16>, Seen) {
+    let mut narrow = Narrow::new(version);
+    let mut offered = suites_of(version);
+    if version != Version::Tls1_2 {
+        return narrowing(prober, offered, narrow).await;
+    }
+    // What is chosen of all; and again, offered last. A server that then chooses something else
+    // follows our order, so that there is none of its own to be seen, and parts of the list may be
+    // asked for at the same time.
+    let mut items = Vec::new();
+    match prober.probe(&narrow.hello(prober, &offered), narrow.until()).await {
+        Outcome::Taken(flight) => {
+            let suite = narrow.read(&flight).filter(|suite| offered.contains(suite));
+            if let Some(suite) = suite {
+                items.push((suite, *flight));
+            }
+        }
+        Outcome::Refused(why) if says_why(&why) => {
+            return (Taken { items, end: End::Refused(why) }, narrow.seen);
+        }
+        _ => {}
+    }
+    let Some((first, _)) = items.first() else {
+        return narrowing(prober, offered, narrow).await;
+    };
+    let first = *first;
+    offered.retain(|suite| *suite != first);
+    let mut first_last = offered.clone();
+    first_last.push(first);
+    let hello = offer(prober, version, &first_last);
+    let mut follows = false;
+    if let Outcome::Taken(flight) = prober.probe(&hello, Until::Hello).await
+        && flight.hello.version() == Some(version)
+        && offered.contains(&flight.hello.suite)
+    {
+        follows = true;
+        offered.retain(|suite| *suite != flight.hello.suite);
+        items.push((flight.hello.suite, *flight));
+    }
+    let (mut taken, seen) = match follows {
+        false => narrowing(prober, offered, narrow).await,
+        true => in_parts(prober, offered, narrow).await,
+    };
+    items.append(&mut taken.items);
+    (Taken { items, end: taken.end }, seen)
+}
+
+/// By the kinds of key exchange, at the same time.
+async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
+    let by = |kx: KeyExchange| move |code: &u16| agrees_by(*code, kx);
+    let (ecdhe, rest): (Vec<u16>, Vec<u16>) = offered.into_iter().partition(by(KeyExchange::Ecdhe));
+    let (dhe, rest): (Vec<u16>, Vec<u16>) = rest.into_iter().partition(by(KeyExchange::Dhe));
+    let version = narrow.version;
+    let (ecdhe, dhe, rest) = tokio::join!(
+        narrowing(prober, ecdhe, narrow),
+        narrowing(prober, dhe, Narrow::wide(version)),
+        narrowing(prober, rest, Narrow { flights: false, ..Narrow::wide(version) }),
+    );
+    let (mut taken, mut seen) = ecdhe;
+    for (more, beside) in [dhe, rest] {
+        taken.items.extend(more.items);
+        taken.end = end(taken.end, more.end);
+        seen.primes.extend(beside.primes);
+    }
+    (taken, seen)
+}
+
+async fn narrowing(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
+    let narrow = Mutex::new(narrow);
+    let now = || narrow.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = enumerate(
+        prober,
+        offered,
+        || now().until(),
+        |list| now().hello(prober, list),
+        |flight| now().read(flight),
+        without_dhe,
+        || now().widen(),
+    )
+    .await;
+    (taken, narrow.into_inner().unwrap_or_else(PoisonError::into_inner).seen)
+}
+
+/// Whether the server has an order of its own: `Some(true)`, or follows the client's. The list is
+/// what it takes, in the order in which it chose when offered in another.
+pub async fn has_own_order(prober: &Prober, version: Version, taken: &[u16]) -> Option<bool> {
+    let (first, last) = (*taken.first()?, *taken.last()?);
+    if first == last {
+        return None;
+    }
+    // Some servers put ChaCha20 first where the client does, whatever their order is.
+    let chacha = |code: &u16| Suite::from_code(*code).is_some_and(|s| s.name.contains("CHACHA20"));
+    let mut reversed: Vec<u16> = taken.iter().rev().copied().collect();
+    if let Some(at) = reversed.iter().position(|code| !chacha(code)) {
+        reversed[..=at].rotate_right(1);
+    }
+    match prober.probe(&offer(prober, version, &reversed), Until::Hello).await {
+        Outcome::Taken(flight) => Some(flight.hello.suite != reversed[0]),
+        _ => None,
+    }
+}
+
+/// Those of a list that are not known yet.
+fn unknown(mut list: Vec<u16>, known: &[u16]) -> Vec<u16> {
+    list.retain(|code| !known.contains(code));
+    list
+}
+
+/// The groups that a server takes in TLS 1.3, beside those that are known: a hello without key shares
+/// makes it name one.
+pub async fn enumerate_groups(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
+    let version = Version::Tls1_3;
+    let (sound, forbidden) = groups_tls1_3();
+    let ask = async |groups: Vec<u16>| {
+        enumerate(
+            prober,
+            unknown(groups, known),
+            || Until::Hello,
+            |list| offer(prober, version, suites).groups(list),
+            Flight::group,
+            |_| None,
+            || false,
+        )
+        .await
+    };
+    let mut taken = ask(sound).await;
+    let more = ask(forbidden).await;
+    taken.items.extend(more.items);
+    if let End::Unclear(_) = more.end {
+        taken.end = more.end;
+    }
+    taken
+}
+
+/// The curves that a server takes in TLS 1.2 or before, beside those that are known.
+pub async fn enumerate_curves(
+    prober: &Prober,
+    version: Version,
+    suites: &[u16],
+    known: &[u16],
+) -> Taken<u16> {
+    enumerate(
+        prober,
+        unknown(curves(), known),
+        || Until::Done,
+        |list| offer(prober, version, suites).groups(list),
+        Flight::group,
+        |_| None,
+        || false,
+    )
+    .await
+}
+
+/// The signature schemes that a server signs a key exchange of TLS 1.2 with, beside those that are
+/// known.
+pub async fn enumerate_schemes(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
+    enumerate(
+        prober,
+        unknown(schemes(), known),
+        || Until::Done,
+        |list| offer(prober, Version::Tls1_2, suites).signatures(list),
+        |flight| flight.key_exchange.as_ref()?.scheme,
+        |_| None,
+        || false,
+    )
+    .await
+}
+
+/// The prime of a DHE key exchange.
+pub fn prime(flight: &Flight) -> Option<&[u8]> {
+    match &flight.key_exchange.as_ref()?.exchange {
+        Exchange::Dhe { p, .. } => Some(p),
+        _ => None,
+    }
+}
+
+/// Whether a suite's key exchange is this one.
+pub fn agrees_by(code: u16, kx: KeyExchange) -> bool {
+    Suite::from_code(code).is_some_and(|s| s.key_exchange() == kx)
+}

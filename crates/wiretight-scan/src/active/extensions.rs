@@ -1,0 +1,201 @@
+//! What a server makes of extensions, compression, names, fallbacks and hellos from the future.
+
+use super::enumerate::{PROTOCOLS, offer};
+use super::probe::{Flight, Outcome, Prober, Until};
+use super::scan::Spoken;
+use crate::facts::{Answer, Facts, Value};
+use crate::names::{Suite, Version};
+use crate::parse::{ClientHello, extension};
+
+/// All of it.
+pub async fn extensions(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let (old, etm, fallback, future, alpn) = tokio::join!(
+        before_tls1_3(prober, spoken),
+        encrypt_then_mac(prober, spoken),
+        fallback(prober, spoken),
+        future(prober, spoken),
+        alpn(prober, spoken),
+    );
+    for found in [old, etm, fallback, future, alpn] {
+        facts.extend(found);
+    }
+    facts
+}
+
+/// Whether an outcome shows this; a refusal of the whole hello says nothing of a part.
+fn shows(outcome: &Outcome, is: impl Fn(&Flight) -> bool) -> (Answer, String) {
+    match outcome {
+        Outcome::Taken(flight) if is(flight) => (Answer::Yes, "in the ServerHello".to_owned()),
+        Outcome::Taken(_) => (Answer::No, "not in the ServerHello".to_owned()),
+        Outcome::Refused(why) | Outcome::Unclear(why) => (Answer::Inconclusive, why.clone()),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+    }
+}
+
+/// One hello with all that TLS 1.2 and before can be asked for.
+async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let Some((version, suites)) = spoken.newest_before_tls1_3() else {
+        if let Some(version) = spoken.unclear(|v| (Version::Ssl3..Version::Tls1_3).contains(&v)) {
+            let evidence = format!("it is not known whether {version} is spoken");
+            for id in [
+                "renegotiation.secure",
+                "extension.extended_master_secret",
+                "extension.heartbeat",
+                "compression",
+            ] {
+                facts.set(id, Answer::Inconclusive, None, evidence.clone());
+            }
+            return facts;
+        }
+        for (id, why) in [
+            ("renegotiation.secure", "TLS 1.3 has no renegotiation"),
+            ("extension.extended_master_secret", "TLS 1.3 does without"),
+            ("extension.heartbeat", "nothing before TLS 1.3 is spoken"),
+        ] {
+            facts.set(id, Answer::Untested, None, why);
+        }
+        facts.set("compression", Answer::No, None, "TLS 1.3 has none");
+        return facts;
+    };
+    let mut hello = offer(prober, version, suites);
+    hello.compressions = vec![1, 0];
+    if version > Version::Ssl3 {
+        hello = hello
+            .with(extension::EXTENDED_MASTER_SECRET, Vec::new())
+            .with(extension::HEARTBEAT, vec![1])
+            .with(extension::SESSION_TICKET, Vec::new());
+    }
+    let outcome = prober.probe(&hello, Until::Hello).await;
+    for (id, kind) in [
+        ("renegotiation.secure", extension::RENEGOTIATION_INFO),
+        ("extension.extended_master_secret", extension::EXTENDED_MASTER_SECRET),
+        ("extension.heartbeat", extension::HEARTBEAT),
+    ] {
+        let (answer, why) = shows(&outcome, |flight| flight.has(kind));
+        facts.set(id, answer, None, why);
+    }
+    let (answer, why) = shows(&outcome, |flight| flight.hello.compression == 1);
+    facts.set("compression", answer, None, why);
+    facts
+}
+
+/// A server answers it with CBC suites alone.
+async fn encrypt_then_mac(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let cbc = |code: &u16| Suite::from_code(*code).is_some_and(Suite::is_cbc);
+    let found = spoken.versions().rev().filter(|v| *v > Version::Ssl3).find_map(|version| {
+        let suites: Vec<u16> = spoken.suites(version).iter().copied().filter(cbc).collect();
+        (!suites.is_empty()).then_some((version, suites))
+    });
+    let id = "extension.encrypt_then_mac";
+    let Some((version, suites)) = found else {
+        facts.set(id, Answer::Untested, None, "no CBC suite is taken");
+        return facts;
+    };
+    let hello = offer(prober, version, &suites).with(extension::ENCRYPT_THEN_MAC, Vec::new());
+    let outcome = prober.probe(&hello, Until::Hello).await;
+    let (answer, why) = shows(&outcome, |flight| flight.has(extension::ENCRYPT_THEN_MAC));
+    facts.set(id, answer, None, why);
+    facts
+}
+
+/// RFC 7507: a hello below the best that both speak, marked as a fallback.
+async fn fallback(prober: &Prober, spoken: &Spoken) -> Facts {
+    let (id, mut facts) = ("fallback_scsv", Facts::default());
+    let Some(best) = spoken.versions().next_back() else { return facts };
+    let Some(below) = spoken.versions().rev().find(|v| *v < best) else {
+        facts.set(id, Answer::Untested, None, format!("there is nothing below {best}"));
+        return facts;
+    };
+    let mut suites = spoken.suites(below).to_vec();
+    suites.push(0x5600);
+    let (answer, why) = match prober.probe(&offer(prober, below, &suites), Until::Hello).await {
+        Outcome::Taken(_) => (Answer::No, format!("a needless fallback to {below} is answered")),
+        Outcome::Refused(why) => (Answer::Yes, why),
+        Outcome::Unclear(why) => (Answer::Inconclusive, why),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+    };
+    facts.set(id, answer, None, why);
+    facts
+}
+
+/// Hellos from the future, and with values that nobody knows.
+async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let Some(best) = spoken.versions().next_back() else { return facts };
+    let usual = |hello: ClientHello| match best {
+        Version::Tls1_3 => hello.supported_versions(&[0x3a3a, 0x0305, 0x0304]),
+        _ => ClientHello { version: 0x0305, ..hello },
+    };
+    let hello = usual(offer(prober, best, spoken.suites(best)));
+    let ask = async |hello: ClientHello| match prober.probe(&hello, Until::Hello).await {
+        Outcome::Taken(flight) => {
+            let version = flight.hello.version();
+            (Answer::Yes, version.map_or_else(String::new, |v| format!("answered with {v}")))
+        }
+        Outcome::Refused(why) => (Answer::No, why),
+        Outcome::Unclear(why) => (Answer::Inconclusive, why),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+    };
+    let mut grease = offer(prober, best, spoken.suites(best));
+    grease.suites.insert(0, 0x1a1a);
+    let greased = best > Version::Ssl3;
+    if greased {
+        grease = grease.with(0x2a2a, vec![0]);
+    }
+    // Who answers all of it at once answers each.
+    let both = ask(usual(grease.clone())).await;
+    let (version, values) = match both.0 {
+        Answer::Yes => (both.clone(), both),
+        _ => tokio::join!(ask(hello), ask(grease)),
+    };
+    facts.set("tolerance.version", version.0, None, version.1);
+    facts.set("tolerance.grease", values.0, None, values.1);
+    facts
+}
+
+/// Up to TLS 1.2, where the answer is in the clear.
+async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let Some((version, suites)) = spoken.newest_before_tls1_3() else { return facts };
+    if version == Version::Ssl3 {
+        facts.set("alpn", Answer::No, None, "SSL 3.0 has no extensions");
+        return facts;
+    }
+    let (mut left, mut found): (Vec<&str>, Vec<String>) = (PROTOCOLS.to_vec(), Vec::new());
+    let (mut answer, mut why) = (Answer::No, "no protocol was chosen".to_owned());
+    while !left.is_empty() {
+        match prober.probe(&offer(prober, version, suites).alpn(&left), Until::Hello).await {
+            Outcome::Taken(flight) => {
+                let chosen = flight.hello.alpn();
+                let Some(at) = left.iter().position(|p| Some(*p) == chosen.as_deref()) else {
+                    break;
+                };
+                found.push(left.remove(at).to_owned());
+            }
+            Outcome::Refused(refused) => {
+                why = refused;
+                break;
+            }
+            Outcome::Unclear(unclear) => {
+                (answer, why) = (Answer::Inconclusive, unclear);
+                break;
+            }
+            Outcome::TooLarge => {
+                let lost = "long hellos are lost on the way".to_owned();
+                (answer, why) = (Answer::Inconclusive, lost);
+                break;
+            }
+        }
+    }
+    if found.is_empty() {
+        facts.set("alpn", answer, None, why);
+    } else {
+        let evidence = format!("{} chosen when offered", found.join(", "));
+        let answer = if answer == Answer::Inconclusive { answer } else { Answer::Yes };
+        facts.set("alpn", answer, Some(Value::List(found)), evidence);
+    }
+    facts
+}

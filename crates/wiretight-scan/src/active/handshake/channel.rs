@@ -1,0 +1,122 @@
+//! A link with what protects its records.
+
+use super::protection::{BadPadding, Protection};
+use super::{Failure, malformed};
+use crate::active::link::Link;
+use crate::parse::{ContentType, Handshakes, Message, record};
+
+/// What a server says, decrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A handshake message.
+    Message(Message),
+    /// ChangeCipherSpec (up to TLS 1.2; TLS 1.3's means nothing and is passed over).
+    ChangeCipherSpec,
+    /// An alert, warnings too: level and description.
+    Alert(u8, u8),
+    /// Application data.
+    Data(Vec<u8>),
+    /// A heartbeat message.
+    Heartbeat(Vec<u8>),
+}
+
+/// A link with what protects its records.
+pub struct Channel {
+    pub(in crate::active) link: Link,
+    pub(super) reading: Protection,
+    pub(super) writing: Protection,
+    handshakes: Handshakes,
+    /// What records say that they are.
+    pub(super) version: u16,
+}
+
+impl Channel {
+    pub(super) fn new(link: Link, version: u16) -> Self {
+        let (reading, writing) = (Protection::clear(), Protection::clear());
+        Self { link, reading, writing, handshakes: Handshakes::default(), version }
+    }
+
+    /// Sends this, in as many records as it takes.
+    pub async fn send(&mut self, content: ContentType, data: &[u8]) -> Result<(), Failure> {
+        let mut out = Vec::new();
+        for piece in data.chunks(1 << 14) {
+            out.extend(self.seal(content, piece, None)?);
+        }
+        Ok(self.link.send(&out).await?)
+    }
+
+    /// Ends the connection in order: a session whose connection just broke off is not resumed
+    /// (RFC 5246 section 7.2.1).
+    pub async fn close(mut self) {
+        let _ = self.send(ContentType::Alert, &[1, 0]).await;
+    }
+
+    /// A record, to be sent together with others.
+    pub(super) fn seal(
+        &mut self,
+        content: ContentType,
+        data: &[u8],
+        bad: Option<BadPadding>,
+    ) -> Result<Vec<u8>, Failure> {
+        let (outer, fragment) = self.writing.seal(content, self.version, data, bad)?;
+        Ok(record(outer, self.version, &fragment))
+    }
+
+    /// Waits for the next that the server says.
+    pub async fn next(&mut self) -> Result<Incoming, Failure> {
+        loop {
+            if let Some(message) = self.handshakes.message()? {
+                return Ok(Incoming::Message(message));
+            }
+            let (outer, _, fragment) = self.link.record().await?;
+            let tls1_3 = self.reading.is_tls1_3();
+            let (content, data) = match outer {
+                // It says nothing in TLS 1.3 (RFC 8446 appendix D.4).
+                ContentType::ChangeCipherSpec if tls1_3 => continue,
+                // In the clear: from a server that has no keys yet, or gave them up.
+                ContentType::Alert if tls1_3 && fragment.len() == 2 => (outer, fragment),
+                ContentType::ChangeCipherSpec if self.reading.is_clear() => (outer, fragment),
+                _ => self.reading.open(outer, self.version, &fragment)?,
+            };
+            return Ok(match content {
+                ContentType::Handshake => {
+                    self.handshakes.push(&data);
+                    continue;
+                }
+                ContentType::ChangeCipherSpec => Incoming::ChangeCipherSpec,
+                ContentType::Alert => match *data {
+                    [level, description] => Incoming::Alert(level, description),
+                    _ => return Err(malformed("no alert in an alert record")),
+                },
+                ContentType::ApplicationData => Incoming::Data(data),
+                ContentType::Heartbeat => Incoming::Heartbeat(data),
+            });
+        }
+    }
+
+    /// The next, where only the handshake and what ends it is of interest.
+    pub(super) async fn handshake(&mut self) -> Result<Incoming, Failure> {
+        loop {
+            match self.next().await? {
+                // close_notify is the end, though a warning.
+                Incoming::Alert(level, description) if level == 2 || description == 0 => {
+                    return Err(Failure::Alert(level, description));
+                }
+                Incoming::Alert(..) | Incoming::Heartbeat(_) => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// The next, which is a message.
+    pub(super) async fn message(&mut self) -> Result<Message, Failure> {
+        loop {
+            match self.handshake().await? {
+                Incoming::Message(message) => return Ok(message),
+                // TLS 1.3 servers send one before their keys are used.
+                Incoming::ChangeCipherSpec => {}
+                _ => return Err(malformed("data came in the middle of a handshake")),
+            }
+        }
+    }
+}

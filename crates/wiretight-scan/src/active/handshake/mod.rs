@@ -1,0 +1,73 @@
+//! Complete handshakes, to read what a server says only under encryption: TLS 1.3's certificates,
+//! tickets, renegotiation, what follows a broken record.
+//!
+//! This is a scanner's client. It believes nothing and protects nothing: it does not verify whom it
+//! speaks to, its keys are thrown away, its arithmetic on them takes no care of timing, and it
+//! sends nothing that anyone would miss. Nothing but a scan may use it.
+
+mod channel;
+mod keys;
+mod protection;
+mod shares;
+pub mod tls12;
+pub mod tls13;
+
+use std::fmt;
+
+pub use channel::{Channel, Incoming};
+pub use protection::BadPadding;
+pub use shares::GROUPS;
+
+use super::link::{Trouble, alert_name};
+use crate::parse::Malformed;
+
+/// Why a handshake did not come to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The server's own word: level and description.
+    Alert(u8, u8),
+    /// No answer, or none that makes sense.
+    Trouble(Trouble),
+    /// The server chose what cannot be followed here.
+    Unsupported(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alert(level, description) => f.write_str(&alert_name(*level, *description)),
+            Self::Trouble(trouble) => trouble.fmt(f),
+            Self::Unsupported(what) => write!(f, "this scanner does not go on with {what}"),
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(e: Malformed) -> Self {
+        Self::Trouble(Trouble::Malformed(e.0))
+    }
+}
+
+impl From<aws_lc_rs::error::Unspecified> for Failure {
+    fn from(_: aws_lc_rs::error::Unspecified) -> Self {
+        Self::Trouble(Trouble::Malformed("a key or a share that is none"))
+    }
+}
+
+fn malformed(why: &'static str) -> Failure {
+    Failure::Trouble(Trouble::Malformed(why))
+}
+
+/// So many random bytes.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Without the system's randomness a scan still works: nothing here is worth an attack.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes
+}

@@ -1,0 +1,223 @@
+//! What TLS 1.3 encrypts: chains, by kind of key and by name, application protocols, ECH.
+
+use super::enumerate::PROTOCOLS;
+use super::handshake::Failure;
+use super::link::alert_name;
+use super::probe::Prober;
+use super::scan::Spoken;
+use super::shown::{self, Shown};
+use super::{certificates, sessions};
+use crate::certificate::{Presented, WITHOUT_NAME};
+use crate::facts::{Answer, Facts, Value};
+use crate::names::Version;
+use crate::parse::{ClientHello, extension};
+
+/// All of it, where TLS 1.3 is spoken.
+pub async fn hidden(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Facts) {
+    let (mut presented, mut facts) = (Vec::new(), Facts::default());
+    if spoken.suites(Version::Tls1_3).is_empty() {
+        let (answer, evidence) = match spoken.unclear(|v| v == Version::Tls1_3) {
+            Some(_) => (Answer::Inconclusive, "it is not known whether TLS 1.3 is spoken"),
+            None => (Answer::No, "TLS 1.3 is not spoken"),
+        };
+        for id in ["session.psk", "session.psk_without_dhe", "session.early_data"] {
+            facts.set(id, answer, None, evidence);
+        }
+        return (presented, facts);
+    }
+    let hello = shown::hello(prober);
+    // What is in the clear in TLS 1.2 need not be asked for twice.
+    let alone = spoken.newest_before_tls1_3().is_none();
+    let (default, signatures, names, alpn) = tokio::join!(
+        default(prober, &hello),
+        by_signature(prober, &hello),
+        names(prober, &hello, alone),
+        alpn(prober, &hello, alone),
+    );
+    let (nameless, strange) = names;
+    let mut first: Vec<Presented> = Vec::new();
+    first.extend(default.0.map(|shown| of(&shown, "TLS 1.3")));
+    first.extend(signatures.0);
+    if let (Some(nameless), Some(strange)) = (nameless, strange) {
+        let known: Vec<_> = first.iter().filter_map(|p| p.certificates.first()).collect();
+        sni(&known, &nameless, &strange, &mut facts);
+        if let Ok(shown) = &nameless {
+            presented.push(of(shown, WITHOUT_NAME));
+        }
+    }
+    presented.splice(..0, first);
+    presented.retain(|p| !p.certificates.is_empty());
+    for found in [default.1, signatures.1, alpn] {
+        facts.extend(found);
+    }
+    (presented, facts)
+}
+
+fn of(shown: &Shown, when: &str) -> Presented {
+    Presented {
+        when: when.to_owned(),
+        certificates: shown.certificates(),
+        ocsp: shown.ocsp(),
+        scts: shown.scts(),
+    }
+}
+
+/// The chain that is shown to all comers; and ECH, for which a client that has no configuration sends
+/// noise (RFC 9849 section 6.2): a server that has one sends it back. And what sessions come of that
+/// handshake.
+async fn default(prober: &Prober, hello: &ClientHello) -> (Option<Shown>, Facts) {
+    let (mut facts, id) = (Facts::default(), "ech");
+    let greased = hello.clone().with(extension::ENCRYPTED_CLIENT_HELLO, ech_noise());
+    let mut client = sessions::first(prober, &greased).await;
+    match &client {
+        Ok(client) => {
+            let ech = extension::ENCRYPTED_CLIENT_HELLO;
+            let (answer, evidence) = match client.extensions.iter().any(|(kind, _)| *kind == ech) {
+                true => (Answer::Yes, "noise was answered with configurations to use"),
+                false => (Answer::No, "noise was passed over"),
+            };
+            facts.set(id, answer, None, evidence);
+        }
+        Err(failure) => {
+            facts.set(id, Answer::Inconclusive, None, failure.to_string());
+            client = sessions::first(prober, hello).await;
+        }
+    }
+    let shown = client.as_ref().ok().and_then(Shown::of);
+    facts.extend(sessions::after(prober, hello, client).await);
+    (shown, facts)
+}
+
+/// An outer ECHClientHello (RFC 9849 section 5) of an X25519 key, HKDF-SHA256 and AES-128-GCM, with
+/// noise in it.
+fn ech_noise() -> Vec<u8> {
+    let mut noise = [0; 1 + 32 + 176];
+    let _ = aws_lc_rs::rand::fill(&mut noise);
+    let (id, rest) = noise.split_at(1);
+    let (enc, payload) = rest.split_at(32);
+    let mut body = vec![0, 0, 1, 0, 1];
+    body.extend(id);
+    body.extend([0, 32]);
+    body.extend(enc);
+    body.extend((payload.len() as u16).to_be_bytes());
+    body.extend(payload);
+    body
+}
+
+/// Compression of certificates; the schemes, and the chain of each kind of key that they show.
+async fn by_signature(prober: &Prober, hello: &ClientHello) -> (Vec<Presented>, Facts) {
+    let (mut facts, first) = shown::compression_and_scheme(prober, hello).await;
+    facts.extend(shown::signatures_after(prober, hello, first).await);
+    let found = facts.list("signatures.tls1_3");
+    let kinds = [
+        ("rsa only", &["rsa_pss_rsae_sha256", "rsa_pss_pss_sha256", "rsa_pss_rsae_sha384"][..]),
+        ("ecdsa only", &["ecdsa_secp256r1_sha256", "ecdsa_secp384r1_sha384"][..]),
+        ("ed25519 only", &["ed25519"][..]),
+        ("ml-dsa only", &["mldsa44", "mldsa65", "mldsa87"][..]),
+    ];
+    let offered: Vec<(&str, Vec<u16>)> = kinds
+        .into_iter()
+        .filter_map(|(when, names)| {
+            let seen = names.iter().filter(|name| found.iter().any(|f| f == *name));
+            let codes: Vec<u16> = crate::names::SCHEMES
+                .iter()
+                .filter(|scheme| seen.clone().any(|name| *name == scheme.name))
+                .map(|scheme| scheme.code)
+                .collect();
+            (!codes.is_empty()).then_some((when, codes))
+        })
+        .collect();
+    let mut presented = Vec::new();
+    // One kind is what everybody is shown.
+    if offered.len() > 1 {
+        for (when, codes) in offered {
+            if let Ok(shown) = shown::tls1_3(prober, &hello.clone().signatures(&codes)).await {
+                presented.push(of(&shown, when));
+            }
+        }
+    }
+    (presented, facts)
+}
+
+type Named = Option<Result<Shown, Failure>>;
+
+async fn names(prober: &Prober, hello: &ClientHello, alone: bool) -> (Named, Named) {
+    if !alone || prober.name.is_none() {
+        return (None, None);
+    }
+    let nameless = hello.clone().without(extension::SERVER_NAME);
+    let strange = hello.clone().server_name(certificates::STRANGE_NAME);
+    let (nameless, strange) =
+        tokio::join!(shown::tls1_3(prober, &nameless), shown::tls1_3(prober, &strange));
+    (Some(nameless), Some(strange))
+}
+
+fn sni(
+    known: &[&Vec<u8>],
+    nameless: &Result<Shown, Failure>,
+    strange: &Result<Shown, Failure>,
+    facts: &mut Facts,
+) {
+    let (id, other) = ("sni.required", "sni.other_certificate");
+    let refusal = |result: &Result<Shown, Failure>| match result {
+        Err(Failure::Alert(level, description)) => Some(alert_name(*level, *description)),
+        _ => None,
+    };
+    if let Some(why) = refusal(nameless) {
+        facts.set(id, Answer::Yes, None, format!("without a name: {why}"));
+        facts.set(other, Answer::No, None, "without a name, there is none");
+        return;
+    }
+    if let Some(why) = refusal(strange) {
+        facts.set(id, Answer::Yes, None, format!("with a strange name: {why}"));
+    } else if nameless.is_ok() && strange.is_ok() {
+        let why = "it shows a certificate without a name, and for a strange one";
+        facts.set(id, Answer::No, None, why);
+    } else {
+        facts.set(id, Answer::Inconclusive, None, "the answer did not come");
+    }
+    let (answer, why) = match nameless.as_ref().map(Shown::certificates) {
+        Ok(chain) if chain.first().is_some_and(|leaf| known.contains(&leaf)) => {
+            (Answer::No, "without a name: the same certificate")
+        }
+        Ok(_) => (Answer::Yes, "without a name: another certificate"),
+        Err(_) => (Answer::Inconclusive, "the answer did not come"),
+    };
+    facts.set(other, answer, None, why);
+}
+
+async fn alpn(prober: &Prober, hello: &ClientHello, alone: bool) -> Facts {
+    let mut facts = Facts::default();
+    if !alone {
+        return facts;
+    }
+    let (mut left, mut found): (Vec<&str>, Vec<String>) = (PROTOCOLS.to_vec(), Vec::new());
+    let (mut answer, mut why) = (Answer::No, "no protocol was chosen".to_owned());
+    while !left.is_empty() {
+        match shown::tls1_3(prober, &hello.clone().alpn(&left)).await {
+            Ok(shown) => {
+                let chosen = shown.alpn();
+                let at = left.iter().position(|p| Some(*p) == chosen.as_deref());
+                let Some(at) = at else { break };
+                found.push(left.remove(at).to_owned());
+            }
+            Err(Failure::Alert(level, description)) => {
+                why = alert_name(level, description);
+                break;
+            }
+            Err(failure) => {
+                (answer, why) = (Answer::Inconclusive, failure.to_string());
+                break;
+            }
+        }
+    }
+    match found.is_empty() {
+        true => facts.set("alpn", answer, None, why),
+        false => {
+            let evidence = format!("{} chosen when offered", found.join(", "));
+            let answer = if answer == Answer::No { Answer::Yes } else { answer };
+            facts.set("alpn", answer, Some(Value::List(found)), evidence);
+        }
+    }
+    facts
+}

@@ -1,0 +1,603 @@
+//! QUIC (RFC 9000): whether version 1 is spoken, and which groups its TLS takes.
+//!
+//! Hellos go in Initial packets, and so does what servers say to them; no connection is ever
+//! finished. A hello without key shares has the server name a group, for which no key is needed.
+//!
+//! UDP drops, and many a firewall drops all of it: silence says nothing here. "No" is said by the
+//! host alone: with an alert, with other versions, or with a closed port.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use aws_lc_rs::agreement::{ECDH_P256, ECDH_P384, PrivateKey, X25519};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::link::printable;
+use super::pace::Pace;
+use crate::facts::{Answer, Facts, Value};
+use crate::names::{self, GROUPS, Group, GroupKind, SCHEMES, Version};
+use crate::parse::quic::{
+    Crypto, Frame, Header, InitialKeys, MIN_DATAGRAM, Packet, frames, initial, packet,
+    transport_parameters,
+};
+use crate::parse::{ClientHello, HandshakeType, Handshakes, Malformed, ServerHello, extension};
+
+/// Datagrams that are read for one question. An answer takes one to four, and as many again for each
+/// time that it is sent anew.
+const MAX_DATAGRAMS: usize = 64;
+/// The longest token of a Retry that is sent back: it leaves room for a hello in a datagram.
+const MAX_TOKEN: usize = 512;
+/// Questions about groups. Servers take three to ten of them.
+const MAX_GROUPS: usize = 16;
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// HTTP/3, and what else is known to run over QUIC: DNS (RFC 9250), SMB, tests.
+const HTTP3: &[&str] = &["h3"];
+const OTHERS: &[&str] = &["doq", "smb", "hq-interop"];
+
+/// The suites of TLS 1.3 that QUIC may use: not that with a tag of 8 bytes (RFC 9001 section 5.3).
+const SUITES: [u16; 4] = [0x1301, 0x1302, 0x1303, 0x1304];
+
+/// The groups that there are keys for: x25519, secp256r1, secp384r1.
+const SHARED: [u16; 3] = [0x001d, 0x0017, 0x0018];
+
+/// Asks whether QUIC is spoken on this UDP port, and which groups it takes: `protocol.quic`,
+/// `groups.quic`.
+///
+/// No question waits longer than `timeout`.
+pub async fn quic(
+    address: SocketAddr,
+    name: Option<&str>,
+    timeout: Duration,
+    pace: &Pace,
+) -> Facts {
+    let asker = Asker { address, name, timeout, pace };
+    let mut facts = Facts::default();
+    let (answer, evidence, answered) = asker.spoken().await;
+    let mut versions = None;
+    if let (Answer::Yes, Some(hello)) = (answer, &answered) {
+        versions = asker.versions().await;
+        let (answer, taken, evidence) = match hello.names_groups {
+            true => asker.named_groups(hello.alpn).await,
+            false => asker.shared_groups(hello.alpn).await,
+        };
+        let taken = taken.into_iter().filter_map(Group::from_code).map(|g| g.name.to_owned());
+        facts.set("groups.quic", answer, Some(Value::List(taken.collect())), evidence);
+    }
+    let evidence = match &versions {
+        Some(versions) => format!("{evidence}; Version Negotiation names {}", list(versions)),
+        None => evidence,
+    };
+    let versions = versions.map(|v| Value::List(v.iter().map(|v| version(*v)).collect()));
+    facts.set("protocol.quic", answer, versions, evidence);
+    facts
+}
+
+/// What came back to a hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Reply {
+    /// A ServerHello or HelloRetryRequest, in an Initial that authenticates.
+    Hello(Box<ServerHello>),
+    /// The server's TLS refuses.
+    Alert(u8),
+    /// The server ends the connection for another reason.
+    Closed(u64, String),
+    /// The server does not speak this version, but these.
+    Versions(Vec<u32>),
+    /// Nothing listens (ICMP port unreachable).
+    Unreachable,
+    /// No answer; why.
+    Trouble(String),
+}
+
+/// A way to ask that a server answered: application protocols, and whether it names groups.
+struct Answered {
+    alpn: &'static [&'static str],
+    names_groups: bool,
+}
+
+struct Asker<'a> {
+    address: SocketAddr,
+    name: Option<&'a str>,
+    timeout: Duration,
+    pace: &'a Pace,
+}
+
+impl Asker<'_> {
+    async fn spoken(&self) -> (Answer, String, Option<Answered>) {
+        let groups = groups();
+        // Without shares first: it costs the server least, and needs the groups of nobody. Some
+        // servers cannot ask for another group, so that those get shares.
+        let ways = [(HTTP3, false), (HTTP3, true), (OTHERS, true)];
+        let mut refusal = String::new();
+        for (alpn, shared) in ways {
+            let hello = self.hello(alpn, &groups);
+            let hello = match shared {
+                true => with_shares(hello, &SHARED),
+                false => hello.key_shares(&[]),
+            };
+            match self.ask(&hello).await {
+                Reply::Hello(hello) => {
+                    let names_groups = hello.is_retry();
+                    return (
+                        Answer::Yes,
+                        format!(
+                            "{} in an Initial of version 1 that authenticates, offered {}",
+                            if names_groups { "HelloRetryRequest" } else { "ServerHello" },
+                            alpn.join(", ")
+                        ),
+                        Some(Answered { alpn, names_groups }),
+                    );
+                }
+                Reply::Alert(code) if is_refusal(code) => {
+                    let alert = names::alert(code);
+                    refusal = format!("CONNECTION_CLOSE with alert {alert} ({code})");
+                    // Another application protocol is asked for only where this one was the reason.
+                    if shared && code != 120 {
+                        break;
+                    }
+                }
+                reply @ (Reply::Unreachable | Reply::Versions(_)) => {
+                    // Once more: ICMP may be about something else, and neither is authenticated.
+                    let again = self.ask(&hello).await;
+                    let what = evidence(&reply);
+                    return match again == reply {
+                        true => (Answer::No, format!("{what}, twice"), None),
+                        false => {
+                            let then = evidence(&again);
+                            (Answer::Inconclusive, format!("{what}, and then: {then}"), None)
+                        }
+                    };
+                }
+                other => return (Answer::Inconclusive, evidence(&other), None),
+            }
+        }
+        (Answer::No, refusal, None)
+    }
+
+    /// The groups that a server names, one after the other, each no longer offered then.
+    async fn named_groups(&self, alpn: &[&str]) -> (Answer, Vec<u16>, String) {
+        let (mut left, mut taken) = (groups(), Vec::new());
+        while taken.len() < MAX_GROUPS {
+            let hello = self.hello(alpn, &left).key_shares(&[]);
+            match self.ask(&hello).await {
+                Reply::Hello(hello) => match hello.key_share() {
+                    Some((group, _)) if left.contains(&group) => {
+                        left.retain(|g| *g != group);
+                        taken.push(group);
+                    }
+                    _ => {
+                        let why = "a group is named that was not offered".into();
+                        return (Answer::Inconclusive, taken, why);
+                    }
+                },
+                Reply::Alert(code) if is_refusal(code) => {
+                    let alert = names::alert(code);
+                    let how = format!("by HelloRetryRequest, up to alert {alert} ({code})");
+                    return (Answer::Yes, taken, how);
+                }
+                other => return (Answer::Inconclusive, taken, evidence(&other)),
+            }
+        }
+        (Answer::Inconclusive, taken, "there are more than are asked for".into())
+    }
+
+    /// The groups of a server that names none: of those that we have keys for.
+    async fn shared_groups(&self, alpn: &[&str]) -> (Answer, Vec<u16>, String) {
+        let mut taken = Vec::new();
+        for group in SHARED {
+            let hello = with_shares(self.hello(alpn, &[group]), &[group]);
+            if let Reply::Hello(hello) = self.ask(&hello).await
+                && hello.key_share().is_some_and(|(g, _)| g == group)
+            {
+                taken.push(group);
+            }
+        }
+        let why = "no HelloRetryRequest comes, so x25519, secp256r1 and secp384r1 alone were \
+                   asked for";
+        (Answer::Inconclusive, taken, why.into())
+    }
+
+    /// The versions that a server names when it is asked for one that cannot be (RFC 9000
+    /// section 6.3). Servers need not answer.
+    async fn versions(&self) -> Option<Vec<u32>> {
+        self.turn().await;
+        let ids = Ids::new().ok()?;
+        let keys = InitialKeys::new(&ids.destination);
+        let mut datagram = initial(&keys.client, ids.header(&[], 0), &[1]);
+        datagram[1..5].copy_from_slice(&0x1a2a_3a4a_u32.to_be_bytes());
+        let socket = connect(self.address).await.ok()?;
+        let mut budget = MAX_DATAGRAMS;
+        for _ in 0..2 {
+            socket.send(&datagram).await.ok()?;
+            let until = Instant::now() + self.timeout.min(Duration::from_secs(1)) / 2;
+            while let Ok(Some(received)) = receive(&socket, until, &mut budget).await {
+                if let Ok((Packet::VersionNegotiation(found), _)) = packet(&received)
+                    && found.destination == ids.source
+                    && found.source == ids.destination
+                {
+                    return Some(known(found.versions));
+                }
+            }
+        }
+        None
+    }
+
+    /// Waits for a turn, and does not keep it: one datagram at a time is no burden, and where UDP is
+    /// silent, which is common, TCP must not wait for it, or be slowed down by it.
+    async fn turn(&self) {
+        drop(self.pace.turn().await);
+        sleep(PAUSE).await;
+    }
+
+    fn hello(&self, alpn: &[&str], groups: &[u16]) -> ClientHello {
+        let mut random = [0; 32];
+        // Where the system has no randomness, a hello without is still a hello.
+        let _ = aws_lc_rs::rand::fill(&mut random);
+        let schemes: Vec<u16> = SCHEMES.iter().map(|scheme| scheme.code).collect();
+        let mut hello = ClientHello::new(Version::Tls1_3, random)
+            .suites(SUITES)
+            .groups(groups)
+            .signatures(&schemes)
+            .alpn(alpn)
+            .with(extension::PSK_KEY_EXCHANGE_MODES, vec![1, 1]);
+        // RFC 9001 section 8.4: no session ID for middleboxes.
+        hello.session_id.clear();
+        match self.name {
+            Some(name) => hello.server_name(name),
+            None => hello,
+        }
+    }
+
+    /// Sends a hello, and waits for what comes; sends it again thrice where nothing does, each time
+    /// after twice as long.
+    async fn ask(&self, hello: &ClientHello) -> Reply {
+        self.turn().await;
+        let mut exchange = match Exchange::new(hello) {
+            Ok(exchange) => exchange,
+            Err(why) => return Reply::Trouble(why),
+        };
+        let reply = match connect(self.address).await {
+            Ok(socket) => exchange.run(&socket, self.timeout).await,
+            Err(e) => Err(e),
+        };
+        match reply {
+            Ok(reply) => reply,
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Reply::Unreachable,
+            Err(e) => Reply::Trouble(e.to_string()),
+        }
+    }
+}
+
+/// The connection IDs of one question.
+struct Ids {
+    destination: [u8; 8],
+    source: [u8; 8],
+}
+
+impl Ids {
+    fn new() -> Result<Self, String> {
+        let mut ids = Self { destination: [0; 8], source: [0; 8] };
+        // Who cannot see them cannot answer; so without randomness nothing is asked.
+        let filled = aws_lc_rs::rand::fill(&mut ids.destination)
+            .and_then(|()| aws_lc_rs::rand::fill(&mut ids.source));
+        filled.map(|()| ids).map_err(|_| "the system has no randomness".into())
+    }
+
+    fn header<'a>(&'a self, token: &'a [u8], number: u32) -> Header<'a> {
+        Header { destination: &self.destination, source: &self.source, token, number }
+    }
+}
+
+/// One question, from its first packet to the answer.
+struct Exchange {
+    ids: Ids,
+    /// Where packets go: what was made up, or the server's after a Retry.
+    destination: Vec<u8>,
+    keys: InitialKeys,
+    token: Option<Vec<u8>>,
+    hello: ClientHello,
+    /// Packet number of the next.
+    number: u32,
+    largest: Option<u64>,
+    crypto: Crypto,
+    handshakes: Handshakes,
+    /// The server's connection ID, for a goodbye.
+    server: Option<Vec<u8>>,
+}
+
+impl Exchange {
+    fn new(hello: &ClientHello) -> Result<Self, String> {
+        let ids = Ids::new()?;
+        let parameters = transport_parameters(&ids.source);
+        Ok(Self {
+            destination: ids.destination.to_vec(),
+            keys: InitialKeys::new(&ids.destination),
+            ids,
+            token: None,
+            hello: hello.clone().with(extension::QUIC_TRANSPORT_PARAMETERS, parameters),
+            number: 0,
+            largest: None,
+            crypto: Crypto::default(),
+            handshakes: Handshakes::default(),
+            server: None,
+        })
+    }
+
+    async fn run(&mut self, socket: &UdpSocket, timeout: Duration) -> io::Result<Reply> {
+        let begun = Instant::now();
+        let mut budget = MAX_DATAGRAMS;
+        for wait in [1, 3, 7, 15] {
+            self.send(socket).await?;
+            let until = begun + timeout * wait / 15;
+            while let Some(datagram) = receive(socket, until, &mut budget).await? {
+                let had_token = self.token.is_some();
+                if let Some(reply) = self.take(&datagram) {
+                    self.leave(socket, &reply).await;
+                    return Ok(reply);
+                }
+                if self.token.is_some() && !had_token {
+                    self.send(socket).await?;
+                }
+            }
+            if budget == 0 {
+                let why = format!("{MAX_DATAGRAMS} datagrams came, and no answer among them");
+                return Ok(Reply::Trouble(why));
+            }
+        }
+        let seconds = timeout.as_secs_f64();
+        Ok(Reply::Trouble(match (self.largest, &self.token) {
+            (Some(_), _) => format!("Initials came for {seconds:.1} s, and no hello in them"),
+            (None, Some(_)) => format!("a Retry came, and nothing more for {seconds:.1} s"),
+            (None, None) => format!("silent for {seconds:.1} s, the hello sent four times"),
+        }))
+    }
+
+    /// Sends the whole hello.
+    async fn send(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        let message = self.hello.message();
+        let mut offset = 0;
+        // Headers take less than 100 bytes: all datagrams have the length that all paths bear.
+        let room = MIN_DATAGRAM - self.token.as_ref().map_or(0, Vec::len) - 100;
+        for piece in message.chunks(room) {
+            let mut bytes = Vec::new();
+            Frame::Crypto(offset, piece).write(&mut bytes);
+            offset += piece.len() as u64;
+            socket.send(&self.initial(&bytes)).await?;
+        }
+        Ok(())
+    }
+
+    fn initial(&mut self, frames: &[u8]) -> Vec<u8> {
+        let token = self.token.as_deref().unwrap_or_default();
+        let header = Header {
+            destination: self.server.as_ref().unwrap_or(&self.destination),
+            source: &self.ids.source,
+            token,
+            number: self.number,
+        };
+        self.number += 1;
+        initial(&self.keys.client, header, frames)
+    }
+
+    /// What a datagram says. What is not for us, or does not authenticate, is not there
+    /// (RFC 9001 section 5.2): anybody may have sent it.
+    fn take(&mut self, datagram: &[u8]) -> Option<Reply> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let (found, after) = packet(rest).ok()?;
+            rest = after;
+            let reply = match found {
+                Packet::Initial(found) if found.destination == self.ids.source => {
+                    let Some((number, payload)) = found.open(&self.keys.server, self.largest)
+                    else {
+                        continue;
+                    };
+                    self.largest = self.largest.max(Some(number));
+                    // RFC 9000 section 7.2: the first one says where packets go from now on.
+                    self.server.get_or_insert_with(|| found.source.to_vec());
+                    self.read(&payload)
+                }
+                // One at most, and before anything else (RFC 9000 section 17.2.5.2).
+                Packet::Retry(found)
+                    if self.token.is_none()
+                        && self.largest.is_none()
+                        && found.destination == self.ids.source
+                        && found.source != self.destination
+                        && found.verify(&self.destination) =>
+                {
+                    if !(1..=MAX_TOKEN).contains(&found.token.len()) {
+                        let n = found.token.len();
+                        return Some(Reply::Trouble(format!("a Retry with a token of {n} bytes")));
+                    }
+                    self.token = Some(found.token.to_vec());
+                    self.destination = found.source.to_vec();
+                    self.keys = InitialKeys::new(found.source);
+                    None
+                }
+                // One that names the version which it answers is to be dropped (section 6.2).
+                Packet::VersionNegotiation(found)
+                    if self.token.is_none()
+                        && self.largest.is_none()
+                        && found.destination == self.ids.source
+                        && found.source == self.destination
+                        && !found.versions.contains(&1) =>
+                {
+                    Some(Reply::Versions(known(found.versions)))
+                }
+                _ => None,
+            };
+            if reply.is_some() {
+                return reply;
+            }
+        }
+        None
+    }
+
+    /// What the payload of an Initial says. A hello counts, whatever ends the connection after it.
+    fn read(&mut self, payload: &[u8]) -> Option<Reply> {
+        let (frames, end) = frames(payload);
+        let (mut close, mut wrong) = (None, end.err());
+        for frame in frames {
+            match frame {
+                Frame::Close { code: code @ 0x100..=0x1ff, .. } => {
+                    close = Some(Reply::Alert(code as u8));
+                }
+                Frame::Close { code, reason } => {
+                    close = Some(Reply::Closed(code, printable(reason)));
+                }
+                Frame::Crypto(offset, data) => {
+                    wrong = wrong.or(self.crypto.push(offset, data).err());
+                }
+                Frame::Ping | Frame::Ack(_) => {}
+            }
+        }
+        self.handshakes.push(&self.crypto.read());
+        match (self.message(), close, wrong) {
+            (Some(hello @ Reply::Hello(_)), ..) => Some(hello),
+            (_, Some(close), _) => Some(close),
+            (None, None, wrong) => wrong.map(malformed),
+            (reply, ..) => reply,
+        }
+    }
+
+    /// The ServerHello, if it is whole.
+    fn message(&mut self) -> Option<Reply> {
+        let message = match self.handshakes.message() {
+            Ok(message) => message?,
+            Err(e) => return Some(malformed(e)),
+        };
+        if message.kind != HandshakeType::SERVER_HELLO {
+            return Some(Reply::Trouble("no ServerHello came first".into()));
+        }
+        Some(match ServerHello::parse(message.body()) {
+            Err(e) => malformed(e),
+            Ok(hello) if hello.version() != Some(Version::Tls1_3) => {
+                Reply::Trouble("a ServerHello of another version than TLS 1.3".into())
+            }
+            Ok(hello) if !self.hello.suites.contains(&hello.suite) => {
+                Reply::Trouble("the server chose a suite that was not offered".into())
+            }
+            Ok(hello) => Reply::Hello(Box::new(hello)),
+        })
+    }
+
+    /// Tells a server that waits for us not to.
+    async fn leave(&mut self, socket: &UdpSocket, reply: &Reply) {
+        if self.server.is_some() && !matches!(reply, Reply::Alert(_) | Reply::Closed(..)) {
+            let mut bytes = Vec::new();
+            if let Some(largest) = self.largest {
+                Frame::Ack(largest).write(&mut bytes);
+            }
+            Frame::Close { code: 0, reason: &[] }.write(&mut bytes);
+            let datagram = self.initial(&bytes);
+            // Only a courtesy.
+            let _ = socket.send(&datagram).await;
+        }
+    }
+}
+
+fn malformed(e: Malformed) -> Reply {
+    Reply::Trouble(e.to_string())
+}
+
+async fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any = match address {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),
+    };
+    let socket = UdpSocket::bind(any).await?;
+    // Then ICMP errors come back as errors of the socket, and other hosts are not heard.
+    socket.connect(address).await?;
+    Ok(socket)
+}
+
+/// The next datagram; `None` when it is time, or there were too many.
+async fn receive(
+    socket: &UdpSocket,
+    until: Instant,
+    budget: &mut usize,
+) -> io::Result<Option<Vec<u8>>> {
+    let Some(left) = budget.checked_sub(1) else { return Ok(None) };
+    let mut buffer = [0; 2048];
+    match timeout_at(until, socket.recv(&mut buffer)).await {
+        Err(_) => Ok(None),
+        Ok(received) => {
+            *budget = left;
+            Ok(Some(buffer[..received?].to_vec()))
+        }
+    }
+}
+
+/// Whether an alert speaks of what was asked, rather than of the server's state.
+fn is_refusal(code: u8) -> bool {
+    // close_notify, internal_error, user_canceled
+    !matches!(code, 0 | 80 | 90)
+}
+
+/// The groups that TLS 1.3 has.
+fn groups() -> Vec<u16> {
+    let tls1_3 = |g: &&Group| match g.kind {
+        GroupKind::Hybrid | GroupKind::PostQuantum | GroupKind::FiniteField => true,
+        // RFC 8446 section 4.2.7, RFC 8734, RFC 8998.
+        GroupKind::Elliptic => matches!(g.code, 0x17..=0x19 | 0x1d..=0x21 | 0x29),
+    };
+    GROUPS.iter().filter(tls1_3).map(|g| g.code).collect()
+}
+
+/// With a share for each of these groups. Nobody computes a secret with them.
+fn with_shares(hello: ClientHello, groups: &[u16]) -> ClientHello {
+    let public = |group: &u16| {
+        let algorithm = match group {
+            0x001d => &X25519,
+            0x0017 => &ECDH_P256,
+            _ => &ECDH_P384,
+        };
+        let key = PrivateKey::generate(algorithm).ok()?;
+        Some((*group, key.compute_public_key().ok()?))
+    };
+    let keys: Vec<_> = groups.iter().filter_map(public).collect();
+    let shares: Vec<_> = keys.iter().map(|(group, key)| (*group, key.as_ref())).collect();
+    hello.key_shares(&shares)
+}
+
+/// What a Version Negotiation names, without those that nobody can speak (RFC 9000 section 15): at
+/// most 16.
+fn known(mut versions: Vec<u32>) -> Vec<u32> {
+    versions.retain(|version| version & 0x0f0f_0f0f != 0x0a0a_0a0a);
+    versions.truncate(16);
+    versions
+}
+
+fn list(versions: &[u32]) -> String {
+    match versions {
+        [] => "none".into(),
+        _ => versions.iter().map(|v| version(*v)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// What a version is called (IANA, QUIC Versions).
+fn version(code: u32) -> String {
+    match code {
+        1 => "1".into(),
+        0x6b33_43cf => "2".into(),
+        0xff00_0000..=0xff00_00ff => format!("draft-{}", code & 0xff),
+        _ => format!("{code:#010x}"),
+    }
+}
+
+fn evidence(reply: &Reply) -> String {
+    match reply {
+        Reply::Hello(_) => "a hello".into(),
+        Reply::Alert(code) => {
+            format!("CONNECTION_CLOSE with alert {} ({code})", names::alert(*code))
+        }
+        Reply::Closed(code, reason) => format!("CONNECTION_CLOSE {code:#x} {reason}"),
+        Reply::Versions(versions) => format!("Version Negotiation names {}", list(versions)),
+        Reply::Unreachable => "the port is closed (ICMP port unreachable)".into(),
+        Reply::Trouble(why) => why.clone(),
+    }
+}

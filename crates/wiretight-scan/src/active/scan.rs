@@ -1,0 +1,595 @@
+//! A scan of one address: the order of the questions.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::caa::caa;
+use super::certificates::certificates;
+use super::enumerate::{
+    End, Seen, agrees_by, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
+    has_own_order, offer, prime,
+};
+use super::extensions;
+use super::first::{First, first};
+use super::handshake::tls12;
+use super::hidden::hidden;
+use super::http::{host_header, http, redirect};
+use super::link::Trouble;
+use super::pace::Paces;
+use super::probe::{Outcome, Prober, Until};
+use super::quic::quic;
+use super::{derived, ssl2, starttls};
+use super::{sessions, vulnerabilities};
+use crate::certificate::{Presented, Stores, examine};
+use crate::facts::{Answer, Fact, Facts, Value};
+use crate::names::{Group, KeyExchange, SignatureScheme, Suite, Version, common_prime};
+use crate::parse::ClientHello;
+use crate::target::{Host, Start, Target};
+use crate::{Reached, Report, judge};
+
+/// What may be set about a scan.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long to wait for any one answer.
+    pub timeout: Duration,
+    /// How long all of it may take, for one address; what was not answered by then is inconclusive.
+    pub max_time: Duration,
+    /// How many connections to have with one address at a time.
+    pub connections: u32,
+    /// How fast addresses are asked; scans that share it are polite together.
+    pub paces: Arc<Paces>,
+    /// Whom to trust.
+    pub stores: Arc<Stores>,
+    /// Where all targets are, whatever the resolver says.
+    pub address: Option<IpAddr>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_time: Duration::from_secs(120),
+            timeout: Duration::from_secs(10),
+            connections: 5,
+            paces: Arc::default(),
+            stores: Arc::default(),
+            address: None,
+        }
+    }
+}
+
+/// The addresses of a target, each once.
+pub async fn resolve(target: &Target, options: &Options) -> Result<Vec<SocketAddr>, String> {
+    let timeout = options.timeout;
+    if let Some(address) = options.address {
+        return Ok(vec![SocketAddr::new(address, target.port)]);
+    }
+    match &target.host {
+        Host::Address(IpAddr::V6(address), Some(zone)) => {
+            let text = format!("[{address}%{zone}]:{}", target.port);
+            lookup(text, timeout).await
+        }
+        Host::Address(address, _) => Ok(vec![SocketAddr::new(*address, target.port)]),
+        Host::Name(name) => lookup(format!("{name}:{}", target.port), timeout).await,
+    }
+}
+
+async fn lookup(text: String, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
+    let found = tokio::time::timeout(timeout, tokio::net::lookup_host(&text)).await;
+    let found = found.map_err(|_| format!("{text}: the resolver did not answer"))?;
+    let mut all: Vec<_> = found.map_err(|e| format!("{text}: {e}"))?.collect();
+    all.sort_unstable();
+    all.dedup();
+    match all.is_empty() {
+        true => Err(format!("{text}: there is no such address")),
+        false => Ok(all),
+    }
+}
+
+/// Scans one address of a target.
+pub async fn scan_address(target: &Target, address: SocketAddr, options: &Options) -> Report {
+    let (started, clock) = (jiff::Timestamp::now(), Instant::now());
+    let prober = prober(target, address, options);
+    let mut facts = Facts::default();
+    let mut presented = Vec::new();
+    let reached = Box::pin(ask_all(&prober, target, &mut facts, &mut presented)).await;
+    if reached == Reached::Tls {
+        derived::derive(&mut facts);
+    }
+    let examined = examine(&presented, Some(&target.host), started, &options.stores);
+    facts.extend(examined.facts);
+    let chains = examined.chains;
+    let judgement = judge::judge(&reached, &facts, &chains);
+    Report {
+        target: target.clone(),
+        address: Some(address.ip()),
+        started,
+        seconds: clock.elapsed().as_secs_f64(),
+        connections: prober.connections(),
+        reached,
+        facts,
+        chains,
+        judgement,
+    }
+}
+
+/// Who asks an address in a target's name.
+pub(super) fn prober(target: &Target, address: SocketAddr, options: &Options) -> Prober {
+    let name = match &target.host {
+        Host::Name(name) => Some(name.clone()),
+        Host::Address(..) => None,
+    };
+    let pace = options.paces.of(address.ip(), options.connections);
+    let mut prober = Prober::new(address, name, target.start, options.timeout, pace);
+    prober.end = Instant::now() + options.max_time;
+    prober
+}
+
+async fn ask_all(
+    prober: &Prober,
+    target: &Target,
+    facts: &mut Facts,
+    presented: &mut Vec<Presented>,
+) -> Reached {
+    if !matches!(prober.start, Start::Direct | Start::Https) {
+        match prober.start_facts().await {
+            Ok(found) => facts.extend(found),
+            Err(Trouble::Unreachable(evidence)) => return Reached::Unreachable { evidence },
+            Err(trouble) => tracing::debug!(%trouble, "STARTTLS"),
+        }
+        if facts.yes("plaintext") {
+            let evidence = facts.get("starttls.offered").map(|f| f.evidence.clone());
+            return Reached::Plaintext { evidence: evidence.unwrap_or_default() };
+        }
+    }
+    match first(prober).await {
+        First::Answered => {}
+        First::Refused(why) => {
+            facts.extend(ssl2::ssl2(prober).await);
+            tracing::debug!(%why, "every hello was refused");
+        }
+        First::Nothing(reached) => {
+            let ssl2 = match reached {
+                Reached::Unknown { .. } => ssl2::ssl2(prober).await,
+                _ => Facts::default(),
+            };
+            match &reached {
+                _ if ssl2.yes("protocol.ssl2") => facts.extend(ssl2),
+                Reached::Plaintext { evidence } => {
+                    facts.set("plaintext", Answer::Yes, None, evidence.clone());
+                    return reached;
+                }
+                _ => return reached,
+            }
+        }
+    }
+    if facts.answer("plaintext") != Answer::No {
+        facts.set("plaintext", Answer::No, None, "TLS is spoken");
+    }
+    // The versions, each with its suites; then, at the same time, what depends on them.
+    let ssl2 = async {
+        match facts.get("protocol.ssl2") {
+            Some(_) => Facts::default(),
+            None => ssl2::ssl2(prober).await,
+        }
+    };
+    let (ssl2, ssl3, tls1_0, tls1_1, tls1_2, tls1_3) = tokio::join!(
+        ssl2,
+        timed("SSL 3.0", version(prober, Version::Ssl3)),
+        timed("TLS 1.0", version(prober, Version::Tls1_0)),
+        timed("TLS 1.1", version(prober, Version::Tls1_1)),
+        timed("TLS 1.2", version(prober, Version::Tls1_2)),
+        timed("TLS 1.3", version(prober, Version::Tls1_3)),
+    );
+    facts.extend(ssl2);
+    let versions = [ssl3, tls1_0, tls1_1, tls1_2, tls1_3];
+    let mut spoken = Spoken { versions: Vec::new(), seen: Vec::new(), unclear: Vec::new() };
+    for (version, taken, seen, found) in versions {
+        facts.extend(found);
+        spoken.versions.push((version, taken));
+        spoken.seen.push((version, seen));
+    }
+    let unclear = |version: &Version| {
+        facts.answer(&format!("suites.{}", version.key())) == Answer::Inconclusive
+    };
+    spoken.unclear = Version::ALL.into_iter().filter(unclear).collect();
+    // What complete handshakes before TLS 1.3 tell: sessions and flaws.
+    let hellos = complete_hellos(prober, &spoken);
+    let (
+        groups,
+        curves,
+        schemes,
+        primes,
+        extensions,
+        (shown, sni),
+        around,
+        hidden,
+        (flaws, completes),
+    ) = tokio::join!(
+        timed("groups", groups(prober, &spoken)),
+        timed("curves", curves(prober, &spoken)),
+        timed("schemes", schemes(prober, &spoken)),
+        timed("primes", primes(prober, &spoken)),
+        timed("extensions", extensions::extensions(prober, &spoken)),
+        timed("certificates", certificates(prober, &spoken)),
+        timed("around", around(prober, target)),
+        timed("hidden", hidden(prober, &spoken)),
+        timed("flaws", vulnerabilities::with_sessions(prober, &hellos)),
+    );
+    presented.extend(shown);
+    presented.extend(hidden.0);
+    let found = [groups, curves, schemes, primes, extensions, sni, around, flaws, hidden.1];
+    found.into_iter().for_each(|found| facts.extend(found));
+    // At the end, for a server that serves one at a time and rests after it refused lets all wait.
+    if let Some(newest) = hellos.first() {
+        facts.extend(sessions::renegotiation(prober, newest, completes).await);
+    }
+    if facts.yes("client_certificate.required") {
+        // Only who has one could ask on; it is not the answers that did not tell.
+        facts.untest("session.");
+        facts.untest("http.");
+    }
+    Reached::Tls
+}
+
+/// Says how long a part took, to whoever looks for it in the log.
+///
+/// Each part has memory of its own: together they would be more than a thread's stack bears.
+fn timed<T>(
+    part: &'static str,
+    asked: impl Future<Output = T>,
+) -> Pin<Box<impl Future<Output = T>>> {
+    Box::pin(async move {
+        let begun = Instant::now();
+        let found = asked.await;
+        tracing::debug!(part, seconds = begun.elapsed().as_secs_f64(), "asked");
+        found
+    })
+}
+
+/// Hellos with which handshakes are completed, for each version from TLS 1.0 to TLS 1.2 that is
+/// spoken, the newest first.
+fn complete_hellos(prober: &Prober, spoken: &Spoken) -> Vec<ClientHello> {
+    let complete = |version: Version| {
+        let suites = spoken.suites(version).iter().copied();
+        let can = |code: &u16| Suite::from_code(*code).is_some_and(tls12::can_complete);
+        let suites: Vec<u16> = suites.filter(can).collect();
+        (!suites.is_empty()).then(|| tls12::hello(prober, version).suites(suites))
+    };
+    let versions = spoken.versions().rev().filter(|v| *v < Version::Tls1_3);
+    versions.filter(|v| *v > Version::Ssl3).filter_map(complete).collect()
+}
+
+/// What is asked beside TLS: of DNS, by HTTP and QUIC, and of the protocol in the clear.
+async fn around(prober: &Prober, target: &Target) -> Facts {
+    let mut facts = Facts::default();
+    let deadline = Instant::now() + prober.timeout;
+    let caa = async {
+        match &prober.name {
+            Some(name) => Some(caa(name, deadline).await),
+            None => None,
+        }
+    };
+    let injection = async {
+        match prober.start {
+            Start::Direct | Start::Https => None,
+            start => {
+                let connect = || prober.stream();
+                let name = prober.name.as_deref();
+                Some(starttls::injection(connect, start, name, None, deadline).await)
+            }
+        }
+    };
+    let (name, host) = (prober.name.as_deref(), host_header(target));
+    let web = async {
+        let mut facts = Facts::default();
+        if !matches!(target.start, Start::Direct | Start::Https) {
+            return facts;
+        }
+        let (address, timeout) = (prober.address, prober.timeout);
+        let to_port_80 = async {
+            match target.port {
+                443 => redirect((address.ip(), 80).into(), &host, timeout).await,
+                _ => Facts::default(),
+            }
+        };
+        let (http, quic, redirect) = tokio::join!(
+            http(address, name, &host, timeout),
+            quic(address, name, timeout, &prober.pace),
+            to_port_80,
+        );
+        for found in [http, quic, redirect] {
+            facts.extend(found);
+        }
+        // Nobody said that this is a web server: what does not answer as one need not be.
+        if target.start == Start::Direct && target.port != 443 && !facts.yes("http.status") {
+            facts.untest("http.");
+        }
+        facts
+    };
+    let (caa, injection, web) = tokio::join!(caa, injection, web);
+    facts.extend(web);
+    for (id, fact) in [("certificate.caa", caa), ("starttls.injection", injection)] {
+        if let Some(Fact { answer, value, evidence }) = fact {
+            facts.set(id, answer, value, evidence);
+        }
+    }
+    facts
+}
+
+/// What is known to be spoken, for questions that follow.
+pub struct Spoken {
+    versions: Vec<(Version, Vec<u16>)>,
+    seen: Vec<(Version, Seen)>,
+    /// Of which it could not be told whether they are spoken, or take more suites.
+    unclear: Vec<Version>,
+}
+
+impl Spoken {
+    /// The suites that a version takes; none where it is not spoken.
+    pub fn suites(&self, version: Version) -> &[u16] {
+        self.versions.iter().find(|(v, _)| *v == version).map_or(&[], |(_, suites)| suites)
+    }
+
+    /// What was seen beside them.
+    fn seen(&self, version: Version) -> Option<&Seen> {
+        self.seen.iter().find(|(v, _)| *v == version).map(|(_, seen)| seen)
+    }
+
+    /// The versions that are spoken, from the oldest.
+    pub fn versions(&self) -> impl DoubleEndedIterator<Item = Version> {
+        self.versions.iter().filter(|(_, suites)| !suites.is_empty()).map(|(v, _)| *v)
+    }
+
+    /// A version among these of which it could not be told whether it is spoken, or takes more
+    /// suites than are known: what was not seen may yet be.
+    pub fn unclear(&self, among: impl Fn(Version) -> bool) -> Option<Version> {
+        self.unclear.iter().copied().find(|version| among(*version))
+    }
+
+    /// The newest version before TLS 1.3, with its suites.
+    pub fn newest_before_tls1_3(&self) -> Option<(Version, &[u16])> {
+        let version = self.versions().rev().find(|v| *v < Version::Tls1_3)?;
+        Some((version, self.suites(version)))
+    }
+
+    /// The newest version before TLS 1.3 in which keys are agreed in this way, with those suites.
+    pub fn agreeing_by(&self, kx: KeyExchange) -> Option<(Version, Vec<u16>)> {
+        self.versions().rev().filter(|v| *v < Version::Tls1_3).find_map(|version| {
+            let suites = self.suites(version).iter().copied();
+            let suites: Vec<u16> = suites.filter(|code| agrees_by(*code, kx)).collect();
+            (!suites.is_empty()).then_some((version, suites))
+        })
+    }
+}
+
+/// Whether a version is spoken, and with which suites.
+async fn version(prober: &Prober, version: Version) -> (Version, Vec<u16>, Seen, Facts) {
+    let mut facts = Facts::default();
+    let (taken, seen) = enumerate_suites(prober, version).await;
+    let key = version.key();
+    let list = taken.list();
+    let name = |code: u16| {
+        Suite::from_code(code).map_or_else(|| format!("0x{code:04x}"), |s| s.name.to_owned())
+    };
+    let spoken = format!("protocol.{key}");
+    match (list.first(), &taken.end) {
+        (Some(code), _) => {
+            facts.set(spoken, Answer::Yes, None, format!("the server chose {}", name(*code)));
+        }
+        (None, End::Refused(why)) => facts.set(spoken, Answer::No, None, why.clone()),
+        (None, End::Unclear(why)) => facts.set(spoken, Answer::Inconclusive, None, why.clone()),
+    }
+    for code in &list {
+        let id = format!("suite.{key}.{}", name(*code));
+        facts.set(id, Answer::Yes, None, "chosen when offered");
+    }
+    let order = match list.len() {
+        0 | 1 => None,
+        _ => Some(has_own_order(prober, version, &list).await),
+    };
+    let preference = format!("preference.{key}");
+    match order {
+        Some(Some(true)) => {
+            facts.set(preference, Answer::Yes, None, "offered in another order, it chose the same");
+        }
+        Some(Some(false)) => {
+            facts.set(preference, Answer::No, None, "it chose the first that was offered");
+        }
+        Some(None) => facts.set(
+            preference,
+            Answer::Inconclusive,
+            None,
+            "no answer to an offer in another order",
+        ),
+        None if list.is_empty() => {}
+        None => facts.set(preference, Answer::Untested, None, "one suite has no order"),
+    }
+    set_list(&mut facts, &format!("suites.{key}"), &list, &taken.end, name);
+    (version, list, seen, facts)
+}
+
+/// The fact of a list: yes where all of it is known.
+fn set_list(facts: &mut Facts, id: &str, taken: &[u16], end: &End, name: impl Fn(u16) -> String) {
+    let names: Vec<String> = taken.iter().copied().map(name).collect();
+    let found = match names.len() {
+        0 => None,
+        _ => Some(Value::List(names)),
+    };
+    let (answer, why) = match (&found, end) {
+        (Some(_), End::Refused(why)) => (Answer::Yes, format!("all others were refused: {why}")),
+        (None, End::Refused(why)) => (Answer::No, why.clone()),
+        (Some(_), End::Unclear(why)) => (Answer::Inconclusive, format!("there may be more: {why}")),
+        (None, End::Unclear(why)) => (Answer::Inconclusive, why.clone()),
+    };
+    facts.set(id, answer, found, why);
+}
+
+fn group_name(code: u16) -> String {
+    Group::from_code(code).map_or_else(|| format!("0x{code:04x}"), |g| g.name.to_owned())
+}
+
+async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let suites = spoken.suites(Version::Tls1_3);
+    if suites.is_empty() {
+        return facts;
+    }
+    let mut list = spoken.seen(Version::Tls1_3).map_or_else(Vec::new, |seen| seen.groups.clone());
+    let taken = enumerate_groups(prober, suites, &list).await;
+    list.extend(taken.list());
+    for code in &list {
+        facts.set(
+            format!("group.{}", group_name(*code)),
+            Answer::Yes,
+            None,
+            "named in a HelloRetryRequest",
+        );
+    }
+    if let [first, .., last] = list.as_slice() {
+        let reversed: Vec<u16> = list.iter().rev().copied().collect();
+        let hello = offer(prober, Version::Tls1_3, suites).groups(&reversed);
+        match prober.probe(&hello, Until::Hello).await {
+            Outcome::Taken(flight) if flight.group() == Some(*last) => {
+                facts.set(
+                    "preference.groups",
+                    Answer::No,
+                    None,
+                    "it named the first that was offered",
+                );
+            }
+            Outcome::Taken(_) => {
+                let evidence = format!("offered last, {} is named still", group_name(*first));
+                facts.set("preference.groups", Answer::Yes, None, evidence);
+            }
+            Outcome::Refused(why) | Outcome::Unclear(why) => {
+                facts.set("preference.groups", Answer::Inconclusive, None, why);
+            }
+            Outcome::TooLarge => {}
+        }
+    }
+    set_list(&mut facts, "groups.tls1_3", &list, &taken.end, group_name);
+    facts
+}
+
+async fn curves(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let Some((version, suites)) = spoken.agreeing_by(KeyExchange::Ecdhe) else { return facts };
+    let mut list = spoken.seen(version).map_or_else(Vec::new, |seen| seen.groups.clone());
+    let taken = enumerate_curves(prober, version, &suites, &list).await;
+    list.extend(taken.list());
+    for code in &list {
+        let evidence = format!("chosen in {version}");
+        facts.set(format!("group.{}", group_name(*code)), Answer::Yes, None, evidence);
+    }
+    set_list(&mut facts, "groups.tls1_2", &list, &taken.end, group_name);
+    facts
+}
+
+async fn schemes(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    let mut signed: Vec<u16> = spoken.suites(Version::Tls1_2).to_vec();
+    signed.retain(|code| {
+        let suite = Suite::from_code(*code);
+        suite.is_some_and(|s| {
+            matches!(s.key_exchange(), KeyExchange::Ecdhe | KeyExchange::Dhe) && !s.is_anonymous()
+        })
+    });
+    if signed.is_empty() {
+        return facts;
+    }
+    let mut list = spoken.seen(Version::Tls1_2).map_or_else(Vec::new, |seen| seen.schemes.clone());
+    let taken = enumerate_schemes(prober, &signed, &list).await;
+    list.extend(taken.list());
+    let name = |code: u16| {
+        SignatureScheme::from_code(code)
+            .map_or_else(|| format!("0x{code:04x}"), |s| s.name.to_owned())
+    };
+    set_list(&mut facts, "signatures.tls1_2", &list, &taken.end, name);
+    facts
+}
+
+/// The primes of DHE: with export suites, and without.
+async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
+    let mut facts = Facts::default();
+    // Libraries choose the prime by the certificate's key, or by the cipher's where there is none,
+    // and by law where the suite is for export: so each kind is asked for, in the newest version
+    // that takes it.
+    let mut kinds: Vec<(_, Version, Vec<u16>)> = Vec::new();
+    for version in spoken.versions().rev().filter(|v| *v < Version::Tls1_3) {
+        for code in spoken.suites(version) {
+            let suite = Suite::from_code(*code).filter(|s| s.key_exchange() == KeyExchange::Dhe);
+            let Some(suite) = suite else { continue };
+            let strong = suite.is_anonymous() && suite.bits() >= 256;
+            let kind = (suite.is_export(), suite.authentication(), strong);
+            match kinds.iter_mut().find(|(known, ..)| *known == kind) {
+                Some((_, newest, suites)) if *newest == version => suites.push(*code),
+                Some(_) => {}
+                None => kinds.push((kind, version, vec![*code])),
+            }
+        }
+    }
+    if kinds.is_empty() {
+        if let Some(version) = spoken.unclear(|v| (Version::Ssl3..Version::Tls1_3).contains(&v)) {
+            let evidence = format!("it is not known which suites {version} takes");
+            facts.set("dh.bits", Answer::Inconclusive, None, evidence);
+        } else if spoken.newest_before_tls1_3().is_some() {
+            facts.set("dh.bits", Answer::No, None, "no DHE suite is taken");
+        }
+        return facts;
+    }
+    let mut smallest: Option<(u64, Vec<u8>)> = None;
+    let mut smaller = |p: &[u8]| {
+        let bits = bits(p);
+        if smallest.as_ref().is_none_or(|(least, _)| bits < *least) {
+            smallest = Some((bits, p.to_vec()));
+        }
+    };
+    for (_, version, suites) in kinds {
+        // What came while suites were asked for need not be asked again.
+        let seen = spoken.seen(version).map_or(&[][..], |seen| seen.primes.as_slice());
+        let known = seen.iter().filter(|(suite, _)| suites.contains(suite));
+        let mut asked = false;
+        known.for_each(|(_, p)| {
+            asked = true;
+            smaller(p);
+        });
+        if asked {
+            continue;
+        }
+        match prober.probe(&offer(prober, version, &suites), Until::Done).await {
+            Outcome::Taken(flight) => {
+                let Some(p) = prime(&flight) else { continue };
+                smaller(p);
+            }
+            Outcome::Refused(why) | Outcome::Unclear(why) => {
+                facts.set("dh.bits", Answer::Inconclusive, None, why);
+                return facts;
+            }
+            Outcome::TooLarge => {}
+        }
+    }
+    let Some((bits, p)) = smallest else {
+        facts.set("dh.bits", Answer::Inconclusive, None, "no key exchange could be read");
+        return facts;
+    };
+    facts.set("dh.bits", Answer::Yes, Some(Value::Number(bits)), format!("a prime of {bits} bits"));
+    match common_prime(&p) {
+        Some(name) => {
+            let value = Some(Value::Text(name.to_owned()));
+            facts.set("dh.common_prime", Answer::Yes, value, format!("the prime of {name}"));
+        }
+        None => facts.set("dh.common_prime", Answer::No, None, "it is none of those known"),
+    }
+    let safe = if bits >= 2048 { Answer::Yes } else { Answer::No };
+    facts.set("dh.safe", safe, None, format!("{bits} bits"));
+    facts
+}
+
+fn bits(p: &[u8]) -> u64 {
+    let leading = p.first().map_or(0, |b| b.leading_zeros());
+    (p.len() as u64 * 8).saturating_sub(leading.into())
+}

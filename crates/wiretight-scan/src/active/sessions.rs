@@ -1,0 +1,518 @@
+//! What follows a handshake: resumption, 0-RTT, renegotiation, and client certificates.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use x509_cert::der::Decode;
+use x509_cert::name::Name;
+
+use super::Prober;
+use super::handshake::{Failure, Incoming, tls12, tls13};
+use super::link::{Trouble, alert_name};
+use crate::facts::{Answer, Facts, Value};
+use crate::parse::{CertificateRequest, ClientHello, ContentType, extension};
+use crate::target::Start;
+use tls12::{Faults, Renegotiation, Session, with_id, with_ticket};
+
+/// How often a session is offered before it is believed that it is not resumed: what answers may be
+/// several servers that share no sessions.
+const TRIES: usize = 3;
+
+/// `session.id`, `session.ticket`, `renegotiation.by_client`,
+/// `vulnerability.insecure_renegotiation` and `client_certificate.*`, by TLS 1.2 or what was before
+/// it. The hello is one of [`tls12::hello`] that the server takes. About six handshakes.
+pub async fn tls1_2(prober: &Prober, hello: &ClientHello) -> Facts {
+    let (mut facts, seen) = seen(prober, hello).await;
+    facts.extend(renegotiation(prober, hello, seen.completes).await);
+    facts
+}
+
+/// What these handshakes show of what is asked about elsewhere.
+pub(super) struct Seen {
+    /// Whether the heartbeat extension is answered.
+    pub(super) heartbeat: Option<bool>,
+    pub(super) tickets: Tickets,
+    /// Why no handshake came to its end, where none did.
+    pub(super) completes: Result<(), String>,
+}
+
+/// Whether tickets are given.
+#[derive(Default)]
+pub(super) enum Tickets {
+    #[default]
+    Untold,
+    None,
+    /// They are, and an ID of 32 bytes that came with this session's was echoed.
+    Echoed(Session),
+}
+
+/// `session.id`, `session.ticket` and `client_certificate.*`, and what else was seen.
+pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) {
+    let mut facts = Facts::default();
+    let mut seen = Seen { heartbeat: None, tickets: Tickets::Untold, completes: Ok(()) };
+    let plain = hello.clone().without(extension::SESSION_TICKET);
+    // peer_allowed_to_send (RFC 6520 section 2).
+    let greeting = plain.clone().with(extension::HEARTBEAT, vec![1]);
+    let (mut first, ended) = complete(prober, &greeting, None).await;
+    if let (Some(server), Ok(())) = (&first.server, &ended) {
+        seen.heartbeat = Some(server.extension(extension::HEARTBEAT).is_some());
+    }
+    let without = match &ended {
+        Ok(()) => None,
+        Err(failure) => Some(match &first.request {
+            Some(_) if first.finished => format!("no handshake without a certificate: {failure}"),
+            _ => format!("no handshake: {failure}"),
+        }),
+    };
+    if let Some(server) = &first.server
+        && (ended.is_ok() || first.finished)
+    {
+        let refused = ended.err().filter(|failure| {
+            // What follows an empty Certificate (RFC 5246 section 7.4.6: fatal handshake_failure).
+            matches!(
+                failure,
+                Failure::Alert(..) | Failure::Trouble(Trouble::Closed | Trouble::Reset)
+            )
+        });
+        let refused = refused.map(|failure| failure.to_string());
+        client_certificate(&mut facts, first.request.as_ref(), refused, server.version);
+    }
+    if let Some(why) = without {
+        for id in ["session.id", "session.ticket"] {
+            facts.set(id, Answer::Inconclusive, None, why.clone());
+        }
+        seen.completes = Err(why);
+        return (facts, seen);
+    }
+
+    // One connection at a time: there are servers that serve no more.
+    let session = first.session.take();
+    first.channel.close().await;
+    let (answer, evidence) = match session.filter(|session| !session.id.is_empty()) {
+        None => (Answer::No, "the server gave no session ID".to_owned()),
+        Some(session) => {
+            let (answer, evidence, _) =
+                resumed(prober, &session, "ID", &with_id(plain, &session)).await;
+            (answer, evidence)
+        }
+    };
+    facts.set("session.id", answer, None, evidence);
+
+    let asking = hello.clone().with(extension::SESSION_TICKET, Vec::new());
+    let (mut second, ended) = complete(prober, &asking, None).await;
+    if let Err(failure) = ended {
+        facts.set("session.ticket", Answer::Inconclusive, None, failure.to_string());
+        return (facts, seen);
+    }
+    let session = second.session.take();
+    second.channel.close().await;
+    let ticket = session.as_ref().and_then(|session| Some((session, session.ticket.as_ref()?)));
+    let (answer, value, evidence) = match ticket {
+        None => {
+            seen.tickets = Tickets::None;
+            (Answer::No, None, "no NewSessionTicket came".to_owned())
+        }
+        Some((session, ticket)) => {
+            let lifetime = Value::Number(ticket.lifetime.into());
+            let id = [0x77; 32];
+            let offer = with_ticket(asking, session, &id);
+            let (answer, evidence, echoed) = resumed(prober, session, "ticket", &offer).await;
+            if echoed == id {
+                seen.tickets = Tickets::Echoed(session.clone());
+            }
+            (answer, Some(lifetime), evidence)
+        }
+    };
+    facts.set("session.ticket", answer, value, evidence);
+    (facts, seen)
+}
+
+/// Whether the session that a hello offers is resumed, and the session ID of the handshake in which
+/// it is.
+async fn resumed(
+    prober: &Prober,
+    session: &Session,
+    by: &str,
+    offer: &ClientHello,
+) -> (Answer, String, Vec<u8>) {
+    let mut failed = None;
+    for _ in 0..TRIES {
+        match complete(prober, offer, Some(session)).await {
+            (client, Ok(())) if client.resumed => {
+                let id = client.server.map(|server| server.session_id).unwrap_or_default();
+                return (Answer::Yes, format!("an abbreviated handshake by {by}"), id);
+            }
+            (_, Ok(())) => {}
+            (_, Err(failure)) => failed = Some(failure),
+        }
+    }
+    match failed {
+        Some(failure) => {
+            (Answer::Inconclusive, format!("a session offered by {by}: {failure}"), Vec::new())
+        }
+        None => {
+            let evidence =
+                format!("sessions are given, but {TRIES} offers by {by} led to full handshakes");
+            (Answer::No, evidence, Vec::new())
+        }
+    }
+}
+
+/// `renegotiation.by_client` and `vulnerability.insecure_renegotiation`: in a handshake, and in one
+/// without RFC 5746. There are servers that rest after they refused.
+pub(super) async fn renegotiation(
+    prober: &Prober,
+    hello: &ClientHello,
+    completes: Result<(), String>,
+) -> Facts {
+    let mut facts = Facts::default();
+    let (mut client, ended) = match completes {
+        Ok(()) => complete(prober, hello, None).await,
+        Err(why) => (tls12::Client::unconnected(hello.clone()), Err(Failure::Unsupported(why))),
+    };
+    if let Err(failure) = ended {
+        let why = match failure {
+            Failure::Unsupported(why) => why,
+            failure => failure.to_string(),
+        };
+        for id in ["renegotiation.by_client", "vulnerability.insecure_renegotiation"] {
+            facts.set(id, Answer::Inconclusive, None, why.clone());
+        }
+        return facts;
+    }
+    let server = client.server.as_ref();
+    let secure = server.is_some_and(|s| s.extension(extension::RENEGOTIATION_INFO).is_some());
+    let how = if secure { "by RFC 5746" } else { "without RFC 5746" };
+    let taken = client.renegotiate(secure).await;
+    drop(client);
+    // no_renegotiation
+    let never = taken == Ok(Renegotiation::Refused(alert_name(1, 100)));
+    let first = judged(prober, hello, taken, how).await;
+    facts.set("renegotiation.by_client", first.0, None, first.1.clone());
+
+    let (answer, evidence) = match secure {
+        // An attacker's own session begins without the extension; then comes the hello of a victim
+        // that knows nothing of it (RFC 5746 section 1).
+        false => first,
+        // Who will not renegotiate with whom it may does not with whom it must not.
+        true if never => (Answer::No, format!("not even {}", first.1)),
+        true => {
+            let old = hello.clone().without(extension::RENEGOTIATION_INFO);
+            match complete(prober, &old, None).await {
+                (mut client, Ok(())) => {
+                    let taken = client.renegotiate(false).await;
+                    drop(client);
+                    judged(prober, hello, taken, "without RFC 5746").await
+                }
+                (_, Err(Failure::Alert(level, description))) => {
+                    let alert = alert_name(level, description);
+                    (
+                        Answer::No,
+                        format!("without renegotiation_info there is no handshake: {alert}"),
+                    )
+                }
+                (_, Err(failure)) => (Answer::Inconclusive, failure.to_string()),
+            }
+        }
+    };
+    facts.set("vulnerability.insecure_renegotiation", answer, None, evidence);
+    facts
+}
+
+async fn judged(
+    prober: &Prober,
+    hello: &ClientHello,
+    taken: Result<Renegotiation, Failure>,
+    how: &str,
+) -> (Answer, String) {
+    match taken {
+        Ok(Renegotiation::Taken) => (
+            Answer::Yes,
+            format!("ServerHello to ServerHelloDone in answer to a ClientHello {how}"),
+        ),
+        Ok(Renegotiation::Refused(why)) => (Answer::No, format!("{how}: {why}")),
+        Ok(Renegotiation::Silent) => match complete(prober, hello, None).await {
+            (_, Ok(())) => {
+                let evidence =
+                    format!("{how}: no answer; handshakes before and after were completed");
+                (Answer::No, evidence)
+            }
+            (_, Err(failure)) => {
+                (Answer::Inconclusive, format!("{how}: no answer, and then: {failure}"))
+            }
+        },
+        Err(failure) => (Answer::Inconclusive, format!("{how}: {failure}")),
+    }
+}
+
+/// A handshake, tried again where nothing came back.
+pub(super) async fn complete(
+    prober: &Prober,
+    hello: &ClientHello,
+    session: Option<&Session>,
+) -> (tls12::Client, Result<(), Failure>) {
+    complete_with(prober, hello, session, Faults::default()).await
+}
+
+pub(super) async fn complete_with(
+    prober: &Prober,
+    hello: &ClientHello,
+    session: Option<&Session>,
+    faults: Faults,
+) -> (tls12::Client, Result<(), Failure>) {
+    let mut pauses = [200, 1000].into_iter();
+    loop {
+        let (client, ended) = match prober.connect().await {
+            Ok(link) => {
+                let mut client = tls12::Client::new(link, hello.clone());
+                let ended = client.handshake(session, faults).await;
+                (client, ended)
+            }
+            Err(trouble) => (tls12::Client::unconnected(hello.clone()), Err(trouble.into())),
+        };
+        // After our flight, a close is an answer too.
+        let again = match &ended {
+            Err(Failure::Trouble(Trouble::Malformed(_))) => false,
+            Err(Failure::Trouble(_)) => !client.finished,
+            _ => false,
+        };
+        match pauses.next().filter(|_| again) {
+            Some(pause) => {
+                drop(client);
+                sleep(Duration::from_millis(pause)).await;
+            }
+            None => return (client, ended),
+        }
+    }
+}
+
+/// `session.psk`, `session.psk_without_dhe`, `session.early_data` and `client_certificate.*`, by
+/// TLS 1.3. The hello is that of [`super::shown::hello`], or one like it. Three to eight handshakes.
+pub async fn tls1_3(prober: &Prober, hello: &ClientHello) -> Facts {
+    after(prober, hello, full(prober, &asking_for_tickets(hello), None).await).await
+}
+
+/// The first of these handshakes, with a hello that may ask for more.
+pub(super) async fn first(prober: &Prober, hello: &ClientHello) -> Result<tls13::Client, Failure> {
+    full(prober, &asking_for_tickets(hello), None).await
+}
+
+fn asking_for_tickets(hello: &ClientHello) -> ClientHello {
+    // Without it a server sends no tickets (RFC 8446 section 4.2.9).
+    hello.clone().with(extension::PSK_KEY_EXCHANGE_MODES, vec![2, 1, 0])
+}
+
+/// What follows the first handshake.
+pub(super) async fn after(
+    prober: &Prober,
+    hello: &ClientHello,
+    first: Result<tls13::Client, Failure>,
+) -> Facts {
+    let mut facts = Facts::default();
+    let hello = asking_for_tickets(hello);
+    let unknown = |facts: &mut Facts, answer: Answer, why: &str| {
+        for id in ["session.psk", "session.psk_without_dhe", "session.early_data"] {
+            facts.set(id, answer, None, why);
+        }
+    };
+    let mut first = match first {
+        Ok(client) => client,
+        Err(failure) => {
+            unknown(&mut facts, Answer::Inconclusive, &format!("no handshake: {failure}"));
+            return facts;
+        }
+    };
+    let mut ticket = ticket_of(prober, &mut first).await;
+    let refused = match &ticket {
+        Err(failure @ Failure::Alert(2, _)) => Some(failure.to_string()),
+        Err(failure @ Failure::Trouble(Trouble::Closed | Trouble::Reset)) => {
+            Some(failure.to_string())
+        }
+        _ => None,
+    };
+    client_certificate(&mut facts, first.request.as_ref(), refused.clone(), 0x0304);
+    first.channel.close().await;
+
+    let (mut psk, mut early) = (None, None);
+    for _ in 0..TRIES {
+        let old = match &ticket {
+            Ok(old) => old,
+            Err(Failure::Trouble(Trouble::TimedOut(_))) => {
+                unknown(&mut facts, Answer::No, "no ticket came after the handshake");
+                return facts;
+            }
+            Err(failure) => {
+                let why = format!("instead of a ticket: {failure}");
+                // A server that asks for a certificate has its own reason to end here.
+                let answer = match failure {
+                    Failure::Trouble(Trouble::Closed) if refused.is_none() => Answer::No,
+                    Failure::Alert(1, 0) => Answer::No,
+                    _ => Answer::Inconclusive,
+                };
+                unknown(&mut facts, answer, &why);
+                return facts;
+            }
+        };
+        let allowed = old.ticket.early_data.filter(|bytes| *bytes > 0);
+        let resume = || tls13::Resume { ticket: old, dhe: true, early: allowed.is_some() };
+        let mut client = match full(prober, &hello, Some(&resume)).await {
+            Ok(client) => client,
+            Err(failure) => {
+                psk = Some((Answer::Inconclusive, format!("a ticket offered: {failure}")));
+                break;
+            }
+        };
+        let (resumed, taken) = (client.resumed(), client.takes_early_data());
+        early = Some(match (allowed, taken) {
+            (None, _) => (Answer::No, None, "tickets allow none".to_owned()),
+            (Some(bytes), true) => {
+                let evidence = "early_data in EncryptedExtensions".to_owned();
+                (Answer::Yes, Some(Value::Number(bytes.into())), evidence)
+            }
+            (Some(bytes), false) => {
+                let evidence = format!("a ticket allows {bytes} bytes, but they were not taken");
+                (Answer::No, None, evidence)
+            }
+        });
+        // Tickets may be good for one time.
+        if let Ok(next) = ticket_of(prober, &mut client).await {
+            ticket = Ok(next);
+        }
+        client.channel.close().await;
+        if resumed {
+            psk = Some((Answer::Yes, "pre_shared_key in the ServerHello".to_owned()));
+            break;
+        }
+        let evidence = format!("tickets come, but {TRIES} offers led to full handshakes");
+        psk = Some((Answer::No, evidence));
+    }
+    let (answer, evidence) = psk.unwrap_or((Answer::Untested, String::new()));
+    facts.set("session.psk", answer, None, evidence.clone());
+    let early = match (answer, early) {
+        (Answer::Yes, Some(early)) => early,
+        (Answer::No, _) => (Answer::No, None, "no session is resumed".to_owned()),
+        _ => (Answer::Inconclusive, None, evidence.clone()),
+    };
+    facts.set("session.early_data", early.0, early.1, early.2);
+
+    let (answer, evidence) = match (answer, &ticket) {
+        (Answer::Yes, Ok(old)) => {
+            let resume = || tls13::Resume { ticket: old, dhe: false, early: false };
+            match full(prober, &hello, Some(&resume)).await {
+                Ok(client) => match &client.server {
+                    Some(server) if client.resumed() && server.key_share().is_none() => {
+                        (Answer::Yes, "pre_shared_key without key_share".to_owned())
+                    }
+                    Some(_) if client.resumed() => {
+                        (Answer::No, "resumed, but with a new key exchange".to_owned())
+                    }
+                    _ => (Answer::No, "offered psk_ke alone, it made a full handshake".to_owned()),
+                },
+                Err(failure @ Failure::Alert(2, _)) => (Answer::No, failure.to_string()),
+                Err(failure) => (Answer::Inconclusive, failure.to_string()),
+            }
+        }
+        (Answer::No, _) => (Answer::No, "no session is resumed".to_owned()),
+        _ => (Answer::Inconclusive, evidence),
+    };
+    facts.set("session.psk_without_dhe", answer, None, evidence);
+    facts
+}
+
+/// A handshake, tried again where nothing came back.
+async fn full<'a>(
+    prober: &Prober,
+    hello: &ClientHello,
+    resume: Option<&(dyn Fn() -> tls13::Resume<'a> + Sync)>,
+) -> Result<tls13::Client, Failure> {
+    super::shown::patiently(async || {
+        let mut client = tls13::Client::new(prober.connect().await?, hello.clone());
+        client.handshake(resume.map(|resume| resume())).await?;
+        Ok(client)
+    })
+    .await
+}
+
+/// The first ticket that comes.
+///
+/// Some servers hold it back until they have something else to say: where it does not come by
+/// itself, a request is sent that changes nothing.
+async fn ticket_of(prober: &Prober, client: &mut tls13::Client) -> Result<tls13::Ticket, Failure> {
+    let patience = client.channel.link.patience;
+    client.channel.link.patience = patience.min(Duration::from_millis(500));
+    let first = client.ticket().await;
+    client.channel.link.patience = patience;
+    if !matches!(first, Err(Failure::Trouble(Trouble::TimedOut(_)))) {
+        return first;
+    }
+    let host = prober.name.as_deref().unwrap_or("localhost");
+    let request = match prober.start {
+        Start::Direct | Start::Https => {
+            format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+        }
+        Start::Smtp | Start::Lmtp | Start::Pop3 | Start::Ftp => "NOOP\r\n".to_owned(),
+        Start::Imap => "a NOOP\r\n".to_owned(),
+        _ => return first,
+    };
+    client.channel.send(ContentType::ApplicationData, request.as_bytes()).await?;
+    loop {
+        match client.channel.next().await? {
+            Incoming::Message(message) => {
+                if let Some(ticket) = client.read_ticket(&message)? {
+                    return Ok(ticket);
+                }
+            }
+            // It answered, and will not send one any more.
+            Incoming::Data(_) => return first,
+            Incoming::Alert(level, description) => return Err(Failure::Alert(level, description)),
+            _ => {}
+        }
+    }
+}
+
+/// `client_certificate.*`, by a handshake in which we had none. `refused` is what came after that.
+fn client_certificate(
+    facts: &mut Facts,
+    request: Option<&CertificateRequest>,
+    refused: Option<String>,
+    version: u16,
+) {
+    let Some(request) = request else {
+        let evidence = "no CertificateRequest came";
+        for id in [
+            "client_certificate.requested",
+            "client_certificate.required",
+            "client_certificate.authorities",
+        ] {
+            facts.set(id, Answer::No, None, evidence);
+        }
+        return;
+    };
+    let version = crate::names::Version::from_code(version);
+    let version = version.map(|version| format!(" ({version})")).unwrap_or_default();
+    let evidence = format!("CertificateRequest{version}");
+    facts.set("client_certificate.requested", Answer::Yes, None, evidence.clone());
+    let (answer, why) = match refused {
+        Some(why) => (Answer::Yes, format!("after an empty Certificate: {why}")),
+        None => (Answer::No, "an empty Certificate was taken".to_owned()),
+    };
+    facts.set("client_certificate.required", answer, None, why);
+    let names: Vec<String> = request.authorities.iter().map(|der| rfc4514(der)).collect();
+    match names.is_empty() {
+        true => {
+            let evidence = format!("{evidence} without names");
+            facts.set("client_certificate.authorities", Answer::No, None, evidence);
+        }
+        false => {
+            let names = Some(Value::List(names));
+            facts.set("client_certificate.authorities", Answer::Yes, names, evidence);
+        }
+    }
+}
+
+fn rfc4514(der: &[u8]) -> String {
+    match Name::from_der(der) {
+        Ok(name) => name.to_string(),
+        Err(_) => format!("a name of {} bytes that cannot be read", der.len()),
+    }
+}

@@ -1,0 +1,99 @@
+//! CCS injection (CVE-2014-0224): a server that takes ChangeCipherSpec before there is a secret
+//! uses keys that anyone can compute.
+
+use super::{Next, next};
+use crate::active::Prober;
+use crate::active::handshake::{Failure, tls12};
+use crate::active::shown::patiently;
+use crate::facts::{Answer, Facts};
+use crate::names::Version;
+use crate::parse::{ClientHello, ContentType};
+
+/// `vulnerability.ccs_injection`, with each of these hellos, until one shows it.
+///
+/// A server that is right takes offence at the first ChangeCipherSpec. One that took it waits; it
+/// then takes all that comes for encrypted, and a second one, or whatever follows, for a record with
+/// a wrong MAC. What says neither is inconclusive, and what says the second has to say it twice.
+pub async fn ccs_injection(prober: &Prober, hellos: &[ClientHello]) -> Facts {
+    let mut facts = Facts::default();
+    let mut refused = Vec::new();
+    let mut unclear = None;
+    for hello in hellos {
+        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
+        let mut seen = ask(prober, hello).await;
+        if seen.0 == Answer::Yes {
+            seen = match ask(prober, hello).await {
+                (Answer::Yes, evidence) => (Answer::Yes, evidence),
+                (_, then) => (Answer::Inconclusive, format!("{}; then again: {then}", seen.1)),
+            };
+        }
+        match seen {
+            (Answer::Yes, evidence) => {
+                let evidence = format!("{version}: {evidence}");
+                facts.set("vulnerability.ccs_injection", Answer::Yes, None, evidence);
+                return facts;
+            }
+            (Answer::No, evidence) => refused.push(format!("{version}: {evidence}")),
+            (_, evidence) => unclear = Some(format!("{version}: {evidence}")),
+        }
+    }
+    let (answer, evidence) = match unclear {
+        Some(evidence) => (Answer::Inconclusive, evidence),
+        None => (Answer::No, refused.join("; ")),
+    };
+    facts.set("vulnerability.ccs_injection", answer, None, evidence);
+    facts
+}
+
+async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
+    let greeted = patiently(async || {
+        let mut client = tls12::Client::new(prober.connect().await?, hello.clone());
+        client.greet().await?;
+        Ok(client)
+    })
+    .await;
+    let mut client = match greeted {
+        Ok(client) => client,
+        Err(failure) => return (Answer::Inconclusive, failure.to_string()),
+    };
+    let first = match change_cipher_spec(&mut client).await {
+        Ok(next) => next,
+        Err(failure) => return (Answer::Inconclusive, failure.to_string()),
+    };
+    match first {
+        Next::IsSilent => {}
+        Next::Says(_) => {
+            return (Answer::Inconclusive, format!("after an early ChangeCipherSpec: {first}"));
+        }
+        _ => return (Answer::No, format!("an early ChangeCipherSpec: {first}")),
+    }
+    let mut then = change_cipher_spec(&mut client).await;
+    let mut what = "a second";
+    if then == Ok(Next::IsSilent) {
+        // In the clear it is no message that there is.
+        then = match client.channel.send(ContentType::Handshake, &[0x57; 64]).await {
+            Ok(()) => Ok(next(&mut client.channel).await),
+            Err(failure) => Err(failure),
+        };
+        what = "a second, and then a message that is none";
+    }
+    match then {
+        // bad_record_mac, decryption_failed
+        Ok(alert @ Next::Alert(2, 20 | 21)) => {
+            (Answer::Yes, format!("an early ChangeCipherSpec is taken, and {what}: {alert}"))
+        }
+        Ok(alert @ Next::Alert(2, _)) => {
+            (Answer::No, format!("an early ChangeCipherSpec is passed over, and {what}: {alert}"))
+        }
+        Ok(next) => {
+            let evidence = format!("silence at an early ChangeCipherSpec, and {what}: {next}");
+            (Answer::Inconclusive, evidence)
+        }
+        Err(failure) => (Answer::Inconclusive, failure.to_string()),
+    }
+}
+
+async fn change_cipher_spec(client: &mut tls12::Client) -> Result<Next, Failure> {
+    client.channel.send(ContentType::ChangeCipherSpec, &[1]).await?;
+    Ok(next(&mut client.channel).await)
+}

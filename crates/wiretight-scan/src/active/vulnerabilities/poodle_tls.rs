@@ -1,0 +1,88 @@
+//! POODLE against TLS (CVE-2014-8730): a server that does not look at the padding of CBC records
+//! lets who is in the middle decrypt them, as in SSL 3.0.
+
+use crate::active::Prober;
+use crate::active::handshake::tls12::{Client, Faults, can_complete};
+use crate::active::handshake::{BadPadding, Failure};
+use crate::active::link::Trouble;
+use crate::active::sessions::{complete, complete_with};
+use crate::facts::{Answer, Facts};
+use crate::names::{Suite, Version, suites};
+use crate::parse::ClientHello;
+
+/// `vulnerability.poodle_tls`: handshakes that are right but for the padding of the record with our
+/// Finished, whose length and MAC are as they should be. A server that then sends its own Finished
+/// did not look. By the newest of these hellos with which a CBC suite is taken.
+pub async fn poodle_tls(prober: &Prober, hellos: &[ClientHello]) -> Facts {
+    let mut facts = Facts::default();
+    let (answer, evidence) = ask(prober, hellos).await;
+    facts.set("vulnerability.poodle_tls", answer, None, evidence);
+    facts
+}
+
+async fn ask(prober: &Prober, hellos: &[ClientHello]) -> (Answer, String) {
+    let (mut unclear, mut others) = (None, None);
+    for hello in hellos {
+        let mut cbc = hello.clone();
+        cbc.suites.retain(|code| Suite::from_code(*code).is_some_and(Suite::is_cbc));
+        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
+        if cbc.suites.is_empty() {
+            others = others.or(other_suite(prober, hello).await);
+            continue;
+        }
+        let (client, ended) = complete(prober, &cbc, None).await;
+        drop(client);
+        match ended {
+            Ok(()) => {}
+            // handshake_failure, insufficient_security: no suite in common.
+            Err(Failure::Alert(2, 40 | 71)) => {
+                others = others.or(other_suite(prober, hello).await);
+                continue;
+            }
+            Err(failure) => {
+                unclear = Some(format!("{version}: {failure}"));
+                continue;
+            }
+        }
+        return match wrong(prober, &cbc).await {
+            Ok((answer, evidence)) => (answer, format!("{version}: {evidence}")),
+            Err(failure) => (Answer::Inconclusive, format!("{version}: {failure}")),
+        };
+    }
+    match (unclear, others) {
+        (Some(evidence), _) => (Answer::Inconclusive, evidence),
+        (None, Some(suite)) => {
+            (Answer::Untested, format!("of CBC suites, none but the like of {suite} is taken"))
+        }
+        (None, None) => (Answer::No, "no CBC suite is taken".to_owned()),
+    }
+}
+
+/// A CBC suite that the server takes, of those that a handshake cannot be completed with.
+async fn other_suite(prober: &Prober, hello: &ClientHello) -> Option<&'static str> {
+    let cbc = suites().iter().filter(|suite| suite.is_cbc() && !can_complete(**suite));
+    let offer = hello.clone().suites(cbc.map(|suite| suite.code));
+    let mut client = Client::new(prober.connect().await.ok()?, offer);
+    client.greet().await.ok()?;
+    Suite::from_code(client.server?.suite).map(|suite| suite.name)
+}
+
+async fn wrong(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), Failure> {
+    let mut refused = Vec::new();
+    for (padding, which) in [(BadPadding::All, "all wrong"), (BadPadding::First, "the first wrong")]
+    {
+        let faults = Faults { padding: Some(padding) };
+        let (client, ended) = complete_with(prober, hello, None, faults).await;
+        match ended {
+            Ok(()) => {
+                let evidence = format!("Finished with padding bytes {which} was taken");
+                return Ok((Answer::Yes, evidence));
+            }
+            Err(
+                failure @ (Failure::Alert(..) | Failure::Trouble(Trouble::Closed | Trouble::Reset)),
+            ) if client.finished => refused.push(format!("padding bytes {which}: {failure}")),
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok((Answer::No, refused.join("; ")))
+}

@@ -1,0 +1,249 @@
+//! ClientHellos, from SSL 3.0 to TLS 1.3, with anything in them (RFC 8446 section 4.1.2 and what it
+//! replaced).
+
+use super::{ContentType, Reader, record};
+use crate::names::Version;
+
+/// Numbers of extensions (IANA, TLS ExtensionType Values).
+#[allow(missing_docs, reason = "their names say it")]
+pub mod extension {
+    pub const SERVER_NAME: u16 = 0;
+    pub const STATUS_REQUEST: u16 = 5;
+    pub const SUPPORTED_GROUPS: u16 = 10;
+    pub const EC_POINT_FORMATS: u16 = 11;
+    pub const SIGNATURE_ALGORITHMS: u16 = 13;
+    pub const HEARTBEAT: u16 = 15;
+    pub const ALPN: u16 = 16;
+    pub const SCT: u16 = 18;
+    pub const PADDING: u16 = 21;
+    pub const ENCRYPT_THEN_MAC: u16 = 22;
+    pub const EXTENDED_MASTER_SECRET: u16 = 23;
+    pub const COMPRESS_CERTIFICATE: u16 = 27;
+    pub const SESSION_TICKET: u16 = 35;
+    pub const PRE_SHARED_KEY: u16 = 41;
+    pub const EARLY_DATA: u16 = 42;
+    pub const SUPPORTED_VERSIONS: u16 = 43;
+    pub const COOKIE: u16 = 44;
+    pub const PSK_KEY_EXCHANGE_MODES: u16 = 45;
+    pub const CERTIFICATE_AUTHORITIES: u16 = 47;
+    pub const SIGNATURE_ALGORITHMS_CERT: u16 = 50;
+    pub const KEY_SHARE: u16 = 51;
+    pub const QUIC_TRANSPORT_PARAMETERS: u16 = 57;
+    pub const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+    pub const RENEGOTIATION_INFO: u16 = 0xff01;
+}
+
+/// A ClientHello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientHello {
+    /// `legacy_version`: the highest, up to TLS 1.2.
+    pub version: u16,
+    /// Not a secret here, but each connection has its own.
+    pub random: [u8; 32],
+    /// Up to 32 bytes.
+    pub session_id: Vec<u8>,
+    /// In order of preference.
+    pub suites: Vec<u16>,
+    /// In order of preference; `[0]` is none.
+    pub compressions: Vec<u8>,
+    /// In order; each with its body.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+}
+
+impl ClientHello {
+    /// A hello that offers this version at the highest (TLS 1.3: it alone), without extensions but
+    /// for `supported_versions`.
+    pub fn new(version: Version, random: [u8; 32]) -> Self {
+        let mut hello = Self {
+            version: version.code().min(Version::Tls1_2.code()),
+            random,
+            session_id: Vec::new(),
+            suites: Vec::new(),
+            compressions: vec![0],
+            extensions: Vec::new(),
+        };
+        if version == Version::Tls1_3 {
+            // Middlebox compatibility (RFC 8446 appendix D.4): a session ID as TLS 1.2 has it.
+            hello.session_id = random.to_vec();
+            hello = hello.supported_versions(&[version.code()]);
+        }
+        hello
+    }
+
+    /// Adds an extension, or replaces it.
+    pub fn with(mut self, kind: u16, body: Vec<u8>) -> Self {
+        match self.extensions.iter_mut().find(|(k, _)| *k == kind) {
+            Some((_, old)) => *old = body,
+            None => self.extensions.push((kind, body)),
+        }
+        self
+    }
+
+    /// Without this extension.
+    pub fn without(mut self, kind: u16) -> Self {
+        self.extensions.retain(|(k, _)| *k != kind);
+        self
+    }
+
+    /// With these suites.
+    pub fn suites(mut self, suites: impl IntoIterator<Item = u16>) -> Self {
+        self.suites = suites.into_iter().collect();
+        self
+    }
+
+    /// RFC 6066 section 3.
+    pub fn server_name(self, name: &str) -> Self {
+        let name = name.as_bytes();
+        let mut body = Vec::new();
+        vec16(&mut body, |list| {
+            list.push(0);
+            vec16(list, |out| out.extend(name));
+        });
+        self.with(extension::SERVER_NAME, body)
+    }
+
+    /// RFC 8446 section 4.2.7.
+    pub fn groups(self, groups: &[u16]) -> Self {
+        self.with(extension::SUPPORTED_GROUPS, list16(groups))
+    }
+
+    /// RFC 8446 section 4.2.3.
+    pub fn signatures(self, schemes: &[u16]) -> Self {
+        self.with(extension::SIGNATURE_ALGORITHMS, list16(schemes))
+    }
+
+    /// RFC 8446 section 4.2.1.
+    pub fn supported_versions(self, versions: &[u16]) -> Self {
+        let mut body = Vec::new();
+        vec8(&mut body, |out| versions.iter().for_each(|v| out.extend(v.to_be_bytes())));
+        self.with(extension::SUPPORTED_VERSIONS, body)
+    }
+
+    /// RFC 8446 section 4.2.8. None at all asks the server to name a group.
+    pub fn key_shares(self, shares: &[(u16, &[u8])]) -> Self {
+        let mut body = Vec::new();
+        vec16(&mut body, |out| {
+            for (group, share) in shares {
+                out.extend(group.to_be_bytes());
+                vec16(out, |out| out.extend(*share));
+            }
+        });
+        self.with(extension::KEY_SHARE, body)
+    }
+
+    /// RFC 7301.
+    pub fn alpn(self, protocols: &[&str]) -> Self {
+        let mut body = Vec::new();
+        vec16(&mut body, |out| {
+            protocols.iter().for_each(|p| vec8(out, |out| out.extend(p.as_bytes())));
+        });
+        self.with(extension::ALPN, body)
+    }
+
+    /// Padding (RFC 7685) up to so many bytes of record, or as few more as an extension takes.
+    pub fn padded_to(self, record_length: usize) -> Self {
+        let hello = self.without(extension::PADDING);
+        let missing = record_length.saturating_sub(hello.record().len() + 4);
+        hello.with(extension::PADDING, vec![0; missing.min(usize::from(u16::MAX) / 2)])
+    }
+
+    /// The handshake message.
+    pub fn message(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(1024);
+        body.extend(self.version.to_be_bytes());
+        body.extend(self.random);
+        vec8(&mut body, |out| out.extend(&self.session_id));
+        vec16(&mut body, |out| self.suites.iter().for_each(|s| out.extend(s.to_be_bytes())));
+        vec8(&mut body, |out| out.extend(&self.compressions));
+        if !self.extensions.is_empty() {
+            vec16(&mut body, |out| {
+                for (kind, content) in &self.extensions {
+                    out.extend(kind.to_be_bytes());
+                    vec16(out, |out| out.extend(content));
+                }
+            });
+        }
+        let mut message = vec![1];
+        message.extend(&(body.len() as u32).to_be_bytes()[1..]);
+        message.append(&mut body);
+        message
+    }
+
+    /// The record, or records, to send.
+    pub fn record(&self) -> Vec<u8> {
+        // The version that the oldest servers take (RFC 8446 section 5.1); SSL 3.0 wants its own.
+        let version = self.version.min(Version::Tls1_0.code());
+        let message = self.message();
+        let pieces = message.chunks(1 << 14);
+        pieces.flat_map(|piece| record(ContentType::Handshake, version, piece)).collect()
+    }
+
+    /// Reads a handshake message back; for tests and for who watches hellos go by.
+    pub fn parse(message: &[u8]) -> Result<Self, super::Malformed> {
+        let mut outer = Reader::new(message);
+        if outer.u8()? != 1 {
+            return Err(super::Malformed("no ClientHello"));
+        }
+        let mut reader = Reader::new(outer.vec24()?);
+        let version = reader.u16()?;
+        let random = reader.array()?;
+        let session_id = reader.vec8()?.to_vec();
+        let suites = u16s(reader.vec16()?);
+        let compressions = reader.vec8()?.to_vec();
+        let extensions = match reader.is_empty() {
+            true => Vec::new(),
+            false => super::extensions(reader.vec16()?)?,
+        };
+        Ok(Self { version, random, session_id, suites, compressions, extensions })
+    }
+}
+
+fn u16s(bytes: &[u8]) -> Vec<u16> {
+    bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
+}
+
+fn list16(items: &[u16]) -> Vec<u8> {
+    let mut body = Vec::new();
+    vec16(&mut body, |out| items.iter().for_each(|item| out.extend(item.to_be_bytes())));
+    body
+}
+
+/// What `write` adds, behind its length in one byte.
+fn vec8(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.push(0);
+    write(out);
+    debug_assert!(out.len() - at - 1 <= 255);
+    out[at] = (out.len() - at - 1) as u8;
+}
+
+/// What `write` adds, behind its length in two bytes.
+fn vec16(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend([0, 0]);
+    write(out);
+    debug_assert!(out.len() - at - 2 <= usize::from(u16::MAX));
+    let length = (out.len() - at - 2) as u16;
+    out[at..at + 2].copy_from_slice(&length.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_reads_back_as_it_was_made_and_pads_to_the_byte() {
+        let hello = ClientHello::new(Version::Tls1_3, [7; 32])
+            .suites([0x1301, 0x1302])
+            .server_name("example.com")
+            .groups(&[0x11ec, 29])
+            .key_shares(&[])
+            .alpn(&["h2", "http/1.1"]);
+        assert_eq!(ClientHello::parse(&hello.message()), Ok(hello.clone()));
+        for length in [300, 513, 4000] {
+            assert_eq!(hello.clone().padded_to(length).record().len(), length);
+        }
+        let old = ClientHello::new(Version::Ssl3, [1; 32]).suites([5]);
+        assert_eq!(&old.record()[..5], [22, 3, 0, 0, 45]);
+    }
+}

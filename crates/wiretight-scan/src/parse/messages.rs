@@ -1,0 +1,395 @@
+//! Handshake messages of servers (RFC 8446 section 4, RFC 5246 section 7.4, RFC 8422, RFC 5077).
+
+use super::{Malformed, Reader};
+use crate::names::Version;
+
+/// The longest handshake message that is read: more than any chain that clients take.
+pub const MAX_HANDSHAKE: usize = 256 << 10;
+
+/// Types of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandshakeType(pub u8);
+
+#[allow(missing_docs, reason = "their names say it")]
+impl HandshakeType {
+    pub const HELLO_REQUEST: Self = Self(0);
+    pub const CLIENT_HELLO: Self = Self(1);
+    pub const SERVER_HELLO: Self = Self(2);
+    pub const NEW_SESSION_TICKET: Self = Self(4);
+    pub const ENCRYPTED_EXTENSIONS: Self = Self(8);
+    pub const CERTIFICATE: Self = Self(11);
+    pub const SERVER_KEY_EXCHANGE: Self = Self(12);
+    pub const CERTIFICATE_REQUEST: Self = Self(13);
+    pub const SERVER_HELLO_DONE: Self = Self(14);
+    pub const CERTIFICATE_VERIFY: Self = Self(15);
+    pub const CLIENT_KEY_EXCHANGE: Self = Self(16);
+    pub const FINISHED: Self = Self(20);
+    pub const CERTIFICATE_STATUS: Self = Self(22);
+    pub const COMPRESSED_CERTIFICATE: Self = Self(25);
+}
+
+/// A handshake message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// What it is.
+    pub kind: HandshakeType,
+    /// With its header of four bytes, as it goes into the transcript.
+    pub bytes: Vec<u8>,
+}
+
+impl Message {
+    /// Without the header.
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(4..).unwrap_or_default()
+    }
+
+    /// A message of this type.
+    pub fn new(kind: HandshakeType, body: &[u8]) -> Self {
+        let mut bytes = vec![kind.0];
+        bytes.extend(&(body.len() as u32).to_be_bytes()[1..]);
+        bytes.extend(body);
+        Self { kind, bytes }
+    }
+}
+
+/// Joins what records carry to messages. Holds what has come of one message, at most
+/// [`MAX_HANDSHAKE`] bytes and a record.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    pending: Vec<u8>,
+}
+
+impl Handshakes {
+    /// Takes the content of a handshake record.
+    pub fn push(&mut self, fragment: &[u8]) {
+        self.pending.extend_from_slice(fragment);
+    }
+
+    /// The next message that is whole.
+    pub fn message(&mut self) -> Result<Option<Message>, Malformed> {
+        let [kind, a, b, c, ..] = *self.pending.as_slice() else { return Ok(None) };
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        if length > MAX_HANDSHAKE {
+            return Err(Malformed("a handshake message is longer than 256 KiB"));
+        }
+        if self.pending.len() < 4 + length {
+            return Ok(None);
+        }
+        let rest = self.pending.split_off(4 + length);
+        let bytes = std::mem::replace(&mut self.pending, rest);
+        Ok(Some(Message { kind: HandshakeType(kind), bytes }))
+    }
+
+    /// Whether part of a message is here.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
+
+/// A list of extensions, without its length. At most 64 are read: more are nobody's.
+pub fn extensions(bytes: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let mut all = Vec::new();
+    while !reader.is_empty() {
+        if all.len() == 64 {
+            return Err(Malformed("more than 64 extensions"));
+        }
+        all.push((reader.u16()?, reader.vec16()?.to_vec()));
+    }
+    Ok(all)
+}
+
+/// A ServerHello, or a HelloRetryRequest, which looks like one (RFC 8446 section 4.1.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerHello {
+    /// What was agreed on: by `supported_versions` where that is there.
+    pub version: u16,
+    /// The server's.
+    pub random: [u8; 32],
+    /// The server's, or an echo.
+    pub session_id: Vec<u8>,
+    /// The suite that was chosen.
+    pub suite: u16,
+    /// The compression that was chosen.
+    pub compression: u8,
+    /// In order.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+}
+
+/// SHA-256 of "HelloRetryRequest" (RFC 8446 section 4.1.3).
+const RETRY_RANDOM: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
+    0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+impl ServerHello {
+    /// Reads the body of a message.
+    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let legacy = reader.u16()?;
+        let random = reader.array()?;
+        let session_id = reader.vec8()?;
+        if session_id.len() > 32 {
+            return Err(Malformed("a session ID is longer than 32 bytes"));
+        }
+        let suite = reader.u16()?;
+        let compression = reader.u8()?;
+        let extensions = match reader.is_empty() {
+            true => Vec::new(),
+            false => extensions(reader.vec16()?)?,
+        };
+        let mut hello = Self {
+            version: legacy,
+            random,
+            session_id: session_id.to_vec(),
+            suite,
+            compression,
+            extensions,
+        };
+        if let Some(version) = hello.extension(super::extension::SUPPORTED_VERSIONS) {
+            hello.version = Reader::new(version).u16()?;
+        }
+        Ok(hello)
+    }
+
+    /// Whether it is a HelloRetryRequest.
+    pub fn is_retry(&self) -> bool {
+        self.random == RETRY_RANDOM
+    }
+
+    /// The version, where it is one that has a name.
+    pub fn version(&self) -> Option<Version> {
+        Version::from_code(self.version)
+    }
+
+    /// The body of an extension.
+    pub fn extension(&self, kind: u16) -> Option<&[u8]> {
+        self.extensions.iter().find(|(k, _)| *k == kind).map(|(_, body)| body.as_slice())
+    }
+
+    /// The group that is asked for, or used, and its share (none in a HelloRetryRequest).
+    pub fn key_share(&self) -> Option<(u16, &[u8])> {
+        let mut reader = Reader::new(self.extension(super::extension::KEY_SHARE)?);
+        let group = reader.u16().ok()?;
+        Some((group, if reader.is_empty() { &[] } else { reader.vec16().ok()? }))
+    }
+
+    /// The application protocol that was chosen, up to TLS 1.2.
+    pub fn alpn(&self) -> Option<String> {
+        alpn(self.extension(super::extension::ALPN)?)
+    }
+}
+
+/// The one protocol in a server's ALPN extension.
+pub(crate) fn alpn(body: &[u8]) -> Option<String> {
+    let mut reader = Reader::new(Reader::new(body).vec16().ok()?);
+    Some(String::from_utf8_lossy(reader.vec8().ok()?).into_owned())
+}
+
+/// The chain in a Certificate message up to TLS 1.2. At most 64 certificates are read.
+pub fn certificates(body: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+    let mut reader = Reader::new(Reader::new(body).vec24()?);
+    let mut chain = Vec::new();
+    while !reader.is_empty() && chain.len() < 64 {
+        chain.push(reader.vec24()?.to_vec());
+    }
+    Ok(chain)
+}
+
+/// A certificate of TLS 1.3, with its extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateEntry {
+    /// In DER.
+    pub certificate: Vec<u8>,
+    /// `status_request` and `signed_certificate_timestamp`, perhaps.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+}
+
+/// The chain in a Certificate message of TLS 1.3 (RFC 8446 section 4.4.2). At most 64 are read.
+pub fn certificates_tls1_3(body: &[u8]) -> Result<Vec<CertificateEntry>, Malformed> {
+    let mut outer = Reader::new(body);
+    outer.vec8()?;
+    let mut reader = Reader::new(outer.vec24()?);
+    let mut chain = Vec::new();
+    while !reader.is_empty() && chain.len() < 64 {
+        let certificate = reader.vec24()?.to_vec();
+        chain.push(CertificateEntry { certificate, extensions: extensions(reader.vec16()?)? });
+    }
+    Ok(chain)
+}
+
+/// The OCSP response in a CertificateStatus (RFC 6066 section 8).
+pub fn certificate_status(body: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let mut reader = Reader::new(body);
+    match reader.u8()? {
+        1 => Ok(reader.vec24()?.to_vec()),
+        _ => Err(Malformed("a certificate status that is no OCSP response")),
+    }
+}
+
+/// What a server key exchange holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerKeyExchange {
+    /// The public values.
+    pub exchange: Exchange,
+    /// All bytes of them, which the signature covers after both randoms.
+    pub parameters: Vec<u8>,
+    /// Its scheme (TLS 1.2 alone names one), where it is signed.
+    pub scheme: Option<u16>,
+    /// Empty where it is not signed.
+    pub signature: Vec<u8>,
+}
+
+/// Public values of a key exchange up to TLS 1.2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exchange {
+    /// RFC 8422 section 5.4.
+    Ecdhe {
+        /// The named curve.
+        group: u16,
+        /// The server's share.
+        point: Vec<u8>,
+    },
+    /// RFC 5246 section 7.4.3.
+    Dhe {
+        /// The prime, without leading zeros.
+        p: Vec<u8>,
+        /// The generator.
+        g: Vec<u8>,
+        /// The server's share.
+        y: Vec<u8>,
+    },
+    /// An explicit curve, which nobody needs.
+    ExplicitCurve,
+}
+
+impl ServerKeyExchange {
+    /// Reads the body of a message of (EC)DHE, signed or anonymous.
+    pub fn parse(
+        body: &[u8],
+        elliptic: bool,
+        signed: bool,
+        version: u16,
+    ) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let exchange = if elliptic {
+            match reader.u8()? {
+                3 => Exchange::Ecdhe { group: reader.u16()?, point: reader.vec8()?.to_vec() },
+                1 | 2 => {
+                    return Ok(Self {
+                        exchange: Exchange::ExplicitCurve,
+                        parameters: Vec::new(),
+                        scheme: None,
+                        signature: Vec::new(),
+                    });
+                }
+                _ => return Err(Malformed("an unknown kind of curve")),
+            }
+        } else {
+            let p = reader.vec16()?;
+            let zeros = p.iter().take_while(|b| **b == 0).count();
+            let p = p[zeros..].to_vec();
+            Exchange::Dhe { p, g: reader.vec16()?.to_vec(), y: reader.vec16()?.to_vec() }
+        };
+        let parameters = body[..body.len() - reader.rest().len()].to_vec();
+        let (mut scheme, mut signature) = (None, Vec::new());
+        if signed {
+            if version >= Version::Tls1_2.code() {
+                scheme = Some(reader.u16()?);
+            }
+            signature = reader.vec16()?.to_vec();
+        }
+        Ok(Self { exchange, parameters, scheme, signature })
+    }
+}
+
+/// What kind of certificate a server wants of the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRequest {
+    /// Of TLS 1.3; it is echoed.
+    pub context: Vec<u8>,
+    /// Distinguished names, in DER. At most 256 are read.
+    pub authorities: Vec<Vec<u8>>,
+    /// The schemes that it takes.
+    pub schemes: Vec<u16>,
+}
+
+impl CertificateRequest {
+    /// Up to TLS 1.2 (RFC 5246 section 7.4.4).
+    pub fn parse(body: &[u8], version: u16) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        reader.vec8()?;
+        let mut schemes = Vec::new();
+        if version >= Version::Tls1_2.code() {
+            schemes = u16s(reader.vec16()?);
+        }
+        Ok(Self { context: Vec::new(), authorities: names(reader.vec16()?)?, schemes })
+    }
+
+    /// TLS 1.3 (RFC 8446 section 4.3.2).
+    pub fn parse_tls1_3(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let context = reader.vec8()?.to_vec();
+        let (mut authorities, mut schemes) = (Vec::new(), Vec::new());
+        for (kind, body) in extensions(reader.vec16()?)? {
+            let mut body = Reader::new(&body);
+            match kind {
+                super::extension::CERTIFICATE_AUTHORITIES => authorities = names(body.vec16()?)?,
+                super::extension::SIGNATURE_ALGORITHMS => schemes = u16s(body.vec16()?),
+                _ => {}
+            }
+        }
+        Ok(Self { context, authorities, schemes })
+    }
+}
+
+fn names(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let mut all = Vec::new();
+    while !reader.is_empty() && all.len() < 256 {
+        all.push(reader.vec16()?.to_vec());
+    }
+    Ok(all)
+}
+
+fn u16s(bytes: &[u8]) -> Vec<u16> {
+    bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
+}
+
+/// A ticket to resume a session with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSessionTicket {
+    /// Seconds.
+    pub lifetime: u32,
+    /// Of TLS 1.3.
+    pub age_add: u32,
+    /// Of TLS 1.3.
+    pub nonce: Vec<u8>,
+    /// Opaque.
+    pub ticket: Vec<u8>,
+    /// Bytes of 0-RTT data that it allows (TLS 1.3).
+    pub early_data: Option<u32>,
+}
+
+impl NewSessionTicket {
+    /// RFC 5077 section 3.3.
+    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let (lifetime, ticket) = (reader.u32()?, reader.vec16()?.to_vec());
+        Ok(Self { lifetime, age_add: 0, nonce: Vec::new(), ticket, early_data: None })
+    }
+
+    /// RFC 8446 section 4.6.1.
+    pub fn parse_tls1_3(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let (lifetime, age_add) = (reader.u32()?, reader.u32()?);
+        let (nonce, ticket) = (reader.vec8()?.to_vec(), reader.vec16()?.to_vec());
+        let mut early_data = None;
+        for (kind, body) in extensions(reader.vec16()?)? {
+            if kind == super::extension::EARLY_DATA {
+                early_data = Some(Reader::new(&body).u32()?);
+            }
+        }
+        Ok(Self { lifetime, age_add, nonce, ticket, early_data })
+    }
+}

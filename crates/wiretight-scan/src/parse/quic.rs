@@ -1,0 +1,639 @@
+//! Initial packets of QUIC version 1 (RFC 9000, RFC 9001), which carry hellos, and the packets that
+//! may come instead: Version Negotiation, Retry.
+//!
+//! Their keys follow from a connection ID that both sides see, so whoever is on the path can read and
+//! forge them; who is not, cannot. What comes later (Handshake, 1-RTT) is passed over.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey, quic};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+
+use super::{Malformed, Reader};
+
+/// Version 1 (RFC 9000).
+pub const VERSION_1: u32 = 1;
+/// The fewest bytes of a datagram with a client's Initial (RFC 9000 section 14.1).
+pub const MIN_DATAGRAM: usize = 1200;
+/// The longest connection ID of version 1 (RFC 9000 section 17.2).
+pub const MAX_CONNECTION_ID: usize = 20;
+/// The most of a handshake that is put together: what comes in Initials is a hello.
+pub const MAX_CRYPTO: u64 = 64 << 10;
+
+const TAG: usize = 16;
+/// Pieces of a handshake that wait for what is before them.
+const MAX_PIECES: usize = 64;
+
+/// A packet, as far as it can be read without keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Packet<'a> {
+    /// Of version 1, still protected.
+    Initial(Initial<'a>),
+    /// Of version 1.
+    Retry(Retry<'a>),
+    /// Of no version.
+    VersionNegotiation(VersionNegotiation<'a>),
+    /// Handshake, 0-RTT, 1-RTT, another version: nothing that is read here.
+    Other,
+}
+
+/// RFC 9000 section 17.2.2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Initial<'a> {
+    /// Destination connection ID.
+    pub destination: &'a [u8],
+    /// Source connection ID.
+    pub source: &'a [u8],
+    /// Of an earlier Retry; servers send none.
+    pub token: &'a [u8],
+    /// From its first byte to the end of its payload.
+    bytes: &'a [u8],
+    /// Where in it the packet number begins.
+    number_at: usize,
+}
+
+/// RFC 9000 section 17.2.5.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry<'a> {
+    /// Destination connection ID.
+    pub destination: &'a [u8],
+    /// Source connection ID: the client's next destination.
+    pub source: &'a [u8],
+    /// To be sent back.
+    pub token: &'a [u8],
+    bytes: &'a [u8],
+}
+
+/// RFC 9000 section 17.2.1, RFC 8999 section 6.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionNegotiation<'a> {
+    /// Destination connection ID, of any length.
+    pub destination: &'a [u8],
+    /// Source connection ID, of any length.
+    pub source: &'a [u8],
+    /// What the server speaks.
+    pub versions: Vec<u32>,
+}
+
+/// The packet at the start of a datagram, and what comes after it (RFC 9000 section 12.2).
+pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
+    let mut reader = Reader::new(datagram);
+    let first = reader.u8()?;
+    if first & 0x80 == 0 {
+        // A short header has no length: it is the last in its datagram.
+        return Ok((Packet::Other, &[]));
+    }
+    let version = reader.u32()?;
+    let (destination, source) = (reader.vec8()?, reader.vec8()?);
+    if version == 0 {
+        let versions = reader.rest();
+        if versions.is_empty() || !versions.len().is_multiple_of(4) {
+            return Err(Malformed("no whole versions in a Version Negotiation"));
+        }
+        let versions =
+            versions.chunks_exact(4).map(|v| u32::from_be_bytes([v[0], v[1], v[2], v[3]]));
+        let versions = versions.collect();
+        let negotiation = VersionNegotiation { destination, source, versions };
+        return Ok((Packet::VersionNegotiation(negotiation), &[]));
+    }
+    if version != VERSION_1 {
+        return Ok((Packet::Other, &[]));
+    }
+    if destination.len().max(source.len()) > MAX_CONNECTION_ID {
+        return Err(Malformed("a connection ID of more than 20 bytes"));
+    }
+    // RFC 9000 section 17.2: Initial, 0-RTT, Handshake, Retry.
+    let kind = first >> 4 & 3;
+    if kind == 3 {
+        let rest = reader.rest();
+        let token = rest.len().checked_sub(TAG).and_then(|n| rest.get(..n));
+        let token = token.ok_or(Malformed("a Retry without its tag"))?;
+        return Ok((Packet::Retry(Retry { destination, source, token, bytes: datagram }), &[]));
+    }
+    let token = match kind {
+        0 => take(&mut reader)?,
+        _ => &[],
+    };
+    let length = varint(&mut reader)?;
+    let number_at = datagram.len() - reader.rest().len();
+    let length = usize::try_from(length).map_err(|_| Malformed("it ends too early"))?;
+    reader.take(length)?;
+    let (bytes, rest) = datagram.split_at(number_at + length);
+    Ok(match kind {
+        0 => (Packet::Initial(Initial { destination, source, token, bytes, number_at }), rest),
+        _ => (Packet::Other, rest),
+    })
+}
+
+/// The keys for the Initial packets of one side.
+pub struct Keys {
+    packet: LessSafeKey,
+    iv: [u8; NONCE_LEN],
+    header: quic::HeaderProtectionKey,
+}
+
+/// The keys for Initial packets, which follow from the destination of the client's first, or of its
+/// first after a Retry (RFC 9001 section 5.2).
+pub struct InitialKeys {
+    /// For what the client sends.
+    pub client: Keys,
+    /// For what the server sends.
+    pub server: Keys,
+}
+
+/// RFC 9001 section 5.2.
+const SALT: [u8; 20] = [
+    0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad,
+    0xcc, 0xbb, 0x7f, 0x0a,
+];
+
+impl InitialKeys {
+    /// Those of this connection ID.
+    pub fn new(destination: &[u8]) -> Self {
+        let secret = Salt::new(HKDF_SHA256, &SALT).extract(destination);
+        let side = |label| {
+            let secret: [u8; 32] = expand(&secret, label);
+            Keys::new(&Prk::new_less_safe(HKDF_SHA256, &secret))
+        };
+        Self { client: side(b"client in"), server: side(b"server in") }
+    }
+}
+
+impl Keys {
+    /// RFC 9001 section 5.1.
+    fn new(secret: &Prk) -> Self {
+        let key: [u8; 16] = expand(secret, b"quic key");
+        let header: [u8; 16] = expand(secret, b"quic hp");
+        let key = UnboundKey::new(&AES_128_GCM, &key).expect("a key of 16 bytes");
+        Self {
+            packet: LessSafeKey::new(key),
+            iv: expand(secret, b"quic iv"),
+            header: quic::HeaderProtectionKey::new(&quic::AES_128, &header)
+                .expect("a key of 16 bytes"),
+        }
+    }
+
+    /// RFC 9001 section 5.3.
+    fn nonce(&self, number: u64) -> Nonce {
+        let mut nonce = self.iv;
+        nonce[4..].iter_mut().zip(number.to_be_bytes()).for_each(|(byte, n)| *byte ^= n);
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// So many bytes of output.
+struct Bytes(usize);
+
+impl KeyType for Bytes {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// HKDF-Expand-Label without context (RFC 8446 section 7.1).
+fn expand<const N: usize>(secret: &Prk, label: &[u8]) -> [u8; N] {
+    let head = [0, N as u8, 6 + label.len() as u8];
+    let info = [&head[..], b"tls13 ", label, &[0]];
+    let mut out = [0; N];
+    let okm = secret.expand(&info, Bytes(N)).expect("some bytes of HKDF");
+    okm.fill(&mut out).expect("as many as were asked for");
+    out
+}
+
+impl Initial<'_> {
+    /// Takes the protection off (RFC 9001 section 5.4): packet number and payload; `None` where it
+    /// does not authenticate. `largest` is the largest number that came before.
+    pub fn open(&self, keys: &Keys, largest: Option<u64>) -> Option<(u64, Vec<u8>)> {
+        // Whatever the number's length, the sample begins four bytes in.
+        let sample = self.bytes.get(self.number_at + 4..self.number_at + 4 + 16)?;
+        let mask = keys.header.new_mask(sample).ok()?;
+        let first = self.bytes[0] ^ mask[0] & 0x0f;
+        let length = usize::from(first & 3) + 1;
+        let (header, payload) = self.bytes.split_at_checked(self.number_at + length)?;
+        let mut header = header.to_vec();
+        header[0] = first;
+        header[self.number_at..].iter_mut().zip(&mask[1..]).for_each(|(byte, m)| *byte ^= m);
+        let truncated = header[self.number_at..].iter().fold(0, |n, b| n << 8 | u64::from(*b));
+        let number = whole_number(largest, truncated, 8 * length as u32);
+        let mut payload = payload.to_vec();
+        let plain =
+            keys.packet.open_in_place(keys.nonce(number), Aad::from(&header), &mut payload).ok()?;
+        let plain = plain.len();
+        payload.truncate(plain);
+        Some((number, payload))
+    }
+}
+
+/// RFC 9000 appendix A.3.
+fn whole_number(largest: Option<u64>, truncated: u64, bits: u32) -> u64 {
+    let expected = largest.map_or(0, |n| n.min((1 << 62) - 1) + 1);
+    let (window, half) = (1 << bits, 1 << (bits - 1));
+    let candidate = expected & !(window - 1) | truncated;
+    if candidate + half <= expected && candidate < (1 << 62) - window {
+        candidate + window
+    } else if candidate > expected + half && candidate >= window {
+        candidate - window
+    } else {
+        candidate
+    }
+}
+
+/// What an Initial is addressed with.
+#[derive(Debug, Clone, Copy)]
+pub struct Header<'a> {
+    /// Destination connection ID, of at most 20 bytes.
+    pub destination: &'a [u8],
+    /// Source connection ID, of at most 20 bytes.
+    pub source: &'a [u8],
+    /// Of a Retry.
+    pub token: &'a [u8],
+    /// Packet number.
+    pub number: u32,
+}
+
+/// A datagram of one Initial with these frames, and PADDING so that it has the length that a
+/// client's must have at least.
+pub fn initial(keys: &Keys, header: Header<'_>, frames: &[u8]) -> Vec<u8> {
+    debug_assert!(header.destination.len().max(header.source.len()) <= MAX_CONNECTION_ID);
+    let mut out = vec![0xc3];
+    out.extend(VERSION_1.to_be_bytes());
+    for id in [header.destination, header.source] {
+        out.push(id.len() as u8);
+        out.extend(id);
+    }
+    put_varint(&mut out, header.token.len() as u64);
+    out.extend(header.token);
+    // Length in two bytes, packet number in four.
+    let number_at = out.len() + 2;
+    let payload = frames.len().max(MIN_DATAGRAM.saturating_sub(number_at + 4 + TAG));
+    let length = (4 + payload + TAG) as u16;
+    debug_assert!(length < 1 << 14);
+    out.extend((0x4000 | length).to_be_bytes());
+    out.extend(header.number.to_be_bytes());
+    let mut body = frames.to_vec();
+    body.resize(payload, 0);
+    keys.packet
+        .seal_in_place_append_tag(keys.nonce(header.number.into()), Aad::from(&out), &mut body)
+        .expect("a short packet");
+    out.append(&mut body);
+    let mask = keys.header.new_mask(&out[number_at + 4..number_at + 20]).expect("a whole sample");
+    out[0] ^= mask[0] & 0x0f;
+    out[number_at..number_at + 4].iter_mut().zip(&mask[1..]).for_each(|(byte, m)| *byte ^= m);
+    out
+}
+
+impl Retry<'_> {
+    /// Whether it answers a client's Initial with this destination (RFC 9001 section 5.8).
+    pub fn verify(&self, original: &[u8]) -> bool {
+        let Some((body, tag)) = self.bytes.split_last_chunk::<TAG>() else { return false };
+        let expected = retry_tag(original, body);
+        // Its key is public: there is no secret in the comparison.
+        expected.is_some_and(|expected| expected == *tag)
+    }
+}
+
+/// The integrity tag of a Retry.
+fn retry_tag(original: &[u8], packet: &[u8]) -> Option<[u8; TAG]> {
+    const KEY: [u8; 16] = [
+        0xbe, 0x0c, 0x69, 0x0b, 0x9f, 0x66, 0x57, 0x5a, 0x1d, 0x76, 0x6b, 0x54, 0xe3, 0x68, 0xc8,
+        0x4e,
+    ];
+    const NONCE: [u8; NONCE_LEN] =
+        [0x46, 0x15, 0x99, 0xd3, 0x5d, 0x63, 0x2b, 0xf2, 0x23, 0x98, 0x25, 0xbb];
+    let mut pseudo = vec![u8::try_from(original.len()).ok()?];
+    pseudo.extend(original);
+    pseudo.extend(packet);
+    let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &KEY).ok()?);
+    let nonce = Nonce::assume_unique_for_key(NONCE);
+    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(&pseudo), &mut []).ok()?;
+    tag.as_ref().try_into().ok()
+}
+
+/// A Retry, as a server makes it; for tests.
+pub fn retry(original: &[u8], destination: &[u8], source: &[u8], token: &[u8]) -> Vec<u8> {
+    let mut out = vec![0xf0];
+    out.extend(VERSION_1.to_be_bytes());
+    for id in [destination, source] {
+        out.push(id.len() as u8);
+        out.extend(id);
+    }
+    out.extend(token);
+    out.extend(retry_tag(original, &out).unwrap_or_default());
+    out
+}
+
+/// Frames that may be in an Initial (RFC 9000 section 12.4), other than PADDING.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// RFC 9000 section 19.2.
+    Ping,
+    /// RFC 9000 section 19.3; the largest number that it acknowledges.
+    Ack(u64),
+    /// RFC 9000 section 19.6.
+    Crypto(u64, &'a [u8]),
+    /// RFC 9000 section 19.19.
+    Close {
+        /// 0x100 and an alert is TLS's own (RFC 9001 section 4.8).
+        code: u64,
+        /// For people.
+        reason: &'a [u8],
+    },
+}
+
+impl Frame<'_> {
+    /// Adds its bytes.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ping => out.push(1),
+            Self::Ack(largest) => {
+                out.push(2);
+                put_varint(out, *largest);
+                out.extend([0, 0, 0]);
+            }
+            Self::Crypto(offset, data) => {
+                out.push(6);
+                put_varint(out, *offset);
+                put_varint(out, data.len() as u64);
+                out.extend(*data);
+            }
+            Self::Close { code, reason } => {
+                out.push(0x1c);
+                put_varint(out, *code);
+                out.push(0);
+                put_varint(out, reason.len() as u64);
+                out.extend(*reason);
+            }
+        }
+    }
+}
+
+/// The frames of a payload. What was before an error is with it, for a CONNECTION_CLOSE may be.
+pub fn frames(payload: &[u8]) -> (Vec<Frame<'_>>, Result<(), Malformed>) {
+    let (mut reader, mut frames) = (Reader::new(payload), Vec::new());
+    while !reader.is_empty() {
+        match frame(&mut reader) {
+            Ok(frame) => frames.extend(frame),
+            Err(e) => return (frames, Err(e)),
+        }
+    }
+    (frames, Ok(()))
+}
+
+fn frame<'a>(reader: &mut Reader<'a>) -> Result<Option<Frame<'a>>, Malformed> {
+    Ok(Some(match varint(reader)? {
+        0 => return Ok(None),
+        1 => Frame::Ping,
+        kind @ (2 | 3) => {
+            let (largest, _delay) = (varint(reader)?, varint(reader)?);
+            let (ranges, _first) = (varint(reader)?, varint(reader)?);
+            // Each takes two bytes at least: what a peer announces ends with what it sent.
+            for _ in 0..ranges {
+                let (_gap, _length) = (varint(reader)?, varint(reader)?);
+            }
+            if kind == 3 {
+                let _ecn = (varint(reader)?, varint(reader)?, varint(reader)?);
+            }
+            Frame::Ack(largest)
+        }
+        6 => Frame::Crypto(varint(reader)?, take(reader)?),
+        0x1c => {
+            let (code, _frame) = (varint(reader)?, varint(reader)?);
+            Frame::Close { code, reason: take(reader)? }
+        }
+        _ => return Err(Malformed("a frame that no Initial holds")),
+    }))
+}
+
+/// Puts the handshake together from CRYPTO frames, in whichever order they come.
+#[derive(Debug, Default)]
+pub struct Crypto {
+    /// Where what has been read ends.
+    read: u64,
+    waiting: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Crypto {
+    /// Takes a frame. What has been read stays: a later one cannot change it.
+    pub fn push(&mut self, offset: u64, data: &[u8]) -> Result<(), Malformed> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_CRYPTO);
+        let end = end.ok_or(Malformed("a handshake in Initials is longer than 64 KiB"))?;
+        if end <= self.read {
+            return Ok(());
+        }
+        let held = self.waiting.values().map(Vec::len).sum::<usize>();
+        if self.waiting.len() >= MAX_PIECES || held + data.len() > MAX_CRYPTO as usize {
+            return Err(Malformed("a handshake in Initials is in too many pieces"));
+        }
+        if self.waiting.get(&offset).is_none_or(|old| old.len() < data.len()) {
+            self.waiting.insert(offset, data.to_vec());
+        }
+        Ok(())
+    }
+
+    /// The bytes that come next, as far as they are there.
+    pub fn read(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let Some(piece) = self.waiting.first_entry().filter(|p| *p.key() <= self.read) {
+            let (offset, piece) = piece.remove_entry();
+            // What is behind has been read, by another piece.
+            let fresh = piece.get((self.read - offset) as usize..).unwrap_or_default();
+            self.read += fresh.len() as u64;
+            out.extend_from_slice(fresh);
+        }
+        out
+    }
+}
+
+/// What a client's `quic_transport_parameters` must have, and enough credit for a server to go on
+/// (RFC 9000 section 18.2).
+pub fn transport_parameters(source: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let numbers = [(0x01, 10_000), (0x03, 1472), (0x04, 1 << 20), (0x05, 1 << 16), (0x06, 1 << 16)];
+    for (id, number) in numbers.into_iter().chain([(0x07, 1 << 16), (0x08, 8), (0x09, 8)]) {
+        let mut value = Vec::new();
+        put_varint(&mut value, number);
+        put_varint(&mut out, id);
+        put_varint(&mut out, value.len() as u64);
+        out.append(&mut value);
+    }
+    // initial_source_connection_id
+    out.extend([0x0f, source.len() as u8]);
+    out.extend(source);
+    out
+}
+
+/// RFC 9000 section 16.
+fn varint(reader: &mut Reader<'_>) -> Result<u64, Malformed> {
+    let first = reader.u8()?;
+    let rest = reader.take((1 << (first >> 6)) - 1)?;
+    Ok(rest.iter().fold(u64::from(first & 0x3f), |n, b| n << 8 | u64::from(*b)))
+}
+
+/// What a length in a variable-length integer announces.
+fn take<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+    let length = varint(reader)?;
+    reader.take(usize::try_from(length).map_err(|_| Malformed("it ends too early"))?)
+}
+
+fn put_varint(out: &mut Vec<u8>, n: u64) {
+    debug_assert!(n < 1 << 62);
+    match n {
+        0..0x40 => out.push(n as u8),
+        0x40..0x4000 => out.extend((0x4000 | n as u16).to_be_bytes()),
+        0x4000..0x4000_0000 => out.extend((0x8000_0000 | n as u32).to_be_bytes()),
+        _ => out.extend((3 << 62 | n).to_be_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::{ClientHello, HandshakeType, Handshakes, ServerHello, extension};
+
+    /// RFC 9001 appendix A.
+    const ORIGINAL: [u8; 8] = [0x83, 0x94, 0xc8, 0xf0, 0x3e, 0x51, 0x57, 0x08];
+    const SERVER_INITIAL: &str = "cf000000010008f067a5502a4262b5004075c0d95a482cd0991cd25b0aac406a\
+        5816b6394100f37a1c69797554780bb38cc5a99f5ede4cf73c3ec2493a1839b3\
+        dbcba3f6ea46c5b7684df3548e7ddeb9c3bf9c73cc3f3bded74b562bfb19fb84\
+        022f8ef4cdd93795d77d06edbb7aaf2f58891850abbdca3d20398c276456cbc4\
+        2158407dd074ee";
+    const CLIENT_CRYPTO: &str = "060040f1010000ed0303ebf8fa56f12939b9584a3896472ec40bb863cfd3e868\
+        04fe3a47f06a2b69484c00000413011302010000c000000010000e00000b6578\
+        616d706c652e636f6dff01000100000a00080006001d00170018001000070005\
+        04616c706e000500050100000000003300260024001d00209370b2c9caa47fba\
+        baf4559fedba753de171fa71f50f1ce15d43e994ec74d748002b000302030400\
+        0d0010000e0403050306030203080408050806002d00020101001c0002400100\
+        3900320408ffffffffffffffff05048000ffff07048000ffff08011001048000\
+        75300901100f088394c8f03e51570806048000ffff";
+    const RETRY: &str = "ff000000010008f067a5502a4262b5746f6b656e04a265ba2eff4d829058fb3f0f2496ba";
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<char> = text.chars().filter(char::is_ascii_hexdigit).collect();
+        let pair = |p: &[char]| u8::from_str_radix(&p.iter().collect::<String>(), 16).unwrap();
+        digits.chunks(2).map(pair).collect()
+    }
+
+    fn as_initial(datagram: &[u8]) -> Initial<'_> {
+        match packet(datagram) {
+            Ok((Packet::Initial(initial), _)) => initial,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn packets_of_rfc_9001_are_opened() {
+        let keys = InitialKeys::new(&ORIGINAL);
+        let datagram = hex(SERVER_INITIAL);
+        let sent = as_initial(&datagram);
+        let (number, payload) = sent.open(&keys.server, None).unwrap();
+        assert_eq!((number, sent.destination, sent.source), (1, &[][..], &datagram[7..15]));
+        let (frames, Ok(())) = frames(&payload) else { panic!("{payload:?}") };
+        let [Frame::Ack(0), Frame::Crypto(0, data)] = frames[..] else { panic!("{frames:?}") };
+        let mut handshakes = Handshakes::default();
+        handshakes.push(data);
+        let message = handshakes.message().unwrap().unwrap();
+        assert_eq!(message.kind, HandshakeType::SERVER_HELLO);
+        let hello = ServerHello::parse(message.body()).unwrap();
+        assert_eq!((hello.version, hello.suite), (0x0304, 0x1301));
+        assert_eq!(hello.key_share().map(|(group, _)| group), Some(0x001d));
+
+        assert!(sent.open(&keys.client, None).is_none(), "not the client's");
+        for i in 0..datagram.len() {
+            let mut forged = datagram.clone();
+            forged[i] ^= 1;
+            if let Ok((Packet::Initial(forged), _)) = packet(&forged) {
+                assert!(forged.open(&keys.server, None).is_none(), "{i}");
+            }
+        }
+    }
+
+    #[test]
+    fn our_initial_is_that_of_rfc_9001() {
+        let keys = InitialKeys::new(&ORIGINAL);
+        let header = Header { destination: &ORIGINAL, source: &[], token: &[], number: 2 };
+        let frame = hex(CLIENT_CRYPTO);
+        let sent = initial(&keys.client, header, &frame);
+        assert_eq!(sent.len(), MIN_DATAGRAM);
+        assert_eq!(sent[..24], hex("c000000001088394c8f03e5157080000449e7b9aec34d1b1"));
+        assert_eq!(sent[1184..], hex("e221af44860018ab0856972e194cd934"));
+        let (number, payload) = as_initial(&sent).open(&keys.client, Some(1)).unwrap();
+        assert_eq!((number, &payload[..frame.len()]), (2, &frame[..]));
+        let hello = ClientHello::parse(&frame[4..]).unwrap();
+        assert!(hello.extensions.iter().any(|e| e.0 == extension::QUIC_TRANSPORT_PARAMETERS));
+    }
+
+    #[test]
+    fn a_retry_is_taken_by_its_tag_alone() {
+        let datagram = hex(RETRY);
+        let Ok((Packet::Retry(sent), [])) = packet(&datagram) else { panic!() };
+        assert_eq!((sent.token, sent.verify(&ORIGINAL)), (&b"token"[..], true));
+        assert!(!sent.verify(&ORIGINAL[1..]));
+        let made = retry(&ORIGINAL, &[], sent.source, b"token");
+        let Ok((Packet::Retry(made), _)) = packet(&made) else { panic!() };
+        assert!(made.verify(&ORIGINAL));
+    }
+
+    #[test]
+    fn packets_share_a_datagram_and_another_version_ends_it() {
+        let mut two = hex(SERVER_INITIAL);
+        two.extend(hex("e0000000010000021234"));
+        two.extend([0x40, 1, 2]);
+        let (_, rest) = packet(&two).unwrap();
+        let (Packet::Other, rest) = packet(rest).unwrap() else { panic!() };
+        assert_eq!(packet(rest), Ok((Packet::Other, &[][..])));
+
+        let negotiation = hex("80000000000102020304000000016b3343cf");
+        let (Packet::VersionNegotiation(found), _) = packet(&negotiation).unwrap() else {
+            panic!()
+        };
+        assert_eq!(found.destination, [2]);
+        assert_eq!((found.source, &found.versions[..]), (&[3, 4][..], &[1, 0x6b3343cf][..]));
+        assert!(packet(&negotiation[..negotiation.len() - 1]).is_err());
+        assert_eq!(packet(&hex("c06b3343cf0000")), Ok((Packet::Other, &[][..])));
+    }
+
+    #[test]
+    fn a_handshake_is_put_together_from_pieces_in_any_order() {
+        let mut crypto = Crypto::default();
+        crypto.push(4, b"o wo").unwrap();
+        crypto.push(6, b"world").unwrap();
+        assert_eq!(crypto.read(), b"");
+        crypto.push(0, b"hell").unwrap();
+        crypto.push(0, b"hello").unwrap();
+        assert_eq!(crypto.read(), b"hello world");
+        crypto.push(2, b"LLO WORLD").unwrap();
+        assert_eq!(crypto.read(), b"");
+
+        assert!(crypto.push(MAX_CRYPTO, b"x").is_err());
+        assert!(crypto.push(u64::MAX, b"x").is_err());
+        let full = (0..1000).find(|n| crypto.push(100 + 2 * n, b"x").is_err());
+        assert_eq!(full, Some(MAX_PIECES as u64));
+    }
+
+    #[test]
+    fn frames_and_numbers_are_bounded_by_what_came() {
+        // RFC 9000 appendices A.1 and A.3.
+        for (bytes, n) in [
+            ("c2197c5eff14e88c", 151_288_809_941_952_652),
+            ("9d7f3e7d", 494_878_333),
+            ("7bbd", 15_293),
+            ("25", 37),
+        ] {
+            let (bytes, mut out) = (hex(bytes), Vec::new());
+            assert_eq!(varint(&mut Reader::new(&bytes)), Ok(n));
+            put_varint(&mut out, n);
+            assert_eq!(out, bytes);
+        }
+        assert_eq!(whole_number(Some(0xa82f30ea), 0x9b32, 16), 0xa82f9b32);
+        assert_eq!(whole_number(None, 0, 32), 0);
+
+        let many_ranges = hex("0200 00 ffffffffffffffff 00");
+        assert!(frames(&many_ranges).1.is_err());
+        let close = Frame::Close { code: 0x178, reason: b"no" };
+        let mut bytes = Vec::new();
+        close.write(&mut bytes);
+        bytes.extend([0, 0, 8]);
+        let (found, end) = frames(&bytes);
+        assert_eq!((found, end.is_err()), (vec![close], true));
+    }
+}

@@ -1,0 +1,143 @@
+//! SARIF 2.1.0: what is wrong, for trackers of findings.
+//!
+//! The rules are those of the judgement, all of them in each file, so that a reader learns what was
+//! looked for. A result is what was seen to be wrong (`fail`), or what could not be told (`open`):
+//! a tracker must not close a finding because a scan was throttled.
+
+use std::io::{self, Write};
+
+use aws_lc_rs::digest;
+use serde_json::{Value, json};
+
+use super::text;
+use crate::Report;
+use crate::facts::Answer;
+use crate::judge::rules::RULES;
+use crate::judge::{Level, Reason};
+
+/// What has been written.
+#[derive(Default)]
+pub(super) struct Sarif {
+    begun: bool,
+    any: bool,
+}
+
+impl Sarif {
+    pub(super) fn report(&mut self, out: &mut impl Write, report: &Report) -> io::Result<()> {
+        self.begin(out)?;
+        for reason in &report.judgement.reasons {
+            if std::mem::replace(&mut self.any, true) {
+                writeln!(out, ",")?;
+            }
+            serde_json::to_writer(&mut *out, &result(report, reason))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self, out: &mut impl Write) -> io::Result<()> {
+        self.begin(out)?;
+        let end =
+            r#"],"columnKind":"unicodeCodePoints","invocations":[{"executionSuccessful":true}]}]}"#;
+        writeln!(out, "\n{end}")
+    }
+
+    fn begin(&mut self, out: &mut impl Write) -> io::Result<()> {
+        const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+        if std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
+        let driver = json!({
+            "name": "wiretight scan",
+            "semanticVersion": env!("CARGO_PKG_VERSION"),
+            "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
+        });
+        writeln!(
+            out,
+            r#"{{"$schema":"{SCHEMA}","version":"2.1.0","runs":[{{"tool":{{"driver":{driver}}},"results":["#
+        )
+    }
+}
+
+fn rule(rule: &crate::judge::rules::Rule) -> Value {
+    // GitHub sorts by it; from 9.0 critical, from 7.0 high, from 4.0 medium.
+    let severity = match rule.level {
+        Level::Plaintext => "9.1",
+        Level::Weak => "7.5",
+        _ => "4.0",
+    };
+    json!({
+        "id": rule.id,
+        "shortDescription": { "text": text::sarif(rule.what) },
+        "fullDescription": {
+            "text": text::sarif(&format!("{}. It leaves the level {} at best.", rule.what, rule.level)),
+        },
+        "help": { "text": text::sarif(&format!("{}. By {}.", rule.change, rule.standard)) },
+        "defaultConfiguration": { "level": severity_word(rule.level) },
+        "properties": { "tags": ["security", "tls"], "security-severity": severity },
+    })
+}
+
+fn severity_word(level: Level) -> &'static str {
+    match level {
+        Level::Plaintext | Level::Weak => "error",
+        Level::Acceptable | Level::Unknown => "warning",
+        Level::Strong => "note",
+    }
+}
+
+fn result(report: &Report, reason: &Reason) -> Value {
+    let uri = uri(report);
+    // Known again in another scan, also when the name has another address by then.
+    let known_by = digest::digest(
+        &digest::SHA256,
+        format!("wiretight scan 1\n{}\n{uri}", reason.rule).as_bytes(),
+    );
+    let (kind, level) = match reason.answer {
+        Answer::Yes => ("fail", severity_word(reason.level)),
+        // Section 3.27.10: what is no failure has the level "none".
+        _ => ("open", "none"),
+    };
+    let message = format!("{}. {}. By {}.", reason.what, reason.change, reason.standard);
+    let evidence = report.facts.get(&reason.fact).map(|fact| fact.evidence.as_str());
+    let mut result = json!({
+        "ruleId": reason.rule,
+        "kind": kind,
+        "level": level,
+        "message": { "text": text::sarif(&message) },
+        "locations": [{
+            "physicalLocation": { "artifactLocation": { "uri": uri } },
+            "logicalLocations": [{
+                "fullyQualifiedName": report.target.to_string(),
+                "kind": "resource",
+            }],
+        }],
+        "partialFingerprints": { "endpointAndRule/v1": hex(known_by.as_ref()) },
+        "properties": {
+            "fact": reason.fact,
+            "evidence": text::clean(evidence.unwrap_or_default()),
+            "address": report.address,
+            "scanned": report.started,
+        },
+    });
+    if let Some(index) = RULES.iter().position(|rule| rule.id == reason.rule) {
+        result["ruleIndex"] = index.into();
+    }
+    result
+}
+
+/// `tls://host:port`, with the protocol that was spoken before.
+pub(super) fn uri(report: &Report) -> String {
+    let target = &report.target;
+    match &target.host {
+        crate::Host::Address(std::net::IpAddr::V6(address), zone) => {
+            // RFC 6874: the % of a zone is escaped.
+            let zone = zone.as_ref().map(|zone| format!("%25{zone}")).unwrap_or_default();
+            format!("{}://[{address}{zone}]:{}", target.start.scheme(), target.port)
+        }
+        host => format!("{}://{host}:{}", target.start.scheme(), target.port),
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,94 @@
+//! Text that a stranger may have written, made harmless.
+
+use std::borrow::Cow;
+
+/// Without anything that a terminal obeys or that hides what is written: control characters, marks
+/// of direction and characters without width are written as `\u{1b}`.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut clean = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_harmful(c) {
+            true => clean.extend(c.escape_unicode()),
+            false => clean.push(c),
+        }
+    }
+    Cow::Owned(clean)
+}
+
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// For HTML: as text, and within quotes.
+pub(super) fn html(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in clean(text).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// For a message of SARIF, where `[text](target)` would be a link (section 3.11.6) and `{0}` a
+/// placeholder (section 3.11.5).
+pub(super) fn sarif(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in clean(text).chars() {
+        match c {
+            '[' | ']' | '\\' => escaped.extend(['\\', c]),
+            '{' | '}' => escaped.extend([c, c]),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Breaks a text into lines of at most `width` characters; a longer word stays whole.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            if used > 0 {
+                line.push(' ');
+                used += 1;
+            }
+            line.push_str(word);
+            used += length;
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_or_a_page_obeys_comes_through() {
+        assert_eq!(clean("CN=Müller, 例え"), "CN=Müller, 例え");
+        assert_eq!(clean("a\u{1b}[2J\u{9b}b\r\n\u{7f}"), r"a\u{1b}[2J\u{9b}b\u{d}\u{a}\u{7f}");
+        assert_eq!(clean("a\u{202e}b\u{200b}"), r"a\u{202e}b\u{200b}");
+        assert_eq!(html("<a href='\">&"), "&lt;a href=&#39;&quot;&gt;&amp;");
+        assert_eq!(sarif(r"[x](y) \ {0}"), r"\[x\](y) \\ {{0}}");
+        assert_eq!(wrap("aa bb cccccc d", 5), ["aa bb", "cccccc", "d"]);
+    }
+}

@@ -1,0 +1,602 @@
+//! A report as people look at it: in sections, each line with a mark.
+
+use super::Detail;
+use crate::certificate::{Certificate, Chain};
+use crate::facts::{Answer, Fact, Facts, TABLE, Value, describe};
+use crate::judge::rules::RULES;
+use crate::judge::{Judgement, Level, Reason, marks};
+use crate::names::{Group, GroupKind, KeyExchange, SSL2_SUITES, Suite, Version};
+use crate::{Reached, Report};
+
+/// What a line means at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// As it should be.
+    Good,
+    /// It keeps the endpoint from being strong.
+    Note,
+    /// A weakness.
+    Bad,
+    /// It could not be told.
+    Open,
+    /// Neither good nor bad.
+    Plain,
+}
+
+/// A line.
+pub(super) struct Row {
+    pub mark: Mark,
+    /// The fact's id; empty where the line is of several.
+    pub id: String,
+    pub label: String,
+    pub text: String,
+    pub evidence: String,
+}
+
+/// Lines that belong together.
+pub(super) struct Section {
+    pub title: String,
+    pub rows: Vec<Row>,
+}
+
+/// All that is to say about an endpoint, without its judgement.
+pub(super) fn sections(report: &Report, detail: Detail) -> Vec<Section> {
+    let view = View { facts: &report.facts, judgement: &report.judgement, detail };
+    let mut sections = vec![view.section("Before TLS", &["plaintext", "starttls."])];
+    sections.push(view.protocols());
+    sections.extend(Version::ALL.into_iter().rev().map(|version| view.suites(version)));
+    sections.push(view.groups());
+    sections.push(view.signatures());
+    sections.push(view.section("Certificate", &["certificate."]));
+    for (n, chain) in report.chains.iter().enumerate() {
+        sections.push(chain_section(n, report.chains.len(), chain));
+    }
+    sections.push(view.section("Sessions", &["session."]));
+    sections.push(view.section(
+        "Extensions and behaviour",
+        &[
+            "extension.",
+            "renegotiation.",
+            "compression",
+            "fallback_scsv",
+            "alpn",
+            "ech",
+            "tolerance.",
+            "client_certificate.",
+            "sni.",
+        ],
+    ));
+    sections.push(view.section("Weak cryptography", &["forward_secrecy.", "weak."]));
+    sections.push(view.section("Vulnerabilities", &["vulnerability."]));
+    sections.push(view.section("HTTP", &["http."]));
+    sections.retain(|section| !section.rows.is_empty());
+    sections
+}
+
+/// One line about an endpoint.
+pub(super) fn summary(report: &Report) -> String {
+    match &report.reached {
+        Reached::Plaintext { evidence } => return format!("in the clear: {evidence}"),
+        Reached::Unknown { evidence } => return format!("not understood: {evidence}"),
+        Reached::Unreachable { evidence } => return format!("not reached: {evidence}"),
+        Reached::Tls => {}
+    }
+    let mut parts = vec![versions(&report.facts).join(", ")];
+    parts.push(match report.facts.answer("post_quantum") {
+        Answer::Yes => report.facts.list("post_quantum").first().cloned().unwrap_or_default(),
+        Answer::No => "no post-quantum".to_owned(),
+        _ => String::new(),
+    });
+    parts.push(certificate_line(report));
+    let seen = |level: &[Level]| {
+        let reasons = report.judgement.reasons.iter();
+        reasons.filter(|r| r.answer == Answer::Yes && level.contains(&r.level)).count()
+    };
+    let (weak, notes) = (seen(&[Level::Plaintext, Level::Weak]), seen(&[Level::Acceptable]));
+    let open = report.judgement.reasons.iter().filter(|r| r.answer != Answer::Yes).count();
+    for (n, one, many) in [
+        (weak, "weakness", "weaknesses"),
+        (notes, "thing to better", "things to better"),
+        (open, "thing not told", "things not told"),
+    ] {
+        match n {
+            0 => {}
+            1 => parts.push(format!("1 {one}")),
+            _ => parts.push(format!("{n} {many}")),
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.join("; ")
+}
+
+/// The versions that are spoken, the newest first.
+pub(super) fn versions(facts: &Facts) -> Vec<String> {
+    let all = Version::ALL.into_iter().rev();
+    let spoken = all.filter(|version| facts.yes(&format!("protocol.{}", version.key())));
+    spoken.map(|version| version.to_string()).collect()
+}
+
+fn certificate_line(report: &Report) -> String {
+    if report.chains.is_empty() {
+        return String::new();
+    }
+    let trusted = ["certificate.trusted", "certificate.trusted_by_mesh"];
+    let word = match trusted.map(|id| report.facts.answer(id)) {
+        answers if answers.contains(&Answer::Yes) => "trusted certificate",
+        answers if answers.contains(&Answer::No) => "untrusted certificate",
+        _ => "certificate",
+    };
+    match (report.facts.answer("certificate.valid"), report.facts.number("certificate.valid")) {
+        (Answer::Yes, Some(1)) => format!("{word} for 1 day"),
+        (Answer::Yes, Some(days)) => format!("{word} for {days} days"),
+        (Answer::No, _) => format!("{word}, not valid now"),
+        _ => word.to_owned(),
+    }
+}
+
+/// What a reason for a level means at a glance.
+pub(super) fn mark_of(reason: &Reason) -> Mark {
+    match (reason.answer, reason.level) {
+        (Answer::Yes, Level::Acceptable | Level::Strong) => Mark::Note,
+        (Answer::Yes, _) => Mark::Bad,
+        _ => Mark::Open,
+    }
+}
+
+fn mark_level(level: Level) -> Mark {
+    match level {
+        Level::Strong => Mark::Good,
+        Level::Acceptable => Mark::Note,
+        Level::Weak | Level::Plaintext => Mark::Bad,
+        Level::Unknown => Mark::Plain,
+    }
+}
+
+struct View<'a> {
+    facts: &'a Facts,
+    judgement: &'a Judgement,
+    detail: Detail,
+}
+
+/// Good where they are so, and looked at by rules that take more than one fact.
+const GOOD: &[&str] = &[
+    "certificate.trusted",
+    "certificate.trusted_by_mesh",
+    "certificate.name",
+    "certificate.valid",
+    "post_quantum",
+    "dh.safe",
+    "extension.extended_master_secret",
+    "forward_secrecy.all",
+    "fallback_scsv",
+    "tolerance.version",
+    "tolerance.grease",
+    "certificate.ocsp_stapled",
+    "http.redirect",
+];
+
+impl View<'_> {
+    fn mark(&self, id: &str, fact: &Fact) -> Mark {
+        // What the endpoint is blamed for; the worst comes first.
+        let blamed = self.judgement.reasons.iter().find(|reason| reason.fact == id);
+        match (blamed, fact.answer) {
+            (Some(reason), _) => mark_of(reason),
+            (None, Answer::Inconclusive) => Mark::Open,
+            (None, Answer::Untested) => Mark::Plain,
+            (None, answer) => {
+                let asked = RULES.iter().any(|rule| rule.test.fact() == Some(id));
+                match asked || answer == Answer::Yes && GOOD.contains(&id) {
+                    true => Mark::Good,
+                    false => Mark::Plain,
+                }
+            }
+        }
+    }
+
+    /// What was not asked is of interest to who wants to know everything.
+    fn shown(&self, fact: &Fact) -> bool {
+        fact.answer != Answer::Untested || self.detail == Detail::Everything
+    }
+
+    /// The facts whose ids begin so, in the order of the table of facts.
+    fn section(&self, title: &str, prefixes: &[&str]) -> Section {
+        let mut found: Vec<(usize, &str, &Fact)> = Vec::new();
+        for (id, fact) in self.facts.iter() {
+            let wanted = prefixes.iter().any(|p| match p.strip_suffix('.') {
+                Some(_) => id.starts_with(p),
+                None => id == *p,
+            });
+            if wanted && self.shown(fact) {
+                let of = describe(id).map(|entry| entry.id);
+                let place = TABLE.iter().position(|entry| Some(entry.id) == of);
+                found.push((place.unwrap_or(usize::MAX), id, fact));
+            }
+        }
+        found.sort_by_key(|(place, _, _)| *place);
+        let rows = found.into_iter().map(|(_, id, fact)| self.row(id, fact)).collect();
+        Section { title: title.to_owned(), rows }
+    }
+
+    fn row(&self, id: &str, fact: &Fact) -> Row {
+        Row {
+            mark: self.mark(id, fact),
+            id: id.to_owned(),
+            label: label(id),
+            text: answer_text(id, fact),
+            evidence: fact.evidence.clone(),
+        }
+    }
+
+    fn protocols(&self) -> Section {
+        let mut rows = Vec::new();
+        let quic = ("protocol.quic".to_owned(), "QUIC 1".to_owned(), Level::Strong);
+        let versions = Version::ALL.into_iter().rev().map(|version| {
+            (format!("protocol.{}", version.key()), version.to_string(), marks::version(version))
+        });
+        for (id, label, level) in std::iter::once(quic).chain(versions) {
+            let Some(fact) = self.facts.get(&id) else { continue };
+            if !self.shown(fact) {
+                continue;
+            }
+            let (mark, text) = match (fact.answer, level) {
+                (Answer::Yes, Level::Acceptable) => (Mark::Plain, "offered"),
+                (Answer::Yes, level) => (mark_level(level), "offered"),
+                (Answer::No, Level::Weak) => (Mark::Good, "not offered"),
+                (Answer::No, Level::Strong) if id == "protocol.tls1_3" => {
+                    (Mark::Note, "not offered")
+                }
+                (Answer::No, _) => (Mark::Plain, "not offered"),
+                (Answer::Inconclusive, _) => (Mark::Open, "inconclusive"),
+                (Answer::Untested, _) => (Mark::Plain, "not asked"),
+            };
+            let evidence = fact.evidence.clone();
+            rows.push(Row { mark, id, label, text: text.to_owned(), evidence });
+        }
+        Section { title: "Protocols".to_owned(), rows }
+    }
+
+    fn suites(&self, version: Version) -> Section {
+        let id = format!("suites.{}", version.key());
+        let prefix = format!("suite.{}.", version.key());
+        let order = self.facts.list(&id);
+        let taken = self.facts.iter().filter(|(_, fact)| fact.answer == Answer::Yes);
+        let more = taken.filter_map(|(id, _)| id.strip_prefix(&prefix));
+        let more = more.filter(|name| !order.iter().any(|known| known == name));
+        let mut rows: Vec<_> = order
+            .iter()
+            .map(String::as_str)
+            .chain(more)
+            .map(|name| Row {
+                mark: mark_level(marks::suite(name)),
+                id: format!("{prefix}{name}"),
+                label: name.to_owned(),
+                text: suite_text(name),
+                evidence: String::new(),
+            })
+            .collect();
+        if let Some(fact) = self.facts.get(&id)
+            && fact.answer == Answer::Inconclusive
+        {
+            rows.push(Row {
+                mark: Mark::Open,
+                id: id.clone(),
+                label: "Others".to_owned(),
+                text: "inconclusive".to_owned(),
+                evidence: fact.evidence.clone(),
+            });
+        }
+        let order = match self.facts.answer(&format!("preference.{}", version.key())) {
+            Answer::Yes => ", in the server's order",
+            Answer::No => ", in the client's order",
+            _ => "",
+        };
+        Section { title: format!("Cipher suites of {version}{order}"), rows }
+    }
+
+    fn groups(&self) -> Section {
+        let mut rows: Vec<Row> = Vec::new();
+        for (id, versions) in [
+            ("groups.tls1_3", "TLS 1.3"),
+            ("groups.tls1_2", "TLS 1.2 and before"),
+            ("groups.quic", "QUIC"),
+        ] {
+            for name in self.facts.list(id) {
+                match rows.iter_mut().find(|row| row.label == *name) {
+                    Some(row) => row.text.push_str(&format!(", {versions}")),
+                    None => rows.push(Row {
+                        mark: match marks::group(name) {
+                            // A classical group is as it should be beside a hybrid one.
+                            Level::Acceptable => Mark::Plain,
+                            level => mark_level(level),
+                        },
+                        id: format!("group.{name}"),
+                        label: name.clone(),
+                        text: format!("{}; {versions}", group_text(name)),
+                        evidence: String::new(),
+                    }),
+                }
+            }
+            if let Some(fact) = self.facts.get(id)
+                && fact.answer == Answer::Inconclusive
+            {
+                rows.push(Row {
+                    mark: Mark::Open,
+                    id: id.to_owned(),
+                    label: format!("Others of {versions}"),
+                    text: "inconclusive".to_owned(),
+                    evidence: fact.evidence.clone(),
+                });
+            }
+        }
+        let ids = ["post_quantum", "dh.", "preference.groups"];
+        rows.extend(self.section("", &ids).rows);
+        Section { title: "Key exchange".to_owned(), rows }
+    }
+
+    fn signatures(&self) -> Section {
+        let mut rows = Vec::new();
+        for version in [Version::Tls1_3, Version::Tls1_2] {
+            let id = format!("signatures.{}", version.key());
+            let Some(fact) = self.facts.get(&id).filter(|fact| self.shown(fact)) else { continue };
+            let worst = self.facts.list(&id).iter().any(|n| marks::signature(n) == Level::Weak);
+            let mark = match self.mark(&id, fact) {
+                Mark::Plain if fact.answer == Answer::Yes && !worst => Mark::Good,
+                mark => mark,
+            };
+            let names = self.facts.list(&id).join(", ");
+            let text = if names.is_empty() { answer_text(&id, fact) } else { names };
+            let evidence = fact.evidence.clone();
+            rows.push(Row { mark, id, label: version.to_string(), text, evidence });
+        }
+        Section { title: "Signatures of handshakes".to_owned(), rows }
+    }
+}
+
+fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
+    let title = match of {
+        1 => "Chain".to_owned(),
+        _ => format!("Chain {}", n + 1),
+    };
+    let title = match chain.when.is_empty() {
+        true => title,
+        false => format!("{title}, shown: {}", chain.when.join(", ")),
+    };
+    let mut rows = Vec::new();
+    for (place, certificate) in chain.certificates.iter().enumerate() {
+        let who = match place {
+            0 => "Leaf".to_owned(),
+            n => format!("Certificate {}", n + 1),
+        };
+        rows.push(plain(&who, or_none(&certificate.subject)));
+        rows.extend(certificate_rows(place, certificate));
+    }
+    let mark = match chain.trusted {
+        Answer::Yes => Mark::Good,
+        // Whether that is bad the judgement says: another store may do.
+        Answer::No => Mark::Note,
+        _ => Mark::Open,
+    };
+    let (label, text) = ("Leads to a root of the store".to_owned(), chain.trusted.to_string());
+    rows.push(Row { mark, id: String::new(), label, text, evidence: chain.evidence.clone() });
+    Section { title, rows }
+}
+
+fn certificate_rows(place: usize, certificate: &Certificate) -> Vec<Row> {
+    let mut rows = vec![plain("  issued by", or_none(&certificate.issuer))];
+    if place == 0 {
+        rows.push(plain("  for", names(&certificate.names)));
+    }
+    let (from, to) = (certificate.not_before, certificate.not_after);
+    let shown = |time: Option<_>| time.map_or_else(|| "an unreadable time".to_owned(), day);
+    rows.push(plain("  valid", format!("{} to {}", shown(from), shown(to))));
+    let key = format!("{}, signed with {}", certificate.key, certificate.signature);
+    rows.push(plain("  key", key));
+    rows.push(plain("  serial number", certificate.serial.clone()));
+    rows.push(plain("  SHA-256", certificate.sha256.clone()));
+    rows
+}
+
+/// A certificate of a content network has hundreds.
+fn names(names: &[String]) -> String {
+    const MOST: usize = 12;
+    match names.len() {
+        0 => "no name".to_owned(),
+        n if n > MOST => format!("{} and {} more", names[..MOST].join(", "), n - MOST),
+        _ => names.join(", "),
+    }
+}
+
+fn or_none(name: &str) -> String {
+    if name.is_empty() { "(no name)".to_owned() } else { name.to_owned() }
+}
+
+pub(super) fn day(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d").to_string()
+}
+
+fn plain(label: &str, text: String) -> Row {
+    let (label, evidence) = (label.to_owned(), String::new());
+    Row { mark: Mark::Plain, id: String::new(), label, text, evidence }
+}
+
+/// `48 days left`, `yes`, `inconclusive: x25519`.
+fn answer_text(id: &str, fact: &Fact) -> String {
+    let value = match &fact.value {
+        None => return fact.answer.to_string(),
+        Some(Value::Number(n)) => match unit(id) {
+            "" => n.to_string(),
+            unit => format!("{n} {unit}"),
+        },
+        Some(Value::Text(text)) => text.clone(),
+        Some(Value::List(names)) if names.is_empty() => return fact.answer.to_string(),
+        Some(Value::List(names)) => names.join(", "),
+    };
+    match fact.answer {
+        Answer::Yes => value,
+        Answer::No => format!("no: {value}"),
+        other => format!("{other}: {value}"),
+    }
+}
+
+/// A fact in few words; the table of facts has the whole question.
+fn label(id: &str) -> String {
+    if let Some(name) = id.strip_prefix("http.header.") {
+        return format!("Header {name}");
+    }
+    let known = LABELS.iter().find(|(known, _)| *known == id);
+    known.map_or_else(|| id.to_owned(), |(_, label)| (*label).to_owned())
+}
+
+const LABELS: &[(&str, &str)] = &[
+    ("plaintext", "In the clear"),
+    ("starttls.offered", "STARTTLS offered"),
+    ("starttls.stripped", "STARTTLS stripped on the way"),
+    ("starttls.injection", "STARTTLS command injection"),
+    ("preference.groups", "Order of groups is the server's"),
+    ("post_quantum", "Post-quantum"),
+    ("dh.bits", "Finite-field Diffie-Hellman"),
+    ("dh.common_prime", "Prime shared by many"),
+    ("dh.safe", "Prime long enough and safe"),
+    ("forward_secrecy.all", "Forward secrecy, always"),
+    ("forward_secrecy.any", "Forward secrecy, at all"),
+    ("certificate.trusted", "Trusted by the store"),
+    ("certificate.trusted_by_mesh", "Trusted by the mesh"),
+    ("certificate.name", "For this name"),
+    ("certificate.valid", "Valid now"),
+    ("certificate.ordered", "Chain in order"),
+    ("certificate.complete", "Chain complete"),
+    ("certificate.self_signed", "Signed by itself"),
+    ("certificate.weak_signature", "Signed with MD5 or SHA-1"),
+    ("certificate.key_bits", "Weakest key"),
+    ("certificate.keys", "Kinds of keys"),
+    ("certificate.scts", "In transparency logs (SCTs)"),
+    ("certificate.must_staple", "Must-staple"),
+    ("certificate.ocsp_stapled", "OCSP response stapled"),
+    ("certificate.ocsp_good", "OCSP response good"),
+    ("certificate.revocation", "Can be revoked"),
+    ("certificate.wildcard", "Wildcard"),
+    ("certificate.lifetime", "Lives no longer than allowed"),
+    ("certificate.key_usage", "For TLS servers"),
+    ("certificate.caa", "CAA in the DNS"),
+    ("session.id", "Resumed by session ID"),
+    ("session.ticket", "Resumed by ticket"),
+    ("session.psk", "Resumed by PSK (TLS 1.3)"),
+    ("session.psk_without_dhe", "PSK without a key exchange"),
+    ("session.early_data", "Early data (0-RTT)"),
+    ("extension.extended_master_secret", "Extended master secret"),
+    ("extension.encrypt_then_mac", "Encrypt-then-MAC"),
+    ("extension.heartbeat", "Heartbeat"),
+    ("extension.compress_certificate", "Certificates compressed"),
+    ("renegotiation.secure", "Secure renegotiation"),
+    ("renegotiation.by_client", "Clients may renegotiate"),
+    ("compression", "TLS compression"),
+    ("fallback_scsv", "Needless fallback refused"),
+    ("alpn", "Application protocols (ALPN)"),
+    ("ech", "Encrypted ClientHello"),
+    ("tolerance.version", "Takes a version yet to come"),
+    ("tolerance.grease", "Takes unknown values (GREASE)"),
+    ("client_certificate.requested", "Client certificate asked for"),
+    ("client_certificate.required", "Client certificate required"),
+    ("client_certificate.authorities", "Authorities of clients"),
+    ("sni.required", "Server name required (SNI)"),
+    ("sni.other_certificate", "Without it, another certificate"),
+    ("http.status", "GET /"),
+    ("http.hsts", "Strict Transport Security"),
+    ("http.hsts.subdomains", "for subdomains"),
+    ("http.hsts.preload", "asks to be preloaded"),
+    ("http.redirect", "Port 80 leads to HTTPS"),
+    ("http.http3", "HTTP/3 advertised"),
+    ("weak.null", "No encryption (NULL)"),
+    ("weak.anonymous", "No authentication (anonymous)"),
+    ("weak.export", "Export suites"),
+    ("weak.rc4", "RC4"),
+    ("weak.des", "DES, RC2"),
+    ("weak.static_rsa", "RSA key transport"),
+    ("weak.static_dh", "Static Diffie-Hellman"),
+    ("weak.cbc", "CBC"),
+    ("vulnerability.heartbleed", "Heartbleed"),
+    ("vulnerability.ccs_injection", "CCS injection"),
+    ("vulnerability.ticketbleed", "Ticketbleed"),
+    ("vulnerability.robot", "ROBOT"),
+    ("vulnerability.drown", "DROWN"),
+    ("vulnerability.poodle_ssl", "POODLE"),
+    ("vulnerability.poodle_tls", "POODLE in TLS"),
+    ("vulnerability.freak", "FREAK"),
+    ("vulnerability.logjam", "Logjam"),
+    ("vulnerability.sweet32", "SWEET32"),
+    ("vulnerability.crime", "CRIME"),
+    ("vulnerability.beast", "BEAST"),
+    ("vulnerability.lucky13", "Lucky 13"),
+    ("vulnerability.rc4", "RC4 biases"),
+    ("vulnerability.roca", "ROCA"),
+    ("vulnerability.insecure_renegotiation", "Insecure renegotiation"),
+];
+
+fn unit(id: &str) -> &'static str {
+    match id {
+        "certificate.valid" => "days left",
+        "certificate.lifetime" => "days",
+        "session.ticket" | "http.hsts" => "s",
+        "dh.bits" | "certificate.key_bits" => "bits",
+        "session.early_data" => "bytes",
+        _ => "",
+    }
+}
+
+fn suite_text(name: &str) -> String {
+    let Some(suite) = Suite::from_name(name) else {
+        let old = SSL2_SUITES.iter().any(|(_, known)| *known == name);
+        return if old { "SSL 2.0".to_owned() } else { String::new() };
+    };
+    let kx = match suite.key_exchange() {
+        KeyExchange::Any => "",
+        KeyExchange::Ecdhe => "ECDHE, ",
+        KeyExchange::Dhe => "DHE, ",
+        KeyExchange::Rsa => "RSA transport, ",
+        KeyExchange::Dh => "static DH, ",
+        KeyExchange::Ecdh => "static ECDH, ",
+        KeyExchange::Psk => "PSK, ",
+        KeyExchange::DhePsk => "DHE and PSK, ",
+        KeyExchange::EcdhePsk => "ECDHE and PSK, ",
+        KeyExchange::RsaPsk => "RSA transport and PSK, ",
+        KeyExchange::Srp => "SRP, ",
+        KeyExchange::Krb5 => "Kerberos, ",
+        KeyExchange::Gost => "GOST, ",
+        KeyExchange::Other => "another key exchange, ",
+    };
+    let who = if suite.is_anonymous() { "anonymous, " } else { "" };
+    let mode = match (suite.is_aead(), suite.is_cbc()) {
+        (true, _) => ", AEAD",
+        (_, true) => ", CBC",
+        _ => "",
+    };
+    format!("{kx}{who}{} bits{mode}", suite.bits())
+}
+
+fn group_text(name: &str) -> String {
+    let Some(group) = Group::from_name(name) else { return "unknown".to_owned() };
+    let kind = match group.kind {
+        GroupKind::Elliptic => "curve",
+        GroupKind::FiniteField => "finite field",
+        GroupKind::PostQuantum => "post-quantum",
+        GroupKind::Hybrid => "post-quantum hybrid",
+    };
+    format!("{kind}, {} bits", group.bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fact_has_a_short_name() {
+        for entry in TABLE.iter().filter(|entry| !entry.id.contains('<')) {
+            let elsewhere = entry.id.starts_with("protocol.")
+                || entry.id.starts_with("groups.")
+                || entry.id.starts_with("signatures.");
+            let short = label(entry.id);
+            assert!(elsewhere || short != entry.id, "{} has none", entry.id);
+            assert!(short.chars().count() < 33, "{short}");
+        }
+    }
+}

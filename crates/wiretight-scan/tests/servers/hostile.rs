@@ -1,0 +1,311 @@
+//! Peers that want a scan to hang, to crash, or to eat all memory; and two that speak no TLS at all.
+//!
+//! They read what a client sends only as far as they must, and go on until it leaves.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// What is played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Play {
+    /// HTTP in the clear: a hello is answered with 400.
+    Http,
+    /// What comes is sent back.
+    Echo,
+    /// Says a banner of its own and then nothing.
+    Banner,
+    /// Takes connections, and never says a word.
+    Silence,
+    /// Takes a connection and closes it at once.
+    Closes,
+    /// Takes a connection and resets it once something comes.
+    Resets,
+    /// Handshake records full of zeros without end.
+    EndlessRecords,
+    /// A sound ServerHello, then a Certificate message of 2^24 - 1 bytes, and after it more of them.
+    EndlessCertificates,
+    /// A handshake message that says it has 2^24 - 1 bytes, with a few of them, and then silence.
+    HugeLength,
+    /// A ServerHello in records of one byte each, a second apart from the next.
+    OneByteRecords,
+    /// Handshake messages of no known type in records of one byte each, without end.
+    EndlessFragments,
+    /// Records of no bytes at all, without end.
+    EmptyRecords,
+    /// Warning alerts without end.
+    EndlessWarnings,
+    /// Half a record's header a byte every five seconds, for ever.
+    Drip,
+    /// Random bytes.
+    Noise,
+    /// A ServerHello whose inner lengths all lie.
+    LyingLengths,
+    /// HelloRetryRequest after HelloRetryRequest.
+    EndlessRetries,
+    /// An SSL 2.0 ServerHello that says its certificate has 65,535 bytes.
+    LyingSsl2,
+    /// A ServerHello that picks a suite and a version that nobody offered.
+    Unoffered,
+    /// Records longer than any may be.
+    TooLongRecords,
+}
+
+impl Play {
+    /// All that mean harm.
+    pub const HOSTILE: &[(&'static str, Self)] = &[
+        ("hostile-endless-records", Self::EndlessRecords),
+        ("hostile-endless-certificates", Self::EndlessCertificates),
+        ("hostile-huge-length", Self::HugeLength),
+        ("hostile-one-byte-records", Self::OneByteRecords),
+        ("hostile-endless-fragments", Self::EndlessFragments),
+        ("hostile-empty-records", Self::EmptyRecords),
+        ("hostile-endless-warnings", Self::EndlessWarnings),
+        ("hostile-drip", Self::Drip),
+        ("hostile-noise", Self::Noise),
+        ("hostile-lying-lengths", Self::LyingLengths),
+        ("hostile-endless-retries", Self::EndlessRetries),
+        ("hostile-lying-ssl2", Self::LyingSsl2),
+        ("hostile-unoffered", Self::Unoffered),
+        ("hostile-too-long-records", Self::TooLongRecords),
+        ("hostile-silence", Self::Silence),
+        ("hostile-resets", Self::Resets),
+        ("hostile-closes", Self::Closes),
+    ];
+}
+
+/// Ends what was started, when it is dropped.
+pub struct Stop {
+    at: SocketAddr,
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stop {
+    /// Connections that were taken.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect_timeout(&self.at, Duration::from_secs(1));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread for each connection, until it is told to stop.
+pub(super) fn accept_each(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream) + Send + Sync + 'static,
+) -> Stop {
+    let at = listener.local_addr().unwrap();
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let serve = Arc::new(serve);
+    let thread = thread::spawn({
+        let (stop, served) = (stop.clone(), served.clone());
+        move || {
+            for client in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(client) = client else { continue };
+                served.fetch_add(1, Ordering::Relaxed);
+                let serve = serve.clone();
+                thread::spawn(move || serve(client));
+            }
+        }
+    });
+    Stop { at, stop, served, thread: Some(thread) }
+}
+
+/// Ends a connection with a reset.
+pub(super) fn reset(client: TcpStream) {
+    let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
+}
+
+/// Starts playing this.
+pub fn start(at: SocketAddr, play: Play) -> Stop {
+    let listener = TcpListener::bind(at).unwrap();
+    accept_each(listener, move |client| {
+        // All ends when the client goes: writing fails.
+        let _ = perform(client, play);
+    })
+}
+
+fn perform(mut client: TcpStream, play: Play) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    client.set_write_timeout(Some(Duration::from_secs(60)))?;
+    let mut hello = [0; 16 << 10];
+    match play {
+        Play::Closes => return Ok(()),
+        Play::Banner => client.write_all(b"* OK ready\r\n")?,
+        // Mean from the first byte on, before anybody has asked.
+        Play::Drip => {}
+        _ => {
+            let n = client.read(&mut hello)?;
+            if n == 0 {
+                return Ok(());
+            }
+            if play == Play::Echo {
+                client.write_all(&hello[..n])?;
+                return io::copy(&mut client.try_clone()?, &mut client).map(drop);
+            }
+        }
+    }
+    let forever = |client: &mut TcpStream, what: &[u8]| -> io::Result<()> {
+        loop {
+            client.write_all(what)?;
+        }
+    };
+    match play {
+        Play::Closes | Play::Echo => Ok(()),
+        Play::Resets => {
+            reset(client);
+            Ok(())
+        }
+        Play::Http => client.write_all(
+            b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 12\r\nConnection: close\r\n\r\n\
+              Bad Request\n",
+        ),
+        Play::Banner | Play::Silence => silence(client),
+        Play::EndlessRecords => forever(&mut client, &record(22, &[0; 16_384])),
+        Play::EndlessCertificates => {
+            client.write_all(&record(22, &server_hello(0x0303, 0xc02f)))?;
+            loop {
+                // One certificate message, as long as any can be, with certificates of 1 MB that are none.
+                let mut body = vec![11, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfc];
+                while body.len() < (1 << 24) + 3 {
+                    let part = ((1 << 24) + 3 - body.len() - 3).min(1 << 20);
+                    body.extend(&(part as u32).to_be_bytes()[1..]);
+                    body.resize(body.len() + part, 0x30);
+                    if (1 << 24) + 3 - body.len() < 4 {
+                        body.resize((1 << 24) + 3, 0);
+                    }
+                }
+                for part in body.chunks(16_384) {
+                    client.write_all(&record(22, part))?;
+                }
+            }
+        }
+        Play::HugeLength => {
+            client.write_all(&record(22, &[2, 0xff, 0xff, 0xff, 3, 3, 1, 2, 3]))?;
+            silence(client)
+        }
+        Play::OneByteRecords => {
+            for byte in server_hello(0x0303, 0xc02f) {
+                client.write_all(&record(22, &[byte]))?;
+                thread::sleep(Duration::from_secs(1));
+            }
+            silence(client)
+        }
+        Play::EndlessFragments => {
+            let piece: Vec<u8> = [99, 0, 0, 4, 1, 2, 3, 4].iter().flat_map(|b| record(22, &[*b])).collect();
+            forever(&mut client, &piece.repeat(100))
+        }
+        Play::EmptyRecords => forever(&mut client, &record(22, &[]).repeat(1000)),
+        Play::EndlessWarnings => forever(&mut client, &record(21, &[1, 112]).repeat(1000)),
+        Play::Drip => loop {
+            for byte in record(22, &server_hello(0x0303, 0xc02f)) {
+                client.write_all(&[byte])?;
+                thread::sleep(Duration::from_secs(5));
+            }
+        },
+        Play::Noise => {
+            // Any sequence that does not repeat soon will do.
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+            let noise: Vec<u8> = std::iter::repeat_with(|| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state as u8
+            })
+            .take(1 << 20)
+            .collect();
+            forever(&mut client, &noise)
+        }
+        Play::LyingLengths => {
+            let mut hello = server_hello(0x0303, 0xc02f);
+            hello[38] = 255;
+            client.write_all(&record(22, &hello))?;
+            silence(client)
+        }
+        Play::EndlessRetries => {
+            let retry = record(22, &retry_request());
+            loop {
+                client.write_all(&retry)?;
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Play::LyingSsl2 => {
+            // SERVER-HELLO: no hit, X.509, 2.0, lengths of certificate, cipher specs and connection id.
+            let body = [4, 0, 1, 0, 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0x80];
+            client.write_all(&[0x80, body.len() as u8])?;
+            client.write_all(&body)?;
+            silence(client)
+        }
+        Play::Unoffered => {
+            client.write_all(&record(22, &server_hello(0x7f7f, 0x0a0a)))?;
+            silence(client)
+        }
+        Play::TooLongRecords => {
+            let mut long = vec![22, 3, 3, 0xff, 0xff];
+            long.resize(5 + 0xffff, 2);
+            forever(&mut client, &long)
+        }
+    }
+}
+
+/// Reads, and says nothing, until the client goes.
+fn silence(mut client: TcpStream) -> io::Result<()> {
+    client.set_read_timeout(Some(Duration::from_secs(120)))?;
+    io::copy(&mut client, &mut io::sink()).map(drop)
+}
+
+fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut record = vec![kind, 3, 3];
+    record.extend((body.len() as u16).to_be_bytes());
+    record.extend(body);
+    record
+}
+
+fn server_hello(version: u16, suite: u16) -> Vec<u8> {
+    let mut body = version.to_be_bytes().to_vec();
+    body.extend([7; 32]);
+    body.push(0);
+    body.extend(suite.to_be_bytes());
+    body.push(0);
+    handshake(2, &body)
+}
+
+/// RFC 8446 section 4.1.3: a ServerHello with this random, that asks for secp521r1.
+fn retry_request() -> Vec<u8> {
+    const RETRY: [u8; 32] = [
+        0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8,
+        0x91, 0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8,
+        0x33, 0x9c,
+    ];
+    let mut body = vec![3, 3];
+    body.extend(RETRY);
+    body.push(0);
+    body.extend([0x13, 0x01, 0]);
+    let extensions = [0, 43, 0, 2, 3, 4, 0, 51, 0, 2, 0, 0x19];
+    body.extend((extensions.len() as u16).to_be_bytes());
+    body.extend(extensions);
+    handshake(2, &body)
+}
+
+fn handshake(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = (body.len() as u32).to_be_bytes().to_vec();
+    message[0] = kind;
+    message.extend(body);
+    message
+}

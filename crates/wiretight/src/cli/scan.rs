@@ -1,0 +1,406 @@
+//! `wiretight scan`
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use wiretight_proxy::mesh::Registry;
+use wiretight_scan::active::{Depth, Options, Paces, scan_many};
+use wiretight_scan::certificate::{Roots, Stores};
+use wiretight_scan::judge::{Level, Profile};
+use wiretight_scan::report::{self, Detail, Format, Writer};
+use wiretight_scan::{Reached, Report, Target};
+
+use super::{Where, get, term};
+use crate::admin::BundleAnswer;
+
+/// See what level of encryption an endpoint really offers
+///
+/// It asks with hellos of its own, from SSL 2.0 to TLS 1.3 and QUIC, and says for each fact what the evidence is; where
+/// the answers do not tell, it says that. TARGET is HOST, HOST:PORT, [ADDRESS]:PORT or PROTOCOL://HOST:PORT; a name with
+/// several addresses is scanned at each.
+#[derive(Args)]
+#[command(after_help = "\
+Protocols that go over to TLS after a word in the clear: smtp lmtp imap pop3 sieve ftp nntp xmpp xmpp-server ldap
+postgres mysql irc telnet rdp mssql; tls:// is for TLS from the first byte where the port says otherwise.
+
+Examples:
+  wiretight scan example.com
+  wiretight scan smtp://mail.example.com postgres://10.0.0.5 '[2001:db8::1]:8443'
+  wiretight scan example.com --fail-below acceptable --profile bcp195
+  wiretight scan example.com --format html --output report.html
+  wiretight scan --targets hosts.txt --format jsonl --output scan.jsonl --resume
+  wiretight scan --mesh
+
+Exit status: 0 all is at the level (and meets the profiles) that was asked for, 1 something is not, 2 bad usage,
+3 something could not be reached or told.")]
+pub(super) struct Scan {
+    /// What to scan
+    #[arg(value_name = "TARGET", required_unless_present_any = ["targets", "mesh"])]
+    target: Vec<Target>,
+    /// Targets from a file, one a line; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    targets: Option<PathBuf>,
+    /// Every service in the mesh's registry, as this node knows it
+    #[arg(long)]
+    mesh: bool,
+    #[command(flatten)]
+    node: Where,
+    /// table, json, jsonl, sarif, cbom or html
+    #[arg(long, default_value = "table")]
+    format: Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// Write to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Go on with an output that was cut short: leave out the targets that are in it (jsonl)
+    #[arg(long, requires = "output")]
+    resume: bool,
+    /// Fail when an endpoint is below this: plaintext, weak, acceptable or strong
+    #[arg(long, value_name = "LEVEL")]
+    fail_below: Option<Level>,
+    /// Fail when an endpoint does not meet this profile; may be given again
+    #[arg(long = "profile", value_name = "PROFILE")]
+    profiles: Vec<Profile>,
+    /// Authorities (PEM) that are trusted instead of the system's
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
+    /// Scan this address, whatever the resolver says of the target's name
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["targets", "mesh"])]
+    ip: Option<IpAddr>,
+    /// One hello to each target: the version, suite and group that a client of today gets
+    #[arg(long)]
+    quick: bool,
+    /// Facts that are as they should be, too, with their evidence
+    #[arg(short, long)]
+    verbose: bool,
+    /// How long one address may take in all; what is not answered by then is inconclusive
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = term::duration)]
+    max_time: Duration,
+    /// How long to wait for any answer
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = term::duration)]
+    timeout: Duration,
+    /// Connections at a time with one address
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    max_connections: u32,
+    /// New connections a second, in all
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// Targets at a time [default: 32, with --quick 1000]
+    #[arg(long, value_name = "N")]
+    parallel: Option<usize>,
+}
+
+/// What a run has come to.
+#[derive(Default)]
+struct Sum {
+    reports: usize,
+    below: usize,
+    untold: usize,
+}
+
+impl Scan {
+    pub(super) fn run(mut self) -> anyhow::Result<ExitCode> {
+        // What libraries warn of is not the report's business.
+        let _logs = std::env::var_os("WIRETIGHT_LOG").map(|_| crate::logging::start());
+        if self.json {
+            self.format = Format::Json;
+        }
+        if self.resume && self.format != Format::Jsonl {
+            return usage("--resume goes on with --format jsonl alone: the others have an end");
+        }
+        if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+            return usage("--rate takes a number above 0");
+        }
+        let mut stores = Stores { roots: Some(self.roots()?), mesh: None };
+        let mut given = std::mem::take(&mut self.target);
+        if self.mesh {
+            let (services, bundle) = self.registry()?;
+            if services.is_empty() && given.is_empty() && self.targets.is_none() {
+                bail!("the registry has no service yet: nodes announce theirs when they join");
+            }
+            given.extend(services);
+            stores.mesh = Some(bundle);
+        }
+        let done = match (&self.output, self.resume) {
+            (Some(path), true) => already_done(path)?,
+            _ => HashSet::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sum = runtime.block_on(self.scan(given, stores, done))?;
+        Ok(match sum {
+            Sum { below: 1.., .. } => ExitCode::from(1),
+            Sum { untold: 1.., .. } => ExitCode::from(3),
+            _ => ExitCode::SUCCESS,
+        })
+    }
+
+    fn roots(&self) -> anyhow::Result<Roots> {
+        Ok(match &self.roots {
+            Some(path) => Roots::from_pem_file(path)?,
+            None => Roots::system()?,
+        })
+    }
+
+    /// Where the mesh's services listen, and the trust bundle.
+    fn registry(&self) -> anyhow::Result<(Vec<Target>, Roots)> {
+        let state_dir = self.node.state_dir()?;
+        let registry: Registry = get(&state_dir, "/v1/registry")?;
+        let bundle: BundleAnswer = get(&state_dir, "/v1/bundle")?;
+        let mut targets = Vec::new();
+        for (service, instances) in registry.services {
+            for instance in instances {
+                // A relay speaks TLS from the first byte, whatever its port.
+                let target = format!("tls://{}", instance.addr);
+                let target = target.parse().with_context(|| format!("service {service}"))?;
+                targets.push(target);
+            }
+        }
+        let roots = CertificateDer::pem_slice_iter(bundle.bundle.as_bytes());
+        Ok((targets, Roots::from_der(roots.collect::<Result<Vec<_>, _>>()?)?))
+    }
+
+    async fn scan(
+        &self,
+        given: Vec<Target>,
+        stores: Stores,
+        done: HashSet<String>,
+    ) -> anyhow::Result<Sum> {
+        let paces = self.rate.map_or_else(Paces::default, Paces::with_rate);
+        let options = Options {
+            timeout: self.timeout,
+            max_time: self.max_time,
+            connections: self.max_connections,
+            paces: Arc::new(paces),
+            stores: Arc::new(stores),
+            address: self.ip,
+        };
+        let depth = if self.quick { Depth::Quick } else { Depth::Full };
+        let at_a_time = self.parallel.unwrap_or(if self.quick { 1000 } else { 32 });
+        let (to_scan, targets) = mpsc::channel(1024);
+        let (reports, mut results) = mpsc::channel(64);
+        let source = self.targets.clone();
+        // Reading may block: a thread of its own, which ends with the channel.
+        let reader = std::thread::spawn(move || read(given, source.as_deref(), &done, &to_scan));
+        scan_many(targets, reports, at_a_time, depth, &options)?;
+
+        let (out, style) = self.out()?;
+        let mut writer = Writer::new(self.format, out, style);
+        let mut progress = Progress::new();
+        let mut sum = Sum::default();
+        let stopped = tokio::signal::ctrl_c();
+        tokio::pin!(stopped);
+        loop {
+            let report = tokio::select! {
+                report = results.recv() => report,
+                _ = &mut stopped => {
+                    progress.clear();
+                    eprintln!("wiretight: stopped: what has been scanned is written");
+                    break;
+                }
+                () = progress.due() => {
+                    progress.show(&sum);
+                    continue;
+                }
+            };
+            let Some(report) = report else { break };
+            self.count(&report, &mut sum);
+            progress.clear();
+            match writer.report(&report) {
+                // Whoever reads us has seen enough.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(sum),
+                other => other.context("the report cannot be written")?,
+            }
+        }
+        progress.clear();
+        results.close();
+        match writer.finish().and_then(|mut out| out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other.context("the report cannot be written")?,
+        }
+        // After an interruption, it may wait for a line that never comes.
+        if reader.is_finished()
+            && let Ok(read) = reader.join()
+        {
+            read?;
+        }
+        Ok(sum)
+    }
+
+    fn count(&self, report: &Report, sum: &mut Sum) {
+        use wiretight_scan::facts::Answer;
+        sum.reports += 1;
+        let level = report.judgement.level;
+        let untold = level == Level::Unknown
+            || matches!(report.reached, Reached::Unreachable { .. } | Reached::Unknown { .. });
+        let verdicts = report.judgement.profiles.iter();
+        let asked = verdicts.filter(|v| self.profiles.iter().any(|p| p.to_string() == v.profile));
+        let (mut below, mut open) = (false, false);
+        for verdict in asked {
+            match verdict.answer {
+                Answer::Yes => {}
+                Answer::No => below = true,
+                Answer::Inconclusive | Answer::Untested => open = true,
+            }
+        }
+        below |= !untold && self.fail_below.is_some_and(|least| level < least);
+        sum.below += usize::from(below);
+        sum.untold += usize::from(untold || open);
+    }
+
+    /// Where the report goes, and how it looks there.
+    fn out(&self) -> anyhow::Result<(Box<dyn Write + Send>, report::Options)> {
+        let many = self.targets.is_some() || self.quick;
+        let detail = match (self.verbose, many) {
+            (true, _) => Detail::Everything,
+            (false, true) => Detail::Line,
+            (false, false) => Detail::Usual,
+        };
+        let colour = self.output.is_none() && term::colour();
+        let style = report::Options { colour, width: None, detail };
+        let out: Box<dyn Write + Send> = match &self.output {
+            None => Box::new(BufWriter::new(io::stdout())),
+            Some(path) => {
+                let mut options = OpenOptions::new();
+                options.create(true).write(true);
+                if self.resume {
+                    options.append(true)
+                } else {
+                    options.truncate(true)
+                };
+                let file = options.open(path).with_context(|| path.display().to_string())?;
+                Box::new(BufWriter::new(file))
+            }
+        };
+        Ok((out, style))
+    }
+}
+
+fn usage(what: &str) -> anyhow::Result<ExitCode> {
+    eprintln!("wiretight: {what}");
+    Ok(ExitCode::from(2))
+}
+
+/// The targets of reports that an output holds. The last line may be torn: it is cut off.
+fn already_done(path: &Path) -> anyhow::Result<HashSet<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        target: String,
+    }
+    let mut done = HashSet::new();
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(done),
+        Err(e) => return Err(e).with_context(|| path.display().to_string()),
+    };
+    let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
+    loop {
+        line.clear();
+        let n = reader.read_until(b'\n', &mut line)?;
+        let told = serde_json::from_slice::<Line>(&line);
+        match told {
+            Ok(told) if line.ends_with(b"\n") => {
+                whole += n as u64;
+                done.insert(told.target);
+            }
+            _ if n == 0 => break,
+            _ if !line.ends_with(b"\n") => break,
+            _ => bail!(
+                "{} is no output of --format jsonl: byte {whole}; without --resume it is written anew",
+                path.display()
+            ),
+        }
+    }
+    file.set_len(whole)?;
+    Ok(done)
+}
+
+/// Sends on all targets that are not done: those given, and those of the file.
+fn read(
+    given: Vec<Target>,
+    source: Option<&Path>,
+    done: &HashSet<String>,
+    to: &mpsc::Sender<Target>,
+) -> anyhow::Result<()> {
+    let new = |target: &Target| !done.contains(&target.to_string());
+    for target in given.into_iter().filter(new) {
+        if to.blocking_send(target).is_err() {
+            return Ok(());
+        }
+    }
+    let Some(path) = source else { return Ok(()) };
+    let name = path.display();
+    let lines: Box<dyn BufRead> = match path.to_str() {
+        Some("-") => Box::new(io::stdin().lock()),
+        _ => Box::new(BufReader::new(File::open(path).with_context(|| name.to_string())?)),
+    };
+    for (n, line) in lines.lines().enumerate() {
+        let line = line.with_context(|| format!("{name}, line {}", n + 1))?;
+        let text = line.split('#').next().unwrap_or_default().trim();
+        if text.is_empty() {
+            continue;
+        }
+        // One bad line of a million does not stop the rest.
+        match text.parse::<Target>() {
+            Ok(target) if new(&target) => {
+                if to.blocking_send(target).is_err() {
+                    return Ok(());
+                }
+            }
+            Ok(_) => {}
+            Err(error) => eprintln!("wiretight: {name}, line {}: {error}", n + 1),
+        }
+    }
+    Ok(())
+}
+
+/// A line on the terminal that says how far it is, where nothing else does.
+struct Progress {
+    shown: bool,
+    wanted: bool,
+    started: Instant,
+    next: tokio::time::Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let wanted = io::stderr().is_terminal();
+        let next = tokio::time::Instant::now() + Duration::from_secs(1);
+        Self { shown: false, wanted, started: Instant::now(), next }
+    }
+
+    async fn due(&self) {
+        match self.wanted {
+            true => tokio::time::sleep_until(self.next).await,
+            false => std::future::pending().await,
+        }
+    }
+
+    fn show(&mut self, sum: &Sum) {
+        self.next = tokio::time::Instant::now() + Duration::from_millis(500);
+        let seconds = self.started.elapsed().as_secs();
+        eprint!("\r\x1b[K{} scanned, {} below, {seconds} s ...", sum.reports, sum.below);
+        let _ = io::stderr().flush();
+        self.shown = true;
+    }
+
+    fn clear(&mut self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+            self.shown = false;
+        }
+    }
+}
