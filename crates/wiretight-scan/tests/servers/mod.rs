@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 use wiretight_scan::{Host, Start, Target};
 
@@ -244,11 +244,37 @@ impl Kid {
     }
 }
 
+/// The processes that this one started, and those that they did, as long as it lives. Postfix's leaves the group of
+/// the command that started it.
+fn descendants(of: u32) -> Vec<Pid> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    let mut family = vec![of];
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        family.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    family[1..].iter().filter_map(|pid| Pid::from_raw(pid.cast_signed())).collect()
+}
+
 impl Drop for Kid {
     fn drop(&mut self) {
+        let family = descendants(self.0.id());
         let group = Pid::from_child(&self.0);
         // Politely first: Postfix, Dovecot and PostgreSQL end their own.
         let _ = kill_process_group(group, Signal::TERM);
+        for pid in family {
+            let _ = kill_process(pid, Signal::TERM);
+        }
         if !self.ended(Duration::from_secs(3)) {
             let _ = kill_process_group(group, Signal::KILL);
             self.ended(Duration::from_secs(5));
