@@ -1,5 +1,6 @@
 //! The probes: what is asked, in which order, and what follows from the answers.
 
+mod anyone;
 pub mod caa;
 mod certificates;
 mod derived;
