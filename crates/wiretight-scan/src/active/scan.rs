@@ -222,7 +222,19 @@ async fn ask_all(
     presented.extend(shown);
     presented.extend(hidden.0);
     let found = [groups, curves, schemes, primes, extensions, sni, around, flaws, hidden.1];
+    // One version may ask the client for a certificate where another does not: what was seen stays.
+    let asked: Vec<(&str, Fact)> = [
+        "client_certificate.requested",
+        "client_certificate.required",
+        "client_certificate.authorities",
+    ]
+    .into_iter()
+    .filter_map(|id| Some((id, first_yes(&found, id)?)))
+    .collect();
     found.into_iter().for_each(|found| facts.extend(found));
+    for (id, Fact { answer, value, evidence }) in asked {
+        facts.set(id, answer, value, evidence);
+    }
     // At the end, for a server that serves one at a time and rests after it refused lets all wait.
     if let Some(newest) = hellos.first() {
         facts.extend(sessions::renegotiation(prober, newest, completes).await);
@@ -233,6 +245,11 @@ async fn ask_all(
         facts.untest("http.");
     }
     Reached::Tls
+}
+
+/// The first of these that says yes.
+fn first_yes(found: &[Facts], id: &str) -> Option<Fact> {
+    found.iter().filter_map(|facts| facts.get(id)).find(|f| f.answer == Answer::Yes).cloned()
 }
 
 /// Says how long a part took, to whoever looks for it in the log.
