@@ -325,24 +325,22 @@ impl Prober {
             let Ok(Some(_alone)) = timeout_at(self.end, self.pace.alone()).await else { break };
             let answered = |reply: &Reply| matches!(reply, Reply::Hello(_));
             if !answered(&self.ask_with(&padded, Until::Hello, None).await) {
-                if !answered(&self.ask_with(control, Until::Hello, None).await) {
-                    // What hits some connections and not others may let this one pass.
-                    match self.ask_with(hello, until, None).await {
-                        Reply::Hello(flight) => return Outcome::Taken(flight),
-                        Reply::Alert(level, description) if is_refusal(description) => {
-                            return Outcome::Refused(alert_name(level, description));
-                        }
-                        _ => continue,
-                    }
-                }
-                // Only the length differs. Once more, for it could be chance.
-                if !answered(&self.ask_with(&padded, Until::Hello, None).await)
+                // Only the length differs, perhaps. Once more, for it could be chance.
+                if answered(&self.ask_with(control, Until::Hello, None).await)
+                    && !answered(&self.ask_with(&padded, Until::Hello, None).await)
                     && answered(&self.ask_with(control, Until::Hello, None).await)
                 {
                     self.lost.fetch_min(length, Relaxed);
                     return Outcome::TooLarge;
                 }
-                continue;
+                // What hits some connections and not others may let this one pass.
+                match self.ask_with(hello, until, None).await {
+                    Reply::Hello(flight) => return Outcome::Taken(flight),
+                    Reply::Alert(level, description) if is_refusal(description) => {
+                        return Outcome::Refused(alert_name(level, description));
+                    }
+                    _ => continue,
+                }
             }
             // Twice, for a single failure may be chance, or a limit that silence gave time to pass:
             // what resets each third connection hits no two that follow each other.
