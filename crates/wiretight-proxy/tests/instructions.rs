@@ -13,7 +13,7 @@ use std::time::Duration;
 use rig::foreign::missing;
 use rig::*;
 
-/// How far a count may be from what is stored, either way: scheduling moves it by less than a hundredth.
+/// How far a count may be from what is stored, either way: scheduling moves it by a hundredth or two.
 const BOUND: f64 = 0.05;
 /// Names the workload in the process that runs it, and how often it runs.
 const WORKLOAD: &str = "WIRETIGHT_WORKLOAD";
