@@ -46,6 +46,17 @@ pub struct PrivateDir {
     path: PathBuf,
 }
 
+/// A lock on a directory, let go of when it is dropped.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child on its way from fork to exec has the file open too, for a moment.
+        let _ = self.0.unlock();
+    }
+}
+
 impl PrivateDir {
     /// Opens the directory, and makes it (0700) if it is not there. One that others may enter is refused:
     /// it may be somebody else's, and is not ours to close.
@@ -143,15 +154,15 @@ impl PrivateDir {
         }
     }
 
-    /// Takes the lock `name` until the file is dropped; `None` if another process has it.
-    pub fn lock(&self, name: &str) -> Result<Option<File>, FileError> {
+    /// Takes the lock `name` until it is dropped; `None` if another process has it.
+    pub fn lock(&self, name: &str) -> Result<Option<Lock>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "lock", path: path.clone(), source };
         let mut options = OpenOptions::new();
         let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = opened.map_err(err)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => Ok(Some(Lock(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(e)) => Err(err(e)),
         }

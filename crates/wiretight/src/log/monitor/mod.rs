@@ -29,7 +29,7 @@ use self::table::{Row, Table, TableError, What};
 use super::evidence::{Evidence, Kind};
 use super::reader::{ReadError, Reader, Tree};
 use crate::daemon::chain;
-use crate::private_dir::{FileError, PrivateDir};
+use crate::private_dir::{FileError, Lock, PrivateDir};
 
 const CHECKPOINT: &str = "checkpoint";
 /// Entries that are held in memory at a time.
@@ -156,7 +156,7 @@ pub struct Monitor {
     /// What the last believed checkpoint was.
     last: Option<SignedCheckpoint>,
     table: Table,
-    _lock: std::fs::File,
+    _lock: Lock,
 }
 
 impl Monitor {

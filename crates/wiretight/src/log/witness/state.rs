@@ -9,7 +9,6 @@
 //! while there are steps that the file lacks; so the steps that come during one write share the next.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +20,7 @@ use tokio::sync::watch;
 use wiretight_tlog::{Hash, SignedCheckpoint};
 
 use super::{MAX_LOGS, MAX_TEXT};
-use crate::private_dir::{FileError, PrivateDir};
+use crate::private_dir::{FileError, Lock, PrivateDir};
 
 const FILE: &str = "state";
 const HEADER: &str = "wiretight witness state 1";
@@ -87,7 +86,7 @@ pub(super) struct Memory {
     logs: HashMap<String, Log>,
     /// Of logs that are not witnessed now: they may be again.
     others: Vec<String>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// One log.
