@@ -4,6 +4,7 @@
 //! An id never changes its meaning and is never given to something else: programs compare reports
 //! over years. [`TABLE`] lists all of them, and `docs/scan.md` prints that table.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -40,7 +41,7 @@ impl fmt::Display for Answer {
 }
 
 /// What comes with an answer, where a word is not enough.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
     /// A count, or a size in the unit that the table names.
@@ -52,7 +53,7 @@ pub enum Value {
 }
 
 /// An answer with its evidence.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fact {
     /// Yes, no, or why neither.
     pub answer: Answer,
@@ -60,22 +61,22 @@ pub struct Fact {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Value>,
     /// What was seen, in a line: "alert handshake_failure (40)", "ServerHello chose 0xc02f".
-    pub evidence: String,
+    pub evidence: Cow<'static, str>,
 }
 
 /// All facts about an endpoint, by id.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Facts(BTreeMap<String, Fact>);
+pub struct Facts(BTreeMap<Cow<'static, str>, Fact>);
 
 impl Facts {
     /// Adds a fact; what was known under this id before is replaced.
     pub fn set(
         &mut self,
-        id: impl Into<String>,
+        id: impl Into<Cow<'static, str>>,
         answer: Answer,
         value: Option<Value>,
-        evidence: impl Into<String>,
+        evidence: impl Into<Cow<'static, str>>,
     ) {
         let id = id.into();
         debug_assert!(describe(&id).is_some(), "{id} is not in the table");
@@ -136,7 +137,7 @@ impl Facts {
 
     /// All, ordered by id.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Fact)> {
-        self.0.iter().map(|(id, fact)| (id.as_str(), fact))
+        self.0.iter().map(|(id, fact)| (id.as_ref(), fact))
     }
 
     /// Takes over all that another part of the scan found.

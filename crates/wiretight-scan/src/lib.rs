@@ -25,6 +25,7 @@ mod target;
 pub use target::{Host, Start, Target, TargetError};
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,11 +49,11 @@ pub struct Report {
     /// The certificate chains that were shown, each once.
     pub chains: Vec<certificate::Chain>,
     /// What that is worth.
-    pub judgement: judge::Judgement,
+    pub judgement: Arc<judge::Judgement>,
 }
 
 /// How far a scan came.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum Reached {
     /// TLS (or SSL) is spoken.

@@ -17,7 +17,7 @@ fn judged(facts: &Facts) -> Judgement {
     judge(&Reached::Tls, facts, &chains())
 }
 
-fn changed(id: &str, answer: Answer) -> Facts {
+fn changed(id: &'static str, answer: Answer) -> Facts {
     let mut facts = modern_facts();
     facts.set(id, answer, None, "made up");
     facts
@@ -163,7 +163,7 @@ fn a_private_authority_that_was_given_is_an_authority() {
 #[test]
 fn profiles_say_yes_no_and_cannot_tell() {
     let modern = judged(&modern_facts());
-    let answers: Vec<_> = modern.profiles.iter().map(|v| (v.profile.as_str(), v.answer)).collect();
+    let answers: Vec<_> = modern.profiles.iter().map(|v| (v.profile.as_ref(), v.answer)).collect();
     assert_eq!(
         answers,
         [
@@ -199,7 +199,7 @@ fn each_profile_can_be_met_and_each_demand_of_its_own_can_break() {
     let without = |facts: &Facts, gone: &str| {
         let mut left = Facts::default();
         for (id, fact) in facts.iter().filter(|(id, _)| !id.contains(gone)) {
-            left.set(id, fact.answer, fact.value.clone(), fact.evidence.clone());
+            left.set(id.to_owned(), fact.answer, fact.value.clone(), fact.evidence.clone());
         }
         left
     };
@@ -223,7 +223,7 @@ fn each_profile_can_be_met_and_each_demand_of_its_own_can_break() {
         let found = verdict.reasons.iter().any(|reason| reason.rule == rule);
         assert!(verdict.answer == No && found, "{profile} {rule}: {verdict:?}");
     };
-    let with = |facts: &Facts, id: &str, value| {
+    let with = |facts: &Facts, id: &'static str, value| {
         let mut facts = facts.clone();
         facts.set(id, Yes, value, "");
         facts

@@ -288,7 +288,7 @@ fn each_weakness_is_told_from_its_absence_and_none_is_made_up() {
             // What a version cannot have is not asked of it, which is no alarm.
             let moot = expected == other && *bad == Yes && answer == Answer::Untested;
             if answer != expected && !moot {
-                let evidence = fact.map_or("", |fact| fact.evidence.as_str());
+                let evidence = fact.map_or("", |fact| fact.evidence.as_ref());
                 wrong.push(format!("{name}: {id} is {answer}, not {expected}: {evidence}"));
             }
         }

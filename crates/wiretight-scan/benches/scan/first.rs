@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use wiretight_scan::active::{Depth, Options, scan_many};
-use wiretight_scan::report::{self, Format, Writer};
+use wiretight_scan::active::{Depth, Feed, GATHER, Options, scan_many};
+use wiretight_scan::report::{self, Format, Prepared, Writer};
+
+use wiretight_scan::Report;
 
 use super::oneself;
 
@@ -61,25 +63,32 @@ fn host(n: usize) -> Ipv4Addr {
 pub fn hosts(file: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (to_scan, targets) = mpsc::channel(1024);
-    let (reports, mut results) = mpsc::channel(64);
+    let (reports, mut results) = mpsc::channel(1024);
     let file = std::fs::File::open(file).unwrap();
+    let handle = runtime.handle().clone();
     std::thread::spawn(move || {
-        for line in BufReader::new(file).lines() {
-            if to_scan.blocking_send(line.unwrap().parse().unwrap()).is_err() {
-                return;
-            }
-        }
+        let mut feed = Feed::new(&to_scan, handle);
+        BufReader::new(file).lines().all(|line| feed.put(line.unwrap().parse().unwrap()))
     });
     let begun = Instant::now();
-    scan_many(targets, reports, 1000, Depth::Quick, &Options::default()).unwrap();
+    let made = |report: Report| {
+        (report.facts.yes("protocol.tls1_3"), Prepared::new(Format::Jsonl, report))
+    };
+    scan_many(targets, reports, 1000, Depth::Quick, &Options::default(), made).unwrap();
     let out = std::io::BufWriter::new(std::fs::File::create("/dev/null").unwrap());
     let mut writer = Writer::new(Format::Jsonl, out, report::Options::default());
     let (mut answered, mut all) = (0_u64, 0_u64);
     runtime.block_on(async {
-        while let Some(report) = results.recv().await {
-            all += 1;
-            answered += u64::from(report.facts.yes("protocol.tls1_3"));
-            writer.report(&report).unwrap();
+        while let Some(first) = results.recv().await {
+            let mut next = Some(first);
+            while let Some((answers, report)) = next {
+                all += 1;
+                answered += u64::from(answers);
+                writer.prepared(&report).unwrap();
+                next = results.try_recv().ok();
+            }
+            writer.flush().unwrap();
+            tokio::time::sleep(GATHER).await;
         }
     });
     figures(all, answered, begun.elapsed());

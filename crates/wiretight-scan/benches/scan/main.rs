@@ -19,6 +19,7 @@ fn main() {
     match given[..] {
         // Processes of their own, so that what they take can be told apart.
         ["one", target] => whole::one(target, true),
+        ["one-far", address] => whole::one_far(address.parse().unwrap()),
         ["one-quiet", target] => whole::one(target, false),
         ["respond"] => first::respond(),
         ["hosts", file] => first::hosts(file),

@@ -10,6 +10,9 @@ use wiretight_scan::active::{Options, resolve, scan_address};
 use super::proxy::Proxy;
 use super::{cpu_of_children, oneself, servers, spread};
 
+/// To a server that is far away.
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+
 /// All that sslyze asks of a server that is no web server.
 const SSLYZE: [&str; 17] = [
     "--sslv2",
@@ -51,6 +54,12 @@ pub fn one(target: &str, show: bool) {
             println!("{address}: {:.3} s, {} connections", report.seconds, report.connections);
         }
     });
+}
+
+/// Scans one address over the round trip, in this process.
+pub fn one_far(address: SocketAddr) {
+    let proxy = Proxy::start(address, ROUND_TRIP);
+    one(&format!("tls://{}", proxy.address), false);
 }
 
 /// A program that scans an address.
@@ -115,7 +124,6 @@ pub fn run(rounds: usize, peers: bool) {
     let folder = tempfile::tempdir().unwrap();
     let servers = servers::all(folder.path());
     let scanners = scanners(peers);
-    let round_trip = Duration::from_millis(20);
     println!("\nwhole scans; seconds are the median of the rounds, with the least and the most");
     println!("| server | scanner | rounds | seconds | CPU s | connections |");
     println!("|---|---|---|---|---|---|");
@@ -124,8 +132,8 @@ pub fn run(rounds: usize, peers: bool) {
         for scanner in &scanners {
             rows.push((server, scanner, Duration::ZERO, server.address, None));
         }
-        let proxy = Proxy::start(server.address, round_trip);
-        rows.push((server, &scanners[0], round_trip, proxy.address, Some(proxy)));
+        let proxy = Proxy::start(server.address, ROUND_TRIP);
+        rows.push((server, &scanners[0], ROUND_TRIP, proxy.address, Some(proxy)));
     }
     let mut seen: Vec<Vec<(f64, f64, u64)>> = rows.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds {

@@ -1,5 +1,6 @@
 //! Who may issue certificates for a name, as its domain says by DNS (CAA, RFC 8659).
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use hickory_resolver::TokioResolver;
@@ -143,6 +144,6 @@ fn shown(name: &Name) -> String {
     name.strip_suffix('.').unwrap_or(&name).to_owned()
 }
 
-fn fact(answer: Answer, value: Option<Value>, evidence: impl Into<String>) -> Fact {
+fn fact(answer: Answer, value: Option<Value>, evidence: impl Into<Cow<'static, str>>) -> Fact {
     Fact { answer, value, evidence: evidence.into() }
 }

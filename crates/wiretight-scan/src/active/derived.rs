@@ -108,7 +108,7 @@ impl Seen {
     }
 }
 
-fn set(facts: &mut Facts, seen: &Seen, id: &str, found: Vec<String>, versions: &[Version]) {
+fn set(facts: &mut Facts, seen: &Seen, id: &'static str, found: Vec<String>, versions: &[Version]) {
     if found.is_empty() {
         let (answer, why) = seen.none(versions);
         facts.set(id, answer, None, why);
@@ -174,7 +174,7 @@ fn drown(facts: &mut Facts) {
     let fact = facts.get("protocol.ssl2").cloned();
     let (answer, evidence) = match fact {
         Some(fact) => (fact.answer, fact.evidence),
-        None => (Answer::Untested, "SSL 2.0 was not asked for".to_owned()),
+        None => (Answer::Untested, "SSL 2.0 was not asked for".into()),
     };
     facts.set("vulnerability.drown", answer, None, evidence);
 }
@@ -183,7 +183,7 @@ fn crime(facts: &mut Facts) {
     let fact = facts.get("compression").cloned();
     let (answer, evidence) = match fact {
         Some(fact) => (fact.answer, fact.evidence),
-        None => (Answer::Untested, "compression was not asked for".to_owned()),
+        None => (Answer::Untested, "compression was not asked for".into()),
     };
     facts.set("vulnerability.crime", answer, None, evidence);
 }

@@ -1,7 +1,11 @@
 //! Which of many things a server takes: offer all, take out the one that it chose, and offer the
 //! rest, until it refuses.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
 
 use super::probe::{Flight, Outcome, Prober, Until, says_why};
 use crate::names::{Bulk, GROUPS, Group, GroupKind, KeyExchange, SCHEMES, Suite, Version, suites};
@@ -293,8 +297,12 @@ fn take_out(left: &mut Option<Vec<u16>>, chosen: Option<u16>, seen: &mut Vec<u16
     }
 }
 
-/// The suites that a server takes with a version.
-pub async fn enumerate_suites(prober: &Prober, version: Version) -> (Taken<u16>, Seen) {
+/// The suites that a server takes with a version; in TLS 1.2, `knows` is told of the first.
+pub async fn enumerate_suites(
+    prober: &Prober,
+    version: Version,
+    knows: Option<oneshot::Sender<()>>,
+) -> (Taken<u16>, Seen) {
     let mut narrow = Narrow::new(version);
     let mut offered = suites_of(version);
     if version != Version::Tls1_2 {
@@ -320,6 +328,7 @@ pub async fn enumerate_suites(prober: &Prober, version: Version) -> (Taken<u16>,
         return narrowing(prober, offered, narrow).await;
     };
     let first = *first;
+    knows.and_then(|knows| knows.send(()).ok());
     offered.retain(|suite| *suite != first);
     let mut first_last = offered.clone();
     first_last.push(first);
@@ -341,21 +350,43 @@ pub async fn enumerate_suites(prober: &Prober, version: Version) -> (Taken<u16>,
     (Taken { items, end: taken.end }, seen)
 }
 
-/// By the kinds of key exchange, at the same time.
+/// How keys are agreed, of a part of a list.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Agreed {
+    Ecdhe,
+    Dhe,
+    Otherwise,
+}
+
+/// By the kinds of key exchange and cipher, at the same time.
 async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
-    let by = |kx: KeyExchange| move |code: &u16| agrees_by(*code, kx);
-    let (ecdhe, rest): (Vec<u16>, Vec<u16>) = offered.into_iter().partition(by(KeyExchange::Ecdhe));
-    let (dhe, rest): (Vec<u16>, Vec<u16>) = rest.into_iter().partition(by(KeyExchange::Dhe));
     let version = narrow.version;
-    let (ecdhe, dhe, rest) = tokio::join!(
-        narrowing(prober, ecdhe, narrow),
-        narrowing(prober, dhe, Narrow::wide(version)),
-        narrowing(prober, rest, Narrow { flights: false, ..Narrow::wide(version) }),
-    );
-    let (mut taken, mut seen) = ecdhe;
-    for (more, beside) in [dhe, rest] {
+    let mut parts: BTreeMap<_, Vec<u16>> = BTreeMap::new();
+    for suite in offered.into_iter().filter_map(Suite::from_code) {
+        let by = match suite.key_exchange() {
+            KeyExchange::Ecdhe => Agreed::Ecdhe,
+            KeyExchange::Dhe => Agreed::Dhe,
+            _ => Agreed::Otherwise,
+        };
+        parts.entry((by, !suite.is_aead())).or_default().push(suite.code);
+    }
+    // One goes on with what is narrow; and to read primes takes whole flights.
+    let mut narrow = Some(narrow);
+    let asked = parts.into_iter().map(|((by, _), part)| {
+        let wide = || Narrow { flights: by == Agreed::Dhe, ..Narrow::wide(version) };
+        let narrow = match by {
+            Agreed::Ecdhe => narrow.take().unwrap_or_else(wide),
+            _ => wide(),
+        };
+        narrowing(prober, part, narrow)
+    });
+    let mut taken = Taken { items: Vec::new(), end: End::Refused("none was offered".to_owned()) };
+    let mut seen = Seen::default();
+    for (more, beside) in join_all(asked).await {
         taken.items.extend(more.items);
         taken.end = end(taken.end, more.end);
+        seen.groups.extend(beside.groups);
+        seen.schemes.extend(beside.schemes);
         seen.primes.extend(beside.primes);
     }
     (taken, seen)

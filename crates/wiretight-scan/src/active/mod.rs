@@ -25,7 +25,7 @@ pub mod vulnerabilities;
 
 pub use http::{host_header, http, redirect};
 pub use link::{Event, Link, Trouble};
-pub use many::{Depth, scan_many};
+pub use many::{Depth, Feed, GATHER, scan_many};
 pub use pace::{Pace, Paces};
 pub use probe::{Flight, Outcome, Prober, Reply, Until};
 pub use quic::quic;

@@ -1,10 +1,12 @@
 //! A scan of one address: the order of the questions.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::caa::caa;
@@ -102,7 +104,7 @@ pub async fn scan_address(target: &Target, address: SocketAddr, options: &Option
     let examined = examine(&presented, Some(&target.host), started, &options.stores);
     facts.extend(examined.facts);
     let chains = examined.chains;
-    let judgement = judge::judge(&reached, &facts, &chains);
+    let judgement = Arc::new(judge::judge(&reached, &facts, &chains));
     Report {
         target: target.clone(),
         address: Some(address.ip()),
@@ -142,7 +144,7 @@ async fn ask_all(
         }
         if facts.yes("plaintext") {
             let evidence = facts.get("starttls.offered").map(|f| f.evidence.clone());
-            return Reached::Plaintext { evidence: evidence.unwrap_or_default() };
+            return Reached::Plaintext { evidence: evidence.unwrap_or_default().into_owned() };
         }
     }
     match first(prober).await {
@@ -169,20 +171,74 @@ async fn ask_all(
     if facts.answer("plaintext") != Answer::No {
         facts.set("plaintext", Answer::No, None, "TLS is spoken");
     }
-    // The versions, each with its suites; then, at the same time, what depends on them.
+    // At the same time: the versions, each with its suites, and then what depends on them; what is asked
+    // beside TLS; and, as soon as TLS 1.2 is known to be spoken, the handshakes that are completed, for
+    // they take the most round trips.
+    let ssl2_known = facts.get("protocol.ssl2").is_some();
+    let (knows, known) = oneshot::channel();
+    let (completed, early) = oneshot::channel();
+    let early_handshakes = async {
+        let seen = match known.await {
+            Ok(()) => {
+                let hello = tls12::hello(prober, Version::Tls1_2);
+                Some(vulnerabilities::with_sessions(prober, &hello).await)
+            }
+            Err(_) => None,
+        };
+        let _ = completed.send(seen);
+    };
+    let ((), around, found) = tokio::join!(
+        timed("handshakes", early_handshakes),
+        timed("around", around(prober, target)),
+        timed("TLS", tls(prober, ssl2_known, knows, early)),
+    );
+    facts.extend(around);
+    facts.extend(found.facts);
+    presented.extend(found.presented);
+    // At the end, for a server that serves one at a time and rests after it refused lets all wait.
+    if let Some(newest) = found.hellos.first() {
+        facts.extend(sessions::renegotiation(prober, newest, found.completes).await);
+    }
+    if facts.yes("client_certificate.required") {
+        // Only who has one could ask on; it is not the answers that did not tell.
+        facts.untest("session.");
+        facts.untest("http.");
+    }
+    Reached::Tls
+}
+
+/// What was found of TLS.
+struct Found {
+    facts: Facts,
+    presented: Vec<Presented>,
+    /// Hellos with which handshakes can be completed, and whether they are.
+    hellos: Vec<ClientHello>,
+    completes: Result<(), String>,
+}
+
+/// What the handshakes in TLS 1.2 showed that were completed early, if any were.
+type Early = Option<(Facts, Result<(), String>)>;
+
+async fn tls(
+    prober: &Prober,
+    ssl2_known: bool,
+    knows: oneshot::Sender<()>,
+    early: oneshot::Receiver<Early>,
+) -> Found {
+    let mut facts = Facts::default();
     let ssl2 = async {
-        match facts.get("protocol.ssl2") {
-            Some(_) => Facts::default(),
-            None => ssl2::ssl2(prober).await,
+        match ssl2_known {
+            true => Facts::default(),
+            false => ssl2::ssl2(prober).await,
         }
     };
     let (ssl2, ssl3, tls1_0, tls1_1, tls1_2, tls1_3) = tokio::join!(
         ssl2,
-        timed("SSL 3.0", version(prober, Version::Ssl3)),
-        timed("TLS 1.0", version(prober, Version::Tls1_0)),
-        timed("TLS 1.1", version(prober, Version::Tls1_1)),
-        timed("TLS 1.2", version(prober, Version::Tls1_2)),
-        timed("TLS 1.3", version(prober, Version::Tls1_3)),
+        timed("SSL 3.0", version(prober, Version::Ssl3, None)),
+        timed("TLS 1.0", version(prober, Version::Tls1_0, None)),
+        timed("TLS 1.1", version(prober, Version::Tls1_1, None)),
+        timed("TLS 1.2", version(prober, Version::Tls1_2, Some(knows))),
+        timed("TLS 1.3", version(prober, Version::Tls1_3, None)),
     );
     facts.extend(ssl2);
     let versions = [ssl3, tls1_0, tls1_1, tls1_2, tls1_3];
@@ -196,8 +252,15 @@ async fn ask_all(
         facts.answer(&format!("suites.{}", version.key())) == Answer::Inconclusive
     };
     spoken.unclear = Version::ALL.into_iter().filter(unclear).collect();
-    // What complete handshakes before TLS 1.3 tell: sessions and flaws.
     let hellos = complete_hellos(prober, &spoken);
+    let handshakes = async {
+        let Some(newest) = hellos.first() else { return (Facts::default(), Ok(())) };
+        match early.await {
+            Ok(Some((facts, Ok(())))) => (facts, Ok(())),
+            // With what is known to be taken.
+            _ => vulnerabilities::with_sessions(prober, newest).await,
+        }
+    };
     let (
         groups,
         curves,
@@ -205,9 +268,9 @@ async fn ask_all(
         primes,
         extensions,
         (shown, sni),
-        around,
         hidden,
-        (flaws, completes),
+        (handshakes, completes),
+        flaws,
     ) = tokio::join!(
         timed("groups", groups(prober, &spoken)),
         timed("curves", curves(prober, &spoken)),
@@ -215,13 +278,13 @@ async fn ask_all(
         timed("primes", primes(prober, &spoken)),
         timed("extensions", extensions::extensions(prober, &spoken)),
         timed("certificates", certificates(prober, &spoken)),
-        timed("around", around(prober, target)),
         timed("hidden", hidden(prober, &spoken)),
-        timed("flaws", vulnerabilities::with_sessions(prober, &hellos)),
+        timed("sessions", handshakes),
+        timed("flaws", vulnerabilities::of_versions(prober, &hellos)),
     );
-    presented.extend(shown);
+    let mut presented = shown;
     presented.extend(hidden.0);
-    let found = [groups, curves, schemes, primes, extensions, sni, around, flaws, hidden.1];
+    let found = [groups, curves, schemes, primes, extensions, sni, handshakes, flaws, hidden.1];
     // One version may ask the client for a certificate where another does not: what was seen stays.
     let asked: Vec<(&str, Fact)> = [
         "client_certificate.requested",
@@ -235,16 +298,7 @@ async fn ask_all(
     for (id, Fact { answer, value, evidence }) in asked {
         facts.set(id, answer, value, evidence);
     }
-    // At the end, for a server that serves one at a time and rests after it refused lets all wait.
-    if let Some(newest) = hellos.first() {
-        facts.extend(sessions::renegotiation(prober, newest, completes).await);
-    }
-    if facts.yes("client_certificate.required") {
-        // Only who has one could ask on; it is not the answers that did not tell.
-        facts.untest("session.");
-        facts.untest("http.");
-    }
-    Reached::Tls
+    Found { facts, presented, hellos, completes }
 }
 
 /// The first of these that says yes.
@@ -383,10 +437,14 @@ impl Spoken {
     }
 }
 
-/// Whether a version is spoken, and with which suites.
-async fn version(prober: &Prober, version: Version) -> (Version, Vec<u16>, Seen, Facts) {
+/// Whether a version is spoken, and with which suites; `knows` is told as soon as it is.
+async fn version(
+    prober: &Prober,
+    version: Version,
+    knows: Option<oneshot::Sender<()>>,
+) -> (Version, Vec<u16>, Seen, Facts) {
     let mut facts = Facts::default();
-    let (taken, seen) = enumerate_suites(prober, version).await;
+    let (taken, seen) = enumerate_suites(prober, version, knows).await;
     let key = version.key();
     let list = taken.list();
     let name = |code: u16| {
@@ -425,12 +483,18 @@ async fn version(prober: &Prober, version: Version) -> (Version, Vec<u16>, Seen,
         None if list.is_empty() => {}
         None => facts.set(preference, Answer::Untested, None, "one suite has no order"),
     }
-    set_list(&mut facts, &format!("suites.{key}"), &list, &taken.end, name);
+    set_list(&mut facts, format!("suites.{key}"), &list, &taken.end, name);
     (version, list, seen, facts)
 }
 
 /// The fact of a list: yes where all of it is known.
-fn set_list(facts: &mut Facts, id: &str, taken: &[u16], end: &End, name: impl Fn(u16) -> String) {
+fn set_list(
+    facts: &mut Facts,
+    id: impl Into<Cow<'static, str>>,
+    taken: &[u16],
+    end: &End,
+    name: impl Fn(u16) -> String,
+) {
     let names: Vec<String> = taken.iter().copied().map(name).collect();
     let found = match names.len() {
         0 => None,

@@ -1,5 +1,6 @@
 //! What follows a handshake: resumption, 0-RTT, renegotiation, and client certificates.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -310,15 +311,15 @@ pub(super) async fn after(
 ) -> Facts {
     let mut facts = Facts::default();
     let hello = asking_for_tickets(hello);
-    let unknown = |facts: &mut Facts, answer: Answer, why: &str| {
+    let unknown = |facts: &mut Facts, answer: Answer, why: Cow<'static, str>| {
         for id in ["session.psk", "session.psk_without_dhe", "session.early_data"] {
-            facts.set(id, answer, None, why);
+            facts.set(id, answer, None, why.clone());
         }
     };
     let mut first = match first {
         Ok(client) => client,
         Err(failure) => {
-            unknown(&mut facts, Answer::Inconclusive, &format!("no handshake: {failure}"));
+            unknown(&mut facts, Answer::Inconclusive, format!("no handshake: {failure}").into());
             return facts;
         }
     };
@@ -338,7 +339,7 @@ pub(super) async fn after(
         let old = match &ticket {
             Ok(old) => old,
             Err(Failure::Trouble(Trouble::TimedOut(_))) => {
-                unknown(&mut facts, Answer::No, "no ticket came after the handshake");
+                unknown(&mut facts, Answer::No, "no ticket came after the handshake".into());
                 return facts;
             }
             Err(failure) => {
@@ -349,7 +350,7 @@ pub(super) async fn after(
                     Failure::Alert(1, 0) => Answer::No,
                     _ => Answer::Inconclusive,
                 };
-                unknown(&mut facts, answer, &why);
+                unknown(&mut facts, answer, why.into());
                 return facts;
             }
         };

@@ -533,7 +533,7 @@ type Of = for<'f> fn(&'f Findings<'_>) -> &'f Finding;
 pub(super) fn set(all: &[Findings<'_>], facts: &mut Facts) {
     const EVERY: [Answer; 4] = [Answer::No, Answer::Inconclusive, Answer::Untested, Answer::Yes];
     const SOME: [Answer; 4] = [Answer::Yes, Answer::Inconclusive, Answer::No, Answer::Untested];
-    let mut put = |id: &str, value, rank, of: Of| {
+    let mut put = |id: &'static str, value, rank, of: Of| {
         let finding = combined(all, rank, of);
         facts.set(id, finding.answer, value, finding.evidence);
     };

@@ -5,7 +5,12 @@ pub mod marks;
 mod profiles;
 pub mod rules;
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +35,32 @@ pub fn judge(reached: &Reached, facts: &Facts, chains: &[Chain]) -> Judgement {
 }
 
 /// The same level and answers where next to nothing was asked: of all that could not be told, the
-/// worst alone is named.
-pub fn judge_in_short(reached: &Reached, facts: &Facts) -> Judgement {
+/// worst alone is named. Of many hosts most say the same: what that is worth is remembered.
+pub fn judge_in_short(reached: &Reached, facts: &Facts) -> Arc<Judgement> {
+    const MOST: usize = 256;
+    type Known = HashMap<u64, (Reached, Facts, Arc<Judgement>)>;
+    thread_local! {
+        static KNOWN: RefCell<Known> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        let hash = known.hasher().hash_one((reached, facts));
+        match known.get(&hash) {
+            Some((as_reached, as_facts, judged)) if as_reached == reached && as_facts == facts => {
+                judged.clone()
+            }
+            _ => {
+                if known.len() >= MOST {
+                    known.clear();
+                }
+                let judged = Arc::new(judge_in_short_anew(reached, facts));
+                known.insert(hash, (reached.clone(), facts.clone(), judged.clone()));
+                judged
+            }
+        }
+    })
+}
+
+fn judge_in_short_anew(reached: &Reached, facts: &Facts) -> Judgement {
     let seen = Seen { reached, facts, chains: &[] };
     let profiles = Profile::ALL.iter().map(|profile| profile.verdict_in_short(&seen)).collect();
     judgement(in_short(RULES, &seen), profiles)
@@ -118,9 +147,9 @@ pub struct Judgement {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// The rule that says so; its id is as stable as a fact's.
-    pub rule: String,
+    pub rule: Cow<'static, str>,
     /// The fact that it follows from.
-    pub fact: String,
+    pub fact: Cow<'static, str>,
     /// Yes where it was seen; inconclusive or untested where it may be so and nobody can tell.
     pub answer: Answer,
     /// The best level that it leaves.
@@ -128,16 +157,16 @@ pub struct Reason {
     /// What is wrong, with the values seen.
     pub what: String,
     /// The standard that says so, with its section.
-    pub standard: String,
+    pub standard: Cow<'static, str>,
     /// What to change.
-    pub change: String,
+    pub change: Cow<'static, str>,
 }
 
 /// Whether a profile is met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The profile's name: `bcp195`.
-    pub profile: String,
+    pub profile: Cow<'static, str>,
     /// Yes, no, or inconclusive where a fact that it needs is.
     pub answer: Answer,
     /// Why not.

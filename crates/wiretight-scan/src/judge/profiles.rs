@@ -101,8 +101,7 @@ impl Profile {
     }
 
     fn verdict_of(self, reasons: Vec<Reason>, seen: &Seen<'_>) -> Verdict {
-        let verdict =
-            |answer, reasons| Verdict { profile: self.name().to_owned(), answer, reasons };
+        let verdict = |answer, reasons| Verdict { profile: self.name().into(), answer, reasons };
         let answer = match reasons.iter().any(|reason| reason.answer == Answer::Yes) {
             true => Answer::No,
             false if !reasons.is_empty() => Answer::Inconclusive,
@@ -425,7 +424,7 @@ fn tls1_2(seen: &Seen<'_>) -> Finding {
 }
 
 /// Values of a fact's list that are not allowed; where it could not be told, that is open.
-fn outside(seen: &Seen<'_>, id: &str, allowed: impl Fn(&str) -> bool) -> Finding {
+fn outside(seen: &Seen<'_>, id: &'static str, allowed: impl Fn(&str) -> bool) -> Finding {
     let other: Vec<_> = seen.facts.list(id).iter().filter(|n| !allowed(n)).cloned().collect();
     match seen.facts.answer(id) {
         _ if !other.is_empty() => Finding::wrong(id, other),
@@ -509,7 +508,7 @@ fn nist_curves(seen: &Seen<'_>) -> Finding {
         return Finding::Fine;
     }
     match ids.iter().find(|id| seen.facts.answer(id) == Answer::Inconclusive) {
-        Some(id) => Finding::open(seen, id),
+        Some(id) => Finding::open(seen, *id),
         None if seen.facts.yes(ids[0]) => Finding::wrong(ids[0], seen.facts.list(ids[0]).to_vec()),
         // Without any curve, there is none to be right.
         None => Finding::Fine,

@@ -7,6 +7,8 @@
 //! BCP 195 (RFC 8996, RFC 9325 as RFC 10015 updates it, RFC 9852), and the RFC that forbids the
 //! thing itself. What holds in a part of the world alone is in the [profiles](super::Profile).
 
+use std::borrow::Cow;
+
 use super::{Level, Reason, marks};
 use crate::Reached;
 use crate::certificate::Chain;
@@ -83,18 +85,18 @@ pub enum Finding {
     /// It is wrong.
     Wrong {
         /// The fact that says so.
-        fact: String,
+        fact: Cow<'static, str>,
         /// Which suites, how many bits.
         values: Vec<String>,
     },
     /// It may be wrong: the question was asked in vain, or not at all.
     Open {
         /// The fact that would say so.
-        fact: String,
+        fact: Cow<'static, str>,
         /// Inconclusive or untested.
         answer: Answer,
         /// Why there is no answer.
-        evidence: String,
+        evidence: Cow<'static, str>,
     },
 }
 
@@ -115,13 +117,13 @@ impl Rule {
 
     fn reason_of(&self, finding: Finding) -> Option<Reason> {
         let reason = |fact, answer, level, what| Reason {
-            rule: self.id.to_owned(),
+            rule: self.id.into(),
             fact,
             answer,
             level,
             what,
-            standard: self.standard.to_owned(),
-            change: self.change.to_owned(),
+            standard: self.standard.into(),
+            change: self.change.into(),
         };
         match finding {
             Finding::Fine => None,
@@ -181,22 +183,23 @@ impl Test {
 }
 
 impl Finding {
-    pub(super) fn wrong(fact: &str, values: Vec<String>) -> Self {
-        Self::Wrong { fact: fact.to_owned(), values }
+    pub(super) fn wrong(fact: impl Into<Cow<'static, str>>, values: Vec<String>) -> Self {
+        Self::Wrong { fact: fact.into(), values }
     }
 
     /// That a fact which is neither yes nor no would have to say.
-    pub(super) fn open(seen: &Seen<'_>, fact: &str) -> Self {
-        let found = seen.facts.get(fact);
+    pub(super) fn open(seen: &Seen<'_>, fact: impl Into<Cow<'static, str>>) -> Self {
+        let fact = fact.into();
+        let found = seen.facts.get(&fact);
         Self::Open {
-            fact: fact.to_owned(),
             answer: found.map_or(Answer::Untested, |fact| fact.answer),
             evidence: found.map(|fact| fact.evidence.clone()).unwrap_or_default(),
+            fact,
         }
     }
 
     /// Wrong if there are such values.
-    pub(super) fn any(fact: &str, values: Vec<String>) -> Self {
+    pub(super) fn any(fact: impl Into<Cow<'static, str>>, values: Vec<String>) -> Self {
         if values.is_empty() { Self::Fine } else { Self::wrong(fact, values) }
     }
 }
@@ -498,9 +501,9 @@ fn plaintext(seen: &Seen<'_>) -> Finding {
 fn unreachable(seen: &Seen<'_>) -> Finding {
     match seen.reached {
         Reached::Unknown { evidence } | Reached::Unreachable { evidence } => Finding::Open {
-            fact: "plaintext".to_owned(),
+            fact: "plaintext".into(),
             answer: Answer::Inconclusive,
-            evidence: evidence.clone(),
+            evidence: evidence.clone().into(),
         },
         _ => Finding::Fine,
     }
@@ -512,7 +515,7 @@ fn versions(seen: &Seen<'_>) -> Finding {
         return Finding::Fine;
     }
     match answers.iter().find(|(_, answer)| *answer != Answer::No) {
-        Some((id, _)) => Finding::open(seen, id),
+        Some((id, _)) => Finding::open(seen, *id),
         None => Finding::wrong("protocol.tls1_2", Vec::new()),
     }
 }
@@ -523,7 +526,7 @@ fn suites_told(seen: &Seen<'_>) -> Finding {
         let id = format!("suites.{}", version.key());
         let told = matches!(seen.facts.answer(&id), Answer::Yes | Answer::No);
         if seen.facts.yes(&format!("protocol.{}", version.key())) && !told {
-            return Finding::open(seen, &id);
+            return Finding::open(seen, id);
         }
     }
     Finding::Fine
@@ -547,14 +550,14 @@ fn named(suites: impl Iterator<Item = Suite>) -> Vec<String> {
 
 fn dhe(seen: &Seen<'_>) -> Finding {
     let named = named(old_suites(seen).filter(|suite| marks::is_dhe(*suite)));
-    Finding::any(&family(seen, "suites"), named)
+    Finding::any(family(seen, "suites"), named)
 }
 
 /// What no rule of its own names: SRP, Kerberos, plain PSK, GOST with a MAC.
 fn not_modern(seen: &Seen<'_>) -> Finding {
     let odd = old_suites(seen)
         .filter(|suite| marks::suite(suite.name) == Level::Acceptable && !suite.is_cbc());
-    Finding::any(&family(seen, "suites"), named(odd))
+    Finding::any(family(seen, "suites"), named(odd))
 }
 
 /// The fact about the newest version before TLS 1.3 that is spoken.
@@ -624,7 +627,7 @@ fn untrusted(seen: &Seen<'_>) -> Finding {
             let why = seen.facts.get(stores[at]).map(|fact| fact.evidence.clone());
             let own = seen.facts.yes("certificate.self_signed");
             let own = own.then(|| "it signed itself".to_owned());
-            let why = own.or(why.filter(|why| !why.is_empty()));
+            let why = own.or(why.filter(|why| !why.is_empty()).map(Cow::into_owned));
             Finding::wrong(stores[at], why.into_iter().collect())
         }
         None => Finding::open(seen, stores[0]),
@@ -648,7 +651,7 @@ fn validity(seen: &Seen<'_>) -> Finding {
     let id = "certificate.valid";
     match (seen.facts.answer(id), seen.facts.get(id)) {
         (Answer::No, Some(fact)) if !fact.evidence.is_empty() => {
-            Finding::wrong(id, vec![fact.evidence.clone()])
+            Finding::wrong(id, vec![fact.evidence.to_string()])
         }
         (Answer::No, _) => Finding::wrong(id, Vec::new()),
         _ => Test::Must(id).run(seen),

@@ -51,7 +51,7 @@ const SHARES: [Share; 4] = [
 fn certificate(report: &Report) -> Answer {
     let rules = ["certificate-untrusted", "certificate-name", "certificate-validity"];
     let reasons = report.judgement.reasons.iter();
-    let blamed = reasons.filter(|reason| rules.contains(&reason.rule.as_str()));
+    let blamed = reasons.filter(|reason| rules.contains(&reason.rule.as_ref()));
     match blamed.map(|reason| reason.answer).min() {
         _ if report.reached != Reached::Tls => Answer::Untested,
         Some(Answer::Yes) => Answer::No,
@@ -86,8 +86,8 @@ impl Html {
         self.times = Some((first.min(started), last.max(started)));
         for reason in judgement.reasons.iter().filter(|reason| reason.answer == Answer::Yes) {
             let rule = crate::judge::rules::RULES.iter().find(|rule| rule.id == reason.rule);
-            let what = rule.map_or(reason.rule.as_str(), |rule| rule.what);
-            let entry = self.reasons.entry(reason.rule.clone());
+            let what = rule.map_or(reason.rule.as_ref(), |rule| rule.what);
+            let entry = self.reasons.entry(reason.rule.to_string());
             entry.or_insert_with(|| (reason.level, what.to_owned(), 0)).2 += 1;
         }
         for (n, profile) in Profile::ALL.iter().enumerate() {
@@ -355,7 +355,7 @@ fn target(report: &Report, number: usize) -> String {
 fn reasons(page: &mut String, report: &Report, reasons: &[&Reason]) {
     page.push_str("<div class=\"scroll\"><table class=\"reasons\"><thead><tr><th></th><th>Finding</th><th>Change</th><th>By</th></tr></thead><tbody>");
     for reason in reasons {
-        let evidence = report.facts.get(&reason.fact).map_or("", |fact| fact.evidence.as_str());
+        let evidence = report.facts.get(&reason.fact).map_or("", |fact| fact.evidence.as_ref());
         let evidence = match evidence.is_empty() || reason.what.contains(evidence) {
             true => String::new(),
             false => format!("<q>{}</q>", esc(evidence)),

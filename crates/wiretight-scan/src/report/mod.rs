@@ -110,6 +110,35 @@ impl Default for Options {
     }
 }
 
+/// A report as far as it can be written before those that come before it are: where that is all of it,
+/// only bytes go from the thread that scans to the one that writes.
+pub struct Prepared(Part);
+
+enum Part {
+    Whole(Box<Report>),
+    Line(Vec<u8>),
+}
+
+impl Prepared {
+    /// Prepares a report.
+    pub fn new(format: Format, report: Report) -> Self {
+        // What JSON does not have, no report has either.
+        let line = match format {
+            Format::Jsonl => line(&report).ok(),
+            _ => None,
+        };
+        Self(line.map_or_else(|| Part::Whole(Box::new(report)), Part::Line))
+    }
+}
+
+/// A line of JSON.
+fn line(report: &Report) -> serde_json::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(4 << 10);
+    serde_json::to_writer(&mut line, &Document { schema: SCHEMA, report })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// Writes reports, one by one.
 pub struct Writer<W> {
     out: W,
@@ -147,8 +176,19 @@ impl<W: Write> Writer<W> {
         Self { out, state }
     }
 
-    /// Writes a report. What reads a stream has a whole line of JSON after each, and a whole target
-    /// of a table.
+    /// Writes what was prepared, like [`Writer::report`].
+    ///
+    /// # Errors
+    /// What `out` says.
+    pub fn prepared(&mut self, report: &Prepared) -> io::Result<()> {
+        match &report.0 {
+            Part::Whole(report) => self.report(report),
+            Part::Line(line) => self.out.write_all(line),
+        }
+    }
+
+    /// Writes a report: after [`Writer::flush`], what reads a stream has a whole line of JSON, or a
+    /// whole target of a table.
     ///
     /// # Errors
     /// What `out` says.
@@ -163,15 +203,20 @@ impl<W: Write> Writer<W> {
                 }
                 serde_json::to_writer(&mut *out, report)?;
             }
-            State::Jsonl => {
-                serde_json::to_writer(&mut *out, &Document { schema: SCHEMA, report })?;
-                writeln!(out)?;
-            }
+            State::Jsonl => out.write_all(&line(report)?)?,
             State::Sarif(sarif) => sarif.report(out, report)?,
             State::Cbom(cbom) => cbom.report(out, report)?,
             State::Html(html) => html.report(report)?,
         }
-        out.flush()
+        Ok(())
+    }
+
+    /// Sends on what has been written.
+    ///
+    /// # Errors
+    /// What `out` says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 
     /// Writes what comes last, without which JSON is no JSON, and gives `out` back.

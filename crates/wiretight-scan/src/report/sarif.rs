@@ -98,7 +98,7 @@ fn result(report: &Report, reason: &Reason) -> Value {
         _ => ("open", "none"),
     };
     let message = format!("{}. {}. By {}.", reason.what, reason.change, reason.standard);
-    let evidence = report.facts.get(&reason.fact).map(|fact| fact.evidence.as_str());
+    let evidence = report.facts.get(&reason.fact).map(|fact| fact.evidence.as_ref());
     let mut result = json!({
         "ruleId": reason.rule,
         "kind": kind,

@@ -131,7 +131,7 @@ impl Table {
                 Answer::Inconclusive => Mark::Open,
                 Answer::Untested => Mark::Plain,
             };
-            let why: Vec<_> = verdict.reasons.iter().map(|r| r.rule.as_str()).collect();
+            let why: Vec<_> = verdict.reasons.iter().map(|r| r.rule.as_ref()).collect();
             let why = match why.is_empty() {
                 true => verdict.answer.to_string(),
                 false => format!("{}: {}", verdict.answer, why.join(", ")),

@@ -223,7 +223,7 @@ impl View<'_> {
             id: id.to_owned(),
             label: label(id),
             text: answer_text(id, fact),
-            evidence: fact.evidence.clone(),
+            evidence: fact.evidence.to_string(),
         }
     }
 
@@ -249,7 +249,7 @@ impl View<'_> {
                 (Answer::Inconclusive, _) => (Mark::Open, "inconclusive"),
                 (Answer::Untested, _) => (Mark::Plain, "not asked"),
             };
-            let evidence = fact.evidence.clone();
+            let evidence = fact.evidence.to_string();
             rows.push(Row { mark, id, label, text: text.to_owned(), evidence });
         }
         Section { title: "Protocols".to_owned(), rows }
@@ -282,7 +282,7 @@ impl View<'_> {
                 id: id.clone(),
                 label: "Others".to_owned(),
                 text: "inconclusive".to_owned(),
-                evidence: fact.evidence.clone(),
+                evidence: fact.evidence.to_string(),
             });
         }
         let order = match self.facts.answer(&format!("preference.{}", version.key())) {
@@ -324,7 +324,7 @@ impl View<'_> {
                     id: id.to_owned(),
                     label: format!("Others of {versions}"),
                     text: "inconclusive".to_owned(),
-                    evidence: fact.evidence.clone(),
+                    evidence: fact.evidence.to_string(),
                 });
             }
         }
@@ -345,7 +345,7 @@ impl View<'_> {
             };
             let names = self.facts.list(&id).join(", ");
             let text = if names.is_empty() { answer_text(&id, fact) } else { names };
-            let evidence = fact.evidence.clone();
+            let evidence = fact.evidence.to_string();
             rows.push(Row { mark, id, label: version.to_string(), text, evidence });
         }
         Section { title: "Signatures of handshakes".to_owned(), rows }

@@ -30,7 +30,12 @@ pub fn agreed(one: &Facts, other: &Facts) -> Facts {
         let Some(second) = other.get(id) else { continue };
         if same(fact.answer, fact.value.as_ref(), second.answer, second.value.as_ref()) {
             let value = fact.value.clone().or_else(|| second.value.clone());
-            both.set(id, fact.answer, value, format!("{}; {}", fact.evidence, second.evidence));
+            both.set(
+                id.to_owned(),
+                fact.answer,
+                value,
+                format!("{}; {}", fact.evidence, second.evidence),
+            );
         }
     }
     both

@@ -104,7 +104,7 @@ fn nothing(why: String) -> Said {
 fn facts(found: &Json) -> Facts {
     let mut facts = Facts::default();
     let result = |name: &str| Some(&found[name]["result"]).filter(|result| !result.is_null());
-    let mut say = |id: &str, answer: Option<bool>| {
+    let mut say = |id: &'static str, answer: Option<bool>| {
         if let Some(yes) = answer {
             facts.set(id, yes_or_no(yes), None, "sslyze");
         }
@@ -224,7 +224,7 @@ fn certificates(info: &Json, facts: &mut Facts) {
     if leaves.is_empty() {
         return;
     }
-    let every = |id: &str, what: &dyn Fn(&Json) -> bool, facts: &mut Facts| {
+    let every = |id: &'static str, what: &dyn Fn(&Json) -> bool, facts: &mut Facts| {
         facts.set(id, yes_or_no(chains.iter().all(|chain| what(chain))), None, "sslyze");
     };
     every("certificate.ordered", &|chain| chain["received_chain_has_valid_order"] == true, facts);

@@ -80,7 +80,7 @@ fn facts(findings: &[(String, String, String)]) -> Facts {
             f if f.starts_with("offered") || f.contains("vulnerable") => Some(true),
             _ => None,
         };
-        let mut say = |id: &str, answer: Option<bool>| {
+        let mut say = |id: &'static str, answer: Option<bool>| {
             if let Some(yes) = answer {
                 // Of several certificates, the worst counts: it is said of every one, or of any.
                 let bad = matches!(id, "certificate.self_signed" | "certificate.weak_signature");

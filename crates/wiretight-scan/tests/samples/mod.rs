@@ -177,7 +177,7 @@ pub fn hostile() -> Report {
     report.facts.set("certificate.name", No, None, evil);
     report.facts.set("http.header.server", Yes, Some(Value::Text(evil.into())), evil);
     report.target = "https://hostile.example.com".parse().unwrap_or_else(|e| panic!("{e}"));
-    report.judgement = judge(&report.reached, &report.facts, &report.chains);
+    report.judgement = judge(&report.reached, &report.facts, &report.chains).into();
     report
 }
 
@@ -320,7 +320,7 @@ pub fn report(
         reached,
         facts,
         chains,
-        judgement,
+        judgement: judgement.into(),
     }
 }
 

@@ -16,10 +16,11 @@ use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use wiretight_proxy::mesh::Registry;
-use wiretight_scan::active::{Depth, Options, Paces, scan_many};
+use wiretight_scan::active::{Depth, Feed, GATHER, Options, Paces, scan_many};
 use wiretight_scan::certificate::{Roots, Stores};
+use wiretight_scan::facts::Answer;
 use wiretight_scan::judge::{Level, Profile};
-use wiretight_scan::report::{self, Detail, Format, Writer};
+use wiretight_scan::report::{self, Detail, Format, Prepared, Writer};
 use wiretight_scan::{Reached, Report, Target};
 
 use super::{Where, get, term};
@@ -103,6 +104,9 @@ pub(super) struct Scan {
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
 }
+
+/// Targets, and reports, that wait for each other at the most.
+const AT_ONCE: usize = 1024;
 
 /// What a run has come to.
 #[derive(Default)]
@@ -190,12 +194,17 @@ impl Scan {
         };
         let depth = if self.quick { Depth::Quick } else { Depth::Full };
         let at_a_time = self.parallel.unwrap_or(if self.quick { 1000 } else { 32 });
-        let (to_scan, targets) = mpsc::channel(1024);
-        let (reports, mut results) = mpsc::channel(64);
+        let (to_scan, targets) = mpsc::channel(AT_ONCE);
+        let (reports, mut results) = mpsc::channel(AT_ONCE);
         let source = self.targets.clone();
         // Reading may block: a thread of its own, which ends with the channel.
-        let reader = std::thread::spawn(move || read(given, source.as_deref(), &done, &to_scan));
-        scan_many(targets, reports, at_a_time, depth, &options)?;
+        let runtime = tokio::runtime::Handle::current();
+        let reader = std::thread::spawn(move || {
+            read(given, source.as_deref(), &done, Feed::new(&to_scan, runtime))
+        });
+        let (format, wanted) = (self.format, self.wanted());
+        let made = move |report: Report| (wanted.grade(&report), Prepared::new(format, report));
+        scan_many(targets, reports, at_a_time, depth, &options, made)?;
 
         let (out, style) = self.out()?;
         let mut writer = Writer::new(self.format, out, style);
@@ -204,8 +213,8 @@ impl Scan {
         let stopped = tokio::signal::ctrl_c();
         tokio::pin!(stopped);
         loop {
-            let report = tokio::select! {
-                report = results.recv() => report,
+            let first = tokio::select! {
+                first = results.recv() => first,
                 _ = &mut stopped => {
                     progress.clear();
                     eprintln!("wiretight: stopped: what has been scanned is written");
@@ -216,13 +225,23 @@ impl Scan {
                     continue;
                 }
             };
-            let Some(report) = report else { break };
-            self.count(&report, &mut sum);
+            let Some(first) = first else { break };
             progress.clear();
-            match writer.report(&report) {
+            let write = || {
+                let more = std::iter::from_fn(|| results.try_recv().ok()).take(AT_ONCE);
+                for (grade, report) in std::iter::once(first).chain(more) {
+                    sum.add(grade);
+                    writer.prepared(&report)?;
+                }
+                writer.flush()
+            };
+            match write() {
                 // Whoever reads us has seen enough.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(sum),
                 other => other.context("the report cannot be written")?,
+            }
+            if depth == Depth::Quick {
+                tokio::time::sleep(GATHER).await;
             }
         }
         progress.clear();
@@ -240,25 +259,8 @@ impl Scan {
         Ok(sum)
     }
 
-    fn count(&self, report: &Report, sum: &mut Sum) {
-        use wiretight_scan::facts::Answer;
-        sum.reports += 1;
-        let level = report.judgement.level;
-        let untold = level == Level::Unknown
-            || matches!(report.reached, Reached::Unreachable { .. } | Reached::Unknown { .. });
-        let verdicts = report.judgement.profiles.iter();
-        let asked = verdicts.filter(|v| self.profiles.iter().any(|p| p.to_string() == v.profile));
-        let (mut below, mut open) = (false, false);
-        for verdict in asked {
-            match verdict.answer {
-                Answer::Yes => {}
-                Answer::No => below = true,
-                Answer::Inconclusive | Answer::Untested => open = true,
-            }
-        }
-        below |= !untold && self.fail_below.is_some_and(|least| level < least);
-        sum.below += usize::from(below);
-        sum.untold += usize::from(untold || open);
+    fn wanted(&self) -> Wanted {
+        Wanted { profiles: self.profiles.clone(), fail_below: self.fail_below }
     }
 
     /// Where the report goes, and how it looks there.
@@ -286,6 +288,48 @@ impl Scan {
             }
         };
         Ok((out, style))
+    }
+}
+
+/// What an endpoint is held against.
+#[derive(Clone)]
+struct Wanted {
+    profiles: Vec<Profile>,
+    fail_below: Option<Level>,
+}
+
+/// What is counted of a report.
+#[derive(Default)]
+struct Grade {
+    below: bool,
+    untold: bool,
+}
+
+impl Wanted {
+    fn grade(&self, report: &Report) -> Grade {
+        let level = report.judgement.level;
+        let untold = level == Level::Unknown
+            || matches!(report.reached, Reached::Unreachable { .. } | Reached::Unknown { .. });
+        let verdicts = report.judgement.profiles.iter();
+        let asked = verdicts.filter(|v| self.profiles.iter().any(|p| p.name() == v.profile));
+        let (mut below, mut open) = (false, false);
+        for verdict in asked {
+            match verdict.answer {
+                Answer::Yes => {}
+                Answer::No => below = true,
+                Answer::Inconclusive | Answer::Untested => open = true,
+            }
+        }
+        below |= !untold && self.fail_below.is_some_and(|least| level < least);
+        Grade { below, untold: untold || open }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, grade: Grade) {
+        self.reports += 1;
+        self.below += usize::from(grade.below);
+        self.untold += usize::from(grade.untold);
     }
 }
 
@@ -333,11 +377,11 @@ fn read(
     given: Vec<Target>,
     source: Option<&Path>,
     done: &HashSet<String>,
-    to: &mpsc::Sender<Target>,
+    mut feed: Feed<'_>,
 ) -> anyhow::Result<()> {
-    let new = |target: &Target| !done.contains(&target.to_string());
+    let new = |target: &Target| done.is_empty() || !done.contains(&target.to_string());
     for target in given.into_iter().filter(new) {
-        if to.blocking_send(target).is_err() {
+        if !feed.put(target) {
             return Ok(());
         }
     }
@@ -356,7 +400,7 @@ fn read(
         // One bad line of a million does not stop the rest.
         match text.parse::<Target>() {
             Ok(target) if new(&target) => {
-                if to.blocking_send(target).is_err() {
+                if !feed.put(target) {
                     return Ok(());
                 }
             }

@@ -4,6 +4,7 @@
 //! Whoever stands between can then put commands before those of the client: the server reads both
 //! into one buffer, and does not empty it when TLS begins. The commands that are sent here do nothing.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -315,7 +316,7 @@ impl From<Refused> for Failure {
     }
 }
 
-fn fact(answer: Answer, evidence: impl Into<String>) -> Fact {
+fn fact(answer: Answer, evidence: impl Into<Cow<'static, str>>) -> Fact {
     Fact { answer, value: None, evidence: evidence.into() }
 }
 

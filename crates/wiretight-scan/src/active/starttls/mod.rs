@@ -175,7 +175,7 @@ pub fn facts<S>(outcome: &Result<Upgrade<S>, Refused>) -> Facts {
         _ => evidence.clone(),
     };
     let mut facts = Facts::default();
-    facts.set("starttls.offered", offered, None, &*evidence);
+    facts.set("starttls.offered", offered, None, evidence.clone());
     facts.set("starttls.stripped", stripped, None, trace);
     facts.set("plaintext", plaintext, None, evidence);
     facts

@@ -1,6 +1,8 @@
 //! CCS injection (CVE-2014-0224): a server that takes ChangeCipherSpec before there is a secret
 //! uses keys that anyone can compute.
 
+use futures_util::future::join_all;
+
 use super::{Next, next};
 use crate::active::Prober;
 use crate::active::handshake::{Failure, tls12};
@@ -16,17 +18,20 @@ use crate::parse::{ClientHello, ContentType};
 /// a wrong MAC. What says neither is inconclusive, and what says the second has to say it twice.
 pub async fn ccs_injection(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     let mut facts = Facts::default();
-    let mut refused = Vec::new();
-    let mut unclear = None;
-    for hello in hellos {
-        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
-        let mut seen = ask(prober, hello).await;
-        if seen.0 == Answer::Yes {
-            seen = match ask(prober, hello).await {
+    let twice = hellos.iter().map(async |hello| {
+        let seen = ask(prober, hello).await;
+        match seen.0 {
+            Answer::Yes => match ask(prober, hello).await {
                 (Answer::Yes, evidence) => (Answer::Yes, evidence),
                 (_, then) => (Answer::Inconclusive, format!("{}; then again: {then}", seen.1)),
-            };
+            },
+            _ => seen,
         }
+    });
+    let mut refused = Vec::new();
+    let mut unclear = None;
+    for (hello, seen) in hellos.iter().zip(join_all(twice).await) {
+        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
         match seen {
             (Answer::Yes, evidence) => {
                 let evidence = format!("{version}: {evidence}");

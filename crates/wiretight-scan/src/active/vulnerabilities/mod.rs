@@ -35,32 +35,36 @@ pub async fn all(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     facts
 }
 
-/// All of them, at the same time, where [`sessions`] are asked about too: what those handshakes show
-/// of heartbeats and tickets is not asked for again. The facts of sessions are there then, too, but
-/// for renegotiation, which is for the end: it is left to the caller, with whether handshakes come to
-/// their end.
+/// What handshakes that are completed with this hello show: [`sessions`] but for renegotiation, which is
+/// for the end, heartbeats and tickets; and RSA key transport, at the same time. And whether handshakes
+/// come to their end.
 pub(super) async fn with_sessions(
     prober: &Prober,
-    hellos: &[ClientHello],
+    hello: &ClientHello,
 ) -> (Facts, Result<(), String>) {
-    let Some(newest) = hellos.first() else { return (Facts::default(), Ok(())) };
-    let after_sessions = async {
-        let (mut facts, seen) = sessions::seen(prober, newest).await;
+    let in_turn = async {
+        let (mut facts, seen) = sessions::seen(prober, hello).await;
         match seen.heartbeat {
             Some(false) => facts.extend(heartbleed::without_extension()),
-            _ => facts.extend(heartbleed(prober, newest).await),
+            _ => facts.extend(heartbleed(prober, hello).await),
         }
-        facts.extend(ticketbleed::after(prober, newest, seen.tickets).await);
+        facts.extend(ticketbleed::after(prober, hello, seen.tickets).await);
         (facts, seen.completes)
     };
-    let ((mut facts, completes), robot, ccs_injection, poodle_tls) = tokio::join!(
-        after_sessions,
-        robot(prober, newest),
-        ccs_injection(prober, hellos),
-        poodle_tls(prober, hellos),
-    );
-    [robot, ccs_injection, poodle_tls].into_iter().for_each(|found| facts.extend(found));
+    let ((mut facts, completes), robot) = tokio::join!(in_turn, robot(prober, hello));
+    facts.extend(robot);
     (facts, completes)
+}
+
+/// The others, which need a hello for each version that is spoken.
+pub(super) async fn of_versions(prober: &Prober, hellos: &[ClientHello]) -> Facts {
+    if hellos.is_empty() {
+        return Facts::default();
+    }
+    let (mut facts, poodle_tls) =
+        tokio::join!(ccs_injection(prober, hellos), poodle_tls(prober, hellos));
+    facts.extend(poodle_tls);
+    facts
 }
 
 /// What a server does next.
