@@ -99,10 +99,10 @@ fn shown(when: String, flight: &Flight) -> Option<Presented> {
 pub fn names(with: &[Presented], nameless: &Outcome, strange: &Outcome, facts: &mut Facts) {
     let (id, other) = ("sni.required", "sni.other_certificate");
     match (nameless, strange) {
-        (Outcome::Refused(why), _) => {
+        (Outcome::Refused { why, .. }, _) => {
             facts.set(id, Answer::Yes, None, format!("without a name: {why}"));
         }
-        (_, Outcome::Refused(why)) => {
+        (_, Outcome::Refused { why, .. }) => {
             facts.set(id, Answer::Yes, None, format!("with a strange name: {why}"));
         }
         (Outcome::Taken(_), Outcome::Taken(_)) => {
@@ -128,7 +128,9 @@ pub fn names(with: &[Presented], nameless: &Outcome, strange: &Outcome, facts: &
             };
             facts.set(other, answer, None, format!("without a name: {why}"));
         }
-        Outcome::Refused(_) => facts.set(other, Answer::No, None, "without a name, there is none"),
+        Outcome::Refused { .. } => {
+            facts.set(other, Answer::No, None, "without a name, there is none")
+        }
         _ => facts.set(other, Answer::Inconclusive, None, "the answer did not come"),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
-use super::probe::{Flight, Outcome, Prober, Until, says_why};
+use super::probe::{Flight, Outcome, Prober, Until};
 use crate::names::{Bulk, GROUPS, Group, GroupKind, KeyExchange, SCHEMES, Suite, Version, suites};
 use crate::parse::{ClientHello, Exchange, extension};
 
@@ -76,13 +76,11 @@ pub async fn enumerate<T: Copy + PartialEq>(
                         }
                     }
                 }
-                Outcome::Refused(_) if widened() => {}
-                Outcome::Refused(why) => {
+                Outcome::Refused { .. } if widened() => {}
+                Outcome::Refused { why, of_hello } => {
                     // Without a reason, one suite that the server chose and broke down over may
                     // have hidden the others.
-                    if !says_why(&why)
-                        && let Some(rest) = split(&mut list)
-                    {
+                    if !of_hello && let Some(rest) = split(&mut list) {
                         lists.push(rest);
                         continue;
                     }
@@ -319,7 +317,7 @@ pub async fn enumerate_suites(
                 items.push((suite, *flight));
             }
         }
-        Outcome::Refused(why) if says_why(&why) => {
+        Outcome::Refused { why, of_hello: true } => {
             return (Taken { items, end: End::Refused(why) }, narrow.seen);
         }
         _ => {}
@@ -350,35 +348,37 @@ pub async fn enumerate_suites(
     (Taken { items, end: taken.end }, seen)
 }
 
-/// How keys are agreed, of a part of a list.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Agreed {
+/// A part of a list that is asked for by itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
     Ecdhe,
     Dhe,
-    Otherwise,
+    OtherAead,
+    Other,
 }
 
 /// By the kinds of key exchange and cipher, at the same time.
 async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
     let version = narrow.version;
-    let mut parts: BTreeMap<_, Vec<u16>> = BTreeMap::new();
+    let mut parts: BTreeMap<Part, Vec<u16>> = BTreeMap::new();
     for suite in offered.into_iter().filter_map(Suite::from_code) {
-        let by = match suite.key_exchange() {
-            KeyExchange::Ecdhe => Agreed::Ecdhe,
-            KeyExchange::Dhe => Agreed::Dhe,
-            _ => Agreed::Otherwise,
+        let part = match suite.key_exchange() {
+            KeyExchange::Ecdhe => Part::Ecdhe,
+            KeyExchange::Dhe => Part::Dhe,
+            _ if suite.is_aead() => Part::OtherAead,
+            _ => Part::Other,
         };
-        parts.entry((by, !suite.is_aead())).or_default().push(suite.code);
+        parts.entry(part).or_default().push(suite.code);
     }
-    // One goes on with what is narrow; and to read primes takes whole flights.
     let mut narrow = Some(narrow);
-    let asked = parts.into_iter().map(|((by, _), part)| {
-        let wide = || Narrow { flights: by == Agreed::Dhe, ..Narrow::wide(version) };
-        let narrow = match by {
-            Agreed::Ecdhe => narrow.take().unwrap_or_else(wide),
-            _ => wide(),
+    let asked = parts.into_iter().map(|(part, suites)| {
+        // What is signed with which curve is seen with ECDHE; to read primes takes whole flights.
+        let narrow = match part {
+            Part::Ecdhe => narrow.take(),
+            _ => None,
         };
-        narrowing(prober, part, narrow)
+        let wide = || Narrow { flights: part == Part::Dhe, ..Narrow::wide(version) };
+        narrowing(prober, suites, narrow.unwrap_or_else(wide))
     });
     let mut taken = Taken { items: Vec::new(), end: End::Refused("none was offered".to_owned()) };
     let mut seen = Seen::default();

@@ -28,7 +28,7 @@ fn shows(outcome: &Outcome, is: impl Fn(&Flight) -> bool) -> (Answer, String) {
     match outcome {
         Outcome::Taken(flight) if is(flight) => (Answer::Yes, "in the ServerHello".to_owned()),
         Outcome::Taken(_) => (Answer::No, "not in the ServerHello".to_owned()),
-        Outcome::Refused(why) | Outcome::Unclear(why) => (Answer::Inconclusive, why.clone()),
+        Outcome::Refused { why, .. } | Outcome::Unclear(why) => (Answer::Inconclusive, why.clone()),
         Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
     }
 }
@@ -113,7 +113,7 @@ async fn fallback(prober: &Prober, spoken: &Spoken) -> Facts {
     suites.push(0x5600);
     let (answer, why) = match prober.probe(&offer(prober, below, &suites), Until::Hello).await {
         Outcome::Taken(_) => (Answer::No, format!("a needless fallback to {below} is answered")),
-        Outcome::Refused(why) => (Answer::Yes, why),
+        Outcome::Refused { why, .. } => (Answer::Yes, why),
         Outcome::Unclear(why) => (Answer::Inconclusive, why),
         Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
     };
@@ -135,7 +135,7 @@ async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
             let version = flight.hello.version();
             (Answer::Yes, version.map_or_else(String::new, |v| format!("answered with {v}")))
         }
-        Outcome::Refused(why) => (Answer::No, why),
+        Outcome::Refused { why, .. } => (Answer::No, why),
         Outcome::Unclear(why) => (Answer::Inconclusive, why),
         Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
     };
@@ -175,7 +175,7 @@ async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
                 };
                 found.push(left.remove(at).to_owned());
             }
-            Outcome::Refused(refused) => {
+            Outcome::Refused { why: refused, .. } => {
                 why = refused;
                 break;
             }

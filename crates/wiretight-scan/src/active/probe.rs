@@ -66,8 +66,14 @@ pub enum Reply {
 pub enum Outcome {
     /// The server went along.
     Taken(Box<Flight>),
-    /// It refused; the evidence.
-    Refused(String),
+    /// It refused.
+    Refused {
+        /// The evidence.
+        why: String,
+        /// Whether that speaks of the hello. What does not, a close for one, may come of a single thing
+        /// in the hello.
+        of_hello: bool,
+    },
     /// It could not be told; why.
     Unclear(String),
     /// Hellos of this length do not get through, and shorter ones do.
@@ -101,16 +107,6 @@ pub struct Prober {
     quickest: AtomicU64,
 }
 
-/// The end of the evidence for a refusal without an alert, or with one that does not speak of the
-/// hello.
-const BETWEEN_CONTROLS: &str = "; control handshakes right before and after were answered";
-const ASKED_TWICE: &str = ", asked twice";
-
-/// Whether a refusal says why. One that does not may come of a single thing in the hello.
-pub(super) fn says_why(evidence: &str) -> bool {
-    !evidence.ends_with(BETWEEN_CONTROLS) && !evidence.ends_with(ASKED_TWICE)
-}
-
 /// Rounds of asking again where an answer was unclear, each after a pause.
 const PAUSES: [Duration; 6] = [
     Duration::ZERO,
@@ -120,6 +116,13 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
+
+impl Outcome {
+    /// By an alert about the hello.
+    fn refused(level: u8, description: u8) -> Self {
+        Self::Refused { why: alert_name(level, description), of_hello: true }
+    }
+}
 
 impl Prober {
     /// For this address.
@@ -288,14 +291,15 @@ impl Prober {
         let first = match self.ask(hello, until).await {
             Reply::Hello(flight) => return Outcome::Taken(flight),
             Reply::Alert(level, description) if is_refusal(description) => {
-                return Outcome::Refused(alert_name(level, description));
+                return Outcome::refused(level, description);
             }
             // Of the server's state, or how it refuses: the same word twice is its answer.
             Reply::Alert(level, description) => match self.ask(hello, until).await {
                 Reply::Hello(flight) => return Outcome::Taken(flight),
                 Reply::Alert(..) => {
                     let alert = alert_name(level, description);
-                    return Outcome::Refused(format!("{alert}{ASKED_TWICE}"));
+                    let why = format!("{alert}, asked twice");
+                    return Outcome::Refused { why, of_hello: false };
                 }
                 Reply::Trouble(trouble) => trouble.to_string(),
             },
@@ -337,7 +341,7 @@ impl Prober {
                 match self.ask_with(hello, until, None).await {
                     Reply::Hello(flight) => return Outcome::Taken(flight),
                     Reply::Alert(level, description) if is_refusal(description) => {
-                        return Outcome::Refused(alert_name(level, description));
+                        return Outcome::refused(level, description);
                     }
                     _ => continue,
                 }
@@ -351,7 +355,7 @@ impl Prober {
                 let quick = match self.ask_with(hello, until, None).await {
                     Reply::Hello(flight) => return Outcome::Taken(flight),
                     Reply::Alert(level, description) if is_refusal(description) => {
-                        return Outcome::Refused(alert_name(level, description));
+                        return Outcome::refused(level, description);
                     }
                     Reply::Alert(level, description) => {
                         failed = alert_name(level, description);
@@ -379,7 +383,9 @@ impl Prober {
                 return Outcome::Unclear(failed);
             }
             if refused {
-                return Outcome::Refused(format!("{failed}{BETWEEN_CONTROLS}"));
+                let controls = "control handshakes right before and after were answered";
+                let why = format!("{failed}; {controls}");
+                return Outcome::Refused { why, of_hello: false };
             }
             last = failed;
         }
@@ -394,11 +400,13 @@ impl Prober {
         match self.ask(hello, until).await {
             Reply::Hello(flight) => Outcome::Taken(flight),
             Reply::Alert(level, description) if is_refusal(description) => {
-                Outcome::Refused(alert_name(level, description))
+                Outcome::refused(level, description)
             }
-            _ if ssl2::is_answered(self).await => Outcome::Refused(format!(
-                "{last}; hellos of SSL 2.0 right before and after were answered"
-            )),
+            // Of the hello, for none but those of SSL 2.0 are answered.
+            _ if ssl2::is_answered(self).await => Outcome::Refused {
+                why: format!("{last}; hellos of SSL 2.0 right before and after were answered"),
+                of_hello: true,
+            },
             _ => Outcome::Unclear(last),
         }
     }

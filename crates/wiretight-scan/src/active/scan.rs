@@ -33,6 +33,9 @@ use crate::parse::ClientHello;
 use crate::target::{Host, Start, Target};
 use crate::{Reached, Report, judge};
 
+/// How long to wait for an answer to HTTP where nobody said that it is spoken.
+const PERHAPS_WEB: Duration = Duration::from_secs(2);
+
 /// What may be set about a scan.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -360,7 +363,13 @@ async fn around(prober: &Prober, target: &Target) -> Facts {
         if !matches!(target.start, Start::Direct | Start::Https) {
             return facts;
         }
-        let (address, timeout) = (prober.address, prober.timeout);
+        let address = prober.address;
+        // Nobody said that this is a web server: what does not answer as one need not be.
+        let perhaps = target.start == Start::Direct && target.port != 443;
+        let timeout = match perhaps {
+            true => prober.timeout.min(PERHAPS_WEB),
+            false => prober.timeout,
+        };
         let to_port_80 = async {
             match target.port {
                 443 => redirect((address.ip(), 80).into(), &host, timeout).await,
@@ -375,8 +384,7 @@ async fn around(prober: &Prober, target: &Target) -> Facts {
         for found in [http, quic, redirect] {
             facts.extend(found);
         }
-        // Nobody said that this is a web server: what does not answer as one need not be.
-        if target.start == Start::Direct && target.port != 443 && !facts.yes("http.status") {
+        if perhaps && !facts.yes("http.status") {
             facts.untest("http.");
         }
         facts
@@ -546,7 +554,7 @@ async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
                 let evidence = format!("offered last, {} is named still", group_name(*first));
                 facts.set("preference.groups", Answer::Yes, None, evidence);
             }
-            Outcome::Refused(why) | Outcome::Unclear(why) => {
+            Outcome::Refused { why, .. } | Outcome::Unclear(why) => {
                 facts.set("preference.groups", Answer::Inconclusive, None, why);
             }
             Outcome::TooLarge => {}
@@ -646,7 +654,7 @@ async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
                 let Some(p) = prime(&flight) else { continue };
                 smaller(p);
             }
-            Outcome::Refused(why) | Outcome::Unclear(why) => {
+            Outcome::Refused { why, .. } | Outcome::Unclear(why) => {
                 facts.set("dh.bits", Answer::Inconclusive, None, why);
                 return facts;
             }
