@@ -232,7 +232,7 @@ table! {
     "certificate.must_staple": "The certificate demands a stapled OCSP response (RFC 7633)",
     "certificate.ocsp_stapled": "An OCSP response is stapled",
     "certificate.ocsp_good": "The stapled response says good, is for this certificate, and is current",
-    "certificate.revocation": "The certificate names where to learn of its revocation (OCSP or CRL), or lives 10 days or less",
+    "certificate.revocation": "The certificate names where to learn of its revocation (OCSP or CRL), or is short-lived (7 days; 10 if issued before 2026-03-15)",
     "certificate.wildcard": "Some certificate is for a wildcard name",
     "certificate.lifetime": "Every leaf lives no longer than the CA/Browser Forum allowed when it was issued; days of the longest",
     "certificate.key_usage": "Every leaf may be used for TLS servers (extended key usage)",

@@ -482,15 +482,25 @@ fn must_staple(leaf: &X509<'_>) -> Finding {
     }
 }
 
+/// 2026-03-15: from then on, a short-lived certificate has seven days.
+const SEVEN_DAYS_SINCE: i64 = 1_773_532_800;
+
 fn revocation(leaf: &X509<'_>) -> Finding {
+    // Short-lived certificates (CA/Browser Forum Baseline Requirements section 1.6.1).
     let life = leaf.not_before.zip(leaf.not_after);
-    let short = life.is_some_and(|(from, until)| until.as_second() - from.as_second() <= 10 * DAY);
+    let days = match life {
+        Some((from, _)) if from.as_second() < SEVEN_DAYS_SINCE => 10,
+        _ => 7,
+    };
+    let short =
+        life.is_some_and(|(from, until)| until.as_second() - from.as_second() <= days * DAY);
     match (leaf.extensions.ocsp.first(), leaf.extensions.crls.first()) {
         (Some(url), _) => Finding::yes(format!("OCSP at {url}")),
         (None, Some(url)) => Finding::yes(format!("CRL at {url}")),
-        (None, None) if short => Finding::yes("it lives no longer than 10 days"),
+        (None, None) if short => Finding::yes(format!("it lives no longer than {days} days")),
         (None, None) => {
-            Finding::no("it names neither OCSP nor a CRL, and lives longer than 10 days")
+            let why = format!("it names neither OCSP nor a CRL, and lives longer than {days} days");
+            Finding::no(why)
         }
     }
 }

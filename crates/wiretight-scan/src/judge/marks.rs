@@ -43,9 +43,10 @@ pub(super) fn is_modern(suite: Suite) -> bool {
     ephemeral && suite.is_aead() && !suite.is_anonymous()
 }
 
-/// Whether the key is agreed in a finite field, before TLS 1.3 (RFC 10015 section 3).
+/// Whether the key is agreed in a finite field, before TLS 1.3 (RFC 10015 section 3; anonymously is
+/// another rule's).
 pub(super) fn is_dhe(suite: Suite) -> bool {
-    matches!(suite.key_exchange(), KeyExchange::Dhe | KeyExchange::DhePsk)
+    matches!(suite.key_exchange(), KeyExchange::Dhe | KeyExchange::DhePsk) && !suite.is_anonymous()
 }
 
 /// The best level that an endpoint which takes nothing but this group can have; `Unknown` where

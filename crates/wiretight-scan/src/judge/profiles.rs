@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use super::rules::{Finding, RULES, Rule, Seen, Test, in_short, old_suites, spoken};
+use super::rules::{Finding, RULES, Rule, Seen, Test, in_short, named, old_suites, spoken};
 use super::{Level, Reason, Verdict};
 use crate::facts::Answer;
 use crate::names::{Bulk, KeyExchange, Suite, Version};
@@ -45,9 +45,9 @@ macro_rules! profiles {
 profiles! {
     Bcp195 "bcp195" "BCP 195: RFC 8996, RFC 9325 as RFC 10015 updates it" BCP195,
     Nist80052r2 "nist-800-52r2" "NIST SP 800-52 Rev. 2, servers of the government" NIST,
-    MozillaModern "mozilla-modern" "Mozilla Server Side TLS 5.8, modern" MODERN,
-    MozillaIntermediate "mozilla-intermediate" "Mozilla Server Side TLS 5.8, intermediate" INTERMEDIATE,
-    PciDss4 "pci-dss-4" "PCI DSS 4.0, what a scan can see of it" PCI,
+    MozillaModern "mozilla-modern" "Mozilla Server Side TLS 6.0, modern" MODERN,
+    MozillaIntermediate "mozilla-intermediate" "Mozilla Server Side TLS 6.0, intermediate" INTERMEDIATE,
+    PciDss4 "pci-dss-4" "PCI DSS 4.0.1, what a scan can see of it" PCI,
     Cnsa2 "cnsa2" "CNSA 2.0, TLS 1.3 as draft-becker-cnsa2-tls-profile-05 has it" CNSA2,
 }
 
@@ -151,22 +151,30 @@ const BCP195: &[Demand] = {
         Rule("versions", "RFC 9325 section 3.1.1"),
         Rule("suites-not-told", "RFC 9325 section 4.1"),
         Rule("null", "RFC 9325 section 4.1"),
-        Rule("anonymous", "RFC 9325 section 5.1"),
+        Rule("anonymous", "RFC 5246 appendix A.5; RFC 10015 section 2"),
         Rule("export", "RFC 9325 section 4.1"),
         Rule("rc4", "RFC 9325 section 4.1"),
         Rule("des", "RFC 9325 section 4.1"),
         Rule("static-rsa", "RFC 10015 section 4"),
-        Rule("static-dh", "RFC 10015 section 2"),
+        own(
+            "static-dh-finite",
+            static_dh_finite,
+            "Static Diffie-Hellman in a finite field is taken",
+            "RFC 10015 section 2",
+            "Take TLS_DH_ suites out of the server's list",
+        ),
         Rule("dhe", "RFC 10015 section 3"),
+        Rule("curves", "RFC 9325 section 4.5"),
         Rule("no-forward-secrecy", "RFC 9325 section 4.1"),
         Rule("renegotiation", "RFC 9325 section 3.5"),
         Rule("extended-master-secret", "RFC 9325 section 3.5"),
         Rule("signature-hash", "RFC 9325 section 4.5"),
         Rule("certificate-signature", "RFC 9325 section 4.5"),
         Rule("certificate-key", "RFC 9325 section 4.5"),
-        Rule("certificate-untrusted", "RFC 9325 section 7.1"),
-        Rule("certificate-name", "RFC 9325 section 7.1"),
-        Rule("certificate-validity", "RFC 9325 section 7.1"),
+        // A server whose certificate clients must refuse cannot be used as the rest demands.
+        Rule("certificate-untrusted", "RFC 5280 section 6"),
+        Rule("certificate-name", "RFC 9525 section 6"),
+        Rule("certificate-validity", "RFC 5280 section 6.1.3"),
     ]
 };
 
@@ -176,7 +184,6 @@ const NIST: &[Demand] = {
         Rule("ssl2", "NIST SP 800-52 Rev. 2 section 3.1"),
         Rule("ssl3", "NIST SP 800-52 Rev. 2 section 3.1"),
         Rule("tls1_0", "NIST SP 800-52 Rev. 2 section 3.1"),
-        Rule("tls1_1", "NIST SP 800-52 Rev. 2 section 3.1"),
         Rule("no-tls1_3", "NIST SP 800-52 Rev. 2 section 3.1"),
         Rule("suites-not-told", "NIST SP 800-52 Rev. 2 section 3.3.1"),
         own(
@@ -207,59 +214,59 @@ const NIST: &[Demand] = {
 
 const MODERN: &[Demand] = {
     use Demand::Rule;
-    const SOURCE: &str = "Mozilla Server Side TLS 5.8, modern";
+    const SOURCE: &str = "Mozilla Server Side TLS 6.0, modern";
     &[
-        Rule("ssl2", "Mozilla Server Side TLS 5.8, modern: tls_versions"),
-        Rule("ssl3", "Mozilla Server Side TLS 5.8, modern: tls_versions"),
-        Rule("tls1_0", "Mozilla Server Side TLS 5.8, modern: tls_versions"),
-        Rule("tls1_1", "Mozilla Server Side TLS 5.8, modern: tls_versions"),
+        Rule("ssl2", "Mozilla Server Side TLS 6.0, modern: tls_versions"),
+        Rule("ssl3", "Mozilla Server Side TLS 6.0, modern: tls_versions"),
+        Rule("tls1_0", "Mozilla Server Side TLS 6.0, modern: tls_versions"),
+        Rule("tls1_1", "Mozilla Server Side TLS 6.0, modern: tls_versions"),
         own(
             "modern-tls1_2",
             tls1_2,
             "TLS 1.2 is spoken",
-            "Mozilla Server Side TLS 5.8, modern: tls_versions",
+            "Mozilla Server Side TLS 6.0, modern: tls_versions",
             "Turn off TLS 1.2",
         ),
-        Rule("no-tls1_3", "Mozilla Server Side TLS 5.8, modern: tls_versions"),
-        Rule("suites-not-told", "Mozilla Server Side TLS 5.8, modern: ciphersuites"),
+        Rule("no-tls1_3", "Mozilla Server Side TLS 6.0, modern: tls_versions"),
+        Rule("suites-not-told", "Mozilla Server Side TLS 6.0, modern: ciphersuites"),
         own(
             "mozilla-suites-tls1_3",
             mozilla_new_suites,
             "TLS 1.3 takes other suites than the three",
-            "Mozilla Server Side TLS 5.8, modern: ciphersuites",
+            "Mozilla Server Side TLS 6.0, modern: ciphersuites",
             "Leave TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
         ),
         own(
             "mozilla-groups",
             mozilla_groups,
             "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are taken",
-            "Mozilla Server Side TLS 5.8, modern: tls_curves",
+            "Mozilla Server Side TLS 6.0, modern: tls_curves",
             "Leave these four in the server's list of groups",
         ),
         own(
             "modern-key",
             modern_key,
             "The certificate's key is not ECDSA on P-256 or P-384",
-            "Mozilla Server Side TLS 5.8, modern: certificate_types, certificate_curves",
+            "Mozilla Server Side TLS 6.0, modern: certificate_types, certificate_curves",
             "Make a key on P-256, and get a certificate for it",
         ),
         own(
             "modern-lifespan",
             modern_lifespan,
             "The certificate lives for more than 90 days",
-            "Mozilla Server Side TLS 5.8, modern: maximum_certificate_lifespan",
+            "Mozilla Server Side TLS 6.0, modern: maximum_certificate_lifespan",
             "Get certificates by ACME, and have them renewed",
         ),
         own(
             "mozilla-hsts",
             mozilla_hsts,
             "HTTP Strict Transport Security is shorter than two years",
-            "Mozilla Server Side TLS 5.8, modern: hsts_min_age",
+            "Mozilla Server Side TLS 6.0, modern: hsts_min_age",
             "Send `Strict-Transport-Security: max-age=63072000` in each answer",
         ),
         Rule(
             "certificate-signature",
-            "Mozilla Server Side TLS 5.8, modern: certificate_signatures",
+            "Mozilla Server Side TLS 6.0, modern: certificate_signatures",
         ),
         Rule("certificate-untrusted", SOURCE),
         Rule("certificate-name", SOURCE),
@@ -269,54 +276,53 @@ const MODERN: &[Demand] = {
 
 const INTERMEDIATE: &[Demand] = {
     use Demand::Rule;
-    const SOURCE: &str = "Mozilla Server Side TLS 5.8, intermediate";
+    const SOURCE: &str = "Mozilla Server Side TLS 6.0, intermediate";
     &[
-        Rule("ssl2", "Mozilla Server Side TLS 5.8, intermediate: tls_versions"),
-        Rule("ssl3", "Mozilla Server Side TLS 5.8, intermediate: tls_versions"),
-        Rule("tls1_0", "Mozilla Server Side TLS 5.8, intermediate: tls_versions"),
-        Rule("tls1_1", "Mozilla Server Side TLS 5.8, intermediate: tls_versions"),
-        Rule("no-tls1_3", "Mozilla Server Side TLS 5.8, intermediate: tls_versions"),
-        Rule("suites-not-told", "Mozilla Server Side TLS 5.8, intermediate: ciphers"),
+        Rule("ssl2", "Mozilla Server Side TLS 6.0, intermediate: tls_versions"),
+        Rule("ssl3", "Mozilla Server Side TLS 6.0, intermediate: tls_versions"),
+        Rule("tls1_0", "Mozilla Server Side TLS 6.0, intermediate: tls_versions"),
+        Rule("tls1_1", "Mozilla Server Side TLS 6.0, intermediate: tls_versions"),
+        Rule("no-tls1_3", "Mozilla Server Side TLS 6.0, intermediate: tls_versions"),
+        Rule("suites-not-told", "Mozilla Server Side TLS 6.0, intermediate: ciphers"),
         own(
             "mozilla-suites-tls1_3",
             mozilla_new_suites,
             "TLS 1.3 takes other suites than the three",
-            "Mozilla Server Side TLS 5.8, intermediate: ciphersuites",
+            "Mozilla Server Side TLS 6.0, intermediate: ciphersuites",
             "Leave TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
         ),
         own(
             "intermediate-suites",
             mozilla_old_suites,
-            "TLS 1.2 takes other suites than the nine",
-            "Mozilla Server Side TLS 5.8, intermediate: ciphers",
-            "Leave ECDHE with GCM or ChaCha20-Poly1305, and DHE-RSA with the same",
+            "TLS 1.2 takes other suites than the six",
+            "Mozilla Server Side TLS 6.0, intermediate: ciphers",
+            "Leave ECDHE suites with AES-GCM or ChaCha20-Poly1305",
         ),
         own(
             "mozilla-groups",
             mozilla_groups,
             "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are taken",
-            "Mozilla Server Side TLS 5.8, intermediate: tls_curves",
+            "Mozilla Server Side TLS 6.0, intermediate: tls_curves",
             "Leave these four in the server's list of groups",
         ),
-        Rule("dh-short", "Mozilla Server Side TLS 5.8, intermediate: dh_param_size"),
-        Rule("certificate-key", "Mozilla Server Side TLS 5.8, intermediate: rsa_key_size"),
+        Rule("certificate-key", "Mozilla Server Side TLS 6.0, intermediate: rsa_key_size"),
         own(
             "intermediate-lifespan",
             intermediate_lifespan,
             "The certificate lives for more than 366 days",
-            "Mozilla Server Side TLS 5.8, intermediate: maximum_certificate_lifespan",
+            "Mozilla Server Side TLS 6.0, intermediate: maximum_certificate_lifespan",
             "Get certificates by ACME, and have them renewed",
         ),
         own(
             "mozilla-hsts",
             mozilla_hsts,
             "HTTP Strict Transport Security is shorter than two years",
-            "Mozilla Server Side TLS 5.8, intermediate: hsts_min_age",
+            "Mozilla Server Side TLS 6.0, intermediate: hsts_min_age",
             "Send `Strict-Transport-Security: max-age=63072000` in each answer",
         ),
         Rule(
             "certificate-signature",
-            "Mozilla Server Side TLS 5.8, intermediate: certificate_signatures",
+            "Mozilla Server Side TLS 6.0, intermediate: certificate_signatures",
         ),
         Rule("certificate-untrusted", SOURCE),
         Rule("certificate-name", SOURCE),
@@ -327,42 +333,42 @@ const INTERMEDIATE: &[Demand] = {
 const PCI: &[Demand] = {
     use Demand::Rule;
     &[
-        Rule("ssl2", "PCI DSS 4.0 requirement 4.2.1, appendix A2"),
-        Rule("ssl3", "PCI DSS 4.0 requirement 4.2.1, appendix A2"),
-        Rule("tls1_0", "PCI DSS 4.0 requirement 4.2.1, appendix A2"),
-        Rule("tls1_1", "PCI DSS 4.0 requirement 4.2.1"),
-        Rule("versions", "PCI DSS 4.0 requirement 4.2.1"),
-        Rule("suites-not-told", "PCI DSS 4.0 requirement 4.2.1"),
-        Rule("null", "PCI DSS 4.0 requirement 4.2.1"),
-        Rule("anonymous", "PCI DSS 4.0 requirement 4.2.1: trusted keys and certificates"),
-        Rule("export", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("rc4", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("des", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("sweet32", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("dh-short", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("certificate-key", "PCI DSS 4.0 requirement 4.2.1, glossary: strong cryptography"),
-        Rule("certificate-signature", "PCI DSS 4.0 requirement 4.2.1"),
+        Rule("ssl2", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("ssl3", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("tls1_0", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("tls1_1", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("versions", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("suites-not-told", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("null", "PCI DSS 4.0.1 requirement 4.2.1"),
+        Rule("anonymous", "PCI DSS 4.0.1 requirement 4.2.1: trusted keys and certificates"),
+        Rule("export", "PCI DSS 4.0.1 requirement 4.2.1, glossary: strong cryptography"),
+        Rule("rc4", "PCI DSS 4.0.1 requirement 4.2.1, glossary: strong cryptography"),
+        Rule("des", "PCI DSS 4.0.1 requirement 4.2.1, glossary: strong cryptography"),
+        Rule("sweet32", "PCI DSS 4.0.1 requirement 4.2.1: no insecure algorithms"),
+        Rule("dh-short", "PCI DSS 4.0.1 requirement 4.2.1, glossary: strong cryptography"),
+        Rule("certificate-key", "PCI DSS 4.0.1 requirement 4.2.1, glossary: strong cryptography"),
+        Rule("certificate-signature", "PCI DSS 4.0.1 requirement 4.2.1"),
         Rule(
             "certificate-untrusted",
-            "PCI DSS 4.0 requirement 4.2.1: trusted keys and certificates",
+            "PCI DSS 4.0.1 requirement 4.2.1: trusted keys and certificates",
         ),
         Rule(
             "certificate-name",
-            "PCI DSS 4.0 requirement 4.2.1: certificates are confirmed as valid",
+            "PCI DSS 4.0.1 requirement 4.2.1: certificates are confirmed as valid",
         ),
-        Rule("certificate-validity", "PCI DSS 4.0 requirement 4.2.1: not expired or revoked"),
-        Rule("certificate-ocsp", "PCI DSS 4.0 requirement 4.2.1: not expired or revoked"),
-        Rule("compression", "PCI DSS 4.0 requirement 4.2.1: secure configurations"),
-        Rule("renegotiation", "PCI DSS 4.0 requirement 4.2.1: secure configurations"),
-        Rule("heartbleed", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("ccs-injection", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("ticketbleed", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("robot", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("drown", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("poodle-tls", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("logjam", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("insecure-renegotiation", "PCI DSS 4.0 requirement 6.3.3"),
-        Rule("starttls-injection", "PCI DSS 4.0 requirement 6.3.3"),
+        Rule("certificate-validity", "PCI DSS 4.0.1 requirement 4.2.1: not expired or revoked"),
+        Rule("certificate-ocsp", "PCI DSS 4.0.1 requirement 4.2.1: not expired or revoked"),
+        Rule("compression", "PCI DSS 4.0.1 requirement 4.2.1: secure configurations"),
+        Rule("renegotiation", "PCI DSS 4.0.1 requirement 4.2.1: secure configurations"),
+        Rule("heartbleed", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("ccs-injection", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("ticketbleed", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("robot", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("drown", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("poodle-tls", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("logjam", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("insecure-renegotiation", "PCI DSS 4.0.1 requirement 6.3.3"),
+        Rule("starttls-injection", "PCI DSS 4.0.1 requirement 6.3.3"),
     ]
 };
 
@@ -453,22 +459,23 @@ fn cnsa2_suites(seen: &Seen<'_>) -> Finding {
     new_suites(seen, &["TLS_AES_256_GCM_SHA384"])
 }
 
+/// Of static (EC)DH, what must not be: with curves it should not.
+fn static_dh_finite(seen: &Seen<'_>) -> Finding {
+    let is = |suite: &Suite| suite.key_exchange() == KeyExchange::Dh;
+    Finding::any("weak.static_dh", named(old_suites(seen).filter(is)))
+}
+
 fn mozilla_old_suites(seen: &Seen<'_>) -> Finding {
     let allowed = |suite: &Suite| {
         let sealed = suite.name.ends_with("_WITH_AES_128_GCM_SHA256")
             || suite.name.ends_with("_WITH_AES_256_GCM_SHA384")
             || suite.name.ends_with("_WITH_CHACHA20_POLY1305_SHA256");
-        let agreed = match suite.key_exchange() {
-            KeyExchange::Ecdhe => !suite.is_anonymous(),
-            KeyExchange::Dhe => suite.authentication() == Some("rsa"),
-            _ => false,
-        };
-        sealed && agreed
+        sealed && suite.key_exchange() == KeyExchange::Ecdhe && !suite.is_anonymous()
     };
     old_outside(seen, allowed)
 }
 
-/// Appendix B of SP 800-52 lists them: AES, and key exchange that is signed or static DH.
+/// Section 3.3.1 of SP 800-52 lists them: AES, and key exchange that is signed or static DH.
 fn nist_suites(seen: &Seen<'_>) -> Finding {
     let new = new_suites(
         seen,

@@ -243,7 +243,7 @@ rules! {
         "Turn on TLS, or put a relay in front of the port that does; then close the port in the clear";
     "starttls-stripped" Plaintext if Yes("starttls.stripped")
         => "The offer of STARTTLS is taken out on the way",
-        "RFC 7457 section 2.1; RFC 9325 section 3.2",
+        "RFC 7457 section 2.2; RFC 9325 section 3.2",
         "Find what changes the connection on the way; use a port with TLS from the first byte (RFC 8314)";
     "unreachable" Weak if Check(unreachable)
         => "What goes over this port is encrypted badly, or not at all",
@@ -281,7 +281,7 @@ rules! {
         "Take NULL suites (eNULL) out of the server's list";
     "anonymous" Weak if Yes("weak.anonymous")
         => "Suites without authentication are taken: whoever is between can be the server",
-        "RFC 5246 appendix F.1.1.1; RFC 9325 section 5.1",
+        "RFC 5246 appendix A.5; RFC 10015 section 2",
         "Take anonymous suites (aNULL) out of the server's list";
     "export" Weak if Yes("weak.export")
         => "Export suites are taken",
@@ -293,7 +293,7 @@ rules! {
         "Take RC4 out of the server's list";
     "des" Weak if Yes("weak.des")
         => "Single DES or RC2 is taken",
-        "RFC 5469 section 2; RFC 9325 section 4.1",
+        "RFC 9325 section 4.1",
         "Take DES and RC2 out of the server's list";
     "static-rsa" Weak if Yes("weak.static_rsa")
         => "RSA key transport is taken: who gets the key reads all that was recorded",
@@ -317,7 +317,7 @@ rules! {
         "Use a group of RFC 7919, or better no finite field at all";
     "curves" Weak if Check(curves)
         => "Curves of less than 224 bits are taken",
-        "RFC 9325 section 4.5; RFC 8422 section 5.1.1",
+        "RFC 9325 section 4.5",
         "Leave x25519, secp256r1 and secp384r1 in the server's list of curves";
     "signature-hash" Weak if Check(signature_hash)
         => "Key exchanges are signed with MD5 or SHA-1",
@@ -338,11 +338,11 @@ rules! {
 
     "certificate-untrusted" Weak if Check(untrusted)
         => "The certificate leads to no authority that is trusted",
-        "RFC 5280 section 6; RFC 9325 section 7.1",
+        "RFC 5280 section 6",
         "Use a certificate of an authority that clients trust; for a private one, give its root to the scan (--roots)";
     "certificate-name" Weak if Check(wrong_name)
         => "The certificate is for another name",
-        "RFC 9525 section 6; RFC 9325 section 7.1",
+        "RFC 9525 section 6",
         "Get a certificate with this name among its subject alternative names";
     "certificate-validity" Weak if Check(validity)
         => "The certificate is not valid now",
@@ -399,7 +399,7 @@ rules! {
         "Take EXPORT suites out of the server's list";
     "logjam" Weak if Yes("vulnerability.logjam")
         => "Logjam: Diffie-Hellman with a prime that has been or can be broken",
-        "CVE-2015-4000; RFC 7457 section 2.9",
+        "CVE-2015-4000; RFC 9325 section 4.5",
         "Take DHE suites out of the server's list";
     "sweet32" Weak if Yes("vulnerability.sweet32")
         => "SWEET32: a cipher with blocks of 64 bits, 3DES for one, is taken",
@@ -436,7 +436,7 @@ rules! {
         "Turn on TLS 1.3";
     "no-post-quantum" Acceptable if Check(post_quantum)
         => "No post-quantum key exchange is taken: what is recorded today can be read once there is a quantum computer",
-        "RFC 10024 section 1; NIST IR 8547 section 4",
+        "RFC 10024 section 1; NIST IR 8547 (draft) section 4",
         "Put X25519MLKEM768 first in the server's list of groups (OpenSSL 3.5, Go 1.24 and rustls have it)";
     "cbc" Acceptable if Yes("weak.cbc")
         => "CBC suites are taken",
@@ -452,11 +452,11 @@ rules! {
         "Leave ECDHE suites with GCM or ChaCha20-Poly1305 in the server's list";
     "psk-without-dhe" Acceptable if Yes("session.psk_without_dhe")
         => "Sessions are resumed without forward secrecy (psk_ke)",
-        "RFC 9325 section 3.4; RFC 8446 section 4.2.9",
+        "RFC 9325 section 3.4; RFC 9846 section 4.3.9",
         "Take psk_dhe_ke alone";
     "early-data" Acceptable if Yes("session.early_data")
         => "0-RTT data is taken, which can be replayed",
-        "RFC 9325 section 3.10; RFC 8446 section 8",
+        "RFC 9325 section 3.10; RFC 9846 section 8",
         "Turn off early data, unless the application was made for replays";
     "client-renegotiation" Acceptable if Yes("renegotiation.by_client")
         => "Clients may renegotiate, which costs the server more than them",
@@ -464,16 +464,16 @@ rules! {
         "Turn off renegotiation by clients";
     "certificate-incomplete" Acceptable if No("certificate.complete")
         => "An intermediate certificate is missing: clients that do not fetch it fail",
-        "RFC 5246 section 7.4.2; RFC 8446 section 4.4.2",
+        "RFC 5246 section 7.4.2; RFC 9846 section 4.5.1",
         "Send the whole chain, without the root (fullchain.pem)";
     "certificate-order" Acceptable if No("certificate.ordered")
         => "The certificates of a chain are not in order",
-        "RFC 5246 section 7.4.2; RFC 8446 section 4.4.2",
+        "RFC 5246 section 7.4.2; RFC 9846 section 4.5.1",
         "Send the leaf first, then each certificate before the one that signed it";
     "certificate-revocation" Acceptable if No("certificate.revocation")
         => "The certificate does not say where to learn of its revocation",
-        "RFC 9325 section 7.5; RFC 5280 section 4.2.1.13",
-        "Use certificates that live ten days or less, or that name a CRL";
+        "RFC 9325 section 7.5; CA/Browser Forum Baseline Requirements section 1.6.1",
+        "Use certificates that live seven days or less, or that name a CRL";
     "certificate-lifetime" Acceptable if Check(long_lived)
         => "The certificate lives longer than public authorities may issue",
         "CA/Browser Forum Baseline Requirements section 6.3.2",
@@ -484,7 +484,7 @@ rules! {
         "Turn on OCSP stapling, or have the certificate issued without the demand";
     "hsts" Acceptable if No("http.hsts")
         => "HTTP Strict Transport Security is not set: a first visit in the clear can be held there",
-        "RFC 9325 section 3.2; RFC 6797 section 6.1",
+        "RFC 9325 section 3.2; RFC 6797 section 7.1",
         "Send `Strict-Transport-Security: max-age=63072000` in each answer";
 }
 
@@ -541,7 +541,7 @@ pub(super) fn old_suites<'a>(seen: &Seen<'a>) -> impl Iterator<Item = Suite> + u
     old.filter_map(Suite::from_name)
 }
 
-fn named(suites: impl Iterator<Item = Suite>) -> Vec<String> {
+pub(super) fn named(suites: impl Iterator<Item = Suite>) -> Vec<String> {
     let mut names: Vec<_> = suites.map(|suite| suite.name.to_owned()).collect();
     names.sort_unstable();
     names.dedup();
