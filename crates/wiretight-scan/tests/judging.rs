@@ -245,7 +245,17 @@ fn each_profile_can_be_met_and_each_demand_of_its_own_can_break() {
     broken(MozillaModern, &with(&modern, "certificate.keys", list(&["rsa-4096"])), "modern-key");
     broken(MozillaModern, &with(&modern, "http.hsts", Some(Value::Number(1))), "mozilla-hsts");
     let cbc = "suite.tls1_2.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA";
-    broken(MozillaIntermediate, &with(&modern_facts(), cbc, None), "intermediate-suites");
+    let dhe = "suite.tls1_2.TLS_DHE_RSA_WITH_AES_128_GCM_SHA256";
+    for suite in [cbc, dhe] {
+        broken(MozillaIntermediate, &with(&modern_facts(), suite, None), "intermediate-suites");
+    }
+    let ed25519 = with(&modern_facts(), "certificate.keys", list(&["ed25519"]));
+    broken(MozillaIntermediate, &ed25519, "intermediate-key");
+    let dh = with(&modern_facts(), "suite.tls1_2.TLS_DH_RSA_WITH_AES_128_GCM_SHA256", None);
+    broken(Bcp195, &dh, "static-dh-finite");
+    // With curves, RFC 10015 says SHOULD NOT.
+    let ecdh = with(&modern_facts(), "suite.tls1_2.TLS_ECDH_RSA_WITH_AES_128_GCM_SHA256", None);
+    assert_eq!(verdict(&judged(&ecdh), Bcp195), Yes);
     broken(Cnsa2, &with(&cnsa, odd, None), "cnsa2-suites");
     broken(Cnsa2, &with(&cnsa, "groups.tls1_3", list(&["X25519MLKEM768"])), "cnsa2-groups");
     broken(Cnsa2, &with(&cnsa, "signatures.tls1_3", list(&["ed25519"])), "cnsa2-signatures");

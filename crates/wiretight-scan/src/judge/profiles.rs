@@ -307,6 +307,13 @@ const INTERMEDIATE: &[Demand] = {
         ),
         Rule("certificate-key", "Mozilla Server Side TLS 6.0, intermediate: rsa_key_size"),
         own(
+            "intermediate-key",
+            intermediate_key,
+            "The certificate's key is neither RSA nor ECDSA on P-256 or P-384",
+            "Mozilla Server Side TLS 6.0, intermediate: certificate_types, certificate_curves",
+            "Make a key on P-256, and get a certificate for it",
+        ),
+        own(
             "intermediate-lifespan",
             intermediate_lifespan,
             "The certificate lives for more than 366 days",
@@ -552,6 +559,11 @@ fn cnsa2_key(seen: &Seen<'_>) -> Finding {
 
 fn modern_key(seen: &Seen<'_>) -> Finding {
     outside(seen, "certificate.keys", |key| matches!(key, "ecdsa-p256" | "ecdsa-p384"))
+}
+
+fn intermediate_key(seen: &Seen<'_>) -> Finding {
+    let allowed = |key: &str| matches!(key, "ecdsa-p256" | "ecdsa-p384") || key.starts_with("rsa-");
+    outside(seen, "certificate.keys", allowed)
 }
 
 fn modern_lifespan(seen: &Seen<'_>) -> Finding {
