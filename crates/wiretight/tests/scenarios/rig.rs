@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -174,7 +174,9 @@ impl Ran {
     pub(crate) fn of(command: &mut Command, stdin: &str) -> Ran {
         let shown = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
+        // What it starts has its pipes: all of it can be ended at once.
+        let mut child =
+            command.process_group(0).spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
         let collect = |pipe: Option<Box<dyn Read + Send>>| {
             let mut pipe = pipe.unwrap();
             thread::spawn(move || {
@@ -192,7 +194,7 @@ impl Ran {
                 Some(status) => break status,
                 None if Instant::now() < end => thread::sleep(ms(2)),
                 None => {
-                    let _ = child.kill();
+                    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                     panic!(
                         "does not end: {shown}\n{}\n{}",
                         out.join().unwrap(),
