@@ -175,8 +175,7 @@ impl Ran {
         let shown = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // What it starts has its pipes: all of it can be ended at once.
-        let mut child =
-            command.process_group(0).spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let mut child = command.process_group(0).spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
         let collect = |pipe: Option<Box<dyn Read + Send>>| {
             let mut pipe = pipe.unwrap();
             thread::spawn(move || {
