@@ -11,7 +11,7 @@ use crate::facts::{Answer, Facts};
 use crate::names::Version;
 use crate::parse::{ClientHello, ContentType};
 
-/// `vulnerability.ccs_injection`, with each of these hellos, until one shows it.
+/// `vulnerability.ccs_injection`, with each of these hellos, at the same time.
 ///
 /// A server that is right takes offence at the first ChangeCipherSpec. One that took it waits; it
 /// then takes all that comes for encrypted, and a second one, or whatever follows, for a record with
