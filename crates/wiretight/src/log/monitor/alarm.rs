@@ -163,13 +163,12 @@ impl Alarm {
 
     /// Waits until the webhook has what there was to tell, or does not take it.
     pub async fn flush(&self) {
+        let is_done = || {
+            let state = self.state();
+            state.waiting.is_empty() || state.failures >= TRIES
+        };
         let done = async {
-            loop {
-                let state = self.state();
-                if state.waiting.is_empty() || state.failures >= TRIES {
-                    return;
-                }
-                drop(state);
+            while !is_done() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
