@@ -3,6 +3,7 @@
 
 mod authority;
 mod check;
+mod confirm;
 mod demo;
 mod join;
 mod mode;
