@@ -122,8 +122,8 @@ fn is_claim(name: &[u8]) -> bool {
     };
     // Most names of a request begin with none of these.
     (name.first().is_some_and(|b| b"xfrscp".contains(b))
-        && (PREFIXES.iter().any(|known| starts(&known)) || NAMES.iter().any(|n| same(name, n))))
-        || (matches!(name.last(), Some(b'p' | b'6' | b'r')) && SUFFIXES.iter().any(|k| ends(&k)))
+        && (PREFIXES.iter().any(starts) || NAMES.iter().any(|n| same(name, n))))
+        || (matches!(name.last(), Some(b'p' | b'6' | b'r')) && SUFFIXES.iter().any(ends))
 }
 
 fn is_disguised(name: &[u8]) -> bool {

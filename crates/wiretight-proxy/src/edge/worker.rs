@@ -440,11 +440,12 @@ impl Worker {
     {
         let mut cut = self.shared.cut.clone();
         let parted = async {
-            let shut = timeout(PART_QUIET, io.shutdown()).await;
+            if !matches!(timeout(PART_QUIET, io.shutdown()).await, Ok(Ok(()))) {
+                return;
+            }
             let socket = io.as_ref();
-            while matches!(shut, Ok(Ok(()))) {
-                let ready = timeout(PART_QUIET, socket.readable()).await;
-                if !matches!(ready, Ok(Ok(()))) || !discard(socket) {
+            while matches!(timeout(PART_QUIET, socket.readable()).await, Ok(Ok(()))) {
+                if !discard(socket) {
                     return;
                 }
             }
