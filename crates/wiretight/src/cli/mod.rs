@@ -146,6 +146,7 @@ impl Output {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    crate::privilege::no_core_dumps();
     let cli = Cli::parse();
     let done = match cli.verb {
         Verb::Run(verb) => verb.run(),
