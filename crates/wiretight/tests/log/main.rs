@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod damage;
 mod http;
 mod monitor;
 mod rig;
 mod sequencer;
 mod verify;
+mod verify_url;
 mod witness;
