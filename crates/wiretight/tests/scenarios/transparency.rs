@@ -277,9 +277,12 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     witness.start();
 
     auth.start();
-    assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
-    let said = auth.log();
-    assert!(said.contains("Waiting for north") && said.contains("private one"), "{said}");
+    wait_for("the log names the witness, and says why", || {
+        let said = auth.log();
+        let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
+        alarm.is_some_and(|l| l.contains("\"waiting_for\":\"north (") && l.contains("private one"))
+    });
+    auth.kill();
     auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
     auth.start();
     assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
