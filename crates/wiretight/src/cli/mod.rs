@@ -3,6 +3,7 @@
 
 mod authority;
 mod check;
+mod confirm;
 mod demo;
 mod join;
 mod mode;
@@ -146,6 +147,7 @@ impl Output {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    crate::privilege::no_core_dumps();
     let cli = Cli::parse();
     let done = match cli.verb {
         Verb::Run(verb) => verb.run(),
