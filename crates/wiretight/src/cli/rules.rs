@@ -136,8 +136,8 @@ impl Down {
             );
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
-            true => "the rules are gone: plaintext may leave this machine\n".into(),
-            false => "there were none\n".into(),
+            true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
+            false => "There were no rules to remove.\n".into(),
         })?;
         Ok(ExitCode::SUCCESS)
     }
