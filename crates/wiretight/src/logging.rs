@@ -112,8 +112,8 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         })
     };
-    // `access=off` alone is about the access log, and leaves the rest as it is.
-    let mut all = vec![DEFAULT.to_owned()];
+    let mut all = Vec::new();
+    let mut has_level = false;
     for part in parts {
         let good = match part.split_once('=') {
             None => is_level(part) || is_known(part),
@@ -128,7 +128,12 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
             );
             return (default(), Some(problem));
         }
-        all.push(part.to_owned());
+        has_level |= is_level(part);
+        all.push(part);
+    }
+    if !has_level {
+        // `access=off` alone is about the access log, and leaves the rest as it is.
+        all.push(DEFAULT);
     }
     match EnvFilter::try_new(all.join(",")) {
         Ok(filter) => (filter, None),
