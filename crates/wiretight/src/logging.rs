@@ -105,7 +105,7 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
     if parts.peek().is_none() {
         return (default(), None);
     }
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_known = |target: &str| {
         TARGETS.iter().any(|known| {
             let rest = target.strip_prefix(known);

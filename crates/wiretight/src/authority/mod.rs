@@ -4,10 +4,12 @@
 //! - `ca`: root, intermediate, leaves
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
 //! - `state`: what all nodes are told, by version
+//! - `backup`: one file that a new authority can go on from
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
 //!
 //! Whatever is acknowledged, to a node or to the operator, is in the store first.
 
+pub mod backup;
 mod ca;
 mod registry;
 mod server;
@@ -40,7 +42,7 @@ use wiretight_tlog::{LogSigner, Policy};
 use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
-use crate::log::bucket::{Bucket, BucketError};
+use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
 use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
@@ -168,8 +170,7 @@ impl LogParams {
     /// From the configuration: the witnesses are asked at the URLs of the policy.
     fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
         let served = config.log.clone();
-        let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
-        let storage = served.storage.as_ref().map(bucket).transpose()?;
+        let storage = backup::storage_of(config)?;
         let Some(witnesses) = &config.witnesses else {
             return Ok(LogParams { served, storage, ..LogParams::default() });
         };

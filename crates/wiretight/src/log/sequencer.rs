@@ -352,11 +352,7 @@ impl Open {
             }
             return Open::create(signer, store, &key).await;
         };
-        let record: Result<Record, _> = serde_json::from_slice(&entry.value);
-        let signed = record
-            .map_err(|e| e.to_string())
-            .and_then(|record| read_checkpoint(signer.public(), record.checkpoint.as_bytes()));
-        let signed = signed.map_err(|why| {
+        let signed = recorded(&entry.value, signer.public()).map_err(|why| {
             refused(format!(
                 "the last checkpoint in the store {why}: is log.key another log's? Restore key and store together"
             ))
@@ -663,6 +659,25 @@ impl Sequencer {
     }
 }
 
+/// The checkpoint that a store holds as the last one that its log, of this key, has signed.
+pub async fn last_signed(store: &dyn Store, key: &LogKey) -> Result<SignedCheckpoint, LogError> {
+    let none = || LogError::Refused("the store knows of no log".into());
+    let entry = store.get(&Key::new(RECORD)?).await?.ok_or_else(none)?;
+    recorded(&entry.value, key).map_err(|why| {
+        LogError::Refused(format!(
+            "the last checkpoint in the store {why}: is log.key another log's?"
+        ))
+    })
+}
+
+/// Makes a newer checkpoint, which a log of this store has signed and whose tiles are there, the last one.
+pub async fn go_on_from(store: &dyn Store, signed: &SignedCheckpoint) -> Result<(), LogError> {
+    let key = Key::new(RECORD)?;
+    let entry = store.get(&key).await?.ok_or(LogError::Closed)?;
+    store.swap(&key, entry.revision, Some(record(signed))).await?;
+    Ok(())
+}
+
 /// Runs something that asks for nodes of a tree of `size`, which are read from its tiles.
 pub(super) async fn read_nodes<T>(
     storage: &dyn Storage,
@@ -726,6 +741,12 @@ fn sign(signer: &LogSigner, frontier: &Frontier) -> Result<SignedCheckpoint, Log
 fn record(signed: &SignedCheckpoint) -> Vec<u8> {
     let record = Record { checkpoint: signed.to_string() };
     serde_json::to_vec(&record).expect("a text is JSON")
+}
+
+/// The checkpoint of a record in the store; or what is wrong with it.
+fn recorded(value: &[u8], key: &LogKey) -> Result<SignedCheckpoint, String> {
+    let record: Record = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    read_checkpoint(key, record.checkpoint.as_bytes())
 }
 
 /// A checkpoint that this log has signed; or what is wrong with it.

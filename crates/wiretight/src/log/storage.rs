@@ -2,13 +2,15 @@
 //! returns.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+
+use crate::private_dir::replace_at;
 
 /// An object: its path below the log's prefix, and its bytes.
 pub type Object = (String, Vec<u8>);
@@ -53,19 +55,8 @@ impl Directory {
             let above = dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.root));
             touched.extend(above.map(Path::to_owned));
         }
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(".tmp");
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
-            .and_then(|()| fs::rename(&temporary, &path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary); // a full disk wants the room
-        }
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let written = replace_at(&File::open(dir)?, name, bytes, None);
         touched.insert(dir.to_owned());
         written
     }

@@ -4,8 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod forged;
 mod http;
 mod monitor;
+mod monitor_faults;
+mod monitor_names;
 mod rig;
 mod sequencer;
 mod verify;

@@ -292,11 +292,31 @@ impl Hook {
 
 /// Serves the files of a directory over HTTP, each request on a connection of its own.
 pub fn serve(dir: PathBuf) -> SocketAddr {
+    serve_with(dir, |_| None)
+}
+
+/// What a server does instead of answering with the file.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Status(u16),
+    /// 429, and how many seconds to wait.
+    TooOften(u64),
+    Hang,
+    TooLong,
+    Gzip,
+}
+
+/// The same, but for the paths for which there is a fault.
+pub fn serve_with(
+    dir: PathBuf,
+    fault: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
+    let fault = std::sync::Arc::new(fault);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let dir = dir.clone();
+            let (dir, fault) = (dir.clone(), fault.clone());
             std::thread::spawn(move || {
                 let mut stream = BufReader::new(stream.unwrap());
                 let mut first = String::new();
@@ -305,13 +325,25 @@ pub fn serve(dir: PathBuf) -> SocketAddr {
                 while stream.read_line(&mut line).unwrap() > 2 {
                     line.clear();
                 }
-                let path = first.split(' ').nth(1).unwrap().trim_start_matches('/');
-                let (status, body) = match std::fs::read(dir.join(path)) {
-                    Ok(body) => ("200 OK", body),
-                    Err(_) => ("404 Not Found", Vec::new()),
+                let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+                let (mut status, mut body) = match std::fs::read(dir.join(path)) {
+                    Ok(body) => ("200 OK".to_owned(), body),
+                    Err(_) => ("404 Not Found".into(), Vec::new()),
                 };
+                let mut more = String::new();
+                match fault(path) {
+                    None => {}
+                    Some(Fault::Status(code)) => status = format!("{code} Fault"),
+                    Some(Fault::TooOften(seconds)) => {
+                        status = "429 Too Many Requests".into();
+                        more = format!("retry-after: {seconds}\r\n");
+                    }
+                    Some(Fault::Hang) => std::thread::sleep(Duration::from_secs(3600)),
+                    Some(Fault::TooLong) => body.resize(20 << 20, 0),
+                    Some(Fault::Gzip) => more = "content-encoding: gzip\r\n".into(),
+                }
                 let head = format!(
-                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                    "HTTP/1.1 {status}\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n",
                     body.len()
                 );
                 let _ = stream.get_mut().write_all(&[head.as_bytes(), &body].concat());

@@ -183,7 +183,7 @@ impl Witnessed {
 }
 
 /// Three that run, and the policy with them and the log of this authority.
-fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     let log = auth.cli(&["authority", "log-key"]).good().out;
     let mut witnesses: Vec<_> =
         WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
@@ -195,7 +195,7 @@ fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
 }
 
 /// `wiretight witness run`
-struct WitnessProcess {
+pub(crate) struct WitnessProcess {
     name: String,
     listen: std::net::SocketAddr,
     key: String,
