@@ -18,7 +18,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -71,6 +71,8 @@ const FIRST_IDENTITY: Duration = Duration::from_secs(5);
 const LOG_KEY: &str = "log.key";
 /// A log's key file is a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
+/// The largest file of authorities that are trusted for witnesses.
+const MAX_CA_FILE: usize = 1 << 20;
 /// After a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -181,8 +183,7 @@ impl LogParams {
                 witnesses.policy.display()
             ))
         };
-        let client = Client::new(&Credentials::default());
-        let client = client.map_err(|e| AuthorityError::Refused(chain(&e)))?;
+        let client = witness_client(witnesses.ca.as_deref())?;
         let way = |witness: &wiretight_tlog::policy::Witness| {
             let url = witness.url.as_ref().ok_or_else(|| {
                 refused(&witness.name, "the authority needs its URL at the end of the line".into())
@@ -193,6 +194,25 @@ impl LogParams {
         let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
         Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
     }
+}
+
+/// How the witnesses are asked: over HTTPS, with the system's authorities and those of a file of `[witnesses]`.
+fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
+    let unusable = |path: &Path, why: &dyn std::fmt::Display| {
+        AuthorityError::Refused(format!(
+            "{}, `ca` in [witnesses], cannot be used: {why}. It has to hold certificates (PEM) of the authorities that issue the witnesses' certificates",
+            path.display()
+        ))
+    };
+    let roots = match ca {
+        None => None,
+        Some(path) => Some(log::read_bounded(path, MAX_CA_FILE).map_err(|e| unusable(path, &e))?),
+    };
+    let client = Client::new(&Credentials { roots, ..Credentials::default() });
+    client.map_err(|e| match ca {
+        Some(path) => unusable(path, &chain(&e)),
+        None => AuthorityError::Refused(chain(&e)),
+    })
 }
 
 /// What the authority is told at its start.

@@ -837,9 +837,13 @@ fn internal(e: impl std::error::Error) -> Denial {
 /// Why no certificate was issued: for what is not this node's fault, and passes, it is told to ask again.
 fn unissued(e: CaError) -> Denial {
     match e {
-        CaError::Unwitnessed | CaError::Log(_) => {
+        CaError::Unwitnessed { .. } | CaError::Log(_) => {
             tracing::warn!("no certificate was issued: {e}");
-            let message = format!("no certificate was issued: {e}; ask again later");
+            let why = match &e {
+                CaError::Log(e) => e.for_members(),
+                _ => "nothing is issued without the witnesses of the log, and they have not cosigned (`wiretight authority status` on the authority says which)".into(),
+            };
+            let message = format!("no certificate was issued: {why}; ask again later");
             Denial::new(Code::Busy, message)
         }
         e => internal(e),

@@ -10,6 +10,7 @@ mod mode;
 mod monitor;
 mod node;
 mod plaintext;
+mod reach;
 mod revoke;
 mod rules;
 mod run;

@@ -153,6 +153,10 @@ pub(super) fn log(log: &Value) -> String {
     if let Some(problem) = log["problem"].as_str() {
         out += &format!("           {}\n", term::bad(problem));
     }
+    for damaged in list(&log["damaged"]) {
+        let why = format!("{}: not served; restore it from a copy of the log", text(damaged));
+        out += &format!("           {}\n", term::bad(&why));
+    }
     for witness in list(&log["witnesses"]) {
         let state = match (witness["problem"].as_str(), witness["cosigned_at"].as_u64()) {
             (Some(problem), _) => term::bad(problem),
