@@ -18,6 +18,7 @@ use crate::admin::{BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{AgentHandle, AgentParams, AgentStatus};
 use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
+use crate::control::Code;
 use crate::intercept::{InterceptStatus, Interception};
 use crate::internal_certificates::InternalCertificates;
 use crate::log::sequencer::LogStatus;
@@ -199,7 +200,13 @@ impl Daemon {
         }
         let agent = self.agent.status();
         if agent.ready {
-            return None;
+            let interception = self.interception.as_ref().and_then(|i| i.not_ready());
+            let authority = || self.authority.as_ref().and_then(|a| a.not_pushed());
+            let refused = || {
+                let why = agent.refused.as_ref().filter(|d| d.code != Code::BadRequest)?;
+                Some(format!("the authority refuses a part of what this node offers: {why}"))
+            };
+            return interception.or_else(authority).or_else(refused);
         }
         if agent.removed {
             return Some("this node was removed from the mesh: join again with a new token".into());

@@ -39,6 +39,8 @@ const MAX_WAITING: usize = 64;
 const GOOD_STREAM: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.
 const TICK: Duration = Duration::from_secs(5);
+/// Announcements follow one another at this distance while identities are being asked for.
+const GATHER: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -126,6 +128,7 @@ struct Link {
     pending: BTreeMap<u64, (Pending, Instant)>,
     sharing: Sharing,
     announced: Option<Vec<Offer>>,
+    announced_at: Instant,
     local: Option<IpAddr>,
     /// The authority has said something: it took the certificate.
     confirmed: bool,
@@ -173,6 +176,8 @@ impl Run {
             ready: false,
             identities: Vec::new(),
             instances: Vec::new(),
+            refused: None,
+            unused: Vec::new(),
             last_error: None,
         };
         let (status, receiver) = watch::channel(status);
@@ -331,6 +336,7 @@ impl Run {
             pending: BTreeMap::new(),
             sharing: Sharing::default(),
             announced: None,
+            announced_at: Instant::now(),
             local,
             confirmed: false,
             serial: leaf.map(|l| l.serial.clone()),
@@ -346,8 +352,10 @@ impl Run {
         let instances = self.offers(link.local);
         self.announced.clone_from(&instances);
         link.announced = Some(instances.clone());
+        link.announced_at = Instant::now();
+        self.report(|s| s.refused = None);
         let (have, digest) = (self.state.version, self.state.digest.clone());
-        link.send(&FromNode::Hello { have, digest, instances }).await?;
+        link.send(&FromNode::Hello { have, digest, instances: instances.into() }).await?;
         // Its answer says that the certificate was taken.
         link.send(&FromNode::Ping).await?;
         let times = self.params.times;
@@ -448,8 +456,8 @@ impl Run {
                 }
             }
             FromAuthority::Refused { request: 0, denial } => {
-                tracing::warn!(code = %denial.code, "what this node offers is refused: {denial}");
-                self.report(|s| s.last_error = Some(denial.message));
+                tracing::error!(code = %denial.code, "the authority refuses a part of what this node offers: {denial}");
+                self.report(|s| s.refused = Some(denial));
             }
             FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
@@ -523,10 +531,15 @@ impl Run {
         if link.announced.as_ref() == Some(&instances) {
             return Ok(());
         }
+        // Identities that come one after another are announced together.
+        if !link.pending.is_empty() && link.announced_at.elapsed() < GATHER {
+            return Ok(());
+        }
         self.announced.clone_from(&instances);
         link.announced = Some(instances.clone());
-        self.report(|_| {});
-        link.send(&FromNode::Announce { instances }).await
+        link.announced_at = Instant::now();
+        self.report(|s| s.refused = None);
+        link.send(&FromNode::Announce { instances: instances.into() }).await
     }
 
     /// What this node can stand for: services whose identity it holds.
@@ -725,6 +738,11 @@ impl Run {
         };
         new.identities = self.renewals.iter().map(identity).collect();
         new.instances.clone_from(&self.announced);
+        new.unused = self.mesh.unused().to_vec();
+        if self.state.unreadable > 0 {
+            let n = self.state.unreadable;
+            new.unused.push(format!("{n} records that this release cannot read: update this node"));
+        }
         new.version = self.state.version;
         new.removed = self.removed;
         new.ready = !self.removed && !self.mesh.bundle().roots().is_empty();
