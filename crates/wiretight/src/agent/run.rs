@@ -44,6 +44,8 @@ const GATHER: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+const ALONE: &str = "this node is in no mesh: `wiretight join` it with a token first";
+
 type Reply<T> = oneshot::Sender<Result<T, String>>;
 type Chain = Vec<CertificateDer<'static>>;
 
@@ -58,6 +60,8 @@ pub(super) enum Command {
 enum Trouble {
     /// Try again after a wait.
     Retry(String),
+    /// The same, of an authority whose port does not answer.
+    Away(String),
     /// Nothing is wrong: connect again at once.
     Again,
     /// The authority does not want this node.
@@ -67,6 +71,15 @@ enum Trouble {
 impl From<ControlError> for Trouble {
     fn from(e: ControlError) -> Trouble {
         Trouble::Retry(format!("the stream to the authority ended: {e}"))
+    }
+}
+
+impl From<LinkError> for Trouble {
+    fn from(e: LinkError) -> Trouble {
+        match e {
+            LinkError::Unreachable { .. } => Trouble::Away(e.to_string()),
+            e => Trouble::Retry(e.to_string()),
+        }
     }
 }
 
@@ -173,6 +186,7 @@ impl Run {
             last_contact: None,
             version: state.version,
             removed: false,
+            alone: false,
             ready: false,
             identities: Vec::new(),
             instances: Vec::new(),
@@ -216,6 +230,7 @@ impl Run {
             }
         }
         run.drop_revoked();
+        run.renew_what_peers_refuse();
         run.put_identities();
         run.report(|_| {});
         (run, receiver)
@@ -235,6 +250,14 @@ impl Run {
     async fn forever(&mut self) {
         let mut failures = 0;
         loop {
+            if self.is_alone() {
+                self.report(|s| s.last_error = None);
+                match self.inbox.recv().await {
+                    Some(command) => self.command(command).await,
+                    None => std::future::pending().await,
+                }
+                continue;
+            }
             let began = Instant::now();
             let Err(trouble) = self.attempt().await;
             for renewal in self.renewals.values_mut() {
@@ -245,10 +268,15 @@ impl Run {
                 failures = 0;
             }
             let times = self.params.times;
+            let away = matches!(trouble, Trouble::Away(_));
             let (wait, error) = match trouble {
                 Trouble::Again => (Duration::ZERO, None),
-                Trouble::Retry(why) => {
-                    let wait = backoff(times.backoff_min, times.backoff_max, failures);
+                Trouble::Retry(why) | Trouble::Away(why) => {
+                    let longest = match away && self.has_no_identity() {
+                        true => times.backoff_max_without_identity.min(times.backoff_max),
+                        false => times.backoff_max,
+                    };
+                    let wait = backoff(times.backoff_min, longest, failures);
                     failures = failures.saturating_add(1);
                     tracing::warn!("{why}; trying again in {wait:.1?}");
                     (wait, Some(why))
@@ -262,14 +290,30 @@ impl Run {
                 s.connected = false;
                 s.last_error = error.or(s.last_error.take());
             });
-            self.wait(wait).await;
+            self.wait(wait, away).await;
         }
     }
 
-    /// Waits, unless somebody wants something of the authority now.
-    async fn wait(&mut self, wait: Duration) {
-        let until = Instant::now() + wait;
+    /// Whether nothing here needs a mesh, and there is none.
+    fn is_alone(&self) -> bool {
+        !self.params.needs_mesh && self.membership.is_none() && !self.removed
+    }
+
+    /// Whether the certificate of the node itself is missing or has expired, so that nothing works.
+    fn has_no_identity(&self) -> bool {
+        self.mesh.identity(&Id::Node(self.params.node.clone())).is_none()
+    }
+
+    /// Waits, unless somebody wants something of the authority now. `away`: its port did not answer.
+    async fn wait(&mut self, wait: Duration, away: bool) {
+        let mut until = Instant::now() + wait;
+        let had_identity = !self.has_no_identity();
         while Instant::now() < until {
+            if away && had_identity && self.has_no_identity() {
+                // The identity has expired meanwhile: the rest of a long wait is not sat out.
+                let longest = self.params.times.backoff_max_without_identity;
+                until = until.min(Instant::now() + longest.mul_f64(chance()));
+            }
             // What expires meanwhile is seen.
             let tick = until.min(Instant::now() + TICK);
             tokio::select! {
@@ -313,7 +357,7 @@ impl Run {
             Err(e) => {
                 // An authority with another root: a new token, if there is one, decides.
                 self.distrusted = matches!(e, LinkError::NotTheAuthority { .. });
-                Err(Trouble::Retry(e.to_string()))
+                Err(e.into())
             }
         }
     }
@@ -510,7 +554,16 @@ impl Run {
         if self.drop_revoked() {
             self.put_identities();
         }
-        // Under a root that is gone (retired by force) nobody takes them any more.
+        self.renew_what_peers_refuse();
+        let saved = self.state.clone();
+        self.save(move |disk| disk.save_state(&saved)).await;
+        tracing::debug!(version = self.state.version, "the pushed state is in force");
+        Ok(())
+    }
+
+    /// Renews at once what peers that know what this node knows would refuse: what was issued under a root that was retired
+    /// by force, or before `[witnesses]` was set up.
+    fn renew_what_peers_refuse(&mut self) {
         let believed = |i: &Identity| self.mesh.verify(i.chain(), Role::Client, UnixTime::now());
         for (id, identity) in &self.identities {
             if identity.is_valid()
@@ -520,10 +573,6 @@ impl Run {
                 renewal.due = 0;
             }
         }
-        let saved = self.state.clone();
-        self.save(move |disk| disk.save_state(&saved)).await;
-        tracing::debug!(version = self.state.version, "the pushed state is in force");
-        Ok(())
     }
 
     async fn announce(&mut self, link: &mut Link) -> Result<(), Trouble> {
@@ -566,6 +615,10 @@ impl Run {
                     let _ = reply.send(Err("this node was removed from the mesh".into()));
                     return;
                 }
+                if self.is_alone() {
+                    let _ = reply.send(Err(ALONE.into()));
+                    return;
+                }
                 let first = self.next_request;
                 let left = self.wanted().into_iter().map(|id| (id, first)).collect();
                 self.waiters.push(Waiter { left, reply });
@@ -574,7 +627,9 @@ impl Run {
                 }
             }
             Command::Sign(csr, reply) => {
-                if self.fetches.len() < MAX_WAITING {
+                if self.is_alone() {
+                    let _ = reply.send(Err(ALONE.into()));
+                } else if self.fetches.len() < MAX_WAITING {
                     self.fetches.push_back((csr, reply));
                 } else {
                     let _ = reply.send(Err("too many requests wait already".into()));
@@ -600,6 +655,7 @@ impl Run {
         }
         if params.transparency != self.params.transparency {
             self.mesh.set_transparency(params.transparency.clone());
+            self.renew_what_peers_refuse();
         }
         self.params = params;
         let wanted = self.wanted();
@@ -624,6 +680,9 @@ impl Run {
     // ---- Within.
 
     fn wanted(&self) -> BTreeSet<Id> {
+        if self.is_alone() {
+            return BTreeSet::new();
+        }
         let services = self.params.services.iter().cloned().map(Id::Service);
         services.chain([Id::Node(self.params.node.clone())]).collect()
     }
@@ -718,6 +777,9 @@ impl Run {
 
     /// Updates the status; those who watch are woken if it changed.
     fn report(&mut self, change: impl FnOnce(&mut AgentStatus)) {
+        if self.is_alone() {
+            self.renewals.clear();
+        }
         // Whatever is wanted has an entry, due at once if it is new.
         for id in self.wanted() {
             self.renewals.entry(id).or_default();
@@ -745,7 +807,8 @@ impl Run {
         }
         new.version = self.state.version;
         new.removed = self.removed;
-        new.ready = !self.removed && !self.mesh.bundle().roots().is_empty();
+        new.alone = self.is_alone();
+        new.ready = new.alone || !self.removed && !self.mesh.bundle().roots().is_empty();
         new.ready = is_ready(&new);
         self.status.send_if_modified(|status| {
             let changed = *status != new;

@@ -22,6 +22,7 @@
 
 mod offers;
 mod shared;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -47,6 +48,7 @@ use crate::control::{
 use crate::log::sequencer::Log;
 
 pub(super) use shared::Written;
+pub use tokens::PendingToken;
 
 pub(super) const MESH: &str = "mesh/";
 pub(super) const NODES: &str = "mesh/node/";

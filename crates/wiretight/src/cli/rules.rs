@@ -1,14 +1,13 @@
 //! `wiretight rules`, `wiretight down`
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use wiretight_proxy::intercept::rules::TABLE;
 
+use super::confirm::Confirm;
 use super::term;
 use super::{Output, Where, plaintext};
 use crate::intercept::{self, Shown};
@@ -62,9 +61,8 @@ pub(super) struct Show {
     after_help = "Examples:\n  wiretight down\n  wiretight down --yes                               without a question"
 )]
 pub(super) struct Down {
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -116,7 +114,7 @@ impl Rules {
             }
             Rules::Show(show) => {
                 let shown = intercept::show(&PrivateDir::open(show.at.state_dir()?)?)?;
-                show.out.print(&shown, render)?;
+                show.out.print(&shown, |shown| term::fitted(&render(shown)))?;
                 let good = shown.as_kept && shown.in_force;
                 Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
@@ -127,9 +125,10 @@ impl Rules {
 impl Down {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state = PrivateDir::open(self.at.state_dir()?)?;
-        if !self.yes && !confirmed()? {
-            bail!("nothing was done; `wiretight down --yes` does it without a question");
-        }
+        self.confirm.ask(
+            "This removes the protection: plaintext could leave this machine.",
+            "Take the kernel's rules down?",
+        )?;
         let removed = intercept::down(&state)?;
         if removed {
             log(
@@ -142,20 +141,6 @@ impl Down {
         })?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn confirmed() -> anyhow::Result<bool> {
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        bail!(
-            "this lets plaintext leave this machine: say so with --yes where nobody can be asked"
-        );
-    }
-    eprint!("From now on plaintext may leave this machine. Take the rules down? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    input.lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// To the system's log, for who looks later; and to standard error, for who looks now.

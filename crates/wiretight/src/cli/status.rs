@@ -1,5 +1,6 @@
 //! `wiretight status`
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -20,7 +21,7 @@ Examples:
   wiretight status --json | jq '.relay.peers[] | select(.group != \"X25519MLKEM768\")'
 
 Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running. With --plaintext: 0 if strict mode
-would stop nothing that was seen, 1 if it would, or if no rules are in force.")]
+would stop nothing that was seen and no peer would refuse it, 1 otherwise, or if no rules are in force.")]
 pub(super) struct Status {
     /// Only the plaintext with machines of the mesh, and what strict mode would make of it
     #[arg(long)]
@@ -36,18 +37,26 @@ impl Status {
         let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
         if self.plaintext {
             let of = plaintext::read(&status)?;
-            self.out.print(&of, plaintext::render)?;
+            self.out.print(&of, |of| term::fitted(&plaintext::render(of)))?;
             return Ok(if of.strict.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        self.out.print(&status, render)?;
+        self.out.print(&status, |status| term::fitted(&render(status)))?;
         Ok(if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
 fn render(status: &Value) -> String {
     let mut out = head(status);
-    let tables = [identities, services, sites, handshakes, peers, totals, refusals];
-    for table in tables.map(|table| table(status)) {
+    let shown = |table: Table| if table.is_empty() { String::new() } else { table.to_string() };
+    for table in [
+        shown(identities(status)),
+        shown(services(status)),
+        shown(sites(status)),
+        shown(handshakes(status)),
+        peers(status),
+        shown(totals(status)),
+        refusals(status),
+    ] {
         if !table.is_empty() {
             out += &format!("\n{table}");
         }
@@ -82,7 +91,20 @@ fn head(status: &Value) -> String {
     if let Some(error) = link["last_error"].as_str() {
         authority += &format!("\n           {error}");
     }
-    let transparency = transparency(status);
+    if let Some(refused) = link["refused"]["message"].as_str() {
+        authority += &format!(
+            "\n           {}",
+            term::bad(&format!("refused of what this node offers: {refused}"))
+        );
+    }
+    for unused in link["unused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        authority += &format!("\n           not used of the registry: {unused}");
+    }
+    let alone = link["alone"] == true;
+    let transparency = if alone { String::new() } else { transparency(status) };
+    if alone {
+        authority = "none: this node is in no mesh, and its configuration needs none".into();
+    }
     format!(
         "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
         term::bold(&text(&status["node"])),
@@ -250,22 +272,23 @@ fn or_nobody(texts: &str) -> &str {
     if texts.is_empty() { "nobody" } else { texts }
 }
 
-/// Live connections, summed up by peer and protection.
-fn peers(status: &Value) -> Table {
-    let mut table = Table::new(&[
-        "SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER", "LIVE", "IDLE", "SESSIONS", "IN",
-        "OUT",
-    ]);
+/// Live connections, summed up by peer: a table for each protection.
+fn peers(status: &Value) -> String {
+    let mut by_protection: BTreeMap<String, Table> = BTreeMap::new();
     for sum in list(&status["relay"]["peers"]) {
+        let protection = ["protocol", "group", "cipher"].map(|k| text(&sum[k])).join(", ");
+        let head = ["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"];
+        let table = by_protection.entry(protection).or_insert_with(|| Table::new(&head));
         let mut row = Vec::new();
-        row.extend(
-            ["side", "service", "peer", "protocol", "group", "cipher"].map(|k| text(&sum[k])),
-        );
+        row.extend(["side", "service", "peer"].map(|k| text(&sum[k])));
         row.extend(["live", "idle", "sessions"].map(|k| number(&sum[k]).to_string()));
         row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
         table.row(row);
     }
-    table
+    let titled = by_protection
+        .iter()
+        .map(|(protection, table)| format!("{}\n{table}", term::bold(protection)));
+    titled.collect::<Vec<_>>().join("\n")
 }
 
 /// What there was since the start, connections that have ended included.
@@ -281,9 +304,9 @@ fn totals(status: &Value) -> Table {
     table
 }
 
-fn refusals(status: &Value) -> Table {
-    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
+fn refusals(status: &Value) -> String {
     let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
+    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
     for r in all.iter().rev().take(REFUSALS) {
         let peer = r["peer"].as_str().map_or_else(|| text(&r["address"]), str::to_owned);
         table.row([
@@ -295,7 +318,7 @@ fn refusals(status: &Value) -> Table {
             text(&r["detail"]),
         ]);
     }
-    table
+    if table.is_empty() { String::new() } else { table.to_string() }
 }
 
 fn list(v: &Value) -> impl Iterator<Item = &Value> {

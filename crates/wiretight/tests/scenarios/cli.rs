@@ -77,7 +77,7 @@ fn check_tells_good_from_bad() {
     let node = world.node("n1", &service("db", free(), "127.0.0.1:5432", "\"service/web\""));
     let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
     let good = check(&[]).good();
-    assert!(good.out.contains("is good: node n1 of example.org, 1 services, 0 dials"), "{good:?}");
+    assert!(good.out.contains("is good: node n1 of example.org, 1 service, 0 dials"), "{good:?}");
     let good = check(&["--json"]).good().json();
     assert_eq!((&good["ok"], &good["services"]), (&json!(true), &json!(["db"])));
 
