@@ -292,9 +292,7 @@ mod tests {
         assert_eq!(host("::ffff:10.0.0.5"), is("10.0.0.5"));
         assert_eq!(host("FD00:0::5"), is("fd00::5"));
         assert_eq!(host("DB1.Example.ORG"), is("db1.example.org"));
-        for bad in
-            ["", "10.0.0.5:1", "10.0.0.256", "0.0.0.0", "a b", "224.0.0.1", "[::1]", "10.0.0.0/8"]
-        {
+        for bad in ["", "10.0.0.5:1", "10.0.0.256", "0.0.0.0", "a b", "224.0.0.1", "10.0.0.0/8"] {
             assert_eq!(host(bad), None, "{bad:?}");
         }
         let of = |addr: &str| Host::from(&addr.parse::<HostPort>().unwrap()).to_string();

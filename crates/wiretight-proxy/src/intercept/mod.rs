@@ -10,4 +10,5 @@
 pub mod fallback;
 pub mod forecast;
 pub mod listing;
+mod registered;
 pub mod rules;

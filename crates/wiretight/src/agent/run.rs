@@ -23,7 +23,7 @@ use wiretight_proxy::{Identity, Mesh};
 
 use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
-use super::state::{Disk, Membership, Saved};
+use super::state::{Disk, Membership, Saved, contact_interval};
 use super::{AgentParams, AgentStatus, IdentityStatus, Instance, is_ready, membership};
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
@@ -131,6 +131,8 @@ pub(super) struct Run {
     announced: Vec<Offer>,
     /// When the process began.
     since: u64,
+    /// The contact with the authority that is on the disk.
+    contact_noted: u64,
 }
 
 /// A live stream.
@@ -214,6 +216,7 @@ impl Run {
             distrusted: false,
             announced: Vec::new(),
             since: now(),
+            contact_noted: 0,
         };
         if let Err(e) = run.put_bundle() {
             tracing::error!("the saved trust bundle cannot be used: {e}");
@@ -302,6 +305,16 @@ impl Run {
     /// Whether the certificate of the node itself is missing or has expired, so that nothing works.
     fn has_no_identity(&self) -> bool {
         self.mesh.identity(&Id::Node(self.params.node.clone())).is_none()
+    }
+
+    /// For a process before this one, whose connections still drain: it has none of its own.
+    async fn note_contact(&mut self) {
+        let Some(limit) = self.params.max_staleness else { return };
+        let at = now();
+        if at.abs_diff(self.contact_noted) >= contact_interval(limit).as_secs() {
+            self.contact_noted = at;
+            self.save(move |disk| disk.save_contact(at)).await;
+        }
     }
 
     /// Waits, unless somebody wants something of the authority now. `away`: its port did not answer.
@@ -426,6 +439,7 @@ impl Run {
                         self.save(move |disk| disk.save_membership(&joined)).await;
                     }
                     self.message(link, message).await?;
+                    self.note_contact().await;
                     self.report(|s| {
                         (s.connected, s.last_contact) = (true, Some(now()));
                         s.authority = Some(addr.clone());

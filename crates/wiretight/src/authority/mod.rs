@@ -2,6 +2,7 @@
 //! whose configuration has `[authority]`. No traffic passes through it.
 //!
 //! - `ca`: root, intermediate, leaves
+//! - `offers`: what a node announces, checked record by record
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
 //! - `state`: what all nodes are told, by version
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
@@ -9,6 +10,7 @@
 //! Whatever is acknowledged, to a node or to the operator, is in the store first.
 
 mod ca;
+pub mod offers;
 mod registry;
 mod server;
 mod state;

@@ -20,7 +20,6 @@
 //! node's record again, send it. So whoever marks a node and then revokes the series in its record
 //! misses nothing that was, or will be, sent.
 
-mod offers;
 mod shared;
 mod tokens;
 
@@ -41,6 +40,7 @@ use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;
 
 use super::ca::{Ca, CaError, random};
+use super::offers::Announcer;
 use super::{AuthorityError, Grant};
 use crate::control::{
     Blob, Code, Denial, JOIN_CONTEXT, Join, Offer, REJOIN_CONTEXT, Records, Rejoin,
@@ -488,7 +488,7 @@ impl Registry {
         let record = self.current(node, enrolment).await?;
         let is_own = self.own.get() == Some(node);
         let (services, addresses) = (&record.services, &record.addresses);
-        let announcer = offers::Announcer { node, services, from, addresses, is_own };
+        let announcer = Announcer { node, services, from, addresses, is_own };
         let (offers, denial) = announcer.admit(offers);
         let (key, value) = (instances_key(node), json(&offers));
         let present = self.store.get(&key).await.map_err(internal)?;
@@ -853,7 +853,7 @@ fn check_proof(
     })
 }
 
-fn may_not_claim(node: &Name, services: &str) -> String {
+pub(super) fn may_not_claim(node: &Name, services: &str) -> String {
     format!(
         "node {node} may not claim {services}: its join token did not name it; grant it on the authority, or correct the configuration"
     )

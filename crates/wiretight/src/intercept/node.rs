@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use wiretight_proxy::intercept::fallback;
 use wiretight_proxy::intercept::listing::{Counts, Flow};
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::mesh::Mesh;
@@ -318,18 +317,10 @@ impl Interception {
 /// The rules of a configuration, for the mesh as it is known now; and whether addresses had to be grouped into networks.
 fn rules(config: &Config, mesh: &Mesh) -> Option<(Rules, bool)> {
     let mut rules = config.rules(MARK)?;
-    let registry = mesh.registry();
-    let others = registry.services.values().flatten().filter(|i| i.node != config.node.name);
-    let nodes = others.map(|i| &i.addr).chain(&config.node.authority);
-    let nodes = nodes.filter_map(|addr| Some(addr.as_ip()?.ip().to_canonical()));
-    let nodes = nodes.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
-    let grouped;
-    (rules.protected, grouped) = fallback::protected(nodes, &rules.protected);
-    rules.taken = mesh.stood_for().into_iter().filter(|to| !to.ip().is_loopback()).collect();
     if config.intercept.as_ref().is_some_and(|i| i.resolvers.is_none()) {
         rules.resolvers = resolvers();
     }
-    Some((rules, grouped))
+    Some(rules.for_mesh(&config.node.name, &config.node.authority, mesh))
 }
 
 /// Where this machine asks for names.

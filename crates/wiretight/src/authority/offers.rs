@@ -11,25 +11,26 @@ use wiretight_keys::Name;
 use wiretight_proxy::registry::{Host, MAX_INSTANCES, Problems, check_address, check_lists};
 use wiretight_proxy::relay::settings::HostPort;
 
-use super::may_not_claim;
+use super::registry::may_not_claim;
 use crate::control::{Code, Denial, Offer, Records};
 
 /// Who announces.
-pub(super) struct Announcer<'a> {
-    pub(super) node: &'a Name,
+pub struct Announcer<'a> {
+    /// The node.
+    pub node: &'a Name,
     /// What it may claim.
-    pub(super) services: &'a BTreeSet<Name>,
+    pub services: &'a BTreeSet<Name>,
     /// Where its stream comes from.
-    pub(super) from: IpAddr,
+    pub from: IpAddr,
     /// Its other addresses.
-    pub(super) addresses: &'a BTreeSet<Host>,
+    pub addresses: &'a BTreeSet<Host>,
     /// It is this very process: its addresses are the operator's word.
-    pub(super) is_own: bool,
+    pub is_own: bool,
 }
 
 impl Announcer<'_> {
     /// The records that count, and why the others do not.
-    pub(super) fn admit(&self, offers: Records<Offer>) -> (Vec<Offer>, Option<Denial>) {
+    pub fn admit(&self, offers: Records<Offer>) -> (Vec<Offer>, Option<Denial>) {
         let (mut unclaimable, mut dropped, mut lists) =
             <(BTreeSet<String>, Problems, Problems)>::default();
         if offers.unreadable > 0 {
