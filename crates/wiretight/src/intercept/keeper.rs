@@ -81,7 +81,12 @@ struct Answered<A = Answer> {
 enum Ask {
     /// Put in force. `anew`: even if the operator has taken the rules down. `no_looser`: only where they let no more
     /// pass than those that are in force or kept, for the registry is not known yet.
-    Apply { rules: Box<Rules>, anew: bool, no_looser: bool },
+    Apply {
+        rules: Box<Rules>,
+        anew: bool,
+        #[serde(default)]
+        no_looser: bool,
+    },
     /// Put the same rules in force with another mode, for a time.
     Try { mode: Mode, seconds: u64 },
     /// The trial is being confirmed: do not end it now.

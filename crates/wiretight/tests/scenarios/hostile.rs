@@ -80,7 +80,7 @@ pub(super) fn hostile_records(service: &str, own: &str, of_others: &[&str]) -> V
 
 fn curl(ns: &str, port: u16) -> Option<String> {
     let url = format!("http://10.77.0.4:{port}/canary");
-    let ran = run(ns, "curl", &["-sS", "-m", "3", &url]);
+    let ran = run(ns, "curl", &["-sS", "-m", "1", &url]);
     (ran.code == Some(0)).then_some(ran.out)
 }
 
