@@ -693,7 +693,7 @@ mod tests {
             encode(&FromNode::Write { request, service, key, expected: u64::MAX, value })
         };
         assert!(write(MAX_SHARED_VALUE).is_ok());
-        assert!(matches!(write(98 << 10), Err(ControlError::TooLarge { .. })));
+        assert!(matches!(write(800 << 10), Err(ControlError::TooLarge { .. })));
     }
 
     #[test]
@@ -705,6 +705,27 @@ mod tests {
         let code = br#"{"type":"error","code":"tired","message":"later"}"#;
         let FromAuthority::Error(denial) = decode(code).unwrap() else { panic!() };
         assert_eq!(denial.code, Code::Other);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_itself_alone() {
+        let hello = br#"{"type":"hello","have":0,"instances":[{"service":"db","addr":"10.0.0.1:0","allow":[]},
+            {"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]},null,{"service":"db","addr":"10.0.0.1:1",
+            "allow":["customer/x"]},7,[]]}"#;
+        let FromNode::Hello { instances, .. } = decode(hello).unwrap() else { panic!() };
+        assert_eq!((instances.good.len(), instances.unreadable), (1, 5));
+        let state = br#"{"type":"state","version":1,"digest":"","bundle":["AQ==","!"],"registry":{"services":{
+            "db":[{"node":"a","addr":"10.0.0.1:7432","allow":[]},{"node":"a","addr":"?","allow":[]}],
+            "Not A Name":[]},"nodes":["a","B C"]},"revoked":["4000000000000001",5],
+            "revoked_roots":["AQ=="],"revoked_indexes":[[1,2],[3]]}"#;
+        let FromAuthority::State(state) = decode(state).unwrap() else { panic!() };
+        assert_eq!(state.unreadable, 6);
+        assert_eq!((state.bundle.len(), state.revoked.len()), (1, 1));
+        assert_eq!(state.revoked_indexes, [(1, 2)]);
+        assert_eq!(state.registry.services.len(), 1);
+        // What is not a list of records is still an error.
+        assert!(decode::<FromNode>(br#"{"type":"announce","instances":{}}"#).is_err());
+        assert!(decode::<FromNode>(br#"{"type":"announce","instances":7}"#).is_err());
     }
 
     #[test]

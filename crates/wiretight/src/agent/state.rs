@@ -278,3 +278,31 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 pub(super) fn public_der(key: &SigningKey) -> Vec<u8> {
     wiretight_keys::PublicKey::new(key.public_key()).expect("a key of ours is a P-256 key").to_der()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_drains_cuts_all_when_the_next_one_is_out_of_contact() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&dir.path().join("identity")).unwrap();
+        let mesh = Mesh::new("example.org".parse().unwrap());
+        let limit = Some(Duration::from_secs(60));
+        let followed = async |at: u64, too_old: bool| {
+            disk.save_contact(at).unwrap();
+            let mut changes = mesh.changes();
+            let told = async {
+                while mesh.is_without_news() != too_old {
+                    changes.changed().await.unwrap();
+                }
+            };
+            tokio::select! {
+                () = follow(disk.path(), &mesh, limit) => unreachable!("it never ends"),
+                told = tokio::time::timeout(Duration::from_secs(10), told) => told.unwrap(),
+            }
+        };
+        followed(now() - 600, true).await;
+        followed(now(), false).await;
+    }
+}

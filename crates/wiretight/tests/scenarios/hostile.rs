@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,4 +177,40 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
         list["nodes"].as_array().unwrap().iter().find(|n| n["name"] == "bad").unwrap().clone();
     let ports = bad["instances"].as_array().unwrap().iter().filter_map(|i| i["ports"].as_array());
     assert!(ports.flatten().count() <= 1, "{bad}");
+}
+
+#[test]
+fn one_node_does_not_use_up_what_others_with_its_identity_may_hold() {
+    let world = World::new();
+    let authority = world.authority("");
+    let (listen, backend) = (
+        free(),
+        serve(|mut socket| {
+            let mut byte = [0];
+            while socket.read_exact(&mut byte).is_ok() && socket.write_all(&byte).is_ok() {}
+        }),
+    );
+    let db = service("db", listen, backend, "\"service/web\"") + "max_connections_per_peer = 4\n";
+    let _db = world.joined(&authority, "db1", &["db"], &db);
+    let entries = [free(), free()];
+    let callers = [0, 1].map(|i| {
+        let dial =
+            format!("[[dial]]\nlisten = \"{}\"\nservice = \"db\"\nas = \"web\"\n", entries[i]);
+        world.joined(&authority, ["greedy", "modest"][i], &["web"], &dial)
+    });
+    let exchange = |i: usize| {
+        let mut socket = std::net::TcpStream::connect(entries[i]).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(b"x").unwrap();
+        socket.read_exact(&mut [0]).map(|()| socket)
+    };
+    wait_for("both get through", || [0, 1].iter().all(|i| exchange(*i).is_ok()));
+    let mut held: Vec<std::net::TcpStream> = Vec::new();
+    while let Ok(socket) = exchange(0) {
+        held.push(socket);
+        assert!(held.len() <= 4, "the control: one node holds no more than it may");
+    }
+    assert!(held.len() >= 3, "{}", held.len());
+    exchange(1).expect("the other node has its own share");
+    drop(callers);
 }
