@@ -194,8 +194,7 @@ fn one_node_does_not_use_up_what_others_with_its_identity_may_hold() {
     let _db = world.joined(&authority, "db1", &["db"], &db);
     let entries = [free(), free()];
     let callers = [0, 1].map(|i| {
-        let dial =
-            format!("[[dial]]\nlisten = \"{}\"\nservice = \"db\"\nas = \"web\"\n", entries[i]);
+        let dial = dial(entries[i], "db", "web");
         world.joined(&authority, ["greedy", "modest"][i], &["web"], &dial)
     });
     let exchange = |i: usize| {
