@@ -15,9 +15,12 @@
 //! All of the certificate but index and proof is in the entry, the series in the serial number too: what is logged
 //! once cannot be signed again as something else.
 
+use std::net::IpAddr;
+
 use const_oid::ObjectIdentifier;
+use const_oid::db::rfc4519::COMMON_NAME;
 use der::asn1::{OctetString, Utf8StringRef};
-use der::{Decode, Encode};
+use der::{Decode, Encode, Tagged};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use wiretight_tlog::{Hash, Proof, ProofError};
@@ -27,6 +30,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
+use crate::token::hex;
 use crate::x509::{Period, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed};
 
 /// The extension that holds a certificate's tlog-proof, as a UTF8String. It is of IANA's experimental arc
@@ -53,7 +57,8 @@ pub enum Entry {
 /// What an entry says of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedCertificate {
-    /// Everybody it speaks for: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, others described.
+    /// Everybody it speaks for: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, addresses as
+    /// `ip:ADDRESS`, a leaf's common name that its SPIFFE ID does not explain as `cn:NAME`, others described. Never empty.
     pub names: Vec<String>,
     /// Whether it may sign certificates.
     pub is_ca: bool,
@@ -113,19 +118,28 @@ impl LoggedCertificate {
             let value = extension.extn_value.as_bytes();
             if extension.extn_id == <SubjectAltName as const_oid::AssociatedOid>::OID {
                 let san = SubjectAltName::from_der(value).map_err(&err)?;
-                names.extend(san.0.iter().map(|name| match name {
-                    GeneralName::UniformResourceIdentifier(uri) => uri.as_str().to_owned(),
-                    GeneralName::DnsName(dns) => format!("dns:{}", dns.as_str()),
-                    GeneralName::Rfc822Name(mail) => format!("email:{}", mail.as_str()),
-                    other => format!("other:{other:?}"),
-                }));
+                names.extend(san.0.iter().map(name_text));
             } else if extension.extn_id == <BasicConstraints as const_oid::AssociatedOid>::OID {
-                is_ca = BasicConstraints::from_der(value).map_err(&err)?.ca;
+                is_ca |= BasicConstraints::from_der(value).map_err(&err)?.ca;
             } else if extension.extn_id == <AuthorityKeyIdentifier as const_oid::AssociatedOid>::OID
             {
                 let id = AuthorityKeyIdentifier::from_der(value).map_err(&err)?;
                 issuer_key = id.key_identifier.map(|id| id.as_bytes().to_vec());
             }
+        }
+        if !is_ca {
+            // Verifiers that fall back to the common name believe it; in our leaves it repeats the SPIFFE ID.
+            let explained = |cn: &String| {
+                let paths = names
+                    .iter()
+                    .filter_map(|n| Some(n.strip_prefix("spiffe://")?.split_once('/')?.1));
+                paths.into_iter().any(|path| !cn.is_empty() && path.chars().take(64).eq(cn.chars()))
+            };
+            let common: Vec<String> = common_names(&tbs)
+                .filter(|cn| !explained(cn))
+                .map(|cn| format!("cn:{cn}"))
+                .collect();
+            names.extend(common);
         }
         if names.is_empty() {
             names.push(format!("subject:{}", tbs.subject));
@@ -142,6 +156,40 @@ impl LoggedCertificate {
             series: series.map(|s| Series::new(*s)),
         })
     }
+}
+
+/// A subject alternative name, as text.
+fn name_text(name: &GeneralName) -> String {
+    let described = |kind: &str, der: &[u8]| {
+        let shown = &der[..der.len().min(32)];
+        format!("other:{kind}:{}{}", hex(shown), if shown.len() < der.len() { "..." } else { "" })
+    };
+    match name {
+        GeneralName::UniformResourceIdentifier(uri) => uri.as_str().to_owned(),
+        GeneralName::DnsName(dns) => format!("dns:{}", dns.as_str()),
+        GeneralName::Rfc822Name(mail) => format!("email:{}", mail.as_str()),
+        GeneralName::IpAddress(octets) => {
+            let octets = octets.as_bytes();
+            match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
+                (Ok(v4), _) => format!("ip:{}", IpAddr::from(v4)),
+                (_, Ok(v6)) => format!("ip:{}", IpAddr::from(v6).to_canonical()),
+                _ => described("address", octets),
+            }
+        }
+        other => described("name", &other.to_der().unwrap_or_default()),
+    }
+}
+
+/// The common names of the subject.
+fn common_names(tbs: &TbsCertificate) -> impl Iterator<Item = String> {
+    let named = tbs.subject.iter().filter(|a| a.oid == COMMON_NAME);
+    named.map(|a| match a.value.tag() {
+        der::Tag::BmpString => {
+            let units = a.value.value().chunks_exact(2).map(|c| u16::from_be_bytes([c[0], c[1]]));
+            char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        }
+        _ => String::from_utf8_lossy(a.value.value()).into_owned(),
+    })
 }
 
 /// A certificate that says that it is logged: its entry's hash, and the proof.

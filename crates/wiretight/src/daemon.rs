@@ -223,7 +223,9 @@ impl Daemon {
             false => format!("no valid identity for {}", missing.join(", ")),
         };
         let errors = agent.identities.iter().filter_map(|i| i.error.as_ref());
-        for error in agent.last_error.iter().chain(errors).take(2) {
+        let mut errors: Vec<&String> = agent.last_error.iter().chain(errors).collect();
+        errors.dedup();
+        for error in errors.into_iter().take(2) {
             why += &format!("; {error}");
         }
         Some(why)

@@ -105,15 +105,15 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
     if parts.peek().is_none() {
         return (default(), None);
     }
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_known = |target: &str| {
         TARGETS.iter().any(|known| {
             let rest = target.strip_prefix(known);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         })
     };
-    // `access=off` alone is about the access log, and leaves the rest as it is.
-    let mut all = vec![DEFAULT.to_owned()];
+    let mut all = Vec::new();
+    let mut has_level = false;
     for part in parts {
         let good = match part.split_once('=') {
             None => is_level(part) || is_known(part),
@@ -128,7 +128,12 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
             );
             return (default(), Some(problem));
         }
-        all.push(part.to_owned());
+        has_level |= is_level(part);
+        all.push(part);
+    }
+    if !has_level {
+        // `access=off` alone is about the access log, and leaves the rest as it is.
+        all.push(DEFAULT);
     }
     match EnvFilter::try_new(all.join(",")) {
         Ok(filter) => (filter, None),

@@ -55,7 +55,6 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     // Before there is a second thread.
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
-    privilege::must_own(state.path())?;
     let predecessor = match take_over {
         true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
         false => None,

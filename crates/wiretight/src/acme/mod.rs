@@ -55,7 +55,7 @@ const STORE_RETRY: u64 = 10;
 /// An edge that has a certificate's key and does not share it is waited for so long, in seconds.
 const WAIT_FOR_KEY: u64 = 600;
 /// The file of the key that secrets are sealed to.
-const SEAL_KEY: &str = "seal.key";
+pub(crate) const SEAL_KEY: &str = "seal.key";
 
 /// The public CA that is asked where no other is named.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";

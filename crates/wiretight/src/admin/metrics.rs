@@ -142,6 +142,8 @@ fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
     gauge(e, "log_witnessed_seconds", "When the quorum last cosigned, Unix time", one(at))?;
     let waiting = u64::from(of.waiting_since.is_some() || of.problem.is_some());
     gauge(e, "log_blocked", "1 while nothing new is issued", one(waiting))?;
+    let damaged = one(of.damaged.len() as u64);
+    gauge(e, "log_damaged", "Files of the log that are missing or not what was signed", damaged)?;
     let witnesses = of
         .witnesses
         .iter()

@@ -24,7 +24,7 @@ use wiretight_proxy::{Identity, Mesh};
 use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
 use super::state::{Disk, Membership, Saved, contact_interval};
-use super::{AgentParams, AgentStatus, IdentityStatus, Instance, is_ready, membership};
+use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
 };
@@ -275,10 +275,7 @@ impl Run {
             let (wait, error) = match trouble {
                 Trouble::Again => (Duration::ZERO, None),
                 Trouble::Retry(why) | Trouble::Away(why) => {
-                    let longest = match away && self.has_no_identity() {
-                        true => times.backoff_max_without_identity.min(times.backoff_max),
-                        false => times.backoff_max,
-                    };
+                    let longest = longest_wait(&times, away, self.has_no_identity());
                     let wait = backoff(times.backoff_min, longest, failures);
                     failures = failures.saturating_add(1);
                     tracing::warn!("{why}; trying again in {wait:.1?}");
@@ -865,6 +862,15 @@ fn retry(e: &dyn std::error::Error) -> Trouble {
     Trouble::Retry(e.to_string())
 }
 
+/// The longest wait before the next attempt. It is short only while connecting fails (`away`), which costs the authority
+/// nothing: one that answers, and is slow or refuses, is given the long one, so that a fleet does not storm it.
+fn longest_wait(times: &AgentTimes, away: bool, without_identity: bool) -> Duration {
+    match away && without_identity {
+        true => times.backoff_max_without_identity.min(times.backoff_max),
+        false => times.backoff_max,
+    }
+}
+
 /// Exponential, with full jitter.
 fn backoff(min: Duration, max: Duration, failures: u32) -> Duration {
     let most = min.saturating_mul(1 << failures.min(20)).clamp(min, max.max(min));
@@ -907,6 +913,19 @@ mod tests {
             let found = address(&instance(listen, advertise), local, own_host);
             assert_eq!(found.map(|a| a.to_string()).as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn where_nothing_works_the_authority_is_looked_for_often_unless_it_answers() {
+        let times = AgentTimes::default();
+        let short = longest_wait(&times, true, true);
+        assert!(short <= Duration::from_secs(5) && short >= Duration::from_secs(2), "{short:?}");
+        for (away, without_identity) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(longest_wait(&times, away, without_identity), times.backoff_max);
+        }
+        // Nobody comes at one moment.
+        let waits: Vec<_> = (0..100).map(|_| backoff(times.backoff_min, short, 20)).collect();
+        assert!(waits.iter().any(|w| *w < short / 2) && waits.iter().any(|w| *w > short / 2));
     }
 
     #[test]

@@ -93,9 +93,12 @@ pub enum CaError {
     Log(#[from] LogError),
     /// The witnesses take their time.
     #[error(
-        "nothing is issued without the witnesses, and they have not cosigned within {} s (`wiretight authority status` says which)", PATIENCE.as_secs()
+        "nothing is issued without the witnesses, and they have not cosigned within {} s. Waiting for {waiting_for}. Are they running, and do their URLs in the policy reach them?", PATIENCE.as_secs()
     )]
-    Unwitnessed,
+    Unwitnessed {
+        /// Which, and why.
+        waiting_for: String,
+    },
 }
 
 /// Where a root stands in its rotation.
@@ -589,7 +592,8 @@ async fn patiently<T>(
     if !log.has_witnesses() {
         return made.await;
     }
-    timeout(PATIENCE, made).await.map_err(|_| CaError::Unwitnessed)?
+    let late = |_| CaError::Unwitnessed { waiting_for: log.waiting_for() };
+    timeout(PATIENCE, made).await.map_err(late)?
 }
 
 /// Whatever signs for a root: today a key in a file.

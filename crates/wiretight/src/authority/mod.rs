@@ -5,10 +5,12 @@
 //! - `offers`: what a node announces, checked record by record
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
 //! - `state`: what all nodes are told, by version
+//! - `backup`: one file that a new authority can go on from
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
 //!
 //! Whatever is acknowledged, to a node or to the operator, is in the store first.
 
+pub mod backup;
 mod ca;
 pub mod offers;
 mod registry;
@@ -18,7 +20,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -43,7 +45,7 @@ use wiretight_tlog::{LogSigner, Policy};
 use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
-use crate::log::bucket::{Bucket, BucketError};
+use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
 use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
@@ -72,6 +74,8 @@ const FIRST_IDENTITY: Duration = Duration::from_secs(5);
 const LOG_KEY: &str = "log.key";
 /// A log's key file is a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
+/// The largest file of authorities that are trusted for witnesses.
+const MAX_CA_FILE: usize = 1 << 20;
 /// After a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -171,8 +175,7 @@ impl LogParams {
     /// From the configuration: the witnesses are asked at the URLs of the policy.
     fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
         let served = config.log.clone();
-        let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
-        let storage = served.storage.as_ref().map(bucket).transpose()?;
+        let storage = backup::storage_of(config)?;
         let Some(witnesses) = &config.witnesses else {
             return Ok(LogParams { served, storage, ..LogParams::default() });
         };
@@ -183,8 +186,7 @@ impl LogParams {
                 witnesses.policy.display()
             ))
         };
-        let client = Client::new(&Credentials::default());
-        let client = client.map_err(|e| AuthorityError::Refused(chain(&e)))?;
+        let client = witness_client(witnesses.ca.as_deref())?;
         let way = |witness: &wiretight_tlog::policy::Witness| {
             let url = witness.url.as_ref().ok_or_else(|| {
                 refused(&witness.name, "the authority needs its URL at the end of the line".into())
@@ -195,6 +197,25 @@ impl LogParams {
         let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
         Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
     }
+}
+
+/// How the witnesses are asked: over HTTPS, with the system's authorities and those of a file of `[witnesses]`.
+fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
+    let unusable = |path: &Path, why: &dyn std::fmt::Display| {
+        AuthorityError::Refused(format!(
+            "{}, `ca` in [witnesses], cannot be used: {why}. It has to hold certificates (PEM) of the authorities that issue the witnesses' certificates",
+            path.display()
+        ))
+    };
+    let roots = match ca {
+        None => None,
+        Some(path) => Some(log::read_bounded(path, MAX_CA_FILE).map_err(|e| unusable(path, &e))?),
+    };
+    let client = Client::new(&Credentials { roots, ..Credentials::default() });
+    client.map_err(|e| match ca {
+        Some(path) => unusable(path, &chain(&e)),
+        None => AuthorityError::Refused(chain(&e)),
+    })
 }
 
 /// What the authority is told at its start.

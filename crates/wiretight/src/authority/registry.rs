@@ -304,8 +304,7 @@ impl Registry {
     /// Revokes the certificates whose entries have these indexes (both ends count). Nothing tells whose they are: it is
     /// for what somebody found in the log that should not be there.
     pub(super) async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
-        let key = key(format!("{REVOKED_INDEXES}{from}-{to}"));
-        match self.store.create(&key, json(&RevokedRecord::new())).await {
+        match self.store.create(&revoked_indexes_key(from, to), json(&RevokedRecord::new())).await {
             Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -875,9 +874,13 @@ fn internal(e: impl std::error::Error) -> Denial {
 /// Why no certificate was issued: for what is not this node's fault, and passes, it is told to ask again.
 fn unissued(e: CaError) -> Denial {
     match e {
-        CaError::Unwitnessed | CaError::Log(_) => {
+        CaError::Unwitnessed { .. } | CaError::Log(_) => {
             tracing::warn!("no certificate was issued: {e}");
-            let message = format!("no certificate was issued: {e}; ask again later");
+            let why = match &e {
+                CaError::Log(e) => e.for_members(),
+                _ => "nothing is issued without the witnesses of the log, and they have not cosigned (`wiretight authority status` on the authority says which)".into(),
+            };
+            let message = format!("no certificate was issued: {why}; ask again later");
             Denial::new(Code::Busy, message)
         }
         e => internal(e),
@@ -923,4 +926,27 @@ fn token_key(id: &str) -> Key {
 }
 fn revoked_key(series: &Series) -> Key {
     key(format!("{REVOKED}{}", series.as_str()))
+}
+fn revoked_indexes_key(from: u64, to: u64) -> Key {
+    key(format!("{REVOKED_INDEXES}{from}-{to}"))
+}
+
+/// Puts a revocation that the log holds at `index` into the store of a restored authority. How many records are new.
+pub(super) async fn revoke_again(
+    store: &dyn Store,
+    revocation: &Revocation,
+    index: u64,
+) -> Result<usize, Error> {
+    let record = json(&RevokedRecord { at: revocation.at, logged: Some(index) });
+    let series = revocation.series.iter().map(revoked_key);
+    let indexes = revocation.indexes.iter().map(|(from, to)| revoked_indexes_key(*from, *to));
+    let mut new = 0;
+    for key in series.chain(indexes) {
+        match store.create(&key, record.clone()).await {
+            Ok(_) => new += 1,
+            Err(Error::Conflict { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(new)
 }

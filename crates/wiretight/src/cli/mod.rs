@@ -10,6 +10,7 @@ mod mode;
 mod monitor;
 mod node;
 mod plaintext;
+mod reach;
 mod revoke;
 mod rules;
 mod run;
@@ -163,6 +164,7 @@ fn counted(of: &serde_json::Value) -> String {
 pub fn main() -> ExitCode {
     // A process that was started by way of /proc/self/exe would be `exe` in ps, top and the kernel's log.
     let _ = rustix::thread::set_name(c"wiretight");
+    crate::privilege::no_core_dumps();
     let cli = Cli::parse();
     let json = std::env::args_os().any(|argument| argument == "--json");
     let done = match cli.verb {

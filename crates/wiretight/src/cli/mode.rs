@@ -267,7 +267,7 @@ fn old(now: &ModeStatus) -> &'static str {
 }
 
 fn kept(mode: rules::Mode, file: &Path) -> String {
-    format!("{} is in force, and stands in {}", mode.word(), file.display())
+    format!("{} mode is on, and saved in {}", mode.word(), file.display())
 }
 
 /// A change of the mode shall not take other changes along.

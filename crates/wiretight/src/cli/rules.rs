@@ -105,7 +105,8 @@ impl Rules {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Rules::Load(load) => {
-                let changed = intercept::load(&PrivateDir::open(load.at.state_dir()?)?)?;
+                let changed =
+                    intercept::load(&PrivateDir::open_of_any_user(load.at.state_dir()?)?)?;
                 load.out.print(&json!({ "in_force": true, "changed": changed }), |_| {
                     let how = if changed { "in force" } else { "in force already" };
                     format!("the rules are {how}\n")
@@ -113,7 +114,7 @@ impl Rules {
                 Ok(ExitCode::SUCCESS)
             }
             Rules::Show(show) => {
-                let shown = intercept::show(&PrivateDir::open(show.at.state_dir()?)?)?;
+                let shown = intercept::show(&PrivateDir::open_of_any_user(show.at.state_dir()?)?)?;
                 show.out.print(&shown, |shown| term::fitted(&render(shown)))?;
                 let good = shown.as_kept && shown.in_force;
                 Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -124,7 +125,7 @@ impl Rules {
 
 impl Down {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let state = PrivateDir::open(self.at.state_dir()?)?;
+        let state = PrivateDir::open_of_any_user(self.at.state_dir()?)?;
         self.confirm.ask(
             "This removes the protection: plaintext could leave this machine.",
             "Take the kernel's rules down?",
@@ -136,8 +137,8 @@ impl Down {
             );
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
-            true => "the rules are gone: plaintext may leave this machine\n".into(),
-            false => "there were none\n".into(),
+            true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
+            false => "There were no rules to remove.\n".into(),
         })?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,6 +1,5 @@
 //! `wiretight status`
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -47,16 +46,8 @@ impl Status {
 
 fn render(status: &Value) -> String {
     let mut out = head(status);
-    let shown = |table: Table| if table.is_empty() { String::new() } else { table.to_string() };
-    for table in [
-        shown(identities(status)),
-        shown(services(status)),
-        shown(sites(status)),
-        shown(handshakes(status)),
-        peers(status),
-        shown(totals(status)),
-        refusals(status),
-    ] {
+    let tables = [identities, services, sites, handshakes, protection, peers, totals, refusals];
+    for table in tables.map(|table| table(status)) {
         if !table.is_empty() {
             out += &format!("\n{table}");
         }
@@ -88,7 +79,9 @@ fn head(status: &Value) -> String {
             term::bad(&format!("not connected (last contact: {contact})"))
         }
     };
-    if let Some(error) = link["last_error"].as_str() {
+    // What keeps the node from being ready is said above.
+    let said = |error: &&str| !status["not_ready"].as_str().is_some_and(|why| why.contains(*error));
+    if let Some(error) = link["last_error"].as_str().filter(said) {
         authority += &format!("\n           {error}");
     }
     if let Some(refused) = link["refused"]["message"].as_str() {
@@ -121,20 +114,22 @@ fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not demanded: whoever holds the CA's key could make identities in secret ([witnesses] ends that)\n".to_owned()
+            "proofs:    not required. Anyone with the CA's key could issue identities unseen; [witnesses] prevents it\n".to_owned()
         }
-        (true, "none") => "proofs:    demanded, by the log's own word: no witness is\n".to_owned(),
+        (true, "none") => "proofs:    required, by the log alone: the policy asks for no witness\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    demanded of every peer of the mesh, witnessed by {quorum} (peers by foreign software prove nothing to others)\n"
+            "proofs:    required of every peer, witnessed by {quorum}; other TLS software does not check them\n"
         ),
     };
     if of["without_news"] == true {
         out += &format!(
             "           {}\n",
-            term::bad("no news of revocations for too long: no connections are made or taken")
+            term::bad(
+                "out of contact with the authority for longer than max_staleness: no connections"
+            )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           news of revocations is {} old\n", term::span(age));
+        out += &format!("           last heard of revocations {} ago\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);
@@ -166,6 +161,10 @@ pub(super) fn log(log: &Value) -> String {
     }
     if let Some(problem) = log["problem"].as_str() {
         out += &format!("           {}\n", term::bad(problem));
+    }
+    for damaged in list(&log["damaged"]) {
+        let why = format!("{}: not served; restore it from a copy of the log", text(damaged));
+        out += &format!("           {}\n", term::bad(&why));
     }
     for witness in list(&log["witnesses"]) {
         let state = match (witness["problem"].as_str(), witness["cosigned_at"].as_u64()) {
@@ -272,23 +271,28 @@ fn or_nobody(texts: &str) -> &str {
     if texts.is_empty() { "nobody" } else { texts }
 }
 
-/// Live connections, summed up by peer: a table for each protection.
-fn peers(status: &Value) -> String {
-    let mut by_protection: BTreeMap<String, Table> = BTreeMap::new();
+/// Live connections, summed up by peer and protection: what they are encrypted with.
+fn protection(status: &Value) -> Table {
+    let mut table = Table::new(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
     for sum in list(&status["relay"]["peers"]) {
-        let protection = ["protocol", "group", "cipher"].map(|k| text(&sum[k])).join(", ");
-        let head = ["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"];
-        let table = by_protection.entry(protection).or_insert_with(|| Table::new(&head));
+        let keys = ["side", "service", "peer", "protocol", "group", "cipher"];
+        table.row(keys.map(|k| text(&sum[k])));
+    }
+    table
+}
+
+/// The same connections: what they carry.
+fn peers(status: &Value) -> Table {
+    let mut table =
+        Table::new(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
+    for sum in list(&status["relay"]["peers"]) {
         let mut row = Vec::new();
         row.extend(["side", "service", "peer"].map(|k| text(&sum[k])));
         row.extend(["live", "idle", "sessions"].map(|k| number(&sum[k]).to_string()));
         row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
         table.row(row);
     }
-    let titled = by_protection
-        .iter()
-        .map(|(protection, table)| format!("{}\n{table}", term::bold(protection)));
-    titled.collect::<Vec<_>>().join("\n")
+    table
 }
 
 /// What there was since the start, connections that have ended included.
@@ -304,7 +308,7 @@ fn totals(status: &Value) -> Table {
     table
 }
 
-fn refusals(status: &Value) -> String {
+fn refusals(status: &Value) -> Table {
     let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
     let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
     for r in all.iter().rev().take(REFUSALS) {
@@ -318,7 +322,7 @@ fn refusals(status: &Value) -> String {
             text(&r["detail"]),
         ]);
     }
-    if table.is_empty() { String::new() } else { table.to_string() }
+    table
 }
 
 fn list(v: &Value) -> impl Iterator<Item = &Value> {

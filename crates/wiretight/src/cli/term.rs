@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wiretight_proxy::mesh::now;
 
 /// What is printed is no wider, in columns.
@@ -198,6 +200,16 @@ pub(super) fn size(bytes: u64) -> String {
         0 => format!("{bytes} B"),
         _ => format!("{value:.1} {}", units[unit]),
     }
+}
+
+/// A value that is one of these names, so that shells can complete it.
+pub(super) fn one_of<T>(
+    names: impl IntoIterator<Item = &'static str>,
+) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }
 
 /// Reads `90s`, `10m`, `1h30m`, `7d`.

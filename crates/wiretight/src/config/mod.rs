@@ -115,6 +115,8 @@ pub struct Witnesses {
     pub policy: PathBuf,
     /// Whether a peer whose certificates do not prove that they are logged is refused.
     pub required: bool,
+    /// PEM of authorities that the authority trusts for the witnesses' HTTPS besides the system's; absolute.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[log]`: how the authority's log is kept and served.

@@ -40,7 +40,11 @@ pub(super) const WITNESSES: Shape = Shape {
     name: "witnesses",
     repeats: false,
     title: "",
-    keys: &[("policy", r#""/etc/wiretight/log.policy""#), ("transparency", r#""required""#)],
+    keys: &[
+        ("policy", r#""/etc/wiretight/log.policy""#),
+        ("transparency", r#""required""#),
+        ("ca", r#""/etc/wiretight/witness-ca.pem""#),
+    ],
 };
 
 pub(super) const LOG: Shape = Shape {

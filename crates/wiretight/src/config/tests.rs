@@ -171,6 +171,7 @@ fn every_key_arrives() {
         [witnesses]
         policy = "/etc/wiretight/log.policy"
         transparency = "off"
+        ca = "/etc/wiretight/witness-ca.pem"
         [[service]]
         name = "db"
         listen = "10.0.0.5:7432"
@@ -214,7 +215,11 @@ fn every_key_arrives() {
         max_staleness: Some(Duration::from_secs(600)),
     };
     assert_eq!(config.node, node);
-    let witnesses = Witnesses { policy: "/etc/wiretight/log.policy".into(), required: false };
+    let witnesses = Witnesses {
+        policy: "/etc/wiretight/log.policy".into(),
+        required: false,
+        ca: Some("/etc/wiretight/witness-ca.pem".into()),
+    };
     assert_eq!((config.authority, config.witnesses), (None, Some(witnesses)));
     let db = ServiceSettings {
         name: "db".parse().unwrap(),

@@ -29,7 +29,6 @@ mod sockets;
 mod table;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,7 +40,7 @@ use wiretight_proxy::intercept::rules::{GUARD, Mode, Rules, RulesError, TABLE};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::net;
 
-use crate::private_dir::PrivateDir;
+use crate::private_dir::{FileError, Lock, PrivateDir};
 use table::Table;
 
 pub use keeper::{Health, Keeper, MAX_TRIAL, MIN_TRIAL, Report, TrialStatus, serve, work};
@@ -297,23 +296,14 @@ fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
 }
 
 /// Held until it is dropped.
-fn lock(state: &PrivateDir) -> Result<File, InterceptError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let path: &Path = &state.path().join(LOCK);
-    let failed = |e: &dyn std::fmt::Display| {
-        InterceptError::File(format!("{} cannot be locked: {e}", path.display()))
-    };
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let file = file.map_err(|e| failed(&e))?;
+fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
+    let failed = |e: FileError| InterceptError::File(crate::daemon::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(std::fs::TryLockError::WouldBlock) => return Err(InterceptError::Busy),
-            Err(std::fs::TryLockError::Error(e)) => return Err(failed(&e)),
+        match state.lock(LOCK).map_err(failed)? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            None => return Err(InterceptError::Busy),
         }
     }
 }

@@ -32,6 +32,9 @@ pub enum Answer {
     Cosigned(String),
     /// The witness holds another size than the proof begins at.
     Holds(u64),
+    /// The proof does not lead from the tree that it has cosigned to this one, or it has cosigned another tree of this
+    /// size; the reason is for people.
+    Inconsistent(String),
     /// It refuses; the reason is for people.
     Refused(String),
 }
@@ -41,6 +44,11 @@ pub enum Answer {
 pub trait Witness: Send + Sync {
     /// Submits a request for `add-checkpoint`. An error: there was no answer.
     async fn add_checkpoint(&self, body: String) -> Result<Answer, String>;
+
+    /// The last checkpoint of this log that it has cosigned, if it shows that.
+    async fn latest(&self, _origin: &str) -> Option<SignedCheckpoint> {
+        None
+    }
 }
 
 /// What is known of a witness, for people.
@@ -94,7 +102,8 @@ struct State {
     cosigned: BTreeMap<usize, Vec<Signature>>,
     /// The witnesses that have ever told what they hold.
     heard: BTreeMap<usize, ()>,
-    ahead: Option<Ahead>,
+    /// The witnesses that said that they hold more or another tree, and whether they have proved it.
+    ahead: BTreeMap<usize, (Ahead, bool)>,
     status: Vec<WitnessStatus>,
 }
 
@@ -128,12 +137,24 @@ impl Cosigning {
         self.shared.state().status.clone()
     }
 
+    /// The witnesses that have not cosigned a tree of this size, and why, for people.
+    pub fn waiting_for(&self, size: u64) -> String {
+        let why = |w: &WitnessStatus| match &w.problem {
+            Some(problem) => format!("{} ({problem})", w.name),
+            None => format!("{} (no answer yet)", w.name),
+        };
+        let status = self.status();
+        let late = status.iter().filter(|w| w.problem.is_some() || w.size != Some(size));
+        late.map(why).collect::<Vec<_>>().join(", ")
+    }
+
     /// Waits until the quorum has cosigned, however long that takes, and adds what it signed.
     ///
     /// With `everyone`, it waits for a witness of every possible quorum to have said what it holds, and fails if one
-    /// holds a larger tree or another one: then no checkpoint that was ever believed is forgotten here. (Without,
-    /// a single witness that lies, or that somebody else with the log's key has talked to, raises an alarm and stops
-    /// nothing: the quorum decides.)
+    /// proves that it holds a larger tree or another one, by a checkpoint that the log has signed: then no checkpoint that
+    /// was ever believed is forgotten here. Of a witness that says so and proves nothing the word does not count, until
+    /// no quorum is left without such ones. (Without `everyone`, such a witness raises an alarm and stops nothing: the
+    /// quorum decides.)
     pub async fn cosign(
         &self,
         mut signed: SignedCheckpoint,
@@ -151,7 +172,11 @@ impl Cosigning {
             let changed = self.shared.changed.notified();
             {
                 let state = self.shared.state();
-                if let Some(ahead) = state.ahead.as_ref().filter(|_| everyone) {
+                let ahead = &state.ahead;
+                let proved = ahead.values().find(|(_, proved)| *proved);
+                let all = self.policy.is_in_every_quorum(|n| ahead.contains_key(&n));
+                let stops = proved.or_else(|| ahead.values().next().filter(|_| all));
+                if let Some((ahead, _)) = stops.filter(|_| everyone) {
                     return Err(ahead.clone());
                 }
                 let enough = self.policy.is_quorum(|n| state.cosigned.contains_key(&n));
@@ -214,7 +239,8 @@ impl Talk {
                 Err(Failed::Again) if again < 3 => again += 1,
                 Err(Failed::Ahead(holds)) => {
                     done = round.number;
-                    self.ahead(&round, holds);
+                    let proved = self.proves_ahead(&round).await;
+                    self.ahead(&round, holds, proved);
                 }
                 Err(failed) => {
                     let why = match failed {
@@ -271,13 +297,16 @@ impl Talk {
                 self.shared.state().heard.insert(self.place, ());
                 Err(Failed::Again)
             }
-            Answer::Refused(why) => Err(Failed::Later(why)),
+            // It has cosigned another tree of the size that was offered.
+            Answer::Inconsistent(_) if old == size && size > 0 => Err(Failed::Ahead(size)),
+            Answer::Inconsistent(why) | Answer::Refused(why) => Err(Failed::Later(why)),
         }
     }
 
     fn cosigned(&self, round: &Round, signatures: Vec<Signature>) {
         let mut state = self.shared.state();
         state.heard.insert(self.place, ());
+        state.ahead.remove(&self.place);
         if state.round == round.number {
             state.cosigned.insert(self.place, signatures);
         }
@@ -291,17 +320,35 @@ impl Talk {
         self.shared.changed.notify_waiters();
     }
 
-    fn ahead(&self, round: &Round, holds: u64) {
+    /// Whether the witness has a checkpoint that the log has signed, of a larger tree or of another one.
+    async fn proves_ahead(&self, round: &Round) -> bool {
+        let own = round.signed.unverified();
+        let shown = timeout(DEADLINE, self.way.latest(&own.origin)).await.ok().flatten();
+        let log = |shown: &SignedCheckpoint| {
+            let logs = self.policy.logs().iter();
+            logs.into_iter().any(|log| shown.verified_by(&log.key).is_some())
+        };
+        shown.filter(log).is_some_and(|shown| {
+            let shown = shown.unverified();
+            shown.origin == own.origin
+                && (shown.size > own.size || shown.size == own.size && shown.root != own.root)
+        })
+    }
+
+    fn ahead(&self, round: &Round, holds: u64, proved: bool) {
         let size = round.signed.unverified().size;
         let what = if holds > size { "a larger" } else { "another" };
-        let why = format!("it holds {what} tree of {holds} entries, and this one has {size}");
+        let proof =
+            if proved { "shows one that the log has signed" } else { "shows no proof of it" };
+        let why =
+            format!("it holds {what} tree of {holds} entries, and this one has {size}; it {proof}");
         tracing::error!(
             "ALARM: the log has been signed elsewhere, or was set back, or the witness is wrong: {why}"
         );
         self.problem(why);
         let mut state = self.shared.state();
         let witness = state.status[self.place].name.clone();
-        state.ahead.get_or_insert(Ahead { witness, holds });
+        state.ahead.insert(self.place, (Ahead { witness, holds }, proved));
         drop(state);
         self.shared.changed.notify_waiters();
     }

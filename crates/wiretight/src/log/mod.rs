@@ -1,20 +1,28 @@
 //! The mesh's log: who appends to it, who vouches for it, who reads it.
 //!
 //! - `storage`: where tiles are kept: in a directory, or (`bucket`) in S3
+//! - `edge`: the right edge of its tree, to which entries are appended
+//! - `guard`: reads its tiles, and passes on none that is not what was signed
 //! - `sequencer`: appends entries, signs checkpoints, hands out proofs
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
 //! - `serve`: how it is read over HTTP
 //! - `http`: how others' logs and witnesses are reached
 //! - `witness`: cosigns the checkpoints of logs
 //! - `reader`: reads a log, and believes what its checkpoint says
+//! - `mirror`: keeps a copy of a log in a directory
+//! - `compare`: compares a log with what its witnesses saw
 //! - `monitor`: watches a log, and what is issued
 //! - `server`: what a log and a witness have in common towards a network
 //! - `evidence`: what is kept when a log forks
 
 pub mod bucket;
+pub mod compare;
 pub mod cosigning;
+pub mod edge;
 pub mod evidence;
+pub mod guard;
 pub mod http;
+pub mod mirror;
 pub mod monitor;
 pub mod reader;
 pub mod sequencer;
@@ -58,6 +66,17 @@ pub enum PolicyFileError {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// Reads a file of at most `max` bytes.
+pub fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    match bytes.len() > max {
+        true => Err(io::Error::other(format!("it is larger than {max} bytes"))),
+        false => Ok(bytes),
+    }
 }
 
 /// Reads a policy file (C2SP tlog-policy).

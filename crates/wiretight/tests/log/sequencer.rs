@@ -76,15 +76,15 @@ impl Witness for MemoryWitness {
 }
 
 /// A log and its three witnesses, of which two are enough.
-struct World {
+pub struct World {
     dir: tempfile::TempDir,
-    private: String,
-    witnesses: Vec<Arc<MemoryWitness>>,
-    policy: Policy,
+    pub private: String,
+    pub witnesses: Vec<Arc<MemoryWitness>>,
+    pub policy: Policy,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         let signer = LogSigner::generate(name("log.example/a")).unwrap();
         let witnesses: Vec<_> = (1..=3).map(|n| MemoryWitness::new(n, &signer)).collect();
         let mut text = format!("log {}\n", signer.public());
@@ -100,15 +100,15 @@ impl World {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn storage(&self) -> Arc<dyn Storage> {
+    pub fn storage(&self) -> Arc<dyn Storage> {
         Arc::new(Directory::open(self.path().join("log")).unwrap())
     }
 
-    async fn store(&self) -> Arc<dyn Store> {
+    pub async fn store(&self) -> Arc<dyn Store> {
         // The one before closes on a thread of its own, and has the file until then.
         let patience = Instant::now() + Duration::from_secs(10);
         loop {
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    async fn start_on(
+    pub async fn start_on(
         &self,
         storage: Arc<dyn Storage>,
         store: Arc<dyn Store>,
@@ -131,12 +131,12 @@ impl World {
         Log::start(Params { signer, policy, ways, storage, store }).await
     }
 
-    async fn start(&self) -> Result<Log, LogError> {
+    pub async fn start(&self) -> Result<Log, LogError> {
         self.start_on(self.storage(), self.store().await).await
     }
 
     /// Why a log that does not take an entry does not.
-    async fn refused(&self) -> String {
+    pub async fn refused(&self) -> String {
         let refused = match self.start().await {
             Err(e) => e,
             Ok(log) => {
@@ -151,11 +151,11 @@ impl World {
 }
 
 /// Reads the whole log from its files, and checks it as an outsider would.
-async fn audit(world: &World) -> Vec<Vec<u8>> {
+pub async fn audit(world: &World) -> Vec<Vec<u8>> {
     audit_in(world, &world.storage()).await
 }
 
-async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
+pub async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
     let note = storage.get(CHECKPOINT, 1 << 20).await.unwrap().expect("it was published");
     let signed = SignedCheckpoint::parse(str::from_utf8(&note).unwrap()).unwrap();
     let tree = world.policy.witnessed(&signed).unwrap().checkpoint().clone();
@@ -185,7 +185,7 @@ async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
     entries
 }
 
-fn holds(world: &World, proof: &Proof, entry: &[u8]) {
+pub fn holds(world: &World, proof: &Proof, entry: &[u8]) {
     let text = proof.to_string();
     let proof = Proof::parse(&text).unwrap();
     proof.verify(&world.policy, Hash::leaf(entry)).unwrap();

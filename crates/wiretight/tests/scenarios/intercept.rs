@@ -544,7 +544,7 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
         near.file().display()
     );
     let ran = Ran::of(Command::new("script").args(["-qec", &asked, "/dev/null"]), "y\n").good();
-    assert!(ran.out.contains("Keep it? [y/N]") && ran.out.contains("stands in"), "{}", ran.all());
+    assert!(ran.out.contains("Keep it? [y/N]") && ran.out.contains("saved in"), "{}", ran.all());
     file_says("strict");
     assert_eq!(kept(&near)["mode"], "strict");
     near.kill();

@@ -8,6 +8,7 @@
 
 mod acme;
 mod acme_server;
+mod backup;
 mod chaos;
 mod cli;
 mod documents;

@@ -200,8 +200,9 @@ fn an_edge_alone_is_ready_and_asks_for_no_token() {
     assert!(!log.contains("token") && !log.contains("trying again"), "{log}");
 
     // The control: what needs an identity is not ready without one.
+    node.kill();
     fs::write(node.file(), file + &dial(free(), "db", "web")).unwrap();
-    node.cli(&["reload"]).good();
+    node.start();
     wait_for(
         "it says what is missing",
         || matches!(node.probe("/readyz"), Ok((503, why)) if why.contains("join token")),

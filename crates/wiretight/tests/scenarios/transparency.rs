@@ -183,7 +183,7 @@ impl Witnessed {
 }
 
 /// Three that run, and the policy with them and the log of this authority.
-fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     let log = auth.cli(&["authority", "log-key"]).good().out;
     let mut witnesses: Vec<_> =
         WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
@@ -195,11 +195,13 @@ fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
 }
 
 /// `wiretight witness run`
-struct WitnessProcess {
+pub(crate) struct WitnessProcess {
     name: String,
     listen: std::net::SocketAddr,
     key: String,
     files: [PathBuf; 4],
+    /// Certificate and key, if it serves HTTPS.
+    tls: Option<[PathBuf; 2]>,
     kid: Option<Kid>,
 }
 
@@ -210,12 +212,13 @@ impl WitnessProcess {
         let mut keygen = wiretight();
         keygen.args(["witness", "keygen", &format!("example.org/{name}"), "--out"]).arg(&files[0]);
         let key = Ran::of(&mut keygen, "").good().out.trim().to_owned();
-        WitnessProcess { name: name.into(), listen: free(), key, files, kid: None }
+        WitnessProcess { name: name.into(), listen: free(), key, files, tls: None, kid: None }
     }
 
     /// Its line in the policy.
     fn line(&self) -> String {
-        format!("witness {} {} http://{}\n", self.name, self.key, self.listen)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("witness {} {} {scheme}://{}\n", self.name, self.key, self.listen)
     }
 
     fn start(&mut self) {
@@ -223,6 +226,12 @@ impl WitnessProcess {
         let mut command = wiretight();
         command.args(["witness", "run", "--listen", &self.listen.to_string(), "--key"]).arg(key);
         command.arg("--state").arg(state).arg("--policy").arg(policy);
+        if !state.exists() {
+            command.arg("--new");
+        }
+        if let Some([cert, key]) = &self.tls {
+            command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
+        }
         self.kid = Some(Kid::start(&mut command, log));
         wait_port(self.listen);
     }
@@ -230,6 +239,58 @@ impl WitnessProcess {
     fn kill(&mut self) {
         self.kid = None;
     }
+}
+
+/// Whose certificate is of a private CA; and a start without a quorum says which witness it waits for, and why.
+#[test]
+fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
+    if !has(&["openssl"]) {
+        return;
+    }
+    let world = World::new();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| world.path(name));
+    let shell = format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=ca -keyout {ca}.key -out {ca} && \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=witness -keyout {key} -out {ca}.csr && \
+         echo subjectAltName=IP:127.0.0.1 >{ca}.ext && \
+         openssl x509 -req -in {ca}.csr -CA {ca} -CAkey {ca}.key -days 1 -extfile {ca}.ext -out {cert}",
+        ca = ca.display(),
+        cert = cert.display(),
+        key = key.display()
+    );
+    Ran::of(Command::new("/bin/sh").args(["-c", &shell]), "").good();
+    let policy = world.path("policy");
+    let listen = free();
+    let sections = |more: &str| {
+        format!(
+            "[authority]\nlisten = \"{listen}\"\n[witnesses]\npolicy = \"{}\"\n{more}",
+            policy.display()
+        )
+    };
+    let mut auth = world.node("auth", &sections(""));
+    auth.listen = Some(listen);
+    let log = auth.cli(&["authority", "log-key"]).good().out;
+    let mut witness = WitnessProcess::new(&world, "north", &policy);
+    witness.tls = Some([cert, key]);
+    let line = witness.line();
+    fs::write(&policy, format!("log {log}{line}quorum north\n")).unwrap();
+    witness.start();
+
+    auth.start();
+    wait_for("the log names the witness, and says why", || {
+        let said = auth.log();
+        let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
+        alarm.is_some_and(|l| l.contains("\"waiting_for\":\"north (") && l.contains("private one"))
+    });
+    auth.kill();
+    auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
+    auth.start();
+    assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
+    assert!(auth.log().contains("`ca` in [witnesses], cannot be used"), "{}", auth.log());
+    auth.write(&sections(&format!("ca = \"{}\"\n", ca.display())));
+    auth.start();
+    auth.ready();
+    assert_eq!(auth.status()["log"]["witnesses"][0]["problem"], Value::Null);
 }
 
 /// Of each identity that a node has.
