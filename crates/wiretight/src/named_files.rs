@@ -48,8 +48,13 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
             }
         });
         if let Err(error) = policy {
-            add("[witnesses] policy".into(), chain(&error), "the node does not start without it");
+            add("witnesses.policy".into(), chain(&error), "the node does not start without it");
         }
+    }
+    if let Some(path) = config.witnesses.as_ref().and_then(|w| w.ca.as_ref())
+        && let Err(why) = roots(path)
+    {
+        add("witnesses.ca".into(), why, "put the PEM certificate of the witnesses' CA there");
     }
     for ca in &config.acme {
         let key = |name| format!("[[acme]] {:?}: {name}", ca.directory);

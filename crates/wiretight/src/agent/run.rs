@@ -16,7 +16,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey};
+use wiretight_keys::{Id, JoinToken, Refusal, Role, Serial, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
@@ -393,7 +393,7 @@ impl Run {
             announced_at: Instant::now(),
             local,
             confirmed: false,
-            serial: leaf.map(|l| l.serial.clone()),
+            serial: leaf.map(|l| l.serial),
             stale_at: stale.unwrap_or(u64::MAX),
         }
     }
@@ -573,14 +573,12 @@ impl Run {
     }
 
     /// Renews at once what peers that know what this node knows would refuse: what was issued under a root that was retired
-    /// by force, or before `[witnesses]` was set up.
+    /// by force or an intermediate that was revoked, or before `[witnesses]` was set up.
     fn renew_what_peers_refuse(&mut self) {
-        let believed = |i: &Identity| self.mesh.verify(i.chain(), Role::Client, UnixTime::now());
-        for (id, identity) in &self.identities {
-            if identity.is_valid()
-                && believed(identity).is_err()
-                && let Some(renewal) = self.renewals.get_mut(id)
-            {
+        let unbelieved = self.identities.iter().filter(|(_, i)| self.disbelieved(i).is_some());
+        let unbelieved: Vec<Id> = unbelieved.map(|(id, _)| id.clone()).collect();
+        for id in unbelieved {
+            if let Some(renewal) = self.renewals.get_mut(&id) {
                 renewal.due = 0;
             }
         }
@@ -748,6 +746,14 @@ impl Run {
         }
     }
 
+    /// Why other nodes refuse an identity of this one, though it has not expired: they know what this node knows.
+    fn disbelieved(&self, identity: &Identity) -> Option<Refusal> {
+        match self.mesh.verify(identity.chain(), Role::Client, UnixTime::now()) {
+            Err(refusal) if identity.is_valid() && refusal != Refusal::NoNews => Some(refusal),
+            _ => None,
+        }
+    }
+
     fn put_identities(&self) {
         self.mesh.set_identities(self.identities.clone());
     }
@@ -760,7 +766,7 @@ impl Run {
         self.identities.retain(|id, identity| {
             let keep = !bundle.is_revoked(&identity.leaf().serial);
             if !keep {
-                tracing::warn!(%id, "this identity was revoked, and is dropped");
+                tracing::warn!(%id, "this identity was revoked, and is dropped; the node asks for another one");
                 renewals.remove(id);
             }
             keep
@@ -799,14 +805,18 @@ impl Run {
         change(&mut new);
         self.look_at_the_time(new.last_contact);
         let identity = |(id, renewal): (&Id, &Renewal)| {
-            let held = self.identities.get(id).map(|i| i.leaf());
+            let held = self.identities.get(id);
+            let refusal = held.and_then(|i| self.disbelieved(i));
+            let held = held.map(|i| i.leaf());
+            // What other nodes refuse is not in force, whatever it says of its time.
+            let period = held.map(|l| l.period).filter(|_| refusal.is_none());
             IdentityStatus {
                 id: id.clone(),
-                serial: held.map(|l| l.serial.clone()),
-                not_before: held.map(|l| l.period.not_before),
-                not_after: held.map(|l| l.period.not_after),
+                serial: held.map(|l| l.serial),
+                not_before: period.map(|p| p.not_before),
+                not_after: period.map(|p| p.not_after),
                 next_renewal: (renewal.due > 0).then_some(renewal.due / 1000),
-                error: renewal.error.clone(),
+                error: refusal.map(|r| r.to_string()).or_else(|| renewal.error.clone()),
             }
         };
         new.identities = self.renewals.iter().map(identity).collect();

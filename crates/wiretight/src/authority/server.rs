@@ -47,6 +47,8 @@ const PAGE: usize = 128 << 10;
 const PER_BYTE: Duration = Duration::from_nanos(100);
 /// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a stream whose certificate was revoked waits for the state that says so.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
 type Stream = TlsStream<TcpStream>;
 
@@ -365,8 +367,9 @@ impl Server {
         let follow = self.follow(&node, &enrolment, follows, replies.clone());
         let (offered, offers) = watch::channel(offers);
         let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
-        let announce = self.announce(node, enrolment, addr.ip(), seen, offers, replies.clone());
-        let talk = Talk { server: self, node, enrolment, seen, replies, wanted, offered };
+        let member = Member { node, enrolment, peer: &peer };
+        let announce = self.announce(member, addr.ip(), seen, offers, replies.clone());
+        let talk = Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted, offered };
         let why = tokio::select! {
             why = talk.read(&mut reader) => why,
             why = announce => why,
@@ -402,6 +405,9 @@ impl Server {
         // What it was let in by must hold as long as it stays.
         let expiry = sleep_until(Instant::now() + until(peer.not_after() + 1));
         tokio::pin!(expiry);
+        let mut known = self.mesh.changes();
+        // Whose certificate was revoked is told what else is, and then cut.
+        let (mut doomed, mut cut_at) = (None, Instant::now());
         loop {
             let out = tokio::select! {
                 biased;
@@ -413,12 +419,23 @@ impl Server {
                     let message = "the certificate of this connection has expired: connect again";
                     Out::Last(Denial::new(Code::Expired, message))
                 }
+                Ok(()) = known.changed(), if doomed.is_none() => {
+                    (doomed, cut_at) = (self.revoked(peer), Instant::now() + MAX_FAREWELL);
+                    continue;
+                }
+                () = sleep_until(cut_at), if doomed.is_some() => match doomed.take() {
+                    Some(denial) => Out::Last(denial),
+                    None => continue,
+                },
                 Some(out) = outbox.recv() => out,
                 Ok(()) = states.changed() => {
                     let state = states.borrow_and_update().clone();
-                    match send_bytes(writer, &state.frame, limit).await {
-                        Ok(()) => continue,
-                        Err(e) => return e.to_string(),
+                    if let Err(e) = send_bytes(writer, &state.frame, limit).await {
+                        return e.to_string();
+                    }
+                    match doomed.take() {
+                        Some(denial) => Out::Last(denial),
+                        None => continue,
                     }
                 }
                 _ = ping.tick() => Out::Reply(FromAuthority::Ping),
@@ -439,16 +456,20 @@ impl Server {
     /// others busy. Returns why the stream ends, if it does.
     async fn announce(
         &self,
-        node: &Name,
-        enrolment: &str,
+        member: Member<'_>,
         from: IpAddr,
         seen: &Seen,
         mut offered: watch::Receiver<Records<Offer>>,
         replies: mpsc::Sender<Out>,
     ) -> String {
+        let Member { node, enrolment, peer } = member;
         loop {
             let offers = offered.borrow_and_update().clone();
-            let denial = match self.registry.announce(node, enrolment, from, offers).await {
+            let announced = match self.revoked(peer) {
+                None => self.registry.announce(node, enrolment, from, offers).await,
+                Some(denial) => Err(denial),
+            };
+            let denial = match announced {
                 Ok(Announced::NotBefore(wait)) => {
                     sleep(wait).await;
                     continue;
@@ -469,6 +490,13 @@ impl Server {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// What a node is told whose certificate was revoked. One that is still enrolled proves itself by its enrolment key,
+    /// and gets another certificate.
+    fn revoked(&self, peer: &VerifiedPeer) -> Option<Denial> {
+        let refusal = self.mesh.standing(peer).err()?;
+        Some(Denial::new(Code::Expired, format!("{refusal}: connect again")))
     }
 
     /// Sends what edges share, for the newest request alone. Returns why the stream ends, if it does.
@@ -655,11 +683,20 @@ enum Out {
     Last(Denial),
 }
 
+/// Whose stream it is.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    node: &'a Name,
+    enrolment: &'a str,
+    peer: &'a VerifiedPeer,
+}
+
 /// The reading half of a node's stream.
 struct Talk<'a> {
     server: &'a Server,
     node: &'a Name,
     enrolment: &'a str,
+    peer: &'a VerifiedPeer,
     seen: &'a Seen,
     replies: mpsc::Sender<Out>,
     /// What the node wants to follow.
@@ -709,7 +746,11 @@ impl Talk<'_> {
                 return Ok(());
             }
             FromNode::Sign { request, csr } => {
-                match self.server.registry.sign(node, enrolment, &csr).await {
+                let signed = match self.server.revoked(self.peer) {
+                    None => self.server.registry.sign(node, enrolment, &csr).await,
+                    Some(denial) => Err(denial),
+                };
+                match signed {
                     Ok(chain) => FromAuthority::Signed { request, chain: blobs(&chain) },
                     Err(denial) => refused(request, denial)?,
                 }
@@ -720,8 +761,15 @@ impl Talk<'_> {
             }
             FromNode::Write { request, service, key, expected, value } => {
                 let registry = &self.server.registry;
-                let write = registry.write_shared(node, enrolment, &service, &key, expected, value);
-                match write.await {
+                let written = match self.server.revoked(self.peer) {
+                    None => {
+                        registry
+                            .write_shared(node, enrolment, &service, &key, expected, value)
+                            .await
+                    }
+                    Some(denial) => Err(denial),
+                };
+                match written {
                     Ok(Written::At(revision)) => {
                         FromAuthority::Written { request, revision: revision.0 }
                     }

@@ -35,7 +35,7 @@ const STATE: &str = "state";
 const ENVELOPE: usize = 4096;
 /// The most revocations that are pushed: by series, and by ranges of indexes. With them there is still room for the rest.
 const MAX_REVOKED: usize = 600_000;
-const MAX_REVOKED_RANGES: usize = 50_000;
+const MAX_REVOKED_RANGES: usize = 100_000;
 /// What pushing to all nodes may cost in bytes a second; a large mesh is told a little less often.
 const PUSH_RATE: usize = 100 << 20;
 /// A revocation reaches everyone within 5 s: this is the authority's share of that.

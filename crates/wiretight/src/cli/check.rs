@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Output, Where};
 use crate::config::{Config, ConfigError, ConfigErrors};
+use crate::log;
 use crate::named_files;
 
 const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
@@ -18,7 +19,6 @@ const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
 Examples:
   wiretight check /etc/wiretight/wiretight.toml
   wiretight check new.toml --json && cp new.toml /etc/wiretight/wiretight.toml && wiretight reload
-
   wiretight check --example > wiretight.toml         every setting, with its default
   wiretight check --no-files web1.toml               a file for another machine
 
@@ -58,6 +58,13 @@ impl Check {
             }
             Err(errors) => return Err(errors.into()),
         };
+        let mut warnings = config.warnings.clone();
+        if let Some(witnesses) = config.witnesses.as_ref().filter(|_| !self.no_files)
+            && let Ok(policy) = log::read_policy(&witnesses.policy)
+        {
+            let weak = log::weaknesses(&policy);
+            warnings.extend(weak.iter().map(|w| format!("{}: {w}", witnesses.policy.display())));
+        }
         let summary = json!({
             "ok": true,
             "node": config.node.name,
@@ -66,11 +73,10 @@ impl Check {
             "services": config.relay.services.iter().map(|s| &s.name).collect::<Vec<_>>(),
             "dials": config.relay.dials.iter().map(|d| &d.service).collect::<Vec<_>>(),
             "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
-            "warnings": config.warnings,
+            "warnings": warnings,
         });
         self.out.print(&summary, |summary| {
-            let mut out: String =
-                config.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
+            let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
                 "{} is good: node {} of {}{}, {}\n",
                 path.display(),

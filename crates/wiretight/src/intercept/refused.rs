@@ -54,8 +54,6 @@ pub(super) fn all(config: &Config, mesh: &Mesh) -> Vec<WouldFail> {
     let shows = &settings.identity;
     let (registry, identities) = (mesh.registry(), mesh.identities());
     let has_identity = mesh.identity(shows).is_some();
-    // An operator who sets `as` has chosen: then only what programs do is a sign that the choice is wrong.
-    let chosen = *shows != Id::Node(config.node.name.clone());
     let mut all = Vec::new();
     for (service, instances) in &registry.services {
         for instance in instances.iter().filter(|i| i.node != config.node.name) {
@@ -72,7 +70,7 @@ pub(super) fn all(config: &Config, mesh: &Mesh) -> Vec<WouldFail> {
                     continue;
                 };
                 let mut others = identities.keys().filter(|id| instance.allow.contains(id));
-                let instead = others.next().filter(|_| why == Failure::NotAllowed && !chosen);
+                let instead = others.next().filter(|_| why == Failure::NotAllowed);
                 all.push(WouldFail {
                     to,
                     service: service.clone(),
@@ -114,7 +112,9 @@ pub(super) fn in_use(
         });
         let last = flows.map(|f| f.last_seen).chain(refused.map(|r| r.at)).max();
         let last_seen = last.filter(|at| now().saturating_sub(*at) <= DAY);
-        let counts = last_seen.is_some() || failing.instead.is_some();
+        // An operator who sets `as` has chosen: then only what programs do is a sign that the choice is wrong.
+        let chosen = matches!(failing.shows, Id::Service(_));
+        let counts = last_seen.is_some() || (failing.instead.is_some() && !chosen);
         counts.then(|| WouldFail { last_seen, ..failing.clone() })
     });
     used.collect()
@@ -129,6 +129,7 @@ impl std::fmt::Display for WouldFail {
                 write!(f, "{node} would refuse {shows} (service/{service} at {to}): ")?;
                 let own = match &self.instead {
                     Some(Id::Service(name)) => format!("set as = \"{name}\" in [intercept] here"),
+                    Some(Id::Node(_)) => "remove as from [intercept] here".into(),
                     _ => {
                         let may = allow.iter().filter(|id| matches!(id, Id::Service(_)));
                         let may: Vec<_> = may.take(3).map(ToString::to_string).collect();
@@ -233,5 +234,12 @@ mod tests {
              \"node/web1\" to allow of service db on db1"
         );
         assert!(failing(None).to_string().contains("(service/web may call)"));
+        let chosen = WouldFail {
+            shows: "service/web".parse().unwrap(),
+            instead: Some("node/web1".parse().unwrap()),
+            ..failing(None)
+        };
+        assert!(chosen.to_string().contains("remove as from [intercept] here"), "{chosen}");
+        assert!(in_use(&[chosen], &rules(), &[], &[]).is_empty(), "the operator has chosen it");
     }
 }

@@ -18,12 +18,15 @@ use super::intercept::{ip, is_root};
 use super::rig::*;
 use super::traffic::Postgres;
 
-const HOSTS: [(&str, &str); 5] = [
+const HOSTS: [(&str, &str); 8] = [
     ("auth1", "10.0.0.1"),
     ("db1", "10.0.0.5"),
     ("web1", "10.0.0.6"),
     ("w1", "10.0.0.9"),
     ("audit", "10.0.0.10"),
+    ("north", "10.0.0.11"),
+    ("south", "10.0.0.12"),
+    ("east", "10.0.0.13"),
 ];
 /// What a reader types at the prompt of `psql`.
 const SQL: &str = "SELECT 'it ' || 'answers';\n";
@@ -56,7 +59,7 @@ impl Drop for Site {
     }
 }
 
-/// The host of an entry in /etc/hosts, and what all machines trust.
+/// Names of witnesses, whose certificates come from an authority that all machines trust.
 const MOUNTS: &str = "
 mount -t tmpfs none \"$1\"; cd \"$1\"
 mkdir etc etc-work lib lib-work home
@@ -65,12 +68,17 @@ mount -t overlay none -o lowerdir=/var/lib,upperdir=lib,workdir=lib-work /var/li
 hostname \"$2\"
 mkdir -p /etc/wiretight
 echo '10.0.0.9 witness.example.net' >> /etc/hosts
+echo '10.0.0.11 witness.north.example' >> /etc/hosts
+echo '10.0.0.12 witness.south.example' >> /etc/hosts
+echo '10.0.0.13 witness.east.example' >> /etc/hosts
 cat \"$3/ca.pem\" >> /etc/ssl/certs/ca-certificates.crt
-[ \"$2\" != w1 ] || cp \"$3/tls.pem\" \"$3/tls.key\" /etc/wiretight/
+cp \"$3/ca.pem\" /etc/wiretight/witness-ca.pem
+cp \"$3/tls.pem\" \"$3/tls.key\" /etc/wiretight/
 echo mounted; exec sleep infinity";
 
 impl Site {
-    fn new() -> Site {
+    /// With these machines.
+    fn new(names: &[&str]) -> Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let world = World::new();
         let id = format!("wt{}d{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
@@ -81,7 +89,7 @@ impl Site {
         ip(&format!("-n {wire} link add br0 type bridge"));
         ip(&format!("-n {wire} link set br0 up"));
         site.certificates();
-        for (name, address) in HOSTS {
+        for (name, address) in HOSTS.into_iter().filter(|(name, _)| names.contains(name)) {
             let netns = format!("{id}{name}");
             ip(&format!("netns add {netns}"));
             ip(&format!("-n {netns} link set lo up"));
@@ -122,7 +130,8 @@ impl Site {
         openssl(&format!("req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"));
         openssl(&format!(
             "req -x509 {key} -CA ca.pem -CAkey ca.key -subj /CN=w1 -addext basicConstraints=critical,CA:FALSE -addext \
-             subjectAltName=DNS:witness.example.net -keyout tls.key -out tls.pem"
+             subjectAltName=DNS:witness.example.net,DNS:witness.north.example,DNS:witness.south.example,\
+             DNS:witness.east.example -keyout tls.key -out tls.pem"
         ));
     }
 
@@ -272,13 +281,17 @@ fn part<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..end]
 }
 
-/// Fenced blocks: what kind, and what is in them.
+/// Fenced blocks, also in a list: what kind, and what is in them.
 fn blocks(part: &str) -> Vec<(&str, String)> {
     let mut all = Vec::new();
     let mut lines = part.lines();
     while let Some(line) = lines.next() {
-        let Some(kind) = line.strip_prefix("```") else { continue };
-        let inside: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        let Some((indent, kind)) = line.split_once("```") else { continue };
+        if !indent.trim().is_empty() {
+            continue;
+        }
+        let inside = lines.by_ref().map(|line| line.strip_prefix(indent).unwrap_or(line));
+        let inside: Vec<&str> = inside.take_while(|line| *line != "```").collect();
         all.push((kind, inside.join("\n") + "\n"));
     }
     all
@@ -295,7 +308,7 @@ fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
         return;
     }
     let readme = include_str!("../../../../README.md");
-    let mut site = Site::new();
+    let mut site = Site::new(&["auth1", "db1", "web1", "w1", "audit"]);
     let _postgres =
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(readme, "## Use it: PostgreSQL from web1 to db1"));
@@ -340,7 +353,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
         return;
     }
     let guide = include_str!("../../../../docs/operator.md");
-    let mut site = Site::new();
+    let mut site = Site::new(&["auth1", "db1", "web1"]);
     let _postgres =
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(guide, "## A first mesh"));
@@ -350,4 +363,20 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
     let status = site.run("web1", "wiretight status --json", "").good().json();
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
     assert!(status["intercept"]["counts"]["redirected"]["packets"].as_u64() > Some(0));
+}
+
+#[test]
+fn the_guides_new_mesh_with_witnesses_works_as_it_stands() {
+    if !can() {
+        return;
+    }
+    let guide = include_str!("../../../../docs/operator.md");
+    let mut site = Site::new(&["auth1", "db1", "north", "south", "east"]);
+    site.follow(part(guide, "### A new mesh"));
+    let status = site.run("db1", "wiretight status --json", "").good().json();
+    assert_eq!(status["transparency"]["quorum"], "two-of-three: 2 of 3", "{status:#}");
+    let status = site.run("auth1", "wiretight authority status", "").good().out;
+    for witness in ["north", "south", "east"] {
+        assert!(status.contains(&format!("witness {witness}: cosigned")), "{status}");
+    }
 }

@@ -128,7 +128,7 @@ fn check_looks_at_the_files_that_a_configuration_names() {
     let check = |more: &[&str]| Ran::of(wiretight().arg("check").args(more).arg(node.file()), "");
     let bad = check(&[]);
     assert_eq!(bad.code, Some(2), "{bad:?}");
-    for part in ["site.pem", "policy", "[witnesses] policy", "No such file"] {
+    for part in ["site.pem", "policy", "witnesses.policy", "No such file"] {
         assert!(bad.err.contains(part), "no {part:?}: {}", bad.err);
     }
     let json = check(&["--json"]).json();
