@@ -292,7 +292,7 @@ pub(crate) struct Table {
 
 /// An identity on one node: all certificates of it there are of one series. So one node does not use up what others with
 /// the same identity may hold.
-type Client = (SpiffeId, Option<Series>);
+type Client = (SpiffeId, Series);
 
 fn client(peer: &VerifiedPeer) -> Client {
     (peer.id().clone(), peer.serial().series())

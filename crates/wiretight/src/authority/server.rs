@@ -369,7 +369,8 @@ impl Server {
         let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
         let member = Member { node, enrolment, peer: &peer };
         let announce = self.announce(member, addr.ip(), seen, offers, replies.clone());
-        let talk = Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted, offered };
+        let talk =
+            Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted, offered };
         let why = tokio::select! {
             why = talk.read(&mut reader) => why,
             why = announce => why,
