@@ -105,9 +105,10 @@ fn seen(facts: &Facts, observed: &[Chosen], wrong: &mut impl FnMut(&str, String)
 
 /// An alert at our hello is no answer unless an ordinary client's hello met one too.
 fn by_an_alert(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
-    let refusals = Version::ALL.into_iter().skip(1).flat_map(|version| {
-        ["protocol", "suites"].map(|kind| format!("{kind}.{}", version.key()))
-    });
+    let refusals = Version::ALL
+        .into_iter()
+        .skip(1)
+        .flat_map(|version| ["protocol", "suites"].map(|kind| format!("{kind}.{}", version.key())));
     let refusals = refusals.chain(["alpn".to_owned()]);
     for id in refusals {
         let Some(fact) = facts.get(&id).filter(|fact| fact.answer == Answer::No) else { continue };

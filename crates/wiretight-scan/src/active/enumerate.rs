@@ -319,11 +319,12 @@ pub async fn enumerate_suites(
     version: Version,
     knows: Option<oneshot::Sender<()>>,
 ) -> (Taken<u16>, Seen) {
-    let (mut taken, seen) = enumerate_all_suites(prober, version, knows).await;
+    // In memory of their own: together they would be more than a thread's stack bears.
+    let (mut taken, seen) = Box::pin(enumerate_all_suites(prober, version, knows)).await;
     let (End::Refused(why), true) = (&taken.end, taken.items.is_empty()) else {
         return (taken, seen);
     };
-    let spoken = match ordinary::ask(prober, version, why).await {
+    let spoken = match Box::pin(ordinary::ask(prober, version, why)).await {
         Asked::Refused(why) => {
             taken.end = End::Refused(why);
             return (taken, seen);
@@ -337,13 +338,15 @@ pub async fn enumerate_suites(
     };
     prober.ask_plainly(version);
     let narrow = Narrow { flights: version == Version::Tls1_2, ..Narrow::wide(version) };
-    let (mut taken, mut seen) = narrowing(prober, ordinary::in_turn(version), narrow).await;
+    let asked = Box::pin(narrowing(prober, ordinary::in_turn(version), narrow));
+    let (mut taken, mut seen) = asked.await;
     match spoken {
         Err(why) if taken.items.is_empty() => taken.end = end(taken.end, End::Refused(why)),
         // Seen is seen, whatever was said when it was asked for again.
         Ok(flight) if !taken.items.iter().any(|(suite, _)| *suite == flight.hello.suite) => {
             let again = "refused when it was asked for by itself";
-            taken.end = End::Unclear(format!("what an ordinary client's hello was given was {again}"));
+            taken.end =
+                End::Unclear(format!("what an ordinary client's hello was given was {again}"));
             seen.primes.extend(prime(&flight).map(|p| (flight.hello.suite, p.to_vec())));
             taken.items.push((flight.hello.suite, *flight));
         }

@@ -207,7 +207,10 @@ async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
     }
     if speaks_of_tls(said) {
         return Some(Reached::Unknown {
-            evidence: format!("no hello was answered, and a request in the clear: {}", printable(said)),
+            evidence: format!(
+                "no hello was answered, and a request in the clear: {}",
+                printable(said)
+            ),
         });
     }
     Some(no_tls(said, "it says"))

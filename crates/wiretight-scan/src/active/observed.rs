@@ -104,9 +104,11 @@ impl Seen {
 
 fn offers(asked: &ClientHello, version: Version) -> bool {
     match asked.extensions.iter().find(|(kind, _)| *kind == extension::SUPPORTED_VERSIONS) {
-        Some((_, body)) => body.get(1..).unwrap_or_default().chunks_exact(2).any(|pair| {
-            u16::from_be_bytes([pair[0], pair[1]]) == version.code()
-        }),
+        Some((_, body)) => body
+            .get(1..)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .any(|pair| u16::from_be_bytes([pair[0], pair[1]]) == version.code()),
         None => version.code() <= asked.version,
     }
 }
@@ -192,10 +194,7 @@ mod tests {
         observed.hello(&hello(3), &server(0x2f, &[extension::RENEGOTIATION_INFO]));
         observed.refused(&hello(4), 2, 40);
         assert_eq!(observed.differences().len(), 2, "{:?}", observed.differences());
-        assert_eq!(
-            observed.chosen(),
-            [(Version::Tls1_2, 0x2f, 1), (Version::Tls1_2, 0xc02f, 2)]
-        );
+        assert_eq!(observed.chosen(), [(Version::Tls1_2, 0x2f, 1), (Version::Tls1_2, 0xc02f, 2)]);
         // A version that was not offered is no choice; a session that is offered is no question.
         observed.hello(&ClientHello::new(Version::Tls1_0, [0; 32]), &server(0x2f, &[]));
         let resuming = |random| ClientHello { session_id: vec![1], ..hello(random) };

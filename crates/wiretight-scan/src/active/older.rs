@@ -69,16 +69,20 @@ pub async fn handshakes(
     let newest_facts = async {
         let (mut facts, completes) = match (first, &newest.completes) {
             (Some(facts), _) => (facts, Ok(())),
-            (None, Ok(())) => vulnerabilities::with_sessions(prober, &newest.hello).await,
-            (None, Err(why)) => (in_the_clear(prober, newest, why).await, Err(why.clone())),
+            (None, Ok(())) => Box::pin(vulnerabilities::with_sessions(prober, &newest.hello)).await,
+            (None, Err(why)) => {
+                (Box::pin(in_the_clear(prober, newest, why)).await, Err(why.clone()))
+            }
         };
         // Which suites are taken was not known yet when it was asked first.
-        let robot = vulnerabilities::robot_of_known(prober, &newest.greeting, &facts).await;
+        let robot = vulnerabilities::robot_of_known(prober, &newest.greeting, &facts);
+        let robot = Box::pin(robot).await;
         facts.extend(robot);
         (facts, completes)
     };
     let older = join_all(older.iter().map(async |asked| {
-        (asked.version, vulnerabilities::of_older(prober, &asked.hello, &asked.greeting).await)
+        let found = vulnerabilities::of_older(prober, &asked.hello, &asked.greeting);
+        (asked.version, Box::pin(found).await)
     }));
     let ((mut facts, completes), older) = tokio::join!(newest_facts, older);
     for (version, found) in older {
@@ -89,7 +93,8 @@ pub async fn handshakes(
 
 /// What can be told of sessions where no handshake can be completed, beside flaws.
 async fn in_the_clear(prober: &Prober, asked: &Asked, why: &str) -> Facts {
-    let mut facts = vulnerabilities::of_older(prober, &asked.hello, &asked.greeting).await;
+    let found = vulnerabilities::of_older(prober, &asked.hello, &asked.greeting);
+    let mut facts = Box::pin(found).await;
     let ticket = asked.hello.clone().with(extension::SESSION_TICKET, Vec::new());
     let (mut tickets, mut request) = (None, None);
     if let Outcome::Taken(flight) = prober.probe(&ticket, Until::Shown).await {
@@ -129,14 +134,18 @@ const CLIENT_CERTIFICATE: [&str; 3] = [
 ];
 
 /// Renegotiation, at the end: there are servers that rest after they refused it.
-pub async fn renegotiation(prober: &Prober, asked: &[Asked], completes: Result<(), String>) -> Facts {
+pub async fn renegotiation(
+    prober: &Prober,
+    asked: &[Asked],
+    completes: Result<(), String>,
+) -> Facts {
     let mut facts = Facts::default();
     for (place, asked) in asked.iter().enumerate() {
         let completes = match (place, &asked.completes) {
             (0, Ok(())) => completes.clone(),
             (_, completes) => completes.clone(),
         };
-        let found = sessions::renegotiation(prober, &asked.hello, completes).await;
+        let found = Box::pin(sessions::renegotiation(prober, &asked.hello, completes)).await;
         match place {
             0 => facts = found,
             _ => add_worse(&mut facts, asked.version, found),

@@ -8,8 +8,8 @@ use super::derived::set_post_quantum;
 use super::first::no_tls;
 use super::link::{Trouble, alert_name};
 use super::probe::{Flight, Prober, Reply, Until};
-use super::{ordinary, settle};
 use super::scan::{Options, prober};
+use super::{ordinary, settle};
 use crate::facts::{Answer, Facts};
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, extension};
@@ -35,7 +35,12 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
         }
         // TLS is spoken, if not with us.
         Reply::Alert(level, description) => {
-            settle::nothing_told(&mut facts, &prober, &alert_name(level, description), description == 112);
+            settle::nothing_told(
+                &mut facts,
+                &prober,
+                &alert_name(level, description),
+                description == 112,
+            );
             Reached::Tls
         }
         Reply::Trouble(Trouble::Unreachable(evidence)) => Reached::Unreachable { evidence },

@@ -15,19 +15,19 @@ use super::enumerate::{
     End, Seen, agrees_by, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
     has_own_order, offer, prime,
 };
-use super::older::{self, Asked};
-use super::quic_only::quic_only;
-use super::{extensions, settle, unasked};
 use super::first::{First, first};
 use super::handshake::tls12;
 use super::hidden::hidden;
 use super::http::{host_header, http, redirect};
 use super::link::Trouble;
+use super::older::{self, Asked};
 use super::pace::Paces;
 use super::probe::{Outcome, Prober, Until};
 use super::quic::quic;
-use super::{derived, ssl2, starttls};
+use super::quic_only::quic_only;
 use super::vulnerabilities;
+use super::{derived, ssl2, starttls};
+use super::{extensions, settle, unasked};
 use crate::certificate::{Presented, Stores, examine};
 use crate::facts::{Answer, Fact, Facts, Value};
 use crate::names::{Group, KeyExchange, SignatureScheme, Suite, Version, common_prime};
@@ -153,7 +153,7 @@ async fn ask_all(
     presented: &mut Vec<Presented>,
 ) -> Reached {
     if !matches!(prober.start, Start::Direct | Start::Https) {
-        match start_facts(prober).await {
+        match Box::pin(start_facts(prober)).await {
             Ok(found) => facts.extend(found),
             Err(Trouble::Unreachable(evidence)) => return Reached::Unreachable { evidence },
             Err(trouble) => tracing::debug!(%trouble, "STARTTLS"),
@@ -167,7 +167,9 @@ async fn ask_all(
     let web = matches!(prober.start, Start::Direct | Start::Https);
     let mut quic = timed("QUIC", async {
         match web {
-            true => quic(prober.address, prober.name.as_deref(), prober.timeout, &prober.pace).await,
+            true => {
+                quic(prober.address, prober.name.as_deref(), prober.timeout, &prober.pace).await
+            }
             false => Facts::default(),
         }
     });
@@ -202,7 +204,7 @@ async fn ask_all(
             refused = Some(why);
         }
         First::Nothing(Reached::Unreachable { evidence }) => {
-            return quic_only(prober, facts, quic.await, evidence).await;
+            return Box::pin(quic_only(prober, facts, quic.await, evidence)).await;
         }
         First::Nothing(reached) => {
             let ssl2 = match reached {
@@ -248,7 +250,8 @@ async fn ask_all(
     facts.extend(found.facts);
     presented.extend(found.presented);
     // At the end, for a server that serves one at a time and rests after it refused lets all wait.
-    facts.extend(older::renegotiation(prober, &found.asked, found.completes).await);
+    let renegotiation = older::renegotiation(prober, &found.asked, found.completes);
+    facts.extend(Box::pin(renegotiation).await);
     again(prober).await;
     if let Some(why) = refused {
         settle::nothing_told(facts, prober, &why, false);
@@ -450,11 +453,8 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
                 _ => Facts::default(),
             }
         };
-        let (http, quic, redirect) = tokio::join!(
-            http(address, name, &host, timeout),
-            quic,
-            to_port_80,
-        );
+        let (http, quic, redirect) =
+            tokio::join!(http(address, name, &host, timeout), quic, to_port_80,);
         for found in [http, quic, redirect] {
             facts.extend(found);
         }

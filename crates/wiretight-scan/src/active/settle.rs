@@ -33,7 +33,8 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
             if let Some(said) = said {
                 evidence.push_str(&format!("; asked for by itself: {}", said.evidence));
                 if said.answer == Answer::No {
-                    observed.differs(format!("{version} was chosen, and refused: {}", said.evidence));
+                    observed
+                        .differs(format!("{version} was chosen, and refused: {}", said.evidence));
                 }
             }
             facts.set(id, Answer::Yes, None, evidence);
@@ -44,10 +45,13 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
         }
         let all = format!("suites.{key}");
         if matches!(facts.answer(&all), Answer::Yes | Answer::No) {
-            observed.differs(format!("{version} with {suite} was chosen, and not when it was asked for"));
+            observed.differs(format!(
+                "{version} with {suite} was chosen, and not when it was asked for"
+            ));
         }
         let mut list = facts.list(&all).to_vec();
-        let evidence = format!("there may be more: {suite} was chosen in answer to another hello only");
+        let evidence =
+            format!("there may be more: {suite} was chosen in answer to another hello only");
         list.push(suite);
         facts.set(id, Answer::Yes, None, "chosen in answer to another hello");
         facts.set(all, Answer::Inconclusive, Some(Value::List(list)), evidence);
@@ -70,9 +74,9 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
 /// "Heartbeats are not answered" is said by one handshake, `extension.heartbeat` by another.
 fn heartbeats(facts: &mut Facts, observed: &Observed) {
     let id = "vulnerability.heartbleed";
-    let denied = facts.get(id).is_some_and(|fact| {
-        fact.answer == Answer::No && fact.evidence.contains(NOT_ANSWERED)
-    });
+    let denied = facts
+        .get(id)
+        .is_some_and(|fact| fact.answer == Answer::No && fact.evidence.contains(NOT_ANSWERED));
     if denied && facts.yes("extension.heartbeat") {
         let how = "the heartbeat extension was answered, and not answered";
         observed.differs(how.to_owned());
@@ -84,9 +88,9 @@ fn heartbeats(facts: &mut Facts, observed: &Observed) {
 fn transport(facts: &mut Facts, observed: &Observed) {
     let id = "vulnerability.robot";
     let taken = suites(facts).any(|suite| suite.name.starts_with("TLS_RSA_WITH_"));
-    let whole = Version::ALL.iter().all(|version| {
-        facts.answer(&format!("suites.{}", version.key())) != Answer::Inconclusive
-    });
+    let whole = Version::ALL
+        .iter()
+        .all(|version| facts.answer(&format!("suites.{}", version.key())) != Answer::Inconclusive);
     let Some(said) = facts.get(id).cloned() else { return };
     match said.answer {
         Answer::Inconclusive if !taken && whole => {

@@ -66,7 +66,8 @@ impl Known {
     fn of(facts: &Facts, prober: &Prober) -> Self {
         let answer = |version: Version| facts.answer(&format!("protocol.{}", version.key()));
         let spoken = |version: &Version| answer(*version) == Answer::Yes;
-        let mut old = [Version::Tls1_2, Version::Tls1_1, Version::Tls1_0, Version::Ssl3].into_iter();
+        let mut old =
+            [Version::Tls1_2, Version::Tls1_1, Version::Tls1_0, Version::Ssl3].into_iter();
         let unclear = old.clone().find(|version| answer(*version) == Inconclusive);
         let old = match (old.find(spoken), unclear) {
             (Some(Version::Ssl3), None) => Old::Ssl3,

@@ -116,7 +116,7 @@ fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Res
             }),
         };
         match trouble {
-            Trouble::RefusesLongLists(alert) if hello.is_some_and(|hello| odd(&hello)) => {
+            Trouble::RefusesLongLists(alert) if hello.as_ref().is_some_and(odd) => {
                 return client.write_all(&[21, 3, 3, 0, 2, 2, alert]);
             }
             Trouble::ClearToTls13 if hello.as_ref().is_none_or(odd) => {

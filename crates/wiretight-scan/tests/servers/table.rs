@@ -192,7 +192,7 @@ const OPENSSL: &[(&str, &str)] = &[
     ),
     (
         "openssl-ccm",
-        "-www -cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_2 -cipher ECDHE+AESCCM",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_2 -cipher ECDHE+AESCCM",
     ),
     (
         "openssl-camellia",

@@ -65,7 +65,7 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     }
     drop(client);
 
-    let mut channel = match encrypted(prober, &offer).await {
+    let mut channel = match Box::pin(encrypted(prober, &offer)).await {
         Ok(channel) => channel,
         Err(failure) => {
             let evidence = format!("the extension is answered, but {failure}");
@@ -98,7 +98,7 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
             }
         }
         (Ok(Beat::Answered(_)), Ok(Beat::Refused(why))) => {
-            refused(prober, &offer, &why, patience).await
+            Box::pin(refused(prober, &offer, &why, patience)).await
         }
         (Ok(Beat::Silent | Beat::Refused(_)), _) => {
             let evidence = "the extension is answered, but no heartbeat, true or false";

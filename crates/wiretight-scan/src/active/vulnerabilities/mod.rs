@@ -47,7 +47,7 @@ pub(super) async fn with_sessions(
         let (mut facts, seen) = sessions::seen(prober, hello).await;
         match seen.heartbeat {
             Some(false) => facts.extend(heartbleed::without_extension()),
-            _ => facts.extend(heartbleed(prober, hello).await),
+            _ => facts.extend(Box::pin(heartbleed(prober, hello)).await),
         }
         facts.extend(ticketbleed::after(prober, hello, seen.tickets).await);
         (facts, seen.completes)
@@ -64,8 +64,8 @@ pub(super) async fn of_older(
     greeting: &ClientHello,
 ) -> Facts {
     let in_turn = async {
-        let mut facts = heartbleed(prober, hello).await;
-        facts.extend(ticketbleed(prober, hello).await);
+        let mut facts = Box::pin(heartbleed(prober, hello)).await;
+        facts.extend(Box::pin(ticketbleed(prober, hello)).await);
         facts
     };
     let (mut facts, robot) = tokio::join!(in_turn, robot::of_known(prober, greeting));
@@ -209,7 +209,8 @@ mod tests {
             (Flaws { careless_padding: true, ..right }, [No, No, Yes]),
         ];
         // At the same time: some of them keep silent for seconds.
-        let all = join_all(cases.map(async |(flaws, expected)| (answers(flaws).await, flaws, expected)));
+        let all =
+            join_all(cases.map(async |(flaws, expected)| (answers(flaws).await, flaws, expected)));
         for (answers, flaws, expected) in all.await {
             assert_eq!(answers, expected, "{flaws:?}");
         }
