@@ -144,6 +144,12 @@ impl Known {
                     _ => untested("no prime is in use"),
                 };
             }
+            "compression"
+            | "fallback_scsv"
+            | "renegotiation.secure"
+            | "extension.extended_master_secret"
+            | "extension.encrypt_then_mac"
+            | "extension.heartbeat" => return self.needs_old(),
             "vulnerability.roca" => return self.needs_certificates(),
             "vulnerability.heartbleed" | "vulnerability.ticketbleed" => {
                 return match self.old {

@@ -251,7 +251,7 @@ rules! {
         "Scan again from where it can be reached; name the protocol before the host if it is a strange one";
 
     "name-wanted" Weak if Check(name_wanted)
-        => "What the server does for a name that it knows is wrong",
+        => "The server is weak when it is asked by a name that it serves",
         "RFC 6066 section 3",
         "Scan it by a name that it serves: wiretight scan NAME --ip ADDRESS";
     "inconsistent" Weak if Check(inconsistent)

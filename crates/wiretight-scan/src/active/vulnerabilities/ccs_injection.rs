@@ -50,7 +50,11 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         Next::Says(_) => {
             return (Answer::Inconclusive, format!("after an early ChangeCipherSpec: {first}"));
         }
-        Next::Closes | Next::Resets => return closes(prober, hello, &first).await,
+        Next::Closes | Next::Resets => {
+            // Its turn is needed for the control.
+            drop(client);
+            return closes(prober, hello, &first).await;
+        }
         _ => return (Answer::No, format!("an early ChangeCipherSpec: {first}")),
     }
     let mut then = change_cipher_spec(&mut client).await;

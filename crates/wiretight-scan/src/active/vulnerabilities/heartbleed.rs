@@ -98,6 +98,8 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
             }
         }
         (Ok(Beat::Answered(_)), Ok(Beat::Refused(why))) => {
+            // Its turn is needed for the control.
+            drop(channel);
             Box::pin(refused(prober, &offer, &why, patience)).await
         }
         (Ok(Beat::Silent | Beat::Refused(_)), _) => {

@@ -20,7 +20,7 @@ use super::link::{Trouble, alert_name};
 use super::{Prober, sessions};
 use crate::facts::{Answer, Facts};
 use crate::names::Version;
-use crate::parse::ClientHello;
+use crate::parse::{ClientHello, extension};
 
 /// All of them, one after the other. One hello for each version from TLS 1.0 to TLS 1.2 that is
 /// spoken, the newest first, made by [`super::handshake::tls12::hello`].
@@ -64,8 +64,31 @@ pub(super) async fn of_older(
     greeting: &ClientHello,
 ) -> Facts {
     let in_turn = async {
-        let mut facts = Box::pin(heartbleed(prober, hello)).await;
-        facts.extend(Box::pin(ticketbleed(prober, hello)).await);
+        // One handshake shows whether there is anything to ask.
+        let offer = hello
+            .clone()
+            .with(extension::HEARTBEAT, vec![1])
+            .with(extension::SESSION_TICKET, Vec::new());
+        let (client, ended) = Box::pin(sessions::complete(prober, &offer, None)).await;
+        let answered = |kind| client.server.as_ref().map(|server| server.extension(kind).is_some());
+        let heartbeats = answered(extension::HEARTBEAT);
+        let tickets = match (answered(extension::SESSION_TICKET), &client.session) {
+            (Some(false), _) => Some(false),
+            (_, Some(session)) => Some(session.ticket.is_some()),
+            _ => None,
+        };
+        match ended {
+            Ok(()) => client.channel.close().await,
+            Err(_) => drop(client),
+        }
+        let mut facts = match heartbeats {
+            Some(false) => heartbleed::without_extension(),
+            _ => Box::pin(heartbleed(prober, hello)).await,
+        };
+        facts.extend(match tickets {
+            Some(false) => ticketbleed::without_tickets(),
+            _ => Box::pin(ticketbleed(prober, hello)).await,
+        });
         facts
     };
     let (mut facts, robot) = tokio::join!(in_turn, robot::of_known(prober, greeting));

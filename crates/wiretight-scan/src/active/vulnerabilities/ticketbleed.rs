@@ -30,6 +30,13 @@ pub(super) async fn after(prober: &Prober, hello: &ClientHello, seen: Tickets) -
     facts
 }
 
+/// Where another handshake has shown that no tickets are given.
+pub(super) fn without_tickets() -> Facts {
+    let mut facts = Facts::default();
+    facts.set("vulnerability.ticketbleed", Answer::No, None, NO_TICKETS);
+    facts
+}
+
 const NO_TICKETS: &str = "no tickets are given";
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
