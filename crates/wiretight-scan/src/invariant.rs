@@ -208,3 +208,48 @@ fn taken(facts: &Facts) -> Vec<(Version, String)> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ids that break a rule among these, without those that are missing.
+    fn broken(facts: &Facts, observed: &[Chosen]) -> Vec<String> {
+        let found = check(facts, observed, false).into_iter();
+        found.filter(|v| v.why != "it is missing").map(|v| v.id).collect()
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_found_and_becomes_inconclusive() {
+        use Answer::{No, Yes};
+        let suite = "TLS_RSA_WITH_AES_128_CBC_SHA";
+        let mut facts = Facts::default();
+        facts.set("plaintext", No, None, "TLS is spoken");
+        facts.set("protocol.tls1_2", Yes, None, "chosen");
+        let list = Value::List(vec![suite.to_owned()]);
+        facts.set("suites.tls1_2", Yes, Some(list), "all others were refused: alert 40");
+        facts.set(format!("suite.tls1_2.{suite}"), Yes, None, "chosen");
+        assert_eq!(broken(&facts, &[]), Vec::<String>::new());
+
+        let chosen = |version| Chosen { version, suite: suite.to_owned(), times: 1 };
+        assert_eq!(broken(&facts, &[chosen(Version::Tls1_2)]), Vec::<String>::new());
+        assert!(broken(&facts, &[chosen(Version::Tls1_1)]).contains(&"protocol.tls1_1".to_owned()));
+
+        facts.set("protocol.ssl3", No, None, format!("alert 40, {TO_AN_ORDINARY_CLIENT_TOO}"));
+        assert_eq!(broken(&facts, &[]), Vec::<String>::new());
+        for (id, evidence) in [
+            ("protocol.ssl3", "alert handshake_failure (40)"),
+            ("weak.static_rsa", "no such suite"),
+            ("weak.cbc", "no such suite"),
+            ("vulnerability.robot", "RSA key transport is not taken"),
+        ] {
+            let mut facts = facts.clone();
+            facts.set("weak.static_rsa", Yes, None, "taken");
+            facts.set(id, No, None, evidence);
+            assert_eq!(broken(&facts, &[]), [id]);
+            enforce(&mut facts, &[], false);
+            assert_eq!(facts.answer(id), Answer::Inconclusive);
+            assert!(facts.get(id).is_some_and(|fact| fact.evidence.starts_with(MARK)));
+        }
+    }
+}
