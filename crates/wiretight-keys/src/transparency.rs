@@ -9,13 +9,24 @@ use wiretight_tlog::policy::MAX_CLOCK_SKEW;
 use wiretight_tlog::{Hash, Policy, ProofError, Refused, Witnessed};
 
 use crate::logged::{Logged, NotLogged};
+use crate::x509::Period;
 
 /// The oldest proof of a leaf, in seconds: an SVID holds for a day at most.
 pub const MAX_LEAF_AGE: u64 = 86_400;
 /// The oldest proof of an intermediate, in seconds.
 pub const MAX_INTERMEDIATE_AGE: u64 = 400 * 86_400;
+/// The longest time between the beginning of a certificate and its proof, in seconds. The authority gives a certificate
+/// its beginning, a minute in the past, just before it logs it; the rest is for witnesses and clocks.
+///
+/// That is how a verifier knows that the proof is of the time when the entry was made. An entry stays in the log, and
+/// whoever has the CA's key can have a new proof made of an old one: but the beginning is in the entry, so that no new
+/// proof fits an entry of old, and what is old has ended, for no certificate is believed that holds for long.
+pub const MAX_DELAY: u64 = 600;
 /// Checkpoints that are remembered, so that a handshake pays for the hashes of a proof rather than for signatures.
 const REMEMBERED: usize = 1024;
+
+/// What holds whenever it is asked for.
+const ALWAYS: Period = Period { not_before: 0, not_after: u64::MAX };
 
 /// Whether certificates of the mesh need a proof.
 #[derive(Clone, Default)]
@@ -46,15 +57,15 @@ impl Transparency {
         self.check(certificate, place, now).is_ok()
     }
 
-    /// Checks one certificate of a chain that was verified.
+    /// Checks one certificate of a chain that was verified. Returns when that holds.
     pub(crate) fn check(
         &self,
         certificate: &CertificateDer<'_>,
         place: Place,
         now: u64,
-    ) -> Result<(), NotLogged> {
+    ) -> Result<Period, NotLogged> {
         match self {
-            Transparency::NotRequired => Ok(()),
+            Transparency::NotRequired => Ok(ALWAYS),
             Transparency::Required(pinned) => pinned.check(certificate, place, now),
         }
     }
@@ -100,7 +111,7 @@ impl Pinned {
         certificate: &CertificateDer<'_>,
         place: Place,
         now: u64,
-    ) -> Result<(), NotLogged> {
+    ) -> Result<Period, NotLogged> {
         let logged = Logged::from_certificate(certificate)?;
         let note = Hash::of(logged.proof.checkpoint.to_string().as_bytes());
         let known = self.believed().get(&note).cloned();
@@ -116,20 +127,28 @@ impl Pinned {
             Place::Leaf => MAX_LEAF_AGE,
             Place::Intermediate => MAX_INTERMEDIATE_AGE,
         };
-        witnessed.fresh(now, allowed + MAX_CLOCK_SKEW).map_err(ProofError::Refused)?;
-        // A certificate is logged when it is made. One that begins after its proof was made ahead of time.
-        if let Some(time) = witnessed.time()
-            && time.saturating_add(MAX_CLOCK_SKEW) < logged.not_before
-        {
-            let stale = Refused::Stale { age: logged.not_before - time, allowed: MAX_CLOCK_SKEW };
-            return Err(ProofError::Refused(stale).into());
+        let allowed = allowed + MAX_CLOCK_SKEW;
+        witnessed.fresh(now, allowed).map_err(ProofError::Refused)?;
+        let mut holds = ALWAYS;
+        if let Some(time) = witnessed.time() {
+            // A certificate is logged when it is made. One that begins after its proof was made ahead of time.
+            let begins = logged.not_before;
+            if time.saturating_add(MAX_CLOCK_SKEW) < begins {
+                let stale = Refused::Stale { age: begins - time, allowed: MAX_CLOCK_SKEW };
+                return Err(ProofError::Refused(stale).into());
+            }
+            if time > begins.saturating_add(MAX_DELAY) {
+                return Err(NotLogged::Late { late: time - begins, allowed: MAX_DELAY });
+            }
+            let not_before = time.saturating_sub(MAX_CLOCK_SKEW);
+            holds = Period { not_before, not_after: time.saturating_add(allowed) };
         }
         let mut believed = self.believed();
         if believed.len() >= REMEMBERED {
             believed.clear();
         }
         believed.insert(note, witnessed);
-        Ok(())
+        Ok(holds)
     }
 
     fn believed(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, Witnessed>> {

@@ -470,9 +470,12 @@ impl Daemon {
     }
 
     /// Revokes certificates by the indexes of their entries in the log.
-    pub async fn revoke(&self, from: u64, to: u64) -> Result<Value, RequestError> {
-        self.authority()?.revoke(from, to).await?;
-        Ok(json!({ "from": from, "to": to }))
+    pub async fn revoke(&self, from: u64, to: u64, dry_run: bool) -> Result<Value, RequestError> {
+        let authority = self.authority()?;
+        Ok(json!(match dry_run {
+            true => authority.affected(from, to).await?,
+            false => authority.revoke(from, to).await?,
+        }))
     }
 
     /// Keys and state of the authority.

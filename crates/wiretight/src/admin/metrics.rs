@@ -148,7 +148,7 @@ fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
         .witnesses
         .iter()
         .map(|w| (vec![("witness", w.name.clone())], u64::from(w.problem.is_none())));
-    gauge(e, "log_witness_up", "1 if the witness answered last", witnesses.collect())
+    gauge(e, "log_witness_up", "1 if the witness's last answer was in order", witnesses.collect())
 }
 
 /// As many series as there are flows: the kernel remembers a bounded number, each for a day.

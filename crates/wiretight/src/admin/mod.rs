@@ -218,6 +218,9 @@ pub struct RevokeRequest {
     pub from: u64,
     /// The last one.
     pub to: u64,
+    /// Change nothing, and say what it would cut.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// `POST /v1/svid`.
@@ -302,8 +305,8 @@ async fn route(
             ok(daemon.remove_node(&request.node).await?)
         }
         (&Method::POST, "/v1/revoke") => {
-            let RevokeRequest { from, to } = parse(&body)?;
-            ok(daemon.revoke(from, to).await?)
+            let RevokeRequest { from, to, dry_run } = parse(&body)?;
+            ok(daemon.revoke(from, to, dry_run).await?)
         }
         (&Method::POST, "/v1/grant") => {
             let GrantRequest { node, services } = parse(&body)?;

@@ -16,7 +16,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey};
+use wiretight_keys::{Id, JoinToken, Refusal, Role, Serial, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
@@ -333,7 +333,7 @@ impl Run {
             announced: None,
             local,
             confirmed: false,
-            serial: leaf.map(|l| l.serial.clone()),
+            serial: leaf.map(|l| l.serial),
             stale_at: stale.unwrap_or(u64::MAX),
         }
     }
@@ -502,13 +502,11 @@ impl Run {
         if self.drop_revoked() {
             self.put_identities();
         }
-        // Under a root that is gone (retired by force) nobody takes them any more.
-        let believed = |i: &Identity| self.mesh.verify(i.chain(), Role::Client, UnixTime::now());
-        for (id, identity) in &self.identities {
-            if identity.is_valid()
-                && believed(identity).is_err()
-                && let Some(renewal) = self.renewals.get_mut(id)
-            {
+        // Under a root that is gone (retired by force), or a revoked intermediate, nobody accepts them any more.
+        let unbelieved = self.identities.iter().filter(|(_, i)| self.disbelieved(i).is_some());
+        let unbelieved: Vec<Id> = unbelieved.map(|(id, _)| id.clone()).collect();
+        for id in unbelieved {
+            if let Some(renewal) = self.renewals.get_mut(&id) {
                 renewal.due = 0;
             }
         }
@@ -665,6 +663,14 @@ impl Run {
         }
     }
 
+    /// Why other nodes refuse an identity of this one, though it has not expired: they know what this node knows.
+    fn disbelieved(&self, identity: &Identity) -> Option<Refusal> {
+        match self.mesh.verify(identity.chain(), Role::Client, UnixTime::now()) {
+            Err(refusal) if identity.is_valid() && refusal != Refusal::NoNews => Some(refusal),
+            _ => None,
+        }
+    }
+
     fn put_identities(&self) {
         self.mesh.set_identities(self.identities.clone());
     }
@@ -677,7 +683,7 @@ impl Run {
         self.identities.retain(|id, identity| {
             let keep = !bundle.is_revoked(&identity.leaf().serial);
             if !keep {
-                tracing::warn!(%id, "this identity was revoked, and is dropped");
+                tracing::warn!(%id, "this identity was revoked, and is dropped; the node asks for another one");
                 renewals.remove(id);
             }
             keep
@@ -713,14 +719,18 @@ impl Run {
         change(&mut new);
         self.look_at_the_time(new.last_contact);
         let identity = |(id, renewal): (&Id, &Renewal)| {
-            let held = self.identities.get(id).map(|i| i.leaf());
+            let held = self.identities.get(id);
+            let refusal = held.and_then(|i| self.disbelieved(i));
+            let held = held.map(|i| i.leaf());
+            // What other nodes refuse is not in force, whatever it says of its time.
+            let period = held.map(|l| l.period).filter(|_| refusal.is_none());
             IdentityStatus {
                 id: id.clone(),
-                serial: held.map(|l| l.serial.clone()),
-                not_before: held.map(|l| l.period.not_before),
-                not_after: held.map(|l| l.period.not_after),
+                serial: held.map(|l| l.serial),
+                not_before: period.map(|p| p.not_before),
+                not_after: period.map(|p| p.not_after),
                 next_renewal: (renewal.due > 0).then_some(renewal.due / 1000),
-                error: renewal.error.clone(),
+                error: refusal.map(|r| r.to_string()).or_else(|| renewal.error.clone()),
             }
         };
         new.identities = self.renewals.iter().map(identity).collect();

@@ -3,12 +3,14 @@
 //!
 //! - `ca`: root, intermediate, leaves
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
+//! - `affected`: what a revocation would cut
 //! - `state`: what all nodes are told, by version
 //! - `backup`: one file that a new authority can go on from
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
 //!
 //! Whatever is acknowledged, to a node or to the operator, is in the store first.
 
+mod affected;
 pub mod backup;
 mod ca;
 mod registry;
@@ -31,7 +33,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain};
+use wiretight_keys::logged::MAX_PROOF;
+use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain, x509};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
@@ -56,6 +59,7 @@ use registry::Registry;
 use server::Server;
 use state::Publisher;
 
+pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
 /// The longest that a web server's certificate holds.
@@ -345,14 +349,15 @@ impl Authority {
         let required = log.required;
         let served = log.served.clone();
         let log = open_log(&trust_domain, &dir, store.clone(), log).await?;
-        let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls, log.clone()).await;
+        let mesh = Mesh::new(trust_domain.clone());
+        let (td, ours) = (trust_domain.clone(), mesh.clone());
+        let ca = Ca::open(td, dir, store.clone(), ttls, log.clone(), ours).await;
         let ca = Arc::new(ca.map_err(AuthorityError::Ca)?);
         let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
         let registry = Arc::new(registry);
         registry.recover().await?;
         registry.prune().await?;
 
-        let mesh = Mesh::new(trust_domain.clone());
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
         }
@@ -536,17 +541,44 @@ impl AuthorityHandle {
         Ok(())
     }
 
-    /// Revokes the certificates whose entries have these indexes in the log, both ends included.
-    pub async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
-        let size = self.inner.log.status().size;
+    /// What it would cut to revoke the certificates whose entries have these indexes in the log, both ends included.
+    pub async fn affected(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
+        let inner = &self.inner;
+        let size = inner.log.status().size;
         if from > to || to >= size {
             return Err(AuthorityError::Refused(format!(
                 "there are no entries {from} to {to}: the log has {size}, from 0"
             )));
         }
+        let intermediate = inner.ca.intermediate_index();
+        let authority =
+            inner.mesh.identities().get(&Id::Authority).map(|i| i.leaf().serial.index());
+        Affected::read(&inner.log, from, to, intermediate, authority).await
+    }
+
+    /// Revokes the certificates whose entries have these indexes in the log, both ends included. If the intermediate is
+    /// one of them, there is another one first, if that can be had now: nodes find an authority that they can believe.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
+        let affected = self.affected(from, to).await?;
+        let replaced = match affected {
+            Affected { intermediate_in_use: true, .. } => {
+                self.inner.ca.rotate_intermediate().await.map_err(AuthorityError::Ca)
+            }
+            _ => Ok(()),
+        };
+        let renewed = match (&replaced, affected.intermediate_in_use || affected.authority) {
+            (Ok(()), true) => self.inner.renew_own_identity().await,
+            _ => Ok(()),
+        };
         self.inner.registry.revoke(from, to).await?;
         tracing::info!(from, to, "revoked");
-        Ok(())
+        for failed in [replaced, renewed].into_iter().filter_map(Result::err) {
+            tracing::error!(
+                "revoked, but the authority has no certificates yet in place of its own: {}; it tries again",
+                chain(&failed)
+            );
+        }
+        Ok(affected)
     }
 
     /// Changes what a node may claim.
@@ -651,9 +683,16 @@ impl Inner {
         Ok(())
     }
 
-    /// When the authority's own TLS identity is renewed: at half of its life.
+    /// When the authority's own TLS identity is renewed: at half of its life; at once if a certificate of its chain was
+    /// revoked.
     fn own_renews_at(&self) -> u64 {
-        self.mesh.identities().get(&Id::Authority).map_or(0, |i| i.half_life())
+        let bundle = self.mesh.bundle();
+        let revoked = |cert: &CertificateDer<'_>| {
+            x509::serial(cert).is_some_and(|serial| bundle.is_revoked(&serial))
+        };
+        let identities = self.mesh.identities();
+        let own = identities.get(&Id::Authority).filter(|i| !i.chain().iter().any(revoked));
+        own.map_or(0, |i| i.half_life())
     }
 }
 
@@ -685,6 +724,12 @@ log {key}"
         Some(policy) => policy.for_log(key),
         None => Policy::self_attested(key),
     };
+    let largest = policy.largest_proof();
+    if largest > MAX_PROOF {
+        return Err(AuthorityError::Refused(format!(
+            "a proof by the policy in [witnesses] can have {largest} bytes, and a certificate has room for {MAX_PROOF}: want fewer witnesses with ML-DSA-44 keys"
+        )));
+    }
     let storage = match storage {
         Some(storage) => storage,
         None => {

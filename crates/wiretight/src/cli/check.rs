@@ -1,6 +1,6 @@
 //! `wiretight check`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,6 +8,8 @@ use serde_json::json;
 
 use super::{Output, Where};
 use crate::config::Config;
+use crate::daemon::chain;
+use crate::log;
 
 /// Check a configuration file without running it
 #[derive(Args)]
@@ -28,7 +30,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let path = self.file.unwrap_or(self.at.config);
+        let path = self.file.clone().unwrap_or(self.at.config.clone());
         let config = match Config::load(&path) {
             Ok(config) => config,
             Err(errors) if self.out.json => {
@@ -47,6 +49,15 @@ impl Check {
             }
             Err(errors) => return Err(errors.into()),
         };
+        let mut warnings = config.warnings.clone();
+        if let Some(witnesses) = &config.witnesses {
+            let policy = match log::read_policy(&witnesses.policy) {
+                Ok(policy) => policy,
+                Err(e) => return self.bad_policy(&path, &chain(&e)),
+            };
+            let weak = log::weaknesses(&policy);
+            warnings.extend(weak.iter().map(|w| format!("{}: {w}", witnesses.policy.display())));
+        }
         let summary = json!({
             "ok": true,
             "node": config.node.name,
@@ -55,11 +66,10 @@ impl Check {
             "services": config.relay.services.iter().map(|s| &s.name).collect::<Vec<_>>(),
             "dials": config.relay.dials.iter().map(|d| &d.service).collect::<Vec<_>>(),
             "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
-            "warnings": config.warnings,
+            "warnings": warnings,
         });
         self.out.print(&summary, |_| {
-            let mut out: String =
-                config.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
+            let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
                 "{} is good: node {} of {}{}, {} services, {} dials, {} sites\n",
                 path.display(),
@@ -73,5 +83,17 @@ impl Check {
             out
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The file is good, and the policy that it names is not.
+    fn bad_policy(&self, file: &Path, problem: &str) -> anyhow::Result<ExitCode> {
+        match self.out.json {
+            true => {
+                let error = json!({ "file": file, "line": null, "key": "witnesses.policy", "problem": problem, "advice": null });
+                self.out.print(&json!({ "ok": false, "errors": [error] }), |_| String::new())?;
+            }
+            false => eprintln!("{}: witnesses.policy: {problem}", file.display()),
+        }
+        Ok(ExitCode::from(2))
     }
 }

@@ -489,10 +489,7 @@ pub(super) fn moment(time: u64) -> String {
 
 /// Reads a policy file.
 pub(super) fn policy(path: &Path) -> anyhow::Result<Policy> {
-    let bytes = read(path, MAX_POLICY)?;
-    let text =
-        String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-    Policy::parse(&text)
+    Policy::parse(read(path, MAX_POLICY)?)
         .with_context(|| format!("{} is not a policy (C2SP tlog-policy)", path.display()))
 }
 

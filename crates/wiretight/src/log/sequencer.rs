@@ -533,6 +533,10 @@ impl Sequencer {
         let from = tree::consistency_proof(old, size, read).map_err(broken)?;
         let checkpoint = self.witness(open, (old, from)).await?;
         self.remove_partial(old, size).await;
+        // No more than a verifier needs: a proof is in every handshake.
+        let checkpoint = self.shared.policy.shortest(&checkpoint).ok_or_else(|| {
+            LogError::Busy("Its own policy does not believe the checkpoint".into())
+        })?;
         let prove = |index| {
             let hashes = tree::inclusion_proof(index, size, read)?;
             Ok(Proof { extra: None, index, hashes, checkpoint: checkpoint.clone() })

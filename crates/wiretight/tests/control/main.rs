@@ -32,7 +32,7 @@ use wiretight::log::sequencer::LogError;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::fingerprint;
 use wiretight_keys::{
-    Csr, Id, JoinToken, Name, Role, SigningKey, SpiffeId, Transparency, TrustDomain,
+    Csr, Id, JoinToken, Name, Role, Series, SigningKey, SpiffeId, Transparency, TrustDomain,
 };
 use wiretight_proxy::tls::{ALPN_CONTROL, client_config};
 use wiretight_proxy::{Identity, Mesh};

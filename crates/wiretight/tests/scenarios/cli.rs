@@ -108,6 +108,59 @@ fn check_tells_good_from_bad() {
 }
 
 #[test]
+fn check_reads_the_policy_of_the_witnesses_and_says_what_it_is_worth() {
+    use wiretight_tlog::cosignature::Algorithm::{Ed25519, MlDsa44};
+    let world = World::new();
+    let policy = world.path("policy");
+    let section = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
+    let node = world.node("n1", &section);
+    let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
+    let name = |text: String| wiretight_tlog::note::KeyName::new(&text).unwrap();
+    let log = wiretight_tlog::LogSigner::generate(name("log.example".into())).unwrap();
+    let write = |algorithm, quorum: &str| {
+        let mut text = format!("log {}\n", log.public());
+        for n in 0..8u8 {
+            let name = name(format!("witness.example/{n}"));
+            let key = wiretight_tlog::Cosigner::from_seed(name, algorithm, &[n; 32]).unwrap();
+            text.push_str(&format!("witness w{n} {}\n", key.public()));
+        }
+        fs::write(&policy, format!("{text}{quorum}\n")).unwrap();
+    };
+    let missing = check(&[]);
+    assert!(missing.code == Some(2) && missing.err.contains("policy"), "{missing:?}");
+    for (quorum, parts) in [
+        ("group g 2 w0 w1 w2\nquorum g", &[][..]),
+        ("quorum none", &["no witness has to see the log"]),
+        ("group g 1 w0 w1 w2\nquorum g", &["can show two histories", "one witness is enough"]),
+        ("group g any w0 w1\nquorum g", &["can show two histories", "one witness is enough"]),
+        ("group g 2 w0 w1 w2 w3\nquorum g", &["can show two histories"]),
+        ("quorum w3", &["one witness is enough"]),
+    ] {
+        write(Ed25519, quorum);
+        let good = check(&["--json"]).good().json();
+        let warnings = good["warnings"].as_array().unwrap();
+        let texts: Vec<_> = warnings.iter().filter_map(|w| w.as_str()).collect();
+        assert_eq!(texts.len(), parts.len(), "{quorum}: {texts:?}");
+        let all = check(&[]).good().out;
+        assert!(parts.iter().all(|part| all.contains(part)), "{quorum}: {all}");
+    }
+    write(MlDsa44, "group g all w0 w1 w2 w3 w4\nquorum g");
+    check(&[]).good();
+    write(MlDsa44, "group g all w0 w1 w2 w3 w4 w5 w6\nquorum g");
+    for bad in [check(&[]), check(&["--json"])] {
+        assert_eq!(bad.code, Some(2), "{bad:?}");
+        assert!(bad.all().contains("has room for 24576"), "{bad:?}");
+    }
+    // An authority does not start on it either.
+    let authority = format!("[authority]\nlisten = \"{}\"\n{section}", free());
+    node.write(&authority);
+    let ran = Ran::of(wiretight().args(["run", "--config"]).arg(node.file()), "");
+    assert!(ran.code != Some(0) && ran.err.contains("has room for"), "{ran:?}");
+    write(MlDsa44, "group g 5 w0 w1 w2 w3 w4 w5 w6\nquorum g");
+    check(&[]).good();
+}
+
+#[test]
 fn without_a_node_every_verb_says_so_with_exit_code_3() {
     let world = World::new();
     let node = world.node("n1", "");

@@ -148,6 +148,39 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     say(format!("a mesh got witnesses: {} exchanges, none lost", load.stop()));
 }
 
+// ---- Revocations by index.
+
+#[test]
+fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
+    let world = World::new();
+    let auth = world.authority("");
+    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
+    let db = world.joined(&auth, "db1", &["echo"], &offers);
+    let app = world.joined(&auth, "app1", &["web"], &dial(entry, "echo", "web"));
+    app.knows("echo");
+    let mut live = Talk::open(entry).unwrap();
+    live.exchange().unwrap();
+    let asked = auth.cli(&["revoke", "0"]);
+    assert_eq!(asked.code, Some(1), "{asked:?}");
+    for part in ["nothing was changed", "every connection of the mesh", "--yes"] {
+        assert!(asked.err.contains(part), "{asked:?}");
+    }
+    live.exchange().unwrap();
+
+    auth.cli(&["revoke", "0", "--yes"]).good();
+    let revoked = Instant::now();
+    wait_for("the live connection is cut", || live.exchange().is_err());
+    wait_for("connections are made again", || once(entry).is_ok());
+    let back = revoked.elapsed();
+    for node in [&db, &app] {
+        wait_for("the node is ready", || node.status()["ready"] == true);
+    }
+    once(entry).unwrap();
+    let asked = auth.cli(&["revoke", "0", "--json"]);
+    assert!(asked.err.contains("1 other CA certificates (entries 0)"), "{asked:?}");
+    say(format!("the intermediate revoked: connections again after {:.1} s", back.as_secs_f32()));
+}
+
 /// An authority, three witnesses of which two have to cosign, a service and its caller.
 struct Witnessed {
     auth: Node,
