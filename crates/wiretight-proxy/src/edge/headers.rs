@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::claims;
 use super::strict::MAX_LENGTH_DIGITS;
 
 /// Those that concern one connection only (RFC 9110, section 7.6.1).
@@ -19,21 +20,13 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
+/// What belongs to an upgrade to HTTP/2 without TLS, which is not offered (RFC 9113, section 3.1).
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Who the client proved to be; the edge alone says it.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// What other proxies say of a client, and programs believe.
-const CLAIMS: [HeaderName; 7] = [
-    header::FORWARDED,
-    FOR,
-    PROTO,
-    HOST,
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-real-ip"),
-];
 
 /// Removes what concerns one connection only, and what `Connection` says does.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -54,6 +47,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
+    headers.remove(HTTP2_SETTINGS);
 }
 
 /// Whether a request of HTTP/2 or 3 says what it may not: something that concerns one connection (RFC 9113,
@@ -65,28 +59,42 @@ pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
     };
     let mut te = headers.get_all(header::TE).iter();
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let is_length = |value: &HeaderValue| {
-        let digits = value.as_bytes();
-        (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
-    };
     HOP_BY_HOP.iter().any(told)
         || te.any(|v| !v.as_bytes().eq_ignore_ascii_case(b"trailers"))
         || lengths.next().is_some_and(|first| !is_length(first) || lengths.next().is_some())
 }
 
-/// Whether the client takes trailers.
-pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
-    let mut te =
-        headers.get_all(header::TE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
-    te.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+/// Whether that is a Content-Length: one number (RFC 9110, section 8.6).
+pub(crate) fn is_length(value: &HeaderValue) -> bool {
+    let digits = value.as_bytes();
+    (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
 }
 
-/// The protocol that the client wants to go on with, as `Connection: upgrade` and `Upgrade` say.
-pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = headers.get_all(header::CONNECTION).iter().any(|v| {
-        v.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    });
-    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+/// What Content-Length says, if it is one.
+pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(header::CONTENT_LENGTH).filter(|value| is_length(value))?;
+    value.to_str().ok()?.parse().ok()
+}
+
+/// Whether the client takes trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::TE, b"trailers")
+}
+
+/// Whether the client asks to continue with WebSocket. No other protocol is passed on: what is said in it would reach
+/// the program unseen, as with `h2c`, which is HTTP again.
+pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::CONNECTION, b"upgrade") && is_for_websocket(headers)
+}
+
+/// Whether `Upgrade` names WebSocket.
+pub(crate) fn is_for_websocket(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::UPGRADE, b"websocket")
+}
+
+fn has_word(headers: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
+    let mut words = headers.get_all(name).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    words.any(|w| w.trim_ascii().eq_ignore_ascii_case(word))
 }
 
 /// Who sent a request, as far as the edge knows.
@@ -101,15 +109,11 @@ pub(crate) struct Sender<'a> {
 
 /// Says who the client is; what it said itself goes, unless it is trusted.
 pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
-    headers.remove(CLIENT_CERT);
+    claims::remove(headers, sender.trusted);
     let mut path = String::new();
     if sender.trusted {
         for value in headers.get_all(FOR).iter().filter_map(|v| v.to_str().ok()) {
             let _ = write!(path, "{value}, ");
-        }
-    } else {
-        for name in CLAIMS {
-            headers.remove(name);
         }
     }
     let _ = write!(path, "{}", sender.address);
@@ -195,15 +199,28 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
             ("transfer-encoding", "chunked"),
             ("accept", "*/*"),
         ]);
         assert!(takes_trailers(&headers));
-        assert_eq!(upgrade(&headers), None);
+        assert!(!asks_for_websocket(&headers));
         strip_hop_by_hop(&mut headers);
         assert_eq!(lines(&headers), ["accept: */*"]);
-        let headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        assert_eq!(upgrade(&headers).unwrap(), "websocket");
+    }
+
+    #[test]
+    fn websocket_is_the_only_protocol_that_is_gone_over_to() {
+        let asks = |upgrade| {
+            asks_for_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", upgrade)]))
+        };
+        for good in ["websocket", "WebSocket", "h2c, websocket"] {
+            assert!(asks(good), "{good}");
+        }
+        for bad in ["h2c", "H2C", "TLS/1.0", "HTTP/2.0", "websockets", "connect-udp", ""] {
+            assert!(!asks(bad), "{bad}");
+        }
+        assert!(!asks_for_websocket(&map(&[("upgrade", "websocket")])));
     }
 
     #[test]

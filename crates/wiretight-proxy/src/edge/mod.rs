@@ -10,15 +10,18 @@
 mod backend;
 mod body;
 mod certificates;
+mod claims;
 mod clients;
 mod gate;
 mod guard;
 mod headers;
 mod health;
 mod hsts;
+mod http2;
 mod live;
 mod log;
 pub mod proxy_protocol;
+pub mod pseudo;
 mod quic;
 pub mod quic_tls;
 mod redirect;

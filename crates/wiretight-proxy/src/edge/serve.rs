@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::backend::{Pools, Sender, Unsent};
@@ -82,20 +82,25 @@ pub(crate) type ClientIo = Box<Strict<Watched<TlsStream<TcpStream>>>>;
 /// Why there is no answer from a backend.
 struct Refused(StatusCode, &'static str);
 
-/// Another protocol that the client wants to go on with.
+/// WebSocket, which the client wants to go on with.
 struct Switch {
-    protocol: HeaderValue,
     /// By extended CONNECT (RFC 8441): its stream. By `Upgrade`, it is the whole connection.
-    extended: Option<OnUpgrade>,
+    extended: Option<Tunnel>,
 }
+
+/// A stream of HTTP/2 that carries another protocol, once its answer has gone.
+pub(crate) type Tunnel = oneshot::Receiver<Box<dyn BothWays>>;
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 impl Client {
     /// Answers a request. Never fails: what goes wrong is an answer, too.
     pub(crate) async fn answer(
         self: Rc<Client>,
-        mut request: Request<()>,
+        request: Request<()>,
         source: Source,
         in_flight: InFlight,
+        tunnel: Option<Tunnel>,
     ) -> Response<ReplyBody> {
         let opening = Opening {
             host: self.name.clone(),
@@ -110,7 +115,7 @@ impl Client {
         };
         drop(self.arrival.take());
         let mut story = Story::new(opening, request.uri().path());
-        let switch = switch(&mut request);
+        let switch = switch(&request, tunnel);
         let (parts, ()) = request.into_parts();
         match self.forward(parts, source, switch, &mut story).await {
             Ok((answer, switched)) => self.reply(answer, switched, story),
@@ -189,7 +194,9 @@ impl Client {
         let (site, authority) = self.site(&parts)?;
         story.site = Some(site.clone());
         self.may(&site)?;
-        if self.http != Http::H1 && headers::is_malformed(&parts.headers) {
+        let plain = |path: &PathAndQuery| path.as_str().bytes().all(|b| b.is_ascii_graphic());
+        let bad_path = || !parts.uri.path_and_query().is_none_or(plain);
+        if self.http != Http::H1 && (headers::is_malformed(&parts.headers) || bad_path()) {
             let text = "the header is malformed";
             self.workshop.table.refuse(self.from, "malformed_http", text);
             return Err(Refused(StatusCode::BAD_REQUEST, text));
@@ -207,9 +214,16 @@ impl Client {
         let answer = self.try_backends(&site, &template, body, story).await?;
         story.status = answer.status();
         match (answer.status(), switch) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(switch)) => Ok((answer, Some(switch))),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(switch))
+                if headers::is_for_websocket(answer.headers()) =>
+            {
+                Ok((answer, Some(switch)))
+            }
+            (StatusCode::SWITCHING_PROTOCOLS, _) => {
                 Err(Refused(StatusCode::BAD_GATEWAY, "the program switched protocols unasked"))
+            }
+            (status, Some(Switch { extended: Some(_) })) if status.is_success() => {
+                Err(Refused(StatusCode::BAD_GATEWAY, "the program did not switch protocols"))
             }
             _ => Ok((answer, None)),
         }
@@ -234,7 +248,7 @@ impl Client {
         let mut method = parts.method;
         if let Some(switch) = switch {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, switch.protocol.clone());
+            headers.insert(header::UPGRADE, WEBSOCKET);
             if switch.extended.is_some() {
                 method = Method::GET;
                 headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
@@ -275,6 +289,14 @@ impl Client {
             let Some(whole) = body.take().or_else(|| again.then(RequestBody::empty)) else { break };
             let request = template.request(&upstream, whole);
             match send(&mut sender, request, site.settings.timeout, &told).await {
+                Ok(answer) if framed_twice(&answer) => {
+                    site.balancer.failed(&lease);
+                    let error =
+                        "its answer says its length twice, or in a coding that is not chunked";
+                    self.complain(&upstream, "broken", &error);
+                    let text = "the answer of the program behind this site is malformed";
+                    return Err(Refused(StatusCode::BAD_GATEWAY, text));
+                }
                 Ok(answer) => {
                     site.balancer.succeeded(&lease);
                     story.lease = Some(lease);
@@ -345,7 +367,7 @@ impl Client {
             Handed::Stream(stream)
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(header::UPGRADE, switch.protocol);
+            parts.headers.insert(header::UPGRADE, WEBSOCKET);
             let (hands, handed) = oneshot::channel();
             self.handover.set(Some(hands));
             self.activity.upgraded();
@@ -354,9 +376,10 @@ impl Client {
             Handed::Connection(handed)
         };
         let cut = self.workshop.cut.clone();
+        let patience = self.workshop.sites.load().settings.limits.body;
         let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
         let lost = async move { lost(peer.as_deref(), &mesh).await };
-        spawn_local(tunnel(client, backend, counts, (cut, lost), story));
+        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), story));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
@@ -390,18 +413,32 @@ fn refusal_of(error: BodyError) -> Refused {
     }
 }
 
-/// The wish for another protocol, and the hook by which its bytes are had.
-fn switch(request: &mut Request<()>) -> Option<Switch> {
-    if request.method() == Method::CONNECT {
-        let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
-        if protocol.as_str() != "websocket" {
-            return None;
-        }
-        let protocol = HeaderValue::from_static("websocket");
-        return Some(Switch { protocol, extended: Some(hyper::upgrade::on(request)) });
+/// The wish for another protocol, and how its bytes are had.
+fn switch(request: &Request<()>, tunnel: Option<Tunnel>) -> Option<Switch> {
+    if tunnel.is_some() {
+        return Some(Switch { extended: tunnel });
     }
-    let protocol = headers::upgrade(request.headers())?;
-    Some(Switch { protocol, extended: None })
+    // RFC 6455, section 4.1. HTTP/1.0 knows no upgrade (RFC 9110, section 7.8).
+    let may = request.method() == Method::GET && request.version() == Version::HTTP_11;
+    (may && headers::asks_for_websocket(request.headers())).then_some(Switch { extended: None })
+}
+
+/// Whether an answer's end depends on who reads it: two lengths that are not the same, a length beside a coding, or a
+/// coding other than chunked, which the client would not be told of (RFC 9112, sections 6.1 and 6.3).
+fn framed_twice(answer: &Response<Incoming>) -> bool {
+    let headers = answer.headers();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => false,
+        (None, Some(length)) => !headers::is_length(length) || lengths.next().is_some(),
+        (Some(_), Some(_)) => true,
+        (Some(coding), None) => {
+            answer.version() == Version::HTTP_10
+                || codings.next().is_some()
+                || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        }
+    }
 }
 
 /// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
@@ -433,7 +470,8 @@ impl Template {
     }
 
     fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
-        let has_end = body.is_end_stream() || body.size_hint().exact().is_some();
+        let ends = body.is_end_stream();
+        let has_end = ends || body.size_hint().exact().is_some();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
@@ -443,8 +481,14 @@ impl Template {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
                 }
+                // Trailers come only behind chunks (RFC 9112, section 7.1.2).
+                let trailers = !ends && headers.contains_key(header::TRAILER);
+                if trailers {
+                    headers.remove(header::CONTENT_LENGTH);
+                }
                 // Else the library takes it that a GET has no body, and drops it.
-                if !has_end && !headers.contains_key(header::CONTENT_LENGTH) {
+                let lacks_length = !has_end && !headers.contains_key(header::CONTENT_LENGTH);
+                if trailers || lacks_length {
                     headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                 }
                 *request.uri_mut() = self.path.clone().into();
@@ -494,7 +538,7 @@ async fn send(
 /// The client's side of a tunnel, once the answer has gone.
 enum Handed {
     Connection(oneshot::Receiver<ClientIo>),
-    Stream(OnUpgrade),
+    Stream(Tunnel),
 }
 
 impl Handed {
@@ -502,7 +546,7 @@ impl Handed {
     async fn taken(self) -> Result<Box<dyn BothWays>, Gone> {
         match self {
             Handed::Connection(handed) => Ok(handed.await.map_err(|_| Gone)?),
-            Handed::Stream(stream) => Ok(Box::new(TokioIo::new(stream.await.map_err(|_| Gone)?))),
+            Handed::Stream(stream) => stream.await.map_err(|_| Gone),
         }
     }
 }
@@ -510,7 +554,7 @@ impl Handed {
 /// One of two that would switch protocols.
 struct Gone;
 
-trait BothWays: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait BothWays: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> BothWays for T {}
 
@@ -519,7 +563,7 @@ async fn tunnel(
     client: Handed,
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
-    (mut cut, lost): (watch::Receiver<bool>, impl Future<Output = ()>),
+    (mut cut, lost, patience): (watch::Receiver<bool>, impl Future<Output = ()>, Duration),
     mut story: Story,
 ) {
     let backend = async { backend.await.map_err(|_| Gone) };
@@ -553,6 +597,7 @@ async fn tunnel(
         },
         _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
         () = lost => story.broke_off("revoked"),
+        () = told.untaken(patience) => story.broke_off("stalled"),
     }
     story.sent(told.sent.get());
 }
@@ -568,8 +613,19 @@ async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
 #[derive(Default)]
 struct Told {
     sent: Cell<usize>,
+    /// Since when the client takes nothing of what there is for it.
+    blocked: Cell<Option<Instant>>,
     /// The backend has ended its side, and the client was sent all of it.
     ended: Notify,
+}
+
+impl Told {
+    /// Ends when the client has taken nothing for so long.
+    async fn untaken(&self, patience: Duration) {
+        while self.blocked.get().is_none_or(|since| since.elapsed() < patience) {
+            sleep(patience / 4).await;
+        }
+    }
 }
 
 /// The client's side of a tunnel, watched.
@@ -598,7 +654,10 @@ impl AsyncWrite for Toward {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.client).poll_write(cx, bytes))?;
+        let written = Pin::new(&mut self.client).poll_write(cx, bytes);
+        let blocked = &self.told.blocked;
+        blocked.set(written.is_pending().then(|| blocked.get().unwrap_or_else(Instant::now)));
+        let n = ready!(written)?;
         self.told.sent.set(self.told.sent.get() + n);
         Poll::Ready(Ok(n))
     }
