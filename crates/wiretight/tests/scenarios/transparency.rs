@@ -153,11 +153,8 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
 #[test]
 fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
     let world = World::new();
-    let auth = world.authority("");
-    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
-    let db = world.joined(&auth, "db1", &["echo"], &offers);
-    let app = world.joined(&auth, "app1", &["web"], &dial(entry, "echo", "web"));
-    app.knows("echo");
+    // With witnesses: what takes the place of what is revoked has to be seen by them, too.
+    let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
     let mut live = Talk::open(entry).unwrap();
     live.exchange().unwrap();
     let asked = auth.cli(&["revoke", "0"]);
@@ -386,7 +383,7 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
     assert_eq!(code(Some(&member)), 200, "a member of the mesh");
     assert_eq!(code(Some(&auditor)), 200, "an auditor");
     assert_eq!(get("/tile/0/000.p/255", Some(&member)).0, 404, "a tile that is not there");
-    auth.cli(&["node", "remove", "db1"]).good();
+    auth.cli(&["node", "remove", "db1", "--yes"]).good();
     wait_for("who is removed reads no more", || code(Some(&member)) == 403);
 
     auth.kid().signal(Signal::TERM);
