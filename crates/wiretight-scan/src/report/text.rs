@@ -102,6 +102,6 @@ mod tests {
         assert_eq!(sarif(r"[x](y) \ {0}"), r"\[x\](y) \\ {{0}}");
         assert_eq!(wrap("aa bb cccccc d", 5), ["aa bb", "ccccc", "c d"]);
         assert_eq!(wrap("éééé é", 3), ["ééé", "é é"]);
-        assert_eq!(wrap("a  b", 9), ["a b"]);
+        assert_eq!(wrap("a  b", 9), ["a  b"]);
     }
 }
