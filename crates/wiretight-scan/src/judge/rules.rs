@@ -708,20 +708,23 @@ fn short_key(seen: &Seen<'_>) -> Finding {
         _ => {
             // What signs the leaf must not be weaker than it.
             let above = seen.chains.iter().flat_map(|chain| chain.certificates.iter().skip(1));
-            let short = above.filter(|above| is_short(&above.key));
+            let short = above.filter(|above| !above.superfluous && is_short(&above.key));
             let short: Vec<_> = short.map(|c| format!("{} of {}", c.key, c.subject)).collect();
             Finding::any("certificate.key_bits", short)
         }
     }
 }
 
-/// Whether `rsa-1024` or the like gives less than 112 bits.
+/// Whether `rsa-1024` or the like gives less than 112 bits. A key whose name does not tell its size is not short.
 fn is_short(key: &str) -> bool {
-    let bits = key.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|b| b.parse::<u32>().ok());
-    let Some(bits) = bits else { return false };
-    match key.split(['-', '_']).next() {
-        Some("rsa" | "dsa" | "dh") => bits < 2048,
-        Some("ecdsa" | "ec") => bits < 224,
+    let Some((kind, rest)) = key.split_once('-') else { return false };
+    // `2048`, `pss-2048`; `p256`, `secp256k1`, `brainpoolp256r1`. An unknown curve is an OID, of many numbers.
+    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let Ok(bits) = digits[..end].parse::<u32>() else { return false };
+    match kind {
+        "rsa" | "dsa" => bits < 2048,
+        "ecdsa" => !rest.contains('.') && bits < 224,
         _ => false,
     }
 }

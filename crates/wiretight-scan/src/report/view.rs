@@ -367,7 +367,8 @@ fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
             0 => "Leaf".to_owned(),
             n => format!("Certificate {}", n + 1),
         };
-        rows.push(plain(&who, or_none(&certificate.subject)));
+        let not_needed = if certificate.superfluous { " (not needed to reach a root)" } else { "" };
+        rows.push(plain(&who, or_none(&certificate.subject) + not_needed));
         rows.extend(certificate_rows(place, certificate));
     }
     let mark = match chain.trusted {
