@@ -12,6 +12,7 @@ use wiretight_scan::facts::Answer::{Inconclusive, No, Untested, Yes};
 use wiretight_scan::facts::{Answer, Facts, TABLE, Value, describe};
 use wiretight_scan::judge::rules::{RULES, Seen, Test};
 use wiretight_scan::judge::{Judgement, Level, Profile, judge};
+use wiretight_scan::names::Version;
 
 fn judged(facts: &Facts) -> Judgement {
     judge(&Reached::Tls, facts, &chains())
@@ -48,6 +49,13 @@ fn break_it(rule: &str, facts: &mut Facts, chains: &mut [Chain], reached: &mut R
     match rule {
         "plaintext" => *reached = Reached::Plaintext { evidence: "220 hello".into() },
         "unreachable" => *reached = Reached::Unreachable { evidence: "refused".into() },
+        "name-wanted" => {
+            for version in Version::ALL {
+                facts.set(format!("protocol.{}", version.key()), Inconclusive, None, "alert 112");
+            }
+            facts.set("sni.required", Yes, None, "alert 112");
+        }
+        "inconsistent" => facts.set("consistent", No, list(&["TLS 1.2, and TLS 1.3"]), ""),
         "versions" => {
             facts.set("protocol.tls1_2", No, None, "");
             facts.set("protocol.tls1_3", No, None, "");

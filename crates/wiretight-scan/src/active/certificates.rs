@@ -68,7 +68,8 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
             _ => None,
         })
         .collect();
-    if let (Some(nameless), Some(strange)) = (nameless, strange) {
+    // Where none was shown by name, a refusal without it says nothing of names.
+    if let (Some(nameless), Some(strange), false) = (nameless, strange, presented.is_empty()) {
         names(&presented, &nameless, &strange, &mut facts);
         if let Outcome::Taken(flight) = &nameless {
             presented.extend(shown(WITHOUT_NAME.to_owned(), flight));

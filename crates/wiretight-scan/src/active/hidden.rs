@@ -1,8 +1,10 @@
 //! What TLS 1.3 encrypts: chains, by kind of key and by name, application protocols, ECH.
 
 use super::enumerate::PROTOCOLS;
+use super::extensions::ORDINARY;
 use super::handshake::Failure;
 use super::link::alert_name;
+use super::ordinary;
 use super::probe::Prober;
 use super::scan::Spoken;
 use super::shown::{self, Shown};
@@ -198,11 +200,19 @@ async fn alpn(prober: &Prober, hello: &ClientHello, alone: bool) -> Facts {
             Ok(shown) => {
                 let chosen = shown.alpn();
                 let at = left.iter().position(|p| Some(*p) == chosen.as_deref());
-                let Some(at) = at else { break };
+                let Some(at) = at else {
+                    why = "no protocol was chosen".to_owned();
+                    break;
+                };
                 found.push(left.remove(at).to_owned());
             }
-            Err(Failure::Alert(level, description)) => {
+            // Of one that no client offers, perhaps: so what browsers offer is asked for.
+            Err(Failure::Alert(level, description)) if found.is_empty() && left != ORDINARY => {
                 why = alert_name(level, description);
+                left = ORDINARY.to_vec();
+            }
+            Err(Failure::Alert(level, description)) => {
+                why = format!("{}, {}", alert_name(level, description), ordinary::TOO);
                 break;
             }
             Err(failure) => {

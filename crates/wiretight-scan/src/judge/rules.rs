@@ -250,6 +250,15 @@ rules! {
         "no standard: nothing was seen",
         "Scan again from where it can be reached; name the protocol before the host if it is a strange one";
 
+    "name-wanted" Weak if Check(name_wanted)
+        => "The server is weak when it is asked by a name that it serves",
+        "RFC 6066 section 3",
+        "Scan it by a name that it serves: wiretight scan NAME --ip ADDRESS";
+    "inconsistent" Weak if Check(inconsistent)
+        => "Some of the servers that share this address are weak",
+        "no standard: answers to the same question differ",
+        "Scan each server behind the balancer by its own address (--ip), or have the balancer send the scan to one";
+
     "ssl2" Weak if MustNot("protocol.ssl2")
         => "SSL 2.0 is spoken",
         "RFC 6176 section 3; RFC 9325 section 3.1.1",
@@ -504,6 +513,38 @@ fn unreachable(seen: &Seen<'_>) -> Finding {
             fact: "plaintext".into(),
             answer: Answer::Inconclusive,
             evidence: evidence.clone().into(),
+        },
+        _ => Finding::Fine,
+    }
+}
+
+/// Every hello was refused: by a name that the server knows, all may be otherwise.
+fn name_wanted(seen: &Seen<'_>) -> Finding {
+    let version = |version: &Version| seen.facts.yes(&format!("protocol.{}", version.key()));
+    match seen.facts.get("sni.required") {
+        Some(fact)
+            if spoken(seen)
+                && matches!(fact.answer, Answer::Yes | Answer::Inconclusive)
+                && !Version::ALL.iter().any(version) =>
+        {
+            Finding::Open {
+                fact: "sni.required".into(),
+                answer: Answer::Inconclusive,
+                evidence: fact.evidence.clone(),
+            }
+        }
+        _ => Finding::Fine,
+    }
+}
+
+/// What one server refused another may take: a level does not claim what nobody saw.
+fn inconsistent(seen: &Seen<'_>) -> Finding {
+    let id = "consistent";
+    match seen.facts.answer(id) {
+        Answer::No => Finding::Open {
+            fact: id.into(),
+            answer: Answer::Inconclusive,
+            evidence: values(id, seen.facts.get(id)).join("; ").into(),
         },
         _ => Finding::Fine,
     }

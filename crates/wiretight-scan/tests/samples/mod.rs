@@ -319,6 +319,7 @@ pub fn report(
         connections: 41,
         reached,
         facts,
+        observed: Vec::new(),
         chains,
         judgement: judgement.into(),
     }
