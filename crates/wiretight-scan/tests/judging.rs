@@ -12,6 +12,7 @@ use wiretight_scan::facts::Answer::{Inconclusive, No, Untested, Yes};
 use wiretight_scan::facts::{Answer, Facts, TABLE, Value, describe};
 use wiretight_scan::judge::rules::{RULES, Seen, Test};
 use wiretight_scan::judge::{Judgement, Level, Profile, judge};
+use wiretight_scan::names::Version;
 
 fn judged(facts: &Facts) -> Judgement {
     judge(&Reached::Tls, facts, &chains())

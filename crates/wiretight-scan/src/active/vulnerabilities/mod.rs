@@ -232,8 +232,9 @@ mod tests {
             (Flaws { careless_padding: true, ..right }, [No, No, Yes]),
         ];
         // At the same time: some of them keep silent for seconds.
-        let all =
-            join_all(cases.map(async |(flaws, expected)| (answers(flaws).await, flaws, expected)));
+        let all = join_all(cases.map(|(flaws, expected)| {
+            Box::pin(async move { (answers(flaws).await, flaws, expected) })
+        }));
         for (answers, flaws, expected) in all.await {
             assert_eq!(answers, expected, "{flaws:?}");
         }
