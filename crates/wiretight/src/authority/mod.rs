@@ -55,6 +55,7 @@ use crate::log::witness::client::HttpWitness;
 use crate::log::{self, PolicyFileError};
 use crate::private_dir::{FileError, PrivateDir};
 use ca::{Ca, until};
+pub use registry::PendingToken;
 use registry::Registry;
 use server::Server;
 use state::Publisher;
@@ -479,6 +480,18 @@ impl AuthorityHandle {
             secret,
             expires,
         })
+    }
+
+    /// The tokens that can still be used, by node.
+    pub async fn tokens(&self) -> Result<Vec<PendingToken>, AuthorityError> {
+        Ok(self.inner.registry.tokens().await?)
+    }
+
+    /// Makes a token that nobody has used useless. Returns the node that it was for.
+    pub async fn revoke_token(&self, id: &str) -> Result<Name, AuthorityError> {
+        let node = self.inner.registry.revoke_token(id).await?;
+        tracing::info!(%node, token = id, "revoked a join token");
+        Ok(node)
     }
 
     /// For the node in this very process: grants what its configuration names, and makes a token

@@ -21,6 +21,7 @@
 //! misses nothing that was, or will be, sent.
 
 mod shared;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +45,7 @@ use crate::control::{
 use crate::log::sequencer::Log;
 
 pub(super) use shared::Written;
+pub use tokens::PendingToken;
 
 pub(super) const MESH: &str = "mesh/";
 pub(super) const NODES: &str = "mesh/node/";

@@ -1,27 +1,37 @@
 //! `wiretight check`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{Output, Where};
-use crate::config::Config;
-use crate::daemon::chain;
+use crate::config::{Config, ConfigError, ConfigErrors};
 use crate::log;
+use crate::named_files;
 
-/// Check a configuration file without running it
+const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
+
+/// Check a configuration file, and the files that it names, without running it
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight check /etc/wiretight/wiretight.toml
   wiretight check new.toml --json && cp new.toml /etc/wiretight/wiretight.toml && wiretight reload
+  wiretight check --example > wiretight.toml         every setting, with its default
+  wiretight check --no-files web1.toml               a file for another machine
 
 Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
 pub(super) struct Check {
     /// The file; otherwise --config
     file: Option<PathBuf>,
+    /// Print a commented file with every setting and its default, and check nothing
+    #[arg(long, exclusive = true)]
+    example: bool,
+    /// Do not look at the certificates, keys and policies that the file names
+    #[arg(long)]
+    no_files: bool,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -30,31 +40,28 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let path = self.file.clone().unwrap_or(self.at.config.clone());
-        let config = match Config::load(&path) {
+        if self.example {
+            super::print(EXAMPLE)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let path = self.file.unwrap_or(self.at.config);
+        let loaded = Config::load(&path).and_then(|config| {
+            let problems = if self.no_files { Vec::new() } else { named_files::problems(&config) };
+            ConfigErrors::of(problems).map_or(Ok(config), Err)
+        });
+        let config = match loaded {
             Ok(config) => config,
             Err(errors) if self.out.json => {
-                let list: Vec<_> = errors
-                    .as_slice()
-                    .iter()
-                    .map(|e| {
-                        json!({
-                            "file": e.file, "line": e.line, "key": e.key,
-                            "problem": e.problem, "advice": e.advice,
-                        })
-                    })
-                    .collect();
+                let list: Vec<_> = errors.as_slice().iter().map(error_json).collect();
                 self.out.print(&json!({ "ok": false, "errors": list }), |_| String::new())?;
                 return Ok(ExitCode::from(2));
             }
             Err(errors) => return Err(errors.into()),
         };
         let mut warnings = config.warnings.clone();
-        if let Some(witnesses) = &config.witnesses {
-            let policy = match log::read_policy(&witnesses.policy) {
-                Ok(policy) => policy,
-                Err(e) => return self.bad_policy(&path, &chain(&e)),
-            };
+        if let Some(witnesses) = config.witnesses.as_ref().filter(|_| !self.no_files)
+            && let Ok(policy) = log::read_policy(&witnesses.policy)
+        {
             let weak = log::weaknesses(&policy);
             warnings.extend(weak.iter().map(|w| format!("{}: {w}", witnesses.policy.display())));
         }
@@ -68,32 +75,25 @@ impl Check {
             "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
             "warnings": warnings,
         });
-        self.out.print(&summary, |_| {
+        self.out.print(&summary, |summary| {
             let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
-                "{} is good: node {} of {}{}, {} services, {} dials, {} sites\n",
+                "{} is good: node {} of {}{}, {}\n",
                 path.display(),
                 config.node.name,
                 config.node.trust_domain,
                 if config.authority.is_some() { " (the authority)" } else { "" },
-                config.relay.services.len(),
-                config.relay.dials.len(),
-                config.edge.sites.len(),
+                super::counted(summary),
             );
             out
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    /// The file is good, and the policy that it names is not.
-    fn bad_policy(&self, file: &Path, problem: &str) -> anyhow::Result<ExitCode> {
-        match self.out.json {
-            true => {
-                let error = json!({ "file": file, "line": null, "key": "witnesses.policy", "problem": problem, "advice": null });
-                self.out.print(&json!({ "ok": false, "errors": [error] }), |_| String::new())?;
-            }
-            false => eprintln!("{}: witnesses.policy: {problem}", file.display()),
-        }
-        Ok(ExitCode::from(2))
-    }
+/// An error in a file, for programs.
+pub(super) fn error_json(e: &ConfigError) -> serde_json::Value {
+    json!({
+        "file": e.file, "line": e.line, "key": e.key, "problem": e.problem, "advice": e.advice,
+    })
 }

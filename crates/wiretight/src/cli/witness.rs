@@ -125,7 +125,7 @@ impl Keygen {
         })?;
         let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
         written.with_context(|| format!("cannot write {}", self.out.display()))?;
-        println!("{}", cosigner.public());
+        super::print(&format!("{}\n", cosigner.public()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -489,7 +489,8 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]], [[dial]], [intercept], [edge], [[site]] and [acme_server]".into()
+                let all: Vec<_> = SHAPES.into_iter().map(ToString::to_string).collect();
+                format!("remove it; the sections are {}", all.join(", "))
             }
         };
         return Complaint::new("no such section", advice);

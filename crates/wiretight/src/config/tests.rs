@@ -528,7 +528,7 @@ fn files_that_cannot_be_read_say_why() {
     let file = dir.path().join("w.toml");
     assert_eq!(
         load(&file),
-        "DIR/w.toml: no such file; check the path, or start from the commented example, wiretight.toml in the source"
+        "DIR/w.toml: no such file; check the path; a commented example comes from `wiretight check --example`"
     );
     assert_eq!(load(dir.path()), "DIR: this is a directory; give the path of the file in it");
     std::fs::write(&file, b"[node]\nname = \"\xff\"\n").unwrap();

@@ -137,6 +137,7 @@ impl World {
             own_host: None,
             transparency: Transparency::NotRequired,
             max_staleness: None,
+            needs_mesh: true,
             times: AgentTimes {
                 backoff_min: Duration::from_millis(20),
                 backoff_max: Duration::from_millis(200),

@@ -386,7 +386,7 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
     assert_eq!(code(Some(&member)), 200, "a member of the mesh");
     assert_eq!(code(Some(&auditor)), 200, "an auditor");
     assert_eq!(get("/tile/0/000.p/255", Some(&member)).0, 404, "a tile that is not there");
-    auth.cli(&["node", "remove", "db1"]).good();
+    auth.cli(&["node", "remove", "db1", "--yes"]).good();
     wait_for("who is removed reads no more", || code(Some(&member)) == 403);
 
     auth.kid().signal(Signal::TERM);
