@@ -130,9 +130,12 @@ fn by_an_alert(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
     }
 }
 
+/// A fact about suites, and the suites that it is about.
+type Kind = (&'static str, fn(Suite) -> bool);
+
 /// What one fact says, no other denies.
 fn of_each_other(facts: &Facts, chains: bool, wrong: &mut impl FnMut(&str, String)) {
-    let kinds: [(&str, fn(Suite) -> bool); 4] = [
+    let kinds: [Kind; 4] = [
         ("weak.static_rsa", |s| s.key_exchange() == KeyExchange::Rsa),
         ("weak.anonymous", Suite::is_anonymous),
         ("weak.cbc", Suite::is_cbc),
