@@ -23,7 +23,8 @@ use der::asn1::{OctetString, Utf8StringRef};
 use der::{Decode, Encode, Tagged};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use wiretight_tlog::{Hash, Proof, ProofError};
+use wiretight_tlog::policy::MAX_CLOCK_SKEW;
+use wiretight_tlog::{Hash, Proof, ProofError, Refused, Witnessed};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
@@ -45,6 +46,14 @@ const REVOCATION: u16 = 2;
 /// The largest proof that a certificate may carry, in bytes: six ML-DSA-44 cosignatures, their base64, and the inclusion
 /// proof. A leaf and an intermediate that carry such proofs fit into the largest TLS message that is read, 64 KiB.
 pub const MAX_PROOF: usize = 24 * 1024;
+
+/// The longest time between the beginning of a certificate and its proof, in seconds. The authority gives a certificate
+/// its beginning, a minute in the past, just before it logs it; the rest is for witnesses and clocks.
+///
+/// That is how a verifier knows that the proof is of the time when the entry was made. An entry stays in the log, and
+/// whoever has the CA's key can have a new proof made of an old one: but the beginning is in the entry, so that no new
+/// proof fits an entry of old, and what is old has ended, for no certificate is believed that is valid for long.
+pub const MAX_DELAY: u64 = 600;
 
 /// An entry of the log, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,6 +268,22 @@ impl Logged {
         }
         let entry = tbs.entry().map_err(|e| bad(e.to_string()))?;
         Ok(Logged { leaf: Hash::leaf(&entry), proof, not_before })
+    }
+}
+
+impl Logged {
+    /// Whether the proof is of the time when the certificate was made: not long before the certificate begins, nor long
+    /// after it. A policy that wants no witnesses has no time.
+    pub fn is_timely(&self, witnessed: &Witnessed) -> Result<(), NotLogged> {
+        let (begins, Some(time)) = (self.not_before, witnessed.time()) else { return Ok(()) };
+        if time.saturating_add(MAX_CLOCK_SKEW) < begins {
+            let stale = Refused::Stale { age: begins - time, allowed: MAX_CLOCK_SKEW };
+            return Err(ProofError::Refused(stale).into());
+        }
+        match time.saturating_sub(begins) {
+            late if late > MAX_DELAY => Err(NotLogged::Late { late, allowed: MAX_DELAY }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls_pki_types::CertificateDer;
 use wiretight_tlog::policy::MAX_CLOCK_SKEW;
-use wiretight_tlog::{Hash, Policy, ProofError, Refused, Witnessed};
+use wiretight_tlog::{Hash, Policy, ProofError, Witnessed};
 
 use crate::logged::{Logged, NotLogged};
 use crate::x509::Period;
@@ -15,13 +15,6 @@ use crate::x509::Period;
 pub const MAX_LEAF_AGE: u64 = 86_400;
 /// The oldest proof of an intermediate, in seconds.
 pub const MAX_INTERMEDIATE_AGE: u64 = 400 * 86_400;
-/// The longest time between the beginning of a certificate and its proof, in seconds. The authority gives a certificate
-/// its beginning, a minute in the past, just before it logs it; the rest is for witnesses and clocks.
-///
-/// That is how a verifier knows that the proof is of the time when the entry was made. An entry stays in the log, and
-/// whoever has the CA's key can have a new proof made of an old one: but the beginning is in the entry, so that no new
-/// proof fits an entry of old, and what is old has ended, for no certificate is believed that holds for long.
-pub const MAX_DELAY: u64 = 600;
 /// Checkpoints that are remembered, so that a handshake pays for the hashes of a proof rather than for signatures.
 const REMEMBERED: usize = 1024;
 
@@ -129,20 +122,11 @@ impl Pinned {
         };
         let allowed = allowed + MAX_CLOCK_SKEW;
         witnessed.fresh(now, allowed).map_err(ProofError::Refused)?;
-        let mut holds = ALWAYS;
-        if let Some(time) = witnessed.time() {
-            // A certificate is logged when it is made. One that begins after its proof was made ahead of time.
-            let begins = logged.not_before;
-            if time.saturating_add(MAX_CLOCK_SKEW) < begins {
-                let stale = Refused::Stale { age: begins - time, allowed: MAX_CLOCK_SKEW };
-                return Err(ProofError::Refused(stale).into());
-            }
-            if time > begins.saturating_add(MAX_DELAY) {
-                return Err(NotLogged::Late { late: time - begins, allowed: MAX_DELAY });
-            }
-            let not_before = time.saturating_sub(MAX_CLOCK_SKEW);
-            holds = Period { not_before, not_after: time.saturating_add(allowed) };
-        }
+        logged.is_timely(&witnessed)?;
+        let holds = witnessed.time().map_or(ALWAYS, |time| Period {
+            not_before: time.saturating_sub(MAX_CLOCK_SKEW),
+            not_after: time.saturating_add(allowed),
+        });
         let mut believed = self.believed();
         if believed.len() >= REMEMBERED {
             believed.clear();

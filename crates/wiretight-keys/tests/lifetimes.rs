@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use wiretight_keys::transparency::MAX_DELAY;
+use wiretight_keys::logged::MAX_DELAY;
 use wiretight_keys::verify::{MAX_INTERMEDIATE_LIFE, MAX_LEAF_LIFE};
 use wiretight_keys::*;
 use wiretight_tlog::cosignature::Algorithm;

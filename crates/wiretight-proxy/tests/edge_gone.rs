@@ -144,6 +144,7 @@ fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
                 got += client.wait(DATA, 1).await.payload.len();
             }
         }
+        client.send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).await.unwrap();
         // HTTP/3: an answer that has gone into the library whole, and one that has not.
         for path in ["/big/65536", "/big/8388608"] {
             let before = rig.refused("stalled");
@@ -161,7 +162,8 @@ fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
             let (mut send, mut recv) = connection.open_bi().await.unwrap();
             send.write_all(&frame3(1, &qpack(&fields("GET", "/name")))).await.unwrap();
             send.finish().unwrap();
-            assert!(recv.read_to_end(100_000).await.unwrap().ends_with(b"one"));
+            let answer = recv.read_to_end(100_000).await.unwrap();
+            assert!(answer.windows(3).any(|at| at == b"one"));
         }
     });
 }

@@ -115,6 +115,45 @@ fn a_name_that_no_site_has_is_turned_away_by_an_alert() {
 }
 
 #[test]
+fn a_client_without_a_name_gets_the_default_site_and_no_other() {
+    let other = http_backend("other", false).to_string();
+    let to = [http_backend("one", false).to_string()];
+    let mut rig = EdgeRig::with(&to, |settings| {
+        settings.sites.push(site(OTHER, &[other]));
+        settings.sites[0].default = true;
+    });
+    let get = |rig: &EdgeRig, request: String| {
+        // An address is no name: the client sends none.
+        let mut config = rig.client(&["http/1.1"]);
+        config.enable_sni = false;
+        let mut raw = Raw::over(rig::connect(rig.https()), config, SITE);
+        let _ = raw.0.write_all(request.as_bytes());
+        raw.rest()
+    };
+    let by =
+        |host: &str| format!("GET /name HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for host in [SITE, "127.0.0.1", "10.0.0.1:443", "[::1]:443", "nobody.example"] {
+        assert!(get(&rig, by(host)).ends_with("one"), "{host}");
+    }
+    assert!(get(&rig, "GET /name HTTP/1.0\r\n\r\n".into()).ends_with("one"));
+    assert!(get(&rig, by(OTHER)).starts_with("HTTP/1.1 421 "));
+    run(async {
+        let mut tls = rig.client(&["h3"]);
+        tls.enable_sni = false;
+        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+        let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        endpoint.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
+        assert!(endpoint.connect(rig.https(), SITE).unwrap().await.is_ok());
+    });
+    // A name that no site has is turned away as ever, and without a default so is no name.
+    let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), "a.test");
+    assert!(raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err());
+    rig.settings.sites[0].default = false;
+    rig.edge.apply(&rig.settings).unwrap();
+    assert_eq!(get(&rig, by(SITE)), "");
+}
+
+#[test]
 fn a_host_other_than_the_name_of_the_handshake_is_misdirected() {
     let to = http_backend("one", false).to_string();
     let rig = EdgeRig::with(&[], |settings| {
@@ -367,6 +406,44 @@ fn an_answer_that_says_its_length_twice_is_a_bad_gateway() {
             assert_eq!(answer.status().as_str(), status, "{head}");
         });
     }
+}
+
+#[test]
+fn early_hints_come_before_the_answer_on_each_protocol() {
+    let (program, _told) = answers(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n\
+         HTTP/1.1 103 Early Hints\r\nLink: </b.css>; rel=preload\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+    );
+    let rig = EdgeRig::new(&[program]);
+    let answer = rig.get("GET / HTTP/1.1\r\n");
+    let (first, rest) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(first, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload", "{answer}");
+    assert!(rest.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </b.css>; rel=preload\r\n\r\n"));
+    assert!(rest.contains("\r\n\r\nHTTP/1.1 200 OK\r\n") && rest.ends_with("ok"), "{rest}");
+    // HTTP/1.0 knows none.
+    let mut raw = rig.raw();
+    raw.send(&format!("GET / HTTP/1.0\r\nHost: {SITE}\r\n\r\n"));
+    assert!(raw.rest().starts_with("HTTP/1.0 200 OK\r\n"));
+    run(async {
+        let mut client = Http2::open(&rig).await;
+        client.send(&get(1, "/")).await.unwrap();
+        assert_eq!(client.wait(HEADERS, 1).await.status(), 103);
+        client.wait(HEADERS, 1).await;
+        client.wait(HEADERS, 1).await;
+        assert_eq!(client.wait(DATA, 1).await.payload, b"ok");
+        let (_endpoint, connection) = rig.quic(1 << 20).await;
+        let mut control = connection.open_uni().await.unwrap();
+        control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&frame3(1, &qpack(&fields("GET", "/")))).await.unwrap();
+        send.finish().unwrap();
+        let answer = recv.read_to_end(100_000).await.unwrap();
+        // :status 103 and 200 of the static table (RFC 9204, appendix A), each first in its head.
+        let heads =
+            |status: u8| answer.windows(3).filter(|at| at == &[0, 0, 0xc0 | status]).count();
+        assert_eq!((heads(24), heads(25)), (2, 1), "{answer:?}");
+    });
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub(crate) struct Activity {
     still: AtomicBool,
     flushed: AtomicBool,
     waiting: Mutex<Option<Waker>>,
+    /// What goes to the client before the answer under way, and whether there is any.
+    early: Mutex<Vec<u8>>,
+    has_early: AtomicBool,
 }
 
 /// Why a connection is given up.
@@ -86,6 +89,8 @@ impl Activity {
             still: AtomicBool::new(false),
             flushed: AtomicBool::new(true),
             waiting: Mutex::new(None),
+            early: Mutex::default(),
+            has_early: AtomicBool::new(false),
         })
     }
 
@@ -135,6 +140,12 @@ impl Activity {
     pub(crate) fn upgraded(&self) {
         self.upgraded.store(true, Relaxed);
         self.wake();
+    }
+
+    /// Sends this before the answer to the one request that HTTP/1 has under way. All before that has gone.
+    pub(crate) fn send_early(&self, bytes: &[u8]) {
+        self.early.lock().unwrap_or_else(|p| p.into_inner()).extend_from_slice(bytes);
+        self.has_early.store(true, Relaxed);
     }
 
     fn is_upgraded(&self) -> bool {
@@ -521,12 +532,31 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
     }
 }
 
+impl<T: AsyncWrite + Unpin> Strict<T> {
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.activity.has_early.load(Relaxed) {
+            let mut early = self.activity.early.lock().unwrap_or_else(|p| p.into_inner());
+            if early.is_empty() {
+                self.activity.has_early.store(false, Relaxed);
+                break;
+            }
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &early))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            early.drain(..n);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -535,6 +565,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
@@ -543,6 +574,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

@@ -1,8 +1,8 @@
 //! Which headers go through, and which the edge speaks for: nothing that concerns one connection only, and
 //! nothing about the client but what the edge has seen itself.
 
-use std::fmt::Write;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -97,12 +97,40 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
     words.any(|w| w.trim_ascii().eq_ignore_ascii_case(word))
 }
 
+/// What programs are told of a client's requests for one host.
+pub(crate) struct Said {
+    host: HeaderValue,
+    address: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Said {
+    pub(crate) fn new(address: IpAddr, host: &str) -> Said {
+        let value =
+            |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+        // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
+        let client = match address {
+            IpAddr::V4(ip) => format!("{ip}"),
+            IpAddr::V6(ip) => format!("\"[{ip}]\""),
+        };
+        Said {
+            host: value(host),
+            address: value(&address.to_string()),
+            forwarded: value(&format!("for={client};host={host};proto=https")),
+        }
+    }
+
+    /// Whether it is for that host.
+    pub(crate) fn is_of(&self, host: &str) -> bool {
+        self.host.as_bytes() == host.as_bytes()
+    }
+}
+
 /// Who sent a request, as far as the edge knows.
 pub(crate) struct Sender<'a> {
-    pub(crate) address: IpAddr,
+    pub(crate) said: Rc<Said>,
     /// Another proxy of ours, whose word about the client counts.
     pub(crate) trusted: bool,
-    pub(crate) host: &'a str,
     /// The certificate that it showed, as [`CLIENT_CERT`] has it.
     pub(crate) certificate: Option<&'a str>,
 }
@@ -110,35 +138,35 @@ pub(crate) struct Sender<'a> {
 /// Says who the client is; what it said itself goes, unless it is trusted.
 pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
     claims::remove(headers, sender.trusted);
-    let mut path = String::new();
+    let said = &*sender.said;
     if sender.trusted {
-        for value in headers.get_all(FOR).iter().filter_map(|v| v.to_str().ok()) {
-            let _ = write!(path, "{value}, ");
-        }
+        append(headers, FOR, &said.address);
+        append(headers, header::FORWARDED, &said.forwarded);
+    } else {
+        headers.insert(FOR, said.address.clone());
+        headers.insert(header::FORWARDED, said.forwarded.clone());
     }
-    let _ = write!(path, "{}", sender.address);
-    set(headers, FOR, &path);
-    let mut forwarded = String::new();
-    if sender.trusted {
-        for value in headers.get_all(header::FORWARDED).iter().filter_map(|v| v.to_str().ok()) {
-            let _ = write!(forwarded, "{value}, ");
-        }
-    }
-    // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
-    let _ = match sender.address {
-        IpAddr::V4(ip) => write!(forwarded, "for={ip};"),
-        IpAddr::V6(ip) => write!(forwarded, "for=\"[{ip}]\";"),
-    };
-    let _ = write!(forwarded, "host={};proto=https", sender.host);
-    set(headers, header::FORWARDED, &forwarded);
     if !sender.trusted || !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static("https"));
     }
     if !sender.trusted || !headers.contains_key(HOST) {
-        set(headers, HOST, sender.host);
+        headers.insert(HOST, said.host.clone());
     }
     if let Some(certificate) = sender.certificate {
         set(headers, CLIENT_CERT, certificate);
+    }
+}
+
+/// Puts a value behind those that are there, in one line.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    let mut line = Vec::new();
+    for value in headers.get_all(&name).iter().filter(|v| v.to_str().is_ok()) {
+        line.extend_from_slice(value.as_bytes());
+        line.extend_from_slice(b", ");
+    }
+    line.extend_from_slice(value.as_bytes());
+    if let Ok(line) = HeaderValue::from_bytes(&line) {
+        headers.insert(name, line);
     }
 }
 
@@ -261,12 +289,8 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-client-cert", "URI=spiffe://example.org/service/admin"),
         ];
-        let sender = |trusted| Sender {
-            address: "10.0.0.9".parse().unwrap(),
-            trusted,
-            host: "example.org",
-            certificate: None,
-        };
+        let said = |address: &str| Rc::new(Said::new(address.parse().unwrap(), "example.org"));
+        let sender = |trusted| Sender { said: said("10.0.0.9"), trusted, certificate: None };
         let mut headers = map(&claims);
         forwarded(&mut headers, &sender(false));
         let expected = [
@@ -288,8 +312,7 @@ mod tests {
         assert_eq!(lines(&headers), expected);
         let mut headers = HeaderMap::new();
         let certificate = Some("URI=spiffe://example.org/service/web");
-        let address = "fd00::1".parse().unwrap();
-        forwarded(&mut headers, &Sender { certificate, address, ..sender(false) });
+        forwarded(&mut headers, &Sender { said: said("fd00::1"), certificate, trusted: false });
         assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
         assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
     }

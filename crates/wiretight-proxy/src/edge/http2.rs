@@ -25,7 +25,8 @@ use tokio_rustls::server::TlsStream;
 use super::body::{BodyError, ReplyBody, Source};
 use super::guard::Watched;
 use super::headers;
-use super::serve::{BothWays, Client};
+use super::hints::{self, Hints};
+use super::serve::{BothWays, Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
 
@@ -171,12 +172,20 @@ fn serve(
         } else {
             (Source::Http2(StreamBody::new(stream, &request)), None, None)
         };
+        let hints = Hints::of(&request);
+        let exchange = Exchange { source, in_flight, tunnel, hints: hints.clone() };
         let answer = {
-            let mut answer = pin!(client.clone().answer(request, source, in_flight, tunnel));
-            std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                // The client takes its request back.
-                Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            let mut answer = pin!(client.clone().answer(request, exchange));
+            std::future::poll_fn(|cx| {
+                let polled = answer.as_mut().poll(cx);
+                while let Some(Poll::Ready(head)) = hints.as_ref().map(|h| h.poll_next(cx)) {
+                    let _ = respond.send_informational(hints::response(head));
+                }
+                match polled {
+                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                    // The client takes its request back.
+                    Poll::Pending => respond.poll_reset(cx).map(|_| None),
+                }
             })
             .await
         };

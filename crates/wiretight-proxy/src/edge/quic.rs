@@ -6,7 +6,7 @@
 //! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
 //! crosses threads.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -32,10 +32,11 @@ use super::clients::Peer;
 use super::gate::{self, FrameTooLarge, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
 use super::headers;
+use super::hints::{self, Hints};
 use super::live::Http;
 use super::pseudo;
 use super::quic_tls::{BySite, Shaken};
-use super::serve::Client;
+use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
 use super::worker::{Counted, Shared, Worker};
@@ -147,7 +148,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     let table = &worker.shared.table;
     let from = connection.remote_address();
     let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
-    let Some(Shaken { name: Some(name), group }) = data.map(|d| *d) else {
+    let Some(Shaken { name: Some(name), by_default, group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
@@ -172,12 +173,15 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
         workshop: worker.workshop.clone(),
         http: Http::H3,
         name: name.into(),
+        by_default,
         from,
         trusted: sites.settings.trusts(from.ip()),
         tls: "QUIC".into(),
         group,
         peer: peer.map(Rc::new),
         port,
+        said: RefCell::default(),
+        alt_svc: OnceCell::new(),
         arrival: Cell::default(),
         activity: activity.clone(),
         handover: Cell::default(),
@@ -239,10 +243,26 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                     let _ = timeout(limits.head, body.begin(safe)).await;
                     let source = Source::Quic(Box::new(body));
                     let mut gone = pin!(gone(&gate));
-                    let answer = tokio::select! {
-                        biased;
-                        answer = client.clone().answer(request, source, in_flight, None) => answer,
-                        () = &mut gone => return send.stop_stream(Code::H3_REQUEST_CANCELLED),
+                    let hints = Hints::of(&request);
+                    let exchange =
+                        Exchange { source, in_flight, tunnel: None, hints: hints.clone() };
+                    let mut answer = pin!(client.clone().answer(request, exchange));
+                    let answer = loop {
+                        let hint = poll_fn(|cx| match &hints {
+                            Some(hints) => hints.poll_next(cx),
+                            None => Poll::Pending,
+                        });
+                        tokio::select! {
+                            biased;
+                            head = hint => {
+                                let early = send.send_response(hints::response(head));
+                                if write(limits.body, early).await.is_err() {
+                                    return send.stop_stream(Code::H3_REQUEST_CANCELLED);
+                                }
+                            }
+                            answer = &mut answer => break answer,
+                            () = &mut gone => return send.stop_stream(Code::H3_REQUEST_CANCELLED),
+                        }
                     };
                     asked.answered();
                     match deliver(send, answer, limits.body, gone).await {

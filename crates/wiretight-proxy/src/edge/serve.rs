@@ -1,8 +1,8 @@
 //! One request: which site it is for, whether it may be had, where it goes, and what comes back.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
 use super::clients::Peer;
 use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
+use super::hints::Hints;
 use super::live::{Busy, EdgeTable, Http};
 use super::log::{Opening, Story};
 use super::settings::{Speaks, Upstream};
@@ -59,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) http: Http,
     /// The name that it shook hands for, in small letters.
     pub(crate) name: Arc<str>,
+    /// It named none, and got the default site's.
+    pub(crate) by_default: bool,
     /// Where it comes from, as far as is known: a trusted balancer may have said.
     pub(crate) from: SocketAddr,
     /// Whether the other end of the socket is such a balancer or proxy.
@@ -69,11 +72,23 @@ pub(crate) struct Client {
     pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
+    /// What is said of it to programs, and of HTTP/3 to it: the same for most of its requests.
+    pub(crate) said: RefCell<Option<Rc<headers::Said>>>,
+    pub(crate) alt_svc: OnceCell<HeaderValue>,
     /// Held until the first request.
     pub(crate) arrival: Cell<Option<Busy>>,
     pub(crate) activity: Arc<Activity>,
     /// Who gets an HTTP/1 connection that goes on with another protocol.
     pub(crate) handover: Cell<Option<oneshot::Sender<ClientIo>>>,
+}
+
+/// What comes with a request beside its head.
+pub(crate) struct Exchange {
+    pub(crate) source: Source,
+    pub(crate) in_flight: InFlight,
+    pub(crate) tunnel: Option<Tunnel>,
+    /// Where a program's early hints go.
+    pub(crate) hints: Option<Hints>,
 }
 
 /// What HTTP/1 is spoken on.
@@ -98,10 +113,9 @@ impl Client {
     pub(crate) async fn answer(
         self: Rc<Client>,
         request: Request<()>,
-        source: Source,
-        in_flight: InFlight,
-        tunnel: Option<Tunnel>,
+        exchange: Exchange,
     ) -> Response<ReplyBody> {
+        let Exchange { source, in_flight, tunnel, hints } = exchange;
         let opening = Opening {
             host: self.name.clone(),
             http: self.http,
@@ -117,7 +131,7 @@ impl Client {
         let mut story = Story::new(opening, request.uri().path());
         let switch = switch(&request, tunnel);
         let (parts, ()) = request.into_parts();
-        match self.forward(parts, source, switch, &mut story).await {
+        match self.forward(parts, (source, hints), switch, &mut story).await {
             Ok((answer, switched)) => self.reply(answer, switched, story),
             Err(Refused(status, text)) => self.refusal(status, text, story),
         }
@@ -153,6 +167,9 @@ impl Client {
     fn site(&self, parts: &Parts) -> Result<(Arc<Site>, String), Refused> {
         let bad = Refused(StatusCode::BAD_REQUEST, "the request does not say which host it is for");
         let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or(""));
+        if self.by_default {
+            return self.default_site(parts.uri.authority().map(|a| a.as_str()).or(host));
+        }
         let named = match (parts.uri.authority(), host) {
             (Some(a), Some(h)) if headers::host(a.as_str()) != headers::host(h) => return Err(bad),
             (Some(a), _) => a.as_str(),
@@ -168,6 +185,25 @@ impl Client {
                 "this connection is not for that host: connect anew",
             )),
         }
+    }
+
+    /// For a client that named no host in its handshake, such as the health check of a balancer: the default site,
+    /// unless the request is for a host of another.
+    fn default_site(&self, named: Option<&str>) -> Result<(Arc<Site>, String), Refused> {
+        let misdirected = Refused(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this connection is not for that host: connect anew",
+        );
+        let sites = self.workshop.sites.load();
+        let Some((_, site)) = sites.find(&self.name) else { return Err(misdirected) };
+        let host = named.and_then(headers::host);
+        let by_address = host.as_ref().is_none_or(|host| host.parse::<IpAddr>().is_ok());
+        let other = host.as_deref().and_then(|host| sites.find(host));
+        if !by_address && other.is_some_and(|(_, other)| !Arc::ptr_eq(other, site)) {
+            return Err(misdirected);
+        }
+        let named = named.filter(|_| host.is_some());
+        Ok((site.clone(), named.unwrap_or(&self.name).to_owned()))
     }
 
     /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
@@ -187,7 +223,7 @@ impl Client {
     async fn forward(
         &self,
         parts: Parts,
-        source: Source,
+        (source, hints): (Source, Option<Hints>),
         switch: Option<Switch>,
         story: &mut Story,
     ) -> Result<(Response<Incoming>, Option<Switch>), Refused> {
@@ -210,7 +246,7 @@ impl Client {
             let text = "the body is larger than this site takes";
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
-        let template = self.template(parts, &authority, switch.as_ref());
+        let template = self.template(parts, &authority, (switch.as_ref(), hints));
         let answer = self.try_backends(&site, &template, body, story).await?;
         story.status = answer.status();
         match (answer.status(), switch) {
@@ -230,7 +266,12 @@ impl Client {
     }
 
     /// The request as backends get it.
-    fn template(&self, parts: Parts, authority: &str, switch: Option<&Switch>) -> Template {
+    fn template(
+        &self,
+        parts: Parts,
+        authority: &str,
+        (switch, hints): (Option<&Switch>, Option<Hints>),
+    ) -> Template {
         let mut headers = parts.headers;
         let trailers = headers::takes_trailers(&headers);
         headers::strip_hop_by_hop(&mut headers);
@@ -239,9 +280,8 @@ impl Client {
             headers::join_cookies(&mut headers);
         }
         let sender = headers::Sender {
-            address: self.from.ip(),
+            said: self.said(authority),
             trusted: self.trusted,
-            host: authority,
             certificate: self.peer.as_ref().map(|p| &*p.header),
         };
         headers::forwarded(&mut headers, &sender);
@@ -257,7 +297,16 @@ impl Client {
         let path = parts.uri.into_parts().path_and_query;
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let switches = switch.is_some();
-        Template { method, path, authority: authority.to_owned(), headers, trailers, switches }
+        let authority = authority.to_owned();
+        Template { method, path, authority, headers, trailers, switches, hints }
+    }
+
+    fn said(&self, host: &str) -> Rc<headers::Said> {
+        let mut said = self.said.borrow_mut();
+        match &*said {
+            Some(said) if said.is_of(host) => said.clone(),
+            _ => said.insert(Rc::new(headers::Said::new(self.from.ip(), host))).clone(),
+        }
     }
 
     /// Tries backends until one has answered. What may have been acted on is not sent again, unless it
@@ -277,7 +326,7 @@ impl Client {
         while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
             let upstream = (*lease).clone();
             let pools = &self.workshop.pools;
-            let (mut sender, used) = match pools.get(site, &upstream, self.from).await {
+            let (mut sender, used) = match pools.get(site, &upstream, self.from, !again).await {
                 Ok(found) => found,
                 Err(error) => {
                     site.balancer.failed(&lease);
@@ -394,11 +443,12 @@ impl Client {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
         let http3 = self.workshop.sites.load().settings.http3;
-        if http3
-            && self.http != Http::H3
-            && let Ok(value) = HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", self.port))
-        {
-            headers.insert(header::ALT_SVC, value);
+        if http3 && self.http != Http::H3 {
+            let value = || {
+                let text = format!("h3=\":{}\"; ma=86400", self.port);
+                HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("clear"))
+            };
+            headers.insert(header::ALT_SVC, self.alt_svc.get_or_init(value).clone());
         }
     }
 }
@@ -455,13 +505,15 @@ pub(crate) struct Template {
     headers: HeaderMap,
     trailers: bool,
     switches: bool,
+    hints: Option<Hints>,
 }
 
 impl Template {
     /// Of the edge's own.
     pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
         let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
-        Template { method, path, authority, headers, trailers: false, switches: false }
+        let (trailers, switches, hints) = (false, false, None);
+        Template { method, path, authority, headers, trailers, switches, hints }
     }
 
     /// Without a body.
@@ -475,6 +527,9 @@ impl Template {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
+        if let (Some(hints), Speaks::Http1) = (&self.hints, upstream.speaks) {
+            hints.attach(&mut request);
+        }
         let headers = request.headers_mut();
         match upstream.speaks {
             Speaks::Http1 => {

@@ -1,7 +1,7 @@
 //! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
 //! A connection lives and dies on the thread that accepted it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper::{Request, Response};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -34,12 +34,13 @@ use super::certificates::ALPN_ACME;
 use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
+use super::hints::{self, Hints};
 use super::http2;
 use super::live::{Busy, EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
 use super::quic;
 use super::redirect;
-use super::serve::{Client, ClientIo, Workshop};
+use super::serve::{Client, ClientIo, Exchange, Workshop};
 use super::settings::Limits;
 use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
@@ -299,7 +300,8 @@ impl Worker {
             Ok(start) => start,
             Err(error) => return Err(failed(error)),
         };
-        let name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+        let hello = start.client_hello();
+        let (by_default, name) = (hello.server_name().is_none(), sites.host(hello.server_name()));
         let found = name.as_deref().and_then(|name| sites.find(name));
         let (Some(name), Some((site_name, site))) = (name.as_deref(), found) else {
             let told = name.as_deref().unwrap_or("none").to_owned();
@@ -307,7 +309,6 @@ impl Worker {
             let _ = socket.write_all(&UNRECOGNIZED_NAME).await;
             return Err(("unrecognized_name", format!("no site has the name {told}")));
         };
-        let hello = start.client_hello();
         if hello.alpn().is_some_and(|alpn| alpn.eq([ALPN_ACME])) {
             let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
             // The handshake is the answer (RFC 8737, section 3).
@@ -348,12 +349,15 @@ impl Worker {
             workshop: self.workshop.clone(),
             http,
             name: name.into(),
+            by_default,
             from,
             trusted,
             tls: version.into(),
             group: group.into(),
             peer: peer.map(Rc::new),
             port: 0,
+            said: RefCell::default(),
+            alt_svc: OnceCell::new(),
             arrival: Cell::default(),
             activity: Activity::new(),
             handover: Cell::default(),
@@ -630,8 +634,20 @@ fn answer(
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
         let asked = client.activity.asked();
+        // HTTP/1.0 knows no answer before the answer (RFC 9110, section 15.2).
+        let hints = Hints::of(&request).filter(|_| request.version() == Version::HTTP_11);
         let source = Source::Incoming(body, unread);
-        let answer = client.answer(request, source, in_flight, None).await;
+        let exchange = Exchange { source, in_flight, tunnel: None, hints: hints.clone() };
+        let activity = client.activity.clone();
+        let mut answer = pin!(client.answer(request, exchange));
+        let answer = poll_fn(|cx| {
+            let polled = answer.as_mut().poll(cx);
+            while let Some(Poll::Ready(head)) = hints.as_ref().map(|hints| hints.poll_next(cx)) {
+                activity.send_early(&hints::http1(&head));
+            }
+            polled
+        });
+        let answer = answer.await;
         asked.answered();
         Ok(answer)
     }

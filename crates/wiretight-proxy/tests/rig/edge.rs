@@ -42,6 +42,7 @@ pub fn site(name: &str, to: &[String]) -> SiteSettings {
         names: vec![name.parse().unwrap()],
         to: to.iter().map(|t| t.parse().unwrap()).collect(),
         on_demand: false,
+        default: false,
         identity: "service/edge".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,

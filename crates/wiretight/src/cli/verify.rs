@@ -196,8 +196,9 @@ impl Verify {
             if !report.believe(policy, &logged.proof.checkpoint, self.max_age) {
                 return report;
             }
-            match logged.proof.verify(policy, logged.leaf) {
-                Ok(_) => {
+            let verified = logged.proof.verify(policy, logged.leaf).map_err(NotLogged::from);
+            match verified.and_then(|witnessed| logged.is_timely(&witnessed)) {
+                Ok(()) => {
                     report.verified.push(format!(
                         "the certificate, all of it but its signature, is entry {} of the log",
                         logged.proof.index

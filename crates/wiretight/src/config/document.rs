@@ -284,6 +284,7 @@ fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettin
         names: vec![acme.name.clone()],
         to: vec![format!("unix:{}", socket.display()).parse().ok()?],
         on_demand: false,
+        default: false,
         identity: Id::Node(node.name.clone()),
         hsts: Hsts::Off,
         clients: None,

@@ -126,6 +126,7 @@ pub(super) const SITE: Shape = Shape {
     keys: &[
         ("names", r#"["example.org"]"#),
         ("to", r#"["127.0.0.1:8080"]"#),
+        ("default", "true"),
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
         ("acme", r#""internal""#),
@@ -148,6 +149,7 @@ pub(super) const ACME: Shape = Shape {
     keys: &[
         ("directory", r#""https://acme-v02.api.letsencrypt.org/directory""#),
         ("roots", r#""/etc/wiretight/acme-roots.pem""#),
+        ("contact", r#"["mailto:ops@example.org"]"#),
         ("profile", r#""shortlived""#),
         ("challenge", r#""tls-alpn-01""#),
         ("dns_command", r#""/usr/local/bin/dns-record""#),

@@ -304,6 +304,7 @@ fn every_key_arrives() {
             .map(|u| u.parse().unwrap())
             .into(),
         on_demand: false,
+        default: false,
         identity: "service/web".parse().unwrap(),
         hsts: Hsts::Off,
         clients: Some(vec!["service/web".parse().unwrap()]),
@@ -316,6 +317,7 @@ fn every_key_arrives() {
         names: vec!["b.example.org".parse().unwrap()],
         to: vec!["h2c://service/shop".parse().unwrap()],
         on_demand: false,
+        default: false,
         identity: "node/edge1".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,

@@ -153,11 +153,8 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
 #[test]
 fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
     let world = World::new();
-    let auth = world.authority("");
-    let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
-    let db = world.joined(&auth, "db1", &["echo"], &offers);
-    let app = world.joined(&auth, "app1", &["web"], &dial(entry, "echo", "web"));
-    app.knows("echo");
+    // With witnesses: what takes the place of what is revoked has to be seen by them, too.
+    let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
     let mut live = Talk::open(entry).unwrap();
     live.exchange().unwrap();
     let asked = auth.cli(&["revoke", "0"]);
