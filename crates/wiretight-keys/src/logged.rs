@@ -30,6 +30,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
+use crate::link::KeyLink;
+use crate::spiffe::SpiffeId;
 use crate::token::hex;
 use crate::x509::{Period, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed};
 
@@ -70,6 +72,8 @@ pub struct LoggedCertificate {
     pub issuer_key: Option<Vec<u8>>,
     /// The series that its serial number begins with.
     pub series: Option<Series>,
+    /// SHA-256 of the key before this one, if that one has signed that this comes after it.
+    pub follows: Option<[u8; 32]>,
 }
 
 /// What is revoked from an entry on, besides what was before.
@@ -145,6 +149,7 @@ impl LoggedCertificate {
             names.push(format!("subject:{}", tbs.subject));
         }
         let spki = tbs.subject_public_key_info.to_der().map_err(&err)?;
+        let follows = if is_ca { None } else { follows(&names, &tbs) };
         let serial = tbs.serial_number.as_bytes();
         let series = serial.first_chunk().filter(|_| serial.len() == 2 * Series::LEN);
         Ok(LoggedCertificate {
@@ -154,8 +159,18 @@ impl LoggedCertificate {
             key: *Hash::of(&spki).as_bytes(),
             issuer_key,
             series: series.map(|s| Series::new(*s)),
+            follows,
         })
     }
+}
+
+/// The key that a certificate's link leads from, if it does: for its one SPIFFE ID, and its own key.
+fn follows(names: &[String], tbs: &TbsCertificate) -> Option<[u8; 32]> {
+    let link = KeyLink::find(&tbs.extensions).ok()??;
+    let mut ids = names.iter().filter_map(|name| name.parse::<SpiffeId>().ok());
+    let (id, None) = (ids.next()?, ids.next()) else { return None };
+    link.verify(&id, &tbs.subject_public_key_info).ok()?;
+    Some(link.previous().hash())
 }
 
 /// A subject alternative name, as text.

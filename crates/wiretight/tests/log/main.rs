@@ -7,6 +7,7 @@
 mod forged;
 mod http;
 mod monitor;
+mod monitor_chain;
 mod monitor_faults;
 mod monitor_names;
 mod rig;
