@@ -254,7 +254,15 @@ impl Mesh {
 
     /// Whether a peer that was verified once may still be dealt with. Its time is not looked at.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
-        self.has_news(peer) && self.bundle.load().stands_by(peer)
+        self.standing(peer).is_ok()
+    }
+
+    /// The same, and why not.
+    pub fn standing(&self, peer: &VerifiedPeer) -> Result<(), Refusal> {
+        match self.has_news(peer) {
+            true => self.bundle.load().standing(peer),
+            false => Err(Refusal::NoNews),
+        }
     }
 
     /// Replaces the registry.
@@ -300,8 +308,8 @@ impl Mesh {
         self.meant.load().get(&to).cloned().flatten()
     }
 
-    /// Verifies the chain that a peer showed, now. Time and standing are checked each time; the
-    /// signatures of a chain that was seen before are not checked again.
+    /// Verifies the chain that a peer showed, now. Time, the freshness of proofs and standing are checked each time;
+    /// the signatures of a chain that was seen before are not checked again.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
@@ -325,7 +333,7 @@ impl Mesh {
         let key = (hash(chain), role);
         let known = self.remembered().get(&key).cloned();
         if let Some(peer) = known
-            && now.as_secs() <= peer.not_after()
+            && peer.holds_at(now.as_secs())
             && bundle.stands_by(&peer)
         {
             return Ok(peer);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
-use wiretight_keys::{Id, Refusal, SpiffeId};
+use wiretight_keys::{Id, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -544,8 +544,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, Str
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
     let listed = listed.ok_or(("too_many_connections", String::new()))?;
     // Whoever was revoked before it was listed has not been cut with the others.
-    if !stands(&dial.mesh, listed.peer()) {
-        let refusal = Refusal::Revoked(listed.peer().id().clone());
+    if let Err(refusal) = dial.mesh.standing(listed.peer()) {
         return Err((refusal.reason(), refusal.to_string()));
     }
     Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })

@@ -115,7 +115,7 @@ impl Rules {
             }
             Rules::Show(show) => {
                 let shown = intercept::show(&PrivateDir::open_of_any_user(show.at.state_dir()?)?)?;
-                show.out.print(&shown, render)?;
+                show.out.print(&shown, |shown| term::fitted(&render(shown)))?;
                 let good = shown.as_kept && shown.in_force;
                 Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
@@ -137,8 +137,8 @@ impl Down {
             );
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
-            true => "the rules are gone: plaintext may leave this machine\n".into(),
-            false => "there were none\n".into(),
+            true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
+            false => "There were no rules to remove.\n".into(),
         })?;
         Ok(ExitCode::SUCCESS)
     }

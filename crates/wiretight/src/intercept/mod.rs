@@ -5,6 +5,7 @@
 //! - `guard`: a second table, for the moments in which ours is gone
 //! - `node`: what a running node has put in force
 //! - `mode`: what `wiretight mode` asks of it
+//! - `refused`: connections that it would take, and that peers would refuse
 //! - `programs`, `sockets`: whose plaintext it is
 //! - `routes`: what brings the answers to callers' addresses back (`transparent`)
 //! - `nft`, `program`: what `nft` is asked for, and how it and `ip` are run
@@ -22,17 +23,22 @@ mod node;
 mod notices;
 mod program;
 mod programs;
+mod refused;
 mod routes;
 mod sockets;
 mod table;
 
 use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{GUARD, Mode, Rules, RulesError, TABLE};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::net;
 
 use crate::private_dir::{FileError, Lock, PrivateDir};
 use table::Table;
@@ -40,6 +46,7 @@ use table::Table;
 pub use keeper::{Health, Keeper, MAX_TRIAL, MIN_TRIAL, Report, TrialStatus, serve, work};
 pub(crate) use node::Interception;
 pub use node::{InterceptStatus, Strict};
+pub use refused::{Failure, WouldFail};
 
 /// The rules that are to be in force.
 const FILE: &str = "rules.json";
@@ -122,7 +129,9 @@ pub enum InterceptError {
     )]
     Torn(String, String),
     /// By the operator.
-    #[error("the rules were taken down by `wiretight down`; restart the node to have them again")]
+    #[error(
+        "the kernel's rules were taken down by `wiretight down`: plaintext may leave this machine; restart the node to put them in force again"
+    )]
     TakenDown,
     /// Files.
     #[error("{0}")]
@@ -196,6 +205,30 @@ pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
         routes::put(&rules.transparent)?;
     }
     Ok(!there || !routed)
+}
+
+/// Has this process' connections pass this machine's rules, as those of a node do: for a command that speaks TLS to the
+/// mesh while no node runs. Rules that are left from before drop it otherwise.
+///
+/// # Errors
+/// There are rules, and this process may not mark its packets: what to do, in a sentence.
+pub(crate) fn pass_own_rules(state: &Path) -> Result<(), String> {
+    if !state.join(FILE).exists() {
+        return Ok(());
+    }
+    let probe = UdpSocket::bind("127.0.0.1:0").and_then(|s| SockRef::from(&s).set_mark(node::MARK));
+    match probe {
+        Ok(()) => {
+            net::set_mark(node::MARK);
+            Ok(())
+        }
+        Err(e) => Err(format!(
+            "this machine's own rules ({}) may drop this connection, and this user may not mark it as the mesh's ({e}). \
+             Run `wiretight join` as root or with CAP_NET_RAW; or put the token into join_token_file and start the node, \
+             which may",
+            state.join(FILE).display()
+        )),
+    }
 }
 
 /// What is in force.

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
@@ -66,9 +67,21 @@ impl Directory {
 impl Storage for Directory {
     async fn put(&self, objects: Vec<Object>) -> io::Result<()> {
         let this = self.clone();
+        // The thread goes on when nobody waits for it any more: then it must write nothing over what others write after
+        // it.
+        let given_up = GivenUp::default();
+        let stop = given_up.0.clone();
         blocking(move || {
+            let turn = File::open(&this.root)?;
+            match turn.lock() {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => {} // a file system without locks
+                locked => locked?,
+            }
             let mut touched = BTreeSet::new();
             for (path, bytes) in &objects {
+                if stop.load(Ordering::SeqCst) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 let named = |e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
                 this.write(path, bytes, &mut touched).map_err(named)?;
             }
@@ -105,6 +118,16 @@ impl Storage for Directory {
 
     fn place(&self) -> String {
         self.root.display().to_string()
+    }
+}
+
+/// Says so when the write is given up.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

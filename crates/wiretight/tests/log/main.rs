@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod damage;
 mod forged;
 mod http;
 mod monitor;
@@ -13,4 +14,5 @@ mod monitor_names;
 mod rig;
 mod sequencer;
 mod verify;
+mod verify_url;
 mod witness;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wiretight_tlog::cosignature::Algorithm;
@@ -167,6 +168,7 @@ pub fn stderr(output: &Output) -> String {
 pub struct Daemon {
     child: Child,
     pub addr: SocketAddr,
+    said: Arc<Mutex<String>>,
 }
 
 impl Daemon {
@@ -179,7 +181,8 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into() };
+        let said = Arc::<Mutex<String>>::default();
+        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into(), said };
         let mut lines = BufReader::new(daemon.child.stderr.take().unwrap());
         let mut said = String::new();
         loop {
@@ -190,10 +193,22 @@ impl Daemon {
             if let Some((_, rest)) = said[start..].split_once("\"listen\":\"") {
                 daemon.addr = rest.split('"').next().unwrap().parse().unwrap();
                 // Somebody has to read on, or it would lose lines.
-                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+                let all = daemon.said.clone();
+                std::thread::spawn(move || {
+                    let mut line = String::new();
+                    while lines.read_line(&mut line).is_ok_and(|n| n > 0) {
+                        all.lock().unwrap().push_str(&line);
+                        line.clear();
+                    }
+                });
                 return Ok(daemon);
             }
         }
+    }
+
+    /// What it has said since it serves.
+    pub fn output(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// SIGKILL.
@@ -395,8 +410,18 @@ pub fn s3_server() -> Option<S3Server> {
 }
 
 impl S3Server {
+    /// Where it is.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// A new bucket there.
     pub fn bucket(&self) -> wiretight::log::bucket::Bucket {
+        self.bucket_through(self.addr, "some/prefix")
+    }
+
+    /// The same, at another prefix, which is reached at this address.
+    pub fn bucket_through(&self, way: SocketAddr, prefix: &str) -> wiretight::log::bucket::Bucket {
         use std::io::{Read, Write};
         let mut socket = std::net::TcpStream::connect(self.addr).unwrap();
         let host = self.addr;
@@ -409,15 +434,15 @@ impl S3Server {
         socket.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let store = object_store::aws::AmazonS3Builder::new()
-            .with_url("s3://tiles/some/prefix")
-            .with_endpoint(format!("http://{host}"))
+            .with_url(format!("s3://tiles/{prefix}"))
+            .with_endpoint(format!("http://{way}"))
             .with_allow_http(true)
             .with_region("us-east-1")
             .with_access_key_id("key")
             .with_secret_access_key("secret")
             .build()
             .unwrap();
-        let prefix = object_store::path::Path::from("some/prefix");
+        let prefix = object_store::path::Path::from(prefix);
         wiretight::log::bucket::Bucket::new(std::sync::Arc::new(store), prefix, "s3://tiles".into())
     }
 }

@@ -102,7 +102,7 @@ impl What {
                 not_after: c.period.not_after,
                 key: hex(&c.key),
                 issuer_key: c.issuer_key.map(|id| hex(&id)),
-                series: c.series.map(|s| s.as_str().to_owned()),
+                series: c.series.map(|s| s.to_string()),
                 follows: c.follows.map(|key| hex(&key)),
             },
             Ok(Entry::Revocation(r)) => {
