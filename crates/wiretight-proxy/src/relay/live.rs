@@ -421,7 +421,7 @@ impl Table {
     /// Up to `max` connections, busy ones first.
     pub(crate) fn connections(&self, max: usize) -> Vec<Connection> {
         let mut all: Vec<Arc<Live>> = lock(&self.live).iter().map(|(_, l)| l.clone()).collect();
-        all.sort_by_key(|l| !l.busy.load(Relaxed));
+        all.sort_by_cached_key(|l| !l.busy.load(Relaxed));
         let connection = |l: &Arc<Live>| Connection {
             side: l.side,
             service: l.service.clone(),

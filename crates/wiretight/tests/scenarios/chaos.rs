@@ -21,6 +21,9 @@ use super::hostile::{announce, hostile_records};
 use super::intercept::{CANARY, Wire, address, hosts, ip, is_root};
 use super::rig::*;
 use super::wire::Watch;
+use log::LogSide;
+
+mod log;
 
 const CYCLES: u64 = 45;
 const SEED: u64 = 7;
@@ -64,6 +67,8 @@ const FAULTS: &[Fault] = &[
     Fault { name: "intermediate or root replaced", weight: 2, run: rotated },
     Fault { name: "identities expired", weight: 1, run: expired },
     Fault { name: "a member gone bad announces hostile records", weight: 2, run: member_gone_bad },
+    Fault { name: "a witness gone bad", weight: 2, run: log::witness_gone_bad },
+    Fault { name: "a log that withholds", weight: 1, run: log::log_withholds },
 ];
 
 // ---- Faults, one function each.
@@ -202,7 +207,8 @@ fn boot(rig: &mut Rig, side: usize) {
 
 fn reload(rig: &mut Rig, side: usize) {
     rig.reloads += 1;
-    rig.nodes[side].write(&sections(side, 2000 + rig.reloads));
+    let witnesses = rig.log.section(&rig.nodes[side]);
+    rig.nodes[side].write(&format!("{}{witnesses}", sections(side, 2000 + rig.reloads)));
     rig.nodes[side].cli(&["reload"]).good();
 }
 
@@ -261,6 +267,7 @@ struct Rig {
     traffic: Traffic,
     nodes: [Node; 2],
     authority: Node,
+    log: LogSide,
     machines: [String; 2],
     /// The machine of a member gone bad.
     bad: String,
@@ -528,15 +535,20 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     assert!(watches[0].seen().canaries > 100, "the capture misses what is there");
 
     let quiet = ("WIRETIGHT_LOG", "access=off,info".into());
-    let authority = format!(
+    let section = format!(
         "[authority]\nlisten = \"10.77.0.3:{AUTHORITY}\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n"
     );
-    let mut authority = world.node("auth", &authority);
-    authority.netns = Some(third);
+    let mut authority = world.node("auth", &section);
+    authority.netns = Some(third.clone());
+    let log = LogSide::start(&world, &authority, &third);
+    let witnesses = log.section(&authority);
+    authority.write(&format!("{section}{witnesses}"));
     authority.start();
     authority.ready();
     let nodes = [0, 1].map(|side| {
         let mut node = world.node(NAMES[side], &sections(side, 2000));
+        let witnesses = log.section(&node);
+        node.write(&format!("{}{witnesses}", sections(side, 2000)));
         fs::write(node.token_file(), dual_stack_token(&authority, side)).unwrap();
         node.netns = Some(machines[side].clone());
         node.env.push(quiet.clone());
@@ -548,7 +560,8 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         nodes.iter().all(|node| node.status()["intercept"]["mode"] == "strict")
     });
     let dice = Dice::of(seed);
-    let mut rig = Rig { traffic, nodes, authority, machines, bad, dice, reloads: 0, rotation: 0 };
+    let mut rig =
+        Rig { traffic, nodes, authority, log, machines, bad, dice, reloads: 0, rotation: 0 };
     rig.traffic.recovers();
     watches.iter().for_each(Watch::forget);
     let crossed = rig.traffic.crossed();
@@ -589,5 +602,6 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         watch.end().assert_encrypted();
     }
     assert_eq!(rig.traffic.crossed(), crossed, "plaintext got through");
+    rig.log.assert_told_the_truth();
     drop(rig);
 }
