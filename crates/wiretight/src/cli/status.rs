@@ -84,6 +84,15 @@ fn head(status: &Value) -> String {
     if let Some(error) = link["last_error"].as_str().filter(said) {
         authority += &format!("\n           {error}");
     }
+    if let Some(refused) = link["refused"]["message"].as_str() {
+        authority += &format!(
+            "\n           {}",
+            term::bad(&format!("refused of what this node offers: {refused}"))
+        );
+    }
+    for unused in link["unused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        authority += &format!("\n           not used of the registry: {unused}");
+    }
     let alone = link["alone"] == true;
     let transparency = if alone { String::new() } else { transparency(status) };
     if alone {

@@ -14,6 +14,7 @@ mod cli;
 mod documents;
 mod edge;
 mod foreign;
+mod hostile;
 mod intercept;
 mod life;
 mod operator;
