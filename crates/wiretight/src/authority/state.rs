@@ -376,12 +376,12 @@ mod tests {
             allow: vec![],
             ports: (1000..1200).collect(),
         };
-        let mut state = State::default();
-        state.revoked = (0..100u64)
+        let revoked = (0..100u64)
             .map(|n| {
                 wiretight_keys::Series::new(std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8))
             })
             .collect();
+        let mut state = State { revoked, ..State::default() };
         for n in 0..400 {
             let service: Name = format!("s{n}").parse().unwrap();
             let node = if n % 100 == 0 { format!("good{n}") } else { "bad".to_owned() };

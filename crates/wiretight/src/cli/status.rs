@@ -114,11 +114,11 @@ fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not required. Anyone with the CA's key could issue identities unseen; [witnesses] prevents it\n".to_owned()
+            "proofs:    not required: anyone with the CA's key could issue identities unseen (set [witnesses])\n".to_owned()
         }
         (true, "none") => "proofs:    required, by the log alone: the policy asks for no witness\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    required of every peer, witnessed by {quorum}; other TLS software does not check them\n"
+            "proofs:    required of every peer, witnessed by {quorum}; foreign software ignores them\n"
         ),
     };
     if of["without_news"] == true {
@@ -129,7 +129,7 @@ fn transparency(status: &Value) -> String {
             )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           last heard of revocations {} ago\n", term::span(age));
+        out += &format!("           the last news of revocations is {} old\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);

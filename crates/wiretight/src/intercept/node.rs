@@ -290,7 +290,7 @@ impl Interception {
             }
             Err(error) => {
                 known.unseen = Some(crate::daemon::chain(&error));
-                return false;
+                false
             }
         }
     }
