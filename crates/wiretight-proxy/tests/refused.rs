@@ -217,7 +217,7 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
             Side::Dial => (&pair.a, &pair.mesh_a, &pair.mesh_b, "service/db"),
         };
         assert_eq!(by.cut_revoked(), 0);
-        let serial = peer.identity(&id.parse().unwrap()).unwrap().leaf().serial.clone();
+        let serial = peer.identity(&id.parse().unwrap()).unwrap().leaf().serial;
         let roots = vec![pair.ca.root.clone()];
         let series = [serial.series()].into();
         let revoked = Revocations { series, ..Default::default() };
@@ -551,7 +551,7 @@ fn a_root_that_is_given_up_by_force_takes_its_sessions_with_it() {
 #[test]
 fn a_peer_that_refuses_our_certificate_is_not_pestered() {
     let (pair, told) = watched();
-    let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial.clone();
+    let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial;
     let roots = vec![pair.ca.root.clone()];
     let series = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };

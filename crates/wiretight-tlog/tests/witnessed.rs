@@ -40,7 +40,7 @@ impl World {
         for (n, witness) in self.witnesses.iter().enumerate() {
             text.push_str(&format!("witness w{n} {}\n", witness.public()));
         }
-        Policy::parse(&format!("{text}{quorum}\n")).unwrap()
+        Policy::parse(format!("{text}{quorum}\n")).unwrap()
     }
 
     fn two_of_three(&self) -> Policy {

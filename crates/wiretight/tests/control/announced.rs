@@ -28,7 +28,7 @@ async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
     bad.agent.shutdown().await;
     let witness = world.joined(&authority, "witness", &[]).await;
     let third = world.joined(&authority, "third", &[]).await;
-    let serial = third.identity("node/third").leaf().serial.clone();
+    let serial = third.identity("node/third").leaf().serial;
 
     let all: Vec<u16> = (1..=16_500).collect();
     let record = |addr: &str, ports: &[u16]| json!({ "service": "evil", "addr": addr, "allow": [], "ports": ports });
@@ -136,7 +136,7 @@ async fn who_changes_its_announcement_all_the_time_is_told_of_now_and_then() {
     bad.agent.shutdown().await;
     let witness = world.joined(&authority, "witness", &[]).await;
     let third = world.joined(&authority, "third", &[]).await;
-    let serial = third.identity("node/third").leaf().serial.clone();
+    let serial = third.identity("node/third").leaf().serial;
     settle(&authority).await;
     let before = authority.ca_status().version;
 

@@ -149,7 +149,7 @@ async fn a_new_token_for_a_name_replaces_the_old_machine() {
     let authority = world.authority().await;
     let old = world.joined(&authority, "a", &["db"]).await;
     let peer = world.joined(&authority, "b", &[]).await;
-    let serial = old.identity("service/db").leaf().serial.clone();
+    let serial = old.identity("service/db").leaf().serial;
 
     let again = token(&authority, "a", &["db"]).await;
     join(&again, &world.node_dir("a-reinstalled")).await.unwrap();
@@ -227,7 +227,7 @@ async fn a_node_gets_what_its_token_names_and_nothing_else() {
     until("announced", || node.knows_service("secret")).await;
 
     // Withdrawn, it is revoked, dropped and no longer announced.
-    let serial = node.identity("service/secret").leaf().serial.clone();
+    let serial = node.identity("service/secret").leaf().serial;
     authority.grant(name("a"), vec![name("db")], Grant::Replace).await.unwrap();
     until("dropped", || !node.has("service/secret")).await;
     assert!(node.mesh.bundle().is_revoked(&serial));

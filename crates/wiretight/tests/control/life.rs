@@ -59,7 +59,7 @@ async fn an_authority_that_lost_its_state_is_not_believed() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
-    let serial = node.identity("node/a").leaf().serial.clone();
+    let serial = node.identity("node/a").leaf().serial;
     let addr = authority.local_addr();
     authority.shutdown().await;
 
@@ -101,13 +101,13 @@ async fn two_hundred_renewals_in_a_row() {
     for _ in 0..200 {
         node.agent.renew_now().await.unwrap();
         for what in ["node/a", "service/db", "service/web"] {
-            let serial = node.identity(what).leaf().serial.clone();
+            let serial = node.identity(what).leaf().serial;
             assert!(serials.insert(serial), "a new one each time");
         }
     }
     assert!(authority.list_nodes().await.unwrap()[0].connected);
     // What is on the disk is what is in force.
-    let serial = node.identity("service/db").leaf().serial.clone();
+    let serial = node.identity("service/db").leaf().serial;
     node.agent.shutdown().await;
     let again = world.node("a", TokenSource::None, &["db", "web"]).await;
     assert_eq!(again.identity("service/db").leaf().serial, serial);
@@ -125,7 +125,7 @@ async fn identities_are_renewed_at_half_life_by_themselves() {
     while Instant::now() < end {
         for what in ["node/a", "service/db"] {
             // Never without: `identity` panics if there is none.
-            serials.insert(node.identity(what).leaf().serial.clone());
+            serials.insert(node.identity(what).leaf().serial);
         }
         sleep(Duration::from_millis(20)).await;
     }
@@ -246,7 +246,7 @@ async fn a_removed_node_is_out_everywhere() {
     let other = world.joined(&authority, "b", &[]).await;
     until("a's service is known", || other.knows_service("db")).await;
     let unused = token(&authority, "a", &["db"]).await;
-    let serials = ["node/a", "service/db"].map(|i| node.identity(i).leaf().serial.clone());
+    let serials = ["node/a", "service/db"].map(|i| node.identity(i).leaf().serial);
     let began = Instant::now();
     authority.remove_node(name("a")).await.unwrap();
     until("the others know", || {
@@ -335,7 +335,7 @@ async fn a_node_restarts_without_the_authority() {
     assert!(again.agent.ready(), "at once");
     assert_eq!(again.mesh.registry(), node.mesh.registry());
     assert_eq!(again.mesh.bundle().roots(), node.mesh.bundle().roots());
-    let serial = |n: &Node| n.identity("service/db").leaf().serial.clone();
+    let serial = |n: &Node| n.identity("service/db").leaf().serial;
     assert_eq!(serial(&again), serial(&node));
     again.error("cannot reach the authority").await;
     let _authority = world.authority_at(addr).await.unwrap();
@@ -414,7 +414,7 @@ async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     let other = world.joined(&authority, "b", &[]).await;
-    let serial = node.identity("service/db").leaf().serial.clone();
+    let serial = node.identity("service/db").leaf().serial;
     let addr = authority.local_addr();
     authority.shutdown().await;
     // Only the first step was done: the mark.
@@ -436,7 +436,7 @@ async fn a_removal_reaches_certificates_that_are_long_forgotten() {
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     let other = world.joined(&authority, "b", &["db"]).await;
-    let serial = |n: &Node| n.identity("service/db").leaf().serial.clone();
+    let serial = |n: &Node| n.identity("service/db").leaf().serial;
     let (old, others) = (serial(&node), serial(&other));
     // A session of this certificate goes on through renewals, and past all that was noted of it.
     node.agent.renew_now().await.unwrap();
@@ -572,7 +572,7 @@ async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration()
     node.ready().await;
     assert!(node.has("service/web"));
     // What the file names no longer is dropped, and cuts nobody.
-    let serial = node.identity("service/web").leaf().serial.clone();
+    let serial = node.identity("service/web").leaf().serial;
     node.agent.shutdown().await;
     let node = start(&authority, &["db"]).await;
     node.ready().await;
