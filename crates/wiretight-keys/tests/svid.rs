@@ -182,7 +182,7 @@ fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
 
     // A revoked series takes all of its certificates with it, and no other.
     let series = Leaf::parse(&good[0]).unwrap().serial.series();
-    for (revoked, refused) in [(series.clone(), true), (Series::new([7; 8]), false)] {
+    for (revoked, refused) in [(series, true), (Series::new([7; 8]), false)] {
         let revoked = Revocations { series: [revoked].into(), ..Default::default() };
         let bundle = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], revoked).unwrap();
         let reason = bundle.verify(&good, Role::Client, at(NOW)).map_err(|e| e.reason());

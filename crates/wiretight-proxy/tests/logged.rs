@@ -61,7 +61,7 @@ impl Ledger {
         for n in 0..3 {
             text.push_str(&format!("witness w{n} {}\n", self.witnesses[n].public()));
         }
-        Policy::parse(&format!("{text}group q 2 w0 w1 w2\nquorum q\n")).unwrap()
+        Policy::parse(format!("{text}group q 2 w0 w1 w2\nquorum q\n")).unwrap()
     }
 
     /// Logs a certificate, and has others follow it.

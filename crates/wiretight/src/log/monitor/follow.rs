@@ -207,10 +207,7 @@ impl Follower {
         let path = self.watched.expect.as_ref()?;
         match super::expect::Expected::read_patiently(path).await {
             Ok(expected) if self.expected.as_deref() == Some(&expected) => None,
-            Ok(expected) => match self.chains_after(expected).await {
-                Ok(()) => None,
-                Err(error) => Some(error),
-            },
+            Ok(expected) => self.chains_after(expected).await.err(),
             Err(error) => {
                 let detail = match self.expected {
                     Some(_) => format!("{}: the list of before is used", chain(&error)),
