@@ -165,7 +165,8 @@ pub struct Mesh {
     without_news: AtomicBool,
     registry: ArcSwap<Registry>,
     meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
-    verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
+    /// With when they were verified (seconds since 1970).
+    verified: Mutex<HashMap<(ChainHash, Role), (VerifiedPeer, u64)>>,
     changed: watch::Sender<u64>,
 }
 
@@ -315,8 +316,9 @@ impl Mesh {
         let bundle = self.bundle.load();
         let key = (hash(chain), role);
         let known = self.remembered().get(&key).cloned();
-        if let Some(peer) = known
-            && now.as_secs() <= peer.not_after()
+        // By a clock that was ahead when it was verified it may not be valid yet.
+        if let Some((peer, at)) = known
+            && (at..=peer.not_after()).contains(&now.as_secs())
             && bundle.stands_by(&peer)
         {
             return Ok(peer);
@@ -328,12 +330,14 @@ impl Mesh {
         }
         // A bundle that changed meanwhile has emptied the memory: what the old one said stays out.
         if Arc::ptr_eq(&bundle, &self.bundle.load()) {
-            remembered.insert(key, peer.clone());
+            remembered.insert(key, (peer.clone(), now.as_secs()));
         }
         Ok(peer)
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), VerifiedPeer>> {
+    fn remembered(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), (VerifiedPeer, u64)>> {
         self.verified.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

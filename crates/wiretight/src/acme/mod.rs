@@ -516,7 +516,13 @@ impl Acme {
         loop {
             let mut held = self.load(&title).await?;
             let now = self.clock.now();
-            held.record.prune(now);
+            if held.record.prune(now) {
+                match self.save(&title, &mut held).await {
+                    Ok(()) => {}
+                    Err(StoreError::Conflict { .. }) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
             let members = self.members().await?;
             let current = self.current(&held.record, site, &title, &members);
             let done = match held.record.plan(current.as_ref(), &self.me, now) {

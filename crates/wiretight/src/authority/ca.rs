@@ -257,7 +257,7 @@ impl Ca {
         if not_after <= now {
             return Err(CaError::IntermediateExpired);
         }
-        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        let period = Period { not_before: now.saturating_sub(CLOCK_SKEW.min(ttl / 10)), not_after };
         let parent = Some(&issuer.intermediate);
         let tbs = Tbs::new(
             &Profile::Leaf(id),
@@ -287,7 +287,7 @@ impl Ca {
         if not_after <= now {
             return Err(CaError::IntermediateExpired);
         }
-        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        let period = Period { not_before: now.saturating_sub(CLOCK_SKEW.min(ttl / 10)), not_after };
         // A series of its own: nothing that a node is told revokes it.
         let number = Series::new(random()?).serial(0);
         let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
@@ -323,17 +323,28 @@ impl Ca {
         Ok(fingerprint(&root.cert.certificate()))
     }
 
-    /// When the intermediate is to be replaced: at half of its life; at once if it is not provably in the log, by the
-    /// policy of today.
+    /// When the intermediate is to be replaced: at half of its life; at once if it was made by a clock that was ahead,
+    /// or is not provably in the log, by the policy of today.
     pub(super) fn renews_at(&self) -> u64 {
-        let issuer = self.issuer();
-        if !self.transparency.believes(&issuer.intermediate, Place::Intermediate, now()) {
+        let (issuer, now) = (self.issuer(), now());
+        if issuer.record.issued_at > now.saturating_add(CLOCK_SKEW)
+            || !self.transparency.believes(&issuer.intermediate, Place::Intermediate, now)
+        {
             return 0;
         }
         let issued_at = issuer.record.issued_at;
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let life = ends.saturating_sub(issued_at).min(self.ttls().intermediate.as_secs());
         issued_at + life / 2
+    }
+
+    /// Whether nodes would accept the authority's own identity now: its time, and its proofs as far as they ask.
+    pub(super) fn vouches_for(&self, own: &Identity) -> bool {
+        let now = now();
+        let [leaf, intermediate, ..] = own.chain() else { return false };
+        own.is_valid()
+            && self.transparency.believes(leaf, Place::Leaf, now)
+            && self.transparency.believes(intermediate, Place::Intermediate, now)
     }
 
     pub(super) fn status(&self) -> (Vec<RootStatus>, IntermediateStatus) {
@@ -540,7 +551,7 @@ fn create_root(
 ) -> Result<(CertificateDer<'static>, String), CaError> {
     let key = SigningKey::generate().map_err(X509Error::from)?;
     let now = now();
-    let period = Period { not_before: now - CLOCK_SKEW, not_after: now + ROOT_TTL };
+    let period = Period { not_before: now.saturating_sub(CLOCK_SKEW), not_after: now + ROOT_TTL };
     let profile = Profile::Root(trust_domain.clone());
     let tbs = Tbs::new(&profile, &key.public_key(), period, random()?, None, key.algorithm())?;
     let cert = tbs.sign(&key)?;
@@ -564,7 +575,7 @@ async fn with_intermediate(
     let now = now();
     let root_ends = x509::not_after(&root).unwrap_or_default();
     let not_after = (now + ttls.intermediate.as_secs()).min(root_ends);
-    let period = Period { not_before: now - CLOCK_SKEW, not_after };
+    let period = Period { not_before: now.saturating_sub(CLOCK_SKEW), not_after };
     let profile = Profile::Intermediate(trust_domain.clone());
     let parent = Some(&root);
     let algorithm = signer.algorithm();

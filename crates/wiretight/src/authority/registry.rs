@@ -61,6 +61,8 @@ const GRACE: u64 = 120;
 /// A revocation is pushed for this long: a session may be far older than a certificate can be, and a
 /// node may be away. What is revoked is few and small.
 const REVOKED_MEMORY: u64 = 90 * 86_400;
+/// A clock that nobody has set for so long, in this process, is believed when it says that a revocation is old.
+const STEADY: Duration = Duration::from_secs(86_400);
 /// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
 const BURST: f64 = 10_000.0;
 const RATE: f64 = 10.0;
@@ -507,13 +509,16 @@ impl Registry {
 
     // ---- For the clock.
 
-    /// Forgets what has expired.
-    pub(super) async fn prune(&self) -> Result<(), Error> {
+    /// Forgets what has expired. `steady`: for how long nobody has set the clock. A clock that is ahead for a while
+    /// must not bring back what was revoked: revocations wait until it has been steady for long.
+    pub(super) async fn prune(&self, steady: Duration) -> Result<(), Error> {
         let past = now().saturating_sub(GRACE);
         self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
         let long_past = now().saturating_sub(REVOKED_MEMORY);
-        self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
-        self.prune_folder(REVOKED_INDEXES, |r: RevokedRecord| r.at < long_past).await?;
+        if steady >= STEADY {
+            self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
+            self.prune_folder(REVOKED_INDEXES, |r: RevokedRecord| r.at < long_past).await?;
+        }
         let old = now().saturating_sub(TOKEN_MEMORY);
         self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
     }
