@@ -2,7 +2,7 @@
 //! and dies on the thread that accepted it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
 use super::app::App;
@@ -26,7 +26,12 @@ use crate::buffer;
 /// never finishes, from one address or one IPv6 network, holds up no more than that for [`service`]'s
 /// deadline. Who has several can hold up all; then those who have come already go on, and nobody new comes.
 const HANDSHAKES: usize = 1024;
-const HANDSHAKES_PER_ORIGIN: usize = 256;
+pub(super) const HANDSHAKES_PER_ORIGIN: usize = 256;
+/// Connections above that which wait for a place, of a worker and of one [`origin`], and for how long: a burst is
+/// served late rather than reset. Above that there is a reset.
+const WAITING: usize = 4096;
+const WAITING_PER_ORIGIN: usize = 2048;
+const PLACE: Duration = Duration::from_secs(10);
 /// How often buffers that nobody needed are given up: twice, and a worker is small again, is within a second.
 const TRIM: Duration = Duration::from_millis(400);
 
@@ -174,18 +179,21 @@ impl Listener {
     }
 
     fn serve(&self, socket: tokio::net::TcpStream, from: SocketAddr) {
-        let Some(slot) = self.pending.enter(Some(from.ip())) else {
-            let _ = socket.set_zero_linger();
-            if let Some(service) = service::newest(&self.purpose) {
-                let detail = "too many unfinished handshakes at the moment".into();
-                let name = &service.settings.name;
-                self.table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
-            }
-            return;
-        };
         // It counts from now on: a drain waits until its handshake has come to an end.
         let opening = self.table.opening();
-        spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
+        if let Some(slot) = self.pending.enter(Some(from.ip())) {
+            spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
+            return;
+        }
+        let too_many = too_many(self.table.clone(), self.purpose.clone(), from);
+        let Some(place) = self.pending.wait(from.ip()) else { return too_many(&socket) };
+        let terms = self.terms.clone();
+        spawn_local(async move {
+            match tokio::time::timeout(PLACE, place).await {
+                Ok(Ok(slot)) => service::serve(terms, socket, from, (slot, opening)).await,
+                _ => too_many(&socket),
+            }
+        });
     }
 
     /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
@@ -203,6 +211,22 @@ impl Listener {
         const LASTING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
         if error.raw_os_error().is_some_and(|e| LASTING.contains(&e)) {
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Resets a connection for which there is no place, and says so in the log.
+fn too_many(
+    table: Arc<Table>,
+    purpose: Arc<ArcSwap<Purpose>>,
+    from: SocketAddr,
+) -> impl FnOnce(&tokio::net::TcpStream) {
+    move |socket| {
+        let _ = socket.set_zero_linger();
+        if let Some(service) = service::newest(&purpose) {
+            let detail = "too many unfinished handshakes at the moment".into();
+            let name = &service.settings.name;
+            table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
         }
     }
 }
@@ -245,6 +269,8 @@ impl Terms {
 pub(crate) struct Pending {
     all: Cell<usize>,
     by_origin: RefCell<HashMap<IpAddr, usize>>,
+    /// Those that came when there was no place, in their order.
+    waiting: RefCell<VecDeque<(IpAddr, oneshot::Sender<HandshakeSlot>)>>,
 }
 
 /// One handshake under way, until dropped.
@@ -280,19 +306,54 @@ impl Pending {
         self.all.set(self.all.get() + 1);
         Some(HandshakeSlot { pending: self.clone(), origin })
     }
+
+    /// A place as soon as there is one. `None`: too many wait already.
+    fn wait(&self, address: IpAddr) -> Option<oneshot::Receiver<HandshakeSlot>> {
+        let address = origin(address);
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() >= WAITING
+            || waiting.iter().filter(|(from, _)| *from == address).count() >= WAITING_PER_ORIGIN
+        {
+            return None;
+        }
+        let (give, place) = oneshot::channel();
+        waiting.push_back((address, give));
+        Some(place)
+    }
+
+    /// Gives the place that has become free to the first who may have it.
+    fn next(self: &Rc<Pending>) {
+        let first = {
+            let (mut waiting, by_origin) = (self.waiting.borrow_mut(), self.by_origin.borrow());
+            let has_room =
+                |from: &IpAddr| by_origin.get(from).is_none_or(|n| *n < HANDSHAKES_PER_ORIGIN);
+            while waiting.front().is_some_and(|(_, give)| give.is_closed()) {
+                waiting.pop_front();
+            }
+            let found = waiting.iter().position(|(from, give)| has_room(from) && !give.is_closed());
+            found.and_then(|at| waiting.remove(at))
+        };
+        if let Some((from, give)) = first
+            && let Some(slot) = self.enter(Some(from))
+        {
+            drop(give.send(slot)); // it waits: that was looked at
+        }
+    }
 }
 
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
         self.pending.all.set(self.pending.all.get() - 1);
-        let Some(origin) = self.origin else { return };
-        let mut by_origin = self.pending.by_origin.borrow_mut();
-        match by_origin.get_mut(&origin) {
-            Some(n) if *n > 1 => *n -= 1,
-            _ => {
-                by_origin.remove(&origin);
+        if let Some(origin) = self.origin {
+            let mut by_origin = self.pending.by_origin.borrow_mut();
+            match by_origin.get_mut(&origin) {
+                Some(n) if *n > 1 => *n -= 1,
+                _ => {
+                    by_origin.remove(&origin);
+                }
             }
         }
+        self.pending.next();
     }
 }
 
@@ -317,6 +378,30 @@ mod tests {
         held.remove(0);
         held.push(enter("2001:db8:0:1:ffff::7".into()).unwrap());
         held.clear();
+        assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
+    }
+
+    #[test]
+    fn whoever_comes_when_all_places_are_taken_gets_the_next_that_is_free() {
+        let pending = Rc::new(Pending::default());
+        let [crowd, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
+        let mut held: Vec<_> =
+            (0..HANDSHAKES_PER_ORIGIN).map(|_| pending.enter(Some(crowd)).unwrap()).collect();
+        let gone = pending.wait(crowd).unwrap();
+        let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
+        drop(gone);
+        // A place of somebody else's does not let in one more of the crowd.
+        drop(pending.enter(Some(other)).unwrap());
+        assert!(waits[0].try_recv().is_err());
+        held.pop();
+        held.push(waits[0].try_recv().unwrap());
+        assert!(waits[1].try_recv().is_err() && pending.enter(Some(crowd)).is_none());
+        // The bound of those who wait, of one address and of all.
+        let crowds: Vec<_> = (0..).map_while(|_| pending.wait(crowd)).collect();
+        assert_eq!(crowds.len() + 2, WAITING_PER_ORIGIN);
+        let others: Vec<_> = (0..).map_while(|_| pending.wait(other)).collect();
+        assert_eq!(others.len(), WAITING - WAITING_PER_ORIGIN);
+        drop((crowds, others, waits, held));
         assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
     }
 }
