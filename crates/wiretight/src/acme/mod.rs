@@ -55,7 +55,7 @@ const STORE_RETRY: u64 = 10;
 /// An edge that has a certificate's key and does not share it is waited for so long, in seconds.
 const WAIT_FOR_KEY: u64 = 600;
 /// The file of the key that secrets are sealed to.
-const SEAL_KEY: &str = "seal.key";
+pub(crate) const SEAL_KEY: &str = "seal.key";
 
 /// The public CA that is asked where no other is named.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -516,13 +516,7 @@ impl Acme {
         loop {
             let mut held = self.load(&title).await?;
             let now = self.clock.now();
-            if held.record.prune(now) {
-                match self.save(&title, &mut held).await {
-                    Ok(()) => {}
-                    Err(StoreError::Conflict { .. }) => continue,
-                    Err(error) => return Err(error),
-                }
-            }
+            held.record.prune(now);
             let members = self.members().await?;
             let current = self.current(&held.record, site, &title, &members);
             let done = match held.record.plan(current.as_ref(), &self.me, now) {

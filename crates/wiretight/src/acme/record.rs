@@ -24,9 +24,6 @@ const ORDER_AGE: u64 = HOUR;
 /// One whose certificate was asked for: it may be there, and another would cost as much again.
 const FINALIZED_AGE: u64 = DAY;
 
-/// A CA's clock may be ahead by so much.
-const SKEW: u64 = 300;
-
 /// The longest pause after a failure.
 const MAX_PAUSE: u64 = 6 * HOUR;
 
@@ -190,10 +187,7 @@ impl SiteRecord {
             return Plan::Wait(lease.until);
         }
         let due = match current {
-            Some(current) if current.fits && current.period.not_before <= now + SKEW => {
-                self.renew_at(current)
-            }
-            // None, or it was made by a clock that was ahead.
+            Some(current) if current.fits => self.renew_at(current),
             _ => 0,
         };
         if self.order.is_some() || due <= now {
@@ -260,18 +254,9 @@ impl SiteRecord {
         !waits && !new && self.orders.is_empty() && self.finalized.is_empty()
     }
 
-    /// Forgets what no budget counts any longer, and repairs what a clock that was ahead has left: what it
-    /// says was spent is counted from now, and nobody waits longer than anybody may be told to. True if there was
-    /// something to repair: kept as it was, it would be counted from each later now again.
-    pub(super) fn prune(&mut self, now: u64) -> bool {
-        // Edges that share a record have clocks of their own: a small difference is none.
-        let ahead = |t: u64, most: u64| t > now.saturating_add(most).saturating_add(SKEW);
-        let repaired = self.orders.iter().chain(&self.finalized).any(|t| ahead(*t, 0))
-            || ahead(self.retry_at, MAX_PAUSE)
-            || self.lease.as_ref().is_some_and(|l| ahead(l.until, LEASE))
-            || self.ari.as_ref().is_some_and(|a| ahead(a.check_at, DAY))
-            || self.order.as_ref().is_some_and(|o| ahead(o.begun, 0))
-            || self.on_demand.is_some_and(|since| ahead(since, 0));
+    /// Forgets what no budget counts any longer, and mends what a clock that went ahead has left: what it
+    /// says was spent is counted from now, and nobody waits longer than anybody may be told to.
+    pub(super) fn prune(&mut self, now: u64) {
         for spent in self.orders.iter_mut().chain(&mut self.finalized) {
             *spent = (*spent).min(now);
         }
@@ -288,7 +273,6 @@ impl SiteRecord {
         self.on_demand = self.on_demand.map(|since| since.min(now));
         self.orders.retain(|t| t.saturating_add(HOUR) > now);
         self.finalized.retain(|t| t.saturating_add(WEEK) > now);
-        repaired
     }
 
     /// Notes a failed attempt: the next one comes later each time, but in good time before the expiry.
@@ -379,12 +363,5 @@ mod tests {
         (record.retry_at, record.finalized) = (0, vec![right]);
         let old = current(right - 90 * DAY, 90);
         assert_eq!(record.plan(Some(&old), "me", right), Plan::Wait(right + HOUR));
-        // One that a clock which was ahead has made is replaced, but not again and again.
-        let ahead = current(right + HOUR, 90);
-        assert_eq!(record.plan(Some(&ahead), "me", right), Plan::Wait(right + HOUR));
-        record.finalized = vec![right - HOUR];
-        assert_eq!(record.plan(Some(&ahead), "me", right), Plan::Order);
-        let soon = current(right + SKEW, 90);
-        assert!(matches!(record.plan(Some(&soon), "me", right), Plan::AskAri | Plan::Wait(_)));
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::clocks::Clock;
 use super::intercept::{CANARY, Wire, address, hosts, ip, is_root};
 use super::rig::*;
 use super::wire::Watch;
@@ -62,6 +63,7 @@ const FAULTS: &[Fault] = &[
     Fault { name: "reload", weight: 3, run: reload },
     Fault { name: "intermediate or root replaced", weight: 2, run: rotated },
     Fault { name: "identities expired", weight: 1, run: expired },
+    Fault { name: "a clock is wrong, then right", weight: 3, run: clock_set },
 ];
 
 // ---- Faults, one function each.
@@ -237,6 +239,21 @@ fn expired(rig: &mut Rig, _: usize) {
     rig.authority.ready();
 }
 
+/// Of one of the nodes or of the authority; ahead, behind, or first the one and then the other.
+fn clock_set(rig: &mut Rig, side: usize) {
+    let which = match rig.dice.below(2) {
+        0 => side,
+        _ => 2,
+    };
+    let ahead = [7200, -7200][rig.dice.below(2) as usize];
+    let steps = 1 + rig.dice.below(2);
+    for step in 0..steps as u32 {
+        rig.clocks[which].set(ahead * (-1i64).pow(step));
+        rig.pause(3000, 7000);
+    }
+    rig.clocks[which].set(0);
+}
+
 // ---- The rig.
 
 const SERVICES: [[&str; 2]; 2] = [["c", "c-6"], ["s", "s-6"]];
@@ -246,6 +263,8 @@ struct Rig {
     nodes: [Node; 2],
     authority: Node,
     machines: [String; 2],
+    /// Of the nodes, and of the authority.
+    clocks: [Clock; 3],
     dice: Dice,
     reloads: u16,
     rotation: usize,
@@ -478,7 +497,7 @@ struct Sum {
 
 #[test]
 fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
-    if !has(&["ip", "nft", "tcpdump"]) || !is_root() {
+    if !has(&["ip", "nft", "tcpdump", "faketime"]) || !is_root() {
         return;
     }
     let given = |name: &str| std::env::var(name).ok().map(|n| n.parse().expect("a number"));
@@ -509,6 +528,9 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     );
     let mut authority = world.node("auth", &authority);
     authority.netns = Some(third);
+    let clock_of = |name: &str| Clock::in_folder(&world.path(name));
+    let of_authority = clock_of("auth");
+    authority.env.extend(of_authority.env());
     authority.start();
     authority.ready();
     let nodes = [0, 1].map(|side| {
@@ -516,6 +538,7 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         fs::write(node.token_file(), authority.token(NAMES[side], &SERVICES[side])).unwrap();
         node.netns = Some(machines[side].clone());
         node.env.push(quiet.clone());
+        node.env.extend(clock_of(NAMES[side]).env());
         node.start();
         node.ready();
         node
@@ -524,7 +547,10 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         nodes.iter().all(|node| node.status()["intercept"]["mode"] == "strict")
     });
     let dice = Dice::of(seed);
-    let mut rig = Rig { traffic, nodes, authority, machines, dice, reloads: 0, rotation: 0 };
+    let [client, server] = NAMES.map(clock_of);
+    let clocks = [client, server, of_authority];
+    let mut rig =
+        Rig { traffic, nodes, authority, machines, clocks, dice, reloads: 0, rotation: 0 };
     rig.traffic.recovers();
     watches.iter().for_each(Watch::forget);
     let crossed = rig.traffic.crossed();

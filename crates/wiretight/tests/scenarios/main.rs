@@ -10,6 +10,7 @@ mod acme;
 mod acme_server;
 mod chaos;
 mod cli;
+mod clocks;
 mod edge;
 mod foreign;
 mod intercept;

@@ -149,30 +149,46 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
 }
 
 /// An authority, three witnesses of which two have to cosign, a service and its caller.
-struct Witnessed {
-    auth: Node,
-    db: Node,
-    app: Node,
+pub(super) struct Witnessed {
+    pub(super) auth: Node,
+    pub(super) db: Node,
+    pub(super) app: Node,
     witnesses: Vec<WitnessProcess>,
     /// Where programs reach the service.
-    entry: std::net::SocketAddr,
+    pub(super) entry: std::net::SocketAddr,
 }
 
 impl Witnessed {
     fn new(world: &World) -> Witnessed {
+        Witnessed::with(world, |_| Vec::new())
+    }
+
+    /// With what `env` makes of its folder in the environment of each process.
+    pub(super) fn with(
+        world: &World,
+        env: impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
+    ) -> Witnessed {
         let policy = world.path("policy");
         let section = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
         let listen = free();
         let mut auth =
             world.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{section}"));
         auth.listen = Some(listen);
-        let witnesses = witnesses(world, &auth, &policy);
+        auth.env = env(&world.path("auth"));
+        let witnesses = witnesses_with(world, &auth, &policy, &env);
         auth.start();
         auth.ready();
+        let joined = |name: &str, service: &str, sections: &str| {
+            let mut node = world.node(name, &format!("{section}{sections}"));
+            node.env = env(&world.path(name));
+            fs::write(node.token_file(), auth.token(name, &[service])).unwrap();
+            node.start();
+            node.ready();
+            node
+        };
         let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
-        let db = world.joined(&auth, "db1", &["echo"], &format!("{section}{offers}"));
-        let dials = dial(entry, "echo", "web");
-        let app = world.joined(&auth, "app1", &["web"], &format!("{section}{dials}"));
+        let db = joined("db1", "echo", &offers);
+        let app = joined("app1", "web", &dial(entry, "echo", "web"));
         app.knows("echo");
         Witnessed { auth, db, app, witnesses, entry }
     }
@@ -184,13 +200,27 @@ impl Witnessed {
 
 /// Three that run, and the policy with them and the log of this authority.
 fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+    witnesses_with(world, auth, policy, &|_| Vec::new())
+}
+
+fn witnesses_with(
+    world: &World,
+    auth: &Node,
+    policy: &Path,
+    env: &impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
+) -> Vec<WitnessProcess> {
     let log = auth.cli(&["authority", "log-key"]).good().out;
     let mut witnesses: Vec<_> =
         WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
     let lines: String = witnesses.iter().map(WitnessProcess::line).collect();
     let quorum = "group two-of-three 2 north south east\nquorum two-of-three\n";
     fs::write(policy, format!("log {log}{lines}{quorum}")).unwrap();
-    witnesses.iter_mut().for_each(WitnessProcess::start);
+    for witness in &mut witnesses {
+        let folder = world.path(&witness.name);
+        fs::create_dir(&folder).unwrap();
+        witness.env = env(&folder);
+        witness.start();
+    }
     witnesses
 }
 
@@ -200,6 +230,7 @@ struct WitnessProcess {
     listen: std::net::SocketAddr,
     key: String,
     files: [PathBuf; 4],
+    env: Vec<(&'static str, PathBuf)>,
     kid: Option<Kid>,
 }
 
@@ -210,7 +241,7 @@ impl WitnessProcess {
         let mut keygen = wiretight();
         keygen.args(["witness", "keygen", &format!("example.org/{name}"), "--out"]).arg(&files[0]);
         let key = Ran::of(&mut keygen, "").good().out.trim().to_owned();
-        WitnessProcess { name: name.into(), listen: free(), key, files, kid: None }
+        WitnessProcess { name: name.into(), listen: free(), key, files, env: Vec::new(), kid: None }
     }
 
     /// Its line in the policy.
@@ -223,6 +254,7 @@ impl WitnessProcess {
         let mut command = wiretight();
         command.args(["witness", "run", "--listen", &self.listen.to_string(), "--key"]).arg(key);
         command.arg("--state").arg(state).arg("--policy").arg(policy);
+        command.envs(self.env.iter().cloned());
         self.kid = Some(Kid::start(&mut command, log));
         wait_port(self.listen);
     }
