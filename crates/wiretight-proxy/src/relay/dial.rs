@@ -677,7 +677,8 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, Missed> {
         Missed::new("no_identity", what)
     })?;
     let unreachable = |e: io::Error| Missed::new("unreachable", e.to_string());
-    let socket = net::connect(to).await.map_err(unreachable)?;
+    let socket =
+        net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
     let addr = socket.peer_addr().map_err(unreachable)?;
     let (config, name) = (dial.tls.clone(), dial.server_name.clone());
     let shaken = TlsStream::connect(socket, config, name, HANDSHAKE).await;

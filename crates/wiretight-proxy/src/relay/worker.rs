@@ -11,14 +11,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use super::app::App;
 use super::dial::{Dial, Pool};
 use super::intercept::{Intercept, Pools};
 use super::live::{Side, Table};
+use super::net;
 use super::service::{self, Service};
 use crate::buffer;
 
@@ -28,10 +30,11 @@ use crate::buffer;
 const HANDSHAKES: usize = 1024;
 pub(super) const HANDSHAKES_PER_ORIGIN: usize = 256;
 /// Connections above that which wait for a place, of a worker and of one [`origin`], and for how long: a burst is
-/// served late rather than reset. Above that there is a reset.
+/// served late rather than reset. Above that, and for those that say nothing within [`SILENT`], there is a reset.
 const WAITING: usize = 4096;
 const WAITING_PER_ORIGIN: usize = 2048;
 const PLACE: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(1);
 /// How often buffers that nobody needed are given up: twice, and a worker is small again, is within a second.
 const TRIM: Duration = Duration::from_millis(400);
 
@@ -115,7 +118,7 @@ impl Listener {
         let mut taken = Pools::default();
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_report = None;
+        let (mut last_report, mut held) = (None, None);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -131,7 +134,7 @@ impl Listener {
                     }
                     continue;
                 }
-                accepted = self.socket.accept() => accepted,
+                accepted = net::accept(&self.socket, &mut held) => accepted,
             };
             match accepted {
                 Ok((socket, from)) => match self.pool(&mut pool) {
@@ -178,20 +181,24 @@ impl Listener {
         Some(new)
     }
 
-    fn serve(&self, socket: tokio::net::TcpStream, from: SocketAddr) {
+    fn serve(&self, socket: TcpStream, from: SocketAddr) {
         // It counts from now on: a drain waits until its handshake has come to an end.
         let opening = self.table.opening();
         if let Some(slot) = self.pending.enter(Some(from.ip())) {
             spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
             return;
         }
-        let too_many = too_many(self.table.clone(), self.purpose.clone(), from);
-        let Some(place) = self.pending.wait(from.ip()) else { return too_many(&socket) };
-        let terms = self.terms.clone();
+        let (pending, terms) = (self.pending.clone(), self.terms.clone());
+        let (table, purpose) = (self.table.clone(), self.purpose.clone());
         spawn_local(async move {
-            match tokio::time::timeout(PLACE, place).await {
-                Ok(Ok(slot)) => service::serve(terms, socket, from, (slot, opening)).await,
-                _ => too_many(&socket),
+            if let Some(slot) = Box::pin(pending.place(Some(from.ip()), &socket)).await {
+                return service::serve(terms, socket, from, (slot, opening)).await;
+            }
+            let _ = socket.set_zero_linger();
+            if let Some(service) = service::newest(&purpose) {
+                let detail = "too many unfinished handshakes at the moment".into();
+                let name = &service.settings.name;
+                table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
             }
         });
     }
@@ -211,22 +218,6 @@ impl Listener {
         const LASTING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
         if error.raw_os_error().is_some_and(|e| LASTING.contains(&e)) {
             tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-/// Resets a connection for which there is no place, and says so in the log.
-fn too_many(
-    table: Arc<Table>,
-    purpose: Arc<ArcSwap<Purpose>>,
-    from: SocketAddr,
-) -> impl FnOnce(&tokio::net::TcpStream) {
-    move |socket| {
-        let _ = socket.set_zero_linger();
-        if let Some(service) = service::newest(&purpose) {
-            let detail = "too many unfinished handshakes at the moment".into();
-            let name = &service.settings.name;
-            table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
         }
     }
 }
@@ -270,7 +261,7 @@ pub(crate) struct Pending {
     all: Cell<usize>,
     by_origin: RefCell<HashMap<IpAddr, usize>>,
     /// Those that came when there was no place, in their order.
-    waiting: RefCell<VecDeque<(IpAddr, oneshot::Sender<HandshakeSlot>)>>,
+    waiting: RefCell<VecDeque<(Option<IpAddr>, oneshot::Sender<HandshakeSlot>)>>,
 }
 
 /// One handshake under way, until dropped.
@@ -307,13 +298,27 @@ impl Pending {
         Some(HandshakeSlot { pending: self.clone(), origin })
     }
 
+    /// A place, after a while if need be. Whoever says nothing is most likely one of those that hold all places, and
+    /// gets none.
+    pub(crate) async fn place(
+        self: &Rc<Pending>,
+        address: Option<IpAddr>,
+        socket: &TcpStream,
+    ) -> Option<HandshakeSlot> {
+        if let Some(slot) = self.enter(address) {
+            return Some(slot);
+        }
+        let place = self.wait(address)?;
+        timeout(SILENT, socket.peek(&mut [0])).await.ok()?.ok()?; // whether it is readable is only assumed at first
+        timeout(PLACE, place).await.ok()?.ok()
+    }
+
     /// A place as soon as there is one. `None`: too many wait already.
-    fn wait(&self, address: IpAddr) -> Option<oneshot::Receiver<HandshakeSlot>> {
-        let address = origin(address);
+    fn wait(&self, address: Option<IpAddr>) -> Option<oneshot::Receiver<HandshakeSlot>> {
+        let address = address.map(origin);
         let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() >= WAITING
-            || waiting.iter().filter(|(from, _)| *from == address).count() >= WAITING_PER_ORIGIN
-        {
+        let same = || waiting.iter().filter(|(from, _)| *from == address).count();
+        if waiting.len() >= WAITING || address.is_some() && same() >= WAITING_PER_ORIGIN {
             return None;
         }
         let (give, place) = oneshot::channel();
@@ -325,8 +330,9 @@ impl Pending {
     fn next(self: &Rc<Pending>) {
         let first = {
             let (mut waiting, by_origin) = (self.waiting.borrow_mut(), self.by_origin.borrow());
+            let shaking = |from: &Option<IpAddr>| from.and_then(|from| by_origin.get(&from));
             let has_room =
-                |from: &IpAddr| by_origin.get(from).is_none_or(|n| *n < HANDSHAKES_PER_ORIGIN);
+                |from: &Option<IpAddr>| shaking(from).is_none_or(|n| *n < HANDSHAKES_PER_ORIGIN);
             while waiting.front().is_some_and(|(_, give)| give.is_closed()) {
                 waiting.pop_front();
             }
@@ -334,7 +340,7 @@ impl Pending {
             found.and_then(|at| waiting.remove(at))
         };
         if let Some((from, give)) = first
-            && let Some(slot) = self.enter(Some(from))
+            && let Some(slot) = self.enter(from)
         {
             drop(give.send(slot)); // it waits: that was looked at
         }
@@ -385,17 +391,18 @@ mod tests {
     fn whoever_comes_when_all_places_are_taken_gets_the_next_that_is_free() {
         let pending = Rc::new(Pending::default());
         let [crowd, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
+        let [crowd, other] = [Some(crowd), Some(other)];
         let mut held: Vec<_> =
-            (0..HANDSHAKES_PER_ORIGIN).map(|_| pending.enter(Some(crowd)).unwrap()).collect();
+            (0..HANDSHAKES_PER_ORIGIN).map(|_| pending.enter(crowd).unwrap()).collect();
         let gone = pending.wait(crowd).unwrap();
         let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
         drop(gone);
         // A place of somebody else's does not let in one more of the crowd.
-        drop(pending.enter(Some(other)).unwrap());
+        drop(pending.enter(other).unwrap());
         assert!(waits[0].try_recv().is_err());
         held.pop();
         held.push(waits[0].try_recv().unwrap());
-        assert!(waits[1].try_recv().is_err() && pending.enter(Some(crowd)).is_none());
+        assert!(waits[1].try_recv().is_err() && pending.enter(crowd).is_none());
         // The bound of those who wait, of one address and of all.
         let crowds: Vec<_> = (0..).map_while(|_| pending.wait(crowd)).collect();
         assert_eq!(crowds.len() + 2, WAITING_PER_ORIGIN);
