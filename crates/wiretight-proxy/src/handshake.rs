@@ -104,7 +104,7 @@ async fn hello(
         while !new.is_empty() {
             // It takes up to some 64 KiB, and no client of ours needs a tenth of that.
             if let Err(error) = acceptor.read_tls(&mut new) {
-                last_words(socket, &TOO_LARGE).await;
+                last_words(socket, &DECODE_ERROR).await;
                 return Err(error.into());
             }
         }
@@ -113,9 +113,11 @@ async fn hello(
             Ok(Some(accepted)) => return Ok((choose(&accepted.client_hello()), input)),
             Err((error, mut alert)) => {
                 let mut bytes = Vec::new();
-                if alert.write_all(&mut bytes).is_ok() {
-                    last_words(socket, &bytes).await;
+                let _ = alert.write_all(&mut bytes); // into memory
+                if bytes.is_empty() {
+                    bytes.extend_from_slice(&DECODE_ERROR); // what is no message has no alert there
                 }
+                last_words(socket, &bytes).await;
                 return Err(error.into());
             }
         }
@@ -123,7 +125,7 @@ async fn hello(
 }
 
 /// A record with the fatal alert `decode_error`, not encrypted.
-const TOO_LARGE: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
 /// Sends an alert, if it goes at once, and reads for a moment what the peer is still sending: bytes that nobody has
 /// read when a socket is closed make it a reset, which takes the alert away from a peer that has not read it yet.
