@@ -413,7 +413,7 @@ fn control() -> Result {
             nodes: ["db1".parse()?].into(),
         },
         digest: "ab".into(),
-        revoked: leaf.serial.series().into_iter().collect(),
+        revoked: [leaf.serial.series()].into(),
         revoked_roots: vec![Blob(vec![7; 32])],
         revoked_indexes: vec![(1, 4)],
     };

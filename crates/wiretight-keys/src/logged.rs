@@ -15,19 +15,26 @@
 //! All of the certificate but index and proof is in the entry, the series in the serial number too: what is logged
 //! once cannot be signed again as something else.
 
+use std::net::IpAddr;
+
 use const_oid::ObjectIdentifier;
+use const_oid::db::rfc4519::COMMON_NAME;
 use der::asn1::{OctetString, Utf8StringRef};
-use der::{Decode, Encode};
+use der::{Decode, Encode, Tagged};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use wiretight_tlog::{Hash, Proof, ProofError};
+use wiretight_tlog::policy::MAX_CLOCK_SKEW;
+use wiretight_tlog::{Hash, Proof, ProofError, Refused, Witnessed};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
-use crate::x509::{Period, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed};
+use crate::token::hex;
+use crate::x509::{
+    Period, Serial, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed,
+};
 
 /// The extension that holds a certificate's tlog-proof, as a UTF8String. It is of IANA's experimental arc
 /// (1.3.6.1.3): no number has been assigned to it.
@@ -36,8 +43,17 @@ pub const ID_LOG_PROOF: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1
 const CERTIFICATE: u16 = 1;
 const REVOCATION: u16 = 2;
 
-/// The largest proof that a certificate may carry, in bytes: some ML-DSA-44 cosignatures and their base64.
-pub const MAX_PROOF: usize = 14 * 1024;
+/// The largest proof that a certificate may carry, in bytes: six ML-DSA-44 cosignatures, their base64, and the inclusion
+/// proof. A leaf and an intermediate that carry such proofs fit into the largest TLS message that is read, 64 KiB.
+pub const MAX_PROOF: usize = 24 * 1024;
+
+/// The longest time between the beginning of a certificate and its proof, in seconds. The authority gives a certificate
+/// its beginning, a minute in the past, just before it logs it; the rest is for witnesses and clocks.
+///
+/// That is how a verifier knows that the proof is of the time when the entry was made. An entry stays in the log, and
+/// whoever has the CA's key can have a new proof made of an old one: but the beginning is in the entry, so that no new
+/// proof fits an entry of old, and what is old has ended, for no certificate is believed that is valid for long.
+pub const MAX_DELAY: u64 = 600;
 
 /// An entry of the log, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +69,8 @@ pub enum Entry {
 /// What an entry says of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedCertificate {
-    /// Everybody it speaks for: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, others described.
+    /// Everybody it speaks for: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, addresses as
+    /// `ip:ADDRESS`, a leaf's common name that its SPIFFE ID does not explain as `cn:NAME`, others described. Never empty.
     pub names: Vec<String>,
     /// Whether it may sign certificates.
     pub is_ca: bool,
@@ -63,7 +80,8 @@ pub struct LoggedCertificate {
     pub key: [u8; 32],
     /// The key identifier of its issuer, if it names one.
     pub issuer_key: Option<Vec<u8>>,
-    /// The series that its serial number begins with.
+    /// The series that its serial number begins with; `None` if no certificate of the mesh has such a serial number, and
+    /// no node would believe it.
     pub series: Option<Series>,
 }
 
@@ -113,35 +131,77 @@ impl LoggedCertificate {
             let value = extension.extn_value.as_bytes();
             if extension.extn_id == <SubjectAltName as const_oid::AssociatedOid>::OID {
                 let san = SubjectAltName::from_der(value).map_err(&err)?;
-                names.extend(san.0.iter().map(|name| match name {
-                    GeneralName::UniformResourceIdentifier(uri) => uri.as_str().to_owned(),
-                    GeneralName::DnsName(dns) => format!("dns:{}", dns.as_str()),
-                    GeneralName::Rfc822Name(mail) => format!("email:{}", mail.as_str()),
-                    other => format!("other:{other:?}"),
-                }));
+                names.extend(san.0.iter().map(name_text));
             } else if extension.extn_id == <BasicConstraints as const_oid::AssociatedOid>::OID {
-                is_ca = BasicConstraints::from_der(value).map_err(&err)?.ca;
+                is_ca |= BasicConstraints::from_der(value).map_err(&err)?.ca;
             } else if extension.extn_id == <AuthorityKeyIdentifier as const_oid::AssociatedOid>::OID
             {
                 let id = AuthorityKeyIdentifier::from_der(value).map_err(&err)?;
                 issuer_key = id.key_identifier.map(|id| id.as_bytes().to_vec());
             }
         }
+        if !is_ca {
+            // Verifiers that fall back to the common name believe it; in our leaves it repeats the SPIFFE ID.
+            let explained = |cn: &String| {
+                let paths = names
+                    .iter()
+                    .filter_map(|n| Some(n.strip_prefix("spiffe://")?.split_once('/')?.1));
+                paths.into_iter().any(|path| !cn.is_empty() && path.chars().take(64).eq(cn.chars()))
+            };
+            let common: Vec<String> = common_names(&tbs)
+                .filter(|cn| !explained(cn))
+                .map(|cn| format!("cn:{cn}"))
+                .collect();
+            names.extend(common);
+        }
         if names.is_empty() {
             names.push(format!("subject:{}", tbs.subject));
         }
         let spki = tbs.subject_public_key_info.to_der().map_err(&err)?;
-        let serial = tbs.serial_number.as_bytes();
-        let series = serial.first_chunk().filter(|_| serial.len() == 2 * Series::LEN);
+        let serial = Serial::from_bytes(tbs.serial_number.as_bytes());
         Ok(LoggedCertificate {
             names,
             is_ca,
             period: tbs.period(),
             key: *Hash::of(&spki).as_bytes(),
             issuer_key,
-            series: series.map(|s| Series::new(*s)),
+            series: serial.ok().map(|serial| serial.series()),
         })
     }
+}
+
+/// A subject alternative name, as text.
+fn name_text(name: &GeneralName) -> String {
+    let described = |kind: &str, der: &[u8]| {
+        let shown = &der[..der.len().min(32)];
+        format!("other:{kind}:{}{}", hex(shown), if shown.len() < der.len() { "..." } else { "" })
+    };
+    match name {
+        GeneralName::UniformResourceIdentifier(uri) => uri.as_str().to_owned(),
+        GeneralName::DnsName(dns) => format!("dns:{}", dns.as_str()),
+        GeneralName::Rfc822Name(mail) => format!("email:{}", mail.as_str()),
+        GeneralName::IpAddress(octets) => {
+            let octets = octets.as_bytes();
+            match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
+                (Ok(v4), _) => format!("ip:{}", IpAddr::from(v4)),
+                (_, Ok(v6)) => format!("ip:{}", IpAddr::from(v6).to_canonical()),
+                _ => described("address", octets),
+            }
+        }
+        other => described("name", &other.to_der().unwrap_or_default()),
+    }
+}
+
+/// The common names of the subject.
+fn common_names(tbs: &TbsCertificate) -> impl Iterator<Item = String> {
+    let named = tbs.subject.iter().filter(|a| a.oid == COMMON_NAME);
+    named.map(|a| match a.value.tag() {
+        der::Tag::BmpString => {
+            let units = a.value.value().chunks_exact(2).map(|c| u16::from_be_bytes([c[0], c[1]]));
+            char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        }
+        _ => String::from_utf8_lossy(a.value.value()).into_owned(),
+    })
 }
 
 /// A certificate that says that it is logged: its entry's hash, and the proof.
@@ -170,6 +230,16 @@ pub enum NotLogged {
         /// The proof's.
         index: u64,
     },
+    /// The proof was made long after the certificate begins.
+    #[error(
+        "its proof was made {late} s after the certificate begins, and {allowed} s are allowed: it was not issued when it was logged"
+    )]
+    Late {
+        /// By how much.
+        late: u64,
+        /// How much is allowed.
+        allowed: u64,
+    },
     /// The proof does not hold.
     #[error(transparent)]
     Proof(#[from] ProofError),
@@ -190,6 +260,9 @@ impl Logged {
         let not_before = tbs.period().not_before;
         let (index, text) = tbs.take_proof().map_err(bad)?.ok_or(NotLogged::NoProof)?;
         let proof = Proof::parse(&text)?;
+        if proof.extra.is_some() {
+            return Err(bad("it has extra data, which nothing authenticates".into()));
+        }
         if proof.index != index {
             return Err(NotLogged::WrongIndex { index: proof.index });
         }
@@ -198,12 +271,28 @@ impl Logged {
     }
 }
 
+impl Logged {
+    /// Whether the proof is of the time when the certificate was made: not long before the certificate begins, nor long
+    /// after it. A policy that wants no witnesses has no time.
+    pub fn is_timely(&self, witnessed: &Witnessed) -> Result<(), NotLogged> {
+        let (begins, Some(time)) = (self.not_before, witnessed.time()) else { return Ok(()) };
+        if time.saturating_add(MAX_CLOCK_SKEW) < begins {
+            let stale = Refused::Stale { age: begins - time, allowed: MAX_CLOCK_SKEW };
+            return Err(ProofError::Refused(stale).into());
+        }
+        match time.saturating_sub(begins) {
+            late if late > MAX_DELAY => Err(NotLogged::Late { late, allowed: MAX_DELAY }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Tbs {
     /// The log's entry of this certificate.
     pub fn entry(&self) -> Result<Vec<u8>, X509Error> {
         let err = malformed("certificate");
         let mut tbs = TbsCertificate::from_der(self.der()).map_err(&err)?;
-        tbs.set_index(0).map_err(&err)?;
+        tbs.set_index(0)?;
         tbs.entry()
     }
 
@@ -216,7 +305,7 @@ impl Tbs {
             return Err(X509Error::Malformed { what: "proof", detail });
         }
         let mut tbs = TbsCertificate::from_der(self.der()).map_err(&err)?;
-        tbs.set_index(proof.index).map_err(&err)?;
+        tbs.set_index(proof.index)?;
         let value = Utf8StringRef::new(&text).and_then(|t| t.to_der()).map_err(&err)?;
         tbs.extensions.push(Extension {
             extn_id: ID_LOG_PROOF,
@@ -234,14 +323,11 @@ impl TbsCertificate {
         Ok([&CERTIFICATE.to_be_bytes()[..], &der].concat())
     }
 
-    /// Puts an index at the end of the serial number, which has 16 bytes.
-    fn set_index(&mut self, index: u64) -> der::Result<()> {
-        let mut serial = self.serial_number.as_bytes().to_vec();
-        let Some(low) = serial.get_mut(Series::LEN..).filter(|low| low.len() == 8) else {
-            return Err(der::ErrorKind::Value { tag: der::Tag::Integer }.into());
-        };
-        low.copy_from_slice(&index.to_be_bytes());
-        self.serial_number = SerialNumber::new(&serial)?;
+    /// Puts an index at the end of the serial number.
+    fn set_index(&mut self, index: u64) -> Result<(), X509Error> {
+        let serial = Serial::from_bytes(self.serial_number.as_bytes())?.with_index(index);
+        let number = SerialNumber::new(serial.as_bytes());
+        self.serial_number = number.map_err(malformed("serial number"))?;
         Ok(())
     }
 
@@ -254,15 +340,17 @@ impl TbsCertificate {
             return Err("its proof is critical, or there are two".into());
         }
         let value = extension.extn_value.as_bytes();
-        if value.len() > MAX_PROOF + 8 {
+        let text = Utf8StringRef::from_der(value).map_err(|e| e.to_string())?;
+        if text.as_str().len() > MAX_PROOF {
             return Err("its proof is too long".into());
         }
-        let text = Utf8StringRef::from_der(value).map_err(|e| e.to_string())?;
-        let serial = self.serial_number.as_bytes();
-        let index = serial.last_chunk().filter(|_| serial.len() == 2 * Series::LEN);
-        let index = index.ok_or("its serial number has not 16 bytes")?;
-        let taken = (u64::from_be_bytes(*index), text.as_str().to_owned());
+        let serial = Serial::from_bytes(self.serial_number.as_bytes());
+        let index = serial.map_err(|e| e.to_string())?.index();
+        let taken = (index, text.as_str().to_owned());
         self.set_index(0).map_err(|e| e.to_string())?;
         Ok(Some(taken))
     }
 }
+
+#[cfg(test)]
+mod tests;

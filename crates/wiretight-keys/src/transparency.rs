@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls_pki_types::CertificateDer;
 use wiretight_tlog::policy::MAX_CLOCK_SKEW;
-use wiretight_tlog::{Hash, Policy, ProofError, Refused, Witnessed};
+use wiretight_tlog::{Hash, Policy, ProofError, Witnessed};
 
 use crate::logged::{Logged, NotLogged};
+use crate::x509::Period;
 
 /// The oldest proof of a leaf, in seconds: an SVID holds for a day at most.
 pub const MAX_LEAF_AGE: u64 = 86_400;
@@ -16,6 +17,9 @@ pub const MAX_LEAF_AGE: u64 = 86_400;
 pub const MAX_INTERMEDIATE_AGE: u64 = 400 * 86_400;
 /// Checkpoints that are remembered, so that a handshake pays for the hashes of a proof rather than for signatures.
 const REMEMBERED: usize = 1024;
+
+/// What holds whenever it is asked for.
+const ALWAYS: Period = Period { not_before: 0, not_after: u64::MAX };
 
 /// Whether certificates of the mesh need a proof.
 #[derive(Clone, Default)]
@@ -46,15 +50,15 @@ impl Transparency {
         self.check(certificate, place, now).is_ok()
     }
 
-    /// Checks one certificate of a chain that was verified.
+    /// Checks one certificate of a chain that was verified. Returns when that holds.
     pub(crate) fn check(
         &self,
         certificate: &CertificateDer<'_>,
         place: Place,
         now: u64,
-    ) -> Result<(), NotLogged> {
+    ) -> Result<Period, NotLogged> {
         match self {
-            Transparency::NotRequired => Ok(()),
+            Transparency::NotRequired => Ok(ALWAYS),
             Transparency::Required(pinned) => pinned.check(certificate, place, now),
         }
     }
@@ -100,7 +104,7 @@ impl Pinned {
         certificate: &CertificateDer<'_>,
         place: Place,
         now: u64,
-    ) -> Result<(), NotLogged> {
+    ) -> Result<Period, NotLogged> {
         let logged = Logged::from_certificate(certificate)?;
         let note = Hash::of(logged.proof.checkpoint.to_string().as_bytes());
         let known = self.believed().get(&note).cloned();
@@ -116,20 +120,19 @@ impl Pinned {
             Place::Leaf => MAX_LEAF_AGE,
             Place::Intermediate => MAX_INTERMEDIATE_AGE,
         };
-        witnessed.fresh(now, allowed + MAX_CLOCK_SKEW).map_err(ProofError::Refused)?;
-        // A certificate is logged when it is made. One that begins after its proof was made ahead of time.
-        if let Some(time) = witnessed.time()
-            && time.saturating_add(MAX_CLOCK_SKEW) < logged.not_before
-        {
-            let stale = Refused::Stale { age: logged.not_before - time, allowed: MAX_CLOCK_SKEW };
-            return Err(ProofError::Refused(stale).into());
-        }
+        let allowed = allowed + MAX_CLOCK_SKEW;
+        witnessed.fresh(now, allowed).map_err(ProofError::Refused)?;
+        logged.is_timely(&witnessed)?;
+        let holds = witnessed.time().map_or(ALWAYS, |time| Period {
+            not_before: time.saturating_sub(MAX_CLOCK_SKEW),
+            not_after: time.saturating_add(allowed),
+        });
         let mut believed = self.believed();
         if believed.len() >= REMEMBERED {
             believed.clear();
         }
         believed.insert(note, witnessed);
-        Ok(())
+        Ok(holds)
     }
 
     fn believed(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, Witnessed>> {

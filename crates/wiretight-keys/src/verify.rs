@@ -7,10 +7,10 @@ use std::sync::Arc;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
 
-use crate::logged::NotLogged;
+use crate::logged::{MAX_PROOF, NotLogged};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::transparency::{Place, Transparency};
-use crate::x509::{self, Leaf, Serial, Series, X509Error};
+use crate::x509::{self, Leaf, Period, Serial, Series, X509Error};
 
 /// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
 static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =
@@ -18,8 +18,13 @@ static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =
 
 /// The longest chain a peer may present: leaf, intermediate, and a root that need not be there.
 const MAX_CHAIN: usize = 4;
-/// The largest certificate a peer may present, in bytes.
-const MAX_CERT: usize = 16 * 1024;
+/// The largest certificate a peer may present, in bytes: the largest proof, and the rest.
+const MAX_CERT: usize = MAX_PROOF + 2 * 1024;
+/// The longest life of a leaf, in seconds: the longest `svid_ttl`, a day, and an hour for how it is rounded. Whoever has
+/// the CA's key can make none that outlasts it.
+pub const MAX_LEAF_LIFE: u64 = 25 * 3600;
+/// The longest life of an intermediate, in seconds: the longest `intermediate_ttl`, a year, and a day.
+pub const MAX_INTERMEDIATE_LIFE: u64 = 366 * 86_400;
 
 /// Which end of the handshake the certificate was shown by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +50,8 @@ struct Known {
     /// Of the intermediates that vouch for it.
     issuers: Vec<Serial>,
     root: Fingerprint,
-    not_after: u64,
+    /// When all of it holds: the certificates, and the proofs where they are required.
+    holds: Period,
 }
 
 impl VerifiedPeer {
@@ -59,9 +65,14 @@ impl VerifiedPeer {
         &self.0.serial
     }
 
-    /// The last second in which its whole chain holds (seconds since 1970).
+    /// The last second in which its whole chain holds, and its proofs where they are required (seconds since 1970).
     pub fn not_after(&self) -> u64 {
-        self.0.not_after
+        self.0.holds.not_after
+    }
+
+    /// Whether its whole chain holds at this time, and its proofs where they are required.
+    pub fn holds_at(&self, now: u64) -> bool {
+        (self.0.holds.not_before..=self.0.holds.not_after).contains(&now)
     }
 }
 
@@ -108,9 +119,30 @@ pub enum Refusal {
         /// Seconds until it begins.
         ahead: u64,
     },
-    /// Its node was removed, or the certificate was revoked.
-    #[error("{0} was revoked: its node was removed from the mesh, or may not claim it any more")]
-    Revoked(SpiffeId),
+    /// Its node was removed, or a certificate of its chain was revoked.
+    #[error("{what} of {id} was revoked: {why}")]
+    Revoked {
+        /// Whose.
+        id: SpiffeId,
+        /// Which certificate.
+        what: &'static str,
+        /// Why that is done, most likely.
+        why: &'static str,
+    },
+    /// A certificate that holds for longer than any that an authority makes.
+    #[error(
+        "{which} of {id} is valid for {life} s, and {allowed} s is the longest that a node accepts, regardless of who signed it: set a shorter lifetime in [authority], or find out who made it"
+    )]
+    LivesTooLong {
+        /// Whose.
+        id: SpiffeId,
+        /// Which certificate.
+        which: &'static str,
+        /// How long it holds.
+        life: u64,
+        /// How long it may.
+        allowed: u64,
+    },
     /// A certificate of its chain has no proof that it stands in the log, or not one that we believe.
     #[error("{which} of {id} is not provably in the log, and this node demands it: {why}")]
     NotLogged {
@@ -154,7 +186,8 @@ impl Refusal {
             Refusal::Untrusted(_) => "untrusted",
             Refusal::Expired { .. } => "expired",
             Refusal::NotYetValid { .. } => "not_yet_valid",
-            Refusal::Revoked(_) => "revoked",
+            Refusal::Revoked { .. } => "revoked",
+            Refusal::LivesTooLong { .. } => "lives_too_long",
             Refusal::NotLogged { .. } => "not_logged",
             Refusal::NoNews => "no_news",
             Refusal::WrongPeer { .. } => "wrong_peer",
@@ -176,9 +209,9 @@ pub struct Revocations {
 
 impl Revocations {
     fn holds(&self, serial: &Serial) -> bool {
-        let by_index = |index| self.indexes.iter().any(|(from, to)| (*from..=*to).contains(&index));
-        serial.series().is_some_and(|s| self.series.contains(&s))
-            || serial.index().is_some_and(by_index)
+        let index = serial.index();
+        let by_index = self.indexes.iter().any(|(from, to)| (*from..=*to).contains(&index));
+        by_index || self.series.contains(&serial.series())
     }
 }
 
@@ -232,9 +265,25 @@ impl TrustBundle {
     /// Whether a peer that was verified once, by this bundle or an earlier one, is still believed. Its
     /// time is not looked at: a session may outlive the certificate that it began with.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
+        self.standing(peer).is_ok()
+    }
+
+    /// The same, and which certificate was revoked if it is not.
+    pub fn standing(&self, peer: &VerifiedPeer) -> Result<(), Refusal> {
         let Known { serial, issuers, root, .. } = &*peer.0;
-        let mut chain = std::iter::once(serial).chain(issuers);
-        !chain.any(|serial| self.is_revoked(serial)) && !self.revoked.roots.contains(root)
+        let (what, why) = if self.revoked.roots.contains(root) {
+            let why = "that root was retired before its certificates had expired; its node gets another certificate by itself";
+            ("the root certificate", why)
+        } else if issuers.iter().any(|serial| self.is_revoked(serial)) {
+            let why = "all certificates below that one are revoked with it; its node gets another certificate by itself";
+            ("the intermediate certificate", why)
+        } else if self.is_revoked(serial) {
+            let why = "its node was removed from the mesh, or may not claim it any more, or an operator revoked this certificate (`wiretight revoke`)";
+            ("the certificate", why)
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::Revoked { id: peer.id().clone(), what, why })
     }
 
     /// Checks the chain that a peer showed, leaf first.
@@ -249,7 +298,7 @@ impl TrustBundle {
             return Err(Refusal::ChainTooLarge("too many certificates"));
         }
         if chain.iter().any(|c| c.len() > MAX_CERT) {
-            return Err(Refusal::ChainTooLarge("a certificate of more than 16 KiB"));
+            return Err(Refusal::ChainTooLarge("a certificate of more than 26 KiB"));
         }
         let Leaf { id, serial, period, .. } = Leaf::parse(leaf_der)?;
         if id.trust_domain != self.trust_domain {
@@ -279,33 +328,44 @@ impl TrustBundle {
         let path = cert
             .verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
             .map_err(bad_chain)?;
-        let logged = |certificate: &CertificateDer<'_>, place: Place| {
-            let which = match place {
-                Place::Leaf => "the certificate",
-                Place::Intermediate => "the intermediate",
+        // When one certificate of the chain holds, and its proof.
+        let holds = |certificate: &CertificateDer<'_>, place: Place, period: Period| {
+            let (which, allowed) = match place {
+                Place::Leaf => ("the certificate", MAX_LEAF_LIFE),
+                Place::Intermediate => ("the intermediate", MAX_INTERMEDIATE_LIFE),
             };
-            let id = id.clone();
+            let (id, life) = (id.clone(), period.not_after.saturating_sub(period.not_before));
+            if life > allowed {
+                return Err(Refusal::LivesTooLong { id, which, life, allowed });
+            }
             let checked = self.transparency.check(certificate, place, now.as_secs());
-            checked.map_err(|why| Refusal::NotLogged { id, which, why })
+            let proof = checked.map_err(|why| Refusal::NotLogged { id, which, why })?;
+            Ok(both(period, proof))
         };
-        logged(leaf_der, Place::Leaf)?;
-        let (mut not_after, mut issuers) = (period.not_after, Vec::new());
+        let mut all = holds(leaf_der, Place::Leaf, period)?;
+        let mut issuers = Vec::new();
         for issuer in path.intermediate_certificates() {
-            logged(&issuer.der(), Place::Intermediate)?;
-            // What the verifier could read and we cannot has ended, as far as we know.
-            not_after = not_after.min(x509::not_after(&issuer.der()).unwrap_or(0));
-            issuers.extend(x509::serial(&issuer.der()));
+            let der = issuer.der();
+            let read = x509::period(&der).zip(x509::serial(&der));
+            let (period, serial) = read.ok_or_else(|| Refusal::BadChain {
+                id: id.clone(),
+                detail: "its intermediate is not one of ours: its serial number does not have 16 bytes of which the first is 0x40 to 0x7f".into(),
+            })?;
+            all = both(all, holds(&der, Place::Intermediate, period)?);
+            issuers.push(serial);
         }
         let used = self.anchors.iter().position(|a| a == path.anchor());
         let Some(root) = used.and_then(|n| self.roots.get(n)).map(x509::fingerprint) else {
             return Err(Refusal::Untrusted(id));
         };
-        let peer = VerifiedPeer(Arc::new(Known { id, serial, issuers, root, not_after }));
-        match self.stands_by(&peer) {
-            true => Ok(peer),
-            false => Err(Refusal::Revoked(peer.id().clone())),
-        }
+        let peer = VerifiedPeer(Arc::new(Known { id, serial, issuers, root, holds: all }));
+        self.standing(&peer).map(|()| peer)
     }
+}
+
+/// When both hold.
+fn both(a: Period, b: Period) -> Period {
+    Period { not_before: a.not_before.max(b.not_before), not_after: a.not_after.min(b.not_after) }
 }
 
 /// For a first join, where all that is known is a root's fingerprint: picks that root out of the

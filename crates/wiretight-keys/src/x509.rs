@@ -69,52 +69,99 @@ pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error 
     move |e| X509Error::Malformed { what, detail: e.to_string() }
 }
 
-/// A certificate's serial number: positive, at most 20 bytes, in lower-case hex.
-///
-/// Of the 16 bytes that our authority gives, the first eight are the certificate's [`Series`] and the
-/// others the index of its entry in the log.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
-pub struct Serial(Box<str>);
+/// The serial number of a certificate of a mesh: exactly 16 bytes, of which the first is 0x40 to 0x7f, so that there is
+/// one way to write it. The first eight bytes are the certificate's [`Series`], the others the index of its entry in the
+/// log. Revocations name one or the other, so a certificate with any other serial number is not one of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
+pub struct Serial([u8; Serial::LEN]);
 
 impl Serial {
-    /// From big-endian bytes; leading zeros do not count.
-    pub fn from_bytes(bytes: &[u8]) -> Serial {
-        let skip = bytes.iter().take_while(|b| **b == 0).count();
-        Serial(hex(&bytes[skip..]).into())
+    /// Its length, in bytes.
+    pub const LEN: usize = 2 * Series::LEN;
+
+    /// From the content of its DER INTEGER: the only reader of serial numbers.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Serial, X509Error> {
+        match <[u8; Serial::LEN]>::try_from(bytes) {
+            Ok(bytes) if is_first(bytes[0]) => Ok(Serial(bytes)),
+            _ => Err(X509Error::Malformed {
+                what: "serial number",
+                detail: "it must have 16 bytes, the first of them 0x40 to 0x7f".into(),
+            }),
+        }
     }
 
-    /// Lower-case hex.
-    pub fn as_str(&self) -> &str {
+    /// From the text that it is displayed as.
+    pub fn from_hex(text: &str) -> Result<Serial, X509Error> {
+        let bytes = unhex(text).ok_or_else(|| X509Error::Malformed {
+            what: "serial number",
+            detail: "not lower-case hex digits".into(),
+        })?;
+        Serial::from_bytes(&bytes)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; Serial::LEN] {
         &self.0
     }
 
-    /// The index of its entry in the log; `None` if our authority did not make it.
-    pub fn index(&self) -> Option<u64> {
-        self.series()?;
-        u64::from_str_radix(self.0.get(2 * Series::LEN..)?, 16).ok()
+    /// The index of its entry in the log.
+    pub fn index(&self) -> u64 {
+        u64::from_be_bytes(*self.0.last_chunk().expect("8 of 16 bytes"))
     }
 
-    /// The series that it belongs to; `None` if our authority did not make it.
-    pub fn series(&self) -> Option<Series> {
-        let (series, _) = self.0.as_bytes().split_at_checked(2 * Series::LEN)?;
-        (self.0.len() == 4 * Series::LEN)
-            .then(|| Series(str::from_utf8(series).expect("hex is ASCII").into()))
+    /// The same with another index.
+    pub(crate) fn with_index(self, index: u64) -> Serial {
+        self.series().serial(index)
     }
+
+    /// The series that it belongs to.
+    pub fn series(&self) -> Series {
+        Series(*self.0.first_chunk().expect("8 of 16 bytes"))
+    }
+}
+
+/// What a serial number and a series begin with.
+fn is_first(byte: u8) -> bool {
+    (0x40..=0x7f).contains(&byte)
+}
+
+/// The bytes of lower-case hex digits.
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let byte = |[high, low]: &[u8; 2]| Some(digit(*high)? << 4 | digit(*low)?);
+    rest.is_empty().then(|| pairs.iter().map(byte).collect())?
 }
 
 impl std::fmt::Display for Serial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl From<Serial> for [u8; Serial::LEN] {
+    fn from(serial: Serial) -> [u8; Serial::LEN] {
+        serial.0
+    }
+}
+
+impl From<Serial> for String {
+    fn from(serial: Serial) -> String {
+        serial.to_string()
     }
 }
 
 /// What all certificates of one identity on one enrolled node have in common, renewals included: the
 /// first half of their serial numbers. It is what a revocation names, so that a connection is cut
 /// however long ago its certificate was renewed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Series(Box<str>);
+pub struct Series([u8; Series::LEN]);
 
 impl Series {
     /// Its length, in bytes.
@@ -125,39 +172,42 @@ impl Series {
         let mut bytes = random;
         // As a serial number begins: positive, and its length fixed.
         bytes[0] = bytes[0] & 0x7f | 0x40;
-        Series(hex(&bytes).into())
+        Series(bytes)
     }
 
     /// The serial number of its certificate whose entry has this index in the log.
-    pub fn serial(&self, index: u64) -> [u8; 16] {
-        let series = u64::from_str_radix(&self.0, 16).expect("a series is 16 hex digits");
-        let mut serial = [0; 16];
-        serial[..Series::LEN].copy_from_slice(&series.to_be_bytes());
+    pub fn serial(&self, index: u64) -> Serial {
+        let mut serial = [0; Serial::LEN];
+        serial[..Series::LEN].copy_from_slice(&self.0);
         serial[Series::LEN..].copy_from_slice(&index.to_be_bytes());
-        serial
+        Serial(serial)
     }
+}
 
-    /// 16 lower-case hex digits.
-    pub fn as_str(&self) -> &str {
-        &self.0
+/// 16 lower-case hex digits.
+impl std::fmt::Display for Series {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
     }
 }
 
 impl TryFrom<String> for Series {
     type Error = X509Error;
     fn try_from(text: String) -> Result<Series, X509Error> {
-        let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if digits && text.len() == 2 * Series::LEN {
-            return Ok(Series(text.into()));
-        }
-        let detail = format!("not {} lower-case hex digits", 2 * Series::LEN);
-        Err(X509Error::Malformed { what: "series", detail })
+        let bytes = unhex(&text).and_then(|b| <[u8; Series::LEN]>::try_from(b).ok());
+        bytes.filter(|b| is_first(b[0])).map(Series).ok_or_else(|| X509Error::Malformed {
+            what: "series",
+            detail: format!(
+                "not {} lower-case hex digits of which the first is 4 to 7",
+                2 * Series::LEN
+            ),
+        })
     }
 }
 
 impl From<Series> for String {
     fn from(series: Series) -> String {
-        series.0.into()
+        series.to_string()
     }
 }
 
@@ -300,12 +350,13 @@ pub struct Tbs {
 
 impl Tbs {
     /// Builds the to-be-signed part. `issuer` is the issuing certificate, or `None` for a root;
-    /// `serial` is of a leaf [`Series::serial`], of a CA 16 random bytes.
+    /// `serial` is of a leaf [`Series::serial`] with the index 0, of a CA the same with a series of its own, or 16 random
+    /// bytes of which the first two bits are set aright.
     pub fn new(
         profile: &Profile,
         key: &SubjectPublicKeyInfoOwned,
         period: Period,
-        serial: [u8; 16],
+        serial: impl Into<[u8; Serial::LEN]>,
         issuer: Option<&CertificateDer<'_>>,
         signature: AlgorithmIdentifierOwned,
     ) -> Result<Tbs, X509Error> {
@@ -370,7 +421,7 @@ impl Tbs {
         extensions.push(extension(&aki, false)?);
 
         // The top bit is cleared (the number is positive) and the next one set (its length is fixed).
-        let mut serial = serial;
+        let mut serial = serial.into();
         serial[0] = serial[0] & 0x7f | 0x40;
         let tbs = TbsCertificate {
             version: 2, // v3
@@ -462,7 +513,7 @@ impl Leaf {
         let validity = tbs.validity();
         Ok(Leaf {
             id: uri.parse().map_err(|e: crate::NameError| bad(&e.to_string()))?,
-            serial: Serial::from_bytes(tbs.serial_number().as_bytes()),
+            serial: Serial::from_bytes(tbs.serial_number().as_bytes())?,
             period: Period {
                 not_before: validity.not_before.to_unix_duration().as_secs(),
                 not_after: validity.not_after.to_unix_duration().as_secs(),
@@ -474,14 +525,21 @@ impl Leaf {
 
 /// The last second in which any certificate holds; `None` if it is not one.
 pub fn not_after(der: &[u8]) -> Option<u64> {
-    let cert = x509_cert::Certificate::from_der(der).ok()?;
-    Some(cert.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
+    Some(period(der)?.not_after)
 }
 
-/// The serial number of any certificate; `None` if it is not one.
+/// When any certificate holds; `None` if it is not one.
+pub fn period(der: &[u8]) -> Option<Period> {
+    let cert = x509_cert::Certificate::from_der(der).ok()?;
+    let Validity { not_before, not_after, .. } = cert.tbs_certificate().validity();
+    let secs = |time: &Time| time.to_unix_duration().as_secs();
+    Some(Period { not_before: secs(not_before), not_after: secs(not_after) })
+}
+
+/// The serial number of a certificate of the mesh; `None` if it is not one.
 pub fn serial(der: &[u8]) -> Option<Serial> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
-    Some(Serial::from_bytes(cert.tbs_certificate().serial_number().as_bytes()))
+    Serial::from_bytes(cert.tbs_certificate().serial_number().as_bytes()).ok()
 }
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo; `None` if it is not a certificate.

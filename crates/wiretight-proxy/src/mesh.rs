@@ -165,8 +165,7 @@ pub struct Mesh {
     without_news: AtomicBool,
     registry: ArcSwap<Registry>,
     meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
-    /// With when they were verified (seconds since 1970).
-    verified: Mutex<HashMap<(ChainHash, Role), (VerifiedPeer, u64)>>,
+    verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
     changed: watch::Sender<u64>,
 }
 
@@ -246,7 +245,15 @@ impl Mesh {
 
     /// Whether a peer that was verified once may still be dealt with. Its time is not looked at.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
-        self.has_news(peer) && self.bundle.load().stands_by(peer)
+        self.standing(peer).is_ok()
+    }
+
+    /// The same, and why not.
+    pub fn standing(&self, peer: &VerifiedPeer) -> Result<(), Refusal> {
+        match self.has_news(peer) {
+            true => self.bundle.load().standing(peer),
+            false => Err(Refusal::NoNews),
+        }
     }
 
     /// Replaces the registry.
@@ -292,8 +299,8 @@ impl Mesh {
         self.meant.load().get(&to).cloned().flatten()
     }
 
-    /// Verifies the chain that a peer showed, now. Time and standing are checked each time; the
-    /// signatures of a chain that was seen before are not checked again.
+    /// Verifies the chain that a peer showed, now. Time, the freshness of proofs and standing are checked each time;
+    /// the signatures of a chain that was seen before are not checked again.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
@@ -316,9 +323,8 @@ impl Mesh {
         let bundle = self.bundle.load();
         let key = (hash(chain), role);
         let known = self.remembered().get(&key).cloned();
-        // By a clock that was ahead when it was verified it may not be valid yet.
-        if let Some((peer, at)) = known
-            && (at..=peer.not_after()).contains(&now.as_secs())
+        if let Some(peer) = known
+            && peer.holds_at(now.as_secs())
             && bundle.stands_by(&peer)
         {
             return Ok(peer);
@@ -330,14 +336,12 @@ impl Mesh {
         }
         // A bundle that changed meanwhile has emptied the memory: what the old one said stays out.
         if Arc::ptr_eq(&bundle, &self.bundle.load()) {
-            remembered.insert(key, (peer.clone(), now.as_secs()));
+            remembered.insert(key, peer.clone());
         }
         Ok(peer)
     }
 
-    fn remembered(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), (VerifiedPeer, u64)>> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), VerifiedPeer>> {
         self.verified.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

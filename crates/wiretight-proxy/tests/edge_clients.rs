@@ -195,7 +195,7 @@ fn a_revoked_members_streams_end_at_once_and_anothers_go_on() {
     };
     let ((mut web, serial), (mut app, _)) = (open("service/web"), open("service/app"));
     let mut live = run_on(Http3::connect(&rig, Some((&rig.ca, "service/app")))).unwrap();
-    let series: BTreeSet<_> = serial.series().into_iter().collect();
+    let series: BTreeSet<_> = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };
     let roots = vec![rig.ca.root.clone()];
     rig.mesh.set_bundle(TrustBundle::new(rig.ca.td.clone(), roots, revoked).unwrap());

@@ -448,13 +448,31 @@ fn a_websocket_goes_over_http2() {
         client.send(&frame(DATA, END_STREAM, 1, &[])).await.unwrap();
         while client.wait(DATA, 1).await.flags & END_STREAM == 0 {}
         // Any other protocol is none, and a CONNECT without one is no tunnel.
-        fields[1].1 = "connect-udp";
-        client.send(&frame(HEADERS, END_HEADERS, 3, &hpack(&fields))).await.unwrap();
-        client.wait(HEADERS, 3).await;
+        for protocol in ["connect-udp", "h2c", "connect-ip", "webtransport", "WEBSOCKET"] {
+            fields[1].1 = protocol;
+            let mut client = Http2::open(&rig).await;
+            client.send(&frame(HEADERS, END_HEADERS, 1, &hpack(&fields))).await.unwrap();
+            assert_eq!(client.wait(HEADERS, 1).await.status(), 405, "{protocol}");
+        }
         let mut client = Http2::open(&rig).await;
         let tunnel = hpack(&[(":method", "CONNECT"), (":authority", SITE)]);
         client.send(&frame(HEADERS, END_HEADERS, 1, &tunnel)).await.unwrap();
         assert_eq!(client.wait(HEADERS, 1).await.status(), 405);
+    });
+}
+
+#[test]
+fn a_program_that_does_not_switch_protocols_gets_no_tunnel_over_http2() {
+    let rig = EdgeRig::new(&[rig::backend(|mut socket| {
+        let _ = socket.read(&mut [0; 4096]);
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    })]);
+    let mut fields = fields("CONNECT", "/ws");
+    fields.insert(1, (":protocol", "websocket"));
+    run(async {
+        let mut client = Http2::open(&rig).await;
+        client.send(&frame(HEADERS, END_HEADERS, 1, &hpack(&fields))).await.unwrap();
+        assert_eq!(client.wait(HEADERS, 1).await.status(), 502);
     });
 }
 
@@ -564,6 +582,9 @@ fn malformed_http3_ends_the_stream_or_the_connection() {
     const MISSING: u64 = 0x10a;
     let rig = one();
     let good = frame3(1, &qpack(&fields("GET", "/name")));
+    let request = |before: &[(&'static str, &'static str)], after: &[_]| {
+        frame3(1, &qpack(&[before, &fields("GET", "/name"), after].concat()))
+    };
     let reason = |connection: &quinn::Connection| match connection.close_reason() {
         Some(quinn::ConnectionError::ApplicationClosed(close)) => close.error_code.into_inner(),
         other => panic!("{other:?}"),
@@ -616,6 +637,12 @@ fn malformed_http3_ends_the_stream_or_the_connection() {
             ("an index beyond the table", frame3(1, &[0, 0, 0xff, 0xff, 0x00])),
             ("a dynamic index", frame3(1, &[2, 0, 0x80])),
             ("nothing", Vec::new()),
+            ("a method twice", request(&[], &[(":method", "GET")])),
+            ("a path twice", request(&[(":path", "/")], &[])),
+            ("a path behind other fields", request(&[("a", "b")], &[(":path", "/name")])),
+            ("an authority behind other fields", request(&[("a", "b")], &[(":authority", SITE)])),
+            ("a status", request(&[(":status", "200")], &[])),
+            ("a protocol without CONNECT", request(&[(":protocol", "websocket")], &[])),
         ] {
             let (_endpoint, connection, _control) = http3(&rig).await;
             let (mut send, mut recv) = connection.open_bi().await.unwrap();

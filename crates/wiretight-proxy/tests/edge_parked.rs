@@ -258,7 +258,7 @@ fn a_revoked_member_is_cut() {
     };
     let ((mut web, serial), (mut app, _)) = (open("service/web"), open("service/app"));
     a_while();
-    let series: BTreeSet<_> = serial.series().into_iter().collect();
+    let series: BTreeSet<_> = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };
     let roots = vec![rig.ca.root.clone()];
     rig.mesh.set_bundle(TrustBundle::new(rig.ca.td.clone(), roots, revoked).unwrap());

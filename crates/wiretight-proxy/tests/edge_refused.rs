@@ -16,6 +16,7 @@ use wiretight_proxy::edge::{CertificateError, SiteCertificate, Source};
 use wiretight_proxy::relay::settings::{RelaySettings, ServiceSettings};
 
 use rig::edge::{EdgeRig, Raw, SITE, full, http_backend, run, site};
+use rig::frames::*;
 
 const OTHER: &str = "other.service.test.example";
 
@@ -111,6 +112,45 @@ fn a_name_that_no_site_has_is_turned_away_by_an_alert() {
         assert!(endpoint.connect(rig.https(), OTHER).unwrap().await.is_err());
         assert!(endpoint.connect(rig.https(), SITE).unwrap().await.is_ok());
     });
+}
+
+#[test]
+fn a_client_without_a_name_gets_the_default_site_and_no_other() {
+    let other = http_backend("other", false).to_string();
+    let to = [http_backend("one", false).to_string()];
+    let mut rig = EdgeRig::with(&to, |settings| {
+        settings.sites.push(site(OTHER, &[other]));
+        settings.sites[0].default = true;
+    });
+    let get = |rig: &EdgeRig, request: String| {
+        // An address is no name: the client sends none.
+        let mut config = rig.client(&["http/1.1"]);
+        config.enable_sni = false;
+        let mut raw = Raw::over(rig::connect(rig.https()), config, SITE);
+        let _ = raw.0.write_all(request.as_bytes());
+        raw.rest()
+    };
+    let by =
+        |host: &str| format!("GET /name HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for host in [SITE, "127.0.0.1", "10.0.0.1:443", "[::1]:443", "nobody.example"] {
+        assert!(get(&rig, by(host)).ends_with("one"), "{host}");
+    }
+    assert!(get(&rig, "GET /name HTTP/1.0\r\n\r\n".into()).ends_with("one"));
+    assert!(get(&rig, by(OTHER)).starts_with("HTTP/1.1 421 "));
+    run(async {
+        let mut tls = rig.client(&["h3"]);
+        tls.enable_sni = false;
+        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+        let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        endpoint.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
+        assert!(endpoint.connect(rig.https(), SITE).unwrap().await.is_ok());
+    });
+    // A name that no site has is turned away as ever, and without a default so is no name.
+    let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), "a.test");
+    assert!(raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err());
+    rig.settings.sites[0].default = false;
+    rig.edge.apply(&rig.settings).unwrap();
+    assert_eq!(get(&rig, by(SITE)), "");
 }
 
 #[test]
@@ -241,6 +281,253 @@ fn a_balancer_is_believed_when_it_is_trusted_and_must_say_who_it_speaks_for() {
     let plain = one();
     let answer = plain.get("GET /headers HTTP/1.1\r\nX-Forwarded-For: 9.9.9.9\r\n");
     assert!(answer.contains("x-forwarded-for: 127.0.0.1\n"), "{answer}");
+}
+
+#[test]
+fn the_plain_port_reads_the_proxy_header_of_a_balancer_too() {
+    let to = [http_backend("one", false).to_string()];
+    let rig = EdgeRig::with(&to, |settings| {
+        settings.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+        settings.proxy_protocol = true;
+    });
+    let get = |from: [u8; 4], header: &[u8]| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&rig.settings.http[0].into()).unwrap();
+        let mut socket = TcpStream::from(socket);
+        socket.set_read_timeout(Some(rig::PATIENCE)).unwrap();
+        socket.write_all(header).unwrap();
+        let _ = socket.write_all(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n").as_bytes());
+        let mut answer = String::new();
+        let _ = socket.read_to_string(&mut answer);
+        answer
+    };
+    let version2 = [
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(),
+        &[203, 0, 113, 7, 127, 0, 0, 1, 1, 2, 0, 80],
+    ];
+    for header in [b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\n", version2.concat().as_slice()] {
+        assert!(get([127, 0, 0, 1], header).starts_with("HTTP/1.1 308 "));
+    }
+    assert_eq!(get([127, 0, 0, 1], b""), "");
+    rig::eventually("that is counted", || rig.refused("no_proxy_header") == 1);
+    // Nobody else says who connected.
+    assert!(get([127, 0, 0, 2], b"").starts_with("HTTP/1.1 308 "));
+    let stranger = get([127, 0, 0, 2], b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\n");
+    assert!(stranger.starts_with("HTTP/1.1 400 "), "{stranger}");
+}
+
+/// A program that answers each request with this, and tells what it was sent.
+fn answers(with: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let program = rig::backend(move |mut socket| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            if socket.read_exact(&mut byte).is_err() {
+                return;
+            }
+            head.push(byte[0]);
+        }
+        let _ = tell.send(String::from_utf8(head).unwrap().to_lowercase());
+        let _ = socket.write_all(with.as_bytes());
+        let _ = socket.read(&mut [0; 4096]);
+    });
+    (program, told)
+}
+
+#[test]
+fn no_protocol_but_websocket_is_switched_to() {
+    let switches = |protocol: &str| {
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        )
+    };
+    let (h2c, websocket) = (switches("h2c").leak(), switches("websocket").leak());
+    for (asks, with, status) in [
+        ("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", &*h2c, "502"),
+        ("Connection: upgrade\r\nUpgrade: H2C\r\n", h2c, "502"),
+        ("Connection: upgrade\r\nUpgrade: TLS/1.0, h2c\r\n", h2c, "502"),
+        ("Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", h2c, "502"),
+        ("Connection: upgrade\r\nUpgrade: websocket\r\n", h2c, "502"),
+        ("Connection: upgrade\r\nUpgrade: websocket\r\n", websocket, "101"),
+        ("Connection: upgrade\r\nUpgrade: h2c, WebSocket\r\n", websocket, "101"),
+        ("Upgrade: websocket\r\n", websocket, "502"),
+    ] {
+        let (program, told) = answers(with);
+        let rig = EdgeRig::new(&[program]);
+        let mut raw = rig.raw();
+        let settings = "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n";
+        raw.send(&format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n{asks}{settings}\r\n"));
+        let head = raw.until("\r\n\r\n");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{asks}: {head}");
+        let sent = told.recv().unwrap();
+        assert!(!sent.contains("h2c") && !sent.contains("http2-settings"), "{sent}");
+        let passed = asks.contains("ection") && asks.to_lowercase().contains("websocket");
+        assert_eq!(sent.contains("\r\nupgrade: websocket\r\n"), passed, "{sent}");
+    }
+    // POST has a body, which is not the new protocol's; HTTP/1.0 knows no other.
+    for line in ["POST / HTTP/1.1", "GET / HTTP/1.0"] {
+        let (program, told) = answers(websocket);
+        let rig = EdgeRig::new(&[program]);
+        let mut raw = rig.raw();
+        let asks = "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n";
+        raw.send(&format!("{line}\r\nHost: {SITE}\r\n{asks}\r\n"));
+        let head = raw.until("\r\n\r\n");
+        assert!(head.contains(" 502 "), "{line}: {head}");
+        assert!(!told.recv().unwrap().contains("upgrade"), "{line}");
+    }
+}
+
+#[test]
+fn an_answer_that_says_its_length_twice_is_a_bad_gateway() {
+    let chunks = "a\r\n0123456789\r\n0\r\n\r\n";
+    for (head, body, status) in [
+        ("Content-Length: 5\r\nTransfer-Encoding: chunked", chunks, "502"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 10", chunks, "502"),
+        ("Transfer-Encoding: gzip, chunked", chunks, "502"),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", chunks, "502"),
+        ("Transfer-Encoding: gzip", "0123456789", "502"),
+        ("Content-Length: 10\r\nContent-Length: 10", "0123456789", "502"),
+        ("Content-Length: 10, 10", "0123456789", "502"),
+        ("Content-Length: 5\r\nContent-Length: 10", "0123456789", "502"),
+        ("Transfer-Encoding: Chunked", chunks, "200"),
+        ("Content-Length: 10", "0123456789", "200"),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\nConnection: close\r\n\r\n{body}");
+        let (program, _told) = answers(answer.leak());
+        let rig = EdgeRig::new(&[program]);
+        let got = rig.get("GET / HTTP/1.1\r\n");
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {got}");
+        run(async {
+            let mut client = rig.http2().await;
+            let get = Request::get(format!("https://{SITE}/")).body(full("")).unwrap();
+            let answer = client.send_request(get).await.unwrap();
+            assert_eq!(answer.status().as_str(), status, "{head}");
+        });
+    }
+}
+
+#[test]
+fn early_hints_come_before_the_answer_on_each_protocol() {
+    let (program, _told) = answers(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n\
+         HTTP/1.1 103 Early Hints\r\nLink: </b.css>; rel=preload\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+    );
+    let rig = EdgeRig::new(&[program]);
+    let answer = rig.get("GET / HTTP/1.1\r\n");
+    let (first, rest) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(first, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload", "{answer}");
+    assert!(rest.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </b.css>; rel=preload\r\n\r\n"));
+    assert!(rest.contains("\r\n\r\nHTTP/1.1 200 OK\r\n") && rest.ends_with("ok"), "{rest}");
+    // HTTP/1.0 knows none.
+    let mut raw = rig.raw();
+    raw.send(&format!("GET / HTTP/1.0\r\nHost: {SITE}\r\n\r\n"));
+    assert!(raw.rest().starts_with("HTTP/1.0 200 OK\r\n"));
+    run(async {
+        let mut client = Http2::open(&rig).await;
+        client.send(&get(1, "/")).await.unwrap();
+        assert_eq!(client.wait(HEADERS, 1).await.status(), 103);
+        client.wait(HEADERS, 1).await;
+        client.wait(HEADERS, 1).await;
+        assert_eq!(client.wait(DATA, 1).await.payload, b"ok");
+        let (_endpoint, connection) = rig.quic(1 << 20).await;
+        let mut control = connection.open_uni().await.unwrap();
+        control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&frame3(1, &qpack(&fields("GET", "/")))).await.unwrap();
+        send.finish().unwrap();
+        let answer = recv.read_to_end(100_000).await.unwrap();
+        // :status 103 and 200 of the static table (RFC 9204, appendix A), each first in its head.
+        let heads =
+            |status: u8| answer.windows(3).filter(|at| at == &[0, 0, 0xc0 | status]).count();
+        assert_eq!((heads(24), heads(25)), (2, 1), "{answer:?}");
+    });
+}
+
+#[test]
+fn a_path_that_http1_refuses_is_refused_in_http2_too() {
+    let rig = one();
+    let mut raw = rig.raw();
+    raw.send(&format!("GET /caf\u{e9} HTTP/1.1\r\nHost: {SITE}\r\n\r\n"));
+    assert!(raw.rest().starts_with("HTTP/1.1 400 "));
+    run(async {
+        for (path, status) in [("/\u{85}", 400), ("/caf\u{e9}", 400), ("/caf%C3%A9", 404)] {
+            let mut client = Http2::open(&rig).await;
+            client.send(&get(1, path)).await.unwrap();
+            assert_eq!(client.wait(HEADERS, 1).await.status(), status, "{path:?}");
+        }
+    });
+}
+
+/// What strangers say of themselves and of others, each with a value that must not arrive.
+const CLAIMS: [&str; 14] = [
+    "X-Forwarded-For",
+    "X-Forwarded-User",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Client-Cert",
+    "X_Forwarded_Client_Cert",
+    "X-Forwarded_For",
+    "X_FORWARDED_PROTO",
+    "X-Client-IP",
+    "True-Client-IP",
+    "client_ip",
+    "CF-Connecting-IP",
+    "X-Real-IP",
+    "x_real_ip",
+    "Forwarded",
+];
+
+#[test]
+fn what_a_stranger_claims_reaches_no_program_on_any_protocol() {
+    let rig = one();
+    let lines: String = CLAIMS.map(|name| format!("{name}: 6.6.6.6\r\n")).concat();
+    let trailers: String = CLAIMS.map(|name| format!("{name}: 6.6.6.6\r\n")).concat();
+    let answer = rig.get(&format!("GET /headers HTTP/1.1\r\n{lines}my_header: kept\r\n"));
+    assert!(answer.contains("my_header: kept\n") && !answer.contains("6.6.6.6"), "{answer}");
+    // Behind the body, announced or not.
+    let announced = CLAIMS.join(", ");
+    let mut raw = rig.raw();
+    raw.send(&format!(
+        "POST /tail HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\
+         Trailer: x-sum, {announced}\r\n\r\n1\r\na\r\n0\r\nx-sum: 7\r\n{trailers}\r\n"
+    ));
+    let answer = raw.rest();
+    assert!(answer.contains("\"x-sum\": \"7\"") && !answer.contains("6.6.6.6"), "{answer}");
+    let small: Vec<_> = CLAIMS.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let claims: Vec<_> = small.iter().map(|name| (name.as_str(), "6.6.6.6")).collect();
+    run(async {
+        let mut head = fields("GET", "/headers");
+        head.extend(&claims);
+        head.push(("my_header", "kept"));
+        let mut client = Http2::open(&rig).await;
+        let flags = END_HEADERS | END_STREAM;
+        client.send(&frame(HEADERS, flags, 1, &hpack(&head))).await.unwrap();
+        let text = String::from_utf8(client.wait(DATA, 1).await.payload).unwrap();
+        assert!(text.contains("my_header: kept\n") && !text.contains("6.6.6.6"), "{text}");
+        let (_endpoint, connection) = rig.quic(1 << 20).await;
+        let mut control = connection.open_uni().await.unwrap();
+        control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&frame3(1, &qpack(&head))).await.unwrap();
+        send.finish().unwrap();
+        let answer = recv.read_to_end(100_000).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.contains("my_header: kept\n") && !text.contains("6.6.6.6"), "{text}");
+        // Trailers over HTTP/3, beside a length: the program gets those that were announced.
+        let mut head = fields("POST", "/tail");
+        head.extend([("content-length", "1"), ("trailer", "x-sum, x-forwarded-for")]);
+        let mut tail = vec![("x-sum", "7")];
+        tail.extend(&claims);
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let frames = [frame3(1, &qpack(&head)), frame3(0, b"a"), frame3(1, &qpack(&tail))];
+        send.write_all(&frames.concat()).await.unwrap();
+        send.finish().unwrap();
+        let answer = recv.read_to_end(100_000).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.contains("\"x-sum\": \"7\"") && !text.contains("6.6.6.6"), "{text}");
+    });
 }
 
 #[test]

@@ -356,3 +356,60 @@ fn a_node_without_news_for_too_long_makes_and_takes_no_connections() {
     w.pair.mesh_b.set_without_news(false);
     ping(&mut w.pair.connect(), b"again").unwrap();
 }
+
+#[test]
+fn a_chain_that_was_verified_once_is_asked_again_for_how_old_its_proof_is() {
+    let w = world();
+    // Seen as early as is allowed, so that the proof grows old before the certificate ends.
+    let made = Made { cosigned: &[(0, 350), (1, 350)] };
+    let issue = |tbs| w.ledger.prove(tbs, made);
+    let chain = w.pair.ca.issue_with("service/web", 89_900, issue).0;
+    let mesh = &w.pair.mesh_b;
+    let at = |secs| rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(secs));
+    let client = wiretight_keys::Role::Client;
+    let begun = now();
+    mesh.verify(&chain, client, at(begun)).unwrap();
+    let fresh = begun - 350 + 86_400 + 300;
+    for late in [fresh + 5, fresh + 20] {
+        let by_bundle = mesh.bundle().verify(&chain, client, at(late)).unwrap_err();
+        assert_eq!(by_bundle.reason(), "not_logged", "{by_bundle}");
+        assert_eq!(mesh.verify(&chain, client, at(late)), Err(by_bundle));
+    }
+    // Nor is it believed by a clock that is before it.
+    for early in [begun - 3600, begun - 700] {
+        let by_bundle = mesh.bundle().verify(&chain, client, at(early)).unwrap_err();
+        assert_eq!(mesh.verify(&chain, client, at(early)), Err(by_bundle));
+    }
+    mesh.verify(&chain, client, at(begun)).unwrap();
+}
+
+/// Five ML-DSA-44 cosignatures in each certificate of the chain, through real handshakes.
+#[test]
+fn certificates_with_five_post_quantum_cosignatures_open_connections() {
+    let name = |text: String| KeyName::new(&text).unwrap();
+    let witness = |n: u8| {
+        let name = name(format!("witness.example/{n}"));
+        Cosigner::from_seed(name, Algorithm::MlDsa44, &[n; 32]).unwrap()
+    };
+    let ledger = Ledger { witnesses: (0..5).map(witness).collect(), ..Ledger::new() };
+    let mut text = format!("log {}\n", ledger.signer.public());
+    let mut names = String::new();
+    for (n, witness) in ledger.witnesses.iter().enumerate() {
+        text.push_str(&format!("witness w{n} {}\n", witness.public()));
+        names.push_str(&format!(" w{n}"));
+    }
+    let policy = Policy::parse(format!("{text}group q all{names}\nquorum q\n")).unwrap();
+    assert!(policy.largest_proof() <= wiretight_keys::logged::MAX_PROOF);
+    let all = Made { cosigned: &[(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)] };
+    let ca = Ca::with(TRUST_DOMAIN, |tbs| ledger.prove(tbs, all));
+    let addr = backend(echo);
+    let pair = Pair::of(ca, &[addr], |_, _| {});
+    for (mesh, id) in [(&pair.mesh_a, "service/web"), (&pair.mesh_b, "service/db")] {
+        let (chain, key) = pair.ca.issue_with(id, 3600, |tbs| ledger.prove(tbs, all));
+        assert!(chain[0].len() > 16 * 1024);
+        let identity = Arc::new(Identity::new(chain, &key).unwrap());
+        mesh.set_identities(BTreeMap::from([(id.parse().unwrap(), identity)]));
+        mesh.set_transparency(Transparency::required(policy.clone()));
+    }
+    ping(&mut pair.connect(), b"five of five").unwrap();
+}

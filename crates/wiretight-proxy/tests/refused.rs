@@ -219,7 +219,7 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
         assert_eq!(by.cut_revoked(), 0);
         let serial = peer.identity(&id.parse().unwrap()).unwrap().leaf().serial.clone();
         let roots = vec![pair.ca.root.clone()];
-        let series = serial.series().into_iter().collect();
+        let series = [serial.series()].into();
         let revoked = Revocations { series, ..Default::default() };
         mesh.set_bundle(TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap());
         let start = Instant::now();
@@ -247,7 +247,7 @@ fn a_connection_that_a_cut_has_missed_opens_no_session() {
     eventually("both are listed", || pair.b.status(10).connections.len() == 4); // two are the pair's own
     let roots = vec![pair.ca.root.clone()];
     // Revoked, and nothing is cut: as if it had been listed a moment after that.
-    let series = serial.series().into_iter().collect();
+    let series = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };
     let bundle = TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap();
     pair.mesh_b.set_bundle(bundle);
@@ -583,7 +583,7 @@ fn a_peer_that_refuses_our_certificate_is_not_pestered() {
     let (pair, told) = watched();
     let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial.clone();
     let roots = vec![pair.ca.root.clone()];
-    let series = serial.series().into_iter().collect();
+    let series = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };
     let bundle = TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap();
     pair.mesh_b.set_bundle(bundle);

@@ -99,8 +99,14 @@ impl FromStr for Target {
         let (start, rest) = match text.split_once("://") {
             None => (None, text),
             Some((scheme, rest)) => {
+                let scheme = scheme.to_ascii_lowercase();
+                if scheme == "http" {
+                    return Err(error("HTTP without TLS has nothing to scan, https:// has"));
+                }
                 let known = Start::ALL.iter().copied().find(|s| s.scheme() == scheme);
-                (Some(known.ok_or_else(|| error("its protocol is not known"))?), rest)
+                let start = known.ok_or_else(|| error("its protocol is not known"))?;
+                // A URL as it is copied: path, query and fragment say nothing of the endpoint.
+                (Some(start), rest.split(['/', '?', '#']).next().unwrap_or_default())
             }
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -228,6 +234,8 @@ mod tests {
             ("tls://example.com:25", Start::Direct, "tls://example.com:25"),
             ("smtp://example.com:2525", Start::Smtp, "smtp://example.com:2525"),
             ("https://example.com/", Start::Https, "https://example.com:443"),
+            ("HTTPS://example.com/a/b?c#d", Start::Https, "https://example.com:443"),
+            ("https://[::1]:8443?q", Start::Https, "https://[::1]:8443"),
             ("::1", Start::Direct, "[::1]:443"),
             ("[fe80::1%eth0]:5432", Start::Postgres, "[fe80::1%eth0]:5432"),
             ("10.0.0.1:993", Start::Direct, "10.0.0.1:993"),
@@ -252,7 +260,12 @@ mod tests {
             "bücher.example",
             "fe80::1%",
             "x%eth0",
-            "https://example.com/path",
+            "example.com/path",
+            "10.0.0.0/24",
+            "https://",
+            "https:///path",
+            "https://user@example.com/",
+            "http://example.com/",
         ] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }

@@ -30,8 +30,8 @@ use crate::{Change, Entry, Error, Key, Result, Revision, Store, Watch};
 ///
 /// Dropping it closes the file and lets the next process have it, as soon as calls under way are done.
 /// Beside `PATH` it keeps `PATH.lock`, `PATH-wal` and `PATH-shm`: the first says who owns the store and
-/// stays, empty, for good; the others belong to the data while they exist, so back up with
-/// `sqlite3 PATH .backup`, not with `cp`.
+/// stays, empty, for good; the others belong to the data while they exist, so copy a store with
+/// [`SqliteStore::snapshot`], not with `cp`.
 pub struct SqliteStore {
     db: Arc<Mutex<Db>>,
     head: watch::Receiver<Revision>,
@@ -57,6 +57,16 @@ impl SqliteStore {
     /// [`Error::Corrupt`], [`Error::Io`]: all leave the file as it was.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         Self::with_history(path.into(), HISTORY).await
+    }
+
+    /// Copies the store at `path`, as it is at one moment, into the new file `to` (0600), which [`SqliteStore::open`]
+    /// opens. Another process may own the store and write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`], [`Error::Corrupt`], [`Error::Io`] (also where `to` exists).
+    pub async fn snapshot(path: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Result<()> {
+        let (path, to) = (path.into(), to.into());
+        blocking(move || open::snapshot(&path, &to)).await
     }
 
     pub(crate) async fn with_history(path: PathBuf, limits: Limits) -> Result<Self> {

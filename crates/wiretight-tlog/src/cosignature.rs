@@ -17,6 +17,8 @@ use crate::note::{key_id, parse_private, parse_vkey, write_private, write_vkey};
 const ALG_ED25519: u8 = 0x04;
 const ALG_ML_DSA_44: u8 = 0x06;
 const ML_DSA_44_PUBLIC: usize = 1312;
+/// The latest time that a cosignature may state.
+const MAX_TIME: u64 = i64::MAX as u64;
 
 /// How a witness signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,30 +91,46 @@ impl WitnessKey {
         &self.key
     }
 
-    /// When this witness cosigned the checkpoint (seconds since 1970); `None` if it did not.
-    pub fn cosigned(&self, signed: &SignedCheckpoint) -> Option<u64> {
-        let claims = self.claims(signed);
-        claims.filter(|claim| claim.holds(self, signed)).map(|claim| claim.time).max()
+    /// The length of one of its cosignatures, without the key ID.
+    pub(crate) fn signature_len(&self) -> usize {
+        8 + match self.algorithm {
+            Algorithm::Ed25519 => 64,
+            Algorithm::MlDsa44 => 2420,
+        }
     }
 
-    /// The signatures that name this key, unverified.
+    /// When this witness cosigned the checkpoint (seconds since 1970); `None` if it did not.
+    pub fn cosigned(&self, signed: &SignedCheckpoint) -> Option<u64> {
+        self.newest(signed).map(|(time, _)| time)
+    }
+
+    /// Its newest cosignature of the checkpoint, and the time that this states.
+    pub fn newest<'a>(&self, signed: &'a SignedCheckpoint) -> Option<(u64, &'a Signature)> {
+        let holds = self.claims(signed).filter(|claim| claim.holds(self, signed));
+        holds.max_by_key(|claim| claim.time).map(|claim| (claim.time, claim.signature))
+    }
+
+    /// Whether a signature names this key. What it is worth is not known yet.
+    pub fn is_named_by(&self, signature: &Signature) -> bool {
+        signature.name == self.name && signature.id == self.id()
+    }
+
+    /// The signatures that name this key, unverified; a note has a bounded number. A witness that does not state a
+    /// time (ML-DSA-44 allows 0) does not say that the tree is the largest that it has seen, so it is no witness of it.
     pub(crate) fn claims<'a>(
         &self,
         signed: &'a SignedCheckpoint,
     ) -> impl Iterator<Item = Claim<'a>> {
-        let id = self.id();
         let ours = signed.note().signatures().iter();
-        let ours = ours.filter(move |s| s.name == self.name && s.id == id);
-        // More than a few under one name and ID would be there to cost time.
-        ours.take(4).filter_map(|signature| {
-            let (time, _) = signature.bytes.split_first_chunk()?;
-            Some(Claim { time: u64::from_be_bytes(*time), signature })
+        let ours = ours.filter(|signature| self.is_named_by(signature));
+        ours.filter_map(|signature| {
+            let (time, _) = timestamp(signature)?;
+            (time > 0).then_some(Claim { time, signature })
         })
     }
 
-    fn verify(&self, signature: &Signature, checkpoint: &Checkpoint) -> Option<u64> {
-        let (time, bytes) = signature.bytes.split_first_chunk()?;
-        let time = u64::from_be_bytes(*time);
+    pub(crate) fn verify(&self, signature: &Signature, checkpoint: &Checkpoint) -> Option<u64> {
+        let (time, bytes) = timestamp(signature)?;
         let message = self.algorithm.message(&self.name, time, checkpoint)?;
         let good = match self.algorithm {
             Algorithm::Ed25519 => {
@@ -124,6 +142,13 @@ impl WitnessKey {
         };
         good.is_ok().then_some(time)
     }
+}
+
+/// The time that a cosignature states, and the signature of it.
+fn timestamp(signature: &Signature) -> Option<(u64, &[u8])> {
+    let (time, bytes) = signature.bytes.split_first_chunk()?;
+    let time = u64::from_be_bytes(*time);
+    (time <= MAX_TIME).then_some((time, bytes))
 }
 
 /// What a signature says of itself.
@@ -241,6 +266,9 @@ impl Cosigner {
     /// Cosigns, at `time` (seconds since 1970).
     pub fn cosign(&self, checkpoint: &Checkpoint, time: u64) -> Result<Signature, NoteError> {
         let WitnessKey { name, algorithm, .. } = &self.public;
+        if time > MAX_TIME {
+            return Err(NoteError::Malformed("a cosignature's time is at most 2^63 - 1"));
+        }
         let message = algorithm.message(name, time, checkpoint);
         let message =
             message.ok_or(NoteError::Malformed("a log's origin of more than 255 bytes"))?;

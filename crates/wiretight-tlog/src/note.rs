@@ -10,6 +10,8 @@ use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
+use crate::checkpoint::Checkpoint;
+use crate::cosignature::WitnessKey;
 use crate::hash::sha256;
 use crate::text::{base64, to_base64};
 
@@ -19,6 +21,7 @@ pub const MAX_NOTE: usize = 256 * 1024;
 pub const MAX_SIGNATURES: usize = 64;
 
 const ALG_ED25519: u8 = 0x01;
+const ALG_ML_DSA_44: u8 = 0x06;
 
 /// Why a note or a key cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +92,11 @@ impl Signature {
             data.split_first_chunk().ok_or(bad("a signature is shorter than a key ID"))?;
         Ok(Signature { name, id: *id, bytes: bytes.to_vec() })
     }
+}
+
+/// The length of a signature's line, with its newline, for a key of this name whose signatures have `bytes` bytes.
+pub(crate) fn line_len(name: &KeyName, bytes: usize) -> usize {
+    "— ".len() + name.as_str().len() + " ".len() + (4 + bytes).div_ceil(3) * 4 + "\n".len()
 }
 
 /// The line, without a newline.
@@ -163,11 +171,14 @@ impl fmt::Display for Note {
     }
 }
 
-/// A log's public key: it signs checkpoints as plain Ed25519 notes.
+/// A log's public key: it signs checkpoints as plain Ed25519 notes, or as ML-DSA-44 cosignatures of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LogKey {
-    name: KeyName,
-    key: [u8; 32],
+pub struct LogKey(Public);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Public {
+    Ed25519 { name: KeyName, key: [u8; 32] },
+    MlDsa44(WitnessKey),
 }
 
 impl LogKey {
@@ -176,40 +187,79 @@ impl LogKey {
         let what = "log's key";
         let (name, alg, key) = parse_vkey(vkey, what)?;
         match (alg, <[u8; 32]>::try_from(key)) {
-            (ALG_ED25519, Ok(key)) => Ok(LogKey { name, key }),
-            (0x04 | 0x06, _) => Err(NoteError::Key { what, detail: "it is a witness' key" }),
-            _ => Err(NoteError::Key { what, detail: "it is not an Ed25519 key" }),
+            (ALG_ED25519, Ok(key)) => Ok(LogKey(Public::Ed25519 { name, key })),
+            (ALG_ML_DSA_44, _) => WitnessKey::parse(vkey).map(|key| LogKey(Public::MlDsa44(key))),
+            (0x04, _) => Err(NoteError::Key { what, detail: "it is a witness' key" }),
+            _ => Err(NoteError::Key { what, detail: "its type is neither Ed25519 nor ML-DSA-44" }),
         }
     }
 
     /// Its name, which is the origin of the log's checkpoints.
     pub fn name(&self) -> &KeyName {
-        &self.name
+        match &self.0 {
+            Public::Ed25519 { name, .. } => name,
+            Public::MlDsa44(key) => key.name(),
+        }
     }
 
     /// The key ID on its signatures.
     pub fn id(&self) -> [u8; 4] {
-        key_id(&self.name, ALG_ED25519, &self.key)
+        match &self.0 {
+            Public::Ed25519 { name, key } => key_id(name, ALG_ED25519, key),
+            Public::MlDsa44(key) => key.id(),
+        }
     }
 
-    /// The Ed25519 public key itself.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.key
+    /// The public key itself.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Public::Ed25519 { key, .. } => key,
+            Public::MlDsa44(key) => key.as_bytes(),
+        }
     }
 
-    /// Whether this key has signed the note.
+    /// The length of one of its signatures, without the key ID.
+    pub(crate) fn signature_len(&self) -> usize {
+        match &self.0 {
+            Public::Ed25519 { .. } => 64,
+            Public::MlDsa44(key) => key.signature_len(),
+        }
+    }
+
+    /// The lines of a note that name this key.
+    pub(crate) fn lines<'a>(&'a self, note: &'a Note) -> impl Iterator<Item = &'a Signature> {
+        let id = self.id();
+        note.signatures.iter().filter(move |s| s.name == *self.name() && s.id == id)
+    }
+
+    /// Whether this key has signed the note. One line of it that does not verify spoils the note (C2SP signed-note),
+    /// whatever others say. An ML-DSA-44 key signs checkpoints only, and none with extension lines: it would not have
+    /// signed those.
     pub fn signed(&self, note: &Note) -> bool {
-        let key = UnparsedPublicKey::new(&ED25519, self.key);
-        let (text, id) = (note.text().as_bytes(), self.id());
-        let ours = note.signatures.iter().filter(|s| s.name == self.name && s.id == id);
-        ours.take(2).any(|s| key.verify(text, &s.bytes).is_ok())
+        let mut lines = self.lines(note).peekable();
+        if lines.peek().is_none() {
+            return false;
+        }
+        match &self.0 {
+            Public::Ed25519 { key, .. } => {
+                let key = UnparsedPublicKey::new(&ED25519, key);
+                lines.all(|s| key.verify(note.text().as_bytes(), &s.bytes).is_ok())
+            }
+            Public::MlDsa44(key) => Checkpoint::parse(note.text()).is_ok_and(|checkpoint| {
+                checkpoint.extensions.is_empty()
+                    && lines.all(|s| key.verify(s, &checkpoint).is_some())
+            }),
+        }
     }
 }
 
 /// The vkey.
 impl fmt::Display for LogKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_vkey(f, &self.name, self.id(), ALG_ED25519, &self.key)
+        match &self.0 {
+            Public::Ed25519 { name, key } => write_vkey(f, name, self.id(), ALG_ED25519, key),
+            Public::MlDsa44(key) => key.fmt(f),
+        }
     }
 }
 
@@ -241,7 +291,7 @@ impl LogSigner {
 
     fn new(name: KeyName, pair: Ed25519KeyPair) -> Result<LogSigner, NoteError> {
         let key = pair.public_key().as_ref().try_into().map_err(|_| NoteError::Crypto)?;
-        Ok(LogSigner { public: LogKey { name, key }, pair })
+        Ok(LogSigner { public: LogKey(Public::Ed25519 { name, key }), pair })
     }
 
     /// The public key.
@@ -254,13 +304,13 @@ impl LogSigner {
         let seed = self.pair.seed().map_err(|_| NoteError::Crypto)?;
         let seed: Curve25519SeedBin<'_> = seed.as_be_bytes().map_err(|_| NoteError::Crypto)?;
         let seed = Zeroizing::new(seed.as_ref().to_vec());
-        Ok(write_private(&self.public.name, self.public.id(), ALG_ED25519, seed))
+        Ok(write_private(self.public.name(), self.public.id(), ALG_ED25519, seed))
     }
 
     /// Signs the note.
     pub fn sign(&self, note: &mut Note) {
         let bytes = self.pair.sign(note.text().as_bytes()).as_ref().to_vec();
-        note.add(Signature { name: self.public.name.clone(), id: self.public.id(), bytes });
+        note.add(Signature { name: self.public.name().clone(), id: self.public.id(), bytes });
     }
 }
 

@@ -14,12 +14,15 @@ use std::fmt;
 
 use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::cosignature::WitnessKey;
-use crate::note::LogKey;
+use crate::hash::Hash;
+use crate::note::{LogKey, Note, line_len};
 
 /// The most logs, witnesses or groups of a policy.
 const MAX_EACH: usize = 64;
 /// The largest policy file that is read, in bytes. ML-DSA-44 keys have 1.8 kB each.
 pub const MAX_POLICY: usize = 512 * 1024;
+/// The height of the largest tree that [`Policy::largest_proof`] reckons with: a log of 2^40 entries.
+const HEIGHT: usize = 40;
 /// A witness' clock may be this much ahead of ours, in seconds.
 pub const MAX_CLOCK_SKEW: u64 = 300;
 
@@ -114,6 +117,48 @@ impl Quorum {
             }
         }
     }
+
+    /// The lightest quorum among witnesses that have a weight: what it weighs, and who they are.
+    fn lightest(&self, weight: &impl Fn(usize) -> Option<usize>) -> Option<(usize, Vec<usize>)> {
+        match self {
+            Quorum::Nobody => Some((0, Vec::new())),
+            Quorum::Witness(place) => Some((weight(*place)?, vec![*place])),
+            Quorum::Group { needed, members, .. } => {
+                let mut all: Vec<_> = members.iter().filter_map(|m| m.lightest(weight)).collect();
+                // No witness is in two members, so the lightest members make the lightest group.
+                all.sort_by_key(|(weight, _)| *weight);
+                (all.len() >= *needed).then(|| {
+                    all.truncate(*needed);
+                    (all.iter().map(|m| m.0).sum(), all.into_iter().flat_map(|m| m.1).collect())
+                })
+            }
+        }
+    }
+
+    /// What the heaviest quorum weighs that has no witness too many.
+    fn heaviest(&self, weight: &impl Fn(usize) -> usize) -> usize {
+        match self {
+            Quorum::Nobody => 0,
+            Quorum::Witness(place) => weight(*place),
+            Quorum::Group { needed, members, .. } => {
+                let mut all: Vec<_> = members.iter().map(|m| m.heaviest(weight)).collect();
+                all.sort_unstable_by(|a, b| b.cmp(a));
+                all.iter().take(*needed).sum()
+            }
+        }
+    }
+
+    /// Whether it can be reached twice at one time, with no witness in common.
+    fn splits(&self) -> bool {
+        match self {
+            Quorum::Nobody => true,
+            Quorum::Witness(_) => false,
+            Quorum::Group { needed, members, .. } => {
+                let twice = members.iter().filter(|m| m.splits()).count();
+                needed.saturating_sub(twice) * 2 <= members.len() - twice
+            }
+        }
+    }
 }
 
 /// A policy.
@@ -158,14 +203,14 @@ impl Witnessed {
 }
 
 impl Policy {
-    /// Parses a policy file.
-    pub fn parse(text: &str) -> Result<Policy, PolicyError> {
-        let mut parser = Parser::default();
-        let mut last = 0;
+    /// Parses a policy file. Octets that are not ASCII mean nothing but themselves.
+    pub fn parse(text: impl AsRef<[u8]>) -> Result<Policy, PolicyError> {
+        let (text, mut parser, mut last) = (text.as_ref(), Parser::default(), 0);
         if text.len() > MAX_POLICY {
             return Err(PolicyError { line: 1, problem: "the policy is too large".into() });
         }
-        for (n, line) in text.lines().enumerate() {
+        for (n, line) in text.strip_suffix(b"\n").unwrap_or(text).split(|b| *b == b'\n').enumerate()
+        {
             last = n + 1;
             parser.line(line).map_err(|problem| PolicyError { line: last, problem })?;
         }
@@ -225,6 +270,54 @@ impl Policy {
         Ok(Witnessed { checkpoint: checkpoint.clone(), time })
     }
 
+    /// The checkpoint with the signatures that make this policy believe it, and no others: of each witness that it takes
+    /// the newest one, and of several quorums the one with the shortest signatures. `None` if the policy does not
+    /// believe it.
+    pub fn shortest(&self, signed: &SignedCheckpoint) -> Option<SignedCheckpoint> {
+        let log = self.logs.iter().find(|log| signed.verified_by(&log.key).is_some())?;
+        let newest = |w: &Witness| w.key.newest(signed).map(|(_, signature)| signature.clone());
+        let newest: Vec<_> = self.witnesses.iter().map(newest).collect();
+        let weight = |place: usize| {
+            let signature = newest[place].as_ref()?;
+            Some(line_len(&signature.name, signature.bytes.len()))
+        };
+        let (_, mut places) = self.quorum.lightest(&weight)?;
+        places.sort_unstable();
+        let mut note = Note::new(signed.note().text().to_owned()).ok()?;
+        log.key.lines(signed.note()).take(1).cloned().for_each(|s| note.add(s));
+        places.into_iter().filter_map(|n| newest[n].clone()).for_each(|s| note.add(s));
+        SignedCheckpoint::new(note).ok()
+    }
+
+    /// The most bytes that a proof has whose checkpoint carries no more than this policy wants
+    /// ([`Policy::shortest`]), whichever of the witnesses cosign.
+    pub fn largest_proof(&self) -> usize {
+        let weight = |place: usize| {
+            let key = &self.witnesses[place].key;
+            line_len(key.name(), key.signature_len())
+        };
+        let log = |log: &Log| {
+            let name = log.key.name();
+            name.as_str().len() + "\n".len() + line_len(name, log.key.signature_len())
+        };
+        let number = u64::MAX.to_string().len() + "\n".len();
+        let hash = Hash::empty().to_string().len() + "\n".len();
+        let fixed = crate::proof::HEADER.len() + "\nindex \n\n".len() + 2 * number + hash;
+        let log = self.logs.iter().map(log).max().unwrap_or_default();
+        fixed + HEIGHT * hash + log + self.quorum.heaviest(&weight)
+    }
+
+    /// Whether two checkpoints can each have a quorum with no witness in common: then the log alone can show two
+    /// histories, though every witness is honest.
+    pub fn splits(&self) -> bool {
+        self.quorum.splits()
+    }
+
+    /// The number of witnesses in the smallest quorum.
+    pub fn smallest_quorum(&self) -> usize {
+        self.quorum.lightest(&|_| Some(1)).map_or(0, |(count, _)| count)
+    }
+
     /// The latest time at or after which the quorum has cosigned. The newest signatures are verified first, and no more
     /// of them than it takes.
     fn quorum_time(&self, signed: &SignedCheckpoint) -> Result<u64, Refused> {
@@ -266,63 +359,68 @@ impl Policy {
 struct Parser {
     logs: Vec<Log>,
     witnesses: Vec<Witness>,
-    names: BTreeMap<String, Quorum>,
-    used: BTreeSet<String>,
+    names: BTreeMap<Vec<u8>, Quorum>,
+    used: BTreeSet<Vec<u8>>,
     quorum: Option<Quorum>,
 }
 
 impl Parser {
-    fn line(&mut self, line: &str) -> Result<(), String> {
-        let line = line.trim_matches([' ', '\t']);
-        if line.is_empty() || line.starts_with('#') {
-            return Ok(());
+    fn line(&mut self, line: &[u8]) -> Result<(), String> {
+        if let Some(control) = line.iter().find(|b| b.is_ascii_control() && **b != b'\t') {
+            return Err(match control {
+                b'\r' => "it ends with a carriage return: lines end with a newline alone".into(),
+                other => format!("it has the control character {other:#04x}"),
+            });
         }
-        if line.chars().any(|c| c.is_ascii_control() && c != '\t') {
-            return Err("it has control characters".into());
-        }
-        let words: Vec<&str> = line.split([' ', '\t']).filter(|w| !w.is_empty()).collect();
+        let words = line.split(|b| matches!(b, b' ' | b'\t')).filter(|w| !w.is_empty());
+        let words: Vec<&[u8]> = words.collect();
         match words[..] {
-            ["log", key] => self.log(key, None),
-            ["log", key, url] => self.log(key, Some(url)),
-            ["witness", name, key] => self.witness(name, key, None),
-            ["witness", name, key, url] => self.witness(name, key, Some(url)),
-            ["group", name, needed, ref members @ ..] => self.group(name, needed, members),
-            ["quorum", name] => self.quorum(name),
+            [] => Ok(()),
+            [word, ..] if word.starts_with(b"#") => Ok(()),
+            [b"log", key] => self.log(key, None),
+            [b"log", key, url] => self.log(key, Some(url)),
+            [b"witness", name, key] => self.witness(name, key, None),
+            [b"witness", name, key, url] => self.witness(name, key, Some(url)),
+            [b"group", name, needed, ref members @ ..] => self.group(name, needed, members),
+            [b"quorum", name] => self.quorum(name),
             [word, ..] => Err(format!(
-                "{word:?} with {} more words is none of: log VKEY [URL], witness NAME VKEY [URL], group NAME K|any|all NAME…, quorum NAME",
+                "{:?} with {} more words is none of: log VKEY [URL], witness NAME VKEY [URL], group NAME K|any|all NAME…, quorum NAME",
+                text(word),
                 words.len() - 1
             )),
-            [] => Ok(()),
         }
     }
 
-    fn log(&mut self, key: &str, url: Option<&str>) -> Result<(), String> {
-        let key = LogKey::parse(key).map_err(|e| e.to_string())?;
+    fn log(&mut self, key: &[u8], url: Option<&[u8]>) -> Result<(), String> {
+        let key = LogKey::parse(vkey(key)?).map_err(|e| e.to_string())?;
         if self.logs.iter().any(|l| l.key.as_bytes() == key.as_bytes()) {
             return Err("this log stands there twice".into());
         }
         full(self.logs.len(), "logs")?;
-        self.logs.push(Log { key, url: url.map(str::to_owned) });
+        self.logs.push(Log { key, url: url.map(text) });
         Ok(())
     }
 
-    fn witness(&mut self, name: &str, key: &str, url: Option<&str>) -> Result<(), String> {
-        let key = WitnessKey::parse(key).map_err(|e| e.to_string())?;
+    fn witness(&mut self, name: &[u8], key: &[u8], url: Option<&[u8]>) -> Result<(), String> {
+        let key = WitnessKey::parse(vkey(key)?).map_err(|e| e.to_string())?;
         if self.witnesses.iter().any(|w| w.key.as_bytes() == key.as_bytes()) {
             return Err("this witness stands there twice: it would count twice".into());
         }
         full(self.witnesses.len(), "witnesses")?;
         self.define(name, Quorum::Witness(self.witnesses.len()))?;
-        self.witnesses.push(Witness { name: name.to_owned(), key, url: url.map(str::to_owned) });
+        self.witnesses.push(Witness { name: text(name), key, url: url.map(text) });
         Ok(())
     }
 
-    fn group(&mut self, name: &str, needed: &str, names: &[&str]) -> Result<(), String> {
+    fn group(&mut self, name: &[u8], needed: &[u8], names: &[&[u8]]) -> Result<(), String> {
         full(self.names.len().saturating_sub(self.witnesses.len()), "groups")?;
         let needed = match needed {
-            "any" => 1,
-            "all" => names.len(),
-            k => crate::text::decimal(k).and_then(|k| k.try_into().ok()).unwrap_or(0),
+            b"any" => 1,
+            b"all" => names.len(),
+            k => {
+                let k = str::from_utf8(k).ok().and_then(crate::text::decimal);
+                k.and_then(|k| k.try_into().ok()).unwrap_or(0)
+            }
         };
         if needed < 1 || needed > names.len() {
             return Err(format!(
@@ -333,38 +431,50 @@ impl Parser {
         let mut members = Vec::new();
         for member in names {
             members.push(self.names.get(*member).cloned().ok_or_else(|| undefined(member))?);
-            if !self.used.insert((*member).to_owned()) {
-                return Err(format!("{member:?} is a member already: it would count twice"));
+            if !self.used.insert(member.to_vec()) {
+                return Err(format!(
+                    "{:?} is a member already: it would count twice",
+                    text(member)
+                ));
             }
         }
-        self.define(name, Quorum::Group { name: name.to_owned(), needed, members })
+        self.define(name, Quorum::Group { name: text(name), needed, members })
     }
 
-    fn quorum(&mut self, name: &str) -> Result<(), String> {
+    fn quorum(&mut self, name: &[u8]) -> Result<(), String> {
         if self.quorum.is_some() {
             return Err("there is a `quorum` line already".into());
         }
         let quorum = match name {
-            "none" => Quorum::Nobody,
+            b"none" => Quorum::Nobody,
             name => self.names.get(name).cloned().ok_or_else(|| undefined(name))?,
         };
         self.quorum = Some(quorum);
         Ok(())
     }
 
-    fn define(&mut self, name: &str, quorum: Quorum) -> Result<(), String> {
-        if name == "none" {
+    fn define(&mut self, name: &[u8], quorum: Quorum) -> Result<(), String> {
+        if name == b"none" {
             return Err("the name `none` means that no witness is wanted".into());
         }
-        if self.names.insert(name.to_owned(), quorum).is_some() {
-            return Err(format!("{name:?} is defined twice"));
+        if self.names.insert(name.to_vec(), quorum).is_some() {
+            return Err(format!("{:?} is defined twice", text(name)));
         }
         Ok(())
     }
 }
 
-fn undefined(name: &str) -> String {
-    format!("{name:?} is not defined above")
+/// For people; names are told apart by their octets.
+fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets).into_owned()
+}
+
+fn vkey(octets: &[u8]) -> Result<&str, String> {
+    str::from_utf8(octets).map_err(|_| "its key is not UTF-8".into())
+}
+
+fn undefined(name: &[u8]) -> String {
+    format!("{:?} is not defined above", text(name))
 }
 
 fn full(have: usize, what: &str) -> Result<(), String> {

@@ -9,7 +9,7 @@ use crate::policy::{Policy, Refused, Witnessed};
 use crate::text::{base64, decimal, line, to_base64};
 use crate::tree::{self, MAX_PROOF, TreeError};
 
-const HEADER: &str = "c2sp.org/tlog-proof@v1";
+pub(crate) const HEADER: &str = "c2sp.org/tlog-proof@v1";
 /// The most extra data of a proof, in bytes.
 const MAX_EXTRA: usize = 64 * 1024;
 

@@ -6,8 +6,8 @@ use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tree::{self, Node};
 use wiretight_tlog::{
-    Checkpoint, Cosigner, Frontier, Hash, LogSigner, Policy, Proof, ProofError, Refused,
-    SignedCheckpoint, TreeError,
+    Checkpoint, Cosigner, Frontier, Hash, LogKey, LogSigner, Policy, Proof, ProofError, Refused,
+    Signature, SignedCheckpoint, TreeError,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -136,7 +136,7 @@ fn the_time_is_when_the_whole_quorum_had_seen_it() {
     assert_eq!(time(&[(0, NOW - 50), (1, NOW)]), Some(NOW - 50));
     assert_eq!(time(&[(0, NOW - 50), (1, NOW), (2, NOW - 9)]), Some(NOW - 9));
     // A witness whose clock is wrong, or that lies, moves it no further than an honest one.
-    assert_eq!(time(&[(0, NOW - 50), (1, u64::MAX)]), Some(NOW - 50));
+    assert_eq!(time(&[(0, NOW - 50), (1, i64::MAX as u64)]), Some(NOW - 50));
     let fresh =
         |at| w.two_of_three().witnessed(&w.signed(9, &[(0, at), (1, at)])).unwrap().fresh(NOW, 60);
     assert_eq!(fresh(NOW - 60), Ok(()));
@@ -236,4 +236,211 @@ fn witness_keys_survive_being_written() {
         let read = wiretight_tlog::WitnessKey::parse(&vkey).unwrap();
         assert_eq!(read.to_string(), vkey, "witness {n}");
     }
+}
+
+/// The name and key ID of a cosignature, and bytes that are none.
+fn junk(signature: &Signature, n: u8) -> Signature {
+    Signature {
+        bytes: [&signature.bytes[..8], &vec![n; signature.bytes.len() - 8]].concat(),
+        ..signature.clone()
+    }
+}
+
+#[test]
+fn a_witness_counts_by_whichever_of_its_lines_holds() {
+    let w = world();
+    let good = w.witnesses[1].cosign(&w.checkpoint(9), NOW).unwrap();
+    for at in [0, 30] {
+        let mut lines: Vec<_> = (0..30).map(|n| junk(&good, n)).collect();
+        lines.insert(at, good.clone());
+        let mut signed = w.signed(9, &[(0, NOW)]);
+        lines.into_iter().for_each(|line| signed.add(line));
+        assert_eq!(w.two_of_three().witnessed(&signed).unwrap().time(), Some(NOW), "{at}");
+        assert_eq!(w.witnesses[1].public().cosigned(&signed), Some(NOW));
+    }
+}
+
+#[test]
+fn a_line_of_the_log_that_does_not_verify_spoils_its_note() {
+    let w = world();
+    let signed = w.signed(9, &[(0, NOW), (1, NOW)]);
+    assert!(w.two_of_three().witnessed(&signed).is_ok());
+    let line = signed.note().signatures()[0].clone();
+    for bad in [junk(&line, 1), Signature { bytes: Vec::new(), ..line.clone() }] {
+        let mut spoilt = signed.clone();
+        spoilt.add(bad);
+        assert!(matches!(w.two_of_three().witnessed(&spoilt), Err(Refused::UnknownLog { .. })));
+    }
+    // A line of a key that is unknown, by name or by ID, is not looked at.
+    for stranger in [
+        Signature { name: name("log.example/b"), ..junk(&line, 1) },
+        Signature { id: [1; 4], ..junk(&line, 1) },
+    ] {
+        let mut signed = signed.clone();
+        signed.add(stranger);
+        assert!(w.two_of_three().witnessed(&signed).is_ok());
+    }
+}
+
+#[test]
+fn a_time_past_what_the_specification_allows_counts_for_nothing() {
+    let w = world();
+    for n in 0..3 {
+        let (witness, checkpoint) = (&w.witnesses[n], w.checkpoint(9));
+        assert!(witness.cosign(&checkpoint, i64::MAX as u64).is_ok());
+        assert!(witness.cosign(&checkpoint, i64::MAX as u64 + 1).is_err());
+    }
+    // Whoever signs it all the same: the message of Ed25519 by hand.
+    let time = i64::MAX as u64 + 1;
+    let message = format!("cosignature/v1\ntime {time}\n{}", w.checkpoint(9));
+    let pair = aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(&[0; 32]).unwrap();
+    let bytes = [&time.to_be_bytes()[..], pair.sign(message.as_bytes()).as_ref()].concat();
+    let key = w.witnesses[0].public();
+    let mut signed = w.signed(9, &[]);
+    signed.add(Signature { name: key.name().clone(), id: key.id(), bytes });
+    assert_eq!(key.cosigned(&signed), None);
+    // Without a time it is no statement that the tree is the largest that was seen.
+    assert_eq!(w.witnesses[2].public().cosigned(&w.signed(9, &[(2, 0)])), None);
+}
+
+#[test]
+fn a_log_may_sign_with_ml_dsa_44() {
+    let w = world();
+    // As its own cosigner.
+    let signer = Cosigner::from_seed(name("log.example/q"), Algorithm::MlDsa44, &[5; 32]).unwrap();
+    let vkey = signer.public().to_string();
+    let key = LogKey::parse(&vkey).unwrap();
+    assert_eq!((key.to_string(), key.name().as_str()), (vkey.clone(), "log.example/q"));
+    let text = format!("log {vkey}\nwitness w {}\nquorum w\n", w.witnesses[0].public());
+    let policy = Policy::parse(&text).unwrap();
+    let signed = |extensions: &[&str], by: &str| {
+        let extensions = extensions.iter().map(|e| (*e).to_owned()).collect();
+        let checkpoint = Checkpoint { origin: by.into(), extensions, ..w.checkpoint(9) };
+        let note = wiretight_tlog::Note::new(checkpoint.to_string()).unwrap();
+        let mut signed = SignedCheckpoint::new(note).unwrap();
+        signed.add(signer.cosign(&checkpoint, NOW).unwrap());
+        signed.add(w.witnesses[0].cosign(&checkpoint, NOW).unwrap());
+        SignedCheckpoint::parse(&signed.to_string()).unwrap()
+    };
+    let good = signed(&[], "log.example/q");
+    assert_eq!(policy.witnessed(&good).unwrap().checkpoint(), good.unverified());
+    // Its signature does not cover them.
+    assert!(policy.witnessed(&signed(&["more"], "log.example/q")).is_err());
+    assert!(policy.witnessed(&signed(&[], "log.example/a")).is_err(), "another's origin");
+    // An Ed25519 witness' key is no log's.
+    assert!(LogKey::parse(&w.witnesses[0].public().to_string()).is_err());
+}
+
+#[test]
+fn of_many_cosignatures_only_what_the_quorum_needs_goes_into_a_proof() {
+    let w = world();
+    let policy = w.two_of_three();
+    let all = w.signed(9, &[(0, NOW - 9), (0, NOW), (1, NOW - 1), (2, NOW)]);
+    let mut all = all.clone();
+    let stranger =
+        Cosigner::from_seed(name("witness.example/9"), Algorithm::Ed25519, &[9; 32]).unwrap();
+    all.add(stranger.cosign(all.unverified(), NOW).unwrap());
+    all.add(junk(&w.witnesses[1].cosign(all.unverified(), NOW).unwrap(), 7));
+    let short = policy.shortest(&all).unwrap();
+    // Of the three the two that sign by Ed25519, each by its newest line; and the log.
+    assert_eq!(short, w.signed(9, &[(0, NOW), (1, NOW - 1)]));
+    assert_eq!(policy.witnessed(&short).unwrap().time(), Some(NOW - 1));
+    // With ML-DSA where it has to be.
+    let without = w.signed(9, &[(1, NOW), (2, NOW)]);
+    assert_eq!(policy.shortest(&without), Some(without));
+    assert_eq!(policy.shortest(&w.signed(9, &[(1, NOW)])), None);
+    // Nested: the lightest way.
+    let nested = w.policy("group both all w0 w2\ngroup either any both w1\nquorum either");
+    let short = nested.shortest(&w.signed(9, &[(0, NOW), (1, NOW), (2, NOW)])).unwrap();
+    assert_eq!(short, w.signed(9, &[(1, NOW)]));
+    assert_eq!(w.policy("quorum none").shortest(&w.signed(9, &[(0, NOW)])), Some(w.signed(9, &[])));
+}
+
+#[test]
+fn the_largest_proof_of_a_policy_is_known_before_there_is_one() {
+    let w = world();
+    for (quorum, dearest) in [
+        ("quorum none", &[][..]),
+        ("quorum w1", &[1]),
+        ("quorum w2", &[2]),
+        ("group all 2 w0 w1 w2\nquorum all", &[1, 2]),
+        ("group all all w0 w1 w2\nquorum all", &[0, 1, 2]),
+        ("group both all w0 w2\ngroup either any both w1\nquorum either", &[0, 2]),
+    ] {
+        let policy = w.policy(quorum);
+        let cosigned: Vec<_> = dearest.iter().map(|n| (*n, NOW)).collect();
+        let mut proof = w.proof(0, 1, &cosigned);
+        let small = proof.to_string().len();
+        // As high as the bound reckons with, and numbers of any length.
+        proof.hashes = vec![Hash::empty(); 40];
+        let numbers = 2 * (u64::MAX.to_string().len() - 1);
+        assert_eq!(policy.largest_proof(), proof.to_string().len() + numbers, "{quorum}");
+        assert!(policy.largest_proof() > small);
+    }
+}
+
+#[test]
+fn a_quorum_that_can_be_reached_twice_is_known() {
+    let w = world();
+    for (quorum, splits, smallest) in [
+        ("quorum none", true, 0),
+        ("quorum w0", false, 1),
+        ("group g any w0 w1 w2\nquorum g", true, 1),
+        ("group g 1 w0\nquorum g", false, 1),
+        ("group g 2 w0 w1 w2\nquorum g", false, 2),
+        ("group g all w0 w1 w2\nquorum g", false, 3),
+        ("group g any w0 w1\nquorum g", true, 1),
+        ("group a any w0 w1\ngroup g all a w2\nquorum g", false, 2),
+        ("group a any w0 w1\ngroup g any a w2\nquorum g", true, 1),
+    ] {
+        let policy = w.policy(quorum);
+        assert_eq!((policy.splits(), policy.smallest_quorum()), (splits, smallest), "{quorum}");
+        // The same by trying: is there a set that is a quorum, and the rest as well?
+        let tried = (0..8usize).any(|set| {
+            policy.is_quorum(|n| set >> n & 1 == 1) && policy.is_quorum(|n| set >> n & 1 == 0)
+        });
+        assert_eq!(policy.splits(), tried, "{quorum}");
+    }
+}
+
+#[test]
+fn a_policy_file_is_octets_of_which_ascii_has_a_meaning() {
+    let w = world();
+    let (log, a, b) = (w.log.public(), w.witnesses[0].public(), w.witnesses[1].public());
+    let with = |first: &[u8], second: &[u8], group: &[u8]| {
+        let mut text = format!("log {log}\nwitness ").into_bytes();
+        text.extend([first, format!(" {a}\nwitness ").as_bytes(), second].concat());
+        text.extend([format!(" {b}\ngroup g all ").as_bytes(), group, b"\nquorum g\n"].concat());
+        text
+    };
+    assert!(Policy::parse(with(b"K", b"L", b"K L")).is_ok());
+    // A Kelvin sign is not a K, two octets that are no UTF-8 are not one another, a no-break space is no space.
+    assert!(Policy::parse(with(b"K", "\u{212a}".as_bytes(), "K \u{212a}".as_bytes())).is_ok());
+    assert!(Policy::parse(with(b"K", "\u{212a}".as_bytes(), b"K K")).is_err());
+    assert!(Policy::parse(with(b"\xff", b"\xfe", b"\xff \xfe")).is_ok());
+    assert!(Policy::parse(with(b"\xff", b"\xfe", b"\xff \xfd")).is_err());
+    let other = "a\u{a0}b \u{85}".as_bytes();
+    assert!(Policy::parse(with("a\u{a0}b".as_bytes(), b"\x85", other)).is_err());
+    let named = ["a\u{a0}b ".as_bytes(), b"\x85"].concat();
+    assert!(Policy::parse(with("a\u{a0}b".as_bytes(), b"\x85", &named)).is_ok());
+    let good = with(b"K", b"L", b"K L");
+    for (before, ok) in [
+        (&b"# \xff\xfe \xe2\x84\xaa\n"[..], true),
+        (b" \t# tab and space\n\n \t\n", true),
+        (b"# carriage return\r\n", false),
+        (b"\r\n", false),
+        (b"# \x7f\n", false),
+        (b"#\x0b\n", false),
+        (b"\x0c\n", false),
+        (b"# \0\n", false),
+    ] {
+        let parsed = Policy::parse([before, &good].concat());
+        assert_eq!(parsed.is_ok(), ok, "{before:?}");
+        assert!(ok || parsed.unwrap_err().line == 1);
+    }
+    let windows = String::from_utf8(good.clone()).unwrap().replace('\n', "\r\n");
+    assert!(Policy::parse(windows).unwrap_err().problem.contains("carriage return"));
+    // The last newline may be missing.
+    assert!(Policy::parse(&good[..good.len() - 1]).is_ok());
+    assert_eq!(Policy::parse("").unwrap_err().problem, "there is no `quorum` line");
 }

@@ -197,6 +197,9 @@ impl Daemon {
         if self.relay.status(0).draining {
             return Some("stopping".into());
         }
+        if let Some(why) = self.interception.as_ref().and_then(|i| i.taken_down()) {
+            return Some(why);
+        }
         let agent = self.agent.status();
         if agent.ready {
             return None;
@@ -218,7 +221,9 @@ impl Daemon {
             (true, None) => "no trust bundle yet".to_owned(),
         };
         let errors = agent.identities.iter().filter_map(|i| i.error.as_ref());
-        for error in agent.last_error.iter().chain(errors).take(2) {
+        let mut errors: Vec<&String> = agent.last_error.iter().chain(errors).collect();
+        errors.dedup();
+        for error in errors.into_iter().take(2) {
             why += &format!("; {error}");
         }
         Some(why)
@@ -256,6 +261,8 @@ impl Daemon {
                 instances: if d.to.is_empty() { registered } else { given },
             }
         });
+        let relay = self.relay.status(CONNECTIONS);
+        let intercept = self.interception.as_ref().map(|i| i.status(&relay.refusals));
         Status {
             version: env!("CARGO_PKG_VERSION"),
             node: config.node.name.clone(),
@@ -272,7 +279,7 @@ impl Daemon {
             log: self.authority.as_ref().map(|authority| authority.log().status()),
             services: services.collect(),
             dials: dials.collect(),
-            relay: self.relay.status(CONNECTIONS),
+            relay,
             edge: self.edge.status(),
             site_errors: self
                 .acme
@@ -281,8 +288,15 @@ impl Daemon {
                 .chain(self.site_files.errors())
                 .chain(self.internal.iter().flat_map(|i| i.errors()))
                 .collect(),
-            intercept: self.interception.as_ref().map(|i| i.status()),
+            intercept,
             sandbox: self.sandbox,
+        }
+    }
+
+    /// Asks what keeps the kernel's rules, so that [`Daemon::status`] does not tell what was a few seconds ago.
+    pub(crate) async fn look_at_the_rules(&self) {
+        if let Some(interception) = &self.interception {
+            interception.look_now().await;
         }
     }
 
@@ -445,13 +459,33 @@ impl Daemon {
         if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
             return Err(RequestError::Refused("a join token holds for 1 second to 30 days".into()));
         }
-        let token = self.authority()?.create_token(node.clone(), services.clone(), ttl).await?;
+        let authority = self.authority()?;
+        if node == self.config.load().node.name {
+            let why = format!("node {node} is the authority itself, and needs no join token");
+            return Err(RequestError::Refused(why));
+        }
+        let token = authority.create_token(node.clone(), services.clone(), ttl).await?;
         Ok(json!({
             "token": *token.encode(),
+            "id": token.id,
             "node": node,
             "services": services,
             "expires": token.expires,
         }))
+    }
+
+    /// The join tokens that can still be used; not the one by which the authority's own node joins.
+    pub async fn tokens(&self) -> Result<Value, RequestError> {
+        let mut tokens = self.authority()?.tokens().await?;
+        let own = self.config.load().node.name.clone();
+        tokens.retain(|token| token.node != own);
+        Ok(json!({ "tokens": tokens }))
+    }
+
+    /// Makes a join token useless that nobody has used.
+    pub async fn revoke_token(&self, id: &str) -> Result<Value, RequestError> {
+        let node = self.authority()?.revoke_token(id).await?;
+        Ok(json!({ "revoked": id, "node": node }))
     }
 
     /// The nodes of the mesh.
@@ -469,16 +503,24 @@ impl Daemon {
         Ok(json!({ "removed": node }))
     }
 
-    /// Sets the services that a node may claim.
-    pub async fn grant(&self, node: &Name, services: Vec<Name>) -> Result<Value, RequestError> {
-        self.authority()?.grant(node.clone(), services.clone(), Grant::Replace).await?;
+    /// Sets the services that a node may claim, or adds to them.
+    pub async fn grant(
+        &self,
+        node: &Name,
+        services: Vec<Name>,
+        how: Grant,
+    ) -> Result<Value, RequestError> {
+        self.authority()?.grant(node.clone(), services.clone(), how).await?;
         Ok(json!({ "node": node, "services": services }))
     }
 
     /// Revokes certificates by the indexes of their entries in the log.
-    pub async fn revoke(&self, from: u64, to: u64) -> Result<Value, RequestError> {
-        self.authority()?.revoke(from, to).await?;
-        Ok(json!({ "from": from, "to": to }))
+    pub async fn revoke(&self, from: u64, to: u64, dry_run: bool) -> Result<Value, RequestError> {
+        let authority = self.authority()?;
+        Ok(json!(match dry_run {
+            true => authority.affected(from, to).await?,
+            false => authority.revoke(from, to).await?,
+        }))
     }
 
     /// Keys and state of the authority.
@@ -501,9 +543,14 @@ impl Daemon {
 
 /// The first thing that a running process cannot change.
 fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
+    changed_for_good(old, new).into_iter().find_map(|(changed, key)| changed.then_some(key))
+}
+
+/// All that takes a restart, and whether it has changed.
+fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
     let (a, b) = (&old.node, &new.node);
     let listens = |c: &Config| c.authority.as_ref().map(|s| s.listen);
-    let changed = [
+    vec![
         (a.name != b.name, "[node] name"),
         (a.trust_domain != b.trust_domain, "[node] trust_domain"),
         (a.state_dir != b.state_dir, "[node] state_dir"),
@@ -525,6 +572,30 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
             old.acme_server.is_some() && old.edge.https != new.edge.https,
             "[edge] https (with [acme_server])",
         ),
-    ];
-    changed.into_iter().find_map(|(changed, key)| changed.then_some(key))
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guide_names_all_that_takes_a_restart() {
+        let text = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
+        let config = Config::parse("f".as_ref(), text).unwrap();
+        let guide = include_str!("../../../docs/operator.md");
+        let list =
+            guide.split("These need a restart").nth(1).unwrap().split("\n\n").next().unwrap();
+        for (changed, key) in changed_for_good(&config, &config) {
+            assert!(!changed, "{key}");
+            let words = key.split([' ', ',']).filter(|w| !w.is_empty());
+            let named = words.clone().take(if key.contains("] ") { 2 } else { 1 });
+            for word in named.filter(|w| !["added", "(with"].contains(w)) {
+                assert!(
+                    list.contains(word.trim_matches(['(', ')'])),
+                    "{word} of {key:?} is not in {list}"
+                );
+            }
+        }
+    }
 }

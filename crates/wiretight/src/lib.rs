@@ -26,6 +26,7 @@ pub mod intercept;
 pub mod internal_certificates;
 pub mod log;
 pub mod logging;
+mod named_files;
 pub mod private_dir;
 mod privilege;
 mod process;

@@ -10,7 +10,27 @@ use std::thread;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+const VARIABLE: &str = "WIRETIGHT_LOG";
+const DEFAULT: &str = "info";
+/// What log lines belong to: ours, and the libraries whose lines may be of use.
+const TARGETS: [&str; 13] = [
+    "access",
+    "wiretight",
+    "wiretight_proxy",
+    "wiretight_scan",
+    "wiretight_store",
+    "wiretight_keys",
+    "wiretight_tlog",
+    "rustls",
+    "tokio_rustls",
+    "hyper",
+    "h2",
+    "h3",
+    "quinn",
+];
 
 /// Bytes of lines that may wait.
 const ROOM: usize = 8 << 20;
@@ -51,20 +71,78 @@ pub fn start() -> Logs {
     if let Err(error) = thread::Builder::new().name("log".into()).spawn(run) {
         eprintln!("wiretight: there will be no log: no thread can be started for it: {error}");
     }
-    let filter = std::env::var("WIRETIGHT_LOG").unwrap_or_else(|_| "info".into());
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    let (filter, problem) = match std::env::var(VARIABLE) {
+        Ok(text) => filter(&text),
+        Err(_) => filter(""),
+    };
     let terminal = io::stderr().is_terminal();
     let to = Gathered(lines);
     let builder = tracing_subscriber::fmt().with_writer(to).with_env_filter(filter);
     let started = if terminal {
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        builder.with_ansi(colour).with_target(true).try_init()
+        builder.with_ansi(colour_is_wanted()).with_target(true).try_init()
     } else {
         builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     };
     // A second start in one process (tests) keeps the first.
     drop(started);
+    if let Some(problem) = problem {
+        tracing::warn!("{problem}");
+    }
     logs
+}
+
+/// Whether a terminal shall have colour: not where NO_COLOR is set (no-color.org), nor where TERM says that it has none.
+pub(crate) fn colour_is_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
+}
+
+/// The filter that `WIRETIGHT_LOG` asks for. A text with a mistake in it counts for nothing, and is complained about:
+/// the library takes a misspelt level for the name of a module, and would log nothing else.
+fn filter(text: &str) -> (EnvFilter, Option<String>) {
+    let default = || EnvFilter::new(DEFAULT);
+    let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
+    if parts.peek().is_none() {
+        return (default(), None);
+    }
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let is_known = |target: &str| {
+        TARGETS.iter().any(|known| {
+            let rest = target.strip_prefix(known);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        })
+    };
+    let mut all = Vec::new();
+    let mut has_level = false;
+    for part in parts {
+        let good = match part.split_once('=') {
+            None => is_level(part) || is_known(part),
+            Some((target, level)) => is_level(level) && is_known(target),
+        };
+        if !good {
+            let problem = format!(
+                "{VARIABLE}={text:?} is not a filter, so {DEFAULT:?} is used: {part:?} is neither a level (off, error, \
+                 warn, info, debug, trace) nor TARGET=LEVEL with one of the targets {}. Write for example \
+                 {VARIABLE}=access=off,info",
+                TARGETS.join(", ")
+            );
+            return (default(), Some(problem));
+        }
+        has_level |= is_level(part);
+        all.push(part);
+    }
+    if !has_level {
+        // `access=off` alone is about the access log, and leaves the rest as it is.
+        all.push(DEFAULT);
+    }
+    match EnvFilter::try_new(all.join(",")) {
+        Ok(filter) => (filter, None),
+        Err(error) => {
+            let problem =
+                format!("{VARIABLE}={text:?} is not a filter, so {DEFAULT:?} is used: {error}");
+            (default(), Some(problem))
+        }
+    }
 }
 
 /// Lines on their way to the thread that writes them.
@@ -152,6 +230,33 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn a_mistake_in_the_filter_is_told_and_silences_nothing() {
+        for good in
+            ["", " ", "info", "DEBUG", "access=off,info", "wiretight::acme=trace", "access=off"]
+        {
+            let (filter, problem) = filter(good);
+            assert_eq!(problem, None, "{good}");
+            assert!(filter.max_level_hint() >= Some(LevelFilter::INFO), "{good}: {filter}");
+        }
+        assert_eq!(filter("error").0.max_level_hint(), Some(LevelFilter::ERROR));
+        assert_eq!(filter("off").0.max_level_hint(), Some(LevelFilter::OFF));
+        for bad in [
+            "inof",
+            "info,acces=off",
+            "access=of",
+            "debug info",
+            "=",
+            "access=",
+            "[",
+            "wiretightly=info",
+        ] {
+            let (filter, problem) = filter(bad);
+            assert!(problem.is_some_and(|p| p.contains("access=off,info")), "{bad}");
+            assert_eq!(filter.max_level_hint(), Some(LevelFilter::INFO), "{bad}");
+        }
+    }
 
     /// Tells of each write, and waits until it may go on.
     struct Slow(mpsc::Sender<usize>, mpsc::Receiver<()>);

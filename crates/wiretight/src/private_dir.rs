@@ -1,16 +1,24 @@
-//! A directory for this user alone, of files that are there whole or not at all.
+//! A directory for this user alone, of files that are there whole or not at all; and [`replace`], the one way in which
+//! this program writes a file.
 //!
-//! A write goes to a temporary file (0600), to the disk, under its name by rename, and the rename to
-//! the disk: after a crash a file holds what it held before or what was written, never a mixture.
-//! It holds small files only, and follows no names out of itself.
+//! A write goes to a new temporary file (0600), to the disk, then under its name by rename, and the rename to the disk.
+//! After a crash a file holds what it held before or what was written, never a mixture.
+//!
+//! The directory may belong to somebody else (`wiretight rules load` runs as root in the node's directory). So files are
+//! opened by the directory's descriptor, temporary names are random and have to be new, and symbolic links are not
+//! followed: the directory's owner cannot have a key written into a file of their own, or a file elsewhere overwritten.
+//! It holds small files only.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
 /// A temporary file of this age is a crash's.
@@ -28,15 +36,28 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-/// Marks the one error that is not the system's.
-const OPEN: &str = "it holds secrets, and others may enter it";
+/// What is wrong with a file or directory where the system sees nothing wrong.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("it holds secrets, and others may enter it (mode {0:04o})")]
+    Open(u32),
+    #[error("it belongs to user {owner}, and this process is user {user}")]
+    Foreign { owner: u32, user: u32 },
+    #[error("it is not a regular file")]
+    NotAFile,
+}
 
 fn advice(source: &io::Error) -> &'static str {
-    match source.get_ref() {
-        Some(e) if e.to_string() == OPEN => {
-            "give it a directory of its own, or `chmod 700` this one"
+    match source.get_ref().and_then(|e| e.downcast_ref()) {
+        Some(Problem::Open(_)) => "run `chmod 700` on it, or use another directory",
+        Some(Problem::Foreign { .. }) => {
+            "run this as its owner (`sudo -u USER ...`), or change the owner of the directory and of all that is in it"
         }
-        _ => "check that this user owns the directory and that the disk has room",
+        Some(Problem::NotAFile) => "remove what is there",
+        None if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            "it is a symbolic link, which is not followed here; put the file itself there"
+        }
+        None => "check that this user owns the directory and that the disk has room",
     }
 }
 
@@ -58,33 +79,53 @@ impl Drop for Lock {
 }
 
 impl PrivateDir {
-    /// Opens the directory, and makes it (0700) if it is not there. One that others may enter is refused:
-    /// it may be somebody else's, and is not ours to close.
+    /// Opens the directory, and makes it (0700) if it is not there. A directory that others may enter, or that
+    /// belongs to another user, is refused and left as it is.
     pub fn open(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
-        let dir = PrivateDir::open_shared(path)?;
-        let err = |doing, source| FileError { doing, path: dir.path.clone(), source };
-        let mode = fs::metadata(&dir.path).map_err(|e| err("look at", e))?.permissions().mode();
-        match mode & 0o077 {
-            0 => Ok(dir),
-            _ => Err(err("use", io::Error::other(OPEN))),
-        }
+        let dir = PrivateDir::create(path.into())?;
+        dir.check(true)?;
+        dir.clear_leftovers()?;
+        Ok(dir)
+    }
+
+    /// The same, but the directory may belong to another user: for what root does in a node's directory.
+    pub fn open_of_any_user(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
+        let dir = PrivateDir::create(path.into())?;
+        dir.check(false)?;
+        Ok(dir)
     }
 
     /// The same for a directory that others may enter: its files are private all the same.
     pub fn open_shared(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
-        let path = path.into();
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        made.map_err(|source| FileError { doing: "create", path: path.clone(), source })?;
-        let dir = PrivateDir { path };
+        let dir = PrivateDir::create(path.into())?;
         dir.clear_leftovers()?;
         Ok(dir)
+    }
+
+    fn create(path: PathBuf) -> Result<PrivateDir, FileError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| FileError { doing: "create", path: path.clone(), source })?;
+        Ok(PrivateDir { path })
+    }
+
+    fn check(&self, own: bool) -> Result<(), FileError> {
+        let err = |doing, source| FileError { doing, path: self.path.clone(), source };
+        let is = fs::metadata(&self.path).map_err(|e| err("look at", e))?;
+        let user = geteuid().as_raw();
+        if own && is.uid() != user {
+            return Err(err("use", io::Error::other(Problem::Foreign { owner: is.uid(), user })));
+        }
+        match is.permissions().mode() & 0o7777 {
+            mode if mode & 0o077 != 0 => Err(err("use", io::Error::other(Problem::Open(mode)))),
+            _ => Ok(()),
+        }
     }
 
     /// Removes temporary files that a crash left behind: those that nobody writes any more.
     fn clear_leftovers(&self) -> Result<(), FileError> {
         for name in self.names()?.iter().filter(|n| n.starts_with('.') && n.ends_with(".tmp")) {
             let path = self.path.join(name);
-            let modified = fs::metadata(&path).and_then(|m| m.modified());
+            let modified = fs::symlink_metadata(&path).and_then(|m| m.modified());
             let old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFTOVER));
             if old {
                 self.remove(name)?;
@@ -102,7 +143,7 @@ impl PrivateDir {
     pub fn read(&self, name: &str, max: usize) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "read", path: path.clone(), source };
-        let file = match File::open(&path) {
+        let file = match open_at(&self.dir().map_err(err)?, name, OFlags::RDONLY) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(err)?,
         };
@@ -117,25 +158,7 @@ impl PrivateDir {
     /// Puts `bytes` into a file, on the disk when this returns.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
         let path = self.path.join(name);
-        let err = |source| FileError { doing: "write", path: path.clone(), source };
-        // A name of its own, so that two writers cannot mix.
-        static WRITES: AtomicU64 = AtomicU64::new(0);
-        let (pid, n) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
-        let temporary = self.path.join(format!(".{name}.{pid}-{n}.tmp"));
-        let mut options = OpenOptions::new();
-        let written = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| self.sync());
-        written.map_err(|source| {
-            let _ = fs::remove_file(&temporary); // a full disk wants the room
-            err(source)
-        })
+        replace(&path, bytes, None).map_err(|source| FileError { doing: "write", path, source })
     }
 
     /// Gives a file another name, over what has that name.
@@ -158,9 +181,8 @@ impl PrivateDir {
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "lock", path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = opened.map_err(err)?;
+        let dir = self.dir().map_err(err)?;
+        let file = open_at(&dir, name, OFlags::WRONLY | OFlags::CREATE).map_err(err)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
@@ -179,14 +201,133 @@ impl PrivateDir {
         Ok(names)
     }
 
+    fn dir(&self) -> io::Result<File> {
+        File::open(&self.path)
+    }
+
     fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        self.dir()?.sync_all()
+    }
+}
+
+/// Whose a file is to be, and its mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner {
+    /// The user's id.
+    pub uid: u32,
+    /// The group's id.
+    pub gid: u32,
+    /// Permissions, `0o7777` at most.
+    pub mode: u32,
+}
+
+/// Replaces a file, or makes it, as the head of this module says. It is on the disk when this returns. Without `owner`
+/// it is this user's and private (0600).
+pub fn replace(path: &Path, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })?;
+    replace_at(&dir, name, bytes, owner)?;
+    dir.sync_all()
+}
+
+/// The same in an open directory, which is yet to be synchronised.
+pub fn replace_at(dir: &File, name: &OsStr, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let random = u64::from_le_bytes(random);
+    let temporary = format!(".{}.{random:016x}.tmp", name.to_string_lossy());
+    let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(dir, &temporary, new, Mode::RUSR | Mode::WUSR)?);
+    let mut write = || {
+        file.write_all(bytes)?;
+        if let Some(Owner { uid, gid, mode }) = owner {
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+        }
+        file.sync_all()?;
+        Ok(renameat(dir, &temporary, dir, name)?)
+    };
+    write().inspect_err(|_: &io::Error| {
+        let _ = unlinkat(dir, &temporary, AtFlags::empty()); // a full disk wants the room
+    })
+}
+
+/// Opens a regular file; symbolic links are not followed, and a pipe is not waited for.
+fn open_at(dir: &File, name: &str, how: OFlags) -> io::Result<File> {
+    let how = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(dir, name, how, Mode::RUSR | Mode::WUSR)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(Problem::NotAFile)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the owner of a directory can do to root who writes in it.
+    #[test]
+    fn links_and_names_that_somebody_put_there_are_not_followed() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().unwrap();
+        let dir = PrivateDir::open(temp.path().join("state")).unwrap();
+        let victim = temp.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        for name in ["key", "lock"] {
+            symlink(&victim, dir.path().join(name)).unwrap();
+        }
+        let read = dir.read("key", 100).unwrap_err().to_string();
+        assert!(read.contains("symbolic link"), "{read}");
+        let locked = dir.lock("lock").unwrap_err().to_string();
+        assert!(locked.contains("symbolic link"), "{locked}");
+        dir.write("key", b"secret").unwrap(); // in the link's place
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(&**dir.read("key", 100).unwrap().unwrap(), b"secret");
+
+        // A lock that does not exist yet is not made elsewhere.
+        symlink(temp.path().join("new"), dir.path().join("other.lock")).unwrap();
+        assert!(dir.lock("other.lock").is_err());
+        assert!(!temp.path().join("new").exists());
+
+        // A directory where a file should be, and a pipe that nobody writes to.
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        let not_a_file = |name| dir.read(name, 10).unwrap_err().to_string();
+        assert!(not_a_file("folder").contains("remove what is there"));
+        rustix::fs::mknodat(
+            dir.dir().unwrap(),
+            "pipe",
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        assert!(not_a_file("pipe").contains("remove what is there"));
+        // Temporary names cannot be foreseen: none that was there before is written to.
+        let before = dir.names().unwrap();
+        dir.write("key", b"again").unwrap();
+        assert_eq!(dir.names().unwrap(), before);
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_for_what_root_does_there() {
+        if !geteuid().is_root() {
+            println!("skipped: this takes root");
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("state");
+        PrivateDir::open(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+        let refused = PrivateDir::open(&path).unwrap_err();
+        assert!(refused.to_string().contains("its owner"), "{refused}");
+        let dir = PrivateDir::open_of_any_user(&path).unwrap();
+        dir.write("rules.json", b"{}").unwrap();
+        let is = fs::metadata(path.join("rules.json")).unwrap();
+        assert_eq!((is.uid(), is.mode() & 0o777), (0, 0o600));
+    }
 
     #[test]
     fn files_are_private_whole_and_bounded() {

@@ -3,11 +3,9 @@
 //! Linux counts them by thread: these are to be called before there is a second one.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
-use anyhow::{Context, bail};
-use rustix::process::geteuid;
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, configure_capability_in_ambient_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -19,18 +17,17 @@ use wiretight_proxy::relay::net;
 /// which root is expected to read (Landlock says in which directories). It writes only what is its own.
 const NODE: CapabilitySet = CapabilitySet::NET_BIND_SERVICE.union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Refuses a state directory of another user: whoever has given up to overrule owners would fail in it later.
-pub(crate) fn must_own(state: &Path) -> anyhow::Result<()> {
-    let owner = state.metadata().with_context(|| format!("{}", state.display()))?.uid();
-    let user = geteuid().as_raw();
-    if owner != user {
-        bail!(
-            "{} belongs to user {owner}, and this process is user {user}, who will not overrule owners of files: run it \
-             as user {owner}, or change the owner of the directory and of all that is in it",
-            state.display()
-        );
+/// Keys in memory do not go to a disk when a process crashes. The limit is one byte and not zero: the kernel ignores
+/// zero for dumps that it pipes to a program, and takes one byte as "no dump" for those too (core(5)).
+///
+/// The limit and not PR_SET_DUMPABLE, which would also hide /proc/PID/exe from `wiretight upgrade`.
+pub(crate) fn no_core_dumps() {
+    let none = Rlimit { current: Some(1), maximum: Some(1) };
+    // A lower hard limit that cannot be raised to one byte is zero: then there are no dumps to files either.
+    if setrlimit(Resource::Core, none).is_err() {
+        let zero = Rlimit { current: Some(0), maximum: Some(0) };
+        let _ = setrlimit(Resource::Core, zero);
     }
-    Ok(())
 }
 
 /// For a node that has started its children. `intercepts`: its sockets have the mark, and some a caller's address.

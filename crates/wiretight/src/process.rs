@@ -9,7 +9,9 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +22,6 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use wiretight_keys::{Id, Name};
-use wiretight_proxy::edge::settings::At;
 use wiretight_proxy::relay::net::{Listening, Sockets};
 use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
 use wiretight_store::{SqliteStore, Store};
@@ -54,7 +55,6 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     // Before there is a second thread.
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
-    privilege::must_own(state.path())?;
     let predecessor = match take_over {
         true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
         false => None,
@@ -495,25 +495,9 @@ pub(crate) fn own_authority(params: &mut AgentParams, authority: &AuthorityHandl
 
 /// The services that a configuration names for its own node: offered, acted as, or shared certificates with.
 pub(crate) fn claimed(config: &Config) -> Vec<Name> {
-    let offered = config.relay.services.iter().map(|s| s.name.clone());
-    let acted = config.relay.dials.iter().filter_map(|d| match &d.identity {
-        Id::Service(name) => Some(name.clone()),
-        _ => None,
-    });
-    let to_mesh = config
-        .edge
-        .sites
-        .iter()
-        .filter(|s| s.to.iter().any(|upstream| matches!(upstream.at, At::Mesh(_))));
-    let fronts = to_mesh.filter_map(|s| match &s.identity {
-        Id::Service(name) => Some(name.clone()),
-        _ => None,
-    });
-    let mut all: Vec<Name> =
-        offered.chain(acted).chain(fronts).chain(config.share.clone()).collect();
-    all.sort();
-    all.dedup();
-    all
+    let mut all = config.shown_services();
+    all.extend(config.share.clone());
+    all.into_iter().collect()
 }
 
 /// Whenever the bundle changes, connections of revoked identities are cut.
@@ -544,6 +528,15 @@ fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd was not told");
     }
+}
+
+/// This very binary, whatever its path leads to by now, under the name that this process was started by.
+pub(crate) fn own_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = std::env::args_os().next() {
+        command.arg0(name);
+    }
+    command
 }
 
 /// One process a state directory.

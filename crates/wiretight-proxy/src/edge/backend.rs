@@ -15,12 +15,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::task::spawn_local;
 use wiretight_keys::{Id, Name};
 
 use super::body::RequestBody;
+use super::kept::{Kept, Look, Socket};
 use super::settings::{At, Speaks, Upstream};
 use super::sites::Site;
 use crate::relay::app::App;
@@ -49,7 +49,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Here {
 
 /// A connection that a request may be sent on.
 pub(crate) enum Sender {
-    Http1(http1::SendRequest<RequestBody>, Instant),
+    Http1(http1::SendRequest<RequestBody>, Instant, Look),
     H2c(http2::SendRequest<RequestBody>),
 }
 
@@ -62,7 +62,7 @@ impl Sender {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unsent> {
         match self {
-            Sender::Http1(sender, _) => sender.try_send_request(request).await,
+            Sender::Http1(sender, ..) => sender.try_send_request(request).await,
             Sender::H2c(sender) => sender.try_send_request(request).await,
         }
     }
@@ -72,19 +72,19 @@ impl Sender {
 /// before, it is closed.
 pub(crate) struct Loan {
     pools: Rc<Pools>,
-    back: Option<(Key, http1::SendRequest<RequestBody>, Instant)>,
+    back: Option<(Key, http1::SendRequest<RequestBody>, Instant, Look)>,
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        let Some((key, sender, born)) = self.back.take() else { return };
+        let Some((key, sender, born, look)) = self.back.take() else { return };
         if !sender.is_ready() {
             return;
         }
         let mut shelves = self.pools.shelves.borrow_mut();
         let shelf = shelves.entry(key).or_default();
         if shelf.idle.len() < MAX_IDLE {
-            shelf.idle.push(Idle { sender, born, since: Instant::now() });
+            shelf.idle.push(Idle { sender, born, look, since: Instant::now() });
         }
     }
 }
@@ -109,6 +109,7 @@ struct Shelf {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     born: Instant,
+    look: Look,
     since: Instant,
 }
 
@@ -127,15 +128,17 @@ fn key(site: &Site, upstream: &Upstream) -> Key {
 }
 
 impl Pools {
-    /// A connection to a backend, and whether it has been used before. `from` is who it is for.
+    /// A connection to a backend, and whether it has been used before. `from` is who it is for. `once`: what is sent on
+    /// it cannot be sent again, so a connection that the backend may have closed just now is looked at first.
     pub(crate) async fn get(
         &self,
         site: &Arc<Site>,
         upstream: &Upstream,
         from: SocketAddr,
+        once: bool,
     ) -> io::Result<(Sender, bool)> {
         let key = key(site, upstream);
-        if let Some(sender) = self.take(&key) {
+        if let Some(sender) = self.take(&key, once) {
             return Ok((sender, true));
         }
         let sender = self.connect(site, upstream, from).await?;
@@ -155,14 +158,14 @@ impl Pools {
     ) -> io::Result<Sender> {
         match &upstream.at {
             At::Here(backend) => match net::connect_backend(backend, None).await? {
-                App::Tcp(socket) => handshake(socket, upstream.speaks).await,
-                App::Unix(socket) => handshake(socket, upstream.speaks).await,
+                App::Tcp(socket) => handshake(Kept::tcp(socket), upstream.speaks).await,
+                App::Unix(socket) => handshake(Kept::unix(socket), upstream.speaks).await,
             },
             At::Mesh(service) => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let pool = self.mesh_pool(site, service)?;
                 spawn_local(pool.serve(App::Unix(theirs), from));
-                handshake(ours, upstream.speaks).await
+                handshake(Kept::unix(ours), upstream.speaks).await
             }
         }
     }
@@ -174,12 +177,12 @@ impl Pools {
         upstream: &Upstream,
         sender: Sender,
     ) -> Option<Loan> {
-        let Sender::Http1(sender, born) = sender else { return None };
+        let Sender::Http1(sender, born, look) = sender else { return None };
         let key = key(site, upstream);
-        Some(Loan { pools: self.clone(), back: Some((key, sender, born)) })
+        Some(Loan { pools: self.clone(), back: Some((key, sender, born, look)) })
     }
 
-    fn take(&self, key: &Key) -> Option<Sender> {
+    fn take(&self, key: &Key, once: bool) -> Option<Sender> {
         let mut shelves = self.shelves.borrow_mut();
         let shelf = shelves.get_mut(key)?;
         if let Some((shared, born)) = &shelf.shared {
@@ -189,8 +192,8 @@ impl Pools {
             shelf.shared = None; // its streams go on to their ends
         }
         while let Some(idle) = shelf.idle.pop() {
-            if idle.is_good() {
-                return Some(Sender::Http1(idle.sender, idle.born));
+            if idle.is_good() && (!once || idle.look.is_quiet()) {
+                return Some(Sender::Http1(idle.sender, idle.born, idle.look));
             }
         }
         None
@@ -241,9 +244,9 @@ impl Pools {
     }
 }
 
-async fn handshake<T>(io: T, speaks: Speaks) -> io::Result<Sender>
+async fn handshake<S>((io, look): (Kept<S>, Look), speaks: Speaks) -> io::Result<Sender>
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Socket,
 {
     let io = TokioIo::new(io);
     match speaks {
@@ -256,7 +259,7 @@ where
                     tracing::debug!(%error, "a backend's connection");
                 }
             });
-            Ok(Sender::Http1(sender, Instant::now()))
+            Ok(Sender::Http1(sender, Instant::now(), look))
         }
         Speaks::H2c => {
             let mut builder = http2::Builder::new(Here);

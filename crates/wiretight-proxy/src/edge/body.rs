@@ -10,7 +10,9 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 
+use super::claims;
 use super::guard::Unread;
+use super::http2::StreamBody;
 use super::log::Story;
 use super::quic::QuicBody;
 
@@ -30,8 +32,10 @@ pub(crate) enum BodyError {
 
 /// Where a request's body comes from.
 pub(crate) enum Source {
-    /// HTTP/1 and 2.
+    /// HTTP/1.
     Incoming(Incoming, #[expect(dead_code, reason = "it is held, and dropped")] Unread),
+    /// HTTP/2.
+    Http2(StreamBody),
     /// HTTP/3.
     Quic(Box<QuicBody>),
     /// There is none.
@@ -102,12 +106,16 @@ impl Body for RequestBody {
             Source::Incoming(body, _) => {
                 Pin::new(body).poll_frame(cx).map_err(|_| BodyError::Broken)
             }
+            Source::Http2(body) => body.poll_frame(cx),
             Source::Quic(body) => body.poll_frame(cx),
             Source::Empty => Poll::Ready(None),
         };
         match polled {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 this.timer = None;
+                if let Some(trailers) = frame.trailers_mut() {
+                    claims::remove_from_trailers(trailers);
+                }
                 if let Some(data) = frame.data_ref() {
                     let n = data.len() as u64;
                     if n > this.left {
@@ -133,6 +141,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Incoming(body, _) => body.is_end_stream(),
+            Source::Http2(body) => body.is_end(),
             Source::Quic(body) => body.is_end(),
             Source::Empty => true,
         }
@@ -141,6 +150,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Incoming(body, _) => body.size_hint(),
+            Source::Http2(body) => body.size_hint(),
             Source::Quic(body) => body.size_hint(),
             Source::Empty => SizeHint::with_exact(0),
         }

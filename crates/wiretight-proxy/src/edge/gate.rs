@@ -4,21 +4,28 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
+use futures_util::stream;
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use hyper::body::{Buf, Bytes};
+use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 /// What may be given of a stream before some of it was used.
 const AHEAD: usize = 256 * 1024;
 /// What a client may send on its control streams in a connection's life: settings and priorities.
 const CONTROL: usize = 1024 * 1024;
 
+/// Nothing is wrong, and no more is wanted (RFC 9114, section 8.1).
+const NO_ERROR: VarInt = VarInt::from_u32(0x100);
+
 /// How many gates are looked through before another is added.
 const MANY: usize = 128;
 
-/// How much of a stream waits in the library.
+/// How much of a stream waits in the library, and whether its answer is still wanted.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Rc<Level>);
 
@@ -27,6 +34,7 @@ struct Level {
     waiting: Cell<usize>,
     /// Whether anything was used since the gate last opened.
     used: Cell<bool>,
+    send: RefCell<Option<SendStream>>,
 }
 
 impl Gate {
@@ -48,6 +56,26 @@ impl Gate {
         Ok(was_shut)
     }
 
+    /// Ends when the client wants no more of the answer, or has all of it.
+    pub(crate) async fn closed(&self) {
+        let closed = self.0.send.borrow().as_ref().map(SendStream::stopped);
+        if let Some(closed) = closed {
+            let _ = closed.await;
+        }
+    }
+
+    /// Whether the client has all of the answer, or wants no more of it.
+    pub(crate) fn is_closed(&self) -> bool {
+        pin!(self.closed()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// Gives up what the client does not take.
+    pub(crate) fn reset(&self, code: h3::error::Code) {
+        if let Some(send) = &mut *self.0.send.borrow_mut() {
+            let _ = send.reset(var_int(code.value()));
+        }
+    }
+
     fn is_shut(&self) -> bool {
         self.0.waiting.get() >= AHEAD
     }
@@ -64,31 +92,78 @@ pub(crate) struct FrameTooLarge;
 /// The gates of requests that have begun, until they are taken.
 pub(crate) type Gates = Rc<RefCell<HashMap<StreamId, Gate>>>;
 
+fn var_int(code: u64) -> VarInt {
+    VarInt::from_u64(code).unwrap_or(VarInt::MAX)
+}
+
+fn stream_id(id: quinn::StreamId) -> StreamId {
+    // A stream's number is less than 2^62 in both.
+    StreamId::try_from(u64::from(id)).unwrap_or_else(|_| h3::proto::varint::VarInt::MAX.into())
+}
+
+fn lost(error: ConnectionError) -> ConnectionErrorIncoming {
+    match error {
+        ConnectionError::ApplicationClosed(closed) => {
+            ConnectionErrorIncoming::ApplicationClose { error_code: closed.error_code.into() }
+        }
+        ConnectionError::TimedOut => ConnectionErrorIncoming::Timeout,
+        other => ConnectionErrorIncoming::Undefined(Arc::new(other)),
+    }
+}
+
+fn on_read(error: ReadError) -> StreamErrorIncoming {
+    match error {
+        ReadError::Reset(code) => {
+            StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() }
+        }
+        ReadError::ConnectionLost(error) => {
+            StreamErrorIncoming::ConnectionErrorIncoming { connection_error: lost(error) }
+        }
+        other => StreamErrorIncoming::Unknown(Box::new(other)),
+    }
+}
+
+fn on_write(error: WriteError) -> StreamErrorIncoming {
+    match error {
+        WriteError::Stopped(code) => {
+            StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() }
+        }
+        WriteError::ConnectionLost(error) => {
+            StreamErrorIncoming::ConnectionErrorIncoming { connection_error: lost(error) }
+        }
+        other => StreamErrorIncoming::Unknown(Box::new(other)),
+    }
+}
+
+type Accepted = Result<(SendStream, RecvStream), ConnectionError>;
+
 /// The connection.
 pub(crate) struct Gated {
     inner: h3_quinn::Connection,
+    accepts: Pin<Box<dyn futures_util::Stream<Item = Accepted>>>,
     gates: Gates,
     control: Rc<Cell<usize>>,
 }
 
 impl Gated {
     pub(crate) fn new(connection: quinn::Connection, gates: Gates) -> Gated {
-        Gated { inner: h3_quinn::Connection::new(connection), gates, control: Rc::default() }
+        let accepts = stream::unfold(connection.clone(), async |connection| {
+            Some((connection.accept_bi().await, connection))
+        });
+        let inner = h3_quinn::Connection::new(connection);
+        Gated { inner, accepts: Box::pin(accepts), gates, control: Rc::default() }
     }
 }
 
-type Inner<B> = h3_quinn::BidiStream<B>;
-
 impl<B: Buf> quic::OpenStreams<B> for Gated {
-    type BidiStream = Stream<Inner<B>>;
+    type BidiStream = Stream<B>;
     type SendStream = h3_quinn::SendStream<B>;
 
     fn poll_open_bidi(
         &mut self,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
     ) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
-        let opened = quic::OpenStreams::<B>::poll_open_bidi(&mut self.inner, cx);
-        opened.map_ok(|inner| Stream { inner, gate: Gate::default() })
+        Poll::Ready(Err(no_opener()))
     }
 
     fn poll_open_send(
@@ -101,6 +176,11 @@ impl<B: Buf> quic::OpenStreams<B> for Gated {
     fn close(&mut self, code: h3::error::Code, reason: &[u8]) {
         quic::OpenStreams::<B>::close(&mut self.inner, code, reason);
     }
+}
+
+/// In HTTP/3 only clients open streams in both directions (RFC 9114, section 6.1).
+fn no_opener() -> StreamErrorIncoming {
+    StreamErrorIncoming::Unknown("a server opens no bidirectional streams".into())
 }
 
 impl<B: Buf> quic::Connection<B> for Gated {
@@ -119,18 +199,21 @@ impl<B: Buf> quic::Connection<B> for Gated {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Self::BidiStream, ConnectionErrorIncoming>> {
-        let accepted = quic::Connection::<B>::poll_accept_bidi(&mut self.inner, cx);
-        accepted.map_ok(|inner| {
-            let gate = Gate::default();
-            let mut gates = self.gates.borrow_mut();
-            if gates.len() >= MANY {
-                // Those whose streams came to nothing before they were a request.
-                gates.retain(|_, gate| Rc::strong_count(&gate.0) > 1);
-            }
-            gates.insert(quic::RecvStream::recv_id(&inner), gate.clone());
-            drop(gates);
-            Stream { inner, gate }
-        })
+        let Some(accepted) = ready!(self.accepts.as_mut().poll_next(cx)) else {
+            return Poll::Pending; // it has no end
+        };
+        let (send, recv) = accepted.map_err(lost)?;
+        let id = stream_id(recv.id());
+        let gate = Gate::default();
+        *gate.0.send.borrow_mut() = Some(send);
+        let mut gates = self.gates.borrow_mut();
+        if gates.len() >= MANY {
+            // Those whose streams came to nothing before they were a request.
+            gates.retain(|_, gate| Rc::strong_count(&gate.0) > 1);
+        }
+        gates.insert(id, gate.clone());
+        let send = Sending { id, gate: gate.clone(), writing: None };
+        Poll::Ready(Ok(Stream { send, recv: Receiving { recv, gate } }))
     }
 
     fn opener(&self) -> Opener {
@@ -138,19 +221,18 @@ impl<B: Buf> quic::Connection<B> for Gated {
     }
 }
 
-/// Opens streams of our own, of which a server has none to gate.
+/// Opens streams of our own.
 pub(crate) struct Opener(h3_quinn::OpenStreams);
 
 impl<B: Buf> quic::OpenStreams<B> for Opener {
-    type BidiStream = Stream<Inner<B>>;
+    type BidiStream = Stream<B>;
     type SendStream = h3_quinn::SendStream<B>;
 
     fn poll_open_bidi(
         &mut self,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
     ) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
-        let opened = quic::OpenStreams::<B>::poll_open_bidi(&mut self.0, cx);
-        opened.map_ok(|inner| Stream { inner, gate: Gate::default() })
+        Poll::Ready(Err(no_opener()))
     }
 
     fn poll_open_send(
@@ -165,13 +247,33 @@ impl<B: Buf> quic::OpenStreams<B> for Opener {
     }
 }
 
-/// A request's stream, or its receiving half.
-pub(crate) struct Stream<S> {
-    inner: S,
+/// A request's stream.
+pub(crate) struct Stream<B: Buf> {
+    send: Sending<B>,
+    recv: Receiving,
+}
+
+/// Its sending half. The stream itself is in the gate, for whoever waits for the client's word on it.
+pub(crate) struct Sending<B: Buf> {
+    id: StreamId,
+    gate: Gate,
+    writing: Option<WriteBuf<B>>,
+}
+
+/// Its receiving half.
+pub(crate) struct Receiving {
+    recv: RecvStream,
     gate: Gate,
 }
 
-impl<S: quic::RecvStream<Buf = Bytes>> quic::RecvStream for Stream<S> {
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        // Does nothing where all has come. Else the client may stop sending: it is answered, or reset.
+        let _ = self.recv.stop(NO_ERROR);
+    }
+}
+
+impl quic::RecvStream for Receiving {
     type Buf = Bytes;
 
     fn poll_data(
@@ -182,51 +284,108 @@ impl<S: quic::RecvStream<Buf = Bytes>> quic::RecvStream for Stream<S> {
             // Whoever uses the stream asks again when what waits is used up, or gives it up.
             return Poll::Pending;
         }
-        let polled = self.inner.poll_data(cx);
-        if let Poll::Ready(Ok(Some(bytes))) = &polled {
-            self.gate.given(bytes.len());
-        }
-        polled
+        let polled = pin!(self.recv.read_chunk(usize::MAX, true)).poll(cx);
+        let chunk = ready!(polled).map_err(on_read)?;
+        Poll::Ready(Ok(chunk.map(|chunk| {
+            self.gate.given(chunk.bytes.len());
+            chunk.bytes
+        })))
     }
 
     fn stop_sending(&mut self, code: u64) {
-        self.inner.stop_sending(code);
+        let _ = self.recv.stop(var_int(code));
     }
 
     fn recv_id(&self) -> StreamId {
-        self.inner.recv_id()
+        stream_id(self.recv.id())
     }
 }
 
-impl<B: Buf, S: quic::SendStream<B>> quic::SendStream<B> for Stream<S> {
+impl<B: Buf> quic::SendStream<B> for Sending<B> {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        self.inner.poll_ready(cx)
+        let mut send = self.gate.0.send.borrow_mut();
+        if let (Some(data), Some(send)) = (&mut self.writing, &mut *send) {
+            while data.has_remaining() {
+                let written = ready!(Pin::new(&mut *send).poll_write(cx, data.chunk()));
+                data.advance(written.map_err(on_write)?);
+            }
+        }
+        self.writing = None;
+        Poll::Ready(Ok(()))
     }
 
     fn send_data<T: Into<WriteBuf<B>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
-        self.inner.send_data(data)
+        if self.writing.is_some() {
+            return Err(StreamErrorIncoming::Unknown("a write is under way".into()));
+        }
+        self.writing = Some(data.into());
+        Ok(())
     }
 
-    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        self.inner.poll_finish(cx)
+    fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        let mut send = self.gate.0.send.borrow_mut();
+        let finished = send.as_mut().map_or(Ok(()), SendStream::finish);
+        Poll::Ready(finished.map_err(|e| StreamErrorIncoming::Unknown(Box::new(e))))
     }
 
     fn reset(&mut self, code: u64) {
-        self.inner.reset(code);
+        if let Some(send) = &mut *self.gate.0.send.borrow_mut() {
+            let _ = send.reset(var_int(code));
+        }
     }
 
     fn send_id(&self) -> StreamId {
-        self.inner.send_id()
+        self.id
     }
 }
 
-impl<B: Buf> quic::BidiStream<B> for Stream<Inner<B>> {
-    type SendStream = h3_quinn::SendStream<B>;
-    type RecvStream = Stream<h3_quinn::RecvStream>;
+impl<B: Buf> quic::RecvStream for Stream<B> {
+    type Buf = Bytes;
+
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        self.recv.poll_data(cx)
+    }
+
+    fn stop_sending(&mut self, code: u64) {
+        self.recv.stop_sending(code);
+    }
+
+    fn recv_id(&self) -> StreamId {
+        self.recv.recv_id()
+    }
+}
+
+impl<B: Buf> quic::SendStream<B> for Stream<B> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_ready(cx)
+    }
+
+    fn send_data<T: Into<WriteBuf<B>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        self.send.send_data(data)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_finish(cx)
+    }
+
+    fn reset(&mut self, code: u64) {
+        self.send.reset(code);
+    }
+
+    fn send_id(&self) -> StreamId {
+        self.send.send_id()
+    }
+}
+
+impl<B: Buf> quic::BidiStream<B> for Stream<B> {
+    type SendStream = Sending<B>;
+    type RecvStream = Receiving;
 
     fn split(self) -> (Self::SendStream, Self::RecvStream) {
-        let (send, inner) = quic::BidiStream::split(self.inner);
-        (send, Stream { inner, gate: self.gate })
+        (self.send, self.recv)
     }
 }
 

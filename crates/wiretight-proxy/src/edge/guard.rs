@@ -18,7 +18,7 @@ use super::strict::{Framing, Phase, Violation};
 /// Each has cost a program its work, however few there were at a time (CVE-2023-44487).
 const MAX_TAKEN_BACK: usize = 1000;
 
-/// What a client may send ahead of the answer to a request for another protocol.
+/// What is taken of that which a client sends ahead of an answer.
 const MAX_AHEAD: usize = 64 * 1024;
 
 /// The least and the most that is read at a time. The room for it is zeroed each time, so there is little of
@@ -44,10 +44,16 @@ pub(crate) struct Activity {
     rest_since: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
+    /// Since when so much has been sent ahead of an answer that no more is read, and so nobody knows whether the client
+    /// is still there.
+    ahead_since: AtomicU64,
     /// Nothing has come that was not let through whole, and all that was written has gone.
     still: AtomicBool,
     flushed: AtomicBool,
     waiting: Mutex<Option<Waker>>,
+    /// What goes to the client before the answer under way, and whether there is any.
+    early: Mutex<Vec<u8>>,
+    has_early: AtomicBool,
 }
 
 /// Why a connection is given up.
@@ -59,6 +65,8 @@ pub(crate) enum Overdue {
     Head,
     /// An answer that is not taken.
     Reading,
+    /// Too much sent ahead of an answer that does not come.
+    Ahead,
     /// Not slow, but hasty: too many requests were taken back.
     TakenBack,
 }
@@ -77,9 +85,12 @@ impl Activity {
             rest_since: AtomicU64::new(1),
             head_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
+            ahead_since: AtomicU64::new(0),
             still: AtomicBool::new(false),
             flushed: AtomicBool::new(true),
             waiting: Mutex::new(None),
+            early: Mutex::default(),
+            has_early: AtomicBool::new(false),
         })
     }
 
@@ -131,6 +142,12 @@ impl Activity {
         self.wake();
     }
 
+    /// Sends this before the answer to the one request that HTTP/1 has under way. All before that has gone.
+    pub(crate) fn send_early(&self, bytes: &[u8]) {
+        self.early.lock().unwrap_or_else(|p| p.into_inner()).extend_from_slice(bytes);
+        self.has_early.store(true, Relaxed);
+    }
+
     fn is_upgraded(&self) -> bool {
         self.upgraded.load(Relaxed)
     }
@@ -155,6 +172,11 @@ impl Activity {
         since > 0 && self.clock().saturating_sub(since) > limit.as_millis() as u64
     }
 
+    /// Ends when the client has taken back too much.
+    pub(crate) async fn taken_back(&self) {
+        self.enough.notified().await;
+    }
+
     /// Ends when the peer has stood still for too long, or taken back too much.
     pub(crate) async fn overdue(&self, limits: &Limits) -> Overdue {
         let shortest = limits.head.min(limits.body).min(limits.idle);
@@ -172,6 +194,9 @@ impl Activity {
             }
             if self.older(&self.blocked_since, limits.body) {
                 return Overdue::Reading;
+            }
+            if self.older(&self.ahead_since, limits.body) {
+                return Overdue::Ahead;
             }
             if self.requests.load(Relaxed) == 0 && self.older(&self.rest_since, limits.idle) {
                 return Overdue::Idle;
@@ -288,7 +313,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.activity.flushed.store(matches!(flushed, Poll::Ready(Ok(()))), Relaxed);
+        let whole = matches!(flushed, Poll::Ready(Ok(())));
+        if !self.activity.flushed.swap(whole, Relaxed) && whole {
+            self.activity.wake();
+        }
         self.note(flushed)
     }
 
@@ -298,7 +326,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
-/// Lets checked bytes through, and answers what is refused, in its turn, itself.
+/// Lets checked bytes through, one request at a time, and answers what is refused itself.
+///
+/// What a client sends ahead of an answer waits here, and is read as it comes. If the library had it, it would read no
+/// more before the answer, and not notice that the client is gone.
 pub(crate) struct Strict<T> {
     io: T,
     activity: Arc<Activity>,
@@ -396,6 +427,38 @@ impl<T> Strict<T> {
     }
 }
 
+impl<T: AsyncRead + Unpin> Strict<T> {
+    /// Holds what comes until the request under way is answered. Ready: the client is gone. `scratch` is not filled.
+    fn read_ahead(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.held.len() >= MAX_AHEAD {
+                let since = &self.activity.ahead_since;
+                let _ = since.compare_exchange(0, self.activity.clock(), Relaxed, Relaxed);
+                self.activity.wake_later(cx.waker());
+                return Poll::Pending;
+            }
+            let room = scratch.initialize_unfilled_to(self.room.min(scratch.remaining()));
+            let mut fresh = ReadBuf::new(room);
+            if Pin::new(&mut self.io).poll_read(cx, &mut fresh)?.is_pending() {
+                self.activity.still.store(self.held.is_empty(), Relaxed);
+                if !self.held.is_empty() {
+                    self.activity.wake_later(cx.waker());
+                }
+                return Poll::Pending;
+            }
+            let fresh = fresh.filled();
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.held.extend_from_slice(fresh);
+        }
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -419,18 +482,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
                 // The request that it is the body of fails, and says why.
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
             }
-            if this.refused.is_some() || this.framing.phase() == Phase::Upgrade {
-                // Requests before it are answered first.
-                this.activity.wake_later(cx.waker());
-                if this.activity.is_upgraded() {
-                    continue;
+            if this.refused.is_some() {
+                return Poll::Ready(Ok(())); // as if the client had closed
+            }
+            if this.framing.phase() == Phase::Behind {
+                // Until an answer has gone whole, an end would cut it off.
+                let flushed = this.activity.flushed.load(Relaxed);
+                if this.activity.requests.load(Relaxed) > 0 || !flushed {
+                    return this.read_ahead(cx, buf);
                 }
-                if this.activity.requests.load(Relaxed) > 0 {
-                    return Poll::Pending;
-                }
-                if this.refused.is_some() {
-                    return Poll::Ready(Ok(())); // as if the client had closed
-                }
+                this.activity.ahead_since.store(0, Relaxed);
                 this.framing.resume();
             }
             if this.looked < this.held.len() {
@@ -467,11 +528,25 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
                 this.looked += used;
                 this.free += release;
             }
-            if this.held.len() > this.looked + MAX_AHEAD {
-                let what = "too much was sent ahead of an answer";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
-            }
         }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Strict<T> {
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.activity.has_early.load(Relaxed) {
+            let mut early = self.activity.early.lock().unwrap_or_else(|p| p.into_inner());
+            if early.is_empty() {
+                self.activity.has_early.store(false, Relaxed);
+                break;
+            }
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &early))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            early.drain(..n);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -481,6 +556,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -489,6 +565,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
@@ -497,6 +574,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_early(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

@@ -1,11 +1,12 @@
 //! Which headers go through, and which the edge speaks for: nothing that concerns one connection only, and
 //! nothing about the client but what the edge has seen itself.
 
-use std::fmt::Write;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::claims;
 use super::strict::MAX_LENGTH_DIGITS;
 
 /// Those that concern one connection only (RFC 9110, section 7.6.1).
@@ -19,21 +20,13 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
+/// What belongs to an upgrade to HTTP/2 without TLS, which is not offered (RFC 9113, section 3.1).
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Who the client proved to be; the edge alone says it.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// What other proxies say of a client, and programs believe.
-const CLAIMS: [HeaderName; 7] = [
-    header::FORWARDED,
-    FOR,
-    PROTO,
-    HOST,
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-real-ip"),
-];
 
 /// Removes what concerns one connection only, and what `Connection` says does.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -54,6 +47,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
+    headers.remove(HTTP2_SETTINGS);
 }
 
 /// Whether a request of HTTP/2 or 3 says what it may not: something that concerns one connection (RFC 9113,
@@ -65,76 +59,114 @@ pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
     };
     let mut te = headers.get_all(header::TE).iter();
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let is_length = |value: &HeaderValue| {
-        let digits = value.as_bytes();
-        (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
-    };
     HOP_BY_HOP.iter().any(told)
         || te.any(|v| !v.as_bytes().eq_ignore_ascii_case(b"trailers"))
         || lengths.next().is_some_and(|first| !is_length(first) || lengths.next().is_some())
 }
 
-/// Whether the client takes trailers.
-pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
-    let mut te =
-        headers.get_all(header::TE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
-    te.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+/// Whether that is a Content-Length: one number (RFC 9110, section 8.6).
+pub(crate) fn is_length(value: &HeaderValue) -> bool {
+    let digits = value.as_bytes();
+    (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
 }
 
-/// The protocol that the client wants to go on with, as `Connection: upgrade` and `Upgrade` say.
-pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = headers.get_all(header::CONNECTION).iter().any(|v| {
-        v.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    });
-    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+/// What Content-Length says, if it is one.
+pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(header::CONTENT_LENGTH).filter(|value| is_length(value))?;
+    value.to_str().ok()?.parse().ok()
+}
+
+/// Whether the client takes trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::TE, b"trailers")
+}
+
+/// Whether the client asks to continue with WebSocket. No other protocol is passed on: what is said in it would reach
+/// the program unseen, as with `h2c`, which is HTTP again.
+pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::CONNECTION, b"upgrade") && is_for_websocket(headers)
+}
+
+/// Whether `Upgrade` names WebSocket.
+pub(crate) fn is_for_websocket(headers: &HeaderMap) -> bool {
+    has_word(headers, &header::UPGRADE, b"websocket")
+}
+
+fn has_word(headers: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
+    let mut words = headers.get_all(name).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    words.any(|w| w.trim_ascii().eq_ignore_ascii_case(word))
+}
+
+/// What programs are told of a client's requests for one host.
+pub(crate) struct Said {
+    host: HeaderValue,
+    address: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Said {
+    pub(crate) fn new(address: IpAddr, host: &str) -> Said {
+        let value =
+            |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+        // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
+        let client = match address {
+            IpAddr::V4(ip) => format!("{ip}"),
+            IpAddr::V6(ip) => format!("\"[{ip}]\""),
+        };
+        Said {
+            host: value(host),
+            address: value(&address.to_string()),
+            forwarded: value(&format!("for={client};host={host};proto=https")),
+        }
+    }
+
+    /// Whether it is for that host.
+    pub(crate) fn is_of(&self, host: &str) -> bool {
+        self.host.as_bytes() == host.as_bytes()
+    }
 }
 
 /// Who sent a request, as far as the edge knows.
 pub(crate) struct Sender<'a> {
-    pub(crate) address: IpAddr,
+    pub(crate) said: Rc<Said>,
     /// Another proxy of ours, whose word about the client counts.
     pub(crate) trusted: bool,
-    pub(crate) host: &'a str,
     /// The certificate that it showed, as [`CLIENT_CERT`] has it.
     pub(crate) certificate: Option<&'a str>,
 }
 
 /// Says who the client is; what it said itself goes, unless it is trusted.
 pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
-    headers.remove(CLIENT_CERT);
-    let mut path = String::new();
+    claims::remove(headers, sender.trusted);
+    let said = &*sender.said;
     if sender.trusted {
-        for value in headers.get_all(FOR).iter().filter_map(|v| v.to_str().ok()) {
-            let _ = write!(path, "{value}, ");
-        }
+        append(headers, FOR, &said.address);
+        append(headers, header::FORWARDED, &said.forwarded);
     } else {
-        for name in CLAIMS {
-            headers.remove(name);
-        }
+        headers.insert(FOR, said.address.clone());
+        headers.insert(header::FORWARDED, said.forwarded.clone());
     }
-    let _ = write!(path, "{}", sender.address);
-    set(headers, FOR, &path);
-    let mut forwarded = String::new();
-    if sender.trusted {
-        for value in headers.get_all(header::FORWARDED).iter().filter_map(|v| v.to_str().ok()) {
-            let _ = write!(forwarded, "{value}, ");
-        }
-    }
-    // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
-    let _ = match sender.address {
-        IpAddr::V4(ip) => write!(forwarded, "for={ip};"),
-        IpAddr::V6(ip) => write!(forwarded, "for=\"[{ip}]\";"),
-    };
-    let _ = write!(forwarded, "host={};proto=https", sender.host);
-    set(headers, header::FORWARDED, &forwarded);
     if !sender.trusted || !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static("https"));
     }
     if !sender.trusted || !headers.contains_key(HOST) {
-        set(headers, HOST, sender.host);
+        headers.insert(HOST, said.host.clone());
     }
     if let Some(certificate) = sender.certificate {
         set(headers, CLIENT_CERT, certificate);
+    }
+}
+
+/// Puts a value behind those that are there, in one line.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    let mut line = Vec::new();
+    for value in headers.get_all(&name).iter().filter(|v| v.to_str().is_ok()) {
+        line.extend_from_slice(value.as_bytes());
+        line.extend_from_slice(b", ");
+    }
+    line.extend_from_slice(value.as_bytes());
+    if let Ok(line) = HeaderValue::from_bytes(&line) {
+        headers.insert(name, line);
     }
 }
 
@@ -195,15 +227,28 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
             ("transfer-encoding", "chunked"),
             ("accept", "*/*"),
         ]);
         assert!(takes_trailers(&headers));
-        assert_eq!(upgrade(&headers), None);
+        assert!(!asks_for_websocket(&headers));
         strip_hop_by_hop(&mut headers);
         assert_eq!(lines(&headers), ["accept: */*"]);
-        let headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        assert_eq!(upgrade(&headers).unwrap(), "websocket");
+    }
+
+    #[test]
+    fn websocket_is_the_only_protocol_that_is_gone_over_to() {
+        let asks = |upgrade| {
+            asks_for_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", upgrade)]))
+        };
+        for good in ["websocket", "WebSocket", "h2c, websocket"] {
+            assert!(asks(good), "{good}");
+        }
+        for bad in ["h2c", "H2C", "TLS/1.0", "HTTP/2.0", "websockets", "connect-udp", ""] {
+            assert!(!asks(bad), "{bad}");
+        }
+        assert!(!asks_for_websocket(&map(&[("upgrade", "websocket")])));
     }
 
     #[test]
@@ -244,12 +289,8 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-client-cert", "URI=spiffe://example.org/service/admin"),
         ];
-        let sender = |trusted| Sender {
-            address: "10.0.0.9".parse().unwrap(),
-            trusted,
-            host: "example.org",
-            certificate: None,
-        };
+        let said = |address: &str| Rc::new(Said::new(address.parse().unwrap(), "example.org"));
+        let sender = |trusted| Sender { said: said("10.0.0.9"), trusted, certificate: None };
         let mut headers = map(&claims);
         forwarded(&mut headers, &sender(false));
         let expected = [
@@ -271,8 +312,7 @@ mod tests {
         assert_eq!(lines(&headers), expected);
         let mut headers = HeaderMap::new();
         let certificate = Some("URI=spiffe://example.org/service/web");
-        let address = "fd00::1".parse().unwrap();
-        forwarded(&mut headers, &Sender { certificate, address, ..sender(false) });
+        forwarded(&mut headers, &Sender { said: said("fd00::1"), certificate, trusted: false });
         assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
         assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
     }

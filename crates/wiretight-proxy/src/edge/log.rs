@@ -1,5 +1,6 @@
 //! The access log: one structured line a request, written when its answer has gone, or has failed to.
 
+use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -55,8 +56,7 @@ pub(crate) struct Opening {
 
 impl Story {
     pub(crate) fn new(opening: Opening, path: &str) -> Story {
-        let end = path.len().min(MAX_PATH);
-        let path = path.get(..end).unwrap_or_default().to_owned();
+        let path = loggable(path);
         Story {
             site: None,
             host: opening.host,
@@ -95,6 +95,28 @@ impl Story {
     }
 }
 
+/// The beginning of a path, in printable ASCII. A terminal that shows the log must not obey it.
+fn loggable(path: &str) -> String {
+    let bytes = &path.as_bytes()[..path.len().min(MAX_PATH)];
+    if let Ok(plain) = std::str::from_utf8(bytes)
+        && plain.bytes().all(|b| b.is_ascii_graphic())
+    {
+        return plain.to_owned();
+    }
+    let mut text = String::with_capacity(MAX_PATH);
+    for byte in bytes {
+        match byte {
+            b if b.is_ascii_graphic() => text.push(char::from(*b)),
+            b => {
+                let _ = write!(text, "%{b:02X}");
+            }
+        }
+    }
+    // ASCII alone: it can be cut anywhere.
+    text.truncate(MAX_PATH);
+    text
+}
+
 impl Drop for Story {
     fn drop(&mut self) {
         let received = self.body.received();
@@ -122,5 +144,23 @@ impl Drop for Story {
             ms = self.begun.elapsed().as_millis() as u64,
             end = self.end,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_logged_in_printable_ascii_however_long_it_is() {
+        assert_eq!(loggable("/a%20b?"), "/a%20b?");
+        assert_eq!(loggable("/caf\u{e9}\u{85}\x1b"), "/caf%C3%A9%C2%85%1B");
+        for letter in ["\u{e9}", "\u{20ac}", "\u{1f512}", "a"] {
+            for lead in ["/", "/a", "/ab", "/abc"] {
+                let logged = loggable(&format!("{lead}{}", letter.repeat(600)));
+                assert_eq!(logged.len(), MAX_PATH);
+                assert!(logged.starts_with(lead) && logged.is_ascii());
+            }
+        }
     }
 }

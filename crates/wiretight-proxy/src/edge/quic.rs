@@ -6,31 +6,37 @@
 //! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
 //! crosses threads.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
 use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
+use h3::error::Code;
+use h3::quic::SendStream as _;
 use h3::server::RequestStream;
 use hyper::body::{Body, Buf, Bytes, Frame, SizeHint};
-use hyper::header;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::FAREWELL;
 use super::body::{BodyError, ReplyBody, Source};
 use super::clients::Peer;
-use super::gate::{FrameTooLarge, Gate, Gated, Gates, Stream};
+use super::gate::{self, FrameTooLarge, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
+use super::headers;
+use super::hints::{self, Hints};
 use super::live::Http;
+use super::pseudo;
 use super::quic_tls::{BySite, Shaken};
-use super::serve::Client;
+use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
 use super::worker::{Counted, Shared, Worker};
@@ -42,6 +48,10 @@ const WINDOW: u32 = 1024 * 1024;
 const SEND_WINDOW: u64 = 1024 * 1024;
 /// The largest piece of an answer that the library is given at a time.
 const PIECE: usize = 64 * 1024;
+
+/// Handshakes under way on one worker with clients that may have made up their address. With more, a client has to
+/// show first that it receives there.
+const UNPROVED: usize = 128;
 
 /// What all endpoints must agree on.
 pub(crate) struct Secrets {
@@ -97,6 +107,16 @@ pub(crate) async fn accept(
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
+        let proved = incoming.remote_address_validated();
+        if !proved && Rc::strong_count(&worker.unproved) > UNPROVED {
+            // Costs us nothing but this packet: a client that is there comes again with the token (RFC 9000, section
+            // 8.1.2), and one that made up its address does not.
+            if let Err(error) = incoming.retry() {
+                error.into_incoming().ignore();
+            }
+            continue;
+        }
+        let unproved = (!proved).then(|| worker.unproved.clone());
         let Some(slot) = worker.quic.enter(Some(incoming.remote_address().ip())) else {
             incoming.ignore();
             continue;
@@ -108,7 +128,7 @@ pub(crate) async fn accept(
             let limits = worker.workshop.sites.load().settings.limits.clone();
             let shaken = async { incoming.accept()?.await };
             let shaken = timeout(limits.handshake, shaken).await;
-            drop(slot);
+            drop((slot, unproved));
             let table = &worker.shared.table;
             match shaken {
                 Ok(Ok(connection)) => serve(&worker, connection, port, &limits).await,
@@ -128,7 +148,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     let table = &worker.shared.table;
     let from = connection.remote_address();
     let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
-    let Some(Shaken { name: Some(name), group }) = data.map(|d| *d) else {
+    let Some(Shaken { name: Some(name), by_default, group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
@@ -153,12 +173,15 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
         workshop: worker.workshop.clone(),
         http: Http::H3,
         name: name.into(),
+        by_default,
         from,
         trusted: sites.settings.trusts(from.ip()),
         tls: "QUIC".into(),
         group,
         peer: peer.map(Rc::new),
         port,
+        said: RefCell::default(),
+        alt_svc: OnceCell::new(),
         arrival: Cell::default(),
         activity: activity.clone(),
         handover: Cell::default(),
@@ -174,6 +197,9 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     };
     let (mut draining, mut cut) = (worker.shared.draining.clone(), worker.shared.cut.clone());
     let mut drains = false;
+    let sent = Rc::new(RefCell::new(Vec::new()));
+    let mut progress = Progress::new(&connection);
+    let mut tick = tokio::time::interval(limits.body / 4);
     loop {
         let accepted = tokio::select! {
             accepted = http3.accept() => accepted,
@@ -183,6 +209,17 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 continue;
             }
             _ = cut.wait_for(|c| *c) => break,
+            _ = tick.tick() => {
+                progress.note(&connection);
+                for _ in 0..give_up(&mut sent.borrow_mut(), &progress, limits.body) {
+                    table.refuse(from, "stalled", UNTAKEN);
+                }
+                continue;
+            }
+            () = activity.taken_back() => {
+                table.refuse(from, "taken_back", "the client takes back its requests");
+                break;
+            }
             () = client.lost() => {
                 table.refuse(from, "revoked", "the connection was cut");
                 break;
@@ -190,23 +227,51 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
         };
         match accepted {
             Ok(Some(resolver)) => {
-                let (client, gates) = (client.clone(), gates.clone());
-                let in_flight = activity.request();
+                let (client, gates, sent) = (client.clone(), gates.clone(), sent.clone());
+                let (in_flight, asked) = (activity.request(), activity.asked());
                 let limits = limits.clone();
                 spawn_local(async move {
-                    let resolved = timeout(limits.head, resolver.resolve_request()).await;
-                    let Ok(Ok((request, stream))) = resolved else {
+                    let resolved = timeout(limits.head, resolve(resolver)).await;
+                    let Ok(Some((request, stream))) = resolved else {
                         return; // dropped, and so reset
                     };
                     let gate = gates.borrow_mut().remove(&stream.id()).unwrap_or_default();
                     gate.used();
-                    let (send, recv) = stream.split();
-                    let mut body = QuicBody::new(recv, gate, &request);
+                    let (mut send, recv) = stream.split();
+                    let mut body = QuicBody::new(recv, gate.clone(), &request);
                     let safe = request.method().is_safe();
                     let _ = timeout(limits.head, body.begin(safe)).await;
                     let source = Source::Quic(Box::new(body));
-                    let answer = client.answer(request, source, in_flight).await;
-                    deliver(send, answer, limits.body).await;
+                    let mut gone = pin!(gone(&gate));
+                    let hints = Hints::of(&request);
+                    let exchange =
+                        Exchange { source, in_flight, tunnel: None, hints: hints.clone() };
+                    let mut answer = pin!(client.clone().answer(request, exchange));
+                    let answer = loop {
+                        let hint = poll_fn(|cx| match &hints {
+                            Some(hints) => hints.poll_next(cx),
+                            None => Poll::Pending,
+                        });
+                        tokio::select! {
+                            biased;
+                            head = hint => {
+                                let early = send.send_response(hints::response(head));
+                                if write(limits.body, early).await.is_err() {
+                                    return send.stop_stream(Code::H3_REQUEST_CANCELLED);
+                                }
+                            }
+                            answer = &mut answer => break answer,
+                            () = &mut gone => return send.stop_stream(Code::H3_REQUEST_CANCELLED),
+                        }
+                    };
+                    asked.answered();
+                    match deliver(send, answer, limits.body, gone).await {
+                        Ok(()) => sent.borrow_mut().push((gate.clone(), Instant::now())),
+                        Err(Undelivered::Gone) => {}
+                        Err(Undelivered::Stalled) => {
+                            client.workshop.table.refuse(client.from, "stalled", UNTAKEN);
+                        }
+                    }
                 });
             }
             Ok(None) => {
@@ -227,38 +292,146 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     connection.close(VarInt::from_u32(0x100), b""); // H3_NO_ERROR
 }
 
-type Sending = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
+const UNTAKEN: &str = "the client does not take its answer";
+
+/// How long an answer takes before anybody asks whether the client still wants it. Most have gone by then.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+
+/// Ends when the client wants no answer any more.
+async fn gone(gate: &Gate) {
+    sleep(ASK_AFTER).await;
+    gate.closed().await;
+}
+
+type Resolver = h3::server::RequestResolver<Gated, Bytes>;
+type Resolved = (Request<()>, RequestStream<Stream<Bytes>, Bytes>);
+
+/// Waits for a request's head. The library takes any order of pseudo-headers, and the last of two.
+async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
+    let frame = poll_fn(|cx| resolver.frame_stream.poll_next(cx)).await;
+    if let Ok(Some(h3::proto::frame::Frame::Headers(head))) = &frame
+        && !pseudo::is_well_formed(head)
+    {
+        resolver.frame_stream.reset(Code::H3_MESSAGE_ERROR.value());
+        return None;
+    }
+    let resolved = resolver.accept_with_frame(frame).ok()?;
+    let (request, mut stream) = resolved.resolve().await.ok()?;
+    // Only CONNECT has a protocol (RFC 9220, section 3).
+    if request.extensions().get::<h3::ext::Protocol>().is_some()
+        && request.method() != Method::CONNECT
+    {
+        stream.stop_stream(Code::H3_MESSAGE_ERROR);
+        return None;
+    }
+    Some((request, stream))
+}
+
+/// Whether anything of any answer goes to a client.
+struct Progress {
+    frames: u64,
+    at: Instant,
+}
+
+impl Progress {
+    fn new(connection: &quinn::Connection) -> Progress {
+        Progress { frames: connection.stats().frame_tx.stream, at: Instant::now() }
+    }
+
+    fn note(&mut self, connection: &quinn::Connection) {
+        let frames = connection.stats().frame_tx.stream;
+        if frames != self.frames {
+            *self = Progress { frames, at: Instant::now() };
+        }
+    }
+}
+
+/// The longest that an answer waits for a client that takes others meanwhile, in patiences.
+const TURNS: u32 = 16;
+
+/// Gives up answers that were sent whole, and wait in the library for a client that does not take them. Returns how
+/// many.
+fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Duration) -> usize {
+    let mut given_up = 0;
+    sent.retain(|(gate, since)| {
+        let waits = since.elapsed();
+        if waits < patience / 4 {
+            return true;
+        }
+        if gate.is_closed() {
+            return false;
+        }
+        let stands = waits > patience && progress.at.elapsed() > patience;
+        if stands || waits > patience * TURNS {
+            gate.reset(Code::H3_REQUEST_CANCELLED);
+            given_up += 1;
+            return false;
+        }
+        true
+    });
+    given_up
+}
+
+/// Why an answer did not go whole.
+enum Undelivered {
+    Gone,
+    Stalled,
+}
+
+type Sending = RequestStream<gate::Sending<Bytes>, Bytes>;
 
 /// Sends an answer, piece by piece: each has gone into the stream before the next is asked for.
-async fn deliver(mut to: Sending, answer: Response<ReplyBody>, patience: Duration) {
+async fn deliver(
+    mut to: Sending,
+    answer: Response<ReplyBody>,
+    patience: Duration,
+    mut gone: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Undelivered> {
     let (parts, body) = answer.into_parts();
     let sent = async {
-        let head = Response::from_parts(parts, ());
-        timeout(patience, to.send_response(head)).await.ok()?.ok()?;
-        let mut body = std::pin::pin!(body);
-        while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-            match frame.ok()?.into_data() {
+        write(patience, to.send_response(Response::from_parts(parts, ()))).await?;
+        let mut body = pin!(body);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = poll_fn(|cx| body.as_mut().poll_frame(cx)) => frame,
+                () = &mut gone => return Err(Undelivered::Gone),
+            };
+            let Some(frame) = frame else { break };
+            match frame.map_err(|_| Undelivered::Gone)?.into_data() {
                 Ok(mut data) => {
                     while data.has_remaining() {
                         let piece = data.split_to(data.len().min(PIECE));
-                        timeout(patience, to.send_data(piece)).await.ok()?.ok()?;
+                        write(patience, to.send_data(piece)).await?;
                     }
                 }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        timeout(patience, to.send_trailers(trailers)).await.ok()?.ok()?;
+                        write(patience, to.send_trailers(trailers)).await?;
                     }
                 }
             }
         }
-        timeout(patience, to.finish()).await.ok()?.ok()
+        write(patience, to.finish()).await
     };
-    if sent.await.is_none() {
-        to.stop_stream(h3::error::Code::H3_INTERNAL_ERROR);
+    let sent = sent.await;
+    if sent.is_err() {
+        to.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+    sent
+}
+
+async fn write<E>(
+    patience: Duration,
+    written: impl Future<Output = Result<(), E>>,
+) -> Result<(), Undelivered> {
+    match timeout(patience, written).await {
+        Ok(written) => written.map_err(|_| Undelivered::Gone),
+        Err(_) => Err(Undelivered::Stalled),
     }
 }
 
-type Receiving = RequestStream<Stream<h3_quinn::RecvStream>, Bytes>;
+type Receiving = RequestStream<gate::Receiving, Bytes>;
 
 /// The body of a request over HTTP/3.
 pub(crate) struct QuicBody {
@@ -280,15 +453,14 @@ enum State {
 
 impl QuicBody {
     fn new(stream: Receiving, gate: Gate, request: &Request<()>) -> QuicBody {
-        let length = request.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
+        let length = headers::length(request.headers());
         QuicBody { stream, gate, length, received: 0, state: State::Data, first: None }
     }
 
     /// Finds out whether there is a body, which HTTP/3 says by the end of the stream alone: a program would
     /// wonder at a GET with an empty one. For a method that seldom has one (`wait`) that is waited for.
     async fn begin(&mut self, wait: bool) {
-        std::future::poll_fn(|cx| match self.poll_frame(cx) {
+        poll_fn(|cx| match self.poll_frame(cx) {
             Poll::Ready(first) => {
                 self.first = first;
                 Poll::Ready(())

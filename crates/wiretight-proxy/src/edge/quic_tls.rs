@@ -39,8 +39,10 @@ pub(crate) struct BySite {
 /// What is known of a connection once the ClientHello was there.
 #[derive(Clone, Default)]
 pub(crate) struct Shaken {
-    /// The site's name that the client asked for, in small letters.
+    /// The site's name that the client asked for, in small letters, or that of the default site.
     pub(crate) name: Option<String>,
+    /// Whether the client named none.
+    pub(crate) by_default: bool,
     /// The group of the key exchange.
     pub(crate) group: Option<NamedGroup>,
 }
@@ -138,11 +140,12 @@ impl crypto::Session for Session {
         }
         let hello = self.hello.take().unwrap_or_default();
         // What cannot be read is for the session to refuse, with the right alert.
-        let name = server_name(&hello[..length]).map(|name| name.to_ascii_lowercase());
+        let named = server_name(&hello[..length]);
+        let name = self.of.sites.load().host(named.as_deref());
         if let Some(config) = self.of.choose(name.as_deref()) {
             self.inner = crypto::ServerConfig::start_session(config, self.version, &self.params);
         }
-        self.shaken.name = name;
+        (self.shaken.name, self.shaken.by_default) = (name, named.is_none());
         self.inner.read_handshake(&hello)
     }
 

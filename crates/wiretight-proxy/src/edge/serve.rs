@@ -1,8 +1,8 @@
 //! One request: which site it is for, whether it may be had, where it goes, and what comes back.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::backend::{Pools, Sender, Unsent};
@@ -29,6 +29,7 @@ use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
 use super::clients::Peer;
 use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
+use super::hints::Hints;
 use super::live::{Busy, EdgeTable, Http};
 use super::log::{Opening, Story};
 use super::settings::{Speaks, Upstream};
@@ -59,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) http: Http,
     /// The name that it shook hands for, in small letters.
     pub(crate) name: Arc<str>,
+    /// It named none, and got the default site's.
+    pub(crate) by_default: bool,
     /// Where it comes from, as far as is known: a trusted balancer may have said.
     pub(crate) from: SocketAddr,
     /// Whether the other end of the socket is such a balancer or proxy.
@@ -69,11 +72,23 @@ pub(crate) struct Client {
     pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
+    /// What is said of it to programs, and of HTTP/3 to it: the same for most of its requests.
+    pub(crate) said: RefCell<Option<Rc<headers::Said>>>,
+    pub(crate) alt_svc: OnceCell<HeaderValue>,
     /// Held until the first request.
     pub(crate) arrival: Cell<Option<Busy>>,
     pub(crate) activity: Arc<Activity>,
     /// Who gets an HTTP/1 connection that goes on with another protocol.
     pub(crate) handover: Cell<Option<oneshot::Sender<ClientIo>>>,
+}
+
+/// What comes with a request beside its head.
+pub(crate) struct Exchange {
+    pub(crate) source: Source,
+    pub(crate) in_flight: InFlight,
+    pub(crate) tunnel: Option<Tunnel>,
+    /// Where a program's early hints go.
+    pub(crate) hints: Option<Hints>,
 }
 
 /// What HTTP/1 is spoken on.
@@ -82,21 +97,25 @@ pub(crate) type ClientIo = Box<Strict<Watched<TlsStream<TcpStream>>>>;
 /// Why there is no answer from a backend.
 struct Refused(StatusCode, &'static str);
 
-/// Another protocol that the client wants to go on with.
+/// WebSocket, which the client wants to go on with.
 struct Switch {
-    protocol: HeaderValue,
     /// By extended CONNECT (RFC 8441): its stream. By `Upgrade`, it is the whole connection.
-    extended: Option<OnUpgrade>,
+    extended: Option<Tunnel>,
 }
+
+/// A stream of HTTP/2 that carries another protocol, once its answer has gone.
+pub(crate) type Tunnel = oneshot::Receiver<Box<dyn BothWays>>;
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 impl Client {
     /// Answers a request. Never fails: what goes wrong is an answer, too.
     pub(crate) async fn answer(
         self: Rc<Client>,
-        mut request: Request<()>,
-        source: Source,
-        in_flight: InFlight,
+        request: Request<()>,
+        exchange: Exchange,
     ) -> Response<ReplyBody> {
+        let Exchange { source, in_flight, tunnel, hints } = exchange;
         let opening = Opening {
             host: self.name.clone(),
             http: self.http,
@@ -110,9 +129,9 @@ impl Client {
         };
         drop(self.arrival.take());
         let mut story = Story::new(opening, request.uri().path());
-        let switch = switch(&mut request);
+        let switch = switch(&request, tunnel);
         let (parts, ()) = request.into_parts();
-        match self.forward(parts, source, switch, &mut story).await {
+        match self.forward(parts, (source, hints), switch, &mut story).await {
             Ok((answer, switched)) => self.reply(answer, switched, story),
             Err(Refused(status, text)) => self.refusal(status, text, story),
         }
@@ -148,6 +167,9 @@ impl Client {
     fn site(&self, parts: &Parts) -> Result<(Arc<Site>, String), Refused> {
         let bad = Refused(StatusCode::BAD_REQUEST, "the request does not say which host it is for");
         let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or(""));
+        if self.by_default {
+            return self.default_site(parts.uri.authority().map(|a| a.as_str()).or(host));
+        }
         let named = match (parts.uri.authority(), host) {
             (Some(a), Some(h)) if headers::host(a.as_str()) != headers::host(h) => return Err(bad),
             (Some(a), _) => a.as_str(),
@@ -163,6 +185,25 @@ impl Client {
                 "this connection is not for that host: connect anew",
             )),
         }
+    }
+
+    /// For a client that named no host in its handshake, such as the health check of a balancer: the default site,
+    /// unless the request is for a host of another.
+    fn default_site(&self, named: Option<&str>) -> Result<(Arc<Site>, String), Refused> {
+        let misdirected = Refused(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this connection is not for that host: connect anew",
+        );
+        let sites = self.workshop.sites.load();
+        let Some((_, site)) = sites.find(&self.name) else { return Err(misdirected) };
+        let host = named.and_then(headers::host);
+        let by_address = host.as_ref().is_none_or(|host| host.parse::<IpAddr>().is_ok());
+        let other = host.as_deref().and_then(|host| sites.find(host));
+        if !by_address && other.is_some_and(|(_, other)| !Arc::ptr_eq(other, site)) {
+            return Err(misdirected);
+        }
+        let named = named.filter(|_| host.is_some());
+        Ok((site.clone(), named.unwrap_or(&self.name).to_owned()))
     }
 
     /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
@@ -182,14 +223,16 @@ impl Client {
     async fn forward(
         &self,
         parts: Parts,
-        source: Source,
+        (source, hints): (Source, Option<Hints>),
         switch: Option<Switch>,
         story: &mut Story,
     ) -> Result<(Response<Incoming>, Option<Switch>), Refused> {
         let (site, authority) = self.site(&parts)?;
         story.site = Some(site.clone());
         self.may(&site)?;
-        if self.http != Http::H1 && headers::is_malformed(&parts.headers) {
+        let plain = |path: &PathAndQuery| path.as_str().bytes().all(|b| b.is_ascii_graphic());
+        let bad_path = || !parts.uri.path_and_query().is_none_or(plain);
+        if self.http != Http::H1 && (headers::is_malformed(&parts.headers) || bad_path()) {
             let text = "the header is malformed";
             self.workshop.table.refuse(self.from, "malformed_http", text);
             return Err(Refused(StatusCode::BAD_REQUEST, text));
@@ -203,20 +246,32 @@ impl Client {
             let text = "the body is larger than this site takes";
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
-        let template = self.template(parts, &authority, switch.as_ref());
+        let template = self.template(parts, &authority, (switch.as_ref(), hints));
         let answer = self.try_backends(&site, &template, body, story).await?;
         story.status = answer.status();
         match (answer.status(), switch) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(switch)) => Ok((answer, Some(switch))),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(switch))
+                if headers::is_for_websocket(answer.headers()) =>
+            {
+                Ok((answer, Some(switch)))
+            }
+            (StatusCode::SWITCHING_PROTOCOLS, _) => {
                 Err(Refused(StatusCode::BAD_GATEWAY, "the program switched protocols unasked"))
+            }
+            (status, Some(Switch { extended: Some(_) })) if status.is_success() => {
+                Err(Refused(StatusCode::BAD_GATEWAY, "the program did not switch protocols"))
             }
             _ => Ok((answer, None)),
         }
     }
 
     /// The request as backends get it.
-    fn template(&self, parts: Parts, authority: &str, switch: Option<&Switch>) -> Template {
+    fn template(
+        &self,
+        parts: Parts,
+        authority: &str,
+        (switch, hints): (Option<&Switch>, Option<Hints>),
+    ) -> Template {
         let mut headers = parts.headers;
         let trailers = headers::takes_trailers(&headers);
         headers::strip_hop_by_hop(&mut headers);
@@ -225,16 +280,15 @@ impl Client {
             headers::join_cookies(&mut headers);
         }
         let sender = headers::Sender {
-            address: self.from.ip(),
+            said: self.said(authority),
             trusted: self.trusted,
-            host: authority,
             certificate: self.peer.as_ref().map(|p| &*p.header),
         };
         headers::forwarded(&mut headers, &sender);
         let mut method = parts.method;
         if let Some(switch) = switch {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, switch.protocol.clone());
+            headers.insert(header::UPGRADE, WEBSOCKET);
             if switch.extended.is_some() {
                 method = Method::GET;
                 headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
@@ -243,7 +297,16 @@ impl Client {
         let path = parts.uri.into_parts().path_and_query;
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let switches = switch.is_some();
-        Template { method, path, authority: authority.to_owned(), headers, trailers, switches }
+        let authority = authority.to_owned();
+        Template { method, path, authority, headers, trailers, switches, hints }
+    }
+
+    fn said(&self, host: &str) -> Rc<headers::Said> {
+        let mut said = self.said.borrow_mut();
+        match &*said {
+            Some(said) if said.is_of(host) => said.clone(),
+            _ => said.insert(Rc::new(headers::Said::new(self.from.ip(), host))).clone(),
+        }
     }
 
     /// Tries backends until one has answered. What may have been acted on is not sent again, unless it
@@ -263,7 +326,7 @@ impl Client {
         while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
             let upstream = (*lease).clone();
             let pools = &self.workshop.pools;
-            let (mut sender, used) = match pools.get(site, &upstream, self.from).await {
+            let (mut sender, used) = match pools.get(site, &upstream, self.from, !again).await {
                 Ok(found) => found,
                 Err(error) => {
                     site.balancer.failed(&lease);
@@ -275,6 +338,14 @@ impl Client {
             let Some(whole) = body.take().or_else(|| again.then(RequestBody::empty)) else { break };
             let request = template.request(&upstream, whole);
             match send(&mut sender, request, site.settings.timeout, &told).await {
+                Ok(answer) if framed_twice(&answer) => {
+                    site.balancer.failed(&lease);
+                    let error =
+                        "its answer says its length twice, or in a coding that is not chunked";
+                    self.complain(&upstream, "broken", &error);
+                    let text = "the answer of the program behind this site is malformed";
+                    return Err(Refused(StatusCode::BAD_GATEWAY, text));
+                }
                 Ok(answer) => {
                     site.balancer.succeeded(&lease);
                     story.lease = Some(lease);
@@ -345,7 +416,7 @@ impl Client {
             Handed::Stream(stream)
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(header::UPGRADE, switch.protocol);
+            parts.headers.insert(header::UPGRADE, WEBSOCKET);
             let (hands, handed) = oneshot::channel();
             self.handover.set(Some(hands));
             self.activity.upgraded();
@@ -354,9 +425,10 @@ impl Client {
             Handed::Connection(handed)
         };
         let cut = self.workshop.cut.clone();
+        let patience = self.workshop.sites.load().settings.limits.body;
         let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
         let lost = async move { lost(peer.as_deref(), &mesh).await };
-        spawn_local(tunnel(client, backend, counts, (cut, lost), story));
+        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), story));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
@@ -371,11 +443,12 @@ impl Client {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
         let http3 = self.workshop.sites.load().settings.http3;
-        if http3
-            && self.http != Http::H3
-            && let Ok(value) = HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", self.port))
-        {
-            headers.insert(header::ALT_SVC, value);
+        if http3 && self.http != Http::H3 {
+            let value = || {
+                let text = format!("h3=\":{}\"; ma=86400", self.port);
+                HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("clear"))
+            };
+            headers.insert(header::ALT_SVC, self.alt_svc.get_or_init(value).clone());
         }
     }
 }
@@ -390,18 +463,32 @@ fn refusal_of(error: BodyError) -> Refused {
     }
 }
 
-/// The wish for another protocol, and the hook by which its bytes are had.
-fn switch(request: &mut Request<()>) -> Option<Switch> {
-    if request.method() == Method::CONNECT {
-        let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
-        if protocol.as_str() != "websocket" {
-            return None;
-        }
-        let protocol = HeaderValue::from_static("websocket");
-        return Some(Switch { protocol, extended: Some(hyper::upgrade::on(request)) });
+/// The wish for another protocol, and how its bytes are had.
+fn switch(request: &Request<()>, tunnel: Option<Tunnel>) -> Option<Switch> {
+    if tunnel.is_some() {
+        return Some(Switch { extended: tunnel });
     }
-    let protocol = headers::upgrade(request.headers())?;
-    Some(Switch { protocol, extended: None })
+    // RFC 6455, section 4.1. HTTP/1.0 knows no upgrade (RFC 9110, section 7.8).
+    let may = request.method() == Method::GET && request.version() == Version::HTTP_11;
+    (may && headers::asks_for_websocket(request.headers())).then_some(Switch { extended: None })
+}
+
+/// Whether an answer's end depends on who reads it: two lengths that are not the same, a length beside a coding, or a
+/// coding other than chunked, which the client would not be told of (RFC 9112, sections 6.1 and 6.3).
+fn framed_twice(answer: &Response<Incoming>) -> bool {
+    let headers = answer.headers();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => false,
+        (None, Some(length)) => !headers::is_length(length) || lengths.next().is_some(),
+        (Some(_), Some(_)) => true,
+        (Some(coding), None) => {
+            answer.version() == Version::HTTP_10
+                || codings.next().is_some()
+                || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        }
+    }
 }
 
 /// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
@@ -418,13 +505,15 @@ pub(crate) struct Template {
     headers: HeaderMap,
     trailers: bool,
     switches: bool,
+    hints: Option<Hints>,
 }
 
 impl Template {
     /// Of the edge's own.
     pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
         let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
-        Template { method, path, authority, headers, trailers: false, switches: false }
+        let (trailers, switches, hints) = (false, false, None);
+        Template { method, path, authority, headers, trailers, switches, hints }
     }
 
     /// Without a body.
@@ -433,18 +522,28 @@ impl Template {
     }
 
     fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
-        let has_end = body.is_end_stream() || body.size_hint().exact().is_some();
+        let ends = body.is_end_stream();
+        let has_end = ends || body.size_hint().exact().is_some();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
+        if let (Some(hints), Speaks::Http1) = (&self.hints, upstream.speaks) {
+            hints.attach(&mut request);
+        }
         let headers = request.headers_mut();
         match upstream.speaks {
             Speaks::Http1 => {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
                 }
+                // Trailers come only behind chunks (RFC 9112, section 7.1.2).
+                let trailers = !ends && headers.contains_key(header::TRAILER);
+                if trailers {
+                    headers.remove(header::CONTENT_LENGTH);
+                }
                 // Else the library takes it that a GET has no body, and drops it.
-                if !has_end && !headers.contains_key(header::CONTENT_LENGTH) {
+                let lacks_length = !has_end && !headers.contains_key(header::CONTENT_LENGTH);
+                if trailers || lacks_length {
                     headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                 }
                 *request.uri_mut() = self.path.clone().into();
@@ -494,7 +593,7 @@ async fn send(
 /// The client's side of a tunnel, once the answer has gone.
 enum Handed {
     Connection(oneshot::Receiver<ClientIo>),
-    Stream(OnUpgrade),
+    Stream(Tunnel),
 }
 
 impl Handed {
@@ -502,7 +601,7 @@ impl Handed {
     async fn taken(self) -> Result<Box<dyn BothWays>, Gone> {
         match self {
             Handed::Connection(handed) => Ok(handed.await.map_err(|_| Gone)?),
-            Handed::Stream(stream) => Ok(Box::new(TokioIo::new(stream.await.map_err(|_| Gone)?))),
+            Handed::Stream(stream) => stream.await.map_err(|_| Gone),
         }
     }
 }
@@ -510,7 +609,7 @@ impl Handed {
 /// One of two that would switch protocols.
 struct Gone;
 
-trait BothWays: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait BothWays: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> BothWays for T {}
 
@@ -519,7 +618,7 @@ async fn tunnel(
     client: Handed,
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
-    (mut cut, lost): (watch::Receiver<bool>, impl Future<Output = ()>),
+    (mut cut, lost, patience): (watch::Receiver<bool>, impl Future<Output = ()>, Duration),
     mut story: Story,
 ) {
     let backend = async { backend.await.map_err(|_| Gone) };
@@ -553,6 +652,7 @@ async fn tunnel(
         },
         _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
         () = lost => story.broke_off("revoked"),
+        () = told.untaken(patience) => story.broke_off("stalled"),
     }
     story.sent(told.sent.get());
 }
@@ -568,8 +668,19 @@ async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
 #[derive(Default)]
 struct Told {
     sent: Cell<usize>,
+    /// Since when the client takes nothing of what there is for it.
+    blocked: Cell<Option<Instant>>,
     /// The backend has ended its side, and the client was sent all of it.
     ended: Notify,
+}
+
+impl Told {
+    /// Ends when the client has taken nothing for so long.
+    async fn untaken(&self, patience: Duration) {
+        while self.blocked.get().is_none_or(|since| since.elapsed() < patience) {
+            sleep(patience / 4).await;
+        }
+    }
 }
 
 /// The client's side of a tunnel, watched.
@@ -598,7 +709,10 @@ impl AsyncWrite for Toward {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.client).poll_write(cx, bytes))?;
+        let written = Pin::new(&mut self.client).poll_write(cx, bytes);
+        let blocked = &self.told.blocked;
+        blocked.set(written.is_pending().then(|| blocked.get().unwrap_or_else(Instant::now)));
+        let n = ready!(written)?;
         self.told.sent.set(self.told.sent.get() + n);
         Poll::Ready(Ok(n))
     }

@@ -167,6 +167,8 @@ pub struct SiteSettings {
     /// Whether each host that its wildcards stand for has a certificate of its own, which is got when the
     /// first client asks for it.
     pub on_demand: bool,
+    /// Whether it is for clients that name no host in their handshake.
+    pub default: bool,
     /// The identity that is shown to a service of the mesh.
     pub identity: Id,
     /// What is promised to browsers.
@@ -210,6 +212,12 @@ pub struct EdgeSettings {
 }
 
 impl EdgeSettings {
+    /// The host that a handshake without a name is for, if there is one.
+    pub fn default_host(&self) -> Option<&str> {
+        let site = self.sites.iter().find(|site| site.default)?;
+        site.names.first().map(SiteName::as_str)
+    }
+
     /// Whether forwarding headers and PROXY headers from this address are believed.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|n| n.contains(address))

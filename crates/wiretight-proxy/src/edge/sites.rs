@@ -125,6 +125,14 @@ impl Sites {
         Ok(Sites { by_name, certificates, settings: settings.clone() })
     }
 
+    /// The host that a handshake is for, in small letters: the one that the client names, or else the default.
+    pub(crate) fn host(&self, named: Option<&str>) -> Option<String> {
+        match named {
+            Some(name) => Some(name.to_ascii_lowercase()),
+            None => self.settings.default_host().map(str::to_owned),
+        }
+    }
+
     /// The site for a host, and by which of its names. `host` is in small letters.
     pub(crate) fn find(&self, host: &str) -> Option<(&SiteName, &Arc<Site>)> {
         let exact = self.by_name.get_key_value(host);

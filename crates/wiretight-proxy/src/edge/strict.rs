@@ -74,7 +74,7 @@ impl Violation {
 /// What became of the bytes that were fed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fed {
-    /// How many of them were looked at. Fewer than all only when the framing is [`Phase::Upgrade`].
+    /// How many of them were looked at. Fewer than all only when the framing is [`Phase::Behind`] a request.
     pub used: usize,
     /// How many of all the bytes looked at and not yet let go (those of earlier calls first) may go on.
     pub release: usize,
@@ -91,8 +91,8 @@ pub enum Phase {
     Head,
     /// In a body.
     Body,
-    /// Behind a request that asks for another protocol: whose the bytes are depends on the answer.
-    Upgrade,
+    /// Behind a request. What the bytes there are depends on its answer: another request, or another protocol.
+    Behind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,7 @@ enum State {
     ChunkData(u64),
     ChunkDataCr,
     ChunkDataLf,
-    Upgrade,
+    Behind,
 }
 
 const VERSION: &[u8] = b"HTTP/1.";
@@ -142,7 +142,6 @@ pub struct Framing {
     hosts: usize,
     length: Option<u64>,
     chunked: bool,
-    upgrade: bool,
     chunk: u64,
 }
 
@@ -164,7 +163,6 @@ impl Default for Framing {
             hosts: 0,
             length: None,
             chunked: false,
-            upgrade: false,
             chunk: 0,
         }
     }
@@ -180,7 +178,7 @@ impl Framing {
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Start => Phase::Idle,
-            State::Upgrade => Phase::Upgrade,
+            State::Behind => Phase::Behind,
             _ if self.in_trailers => Phase::Body,
             State::Body(_)
             | State::ChunkSize(_)
@@ -198,17 +196,17 @@ impl Framing {
         self.heads
     }
 
-    /// The request that asked for another protocol was answered in this one: what follows is a request.
+    /// The request is answered, and the protocol is the same: what follows is a request.
     pub fn resume(&mut self) {
-        if self.state == State::Upgrade {
+        if self.state == State::Behind {
             self.state = State::Start;
         }
     }
 
-    /// Looks at the next bytes of the stream.
+    /// Looks at the next bytes of the stream, as far as the end of a request.
     pub fn feed(&mut self, bytes: &[u8]) -> Fed {
         let (mut at, mut release) = (0, 0);
-        while at < bytes.len() && self.state != State::Upgrade {
+        while at < bytes.len() && self.state != State::Behind {
             // Bodies in one step; they go on as they come.
             if let State::Body(left) | State::ChunkData(left) = &mut self.state {
                 let n = (bytes.len() - at).min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -218,8 +216,7 @@ impl Framing {
                 self.kept += n;
                 if done {
                     self.state = match self.state {
-                        State::Body(_) if self.upgrade => State::Upgrade,
-                        State::Body(_) => State::Start,
+                        State::Body(_) => State::Behind,
                         _ => State::ChunkDataCr,
                     };
                 }
@@ -379,7 +376,7 @@ impl Framing {
             }
             State::ChunkDataCr | State::ChunkDataLf => return Err(Violation::Chunk),
             // `feed` takes these in bulk, or stops before them.
-            state @ (State::Body(_) | State::ChunkData(_) | State::Upgrade) => state,
+            state @ (State::Body(_) | State::ChunkData(_) | State::Behind) => state,
         };
         Ok(())
     }
@@ -421,7 +418,6 @@ impl Framing {
                 self.chunked = true;
             }
             b"host" => self.hosts += 1,
-            b"upgrade" => self.upgrade = true,
             _ => {}
         }
         Ok(())
@@ -431,7 +427,7 @@ impl Framing {
     fn whole(&mut self) -> Result<State, Violation> {
         if self.in_trailers {
             self.in_trailers = false;
-            return Ok(if self.upgrade { State::Upgrade } else { State::Start });
+            return Ok(State::Behind);
         }
         match (self.hosts, self.minor) {
             (1, _) | (0, 0) => {}
@@ -441,8 +437,7 @@ impl Framing {
             (Some(_), true) => Err(Violation::LengthAndCoding),
             (None, true) => Ok(State::ChunkSize(0)),
             (Some(n @ 1..), false) => Ok(State::Body(n)),
-            _ if self.upgrade => Ok(State::Upgrade),
-            _ => Ok(State::Start),
+            _ => Ok(State::Behind),
         }
     }
 }
@@ -453,21 +448,35 @@ mod tests {
 
     /// All at once, and byte by byte: the same verdict, and never more let go than was fed.
     fn check(input: &[u8]) -> Result<usize, Violation> {
-        let mut whole = Framing::default();
-        let all = whole.feed(input);
+        let all = feed(&mut Framing::default(), input);
         let mut slow = Framing::default();
         let (mut sum, mut refused) = (0, None);
         for b in input {
-            let fed = slow.feed(std::slice::from_ref(b));
-            sum += fed.release;
-            refused = fed.refused;
+            let (release, violation) = feed(&mut slow, std::slice::from_ref(b));
+            sum += release;
+            refused = violation;
             if refused.is_some() {
                 break;
             }
         }
         assert!(sum <= input.len());
-        assert_eq!((all.release, all.refused), (sum, refused), "{:?}", input.escape_ascii());
+        assert_eq!(all, (sum, refused), "{:?}", input.escape_ascii());
         refused.map_or(Ok(sum), Err)
+    }
+
+    /// As if each request were answered at once.
+    fn feed(framing: &mut Framing, mut bytes: &[u8]) -> (usize, Option<Violation>) {
+        let mut sum = 0;
+        loop {
+            framing.resume();
+            let fed = framing.feed(bytes);
+            sum += fed.release;
+            bytes = &bytes[fed.used..];
+            if fed.refused.is_some() || bytes.is_empty() {
+                return (sum, fed.refused);
+            }
+            assert_eq!(framing.phase(), Phase::Behind);
+        }
     }
 
     const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n";
@@ -503,9 +512,9 @@ mod tests {
             let mut framing = Framing::default();
             text.as_bytes()
                 .chunks(pieces)
-                .for_each(|piece| assert_eq!(framing.feed(piece).refused, None));
+                .for_each(|piece| assert_eq!(feed(&mut framing, piece).1, None));
             assert_eq!(framing.heads(), 4);
-            framing.feed(b"\r\n");
+            feed(&mut framing, b"\r\n");
             assert_eq!(framing.heads(), 5);
         }
     }
@@ -619,18 +628,24 @@ mod tests {
         assert_eq!(framing.feed(b"\nhe"), fed(3, head.len() + 3));
         assert_eq!(framing.phase(), Phase::Body);
         assert_eq!(framing.feed(b"llo"), fed(3, 3));
+        assert_eq!(framing.phase(), Phase::Behind);
+        framing.resume();
         assert_eq!(framing.phase(), Phase::Idle);
         assert_eq!(framing.feed(b"GET"), fed(3, 0));
     }
 
     #[test]
-    fn behind_a_request_for_another_protocol_it_stops() {
-        let head = format!("{POST}Upgrade: websocket\r\nContent-Length: 2\r\n\r\nab");
-        for head in [format!("{GET}Upgrade: websocket\r\n\r\n"), head] {
+    fn behind_a_request_it_stops_until_that_is_answered() {
+        for head in [
+            format!("{GET}\r\n"),
+            format!("{GET}Upgrade: websocket\r\n\r\n"),
+            format!("{POST}Content-Length: 2\r\n\r\nab"),
+            format!("{POST}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ] {
             let mut framing = Framing::default();
             let ahead = format!("{head}\u{1}\0");
             assert_eq!(framing.feed(ahead.as_bytes()), fed(head.len(), head.len()));
-            assert_eq!(framing.phase(), Phase::Upgrade);
+            assert_eq!(framing.phase(), Phase::Behind);
             assert_eq!(framing.feed(b"\x01\0"), fed(0, 0));
             framing.resume();
             assert_eq!(framing.feed(b"\x01").refused, Some(Violation::RequestLine));
@@ -641,7 +656,7 @@ mod tests {
     fn what_stands_before_a_refused_head_goes_on_and_nothing_of_it() {
         let good = format!("{GET}\r\n");
         let bad = format!("{good}{GET}x: y\n");
-        let fed = Framing::default().feed(bad.as_bytes());
-        assert_eq!((fed.release, fed.refused), (good.len(), Some(Violation::BareLineEnd)));
+        let fed = feed(&mut Framing::default(), bad.as_bytes());
+        assert_eq!(fed, (good.len(), Some(Violation::BareLineEnd)));
     }
 }

@@ -1,8 +1,8 @@
 //! TLS to browsers: what is offered, and which certificate is shown.
 //!
 //! TLS 1.3, and 1.2 with ephemeral keys and AEAD for those that need it; nothing else is compiled in.
-//! X25519MLKEM768 comes first. A name that no site has is turned away by an alert, without a certificate:
-//! there is no default site.
+//! X25519MLKEM768 comes first. A name that no site has is turned away by an alert, without a certificate. So is a
+//! client that names none, unless a site is the default.
 
 use std::fmt;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ impl fmt::Debug for Resolver {
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let sites = self.sites.load();
-        let host = hello.server_name()?.to_ascii_lowercase();
+        let host = sites.host(hello.server_name())?;
         let (name, site) = sites.find(&host)?;
         // One whose clients have an authority of their own is shown by a configuration of its own.
         if site.settings.clients.is_some() != self.members || site.client_ca.is_some() {

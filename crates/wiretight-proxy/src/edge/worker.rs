@@ -1,7 +1,7 @@
 //! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
 //! A connection lives and dies on the thread that accepted it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::TokioIo;
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
@@ -28,17 +28,19 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::backend::{Here, Pools};
+use super::backend::Pools;
 use super::body::{ReplyBody, Source};
 use super::certificates::ALPN_ACME;
 use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
+use super::hints::{self, Hints};
+use super::http2;
 use super::live::{Busy, EdgeTable, Http};
 use super::proxy_protocol::{self, Header};
 use super::quic;
 use super::redirect;
-use super::serve::{Client, ClientIo, Workshop};
+use super::serve::{Client, ClientIo, Exchange, Workshop};
 use super::settings::Limits;
 use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
@@ -52,14 +54,9 @@ const ANSWERED: &str = "answered";
 /// How long a connection of HTTP/1.1 is quiet before it is parked. Long enough that one which is asked again and
 /// again is not taken apart in between.
 const PARK_AFTER: Duration = Duration::from_millis(100);
-/// What an HTTP/2 client may send ahead on one stream, and on all of a connection.
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-const H2_WINDOW: u32 = 1024 * 1024;
-/// What may wait for a slow HTTP/2 client, on each stream.
-const H2_SEND_BUFFER: usize = 256 * 1024;
-/// Streams that a client may reset before they were looked at, and that we may reset for its errors
-/// (CVE-2023-44487 and its successors): more, and the connection is given up.
-const H2_RESETS: usize = 50;
+/// How long a client may go on sending when its last answer has been sent, and how long it may pause in that.
+const PART: Duration = Duration::from_secs(30);
+const PART_QUIET: Duration = Duration::from_secs(5);
 
 /// How long a drain waits for the first request of who has just come.
 const FIRST: Duration = Duration::from_secs(2);
@@ -121,8 +118,8 @@ pub(crate) fn run(
         if asks {
             spawn_local(health::watch(workshop.clone()));
         }
-        let (tcp, quic) = Default::default();
-        let worker = Rc::new(Worker { shared, workshop, tcp, quic });
+        let (tcp, quic, unproved) = Default::default();
+        let worker = Rc::new(Worker { shared, workshop, tcp, quic, unproved });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         loop {
             let order = tokio::select! {
@@ -149,6 +146,8 @@ pub(crate) struct Worker {
     /// the address.
     tcp: Rc<Pending>,
     pub(crate) quic: Rc<Pending>,
+    /// One for each handshake over QUIC whose client has not shown that it receives at its address.
+    pub(crate) unproved: Rc<()>,
 }
 
 /// A connection, counted until dropped.
@@ -302,7 +301,8 @@ impl Worker {
             Ok(start) => start,
             Err(error) => return Err(failed(error)),
         };
-        let name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+        let hello = start.client_hello();
+        let (by_default, name) = (hello.server_name().is_none(), sites.host(hello.server_name()));
         let found = name.as_deref().and_then(|name| sites.find(name));
         let (Some(name), Some((site_name, site))) = (name.as_deref(), found) else {
             let told = name.as_deref().unwrap_or("none").to_owned();
@@ -310,7 +310,6 @@ impl Worker {
             let _ = socket.write_all(&UNRECOGNIZED_NAME).await;
             return Err(("unrecognized_name", format!("no site has the name {told}")));
         };
-        let hello = start.client_hello();
         if hello.alpn().is_some_and(|alpn| alpn.eq([ALPN_ACME])) {
             let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
             // The handshake is the answer (RFC 8737, section 3).
@@ -351,12 +350,15 @@ impl Worker {
             workshop: self.workshop.clone(),
             http,
             name: name.into(),
+            by_default,
             from,
             trusted,
             tls: version.into(),
             group: group.into(),
             peer: peer.map(Rc::new),
             port: 0,
+            said: RefCell::default(),
+            alt_svc: OnceCell::new(),
             arrival: Cell::default(),
             activity: Activity::new(),
             handover: Cell::default(),
@@ -413,9 +415,12 @@ impl Worker {
                 None
             }
             Turn::Ended(Ok(())) => {
-                let hands = client.handover.take()?;
                 let parts = serving.connection.into_parts();
                 let mut io = parts.io.into_inner();
+                let Some(hands) = client.handover.take() else {
+                    self.part(&mut *io).await;
+                    return None;
+                };
                 // The library has sent the 101, and left the rest to us.
                 if !io.is_shut() {
                     io.put_back(&parts.read_buf);
@@ -423,35 +428,45 @@ impl Worker {
                 }
                 None
             }
-            Turn::Ended(ended) => {
-                note(ended);
+            Turn::Ended(Err(error)) => {
+                note(Err(error));
+                let mut io = serving.connection.into_parts().io.into_inner();
+                self.part(&mut *io).await;
                 None
             }
         }
     }
 
+    /// Ends a connection of HTTP/1 so that the last answer arrives, though the client may still be sending: closed
+    /// with bytes unread, the kernel would reset it, and the client would lose the answer.
+    async fn part<T>(&self, io: &mut T)
+    where
+        T: AsyncWrite + AsRef<TcpStream> + Unpin,
+    {
+        let mut cut = self.shared.cut.clone();
+        let parted = async {
+            if !matches!(timeout(PART_QUIET, io.shutdown()).await, Ok(Ok(()))) {
+                return;
+            }
+            let socket = io.as_ref();
+            while matches!(timeout(PART_QUIET, socket.readable()).await, Ok(Ok(()))) {
+                if !discard(socket) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            _ = timeout(PART, parted) => {}
+            _ = cut.wait_for(|c| *c) => {}
+        }
+    }
+
     async fn http2(&self, tls: TlsStream<TcpStream>, client: Rc<Client>, limits: &Limits) {
-        let activity = client.activity.clone();
-        let from = client.from;
-        let io = TokioIo::new(Watched::new(tls, activity.clone()));
-        let service = service_fn(move |request: Request<Incoming>| answer(&client, request));
-        let mut builder = http2::Builder::new(Here);
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(MAX_HEAD as u32)
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_WINDOW)
-            .max_send_buf_size(H2_SEND_BUFFER)
-            .max_pending_accept_reset_streams(H2_RESETS)
-            .max_local_error_reset_streams(H2_RESETS)
-            .keep_alive_interval(limits.idle / 4)
-            .keep_alive_timeout(limits.head)
-            .enable_connect_protocol();
-        let connection = pin!(builder.serve_connection(io, service));
-        let served = self.drive(connection, |c| c.graceful_shutdown(), (from, &activity), limits);
-        if let Some(ended) = served.await {
-            note(ended);
+        let (activity, from) = (client.activity.clone(), client.from);
+        let connection = pin!(http2::Connection::new(tls, client, limits));
+        let served = self.drive(connection, |c| c.finish(), (from, &activity), limits);
+        if let Some(Err(error)) = served.await {
+            tracing::debug!(%error, "a client's connection");
         }
     }
 
@@ -497,13 +512,23 @@ impl Worker {
 
     /// Port 80: says where the site is, and nothing else.
     async fn http(self: Rc<Worker>, arrived: Arrived) {
-        let Arrived { socket, from, arrival, .. } = arrived;
+        let Arrived { mut socket, mut from, arrival, .. } = arrived;
         // It is answered once, and at once.
         let _arrival = arrival;
         let _counted = Counted::new(&self.shared.table);
-        let limits = self.workshop.sites.load().settings.limits.clone();
-        let activity = Activity::new();
+        let sites = self.workshop.sites.load();
+        let limits = sites.settings.limits.clone();
+        let proxied = sites.settings.proxy_protocol && sites.settings.trusts(from.ip());
+        drop(sites);
         let table = self.shared.table.clone();
+        if proxied {
+            match timeout(limits.head, read_proxy_header(&mut socket)).await {
+                Ok(Ok(client)) => from = client.unwrap_or(from),
+                Ok(Err(error)) => return table.refuse(from, "no_proxy_header", error),
+                Err(_) => return table.refuse(from, "stalled", "the PROXY header did not come"),
+            }
+        }
+        let activity = Activity::new();
         let tell = move |violation| table.refuse(from, "malformed_http", violation);
         let io = Strict::new(Watched::new(socket, activity.clone()), activity.clone(), tell);
         let workshop = self.workshop.clone();
@@ -513,13 +538,15 @@ impl Worker {
             let answer = redirect::answer(&workshop, &request);
             async move { Ok::<_, Infallible>(answer) }
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .max_headers(MAX_HEADERS + 8)
             .header_read_timeout(None)
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
         let limit = limits.head + limits.body;
-        let _ = timeout(limit, connection).await;
+        if timeout(limit, &mut connection).await.is_ok() {
+            self.part(&mut connection.into_parts().io.into_inner()).await;
+        }
     }
 }
 
@@ -565,10 +592,36 @@ where
     }
 }
 
+/// Takes in what there is. False: nothing more will come.
+fn discard(socket: &TcpStream) -> bool {
+    let mut bytes = [0; 16 * 1024];
+    // A client that is fast gets no more than its turn.
+    for _ in 0..16 {
+        match socket.try_read(&mut bytes) {
+            Ok(1..) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// Whether the client has sent something, or has gone.
 fn readable(io: &ClientIo, cx: &mut Context<'_>) -> Poll<()> {
-    let (socket, _) = io.inner().inner().get_ref();
+    let socket: &TcpStream = (**io).as_ref();
     socket.poll_read_ready(cx).map(|_| ())
+}
+
+impl AsRef<TcpStream> for Strict<Watched<TlsStream<TcpStream>>> {
+    fn as_ref(&self) -> &TcpStream {
+        self.inner().inner().get_ref().0
+    }
+}
+
+impl AsRef<TcpStream> for Strict<Watched<TcpStream>> {
+    fn as_ref(&self) -> &TcpStream {
+        self.inner().inner()
+    }
 }
 
 /// The request is counted before anything else can happen.
@@ -582,7 +635,20 @@ fn answer(
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
         let asked = client.activity.asked();
-        let answer = client.answer(request, Source::Incoming(body, unread), in_flight).await;
+        // HTTP/1.0 knows no answer before the answer (RFC 9110, section 15.2).
+        let hints = Hints::of(&request).filter(|_| request.version() == Version::HTTP_11);
+        let source = Source::Incoming(body, unread);
+        let exchange = Exchange { source, in_flight, tunnel: None, hints: hints.clone() };
+        let activity = client.activity.clone();
+        let mut answer = pin!(client.answer(request, exchange));
+        let answer = poll_fn(|cx| {
+            let polled = answer.as_mut().poll(cx);
+            while let Some(Poll::Ready(head)) = hints.as_ref().map(|hints| hints.poll_next(cx)) {
+                activity.send_early(&hints::http1(&head));
+            }
+            polled
+        });
+        let answer = answer.await;
         asked.answered();
         Ok(answer)
     }
@@ -599,6 +665,7 @@ fn overdue(why: Overdue) -> &'static str {
         Overdue::Head => "the head of a request did not come in time",
         Overdue::Reading => "the client does not take its answer",
         Overdue::Idle => "nothing was asked",
+        Overdue::Ahead => "the client sends ahead of an answer that does not come",
         Overdue::TakenBack => "the client takes back its requests before they are answered",
     }
 }

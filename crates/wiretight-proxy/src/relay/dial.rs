@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use wiretight_keys::{Id, Refusal, SpiffeId};
+use wiretight_keys::{Id, SpiffeId};
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -702,8 +702,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, Missed> {
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
     let listed = listed.ok_or_else(|| Missed::new("too_many_connections", ""))?;
     // Whoever was revoked before it was listed has not been cut with the others.
-    if !stands(&dial.mesh, listed.peer()) {
-        let refusal = Refusal::Revoked(listed.peer().id().clone());
+    if let Err(refusal) = dial.mesh.standing(listed.peer()) {
         return Err(Missed::new(refusal.reason(), refusal.to_string()));
     }
     let conn = Box::new(Conn::new(tls, negotiated.alpn));

@@ -11,7 +11,7 @@ use rustls::server::ClientHello;
 use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use wiretight_keys::{Id, Refusal};
+use wiretight_keys::Id;
 
 use super::app::App;
 use super::balance::{Balancer, Lease};
@@ -21,7 +21,6 @@ use super::net;
 use super::proxy_protocol;
 use super::session::{Conn, End};
 use super::settings::{Backend, ServiceSettings};
-use super::stands;
 use super::worker::{HandshakeSlot, Terms};
 use crate::mesh::{Mesh, now};
 use crate::stream::{HandshakeError, TlsStream};
@@ -99,12 +98,11 @@ impl Service {
 
     /// Whether the peer still stands; if not, that is said in the log.
     fn vouch(&self, listed: &Listed) -> bool {
-        let stands = stands(&self.mesh, listed.peer());
-        if !stands {
-            let refusal = Refusal::Revoked(listed.peer().id().clone());
+        let standing = self.mesh.standing(listed.peer());
+        if let Err(refusal) = &standing {
             self.refuse(listed.addr(), Some(listed), refusal.reason(), refusal.to_string());
         }
-        stands
+        standing.is_ok()
     }
 
     fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: &'static str, detail: String) {

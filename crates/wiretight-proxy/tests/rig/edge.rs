@@ -42,6 +42,7 @@ pub fn site(name: &str, to: &[String]) -> SiteSettings {
         names: vec![name.parse().unwrap()],
         to: to.iter().map(|t| t.parse().unwrap()).collect(),
         on_demand: false,
+        default: false,
         identity: "service/edge".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
@@ -248,7 +249,7 @@ impl Raw {
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
-/// What the test program does: `/echo` gives the body back, `/headers` tells the head, `/big/N` gives N
+/// What the test program does: `/echo` gives the body back, `/headers` tells the head, `/tail` the trailers, `/big/N` gives N
 /// bytes, `/trailers` ends with one, `/events` sends two and keeps the stream open.
 async fn program(name: &'static str, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let infallible = |never: Infallible| match never {};
@@ -291,6 +292,11 @@ async fn program(name: &'static str, request: Request<Incoming>) -> Result<Answe
             lines.sort();
             let line = format!("{} {} {:?}", request.method(), request.uri(), request.version());
             text(format!("{line}\n{}\n", lines.join("\n")))
+        }
+        "/tail" => {
+            let head: Vec<_> = request.headers().keys().map(ToString::to_string).collect();
+            let trailers = request.into_body().collect().await.map(|b| b.trailers().cloned());
+            text(format!("{head:?}\n{:?}\n", trailers.ok().flatten().unwrap_or_default()))
         }
         "/name" => text(name.into()),
         "/health" if name != "sick" => text("well".into()),

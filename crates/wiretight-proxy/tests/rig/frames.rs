@@ -208,6 +208,11 @@ impl Http2 {
         self.write.flush().await
     }
 
+    /// Ends the connection.
+    pub async fn close(&mut self) {
+        let _ = self.write.shutdown().await;
+    }
+
     /// Sends a piece again and again, until the other end has enough or it was so often; how often that was.
     pub async fn flood(&mut self, times: usize, mut piece: impl FnMut(usize) -> Vec<u8>) -> usize {
         for n in 0..times {

@@ -102,6 +102,30 @@ fn create(path: &Path) -> Result<()> {
     File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("sync", directory))
 }
 
+/// Copies the store at `path`, as it is at one moment, into the new file `to` (0600). Another process may own the store
+/// and write to it meanwhile. It takes no lock and changes nothing at `path`.
+pub(super) fn snapshot(path: &Path, to: &Path) -> Result<()> {
+    check_header(path)?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(io_error("create", to))?;
+    let to_text = to.to_str().ok_or_else(|| {
+        io_error("create", to)(io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8"))
+    })?;
+    let copy = || -> Fallible<()> {
+        let conn = Connection::open_with_flags(path, flags())?;
+        conn.busy_timeout(BUSY)?;
+        conn.pragma_update(None, "temp_store", "MEMORY")?; // values stay out of /tmp
+        conn.execute("VACUUM INTO ?1", [to_text])?;
+        Ok(())
+    };
+    copy().map_err(|fault| fault.at(path))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(io_error("sync", to))
+}
+
 fn write_tables(draft: &Path) -> Fallible<()> {
     let mut conn = Connection::open_with_flags(draft, flags())?;
     conn.pragma_update(None, "synchronous", "FULL")?;

@@ -393,3 +393,37 @@ async fn kill_9_loses_nothing_acknowledged() {
         assert_eq!(replayed.into_values().collect::<Vec<_>>(), entries);
     }
 }
+
+/// While the owner writes; and the copy is a store of its own.
+#[tokio::test]
+async fn a_snapshot_is_the_store_at_one_moment() {
+    let place = place();
+    let store = SqliteStore::open(&place.path).await.unwrap();
+    let key = key("k/counter");
+    store.create(&key, vec![0]).await.unwrap();
+    let copies = place.path.with_file_name("copies");
+    fs::create_dir(&copies).unwrap();
+    for n in 0..20u8 {
+        let writes = async {
+            for i in 0..10u8 {
+                let at = store.get(&key).await.unwrap().unwrap().revision;
+                store.swap(&key, at, Some(vec![n, i])).await.unwrap();
+            }
+        };
+        let copy = copies.join(n.to_string());
+        let (taken, ()) = tokio::join!(SqliteStore::snapshot(&place.path, &copy), writes);
+        taken.unwrap();
+        assert_eq!(mode(&copy), 0o600);
+        let head = store.list("").await.unwrap().1;
+        let copy = SqliteStore::open(&copy).await.unwrap();
+        let (entries, at) = copy.list("").await.unwrap();
+        assert!(at <= head);
+        let counter = &entries[0];
+        assert_eq!(counter.revision, at, "the entry and the history are of one moment");
+        copy.swap(&key, at, Some(vec![255])).await.unwrap();
+    }
+    let twice = SqliteStore::snapshot(&place.path, copies.join("0")).await;
+    assert!(matches!(twice, Err(Error::Io { .. })), "a copy is not written over: {twice:?}");
+    let none = SqliteStore::snapshot(place.path.with_file_name("none"), copies.join("x")).await;
+    assert!(none.is_err());
+}

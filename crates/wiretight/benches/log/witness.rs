@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use wiretight::log::http::{Client, Credentials, Limit, Url};
+use wiretight::log::witness::state::Start;
 use wiretight::log::witness::{Answer, WitnessCore};
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::{Cosigner, LogKey};
@@ -51,15 +52,16 @@ impl Case {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let _daemon;
         let target = match over_http {
-            false => {
-                Target::Core(Arc::new(WitnessCore::open(&state, keys, vec![cosigner]).unwrap()))
-            }
+            false => Target::Core(Arc::new(
+                WitnessCore::open(&state, Start::New, keys, vec![cosigner]).unwrap(),
+            )),
             true => {
                 let key = dir.path().join("key");
                 std::fs::write(&key, &*cosigner.to_private().unwrap()).unwrap();
                 let policy = dir.path().join("policy");
                 // A policy has 64 logs; more come as several.
                 let mut args = vec![
+                    "--new".into(),
                     "--key".into(),
                     key.display().to_string(),
                     "--state".into(),

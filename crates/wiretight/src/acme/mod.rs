@@ -10,6 +10,7 @@
 //! Whatever was begun is in the store before the CA hears of it, so a process may die anywhere. Keys and the
 //! account's key stand there sealed to the edges that share the store; time is passed in.
 
+mod account;
 mod dns_hook;
 mod http;
 mod on_demand;
@@ -78,6 +79,8 @@ pub struct CaSettings {
     pub directory: String,
     /// What its own HTTPS is verified with; `None`: what the system trusts.
     pub roots: Option<PathBuf>,
+    /// Whom the CA writes to, mailto:.
+    pub contact: Vec<String>,
     /// The profile of certificates that is asked for.
     pub profile: Option<String>,
     /// The proof to give; `None`: one after the other.
@@ -91,6 +94,7 @@ impl Default for CaSettings {
         CaSettings {
             directory: LETS_ENCRYPT.into(),
             roots: None,
+            contact: Vec::new(),
             profile: None,
             challenge: None,
             dns_command: None,
@@ -135,6 +139,7 @@ type NewTransport = Arc<dyn Fn() -> Box<dyn HttpClient> + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Ca {
     directory: String,
+    contact: Vec<String>,
     profile: Option<String>,
     challenge: Option<Challenge>,
     dns_command: Option<PathBuf>,
@@ -193,7 +198,8 @@ impl Ca {
         let transport: NewTransport = Arc::new(move || Box::new(https.clone()));
         let (directory, profile) = (settings.directory.clone(), settings.profile.clone());
         let (challenge, dns_command) = (settings.challenge, settings.dns_command.clone());
-        Ok(Ca { directory, profile, challenge, dns_command, transport })
+        let contact = settings.contact.clone();
+        Ok(Ca { directory, contact, profile, challenge, dns_command, transport })
     }
 }
 

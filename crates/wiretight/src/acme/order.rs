@@ -8,7 +8,6 @@ use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
     Identifier, NewOrder, Order, OrderStatus, Problem,
 };
-use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::token::hex;
 use wiretight_keys::{SigningKey, WebCsr};
@@ -18,7 +17,7 @@ use wiretight_store::{Error as StoreError, Key};
 use super::dns_hook::Verb;
 use super::http::Unreached;
 use super::record::{Answer, Ari, Current, Issued, Pending, Sealed};
-use super::{Acme, Ca, Challenge, Held};
+use super::{Acme, Ca, Challenge, Held, account};
 use crate::control::Blob;
 
 /// How long a CA may take for one order, in seconds.
@@ -84,6 +83,9 @@ struct AccountRecord {
     directory: String,
     key: Sealed,
     url: Option<String>,
+    /// What the CA was told last.
+    #[serde(default)]
+    contact: Vec<String>,
 }
 
 impl Acme {
@@ -136,7 +138,7 @@ impl Acme {
 
     /// The account at a CA. Its key is in the store before the CA hears of it, and the CA knows an account
     /// by its key (RFC 8555, section 7.3.1): however often this is cut short, it is one account.
-    async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
+    pub(super) async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
         let purpose = account_path(ca);
         let at = Key::new(format!("{}{purpose}", self.prefix))?;
         let members = self.members().await?;
@@ -159,7 +161,8 @@ impl Acme {
             None => {
                 let key = SigningKey::generate().map_err(|e| refused(e.to_string()))?;
                 let key = self.seal(&purpose, key.to_pkcs8().secret_pkcs8_der()).await?;
-                let new = AccountRecord { directory: ca.directory.clone(), key, url: None };
+                let (directory, contact) = (ca.directory.clone(), Vec::new());
+                let new = AccountRecord { directory, key, url: None, contact };
                 match self.store.create(&at, json(&new)).await {
                     Ok(_) | Err(StoreError::Conflict { .. }) => {}
                     Err(error) => return Err(error.into()),
@@ -188,19 +191,33 @@ impl Acme {
             true => self.seal(&purpose, &secret).await?.into_iter().chain(record.key).collect(),
             false => record.key,
         };
-        let pkcs8 = || rustls::pki_types::PrivatePkcs8KeyDer::from(secret.to_vec());
-        let builder = Account::builder_with_http((ca.transport)());
-        let account = match &record.url {
-            Some(url) => builder.from_parts(url.clone(), pkcs8(), ca.directory.clone()).await?,
+        let url = match &record.url {
+            Some(url) => url.clone(),
             None => {
-                let pair =
-                    (instant_acme::Key::from_pkcs8_der(pkcs8())?, PrivateKeyDer::Pkcs8(pkcs8()));
-                builder.create_from_key(pair, ca.directory.clone()).await?.0
+                let http = (ca.transport)();
+                account::register(&*http, &ca.directory, &secret, &ca.contact).await?
             }
         };
-        if missing || record.url.is_none() {
-            let url = Some(account.id().to_owned());
-            let new = AccountRecord { directory: record.directory, key, url };
+        let pkcs8 = rustls::pki_types::PrivatePkcs8KeyDer::from(secret.to_vec());
+        let builder = Account::builder_with_http((ca.transport)());
+        let account = builder.from_parts(url.clone(), pkcs8, ca.directory.clone()).await?;
+        let mut contact = record.contact;
+        if record.url.is_some() && contact != ca.contact {
+            let told: Vec<&str> = ca.contact.iter().map(String::as_str).collect();
+            match account.update_contacts(&told).await {
+                Ok(()) => contact.clone_from(&ca.contact),
+                // It is no reason to order nothing.
+                Err(error) => {
+                    let (directory, error) = (&ca.directory, crate::daemon::chain(&error));
+                    tracing::warn!(directory, error, "the CA refused the contact in [[acme]]");
+                }
+            }
+        }
+        if record.url.is_none() {
+            contact.clone_from(&ca.contact);
+        }
+        let new = AccountRecord { directory: record.directory, key, url: Some(url), contact };
+        if json(&new) != entry.value {
             match self.store.swap(&at, entry.revision, Some(json(&new))).await {
                 Ok(_) | Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -7,6 +7,9 @@ use std::net::TcpListener;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http_body_util::BodyExt;
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use instant_acme::{BodyWrapper, BytesResponse, Error};
@@ -39,6 +42,8 @@ struct Seen {
     dead: Notify,
     /// Answers with 201 (Created), by path.
     created: Mutex<BTreeMap<String, usize>>,
+    /// The contacts that the CA was told.
+    contacts: Mutex<Vec<serde_json::Value>>,
 }
 
 impl Seen {
@@ -58,6 +63,10 @@ impl HttpClient for Mortal {
             let dies = seen.requests.fetch_add(1, Ordering::SeqCst) + 1
                 == seen.dies_at.load(Ordering::SeqCst);
             let (path, post) = (request.uri().path().to_owned(), request.method() == Method::POST);
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes().to_vec();
+            seen.contacts.lock().unwrap().extend(contact(&body));
+            let request = Request::from_parts(head, BodyWrapper::from(body));
             let answer = match dies && !seen.after {
                 true => None,
                 false => Some(https.request(request).await),
@@ -75,6 +84,14 @@ impl HttpClient for Mortal {
             answer.expect("whoever is alive has an answer")
         })
     }
+}
+
+/// What a signed request says of whom the CA writes to.
+fn contact(jws: &[u8]) -> Option<serde_json::Value> {
+    let jws: serde_json::Value = serde_json::from_slice(jws).ok()?;
+    let payload = URL_SAFE_NO_PAD.decode(jws["payload"].as_str()?).ok()?;
+    let payload: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+    payload.get("contact").cloned()
 }
 
 /// The machine's clock, and less patience.
@@ -141,6 +158,7 @@ impl Rig {
         let transport: NewTransport = Arc::new(move || Box::new(mortal.clone()));
         let ca = |directory: &String| Ca {
             directory: directory.clone(),
+            contact: vec!["mailto:ops@example.org".into()],
             profile: None,
             challenge: Some(Challenge::Http01),
             dns_command: None,
@@ -277,8 +295,21 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     let alone = Rig { store: Arc::new(MemoryStore::new()), ..rig };
     stores.lock().unwrap().push(alone.store.clone());
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
-    until_served(d, &serves_d).await;
+    until_served(d.clone(), &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
+    // The CA knows whom to write to, and is told when that changes.
+    let told = || std::mem::take(&mut *seen.contacts.lock().unwrap());
+    let first = told();
+    assert!((2..=3).contains(&first.len()), "{first:?}");
+    assert!(first.iter().all(|c| *c == serde_json::json!(["mailto:ops@example.org"])), "{first:?}");
+    let mut ca = d.told().cas[0].clone();
+    d.account(&ca).await.unwrap();
+    assert!(told().is_empty());
+    ca.contact = vec!["mailto:new@example.org".into()];
+    for expected in [vec![serde_json::json!(ca.contact)], vec![]] {
+        d.account(&ca).await.unwrap();
+        assert_eq!(told(), expected);
+    }
 }
 
 #[tokio::test]

@@ -299,6 +299,7 @@ fn start(me: &str, key: &[u8], clock: &Skewed, way: &Way) -> (Arc<Acme>, Arc<Cer
     let way = way.clone();
     let ca = Ca {
         directory: format!("{BASE}/directory"),
+        contact: Vec::new(),
         profile: None,
         challenge: Some(Challenge::Http01),
         dns_command: None,

@@ -142,11 +142,13 @@ fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
     gauge(e, "log_witnessed_seconds", "When the quorum last cosigned, Unix time", one(at))?;
     let waiting = u64::from(of.waiting_since.is_some() || of.problem.is_some());
     gauge(e, "log_blocked", "1 while nothing new is issued", one(waiting))?;
+    let damaged = one(of.damaged.len() as u64);
+    gauge(e, "log_damaged", "Files of the log that are missing or not what was signed", damaged)?;
     let witnesses = of
         .witnesses
         .iter()
         .map(|w| (vec![("witness", w.name.clone())], u64::from(w.problem.is_none())));
-    gauge(e, "log_witness_up", "1 if the witness answered last", witnesses.collect())
+    gauge(e, "log_witness_up", "1 if the witness's last answer was in order", witnesses.collect())
 }
 
 /// As many series as there are flows: the kernel remembers a bounded number, each for a day.

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use wiretight_keys::Name;
 
+use crate::authority::Grant;
 use crate::daemon::{Daemon, RequestError};
 use crate::intercept::mode::{self, ModeRequest};
 
@@ -167,14 +168,25 @@ pub struct TokenRequest {
     pub ttl_seconds: u64,
 }
 
+/// `POST /v1/tokens/revoke`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeTokenRequest {
+    /// The token's name, from `GET /v1/tokens`.
+    pub id: String,
+}
+
 /// `POST /v1/grant`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
     /// The node.
     pub node: Name,
-    /// All the services that it may claim from now on.
+    /// All the services that it may claim from now on; with `add`, more of them.
     pub services: Vec<Name>,
+    /// Whether the others that it may claim stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub add: bool,
 }
 
 /// `POST /v1/remove`.
@@ -218,6 +230,9 @@ pub struct RevokeRequest {
     pub from: u64,
     /// The last one.
     pub to: u64,
+    /// Change nothing, and say what it would cut.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// `POST /v1/svid`.
@@ -277,7 +292,10 @@ async fn route(
     let body = body.map_err(|e| Failure(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
     let ok = |value| Ok(json(StatusCode::OK, &value));
     match (&parts.method, path) {
-        (&Method::GET, "/v1/status") => Ok(json(StatusCode::OK, &daemon.status())),
+        (&Method::GET, "/v1/status") => {
+            daemon.look_at_the_rules().await;
+            Ok(json(StatusCode::OK, &daemon.status()))
+        }
         (&Method::GET, "/v1/mode") => Ok(json(StatusCode::OK, &mode::status(&daemon).await?)),
         (&Method::POST, "/v1/mode") => {
             let request: ModeRequest = parse(&body)?;
@@ -294,6 +312,11 @@ async fn route(
             let ttl = Duration::from_secs(ttl_seconds);
             ok(daemon.create_token(node, services, ttl).await?)
         }
+        (&Method::GET, "/v1/tokens") => ok(daemon.tokens().await?),
+        (&Method::POST, "/v1/tokens/revoke") => {
+            let request: RevokeTokenRequest = parse(&body)?;
+            ok(daemon.revoke_token(&request.id).await?)
+        }
         (&Method::GET, "/v1/registry") => Ok(json(StatusCode::OK, daemon.registry().as_ref())),
         (&Method::GET, "/v1/bundle") => Ok(json(StatusCode::OK, &daemon.bundle())),
         (&Method::GET, "/v1/nodes") => ok(daemon.nodes().await?),
@@ -302,12 +325,13 @@ async fn route(
             ok(daemon.remove_node(&request.node).await?)
         }
         (&Method::POST, "/v1/revoke") => {
-            let RevokeRequest { from, to } = parse(&body)?;
-            ok(daemon.revoke(from, to).await?)
+            let RevokeRequest { from, to, dry_run } = parse(&body)?;
+            ok(daemon.revoke(from, to, dry_run).await?)
         }
         (&Method::POST, "/v1/grant") => {
-            let GrantRequest { node, services } = parse(&body)?;
-            ok(daemon.grant(&node, services).await?)
+            let GrantRequest { node, services, add } = parse(&body)?;
+            let how = if add { Grant::Add } else { Grant::Replace };
+            ok(daemon.grant(&node, services, how).await?)
         }
         (&Method::GET, "/v1/authority") => ok(daemon.authority_status().await?),
         (&Method::POST, "/v1/authority") => {

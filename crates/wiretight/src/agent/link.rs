@@ -208,22 +208,20 @@ async fn ask(
     {
         return Err(LinkError::Answer("its bundle lacks the root in the token".into()));
     }
-    let identity = check(trust_domain, &id, chain, &key, &bundle, asks);
+    let trust = TrustBundle::new(trust_domain.clone(), bundle.clone(), Default::default());
+    let trust = trust.map_err(|e| LinkError::Answer(e.to_string()))?.with(asks.clone());
+    let identity = check(&trust, &id, chain, &key);
     let identity = identity.map_err(LinkError::Answer)?;
     Ok(Entry { key, identity, bundle })
 }
 
 /// Joins a chain to its key, if it is what was asked for and would be believed by others.
 pub(super) fn check(
-    trust_domain: &TrustDomain,
+    trust: &TrustBundle,
     id: &SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     key: &SigningKey,
-    bundle: &[CertificateDer<'static>],
-    asks: &Transparency,
 ) -> Result<Identity, String> {
-    let trust = TrustBundle::new(trust_domain.clone(), bundle.to_vec(), Default::default());
-    let trust = trust.map_err(|e| e.to_string())?.with(asks.clone());
     let peer = trust.verify(&chain, Role::Client, UnixTime::now()).map_err(|e| e.to_string())?;
     if peer.id() != id {
         return Err(format!("it is a certificate for {}, and {id} was asked for", peer.id()));

@@ -87,6 +87,9 @@ pub struct AgentTimes {
     pub backoff_min: Duration,
     /// The longest wait before connecting again.
     pub backoff_max: Duration,
+    /// The longest while this node has no valid identity and the authority's port does not answer: then nothing works
+    /// here until it is back. An authority that answers and refuses, or is too slow, is given `backoff_max`.
+    pub backoff_max_without_identity: Duration,
     /// Between attempts of a node that was removed.
     pub removed_retry: Duration,
     /// For one connection attempt, and for one answer.
@@ -102,6 +105,7 @@ impl Default for AgentTimes {
         AgentTimes {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
+            backoff_max_without_identity: Duration::from_secs(4),
             removed_retry: Duration::from_secs(30),
             answer: Duration::from_secs(10),
             silence: Duration::from_secs(60),
@@ -184,6 +188,9 @@ pub struct AgentParams {
     pub transparency: Transparency,
     /// After so long without news nobody but the authority is believed; `None`: never.
     pub max_staleness: Option<Duration>,
+    /// Whether anything here takes an identity. A node that only serves sites to clients has no use for a mesh, unless
+    /// it has joined one.
+    pub needs_mesh: bool,
     /// Deadlines.
     pub times: AgentTimes,
 }
@@ -195,11 +202,7 @@ impl AgentParams {
     /// # Errors
     /// The policy of `[witnesses]` cannot be read.
     pub fn from_config(config: &Config) -> Result<AgentParams, log::PolicyFileError> {
-        let dials = config.relay.dials.iter().filter_map(|d| match &d.identity {
-            Id::Service(name) => Some(name.clone()),
-            Id::Node(_) | Id::Authority => None,
-        });
-        let services = config.relay.services.iter().map(|s| s.name.clone()).chain(dials).collect();
+        let services = config.shown_services();
         let instances = config.relay.services.iter().map(|s| Instance {
             service: s.name.clone(),
             listen: s.listen,
@@ -219,6 +222,7 @@ impl AgentParams {
             own_host: None,
             transparency: log::transparency(config)?,
             max_staleness: config.node.max_staleness,
+            needs_mesh: config.needs_mesh(),
             times: AgentTimes::default(),
         })
     }
@@ -258,6 +262,8 @@ pub struct AgentStatus {
     pub version: u64,
     /// Whether the authority has said that this node was removed.
     pub removed: bool,
+    /// Whether this node is in no mesh, and its configuration needs none.
+    pub alone: bool,
     /// Whether bundle, node identity and every wanted identity hold.
     pub ready: bool,
     /// Every identity that it has or wants.

@@ -16,7 +16,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Role, Serial, SigningKey};
+use wiretight_keys::{Id, JoinToken, Refusal, Role, Serial, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
@@ -24,7 +24,7 @@ use wiretight_proxy::{Identity, Mesh};
 use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
 use super::state::{Disk, Membership, Saved};
-use super::{AgentParams, AgentStatus, IdentityStatus, Instance, is_ready, membership};
+use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
 use crate::clock::{Steps, uptime};
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
@@ -43,6 +43,8 @@ const TICK: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+const ALONE: &str = "this node is in no mesh: `wiretight join` it with a token first";
+
 type Reply<T> = oneshot::Sender<Result<T, String>>;
 type Chain = Vec<CertificateDer<'static>>;
 
@@ -57,6 +59,8 @@ pub(super) enum Command {
 enum Trouble {
     /// Try again after a wait.
     Retry(String),
+    /// The same, of an authority whose port does not answer.
+    Away(String),
     /// Nothing is wrong: connect again at once.
     Again,
     /// The authority does not want this node.
@@ -66,6 +70,15 @@ enum Trouble {
 impl From<ControlError> for Trouble {
     fn from(e: ControlError) -> Trouble {
         Trouble::Retry(format!("the stream to the authority ended: {e}"))
+    }
+}
+
+impl From<LinkError> for Trouble {
+    fn from(e: LinkError) -> Trouble {
+        match e {
+            LinkError::Unreachable { .. } => Trouble::Away(e.to_string()),
+            e => Trouble::Retry(e.to_string()),
+        }
     }
 }
 
@@ -191,6 +204,7 @@ impl Run {
             last_contact: None,
             version: state.version,
             removed: false,
+            alone: false,
             ready: false,
             identities: Vec::new(),
             instances: Vec::new(),
@@ -230,13 +244,11 @@ impl Run {
             let ours = identity.id().trust_domain == run.params.trust_domain;
             if ours && wanted.contains(&id) && identity.is_valid() {
                 run.schedule(&id, &identity);
-                if !run.is_believed(&identity) {
-                    run.renewals.entry(id.clone()).or_default().now();
-                }
                 run.identities.insert(id, Arc::new(identity));
             }
         }
         run.drop_revoked();
+        run.renew_what_peers_refuse();
         run.put_identities();
         run.report(|_| {});
         (run, receiver)
@@ -256,6 +268,14 @@ impl Run {
     async fn forever(&mut self) {
         let mut failures = 0;
         loop {
+            if self.is_alone() {
+                self.report(|s| s.last_error = None);
+                match self.inbox.recv().await {
+                    Some(command) => self.command(command).await,
+                    None => std::future::pending().await,
+                }
+                continue;
+            }
             let began = Instant::now();
             let Err(trouble) = self.attempt().await;
             for renewal in self.renewals.values_mut() {
@@ -266,10 +286,12 @@ impl Run {
                 failures = 0;
             }
             let times = self.params.times;
+            let away = matches!(trouble, Trouble::Away(_));
             let (wait, error) = match trouble {
                 Trouble::Again => (Duration::ZERO, None),
-                Trouble::Retry(why) => {
-                    let wait = backoff(times.backoff_min, times.backoff_max, failures);
+                Trouble::Retry(why) | Trouble::Away(why) => {
+                    let longest = longest_wait(&times, away, self.has_no_identity());
+                    let wait = backoff(times.backoff_min, longest, failures);
                     failures = failures.saturating_add(1);
                     tracing::warn!("{why}; trying again in {wait:.1?}");
                     (wait, Some(why))
@@ -283,14 +305,30 @@ impl Run {
                 s.connected = false;
                 s.last_error = error.or(s.last_error.take());
             });
-            self.wait(wait).await;
+            self.wait(wait, away).await;
         }
     }
 
-    /// Waits, unless somebody wants something of the authority now.
-    async fn wait(&mut self, wait: Duration) {
-        let until = Instant::now() + wait;
+    /// Whether nothing here needs a mesh, and there is none.
+    fn is_alone(&self) -> bool {
+        !self.params.needs_mesh && self.membership.is_none() && !self.removed
+    }
+
+    /// Whether the certificate of the node itself is missing or has expired, so that nothing works.
+    fn has_no_identity(&self) -> bool {
+        self.mesh.identity(&Id::Node(self.params.node.clone())).is_none()
+    }
+
+    /// Waits, unless somebody wants something of the authority now. `away`: its port did not answer.
+    async fn wait(&mut self, wait: Duration, away: bool) {
+        let mut until = Instant::now() + wait;
+        let had_identity = !self.has_no_identity();
         while Instant::now() < until {
+            if away && had_identity && self.has_no_identity() {
+                // The identity has expired meanwhile: the rest of a long wait is not sat out.
+                let longest = self.params.times.backoff_max_without_identity;
+                until = until.min(Instant::now() + longest.mul_f64(chance()));
+            }
             // What expires meanwhile is seen.
             let tick = until.min(Instant::now() + TICK);
             tokio::select! {
@@ -340,7 +378,7 @@ impl Run {
             Err(e) => {
                 // An authority with another root: a new token, if there is one, decides.
                 self.distrusted = matches!(e, LinkError::NotTheAuthority { .. });
-                Err(Trouble::Retry(e.to_string()))
+                Err(e.into())
             }
         }
     }
@@ -365,7 +403,7 @@ impl Run {
             announced: None,
             local,
             confirmed: false,
-            serial: leaf.map(|l| l.serial.clone()),
+            serial: leaf.map(|l| l.serial),
             stale_at: stale.unwrap_or(u64::MAX),
         }
     }
@@ -538,20 +576,23 @@ impl Run {
         if self.drop_revoked() {
             self.put_identities();
         }
-        // Under a root that is gone (retired by force) nobody takes them any more.
-        let lost: Vec<Id> = self
-            .identities
-            .values()
-            .filter(|i| i.is_valid() && !self.is_believed(i))
-            .map(|i| i.id().id.clone())
-            .collect();
-        for id in lost {
-            self.renewals.entry(id).or_default().now();
-        }
+        self.renew_what_peers_refuse();
         let saved = self.state.clone();
         self.save(move |disk| disk.save_state(&saved)).await;
         tracing::debug!(version = self.state.version, "the pushed state is in force");
         Ok(())
+    }
+
+    /// Renews at once what peers that know what this node knows would refuse: what was issued under a root that was retired
+    /// by force or an intermediate that was revoked, or before `[witnesses]` was set up.
+    fn renew_what_peers_refuse(&mut self) {
+        let unbelieved = self.identities.iter().filter(|(_, i)| self.disbelieved(i).is_some());
+        let unbelieved: Vec<Id> = unbelieved.map(|(id, _)| id.clone()).collect();
+        for id in unbelieved {
+            if let Some(renewal) = self.renewals.get_mut(&id) {
+                renewal.now();
+            }
+        }
     }
 
     async fn announce(&mut self, link: &mut Link) -> Result<(), Trouble> {
@@ -589,13 +630,19 @@ impl Run {
                     let _ = reply.send(Err("this node was removed from the mesh".into()));
                     return;
                 }
+                if self.is_alone() {
+                    let _ = reply.send(Err(ALONE.into()));
+                    return;
+                }
                 let first = self.next_request;
                 let left = self.wanted().into_iter().map(|id| (id, first)).collect();
                 self.waiters.push(Waiter { left, reply });
                 self.renewals.values_mut().for_each(Renewal::now);
             }
             Command::Sign(csr, reply) => {
-                if self.fetches.len() < MAX_WAITING {
+                if self.is_alone() {
+                    let _ = reply.send(Err(ALONE.into()));
+                } else if self.fetches.len() < MAX_WAITING {
                     self.fetches.push_back((csr, reply));
                 } else {
                     let _ = reply.send(Err("too many requests wait already".into()));
@@ -621,6 +668,7 @@ impl Run {
         }
         if params.transparency != self.params.transparency {
             self.mesh.set_transparency(params.transparency.clone());
+            self.renew_what_peers_refuse();
         }
         self.params = params;
         let wanted = self.wanted();
@@ -645,6 +693,9 @@ impl Run {
     // ---- Within.
 
     fn wanted(&self) -> BTreeSet<Id> {
+        if self.is_alone() {
+            return BTreeSet::new();
+        }
         let services = self.params.services.iter().cloned().map(Id::Service);
         services.chain([Id::Node(self.params.node.clone())]).collect()
     }
@@ -679,12 +730,6 @@ impl Run {
         Ok(())
     }
 
-    /// Whether others would accept an identity now: its chain, its time and, where they are required, its proofs.
-    fn is_believed(&self, identity: &Identity) -> bool {
-        let bundle = self.mesh.bundle();
-        bundle.verify(identity.chain(), Role::Client, UnixTime::now()).is_ok()
-    }
-
     /// Asks for a new certificate in place of each that is not valid now, not yet valid included, whatever was
     /// planned for it. Returns whether the clock was set: then all of them were checked whole, and what had failed
     /// is tried again at once.
@@ -700,7 +745,8 @@ impl Run {
                 "this machine's clock was set: certificates are checked again, and those that are not valid now are renewed"
             );
         }
-        let holds = |i: &Identity| i.is_valid() && (stepped.is_none() || self.is_believed(i));
+        let holds =
+            |i: &Identity| i.is_valid() && (stepped.is_none() || self.disbelieved(i).is_none());
         let lost: Vec<Id> =
             self.identities.values().filter(|i| !holds(i)).map(|i| i.id().id.clone()).collect();
         for (id, renewal) in &mut self.renewals {
@@ -734,6 +780,14 @@ impl Run {
         }
     }
 
+    /// Why other nodes refuse an identity of this one, though it has not expired: they know what this node knows.
+    fn disbelieved(&self, identity: &Identity) -> Option<Refusal> {
+        match self.mesh.verify(identity.chain(), Role::Client, UnixTime::now()) {
+            Err(refusal) if identity.is_valid() && refusal != Refusal::NoNews => Some(refusal),
+            _ => None,
+        }
+    }
+
     fn put_identities(&self) {
         self.mesh.set_identities(self.identities.clone());
     }
@@ -746,7 +800,7 @@ impl Run {
         self.identities.retain(|id, identity| {
             let keep = !bundle.is_revoked(&identity.leaf().serial);
             if !keep {
-                tracing::warn!(%id, "this identity was revoked, and is dropped");
+                tracing::warn!(%id, "this identity was revoked, and is dropped; the node asks for another one");
                 renewals.remove(id);
             }
             keep
@@ -774,6 +828,9 @@ impl Run {
 
     /// Updates the status; those who watch are woken if it changed.
     fn report(&mut self, change: impl FnOnce(&mut AgentStatus)) {
+        if self.is_alone() {
+            self.renewals.clear();
+        }
         // Whatever is wanted has an entry, due at once if it is new.
         for id in self.wanted() {
             self.renewals.entry(id).or_default();
@@ -782,21 +839,26 @@ impl Run {
         change(&mut new);
         self.look_at_the_time();
         let identity = |(id, renewal): (&Id, &Renewal)| {
-            let held = self.identities.get(id).map(|i| i.leaf());
+            let held = self.identities.get(id);
+            let refusal = held.and_then(|i| self.disbelieved(i));
+            let held = held.map(|i| i.leaf());
+            // What other nodes refuse is not in force, whatever it says of its time.
+            let period = held.map(|l| l.period).filter(|_| refusal.is_none());
             IdentityStatus {
                 id: id.clone(),
-                serial: held.map(|l| l.serial.clone()),
-                not_before: held.map(|l| l.period.not_before),
-                not_after: held.map(|l| l.period.not_after),
+                serial: held.map(|l| l.serial),
+                not_before: period.map(|p| p.not_before),
+                not_after: period.map(|p| p.not_after),
                 next_renewal: (renewal.due > 0).then_some(renewal.due / 1000),
-                error: renewal.error.clone(),
+                error: refusal.map(|r| r.to_string()).or_else(|| renewal.error.clone()),
             }
         };
         new.identities = self.renewals.iter().map(identity).collect();
         new.instances.clone_from(&self.announced);
         new.version = self.state.version;
         new.removed = self.removed;
-        new.ready = !self.removed && !self.mesh.bundle().roots().is_empty();
+        new.alone = self.is_alone();
+        new.ready = new.alone || !self.removed && !self.mesh.bundle().roots().is_empty();
         new.ready = is_ready(&new);
         self.status.send_if_modified(|status| {
             let changed = *status != new;
@@ -837,6 +899,15 @@ fn address(
 
 fn retry(e: &dyn std::error::Error) -> Trouble {
     Trouble::Retry(e.to_string())
+}
+
+/// The longest wait before the next attempt. It is short only while connecting fails (`away`), which costs the authority
+/// nothing: one that answers, and is slow or refuses, is given the long one, so that a fleet does not storm it.
+fn longest_wait(times: &AgentTimes, away: bool, without_identity: bool) -> Duration {
+    match away && without_identity {
+        true => times.backoff_max_without_identity.min(times.backoff_max),
+        false => times.backoff_max,
+    }
 }
 
 /// Exponential, with full jitter.
@@ -881,6 +952,19 @@ mod tests {
             let found = address(&instance(listen, advertise), local, own_host);
             assert_eq!(found.map(|a| a.to_string()).as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn where_nothing_works_the_authority_is_looked_for_often_unless_it_answers() {
+        let times = AgentTimes::default();
+        let short = longest_wait(&times, true, true);
+        assert!(short <= Duration::from_secs(5) && short >= Duration::from_secs(2), "{short:?}");
+        for (away, without_identity) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(longest_wait(&times, away, without_identity), times.backoff_max);
+        }
+        // Nobody comes at one moment.
+        let waits: Vec<_> = (0..100).map(|_| backoff(times.backoff_min, short, 20)).collect();
+        assert!(waits.iter().any(|w| *w < short / 2) && waits.iter().any(|w| *w > short / 2));
     }
 
     #[test]

@@ -15,13 +15,14 @@ use spki::SubjectPublicKeyInfoOwned;
 use tokio::time::timeout;
 use wiretight_keys::token::hex;
 use wiretight_keys::transparency::Place;
+use wiretight_keys::verify::MAX_INTERMEDIATE_LIFE;
 use wiretight_keys::x509::{self, fingerprint};
 use wiretight_keys::{
     Id, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId, Tbs,
     Transparency, TrustDomain, X509Error,
 };
 use wiretight_proxy::mesh::now;
-use wiretight_proxy::{Identity, IdentityError};
+use wiretight_proxy::{Identity, IdentityError, Mesh};
 use wiretight_store::{Key, Store};
 
 use super::registry::ISSUED;
@@ -77,6 +78,11 @@ pub enum CaError {
         "the authority's record of its certificates is damaged: restore the store from a backup"
     )]
     Record,
+    /// The intermediate was revoked, and there is no other yet.
+    #[error(
+        "the intermediate was revoked (`wiretight revoke`) and could not be replaced yet: the authority tries again every few seconds; see earlier errors in the log"
+    )]
+    IntermediateRevoked,
     /// The intermediate has expired, which its rotation should have prevented.
     #[error(
         "the intermediate has expired and could not be replaced; see earlier errors in the log"
@@ -93,9 +99,12 @@ pub enum CaError {
     Log(#[from] LogError),
     /// The witnesses take their time.
     #[error(
-        "nothing is issued without the witnesses, and they have not cosigned within {} s (`wiretight authority status` says which)", PATIENCE.as_secs()
+        "nothing is issued without the witnesses, and they have not cosigned within {} s. Waiting for {waiting_for}. Are they running, and do their URLs in the policy reach them?", PATIENCE.as_secs()
     )]
-    Unwitnessed,
+    Unwitnessed {
+        /// Which, and why.
+        waiting_for: String,
+    },
 }
 
 /// Where a root stands in its rotation.
@@ -198,6 +207,8 @@ pub(super) struct Ca {
     /// What every certificate stands in before it is signed, and what makes others believe that.
     log: Log,
     transparency: Transparency,
+    /// What the authority itself believes: it knows what is revoked.
+    mesh: Arc<Mesh>,
     ttls: RwLock<Ttls>,
     issuer: RwLock<Arc<Issuer>>,
     /// Held through a change, so that changes come one after another.
@@ -212,6 +223,7 @@ impl Ca {
         store: Arc<dyn Store>,
         ttls: Ttls,
         log: Log,
+        mesh: Arc<Mesh>,
     ) -> Result<Ca, CaError> {
         let record = match store.get(&key(CA)).await? {
             Some(entry) => serde_json::from_slice(&entry.value).map_err(|_| CaError::Record)?,
@@ -222,7 +234,7 @@ impl Ca {
         remove_stray_keys(&dir, &issuer.record)?;
         let (issuer, ttls) = (RwLock::new(Arc::new(issuer)), RwLock::new(ttls));
         let (transparency, changing) = (Transparency::required(log.policy()), Default::default());
-        let ca = Ca { trust_domain, dir, store, log, transparency, ttls, issuer, changing };
+        let ca = Ca { trust_domain, dir, store, log, transparency, mesh, ttls, issuer, changing };
         for root in ca.status().0.iter().filter(|r| r.not_after < now() + 365 * 86_400) {
             tracing::warn!(root = %root.fingerprint, days = until(root.not_after).as_secs() / 86_400,
                 "this root ends within a year: rotate the root");
@@ -252,6 +264,7 @@ impl Ca {
         series: &Series,
     ) -> Result<Issued, CaError> {
         let (issuer, now, ttl) = (self.issuer(), now(), self.ttls().svid.as_secs());
+        self.may_sign(&issuer)?;
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let not_after = (now + ttl).min(ends);
         if not_after <= now {
@@ -282,6 +295,7 @@ impl Ca {
         ttl: Duration,
     ) -> Result<Issued, CaError> {
         let (issuer, now, ttl) = (self.issuer(), now(), ttl.as_secs());
+        self.may_sign(&issuer)?;
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let not_after = (now + ttl).min(ends);
         if not_after <= now {
@@ -323,12 +337,35 @@ impl Ca {
         Ok(fingerprint(&root.cert.certificate()))
     }
 
-    /// When the intermediate is to be replaced: at half of its life; at once if it was made by a clock that was ahead,
-    /// or is not provably in the log, by the policy of today.
+    /// The index of the intermediate's entry in the log.
+    pub(super) fn intermediate_index(&self) -> Option<u64> {
+        x509::serial(&self.issuer().intermediate).map(|serial| serial.index())
+    }
+
+    /// What a revoked intermediate signs would be refused by every node.
+    fn may_sign(&self, issuer: &Issuer) -> Result<(), CaError> {
+        match self.is_revoked(&issuer.intermediate) {
+            true => Err(CaError::IntermediateRevoked),
+            false => Ok(()),
+        }
+    }
+
+    fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
+        let serial = x509::serial(certificate);
+        serial.is_none_or(|serial| self.mesh.bundle().is_revoked(&serial))
+    }
+
+    /// When the intermediate is to be replaced: at half of its life; at once if nodes would not believe it, because it
+    /// was made by a clock that was ahead, is revoked, holds for too long, or is not provably in the log by the policy
+    /// of today.
     pub(super) fn renews_at(&self) -> u64 {
         let (issuer, now) = (self.issuer(), now());
+        let certificate = &issuer.intermediate;
+        let life = x509::period(certificate).map(|p| p.not_after.saturating_sub(p.not_before));
         if issuer.record.issued_at > now.saturating_add(CLOCK_SKEW)
-            || !self.transparency.believes(&issuer.intermediate, Place::Intermediate, now)
+            || self.is_revoked(certificate)
+            || life.is_none_or(|life| life > MAX_INTERMEDIATE_LIFE)
+            || !self.transparency.believes(certificate, Place::Intermediate, now)
         {
             return 0;
         }
@@ -600,7 +637,8 @@ async fn patiently<T>(
     if !log.has_witnesses() {
         return made.await;
     }
-    timeout(PATIENCE, made).await.map_err(|_| CaError::Unwitnessed)?
+    let late = |_| CaError::Unwitnessed { waiting_for: log.waiting_for() };
+    timeout(PATIENCE, made).await.map_err(late)?
 }
 
 /// Whatever signs for a root: today a key in a file.

@@ -3,11 +3,15 @@
 //!
 //! - `ca`: root, intermediate, leaves
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
+//! - `affected`: what a revocation would cut
 //! - `state`: what all nodes are told, by version
+//! - `backup`: one file that a new authority can go on from
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
 //!
 //! Whatever is acknowledged, to a node or to the operator, is in the store first.
 
+mod affected;
+pub mod backup;
 mod ca;
 mod registry;
 mod server;
@@ -16,7 +20,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -29,7 +33,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain};
+use wiretight_keys::logged::MAX_PROOF;
+use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain, x509};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
@@ -41,7 +46,7 @@ use crate::clock::Steps;
 use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
-use crate::log::bucket::{Bucket, BucketError};
+use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
 use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
@@ -51,10 +56,12 @@ use crate::log::witness::client::HttpWitness;
 use crate::log::{self, PolicyFileError};
 use crate::private_dir::{FileError, PrivateDir};
 use ca::{Ca, until};
+pub use registry::PendingToken;
 use registry::Registry;
 use server::Server;
 use state::Publisher;
 
+pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
 /// The longest that a web server's certificate holds.
@@ -69,6 +76,8 @@ const FIRST_IDENTITY: Duration = Duration::from_secs(5);
 const LOG_KEY: &str = "log.key";
 /// A log's key file is a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
+/// The largest file of authorities that are trusted for witnesses.
+const MAX_CA_FILE: usize = 1 << 20;
 /// After a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
 /// Why a certificate that was made just now is not valid now.
@@ -170,8 +179,7 @@ impl LogParams {
     /// From the configuration: the witnesses are asked at the URLs of the policy.
     fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
         let served = config.log.clone();
-        let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
-        let storage = served.storage.as_ref().map(bucket).transpose()?;
+        let storage = backup::storage_of(config)?;
         let Some(witnesses) = &config.witnesses else {
             return Ok(LogParams { served, storage, ..LogParams::default() });
         };
@@ -182,8 +190,7 @@ impl LogParams {
                 witnesses.policy.display()
             ))
         };
-        let client = Client::new(&Credentials::default());
-        let client = client.map_err(|e| AuthorityError::Refused(chain(&e)))?;
+        let client = witness_client(witnesses.ca.as_deref())?;
         let way = |witness: &wiretight_tlog::policy::Witness| {
             let url = witness.url.as_ref().ok_or_else(|| {
                 refused(&witness.name, "the authority needs its URL at the end of the line".into())
@@ -194,6 +201,25 @@ impl LogParams {
         let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
         Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
     }
+}
+
+/// How the witnesses are asked: over HTTPS, with the system's authorities and those of a file of `[witnesses]`.
+fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
+    let unusable = |path: &Path, why: &dyn std::fmt::Display| {
+        AuthorityError::Refused(format!(
+            "{}, `ca` in [witnesses], cannot be used: {why}. It has to hold certificates (PEM) of the authorities that issue the witnesses' certificates",
+            path.display()
+        ))
+    };
+    let roots = match ca {
+        None => None,
+        Some(path) => Some(log::read_bounded(path, MAX_CA_FILE).map_err(|e| unusable(path, &e))?),
+    };
+    let client = Client::new(&Credentials { roots, ..Credentials::default() });
+    client.map_err(|e| match ca {
+        Some(path) => unusable(path, &chain(&e)),
+        None => AuthorityError::Refused(chain(&e)),
+    })
 }
 
 /// What the authority is told at its start.
@@ -327,14 +353,15 @@ impl Authority {
         let required = log.required;
         let served = log.served.clone();
         let log = open_log(&trust_domain, &dir, store.clone(), log).await?;
-        let ca = Ca::open(trust_domain.clone(), dir, store.clone(), ttls, log.clone()).await;
+        let mesh = Mesh::new(trust_domain.clone());
+        let (td, ours) = (trust_domain.clone(), mesh.clone());
+        let ca = Ca::open(td, dir, store.clone(), ttls, log.clone(), ours).await;
         let ca = Arc::new(ca.map_err(AuthorityError::Ca)?);
         let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
         let registry = Arc::new(registry);
         registry.recover().await?;
         registry.prune(Duration::ZERO).await?;
 
-        let mesh = Mesh::new(trust_domain.clone());
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
         }
@@ -458,6 +485,18 @@ impl AuthorityHandle {
         })
     }
 
+    /// The tokens that can still be used, by node.
+    pub async fn tokens(&self) -> Result<Vec<PendingToken>, AuthorityError> {
+        Ok(self.inner.registry.tokens().await?)
+    }
+
+    /// Makes a token that nobody has used useless. Returns the node that it was for.
+    pub async fn revoke_token(&self, id: &str) -> Result<Name, AuthorityError> {
+        let node = self.inner.registry.revoke_token(id).await?;
+        tracing::info!(%node, token = id, "revoked a join token");
+        Ok(node)
+    }
+
     /// For the node in this very process: grants what its configuration names, and makes a token
     /// that it can join with if it has not.
     pub async fn own_token(
@@ -518,17 +557,44 @@ impl AuthorityHandle {
         Ok(())
     }
 
-    /// Revokes the certificates whose entries have these indexes in the log, both ends included.
-    pub async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
-        let size = self.inner.log.status().size;
+    /// What it would cut to revoke the certificates whose entries have these indexes in the log, both ends included.
+    pub async fn affected(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
+        let inner = &self.inner;
+        let size = inner.log.status().size;
         if from > to || to >= size {
             return Err(AuthorityError::Refused(format!(
                 "there are no entries {from} to {to}: the log has {size}, from 0"
             )));
         }
+        let intermediate = inner.ca.intermediate_index();
+        let authority =
+            inner.mesh.identities().get(&Id::Authority).map(|i| i.leaf().serial.index());
+        Affected::read(&inner.log, from, to, intermediate, authority).await
+    }
+
+    /// Revokes the certificates whose entries have these indexes in the log, both ends included. If the intermediate is
+    /// one of them, there is another one first, if that can be had now: nodes find an authority that they can believe.
+    pub async fn revoke(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
+        let affected = self.affected(from, to).await?;
+        let replaced = match affected {
+            Affected { intermediate_in_use: true, .. } => {
+                self.inner.ca.rotate_intermediate().await.map_err(AuthorityError::Ca)
+            }
+            _ => Ok(()),
+        };
+        let renewed = match (&replaced, affected.intermediate_in_use || affected.authority) {
+            (Ok(()), true) => self.inner.renew_own_identity().await,
+            _ => Ok(()),
+        };
         self.inner.registry.revoke(from, to).await?;
         tracing::info!(from, to, "revoked");
-        Ok(())
+        for failed in [replaced, renewed].into_iter().filter_map(Result::err) {
+            tracing::error!(
+                "revoked, but the authority has no certificates yet in place of its own: {}; it tries again",
+                chain(&failed)
+            );
+        }
+        Ok(affected)
     }
 
     /// Changes what a node may claim.
@@ -633,10 +699,17 @@ impl Inner {
         Ok(())
     }
 
-    /// When the authority's own TLS identity is renewed: at half of its life; at once if nodes would not accept it now.
+    /// When the authority's own TLS identity is renewed: at half of its life; at once if nodes would not accept it now, by
+    /// its time or its proofs, or because a certificate of its chain was revoked.
     fn own_renews_at(&self) -> u64 {
+        let bundle = self.mesh.bundle();
+        let revoked = |cert: &CertificateDer<'_>| {
+            x509::serial(cert).is_some_and(|serial| bundle.is_revoked(&serial))
+        };
         let identities = self.mesh.identities();
-        let own = identities.get(&Id::Authority).filter(|own| self.ca.vouches_for(own));
+        let own = identities
+            .get(&Id::Authority)
+            .filter(|own| self.ca.vouches_for(own) && !own.chain().iter().any(revoked));
         own.map_or(0, |own| own.half_life())
     }
 }
@@ -669,6 +742,12 @@ log {key}"
         Some(policy) => policy.for_log(key),
         None => Policy::self_attested(key),
     };
+    let largest = policy.largest_proof();
+    if largest > MAX_PROOF {
+        return Err(AuthorityError::Refused(format!(
+            "a proof by the policy in [witnesses] can have {largest} bytes, and a certificate has room for {MAX_PROOF}: want fewer witnesses with ML-DSA-44 keys"
+        )));
+    }
     let storage = match storage {
         Some(storage) => storage,
         None => {

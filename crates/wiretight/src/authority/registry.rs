@@ -5,7 +5,7 @@
 //! mesh/node/NAME         a node: enrolment key, claimable services, standing
 //! mesh/instances/NAME    what it offers
 //! mesh/revoked/SERIES    certificates that hold no longer, for as long as a session may be of one
-//! mesh/revoked-index/FROM-TO  the same, by the indexes of their entries in the log
+//! mesh/revoked-index/FROM-TO  the same, by the indexes of their entries in the log, for good
 //! issued/NAME/SERIAL     a certificate, until it expires
 //! issued/_web/SERIAL     a web server's certificate, the same (no node has such a name)
 //! seen/NAME              when a node's stream last began or ended
@@ -21,6 +21,7 @@
 //! misses nothing that was, or will be, sent.
 
 mod shared;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +45,7 @@ use crate::control::{
 use crate::log::sequencer::Log;
 
 pub(super) use shared::Written;
+pub use tokens::PendingToken;
 
 pub(super) const MESH: &str = "mesh/";
 pub(super) const NODES: &str = "mesh/node/";
@@ -58,11 +60,14 @@ const SEEN: &str = "seen/";
 const TOKEN_MEMORY: u64 = 7 * 86_400;
 /// What is past its end is kept a little longer, for clocks that are behind.
 const GRACE: u64 = 120;
-/// A revocation is pushed for this long: a session may be far older than a certificate can be, and a
+/// The revocation of a series is pushed for this long: a session may be far older than a leaf can be, and a
 /// node may be away. What is revoked is few and small.
 const REVOKED_MEMORY: u64 = 90 * 86_400;
 /// A clock that nobody has set for so long, in this process, is believed when it says that a revocation is old.
 const STEADY: Duration = Duration::from_secs(86_400);
+/// A revocation by index has no end: an entry is in the log for good, and it may be of a certificate that begins long
+/// after it was logged. Operators make them by hand; more than this is a mistake, and each is pushed to every node.
+const MAX_INDEX_RANGES: usize = 10_000;
 /// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
 const BURST: f64 = 10_000.0;
 const RATE: f64 = 10.0;
@@ -258,11 +263,16 @@ impl Registry {
         Ok(self.finish(node).await?)
     }
 
-    /// Revokes the certificates whose entries have these indexes (both ends count). Nothing tells whose they are: it is
-    /// for what somebody found in the log that should not be there.
+    /// Revokes the certificates whose entries have these indexes (both ends count), for good. Nothing tells whose they
+    /// are: it is for what somebody found in the log that should not be there.
     pub(super) async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
-        let key = key(format!("{REVOKED_INDEXES}{from}-{to}"));
-        match self.store.create(&key, json(&RevokedRecord::new())).await {
+        let (ranges, _) = self.store.list(REVOKED_INDEXES).await?;
+        if ranges.len() >= MAX_INDEX_RANGES {
+            return Err(AuthorityError::Refused(format!(
+                "{MAX_INDEX_RANGES} ranges of entries are revoked already: revoke a range that covers several at once"
+            )));
+        }
+        match self.store.create(&revoked_indexes_key(from, to), json(&RevokedRecord::new())).await {
             Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -407,13 +417,8 @@ impl Registry {
             return Err(removed());
         }
         at_rest(&record)?;
-        let revoked = match serial.series() {
-            Some(series) => {
-                self.store.get(&revoked_key(&series)).await.map_err(internal)?.is_some()
-            }
-            None => true,
-        };
-        if revoked {
+        let revoked = self.store.get(&revoked_key(&serial.series())).await.map_err(internal)?;
+        if revoked.is_some() {
             let message = "this certificate was revoked: another machine has joined as this node";
             return Err(Denial::new(Code::Removed, message));
         }
@@ -517,7 +522,6 @@ impl Registry {
         let long_past = now().saturating_sub(REVOKED_MEMORY);
         if steady >= STEADY {
             self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
-            self.prune_folder(REVOKED_INDEXES, |r: RevokedRecord| r.at < long_past).await?;
         }
         let old = now().saturating_sub(TOKEN_MEMORY);
         self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
@@ -629,14 +633,14 @@ impl Registry {
     async fn series(&self, node: &Name, enrolment: &str, id: &Id) -> Result<Series, Denial> {
         let record = self.current(node, enrolment).await?;
         if let Some(series) = record.series.get(id) {
-            return Ok(series.clone());
+            return Ok(*series);
         }
         let new = Series::new(random().map_err(internal)?);
         let mut given = None;
         update(&*self.store, &node_key(node), |value| {
             let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
             if record.enrolment == enrolment {
-                given = Some(record.series.entry(id.clone()).or_insert(new.clone()).clone());
+                given = Some(*record.series.entry(id.clone()).or_insert(new));
             }
             Ok::<_, AuthorityError>(Some(json(&record)))
         })
@@ -841,9 +845,14 @@ fn internal(e: impl std::error::Error) -> Denial {
 /// Why no certificate was issued: for what is not this node's fault, and passes, it is told to ask again.
 fn unissued(e: CaError) -> Denial {
     match e {
-        CaError::Unwitnessed | CaError::Log(_) => {
+        CaError::Unwitnessed { .. } | CaError::Log(_) | CaError::IntermediateRevoked => {
             tracing::warn!("no certificate was issued: {e}");
-            let message = format!("no certificate was issued: {e}; ask again later");
+            let why = match &e {
+                CaError::Log(e) => e.for_members(),
+                CaError::IntermediateRevoked => e.to_string(),
+                _ => "nothing is issued without the witnesses of the log, and they have not cosigned (`wiretight authority status` on the authority says which)".into(),
+            };
+            let message = format!("no certificate was issued: {why}; ask again later");
             Denial::new(Code::Busy, message)
         }
         e => internal(e),
@@ -888,5 +897,28 @@ fn token_key(id: &str) -> Key {
     key(format!("{TOKENS}{id}"))
 }
 fn revoked_key(series: &Series) -> Key {
-    key(format!("{REVOKED}{}", series.as_str()))
+    key(format!("{REVOKED}{series}"))
+}
+fn revoked_indexes_key(from: u64, to: u64) -> Key {
+    key(format!("{REVOKED_INDEXES}{from}-{to}"))
+}
+
+/// Puts a revocation that the log holds at `index` into the store of a restored authority. How many records are new.
+pub(super) async fn revoke_again(
+    store: &dyn Store,
+    revocation: &Revocation,
+    index: u64,
+) -> Result<usize, Error> {
+    let record = json(&RevokedRecord { at: revocation.at, logged: Some(index) });
+    let series = revocation.series.iter().map(revoked_key);
+    let indexes = revocation.indexes.iter().map(|(from, to)| revoked_indexes_key(*from, *to));
+    let mut new = 0;
+    for key in series.chain(indexes) {
+        match store.create(&key, record.clone()).await {
+            Ok(_) => new += 1,
+            Err(Error::Conflict { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(new)
 }

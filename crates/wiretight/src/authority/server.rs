@@ -44,6 +44,8 @@ const MAX_REPLIES: usize = 32;
 const PAGE: usize = 128 << 10;
 /// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a stream whose certificate was revoked waits for the state that says so.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
 type Stream = TlsStream<TcpStream>;
 
@@ -353,7 +355,7 @@ impl Server {
         let (wanted, follows) = watch::channel(None);
         let follow = self.follow(&node, &enrolment, follows, replies.clone());
         let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
-        let talk = Talk { server: self, node, enrolment, seen, replies, wanted };
+        let talk = Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted };
         let why = tokio::select! {
             why = talk.read(&mut reader, offers) => why,
             why = follow => why,
@@ -389,6 +391,9 @@ impl Server {
         let look_at = || Instant::now() + until(peer.not_after() + 1).min(TICK);
         let expiry = sleep_until(look_at());
         tokio::pin!(expiry);
+        let mut known = self.mesh.changes();
+        // Whose certificate was revoked is told what else is, and then cut.
+        let (mut doomed, mut cut_at) = (None, Instant::now());
         loop {
             let out = tokio::select! {
                 biased;
@@ -404,12 +409,23 @@ impl Server {
                     let message = "the certificate of this connection has expired: connect again";
                     Out::Last(Denial::new(Code::Expired, message))
                 }
+                Ok(()) = known.changed(), if doomed.is_none() => {
+                    (doomed, cut_at) = (self.revoked(peer), Instant::now() + MAX_FAREWELL);
+                    continue;
+                }
+                () = sleep_until(cut_at), if doomed.is_some() => match doomed.take() {
+                    Some(denial) => Out::Last(denial),
+                    None => continue,
+                },
                 Some(out) = outbox.recv() => out,
                 Ok(()) = states.changed() => {
                     let state = states.borrow_and_update().clone();
-                    match send_bytes(writer, &state.frame, limit).await {
-                        Ok(()) => continue,
-                        Err(e) => return e.to_string(),
+                    if let Err(e) = send_bytes(writer, &state.frame, limit).await {
+                        return e.to_string();
+                    }
+                    match doomed.take() {
+                        Some(denial) => Out::Last(denial),
+                        None => continue,
                     }
                 }
                 _ = ping.tick() => Out::Reply(FromAuthority::Ping),
@@ -424,6 +440,13 @@ impl Server {
                 (Ok(()), None) => {}
             }
         }
+    }
+
+    /// What a node is told whose certificate was revoked. One that is still enrolled proves itself by its enrolment key,
+    /// and gets another certificate.
+    fn revoked(&self, peer: &VerifiedPeer) -> Option<Denial> {
+        let refusal = self.mesh.standing(peer).err()?;
+        Some(Denial::new(Code::Expired, format!("{refusal}: connect again")))
     }
 
     /// Sends what edges share, for the newest request alone. Returns why the stream ends, if it does.
@@ -615,6 +638,7 @@ struct Talk<'a> {
     server: &'a Server,
     node: &'a Name,
     enrolment: &'a str,
+    peer: &'a VerifiedPeer,
     seen: &'a Seen,
     replies: mpsc::Sender<Out>,
     /// What the node wants to follow.
@@ -656,13 +680,21 @@ impl Talk<'_> {
                 return Err(Denial::new(Code::BadMessage, "\"hello\" comes once, at the start"));
             }
             FromNode::Announce { instances } => {
-                match self.server.registry.announce(node, enrolment, instances).await {
+                let announced = match self.server.revoked(self.peer) {
+                    None => self.server.registry.announce(node, enrolment, instances).await,
+                    Some(denial) => Err(denial),
+                };
+                match announced {
                     Ok(()) => return Ok(()),
                     Err(denial) => refused(0, denial)?,
                 }
             }
             FromNode::Sign { request, csr } => {
-                match self.server.registry.sign(node, enrolment, &csr).await {
+                let signed = match self.server.revoked(self.peer) {
+                    None => self.server.registry.sign(node, enrolment, &csr).await,
+                    Some(denial) => Err(denial),
+                };
+                match signed {
                     Ok(chain) => FromAuthority::Signed { request, chain: blobs(&chain) },
                     Err(denial) => refused(request, denial)?,
                 }
@@ -673,8 +705,15 @@ impl Talk<'_> {
             }
             FromNode::Write { request, service, key, expected, value } => {
                 let registry = &self.server.registry;
-                let write = registry.write_shared(node, enrolment, &service, &key, expected, value);
-                match write.await {
+                let written = match self.server.revoked(self.peer) {
+                    None => {
+                        registry
+                            .write_shared(node, enrolment, &service, &key, expected, value)
+                            .await
+                    }
+                    Some(denial) => Err(denial),
+                };
+                match written {
                     Ok(Written::At(revision)) => {
                         FromAuthority::Written { request, revision: revision.0 }
                     }

@@ -7,19 +7,31 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Output, Where};
-use crate::config::Config;
+use crate::config::{Config, ConfigError, ConfigErrors};
+use crate::log;
+use crate::named_files;
 
-/// Check a configuration file without running it
+const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
+
+/// Check a configuration file, and the files that it names, without running it
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight check /etc/wiretight/wiretight.toml
   wiretight check new.toml --json && cp new.toml /etc/wiretight/wiretight.toml && wiretight reload
+  wiretight check --example > wiretight.toml         every setting, with its default
+  wiretight check --no-files web1.toml               a file for another machine
 
 Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
 pub(super) struct Check {
     /// The file; otherwise --config
     file: Option<PathBuf>,
+    /// Print a commented file with every setting and its default, and check nothing
+    #[arg(long, exclusive = true)]
+    example: bool,
+    /// Do not look at the certificates, keys and policies that the file names
+    #[arg(long)]
+    no_files: bool,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -28,25 +40,31 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.example {
+            super::print(EXAMPLE)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let path = self.file.unwrap_or(self.at.config);
-        let config = match Config::load(&path) {
+        let loaded = Config::load(&path).and_then(|config| {
+            let problems = if self.no_files { Vec::new() } else { named_files::problems(&config) };
+            ConfigErrors::of(problems).map_or(Ok(config), Err)
+        });
+        let config = match loaded {
             Ok(config) => config,
             Err(errors) if self.out.json => {
-                let list: Vec<_> = errors
-                    .as_slice()
-                    .iter()
-                    .map(|e| {
-                        json!({
-                            "file": e.file, "line": e.line, "key": e.key,
-                            "problem": e.problem, "advice": e.advice,
-                        })
-                    })
-                    .collect();
+                let list: Vec<_> = errors.as_slice().iter().map(error_json).collect();
                 self.out.print(&json!({ "ok": false, "errors": list }), |_| String::new())?;
                 return Ok(ExitCode::from(2));
             }
             Err(errors) => return Err(errors.into()),
         };
+        let mut warnings = config.warnings.clone();
+        if let Some(witnesses) = config.witnesses.as_ref().filter(|_| !self.no_files)
+            && let Ok(policy) = log::read_policy(&witnesses.policy)
+        {
+            let weak = log::weaknesses(&policy);
+            warnings.extend(weak.iter().map(|w| format!("{}: {w}", witnesses.policy.display())));
+        }
         let summary = json!({
             "ok": true,
             "node": config.node.name,
@@ -55,23 +73,27 @@ impl Check {
             "services": config.relay.services.iter().map(|s| &s.name).collect::<Vec<_>>(),
             "dials": config.relay.dials.iter().map(|d| &d.service).collect::<Vec<_>>(),
             "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
-            "warnings": config.warnings,
+            "warnings": warnings,
         });
-        self.out.print(&summary, |_| {
-            let mut out: String =
-                config.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
+        self.out.print(&summary, |summary| {
+            let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
-                "{} is good: node {} of {}{}, {} services, {} dials, {} sites\n",
+                "{} is good: node {} of {}{}, {}\n",
                 path.display(),
                 config.node.name,
                 config.node.trust_domain,
                 if config.authority.is_some() { " (the authority)" } else { "" },
-                config.relay.services.len(),
-                config.relay.dials.len(),
-                config.edge.sites.len(),
+                super::counted(summary),
             );
             out
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// An error in a file, for programs.
+pub(super) fn error_json(e: &ConfigError) -> serde_json::Value {
+    json!({
+        "file": e.file, "line": e.line, "key": e.key, "problem": e.problem, "advice": e.advice,
+    })
 }

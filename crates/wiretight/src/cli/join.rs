@@ -58,8 +58,13 @@ impl Join {
         let (dir, authority) = (config.node.state_dir.join("identity"), &config.node.authority);
         let times = AgentTimes::default();
         let asks = crate::log::transparency(&config)?;
-        super::block_on(async {
+        let passes = crate::intercept::pass_own_rules(&config.node.state_dir);
+        let joined = super::block_on(async {
             Ok(agent::join_once(&token, &dir, authority, &asks, times).await?)
+        });
+        joined.map_err(|error| match passes {
+            Ok(()) => error,
+            Err(why) => error.context(why),
         })?;
         let joined = json!({
             "joined": config.node.trust_domain,

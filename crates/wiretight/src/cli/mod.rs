@@ -3,12 +3,14 @@
 
 mod authority;
 mod check;
+mod confirm;
 mod demo;
 mod join;
 mod mode;
 mod monitor;
 mod node;
 mod plaintext;
+mod reach;
 mod revoke;
 mod rules;
 mod run;
@@ -130,22 +132,41 @@ impl Output {
         value: &T,
         human: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<()> {
-        use std::io::Write;
-        let text = match self.json {
+        print(&match self.json {
             true => serde_json::to_string_pretty(value)? + "\n",
             false => human(value),
-        };
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // Whoever reads us has seen enough.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
-        }
+        })
     }
+}
+
+/// Writes to standard output. A reader that has gone away has seen enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// `1 service, 0 dials, 2 sites`: how many a configuration has, of numbers or lists.
+fn counted(of: &serde_json::Value) -> String {
+    let count = |key: &str| {
+        let of = &of[key];
+        let n = of.as_array().map_or(of.as_u64().unwrap_or(0), |list| list.len() as u64);
+        let (name, plural) = (key.trim_end_matches('s'), if n == 1 { "" } else { "s" });
+        format!("{n} {name}{plural}")
+    };
+    ["services", "dials", "sites"].map(count).join(", ")
 }
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    // A process that was started by way of /proc/self/exe would be `exe` in ps, top and the kernel's log.
+    let _ = rustix::thread::set_name(c"wiretight");
+    crate::privilege::no_core_dumps();
     let cli = Cli::parse();
+    let json = std::env::args_os().any(|argument| argument == "--json");
     let done = match cli.verb {
         Verb::Run(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
@@ -166,7 +187,7 @@ pub fn main() -> ExitCode {
         Verb::Verify(verb) => verb.run(),
         Verb::Scan(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
-        Verb::Completions(verb) => verb.run(&mut Cli::command()),
+        Verb::Completions(verb) => verb.run(&Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),
         Verb::DnsHook(verb) => verb.run(),
         Verb::RulesKeeper(verb) => verb.run(),
@@ -179,12 +200,24 @@ pub fn main() -> ExitCode {
                 () if matches!(error.downcast_ref(), Some(AdminError::NotRunning { .. })) => 3,
                 () => 1,
             };
-            match error.downcast_ref::<ConfigErrors>() {
-                Some(errors) => eprintln!("{errors}"),
-                None => eprintln!("wiretight: {}", chain(error.as_ref())),
+            match (json, error.downcast_ref::<ConfigErrors>()) {
+                (true, errors) => eprintln!("{}", as_json(&error, errors)),
+                (false, Some(errors)) => eprintln!("{errors}"),
+                (false, None) => eprintln!("wiretight: {}", chain(error.as_ref())),
             }
             ExitCode::from(code)
         }
+    }
+}
+
+/// What went wrong, for programs: on a line of standard error.
+fn as_json(error: &anyhow::Error, config: Option<&ConfigErrors>) -> serde_json::Value {
+    match config {
+        Some(errors) => serde_json::json!({
+            "error": errors.to_string(),
+            "errors": errors.as_slice().iter().map(check::error_json).collect::<Vec<_>>(),
+        }),
+        None => serde_json::json!({ "error": chain(error.as_ref()) }),
     }
 }
 

@@ -18,6 +18,7 @@ use wiretight_proxy::intercept::rules;
 use super::term;
 use super::{Output, Where, plaintext};
 use crate::config::ModeEdit;
+use crate::intercept::WouldFail;
 use crate::intercept::mode::{ModeRequest, ModeStatus};
 
 /// Show the mode of interception, try another, keep it or take it back
@@ -34,11 +35,11 @@ Examples:
   wiretight mode confirm                             keep what is tried: writes it into the file
   wiretight mode undo                                take it back now
 
-Exit status: 0 done, 1 not done (or, with --dry-run, something would be stopped), 3 no node is running.")]
+Exit status: 0 done, 1 not done (or, with --dry-run, something would be stopped or refused), 3 no node is running.")]
 pub(super) struct Mode {
     /// The mode, or what to do with the one that is tried
     what: Option<What>,
-    /// Change nothing: say what the mode would stop
+    /// Change nothing: say what the mode would stop, and which connections a peer would refuse
     #[arg(long, requires = "what")]
     dry_run: bool,
     /// How far back --dry-run looks, at most 24h
@@ -96,7 +97,7 @@ impl Mode {
                 let why = why.as_ref().map(|why| format!("{what} {}\n", term::bad(why)));
                 out += &why.unwrap_or_default();
             }
-            out
+            term::fitted(&out)
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -108,6 +109,11 @@ impl Mode {
         let stops =
             |flow: &&Flow| mode == rules::Mode::Strict && term::since(flow.last_seen) <= last;
         let stopped: Vec<Flow> = of.strict.would_stop.iter().filter(stops).cloned().collect();
+        // Strict and permissive take the same connections to the relay.
+        let fails = |f: &&WouldFail| {
+            mode != rules::Mode::Observe && f.last_seen.is_none_or(|at| term::since(at) <= last)
+        };
+        let failing: Vec<WouldFail> = of.strict.would_fail.iter().filter(fails).cloned().collect();
         // Flows of before are known as well, but not all of them need be.
         let known = term::since(of.counted_since).min(last);
         let answer = json!({
@@ -116,6 +122,7 @@ impl Mode {
             "last_seconds": last,
             "counted_seconds": known,
             "would_stop": stopped,
+            "would_fail": failing,
         });
         self.out.print(&answer, |_| {
             let word = mode.word();
@@ -130,15 +137,22 @@ impl Mode {
                     plaintext::broken(&stopped)
                 ),
             };
+            if !failing.is_empty() {
+                out += &format!(
+                    "{word} would take these connections to the relay, and they would fail:\n{}",
+                    plaintext::would_fail(&failing)
+                );
+            }
             if known < last {
                 let known = term::span(known);
                 out += &format!(
                     "(all that there was is known of the last {known} only: look again later)\n"
                 );
             }
-            out
+            term::fitted(&out)
         })?;
-        Ok(if stopped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let nothing = stopped.is_empty() && failing.is_empty();
+        Ok(if nothing { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn change(&self, mode: rules::Mode) -> anyhow::Result<ExitCode> {
@@ -253,7 +267,7 @@ fn old(now: &ModeStatus) -> &'static str {
 }
 
 fn kept(mode: rules::Mode, file: &Path) -> String {
-    format!("{} is in force, and stands in {}", mode.word(), file.display())
+    format!("{} mode is on, and saved in {}", mode.word(), file.display())
 }
 
 /// A change of the mode shall not take other changes along.

@@ -1,28 +1,39 @@
 //! `wiretight monitor`
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use wiretight_proxy::mesh::now;
+use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
 
 use super::{Output, term};
-use crate::daemon::chain;
 use crate::log::http::{Client, Credentials, Url};
 use crate::log::monitor::alarm::Alarm;
 use crate::log::monitor::expect::Watch;
+use crate::log::monitor::name::Name;
+use crate::log::monitor::status::{State, Status};
 use crate::log::monitor::table::{self, Row, What};
-use crate::log::monitor::{Monitor as Follower, Settings};
+use crate::log::monitor::watch::{Monitor as Watcher, Outcome, Pace};
+use crate::log::monitor::{Source, Watched};
 use crate::log::reader::Reader;
+use crate::private_dir::PrivateDir;
 
-/// Follow a transparency log, and say when it shows two histories, or a certificate that nobody expects
+/// Exit status: what the log has signed could not be read, or no monitor runs.
+const BLIND: u8 = 3;
+
+/// Follow transparency logs: report certificates that nobody expects, and logs that misbehave
 ///
-/// It reads every entry, and keeps a table of who was issued what (`monitor list`). An alert is a line of the log, and
-/// a POST of JSON to the webhook.
+/// The monitor reads every entry of every log in the policy, and keeps a table of who was issued what (`monitor list`).
+/// An alert is a line in its log and a POST of JSON to the webhook. When the monitor cannot read what a log has
+/// signed, it reports that it is blind, and repeats it.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
@@ -30,16 +41,18 @@ Examples:
   wiretight monitor --policy policy --state /var/lib/wiretight-monitor \\
       --watch service/db --expect expected-keys --webhook https://pager.example.org/hook
   wiretight monitor --policy policy --url https://log.example.org --state state --once
+  wiretight monitor status --state /var/lib/wiretight-monitor
   wiretight monitor list --state /var/lib/wiretight-monitor
 
-The file of --expect has lines NAME sha256:HEX, the hash of the key's SubjectPublicKeyInfo. With --watch, every
-certificate for one of those names, and every authority's, has to have a key from it; with --expect alone, every
-certificate of the log.
+The file of --expect has lines NAME sha256:HEX, the hash of the key's SubjectPublicKeyInfo (`wiretight svid keys`
+prints them). With --watch, every certificate for one of those names must have a key from the file; with --expect
+alone, every certificate of the log. The key of every authority must be in it too, as spiffe://TRUST-DOMAIN. Write the
+file elsewhere and rename it: a half-written file is reported, and the keys read before it stay in use.
 
-Exit status with --once: 0 nothing to say, 1 an alert, or the log was not reached, 2 bad usage.")]
+Exit status with --once: 0 no alert, 1 an alert, 2 wrong usage, 3 blind: a log could not be read to its end.")]
 pub(super) struct Monitor {
     #[command(subcommand)]
-    list: Option<Sub>,
+    sub: Option<Sub>,
     #[command(flatten)]
     follow: Option<Follow>,
 }
@@ -47,6 +60,22 @@ pub(super) struct Monitor {
 #[derive(Subcommand)]
 enum Sub {
     List(List),
+    Status(ShowStatus),
+}
+
+/// Show whether the monitor runs and can read its logs
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 all logs are read and there was no alert within a day, 1 an alert, 3 blind or not running.
+
+Example:
+  wiretight monitor status --state /var/lib/wiretight-monitor")]
+struct ShowStatus {
+    /// The state directory of a monitor
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    #[command(flatten)]
+    out: Output,
 }
 
 /// Print the table: who was issued what
@@ -64,19 +93,21 @@ struct List {
 
 #[derive(Args)]
 struct Follow {
-    /// The policy (C2SP tlog-policy): which log, which witnesses
+    /// The policy (C2SP tlog-policy): which logs, which witnesses
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// Where the log is served, or a directory; without it, the URL of the policy's log
-    #[arg(long, value_name = "URL|DIR")]
-    url: Option<String>,
+    /// Where the log is served, or a directory; otherwise the URL in the policy. If the policy has several logs, give
+    /// ORIGIN=URL for each that needs one
+    #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR")]
+    urls: Vec<String>,
     /// What the monitor keeps: a directory of its own
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// The keys that are expected
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
-    /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, or a DNS name; may be given again
+    /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, a DNS name or an IP address; may be given again. All
+    /// names of the same identity are watched
     #[arg(long = "watch", value_name = "NAME")]
     watch: Vec<Watch>,
     /// Where alerts are POSTed
@@ -86,8 +117,18 @@ struct Follow {
     #[arg(long)]
     once: bool,
     /// How often to look
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = term::duration)]
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = term::duration)]
     interval: Duration,
+    /// How long a log may be unreadable before the monitor reports that it is blind
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = term::duration)]
+    max_blind: Duration,
+    /// How often an alert about a continuing problem is repeated
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = term::duration)]
+    repeat: Duration,
+    /// POST the monitor's status here after each look at which all logs were read, so that a service there notices when
+    /// the monitor stops or is blind
+    #[arg(long, value_name = "URL")]
+    heartbeat: Option<Url>,
     /// How long the witnesses may have seen nothing new
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = term::duration)]
     max_silence: Duration,
@@ -107,8 +148,9 @@ struct Follow {
 
 impl Monitor {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        match (self.list, self.follow) {
+        match (self.sub, self.follow) {
             (Some(Sub::List(list)), _) => list.run(),
+            (Some(Sub::Status(show)), _) => show.run(),
             (None, Some(follow)) => follow.run(),
             (None, None) => anyhow::bail!("nothing to follow: give --policy and --state"),
         }
@@ -118,64 +160,102 @@ impl Monitor {
 impl Follow {
     fn run(self) -> anyhow::Result<ExitCode> {
         let _logs = crate::logging::start();
-        let settings = match self.settings() {
-            Ok(settings) => settings,
+        let sources = match self.sources() {
+            Ok(sources) => sources,
             Err(error) => {
                 eprintln!("wiretight: {error:#}");
                 return Ok(ExitCode::from(2));
             }
         };
-        let webhook = match self.webhook {
-            Some(url) => Some((Client::new(&Credentials::default())?, url)),
-            None => None,
-        };
-        if !settings.policy.wants_witnesses() {
+        let client = || Client::new(&Credentials::default());
+        let webhook = self.webhook.clone().map(|url| Ok::<_, anyhow::Error>((client()?, url)));
+        let webhook = webhook.transpose()?;
+        let heartbeat = self.heartbeat.clone().map(|url| Ok::<_, anyhow::Error>((client()?, url)));
+        let heartbeat = heartbeat.transpose()?;
+        if sources.first().is_some_and(|source| !source.policy.wants_witnesses()) {
             tracing::warn!(
                 "the policy wants no witnesses: whether the log has stalled, and whether others see the same, cannot be told"
             );
         }
-        let mut monitor = Follower::open(&self.state, settings)?;
-        let mut alarm = Alarm::new(webhook);
+        let watched = Watched {
+            max_silence: self.max_silence,
+            expect: self.expect.clone(),
+            watch: self.watch.clone(),
+        };
+        let alarm = |dir| Alarm::open(dir, webhook, self.repeat);
+        let pace = Pace { interval: self.interval, max_blind: self.max_blind };
+        let monitor = Watcher::open(&self.state, sources, watched, alarm, pace, heartbeat)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let (mut terminate, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-            loop {
-                // What is on the disk fits at any time: to be stopped in the middle does no harm.
-                let good = tokio::select! {
-                    round = look(&mut monitor, &mut alarm) => round?,
-                    _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
-                    _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                };
-                if self.once {
-                    return Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) });
+            let work = async {
+                match self.once {
+                    true => match monitor.once().await {
+                        Outcome::Quiet => ExitCode::SUCCESS,
+                        Outcome::Blind => ExitCode::from(BLIND),
+                        Outcome::Alert => ExitCode::from(1),
+                    },
+                    false => {
+                        monitor.watch().await;
+                        ExitCode::from(1)
+                    }
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(self.interval) => {}
-                    _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
-                    _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                }
+            };
+            tokio::select! {
+                code = work => Ok(code),
+                _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+                _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
             }
         })
     }
 
-    fn settings(&self) -> anyhow::Result<Settings> {
+    /// Every log of the policy, and where it is.
+    fn sources(&self) -> anyhow::Result<Vec<Source>> {
         let policy = super::verify::policy(&self.policy)?;
-        let named = policy.logs().iter().find_map(|log| log.url.clone());
-        let place = self.url.clone().or(named);
-        let place =
-            place.context("where is the log? The policy gives no URL for it: give --url")?;
-        let reader = match std::path::Path::new(&place).is_dir() {
-            true => Reader::directory(&place),
-            false => Reader::http(Client::new(&self.credentials()?)?, Url::parse(&place)?),
-        };
-        Ok(Settings {
-            policy,
-            reader,
-            max_silence: self.max_silence,
-            expect: self.expect.clone(),
-            watch: self.watch.clone(),
-        })
+        let origin = |log: &Log| log.key.name().to_string();
+        let (mut named, mut plain) = (HashMap::new(), None);
+        for text in &self.urls {
+            match text.split_once('=') {
+                Some((name, url)) if policy.logs().iter().any(|log| origin(log) == name) => {
+                    named.insert(name.to_owned(), url.to_owned());
+                }
+                _ if plain.is_none() => plain = Some(text.clone()),
+                _ => anyhow::bail!("give one --url alone, and ORIGIN=URL for further logs"),
+            }
+        }
+        // An URL that does not say for which log it is: for those that have no other. Which one is there shows.
+        let is_free = |log: &&Log| !named.contains_key(&origin(log));
+        let free = || policy.logs().iter().filter(is_free);
+        let mut for_plain: Vec<_> = free().filter(|log| log.url.is_none()).map(origin).collect();
+        if for_plain.is_empty() {
+            for_plain.extend(free().next().map(origin));
+        }
+        let several = policy.logs().len() > 1;
+        let client = Client::new(&self.credentials()?)?;
+        anyhow::ensure!(
+            !policy.logs().is_empty(),
+            "the policy names no log: add a line `log VKEY URL`"
+        );
+        let mut sources = Vec::new();
+        for log in policy.logs() {
+            let origin = origin(log);
+            let given = plain.clone().filter(|_| for_plain.contains(&origin));
+            let shares_place = given.is_some() && for_plain.len() > 1;
+            let place = named.get(&origin).cloned().or(given).or_else(|| log.url.clone());
+            let reader = match place {
+                Some(place) if Path::new(&place).is_dir() => Some(Reader::directory(&place)),
+                Some(place) => Some(Reader::http(client.clone(), Url::parse(&place)?)),
+                // The others are followed all the same; of this one the monitor says that it is blind.
+                None if several => None,
+                None => {
+                    anyhow::bail!("where is the log? The policy gives no URL for it: give --url")
+                }
+            };
+            let policy = policy.for_log(log.key.clone());
+            sources.push(Source { policy, origin, reader, shares_place });
+        }
+        Ok(sources)
     }
 
     fn credentials(&self) -> anyhow::Result<Credentials> {
@@ -191,44 +271,124 @@ impl Follow {
     }
 }
 
-/// A round; whether all is well.
-async fn look(monitor: &mut Follower, alarm: &mut Alarm) -> anyhow::Result<bool> {
-    let round = monitor.round(now(), &mut async |alert| alarm.tell(alert).await).await?;
-    if let Some(error) = &round.unreachable {
-        tracing::warn!(error = chain(error), "the log could not be read this time");
-    }
-    let size = monitor.last().map_or(0, |last| last.unverified().size);
-    tracing::info!(size, new = round.entries, alerts = round.alerts, "looked at the log");
-    Ok(round.alerts == 0 && round.unreachable.is_none())
+/// A row, and of which log it is, where there are several.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    row: Row,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
 }
 
 impl List {
     fn run(self) -> anyhow::Result<ExitCode> {
         let mut rows = Vec::new();
+        let is_watched = |text: &String| {
+            Name::of_certificate(text).is_some_and(|name| Watch::any(&self.watch, &name))
+        };
         let wanted = |row: &Row| match &row.what {
-            What::Certificate { names, .. } => {
-                self.watch.is_empty()
-                    || names.iter().any(|n| self.watch.iter().any(|w| w.is_for(n)))
+            What::Certificate { names, more_names, .. } => {
+                self.watch.is_empty() || *more_names > 0 || names.iter().any(is_watched)
             }
             _ => self.watch.is_empty(),
         };
-        table::read(&self.state, |row| {
-            if wanted(&row) {
-                rows.push(row);
-            }
-        })?;
+        let tables = table::all(&self.state)?;
+        let several = tables.len() > 1;
+        let mut bad = 0;
+        for (dir, log) in tables {
+            bad += table::read(&dir, |row| {
+                if wanted(&row) {
+                    rows.push(Listed { row, log: several.then(|| log.clone()) });
+                }
+            })?;
+        }
         self.out.print(&rows, |rows| text(rows))?;
+        if bad > 0 {
+            eprintln!(
+                "wiretight: {bad} rows cannot be read and are left out: the table is damaged. Restart the monitor: it reads them from the log again."
+            );
+            return Ok(ExitCode::from(1));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn text(rows: &[Row]) -> String {
+impl ShowStatus {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let none =
+            || format!("no monitor has run with {}: is the path right?", self.state.display());
+        anyhow::ensure!(self.state.is_dir(), none());
+        let status = Status::read(&PrivateDir::open(&self.state)?)?.with_context(none)?;
+        let now = now();
+        let worst = status.worst(now);
+        let logs: Vec<_> = status.logs.iter().map(|log| (status.of_log(log, now), log)).collect();
+        let value = json!({
+            "state": worst,
+            "time": status.time,
+            "waiting_alerts": status.waiting_alerts,
+            "logs": logs.iter().map(|(state, log)| json!({ "state": state, "log": log })).collect::<Vec<_>>(),
+        });
+        self.out.print(&value, |_| {
+            let mut text = String::new();
+            for (state, log) in &logs {
+                let word = match state {
+                    State::Watching => term::good("watching"),
+                    State::Starting => "starting".into(),
+                    State::Alert => term::bad("alert"),
+                    State::Blind => term::bad("blind"),
+                    State::NotRunning => term::bad("not running"),
+                };
+                text += &format!(
+                    "{word}  {}: {} of {} entries read",
+                    safe(&log.log),
+                    log.read,
+                    log.size
+                );
+                if let Some(at) = log.complete_at {
+                    text += &format!(", all of them {}", term::ago(at));
+                }
+                text.push('\n');
+                if let Some(at) = log.last_alert {
+                    text += &format!(
+                        "  {} alerts, the last {}: see the monitor's log\n",
+                        log.alerts,
+                        term::ago(at)
+                    );
+                }
+                if let Some(problem) = &log.problem {
+                    text += &format!("  {}\n", safe(problem));
+                }
+            }
+            if worst == State::NotRunning {
+                text += &format!(
+                    "no monitor has written here for {}: start it\n",
+                    term::span(term::since(status.time))
+                );
+            }
+            if status.waiting_alerts > 0 {
+                text += &format!("{} alerts wait for the webhook\n", status.waiting_alerts);
+            }
+            text
+        })?;
+        Ok(match worst {
+            State::Watching | State::Starting => ExitCode::SUCCESS,
+            State::Alert => ExitCode::from(1),
+            State::Blind | State::NotRunning => ExitCode::from(BLIND),
+        })
+    }
+}
+
+fn text(rows: &[Listed]) -> String {
     let mut table = term::Table::new(&["entry", "what", "names", "until", "key (SHA-256)"]);
-    for Row { index, what } in rows {
+    for Listed { row: Row { index, what }, log } in rows {
         let cells = match what {
-            What::Certificate { names, is_ca, not_after, key, .. } => {
+            What::Certificate { names, more_names, is_ca, not_after, key, .. } => {
                 let what = if *is_ca { "authority" } else { "certificate" };
-                [what.to_owned(), names.join(" "), super::verify::moment(*not_after), key.clone()]
+                let mut names = names.join(" ");
+                if *more_names > 0 {
+                    names += &format!(" and {more_names} more");
+                }
+                [what.to_owned(), names, super::verify::moment(*not_after), key.clone()]
             }
             What::Revocation { at, ranges, series } => [
                 "revocation".to_owned(),
@@ -249,7 +409,11 @@ fn text(rows: &[Row]) -> String {
                 ["malformed".to_owned(), error.clone(), String::new(), String::new()]
             }
         };
-        table.row([index.to_string()].into_iter().chain(cells.map(|c| safe(&c))));
+        let index = match log {
+            Some(log) => format!("{log} {index}"),
+            None => index.to_string(),
+        };
+        table.row([safe(&index)].into_iter().chain(cells.map(|c| safe(&c))));
     }
     match table.is_empty() {
         true => "nothing was issued yet\n".into(),

@@ -1,11 +1,14 @@
 //! `wiretight node`
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde::Deserialize;
 use serde_json::Value;
 use wiretight_keys::Name;
 
+use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where};
 use crate::admin::{GrantRequest, RemoveRequest};
@@ -30,25 +33,37 @@ pub(super) struct List {
 
 /// Remove a node: its identities are revoked, and its live connections cut everywhere
 #[derive(Args)]
-#[command(after_help = "Example:\n  wiretight node remove web1")]
+#[command(
+    after_help = "Examples:\n  wiretight node remove web1\n  wiretight node remove web1 --yes                   without a question"
+)]
 pub(super) struct Remove {
     /// The node
     name: Name,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
     out: Output,
 }
 
-/// Set the services that a node may claim; what it may no longer claim is revoked
+/// Set the services that a node may claim, or add to them; what it may no longer claim is revoked
 #[derive(Args)]
-#[command(after_help = "Example:\n  wiretight node grant web1 --service web --service api")]
+#[command(after_help = "\
+Examples:
+  wiretight node grant web1 --add --service api      one more; what it has stays
+  wiretight node grant web1 --service web            this one only: asks before it takes others away")]
 pub(super) struct Grant {
     /// The node
     name: Name,
-    /// A service; may be given again. All that are not named are taken away
+    /// A service; may be given again. Without --add, services that are not named are taken away
     #[arg(long = "service", value_name = "NAME")]
     services: Vec<Name>,
+    /// Add these services to those that the node has
+    #[arg(long)]
+    add: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -63,23 +78,83 @@ impl Node {
                 list.out.print(&nodes, |v| table(&v["nodes"]))?;
             }
             Node::Remove(remove) => {
+                let state_dir = remove.at.state_dir()?;
+                if let Some(there) = find(&state_dir, &remove.name)? {
+                    let effect = format!(
+                        "{} All its identities will be revoked, and its live connections cut on every node.",
+                        there.standing()
+                    );
+                    remove.confirm.ask(&effect, "Remove it?")?;
+                }
                 let request = RemoveRequest { node: remove.name };
-                let done: Value = super::post(&remove.at.state_dir()?, "/v1/remove", &request)?;
+                let done: Value = super::post(&state_dir, "/v1/remove", &request)?;
                 remove.out.print(&done, |_| {
                     format!("{} is removed; its identities are revoked\n", request.node)
                 })?;
             }
             Node::Grant(grant) => {
-                let request = GrantRequest { node: grant.name, services: grant.services };
-                let done: Value = super::post(&grant.at.state_dir()?, "/v1/grant", &request)?;
+                let state_dir = grant.at.state_dir()?;
+                let there = find(&state_dir, &grant.name)?;
+                if let Some(there) = there.as_ref().filter(|_| !grant.add) {
+                    let lost = there.services.iter().filter(|s| !grant.services.contains(s));
+                    let lost: Vec<_> = lost.map(|name| format!("service/{name}")).collect();
+                    if !lost.is_empty() {
+                        let effect = format!(
+                            "{} It loses {}: these identities of the node will be revoked, and their live connections \
+                             cut on every node.",
+                            there.standing(),
+                            lost.join(", ")
+                        );
+                        grant.confirm.ask(&effect, "Take these services away?")?;
+                    }
+                }
+                let Grant { name: node, services, add, .. } = grant;
+                let request = GrantRequest { node, services, add };
+                let done: Value = super::post(&state_dir, "/v1/grant", &request)?;
+                let kept = there.filter(|_| add).map(|there| there.services).unwrap_or_default();
                 grant.out.print(&done, |_| {
-                    let services: Vec<_> = request.services.iter().map(Name::as_str).collect();
-                    format!("{} may claim: {}\n", request.node, term::or_dash(&services.join(", ")))
+                    let mut all = kept;
+                    all.extend(request.services);
+                    all.sort();
+                    all.dedup();
+                    let all: Vec<_> = all.iter().map(Name::as_str).collect();
+                    format!("{} may claim: {}\n", request.node, term::or_dash(&all.join(", ")))
                 })?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A node that has joined, as the authority knows it.
+#[derive(Deserialize)]
+pub(super) struct Joined {
+    name: Name,
+    services: Vec<Name>,
+    connected: bool,
+    last_seen: Option<u64>,
+}
+
+impl Joined {
+    /// One sentence: `Node web1 is in the mesh (connected now).`
+    pub(super) fn standing(&self) -> String {
+        let seen = match (self.connected, self.last_seen) {
+            (true, _) => "connected now".to_owned(),
+            (false, Some(at)) => format!("last seen {}", term::ago(at)),
+            (false, None) => "not connected".to_owned(),
+        };
+        format!("Node {} is in the mesh ({seen}).", self.name)
+    }
+}
+
+/// The node of that name, if there is one.
+pub(super) fn find(state_dir: &Path, name: &Name) -> anyhow::Result<Option<Joined>> {
+    #[derive(Deserialize)]
+    struct Nodes {
+        nodes: Vec<Joined>,
+    }
+    let Nodes { nodes } = super::get(state_dir, "/v1/nodes")?;
+    Ok(nodes.into_iter().find(|node| node.name == *name))
 }
 
 fn table(nodes: &Value) -> String {

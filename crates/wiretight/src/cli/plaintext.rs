@@ -9,7 +9,7 @@ use wiretight_proxy::intercept::listing::{Count, Flow};
 use wiretight_proxy::intercept::rules::{Direction, Mode};
 
 use super::term::{self, Table};
-use crate::intercept::InterceptStatus;
+use crate::intercept::{InterceptStatus, WouldFail};
 
 /// Flows shown to a person; `--json` has all.
 const FLOWS: usize = 40;
@@ -118,9 +118,11 @@ pub(super) fn broken(flows: &[Flow]) -> String {
 
 fn verdict(of: &InterceptStatus) -> String {
     let since = term::span(term::since(of.counted_since).min(86_400));
-    match (of.mode, of.strict.would_stop.len()) {
-        (None, _) => String::new(),
+    let failing = would_fail(&of.strict.would_fail);
+    let strict = match (of.mode, of.strict.would_stop.len()) {
+        (None, _) => return failing,
         (Some(Mode::Strict), _) => "strict: what is not encrypted is stopped\n".into(),
+        (Some(_), 0) if !failing.is_empty() => format!("{}:\n", term::bad("not strict-ready")),
         (Some(_), 0) => format!(
             "{}: nothing was seen that strict mode would stop (in the last {since} at least)\n",
             term::good("strict-ready")
@@ -129,7 +131,18 @@ fn verdict(of: &InterceptStatus) -> String {
             let not = term::bad("not strict-ready");
             format!("{not}: strict mode would stop {n}:\n{}", broken(&of.strict.would_stop))
         }
+    };
+    strict + &failing
+}
+
+/// What the relay would take and could not carry: `  db1 would refuse node/web1 ...`.
+pub(super) fn would_fail(failing: &[WouldFail]) -> String {
+    let mut out: String =
+        failing.iter().take(FLOWS).map(|f| format!("  {}\n", term::bad(&f.to_string()))).collect();
+    if failing.len() > FLOWS {
+        out += &format!("  and {} more: --json has all\n", failing.len() - FLOWS);
     }
+    out
 }
 
 /// Whose it is, as far as is known.

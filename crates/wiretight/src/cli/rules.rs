@@ -1,14 +1,13 @@
 //! `wiretight rules`, `wiretight down`
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use wiretight_proxy::intercept::rules::TABLE;
 
+use super::confirm::Confirm;
 use super::term;
 use super::{Output, Where, plaintext};
 use crate::intercept::{self, Shown};
@@ -62,9 +61,8 @@ pub(super) struct Show {
     after_help = "Examples:\n  wiretight down\n  wiretight down --yes                               without a question"
 )]
 pub(super) struct Down {
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
@@ -107,7 +105,8 @@ impl Rules {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Rules::Load(load) => {
-                let changed = intercept::load(&PrivateDir::open(load.at.state_dir()?)?)?;
+                let changed =
+                    intercept::load(&PrivateDir::open_of_any_user(load.at.state_dir()?)?)?;
                 load.out.print(&json!({ "in_force": true, "changed": changed }), |_| {
                     let how = if changed { "in force" } else { "in force already" };
                     format!("the rules are {how}\n")
@@ -115,8 +114,8 @@ impl Rules {
                 Ok(ExitCode::SUCCESS)
             }
             Rules::Show(show) => {
-                let shown = intercept::show(&PrivateDir::open(show.at.state_dir()?)?)?;
-                show.out.print(&shown, render)?;
+                let shown = intercept::show(&PrivateDir::open_of_any_user(show.at.state_dir()?)?)?;
+                show.out.print(&shown, |shown| term::fitted(&render(shown)))?;
                 let good = shown.as_kept && shown.in_force;
                 Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
@@ -126,10 +125,11 @@ impl Rules {
 
 impl Down {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let state = PrivateDir::open(self.at.state_dir()?)?;
-        if !self.yes && !confirmed()? {
-            bail!("nothing was done; `wiretight down --yes` does it without a question");
-        }
+        let state = PrivateDir::open_of_any_user(self.at.state_dir()?)?;
+        self.confirm.ask(
+            "This removes the protection: plaintext could leave this machine.",
+            "Take the kernel's rules down?",
+        )?;
         let removed = intercept::down(&state)?;
         if removed {
             log(
@@ -137,25 +137,11 @@ impl Down {
             );
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
-            true => "the rules are gone: plaintext may leave this machine\n".into(),
-            false => "there were none\n".into(),
+            true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
+            false => "There were no rules to remove.\n".into(),
         })?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn confirmed() -> anyhow::Result<bool> {
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        bail!(
-            "this lets plaintext leave this machine: say so with --yes where nobody can be asked"
-        );
-    }
-    eprint!("From now on plaintext may leave this machine. Take the rules down? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    input.lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// To the system's log, for who looks later; and to standard error, for who looks now.

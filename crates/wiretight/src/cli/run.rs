@@ -62,8 +62,7 @@ impl Reload {
         let state_dir = self.at.state_dir()?;
         let done: Value = super::post(&state_dir, "/v1/reload", &())?;
         self.out.print(&done, |done| {
-            let mut out =
-                format!("in force: {} services, {} dials\n", done["services"], done["dials"]);
+            let mut out = format!("Configuration applied: {}\n", super::counted(done));
             for warning in done["warnings"].as_array().into_iter().flatten() {
                 out += &format!("warning: {}\n", warning.as_str().unwrap_or_default());
             }

@@ -59,7 +59,7 @@ pub(super) struct Scan {
     #[command(flatten)]
     node: Where,
     /// table, json, jsonl, sarif, cbom or html
-    #[arg(long, default_value = "table")]
+    #[arg(long, default_value = "table", value_parser = term::one_of::<Format>(Format::ALL.iter().map(|f| f.name())))]
     format: Format,
     /// The same as --format json
     #[arg(long, conflicts_with = "format")]
@@ -71,10 +71,10 @@ pub(super) struct Scan {
     #[arg(long, requires = "output")]
     resume: bool,
     /// Fail when an endpoint is below this: plaintext, weak, acceptable or strong
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", value_parser = term::one_of::<Level>(["unknown", "plaintext", "weak", "acceptable", "strong"]))]
     fail_below: Option<Level>,
     /// Fail when an endpoint does not meet this profile; may be given again
-    #[arg(long = "profile", value_name = "PROFILE")]
+    #[arg(long = "profile", value_name = "PROFILE", value_parser = term::one_of::<Profile>(Profile::ALL.iter().map(|p| p.name())))]
     profiles: Vec<Profile>,
     /// Authorities (PEM) that are trusted instead of the system's
     #[arg(long, value_name = "FILE")]

@@ -20,7 +20,7 @@ Examples:
   wiretight status --json | jq '.relay.peers[] | select(.group != \"X25519MLKEM768\")'
 
 Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running. With --plaintext: 0 if strict mode
-would stop nothing that was seen, 1 if it would, or if no rules are in force.")]
+would stop nothing that was seen and no peer would refuse it, 1 otherwise, or if no rules are in force.")]
 pub(super) struct Status {
     /// Only the plaintext with machines of the mesh, and what strict mode would make of it
     #[arg(long)]
@@ -36,17 +36,17 @@ impl Status {
         let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
         if self.plaintext {
             let of = plaintext::read(&status)?;
-            self.out.print(&of, plaintext::render)?;
+            self.out.print(&of, |of| term::fitted(&plaintext::render(of)))?;
             return Ok(if of.strict.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        self.out.print(&status, render)?;
+        self.out.print(&status, |status| term::fitted(&render(status)))?;
         Ok(if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
 fn render(status: &Value) -> String {
     let mut out = head(status);
-    let tables = [identities, services, sites, handshakes, peers, totals, refusals];
+    let tables = [identities, services, sites, handshakes, protection, peers, totals, refusals];
     for table in tables.map(|table| table(status)) {
         if !table.is_empty() {
             out += &format!("\n{table}");
@@ -79,10 +79,16 @@ fn head(status: &Value) -> String {
             term::bad(&format!("not connected (last contact: {contact})"))
         }
     };
-    if let Some(error) = link["last_error"].as_str() {
+    // What keeps the node from being ready is said above.
+    let said = |error: &&str| !status["not_ready"].as_str().is_some_and(|why| why.contains(*error));
+    if let Some(error) = link["last_error"].as_str().filter(said) {
         authority += &format!("\n           {error}");
     }
-    let transparency = transparency(status);
+    let alone = link["alone"] == true;
+    let transparency = if alone { String::new() } else { transparency(status) };
+    if alone {
+        authority = "none: this node is in no mesh, and its configuration needs none".into();
+    }
     format!(
         "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
         term::bold(&text(&status["node"])),
@@ -99,20 +105,22 @@ fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not demanded: whoever holds the CA's key could make identities in secret ([witnesses] ends that)\n".to_owned()
+            "proofs:    not required. Anyone with the CA's key could issue identities unseen; [witnesses] prevents it\n".to_owned()
         }
-        (true, "none") => "proofs:    demanded, by the log's own word: no witness is\n".to_owned(),
+        (true, "none") => "proofs:    required, by the log alone: the policy asks for no witness\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    demanded of every peer of the mesh, witnessed by {quorum} (peers by foreign software prove nothing to others)\n"
+            "proofs:    required of every peer, witnessed by {quorum}; other TLS software does not check them\n"
         ),
     };
     if of["without_news"] == true {
         out += &format!(
             "           {}\n",
-            term::bad("no news of revocations for too long: no connections are made or taken")
+            term::bad(
+                "out of contact with the authority for longer than max_staleness: no connections"
+            )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           news of revocations is {} old\n", term::span(age));
+        out += &format!("           last heard of revocations {} ago\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);
@@ -144,6 +152,10 @@ pub(super) fn log(log: &Value) -> String {
     }
     if let Some(problem) = log["problem"].as_str() {
         out += &format!("           {}\n", term::bad(problem));
+    }
+    for damaged in list(&log["damaged"]) {
+        let why = format!("{}: not served; restore it from a copy of the log", text(damaged));
+        out += &format!("           {}\n", term::bad(&why));
     }
     for witness in list(&log["witnesses"]) {
         let state = match (witness["problem"].as_str(), witness["cosigned_at"].as_u64()) {
@@ -250,17 +262,23 @@ fn or_nobody(texts: &str) -> &str {
     if texts.is_empty() { "nobody" } else { texts }
 }
 
-/// Live connections, summed up by peer and protection.
+/// Live connections, summed up by peer and protection: what they are encrypted with.
+fn protection(status: &Value) -> Table {
+    let mut table = Table::new(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
+    for sum in list(&status["relay"]["peers"]) {
+        let keys = ["side", "service", "peer", "protocol", "group", "cipher"];
+        table.row(keys.map(|k| text(&sum[k])));
+    }
+    table
+}
+
+/// The same connections: what they carry.
 fn peers(status: &Value) -> Table {
-    let mut table = Table::new(&[
-        "SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER", "LIVE", "IDLE", "SESSIONS", "IN",
-        "OUT",
-    ]);
+    let mut table =
+        Table::new(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
     for sum in list(&status["relay"]["peers"]) {
         let mut row = Vec::new();
-        row.extend(
-            ["side", "service", "peer", "protocol", "group", "cipher"].map(|k| text(&sum[k])),
-        );
+        row.extend(["side", "service", "peer"].map(|k| text(&sum[k])));
         row.extend(["live", "idle", "sessions"].map(|k| number(&sum[k]).to_string()));
         row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
         table.row(row);
@@ -282,8 +300,8 @@ fn totals(status: &Value) -> Table {
 }
 
 fn refusals(status: &Value) -> Table {
-    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
     let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
+    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
     for r in all.iter().rev().take(REFUSALS) {
         let peer = r["peer"].as_str().map_or_else(|| text(&r["address"]), str::to_owned);
         table.row([

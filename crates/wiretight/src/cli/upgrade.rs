@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -76,7 +76,7 @@ impl Upgrade {
     /// Starts the new process as the old one was started, and returns its status when it is the node.
     fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<Value> {
         let config = std::path::absolute(&self.at.config)?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = crate::process::own_program();
         command.args(["run", "--take-over", "--config"]).arg(config);
         if let Ok(environment) = fs::read(before.join("environ")) {
             command.env_clear().envs(variables(&environment));

@@ -16,32 +16,48 @@ use wiretight_tlog::policy::MAX_POLICY;
 use wiretight_tlog::tile::MAX_ENTRY;
 use wiretight_tlog::{Hash, Policy, Proof, SignedCheckpoint, Witnessed};
 
+use super::reach::Reach;
 use super::{Output, term};
 use crate::daemon::chain;
-use crate::log::reader::Reader;
+use crate::log::compare::{self, Compared, Seen, compare};
+use crate::log::http::{Client, Url};
+use crate::log::mirror::{MirrorError, Mirrored, mirror};
+use crate::log::reader::{ReadError, Reader};
 
 /// The largest file that is read, but for a log's directory.
 const MAX_FILE: usize = 2 * MAX_NOTE;
 /// Entries that are held in memory at a time.
 const CHUNK: u64 = 4096;
+/// How often, and how long apart, a log is asked again that shows less than a witness saw.
+const MORE_TRIES: u32 = 3;
+const MORE_PAUSE: Duration = Duration::from_secs(1);
+/// So long after a witness has cosigned, the log has to show it.
+const PUBLISHED: Duration = Duration::from_secs(60);
 
-/// Verify, offline, that something is in a transparency log that witnesses have cosigned
+/// Verify that something is in a transparency log that witnesses have cosigned
 ///
 /// A FILE is one of: a certificate (PEM) that carries its proof; a tlog-proof; a checkpoint; a directory with a whole
-/// log. Nobody is asked: what counts is the policy, which names the logs that are believed and the witnesses that have to
-/// have cosigned.
+/// log. For these nobody is asked. A URL is where a log is served: all of it is read, and each witness of the policy that
+/// has a URL is asked what it saw. In every case the policy decides: it names the logs that are believed, and the
+/// witnesses that have to have cosigned.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight verify db.pem --policy policy
   wiretight verify release.tlog-proof --policy policy --entry release.json
   wiretight verify /mnt/copy-of-the-log --policy policy --json
+  wiretight verify https://log.example.org --policy policy --mirror /mnt/copy-of-the-log
 
-Exit status: 0 all verified, 1 at least one refused, 2 bad usage, or a file that cannot be read.")]
+Exit status: 0 all verified, 1 at least one refused, 2 bad usage, or a file or URL that cannot be read.")]
 pub(super) struct Verify {
     /// What to verify
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE|URL")]
     files: Vec<PathBuf>,
+    /// Of one URL or directory: keep a copy of the log here, and add what is new. Refused if the log has forked since
+    #[arg(long, value_name = "DIR")]
+    mirror: Option<PathBuf>,
+    #[command(flatten)]
+    reach: Reach,
     /// The policy (C2SP tlog-policy)
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
@@ -111,6 +127,11 @@ impl Verify {
             Some(path) => Some(read(path, MAX_ENTRY)?),
             None => None,
         };
+        let is_log = |path: &PathBuf| path.is_dir() || url(path).is_some();
+        anyhow::ensure!(
+            self.mirror.is_none() || self.files.len() == 1 && self.files.iter().all(is_log),
+            "--mirror keeps a copy of one log: give its URL, or its directory, and nothing else"
+        );
         let mut reports = Vec::new();
         for path in &self.files {
             reports.extend(self.verify(path, &policy, entry.as_deref())?);
@@ -124,9 +145,14 @@ impl Verify {
         policy: &Policy,
         entry: Option<&[u8]>,
     ) -> anyhow::Result<Vec<Report>> {
+        if let Some(url) = url(path) {
+            let client = Client::new(&self.reach.credentials()?)?;
+            let reader = Reader::http(client, Url::parse(url)?);
+            return Ok(vec![super::block_on(self.served(path, reader, policy))?]);
+        }
         if path.is_dir() {
-            let report = super::block_on(self.log(path, policy))?;
-            return Ok(vec![report]);
+            let found = super::block_on(self.log(path, &Reader::directory(path), policy))?;
+            return Ok(vec![found.report]);
         }
         let bytes = read(path, MAX_FILE)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -170,8 +196,9 @@ impl Verify {
             if !report.believe(policy, &logged.proof.checkpoint, self.max_age) {
                 return report;
             }
-            match logged.proof.verify(policy, logged.leaf) {
-                Ok(_) => {
+            let verified = logged.proof.verify(policy, logged.leaf).map_err(NotLogged::from);
+            match verified.and_then(|witnessed| logged.is_timely(&witnessed)) {
+                Ok(()) => {
                     report.verified.push(format!(
                         "the certificate, all of it but its signature, is entry {} of the log",
                         logged.proof.index
@@ -228,34 +255,131 @@ impl Verify {
         }
     }
 
-    async fn log(&self, path: &Path, policy: &Policy) -> anyhow::Result<Report> {
+    /// A log that is served, and what its witnesses saw.
+    async fn served(&self, path: &Path, reader: Reader, policy: &Policy) -> anyhow::Result<Report> {
+        let mut found = self.log(path, &reader, policy).await?;
+        let Some(signed) = found.signed.take() else { return Ok(found.report) };
+        let origin = &signed.unverified().origin;
+        let log = policy.logs().iter().find(|log| log.key.name().as_str() == origin);
+        let (Some(log), true) = (log, found.report.good) else { return Ok(found.report) };
+        let client = Client::new(&self.reach.witnesses()?)?;
+        for witness in policy.witnesses() {
+            let name = &witness.name;
+            let prefix = witness.url.as_deref().map(Url::parse);
+            let seen = match &prefix {
+                Some(Ok(prefix)) => compare::ask(&client, prefix, witness, &log.key).await,
+                Some(Err(why)) => Err(why.to_string()),
+                None => Err("the policy has no URL of it".into()),
+            };
+            match seen {
+                Ok(Some(seen)) => self.compared(&mut found.report, name, &seen, &reader).await,
+                Ok(None) => found.report.not_verified.push(format!(
+                    "what the witness {name} saw: it shows no checkpoint of this log"
+                )),
+                Err(why) => {
+                    found.report.not_verified.push(format!("what the witness {name} saw: {why}"))
+                }
+            }
+        }
+        Ok(found.report)
+    }
+
+    /// Whether the log shows what a witness saw. A log publishes a little later than its witnesses cosign.
+    async fn compared(&self, report: &mut Report, name: &str, seen: &Seen, reader: &Reader) {
+        let size = seen.checkpoint().size;
+        let saw = format!("the witness {name} saw {size} entries at {}", moment(seen.time));
+        let mut tries = 0;
+        let refused = loop {
+            let compared = async {
+                let signed = reader.latest().await?;
+                compare(seen.checkpoint(), &reader.tree(signed.unverified()).await?).await
+            };
+            match compared.await {
+                Ok(Compared::Same) => {
+                    return report.verified.push(format!("{saw}: the log shows the same"));
+                }
+                Ok(Compared::More) if tries < MORE_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(MORE_PAUSE).await;
+                }
+                Ok(Compared::More) if now().saturating_sub(seen.time) < PUBLISHED.as_secs() => {
+                    return report.not_verified.push(format!(
+                        "{saw}, which the log does not show yet: ask again in a minute"
+                    ));
+                }
+                Ok(Compared::More) => {
+                    break format!("{saw}, and the log shows fewer: it withholds");
+                }
+                Ok(Compared::Fork) => {
+                    break format!(
+                        "FORK: {saw}, and the log shows another history. Keep this, and publish it:\n{}",
+                        seen.signed
+                    );
+                }
+                Err(why) => {
+                    break format!("{saw}, and the log cannot be compared: {}", chain(&why));
+                }
+            }
+        };
+        report.good = false;
+        let before = report.refused.take().map(|before| before + "\n  ").unwrap_or_default();
+        report.refused = Some(before + &refused);
+    }
+
+    async fn log(&self, path: &Path, reader: &Reader, policy: &Policy) -> anyhow::Result<Found> {
         let mut report = Report::new(path, "log");
-        let reader = Reader::directory(path);
+        let refused = |report: Report, why: ReadError| match why {
+            ReadError::Http(why) => Err(why.into()),
+            why => Ok(Found { report: report.refuse(&why), signed: None }),
+        };
         let signed = match reader.latest().await {
             Ok(signed) => signed,
-            Err(why) => return Ok(report.refuse(&why)),
+            Err(why) => return refused(report, why),
         };
         if !report.believe(policy, &signed, self.max_age) {
-            return Ok(report);
+            return Ok(Found { report, signed: None });
         }
         let tree = match reader.tree(signed.unverified()).await {
             Ok(tree) => tree,
-            Err(why) => return Ok(report.refuse(&why)),
+            Err(why) => return refused(report, why),
         };
-        let mut at = 0;
-        while at < tree.size() {
-            let next = tree.size().min(at + CHUNK);
-            if let Err(why) = tree.entries(at..next).await {
-                return Ok(report.refuse(&why));
+        if let Some(dir) = &self.mirror {
+            match mirror(&tree, &signed, dir).await {
+                Ok(Mirrored { kept, fetched }) => report.verified.push(format!(
+                    "{} is a copy of the log: {kept} entries were there, {fetched} were added",
+                    dir.display()
+                )),
+                Err(MirrorError::Read(why)) => return refused(report, why),
+                Err(why @ MirrorError::Io { .. }) => return Err(why.into()),
+                Err(why) => return Ok(Found { report: report.refuse(&why), signed: None }),
             }
-            at = next;
+        } else {
+            let mut at = 0;
+            while at < tree.size() {
+                let next = tree.size().min(at + CHUNK);
+                if let Err(why) = tree.entries(at..next).await {
+                    return refused(report, why);
+                }
+                at = next;
+            }
         }
         report.verified.push(format!(
             "all {} entries and all tiles of the tree are what the checkpoint says",
             tree.size()
         ));
-        Ok(report)
+        Ok(Found { report, signed: Some(signed) })
     }
+}
+
+/// A log that was read, and its checkpoint, if that is believed.
+struct Found {
+    report: Report,
+    signed: Option<SignedCheckpoint>,
+}
+
+/// A URL in the place of a file.
+fn url(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| text.starts_with("https://") || text.starts_with("http://"))
 }
 
 impl Report {
@@ -366,10 +490,7 @@ pub(super) fn moment(time: u64) -> String {
 
 /// Reads a policy file.
 pub(super) fn policy(path: &Path) -> anyhow::Result<Policy> {
-    let bytes = read(path, MAX_POLICY)?;
-    let text =
-        String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-    Policy::parse(&text)
+    Policy::parse(read(path, MAX_POLICY)?)
         .with_context(|| format!("{} is not a policy (C2SP tlog-policy)", path.display()))
 }
 

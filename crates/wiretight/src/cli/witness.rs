@@ -22,6 +22,7 @@ use wiretight_tlog::note::KeyName;
 use wiretight_tlog::{Cosigner, LogKey};
 use zeroize::Zeroizing;
 
+use crate::log::witness::state::Start;
 use crate::log::witness::{WitnessCore, serve};
 
 /// Cosign the checkpoints of transparency logs, for those who do not want to believe the logs alone
@@ -55,8 +56,8 @@ pub(super) struct Keygen {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  wiretight witness run --key witness.key --state /var/lib/wiretight-witness \\
-      --listen 127.0.0.1:7480 --policy policy
+  wiretight witness run --new --key witness.key --state /var/lib/wiretight-witness \\
+      --listen 127.0.0.1:7480 --log example.org/mesh+1f2e3d4c+AQ...    (the first start; then without --new)
   wiretight witness run --key ed25519.key --key ml-dsa.key --state /var/lib/wiretight-witness \\
       --listen [::]:443 --tls-cert chain.pem --tls-key key.pem --log example.org/mesh+1f2e3d4c+AQ...
 
@@ -69,6 +70,10 @@ pub(super) struct Run {
     /// What it remembers: a directory of its own, on a disk that keeps what it says it has written
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
+    /// The very first start of a witness whose key has cosigned nothing yet: make the state. Without this, no state is an
+    /// error
+    #[arg(long)]
+    new: bool,
     /// The address to serve on
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
@@ -120,7 +125,7 @@ impl Keygen {
         })?;
         let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
         written.with_context(|| format!("cannot write {}", self.out.display()))?;
-        println!("{}", cosigner.public());
+        super::print(&format!("{}\n", cosigner.public()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -150,7 +155,8 @@ impl Run {
         let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
         let _ = setrlimit(Resource::Nofile, all);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let core = Arc::new(WitnessCore::open(&self.state, logs, cosigners)?);
+        let start = if self.new { Start::New } else { Start::Known };
+        let core = Arc::new(WitnessCore::open(&self.state, start, logs, cosigners)?);
         runtime.block_on(serve_until_stopped(core, self.listen, tls))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -18,6 +18,7 @@ pub(super) struct Across {
     listeners: Vec<Listener>,
     services: HashMap<Name, usize>,
     sites: HashMap<SiteName, usize>,
+    default_line: Option<usize>,
     pub(super) backends: Vec<(usize, String, Backend)>,
     pub(super) node_authority: Option<(usize, String)>,
     pub(super) join_token_file: Option<(usize, String)>,
@@ -75,6 +76,15 @@ impl Across {
             let problem = format!("{} is already the name of a site on line {at}", name.value);
             let advice = "give each name to one site";
             report.error(Some(name.line), key, Complaint::new(problem, advice));
+        }
+    }
+
+    /// There is one default at most.
+    pub(super) fn default_site(&mut self, report: &mut Report<'_>, line: usize, key: String) {
+        if let Some(at) = self.default_line.replace(line) {
+            let problem = format!("another site is the default, on line {at}");
+            let advice = "let one site be the default";
+            report.error(Some(line), key, Complaint::new(problem, advice));
         }
     }
 

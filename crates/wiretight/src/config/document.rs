@@ -215,8 +215,9 @@ fn read_authority(
 fn read_witnesses(report: &mut Report<'_>, mut s: Section<'_>) -> Option<Witnesses> {
     let policy = s.required(report, "policy", absolute_path);
     let required = s.optional(report, "transparency", transparency);
+    let ca = s.optional(report, "ca", absolute_path);
     s.finish(report);
-    Some(Witnesses { policy: policy?.value, required: required.or(true) })
+    Some(Witnesses { policy: policy?.value, required: required.or(true), ca: ca.given() })
 }
 
 fn read_log(
@@ -283,6 +284,7 @@ fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettin
         names: vec![acme.name.clone()],
         to: vec![format!("unix:{}", socket.display()).parse().ok()?],
         on_demand: false,
+        default: false,
         identity: Id::Node(node.name.clone()),
         hsts: Hsts::Off,
         clients: None,

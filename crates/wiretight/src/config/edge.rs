@@ -99,6 +99,7 @@ struct Around {
 fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<CaSettings> {
     let directory = s.required(report, "directory", directory);
     let roots = s.optional(report, "roots", absolute_path);
+    let contact = s.list(report, "contact", contact);
     let profile = s.optional(report, "profile", profile);
     let challenge = s.optional(report, "challenge", challenge);
     let dns_command = s.optional(report, "dns_command", absolute_path);
@@ -130,6 +131,7 @@ fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<
     Some(CaSettings {
         directory: directory?.value,
         roots: roots.given(),
+        contact: contact.values(),
         profile: profile.given(),
         challenge: challenge.given().or(by_dns).or(without(http)),
         dns_command,
@@ -345,6 +347,7 @@ fn read_site(
     let names = s.required_list(report, "names", served_name);
     let to = s.required_list(report, "to", upstream);
     let source = read_source(report, &mut s, &names, around);
+    let default = s.optional(report, "default", flag);
     let own = s.optional(report, "as", own_service);
     let hsts = s.optional(report, "hsts", flag);
     let preload = s.optional(report, "preload", flag);
@@ -361,6 +364,15 @@ fn read_site(
         if let At::Here(backend) = &upstream.value.at {
             across.backends.push((upstream.line, s.element("to", i), backend.clone()));
         }
+    }
+    if let Setting::Given(Located { line, value: true }) = default {
+        let wildcard = names.iter().flatten().next().is_some_and(|n| n.value.is_wildcard());
+        if wildcard || matches!(source, Some(SiteSource::OnDemand(_))) {
+            let problem = "its first name is a wildcard, and a client without a name is shown that name's certificate";
+            let advice = "list a whole name first, without ask";
+            report.error(Some(line), s.key("default"), Complaint::new(problem, advice));
+        }
+        across.default_site(report, line, s.key("default"));
     }
     if let Setting::Given(list) = &clients
         && list.value.is_empty()
@@ -397,6 +409,7 @@ fn read_site(
         names: names?.into_iter().map(|n| n.value).collect(),
         to: to?.into_iter().map(|u| u.value).collect(),
         on_demand: matches!(source, Some(SiteSource::OnDemand(_))),
+        default: default.or(false),
         identity: match own.given() {
             Some(name) => Id::Service(name),
             None => around.this_node.clone()?,

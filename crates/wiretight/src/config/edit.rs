@@ -1,9 +1,9 @@
 //! Writes `[intercept] mode` into the configuration file, and changes nothing else of it: comments, layout, owner
 //! and mode stay. The file is there whole at any time, as it was or as it is to be.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,6 +11,7 @@ use toml_edit::{DocumentMut, Value};
 use wiretight_proxy::intercept::rules::Mode;
 
 use super::{Config, read};
+use crate::private_dir::{self, Owner};
 
 /// A file with another mode in it, not yet written.
 pub(crate) struct ModeEdit {
@@ -95,31 +96,14 @@ fn with_mode(text: &str, mode: Mode) -> anyhow::Result<String> {
 /// By rename, with the owner and the mode of what was there.
 fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let was = fs::metadata(file)?;
-    let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let temporary = dir.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let write = || {
-        let mut to =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        fchown(&to, Some(was.uid()), Some(was.gid()))?;
-        to.set_permissions(fs::Permissions::from_mode(was.mode() & 0o7777))?;
-        to.write_all(bytes)?;
-        to.sync_all()?;
-        fs::rename(&temporary, file)
-    };
-    if let Err(error) = write() {
-        if error.kind() != io::ErrorKind::AlreadyExists {
-            let _ = fs::remove_file(&temporary);
-        }
-        return Err(error);
-    }
-    File::open(dir)?.sync_all()
+    let owner = Owner { uid: was.uid(), gid: was.gid(), mode: was.mode() };
+    private_dir::replace(file, bytes, Some(owner))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const FILE: &str = r#"# Ours. mode = "observe" is what we began with.
 [node]

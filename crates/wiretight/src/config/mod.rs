@@ -21,7 +21,7 @@ mod section;
 mod tests;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,8 +30,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wiretight_keys::{Name, TrustDomain};
-use wiretight_proxy::edge::settings::{EdgeSettings, SiteName};
+use wiretight_keys::{Id, Name, TrustDomain};
+use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
 use crate::acme::{AcmeSite, AskUrl, CaSettings, OnDemandSite};
@@ -114,6 +114,8 @@ pub struct Witnesses {
     pub policy: PathBuf,
     /// Whether a peer whose certificates do not prove that they are logged is refused.
     pub required: bool,
+    /// PEM of authorities that the authority trusts for the witnesses' HTTPS besides the system's; absolute.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[log]`: how the authority's log is kept and served.
@@ -144,6 +146,36 @@ pub struct Authority {
 }
 
 impl Config {
+    /// The services whose identity this node shows to others: those that it offers, and those that it acts as.
+    pub(crate) fn shown_services(&self) -> BTreeSet<Name> {
+        let to_mesh = |s: &&SiteSettings| s.to.iter().any(|to| matches!(to.at, At::Mesh(_)));
+        let sites = self.edge.sites.iter().filter(to_mesh).map(|s| &s.identity);
+        let dials = self.relay.dials.iter().map(|d| &d.identity);
+        let intercepted = self.relay.intercept.iter().map(|i| &i.identity);
+        let acted = dials.chain(intercepted).chain(sites).filter_map(|id| match id {
+            Id::Service(name) => Some(name.clone()),
+            Id::Node(_) | Id::Authority => None,
+        });
+        self.relay.services.iter().map(|s| s.name.clone()).chain(acted).collect()
+    }
+
+    /// Whether anything here takes an identity of a mesh, or knowledge of it.
+    pub(crate) fn needs_mesh(&self) -> bool {
+        let members = |s: &SiteSettings| {
+            s.clients.is_some() || s.to.iter().any(|to| matches!(to.at, At::Mesh(_)))
+        };
+        self.authority.is_some()
+            || !self.node.authority.is_empty()
+            || self.node.join_token_file.is_some()
+            || self.witnesses.is_some()
+            || !self.relay.services.is_empty()
+            || !self.relay.dials.is_empty()
+            || self.intercept.is_some()
+            || self.share.is_some()
+            || self.edge.sites.is_empty()
+            || self.edge.sites.iter().any(members)
+    }
+
     /// The sites whose certificates are files.
     pub(crate) fn file_sites(&self) -> impl Iterator<Item = (&[SiteName], &SiteFiles)> {
         self.edge.sites.iter().zip(&self.site_certificates).filter_map(
@@ -271,6 +303,11 @@ impl fmt::Display for ConfigError {
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
+    /// `None` if there is no error.
+    pub(crate) fn of(errors: Vec<ConfigError>) -> Option<ConfigErrors> {
+        (!errors.is_empty()).then_some(ConfigErrors(errors))
+    }
+
     /// The errors, in the order of their lines.
     pub fn as_slice(&self) -> &[ConfigError] {
         &self.0
@@ -324,7 +361,7 @@ fn read(path: &Path) -> Result<String, Complaint> {
         return Err(match e.kind() {
             io::ErrorKind::NotFound => Complaint::new(
                 "no such file",
-                "check the path, or start from the commented example, wiretight.toml in the source",
+                "check the path; a commented example comes from `wiretight check --example`",
             ),
             io::ErrorKind::PermissionDenied => Complaint::new(
                 "this user may not read it",

@@ -40,7 +40,11 @@ pub(super) const WITNESSES: Shape = Shape {
     name: "witnesses",
     repeats: false,
     title: "",
-    keys: &[("policy", r#""/etc/wiretight/log.policy""#), ("transparency", r#""required""#)],
+    keys: &[
+        ("policy", r#""/etc/wiretight/log.policy""#),
+        ("transparency", r#""required""#),
+        ("ca", r#""/etc/wiretight/witness-ca.pem""#),
+    ],
 };
 
 pub(super) const LOG: Shape = Shape {
@@ -122,6 +126,7 @@ pub(super) const SITE: Shape = Shape {
     keys: &[
         ("names", r#"["example.org"]"#),
         ("to", r#"["127.0.0.1:8080"]"#),
+        ("default", "true"),
         ("cert", r#""/etc/wiretight/example.org.pem""#),
         ("key", r#""/etc/wiretight/example.org.key""#),
         ("acme", r#""internal""#),
@@ -144,6 +149,7 @@ pub(super) const ACME: Shape = Shape {
     keys: &[
         ("directory", r#""https://acme-v02.api.letsencrypt.org/directory""#),
         ("roots", r#""/etc/wiretight/acme-roots.pem""#),
+        ("contact", r#"["mailto:ops@example.org"]"#),
         ("profile", r#""shortlived""#),
         ("challenge", r#""tls-alpn-01""#),
         ("dns_command", r#""/usr/local/bin/dns-record""#),
@@ -485,7 +491,8 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
                 format!("did you mean {shape}?")
             }
             None => {
-                "remove it; the sections are [node], [authority], [[service]], [[dial]], [intercept], [edge], [[site]] and [acme_server]".into()
+                let all: Vec<_> = SHAPES.into_iter().map(ToString::to_string).collect();
+                format!("remove it; the sections are {}", all.join(", "))
             }
         };
         return Complaint::new("no such section", advice);

@@ -171,6 +171,7 @@ fn every_key_arrives() {
         [witnesses]
         policy = "/etc/wiretight/log.policy"
         transparency = "off"
+        ca = "/etc/wiretight/witness-ca.pem"
         [[service]]
         name = "db"
         listen = "10.0.0.5:7432"
@@ -214,7 +215,11 @@ fn every_key_arrives() {
         max_staleness: Some(Duration::from_secs(600)),
     };
     assert_eq!(config.node, node);
-    let witnesses = Witnesses { policy: "/etc/wiretight/log.policy".into(), required: false };
+    let witnesses = Witnesses {
+        policy: "/etc/wiretight/log.policy".into(),
+        required: false,
+        ca: Some("/etc/wiretight/witness-ca.pem".into()),
+    };
     assert_eq!((config.authority, config.witnesses), (None, Some(witnesses)));
     let db = ServiceSettings {
         name: "db".parse().unwrap(),
@@ -299,6 +304,7 @@ fn every_key_arrives() {
             .map(|u| u.parse().unwrap())
             .into(),
         on_demand: false,
+        default: false,
         identity: "service/web".parse().unwrap(),
         hsts: Hsts::Off,
         clients: Some(vec!["service/web".parse().unwrap()]),
@@ -311,6 +317,7 @@ fn every_key_arrives() {
         names: vec!["b.example.org".parse().unwrap()],
         to: vec!["h2c://service/shop".parse().unwrap()],
         on_demand: false,
+        default: false,
         identity: "node/edge1".parse().unwrap(),
         hsts: Hsts::On,
         clients: None,
@@ -523,7 +530,7 @@ fn files_that_cannot_be_read_say_why() {
     let file = dir.path().join("w.toml");
     assert_eq!(
         load(&file),
-        "DIR/w.toml: no such file; check the path, or start from the commented example, wiretight.toml in the source"
+        "DIR/w.toml: no such file; check the path; a commented example comes from `wiretight check --example`"
     );
     assert_eq!(load(dir.path()), "DIR: this is a directory; give the path of the file in it");
     std::fs::write(&file, b"[node]\nname = \"\xff\"\n").unwrap();

@@ -339,6 +339,22 @@ pub(super) fn directory(v: &DeValue<'_>) -> Result<String, Complaint> {
     }
 }
 
+/// Whom a CA writes to (RFC 8555, section 7.3): one mail address, with or without `mailto:`.
+pub(super) fn contact(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let s = text(v)?;
+    let address = s.strip_prefix("mailto:").unwrap_or(s);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$&'*+-./=^_`{|}~@".contains(&b);
+    let is_address = address.len() <= 254
+        && address.bytes().all(plain)
+        && address.split_once('@').is_some_and(|(user, host)| {
+            !user.is_empty() && !host.is_empty() && !host.contains('@')
+        });
+    match is_address {
+        true => Ok(format!("mailto:{address}")),
+        false => Err(Complaint::problem(format!("{} is not a mail address", quoted(s)))),
+    }
+}
+
 /// The name of a profile, as the CA's directory lists them.
 pub(super) fn profile(v: &DeValue<'_>) -> Result<String, Complaint> {
     let s = text(v)?;

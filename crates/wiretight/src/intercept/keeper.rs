@@ -158,7 +158,7 @@ impl Keeper {
     /// Starts the child and waits until it has looked around: to be called before the sandbox is entered. What is
     /// missing (nft, a capability, a kernel that can) or in the way (a table that is not ours) is an error.
     pub fn start(state_dir: &Path, landlock: bool) -> Result<Keeper, InterceptError> {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = crate::process::own_program();
         command.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         Keeper::start_by(command)
     }
@@ -299,7 +299,7 @@ pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
     let mut again = false;
     let mut logs = None;
     loop {
-        let mut worker = Command::new("/proc/self/exe");
+        let mut worker = crate::process::own_program();
         worker.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         worker.args(["--worker", if again { "again" } else { "first" }]);
         let ended = worker.status()?;
@@ -855,9 +855,6 @@ impl Child {
             self.health.mode = None;
             self.trial = None;
             self.guard.fall();
-            tracing::warn!(
-                "the rules were taken down by `wiretight down`: plaintext may leave this machine"
-            );
             return Ok(false);
         }
         self.table.mend(gone)?;

@@ -5,6 +5,7 @@
 //! - `guard`: a second table, for the moments in which ours is gone
 //! - `node`: what a running node has put in force
 //! - `mode`: what `wiretight mode` asks of it
+//! - `refused`: connections that it would take, and that peers would refuse
 //! - `programs`, `sockets`: whose plaintext it is
 //! - `routes`: what brings the answers to callers' addresses back (`transparent`)
 //! - `nft`, `program`: what `nft` is asked for, and how it and `ip` are run
@@ -22,26 +23,30 @@ mod node;
 mod notices;
 mod program;
 mod programs;
+mod refused;
 mod routes;
 mod sockets;
 mod table;
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{GUARD, Mode, Rules, RulesError, TABLE};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::relay::net;
 
-use crate::private_dir::PrivateDir;
+use crate::private_dir::{FileError, Lock, PrivateDir};
 use table::Table;
 
 pub use keeper::{Health, Keeper, MAX_TRIAL, MIN_TRIAL, Report, TrialStatus, serve, work};
 pub(crate) use node::Interception;
 pub use node::{InterceptStatus, Strict};
+pub use refused::{Failure, WouldFail};
 
 /// The rules that are to be in force.
 const FILE: &str = "rules.json";
@@ -124,7 +129,9 @@ pub enum InterceptError {
     )]
     Torn(String, String),
     /// By the operator.
-    #[error("the rules were taken down by `wiretight down`; restart the node to have them again")]
+    #[error(
+        "the kernel's rules were taken down by `wiretight down`: plaintext may leave this machine; restart the node to put them in force again"
+    )]
     TakenDown,
     /// Files.
     #[error("{0}")]
@@ -200,6 +207,30 @@ pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
     Ok(!there || !routed)
 }
 
+/// Has this process' connections pass this machine's rules, as those of a node do: for a command that speaks TLS to the
+/// mesh while no node runs. Rules that are left from before drop it otherwise.
+///
+/// # Errors
+/// There are rules, and this process may not mark its packets: what to do, in a sentence.
+pub(crate) fn pass_own_rules(state: &Path) -> Result<(), String> {
+    if !state.join(FILE).exists() {
+        return Ok(());
+    }
+    let probe = UdpSocket::bind("127.0.0.1:0").and_then(|s| SockRef::from(&s).set_mark(node::MARK));
+    match probe {
+        Ok(()) => {
+            net::set_mark(node::MARK);
+            Ok(())
+        }
+        Err(e) => Err(format!(
+            "this machine's own rules ({}) may drop this connection, and this user may not mark it as the mesh's ({e}). \
+             Run `wiretight join` as root or with CAP_NET_RAW; or put the token into join_token_file and start the node, \
+             which may",
+            state.join(FILE).display()
+        )),
+    }
+}
+
 /// What is in force.
 pub fn show(state: &PrivateDir) -> Result<Shown, InterceptError> {
     let rules = kept(state)?;
@@ -265,23 +296,14 @@ fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
 }
 
 /// Held until it is dropped.
-fn lock(state: &PrivateDir) -> Result<File, InterceptError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let path: &Path = &state.path().join(LOCK);
-    let failed = |e: &dyn std::fmt::Display| {
-        InterceptError::File(format!("{} cannot be locked: {e}", path.display()))
-    };
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let file = file.map_err(|e| failed(&e))?;
+fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
+    let failed = |e: FileError| InterceptError::File(crate::daemon::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(std::fs::TryLockError::WouldBlock) => return Err(InterceptError::Busy),
-            Err(std::fs::TryLockError::Error(e)) => return Err(failed(&e)),
+        match state.lock(LOCK).map_err(failed)? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            None => return Err(InterceptError::Busy),
         }
     }
 }

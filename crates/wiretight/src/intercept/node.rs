@@ -15,20 +15,23 @@ use wiretight_proxy::Network;
 use wiretight_proxy::intercept::listing::{Counts, Flow};
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::mesh::Mesh;
-use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::Backend;
+use wiretight_proxy::relay::{Refusal, net};
 
+use super::refused::{self, WouldFail};
 use super::{FILE, InterceptError, Keeper, Report, TrialStatus, routes};
 use crate::config::Config;
 
 /// The mark of our sockets' packets: "WT".
-const MARK: u32 = 0x5754;
+pub(super) const MARK: u32 = 0x5754;
 /// How often the kernel's counts are read, and a failure is tried again.
 const ROUND: Duration = Duration::from_secs(5);
 /// How long rules of a changed file may take to be in force.
 const SETTLING: Duration = Duration::from_secs(40);
 /// How long the end of the node waits for the end of a trial.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How long an answer waits for a new look at the rules.
+const LOOKING: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The rules of this node.
@@ -45,6 +48,8 @@ struct Known {
     report: Option<Report>,
     /// What the configuration asks for.
     rules: Option<Rules>,
+    /// Addresses whose connections the relay could not carry.
+    would_fail: Vec<WouldFail>,
     error: Option<String>,
     keeper_gone: bool,
 }
@@ -75,10 +80,13 @@ pub struct InterceptStatus {
 /// Whether strict mode would break anything.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Strict {
-    /// Rules are in force, and nothing was seen that strict mode would stop.
+    /// Rules are in force, and nothing was seen that strict mode would stop or a peer refuse.
     pub ready: bool,
     /// Plaintext that has passed within a day and would not.
     pub would_stop: Vec<Flow>,
+    /// What the relay would take, in any mode but observe, and could not carry.
+    #[serde(default)]
+    pub would_fail: Vec<WouldFail>,
 }
 
 impl Interception {
@@ -126,7 +134,11 @@ impl Interception {
             if let (Some(rules), Some((old, _))) = (&mut rules, &applied) {
                 rules.transparent.extend(&old.transparent);
             }
-            self.known().rules.clone_from(&rules);
+            {
+                let mut known = self.known();
+                known.rules.clone_from(&rules);
+                known.would_fail = refused::all(&config, &mesh);
+            }
             // Rules of before protect the peers that were known then: they are not put aside for an empty
             // registry.
             let waits = !known && self.in_force().await;
@@ -170,15 +182,18 @@ impl Interception {
         }
     }
 
-    /// What is in force, as of a few seconds ago.
-    pub(crate) fn status(&self) -> InterceptStatus {
+    /// What is in force, as of a few seconds ago. `refusals`: the relay's.
+    pub(crate) fn status(&self, refusals: &[Refusal]) -> InterceptStatus {
         let known = self.known();
         let report = known.report.clone();
         let health = report.as_ref().map(|r| r.health.clone()).unwrap_or_default();
         let counts = report.map(|r| r.counts).unwrap_or_default();
         let stops = |flow: &&Flow| known.rules.as_ref().is_some_and(|r| r.strict_would_stop(flow));
         let would_stop: Vec<Flow> = counts.flows.iter().filter(stops).cloned().collect();
-        let ready = health.mode.is_some() && would_stop.is_empty();
+        let would_fail = known.rules.as_ref().map_or_else(Vec::new, |rules| {
+            refused::in_use(&known.would_fail, rules, &counts.flows, refusals)
+        });
+        let ready = health.mode.is_some() && would_stop.is_empty() && would_fail.is_empty();
         InterceptStatus {
             mode: health.mode,
             trial: health.trial,
@@ -191,14 +206,26 @@ impl Interception {
             },
             counts,
             counted_since: health.counted_since,
-            strict: Strict { ready, would_stop },
+            strict: Strict { ready, would_stop, would_fail },
         }
+    }
+
+    /// Why this node is not ready, if the operator has taken the rules down.
+    pub(crate) fn taken_down(&self) -> Option<String> {
+        let known = self.known();
+        let taken_down = known.report.as_ref().is_some_and(|report| report.health.taken_down);
+        taken_down.then(|| InterceptError::TakenDown.to_string())
+    }
+
+    /// Looks at the rules now, for as long as an operator who asks may wait.
+    pub(crate) async fn look_now(&self) {
+        let _ = tokio::time::timeout(LOOKING, self.look()).await;
     }
 
     /// What is in force now.
     pub(super) async fn status_now(&self) -> InterceptStatus {
         self.look().await;
-        self.status()
+        self.status(&[])
     }
 
     pub(super) fn keeper(&self) -> &Keeper {
@@ -232,6 +259,10 @@ impl Interception {
         match report {
             Ok(report) => {
                 let good = report.health.mode.is_some() && report.health.routes.is_none();
+                let was = known.report.as_ref().is_some_and(|before| before.health.taken_down);
+                if report.health.taken_down && !was {
+                    tracing::error!("THE KERNEL'S RULES ARE GONE: {}", InterceptError::TakenDown);
+                }
                 known.report = Some(report);
                 good
             }

@@ -1,19 +1,29 @@
 //! Tiles in an S3 bucket, or another's that speaks its protocol. What it says is written is durable; a bucket with
 //! versions and a retention lock keeps them from being taken back, too.
+//!
+//! A write whose answer did not come may still be carried out, minutes later. So each write is conditional: a new object
+//! is written only where there is none (`If-None-Match: *`), and an object is replaced only if it is still the one that
+//! was seen (`If-Match`). Whatever comes late finds another object there, and the bucket refuses it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use tokio::task::JoinSet;
 
+use super::sequencer::CHECKPOINT;
 use super::storage::{Object, Storage};
 
 /// Objects that are written or deleted at a time.
 const AT_ONCE: usize = 32;
+/// How often a write is tried.
+const TRIES: u32 = 5;
+/// After a write without an answer: once, twice, ... as long.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A place in a bucket.
 #[derive(Debug, Clone)]
@@ -21,6 +31,10 @@ pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     place: String,
+    /// The checkpoint as it was written last: the one object that is replaced each time.
+    checkpoint: Arc<Mutex<Option<UpdateVersion>>>,
+    /// Whether it was said that the bucket does not do conditional writes.
+    warned: Arc<Once>,
 }
 
 /// Why a bucket cannot be used.
@@ -49,7 +63,76 @@ impl Bucket {
 
     /// A place in any object store.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, place: String) -> Bucket {
-        Bucket { store, prefix, place }
+        let (checkpoint, warned) = (Arc::default(), Arc::new(Once::new()));
+        Bucket { store, prefix, place, checkpoint, warned }
+    }
+
+    /// Writes an object, over what is there now, and over nothing that comes later.
+    async fn write(&self, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
+        let path = self.path(name).map_err(|e| Error::Generic { store: "S3", source: e.into() })?;
+        let payload = PutPayload::from(bytes.clone());
+        let is_checkpoint = name == CHECKPOINT;
+        let remembered = || self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = if is_checkpoint { remembered().take() } else { None };
+        let mut tries = 0;
+        loop {
+            let mode = seen.clone().map_or(PutMode::Create, PutMode::Update);
+            let error = match self.store.put_opts(&path, payload.clone(), mode.into()).await {
+                Ok(put) => {
+                    if is_checkpoint {
+                        *remembered() = Some(put.into());
+                    }
+                    return Ok(());
+                }
+                Err(Error::NotImplemented { .. }) => {
+                    self.warn();
+                    return self.store.put(&path, payload).await.map(drop);
+                }
+                // Sent again it does no harm, whatever became of the first one.
+                Err(
+                    e @ (Error::AlreadyExists { .. }
+                    | Error::Precondition { .. }
+                    | Error::Generic { .. }),
+                ) => e,
+                Err(e) => return Err(e),
+            };
+            tries += 1;
+            if tries == TRIES {
+                return Err(error);
+            }
+            if matches!(error, Error::Generic { .. }) {
+                tokio::time::sleep(PAUSE * tries).await;
+                continue;
+            }
+            // What is there? Perhaps this very write, whose answer was lost and which was sent again.
+            match self.store.get(&path).await {
+                Err(Error::NotFound { .. }) => seen = None,
+                Err(e) => return Err(e),
+                Ok(there) => {
+                    let version = UpdateVersion {
+                        e_tag: there.meta.e_tag.clone(),
+                        version: there.meta.version.clone(),
+                    };
+                    if there.meta.size == bytes.len() as u64 && there.bytes().await? == bytes {
+                        if is_checkpoint {
+                            *remembered() = Some(version);
+                        }
+                        return Ok(());
+                    }
+                    // Left by a batch that failed before it was signed.
+                    seen = Some(version);
+                }
+            }
+        }
+    }
+
+    fn warn(&self) {
+        self.warned.call_once(|| {
+            tracing::warn!(
+                "conditional writes are off for {} (AWS_CONDITIONAL_PUT): a write that is carried out late could damage the log. Turn them on, or use storage that has them",
+                self.place
+            );
+        });
     }
 
     fn path(&self, path: &str) -> io::Result<Path> {
@@ -69,11 +152,8 @@ impl Storage for Bucket {
             if writing.len() >= AT_ONCE {
                 done(writing.join_next().await)?;
             }
-            let (store, path) = (self.store.clone(), self.path(&path)?);
-            writing.spawn(async move {
-                let put = store.put(&path, PutPayload::from(bytes)).await;
-                put.map(drop).map_err(io::Error::other)
-            });
+            let this = self.clone();
+            writing.spawn(async move { this.write(&path, bytes).await.map_err(io::Error::other) });
         }
         while !writing.is_empty() {
             done(writing.join_next().await)?;

@@ -3,6 +3,9 @@
 //! Each witness has a task of its own, which takes the newest round when it is done with the last one: a slow witness
 //! misses rounds and delays none. What a witness knows is asked for, never assumed: when it answers that it holds
 //! another size, the consistency proof is made from there.
+//!
+//! What a witness answers is not trusted. Of each one cosignature is kept, which was verified and states a time near
+//! now; the rest of its answer is dropped. A witness that sends anything else is named, and costs the others nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,13 +18,16 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use wiretight_proxy::mesh::now;
-use wiretight_tlog::{Hash, Policy, Signature, SignedCheckpoint, TreeError};
+use wiretight_tlog::policy::MAX_CLOCK_SKEW;
+use wiretight_tlog::{Hash, Policy, Signature, SignedCheckpoint, TreeError, WitnessKey};
 
 use super::sequencer::read_nodes;
 use super::storage::Storage;
 
 /// How long a witness may take for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Lines of an answer that are read.
+const MAX_LINES: usize = 64;
 /// Between attempts with a witness that does not answer: from, to.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 
@@ -32,6 +38,9 @@ pub enum Answer {
     Cosigned(String),
     /// The witness holds another size than the proof begins at.
     Holds(u64),
+    /// The proof does not lead from the tree that it has cosigned to this one, or it has cosigned another tree of this
+    /// size; the reason is for people.
+    Inconsistent(String),
     /// It refuses; the reason is for people.
     Refused(String),
 }
@@ -41,6 +50,11 @@ pub enum Answer {
 pub trait Witness: Send + Sync {
     /// Submits a request for `add-checkpoint`. An error: there was no answer.
     async fn add_checkpoint(&self, body: String) -> Result<Answer, String>;
+
+    /// The last checkpoint of this log that it has cosigned, if it shows that.
+    async fn latest(&self, _origin: &str) -> Option<SignedCheckpoint> {
+        None
+    }
 }
 
 /// What is known of a witness, for people.
@@ -52,7 +66,7 @@ pub struct WitnessStatus {
     pub size: Option<u64>,
     /// When it did (seconds since 1970).
     pub cosigned_at: Option<u64>,
-    /// What is wrong with it.
+    /// What is wrong with its last answer, or that there was none.
     pub problem: Option<String>,
 }
 
@@ -90,11 +104,12 @@ struct Shared {
 #[derive(Default)]
 struct State {
     round: u64,
-    /// Of this round, by the witness' place.
-    cosigned: BTreeMap<usize, Vec<Signature>>,
+    /// The cosignature of this round, verified, by the witness' place.
+    cosigned: BTreeMap<usize, Signature>,
     /// The witnesses that have ever told what they hold.
     heard: BTreeMap<usize, ()>,
-    ahead: Option<Ahead>,
+    /// The witnesses that said that they hold more or another tree, and whether they have proved it.
+    ahead: BTreeMap<usize, (Ahead, bool)>,
     status: Vec<WitnessStatus>,
 }
 
@@ -128,15 +143,28 @@ impl Cosigning {
         self.shared.state().status.clone()
     }
 
-    /// Waits until the quorum has cosigned, however long that takes, and adds what it signed.
+    /// The witnesses that have not cosigned a tree of this size, and why, for people.
+    pub fn waiting_for(&self, size: u64) -> String {
+        let why = |w: &WitnessStatus| match &w.problem {
+            Some(problem) => format!("{} ({problem})", w.name),
+            None => format!("{} (no answer yet)", w.name),
+        };
+        let status = self.status();
+        let late = status.iter().filter(|w| w.problem.is_some() || w.size != Some(size));
+        late.map(why).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Waits until the policy believes the checkpoint, however long that takes, and adds all the cosignatures that there
+    /// are then: one of each witness.
     ///
     /// With `everyone`, it waits for a witness of every possible quorum to have said what it holds, and fails if one
-    /// holds a larger tree or another one: then no checkpoint that was ever believed is forgotten here. (Without,
-    /// a single witness that lies, or that somebody else with the log's key has talked to, raises an alarm and stops
-    /// nothing: the quorum decides.)
+    /// proves that it holds a larger tree or another one, by a checkpoint that the log has signed: then no checkpoint that
+    /// was ever believed is forgotten here. Of a witness that says so and proves nothing the word does not count, until
+    /// no quorum is left without such ones. (Without `everyone`, such a witness raises an alarm and stops nothing: the
+    /// quorum decides.)
     pub async fn cosign(
         &self,
-        mut signed: SignedCheckpoint,
+        signed: SignedCheckpoint,
         from: (u64, Vec<Hash>),
         everyone: bool,
     ) -> Result<SignedCheckpoint, Ahead> {
@@ -151,15 +179,24 @@ impl Cosigning {
             let changed = self.shared.changed.notified();
             {
                 let state = self.shared.state();
-                if let Some(ahead) = state.ahead.as_ref().filter(|_| everyone) {
+                let ahead = &state.ahead;
+                let proved = ahead.values().find(|(_, proved)| *proved);
+                let all = self.policy.is_in_every_quorum(|n| ahead.contains_key(&n));
+                let stops = proved.or_else(|| ahead.values().next().filter(|_| all));
+                if let Some((ahead, _)) = stops.filter(|_| everyone) {
                     return Err(ahead.clone());
                 }
                 let enough = self.policy.is_quorum(|n| state.cosigned.contains_key(&n));
                 let heard =
                     !everyone || self.policy.is_in_every_quorum(|n| state.heard.contains_key(&n));
                 if enough && heard {
-                    state.cosigned.values().flatten().cloned().for_each(|s| signed.add(s));
-                    return Ok(signed);
+                    let mut cosigned = signed.clone();
+                    state.cosigned.values().cloned().for_each(|s| cosigned.add(s));
+                    // The word of those who will have to believe it.
+                    match self.policy.witnessed(&cosigned) {
+                        Ok(_) => return Ok(cosigned),
+                        Err(e) => tracing::error!("the cosignatures are not believed: {e}"),
+                    }
                 }
             }
             changed.await;
@@ -184,6 +221,54 @@ struct Talk {
     holds: Option<u64>,
 }
 
+/// What a witness' answer is worth.
+struct Cosigned {
+    /// Verified, and of a time near now.
+    signature: Signature,
+    /// What else was in the answer that does not belong there.
+    fault: Option<String>,
+}
+
+impl Cosigned {
+    /// Reads signature lines that answer a checkpoint. An error says what is wrong, if nothing of them counts.
+    fn read(
+        key: &WitnessKey,
+        signed: &SignedCheckpoint,
+        lines: &str,
+        now: u64,
+    ) -> Result<Cosigned, String> {
+        let lines = lines.lines().take(MAX_LINES).filter_map(|line| Signature::parse(line).ok());
+        let (mut best, mut junk, mut off) = (None, 0, None);
+        for signature in lines.filter(|s| key.is_named_by(s)) {
+            let mut cosigned = signed.clone();
+            cosigned.add(signature.clone());
+            match key.cosigned(&cosigned) {
+                None => junk += 1,
+                Some(time) if time.abs_diff(now) > MAX_CLOCK_SKEW => off = Some(time),
+                Some(time) => {
+                    if best.as_ref().is_none_or(|(newest, _)| time > *newest) {
+                        best = Some((time, signature));
+                    }
+                }
+            }
+        }
+        let off = off.map(|time| {
+            let (by, way) = (time.abs_diff(now), if time > now { "ahead of" } else { "behind" });
+            format!(
+                "it cosigned with a time that is {by} s {way} this machine's, and nobody would believe that: one of the two clocks is probably wrong (`timedatectl`)"
+            )
+        });
+        let junk = (junk > 0).then(|| {
+            format!("{junk} lines of its answer name its key and are no cosignatures by it; they were dropped")
+        });
+        let nothing = || "its answer is no cosignature by the key in the policy".to_owned();
+        match best {
+            Some((_, signature)) => Ok(Cosigned { signature, fault: junk.or(off) }),
+            None => Err(off.or(junk).unwrap_or_else(nothing)),
+        }
+    }
+}
+
 /// Why an attempt came to nothing.
 enum Failed {
     /// Try again at once: it is known now what the witness holds.
@@ -206,15 +291,16 @@ impl Talk {
                 }
             };
             match self.submit(&round).await {
-                Ok(signatures) => {
+                Ok(cosigned) => {
                     (done, pause, again) = (round.number, RETRY.0, 0);
-                    self.cosigned(&round, signatures);
+                    self.cosigned(&round, cosigned);
                 }
                 // A witness that changes its mind all the time is one that does not answer.
                 Err(Failed::Again) if again < 3 => again += 1,
                 Err(Failed::Ahead(holds)) => {
                     done = round.number;
-                    self.ahead(&round, holds);
+                    let proved = self.proves_ahead(&round).await;
+                    self.ahead(&round, holds, proved);
                 }
                 Err(failed) => {
                     let why = match failed {
@@ -232,7 +318,7 @@ impl Talk {
         }
     }
 
-    async fn submit(&mut self, round: &Round) -> Result<Vec<Signature>, Failed> {
+    async fn submit(&mut self, round: &Round) -> Result<Cosigned, Failed> {
         let later = |e: &dyn fmt::Display| Failed::Later(e.to_string());
         let checkpoint = round.signed.unverified();
         let size = checkpoint.size;
@@ -253,16 +339,10 @@ impl Talk {
         match answer.map_err(|_| later(&"it does not answer"))?.map_err(|e| later(&e))? {
             Answer::Cosigned(lines) => {
                 let key = &self.policy.witnesses()[self.place].key;
-                let mut signed = round.signed.clone();
-                let lines = lines.lines().take(8).filter_map(|line| Signature::parse(line).ok());
-                let ours: Vec<_> =
-                    lines.filter(|s| s.name == *key.name() && s.id == key.id()).collect();
-                ours.iter().cloned().for_each(|s| signed.add(s));
-                if key.cosigned(&signed).is_none() {
-                    return Err(later(&"its answer is no cosignature by the key in the policy"));
-                }
+                let cosigned = Cosigned::read(key, &round.signed, &lines, now());
+                let cosigned = cosigned.map_err(Failed::Later)?;
                 self.holds = Some(size);
-                Ok(ours)
+                Ok(cosigned)
             }
             // Of the size that was offered, but another tree.
             Answer::Holds(held) if held > size || held == old => Err(Failed::Ahead(held)),
@@ -271,19 +351,31 @@ impl Talk {
                 self.shared.state().heard.insert(self.place, ());
                 Err(Failed::Again)
             }
-            Answer::Refused(why) => Err(Failed::Later(why)),
+            // It has cosigned another tree of the size that was offered.
+            Answer::Inconsistent(_) if old == size && size > 0 => Err(Failed::Ahead(size)),
+            Answer::Inconsistent(why) | Answer::Refused(why) => Err(Failed::Later(why)),
         }
     }
 
-    fn cosigned(&self, round: &Round, signatures: Vec<Signature>) {
+    fn cosigned(&self, round: &Round, cosigned: Cosigned) {
         let mut state = self.shared.state();
         state.heard.insert(self.place, ());
+        state.ahead.remove(&self.place);
         if state.round == round.number {
-            state.cosigned.insert(self.place, signatures);
+            state.cosigned.insert(self.place, cosigned.signature);
         }
         let status = &mut state.status[self.place];
-        if let Some(problem) = status.problem.take() {
-            tracing::info!(witness = %status.name, "cosigns again (it was: {problem})");
+        match (status.problem.take(), cosigned.fault) {
+            (Some(problem), None) => {
+                tracing::info!(witness = %status.name, "cosigns again (it was: {problem})");
+            }
+            (problem, Some(fault)) => {
+                if problem.as_ref() != Some(&fault) {
+                    tracing::warn!(witness = %status.name, "the witness misbehaves: {fault}");
+                }
+                status.problem = Some(fault);
+            }
+            (None, None) => {}
         }
         status.size = Some(round.signed.unverified().size);
         status.cosigned_at = Some(now());
@@ -291,17 +383,35 @@ impl Talk {
         self.shared.changed.notify_waiters();
     }
 
-    fn ahead(&self, round: &Round, holds: u64) {
+    /// Whether the witness has a checkpoint that the log has signed, of a larger tree or of another one.
+    async fn proves_ahead(&self, round: &Round) -> bool {
+        let own = round.signed.unverified();
+        let shown = timeout(DEADLINE, self.way.latest(&own.origin)).await.ok().flatten();
+        let log = |shown: &SignedCheckpoint| {
+            let logs = self.policy.logs().iter();
+            logs.into_iter().any(|log| shown.verified_by(&log.key).is_some())
+        };
+        shown.filter(log).is_some_and(|shown| {
+            let shown = shown.unverified();
+            shown.origin == own.origin
+                && (shown.size > own.size || shown.size == own.size && shown.root != own.root)
+        })
+    }
+
+    fn ahead(&self, round: &Round, holds: u64, proved: bool) {
         let size = round.signed.unverified().size;
         let what = if holds > size { "a larger" } else { "another" };
-        let why = format!("it holds {what} tree of {holds} entries, and this one has {size}");
+        let proof =
+            if proved { "shows one that the log has signed" } else { "shows no proof of it" };
+        let why =
+            format!("it holds {what} tree of {holds} entries, and this one has {size}; it {proof}");
         tracing::error!(
             "ALARM: the log has been signed elsewhere, or was set back, or the witness is wrong: {why}"
         );
         self.problem(why);
         let mut state = self.shared.state();
         let witness = state.status[self.place].name.clone();
-        state.ahead.get_or_insert(Ahead { witness, holds });
+        state.ahead.insert(self.place, (Ahead { witness, holds }, proved));
         drop(state);
         self.shared.changed.notify_waiters();
     }
@@ -310,8 +420,63 @@ impl Talk {
         let mut state = self.shared.state();
         let status = &mut state.status[self.place];
         if status.problem.as_ref() != Some(&why) {
-            tracing::warn!(witness = %status.name, "the witness does not cosign: {why}");
+            tracing::warn!(witness = %status.name, "the witness does not cosign as it should: {why}");
             status.problem = Some(why);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wiretight_tlog::cosignature::Algorithm;
+    use wiretight_tlog::note::KeyName;
+    use wiretight_tlog::{Checkpoint, Cosigner, LogSigner};
+
+    const NOW: u64 = 1_800_000_000;
+
+    #[test]
+    fn of_an_answer_one_verified_cosignature_of_now_is_kept_and_the_rest_is_named() {
+        let name = |text: &str| KeyName::new(text).unwrap();
+        let log = LogSigner::generate(name("log.example/a")).unwrap();
+        let checkpoint = |size| Checkpoint {
+            origin: "log.example/a".into(),
+            size,
+            root: Hash::leaf(b"x"),
+            extensions: Vec::new(),
+        };
+        let witness =
+            Cosigner::from_seed(name("witness.example/w"), Algorithm::Ed25519, &[1; 32]).unwrap();
+        let signed = checkpoint(7).sign(&log).unwrap();
+        let good = |time| witness.cosign(&checkpoint(7), time).unwrap();
+        let junk = |n: u8| Signature { bytes: vec![n; 72], ..good(NOW) };
+        let read = |lines: &[Signature]| {
+            let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let read = Cosigned::read(witness.public(), &signed, &lines, NOW);
+            read.map(|c| (c.signature, c.fault))
+        };
+        assert_eq!(read(&[good(NOW)]), Ok((good(NOW), None)));
+        // Several that hold are no fault: the newest is kept.
+        assert_eq!(read(&[good(NOW - 5), good(NOW), good(NOW - 9)]), Ok((good(NOW), None)));
+        for edge in [NOW - 300, NOW + 300] {
+            assert_eq!(read(&[good(edge)]), Ok((good(edge), None)));
+        }
+        // Junk under the same key, of any number and before or after, is dropped and named.
+        for at in [0, 20] {
+            let mut lines: Vec<_> = (0..20).map(junk).collect();
+            lines.insert(at, good(NOW));
+            let (kept, fault) = read(&lines).unwrap();
+            assert_eq!(kept, good(NOW));
+            assert!(fault.unwrap().contains("20 lines"));
+        }
+        // A cosignature of another time, or of another checkpoint, counts for nobody.
+        for (time, word) in [(1, "behind"), (NOW - 301, "behind"), (NOW + 301, "ahead of")] {
+            assert!(read(&[good(time)]).unwrap_err().contains(word), "{time}");
+            let (kept, fault) = read(&[good(time), good(NOW)]).unwrap();
+            assert!(kept == good(NOW) && fault.unwrap().contains(word));
+        }
+        let other = witness.cosign(&checkpoint(8), NOW).unwrap();
+        assert!(read(&[other]).unwrap_err().contains("no cosignatures by it"));
+        assert!(read(&[]).is_err());
     }
 }

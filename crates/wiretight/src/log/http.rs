@@ -12,7 +12,9 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT,
+};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -186,6 +188,8 @@ pub struct Answer {
     pub status: u16,
     /// `Content-Type`.
     pub content_type: Option<String>,
+    /// `Retry-After`, if it is in seconds.
+    pub retry_after: Option<Duration>,
     /// The body.
     pub body: Bytes,
 }
@@ -325,21 +329,29 @@ impl Client {
         connection.ready().await.map_err(|e| failed(&e))?;
         let (head, body) =
             connection.send_request(request).await.map_err(|e| failed(&e))?.into_parts();
-        if head.headers.get(CONTENT_ENCODING).is_some_and(|e| e != "identity") {
+        let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|e| e != "identity");
+        if encoded && head.status.is_success() {
             return Err(failed(&"it is compressed, though that was not asked for"));
         }
+        let text = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
+        let content_type = text(CONTENT_TYPE).map(str::to_owned);
+        let retry_after =
+            text(RETRY_AFTER).and_then(|s| Some(Duration::from_secs(s.parse().ok()?)));
+        let status = head.status.as_u16();
         let collected = Limited::new(body, limit.body).collect().await;
-        let body = collected.map_err(|e| match e.is::<LengthLimitError>() {
-            true => HttpError::TooLarge { url: url.to_string(), limit: limit.body },
-            false => failed(&e),
-        })?;
+        let body = match collected {
+            Ok(body) => body.to_bytes(),
+            // The page that goes with an error does not matter; the connection is not kept.
+            Err(_) if !head.status.is_success() => {
+                return Ok(Answer { status, content_type, retry_after, body: Bytes::new() });
+            }
+            Err(e) if e.is::<LengthLimitError>() => {
+                return Err(HttpError::TooLarge { url: url.to_string(), limit: limit.body });
+            }
+            Err(e) => return Err(failed(&e)),
+        };
         self.keep(&url.server, connection);
-        let content_type = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        Ok(Answer {
-            status: head.status.as_u16(),
-            content_type: content_type.map(str::to_owned),
-            body: body.to_bytes(),
-        })
+        Ok(Answer { status, content_type, retry_after, body })
     }
 
     fn take(&self, server: &Server) -> Option<Connection> {

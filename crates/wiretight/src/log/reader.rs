@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use wiretight_tlog::note::MAX_NOTE;
 use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, Tile, WIDTH};
 use wiretight_tlog::tree::{self, Node};
@@ -25,6 +26,12 @@ use super::http::{Client, HttpError, Limit, Url};
 
 /// For a file of a log, the largest included.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a server that is asked too often is asked for the same file again.
+const BUSY: Duration = Duration::from_secs(120);
+/// Between two requests to a server that says it is asked too often, without saying when to come again.
+const FIRST_GAP: Duration = Duration::from_millis(100);
+/// The longest time between two requests.
+const LONGEST_GAP: Duration = Duration::from_secs(20);
 /// Bundles that are fetched at a time.
 const AHEAD: u64 = 8;
 /// Verified tiles that are kept besides the edge: 8 MB.
@@ -88,14 +95,43 @@ pub struct Reader {
 }
 
 enum Source {
-    Http(Client, Url),
+    Http(Client, Url, Mutex<Pace>),
     Directory(PathBuf),
+}
+
+/// How fast a server is asked. It begins without a limit; each answer "too often" doubles the time between two
+/// requests, each good one makes it a little shorter.
+struct Pace {
+    gap: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    /// When the next request may go out.
+    fn turn(&mut self) -> Instant {
+        let turn = self.next.max(Instant::now());
+        self.next = turn + self.gap;
+        turn
+    }
+
+    fn too_often(&mut self, retry_after: Option<Duration>) {
+        self.gap = (self.gap * 2).clamp(FIRST_GAP, LONGEST_GAP);
+        self.next = self.next.max(Instant::now() + retry_after.unwrap_or(self.gap));
+    }
+
+    fn good(&mut self) {
+        self.gap = self.gap * 9 / 10;
+        if self.gap < FIRST_GAP / 4 {
+            self.gap = Duration::ZERO;
+        }
+    }
 }
 
 impl Reader {
     /// A log that is served below a URL prefix.
     pub fn http(client: Client, prefix: Url) -> Reader {
-        Reader { source: Arc::new(Source::Http(client, prefix)) }
+        let pace = Pace { gap: Duration::ZERO, next: Instant::now() };
+        Reader { source: Arc::new(Source::Http(client, prefix, Mutex::new(pace))) }
     }
 
     /// A log in a directory: `checkpoint`, `tile/…`.
@@ -168,14 +204,34 @@ impl Reader {
 
     async fn file(&self, path: &str, limit: usize) -> Result<Bytes, ReadError> {
         match &*self.source {
-            Source::Http(client, prefix) => {
+            Source::Http(client, prefix, pace) => {
                 let url = prefix.join(path);
                 let limit = Limit { time: PATIENCE, body: limit };
-                let answer = client.get(&url, limit).await?;
-                match answer.status {
-                    200 => Ok(answer.body),
-                    404 | 410 => Err(ReadError::NotFound(url.to_string())),
-                    status => Err(ReadError::Status { what: url.to_string(), status }),
+                let pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let until = Instant::now() + BUSY;
+                loop {
+                    let turn = pace().turn();
+                    tokio::time::sleep_until(turn).await;
+                    let answer = client.get(&url, limit).await.map_err(|e| match e {
+                        HttpError::TooLarge { url, .. } => ReadError::TooLarge(url),
+                        e => e.into(),
+                    })?;
+                    match (answer.status, answer.retry_after) {
+                        (200, _) => {
+                            pace().good();
+                            return Ok(answer.body);
+                        }
+                        (404 | 410, _) => return Err(ReadError::NotFound(url.to_string())),
+                        (429, wait) | (503, wait @ Some(_)) => {
+                            pace().too_often(wait.map(|wait| wait.min(BUSY)));
+                            if pace().next <= until {
+                                continue;
+                            }
+                        }
+                        _ => {}
+                    }
+                    let (what, status) = (url.to_string(), answer.status);
+                    return Err(ReadError::Status { what, status });
                 }
             }
             Source::Directory(dir) => {

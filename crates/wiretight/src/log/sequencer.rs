@@ -30,14 +30,14 @@ use wiretight_proxy::mesh::now;
 use wiretight_store::{Key, Revision, Store};
 use wiretight_tlog::note::{KeyName, LogKey};
 use wiretight_tlog::policy::Policy;
-use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, MAX_ENTRY, Tile, WIDTH};
+use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, MAX_ENTRY, Tile};
 use wiretight_tlog::tree::{self, Node};
-use wiretight_tlog::{
-    Checkpoint, Frontier, Hash, LogSigner, Proof, Refused, SignedCheckpoint, TreeError,
-};
+use wiretight_tlog::{Checkpoint, Hash, LogSigner, Proof, Refused, SignedCheckpoint, TreeError};
 
 use super::cosigning::{Ahead, Cosigning, Witness, WitnessStatus};
-use super::storage::{Object, Storage};
+use super::edge::Edge;
+use super::guard::Guard;
+use super::storage::Storage;
 
 /// The checkpoint's path, below the log's prefix.
 pub const CHECKPOINT: &str = "checkpoint";
@@ -62,6 +62,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const SLOW: Duration = Duration::from_secs(2);
 /// A wait for witnesses that is longer than this is an alarm.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// While the wait goes on, the alarm is repeated this often.
+const REPEAT: Duration = Duration::from_secs(60);
 
 /// Why the log cannot be opened, or does not take an entry.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -111,6 +113,15 @@ impl LogError {
     pub fn is_final(&self) -> bool {
         matches!(self, LogError::Refused(_) | LogError::Superseded | LogError::Behind { .. })
     }
+
+    /// What a node is told that asked for a certificate: nothing of where the log is kept, or by whom it is witnessed.
+    pub fn for_members(&self) -> String {
+        match self {
+            LogError::Busy(_) | LogError::TooLarge | LogError::Closed => self.to_string(),
+            _ => "the authority's log takes no entries now: the authority's own messages say why"
+                .into(),
+        }
+    }
 }
 
 impl From<wiretight_store::Error> for LogError {
@@ -142,6 +153,11 @@ pub struct LogStatus {
     pub witnesses: Vec<WitnessStatus>,
     /// Why it takes nothing, if it does not.
     pub problem: Option<String>,
+    /// How many entries were read again and found as signed, and when that was finished; `None`: not yet since the
+    /// start.
+    pub verified: Option<(u64, u64)>,
+    /// Files of the log that are missing, or are not what was signed: they are not served.
+    pub damaged: Vec<String>,
 }
 
 /// What the sequencer is given.
@@ -164,7 +180,7 @@ pub struct Log {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     shared: Arc<Shared>,
-    storage: Arc<dyn Storage>,
+    guard: Arc<Guard>,
     task: Arc<tokio::sync::Mutex<JoinSet<()>>>,
 }
 
@@ -196,14 +212,17 @@ impl Log {
     pub async fn start(params: Params) -> Result<Log, LogError> {
         let Params { signer, policy, ways, storage, store } = params;
         let open = Open::load(&signer, &*storage, &*store).await?;
-        let cosigning = Cosigning::start(policy.clone(), ways, storage.clone());
+        let guard = Arc::new(Guard::new(storage.clone()));
+        guard.grow(&open.edge);
+        let cosigning = Cosigning::start(policy.clone(), ways, guard.clone());
         let (key, state) = (signer.public().clone(), Mutex::default());
         let shared = Arc::new(Shared { key, policy, cosigning, state });
         shared.state().size = open.size();
         let (requests, queue) = mpsc::channel(MAX_REQUESTS);
         let sequencer = Sequencer {
             signer,
-            storage: storage.clone(),
+            storage,
+            guard: guard.clone(),
             store,
             shared: shared.clone(),
             queue,
@@ -211,9 +230,10 @@ impl Log {
         };
         let mut task = JoinSet::new();
         task.spawn(sequencer.run(open));
+        task.spawn(guard.clone().watch());
         let task = Arc::new(tokio::sync::Mutex::new(task));
         let room = Arc::new(Semaphore::new(MAX_WAITING_KIB));
-        Ok(Log { requests, room, shared, storage, task })
+        Ok(Log { requests, room, shared, guard, task })
     }
 
     /// Stops, wherever it is (as by a crash, from which it recovers); returns when it is at rest.
@@ -229,6 +249,11 @@ impl Log {
     /// Who has to be believed for a proof of this log to hold: the log, and its witnesses.
     pub fn policy(&self) -> Policy {
         self.shared.policy.clone()
+    }
+
+    /// The witnesses that have not cosigned all that is in the log, and why, for people.
+    pub fn waiting_for(&self) -> String {
+        self.shared.cosigning.waiting_for(self.shared.state().size)
     }
 
     /// Whether anybody else has to cosign.
@@ -267,15 +292,15 @@ impl Log {
         self.shared.state().published.clone()
     }
 
-    /// A tile, if a published checkpoint covers it.
+    /// A tile, if a published checkpoint covers it. One that does not hash to the checkpoint is an error.
     pub async fn tile(&self, tile: Tile) -> Result<Option<Vec<u8>>, LogError> {
         let size = self.checkpoint().map_or(0, |c| c.unverified().size);
         let covered = Tile::of_tree(tile.kind, tile.index, size);
         if covered.is_none_or(|covered| tile.width > covered.width) {
             return Ok(None);
         }
-        let read = self.storage.get(&tile.path(), max_len(tile)).await;
-        read.map_err(|e| failed(&*self.storage, e))
+        let read = self.guard.get(&tile.path(), max_len(tile)).await;
+        read.map_err(|e| failed(&*self.guard, e))
     }
 
     /// What is known of it.
@@ -291,6 +316,8 @@ impl Log {
             waiting_since: state.waiting_since,
             witnesses,
             problem: state.problem.as_ref().map(LogError::to_string),
+            verified: self.guard.verified(),
+            damaged: self.guard.damaged(),
         }
     }
 
@@ -321,16 +348,12 @@ struct Record {
 struct Open {
     signed: SignedCheckpoint,
     revision: Revision,
-    frontier: Frontier,
-    /// The last tile of each level while it is partial, by level.
-    edges: Vec<Vec<Hash>>,
-    /// The last bundle while it is partial.
-    bundle: Vec<u8>,
+    edge: Edge,
 }
 
 impl Open {
     fn size(&self) -> u64 {
-        self.frontier.size()
+        self.edge.size()
     }
 
     /// Reads the log's end and checks it against what was signed; makes the log if there is none.
@@ -356,11 +379,7 @@ impl Open {
             }
             return Open::create(signer, store, &key).await;
         };
-        let record: Result<Record, _> = serde_json::from_slice(&entry.value);
-        let signed = record
-            .map_err(|e| e.to_string())
-            .and_then(|record| read_checkpoint(signer.public(), record.checkpoint.as_bytes()));
-        let signed = signed.map_err(|why| {
+        let signed = recorded(&entry.value, signer.public()).map_err(|why| {
             refused(format!(
                 "the last checkpoint in the store {why}: is log.key another log's? Restore key and store together"
             ))
@@ -375,121 +394,23 @@ impl Open {
                 published.size, last.size
             )));
         }
-        let end = Open::read(&signed, storage).await?;
-        Ok(Open { signed, revision: entry.revision, ..end })
+        let edge = Edge::read(signed.unverified(), storage).await?;
+        Ok(Open { signed, revision: entry.revision, edge })
     }
 
     async fn create(signer: &LogSigner, store: &dyn Store, key: &Key) -> Result<Open, LogError> {
-        let frontier = Frontier::default();
-        let signed = sign(signer, &frontier)?;
+        let edge = Edge::default();
+        let signed = sign(signer, &edge)?;
         let revision = store.create(key, record(&signed)).await?;
-        let (edges, bundle) = Default::default();
         tracing::info!(origin = %signer.public().name(), "made a new log");
-        Ok(Open { signed, revision, frontier, edges, bundle })
-    }
-
-    /// The edge of the tree that a checkpoint is of, checked against it.
-    async fn read(signed: &SignedCheckpoint, storage: &dyn Storage) -> Result<Open, LogError> {
-        let Checkpoint { size, root, .. } = *signed.unverified();
-        let place = storage.place();
-        let bad = |path: &str, what: &str| {
-            LogError::Refused(format!(
-                "{place}/{path} {what}. The file was damaged or lost, or set back: restore the newest one (a mirror of the log has it)"
-            ))
-        };
-        let (mut edges, mut bundle) = (Vec::new(), Vec::new());
-        for level in 0.. {
-            let kind = Kind::Hashes { level };
-            // The place behind the last full tile; nothing is there if the level ends with a full one.
-            let width = size.checked_shr(u32::from(level) * 8).unwrap_or(0);
-            if width == 0 {
-                break;
-            }
-            let Some(tile) = Tile::of_tree(kind, width / WIDTH, size) else {
-                edges.push(Vec::new());
-                continue;
-            };
-            let path = tile.path();
-            let bytes = storage.get(&path, max_len(tile)).await.map_err(|e| failed(storage, e))?;
-            let bytes = bytes.ok_or_else(|| bad(&path, "is missing"))?;
-            edges.push(tile.hashes(&bytes).map_err(|e| bad(&path, &e.to_string()))?);
-        }
-        let last = |n: Node| {
-            let (tile, range) = Tile::of_node(n, size).ok_or(TreeError::OutOfRange)?;
-            let Kind::Hashes { level } = tile.kind else { return Err(TreeError::OutOfRange) };
-            let hashes = edges.get(usize::from(level)).and_then(|edge| edge.get(range));
-            hashes.and_then(tile::subtree).ok_or(TreeError::OutOfRange)
-        };
-        let frontier = Frontier::read(size, last);
-        if !frontier.as_ref().is_ok_and(|f| f.root() == root) {
-            let edges = (0..).map_while(|level: u8| {
-                let hashes = size.checked_shr(u32::from(level) * 8).filter(|hashes| *hashes > 0)?;
-                Some(Tile::of_tree(Kind::Hashes { level }, hashes / WIDTH, size))
-            });
-            let edges: Vec<_> = edges.flatten().map(Tile::path).collect();
-            let what = format!(
-                "(one of them) is not what it was: a log of {size} entries that ends with these does not hash to the root that was signed"
-            );
-            return Err(bad(&edges.join(", "), &what));
-        }
-        if let Some(tile) = Tile::of_tree(Kind::Entries, size / WIDTH, size) {
-            let path = tile.path();
-            let bytes = storage.get(&path, MAX_BUNDLE).await.map_err(|e| failed(storage, e))?;
-            bundle = bytes.ok_or_else(|| bad(&path, "is missing"))?;
-            let entries = tile.entries(&bundle).map_err(|e| bad(&path, &e.to_string()))?;
-            if !entries.iter().map(|e| Hash::leaf(e)).eq(edges[0].iter().copied()) {
-                return Err(bad(&path, "holds other entries than were signed"));
-            }
-        }
-        let frontier = frontier.unwrap_or_default();
-        Ok(Open { signed: signed.clone(), revision: Revision::default(), frontier, edges, bundle })
-    }
-
-    /// Appends entries in memory. What is to be written, and the nodes that proofs are made of.
-    fn append(&mut self, entries: &[Vec<u8>]) -> (Vec<Object>, HashMap<Node, Hash>) {
-        let mut nodes: HashMap<_, _> = self.frontier.peaks().collect();
-        let mut objects = Vec::new();
-        let old = self.size();
-        for entry in entries {
-            let index = self.size();
-            let pushed = tile::push_entry(&mut self.bundle, entry);
-            debug_assert!(pushed.is_ok(), "longer entries were refused");
-            if (index + 1).is_multiple_of(WIDTH) {
-                let full = Tile { kind: Kind::Entries, index: index / WIDTH, width: WIDTH as u16 };
-                objects.push((full.path(), std::mem::take(&mut self.bundle)));
-            }
-            let edges = &mut self.edges;
-            self.frontier.append(Hash::leaf(entry), |node, hash| {
-                nodes.insert(node, hash);
-                if node.level % 8 != 0 {
-                    return;
-                }
-                let level = node.level / 8;
-                if edges.len() <= usize::from(level) {
-                    edges.push(Vec::new());
-                }
-                let edge = &mut edges[usize::from(level)];
-                edge.push(hash);
-                if edge.len() as u64 == WIDTH {
-                    let kind = Kind::Hashes { level };
-                    let full = Tile { kind, index: node.index / WIDTH, width: WIDTH as u16 };
-                    objects.push((full.path(), bytes_of(edge)));
-                    edge.clear();
-                }
-            });
-        }
-        let partial = Tile::of_growth(old, self.size()).filter(|tile| !tile.is_full());
-        objects.extend(partial.map(|tile| match tile.kind {
-            Kind::Entries => (tile.path(), self.bundle.clone()),
-            Kind::Hashes { level } => (tile.path(), bytes_of(&self.edges[usize::from(level)])),
-        }));
-        (objects, nodes)
+        Ok(Open { signed, revision, edge })
     }
 }
 
 struct Sequencer {
     signer: LogSigner,
     storage: Arc<dyn Storage>,
+    guard: Arc<Guard>,
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Request>,
@@ -505,6 +426,7 @@ impl Sequencer {
                 Some(open) => self.sequence(open).await,
                 None => match Open::load(&self.signer, &*self.storage, &*self.store).await {
                     Ok(open) => {
+                        self.guard.grow(&open.edge);
                         self.shared.state().problem = None;
                         next = Some(open);
                         continue;
@@ -600,12 +522,13 @@ impl Sequencer {
         entries: &[Vec<u8>],
     ) -> Result<Vec<Proof>, LogError> {
         let (old, began) = (open.size(), Instant::now());
-        let (objects, nodes) = open.append(entries);
+        let (objects, nodes) = open.edge.append(entries);
         self.storage.put(objects).await.map_err(|e| failed(&*self.storage, e))?;
 
-        open.signed = sign(&self.signer, &open.frontier)?;
+        open.signed = sign(&self.signer, &open.edge)?;
         let (key, value) = (Key::new(RECORD)?, Some(record(&open.signed)));
         open.revision = self.store.swap(&key, open.revision, value).await?;
+        self.guard.grow(&open.edge);
         let size = open.size();
         self.shared.state().size = size;
         if began.elapsed() > SLOW {
@@ -620,6 +543,10 @@ impl Sequencer {
         let from = tree::consistency_proof(old, size, read).map_err(broken)?;
         let checkpoint = self.witness(open, (old, from)).await?;
         self.remove_partial(old, size).await;
+        // No more than a verifier needs: a proof is in every handshake.
+        let checkpoint = self.shared.policy.shortest(&checkpoint).ok_or_else(|| {
+            LogError::Busy("Its own policy does not believe the checkpoint".into())
+        })?;
         let prove = |index| {
             let hashes = tree::inclusion_proof(index, size, read)?;
             Ok(Proof { extra: None, index, hashes, checkpoint: checkpoint.clone() })
@@ -662,11 +589,16 @@ impl Sequencer {
             Err(_) => {
                 let since = Instant::now();
                 self.shared.state().waiting_since = Some(now().saturating_sub(PATIENCE.as_secs()));
-                tracing::error!(
-                    quorum = self.shared.policy.quorum_text(),
-                    "ALARM: the witnesses do not cosign: nothing new is issued until they do, and what was issued works until it expires (`wiretight authority status` names them)"
-                );
-                let signed = cosigned.await;
+                let signed = loop {
+                    tracing::error!(
+                        quorum = self.shared.policy.quorum_text(),
+                        waiting_for = self.shared.cosigning.waiting_for(size),
+                        "ALARM: the witnesses do not cosign: nothing new is issued until they do, and what was issued works until it expires"
+                    );
+                    if let Ok(signed) = timeout(REPEAT, &mut cosigned).await {
+                        break signed;
+                    }
+                };
                 let waited = since.elapsed() + PATIENCE;
                 tracing::info!("the witnesses cosign again, after {} s", waited.as_secs());
                 signed
@@ -682,6 +614,25 @@ impl Sequencer {
         state.published = Some(signed.clone());
         Ok(signed)
     }
+}
+
+/// The checkpoint that a store holds as the last one that its log, of this key, has signed.
+pub async fn last_signed(store: &dyn Store, key: &LogKey) -> Result<SignedCheckpoint, LogError> {
+    let none = || LogError::Refused("the store knows of no log".into());
+    let entry = store.get(&Key::new(RECORD)?).await?.ok_or_else(none)?;
+    recorded(&entry.value, key).map_err(|why| {
+        LogError::Refused(format!(
+            "the last checkpoint in the store {why}: is log.key another log's?"
+        ))
+    })
+}
+
+/// Makes a newer checkpoint, which a log of this store has signed and whose tiles are there, the last one.
+pub async fn go_on_from(store: &dyn Store, signed: &SignedCheckpoint) -> Result<(), LogError> {
+    let key = Key::new(RECORD)?;
+    let entry = store.get(&key).await?.ok_or(LogError::Closed)?;
+    store.swap(&key, entry.revision, Some(record(signed))).await?;
+    Ok(())
 }
 
 /// Runs something that asks for nodes of a tree of `size`, which are read from its tiles.
@@ -734,11 +685,11 @@ pub fn max_len(tile: Tile) -> usize {
     }
 }
 
-fn sign(signer: &LogSigner, frontier: &Frontier) -> Result<SignedCheckpoint, LogError> {
+fn sign(signer: &LogSigner, edge: &Edge) -> Result<SignedCheckpoint, LogError> {
     let checkpoint = Checkpoint {
         origin: signer.public().name().to_string(),
-        size: frontier.size(),
-        root: frontier.root(),
+        size: edge.size(),
+        root: edge.root(),
         extensions: Vec::new(),
     };
     checkpoint.sign(signer).map_err(|e| LogError::Refused(e.to_string()))
@@ -747,6 +698,12 @@ fn sign(signer: &LogSigner, frontier: &Frontier) -> Result<SignedCheckpoint, Log
 fn record(signed: &SignedCheckpoint) -> Vec<u8> {
     let record = Record { checkpoint: signed.to_string() };
     serde_json::to_vec(&record).expect("a text is JSON")
+}
+
+/// The checkpoint of a record in the store; or what is wrong with it.
+fn recorded(value: &[u8], key: &LogKey) -> Result<SignedCheckpoint, String> {
+    let record: Record = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    read_checkpoint(key, record.checkpoint.as_bytes())
 }
 
 /// A checkpoint that this log has signed; or what is wrong with it.
@@ -759,11 +716,7 @@ fn read_checkpoint(key: &LogKey, bytes: &[u8]) -> Result<SignedCheckpoint, Strin
     }
 }
 
-fn bytes_of(hashes: &[Hash]) -> Vec<u8> {
-    hashes.iter().flat_map(|hash| *hash.as_bytes()).collect()
-}
-
-fn failed(storage: &dyn Storage, source: io::Error) -> LogError {
+pub(super) fn failed(storage: &dyn Storage, source: io::Error) -> LogError {
     LogError::Storage { place: storage.place(), source: Arc::new(source) }
 }
 

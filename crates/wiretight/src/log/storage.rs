@@ -2,13 +2,16 @@
 //! returns.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+
+use crate::private_dir::replace_at;
 
 /// An object: its path below the log's prefix, and its bytes.
 pub type Object = (String, Vec<u8>);
@@ -53,19 +56,8 @@ impl Directory {
             let above = dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.root));
             touched.extend(above.map(Path::to_owned));
         }
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(".tmp");
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
-            .and_then(|()| fs::rename(&temporary, &path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary); // a full disk wants the room
-        }
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let written = replace_at(&File::open(dir)?, name, bytes, None);
         touched.insert(dir.to_owned());
         written
     }
@@ -75,9 +67,21 @@ impl Directory {
 impl Storage for Directory {
     async fn put(&self, objects: Vec<Object>) -> io::Result<()> {
         let this = self.clone();
+        // The thread goes on when nobody waits for it any more: then it must write nothing over what others write after
+        // it.
+        let given_up = GivenUp::default();
+        let stop = given_up.0.clone();
         blocking(move || {
+            let turn = File::open(&this.root)?;
+            match turn.lock() {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => {} // a file system without locks
+                locked => locked?,
+            }
             let mut touched = BTreeSet::new();
             for (path, bytes) in &objects {
+                if stop.load(Ordering::SeqCst) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 let named = |e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
                 this.write(path, bytes, &mut touched).map_err(named)?;
             }
@@ -114,6 +118,16 @@ impl Storage for Directory {
 
     fn place(&self) -> String {
         self.root.display().to_string()
+    }
+}
+
+/// Says so when the write is given up.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

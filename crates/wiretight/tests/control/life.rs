@@ -596,3 +596,89 @@ async fn a_web_certificate_keeps_its_root_in_the_bundle() {
     authority.activate_root(true).await.unwrap();
     assert!(refused(authority.retire_root(false).await).contains("hold for another"));
 }
+
+#[tokio::test]
+async fn a_revocation_by_index_has_no_end() {
+    let world = World::new();
+    let put = async |at: &str, record: &str| {
+        world.store.create(&Key::new(at).unwrap(), record.into()).await.unwrap();
+    };
+    // Both of 1970: of a series there is nothing left that it could be of.
+    put("mesh/revoked-index/5-7", r#"{"at":1,"logged":0}"#).await;
+    put("mesh/revoked/4000000000000001", r#"{"at":1,"logged":0}"#).await;
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &[]).await;
+    let bundle = || node.mesh.bundle();
+    let series = Series::try_from("4000000000000001".to_owned()).unwrap();
+    let of = |index| Series::new([9; 8]).serial(index);
+    until("pushed", || bundle().is_revoked(&of(5)) && bundle().is_revoked(&of(7))).await;
+    assert!(!bundle().is_revoked(&of(4)) && !bundle().is_revoked(&of(8)));
+    assert!(!bundle().is_revoked(&series.serial(100)));
+}
+
+#[tokio::test]
+async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let a = world.joined(&authority, "a", &["db"]).await;
+    let b = world.joined(&authority, "b", &["web"]).await;
+    let away = world.joined(&authority, "c", &["api"]).await;
+    away.agent.shutdown().await;
+    let before = a.identity("service/db");
+    let verify = |mesh: &Mesh, chain: &[CertificateDer<'static>]| {
+        mesh.verify(chain, Role::Client, UnixTime::now()).map_err(|refusal| refusal.to_string())
+    };
+    verify(&b.mesh, before.chain()).unwrap();
+    let index = wiretight_keys::x509::serial(&before.chain()[1]).unwrap().index();
+
+    let told = authority.affected(index, index).await.unwrap();
+    assert!(told.intermediate_in_use && !told.authority && told.names.is_empty(), "{told:?}");
+    let leaf = before.leaf().serial.index();
+    let told = authority.affected(leaf, leaf).await.unwrap();
+    assert!(!told.intermediate_in_use, "{told:?}");
+    assert_eq!(Vec::from_iter(told.names), ["spiffe://example.org/service/db"]);
+    assert!(a.identity("service/db").leaf() == before.leaf(), "to ask changes nothing");
+
+    authority.revoke(index, index).await.unwrap();
+    until("refused, and for the right reason", || {
+        let refused = verify(&b.mesh, before.chain()).err();
+        refused.is_some_and(|why| why.contains("the intermediate certificate"))
+    })
+    .await;
+    let back = |node: &Node, what: &str| {
+        node.agent.ready() && verify(&b.mesh, node.identity(what).chain()).is_ok()
+    };
+    until("a and b are back", || back(&a, "service/db") && back(&b, "service/web")).await;
+    let again = world.node("c", TokenSource::None, &["api"]).await;
+    until("one that was away, too", || again.has("service/api") && back(&again, "service/api"))
+        .await;
+    // What is revoked stays so, and nothing is issued under it after a restart.
+    let authority = world.restart(authority).await;
+    a.agent.renew_now().await.unwrap();
+    assert!(verify(&b.mesh, before.chain()).is_err());
+    assert!(back(&a, "service/db"));
+    drop(authority);
+}
+
+#[tokio::test]
+async fn an_identity_that_is_revoked_by_its_index_is_had_anew() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &["db"]).await;
+    for what in ["service/db", "node/a"] {
+        let serial = node.identity(what).leaf().serial;
+        authority.revoke(serial.index(), serial.index()).await.unwrap();
+        until("another one", || {
+            node.has(what) && node.identity(what).leaf().serial != serial && node.agent.ready()
+        })
+        .await;
+        assert!(node.mesh.bundle().is_revoked(&serial));
+        node.connected().await;
+    }
+    // The authority's own.
+    let told = authority.affected(0, authority.log().status().size - 1).await.unwrap();
+    assert!(told.authority && told.intermediate_in_use && told.unread == 0, "{told:?}");
+    authority.revoke(told.from, told.to).await.unwrap();
+    node.agent.renew_now().await.unwrap();
+    until("ready", || node.agent.ready()).await;
+}

@@ -32,7 +32,7 @@ use wiretight::log::sequencer::LogError;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::fingerprint;
 use wiretight_keys::{
-    Csr, Id, JoinToken, Name, Role, SigningKey, SpiffeId, Transparency, TrustDomain,
+    Csr, Id, JoinToken, Name, Role, Series, SigningKey, SpiffeId, Transparency, TrustDomain,
 };
 use wiretight_proxy::tls::{ALPN_CONTROL, client_config};
 use wiretight_proxy::{Identity, Mesh};
@@ -137,6 +137,7 @@ impl World {
             own_host: None,
             transparency: Transparency::NotRequired,
             max_staleness: None,
+            needs_mesh: true,
             times: AgentTimes {
                 backoff_min: Duration::from_millis(20),
                 backoff_max: Duration::from_millis(200),

@@ -83,6 +83,7 @@ async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
     let text = |path: &std::path::Path| path.display().to_string();
     let (chain, key, private, state) = (text(&chain), text(&key), text(&private), text(&state));
     let daemon = Daemon::start(&[
+        "--new",
         "--key",
         &private,
         "--state",

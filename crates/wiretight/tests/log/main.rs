@@ -4,9 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod damage;
+mod forged;
 mod http;
 mod monitor;
+mod monitor_faults;
+mod monitor_names;
 mod rig;
 mod sequencer;
 mod verify;
+mod verify_url;
 mod witness;

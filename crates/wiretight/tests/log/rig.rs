@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wiretight_tlog::cosignature::Algorithm;
@@ -167,6 +168,7 @@ pub fn stderr(output: &Output) -> String {
 pub struct Daemon {
     child: Child,
     pub addr: SocketAddr,
+    said: Arc<Mutex<String>>,
 }
 
 impl Daemon {
@@ -179,7 +181,8 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into() };
+        let said = Arc::<Mutex<String>>::default();
+        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into(), said };
         let mut lines = BufReader::new(daemon.child.stderr.take().unwrap());
         let mut said = String::new();
         loop {
@@ -190,10 +193,22 @@ impl Daemon {
             if let Some((_, rest)) = said[start..].split_once("\"listen\":\"") {
                 daemon.addr = rest.split('"').next().unwrap().parse().unwrap();
                 // Somebody has to read on, or it would lose lines.
-                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+                let all = daemon.said.clone();
+                std::thread::spawn(move || {
+                    let mut line = String::new();
+                    while lines.read_line(&mut line).is_ok_and(|n| n > 0) {
+                        all.lock().unwrap().push_str(&line);
+                        line.clear();
+                    }
+                });
                 return Ok(daemon);
             }
         }
+    }
+
+    /// What it has said since it serves.
+    pub fn output(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// SIGKILL.
@@ -292,11 +307,31 @@ impl Hook {
 
 /// Serves the files of a directory over HTTP, each request on a connection of its own.
 pub fn serve(dir: PathBuf) -> SocketAddr {
+    serve_with(dir, |_| None)
+}
+
+/// What a server does instead of answering with the file.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Status(u16),
+    /// 429, and how many seconds to wait.
+    TooOften(u64),
+    Hang,
+    TooLong,
+    Gzip,
+}
+
+/// The same, but for the paths for which there is a fault.
+pub fn serve_with(
+    dir: PathBuf,
+    fault: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
+    let fault = std::sync::Arc::new(fault);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let dir = dir.clone();
+            let (dir, fault) = (dir.clone(), fault.clone());
             std::thread::spawn(move || {
                 let mut stream = BufReader::new(stream.unwrap());
                 let mut first = String::new();
@@ -305,13 +340,25 @@ pub fn serve(dir: PathBuf) -> SocketAddr {
                 while stream.read_line(&mut line).unwrap() > 2 {
                     line.clear();
                 }
-                let path = first.split(' ').nth(1).unwrap().trim_start_matches('/');
-                let (status, body) = match std::fs::read(dir.join(path)) {
-                    Ok(body) => ("200 OK", body),
-                    Err(_) => ("404 Not Found", Vec::new()),
+                let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+                let (mut status, mut body) = match std::fs::read(dir.join(path)) {
+                    Ok(body) => ("200 OK".to_owned(), body),
+                    Err(_) => ("404 Not Found".into(), Vec::new()),
                 };
+                let mut more = String::new();
+                match fault(path) {
+                    None => {}
+                    Some(Fault::Status(code)) => status = format!("{code} Fault"),
+                    Some(Fault::TooOften(seconds)) => {
+                        status = "429 Too Many Requests".into();
+                        more = format!("retry-after: {seconds}\r\n");
+                    }
+                    Some(Fault::Hang) => std::thread::sleep(Duration::from_secs(3600)),
+                    Some(Fault::TooLong) => body.resize(20 << 20, 0),
+                    Some(Fault::Gzip) => more = "content-encoding: gzip\r\n".into(),
+                }
                 let head = format!(
-                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                    "HTTP/1.1 {status}\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n",
                     body.len()
                 );
                 let _ = stream.get_mut().write_all(&[head.as_bytes(), &body].concat());
@@ -363,8 +410,18 @@ pub fn s3_server() -> Option<S3Server> {
 }
 
 impl S3Server {
+    /// Where it is.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// A new bucket there.
     pub fn bucket(&self) -> wiretight::log::bucket::Bucket {
+        self.bucket_through(self.addr, "some/prefix")
+    }
+
+    /// The same, at another prefix, which is reached at this address.
+    pub fn bucket_through(&self, way: SocketAddr, prefix: &str) -> wiretight::log::bucket::Bucket {
         use std::io::{Read, Write};
         let mut socket = std::net::TcpStream::connect(self.addr).unwrap();
         let host = self.addr;
@@ -377,15 +434,15 @@ impl S3Server {
         socket.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let store = object_store::aws::AmazonS3Builder::new()
-            .with_url("s3://tiles/some/prefix")
-            .with_endpoint(format!("http://{host}"))
+            .with_url(format!("s3://tiles/{prefix}"))
+            .with_endpoint(format!("http://{way}"))
             .with_allow_http(true)
             .with_region("us-east-1")
             .with_access_key_id("key")
             .with_secret_access_key("secret")
             .build()
             .unwrap();
-        let prefix = object_store::path::Path::from("some/prefix");
+        let prefix = object_store::path::Path::from(prefix);
         wiretight::log::bucket::Bucket::new(std::sync::Arc::new(store), prefix, "s3://tiles".into())
     }
 }

@@ -19,31 +19,41 @@ use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::tree::{self, Node};
 use wiretight_tlog::{
-    Cosigner, Frontier, Hash, LogSigner, Policy, Proof, SignedCheckpoint, TreeError,
+    Cosigner, Frontier, Hash, LogSigner, Policy, Proof, Signature, SignedCheckpoint, TreeError,
 };
-
-const NOW: u64 = 1_800_000_000;
 
 fn name(text: &str) -> KeyName {
     KeyName::new(text).unwrap()
 }
 
-/// A witness as the specification has it, in memory; it can be away.
+/// How a witness answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    Honest,
+    /// Its cosignature, and lines under the same name and key ID that are none.
+    Junk,
+    /// A cosignature that states this time.
+    Time(u64),
+}
+
+/// A witness as the specification has it, in memory; it can be away, and it can misbehave.
 pub struct MemoryWitness {
     cosigner: Cosigner,
     log: wiretight_tlog::LogKey,
     seen: Mutex<(u64, Hash)>,
     pub away: AtomicBool,
+    manner: Mutex<Manner>,
     /// Every checkpoint that it was shown and that the log had signed, by size: two roots of one size are a fork.
     shown: Mutex<BTreeMap<u64, Hash>>,
 }
 
 impl MemoryWitness {
-    fn new(n: u8, log: &LogSigner) -> Arc<MemoryWitness> {
+    fn new(n: u8, algorithm: Algorithm, log: &LogSigner) -> Arc<MemoryWitness> {
         let witness = name(&format!("witness.example/{n}"));
-        let cosigner = Cosigner::from_seed(witness, Algorithm::Ed25519, &[n; 32]).unwrap();
+        let cosigner = Cosigner::from_seed(witness, algorithm, &[n; 32]).unwrap();
         let (seen, log) = (Mutex::new((0, Hash::empty())), log.public().clone());
-        Arc::new(MemoryWitness { cosigner, log, seen, away: false.into(), shown: Mutex::default() })
+        let (away, shown, manner) = (false.into(), Mutex::default(), Mutex::new(Manner::Honest));
+        Arc::new(MemoryWitness { cosigner, log, seen, away, manner, shown })
     }
 }
 
@@ -70,28 +80,42 @@ impl Witness for MemoryWitness {
             return Ok(Answer::Refused("the proof does not hold".into()));
         }
         *seen = new;
-        let line = self.cosigner.cosign(&checkpoint, NOW).unwrap();
-        Ok(Answer::Cosigned(format!("{line}\n")))
+        let manner = *self.manner.lock().unwrap();
+        let time = if let Manner::Time(time) = manner { time } else { super::rig::now() };
+        let line = self.cosigner.cosign(&checkpoint, time).unwrap();
+        let mut lines = format!("{line}\n");
+        if manner == Manner::Junk {
+            let junk = |n| Signature { bytes: vec![n; 500], ..line.clone() };
+            (0..40).for_each(|n| lines.push_str(&format!("{}\n", junk(n))));
+        }
+        Ok(Answer::Cosigned(lines))
     }
 }
 
 /// A log and its three witnesses, of which two are enough.
-struct World {
+pub struct World {
     dir: tempfile::TempDir,
-    private: String,
-    witnesses: Vec<Arc<MemoryWitness>>,
-    policy: Policy,
+    pub private: String,
+    pub witnesses: Vec<Arc<MemoryWitness>>,
+    pub policy: Policy,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
+        World::of(&[Algorithm::Ed25519; 3], 2)
+    }
+
+    /// One with these witnesses, of which so many are enough.
+    fn of(algorithms: &[Algorithm], needed: usize) -> World {
         let signer = LogSigner::generate(name("log.example/a")).unwrap();
-        let witnesses: Vec<_> = (1..=3).map(|n| MemoryWitness::new(n, &signer)).collect();
-        let mut text = format!("log {}\n", signer.public());
+        let witness = |(n, algorithm): (u8, &Algorithm)| MemoryWitness::new(n, *algorithm, &signer);
+        let witnesses: Vec<_> = (1..).zip(algorithms).map(witness).collect();
+        let (mut text, mut names) = (format!("log {}\n", signer.public()), String::new());
         for (n, witness) in witnesses.iter().enumerate() {
             text.push_str(&format!("witness w{n} {}\n", witness.cosigner.public()));
+            names.push_str(&format!(" w{n}"));
         }
-        text.push_str("group two 2 w0 w1 w2\nquorum two\n");
+        text.push_str(&format!("group enough {needed}{names}\nquorum enough\n"));
         World {
             dir: tempfile::tempdir().unwrap(),
             private: signer.to_private().unwrap().to_string(),
@@ -100,15 +124,15 @@ impl World {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn storage(&self) -> Arc<dyn Storage> {
+    pub fn storage(&self) -> Arc<dyn Storage> {
         Arc::new(Directory::open(self.path().join("log")).unwrap())
     }
 
-    async fn store(&self) -> Arc<dyn Store> {
+    pub async fn store(&self) -> Arc<dyn Store> {
         // The one before closes on a thread of its own, and has the file until then.
         let patience = Instant::now() + Duration::from_secs(10);
         loop {
@@ -120,7 +144,7 @@ impl World {
         }
     }
 
-    async fn start_on(
+    pub async fn start_on(
         &self,
         storage: Arc<dyn Storage>,
         store: Arc<dyn Store>,
@@ -131,12 +155,12 @@ impl World {
         Log::start(Params { signer, policy, ways, storage, store }).await
     }
 
-    async fn start(&self) -> Result<Log, LogError> {
+    pub async fn start(&self) -> Result<Log, LogError> {
         self.start_on(self.storage(), self.store().await).await
     }
 
     /// Why a log that does not take an entry does not.
-    async fn refused(&self) -> String {
+    pub async fn refused(&self) -> String {
         let refused = match self.start().await {
             Err(e) => e,
             Ok(log) => {
@@ -151,11 +175,11 @@ impl World {
 }
 
 /// Reads the whole log from its files, and checks it as an outsider would.
-async fn audit(world: &World) -> Vec<Vec<u8>> {
+pub async fn audit(world: &World) -> Vec<Vec<u8>> {
     audit_in(world, &world.storage()).await
 }
 
-async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
+pub async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
     let note = storage.get(CHECKPOINT, 1 << 20).await.unwrap().expect("it was published");
     let signed = SignedCheckpoint::parse(str::from_utf8(&note).unwrap()).unwrap();
     let tree = world.policy.witnessed(&signed).unwrap().checkpoint().clone();
@@ -185,7 +209,7 @@ async fn audit_in(world: &World, storage: &Arc<dyn Storage>) -> Vec<Vec<u8>> {
     entries
 }
 
-fn holds(world: &World, proof: &Proof, entry: &[u8]) {
+pub fn holds(world: &World, proof: &Proof, entry: &[u8]) {
     let text = proof.to_string();
     let proof = Proof::parse(&text).unwrap();
     proof.verify(&world.policy, Hash::leaf(entry)).unwrap();
@@ -310,6 +334,65 @@ async fn without_a_quorum_it_waits_and_recovers_by_itself() {
         sleep(Duration::from_millis(100)).await;
     }
     panic!("the witness was left behind: {:?}", log.status());
+}
+
+#[tokio::test]
+async fn one_bad_witness_of_three_stops_nothing_and_is_named() {
+    for manner in [Manner::Junk, Manner::Time(1), Manner::Time(super::rig::now() + 3600)] {
+        let world = World::new();
+        *world.witnesses[0].manner.lock().unwrap() = manner;
+        let log = world.start().await.unwrap();
+        // Whichever of them are there: what is appended is believed, and small.
+        for away in [None, Some(1), Some(2)] {
+            world.witnesses.iter().for_each(|w| w.away.store(false, Ordering::SeqCst));
+            if let (Some(n), Manner::Junk) = (away, manner) {
+                world.witnesses[n].away.store(true, Ordering::SeqCst);
+            }
+            let appended = timeout(Duration::from_secs(20), log.append(b"entry".into())).await;
+            let proof = appended.expect("nothing waits for it").unwrap();
+            let witnessed = proof.verify(&world.policy, Hash::leaf(b"entry")).unwrap();
+            witnessed.fresh(super::rig::now(), 60).unwrap();
+            assert_eq!(proof.checkpoint.note().signatures().len(), 3, "the log's and two");
+            assert!(proof.to_string().len() <= world.policy.largest_proof());
+        }
+        let named = async {
+            while log.status().witnesses[0].problem.is_none() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), named).await.expect("it is named");
+        let status = log.status();
+        let problem = status.witnesses[0].problem.as_ref().unwrap();
+        let word = if manner == Manner::Junk { "40 lines" } else { "clock" };
+        assert!(problem.contains(word), "{manner:?}: {problem}");
+        // It is no part of the quorum, but by what it has done right.
+        world.witnesses[2].away.store(false, Ordering::SeqCst);
+        world.witnesses[1].away.store(true, Ordering::SeqCst);
+        let alone = timeout(Duration::from_secs(2), log.append(b"alone".into())).await;
+        assert_eq!(alone.is_ok(), manner == Manner::Junk, "{manner:?}");
+        log.close().await;
+    }
+}
+
+#[tokio::test]
+async fn five_of_five_post_quantum_witnesses_fit_into_a_certificate() {
+    let world = World::of(&[Algorithm::MlDsa44; 5], 5);
+    let most = wiretight_keys::logged::MAX_PROOF;
+    assert!(world.policy.largest_proof() <= most);
+    let log = world.start().await.unwrap();
+    let proof = log.append(b"entry".into()).await.unwrap();
+    assert!(proof.to_string().len() > 16 * 1024);
+    holds(&world, &proof, b"entry");
+    // One more than there is room for is known without trying.
+    let seven = World::of(&[Algorithm::MlDsa44; 7], 7);
+    assert!(seven.policy.largest_proof() > most);
+    // With two of seven only two are carried.
+    let world = World::of(&[Algorithm::MlDsa44; 7], 2);
+    let log = world.start().await.unwrap();
+    log.append(b"first".into()).await.unwrap();
+    let proof = log.append(b"entry".into()).await.unwrap();
+    assert_eq!(proof.checkpoint.note().signatures().len(), 3);
+    holds(&world, &proof, b"entry");
 }
 
 #[tokio::test]

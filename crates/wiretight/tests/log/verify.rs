@@ -180,6 +180,16 @@ fn a_certificate_carries_its_proof() {
         &[&world.file("short.pem", x509::to_pem([&short]))],
         &["1 of the policy's witnesses"],
     );
+    // A new proof of an entry that was made long ago: nodes refuse it, and so does this.
+    let old = Period { not_before: now() - 3600, not_after: now() + 3600 };
+    let id = "spiffe://example.org/service/db".parse().unwrap();
+    let (spki, algorithm) = (key.public_key(), key.algorithm());
+    let tbs = Tbs::new(&Profile::Leaf(id), &spki, old, [7; 16], None, algorithm).unwrap();
+    world.log.entries.push(tbs.entry().unwrap());
+    let proof = world.log.proof(22, world.cosigned(23));
+    let late = tbs.proved(&proof).unwrap().sign(&key).unwrap();
+    let late = world.file("late.pem", x509::to_pem([&late]));
+    world.refused(&[&late], &["was not issued when it was logged"]);
 }
 
 #[tokio::test]

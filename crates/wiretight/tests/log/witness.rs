@@ -1,14 +1,19 @@
 //! The witness: every answer of the specification over HTTP, and that it never signs two histories, whatever happens.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use wiretight::log::witness::state::StateError;
-use wiretight::log::witness::{Answer, OpenError, WitnessCore};
-use wiretight_tlog::{Cosigner, SignedCheckpoint, WitnessKey};
+use wiretight::log::evidence::MAX_FILES;
+use wiretight::log::witness::state::{Start, StateError};
+use wiretight::log::witness::{Answer, OpenError, WitnessCore, origin_hash};
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::{Cosigner, Note, Signature, SignedCheckpoint, WitnessKey};
 
-use super::rig::{Daemon, Log, cosigner, now, request, stderr, stdout, wiretight};
+use super::rig::{
+    Daemon, Log, Reply, cosigner, eventually, now, request, stderr, stdout, wiretight,
+};
 
 /// A witness process with two keys, of these logs.
 struct Witness {
@@ -39,9 +44,15 @@ impl Witness {
         self.dir.path().join("state")
     }
 
+    /// The first start makes the state; every later one has to find it.
     fn start(&self) -> Result<Daemon, String> {
+        self.start_as(if self.state().exists() { Start::Known } else { Start::New })
+    }
+
+    fn start_as(&self, start: Start) -> Result<Daemon, String> {
         let state = self.state().display().to_string();
         let mut args = vec!["--state", &state, "--key", &self.keys[0], "--key", &self.keys[1]];
+        args.extend((start == Start::New).then_some("--new"));
         self.logs.iter().for_each(|log| args.extend(["--log", log]));
         Daemon::start(&args)
     }
@@ -109,11 +120,33 @@ fn each_answer_is_that_of_the_specification() {
     refused(422, &format!("old 256\n\n{}", log.signed(300)));
     refused(422, &format!("{}\n\n{}", proof_of(&log), fork.signed(300)));
     refused(422, &fork.body(256, 300));
-    // 409: another tree of the same size, with whatever old size.
-    assert_eq!(refused(409, &fork.body(256, 256)).body, "256\n");
+    // Another tree of the same size: 422, and 409 where the old size is not that of the last one.
+    assert!(refused(422, &fork.body(256, 256)).body.contains("two histories"));
     assert_eq!(refused(409, &fork.body(100, 256)).body, "256\n");
+    // The empty tree with a root that it cannot have; but first, who says so?
+    let nothing = |by: &Log| {
+        let mut note =
+            Note::new(format!("{}\n0\n{}\n", by.origin(), log.checkpoint(1).root)).unwrap();
+        by.signer.sign(&mut note);
+        format!("old 0\n\n{note}")
+    };
+    refused(422, &nothing(&log));
+    refused(404, &nothing(&unknown));
+    refused(403, &nothing(&stranger));
+    // A good line and a bad one of the log's key: the note is malformed. Lines of others do no harm.
+    let junk = |name: KeyName, id| Signature { name, id, bytes: vec![7; 64] }.to_string();
+    let key = log.signer.public();
+    let body = log.body(256, 300);
+    refused(403, &format!("{body}{}\n", junk(key.name().clone(), key.id())));
+    let (text, line) = body.rsplit_once("\n\n").unwrap();
+    refused(403, &format!("{text}\n\n{}\n{line}", junk(key.name().clone(), key.id())));
     // And what is right is still cosigned.
-    cosigned(300, &log.body(256, 300));
+    let others = format!(
+        "{}\n{}\n",
+        junk(key.name().clone(), [7; 4]),
+        junk(KeyName::new("log.example/z").unwrap(), key.id())
+    );
+    cosigned(300, &format!("{}{others}", log.body(256, 300)));
     let evidence: Vec<_> = std::fs::read_dir(witness.state().join("evidence")).unwrap().collect();
     let read = |word: &str| {
         let find = |f: &&std::io::Result<std::fs::DirEntry>| {
@@ -128,6 +161,24 @@ fn each_answer_is_that_of_the_specification() {
     assert!(read("-not-proved-").contains(&log.signed(256).to_string()));
     // Two trees of size 300 without a proof, one of 256 with a spare hash, one forked.
     assert_eq!(evidence.len(), 4);
+
+    // What a monitor asks for: the last one, with the signatures of the log and the cosignatures, and nothing else.
+    let shown = |daemon: &Daemon, log: &Log| {
+        let path = format!("/{}/checkpoint", origin_hash(&log.origin()));
+        request(daemon.addr, "GET", &path, b"").unwrap()
+    };
+    let whole = |reply: &Reply| {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let signed = SignedCheckpoint::parse(&reply.body).unwrap();
+        assert_eq!(signed.verified_by(log.signer.public()), Some(&log.checkpoint(300)));
+        let times = [0, 1].map(|n: usize| witness.vkeys[n].cosigned(&signed).expect("cosigned"));
+        assert_eq!(signed.note().signatures().len(), 3);
+        times
+    };
+    let times = whole(&shown(&daemon, &log));
+    assert_eq!(shown(&daemon, &other).status, 404, "nothing was cosigned");
+    assert_eq!(shown(&daemon, &unknown).status, 404);
+    assert_eq!(request(daemon.addr, "GET", "/x/checkpoint", b"").unwrap().status, 404);
 
     let page = request(daemon.addr, "GET", "/", b"").unwrap();
     for line in [
@@ -152,6 +203,8 @@ fn each_answer_is_that_of_the_specification() {
         413
     );
     assert!(daemon.stop());
+    let daemon = witness.start().unwrap();
+    assert_eq!(whole(&shown(&daemon, &log)), times, "after a start, too");
 }
 
 #[test]
@@ -163,6 +216,7 @@ fn of_two_histories_that_come_together_one_is_signed() {
         let dir = tempfile::tempdir().unwrap();
         let core = WitnessCore::open(
             &dir.path().join("state"),
+            Start::New,
             vec![log.signer.public().clone()],
             vec![cosigner(0)],
         );
@@ -208,7 +262,7 @@ fn what_was_acknowledged_survives_kills() {
                     request(addr, "POST", "/add-checkpoint", fork.body(size, size).as_bytes())
                         .unwrap()
                         .status,
-                    409
+                    422
                 );
                 assert_eq!(
                     request(addr, "POST", "/add-checkpoint", fork.body(size, size + 1).as_bytes())
@@ -282,9 +336,27 @@ fn a_witness_without_its_memory_does_not_start() {
     }
     std::fs::remove_file(&file).unwrap();
     let refused = witness.start().err().unwrap();
+    assert!(refused.contains("holds no state") && refused.contains("--new"), "{refused}");
+    // Evidence shows that it has run.
+    let refused = witness.start_as(Start::New).err().unwrap();
+    assert!(refused.contains("has run before"), "{refused}");
+    // All of it is gone: below an unmounted mount point, or deleted.
+    let aside = witness.dir.path().join("aside");
+    std::fs::rename(witness.state(), &aside).unwrap();
+    let refused = witness.start_as(Start::Known).err().unwrap();
+    assert!(refused.contains("holds no state") && refused.contains("mounted"), "{refused}");
+    assert!(!witness.state().exists(), "nothing is made where a disk may be missing");
+    std::fs::create_dir(witness.state()).unwrap();
+    std::fs::set_permissions(witness.state(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let refused = witness.start_as(Start::Known).err().unwrap();
     assert!(refused.contains("holds no state"), "{refused}");
-    // The positive twin.
+    std::fs::remove_dir(witness.state()).unwrap();
+    std::fs::rename(&aside, witness.state()).unwrap();
+    // The positive twins.
     std::fs::write(&file, &good).unwrap();
+    let refused = witness.start_as(Start::New).err().unwrap();
+    assert!(refused.contains("has run before"), "{refused}");
+    assert_eq!(std::fs::read(&file).unwrap(), good, "it is left as it was found");
     let daemon = witness.start().unwrap();
     assert_eq!(
         request(daemon.addr, "POST", "/add-checkpoint", log.body(0, 20).as_bytes()).unwrap().body,
@@ -298,9 +370,11 @@ fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let open = |log: &Log| {
-        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap()
+    let open_as = |start, log: &Log| {
+        WitnessCore::open(&state, start, vec![log.signer.public().clone()], vec![cosigner(0)])
     };
+    let open = |log: &Log| open_as(Start::Known, log).unwrap();
+    drop(open_as(Start::New, &a).unwrap());
     let add = |core: &WitnessCore, body: String| {
         runtime.block_on(core.add_checkpoint(body.as_bytes(), now()))
     };
@@ -309,10 +383,7 @@ fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
     let core = open(&a);
     assert_eq!(add(&core, a.body(0, 20)), Answer::Behind(9));
     assert_eq!(add(&core, b.body(0, 20)), Answer::UnknownLog);
-    assert!(matches!(
-        WitnessCore::open(&state, vec![a.signer.public().clone()], vec![cosigner(0)]),
-        Err(OpenError::State(StateError::InUse(_)))
-    ));
+    assert!(matches!(open_as(Start::Known, &a), Err(OpenError::State(StateError::InUse(_)))));
 }
 
 #[test]
@@ -320,8 +391,10 @@ fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
     let log = Log::of("log.example/a", 20);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
-    let core =
-        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap();
+    let open = |start| {
+        WitnessCore::open(&state, start, vec![log.signer.public().clone()], vec![cosigner(0)])
+    };
+    let core = open(Start::New).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let add = |body: String| runtime.block_on(core.add_checkpoint(body.as_bytes(), now()));
     assert_eq!(add(log.body(0, 7)).status(), 200);
@@ -330,12 +403,13 @@ fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
     std::fs::rename(&file, &aside).unwrap();
     std::fs::create_dir(&file).unwrap();
     assert_eq!(add(log.body(7, 9)).status(), 503);
-    assert_eq!(add(log.body(9, 9)).status(), 503, "not even again");
+    assert_eq!(add(log.body(7, 9)).status(), 503, "not even again");
+    assert_eq!(add(log.body(9, 9)), Answer::Behind(7), "what was not cosigned is not said to be");
+    assert_eq!(add(log.body(7, 7)).status(), 200, "what was can be again");
     std::fs::remove_dir(&file).unwrap();
-    assert_eq!(add(log.body(9, 9)).status(), 200);
+    assert_eq!(add(log.body(7, 9)).status(), 200);
     drop(core);
-    let core =
-        WitnessCore::open(&state, vec![log.signer.public().clone()], vec![cosigner(0)]).unwrap();
+    let core = open(Start::Known).unwrap();
     assert_eq!(core.logs()[0].tree.unwrap().0, 9);
 }
 
@@ -366,10 +440,41 @@ fn off_this_machine_it_speaks_https_alone() {
         "{}",
         stderr(&again)
     );
-    use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(&witness.keys[0]).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let key = std::fs::read_to_string(&witness.keys[0]).unwrap();
     assert!(key.starts_with("PRIVATE+KEY+witness.example/w+"));
     assert_eq!(Cosigner::parse(&key).unwrap().public(), &witness.vkeys[0]);
+}
+
+/// Anybody can send what the log has signed without a proof, as often as the log signs.
+#[test]
+fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
+    let log = Log::of("log.example/a", 3 * MAX_FILES);
+    let witness = Witness::new(&[&log]);
+    let daemon = witness.start().unwrap();
+    let add =
+        |body: &str| request(daemon.addr, "POST", "/add-checkpoint", body.as_bytes()).unwrap();
+    assert_eq!(add(&log.body(0, 10)).status, 200);
+    for size in 11..2 * MAX_FILES {
+        assert_eq!(add(&format!("old 10\n\n{}", log.signed(size))).status, 422);
+    }
+    let files = || -> Vec<String> {
+        let files = std::fs::read_dir(witness.state().join("evidence")).unwrap();
+        files.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect()
+    };
+    let kept = |text: &str| files().iter().any(|file| file.contains(text));
+    assert_eq!(files().len(), MAX_FILES);
+    // One that cannot be proved to be a fork by itself, and one that can.
+    let (fork, other) = (log.forked(5, 20), log.forked(5, 10));
+    assert_eq!(add(&fork.body(10, 20)).status, 422);
+    assert!(kept(&fork.signed(20).to_string()));
+    assert_eq!(add(&other.body(10, 10)).status, 422);
+    assert!(kept(&other.signed(10).to_string()));
+    eventually("each is a line", || {
+        let said = daemon.output();
+        said.contains("\"size\":20") && said.contains("two different trees of one size")
+    });
+    // The control: what is right is still cosigned.
+    assert_eq!(add(&log.body(10, 20)).status, 200);
 }

@@ -333,7 +333,7 @@ fn after_a_machine_was_removed_the_others_have_a_certificate_whose_key_it_never_
     }
     let all = Edges::start("share = \"www\"", true);
     let chain = all.serve_one();
-    all.auth.cli(&["node", "remove", "e2"]).good();
+    all.auth.cli(&["node", "remove", "e2", "--yes"]).good();
     wait_for("another certificate", || all.served(0).is_some_and(|now| now != chain));
     assert_eq!(all.orders(), 2);
     // The one that is gone learns of none.

@@ -170,7 +170,7 @@ fn authority_stands_still(rig: &mut Rig, _: usize) {
 }
 
 fn removed(rig: &mut Rig, side: usize) {
-    rig.authority.cli(&["node", "remove", NAMES[side]]).good();
+    rig.authority.cli(&["node", "remove", NAMES[side], "--yes"]).good();
     // It runs on, and is protected by `protect` alone.
     rig.pause(300, 1000);
     rig.nodes[side].kill();

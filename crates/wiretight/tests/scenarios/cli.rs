@@ -59,6 +59,20 @@ fn completions_and_manual_pages_are_made() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let made = Ran::of(wiretight().args(["completions", shell]), "").good();
         assert!(made.out.len() > 1000 && made.out.contains("wiretight"), "{shell}: {}", made.out);
+        for hidden in ["rules-keeper", "dns-hook"] {
+            assert!(!made.out.contains(hidden), "{shell}: {hidden} is no verb of an operator's");
+        }
+        // What an option takes is completed, and what a verb takes where the shell's script can.
+        let of_options = ["sarif", "acceptable", "bcp195"];
+        let of_verbs = ["strict", "prepare-root"];
+        let (options, verbs) = match shell {
+            "bash" | "zsh" => (&of_options[..], &of_verbs[..]),
+            "fish" => (&of_options[..], &[][..]),
+            _ => (&[][..], &[][..]),
+        };
+        for value in options.iter().chain(verbs) {
+            assert!(made.out.contains(value), "{shell}: {value}");
+        }
     }
     let world = World::new();
     let dir = world.path("man/man1");
@@ -69,6 +83,79 @@ fn completions_and_manual_pages_are_made() {
     }
     let page = fs::read_to_string(dir.join("wiretight.1")).unwrap();
     assert!(page.contains(".TH wiretight 1"), "{page}");
+    for page in pages.iter().map(|page| dir.join(page)) {
+        let text = fs::read_to_string(&page).unwrap();
+        assert!(
+            !text.contains("EXTRA") && !text.contains("rules\\-keeper"),
+            "{}: {text}",
+            page.display()
+        );
+    }
+    // Examples stay a line each.
+    let page = fs::read_to_string(dir.join("wiretight-mode.1")).unwrap();
+    let examples = page.split(".SH \"EXAMPLES\"\n.nf\n").nth(1).unwrap();
+    assert!(examples.lines().any(|line| line.starts_with("wiretight mode confirm  ")), "{page}");
+    assert!(page.contains(".SH \"EXIT STATUS\""), "{page}");
+}
+
+/// Whatever prints ends without a word when nobody reads on.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let world = World::new();
+    let node = world.node("n1", "");
+    let file = node.file();
+    let shell = |line: &str| {
+        let mut command = std::process::Command::new("sh");
+        let wiretight = env!("CARGO_BIN_EXE_wiretight");
+        command.args(["-c", &format!("{{ {wiretight} {line}; echo \"status $?\" >&2; }} | true")]);
+        Ran::of(&mut command, "")
+    };
+    for line in [
+        "completions bash".to_owned(),
+        "completions zsh".to_owned(),
+        "check --example".to_owned(),
+        format!("check {}", file.display()),
+        "--help".to_owned(),
+    ] {
+        let ran = shell(&line);
+        assert_eq!(ran.err, "status 0\n", "{line}");
+    }
+}
+
+#[test]
+fn an_error_is_json_where_json_was_asked_for_and_is_said_once() {
+    let world = World::new();
+    let mut node = world.node("n1", "");
+    let ran = node.cli(&["status", "--json"]);
+    let error: Value = serde_json::from_str(&ran.err).unwrap();
+    assert!(error["error"].as_str().unwrap().contains("no node is running"), "{ran:?}");
+    fs::write(node.file(), "[node]\n[tunel]\n").unwrap();
+    let ran = node.cli(&["status", "--json"]);
+    let error: Value = serde_json::from_str(&ran.err).unwrap();
+    let problems: Vec<_> =
+        error["errors"].as_array().unwrap().iter().map(|e| &e["problem"]).collect();
+    assert!(ran.code == Some(2) && problems.contains(&&json!("no such section")), "{ran:?}");
+    for section in ["[witnesses]", "[log]", "[[acme]]"] {
+        assert!(ran.err.contains(section), "{ran:?}");
+    }
+    let none = Ran::of(wiretight().args(["check", "/nonexistent/w.toml"]), "");
+    assert!(none.err.contains("wiretight check --example"), "{none:?}");
+    let example = Ran::of(wiretight().args(["check", "--example"]), "").good();
+    fs::write(node.file(), &example.out).unwrap();
+
+    node.write("");
+    node.start();
+    wait_for("it says what is missing", || {
+        node.http("GET", "/v1/status", "").is_ok_and(|(_, status)| status.contains("join token"))
+    });
+    let status = node.cli(&["status"]);
+    assert_eq!(
+        status.out.replace("\n    ", " ").matches("cannot be read").count(),
+        1,
+        "{}",
+        status.out
+    );
+    assert!(status.out.lines().all(|line| line.chars().count() <= 100), "{}", status.out);
 }
 
 #[test]
@@ -77,7 +164,7 @@ fn check_tells_good_from_bad() {
     let node = world.node("n1", &service("db", free(), "127.0.0.1:5432", "\"service/web\""));
     let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
     let good = check(&[]).good();
-    assert!(good.out.contains("is good: node n1 of example.org, 1 services, 0 dials"), "{good:?}");
+    assert!(good.out.contains("is good: node n1 of example.org, 1 service, 0 dials"), "{good:?}");
     let good = check(&["--json"]).good().json();
     assert_eq!((&good["ok"], &good["services"]), (&json!(true), &json!(["db"])));
 
@@ -105,6 +192,59 @@ fn check_tells_good_from_bad() {
     // `run` refuses what `check` refuses.
     let ran = Ran::of(wiretight().args(["run", "--config"]).arg(node.file()), "");
     assert!(ran.code == Some(2) && ran.err.contains("foward"), "{ran:?}");
+}
+
+#[test]
+fn check_reads_the_policy_of_the_witnesses_and_says_what_it_is_worth() {
+    use wiretight_tlog::cosignature::Algorithm::{Ed25519, MlDsa44};
+    let world = World::new();
+    let policy = world.path("policy");
+    let section = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
+    let node = world.node("n1", &section);
+    let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
+    let name = |text: String| wiretight_tlog::note::KeyName::new(&text).unwrap();
+    let log = wiretight_tlog::LogSigner::generate(name("log.example".into())).unwrap();
+    let write = |algorithm, quorum: &str| {
+        let mut text = format!("log {}\n", log.public());
+        for n in 0..8u8 {
+            let name = name(format!("witness.example/{n}"));
+            let key = wiretight_tlog::Cosigner::from_seed(name, algorithm, &[n; 32]).unwrap();
+            text.push_str(&format!("witness w{n} {}\n", key.public()));
+        }
+        fs::write(&policy, format!("{text}{quorum}\n")).unwrap();
+    };
+    let missing = check(&[]);
+    assert!(missing.code == Some(2) && missing.err.contains("policy"), "{missing:?}");
+    for (quorum, parts) in [
+        ("group g 2 w0 w1 w2\nquorum g", &[][..]),
+        ("quorum none", &["no witness has to see the log"]),
+        ("group g 1 w0 w1 w2\nquorum g", &["can show two histories", "one witness is enough"]),
+        ("group g any w0 w1\nquorum g", &["can show two histories", "one witness is enough"]),
+        ("group g 2 w0 w1 w2 w3\nquorum g", &["can show two histories"]),
+        ("quorum w3", &["one witness is enough"]),
+    ] {
+        write(Ed25519, quorum);
+        let good = check(&["--json"]).good().json();
+        let warnings = good["warnings"].as_array().unwrap();
+        let texts: Vec<_> = warnings.iter().filter_map(|w| w.as_str()).collect();
+        assert_eq!(texts.len(), parts.len(), "{quorum}: {texts:?}");
+        let all = check(&[]).good().out;
+        assert!(parts.iter().all(|part| all.contains(part)), "{quorum}: {all}");
+    }
+    write(MlDsa44, "group g all w0 w1 w2 w3 w4\nquorum g");
+    check(&[]).good();
+    write(MlDsa44, "group g all w0 w1 w2 w3 w4 w5 w6\nquorum g");
+    for bad in [check(&[]), check(&["--json"])] {
+        assert_eq!(bad.code, Some(2), "{bad:?}");
+        assert!(bad.all().contains("has room for 24576"), "{bad:?}");
+    }
+    // An authority does not start on it either.
+    let authority = format!("[authority]\nlisten = \"{}\"\n{section}", free());
+    node.write(&authority);
+    let ran = Ran::of(wiretight().args(["run", "--config"]).arg(node.file()), "");
+    assert!(ran.code != Some(0) && ran.err.contains("has room for"), "{ran:?}");
+    write(MlDsa44, "group g 5 w0 w1 w2 w3 w4 w5 w6\nquorum g");
+    check(&[]).good();
 }
 
 #[test]
@@ -197,6 +337,10 @@ fn status_shows_what_is_encrypted_between_whom_with_what() {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     assert!(!text.contains('\x1b'), "colour in a pipe");
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 100),
+        "wider than 100 columns:\n{text}"
+    );
     let text = pair.db.cli(&["status"]).good().out;
     for part in ["program at 127.0.0.1:", "for service/web", &web, GROUP, CIPHER] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
@@ -513,17 +657,20 @@ fn colour_is_for_terminals_that_want_it() {
     let (pair, entry) = Pair::echo("");
     once(entry).unwrap();
     // script(1) gives it a terminal.
-    let on_a_terminal = |no_color: &str| {
+    let run = |variable: &str, value: &str| {
         let line = format!(
             "{} status --config {}",
             env!("CARGO_BIN_EXE_wiretight"),
             pair.app.file().display()
         );
         let mut command = std::process::Command::new(find("script").unwrap());
-        command.args(["-qec", &line, "/dev/null"]).env("NO_COLOR", no_color);
+        command.args(["-qec", &line, "/dev/null"]).env(variable, value);
         Ran::of(&mut command, "").good().out
     };
+    let on_a_terminal = |no_color: &str| run("NO_COLOR", no_color);
+    let dumb = || run("TERM", "dumb");
     assert!(on_a_terminal("").contains("\x1b["));
+    assert!(!dumb().contains("\x1b["));
     assert!(!on_a_terminal("1").contains("\x1b["));
     assert!(!pair.app.cli(&["status"]).good().out.contains("\x1b["));
 }

@@ -185,7 +185,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
     old.exchange().expect("a session goes on when its certificate has expired");
     talks.push(old);
     let begun = Instant::now();
-    pair.auth.cli(&["node", "remove", "app1"]).good();
+    pair.auth.cli(&["node", "remove", "app1", "--yes"]).good();
     for mut talk in talks {
         let end = begun + Duration::from_secs(5);
         while talk.exchange().is_ok() {
@@ -238,7 +238,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
     // Removing nobody is said to be so.
     let nobody = pair.auth.cli(&["node", "remove", "nobody"]);
     assert!(nobody.code == Some(1) && nobody.err.contains("nobody"), "{nobody:?}");
-    let own = pair.auth.cli(&["node", "remove", "auth"]);
+    let own = pair.auth.cli(&["node", "remove", "auth", "--yes"]);
     assert!(own.code == Some(1) && own.err.contains("cannot be removed"), "{own:?}");
 }
 
@@ -370,7 +370,7 @@ fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
     let second = free();
     fs::write(pair.app.file(), old.clone() + &dial(second, "echo", "web")).unwrap();
     let ran = pair.app.cli(&["reload"]).good();
-    assert_eq!(ran.out, "in force: 0 services, 2 dials\n");
+    assert_eq!(ran.out, "Configuration applied: 0 services, 2 dials, 0 sites\n");
     once(second).unwrap();
     load.moves();
 

@@ -8,13 +8,16 @@
 
 mod acme;
 mod acme_server;
+mod backup;
 mod chaos;
 mod cli;
 mod clocks;
+mod documents;
 mod edge;
 mod foreign;
 mod intercept;
 mod life;
+mod operator;
 mod privilege;
 mod programs;
 mod rig;

@@ -78,6 +78,17 @@ fn children(pid: u32) -> Vec<u32> {
     of(pid).split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
+/// One byte: the kernel ignores a limit of zero for dumps that it pipes to a program.
+#[test]
+fn no_process_of_ours_dumps_its_memory() {
+    let world = World::new();
+    let node = world.authority("");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let line = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    let fields: Vec<_> = line.split_whitespace().rev().skip(1).take(2).collect();
+    assert_eq!(fields, ["1", "1"], "{line}");
+}
+
 #[test]
 fn a_node_of_root_keeps_what_it_needs_and_no_more() {
     if !can(&["ip", "nft"]) {

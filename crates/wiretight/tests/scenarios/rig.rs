@@ -489,7 +489,7 @@ impl Node {
 
     #[track_caller]
     pub(crate) fn token(&self, node: &str, services: &[&str]) -> String {
-        let mut args = vec!["token", "create", "--node", node];
+        let mut args = vec!["token", "create", "--yes", "--node", node];
         services.iter().for_each(|s| args.extend(["--service", s]));
         self.cli(&args).good().out
     }

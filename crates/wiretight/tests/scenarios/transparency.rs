@@ -148,6 +148,36 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     say(format!("a mesh got witnesses: {} exchanges, none lost", load.stop()));
 }
 
+// ---- Revocations by index.
+
+#[test]
+fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
+    let world = World::new();
+    // With witnesses: what takes the place of what is revoked has to be seen by them, too.
+    let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
+    let mut live = Talk::open(entry).unwrap();
+    live.exchange().unwrap();
+    let asked = auth.cli(&["revoke", "0"]);
+    assert_eq!(asked.code, Some(1), "{asked:?}");
+    for part in ["nothing was changed", "every connection of the mesh", "--yes"] {
+        assert!(asked.err.contains(part), "{asked:?}");
+    }
+    live.exchange().unwrap();
+
+    auth.cli(&["revoke", "0", "--yes"]).good();
+    let revoked = Instant::now();
+    wait_for("the live connection is cut", || live.exchange().is_err());
+    wait_for("connections are made again", || once(entry).is_ok());
+    let back = revoked.elapsed();
+    for node in [&db, &app] {
+        wait_for("the node is ready", || node.status()["ready"] == true);
+    }
+    once(entry).unwrap();
+    let asked = auth.cli(&["revoke", "0", "--json"]);
+    assert!(asked.err.contains("1 other CA certificates (entries 0)"), "{asked:?}");
+    say(format!("the intermediate revoked: connections again after {:.1} s", back.as_secs_f32()));
+}
+
 /// An authority, three witnesses of which two have to cosign, a service and its caller.
 pub(super) struct Witnessed {
     pub(super) auth: Node,
@@ -199,7 +229,7 @@ impl Witnessed {
 }
 
 /// Three that run, and the policy with them and the log of this authority.
-fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     witnesses_with(world, auth, policy, &|_| Vec::new())
 }
 
@@ -225,12 +255,14 @@ fn witnesses_with(
 }
 
 /// `wiretight witness run`
-struct WitnessProcess {
+pub(crate) struct WitnessProcess {
     name: String,
     listen: std::net::SocketAddr,
     key: String,
     files: [PathBuf; 4],
     env: Vec<(&'static str, PathBuf)>,
+    /// Certificate and key, if it serves HTTPS.
+    tls: Option<[PathBuf; 2]>,
     kid: Option<Kid>,
 }
 
@@ -241,12 +273,14 @@ impl WitnessProcess {
         let mut keygen = wiretight();
         keygen.args(["witness", "keygen", &format!("example.org/{name}"), "--out"]).arg(&files[0]);
         let key = Ran::of(&mut keygen, "").good().out.trim().to_owned();
-        WitnessProcess { name: name.into(), listen: free(), key, files, env: Vec::new(), kid: None }
+        let (name, listen, env) = (name.into(), free(), Vec::new());
+        WitnessProcess { name, listen, key, files, env, tls: None, kid: None }
     }
 
     /// Its line in the policy.
     fn line(&self) -> String {
-        format!("witness {} {} http://{}\n", self.name, self.key, self.listen)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("witness {} {} {scheme}://{}\n", self.name, self.key, self.listen)
     }
 
     fn start(&mut self) {
@@ -255,6 +289,12 @@ impl WitnessProcess {
         command.args(["witness", "run", "--listen", &self.listen.to_string(), "--key"]).arg(key);
         command.arg("--state").arg(state).arg("--policy").arg(policy);
         command.envs(self.env.iter().cloned());
+        if !state.exists() {
+            command.arg("--new");
+        }
+        if let Some([cert, key]) = &self.tls {
+            command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
+        }
         self.kid = Some(Kid::start(&mut command, log));
         wait_port(self.listen);
     }
@@ -262,6 +302,58 @@ impl WitnessProcess {
     fn kill(&mut self) {
         self.kid = None;
     }
+}
+
+/// Whose certificate is of a private CA; and a start without a quorum says which witness it waits for, and why.
+#[test]
+fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
+    if !has(&["openssl"]) {
+        return;
+    }
+    let world = World::new();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| world.path(name));
+    let shell = format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=ca -keyout {ca}.key -out {ca} && \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=witness -keyout {key} -out {ca}.csr && \
+         echo subjectAltName=IP:127.0.0.1 >{ca}.ext && \
+         openssl x509 -req -in {ca}.csr -CA {ca} -CAkey {ca}.key -days 1 -extfile {ca}.ext -out {cert}",
+        ca = ca.display(),
+        cert = cert.display(),
+        key = key.display()
+    );
+    Ran::of(Command::new("/bin/sh").args(["-c", &shell]), "").good();
+    let policy = world.path("policy");
+    let listen = free();
+    let sections = |more: &str| {
+        format!(
+            "[authority]\nlisten = \"{listen}\"\n[witnesses]\npolicy = \"{}\"\n{more}",
+            policy.display()
+        )
+    };
+    let mut auth = world.node("auth", &sections(""));
+    auth.listen = Some(listen);
+    let log = auth.cli(&["authority", "log-key"]).good().out;
+    let mut witness = WitnessProcess::new(&world, "north", &policy);
+    witness.tls = Some([cert, key]);
+    let line = witness.line();
+    fs::write(&policy, format!("log {log}{line}quorum north\n")).unwrap();
+    witness.start();
+
+    auth.start();
+    wait_for("the log names the witness, and says why", || {
+        let said = auth.log();
+        let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
+        alarm.is_some_and(|l| l.contains("\"waiting_for\":\"north (") && l.contains("private one"))
+    });
+    auth.kill();
+    auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
+    auth.start();
+    assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
+    assert!(auth.log().contains("`ca` in [witnesses], cannot be used"), "{}", auth.log());
+    auth.write(&sections(&format!("ca = \"{}\"\n", ca.display())));
+    auth.start();
+    auth.ready();
+    assert_eq!(auth.status()["log"]["witnesses"][0]["problem"], Value::Null);
 }
 
 /// Of each identity that a node has.
@@ -324,7 +416,7 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
     assert_eq!(code(Some(&member)), 200, "a member of the mesh");
     assert_eq!(code(Some(&auditor)), 200, "an auditor");
     assert_eq!(get("/tile/0/000.p/255", Some(&member)).0, 404, "a tile that is not there");
-    auth.cli(&["node", "remove", "db1"]).good();
+    auth.cli(&["node", "remove", "db1", "--yes"]).good();
     wait_for("who is removed reads no more", || code(Some(&member)) == 403);
 
     auth.kid().signal(Signal::TERM);

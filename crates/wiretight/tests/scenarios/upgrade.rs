@@ -201,7 +201,7 @@ fn who_is_removed_is_cut_in_a_process_of_before_too() {
     // Its own process has no say in it.
     pair.app.kid().signal(Signal::STOP);
     assert!(pair.db.before()[0].ended(ms(500)).is_none(), "the control: it lives on");
-    pair.auth.cli(&["node", "remove", "app1"]).good();
+    pair.auth.cli(&["node", "remove", "app1", "--yes"]).good();
     let ended = pair.db.before()[0].ended(ms(5000));
     assert!(ended.expect("nothing lives there any longer").success());
     pair.app.kid().signal(Signal::CONT);

@@ -30,7 +30,7 @@ impl Run {
                     return Err(Trouble::Removed(d.message));
                 }
                 Err(LinkError::Denied(_) | LinkError::NotTheAuthority { .. }) if fresh => {}
-                Err(e) => return Err(Trouble::Retry(e.to_string())),
+                Err(e) => return Err(e.into()),
             }
         }
         let token = token.map_err(Trouble::Retry)?.ok_or_else(|| {
@@ -56,7 +56,7 @@ impl Run {
         let addresses = self.addresses(Some(token));
         match self.ask(&key, &Ticket::Token(token), addresses).await {
             Ok(entry) => self.entered(entry, Some(membership(token))).await,
-            Err(e) => Err(Trouble::Retry(e.to_string())),
+            Err(e) => Err(e.into()),
         }
     }
 

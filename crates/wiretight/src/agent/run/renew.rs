@@ -49,9 +49,8 @@ impl Run {
             return;
         }
         let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
-        let bundle = self.mesh.bundle().roots().to_vec();
-        let (td, asks) = (&self.params.trust_domain, self.mesh.transparency());
-        let checked = link::check(td, &spiffe, chain.clone(), &key, &bundle, &asks);
+        // By all that this node knows, revocations too.
+        let checked = link::check(&self.mesh.bundle(), &spiffe, chain.clone(), &key);
         let identity = match checked {
             Ok(identity) => identity,
             Err(why) => {

@@ -1,20 +1,29 @@
-//! The keys that are expected: a text file.
+//! The keys that are expected, and the names that are watched.
 //!
 //! ```text
 //! # NAME           SHA-256 of the key's SubjectPublicKeyInfo, in hex
 //! service/db       sha256:5d41…
 //! service/db       sha256:7c21…
 //! shop.example.org sha256:90ab…
+//! spiffe://example.org sha256:11fe…
 //! ```
 //!
-//! A name is a SPIFFE ID, its path (`service/NAME`, `node/NAME`), or a DNS name.
+//! A name is a SPIFFE ID, its path (`service/NAME`, `node/NAME`), a DNS name or an address; each stands for all names of
+//! the same identity ([`Name`]). The key of an authority is expected under its trust domain (or its subject) alone: a
+//! certificate that can sign others is never what somebody expects under the name of a service.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
+
+use super::name::Name;
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 64 << 20;
+
+/// How long somebody who writes the file without renaming it is given.
+const HALF_WRITTEN: Duration = Duration::from_millis(100);
 
 /// Why the list cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +37,9 @@ pub enum ExpectError {
         source: std::io::Error,
     },
     /// A line is not as it has to be.
-    #[error("{}, line {line}: write NAME sha256:HEX, with 64 hex digits", .path.display())]
+    #[error(
+        "{}, line {line} is not NAME sha256:HEX with 64 hex digits. Write the list to another file and rename it, so that it is never read half written", .path.display()
+    )]
     Line {
         /// The file.
         path: PathBuf,
@@ -39,17 +50,32 @@ pub enum ExpectError {
 
 /// Keys, by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Expected(HashMap<String, HashSet<[u8; 32]>>);
+pub struct Expected(HashMap<Name, HashSet<[u8; 32]>>);
 
 impl Expected {
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Expected, ExpectError> {
         use std::io::Read;
         let mut text = String::new();
-        let read =
-            std::fs::File::open(path).and_then(|f| f.take(MAX_FILE).read_to_string(&mut text));
+        let read = std::fs::File::open(path)
+            .and_then(|f| f.take(MAX_FILE + 1).read_to_string(&mut text))
+            .and_then(|read| match read as u64 > MAX_FILE {
+                true => Err(std::io::Error::other(format!("it has more than {MAX_FILE} bytes"))),
+                false => Ok(()),
+            });
         read.map_err(|source| ExpectError::Read { path: path.to_owned(), source })?;
         Expected::parse(&text).map_err(|line| ExpectError::Line { path: path.to_owned(), line })
+    }
+
+    /// Reads the file; if somebody writes it just now, once that is done.
+    pub async fn read_patiently(path: &Path) -> Result<Expected, ExpectError> {
+        for _ in 0..3 {
+            if let Ok(expected) = Expected::read(path) {
+                return Ok(expected);
+            }
+            tokio::time::sleep(HALF_WRITTEN).await;
+        }
+        Expected::read(path)
     }
 
     /// Parses its text; the error is the number of the bad line.
@@ -62,59 +88,47 @@ impl Expected {
             }
             let (name, key) = line.rsplit_once([' ', '\t']).ok_or(n + 1)?;
             let key = key.strip_prefix("sha256:").and_then(unhex).ok_or(n + 1)?;
-            expected.0.entry(plain(name.trim())).or_default().insert(key);
+            expected.0.entry(Name::written(name.trim())).or_default().insert(key);
         }
         Ok(expected)
     }
 
     /// Whether this key is expected for this name of a certificate.
-    pub fn has(&self, name: &str, key: &[u8; 32]) -> bool {
-        forms(name).any(|form| self.0.get(&form).is_some_and(|keys| keys.contains(key)))
+    pub fn has(&self, name: &Name, key: &[u8; 32], is_ca: bool) -> bool {
+        if is_ca != matches!(name, Name::Domain(_) | Name::Subject(_)) {
+            return false;
+        }
+        name.forms().any(|form| self.0.get(&form).is_some_and(|keys| keys.contains(key)))
     }
 }
 
 /// A name that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watch(String);
+pub struct Watch(Name);
 
 impl FromStr for Watch {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Watch, &'static str> {
-        match plain(text.trim()) {
-            name if name.is_empty() => {
-                Err("a name is a SPIFFE ID, service/NAME, node/NAME, or a DNS name")
-            }
+        match Name::written(text.trim()) {
+            Name::Opaque(_) => Err(
+                "a name is a SPIFFE ID, service/NAME, node/NAME, a DNS name (in ASCII: xn--...) or an address",
+            ),
             name => Ok(Watch(name)),
         }
     }
 }
 
 impl Watch {
-    /// Whether it is this name of a certificate. A wildcard of the certificate's covers what it watches.
-    pub fn is_for(&self, name: &str) -> bool {
-        let wildcard = name.strip_prefix("dns:*.").map(str::to_ascii_lowercase);
-        let covered = wildcard
-            .is_some_and(|parent| self.0.split_once('.').is_some_and(|(_, rest)| rest == parent));
-        covered || forms(name).any(|form| form == self.0)
-    }
-}
-
-/// The ways in which a certificate's name may be written here.
-fn forms(name: &str) -> impl Iterator<Item = String> {
-    let path = name
-        .strip_prefix("spiffe://")
-        .and_then(|n| n.split_once('/'))
-        .map(|(_, path)| path.to_owned());
-    [Some(plain(name)), path].into_iter().flatten()
-}
-
-/// DNS names and SPIFFE IDs as they are compared. Case does not matter in DNS, and SPIFFE IDs have none in their trust
-/// domain; in their path it does.
-fn plain(name: &str) -> String {
-    match name.strip_prefix("dns:") {
-        Some(dns) => dns.to_ascii_lowercase(),
-        None if name.contains(['/', ':', '=']) => name.to_owned(),
-        None => name.to_ascii_lowercase(),
+    /// Whether one of these is for a certificate with this name. A name that cannot be compared is for everybody; an
+    /// address, too, unless addresses are watched: any watched service may be reached by it.
+    pub fn any(watched: &[Watch], name: &Name) -> bool {
+        let addresses = || watched.iter().any(|watch| matches!(watch.0, Name::Ip(_)));
+        match name {
+            _ if watched.is_empty() => false,
+            Name::Opaque(_) => true,
+            Name::Ip(_) if !addresses() => true,
+            name => watched.iter().any(|watch| watch.0.meets(name)),
+        }
     }
 }
 
@@ -133,6 +147,10 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 mod tests {
     use super::*;
 
+    fn name(text: &str) -> Name {
+        Name::of_certificate(text).unwrap()
+    }
+
     #[test]
     fn a_name_is_found_in_each_of_its_forms() {
         let (one, two) = ("11".repeat(32), "22".repeat(32));
@@ -140,14 +158,18 @@ mod tests {
             "# ours\n\nservice/db sha256:{one}\n Shop.example.org\tsha256:{one}\nsubject:CN=My CA sha256:{two}\n"
         );
         let expected = Expected::parse(&list).unwrap();
-        for name in
-            ["spiffe://example.org/service/db", "dns:shop.example.org", "dns:SHOP.example.org"]
-        {
-            assert!(expected.has(name, &[0x11; 32]), "{name}");
-            assert!(!expected.has(name, &[0x22; 32]), "{name}");
+        for text in [
+            "spiffe://example.org/service/db",
+            "dns:db.service.example.org",
+            "dns:shop.example.org",
+            "dns:SHOP.example.org.",
+        ] {
+            assert!(expected.has(&name(text), &[0x11; 32], false), "{text}");
+            assert!(!expected.has(&name(text), &[0x22; 32], false), "{text}");
+            assert!(!expected.has(&name(text), &[0x11; 32], true), "an authority as {text}");
         }
-        assert!(expected.has("subject:CN=My CA", &[0x22; 32]));
-        assert!(!expected.has("spiffe://example.org/service/web", &[0x11; 32]));
+        assert!(expected.has(&name("subject:CN=My CA"), &[0x22; 32], true));
+        assert!(!expected.has(&name("spiffe://example.org/service/web"), &[0x11; 32], false));
         for bad in [
             "service/db",
             "service/db sha256:11",
@@ -159,17 +181,27 @@ mod tests {
     }
 
     #[test]
-    fn a_watched_name_is_covered_by_a_wildcard() {
-        let watch: Watch = "shop.example.org".parse().unwrap();
-        assert!(watch.is_for("dns:shop.example.org") && watch.is_for("dns:*.Example.org"));
-        assert!(!watch.is_for("dns:*.org") && !watch.is_for("dns:www.example.org"));
-        let watch: Watch = "service/db".parse().unwrap();
-        assert!(watch.is_for("spiffe://example.org/service/db"));
-        assert!(!watch.is_for("spiffe://example.org/service/db2") && !watch.is_for("dns:service"));
-        let watch: Watch = "spiffe://example.org/service/db".parse().unwrap();
-        assert!(
-            watch.is_for("spiffe://example.org/service/db")
-                && !watch.is_for("spiffe://example.net/service/db")
-        );
+    fn an_authority_is_expected_by_its_trust_domain() {
+        let list = format!("spiffe://Example.org/ sha256:{}", "11".repeat(32));
+        let expected = Expected::parse(&list).unwrap();
+        assert!(expected.has(&name("spiffe://example.org"), &[0x11; 32], true));
+        assert!(!expected.has(&name("spiffe://example.org/service/db"), &[0x11; 32], false));
+    }
+
+    #[test]
+    fn watching_is_by_identity_and_sees_what_cannot_be_compared() {
+        let watch = |list: &[&str]| list.iter().map(|w| w.parse().unwrap()).collect::<Vec<Watch>>();
+        let (db, with_address) = (watch(&["service/db"]), watch(&["service/db", "192.0.2.1"]));
+        for seen in ["dns:db.service.example.org", "email:db@example.org", "ip:192.0.2.1"] {
+            assert!(Watch::any(&db, &name(seen)), "{seen}");
+            assert!(Watch::any(&with_address, &name(seen)), "{seen}");
+        }
+        assert!(Watch::any(&db, &name("ip:192.0.2.9")));
+        assert!(!Watch::any(&with_address, &name("ip:192.0.2.9")));
+        assert!(!Watch::any(&db, &name("spiffe://example.org/service/web")));
+        assert!(!Watch::any(&[], &name("email:db@example.org")));
+        for bad in ["", "a b", "b\u{fc}cher.example", "db/", "email:a@example.org"] {
+            assert!(bad.parse::<Watch>().is_err(), "{bad:?}");
+        }
     }
 }

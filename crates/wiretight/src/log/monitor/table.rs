@@ -17,8 +17,12 @@ use crate::daemon::chain;
 
 /// Its file, in a monitor's state directory.
 pub const FILE: &str = "entries.jsonl";
-/// The longest line: an entry has 64 KiB, and JSON escapes what is in it.
+/// The longest line: names are bounded below, and JSON makes six characters of one at most.
 const MAX_LINE: u64 = 1 << 20;
+/// The most names of a row, and the most bytes that they have together.
+const MAX_NAMES: (usize, usize) = (512, 64 << 10);
+/// The longest error of a row, in characters.
+const MAX_ERROR: usize = 512;
 
 /// What could not be done with the table.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,9 @@ pub enum What {
     Certificate {
         /// Whom it speaks for.
         names: Vec<String>,
+        /// How many more names it has.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        more_names: usize,
         /// Whether it may sign certificates.
         is_ca: bool,
         /// From when it holds (seconds since 1970).
@@ -84,22 +91,41 @@ pub enum What {
 impl What {
     pub(super) fn of(entry: Result<Entry, X509Error>) -> What {
         match entry {
-            Ok(Entry::Certificate(c)) => What::Certificate {
+            Ok(Entry::Certificate(mut c)) => What::Certificate {
+                more_names: cut(&mut c.names),
                 names: c.names,
                 is_ca: c.is_ca,
                 not_before: c.period.not_before,
                 not_after: c.period.not_after,
                 key: hex(&c.key),
                 issuer_key: c.issuer_key.map(|id| hex(&id)),
-                series: c.series.map(|s| s.as_str().to_owned()),
+                series: c.series.map(|s| s.to_string()),
             },
             Ok(Entry::Revocation(r)) => {
                 What::Revocation { at: r.at, ranges: r.indexes.len(), series: r.series.len() }
             }
             Ok(Entry::Other(number)) => What::Other { number },
-            Err(error) => What::Malformed { error: chain(&error) },
+            Err(error) => {
+                What::Malformed { error: chain(&error).chars().take(MAX_ERROR).collect() }
+            }
         }
     }
+}
+
+/// Cuts a list of names to what a row has room for; how many were left out.
+fn cut(names: &mut Vec<String>) -> usize {
+    let mut bytes = 0;
+    let fits = names.iter().take(MAX_NAMES.0).take_while(|name| {
+        bytes += name.len();
+        bytes <= MAX_NAMES.1
+    });
+    let (fits, all) = (fits.count(), names.len());
+    names.truncate(fits);
+    all - fits
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// The table, at its end.
@@ -158,15 +184,48 @@ impl Table {
     }
 }
 
-/// Reads a monitor's table, as far as it is whole.
-pub fn read(dir: &Path, mut row: impl FnMut(Row)) -> Result<(), TableError> {
+/// The directories with tables below a monitor's state directory, each with the name of its log.
+pub fn all(state: &Path) -> Result<Vec<(PathBuf, String)>, TableError> {
+    let mut dirs = vec![state.to_owned()];
+    let others = state.join(super::watch::OTHERS);
+    match std::fs::read_dir(&others) {
+        Ok(entries) => dirs.extend(entries.flatten().map(|entry| entry.path())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(TableError { doing: "list", path: others, source }),
+    }
+    dirs[1..].sort();
+    let origin = |dir: &PathBuf| {
+        let text = std::fs::read_to_string(dir.join(super::CHECKPOINT)).unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let tables = dirs.into_iter().map(|dir| (origin(&dir), dir)).map(|(log, dir)| (dir, log));
+    Ok(tables.collect())
+}
+
+/// Reads a monitor's table. A line that cannot be read is left out; how many were. (One that the monitor is writing is
+/// none.)
+pub fn read(dir: &Path, mut row: impl FnMut(Row)) -> Result<u64, TableError> {
     let path = dir.join(FILE);
     let err = |source| TableError { doing: "read", path: path.clone(), source };
-    let file = File::open(&path).map_err(err)?;
-    for read in Rows::new(&file) {
-        row(read.map_err(err)?.0);
+    let mut lines = BufReader::new(File::open(&path).map_err(err)?);
+    let mut bad = 0;
+    loop {
+        let mut line = Vec::new();
+        (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line).map_err(err)?;
+        if line.is_empty() {
+            return Ok(bad);
+        }
+        let whole = line.ends_with(b"\n");
+        if !whole && line.len() as u64 == MAX_LINE {
+            lines.skip_until(b'\n').map_err(err)?;
+            bad += 1;
+        } else if whole {
+            match serde_json::from_slice(&line) {
+                Ok(read) => row(read),
+                Err(_) => bad += 1,
+            }
+        }
     }
-    Ok(())
 }
 
 /// Rows up to the first that is not whole, each with where it ends.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use wiretight_tlog::SignedCheckpoint;
 
+use super::origin_hash;
 use crate::daemon::chain;
 use crate::log::cosigning::{Answer, Witness};
 use crate::log::http::{Client, Limit, Url};
@@ -14,13 +16,14 @@ const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };
 /// A witness at a submission prefix.
 pub struct HttpWitness {
     client: Client,
+    prefix: Url,
     url: Url,
 }
 
 impl HttpWitness {
     /// The witness whose submission prefix this is.
     pub fn new(client: Client, prefix: &Url) -> HttpWitness {
-        HttpWitness { client, url: prefix.join("add-checkpoint") }
+        HttpWitness { client, url: prefix.join("add-checkpoint"), prefix: prefix.clone() }
     }
 }
 
@@ -34,11 +37,19 @@ impl Witness for HttpWitness {
         match (answer.status, text.trim_end().parse()) {
             (200, _) => Ok(Answer::Cosigned(text.into_owned())),
             (409, Ok(size)) if is_size => Ok(Answer::Holds(size)),
-            (status, _) => {
-                let said: String =
-                    text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
-                Ok(Answer::Refused(format!("{} answered {status}: {said}", self.url)))
-            }
+            (422, _) => Ok(Answer::Inconsistent(said(&self.url, answer.status, &text))),
+            (status, _) => Ok(Answer::Refused(said(&self.url, status, &text))),
         }
     }
+
+    async fn latest(&self, origin: &str) -> Option<SignedCheckpoint> {
+        let url = self.prefix.join(&format!("{}/checkpoint", origin_hash(origin)));
+        let answer = self.client.get(&url, LIMIT).await.ok().filter(|a| a.status == 200)?;
+        SignedCheckpoint::parse(std::str::from_utf8(&answer.body).ok()?).ok()
+    }
+}
+
+fn said(url: &Url, status: u16, text: &str) -> String {
+    let said: String = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+    format!("{url} answered {status}: {said}")
 }

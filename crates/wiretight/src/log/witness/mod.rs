@@ -4,7 +4,8 @@
 //! Its whole worth is that it never signs two histories of a log. So for each log there is one state, which moves in
 //! one step from a tree to a tree that was proved to begin with it, and a cosignature leaves only when the state that
 //! it needs is on the disk. The steps of many logs go to the disk together ([`state`]), which is what makes thousands a
-//! second possible. A witness that has lost its memory does not start.
+//! second possible. A witness that has lost its memory does not start
+//! ([`state::Start`]).
 //!
 //! - [`request`]: the body of `add-checkpoint`
 //! - [`state`]: what is remembered, and how
@@ -24,13 +25,13 @@ use std::time::Duration;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tree::{TreeError, verify_consistency};
 use wiretight_tlog::{
-    Checkpoint, Cosigner, Hash, LogKey, Note, NoteError, SignedCheckpoint, WitnessKey,
+    Checkpoint, Cosigner, Hash, LogKey, Note, Signature, SignedCheckpoint, WitnessKey,
 };
 
 use crate::log::evidence::{Evidence, Kind};
 use crate::private_dir::FileError;
 use request::{Request, RequestError};
-use state::{Committer, Cosigned, Memory, StateError};
+use state::{Committer, Cosigned, Memory, Refused, Start, StateError};
 
 /// The longest text of a checkpoint that is cosigned, in bytes: it is kept.
 pub const MAX_TEXT: usize = 4096;
@@ -69,8 +70,10 @@ pub enum Answer {
     NotSigned,
     /// It has cosigned another size than the old one of the request: this one.
     Behind(u64),
-    /// It has cosigned another tree of this size, which is that of the request: the log has forked.
-    Forked(u64),
+    /// It has cosigned another tree of this size: the log has forked.
+    Forked,
+    /// The checkpoint gives the empty tree another root than it has.
+    EmptyTree,
     /// The proof does not hold.
     NotProved(TreeError),
     /// The disk does not keep what must be kept, or a signature could not be made.
@@ -85,8 +88,8 @@ impl Answer {
             Answer::Malformed(_) => 400,
             Answer::NotSigned => 403,
             Answer::UnknownLog => 404,
-            Answer::Behind(_) | Answer::Forked(_) => 409,
-            Answer::NotProved(_) => 422,
+            Answer::Behind(_) => 409,
+            Answer::Forked | Answer::EmptyTree | Answer::NotProved(_) => 422,
             Answer::Unavailable(_) => 503,
         }
     }
@@ -94,7 +97,7 @@ impl Answer {
     /// Its `Content-Type`.
     pub fn content_type(&self) -> &'static str {
         match self {
-            Answer::Behind(_) | Answer::Forked(_) => "text/x.tlog.size",
+            Answer::Behind(_) => "text/x.tlog.size",
             _ => "text/plain; charset=utf-8",
         }
     }
@@ -103,11 +106,16 @@ impl Answer {
     pub fn body(&self) -> String {
         match self {
             Answer::Cosigned(lines) => lines.clone(),
-            Answer::Behind(size) | Answer::Forked(size) => format!("{size}\n"),
+            Answer::Behind(size) => format!("{size}\n"),
+            Answer::Forked => {
+                "this witness has cosigned another tree of this size: the log shows two histories\n"
+                    .into()
+            }
+            Answer::EmptyTree => "the root of the empty tree is not that\n".into(),
             Answer::Malformed(why) => format!("{why}\n"),
             Answer::UnknownLog => "this witness does not know a log of this origin\n".into(),
             Answer::NotSigned => {
-                "the checkpoint is not signed by the key that this witness knows of the log\n"
+                "the checkpoint is not signed by the key that this witness knows of the log, or a signature under that key does not verify\n"
                     .into()
             }
             Answer::NotProved(why) => format!("{why}\n"),
@@ -131,6 +139,8 @@ pub struct LogStatus {
 pub struct WitnessCore {
     cosigners: Vec<Cosigner>,
     logs: HashMap<String, Vec<LogKey>>,
+    /// Origins by their SHA-256 in hex, under which a monitor asks for them.
+    hashes: HashMap<String, String>,
     memory: Committer,
     evidence: Evidence,
     answers: Answers,
@@ -157,10 +167,10 @@ impl Answers {
 }
 
 impl WitnessCore {
-    /// Takes up the state in `dir`; makes it if there is no such directory. The directory is locked until this is
-    /// dropped.
+    /// Takes up the state in `dir`, or makes it for a new witness. The directory is locked until this is dropped.
     pub fn open(
         dir: &Path,
+        start: Start,
         logs: Vec<LogKey>,
         cosigners: Vec<Cosigner>,
     ) -> Result<WitnessCore, OpenError> {
@@ -174,10 +184,12 @@ impl WitnessCore {
         for key in logs {
             keys.entry(key.name().to_string()).or_default().push(key);
         }
-        let memory = Memory::open(dir, keys.keys().cloned())?;
+        let memory = Memory::open(dir, start, keys.keys().cloned())?;
         let evidence = Evidence::open(&dir.join("evidence"))?;
         let memory = Committer::start(memory).map_err(StateError::Thread)?;
-        Ok(WitnessCore { cosigners, logs: keys, memory, evidence, answers: Answers::default() })
+        let hashes = keys.keys().map(|origin| (origin_hash(origin), origin.clone())).collect();
+        let answers = Answers::default();
+        Ok(WitnessCore { cosigners, logs: keys, hashes, memory, evidence, answers })
     }
 
     /// `add-checkpoint`: checks a request, remembers its tree on the disk, and cosigns it at `now` (seconds since
@@ -189,57 +201,77 @@ impl WitnessCore {
     }
 
     async fn decide(&self, body: &[u8], now: u64) -> Answer {
-        let request = match Request::parse(body) {
-            Ok(request) => request,
-            Err(why) => return Answer::Malformed(why),
+        let request = Request::parse(body);
+        let note = match &request {
+            Ok(request) => request.checkpoint.note(),
+            Err(RequestError::EmptyTree(note)) => note,
+            Err(why) => return Answer::Malformed(why.clone()),
         };
-        let origin = &request.checkpoint.unverified().origin;
+        let origin = note.text().split('\n').next().unwrap_or_default();
         let (Some(keys), Some(log)) = (self.logs.get(origin), self.memory.log(origin)) else {
             return Answer::UnknownLog;
         };
-        let Some(checkpoint) = keys.iter().find_map(|key| request.checkpoint.verified_by(key))
-        else {
-            return Answer::NotSigned;
-        };
+        let Some(own) = signatures(note, keys) else { return Answer::NotSigned };
+        let Ok(request) = &request else { return Answer::EmptyTree };
+        let checkpoint = request.checkpoint.unverified();
         if request.old > checkpoint.size {
             return Answer::Malformed(RequestError::Backwards);
         }
-        let kept = match kept(&request.checkpoint, keys) {
-            Ok(kept) => kept,
-            Err(_) => return Answer::Malformed(RequestError::Checkpoint),
+        if note.text().len() > MAX_TEXT {
+            return Answer::Malformed(RequestError::Checkpoint);
+        }
+        // What is remembered: the text and the log's own signatures, which prove that the log said it.
+        let Ok(mut kept) = Note::new(note.text().to_owned()) else {
+            return Answer::Malformed(RequestError::Checkpoint);
         };
-        // The check and the step are one: nobody else sees the log between them.
-        let stepped = log.step(&self.memory, |last| {
-            consistent(last, &request, checkpoint)?;
-            Ok(Cosigned { size: checkpoint.size, root: checkpoint.root, time: now, note: kept })
+        own.into_iter().for_each(|signature| kept.add(signature));
+        // The check and the step are one: nobody else sees the log between them. Only what is on the disk is signed:
+        // after a crash we know at least as much as we have said.
+        let stepped = self.memory.step(log, |last| {
+            consistent(last, request, checkpoint)?;
+            let Checkpoint { size, root, .. } = *checkpoint;
+            Ok(Cosigned { size, root, time: now, note: kept.to_string() })
         });
-        let step = match stepped {
-            Ok(step) => step,
-            Err((refusal, last)) => {
+        match tokio::time::timeout(DISK, stepped).await {
+            Ok(Ok(())) => {}
+            Ok(Err(Refused::Not(refusal, last))) => {
                 self.keep_evidence(&refusal, last.as_ref(), checkpoint, body, now);
                 return match refusal {
                     Refusal::Behind(size) | Refusal::BehindAndForked(size) => Answer::Behind(size),
-                    Refusal::Forked => Answer::Forked(checkpoint.size),
+                    Refusal::Forked => Answer::Forked,
                     Refusal::NotProved(why) => Answer::NotProved(why),
                 };
             }
-        };
-        // Only what is on the disk is signed: after a crash we know at least as much as we have said.
-        match tokio::time::timeout(DISK, self.memory.durable(step)).await {
-            Ok(true) => {}
-            Ok(false) => {
+            Ok(Err(Refused::Disk)) => {
                 return Answer::Unavailable("the witness' disk does not keep what must be kept");
             }
             Err(_) => return Answer::Unavailable("the witness' disk is too slow"),
         }
+        let Some(lines) = self.cosign(checkpoint, now) else {
+            return Answer::Unavailable("the witness could not sign");
+        };
+        log.show((checkpoint.size, checkpoint.root), format!("{kept}{lines}"));
+        Answer::Cosigned(lines)
+    }
+
+    /// The cosignatures of all keys: lines of a note.
+    fn cosign(&self, checkpoint: &Checkpoint, time: u64) -> Option<String> {
         let mut lines = String::new();
         for cosigner in &self.cosigners {
-            match cosigner.cosign(checkpoint, now) {
-                Ok(signature) => lines.push_str(&format!("{signature}\n")),
-                Err(_) => return Answer::Unavailable("the witness could not sign"),
-            }
+            lines.push_str(&format!("{}\n", cosigner.cosign(checkpoint, time).ok()?));
         }
-        Answer::Cosigned(lines)
+        Some(lines)
+    }
+
+    /// The checkpoint that was cosigned last of the log whose origin has this SHA-256 (hex), with the log's signatures and
+    /// the cosignatures; `None` if none was, or there is no such log.
+    pub fn checkpoint(&self, origin_hash: &str) -> Option<String> {
+        let log = self.memory.log(self.hashes.get(origin_hash)?)?;
+        let again = |last: &Cosigned| {
+            let signed = SignedCheckpoint::parse(&last.note).ok()?;
+            Some(format!("{signed}{}", self.cosign(signed.unverified(), last.time)?))
+        };
+        Some(log.shown(again)?.to_string())
     }
 
     fn keep_evidence(
@@ -343,16 +375,28 @@ fn consistent(last: Option<&Cosigned>, request: &Request, new: &Checkpoint) -> R
         .map_err(Refusal::NotProved)
 }
 
-/// What is remembered of a checkpoint: its text and its log's own signatures, which prove that the log said it.
-fn kept(signed: &SignedCheckpoint, keys: &[LogKey]) -> Result<String, NoteError> {
-    if signed.note().text().len() > MAX_TEXT {
-        return Err(NoteError::TooLarge);
-    }
-    let mut note = Note::new(signed.note().text().to_owned())?;
+/// The signatures of the log's keys on a note; `None` if there is none, or if one of them does not verify: a line that
+/// names a key and was not made by it makes the note malformed (C2SP signed-note).
+fn signatures(note: &Note, keys: &[LogKey]) -> Option<Vec<Signature>> {
+    let mut own: Vec<Signature> = Vec::new();
     for key in keys {
-        let own =
-            signed.note().signatures().iter().filter(|s| s.name == *key.name() && s.id == key.id());
-        own.take(2).for_each(|signature| note.add(signature.clone()));
+        let of_key = note.signatures().iter().filter(|s| s.name == *key.name() && s.id == key.id());
+        for signature in of_key {
+            if own.contains(signature) {
+                continue;
+            }
+            let mut alone = Note::new(note.text().to_owned()).ok()?;
+            alone.add(signature.clone());
+            if !key.signed(&alone) {
+                return None;
+            }
+            own.push(signature.clone());
+        }
     }
-    Ok(note.to_string())
+    (!own.is_empty()).then_some(own)
+}
+
+/// SHA-256 of an origin, in hex: how a monitor names a log (C2SP tlog-witness).
+pub fn origin_hash(origin: &str) -> String {
+    wiretight_keys::token::hex(Hash::of(origin.as_bytes()).as_bytes())
 }

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use wiretight_tlog::tree::MAX_PROOF;
-use wiretight_tlog::{Hash, SignedCheckpoint};
+use wiretight_tlog::{Hash, Note, SignedCheckpoint};
 
 /// The longest body: 63 hashes, and a checkpoint with dozens of post-quantum cosignatures.
 pub const MAX_BODY: usize = 128 * 1024;
 
 /// What is wrong with a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// More than [`MAX_BODY`], or no text.
     #[error("the request is too large, or not UTF-8")]
@@ -25,6 +25,11 @@ pub enum RequestError {
         "the checkpoint is not a signed note of a log's size and root, or is longer than this witness takes"
     )]
     Checkpoint,
+    /// Its checkpoint says that the empty tree has another root than it has.
+    #[error(
+        "a tree of size 0 has the hash of nothing as its root, and this checkpoint another one"
+    )]
+    EmptyTree(Box<Note>),
     /// The log would shrink.
     #[error("the old size is larger than the checkpoint's")]
     Backwards,
@@ -58,9 +63,20 @@ impl Request {
             let hash = Hash::from_base64(line).filter(|_| proof.len() < MAX_PROOF);
             proof.push(hash.ok_or(RequestError::Proof)?);
         }
-        let checkpoint = SignedCheckpoint::parse(rest).map_err(|_| RequestError::Checkpoint)?;
+        let note = Note::parse(rest).map_err(|_| RequestError::Checkpoint)?;
+        if claims_empty_tree(note.text()) {
+            return Err(RequestError::EmptyTree(note.into()));
+        }
+        let checkpoint = SignedCheckpoint::new(note).map_err(|_| RequestError::Checkpoint)?;
         Ok(Request { old, proof, checkpoint })
     }
+}
+
+/// Whether a checkpoint gives the empty tree another root than it has.
+fn claims_empty_tree(text: &str) -> bool {
+    let mut lines = text.split('\n').skip(1);
+    let (size, root) = (lines.next(), lines.next().and_then(Hash::from_base64));
+    size == Some("0") && root.is_some_and(|root| root != Hash::empty())
 }
 
 /// The body.

@@ -1,11 +1,12 @@
-//! A witness' HTTP: `POST /add-checkpoint` for logs, `GET /` for people, `GET /metrics` for Prometheus. Anybody may ask.
+//! A witness' HTTP: `POST /add-checkpoint` for logs, `GET /ORIGIN-HASH/checkpoint` for monitors, `GET /` for people,
+//! `GET /metrics` for Prometheus. Anybody may ask.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
@@ -14,8 +15,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use wiretight_proxy::mesh::now;
 
-use super::WitnessCore;
 use super::request::MAX_BODY;
+use super::{WitnessCore, origin_hash};
 use crate::log::server::{self, PATIENCE, Site, plain};
 
 /// Serves until `end` turns true, then finishes what was begun. `tls` is asked at each connection; without it the
@@ -45,10 +46,24 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
         (&Method::POST, "/add-checkpoint") => {}
         (&Method::GET, "/") => return plain(StatusCode::OK, status(core)),
         (&Method::GET, "/metrics") => return plain(StatusCode::OK, metrics(core)),
+        (&Method::GET, path) if path.ends_with("/checkpoint") => {
+            let hash = path.strip_prefix('/').and_then(|p| p.strip_suffix("/checkpoint"));
+            return match hash.and_then(|hash| core.checkpoint(hash)) {
+                Some(checkpoint) => {
+                    let mut answer = plain(StatusCode::OK, checkpoint);
+                    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=5"));
+                    answer
+                }
+                None => plain(
+                    StatusCode::NOT_FOUND,
+                    "no checkpoint of such a log was cosigned: the path is /SHA-256/checkpoint, of the log's origin in hex\n".into(),
+                ),
+            };
+        }
         (_, "/add-checkpoint" | "/" | "/metrics") => {
             return plain(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "POST /add-checkpoint, GET /, GET /metrics\n".into(),
+                "POST /add-checkpoint, GET /ORIGIN-HASH/checkpoint, GET /, GET /metrics\n".into(),
             );
         }
         _ => {
@@ -88,6 +103,7 @@ fn status(core: &WitnessCore) -> String {
                 let at = jiff::Timestamp::from_second(i64::try_from(time).unwrap_or(i64::MAX));
                 let at = at.map_or_else(|_| time.to_string(), |at| at.to_string());
                 let _ = writeln!(text, "size {size}\nroot {root}\ntime {at}");
+                let _ = writeln!(text, "/{}/checkpoint", origin_hash(&log.origin));
             }
             _ => text.push_str("nothing cosigned yet\n"),
         }

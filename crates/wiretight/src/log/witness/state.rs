@@ -2,11 +2,13 @@
 //!
 //! It is one small file, which is written whole, with a checksum, and takes its name by rename: it holds what it held
 //! or what was written, never a mixture. So a file that does not fit its checksum was damaged, and the witness does not
-//! start: to begin anew would be to forget what it has vouched for. For the same reason a directory that exists must
-//! hold the file (the disk may not be mounted); only where there is no directory one is made.
+//! start: to begin anew would be to forget what it has vouched for. For the same reason the file must be there (a disk
+//! may not be mounted, a directory may have been deleted); it is made only when the operator says that the witness is
+//! new ([`Start::New`]).
 //!
-//! A step of a log is taken in memory, under the log's lock. A thread writes the state of all logs, again and again
-//! while there are steps that the file lacks; so the steps that come during one write share the next.
+//! A log takes one step at a time: the next one waits until the last is on the disk and cosigned, or has failed. A
+//! thread writes the state of all logs, again and again while there are steps that the file lacks; so the steps of other
+//! logs that come during one write share the next.
 
 use std::collections::HashMap;
 use std::io;
@@ -34,12 +36,18 @@ pub enum StateError {
     /// Another process.
     #[error("another witness runs with {}: one process a state directory, or both would sign what the other has not seen", .0.display())]
     InUse(PathBuf),
-    /// A directory without state.
+    /// No state.
     #[error(
-        "{} exists, but holds no state of a witness. Is a disk not mounted, or was it cleared? A witness that forgot what it cosigned must not go on under its key. If it has never run, remove the empty directory: it is made at the first start",
+        "{} holds no state of a witness. Probable cause: its disk is not mounted, or it was deleted. A witness that forgot what it cosigned must not run under its key again: it could cosign a fork. Mount or recover the directory. If this key has never cosigned anything, start once with --new",
         .0.display()
     )]
     Missing(PathBuf),
+    /// State where there should be none.
+    #[error(
+        "{} holds the state of a witness that has run before. --new is for the very first start: run without it (and keep it out of the service file, or a lost disk would go unnoticed)",
+        .0.display()
+    )]
+    NotNew(PathBuf),
     /// Not what was written.
     #[error(
         "{} is damaged ({detail}). Nothing is cosigned from it, for it could be another history than before. An older copy is no help, either: if the file cannot be recovered, begin with a new directory and a new key, and tell those whose policies name the old one",
@@ -57,6 +65,15 @@ pub enum StateError {
     /// No thread to write it.
     #[error("no thread can be started")]
     Thread(#[source] io::Error),
+}
+
+/// Whether there has to be a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The very first start of this witness: there must be none.
+    New,
+    /// Any other: it must be there.
+    Known,
 }
 
 /// What was cosigned of a log.
@@ -91,31 +108,60 @@ pub(super) struct Memory {
 
 /// One log.
 #[derive(Default)]
-pub(super) struct Log(Mutex<Latest>);
+pub(super) struct Log {
+    /// Held during a step.
+    turn: tokio::sync::Mutex<()>,
+    latest: Mutex<Latest>,
+}
 
 #[derive(Default)]
 struct Latest {
+    /// What was cosigned last. It is on the disk.
     cosigned: Option<Cosigned>,
+    /// What the file says of it.
     line: Arc<str>,
-    step: u64,
+    /// What the file says next, while a step is on its way there.
+    next: Option<Arc<str>>,
+    /// The checkpoint with the cosignatures that were given for it.
+    shown: Option<Arc<str>>,
+}
+
+/// Why a log takes no step.
+pub(super) enum Refused<E> {
+    /// It may not; and what was cosigned last.
+    Not(E, Option<Cosigned>),
+    /// The disk does not keep it.
+    Disk,
 }
 
 impl Memory {
     /// Reads what is in `dir`, for these origins.
     pub(super) fn open(
         path: &Path,
+        start: Start,
         origins: impl Iterator<Item = String>,
     ) -> Result<Memory, StateError> {
-        let exists = path.exists();
+        // Nothing is made where a disk may be missing.
+        let there = path.join(FILE).try_exists().map_err(|source| FileError {
+            doing: "look for",
+            path: path.join(FILE),
+            source,
+        })?;
+        if start == Start::Known && !there {
+            return Err(StateError::Missing(path.to_owned()));
+        }
         let dir = PrivateDir::open(path)?;
         let lock = dir.lock("lock")?.ok_or_else(|| StateError::InUse(path.to_owned()))?;
         let bytes = dir.read(FILE, MAX_FILE)?;
-        let mut known = match bytes {
-            Some(bytes) => read(&bytes)
+        // Evidence of a fork is written by a witness that has run.
+        let has_run = bytes.is_some() || path.join("evidence").exists();
+        let mut known = match (bytes, start) {
+            (_, Start::New) if has_run => return Err(StateError::NotNew(path.to_owned())),
+            (Some(bytes), _) => read(&bytes)
                 .map_err(|detail| StateError::Damaged { path: path.join(FILE), detail })?,
-            None if exists => return Err(StateError::Missing(path.to_owned())),
-            None => {
-                tracing::warn!(state = %path.display(), "a new state directory: this witness has cosigned nothing yet");
+            (None, Start::Known) => return Err(StateError::Missing(path.to_owned())),
+            (None, Start::New) => {
+                tracing::warn!(state = %path.display(), "a new witness: it has cosigned nothing yet. Start it without --new from now on");
                 HashMap::new()
             }
         };
@@ -123,9 +169,9 @@ impl Memory {
             let latest = known.remove(&origin).map(|(cosigned, line)| Latest {
                 cosigned: Some(cosigned),
                 line: line.into(),
-                step: 0,
+                ..Latest::default()
             });
-            (origin, Log(Mutex::new(latest.unwrap_or_default())))
+            (origin, Log { latest: Mutex::new(latest.unwrap_or_default()), ..Log::default() })
         };
         let logs = origins.map(log).collect();
         let others = known.into_values().map(|(_, line)| line).collect();
@@ -136,7 +182,11 @@ impl Memory {
 
     fn write(&self) -> Result<(), FileError> {
         let mut text = format!("{HEADER}\n");
-        let lines = self.logs.values().map(|log| log.latest().line.clone());
+        let line = |log: &Log| {
+            let latest = log.latest();
+            latest.next.as_ref().unwrap_or(&latest.line).clone()
+        };
+        let lines = self.logs.values().map(line);
         lines.filter(|line| !line.is_empty()).for_each(|line| text.push_str(&line));
         self.others.iter().for_each(|line| text.push_str(line));
         let sum = Hash::of(text.as_bytes());
@@ -171,37 +221,29 @@ fn read(bytes: &[u8]) -> Result<HashMap<String, (Cosigned, String)>, String> {
 
 impl Log {
     fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was cosigned last, or is about to be.
+    /// What was cosigned last.
     pub(super) fn last(&self) -> Option<Cosigned> {
         self.latest().cosigned.clone()
     }
 
-    /// Moves to what `next` makes of the last state; returns what has to be [`Committer::durable`] before it is signed.
-    pub(super) fn step<E>(
-        &self,
-        committer: &Committer,
-        next: impl FnOnce(Option<&Cosigned>) -> Result<Cosigned, E>,
-    ) -> Result<u64, (E, Option<Cosigned>)> {
+    /// The checkpoint that was cosigned last, with the cosignatures that were given; `make` adds them after a start.
+    pub(super) fn shown(&self, make: impl FnOnce(&Cosigned) -> Option<String>) -> Option<Arc<str>> {
         let mut latest = self.latest();
-        let cosigned = match next(latest.cosigned.as_ref()) {
-            Ok(cosigned) => cosigned,
-            Err(refused) => return Err((refused, latest.cosigned.clone())),
-        };
-        let same = latest
-            .cosigned
-            .as_ref()
-            .is_some_and(|c| (c.size, c.root) == (cosigned.size, cosigned.root));
-        if !same {
-            let line = Line { time: cosigned.time, note: cosigned.note.as_str().into() };
-            let line = serde_json::to_string(&line).expect("a number and a text are JSON");
-            latest.line = format!("{line}\n").into();
-            latest.step = committer.shared.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        if latest.shown.is_none() {
+            latest.shown = make(latest.cosigned.as_ref()?).map(Arc::from);
         }
-        latest.cosigned = Some(cosigned);
-        Ok(latest.step)
+        latest.shown.clone()
+    }
+
+    /// Remembers the checkpoint with its cosignatures, if it is the one that was cosigned last.
+    pub(super) fn show(&self, of: (u64, Hash), checkpoint: String) {
+        let mut latest = self.latest();
+        if latest.cosigned.as_ref().is_some_and(|c| (c.size, c.root) == of) {
+            latest.shown = Some(checkpoint.into());
+        }
     }
 }
 
@@ -251,8 +293,44 @@ impl Committer {
         self.shared.memory.logs.get(origin)
     }
 
-    /// Waits until a step is on the disk; `false` if it was tried in vain. Whoever asks again has it tried again.
-    pub(super) async fn durable(&self, step: u64) -> bool {
+    /// Moves a log to what `next` makes of what was cosigned last, and to the disk. When this returns `Ok` it may be
+    /// signed. Dropped before, it has not happened: what is on the disk by then was never signed.
+    pub(super) async fn step<E>(
+        &self,
+        log: &Log,
+        next: impl FnOnce(Option<&Cosigned>) -> Result<Cosigned, E>,
+    ) -> Result<(), Refused<E>> {
+        let _turn = log.turn.lock().await;
+        let last = log.last();
+        let cosigned = match next(last.as_ref()) {
+            Ok(cosigned) => cosigned,
+            Err(why) => return Err(Refused::Not(why, last)),
+        };
+        let same = |c: &Cosigned| (c.size, c.root) == (cosigned.size, cosigned.root);
+        if last.as_ref().is_some_and(same) {
+            log.latest().cosigned = Some(cosigned);
+            return Ok(());
+        }
+        let line = Line { time: cosigned.time, note: cosigned.note.as_str().into() };
+        let line = serde_json::to_string(&line).expect("a number and a text are JSON");
+        let line: Arc<str> = format!("{line}\n").into();
+        let step = {
+            let mut latest = log.latest();
+            latest.next = Some(line.clone());
+            self.shared.steps.fetch_add(1, Ordering::SeqCst) + 1
+        };
+        let durable = self.durable(step).await;
+        let mut latest = log.latest();
+        latest.next = None;
+        if !durable {
+            return Err(Refused::Disk);
+        }
+        *latest = Latest { cosigned: Some(cosigned), line, ..Latest::default() };
+        Ok(())
+    }
+
+    /// Waits until a step is on the disk; `false` if it was tried in vain.
+    async fn durable(&self, step: u64) -> bool {
         let mut written = self.written.clone();
         if written.borrow().durable >= step {
             return true;
@@ -295,7 +373,7 @@ impl Shared {
             if ended && writes == now.tried {
                 return;
             }
-            // Each step up to here was taken under its log's lock, which the write takes, too.
+            // The line of each step up to here was set before the step was counted, and the write reads it afterwards.
             let steps = self.steps.load(Ordering::SeqCst);
             match self.memory.write() {
                 Ok(()) => now.durable = steps,

@@ -1,0 +1,197 @@
+//! How old an entry of the log may be whose certificate is believed, and for how long certificates hold: with each
+//! refusal its positive twin.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use wiretight_keys::logged::MAX_DELAY;
+use wiretight_keys::verify::{MAX_INTERMEDIATE_LIFE, MAX_LEAF_LIFE};
+use wiretight_keys::*;
+use wiretight_tlog::cosignature::Algorithm;
+use wiretight_tlog::note::KeyName;
+use wiretight_tlog::{Checkpoint, Cosigner, Hash, LogSigner, Policy, Proof};
+
+const NOW: u64 = 1_800_000_000;
+const DAY: u64 = 86_400;
+
+/// An authority, a log and its witness, all with their keys in the hands of whoever has stolen them.
+struct World {
+    log: LogSigner,
+    witness: Cosigner,
+    root: (CertificateDer<'static>, SigningKey),
+}
+
+/// A certificate's life, and when the witness saw it in the log.
+#[derive(Clone, Copy)]
+struct Made {
+    period: Period,
+    seen: u64,
+}
+
+impl Made {
+    /// For so long from now, logged now.
+    fn lasting(life: u64) -> Made {
+        Made { period: Period { not_before: NOW - 60, not_after: NOW - 60 + life }, seen: NOW }
+    }
+}
+
+impl World {
+    fn new() -> World {
+        let name = |text: &str| KeyName::new(text).unwrap();
+        let key = SigningKey::generate().unwrap();
+        let period = Period { not_before: NOW - 3650 * DAY, not_after: NOW + 3650 * DAY };
+        let profile = Profile::Root("example.org".parse().unwrap());
+        let tbs = Tbs::new(&profile, &key.public_key(), period, [1; 16], None, key.algorithm());
+        World {
+            log: LogSigner::generate(name("example.org/log")).unwrap(),
+            witness: Cosigner::from_seed(name("w.example"), Algorithm::Ed25519, &[1; 32]).unwrap(),
+            root: (tbs.unwrap().sign(&key).unwrap(), key),
+        }
+    }
+
+    /// The proof of the only entry of a log.
+    fn proof(&self, tbs: &Tbs, seen: u64) -> Proof {
+        let root = Hash::leaf(&tbs.entry().unwrap());
+        let origin = self.log.public().name().to_string();
+        let checkpoint = Checkpoint { origin, size: 1, root, extensions: Vec::new() };
+        let mut signed = checkpoint.sign(&self.log).unwrap();
+        signed.add(self.witness.cosign(&checkpoint, seen).unwrap());
+        Proof { extra: None, index: 0, hashes: Vec::new(), checkpoint: signed }
+    }
+
+    fn chain(&self, intermediate: Made, leaf: Made) -> Vec<CertificateDer<'static>> {
+        self.chain_with(intermediate, leaf, |proof| proof)
+    }
+
+    fn chain_with(
+        &self,
+        intermediate: Made,
+        leaf: Made,
+        change: impl Fn(Proof) -> Proof,
+    ) -> Vec<CertificateDer<'static>> {
+        let (root, root_key) = &self.root;
+        let td: TrustDomain = "example.org".parse().unwrap();
+        let (above, below) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let make = |profile, key: &SigningKey, made: Made, serial, issuer, signer: &SigningKey| {
+            let spki = key.public_key();
+            let algorithm = signer.algorithm();
+            let tbs = Tbs::new(&profile, &spki, made.period, serial, Some(issuer), algorithm);
+            let proof = change(self.proof(tbs.as_ref().unwrap(), made.seen));
+            tbs.unwrap().proved(&proof).unwrap().sign(signer).unwrap()
+        };
+        let serial = |n: u8| Series::new([n; 8]).serial(0);
+        let profile = Profile::Intermediate(td.clone());
+        let ca = make(profile, &above, intermediate, serial(2), root, root_key);
+        let profile = Profile::Leaf(SpiffeId::new(td, "service/db".parse().unwrap()));
+        let leaf = make(profile, &below, leaf, serial(3), &ca, &above);
+        vec![leaf, ca]
+    }
+
+    fn bundle(&self) -> TrustBundle {
+        let td = "example.org".parse().unwrap();
+        TrustBundle::new(td, vec![self.root.0.clone()], Revocations::default()).unwrap()
+    }
+
+    fn demanding(&self) -> TrustBundle {
+        let (log, witness) = (self.log.public(), self.witness.public());
+        let policy = Policy::parse(format!("log {log}\nwitness w {witness}\nquorum w\n")).unwrap();
+        self.bundle().with(Transparency::required(policy))
+    }
+}
+
+fn verify(bundle: &TrustBundle, chain: &[CertificateDer<'_>], now: u64) -> Result<(), String> {
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
+    let verified = bundle.verify(chain, Role::Client, now);
+    verified.map(|_| ()).map_err(|refusal| format!("{}: {refusal}", refusal.reason()))
+}
+
+#[test]
+fn no_certificate_holds_for_longer_than_an_authority_makes_them_whoever_signed_it() {
+    let w = World::new();
+    let (year, hour) = (Made::lasting(MAX_INTERMEDIATE_LIFE), Made::lasting(3600));
+    let day = Made::lasting(MAX_LEAF_LIFE);
+    // With proofs and without.
+    for bundle in [w.bundle(), w.demanding()] {
+        verify(&bundle, &w.chain(year, day), NOW).unwrap();
+        let long = w.chain(year, Made::lasting(MAX_LEAF_LIFE + 1));
+        let refused = verify(&bundle, &long, NOW).unwrap_err();
+        assert!(refused.starts_with("lives_too_long: the certificate"), "{refused}");
+        let ten_years = w.chain(year, Made::lasting(3650 * DAY));
+        assert!(verify(&bundle, &ten_years, NOW).unwrap_err().starts_with("lives_too_long"));
+        let long = w.chain(Made::lasting(MAX_INTERMEDIATE_LIFE + 1), hour);
+        let refused = verify(&bundle, &long, NOW).unwrap_err();
+        assert!(refused.starts_with("lives_too_long: the intermediate"), "{refused}");
+    }
+}
+
+/// What was logged long ago stays in the log, and whoever has the CA's key can have a new checkpoint cosigned over it: a
+/// proof that is fresh, of an entry that is not.
+#[test]
+fn a_new_proof_of_an_old_entry_is_refused() {
+    let w = World::new();
+    let good = Made::lasting(3600);
+    let old = |age| Made {
+        period: Period { not_before: NOW - age, not_after: NOW - age + MAX_LEAF_LIFE },
+        seen: NOW,
+    };
+    let year = |age| Made {
+        period: Period { not_before: NOW - age, not_after: NOW - age + MAX_INTERMEDIATE_LIFE },
+        seen: NOW,
+    };
+    let bundle = w.demanding();
+    verify(&bundle, &w.chain(good, old(MAX_DELAY)), NOW).unwrap();
+    verify(&bundle, &w.chain(year(MAX_DELAY), good), NOW).unwrap();
+    for age in [MAX_DELAY + 1, 3600, DAY] {
+        let refused = verify(&bundle, &w.chain(good, old(age)), NOW).unwrap_err();
+        assert!(refused.contains("the certificate of") && refused.contains("not issued when"));
+        let refused = verify(&bundle, &w.chain(year(age), good), NOW).unwrap_err();
+        assert!(refused.contains("the intermediate of") && refused.contains("not issued when"));
+    }
+    // With the proof of its time it holds to its end, and an intermediate for its year.
+    let then = Made { seen: NOW - DAY, ..old(DAY) };
+    verify(&bundle, &w.chain(good, then), NOW).unwrap();
+    let then = Made { seen: NOW - 300 * DAY, ..year(300 * DAY) };
+    verify(&bundle, &w.chain(then, good), NOW).unwrap();
+    // Nor may it begin long after it was seen.
+    let ahead = |by| Made {
+        period: Period { not_before: NOW - 60, not_after: NOW + 3600 },
+        seen: NOW - 60 - by,
+    };
+    verify(&bundle, &w.chain(good, ahead(300)), NOW).unwrap();
+    assert!(verify(&bundle, &w.chain(good, ahead(301)), NOW).is_err());
+}
+
+#[test]
+fn a_proof_with_extra_data_is_refused() {
+    let (w, good) = (World::new(), Made::lasting(3600));
+    let with = |extra: Option<&[u8]>| {
+        let extra = extra.map(<[u8]>::to_vec);
+        w.chain_with(good, good, |proof| Proof { extra: extra.clone(), ..proof })
+    };
+    verify(&w.demanding(), &with(None), NOW).unwrap();
+    for extra in [&b""[..], b"anything"] {
+        let refused = verify(&w.demanding(), &with(Some(extra)), NOW).unwrap_err();
+        assert!(refused.starts_with("not_logged") && refused.contains("extra data"), "{refused}");
+    }
+}
+
+/// A chain that was verified holds while its certificates and its proofs do.
+#[test]
+fn a_verified_peer_says_when_its_proofs_are_too_old() {
+    let w = World::new();
+    // Seen as early as is allowed, and valid for as long: the proof ends before the certificate.
+    let seen = NOW - 350;
+    let leaf = Made { seen, ..Made::lasting(MAX_LEAF_LIFE) };
+    let chain = w.chain(Made::lasting(30 * DAY), leaf);
+    let time = |secs| UnixTime::since_unix_epoch(std::time::Duration::from_secs(secs));
+    let peer = w.demanding().verify(&chain, Role::Client, time(NOW)).unwrap();
+    let last = seen + DAY + 300;
+    assert!(last < leaf.period.not_after);
+    for at in [NOW - 61, NOW - 60, NOW, last, last + 1, leaf.period.not_after] {
+        assert_eq!(peer.holds_at(at), verify(&w.demanding(), &chain, at).is_ok(), "{at}");
+    }
+    assert_eq!(peer.not_after(), last);
+    // Without the demand, the certificates alone say so.
+    let peer = w.bundle().verify(&chain, Role::Client, time(NOW)).unwrap();
+    assert_eq!(peer.not_after(), leaf.period.not_after);
+}

@@ -1,0 +1,174 @@
+//! A socket to a backend, at which can be looked while the HTTP library has it.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// What the two kinds of sockets have in common.
+pub(crate) trait Socket: AsFd + Send + Sync + 'static {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn read(&self, into: &mut ReadBuf<'_>) -> io::Result<usize>;
+    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+    fn write_vectored(&self, pieces: &[io::IoSlice<'_>]) -> io::Result<usize>;
+}
+
+macro_rules! socket {
+    ($stream:ty) => {
+        impl Socket for $stream {
+            fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_read_ready(cx)
+            }
+            fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_write_ready(cx)
+            }
+            fn read(&self, into: &mut ReadBuf<'_>) -> io::Result<usize> {
+                self.try_read_buf(into)
+            }
+            fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+                self.try_write(bytes)
+            }
+            fn write_vectored(&self, pieces: &[io::IoSlice<'_>]) -> io::Result<usize> {
+                self.try_write_vectored(pieces)
+            }
+        }
+    };
+}
+
+socket!(TcpStream);
+socket!(UnixStream);
+
+/// The socket, as the HTTP library has it. Closed when that drops it.
+pub(crate) struct Kept<S>(Arc<S>);
+
+/// The socket, as the pool has it.
+#[derive(Clone)]
+pub(crate) enum Look {
+    Tcp(Weak<TcpStream>),
+    Unix(Weak<UnixStream>),
+}
+
+impl Kept<TcpStream> {
+    pub(crate) fn tcp(socket: TcpStream) -> (Kept<TcpStream>, Look) {
+        let socket = Arc::new(socket);
+        let look = Look::Tcp(Arc::downgrade(&socket));
+        (Kept(socket), look)
+    }
+}
+
+impl Kept<UnixStream> {
+    pub(crate) fn unix(socket: UnixStream) -> (Kept<UnixStream>, Look) {
+        let socket = Arc::new(socket);
+        let look = Look::Unix(Arc::downgrade(&socket));
+        (Kept(socket), look)
+    }
+}
+
+impl Look {
+    /// Whether the backend has neither closed the connection nor said anything unasked. The library may not have been
+    /// told of it yet.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Look::Tcp(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+            Look::Unix(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+        }
+    }
+}
+
+fn is_quiet(socket: &impl AsFd) -> bool {
+    let peeked = SockRef::from(socket).peek(&mut [MaybeUninit::uninit()]);
+    matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Tries until it can be done, or the socket is not ready for it.
+fn poll<T>(
+    cx: &mut Context<'_>,
+    ready: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        ready!(ready(cx))?;
+        match attempt() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+impl<S: Socket> AsyncRead for Kept<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let socket = &*self.0;
+        poll(cx, |cx| socket.poll_readable(cx), || socket.read(into).map(|_| ()))
+    }
+}
+
+impl<S: Socket> AsyncWrite for Kept<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let socket = &*self.0;
+        poll(cx, |cx| socket.poll_writable(cx), || socket.write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let socket = &*self.0;
+        poll(cx, |cx| socket.poll_writable(cx), || socket.write_vectored(pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_just_now_is_seen_to_be() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = async || {
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            (Kept::tcp(socket), listener.accept().unwrap().0)
+        };
+        let ((_kept, look), peer) = connect().await;
+        assert!(look.is_quiet());
+        drop(peer);
+        // Nothing ran meanwhile that could have told the library.
+        assert!(!look.is_quiet());
+        let ((_kept, look), mut peer) = connect().await;
+        peer.write_all(b"unasked").unwrap();
+        assert!(!look.is_quiet());
+        let ((kept, look), _peer) = connect().await;
+        drop(kept);
+        assert!(!look.is_quiet());
+    }
+}

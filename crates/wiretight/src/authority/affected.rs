@@ -1,0 +1,89 @@
+//! What a revocation by index cuts: read from the entries themselves, for whoever is about to make it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use wiretight_keys::logged::Entry;
+use wiretight_proxy::mesh::now;
+use wiretight_tlog::tile::{Kind, Tile, WIDTH};
+
+use super::{AuthorityError, CaError};
+use crate::log::sequencer::Log;
+
+/// The most entries that are read; a range may be larger.
+const MAX_READ: u64 = 16 * WIDTH;
+/// The most names that are told.
+const MAX_NAMES: usize = 1000;
+
+/// What a revocation by index cuts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affected {
+    /// The first entry.
+    pub from: u64,
+    /// The last one.
+    pub to: u64,
+    /// Whether the intermediate is among them that signs identities now: then every connection of the mesh is cut.
+    pub intermediate_in_use: bool,
+    /// Whether the authority's own certificate is.
+    pub authority: bool,
+    /// Entries of other CA certificates that have not expired: what they have signed is cut.
+    pub ca_certificates: Vec<u64>,
+    /// Whom the other certificates are for that have not expired.
+    pub names: BTreeSet<String>,
+    /// Entries that were not looked at, or could not be read.
+    pub unread: u64,
+}
+
+impl Affected {
+    /// Reads the entries, which must be in the log.
+    pub(super) async fn read(
+        log: &Log,
+        from: u64,
+        to: u64,
+        intermediate: Option<u64>,
+        authority: Option<u64>,
+    ) -> Result<Affected, AuthorityError> {
+        let covers = |index: Option<u64>| index.is_some_and(|index| (from..=to).contains(&index));
+        let mut affected = Affected {
+            from,
+            to,
+            intermediate_in_use: covers(intermediate),
+            authority: covers(authority),
+            ..Affected::default()
+        };
+        let size = log.checkpoint().map_or(0, |c| c.unverified().size);
+        let end = to.min(size.saturating_sub(1)).min(from.saturating_add(MAX_READ - 1));
+        let mut read = 0;
+        for bundle in from / WIDTH..=end / WIDTH {
+            let Some(tile) = Tile::of_tree(Kind::Entries, bundle, size) else { break };
+            let bytes = log.tile(tile).await.map_err(CaError::Log)?.unwrap_or_default();
+            let entries = tile.entries(&bytes).unwrap_or_default();
+            let indexed = (bundle * WIDTH..).zip(entries);
+            for (index, entry) in indexed.filter(|(index, _)| (from..=end).contains(index)) {
+                read += u64::from(affected.note(index, entry, intermediate));
+            }
+        }
+        affected.unread = (to - from).saturating_add(1).saturating_sub(read);
+        Ok(affected)
+    }
+
+    /// Whether the entry could be read.
+    fn note(&mut self, index: u64, entry: &[u8], intermediate: Option<u64>) -> bool {
+        let Ok(entry) = Entry::parse(entry) else { return false };
+        let Entry::Certificate(certificate) = entry else { return true };
+        if certificate.period.not_after < now() {
+            return true;
+        }
+        if certificate.is_ca {
+            if intermediate != Some(index) {
+                self.ca_certificates.push(index);
+            }
+        } else if self.names.len() < MAX_NAMES {
+            // A SPIFFE ID says more than the DNS name beside it.
+            let ids: Vec<_> = certificate.names.iter().filter(|n| n.contains("://")).collect();
+            let names = if ids.is_empty() { certificate.names.iter().collect() } else { ids };
+            self.names.extend(names.into_iter().take(8).cloned());
+        }
+        true
+    }
+}

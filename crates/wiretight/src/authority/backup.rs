@@ -1,0 +1,571 @@
+//! One file that a new authority can go on from: keys, store and log as they were at one moment.
+//!
+//! It is taken while the authority runs, by reading alone. Three things make it consistent without a pause:
+//!
+//! - The store is copied first, in one transaction. What it says of the log is what the backup holds of the log.
+//! - The log only grows. Its published checkpoint is read before the store, so that it is never newer; its tiles are
+//!   read after it, and are those of the tree that the store names (a larger tile that took the place of a partial one
+//!   is cut to size).
+//! - The key files are read before and after the store. If they differ, keys were being replaced, and it starts anew.
+//!
+//! The file is a tar archive that ends with a SHA-256 of all that comes before, so a torn one is refused. It contains
+//! the keys of the CA: it is 0600, and whoever has it is the authority.
+//!
+//! What a restored authority may not do is fork its log. If the witnesses, or a bucket that holds the log, know more
+//! entries than the backup, the restored authority would sign a second history, and so it is refused, unless those
+//! entries are there: a newer copy of the log ([`Restore::newer`]) is verified, continues the backup's tree, and what was
+//! revoked in it is revoked again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use aws_lc_rs::digest::{self, SHA256};
+use serde::{Deserialize, Serialize};
+use wiretight_keys::TrustDomain;
+use wiretight_keys::logged::Entry;
+use wiretight_proxy::mesh::now;
+use wiretight_store::SqliteStore;
+use wiretight_tlog::note::LogKey;
+use wiretight_tlog::tile::{Kind, Tile, push_entry};
+use wiretight_tlog::{Frontier, Hash, LogSigner, SignedCheckpoint};
+use zeroize::Zeroizing;
+
+use super::{AuthorityError, LOG_KEY, registry};
+use crate::acme::SEAL_KEY;
+use crate::config::Config;
+use crate::log::bucket::Bucket;
+use crate::log::reader::{Reader, Tree};
+use crate::log::sequencer::{self, CHECKPOINT, MAX_CHECKPOINT, max_len};
+use crate::log::storage::{Directory, Storage};
+use crate::private_dir::PrivateDir;
+
+/// The archive's first member.
+const HEAD: &str = "wiretight-backup.json";
+/// Its last.
+const END: &str = "end.json";
+/// The store, in the archive as in the directory.
+const STORE: &str = "store.db";
+/// Where the log's tiles are, likewise.
+const LOG: &str = "log";
+/// The folder of key files in the archive.
+const KEYS: &str = "keys";
+/// A restored authority, until it is complete.
+const DRAFT: &str = "authority.restoring";
+/// A key file is a few hundred bytes.
+const MAX_KEY_FILE: usize = 4096;
+/// A member that says what it is about.
+const MAX_JSON: usize = 64 << 10;
+/// Keys that may be replaced while they are read.
+const TRIES: usize = 10;
+/// Entries that are verified at a time.
+const CHUNK: u64 = 4096;
+
+/// Where the log is by the configuration, if not in STATE_DIR.
+pub fn storage_of(config: &Config) -> Result<Option<Arc<dyn Storage>>, AuthorityError> {
+    let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
+    Ok(config.log.storage.as_ref().map(bucket).transpose()?)
+}
+
+/// The archive's first member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Of the format: 1.
+    version: u32,
+    /// Whose authority it is.
+    pub trust_domain: TrustDomain,
+    /// When it was made (seconds since 1970).
+    pub made: u64,
+    /// The log's public key.
+    pub log: String,
+    /// The number of its entries.
+    pub entries: u64,
+}
+
+/// The archive's last member.
+#[derive(Serialize, Deserialize)]
+struct End {
+    /// Of each member before it: name, a zero byte, length (8 bytes, big-endian), content. In hex.
+    sha256: String,
+}
+
+/// Writes a backup of the authority in `state` (STATE_DIR) to the new file `to`.
+pub async fn backup(
+    state: &PrivateDir,
+    trust_domain: &TrustDomain,
+    storage: Option<Arc<dyn Storage>>,
+    to: &Path,
+) -> anyhow::Result<Head> {
+    let dir = PrivateDir::open(state.path().join("authority"))?;
+    ensure!(
+        dir.path().join(STORE).exists(),
+        "{} holds no authority: run this on the authority's machine, as the user that it runs as",
+        dir.path().display()
+    );
+    let storage = storage.map_or_else(|| directory(&dir.path().join(LOG)), Ok)?;
+    // In a folder of this user alone, on a disk that is meant for such files; gone when this returns.
+    let scratch = tempfile::Builder::new().prefix(".backup-").tempdir_in(dir.path())?;
+    let copy = scratch.path().join(STORE);
+
+    let published = storage.get(CHECKPOINT, MAX_CHECKPOINT).await?;
+    let mut keys = key_files(state, &dir)?;
+    for n in 0.. {
+        SqliteStore::snapshot(dir.path().join(STORE), &copy).await?;
+        let after = key_files(state, &dir)?;
+        if keys == after {
+            break;
+        }
+        ensure!(n < TRIES, "the authority's keys are being replaced all the time; try again later");
+        keys = after;
+        fs::remove_file(&copy)?;
+    }
+    let key = log_key(keys.get(LOG_KEY).map(|key| &***key))?;
+    let store = SqliteStore::open(&copy).await?;
+    let signed = sequencer::last_signed(&store, &key).await?;
+    drop(store);
+    let checkpoint = signed.unverified();
+    let head = Head {
+        version: 1,
+        trust_domain: trust_domain.clone(),
+        made: now(),
+        log: key.to_string(),
+        entries: checkpoint.size,
+    };
+
+    let mut archive = Writer::create(to)?;
+    let written = async {
+        archive.add(HEAD, &serde_json::to_vec(&head)?)?;
+        for (name, bytes) in &keys {
+            archive.add(&format!("{KEYS}/{name}"), bytes)?;
+        }
+        archive.add_file(STORE, &copy)?;
+        if let Some(published) = published {
+            archive.add(&format!("{LOG}/{CHECKPOINT}"), &published)?;
+        }
+        let mut read = Frontier::default();
+        for tile in Tile::of_growth(0, checkpoint.size) {
+            let bytes = tile_of(&*storage, tile).await?;
+            if tile.kind == Kind::Entries {
+                for entry in tile.entries(&bytes).with_context(|| tile.path())? {
+                    read.append(Hash::leaf(entry), |_, _| {});
+                }
+            }
+            archive.add(&format!("{LOG}/{}", tile.path()), &bytes)?;
+        }
+        ensure!(
+            read.size() == checkpoint.size && read.root() == checkpoint.root,
+            "the entries in {} are not what the log has signed: the log is damaged, and so no backup was made. `wiretight verify` on a copy of the log tells more",
+            storage.place()
+        );
+        archive.finish()
+    };
+    let written: anyhow::Result<()> = written.await;
+    if let Err(error) = written {
+        let _ = fs::remove_file(to);
+        return Err(error.context(format!("no backup was written to {}", to.display())));
+    }
+    Ok(head)
+}
+
+/// What to restore, and where.
+pub struct Restore<'a> {
+    /// STATE_DIR, whose node does not run.
+    pub state: &'a PrivateDir,
+    /// The trust domain of the configuration.
+    pub trust_domain: &'a TrustDomain,
+    /// Where the log is by the configuration, if not in STATE_DIR.
+    pub storage: Option<Arc<dyn Storage>>,
+    /// A directory with a newer copy of the log.
+    pub newer: Option<PathBuf>,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restored {
+    /// Of the backup.
+    #[serde(flatten)]
+    pub head: Head,
+    /// Entries of the log that were taken from a newer copy.
+    pub newer_entries: u64,
+    /// Certificates, by series or index, that were revoked in those and are revoked again.
+    pub revoked_again: usize,
+}
+
+impl Restore<'_> {
+    /// Restores the authority in `from`. Nothing is there before all of it is verified and on the disk.
+    pub async fn run(self, from: &Path) -> anyhow::Result<Restored> {
+        let place = self.state.path().join("authority");
+        let empty = fs::read_dir(&place).map_or(true, |mut names| names.next().is_none());
+        ensure!(
+            empty,
+            "{} is not empty, and a restore does not overwrite an authority. If it is no longer needed, move it away first",
+            place.display()
+        );
+        let draft = self.state.path().join(DRAFT);
+        if draft.exists() {
+            fs::remove_dir_all(&draft).with_context(|| draft.display().to_string())?;
+        }
+        let restored = self.draft(from, PrivateDir::open(&draft)?).await;
+        let done = restored.and_then(|(restored, seal_key)| {
+            if let Some(key) = seal_key {
+                self.state.write(SEAL_KEY, &key)?;
+            }
+            if place.exists() {
+                fs::remove_dir(&place)?;
+            }
+            self.state.rename(DRAFT, "authority")?;
+            Ok(restored)
+        });
+        if done.is_err() {
+            let _ = fs::remove_dir_all(&draft);
+        }
+        done.with_context(|| format!("nothing was restored from {}", from.display()))
+    }
+
+    async fn draft(
+        &self,
+        from: &Path,
+        dir: PrivateDir,
+    ) -> anyhow::Result<(Restored, Option<Zeroizing<Vec<u8>>>)> {
+        let log = directory(&dir.path().join(LOG))?;
+        let (head, keys) = unpack(from, &dir, &*log).await?;
+        ensure!(
+            head.trust_domain == *self.trust_domain,
+            "it is of the trust domain {}, and the configuration says {}",
+            head.trust_domain,
+            self.trust_domain
+        );
+        let mut seal_key = None;
+        for (name, bytes) in keys {
+            match name == SEAL_KEY {
+                true => seal_key = Some(bytes),
+                false => dir.write(&name, &bytes)?,
+            }
+        }
+        if let (Some(kept), Some(key)) = (self.state.read(SEAL_KEY, MAX_KEY_FILE)?, &seal_key) {
+            ensure!(
+                kept == *key,
+                "{} holds another {SEAL_KEY} than the backup: it seals certificates of sites. Move it away if they may be ordered anew",
+                self.state.path().display()
+            );
+        }
+        let key = log_key(dir.read(LOG_KEY, MAX_KEY_FILE)?.as_deref().map(Vec::as_slice))?;
+        ensure!(key.to_string() == head.log, "its log.key is not the key of its log");
+        let store = SqliteStore::open(dir.path().join(STORE)).await?;
+        let signed = sequencer::last_signed(&store, &key).await?;
+        let tree = verified(dir.path().join(LOG), &signed).await?;
+
+        let mut restored = Restored { head, newer_entries: 0, revoked_again: 0 };
+        if let Some(newer) = self.newer(&key, dir.path()).await? {
+            let has = newer.unverified().size;
+            if has > tree.size() {
+                restored.revoked_again = self.go_on(&store, &dir, &tree, &newer).await?;
+                restored.newer_entries = has - tree.size();
+            }
+        }
+        if let Some(storage) = &self.storage {
+            let signed = sequencer::last_signed(&store, &key).await?;
+            upload(&**storage, &*log, &signed).await?;
+            fs::remove_dir_all(dir.path().join(LOG))?;
+        }
+        drop(store);
+        File::open(dir.path())?.sync_all()?;
+        Ok((restored, seal_key))
+    }
+
+    /// A newer copy of the log, if there is one, in the folder `newer` of `scratch`: the one that was named, or what
+    /// the bucket holds.
+    async fn newer(
+        &self,
+        key: &LogKey,
+        scratch: &Path,
+    ) -> anyhow::Result<Option<SignedCheckpoint>> {
+        let from = match (&self.newer, &self.storage) {
+            (Some(path), _) => directory(path)?,
+            (None, Some(storage)) => storage.clone(),
+            (None, None) => return Ok(None),
+        };
+        let place = from.place();
+        let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else {
+            ensure!(self.newer.is_none(), "{place} has no checkpoint: it is no copy of a log");
+            return Ok(None);
+        };
+        let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
+        let signed = text.filter(|signed| signed.verified_by(key).is_some());
+        let signed = signed.with_context(|| {
+            format!("the checkpoint in {place} was not signed by the log of this backup")
+        })?;
+        let path = scratch.join("newer");
+        let to = directory(&path)?;
+        for tile in Tile::of_growth(0, signed.unverified().size) {
+            to.put(vec![(tile.path(), tile_of(&*from, tile).await?)]).await?;
+        }
+        to.put(vec![(CHECKPOINT.into(), bytes)]).await?;
+        verified(path, &signed).await.with_context(|| place)?;
+        Ok(Some(signed))
+    }
+
+    /// Puts the newer log in the place of the backup's, which it has to begin with. What it revokes is revoked.
+    async fn go_on(
+        &self,
+        store: &SqliteStore,
+        dir: &PrivateDir,
+        old: &Tree,
+        newer: &SignedCheckpoint,
+    ) -> anyhow::Result<usize> {
+        let path = dir.path().join("newer");
+        let tree = Reader::directory(&path).tree(newer.unverified()).await?;
+        ensure!(
+            tree.root_at(old.size()).await? == old.root(),
+            "the newer copy of the log is another history than the backup's: its first {} entries differ. Keep both, they prove that the log forked",
+            old.size()
+        );
+        let (mut at, mut revoked) = (old.size(), 0);
+        while at < tree.size() {
+            let next = tree.size().min(at + CHUNK);
+            for (n, entry) in (at..).zip(tree.entries(at..next).await?) {
+                if let Ok(Entry::Revocation(revocation)) = Entry::parse(&entry) {
+                    revoked += registry::revoke_again(store, &revocation, n).await?;
+                }
+            }
+            at = next;
+        }
+        sequencer::go_on_from(store, newer).await?;
+        fs::remove_dir_all(dir.path().join(LOG))?;
+        dir.rename("newer", LOG)?;
+        Ok(revoked)
+    }
+}
+
+/// The tree of a log in a directory, all of which was verified.
+async fn verified(path: PathBuf, signed: &SignedCheckpoint) -> anyhow::Result<Tree> {
+    let tree = Reader::directory(path).tree(signed.unverified()).await?;
+    let mut at = 0;
+    while at < tree.size() {
+        let next = tree.size().min(at + CHUNK);
+        tree.entries(at..next).await?;
+        at = next;
+    }
+    Ok(tree)
+}
+
+/// Fills a bucket that holds nothing of the log.
+async fn upload(
+    to: &dyn Storage,
+    from: &dyn Storage,
+    signed: &SignedCheckpoint,
+) -> anyhow::Result<()> {
+    if to.get(CHECKPOINT, MAX_CHECKPOINT).await?.is_some() {
+        return Ok(()); // as new as the store is, or older: the sequencer goes on from there
+    }
+    for tile in Tile::of_growth(0, signed.unverified().size) {
+        to.put(vec![(tile.path(), tile_of(from, tile).await?)]).await?;
+    }
+    Ok(())
+}
+
+/// A tile of a tree, also where a larger one has taken its place since.
+async fn tile_of(storage: &dyn Storage, tile: Tile) -> anyhow::Result<Vec<u8>> {
+    if let Some(bytes) = storage.get(&tile.path(), max_len(tile)).await? {
+        return Ok(bytes);
+    }
+    let full = tile.full();
+    let bytes = storage.get(&full.path(), max_len(full)).await?;
+    let mut bytes = bytes.with_context(|| {
+        format!("{}/{} is missing: the log is damaged", storage.place(), tile.path())
+    })?;
+    match tile.kind {
+        Kind::Hashes { .. } => bytes.truncate(usize::from(tile.width) * Hash::LEN),
+        Kind::Entries => {
+            let mut cut = Vec::new();
+            let entries = full.entries(&bytes).with_context(|| full.path())?;
+            for entry in entries.into_iter().take(tile.width.into()) {
+                push_entry(&mut cut, entry)?;
+            }
+            bytes = cut;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The keys of the authority, and the one that seals certificates of sites, by file name.
+fn key_files(
+    state: &PrivateDir,
+    dir: &PrivateDir,
+) -> anyhow::Result<BTreeMap<String, Zeroizing<Vec<u8>>>> {
+    let mut keys = BTreeMap::new();
+    for name in dir.names()?.into_iter().filter(|name| is_key_file(name)) {
+        // One that is gone meanwhile is seen by whoever compares.
+        if let Some(bytes) = dir.read(&name, MAX_KEY_FILE)? {
+            keys.insert(name, bytes);
+        }
+    }
+    if let Some(bytes) = state.read(SEAL_KEY, MAX_KEY_FILE)? {
+        keys.insert(SEAL_KEY.into(), bytes);
+    }
+    Ok(keys)
+}
+
+/// `root-….key`, `root-….key.new`, `intermediate-….key`, `log.key`.
+fn is_key_file(name: &str) -> bool {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    name.len() <= 200
+        && !name.starts_with('.')
+        && name.bytes().all(safe)
+        && (name.ends_with(".key") || name.ends_with(".key.new"))
+}
+
+fn log_key(private: Option<&[u8]>) -> anyhow::Result<LogKey> {
+    let text = private.and_then(|bytes| str::from_utf8(bytes).ok());
+    let signer = text.and_then(|text| LogSigner::parse(text).ok());
+    Ok(signer.context("log.key is missing or damaged")?.public().clone())
+}
+
+fn directory(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+    let opened = Directory::open(path).with_context(|| path.display().to_string())?;
+    Ok(Arc::new(opened))
+}
+
+/// Writes the archive.
+struct Writer {
+    tar: tar::Builder<File>,
+    hash: digest::Context,
+}
+
+impl Writer {
+    fn create(path: &Path) -> anyhow::Result<Writer> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.with_context(|| {
+            format!(
+                "{} cannot be created: it must be a new file, so that no backup is overwritten",
+                path.display()
+            )
+        })?;
+        Ok(Writer { tar: tar::Builder::new(file), hash: digest::Context::new(&SHA256) })
+    }
+
+    fn add(&mut self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        begin(&mut self.hash, name, bytes.len() as u64);
+        self.hash.update(bytes);
+        Ok(self.tar.append_data(&mut header(bytes.len() as u64), name, bytes)?)
+    }
+
+    /// A file of any size.
+    fn add_file(&mut self, name: &str, path: &Path) -> anyhow::Result<()> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        begin(&mut self.hash, name, len);
+        let hashed = Hashed { from: file, hash: &mut self.hash };
+        Ok(self.tar.append_data(&mut header(len), name, hashed)?)
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        let end = serde_json::to_vec(&End { sha256: hex(&self.hash.finish()) })?;
+        self.tar.append_data(&mut header(end.len() as u64), END, &*end)?;
+        Ok(self.tar.into_inner()?.sync_all()?)
+    }
+}
+
+fn header(len: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(len);
+    header.set_mode(0o600);
+    header.set_mtime(now());
+    header
+}
+
+/// What is hashed of a member ahead of its content.
+fn begin(hash: &mut digest::Context, name: &str, len: u64) {
+    hash.update(name.as_bytes());
+    hash.update(&[0]);
+    hash.update(&len.to_be_bytes());
+}
+
+fn hex(hash: &digest::Digest) -> String {
+    wiretight_keys::token::hex(hash.as_ref())
+}
+
+/// Reads, and hashes what was read.
+struct Hashed<'a, R> {
+    from: R,
+    hash: &'a mut digest::Context,
+}
+
+impl<R: Read> Read for Hashed<'_, R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(to)?;
+        self.hash.update(&to[..n]);
+        Ok(n)
+    }
+}
+
+/// Reads an archive: the store goes to `dir`, the log to `log`, the keys are returned. Only members that a backup has
+/// are taken, each within its bound; nothing is extracted by the path that the archive names.
+async fn unpack(
+    from: &Path,
+    dir: &PrivateDir,
+    log: &dyn Storage,
+) -> anyhow::Result<(Head, BTreeMap<String, Zeroizing<Vec<u8>>>)> {
+    let file = File::open(from).with_context(|| format!("{} cannot be read", from.display()))?;
+    let mut tar = tar::Archive::new(io::BufReader::new(file));
+    let (mut head, mut end, mut keys) = (None::<Head>, None::<End>, BTreeMap::new());
+    let mut hash = digest::Context::new(&SHA256);
+    for member in tar.entries()? {
+        let mut member = member.context("it is no tar archive, or it is damaged")?;
+        let name = member.path()?.to_str().context("a member's name is not UTF-8")?.to_owned();
+        ensure!(member.header().entry_type().is_file(), "{name}: a backup holds files alone");
+        ensure!(end.is_none(), "{name} comes after its end");
+        let len = member.size();
+        if name == END {
+            end = Some(serde_json::from_slice(&bounded(&mut member, &name, MAX_JSON)?)?);
+            continue;
+        }
+        begin(&mut hash, &name, len);
+        let mut member = Hashed { from: member, hash: &mut hash };
+        if name == HEAD {
+            let read: Head = serde_json::from_slice(&bounded(&mut member, &name, MAX_JSON)?)?;
+            ensure!(read.version == 1, "it was made by a newer release: restore it with that one");
+            head = Some(read);
+            continue;
+        }
+        ensure!(head.is_some(), "it is no backup of a Wiretight authority: it begins with {name}");
+        if name == STORE {
+            use std::os::unix::fs::OpenOptionsExt;
+            let path = dir.path().join(STORE);
+            let to = File::options().write(true).create_new(true).mode(0o600).open(path);
+            let mut to = to.context("it holds two stores")?;
+            io::copy(&mut member, &mut to)?;
+            to.sync_all()?;
+        } else if let Some(key) = name.strip_prefix(KEYS).and_then(|n| n.strip_prefix('/')) {
+            ensure!(is_key_file(key), "{name} is no key of an authority");
+            keys.insert(key.to_owned(), bounded(&mut member, &name, MAX_KEY_FILE)?);
+        } else if let Some(path) = name.strip_prefix(LOG).and_then(|n| n.strip_prefix('/')) {
+            let max = match Tile::parse(path) {
+                Some(tile) => max_len(tile),
+                None if path == CHECKPOINT => MAX_CHECKPOINT,
+                None => bail!("{name} is no part of a log"),
+            };
+            let bytes = bounded(&mut member, &name, max)?;
+            log.put(vec![(path.to_owned(), bytes.to_vec())]).await?;
+        } else {
+            bail!("{name} is no part of a backup");
+        }
+    }
+    let end = end.context("it is cut short: its end is missing")?;
+    ensure!(
+        end.sha256 == hex(&hash.finish()),
+        "it is damaged: its content is not what was written"
+    );
+    Ok((head.context("it is empty")?, keys))
+}
+
+fn bounded(from: &mut impl Read, name: &str, max: usize) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    from.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() <= max, "{name} is larger than it can be");
+    Ok(bytes)
+}

@@ -1,0 +1,78 @@
+//! Compares a log with what its witnesses saw of it (C2SP tlog-witness, the monitor's side): a log that shows a reader
+//! something else than the witnesses, or less, is found out.
+
+use std::time::Duration;
+
+use wiretight_tlog::hash::Hash;
+use wiretight_tlog::note::{LogKey, MAX_NOTE};
+use wiretight_tlog::policy::Witness;
+use wiretight_tlog::{Checkpoint, SignedCheckpoint};
+
+use super::http::{Client, Limit, Url};
+use super::reader::{ReadError, Tree};
+use super::witness::origin_hash;
+use crate::daemon::chain;
+
+const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: MAX_NOTE };
+
+/// What a witness has cosigned last.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// As the log signed it, with the cosignatures.
+    pub signed: SignedCheckpoint,
+    /// When (seconds since 1970).
+    pub time: u64,
+}
+
+impl Seen {
+    /// The tree.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.signed.unverified()
+    }
+}
+
+/// Asks a witness for the last checkpoint of a log that it has cosigned; `None` if it has cosigned none. An error is for
+/// people.
+pub async fn ask(
+    client: &Client,
+    prefix: &Url,
+    witness: &Witness,
+    log: &LogKey,
+) -> Result<Option<Seen>, String> {
+    let url = prefix.join(&format!("{}/checkpoint", origin_hash(log.name().as_str())));
+    let answer = client.get(&url, LIMIT).await.map_err(|e| chain(&e))?;
+    match answer.status {
+        200 => {}
+        404 => return Ok(None),
+        status => return Err(format!("{url} answered with status {status}")),
+    }
+    let signed = std::str::from_utf8(&answer.body).ok();
+    let signed = signed.and_then(|text| SignedCheckpoint::parse(text).ok());
+    let signed = signed.ok_or_else(|| format!("{url} is not a checkpoint"))?;
+    if signed.verified_by(log).is_none() {
+        return Err(format!("{url} was not signed by the log"));
+    }
+    let time = witness.key.cosigned(&signed);
+    let time = time.ok_or_else(|| format!("{url} was not cosigned by the witness' key"))?;
+    Ok(Some(Seen { signed, time }))
+}
+
+/// How what a witness saw compares with a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// It is the beginning of that tree, or all of it.
+    Same,
+    /// It is another history.
+    Fork,
+    /// It is larger: whether it begins with that tree cannot be told.
+    More,
+}
+
+/// Compares it with the tree that the log shows.
+pub async fn compare(seen: &Checkpoint, tree: &Tree) -> Result<Compared, ReadError> {
+    if seen.size > tree.size() {
+        return Ok(Compared::More);
+    }
+    let root: Hash = tree.root_at(seen.size).await?;
+    Ok(if root == seen.root { Compared::Same } else { Compared::Fork })
+}
