@@ -367,9 +367,9 @@ fn control() -> Result {
     one("rejoin", &FromStranger::Rejoin(rejoin))?;
     one(
         "hello",
-        &FromNode::Hello { have: 7, digest: "ab".into(), instances: vec![offer.clone()] },
+        &FromNode::Hello { have: 7, digest: "ab".into(), instances: vec![offer.clone()].into() },
     )?;
-    one("announce", &FromNode::Announce { instances: vec![offer] })?;
+    one("announce", &FromNode::Announce { instances: vec![offer].into() })?;
     one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
     one("ack", &FromNode::Ack { version: u64::MAX })?;
     one("follow", &FromNode::Follow { request: 2, service: "www".parse()? })?;
@@ -416,6 +416,7 @@ fn control() -> Result {
         revoked: [leaf.serial.series()].into(),
         revoked_roots: vec![Blob(vec![7; 32])],
         revoked_indexes: vec![(1, 4)],
+        unreadable: 0,
     };
     one("state", &FromAuthority::State(state))
 }

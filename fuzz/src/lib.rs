@@ -1,6 +1,8 @@
 //! What is fuzzed: every parser of bytes that the other side, or a careless operator, chose. Each
 //! function takes any bytes and panics if the parser does, or if one of its promises is broken.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,18 +13,25 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight::acme_server::jws::{Jwk, Sender, Signed};
+use wiretight::authority::offers::Announcer;
 use wiretight::config::Config;
 use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Message};
 use wiretight::log::http::Url;
 use wiretight::log::monitor::expect::Expected;
 use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight_keys::web::is_host_name;
-use wiretight_keys::{Csr, JoinToken, Leaf, Logged, Role, TrustBundle, WebCsr};
+use wiretight_keys::{Csr, JoinToken, Leaf, Logged, Name, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
 use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
+use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
+use wiretight_proxy::registry::{
+    Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_STOOD_FOR, check_address,
+};
+use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
+use wiretight_proxy::{Mesh, Registry};
 use wiretight_scan::certificate::{Presented, Roots, Stores, examine};
 use wiretight_scan::parse::quic::{self, Crypto, InitialKeys, Packet};
 use wiretight_scan::parse::starttls::{self as before_tls, Parsed};
@@ -500,6 +509,98 @@ pub fn control(data: &[u8]) {
     messages::<FromStranger>(stream, *how);
     messages::<FromNode>(stream, *how);
     messages::<FromAuthority>(stream, *how);
+}
+
+/// What a member announces, as the authority takes it: JSON of a message. The first byte says where the member connects
+/// from, and what was granted to it.
+///
+/// Promises: each record that is taken is of a service that was granted, at an address of the member, and within the
+/// bounds; taken again, none is refused; what is left out is told.
+pub fn announcement(data: &[u8]) {
+    let Some((how, json)) = data.split_first() else { return };
+    let (FromNode::Hello { instances, .. } | FromNode::Announce { instances }) =
+        (match control::decode(json) {
+            Ok(message) => message,
+            Err(_) => return,
+        })
+    else {
+        return;
+    };
+    let name = |s: &str| s.parse::<Name>().expect("a name");
+    let granted: BTreeSet<Host> = match how & 1 {
+        0 => BTreeSet::new(),
+        _ => ["192.0.2.77", "db.example.org"].map(|h| h.parse().expect("a host")).into(),
+    };
+    let announcer = Announcer {
+        node: &name("bad"),
+        services: &["db", "web"].map(name).into(),
+        // Addresses that no machine has, so that the outcome is everywhere the same.
+        from: if how & 2 == 0 { "192.0.2.5" } else { "2001:db8::5" }.parse().expect("an address"),
+        addresses: &granted,
+        is_own: how & 4 != 0,
+    };
+    let announced = instances.good.len();
+    let (taken, denial) = announcer.admit(instances.clone());
+    assert!(taken.len() <= announced.min(MAX_INSTANCES));
+    assert!(instances.unreadable == 0 || denial.is_some());
+    let mut ports = 0;
+    for offer in &taken {
+        assert!(announcer.services.contains(&offer.service));
+        assert_eq!(check_address(&offer.addr), Ok(()));
+        let host = Host::from(&offer.addr);
+        let own = Host::from(&HostPort::from(SocketAddr::new(announcer.from, 1)));
+        assert!(announcer.is_own || host == own || granted.contains(&host), "{}", offer.addr);
+        assert!(offer.ports.len() <= MAX_PORTS && !offer.ports.contains(&0));
+        assert!(offer.allow.len() <= MAX_ALLOWED);
+        ports += offer.ports.len();
+    }
+    assert!(ports <= MAX_PORTS_OF_NODE);
+    let (again, denial) = announcer.admit(taken.clone().into());
+    assert!(again == taken && denial.is_none(), "{denial:?}");
+}
+
+/// A state that an authority pushes, as a node takes it: JSON of a message.
+///
+/// Promises: whatever the registry holds, the kernel's rules that follow from it can be applied, and so can those that
+/// stand in for them; what is left out is told; what was taken is taken again.
+pub fn pushed(data: &[u8]) {
+    let Ok(FromAuthority::State(state)) = control::decode(data) else { return };
+    let domain = "example.org".parse().expect("a trust domain");
+    let _ = state.trust_bundle(&domain);
+    let mesh = Mesh::new(domain);
+    let total: usize = state.registry.services.values().map(Vec::len).sum();
+    mesh.set_registry(state.registry);
+    let registry = mesh.registry();
+    let left: usize = registry.services.values().map(Vec::len).sum();
+    assert!(left <= total);
+    assert!(Registry::clone(&registry).tidy().is_empty(), "what is left is good");
+    let stood_for = registry.services.values().flatten().map(|i| i.ports.len()).sum::<usize>();
+    assert!(stood_for <= MAX_STOOD_FOR);
+    let own = Rules {
+        mode: Mode::Strict,
+        peers: BTreeMap::new(),
+        mark: 1,
+        port: 7491,
+        listens: [7432].into(),
+        taken: BTreeSet::new(),
+        protected: vec!["10.0.0.0/24".parse().expect("a network")],
+        passes: Vec::new(),
+        resolvers: Vec::new(),
+        management: vec![22],
+        cgroups: Vec::new(),
+        transparent: BTreeSet::new(),
+    };
+    let (rules, _) = own.clone().for_mesh(&"n".parse().expect("a name"), &[], &mesh);
+    assert_eq!(rules.check(), Ok(()));
+    for stands_in in [rules.no_looser_than(&own), own.no_looser_than(&rules), rules.only_stopping()]
+    {
+        assert_eq!(stands_in.check(), Ok(()));
+        let missing = rules
+            .protected
+            .iter()
+            .find(|n| !stands_in.protected.iter().any(|wider| wider.contains(n.first())));
+        assert_eq!(missing, None, "it is looser");
+    }
 }
 
 fn messages<M: Message>(stream: &[u8], how: u8) {

@@ -5,6 +5,7 @@
 //! - [`stream`]: a TLS connection on a socket
 //! - [`record`]: its records
 //! - [`wire`]: the frames between relays
+//! - [`registry`]: where services are, as members say, checked record by record
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: HTTPS for everybody
 //! - [`intercept`]: the kernel's rules that let no plaintext out
@@ -22,6 +23,7 @@ pub mod mesh;
 mod network;
 mod quota;
 pub mod record;
+pub mod registry;
 pub mod relay;
 #[cfg(test)]
 #[path = "../tests/rig/mod.rs"]

@@ -3,7 +3,7 @@
 //! The control side replaces each whole; a handshake or session reads whatever is newest. The data
 //! plane never asks: it has no way to reach an authority or a store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,13 +13,13 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wiretight_keys::{
     Id, Leaf, Name, Refusal, Revocations, Role, SigningKey, SpiffeId, Transparency, TrustBundle,
     TrustDomain, VerifiedPeer, X509Error,
 };
 
+pub use crate::registry::{Instance, Registry};
 use crate::relay::settings::HostPort;
 
 /// Now, in seconds since 1970.
@@ -91,21 +91,6 @@ impl Identity {
     }
 }
 
-/// One place where a service can be reached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Instance {
-    /// The node that offers it.
-    pub node: Name,
-    /// Where its relay listens.
-    pub addr: HostPort,
-    /// Who may call (decided there; known here so that the operator can see it).
-    pub allow: Vec<Id>,
-    /// The ports of this host that programs connect to when they mean this instance: where interception is on,
-    /// their connections are taken to it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<u16>,
-}
-
 /// What a program means by an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meant {
@@ -140,15 +125,6 @@ fn meant(registry: &Registry) -> HashMap<SocketAddr, Option<Meant>> {
     all
 }
 
-/// The services of the mesh and the nodes in it, as the authority last pushed them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registry {
-    /// Instances by service.
-    pub services: BTreeMap<Name, Vec<Instance>>,
-    /// All nodes.
-    pub nodes: BTreeSet<Name>,
-}
-
 /// Verified chains that are remembered, so that a peer which shakes hands often costs a hash rather
 /// than two signature checks. Emptied when the bundle changes.
 const REMEMBERED: usize = 4096;
@@ -164,6 +140,8 @@ pub struct Mesh {
     transparency: ArcSwap<Transparency>,
     without_news: AtomicBool,
     registry: ArcSwap<Registry>,
+    /// What of the registry is not used, and why.
+    unused: ArcSwap<Vec<String>>,
     meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
     verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
     changed: watch::Sender<u64>,
@@ -182,6 +160,7 @@ impl Mesh {
             transparency: ArcSwap::default(),
             without_news: AtomicBool::new(false),
             registry: ArcSwap::default(),
+            unused: ArcSwap::default(),
             meant: ArcSwap::default(),
             verified: Mutex::default(),
             changed: watch::channel(0).0,
@@ -256,8 +235,13 @@ impl Mesh {
         }
     }
 
-    /// Replaces the registry.
-    pub fn set_registry(&self, registry: Registry) {
+    /// Replaces the registry. What is not to be used of it is left out, record by record.
+    pub fn set_registry(&self, mut registry: Registry) {
+        let unused = registry.tidy();
+        if unused != **self.unused.load() {
+            unused.iter().for_each(|why| tracing::warn!("a record of the registry: {why}"));
+            self.unused.store(Arc::new(unused));
+        }
         self.meant.store(Arc::new(meant(&registry)));
         self.registry.store(Arc::new(registry));
         self.changed.send_modify(|n| *n += 1);
@@ -286,6 +270,11 @@ impl Mesh {
     /// The registry.
     pub fn registry(&self) -> Arc<Registry> {
         self.registry.load_full()
+    }
+
+    /// What of the registry is not used, and why.
+    pub fn unused(&self) -> Arc<Vec<String>> {
+        self.unused.load_full()
     }
 
     /// The addresses that instances stand for; those that more than one service claims, too.

@@ -1,5 +1,6 @@
 //! A network: addresses with a common beginning.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -46,6 +47,31 @@ impl Network {
                 IpAddr::V6((a.to_bits() & mask).into())
             }
         }
+    }
+
+    /// The network of this length that it is part of; itself, if it is no longer.
+    pub fn wider(&self, bits: u8) -> Network {
+        Network { address: self.address, bits: bits.min(self.bits) }
+    }
+
+    /// Of networks that hold one another, the widest; each once, by its first address.
+    pub fn widest(networks: impl IntoIterator<Item = Network>) -> Vec<Network> {
+        let first = |n: Network| Network { address: n.first(), bits: n.bits };
+        let mut all: Vec<Network> = networks.into_iter().map(first).collect();
+        all.sort_by_key(|n| (n.bits, n.address));
+        let (mut widest, mut held) = (Vec::new(), HashSet::new());
+        let mut lengths: Vec<u8> = Vec::new();
+        for network in all {
+            if lengths.iter().any(|bits| held.contains(&first(network.wider(*bits)))) {
+                continue;
+            }
+            if lengths.last() != Some(&network.bits) {
+                lengths.push(network.bits);
+            }
+            held.insert(network);
+            widest.push(network);
+        }
+        widest
     }
 
     /// The length of the common beginning.
@@ -99,6 +125,28 @@ impl fmt::Display for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_networks_that_hold_one_another_the_widest_stay() {
+        let all =
+            |texts: &[&str]| -> Vec<Network> { texts.iter().map(|t| t.parse().unwrap()).collect() };
+        let widest = |texts: &[&str]| -> Vec<String> {
+            Network::widest(all(texts)).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            widest(&[
+                "10.0.0.7",
+                "10.0.0.9/24",
+                "10.0.1.1",
+                "10.0.1.1",
+                "fd00::1",
+                "fd00::/8",
+                "fe00::1"
+            ]),
+            ["fd00::/8", "10.0.0.0/24", "10.0.1.1/32", "fe00::1/128"]
+        );
+        assert_eq!(widest(&["0.0.0.0/0", "1.2.3.4", "::1"]), ["0.0.0.0/0", "::1/128"]);
+    }
 
     #[test]
     fn networks_parse_or_say_what_to_write() {

@@ -189,6 +189,7 @@ macro_rules! table {
 
 table! {
     "plaintext": "The port answers, and in the clear: nothing on it is encrypted",
+    "consistent": "The same question is answered alike each time; no: several servers that differ seem to share the address, and how answers differed",
     "starttls.offered": "The server offers to go over to TLS",
     "starttls.stripped": "What stands between took the offer out, or made it unreadable",
     "starttls.injection": "Commands sent in the clear after STARTTLS are answered inside TLS (CVE-2011-0411)",

@@ -16,6 +16,7 @@
 pub mod active;
 pub mod certificate;
 pub mod facts;
+pub mod invariant;
 pub mod judge;
 pub mod names;
 pub mod parse;
@@ -46,10 +47,24 @@ pub struct Report {
     pub reached: Reached,
     /// What was found.
     pub facts: facts::Facts,
+    /// What the server chose in all hellos, whatever they were for: no fact says otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub observed: Vec<Chosen>,
     /// The certificate chains that were shown, each once.
     pub chains: Vec<certificate::Chain>,
     /// What that is worth.
     pub judgement: Arc<judge::Judgement>,
+}
+
+/// What a server chose.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The version.
+    pub version: names::Version,
+    /// The cipher suite.
+    pub suite: String,
+    /// In how many answers.
+    pub times: u64,
 }
 
 /// How far a scan came.

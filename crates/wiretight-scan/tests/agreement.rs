@@ -33,7 +33,7 @@ fn ours(server: &Running) -> (Facts, Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let begun = Instant::now();
     let asked = scan_address(&target, server.address, &options);
-    let report = runtime.block_on(asked);
+    let report = servers::scans::checked(runtime.block_on(asked));
     (report.facts, begun.elapsed())
 }
 

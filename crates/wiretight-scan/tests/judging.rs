@@ -12,6 +12,7 @@ use wiretight_scan::facts::Answer::{Inconclusive, No, Untested, Yes};
 use wiretight_scan::facts::{Answer, Facts, TABLE, Value, describe};
 use wiretight_scan::judge::rules::{RULES, Seen, Test};
 use wiretight_scan::judge::{Judgement, Level, Profile, judge};
+use wiretight_scan::names::Version;
 
 fn judged(facts: &Facts) -> Judgement {
     judge(&Reached::Tls, facts, &chains())
@@ -42,12 +43,58 @@ fn servers_get_the_level_that_they_have_earned() {
     assert!(samples::modern().judgement.reasons.is_empty());
 }
 
+/// A key's size is not the last number of its name.
+#[test]
+fn keys_are_short_by_their_size() {
+    let short = |key: &str| {
+        let mut facts = modern_facts();
+        facts.set("certificate.keys", Yes, list(&[key]), "");
+        judged(&facts).reasons.iter().any(|reason| reason.rule == "certificate-key")
+    };
+    for key in [
+        "ecdsa-brainpoolp256r1",
+        "ecdsa-brainpoolp512r1",
+        "ecdsa-secp256k1",
+        "ecdsa-p224",
+        "ecdsa-p256",
+        "ecdsa-p521",
+        "ecdsa-1.3.132.0.26",
+        "ecdsa-explicit",
+        "rsa-2048",
+        "rsa-pss-3072",
+        "dsa-2048",
+        "ed25519",
+        "ed448",
+        "mldsa-44",
+    ] {
+        assert!(!short(key), "{key}");
+    }
+    let weak = [
+        "ecdsa-p192",
+        "ecdsa-brainpoolp160r1",
+        "ecdsa-secp192k1",
+        "rsa-1024",
+        "rsa-pss-1024",
+        "dsa-1024",
+    ];
+    for key in weak {
+        assert!(short(key), "{key}");
+    }
+}
+
 /// How to break what takes more than one fact to see; rules about one fact are broken by it.
 fn break_it(rule: &str, facts: &mut Facts, chains: &mut [Chain], reached: &mut Reached) {
     let suite = |facts: &mut Facts, name: &str| samples::suite(facts, "tls1_2", name);
     match rule {
         "plaintext" => *reached = Reached::Plaintext { evidence: "220 hello".into() },
         "unreachable" => *reached = Reached::Unreachable { evidence: "refused".into() },
+        "name-wanted" => {
+            for version in Version::ALL {
+                facts.set(format!("protocol.{}", version.key()), Inconclusive, None, "alert 112");
+            }
+            facts.set("sni.required", Yes, None, "alert 112");
+        }
+        "inconsistent" => facts.set("consistent", No, list(&["TLS 1.2, and TLS 1.3"]), ""),
         "versions" => {
             facts.set("protocol.tls1_2", No, None, "");
             facts.set("protocol.tls1_3", No, None, "");

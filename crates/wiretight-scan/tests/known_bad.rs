@@ -33,7 +33,8 @@ const PAIRS: &[Pair] = &[
         "vulnerability.heartbleed",
         Yes,
         &["tlslite-heartbleed"],
-        &["tlslite-rc4", "tlslite-no-ems", "openssl-default", "old-default"],
+        // The first answers heartbeats.
+        &["tlslite-hybrids", "tlslite-no-ems", "openssl-default", "old-default"],
     ),
     (
         "vulnerability.ccs_injection",

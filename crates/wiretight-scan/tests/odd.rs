@@ -22,6 +22,11 @@ const MILD: &[&str] = &[
     "resets-each-third",
     "resets-big-hellos",
     "swallows-big-hellos",
+    "refuses-long-lists-40",
+    "refuses-long-lists-50",
+    "clear-at-first",
+    "clear-to-tls1_3",
+    "other-alert",
 ];
 
 fn options() -> Options {
@@ -275,6 +280,43 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         "openssl-cookies",
         &[("protocol.tls1_3", "yes"), ("protocol.tls1_2", "no"), ("suites.tls1_3", "yes")],
     ),
+    (
+        "nginx-by-name-only",
+        &[
+            ("plaintext", "no"),
+            ("sni.required", "yes"),
+            ("protocol.ssl3", "inconclusive"),
+            ("protocol.tls1_2", "inconclusive"),
+            ("protocol.tls1_3", "inconclusive"),
+            ("vulnerability.poodle_ssl", "inconclusive"),
+            ("forward_secrecy.any", "inconclusive"),
+        ],
+    ),
+    (
+        // Suites in which a scan completes no handshake: what needs one is not fine for that.
+        "openssl-ccm",
+        &[
+            ("protocol.tls1_2", "yes"),
+            ("vulnerability.heartbleed", "no"),
+            ("vulnerability.ccs_injection", "no"),
+            ("vulnerability.robot", "no"),
+            ("vulnerability.poodle_tls", "no"),
+            ("vulnerability.ticketbleed", "inconclusive"),
+            ("vulnerability.insecure_renegotiation", "inconclusive"),
+            ("renegotiation.by_client", "inconclusive"),
+            ("session.id", "inconclusive"),
+            ("session.ticket", "inconclusive"),
+            ("client_certificate.requested", "no"),
+        ],
+    ),
+    (
+        "openssl-camellia",
+        &[
+            ("vulnerability.heartbleed", "no"),
+            ("vulnerability.ccs_injection", "no"),
+            ("vulnerability.poodle_tls", "inconclusive"),
+        ],
+    ),
     ("plain-http", &[("plaintext", "yes")]),
     ("plain-banner", &[("plaintext", "yes")]),
     ("plain-echo", &[("plaintext", "yes")]),
@@ -307,6 +349,11 @@ fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
                 wrong.push(format!("{name}: {id} is {}, not {expected}", shown(fact)));
             }
         }
+        // What could not be told is not acceptable.
+        let told = ["nginx-by-name-only", "openssl-ccm", "openssl-camellia"].contains(name);
+        if told && report.judgement.level != wiretight_scan::judge::Level::Unknown {
+            wrong.push(format!("{name} is {}", report.judgement.level));
+        }
         let plain = matches!(report.reached, Reached::Plaintext { .. });
         if plain != name.starts_with("plain-") {
             wrong.push(format!("{name}: {:?}", report.reached));
@@ -329,4 +376,21 @@ fn there_is_a_server_for_each_trouble() {
     let troubles = all().into_iter().filter(|c| matches!(c.how, How::Behind(..))).count();
     assert!(troubles >= 10, "{troubles}");
     assert!(MILD.iter().all(|name| matches!(config(name).how, How::Behind(..))));
+}
+
+/// Two servers that differ, of which each connection meets another.
+#[test]
+fn servers_that_differ_behind_one_address_are_noticed() {
+    let (Some(old), Some(new)) = (start("openssl-tls1_2"), start("openssl-tls1_3")) else { return };
+    let report = scans::behind_one_address(&[old.address, new.address], &options());
+    let shown: Vec<String> = ["consistent", "protocol.tls1_2", "protocol.tls1_3"]
+        .map(|id| format!("{id}: {}", shown(report.facts.get(id))))
+        .into();
+    println!("{shown:#?}");
+    assert_eq!(report.facts.answer("consistent"), Answer::No, "{shown:#?}");
+    for id in ["protocol.tls1_2", "protocol.tls1_3"] {
+        assert!(report.facts.yes(id), "{shown:#?}");
+    }
+    let reasons = &report.judgement.reasons;
+    assert!(reasons.iter().any(|reason| reason.rule == "inconsistent"), "{reasons:#?}");
 }

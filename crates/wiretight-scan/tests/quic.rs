@@ -416,3 +416,35 @@ async fn a_server_hello_in_pieces_and_out_of_order_is_read() {
     assert!(facts.yes("protocol.quic") && facts.yes("groups.quic"), "{facts:?}");
     assert_eq!(facts.list("groups.quic"), ["x25519"]);
 }
+
+#[tokio::test]
+async fn a_server_of_quic_alone_is_scanned() {
+    use wiretight_scan::active::{Options, scan_address};
+    let (endpoint, address) = quinn_server(false);
+    let target = format!("tls://{address}").parse().unwrap();
+    let options = Options { timeout: PATIENCE, ..Options::default() };
+    let report = Box::pin(scan_address(&target, address, &options)).await;
+    assert_eq!(report.reached, wiretight_scan::Reached::Tls, "{report:#?}");
+    let violations = wiretight_scan::invariant::violations(&report);
+    assert!(violations.is_empty(), "{violations:#?}");
+    let facts = &report.facts;
+    for (id, expected) in [
+        ("plaintext", Answer::No),
+        ("protocol.quic", Answer::Yes),
+        ("protocol.tls1_3", Answer::Yes),
+        ("protocol.tls1_2", Answer::No),
+        ("suites.tls1_3", Answer::Yes),
+        ("groups.tls1_3", Answer::Yes),
+        ("post_quantum", Answer::Yes),
+        ("certificate.trusted", Answer::Inconclusive),
+    ] {
+        assert_eq!(facts.answer(id), expected, "{id}: {:?}", facts.get(id));
+    }
+    // Without the endpoint nothing is there at all.
+    drop(endpoint);
+    let port = free_port();
+    let nothing: SocketAddr = ([127, 0, 0, 1], port).into();
+    let target = format!("tls://{nothing}").parse().unwrap();
+    let report = Box::pin(scan_address(&target, nothing, &options)).await;
+    assert!(matches!(report.reached, wiretight_scan::Reached::Unreachable { .. }));
+}

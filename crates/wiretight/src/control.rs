@@ -8,15 +8,16 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wiretight_keys::{Id, Name, Revocations, Series, TrustBundle, TrustDomain};
-use wiretight_proxy::Registry;
 use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::{Instance, Registry};
 use zeroize::Zeroizing;
 
 /// The TLS exporter's label (RFC 8446, section 7.5) that proofs of the enrolment key are bound to.
@@ -25,8 +26,6 @@ pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-wiretight-control";
 pub const JOIN_CONTEXT: &[u8] = b"wiretight join\0";
 /// What the enrolment key signs at a rejoin, before the exporter's bytes.
 pub const REJOIN_CONTEXT: &[u8] = b"wiretight rejoin\0";
-/// The most instances that a node may announce.
-pub const MAX_INSTANCES: usize = 256;
 
 /// The largest record that edges share, in bytes: with the rest of its message, below what the authority reads.
 pub const MAX_SHARED_VALUE: usize = 90 << 10;
@@ -173,6 +172,62 @@ pub struct Offer {
     pub ports: Vec<u16>,
 }
 
+/// Records that stand or fall alone: one that this release cannot read costs itself and no other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Records<T> {
+    /// Those that can be read.
+    pub good: Vec<T>,
+    /// How many cannot.
+    pub unreadable: usize,
+}
+
+impl<T> From<Vec<T>> for Records<T> {
+    fn from(good: Vec<T>) -> Records<T> {
+        Records { good, unreadable: 0 }
+    }
+}
+
+impl<T> Default for Records<T> {
+    fn default() -> Records<T> {
+        Vec::new().into()
+    }
+}
+
+impl<T: Serialize> Serialize for Records<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.good.serialize(s)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Records<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Record<T> {
+            Good(T),
+            Unreadable(IgnoredAny),
+        }
+        struct List<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+            type Value = Records<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Records<T>, A::Error> {
+                let mut records = Records::default();
+                while let Some(record) = list.next_element::<Record<T>>()? {
+                    match record {
+                        Record::Good(record) => records.good.push(record),
+                        Record::Unreadable(IgnoredAny) => records.unreadable += 1,
+                    }
+                }
+                Ok(records)
+            }
+        }
+        d.deserialize_seq(List(PhantomData))
+    }
+}
+
 /// A record that edges share, or that it is gone. Has no contents in its `Debug`: some are sealed secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedRecord {
@@ -242,12 +297,12 @@ pub enum FromNode {
         #[serde(default)]
         digest: String,
         /// All that the node offers.
-        instances: Vec<Offer>,
+        instances: Records<Offer>,
     },
     /// Replaces what the node offers.
     Announce {
         /// All that the node offers.
-        instances: Vec<Offer>,
+        instances: Records<Offer>,
     },
     /// Asks for an SVID.
     Sign {
@@ -364,6 +419,7 @@ pub enum FromAuthority {
 
 /// The state of the mesh at one version.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ReadState")]
 pub struct State {
     /// Which version.
     pub version: u64,
@@ -381,23 +437,87 @@ pub struct State {
     /// Certificates that hold no longer, by the index of their entry in the log: ranges with both ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_indexes: Vec<(u64, u64)>,
+    /// How many records this release could not read, and left out.
+    #[serde(skip)]
+    pub unreadable: usize,
+}
+
+/// [`State`] as it is read: whoever wrote one record cannot have the others refused.
+#[derive(Deserialize)]
+struct ReadState {
+    version: u64,
+    digest: String,
+    bundle: Records<Blob>,
+    registry: ReadRegistry,
+    revoked: Records<Series>,
+    revoked_roots: Records<Blob>,
+    #[serde(default)]
+    revoked_indexes: Records<(u64, u64)>,
+}
+
+#[derive(Deserialize)]
+struct ReadRegistry {
+    services: BTreeMap<String, Records<Instance>>,
+    nodes: Records<Name>,
+}
+
+impl From<ReadState> for State {
+    fn from(read: ReadState) -> State {
+        let mut unreadable = 0;
+        fn good<T>(records: Records<T>, unreadable: &mut usize) -> Vec<T> {
+            *unreadable += records.unreadable;
+            records.good
+        }
+        let mut services = BTreeMap::new();
+        for (name, instances) in read.registry.services {
+            match Name::try_from(name) {
+                Ok(name) => drop(services.insert(name, good(instances, &mut unreadable))),
+                Err(_) => unreadable += 1,
+            }
+        }
+        let nodes = good(read.registry.nodes, &mut unreadable).into_iter().collect();
+        State {
+            version: read.version,
+            digest: read.digest,
+            bundle: good(read.bundle, &mut unreadable),
+            registry: Registry { services, nodes },
+            revoked: good(read.revoked, &mut unreadable).into_iter().collect(),
+            revoked_roots: good(read.revoked_roots, &mut unreadable),
+            revoked_indexes: good(read.revoked_indexes, &mut unreadable),
+            unreadable,
+        }
+    }
 }
 
 impl State {
-    /// What is believed no longer; an error if a fingerprint is none.
-    pub fn revocations(&self) -> Result<Revocations, String> {
-        let print =
-            |b: &Blob| b.0.as_slice().try_into().map_err(|_| "not a fingerprint".to_owned());
-        let roots = self.revoked_roots.iter().map(print).collect::<Result<_, _>>()?;
+    /// What is believed no longer. A fingerprint that is none is left out: the other revocations count all the same.
+    pub fn revocations(&self) -> Revocations {
+        let print = |b: &Blob| {
+            let print = b.0.as_slice().try_into();
+            print.inspect_err(|_| tracing::error!("a revoked root is not a fingerprint")).ok()
+        };
+        let roots = self.revoked_roots.iter().filter_map(print).collect();
         let (series, indexes) = (self.revoked.clone(), self.revoked_indexes.clone());
-        Ok(Revocations { series, roots, indexes })
+        Revocations { series, roots, indexes }
     }
 
-    /// What it says is to be trusted.
+    /// What it says is to be trusted. A root that is no certificate is left out, as long as there is another.
     pub fn trust_bundle(&self, trust_domain: &TrustDomain) -> Result<TrustBundle, String> {
-        let roots = self.bundle.iter().map(Blob::certificate).collect();
-        let bundle = TrustBundle::new(trust_domain.clone(), roots, self.revocations()?);
-        bundle.map_err(|e| e.to_string())
+        let bundle = |roots: Vec<CertificateDer<'static>>, revoked| {
+            TrustBundle::new(trust_domain.clone(), roots, revoked).map_err(|e| e.to_string())
+        };
+        let all: Vec<_> = self.bundle.iter().map(Blob::certificate).collect();
+        let Err(why) = bundle(all.clone(), Revocations::default()) else {
+            return bundle(all, self.revocations());
+        };
+        let is_root =
+            |r: &CertificateDer<'static>| bundle(vec![r.clone()], Revocations::default()).is_ok();
+        let good: Vec<_> = all.into_iter().filter(is_root).collect();
+        if good.is_empty() {
+            return Err(why);
+        }
+        tracing::error!("a root of the trust bundle is damaged, and is left out: {why}");
+        bundle(good, self.revocations())
     }
 }
 
@@ -411,7 +531,7 @@ impl Message for FromStranger {
     const MAX: usize = 8 << 10;
 }
 impl Message for FromNode {
-    const MAX: usize = 128 << 10;
+    const MAX: usize = 1 << 20;
 }
 impl Message for FromAuthority {
     const MAX: usize = 16 << 20;
@@ -520,10 +640,10 @@ mod tests {
             encode(&FromNode::Hello {
                 have: 7,
                 digest: "ab".into(),
-                instances: vec![offer.clone()],
+                instances: vec![offer.clone()].into(),
             })
             .unwrap(),
-            encode(&FromNode::Announce { instances: vec![offer] }).unwrap(),
+            encode(&FromNode::Announce { instances: vec![offer].into() }).unwrap(),
             encode(&FromNode::Sign { request: 1, csr: blob() }).unwrap(),
             encode(&FromNode::Ack { version: u64::MAX }).unwrap(),
             encode(&FromNode::Follow { request: 2, service: "www".parse().unwrap() }).unwrap(),
@@ -573,7 +693,7 @@ mod tests {
             encode(&FromNode::Write { request, service, key, expected: u64::MAX, value })
         };
         assert!(write(MAX_SHARED_VALUE).is_ok());
-        assert!(matches!(write(98 << 10), Err(ControlError::TooLarge { .. })));
+        assert!(matches!(write(800 << 10), Err(ControlError::TooLarge { .. })));
     }
 
     #[test]
@@ -585,6 +705,27 @@ mod tests {
         let code = br#"{"type":"error","code":"tired","message":"later"}"#;
         let FromAuthority::Error(denial) = decode(code).unwrap() else { panic!() };
         assert_eq!(denial.code, Code::Other);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_itself_alone() {
+        let hello = br#"{"type":"hello","have":0,"instances":[{"service":"db","addr":"10.0.0.1:0","allow":[]},
+            {"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]},null,{"service":"db","addr":"10.0.0.1:1",
+            "allow":["customer/x"]},7,[]]}"#;
+        let FromNode::Hello { instances, .. } = decode(hello).unwrap() else { panic!() };
+        assert_eq!((instances.good.len(), instances.unreadable), (1, 5));
+        let state = br#"{"type":"state","version":1,"digest":"","bundle":["AQ==","!"],"registry":{"services":{
+            "db":[{"node":"a","addr":"10.0.0.1:7432","allow":[]},{"node":"a","addr":"?","allow":[]}],
+            "Not A Name":[]},"nodes":["a","B C"]},"revoked":["4000000000000001",5],
+            "revoked_roots":["AQ=="],"revoked_indexes":[[1,2],[3]]}"#;
+        let FromAuthority::State(state) = decode(state).unwrap() else { panic!() };
+        assert_eq!(state.unreadable, 6);
+        assert_eq!((state.bundle.len(), state.revoked.len()), (1, 1));
+        assert_eq!(state.revoked_indexes, [(1, 2)]);
+        assert_eq!(state.registry.services.len(), 1);
+        // What is not a list of records is still an error.
+        assert!(decode::<FromNode>(br#"{"type":"announce","instances":{}}"#).is_err());
+        assert!(decode::<FromNode>(br#"{"type":"announce","instances":7}"#).is_err());
     }
 
     #[test]

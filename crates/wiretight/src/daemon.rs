@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use wiretight_keys::{Csr, Id, Name, SpiffeId, TrustDomain, x509};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::registry::Host;
 use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Edge, EdgeStatus, Mesh, Relay, RelayStatus};
 
@@ -18,6 +19,7 @@ use crate::admin::{BundleAnswer, RotateStep, SvidAnswer};
 use crate::agent::{AgentHandle, AgentParams, AgentStatus};
 use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
+use crate::control::Code;
 use crate::intercept::{InterceptStatus, Interception};
 use crate::internal_certificates::InternalCertificates;
 use crate::log::sequencer::LogStatus;
@@ -202,7 +204,13 @@ impl Daemon {
         }
         let agent = self.agent.status();
         if agent.ready {
-            return None;
+            let interception = self.interception.as_ref().and_then(|i| i.not_ready());
+            let authority = || self.authority.as_ref().and_then(|a| a.not_pushed());
+            let refused = || {
+                let why = agent.refused.as_ref().filter(|d| d.code != Code::BadRequest)?;
+                Some(format!("the authority refuses a part of what this node offers: {why}"))
+            };
+            return interception.or_else(authority).or_else(refused);
         }
         if agent.removed {
             return Some("this node was removed from the mesh: join again with a new token".into());
@@ -454,6 +462,7 @@ impl Daemon {
         &self,
         node: Name,
         services: Vec<Name>,
+        addresses: Vec<Host>,
         ttl: Duration,
     ) -> Result<Value, RequestError> {
         if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
@@ -464,12 +473,14 @@ impl Daemon {
             let why = format!("node {node} is the authority itself, and needs no join token");
             return Err(RequestError::Refused(why));
         }
-        let token = authority.create_token(node.clone(), services.clone(), ttl).await?;
+        let (of, what, at) = (node.clone(), services.clone(), addresses.clone());
+        let token = authority.create_token_at(of, what, at, ttl).await?;
         Ok(json!({
             "token": *token.encode(),
             "id": token.id,
             "node": node,
             "services": services,
+            "addresses": addresses,
             "expires": token.expires,
         }))
     }
@@ -512,6 +523,17 @@ impl Daemon {
     ) -> Result<Value, RequestError> {
         self.authority()?.grant(node.clone(), services.clone(), how).await?;
         Ok(json!({ "node": node, "services": services }))
+    }
+
+    /// Sets the addresses that a node may announce besides the one that it connects from.
+    pub async fn grant_addresses(
+        &self,
+        node: &Name,
+        addresses: Vec<Host>,
+        how: Grant,
+    ) -> Result<Value, RequestError> {
+        self.authority()?.grant_addresses(node.clone(), addresses.clone(), how).await?;
+        Ok(json!({ "node": node, "addresses": addresses }))
     }
 
     /// Revokes certificates by the indexes of their entries in the log.

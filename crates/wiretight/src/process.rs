@@ -262,7 +262,7 @@ impl Plane {
                 // The node is stopped, and the other process drains as long: that one signal changes nothing here.
                 _ = async { terminate.recv().await; terminate.recv().await } => {}
                 _ = interrupt.recv() => {}
-                () = agent::follow(&identity, &self.mesh) => {}
+                () = agent::follow(&identity, &self.mesh, node.max_staleness) => {}
                 () = enforce(self.mesh.clone(), self.relay.clone()) => {}
             }
             self.drain(Duration::ZERO).await;

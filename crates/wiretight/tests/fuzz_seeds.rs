@@ -53,6 +53,16 @@ fn control() {
 }
 
 #[test]
+fn announcement() {
+    replay("announcement", targets::announcement);
+}
+
+#[test]
+fn pushed() {
+    replay("pushed", targets::pushed);
+}
+
+#[test]
 fn certificates() {
     replay("certificate", targets::certificate);
 }

@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 
 use super::listing::canonical;
 use crate::network::Network;
+use crate::registry::MAX_STOOD_FOR;
 
 /// Our table, in the family `inet`.
 pub const TABLE: &str = "wiretight";
@@ -45,6 +46,10 @@ pub const MARKER: &str = "made_by_wiretight";
 /// How long a flow is remembered after its last packet, in seconds.
 pub const REMEMBERED: u64 = 86_400;
 
+/// The most networks that are protected.
+pub const MAX_PROTECTED: usize = 32_768;
+/// The most TCP ports of the mesh on this machine: one for each service, and the authority's and the edge's.
+const MAX_LISTENS: usize = 8192;
 /// Flows that one set remembers; what does not fit is counted as `unlisted`.
 const FLOWS: u64 = 4096;
 /// Linux gives ports from here to programs that ask for any: the other one of the two is the service's.
@@ -187,9 +192,9 @@ impl Rules {
     pub fn check(&self) -> Result<(), RulesError> {
         let bounds = [
             (self.peers.len(), "peers with a mode of their own", 16_384),
-            (self.taken.len(), "redirected destinations", 16_384),
-            (self.protected.len(), "protected networks", 16_384),
-            (self.listens.len(), "ports of the mesh", 1024),
+            (self.taken.len(), "redirected destinations", MAX_STOOD_FOR),
+            (self.protected.len(), "protected networks", MAX_PROTECTED),
+            (self.listens.len(), "ports of the mesh", MAX_LISTENS),
             (self.passes.len(), "passes", 256),
             (self.resolvers.len(), "resolvers", 64),
             (self.management.len(), "management ports", 64),
@@ -407,16 +412,9 @@ impl Rules {
             let of = self.peers.iter().filter(move |(_, m)| **m == mode);
             of.map(|(ip, _)| Network::from(*ip)).collect::<Vec<_>>()
         };
-        // Of networks that hold one another, the widest.
         let mut protected: Vec<Network> = self.protected.clone();
         protected.extend(self.peers.keys().map(|ip| Network::from(*ip)));
-        protected.sort_by_key(|n| (n.bits(), n.first()));
-        let mut widest: Vec<Network> = Vec::new();
-        for network in protected {
-            if !widest.iter().any(|w| w.contains(network.first())) {
-                widest.push(network);
-            }
-        }
+        let widest = Network::widest(protected);
         let resolvers: Vec<Network> = self.resolvers.iter().map(|ip| Network::from(*ip)).collect();
         let mut sets = Vec::new();
         for v in FAMILIES {
@@ -1111,7 +1109,7 @@ mod tests {
             |r| r.cgroups = vec!["a\" accept; x".into()],
             |r| r.cgroups = vec!["../a".into()],
             |r| r.cgroups = vec!["/a".into()],
-            |r| r.listens = (1..2000).collect(),
+            |r| r.listens = (1..10_000).collect(),
             |r| r.transparent = ["10.0.0.1:80".parse().unwrap()].into(),
             |r| r.transparent = ["[::ffff:127.0.0.1]:80".parse().unwrap()].into(),
             |r| r.transparent = ["127.0.0.1:0".parse().unwrap()].into(),

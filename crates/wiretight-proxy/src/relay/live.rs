@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use slab::Slab;
 use tokio::sync::Notify;
-use wiretight_keys::{Name, Role, SpiffeId, VerifiedPeer};
+use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
 
 use super::turns::Turns;
 use crate::mesh::now;
@@ -284,12 +284,20 @@ pub struct Refusal {
 pub(crate) struct Table {
     live: Mutex<Slab<Arc<Live>>>,
     totals: Mutex<BTreeMap<(Side, Name), Arc<Totals>>>,
-    /// Connections of each client identity to each service.
-    by_peer: Mutex<HashMap<(Name, SpiffeId), u32>>,
+    /// Connections of each client to each service.
+    by_peer: Mutex<HashMap<(Name, Client), u32>>,
     refusals: Mutex<Refusals>,
     opening: AtomicUsize,
     pub(crate) turns: Turns,
     pub(crate) accept_errors: AtomicU64,
+}
+
+/// An identity on one node: all certificates of it there are of one series. So one node does not use up what others with
+/// the same identity may hold.
+type Client = (SpiffeId, Series);
+
+fn client(peer: &VerifiedPeer) -> Client {
+    (peer.id().clone(), peer.serial().series())
 }
 
 /// A session on its way, from the program's connection (or the OPEN) until it begins or fails.
@@ -330,7 +338,7 @@ impl Drop for Listed {
     fn drop(&mut self) {
         lock(&self.table.live).remove(self.key);
         if self.live.side == Side::Service {
-            let key = (self.live.service.clone(), self.live.peer.id().clone());
+            let key = (self.live.service.clone(), client(&self.live.peer));
             let mut by_peer = lock(&self.table.by_peer);
             if let Some(n) = by_peer.get_mut(&key) {
                 *n -= 1;
@@ -359,7 +367,7 @@ impl Table {
     ) -> Option<Listed> {
         if side == Side::Service {
             let mut by_peer = lock(&self.by_peer);
-            let n = by_peer.entry((service.clone(), peer.id().clone())).or_default();
+            let n = by_peer.entry((service.clone(), client(&peer))).or_default();
             if *n >= max {
                 return None;
             }
@@ -415,7 +423,7 @@ impl Table {
     /// Up to `max` connections, busy ones first.
     pub(crate) fn connections(&self, max: usize) -> Vec<Connection> {
         let mut all: Vec<Arc<Live>> = lock(&self.live).iter().map(|(_, l)| l.clone()).collect();
-        all.sort_by_key(|l| !l.busy.load(Relaxed));
+        all.sort_by_cached_key(|l| !l.busy.load(Relaxed));
         let connection = |l: &Arc<Live>| Connection {
             side: l.side,
             service: l.service.clone(),

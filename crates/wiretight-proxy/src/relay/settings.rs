@@ -17,6 +17,11 @@ pub enum AddressError {
         "{0:?} is not HOST:PORT; write for example \"10.0.0.5:5432\", \"[fd00::5]:5432\" or \"db.internal:5432\""
     )]
     HostPort(String),
+    /// Neither an IP address nor a DNS name of one machine.
+    #[error(
+        "{0:?} is not the address of one machine; write for example \"10.0.0.5\" or \"db.internal\""
+    )]
+    Host(String),
     /// `unix:` with a path that is not absolute, or is too long for the kernel (107 bytes).
     #[error(
         "{0:?} is not a socket path; write for example \"unix:/run/app.sock\" (absolute, at most 107 bytes)"

@@ -11,6 +11,13 @@ use crate::parse::{ClientHello, extension};
 /// A name that no server has (RFC 6761 section 6.4).
 pub const STRANGE_NAME: &str = "wiretight-scan.invalid";
 
+/// Offers with which a server picks an ECDSA key of one curve; x25519 is for the key exchange.
+const CURVES: [(&str, [u16; 2]); 3] = [
+    ("ecdsa p256 only", [0x0017, 0x001d]),
+    ("ecdsa p384 only", [0x0018, 0x001d]),
+    ("ecdsa p521 only", [0x0019, 0x001d]),
+];
+
 /// What versions before TLS 1.3 show in the clear, and what names make of it.
 pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Facts) {
     let mut facts = Facts::default();
@@ -45,6 +52,14 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
                 outcomes.push(ask(when, hello(suites)).await);
             }
         }
+        // TLS 1.3 tells by its schemes. Before it, a server with ECDSA keys on several curves picks one whose curve the
+        // client takes.
+        let ecdsa = kinds.iter().find(|(when, _)| *when == "ecdsa only").map(|(_, suites)| suites);
+        if let Some(suites) = ecdsa.filter(|_| spoken.suites(Version::Tls1_3).is_empty()) {
+            for (when, curves) in CURVES {
+                outcomes.push(ask(when, hello(suites).groups(&curves)).await);
+            }
+        }
         outcomes
     };
     let named = prober.name.is_some() && version > Version::Ssl3;
@@ -68,7 +83,8 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
             _ => None,
         })
         .collect();
-    if let (Some(nameless), Some(strange)) = (nameless, strange) {
+    // Where none was shown by name, a refusal without it says nothing of names.
+    if let (Some(nameless), Some(strange), false) = (nameless, strange, presented.is_empty()) {
         names(&presented, &nameless, &strange, &mut facts);
         if let Outcome::Taken(flight) = &nameless {
             presented.extend(shown(WITHOUT_NAME.to_owned(), flight));

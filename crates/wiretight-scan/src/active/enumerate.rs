@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use super::handshake;
+use super::ordinary::{self, Asked};
 use super::probe::{Flight, Outcome, Prober, Until};
 use crate::names::{Bulk, GROUPS, Group, GroupKind, KeyExchange, SCHEMES, Suite, Version, suites};
 use crate::parse::{ClientHello, Exchange, extension};
@@ -39,10 +41,13 @@ impl<T: Copy> Taken<T> {
 /// Offers these, less and less of them. `chosen` says which one an answer chose; `None` is the
 /// answer of a server that went around the offer, which ends it like a refusal. `split` takes out
 /// those that are to be asked for by themselves when a refusal has no reason. `widened` says whether
-/// a refusal may be of something else in the hello, that is now as it should be.
+/// a refusal may be of something else in the hello, that is now as it should be. `at_a_time` is how
+/// many a hello offers at most.
+#[allow(clippy::too_many_arguments, reason = "what the kinds of lists differ in")]
 pub async fn enumerate<T: Copy + PartialEq>(
     prober: &Prober,
     offer: Vec<T>,
+    at_a_time: usize,
     until: impl Fn() -> Until,
     hello: impl Fn(&[T]) -> ClientHello,
     chosen: impl Fn(&Flight) -> Option<T>,
@@ -50,8 +55,8 @@ pub async fn enumerate<T: Copy + PartialEq>(
     widened: impl Fn() -> bool,
 ) -> Taken<T> {
     let mut taken = Taken { items: Vec::new(), end: End::Refused("none was offered".to_owned()) };
-    // Lists to go on with: one, unless long hellos are lost on the way.
-    let mut lists = vec![offer];
+    // Lists to go on with, the next one last: one, unless long hellos are lost on the way, or refused.
+    let mut lists: Vec<Vec<T>> = offer.chunks(at_a_time).rev().map(<[T]>::to_vec).collect();
     while let Some(mut list) = lists.pop() {
         while !list.is_empty() {
             match Box::pin(prober.probe(&hello(&list), until())).await {
@@ -147,11 +152,21 @@ pub fn offer(prober: &Prober, version: Version, suites: &[u16]) -> ClientHello {
             let hello = hello.suites(suites.iter().copied().chain([0x00ff]));
             ClientHello { extensions: Vec::new(), ..hello }
         }
-        Version::Tls1_3 => hello.groups(&groups_tls1_3().0).signatures(&schemes()).key_shares(&[]),
+        Version::Tls1_3 => {
+            let groups = match prober.asks_plainly(version) {
+                true => ordinary::GROUPS.to_vec(),
+                false => groups_tls1_3().0,
+            };
+            let hello = hello.groups(&groups).signatures(&prober.schemes(version));
+            prober.shares(hello, &groups)
+        }
         _ => hello
-            .groups(&curves())
+            .groups(&match prober.asks_plainly(version) {
+                true => ordinary::GROUPS.to_vec(),
+                false => curves(),
+            })
             .with(extension::EC_POINT_FORMATS, vec![1, 0])
-            .signatures(&schemes())
+            .signatures(&prober.schemes(version))
             .with(extension::RENEGOTIATION_INFO, vec![0])
             // Some refuse TLS 1.2 without it.
             .with(extension::EXTENDED_MASTER_SECRET, Vec::new()),
@@ -296,7 +311,51 @@ fn take_out(left: &mut Option<Vec<u16>>, chosen: Option<u16>, seen: &mut Vec<u16
 }
 
 /// The suites that a server takes with a version; in TLS 1.2, `knows` is told of the first.
+///
+/// Where our hello is refused, an ordinary client's asks again: the refusal may be of all that ours
+/// offers, and not of the version.
 pub async fn enumerate_suites(
+    prober: &Prober,
+    version: Version,
+    knows: Option<oneshot::Sender<()>>,
+) -> (Taken<u16>, Seen) {
+    // In memory of their own: together they would be more than a thread's stack bears.
+    let (mut taken, seen) = Box::pin(enumerate_all_suites(prober, version, knows)).await;
+    let (End::Refused(why), true) = (&taken.end, taken.items.is_empty()) else {
+        return (taken, seen);
+    };
+    let spoken = match Box::pin(ordinary::ask(prober, version, why)).await {
+        Asked::Refused(why) => {
+            taken.end = End::Refused(why);
+            return (taken, seen);
+        }
+        Asked::Unclear(why) => {
+            taken.end = End::Unclear(why);
+            return (taken, seen);
+        }
+        Asked::Spoken(flight) => Ok(flight),
+        Asked::Perhaps(why) => Err(why),
+    };
+    prober.ask_plainly(version);
+    let narrow = Narrow { flights: version == Version::Tls1_2, ..Narrow::wide(version) };
+    let asked = Box::pin(narrowing(prober, ordinary::in_turn(version), narrow));
+    let (mut taken, mut seen) = asked.await;
+    match spoken {
+        Err(why) if taken.items.is_empty() => taken.end = end(taken.end, End::Refused(why)),
+        // Seen is seen, whatever was said when it was asked for again.
+        Ok(flight) if !taken.items.iter().any(|(suite, _)| *suite == flight.hello.suite) => {
+            let again = "refused when it was asked for by itself";
+            taken.end =
+                End::Unclear(format!("what an ordinary client's hello was given was {again}"));
+            seen.primes.extend(prime(&flight).map(|p| (flight.hello.suite, p.to_vec())));
+            taken.items.push((flight.hello.suite, *flight));
+        }
+        _ => {}
+    }
+    (taken, seen)
+}
+
+async fn enumerate_all_suites(
     prober: &Prober,
     version: Version,
     knows: Option<oneshot::Sender<()>>,
@@ -395,9 +454,11 @@ async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<
 async fn narrowing(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
     let narrow = Mutex::new(narrow);
     let now = || narrow.lock().unwrap_or_else(PoisonError::into_inner);
+    let at_a_time = prober.at_a_time(now().version);
     let taken = enumerate(
         prober,
         offered,
+        at_a_time,
         || now().until(),
         |list| now().hello(prober, list),
         |flight| now().read(flight),
@@ -423,6 +484,11 @@ pub async fn has_own_order(prober: &Prober, version: Version, taken: &[u16]) -> 
     }
     match prober.probe(&offer(prober, version, &reversed), Until::Hello).await {
         Outcome::Taken(flight) => Some(flight.hello.suite != reversed[0]),
+        Outcome::Refused { why, of_hello: true } => {
+            let again = "the suites that were chosen were refused when they were offered again";
+            prober.observed.differs(format!("{version}: {again}: {why}"));
+            None
+        }
         _ => None,
     }
 }
@@ -433,23 +499,40 @@ fn unknown(mut list: Vec<u16>, known: &[u16]) -> Vec<u16> {
     list
 }
 
+/// With those of an ordinary client before the others, where few are offered at a time.
+fn in_order(mut list: Vec<u16>, ordinary: &[u16], plain: bool) -> Vec<u16> {
+    list.sort_by_key(|code| plain && !ordinary.contains(code));
+    list
+}
+
 /// The groups that a server takes in TLS 1.3, beside those that are known: a hello without key shares
 /// makes it name one.
 pub async fn enumerate_groups(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
     let version = Version::Tls1_3;
     let (sound, forbidden) = groups_tls1_3();
+    let plain = prober.asks_plainly(version);
     let ask = async |groups: Vec<u16>| {
         enumerate(
             prober,
             unknown(groups, known),
+            if plain { 1 } else { usize::MAX },
             || Until::Hello,
-            |list| offer(prober, version, suites).groups(list),
+            |list| prober.shares(offer(prober, version, suites).groups(list), list),
             Flight::group,
             |_| None,
             || false,
         )
         .await
     };
+    if plain {
+        // A group has to come with a share there, so those alone are asked for that have one here.
+        let shared = |group: &u16| handshake::GROUPS.contains(group);
+        let mut taken = ask(sound.into_iter().filter(shared).collect()).await;
+        let others = "a hello without key shares is not answered: only groups that have keys here \
+                      were asked for";
+        taken.end = end(End::Unclear(others.to_owned()), taken.end);
+        return taken;
+    }
     let mut taken = ask(sound).await;
     let more = ask(forbidden).await;
     taken.items.extend(more.items);
@@ -468,7 +551,8 @@ pub async fn enumerate_curves(
 ) -> Taken<u16> {
     enumerate(
         prober,
-        unknown(curves(), known),
+        in_order(unknown(curves(), known), &ordinary::GROUPS, prober.asks_plainly(version)),
+        prober.at_a_time(version),
         || Until::Done,
         |list| offer(prober, version, suites).groups(list),
         Flight::group,
@@ -483,7 +567,12 @@ pub async fn enumerate_curves(
 pub async fn enumerate_schemes(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
     enumerate(
         prober,
-        unknown(schemes(), known),
+        in_order(
+            unknown(schemes(), known),
+            &ordinary::SCHEMES,
+            prober.asks_plainly(Version::Tls1_2),
+        ),
+        prober.at_a_time(Version::Tls1_2),
         || Until::Done,
         |list| offer(prober, Version::Tls1_2, suites).signatures(list),
         |flight| flight.key_exchange.as_ref()?.scheme,

@@ -1,6 +1,7 @@
 //! What a server makes of extensions, compression, names, fallbacks and hellos from the future.
 
 use super::enumerate::{PROTOCOLS, offer};
+use super::ordinary;
 use super::probe::{Flight, Outcome, Prober, Until};
 use super::scan::Spoken;
 use crate::facts::{Answer, Facts, Value};
@@ -67,7 +68,25 @@ async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
             .with(extension::HEARTBEAT, vec![1])
             .with(extension::SESSION_TICKET, Vec::new());
     }
-    let outcome = prober.probe(&hello, Until::Hello).await;
+    let mut outcome = prober.probe(&hello, Until::Hello).await;
+    let mut compression = None;
+    if let Outcome::Refused { .. } = outcome {
+        // Of what no client offers any more, perhaps: each by itself.
+        let plain = offer(prober, version, suites);
+        let with = ClientHello { compressions: vec![1, 0], ..plain.clone() };
+        compression = Some(prober.probe(&with, Until::Hello).await);
+        outcome = match version {
+            Version::Ssl3 => prober.probe(&plain, Until::Hello).await,
+            _ => {
+                let with = plain.clone().with(extension::HEARTBEAT, vec![1]);
+                match prober.probe(&with, Until::Hello).await {
+                    Outcome::Taken(flight) => Outcome::Taken(flight),
+                    _ => prober.probe(&plain, Until::Hello).await,
+                }
+            }
+        };
+    }
+    let compression = compression.as_ref().unwrap_or(&outcome);
     for (id, kind) in [
         ("renegotiation.secure", extension::RENEGOTIATION_INFO),
         ("extension.extended_master_secret", extension::EXTENDED_MASTER_SECRET),
@@ -76,7 +95,7 @@ async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
         let (answer, why) = shows(&outcome, |flight| flight.has(kind));
         facts.set(id, answer, None, why);
     }
-    let (answer, why) = shows(&outcome, |flight| flight.hello.compression == 1);
+    let (answer, why) = shows(compression, |flight| flight.hello.compression == 1);
     facts.set("compression", answer, None, why);
     facts
 }
@@ -156,6 +175,9 @@ async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
     facts
 }
 
+/// What browsers offer.
+pub(super) const ORDINARY: [&str; 2] = ["h2", "http/1.1"];
+
 /// Up to TLS 1.2, where the answer is in the clear.
 async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
@@ -171,12 +193,21 @@ async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
             Outcome::Taken(flight) => {
                 let chosen = flight.hello.alpn();
                 let Some(at) = left.iter().position(|p| Some(*p) == chosen.as_deref()) else {
+                    why = "no protocol was chosen".to_owned();
                     break;
                 };
                 found.push(left.remove(at).to_owned());
             }
-            Outcome::Refused { why: refused, .. } => {
+            // Of one that no client offers, perhaps: so what browsers offer is asked for.
+            Outcome::Refused { why: refused, .. } if found.is_empty() && left != ORDINARY => {
                 why = refused;
+                left = ORDINARY.to_vec();
+            }
+            Outcome::Refused { why: refused, .. } => {
+                why = match found.is_empty() && why != refused {
+                    true => format!("{why}; {refused}, {}", ordinary::TOO),
+                    false => format!("{refused}, {}", ordinary::TOO),
+                };
                 break;
             }
             Outcome::Unclear(unclear) => {

@@ -17,8 +17,13 @@ use crate::target::Start;
 pub enum First {
     /// A hello was answered.
     Answered,
-    /// TLS is spoken, but each hello was refused: what the last refusal was.
-    Refused(String),
+    /// TLS is spoken, but each hello was refused.
+    Refused {
+        /// What the last refusal was.
+        why: String,
+        /// Whether a server says that it does not know the name, or wants one (unrecognized_name).
+        wants_name: bool,
+    },
     /// There is nothing to scan.
     Nothing(Reached),
 }
@@ -31,58 +36,122 @@ const SUITES: [u16; 22] = [
 ];
 
 /// Looks for a hello that is answered, from the one most likely to be.
+///
+/// Whatever else the first one meets, the others are sent as well: a single answer in the clear, a
+/// close, a reset may come of chance, of a limit, or of what that hello offers.
 pub async fn first(prober: &Prober) -> First {
     let mut hellos = hellos(prober).into_iter();
-    let Some(small) = hellos.next() else { return First::Refused(String::new()) };
+    let Some(small) = hellos.next() else {
+        return First::Refused { why: String::new(), wants_name: false };
+    };
     let mut reply = prober.ask(&small, Until::Hello).await;
-    if matches!(reply, Reply::Trouble(Trouble::Reset | Trouble::Closed)) {
-        // Chance, or a limit: once more, after a pause.
-        sleep(Duration::from_millis(300)).await;
+    let mut seen = Seen::default();
+    if matches!(reply, Reply::Trouble(Trouble::Reset | Trouble::Closed | Trouble::NotTls(_))) {
+        seen.take(reply);
+        sleep(BEFORE_ANOTHER).await;
         reply = prober.ask(&small, Until::Hello).await;
     }
-    let silent = match &reply {
-        Reply::Trouble(trouble @ Trouble::TimedOut(_)) => Some(trouble.clone()),
-        _ => None,
-    };
-    let mut refused = match reply {
+    match reply {
         Reply::Hello(_) => {
             let _ = prober.control.set(small);
             return First::Answered;
         }
-        Reply::Alert(level, description) => Some(alert_name(level, description)),
-        Reply::Trouble(Trouble::TimedOut(_)) => None,
-        Reply::Trouble(trouble) => match nothing(prober, &trouble).await {
-            Some(reached) => return First::Nothing(reached),
-            None => None,
-        },
-    };
+        Reply::Trouble(Trouble::Unreachable(evidence)) => {
+            return First::Nothing(Reached::Unreachable { evidence });
+        }
+        Reply::Trouble(Trouble::Start(evidence)) => {
+            return First::Nothing(Reached::Unknown { evidence });
+        }
+        reply => seen.take(reply),
+    }
+    if let Some(why) = seen.wants_name {
+        return First::Refused { why, wants_name: true };
+    }
     // The others at the same time, and with them whether something else is spoken, so that a silent
     // host does not take a time-out for each.
     let rest: Vec<ClientHello> = hellos.collect();
     let asked = join_all(rest.iter().map(|hello| prober.ask(hello, Until::Hello)));
+    let web = matches!(prober.start, Start::Direct | Start::Https);
     let in_the_clear = async {
-        match &silent {
-            Some(trouble) => nothing(prober, trouble).await,
-            None => None,
+        match seen.silent && web {
+            true => speaks_in_the_clear(prober).await,
+            false => None,
         }
     };
-    let (in_the_clear, replies) = tokio::join!(in_the_clear, asked);
-    let mut last = String::new();
+    let (mut in_the_clear, replies) = tokio::join!(in_the_clear, asked);
     for (reply, hello) in replies.into_iter().zip(&rest) {
         match reply {
             Reply::Hello(_) => {
                 let _ = prober.control.set(hello.clone());
                 return First::Answered;
             }
-            Reply::Alert(level, description) => refused = Some(alert_name(level, description)),
-            Reply::Trouble(trouble) => last = trouble.to_string(),
+            reply => seen.take(reply),
         }
     }
-    match (refused, in_the_clear) {
-        (Some(why), _) => First::Refused(why),
-        (None, Some(reached)) => First::Nothing(reached),
-        (None, None) => {
-            First::Nothing(Reached::Unknown { evidence: format!("every hello: {last}") })
+    if let Some(why) = seen.wants_name {
+        return First::Refused { why, wants_name: true };
+    }
+    if let Some(why) = seen.refused {
+        return First::Refused { why, wants_name: false };
+    }
+    if let Some(Reached::Plaintext { .. }) = in_the_clear {
+        // It takes two answers to say so.
+        sleep(BEFORE_ANOTHER).await;
+        in_the_clear = speaks_in_the_clear(prober).await;
+    }
+    First::Nothing(match (seen.not_tls, in_the_clear) {
+        (Some((bytes, times)), None) => match no_tls(&bytes, "hellos were answered with") {
+            Reached::Plaintext { evidence } if times < 2 => {
+                let evidence = format!("once, {evidence}; then: {}", seen.last);
+                Reached::Unknown { evidence }
+            }
+            reached => reached,
+        },
+        (_, Some(reached)) => reached,
+        (None, None) => Reached::Unknown { evidence: format!("every hello: {}", seen.last) },
+    })
+}
+
+/// Between two tries of which the second shows whether the first was chance.
+const BEFORE_ANOTHER: Duration = Duration::from_millis(300);
+
+/// What hellos met that were not answered.
+#[derive(Default)]
+struct Seen {
+    /// The last refusal.
+    refused: Option<String>,
+    /// An alert that says that the name is not known.
+    wants_name: Option<String>,
+    /// The first answer that was no TLS, and how many were none.
+    not_tls: Option<(Vec<u8>, u32)>,
+    /// Whether nothing came, or the connection ended without a word.
+    silent: bool,
+    last: String,
+}
+
+impl Seen {
+    fn take(&mut self, reply: Reply) {
+        match reply {
+            Reply::Hello(_) => {}
+            Reply::Alert(level, description) => {
+                let why = alert_name(level, description);
+                // unrecognized_name
+                if description == 112 {
+                    self.wants_name = Some(why.clone());
+                }
+                self.refused = Some(why);
+            }
+            Reply::Trouble(trouble) => {
+                self.last = trouble.to_string();
+                match trouble {
+                    Trouble::NotTls(bytes) => match &mut self.not_tls {
+                        Some((_, times)) => *times += 1,
+                        None => self.not_tls = Some((bytes, 1)),
+                    },
+                    Trouble::TimedOut(_) | Trouble::Closed | Trouble::Reset => self.silent = true,
+                    _ => {}
+                }
+            }
         }
     }
 }
@@ -114,22 +183,6 @@ fn hellos(prober: &Prober) -> Vec<ClientHello> {
     ]
 }
 
-/// What leaves nothing to scan.
-async fn nothing(prober: &Prober, trouble: &Trouble) -> Option<Reached> {
-    match trouble {
-        Trouble::Unreachable(why) => Some(Reached::Unreachable { evidence: why.clone() }),
-        Trouble::NotTls(bytes) => Some(no_tls(bytes, "a hello was answered with")),
-        Trouble::Start(why) => Some(Reached::Unknown { evidence: why.clone() }),
-        // Nothing at all came. What waits for the client to speak its own protocol may answer that.
-        Trouble::TimedOut(_) | Trouble::Closed | Trouble::Reset
-            if matches!(prober.start, Start::Direct | Start::Https) =>
-        {
-            speaks_in_the_clear(prober).await
-        }
-        _ => None,
-    }
-}
-
 /// Whether the port says something by itself, or answers a line.
 async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
     let mut link = match prober.connect().await {
@@ -152,7 +205,21 @@ async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
     if matches!(said, [20..=24, ..]) {
         return None;
     }
+    if speaks_of_tls(said) {
+        return Some(Reached::Unknown {
+            evidence: format!(
+                "no hello was answered, and a request in the clear: {}",
+                printable(said)
+            ),
+        });
+    }
     Some(no_tls(said, "it says"))
+}
+
+/// What servers of HTTPS answer to a request in the clear: nginx, Apache, Go.
+fn speaks_of_tls(said: &[u8]) -> bool {
+    let said = String::from_utf8_lossy(&said[..said.len().min(4096)]).to_lowercase();
+    ["https port", "ssl-enabled server port", "https server"].iter().any(|text| said.contains(text))
 }
 
 /// What is no TLS is plaintext where it is text. Bytes that nobody can read may be anything: SSL 2.0,

@@ -1,8 +1,10 @@
 //! What TLS 1.3 encrypts: chains, by kind of key and by name, application protocols, ECH.
 
 use super::enumerate::PROTOCOLS;
+use super::extensions::ORDINARY;
 use super::handshake::Failure;
 use super::link::alert_name;
+use super::ordinary;
 use super::probe::Prober;
 use super::scan::Spoken;
 use super::shown::{self, Shown};
@@ -109,11 +111,18 @@ async fn by_signature(prober: &Prober, hello: &ClientHello) -> (Vec<Presented>, 
     let (mut facts, first) = shown::compression_and_scheme(prober, hello).await;
     facts.extend(shown::signatures_after(prober, hello, first).await);
     let found = facts.list("signatures.tls1_3");
+    // In TLS 1.3 a scheme is of one kind of key and, with curves, of one size: each may have a certificate of its own.
     let kinds = [
-        ("rsa only", &["rsa_pss_rsae_sha256", "rsa_pss_pss_sha256", "rsa_pss_rsae_sha384"][..]),
-        ("ecdsa only", &["ecdsa_secp256r1_sha256", "ecdsa_secp384r1_sha384"][..]),
+        ("rsa only", &["rsa_pss_rsae_sha256", "rsa_pss_rsae_sha384"][..]),
+        ("rsa-pss only", &["rsa_pss_pss_sha256", "rsa_pss_pss_sha384"][..]),
+        ("ecdsa p256 only", &["ecdsa_secp256r1_sha256"][..]),
+        ("ecdsa p384 only", &["ecdsa_secp384r1_sha384"][..]),
+        ("ecdsa p521 only", &["ecdsa_secp521r1_sha512"][..]),
         ("ed25519 only", &["ed25519"][..]),
-        ("ml-dsa only", &["mldsa44", "mldsa65", "mldsa87"][..]),
+        ("ed448 only", &["ed448"][..]),
+        ("ml-dsa-44 only", &["mldsa44"][..]),
+        ("ml-dsa-65 only", &["mldsa65"][..]),
+        ("ml-dsa-87 only", &["mldsa87"][..]),
     ];
     let offered: Vec<(&str, Vec<u16>)> = kinds
         .into_iter()
@@ -198,11 +207,19 @@ async fn alpn(prober: &Prober, hello: &ClientHello, alone: bool) -> Facts {
             Ok(shown) => {
                 let chosen = shown.alpn();
                 let at = left.iter().position(|p| Some(*p) == chosen.as_deref());
-                let Some(at) = at else { break };
+                let Some(at) = at else {
+                    why = "no protocol was chosen".to_owned();
+                    break;
+                };
                 found.push(left.remove(at).to_owned());
             }
-            Err(Failure::Alert(level, description)) => {
+            // Of one that no client offers, perhaps: so what browsers offer is asked for.
+            Err(Failure::Alert(level, description)) if found.is_empty() && left != ORDINARY => {
                 why = alert_name(level, description);
+                left = ORDINARY.to_vec();
+            }
+            Err(Failure::Alert(level, description)) => {
+                why = format!("{}, {}", alert_name(level, description), ordinary::TOO);
                 break;
             }
             Err(failure) => {

@@ -2,14 +2,18 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use super::observed::Observed;
 use crate::names;
-use crate::parse::{ContentType, Handshakes, Message, alert, next_record, record};
+use crate::parse::{
+    ClientHello, ContentType, Handshakes, Message, ServerHello, alert, next_record, record,
+};
 
 /// The most that is read from one connection. A server that sends more has nothing to say.
 const MAX_BYTES: usize = 1 << 20;
@@ -97,6 +101,8 @@ pub struct Link {
     pub(super) patience: Duration,
     /// No connection lasts longer than this.
     pub(super) deadline: Instant,
+    /// Where choices of the server are noted.
+    pub(super) observed: Option<Arc<Observed>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -116,6 +122,7 @@ impl Link {
             handshakes: Handshakes::default(),
             patience,
             deadline,
+            observed: None,
             _permit: permit,
         }
     }
@@ -123,6 +130,13 @@ impl Link {
     /// One that is at its end.
     pub(super) fn closed() -> Self {
         Self::new(Box::new(tokio::io::empty()), Duration::ZERO, Instant::now(), None)
+    }
+
+    /// Notes what the server chose in answer to a hello.
+    pub(super) fn saw(&self, asked: &ClientHello, server: &ServerHello) {
+        if let Some(observed) = &self.observed {
+            observed.hello(asked, server);
+        }
     }
 
     /// Sends bytes as they are.

@@ -156,6 +156,7 @@ fn unresolved(target: &Target, evidence: String) -> Report {
         connections: 0,
         reached,
         facts: Facts::default(),
+        observed: Vec::new(),
         chains: Vec::new(),
         judgement,
     }

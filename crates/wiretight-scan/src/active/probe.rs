@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::link::{Event, Link, Trouble, alert_name};
+use super::link::{Event, Link, Stream, Trouble, alert_name};
+use super::observed::Observed;
 use super::pace::Pace;
 use super::ssl2;
 use super::starttls::{self, Why};
@@ -98,6 +99,10 @@ pub struct Prober {
     pub end: Instant,
     /// Whether SSL 2.0 was answered, which is a control where nothing else is.
     pub(super) speaks_ssl2: AtomicBool,
+    /// What was chosen in all hellos.
+    pub(super) observed: Arc<Observed>,
+    /// The versions that are asked for in an ordinary client's manner, a bit each.
+    pub(super) plain: AtomicU32,
     /// Hellos of this length, and longer ones, are lost on the way.
     lost: AtomicUsize,
     connections: AtomicU64,
@@ -142,6 +147,8 @@ impl Prober {
             control: OnceLock::new(),
             end: Instant::now() + Duration::from_secs(86_400),
             speaks_ssl2: AtomicBool::new(false),
+            observed: Arc::default(),
+            plain: AtomicU32::new(0),
             lost: AtomicUsize::new(usize::MAX),
             connections: AtomicU64::new(0),
             slowest: AtomicU64::new(0),
@@ -196,16 +203,19 @@ impl Prober {
     async fn open(&self, permit: Option<OwnedSemaphorePermit>) -> Result<Link, Trouble> {
         let stream = self.tcp().await?;
         let deadline = self.end.min(Instant::now() + self.timeout * 3);
+        let link = |stream: Box<dyn Stream>| {
+            let mut link = Link::new(stream, self.patience(), deadline, permit);
+            link.observed = Some(self.observed.clone());
+            link
+        };
         if matches!(self.start, Start::Direct | Start::Https) {
-            return Ok(Link::new(Box::new(stream), self.patience(), deadline, permit));
+            return Ok(link(Box::new(stream)));
         }
         let local = stream.local_addr().ok().map(|at| at.ip());
         let name = self.name.as_deref();
         let patience = Instant::now() + self.timeout;
         match starttls::upgrade(stream, self.start, name, local, patience).await {
-            Ok(upgrade) => {
-                Ok(Link::new(Box::new(upgrade.stream), self.patience(), deadline, permit))
-            }
+            Ok(upgrade) => Ok(link(Box::new(upgrade.stream))),
             Err(refused) => Err(match refused.why {
                 Why::Closed => Trouble::Closed,
                 Why::Reset => Trouble::Reset,
@@ -271,6 +281,11 @@ impl Prober {
                 let took = start.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
                 self.slowest.fetch_max(took.max(1), Relaxed);
                 self.quickest.fetch_min(took.max(1), Relaxed);
+                if let Reply::Alert(level, description) = &reply
+                    && is_refusal(*description)
+                {
+                    self.observed.refused(hello, *level, *description);
+                }
                 reply
             }
         }
@@ -452,6 +467,7 @@ async fn read_flight(link: &mut Link, hello: &ClientHello, until: Until) -> Resu
     if !hello.suites.contains(&flight.hello.suite) {
         return Err(Trouble::Malformed("the server chose a suite that was not offered"));
     }
+    link.saw(hello, &flight.hello);
     if until == Until::Hello || flight.hello.version >= Version::Tls1_3.code() {
         return Ok(Reply::Hello(Box::new(flight)));
     }

@@ -10,14 +10,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use aws_lc_rs::agreement::{ECDH_P256, ECDH_P384, PrivateKey, X25519};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::handshake::share_of;
 use super::link::printable;
 use super::pace::Pace;
 use crate::facts::{Answer, Facts, Value};
-use crate::names::{self, GROUPS, Group, GroupKind, SCHEMES, Version};
+use crate::names::{self, GROUPS, Group, GroupKind, SCHEMES, Suite, Version};
 use crate::parse::quic::{
     Crypto, Frame, Header, InitialKeys, MIN_DATAGRAM, Packet, frames, initial, packet,
     transport_parameters,
@@ -74,6 +74,41 @@ pub async fn quic(
     let versions = versions.map(|v| Value::List(v.iter().map(|v| version(*v)).collect()));
     facts.set("protocol.quic", answer, versions, evidence);
     facts
+}
+
+/// The suites that QUIC takes, in the order in which the server chose, and what refused the others, or
+/// why that is not known.
+pub(super) async fn quic_suites(
+    address: SocketAddr,
+    name: Option<&str>,
+    timeout: Duration,
+    pace: &Pace,
+) -> (Vec<String>, Result<String, String>) {
+    let asker = Asker { address, name, timeout, pace };
+    let (mut left, mut taken) = (SUITES.to_vec(), Vec::new());
+    let Answered { alpn, names_groups } = match asker.spoken().await {
+        (_, _, Some(answered)) => answered,
+        (_, why, None) => return (taken, Err(why)),
+    };
+    while !left.is_empty() {
+        let hello = asker.hello(alpn, &groups()).suites(left.iter().copied());
+        let hello = match names_groups {
+            true => hello.key_shares(&[]),
+            false => with_shares(hello, &SHARED),
+        };
+        match asker.ask(&hello).await {
+            Reply::Hello(hello) => {
+                left.retain(|suite| *suite != hello.suite);
+                let name = Suite::from_code(hello.suite).map_or("an unknown suite", |s| s.name);
+                taken.push(name.to_owned());
+            }
+            Reply::Alert(code) if is_refusal(code) => {
+                return (taken, Ok(format!("alert {} ({code})", names::alert(code))));
+            }
+            other => return (taken, Err(evidence(&other))),
+        }
+    }
+    (taken, Ok("there are no more".to_owned()))
 }
 
 /// What came back to a hello.
@@ -548,19 +583,11 @@ fn groups() -> Vec<u16> {
     GROUPS.iter().filter(tls1_3).map(|g| g.code).collect()
 }
 
-/// With a share for each of these groups. Nobody computes a secret with them.
-fn with_shares(hello: ClientHello, groups: &[u16]) -> ClientHello {
-    let public = |group: &u16| {
-        let algorithm = match group {
-            0x001d => &X25519,
-            0x0017 => &ECDH_P256,
-            _ => &ECDH_P384,
-        };
-        let key = PrivateKey::generate(algorithm).ok()?;
-        Some((*group, key.compute_public_key().ok()?))
-    };
-    let keys: Vec<_> = groups.iter().filter_map(public).collect();
-    let shares: Vec<_> = keys.iter().map(|(group, key)| (*group, key.as_ref())).collect();
+/// With a share for each of these groups that has keys here. Nobody computes a secret with them.
+pub(super) fn with_shares(hello: ClientHello, groups: &[u16]) -> ClientHello {
+    let keys: Vec<_> =
+        groups.iter().filter_map(|group| Some((*group, share_of(*group)?))).collect();
+    let shares: Vec<_> = keys.iter().map(|(group, key)| (*group, key.as_slice())).collect();
     hello.key_shares(&shares)
 }
 

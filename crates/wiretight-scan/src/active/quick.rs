@@ -9,6 +9,7 @@ use super::first::no_tls;
 use super::link::{Trouble, alert_name};
 use super::probe::{Flight, Prober, Reply, Until};
 use super::scan::{Options, prober};
+use super::{ordinary, settle};
 use crate::facts::{Answer, Facts};
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, extension};
@@ -20,14 +21,26 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
     let (started, clock) = (jiff::Timestamp::now(), Instant::now());
     let prober = prober(target, address, options);
     let mut facts = Facts::default();
-    let reached = match prober.ask(&hello(&prober), Until::Hello).await {
+    let mut reply = prober.ask(&hello(&prober), Until::Hello).await;
+    if let Reply::Trouble(Trouble::NotTls(bytes)) = &reply
+        && let Reached::Plaintext { .. } = no_tls(bytes, "")
+    {
+        // It takes two answers to say that nothing is encrypted.
+        reply = prober.ask(&ordinary::hello(&prober, Version::Tls1_2), Until::Hello).await;
+    }
+    let reached = match reply {
         Reply::Hello(flight) => {
             chosen(&flight, &mut facts);
             Reached::Tls
         }
         // TLS is spoken, if not with us.
         Reply::Alert(level, description) => {
-            tracing::debug!(%target, "{}", alert_name(level, description));
+            settle::nothing_told(
+                &mut facts,
+                &prober,
+                &alert_name(level, description),
+                description == 112,
+            );
             Reached::Tls
         }
         Reply::Trouble(Trouble::Unreachable(evidence)) => Reached::Unreachable { evidence },
@@ -52,6 +65,7 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
         connections: prober.connections(),
         reached,
         facts,
+        observed: Vec::new(),
         chains: Vec::new(),
         judgement,
     }

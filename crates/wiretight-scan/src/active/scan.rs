@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::caa::caa;
 use super::certificates::certificates;
@@ -15,26 +15,31 @@ use super::enumerate::{
     End, Seen, agrees_by, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
     has_own_order, offer, prime,
 };
-use super::extensions;
 use super::first::{First, first};
 use super::handshake::tls12;
 use super::hidden::hidden;
 use super::http::{host_header, http, redirect};
 use super::link::Trouble;
+use super::older::{self, Asked};
 use super::pace::Paces;
 use super::probe::{Outcome, Prober, Until};
 use super::quic::quic;
+use super::quic_only::quic_only;
+use super::vulnerabilities;
 use super::{derived, ssl2, starttls};
-use super::{sessions, vulnerabilities};
+use super::{extensions, settle, unasked};
 use crate::certificate::{Presented, Stores, examine};
 use crate::facts::{Answer, Fact, Facts, Value};
 use crate::names::{Group, KeyExchange, SignatureScheme, Suite, Version, common_prime};
 use crate::parse::ClientHello;
 use crate::target::{Host, Start, Target};
-use crate::{Reached, Report, judge};
+use crate::{Reached, Report, invariant, judge};
 
 /// How long to wait for an answer to HTTP where nobody said that it is spoken.
 const PERHAPS_WEB: Duration = Duration::from_secs(2);
+
+/// Between two attempts of which the second shows whether the first was chance.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(300);
 
 /// What may be set about a scan.
 #[derive(Debug, Clone)]
@@ -101,11 +106,18 @@ pub async fn scan_address(target: &Target, address: SocketAddr, options: &Option
     let mut facts = Facts::default();
     let mut presented = Vec::new();
     let reached = Box::pin(ask_all(&prober, target, &mut facts, &mut presented)).await;
-    if reached == Reached::Tls {
+    let spoken = reached == Reached::Tls;
+    if spoken {
+        settle::observations(&mut facts, &prober.observed);
         derived::derive(&mut facts);
     }
     let examined = examine(&presented, Some(&target.host), started, &options.stores);
     facts.extend(examined.facts);
+    let observed = settle::report(&prober.observed);
+    if spoken {
+        unasked::give_reasons(&mut facts, &prober);
+        invariant::enforce(&mut facts, &observed, !examined.chains.is_empty());
+    }
     let chains = examined.chains;
     let judgement = Arc::new(judge::judge(&reached, &facts, &chains));
     Report {
@@ -115,6 +127,7 @@ pub async fn scan_address(target: &Target, address: SocketAddr, options: &Option
         seconds: clock.elapsed().as_secs_f64(),
         connections: prober.connections(),
         reached,
+        observed,
         facts,
         chains,
         judgement,
@@ -140,7 +153,7 @@ async fn ask_all(
     presented: &mut Vec<Presented>,
 ) -> Reached {
     if !matches!(prober.start, Start::Direct | Start::Https) {
-        match prober.start_facts().await {
+        match Box::pin(start_facts(prober)).await {
             Ok(found) => facts.extend(found),
             Err(Trouble::Unreachable(evidence)) => return Reached::Unreachable { evidence },
             Err(trouble) => tracing::debug!(%trouble, "STARTTLS"),
@@ -150,11 +163,48 @@ async fn ask_all(
             return Reached::Plaintext { evidence: evidence.unwrap_or_default().into_owned() };
         }
     }
-    match first(prober).await {
+    // At the same time, so that a host that is not there does not take the time of both.
+    let web = matches!(prober.start, Start::Direct | Start::Https);
+    let mut quic = timed("QUIC", async {
+        match web {
+            true => {
+                quic(prober.address, prober.name.as_deref(), prober.timeout, &prober.pace).await
+            }
+            false => Facts::default(),
+        }
+    });
+    let mut quic_found = None;
+    let contact = {
+        let mut contact = timed("first", first(prober));
+        tokio::select! {
+            biased;
+            contact = &mut contact => contact,
+            found = &mut quic => {
+                quic_found = Some(found);
+                contact.await
+            }
+        }
+    };
+    let quic = async {
+        match quic_found {
+            Some(found) => found,
+            None => quic.await,
+        }
+    };
+    let mut refused = None;
+    match contact {
         First::Answered => {}
-        First::Refused(why) => {
+        First::Refused { why, wants_name: true } => {
+            settle::nothing_told(facts, prober, &why, true);
+            return Reached::Tls;
+        }
+        First::Refused { why, wants_name: false } => {
             facts.extend(ssl2::ssl2(prober).await);
             tracing::debug!(%why, "every hello was refused");
+            refused = Some(why);
+        }
+        First::Nothing(Reached::Unreachable { evidence }) => {
+            return Box::pin(quic_only(prober, facts, quic.await, evidence)).await;
         }
         First::Nothing(reached) => {
             let ssl2 = match reached {
@@ -190,17 +240,21 @@ async fn ask_all(
         };
         let _ = completed.send(seen);
     };
-    let ((), around, found) = tokio::join!(
+    let ((), (), around, found) = tokio::join!(
+        timed("control", again(prober)),
         timed("handshakes", early_handshakes),
-        timed("around", around(prober, target)),
+        timed("around", around(prober, target, quic)),
         timed("TLS", tls(prober, ssl2_known, knows, early)),
     );
     facts.extend(around);
     facts.extend(found.facts);
     presented.extend(found.presented);
     // At the end, for a server that serves one at a time and rests after it refused lets all wait.
-    if let Some(newest) = found.hellos.first() {
-        facts.extend(sessions::renegotiation(prober, newest, found.completes).await);
+    let renegotiation = older::renegotiation(prober, &found.asked, found.completes);
+    facts.extend(Box::pin(renegotiation).await);
+    again(prober).await;
+    if let Some(why) = refused {
+        settle::nothing_told(facts, prober, &why, false);
     }
     if facts.yes("client_certificate.required") {
         // Only who has one could ask on; it is not the answers that did not tell.
@@ -214,8 +268,8 @@ async fn ask_all(
 struct Found {
     facts: Facts,
     presented: Vec<Presented>,
-    /// Hellos with which handshakes can be completed, and whether they are.
-    hellos: Vec<ClientHello>,
+    /// The versions that are asked by themselves, and whether handshakes with the newest are completed.
+    asked: Vec<Asked>,
     completes: Result<(), String>,
 }
 
@@ -255,14 +309,15 @@ async fn tls(
         facts.answer(&format!("suites.{}", version.key())) == Answer::Inconclusive
     };
     spoken.unclear = Version::ALL.into_iter().filter(unclear).collect();
-    let hellos = complete_hellos(prober, &spoken);
+    let asked = older::asked(prober, &spoken);
+    let greetings: Vec<ClientHello> = asked.iter().map(|asked| asked.greeting.clone()).collect();
     let handshakes = async {
-        let Some(newest) = hellos.first() else { return (Facts::default(), Ok(())) };
-        match early.await {
-            Ok(Some((facts, Ok(())))) => (facts, Ok(())),
+        let first = match early.await {
+            Ok(Some((facts, Ok(())))) => Some(facts),
             // With what is known to be taken.
-            _ => vulnerabilities::with_sessions(prober, newest).await,
-        }
+            _ => None,
+        };
+        older::handshakes(prober, &asked, first).await
     };
     let (
         groups,
@@ -274,6 +329,7 @@ async fn tls(
         hidden,
         (handshakes, completes),
         flaws,
+        (older_chains, older),
     ) = tokio::join!(
         timed("groups", groups(prober, &spoken)),
         timed("curves", curves(prober, &spoken)),
@@ -283,13 +339,15 @@ async fn tls(
         timed("certificates", certificates(prober, &spoken)),
         timed("hidden", hidden(prober, &spoken)),
         timed("sessions", handshakes),
-        timed("flaws", vulnerabilities::of_versions(prober, &hellos)),
+        timed("flaws", vulnerabilities::of_versions(prober, &greetings)),
+        timed("older versions", older::shown(prober, &spoken)),
     );
     let mut presented = shown;
     presented.extend(hidden.0);
+    presented.extend(older_chains);
     let found = [groups, curves, schemes, primes, extensions, sni, handshakes, flaws, hidden.1];
     // One version may ask the client for a certificate where another does not: what was seen stays.
-    let asked: Vec<(&str, Fact)> = [
+    let certificates_asked: Vec<(&str, Fact)> = [
         "client_certificate.requested",
         "client_certificate.required",
         "client_certificate.authorities",
@@ -298,10 +356,13 @@ async fn tls(
     .filter_map(|id| Some((id, first_yes(&found, id)?)))
     .collect();
     found.into_iter().for_each(|found| facts.extend(found));
-    for (id, Fact { answer, value, evidence }) in asked {
+    for (id, Fact { answer, value, evidence }) in certificates_asked {
         facts.set(id, answer, value, evidence);
     }
-    Found { facts, presented, hellos, completes }
+    for (version, found) in older {
+        older::add_worse(&mut facts, version, found);
+    }
+    Found { facts, presented, asked, completes }
 }
 
 /// The first of these that says yes.
@@ -324,21 +385,37 @@ fn timed<T>(
     })
 }
 
-/// Hellos with which handshakes are completed, for each version from TLS 1.0 to TLS 1.2 that is
-/// spoken, the newest first.
-fn complete_hellos(prober: &Prober, spoken: &Spoken) -> Vec<ClientHello> {
-    let complete = |version: Version| {
-        let suites = spoken.suites(version).iter().copied();
-        let can = |code: &u16| Suite::from_code(*code).is_some_and(tls12::can_complete);
-        let suites: Vec<u16> = suites.filter(can).collect();
-        (!suites.is_empty()).then(|| tls12::hello(prober, version).suites(suites))
-    };
-    let versions = spoken.versions().rev().filter(|v| *v < Version::Tls1_3);
-    versions.filter(|v| *v > Version::Ssl3).filter_map(complete).collect()
+/// The control once more: whether it is answered as it was before.
+async fn again(prober: &Prober) {
+    if let Some(control) = prober.control.get() {
+        let _ = prober.ask(control, Until::Hello).await;
+    }
+}
+
+/// What an attempt to go over to TLS tells. What would be the gravest verdict, that nothing is
+/// encrypted or that the offer is taken out, takes two attempts that say the same.
+async fn start_facts(prober: &Prober) -> Result<Facts, Trouble> {
+    let mut found = prober.start_facts().await?;
+    if !found.yes("plaintext") && !found.yes("starttls.stripped") {
+        return Ok(found);
+    }
+    sleep(BETWEEN_ATTEMPTS).await;
+    let again = prober.start_facts().await;
+    for id in ["starttls.offered", "starttls.stripped", "plaintext"] {
+        let Some(fact) = found.get(id).cloned() else { continue };
+        let then = match &again {
+            Ok(again) if again.answer(id) == fact.answer => continue,
+            Ok(again) => again.get(id).map(|fact| fact.evidence.to_string()).unwrap_or_default(),
+            Err(trouble) => trouble.to_string(),
+        };
+        let evidence = format!("{}; asked again: {then}", fact.evidence);
+        found.set(id, Answer::Inconclusive, None, evidence);
+    }
+    Ok(found)
 }
 
 /// What is asked beside TLS: of DNS, by HTTP and QUIC, and of the protocol in the clear.
-async fn around(prober: &Prober, target: &Target) -> Facts {
+async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Facts>) -> Facts {
     let mut facts = Facts::default();
     let deadline = Instant::now() + prober.timeout;
     let caa = async {
@@ -376,11 +453,8 @@ async fn around(prober: &Prober, target: &Target) -> Facts {
                 _ => Facts::default(),
             }
         };
-        let (http, quic, redirect) = tokio::join!(
-            http(address, name, &host, timeout),
-            quic(address, name, timeout, &prober.pace),
-            to_port_80,
-        );
+        let (http, quic, redirect) =
+            tokio::join!(http(address, name, &host, timeout), quic, to_port_80,);
         for found in [http, quic, redirect] {
             facts.extend(found);
         }
@@ -517,6 +591,14 @@ fn set_list(
     facts.set(id, answer, found, why);
 }
 
+/// That nothing of a kind is taken cannot be where it is in use.
+fn not_none(list: &[u16], end: End, why: &str) -> End {
+    match end {
+        End::Refused(refused) if list.is_empty() => End::Unclear(format!("{why}: {refused}")),
+        end => end,
+    }
+}
+
 fn group_name(code: u16) -> String {
     Group::from_code(code).map_or_else(|| format!("0x{code:04x}"), |g| g.name.to_owned())
 }
@@ -560,7 +642,8 @@ async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
             Outcome::TooLarge => {}
         }
     }
-    set_list(&mut facts, "groups.tls1_3", &list, &taken.end, group_name);
+    let end = not_none(&list, taken.end, "TLS 1.3 is spoken, but no group was seen");
+    set_list(&mut facts, "groups.tls1_3", &list, &end, group_name);
     facts
 }
 
@@ -574,7 +657,8 @@ async fn curves(prober: &Prober, spoken: &Spoken) -> Facts {
         let evidence = format!("chosen in {version}");
         facts.set(format!("group.{}", group_name(*code)), Answer::Yes, None, evidence);
     }
-    set_list(&mut facts, "groups.tls1_2", &list, &taken.end, group_name);
+    let end = not_none(&list, taken.end, "ECDHE suites are taken, but no curve was seen");
+    set_list(&mut facts, "groups.tls1_2", &list, &end, group_name);
     facts
 }
 
@@ -597,7 +681,8 @@ async fn schemes(prober: &Prober, spoken: &Spoken) -> Facts {
         SignatureScheme::from_code(code)
             .map_or_else(|| format!("0x{code:04x}"), |s| s.name.to_owned())
     };
-    set_list(&mut facts, "signatures.tls1_2", &list, &taken.end, name);
+    let end = not_none(&list, taken.end, "key exchanges are signed, but no scheme was seen");
+    set_list(&mut facts, "signatures.tls1_2", &list, &end, name);
     facts
 }
 

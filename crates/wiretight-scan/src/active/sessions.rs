@@ -232,6 +232,18 @@ async fn judged(
             format!("ServerHello to ServerHelloDone in answer to a ClientHello {how}"),
         ),
         Ok(Renegotiation::Refused(why)) => (Answer::No, format!("{how}: {why}")),
+        // What closes for a reason of its own does so where no renegotiation is asked for, too.
+        Ok(Renegotiation::Closed(why)) => match complete(prober, hello, None).await {
+            (mut client, Ok(())) => match stays(&mut client).await {
+                Ok(()) => (Answer::No, format!("{how}: {why}; without it, the server waits")),
+                Err(then) => {
+                    (Answer::Inconclusive, format!("{how}: {why}; without it, too: {then}"))
+                }
+            },
+            (_, Err(failure)) => {
+                (Answer::Inconclusive, format!("{how}: {why}, and then: {failure}"))
+            }
+        },
         Ok(Renegotiation::Silent) => match complete(prober, hello, None).await {
             (_, Ok(())) => {
                 let evidence =
@@ -245,6 +257,26 @@ async fn judged(
         Err(failure) => (Answer::Inconclusive, format!("{how}: {failure}")),
     }
 }
+
+/// Whether a server keeps the connection while nothing is sent.
+async fn stays(client: &mut tls12::Client) -> Result<(), Failure> {
+    let link = &mut client.channel.link;
+    link.patience = link.patience.min(AWHILE);
+    loop {
+        match client.channel.next().await {
+            Err(Failure::Trouble(Trouble::TimedOut(_))) => return Ok(()),
+            // A greeting, a ticket.
+            Ok(Incoming::Alert(level, description)) => {
+                return Err(Failure::Alert(level, description));
+            }
+            Ok(_) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// What closes for a reason of its own does so soon.
+const AWHILE: Duration = Duration::from_millis(300);
 
 /// A handshake, tried again where nothing came back.
 pub(super) async fn complete(
@@ -359,20 +391,25 @@ pub(super) async fn after(
         let mut client = match full(prober, &hello, Some(&resume)).await {
             Ok(client) => client,
             Err(failure) => {
-                psk = Some((Answer::Inconclusive, format!("a ticket offered: {failure}")));
+                let why = format!("a ticket offered: {failure}");
+                psk = psk.filter(|(answer, _)| *answer == Answer::Yes);
+                psk = psk.or(Some((Answer::Inconclusive, why)));
                 break;
             }
         };
         let (resumed, taken) = (client.resumed(), client.takes_early_data());
         early = Some(match (allowed, taken) {
+            (None, _) if early.is_some() => break,
             (None, _) => (Answer::No, None, "tickets allow none".to_owned()),
             (Some(bytes), true) => {
                 let evidence = "early_data in EncryptedExtensions".to_owned();
                 (Answer::Yes, Some(Value::Number(bytes.into())), evidence)
             }
+            // A server takes none right after its start, or of a ticket of another server, and a
+            // guard against replays may have its own reasons (RFC 8446 section 8).
             (Some(bytes), false) => {
-                let evidence = format!("a ticket allows {bytes} bytes, but they were not taken");
-                (Answer::No, None, evidence)
+                let evidence = format!("tickets allow {bytes} bytes, but they were not taken now");
+                (Answer::Inconclusive, None, evidence)
             }
         });
         // Tickets may be good for one time.
@@ -382,10 +419,14 @@ pub(super) async fn after(
         client.channel.close().await;
         if resumed {
             psk = Some((Answer::Yes, "pre_shared_key in the ServerHello".to_owned()));
-            break;
+            // Early data may be taken the next time.
+            if allowed.is_none() || taken {
+                break;
+            }
+        } else if psk.is_none() {
+            let evidence = format!("tickets come, but {TRIES} offers led to full handshakes");
+            psk = Some((Answer::No, evidence));
         }
-        let evidence = format!("tickets come, but {TRIES} offers led to full handshakes");
-        psk = Some((Answer::No, evidence));
     }
     let (answer, evidence) = psk.unwrap_or((Answer::Untested, String::new()));
     facts.set("session.psk", answer, None, evidence.clone());

@@ -9,7 +9,7 @@ use super::Prober;
 use super::handshake::{Failure, GROUPS, tls13};
 use super::link::{Trouble, alert_name};
 use crate::facts::{Answer, Facts, Value};
-use crate::names::{SCHEMES, SignatureScheme, Version};
+use crate::names::{SignatureScheme, Version};
 use crate::parse::{
     CertificateEntry, CertificateRequest, ClientHello, ServerHello, alpn, extension,
 };
@@ -77,7 +77,7 @@ impl Shown {
 /// A TLS 1.3 hello with which a handshake can be completed, and that asks for all that comes with a
 /// chain.
 pub fn hello(prober: &Prober) -> ClientHello {
-    let schemes: Vec<u16> = SCHEMES.iter().map(|scheme| scheme.code).collect();
+    let schemes = prober.schemes(Version::Tls1_3);
     prober
         .hello(Version::Tls1_3)
         .suites(tls13::SUITES.iter().copied())
@@ -112,7 +112,7 @@ pub(super) async fn signatures_after(
     first: Option<u16>,
 ) -> Facts {
     let mut facts = Facts::default();
-    let mut left: Vec<u16> = SCHEMES.iter().map(|scheme| scheme.code).collect();
+    let mut left = prober.schemes(Version::Tls1_3);
     let mut found = Vec::new();
     if let Some(first) = first.filter(|first| left.contains(first)) {
         left.retain(|code| *code != first);
@@ -135,7 +135,9 @@ pub(super) async fn signatures_after(
             Ok(_) => "a handshake without a signature".to_owned(),
             Err(Failure::Alert(level, description)) => {
                 let alert = alert_name(level, description);
-                let answer = if found.is_empty() { Answer::No } else { Answer::Yes };
+                // A handshake is signed with something: where nothing was seen, nothing is known.
+                let whole = !found.is_empty() && !prober.asks_plainly(Version::Tls1_3);
+                let answer = if whole { Answer::Yes } else { Answer::Inconclusive };
                 break (answer, format!("without them: {alert}"));
             }
             Err(failure) => failure.to_string(),

@@ -9,7 +9,7 @@ use super::algorithm::{self, Key, weak_hash};
 use super::encoding::hex;
 use super::name::{GeneralName, covers};
 use super::trust::{self, End, Path};
-use super::x509::{SERVER_AUTH, X509};
+use super::x509::{SERVER_AUTH, SHOWN_NAMES, X509};
 use super::{Certificate, Finding, MOST_BYTES, MOST_CERTIFICATES, Shown, Stores, day, ocsp, sct};
 use crate::facts::{Answer, Facts, Value};
 use crate::target::Host;
@@ -71,7 +71,7 @@ pub(super) struct Findings<'a> {
 }
 
 impl<'a> Read<'a> {
-    pub(super) fn new(shown: &'a Shown<'a>, stores: &Stores) -> Self {
+    pub(super) fn new(shown: &'a Shown<'a>, stores: &Stores, now: Timestamp) -> Self {
         let sent: Vec<&[u8]> =
             shown.certificates.iter().take(MOST_CERTIFICATES).map(Vec::as_slice).collect();
         let (chain, errors): (Vec<_>, Vec<_>) = sent
@@ -84,8 +84,30 @@ impl<'a> Read<'a> {
                 len => (None, Some(format!("it has {len} bytes, and was not read"))),
             })
             .unzip();
-        let path = Path::find(&chain, stores.all());
+        let path = Path::taken(&chain, stores.all(), now);
         Self { shown, sent, chain, errors, path }
+    }
+
+    /// Whether a client has no use for a certificate of the chain, because it finds a root without it.
+    fn is_superfluous(&self, i: usize) -> bool {
+        let to_a_root = self.path.as_ref().filter(|path| path.end == End::Root);
+        to_a_root.is_some_and(|path| !path.steps.contains(&i))
+    }
+
+    /// The certificates that a client uses; all of them where none of them leads to a root.
+    fn used(&self) -> impl Iterator<Item = (usize, Option<&X509<'a>>)> {
+        let all = self.chain.iter().map(Option::as_ref).enumerate();
+        all.filter(|(i, _)| !self.is_superfluous(*i))
+    }
+
+    /// What is wrong with the certificates that a client does not use, for evidence.
+    fn superfluous(&self, wrong: impl Fn(&X509<'_>) -> Option<String>) -> String {
+        let superfluous = self.chain.iter().enumerate().filter(|(i, _)| self.is_superfluous(*i));
+        let wrong: Vec<_> = superfluous.filter_map(|(_, x)| wrong(x.as_ref()?)).collect();
+        match wrong.is_empty() {
+            true => String::new(),
+            false => format!("; sent, but not needed to reach a root: {}", wrong.join(", ")),
+        }
     }
 
     /// All of them, for the report.
@@ -108,7 +130,8 @@ impl<'a> Read<'a> {
                     spki => sha256(spki),
                 },
                 ca: x509.extensions.ca,
-                problems: x509.problems.clone(),
+                superfluous: self.is_superfluous(i),
+                problems: self.problems(x509),
             },
             None => Certificate {
                 subject: "(unreadable)".to_owned(),
@@ -123,10 +146,20 @@ impl<'a> Read<'a> {
                 sha256: sha256(self.sent[i]),
                 spki_sha256: String::new(),
                 ca: false,
+                superfluous: self.is_superfluous(i),
                 problems: self.errors[i].iter().cloned().collect(),
             },
         };
         (0..self.chain.len()).map(one).collect()
+    }
+
+    fn problems(&self, x509: &X509<'_>) -> Vec<String> {
+        let mut problems = x509.problems.clone();
+        let names = x509.extensions.names.len();
+        if names > SHOWN_NAMES {
+            problems.push(format!("it has {names} names; the first {SHOWN_NAMES} are shown"));
+        }
+        problems
     }
 
     pub(super) fn findings(
@@ -200,9 +233,13 @@ impl<'a> Read<'a> {
         let mut first: Option<(Timestamp, &X509<'_>)> = None;
         let mut unreadable = None;
         let mut wrong = None;
-        for (i, x509) in self.chain.iter().enumerate() {
+        let ended = |x509: &X509<'_>| {
+            let until = x509.not_after.filter(|until| *until < now)?;
+            Some(format!("{} ended on {}", x509.shown_subject(), day(until)))
+        };
+        for (i, x509) in self.used() {
             let Some((x509, from, until)) =
-                x509.as_ref().and_then(|x| Some((x, x.not_before?, x.not_after?)))
+                x509.and_then(|x| Some((x, x.not_before?, x.not_after?)))
             else {
                 unreadable = unreadable.or(Some(i));
                 continue;
@@ -210,8 +247,7 @@ impl<'a> Read<'a> {
             if first.is_none_or(|(end, _)| until < end) {
                 first = Some((until, x509));
             }
-            if until < now {
-                let text = format!("{} ended on {}", x509.shown_subject(), day(until));
+            if let Some(text) = ended(x509) {
                 wrong = wrong.or(Some(text));
             } else if now < from {
                 let text = format!("{} begins on {} only", x509.shown_subject(), day(from));
@@ -229,10 +265,11 @@ impl<'a> Read<'a> {
                 i + 1
             )),
             (None, None, Some((until, x509))) => Finding::yes(format!(
-                "{} is the first to end, on {}, in {} days",
+                "{} is the first to end, on {}, in {} days{}",
                 x509.shown_subject(),
                 day(until),
-                left(until)
+                left(until),
+                self.superfluous(ended)
             )),
             (None, None, None) => self.unreadable(),
         };
@@ -302,15 +339,16 @@ impl<'a> Read<'a> {
                 if stored {
                     what.push_str(" and is not in the store");
                 }
-                if let Some(url) = last.extensions.issuers.first() {
-                    what.push_str(&format!(
-                        "; the certificate says where it is ({url}), but only browsers look there"
-                    ));
-                }
-                match stored {
-                    true => Finding::no(what),
-                    false => Finding::inconclusive(format!(
-                        "{what}; without a store none can tell whether it is a root"
+                // A root is not sent. Authorities of the web say where an intermediate is; private ones seldom do.
+                match (last.extensions.issuers.first(), stored) {
+                    (Some(url), true) => Finding::no(format!(
+                        "{what}; the certificate says where it is ({url}), but only browsers look there"
+                    )),
+                    (None, true) => Finding::inconclusive(format!(
+                        "{what}: either it is a private root, which is not sent and which --roots has to name, or an intermediate that the server has to send"
+                    )),
+                    (_, false) => Finding::inconclusive(format!(
+                        "{what}; without a store nothing tells whether it is a root"
                     )),
                 }
             }
@@ -328,8 +366,9 @@ impl<'a> Read<'a> {
     fn weak_signature(&self) -> (Finding, Option<&'static str>) {
         let mut worst: Option<(&str, &X509<'_>)> = None;
         // None takes a root for what it signed itself with.
-        let below = self.chain.iter().flatten().filter(|x509| !x509.self_signed());
-        let mut unreadable = self.chain.iter().any(Option::is_none);
+        let used: Vec<_> = self.used().map(|(_, x509)| x509).collect();
+        let below = used.iter().copied().flatten().filter(|x509| !x509.self_signed());
+        let mut unreadable = used.iter().any(Option::is_none);
         for x509 in below {
             unreadable |= x509.signature_algorithm.is_empty();
             if let Some(hash) = weak_hash(&x509.signature_algorithm)
@@ -350,9 +389,18 @@ impl<'a> Read<'a> {
             None if unreadable => (Finding::inconclusive("a certificate cannot be read"), None),
             None => {
                 let mut how: Vec<_> =
-                    self.chain.iter().flatten().map(|x| x.signature_algorithm.as_str()).collect();
+                    used.iter().flatten().map(|x| x.signature_algorithm.as_str()).collect();
                 how.dedup();
-                (Finding::no(format!("signed with {}", how.join(", "))), None)
+                let weak = |x509: &X509<'_>| {
+                    weak_hash(&x509.signature_algorithm).filter(|_| !x509.self_signed())?;
+                    Some(format!(
+                        "{} is signed with {}",
+                        x509.shown_subject(),
+                        x509.signature_algorithm
+                    ))
+                };
+                let more = self.superfluous(weak);
+                (Finding::no(format!("signed with {}{more}", how.join(", "))), None)
             }
         }
     }

@@ -96,6 +96,9 @@ pub struct Certificate {
     pub spki_sha256: String,
     /// Whether it may sign others.
     pub ca: bool,
+    /// Whether a client reaches a root without it, so that what is wrong with it harms nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superfluous: bool,
     /// What is wrong with its encoding: what strict readers refuse.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
@@ -114,7 +117,7 @@ pub fn examine(
     let mut chains = Vec::with_capacity(shown.len());
     let mut all = Vec::with_capacity(shown.len());
     for shown in &shown {
-        let read = Read::new(shown, stores);
+        let read = Read::new(shown, stores, now);
         let findings = read.findings(name, now, stores);
         let mut evidence = findings.trusted.evidence.clone();
         let more = shown.certificates.len().saturating_sub(MOST_CERTIFICATES);

@@ -138,6 +138,23 @@ pub(super) enum End {
 }
 
 impl Path {
+    /// The way that a client takes: one to a root over certificates that are valid now, where there is one; else the best
+    /// of all ways.
+    pub(super) fn taken<'r>(
+        chain: &[Option<X509<'_>>],
+        stores: impl Iterator<Item = &'r Roots> + Clone,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let valid_now: Vec<Option<X509<'_>>> = chain
+            .iter()
+            .enumerate()
+            .map(|(i, read)| read.clone().filter(|x509| i == 0 || x509.holds_at(now)))
+            .collect();
+        Self::find(&valid_now, stores.clone())
+            .filter(|path| path.end == End::Root)
+            .or_else(|| Self::find(chain, stores))
+    }
+
     /// The best of the ways that there are: to a root, else to a certificate that signed itself,
     /// else the first that ends. `None` where the leaf cannot be read.
     pub(super) fn find<'r>(

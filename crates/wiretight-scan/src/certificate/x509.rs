@@ -9,8 +9,9 @@ use super::encoding::{self as asn1, Malformed, Reader, dotted, explicit, hex, im
 use super::name::{GeneralName, common_names, distinguished};
 use super::sct;
 
+/// How many names a report shows. All are compared with the host: a certificate is bounded by its size.
+pub(super) const SHOWN_NAMES: usize = 1000;
 /// What is kept of lists: a hostile certificate may have tens of thousands.
-const MOST_NAMES: usize = 1000;
 const MOST_URLS: usize = 10;
 const MOST_EXTENSIONS: usize = 100;
 
@@ -201,9 +202,9 @@ impl<'a> X509<'a> {
         Ok(())
     }
 
-    /// The names that it is for, as they are shown.
+    /// The names that it is for, as they are shown, the first thousand.
     pub(super) fn names(&self) -> Vec<String> {
-        self.extensions.names.iter().map(GeneralName::shown).collect()
+        self.extensions.names.iter().take(SHOWN_NAMES).map(GeneralName::shown).collect()
     }
 
     pub(super) fn common_names(&self) -> Vec<String> {
@@ -277,12 +278,7 @@ impl<'a> Extensions<'a> {
         let is = |known: ObjectIdentifier| known.as_bytes() == oid;
         let sequence = || Reader(value).expect(asn1::SEQUENCE, "it is no SEQUENCE");
         if is(SUBJECT_ALT_NAME) {
-            let names = sequence()?.inside().readable().take(MOST_NAMES + 1);
-            self.names = names.map(GeneralName::read).collect();
-            if self.names.len() > MOST_NAMES {
-                self.names.truncate(MOST_NAMES);
-                return Err(Malformed("it has more than 1000 names"));
-            }
+            self.names = sequence()?.inside().readable().map(GeneralName::read).collect();
         } else if is(BASIC_CONSTRAINTS) {
             let ca = sequence()?.inside().optional(asn1::BOOLEAN)?;
             self.ca = ca.is_some_and(|ca| ca.value != [0]);

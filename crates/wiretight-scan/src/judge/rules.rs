@@ -250,6 +250,15 @@ rules! {
         "no standard: nothing was seen",
         "Scan again from where it can be reached; name the protocol before the host if it is a strange one";
 
+    "name-wanted" Weak if Check(name_wanted)
+        => "The server is weak when it is asked by a name that it serves",
+        "RFC 6066 section 3",
+        "Scan it by a name that it serves: wiretight scan NAME --ip ADDRESS";
+    "inconsistent" Weak if Check(inconsistent)
+        => "Some of the servers that share this address are weak",
+        "no standard: answers to the same question differ",
+        "Scan each server behind the balancer by its own address (--ip), or have the balancer send the scan to one";
+
     "ssl2" Weak if MustNot("protocol.ssl2")
         => "SSL 2.0 is spoken",
         "RFC 6176 section 3; RFC 9325 section 3.1.1",
@@ -509,6 +518,38 @@ fn unreachable(seen: &Seen<'_>) -> Finding {
     }
 }
 
+/// Every hello was refused: by a name that the server knows, all may be otherwise.
+fn name_wanted(seen: &Seen<'_>) -> Finding {
+    let version = |version: &Version| seen.facts.yes(&format!("protocol.{}", version.key()));
+    match seen.facts.get("sni.required") {
+        Some(fact)
+            if spoken(seen)
+                && matches!(fact.answer, Answer::Yes | Answer::Inconclusive)
+                && !Version::ALL.iter().any(version) =>
+        {
+            Finding::Open {
+                fact: "sni.required".into(),
+                answer: Answer::Inconclusive,
+                evidence: fact.evidence.clone(),
+            }
+        }
+        _ => Finding::Fine,
+    }
+}
+
+/// What one server refused another may take: a level does not claim what nobody saw.
+fn inconsistent(seen: &Seen<'_>) -> Finding {
+    let id = "consistent";
+    match seen.facts.answer(id) {
+        Answer::No => Finding::Open {
+            fact: id.into(),
+            answer: Answer::Inconclusive,
+            evidence: values(id, seen.facts.get(id)).join("; ").into(),
+        },
+        _ => Finding::Fine,
+    }
+}
+
 fn versions(seen: &Seen<'_>) -> Finding {
     let answers = ["protocol.tls1_2", "protocol.tls1_3"].map(|id| (id, seen.facts.answer(id)));
     if !spoken(seen) || answers.iter().any(|(_, answer)| *answer == Answer::Yes) {
@@ -667,20 +708,23 @@ fn short_key(seen: &Seen<'_>) -> Finding {
         _ => {
             // What signs the leaf must not be weaker than it.
             let above = seen.chains.iter().flat_map(|chain| chain.certificates.iter().skip(1));
-            let short = above.filter(|above| is_short(&above.key));
+            let short = above.filter(|above| !above.superfluous && is_short(&above.key));
             let short: Vec<_> = short.map(|c| format!("{} of {}", c.key, c.subject)).collect();
             Finding::any("certificate.key_bits", short)
         }
     }
 }
 
-/// Whether `rsa-1024` or the like gives less than 112 bits.
+/// Whether `rsa-1024` or the like gives less than 112 bits. A key whose name does not tell its size is not short.
 fn is_short(key: &str) -> bool {
-    let bits = key.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|b| b.parse::<u32>().ok());
-    let Some(bits) = bits else { return false };
-    match key.split(['-', '_']).next() {
-        Some("rsa" | "dsa" | "dh") => bits < 2048,
-        Some("ecdsa" | "ec") => bits < 224,
+    let Some((kind, rest)) = key.split_once('-') else { return false };
+    // `2048`, `pss-2048`; `p256`, `secp256k1`, `brainpoolp256r1`. An unknown curve is an OID, of many numbers.
+    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let Ok(bits) = digits[..end].parse::<u32>() else { return false };
+    match kind {
+        "rsa" | "dsa" => bits < 2048,
+        "ecdsa" => !rest.contains('.') && bits < 224,
         _ => false,
     }
 }

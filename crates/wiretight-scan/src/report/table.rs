@@ -39,7 +39,17 @@ impl Table {
         let summary = clean(&view::summary(report)).into_owned();
         if self.options.detail == Detail::Line {
             let word = self.level(level, 10);
-            return writeln!(out, "{word}  {target:<40}  {address:<15}  {summary}");
+            let line = format!("{target:<40}  {address:<15}");
+            // One line for programs; what a terminal cannot show in a line begins below it.
+            if self
+                .options
+                .width
+                .is_none_or(|width| 14 + line.chars().count() + summary.chars().count() <= width)
+            {
+                return writeln!(out, "{word}  {line}  {summary}");
+            }
+            writeln!(out, "{word}  {}", format!("{target}  {address}").trim_end())?;
+            return self.text(out, 12, 12, "", &summary);
         }
         let name = self.paint(BOLD, &target);
         writeln!(out, "{name}  {address}  {}", self.level(level, 0))?;

@@ -56,11 +56,11 @@ pub(super) fn sarif(text: &str) -> String {
     escaped
 }
 
-/// Breaks a text into lines of at most `width` characters; a longer word stays whole.
+/// Breaks a text into lines of at most `width` characters; a longer word is broken, too.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
-    for word in text.split(' ') {
+    for word in text.split(' ').flat_map(|word| pieces(word, width)) {
         let length = word.chars().count();
         if used > 0 && used + 1 + length > width {
             lines.push(String::new());
@@ -78,6 +78,17 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// A word in pieces of at most `width` characters.
+fn pieces(word: &str, width: usize) -> impl Iterator<Item = &str> {
+    let mut left = Some(word);
+    std::iter::from_fn(move || {
+        let word = left?;
+        let end = word.char_indices().nth(width.max(1)).map(|(at, _)| at);
+        left = end.map(|end| &word[end..]);
+        Some(&word[..end.unwrap_or(word.len())])
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +100,8 @@ mod tests {
         assert_eq!(clean("a\u{202e}b\u{200b}"), r"a\u{202e}b\u{200b}");
         assert_eq!(html("<a href='\">&"), "&lt;a href=&#39;&quot;&gt;&amp;");
         assert_eq!(sarif(r"[x](y) \ {0}"), r"\[x\](y) \\ {{0}}");
-        assert_eq!(wrap("aa bb cccccc d", 5), ["aa bb", "cccccc", "d"]);
+        assert_eq!(wrap("aa bb cccccc d", 5), ["aa bb", "ccccc", "c d"]);
+        assert_eq!(wrap("éééé é", 3), ["ééé", "é é"]);
+        assert_eq!(wrap("a  b", 9), ["a  b"]);
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Section {
 /// All that is to say about an endpoint, without its judgement.
 pub(super) fn sections(report: &Report, detail: Detail) -> Vec<Section> {
     let view = View { facts: &report.facts, judgement: &report.judgement, detail };
-    let mut sections = vec![view.section("Before TLS", &["plaintext", "starttls."])];
+    let mut sections = vec![view.section("Before TLS", &["plaintext", "consistent", "starttls."])];
     sections.push(view.protocols());
     sections.extend(Version::ALL.into_iter().rev().map(|version| view.suites(version)));
     sections.push(view.groups());
@@ -367,7 +367,8 @@ fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
             0 => "Leaf".to_owned(),
             n => format!("Certificate {}", n + 1),
         };
-        rows.push(plain(&who, or_none(&certificate.subject)));
+        let not_needed = if certificate.superfluous { " (not needed to reach a root)" } else { "" };
+        rows.push(plain(&who, or_none(&certificate.subject) + not_needed));
         rows.extend(certificate_rows(place, certificate));
     }
     let mark = match chain.trusted {
@@ -449,6 +450,7 @@ fn label(id: &str) -> String {
 
 const LABELS: &[(&str, &str)] = &[
     ("plaintext", "In the clear"),
+    ("consistent", "Answers agree"),
     ("starttls.offered", "STARTTLS offered"),
     ("starttls.stripped", "STARTTLS stripped on the way"),
     ("starttls.injection", "STARTTLS command injection"),

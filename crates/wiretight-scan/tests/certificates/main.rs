@@ -213,7 +213,15 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     check(
         "cross-signed by a stranger",
         &look(&lab, &[&leaf, &cross]),
-        &[("trusted", No, "issued by CN=Private"), ("complete", No, "")],
+        &[("trusted", No, "issued by CN=Private"), ("complete", Inconclusive, "a private root")],
+    );
+    // Nothing tells whether it is a root, which is not sent, or an intermediate.
+    let silent = Spec { extensions: "subjectAltName=DNS:www.example.test", ..LEAF };
+    let silent = lab.make("silent-by-private", Spec { issuer: Some("private"), ..silent });
+    check(
+        "by a private root, which is not sent",
+        &look(&lab, &[&silent]),
+        &[("trusted", No, "issued by CN=Private"), ("complete", Inconclusive, "--roots")],
     );
     // The mesh's bundle is a store of its own.
     let stores = Stores { roots: Some(roots(&[&root])), mesh: Some(roots(&[&private])) };
@@ -247,6 +255,72 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     let examined = examine(&several, Some(&name), now(), &trusting(&root));
     check("without a name", &examined, &[("trusted", Yes, ""), ("self_signed", No, "")]);
     assert_eq!(examined.chains.len(), 2);
+}
+
+/// As with the cross-certificate of DST Root CA X3 that ended in 2021: clients reach a root without it.
+#[test]
+fn what_is_wrong_with_a_certificate_that_no_client_needs_harms_nobody() {
+    let Some(lab) = Lab::new() else { return };
+    let (leaf, intermediate, root) =
+        (lab.make("leaf", LEAF), lab.der("intermediate"), lab.der("root"));
+    let old = Spec { issuer: None, subject: "/CN=Old", extensions: AUTHORITY, ..LEAF };
+    lab.make("old", Spec { key: "rsa:1024", ..old });
+    for (of, file, subject) in [
+        ("root", "root-by-old", "/O=Test/CN=Root"),
+        ("intermediate", "by-old", "/O=Test/CN=Intermediate"),
+    ] {
+        std::fs::copy(lab.path(&format!("{of}.key")), lab.path(&format!("{file}.key"))).unwrap();
+        let cross = Spec {
+            issuer: Some("old"),
+            subject,
+            extensions: AUTHORITY,
+            days: 1,
+            options: &["-sha1"],
+            ..LEAF
+        };
+        lab.make(file, cross);
+    }
+    let (cross_root, cross) = (lab.der("root-by-old"), lab.der("by-old"));
+    let (stores, name) = (trusting(&root), host("www.example.test"));
+    let later = now() + days(3);
+    let at = |certificates: &[&[u8]]| examine(&[shown(certificates)], Some(&name), later, &stores);
+    for (what, sent) in [
+        ("the root's", [&leaf, &intermediate, &cross_root]),
+        ("the intermediate's", [&leaf, &intermediate, &cross]),
+        ("the intermediate's, first", [&leaf, &cross, &intermediate]),
+    ] {
+        let examined = at(&sent.map(Vec::as_slice));
+        check(
+            what,
+            &examined,
+            &[
+                ("trusted", Yes, "leads to CN=Root"),
+                ("valid", Yes, "not needed to reach a root"),
+                ("weak_signature", No, "not needed to reach a root"),
+                ("complete", Yes, ""),
+            ],
+        );
+        assert!(examined.facts.number("certificate.valid") > Some(80), "{what}");
+        let chain = &examined.chains[0].certificates;
+        let needed: Vec<bool> = chain.iter().map(|c| !c.superfluous).collect();
+        assert_eq!(needed.iter().filter(|needed| **needed).count(), 2, "{what}: {needed:?}");
+    }
+    // The control: where it is needed, it counts.
+    let needed = at(&[&leaf, &cross]);
+    check("needed", &needed, &[("valid", No, "ended on"), ("weak_signature", Yes, "sha1")]);
+}
+
+#[test]
+fn all_names_are_compared_and_not_those_alone_that_are_shown() {
+    let Some(lab) = Lab::new() else { return };
+    let names: Vec<String> = (0..1500).map(|n| format!("DNS:host{n}.example.test")).collect();
+    let names = format!("subjectAltName={},DNS:www.example.test", names.join(","));
+    let leaf = lab.make("names", Spec { extensions: &names, ..LEAF });
+    let examined = look(&lab, &[&leaf, &lab.der("intermediate")]);
+    check("1501 names", &examined, &[("name", Yes, "www.example.test")]);
+    let certificate = &examined.chains[0].certificates[0];
+    assert_eq!(certificate.names.len(), 1000);
+    assert_eq!(certificate.problems, ["it has 1501 names; the first 1000 are shown"]);
 }
 
 #[test]

@@ -299,6 +299,7 @@ pub fn certificate(subject: &str, key: &str) -> Certificate {
         sha256: "5f".repeat(32),
         spki_sha256: "7e".repeat(32),
         ca: false,
+        superfluous: false,
         problems: Vec::new(),
     }
 }
@@ -319,6 +320,7 @@ pub fn report(
         connections: 41,
         reached,
         facts,
+        observed: Vec::new(),
         chains,
         judgement: judgement.into(),
     }

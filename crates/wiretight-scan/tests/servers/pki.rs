@@ -27,6 +27,7 @@ subjectKeyIdentifier = hash
 [leaf]
 basicConstraints = critical,CA:FALSE
 subjectAltName = DNS:localhost,IP:127.0.0.1,IP:::1
+authorityInfoAccess = caIssuers;URI:http://127.0.0.1:9/ca.der
 [staple]
 subjectAltName = DNS:localhost
 tlsfeature = status_request

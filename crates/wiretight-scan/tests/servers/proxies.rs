@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use wiretight_scan::parse::{ClientHello, extension};
+
 use super::hostile::{Stop, accept_each, reset};
 
 /// What is in the way.
@@ -31,13 +33,21 @@ pub enum Trouble {
     EatsAlertsAndCloses,
     /// Each third connection is reset.
     ResetsEachThird,
+    /// A hello with more than 128 suites is answered with this alert.
+    RefusesLongLists(u8),
+    /// The first connection is answered in the clear, with a status of HTTP.
+    ClearAtFirst,
+    /// Hellos that offer TLS 1.3 are answered so.
+    ClearToTls13,
+    /// This alert of the server becomes that one.
+    OtherAlert(u8, u8),
 }
 
 /// Starts it here, in front of what is there.
 pub fn start(at: SocketAddr, behind: SocketAddr, trouble: Trouble) -> Stop {
     let listener = TcpListener::bind(at).unwrap();
     let seen = Arc::new(Mutex::new((0_usize, VecDeque::<Instant>::new())));
-    accept_each(listener, move |client| {
+    accept_each(listener, move |mut client| {
         let (count, recent) = {
             let mut seen = seen.lock().unwrap();
             let window = match trouble {
@@ -56,6 +66,10 @@ pub fn start(at: SocketAddr, behind: SocketAddr, trouble: Trouble) -> Stop {
             Trouble::Throttles(limit) if recent > limit => return reset(client),
             Trouble::Ignores(limit) if recent > limit => return hang(client),
             Trouble::ResetsEachThird if count.is_multiple_of(3) => return reset(client),
+            Trouble::ClearAtFirst if count == 1 => {
+                let _ = read_hello(&mut client).and_then(|_| client.write_all(BUSY));
+                return;
+            }
             _ => {}
         }
         let _ = relay(client, behind, trouble);
@@ -66,6 +80,11 @@ pub fn start(at: SocketAddr, behind: SocketAddr, trouble: Trouble) -> Stop {
 fn hang(mut client: TcpStream) {
     let _ = client.set_read_timeout(Some(Duration::from_secs(60)));
     let _ = io::copy(&mut client, &mut io::sink());
+}
+
+/// Passes all bytes on.
+pub fn pass(client: TcpStream, behind: SocketAddr) -> io::Result<()> {
+    relay(client, behind, Trouble::Slow(Duration::ZERO))
 }
 
 fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Result<()> {
@@ -87,6 +106,25 @@ fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Res
         }
         first.extend(header);
     }
+    if let Trouble::RefusesLongLists(_) | Trouble::ClearToTls13 = trouble {
+        first = read_hello(&mut client)?;
+        let hello = ClientHello::parse(first.get(5..).unwrap_or_default()).ok();
+        let odd = |hello: &ClientHello| match trouble {
+            Trouble::RefusesLongLists(_) => hello.suites.len() > 128,
+            _ => hello.extensions.iter().any(|(kind, body)| {
+                *kind == extension::SUPPORTED_VERSIONS && body[1..].chunks(2).any(|v| v == [3, 4])
+            }),
+        };
+        match trouble {
+            Trouble::RefusesLongLists(alert) if hello.as_ref().is_some_and(odd) => {
+                return client.write_all(&[21, 3, 3, 0, 2, 2, alert]);
+            }
+            Trouble::ClearToTls13 if hello.as_ref().is_none_or(odd) => {
+                return client.write_all(BUSY);
+            }
+            _ => {}
+        }
+    }
     let mut server = TcpStream::connect(behind)?;
     server.write_all(&first)?;
     let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
@@ -106,6 +144,20 @@ fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Res
     passed
 }
 
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n";
+
+/// The first record, or what is none as far as it came.
+fn read_hello(client: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut first = vec![0; 5];
+    client.read_exact(&mut first)?;
+    if first[0] == 22 {
+        let length = usize::from(u16::from_be_bytes([first[3], first[4]]));
+        first.resize(5 + length, 0);
+        client.read_exact(&mut first[5..])?;
+    }
+    Ok(first)
+}
+
 fn down(server: &mut TcpStream, client: &mut TcpStream, trouble: Trouble) -> io::Result<()> {
     let mut buffer = [0; 16 << 10];
     loop {
@@ -116,6 +168,14 @@ fn down(server: &mut TcpStream, client: &mut TcpStream, trouble: Trouble) -> io:
         match trouble {
             Trouble::Slow(delay) => {
                 thread::sleep(delay);
+                client.write_all(&buffer[..n])?;
+            }
+            Trouble::OtherAlert(from, to) => {
+                if let [21, 3, _, 0, 2, 2, alert, ..] = &mut buffer[..n]
+                    && *alert == from
+                {
+                    *alert = to;
+                }
                 client.write_all(&buffer[..n])?;
             }
             Trouble::Drips(size) => {

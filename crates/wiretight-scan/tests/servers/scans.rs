@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use wiretight_scan::active::{Options, Paces, scan_address};
 use wiretight_scan::certificate::{Roots, Stores};
 use wiretight_scan::{Report, Target};
 
-use super::{Running, pki};
+use super::{Running, hostile, pki, proxies};
 
 /// Options with patience for servers on a busy machine, and with the tests' root trusted.
 pub fn options() -> Options {
@@ -28,12 +29,44 @@ pub fn options() -> Options {
 pub fn scan(target: &Target, address: SocketAddr, options: &Options) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let options = Options { paces: Arc::new(Paces::default()), ..options.clone() };
-    runtime.block_on(scan_address(target, address, &options))
+    checked(runtime.block_on(scan_address(target, address, &options)))
+}
+
+/// A report in which no fact contradicts an observation or another fact, no version is denied by an
+/// alert that an ordinary client would not have met, and no check is missing without its reason. The
+/// scan itself must not have had to repair that.
+pub fn checked(report: Report) -> Report {
+    let violations = wiretight_scan::invariant::violations(&report);
+    assert!(violations.is_empty(), "{}: {violations:#?}", report.target);
+    let repaired: Vec<_> = report
+        .facts
+        .iter()
+        .filter(|(_, fact)| fact.evidence.starts_with(wiretight_scan::invariant::MARK))
+        .collect();
+    assert!(repaired.is_empty(), "{}: {repaired:#?}", report.target);
+    report
 }
 
 /// One scan of a server of the table.
 pub fn scan_server(server: &Running, options: &Options) -> Report {
     scan(&server.target(), server.address, options)
+}
+
+/// One scan of a balancer that gives each connection to the next of these.
+pub fn behind_one_address(servers: &[SocketAddr], options: &Options) -> Report {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (servers, turn) = (servers.to_vec(), AtomicUsize::new(0));
+    let _balancer = hostile::accept_each(listener, move |client| {
+        let turn = turn.fetch_add(1, Ordering::Relaxed) % servers.len();
+        let _ = proxies::pass(client, servers[turn]);
+    });
+    let target = Target {
+        host: wiretight_scan::Host::Address(address.ip(), None),
+        port: address.port(),
+        start: wiretight_scan::Start::Https,
+    };
+    scan(&target, address, options)
 }
 
 /// Does this for each name, so many at a time. `ONLY=nginx,old` leaves the others out.

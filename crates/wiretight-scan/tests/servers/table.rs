@@ -190,6 +190,14 @@ const OPENSSL: &[(&str, &str)] = &[
         "openssl-psk",
         "-www -nocert -psk 00112233445566778899aabbccddeeff -cipher PSK:kDHEPSK:kECDHEPSK -no_tls1_3",
     ),
+    (
+        "openssl-ccm",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_2 -cipher ECDHE+AESCCM",
+    ),
+    (
+        "openssl-camellia",
+        "-www -cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_2 -cipher ECDHE+CAMELLIA128",
+    ),
     ("openssl-cookies", "-cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_3 -stateless -rev"),
 ];
 
@@ -238,6 +246,8 @@ DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305;\n\
         "ssl_certificate $pki/staple.chain; ssl_certificate_key $pki/staple.key; ssl_stapling on; \
          ssl_stapling_file $pki/staple.der;",
     ),
+    // No name is known: each hello is refused with unrecognized_name.
+    ("nginx-by-name-only", "ssl_reject_handshake on; ssl_protocols TLSv1.2 TLSv1.3;"),
     (
         "nginx-client-required",
         "ssl_certificate $pki/rsa.chain; ssl_certificate_key $pki/rsa.key; ssl_verify_client on; \
@@ -296,4 +306,9 @@ const BEHIND: &[(&str, &str, Trouble)] = &[
     ("eats-alerts-hangs", "nginx-intermediate", Trouble::EatsAlertsAndHangs),
     ("eats-alerts-closes", "nginx-intermediate", Trouble::EatsAlertsAndCloses),
     ("resets-each-third", "nginx-intermediate", Trouble::ResetsEachThird),
+    ("refuses-long-lists-40", "openssl-server-order", Trouble::RefusesLongLists(40)),
+    ("refuses-long-lists-50", "openssl-dhe-2048", Trouble::RefusesLongLists(50)),
+    ("clear-at-first", "openssl-tls1_2", Trouble::ClearAtFirst),
+    ("clear-to-tls1_3", "openssl-tls1_2", Trouble::ClearToTls13),
+    ("other-alert", "openssl-ecdsa", Trouble::OtherAlert(40, 70)),
 ];

@@ -103,7 +103,18 @@ async fn ftp_with_vsftpd() {
     else {
         return;
     };
-    trial(Start::Ftp, tls, plain, |data| replaced(data, b" AUTH TLS\r\n", b"")).await;
+    trial(Start::Ftp, tls, plain, |data| replaced(data, b" AUTH TLS", b" XXXX XXA")).await;
+    // Many servers list AUTH without its kinds, or not at all, and take it: nobody took it out.
+    for listed in [&b" AUTH\r\n"[..], b" AUTH SSL\r\n", b""] {
+        let rewrite: Rewrite = match listed.len() {
+            0 => |data| replaced(data, b" AUTH TLS\r\n", b""),
+            7 => |data| replaced(data, b" AUTH TLS\r\n", b" AUTH\r\n"),
+            _ => |data| replaced(data, b" AUTH TLS\r\n", b" AUTH SSL\r\n"),
+        };
+        let server = between(tls, rewrite, unchanged).await;
+        let upgrade = ask(server, Start::Ftp).await.unwrap();
+        assert_eq!(upgrade.stripped, None, "{listed:?}: {}", upgrade.offer);
+    }
     let fact = injected(tls, Start::Ftp).await;
     assert_eq!(fact.answer, Answer::No, "{fact:?}");
 }

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use wiretight_keys::Name;
+use wiretight_proxy::registry::Host;
 
 use crate::authority::Grant;
 use crate::daemon::{Daemon, RequestError};
@@ -164,6 +165,9 @@ pub struct TokenRequest {
     pub node: Name,
     /// The services that it may claim.
     pub services: Vec<Name>,
+    /// Addresses that it may announce besides the one that it connects from.
+    #[serde(default)]
+    pub addresses: Vec<Host>,
     /// How long the token holds.
     pub ttl_seconds: u64,
 }
@@ -186,6 +190,19 @@ pub struct GrantRequest {
     pub services: Vec<Name>,
     /// Whether the others that it may claim stay.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub add: bool,
+}
+
+/// `POST /v1/addresses`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressesRequest {
+    /// The node.
+    pub node: Name,
+    /// All the addresses that it may announce besides the one that it connects from; with `add`, more of them.
+    pub addresses: Vec<Host>,
+    /// Whether the others stay.
+    #[serde(default)]
     pub add: bool,
 }
 
@@ -308,9 +325,9 @@ async fn route(
             Ok(json(StatusCode::OK, &daemon.svid(&request.csr).await?))
         }
         (&Method::POST, "/v1/tokens") => {
-            let TokenRequest { node, services, ttl_seconds } = parse(&body)?;
+            let TokenRequest { node, services, addresses, ttl_seconds } = parse(&body)?;
             let ttl = Duration::from_secs(ttl_seconds);
-            ok(daemon.create_token(node, services, ttl).await?)
+            ok(daemon.create_token(node, services, addresses, ttl).await?)
         }
         (&Method::GET, "/v1/tokens") => ok(daemon.tokens().await?),
         (&Method::POST, "/v1/tokens/revoke") => {
@@ -332,6 +349,11 @@ async fn route(
             let GrantRequest { node, services, add } = parse(&body)?;
             let how = if add { Grant::Add } else { Grant::Replace };
             ok(daemon.grant(&node, services, how).await?)
+        }
+        (&Method::POST, "/v1/addresses") => {
+            let AddressesRequest { node, addresses, add } = parse(&body)?;
+            let how = if add { Grant::Add } else { Grant::Replace };
+            ok(daemon.grant_addresses(&node, addresses, how).await?)
         }
         (&Method::GET, "/v1/authority") => ok(daemon.authority_status().await?),
         (&Method::POST, "/v1/authority") => {

@@ -32,7 +32,7 @@ use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 
 use crate::config::Config;
-use crate::control::Offer;
+use crate::control::{Denial, Offer};
 use crate::log;
 use crate::private_dir::FileError;
 use link::Ticket;
@@ -270,6 +270,10 @@ pub struct AgentStatus {
     pub identities: Vec<IdentityStatus>,
     /// What it has announced.
     pub instances: Vec<Offer>,
+    /// What of it the authority refuses, and why.
+    pub refused: Option<Denial>,
+    /// What of the pushed registry is not used here, and why.
+    pub unused: Vec<String>,
     /// What last went wrong.
     pub last_error: Option<String>,
 }

@@ -23,7 +23,7 @@ use wiretight_proxy::{Identity, Mesh};
 
 use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
-use super::state::{Disk, Membership, Saved};
+use super::state::{Disk, Membership, Saved, contact_interval};
 use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
 use crate::clock::{Steps, uptime};
 use crate::control::{
@@ -40,6 +40,8 @@ const MAX_WAITING: usize = 64;
 const GOOD_STREAM: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.
 const TICK: Duration = Duration::from_secs(5);
+/// Announcements follow one another at this distance while identities are being asked for.
+const GATHER: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -147,6 +149,8 @@ pub(super) struct Run {
     announced: Vec<Offer>,
     /// When the authority last said something, or the process began, by [`uptime`].
     heard: Duration,
+    /// The contact with the authority that is on the disk.
+    contact_noted: u64,
     steps: Steps,
     /// When the clock was last looked at.
     looked: Instant,
@@ -160,6 +164,7 @@ struct Link {
     pending: BTreeMap<u64, (Pending, Instant)>,
     sharing: Sharing,
     announced: Option<Vec<Offer>>,
+    announced_at: Instant,
     local: Option<IpAddr>,
     /// The authority has said something: it took the certificate.
     confirmed: bool,
@@ -208,6 +213,8 @@ impl Run {
             ready: false,
             identities: Vec::new(),
             instances: Vec::new(),
+            refused: None,
+            unused: Vec::new(),
             last_error: None,
         };
         let (status, receiver) = watch::channel(status);
@@ -230,6 +237,7 @@ impl Run {
             distrusted: false,
             announced: Vec::new(),
             heard: uptime(),
+            contact_noted: 0,
             steps: Steps::new(),
             looked: Instant::now(),
         };
@@ -319,6 +327,16 @@ impl Run {
         self.mesh.identity(&Id::Node(self.params.node.clone())).is_none()
     }
 
+    /// For a process before this one, whose connections still drain: it has none of its own.
+    async fn note_contact(&mut self) {
+        let Some(limit) = self.params.max_staleness else { return };
+        let at = now();
+        if at.abs_diff(self.contact_noted) >= contact_interval(limit).as_secs() {
+            self.contact_noted = at;
+            self.save(move |disk| disk.save_contact(at)).await;
+        }
+    }
+
     /// Waits, unless somebody wants something of the authority now. `away`: its port did not answer.
     async fn wait(&mut self, wait: Duration, away: bool) {
         let mut until = Instant::now() + wait;
@@ -401,6 +419,7 @@ impl Run {
             pending: BTreeMap::new(),
             sharing: Sharing::default(),
             announced: None,
+            announced_at: Instant::now(),
             local,
             confirmed: false,
             serial: leaf.map(|l| l.serial),
@@ -416,8 +435,10 @@ impl Run {
         let instances = self.offers(link.local);
         self.announced.clone_from(&instances);
         link.announced = Some(instances.clone());
+        link.announced_at = Instant::now();
+        self.report(|s| s.refused = None);
         let (have, digest) = (self.state.version, self.state.digest.clone());
-        link.send(&FromNode::Hello { have, digest, instances }).await?;
+        link.send(&FromNode::Hello { have, digest, instances: instances.into() }).await?;
         // Its answer says that the certificate was taken.
         link.send(&FromNode::Ping).await?;
         let times = self.params.times;
@@ -448,6 +469,7 @@ impl Run {
                     }
                     self.message(link, message).await?;
                     self.heard = uptime();
+                    self.note_contact().await;
                     self.report(|s| {
                         (s.connected, s.last_contact) = (true, Some(now()));
                         s.authority = Some(addr.clone());
@@ -522,8 +544,8 @@ impl Run {
                 }
             }
             FromAuthority::Refused { request: 0, denial } => {
-                tracing::warn!(code = %denial.code, "what this node offers is refused: {denial}");
-                self.report(|s| s.last_error = Some(denial.message));
+                tracing::error!(code = %denial.code, "the authority refuses a part of what this node offers: {denial}");
+                self.report(|s| s.refused = Some(denial));
             }
             FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
@@ -600,10 +622,15 @@ impl Run {
         if link.announced.as_ref() == Some(&instances) {
             return Ok(());
         }
+        // Identities that come one after another are announced together.
+        if !link.pending.is_empty() && link.announced_at.elapsed() < GATHER {
+            return Ok(());
+        }
         self.announced.clone_from(&instances);
         link.announced = Some(instances.clone());
-        self.report(|_| {});
-        link.send(&FromNode::Announce { instances }).await
+        link.announced_at = Instant::now();
+        self.report(|s| s.refused = None);
+        link.send(&FromNode::Announce { instances: instances.into() }).await
     }
 
     /// What this node can stand for: services whose identity it holds.
@@ -855,6 +882,11 @@ impl Run {
         };
         new.identities = self.renewals.iter().map(identity).collect();
         new.instances.clone_from(&self.announced);
+        new.unused = self.mesh.unused().to_vec();
+        if self.state.unreadable > 0 {
+            let n = self.state.unreadable;
+            new.unused.push(format!("{n} records that this release cannot read: update this node"));
+        }
         new.version = self.state.version;
         new.removed = self.removed;
         new.alone = self.is_alone();

@@ -6,6 +6,7 @@
 //! node.pem            the node's key and chain; service-NAME.pem each service's
 //! bundle.pem          the roots of the trust bundle
 //! state.json          the last pushed state, whole
+//! contact             when the authority last said something, in seconds since 1970, where max_staleness is set
 //! ```
 //!
 //! A key and its chain are one file, so they change together. A file that cannot be read is set
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::x509::{from_pem, to_pem};
 use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain};
+use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
 use zeroize::Zeroizing;
@@ -31,6 +33,7 @@ const ENROLMENT: &str = "enrolment.key";
 const JOINED: &str = "joined.json";
 const BUNDLE: &str = "bundle.pem";
 const STATE: &str = "state.json";
+const CONTACT: &str = "contact";
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// Keys, chains, bundles.
 const MAX_PEM: usize = 1 << 20;
@@ -152,6 +155,10 @@ impl Disk {
         self.dir.write(STATE, &json)
     }
 
+    pub(super) fn save_contact(&self, at: u64) -> Result<(), FileError> {
+        self.dir.write(CONTACT, at.to_string().as_bytes())
+    }
+
     /// Reads and parses a file; one that does not parse is set aside.
     fn file<T>(
         &self,
@@ -187,12 +194,24 @@ fn file_of(id: &Id) -> String {
 const FOLLOW: Duration = Duration::from_millis(250);
 
 /// Has `mesh` trust what another process of this node, which has taken over, is told by the authority: who is
-/// revoked is cut here, too. For as long as it is awaited.
-pub async fn follow(dir: &Path, mesh: &Mesh) {
+/// revoked is cut here, too. When that process has had no contact with the authority for longer than `max_staleness`, all
+/// are cut here as there. For as long as it is awaited.
+pub async fn follow(dir: &Path, mesh: &Mesh, max_staleness: Option<Duration>) {
     let file = dir.join(STATE);
-    let mut known = None;
+    let (mut known, since) = (None, now());
     loop {
         tokio::time::sleep(FOLLOW).await;
+        if let Some(limit) = max_staleness {
+            // It is noted now and then only.
+            let limit = limit + contact_interval(limit);
+            let silent = now().saturating_sub(read_contact(dir).unwrap_or(since));
+            if mesh.set_without_news(silent > limit.as_secs()) && mesh.is_without_news() {
+                tracing::error!(
+                    silent_seconds = silent,
+                    "the process that has taken over has no contact with the authority: connections are cut (max_staleness)"
+                );
+            }
+        }
         let written = std::fs::metadata(&file).and_then(|m| m.modified()).ok();
         if written.is_none() || written == known {
             continue;
@@ -207,6 +226,16 @@ pub async fn follow(dir: &Path, mesh: &Mesh) {
             Err(why) => tracing::warn!(why, "what the authority has said cannot be read"),
         }
     }
+}
+
+/// How often contact with the authority is noted.
+pub(super) fn contact_interval(limit: Duration) -> Duration {
+    (limit / 10).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}
+
+fn read_contact(dir: &Path) -> Option<u64> {
+    let bytes = PrivateDir::open(dir).ok()?.read(CONTACT, 32).ok()??;
+    str::from_utf8(&bytes).ok()?.parse().ok()
 }
 
 fn read_state(dir: &Path, trust_domain: &TrustDomain) -> Result<(State, TrustBundle), String> {
@@ -248,4 +277,32 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 /// The enrolment key's public half, as `join` carries it.
 pub(super) fn public_der(key: &SigningKey) -> Vec<u8> {
     wiretight_keys::PublicKey::new(key.public_key()).expect("a key of ours is a P-256 key").to_der()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_drains_cuts_all_when_the_next_one_is_out_of_contact() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&dir.path().join("identity")).unwrap();
+        let mesh = Mesh::new("example.org".parse().unwrap());
+        let limit = Some(Duration::from_secs(60));
+        let followed = async |at: u64, too_old: bool| {
+            disk.save_contact(at).unwrap();
+            let mut changes = mesh.changes();
+            let told = async {
+                while mesh.is_without_news() != too_old {
+                    changes.changed().await.unwrap();
+                }
+            };
+            tokio::select! {
+                () = follow(disk.path(), &mesh, limit) => unreachable!("it never ends"),
+                told = tokio::time::timeout(Duration::from_secs(10), told) => told.unwrap(),
+            }
+        };
+        followed(now() - 600, true).await;
+        followed(now(), false).await;
+    }
 }

@@ -2,6 +2,7 @@
 //! whose configuration has `[authority]`. No traffic passes through it.
 //!
 //! - `ca`: root, intermediate, leaves
+//! - `offers`: what a node announces, checked record by record
 //! - `registry`: nodes, tokens, what was issued and revoked, in the store
 //! - `affected`: what a revocation would cut
 //! - `state`: what all nodes are told, by version
@@ -13,6 +14,7 @@
 mod affected;
 pub mod backup;
 mod ca;
+pub mod offers;
 mod registry;
 mod server;
 mod state;
@@ -36,6 +38,7 @@ use tokio_rustls::TlsAcceptor;
 use wiretight_keys::logged::MAX_PROOF;
 use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain, x509};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::registry::Host;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Mesh, tls};
@@ -281,6 +284,8 @@ pub struct NodeInfo {
     pub joined_at: u64,
     /// What it may claim.
     pub services: BTreeSet<Name>,
+    /// Addresses that it may announce besides the one that it connects from.
+    pub addresses: BTreeSet<Host>,
     /// Whether its stream is up.
     pub connected: bool,
     /// When it last said something; to the minute, across restarts of the authority.
@@ -289,6 +294,8 @@ pub struct NodeInfo {
     pub acked_version: Option<u64>,
     /// What it offers.
     pub instances: Vec<Offer>,
+    /// What else it announces, which does not count, and why.
+    pub refused: Option<String>,
 }
 
 /// The CA and the state, for `wiretight authority status`.
@@ -470,9 +477,22 @@ impl AuthorityHandle {
         services: Vec<Name>,
         ttl: Duration,
     ) -> Result<JoinToken, AuthorityError> {
+        self.create_token_at(node, services, Vec::new(), ttl).await
+    }
+
+    /// The same, for a node that may announce other addresses than the one that it connects from.
+    pub async fn create_token_at(
+        &self,
+        node: Name,
+        services: Vec<Name>,
+        addresses: Vec<Host>,
+        ttl: Duration,
+    ) -> Result<JoinToken, AuthorityError> {
         let root = self.inner.ca.active_root()?;
-        let services = services.into_iter().collect();
-        let (id, secret, expires) = self.inner.registry.create_token(&node, services, ttl).await?;
+        let (services, addresses) =
+            (services.into_iter().collect(), addresses.into_iter().collect());
+        let made = self.inner.registry.create_token(&node, services, addresses, ttl).await?;
+        let (id, secret, expires) = made;
         tracing::info!(%node, token = %id, "made a join token");
         Ok(JoinToken {
             trust_domain: self.inner.trust_domain.clone(),
@@ -504,6 +524,7 @@ impl AuthorityHandle {
         node: Name,
         services: Vec<Name>,
     ) -> Result<JoinToken, AuthorityError> {
+        self.inner.registry.set_own(node.clone());
         let granted = self.grant(node.clone(), services.clone(), Grant::Add).await;
         match granted {
             // Not joined yet.
@@ -535,6 +556,8 @@ impl AuthorityHandle {
             NodeInfo {
                 joined_at: listed.record.joined_at,
                 services: listed.record.services,
+                addresses: listed.record.addresses,
+                refused: line.as_ref().and_then(|l| l.refused()),
                 connected: line.is_some(),
                 last_seen: seen.or(listed.last_seen),
                 acked_version: line.map(|l| l.acked.load(Ordering::Relaxed)),
@@ -605,6 +628,27 @@ impl AuthorityHandle {
         how: Grant,
     ) -> Result<(), AuthorityError> {
         self.inner.registry.grant(&node, services.into_iter().collect(), how).await
+    }
+
+    /// Changes which addresses a node may announce besides the one that it connects from.
+    pub async fn grant_addresses(
+        &self,
+        node: Name,
+        addresses: Vec<Host>,
+        how: Grant,
+    ) -> Result<(), AuthorityError> {
+        let addresses = addresses.into_iter().collect();
+        self.inner.registry.grant_addresses(&node, addresses, how).await?;
+        // It announces again.
+        let message = "the addresses that this node may announce were changed: connect again";
+        self.inner.server.cut(&node, Denial::new(Code::Expired, message));
+        Ok(())
+    }
+
+    /// Why nodes are not told all that they should be, if that is so.
+    pub fn not_pushed(&self) -> Option<String> {
+        let why = self.inner.publisher.trouble()?;
+        Some(format!("not all of the mesh's state is pushed to the nodes: {why}"))
     }
 
     /// A new intermediate, now. SVIDs of the old one hold until they expire.

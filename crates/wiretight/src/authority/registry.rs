@@ -24,7 +24,8 @@ mod shared;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
@@ -34,13 +35,15 @@ use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
 use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, SpiffeId, TrustDomain};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::registry::Host;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;
 
 use super::ca::{Ca, CaError, random};
+use super::offers::Announcer;
 use super::{AuthorityError, Grant};
 use crate::control::{
-    Blob, Code, Denial, JOIN_CONTEXT, Join, MAX_INSTANCES, Offer, REJOIN_CONTEXT, Rejoin,
+    Blob, Code, Denial, JOIN_CONTEXT, Join, Offer, REJOIN_CONTEXT, Records, Rejoin,
 };
 use crate::log::sequencer::Log;
 
@@ -73,14 +76,19 @@ const BURST: f64 = 10_000.0;
 const RATE: f64 = 10.0;
 /// The most revocations in one entry of the log, which is far from its limit.
 const MAX_LOGGED: usize = 1000;
-/// A changed announcement, in certificates: it goes to every node.
-const ANNOUNCEMENT: f64 = 10.0;
+/// Changed announcements that a node may make at once, and then a second: each goes to every node. What comes oftener
+/// is gathered.
+const ANNOUNCEMENTS: f64 = 60.0;
+const ANNOUNCEMENTS_RATE: f64 = 0.2;
 
 #[derive(Clone, Serialize, Deserialize)]
 struct TokenRecord {
     hash: String,
     node: Name,
     services: BTreeSet<Name>,
+    /// Addresses that it may announce besides the one that it connects from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    addresses: BTreeSet<Host>,
     expires: u64,
     /// The enrolment key that has used it.
     used_by: Option<Blob>,
@@ -109,6 +117,9 @@ pub(super) struct NodeRecord {
     /// The token that it joined with; tells one enrolment from the next.
     pub(super) enrolment: String,
     pub(super) services: BTreeSet<Name>,
+    /// Addresses that it may announce besides the one that it connects from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) addresses: BTreeSet<Host>,
     /// Services that it may claim no longer and whose certificates are being revoked.
     withdrawn: BTreeSet<Name>,
     /// The series of what was issued to it, by identity.
@@ -136,9 +147,9 @@ pub(super) struct IssuedRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-struct RevokedRecord {
+pub(super) struct RevokedRecord {
     /// Since when.
-    at: u64,
+    pub(super) at: u64,
     /// The entry of the log that says so, once there is one: it is in force before.
     #[serde(default)]
     logged: Option<u64>,
@@ -168,6 +179,9 @@ pub(super) struct Registry {
     budgets: Mutex<Budgets>,
     /// For what edges share.
     shares: Mutex<Budgets>,
+    announcements: Mutex<Budgets>,
+    /// The node in this very process.
+    own: OnceLock<Name>,
 }
 
 /// What is left of each node's, and since when.
@@ -175,8 +189,13 @@ type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
     pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
-        let (changing, budgets, shares) = Default::default();
-        Registry { trust_domain, store, ca, changing, budgets, shares }
+        let (changing, budgets, shares, announcements, own) = Default::default();
+        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, own }
+    }
+
+    /// Which node is in this very process.
+    pub(super) fn set_own(&self, node: Name) {
+        let _ = self.own.set(node);
     }
 
     /// Finishes what a crash left half done.
@@ -197,6 +216,7 @@ impl Registry {
         &self,
         node: &Name,
         services: BTreeSet<Name>,
+        addresses: BTreeSet<Host>,
         ttl: Duration,
     ) -> Result<(String, Zeroizing<String>, u64), AuthorityError> {
         use base64::Engine;
@@ -207,7 +227,7 @@ impl Registry {
         let expires = now().saturating_add(ttl.as_secs());
         let hash = secret_hash(&secret);
         let (node, used_by, before) = (node.clone(), None, None);
-        let record = TokenRecord { hash, node, services, expires, used_by, before };
+        let record = TokenRecord { hash, node, services, addresses, expires, used_by, before };
         self.store.create(&token_key(&id), json(&record)).await?;
         Ok((id, secret, expires))
     }
@@ -240,6 +260,29 @@ impl Registry {
             return Err(no_such_node(node));
         }
         Ok(self.finish(node).await?)
+    }
+
+    /// Adds or replaces the addresses that a node may announce besides the one that it connects from. What it announces
+    /// next is held against them.
+    pub(super) async fn grant_addresses(
+        &self,
+        node: &Name,
+        addresses: BTreeSet<Host>,
+        how: Grant,
+    ) -> Result<(), AuthorityError> {
+        let _guard = self.changing.lock().await;
+        let mut found = false;
+        update(&*self.store, &node_key(node), |value| {
+            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
+            found = record.standing != Standing::Removing;
+            match how {
+                Grant::Add => record.addresses.extend(addresses.iter().cloned()),
+                Grant::Replace => record.addresses.clone_from(&addresses),
+            }
+            Ok::<_, AuthorityError>(Some(json(&record)))
+        })
+        .await?;
+        if found { Ok(()) } else { Err(no_such_node(node)) }
     }
 
     /// Removes a node: its certificates are revoked, its tokens and instances are forgotten. `marked` is
@@ -438,37 +481,27 @@ impl Registry {
         self.issue_to(node, enrolment, csr).await
     }
 
-    /// Takes what a node offers. Offers of services that it may not claim are left out and named in
-    /// the refusal; the others count all the same.
+    /// Takes what a node offers, record by record. Records that do not count are named in the refusal; the others count
+    /// all the same. `from`: where its stream comes from.
     pub(super) async fn announce(
         &self,
         node: &Name,
         enrolment: &str,
-        mut offers: Vec<Offer>,
-    ) -> Result<(), Denial> {
-        if offers.len() > MAX_INSTANCES {
-            let message =
-                format!("{} instances announced, more than {MAX_INSTANCES}", offers.len());
-            return Err(Denial::new(Code::NotAllowed, message));
-        }
+        from: IpAddr,
+        offers: Records<Offer>,
+    ) -> Result<Announced, Denial> {
         let record = self.current(node, enrolment).await?;
-        let mut unclaimable = BTreeSet::new();
-        offers.retain(|o| {
-            let may = record.services.contains(&o.service);
-            if !may {
-                unclaimable.insert(o.service.to_string());
-            }
-            may
-        });
+        let is_own = self.own.get() == Some(node);
+        let (services, addresses) = (&record.services, &record.addresses);
+        let announcer = Announcer { node, services, from, addresses, is_own };
+        let (offers, denial) = announcer.admit(offers);
         let (key, value) = (instances_key(node), json(&offers));
         let present = self.store.get(&key).await.map_err(internal)?;
         if present.is_none_or(|p| p.value != value) {
-            // A node that changes all the time is told less often, and so is everyone else of it.
-            loop {
-                match self.spend(node, ANNOUNCEMENT) {
-                    Duration::ZERO => break,
-                    wait => tokio::time::sleep(wait).await,
-                }
+            let (of, most) = (&self.announcements, ANNOUNCEMENTS);
+            match take(of, node, 1.0, most, ANNOUNCEMENTS_RATE, Instant::now()) {
+                Duration::ZERO => {}
+                wait => return Ok(Announced::NotBefore(wait)),
             }
         }
         let written = update(&*self.store, &key, |present| match present {
@@ -481,11 +514,7 @@ impl Registry {
             Ok(_) | Err(Unchanged::Same) => {}
             Err(Unchanged::Failed(e)) => return Err(internal(e)),
         }
-        if unclaimable.is_empty() {
-            return Ok(());
-        }
-        let names = unclaimable.into_iter().collect::<Vec<_>>().join(", ");
-        Err(Denial::new(Code::NotAllowed, may_not_claim(node, &names)))
+        denial.map_or(Ok(Announced::Done), Err)
     }
 
     /// Notes that a node is there, or was until now. Losing the note loses nothing else.
@@ -620,6 +649,7 @@ impl Registry {
                 enrolment_key: join.enrolment_key.clone(),
                 enrolment: join.token_id.clone(),
                 services: token.services.clone(),
+                addresses: token.addresses.clone(),
                 withdrawn: old.difference(&token.services).cloned().collect(),
                 series,
                 standing,
@@ -781,6 +811,13 @@ fn take(
     Duration::ZERO
 }
 
+/// What became of an announcement.
+pub(super) enum Announced {
+    Done,
+    /// It is another than the last, and the node has changed it too often: to be tried again then.
+    NotBefore(Duration),
+}
+
 /// What a join gives.
 pub(super) struct Joined {
     pub(super) chain: Vec<CertificateDer<'static>>,
@@ -823,7 +860,7 @@ fn check_proof(
     })
 }
 
-fn may_not_claim(node: &Name, services: &str) -> String {
+pub(super) fn may_not_claim(node: &Name, services: &str) -> String {
     format!(
         "node {node} may not claim {services}: its join token did not name it; grant it on the authority, or correct the configuration"
     )

@@ -21,15 +21,16 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wiretight_keys::{Id, Name, Role, VerifiedPeer};
 use wiretight_proxy::mesh::now;
+use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
 
 use super::ca::until;
-use super::registry::{Joined, Registry, Written};
+use super::registry::{Announced, Joined, Registry, Written};
 use super::state::{Publisher, Snapshot};
 use super::{TICK, Times};
 use crate::control::{
     Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger, Offer,
-    Reader, SharedRecord, encode,
+    Reader, Records, SharedRecord, encode,
 };
 
 const MAX_CONNECTIONS: usize = 4096;
@@ -42,6 +43,8 @@ const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 const MAX_REPLIES: usize = 32;
 /// Records in one message, in bytes: several messages wait for a node.
 const PAGE: usize = 128 << 10;
+/// How long nothing is read after an announcement, for each of its bytes: so much work may one node make.
+const PER_BYTE: Duration = Duration::from_nanos(100);
 /// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a stream whose certificate was revoked waits for the state that says so.
@@ -77,6 +80,14 @@ pub(super) struct Seen {
     pub(super) acked: AtomicU64,
     /// When it last said anything.
     pub(super) at: AtomicU64,
+    /// What of its announcement does not count, and why.
+    refused: Mutex<Option<String>>,
+}
+
+impl Seen {
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Who has come, with the first message.
@@ -90,7 +101,7 @@ struct Guest {
     peer: VerifiedPeer,
     have: u64,
     digest: String,
-    offers: Vec<Offer>,
+    offers: Records<Offer>,
 }
 
 /// Why a connection came to nothing.
@@ -354,10 +365,15 @@ impl Server {
         seen.acked.store(if has(&states.borrow()) { have } else { 0 }, Ordering::Relaxed);
         let (wanted, follows) = watch::channel(None);
         let follow = self.follow(&node, &enrolment, follows, replies.clone());
+        let (offered, offers) = watch::channel(offers);
         let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
-        let talk = Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted };
+        let member = Member { node, enrolment, peer: &peer };
+        let announce = self.announce(member, addr.ip(), seen, offers, replies.clone());
+        let talk =
+            Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted, offered };
         let why = tokio::select! {
-            why = talk.read(&mut reader, offers) => why,
+            why = talk.read(&mut reader) => why,
+            why = announce => why,
             why = follow => why,
             why = self.write(&mut writer, has, states, outbox, farewell, &peer) => why,
             () = super::stopped(&mut stop) => "the authority is stopping".into(),
@@ -438,6 +454,46 @@ impl Server {
                 (_, Some(denial)) => return denial.message,
                 (Err(e), None) => return e.to_string(),
                 (Ok(()), None) => {}
+            }
+        }
+    }
+
+    /// Takes what the node announces. The newest counts: what is changed too often is gathered, so that no node makes all
+    /// others busy. Returns why the stream ends, if it does.
+    async fn announce(
+        &self,
+        member: Member<'_>,
+        from: IpAddr,
+        seen: &Seen,
+        mut offered: watch::Receiver<Records<Offer>>,
+        replies: mpsc::Sender<Out>,
+    ) -> String {
+        let Member { node, enrolment, peer } = member;
+        loop {
+            let offers = offered.borrow_and_update().clone();
+            let announced = match self.revoked(peer) {
+                None => self.registry.announce(node, enrolment, from, offers).await,
+                Some(denial) => Err(denial),
+            };
+            let denial = match announced {
+                Ok(Announced::NotBefore(wait)) => {
+                    sleep(wait).await;
+                    continue;
+                }
+                Ok(Announced::Done) => None,
+                Err(denial) => Some(denial),
+            };
+            *seen.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                denial.as_ref().map(ToString::to_string);
+            if let Some(denial) = denial {
+                let out = match self.refused(node, 0, denial) {
+                    Ok(reply) => Out::Reply(reply),
+                    Err(denial) => Out::Last(denial),
+                };
+                let _ = replies.send(out).await;
+            }
+            if offered.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -633,6 +689,14 @@ enum Out {
     Last(Denial),
 }
 
+/// Whose stream it is.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    node: &'a Name,
+    enrolment: &'a str,
+    peer: &'a VerifiedPeer,
+}
+
 /// The reading half of a node's stream.
 struct Talk<'a> {
     server: &'a Server,
@@ -643,14 +707,20 @@ struct Talk<'a> {
     replies: mpsc::Sender<Out>,
     /// What the node wants to follow.
     wanted: watch::Sender<Option<(u64, Name)>>,
+    /// What it offers.
+    offered: watch::Sender<Records<Offer>>,
 }
 
 impl Talk<'_> {
     /// Reads until the stream ends or must end. Returns why; if the node is to be told, the writing
     /// half does that and ends the stream.
-    async fn read(self, reader: &mut Reader<ReadHalf<Stream>>, offers: Vec<Offer>) -> String {
-        let mut message = Ok(FromNode::Announce { instances: offers });
+    async fn read(self, reader: &mut Reader<ReadHalf<Stream>>) -> String {
         loop {
+            let message = match timeout(self.server.times.silence, reader.next()).await {
+                Ok(message) => message,
+                Err(_) => return format!("silent for {:?}", self.server.times.silence),
+            };
+            self.seen.at.store(now(), Ordering::Relaxed);
             let read = match message {
                 Ok(message) => self.answer(message).await,
                 Err(ControlError::Closed) => return "the node closed it".into(),
@@ -663,11 +733,6 @@ impl Talk<'_> {
                 }
                 return std::future::pending().await;
             }
-            message = match timeout(self.server.times.silence, reader.next()).await {
-                Ok(message) => message,
-                Err(_) => return format!("silent for {:?}", self.server.times.silence),
-            };
-            self.seen.at.store(now(), Ordering::Relaxed);
         }
     }
 
@@ -680,14 +745,11 @@ impl Talk<'_> {
                 return Err(Denial::new(Code::BadMessage, "\"hello\" comes once, at the start"));
             }
             FromNode::Announce { instances } => {
-                let announced = match self.server.revoked(self.peer) {
-                    None => self.server.registry.announce(node, enrolment, instances).await,
-                    Some(denial) => Err(denial),
-                };
-                match announced {
-                    Ok(()) => return Ok(()),
-                    Err(denial) => refused(0, denial)?,
-                }
+                let weigh = |o: &Offer| weight(&o.service, o.addr.host().len(), &o.allow, &o.ports);
+                let bytes: usize = instances.good.iter().map(weigh).sum();
+                self.offered.send_replace(instances);
+                sleep(PER_BYTE * bytes.try_into().unwrap_or(u32::MAX)).await;
+                return Ok(());
             }
             FromNode::Sign { request, csr } => {
                 let signed = match self.server.revoked(self.peer) {

@@ -6,6 +6,7 @@
 //! version, and nodes that reconnect have it already. Only a store that was restored from a backup counts
 //! a version twice, and then the digest tells the two apart.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,20 +15,27 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
+use wiretight_keys::Name;
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Name, TrustBundle};
+use wiretight_proxy::registry::fair_share;
 use wiretight_proxy::{Instance, Mesh, Registry};
 use wiretight_store::{Change, Entry, Error, Key, Revision, Store, update};
 use zeroize::Zeroizing;
 
 use super::ca;
 use super::registry::{
-    INSTANCES, MESH, NODES, NodeRecord, REVOKED, REVOKED_INDEXES, Standing, indexes_in, read,
+    INSTANCES, MESH, NODES, NodeRecord, REVOKED, REVOKED_INDEXES, RevokedRecord, Standing,
+    indexes_in, read,
 };
-use crate::control::{Blob, FromAuthority, Offer, State, encode};
+use crate::control::{Blob, FromAuthority, Message, Offer, State, encode};
 
 const STATE: &str = "state";
+/// What the message has besides the state, in bytes, or more.
+const ENVELOPE: usize = 4096;
+/// The most revocations that are pushed: by series, and by ranges of indexes. With them there is still room for the rest.
+const MAX_REVOKED: usize = 600_000;
+const MAX_REVOKED_RANGES: usize = 100_000;
 /// What pushing to all nodes may cost in bytes a second; a large mesh is told a little less often.
 const PUSH_RATE: usize = 100 << 20;
 /// A revocation reaches everyone within 5 s: this is the authority's share of that.
@@ -54,6 +62,8 @@ pub(super) struct Publisher {
     /// Since which version each root has been in the bundle, of those published by this process.
     first_with: Mutex<HashMap<String, u64>>,
     debounce: Duration,
+    /// Why not all that the store has is pushed.
+    trouble: Mutex<Option<String>>,
 }
 
 /// The store's entries under `mesh/`, followed.
@@ -66,7 +76,23 @@ impl Publisher {
     pub(super) fn new(store: Arc<dyn Store>, mesh: Arc<Mesh>, debounce: Duration) -> Publisher {
         let none = Snapshot { version: 0, digest: String::new(), frame: Zeroizing::default() };
         let latest = watch::channel(Arc::new(none)).0;
-        Publisher { store, mesh, latest, first_with: Mutex::default(), debounce }
+        let (first_with, trouble) = Default::default();
+        Publisher { store, mesh, latest, first_with, debounce, trouble }
+    }
+
+    /// Why not all that the store has is pushed, if that is so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, why: Option<String>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *trouble != why {
+            if let Some(why) = &why {
+                tracing::error!("not all of the mesh's state is pushed to the nodes: {why}");
+            }
+            *trouble = why;
+        }
     }
 
     /// The newest snapshot, and those after it.
@@ -149,31 +175,33 @@ impl Publisher {
     }
 
     async fn publish(&self, view: &View) -> Result<(), Error> {
-        let Some((roots, mut state)) = view.state() else { return Ok(()) };
+        let Some((mut state, mut trouble)) = view.state() else {
+            self.set_trouble(Some("the store has no CA that can be read".into()));
+            return Ok(());
+        };
         // Its own door first: a removed node is out before the others hear of it.
-        let bundle = state.revocations().and_then(|revoked| {
-            let td = self.mesh.trust_domain().clone();
-            TrustBundle::new(td, roots.clone(), revoked).map_err(|e| e.to_string())
-        });
-        match bundle {
-            Ok(bundle) => self.mesh.set_bundle(bundle),
+        let bundle = match state.trust_bundle(self.mesh.trust_domain()) {
+            Ok(bundle) => bundle,
             Err(e) => {
-                tracing::error!("a root in the store is damaged, and nothing is pushed: {e}");
+                let why = format!("the roots in the store are damaged, and nothing is pushed: {e}");
+                self.set_trouble(Some(why));
                 return Ok(());
             }
-        }
+        };
+        let prints: Vec<_> = bundle.roots().iter().map(|r| hex(&fingerprint(r))).collect();
+        self.mesh.set_bundle(bundle);
+        trouble = fit(&mut state, FromAuthority::MAX - ENVELOPE).or(trouble);
+        self.set_trouble(trouble);
         (state.version, state.digest) = self.version_of(&state).await?;
         if state.version == self.version() {
             return Ok(());
         }
-        let prints: Vec<_> = roots.iter().map(|r| hex(&fingerprint(r))).collect();
         let (version, digest) = (state.version, state.digest.clone());
         let frame = match encode(&FromAuthority::State(state)) {
             Ok(frame) => frame,
             Err(e) => {
-                tracing::error!(
-                    "the state of the mesh cannot be pushed, nodes keep what they have: {e}"
-                );
+                let why = format!("it cannot be sent, and nodes keep what they have: {e}");
+                self.set_trouble(Some(why));
                 return Ok(());
             }
         };
@@ -220,8 +248,8 @@ impl View {
         from.filter_map(move |(k, v)| Some((k.as_str().strip_prefix(folder)?, v)))
     }
 
-    /// The roots, and the state without its version. `None` before there is a CA.
-    fn state(&self) -> Option<(Vec<CertificateDer<'static>>, State)> {
+    /// The state without its version, and what of the store is not in it. `None` before there is a CA.
+    fn state(&self) -> Option<(State, Option<String>)> {
         let record = self.entries.iter().find(|(k, _)| ca::is_record(k))?;
         let roots = ca::roots_in(record.1)?;
 
@@ -246,20 +274,136 @@ impl View {
                 }
             }
         }
-        let revoked =
-            self.folder(REVOKED).filter_map(|(series, _)| series.to_owned().try_into().ok());
+        let mut registry = Registry { services, nodes: nodes.into_keys().collect() };
+        // What an older authority took from nodes is checked, too.
+        let unused = registry.tidy();
+        let unused = (!unused.is_empty()).then(|| unused.join("; "));
+        let (revoked, old) = self.newest(REVOKED, MAX_REVOKED);
+        let revoked = revoked.filter_map(|series| series.to_owned().try_into().ok()).collect();
+        let (revoked_indexes, old_ranges) = self.newest(REVOKED_INDEXES, MAX_REVOKED_RANGES);
+        let revoked_indexes = revoked_indexes.filter_map(indexes_in).collect();
+        let left_out = (old + old_ranges > 0).then(|| {
+            format!(
+                "there are more revocations than nodes can read, and the oldest {} are no longer among them: rotate the root",
+                old + old_ranges
+            )
+        });
         let state = State {
             version: 0,
             digest: String::new(),
             bundle: roots.iter().map(Blob::from).collect(),
-            registry: Registry { services, nodes: nodes.into_keys().collect() },
-            revoked: revoked.collect(),
+            registry,
+            revoked,
             revoked_roots: ca::revoked_roots_in(record.1)?,
-            revoked_indexes: self
-                .folder(REVOKED_INDEXES)
-                .filter_map(|(r, _)| indexes_in(r))
-                .collect(),
+            revoked_indexes,
+            unreadable: 0,
         };
-        Some((roots, state))
+        Some((state, left_out.or(unused)))
+    }
+
+    /// The newest revocations in a folder, by the end of their keys, in the order of their keys; and how many are older.
+    fn newest<'a>(
+        &'a self,
+        folder: &'a str,
+        most: usize,
+    ) -> (impl Iterator<Item = &'a str>, usize) {
+        let mut all: Vec<(&str, &Vec<u8>)> = self.folder(folder).collect();
+        let older = all.len().saturating_sub(most);
+        if older > 0 {
+            all.sort_by_cached_key(|(_, value)| {
+                Reverse(read::<RevokedRecord>(value).map(|r| r.at))
+            });
+            all.truncate(most);
+            all.sort_unstable();
+        }
+        (all.into_iter().map(|(name, _)| name), older)
+    }
+}
+
+/// Leaves records of services out, until the rest fits into `room` bytes: so that roots and revocations always arrive.
+/// Nodes that announce much lose records, those that announce little lose none. Returns what was left out.
+fn fit(state: &mut State, room: usize) -> Option<String> {
+    if bytes(state) <= room {
+        return None;
+    }
+    let mut services = std::mem::take(&mut state.registry.services);
+    if bytes(state) > room {
+        // Names alone; that there are nodes at all is told.
+        let first = state.registry.nodes.pop_first();
+        state.registry.nodes = first.into_iter().collect();
+    }
+    // A name, quotes, a colon, brackets and a comma.
+    let names: usize = services.keys().map(|name| name.as_str().len() + 6).sum();
+    let room = room.saturating_sub(bytes(state) + names);
+    let weight = |i: &Instance| bytes(i) + 1;
+    let mut wanted: BTreeMap<Name, usize> = BTreeMap::new();
+    for i in services.values().flatten() {
+        *wanted.entry(i.node.clone()).or_default() += weight(i);
+    }
+    let share = fair_share(wanted.values().copied(), room).unwrap_or(usize::MAX);
+    let over = wanted.iter().filter(|(_, bytes)| **bytes > share).map(|(node, _)| node.as_str());
+    let over: Vec<&str> = over.collect();
+    let (count, some) = (over.len(), over[..over.len().min(10)].join(", "));
+    let mut left: BTreeMap<Name, usize> = BTreeMap::new();
+    for instances in services.values_mut() {
+        instances.retain(|i| {
+            let left = left.entry(i.node.clone()).or_insert(share);
+            let fits = weight(i) <= *left;
+            *left = if fits { *left - weight(i) } else { 0 };
+            fits
+        });
+    }
+    services.retain(|_, instances| !instances.is_empty());
+    state.registry.services = services;
+    Some(format!(
+        "the registry is larger than what nodes can read, and the records of {count} nodes that announce the most are cut short ({some}): remove nodes that are gone, or shorten the lists ports and allow of their services"
+    ))
+}
+
+fn bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |json| json.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_too_large_keeps_revocations_and_the_records_of_those_who_announce_little() {
+        let instance = |node: &str, n: u32| Instance {
+            node: node.parse().unwrap(),
+            addr: format!("10.0.{}.{}:7432", n / 250, n % 250).parse().unwrap(),
+            allow: vec![],
+            ports: (1000..1200).collect(),
+        };
+        let revoked = (0..100u64)
+            .map(|n| {
+                wiretight_keys::Series::new(std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8))
+            })
+            .collect();
+        let mut state = State { revoked, ..State::default() };
+        for n in 0..400 {
+            let service: Name = format!("s{n}").parse().unwrap();
+            let node = if n % 100 == 0 { format!("good{n}") } else { "bad".to_owned() };
+            state.registry.services.insert(service, vec![instance(&node, n)]);
+            state.registry.nodes.insert(node.parse().unwrap());
+        }
+        let whole = state.clone();
+        assert_eq!(fit(&mut state, bytes(&whole)), None);
+        assert_eq!(state, whole);
+        for room in [200_000, 50_000, 15_000] {
+            let mut state = whole.clone();
+            let why = fit(&mut state, room).unwrap();
+            assert!(why.contains("(bad)"), "{why}");
+            assert!(bytes(&state) <= room, "{} of {room}", bytes(&state));
+            assert_eq!(state.revoked, whole.revoked);
+            let nodes: Vec<_> =
+                state.registry.services.values().flatten().map(|i| &i.node).collect();
+            assert_eq!(nodes.iter().filter(|n| n.as_str() != "bad").count(), 4, "{room}");
+            assert!(room < 50_000 || nodes.len() > 10, "{room}");
+        }
+        let mut state = whole.clone();
+        fit(&mut state, 3000).unwrap();
+        assert_eq!((state.registry.services.len(), &state.revoked), (0, &whole.revoked));
     }
 }

@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::Value;
 use wiretight_keys::Name;
+use wiretight_proxy::registry::Host;
 
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{GrantRequest, RemoveRequest};
+use crate::admin::{AddressesRequest, GrantRequest, RemoveRequest};
 
 /// The nodes of the mesh (on the authority)
 #[derive(Subcommand)]
@@ -52,14 +53,20 @@ pub(super) struct Remove {
 #[command(after_help = "\
 Examples:
   wiretight node grant web1 --add --service api      one more; what it has stays
-  wiretight node grant web1 --service web            this one only: asks before it takes others away")]
+  wiretight node grant web1 --service web            this one only: asks before it takes others away
+  wiretight node grant web1 --add --address 192.0.2.7
+                                                     an address behind NAT, or of a second interface")]
 pub(super) struct Grant {
     /// The node
     name: Name,
     /// A service; may be given again. Without --add, services that are not named are taken away
     #[arg(long = "service", value_name = "NAME")]
     services: Vec<Name>,
-    /// Add these services to those that the node has
+    /// An address that it may announce besides the one that it connects from; may be given again. Without --add,
+    /// addresses that are not named are taken away. Without --service, services stay as they are
+    #[arg(long = "address", value_name = "HOST")]
+    addresses: Vec<Host>,
+    /// Add these services and addresses to those that the node has
     #[arg(long)]
     add: bool,
     #[command(flatten)]
@@ -94,6 +101,19 @@ impl Node {
             }
             Node::Grant(grant) => {
                 let state_dir = grant.at.state_dir()?;
+                if !grant.addresses.is_empty() {
+                    let (node, addresses) = (grant.name.clone(), grant.addresses.clone());
+                    let request = AddressesRequest { node, addresses, add: grant.add };
+                    let done: Value = super::post(&state_dir, "/v1/addresses", &request)?;
+                    let all: Vec<_> = request.addresses.iter().map(ToString::to_string).collect();
+                    let also = if request.add { "also " } else { "" };
+                    grant.out.print(&done, |_| {
+                        format!("{} may {also}announce: {}\n", request.node, all.join(", "))
+                    })?;
+                    if grant.services.is_empty() {
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                }
                 let there = find(&state_dir, &grant.name)?;
                 if let Some(there) = there.as_ref().filter(|_| !grant.add) {
                     let lost = there.services.iter().filter(|s| !grant.services.contains(s));
@@ -180,5 +200,12 @@ fn table(nodes: &Value) -> String {
             texts(&node["instances"], offer),
         ]);
     }
-    table.to_string()
+    let mut out = table.to_string();
+    for node in nodes.as_array().into_iter().flatten() {
+        if let (Some(name), Some(why)) = (node["name"].as_str(), node["refused"].as_str()) {
+            out += &term::bad(&format!("refused of {name}: {why}"));
+            out.push('\n');
+        }
+    }
+    out
 }

@@ -25,6 +25,7 @@ use wiretight_scan::{Reached, Report, Target};
 
 use super::{Where, get, term};
 use crate::admin::BundleAnswer;
+use crate::daemon::chain;
 
 /// See what level of encryption an endpoint really offers
 ///
@@ -129,7 +130,16 @@ impl Scan {
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return usage("--rate takes a number above 0");
         }
-        let mut stores = Stores { roots: Some(self.roots()?), mesh: None };
+        // What the command line names is opened before anything is scanned.
+        let roots = match self.roots() {
+            Ok(roots) => roots,
+            Err(error) => return usage(&chain(error.as_ref())),
+        };
+        let mut stores = Stores { roots: Some(roots), mesh: None };
+        let lines = match self.lines() {
+            Ok(lines) => lines,
+            Err(error) => return usage(&chain(error.as_ref())),
+        };
         let mut given = std::mem::take(&mut self.target);
         if self.mesh {
             let (services, bundle) = self.registry()?;
@@ -139,13 +149,22 @@ impl Scan {
             given.extend(services);
             stores.mesh = Some(bundle);
         }
-        let done = match (&self.output, self.resume) {
-            (Some(path), true) => already_done(path)?,
-            _ => HashSet::new(),
+        let opened = match (&self.output, self.resume) {
+            (Some(path), true) => already_done(path),
+            _ => Ok(HashSet::new()),
         };
+        let opened = opened.and_then(|done| Ok((done, self.out()?)));
+        let (done, out) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return usage(&chain(error.as_ref())),
+        };
+        let resumed = !done.is_empty();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let sum = runtime.block_on(self.scan(given, stores, done))?;
+        let sum = runtime.block_on(self.scan(given, lines, stores, done, out))?;
         Ok(match sum {
+            Sum { reports: 0, .. } if !resumed => {
+                return usage("there was no target to scan: the file names none that can be read");
+            }
             Sum { below: 1.., .. } => ExitCode::from(1),
             Sum { untold: 1.., .. } => ExitCode::from(3),
             _ => ExitCode::SUCCESS,
@@ -180,8 +199,10 @@ impl Scan {
     async fn scan(
         &self,
         given: Vec<Target>,
+        lines: Option<Lines>,
         stores: Stores,
         done: HashSet<String>,
+        (out, style): (Box<dyn Write + Send>, report::Options),
     ) -> anyhow::Result<Sum> {
         let paces = self.rate.map_or_else(Paces::default, Paces::with_rate);
         let options = Options {
@@ -196,17 +217,14 @@ impl Scan {
         let at_a_time = self.parallel.unwrap_or(if self.quick { 1000 } else { 32 });
         let (to_scan, targets) = mpsc::channel(AT_ONCE);
         let (reports, mut results) = mpsc::channel(AT_ONCE);
-        let source = self.targets.clone();
         // Reading may block: a thread of its own, which ends with the channel.
         let runtime = tokio::runtime::Handle::current();
-        let reader = std::thread::spawn(move || {
-            read(given, source.as_deref(), &done, Feed::new(&to_scan, runtime))
-        });
+        let reader =
+            std::thread::spawn(move || read(given, lines, &done, Feed::new(&to_scan, runtime)));
         let (format, wanted) = (self.format, self.wanted());
         let made = move |report: Report| (wanted.grade(&report), Prepared::new(format, report));
         scan_many(targets, reports, at_a_time, depth, &options, made)?;
 
-        let (out, style) = self.out()?;
         let mut writer = Writer::new(self.format, out, style);
         let mut progress = Progress::new();
         let mut sum = Sum::default();
@@ -263,6 +281,35 @@ impl Scan {
         Wanted { profiles: self.profiles.clone(), fail_below: self.fail_below }
     }
 
+    /// The columns of the terminal. Elsewhere a line is as long as it is where programs look for lines, and else as long
+    /// as people can read.
+    fn width(&self, detail: Detail) -> Option<usize> {
+        let terminal = match self.output {
+            None => terminal_size::terminal_size_of(io::stdout()),
+            Some(_) => None,
+        };
+        match terminal {
+            Some((columns, _)) => Some(usize::from(columns.0).clamp(40, 140)),
+            None if detail == Detail::Line => None,
+            None => Some(100),
+        }
+    }
+
+    /// The file of targets, opened.
+    fn lines(&self) -> anyhow::Result<Option<Lines>> {
+        let Some(path) = &self.targets else { return Ok(None) };
+        let name = path.display().to_string();
+        let from: Box<dyn BufRead + Send> = match path.to_str() {
+            Some("-") => Box::new(BufReader::new(io::stdin())),
+            _ => {
+                let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
+                anyhow::ensure!(!file.metadata()?.is_dir(), "{name} is a directory");
+                Box::new(BufReader::new(file))
+            }
+        };
+        Ok(Some(Lines { name, from }))
+    }
+
     /// Where the report goes, and how it looks there.
     fn out(&self) -> anyhow::Result<(Box<dyn Write + Send>, report::Options)> {
         let many = self.targets.is_some() || self.quick;
@@ -272,7 +319,7 @@ impl Scan {
             (false, false) => Detail::Usual,
         };
         let colour = self.output.is_none() && term::colour();
-        let style = report::Options { colour, width: None, detail };
+        let style = report::Options { colour, width: self.width(detail), detail };
         let out: Box<dyn Write + Send> = match &self.output {
             None => Box::new(BufWriter::new(io::stdout())),
             Some(path) => {
@@ -283,12 +330,19 @@ impl Scan {
                 } else {
                     options.truncate(true)
                 };
-                let file = options.open(path).with_context(|| path.display().to_string())?;
+                let file = options.open(path);
+                let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
                 Box::new(BufWriter::new(file))
             }
         };
         Ok((out, style))
     }
+}
+
+/// Targets, a line each.
+struct Lines {
+    name: String,
+    from: Box<dyn BufRead + Send>,
 }
 
 /// What an endpoint is held against.
@@ -375,7 +429,7 @@ fn already_done(path: &Path) -> anyhow::Result<HashSet<String>> {
 /// Sends on all targets that are not done: those given, and those of the file.
 fn read(
     given: Vec<Target>,
-    source: Option<&Path>,
+    lines: Option<Lines>,
     done: &HashSet<String>,
     mut feed: Feed<'_>,
 ) -> anyhow::Result<()> {
@@ -385,13 +439,8 @@ fn read(
             return Ok(());
         }
     }
-    let Some(path) = source else { return Ok(()) };
-    let name = path.display();
-    let lines: Box<dyn BufRead> = match path.to_str() {
-        Some("-") => Box::new(io::stdin().lock()),
-        _ => Box::new(BufReader::new(File::open(path).with_context(|| name.to_string())?)),
-    };
-    for (n, line) in lines.lines().enumerate() {
+    let Some(Lines { name, from }) = lines else { return Ok(()) };
+    for (n, line) in from.lines().enumerate() {
         let line = line.with_context(|| format!("{name}, line {}", n + 1))?;
         let text = line.split('#').next().unwrap_or_default().trim();
         if text.is_empty() {

@@ -84,6 +84,15 @@ fn head(status: &Value) -> String {
     if let Some(error) = link["last_error"].as_str().filter(said) {
         authority += &format!("\n           {error}");
     }
+    if let Some(refused) = link["refused"]["message"].as_str() {
+        authority += &format!(
+            "\n           {}",
+            term::bad(&format!("refused of what this node offers: {refused}"))
+        );
+    }
+    for unused in link["unused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        authority += &format!("\n           not used of the registry: {unused}");
+    }
     let alone = link["alone"] == true;
     let transparency = if alone { String::new() } else { transparency(status) };
     if alone {
@@ -105,11 +114,11 @@ fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not required. Anyone with the CA's key could issue identities unseen; [witnesses] prevents it\n".to_owned()
+            "proofs:    not required: anyone with the CA's key could issue identities unseen (set [witnesses])\n".to_owned()
         }
         (true, "none") => "proofs:    required, by the log alone: the policy asks for no witness\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    required of every peer, witnessed by {quorum}; other TLS software does not check them\n"
+            "proofs:    required of every peer, witnessed by {quorum}; foreign software ignores them\n"
         ),
     };
     if of["without_news"] == true {
@@ -120,7 +129,7 @@ fn transparency(status: &Value) -> String {
             )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           last heard of revocations {} ago\n", term::span(age));
+        out += &format!("           the last news of revocations is {} old\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);

@@ -10,11 +10,10 @@ use wiretight_proxy::mesh::now;
 
 /// What is printed is no wider, in columns.
 const WIDTH: usize = 100;
-/// A column is not made narrower than this.
-const NARROW: usize = 12;
 const GAP: &str = "  ";
 
-/// Columns as wide as their widest cell. What would be wider than [`WIDTH`] has its longest cells on several lines.
+/// Columns as wide as their widest cell. Where that is wider than [`WIDTH`] in all, cells of several words have several
+/// lines. A word is never cut: identities and hashes are searched for.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -36,11 +35,14 @@ impl Table {
         let columns = self.rows[0].len();
         let width = |c: usize| self.rows.iter().map(|r| columns_of(&r[c])).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..columns).map(width).collect();
+        let word = |cell: &String| cell.split(' ').map(columns_of).max().unwrap_or(0);
+        let least = |c: usize| self.rows.iter().map(|r| word(&r[c])).max().unwrap_or(0);
         let room = WIDTH.saturating_sub(GAP.len() * columns.saturating_sub(1));
         while widths.iter().sum::<usize>() > room {
-            match widths.iter_mut().max() {
-                Some(widest) if *widest > NARROW => *widest -= 1,
-                _ => break,
+            let narrowed = widths.iter_mut().enumerate().filter(|(c, width)| **width > least(*c));
+            match narrowed.max_by_key(|(_, width)| **width) {
+                Some((_, widest)) => *widest -= 1,
+                None => break,
             }
         }
         widths

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use wiretight_keys::Name;
+use wiretight_proxy::registry::Host;
 
 use super::confirm::Confirm;
 use super::term::{self, Table};
@@ -68,6 +69,10 @@ pub(super) struct Create {
     /// A service that it may offer, or act as; may be given again
     #[arg(long = "service", value_name = "NAME")]
     services: Vec<Name>,
+    /// Another address that it may announce, behind NAT or of a second interface: without it, services are announced at
+    /// the address that the node connects from. May be given again
+    #[arg(long = "address", value_name = "HOST")]
+    addresses: Vec<Host>,
     /// How long the token holds
     #[arg(long, default_value = "1h", value_parser = term::duration)]
     ttl: Duration,
@@ -109,6 +114,7 @@ impl Token {
         let request = TokenRequest {
             node: create.node,
             services: create.services,
+            addresses: create.addresses,
             ttl_seconds: create.ttl.as_secs(),
         };
         let made: Value = super::post(&state_dir, "/v1/tokens", &request)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 use wiretight_keys::Id;
 use wiretight_proxy::edge::settings::{Hsts, SiteSettings};
+use wiretight_proxy::registry::{MAX_ALLOWED, MAX_PORTS};
 use wiretight_proxy::relay::settings::{
     Backend, DialSettings, HostPort, RelaySettings, ServiceSettings,
 };
@@ -16,6 +17,7 @@ use wiretight_proxy::relay::settings::{
 use super::across::Across;
 use super::edge::read_edge;
 use super::intercept::read_intercept;
+use super::limits;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
     ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, LOG, Located, NODE, SERVICE, Section, Setting,
@@ -71,7 +73,9 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .and_then(|section| read_log(report, section, across.authority_line, &mut across));
     let mut services = Vec::new();
     let mut advertise = BTreeMap::new();
+    let mut service_lines = Vec::new();
     for section in many(report, &mut root, &SERVICE) {
+        service_lines.push(section.line);
         if let Some((service, address)) = read_service(report, section, &mut across) {
             advertise.insert(service.name.clone(), address);
             services.push(service);
@@ -84,6 +88,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         .collect();
     let intercept = one(report, &mut root, &INTERCEPT);
     across.intercepts = intercept.is_some();
+    let intercept_line = intercept.as_ref().map(|section| section.line);
     let intercept = intercept
         .and_then(|section| read_intercept(report, section, this_node.as_ref(), &mut across));
     let (intercept, redirected) = intercept.unzip();
@@ -107,7 +112,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     }
     across.check(report);
 
-    Some(Config {
+    let config = Config {
         path: report.file.to_path_buf(),
         node: node?,
         authority,
@@ -122,7 +127,9 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         share,
         advertise,
         warnings: Vec::new(),
-    })
+    };
+    limits::check(report, &config, &service_lines, intercept_line);
+    Some(config)
 }
 
 fn read_node(report: &mut Report<'_>, mut s: Section<'_>, across: &mut Across) -> Option<Node> {
@@ -343,6 +350,16 @@ fn read_service(
     if let Some(line) = nobody {
         let advice = "list who may, for example allow = [\"service/web\"]";
         report.warn(line, s.key("allow"), Complaint::new("nobody may connect", advice));
+    }
+    for (key, line, n, most) in [
+        ("ports", ports.line(), ports.as_slice().len(), MAX_PORTS),
+        ("allow", allow.line(), allow.as_slice().len(), MAX_ALLOWED),
+    ] {
+        if let Some(line) = line.filter(|_| n > most) {
+            let problem = format!("{n} of them, and the authority takes {most}");
+            let advice = "it tells other machines of none of them; shorten the list";
+            report.warn(line, s.key(key), Complaint::new(problem, advice));
+        }
     }
     s.finish(report);
     let forward: Vec<_> = forward?.into_iter().map(|b| b.value).collect();

@@ -15,6 +15,7 @@ mod document;
 mod edge;
 mod edit;
 mod intercept;
+mod limits;
 mod report;
 mod section;
 #[cfg(test)]

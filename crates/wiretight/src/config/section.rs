@@ -340,6 +340,13 @@ impl<T> Setting<T> {
 }
 
 impl<T> Setting<Vec<Located<T>>> {
+    pub(super) fn as_slice(&self) -> &[Located<T>] {
+        match self {
+            Setting::Given(list) => &list.value,
+            _ => &[],
+        }
+    }
+
     pub(super) fn values(self) -> Vec<T> {
         self.given().into_iter().flatten().map(|element| element.value).collect()
     }

@@ -665,3 +665,40 @@ fn the_files_in_examples_are_good() {
         assert_eq!(config.warnings, [""; 0], "{name}");
     }
 }
+
+#[test]
+fn every_identity_that_a_file_says_to_show_is_asked_for() {
+    let node = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
+    let shown = |sections: &str| {
+        let config = Config::parse("f".as_ref(), &format!("{node}{sections}")).unwrap();
+        let names: Vec<String> = config.shown_services().iter().map(ToString::to_string).collect();
+        (names, config.needs_mesh())
+    };
+    let site = "[[site]]\nnames = [\"a.example\"]\ncert = \"/c\"\nkey = \"/k\"\n";
+    for (sections, names, needs_mesh) in [
+        (
+            "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:1\"\nforward = \"127.0.0.1:2\"\n"
+                .to_owned(),
+            &["db"][..],
+            true,
+        ),
+        (
+            "[[dial]]\nlisten = \"127.0.0.1:1\"\nservice = \"db\"\nas = \"web\"\n".to_owned(),
+            &["web"],
+            true,
+        ),
+        ("[[dial]]\nlisten = \"127.0.0.1:1\"\nservice = \"db\"\n".to_owned(), &[], true),
+        ("[intercept]\nmode = \"observe\"\nas = \"web\"\n".to_owned(), &["web"], true),
+        ("[intercept]\nmode = \"observe\"\n".to_owned(), &[], true),
+        (format!("{site}to = \"service/db\"\nas = \"web\"\n"), &["web"], true),
+        (format!("{site}to = \"127.0.0.1:1\"\n"), &[], false),
+        (format!("{site}to = \"127.0.0.1:1\"\nclients = [\"service/web\"]\n"), &[], true),
+        (String::new(), &[], true),
+    ] {
+        assert_eq!(
+            shown(&sections),
+            (names.iter().map(ToString::to_string).collect(), needs_mesh),
+            "{sections}"
+        );
+    }
+}

@@ -79,8 +79,14 @@ struct Answered<A = Answer> {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Ask {
-    /// Put in force. `anew`: even if the operator has taken the rules down.
-    Apply { rules: Box<Rules>, anew: bool },
+    /// Put in force. `anew`: even if the operator has taken the rules down. `no_looser`: only where they let no more
+    /// pass than those that are in force or kept, for the registry is not known yet.
+    Apply {
+        rules: Box<Rules>,
+        anew: bool,
+        #[serde(default)]
+        no_looser: bool,
+    },
     /// Put the same rules in force with another mode, for a time.
     Try { mode: Mode, seconds: u64 },
     /// The trial is being confirmed: do not end it now.
@@ -197,12 +203,18 @@ impl Keeper {
     /// Puts rules in force, keeps them there, and keeps them for the next boot. After `wiretight down`
     /// that is refused.
     pub async fn apply(&self, rules: &Rules) -> Result<(), InterceptError> {
-        self.tell(rules, false).await
+        self.tell(rules, false, false).await
     }
 
     /// The same, also after `wiretight down`: when the node starts, and when the operator asks for it.
     pub async fn apply_anew(&self, rules: &Rules) -> Result<(), InterceptError> {
-        self.tell(rules, true).await
+        self.tell(rules, true, false).await
+    }
+
+    /// The same, for rules that do not know the mesh yet: they are put in force only where they let no more pass than
+    /// those that are in force or kept from an earlier process.
+    pub async fn apply_no_looser(&self, rules: &Rules, anew: bool) -> Result<(), InterceptError> {
+        self.tell(rules, anew, true).await
     }
 
     /// What the kernel has counted, and how the rules fare.
@@ -232,8 +244,8 @@ impl Keeper {
         self.have_done(&Ask::Undo).await
     }
 
-    async fn tell(&self, rules: &Rules, anew: bool) -> Result<(), InterceptError> {
-        self.have_done(&Ask::Apply { rules: Box::new(rules.clone()), anew }).await
+    async fn tell(&self, rules: &Rules, anew: bool, no_looser: bool) -> Result<(), InterceptError> {
+        self.have_done(&Ask::Apply { rules: Box::new(rules.clone()), anew, no_looser }).await
     }
 
     async fn have_done(&self, ask: &Ask) -> Result<(), InterceptError> {
@@ -572,7 +584,10 @@ impl Child {
 
     fn answer(&mut self, ask: Ask) -> Answer {
         let done = match ask {
-            Ask::Apply { rules, anew } => self.apply(&rules, anew),
+            Ask::Apply { rules, anew, no_looser } => match self.old().filter(|_| no_looser) {
+                Some(old) => self.apply(&rules.no_looser_than(&old), anew),
+                None => self.apply(&rules, anew),
+            },
             Ask::Try { mode, seconds } => self.begin_trial(mode, Duration::from_secs(seconds)),
             Ask::Hold => self.hold_trial(),
             Ask::Undo => self.undo_trial(),
@@ -592,7 +607,6 @@ impl Child {
     }
 
     fn apply(&mut self, rules: &Rules, anew: bool) -> Result<(), InterceptError> {
-        rules.check()?;
         let _lock = lock(&self.state)?;
         let was_kept = self.state.path().join(FILE).exists();
         let had = self.table.rules().is_some() || self.health.taken_down;
@@ -604,7 +618,11 @@ impl Child {
         // With another mode than at its beginning, the file was changed, which ends a trial.
         let tried = self.trial.as_ref().filter(|trial| trial.asked.mode == rules.mode);
         let tried = tried.map(|trial| trial.mode);
-        self.put(&with_mode(rules, tried.unwrap_or(rules.mode)))?;
+        let asked = with_mode(rules, tried.unwrap_or(rules.mode));
+        if let Err(error) = asked.check().map_err(Into::into).and_then(|()| self.put(&asked)) {
+            self.fall_back(rules);
+            return Err(error);
+        }
         match (&mut self.trial, tried) {
             (Some(trial), Some(_)) => trial.asked = rules.clone(),
             (trial, _) => {
@@ -616,7 +634,51 @@ impl Child {
         }
         // After the kernel: a crash between leaves what was kept before for the next boot.
         keep(&self.state, rules)?;
-        // Last: what fails here stops the services that need it, and no other protection.
+        self.route(rules)
+    }
+
+    /// The rules that are in force, or kept from an earlier process.
+    fn old(&self) -> Option<Rules> {
+        self.table.rules().cloned().or_else(|| kept(&self.state).ok().flatten())
+    }
+
+    /// These rules cannot be put in force: what stops plaintext in them is, together with what was in force before or is
+    /// kept from an earlier process. Whoever calls it has the lock.
+    fn fall_back(&mut self, rules: &Rules) {
+        let old = self.old();
+        let both = old.as_ref().map(|old| rules.no_looser_than(old));
+        let stopping = both.as_ref().unwrap_or(rules).only_stopping();
+        for rules in both.into_iter().chain([stopping]).chain(old) {
+            if self.table.rules() == Some(&rules) && !self.broken {
+                return;
+            }
+            match rules.check().map_err(Into::into).and_then(|()| self.put(&rules)) {
+                Ok(()) => {
+                    if let Some(trial) = self.trial.take() {
+                        let tried = trial.mode.word();
+                        tracing::warn!(
+                            tried,
+                            "the trial is over: the rules cannot be put in force"
+                        );
+                    }
+                    let kept = keep(&self.state, &rules).and_then(|()| self.route(&rules));
+                    if let Err(error) = kept {
+                        tracing::error!(%error, "the stricter rules");
+                    }
+                    tracing::warn!(
+                        mode = rules.mode.word(),
+                        "the stricter of the old and the new rules are in force instead"
+                    );
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "stricter rules"),
+            }
+        }
+    }
+
+    /// The routes that go with the rules. Last: what fails here stops the services that need them, and no other
+    /// protection.
+    fn route(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let routed = routes::put(&rules.transparent);
         self.route_notices.take();
         self.routes_broken = routed.is_err();

@@ -1,7 +1,6 @@
 //! What a running node has put in force: rules made of its configuration and of what it knows of the mesh, made
 //! anew whenever either changes.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,11 +10,9 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use wiretight_proxy::Network;
 use wiretight_proxy::intercept::listing::{Counts, Flow};
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::mesh::Mesh;
-use wiretight_proxy::relay::settings::Backend;
 use wiretight_proxy::relay::{Refusal, net};
 
 use super::refused::{self, WouldFail};
@@ -30,6 +27,8 @@ const ROUND: Duration = Duration::from_secs(5);
 const SETTLING: Duration = Duration::from_secs(40);
 /// How long the end of the node waits for the end of a trial.
 const STOPPING: Duration = Duration::from_secs(5);
+/// Why neighbours of the mesh's machines are protected with them.
+const GROUPED: &str = "the mesh has more addresses than the kernel is asked to hold; all are protected, and neighbouring addresses with them. Remove nodes that are gone (`wiretight node list`), or group addresses in `protect`";
 /// How long an answer waits for a new look at the rules.
 const LOOKING: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -50,7 +49,10 @@ struct Known {
     rules: Option<Rules>,
     /// Addresses whose connections the relay could not carry.
     would_fail: Vec<WouldFail>,
+    /// Why the rules that it asks for are not in force.
     error: Option<String>,
+    /// Why it is not known what is in force.
+    unseen: Option<String>,
     keeper_gone: bool,
 }
 
@@ -126,10 +128,11 @@ impl Interception {
     ) {
         let mut changes = mesh.changes();
         let (mut applied, mut known): (Option<(Rules, Arc<Config>)>, _) = (None, false);
+        let mut no_looser = false;
         loop {
             let config = config();
             known |= !mesh.registry().nodes.is_empty();
-            let mut rules = rules(&config, &mesh);
+            let (mut rules, grouped) = rules(&config, &mesh).unzip();
             // Sessions of services that were transparent go on until the process ends.
             if let (Some(rules), Some((old, _))) = (&mut rules, &applied) {
                 rules.transparent.extend(&old.transparent);
@@ -139,16 +142,16 @@ impl Interception {
                 known.rules.clone_from(&rules);
                 known.would_fail = refused::all(&config, &mesh);
             }
-            // Rules of before protect the peers that were known then: they are not put aside for an empty
-            // registry.
-            let waits = !known && self.in_force().await;
             let same = applied.as_ref().is_some_and(|(old, _)| Some(old) == rules.as_ref());
-            if let Some(rules) = rules.filter(|_| !same && !waits) {
+            if let Some(rules) = rules.filter(|_| !same || no_looser == known) {
                 // The operator has asked for them: at the start, and by a changed file.
                 let anew = applied.as_ref().is_none_or(|(_, by)| !Arc::ptr_eq(by, &config));
-                let done = match anew {
-                    true => self.keeper.apply_anew(&rules).await,
-                    false => self.keeper.apply(&rules).await,
+                // Rules of before protect the peers that were known then: they are not put aside for an empty
+                // registry.
+                let done = match (known, anew) {
+                    (false, anew) => self.keeper.apply_no_looser(&rules, anew).await,
+                    (true, true) => self.keeper.apply_anew(&rules).await,
+                    (true, false) => self.keeper.apply(&rules).await,
                 };
                 match done {
                     Ok(()) => {
@@ -156,16 +159,12 @@ impl Interception {
                             tracing::info!(mode = ?rules.mode, "the kernel's rules are in force");
                         }
                         applied = Some((rules, config.clone()));
-                        self.note(None);
+                        no_looser = !known;
+                        let grouped = grouped.unwrap_or_default();
+                        self.note(grouped.then(|| GROUPED.to_owned()));
                     }
                     Err(error) => {
-                        if !matches!(error, InterceptError::TakenDown) {
-                            tracing::error!(
-                                error = crate::daemon::chain(&error),
-                                "the kernel's rules"
-                            );
-                        }
-                        self.note(Some(error));
+                        self.note(Some(crate::daemon::chain(&error)));
                     }
                 }
             }
@@ -202,11 +201,33 @@ impl Interception {
             guarded: health.guarded,
             error: match health.taken_down {
                 true => Some(InterceptError::TakenDown.to_string()),
-                false => known.error.clone().or(health.error).or(health.routes),
+                false => {
+                    known.error.clone().or(known.unseen.clone()).or(health.error).or(health.routes)
+                }
             },
             counts,
             counted_since: health.counted_since,
             strict: Strict { ready, would_stop, would_fail },
+        }
+    }
+
+    /// Why this machine is not as well protected as it should be.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        let known = self.known();
+        let health = known.report.as_ref().map(|r| &r.health);
+        let error = match health {
+            Some(health) if health.taken_down => Some(InterceptError::TakenDown.to_string()),
+            health => {
+                let error = health.and_then(|h| h.error.clone().or_else(|| h.routes.clone()));
+                known.error.clone().or(known.unseen.clone()).or(error)
+            }
+        };
+        match (error, health.and_then(|h| h.mode)) {
+            (Some(error), _) => {
+                Some(format!("the kernel's rules are not as they should be: {error}"))
+            }
+            (None, None) => Some("the kernel's rules are not in force yet".into()),
+            (None, Some(_)) => None,
         }
     }
 
@@ -264,21 +285,28 @@ impl Interception {
                     tracing::error!("THE KERNEL'S RULES ARE GONE: {}", InterceptError::TakenDown);
                 }
                 known.report = Some(report);
+                known.unseen = None;
                 good
             }
             Err(error) => {
-                known.error = Some(crate::daemon::chain(&error));
+                known.unseen = Some(crate::daemon::chain(&error));
                 false
             }
         }
     }
 
-    async fn in_force(&self) -> bool {
-        self.keeper.report().await.is_ok_and(|report| report.health.mode.is_some())
-    }
-
-    fn note(&self, error: Option<InterceptError>) {
-        self.known().error = error.map(|e| crate::daemon::chain(&e));
+    /// Why the rules that are in force are not those that should be. It is tried again each [`ROUND`], and told once.
+    fn note(&self, error: Option<String>) {
+        let mut known = self.known();
+        if known.error != error {
+            match &error {
+                Some(error) => {
+                    tracing::error!(error, "the kernel's rules are not as they should be")
+                }
+                None => tracing::info!("the kernel's rules are as they should be again"),
+            }
+            known.error = error;
+        }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -286,37 +314,13 @@ impl Interception {
     }
 }
 
-/// The rules of a configuration, for the mesh as it is known now.
-fn rules(config: &Config, mesh: &Mesh) -> Option<Rules> {
-    let (intercept, relay) = (config.intercept.as_ref()?, config.relay.intercept.as_ref()?);
-    let registry = mesh.registry();
-    let others = registry.services.values().flatten().filter(|i| i.node != config.node.name);
-    let nodes = others.map(|i| &i.addr).chain(&config.node.authority);
-    let nodes = nodes.filter_map(|addr| Some(addr.as_ip()?.ip().to_canonical()));
-    let nodes = nodes.filter(|ip| !ip.is_loopback()).map(Network::from);
-    let protected: BTreeSet<Network> = nodes.chain(intercept.protect.iter().copied()).collect();
-    let services = config.relay.services.iter().map(|s| s.listen.port());
-    let authority = config.authority.iter().map(|a| a.listen.port());
-    let sites = config.edge.https.iter().filter(|_| !config.edge.sites.is_empty());
-    let transparent = config.relay.services.iter().filter(|s| s.transparent);
-    let transparent = transparent.flat_map(|s| &s.forward).filter_map(|backend| match backend {
-        Backend::Tcp(to) => to.as_ip(),
-        Backend::Unix(_) => None,
-    });
-    Some(Rules {
-        mode: intercept.mode,
-        peers: intercept.peers.clone(),
-        mark: MARK,
-        port: relay.port,
-        listens: services.chain(authority).chain(sites.map(|a| a.port())).collect(),
-        taken: mesh.stood_for().into_iter().filter(|to| !to.ip().is_loopback()).collect(),
-        protected: protected.into_iter().collect(),
-        passes: intercept.passes.clone(),
-        resolvers: intercept.resolvers.clone().unwrap_or_else(resolvers),
-        management: intercept.management.clone(),
-        cgroups: intercept.cgroups.clone(),
-        transparent: transparent.collect(),
-    })
+/// The rules of a configuration, for the mesh as it is known now; and whether addresses had to be grouped into networks.
+fn rules(config: &Config, mesh: &Mesh) -> Option<(Rules, bool)> {
+    let mut rules = config.rules(MARK)?;
+    if config.intercept.as_ref().is_some_and(|i| i.resolvers.is_none()) {
+        rules.resolvers = resolvers();
+    }
+    Some(rules.for_mesh(&config.node.name, &config.node.authority, mesh))
 }
 
 /// Where this machine asks for names.

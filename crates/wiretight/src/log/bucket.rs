@@ -6,13 +6,14 @@
 //! was seen (`If-Match`). Whatever comes late finds another object there, and the bucket refuses it.
 
 use std::io;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use super::sequencer::CHECKPOINT;
@@ -20,6 +21,8 @@ use super::storage::{Object, Storage};
 
 /// Objects that are written or deleted at a time.
 const AT_ONCE: usize = 32;
+/// An object that shows, by a second try to create it, whether the bucket heeds conditions.
+const PROBE: &str = "conditional-writes";
 /// How often a write is tried.
 const TRIES: u32 = 5;
 /// After a write without an answer: once, twice, ... as long.
@@ -33,8 +36,8 @@ pub struct Bucket {
     place: String,
     /// The checkpoint as it was written last: the one object that is replaced each time.
     checkpoint: Arc<Mutex<Option<UpdateVersion>>>,
-    /// Whether it was said that the bucket does not do conditional writes.
-    warned: Arc<Once>,
+    /// Whether it was looked if the bucket heeds conditions.
+    probed: Arc<OnceCell<()>>,
 }
 
 /// Why a bucket cannot be used.
@@ -63,8 +66,33 @@ impl Bucket {
 
     /// A place in any object store.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, place: String) -> Bucket {
-        let (checkpoint, warned) = (Arc::default(), Arc::new(Once::new()));
-        Bucket { store, prefix, place, checkpoint, warned }
+        let (checkpoint, probed) = (Arc::default(), Arc::default());
+        Bucket { store, prefix, place, checkpoint, probed }
+    }
+
+    /// Whether the bucket refuses to create what is there. Some that speak S3 ignore the condition.
+    pub async fn heeds_conditions(&self) -> io::Result<bool> {
+        let path = self.path(PROBE)?;
+        let payload = PutPayload::from_static(b"wiretight: is this created twice?\n");
+        for _ in 0..2 {
+            match self.store.put_opts(&path, payload.clone(), PutMode::Create.into()).await {
+                Ok(_) => {}
+                Err(Error::AlreadyExists { .. }) => return Ok(true),
+                Err(Error::NotImplemented { .. }) => return Ok(false),
+                Err(e) => return Err(io::Error::other(e)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Says so if it does not. A bucket that fails now fails again at the write that follows.
+    async fn probe(&self) {
+        if let Ok(false) = self.heeds_conditions().await {
+            tracing::error!(
+                "ALARM: {} ignores the conditions of writes (If-None-Match, If-Match), or AWS_CONDITIONAL_PUT turns them off: a write that was given up and is carried out late can damage the log. Use storage that heeds them",
+                self.place
+            );
+        }
     }
 
     /// Writes an object, over what is there now, and over nothing that comes later.
@@ -85,7 +113,6 @@ impl Bucket {
                     return Ok(());
                 }
                 Err(Error::NotImplemented { .. }) => {
-                    self.warn();
                     return self.store.put(&path, payload).await.map(drop);
                 }
                 // Sent again it does no harm, whatever became of the first one.
@@ -126,15 +153,6 @@ impl Bucket {
         }
     }
 
-    fn warn(&self) {
-        self.warned.call_once(|| {
-            tracing::warn!(
-                "conditional writes are off for {} (AWS_CONDITIONAL_PUT): a write that is carried out late could damage the log. Turn them on, or use storage that has them",
-                self.place
-            );
-        });
-    }
-
     fn path(&self, path: &str) -> io::Result<Path> {
         let whole = match self.prefix.as_ref() {
             "" => path.to_owned(),
@@ -147,6 +165,7 @@ impl Bucket {
 #[async_trait]
 impl Storage for Bucket {
     async fn put(&self, objects: Vec<Object>) -> io::Result<()> {
+        self.probed.get_or_init(|| self.probe()).await;
         let mut writing = JoinSet::new();
         for (path, bytes) in objects {
             if writing.len() >= AT_ONCE {

@@ -26,6 +26,9 @@ use super::storage::Storage;
 
 /// How long a witness may take for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How far a cosignature's time may be from this machine's: half of what verifiers bear, so that one whose own clock is
+/// a little off believes it, too.
+const MAX_OFF: u64 = MAX_CLOCK_SKEW / 2;
 /// Lines of an answer that are read.
 const MAX_LINES: usize = 64;
 /// Between attempts with a witness that does not answer: from, to.
@@ -244,7 +247,7 @@ impl Cosigned {
             cosigned.add(signature.clone());
             match key.cosigned(&cosigned) {
                 None => junk += 1,
-                Some(time) if time.abs_diff(now) > MAX_CLOCK_SKEW => off = Some(time),
+                Some(time) if time.abs_diff(now) > MAX_OFF => off = Some(time),
                 Some(time) => {
                     if best.as_ref().is_none_or(|(newest, _)| time > *newest) {
                         best = Some((time, signature));
@@ -255,7 +258,7 @@ impl Cosigned {
         let off = off.map(|time| {
             let (by, way) = (time.abs_diff(now), if time > now { "ahead of" } else { "behind" });
             format!(
-                "it cosigned with a time that is {by} s {way} this machine's, and nobody would believe that: one of the two clocks is probably wrong (`timedatectl`)"
+                "it cosigned with a time that is {by} s {way} this machine's, and nodes would not believe that: one of the two clocks is probably wrong (`timedatectl`)"
             )
         });
         let junk = (junk > 0).then(|| {
@@ -458,7 +461,7 @@ mod tests {
         assert_eq!(read(&[good(NOW)]), Ok((good(NOW), None)));
         // Several that hold are no fault: the newest is kept.
         assert_eq!(read(&[good(NOW - 5), good(NOW), good(NOW - 9)]), Ok((good(NOW), None)));
-        for edge in [NOW - 300, NOW + 300] {
+        for edge in [NOW - MAX_OFF, NOW + MAX_OFF] {
             assert_eq!(read(&[good(edge)]), Ok((good(edge), None)));
         }
         // Junk under the same key, of any number and before or after, is dropped and named.
@@ -470,7 +473,9 @@ mod tests {
             assert!(fault.unwrap().contains("20 lines"));
         }
         // A cosignature of another time, or of another checkpoint, counts for nobody.
-        for (time, word) in [(1, "behind"), (NOW - 301, "behind"), (NOW + 301, "ahead of")] {
+        for (time, word) in
+            [(1, "behind"), (NOW - MAX_OFF - 1, "behind"), (NOW + MAX_OFF + 1, "ahead of")]
+        {
             assert!(read(&[good(time)]).unwrap_err().contains(word), "{time}");
             let (kept, fault) = read(&[good(time), good(NOW)]).unwrap();
             assert!(kept == good(NOW) && fault.unwrap().contains(word));

@@ -4,6 +4,7 @@
 // clippy.toml allows it in test functions; the helpers beside them are tests no less.
 #![allow(clippy::unwrap_used)]
 
+mod announced;
 mod hostile;
 mod joining;
 mod life;

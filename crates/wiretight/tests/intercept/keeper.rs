@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wiretight_proxy::intercept::rules::Mode;
+use wiretight_proxy::intercept::rules::{Mode, Rules};
 
 use wiretight::intercept::{InterceptError, Keeper};
 
@@ -345,4 +345,68 @@ fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
     assert_eq!(net.nft(&["delete table inet wiretight; add table inet wiretight"]).0, 0);
     assert_eq!(start().err(), Some(InterceptError::NotOurs));
+}
+
+#[test]
+fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
+    if !can() {
+        return;
+    }
+    let net = Net::bridged();
+    let mut keeper = net.keeper();
+    let old = Rules { protected: vec!["10.77.0.2".parse().unwrap()], ..rules(Mode::Strict) };
+    keeper.apply(&old);
+    // What a member must not be able to bring about: the rules are refused, and with them a service that came later.
+    let bad = Rules {
+        mode: Mode::Observe,
+        protected: vec!["10.77.0.53".parse().unwrap()],
+        taken: ["10.77.0.9:80".parse().unwrap(), "10.77.0.9:0".parse().unwrap()].into(),
+        ..rules(Mode::Strict)
+    };
+    let apply = |keeper: &mut Child, rules: &Rules, no_looser: bool| {
+        keeper.ask(&json!({"apply": {"rules": rules, "anew": true, "no_looser": no_looser}}))
+    };
+    let in_force = || {
+        let (code, said) = net.nft(&["list", "table", "inet", "wiretight"]);
+        assert_eq!(code, 0, "{said}");
+        let set = said.split("set protected4").nth(1).unwrap();
+        let set = set.split("elements = {").nth(1).unwrap().split('}').next().unwrap();
+        let mut all: Vec<String> = set.split(',').map(|ip| ip.trim().to_owned()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(in_force(), ["10.77.0.2"]);
+    let answer = apply(&mut keeper, &bad, false);
+    assert!(answer["failed"]["rules"].as_str().unwrap().contains("port 0"), "{answer}");
+    assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
+    assert_eq!(keeper.health()["mode"], json!("strict"));
+    // Again and again, as a node tries it: nothing is changed any more.
+    let looks = net.listing().unwrap().canonical();
+    apply(&mut keeper, &bad, false);
+    assert_eq!(net.listing().unwrap().canonical(), looks);
+
+    // After a restart with the table gone: what was kept, and what the configuration protects.
+    drop(keeper);
+    wait_for("the keeper is gone", || !net.nft(&["list", "tables"]).1.contains("wiretight_guard"));
+    net.nft(&["flush", "ruleset"]);
+    net.write(&old);
+    let mut keeper = net.keeper();
+    apply(&mut keeper, &bad, false);
+    assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
+    assert_eq!(keeper.health()["mode"], json!("strict"));
+
+    // A node that does not know the mesh yet does not loosen what was kept, either.
+    drop(keeper);
+    wait_for("the keeper is gone", || !net.nft(&["list", "tables"]).1.contains("wiretight_guard"));
+    net.nft(&["flush", "ruleset"]);
+    net.write(&old);
+    let mut keeper = net.keeper();
+    let own = Rules { protected: vec!["10.77.0.53".parse().unwrap()], ..rules(Mode::Permissive) };
+    assert_eq!(apply(&mut keeper, &own, true), json!("done"));
+    assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
+    assert_eq!(keeper.health()["mode"], json!("strict"));
+    // The control: once it is known, the node's word counts.
+    assert_eq!(apply(&mut keeper, &own, false), json!("done"));
+    assert_eq!(in_force(), ["10.77.0.53"]);
+    assert_eq!(keeper.health()["mode"], json!("permissive"));
 }

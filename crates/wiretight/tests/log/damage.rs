@@ -229,8 +229,9 @@ async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
     for conditions in [true, false] {
         let world = World::new();
         let late = Late::start(server.addr(), conditions);
-        let storage: Arc<dyn Storage> =
-            Arc::new(server.bucket_through(late.addr, &format!("conditions-{conditions}")));
+        let bucket = server.bucket_through(late.addr, &format!("conditions-{conditions}"));
+        assert_eq!(bucket.heeds_conditions().await.unwrap(), conditions);
+        let storage: Arc<dyn Storage> = Arc::new(bucket);
         let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
         let mut all = entries(250);
         log.append_all(all.clone()).await.unwrap();

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::rig::*;
 use super::transparency::{WitnessProcess, witnesses};
 
-/// How many times each is done; `WIRETIGHT_BACKUP_ROUNDS` says otherwise.
-fn rounds() -> u64 {
+/// How many times each is done: `usual`, if `WIRETIGHT_BACKUP_ROUNDS` does not say otherwise.
+fn rounds(usual: u64) -> u64 {
     let rounds = std::env::var("WIRETIGHT_BACKUP_ROUNDS").ok();
-    rounds.map_or(2, |n| n.parse().expect("WIRETIGHT_BACKUP_ROUNDS is a number"))
+    rounds.map_or(usual, |n| n.parse().expect("WIRETIGHT_BACKUP_ROUNDS is a number"))
 }
 
 /// Nodes ask for certificates as fast as they get them, until this is dropped.
@@ -77,7 +77,7 @@ fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
     auth.listen = Some(listen);
     let db = world.joined(&auth, "db1", &["db"], "");
     let app = world.joined(&auth, "app1", &["web"], "");
-    for round in 0..rounds() {
+    for round in 0..rounds(2) {
         let file = world.path(&format!("backup-{round}"));
         let grown = issuing(&[&db, &app], || {
             let before = size(&auth);
@@ -131,7 +131,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
     let db = world.joined(&auth, "db1", &["db"], &witnessed);
     let app = world.joined(&auth, "app1", &["web"], &witnessed);
     let (mut forks, mut went_on, mut not_published) = (0, 0, 0);
-    for round in 0..rounds() {
+    for round in 0..rounds(1) {
         let file = world.path(&format!("backup-{round}"));
         // Somebody is removed after the backup: that has to hold in the restored authority.
         let gone = world.joined(&auth, &format!("gone-{round}"), &["gone"], &witnessed);

@@ -18,9 +18,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::clocks::Clock;
+use super::hostile::{announce, hostile_records};
 use super::intercept::{CANARY, Wire, address, hosts, ip, is_root};
 use super::rig::*;
 use super::wire::Watch;
+use log::LogSide;
+
+mod log;
 
 const CYCLES: u64 = 45;
 const SEED: u64 = 7;
@@ -64,6 +68,9 @@ const FAULTS: &[Fault] = &[
     Fault { name: "intermediate or root replaced", weight: 2, run: rotated },
     Fault { name: "identities expired", weight: 1, run: expired },
     Fault { name: "a clock is wrong, then right", weight: 3, run: clock_set },
+    Fault { name: "a member gone bad announces hostile records", weight: 2, run: member_gone_bad },
+    Fault { name: "a witness gone bad", weight: 2, run: log::witness_gone_bad },
+    Fault { name: "a log that withholds", weight: 1, run: log::log_withholds },
 ];
 
 // ---- Faults, one function each.
@@ -174,7 +181,7 @@ fn removed(rig: &mut Rig, side: usize) {
     // It runs on, and is protected by `protect` alone.
     rig.pause(300, 1000);
     rig.nodes[side].kill();
-    let token = rig.authority.token(NAMES[side], &SERVICES[side]);
+    let token = dual_stack_token(&rig.authority, side);
     fs::write(rig.nodes[side].token_file(), token).unwrap();
     rig.nodes[side].start();
 }
@@ -202,7 +209,8 @@ fn boot(rig: &mut Rig, side: usize) {
 
 fn reload(rig: &mut Rig, side: usize) {
     rig.reloads += 1;
-    rig.nodes[side].write(&sections(side, 2000 + rig.reloads));
+    let witnesses = rig.log.section(&rig.nodes[side]);
+    rig.nodes[side].write(&format!("{}{witnesses}", sections(side, 2000 + rig.reloads)));
     rig.nodes[side].cli(&["reload"]).good();
 }
 
@@ -254,6 +262,20 @@ fn clock_set(rig: &mut Rig, side: usize) {
     rig.clocks[which].set(0);
 }
 
+/// It has another token each time. What it announces stays in the registry.
+fn member_gone_bad(rig: &mut Rig, side: usize) {
+    let token = rig.authority.token("bad", &["evil"]);
+    let others = [hosts(1)[0].to_string(), format!("[{}]", hosts(2)[1]), "10.77.0.200".into()];
+    let records = hostile_records("evil", "10.77.0.4", &others.each_ref().map(|host| &**host));
+    let dir = tempfile::tempdir().unwrap();
+    let said = announce(&rig.bad, &token, &dir.path().join("bad"), &records);
+    assert!(said.contains("not_allowed") && said.contains("16500 ports"), "{said}");
+    let status = rig.nodes[side].status();
+    assert_eq!(status["intercept"]["error"], Value::Null, "{status}");
+    let services = rig.nodes[side].http("GET", "/v1/registry", "").unwrap().1;
+    assert!(!services.contains("0.0.0.0") && !services.contains("10.77.0.200"), "{services}");
+}
+
 // ---- The rig.
 
 const SERVICES: [[&str; 2]; 2] = [["c", "c-6"], ["s", "s-6"]];
@@ -262,9 +284,12 @@ struct Rig {
     traffic: Traffic,
     nodes: [Node; 2],
     authority: Node,
+    log: LogSide,
     machines: [String; 2],
     /// Of the nodes, and of the authority.
     clocks: [Clock; 3],
+    /// The machine of a member gone bad.
+    bad: String,
     dice: Dice,
     reloads: u16,
     rotation: usize,
@@ -301,6 +326,12 @@ impl Rig {
         self.nft(side, command);
         wait_for(&format!("{command}: it is mended"), || mended() > before);
     }
+}
+
+/// It connects by IPv4, and offers a service by IPv6, too.
+fn dual_stack_token(authority: &Node, side: usize) -> String {
+    let six = hosts(host(side))[1].to_string();
+    authority.token_at(NAMES[side], &SERVICES[side], &[&six])
 }
 
 /// Its number on the wire.
@@ -507,7 +538,7 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
 
     let world = World::new();
     let mut wire = Wire::new();
-    let third = wire.add(3);
+    let (third, bad) = (wire.add(3), wire.add(4));
     let machines = [wire.client.clone(), wire.server.clone()];
     let traffic = Traffic::start(&machines);
     // Between the two, and all that the authority says and hears.
@@ -523,19 +554,24 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     assert!(watches[0].seen().canaries > 100, "the capture misses what is there");
 
     let quiet = ("WIRETIGHT_LOG", "access=off,info".into());
-    let authority = format!(
+    let section = format!(
         "[authority]\nlisten = \"10.77.0.3:{AUTHORITY}\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n"
     );
-    let mut authority = world.node("auth", &authority);
-    authority.netns = Some(third);
+    let mut authority = world.node("auth", &section);
+    authority.netns = Some(third.clone());
     let clock_of = |name: &str| Clock::in_folder(&world.path(name));
     let of_authority = clock_of("auth");
     authority.env.extend(of_authority.env());
+    let log = LogSide::start(&world, &authority, &third);
+    let witnesses = log.section(&authority);
+    authority.write(&format!("{section}{witnesses}"));
     authority.start();
     authority.ready();
     let nodes = [0, 1].map(|side| {
         let mut node = world.node(NAMES[side], &sections(side, 2000));
-        fs::write(node.token_file(), authority.token(NAMES[side], &SERVICES[side])).unwrap();
+        let witnesses = log.section(&node);
+        node.write(&format!("{}{witnesses}", sections(side, 2000)));
+        fs::write(node.token_file(), dual_stack_token(&authority, side)).unwrap();
         node.netns = Some(machines[side].clone());
         node.env.push(quiet.clone());
         node.env.extend(clock_of(NAMES[side]).env());
@@ -549,8 +585,18 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     let dice = Dice::of(seed);
     let [client, server] = NAMES.map(clock_of);
     let clocks = [client, server, of_authority];
-    let mut rig =
-        Rig { traffic, nodes, authority, machines, clocks, dice, reloads: 0, rotation: 0 };
+    let mut rig = Rig {
+        traffic,
+        nodes,
+        authority,
+        log,
+        machines,
+        clocks,
+        bad,
+        dice,
+        reloads: 0,
+        rotation: 0,
+    };
     rig.traffic.recovers();
     watches.iter().for_each(Watch::forget);
     let crossed = rig.traffic.crossed();
@@ -591,5 +637,6 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         watch.end().assert_encrypted();
     }
     assert_eq!(rig.traffic.crossed(), crossed, "plaintext got through");
+    rig.log.assert_told_the_truth();
     drop(rig);
 }

@@ -15,6 +15,7 @@ mod clocks;
 mod documents;
 mod edge;
 mod foreign;
+mod hostile;
 mod intercept;
 mod life;
 mod operator;

@@ -489,8 +489,15 @@ impl Node {
 
     #[track_caller]
     pub(crate) fn token(&self, node: &str, services: &[&str]) -> String {
+        self.token_at(node, services, &[])
+    }
+
+    /// For a node that announces other addresses than the one that it connects from.
+    #[track_caller]
+    pub(crate) fn token_at(&self, node: &str, services: &[&str], addresses: &[&str]) -> String {
         let mut args = vec!["token", "create", "--yes", "--node", node];
         services.iter().for_each(|s| args.extend(["--service", s]));
+        addresses.iter().for_each(|a| args.extend(["--address", a]));
         self.cli(&args).good().out
     }
 

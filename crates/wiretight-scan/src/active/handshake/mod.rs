@@ -16,7 +16,7 @@ use std::fmt;
 
 pub use channel::{Channel, Incoming};
 pub use protection::BadPadding;
-pub use shares::GROUPS;
+pub use shares::{GROUPS, share_of};
 
 use super::link::{Trouble, alert_name};
 use crate::parse::Malformed;

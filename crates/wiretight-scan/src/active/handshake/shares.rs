@@ -93,6 +93,11 @@ impl KeyShare {
     }
 }
 
+/// A public key of this group, whose private half is thrown away.
+pub fn share_of(group: u16) -> Option<Vec<u8>> {
+    Some(KeyShare::generate(group).ok()??.public)
+}
+
 /// Finite-field Diffie-Hellman: our share and the secret, without leading zeros
 /// (RFC 5246 section 8.1.2).
 ///

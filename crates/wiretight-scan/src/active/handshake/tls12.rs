@@ -11,7 +11,7 @@ use super::shares::{KeyShare, dhe, power};
 use super::{BadPadding, Failure, GROUPS, malformed, random};
 use crate::active::Prober;
 use crate::active::link::Link;
-use crate::names::{KeyExchange, SCHEMES, Suite, Version, suites};
+use crate::names::{KeyExchange, Suite, Version, suites};
 use crate::parse::{
     CertificateRequest, ClientHello, ContentType, Exchange, HandshakeType, Message,
     NewSessionTicket, ServerHello, ServerKeyExchange, certificates, extension,
@@ -58,7 +58,7 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
     usable
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
     // The pairs of TLS 1.2, without what only later versions have.
-    let schemes: Vec<u16> = SCHEMES.iter().map(|scheme| scheme.code).collect();
+    let schemes = prober.schemes(version);
     let curves: Vec<u16> = GROUPS.iter().copied().filter(|group| *group < 0x100).collect();
     let hello = prober
         .hello(version)
@@ -123,8 +123,10 @@ pub struct Client {
 pub enum Renegotiation {
     /// It went along, up to its ServerHelloDone.
     Taken,
-    /// It refused, or went away.
+    /// It refused, by an alert.
     Refused(String),
+    /// It went away.
+    Closed(String),
     /// It said nothing.
     Silent,
 }
@@ -220,6 +222,7 @@ impl Client {
         if !self.hello.suites.contains(&server.suite) {
             return Err(malformed("the server chose a suite that was not offered"));
         }
+        self.channel.link.saw(&self.hello, &server);
         self.channel.version = server.version;
         self.transcript.extend(&message.bytes);
         self.server = Some(server.clone());
@@ -245,7 +248,12 @@ impl Client {
                 HandshakeType::CERTIFICATE => self.chain = certificates(body)?,
                 HandshakeType::SERVER_KEY_EXCHANGE => {
                     let suite = Suite::from_code(server.suite);
-                    let elliptic = suite.is_some_and(|s| s.key_exchange() == KeyExchange::Ecdhe);
+                    let kx = suite.map(Suite::key_exchange);
+                    // Others, of PSK and SRP for two, are not read.
+                    if !matches!(kx, Some(KeyExchange::Ecdhe | KeyExchange::Dhe)) {
+                        continue;
+                    }
+                    let elliptic = kx == Some(KeyExchange::Ecdhe);
                     let signed = !suite.is_some_and(Suite::is_anonymous);
                     self.key_exchange =
                         Some(ServerKeyExchange::parse(body, elliptic, signed, server.version)?);
@@ -464,7 +472,7 @@ impl Client {
                 }
                 Ok(_) => {}
                 Err(Failure::Trouble(trouble @ (Trouble::Closed | Trouble::Reset))) => {
-                    return Ok(Renegotiation::Refused(trouble.to_string()));
+                    return Ok(Renegotiation::Closed(trouble.to_string()));
                 }
                 Err(Failure::Trouble(Trouble::TimedOut(_))) => return Ok(Renegotiation::Silent),
                 Err(failure) => return Err(failure),

@@ -251,6 +251,7 @@ impl Client {
         if !self.hello.suites.contains(&hello.suite) {
             return Err(malformed("the server chose a suite that was not offered"));
         }
+        self.channel.link.saw(&self.hello, &hello);
         Ok((message, hello))
     }
 

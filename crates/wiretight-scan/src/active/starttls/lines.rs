@@ -47,7 +47,9 @@ pub(super) async fn smtp<S: AsyncRead + AsyncWrite + Unpin>(
     verdict("STARTTLS", list, said, seen)
 }
 
-/// FTP (RFC 4217): whoever takes AUTH must list it among its features.
+/// FTP (RFC 4217). A server that takes AUTH has to list it among its features with its kinds, but
+/// there are many that list AUTH alone, or nothing: only a word that was written over is a sign of a
+/// box between.
 pub(super) async fn ftp<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
@@ -65,7 +67,10 @@ pub(super) async fn ftp<S: AsyncRead + AsyncWrite + Unpin>(
             let first = |text: &String| text.split(' ').next().unwrap_or_default().to_owned();
             let words: Vec<_> = features.lines.iter().map(first).collect();
             let all = kinds.chain(words.iter().map(String::as_str));
-            listed(all, "AUTH TLS")
+            match listed(all, "AUTH TLS") {
+                Listed::No => Listed::NoList,
+                found => found,
+            }
         }
         421 => return Err(refused(Why::NotNow, features.shown())),
         _ => Listed::NoList,

@@ -1,14 +1,15 @@
 //! CCS injection (CVE-2014-0224): a server that takes ChangeCipherSpec before there is a secret
 //! uses keys that anyone can compute.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
-use super::{Next, next};
+use super::{Next, next, next_within, version_of, worst};
 use crate::active::Prober;
 use crate::active::handshake::{Failure, tls12};
 use crate::active::shown::patiently;
 use crate::facts::{Answer, Facts};
-use crate::names::Version;
 use crate::parse::{ClientHello, ContentType};
 
 /// `vulnerability.ccs_injection`, with each of these hellos, at the same time.
@@ -28,36 +29,15 @@ pub async fn ccs_injection(prober: &Prober, hellos: &[ClientHello]) -> Facts {
             _ => seen,
         }
     });
-    let mut refused = Vec::new();
-    let mut unclear = None;
-    for (hello, seen) in hellos.iter().zip(join_all(twice).await) {
-        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
-        match seen {
-            (Answer::Yes, evidence) => {
-                let evidence = format!("{version}: {evidence}");
-                facts.set("vulnerability.ccs_injection", Answer::Yes, None, evidence);
-                return facts;
-            }
-            (Answer::No, evidence) => refused.push(format!("{version}: {evidence}")),
-            (_, evidence) => unclear = Some(format!("{version}: {evidence}")),
-        }
-    }
-    let (answer, evidence) = match unclear {
-        Some(evidence) => (Answer::Inconclusive, evidence),
-        None => (Answer::No, refused.join("; ")),
-    };
+    let answers = hellos.iter().zip(join_all(twice).await);
+    let answers = answers.map(|(hello, (answer, evidence))| (version_of(hello), answer, evidence));
+    let (answer, evidence) = worst(answers.collect());
     facts.set("vulnerability.ccs_injection", answer, None, evidence);
     facts
 }
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
-    let greeted = patiently(async || {
-        let mut client = tls12::Client::new(prober.connect().await?, hello.clone());
-        client.greet().await?;
-        Ok(client)
-    })
-    .await;
-    let mut client = match greeted {
+    let mut client = match greet(prober, hello).await {
         Ok(client) => client,
         Err(failure) => return (Answer::Inconclusive, failure.to_string()),
     };
@@ -69,6 +49,11 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         Next::IsSilent => {}
         Next::Says(_) => {
             return (Answer::Inconclusive, format!("after an early ChangeCipherSpec: {first}"));
+        }
+        Next::Closes | Next::Resets => {
+            // Its turn is needed for the control.
+            drop(client);
+            return closes(prober, hello, &first).await;
         }
         _ => return (Answer::No, format!("an early ChangeCipherSpec: {first}")),
     }
@@ -96,6 +81,30 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         }
         Err(failure) => (Answer::Inconclusive, failure.to_string()),
     }
+}
+
+/// Whether a server that closed at an early ChangeCipherSpec waits where none comes.
+async fn closes(prober: &Prober, hello: &ClientHello, how: &Next) -> (Answer, String) {
+    let (answer, then) = match greet(prober, hello).await {
+        Ok(mut client) => match next_within(&mut client.channel, AWHILE).await {
+            Next::IsSilent => (Answer::No, "without it, the server waits".to_owned()),
+            then => (Answer::Inconclusive, format!("without it: {then}")),
+        },
+        Err(failure) => (Answer::Inconclusive, format!("without it: {failure}")),
+    };
+    (answer, format!("an early ChangeCipherSpec: {how}; {then}"))
+}
+
+/// What closes for a reason of its own does so soon.
+const AWHILE: Duration = Duration::from_millis(300);
+
+async fn greet(prober: &Prober, hello: &ClientHello) -> Result<tls12::Client, Failure> {
+    patiently(async || {
+        let mut client = tls12::Client::new(prober.connect().await?, hello.clone());
+        client.greet().await?;
+        Ok(client)
+    })
+    .await
 }
 
 async fn change_cipher_spec(client: &mut tls12::Client) -> Result<Next, Failure> {

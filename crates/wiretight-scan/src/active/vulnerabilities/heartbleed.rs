@@ -1,7 +1,9 @@
 //! Heartbleed (CVE-2014-0160): a heartbeat that claims more payload than it has is answered with
 //! what stands behind it in the server's memory.
 
-use super::{Next, next};
+use std::time::Duration;
+
+use super::{Next, next_within};
 use crate::active::Prober;
 use crate::active::handshake::{Channel, Failure, Incoming, tls12};
 use crate::active::sessions::complete;
@@ -14,8 +16,12 @@ use crate::parse::{ClientHello, ContentType, Reader, extension};
 const SENT: u16 = 16;
 const CLAIMED: u16 = 64;
 
-/// `vulnerability.heartbleed`: asked in the clear, as the server's flight ends, and if that was met
-/// with silence, under encryption, after a heartbeat that claims what it has.
+/// `vulnerability.heartbleed`: asked in the clear, as the server's flight ends, and if it bleeds not
+/// there, under encryption, after a heartbeat that claims what it has.
+///
+/// RFC 6520 section 3 wants no heartbeats during a handshake: what a server does then, be it silence, a
+/// close or an alert, says nothing of what it does after it. "No" takes two controls: heartbeats that
+/// claim what they have, one before and one after the other, both answered.
 pub async fn heartbleed(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = ask(prober, hello).await;
@@ -30,7 +36,7 @@ pub(super) fn without_extension() -> Facts {
     facts
 }
 
-const NOT_ANSWERED: &str = "the heartbeat extension is not answered";
+pub(in crate::active) const NOT_ANSWERED: &str = "the heartbeat extension is not answered";
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     // peer_allowed_to_send (RFC 6520 section 2).
@@ -52,47 +58,97 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     if !has(&client) {
         return (Answer::No, NOT_ANSWERED.to_owned());
     }
-    match beat(&mut client.channel, CLAIMED).await {
-        Ok(Beat::Answered(n)) if n > SENT => return (Answer::Yes, bled(n)),
-        Ok(Beat::Refused(why)) => {
-            return (Answer::No, format!("a heartbeat of false length: {why}"));
-        }
-        Ok(_) => {}
-        Err(failure) => return (Answer::Inconclusive, failure.to_string()),
+    if let Ok(Beat::Answered(n)) = beat(&mut client.channel, CLAIMED, QUICK).await
+        && n > SENT
+    {
+        return (Answer::Yes, bled(n));
     }
     drop(client);
 
-    // RFC 6520 section 3 wants no heartbeats during a handshake: they may have been passed over.
-    let (mut client, ended) = complete(prober, &offer, None).await;
-    if let Err(failure) = ended {
-        return (Answer::Inconclusive, failure.to_string());
-    }
-    let control = beat(&mut client.channel, SENT).await;
-    let false_length = beat(&mut client.channel, CLAIMED).await;
-    match (control, false_length) {
+    let mut channel = match Box::pin(encrypted(prober, &offer)).await {
+        Ok(channel) => channel,
+        Err(failure) => {
+            let evidence = format!("the extension is answered, but {failure}");
+            return (Answer::Inconclusive, evidence);
+        }
+    };
+    // There are servers that take seconds.
+    let patience = prober.timeout;
+    let before = beat(&mut channel, SENT, patience).await;
+    let false_length = beat(&mut channel, CLAIMED, QUICK).await;
+    match (before, false_length) {
         (_, Ok(Beat::Answered(n))) if n > SENT => (Answer::Yes, bled(n)),
-        (Ok(Beat::Answered(_)), Ok(Beat::Silent)) => {
-            let evidence = "a heartbeat is answered, and one of false length passed over";
+        (Ok(Beat::Answered(_)), Ok(Beat::Answered(_))) => {
+            let evidence = "a heartbeat of false length is answered, but not with more than it had";
             (Answer::No, evidence.to_owned())
         }
+        (Ok(Beat::Answered(_)), Ok(Beat::Silent)) => {
+            // An answer to it that is late comes before that to the second control.
+            match beat(&mut channel, SENT, patience).await {
+                Ok(Beat::Answered(n)) if n > SENT => (Answer::Yes, bled(n)),
+                Ok(Beat::Answered(_)) => {
+                    let evidence = "a heartbeat of false length is passed over, and those before \
+                                    and after it are answered";
+                    (Answer::No, evidence.to_owned())
+                }
+                Ok(Beat::Silent | Beat::Refused(_)) | Err(_) => {
+                    let evidence = "after a heartbeat of false length none is answered any more";
+                    (Answer::Inconclusive, evidence.to_owned())
+                }
+            }
+        }
         (Ok(Beat::Answered(_)), Ok(Beat::Refused(why))) => {
-            (Answer::No, format!("a heartbeat is answered, and one of false length refused: {why}"))
+            // Its turn is needed for the control.
+            drop(channel);
+            Box::pin(refused(prober, &offer, &why, patience)).await
         }
         (Ok(Beat::Silent | Beat::Refused(_)), _) => {
             let evidence = "the extension is answered, but no heartbeat, true or false";
             (Answer::Inconclusive, evidence.to_owned())
         }
         (Err(failure), _) | (_, Err(failure)) => (Answer::Inconclusive, failure.to_string()),
-        (_, Ok(Beat::Answered(_))) => {
-            let evidence = "a heartbeat of false length is answered, but not with more than it had";
-            (Answer::No, evidence.to_owned())
+    }
+}
+
+/// What ends a connection at a heartbeat of false length may end it at the second one, whatever that
+/// claims: two that claim what they have show whether it is so.
+async fn refused(
+    prober: &Prober,
+    offer: &ClientHello,
+    why: &str,
+    patience: Duration,
+) -> (Answer, String) {
+    let both = async {
+        let mut channel = encrypted(prober, offer).await?;
+        let first = beat(&mut channel, SENT, patience).await?;
+        Ok::<_, Failure>((first, beat(&mut channel, SENT, patience).await?))
+    };
+    match both.await {
+        Ok((Beat::Answered(_), Beat::Answered(_))) => {
+            let evidence = format!(
+                "a heartbeat of false length is refused: {why}; two of true length are answered"
+            );
+            (Answer::No, evidence)
+        }
+        _ => {
+            let evidence = format!("a second heartbeat is not answered, true or false: {why}");
+            (Answer::Inconclusive, evidence)
         }
     }
+}
+
+/// After a handshake.
+async fn encrypted(prober: &Prober, offer: &ClientHello) -> Result<Channel, Failure> {
+    let (client, ended) = complete(prober, offer, None).await;
+    ended.map(|()| client.channel)
 }
 
 fn bled(n: u16) -> String {
     format!("a heartbeat of {SENT} bytes that claimed {CLAIMED} was answered with {n}")
 }
+
+/// What waits for a control after it need not be waited for long.
+const QUICK: Duration = Duration::from_secs(1);
 
 enum Beat {
     /// With so many bytes of payload.
@@ -101,14 +157,16 @@ enum Beat {
     Silent,
 }
 
-async fn beat(channel: &mut Channel, claimed: u16) -> Result<Beat, Failure> {
+/// Sends a heartbeat, and waits for its answer no longer than this.
+async fn beat(channel: &mut Channel, claimed: u16, wait: Duration) -> Result<Beat, Failure> {
     let mut request = vec![1];
     request.extend(claimed.to_be_bytes());
     request.extend([0x57; SENT as usize]);
     request.extend([0; 16]);
     channel.send(ContentType::Heartbeat, &request).await?;
+    channel.link.patience = wait;
     loop {
-        return Ok(match next(channel).await {
+        return Ok(match next_within(channel, wait).await {
             Next::Says(Incoming::Heartbeat(response)) => match payload(&response) {
                 Some(n) => Beat::Answered(n),
                 None => continue,

@@ -2,9 +2,9 @@
 //! sent, in the same run. None takes from a server more than its answer.
 
 mod ccs_injection;
-mod heartbleed;
+pub(super) mod heartbleed;
 mod poodle_tls;
-mod robot;
+pub(super) mod robot;
 mod ticketbleed;
 
 use std::time::Duration;
@@ -18,8 +18,9 @@ pub use ticketbleed::ticketbleed;
 use super::handshake::{Channel, Failure, Incoming};
 use super::link::{Trouble, alert_name};
 use super::{Prober, sessions};
-use crate::facts::Facts;
-use crate::parse::ClientHello;
+use crate::facts::{Answer, Facts};
+use crate::names::Version;
+use crate::parse::{ClientHello, extension};
 
 /// All of them, one after the other. One hello for each version from TLS 1.0 to TLS 1.2 that is
 /// spoken, the newest first, made by [`super::handshake::tls12::hello`].
@@ -46,7 +47,7 @@ pub(super) async fn with_sessions(
         let (mut facts, seen) = sessions::seen(prober, hello).await;
         match seen.heartbeat {
             Some(false) => facts.extend(heartbleed::without_extension()),
-            _ => facts.extend(heartbleed(prober, hello).await),
+            _ => facts.extend(Box::pin(heartbleed(prober, hello)).await),
         }
         facts.extend(ticketbleed::after(prober, hello, seen.tickets).await);
         (facts, seen.completes)
@@ -56,13 +57,88 @@ pub(super) async fn with_sessions(
     (facts, completes)
 }
 
+/// The same flaws in a version that is older than the one that sessions are asked about.
+pub(super) async fn of_older(
+    prober: &Prober,
+    hello: &ClientHello,
+    greeting: &ClientHello,
+) -> Facts {
+    let in_turn = async {
+        // One handshake shows whether there is anything to ask.
+        let offer = hello
+            .clone()
+            .with(extension::HEARTBEAT, vec![1])
+            .with(extension::SESSION_TICKET, Vec::new());
+        let (client, ended) = Box::pin(sessions::complete(prober, &offer, None)).await;
+        let answered = |kind| client.server.as_ref().map(|server| server.extension(kind).is_some());
+        let heartbeats = answered(extension::HEARTBEAT);
+        let tickets = match (answered(extension::SESSION_TICKET), &client.session) {
+            (Some(false), _) => Some(false),
+            (_, Some(session)) => Some(session.ticket.is_some()),
+            _ => None,
+        };
+        match ended {
+            Ok(()) => client.channel.close().await,
+            Err(_) => drop(client),
+        }
+        let mut facts = match heartbeats {
+            Some(false) => heartbleed::without_extension(),
+            _ => Box::pin(heartbleed(prober, hello)).await,
+        };
+        facts.extend(match tickets {
+            Some(false) => ticketbleed::without_tickets(),
+            _ => Box::pin(ticketbleed(prober, hello)).await,
+        });
+        facts
+    };
+    let (mut facts, robot) = tokio::join!(in_turn, robot::of_known(prober, greeting));
+    facts.extend(robot);
+    facts
+}
+
+/// ROBOT again, with the suites that are taken, where the first question could not be answered or was
+/// refused although there are such suites.
+pub(super) async fn robot_of_known(prober: &Prober, hello: &ClientHello, said: &Facts) -> Facts {
+    let known = said.get("vulnerability.robot");
+    let settled = known.is_some_and(|fact| match fact.answer {
+        Answer::Yes => true,
+        Answer::No => !fact.evidence.starts_with(robot::NOT_TAKEN) || !robot::transported(hello),
+        _ => false,
+    });
+    match settled {
+        true => Facts::default(),
+        false => robot::of_known(prober, hello).await,
+    }
+}
+
+/// What versions say to the same question becomes one answer: a flaw in one is a flaw, and "no" takes
+/// all of them.
+fn worst(answers: Vec<(Version, Answer, String)>) -> (Answer, String) {
+    let rank = |answer: Answer| match answer {
+        Answer::Yes => 3,
+        Answer::Inconclusive => 2,
+        Answer::No => 1,
+        Answer::Untested => 0,
+    };
+    let worst = answers.iter().map(|(_, answer, _)| *answer).max_by_key(|answer| rank(*answer));
+    let worst = worst.unwrap_or(Answer::Untested);
+    let said = answers.into_iter().filter(|(_, answer, _)| *answer == worst);
+    let said: Vec<String> =
+        said.map(|(version, _, evidence)| format!("{version}: {evidence}")).collect();
+    (worst, said.join("; "))
+}
+
+fn version_of(hello: &ClientHello) -> Version {
+    Version::from_code(hello.version).unwrap_or(Version::Tls1_2)
+}
+
 /// The others, which need a hello for each version that is spoken.
-pub(super) async fn of_versions(prober: &Prober, hellos: &[ClientHello]) -> Facts {
-    if hellos.is_empty() {
+pub(super) async fn of_versions(prober: &Prober, greetings: &[ClientHello]) -> Facts {
+    if greetings.is_empty() {
         return Facts::default();
     }
     let (mut facts, poodle_tls) =
-        tokio::join!(ccs_injection(prober, hellos), poodle_tls(prober, hellos));
+        tokio::join!(ccs_injection(prober, greetings), poodle_tls(prober, greetings));
     facts.extend(poodle_tls);
     facts
 }
@@ -115,6 +191,8 @@ async fn next_within(channel: &mut Channel, wait: Duration) -> Next {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
     use crate::active::handshake::tls12;
     use crate::active::handshake::tls12::mock::{EarlyCcs, Flaws, Heartbeat, start};
@@ -135,20 +213,30 @@ mod tests {
 
     #[tokio::test]
     async fn each_flaw_is_told_from_its_absence() {
-        use Answer::{No, Yes};
+        use Answer::{Inconclusive, No, Yes};
         let right = Flaws::default();
-        for (flaws, expected) in [
+        let cases = [
             (right, [No, No, No]),
             (Flaws { heartbeat: Heartbeat::Right, ..right }, [No, No, No]),
             (Flaws { heartbeat: Heartbeat::Bleeding, ..right }, [Yes, No, No]),
             (Flaws { heartbeat: Heartbeat::BleedingLate, ..right }, [Yes, No, No]),
+            (Flaws { heartbeat: Heartbeat::BleedingAndStrict, ..right }, [Yes, No, No]),
+            (Flaws { heartbeat: Heartbeat::BleedingSlowly, ..right }, [Yes, No, No]),
+            (Flaws { heartbeat: Heartbeat::Strict, ..right }, [No, No, No]),
+            (Flaws { heartbeat: Heartbeat::Once, ..right }, [Inconclusive, No, No]),
+            (Flaws { heartbeat: Heartbeat::Deaf, ..right }, [Inconclusive, No, No]),
             (Flaws { early_ccs: EarlyCcs::Taken, ..right }, [No, Yes, No]),
             (Flaws { early_ccs: EarlyCcs::AllTaken, ..right }, [No, Yes, No]),
             (Flaws { early_ccs: EarlyCcs::PassedOver, ..right }, [No, No, No]),
             (Flaws { early_ccs: EarlyCcs::AllPassedOver, ..right }, [No, No, No]),
             (Flaws { careless_padding: true, ..right }, [No, No, Yes]),
-        ] {
-            assert_eq!(answers(flaws).await, expected, "{flaws:?}");
+        ];
+        // At the same time: some of them keep silent for seconds.
+        let all = join_all(cases.map(|(flaws, expected)| {
+            Box::pin(async move { (answers(flaws).await, flaws, expected) })
+        }));
+        for (answers, flaws, expected) in all.await {
+            assert_eq!(answers, expected, "{flaws:?}");
         }
     }
 }

@@ -1,18 +1,21 @@
 //! POODLE against TLS (CVE-2014-8730): a server that does not look at the padding of CBC records
 //! lets who is in the middle decrypt them, as in SSL 3.0.
 
+use futures_util::future::join_all;
+
+use super::{version_of, worst};
 use crate::active::Prober;
 use crate::active::handshake::tls12::{Client, Faults, can_complete};
 use crate::active::handshake::{BadPadding, Failure};
 use crate::active::link::Trouble;
 use crate::active::sessions::{complete, complete_with};
 use crate::facts::{Answer, Facts};
-use crate::names::{Suite, Version, suites};
+use crate::names::{Suite, suites};
 use crate::parse::ClientHello;
 
 /// `vulnerability.poodle_tls`: handshakes that are right but for the padding of the record with our
 /// Finished, whose length and MAC are as they should be. A server that then sends its own Finished
-/// did not look. By the newest of these hellos with which a CBC suite is taken.
+/// did not look. With each of these hellos with which a CBC suite is taken.
 pub async fn poodle_tls(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = ask(prober, hellos).await;
@@ -21,40 +24,33 @@ pub async fn poodle_tls(prober: &Prober, hellos: &[ClientHello]) -> Facts {
 }
 
 async fn ask(prober: &Prober, hellos: &[ClientHello]) -> (Answer, String) {
-    let (mut unclear, mut others) = (None, None);
-    for hello in hellos {
-        let mut cbc = hello.clone();
-        cbc.suites.retain(|code| Suite::from_code(*code).is_some_and(Suite::is_cbc));
-        let version = Version::from_code(hello.version).map(|v| v.to_string()).unwrap_or_default();
-        if cbc.suites.is_empty() {
-            others = others.or(other_suite(prober, hello).await);
-            continue;
-        }
-        let (client, ended) = complete(prober, &cbc, None).await;
-        drop(client);
-        match ended {
-            Ok(()) => {}
-            // handshake_failure, insufficient_security: no suite in common.
-            Err(Failure::Alert(2, 40 | 71)) => {
-                others = others.or(other_suite(prober, hello).await);
-                continue;
+    let answers = join_all(hellos.iter().map(|hello| in_version(prober, hello))).await;
+    let answers = hellos.iter().zip(answers);
+    worst(answers.map(|(hello, (answer, why))| (version_of(hello), answer, why)).collect())
+}
+
+async fn in_version(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
+    let mut cbc = hello.clone();
+    let usable = |suite: Suite| suite.is_cbc() && can_complete(suite);
+    cbc.suites.retain(|code| Suite::from_code(*code).is_some_and(usable));
+    let ended = match cbc.suites.is_empty() {
+        true => None,
+        false => Some(complete(prober, &cbc, None).await.1),
+    };
+    match ended {
+        Some(Ok(())) => match wrong(prober, &cbc).await {
+            Ok(found) => found,
+            Err(failure) => (Answer::Inconclusive, failure.to_string()),
+        },
+        // handshake_failure, insufficient_security: no suite in common.
+        None | Some(Err(Failure::Alert(2, 40 | 71))) => match other_suite(prober, hello).await {
+            Some(suite) => {
+                let evidence = format!("{suite} is taken, in which no handshake is completed here");
+                (Answer::Inconclusive, evidence)
             }
-            Err(failure) => {
-                unclear = Some(format!("{version}: {failure}"));
-                continue;
-            }
-        }
-        return match wrong(prober, &cbc).await {
-            Ok((answer, evidence)) => (answer, format!("{version}: {evidence}")),
-            Err(failure) => (Answer::Inconclusive, format!("{version}: {failure}")),
-        };
-    }
-    match (unclear, others) {
-        (Some(evidence), _) => (Answer::Inconclusive, evidence),
-        (None, Some(suite)) => {
-            (Answer::Untested, format!("of CBC suites, none but the like of {suite} is taken"))
-        }
-        (None, None) => (Answer::No, "no CBC suite is taken".to_owned()),
+            None => (Answer::No, "no CBC suite is taken".to_owned()),
+        },
+        Some(Err(failure)) => (Answer::Inconclusive, failure.to_string()),
     }
 }
 

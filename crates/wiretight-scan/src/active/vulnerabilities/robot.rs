@@ -48,28 +48,58 @@ pub async fn robot(prober: &Prober, hello: &ClientHello) -> Facts {
     facts
 }
 
+/// The same, where the suites of the hello are those that are taken.
+pub(super) async fn of_known(prober: &Prober, hello: &ClientHello) -> Facts {
+    let mut facts = Facts::default();
+    let mut offer = hello.clone();
+    offer.suites.retain(|code| Suite::from_code(*code).is_some_and(transports));
+    let (answer, evidence) = match offer.suites.is_empty() {
+        true => (Answer::No, NOT_TAKEN.to_owned()),
+        false => match ask_with(prober, &offer).await {
+            Ok(found) => found,
+            Err(failure) => (Answer::Inconclusive, failure.to_string()),
+        },
+    };
+    facts.set("vulnerability.robot", answer, None, evidence);
+    facts
+}
+
+/// Whether a hello offers such a suite.
+pub(super) fn transported(hello: &ClientHello) -> bool {
+    hello.suites.iter().any(|code| Suite::from_code(*code).is_some_and(transports))
+}
+
+/// What is said of servers that nothing can be decrypted of.
+pub(in crate::active) const NOT_TAKEN: &str = "RSA key transport is not taken";
+
+/// Whether the secret is encrypted with the server's RSA key.
+fn transports(suite: Suite) -> bool {
+    suite.key_exchange() == KeyExchange::Rsa && !suite.is_export()
+}
+
 async fn ask(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), Failure> {
     // Nothing is ever decrypted here: any suite will do.
-    let rsa: Vec<Suite> = suites()
+    let rsa = suites()
         .iter()
-        .copied()
-        .filter(|suite| suite.key_exchange() == KeyExchange::Rsa && !suite.is_export())
-        .filter(|suite| hello.version >= 0x0303 || !suite.needs_tls1_2())
-        .collect();
-    let offer = hello.clone().suites(rsa.iter().map(|suite| suite.code));
-    let client = match greet(prober, &offer).await {
+        .filter(|suite| transports(**suite))
+        .filter(|suite| hello.version >= 0x0303 || !suite.needs_tls1_2());
+    ask_with(prober, &hello.clone().suites(rsa.map(|suite| suite.code))).await
+}
+
+async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, String), Failure> {
+    let client = match greet(prober, offer).await {
         Ok(client) => client,
         // handshake_failure, insufficient_security: no suite in common.
         Err(failure @ Failure::Alert(2, 40 | 71)) => {
-            return Ok((Answer::No, format!("RSA key transport is not taken: {failure}")));
+            return Ok((Answer::No, format!("{NOT_TAKEN}: {failure}")));
         }
         Err(failure) => return Err(failure),
     };
     let key = RsaKey::of_certificate(client.chain.first().map_or(&[], Vec::as_slice))?;
     let [control, others @ ..] = BLOCKS;
     let (first, then) = tokio::join!(
-        both_ways(prober, &offer, &key, control, Some(client)),
-        join_all(others.map(|block| both_ways(prober, &offer, &key, block, None))),
+        both_ways(prober, offer, &key, control, Some(client)),
+        join_all(others.map(|block| both_ways(prober, offer, &key, block, None))),
     );
     let quick: Vec<(Next, Next)> =
         std::iter::once(first).chain(then).collect::<Result<_, Failure>>()?;
@@ -84,22 +114,24 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), F
         return Ok((Answer::No, format!("five blocks are answered alike, {evidence}")));
     }
 
-    // What was said, whenever that was.
+    // What was said, whenever that was: one that said nothing in time may be slow, and the rounds below
+    // give it time.
     let said = quick.iter().map(|(without, with)| match without {
         Next::IsSilent => with,
         said => said,
     });
+    let said = said.filter(|one| **one != Next::IsSilent);
     let alike_but_for_time = said.clone().all(|one| said.clone().next() == Some(one));
     let mut alike = Vec::new();
     for whole in [true, false] {
         let how = if whole { "with Finished" } else { "without Finished" };
-        let first = round(prober, &offer, &key, whole).await?;
+        let first = round(prober, offer, &key, whole).await?;
         if first.iter().all(|answer| *answer == first[0]) {
             alike.push(format!("{how}: {}", first[0]));
             continue;
         }
         for _ in 1..ROUNDS {
-            if round(prober, &offer, &key, whole).await? != first {
+            if round(prober, offer, &key, whole).await? != first {
                 let evidence = format!("{how}, answers differ, but not always in the same way");
                 return Ok((Answer::Inconclusive, evidence));
             }

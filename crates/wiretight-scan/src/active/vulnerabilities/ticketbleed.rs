@@ -30,13 +30,26 @@ pub(super) async fn after(prober: &Prober, hello: &ClientHello, seen: Tickets) -
     facts
 }
 
+/// Where another handshake has shown that no tickets are given.
+pub(super) fn without_tickets() -> Facts {
+    let mut facts = Facts::default();
+    facts.set("vulnerability.ticketbleed", Answer::No, None, NO_TICKETS);
+    facts
+}
+
 const NO_TICKETS: &str = "no tickets are given";
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     let asking = hello.clone().with(extension::SESSION_TICKET, Vec::new());
     let (mut first, ended) = complete(prober, &asking, None).await;
     if let Err(failure) = ended {
-        return (Answer::Inconclusive, failure.to_string());
+        // RFC 5077 section 3.2: a ticket comes only where the ServerHello has the extension.
+        return match &first.server {
+            Some(server) if server.extension(extension::SESSION_TICKET).is_none() => {
+                (Answer::No, NO_TICKETS.to_owned())
+            }
+            _ => (Answer::Inconclusive, failure.to_string()),
+        };
     }
     let session = first.session.take().filter(|session| session.ticket.is_some());
     first.channel.close().await;

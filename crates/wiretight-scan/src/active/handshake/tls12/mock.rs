@@ -33,6 +33,16 @@ pub(in crate::active) enum Heartbeat {
     Bleeding,
     /// The same, but only under encryption.
     BleedingLate,
+    /// The same, and one inside the handshake ends the connection.
+    BleedingAndStrict,
+    /// Only under encryption, and each answer takes more than a second.
+    BleedingSlowly,
+    /// Under encryption; one of false length ends the connection.
+    Strict,
+    /// Under encryption, the first alone; the second ends the connection, whatever it claims.
+    Once,
+    /// Never answered.
+    Deaf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,7 +115,7 @@ async fn serve(link: Link, flaws: Flaws) -> Result<(), Failure> {
 
     let mut secrets = None;
     let mut theirs = None;
-    let mut early = false;
+    let (mut early, mut beats) = (false, 0);
     loop {
         let incoming = match (channel.next().await, flaws.early_ccs) {
             (Err(_), EarlyCcs::AllTaken) if early => {
@@ -162,13 +172,25 @@ async fn serve(link: Link, flaws: Flaws) -> Result<(), Failure> {
                 channel.send(ContentType::Handshake, &message.bytes).await?;
             }
             Incoming::Heartbeat(request) => {
+                beats += 1;
                 let there = request.len().saturating_sub(3 + 16);
                 let says = usize::from(u16::from_be_bytes([request[1], request[2]]));
+                let encrypted = !channel.reading.is_clear();
                 let answered = match flaws.heartbeat {
-                    Heartbeat::None => false,
-                    Heartbeat::Right => says <= there && !channel.reading.is_clear(),
+                    Heartbeat::None | Heartbeat::Deaf => false,
+                    Heartbeat::Right => says <= there && encrypted,
                     Heartbeat::Bleeding => true,
-                    Heartbeat::BleedingLate => !channel.reading.is_clear(),
+                    Heartbeat::BleedingLate => encrypted,
+                    Heartbeat::BleedingAndStrict if !encrypted => return Ok(()),
+                    Heartbeat::BleedingAndStrict => true,
+                    Heartbeat::BleedingSlowly => {
+                        tokio::time::sleep(Duration::from_millis(1300)).await;
+                        encrypted
+                    }
+                    Heartbeat::Strict if encrypted && says > there => return Ok(()),
+                    Heartbeat::Strict => encrypted,
+                    Heartbeat::Once if encrypted && beats > 1 => return Ok(()),
+                    Heartbeat::Once => encrypted,
                 };
                 if answered {
                     let mut response = vec![2, request[1], request[2]];

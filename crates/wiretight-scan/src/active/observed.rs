@@ -1,0 +1,205 @@
+//! What the server chose in every hello of this scan, whatever the hello was for.
+//!
+//! It settles two things. No fact may deny what was seen ([`settle`](super::settle)). And one server
+//! answers the same hello alike each time: where answers differ, several servers share the address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::link::alert_name;
+use crate::names::{Group, Suite, Version};
+use crate::parse::{ClientHello, ServerHello, extension};
+
+/// Differences that are kept: one is enough to warn of.
+const MOST_DIFFERENCES: usize = 4;
+
+/// All that was seen so far.
+#[derive(Debug, Default)]
+pub struct Observed(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    chosen: BTreeMap<(Version, u16), u64>,
+    /// The first answer to each hello, less what differs by nature.
+    answers: HashMap<Question, String>,
+    /// Hellos that were answered again.
+    repeated: u64,
+    differences: Vec<String>,
+    /// The most suites in a hello of a version before TLS 1.3 that was answered.
+    longest: usize,
+}
+
+/// A hello without what is new each time.
+type Question = (u16, Vec<u16>, Vec<u8>, Vec<(u16, Vec<u8>)>);
+
+impl Observed {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ServerHello or HelloRetryRequest came in answer to this.
+    pub fn hello(&self, asked: &ClientHello, server: &ServerHello) {
+        let Some(version) = server.version().filter(|version| offers(asked, *version)) else {
+            return;
+        };
+        let mut seen = self.seen();
+        *seen.chosen.entry((version, server.suite)).or_default() += 1;
+        seen.longest = seen.longest.max(asked.suites.len());
+        seen.answer(asked, || shown(version, server));
+    }
+
+    /// A fatal alert about the hello came in answer to this.
+    pub fn refused(&self, asked: &ClientHello, level: u8, description: u8) {
+        self.seen().answer(asked, || alert_name(level, description));
+    }
+
+    /// Something shows that answers differ, in words.
+    pub fn differs(&self, how: String) {
+        let mut seen = self.seen();
+        if seen.differences.len() < MOST_DIFFERENCES && !seen.differences.contains(&how) {
+            seen.differences.push(how);
+        }
+    }
+
+    /// How answers to the same hello differed.
+    pub fn differences(&self) -> Vec<String> {
+        self.seen().differences.clone()
+    }
+
+    /// How many hellos were answered more than once.
+    pub fn repeated(&self) -> u64 {
+        self.seen().repeated
+    }
+
+    /// The most suites in a hello that was answered.
+    pub fn longest(&self) -> usize {
+        self.seen().longest
+    }
+
+    /// Each version and suite that was chosen, and how often.
+    pub fn chosen(&self) -> Vec<(Version, u16, u64)> {
+        self.seen().chosen.iter().map(|((version, suite), n)| (*version, *suite, *n)).collect()
+    }
+}
+
+impl Seen {
+    fn answer(&mut self, asked: &ClientHello, answer: impl FnOnce() -> String) {
+        let Some(question) = question(asked) else { return };
+        let answer = answer();
+        match self.answers.get(&question) {
+            None => drop(self.answers.insert(question, answer)),
+            Some(first) => {
+                self.repeated += 1;
+                let how = format!("the same hello was answered with {first}, and with {answer}");
+                if *first != answer
+                    && self.differences.len() < MOST_DIFFERENCES
+                    && !self.differences.contains(&how)
+                {
+                    self.differences.push(how);
+                }
+            }
+        }
+    }
+}
+
+fn offers(asked: &ClientHello, version: Version) -> bool {
+    match asked.extensions.iter().find(|(kind, _)| *kind == extension::SUPPORTED_VERSIONS) {
+        Some((_, body)) => body
+            .get(1..)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .any(|pair| u16::from_be_bytes([pair[0], pair[1]]) == version.code()),
+        None => version.code() <= asked.version,
+    }
+}
+
+/// None where a hello offers to resume a session: whether that succeeds depends on more than it.
+fn question(asked: &ClientHello) -> Option<Question> {
+    let tls1_3 = asked.extensions.iter().any(|(kind, _)| *kind == extension::SUPPORTED_VERSIONS);
+    if !tls1_3 && !asked.session_id.is_empty() {
+        return None;
+    }
+    let mut extensions = asked.extensions.clone();
+    for (kind, body) in &mut extensions {
+        match *kind {
+            extension::PRE_SHARED_KEY | extension::COOKIE => return None,
+            extension::SESSION_TICKET if !body.is_empty() => return None,
+            // Fresh keys, fresh noise: only the groups say something.
+            extension::KEY_SHARE => *body = groups_of_shares(body),
+            extension::ENCRYPTED_CLIENT_HELLO => body.clear(),
+            _ => {}
+        }
+    }
+    Some((asked.version, asked.suites.clone(), asked.compressions.clone(), extensions))
+}
+
+fn groups_of_shares(body: &[u8]) -> Vec<u8> {
+    let (mut groups, mut rest) = (Vec::new(), body.get(2..).unwrap_or_default());
+    while let [a, b, high, low, after @ ..] = rest {
+        groups.extend([*a, *b]);
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        rest = after.get(length..).unwrap_or_default();
+    }
+    groups
+}
+
+/// What one server says alike each time. What it staples, and whether it gives tickets, may change.
+fn shown(version: Version, server: &ServerHello) -> String {
+    let suite = Suite::from_code(server.suite).map_or("an unknown suite", |suite| suite.name);
+    let mut text = format!("{version} {suite}");
+    if let Some((group, _)) = server.key_share() {
+        let name = Group::from_code(group).map_or("an unknown group", |group| group.name);
+        text.push_str(&format!(" {name}"));
+    }
+    for (kind, name) in [
+        (extension::HEARTBEAT, "heartbeat"),
+        (extension::EXTENDED_MASTER_SECRET, "extended master secret"),
+        (extension::ENCRYPT_THEN_MAC, "encrypt-then-MAC"),
+        (extension::RENEGOTIATION_INFO, "secure renegotiation"),
+    ] {
+        if server.extension(kind).is_some() {
+            text.push_str(&format!(", {name}"));
+        }
+    }
+    if server.compression != 0 {
+        text.push_str(", compression");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(suite: u16, extensions: &[u16]) -> ServerHello {
+        ServerHello {
+            version: 0x0303,
+            random: [1; 32],
+            session_id: Vec::new(),
+            suite,
+            compression: 0,
+            extensions: extensions.iter().map(|kind| (*kind, Vec::new())).collect(),
+        }
+    }
+
+    #[test]
+    fn one_server_answers_alike_and_two_that_differ_are_noticed() {
+        let observed = Observed::default();
+        let hello = |random| ClientHello::new(Version::Tls1_2, [random; 32]).suites([0xc02f, 0x2f]);
+        observed.hello(&hello(1), &server(0xc02f, &[extension::RENEGOTIATION_INFO]));
+        // What is stapled now was not there before: no difference.
+        let again = server(0xc02f, &[extension::RENEGOTIATION_INFO, extension::STATUS_REQUEST]);
+        observed.hello(&hello(2), &again);
+        assert_eq!((observed.repeated(), observed.differences()), (1, Vec::new()));
+        observed.hello(&hello(3), &server(0x2f, &[extension::RENEGOTIATION_INFO]));
+        observed.refused(&hello(4), 2, 40);
+        assert_eq!(observed.differences().len(), 2, "{:?}", observed.differences());
+        assert_eq!(observed.chosen(), [(Version::Tls1_2, 0x2f, 1), (Version::Tls1_2, 0xc02f, 2)]);
+        // A version that was not offered is no choice; a session that is offered is no question.
+        observed.hello(&ClientHello::new(Version::Tls1_0, [0; 32]), &server(0x2f, &[]));
+        let resuming = |random| ClientHello { session_id: vec![1], ..hello(random) };
+        observed.hello(&resuming(5), &server(0xc02f, &[]));
+        observed.hello(&resuming(6), &server(0x2f, &[]));
+        assert_eq!((observed.chosen().len(), observed.repeated()), (2, 3));
+    }
+}
