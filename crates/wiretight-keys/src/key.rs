@@ -10,6 +10,7 @@ use der::pem::LineEnding;
 use der::{Any, Encode};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+use wiretight_tlog::Hash;
 use zeroize::Zeroizing;
 
 /// Why a key could not be made, read or used.
@@ -134,6 +135,11 @@ impl PublicKey {
     /// The DER `SubjectPublicKeyInfo`.
     pub fn to_der(&self) -> Vec<u8> {
         self.spki.to_der().expect("a parsed public key encodes")
+    }
+
+    /// SHA-256 of the DER `SubjectPublicKeyInfo`: how lists and logs name the key.
+    pub fn hash(&self) -> [u8; 32] {
+        *Hash::of(&self.to_der()).as_bytes()
     }
 
     /// The structure, to put into a certificate.

@@ -3,6 +3,7 @@
 //!
 //! - [`spiffe`]: names, and who a certificate speaks for
 //! - [`key`]: private keys, and the narrow [`key::Signer`] behind which the root sits
+//! - [`link`]: a renewal that is proved by the key before it
 //! - [`x509`]: requests and certificates
 //! - [`logged`]: entries of the log, and certificates that carry the proof that they are in it
 //! - [`transparency`]: whether that proof is demanded, and by which policy
@@ -12,6 +13,7 @@
 //! - [`mod@seal`]: secrets that pass through somebody else's store
 
 pub mod key;
+pub mod link;
 pub mod logged;
 pub mod seal;
 pub mod spiffe;
@@ -22,6 +24,7 @@ pub mod web;
 pub mod x509;
 
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
+pub use link::KeyLink;
 pub use logged::{Logged, NotLogged, Revocation};
 pub use seal::{SealError, SealKey, seal};
 pub use spiffe::{Id, Name, NameError, SpiffeId, TrustDomain};

@@ -31,6 +31,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
+use crate::link::KeyLink;
+use crate::spiffe::SpiffeId;
 use crate::token::hex;
 use crate::x509::{
     Period, Serial, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed,
@@ -83,6 +85,8 @@ pub struct LoggedCertificate {
     /// The series that its serial number begins with; `None` if no certificate of the mesh has such a serial number, and
     /// no node would believe it.
     pub series: Option<Series>,
+    /// SHA-256 of the key before this one, if that one has signed that this comes after it.
+    pub follows: Option<[u8; 32]>,
 }
 
 /// What is revoked from an entry on, besides what was before.
@@ -158,6 +162,7 @@ impl LoggedCertificate {
             names.push(format!("subject:{}", tbs.subject));
         }
         let spki = tbs.subject_public_key_info.to_der().map_err(&err)?;
+        let follows = if is_ca { None } else { follows(&names, &tbs) };
         let serial = Serial::from_bytes(tbs.serial_number.as_bytes());
         Ok(LoggedCertificate {
             names,
@@ -166,8 +171,18 @@ impl LoggedCertificate {
             key: *Hash::of(&spki).as_bytes(),
             issuer_key,
             series: serial.ok().map(|serial| serial.series()),
+            follows,
         })
     }
+}
+
+/// The key that a certificate's link leads from, if it does: for its one SPIFFE ID, and its own key.
+fn follows(names: &[String], tbs: &TbsCertificate) -> Option<[u8; 32]> {
+    let link = KeyLink::find(&tbs.extensions).ok()??;
+    let mut ids = names.iter().filter_map(|name| name.parse::<SpiffeId>().ok());
+    let (id, None) = (ids.next()?, ids.next()) else { return None };
+    link.verify(&id, &tbs.subject_public_key_info).ok()?;
+    Some(link.previous().hash())
 }
 
 /// A subject alternative name, as text.

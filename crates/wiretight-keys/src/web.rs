@@ -181,7 +181,7 @@ impl WebCsr {
 
     /// Makes the DER of a request for `names`, signed by `key`.
     pub fn create(names: &[String], key: &SigningKey) -> Result<Vec<u8>, X509Error> {
-        request(&dns_names(names)?, key)
+        request(&dns_names(names)?, None, key)
     }
 
     /// Parses and checks: a key of a kind that is certified, a good signature by it, DNS names alone.

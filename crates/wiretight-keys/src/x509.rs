@@ -28,6 +28,7 @@ use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
 use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
+use crate::link::KeyLink;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::token::hex;
 
@@ -218,6 +219,8 @@ pub struct Csr {
     pub id: SpiffeId,
     /// The key to certify; possession is proved.
     pub key: PublicKey,
+    /// That the key before it says that this one comes after it; verified.
+    pub link: Option<KeyLink>,
 }
 
 impl Csr {
@@ -226,7 +229,17 @@ impl Csr {
 
     /// Makes the DER of a request for `id`, signed by `key`.
     pub fn create(id: &SpiffeId, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
-        request(&SubjectAltName(vec![uri(id)?]), key)
+        Csr::create_linked(id, key, None)
+    }
+
+    /// The same, with what the key before says of this one.
+    pub fn create_linked(
+        id: &SpiffeId,
+        key: &SigningKey,
+        link: Option<&KeyLink>,
+    ) -> Result<Vec<u8>, X509Error> {
+        let link = link.map(KeyLink::extension).transpose()?;
+        request(&SubjectAltName(vec![uri(id)?]), link, key)
     }
 
     /// Parses and checks: P-256 key, a good signature by it, exactly one SPIFFE ID.
@@ -244,13 +257,15 @@ impl Csr {
         let signature = request.signature.as_bytes().ok_or(KeyError::BadSignature)?;
         key.verify(&request.info.to_der().map_err(&err)?, signature)?;
 
-        let mut names = Vec::new();
+        let (mut names, mut extensions) = (Vec::new(), Vec::new());
         for attribute in request.info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
             for value in attribute.values.iter() {
                 for ext in value.decode_as::<Vec<Extension>>().map_err(&err)? {
                     if ext.extn_id == SubjectAltName::OID {
                         let san = SubjectAltName::from_der(ext.extn_value.as_bytes());
                         names.extend(san.map_err(&err)?.0);
+                    } else {
+                        extensions.push(ext);
                     }
                 }
             }
@@ -258,7 +273,9 @@ impl Csr {
         match names.as_slice() {
             [GeneralName::UniformResourceIdentifier(u)] => {
                 let id = u.as_str().parse().map_err(|_| X509Error::NoSpiffeId)?;
-                Ok(Csr { id, key })
+                let link = KeyLink::find(&extensions)?;
+                link.as_ref().map_or(Ok(()), |link| link.verify(&id, key.spki()))?;
+                Ok(Csr { id, key, link })
             }
             _ => Err(X509Error::NoSpiffeId),
         }
@@ -266,9 +283,13 @@ impl Csr {
 }
 
 /// Makes the DER of a request for these names, signed by `key`.
-pub(crate) fn request(names: &SubjectAltName, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
+pub(crate) fn request(
+    names: &SubjectAltName,
+    more: Option<Extension>,
+    key: &SigningKey,
+) -> Result<Vec<u8>, X509Error> {
     let err = malformed("certificate request");
-    let request = ExtensionReq(vec![extension(names, false)?]);
+    let request = ExtensionReq([extension(names, false)?].into_iter().chain(more).collect());
     let mut attributes = Attributes::new();
     attributes.insert(request.try_into().map_err(&err)?).map_err(&err)?;
     let info = CertReqInfo {
@@ -439,6 +460,14 @@ impl Tbs {
     /// The bytes to sign.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// The same with what the key before says of this one.
+    pub fn linked(self, link: &KeyLink) -> Result<Tbs, X509Error> {
+        let err = malformed("certificate");
+        let mut tbs = TbsCertificate::from_der(&self.der).map_err(&err)?;
+        tbs.extensions.push(link.extension()?);
+        self.with_der(tbs.to_der().map_err(&err)?)
     }
 
     /// The same with other bytes to sign.

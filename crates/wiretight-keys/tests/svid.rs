@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use rustls_pki_types::{CertificateDer, UnixTime};
+use wiretight_keys::logged::Entry;
 use wiretight_keys::verify::bundle_by_fingerprint;
 use wiretight_keys::x509::{fingerprint, from_pem, to_pem};
 use wiretight_keys::*;
@@ -99,6 +100,41 @@ fn a_request_becomes_an_identity() {
     }
     assert_eq!(from_pem(to_pem(&chain).as_bytes()).unwrap(), chain);
     assert_eq!(Leaf::parse(&leaf).unwrap().key, csr.key);
+}
+
+#[test]
+fn a_renewal_is_linked_to_the_key_before_it() {
+    let (web, db) = (id("spiffe://example.org/service/web"), id("spiffe://example.org/service/db"));
+    let [before, next, other] = [(); 3].map(|()| SigningKey::generate().unwrap());
+    let public = |key: &SigningKey| PublicKey::new(key.public_key()).unwrap();
+    let link = |id: &SpiffeId, by: &SigningKey, next: &SigningKey| {
+        KeyLink::new(id, public(&before), &next.public_key(), |message| by.sign(message)).unwrap()
+    };
+    let asked = |link: &KeyLink| Csr::parse(&Csr::create_linked(&web, &next, Some(link)).unwrap());
+    let good = link(&web, &before, &next);
+    let csr = asked(&good).unwrap();
+    assert_eq!(csr.link, Some(good.clone()));
+    assert!(Csr::parse(&Csr::create(&web, &next).unwrap()).unwrap().link.is_none());
+    for (bad, why) in [
+        (link(&db, &before, &next), "for somebody else"),
+        (link(&web, &before, &other), "of another key"),
+        (link(&web, &other, &next), "by another key"),
+    ] {
+        assert!(asked(&bad).is_err(), "{why}");
+    }
+    // It is in the log, and what is logged says what it is worth.
+    let follows = |link: &KeyLink| {
+        let profile = Profile::Leaf(web.clone());
+        let key = next.public_key();
+        let tbs = Tbs::new(&profile, &key, HOUR, [9; 16], None, next.algorithm()).unwrap();
+        match Entry::parse(&tbs.linked(link).unwrap().entry().unwrap()) {
+            Ok(Entry::Certificate(certificate)) => certificate.follows,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(follows(&good), Some(public(&before).hash()));
+    assert_eq!(follows(&link(&web, &other, &next)), None);
+    assert_eq!(follows(&link(&db, &before, &next)), None);
 }
 
 #[test]

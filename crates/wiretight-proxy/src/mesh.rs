@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use rustls::SignatureScheme;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use wiretight_keys::{
-    Id, Leaf, Name, Refusal, Revocations, Role, SigningKey, SpiffeId, Transparency, TrustBundle,
-    TrustDomain, VerifiedPeer, X509Error,
+    Id, KeyError, KeyLink, Leaf, Name, Refusal, Revocations, Role, Signer, SigningKey, SpiffeId,
+    Transparency, TrustBundle, TrustDomain, VerifiedPeer, X509Error,
 };
 
 pub use crate::registry::{Instance, Registry};
@@ -73,6 +74,14 @@ impl Identity {
     /// The chain, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified.cert
+    }
+
+    /// Says with its key that `next` comes after it.
+    pub fn link(&self, next: &SigningKey) -> Option<KeyLink> {
+        let scheme = [SignatureScheme::ECDSA_NISTP256_SHA256];
+        let signer = self.certified.key.choose_scheme(&scheme)?;
+        let sign = |message: &[u8]| signer.sign(message).map_err(|_| KeyError::Crypto);
+        KeyLink::new(&self.leaf.id, self.leaf.key.clone(), &next.public_key(), sign).ok()
     }
 
     /// Half of its life: when it is renewed, and when idle connections made with it are given up.

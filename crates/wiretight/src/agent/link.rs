@@ -99,9 +99,20 @@ pub(super) enum Ticket<'a> {
     Enrolled(&'a Arc<Mesh>),
 }
 
+/// The question of a join or rejoin.
+pub(super) struct Question<'a> {
+    pub(super) trust_domain: &'a TrustDomain,
+    pub(super) node: &'a Name,
+    pub(super) enrolment: &'a SigningKey,
+    pub(super) ticket: &'a Ticket<'a>,
+    /// The key that is to be certified.
+    pub(super) key: &'a SigningKey,
+    /// The node's identity before.
+    pub(super) before: Option<&'a Identity>,
+}
+
 /// What a join or rejoin gives, checked.
 pub(super) struct Entry {
-    pub(super) key: SigningKey,
     pub(super) identity: Identity,
     pub(super) bundle: Vec<CertificateDer<'static>>,
 }
@@ -109,16 +120,13 @@ pub(super) struct Entry {
 /// Joins or rejoins at the first address that answers.
 pub(super) async fn enter(
     addresses: &[HostPort],
-    trust_domain: &TrustDomain,
-    node: &Name,
-    enrolment: &SigningKey,
-    ticket: &Ticket<'_>,
+    question: &Question<'_>,
     asks: &Transparency,
     limit: Duration,
 ) -> Result<Entry, LinkError> {
     let mut last = LinkError::NoAddress;
     for addr in addresses {
-        let ask = ask(addr, trust_domain, node, enrolment, ticket, asks);
+        let ask = ask(addr, question, asks);
         last = match timeout(limit, ask).await {
             Ok(Ok(entry)) => return Ok(entry),
             Ok(Err(e @ LinkError::Denied(_))) => return Err(e),
@@ -155,23 +163,22 @@ pub(super) async fn open(
 
 async fn ask(
     addr: &HostPort,
-    trust_domain: &TrustDomain,
-    node: &Name,
-    enrolment: &SigningKey,
-    ticket: &Ticket<'_>,
+    question: &Question<'_>,
     asks: &Transparency,
 ) -> Result<Entry, LinkError> {
+    let Question { trust_domain, node, enrolment, ticket, key, before } = *question;
     let trust = match ticket {
         Ticket::Token(token) => Trust::Fingerprint(trust_domain.clone(), token.root, asks.clone()),
-        Ticket::Enrolled(mesh) => Trust::Bundle((*mesh).clone()),
+        Ticket::Enrolled(mesh) => Trust::Bundle(Arc::clone(mesh)),
     };
     let config = stranger_config(trust).map_err(|e| tls_error(addr, e))?;
     let mut stream = connect(addr, config, trust_domain).await?;
 
     let local = |e: &dyn fmt::Display| LinkError::Answer(format!("no question could be made: {e}"));
     let id = SpiffeId::new(trust_domain.clone(), Id::Node(node.clone()));
-    let key = SigningKey::generate().map_err(|e| local(&e))?;
-    let csr = Blob(Csr::create(&id, &key).map_err(|e| local(&e))?);
+    let link = before.filter(|before| *before.id() == id).and_then(|before| before.link(key));
+    let csr = Csr::create_linked(&id, key, link.as_ref()).map_err(|e| local(&e))?;
+    let csr = Blob(csr);
     let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
     let exporter = exporter.map_err(|e| local(&e))?;
     let prove = |context: &[u8]| enrolment.sign(&[context, &exporter].concat()).map(Blob);
@@ -210,9 +217,9 @@ async fn ask(
     }
     let trust = TrustBundle::new(trust_domain.clone(), bundle.clone(), Default::default());
     let trust = trust.map_err(|e| LinkError::Answer(e.to_string()))?.with(asks.clone());
-    let identity = check(&trust, &id, chain, &key);
+    let identity = check(&trust, &id, chain, key);
     let identity = identity.map_err(LinkError::Answer)?;
-    Ok(Entry { key, identity, bundle })
+    Ok(Entry { identity, bundle })
 }
 
 /// Joins a chain to its key, if it is what was asked for and would be believed by others.

@@ -26,7 +26,9 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use wiretight_keys::{Id, JoinToken, Name, Serial, SigningKey, Transparency, TrustDomain};
+use wiretight_keys::{
+    Id, JoinToken, Name, PublicKey, Serial, Signer, SigningKey, Transparency, TrustDomain,
+};
 use wiretight_proxy::Mesh;
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
@@ -41,7 +43,7 @@ use state::{Disk, Membership};
 
 pub use link::LinkError;
 pub use shared::{Errands, SharedStore, SharedTimes};
-pub use state::follow;
+pub use state::{follow, keys};
 
 /// How long [`AgentHandle::renew_now`] and [`AgentHandle::sign`] wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -434,10 +436,21 @@ pub async fn join_once(
     let addresses: Vec<_> = authority.iter().chain(&membership.authority).cloned().collect();
     let (td, node) = (&token.trust_domain, &token.node);
     let ticket = Ticket::Token(token);
-    let entry = link::enter(&addresses, td, node, &enrolment, &ticket, asks, times.answer).await?;
     let id = Id::Node(node.clone());
+    let key = SigningKey::generate()?;
+    disk.note_asked(&id, &PublicKey::new(key.public_key())?.hash())?;
+    let before = saved.identities.iter().find(|identity| identity.id().id == id);
+    let question = link::Question {
+        trust_domain: td,
+        node,
+        enrolment: &enrolment,
+        ticket: &ticket,
+        key: &key,
+        before,
+    };
+    let entry = link::enter(&addresses, &question, asks, times.answer).await?;
     disk.save_bundle(&entry.bundle)?;
-    disk.save_identity(&id, &entry.key, entry.identity.chain())?;
+    disk.save_identity(&id, &key, entry.identity.chain())?;
     disk.save_membership(&membership)?;
     Ok(JoinSummary {
         node: node.clone(),

@@ -139,6 +139,8 @@ pub(super) struct Run {
     /// The state in force; the bundle of the last join if that is newer.
     state: State,
     identities: BTreeMap<Id, Arc<Identity>>,
+    /// What was found expired on the disk: its keys prove the next ones.
+    expired: BTreeMap<Id, Arc<Identity>>,
     renewals: BTreeMap<Id, Renewal>,
     waiters: Vec<Waiter>,
     fetches: VecDeque<(Vec<u8>, Reply<Chain>)>,
@@ -229,6 +231,7 @@ impl Run {
             membership,
             state,
             identities: BTreeMap::new(),
+            expired: BTreeMap::new(),
             renewals: BTreeMap::new(),
             waiters: Vec::new(),
             fetches: VecDeque::new(),
@@ -253,6 +256,8 @@ impl Run {
             if ours && wanted.contains(&id) && identity.is_valid() {
                 run.schedule(&id, &identity);
                 run.identities.insert(id, Arc::new(identity));
+            } else if ours && wanted.contains(&id) {
+                run.expired.insert(id, Arc::new(identity));
             }
         }
         run.drop_revoked();

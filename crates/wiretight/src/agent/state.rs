@@ -6,6 +6,7 @@
 //! node.pem            the node's key and chain; service-NAME.pem each service's
 //! bundle.pem          the roots of the trust bundle
 //! state.json          the last pushed state, whole
+//! asked-keys          hashes of the public keys that certificates were asked for: `wiretight svid keys`
 //! contact             when the authority last said something, in seconds since 1970, where max_staleness is set
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use wiretight_keys::token::hex;
 use wiretight_keys::x509::{from_pem, to_pem};
 use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain};
 use wiretight_proxy::mesh::now;
@@ -33,6 +35,9 @@ const ENROLMENT: &str = "enrolment.key";
 const JOINED: &str = "joined.json";
 const BUNDLE: &str = "bundle.pem";
 const STATE: &str = "state.json";
+const ASKED: &str = "asked-keys";
+/// The most lines of an identity in that file, and in all.
+const MAX_ASKED: (usize, usize) = (64, 4096);
 const CONTACT: &str = "contact";
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// Keys, chains, bundles.
@@ -129,6 +134,24 @@ impl Disk {
         self.dir.write(&file_of(id), pem.as_bytes())
     }
 
+    /// Remembers that a certificate is asked for this key, before it is: the answer may be lost, and it is in the log.
+    pub(super) fn note_asked(&self, id: &Id, key: &[u8; 32]) -> Result<(), FileError> {
+        let line = asked_line(id, key);
+        let text = self.dir.read(ASKED, MAX_PEM)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut lines: Vec<&str> = text.lines().filter(|known| **known != line).collect();
+        let same = format!("{id} ");
+        let of_id = lines.iter().filter(|known| known.starts_with(&same)).count();
+        if of_id >= MAX_ASKED.0
+            && let Some(oldest) = lines.iter().position(|known| known.starts_with(&same))
+        {
+            lines.remove(oldest);
+        }
+        lines.push(&line);
+        let newest = &lines[lines.len().saturating_sub(MAX_ASKED.1)..];
+        self.dir.write(ASKED, (newest.join("\n") + "\n").as_bytes())
+    }
+
     pub(super) fn remove_identity(&self, id: &Id) -> Result<(), FileError> {
         self.dir.remove(&file_of(id))
     }
@@ -178,6 +201,32 @@ impl Disk {
             }
         }
     }
+}
+
+fn asked_line(id: &Id, key: &[u8; 32]) -> String {
+    format!("{id} sha256:{}", hex(key))
+}
+
+/// The keys of a node's identities: those that it has, then those that it asked certificates for, each as
+/// `NAME sha256:HEX`. `dir` is STATE_DIR/identity.
+pub fn keys(dir: &Path) -> Result<Vec<String>, FileError> {
+    let dir = PrivateDir::open(dir)?;
+    let mut lines = Vec::new();
+    for name in dir.names()? {
+        let is_identity = name == NODE || (name.starts_with(SERVICE) && name.ends_with(".pem"));
+        let Some(pem) = dir.read(&name, MAX_PEM)?.filter(|_| is_identity) else { continue };
+        match identity(&pem, None) {
+            Ok(held) => lines.push(asked_line(&held.id().id, &held.leaf().key.hash())),
+            Err(why) => tracing::warn!(file = name, "cannot be read: {why}"),
+        }
+    }
+    let asked = dir.read(ASKED, MAX_PEM)?.unwrap_or_default();
+    for line in String::from_utf8_lossy(&asked).lines() {
+        if !lines.iter().any(|known| known == line) {
+            lines.push(line.to_owned());
+        }
+    }
+    Ok(lines)
 }
 
 const NODE: &str = "node.pem";

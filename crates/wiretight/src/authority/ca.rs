@@ -18,8 +18,8 @@ use wiretight_keys::transparency::Place;
 use wiretight_keys::verify::MAX_INTERMEDIATE_LIFE;
 use wiretight_keys::x509::{self, fingerprint};
 use wiretight_keys::{
-    Id, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId, Tbs,
-    Transparency, TrustDomain, X509Error,
+    Id, KeyLink, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId,
+    Tbs, Transparency, TrustDomain, X509Error,
 };
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::{Identity, IdentityError, Mesh};
@@ -211,6 +211,8 @@ pub(super) struct Ca {
     mesh: Arc<Mesh>,
     ttls: RwLock<Ttls>,
     issuer: RwLock<Arc<Issuer>>,
+    /// The key of the authority's own TLS identity, which proves the next.
+    own: RwLock<Option<Arc<SigningKey>>>,
     /// Held through a change, so that changes come one after another.
     changing: tokio::sync::Mutex<()>,
 }
@@ -234,7 +236,9 @@ impl Ca {
         remove_stray_keys(&dir, &issuer.record)?;
         let (issuer, ttls) = (RwLock::new(Arc::new(issuer)), RwLock::new(ttls));
         let (transparency, changing) = (Transparency::required(log.policy()), Default::default());
-        let ca = Ca { trust_domain, dir, store, log, transparency, mesh, ttls, issuer, changing };
+        let own = RwLock::default();
+        let ca =
+            Ca { trust_domain, dir, store, log, transparency, mesh, ttls, issuer, own, changing };
         for root in ca.status().0.iter().filter(|r| r.not_after < now() + 365 * 86_400) {
             tracing::warn!(root = %root.fingerprint, days = until(root.not_after).as_secs() / 86_400,
                 "this root ends within a year: rotate the root");
@@ -261,6 +265,7 @@ impl Ca {
         &self,
         id: SpiffeId,
         key: &PublicKey,
+        link: Option<&KeyLink>,
         series: &Series,
     ) -> Result<Issued, CaError> {
         let (issuer, now, ttl) = (self.issuer(), now(), self.ttls().svid.as_secs());
@@ -280,6 +285,11 @@ impl Ca {
             parent,
             issuer.key.algorithm(),
         )?;
+        // Into the log with it: whoever knows the key before needs not be told of this one.
+        let tbs = match link {
+            Some(link) => tbs.linked(link)?,
+            None => tbs,
+        };
         let leaf = patiently(&self.log, logged(&self.log, tbs)).await?.sign(&issuer.key)?;
         let serial = Leaf::parse(&leaf)?.serial;
         let chain = vec![leaf, issuer.intermediate.clone()];
@@ -320,9 +330,17 @@ impl Ca {
         let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
         let public = PublicKey::new(key.public_key()).map_err(X509Error::from)?;
         let series = Series::new(random()?);
-        let Issued { mut chain, root, .. } = self.issue(id, &public, &series).await?;
+        let before = self.own.read().unwrap_or_else(|e| e.into_inner()).clone();
+        let link = before.and_then(|before| {
+            let previous = PublicKey::new(before.public_key()).ok()?;
+            KeyLink::new(&id, previous, &key.public_key(), |message| before.sign(message)).ok()
+        });
+        let issued = self.issue(id, &public, link.as_ref(), &series).await?;
+        let Issued { mut chain, root, .. } = issued;
         chain.extend(self.roots().into_iter().find(|c| hex(&fingerprint(c)) == root));
-        Ok(Identity::new(chain, &key)?)
+        let identity = Identity::new(chain, &key)?;
+        *self.own.write().unwrap_or_else(|e| e.into_inner()) = Some(Arc::new(key));
+        Ok(identity)
     }
 
     /// The roots of the trust bundle, the active one first.

@@ -703,7 +703,8 @@ impl Registry {
         may(&self.current(node, enrolment).await?, &csr.id)?;
         let id = csr.id.clone();
         let series = self.series(node, enrolment, &id.id).await?;
-        let issued = self.ca.issue(csr.id, &csr.key, &series).await.map_err(unissued)?;
+        let issued = self.ca.issue(csr.id, &csr.key, csr.link.as_ref(), &series);
+        let issued = issued.await.map_err(unissued)?;
         let record = IssuedRecord {
             id: Some(id.id.clone()),
             names: Vec::new(),

@@ -130,7 +130,7 @@ struct Follow {
     #[arg(long, value_name = "URL")]
     heartbeat: Option<Url>,
     /// How long the witnesses may have seen nothing new
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = term::duration)]
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = term::duration)]
     max_silence: Duration,
     /// Authorities (PEM) that are trusted besides the system's: a mesh's trust bundle, for its log
     #[arg(long, value_name = "FILE")]

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use wiretight_keys::{Csr, Id, Leaf, Name, Period, SigningKey, SpiffeId, x509};
+use wiretight_keys::{
+    Csr, Id, KeyLink, Leaf, Name, Period, PublicKey, Signer, SigningKey, SpiffeId, x509,
+};
 use wiretight_proxy::mesh::now;
 
 use super::{Output, Where, term};
@@ -22,6 +24,7 @@ const BUNDLE_CHECK: Duration = Duration::from_secs(10);
 pub(super) enum Svid {
     Fetch(Fetch),
     Renew(Renew),
+    Keys(Keys),
 }
 
 /// Write svid.pem (the chain), key.pem and bundle.pem into a folder
@@ -64,6 +67,22 @@ pub(super) struct Renew {
     out: Output,
 }
 
+/// Print the keys of this node's identities, as lines for `wiretight monitor --expect`
+///
+/// These are the public keys that this node holds, and those that it asked certificates for. A monitor that knows one of
+/// them follows the renewals after it by itself. Works while the node is down.
+#[derive(Args)]
+#[command(after_help = "Example:\n  wiretight svid keys >>expected-keys")]
+pub(super) struct Keys {
+    #[command(flatten)]
+    at: Where,
+    /// Only those of this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<Name>,
+    #[command(flatten)]
+    out: Output,
+}
+
 impl Svid {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
@@ -73,7 +92,26 @@ impl Svid {
                 renew.out.print(&done, |_| "renewed\n".into())?;
                 Ok(ExitCode::SUCCESS)
             }
+            Svid::Keys(keys) => keys.run(),
         }
+    }
+}
+
+impl Keys {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let dir = self.at.state_dir()?.join("identity");
+        anyhow::ensure!(
+            dir.is_dir(),
+            "{} is not there: this node has not joined a mesh (wiretight join)",
+            dir.display()
+        );
+        let mut lines = crate::agent::keys(&dir)?;
+        if let Some(service) = &self.service {
+            let name = format!("service/{service} ");
+            lines.retain(|line| line.starts_with(&name));
+        }
+        self.out.print(&lines, |lines| lines.iter().map(|line| format!("{line}\n")).collect())?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -161,11 +199,24 @@ fn wait(state_dir: &Path, dir: &PrivateDir, period: Period) -> bool {
     }
 }
 
+/// What was fetched into the folder before, for the same identity.
+fn before(id: &SpiffeId, dir: &PrivateDir) -> Option<(Leaf, SigningKey)> {
+    let read = |name| dir.read(name, 1 << 20).ok().flatten();
+    let leaf = Leaf::parse(x509::from_pem(&read("svid.pem")?).ok()?.first()?).ok()?;
+    let key = SigningKey::from_pem(&read("key.pem")?).ok()?;
+    let fits = PublicKey::new(key.public_key()).is_ok_and(|key| key == leaf.key);
+    (fits && leaf.id == *id).then_some((leaf, key))
+}
+
 /// A new key, its certificate, and the bundle; the key's file is written last but one, so that a
 /// reader that finds a new svid.pem finds its key.
 fn fetch(state_dir: &Path, id: &SpiffeId, dir: &PrivateDir) -> anyhow::Result<Leaf> {
     let key = SigningKey::generate()?;
-    let csr = x509::csr_to_pem(&Csr::create(id, &key)?);
+    // The key that is there says that this one comes after it, so that monitors expect it.
+    let link = before(id, dir).and_then(|(leaf, before)| {
+        KeyLink::new(id, leaf.key, &key.public_key(), |message| before.sign(message)).ok()
+    });
+    let csr = x509::csr_to_pem(&Csr::create_linked(id, &key, link.as_ref())?);
     let answer: SvidAnswer = super::post(state_dir, "/v1/svid", &SvidRequest { csr })?;
     let chain = x509::from_pem(answer.chain.as_bytes())?;
     let leaf = Leaf::parse(chain.first().context("the node answered with an empty chain")?)?;

@@ -8,6 +8,7 @@ mod damage;
 mod forged;
 mod http;
 mod monitor;
+mod monitor_chain;
 mod monitor_faults;
 mod monitor_names;
 mod rig;

@@ -429,6 +429,75 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
     }
 }
 
+/// From the keys that a node prints once, a monitor follows all of its renewals.
+#[test]
+fn renewals_of_a_mesh_are_no_news_to_a_monitor() {
+    let world = World::new();
+    let (listen, log) = (free(), free());
+    let sections =
+        format!("[authority]\nlisten = \"{listen}\"\n[log]\nlisten = \"{log}\"\npublic = true\n");
+    let mut auth = world.node("auth", &sections);
+    auth.listen = Some(listen);
+    auth.start();
+    auth.ready();
+    let offers = service("echo", free(), echo(), "\"service/web\"");
+    let mut db = world.joined(&auth, "db1", &["echo"], &offers);
+    let fetch = |node: &Node, folder: &str| {
+        let out = world.path(folder);
+        let out = out.to_str().unwrap();
+        node.cli(&["svid", "fetch", "--service", "echo", "--out", out]).good();
+    };
+    fetch(&db, "first");
+    let chain = fs::read(world.path("first").join("svid.pem")).unwrap();
+    let chain = wiretight_keys::x509::from_pem(&chain).unwrap();
+    let intermediate = wiretight_keys::x509::key_hash(&chain[1]).unwrap();
+    let intermediate = wiretight_keys::token::hex(&intermediate);
+    let expect = |node: &Node| {
+        let keys = node.cli(&["svid", "keys"]).good().out;
+        fs::write(world.path("expect"), format!("{keys}spiffe://{TD} sha256:{intermediate}\n"))
+            .unwrap();
+        keys
+    };
+    let keys = expect(&db);
+    assert!(keys.contains("service/echo sha256:") && keys.contains("node/db1 sha256:"), "{keys}");
+    let key = auth.cli(&["authority", "log-key"]).good().out;
+    fs::write(world.path("one-log"), format!("log {key}quorum none\n")).unwrap();
+    let url = format!("https://{log}");
+    let looks = || {
+        let mut monitor = wiretight();
+        monitor.args(["monitor", "--once", "--url", &url, "--watch", "service/echo"]);
+        monitor.args(["--watch", "node/db1", "--server-name", &format!("authority.{TD}")]);
+        monitor.arg("--ca").arg(world.path("first").join("bundle.pem"));
+        monitor.arg("--policy").arg(world.path("one-log"));
+        monitor.arg("--state").arg(world.path("monitor-state"));
+        let ran = Ran::of(monitor.arg("--expect").arg(world.path("expect")), "");
+        (ran.code, ran.all())
+    };
+    let silent = |what: &str| {
+        let (code, said) = looks();
+        assert_eq!(code, Some(0), "{what}: {said}");
+    };
+    silent("what the list has");
+    for _ in 0..2 {
+        db.cli(&["svid", "renew"]).good();
+        fetch(&db, "first");
+        silent("renewals");
+    }
+    db.kid().signal(Signal::TERM);
+    assert!(db.kid().ended(ms(20_000)).is_some(), "it does not stop");
+    db.start();
+    db.ready();
+    db.cli(&["svid", "renew"]).good();
+    silent("renewals after a restart");
+    // The control: a certificate with a key that nobody has linked to another.
+    fetch(&db, "second");
+    let (code, said) = looks();
+    assert!(code == Some(1) && said.contains("unexpected-certificate"), "{said}");
+    // The node knows that it asked for it.
+    expect(&db);
+    silent("told once");
+}
+
 /// A key with a certificate that it signed itself; and the hash of its public key.
 fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     let [cert, key] = ["pem", "key"].map(|end| world.path(&format!("{name}.{end}")));

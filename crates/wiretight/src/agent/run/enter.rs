@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wiretight_keys::{JoinToken, SigningKey};
+use wiretight_keys::{Id, JoinToken, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 
@@ -60,24 +60,31 @@ impl Run {
         }
     }
 
+    /// With the key of the identity that it got.
     async fn ask(
         &self,
-        key: &SigningKey,
+        enrolment: &SigningKey,
         ticket: &Ticket<'_>,
         addresses: Vec<HostPort>,
-    ) -> Result<link::Entry, LinkError> {
+    ) -> Result<(SigningKey, link::Entry), LinkError> {
         let AgentParams { trust_domain, node, transparency, times, .. } = &self.params;
-        let limit = times.answer;
-        link::enter(&addresses, trust_domain, node, key, ticket, transparency, limit).await
+        let id = Id::Node(node.clone());
+        let key = SigningKey::generate();
+        let key = key.map_err(|e| LinkError::Answer(format!("no key could be made: {e}")))?;
+        self.note_asked(&id, &key).await;
+        let before = self.before(&id).map(|identity| &**identity);
+        let question = link::Question { trust_domain, node, enrolment, ticket, key: &key, before };
+        let entry = link::enter(&addresses, &question, transparency, times.answer).await?;
+        Ok((key, entry))
     }
 
     /// Puts what a join or rejoin gave on the disk and into the mesh.
     async fn entered(
         &mut self,
-        entry: link::Entry,
+        (key, entry): (SigningKey, link::Entry),
         membership: Option<Membership>,
     ) -> Result<(), Trouble> {
-        let link::Entry { key, identity, bundle } = entry;
+        let link::Entry { identity, bundle } = entry;
         let (id, chain) = (identity.id().id.clone(), identity.chain().to_vec());
         if membership.is_some() {
             // Of a new enrolment, perhaps with a new authority, nothing is known yet.
@@ -133,6 +140,7 @@ impl Run {
         self.removed = true;
         self.distrusted = true;
         self.identities.clear();
+        self.expired.clear();
         self.renewals.clear();
         self.put_identities();
         for waiter in self.waiters.drain(..) {

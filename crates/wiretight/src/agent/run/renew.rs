@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wiretight_keys::{Csr, Id, SigningKey, SpiffeId};
+use wiretight_keys::{Csr, Id, PublicKey, Signer, SigningKey, SpiffeId};
 use wiretight_proxy::Identity;
 use wiretight_proxy::mesh::now;
 
@@ -25,10 +25,16 @@ impl Run {
                 let id = id.clone();
                 let key = SigningKey::generate().map_err(|e| retry(&e))?;
                 let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
-                let csr = Csr::create(&spiffe, &key).map_err(|e| retry(&e))?;
+                let link = self.before(&id).and_then(|before| before.link(&key));
+                let csr = Csr::create_linked(&spiffe, &key, link.as_ref());
+                let csr = csr.map_err(|e| retry(&e))?;
+                self.note_asked(&id, &key).await;
                 self.renewals.entry(id.clone()).or_default().in_flight = true;
                 (csr, Pending::Renew { id, key })
             } else if let Some((csr, reply)) = self.fetches.pop_front() {
+                if let Ok(Csr { id, key, .. }) = Csr::parse(&csr) {
+                    self.note_asked_key(id.id, key.hash()).await;
+                }
                 (csr, Pending::Fetch(reply))
             } else {
                 break;
@@ -39,6 +45,24 @@ impl Run {
             link.send(&FromNode::Sign { request, csr: Blob(csr) }).await?;
         }
         Ok(())
+    }
+
+    /// The identity whose key proves the next one, also when it has expired.
+    pub(super) fn before(&self, id: &Id) -> Option<&Arc<Identity>> {
+        self.identities.get(id).or_else(|| self.expired.get(id))
+    }
+
+    /// Remembers that a certificate is asked for this key.
+    pub(super) async fn note_asked(&self, id: &Id, key: &SigningKey) {
+        if let Ok(key) = PublicKey::new(key.public_key()) {
+            self.note_asked_key(id.clone(), key.hash()).await;
+        }
+    }
+
+    async fn note_asked_key(&self, id: Id, key: [u8; 32]) {
+        if let Err(e) = self.on_disk(move |disk| disk.note_asked(&id, &key)).await {
+            tracing::warn!("`wiretight svid keys` will not know a key: {e}: {}", e.source);
+        }
     }
 
     pub(super) async fn renewed(&mut self, request: u64, id: Id, key: SigningKey, chain: Chain) {
@@ -99,6 +123,7 @@ impl Run {
 
     pub(super) fn take_identity(&mut self, id: &Id, identity: Identity) {
         self.schedule(id, &identity);
+        self.expired.remove(id);
         self.identities.insert(id.clone(), Arc::new(identity));
         self.put_identities();
         self.report(|_| {});

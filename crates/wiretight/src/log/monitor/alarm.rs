@@ -104,9 +104,12 @@ impl Alarm {
         let evidence = evidence.as_ref().map(|path| path.display().to_string());
         tracing::error!(alert = kind.as_str(), log, evidence, "{detail}");
         if self.shared.webhook.is_some() {
-            match state.waiting.len() < WAITING {
-                true => state.waiting.push_back((alert, 0)),
-                false => state.left_out += 1,
+            let waiting = state.waiting.len();
+            match alert.kind.is_of_entry() {
+                // Behind the first, which is on its way: no flood of certificates hides that a log misbehaves.
+                false => state.waiting.insert(waiting.min(1), (alert, 0)),
+                true if waiting < WAITING => state.waiting.push_back((alert, 0)),
+                true => state.left_out += 1,
             }
             state.dirty = true;
         }
@@ -193,30 +196,36 @@ impl Alarm {
     /// Sends an alert once; how long to wait before the next.
     async fn send_one(&self, client: &Client, url: &Url, alert: &Alert) -> Option<Duration> {
         let body = serde_json::to_vec(alert).expect("an alert is plain data");
-        let (problem, refused, retry_after) =
-            match client.post(url, "application/json", body, LIMIT).await {
-                Ok(answer) if (200..300).contains(&answer.status) => {
-                    let mut state = self.state();
-                    state.waiting.pop_front();
-                    state.failures = 0;
-                    state.dirty = true;
-                    if state.waiting.is_empty() && state.left_out > 0 {
-                        let count = std::mem::take(&mut state.left_out);
-                        tracing::error!(count, "alerts that the webhook was not told: see above");
-                    }
-                    if state.waiting.len().is_multiple_of(SENT)
-                        && let Err(error) = self.write(&mut state)
-                    {
-                        tracing::error!("{}", chain(&error));
-                    }
-                    return None;
+        let (problem, refused, retry_after) = match client
+            .post(url, "application/json", body, LIMIT)
+            .await
+        {
+            Ok(answer) if (200..300).contains(&answer.status) => {
+                let mut state = self.state();
+                state.waiting.pop_front();
+                state.failures = 0;
+                state.dirty = true;
+                if state.waiting.is_empty() && state.left_out > 0 {
+                    let count = std::mem::take(&mut state.left_out);
+                    let detail = format!(
+                        "{count} more alerts came faster than the webhook takes them: they are in the monitor's log alone"
+                    );
+                    let more = Alert::new(AlertKind::MoreAlerts, &alert.log, detail, alert.time);
+                    state.waiting.push_back((more, 0));
                 }
-                Ok(answer) => {
-                    let refused = (400..500).contains(&answer.status) && answer.status != 429;
-                    (format!("status {}", answer.status), refused, answer.retry_after)
+                if state.waiting.len().is_multiple_of(SENT)
+                    && let Err(error) = self.write(&mut state)
+                {
+                    tracing::error!("{}", chain(&error));
                 }
-                Err(error) => (chain(&error), false, None),
-            };
+                return None;
+            }
+            Ok(answer) => {
+                let refused = (400..500).contains(&answer.status) && answer.status != 429;
+                (format!("status {}", answer.status), refused, answer.retry_after)
+            }
+            Err(error) => (chain(&error), false, None),
+        };
         let mut state = self.state();
         state.failures += 1;
         let pause = FIRST_PAUSE * 2u32.saturating_pow((state.failures - 1).min(10));

@@ -19,6 +19,7 @@ use wiretight_tlog::tree::verify_consistency;
 use wiretight_tlog::{Policy, Refused, SignedCheckpoint};
 
 use super::alarm::Alarm;
+use super::chain::{Chains, identity};
 use super::expect::{Expected, Watch};
 use super::name::{Name, shown};
 use super::table::{Row, Table, What};
@@ -67,6 +68,8 @@ pub struct Follower {
     table: Table,
     /// The list that was read last.
     expected: Option<Arc<Expected>>,
+    /// What comes after the keys in it.
+    chains: Chains,
     progress: Arc<AtomicU64>,
 }
 
@@ -112,6 +115,7 @@ impl Follower {
             last,
             table,
             expected: None,
+            chains: Chains::default(),
             progress: Arc::default(),
         })
     }
@@ -202,10 +206,11 @@ impl Follower {
     ) -> Option<MonitorError> {
         let path = self.watched.expect.as_ref()?;
         match super::expect::Expected::read_patiently(path).await {
-            Ok(expected) => {
-                self.expected = Some(Arc::new(expected));
-                None
-            }
+            Ok(expected) if self.expected.as_deref() == Some(&expected) => None,
+            Ok(expected) => match self.chains_after(expected).await {
+                Ok(()) => None,
+                Err(error) => Some(error),
+            },
             Err(error) => {
                 let detail = match self.expected {
                     Some(_) => format!("{}: the list of before is used", chain(&error)),
@@ -215,6 +220,16 @@ impl Follower {
                 Some(error.into())
             }
         }
+    }
+
+    /// Takes a list, and finds what comes after its keys.
+    async fn chains_after(&mut self, expected: Expected) -> Result<(), MonitorError> {
+        let (dir, expected) = (self.dir.path().to_owned(), Arc::new(expected));
+        let list = expected.clone();
+        let read = tokio::task::spawn_blocking(move || Chains::read(&dir, &list));
+        self.chains = read.await.map_err(|_| MonitorError::Interrupted)??;
+        self.expected = Some(expected);
+        Ok(())
     }
 
     /// Takes the newest checkpoint, if nothing speaks against it.
@@ -344,6 +359,7 @@ impl Follower {
             let mut rows = Vec::new();
             for (index, entry) in (start..).zip(entries) {
                 let parsed = Entry::parse(&entry);
+                self.follow_link(&parsed);
                 if let Some(alert) = self.judge(index, &parsed, now) {
                     look.alerts += 1;
                     alarm.tell(alert);
@@ -355,6 +371,16 @@ impl Follower {
             self.progress.fetch_add(rows.len() as u64, Relaxed);
         }
         Ok(())
+    }
+
+    /// Notes that a certificate's key comes after another.
+    fn follow_link(&mut self, entry: &Result<Entry, X509Error>) {
+        let (Ok(Entry::Certificate(of)), Some(expected)) = (entry, self.expected.as_deref()) else {
+            return;
+        };
+        if let Some((before, name)) = of.follows.zip(identity(&of.names)) {
+            self.chains.follow(expected, name, before, of.key);
+        }
     }
 
     /// What there is to say about an entry.
@@ -381,7 +407,10 @@ impl Follower {
             watch => Watch::any(watch, name),
         };
         let is_expected = |name: &Name| {
-            expected.is_some_and(|list| list.has(name, &certificate.key, certificate.is_ca))
+            let (key, is_ca) = (&certificate.key, certificate.is_ca);
+            expected.is_some_and(|list| {
+                list.has(name, key, is_ca) || (!is_ca && self.chains.has(list, name, key))
+            })
         };
         let mut seen = HashSet::new();
         let names = certificate.names.iter().filter_map(|text| {

@@ -7,10 +7,12 @@
 //! - `follow`: one log; every log of the policy is followed, each by itself
 //! - `watch`: the monitor as a process: looks again and again, says that it is blind, shows how it is
 //! - `expect`, `name`: which keys are expected, for which names
+//! - `chain`: keys that come after expected ones
 //! - `table`: who was issued what
 //! - `alarm`: where alerts go
 
 pub mod alarm;
+pub mod chain;
 pub mod expect;
 pub mod follow;
 pub mod name;
@@ -59,6 +61,9 @@ pub enum MonitorError {
     /// The table.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The process ends.
+    #[error("the monitor was stopped in the middle")]
+    Interrupted,
     /// The list of what is expected.
     #[error(transparent)]
     Expect(#[from] expect::ExpectError),
@@ -108,6 +113,8 @@ pub enum AlertKind {
     Blind,
     /// The list of expected keys cannot be read.
     BadExpectedKeys,
+    /// There were more alerts than the webhook took.
+    MoreAlerts,
 }
 
 impl AlertKind {
@@ -123,7 +130,13 @@ impl AlertKind {
             AlertKind::Damaged => "damaged",
             AlertKind::Blind => "blind",
             AlertKind::BadExpectedKeys => "bad-expected-keys",
+            AlertKind::MoreAlerts => "more-alerts",
         }
+    }
+
+    /// Whether it is about one entry: there may be as many as a log has entries.
+    fn is_of_entry(self) -> bool {
+        matches!(self, AlertKind::UnexpectedCertificate | AlertKind::MalformedEntry)
     }
 }
 

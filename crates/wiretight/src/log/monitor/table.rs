@@ -66,6 +66,9 @@ pub enum What {
         issuer_key: Option<String>,
         /// The series of its serial number.
         series: Option<String>,
+        /// SHA-256 of the key before this one, in hex, if that one has signed this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<String>,
     },
     /// What is revoked.
     Revocation {
@@ -100,6 +103,7 @@ impl What {
                 key: hex(&c.key),
                 issuer_key: c.issuer_key.map(|id| hex(&id)),
                 series: c.series.map(|s| s.to_string()),
+                follows: c.follows.map(|key| hex(&key)),
             },
             Ok(Entry::Revocation(r)) => {
                 What::Revocation { at: r.at, ranges: r.indexes.len(), series: r.series.len() }
