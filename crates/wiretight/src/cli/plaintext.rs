@@ -57,7 +57,7 @@ pub(super) fn render(of: &InterceptStatus) -> String {
 /// Flows, the last first. Those in `would_stop` are marked.
 pub(super) fn table(flows: &[Flow], would_stop: &[Flow]) -> String {
     let would_stop: BTreeSet<&Flow> = would_stop.iter().collect();
-    let mut table = Table::new(&[
+    let mut table = Table::narrow(&[
         "PLAINTEXT WITH",
         "PROGRAM",
         "PROTOCOL",

@@ -124,12 +124,10 @@ fn transparency(status: &Value) -> String {
     if of["without_news"] == true {
         out += &format!(
             "           {}\n",
-            term::bad(
-                "out of contact with the authority for longer than max_staleness: no connections"
-            )
+            term::bad("no news of revocations for too long (max_staleness): no connections")
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           the last news of revocations is {} old\n", term::span(age));
+        out += &format!("           news of revocations is {} old\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);
@@ -180,7 +178,7 @@ pub(super) fn log(log: &Value) -> String {
 }
 
 fn identities(status: &Value) -> Table {
-    let mut table = Table::new(&["IDENTITY", "EXPIRES IN"]);
+    let mut table = Table::narrow(&["IDENTITY", "EXPIRES IN"]);
     for identity in list(&status["identities"]) {
         let left = identity["expires_in_seconds"].as_i64().unwrap_or(0);
         let left = match u64::try_from(left) {
@@ -193,7 +191,7 @@ fn identities(status: &Value) -> Table {
 }
 
 fn services(status: &Value) -> Table {
-    let mut table = Table::new(&["SERVICE", "LISTEN", "TO", "WHO"]);
+    let mut table = Table::narrow(&["SERVICE", "LISTEN", "TO", "WHO"]);
     let texts = |v: &Value| list(v).map(text).collect::<Vec<_>>().join(", ");
     for service in list(&status["services"]) {
         let allow = format!("for {}", or_nobody(&texts(&service["allow"])));
@@ -213,7 +211,7 @@ fn services(status: &Value) -> Table {
 
 fn sites(status: &Value) -> Table {
     let mut table =
-        Table::new(&["SITE", "TO", "CERTIFICATE EXPIRES IN", "REQUESTS", "ERRORS", "OUT"]);
+        Table::narrow(&["SITE", "TO", "CERTIFICATE EXPIRES IN", "REQUESTS", "ERRORS", "OUT"]);
     for site in list(&status["edge"]["sites"]) {
         let name = site["names"][0].as_str().unwrap_or_default();
         let left = match site["expires_in_seconds"].as_i64().map(u64::try_from) {
@@ -256,7 +254,7 @@ fn sites(status: &Value) -> Table {
 
 /// With what clients of the edge came, as shares.
 fn handshakes(status: &Value) -> Table {
-    let mut table = Table::new(&["CLIENTS", "GROUP", "HANDSHAKES", "SHARE"]);
+    let mut table = Table::narrow(&["CLIENTS", "GROUP", "HANDSHAKES", "SHARE"]);
     let all = || list(&status["edge"]["handshakes"]);
     let sum: u64 = all().map(|h| number(&h["count"])).sum();
     for h in all() {
@@ -273,7 +271,7 @@ fn or_nobody(texts: &str) -> &str {
 
 /// Live connections, summed up by peer and protection: what they are encrypted with.
 fn protection(status: &Value) -> Table {
-    let mut table = Table::new(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
+    let mut table = Table::narrow(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
     for sum in list(&status["relay"]["peers"]) {
         let keys = ["side", "service", "peer", "protocol", "group", "cipher"];
         table.row(keys.map(|k| text(&sum[k])));
@@ -284,7 +282,7 @@ fn protection(status: &Value) -> Table {
 /// The same connections: what they carry.
 fn peers(status: &Value) -> Table {
     let mut table =
-        Table::new(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
+        Table::narrow(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
     for sum in list(&status["relay"]["peers"]) {
         let mut row = Vec::new();
         row.extend(["side", "service", "peer"].map(|k| text(&sum[k])));
@@ -298,7 +296,7 @@ fn peers(status: &Value) -> Table {
 /// What there was since the start, connections that have ended included.
 fn totals(status: &Value) -> Table {
     let mut table =
-        Table::new(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);
+        Table::narrow(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);
     for sum in list(&status["relay"]["sums"]) {
         let mut row = vec![text(&sum["side"]), text(&sum["service"])];
         row.extend(["sessions", "failed", "handshakes"].map(|k| number(&sum[k]).to_string()));
@@ -310,7 +308,7 @@ fn totals(status: &Value) -> Table {
 
 fn refusals(status: &Value) -> Table {
     let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
-    let mut table = Table::new(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
+    let mut table = Table::narrow(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
     for r in all.iter().rev().take(REFUSALS) {
         let peer = r["peer"].as_str().map_or_else(|| text(&r["address"]), str::to_owned);
         table.row([

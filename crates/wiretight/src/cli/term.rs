@@ -12,15 +12,22 @@ use wiretight_proxy::mesh::now;
 const WIDTH: usize = 100;
 const GAP: &str = "  ";
 
-/// Columns as wide as their widest cell. Where that is wider than [`WIDTH`] in all, cells of several words have several
-/// lines. A word is never cut: identities and hashes are searched for.
+/// Columns as wide as their widest cell, a row a line: scripts read it.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
+    narrow: bool,
 }
 
 impl Table {
     pub(super) fn new(head: &[&str]) -> Table {
-        Table { rows: vec![head.iter().map(|h| (*h).to_owned()).collect()] }
+        let rows = vec![head.iter().map(|h| (*h).to_owned()).collect()];
+        Table { rows, narrow: false }
+    }
+
+    /// One for people: where it is wider than [`WIDTH`], cells of several words have several lines. A word is never cut, for
+    /// identities are searched for.
+    pub(super) fn narrow(head: &[&str]) -> Table {
+        Table { narrow: true, ..Table::new(head) }
     }
 
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
@@ -35,6 +42,9 @@ impl Table {
         let columns = self.rows[0].len();
         let width = |c: usize| self.rows.iter().map(|r| columns_of(&r[c])).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..columns).map(width).collect();
+        if !self.narrow {
+            return widths;
+        }
         let word = |cell: &String| cell.split(' ').map(columns_of).max().unwrap_or(0);
         let least = |c: usize| self.rows.iter().map(|r| word(&r[c])).max().unwrap_or(0);
         let room = WIDTH.saturating_sub(GAP.len() * columns.saturating_sub(1));
@@ -226,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_table_is_no_wider_than_it_may_be_and_colour_takes_no_room() {
-        let mut table = Table::new(&["A", "WORDS", "B"]);
+        let mut table = Table::narrow(&["A", "WORDS", "B"]);
         let red = |text: &str| format!("\x1b[31m{text}\x1b[0m");
         table.row(["one".into(), red("bad"), "1".into()]);
         table.row(["two".into(), "fine".into(), "22".into()]);
@@ -235,14 +245,19 @@ mod tests {
         assert_eq!(lines, ["A    WORDS  B", "one  \x1b[31mbad\x1b[0m    1", "two  fine   22"]);
 
         let long = "many words ".repeat(30);
-        table.row(["three".into(), red(long.trim_end()), "x".repeat(150)]);
+        table.row(["three".into(), red(long.trim_end()), "a-hash".into()]);
         let text = table.to_string();
         assert!(text.lines().all(|line| columns_of(line) <= WIDTH), "{text}");
-        assert!(
-            text.matches("many").count() == 30 && text.matches("\x1b[31m").count() > 3,
-            "{text}"
-        );
-        assert_eq!(text.matches('x').count(), 150);
+        let painted = text.matches("\x1b[31m").count();
+        assert!(text.matches("many").count() == 30 && painted > 3, "{text}");
+        // What is searched for stays whole, also where it does not fit.
+        let hash = "x".repeat(150);
+        table.row(["four".into(), "w".into(), hash.clone()]);
+        assert!(table.to_string().contains(&hash), "{table}");
+        // For scripts, a row is a line.
+        let mut table = Table::new(&["A", "B"]);
+        table.row(["one".into(), long]);
+        assert_eq!(table.to_string().lines().count(), 2);
     }
 
     #[test]

@@ -72,12 +72,45 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         Ok(alert @ Next::Alert(2, 20 | 21)) => {
             (Answer::Yes, format!("an early ChangeCipherSpec is taken, and {what}: {alert}"))
         }
+        // decode_error: with a stream cipher, a record of one byte is too short to hold a MAC.
+        Ok(short @ Next::Alert(2, 50)) => {
+            drop(client);
+            longer(prober, hello, &short).await
+        }
         Ok(alert @ Next::Alert(2, _)) => {
             (Answer::No, format!("an early ChangeCipherSpec is passed over, and {what}: {alert}"))
         }
         Ok(next) => {
             let evidence = format!("silence at an early ChangeCipherSpec, and {what}: {next}");
             (Answer::Inconclusive, evidence)
+        }
+        Err(failure) => (Answer::Inconclusive, failure.to_string()),
+    }
+}
+
+/// The same with a record that is long enough for a MAC, after the first ChangeCipherSpec.
+async fn longer(prober: &Prober, hello: &ClientHello, short: &Next) -> (Answer, String) {
+    let asked = async {
+        let mut client = greet(prober, hello).await?;
+        let first = change_cipher_spec(&mut client).await?;
+        client.channel.send(ContentType::Handshake, &[0x57; 64]).await?;
+        Ok::<_, Failure>((first, next(&mut client.channel).await))
+    };
+    match asked.await {
+        Ok((Next::IsSilent, alert @ Next::Alert(2, 20 | 21))) => {
+            let evidence = format!(
+                "an early ChangeCipherSpec is taken, a second: {short}, and a record of 64 bytes: {alert}"
+            );
+            (Answer::Yes, evidence)
+        }
+        Ok((Next::IsSilent, alert @ Next::Alert(2, _))) => {
+            let evidence = format!(
+                "an early ChangeCipherSpec is passed over, a second: {short}, and what is no message: {alert}"
+            );
+            (Answer::No, evidence)
+        }
+        Ok((first, then)) => {
+            (Answer::Inconclusive, format!("an early ChangeCipherSpec: {first}, and then: {then}"))
         }
         Err(failure) => (Answer::Inconclusive, failure.to_string()),
     }
