@@ -4,18 +4,18 @@
 //! handshake: that is read by [`Records`].
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{
-    AcceptedAlert, Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection,
-};
+use rustls::server::{Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
 use rustls::{
     CipherSuite, ClientConfig, CommonState, Error, NamedGroup, ProtocolVersion, ServerConfig,
 };
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -23,6 +23,8 @@ use crate::record::{self, Records};
 
 /// How long the alert of a failed handshake may take: the peer may be gone, or not reading.
 const ALERT: Duration = Duration::from_secs(1);
+/// What is read, and thrown away, behind the alert for a hello that was refused.
+const MAX_THROWN_AWAY: usize = 256 << 10;
 /// What one read takes at most.
 const READ: usize = 8192;
 
@@ -100,23 +102,53 @@ async fn hello(
         read(socket, &mut input).await?;
         let mut new = &input[before..];
         while !new.is_empty() {
-            acceptor.read_tls(&mut new)?;
+            // It takes up to some 64 KiB, and no client of ours needs a tenth of that.
+            if let Err(error) = acceptor.read_tls(&mut new) {
+                last_words(socket, &DECODE_ERROR).await;
+                return Err(error.into());
+            }
         }
         match acceptor.accept() {
             Ok(None) => continue,
             Ok(Some(accepted)) => return Ok((choose(&accepted.client_hello()), input)),
-            Err((error, alert)) => return Err(turned_away(socket, error, alert)),
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                let _ = alert.write_all(&mut bytes); // into memory
+                if bytes.is_empty() {
+                    bytes.extend_from_slice(&DECODE_ERROR); // what is no message has no alert there
+                }
+                last_words(socket, &bytes).await;
+                return Err(error.into());
+            }
         }
     }
 }
 
-/// Sends the alert, if it goes at once, and passes the error on.
-fn turned_away(socket: &TcpStream, error: Error, mut alert: AcceptedAlert) -> HandshakeError {
-    let mut bytes = Vec::new();
-    if alert.write_all(&mut bytes).is_ok() {
-        let _ = socket.try_write(&bytes);
+/// A record with the fatal alert `decode_error`, not encrypted.
+const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+
+/// Sends an alert, if it goes at once, and reads for a moment what the peer is still sending: bytes that nobody has
+/// read when a socket is closed make it a reset, which takes the alert away from a peer that has not read it yet.
+async fn last_words(socket: &TcpStream, alert: &[u8]) {
+    if socket.try_write(alert).is_err() || SockRef::from(socket).shutdown(Shutdown::Write).is_err()
+    {
+        return;
     }
-    error.into()
+    let rest = async {
+        let mut thrown_away = [0; 4096];
+        for _ in 0..MAX_THROWN_AWAY / thrown_away.len() {
+            if socket.readable().await.is_err() {
+                return;
+            }
+            match socket.try_read(&mut thrown_away) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = timeout(ALERT, rest).await;
 }
 
 /// Drives rustls to the end of the handshake; `input` has been read already.

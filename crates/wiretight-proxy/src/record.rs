@@ -282,7 +282,11 @@ impl Records {
 
     fn alert(&mut self, body: &[u8]) -> Result<(), RecordError> {
         // The level says nothing any more (section 6).
-        let &[_, description] = body else { return Err(RecordError::Decode) };
+        let description = match *body {
+            [_, description] => description,
+            [] => return Err(RecordError::Unexpected), // section 5.4
+            _ => return Err(RecordError::Decode),
+        };
         match AlertDescription::from(description) {
             AlertDescription::CloseNotify => self.end = Some(Ok(())),
             AlertDescription::UserCanceled => {} // close_notify follows

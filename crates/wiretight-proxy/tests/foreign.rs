@@ -6,7 +6,7 @@ mod rig;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -259,6 +259,75 @@ fn a_stream_that_a_foreign_peer_cuts_short_is_an_abort_and_not_an_end() {
             (false, Err(e)) if e.kind() == ErrorKind::ConnectionReset => {}
             (_, other) => panic!("orderly {orderly}: {other:?}"),
         }
+    }
+}
+
+/// What came before the end is the program's, however late it reads; that it is not the whole shows.
+#[test]
+fn what_a_foreign_peer_sent_before_it_cut_the_stream_short_is_delivered() {
+    const ALL: usize = 8 << 20;
+    let (tell, backends) = mpsc::channel();
+    let pair = Pair::new(&[backend(move |socket| tell.send(socket).unwrap())]);
+    let peer = tls::Stranger::new(pair.ca.issue("service/web", 60));
+    let mut tls = tls::Stranger { alpn: false, ..peer }.connect(pair.service.listen).unwrap();
+    let mut socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
+    let sent = Random::new(9).bytes(ALL);
+    let of_peer = sent.clone();
+    // It does not fit into the sockets on the way: some of it is still here when the end comes.
+    let peer = std::thread::spawn(move || {
+        tls.write_all(&of_peer).unwrap();
+        drop(tls);
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let mut got = Vec::new();
+    let error = loop {
+        let mut buffer = [0; 65536];
+        match socket.read(&mut buffer) {
+            Ok(0) => panic!("a truncated stream looked whole"),
+            Ok(n) => got.extend_from_slice(&buffer[..n]),
+            Err(error) => break error,
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    peer.join().unwrap();
+    assert_eq!((got.len(), error.kind()), (ALL, ErrorKind::ConnectionReset));
+    assert!(got == sent);
+}
+
+/// The protocol that is selected for a client which offers these.
+fn selected(pair: &Pair, pems: &Pems, offer: &str) -> Option<String> {
+    let mut command = s_client(pair, pems);
+    command.args(["-alpn", offer]);
+    // Not -quiet, for it to tell.
+    let args: Vec<_> =
+        command.get_args().filter(|a| *a != "-quiet").map(ToOwned::to_owned).collect();
+    let out = Command::new("openssl").args(args).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.contains("TLSv1.3"), "{offer}: {said}{}", String::from_utf8_lossy(&out.stderr));
+    let line = said.lines().find_map(|line| line.strip_prefix("ALPN protocol: "));
+    line.map(str::to_owned)
+}
+
+#[test]
+fn a_foreign_client_that_insists_on_a_protocol_gets_it_and_one_with_a_choice_none() {
+    if missing("openssl") {
+        return;
+    }
+    let pair = Pair::new(&[backend(echo)]);
+    let pems = Pems::new(&pair.ca, "service/web");
+    for (offer, expected) in [
+        ("h2", Some("h2")),
+        ("grpc-exp,h2", Some("h2")),
+        ("postgresql", Some("postgresql")),
+        ("http/1.1", Some("http/1.1")),
+        // curl and browsers: the program behind may speak HTTP/1.1 alone.
+        ("h2,http/1.1", None),
+        ("http/1.0,http/1.1", None),
+        ("a,b", None),
+        // Ours goes before all others.
+        ("h2,wiretight/1", Some("wiretight/1")),
+    ] {
+        assert_eq!(selected(&pair, &pems, offer).as_deref(), expected, "{offer}");
     }
 }
 

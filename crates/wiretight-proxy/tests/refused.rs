@@ -351,6 +351,36 @@ fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
 }
 
 #[test]
+fn a_hello_that_is_too_large_is_answered_by_an_alert() {
+    let (pair, told) = watched();
+    // In records of 16 KiB, and all of it sent before anything is read.
+    for size in [70_000usize, 200_000, 1 << 20] {
+        let mut hello = vec![1];
+        hello.extend_from_slice(&(size as u32).to_be_bytes()[1..]);
+        hello.resize(size, 3);
+        let mut socket = connect(pair.service.listen);
+        for fragment in hello.chunks(1 << 14) {
+            let mut record = vec![22, 3, 1];
+            record.extend_from_slice(&(fragment.len() as u16).to_be_bytes());
+            record.extend_from_slice(fragment);
+            // It may be refused before all of it is there.
+            if socket.write_all(&record).is_err() {
+                break;
+            }
+        }
+        let mut answer = [0; 7];
+        let read = socket.read_exact(&mut answer);
+        if size <= 200_000 {
+            read.unwrap();
+            assert_eq!(answer[..2], [21, 3], "{size}: no alert but {answer:?}");
+            assert_eq!(answer[5], 2, "{size}: not a fatal one");
+        }
+    }
+    assert!(told.try_recv().is_err());
+    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+}
+
+#[test]
 fn unfinished_handshakes_are_bounded_by_address() {
     let (pair, told) = watched();
     ping(&mut pair.connect(), b"before").unwrap();

@@ -215,12 +215,18 @@ impl Daemon {
         if agent.removed {
             return Some("this node was removed from the mesh: join again with a new token".into());
         }
-        let lacks = |i: &&crate::agent::IdentityStatus| i.not_after.is_none_or(|t| t < now());
+        let now = now();
+        let lacks = |i: &&crate::agent::IdentityStatus| i.not_after.is_none_or(|t| t < now);
         let missing: Vec<String> =
             agent.identities.iter().filter(lacks).map(|i| i.id.to_string()).collect();
-        let mut why = match missing.is_empty() {
-            true => "no trust bundle yet".to_owned(),
-            false => format!("no valid identity for {}", missing.join(", ")),
+        let begins = agent.identities.iter().filter_map(|i| Some((i.not_before?, &i.id))).max();
+        let early = begins.and_then(|(at, id)| Some((at.checked_sub(now).filter(|s| *s > 0)?, id)));
+        let mut why = match (missing.is_empty(), early) {
+            (false, _) => format!("no valid identity for {}", missing.join(", ")),
+            (true, Some((ahead, id))) => format!(
+                "the certificate of {id} is not valid for another {ahead} s by this machine's clock: this clock, or the authority's when it issued the certificate, was wrong (`timedatectl`). A new one is being requested"
+            ),
+            (true, None) => "no trust bundle yet".to_owned(),
         };
         let errors = agent.identities.iter().filter_map(|i| i.error.as_ref());
         let mut errors: Vec<&String> = agent.last_error.iter().chain(errors).collect();

@@ -80,7 +80,7 @@ impl InternalCertificates {
         let (mut changed, mut errors) = (held.len() != before, BTreeMap::new());
         for site in sites {
             let at = held.iter().position(|h| h.site == site);
-            if at.is_some_and(|i| held[i].renew_at > now()) {
+            if at.is_some_and(|i| held[i].renew_at > now() && held[i].certificate.is_valid()) {
                 continue;
             }
             match self.issue(&site).await {

@@ -18,6 +18,7 @@ pub mod admin;
 pub mod agent;
 pub mod authority;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -46,6 +46,7 @@ use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::mesh::Mesh;
+use crate::relay::net;
 use crate::relay::worker::Pending;
 
 /// Not a refusal: the handshake itself was what the peer had come for.
@@ -208,13 +209,13 @@ impl Worker {
     {
         let port = listener.local_addr().map_or(0, |a| a.port());
         let mut draining = self.shared.draining.clone();
-        let mut last_report = None;
+        let (mut last_report, mut held) = (None, None);
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|s| *s) => break,
                 _ = draining.wait_for(|d| *d) => break,
-                accepted = listener.accept() => accepted,
+                accepted = net::accept(&listener, &mut held) => accepted,
             };
             match accepted {
                 Ok((socket, from)) => {
@@ -245,7 +246,7 @@ impl Worker {
         let sites = self.workshop.sites.load();
         let address = Some(from.ip()).filter(|ip| !sites.settings.trusts(*ip));
         drop(sites);
-        let Some(slot) = self.tcp.enter(address) else {
+        let Some(slot) = self.tcp.place(address, &socket).await else {
             let _ = socket.set_zero_linger();
             return table.refuse(from, "too_many_handshakes", "at the moment");
         };

@@ -236,6 +236,7 @@ fn only_what_may_come_after_a_handshake_is_taken() {
         (ALERT, &[2, 42], alert(AlertDescription::BadCertificate)),
         (ALERT, &[1, 42], alert(AlertDescription::BadCertificate)),
         (ALERT, &[2], Err(RecordError::Decode)),
+        (ALERT, &[], Err(RecordError::Unexpected)),
         (ALERT, &[2, 42, 0], Err(RecordError::Decode)),
         (20, &[1], unexpected.clone()), // change_cipher_spec, encrypted
         (24, &[1], unexpected.clone()), // heartbeat

@@ -137,6 +137,17 @@ impl AppWriter<'_> {
         Ok(())
     }
 
+    /// Waits until nothing of what was written waits in this machine any more: an abort would take it back. (What
+    /// was written to a Unix socket is with its program already.)
+    pub(crate) async fn drained(&self) -> io::Result<()> {
+        let AppWriter::Tcp(socket) = self else { return Ok(()) };
+        let socket = SockRef::from(socket.as_ref());
+        socket.set_tcp_notsent_lowat(1)?; // writable means from now on: all is sent
+        // A descriptor of its own, for which the kernel is asked anew.
+        let twin = TcpStream::from_std(socket.try_clone()?.into())?;
+        twin.writable().await
+    }
+
     /// The orderly end of this direction: `shutdown(SHUT_WR)`.
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| match self {

@@ -12,6 +12,8 @@ const FAILURES: u32 = 3;
 /// How long the first time; doubled for each further failure, up to [`HOLD_MAX`].
 const HOLD: Duration = Duration::from_secs(1);
 const HOLD_MAX: Duration = Duration::from_secs(30);
+/// How long the one session that tries an instance again may take, until another may: more than any attempt takes.
+const PROBE: Duration = Duration::from_secs(30);
 
 /// The state of one target, shared by all workers.
 pub(crate) struct Target<T> {
@@ -20,14 +22,29 @@ pub(crate) struct Target<T> {
     failures: AtomicU32,
     /// Until when it is held back: milliseconds since the balancer was made.
     held_until: AtomicU64,
+    /// Until when one session tries it, and no other does.
+    probed_until: AtomicU64,
     /// Found not to answer.
     down: AtomicBool,
 }
 
 impl<T> Target<T> {
     fn new(at: T) -> Target<T> {
-        let (sessions, failures, held_until, down) = Default::default();
-        Target { at, sessions, failures, held_until, down }
+        let (sessions, failures, held_until, probed_until, down) = Default::default();
+        Target { at, sessions, failures, held_until, probed_until, down }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.failures.load(Relaxed) >= FAILURES
+    }
+
+    /// Until when others are preferred; 0 if they are not.
+    fn avoided_until(&self, now: u64) -> u64 {
+        let until = |t: &AtomicU64| Some(t.load(Relaxed)).filter(|t| *t > now);
+        match self.is_failing() {
+            true => until(&self.held_until).or(until(&self.probed_until)).unwrap_or(0),
+            false => 0,
+        }
     }
 }
 
@@ -49,11 +66,16 @@ impl<T> Default for Balancer<T> {
 /// A session counted to its target, until dropped.
 pub(crate) struct Lease<T> {
     target: Arc<Target<T>>,
+    /// It is the one that finds out whether the target answers again.
+    is_probe: bool,
 }
 
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         self.target.sessions.fetch_sub(1, Relaxed);
+        if self.is_probe {
+            self.target.probed_until.store(0, Relaxed);
+        }
     }
 }
 
@@ -66,7 +88,8 @@ impl<T> std::ops::Deref for Lease<T> {
 
 impl<T: Clone + Eq + Hash> Balancer<T> {
     /// The best of `candidates` that is not among `tried`. One that is down or held back is taken only if
-    /// there is no other: a wrong guess must not make a service unreachable.
+    /// there is no other: a wrong guess must not make a service unreachable. When the hold of a failing one is over,
+    /// one session tries it, and the others go elsewhere until that one has succeeded.
     pub(crate) fn pick(&self, candidates: &[T], tried: &[T]) -> Option<Lease<T>> {
         let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
         if targets.len() > 4 * candidates.len() + 64 {
@@ -82,12 +105,14 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
                 targets.entry(c.clone()).or_insert_with(new).clone()
             })
             .min_by_key(|t| {
-                let held = t.held_until.load(Relaxed);
-                let held = if held > now { held } else { 0 };
-                (t.down.load(Relaxed), held, t.sessions.load(Relaxed))
+                (t.down.load(Relaxed), t.avoided_until(now), t.sessions.load(Relaxed))
             })?;
         best.sessions.fetch_add(1, Relaxed);
-        Some(Lease { target: best })
+        let is_probe = best.is_failing() && best.avoided_until(now) == 0;
+        if is_probe {
+            best.probed_until.store(now + PROBE.as_millis() as u64, Relaxed);
+        }
+        Some(Lease { target: best, is_probe })
     }
 
     /// It answered.
@@ -97,13 +122,22 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
         }
     }
 
-    /// It could not be reached.
+    /// It could not be reached. Of many that were on their way when it began to fail, and of those that were
+    /// sent there for want of another, none makes the hold longer.
     pub(crate) fn failed(&self, lease: &Lease<T>) {
+        if lease.target.is_failing() && !lease.is_probe {
+            return;
+        }
         let failures = lease.target.failures.fetch_add(1, Relaxed) + 1;
         if failures >= FAILURES {
             let hold = HOLD.saturating_mul(1 << (failures - FAILURES).min(8)).min(HOLD_MAX);
             lease.target.held_until.store(self.now() + hold.as_millis() as u64, Relaxed);
         }
+    }
+
+    /// Whether it has failed, and nobody else is sent there if there is another.
+    pub(crate) fn is_held(&self, lease: &Lease<T>) -> bool {
+        lease.target.avoided_until(self.now()) > 0
     }
 
     /// It was asked, and does not answer, or does again.
@@ -151,6 +185,54 @@ mod tests {
         balancer.succeeded(&last);
         drop(last);
         assert_eq!(*balancer.pick(&all, &[]).unwrap(), bad);
+    }
+
+    #[test]
+    fn one_session_tries_a_failing_instance_again_and_the_others_wait_for_what_it_finds() {
+        let balancer = Balancer::default();
+        let all = ["dead", "live"];
+        let fail = |times| {
+            let dead = balancer.pick(&["dead"], &[]).unwrap();
+            (0..times).for_each(|_| balancer.failed(&dead));
+        };
+        let over = || {
+            let targets = balancer.targets.lock().unwrap();
+            targets["dead"].held_until.store(0, Relaxed);
+        };
+        let picked = || {
+            let picked: Vec<_> = (0..20).map(|_| balancer.pick(&all, &[]).unwrap()).collect();
+            let probes = picked.iter().filter(|l| ***l == "dead").count();
+            (probes, picked)
+        };
+        // A burst that fails makes one hold, not thirty.
+        fail(30);
+        let held = balancer.targets.lock().unwrap()["dead"].held_until.load(Relaxed);
+        assert!(held <= balancer.now() + HOLD.as_millis() as u64);
+        assert_eq!(picked().0, 0);
+        // The hold is over: one goes there; while it is under way, nobody else.
+        over();
+        let (probes, picks) = picked();
+        assert_eq!(probes, 1);
+        assert_eq!(picked().0, 0);
+        let probe = picks.iter().find(|l| ***l == "dead").unwrap();
+        balancer.failed(probe);
+        assert!(balancer.is_held(probe));
+        drop(picks);
+        assert_eq!(picked().0, 0);
+        // One that ends without an outcome leaves the next one free to try.
+        over();
+        drop(balancer.pick(&["dead"], &[]));
+        let (probes, picks) = picked();
+        assert_eq!(probes, 1);
+        // It answers: it is one of two again.
+        balancer.succeeded(picks.iter().find(|l| ***l == "dead").unwrap());
+        drop(picks);
+        assert_eq!(picked().0, 10);
+        // The only one there is gets all, whatever it has done.
+        fail(30);
+        over();
+        let only: Vec<_> = (0..5).map(|_| balancer.pick(&["dead"], &[])).collect();
+        assert!(only.iter().all(Option::is_some));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use wiretight_keys::{Id, SpiffeId};
 
@@ -27,7 +29,7 @@ use super::stands;
 use crate::buffer::{Buffer, CHUNK};
 use crate::mesh::{Mesh, now};
 use crate::record::RecordError;
-use crate::stream::{Agreed, TlsStream};
+use crate::stream::{Agreed, HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY};
 use crate::wire::{Frame, HEADER, Open, Refused};
 
@@ -39,6 +41,13 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const WARM: usize = 2;
 /// The most that are kept of those that were used.
 const MAX_IDLE: usize = 512;
+/// How long a session waits for its turn to connect, and how many of a pool do for one instance.
+const TURN: Duration = Duration::from_secs(30);
+const MAX_WAITING: usize = 8192;
+/// Rounds through the instances when one of them was so busy that it reset the handshake; and the pause before the
+/// second, which doubles.
+const ROUNDS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 /// So often a new connection that is retired unused is followed by another to the same instance.
 const RETIRED: u32 = 1;
 /// How often those that nobody needed are given up.
@@ -132,7 +141,7 @@ impl Idle {
 
     /// Whether a session may still begin on it.
     fn is_good(&mut self, mesh: &Mesh) -> bool {
-        let Ready { conn, listed, give_up } = &mut self.ready;
+        let Ready { conn, listed, give_up, .. } = &mut self.ready;
         now() < *give_up && stands(mesh, listed.peer()) && conn.tls.is_quiet()
     }
 }
@@ -150,6 +159,8 @@ struct Ready {
     conn: Box<Conn>,
     listed: Listed,
     give_up: u64,
+    /// The age at which it is given up, if the clock is set back meanwhile.
+    lasts: Duration,
 }
 
 /// The idle connections to one instance.
@@ -164,6 +175,10 @@ struct Shelf {
     raw: bool,
     failures: u32,
     retry_at: Option<Instant>,
+    /// Sessions that wait for their turn to connect, and what wakes them: a connection has become idle, or the
+    /// instance fails.
+    waiting: usize,
+    news: Rc<Notify>,
 }
 
 impl Shelf {
@@ -202,9 +217,42 @@ pub(crate) struct Pool {
 enum Attempt {
     Opened(Ready),
     /// Try another instance: nothing has reached a backend.
-    Next(&'static str, String),
+    Next(Missed),
     /// Trying elsewhere would be wrong, or unsafe.
     Stop(&'static str, String),
+}
+
+/// Why an instance could not be connected.
+struct Missed {
+    reason: &'static str,
+    detail: String,
+    /// It is there, and has reset the handshake: most likely there were too many at once.
+    is_busy: bool,
+}
+
+impl Missed {
+    fn new(reason: &'static str, detail: impl Into<String>) -> Missed {
+        Missed { reason, detail: detail.into(), is_busy: false }
+    }
+}
+
+/// What the program has sent before its session was opened, behind the OPEN. It is read when there is a connection.
+type Early = Option<Option<(Buffer, usize)>>;
+
+/// What has ended the wait for a turn.
+enum Turn {
+    Connect(OwnedSemaphorePermit),
+    Take(Ready),
+}
+
+/// A session that waits for its turn.
+struct Waiting<'a>(&'a Pool, &'a HostPort);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Saturating: a pool that is closed has forgotten its shelves.
+        self.0.shelf(self.1, |shelf| shelf.waiting = shelf.waiting.saturating_sub(1));
+    }
 }
 
 impl Pool {
@@ -247,24 +295,30 @@ impl Pool {
 
     async fn open_for(self: &Rc<Pool>, app: &App) -> Option<(Ready, Lease<HostPort>, usize)> {
         let dial = &self.dial;
-        // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
-        // protocol in which the server speaks first sends an OPEN alone.
-        let early = open_with_data(&dial.open, app);
-        let (first, sent) = match &early {
-            Some((buffer, sent)) => (&**buffer, *sent),
-            None => (&*dial.open, 0),
-        };
-
-        let mut tried = Vec::new();
-        while let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) {
-            match self.attempt(&lease, first, sent).await {
+        let (mut early, mut tried, mut rounds, mut is_busy) = (None, Vec::new(), 1, false);
+        loop {
+            let Some(lease) = dial.balancer.pick(&dial.addresses(), &tried) else {
+                if !is_busy || rounds == ROUNDS {
+                    break;
+                }
+                let pause = PAUSE * (1 << rounds);
+                tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * jitter())).await;
+                (tried, rounds, is_busy) = (Vec::new(), rounds + 1, false);
+                continue;
+            };
+            match self.attempt(&lease, app, &mut early).await {
                 Attempt::Opened(ready) => {
                     dial.balancer.succeeded(&lease);
+                    let sent = early.flatten().map_or(0, |(_, sent)| sent);
                     return Some((ready, lease, sent));
                 }
-                Attempt::Next(reason, detail) => {
+                Attempt::Next(Missed { reason, detail, is_busy: busy }) => {
                     dial.balancer.failed(&lease);
+                    if dial.balancer.is_held(&lease) {
+                        self.shelf(&lease, |shelf| shelf.news.notify_waiters());
+                    }
                     dial.refuse(&lease.to_string(), reason, detail);
+                    is_busy |= busy;
                     tried.push(lease.clone());
                 }
                 Attempt::Stop(reason, detail) => {
@@ -313,15 +367,28 @@ impl Pool {
     }
 
     /// Opens a session at one instance, on an idle connection or a new one.
-    async fn attempt(self: &Rc<Pool>, to: &HostPort, first: &[u8], sent: usize) -> Attempt {
+    async fn attempt(
+        self: &Rc<Pool>,
+        to: &Lease<HostPort>,
+        app: &App,
+        early: &mut Early,
+    ) -> Attempt {
         let mut retired = 0;
         loop {
             let (mut ready, pooled) = match self.take(to) {
                 Some(ready) => (ready, true),
-                None => match connect(&self.dial, to).await {
-                    Ok(ready) => (ready, false),
-                    Err((reason, detail)) => return Attempt::Next(reason, detail),
+                // Boxed: of no use to a session that finds an idle one.
+                None => match Box::pin(self.connect_in_turn(to)).await {
+                    Ok(found) => found,
+                    Err(missed) => return Attempt::Next(missed),
                 },
+            };
+            // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
+            // protocol in which the server speaks first sends an OPEN alone.
+            let early = early.get_or_insert_with(|| open_with_data(&self.dial.open, app));
+            let (first, sent) = match early {
+                Some((buffer, sent)) => (&**buffer, *sent),
+                None => (&*self.dial.open, 0),
             };
             if !ready.conn.framed {
                 self.shelf(to, |shelf| shelf.raw = true);
@@ -344,7 +411,7 @@ impl Pool {
                     let detail = format!("service/{} said so", self.dial.settings.service);
                     return match refused {
                         Refused::NotAllowed => Attempt::Stop(refused.reason(), detail),
-                        _ => Attempt::Next(refused.reason(), detail),
+                        _ => Attempt::Next(Missed::new(refused.reason(), detail)),
                     };
                 }
                 // A server that retires the connection has not acted on the OPEN.
@@ -353,7 +420,7 @@ impl Pool {
                 Ok(Answer::Retired) if retired < RETIRED => retired += 1,
                 Ok(Answer::Retired) => {
                     let what = "it is about to stop, or we hold too many connections: its log says";
-                    return Attempt::Next("hung_up", what.into());
+                    return Attempt::Next(Missed::new("hung_up", what));
                 }
                 Err(End::Broken(e)) => {
                     if ready.listed.is_unused()
@@ -361,7 +428,7 @@ impl Pool {
                     {
                         // It did not let us in, so it did not act on anything either. (On a connection
                         // that was used, an alert says no such thing.)
-                        return Attempt::Next("refused_by_peer", alert);
+                        return Attempt::Next(Missed::new("refused_by_peer", alert));
                     }
                     if e.kind() == io::ErrorKind::TimedOut {
                         // The whole path is dead, most likely: what else is kept for it is no better.
@@ -369,7 +436,7 @@ impl Pool {
                     }
                     match (sent, pooled) {
                         (0, true) => continue,
-                        (0, false) => return Attempt::Next("broken", e.to_string()),
+                        (0, false) => return Attempt::Next(Missed::new("broken", e.to_string())),
                         // What went along with the OPEN may have reached a backend.
                         _ => return Attempt::Stop("broken", e.to_string()),
                     }
@@ -379,6 +446,68 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// A new connection when it is its turn; or one that has become idle before, and then true.
+    async fn connect_in_turn(
+        self: &Rc<Pool>,
+        to: &Lease<HostPort>,
+    ) -> Result<(Ready, bool), Missed> {
+        let turns = self.dial.table.turns.to(to);
+        let _turn = match turns.clone().try_acquire_owned() {
+            Ok(turn) => turn,
+            Err(_) => match self.turn(to, turns).await? {
+                Turn::Connect(turn) => turn,
+                Turn::Take(ready) => return Ok((ready, true)),
+            },
+        };
+        connect(&self.dial, to).await.map(|ready| (ready, false))
+    }
+
+    async fn turn(
+        self: &Rc<Pool>,
+        to: &Lease<HostPort>,
+        turns: Arc<Semaphore>,
+    ) -> Result<Turn, Missed> {
+        let news = self.shelf(to, |shelf| {
+            (shelf.waiting < MAX_WAITING).then(|| {
+                shelf.waiting += 1;
+                shelf.news.clone()
+            })
+        });
+        let news = news.ok_or_else(|| {
+            let what = format!("{MAX_WAITING} sessions wait for a connection to it already");
+            Missed::new("too_many_waiting", what)
+        })?;
+        let _waiting = Waiting(self, to);
+        let late = || {
+            let what = format!(
+                "{} s have passed, and others still connect: the instance accepts too few connections for this burst",
+                TURN.as_secs()
+            );
+            Missed::new("no_turn", what)
+        };
+        let waited = timeout(TURN, async {
+            let mut turn = pin!(turns.acquire_owned());
+            loop {
+                tokio::select! {
+                    biased;
+                    turn = &mut turn => {
+                        let closed = |_| Missed::new("no_turn", "this process stops");
+                        return turn.map(Turn::Connect).map_err(closed);
+                    }
+                    () = news.notified() => {}
+                }
+                if let Some(ready) = self.take(to) {
+                    return Ok(Turn::Take(ready));
+                }
+                if self.dial.balancer.is_held(to) {
+                    let what = "it has failed for those before this one";
+                    return Err(Missed::new("unreachable", what));
+                }
+            }
+        });
+        waited.await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Takes an idle connection off the shelf, and sees to it that there will be another.
@@ -406,7 +535,12 @@ impl Pool {
             return ready.conn.tls.close();
         }
         self.shelf(to, |shelf| match shelf.idle.len() < MAX_IDLE {
-            true => shelf.idle.push(Idle::new(ready, &self.dial.totals)),
+            true => {
+                shelf.idle.push(Idle::new(ready, &self.dial.totals));
+                if shelf.waiting > 0 {
+                    shelf.news.notify_one();
+                }
+            }
             false => ready.conn.tls.close(),
         });
     }
@@ -429,7 +563,13 @@ impl Pool {
         }
         let (pool, to) = (self.clone(), to.clone());
         tokio::task::spawn_local(async move {
-            let connected = connect(&pool.dial, &to).await;
+            // Ahead of need: sessions that need one go first.
+            let turn = pool.dial.table.turns.to(&to).try_acquire_owned();
+            let connected = match &turn {
+                Ok(_) => connect(&pool.dial, &to).await,
+                Err(_) => Err(Missed::new("no_turn", "sessions are connecting")),
+            };
+            drop(turn);
             if pool.closed.get() {
                 if let Ok(ready) = connected {
                     ready.conn.tls.close();
@@ -447,7 +587,8 @@ impl Pool {
                         shelf.raw = true;
                         false
                     }
-                    Err((reason, detail)) => {
+                    Err(Missed { reason: "no_turn", .. }) => false,
+                    Err(Missed { reason, detail, .. }) => {
                         // Somebody who really wants to connect reports it; here it is only noted.
                         tracing::debug!(%to, reason, detail, "not warmed up");
                         shelf.failed();
@@ -471,10 +612,14 @@ impl Pool {
         let addresses = self.dial.addresses();
         let has_identity = self.dial.mesh.identity(&self.dial.settings.identity).is_some();
         let mut shelves = self.shelves.borrow_mut();
-        shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming);
+        shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming || shelf.waiting > 0);
         for shelf in shelves.values_mut() {
             let mut idle = std::mem::take(&mut shelf.idle);
-            idle.retain_mut(|idle| has_identity && shelf.check(idle, &self.dial.mesh));
+            idle.retain_mut(|idle| {
+                has_identity
+                    && idle.ready.listed.age() < idle.ready.lasts
+                    && shelf.check(idle, &self.dial.mesh)
+            });
             shelf.idle = idle;
             if window_over {
                 let spare = shelf.low.min(shelf.idle.len()).saturating_sub(WARM);
@@ -506,6 +651,12 @@ impl Pool {
     }
 }
 
+/// Between 0 and 1. If the system gives no randomness, a half: jitter is no secret.
+fn jitter() -> f64 {
+    let mut byte = [0];
+    aws_lc_rs::rand::fill(&mut byte).map_or(0.5, |()| f64::from(byte[0]) / 255.0)
+}
+
 /// An OPEN together with what the program has sent already, and how much that is; `None`, and no buffer
 /// held while an instance is looked for, if it has sent nothing.
 fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
@@ -519,35 +670,43 @@ fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
 }
 
 /// Connects, shakes hands and lists the connection.
-async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, (&'static str, String)> {
+async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, Missed> {
     let identity = dial.mesh.identity(&dial.settings.identity).ok_or_else(|| {
         let id = &dial.settings.identity;
-        (
-            "no_identity",
-            format!("we have no valid certificate for {id} (is the authority reachable?)"),
-        )
+        let what = format!("we have no valid certificate for {id} (is the authority reachable?)");
+        Missed::new("no_identity", what)
     })?;
-    let socket = net::connect(to).await.map_err(|e| ("unreachable", e.to_string()))?;
-    let addr = socket.peer_addr().map_err(|e| ("unreachable", e.to_string()))?;
+    let unreachable = |e: io::Error| Missed::new("unreachable", e.to_string());
+    let socket =
+        net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
+    let addr = socket.peer_addr().map_err(unreachable)?;
     let (config, name) = (dial.tls.clone(), dial.server_name.clone());
-    let (tls, Agreed { negotiated, chain }) =
-        TlsStream::connect(socket, config, name, HANDSHAKE).await.map_err(|e| explain(&e))?;
+    let shaken = TlsStream::connect(socket, config, name, HANDSHAKE).await;
+    let (tls, Agreed { negotiated, chain }) = shaken.map_err(|e| {
+        let (reason, detail) = explain(&e);
+        let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        let is_busy = matches!(&e, HandshakeError::Io(e) if reset.contains(&e.kind()));
+        Missed { reason, detail, is_busy }
+    })?;
     let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
-        .map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
+        .map_err(|refusal| Missed::new(refusal.reason(), refusal.to_string()))?;
     if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
-        return Err(("no_post_quantum", format!("{} did not take X25519MLKEM768", peer.id())));
+        let what = format!("{} did not take X25519MLKEM768", peer.id());
+        return Err(Missed::new("no_post_quantum", what));
     }
     // Half of what is left of our own certificate, and never past the peer's.
     let left = identity.leaf().period.not_after.saturating_sub(now());
     let give_up = (now() + left / 2).min(peer.not_after());
+    let lasts = Duration::from_secs(give_up.saturating_sub(now()));
     let service = &dial.settings.service;
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
-    let listed = listed.ok_or(("too_many_connections", String::new()))?;
+    let listed = listed.ok_or_else(|| Missed::new("too_many_connections", ""))?;
     // Whoever was revoked before it was listed has not been cut with the others.
     if let Err(refusal) = dial.mesh.standing(listed.peer()) {
-        return Err((refusal.reason(), refusal.to_string()));
+        return Err(Missed::new(refusal.reason(), refusal.to_string()));
     }
-    Ok(Ready { conn: Box::new(Conn::new(tls, negotiated.alpn)), listed, give_up })
+    let conn = Box::new(Conn::new(tls, negotiated.alpn));
+    Ok(Ready { conn, listed, give_up, lasts })
 }
 
 /// After a failed write: what the server said before the connection broke, if that was an answer by which

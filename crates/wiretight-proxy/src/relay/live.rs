@@ -12,6 +12,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
 
+use super::turns::Turns;
 use crate::mesh::now;
 use crate::quota::LogQuota;
 use crate::stream::Negotiated;
@@ -287,6 +288,7 @@ pub(crate) struct Table {
     by_peer: Mutex<HashMap<(Name, Client), u32>>,
     refusals: Mutex<Refusals>,
     opening: AtomicUsize,
+    pub(crate) turns: Turns,
     pub(crate) accept_errors: AtomicU64,
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod proxy_protocol;
 mod service;
 mod session;
 pub mod settings;
+mod turns;
 pub(crate) mod worker;
 
 use std::collections::{HashMap, HashSet};

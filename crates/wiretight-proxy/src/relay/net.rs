@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -159,6 +161,89 @@ pub(crate) fn spread(sockets: &[TcpListener], workers: usize) -> io::Result<Vec<
     sockets.iter().cycle().take(handles).map(TcpListener::try_clone).collect()
 }
 
+/// Descriptors that are not given to traffic, so that the node can still be asked how it is (`status`, `/healthz`),
+/// renew certificates and write files when clients hold all others. Of a small limit it is an eighth.
+const RESERVED: u64 = 64;
+
+/// Whether a descriptor is one of those. The kernel gives the lowest number that is free, so a high one says that
+/// all below are taken.
+fn is_reserved(descriptor: &impl AsRawFd) -> bool {
+    static FIRST: OnceLock<RawFd> = OnceLock::new();
+    let first = FIRST.get_or_init(|| {
+        use rustix::process::{Resource, getrlimit};
+        let limit = getrlimit(Resource::Nofile).current;
+        let first = limit.map(|limit| limit - RESERVED.min(limit / 8));
+        first.and_then(|first| RawFd::try_from(first).ok()).unwrap_or(RawFd::MAX)
+    });
+    let is_reserved = descriptor.as_raw_fd() >= *first;
+    if is_reserved {
+        SCARCE.store(true, Relaxed);
+    }
+    is_reserved
+}
+
+/// A reserved descriptor came up, and nobody has looked since whether there are others again.
+static SCARCE: AtomicBool = AtomicBool::new(false);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often a connection that got a reserved descriptor is made anew.
+const AGAIN: usize = 8;
+
+/// Connects, and waits for a while if traffic has no descriptor left.
+pub(crate) async fn with_descriptor<S: AsRawFd>(
+    mut connect: impl AsyncFnMut() -> io::Result<S>,
+) -> io::Result<S> {
+    for _ in 0..AGAIN {
+        if SCARCE.load(Relaxed) {
+            timeout(CONNECT, spare_descriptor()).await.map_err(|_| none_left())?;
+        }
+        let socket = connect().await?;
+        if !is_reserved(&socket) {
+            return Ok(socket);
+        }
+    }
+    Err(none_left())
+}
+
+/// Waits until there is a descriptor for traffic.
+async fn spare_descriptor() {
+    loop {
+        let probe = Socket::new(Domain::UNIX, Type::DGRAM, None);
+        if probe.is_ok_and(|probe| !is_reserved(&probe)) {
+            return SCARCE.store(false, Relaxed);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// What is said of a connection for which there is no other descriptor.
+fn none_left() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}
+
+/// Accepts a connection. One that got a reserved descriptor is `held` until there is another for it, and none is
+/// accepted meanwhile: that is an error, as if accepting it had failed. May be dropped at any time.
+pub(crate) async fn accept(
+    listener: &tokio::net::TcpListener,
+    held: &mut Option<(TcpStream, SocketAddr)>,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, from) = match held.take() {
+        None => listener.accept().await?,
+        Some((socket, from)) => {
+            let moved = SockRef::from(&socket).try_clone().map(std::net::TcpStream::from);
+            match moved.ok().filter(|moved| !is_reserved(moved)) {
+                Some(moved) => (TcpStream::from_std(moved)?, from),
+                None => (socket, from),
+            }
+        }
+    };
+    if is_reserved(&socket) {
+        *held = Some((socket, from));
+        return Err(none_left());
+    }
+    Ok((socket, from))
+}
+
 /// Waits until workers have closed the sockets that these are held with, and looked after whom they accepted last.
 pub(crate) async fn closed(open: &[Arc<()>]) {
     let end = tokio::time::Instant::now() + CLOSE;
@@ -225,11 +310,13 @@ pub async fn connect(to: &HostPort) -> io::Result<TcpStream> {
 pub(crate) async fn connect_backend(to: &Backend, caller: Option<SocketAddr>) -> io::Result<App> {
     match to {
         Backend::Tcp(addr) => {
-            Ok(App::Tcp(connect_where(addr, caller, |ip| ip.is_loopback()).await?))
+            let connect = async || connect_where(addr, caller, |ip| ip.is_loopback()).await;
+            Ok(App::Tcp(with_descriptor(connect).await?))
         }
         Backend::Unix(path) => {
             let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-            Ok(App::Unix(timeout(CONNECT, connect_unix(path)).await.map_err(late)??))
+            let connect = async || timeout(CONNECT, connect_unix(path)).await.map_err(late)?;
+            Ok(App::Unix(with_descriptor(connect).await?))
         }
     }
 }

@@ -27,6 +27,8 @@ use crate::stream::{HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY, Strangers};
 use crate::wire::{Frame, Open, Refused};
 
+const H2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
 /// How long a peer may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a backend is looked for, all of them together: less than [`CONTROL`](super::session::CONTROL),
@@ -42,6 +44,8 @@ pub(crate) struct Service {
     tls: Arc<ServerConfig>,
     /// The same without an ALPN.
     raw_tls: Arc<ServerConfig>,
+    /// The same with `h2`.
+    h2_tls: Arc<ServerConfig>,
     balancer: Arc<Balancer<Backend>>,
 }
 
@@ -55,11 +59,15 @@ impl Service {
         let identity = Id::Service(settings.name.clone());
         let balancer = before.map(|b| b.balancer.clone()).unwrap_or_default();
         let tls = tls::server_config(mesh, identity, ALPN_RELAY, Strangers::Refused)?;
-        let mut raw_tls = ServerConfig::clone(&tls);
-        raw_tls.alpn_protocols.clear();
+        let selecting = |alpn: Vec<Vec<u8>>| {
+            let mut config = ServerConfig::clone(&tls);
+            config.alpn_protocols = alpn;
+            Arc::new(config)
+        };
         Ok(Service {
+            raw_tls: selecting(Vec::new()),
+            h2_tls: selecting(vec![H2.to_vec()]),
             tls,
-            raw_tls: Arc::new(raw_tls),
             totals: table.totals(Side::Service, &settings.name),
             mesh: mesh.clone(),
             table: table.clone(),
@@ -68,11 +76,24 @@ impl Service {
         })
     }
 
-    /// A client that offers other protocols than ours (curl: h2 and http/1.1) speaks them to the program:
-    /// we select none, and carry a raw stream (wire.md, section 3).
+    /// A client that offers other protocols than ours speaks them to the program, and we carry a raw stream (wire.md,
+    /// section 3). What the program speaks is not known here, so nothing is selected where the client has a choice
+    /// (curl: h2 and http/1.1). One that insists gets what it insists on: HTTP/2 (gRPC), or the one protocol that it
+    /// offers.
     fn tls_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
-        let ours = hello.alpn().is_none_or(|mut offered| offered.any(|p| p == ALPN_RELAY));
-        if ours { self.tls.clone() } else { self.raw_tls.clone() }
+        let Some(offered) = hello.alpn() else { return self.tls.clone() };
+        let offered: Vec<&[u8]> = offered.collect();
+        match offered[..] {
+            _ if offered.contains(&ALPN_RELAY) => self.tls.clone(),
+            _ if offered.contains(&HTTP1) && offered.len() > 1 => self.raw_tls.clone(),
+            _ if offered.contains(&H2) => self.h2_tls.clone(),
+            [one] => {
+                let mut config = ServerConfig::clone(&self.tls);
+                config.alpn_protocols = vec![one.to_vec()];
+                Arc::new(config)
+            }
+            _ => self.raw_tls.clone(),
+        }
     }
 
     /// Whether the peer still stands; if not, that is said in the log.

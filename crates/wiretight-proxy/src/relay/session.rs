@@ -20,6 +20,8 @@ use crate::wire::{Cutter, Event, Frame, HEADER, Open, Refused, WireError};
 
 /// How long an aborted session may take to come to rest before its connection is given up.
 const SETTLE: Duration = Duration::from_secs(5);
+/// How long a program may take to read what came before the peer's connection ended without close_notify.
+const LAST_BYTES: Duration = Duration::from_secs(60);
 /// How long the rest of an OPEN, or its answer once due, may take.
 pub(crate) const CONTROL: Duration = Duration::from_secs(10);
 /// Pieces written to the program at once.
@@ -166,6 +168,7 @@ impl Conn {
                 let inbox = &mut self.inbox;
                 let mut down = pin!(down(&mut reader, inbox, app_writer, framed, live, &marks));
                 let mut cut = pin!(live.cut());
+                let mut up_end = None;
                 poll_fn(|cx| {
                     // First, so that not a byte more goes either way.
                     if let Poll::Ready(why) = cut.as_mut().poll(cx) {
@@ -174,7 +177,14 @@ impl Conn {
                     if let Poll::Ready(Err(end)) = down.as_mut().poll(cx) {
                         return Poll::Ready(end);
                     }
-                    if let Poll::Ready(Err(end)) = up.as_mut().poll(cx) {
+                    if up_end.is_none()
+                        && let Poll::Ready(Err(end)) = up.as_mut().poll(cx)
+                    {
+                        up_end = Some(end);
+                    }
+                    // What the peer has sent is handed over first, if it does not read any more.
+                    let waits = marks.cut_short.get() && matches!(up_end, Some(End::Broken(_)));
+                    if !waits && let Some(end) = up_end.take() {
                         return Poll::Ready(end);
                     }
                     if marks.sent.get() && marks.got.get() {
@@ -346,6 +356,8 @@ struct Marks {
     read: Cell<bool>,
     /// The peer's direction has ended, and the program knows.
     got: Cell<bool>,
+    /// The peer's connection has ended without its end mark: the program still gets what came before.
+    cut_short: Cell<bool>,
 }
 
 /// From the program to the peer, until the program's end of stream; then, and whenever the peer does not
@@ -457,18 +469,22 @@ fn down(
         loop {
             let Some((buffer, _)) = &inbox.buffer else {
                 // A bool, so that what was read is not kept room for in what follows.
-                let is_over = match tls.read().await.map_err(End::Broken)? {
-                    Got::Bytes(buffer) => {
+                let is_over = match tls.read().await {
+                    Ok(Got::Bytes(buffer)) => {
                         inbox.buffer = Some((buffer, 0));
                         false
                     }
-                    Got::Closed => true,
+                    Ok(Got::Closed) => true,
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                        return Err(Box::pin(last_bytes(&app, marks, e)).await);
+                    }
+                    Err(e) => return Err(End::Broken(e)),
                 };
                 if !is_over {
                     continue;
                 }
                 if framed {
-                    return Err(End::Broken(cut_short()));
+                    return Err(Box::pin(last_bytes(&app, marks, cut_short())).await);
                 }
                 app.shutdown().await.map_err(End::AppReset)?;
                 marks.got.set(true);
@@ -517,6 +533,14 @@ fn down(
             }
         }
     }
+}
+
+/// The peer's connection has ended where it may not. What it had sent, authenticated, is the program's: an abort
+/// would take back what waits in this machine for the program to read.
+async fn last_bytes(app: &AppWriter<'_>, marks: &Marks, error: io::Error) -> End {
+    marks.cut_short.set(true);
+    let _ = timeout(LAST_BYTES, app.drained()).await;
+    End::Broken(error)
 }
 
 fn cut_short() -> io::Error {

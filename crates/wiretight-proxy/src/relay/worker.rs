@@ -2,7 +2,7 @@
 //! and dies on the thread that accepted it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -11,14 +11,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use super::app::App;
 use super::dial::{Dial, Pool};
 use super::intercept::{Intercept, Pools};
 use super::live::{Side, Table};
+use super::net;
 use super::service::{self, Service};
 use crate::buffer;
 
@@ -26,7 +28,13 @@ use crate::buffer;
 /// never finishes, from one address or one IPv6 network, holds up no more than that for [`service`]'s
 /// deadline. Who has several can hold up all; then those who have come already go on, and nobody new comes.
 const HANDSHAKES: usize = 1024;
-const HANDSHAKES_PER_ORIGIN: usize = 256;
+pub(super) const HANDSHAKES_PER_ORIGIN: usize = 256;
+/// Connections above that which wait for a place, of a worker and of one [`origin`], and for how long: a burst is
+/// served late rather than reset. Above that, and for those that say nothing within [`SILENT`], there is a reset.
+const WAITING: usize = 4096;
+const WAITING_PER_ORIGIN: usize = 2048;
+const PLACE: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(1);
 /// How often buffers that nobody needed are given up: twice, and a worker is small again, is within a second.
 const TRIM: Duration = Duration::from_millis(400);
 
@@ -110,7 +118,7 @@ impl Listener {
         let mut taken = Pools::default();
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_report = None;
+        let (mut last_report, mut held) = (None, None);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -126,7 +134,7 @@ impl Listener {
                     }
                     continue;
                 }
-                accepted = self.socket.accept() => accepted,
+                accepted = net::accept(&self.socket, &mut held) => accepted,
             };
             match accepted {
                 Ok((socket, from)) => match self.pool(&mut pool) {
@@ -173,19 +181,26 @@ impl Listener {
         Some(new)
     }
 
-    fn serve(&self, socket: tokio::net::TcpStream, from: SocketAddr) {
-        let Some(slot) = self.pending.enter(Some(from.ip())) else {
-            let _ = socket.set_zero_linger();
-            if let Some(service) = service::newest(&self.purpose) {
-                let detail = "too many unfinished handshakes at the moment".into();
-                let name = &service.settings.name;
-                self.table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
-            }
-            return;
-        };
+    fn serve(&self, socket: TcpStream, from: SocketAddr) {
         // It counts from now on: a drain waits until its handshake has come to an end.
         let opening = self.table.opening();
-        spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
+        if let Some(slot) = self.pending.enter(Some(from.ip())) {
+            spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
+            return;
+        }
+        let (pending, terms) = (self.pending.clone(), self.terms.clone());
+        let (table, purpose) = (self.table.clone(), self.purpose.clone());
+        spawn_local(async move {
+            if let Some(slot) = Box::pin(pending.place(Some(from.ip()), &socket)).await {
+                return service::serve(terms, socket, from, (slot, opening)).await;
+            }
+            let _ = socket.set_zero_linger();
+            if let Some(service) = service::newest(&purpose) {
+                let detail = "too many unfinished handshakes at the moment".into();
+                let name = &service.settings.name;
+                table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
+            }
+        });
     }
 
     /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
@@ -245,6 +260,8 @@ impl Terms {
 pub(crate) struct Pending {
     all: Cell<usize>,
     by_origin: RefCell<HashMap<IpAddr, usize>>,
+    /// Those that came when there was no place, in their order.
+    waiting: RefCell<VecDeque<(Option<IpAddr>, oneshot::Sender<HandshakeSlot>)>>,
 }
 
 /// One handshake under way, until dropped.
@@ -280,19 +297,69 @@ impl Pending {
         self.all.set(self.all.get() + 1);
         Some(HandshakeSlot { pending: self.clone(), origin })
     }
+
+    /// A place, after a while if need be. Whoever says nothing is most likely one of those that hold all places, and
+    /// gets none.
+    pub(crate) async fn place(
+        self: &Rc<Pending>,
+        address: Option<IpAddr>,
+        socket: &TcpStream,
+    ) -> Option<HandshakeSlot> {
+        if let Some(slot) = self.enter(address) {
+            return Some(slot);
+        }
+        let place = self.wait(address)?;
+        timeout(SILENT, socket.peek(&mut [0])).await.ok()?.ok()?; // whether it is readable is only assumed at first
+        timeout(PLACE, place).await.ok()?.ok()
+    }
+
+    /// A place as soon as there is one. `None`: too many wait already.
+    fn wait(&self, address: Option<IpAddr>) -> Option<oneshot::Receiver<HandshakeSlot>> {
+        let address = address.map(origin);
+        let mut waiting = self.waiting.borrow_mut();
+        let same = || waiting.iter().filter(|(from, _)| *from == address).count();
+        if waiting.len() >= WAITING || address.is_some() && same() >= WAITING_PER_ORIGIN {
+            return None;
+        }
+        let (give, place) = oneshot::channel();
+        waiting.push_back((address, give));
+        Some(place)
+    }
+
+    /// Gives the place that has become free to the first who may have it.
+    fn next(self: &Rc<Pending>) {
+        let first = {
+            let (mut waiting, by_origin) = (self.waiting.borrow_mut(), self.by_origin.borrow());
+            let shaking = |from: &Option<IpAddr>| from.and_then(|from| by_origin.get(&from));
+            let has_room =
+                |from: &Option<IpAddr>| shaking(from).is_none_or(|n| *n < HANDSHAKES_PER_ORIGIN);
+            while waiting.front().is_some_and(|(_, give)| give.is_closed()) {
+                waiting.pop_front();
+            }
+            let found = waiting.iter().position(|(from, give)| has_room(from) && !give.is_closed());
+            found.and_then(|at| waiting.remove(at))
+        };
+        if let Some((from, give)) = first
+            && let Some(slot) = self.enter(from)
+        {
+            drop(give.send(slot)); // it waits: that was looked at
+        }
+    }
 }
 
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
         self.pending.all.set(self.pending.all.get() - 1);
-        let Some(origin) = self.origin else { return };
-        let mut by_origin = self.pending.by_origin.borrow_mut();
-        match by_origin.get_mut(&origin) {
-            Some(n) if *n > 1 => *n -= 1,
-            _ => {
-                by_origin.remove(&origin);
+        if let Some(origin) = self.origin {
+            let mut by_origin = self.pending.by_origin.borrow_mut();
+            match by_origin.get_mut(&origin) {
+                Some(n) if *n > 1 => *n -= 1,
+                _ => {
+                    by_origin.remove(&origin);
+                }
             }
         }
+        self.pending.next();
     }
 }
 
@@ -317,6 +384,31 @@ mod tests {
         held.remove(0);
         held.push(enter("2001:db8:0:1:ffff::7".into()).unwrap());
         held.clear();
+        assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
+    }
+
+    #[test]
+    fn whoever_comes_when_all_places_are_taken_gets_the_next_that_is_free() {
+        let pending = Rc::new(Pending::default());
+        let [crowd, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
+        let [crowd, other] = [Some(crowd), Some(other)];
+        let mut held: Vec<_> =
+            (0..HANDSHAKES_PER_ORIGIN).map(|_| pending.enter(crowd).unwrap()).collect();
+        let gone = pending.wait(crowd).unwrap();
+        let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
+        drop(gone);
+        // A place of somebody else's does not let in one more of the crowd.
+        drop(pending.enter(other).unwrap());
+        assert!(waits[0].try_recv().is_err());
+        held.pop();
+        held.push(waits[0].try_recv().unwrap());
+        assert!(waits[1].try_recv().is_err() && pending.enter(crowd).is_none());
+        // The bound of those who wait, of one address and of all.
+        let crowds: Vec<_> = (0..).map_while(|_| pending.wait(crowd)).collect();
+        assert_eq!(crowds.len() + 2, WAITING_PER_ORIGIN);
+        let others: Vec<_> = (0..).map_while(|_| pending.wait(other)).collect();
+        assert_eq!(others.len(), WAITING - WAITING_PER_ORIGIN);
+        drop((crowds, others, waits, held));
         assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
     }
 }

@@ -25,6 +25,7 @@ use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
 use super::state::{Disk, Membership, Saved, contact_interval};
 use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
+use crate::clock::{Steps, uptime};
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
 };
@@ -86,11 +87,28 @@ impl From<LinkError> for Trouble {
 /// When an identity is renewed next.
 #[derive(Default)]
 struct Renewal {
-    /// Milliseconds since 1970. The wall clock, for certificates end by it.
+    /// Milliseconds since 1970: certificates expire by the wall clock.
     due: u64,
+    /// After a failure this decides instead of `due`: pauses must not depend on a clock that may be wrong.
+    retry: Option<Instant>,
     failures: u32,
     error: Option<String>,
     in_flight: bool,
+}
+
+impl Renewal {
+    /// Asks for it as soon as possible.
+    fn now(&mut self) {
+        (self.due, self.retry) = (0, None);
+    }
+
+    /// How long until it is due.
+    fn wait(&self, now_ms: u64) -> Duration {
+        match self.retry {
+            Some(at) => at.saturating_duration_since(Instant::now()),
+            None => Duration::from_millis(self.due.saturating_sub(now_ms)),
+        }
+    }
 }
 
 /// Somebody who waits until every identity was renewed.
@@ -131,10 +149,13 @@ pub(super) struct Run {
     /// The authority did not take the node's certificate: ask for another by rejoining.
     distrusted: bool,
     announced: Vec<Offer>,
-    /// When the process began.
-    since: u64,
+    /// When the authority last said something, or the process began, by [`uptime`].
+    heard: Duration,
     /// The contact with the authority that is on the disk.
     contact_noted: u64,
+    steps: Steps,
+    /// When the clock was last looked at.
+    looked: Instant,
 }
 
 /// A live stream.
@@ -218,8 +239,10 @@ impl Run {
             removed: false,
             distrusted: false,
             announced: Vec::new(),
-            since: now(),
+            heard: uptime(),
             contact_noted: 0,
+            steps: Steps::new(),
+            looked: Instant::now(),
         };
         if let Err(e) = run.put_bundle() {
             tracing::error!("the saved trust bundle cannot be used: {e}");
@@ -332,7 +355,13 @@ impl Run {
             // What expires meanwhile is seen.
             let tick = until.min(Instant::now() + TICK);
             tokio::select! {
-                () = sleep_until(tick) => self.report(|_| {}),
+                () = sleep_until(tick) => {
+                    let stepped = self.look_at_the_clock();
+                    self.report(|_| {});
+                    if stepped {
+                        return;
+                    }
+                }
                 Some(command) = self.inbox.recv() => {
                     self.command(command).await;
                     // Never in a tight loop, whoever asks how often.
@@ -420,6 +449,9 @@ impl Run {
         let times = self.params.times;
         let (mut heard, mut ping_at) = (Instant::now(), Instant::now() + times.ping);
         loop {
+            if self.look_at_the_clock() {
+                link.stale_at = 0;
+            }
             self.begin_requests(link).await?;
             self.announce(link).await?;
             let due = Instant::now() + self.next_due(link);
@@ -441,6 +473,7 @@ impl Run {
                         self.save(move |disk| disk.save_membership(&joined)).await;
                     }
                     self.message(link, message).await?;
+                    self.heard = uptime();
                     self.note_contact().await;
                     self.report(|s| {
                         (s.connected, s.last_contact) = (true, Some(now()));
@@ -488,8 +521,8 @@ impl Run {
     fn next_due(&self, link: &Link) -> Duration {
         let room = link.pending.len() < MAX_IN_FLIGHT;
         let idle = self.renewals.values().filter(|r| room && !r.in_flight);
-        let due = idle.map(|r| r.due).min().unwrap_or(u64::MAX);
-        Duration::from_millis(due.saturating_sub(now_ms())).min(TICK)
+        let now_ms = now_ms();
+        idle.map(|r| r.wait(now_ms)).min().unwrap_or(TICK).min(TICK)
     }
 
     async fn message(&mut self, link: &mut Link, message: FromAuthority) -> Result<(), Trouble> {
@@ -584,7 +617,7 @@ impl Run {
         let unbelieved: Vec<Id> = unbelieved.map(|(id, _)| id.clone()).collect();
         for id in unbelieved {
             if let Some(renewal) = self.renewals.get_mut(&id) {
-                renewal.due = 0;
+                renewal.now();
             }
         }
     }
@@ -636,9 +669,7 @@ impl Run {
                 let first = self.next_request;
                 let left = self.wanted().into_iter().map(|id| (id, first)).collect();
                 self.waiters.push(Waiter { left, reply });
-                for renewal in self.renewals.values_mut() {
-                    renewal.due = 0;
-                }
+                self.renewals.values_mut().for_each(Renewal::now);
             }
             Command::Sign(csr, reply) => {
                 if self.is_alone() {
@@ -731,14 +762,44 @@ impl Run {
         Ok(())
     }
 
-    /// Without news for too long, what this node knows of revocations is no good any more. The time counts from the
-    /// start of the process, if there was no contact since.
-    fn look_at_the_time(&self, last_contact: Option<u64>) {
+    /// Asks for a new certificate in place of each that is not valid now, not yet valid included, whatever was
+    /// planned for it. Returns whether the clock was set: then all of them were checked whole, and what had failed
+    /// is tried again at once.
+    fn look_at_the_clock(&mut self) -> bool {
+        if self.looked.elapsed() < TICK {
+            return false;
+        }
+        self.looked = Instant::now();
+        let stepped = self.steps.look();
+        if let Some(seconds) = stepped {
+            tracing::warn!(
+                seconds,
+                "this machine's clock was set: certificates are checked again, and those that are not valid now are renewed"
+            );
+        }
+        let holds =
+            |i: &Identity| i.is_valid() && (stepped.is_none() || self.disbelieved(i).is_none());
+        let lost: Vec<Id> =
+            self.identities.values().filter(|i| !holds(i)).map(|i| i.id().id.clone()).collect();
+        for (id, renewal) in &mut self.renewals {
+            if stepped.is_some() {
+                (renewal.failures, renewal.retry) = (0, renewal.retry.map(|_| Instant::now()));
+            }
+            if renewal.retry.is_none() && lost.contains(id) {
+                renewal.now();
+            }
+        }
+        stepped.is_some()
+    }
+
+    /// After too long without contact, what this node knows of revocations is too old. The time counts from the
+    /// start of the process if there was no contact since, and does not depend on how the clock is set.
+    fn look_at_the_time(&self) {
         let Some(limit) = self.params.max_staleness else {
             self.mesh.set_without_news(false);
             return;
         };
-        let silent = now().saturating_sub(last_contact.unwrap_or(self.since));
+        let silent = uptime().saturating_sub(self.heard).as_secs();
         let too_old = silent > limit.as_secs();
         if self.mesh.set_without_news(too_old) {
             match too_old {
@@ -808,7 +869,7 @@ impl Run {
         }
         let mut new = self.status.borrow().clone();
         change(&mut new);
-        self.look_at_the_time(new.last_contact);
+        self.look_at_the_time();
         let identity = |(id, renewal): (&Id, &Renewal)| {
             let held = self.identities.get(id);
             let refusal = held.and_then(|i| self.disbelieved(i));

@@ -275,7 +275,7 @@ impl Ca {
         if not_after <= now {
             return Err(CaError::IntermediateExpired);
         }
-        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        let period = Period { not_before: now.saturating_sub(CLOCK_SKEW.min(ttl / 10)), not_after };
         let parent = Some(&issuer.intermediate);
         let tbs = Tbs::new(
             &Profile::Leaf(id),
@@ -311,7 +311,7 @@ impl Ca {
         if not_after <= now {
             return Err(CaError::IntermediateExpired);
         }
-        let period = Period { not_before: now - CLOCK_SKEW.min(ttl / 10), not_after };
+        let period = Period { not_before: now.saturating_sub(CLOCK_SKEW.min(ttl / 10)), not_after };
         // A series of its own: nothing that a node is told revokes it.
         let number = Series::new(random()?).serial(0);
         let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
@@ -373,15 +373,17 @@ impl Ca {
         serial.is_none_or(|serial| self.mesh.bundle().is_revoked(&serial))
     }
 
-    /// When the intermediate is to be replaced: at half of its life; at once if nodes would not believe it, because it is
-    /// revoked, holds for too long, or is not provably in the log by the policy of today.
+    /// When the intermediate is to be replaced: at half of its life; at once if nodes would not believe it, because it
+    /// was made by a clock that was ahead, is revoked, holds for too long, or is not provably in the log by the policy
+    /// of today.
     pub(super) fn renews_at(&self) -> u64 {
-        let issuer = self.issuer();
+        let (issuer, now) = (self.issuer(), now());
         let certificate = &issuer.intermediate;
         let life = x509::period(certificate).map(|p| p.not_after.saturating_sub(p.not_before));
-        if self.is_revoked(certificate)
+        if issuer.record.issued_at > now.saturating_add(CLOCK_SKEW)
+            || self.is_revoked(certificate)
             || life.is_none_or(|life| life > MAX_INTERMEDIATE_LIFE)
-            || !self.transparency.believes(certificate, Place::Intermediate, now())
+            || !self.transparency.believes(certificate, Place::Intermediate, now)
         {
             return 0;
         }
@@ -389,6 +391,15 @@ impl Ca {
         let ends = x509::not_after(&issuer.intermediate).unwrap_or_default();
         let life = ends.saturating_sub(issued_at).min(self.ttls().intermediate.as_secs());
         issued_at + life / 2
+    }
+
+    /// Whether nodes would accept the authority's own identity now: its time, and its proofs as far as they ask.
+    pub(super) fn vouches_for(&self, own: &Identity) -> bool {
+        let now = now();
+        let [leaf, intermediate, ..] = own.chain() else { return false };
+        own.is_valid()
+            && self.transparency.believes(leaf, Place::Leaf, now)
+            && self.transparency.believes(intermediate, Place::Intermediate, now)
     }
 
     pub(super) fn status(&self) -> (Vec<RootStatus>, IntermediateStatus) {
@@ -595,7 +606,7 @@ fn create_root(
 ) -> Result<(CertificateDer<'static>, String), CaError> {
     let key = SigningKey::generate().map_err(X509Error::from)?;
     let now = now();
-    let period = Period { not_before: now - CLOCK_SKEW, not_after: now + ROOT_TTL };
+    let period = Period { not_before: now.saturating_sub(CLOCK_SKEW), not_after: now + ROOT_TTL };
     let profile = Profile::Root(trust_domain.clone());
     let tbs = Tbs::new(&profile, &key.public_key(), period, random()?, None, key.algorithm())?;
     let cert = tbs.sign(&key)?;
@@ -619,7 +630,7 @@ async fn with_intermediate(
     let now = now();
     let root_ends = x509::not_after(&root).unwrap_or_default();
     let not_after = (now + ttls.intermediate.as_secs()).min(root_ends);
-    let period = Period { not_before: now - CLOCK_SKEW, not_after };
+    let period = Period { not_before: now.saturating_sub(CLOCK_SKEW), not_after };
     let profile = Profile::Intermediate(trust_domain.clone());
     let parent = Some(&root);
     let algorithm = signer.algorithm();

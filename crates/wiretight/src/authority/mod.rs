@@ -45,6 +45,7 @@ use wiretight_proxy::{Mesh, tls};
 use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
+use crate::clock::Steps;
 use crate::config::{self, Config};
 use crate::control::{Code, Denial, Offer};
 use crate::daemon::chain;
@@ -82,6 +83,8 @@ const MAX_KEY_FILE: usize = 4096;
 const MAX_CA_FILE: usize = 1 << 20;
 /// After a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
+/// Why a certificate that was made just now is not valid now.
+const WRONG_CLOCK: &str = "by this machine's clock its proof is not from now. This clock or that of a witness is probably wrong (`timedatectl`); it is tried again every 10 s";
 
 /// Why the authority does not start, or does not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -364,7 +367,7 @@ impl Authority {
         let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
         let registry = Arc::new(registry);
         registry.recover().await?;
-        registry.prune().await?;
+        registry.prune(Duration::ZERO).await?;
 
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
@@ -740,16 +743,18 @@ impl Inner {
         Ok(())
     }
 
-    /// When the authority's own TLS identity is renewed: at half of its life; at once if a certificate of its chain was
-    /// revoked.
+    /// When the authority's own TLS identity is renewed: at half of its life; at once if nodes would not accept it now, by
+    /// its time or its proofs, or because a certificate of its chain was revoked.
     fn own_renews_at(&self) -> u64 {
         let bundle = self.mesh.bundle();
         let revoked = |cert: &CertificateDer<'_>| {
             x509::serial(cert).is_some_and(|serial| bundle.is_revoked(&serial))
         };
         let identities = self.mesh.identities();
-        let own = identities.get(&Id::Authority).filter(|i| !i.chain().iter().any(revoked));
-        own.map_or(0, |i| i.half_life())
+        let own = identities
+            .get(&Id::Authority)
+            .filter(|own| self.ca.vouches_for(own) && !own.chain().iter().any(revoked));
+        own.map_or(0, |own| own.half_life())
     }
 }
 
@@ -828,6 +833,7 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
     let mut stop = inner.stop.subscribe();
     let mut prune_at = tokio::time::Instant::now() + prune_every;
     let mut pause = Duration::ZERO;
+    let mut steps = Steps::new();
     loop {
         let renew_at = inner.ca.renews_at().min(inner.own_renews_at());
         let wait = until(renew_at).min(TICK).max(pause);
@@ -836,8 +842,18 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
             () = stopped(&mut stop) => return,
         }
         pause = Duration::ZERO;
+        if let Some(seconds) = steps.look() {
+            tracing::warn!(
+                seconds,
+                "this machine's clock was set: what is not valid by it now is issued anew"
+            );
+        }
         if inner.ca.renews_at() <= now() {
             match inner.ca.rotate_intermediate().await {
+                Ok(()) if inner.ca.renews_at() == 0 => {
+                    tracing::error!("the new intermediate would not be accepted: {WRONG_CLOCK}");
+                    pause = RETRY;
+                }
                 Ok(()) => tracing::info!("the intermediate was renewed"),
                 Err(e) => {
                     tracing::error!("the intermediate could not be renewed: {}", chain(&e));
@@ -845,11 +861,23 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
                 }
             }
         }
-        if inner.own_renews_at() <= now()
-            && let Err(e) = inner.renew_own_identity().await
-        {
-            tracing::error!("the authority's own identity could not be renewed: {}", chain(&e));
-            pause = RETRY;
+        if inner.own_renews_at() <= now() {
+            match inner.renew_own_identity().await {
+                Ok(()) if inner.own_renews_at() == 0 => {
+                    tracing::error!(
+                        "the authority's new certificate would not be accepted: {WRONG_CLOCK}"
+                    );
+                    pause = RETRY;
+                }
+                Ok(()) => {}
+                Err(e) => {
+                    tracing::error!(
+                        "the authority's own identity could not be renewed: {}",
+                        chain(&e)
+                    );
+                    pause = RETRY;
+                }
+            }
         }
         // In force already; the log is told as soon as it takes entries.
         let logged = timeout(RETRY, inner.registry.log_revocations(&inner.log)).await;
@@ -857,7 +885,7 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
             tracing::warn!("what was revoked is not in the log yet: {}", chain(&e));
         }
         if prune_at <= tokio::time::Instant::now() {
-            if let Err(e) = inner.registry.prune().await {
+            if let Err(e) = inner.registry.prune(steps.steady_for()).await {
                 tracing::error!("expired records stay in the store for now: {e}");
             }
             prune_at = tokio::time::Instant::now() + prune_every;

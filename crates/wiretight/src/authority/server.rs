@@ -24,10 +24,10 @@ use wiretight_proxy::mesh::now;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
 
-use super::Times;
 use super::ca::until;
 use super::registry::{Announced, Joined, Registry, Written};
 use super::state::{Publisher, Snapshot};
+use super::{TICK, Times};
 use crate::control::{
     Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger, Offer,
     Reader, Records, SharedRecord, encode,
@@ -404,7 +404,8 @@ impl Server {
         let mut ping = tokio::time::interval_at(Instant::now() + self.times.ping, self.times.ping);
         ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What it was let in by must hold as long as it stays.
-        let expiry = sleep_until(Instant::now() + until(peer.not_after() + 1));
+        let look_at = || Instant::now() + until(peer.not_after() + 1).min(TICK);
+        let expiry = sleep_until(look_at());
         tokio::pin!(expiry);
         let mut known = self.mesh.changes();
         // Whose certificate was revoked is told what else is, and then cut.
@@ -417,6 +418,10 @@ impl Server {
                     None => continue,
                 },
                 () = &mut expiry => {
+                    if now() <= peer.not_after() {
+                        expiry.as_mut().reset(look_at());
+                        continue;
+                    }
                     let message = "the certificate of this connection has expired: connect again";
                     Out::Last(Denial::new(Code::Expired, message))
                 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use wiretight_keys::{Csr, Id, KeyLink, Leaf, Name, PublicKey, Signer, SigningKey, SpiffeId, x509};
+use wiretight_keys::{
+    Csr, Id, KeyLink, Leaf, Name, Period, PublicKey, Signer, SigningKey, SpiffeId, x509,
+};
 use wiretight_proxy::mesh::now;
 
 use super::{Output, Where, term};
@@ -128,8 +130,7 @@ impl Fetch {
             return Ok(ExitCode::SUCCESS);
         }
         loop {
-            let half = leaf.period.not_before.midpoint(leaf.period.not_after);
-            if !wait(&config.node.state_dir, &dir, half) {
+            if !wait(&config.node.state_dir, &dir, leaf.period) {
                 self.renewed();
                 continue;
             }
@@ -175,9 +176,10 @@ impl Fetch {
     }
 }
 
-/// Waits until `until`, and meanwhile keeps the bundle fresh: a root that is being replaced must be known
+/// Waits until half of the life of a certificate is over, or until the clock was set so that it is not valid yet. Meanwhile keeps the bundle fresh: a root that is being replaced must be known
 /// before anybody shows a certificate under it. False if the bundle has changed.
-fn wait(state_dir: &Path, dir: &PrivateDir, until: u64) -> bool {
+fn wait(state_dir: &Path, dir: &PrivateDir, period: Period) -> bool {
+    let until = period.not_before.midpoint(period.not_after);
     loop {
         let left = Duration::from_secs(until.saturating_sub(now()).max(1));
         std::thread::sleep(left.min(BUNDLE_CHECK));
@@ -191,7 +193,7 @@ fn wait(state_dir: &Path, dir: &PrivateDir, until: u64) -> bool {
                 }
             }
         }
-        if now() >= until {
+        if now() >= until || now() < period.not_before {
             return true;
         }
     }

@@ -32,7 +32,7 @@ use wiretight_tlog::note::{KeyName, LogKey};
 use wiretight_tlog::policy::Policy;
 use wiretight_tlog::tile::{self, Kind, MAX_BUNDLE, MAX_ENTRY, Tile};
 use wiretight_tlog::tree::{self, Node};
-use wiretight_tlog::{Checkpoint, Hash, LogSigner, Proof, SignedCheckpoint, TreeError};
+use wiretight_tlog::{Checkpoint, Hash, LogSigner, Proof, Refused, SignedCheckpoint, TreeError};
 
 use super::cosigning::{Ahead, Cosigning, Witness, WitnessStatus};
 use super::edge::Edge;
@@ -54,6 +54,8 @@ const MAX_WAITING_KIB: usize = 64 << 10;
 const MAX_REQUESTS: usize = 65_536;
 /// The last checkpoint is cosigned again this often, so that its age says whether the log lives.
 const HEARTBEAT: Duration = Duration::from_secs(300);
+/// How often it is checked that the cosignatures are not from the future: a clock was set, here or at a witness.
+const CLOCKS: Duration = Duration::from_secs(10);
 /// After a failure, until the log is opened anew.
 const RETRY: Duration = Duration::from_secs(2);
 /// A write that takes longer is worth a warning.
@@ -461,12 +463,20 @@ impl Sequencer {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.reset();
+        let mut clocks = interval(CLOCKS);
+        clocks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let first = tokio::select! {
                 biased;
                 first = self.queue.recv() => first,
                 _ = heartbeat.tick() => {
                     self.witness(&open, (open.size(), Vec::new())).await?;
+                    continue;
+                }
+                _ = clocks.tick() => {
+                    if self.is_from_the_future() {
+                        self.witness(&open, (open.size(), Vec::new())).await?;
+                    }
                     continue;
                 }
             };
@@ -555,6 +565,15 @@ impl Sequencer {
         }
     }
 
+    /// Whether the published checkpoint was cosigned by clocks that were ahead of this one: nobody accepts it until
+    /// it is cosigned anew.
+    fn is_from_the_future(&self) -> bool {
+        let published = self.shared.state().published.clone();
+        let witnessed = published.and_then(|signed| self.shared.policy.witnessed(&signed).ok());
+        witnessed
+            .is_some_and(|w| matches!(w.fresh(now(), u64::MAX), Err(Refused::FromTheFuture { .. })))
+    }
+
     /// Has the checkpoint cosigned, and publishes it.
     async fn witness(
         &mut self,
@@ -569,7 +588,7 @@ impl Sequencer {
             Ok(signed) => signed,
             Err(_) => {
                 let since = Instant::now();
-                self.shared.state().waiting_since = Some(now() - PATIENCE.as_secs());
+                self.shared.state().waiting_since = Some(now().saturating_sub(PATIENCE.as_secs()));
                 let signed = loop {
                     tracing::error!(
                         quorum = self.shared.policy.quorum_text(),

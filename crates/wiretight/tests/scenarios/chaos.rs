@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::clocks::Clock;
 use super::hostile::{announce, hostile_records};
 use super::intercept::{CANARY, Wire, address, hosts, ip, is_root};
 use super::rig::*;
@@ -66,6 +67,7 @@ const FAULTS: &[Fault] = &[
     Fault { name: "reload", weight: 3, run: reload },
     Fault { name: "intermediate or root replaced", weight: 2, run: rotated },
     Fault { name: "identities expired", weight: 1, run: expired },
+    Fault { name: "a clock is wrong, then right", weight: 3, run: clock_set },
     Fault { name: "a member gone bad announces hostile records", weight: 2, run: member_gone_bad },
     Fault { name: "a witness gone bad", weight: 2, run: log::witness_gone_bad },
     Fault { name: "a log that withholds", weight: 1, run: log::log_withholds },
@@ -245,6 +247,21 @@ fn expired(rig: &mut Rig, _: usize) {
     rig.authority.ready();
 }
 
+/// Of one of the nodes or of the authority; ahead, behind, or first the one and then the other.
+fn clock_set(rig: &mut Rig, side: usize) {
+    let which = match rig.dice.below(2) {
+        0 => side,
+        _ => 2,
+    };
+    let ahead = [7200, -7200][rig.dice.below(2) as usize];
+    let steps = 1 + rig.dice.below(2);
+    for step in 0..steps as u32 {
+        rig.clocks[which].set(ahead * (-1i64).pow(step));
+        rig.pause(3000, 7000);
+    }
+    rig.clocks[which].set(0);
+}
+
 /// It has another token each time. What it announces stays in the registry.
 fn member_gone_bad(rig: &mut Rig, side: usize) {
     let token = rig.authority.token("bad", &["evil"]);
@@ -269,6 +286,8 @@ struct Rig {
     authority: Node,
     log: LogSide,
     machines: [String; 2],
+    /// Of the nodes, and of the authority.
+    clocks: [Clock; 3],
     /// The machine of a member gone bad.
     bad: String,
     dice: Dice,
@@ -509,7 +528,7 @@ struct Sum {
 
 #[test]
 fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
-    if !has(&["ip", "nft", "tcpdump"]) || !is_root() {
+    if !has(&["ip", "nft", "tcpdump", "faketime"]) || !is_root() {
         return;
     }
     let given = |name: &str| std::env::var(name).ok().map(|n| n.parse().expect("a number"));
@@ -540,6 +559,9 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     );
     let mut authority = world.node("auth", &section);
     authority.netns = Some(third.clone());
+    let clock_of = |name: &str| Clock::in_folder(&world.path(name));
+    let of_authority = clock_of("auth");
+    authority.env.extend(of_authority.env());
     let log = LogSide::start(&world, &authority, &third);
     let witnesses = log.section(&authority);
     authority.write(&format!("{section}{witnesses}"));
@@ -552,6 +574,7 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         fs::write(node.token_file(), dual_stack_token(&authority, side)).unwrap();
         node.netns = Some(machines[side].clone());
         node.env.push(quiet.clone());
+        node.env.extend(clock_of(NAMES[side]).env());
         node.start();
         node.ready();
         node
@@ -560,8 +583,20 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
         nodes.iter().all(|node| node.status()["intercept"]["mode"] == "strict")
     });
     let dice = Dice::of(seed);
-    let mut rig =
-        Rig { traffic, nodes, authority, log, machines, bad, dice, reloads: 0, rotation: 0 };
+    let [client, server] = NAMES.map(clock_of);
+    let clocks = [client, server, of_authority];
+    let mut rig = Rig {
+        traffic,
+        nodes,
+        authority,
+        log,
+        machines,
+        clocks,
+        bad,
+        dice,
+        reloads: 0,
+        rotation: 0,
+    };
     rig.traffic.recovers();
     watches.iter().for_each(Watch::forget);
     let crossed = rig.traffic.crossed();

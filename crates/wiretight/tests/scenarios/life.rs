@@ -595,3 +595,27 @@ fn post(socket: &Path, path: &str, body: &str) {
     );
     let _ = socket.read_to_end(&mut Vec::new());
 }
+
+/// Clients may hold every descriptor that traffic can have: the rest is for whoever asks how the node is.
+#[test]
+fn a_node_whose_descriptors_clients_hold_still_answers_the_operator() {
+    if !has(&["prlimit"]) {
+        return;
+    }
+    let (mut pair, entry) = Pair::echo("");
+    pair.app.kill();
+    pair.app.start_with_descriptors(240);
+    pair.app.ready();
+    let held: Vec<TcpStream> = (0..400).filter_map(|_| TcpStream::connect(entry).ok()).collect();
+    let errors = |status: &Value| status["relay"]["accept_errors"].as_u64().is_some_and(|n| n > 0);
+    wait_for("clients wait for descriptors", || errors(&pair.app.status()));
+    for _ in 0..20 {
+        assert_eq!(pair.app.probe("/healthz").unwrap().0, 200);
+        assert_eq!(pair.app.cli(&["status"]).code, Some(0));
+        renew(&pair.app).unwrap();
+        thread::sleep(ms(50));
+    }
+    assert!(errors(&pair.app.status()));
+    drop(held);
+    wait_for("connections are accepted again", || once(entry).is_ok());
+}

@@ -11,6 +11,7 @@ mod acme_server;
 mod backup;
 mod chaos;
 mod cli;
+mod clocks;
 mod documents;
 mod edge;
 mod foreign;

@@ -374,6 +374,14 @@ impl Node {
         self.kid = Some(Kid::start(&mut command, &self.log_file()));
     }
 
+    /// The same, and it may have so many descriptors. (`prlimit` becomes the command.)
+    pub(crate) fn start_with_descriptors(&mut self, most: u32) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={most}:{most}")).arg(wiretight().get_program());
+        command.args(["run", "--config"]).arg(self.file());
+        self.kid = Some(Kid::start(&mut command, &self.log_file()));
+    }
+
     /// Starts a process that is to take over from the one that runs.
     pub(crate) fn successor(&self) -> Kid {
         let mut command = within(self.netns.as_deref(), wiretight());

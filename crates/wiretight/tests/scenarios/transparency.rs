@@ -179,30 +179,46 @@ fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
 }
 
 /// An authority, three witnesses of which two have to cosign, a service and its caller.
-struct Witnessed {
-    auth: Node,
-    db: Node,
-    app: Node,
+pub(super) struct Witnessed {
+    pub(super) auth: Node,
+    pub(super) db: Node,
+    pub(super) app: Node,
     witnesses: Vec<WitnessProcess>,
     /// Where programs reach the service.
-    entry: std::net::SocketAddr,
+    pub(super) entry: std::net::SocketAddr,
 }
 
 impl Witnessed {
     fn new(world: &World) -> Witnessed {
+        Witnessed::with(world, |_| Vec::new())
+    }
+
+    /// With what `env` makes of its folder in the environment of each process.
+    pub(super) fn with(
+        world: &World,
+        env: impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
+    ) -> Witnessed {
         let policy = world.path("policy");
         let section = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
         let listen = free();
         let mut auth =
             world.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{section}"));
         auth.listen = Some(listen);
-        let witnesses = witnesses(world, &auth, &policy);
+        auth.env = env(&world.path("auth"));
+        let witnesses = witnesses_with(world, &auth, &policy, &env);
         auth.start();
         auth.ready();
+        let joined = |name: &str, service: &str, sections: &str| {
+            let mut node = world.node(name, &format!("{section}{sections}"));
+            node.env = env(&world.path(name));
+            fs::write(node.token_file(), auth.token(name, &[service])).unwrap();
+            node.start();
+            node.ready();
+            node
+        };
         let (entry, offers) = (free(), service("echo", free(), echo(), "\"service/web\""));
-        let db = world.joined(&auth, "db1", &["echo"], &format!("{section}{offers}"));
-        let dials = dial(entry, "echo", "web");
-        let app = world.joined(&auth, "app1", &["web"], &format!("{section}{dials}"));
+        let db = joined("db1", "echo", &offers);
+        let app = joined("app1", "web", &dial(entry, "echo", "web"));
         app.knows("echo");
         Witnessed { auth, db, app, witnesses, entry }
     }
@@ -214,13 +230,27 @@ impl Witnessed {
 
 /// Three that run, and the policy with them and the log of this authority.
 pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
+    witnesses_with(world, auth, policy, &|_| Vec::new())
+}
+
+fn witnesses_with(
+    world: &World,
+    auth: &Node,
+    policy: &Path,
+    env: &impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
+) -> Vec<WitnessProcess> {
     let log = auth.cli(&["authority", "log-key"]).good().out;
     let mut witnesses: Vec<_> =
         WITNESSES.iter().map(|name| WitnessProcess::new(world, name, policy)).collect();
     let lines: String = witnesses.iter().map(WitnessProcess::line).collect();
     let quorum = "group two-of-three 2 north south east\nquorum two-of-three\n";
     fs::write(policy, format!("log {log}{lines}{quorum}")).unwrap();
-    witnesses.iter_mut().for_each(WitnessProcess::start);
+    for witness in &mut witnesses {
+        let folder = world.path(&witness.name);
+        fs::create_dir(&folder).unwrap();
+        witness.env = env(&folder);
+        witness.start();
+    }
     witnesses
 }
 
@@ -230,6 +260,7 @@ pub(crate) struct WitnessProcess {
     listen: std::net::SocketAddr,
     key: String,
     files: [PathBuf; 4],
+    env: Vec<(&'static str, PathBuf)>,
     /// Certificate and key, if it serves HTTPS.
     tls: Option<[PathBuf; 2]>,
     kid: Option<Kid>,
@@ -242,7 +273,8 @@ impl WitnessProcess {
         let mut keygen = wiretight();
         keygen.args(["witness", "keygen", &format!("example.org/{name}"), "--out"]).arg(&files[0]);
         let key = Ran::of(&mut keygen, "").good().out.trim().to_owned();
-        WitnessProcess { name: name.into(), listen: free(), key, files, tls: None, kid: None }
+        let (name, listen, env) = (name.into(), free(), Vec::new());
+        WitnessProcess { name, listen, key, files, env, tls: None, kid: None }
     }
 
     /// Its line in the policy.
@@ -256,6 +288,7 @@ impl WitnessProcess {
         let mut command = wiretight();
         command.args(["witness", "run", "--listen", &self.listen.to_string(), "--key"]).arg(key);
         command.arg("--state").arg(state).arg("--policy").arg(policy);
+        command.envs(self.env.iter().cloned());
         if !state.exists() {
             command.arg("--new");
         }

@@ -10,6 +10,7 @@ use super::super::link::{self, LinkError, Ticket};
 use super::super::state::Membership;
 use super::super::{AgentParams, membership, token_fits};
 use super::{Run, Trouble, retry};
+use crate::clock::uptime;
 use crate::control::{Blob, Code};
 
 impl Run {
@@ -111,8 +112,9 @@ impl Run {
         if self.waiters.iter().any(|waiter| waiter.left.contains_key(&id))
             && let Some(renewal) = self.renewals.get_mut(&id)
         {
-            renewal.due = 0;
+            renewal.now();
         }
+        self.heard = uptime();
         self.report(|s| s.last_contact = Some(now()));
         Ok(())
     }

@@ -19,7 +19,8 @@ impl Run {
     pub(super) async fn begin_requests(&mut self, link: &mut Link) -> Result<(), Trouble> {
         let now_ms = now_ms();
         while link.pending.len() < MAX_IN_FLIGHT {
-            let due = self.renewals.iter().find(|(_, r)| r.due <= now_ms && !r.in_flight);
+            let is_due = |r: &Renewal| !r.in_flight && r.wait(now_ms).is_zero();
+            let due = self.renewals.iter().find(|(_, r)| is_due(r));
             let (csr, pending) = if let Some((id, _)) = due {
                 let id = id.clone();
                 let key = SigningKey::generate().map_err(|e| retry(&e))?;
@@ -92,7 +93,7 @@ impl Run {
                 && waiter.left.contains_key(&id)
             {
                 // This one was asked for before somebody wanted a new one.
-                renewal.due = 0;
+                renewal.now();
             }
         }
         for waiter in self.waiters.extract_if(.., |w| w.left.is_empty()) {
@@ -111,6 +112,7 @@ impl Run {
         renewal.in_flight = false;
         renewal.failures = renewal.failures.saturating_add(1);
         renewal.due = now_ms() + wait.as_millis() as u64;
+        renewal.retry = Some(Instant::now() + wait);
         tracing::warn!(%id, "not renewed: {why}; trying again in {wait:.1?}");
         renewal.error = Some(why.clone());
         for waiter in self.waiters.extract_if(.., |w| w.left.contains_key(id)) {

@@ -1,0 +1,124 @@
+//! Clocks that are wrong for a while, on each of the authority, the witnesses and the nodes: when they are right again
+//! the mesh recovers by itself, within a minute.
+//!
+//! WIRETIGHT_CLOCKS=all runs every case; by default there is one of each kind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use super::rig::*;
+use super::transparency::Witnessed;
+
+/// A clock of its own for a process, which can be set while the process runs.
+pub(crate) struct Clock {
+    file: PathBuf,
+}
+
+impl Clock {
+    /// Its file stands in a folder that the process may read.
+    pub(crate) fn in_folder(folder: &Path) -> Clock {
+        let clock = Clock { file: folder.join("clock") };
+        clock.set(0);
+        clock
+    }
+
+    /// So many seconds ahead of the right time; behind, if negative.
+    pub(crate) fn set(&self, ahead: i64) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, format!("{ahead:+}")).unwrap();
+        fs::rename(new, &self.file).unwrap();
+    }
+
+    /// With this in its environment a process has this clock.
+    pub(crate) fn env(&self) -> Vec<(&'static str, PathBuf)> {
+        let library = fs::read_dir("/usr/lib")
+            .unwrap()
+            .flatten()
+            .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+        let library = library.chain(["/usr/lib/faketime/libfaketimeMT.so.1".into()]);
+        vec![
+            ("LD_PRELOAD", library.into_iter().find(|path| path.exists()).expect("libfaketime")),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.clone()),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+            ("NO_FAKE_STAT", "1".into()),
+        ]
+    }
+}
+
+const HOURS: i64 = 7200;
+/// Longer than the intervals at which clocks are looked at.
+const WRONG: u64 = 7000;
+
+#[test]
+fn a_mesh_recovers_when_clocks_that_were_wrong_are_right_again() {
+    if !has(&["faketime"]) {
+        return;
+    }
+    let world = World::new();
+    let mesh = Witnessed::with(&world, |folder| Clock::in_folder(folder).env());
+    let clock = |name: &str| Clock { file: world.path(name).join("clock") };
+    let everybody = ["auth", "db1", "app1", "north", "south", "east"];
+    let witnesses = &everybody[3..];
+    let all = std::env::var("WIRETIGHT_CLOCKS").is_ok_and(|which| which == "all");
+    let mut cases: Vec<(&[&str], &[i64])> = vec![
+        (&everybody, &[HOURS]),
+        (&["auth"], &[HOURS]),
+        (witnesses, &[HOURS]),
+        (&["db1"], &[-HOURS]),
+        (&everybody[..3], &[-HOURS, HOURS]),
+    ];
+    if all {
+        let who: [&[&str]; 6] =
+            [&everybody, &["auth"], witnesses, &["db1"], &["app1"], &everybody[..3]];
+        let how: [&[i64]; 3] = [&[HOURS], &[-HOURS], &[HOURS, -HOURS, HOURS]];
+        cases = who.iter().flat_map(|who| how.map(|how| (*who, how))).collect();
+    }
+
+    let mut live = Talk::open(mesh.entry).unwrap();
+    live.exchange().unwrap();
+    for (who, how) in cases {
+        let what = format!("{} by {how:?} s", who.join(", "));
+        let set = |ahead: i64| who.iter().for_each(|name| clock(name).set(ahead));
+        for ahead in how {
+            set(*ahead);
+            // Everything is asked for anew by wrong clocks, and whatever comes of it, comes of it.
+            thread::sleep(ms(WRONG / 2));
+            let mut asked = [&mesh.db, &mesh.app].map(|node| {
+                let mut renew = wiretight();
+                renew.args(["svid", "renew", "--config"]).arg(node.file());
+                Kid::start(&mut renew, &world.path("renew.log"))
+            });
+            thread::sleep(ms(WRONG / 2));
+            asked.iter_mut().for_each(Kid::kill);
+        }
+        set(0);
+        let begun = Instant::now();
+        let works = || {
+            let ready = |node: &&Node| matches!(node.probe("/readyz"), Ok((200, _)));
+            once(mesh.entry).is_ok() && [&mesh.auth, &mesh.db, &mesh.app].iter().all(ready)
+        };
+        wait_for(&format!("{what}: connections are made again"), works);
+        let connects = begun.elapsed();
+        // Not only what was there before: new certificates are issued, and serve.
+        for node in [&mesh.db, &mesh.app] {
+            wait_for(&format!("{what}: {} renews", node.name), || {
+                begun.elapsed() < PATIENCE && node.cli(&["svid", "renew"]).code == Some(0)
+            });
+        }
+        let renews = begun.elapsed();
+        once(mesh.entry).unwrap();
+        live.exchange().unwrap();
+        say(format!(
+            "{what}: connections after {:.1} s, all renewed after {:.1} s",
+            connects.as_secs_f32(),
+            renews.as_secs_f32()
+        ));
+    }
+    // The control: their clocks were set.
+    for node in [&mesh.auth, &mesh.db] {
+        assert!(node.log().contains("clock was set"), "{}: {}", node.name, node.log());
+    }
+}
