@@ -80,7 +80,7 @@ impl World {
     }
 
     fn monitor(&self) -> Follower {
-        let policy = Policy::parse(&policy(&self.log, &[&cosigner(0)])).unwrap();
+        let policy = Policy::parse(policy(&self.log, &[&cosigner(0)])).unwrap();
         let source = Source {
             origin: self.log.origin(),
             policy,

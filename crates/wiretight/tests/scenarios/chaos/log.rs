@@ -200,7 +200,10 @@ fn serve(
     serving.join().unwrap();
 }
 
-fn exchange(stream: TcpStream, answer: &dyn Fn(&str, &[u8]) -> (u16, Vec<u8>)) -> Option<()> {
+/// What a server answers to a path and a body: status and body.
+type Answer = dyn Fn(&str, &[u8]) -> (u16, Vec<u8>);
+
+fn exchange(stream: TcpStream, answer: &Answer) -> Option<()> {
     let mut stream = BufReader::new(stream);
     let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
     stream.read_line(&mut first).ok()?;
