@@ -5,12 +5,15 @@
 mod servers;
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use servers::proxies::{Ban, banning};
 use servers::{How, all, config, scans, start};
 use wiretight_scan::active::Options;
 use wiretight_scan::facts::{Answer, Fact, Facts, Value};
-use wiretight_scan::{Reached, Report};
+use wiretight_scan::judge::Level;
+use wiretight_scan::{Host, Reached, Report, Start, Target};
 
 /// The ones behind which a scan is to find out all about versions and suites, for all their trouble.
 const MILD: &[&str] = &[
@@ -393,4 +396,76 @@ fn servers_that_differ_behind_one_address_are_noticed() {
     }
     let reasons = &report.judgement.reasons;
     assert!(reasons.iter().any(|reason| reason.rule == "inconsistent"), "{reasons:#?}");
+}
+
+fn at(address: SocketAddr, start: Start) -> Target {
+    Target { host: Host::Address(address.ip(), None), port: address.port(), start }
+}
+
+fn impatient() -> Options {
+    Options {
+        timeout: Duration::from_secs(1),
+        max_time: Duration::from_secs(40),
+        ..scans::options()
+    }
+}
+
+/// No SYN is ever answered: two attempts, and that is what the report says.
+#[test]
+fn a_dead_address_is_given_up_after_one_retry() {
+    let (address, _host) = banning("127.0.0.1:1".parse().unwrap(), 0, Ban::Drops);
+    // Until its queue is full.
+    while TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok() {}
+    for start in [Start::Https, Start::Smtp] {
+        let report = scans::scan(&at(address, start), address, &impatient());
+        let Reached::Unreachable { evidence } = &report.reached else {
+            panic!("{start:?}: {:?}", report.reached)
+        };
+        assert!(evidence.contains("no answer within 2.0 s, in 2 attempts"), "{evidence}");
+        assert_eq!(report.connections, 2, "{start:?}");
+        assert_eq!(report.judgement.level, Level::Unknown);
+    }
+}
+
+/// Each way to ban, early and late: what is open is inconclusive with the reason, and nothing is denied that
+/// the same server does not deny otherwise.
+#[test]
+fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
+    let Some(server) = start("nginx-modern") else { return };
+    let clear = scans::scan_server(&server, &options());
+    let no = |report: &Report, id: &str| report.facts.answer(id) == Answer::No;
+    assert!(no(&clear, "protocol.tls1_2"), "the control");
+    let banned = |ban: Ban, after: usize| {
+        let (address, _host) = banning(server.address, after, ban);
+        let report = scans::scan(&at(address, Start::Https), address, &impatient());
+        println!(
+            "{ban:?} after {after}: {} connections, {:.1} s",
+            report.connections, report.seconds
+        );
+        (format!("{ban:?} after {after}"), after, report)
+    };
+    let banned = &banned;
+    let reports: Vec<_> = std::thread::scope(|scope| {
+        let cases = [Ban::Refuses, Ban::Drops, Ban::IsSilent].into_iter();
+        let cases = cases.flat_map(|ban| [(ban, 2), (ban, 25)]);
+        let scans: Vec<_> =
+            cases.map(|(ban, after)| scope.spawn(move || banned(ban, after))).collect();
+        scans.into_iter().map(|scan| scan.join().unwrap()).collect()
+    });
+    for (how, after, report) in &reports {
+        let says = |text: &str| report.facts.iter().any(|(_, fact)| fact.evidence.contains(text));
+        assert!(says("the address stopped answering after"), "{how}: {:#?}", report.facts);
+        assert!(!says("the time for this scan was up"), "{how}: {:#?}", report.facts);
+        // Far fewer than a scan that goes on: the controls of some questions.
+        assert!(report.connections < *after as u64 + 60, "{how}: {}", report.connections);
+        for (id, fact) in report.facts.iter().filter(|(id, _)| no(report, id)) {
+            assert!(no(&clear, id), "{how}: {id} is no: {}", fact.evidence);
+        }
+        // What was open when the ban came decides; a late one may leave what a level takes.
+        let level = report.judgement.level;
+        match *after < 10 {
+            true => assert_eq!(level, Level::Unknown, "{how}"),
+            false => assert!(level <= Level::Acceptable, "{how}: {level}"),
+        }
+    }
 }

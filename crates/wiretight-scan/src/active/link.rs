@@ -43,6 +43,15 @@ pub enum Trouble {
     TooMuch,
     /// The scan has taken as long as it may.
     TimeIsUp,
+    /// The address answered before, and stopped; what that looks like.
+    Stopped(String),
+}
+
+impl Trouble {
+    /// Whether it is no use to try again.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::TimeIsUp | Self::Stopped(_))
+    }
 }
 
 impl fmt::Display for Trouble {
@@ -57,6 +66,7 @@ impl fmt::Display for Trouble {
             Self::Malformed(why) => write!(f, "malformed: {why}"),
             Self::TooMuch => f.write_str("more was sent than is read"),
             Self::TimeIsUp => f.write_str("the time for this scan was up"),
+            Self::Stopped(why) => f.write_str(why),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod anyone;
 pub mod caa;
 mod certificates;
+mod contact;
 mod derived;
 mod enumerate;
 mod extensions;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::contact::Contact;
 use super::link::{Event, Link, Stream, Trouble, alert_name};
 use super::observed::Observed;
 use super::pace::Pace;
@@ -103,6 +104,10 @@ pub struct Prober {
     pub(super) observed: Arc<Observed>,
     /// The versions that are asked for in an ordinary client's manner, a bit each.
     pub(super) plain: AtomicU32,
+    /// Whether the address still answers.
+    pub(super) contact: Contact,
+    /// The longest that a connection took to go over to TLS, in microseconds.
+    greeting: AtomicU64,
     /// Hellos of this length, and longer ones, are lost on the way.
     lost: AtomicUsize,
     connections: AtomicU64,
@@ -149,6 +154,8 @@ impl Prober {
             speaks_ssl2: AtomicBool::new(false),
             observed: Arc::default(),
             plain: AtomicU32::new(0),
+            contact: Contact::new(2),
+            greeting: AtomicU64::new(0),
             lost: AtomicUsize::new(usize::MAX),
             connections: AtomicU64::new(0),
             slowest: AtomicU64::new(0),
@@ -164,13 +171,26 @@ impl Prober {
     /// Connects, and speaks what comes before TLS.
     pub async fn connect(&self) -> Result<Link, Trouble> {
         let permit = self.turn().await?;
-        self.open(permit).await
+        Ok(self.open(permit).await?.0)
+    }
+
+    /// Why nothing more is asked.
+    fn over(&self) -> Option<Trouble> {
+        if let Some(why) = self.contact.stopped() {
+            return Some(Trouble::Stopped(why.to_owned()));
+        }
+        (Instant::now() >= self.end).then_some(Trouble::TimeIsUp)
+    }
+
+    /// The longest that a connection took to go over to TLS.
+    pub(super) fn slowest_start(&self) -> Duration {
+        Duration::from_micros(self.greeting.load(Relaxed))
     }
 
     /// Waits for our turn, no longer than the scan may take.
     async fn turn(&self) -> Result<Option<OwnedSemaphorePermit>, Trouble> {
-        if Instant::now() >= self.end {
-            return Err(Trouble::TimeIsUp);
+        if let Some(trouble) = self.over() {
+            return Err(trouble);
         }
         timeout_at(self.end, self.pace.turn()).await.map_err(|_| Trouble::TimeIsUp)
     }
@@ -184,23 +204,49 @@ impl Prober {
     }
 
     async fn tcp(&self) -> Result<TcpStream, Trouble> {
-        self.pace.rate().await;
-        if Instant::now() >= self.end {
-            return Err(Trouble::TimeIsUp);
-        }
-        self.connections.fetch_add(1, Relaxed);
-        match timeout(self.timeout, TcpStream::connect(self.address)).await {
-            Err(_) => Err(Trouble::TimedOut(self.timeout)),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset => Err(Trouble::Reset),
-            Ok(Err(e)) => Err(Trouble::Unreachable(e.to_string())),
-            Ok(Ok(stream)) => {
-                let _ = stream.set_nodelay(true);
-                Ok(stream)
+        let waits = self.contact.waits(self.timeout);
+        for wait in &waits {
+            self.pace.rate().await;
+            if let Some(trouble) = self.over() {
+                return Err(trouble);
+            }
+            self.connections.fetch_add(1, Relaxed);
+            let begun = Instant::now();
+            let until = self.end.min(begun + *wait);
+            match timeout_at(until, TcpStream::connect(self.address)).await {
+                Ok(Ok(stream)) => {
+                    self.contact.accepted(Instant::now(), begun.elapsed());
+                    let _ = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Ok(Err(e)) => {
+                    self.contact.failed(Instant::now(), self.timeout);
+                    return Err(match e.kind() {
+                        io::ErrorKind::ConnectionReset => Trouble::Reset,
+                        _ => Trouble::Unreachable(e.to_string()),
+                    });
+                }
+                Err(_) => self.contact.failed(Instant::now(), self.timeout),
             }
         }
+        if let Some(trouble) = self.over() {
+            return Err(trouble);
+        }
+        let waited = waits.iter().sum::<Duration>().as_secs_f64();
+        Err(Trouble::Unreachable(match waits.len() {
+            1 => format!("no answer within {waited:.1} s"),
+            n => format!(
+                "no answer within {waited:.1} s, in {n} attempts: no host has this address, or a \
+                 firewall drops the packets"
+            ),
+        }))
     }
 
-    async fn open(&self, permit: Option<OwnedSemaphorePermit>) -> Result<Link, Trouble> {
+    /// A connection on which TLS comes next, and how long what comes before it took.
+    async fn open(
+        &self,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Link, Duration), Trouble> {
         let stream = self.tcp().await?;
         let deadline = self.end.min(Instant::now() + self.timeout * 3);
         let link = |stream: Box<dyn Stream>| {
@@ -209,14 +255,21 @@ impl Prober {
             link
         };
         if matches!(self.start, Start::Direct | Start::Https) {
-            return Ok(link(Box::new(stream)));
+            return Ok((link(Box::new(stream)), Duration::ZERO));
         }
         let local = stream.local_addr().ok().map(|at| at.ip());
         let name = self.name.as_deref();
-        let patience = Instant::now() + self.timeout;
+        let begun = Instant::now();
+        let patience = self.end.min(begun + starttls::time(self.timeout));
         match starttls::upgrade(stream, self.start, name, local, patience).await {
-            Ok(upgrade) => Ok(link(Box::new(upgrade.stream))),
+            Ok(upgrade) => {
+                let took = begun.elapsed();
+                let micros = took.as_micros().try_into().unwrap_or(u64::MAX);
+                self.greeting.fetch_max(micros, Relaxed);
+                Ok((link(Box::new(upgrade.stream)), took))
+            }
             Err(refused) => Err(match refused.why {
+                Why::TimedOut if Instant::now() >= self.end => Trouble::TimeIsUp,
                 Why::Closed => Trouble::Closed,
                 Why::Reset => Trouble::Reset,
                 Why::TimedOut => Trouble::TimedOut(self.timeout),
@@ -230,7 +283,7 @@ impl Prober {
         let _permit = self.turn().await?;
         let stream = self.tcp().await?;
         let local = stream.local_addr().ok().map(|at| at.ip());
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.end.min(Instant::now() + starttls::time(self.timeout));
         let name = self.name.as_deref();
         let outcome = starttls::upgrade(stream, self.start, name, local, deadline).await;
         Ok(starttls::facts(&outcome))
@@ -271,14 +324,21 @@ impl Prober {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Reply {
         let start = Instant::now();
+        let mut before_tls = Duration::ZERO;
         let reply = match self.open(permit).await {
-            Ok(mut link) => read_flight(&mut link, hello, until).await,
+            Ok((mut link, took)) => {
+                before_tls = took;
+                read_flight(&mut link, hello, until).await
+            }
             Err(trouble) => Err(trouble),
         };
         match reply {
             Ok(Reply::Trouble(trouble)) | Err(trouble) => Reply::Trouble(trouble),
             Ok(reply) => {
-                let took = start.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+                self.contact.answered(Instant::now());
+                // A slow greeting says nothing of how long TLS takes to answer.
+                let took = start.elapsed().saturating_sub(before_tls);
+                let took = took.as_micros().try_into().unwrap_or(u64::MAX);
                 self.slowest.fetch_max(took.max(1), Relaxed);
                 self.quickest.fetch_min(took.max(1), Relaxed);
                 if let Reply::Alert(level, description) = &reply
@@ -318,8 +378,8 @@ impl Prober {
                 }
                 Reply::Trouble(trouble) => trouble.to_string(),
             },
-            Reply::Trouble(Trouble::TimeIsUp) => {
-                return Outcome::Unclear(Trouble::TimeIsUp.to_string());
+            Reply::Trouble(trouble @ (Trouble::TimeIsUp | Trouble::Stopped(_))) => {
+                return Outcome::Unclear(trouble.to_string());
             }
             Reply::Trouble(trouble) => trouble.to_string(),
         };
@@ -333,6 +393,9 @@ impl Prober {
         };
         let mut last = first;
         for pause in PAUSES {
+            if let Some(trouble) = self.over() {
+                return Outcome::Unclear(trouble.to_string());
+            }
             if Instant::now() + pause >= self.end {
                 return Outcome::Unclear(Trouble::TimeIsUp.to_string());
             }
@@ -352,6 +415,7 @@ impl Prober {
                     self.lost.fetch_min(length, Relaxed);
                     return Outcome::TooLarge;
                 }
+                self.contact.silent(Instant::now(), self.timeout);
                 // What hits some connections and not others may let this one pass.
                 match self.ask_with(hello, until, None).await {
                     Reply::Hello(flight) => return Outcome::Taken(flight),
@@ -404,7 +468,10 @@ impl Prober {
             }
             last = failed;
         }
-        Outcome::Unclear(format!("{last}; control handshakes failed too"))
+        match self.contact.stopped() {
+            Some(why) => Outcome::Unclear(why.to_owned()),
+            None => Outcome::Unclear(format!("{last}; control handshakes failed too")),
+        }
     }
 
     /// Where SSL 2.0 is all that is answered, its hello is the control.

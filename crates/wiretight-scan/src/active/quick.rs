@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::time::Instant;
 
+use super::contact::Contact;
 use super::derived::set_post_quantum;
 use super::first::no_tls;
 use super::link::{Trouble, alert_name};
@@ -19,7 +20,9 @@ use crate::{Reached, Report, judge};
 /// Asks an address once. What one hello cannot tell stays untested.
 pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> Report {
     let (started, clock) = (jiff::Timestamp::now(), Instant::now());
-    let prober = prober(target, address, options);
+    let mut prober = prober(target, address, options);
+    // Of a million addresses most are dead: one attempt is enough.
+    prober.contact = Contact::new(1);
     let mut facts = Facts::default();
     let mut reply = prober.ask(&hello(&prober), Until::Hello).await;
     if let Reply::Trouble(Trouble::NotTls(bytes)) = &reply

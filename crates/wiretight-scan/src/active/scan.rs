@@ -108,9 +108,13 @@ pub async fn scan_address(target: &Target, address: SocketAddr, options: &Option
     let reached = Box::pin(ask_all(&prober, target, &mut facts, &mut presented)).await;
     let spoken = reached == Reached::Tls;
     if spoken {
+        if let Some(why) = prober.contact.stopped() {
+            settle::after_it_stopped(&mut facts, why);
+        }
         settle::observations(&mut facts, &prober.observed);
         derived::derive(&mut facts);
     }
+    settle::slow_start(&mut facts, prober.slowest_start(), prober.connections());
     let examined = examine(&presented, Some(&target.host), started, &options.stores);
     facts.extend(examined.facts);
     let observed = settle::report(&prober.observed);
@@ -417,8 +421,8 @@ async fn start_facts(prober: &Prober) -> Result<Facts, Trouble> {
 /// What is asked beside TLS: of DNS, by HTTP and QUIC, and of the protocol in the clear.
 async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Facts>) -> Facts {
     let mut facts = Facts::default();
-    let deadline = Instant::now() + prober.timeout;
     let caa = async {
+        let deadline = prober.end.min(Instant::now() + prober.timeout);
         match &prober.name {
             Some(name) => Some(caa(name, deadline).await),
             None => None,
@@ -430,11 +434,15 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
             start => {
                 let connect = || prober.stream();
                 let name = prober.name.as_deref();
+                let time = starttls::injection_time(prober.timeout);
+                let deadline = prober.end.min(Instant::now() + time);
                 Some(starttls::injection(connect, start, name, None, deadline).await)
             }
         }
     };
     let (name, host) = (prober.name.as_deref(), host_header(target));
+    // A request has three steps, with a time-out each.
+    let left = prober.end.saturating_duration_since(Instant::now()) / 3;
     let web = async {
         let mut facts = Facts::default();
         if !matches!(target.start, Start::Direct | Start::Https) {
@@ -447,6 +455,7 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
             true => prober.timeout.min(PERHAPS_WEB),
             false => prober.timeout,
         };
+        let timeout = timeout.min(left);
         let to_port_80 = async {
             match target.port {
                 443 => redirect((address.ip(), 80).into(), &host, timeout).await,

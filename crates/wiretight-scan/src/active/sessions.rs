@@ -305,7 +305,7 @@ pub(super) async fn complete_with(
         };
         // After our flight, a close is an answer too.
         let again = match &ended {
-            Err(Failure::Trouble(Trouble::Malformed(_) | Trouble::TimeIsUp)) => false,
+            Err(Failure::Trouble(trouble)) if trouble.is_final() => false,
             Err(Failure::Trouble(_)) => !client.finished,
             _ => false,
         };

@@ -3,6 +3,8 @@
 //! Each fact comes of its own question; what was chosen in answer to all other hellos is known beside
 //! them. Where the two do not agree, what was seen counts, and the facts say so.
 
+use std::time::Duration;
+
 use super::observed::Observed;
 use super::probe::Prober;
 use super::vulnerabilities::heartbleed::NOT_ANSWERED;
@@ -140,6 +142,54 @@ pub fn nothing_told(facts: &mut Facts, prober: &Prober, why: &str, wants_name: b
     facts.set("sni.required", answer, None, evidence);
 }
 
+/// The address stopped answering during the scan. A close, a reset, silence or a closed port may have come
+/// of that: such a "no" is none.
+pub fn after_it_stopped(facts: &mut Facts, why: &str) {
+    let doubtful: Vec<(String, String)> = facts
+        .iter()
+        .filter(|(id, fact)| fact.answer == Answer::No && *id != "plaintext")
+        .filter(|(_, fact)| {
+            let said = fact.evidence.to_lowercase();
+            // Controls after it were answered, so the address was still there.
+            let settled = said.contains("before and after were")
+                || said.contains("after it was answered")
+                || said.contains("without it, the server waits");
+            !settled
+                && [
+                    "reset",
+                    "close",
+                    "silen",
+                    "unreachable",
+                    "no answer",
+                    "no connection",
+                    "no ticket",
+                ]
+                .iter()
+                .any(|word| said.contains(word))
+        })
+        .map(|(id, fact)| (id.to_owned(), format!("{why} Before that: {}", fact.evidence)))
+        .collect();
+    for (id, evidence) in doubtful {
+        facts.set(id, Answer::Inconclusive, None, evidence);
+    }
+}
+
+/// Says why a scan takes long where a server takes long before it begins with TLS.
+pub fn slow_start(facts: &mut Facts, took: Duration, connections: u64) {
+    let id = "starttls.offered";
+    let Some(fact) = facts.get(id).cloned().filter(|_| took >= SLOW_START) else { return };
+    let evidence = format!(
+        "{}; before TLS this server takes up to {:.1} s, on each of the {connections} connections of \
+         this scan: that is why it took long",
+        fact.evidence,
+        took.as_secs_f64()
+    );
+    facts.set(id, fact.answer, fact.value, evidence);
+}
+
+/// A greeting that takes so long is worth a word.
+const SLOW_START: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +227,45 @@ mod tests {
         assert_eq!(facts.answer("vulnerability.heartbleed"), Answer::Inconclusive);
         // More suites may be taken.
         assert_eq!(facts.answer("vulnerability.robot"), Answer::Inconclusive);
+    }
+
+    #[test]
+    fn an_address_that_stopped_leaves_no_doubtful_no() {
+        let why = "the address stopped answering after 9 connections: did it ban this one?";
+        let mut facts = Facts::default();
+        for (id, evidence, expected) in [
+            ("protocol.ssl3", "alert handshake_failure (40)", Answer::No),
+            (
+                "protocol.tls1_0",
+                "reset; control handshakes right before and after were answered",
+                Answer::No,
+            ),
+            (
+                "protocol.ssl2",
+                "closed without an alert; a control handshake after it was answered",
+                Answer::No,
+            ),
+            ("protocol.quic", "ICMP port unreachable, twice", Answer::Inconclusive),
+            ("vulnerability.ccs_injection", "closed without an alert", Answer::Inconclusive),
+            ("renegotiation.by_client", "reset", Answer::Inconclusive),
+            ("vulnerability.heartbleed", "silence", Answer::Inconclusive),
+        ] {
+            facts.set(id, Answer::No, None, evidence);
+            let mut after = facts.clone();
+            after_it_stopped(&mut after, why);
+            assert_eq!(after.answer(id), expected, "{id}: {evidence}");
+        }
+    }
+
+    #[test]
+    fn a_slow_greeting_is_named_as_the_reason_of_a_long_scan() {
+        let mut facts = Facts::default();
+        facts.set("starttls.offered", Answer::Yes, None, "STARTTLS: 220 go");
+        slow_start(&mut facts, Duration::from_millis(900), 80);
+        assert_eq!(facts.get("starttls.offered").unwrap().evidence, "STARTTLS: 220 go");
+        slow_start(&mut facts, Duration::from_millis(3_520), 80);
+        let evidence = &facts.get("starttls.offered").unwrap().evidence;
+        assert!(evidence.contains("3.5 s, on each of the 80 connections"), "{evidence}");
     }
 
     #[test]

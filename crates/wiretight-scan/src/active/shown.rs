@@ -197,7 +197,7 @@ pub(super) async fn patiently<T>(
     let mut last = attempt().await;
     for pause in [200, 1000] {
         match &last {
-            Err(Failure::Trouble(Trouble::Malformed(_) | Trouble::TimeIsUp)) => return last,
+            Err(Failure::Trouble(trouble)) if trouble.is_final() => return last,
             Err(Failure::Trouble(_)) => {}
             _ => return last,
         }

@@ -23,7 +23,10 @@ pub fn give_reasons(facts: &mut Facts, prober: &Prober) {
     let known = Known::of(facts, prober);
     let missing: Vec<String> = ids.filter(|id| facts.get(id).is_none()).collect();
     let reasons: Vec<(Answer, String)> = missing.iter().map(|id| known.reason(id, facts)).collect();
-    for (id, (answer, evidence)) in missing.into_iter().zip(reasons) {
+    for (id, (answer, mut evidence)) in missing.into_iter().zip(reasons) {
+        if let (Inconclusive, Some(why)) = (answer, prober.contact.stopped()) {
+            evidence = why.to_owned();
+        }
         facts.set(id, answer, None, evidence);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -215,4 +215,54 @@ fn without_alerts(
         client.write_all(&header)?;
         client.write_all(&body)?;
     }
+}
+
+/// How a host goes on that bans a scanner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ban {
+    /// New connections are refused.
+    Refuses,
+    /// SYNs are dropped.
+    Drops,
+    /// Connections are accepted, and nothing is ever said.
+    IsSilent,
+}
+
+/// Stops a [`banning`] host when it is dropped.
+pub struct Banning(mpsc::Sender<()>);
+
+/// Passes so many connections on, and then bans.
+pub fn banning(behind: SocketAddr, after: usize, ban: Ban) -> (SocketAddr, Banning) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let (stop, stopped) = mpsc::channel();
+    thread::spawn(move || {
+        for _ in 0..after {
+            let Ok((client, _)) = listener.accept() else { return };
+            thread::spawn(move || pass(client, behind));
+        }
+        let mut held = Vec::new();
+        match ban {
+            Ban::Refuses => return,
+            Ban::Drops => {
+                // The kernel drops SYNs where the queue of the listener is full.
+                rustix::net::listen(&listener, 0).unwrap();
+                let wait = Duration::from_millis(100);
+                while let Ok(own) = TcpStream::connect_timeout(&at, wait) {
+                    held.push(own);
+                }
+            }
+            Ban::IsSilent => listener.set_nonblocking(true).unwrap(),
+        }
+        while let Err(mpsc::RecvTimeoutError::Timeout) =
+            stopped.recv_timeout(Duration::from_millis(5))
+        {
+            if ban == Ban::IsSilent
+                && let Ok((client, _)) = listener.accept()
+            {
+                held.push(client);
+            }
+        }
+    });
+    (at, Banning(stop))
 }

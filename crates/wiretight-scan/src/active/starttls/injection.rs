@@ -29,6 +29,11 @@ use crate::target::Start;
 /// What is read inside TLS at most.
 const MAX: usize = 16 << 10;
 
+/// How long [`injection`] may take: as long as two connections.
+pub fn time(timeout: Duration) -> Duration {
+    super::time(timeout) * 2
+}
+
 /// Sends a harmless command along with the one that TLS follows, and sees whether it is answered
 /// inside TLS: the fact `starttls.injection`.
 ///

@@ -16,6 +16,7 @@ mod wire;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use crate::facts::{Answer, Facts};
 use crate::parse::starttls::{Listed, shown};
 use crate::target::Start;
 
-pub use injection::injection;
+pub use injection::{injection, time as injection_time};
 pub use stream::Stream;
 use wire::Wire;
 
@@ -91,6 +92,13 @@ impl fmt::Display for Why {
             Self::TooMuch => "the server does not come to an end",
         })
     }
+}
+
+/// How long all of this may take, where answers are waited for as long as `timeout`. A greeting is waited
+/// for in two thirds of it; only then a silent server gets a ClientHello. So a server that delays its
+/// greeting to catch clients that speak first never hears one within `timeout`.
+pub fn time(timeout: Duration) -> Duration {
+    timeout * 3 / 2
 }
 
 /// Asks the server at the other end of a new connection to go over to TLS.
@@ -229,4 +237,56 @@ fn verdict(command: &str, listed: Listed, said: Said, seen: String) -> Result<Of
 
 fn refused(why: Why, evidence: impl Into<String>) -> Refused {
     Refused { why, evidence: evidence.into(), greeting: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(400);
+
+    /// Greets after this, if nothing came before; counts clients that spoke first.
+    fn server(delay: Duration, early: &Arc<AtomicUsize>) -> tokio::io::DuplexStream {
+        let (client, mut server) = tokio::io::duplex(4096);
+        let early = early.clone();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            if let Ok(Ok(1..)) = timeout(delay, server.read(&mut buffer)).await {
+                early.fetch_add(1, Relaxed);
+                return;
+            }
+            for says in ["220 mx ESMTP\r\n", "250-mx\r\n250 STARTTLS\r\n", "220 go\r\n"] {
+                let _ = server.write_all(says.as_bytes()).await;
+                if !matches!(server.read(&mut buffer).await, Ok(1..)) {
+                    return;
+                }
+            }
+        });
+        client
+    }
+
+    #[tokio::test]
+    async fn a_server_that_delays_its_greeting_never_hears_a_client_speak_first() {
+        let early = Arc::default();
+        for delay in [TIMEOUT * 7 / 20, TIMEOUT * 9 / 10] {
+            let deadline = Instant::now() + time(TIMEOUT);
+            let upgrade = upgrade(server(delay, &early), Start::Smtp, None, None, deadline).await;
+            assert!(upgrade.is_ok(), "{delay:?}: {:?}", upgrade.err());
+            let connect = async || Ok(server(delay, &early));
+            let deadline = Instant::now() + injection_time(TIMEOUT);
+            injection(connect, Start::Smtp, None, None, deadline).await;
+            assert_eq!(early.load(Relaxed), 0, "{delay:?}");
+        }
+        // The control: a server that is silent for longer is offered TLS.
+        let deadline = Instant::now() + time(TIMEOUT);
+        let silent = server(TIMEOUT * 2, &early);
+        let refused = upgrade(silent, Start::Smtp, None, None, deadline).await.unwrap_err();
+        assert_eq!((early.load(Relaxed), refused.why), (1, Why::TimedOut), "{refused}");
+    }
 }

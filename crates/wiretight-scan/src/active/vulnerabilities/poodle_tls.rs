@@ -9,6 +9,7 @@ use crate::active::handshake::tls12::{Client, Faults, can_complete};
 use crate::active::handshake::{BadPadding, Failure};
 use crate::active::link::Trouble;
 use crate::active::sessions::{complete, complete_with};
+use crate::active::shown::patiently;
 use crate::facts::{Answer, Facts};
 use crate::names::{Suite, suites};
 use crate::parse::ClientHello;
@@ -44,23 +45,38 @@ async fn in_version(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         },
         // handshake_failure, insufficient_security: no suite in common.
         None | Some(Err(Failure::Alert(2, 40 | 71))) => match other_suite(prober, hello).await {
-            Some(suite) => {
+            Ok(Some(suite)) => {
                 let evidence = format!("{suite} is taken, in which no handshake is completed here");
                 (Answer::Inconclusive, evidence)
             }
-            None => (Answer::No, "no CBC suite is taken".to_owned()),
+            Ok(None) => (Answer::No, "no CBC suite is taken".to_owned()),
+            Err(failure) => (Answer::Inconclusive, failure.to_string()),
         },
         Some(Err(failure)) => (Answer::Inconclusive, failure.to_string()),
     }
 }
 
-/// A CBC suite that the server takes, of those that a handshake cannot be completed with.
-async fn other_suite(prober: &Prober, hello: &ClientHello) -> Option<&'static str> {
+/// A CBC suite that the server takes, of those that a handshake cannot be completed with. Only its own
+/// refusal says that there is none.
+async fn other_suite(
+    prober: &Prober,
+    hello: &ClientHello,
+) -> Result<Option<&'static str>, Failure> {
     let cbc = suites().iter().filter(|suite| suite.is_cbc() && !can_complete(**suite));
     let offer = hello.clone().suites(cbc.map(|suite| suite.code));
-    let mut client = Client::new(prober.connect().await.ok()?, offer);
-    client.greet().await.ok()?;
-    Suite::from_code(client.server?.suite).map(|suite| suite.name)
+    let client = patiently(async || {
+        let mut client = Client::new(prober.connect().await?, offer.clone());
+        client.greet().await?;
+        Ok(client)
+    });
+    match client.await {
+        Ok(client) => {
+            let suite = client.server.and_then(|server| Suite::from_code(server.suite));
+            Ok(suite.map(|suite| suite.name))
+        }
+        Err(Failure::Alert(..)) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 async fn wrong(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), Failure> {
