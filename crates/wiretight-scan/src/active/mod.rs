@@ -11,6 +11,7 @@ mod first;
 pub mod handshake;
 mod hidden;
 mod http;
+mod identity;
 mod link;
 mod many;
 mod observed;
@@ -31,6 +32,7 @@ mod unasked;
 pub mod vulnerabilities;
 
 pub use http::{host_header, http, redirect};
+pub use identity::{ClientIdentity, IdentityError};
 pub use link::{Event, Link, Trouble};
 pub use many::{Depth, Feed, GATHER, scan_many};
 pub(crate) use ordinary::TOO as TO_AN_ORDINARY_CLIENT_TOO;
