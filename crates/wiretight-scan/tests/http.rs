@@ -14,7 +14,7 @@ use wiretight_scan::facts::{Answer, Facts, Value};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 async fn ask(address: SocketAddr) -> Facts {
-    http(address, Some("localhost"), "localhost", PATIENCE).await
+    http(address, Some("localhost"), "localhost", PATIENCE, None).await
 }
 
 fn evidence<'a>(facts: &'a Facts, id: &str) -> &'a str {
@@ -294,7 +294,7 @@ async fn no_server_holds_a_request_up_or_makes_up_an_answer() {
     for (name, answer, play) in plays {
         let address = played("http/1.1", *play);
         let begun = Instant::now();
-        let facts = http(address, None, "localhost", timeout).await;
+        let facts = http(address, None, "localhost", timeout, None).await;
         assert!(begun.elapsed() < timeout * 3, "{name}: {:?}", begun.elapsed());
         for (id, fact) in facts.iter() {
             assert_eq!(fact.answer, *answer, "{name}: {id}: {fact:?}");

@@ -5,10 +5,11 @@
 mod servers;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use servers::{How, all, config, scans, start};
-use wiretight_scan::active::Options;
+use wiretight_scan::active::{ClientIdentity, Options};
 use wiretight_scan::facts::{Answer, Fact, Facts, Value};
 use wiretight_scan::{Reached, Report};
 
@@ -393,4 +394,56 @@ fn servers_that_differ_behind_one_address_are_noticed() {
     }
     let reasons = &report.judgement.reasons;
     assert!(reasons.iter().any(|reason| reason.rule == "inconsistent"), "{reasons:#?}");
+}
+
+/// Servers that let nobody in without a certificate are asked on with one, in TLS 1.2 and 1.3.
+#[test]
+fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let identity = |name: &str| {
+        let file = |end: &str| servers::pki::folder().join(format!("{name}.{end}"));
+        let chain = CertificateDer::pem_file_iter(file("chain")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(file("key")).unwrap();
+        ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), key).map(Arc::new)
+    };
+    for name in ["openssl-client-required", "nginx-client-required"] {
+        let Some(server) = start(name) else { continue };
+        let told = |facts: &Facts, id: &str| {
+            matches!(facts.answer(id), Answer::Yes | Answer::No).then_some(()).ok_or(id.to_owned())
+        };
+        let asked = ["session.ticket", "session.psk", "http.status", "vulnerability.heartbleed"];
+        // The control: without one, what only a completed handshake tells is not told. (nginx completes it, and
+        // answers that it wants a certificate.)
+        let in_tls = name == "openssl-client-required";
+        let without = scans::scan_server(&server, &options());
+        match in_tls {
+            true => {
+                assert!(without.facts.yes("client_certificate.required"));
+                assert!(told(&without.facts, "session.psk").is_err());
+                assert!(told(&without.facts, "http.status").is_err());
+            }
+            false => assert_eq!(without.facts.number("http.status"), Some(400)),
+        }
+        for key in ["client", "rsa"] {
+            let identity = Some(identity(key).unwrap());
+            let with = scans::scan_server(&server, &Options { identity, ..options() });
+            let missing: Vec<_> =
+                asked.iter().filter_map(|id| told(&with.facts, id).err()).collect();
+            let shown: Vec<_> = asked.map(|id| shown(with.facts.get(id))).into();
+            assert!(missing.is_empty(), "{name} {key}: {missing:?} {shown:#?}");
+            assert!(with.facts.yes("client_certificate.requested"), "{name} {key}");
+            assert_ne!(with.facts.number("http.status"), Some(400), "{name} {key}");
+        }
+        // One that the server does not take: nothing is claimed that it did not tell.
+        let stranger = Some(identity("self").unwrap());
+        let refused = scans::scan_server(&server, &Options { identity: stranger, ..options() });
+        if in_tls {
+            assert!(told(&refused.facts, "session.psk").is_err());
+        }
+    }
+    // A key that is not the certificate's is no identity.
+    let chain = CertificateDer::pem_file_iter(servers::pki::folder().join("rsa.chain")).unwrap();
+    let other = PrivateKeyDer::from_pem_file(servers::pki::folder().join("client.key")).unwrap();
+    assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
 }

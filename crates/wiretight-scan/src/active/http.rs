@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::anyone::DangerouslyBelievesAll;
+use super::identity::ClientIdentity;
 use super::link::printable;
 use crate::facts::{Answer, Facts, Value};
 use crate::target::{Host, Target};
@@ -67,8 +68,9 @@ pub async fn http(
     name: Option<&str>,
     host_header: &str,
     timeout: Duration,
+    identity: Option<&ClientIdentity>,
 ) -> Facts {
-    let head = fetch(address, Some(name), host_header, timeout).await;
+    let head = fetch(address, Some(name), host_header, timeout, identity).await;
     let mut facts = Facts::default();
     match head {
         Ok(head) => tell(&head, &mut facts),
@@ -86,7 +88,7 @@ pub async fn http(
 /// Asks port 80 for `/` in the clear: `http.redirect`. `host` is what its Host field says.
 pub async fn redirect(address: SocketAddr, host: &str, timeout: Duration) -> Facts {
     let mut facts = Facts::default();
-    let (answer, value, evidence) = match fetch(address, None, host, timeout).await {
+    let (answer, value, evidence) = match fetch(address, None, host, timeout, None).await {
         Err(Failure::Refused) => {
             (Answer::Untested, None, format!("port {} is closed", address.port()))
         }
@@ -424,6 +426,7 @@ async fn fetch(
     tls: Option<Option<&str>>,
     host: &str,
     timeout: Duration,
+    identity: Option<&ClientIdentity>,
 ) -> Result<Head, Failure> {
     if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Failure::Connection("the host is no name".into()));
@@ -435,8 +438,12 @@ async fn fetch(
     let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
     let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
     // One that knows HTTP/1.1 but does not name it may refuse who asks for it by name.
-    match fetch_tls(address, &name, host, timeout, vec![b"http/1.1".to_vec()]).await {
-        Err(Failure::Alpn) => fetch_tls(address, &name, host, timeout, Vec::new()).await,
+    let named = config(vec![b"http/1.1".to_vec()], identity)?;
+    match fetch_tls(address, &name, host, timeout, named).await {
+        Err(Failure::Alpn) => {
+            let nameless = config(Vec::new(), identity)?;
+            fetch_tls(address, &name, host, timeout, nameless).await
+        }
         other => other,
     }
 }
@@ -446,10 +453,10 @@ async fn fetch_tls(
     name: &ServerName<'static>,
     host: &str,
     timeout: Duration,
-    alpn: Vec<Vec<u8>>,
+    config: ClientConfig,
 ) -> Result<Head, Failure> {
     let stream = connect(address, timeout).await?;
-    let connector = TlsConnector::from(Arc::new(config(alpn)?));
+    let connector = TlsConnector::from(Arc::new(config));
     let failed = |e: std::io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
         Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => Failure::Alpn,
         _ => Failure::Tls(e.to_string()),
@@ -540,14 +547,19 @@ fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     None
 }
 
-fn config(alpn: Vec<Vec<u8>>) -> Result<ClientConfig, Failure> {
+fn config(alpn: Vec<Vec<u8>>, identity: Option<&ClientIdentity>) -> Result<ClientConfig, Failure> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider.clone())
+    let config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
         .map_err(|e| Failure::Tls(e.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(DangerouslyBelievesAll(provider)))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(DangerouslyBelievesAll(provider)));
+    let mut config = match identity {
+        Some(identity) => config
+            .with_client_auth_cert(identity.chain().to_vec(), identity.private())
+            .map_err(|e| Failure::Tls(e.to_string()))?,
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = alpn;
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)

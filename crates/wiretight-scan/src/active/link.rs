@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use super::identity::ClientIdentity;
 use super::observed::Observed;
 use crate::names;
 use crate::parse::{
@@ -103,6 +104,8 @@ pub struct Link {
     pub(super) deadline: Instant,
     /// Where choices of the server are noted.
     pub(super) observed: Option<Arc<Observed>>,
+    /// What is shown to a server that asks for a certificate.
+    pub(super) identity: Option<Arc<ClientIdentity>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -123,6 +126,7 @@ impl Link {
             patience,
             deadline,
             observed: None,
+            identity: None,
             _permit: permit,
         }
     }

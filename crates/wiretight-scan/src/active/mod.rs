@@ -10,6 +10,7 @@ mod first;
 pub mod handshake;
 mod hidden;
 mod http;
+mod identity;
 mod link;
 mod many;
 mod observed;
@@ -30,6 +31,7 @@ mod unasked;
 pub mod vulnerabilities;
 
 pub use http::{host_header, http, redirect};
+pub use identity::{ClientIdentity, IdentityError};
 pub use link::{Event, Link, Trouble};
 pub use many::{Depth, Feed, GATHER, scan_many};
 pub(crate) use ordinary::TOO as TO_AN_ORDINARY_CLIENT_TOO;

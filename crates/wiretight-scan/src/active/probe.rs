@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::identity::ClientIdentity;
 use super::link::{Event, Link, Stream, Trouble, alert_name};
 use super::observed::Observed;
 use super::pace::Pace;
@@ -97,6 +98,8 @@ pub struct Prober {
     pub control: OnceLock<ClientHello>,
     /// When the whole scan has to come to an end.
     pub end: Instant,
+    /// What is shown to a server that asks for a certificate.
+    pub identity: Option<Arc<ClientIdentity>>,
     /// Whether SSL 2.0 was answered, which is a control where nothing else is.
     pub(super) speaks_ssl2: AtomicBool,
     /// What was chosen in all hellos.
@@ -146,6 +149,7 @@ impl Prober {
             pace,
             control: OnceLock::new(),
             end: Instant::now() + Duration::from_secs(86_400),
+            identity: None,
             speaks_ssl2: AtomicBool::new(false),
             observed: Arc::default(),
             plain: AtomicU32::new(0),
@@ -206,6 +210,7 @@ impl Prober {
         let link = |stream: Box<dyn Stream>| {
             let mut link = Link::new(stream, self.patience(), deadline, permit);
             link.observed = Some(self.observed.clone());
+            link.identity = self.identity.clone();
             link
         };
         if matches!(self.start, Start::Direct | Start::Https) {

@@ -19,6 +19,7 @@ use super::first::{First, first};
 use super::handshake::tls12;
 use super::hidden::hidden;
 use super::http::{host_header, http, redirect};
+use super::identity::ClientIdentity;
 use super::link::Trouble;
 use super::older::{self, Asked};
 use super::pace::Paces;
@@ -56,6 +57,8 @@ pub struct Options {
     pub stores: Arc<Stores>,
     /// Where all targets are, whatever the resolver says.
     pub address: Option<IpAddr>,
+    /// What is shown to servers that ask for a certificate.
+    pub identity: Option<Arc<ClientIdentity>>,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             paces: Arc::default(),
             stores: Arc::default(),
             address: None,
+            identity: None,
         }
     }
 }
@@ -143,6 +147,7 @@ pub(super) fn prober(target: &Target, address: SocketAddr, options: &Options) ->
     let pace = options.paces.of(address.ip(), options.connections);
     let mut prober = Prober::new(address, name, target.start, options.timeout, pace);
     prober.end = Instant::now() + options.max_time;
+    prober.identity = options.identity.clone();
     prober
 }
 
@@ -453,8 +458,10 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
                 _ => Facts::default(),
             }
         };
-        let (http, quic, redirect) =
-            tokio::join!(http(address, name, &host, timeout), quic, to_port_80,);
+        let (http, quic, redirect) = {
+            let identity = prober.identity.as_deref();
+            tokio::join!(http(address, name, &host, timeout, identity), quic, to_port_80)
+        };
         for found in [http, quic, redirect] {
             facts.extend(found);
         }

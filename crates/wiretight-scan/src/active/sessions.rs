@@ -76,7 +76,8 @@ pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) 
             )
         });
         let refused = refused.map(|failure| failure.to_string());
-        client_certificate(&mut facts, first.request.as_ref(), refused, server.version);
+        let shown = prober.identity.is_some() && server.version == 0x0303;
+        client_certificate(&mut facts, first.request.as_ref(), refused, server.version, shown);
     }
     if let Some(why) = without {
         for id in ["session.id", "session.ticket"] {
@@ -363,7 +364,8 @@ pub(super) async fn after(
         }
         _ => None,
     };
-    client_certificate(&mut facts, first.request.as_ref(), refused.clone(), 0x0304);
+    let shown = prober.identity.is_some();
+    client_certificate(&mut facts, first.request.as_ref(), refused.clone(), 0x0304, shown);
     first.channel.close().await;
 
     let (mut psk, mut early) = (None, None);
@@ -512,12 +514,14 @@ async fn ticket_of(prober: &Prober, client: &mut tls13::Client) -> Result<tls13:
     }
 }
 
-/// `client_certificate.*`, by a handshake in which we had none. `refused` is what came after that.
+/// `client_certificate.*`, by a handshake in which we had none, or showed the one that was given (`shown`). `refused` is
+/// what came after that.
 fn client_certificate(
     facts: &mut Facts,
     request: Option<&CertificateRequest>,
     refused: Option<String>,
     version: u16,
+    shown: bool,
 ) {
     let Some(request) = request else {
         let evidence = "no CertificateRequest came";
@@ -535,6 +539,12 @@ fn client_certificate(
     let evidence = format!("CertificateRequest{version}");
     facts.set("client_certificate.requested", Answer::Yes, None, evidence.clone());
     let (answer, why) = match refused {
+        Some(why) if shown => {
+            (Answer::Inconclusive, format!("after the certificate that was given: {why}"))
+        }
+        None if shown => {
+            (Answer::Inconclusive, "the certificate that was given was taken".to_owned())
+        }
         Some(why) => (Answer::Yes, format!("after an empty Certificate: {why}")),
         None => (Answer::No, "an empty Certificate was taken".to_owned()),
     };

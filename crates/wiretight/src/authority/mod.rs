@@ -149,6 +149,8 @@ pub struct Times {
     pub debounce: Duration,
     /// Between prunings of what has expired.
     pub prune: Duration,
+    /// A clock that nobody has set for so long, in this process, is believed when it says that a revocation is old.
+    pub steady: Duration,
 }
 
 impl Default for Times {
@@ -159,6 +161,7 @@ impl Default for Times {
             ping: Duration::from_secs(20),
             debounce: Duration::from_millis(50),
             prune: Duration::from_secs(600),
+            steady: Duration::from_secs(86_400),
         }
     }
 }
@@ -367,7 +370,7 @@ impl Authority {
         let registry = Registry::new(trust_domain.clone(), store.clone(), ca.clone());
         let registry = Arc::new(registry);
         registry.recover().await?;
-        registry.prune(Duration::ZERO).await?;
+        registry.prune(times.steady.is_zero()).await?;
 
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
@@ -433,7 +436,7 @@ impl Authority {
             }
             tasks.spawn(server.run(listener, stopped));
             tasks.spawn(async move { publisher.run(view).await });
-            tasks.spawn(maintain(inner.clone(), times.prune));
+            tasks.spawn(maintain(inner.clone(), times));
         }
         tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority serves");
         Ok(AuthorityHandle { inner })
@@ -829,9 +832,9 @@ pub fn log_signer(
 }
 
 /// Renews the authority's own certificates and forgets what has expired.
-async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
+async fn maintain(inner: Arc<Inner>, times: Times) {
     let mut stop = inner.stop.subscribe();
-    let mut prune_at = tokio::time::Instant::now() + prune_every;
+    let mut prune_at = tokio::time::Instant::now() + times.prune;
     let mut pause = Duration::ZERO;
     let mut steps = Steps::new();
     loop {
@@ -885,10 +888,10 @@ async fn maintain(inner: Arc<Inner>, prune_every: Duration) {
             tracing::warn!("what was revoked is not in the log yet: {}", chain(&e));
         }
         if prune_at <= tokio::time::Instant::now() {
-            if let Err(e) = inner.registry.prune(steps.steady_for()).await {
+            if let Err(e) = inner.registry.prune(steps.steady_for() >= times.steady).await {
                 tracing::error!("expired records stay in the store for now: {e}");
             }
-            prune_at = tokio::time::Instant::now() + prune_every;
+            prune_at = tokio::time::Instant::now() + times.prune;
         }
     }
 }

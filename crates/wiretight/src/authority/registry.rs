@@ -68,8 +68,6 @@ const GRACE: u64 = 120;
 /// The revocation of a series is pushed for this long: a session may be far older than a leaf can be, and a
 /// node may be away. What is revoked is few and small.
 const REVOKED_MEMORY: u64 = 90 * 86_400;
-/// A clock that nobody has set for so long, in this process, is believed when it says that a revocation is old.
-const STEADY: Duration = Duration::from_secs(86_400);
 /// A revocation by index has no end: an entry is in the log for good, and it may be of a certificate that begins long
 /// after it was logged. Operators make them by hand; more than this is a mistake, and each is pushed to every node.
 const MAX_INDEX_RANGES: usize = 10_000;
@@ -533,13 +531,13 @@ impl Registry {
 
     // ---- For the clock.
 
-    /// Forgets what has expired. `steady`: for how long nobody has set the clock. A clock that is ahead for a while
-    /// must not bring back what was revoked: revocations wait until it has been steady for long.
-    pub(super) async fn prune(&self, steady: Duration) -> Result<(), Error> {
+    /// Forgets what has expired. `is_steady`: nobody has set the clock for long. A clock that is ahead for a while must
+    /// not bring back what was revoked: until it is steady, no revocation is forgotten.
+    pub(super) async fn prune(&self, is_steady: bool) -> Result<(), Error> {
         let past = now().saturating_sub(GRACE);
         self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
         let long_past = now().saturating_sub(REVOKED_MEMORY);
-        if steady >= STEADY {
+        if is_steady {
             self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
         }
         let old = now().saturating_sub(TOKEN_MEMORY);

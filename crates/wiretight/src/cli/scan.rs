@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use wiretight_proxy::mesh::Registry;
-use wiretight_scan::active::{Depth, Feed, GATHER, Options, Paces, scan_many};
+use wiretight_scan::active::{ClientIdentity, Depth, Feed, GATHER, Options, Paces, scan_many};
 use wiretight_scan::certificate::{Roots, Stores};
 use wiretight_scan::facts::Answer;
 use wiretight_scan::judge::{Level, Profile};
@@ -80,6 +80,12 @@ pub(super) struct Scan {
     /// Authorities (PEM) that are trusted instead of the system's
     #[arg(long, value_name = "FILE")]
     roots: Option<PathBuf>,
+    /// A certificate (PEM, with its chain) for servers that ask for one
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The private key of --cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// Scan this address, whatever the resolver says of the target's name
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["targets", "mesh"])]
     ip: Option<IpAddr>,
@@ -136,6 +142,10 @@ impl Scan {
             Err(error) => return usage(&chain(error.as_ref())),
         };
         let mut stores = Stores { roots: Some(roots), mesh: None };
+        let identity = match self.identity() {
+            Ok(identity) => identity.map(Arc::new),
+            Err(error) => return usage(&chain(error.as_ref())),
+        };
         let lines = match self.lines() {
             Ok(lines) => lines,
             Err(error) => return usage(&chain(error.as_ref())),
@@ -160,7 +170,8 @@ impl Scan {
         };
         let resumed = !done.is_empty();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let sum = runtime.block_on(self.scan(given, lines, stores, done, out))?;
+        let given = Given { targets: given, lines, done, identity };
+        let sum = runtime.block_on(self.scan(given, stores, out))?;
         Ok(match sum {
             Sum { reports: 0, .. } if !resumed => {
                 return usage("there was no target to scan: the file names none that can be read");
@@ -176,6 +187,17 @@ impl Scan {
             Some(path) => Roots::from_pem_file(path)?,
             None => Roots::system()?,
         })
+    }
+
+    /// What is shown to servers that ask for a certificate.
+    fn identity(&self) -> anyhow::Result<Option<ClientIdentity>> {
+        let (Some(cert), Some(key)) = (&self.cert, &self.key) else { return Ok(None) };
+        let named = |path: &Path| format!("{} cannot be read as PEM", path.display());
+        let chain = CertificateDer::pem_file_iter(cert).and_then(|chain| chain.collect());
+        let chain: Vec<_> = chain.with_context(|| named(cert))?;
+        let private = PrivateKeyDer::from_pem_file(key).with_context(|| named(key))?;
+        let identity = ClientIdentity::new(chain, private);
+        Ok(Some(identity.with_context(|| format!("{} and {}", cert.display(), key.display()))?))
     }
 
     /// Where the mesh's services listen, and the trust bundle.
@@ -198,10 +220,8 @@ impl Scan {
 
     async fn scan(
         &self,
-        given: Vec<Target>,
-        lines: Option<Lines>,
+        given: Given,
         stores: Stores,
-        done: HashSet<String>,
         (out, style): (Box<dyn Write + Send>, report::Options),
     ) -> anyhow::Result<Sum> {
         let paces = self.rate.map_or_else(Paces::default, Paces::with_rate);
@@ -212,6 +232,7 @@ impl Scan {
             paces: Arc::new(paces),
             stores: Arc::new(stores),
             address: self.ip,
+            identity: given.identity.clone(),
         };
         let depth = if self.quick { Depth::Quick } else { Depth::Full };
         let at_a_time = self.parallel.unwrap_or(if self.quick { 1000 } else { 32 });
@@ -219,8 +240,9 @@ impl Scan {
         let (reports, mut results) = mpsc::channel(AT_ONCE);
         // Reading may block: a thread of its own, which ends with the channel.
         let runtime = tokio::runtime::Handle::current();
-        let reader =
-            std::thread::spawn(move || read(given, lines, &done, Feed::new(&to_scan, runtime)));
+        let reader = std::thread::spawn(move || {
+            read(given.targets, given.lines, &given.done, Feed::new(&to_scan, runtime))
+        });
         let (format, wanted) = (self.format, self.wanted());
         let made = move |report: Report| (wanted.grade(&report), Prepared::new(format, report));
         scan_many(targets, reports, at_a_time, depth, &options, made)?;
@@ -337,6 +359,15 @@ impl Scan {
         };
         Ok((out, style))
     }
+}
+
+/// What is to be scanned, and by whom.
+struct Given {
+    targets: Vec<Target>,
+    lines: Option<Lines>,
+    /// Targets of which there is a report already.
+    done: HashSet<String>,
+    identity: Option<Arc<ClientIdentity>>,
 }
 
 /// Targets, a line each.

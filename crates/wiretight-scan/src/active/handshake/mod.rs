@@ -18,8 +18,10 @@ pub use channel::{Channel, Incoming};
 pub use protection::BadPadding;
 pub use shares::{GROUPS, share_of};
 
+use rustls::sign::Signer;
+
 use super::link::{Trouble, alert_name};
-use crate::parse::Malformed;
+use crate::parse::{HandshakeType, Malformed, Message};
 
 /// Why a handshake did not come to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,16 @@ impl From<aws_lc_rs::error::Unspecified> for Failure {
 
 fn malformed(why: &'static str) -> Failure {
     Failure::Trouble(Trouble::Malformed(why))
+}
+
+/// A CertificateVerify over this content, of TLS 1.2 and 1.3.
+fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Failure> {
+    let signature = signer.sign(content);
+    let signature = signature.map_err(|e| Failure::Unsupported(format!("our signature: {e}")))?;
+    let mut body = u16::from(signer.scheme()).to_be_bytes().to_vec();
+    body.extend((signature.len() as u16).to_be_bytes());
+    body.extend(signature);
+    Ok(Message::new(HandshakeType::CERTIFICATE_VERIFY, &body).bytes)
 }
 
 /// So many random bytes.

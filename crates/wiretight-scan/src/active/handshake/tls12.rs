@@ -8,7 +8,7 @@ use super::channel::{Channel, Incoming};
 use super::keys::{Hash, Prf};
 use super::protection::{Cipher, MacHash, Protection};
 use super::shares::{KeyShare, dhe, power};
-use super::{BadPadding, Failure, GROUPS, malformed, random};
+use super::{BadPadding, Failure, GROUPS, certificate_verify, malformed, random};
 use crate::active::Prober;
 use crate::active::link::Link;
 use crate::names::{KeyExchange, Suite, Version, suites};
@@ -278,9 +278,25 @@ impl Client {
             .ok_or_else(|| Failure::Unsupported(format!("the suite {}", suite.name)))?;
         let (premaster, key_exchange) = self.exchange(suite)?;
         let mut flight = Vec::new();
+        let identity = self.channel.link.identity.clone();
+        // Before TLS 1.2 signatures are made in another way; there we have none.
+        let signer = match &self.request {
+            Some(request) if server.version == Version::Tls1_2.code() => {
+                identity.as_ref().and_then(|identity| identity.signer(&request.schemes))
+            }
+            _ => None,
+        };
         if self.request.is_some() {
-            // We have none (RFC 5246 section 7.4.6).
-            flight.extend(Message::new(HandshakeType::CERTIFICATE, &[0, 0, 0]).bytes);
+            // Empty where there is none that the server takes (RFC 5246 section 7.4.6).
+            let shown = identity.iter().filter(|_| signer.is_some());
+            let mut list = Vec::<u8>::new();
+            for certificate in shown.flat_map(|identity| identity.chain()) {
+                list.extend(&(certificate.len() as u32).to_be_bytes()[1..]);
+                list.extend(&certificate[..]);
+            }
+            let mut body = (list.len() as u32).to_be_bytes()[1..].to_vec();
+            body.extend(list);
+            flight.extend(Message::new(HandshakeType::CERTIFICATE, &body).bytes);
         }
         let message = Message::new(HandshakeType::CLIENT_KEY_EXCHANGE, &key_exchange);
         flight.extend(message.bytes);
@@ -298,6 +314,12 @@ impl Client {
                 prf.expand(&premaster, "master secret", &seed, 48)
             }
         };
+        if let Some(signer) = signer {
+            // RFC 5246 section 7.4.8: all messages so far.
+            let verify = certificate_verify(&*signer, &self.transcript)?;
+            self.transcript.extend(&verify);
+            flight.extend(verify);
+        }
         let secrets = Secrets {
             prf,
             cipher,

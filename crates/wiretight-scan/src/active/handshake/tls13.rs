@@ -9,7 +9,7 @@ use super::channel::{Channel, Incoming};
 use super::keys::Hash;
 use super::protection::Protection;
 use super::shares::{GROUPS, KeyShare};
-use super::{Failure, malformed};
+use super::{Failure, certificate_verify, malformed};
 use crate::active::link::Link;
 use crate::names::Version;
 use crate::parse::{
@@ -144,11 +144,7 @@ impl Client {
         self.channel.writing = protection(aead, hash, &client)?;
         let mut flight = Vec::new();
         if let Some(request) = &self.request {
-            // We have none (RFC 8446 section 4.4.2).
-            let mut body = vec![request.context.len() as u8];
-            body.extend(&request.context);
-            body.extend([0, 0, 0]);
-            flight = Message::new(HandshakeType::CERTIFICATE, &body).bytes;
+            flight = self.certificate(request, hash)?;
             self.transcript.extend(&flight);
         }
         let verify = finished(hash, &client, &self.transcript);
@@ -160,6 +156,34 @@ impl Client {
         self.channel.writing = protection(aead, hash, &client_data)?;
         self.resumption = hash.derive(&main, "res master", &self.transcript);
         Ok(())
+    }
+
+    /// Our Certificate, without one where there is none that the server takes (RFC 8446 section 4.4.2), and our
+    /// CertificateVerify (section 4.4.3).
+    fn certificate(&self, request: &CertificateRequest, hash: Hash) -> Result<Vec<u8>, Failure> {
+        // PKCS #1 signs certificates in TLS 1.3, and no handshakes.
+        let schemes: Vec<u16> =
+            request.schemes.iter().copied().filter(|code| code & 0xff != 1).collect();
+        let identity = self.channel.link.identity.as_deref();
+        let signer = identity.and_then(|identity| Some((identity, identity.signer(&schemes)?)));
+        let mut list = Vec::new();
+        for certificate in signer.iter().flat_map(|(identity, _)| identity.chain()) {
+            list.extend(&(certificate.len() as u32).to_be_bytes()[1..]);
+            list.extend(&certificate[..]);
+            list.extend([0, 0]); // no extensions
+        }
+        let mut body = vec![request.context.len() as u8];
+        body.extend(&request.context);
+        body.extend(&(list.len() as u32).to_be_bytes()[1..]);
+        body.extend(list);
+        let mut flight = Message::new(HandshakeType::CERTIFICATE, &body).bytes;
+        if let Some((_, signer)) = signer {
+            let mut content = vec![b' '; 64];
+            content.extend(b"TLS 1.3, client CertificateVerify\0");
+            content.extend(hash.digest(&[&self.transcript[..], &flight].concat()));
+            flight.extend(certificate_verify(&*signer, &content)?);
+        }
+        Ok(flight)
     }
 
     /// Sends the hello, again where the server asks for another, and reads the ServerHello.
