@@ -34,6 +34,10 @@ pub const MAX_SHARED_VALUE: usize = 90 << 10;
 const CHUNK: usize = 16 * 1024;
 const HEADER: usize = 4;
 
+/// Requests for SVIDs that a node may have open: the authority signs those that wait together, so they share a batch
+/// of the log.
+pub const MAX_SIGN: usize = 32;
+
 /// Why no message came out of the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -374,6 +378,11 @@ pub enum FromAuthority {
         #[serde(flatten)]
         denial: Denial,
     },
+    /// What the authority accepts on this stream.
+    Limits {
+        /// Requests for SVIDs that a node may have open.
+        sign: u32,
+    },
     /// The state of the mesh, whole.
     State(State),
     /// A part of all that edges of a service share.
@@ -600,6 +609,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Gives the stream back. What was read ahead is lost.
     pub fn into_stream(self) -> R {
         self.stream
+    }
+
+    /// The next message, if it has arrived.
+    pub async fn arrived<M: Message>(&mut self) -> Option<Result<M, ControlError>> {
+        tokio::select! {
+            biased;
+            message = self.next() => Some(message),
+            () = std::future::ready(()) => None,
+        }
     }
 
     /// The next message. Dropping the future loses nothing: what has arrived stays. It has no

@@ -438,7 +438,7 @@ pub async fn join_once(
     let ticket = Ticket::Token(token);
     let id = Id::Node(node.clone());
     let key = SigningKey::generate()?;
-    disk.note_asked(&id, &PublicKey::new(key.public_key())?.hash())?;
+    disk.note_asked(&[(id.clone(), PublicKey::new(key.public_key())?.hash())])?;
     let before = saved.identities.iter().find(|identity| identity.id().id == id);
     let question = link::Question {
         trust_domain: td,

@@ -16,7 +16,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
-use wiretight_keys::{Id, JoinToken, Refusal, Role, Serial, SigningKey};
+use wiretight_keys::{Id, JoinToken, Refusal, Revocations, Role, Serial, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh};
@@ -27,13 +27,13 @@ use super::state::{Disk, Membership, Saved, contact_interval};
 use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
 use crate::clock::{Steps, uptime};
 use crate::control::{
-    Blob, Code, ControlError, Denial, FromAuthority, FromNode, Offer, Reader, State,
+    Blob, Code, ControlError, Denial, FromAuthority, FromNode, MAX_SIGN, Offer, Reader, State,
 };
 use crate::private_dir::FileError;
 use errands::Sharing;
 
-/// Certificate requests that wait for an answer at one time: fewer than the authority queues.
-const MAX_IN_FLIGHT: usize = 4;
+/// Certificate requests that wait for an answer at one time, of an authority that does not say how many it accepts.
+const IN_FLIGHT: usize = 4;
 /// Certificate requests of others (`svid fetch`) that wait for their turn.
 const MAX_WAITING: usize = 64;
 /// A stream that held this long was a good one: the next failure begins the backoff anew.
@@ -149,6 +149,10 @@ pub(super) struct Run {
     /// The authority did not take the node's certificate: ask for another by rejoining.
     distrusted: bool,
     announced: Vec<Offer>,
+    /// There are identities that are not in the mesh yet.
+    has_new: bool,
+    /// What was last put into the mesh of the trust bundle: roots, and what is revoked.
+    bundle: Option<(Vec<Blob>, Revocations)>,
     /// When the authority last said something, or the process began, by [`uptime`].
     heard: Duration,
     /// The contact with the authority that is on the disk.
@@ -164,6 +168,8 @@ struct Link {
     writer: WriteHalf<Stream>,
     limit: Duration,
     pending: BTreeMap<u64, (Pending, Instant)>,
+    /// How many of them the authority accepts.
+    most: usize,
     sharing: Sharing,
     announced: Option<Vec<Offer>>,
     announced_at: Instant,
@@ -177,6 +183,11 @@ struct Link {
 }
 
 impl Link {
+    /// How many more certificates may be asked for now.
+    fn room(&self) -> usize {
+        self.most.saturating_sub(self.pending.len())
+    }
+
     async fn send(&mut self, message: &FromNode) -> Result<(), Trouble> {
         match timeout(self.limit, link::send(&mut self.writer, message)).await {
             Ok(sent) => Ok(sent?),
@@ -239,6 +250,8 @@ impl Run {
             removed: false,
             distrusted: false,
             announced: Vec::new(),
+            has_new: false,
+            bundle: None,
             heard: uptime(),
             contact_noted: 0,
             steps: Steps::new(),
@@ -422,6 +435,7 @@ impl Run {
             writer,
             limit: self.params.times.answer,
             pending: BTreeMap::new(),
+            most: IN_FLIGHT,
             sharing: Sharing::default(),
             announced: None,
             announced_at: Instant::now(),
@@ -472,7 +486,9 @@ impl Run {
                         self.membership = Some(joined.clone());
                         self.save(move |disk| disk.save_membership(&joined)).await;
                     }
-                    self.message(link, message).await?;
+                    let read = self.messages(link, message).await;
+                    self.put_new();
+                    read?;
                     self.heard = uptime();
                     self.note_contact().await;
                     self.report(|s| {
@@ -519,15 +535,28 @@ impl Run {
 
     /// How long the loop may sleep, if nothing comes.
     fn next_due(&self, link: &Link) -> Duration {
-        let room = link.pending.len() < MAX_IN_FLIGHT;
+        let room = link.room() > 0;
         let idle = self.renewals.values().filter(|r| room && !r.in_flight);
         let now_ms = now_ms();
         idle.map(|r| r.wait(now_ms)).min().unwrap_or(TICK).min(TICK)
     }
 
+    /// A message and those that came with it: what changes at each is put into the mesh once.
+    async fn messages(&mut self, link: &mut Link, first: FromAuthority) -> Result<(), Trouble> {
+        self.message(link, first).await?;
+        for _ in 0..MAX_SIGN {
+            let Some(message) = link.reader.arrived().await else { break };
+            self.message(link, message?).await?;
+        }
+        Ok(())
+    }
+
     async fn message(&mut self, link: &mut Link, message: FromAuthority) -> Result<(), Trouble> {
         let Some(message) = link.sharing.answer(message) else { return Ok(()) };
         match message {
+            FromAuthority::Limits { sign } => {
+                link.most = usize::try_from(sign).unwrap_or(MAX_SIGN).clamp(1, MAX_SIGN);
+            }
             FromAuthority::State(state) => {
                 let version = state.version;
                 match self.apply(state).await {
@@ -732,6 +761,15 @@ impl Run {
         services.chain([Id::Node(self.params.node.clone())]).collect()
     }
 
+    fn wants(&self, id: &Id) -> bool {
+        let is_ours = match id {
+            Id::Service(service) => self.params.services.contains(service),
+            Id::Node(node) => *node == self.params.node,
+            Id::Authority => false,
+        };
+        is_ours && !self.is_alone()
+    }
+
     /// Where to try: what the configuration says goes before what the token or the disk says.
     fn addresses(&self, token: Option<&JoinToken>) -> Vec<HostPort> {
         let known = match (token, &self.membership) {
@@ -751,7 +789,12 @@ impl Run {
         all
     }
 
-    fn put_bundle(&self) -> Result<(), String> {
+    fn put_bundle(&mut self) -> Result<(), String> {
+        let content = (self.state.bundle.clone(), self.state.revocations());
+        // All that was verified by the bundle would have to be verified again.
+        if self.bundle.as_ref() == Some(&content) {
+            return Ok(());
+        }
         let bundle = self.state.trust_bundle(&self.params.trust_domain)?;
         let known = self.mesh.bundle();
         for root in bundle.roots().iter().filter(|r| !known.roots().contains(r)) {
@@ -759,6 +802,7 @@ impl Run {
             tracing::info!(root = %print, "trusting this root");
         }
         self.mesh.set_bundle(bundle);
+        self.bundle = Some(content);
         Ok(())
     }
 

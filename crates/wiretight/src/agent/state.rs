@@ -134,20 +134,24 @@ impl Disk {
         self.dir.write(&file_of(id), pem.as_bytes())
     }
 
-    /// Remembers that a certificate is asked for this key, before it is: the answer may be lost, and it is in the log.
-    pub(super) fn note_asked(&self, id: &Id, key: &[u8; 32]) -> Result<(), FileError> {
-        let line = asked_line(id, key);
+    /// Remembers that certificates are asked for these keys, before they are: the answers may be lost, and they are in the
+    /// log.
+    pub(super) fn note_asked(&self, keys: &[(Id, [u8; 32])]) -> Result<(), FileError> {
+        let new: Vec<_> =
+            keys.iter().map(|(id, key)| (asked_line(id, key), format!("{id} "))).collect();
         let text = self.dir.read(ASKED, MAX_PEM)?.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let mut lines: Vec<&str> = text.lines().filter(|known| **known != line).collect();
-        let same = format!("{id} ");
-        let of_id = lines.iter().filter(|known| known.starts_with(&same)).count();
-        if of_id >= MAX_ASKED.0
-            && let Some(oldest) = lines.iter().position(|known| known.starts_with(&same))
-        {
-            lines.remove(oldest);
+        let mut lines: Vec<&str> = text.lines().collect();
+        for (line, same) in &new {
+            lines.retain(|known| known != line);
+            let of_id = lines.iter().filter(|known| known.starts_with(same)).count();
+            if of_id >= MAX_ASKED.0
+                && let Some(oldest) = lines.iter().position(|known| known.starts_with(same))
+            {
+                lines.remove(oldest);
+            }
+            lines.push(line);
         }
-        lines.push(&line);
         let newest = &lines[lines.len().saturating_sub(MAX_ASKED.1)..];
         self.dir.write(ASKED, (newest.join("\n") + "\n").as_bytes())
     }

@@ -20,6 +20,7 @@
 //! node's record again, send it. So whoever marks a node and then revokes the series in its record
 //! misses nothing that was, or will be, sent.
 
+mod issuing;
 mod shared;
 mod tokens;
 
@@ -33,7 +34,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
-use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, SpiffeId, TrustDomain};
+use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, TrustDomain};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::registry::Host;
 use wiretight_store::{Entry, Error, Key, Store, update};
@@ -47,6 +48,7 @@ use crate::control::{
 };
 use crate::log::sequencer::Log;
 
+use issuing::Chain;
 pub(super) use shared::Written;
 pub use tokens::PendingToken;
 
@@ -423,7 +425,7 @@ impl Registry {
         self.enrol(join, &token).await?;
         // The log may take its time, and whoever changes the node meanwhile is seen before it is let out.
         drop(guard);
-        let chain = self.issue_to(&join.node, id, csr).await?;
+        let chain = self.issue_one(&join.node, id, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
 
@@ -445,7 +447,7 @@ impl Registry {
         at_rest(&record)?;
         self.may_spend(&rejoin.node)?;
         let csr = self.own_csr(&rejoin.csr, &rejoin.node)?;
-        let chain = self.issue_to(&rejoin.node, &record.enrolment, csr).await?;
+        let chain = self.issue_one(&rejoin.node, &record.enrolment, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
 
@@ -465,18 +467,6 @@ impl Registry {
         }
         self.seen(node).await;
         Ok(record.enrolment)
-    }
-
-    /// Signs a request of a node, for itself or a service that it may claim.
-    pub(super) async fn sign(
-        &self,
-        node: &Name,
-        enrolment: &str,
-        csr: &Blob,
-    ) -> Result<Vec<CertificateDer<'static>>, Denial> {
-        self.may_spend(node)?;
-        let csr = self.csr(csr)?;
-        self.issue_to(node, enrolment, csr).await
     }
 
     /// Takes what a node offers, record by record. Records that do not count are named in the refusal; the others count
@@ -657,69 +647,6 @@ impl Registry {
         self.finish(&join.node).await.map_err(internal)
     }
 
-    /// The series of a node's certificates for one identity; it is in the node's record when this returns.
-    async fn series(&self, node: &Name, enrolment: &str, id: &Id) -> Result<Series, Denial> {
-        let record = self.current(node, enrolment).await?;
-        if let Some(series) = record.series.get(id) {
-            return Ok(*series);
-        }
-        let new = Series::new(random().map_err(internal)?);
-        let mut given = None;
-        update(&*self.store, &node_key(node), |value| {
-            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
-            if record.enrolment == enrolment {
-                given = Some(*record.series.entry(id.clone()).or_insert(new));
-            }
-            Ok::<_, AuthorityError>(Some(json(&record)))
-        })
-        .await
-        .map_err(internal)?;
-        match given {
-            Some(series) => Ok(series),
-            None => Err(self.current(node, enrolment).await.err().unwrap_or_else(busy)),
-        }
-    }
-
-    /// Records, looks again, and only then lets the certificate out.
-    async fn issue_to(
-        &self,
-        node: &Name,
-        enrolment: &str,
-        csr: Csr,
-    ) -> Result<Vec<CertificateDer<'static>>, Denial> {
-        let may = |record: &NodeRecord, id: &SpiffeId| match &id.id {
-            Id::Node(name) if name == node => Ok(()),
-            Id::Service(name) if record.services.contains(name) => Ok(()),
-            Id::Service(name) => {
-                Err(Denial::new(Code::NotAllowed, may_not_claim(node, name.as_str())))
-            }
-            Id::Node(_) | Id::Authority => {
-                let message = format!("node {node} may not be {}", id.id);
-                Err(Denial::new(Code::NotAllowed, message))
-            }
-        };
-        may(&self.current(node, enrolment).await?, &csr.id)?;
-        let id = csr.id.clone();
-        let series = self.series(node, enrolment, &id.id).await?;
-        let issued = self.ca.issue(csr.id, &csr.key, csr.link.as_ref(), &series);
-        let issued = issued.await.map_err(unissued)?;
-        let record = IssuedRecord {
-            id: Some(id.id.clone()),
-            names: Vec::new(),
-            not_after: issued.not_after,
-            root: issued.root,
-        };
-        let key = key(format!("{ISSUED}{node}/{}", issued.serial));
-        self.store.create(&key, json(&record)).await.map_err(internal)?;
-        let record = self.current(node, enrolment).await?;
-        may(&record, &id)?;
-        if record.series.get(&id.id) != Some(&series) {
-            return Err(busy()); // taken away and given back meanwhile
-        }
-        tracing::debug!(%node, id = %id.id, serial = %issued.serial, "issued");
-        Ok(issued.chain)
-    }
-
     /// Brings a node to rest. Every step can be done again.
     async fn finish(&self, name: &Name) -> Result<(), Error> {
         let Some(record) = self.node(name).await? else { return Ok(()) };
@@ -819,7 +746,7 @@ pub(super) enum Announced {
 
 /// What a join gives.
 pub(super) struct Joined {
-    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) chain: Chain,
     pub(super) bundle: Vec<CertificateDer<'static>>,
 }
 

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use wiretight_keys::{Id, Name, Role, VerifiedPeer};
+use wiretight_keys::{Csr, Id, Name, Role, VerifiedPeer};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
@@ -29,8 +29,8 @@ use super::registry::{Announced, Joined, Registry, Written};
 use super::state::{Publisher, Snapshot};
 use super::{TICK, Times};
 use crate::control::{
-    Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger, Offer,
-    Reader, Records, SharedRecord, encode,
+    Blob, Code, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromNode, FromStranger,
+    MAX_SIGN, Offer, Reader, Records, SharedRecord, encode,
 };
 
 const MAX_CONNECTIONS: usize = 4096;
@@ -39,7 +39,7 @@ const MAX_STRANGERS: usize = 256;
 /// Of those, from one address (IPv6: one /64), so that one machine gone wrong does not keep the others
 /// out.
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
-/// Answers that wait for a node to read. A node has fewer questions open.
+/// Answers that wait for a node to read.
 const MAX_REPLIES: usize = 32;
 /// Records in one message, in bytes: several messages wait for a node.
 const PAGE: usize = 128 << 10;
@@ -366,15 +366,17 @@ impl Server {
         let (wanted, follows) = watch::channel(None);
         let follow = self.follow(&node, &enrolment, follows, replies.clone());
         let (offered, offers) = watch::channel(offers);
+        let (asked, requests) = mpsc::channel(MAX_SIGN);
         let (node, enrolment, seen) = (&node, &*enrolment, &*seen);
         let member = Member { node, enrolment, peer: &peer };
         let announce = self.announce(member, addr.ip(), seen, offers, replies.clone());
-        let talk =
-            Talk { server: self, node, enrolment, peer: &peer, seen, replies, wanted, offered };
+        let sign = self.sign(member, requests, replies.clone());
+        let talk = Talk { server: self, member, seen, replies, wanted, offered, asked };
         let why = tokio::select! {
             why = talk.read(&mut reader) => why,
             why = announce => why,
             why = follow => why,
+            why = sign => why,
             why = self.write(&mut writer, has, states, outbox, farewell, &peer) => why,
             () = super::stopped(&mut stop) => "the authority is stopping".into(),
         };
@@ -395,6 +397,10 @@ impl Server {
         peer: &VerifiedPeer,
     ) -> String {
         let limit = self.times.silence;
+        let limits = FromAuthority::Limits { sign: MAX_SIGN as u32 };
+        if let Err(e) = send(writer, &limits, limit).await {
+            return e.to_string();
+        }
         let first = states.borrow_and_update().clone();
         if !has(&first)
             && let Err(e) = send_bytes(writer, &first.frame, limit).await
@@ -496,6 +502,40 @@ impl Server {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Signs what the node asks for: all that waits, together. Returns why the stream ends, if it does.
+    async fn sign(
+        &self,
+        member: Member<'_>,
+        mut asked: mpsc::Receiver<(u64, Blob)>,
+        replies: mpsc::Sender<Out>,
+    ) -> String {
+        let Member { node, enrolment, peer } = member;
+        let mut waiting = Vec::new();
+        while asked.recv_many(&mut waiting, MAX_SIGN).await > 0 {
+            let (requests, csrs): (Vec<u64>, Vec<Blob>) = waiting.drain(..).unzip();
+            let mut signed = match self.revoked(peer) {
+                None => self.registry.sign(node, enrolment, &csrs).await,
+                Some(denial) => vec![Err(denial); csrs.len()],
+            };
+            if let Some(denial) = self.revoked(peer) {
+                signed.fill(Err(denial));
+            }
+            for (request, signed) in requests.into_iter().zip(signed) {
+                let out = match signed {
+                    Ok(chain) => {
+                        Out::Reply(FromAuthority::Signed { request, chain: blobs(&chain) })
+                    }
+                    Err(denial) => match self.refused(node, request, denial) {
+                        Ok(reply) => Out::Reply(reply),
+                        Err(denial) => Out::Last(denial),
+                    },
+                };
+                let _ = replies.send(out).await;
+            }
+        }
+        std::future::pending().await
     }
 
     /// What a node is told whose certificate was revoked. One that is still enrolled proves itself by its enrolment key,
@@ -700,15 +740,15 @@ struct Member<'a> {
 /// The reading half of a node's stream.
 struct Talk<'a> {
     server: &'a Server,
-    node: &'a Name,
-    enrolment: &'a str,
-    peer: &'a VerifiedPeer,
+    member: Member<'a>,
     seen: &'a Seen,
     replies: mpsc::Sender<Out>,
     /// What the node wants to follow.
     wanted: watch::Sender<Option<(u64, Name)>>,
     /// What it offers.
     offered: watch::Sender<Records<Offer>>,
+    /// What it asks to be signed. While it is full, nothing more is read.
+    asked: mpsc::Sender<(u64, Blob)>,
 }
 
 impl Talk<'_> {
@@ -738,7 +778,7 @@ impl Talk<'_> {
 
     /// Acts on a message. An error ends the stream.
     async fn answer(&self, message: FromNode) -> Result<(), Denial> {
-        let (node, enrolment) = (self.node, self.enrolment);
+        let Member { node, enrolment, peer } = self.member;
         let refused = |request, denial| self.server.refused(node, request, denial);
         let reply = match message {
             FromNode::Hello { .. } => {
@@ -752,13 +792,16 @@ impl Talk<'_> {
                 return Ok(());
             }
             FromNode::Sign { request, csr } => {
-                let signed = match self.server.revoked(self.peer) {
-                    None => self.server.registry.sign(node, enrolment, &csr).await,
-                    Some(denial) => Err(denial),
-                };
-                match signed {
-                    Ok(chain) => FromAuthority::Signed { request, chain: blobs(&chain) },
-                    Err(denial) => refused(request, denial)?,
+                if csr.0.len() > Csr::MAX_LEN {
+                    let message = format!(
+                        "the certificate request has {} bytes, and {} is the limit",
+                        csr.0.len(),
+                        Csr::MAX_LEN
+                    );
+                    refused(request, Denial::new(Code::BadRequest, message))?
+                } else {
+                    let _ = self.asked.send((request, csr)).await;
+                    return Ok(());
                 }
             }
             FromNode::Follow { request, service } => {
@@ -767,7 +810,7 @@ impl Talk<'_> {
             }
             FromNode::Write { request, service, key, expected, value } => {
                 let registry = &self.server.registry;
-                let written = match self.server.revoked(self.peer) {
+                let written = match self.server.revoked(peer) {
                     None => {
                         registry
                             .write_shared(node, enrolment, &service, &key, expected, value)

@@ -499,6 +499,41 @@ fn interception_arrives_whole_and_has_defaults() {
 }
 
 #[test]
+fn a_node_offers_no_more_services_than_the_authority_accepts() {
+    let services = |n: usize| {
+        let service = |i| {
+            let listen = format!("10.0.0.5:{}", 10_000 + i);
+            SERVICE_LINES.replace("10.0.0.5:7432", &listen).replace("\"db\"", &format!("\"s{i}\""))
+        };
+        format!("{NODE_LINES}\n{}", (0..n).map(service).collect::<Vec<_>>().join("\n"))
+    };
+    assert!(parse(&services(4096)).is_ok());
+    assert_eq!(
+        errors(&services(4097)),
+        "w.toml:20484: service: this is service 4097 of 4097: a node offers 4096 at most; \
+         offer the others by another node: a second configuration file and state_dir"
+    );
+}
+
+#[test]
+fn rules_that_would_not_reach_the_kernel_are_refused_with_the_file() {
+    let refused = |keys: &str, why: &str| {
+        let text = expand(&format!("$NODE\n$SERVICE\n$INTERCEPT\n{keys}"));
+        let expected =
+            format!("w.toml:9: intercept: the kernel would not be given these rules: {why}");
+        let found = errors(&text);
+        assert!(found.starts_with(&expected), "{found}\n{expected}");
+    };
+    let passes = |n: usize| vec!["\"udp out 10.0.0.1 123\""; n].join(", ");
+    refused(&format!("pass = [{}]", passes(257)), "257 passes: at most 256");
+    for port in [7432, 7491] {
+        refused(&format!("management = [{port}]"), &format!("TCP port {port} is both"));
+    }
+    let fits = format!("$NODE\n$SERVICE\n$INTERCEPT\npass = [{}]\nmanagement = [22]", passes(256));
+    assert!(parse(&expand(&fits)).is_ok());
+}
+
+#[test]
 fn listeners_apart_in_address_family_or_port_do_not_clash() {
     for (first, second) in [
         ("10.0.0.5:7432", "10.0.0.6:7432"),

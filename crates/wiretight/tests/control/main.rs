@@ -8,6 +8,7 @@ mod announced;
 mod hostile;
 mod joining;
 mod life;
+mod many;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -89,7 +89,7 @@ impl Stream {
         self.tls.flush().await.unwrap();
     }
 
-    /// The next message that is not about the state of the mesh.
+    /// The next message that is not about the stream, or the state of the mesh.
     async fn hear(&mut self) -> serde_json::Value {
         loop {
             while self.read.len() < 4
@@ -102,7 +102,7 @@ impl Stream {
             let end = 4 + u32::from_be_bytes(self.read[..4].try_into().unwrap()) as usize;
             let message: serde_json::Value = serde_json::from_slice(&self.read[4..end]).unwrap();
             self.read.drain(..end);
-            if message["type"] != "state" && message["type"] != "ping" {
+            if !["limits", "state", "ping"].map(Into::into).contains(&message["type"]) {
                 return message;
             }
         }

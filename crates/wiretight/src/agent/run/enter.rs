@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wiretight_keys::{Id, JoinToken, SigningKey};
+use wiretight_keys::{Id, JoinToken, PublicKey, Signer, SigningKey};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::relay::settings::HostPort;
 
@@ -71,7 +71,8 @@ impl Run {
         let id = Id::Node(node.clone());
         let key = SigningKey::generate();
         let key = key.map_err(|e| LinkError::Answer(format!("no key could be made: {e}")))?;
-        self.note_asked(&id, &key).await;
+        let public = PublicKey::new(key.public_key()).map(|public| (id.clone(), public.hash()));
+        self.note_asked(public.into_iter().collect()).await;
         let before = self.before(&id).map(|identity| &**identity);
         let question = link::Question { trust_domain, node, enrolment, ticket, key: &key, before };
         let entry = link::enter(&addresses, &question, transparency, times.answer).await?;
@@ -108,6 +109,7 @@ impl Run {
         (self.removed, self.distrusted) = (false, false);
         tracing::info!(node = %self.params.node, trust_domain = %self.params.trust_domain, "joined");
         self.take_identity(&id, identity);
+        self.put_new();
         // Somebody waits for one that was asked for later than this.
         if self.waiters.iter().any(|waiter| waiter.left.contains_key(&id))
             && let Some(renewal) = self.renewals.get_mut(&id)

@@ -10,35 +10,42 @@ use wiretight_proxy::mesh::now;
 
 use super::super::link;
 use super::{
-    Chain, Link, MAX_IN_FLIGHT, Pending, RETRY_MAX, RETRY_MIN, Run, Trouble, backoff, chance,
+    Chain, Link, Pending, RETRY_MAX, RETRY_MIN, Renewal, Run, Trouble, backoff, chance, now_ms,
+    retry,
 };
-use super::{Renewal, now_ms, retry};
 use crate::control::{Blob, FromNode};
 
 impl Run {
     pub(super) async fn begin_requests(&mut self, link: &mut Link) -> Result<(), Trouble> {
-        let now_ms = now_ms();
-        while link.pending.len() < MAX_IN_FLIGHT {
-            let is_due = |r: &Renewal| !r.in_flight && r.wait(now_ms).is_zero();
-            let due = self.renewals.iter().find(|(_, r)| is_due(r));
-            let (csr, pending) = if let Some((id, _)) = due {
-                let id = id.clone();
-                let key = SigningKey::generate().map_err(|e| retry(&e))?;
-                let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
-                let link = self.before(&id).and_then(|before| before.link(&key));
-                let csr = Csr::create_linked(&spiffe, &key, link.as_ref());
-                let csr = csr.map_err(|e| retry(&e))?;
-                self.note_asked(&id, &key).await;
+        let (now_ms, room) = (now_ms(), link.room());
+        let is_due = |(_, r): &(&Id, &Renewal)| !r.in_flight && r.wait(now_ms).is_zero();
+        let due = self.renewals.iter().filter(is_due).map(|(id, _)| id.clone());
+        let due: Vec<Id> = due.take(room).collect();
+        let (mut asked, mut requests) = (Vec::new(), Vec::new());
+        for id in due {
+            let key = SigningKey::generate().map_err(|e| retry(&e))?;
+            let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
+            let link = self.before(&id).and_then(|before| before.link(&key));
+            let csr = Csr::create_linked(&spiffe, &key, link.as_ref());
+            let csr = csr.map_err(|e| retry(&e))?;
+            if let Ok(public) = PublicKey::new(key.public_key()) {
+                asked.push((id.clone(), public.hash()));
+            }
+            requests.push((csr, Pending::Renew { id, key }));
+        }
+        while requests.len() < room
+            && let Some((csr, reply)) = self.fetches.pop_front()
+        {
+            if let Ok(Csr { id, key, .. }) = Csr::parse(&csr) {
+                asked.push((id.id, key.hash()));
+            }
+            requests.push((csr, Pending::Fetch(reply)));
+        }
+        self.note_asked(asked).await;
+        for (csr, pending) in requests {
+            if let Pending::Renew { id, .. } = &pending {
                 self.renewals.entry(id.clone()).or_default().in_flight = true;
-                (csr, Pending::Renew { id, key })
-            } else if let Some((csr, reply)) = self.fetches.pop_front() {
-                if let Ok(Csr { id, key, .. }) = Csr::parse(&csr) {
-                    self.note_asked_key(id.id, key.hash()).await;
-                }
-                (csr, Pending::Fetch(reply))
-            } else {
-                break;
-            };
+            }
             let request = self.next_request;
             self.next_request += 1;
             link.pending.insert(request, (pending, Instant::now()));
@@ -52,15 +59,12 @@ impl Run {
         self.identities.get(id).or_else(|| self.expired.get(id))
     }
 
-    /// Remembers that a certificate is asked for this key.
-    pub(super) async fn note_asked(&self, id: &Id, key: &SigningKey) {
-        if let Ok(key) = PublicKey::new(key.public_key()) {
-            self.note_asked_key(id.clone(), key.hash()).await;
+    /// Remembers that certificates are asked for these keys.
+    pub(super) async fn note_asked(&self, keys: Vec<(Id, [u8; 32])>) {
+        if keys.is_empty() {
+            return;
         }
-    }
-
-    async fn note_asked_key(&self, id: Id, key: [u8; 32]) {
-        if let Err(e) = self.on_disk(move |disk| disk.note_asked(&id, &key)).await {
+        if let Err(e) = self.on_disk(move |disk| disk.note_asked(&keys)).await {
             tracing::warn!("`wiretight svid keys` will not know a key: {e}: {}", e.source);
         }
     }
@@ -69,7 +73,7 @@ impl Run {
         if let Some(renewal) = self.renewals.get_mut(&id) {
             renewal.in_flight = false;
         }
-        if !self.wanted().contains(&id) {
+        if !self.wants(&id) {
             return;
         }
         let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
@@ -96,6 +100,14 @@ impl Run {
                 renewal.now();
             }
         }
+    }
+
+    /// Puts the identities that are new into the mesh, and tells those who wait for them.
+    pub(super) fn put_new(&mut self) {
+        if std::mem::take(&mut self.has_new) {
+            self.put_identities();
+            self.report(|_| {});
+        }
         for waiter in self.waiters.extract_if(.., |w| w.left.is_empty()) {
             let _ = waiter.reply.send(Ok(()));
         }
@@ -121,12 +133,12 @@ impl Run {
         self.report(|s| s.last_error = Some(format!("{id}: {why}")));
     }
 
+    /// [`Run::put_new`] puts it into the mesh.
     pub(super) fn take_identity(&mut self, id: &Id, identity: Identity) {
         self.schedule(id, &identity);
         self.expired.remove(id);
         self.identities.insert(id.clone(), Arc::new(identity));
-        self.put_identities();
-        self.report(|_| {});
+        self.has_new = true;
     }
 
     /// Due at half of its life, earlier by up to a tenth of it, so that nodes which began together

@@ -1,0 +1,174 @@
+//! Certificates of nodes. Those that one node asks for at once are made at once, so that they share a batch of the log and
+//! one change of the node's record.
+
+use std::collections::BTreeSet;
+
+use rustls::pki_types::CertificateDer;
+use tokio::task::JoinSet;
+use wiretight_keys::{Csr, Id, Name, Series, SpiffeId};
+use wiretight_store::{Store, update};
+
+use super::super::AuthorityError;
+use super::super::ca::{Ca, random};
+use super::{
+    ISSUED, IssuedRecord, NodeRecord, Registry, busy, internal, json, key, may_not_claim, node_key,
+    unissued, whole,
+};
+use crate::control::{Blob, Code, Denial};
+
+pub(super) type Chain = Vec<CertificateDer<'static>>;
+
+/// What a certificate is made for, and what has come of it.
+type Made = (SpiffeId, Series, Option<Result<Chain, Denial>>);
+
+impl Registry {
+    /// Signs requests of a node, for itself or services that it may claim. They share a batch of the log, and each has
+    /// an answer of its own, in their order.
+    pub(in super::super) async fn sign(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        csrs: &[Blob],
+    ) -> Vec<Result<Chain, Denial>> {
+        let read = |csr| self.may_spend(node).and_then(|()| self.csr(csr));
+        self.issue(node, enrolment, csrs.iter().map(read).collect()).await
+    }
+
+    /// `record` with a series for the certificates of each of these identities; they are in the store when this returns.
+    async fn with_series(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        record: NodeRecord,
+        ids: BTreeSet<&Id>,
+    ) -> Result<NodeRecord, Denial> {
+        let mut new = Vec::new();
+        for id in ids.into_iter().filter(|id| !record.series.contains_key(id)) {
+            new.push((id, Series::new(random().map_err(internal)?)));
+        }
+        if new.is_empty() {
+            return Ok(record);
+        }
+        let mut written = None;
+        update(&*self.store, &node_key(node), |value| {
+            written = None;
+            let Some(mut record) = whole::<NodeRecord>(value)? else { return Ok(None) };
+            if record.enrolment == enrolment {
+                for (id, series) in &new {
+                    record.series.entry(Id::clone(id)).or_insert(*series);
+                }
+                written = Some(record.clone());
+            }
+            Ok::<_, AuthorityError>(Some(json(&record)))
+        })
+        .await
+        .map_err(internal)?;
+        match written {
+            Some(record) => Ok(record),
+            None => Err(self.current(node, enrolment).await.err().unwrap_or_else(busy)),
+        }
+    }
+
+    pub(super) async fn issue_one(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        csr: Csr,
+    ) -> Result<Chain, Denial> {
+        self.issue(node, enrolment, vec![Ok(csr)]).await.pop().unwrap_or_else(|| Err(busy()))
+    }
+
+    /// Records, looks again, and only then lets the certificates out. A request that fails costs the others nothing.
+    async fn issue(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        mut csrs: Vec<Result<Csr, Denial>>,
+    ) -> Vec<Result<Chain, Denial>> {
+        let all = |denial: Denial, csrs: Vec<Result<Csr, Denial>>| {
+            csrs.into_iter().map(|csr| csr.and(Err(denial.clone()))).collect()
+        };
+        let record = match self.current(node, enrolment).await {
+            Ok(record) => record,
+            Err(denial) => return all(denial, csrs),
+        };
+        for csr in &mut csrs {
+            if let Ok(asked) = csr
+                && let Err(denial) = may(node, &record, &asked.id)
+            {
+                *csr = Err(denial);
+            }
+        }
+        let ids = csrs.iter().flatten().map(|csr| &csr.id.id).collect();
+        let record = match self.with_series(node, enrolment, record, ids).await {
+            Ok(record) => record,
+            Err(denial) => return all(denial, csrs),
+        };
+        // If this future is dropped, they are ended with it.
+        let (mut making, mut made) = (JoinSet::new(), Vec::new());
+        for (n, csr) in csrs.into_iter().enumerate() {
+            let series = csr.as_ref().ok().and_then(|csr| record.series.get(&csr.id.id)).copied();
+            made.push(match (csr, series) {
+                (Ok(csr), Some(series)) => {
+                    let (id, node) = (csr.id.clone(), node.clone());
+                    let (ca, store) = (self.ca.clone(), self.store.clone());
+                    making.spawn(async move { (n, make(&ca, &*store, &node, csr, &series).await) });
+                    Ok((id, series, None))
+                }
+                (Err(denial), _) => Err(denial),
+                (Ok(_), None) => Err(busy()),
+            });
+        }
+        while let Some(done) = making.join_next().await {
+            if let Ok((n, chain)) = done
+                && let Some(Ok((_, _, result))) = made.get_mut(n)
+            {
+                *result = Some(chain);
+            }
+        }
+        let record = self.current(node, enrolment).await;
+        let let_out = |made: Result<Made, Denial>| {
+            let (id, series, chain) = made?;
+            // There is none if its task has panicked.
+            let chain = chain.unwrap_or_else(|| Err(internal(std::io::Error::other("a panic"))))?;
+            let record = record.as_ref().map_err(Denial::clone)?;
+            may(node, record, &id)?;
+            if record.series.get(&id.id) != Some(&series) {
+                return Err(busy()); // taken away and given back meanwhile
+            }
+            Ok(chain)
+        };
+        made.into_iter().map(let_out).collect()
+    }
+}
+
+/// Whether a node may have a certificate for this identity.
+fn may(node: &Name, record: &NodeRecord, id: &SpiffeId) -> Result<(), Denial> {
+    match &id.id {
+        Id::Node(name) if name == node => Ok(()),
+        Id::Service(name) if record.services.contains(name) => Ok(()),
+        Id::Service(name) => Err(Denial::new(Code::NotAllowed, may_not_claim(node, name.as_str()))),
+        Id::Node(_) | Id::Authority => {
+            let message = format!("node {node} may not be {}", id.id);
+            Err(Denial::new(Code::NotAllowed, message))
+        }
+    }
+}
+
+/// Makes a certificate and records it.
+async fn make(
+    ca: &Ca,
+    store: &dyn Store,
+    node: &Name,
+    csr: Csr,
+    series: &Series,
+) -> Result<Chain, Denial> {
+    let id = csr.id.id.clone();
+    let issued = ca.issue(csr.id, &csr.key, csr.link.as_ref(), series).await.map_err(unissued)?;
+    let (not_after, root) = (issued.not_after, issued.root);
+    let record = IssuedRecord { id: Some(id.clone()), names: Vec::new(), not_after, root };
+    let key = key(format!("{ISSUED}{node}/{}", issued.serial));
+    store.create(&key, json(&record)).await.map_err(internal)?;
+    tracing::debug!(%node, %id, serial = %issued.serial, "issued");
+    Ok(issued.chain)
+}
