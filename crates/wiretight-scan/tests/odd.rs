@@ -5,7 +5,7 @@
 mod servers;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -521,4 +521,26 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
     let chain = CertificateDer::pem_file_iter(servers::pki::folder().join("rsa.chain")).unwrap();
     let other = PrivateKeyDer::from_pem_file(servers::pki::folder().join("client.key")).unwrap();
     assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
+}
+
+/// Not even at the end of its time a scan speaks to a server that has not greeted within the time-out.
+#[test]
+fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let scan = |timeout, max_time| {
+        let options = Options { timeout, max_time, ..scans::options() };
+        let report = scans::scan(&at(address, Start::Smtp), address, &options);
+        assert!(matches!(report.reached, Reached::Unknown { .. }), "{:?}", report.reached);
+        listener.set_nonblocking(true).unwrap();
+        let mut heard = 0;
+        while let Ok((mut client, _)) = listener.accept() {
+            client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            heard += std::io::copy(&mut client, &mut std::io::sink()).unwrap();
+        }
+        heard
+    };
+    assert_eq!(scan(Duration::from_secs(10), Duration::from_millis(1_500)), 0);
+    // The control: when the time-out is over, it is offered TLS.
+    assert!(scan(Duration::from_millis(300), Duration::from_secs(5)) > 0);
 }

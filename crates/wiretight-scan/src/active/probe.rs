@@ -265,8 +265,13 @@ impl Prober {
         let local = stream.local_addr().ok().map(|at| at.ip());
         let name = self.name.as_deref();
         let begun = Instant::now();
-        let patience = self.end.min(begun + starttls::time(self.timeout));
-        match starttls::upgrade(stream, self.start, name, local, patience).await {
+        let patience = begun + starttls::time(self.timeout);
+        let upgrade = starttls::upgrade(stream, self.start, name, local, patience);
+        // Not by a shorter patience: with that, a greeting would be waited for in less than the time-out.
+        let Ok(upgrade) = timeout_at(self.end, upgrade).await else {
+            return Err(Trouble::TimeIsUp);
+        };
+        match upgrade {
             Ok(upgrade) => {
                 let took = begun.elapsed();
                 let micros = took.as_micros().try_into().unwrap_or(u64::MAX);
@@ -274,7 +279,6 @@ impl Prober {
                 Ok((link(Box::new(upgrade.stream)), took))
             }
             Err(refused) => Err(match refused.why {
-                Why::TimedOut if Instant::now() >= self.end => Trouble::TimeIsUp,
                 Why::Closed => Trouble::Closed,
                 Why::Reset => Trouble::Reset,
                 Why::TimedOut => Trouble::TimedOut(self.timeout),
@@ -288,9 +292,10 @@ impl Prober {
         let _permit = self.turn().await?;
         let stream = self.tcp().await?;
         let local = stream.local_addr().ok().map(|at| at.ip());
-        let deadline = self.end.min(Instant::now() + starttls::time(self.timeout));
+        let deadline = Instant::now() + starttls::time(self.timeout);
         let name = self.name.as_deref();
-        let outcome = starttls::upgrade(stream, self.start, name, local, deadline).await;
+        let outcome = starttls::upgrade(stream, self.start, name, local, deadline);
+        let outcome = timeout_at(self.end, outcome).await.map_err(|_| Trouble::TimeIsUp)?;
         Ok(starttls::facts(&outcome))
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::caa::caa;
 use super::certificates::certificates;
@@ -440,8 +440,13 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
                 let connect = || prober.stream();
                 let name = prober.name.as_deref();
                 let time = starttls::injection_time(prober.timeout);
-                let deadline = prober.end.min(Instant::now() + time);
-                Some(starttls::injection(connect, start, name, None, deadline).await)
+                let deadline = Instant::now() + time;
+                let asked = starttls::injection(connect, start, name, None, deadline);
+                Some(timeout_at(prober.end, asked).await.unwrap_or_else(|_| Fact {
+                    answer: Answer::Inconclusive,
+                    value: None,
+                    evidence: Trouble::TimeIsUp.to_string().into(),
+                }))
             }
         }
     };
