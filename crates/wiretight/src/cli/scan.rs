@@ -312,6 +312,8 @@ impl Scan {
         };
         match terminal {
             Some((columns, _)) => Some(usize::from(columns.0).clamp(40, 140)),
+            // A terminal that does not say how large it is.
+            None if self.output.is_none() && io::stdout().is_terminal() => Some(80),
             None if detail == Detail::Line => None,
             None => Some(100),
         }
