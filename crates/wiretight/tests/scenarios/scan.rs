@@ -136,7 +136,7 @@ fn a_list_is_scanned_to_its_end_and_goes_on_where_it_was_cut() {
     fs::OpenOptions::new().append(true).open(out).unwrap().write_all(b"something else\n").unwrap();
     let before = fs::read(out).unwrap();
     let ran = scan(&[&all[..], &["--resume"]].concat());
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
     assert_eq!(fs::read(out).unwrap(), before);
 
     // From standard input, and in each format.
