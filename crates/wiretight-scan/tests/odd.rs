@@ -34,7 +34,7 @@ const MILD: &[&str] = &[
 ];
 
 fn options() -> Options {
-    Options { max_time: Duration::from_secs(50), ..scans::options() }
+    Options { max_time: Duration::from_secs(100), ..scans::options() }
 }
 
 /// What a fact is worth beside the same fact of the same server without the trouble.

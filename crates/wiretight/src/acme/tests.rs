@@ -308,7 +308,10 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     ca.contact = vec!["mailto:new@example.org".into()];
     for expected in [vec![serde_json::json!(ca.contact)], vec![]] {
         d.account(&ca).await.unwrap();
-        assert_eq!(told(), expected);
+        // Pebble refuses some nonces, and then it is told again.
+        let mut said = told();
+        said.dedup();
+        assert_eq!(said, expected);
     }
 }
 
