@@ -2,7 +2,7 @@
 //! same scan, or another fact; no version is said not to be spoken by an alert that an ordinary
 //! client would not have met; no check is missing without its reason.
 //!
-//! A scan sees to it where it makes facts. This looks at the result: [`enforce`] makes a fact that
+//! A scan sees to it where it makes facts. This looks at the result: `enforce` makes a fact that
 //! breaks a rule inconclusive, and says so in its evidence; the tests fail wherever it had to.
 
 use crate::active::TO_AN_ORDINARY_CLIENT_TOO;

@@ -13,7 +13,7 @@
 //!
 //! What a restored authority may not do is fork its log. If the witnesses, or a bucket that holds the log, know more
 //! entries than the backup, the restored authority would sign a second history, and so it is refused, unless those
-//! entries are there: a newer copy of the log ([`Restore::newer`]) is verified, continues the backup's tree, and what was
+//! entries are there: a newer copy of the log (`restore --log`) is verified, continues the backup's tree, and what was
 //! revoked in it is revoked again.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Where alerts go: the log of the process at once, and a webhook as fast as that takes them.
 //!
-//! Nothing waits for the webhook. Alerts that it has not taken are in a file ([`OUTBOX`]), so that they survive a restart:
+//! Nothing waits for the webhook. Alerts that it has not taken are in a file (`OUTBOX`), so that they survive a restart:
 //! it is written before what they are about counts as read. A webhook that is down is asked again and again; an alert
 //! that it refuses is given up after some tries, and does not hold up the others.
 
