@@ -138,7 +138,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
         issuing(&[&db, &app], || {
             thread::sleep(ms(50 + round * 137 % 400));
             backup(&auth, &file);
-            auth.cli(&["node", "remove", &gone.name, "--yes"]);
+            auth.cli(&["node", "remove", &gone.name, "--yes"]).good();
             let logged = || auth.cli(&["authority", "status", "--json"]).json()["log"].to_string();
             let before = logged();
             wait_for("more is issued", || logged() != before);
