@@ -216,9 +216,11 @@ fn bleeding_mock(server: SocketAddr) -> SocketAddr {
                     let _ = std::io::copy(&mut up_from, &mut up_to);
                     let _ = up_to.shutdown(std::net::Shutdown::Both);
                 });
-                let mut buffer = Vec::new();
+                let (mut buffer, mut greeted) = (Vec::new(), false);
                 while let Ok((content, mut fragment)) = read_record(&mut behind, &mut buffer) {
-                    if content == ContentType::Handshake && fragment[0] == 2 {
+                    // What is encrypted later may begin with any byte.
+                    if content == ContentType::Handshake && fragment[0] == 2 && !greeted {
+                        greeted = true;
                         fragment = bleed(&fragment);
                     }
                     if client.write_all(&record(content, 0x0303, &fragment)).is_err() {
