@@ -385,7 +385,7 @@ impl Acme {
     pub(crate) async fn step(self: Arc<Self>) -> u64 {
         let sites = self.told().sites.clone();
         let failed = |error: &StoreError| {
-            let error = crate::daemon::chain(error);
+            let error = crate::node::daemon::chain(error);
             tracing::error!(error, "the store of certificates failed: those that are served go on");
         };
         let mut next = u64::MAX;
@@ -400,7 +400,7 @@ impl Acme {
         if let Err(error) = joined {
             failed(&error);
             for title in sites.iter().filter_map(|s| s.names.first()) {
-                self.hitch(title.as_str(), Some(crate::daemon::chain(&error)));
+                self.hitch(title.as_str(), Some(crate::node::daemon::chain(&error)));
             }
             return self.clock.now() + STORE_RETRY;
         }
@@ -420,7 +420,7 @@ impl Acme {
                 let Ok(_turn) = this.at_a_time.acquire().await else { return Ok(u64::MAX) };
                 let tended = this.tend(&site, false).await;
                 if let (Err(error), Some(title)) = (&tended, site.names.first()) {
-                    this.hitch(title.as_str(), Some(crate::daemon::chain(error)));
+                    this.hitch(title.as_str(), Some(crate::node::daemon::chain(error)));
                 }
                 tended
             });

@@ -160,7 +160,10 @@ impl From<StoreError> for Problem {
         if matches!(error, StoreError::Conflict { .. }) {
             return Problem::new("serverInternal", "another request came between: try again");
         }
-        tracing::error!(error = crate::daemon::chain(&error), "the ACME server's store failed");
+        tracing::error!(
+            error = crate::node::daemon::chain(&error),
+            "the ACME server's store failed"
+        );
         Problem::new("serverInternal", "the server's store failed: its log tells why")
     }
 }

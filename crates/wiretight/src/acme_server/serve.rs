@@ -27,7 +27,7 @@ use super::validate::Network;
 use super::{AcmeServer, Issuer, jws};
 use crate::authority::AuthorityHandle;
 use crate::config::{self, Config};
-use crate::daemon::chain;
+use crate::node::daemon::chain;
 
 /// Connections at a time, all from our own edge.
 const CONNECTIONS: usize = 256;

@@ -14,9 +14,9 @@ use wiretight_proxy::edge::SiteStatus;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules::{Direction, Mode};
 
-use crate::daemon::{Daemon, Status};
 use crate::intercept::InterceptStatus;
 use crate::log::sequencer::LogStatus;
+use crate::node::daemon::{Daemon, Status};
 
 /// All metrics, in the OpenMetrics text format.
 pub(super) fn render(daemon: &Arc<Daemon>) -> String {

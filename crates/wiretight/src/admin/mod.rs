@@ -28,8 +28,8 @@ use wiretight_keys::Name;
 use wiretight_proxy::registry::Host;
 
 use crate::authority::Grant;
-use crate::daemon::{Daemon, RequestError};
-use crate::intercept::mode::{self, ModeRequest};
+use crate::node::daemon::{Daemon, RequestError};
+use crate::node::mode::{self, ModeRequest};
 
 /// The longest request body.
 const MAX_BODY: usize = 64 * 1024;

@@ -170,7 +170,7 @@ impl Restore {
     fn run(self) -> anyhow::Result<ExitCode> {
         let config = authority_config(&self.at)?;
         let state = PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::process::lock(state.path())?;
+        let _lock = crate::node::process::lock(state.path())?;
         let restore = backup::Restore {
             state: &state,
             trust_domain: &config.node.trust_domain,

@@ -19,7 +19,7 @@ use super::term;
 use super::{Output, Where, plaintext};
 use crate::config::ModeEdit;
 use crate::intercept::WouldFail;
-use crate::intercept::mode::{ModeRequest, ModeStatus};
+use crate::node::mode::{ModeRequest, ModeStatus};
 
 /// Show the mode of interception, try another, keep it or take it back
 ///

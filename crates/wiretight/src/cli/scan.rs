@@ -25,7 +25,7 @@ use wiretight_scan::{Reached, Report, Target};
 
 use super::{Where, get, term};
 use crate::admin::BundleAnswer;
-use crate::daemon::chain;
+use crate::node::daemon::chain;
 
 /// See what level of encryption an endpoint really offers
 ///

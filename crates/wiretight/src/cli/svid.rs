@@ -139,7 +139,7 @@ impl Fetch {
                 match fetch(&config.node.state_dir, &id, &dir) {
                     Ok(leaf) => break leaf,
                     Err(error) => {
-                        let error = crate::daemon::chain(error.as_ref());
+                        let error = crate::node::daemon::chain(error.as_ref());
                         eprintln!("wiretight: not renewed, trying again in 10 s: {error}");
                         std::thread::sleep(Duration::from_secs(10));
                     }

@@ -36,7 +36,7 @@ use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
 use crate::acme::{AcmeSite, AskUrl, CaSettings, OnDemandSite};
-use crate::internal_certificates::InternalSite;
+use crate::sites::internal::InternalSite;
 use document::read_document;
 pub(crate) use edit::ModeEdit;
 pub use intercept::Intercept;

@@ -13,7 +13,7 @@ use wiretight_proxy::edge::{SiteCertificate, Source};
 use wiretight_proxy::mesh::now;
 
 use crate::authority::AuthorityHandle;
-use crate::daemon::chain;
+use crate::node::daemon::chain;
 
 /// The clock is looked at this often.
 const TICK: Duration = Duration::from_secs(10);

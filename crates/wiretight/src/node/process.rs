@@ -34,15 +34,15 @@ use crate::agent::{
 };
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams};
 use crate::config::Config;
-use crate::daemon::{Daemon, chain};
 use crate::intercept::Interception;
-use crate::internal_certificates::InternalCertificates;
+use crate::node::daemon::{Daemon, chain};
+use crate::node::takeover::{Door, Passed, Predecessor, Successor};
 use crate::private_dir::PrivateDir;
 use crate::privilege;
 use crate::sandbox::{self, Sandbox};
-use crate::site_certificates::{self, FileCertificates};
-use crate::site_health;
-use crate::takeover::{Door, Passed, Predecessor, Successor};
+use crate::sites::files::{self, FileCertificates};
+use crate::sites::health;
+use crate::sites::internal::InternalCertificates;
 
 /// How long a process that takes over may take until its identities are in force: they are on the disk.
 const READY: Duration = Duration::from_secs(20);
@@ -73,7 +73,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let interception = Interception::begin(&config, state.path())?;
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
-    let reads = token.chain(site_certificates::files(&config)).chain(roots).chain(policy);
+    let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
     let reads: Vec<PathBuf> = reads.cloned().collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
@@ -187,7 +187,7 @@ impl Plane {
             );
         }
         staged.commit();
-        let edge = Edge::start(&relay, certificates.clone(), site_health::load(state), workers)?;
+        let edge = Edge::start(&relay, certificates.clone(), health::load(state), workers)?;
         Ok(Plane {
             config: Arc::new(ArcSwap::from_pointee(config)),
             mesh,
@@ -380,7 +380,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     });
     tokio::spawn(daemon.site_files.clone().watch());
     tokio::spawn(daemon.acme.clone().run());
-    tokio::spawn(site_health::keep(daemon.clone(), PrivateDir::open(state.path())?));
+    tokio::spawn(health::keep(daemon.clone(), PrivateDir::open(state.path())?));
     tokio::spawn(watchdog());
     let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
     let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
@@ -420,7 +420,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
         }
         plane.drain(Duration::ZERO).await;
     }
-    if let Err(error) = site_health::save(&state, &daemon.edge_status()) {
+    if let Err(error) = health::save(&state, &daemon.edge_status()) {
         tracing::warn!(%error, "what is known of the sites could not be kept");
     }
     stop.send_replace(true);

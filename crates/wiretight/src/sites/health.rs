@@ -11,7 +11,7 @@ use wiretight_proxy::edge::EdgeStatus;
 use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::mesh::now;
 
-use crate::daemon::Daemon;
+use crate::node::daemon::Daemon;
 use crate::private_dir::{FileError, PrivateDir};
 
 const FILE: &str = "sites.json";

@@ -21,11 +21,11 @@ use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
 use crate::control::Code;
 use crate::intercept::{InterceptStatus, Interception};
-use crate::internal_certificates::InternalCertificates;
 use crate::log::sequencer::LogStatus;
-use crate::process::{cas, claimed, own_authority};
+use crate::node::process::{cas, claimed, own_authority};
 use crate::sandbox::Sandbox;
-use crate::site_certificates::FileCertificates;
+use crate::sites::files::FileCertificates;
+use crate::sites::internal::InternalCertificates;
 
 /// The longest list of connections in a status.
 const CONNECTIONS: usize = 1000;
@@ -605,7 +605,7 @@ mod tests {
     fn the_guide_names_all_that_takes_a_restart() {
         let text = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
         let config = Config::parse("f".as_ref(), text).unwrap();
-        let guide = include_str!("../../../docs/operator.md");
+        let guide = include_str!("../../../../docs/operator.md");
         let list =
             guide.split("These need a restart").nth(1).unwrap().split("\n\n").next().unwrap();
         for (changed, key) in changed_for_good(&config, &config) {

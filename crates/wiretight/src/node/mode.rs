@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use wiretight_proxy::intercept::rules::Mode;
 
-use super::{InterceptError, Interception, TrialStatus};
 use crate::config::Config;
-use crate::daemon::{Daemon, RequestError};
+use crate::intercept::{InterceptError, Interception, TrialStatus};
+use crate::node::daemon::{Daemon, RequestError};
 
 /// `POST /v1/mode`: a step of a change.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl From<InterceptError> for RequestError {
             InForce(_) | NoRules | NoTrial | TakenDown | TrialLength { .. } | TrialRuns(_) => {
                 RequestError::Refused(error.to_string())
             }
-            error => RequestError::Failed(crate::daemon::chain(&error)),
+            error => RequestError::Failed(crate::node::daemon::chain(&error)),
         }
     }
 }
