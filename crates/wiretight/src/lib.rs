@@ -10,7 +10,8 @@
 //! - [`intercept`]: puts the kernel's rules in force and keeps them there
 //! - [`web`]: the HTTP client and server of the log
 //! - [`config`]: the one file
-//! - [`logging`], [`private_dir`], [`sandbox`]: log lines, files of the state folder, Landlock
+//! - [`logging`], [`private_dir`]: log lines, files of the state folder
+//! - [`sandbox`], `privilege`, `program`: what a process of ours may do, and how it starts another
 
 pub mod acme;
 pub mod acme_server;
@@ -28,6 +29,7 @@ mod named_files;
 pub mod node;
 pub mod private_dir;
 mod privilege;
+mod program;
 pub mod sandbox;
 pub mod sites;
 pub mod web;

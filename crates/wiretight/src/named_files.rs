@@ -12,7 +12,7 @@ use wiretight_proxy::Certificates;
 use crate::acme::Ca;
 use crate::config::{Config, ConfigError};
 use crate::log::{self, PolicyFileError};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::sites::files::FileCertificates;
 
 /// A larger file of roots is none, in bytes.

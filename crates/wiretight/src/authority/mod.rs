@@ -46,7 +46,7 @@ use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
 use crate::clock::Steps;
-use crate::config::{self, Config};
+use crate::config::{self, Config, MAX_WEB_TTL};
 use crate::control::{Code, Denial, Offer};
 use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
@@ -55,7 +55,7 @@ use crate::log::serve::LogSite;
 use crate::log::storage::{Directory, Storage};
 use crate::log::witness::client::HttpWitness;
 use crate::log::{self, PolicyFileError};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
 use crate::web::client::{Client, Credentials, Url};
 use ca::{Ca, until};
@@ -67,8 +67,6 @@ use state::Publisher;
 pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
-/// The longest that a web server's certificate holds.
-pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.

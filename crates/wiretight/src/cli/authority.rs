@@ -9,7 +9,7 @@ use wiretight_proxy::mesh::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{RotateRequest, RotateStep};
+use crate::admin::api::{RotateRequest, RotateStep};
 use crate::authority::{backup, log_signer};
 use crate::config::Config;
 use crate::private_dir::PrivateDir;

@@ -21,7 +21,7 @@ use super::{Output, term};
 use crate::log::compare::{self, Compared, Seen, compare};
 use crate::log::mirror::{MirrorError, Mirrored, mirror};
 use crate::log::reader::{ReadError, Reader};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::web::client::{Client, Url};
 
 /// The largest file that is read, but for a log's directory.

@@ -164,7 +164,7 @@ impl Interception {
                         self.note(grouped.then(|| GROUPED.to_owned()));
                     }
                     Err(error) => {
-                        self.note(Some(crate::node::daemon::chain(&error)));
+                        self.note(Some(crate::logging::chain(&error)));
                     }
                 }
             }
@@ -289,7 +289,7 @@ impl Interception {
                 good
             }
             Err(error) => {
-                known.unseen = Some(crate::node::daemon::chain(&error));
+                known.unseen = Some(crate::logging::chain(&error));
                 false
             }
         }

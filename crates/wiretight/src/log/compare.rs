@@ -10,7 +10,7 @@ use wiretight_tlog::{Checkpoint, SignedCheckpoint};
 
 use super::reader::{ReadError, Tree};
 use super::witness::origin_hash;
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::web::client::{Client, Limit, Url};
 
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: MAX_NOTE };

@@ -9,9 +9,7 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,22 +19,24 @@ use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use wiretight_keys::{Id, Name};
+use wiretight_keys::Id;
 use wiretight_proxy::relay::net::{Listening, Sockets};
 use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
 use wiretight_store::{SqliteStore, Store};
 
-use crate::acme::{self, Acme, AcmeError, Ca, DnsHook, RealClock};
+use super::admin;
+use super::daemon::Daemon;
+use super::takeover::{Door, Passed, Predecessor, Successor};
+use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
-use crate::admin;
+use crate::admin::socket_path;
 use crate::agent::{
     self, Agent, AgentHandle, AgentParams, Errands, SharedStore, SharedTimes, TokenSource,
 };
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams};
 use crate::config::Config;
 use crate::intercept::Interception;
-use crate::node::daemon::{Daemon, chain};
-use crate::node::takeover::{Door, Passed, Predecessor, Successor};
+use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 use crate::privilege;
 use crate::sandbox::{self, Sandbox};
@@ -317,7 +317,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     let hook = plane.dns_hook.clone();
     let acme = Acme::new(kept, &whose.to_string(), me, key, clock, serve, hook);
     // What the store has is served even when no CA can be asked.
-    let cas = cas(&config).unwrap_or_else(|error| {
+    let cas = acme::cas(&config.acme).unwrap_or_else(|error| {
         tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
         Vec::new()
     });
@@ -380,7 +380,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     });
     tokio::spawn(daemon.site_files.clone().watch());
     tokio::spawn(daemon.acme.clone().run());
-    tokio::spawn(health::keep(daemon.clone(), PrivateDir::open(state.path())?));
+    tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
     tokio::spawn(watchdog());
     let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
     let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
@@ -420,7 +420,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
         }
         plane.drain(Duration::ZERO).await;
     }
-    if let Err(error) = health::save(&state, &daemon.edge_status()) {
+    if let Err(error) = health::save(&state, &plane.edge.status()) {
         tracing::warn!(%error, "what is known of the sites could not be kept");
     }
     stop.send_replace(true);
@@ -432,7 +432,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     if let Some(authority) = &daemon.authority {
         authority.shutdown().await;
     }
-    let _ = std::fs::remove_file(admin::socket_path(state.path()));
+    let _ = std::fs::remove_file(socket_path(state.path()));
     Ok(match successor {
         Some(successor) => Turn::Passes { successor, ready },
         None => {
@@ -474,30 +474,12 @@ async fn start_agent(
 ) -> anyhow::Result<AgentHandle> {
     let mut params = AgentParams::from_config(config)?;
     if let Some(authority) = authority {
-        let services = claimed(config);
+        let services = config.claimed();
         let token = authority.own_token(config.node.name.clone(), services).await?;
         params.token = TokenSource::Given(Arc::new(token));
-        own_authority(&mut params, authority);
+        params.own_authority(authority.loopback_address(), authority.join_address());
     }
     Ok(Agent::start_sharing(params, mesh, errands).await?)
-}
-
-/// The CAs that certificates are ordered from.
-pub(crate) fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
-    config.acme.iter().map(Ca::open).collect()
-}
-
-/// On the authority's own machine the agent reaches it over loopback.
-pub(crate) fn own_authority(params: &mut AgentParams, authority: &AuthorityHandle) {
-    params.authority = vec![authority.loopback_address()];
-    params.own_host = Some(authority.join_address());
-}
-
-/// The services that a configuration names for its own node: offered, acted as, or shared certificates with.
-pub(crate) fn claimed(config: &Config) -> Vec<Name> {
-    let mut all = config.shown_services();
-    all.extend(config.share.clone());
-    all.into_iter().collect()
 }
 
 /// Whenever the bundle changes, connections of revoked identities are cut.
@@ -528,15 +510,6 @@ fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd was not told");
     }
-}
-
-/// This very binary, whatever its path leads to by now, under the name that this process was started by.
-pub(crate) fn own_program() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    if let Some(name) = std::env::args_os().next() {
-        command.arg0(name);
-    }
-    command
 }
 
 /// One process a state directory.

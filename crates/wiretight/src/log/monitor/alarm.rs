@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Alert, AlertKind};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
 use crate::web::client::{Client, Limit, Url};
 

@@ -26,7 +26,7 @@ use super::table::{Row, Table, What};
 use super::{Alert, AlertKind, CHECKPOINT, MonitorError, Source, Watched};
 use crate::log::evidence::{Evidence, Kind};
 use crate::log::reader::{ReadError, Reader, Tree};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 
 /// Entries that are held in memory at a time.

@@ -19,7 +19,7 @@ use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
 use super::status::{EVERY, LogStatus, Status};
 use super::{AlertKind, MonitorError, Source, Watched};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::private_dir::{Lock, PrivateDir};
 use crate::web::client::{Client, Limit, Url};
 

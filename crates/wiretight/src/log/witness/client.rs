@@ -7,7 +7,7 @@ use wiretight_tlog::SignedCheckpoint;
 
 use super::origin_hash;
 use crate::log::cosigning::{Answer, Witness};
-use crate::node::daemon::chain;
+use crate::logging::chain;
 use crate::web::client::{Client, Limit, Url};
 
 /// Cosignatures of some keys, post-quantum ones included, have a few kilobytes each.
