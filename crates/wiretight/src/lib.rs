@@ -32,4 +32,6 @@ mod privilege;
 mod program;
 pub mod sandbox;
 pub mod sites;
+#[cfg(test)]
+mod structure;
 pub mod web;
