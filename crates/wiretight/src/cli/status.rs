@@ -114,11 +114,11 @@ fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not required: anyone with the CA's key could issue identities unseen (set [witnesses])\n".to_owned()
+            "transparency: off. Anyone with the CA key could issue identities unseen; set [witnesses] to prevent it.\n".to_owned()
         }
-        (true, "none") => "proofs:    required, but only from the log: the policy requires no witnesses\n".to_owned(),
+        (true, "none") => "transparency: required, by the log alone: the policy requires no witnesses\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    required of every peer, witnessed by {quorum}; other software does not check them\n"
+            "transparency: required of every peer, witnessed by {quorum}; other software does not check it\n"
         ),
     };
     if of["without_news"] == true {

@@ -98,8 +98,8 @@ fn a_checkpoint_alone() {
     world.refused(&[&world.file("nothing", "nothing")], &["not a signed note"]);
     // Without witnesses, that is said.
     world.file("policy", policy(&world.log, &[]));
-    world.good(&[&world.file("checkpoint", &text)], &["the policy wants no witnesses"]);
-    world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["how old it is"]);
+    world.good(&[&world.file("checkpoint", &text)], &["the policy requires no witnesses"]);
+    world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["its age is unknown"]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_certificate_carries_its_proof() {
     let certificate = tbs("db").proved(&proof).unwrap().sign(&key).unwrap();
     let unlogged = tbs("db").sign(&key).unwrap();
     let pem = world.file("db.pem", x509::to_pem([&certificate]));
-    world.good(&[&pem], &["is entry 20 of the log", "not verified: who signed the certificate"]);
+    world.good(&[&pem], &["is entry 20 of the log", "not verified: the certificate's signature, revocation"]);
     let chain = x509::to_pem([&certificate, &unlogged]);
     world.refused(
         &[&world.file("chain.pem", chain)],

@@ -27,7 +27,7 @@ fn a_token_is_good_once() {
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
     let (mut first, ran) = join(&world, "first", "n1", "", &token);
-    assert!(ran.good().out.contains("n1 has joined example.org; now: wiretight run"));
+    assert!(ran.good().out.contains("n1 has joined example.org. Next: wiretight run"));
     let (_, ran) = join(&world, "thief", "n1", "", &token);
     refused(&ran, "used before");
     wait_for("the authority's log says it too", || {
