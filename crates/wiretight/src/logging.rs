@@ -56,7 +56,9 @@ impl Drop for Logs {
         drop(waiting);
         // If nobody reads the output, this would block, too.
         if written && lost > 0 {
-            eprintln!("wiretight: {lost} log lines were dropped, because standard error was read too slowly");
+            eprintln!(
+                "wiretight: {lost} log lines were dropped, because standard error was read too slowly"
+            );
         }
     }
 }

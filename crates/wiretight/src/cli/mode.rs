@@ -76,7 +76,9 @@ impl Mode {
             Some(What::Observe) => rules::Mode::Observe,
             Some(What::Permissive) => rules::Mode::Permissive,
             Some(What::Strict) => rules::Mode::Strict,
-            Some(_) if self.dry_run => bail!("--dry-run needs a mode: observe, permissive or strict"),
+            Some(_) if self.dry_run => {
+                bail!("--dry-run needs a mode: observe, permissive or strict")
+            }
             Some(What::Confirm) => return self.confirm(),
             Some(What::Undo) => return self.undo(),
         };

@@ -221,7 +221,9 @@ impl Follow {
                     named.insert(name.to_owned(), url.to_owned());
                 }
                 _ if plain.is_none() => plain = Some(text.clone()),
-                _ => anyhow::bail!("only one --url may be without ORIGIN=. Give ORIGIN=URL for the other logs."),
+                _ => anyhow::bail!(
+                    "only one --url may be without ORIGIN=. Give ORIGIN=URL for the other logs."
+                ),
             }
         }
         // A URL without ORIGIN= applies to all logs that have no other URL. Reading shows which of them is there.
@@ -315,8 +317,7 @@ impl List {
 
 impl ShowStatus {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let none =
-            || format!("no monitor has run with {}. Check the path.", self.state.display());
+        let none = || format!("no monitor has run with {}. Check the path.", self.state.display());
         anyhow::ensure!(self.state.is_dir(), none());
         let status = Status::read(&PrivateDir::open(&self.state)?)?.with_context(none)?;
         let now = now();
@@ -366,7 +367,10 @@ impl ShowStatus {
                 );
             }
             if status.waiting_alerts > 0 {
-                text += &format!("{} alerts are waiting to be sent to the webhook\n", status.waiting_alerts);
+                text += &format!(
+                    "{} alerts are waiting to be sent to the webhook\n",
+                    status.waiting_alerts
+                );
             }
             text
         })?;

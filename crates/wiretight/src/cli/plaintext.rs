@@ -18,7 +18,9 @@ const FLOWS: usize = 40;
 pub(super) fn read(status: &Value) -> anyhow::Result<InterceptStatus> {
     let of = &status["intercept"];
     if of.is_null() {
-        anyhow::bail!("interception is off on this node: its configuration has no [intercept] section");
+        anyhow::bail!(
+            "interception is off on this node: its configuration has no [intercept] section"
+        );
     }
     InterceptStatus::deserialize(of).context(
         "cannot read the node's response. The node probably runs another version than this command.",

@@ -133,9 +133,7 @@ impl Down {
         )?;
         let removed = intercept::down(&state)?;
         if removed {
-            log(
-                "`wiretight down` removed the kernel's rules: plaintext may leave this machine",
-            );
+            log("`wiretight down` removed the kernel's rules: plaintext may leave this machine");
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
             true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
@@ -168,7 +166,9 @@ fn render(shown: &Shown) -> String {
                 "table inet {TABLE} differs from the saved rules. If no trial is running (`wiretight mode`), run `wiretight rules load`."
             ))
         ),
-        (false, _) => format!("{}\n", term::bad("no rules are loaded: plaintext may leave this machine")),
+        (false, _) => {
+            format!("{}\n", term::bad("no rules are loaded: plaintext may leave this machine"))
+        }
     };
     if let Some(rules) = &shown.rules {
         let peers: Vec<String> =

@@ -124,7 +124,9 @@ fn transparency(status: &Value) -> String {
     if of["without_news"] == true {
         out += &format!(
             "           {}\n",
-            term::bad("out of contact with the authority for longer than max_staleness: no connections")
+            term::bad(
+                "out of contact with the authority for longer than max_staleness: no connections"
+            )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
         out += &format!("           list of revocations is {} old\n", term::span(age));
@@ -152,15 +154,20 @@ pub(super) fn log(log: &Value) -> String {
         };
     }
     if let Some(since) = log["waiting_since"].as_u64() {
-        let why =
-            format!("waiting for the witnesses for {}: nothing new is issued", term::span(term::since(since)));
+        let why = format!(
+            "waiting for the witnesses for {}: nothing new is issued",
+            term::span(term::since(since))
+        );
         out += &format!("           {}\n", term::bad(&why));
     }
     if let Some(problem) = log["problem"].as_str() {
         out += &format!("           {}\n", term::bad(problem));
     }
     for damaged in list(&log["damaged"]) {
-        let why = format!("{} is damaged and not served: restore it from a copy of the log", text(damaged));
+        let why = format!(
+            "{} is damaged and not served: restore it from a copy of the log",
+            text(damaged)
+        );
         out += &format!("           {}\n", term::bad(&why));
     }
     for witness in list(&log["witnesses"]) {

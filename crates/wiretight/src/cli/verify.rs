@@ -226,10 +226,9 @@ impl Verify {
         }
         match entry.map(|entry| proof.verify(policy, Hash::leaf(entry))) {
             None => {
-                report.not_verified.push(format!(
-                    "the content of entry {}: give it with --entry",
-                    proof.index
-                ));
+                report
+                    .not_verified
+                    .push(format!("the content of entry {}: give it with --entry", proof.index));
                 report
             }
             Some(Ok(_)) => {
@@ -273,9 +272,10 @@ impl Verify {
             };
             match seen {
                 Ok(Some(seen)) => self.compared(&mut found.report, name, &seen, &reader).await,
-                Ok(None) => found.report.not_verified.push(format!(
-                    "what the witness {name} saw: it has no checkpoint of this log"
-                )),
+                Ok(None) => found
+                    .report
+                    .not_verified
+                    .push(format!("what the witness {name} saw: it has no checkpoint of this log")),
                 Err(why) => {
                     found.report.not_verified.push(format!("what the witness {name} saw: {why}"))
                 }

@@ -173,8 +173,9 @@ async fn serve_until_stopped(
     let first = tls.as_ref().map(|(cert, key)| acceptor(cert, key)).transpose()?;
     let (shown, acceptors) = first.map(watch::channel).unzip();
     let listener = TcpListener::bind(listen).await;
-    let listener = listener
-        .with_context(|| format!("cannot listen on {listen}. Another program may use that address."))?;
+    let listener = listener.with_context(|| {
+        format!("cannot listen on {listen}. Another program may use that address.")
+    })?;
     let listen = listener.local_addr()?;
     for key in core.keys() {
         tracing::info!(key = %key, "cosigning with this key");
@@ -214,7 +215,8 @@ fn acceptor(cert: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
             .with_context(|| format!("cannot read {}", path.display()))
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(cert)?).collect();
-    let chain = chain.with_context(|| format!("{} has no valid PEM certificates", cert.display()))?;
+    let chain =
+        chain.with_context(|| format!("{} has no valid PEM certificates", cert.display()))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
     let private = private.with_context(|| format!("{} has no valid PEM key", key.display()))?;
     let config = ServerConfig::builder_with_provider(wiretight_proxy::tls::provider())
@@ -229,6 +231,9 @@ fn cosigner(path: &Path) -> anyhow::Result<Cosigner> {
     let text = std::fs::read_to_string(path).map(Zeroizing::new);
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     Cosigner::parse(&text).with_context(|| {
-        format!("{} is not a witness key. Create one with `wiretight witness keygen`.", path.display())
+        format!(
+            "{} is not a witness key. Create one with `wiretight witness keygen`.",
+            path.display()
+        )
     })
 }

@@ -86,7 +86,10 @@ enum Ask {
         no_looser: bool,
     },
     /// Load the same rules with another mode, for a time.
-    Try { mode: Mode, seconds: u64 },
+    Try {
+        mode: Mode,
+        seconds: u64,
+    },
     /// The trial is being confirmed: do not end it now.
     Hold,
     /// End the trial.
@@ -616,7 +619,11 @@ impl Child {
             (trial, _) => {
                 if let Some(ended) = trial.take() {
                     let (tried, now) = (ended.mode.word(), rules.mode.word());
-                    tracing::info!(tried, now, "the trial is over: the configuration file has a new mode");
+                    tracing::info!(
+                        tried,
+                        now,
+                        "the trial is over: the configuration file has a new mode"
+                    );
                 }
             }
         }
@@ -644,10 +651,7 @@ impl Child {
                 Ok(()) => {
                     if let Some(trial) = self.trial.take() {
                         let tried = trial.mode.word();
-                        tracing::warn!(
-                            tried,
-                            "the trial is over: the rules could not be loaded"
-                        );
+                        tracing::warn!(tried, "the trial is over: the rules could not be loaded");
                     }
                     let kept = keep(&self.state, &rules).and_then(|()| self.route(&rules));
                     if let Err(error) = kept {
@@ -751,7 +755,9 @@ impl Child {
         for _ in 0..LAST_TRIES {
             match self.roll_back("the node is gone") {
                 Ok(()) => return,
-                Err(error) => tracing::error!(%error, "the trial is over, but the old mode cannot be restored"),
+                Err(error) => {
+                    tracing::error!(%error, "the trial is over, but the old mode cannot be restored")
+                }
             }
             std::thread::sleep(TICK);
         }
@@ -774,12 +780,7 @@ impl Child {
             }
             self.health.mode = Some(asked.mode);
             let now = asked.mode.word();
-            tracing::warn!(
-                tried,
-                now,
-                why,
-                "the trial is over; the old mode is restored"
-            );
+            tracing::warn!(tried, now, why, "the trial is over; the old mode is restored");
         }
         self.trial = None;
         Ok(())

@@ -62,9 +62,7 @@ const GUARD_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InterceptError {
-    #[error(
-        "`nft` is not in PATH, so no rules were applied. Install the package nftables."
-    )]
+    #[error("`nft` is not in PATH, so no rules were applied. Install the package nftables.")]
     NoNft,
     #[error(
         "this process may not change the kernel's rules, so none were applied. Run it as root, or give it CAP_NET_ADMIN (AmbientCapabilities= in the systemd unit)."
@@ -125,15 +123,15 @@ pub enum InterceptError {
         "the main table was removed, but a table `inet {GUARD}_...` remains, because the node's process that owns it hangs. Stop the node to remove it."
     )]
     Guarded,
-    #[error("another process has held the lock on the rules for {LOCK_PATIENCE:?}. Check that it is not suspended.")]
+    #[error(
+        "another process has held the lock on the rules for {LOCK_PATIENCE:?}. Check that it is not suspended."
+    )]
     Busy,
     #[error(
         "a trial of {} mode is running. Keep it with `wiretight mode confirm`, or end it with `wiretight mode undo`.", .0.word()
     )]
     TrialRuns(Mode),
-    #[error(
-        "no trial is running; it may have timed out. `wiretight mode` shows the current mode."
-    )]
+    #[error("no trial is running; it may have timed out. `wiretight mode` shows the current mode.")]
     NoTrial,
     #[error("{} mode is already on", .0.word())]
     InForce(Mode),

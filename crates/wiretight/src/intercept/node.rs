@@ -219,9 +219,7 @@ impl Interception {
             }
         };
         match (error, health.and_then(|h| h.mode)) {
-            (Some(error), _) => {
-                Some(format!("problem with the kernel's rules: {error}"))
-            }
+            (Some(error), _) => Some(format!("problem with the kernel's rules: {error}")),
             (None, None) => Some("the kernel's rules are not in force yet".into()),
             (None, Some(_)) => None,
         }
@@ -261,7 +259,9 @@ impl Interception {
     pub(crate) async fn end_trial(&self) {
         match tokio::time::timeout(STOPPING, self.keeper.undo_trial()).await {
             Ok(Ok(()) | Err(InterceptError::NoTrial | InterceptError::Gone(_))) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the trial could not be ended: its mode is still in force"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the trial could not be ended: its mode is still in force")
+            }
             // The keeper ends the trial when this process is gone.
             Err(_) => {}
         }
@@ -277,7 +277,10 @@ impl Interception {
                 let good = report.health.mode.is_some() && report.health.routes.is_none();
                 let was = known.report.as_ref().is_some_and(|before| before.health.taken_down);
                 if report.health.taken_down && !was {
-                    tracing::error!("THE KERNEL'S RULES WERE REMOVED: {}", InterceptError::TakenDown);
+                    tracing::error!(
+                        "THE KERNEL'S RULES WERE REMOVED: {}",
+                        InterceptError::TakenDown
+                    );
                 }
                 known.report = Some(report);
                 known.unseen = None;

@@ -172,7 +172,11 @@ mod tests {
         assert_eq!(read(&both), Heard::Changed);
         let whole = of(DELTABLE, "docker");
         for cut in 1..whole.len() {
-            assert_eq!(read(&whole[..cut]), Heard::Changed, "a truncated message counts as a change");
+            assert_eq!(
+                read(&whole[..cut]),
+                Heard::Changed,
+                "a truncated message counts as a change"
+            );
         }
     }
 }

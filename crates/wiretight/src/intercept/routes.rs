@@ -160,7 +160,8 @@ impl Family {
         if said.iter().all(u8::is_ascii_whitespace) {
             return Ok(Vec::new());
         }
-        let unread = |e| InterceptError::Routes(format!("cannot parse the output of `ip {line}`: {e}"));
+        let unread =
+            |e| InterceptError::Routes(format!("cannot parse the output of `ip {line}`: {e}"));
         serde_json::from_slice(&said).map_err(unread)
     }
 

@@ -165,7 +165,10 @@ fn a_certificate_carries_its_proof() {
     let certificate = tbs("db").proved(&proof).unwrap().sign(&key).unwrap();
     let unlogged = tbs("db").sign(&key).unwrap();
     let pem = world.file("db.pem", x509::to_pem([&certificate]));
-    world.good(&[&pem], &["is entry 20 of the log", "not verified: the certificate's signature, revocation"]);
+    world.good(
+        &[&pem],
+        &["is entry 20 of the log", "not verified: the certificate's signature, revocation"],
+    );
     let chain = x509::to_pem([&certificate, &unlogged]);
     world.refused(
         &[&world.file("chain.pem", chain)],

@@ -547,7 +547,11 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
         wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);
         let status = node.status();
         assert_eq!(status["transparency"]["without_news"], true, "{status:#}");
-        assert!(node.cli(&["status"]).out.contains("out of contact with the authority for longer than max_staleness"));
+        assert!(
+            node.cli(&["status"])
+                .out
+                .contains("out of contact with the authority for longer than max_staleness")
+        );
         assert!(node.log().contains("NO NEWS FROM THE AUTHORITY"));
     }
     assert!(once(entry).is_err(), "a new connection is made without news");

@@ -78,8 +78,9 @@ impl Demo {
         let mut nodes = Nodes::start(service, self.forward.as_ref()).await?;
 
         step("sending the same traffic directly and through the relays ...");
-        let direct =
-            traffic::measure(straight.addr()).await.context("direct traffic to the service failed")?;
+        let direct = traffic::measure(straight.addr())
+            .await
+            .context("direct traffic to the service failed")?;
         let relayed =
             traffic::measure(nodes.entry).await.context("traffic through the relays failed")?;
         ensure!(
