@@ -217,7 +217,7 @@ fn a_mistake_in_the_logs_filter_is_told_and_the_default_used() {
     auth.start();
     auth.ready();
     let log = auth.log();
-    assert!(log.contains("is not a filter") && log.contains("the node runs"), "{log}");
+    assert!(log.contains("is invalid, so") && log.contains("the node runs"), "{log}");
 }
 
 #[test]
