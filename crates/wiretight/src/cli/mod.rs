@@ -32,7 +32,7 @@ use serde::Serialize;
 
 use crate::admin::client::AdminError;
 use crate::config::{Config, ConfigErrors};
-use crate::daemon::chain;
+use crate::logging::chain;
 
 /// Encrypts all traffic between your machines, and lets outsiders verify it.
 ///

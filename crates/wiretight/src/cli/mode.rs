@@ -18,9 +18,9 @@ use wiretight_proxy::intercept::rules;
 
 use super::term;
 use super::{Output, Where, plaintext};
+use crate::admin::api::{ModeRequest, ModeStatus};
 use crate::config::ModeEdit;
 use crate::intercept::WouldFail;
-use crate::intercept::mode::{ModeRequest, ModeStatus};
 
 /// Show or change the interception mode: try one, confirm it, or undo it
 ///

@@ -75,7 +75,7 @@ impl Upgrade {
     /// Starts the new process with the environment of the old one, and returns its status when it has taken over.
     fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<Value> {
         let config = std::path::absolute(&self.at.config)?;
-        let mut command = crate::process::own_program();
+        let mut command = crate::program::own_program();
         command.args(["run", "--take-over", "--config"]).arg(config);
         if let Ok(environment) = fs::read(before.join("environ")) {
             command.env_clear().envs(variables(&environment));

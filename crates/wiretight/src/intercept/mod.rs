@@ -4,7 +4,6 @@
 //! - `table`: the nftables table; changes are transactions that are checked and read back
 //! - `guard`: a second table, for the moments in which the main table is missing
 //! - `node`: the rules of a running node
-//! - `mode`: the node's side of `wiretight mode`
 //! - `refused`: connections that would be redirected and then refused by the peer
 //! - `programs`, `sockets`: which programs send plaintext
 //! - `routes`: routes that bring replies to callers' addresses back to this machine (`transparent`)
@@ -17,7 +16,6 @@
 
 mod guard;
 mod keeper;
-pub(crate) mod mode;
 mod nft;
 mod node;
 mod notices;
@@ -227,7 +225,7 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     // Fails if the table is not ours.
     let listing = nft::list()?;
     let was_kept = state.path().join(FILE).exists();
-    state.remove(FILE).map_err(|e| InterceptError::File(crate::daemon::chain(&e)))?;
+    state.remove(FILE).map_err(|e| InterceptError::File(crate::logging::chain(&e)))?;
     if listing.is_some() {
         nft::run(&["delete", "table", "inet", TABLE], "")?;
     }
@@ -251,7 +249,7 @@ fn file(state: &PrivateDir) -> String {
 /// The saved rules; `None` without a file.
 fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
     let torn = |e: String| InterceptError::Torn(file(state), e);
-    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::daemon::chain(&e)))?;
+    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::logging::chain(&e)))?;
     let Some(bytes) = bytes else { return Ok(None) };
     let rules: Rules = serde_json::from_slice(&bytes).map_err(|e| torn(e.to_string()))?;
     rules.check().map_err(|e| torn(e.to_string()))?;
@@ -261,12 +259,12 @@ fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
 fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
     let bytes =
         serde_json::to_vec_pretty(rules).map_err(|e| InterceptError::NotKept(e.to_string()))?;
-    let not_kept = |e| InterceptError::NotKept(crate::daemon::chain(&e));
+    let not_kept = |e| InterceptError::NotKept(crate::logging::chain(&e));
     state.write(FILE, &bytes).map_err(not_kept)
 }
 
 fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
-    let failed = |e: FileError| InterceptError::File(crate::daemon::chain(&e));
+    let failed = |e: FileError| InterceptError::File(crate::logging::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
         match state.lock(LOCK).map_err(failed)? {

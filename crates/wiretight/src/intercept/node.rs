@@ -160,7 +160,7 @@ impl Interception {
                         self.note(grouped.then(|| GROUPED.to_owned()));
                     }
                     Err(error) => {
-                        self.note(Some(crate::daemon::chain(&error)));
+                        self.note(Some(crate::logging::chain(&error)));
                     }
                 }
             }
@@ -237,17 +237,17 @@ impl Interception {
         let _ = tokio::time::timeout(LOOKING, self.look()).await;
     }
 
-    pub(super) async fn status_now(&self) -> InterceptStatus {
+    pub(crate) async fn status_now(&self) -> InterceptStatus {
         self.look().await;
         self.status(&[])
     }
 
-    pub(super) fn keeper(&self) -> &Keeper {
+    pub(crate) fn keeper(&self) -> &Keeper {
         &self.keeper
     }
 
     /// Waits until the rules of a configuration are loaded, or have failed to load.
-    pub(super) async fn settle(&self, config: &Arc<Config>) {
+    pub(crate) async fn settle(&self, config: &Arc<Config>) {
         let mut settled = self.settled.subscribe();
         let of =
             |now: &Option<Arc<Config>>| now.as_ref().is_some_and(|now| Arc::ptr_eq(now, config));
@@ -287,7 +287,7 @@ impl Interception {
                 good
             }
             Err(error) => {
-                known.unseen = Some(crate::daemon::chain(&error));
+                known.unseen = Some(crate::logging::chain(&error));
                 false
             }
         }
