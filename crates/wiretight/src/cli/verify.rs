@@ -246,7 +246,7 @@ impl Verify {
         match SignedCheckpoint::parse(text) {
             Ok(signed) => {
                 if report.believe(policy, &signed, self.max_age) {
-                    report.not_verified.push("entries: a checkpoint contains none".into());
+                    report.not_verified.push("entries, because a checkpoint contains none".into());
                 }
                 report
             }

@@ -65,7 +65,7 @@ fn a_proof_and_its_entry() {
             "all-of-them: 2 of 2",
         ],
     );
-    world.good(&[&file], &["not verified: what entry 42 is"]);
+    world.good(&[&file], &["not verified: the content of entry 42"]);
     let other = world.file("other", &world.log.entries[43]);
     world.refused(&[&file, "--entry", &other], &["refused", "not at index 42"]);
     let moved = world.file("moved", proof.replace("index 42", "index 43"));
@@ -90,7 +90,7 @@ fn a_proof_and_its_entry() {
 fn a_checkpoint_alone() {
     let world = World::new(300);
     let text = world.cosigned(300).to_string();
-    world.good(&[&world.file("checkpoint", &text)], &["not verified: any entry"]);
+    world.good(&[&world.file("checkpoint", &text)], &["not verified: entries, because a checkpoint contains none"]);
     world.refused(
         &[&world.file("altered", text.replace("\n300\n", "\n301\n"))],
         &["no log that the policy names"],

@@ -34,7 +34,7 @@ fn a_day_in_the_life() {
         "ghost: its live connection is cut ",
         "one witness away: issuance goes on",
         "ALARM: the witnesses do not cosign",
-        "nothing is issued without the witnesses",
+        "no certificate was issued: ",
         "late2: joins, with the same token",
         "because it would fork",
         "one connection lived through all of it",
@@ -349,7 +349,7 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
     auth.start();
     assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
-    assert!(auth.log().contains("`ca` in [witnesses], cannot be used"), "{}", auth.log());
+    assert!(auth.log().contains("(`ca` in [witnesses])"), "{}", auth.log());
     auth.write(&sections(&format!("ca = \"{}\"\n", ca.display())));
     auth.start();
     auth.ready();
@@ -552,7 +552,7 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
                 .out
                 .contains("out of contact with the authority for longer than max_staleness")
         );
-        assert!(node.log().contains("NO NEWS FROM THE AUTHORITY"));
+        assert!(node.log().contains("OUT OF CONTACT WITH THE AUTHORITY"));
     }
     assert!(once(entry).is_err(), "a new connection is made without news");
 
