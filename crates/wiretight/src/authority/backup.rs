@@ -52,6 +52,8 @@ const STORE: &str = "store.db";
 const LOG: &str = "log";
 /// The directory of key files in the archive.
 const KEYS: &str = "keys";
+/// The directory for another copy of the log, while it is compared with the backup.
+const NEWER: &str = "newer";
 /// A restored authority until it is complete.
 const DRAFT: &str = "authority.restoring";
 /// A key file has a few hundred bytes.
@@ -258,16 +260,19 @@ impl Restore<'_> {
         let tree = verified(dir.path().join(LOG), &signed).await?;
 
         let mut restored = Restored { head, newer_entries: 0, revoked_again: 0 };
-        if let Some(newer) = self.newer(&key, dir.path()).await? {
-            let has = newer.unverified().size;
-            if has > tree.size() {
-                restored.revoked_again = self.go_on(&store, &dir, &tree, &newer).await?;
-                restored.newer_entries = has - tree.size();
+        if let Some((newer, copy)) = self.newer(&key, dir.path()).await? {
+            begins_with(&copy, &tree).await?;
+            if copy.size() > tree.size() {
+                restored.revoked_again = self.go_on(&store, &dir, tree.size(), &newer).await?;
+                restored.newer_entries = copy.size() - tree.size();
+            } else {
+                fs::remove_dir_all(dir.path().join(NEWER))?;
             }
         }
         if let Some(storage) = &self.storage {
             let signed = sequencer::last_signed(&store, &key).await?;
-            upload(&**storage, &*log, &signed).await?;
+            let tree = Reader::directory(dir.path().join(LOG)).tree(signed.unverified()).await?;
+            fill(&**storage, &*log, &key, &tree).await?;
             fs::remove_dir_all(dir.path().join(LOG))?;
         }
         drop(store);
@@ -275,54 +280,43 @@ impl Restore<'_> {
         Ok((restored, seal_key))
     }
 
-    /// Copies and verifies the newer log, if there is one, into the directory `newer` of `scratch`: the given one, or the
-    /// one in the bucket.
+    /// Copies and verifies another copy of the log, if there is one, into the directory `NEWER` of `scratch`: the given
+    /// one, or the one in the bucket.
     async fn newer(
         &self,
         key: &LogKey,
         scratch: &Path,
-    ) -> anyhow::Result<Option<SignedCheckpoint>> {
+    ) -> anyhow::Result<Option<(SignedCheckpoint, Tree)>> {
         let from = match (&self.newer, &self.storage) {
             (Some(path), _) => directory(path)?,
             (None, Some(storage)) => storage.clone(),
             (None, None) => return Ok(None),
         };
         let place = from.place();
-        let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else {
+        let Some(signed) = published(&*from, key).await? else {
             ensure!(self.newer.is_none(), "{place} is not a copy of a log: it has no checkpoint");
             return Ok(None);
         };
-        let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
-        let signed = text.filter(|signed| signed.verified_by(key).is_some());
-        let signed = signed.with_context(|| {
-            format!("the checkpoint in {place} is not signed by the log of this backup")
-        })?;
-        let path = scratch.join("newer");
+        let path = scratch.join(NEWER);
         let to = directory(&path)?;
         for tile in Tile::of_growth(0, signed.unverified().size) {
             to.put(vec![(tile.path(), tile_of(&*from, tile).await?)]).await?;
         }
-        to.put(vec![(CHECKPOINT.into(), bytes)]).await?;
-        verified(path, &signed).await.with_context(|| place)?;
-        Ok(Some(signed))
+        to.put(vec![(CHECKPOINT.into(), signed.to_string().into_bytes())]).await?;
+        let tree = verified(path, &signed).await.with_context(|| place)?;
+        Ok(Some((signed, tree)))
     }
 
-    /// Replaces the backup's log by the newer one, which must extend it, and applies the newer revocations.
+    /// Replaces the backup's log, which has `old` entries, by the newer one, and applies the newer revocations.
     async fn go_on(
         &self,
         store: &SqliteStore,
         dir: &PrivateDir,
-        old: &Tree,
+        old: u64,
         newer: &SignedCheckpoint,
     ) -> anyhow::Result<usize> {
-        let path = dir.path().join("newer");
-        let tree = Reader::directory(&path).tree(newer.unverified()).await?;
-        ensure!(
-            tree.root_at(old.size()).await? == old.root(),
-            "the log has forked: the first {} entries of the newer copy differ from the backup's. Keep both as evidence.",
-            old.size()
-        );
-        let (mut at, mut revoked) = (old.size(), 0);
+        let tree = Reader::directory(dir.path().join(NEWER)).tree(newer.unverified()).await?;
+        let (mut at, mut revoked) = (old, 0);
         while at < tree.size() {
             let next = tree.size().min(at + CHUNK);
             for (n, entry) in (at..).zip(tree.entries(at..next).await?) {
@@ -334,7 +328,7 @@ impl Restore<'_> {
         }
         sequencer::go_on_from(store, newer).await?;
         fs::remove_dir_all(dir.path().join(LOG))?;
-        dir.rename("newer", LOG)?;
+        dir.rename(NEWER, LOG)?;
         Ok(revoked)
     }
 }
@@ -351,16 +345,53 @@ async fn verified(path: PathBuf, signed: &SignedCheckpoint) -> anyhow::Result<Tr
     Ok(tree)
 }
 
-/// Uploads the log to the bucket, unless that has a checkpoint already.
-async fn upload(
+/// The checkpoint of a log in a storage; `None` if it has none.
+async fn published(from: &dyn Storage, key: &LogKey) -> anyhow::Result<Option<SignedCheckpoint>> {
+    let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else { return Ok(None) };
+    let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
+    let signed = text.filter(|signed| signed.verified_by(key).is_some());
+    let place = from.place();
+    signed
+        .with_context(|| {
+            format!("the checkpoint in {place} is not signed by the log of this backup")
+        })
+        .map(Some)
+}
+
+/// Checks that the larger of two trees extends the smaller one.
+async fn begins_with(copy: &Tree, backup: &Tree) -> anyhow::Result<()> {
+    let size = copy.size().min(backup.size());
+    ensure!(
+        copy.root_at(size).await? == backup.root_at(size).await?,
+        "the log has forked: the first {size} entries of the other copy differ from the backup's. Keep both as evidence."
+    );
+    Ok(())
+}
+
+/// Uploads the part of the log that the bucket lacks: everything, or what comes after its checkpoint.
+async fn fill(
     to: &dyn Storage,
     from: &dyn Storage,
-    signed: &SignedCheckpoint,
+    key: &LogKey,
+    tree: &Tree,
 ) -> anyhow::Result<()> {
-    if to.get(CHECKPOINT, MAX_CHECKPOINT).await?.is_some() {
-        return Ok(()); // not newer than the store: the sequencer uploads the rest
+    let (place, size) = (to.place(), tree.size());
+    let mut has = 0;
+    if let Some(there) = published(to, key).await? {
+        let there = there.unverified();
+        ensure!(
+            there.size <= size,
+            "{place} has {} entries of the log, but the copy has only {size}. Omit --log to use the log in the bucket.",
+            there.size
+        );
+        ensure!(
+            tree.root_at(there.size).await? == there.root,
+            "the log has forked: the {} entries in {place} differ from the backup's. Keep both as evidence.",
+            there.size
+        );
+        has = there.size;
     }
-    for tile in Tile::of_growth(0, signed.unverified().size) {
+    for tile in Tile::of_growth(has, size) {
         to.put(vec![(tile.path(), tile_of(from, tile).await?)]).await?;
     }
     Ok(())
