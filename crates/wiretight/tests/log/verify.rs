@@ -90,7 +90,10 @@ fn a_proof_and_its_entry() {
 fn a_checkpoint_alone() {
     let world = World::new(300);
     let text = world.cosigned(300).to_string();
-    world.good(&[&world.file("checkpoint", &text)], &["not verified: entries, because a checkpoint contains none"]);
+    world.good(
+        &[&world.file("checkpoint", &text)],
+        &["not verified: entries, because a checkpoint contains none"],
+    );
     world.refused(
         &[&world.file("altered", text.replace("\n300\n", "\n301\n"))],
         &["no log that the policy names"],

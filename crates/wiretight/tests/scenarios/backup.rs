@@ -349,6 +349,6 @@ fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
     let older = authority("older", "one");
     let args = ["authority", "restore", first, "--log", copy.to_str().unwrap()];
     let refused = cli(&older, &args);
-    assert!(refused.code == Some(1) && refused.err.contains("leave out --log"), "{refused:?}");
+    assert!(refused.code == Some(1) && refused.err.contains("Omit --log"), "{refused:?}");
     assert!(!older.state().join("authority").exists());
 }

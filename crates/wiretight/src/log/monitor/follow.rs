@@ -209,7 +209,9 @@ impl Follower {
             Err(error) => {
                 let detail = match self.expected {
                     Some(_) => format!("{}. The previous list stays in use.", chain(&error)),
-                    None => format!("{}. No entries are read until the list is valid.", chain(&error)),
+                    None => {
+                        format!("{}. No entries are read until the list is valid.", chain(&error))
+                    }
                 };
                 self.tell(AlertKind::BadExpectedKeys, detail, now, alarm, look);
                 Some(error.into())
@@ -292,9 +294,8 @@ impl Follower {
         let tree = reader.tree(new).await?;
         let proof = tree.consistency(old.size).await?;
         if verify_consistency((old.size, old.root), (new.size, new.root), &proof).is_err() {
-            let detail = two(
-                "the log shows two histories: the new tree does not extend the old one",
-            );
+            let detail =
+                two("the log shows two histories: the new tree does not extend the old one");
             alerts.push(self.disagreement(
                 AlertKind::Fork,
                 Kind::Fork,

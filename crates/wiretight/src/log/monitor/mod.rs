@@ -41,10 +41,7 @@ pub enum MonitorError {
         "{} is damaged ({detail}). Restore it, or remove it to follow the log from its start; an earlier fork would then not be detected.",
         .path.display()
     )]
-    Damaged {
-        path: PathBuf,
-        detail: String,
-    },
+    Damaged { path: PathBuf, detail: String },
     #[error(
         "the policy has no URL for this log. Add the URL to its `log` line, or give --url ORIGIN=URL. If no node's policy has this log, remove the line."
     )]

@@ -76,7 +76,9 @@ pub enum What {
         /// The type.
         number: u16,
     },
-    Malformed { error: String },
+    Malformed {
+        error: String,
+    },
 }
 
 impl What {

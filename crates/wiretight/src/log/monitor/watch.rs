@@ -192,8 +192,7 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
                     progress = (count.load(Relaxed), Instant::now());
                 }
                 if is_blind(progress.1) {
-                    let so_far =
-                        format!("A request has no response yet. Last error: {problem}");
+                    let so_far = format!("A request has no response yet. Last error: {problem}");
                     shown.fails(n, since, &so_far);
                     let alert = blind(&origin, read, signed, since, &so_far, now());
                     shown.told(n, &alarm, alert);

@@ -14,7 +14,9 @@ pub enum RequestError {
     Body,
     #[error("the first line is not `old SIZE`")]
     Old,
-    #[error("the consistency proof must be at most 63 lines of base64 hashes, followed by a blank line")]
+    #[error(
+        "the consistency proof must be at most 63 lines of base64 hashes, followed by a blank line"
+    )]
     Proof,
     #[error(
         "the checkpoint is not a signed note with a log's size and root, or is longer than this witness accepts"

@@ -81,7 +81,9 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
                 format!("a request may have at most {MAX_BODY} bytes\n"),
             );
         }
-        Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n".into()),
+        Err(_) => {
+            return plain(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n".into());
+        }
     };
     let answer = core.add_checkpoint(&body, now()).await;
     let status = StatusCode::from_u16(answer.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
