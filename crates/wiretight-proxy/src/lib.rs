@@ -15,11 +15,13 @@
 #[cfg(test)]
 extern crate self as wiretight_proxy; // as the rig calls it
 
+mod app;
 mod buffer;
 pub mod edge;
 mod handshake;
 pub mod intercept;
 pub mod mesh;
+pub mod net;
 mod network;
 mod quota;
 pub mod record;

@@ -59,8 +59,8 @@ pub use tls::provider;
 use worker::{Listen, Shared, Socket};
 
 use crate::mesh::{Mesh, now};
+use crate::net::{self, Listening, Sockets};
 use crate::relay::live::Table;
-use crate::relay::net::{self, Listening, Sockets};
 use crate::relay::{ApplyError, Relay};
 
 /// So long may clients whose connections are idle take their leave at the end of a drain.

@@ -46,7 +46,7 @@ use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::mesh::Mesh;
-use crate::relay::net;
+use crate::net;
 use crate::relay::worker::Pending;
 
 /// Not a refusal: the handshake itself was what the peer had come for.

@@ -13,16 +13,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use wiretight_keys::Id;
 
-use super::app::App;
 use super::balance::{Balancer, Lease};
 use super::live::{Begun, Listed, Live, Opening, Side, Table, Totals, cipher_name};
 use super::log::access;
-use super::net;
 use super::proxy_protocol;
 use super::session::{Conn, End};
 use super::settings::{Backend, ServiceSettings};
 use super::worker::{HandshakeSlot, Terms};
+use crate::app::App;
 use crate::mesh::{Mesh, now};
+use crate::net;
 use crate::stream::{HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY, Strangers};
 use crate::wire::{Frame, Open, Refused};

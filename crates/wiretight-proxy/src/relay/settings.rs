@@ -167,7 +167,7 @@ pub struct ServiceSettings {
     /// Send a PROXY protocol v2 header, with the peer's SPIFFE ID, ahead of the stream.
     pub proxy_protocol: bool,
     /// Connect the program from the caller's address. All of `forward` are addresses then, and what the program
-    /// answers has to be routed back here: [`net::set_answered`](super::net::set_answered).
+    /// answers has to be routed back here: [`net::set_answered`](crate::net::set_answered).
     pub transparent: bool,
     /// Close a session in which nothing has moved for this long; never, if `None`.
     pub idle_timeout: Option<Duration>,

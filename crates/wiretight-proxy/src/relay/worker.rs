@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::app::App;
 use super::dial::{Dial, Pool};
 use super::intercept::{Intercept, Pools};
 use super::live::{Side, Table};
-use super::net;
 use super::service::{self, Service};
+use crate::app::App;
 use crate::buffer;
+use crate::net;
 
 /// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
 /// never finishes, from one address or one IPv6 network, holds up no more than that for [`service`]'s

@@ -27,7 +27,7 @@ use wiretight_keys::{
 use wiretight_proxy::{
     Identity, Mesh,
     mesh::now,
-    relay::net::{self, Sockets},
+    net::{self, Sockets},
     stream::{Agreed, TlsStream},
     tls::{self, ALPN_RELAY, Strangers},
 };

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 use wiretight_proxy::relay::settings::HostPort;
 
 /// For all of a request.

@@ -22,7 +22,7 @@ use wiretight_keys::{
     Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, Transparency,
     TrustBundle, TrustDomain,
 };
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::{Identity, Mesh, tls};
 

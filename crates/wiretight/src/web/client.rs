@@ -23,7 +23,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 use wiretight_proxy::relay::settings::HostPort;
 
 /// Connections kept for each server.
