@@ -15,14 +15,17 @@
 #[cfg(test)]
 extern crate self as wiretight_proxy; // as the rig calls it
 
+mod admission;
 mod app;
 mod buffer;
+pub mod clock;
 pub mod edge;
 mod handshake;
 pub mod intercept;
 pub mod mesh;
 pub mod net;
-mod network;
+pub mod network;
+pub mod provider;
 mod quota;
 pub mod record;
 pub mod registry;

@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::app::App;
-use crate::relay::settings::{Backend, HostPort};
+use crate::network::{Backend, HostPort};
 
 /// How long a TCP connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(3);

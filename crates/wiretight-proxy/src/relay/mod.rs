@@ -12,6 +12,7 @@ mod intercept;
 pub(crate) mod live;
 mod log;
 pub(crate) mod proxy_protocol;
+mod purpose;
 mod service;
 mod session;
 pub mod settings;
@@ -37,9 +38,9 @@ use intercept::Intercept;
 use live::Table;
 pub use live::{Connection, PeerSum, Refusal, Side, Sums};
 
-use service::Service;
+use purpose::{Purpose, Service};
 use settings::{DialSettings, InterceptSettings, RelaySettings, ServiceSettings};
-use worker::{Listen, Purpose};
+use worker::Listen;
 
 use crate::mesh::Mesh;
 use crate::net::{self, Listening, Sockets};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use wiretight_keys::token::hex;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::Hash;
 
 use super::alarm::Alarm;
