@@ -18,13 +18,12 @@ use wiretight_tlog::Hash;
 use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
 use super::status::{EVERY, LogStatus, Status};
+use super::table::OTHERS;
 use super::{AlertKind, MonitorError, Source, Watched};
 use crate::logging::chain;
 use crate::private_dir::{Lock, PrivateDir};
 use crate::web::client::{Client, Limit, Url};
 
-/// Where logs of a policy with several are kept, but the first.
-pub(super) const OTHERS: &str = "logs";
 /// A look that failed is repeated after this, if that is sooner than the next.
 const AGAIN: Duration = Duration::from_secs(5);
 /// However steadily a log is read: one that is not read to its end after so many times [`Pace::max_blind`] may hide
