@@ -226,7 +226,7 @@ fn a_proof_of_another_log_is_refused() {
     let w = world();
     let other = Ledger::new();
     let issue = |id: &str| w.pair.ca.issue_with(id, 3600, |tbs| other.prove(tbs, TWO));
-    w.assert_refused("another log", issue, "not_logged", "no log that the policy names");
+    w.assert_refused("another log", issue, "not_logged", "no log in the policy signed");
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn too_few_witnesses_or_strange_ones_are_refused() {
         ("one, twice", &[(0, 0), (0, 1)]),
         ("one, and one that the policy does not name", &[(1, 0), (3, 0)]),
     ] {
-        w.assert_refused(what, by(cosigned), "not_logged", "are not the quorum");
+        w.assert_refused(what, by(cosigned), "not_logged", "is not a quorum");
     }
     for cosigned in [&[(0, 0), (2, 0)][..], &[(1, 0), (2, 0)], &[(0, 0), (1, 0), (2, 0), (3, 0)]] {
         let to = w.pair.service.listen;

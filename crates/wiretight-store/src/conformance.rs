@@ -53,26 +53,26 @@ async fn sqlite(limits: Limits) -> Fresh {
 
 suites! {
     an_entry_is_created_once_and_read_back
-    a_swap_needs_the_revision_that_is_there
-    a_deleted_key_is_gone_and_can_be_created_again
+    a_swap_requires_the_current_revision
+    a_deleted_key_can_be_created_again
     a_recreated_key_does_not_match_its_old_revision
-    every_change_of_any_key_takes_a_higher_revision
-    values_up_to_the_limit_are_kept_and_larger_refused
+    every_change_gets_a_higher_revision
+    values_over_the_limit_are_rejected
     list_is_by_prefix_in_byte_order
-    list_says_where_a_watch_misses_nothing
-    update_creates_replaces_deletes_and_leaves_alone
+    a_watch_from_a_list_misses_nothing
+    update_creates_replaces_and_deletes
     an_error_in_update_writes_nothing
     concurrent_increments_are_all_counted
-    of_concurrent_creates_one_wins
+    one_of_concurrent_creates_succeeds
     watch_sees_puts_and_deletes_of_its_prefix_only
-    watch_replays_what_was_before_it
+    watch_replays_earlier_changes
     watch_waits_for_a_change
     watch_sees_every_change_in_order_under_concurrency
     a_dropped_next_loses_nothing
-    a_long_backlog_comes_in_bounded_batches
-    a_watcher_that_fell_behind_is_told_so
+    a_long_backlog_is_read_in_bounded_batches
+    a_watcher_that_fell_behind_gets_an_error
     history_is_bounded_in_bytes_too
-    a_watch_ahead_of_the_store_is_refused
+    a_watch_ahead_of_the_store_is_rejected
     a_watch_ends_when_its_store_is_dropped
 }
 
@@ -124,7 +124,7 @@ async fn an_entry_is_created_once_and_read_back(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, b"one");
 }
 
-async fn a_swap_needs_the_revision_that_is_there(open: impl Open) {
+async fn a_swap_requires_the_current_revision(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("policy");
     assert_eq!(conflict(store.swap(&k, Revision(7), Some(vec![1])).await), None);
@@ -139,7 +139,7 @@ async fn a_swap_needs_the_revision_that_is_there(open: impl Open) {
     assert_eq!((entry.value, entry.revision), (vec![2], second));
 }
 
-async fn a_deleted_key_is_gone_and_can_be_created_again(open: impl Open) {
+async fn a_deleted_key_can_be_created_again(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("token/1");
     let first = store.create(&k, vec![1]).await.unwrap();
@@ -163,7 +163,7 @@ async fn a_recreated_key_does_not_match_its_old_revision(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![1]);
 }
 
-async fn every_change_of_any_key_takes_a_higher_revision(open: impl Open) {
+async fn every_change_gets_a_higher_revision(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     assert_eq!(store.list("").await.unwrap(), (vec![], Revision::ZERO));
     let a = store.create(&key("a"), vec![]).await.unwrap();
@@ -175,7 +175,7 @@ async fn every_change_of_any_key_takes_a_higher_revision(open: impl Open) {
     assert_eq!(store.list("").await.unwrap().1, b2);
 }
 
-async fn values_up_to_the_limit_are_kept_and_larger_refused(open: impl Open) {
+async fn values_over_the_limit_are_rejected(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key(&"k".repeat(Key::MAX_LEN));
     let too_large = |r| matches!(r, Err(Error::ValueTooLarge { len }) if len == MAX_VALUE + 1);
@@ -215,7 +215,7 @@ async fn list_is_by_prefix_in_byte_order(open: impl Open) {
 }
 
 /// A list and the watch from it, against a writer that never stops: together they give the truth.
-async fn list_says_where_a_watch_misses_nothing(open: impl Open) {
+async fn a_watch_from_a_list_misses_nothing(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let writer = tokio::spawn({
         let store = Arc::clone(&store);
@@ -253,7 +253,7 @@ async fn list_says_where_a_watch_misses_nothing(open: impl Open) {
     }
 }
 
-async fn update_creates_replaces_deletes_and_leaves_alone(open: impl Open) {
+async fn update_creates_replaces_and_deletes(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("a");
     let to = async |from: Option<&[u8]>, value: Option<&[u8]>| {
@@ -321,7 +321,7 @@ async fn concurrent_increments_are_all_counted(open: impl Open) {
     }
 }
 
-async fn of_concurrent_creates_one_wins(open: impl Open) {
+async fn one_of_concurrent_creates_succeeds(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     for round in 0..10 {
         let k = key(&format!("token/{round}"));
@@ -364,7 +364,7 @@ async fn watch_sees_puts_and_deletes_of_its_prefix_only(open: impl Open) {
     assert_eq!(take(&mut watch, 1).await, [put("node/b", &[3], b)]);
 }
 
-async fn watch_replays_what_was_before_it(open: impl Open) {
+async fn watch_replays_earlier_changes(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let a = store.create(&key("a"), vec![1]).await.unwrap();
     let b = store.create(&key("b"), vec![2]).await.unwrap();
@@ -451,7 +451,7 @@ async fn a_dropped_next_loses_nothing(open: impl Open) {
     assert_eq!(seen.iter().map(|c| c.key().as_str()).collect::<Vec<_>>(), expected);
 }
 
-async fn a_long_backlog_comes_in_bounded_batches(open: impl Open) {
+async fn a_long_backlog_is_read_in_bounded_batches(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let large = 10;
     for i in 0..large {
@@ -474,7 +474,7 @@ async fn a_long_backlog_comes_in_bounded_batches(open: impl Open) {
     nothing_comes(&mut watch).await;
 }
 
-async fn a_watcher_that_fell_behind_is_told_so(open: impl Open) {
+async fn a_watcher_that_fell_behind_gets_an_error(open: impl Open) {
     let (store, _dir) = open(Limits { changes: 10, bytes: HISTORY.bytes }).await;
     let first = store.create(&key("0"), vec![]).await.unwrap();
     let mut slow = store.watch("", first).await.unwrap();
@@ -521,7 +521,7 @@ async fn history_is_bounded_in_bytes_too(open: impl Open) {
     assert_eq!(take(&mut watch, 1).await, [put("k", &[4; 5000], at)]);
 }
 
-async fn a_watch_ahead_of_the_store_is_refused(open: impl Open) {
+async fn a_watch_ahead_of_the_store_is_rejected(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let at = store.create(&key("k"), vec![]).await.unwrap();
     store.watch("", at).await.unwrap();
@@ -554,7 +554,7 @@ fn a_key_is_1_to_512_bytes_without_nul() {
 }
 
 #[test]
-fn no_debug_shows_a_value() {
+fn debug_output_contains_no_values() {
     let change = put("token/1", b"secret", Revision(3));
     assert_eq!(format!("{change:?}"), r#"Put("token/1"@3 (6 bytes))"#);
 }
