@@ -1,5 +1,5 @@
-//! What every backend must do. Each behaviour is one function of a fresh store; `suite!` makes it a
-//! test of each backend, so a new backend adds one line at the end of this file.
+//! Tests that every backend must pass. Each behaviour is a function that gets a fresh store; `suite!` turns it into a
+//! test for each backend. A new backend needs only one more line in `suites!`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,10 +16,10 @@ use crate::{
 };
 
 type Shared = Arc<dyn Store>;
-/// A store, and the directory that it lives in.
+/// A store, and its directory.
 type Fresh = (Shared, Option<TempDir>);
 
-/// How a backend makes a fresh store.
+/// Makes a fresh store of a backend.
 trait Open: AsyncFn(Limits) -> Fresh {}
 impl<F: AsyncFn(Limits) -> Fresh> Open for F {}
 
@@ -89,10 +89,10 @@ fn keys(entries: &[Entry]) -> Vec<&str> {
 }
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(20), work).await.expect("it should have happened by now")
+    timeout(Duration::from_secs(20), work).await.expect("timed out")
 }
 
-/// Reads on until `count` changes came.
+/// Reads until `count` changes arrived.
 async fn take(watch: &mut Watch, count: usize) -> Vec<Change> {
     let mut seen = Vec::new();
     while seen.len() < count {
@@ -185,7 +185,7 @@ async fn values_over_the_limit_are_rejected(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![7; MAX_VALUE]);
     let at = store.swap(&k, at, Some(vec![])).await.unwrap();
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![]);
-    // An empty value is a value, not a deletion: in history too.
+    // An empty value is a value, not a deletion; also in the history.
     let mut watch = store.watch("", Revision(at.0 - 1)).await.unwrap();
     assert!(matches!(&take(&mut watch, 1).await[..], [Change::Put(e)] if e.value.is_empty()));
 }
@@ -214,7 +214,7 @@ async fn list_is_by_prefix_in_byte_order(open: impl Open) {
     assert_eq!(list(&"n".repeat(Key::MAX_LEN + 1)).await, "");
 }
 
-/// A list and the watch from it, against a writer that never stops: together they give the truth.
+/// A list and a watch from its revision, while another task writes: together they must give the final state.
 async fn a_watch_from_a_list_misses_nothing(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let writer = tokio::spawn({
@@ -313,7 +313,7 @@ async fn concurrent_increments_are_all_counted(open: impl Open) {
     }
     let entry = store.get(&k).await.unwrap().unwrap();
     assert_eq!(entry.value, 200_u64.to_be_bytes());
-    // Each increment is in history once, in order.
+    // Each increment is in the history once, in order.
     let mut watch = store.watch("", Revision::ZERO).await.unwrap();
     let seen = take(&mut watch, 200).await;
     for (change, n) in seen.iter().zip(1_u64..) {
@@ -481,7 +481,7 @@ async fn a_watcher_that_fell_behind_gets_an_error(open: impl Open) {
     for i in 1..11 {
         store.create(&key(&i.to_string()), vec![]).await.unwrap();
     }
-    // Ten changes since: all that history holds. The watch that saw one fewer is too late.
+    // Ten changes since then, which is all that the history keeps. A watch one change further back is too late.
     let late = store.watch("", Revision::ZERO).await;
     assert!(
         matches!(late, Err(Error::Compacted { after: Revision::ZERO, oldest }) if oldest == first)
@@ -494,9 +494,9 @@ async fn a_watcher_that_fell_behind_gets_an_error(open: impl Open) {
             matches!(next, Err(Error::Compacted { after, oldest }) if after == first && oldest > first)
         );
     }
-    // A prefix under which nothing changed is no excuse: the watcher cannot know that.
+    // The same if nothing changed under the prefix, because the store no longer knows that.
     assert!(matches!(store.watch("none/", first).await, Err(Error::Compacted { .. })));
-    // Listing again is the way out.
+    // To recover, list again.
     let (entries, at) = store.list("").await.unwrap();
     assert_eq!((entries.len(), at), (12, last));
     let mut again = store.watch("", at).await.unwrap();
@@ -514,7 +514,7 @@ async fn history_is_bounded_in_bytes_too(open: impl Open) {
     at = store.swap(&key("k"), at, Some(vec![3; 400])).await.unwrap();
     assert!(matches!(store.watch("", Revision::ZERO).await, Err(Error::Compacted { .. })));
     assert_eq!(take(&mut store.watch("", first).await.unwrap(), 2).await.len(), 2);
-    // One change larger than all of history stays, alone.
+    // A single change larger than the whole limit stays, alone.
     at = store.swap(&key("k"), at, Some(vec![4; 5000])).await.unwrap();
     assert!(matches!(store.watch("", second).await, Err(Error::Compacted { .. })));
     let mut watch = store.watch("", Revision(at.0 - 1)).await.unwrap();
