@@ -419,7 +419,7 @@ fn frames_that_break_the_protocol_end_the_connection_without_an_answer() {
     let cases: [(&str, Vec<u8>, &str, bool); 10] = [
         ("an OPEN that announces too much", vec![1, 0, 2, 1], "an OPEN of 513 bytes", false),
         ("the largest OPEN", vec![1, 255, 255, 255], "an OPEN of 16777215 bytes", false),
-        ("an OPEN cut short inside", vec![1, 0, 0, 3, 9, b'd', b'b'], "cut short", false),
+        ("a truncated OPEN", vec![1, 0, 0, 3, 9, b'd', b'b'], "truncated", false),
         ("an OPEN of no name", vec![1, 0, 0, 3, 1, b'!', 0], "not a name", false),
         ("an unknown frame", vec![9, 0, 0, 0], "unknown frame type 9", false),
         ("DATA before an OPEN", vec![4, 0, 0, 1, 7], "DATA frame out of turn", false),
