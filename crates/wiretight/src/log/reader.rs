@@ -22,7 +22,7 @@ use wiretight_tlog::{
     Checkpoint, Frontier, Hash, NoteError, Policy, Refused, SignedCheckpoint, TreeError, Witnessed,
 };
 
-use super::http::{Client, HttpError, Limit, Url};
+use crate::web::client::{Client, HttpError, Limit, Url};
 
 /// For a file of a log, the largest included.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -11,9 +11,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use wiretight::log::cosigning::{Answer, Witness};
-use wiretight::log::http::{Client, Credentials, HttpError, Limit, Url};
 use wiretight::log::reader::{ReadError, Reader};
 use wiretight::log::witness::client::HttpWitness;
+use wiretight::web::client::{Client, Credentials, HttpError, Limit, Url};
 use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs, x509};
 use zeroize::Zeroizing;
 
