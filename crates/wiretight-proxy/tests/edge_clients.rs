@@ -162,10 +162,10 @@ fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
     // What cannot be read is refused whole, and the old goes on.
     std::fs::write(&file, "no certificate").unwrap();
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
-    assert!(error.contains("clients.pem: it holds no certificate"), "{error}");
+    assert!(error.contains("clients.pem: it contains no certificate"), "{error}");
     rig.settings.sites[0].client_ca = Some("/dev/zero".into());
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
-    assert!(error.contains("/dev/zero: it is no regular file"), "{error}");
+    assert!(error.contains("/dev/zero: it is not a regular file"), "{error}");
     rig.settings.sites[0].client_ca = Some(dir.path().join("none.pem"));
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
     assert!(error.contains("none.pem: No such file"), "{error}");

@@ -591,7 +591,7 @@ fn certificates_that_do_not_fit_are_not_served() {
     let (key, other_key) = (key.to_pem(), other_key.to_pem());
     read(&pem(&chain), key.as_bytes()).unwrap();
     let refused = |r: Result<(), CertificateError>| r.unwrap_err().to_string();
-    assert!(refused(read(&pem(&chain), other_key.as_bytes())).contains("does not fit"));
+    assert!(refused(read(&pem(&chain), other_key.as_bytes())).contains("does not match"));
     assert!(refused(read(&pem(&other_chain), other_key.as_bytes())).contains("is not for"));
     assert!(refused(read(b"", key.as_bytes())).contains("no certificate"));
     assert!(refused(read(&pem(&chain), b"x")).contains("no private key"));

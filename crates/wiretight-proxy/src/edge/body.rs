@@ -1,5 +1,5 @@
-//! Bodies on their way: a request's is bounded in size and must keep coming; an answer's carries what is to
-//! be told when it has gone.
+//! Bodies in transit: a request's body is limited in size and must keep arriving; a response's body carries the
+//! access log record to write at its end.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -16,33 +16,33 @@ use super::http2::StreamBody;
 use super::log::Story;
 use super::quic::QuicBody;
 
-/// Why a request's body did not come whole.
+/// Why a request's body is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// More than the site takes.
-    #[error("the body is larger than this site takes")]
+    /// Larger than the site's limit.
+    #[error("the body is larger than this site accepts")]
     TooLarge,
-    /// It stands still.
-    #[error("the body did not come in time")]
+    /// No data arrived for too long.
+    #[error("timed out waiting for the body")]
     Stalled,
-    /// The client is gone, or what it sent is no body.
-    #[error("the body broke off")]
+    /// The client disconnected, or sent an invalid body.
+    #[error("the body is incomplete or invalid")]
     Broken,
 }
 
-/// Where a request's body comes from.
+/// The source of a request's body.
 pub(crate) enum Source {
     /// HTTP/1.
-    Incoming(Incoming, #[expect(dead_code, reason = "it is held, and dropped")] Unread),
+    Incoming(Incoming, #[expect(dead_code, reason = "needed only for its Drop")] Unread),
     /// HTTP/2.
     Http2(StreamBody),
     /// HTTP/3.
     Quic(Box<QuicBody>),
-    /// There is none.
+    /// No body.
     Empty,
 }
 
-/// A request's body, as it goes to a backend.
+/// A request's body on its way to a backend.
 pub(crate) struct RequestBody {
     source: Source,
     left: u64,
@@ -51,22 +51,22 @@ pub(crate) struct RequestBody {
     story: BodyStory,
 }
 
-/// What became of a request's body; the handler asks.
+/// The progress of a request's body, shared with the handler.
 #[derive(Clone, Default)]
 pub(crate) struct BodyStory(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
 
 impl BodyStory {
-    /// Bytes that have come.
+    /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.0.0.get()
     }
 
-    /// So many more have.
+    /// Adds received bytes.
     pub(crate) fn add(&self, n: usize) {
         self.0.0.set(self.0.0.get() + n as u64);
     }
 
-    /// Why no more of it will.
+    /// Why the body is incomplete, if it is.
     pub(crate) fn error(&self) -> Option<BodyError> {
         self.0.1.get()
     }
@@ -82,7 +82,6 @@ impl RequestBody {
         RequestBody { source, left: max, patience, timer: None, story }
     }
 
-    /// The body of a request that has none.
     pub(crate) fn empty() -> RequestBody {
         RequestBody::new(Source::Empty, 0, Duration::ZERO, BodyStory::default())
     }
@@ -157,7 +156,7 @@ impl Body for RequestBody {
     }
 }
 
-/// An answer's body. Whatever becomes of it, its story is told when it is dropped.
+/// A response's body. Its access log record is written when it is dropped.
 pub(crate) struct ReplyBody {
     source: Reply,
     story: Option<Story>,
@@ -178,12 +177,12 @@ impl ReplyBody {
         ReplyBody { source: Reply::Text(text), story: Some(story) }
     }
 
-    /// No body, and nothing to tell.
+    /// No body and no access log record.
     pub(crate) fn empty() -> ReplyBody {
         ReplyBody { source: Reply::Text(None), story: None }
     }
 
-    /// A few words, of which nothing is told.
+    /// A short text without an access log record.
     pub(crate) fn words(text: Bytes) -> ReplyBody {
         ReplyBody { source: Reply::Text(Some(text)), story: None }
     }

@@ -1,5 +1,5 @@
-//! Active health: a site's backends are asked for a path every few seconds, whether or not anybody else asks
-//! them for anything. One that fails is not sent requests as long as another does not.
+//! Active health checks: a path of each of a site's backends is requested every few seconds, regardless of traffic. A
+//! backend that fails gets no requests as long as another one works.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,23 +16,23 @@ use super::serve::{Template, Workshop};
 use super::settings::{SiteName, Upstream};
 use super::sites::Site;
 
-/// Between two questions, and how long an answer may take.
+/// The interval of checks, and the time limit for a response.
 const EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Failures in a row after which a backend is down, and answers after which it is up again.
+/// Consecutive failures after which a backend is down, and consecutive successes after which it is up again.
 const DOWN_AFTER: u32 = 2;
 const UP_AFTER: u32 = 2;
 
-/// What the last answers were like.
+/// The state of one backend.
 #[derive(Clone, Copy, Default)]
 struct Record {
     down: bool,
-    /// Answers in a row that say the opposite.
+    /// Consecutive results that contradict the state.
     against: u32,
 }
 
 impl Record {
-    /// Whether that makes a difference.
+    /// Returns whether the state changed.
     fn note(&mut self, good: bool) -> bool {
         if good != self.down {
             self.against = 0;
@@ -49,7 +49,7 @@ impl Record {
 
 type Records = Rc<RefCell<HashMap<(SiteName, Upstream), Record>>>;
 
-/// Asks, as long as the worker runs.
+/// Runs checks for the lifetime of the worker.
 pub(crate) async fn watch(workshop: Rc<Workshop>) {
     let records = Records::default();
     let mut tick = tokio::time::interval(EVERY);
@@ -60,7 +60,7 @@ pub(crate) async fn watch(workshop: Rc<Workshop>) {
         records.borrow_mut().retain(|(title, upstream), _| {
             let keep = asked.iter().any(|s| s.is(title) && s.settings.to.contains(upstream));
             if !keep && let Some(site) = sites.all().find(|s| s.is(title)) {
-                // Nobody would find it up again.
+                // Without checks it would stay down forever.
                 site.balancer.set_down(upstream, false);
             }
             keep
@@ -73,9 +73,9 @@ pub(crate) async fn watch(workshop: Rc<Workshop>) {
                     let answer = timeout(PATIENCE, ask(&workshop, &site, &upstream)).await;
                     let error = match answer {
                         Ok(Ok(status)) if status.is_success() || status.is_redirection() => None,
-                        Ok(Ok(status)) => Some(format!("it answered {status}")),
+                        Ok(Ok(status)) => Some(format!("it responded with {status}")),
                         Ok(Err(error)) => Some(error),
-                        Err(_) => Some(format!("no answer within {PATIENCE:?}")),
+                        Err(_) => Some(format!("no response within {PATIENCE:?}")),
                     };
                     note(&records, &site, &upstream, error);
                 });
@@ -95,9 +95,9 @@ fn note(records: &Records, site: &Site, upstream: &Upstream, error: Option<Strin
     }
     match error {
         Some(error) => {
-            tracing::warn!(site = %title, backend = %upstream, error, "a backend is down")
+            tracing::warn!(site = %title, backend = %upstream, error, "backend is down")
         }
-        None => tracing::info!(site = %title, backend = %upstream, "a backend is up again"),
+        None => tracing::info!(site = %title, backend = %upstream, "backend is up again"),
     }
 }
 
@@ -120,12 +120,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_answer_changes_nothing_and_two_do() {
+    fn two_consecutive_results_change_the_state() {
         let mut record = Record::default();
         let noted = [false, true, false, false, false, true, false, true, true, true];
         let changes: Vec<_> = noted.into_iter().map(|good| record.note(good)).collect();
         let at = |i: usize| changes[i];
-        // Down at the second failure in a row, up at the second answer in a row.
+        // Down at the second consecutive failure, up at the second consecutive success.
         assert_eq!((0..noted.len()).filter(|i| at(*i)).collect::<Vec<_>>(), [3, 8]);
         assert!(!record.down);
     }

@@ -1,10 +1,10 @@
 //! HTTP/3.
 //!
-//! Each worker has a QUIC endpoint of its own on the shared port, and the kernel sends it the packets of
-//! whole connections, by address. A client whose address changes (a phone that leaves the Wi-Fi) reaches
-//! another worker, which does not know it: that one answers with a stateless reset, by a key that all
-//! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
-//! crosses threads.
+//! Each worker has its own QUIC endpoint on the shared port, and the kernel distributes packets by address, so that a
+//! connection stays with one worker. If a client's address changes (a phone that leaves the Wi-Fi), its packets reach
+//! another worker, which does not know the connection. That worker responds with a stateless reset, using a key that
+//! all workers share, and the client reconnects at once. So connections do not migrate, but no packet has to be
+//! passed between threads.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
@@ -41,19 +41,19 @@ use super::settings::Limits;
 use super::strict::MAX_HEAD;
 use super::worker::{Counted, Shared, Worker};
 
-/// What a client may send ahead on one stream, and on all of a connection.
+/// Flow-control windows for the client, for one stream and for the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const WINDOW: u32 = 1024 * 1024;
-/// What waits for a client to acknowledge it, on all streams of a connection: a slow reader costs no more.
+/// The most unacknowledged data for a client, over all streams of a connection; it limits the cost of a slow reader.
 const SEND_WINDOW: u64 = 1024 * 1024;
-/// The largest piece of an answer that the library is given at a time.
+/// The largest piece of a response passed to the library at a time.
 const PIECE: usize = 64 * 1024;
 
-/// Handshakes under way on one worker with clients that may have made up their address. With more, a client has to
-/// show first that it receives there.
+/// Concurrent handshakes on one worker with clients whose address may be spoofed. Above this, a client must first
+/// prove that it receives packets at its address.
 const UNPROVED: usize = 128;
 
-/// What all endpoints must agree on.
+/// The secrets shared by all endpoints.
 pub(crate) struct Secrets {
     reset: Arc<hmac::Key>,
     token: Arc<hkdf::Prk>,
@@ -72,7 +72,7 @@ impl Secrets {
     }
 }
 
-/// A worker's end of the port.
+/// A worker's endpoint on the port.
 pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Result<Endpoint> {
     let limits = &shared.sites.load().settings.limits;
     let tls = BySite::new(&shared.sites, &shared.configs).map_err(io::Error::other)?;
@@ -91,7 +91,7 @@ pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Resu
     Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))
 }
 
-/// Accepts until told to stop; connections that live go on.
+/// Accepts connections until told to stop; established connections continue.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     endpoint: Endpoint,
@@ -109,8 +109,8 @@ pub(crate) async fn accept(
         let Some(incoming) = incoming else { break };
         let proved = incoming.remote_address_validated();
         if !proved && Rc::strong_count(&worker.unproved) > UNPROVED {
-            // Costs us nothing but this packet: a client that is there comes again with the token (RFC 9000, section
-            // 8.1.2), and one that made up its address does not.
+            // Costs only this packet: a real client returns with the token (RFC 9000, section 8.1.2), and one with a
+            // spoofed address cannot.
             if let Err(error) = incoming.retry() {
                 error.into_incoming().ignore();
             }
@@ -133,12 +133,12 @@ pub(crate) async fn accept(
             match shaken {
                 Ok(Ok(connection)) => serve(&worker, connection, port, &limits).await,
                 Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
-                Err(_) => table.refuse(from, "stalled", "the handshake was not finished in time"),
+                Err(_) => table.refuse(from, "stalled", "the handshake timed out"),
             }
         });
     }
     endpoint.set_server_config(None);
-    // The socket is shared with the connections that live on it.
+    // The socket is shared with the remaining connections.
     endpoint.wait_idle().await;
     drop(endpoint);
     drop(open);
@@ -217,11 +217,11 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 continue;
             }
             () = activity.taken_back() => {
-                table.refuse(from, "taken_back", "the client takes back its requests");
+                table.refuse(from, "taken_back", "the client cancels too many requests");
                 break;
             }
             () = client.lost() => {
-                table.refuse(from, "revoked", "the connection was cut");
+                table.refuse(from, "revoked", "the client's identity was revoked; the connection was closed");
                 break;
             }
         };
@@ -233,7 +233,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 spawn_local(async move {
                     let resolved = timeout(limits.head, resolve(resolver)).await;
                     let Ok(Some((request, stream))) = resolved else {
-                        return; // dropped, and so reset
+                        return; // dropping the stream resets it
                     };
                     let gate = gates.borrow_mut().remove(&stream.id()).unwrap_or_default();
                     gate.used();
@@ -275,7 +275,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 });
             }
             Ok(None) => {
-                // The last answer is with us still, perhaps; the client goes when it has it.
+                // The last response may still be unsent; the client closes when it has received it.
                 tokio::select! {
                     _ = timeout(FAREWELL, connection.closed()) => {}
                     _ = cut.wait_for(|c| *c) => {}
@@ -283,7 +283,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
                 break;
             }
             Err(error) => {
-                tracing::debug!(%error, "an HTTP/3 connection");
+                tracing::debug!(%error, "HTTP/3 connection failed");
                 break;
             }
         }
@@ -292,12 +292,12 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     connection.close(VarInt::from_u32(0x100), b""); // H3_NO_ERROR
 }
 
-const UNTAKEN: &str = "the client does not take its answer";
+const UNTAKEN: &str = "the client does not read the response";
 
-/// How long an answer takes before anybody asks whether the client still wants it. Most have gone by then.
+/// How long to wait for a response before checking whether the client still wants it. Most are sent by then.
 const ASK_AFTER: Duration = Duration::from_secs(1);
 
-/// Ends when the client wants no answer any more.
+/// Resolves when the client no longer wants the response.
 async fn gone(gate: &Gate) {
     sleep(ASK_AFTER).await;
     gate.closed().await;
@@ -306,7 +306,7 @@ async fn gone(gate: &Gate) {
 type Resolver = h3::server::RequestResolver<Gated, Bytes>;
 type Resolved = (Request<()>, RequestStream<Stream<Bytes>, Bytes>);
 
-/// Waits for a request's head. The library takes any order of pseudo-headers, and the last of two.
+/// Waits for a request's head. The library itself does not check the order and uniqueness of pseudo-headers.
 async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     let frame = poll_fn(|cx| resolver.frame_stream.poll_next(cx)).await;
     if let Ok(Some(h3::proto::frame::Frame::Headers(head))) = &frame
@@ -317,7 +317,7 @@ async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     }
     let resolved = resolver.accept_with_frame(frame).ok()?;
     let (request, mut stream) = resolved.resolve().await.ok()?;
-    // Only CONNECT has a protocol (RFC 9220, section 3).
+    // Only CONNECT can have a protocol (RFC 9220, section 3).
     if request.extensions().get::<h3::ext::Protocol>().is_some()
         && request.method() != Method::CONNECT
     {
@@ -327,7 +327,7 @@ async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     Some((request, stream))
 }
 
-/// Whether anything of any answer goes to a client.
+/// Tracks whether any response data reaches the client.
 struct Progress {
     frames: u64,
     at: Instant,
@@ -346,11 +346,12 @@ impl Progress {
     }
 }
 
-/// The longest that an answer waits for a client that takes others meanwhile, in patiences.
+/// The longest that a response waits for a client that reads other responses meanwhile, in multiples of the time
+/// limit.
 const TURNS: u32 = 16;
 
-/// Gives up answers that were sent whole, and wait in the library for a client that does not take them. Returns how
-/// many.
+/// Resets responses that were written completely but wait in the library because the client does not read them.
+/// Returns how many.
 fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Duration) -> usize {
     let mut given_up = 0;
     sent.retain(|(gate, since)| {
@@ -361,8 +362,8 @@ fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Durat
         if gate.is_closed() {
             return false;
         }
-        let stands = waits > patience && progress.at.elapsed() > patience;
-        if stands || waits > patience * TURNS {
+        let is_stalled = waits > patience && progress.at.elapsed() > patience;
+        if is_stalled || waits > patience * TURNS {
             gate.reset(Code::H3_REQUEST_CANCELLED);
             given_up += 1;
             return false;
@@ -372,7 +373,7 @@ fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Durat
     given_up
 }
 
-/// Why an answer did not go whole.
+/// Why a response was not sent completely.
 enum Undelivered {
     Gone,
     Stalled,
@@ -380,7 +381,7 @@ enum Undelivered {
 
 type Sending = RequestStream<gate::Sending<Bytes>, Bytes>;
 
-/// Sends an answer, piece by piece: each has gone into the stream before the next is asked for.
+/// Sends a response piece by piece: each piece is written to the stream before the next is read from the backend.
 async fn deliver(
     mut to: Sending,
     answer: Response<ReplyBody>,
@@ -440,7 +441,7 @@ pub(crate) struct QuicBody {
     length: Option<u64>,
     received: u64,
     state: State,
-    /// What came first, when it was looked for.
+    /// The first frame, if it was read in advance.
     first: Option<Result<Frame<Bytes>, BodyError>>,
 }
 
@@ -457,8 +458,8 @@ impl QuicBody {
         QuicBody { stream, gate, length, received: 0, state: State::Data, first: None }
     }
 
-    /// Finds out whether there is a body, which HTTP/3 says by the end of the stream alone: a program would
-    /// wonder at a GET with an empty one. For a method that seldom has one (`wait`) that is waited for.
+    /// Finds out whether there is a body. In HTTP/3 only the end of the stream tells, and a program may not expect a
+    /// GET with an empty body. If `wait` is set (for methods that rarely have a body), waits for the first frame.
     async fn begin(&mut self, wait: bool) {
         poll_fn(|cx| match self.poll_frame(cx) {
             Poll::Ready(first) => {
@@ -503,7 +504,7 @@ impl QuicBody {
                         self.gate.used();
                         let data = data.copy_to_bytes(data.remaining());
                         self.received += data.len() as u64;
-                        // A body is as long as it says (RFC 9114, section 4.1.2).
+                        // The body must have the announced length (RFC 9114, section 4.1.2).
                         if self.length.is_some_and(|length| self.received > length) {
                             return broken();
                         }

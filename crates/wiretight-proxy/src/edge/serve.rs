@@ -1,4 +1,4 @@
-//! One request: which site it is for, whether it may be had, where it goes, and what comes back.
+//! One request: finds the site, checks access, forwards the request and returns the response.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
@@ -37,20 +37,20 @@ use super::sites::{Site, Sites};
 use super::worker::Counted;
 use crate::mesh::Mesh;
 
-/// How long both ends of an upgraded connection may take to say that they are ready.
+/// How long both ends may take to complete an upgrade.
 const SWITCH: Duration = Duration::from_secs(10);
-/// How long a client may go on over HTTP/1.1 when the backend has ended its side of an upgraded connection.
+/// How long an HTTP/1.1 client may keep sending after the backend closed its side of an upgraded connection.
 const LINGER: Duration = Duration::from_secs(10);
-/// What is held of an upgraded connection's bytes, each way.
+/// The buffer of an upgraded connection, in each direction.
 const TUNNEL_BUFFER: usize = 4096;
 
-/// What a worker's connections share.
+/// State shared by a worker's connections.
 pub(crate) struct Workshop {
     pub(crate) sites: Arc<ArcSwap<Sites>>,
     pub(crate) table: Arc<EdgeTable>,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) pools: Rc<Pools>,
-    /// The drain is over: what still runs is cut.
+    /// Set when the drain is over: remaining connections are closed.
     pub(crate) cut: watch::Receiver<bool>,
 }
 
@@ -58,58 +58,59 @@ pub(crate) struct Workshop {
 pub(crate) struct Client {
     pub(crate) workshop: Rc<Workshop>,
     pub(crate) http: Http,
-    /// The name that it shook hands for, in small letters.
+    /// The name in its TLS handshake, in lower case.
     pub(crate) name: Arc<str>,
-    /// It named none, and got the default site's.
+    /// It sent no name and got the default site.
     pub(crate) by_default: bool,
-    /// Where it comes from, as far as is known: a trusted balancer may have said.
+    /// Its address, or the one that a trusted balancer sent.
     pub(crate) from: SocketAddr,
-    /// Whether the other end of the socket is such a balancer or proxy.
+    /// Whether the socket's other end is a trusted balancer or proxy.
     pub(crate) trusted: bool,
     pub(crate) tls: Arc<str>,
     pub(crate) group: Arc<str>,
-    /// Who it proved to be, where that is asked.
+    /// Its verified identity, if the site requires one.
     pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
-    /// What is said of it to programs, and of HTTP/3 to it: the same for most of its requests.
+    /// The forwarding headers for programs and the Alt-Svc header for the client; usually the same for all requests.
     pub(crate) said: RefCell<Option<Rc<headers::Said>>>,
     pub(crate) alt_svc: OnceCell<HeaderValue>,
     /// Held until the first request.
     pub(crate) arrival: Cell<Option<Busy>>,
     pub(crate) activity: Arc<Activity>,
-    /// Who gets an HTTP/1 connection that goes on with another protocol.
+    /// Receives an HTTP/1 connection that switches to another protocol.
     pub(crate) handover: Cell<Option<oneshot::Sender<ClientIo>>>,
 }
 
-/// What comes with a request beside its head.
+/// The parts of a request other than its head.
 pub(crate) struct Exchange {
     pub(crate) source: Source,
     pub(crate) in_flight: InFlight,
     pub(crate) tunnel: Option<Tunnel>,
-    /// Where a program's early hints go.
+    /// For a program's early hints.
     pub(crate) hints: Option<Hints>,
 }
 
-/// What HTTP/1 is spoken on.
+/// The connection type of HTTP/1.
 pub(crate) type ClientIo = Box<Strict<Watched<TlsStream<TcpStream>>>>;
 
-/// Why there is no answer from a backend.
+/// Why there is no response from a backend.
 struct Refused(StatusCode, &'static str);
 
-/// WebSocket, which the client wants to go on with.
+/// A requested switch to WebSocket.
 struct Switch {
-    /// By extended CONNECT (RFC 8441): its stream. By `Upgrade`, it is the whole connection.
+    /// For extended CONNECT (RFC 8441), the stream. For `Upgrade` there is none, because it uses the whole
+    /// connection.
     extended: Option<Tunnel>,
 }
 
-/// A stream of HTTP/2 that carries another protocol, once its answer has gone.
+/// An HTTP/2 stream that carries another protocol after its response.
 pub(crate) type Tunnel = oneshot::Receiver<Box<dyn BothWays>>;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 impl Client {
-    /// Answers a request. Never fails: what goes wrong is an answer, too.
+    /// Handles a request. Never fails: errors become responses.
     pub(crate) async fn answer(
         self: Rc<Client>,
         request: Request<()>,
@@ -153,7 +154,7 @@ impl Client {
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
         );
         if bad_body && self.http == Http::H1 {
-            // Where the next request would begin is not known.
+            // The start of the next request is unknown.
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(site) = site {
@@ -162,10 +163,10 @@ impl Client {
         answer
     }
 
-    /// Which site the request is for; it must be the one that the client shook hands for, so that a name's
-    /// certificate and its client certificates speak for that name alone.
+    /// The site of the request. It must be the site of the TLS handshake, so that a name's certificate and its client
+    /// certificates are used for that name only.
     fn site(&self, parts: &Parts) -> Result<(Arc<Site>, String), Refused> {
-        let bad = Refused(StatusCode::BAD_REQUEST, "the request does not say which host it is for");
+        let bad = Refused(StatusCode::BAD_REQUEST, "the request does not contain a valid host");
         let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or(""));
         if self.by_default {
             return self.default_site(parts.uri.authority().map(|a| a.as_str()).or(host));
@@ -182,17 +183,17 @@ impl Client {
             Some((_, site)) => Ok((site.clone(), named.to_owned())),
             None => Err(Refused(
                 StatusCode::MISDIRECTED_REQUEST,
-                "this connection is not for that host: connect anew",
+                "this connection is for another host; open a new one",
             )),
         }
     }
 
-    /// For a client that named no host in its handshake, such as the health check of a balancer: the default site,
-    /// unless the request is for a host of another.
+    /// For a client without a host name in its handshake, such as the health check of a balancer: the default site,
+    /// unless the request is for a host of another site.
     fn default_site(&self, named: Option<&str>) -> Result<(Arc<Site>, String), Refused> {
         let misdirected = Refused(
             StatusCode::MISDIRECTED_REQUEST,
-            "this connection is not for that host: connect anew",
+            "this connection is for another host; open a new one",
         );
         let sites = self.workshop.sites.load();
         let Some((_, site)) = sites.find(&self.name) else { return Err(misdirected) };
@@ -206,7 +207,7 @@ impl Client {
         Ok((site.clone(), named.unwrap_or(&self.name).to_owned()))
     }
 
-    /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
+    /// Whether the client may use the site now: identities can expire, be revoked, or be removed from the list.
     fn may(&self, site: &Site) -> Result<(), Refused> {
         if site.settings.clients.is_none() && site.client_ca.is_none() {
             return Ok(());
@@ -238,12 +239,12 @@ impl Client {
             return Err(Refused(StatusCode::BAD_REQUEST, text));
         }
         if parts.method == Method::CONNECT && switch.is_none() {
-            return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "this is no tunnel"));
+            return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
         }
         let patience = self.workshop.sites.load().settings.limits.body;
         let body = RequestBody::new(source, site.settings.max_body, patience, story.body.clone());
         if body.size_hint().lower() > site.settings.max_body {
-            let text = "the body is larger than this site takes";
+            let text = "the body is larger than this site accepts";
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         let template = self.template(parts, &authority, (switch.as_ref(), hints));
@@ -255,9 +256,10 @@ impl Client {
             {
                 Ok((answer, Some(switch)))
             }
-            (StatusCode::SWITCHING_PROTOCOLS, _) => {
-                Err(Refused(StatusCode::BAD_GATEWAY, "the program switched protocols unasked"))
-            }
+            (StatusCode::SWITCHING_PROTOCOLS, _) => Err(Refused(
+                StatusCode::BAD_GATEWAY,
+                "the program switched protocols without a request",
+            )),
             (status, Some(Switch { extended: Some(_) })) if status.is_success() => {
                 Err(Refused(StatusCode::BAD_GATEWAY, "the program did not switch protocols"))
             }
@@ -265,7 +267,7 @@ impl Client {
         }
     }
 
-    /// The request as backends get it.
+    /// The request as sent to backends.
     fn template(
         &self,
         parts: Parts,
@@ -275,7 +277,7 @@ impl Client {
         let mut headers = parts.headers;
         let trailers = headers::takes_trailers(&headers);
         headers::strip_hop_by_hop(&mut headers);
-        headers.remove(header::EXPECT); // answered here, by reading the body
+        headers.remove(header::EXPECT); // handled here, by reading the body
         if self.http != Http::H1 {
             headers::join_cookies(&mut headers);
         }
@@ -309,8 +311,8 @@ impl Client {
         }
     }
 
-    /// Tries backends until one has answered. What may have been acted on is not sent again, unless it
-    /// changes nothing to do so (RFC 9110, section 9.2.2).
+    /// Tries backends until one responds. A request that may have been processed is repeated only if it is idempotent
+    /// (RFC 9110, section 9.2.2).
     async fn try_backends(
         &self,
         site: &Arc<Site>,
@@ -322,7 +324,7 @@ impl Client {
         let told = story.body.clone();
         let mut body = Some(body);
         let mut tried: Vec<Upstream> = Vec::new();
-        let mut refused = Refused(StatusCode::BAD_GATEWAY, "no program answers for this site");
+        let mut refused = Refused(StatusCode::BAD_GATEWAY, "no backend of this site is available");
         while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
             let upstream = (*lease).clone();
             let pools = &self.workshop.pools;
@@ -341,9 +343,9 @@ impl Client {
                 Ok(answer) if framed_twice(&answer) => {
                     site.balancer.failed(&lease);
                     let error =
-                        "its answer says its length twice, or in a coding that is not chunked";
+                        "the response has conflicting lengths or an unsupported transfer coding";
                     self.complain(&upstream, "broken", &error);
-                    let text = "the answer of the program behind this site is malformed";
+                    let text = "the response of the program behind this site is malformed";
                     return Err(Refused(StatusCode::BAD_GATEWAY, text));
                 }
                 Ok(answer) => {
@@ -354,8 +356,8 @@ impl Client {
                 }
                 Err(Failed::Late) => {
                     site.balancer.failed(&lease);
-                    self.complain(&upstream, "late", &"the program did not answer in time");
-                    let text = "the program behind this site did not answer in time";
+                    self.complain(&upstream, "late", &"the program did not respond in time");
+                    let text = "the program behind this site did not respond in time";
                     return Err(Refused(StatusCode::GATEWAY_TIMEOUT, text));
                 }
                 Err(Failed::Unsent(mut unsent)) => {
@@ -365,12 +367,14 @@ impl Client {
                     body = unsent.take_message().map(Request::into_body);
                     let error = unsent.error().to_string();
                     if used && (body.is_some() || again) {
-                        continue; // an idle connection that had ended: the backend is as good as before
+                        continue; // an idle connection was closed; this does not count as a failure
                     }
                     site.balancer.failed(&lease);
                     self.complain(&upstream, "broken", &error);
-                    refused =
-                        Refused(StatusCode::BAD_GATEWAY, "the program behind this site hung up");
+                    refused = Refused(
+                        StatusCode::BAD_GATEWAY,
+                        "the program behind this site closed the connection",
+                    );
                     if body.is_none() && !again {
                         break;
                     }
@@ -385,7 +389,7 @@ impl Client {
         self.workshop.table.refuse(upstream, reason, error);
     }
 
-    /// The backend's answer, as the client gets it.
+    /// The backend's response as sent to the client.
     fn reply(
         self: &Rc<Client>,
         answer: Response<Incoming>,
@@ -420,7 +424,7 @@ impl Client {
             let (hands, handed) = oneshot::channel();
             self.handover.set(Some(hands));
             self.activity.upgraded();
-            // It is its driver's no longer, and still a connection.
+            // The connection's driver no longer counts it, so count it here.
             counts = Some(self.workshop.table.clone());
             Handed::Connection(handed)
         };
@@ -432,12 +436,12 @@ impl Client {
         Response::from_parts(parts, ReplyBody::empty())
     }
 
-    /// Waits until who it proved to be counts no longer.
+    /// Waits until its identity is no longer trusted.
     pub(crate) async fn lost(&self) {
         lost(self.peer.as_deref(), &self.workshop.mesh).await;
     }
 
-    /// What the edge says to browsers beside the program's answer.
+    /// Adds the edge's own headers for browsers.
     fn promise(&self, site: &Site, headers: &mut HeaderMap) {
         if let Some(hsts) = site.hsts() {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
@@ -456,25 +460,27 @@ impl Client {
 fn refusal_of(error: BodyError) -> Refused {
     match error {
         BodyError::TooLarge => {
-            Refused(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this site takes")
+            Refused(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this site accepts")
         }
-        BodyError::Stalled => Refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
-        BodyError::Broken => Refused(StatusCode::BAD_REQUEST, "the body is malformed or broke off"),
+        BodyError::Stalled => {
+            Refused(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the body")
+        }
+        BodyError::Broken => Refused(StatusCode::BAD_REQUEST, "the body is incomplete or invalid"),
     }
 }
 
-/// The wish for another protocol, and how its bytes are had.
+/// A requested protocol switch, and its transport.
 fn switch(request: &Request<()>, tunnel: Option<Tunnel>) -> Option<Switch> {
     if tunnel.is_some() {
         return Some(Switch { extended: tunnel });
     }
-    // RFC 6455, section 4.1. HTTP/1.0 knows no upgrade (RFC 9110, section 7.8).
+    // RFC 6455, section 4.1. HTTP/1.0 has no upgrade (RFC 9110, section 7.8).
     let may = request.method() == Method::GET && request.version() == Version::HTTP_11;
     (may && headers::asks_for_websocket(request.headers())).then_some(Switch { extended: None })
 }
 
-/// Whether an answer's end depends on who reads it: two lengths that are not the same, a length beside a coding, or a
-/// coding other than chunked, which the client would not be told of (RFC 9112, sections 6.1 and 6.3).
+/// Whether the end of a response is ambiguous: two different lengths, a length together with a transfer coding, or a
+/// coding other than chunked, which the client would not learn about (RFC 9112, sections 6.1 and 6.3).
 fn framed_twice(answer: &Response<Incoming>) -> bool {
     let headers = answer.headers();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -491,13 +497,13 @@ fn framed_twice(answer: &Response<Incoming>) -> bool {
     }
 }
 
-/// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
-/// 1.3), of which there is none between us and the program.
+/// HTTP/2 has no WebSocket key. The nonce only prevents caches from responding (RFC 6455, section 1.3), and there are
+/// none between the edge and the program, so it can be constant.
 fn websocket_key() -> HeaderValue {
     HeaderValue::from_static("d2lyZXRpZ2h0LXdzLWg8Mg==")
 }
 
-/// A request that can be sent more than once.
+/// A request that can be sent several times.
 pub(crate) struct Template {
     method: Method,
     path: PathAndQuery,
@@ -509,14 +515,14 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// Of the edge's own.
+    /// A request made by the edge itself.
     pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
         let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
         let (trailers, switches, hints) = (false, false, None);
         Template { method, path, authority, headers, trailers, switches, hints }
     }
 
-    /// Without a body.
+    /// Makes a request without a body.
     pub(crate) fn empty(&self, upstream: &Upstream) -> Request<RequestBody> {
         self.request(upstream, RequestBody::empty())
     }
@@ -536,12 +542,12 @@ impl Template {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
                 }
-                // Trailers come only behind chunks (RFC 9112, section 7.1.2).
+                // Trailers are possible only with chunked coding (RFC 9112, section 7.1.2).
                 let trailers = !ends && headers.contains_key(header::TRAILER);
                 if trailers {
                     headers.remove(header::CONTENT_LENGTH);
                 }
-                // Else the library takes it that a GET has no body, and drops it.
+                // Otherwise the library assumes that a GET has no body, and drops it.
                 let lacks_length = !has_end && !headers.contains_key(header::CONTENT_LENGTH);
                 if trailers || lacks_length {
                     headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -572,7 +578,8 @@ enum Failed {
     Unsent(Box<Unsent>),
 }
 
-/// Sends, and waits for the head of the answer: so long as the body moves, and then for `limit`.
+/// Sends the request and waits for the head of the response: as long as the body makes progress, and then for
+/// `limit`.
 async fn send(
     sender: &mut Sender,
     request: Request<RequestBody>,
@@ -590,14 +597,14 @@ async fn send(
     }
 }
 
-/// The client's side of a tunnel, once the answer has gone.
+/// The client's side of a tunnel, available after the response.
 enum Handed {
     Connection(oneshot::Receiver<ClientIo>),
     Stream(Tunnel),
 }
 
 impl Handed {
-    /// The error: the client is gone.
+    /// An error if the client disconnected.
     async fn taken(self) -> Result<Box<dyn BothWays>, Gone> {
         match self {
             Handed::Connection(handed) => Ok(handed.await.map_err(|_| Gone)?),
@@ -606,14 +613,14 @@ impl Handed {
     }
 }
 
-/// One of two that would switch protocols.
+/// One of the two sides disconnected during the switch.
 struct Gone;
 
 pub(crate) trait BothWays: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> BothWays for T {}
 
-/// Carries an upgraded connection to its end.
+/// Carries an upgraded connection until it is closed.
 async fn tunnel(
     client: Handed,
     backend: OnUpgrade,
@@ -628,8 +635,8 @@ async fn tunnel(
     let told = Rc::new(Told::default());
     let mut client = Toward { client, told: told.clone(), received: story.body.clone() };
     let mut backend = TokioIo::new(backend);
-    // A stream of HTTP/2 is one of a limited number, and Chromium leaves its side of a WebSocket open
-    // when the other is ended. RST_STREAM is the order to stop there (RFC 9113, section 8.1).
+    // An HTTP/2 connection has a limited number of streams, and Chromium leaves its side of a WebSocket open after
+    // the other side was closed. RST_STREAM tells it to stop (RFC 9113, section 8.1).
     let linger = if counts.is_some() { LINGER } else { Duration::ZERO };
     let carried = async {
         let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
@@ -637,7 +644,7 @@ async fn tunnel(
         let mut copied = pin!(copied);
         tokio::select! {
             biased;
-            // It has gone whole, whatever the client does now.
+            // Everything was sent, regardless of what the client does now.
             () = told.ended.notified() => {
                 let _ = timeout(linger, copied).await;
                 Ok(())
@@ -664,18 +671,18 @@ async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
     }
 }
 
-/// What a tunnel knows of its way to the client.
+/// The state of a tunnel towards the client.
 #[derive(Default)]
 struct Told {
     sent: Cell<usize>,
-    /// Since when the client takes nothing of what there is for it.
+    /// Since when the client has not read available data.
     blocked: Cell<Option<Instant>>,
-    /// The backend has ended its side, and the client was sent all of it.
+    /// The backend closed its side, and everything was sent to the client.
     ended: Notify,
 }
 
 impl Told {
-    /// Ends when the client has taken nothing for so long.
+    /// Resolves when the client has not read anything for `patience`.
     async fn untaken(&self, patience: Duration) {
         while self.blocked.get().is_none_or(|since| since.elapsed() < patience) {
             sleep(patience / 4).await;
@@ -683,7 +690,7 @@ impl Told {
     }
 }
 
-/// The client's side of a tunnel, watched.
+/// The client's side of a tunnel, with monitoring.
 struct Toward {
     client: Box<dyn BothWays>,
     told: Rc<Told>,
