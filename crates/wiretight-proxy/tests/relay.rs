@@ -799,7 +799,7 @@ fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
     let (one, all) = (&pair.service, &all);
     for (before, after) in [(one, all), (all, one)] {
         let error = apply(&[after]).unwrap_err().to_string();
-        let said = format!("{}: this node itself listens on {}", after.listen, before.listen);
+        let said = format!("{}: this node already listens on {}", after.listen, before.listen);
         assert!(error.contains(&said), "{error}");
         ping(&mut pair.connect(), b"as before").unwrap();
         // What it says helps.
@@ -810,7 +810,7 @@ fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
     // Nor may one configuration ask for both.
     apply(&[]).unwrap();
     let error = apply(&[one, all]).unwrap_err().to_string();
-    assert!(error.contains("this node itself"), "{error}");
+    assert!(error.contains("this node already"), "{error}");
 }
 
 #[test]
