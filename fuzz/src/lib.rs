@@ -756,7 +756,10 @@ pub fn certificate(data: &[u8]) {
     let der = CertificateDer::from(data);
     let _ = wiretight_keys::web::ClientLeaf::parse(&der);
     let _ = wiretight_keys::web::spki(&der);
-    assert!(!wiretight_keys::web::answers_challenge(&der, "example.org", &[7; 32]), "accepted a guess");
+    assert!(
+        !wiretight_keys::web::answers_challenge(&der, "example.org", &[7; 32]),
+        "accepted a guess"
+    );
     let ours = bundle(root).expect("our root is a certificate");
     for role in [Role::Server, Role::Client] {
         if let Ok(peer) = verify(&ours, &[data, intermediate], role) {
