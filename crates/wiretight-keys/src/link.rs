@@ -13,9 +13,9 @@ use der::{Decode, Encode, Sequence};
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::ext::Extension;
 
+use crate::error::{X509Error, malformed};
 use crate::key::{KeyError, PublicKey};
 use crate::spiffe::SpiffeId;
-use crate::x509::{X509Error, malformed};
 
 /// The extension with a [`KeyLink`], in requests and certificates. It is in IANA's experimental arc, like
 pub const ID_KEY_LINK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.3.7400.2");

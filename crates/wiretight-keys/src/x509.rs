@@ -27,47 +27,15 @@ use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
-use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
+use crate::error::{X509Error, malformed};
+use crate::key::{PublicKey, Signer, SigningKey, ecdsa_with_sha256};
 use crate::link::KeyLink;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::token::hex;
 
-/// Why a certificate or request could not be made or read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum X509Error {
-    /// The input is not valid DER or PEM of this type.
-    #[error("malformed {what}: {detail}")]
-    Malformed {
-        /// What was parsed.
-        what: &'static str,
-        /// The parser's message.
-        detail: String,
-    },
-    #[error("a certificate request must name exactly one SPIFFE ID in its subjectAltName")]
-    NoSpiffeId,
-    /// A web server's request with something other than DNS names.
-    #[error("a web server's certificate request must contain 1 to {max} DNS names and nothing else: {detail}", max = crate::web::WebCsr::MAX_NAMES)]
-    NotDnsNames {
-        /// What it contains.
-        detail: String,
-    },
-    /// A web server's request with an unsupported key.
-    #[error(
-        "a web server's key must be P-256, P-384, or RSA with 2048 to 8192 bits, and must sign the request with SHA-256 or stronger"
-    )]
-    WebKey,
-    /// An invalid key or signature.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-}
-
 /// RFC 8737, section 6.1.
 pub(crate) const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
     const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
-
-pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
-    move |e| X509Error::Malformed { what, detail: e.to_string() }
-}
 
 /// The serial number of a certificate in a mesh: exactly 16 bytes, the first from 0x40 to 0x7f, so that it has one
 /// encoding. The first eight bytes are the certificate's [`Series`], the others the index of its log entry.

@@ -15,12 +15,17 @@
 #[cfg(test)]
 extern crate self as wiretight_proxy; // the rig uses this name
 
+mod admission;
+mod app;
 mod buffer;
+pub mod clock;
 pub mod edge;
 mod handshake;
 pub mod intercept;
 pub mod mesh;
-mod network;
+pub mod net;
+pub mod network;
+pub mod provider;
 mod quota;
 pub mod record;
 pub mod registry;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Id, Name};
 
-use crate::relay::settings::{AddressError, HostPort};
+use crate::network::{AddressError, HostPort};
 
 pub const MAX_INSTANCES: usize = 4096;
 /// The most ports in the `ports` of one instance.

@@ -1,12 +1,11 @@
-//! TLS between nodes: the crypto provider, the client and server configurations, and the verifier of the peer's chain
-//! (docs/wire.md, section 1).
+//! TLS between nodes: the client and server configurations, and the verifier of the peer's chain (docs/wire.md, section
+//! 1).
 
 use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -23,25 +22,6 @@ use crate::mesh::Mesh;
 pub const ALPN_RELAY: &[u8] = b"wiretight/1";
 /// The ALPN protocol between node and authority.
 pub const ALPN_CONTROL: &[u8] = b"wiretight-control/1";
-
-/// The crypto provider: aws-lc-rs, TLS 1.3 suites, X25519MLKEM768 first.
-pub fn provider() -> Arc<CryptoProvider> {
-    use aws_lc_rs::{cipher_suite as suite, kx_group as group};
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            suite::TLS13_AES_256_GCM_SHA384,
-            suite::TLS13_CHACHA20_POLY1305_SHA256,
-            suite::TLS13_AES_128_GCM_SHA256,
-        ],
-        kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1],
-        ..aws_lc_rs::default_provider()
-    })
-}
-
-/// Whether the group is post-quantum secure.
-pub fn is_post_quantum(group: rustls::NamedGroup) -> bool {
-    group == rustls::NamedGroup::X25519MLKEM768
-}
 
 /// A server for members of the mesh that presents `identity`. A client without a certificate is rejected, unless
 /// `strangers` allows it (on the authority's listener, for a first join).

@@ -11,7 +11,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use socket2::{Domain, SockRef, Socket, Type};
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 
 /// What a node keeps of what it has. A reload may listen on a port under 1024, and may name files of other users,
 /// which root is expected to read (Landlock says in which directories). It writes only what is its own.

@@ -1,7 +1,7 @@
 //! Connections to backends, pooled for each worker.
 //!
-//! Plaintext HTTP is sent only to this machine ([`crate::relay::net::connect_backend`] rejects anything else).
-//! Connections to a service of the mesh go through the relay, with mutual TLS.
+//! Plaintext HTTP is sent only to this machine ([`crate::net::connect_backend`] rejects anything else). Connections to a
+//! service of the mesh go through the relay, with mutual TLS.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -23,9 +23,9 @@ use super::body::RequestBody;
 use super::kept::{Kept, Look, Socket};
 use super::settings::{At, Speaks, Upstream};
 use super::sites::Site;
-use crate::relay::app::App;
+use crate::app::App;
+use crate::net;
 use crate::relay::dial;
-use crate::relay::net;
 
 /// The most idle connections to one backend in one worker, and how long they are kept.
 const MAX_IDLE: usize = 256;

@@ -12,8 +12,8 @@ use hyper::http::uri::PathAndQuery;
 use wiretight_keys::{Id, Name};
 
 pub use super::hsts::Hsts;
+use crate::network::{AddressError, Backend};
 pub use crate::network::{Network, NetworkError};
-use crate::relay::settings::{AddressError, Backend};
 
 /// A DNS name of a site, in lower case: `example.org`, `*.example.org` for every name with one more label, or `*` for
 /// any ([`SiteName::any`]; cannot be parsed from text).

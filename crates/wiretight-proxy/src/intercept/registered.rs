@@ -7,7 +7,7 @@ use wiretight_keys::Name;
 use super::fallback;
 use super::rules::Rules;
 use crate::mesh::Mesh;
-use crate::relay::settings::HostPort;
+use crate::network::HostPort;
 
 impl Rules {
     /// Completes these rules from the configuration with data of the mesh: the addresses of other nodes and of the

@@ -6,24 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use rustls::server::ClientHello;
-use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use wiretight_keys::Id;
 
-use super::app::App;
-use super::balance::{Balancer, Lease};
+use super::balance::Lease;
 use super::live::{Listed, Live, Opening, SessionStart, Side, Table, Totals, cipher_name};
 use super::log::access;
-use super::net;
 use super::proxy_protocol;
+use super::purpose::{Service, Terms};
 use super::session::{Conn, End};
-use super::settings::{Backend, ServiceSettings};
-use super::worker::{HandshakeSlot, Terms};
-use crate::mesh::{Mesh, now};
-use crate::stream::{HandshakeError, TlsStream};
+use super::settings::ServiceSettings;
+use crate::admission::HandshakeSlot;
+use crate::app::App;
+use crate::clock::now;
+use crate::handshake::explain;
+use crate::mesh::Mesh;
+use crate::net;
+use crate::network::Backend;
+use crate::provider;
+use crate::stream::TlsStream;
 use crate::tls::{self, ALPN_RELAY, Strangers};
 use crate::wire::{Frame, Open, Refused};
 
@@ -34,20 +38,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The time limit for reaching a backend, over all attempts: less than [`CONTROL`](super::session::CONTROL). After
 /// that the client gives up, without knowing whether its data reached a backend.
 const CONNECT: Duration = Duration::from_secs(8);
-
-/// A service with its current configuration. A reload makes a new one; running sessions keep the old one.
-pub(crate) struct Service {
-    pub(crate) settings: ServiceSettings,
-    mesh: Arc<Mesh>,
-    table: Arc<Table>,
-    totals: Arc<Totals>,
-    tls: Arc<ServerConfig>,
-    /// The same without ALPN.
-    raw_tls: Arc<ServerConfig>,
-    /// The same with `h2`.
-    h2_tls: Arc<ServerConfig>,
-    balancer: Arc<Balancer<Backend>>,
-}
 
 impl Service {
     pub(crate) fn new(
@@ -308,7 +298,7 @@ async fn accept(
         }
     };
     let negotiated = agreed.negotiated;
-    if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
+    if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
         let detail = format!("{} does not offer X25519MLKEM768", peer.id());
         service.refuse(from, None, "no_post_quantum", detail);
         return None;
@@ -450,55 +440,6 @@ fn unfit(
 /// Converts an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) to IPv4.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
-}
-
-/// The reason word and an explanation of a failed handshake, for our own log.
-pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
-    let detail = error.to_string();
-    let error = match error {
-        HandshakeError::Stalled(_) => return ("handshake_stalled", detail),
-        HandshakeError::Io(_) => return ("disconnected", detail),
-        HandshakeError::Tls(error) => error,
-    };
-    if let Some(refusal) = tls::refusal(error) {
-        return (refusal.reason(), refusal.to_string());
-    }
-    match error {
-        rustls::Error::NoCertificatesPresented => {
-            ("no_certificate", "the client presented no certificate".into())
-        }
-        rustls::Error::PeerIncompatible(
-            PeerIncompatible::Tls12NotOffered
-            | PeerIncompatible::Tls12NotOfferedOrEnabled
-            | PeerIncompatible::SupportedVersionsExtensionRequired
-            | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => ("tls_version", format!("the peer does not support TLS 1.3: {detail}")),
-        rustls::Error::PeerIncompatible(_) => ("tls_incompatible", detail),
-        rustls::Error::InvalidMessage(_) => (
-            "not_tls",
-            format!("the peer did not send TLS, but perhaps plaintext to a TLS port: {detail}"),
-        ),
-        rustls::Error::AlertReceived(_) => (
-            "refused_by_peer",
-            format!("the peer rejected this node; see the peer's log: {detail}"),
-        ),
-        rustls::Error::General(_) => (
-            "no_identity",
-            format!(
-                "this node has no valid certificate to present; the authority may be unreachable: {detail}"
-            ),
-        ),
-        _ => ("tls", detail),
-    }
-}
-
-/// The current configuration of a service, if the listener is still for a service.
-pub(crate) fn newest(slot: &Arc<ArcSwap<super::worker::Purpose>>) -> Option<Arc<Service>> {
-    match &**slot.load() {
-        super::worker::Purpose::Service(service) => Some(service.clone()),
-        _ => None,
-    }
 }
 
 /// An idle connection, counted until dropped.

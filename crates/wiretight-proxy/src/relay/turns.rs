@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use super::settings::HostPort;
+use crate::admission::HANDSHAKES_PER_ORIGIN;
+use crate::network::HostPort;
 
 /// Concurrent handshakes of this process with one instance: half of what our own relay allows for one address.
-const AT_A_TIME: usize = super::worker::HANDSHAKES_PER_ORIGIN / 2;
+const AT_A_TIME: usize = HANDSHAKES_PER_ORIGIN / 2;
 /// Above this number, unused entries are removed.
 const KEPT: usize = 64;
 

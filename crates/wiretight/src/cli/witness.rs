@@ -217,7 +217,7 @@ fn acceptor(cert: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
     let chain = chain.with_context(|| format!("{} is no PEM of certificates", cert.display()))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
     let private = private.with_context(|| format!("{} is no PEM of a key", key.display()))?;
-    let config = ServerConfig::builder_with_provider(wiretight_proxy::tls::provider())
+    let config = ServerConfig::builder_with_provider(wiretight_proxy::provider::mesh())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(chain, private);

@@ -36,7 +36,7 @@ Examples:
 pub(super) struct Demo {
     /// Also put this server (a TCP program on this machine) behind the relays, to try it
     #[arg(long, value_name = "HOST:PORT")]
-    forward: Option<wiretight_proxy::relay::settings::HostPort>,
+    forward: Option<wiretight_proxy::network::HostPort>,
     /// End after the comparison: exit 0 only if nothing leaked
     #[arg(long)]
     once: bool,
