@@ -28,7 +28,7 @@ use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::network::HostPort;
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::registry::{
-    Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_STOOD_FOR, check_address,
+    Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_REDIRECTED, check_address,
 };
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 use wiretight_proxy::{Mesh, Registry};
@@ -579,8 +579,8 @@ pub fn pushed(data: &[u8]) {
     let left: usize = registry.services.values().map(Vec::len).sum();
     assert!(left <= total);
     assert!(Registry::clone(&registry).tidy().is_empty(), "the rest is valid");
-    let stood_for = registry.services.values().flatten().map(|i| i.ports.len()).sum::<usize>();
-    assert!(stood_for <= MAX_STOOD_FOR);
+    let redirected = registry.services.values().flatten().map(|i| i.ports.len()).sum::<usize>();
+    assert!(redirected <= MAX_REDIRECTED);
     let own = Rules {
         mode: Mode::Strict,
         peers: BTreeMap::new(),
@@ -597,13 +597,14 @@ pub fn pushed(data: &[u8]) {
     };
     let (rules, _) = own.clone().for_mesh(&"n".parse().expect("a name"), &[], &mesh);
     assert_eq!(rules.check(), Ok(()));
-    for stands_in in [rules.no_looser_than(&own), own.no_looser_than(&rules), rules.only_stopping()]
+    for replacement in
+        [rules.no_looser_than(&own), own.no_looser_than(&rules), rules.only_stopping()]
     {
-        assert_eq!(stands_in.check(), Ok(()));
+        assert_eq!(replacement.check(), Ok(()));
         let missing = rules
             .protected
             .iter()
-            .find(|n| !stands_in.protected.iter().any(|wider| wider.contains(n.first())));
+            .find(|n| !replacement.protected.iter().any(|wider| wider.contains(n.first())));
         assert_eq!(missing, None, "it is less strict");
     }
 }

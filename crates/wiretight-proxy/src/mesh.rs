@@ -270,7 +270,7 @@ impl Mesh {
     }
 
     /// All application addresses claimed by instances, including those claimed by several services.
-    pub fn stood_for(&self) -> Vec<SocketAddr> {
+    pub fn redirected(&self) -> Vec<SocketAddr> {
         self.meant.load().keys().copied().collect()
     }
 
@@ -288,14 +288,14 @@ impl Mesh {
         role: Role,
         now: UnixTime,
     ) -> Result<VerifiedPeer, Refusal> {
-        let peer = self.believed(chain, role, now)?;
+        let peer = self.verify_chain(chain, role, now)?;
         match self.has_news(&peer) {
             true => Ok(peer),
             false => Err(Refusal::NoNews),
         }
     }
 
-    fn believed(
+    fn verify_chain(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,
@@ -377,7 +377,7 @@ mod tests {
             assert_eq!(meant(nobody), None, "{nobody}");
         }
         // Addresses claimed by two services are still intercepted.
-        let taken = mesh.stood_for();
+        let taken = mesh.redirected();
         assert!(taken.len() == 5 && taken.contains(&"10.0.0.6:81".parse().unwrap()), "{taken:?}");
     }
 }

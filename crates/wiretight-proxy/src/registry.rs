@@ -23,7 +23,7 @@ pub const MAX_ALLOWED: usize = 1024;
 /// The most ports in the `ports` of all instances of the mesh; they become the kernel set of [`Rules::taken`].
 ///
 /// [`Rules::taken`]: crate::intercept::rules::Rules::taken
-pub const MAX_STOOD_FOR: usize = 65_536;
+pub const MAX_REDIRECTED: usize = 65_536;
 /// The largest announcement of a node, as counted by [`weight`].
 pub const MAX_ANNOUNCEMENT: usize = (1 << 20) - 4096;
 /// The most problems that are listed individually.
@@ -236,7 +236,7 @@ impl Registry {
             });
         }
         self.services.retain(|_, instances| !instances.is_empty());
-        if let Some(share) = fair_share(ports.into_values(), MAX_STOOD_FOR) {
+        if let Some(share) = fair_share(ports.into_values(), MAX_REDIRECTED) {
             let mut left: BTreeMap<Name, usize> = BTreeMap::new();
             for (service, instances) in &mut self.services {
                 for i in instances {
@@ -244,7 +244,7 @@ impl Registry {
                     if i.ports.len() > *left {
                         problems.add(|| {
                             format!(
-                                "service {service} of node {}: all nodes together have more than {MAX_STOOD_FOR} ports, and this node has more than its share of {share}; the rest is not redirected",
+                                "service {service} of node {}: all nodes together have more than {MAX_REDIRECTED} ports, and this node has more than its share of {share}; the rest is not redirected",
                                 i.node
                             )
                         });
@@ -346,8 +346,8 @@ mod tests {
         let problems = all.tidy();
         assert_eq!(problems.len(), MAX_TOLD + 1);
         assert!(problems[0].contains("has more than 4096 ports"), "{problems:#?}");
-        let stood: usize = all.services.values().flatten().map(|i| i.ports.len()).sum();
-        assert!((MAX_STOOD_FOR - 20..=MAX_STOOD_FOR).contains(&stood), "{stood}");
+        let redirected: usize = all.services.values().flatten().map(|i| i.ports.len()).sum();
+        assert!((MAX_REDIRECTED - 20..=MAX_REDIRECTED).contains(&redirected), "{redirected}");
         assert!(all.tidy().is_empty(), "the rest is valid");
         assert_eq!(all.services[&"db".parse().unwrap()][0].ports, [5432]);
         assert_eq!(all.services.values().flatten().count(), 101, "their addresses stay");

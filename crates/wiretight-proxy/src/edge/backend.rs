@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use wiretight_keys::{Id, Name};
 
 use super::body::RequestBody;
-use super::kept::{Kept, Look, Socket};
+use super::kept::{Kept, Socket, SocketProbe};
 use super::settings::{At, Speaks, Upstream};
 use super::sites::Site;
 use crate::app::App;
@@ -49,7 +49,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Here {
 
 /// A connection that can carry a request.
 pub(crate) enum Sender {
-    Http1(http1::SendRequest<RequestBody>, Instant, Look),
+    Http1(http1::SendRequest<RequestBody>, Instant, SocketProbe),
     H2c(http2::SendRequest<RequestBody>),
 }
 
@@ -70,21 +70,21 @@ impl Sender {
 
 /// A connection with a response that is being read. If dropped after the end of the response, it is returned to its
 /// pool; otherwise it is closed.
-pub(crate) struct Loan {
+pub(crate) struct BorrowedConnection {
     pools: Rc<Pools>,
-    back: Option<(Key, http1::SendRequest<RequestBody>, Instant, Look)>,
+    back: Option<(Key, http1::SendRequest<RequestBody>, Instant, SocketProbe)>,
 }
 
-impl Drop for Loan {
+impl Drop for BorrowedConnection {
     fn drop(&mut self) {
-        let Some((key, sender, born, look)) = self.back.take() else { return };
+        let Some((key, sender, born, probe)) = self.back.take() else { return };
         if !sender.is_ready() {
             return;
         }
-        let mut shelves = self.pools.shelves.borrow_mut();
-        let shelf = shelves.entry(key).or_default();
-        if shelf.idle.len() < MAX_IDLE {
-            shelf.idle.push(Idle { sender, born, look, since: Instant::now() });
+        let mut by_key = self.pools.by_key.borrow_mut();
+        let pool = by_key.entry(key).or_default();
+        if pool.idle.len() < MAX_IDLE {
+            pool.idle.push(Idle { sender, born, probe, since: Instant::now() });
         }
     }
 }
@@ -93,14 +93,14 @@ impl Drop for Loan {
 /// another connection.
 #[derive(Default)]
 pub(crate) struct Pools {
-    shelves: RefCell<HashMap<Key, Shelf>>,
+    by_key: RefCell<HashMap<Key, Pool>>,
     mesh: RefCell<HashMap<(Name, Id), Rc<dial::Pool>>>,
 }
 
 type Key = (Upstream, Option<Id>);
 
 #[derive(Default)]
-struct Shelf {
+struct Pool {
     /// The most recently used is last.
     idle: Vec<Idle>,
     shared: Option<(http2::SendRequest<RequestBody>, Instant)>,
@@ -109,7 +109,7 @@ struct Shelf {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     born: Instant,
-    look: Look,
+    probe: SocketProbe,
     since: Instant,
 }
 
@@ -144,7 +144,7 @@ impl Pools {
         let sender = self.connect(site, upstream, from).await?;
         if let Sender::H2c(sender) = &sender {
             let shared = Some((sender.clone(), Instant::now()));
-            self.shelves.borrow_mut().entry(key).or_default().shared = shared;
+            self.by_key.borrow_mut().entry(key).or_default().shared = shared;
         }
         Ok((sender, false))
     }
@@ -176,24 +176,24 @@ impl Pools {
         site: &Site,
         upstream: &Upstream,
         sender: Sender,
-    ) -> Option<Loan> {
-        let Sender::Http1(sender, born, look) = sender else { return None };
+    ) -> Option<BorrowedConnection> {
+        let Sender::Http1(sender, born, probe) = sender else { return None };
         let key = key(site, upstream);
-        Some(Loan { pools: self.clone(), back: Some((key, sender, born, look)) })
+        Some(BorrowedConnection { pools: self.clone(), back: Some((key, sender, born, probe)) })
     }
 
     fn take(&self, key: &Key, once: bool) -> Option<Sender> {
-        let mut shelves = self.shelves.borrow_mut();
-        let shelf = shelves.get_mut(key)?;
-        if let Some((shared, born)) = &shelf.shared {
+        let mut by_key = self.by_key.borrow_mut();
+        let pool = by_key.get_mut(key)?;
+        if let Some((shared, born)) = &pool.shared {
             if !shared.is_closed() && born.elapsed() < LIFE {
                 return Some(Sender::H2c(shared.clone()));
             }
-            shelf.shared = None; // its streams are still completed
+            pool.shared = None; // its streams are still completed
         }
-        while let Some(idle) = shelf.idle.pop() {
-            if idle.is_good() && (!once || idle.look.is_quiet()) {
-                return Some(Sender::Http1(idle.sender, idle.born, idle.look));
+        while let Some(idle) = pool.idle.pop() {
+            if idle.is_good() && (!once || idle.probe.is_quiet()) {
+                return Some(Sender::Http1(idle.sender, idle.born, idle.probe));
             }
         }
         None
@@ -216,16 +216,13 @@ impl Pools {
 
     /// Called every second: closes connections that were idle for long or are no longer needed.
     pub(crate) fn sweep(&self, wanted: impl Fn(&Arc<dial::Dial>) -> bool) {
-        self.shelves.borrow_mut().retain(|_, shelf| {
-            shelf.idle.retain(Idle::is_good);
-            if shelf
-                .shared
-                .as_ref()
-                .is_some_and(|(s, born)| s.is_closed() || born.elapsed() >= LIFE)
+        self.by_key.borrow_mut().retain(|_, pool| {
+            pool.idle.retain(Idle::is_good);
+            if pool.shared.as_ref().is_some_and(|(s, born)| s.is_closed() || born.elapsed() >= LIFE)
             {
-                shelf.shared = None;
+                pool.shared = None;
             }
-            !shelf.idle.is_empty() || shelf.shared.is_some()
+            !pool.idle.is_empty() || pool.shared.is_some()
         });
         self.mesh.borrow_mut().retain(|_, pool| {
             let keep = wanted(pool.dial());
@@ -239,12 +236,12 @@ impl Pools {
 
     /// Closes all idle connections.
     pub(crate) fn clear(&self) {
-        self.shelves.borrow_mut().clear();
+        self.by_key.borrow_mut().clear();
         self.mesh.borrow_mut().drain().for_each(|(_, pool)| pool.close());
     }
 }
 
-async fn handshake<S>((io, look): (Kept<S>, Look), speaks: Speaks) -> io::Result<Sender>
+async fn handshake<S>((io, probe): (Kept<S>, SocketProbe), speaks: Speaks) -> io::Result<Sender>
 where
     S: Socket,
 {
@@ -259,7 +256,7 @@ where
                     tracing::debug!(%error, "backend connection failed");
                 }
             });
-            Ok(Sender::Http1(sender, Instant::now(), look))
+            Ok(Sender::Http1(sender, Instant::now(), probe))
         }
         Speaks::H2c => {
             let mut builder = http2::Builder::new(Here);

@@ -11,7 +11,7 @@ use super::claims;
 use super::guard::Unread;
 use super::http2_body::StreamBody;
 use super::quic_body::QuicBody;
-use super::received::{BodyError, BodyStory};
+use super::received::{BodyError, BodyProgress};
 
 /// The source of a request's body.
 pub(crate) enum Source {
@@ -31,7 +31,7 @@ pub(crate) struct RequestBody {
     left: u64,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    story: BodyStory,
+    progress: BodyProgress,
 }
 
 impl RequestBody {
@@ -39,17 +39,17 @@ impl RequestBody {
         source: Source,
         max: u64,
         patience: Duration,
-        story: BodyStory,
+        progress: BodyProgress,
     ) -> RequestBody {
-        RequestBody { source, left: max, patience, timer: None, story }
+        RequestBody { source, left: max, patience, timer: None, progress }
     }
 
     pub(crate) fn empty() -> RequestBody {
-        RequestBody::new(Source::Empty, 0, Duration::ZERO, BodyStory::default())
+        RequestBody::new(Source::Empty, 0, Duration::ZERO, BodyProgress::default())
     }
 
     fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.story.fail(error);
+        self.progress.fail(error);
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -83,7 +83,7 @@ impl Body for RequestBody {
                         return this.fail(BodyError::TooLarge);
                     }
                     this.left -= n;
-                    this.story.add(data.len());
+                    this.progress.add(data.len());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

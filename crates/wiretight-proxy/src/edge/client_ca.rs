@@ -59,7 +59,7 @@ impl ClientCa {
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|e| e.to_string())?
             .with_client_cert_verifier(verifier.clone())
-            .with_cert_resolver(Arc::new(Shows(None)));
+            .with_cert_resolver(Arc::new(FixedCertificate(None)));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(ClientCa { pem, verifier, config })
@@ -73,7 +73,7 @@ impl ClientCa {
     /// The configuration for one handshake.
     pub(crate) fn config(&self, shows: Arc<CertifiedKey>, alpn: &[&[u8]]) -> Arc<ServerConfig> {
         let mut config = self.config.clone();
-        config.cert_resolver = Arc::new(Shows(Some(shows)));
+        config.cert_resolver = Arc::new(FixedCertificate(Some(shows)));
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         Arc::new(config)
     }
@@ -84,15 +84,15 @@ impl ClientCa {
     }
 }
 
-struct Shows(Option<Arc<CertifiedKey>>);
+struct FixedCertificate(Option<Arc<CertifiedKey>>);
 
-impl fmt::Debug for Shows {
+impl fmt::Debug for FixedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shows")
+        f.write_str("FixedCertificate")
     }
 }
 
-impl ResolvesServerCert for Shows {
+impl ResolvesServerCert for FixedCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.clone()
     }

@@ -131,9 +131,9 @@ impl Activity {
         Duration::from_millis(self.clock().saturating_sub(self.rest_since.load(Relaxed)))
     }
 
-    /// Counts a request as cancelled if the result is dropped without [`Asked::answered`].
-    pub(crate) fn asked(self: &Arc<Activity>) -> Asked {
-        Asked(Some(self.clone()))
+    /// Counts a request as cancelled if the result is dropped without [`PendingRequest::answered`].
+    pub(crate) fn pending_request(self: &Arc<Activity>) -> PendingRequest {
+        PendingRequest(Some(self.clone()))
     }
 
     /// From now on the connection carries another protocol.
@@ -226,9 +226,9 @@ impl Drop for Unread {
 }
 
 /// A request without a response so far.
-pub(crate) struct Asked(Option<Arc<Activity>>);
+pub(crate) struct PendingRequest(Option<Arc<Activity>>);
 
-impl Asked {
+impl PendingRequest {
     /// The response is there; this also compensates for one cancelled request.
     pub(crate) fn answered(mut self) {
         if let Some(activity) = self.0.take() {
@@ -237,7 +237,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for PendingRequest {
     fn drop(&mut self) {
         if let Some(activity) = &self.0
             && activity.taken_back.fetch_add(1, Relaxed) >= MAX_TAKEN_BACK

@@ -97,14 +97,14 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
 }
 
 /// The forwarding headers for a client's requests to one host.
-pub(crate) struct Said {
+pub(crate) struct ForwardingHeaders {
     host: HeaderValue,
     address: HeaderValue,
     forwarded: HeaderValue,
 }
 
-impl Said {
-    pub(crate) fn new(address: IpAddr, host: &str) -> Said {
+impl ForwardingHeaders {
+    pub(crate) fn new(address: IpAddr, host: &str) -> ForwardingHeaders {
         let value =
             |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
         // RFC 7239, section 6: an IPv6 address is in brackets and quoted.
@@ -112,7 +112,7 @@ impl Said {
             IpAddr::V4(ip) => format!("{ip}"),
             IpAddr::V6(ip) => format!("\"[{ip}]\""),
         };
-        Said {
+        ForwardingHeaders {
             host: value(host),
             address: value(&address.to_string()),
             forwarded: value(&format!("for={client};host={host};proto=https")),
@@ -127,7 +127,7 @@ impl Said {
 
 /// What the edge knows about the sender of a request.
 pub(crate) struct Sender<'a> {
-    pub(crate) said: Rc<Said>,
+    pub(crate) forwarding: Rc<ForwardingHeaders>,
     /// A proxy that the configuration trusts; its headers about the client are kept.
     pub(crate) trusted: bool,
     /// The certificate that it presented, in the format of [`CLIENT_CERT`].
@@ -137,19 +137,19 @@ pub(crate) struct Sender<'a> {
 /// Sets the headers about the client; removes the client's own, unless the sender is trusted.
 pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
     claims::remove(headers, sender.trusted);
-    let said = &*sender.said;
+    let forwarding = &*sender.forwarding;
     if sender.trusted {
-        append(headers, FOR, &said.address);
-        append(headers, header::FORWARDED, &said.forwarded);
+        append(headers, FOR, &forwarding.address);
+        append(headers, header::FORWARDED, &forwarding.forwarded);
     } else {
-        headers.insert(FOR, said.address.clone());
-        headers.insert(header::FORWARDED, said.forwarded.clone());
+        headers.insert(FOR, forwarding.address.clone());
+        headers.insert(header::FORWARDED, forwarding.forwarded.clone());
     }
     if !sender.trusted || !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static("https"));
     }
     if !sender.trusted || !headers.contains_key(HOST) {
-        headers.insert(HOST, said.host.clone());
+        headers.insert(HOST, forwarding.host.clone());
     }
     if let Some(certificate) = sender.certificate {
         set(headers, CLIENT_CERT, certificate);
@@ -288,8 +288,11 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-client-cert", "URI=spiffe://example.org/service/admin"),
         ];
-        let said = |address: &str| Rc::new(Said::new(address.parse().unwrap(), "example.org"));
-        let sender = |trusted| Sender { said: said("10.0.0.9"), trusted, certificate: None };
+        let forwarding = |address: &str| {
+            Rc::new(ForwardingHeaders::new(address.parse().unwrap(), "example.org"))
+        };
+        let sender =
+            |trusted| Sender { forwarding: forwarding("10.0.0.9"), trusted, certificate: None };
         let mut headers = map(&claims);
         forwarded(&mut headers, &sender(false));
         let expected = [
@@ -311,7 +314,10 @@ mod tests {
         assert_eq!(lines(&headers), expected);
         let mut headers = HeaderMap::new();
         let certificate = Some("URI=spiffe://example.org/service/web");
-        forwarded(&mut headers, &Sender { said: said("fd00::1"), certificate, trusted: false });
+        forwarded(
+            &mut headers,
+            &Sender { forwarding: forwarding("fd00::1"), certificate, trusted: false },
+        );
         assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
         assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
     }

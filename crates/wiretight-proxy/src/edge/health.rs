@@ -12,10 +12,10 @@ use hyper::StatusCode;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::context::WorkerContext;
 use super::settings::{SiteName, Upstream};
 use super::sites::Site;
 use super::template::Template;
-use super::workshop::Workshop;
 
 /// The interval of checks, and the time limit for a response.
 const EVERY: Duration = Duration::from_secs(2);
@@ -51,12 +51,12 @@ impl Record {
 type Records = Rc<RefCell<HashMap<(SiteName, Upstream), Record>>>;
 
 /// Runs checks for the lifetime of the worker.
-pub(crate) async fn watch(workshop: Rc<Workshop>) {
+pub(crate) async fn watch(context: Rc<WorkerContext>) {
     let records = Records::default();
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tick.tick().await;
-        let sites = workshop.sites.load_full();
+        let sites = context.sites.load_full();
         let asked: Vec<_> = sites.all().filter(|s| s.settings.health.is_some()).collect();
         records.borrow_mut().retain(|(title, upstream), _| {
             let keep = asked.iter().any(|s| s.is(title) && s.settings.to.contains(upstream));
@@ -68,10 +68,10 @@ pub(crate) async fn watch(workshop: Rc<Workshop>) {
         });
         for site in asked {
             for upstream in &site.settings.to {
-                let (workshop, records) = (workshop.clone(), records.clone());
+                let (context, records) = (context.clone(), records.clone());
                 let (site, upstream) = (site.clone(), upstream.clone());
                 spawn_local(async move {
-                    let answer = timeout(PATIENCE, ask(&workshop, &site, &upstream)).await;
+                    let answer = timeout(PATIENCE, ask(&context, &site, &upstream)).await;
                     let error = match answer {
                         Ok(Ok(status)) if status.is_success() || status.is_redirection() => None,
                         Ok(Ok(status)) => Some(format!("it responded with {status}")),
@@ -103,13 +103,13 @@ fn note(records: &Records, site: &Site, upstream: &Upstream, error: Option<Strin
 }
 
 async fn ask(
-    workshop: &Workshop,
+    context: &WorkerContext,
     site: &Arc<Site>,
     upstream: &Upstream,
 ) -> Result<StatusCode, String> {
     let Some(path) = site.settings.health.clone() else { return Ok(StatusCode::OK) };
     let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let sender = workshop.pools.connect(site, upstream, nobody).await;
+    let sender = context.pools.connect(site, upstream, nobody).await;
     let mut sender = sender.map_err(|e| e.to_string())?;
     let request = Template::question(path, site.settings.title());
     let answer = sender.send(request.empty(upstream)).await;

@@ -161,15 +161,15 @@ fn serve(
     patience: Duration,
 ) -> impl Future<Output = ()> {
     let in_flight = client.activity.request();
-    let asked = client.activity.asked();
+    let pending = client.activity.pending_request();
     async move {
         let (parts, stream) = request.into_parts();
         let request = Request::from_parts(parts, ());
-        let (source, tunnel, hands) = if request.method() == Method::CONNECT {
+        let (source, tunnel, handover) = if request.method() == Method::CONNECT {
             let protocol = request.extensions().get::<h2::ext::Protocol>();
             let is_websocket = protocol.is_some_and(|p| p.as_str() == "websocket");
-            let (hands, tunnel) = oneshot::channel();
-            (Source::Empty, is_websocket.then_some(tunnel), Some((hands, stream)))
+            let (handover, tunnel) = oneshot::channel();
+            (Source::Empty, is_websocket.then_some(tunnel), Some((handover, stream)))
         } else {
             (Source::Http2(StreamBody::new(stream, &request)), None, None)
         };
@@ -191,10 +191,10 @@ fn serve(
             .await
         };
         let Some(answer) = answer else { return };
-        asked.answered();
-        if let Err(Stalled) = deliver(respond, answer, hands, patience).await {
+        pending.answered();
+        if let Err(Stalled) = deliver(respond, answer, handover, patience).await {
             let detail = "the client does not read the response";
-            client.workshop.table.refuse(client.from, "stalled", detail);
+            client.context.table.refuse(client.from, "stalled", detail);
         }
     }
 }
@@ -202,17 +202,18 @@ fn serve(
 /// The client did not open its window in time.
 struct Stalled;
 
-type Hands = (oneshot::Sender<Box<dyn BothWays>>, RecvStream);
+type TunnelHandover = (oneshot::Sender<Box<dyn BothWays>>, RecvStream);
 
 async fn deliver(
     mut respond: SendResponse<Bytes>,
     answer: Response<ReplyBody>,
-    hands: Option<Hands>,
+    handover: Option<TunnelHandover>,
     patience: Duration,
 ) -> Result<(), Stalled> {
     let (mut parts, body) = answer.into_parts();
     let ends = body.is_end_stream();
-    let hands = hands.filter(|(hands, _)| parts.status == StatusCode::OK && !hands.is_closed());
+    let handover =
+        handover.filter(|(handover, _)| parts.status == StatusCode::OK && !handover.is_closed());
     if !ends
         && let Some(length) = body.size_hint().exact()
         && !parts.headers.contains_key(header::CONTENT_LENGTH)
@@ -220,13 +221,13 @@ async fn deliver(
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let head = Response::from_parts(parts, ());
-    let ends = ends && hands.is_none();
+    let ends = ends && handover.is_none();
     let Ok(mut to) = respond.send_response(head, ends) else {
         respond.send_reset(Reason::INTERNAL_ERROR);
         return Ok(());
     };
-    if let Some((hands, stream)) = hands {
-        let _ = hands.send(Box::new(StreamTunnel { to, from: stream, unread: Bytes::new() }));
+    if let Some((handover, stream)) = handover {
+        let _ = handover.send(Box::new(StreamTunnel { to, from: stream, unread: Bytes::new() }));
         return Ok(());
     }
     if ends {

@@ -51,34 +51,34 @@ pub(crate) struct Kept<S>(Arc<S>);
 
 /// The pool's handle.
 #[derive(Clone)]
-pub(crate) enum Look {
+pub(crate) enum SocketProbe {
     Tcp(Weak<TcpStream>),
     Unix(Weak<UnixStream>),
 }
 
 impl Kept<TcpStream> {
-    pub(crate) fn tcp(socket: TcpStream) -> (Kept<TcpStream>, Look) {
+    pub(crate) fn tcp(socket: TcpStream) -> (Kept<TcpStream>, SocketProbe) {
         let socket = Arc::new(socket);
-        let look = Look::Tcp(Arc::downgrade(&socket));
-        (Kept(socket), look)
+        let probe = SocketProbe::Tcp(Arc::downgrade(&socket));
+        (Kept(socket), probe)
     }
 }
 
 impl Kept<UnixStream> {
-    pub(crate) fn unix(socket: UnixStream) -> (Kept<UnixStream>, Look) {
+    pub(crate) fn unix(socket: UnixStream) -> (Kept<UnixStream>, SocketProbe) {
         let socket = Arc::new(socket);
-        let look = Look::Unix(Arc::downgrade(&socket));
-        (Kept(socket), look)
+        let probe = SocketProbe::Unix(Arc::downgrade(&socket));
+        (Kept(socket), probe)
     }
 }
 
-impl Look {
+impl SocketProbe {
     /// Whether the backend has neither closed the connection nor sent anything unexpected. The library may not have
     /// noticed yet.
     pub(crate) fn is_quiet(&self) -> bool {
         match self {
-            Look::Tcp(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
-            Look::Unix(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+            SocketProbe::Tcp(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+            SocketProbe::Unix(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
         }
     }
 }
@@ -159,16 +159,16 @@ mod tests {
             let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             (Kept::tcp(socket), listener.accept().unwrap().0)
         };
-        let ((_kept, look), peer) = connect().await;
-        assert!(look.is_quiet());
+        let ((_kept, probe), peer) = connect().await;
+        assert!(probe.is_quiet());
         drop(peer);
         // Nothing ran meanwhile that could have notified the library.
-        assert!(!look.is_quiet());
-        let ((_kept, look), mut peer) = connect().await;
+        assert!(!probe.is_quiet());
+        let ((_kept, probe), mut peer) = connect().await;
         peer.write_all(b"unasked").unwrap();
-        assert!(!look.is_quiet());
-        let ((kept, look), _peer) = connect().await;
+        assert!(!probe.is_quiet());
+        let ((kept, probe), _peer) = connect().await;
         drop(kept);
-        assert!(!look.is_quiet());
+        assert!(!probe.is_quiet());
     }
 }

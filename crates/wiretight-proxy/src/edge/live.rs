@@ -138,7 +138,7 @@ impl EdgeTable {
         self.busy.load(Relaxed)
     }
 
-    pub(crate) fn shaken(&self, protocol: String, group: String) {
+    pub(crate) fn count_handshake(&self, protocol: String, group: String) {
         *lock(&self.handshakes).entry((protocol, group)).or_default() += 1;
     }
 

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
-use super::backend::Loan;
+use super::backend::BorrowedConnection;
 use super::guard::InFlight;
 use super::live::{Busy, Http};
-use super::received::BodyStory;
+use super::received::BodyProgress;
 use super::settings::Upstream;
 use super::sites::Site;
 use crate::relay::balance::Lease;
@@ -20,7 +20,7 @@ use crate::relay::balance::Lease;
 const MAX_PATH: usize = 512;
 
 /// The access log record of a request; written when dropped.
-pub(crate) struct Story {
+pub(crate) struct AccessRecord {
     pub(crate) site: Option<Arc<Site>>,
     pub(crate) host: Arc<str>,
     pub(crate) http: Http,
@@ -32,8 +32,8 @@ pub(crate) struct Story {
     pub(crate) path: String,
     pub(crate) status: StatusCode,
     pub(crate) lease: Option<Lease<Upstream>>,
-    pub(crate) loan: Option<Loan>,
-    pub(crate) body: BodyStory,
+    pub(crate) borrowed: Option<BorrowedConnection>,
+    pub(crate) body: BodyProgress,
     pub(crate) begun: Instant,
     sent: u64,
     end: &'static str,
@@ -54,10 +54,10 @@ pub(crate) struct Opening {
     pub(crate) in_flight: Option<InFlight>,
 }
 
-impl Story {
-    pub(crate) fn new(opening: Opening, path: &str) -> Story {
+impl AccessRecord {
+    pub(crate) fn new(opening: Opening, path: &str) -> AccessRecord {
         let path = loggable(path);
-        Story {
+        AccessRecord {
             site: None,
             host: opening.host,
             http: opening.http,
@@ -69,8 +69,8 @@ impl Story {
             path,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             lease: None,
-            loan: None,
-            body: BodyStory::default(),
+            borrowed: None,
+            body: BodyProgress::default(),
             begun: Instant::now(),
             sent: 0,
             end: "client_gone",
@@ -117,7 +117,7 @@ fn loggable(path: &str) -> String {
     text
 }
 
-impl Drop for Story {
+impl Drop for AccessRecord {
     fn drop(&mut self) {
         let received = self.body.received();
         if let Some(site) = &self.site {

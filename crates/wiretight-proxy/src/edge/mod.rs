@@ -13,6 +13,7 @@ mod certificates;
 mod claims;
 mod client_ca;
 mod clients;
+mod context;
 mod gate;
 mod guard;
 mod headers;
@@ -39,7 +40,6 @@ pub mod strict;
 mod template;
 mod tls;
 mod worker;
-mod workshop;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -58,12 +58,12 @@ pub use certificates::{
     ALPN_ACME, CertificateError, Certificates, Challenges, Demand, SiteCertificate, Source,
     challenge_certificate,
 };
+use context::Shared;
 use live::EdgeTable;
 pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
 use settings::{EdgeSettings, SiteName};
 use sites::{Material, Sites};
 use worker::{Listen, Socket};
-use workshop::Shared;
 
 use crate::clock::now;
 use crate::mesh::Mesh;

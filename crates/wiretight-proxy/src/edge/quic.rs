@@ -28,18 +28,18 @@ use tokio::time::{Instant, sleep, timeout};
 use super::FAREWELL;
 use super::body::Source;
 use super::clients::Peer;
+use super::context::{Shared, WorkerContext};
 use super::gate::{self, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
 use super::hints::{self, Hints};
 use super::live::{Counted, Http};
 use super::pseudo;
 use super::quic_body::QuicBody;
-use super::quic_tls::{BySite, Shaken};
+use super::quic_tls::{BySite, HandshakeInfo};
 use super::reply::ReplyBody;
 use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
-use super::workshop::{Shared, Workshop};
 use crate::admission::Pending;
 
 /// Flow-control windows for the client, for one stream and for the whole connection.
@@ -73,21 +73,21 @@ pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Resu
     Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))
 }
 
-/// What all connections over QUIC have that one worker accepts.
+/// State shared by the QUIC connections of a worker.
 pub(crate) struct Port {
     shared: Shared,
-    workshop: Rc<Workshop>,
-    /// Handshakes under way. Counted apart from those over TCP: who sends its first packet may have made up the
-    /// address.
+    context: Rc<WorkerContext>,
+    /// Handshakes in progress. Counted separately from TCP handshakes, because the source address of a first packet may be
+    /// spoofed.
     handshakes: Rc<Pending>,
-    /// One for each handshake whose client has not shown that it receives at its address.
+    /// One reference for each handshake of a client that has not yet proved that it receives packets at its address.
     unproved: Rc<()>,
 }
 
 impl Port {
-    pub(crate) fn new(shared: Shared, workshop: Rc<Workshop>) -> Rc<Port> {
+    pub(crate) fn new(shared: Shared, context: Rc<WorkerContext>) -> Rc<Port> {
         let (handshakes, unproved) = Default::default();
-        Rc::new(Port { shared, workshop, handshakes, unproved })
+        Rc::new(Port { shared, context, handshakes, unproved })
     }
 }
 
@@ -125,12 +125,12 @@ pub(crate) async fn accept(
         let port = endpoint.local_addr().map_or(0, |a| a.port());
         spawn_local(async move {
             let from = incoming.remote_address();
-            let limits = at.workshop.sites.load().settings.limits.clone();
-            let shaken = async { incoming.accept()?.await };
-            let shaken = timeout(limits.handshake, shaken).await;
+            let limits = at.context.sites.load().settings.limits.clone();
+            let handshake = async { incoming.accept()?.await };
+            let handshake = timeout(limits.handshake, handshake).await;
             drop((slot, unproved));
             let table = &at.shared.table;
-            match shaken {
+            match handshake {
                 Ok(Ok(connection)) => serve(&at, connection, port, &limits).await,
                 Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
                 Err(_) => table.refuse(from, "stalled", "the handshake timed out"),
@@ -147,12 +147,12 @@ pub(crate) async fn accept(
 async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Limits) {
     let table = &at.shared.table;
     let from = connection.remote_address();
-    let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
-    let Some(Shaken { name: Some(name), by_default, group }) = data.map(|d| *d) else {
+    let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeInfo>().ok());
+    let Some(HandshakeInfo { name: Some(name), by_default, group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
-    let sites = at.workshop.sites.load_full();
+    let sites = at.context.sites.load_full();
     let mut peer = None;
     if let Some((site_name, site)) = sites.find(&name) {
         let certificate = sites.certificate(&name, (site_name, site));
@@ -166,11 +166,11 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
             }
         };
     }
-    table.shaken("QUIC".into(), group.to_string());
+    table.count_handshake("QUIC".into(), group.to_string());
     let _counted = Counted::new(table);
     let activity = Activity::new();
     let client = Rc::new(Client {
-        workshop: at.workshop.clone(),
+        context: at.context.clone(),
         http: Http::H3,
         name: name.into(),
         by_default,
@@ -180,7 +180,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
         group,
         peer: peer.map(Rc::new),
         port,
-        said: RefCell::default(),
+        forwarding: RefCell::default(),
         alt_svc: OnceCell::new(),
         arrival: Cell::default(),
         activity: activity.clone(),
@@ -228,7 +228,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
         match accepted {
             Ok(Some(resolver)) => {
                 let (client, gates, sent) = (client.clone(), gates.clone(), sent.clone());
-                let (in_flight, asked) = (activity.request(), activity.asked());
+                let (in_flight, pending) = (activity.request(), activity.pending_request());
                 let limits = limits.clone();
                 spawn_local(async move {
                     let resolved = timeout(limits.head, resolve(resolver)).await;
@@ -264,12 +264,12 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
                             () = &mut gone => return send.stop_stream(Code::H3_REQUEST_CANCELLED),
                         }
                     };
-                    asked.answered();
+                    pending.answered();
                     match deliver(send, answer, limits.body, gone).await {
                         Ok(()) => sent.borrow_mut().push((gate.clone(), Instant::now())),
                         Err(Undelivered::Gone) => {}
                         Err(Undelivered::Stalled) => {
-                            client.workshop.table.refuse(client.from, "stalled", UNTAKEN);
+                            client.context.table.refuse(client.from, "stalled", UNTAKEN);
                         }
                     }
                 });

@@ -58,7 +58,7 @@ pub(crate) struct BySite {
 
 /// What is known of a connection after its ClientHello.
 #[derive(Clone, Default)]
-pub(crate) struct Shaken {
+pub(crate) struct HandshakeInfo {
     /// The site's name as requested by the client, in lower case, or the name of the default site.
     pub(crate) name: Option<String>,
     /// Whether the client sent no name.
@@ -101,8 +101,8 @@ impl crypto::ServerConfig for BySite {
         params: &TransportParameters,
     ) -> Box<dyn crypto::Session> {
         let inner = self.open.clone().start_session(version, params);
-        let (shaken, params) = (Shaken::default(), *params);
-        Box::new(Session { of: self, version, params, hello: Some(Vec::new()), shaken, inner })
+        let (info, params) = (HandshakeInfo::default(), *params);
+        Box::new(Session { of: self, version, params, hello: Some(Vec::new()), info, inner })
     }
 
     fn initial_keys(&self, version: u32, dst: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
@@ -120,7 +120,7 @@ struct Session {
     params: TransportParameters,
     /// The ClientHello so far, until it is complete.
     hello: Option<Vec<u8>>,
-    shaken: Shaken,
+    info: HandshakeInfo,
     inner: Box<dyn crypto::Session>,
 }
 
@@ -129,10 +129,10 @@ impl crypto::Session for Session {
         self.inner.initial_keys(dst, side)
     }
 
-    /// The result is a [`Shaken`].
+    /// The result is a [`HandshakeInfo`].
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         self.inner.handshake_data()?;
-        Some(Box::new(self.shaken.clone()))
+        Some(Box::new(self.info.clone()))
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
@@ -165,7 +165,7 @@ impl crypto::Session for Session {
         if let Some(config) = self.of.choose(name.as_deref()) {
             self.inner = crypto::ServerConfig::start_session(config, self.version, &self.params);
         }
-        (self.shaken.name, self.shaken.by_default) = (name, named.is_none());
+        (self.info.name, self.info.by_default) = (name, named.is_none());
         self.inner.read_handshake(&hello)
     }
 
@@ -176,8 +176,8 @@ impl crypto::Session for Session {
     fn write_handshake(&mut self, bytes: &mut Vec<u8>) -> Option<Keys> {
         let before = bytes.len();
         let keys = self.inner.write_handshake(bytes);
-        if self.shaken.group.is_none() {
-            self.shaken.group = bytes.get(before..).and_then(group);
+        if self.info.group.is_none() {
+            self.info.group = bytes.get(before..).and_then(group);
         }
         keys
     }

@@ -19,9 +19,9 @@ pub(crate) enum BodyError {
 
 /// The progress of a request's body, shared with the handler.
 #[derive(Clone, Default)]
-pub(crate) struct BodyStory(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
+pub(crate) struct BodyProgress(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
 
-impl BodyStory {
+impl BodyProgress {
     /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.0.0.get()

@@ -7,15 +7,18 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
+use super::context::WorkerContext;
 use super::headers;
 use super::reply::ReplyBody;
-use super::workshop::Workshop;
 
 /// The response to a plaintext request.
-pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Response<ReplyBody> {
+pub(crate) fn answer(
+    context: &Rc<WorkerContext>,
+    request: &Request<Incoming>,
+) -> Response<ReplyBody> {
     let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
     let host = request.uri().authority().map(|a| a.as_str()).or(host).and_then(headers::host);
-    let sites = workshop.sites.load();
+    let sites = context.sites.load();
     let known = host.filter(|host| sites.find(host).is_some());
     if let Some(token) = request.uri().path().strip_prefix("/.well-known/acme-challenge/")
         && let Some(answer) = sites.certificates.key_authorization(token)

@@ -26,17 +26,17 @@ use tokio_rustls::server::TlsStream;
 use super::backend::{Sender, Unsent};
 use super::body::{RequestBody, Source};
 use super::clients::Peer;
+use super::context::WorkerContext;
 use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
 use super::hints::Hints;
 use super::live::{Busy, Counted, EdgeTable, Http};
-use super::log::{Opening, Story};
-use super::received::{BodyError, BodyStory};
+use super::log::{AccessRecord, Opening};
+use super::received::{BodyError, BodyProgress};
 use super::reply::ReplyBody;
 use super::settings::Upstream;
 use super::sites::Site;
 use super::template::Template;
-use super::workshop::Workshop;
 use crate::mesh::Mesh;
 
 /// How long both ends may take to complete an upgrade.
@@ -48,7 +48,7 @@ const TUNNEL_BUFFER: usize = 4096;
 
 /// A client's connection.
 pub(crate) struct Client {
-    pub(crate) workshop: Rc<Workshop>,
+    pub(crate) context: Rc<WorkerContext>,
     pub(crate) http: Http,
     /// The name in its TLS handshake, in lower case.
     pub(crate) name: Arc<str>,
@@ -65,7 +65,7 @@ pub(crate) struct Client {
     /// The port that it connected to.
     pub(crate) port: u16,
     /// The forwarding headers for programs and the Alt-Svc header for the client; usually the same for all requests.
-    pub(crate) said: RefCell<Option<Rc<headers::Said>>>,
+    pub(crate) forwarding: RefCell<Option<Rc<headers::ForwardingHeaders>>>,
     pub(crate) alt_svc: OnceCell<HeaderValue>,
     /// Held until the first request.
     pub(crate) arrival: Cell<Option<Busy>>,
@@ -117,27 +117,32 @@ impl Client {
             tls: self.tls.clone(),
             group: self.group.clone(),
             method: request.method().clone(),
-            busy: self.workshop.table.begin(),
+            busy: self.context.table.begin(),
             in_flight: Some(in_flight),
         };
         drop(self.arrival.take());
-        let mut story = Story::new(opening, request.uri().path());
+        let mut record = AccessRecord::new(opening, request.uri().path());
         let switch = switch(&request, tunnel);
         let (parts, ()) = request.into_parts();
-        match self.forward(parts, (source, hints), switch, &mut story).await {
-            Ok((answer, switched)) => self.reply(answer, switched, story),
-            Err(Refused(status, text)) => self.refusal(status, text, story),
+        match self.forward(parts, (source, hints), switch, &mut record).await {
+            Ok((answer, switched)) => self.reply(answer, switched, record),
+            Err(Refused(status, text)) => self.refusal(status, text, record),
         }
     }
 
-    fn refusal(&self, status: StatusCode, text: &str, mut story: Story) -> Response<ReplyBody> {
-        story.status = status;
-        let site = story.site.clone();
+    fn refusal(
+        &self,
+        status: StatusCode,
+        text: &str,
+        mut record: AccessRecord,
+    ) -> Response<ReplyBody> {
+        record.status = status;
+        let site = record.site.clone();
         let text = match status.is_redirection() || text.is_empty() {
             true => Bytes::new(),
             false => Bytes::from(format!("{text}\n")),
         };
-        let mut answer = Response::new(ReplyBody::text(text, story));
+        let mut answer = Response::new(ReplyBody::text(text, record));
         *answer.status_mut() = status;
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -170,7 +175,7 @@ impl Client {
             (None, None) => return Err(bad),
         };
         let Some(host) = headers::host(named) else { return Err(bad) };
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         match sites.find(&host).filter(|_| host == *self.name) {
             Some((_, site)) => Ok((site.clone(), named.to_owned())),
             None => Err(Refused(
@@ -187,7 +192,7 @@ impl Client {
             StatusCode::MISDIRECTED_REQUEST,
             "this connection is for another host; open a new one",
         );
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let Some((_, site)) = sites.find(&self.name) else { return Err(misdirected) };
         let host = named.and_then(headers::host);
         let by_address = host.as_ref().is_none_or(|host| host.parse::<IpAddr>().is_ok());
@@ -206,10 +211,10 @@ impl Client {
         }
         let no = Err(Refused(StatusCode::FORBIDDEN, "this identity may not use this site"));
         let Some(peer) = &self.peer else { return no };
-        if peer.may(site, &self.workshop.mesh) {
+        if peer.may(site, &self.context.mesh) {
             return Ok(());
         }
-        self.workshop.table.refuse(self.from, "not_allowed", &peer.name);
+        self.context.table.refuse(self.from, "not_allowed", &peer.name);
         no
     }
 
@@ -218,30 +223,30 @@ impl Client {
         parts: Parts,
         (source, hints): (Source, Option<Hints>),
         switch: Option<Switch>,
-        story: &mut Story,
+        record: &mut AccessRecord,
     ) -> Result<(Response<Incoming>, Option<Switch>), Refused> {
         let (site, authority) = self.site(&parts)?;
-        story.site = Some(site.clone());
+        record.site = Some(site.clone());
         self.may(&site)?;
         let plain = |path: &PathAndQuery| path.as_str().bytes().all(|b| b.is_ascii_graphic());
         let bad_path = || !parts.uri.path_and_query().is_none_or(plain);
         if self.http != Http::H1 && (headers::is_malformed(&parts.headers) || bad_path()) {
             let text = "the header is malformed";
-            self.workshop.table.refuse(self.from, "malformed_http", text);
+            self.context.table.refuse(self.from, "malformed_http", text);
             return Err(Refused(StatusCode::BAD_REQUEST, text));
         }
         if parts.method == Method::CONNECT && switch.is_none() {
             return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
         }
-        let patience = self.workshop.sites.load().settings.limits.body;
-        let body = RequestBody::new(source, site.settings.max_body, patience, story.body.clone());
+        let patience = self.context.sites.load().settings.limits.body;
+        let body = RequestBody::new(source, site.settings.max_body, patience, record.body.clone());
         if body.size_hint().lower() > site.settings.max_body {
             let text = "the body is larger than this site accepts";
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         let template = self.template(parts, &authority, (switch.as_ref(), hints));
-        let answer = self.try_backends(&site, &template, body, story).await?;
-        story.status = answer.status();
+        let answer = self.try_backends(&site, &template, body, record).await?;
+        record.status = answer.status();
         match (answer.status(), switch) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(switch))
                 if headers::is_for_websocket(answer.headers()) =>
@@ -274,7 +279,7 @@ impl Client {
             headers::join_cookies(&mut headers);
         }
         let sender = headers::Sender {
-            said: self.said(authority),
+            forwarding: self.forwarding(authority),
             trusted: self.trusted,
             certificate: self.peer.as_ref().map(|p| &*p.header),
         };
@@ -295,11 +300,13 @@ impl Client {
         Template { method, path, authority, headers, trailers, switches, hints }
     }
 
-    fn said(&self, host: &str) -> Rc<headers::Said> {
-        let mut said = self.said.borrow_mut();
-        match &*said {
-            Some(said) if said.is_of(host) => said.clone(),
-            _ => said.insert(Rc::new(headers::Said::new(self.from.ip(), host))).clone(),
+    fn forwarding(&self, host: &str) -> Rc<headers::ForwardingHeaders> {
+        let mut forwarding = self.forwarding.borrow_mut();
+        match &*forwarding {
+            Some(forwarding) if forwarding.is_of(host) => forwarding.clone(),
+            _ => forwarding
+                .insert(Rc::new(headers::ForwardingHeaders::new(self.from.ip(), host)))
+                .clone(),
         }
     }
 
@@ -310,16 +317,16 @@ impl Client {
         site: &Arc<Site>,
         template: &Template,
         body: RequestBody,
-        story: &mut Story,
+        record: &mut AccessRecord,
     ) -> Result<Response<Incoming>, Refused> {
         let again = body.is_end_stream() && template.method.is_idempotent();
-        let told = story.body.clone();
+        let progress = record.body.clone();
         let mut body = Some(body);
         let mut tried: Vec<Upstream> = Vec::new();
         let mut refused = Refused(StatusCode::BAD_GATEWAY, "no backend of this site is available");
         while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
             let upstream = (*lease).clone();
-            let pools = &self.workshop.pools;
+            let pools = &self.context.pools;
             let (mut sender, used) = match pools.get(site, &upstream, self.from, !again).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -331,7 +338,7 @@ impl Client {
             };
             let Some(whole) = body.take().or_else(|| again.then(RequestBody::empty)) else { break };
             let request = template.request(&upstream, whole);
-            match send(&mut sender, request, site.settings.timeout, &told).await {
+            match send(&mut sender, request, site.settings.timeout, &progress).await {
                 Ok(answer) if framed_twice(&answer) => {
                     site.balancer.failed(&lease);
                     let error =
@@ -342,8 +349,8 @@ impl Client {
                 }
                 Ok(answer) => {
                     site.balancer.succeeded(&lease);
-                    story.lease = Some(lease);
-                    story.loan = pools.lend(site, &upstream, sender);
+                    record.lease = Some(lease);
+                    record.borrowed = pools.lend(site, &upstream, sender);
                     return Ok(answer);
                 }
                 Err(Failed::Late) => {
@@ -353,7 +360,7 @@ impl Client {
                     return Err(Refused(StatusCode::GATEWAY_TIMEOUT, text));
                 }
                 Err(Failed::Unsent(mut unsent)) => {
-                    if let Some(error) = told.error() {
+                    if let Some(error) = progress.error() {
                         return Err(refusal_of(error));
                     }
                     body = unsent.take_message().map(Request::into_body);
@@ -378,7 +385,7 @@ impl Client {
     }
 
     fn complain(&self, upstream: &Upstream, reason: &'static str, error: &dyn std::fmt::Display) {
-        self.workshop.table.refuse(upstream, reason, error);
+        self.context.table.refuse(upstream, reason, error);
     }
 
     /// The backend's response as sent to the client.
@@ -386,9 +393,9 @@ impl Client {
         self: &Rc<Client>,
         answer: Response<Incoming>,
         switched: Option<Switch>,
-        mut story: Story,
+        mut record: AccessRecord,
     ) -> Response<ReplyBody> {
-        let site = story.site.clone();
+        let site = record.site.clone();
         let Some(switch) = switched else {
             let (mut parts, body) = answer.into_parts();
             headers::strip_hop_by_hop(&mut parts.headers);
@@ -397,7 +404,7 @@ impl Client {
             if let Some(site) = site {
                 self.promise(&site, &mut parts.headers);
             }
-            return Response::from_parts(parts, ReplyBody::backend(body, story));
+            return Response::from_parts(parts, ReplyBody::backend(body, record));
         };
         let mut answer = answer;
         let backend = hyper::upgrade::on(&mut answer);
@@ -407,30 +414,30 @@ impl Client {
         parts.extensions.clear();
         let mut counts = None;
         let client = if let Some(stream) = switch.extended {
-            (parts.status, story.status) = (StatusCode::OK, StatusCode::OK);
+            (parts.status, record.status) = (StatusCode::OK, StatusCode::OK);
             parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
             Handed::Stream(stream)
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, WEBSOCKET);
-            let (hands, handed) = oneshot::channel();
-            self.handover.set(Some(hands));
+            let (sender, receiver) = oneshot::channel();
+            self.handover.set(Some(sender));
             self.activity.upgraded();
             // The connection's driver no longer counts it, so count it here.
-            counts = Some(self.workshop.table.clone());
-            Handed::Connection(handed)
+            counts = Some(self.context.table.clone());
+            Handed::Connection(receiver)
         };
-        let cut = self.workshop.cut.clone();
-        let patience = self.workshop.sites.load().settings.limits.body;
-        let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
+        let cut = self.context.cut.clone();
+        let patience = self.context.sites.load().settings.limits.body;
+        let (peer, mesh) = (self.peer.clone(), self.context.mesh.clone());
         let lost = async move { lost(peer.as_deref(), &mesh).await };
-        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), story));
+        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), record));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
     /// Waits until its identity is no longer trusted.
     pub(crate) async fn lost(&self) {
-        lost(self.peer.as_deref(), &self.workshop.mesh).await;
+        lost(self.peer.as_deref(), &self.context.mesh).await;
     }
 
     /// Adds the edge's own headers for browsers.
@@ -438,7 +445,7 @@ impl Client {
         if let Some(hsts) = site.hsts() {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
-        let http3 = self.workshop.sites.load().settings.http3;
+        let http3 = self.context.sites.load().settings.http3;
         if http3 && self.http != Http::H3 {
             let value = || {
                 let text = format!("h3=\":{}\"; ma=86400", self.port);
@@ -506,7 +513,7 @@ async fn send(
     sender: &mut Sender,
     request: Request<RequestBody>,
     limit: Duration,
-    body: &BodyStory,
+    body: &BodyProgress,
 ) -> Result<Response<Incoming>, Failed> {
     let mut answer = pin!(sender.send(request));
     let mut moved = body.received();
@@ -548,14 +555,14 @@ async fn tunnel(
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
     (mut cut, lost, patience): (watch::Receiver<bool>, impl Future<Output = ()>, Duration),
-    mut story: Story,
+    mut record: AccessRecord,
 ) {
     let backend = async { backend.await.map_err(|_| Gone) };
     let both = async { tokio::try_join!(client.taken(), backend) };
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
     let _counted = counts.as_ref().map(Counted::new);
-    let told = Rc::new(Told::default());
-    let mut client = Toward { client, told: told.clone(), received: story.body.clone() };
+    let state = Rc::new(TunnelState::default());
+    let mut client = Toward { client, state: state.clone(), received: record.body.clone() };
     let mut backend = TokioIo::new(backend);
     // An HTTP/2 connection has a limited number of streams, and Chromium leaves its side of a WebSocket open after
     // the other side was closed. RST_STREAM tells it to stop (RFC 9113, section 8.1).
@@ -567,7 +574,7 @@ async fn tunnel(
         tokio::select! {
             biased;
             // Everything was sent, regardless of what the client does now.
-            () = told.ended.notified() => {
+            () = state.ended.notified() => {
                 let _ = timeout(linger, copied).await;
                 Ok(())
             }
@@ -576,14 +583,14 @@ async fn tunnel(
     };
     tokio::select! {
         carried = carried => match carried {
-            Ok(()) => story.complete(),
-            Err(_) => story.broke_off("broken"),
+            Ok(()) => record.complete(),
+            Err(_) => record.broke_off("broken"),
         },
-        _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
-        () = lost => story.broke_off("revoked"),
-        () = told.untaken(patience) => story.broke_off("stalled"),
+        _ = cut.wait_for(|cut| *cut) => record.broke_off("stopped"),
+        () = lost => record.broke_off("revoked"),
+        () = state.untaken(patience) => record.broke_off("stalled"),
     }
-    story.sent(told.sent.get());
+    record.sent(state.sent.get());
 }
 
 async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
@@ -595,7 +602,7 @@ async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
 
 /// The state of a tunnel towards the client.
 #[derive(Default)]
-struct Told {
+struct TunnelState {
     sent: Cell<usize>,
     /// Since when the client has not read available data.
     blocked: Cell<Option<Instant>>,
@@ -603,7 +610,7 @@ struct Told {
     ended: Notify,
 }
 
-impl Told {
+impl TunnelState {
     /// Resolves when the client has not read anything for `patience`.
     async fn untaken(&self, patience: Duration) {
         while self.blocked.get().is_none_or(|since| since.elapsed() < patience) {
@@ -615,8 +622,8 @@ impl Told {
 /// The client's side of a tunnel, with monitoring.
 struct Toward {
     client: Box<dyn BothWays>,
-    told: Rc<Told>,
-    received: BodyStory,
+    state: Rc<TunnelState>,
+    received: BodyProgress,
 }
 
 impl AsyncRead for Toward {
@@ -639,10 +646,10 @@ impl AsyncWrite for Toward {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.client).poll_write(cx, bytes);
-        let blocked = &self.told.blocked;
+        let blocked = &self.state.blocked;
         blocked.set(written.is_pending().then(|| blocked.get().unwrap_or_else(Instant::now)));
         let n = ready!(written)?;
-        self.told.sent.set(self.told.sent.get() + n);
+        self.state.sent.set(self.state.sent.get() + n);
         Poll::Ready(Ok(n))
     }
 
@@ -652,7 +659,7 @@ impl AsyncWrite for Toward {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.client).poll_shutdown(cx))?;
-        self.told.ended.notify_one();
+        self.state.ended.notify_one();
         Poll::Ready(Ok(()))
     }
 }

@@ -31,6 +31,7 @@ use super::backend::Pools;
 use super::body::Source;
 use super::certificates::ALPN_ACME;
 use super::clients::Peer;
+use super::context::{Shared, WorkerContext};
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
 use super::hints::{self, Hints};
@@ -44,7 +45,6 @@ use super::serve::{Client, ClientIo, Exchange};
 use super::settings::Limits;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, INTERNAL_ERROR, UNRECOGNIZED_NAME};
-use super::workshop::{Shared, Workshop};
 use crate::admission::Pending;
 use crate::net;
 
@@ -95,7 +95,7 @@ pub(crate) fn run(
         .build_local(Default::default())?;
     runtime.block_on(async move {
         let pools = Rc::new(Pools::default());
-        let workshop = Rc::new(Workshop {
+        let context = Rc::new(WorkerContext {
             sites: shared.sites.clone(),
             table: shared.table.clone(),
             mesh: shared.mesh.clone(),
@@ -103,10 +103,10 @@ pub(crate) fn run(
             cut: shared.cut.clone(),
         });
         if asks {
-            spawn_local(health::watch(workshop.clone()));
+            spawn_local(health::watch(context.clone()));
         }
-        let quic = quic::Port::new(shared.clone(), workshop.clone());
-        let worker = Rc::new(Worker { shared, workshop, tcp: Rc::default(), quic });
+        let quic = quic::Port::new(shared.clone(), context.clone());
+        let worker = Rc::new(Worker { shared, context, tcp: Rc::default(), quic });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         loop {
             let order = tokio::select! {
@@ -128,7 +128,7 @@ pub(crate) fn run(
 
 struct Worker {
     shared: Shared,
-    workshop: Rc<Workshop>,
+    context: Rc<WorkerContext>,
     /// TCP handshakes in progress.
     tcp: Rc<Pending>,
     quic: Rc<quic::Port>,
@@ -158,11 +158,11 @@ impl Worker {
     }
 
     fn sweep(&self) {
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let wanted = |dial: &Arc<_>| {
             sites.all().any(|site| site.dials.values().any(|d| Arc::ptr_eq(d, dial)))
         };
-        self.workshop.pools.sweep(wanted);
+        self.context.pools.sweep(wanted);
     }
 
     async fn accept<S, F>(
@@ -211,19 +211,19 @@ impl Worker {
     async fn https(self: Rc<Worker>, arrived: Arrived) {
         let Arrived { socket, from, port, arrival } = arrived;
         let table = &self.shared.table;
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let address = Some(from.ip()).filter(|ip| !sites.settings.trusts(*ip));
         drop(sites);
         let Some(slot) = self.tcp.place(address, &socket).await else {
             let _ = socket.set_zero_linger();
             return table.refuse(from, "too_many_handshakes", "too many handshakes in progress");
         };
-        let limits = self.workshop.sites.load().settings.limits.clone();
+        let limits = self.context.sites.load().settings.limits.clone();
         // Boxed, because the connection lives longer than its handshake.
-        let shaken = timeout(limits.handshake, Box::pin(self.shake(socket, from))).await;
+        let handshake = timeout(limits.handshake, Box::pin(self.accept_tls(socket, from))).await;
         drop(slot);
-        let (tls, client) = match shaken {
-            Ok(Ok(shaken)) => shaken,
+        let (tls, client) = match handshake {
+            Ok(Ok(accepted)) => accepted,
             Ok(Err((ANSWERED, detail))) => return tracing::debug!(%from, "{detail}"),
             Ok(Err((reason, detail))) => return table.refuse(from, reason, detail),
             Err(_) => {
@@ -251,12 +251,12 @@ impl Worker {
     }
 
     /// Reads the balancer's header, if one is expected, and does the TLS handshake.
-    async fn shake(
+    async fn accept_tls(
         &self,
         mut socket: TcpStream,
         peer: SocketAddr,
     ) -> Result<(TlsStream<TcpStream>, Client), (&'static str, String)> {
-        let sites = self.workshop.sites.load_full();
+        let sites = self.context.sites.load_full();
         let trusted = sites.settings.trusts(peer.ip());
         let mut from = peer;
         if trusted && sites.settings.proxy_protocol {
@@ -312,10 +312,10 @@ impl Worker {
         };
         let group = state.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
         let group = group.unwrap_or_else(|| "resumed".into());
-        self.shared.table.shaken(version.into(), group.clone());
+        self.shared.table.count_handshake(version.into(), group.clone());
         let http = if state.alpn_protocol() == Some(ALPN_H2) { Http::H2 } else { Http::H1 };
         let client = Client {
-            workshop: self.workshop.clone(),
+            context: self.context.clone(),
             http,
             name: name.into(),
             by_default,
@@ -325,7 +325,7 @@ impl Worker {
             group: group.into(),
             peer: peer.map(Rc::new),
             port: 0,
-            said: RefCell::default(),
+            forwarding: RefCell::default(),
             alt_svc: OnceCell::new(),
             arrival: Cell::default(),
             activity: Activity::new(),
@@ -384,14 +384,14 @@ impl Worker {
             Turn::Ended(Ok(())) => {
                 let parts = serving.connection.into_parts();
                 let mut io = parts.io.into_inner();
-                let Some(hands) = client.handover.take() else {
+                let Some(handover) = client.handover.take() else {
                     self.part(&mut *io).await;
                     return None;
                 };
                 // The library has sent the 101 and leaves the connection to us.
                 if !io.is_shut() {
                     io.put_back(&parts.read_buf);
-                    let _ = hands.send(io);
+                    let _ = handover.send(io);
                 }
                 None
             }
@@ -485,7 +485,7 @@ impl Worker {
         // Counted as busy throughout, because it has only one request, which is answered immediately.
         let _arrival = arrival;
         let _counted = Counted::new(&self.shared.table);
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let limits = sites.settings.limits.clone();
         let proxied = sites.settings.proxy_protocol && sites.settings.trusts(from.ip());
         drop(sites);
@@ -506,11 +506,11 @@ impl Worker {
         let activity = Activity::new();
         let tell = move |violation| table.refuse(from, "malformed_http", violation);
         let io = Strict::new(Watched::new(socket, activity.clone()), activity.clone(), tell);
-        let workshop = self.workshop.clone();
+        let context = self.context.clone();
         let requests = activity.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let _in_flight = requests.request();
-            let answer = redirect::answer(&workshop, &request);
+            let answer = redirect::answer(&context, &request);
             async move { Ok::<_, Infallible>(answer) }
         });
         let mut connection = http1::Builder::new()
@@ -609,7 +609,7 @@ fn answer(
     async move {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
-        let asked = client.activity.asked();
+        let pending = client.activity.pending_request();
         // HTTP/1.0 has no informational responses (RFC 9110, section 15.2).
         let hints = Hints::of(&request).filter(|_| request.version() == Version::HTTP_11);
         let source = Source::Incoming(body, unread);
@@ -624,7 +624,7 @@ fn answer(
             polled
         });
         let answer = answer.await;
-        asked.answered();
+        pending.answered();
         Ok(answer)
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::rules::{MAX_PROTECTED, Mode, Rules};
 use crate::network::Network;
-use crate::registry::MAX_STOOD_FOR;
+use crate::registry::MAX_REDIRECTED;
 
 /// The prefix lengths to which addresses are grouped if there are more than the kernel sets should contain: for IPv4
 /// and IPv6.
@@ -90,7 +90,7 @@ impl Rules {
         };
         self.peers.retain(|ip, _| !nowhere(*ip));
         self.taken.retain(|to| to.port() != 0 && !nowhere(to.ip()));
-        self.taken = std::mem::take(&mut self.taken).into_iter().take(MAX_STOOD_FOR).collect();
+        self.taken = std::mem::take(&mut self.taken).into_iter().take(MAX_REDIRECTED).collect();
         self.listens.remove(&0);
         let (listens, port) = (&self.listens, self.port);
         self.management.retain(|p| *p != 0 && !listens.contains(p) && *p != port);

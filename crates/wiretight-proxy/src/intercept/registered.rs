@@ -24,8 +24,8 @@ impl Rules {
         let grouped;
         (self.protected, grouped) =
             fallback::protected(addresses.filter(on_a_wire), &self.protected);
-        let stood_for = mesh.stood_for().into_iter();
-        self.taken = stood_for.filter(|to| on_a_wire(&to.ip())).collect();
+        let redirected = mesh.redirected().into_iter();
+        self.taken = redirected.filter(|to| on_a_wire(&to.ip())).collect();
         (self, grouped)
     }
 }

@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use super::listing::canonical;
 use crate::network::Network;
-use crate::registry::MAX_STOOD_FOR;
+use crate::registry::MAX_REDIRECTED;
 
 /// Our table, in the family `inet`.
 pub const TABLE: &str = "wiretight";
@@ -191,7 +191,7 @@ impl Rules {
     pub fn check(&self) -> Result<(), RulesError> {
         let bounds = [
             (self.peers.len(), "peers with a mode of their own", 16_384),
-            (self.taken.len(), "redirected destinations", MAX_STOOD_FOR),
+            (self.taken.len(), "redirected destinations", MAX_REDIRECTED),
             (self.protected.len(), "protected networks", MAX_PROTECTED),
             (self.listens.len(), "ports of the mesh", MAX_LISTENS),
             (self.passes.len(), "exceptions", 256),

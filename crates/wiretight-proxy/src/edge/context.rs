@@ -26,7 +26,7 @@ pub(crate) struct Shared {
 }
 
 /// State shared by a worker's connections.
-pub(crate) struct Workshop {
+pub(crate) struct WorkerContext {
     pub(crate) sites: Arc<ArcSwap<Sites>>,
     pub(crate) table: Arc<EdgeTable>,
     pub(crate) mesh: Arc<Mesh>,
