@@ -89,7 +89,7 @@ impl AccessRecord {
         self.end = "done";
     }
 
-    /// The response was cut short; by whom.
+    /// The response was cut short, for this reason.
     pub(crate) fn broke_off(&mut self, why: &'static str) {
         self.end = why;
     }
