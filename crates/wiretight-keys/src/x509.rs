@@ -28,7 +28,7 @@ use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
 use crate::error::{X509Error, malformed};
-use crate::key::{PublicKey, Signer, SigningKey, ecdsa_with_sha256};
+use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
 use crate::link::KeyLink;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::token::hex;

@@ -8,6 +8,8 @@
 //! - [`registry`]: addresses of services, as announced by nodes and checked record by record
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: public HTTPS
+//! - [`net`], [`network`]: sockets and addresses
+//! - [`provider`], [`clock`]: cryptography providers for TLS, and the current time
 //! - [`intercept`]: kernel rules that prevent plaintext from leaving the machine
 //!
 //! The data plane has no access to the store or the authority. It sends plaintext only to programs on this machine.

@@ -1,5 +1,5 @@
-//! The order of this crate's modules: they do not import each other in a circle, and `config` imports no part of the
-//! program. Reads the sources, without what is compiled for tests alone.
+//! The order of modules: each imports only modules that ARCHITECTURE.md draws below it, so none import each other in a
+//! circle, and `config` imports no part of the program. Reads the sources, without what is compiled for tests alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,10 +76,11 @@ fn walk(dir: &Path, path: &[String], imports: &mut Imports) {
     }
 }
 
-/// What each top-level module imports of the others.
-fn imports() -> Imports {
+/// What each top-level module of a crate imports of the others.
+fn imports(name: &str) -> Imports {
     let mut imports = Imports::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &[], &mut imports);
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    walk(&crates.join(name).join("src"), &[], &mut imports);
     for top in ["lib", "main"] {
         imports.remove(top);
     }
@@ -90,25 +91,43 @@ fn imports() -> Imports {
     imports
 }
 
+/// The rows of a crate's picture in ARCHITECTURE.md, from the top: names, then two spaces or more and what they are.
+fn picture(name: &str) -> BTreeMap<&'static str, usize> {
+    let text = include_str!("../../../ARCHITECTURE.md");
+    let section = text.split(&format!("## Modules of `{name}`")).nth(1).unwrap();
+    let picture = section.split("```").nth(1).unwrap();
+    let rows = picture.lines().filter(|line| !line.is_empty()).enumerate();
+    let names = |(row, line): (usize, &'static str)| {
+        let names = line.split_at_checked(NAMES).map_or(line, |(names, _)| names);
+        names.split_whitespace().map(move |name| (name, row))
+    };
+    rows.flat_map(names).collect()
+}
+
+/// Where names end in the picture, and what they are begins.
+const NAMES: usize = 40;
+
 #[test]
-fn modules_do_not_import_each_other_in_a_circle() {
-    let mut left = imports();
-    // What imports nothing that is left is in no circle.
-    loop {
-        let free: Vec<String> =
-            left.iter().filter(|(_, of)| of.is_empty()).map(|(m, _)| m.clone()).collect();
-        if free.is_empty() {
-            break;
+fn modules_import_only_those_below_them_in_the_picture() {
+    for name in ["wiretight", "wiretight-proxy"] {
+        let (imports, rows) = (imports(name), picture(name));
+        let (drawn, there): (Vec<_>, Vec<_>) = (rows.keys().collect(), imports.keys().collect());
+        assert_eq!(
+            drawn, there,
+            "the modules of {name} and those of its picture in ARCHITECTURE.md"
+        );
+        for (module, of) in &imports {
+            for other in of {
+                let (above, below) = (rows[module.as_str()], rows[other.as_str()]);
+                assert!(above < below, "{name}: {module} imports {other}, which is not below it");
+            }
         }
-        left.retain(|module, _| !free.contains(module));
-        left.values_mut().for_each(|of| of.retain(|other| !free.contains(other)));
     }
-    assert!(left.is_empty(), "in a circle, or above one: {left:#?}");
 }
 
 #[test]
 fn the_configuration_imports_no_part_of_the_program() {
-    let imports = imports();
+    let imports = imports("wiretight");
     let of = &imports["config"];
     let parts: Vec<_> = of.iter().filter(|m| !BELOW_CONFIG.contains(&m.as_str())).collect();
     assert!(parts.is_empty(), "{parts:?}: what a setting is belongs to config");

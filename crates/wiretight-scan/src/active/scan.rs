@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::caa::caa;
 use super::certificates::certificates;
 use super::enumerate::{
-    End, Seen, agrees_by, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
+    End, Seen, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
     has_own_order, offer, prime,
 };
 use super::first::{First, first};

@@ -212,7 +212,7 @@ impl Reader {
                 loop {
                     let turn = pace().turn();
                     tokio::time::sleep_until(turn).await;
-                    let answer = client.get(&url, limit).await.map_err(|e| match e {
+                    let answer = client.file(&url, limit).await.map_err(|e| match e {
                         HttpError::TooLarge { url, .. } => ReadError::TooLarge(url),
                         e => e.into(),
                     })?;

@@ -75,7 +75,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
     let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
-    let reads: Vec<PathBuf> = reads.cloned().collect();
+    let reads: Vec<PathBuf> = reads.cloned().chain(named_in_the_environment()).collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
             "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
@@ -600,4 +600,14 @@ fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Files that the clients of S3 and of CAs read again and again, and that the environment names.
+fn named_in_the_environment() -> impl Iterator<Item = PathBuf> {
+    let files =
+        ["SSL_CERT_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+    let files = files.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    // What is readable is the folder that a file is in.
+    let folder = std::env::var_os("SSL_CERT_DIR").map(|dir| PathBuf::from(dir).join("any"));
+    files.chain(folder)
 }
