@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::observed::Observed;
 use super::probe::Prober;
 use super::vulnerabilities::heartbleed::NOT_ANSWERED;
-use super::vulnerabilities::robot::NOT_TAKEN;
+use super::vulnerabilities::robot::NOT_ACCEPTED;
 use crate::Chosen;
 use crate::facts::{Answer, Facts, Value};
 use crate::names::{Suite, Version};
@@ -96,10 +96,10 @@ fn transport(facts: &mut Facts, observed: &Observed) {
     let Some(said) = facts.get(id).cloned() else { return };
     match said.answer {
         Answer::Inconclusive if !taken && whole => {
-            let evidence = format!("{NOT_TAKEN}: no such suite is among those that are");
+            let evidence = format!("{NOT_ACCEPTED}: no such suite is among those that are");
             facts.set(id, Answer::No, None, evidence);
         }
-        Answer::No if taken && said.evidence.starts_with(NOT_TAKEN) => {
+        Answer::No if taken && said.evidence.starts_with(NOT_ACCEPTED) => {
             observed.differs("RSA key transport was taken, and refused".to_owned());
             let evidence = format!("such suites are taken, but: {}", said.evidence);
             facts.set(id, Answer::Inconclusive, None, evidence);

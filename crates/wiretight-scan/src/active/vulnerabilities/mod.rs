@@ -102,7 +102,7 @@ pub(super) async fn robot_of_known(prober: &Prober, hello: &ClientHello, said: &
     let known = said.get("vulnerability.robot");
     let settled = known.is_some_and(|fact| match fact.answer {
         Answer::Yes => true,
-        Answer::No => !fact.evidence.starts_with(robot::NOT_TAKEN) || !robot::transported(hello),
+        Answer::No => !fact.evidence.starts_with(robot::NOT_ACCEPTED) || !robot::transported(hello),
         _ => false,
     });
     match settled {

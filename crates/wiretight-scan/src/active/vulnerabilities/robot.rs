@@ -54,7 +54,7 @@ pub(super) async fn of_known(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut offer = hello.clone();
     offer.suites.retain(|code| Suite::from_code(*code).is_some_and(transports));
     let (answer, evidence) = match offer.suites.is_empty() {
-        true => (Answer::No, NOT_TAKEN.to_owned()),
+        true => (Answer::No, NOT_ACCEPTED.to_owned()),
         false => match ask_with(prober, &offer).await {
             Ok(found) => found,
             Err(failure) => (Answer::Inconclusive, failure.to_string()),
@@ -70,7 +70,7 @@ pub(super) fn transported(hello: &ClientHello) -> bool {
 }
 
 /// What is said of servers that nothing can be decrypted of.
-pub(in crate::active) const NOT_TAKEN: &str = "RSA key transport is not taken";
+pub(in crate::active) const NOT_ACCEPTED: &str = "RSA key transport is not accepted";
 
 /// Whether the secret is encrypted with the server's RSA key.
 fn transports(suite: Suite) -> bool {
@@ -91,7 +91,7 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
         Ok(client) => client,
         // handshake_failure, insufficient_security: no suite in common.
         Err(failure @ Failure::Alert(2, 40 | 71)) => {
-            return Ok((Answer::No, format!("{NOT_TAKEN}: {failure}")));
+            return Ok((Answer::No, format!("{NOT_ACCEPTED}: {failure}")));
         }
         Err(failure) => return Err(failure),
     };
