@@ -105,9 +105,9 @@ async fn the_nearest_domain_that_says_who_may_issue_is_found() {
         assert!(fact.evidence.chars().all(|c| !c.is_control()), "{name}: {fact:?}");
     }
     for (name, why) in [
-        ("www.plain.test", "no CAA record at the name"),
-        ("nowhere.test", "no CAA record at the name"),
-        ("www.iodef.test", "restricts no issuer"),
+        ("www.plain.test", "no CAA record for the name"),
+        ("nowhere.test", "no CAA record for the name"),
+        ("www.iodef.test", "no issuer is restricted"),
     ] {
         let fact = dns.ask(name).await;
         assert_eq!(fact.answer, Answer::No, "{name}: {fact:?}");

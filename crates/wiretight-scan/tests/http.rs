@@ -202,7 +202,7 @@ async fn node_sends_a_head_of_many_kinds() {
     let facts = ask(address).await;
     assert_eq!(facts.number("http.status"), Some(200), "{facts:?}");
     assert_eq!(facts.answer("http.hsts"), Answer::No);
-    assert!(evidence(&facts, "http.hsts").contains("max-age stands twice"), "{facts:?}");
+    assert!(evidence(&facts, "http.hsts").contains("max-age is repeated"), "{facts:?}");
     assert_eq!(text(&facts, "http.header.permissions-policy"), "geolocation=(), camera=()");
 }
 

@@ -1,5 +1,5 @@
-//! The verifier for where rustls reads what a server says: a scan trusts nobody, and sends nothing that
-//! anybody may not see. What a certificate is worth, `certificate` tells.
+//! A verifier that accepts every certificate, for connections through rustls. A scan sends nothing
+//! confidential; the module `certificate` checks the certificates.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use rustls::crypto::CryptoProvider;
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// Takes any certificate.
 #[derive(Debug)]
 pub(super) struct DangerouslyBelievesAll(pub(super) Arc<CryptoProvider>);
 

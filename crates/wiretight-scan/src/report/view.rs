@@ -493,7 +493,7 @@ const LABELS: &[(&str, &str)] = &[
     ("alpn", "Application protocols (ALPN)"),
     ("ech", "Encrypted ClientHello"),
     ("tolerance.version", "Tolerates future versions"),
-    ("tolerance.grease", "Tolerates unknown values (GREASE)"),
+    ("tolerance.grease", "Ignores unknown values (GREASE)"),
     ("client_certificate.requested", "Client certificate requested"),
     ("client_certificate.required", "Client certificate required"),
     ("client_certificate.authorities", "Authorities for clients"),

@@ -150,7 +150,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     check(
         "wrong order",
         &look(&lab, &[&leaf, &root, &intermediate]),
-        &[("trusted", Yes, ""), ("complete", Yes, ""), ("ordered", No, "certificate 3 did")],
+        &[("trusted", Yes, ""), ("complete", Yes, ""), ("ordered", No, "certificate 3 signed it")],
     );
     let other = lab.make("other", LEAF);
     check(
@@ -166,7 +166,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     check(
         "self-signed",
         &look(&lab, &[&own]),
-        &[("trusted", No, "signed itself"), ("self_signed", Yes, ""), ("complete", Yes, "")],
+        &[("trusted", No, "self-signed"), ("self_signed", Yes, ""), ("complete", Yes, "")],
     );
     let name = host("www.example.test");
     let examined = examine(&[shown(&[&own])], Some(&name), now(), &trusting(&own));
@@ -307,7 +307,7 @@ fn what_is_wrong_with_a_certificate_that_no_client_needs_harms_nobody() {
     }
     // The control: where it is needed, it counts.
     let needed = at(&[&leaf, &cross]);
-    check("needed", &needed, &[("valid", No, "ended on"), ("weak_signature", Yes, "sha1")]);
+    check("needed", &needed, &[("valid", No, "expired on"), ("weak_signature", Yes, "sha1")]);
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn certificates_are_for_the_names_that_they_hold() {
         (&many, "192.0.2.7", Yes, "192.0.2.7", Yes),
         (&many, "::ffff:192.0.2.7", Yes, "192.0.2.7", Yes),
         (&many, "2001:db8::7", Yes, "2001:db8::7", Yes),
-        (&many, "192.0.2.8", No, "stands there as a DNS name", Yes),
+        (&many, "192.0.2.8", No, "listed as a DNS name", Yes),
         (&many, "192.0.2.9", No, "and 2 more", Yes),
         (&wild, "example.test", No, "*.example.test, not for example.test", Yes),
         (&none, "www.example.test", No, "only its common name", No),
@@ -392,12 +392,16 @@ fn validity_is_told_in_days() {
     check(
         "expired",
         &late,
-        &[("valid", No, "ended on"), ("trusted", No, "CN=www.example.test holds from")],
+        &[("valid", No, "expired on"), ("trusted", No, "CN=www.example.test is valid from")],
     );
     assert_eq!(late.facts.number("certificate.valid"), Some(0));
     let early = at(&leaf, now - days(2));
-    check("not yet", &early, &[("valid", No, "begins on"), ("trusted", No, "holds from")]);
-    check("the intermediate", &at(&leaf, now + days(3651)), &[("valid", No, "ended on")]);
+    check(
+        "not yet",
+        &early,
+        &[("valid", No, "is not valid before"), ("trusted", No, "is valid from")],
+    );
+    check("the intermediate", &at(&leaf, now + days(3651)), &[("valid", No, "expired on")]);
     check("too long", &at(&long, now), &[("lifetime", No, "1001 days"), ("valid", Yes, "")]);
     check("short", &at(&short, now), &[("revocation", Yes, "7 days"), ("lifetime", Yes, "7 days")]);
     let not_so_short = lab.make("not so short", Spec { days: 9, ..short_spec });
@@ -626,10 +630,10 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
     for (what, response, at, answer, evidence) in [
         ("good", good.clone(), now, Yes, "signed by the issuer"),
         ("by key", by("intermediate", &["-ndays", "7", "-resp_key_id"]), now, Yes, "the issuer"),
-        ("delegated", by("responder", week), now, Yes, "one whom the issuer named"),
+        ("delegated", by("responder", week), now, Yes, "responder authorized by the issuer"),
         ("SHA-256", by("intermediate", &["-ndays", "7", "-sha256"]), now, Yes, ""),
-        ("old", good.clone(), now + days(8), No, "it held until"),
-        ("early", good.clone(), now - days(1), No, "it holds from"),
+        ("old", good.clone(), now + days(8), No, "it was valid until"),
+        ("early", good.clone(), now - days(1), No, "it is not valid before"),
         ("without end", by("intermediate", &[]), now, No, "until when"),
         (
             "revoked",
@@ -653,10 +657,10 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
             "another certificate",
         ),
         ("another's", lab.ocsp("root", "1001", "V", "root", week), now, No, "another certificate"),
-        ("forged", forged, now, No, "does not hold"),
-        ("by a namesake", by("fake", week), now, No, "does not hold"),
+        ("forged", forged, now, No, "signature is invalid"),
+        ("by a namesake", by("fake", week), now, No, "signature is invalid"),
         ("unfit", by("unfit", week), now, No, "not for signing OCSP"),
-        ("by a stranger", by("stranger", week), now, No, "not by the issuer"),
+        ("by a stranger", by("stranger", week), now, No, "not signed by the issuer"),
         (
             "signed with SHA-1",
             by("intermediate", &["-ndays", "7", "-rmd", "sha1"]),
@@ -699,7 +703,7 @@ fn what_strict_readers_refuse_is_described_all_the_same() {
     let broken = format!("{SERVER}\n2.5.29.19=DER:0500");
     let broken = lab.make("broken", Spec { extensions: &broken, ..LEAF });
     let examined = look(&lab, &[&broken, &intermediate]);
-    check("broken", &examined, &[("trusted", Inconclusive, "strict readers"), ("name", Yes, "")]);
+    check("broken", &examined, &[("trusted", Inconclusive, "strict parsers"), ("name", Yes, "")]);
     assert!(examined.chains[0].certificates[0].problems.iter().any(|p| p.contains("2.5.29.19")));
     // No time; the signature no longer holds, and it is still described.
     let leaf = lab.make("leaf", LEAF);
@@ -814,7 +818,7 @@ fn keys_of_infineons_library_are_found() {
     check(
         "openssl's",
         &look(&lab, &[&leaf]),
-        &[("vulnerability.roca", No, "does not have the mark")],
+        &[("vulnerability.roca", No, "does not have the ROCA pattern")],
     );
     // 1 is a power of 65537 modulo everything: a modulus that is 1 modulo all the small primes.
     let mut product = num_bigint::BigUint::from(1_u8);
@@ -834,7 +838,9 @@ fn keys_of_infineons_library_are_found() {
 fn stores_are_read_from_files_and_from_the_system() {
     let Some(lab) = Lab::new() else { return };
     assert_eq!(Roots::from_pem_file(&lab.path("root.pem")).unwrap().len(), 1);
-    for (file, why) in [("root.key", "no certificate among them"), ("missing", "cannot be read")] {
+    for (file, why) in
+        [("root.key", "no certificate that can be a root"), ("missing", "cannot be read")]
+    {
         let error = Roots::from_pem_file(&lab.path(file)).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
