@@ -11,9 +11,9 @@ use wiretight_proxy::Certificates;
 
 use crate::acme::Ca;
 use crate::config::{Config, ConfigError};
-use crate::daemon::chain;
 use crate::log::{self, PolicyFileError};
-use crate::site_certificates::FileCertificates;
+use crate::logging::chain;
+use crate::sites::files::FileCertificates;
 
 /// A larger file of roots is none, in bytes.
 const MAX_ROOTS: u64 = 1 << 20;

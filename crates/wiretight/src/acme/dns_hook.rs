@@ -61,7 +61,7 @@ impl DnsHook {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let (input, output) = (OwnedFd::from(theirs.try_clone()?), OwnedFd::from(theirs));
-        crate::process::own_program()
+        crate::program::own_program()
             .arg("dns-hook")
             .args(commands)
             .stdin(Stdio::from(input))

@@ -39,11 +39,11 @@ use wiretight_proxy::edge::{
 };
 use wiretight_store::{Entry, Error as StoreError, Key, Revision, Store};
 
+use crate::config::{AcmeSite, CaSettings, Challenge, OnDemandSite};
 use crate::control::Blob;
 use crate::private_dir::{FileError, PrivateDir};
 pub(crate) use dns_hook::{DnsHook, serve as serve_dns_hook};
 use on_demand::Noes;
-pub use on_demand::{AskUrl, AskUrlError, OnDemandSite};
 use order::OrderError;
 use record::{Answer, Current, Lease, Pending, Plan, Sealed, SiteRecord};
 
@@ -57,59 +57,6 @@ const STORE_RETRY: u64 = 10;
 const WAIT_FOR_KEY: u64 = 600;
 /// The file of the key that secrets are sealed to.
 pub(crate) const SEAL_KEY: &str = "seal.key";
-
-/// The public CA that is asked where no other is named.
-pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-
-/// Which proof a CA is given that a name is served here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Challenge {
-    /// A file on port 80 (RFC 8555, section 8.3).
-    Http01,
-    /// A certificate on port 443 (RFC 8737).
-    TlsAlpn01,
-    /// A record in the DNS (RFC 8555, section 8.4).
-    Dns01,
-}
-
-/// A CA, as the configuration names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaSettings {
-    /// Its directory, https://.
-    pub directory: String,
-    /// What its own HTTPS is verified with; `None`: what the system trusts.
-    pub roots: Option<PathBuf>,
-    /// Whom the CA writes to, mailto:.
-    pub contact: Vec<String>,
-    /// The profile of certificates that is asked for.
-    pub profile: Option<String>,
-    /// The proof to give; `None`: one after the other.
-    pub challenge: Option<Challenge>,
-    /// What puts records into the DNS.
-    pub dns_command: Option<PathBuf>,
-}
-
-impl Default for CaSettings {
-    fn default() -> CaSettings {
-        CaSettings {
-            directory: LETS_ENCRYPT.into(),
-            roots: None,
-            contact: Vec::new(),
-            profile: None,
-            challenge: None,
-            dns_command: None,
-        }
-    }
-}
-
-/// A site whose certificate is ordered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AcmeSite {
-    /// Its names, the first of which it is called by.
-    pub names: Vec<SiteName>,
-    /// Who is asked before each certificate; `None`: nobody, the names are the operator's own.
-    pub ask: Option<AskUrl>,
-}
 
 /// Time, real or simulated.
 #[async_trait]
@@ -201,6 +148,11 @@ impl Ca {
         let contact = settings.contact.clone();
         Ok(Ca { directory, contact, profile, challenge, dns_command, transport })
     }
+}
+
+/// The CAs that certificates are ordered from.
+pub(crate) fn cas(settings: &[CaSettings]) -> Result<Vec<Ca>, AcmeError> {
+    settings.iter().map(Ca::open).collect()
 }
 
 /// The machine's key for what is sealed, made at the first start.
@@ -385,7 +337,7 @@ impl Acme {
     pub(crate) async fn step(self: Arc<Self>) -> u64 {
         let sites = self.told().sites.clone();
         let failed = |error: &StoreError| {
-            let error = crate::daemon::chain(error);
+            let error = crate::logging::chain(error);
             tracing::error!(error, "the store of certificates failed: those that are served go on");
         };
         let mut next = u64::MAX;
@@ -400,7 +352,7 @@ impl Acme {
         if let Err(error) = joined {
             failed(&error);
             for title in sites.iter().filter_map(|s| s.names.first()) {
-                self.hitch(title.as_str(), Some(crate::daemon::chain(&error)));
+                self.hitch(title.as_str(), Some(crate::logging::chain(&error)));
             }
             return self.clock.now() + STORE_RETRY;
         }
@@ -420,7 +372,7 @@ impl Acme {
                 let Ok(_turn) = this.at_a_time.acquire().await else { return Ok(u64::MAX) };
                 let tended = this.tend(&site, false).await;
                 if let (Err(error), Some(title)) = (&tended, site.names.first()) {
-                    this.hitch(title.as_str(), Some(crate::daemon::chain(error)));
+                    this.hitch(title.as_str(), Some(crate::logging::chain(error)));
                 }
                 tended
             });

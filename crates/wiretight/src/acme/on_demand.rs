@@ -5,15 +5,13 @@
 //! hour, hosts in all; and a no is remembered for a while.
 
 use std::collections::{HashMap, HashSet};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::HOST;
-use hyper::http::uri::{Authority, PathAndQuery};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -24,7 +22,8 @@ use wiretight_proxy::edge::settings::SiteName;
 use wiretight_store::Error as StoreError;
 
 use super::record::{Pending, SiteRecord};
-use super::{Acme, AcmeSite, Held, leaf};
+use super::{Acme, Held, leaf};
+use crate::config::{AcmeSite, AskUrl, AskUrlError, OnDemandSite};
 
 /// Hosts that are worked on at a time, and clients that wait for one.
 const HOSTS_AT_A_TIME: usize = 64;
@@ -45,60 +44,18 @@ const LOOKS: usize = 40;
 
 const HOUR: u64 = 3600;
 
-/// Who says whether a host is to have a certificate: a program on this machine, by HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AskUrl {
-    authority: Authority,
-    path: PathAndQuery,
-}
-
-/// Why a text is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskUrlError {
-    /// It is no such address.
-    #[error("it is not http://ADDRESS:PORT/PATH")]
-    Malformed,
-    /// It is elsewhere.
-    #[error("it is not on this machine")]
-    NotHere,
-}
-
-impl FromStr for AskUrl {
-    type Err = AskUrlError;
-    fn from_str(s: &str) -> Result<AskUrl, AskUrlError> {
-        let bad = AskUrlError::Malformed;
-        let uri: Uri = s.parse().map_err(|_| bad.clone())?;
-        let parts = uri.into_parts();
-        let (Some(scheme), Some(authority), Some(path)) =
-            (parts.scheme, parts.authority, parts.path_and_query)
-        else {
-            return Err(bad);
-        };
-        let plain = scheme.as_str() == "http" && authority.port_u16().is_some_and(|p| p > 0);
-        if !plain || authority.as_str().contains('@') || s.contains('#') || s.len() > 1024 {
-            return Err(bad);
-        }
-        let host = authority.host().trim_matches(['[', ']']);
-        let here = match host.parse::<std::net::IpAddr>() {
-            Ok(address) => address.to_canonical().is_loopback(),
-            Err(_) => host.eq_ignore_ascii_case("localhost"),
-        };
-        if here { Ok(AskUrl { authority, path }) } else { Err(AskUrlError::NotHere) }
-    }
-}
-
 impl AskUrl {
     /// Asks. An error is a no that may be otherwise in a moment.
     pub(super) async fn ask(&self, host: &SiteName) -> Result<bool, String> {
         let failed = |detail: &dyn std::fmt::Display| {
             format!(
                 "{}, which is asked whether {host} is to have a certificate, does not answer: {detail}",
-                self.authority
+                self.authority()
             )
         };
         let asked = async {
-            let at = self.authority.host().trim_matches(['[', ']']);
-            let at = (at, self.authority.port_u16().unwrap_or(80));
+            let at = self.authority().host().trim_matches(['[', ']']);
+            let at = (at, self.authority().port_u16().unwrap_or(80));
             let tcp = TcpStream::connect(at).await.map_err(|e| failed(&e))?;
             // `localhost` is what this system takes it for: plaintext stays here all the same.
             if !tcp.peer_addr().is_ok_and(|a| a.ip().to_canonical().is_loopback()) {
@@ -107,9 +64,9 @@ impl AskUrl {
             let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await;
             let (mut sender, connection) = shaken.map_err(|e| failed(&e))?;
             let connection = tokio::spawn(connection);
-            let joint = if self.path.query().is_some() { '&' } else { '?' };
-            let request = Request::get(format!("{}{joint}domain={host}", self.path))
-                .header(HOST, self.authority.as_str())
+            let joint = if self.path().query().is_some() { '&' } else { '?' };
+            let request = Request::get(format!("{}{joint}domain={host}", self.path()))
+                .header(HOST, self.authority().as_str())
                 .body(Empty::<Bytes>::new())
                 .map_err(|e| failed(&e))?;
             let answer = sender.send_request(request).await;
@@ -124,15 +81,6 @@ impl AskUrl {
         let late = |_| Err(failed(&format!("not within {PATIENCE:?}")));
         timeout(PATIENCE, asked).await.unwrap_or_else(late)
     }
-}
-
-/// A site whose hosts are not known beforehand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnDemandSite {
-    /// What the hosts have in common: `*.example.org`, or `*`.
-    pub names: Vec<SiteName>,
-    /// Who is asked about each.
-    pub ask: AskUrl,
 }
 
 /// The hosts that were refused, and until when that holds.

@@ -50,7 +50,7 @@ impl From<StoreError> for OrderError {
 
 impl From<Error> for OrderError {
     fn from(error: Error) -> OrderError {
-        let text = crate::daemon::chain(&error);
+        let text = crate::logging::chain(&error);
         match &error {
             Error::Api(problem) => match kind(problem) {
                 "rateLimited" => OrderError::Unavailable { error: text, least: RATE_LIMITED },
@@ -208,7 +208,7 @@ impl Acme {
                 Ok(()) => contact.clone_from(&ca.contact),
                 // It is no reason to order nothing.
                 Err(error) => {
-                    let (directory, error) = (&ca.directory, crate::daemon::chain(&error));
+                    let (directory, error) = (&ca.directory, crate::logging::chain(&error));
                     tracing::warn!(directory, error, "the CA refused the contact in [[acme]]");
                 }
             }

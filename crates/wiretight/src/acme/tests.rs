@@ -18,6 +18,7 @@ use wiretight_store::{MemoryStore, Watch};
 
 use super::record::Issued;
 use super::*;
+use crate::config::AskUrl;
 
 #[path = "../../tests/pebble/mod.rs"]
 mod pebble;

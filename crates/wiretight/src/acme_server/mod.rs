@@ -160,7 +160,7 @@ impl From<StoreError> for Problem {
         if matches!(error, StoreError::Conflict { .. }) {
             return Problem::new("serverInternal", "another request came between: try again");
         }
-        tracing::error!(error = crate::daemon::chain(&error), "the ACME server's store failed");
+        tracing::error!(error = crate::logging::chain(&error), "the ACME server's store failed");
         Problem::new("serverInternal", "the server's store failed: its log tells why")
     }
 }
@@ -386,17 +386,6 @@ struct Revoke {
     certificate: String,
 }
 
-/// Whether a host's name is this one, or below it if it is a wildcard.
-pub(crate) fn within(all: &SiteName, name: &str) -> bool {
-    match all.as_str().strip_prefix("*.") {
-        Some(suffix) => {
-            let rest = name.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
-            rest.is_some_and(|rest| !rest.is_empty())
-        }
-        None => all.as_str() == name,
-    }
-}
-
 impl Inner {
     fn now(&self) -> u64 {
         (self.clock)()
@@ -569,8 +558,8 @@ impl Inner {
         }
         let own = self.base.trim_start_matches("https://").split(':').next();
         if own == Some(name.as_str())
-            || !self.allowed.iter().any(|allowed| within(allowed, &name))
-            || self.reserved.iter().any(|reserved| within(reserved, &name))
+            || !self.allowed.iter().any(|allowed| allowed.covers(&name))
+            || self.reserved.iter().any(|reserved| reserved.covers(&name))
         {
             return Err(rejected(format!("this authority does not certify {name}")));
         }

@@ -2,7 +2,6 @@
 //! state directory, on which it answers.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +17,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use wiretight_keys::{TrustDomain, WebCsr};
-use wiretight_proxy::edge::settings::SiteName;
+use wiretight_keys::WebCsr;
 use wiretight_proxy::mesh::now;
 use wiretight_store::Store;
 
@@ -27,25 +25,13 @@ use super::validate::Network;
 use super::{AcmeServer, Issuer, jws};
 use crate::authority::AuthorityHandle;
 use crate::config::{self, Config};
-use crate::daemon::chain;
+use crate::logging::chain;
 
 /// Connections at a time, all from our own edge.
 const CONNECTIONS: usize = 256;
 /// From a request's first byte to its last, and to its answer: proving a name takes 10 s.
 const HEADER: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(45);
-/// Where it answers the edge.
-pub fn socket_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("acme.sock")
-}
-
-/// The names by which foreign software knows members of the mesh: a certificate for one would be taken for
-/// theirs.
-pub fn reserved(trust_domain: &TrustDomain) -> Vec<SiteName> {
-    let td = trust_domain.as_str().replace('_', "-");
-    let names = [format!("authority.{td}"), format!("*.service.{td}"), format!("*.node.{td}")];
-    names.iter().filter_map(|n| n.parse().ok()).collect()
-}
 
 /// Starts it. Its certificate is that of a site of the authority's.
 pub(crate) fn start(
@@ -68,9 +54,9 @@ pub(crate) fn start(
         Arc::new(now),
         base.clone(),
         section.names.clone(),
-        reserved(&config.node.trust_domain),
+        config::reserved(&config.node.trust_domain),
     );
-    let path = socket_path(&config.node.state_dir);
+    let path = config::acme_socket(&config.node.state_dir);
     // The state directory is locked by us: a socket that stands there belongs to a dead process.
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -198,8 +198,8 @@ pub struct AgentParams {
 }
 
 impl AgentParams {
-    /// From the configuration file. On the authority's own machine the caller adds `authority`,
-    /// `token` and `own_host` from the [`crate::authority::AuthorityHandle`].
+    /// From the configuration file. On the authority's own machine the caller adds `token`, and the addresses by
+    /// [`AgentParams::own_authority`].
     ///
     /// # Errors
     /// The policy of `[witnesses]` cannot be read.
@@ -227,6 +227,12 @@ impl AgentParams {
             needs_mesh: config.needs_mesh(),
             times: AgentTimes::default(),
         })
+    }
+
+    /// On the authority's own machine the agent reaches it over loopback. `join`: the address that join tokens carry.
+    pub fn own_authority(&mut self, loopback: HostPort, join: HostPort) {
+        self.authority = vec![loopback];
+        self.own_host = Some(join);
     }
 }
 

@@ -53,6 +53,8 @@ const STORE: &str = "store.db";
 const LOG: &str = "log";
 /// The folder of key files in the archive.
 const KEYS: &str = "keys";
+/// Another copy of the log, while it is compared with the backup.
+const NEWER: &str = "newer";
 /// A restored authority, until it is complete.
 const DRAFT: &str = "authority.restoring";
 /// A key file is a few hundred bytes.
@@ -259,16 +261,19 @@ impl Restore<'_> {
         let tree = verified(dir.path().join(LOG), &signed).await?;
 
         let mut restored = Restored { head, newer_entries: 0, revoked_again: 0 };
-        if let Some(newer) = self.newer(&key, dir.path()).await? {
-            let has = newer.unverified().size;
-            if has > tree.size() {
-                restored.revoked_again = self.go_on(&store, &dir, &tree, &newer).await?;
-                restored.newer_entries = has - tree.size();
+        if let Some((newer, copy)) = self.newer(&key, dir.path()).await? {
+            begins_with(&copy, &tree).await?;
+            if copy.size() > tree.size() {
+                restored.revoked_again = self.go_on(&store, &dir, tree.size(), &newer).await?;
+                restored.newer_entries = copy.size() - tree.size();
+            } else {
+                fs::remove_dir_all(dir.path().join(NEWER))?;
             }
         }
         if let Some(storage) = &self.storage {
             let signed = sequencer::last_signed(&store, &key).await?;
-            upload(&**storage, &*log, &signed).await?;
+            let tree = Reader::directory(dir.path().join(LOG)).tree(signed.unverified()).await?;
+            fill(&**storage, &*log, &key, &tree).await?;
             fs::remove_dir_all(dir.path().join(LOG))?;
         }
         drop(store);
@@ -276,54 +281,43 @@ impl Restore<'_> {
         Ok((restored, seal_key))
     }
 
-    /// A newer copy of the log, if there is one, in the folder `newer` of `scratch`: the one that was named, or what
-    /// the bucket holds.
+    /// Another copy of the log, if there is one, in the folder `NEWER` of `scratch`: the one that was named, or what
+    /// the bucket holds. All of it was verified.
     async fn newer(
         &self,
         key: &LogKey,
         scratch: &Path,
-    ) -> anyhow::Result<Option<SignedCheckpoint>> {
+    ) -> anyhow::Result<Option<(SignedCheckpoint, Tree)>> {
         let from = match (&self.newer, &self.storage) {
             (Some(path), _) => directory(path)?,
             (None, Some(storage)) => storage.clone(),
             (None, None) => return Ok(None),
         };
         let place = from.place();
-        let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else {
+        let Some(signed) = published(&*from, key).await? else {
             ensure!(self.newer.is_none(), "{place} has no checkpoint: it is no copy of a log");
             return Ok(None);
         };
-        let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
-        let signed = text.filter(|signed| signed.verified_by(key).is_some());
-        let signed = signed.with_context(|| {
-            format!("the checkpoint in {place} was not signed by the log of this backup")
-        })?;
-        let path = scratch.join("newer");
+        let path = scratch.join(NEWER);
         let to = directory(&path)?;
         for tile in Tile::of_growth(0, signed.unverified().size) {
             to.put(vec![(tile.path(), tile_of(&*from, tile).await?)]).await?;
         }
-        to.put(vec![(CHECKPOINT.into(), bytes)]).await?;
-        verified(path, &signed).await.with_context(|| place)?;
-        Ok(Some(signed))
+        to.put(vec![(CHECKPOINT.into(), signed.to_string().into_bytes())]).await?;
+        let tree = verified(path, &signed).await.with_context(|| place)?;
+        Ok(Some((signed, tree)))
     }
 
-    /// Puts the newer log in the place of the backup's, which it has to begin with. What it revokes is revoked.
+    /// Puts the newer log in the place of the backup's, which has `old` entries. What it revokes is revoked.
     async fn go_on(
         &self,
         store: &SqliteStore,
         dir: &PrivateDir,
-        old: &Tree,
+        old: u64,
         newer: &SignedCheckpoint,
     ) -> anyhow::Result<usize> {
-        let path = dir.path().join("newer");
-        let tree = Reader::directory(&path).tree(newer.unverified()).await?;
-        ensure!(
-            tree.root_at(old.size()).await? == old.root(),
-            "the newer copy of the log is another history than the backup's: its first {} entries differ. Keep both, they prove that the log forked",
-            old.size()
-        );
-        let (mut at, mut revoked) = (old.size(), 0);
+        let tree = Reader::directory(dir.path().join(NEWER)).tree(newer.unverified()).await?;
+        let (mut at, mut revoked) = (old, 0);
         while at < tree.size() {
             let next = tree.size().min(at + CHUNK);
             for (n, entry) in (at..).zip(tree.entries(at..next).await?) {
@@ -335,7 +329,7 @@ impl Restore<'_> {
         }
         sequencer::go_on_from(store, newer).await?;
         fs::remove_dir_all(dir.path().join(LOG))?;
-        dir.rename("newer", LOG)?;
+        dir.rename(NEWER, LOG)?;
         Ok(revoked)
     }
 }
@@ -352,16 +346,53 @@ async fn verified(path: PathBuf, signed: &SignedCheckpoint) -> anyhow::Result<Tr
     Ok(tree)
 }
 
-/// Fills a bucket that holds nothing of the log.
-async fn upload(
+/// The checkpoint of a log in a storage; `None` if it has none.
+async fn published(from: &dyn Storage, key: &LogKey) -> anyhow::Result<Option<SignedCheckpoint>> {
+    let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else { return Ok(None) };
+    let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
+    let signed = text.filter(|signed| signed.verified_by(key).is_some());
+    let place = from.place();
+    signed
+        .with_context(|| {
+            format!("the checkpoint in {place} was not signed by the log of this backup")
+        })
+        .map(Some)
+}
+
+/// Of two trees of a log, the smaller one is the beginning of the larger one.
+async fn begins_with(copy: &Tree, backup: &Tree) -> anyhow::Result<()> {
+    let size = copy.size().min(backup.size());
+    ensure!(
+        copy.root_at(size).await? == backup.root_at(size).await?,
+        "the other copy of the log is another history than the backup's: their first {size} entries differ. Keep both, they prove that the log forked"
+    );
+    Ok(())
+}
+
+/// Adds to a bucket what it lacks of the log: all of it, or what came after its checkpoint.
+async fn fill(
     to: &dyn Storage,
     from: &dyn Storage,
-    signed: &SignedCheckpoint,
+    key: &LogKey,
+    tree: &Tree,
 ) -> anyhow::Result<()> {
-    if to.get(CHECKPOINT, MAX_CHECKPOINT).await?.is_some() {
-        return Ok(()); // as new as the store is, or older: the sequencer goes on from there
+    let (place, size) = (to.place(), tree.size());
+    let mut has = 0;
+    if let Some(there) = published(to, key).await? {
+        let there = there.unverified();
+        ensure!(
+            there.size <= size,
+            "{place} has {} entries of the log, and the copy has {size}: leave out --log, and the bucket is used",
+            there.size
+        );
+        ensure!(
+            tree.root_at(there.size).await? == there.root,
+            "{place} has another history of the log: its {} entries differ from the backup's. Keep both, they prove that the log forked",
+            there.size
+        );
+        has = there.size;
     }
-    for tile in Tile::of_growth(0, signed.unverified().size) {
+    for tile in Tile::of_growth(has, size) {
         to.put(vec![(tile.path(), tile_of(from, tile).await?)]).await?;
     }
     Ok(())

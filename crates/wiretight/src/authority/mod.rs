@@ -46,18 +46,18 @@ use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
 use crate::clock::Steps;
-use crate::config::{self, Config};
+use crate::config::{self, Config, MAX_WEB_TTL};
 use crate::control::{Code, Denial, Offer};
-use crate::daemon::chain;
 use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
-use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
 use crate::log::serve::LogSite;
 use crate::log::storage::{Directory, Storage};
 use crate::log::witness::client::HttpWitness;
 use crate::log::{self, PolicyFileError};
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
+use crate::web::client::{Client, Credentials, Url};
 use ca::{Ca, until};
 pub use registry::PendingToken;
 use registry::Registry;
@@ -67,8 +67,6 @@ use state::Publisher;
 pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
-/// The longest that a web server's certificate holds.
-pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// The clock is looked at this often, for it may jump.
@@ -430,8 +428,12 @@ impl Authority {
                 let open = tls::Strangers::MayShowAnything;
                 let config = tls::server_config(&inner.mesh, Id::Authority, b"http/1.1", open)?;
                 let acceptor = watch::channel(TlsAcceptor::from(config)).1;
-                let site =
-                    log::server::serve(Arc::new(site), listener, Some(acceptor), stopped.clone());
+                let site = crate::web::server::serve(
+                    Arc::new(site),
+                    listener,
+                    Some(acceptor),
+                    stopped.clone(),
+                );
                 tasks.spawn(site);
             }
             tasks.spawn(server.run(listener, stopped));

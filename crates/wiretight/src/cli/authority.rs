@@ -9,7 +9,7 @@ use wiretight_proxy::mesh::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{RotateRequest, RotateStep};
+use crate::admin::api::{RotateRequest, RotateStep};
 use crate::authority::{backup, log_signer};
 use crate::config::Config;
 use crate::private_dir::PrivateDir;
@@ -170,7 +170,7 @@ impl Restore {
     fn run(self) -> anyhow::Result<ExitCode> {
         let config = authority_config(&self.at)?;
         let state = PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::process::lock(state.path())?;
+        let _lock = crate::node::process::lock(state.path())?;
         let restore = backup::Restore {
             state: &state,
             trust_domain: &config.node.trust_domain,

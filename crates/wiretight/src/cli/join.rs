@@ -50,7 +50,7 @@ impl Join {
         }
         let token = JoinToken::decode(&token)?;
         crate::private_dir::PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::process::lock(&config.node.state_dir).context(
+        let _lock = crate::node::process::lock(&config.node.state_dir).context(
             "cannot join beside a running node: stop it first, or put the token into its `join_token_file`",
         )?;
         agent::token_fits(&token, &config.node.trust_domain, &config.node.name)

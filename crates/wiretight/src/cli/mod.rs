@@ -32,7 +32,7 @@ use serde::Serialize;
 
 use crate::admin::client::AdminError;
 use crate::config::{Config, ConfigErrors};
-use crate::daemon::chain;
+use crate::logging::chain;
 
 /// Encryption in transit that is total, and provable to outsiders.
 ///

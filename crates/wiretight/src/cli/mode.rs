@@ -17,9 +17,9 @@ use wiretight_proxy::intercept::rules;
 
 use super::term;
 use super::{Output, Where, plaintext};
+use crate::admin::api::{ModeRequest, ModeStatus};
 use crate::config::ModeEdit;
 use crate::intercept::WouldFail;
-use crate::intercept::mode::{ModeRequest, ModeStatus};
 
 /// Show the mode of interception, try another, keep it or take it back
 ///

@@ -15,7 +15,6 @@ use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
 
 use super::{Output, term};
-use crate::log::http::{Client, Credentials, Url};
 use crate::log::monitor::alarm::Alarm;
 use crate::log::monitor::expect::Watch;
 use crate::log::monitor::name::Name;
@@ -25,6 +24,7 @@ use crate::log::monitor::watch::{Monitor as Watcher, Outcome, Pace};
 use crate::log::monitor::{Source, Watched};
 use crate::log::reader::Reader;
 use crate::private_dir::PrivateDir;
+use crate::web::client::{Client, Credentials, Url};
 
 /// Exit status: what the log has signed could not be read, or no monitor runs.
 const BLIND: u8 = 3;

@@ -12,7 +12,7 @@ use wiretight_proxy::registry::Host;
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{AddressesRequest, GrantRequest, RemoveRequest};
+use crate::admin::api::{AddressesRequest, GrantRequest, RemoveRequest};
 
 /// The nodes of the mesh (on the authority)
 #[derive(Subcommand)]

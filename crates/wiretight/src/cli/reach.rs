@@ -6,8 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::log::http::Credentials;
 use crate::log::read_bounded;
+use crate::web::client::Credentials;
 
 /// The largest file of certificates.
 const MAX_FILE: usize = 1 << 20;

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::confirm::Confirm;
 use super::{Output, Where};
-use crate::admin::RevokeRequest;
+use crate::admin::api::RevokeRequest;
 use crate::authority::Affected;
 
 /// Names that are told to a person.

@@ -27,7 +27,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        crate::process::run(self.at.load()?, self.take_over)?;
+        crate::node::process::run(self.at.load()?, self.take_over)?;
         Ok(ExitCode::SUCCESS)
     }
 }

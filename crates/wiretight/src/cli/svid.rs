@@ -13,7 +13,7 @@ use wiretight_keys::{
 use wiretight_proxy::mesh::now;
 
 use super::{Output, Where, term};
-use crate::admin::{BundleAnswer, SvidAnswer, SvidRequest};
+use crate::admin::api::{BundleAnswer, SvidAnswer, SvidRequest};
 use crate::private_dir::PrivateDir;
 
 /// How often the bundle is looked at.
@@ -139,7 +139,7 @@ impl Fetch {
                 match fetch(&config.node.state_dir, &id, &dir) {
                     Ok(leaf) => break leaf,
                     Err(error) => {
-                        let error = crate::daemon::chain(error.as_ref());
+                        let error = crate::logging::chain(error.as_ref());
                         eprintln!("wiretight: not renewed, trying again in 10 s: {error}");
                         std::thread::sleep(Duration::from_secs(10));
                     }

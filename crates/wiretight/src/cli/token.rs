@@ -11,7 +11,7 @@ use wiretight_proxy::registry::Host;
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where, node};
-use crate::admin::{RevokeTokenRequest, TokenRequest};
+use crate::admin::api::{RevokeTokenRequest, TokenRequest};
 
 /// Join tokens: how a new node gets in (on the authority)
 #[derive(Subcommand)]

@@ -76,7 +76,7 @@ impl Upgrade {
     /// Starts the new process as the old one was started, and returns its status when it is the node.
     fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<Value> {
         let config = std::path::absolute(&self.at.config)?;
-        let mut command = crate::process::own_program();
+        let mut command = crate::program::own_program();
         command.args(["run", "--take-over", "--config"]).arg(config);
         if let Ok(environment) = fs::read(before.join("environ")) {
             command.env_clear().envs(variables(&environment));

@@ -18,11 +18,11 @@ use wiretight_tlog::{Hash, Policy, Proof, SignedCheckpoint, Witnessed};
 
 use super::reach::Reach;
 use super::{Output, term};
-use crate::daemon::chain;
 use crate::log::compare::{self, Compared, Seen, compare};
-use crate::log::http::{Client, Url};
 use crate::log::mirror::{MirrorError, Mirrored, mirror};
 use crate::log::reader::{ReadError, Reader};
+use crate::logging::chain;
+use crate::web::client::{Client, Url};
 
 /// The largest file that is read, but for a log's directory.
 const MAX_FILE: usize = 2 * MAX_NOTE;

@@ -24,7 +24,9 @@ use super::section::{
     WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
-use super::{AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, too_large};
+use super::{
+    AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, acme_socket, too_large,
+};
 
 /// Where the admin listener is when the file does not say.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7490);
@@ -99,7 +101,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         read_edge(report, &mut root, node.as_ref(), with_acme, &mut across);
     let acme_server = acme_server.flatten();
     if let (Some(server), Some(node)) = (&acme_server, &node) {
-        let socket = crate::acme_server::serve::socket_path(&node.state_dir);
+        let socket = acme_socket(&node.state_dir);
         edge.sites.extend(acme_site(server, node, &socket));
     }
     for (key, value) in root {

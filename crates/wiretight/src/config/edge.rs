@@ -7,10 +7,8 @@ use toml::de::DeTable;
 use wiretight_keys::{Id, Name};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 
-use crate::acme::{CaSettings, Challenge};
-use crate::acme_server::{serve, within};
-
 use super::across::Across;
+use super::certificates::{CaSettings, Challenge, reserved};
 use super::report::{Complaint, Report};
 use super::section::{ACME, EDGE, Located, SITE, Section, Setting, many, one};
 use super::value::*;
@@ -61,7 +59,7 @@ pub(super) fn read_edge(
         any_ca: !acme.is_empty(),
         wildcards: !acme.is_empty() && acme.iter().all(|ca| ca.challenge == Some(Challenge::Dns01)),
         authority: across.authority_line.is_some(),
-        reserved: node.map(|n| serve::reserved(&n.trust_domain)).unwrap_or_default(),
+        reserved: node.map(|n| reserved(&n.trust_domain)).unwrap_or_default(),
     };
     for section in sections {
         if let Some((site, source)) = read_site(report, section, &around, across) {
@@ -267,7 +265,7 @@ fn read_source(
 /// Whether any host's name is one of both.
 fn overlap(a: &SiteName, b: &SiteName) -> bool {
     let one_of = |name: &SiteName| name.as_str().replace('*', "any");
-    within(a, &one_of(b)) || within(b, &one_of(a))
+    a.covers(&one_of(b)) || b.covers(&one_of(a))
 }
 
 fn defaults() -> EdgeSettings {

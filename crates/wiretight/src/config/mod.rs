@@ -11,6 +11,7 @@
 //! Complaints go to one `Report`, and reading goes on. Then the checks across sections are made.
 
 mod across;
+mod certificates;
 mod document;
 mod edge;
 mod edit;
@@ -35,8 +36,11 @@ use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
-use crate::acme::{AcmeSite, AskUrl, CaSettings, OnDemandSite};
-use crate::internal_certificates::InternalSite;
+pub use certificates::{
+    AcmeSite, AskUrl, AskUrlError, CaSettings, Challenge, InternalSite, LETS_ENCRYPT, MAX_WEB_TTL,
+    OnDemandSite,
+};
+pub(crate) use certificates::{acme_socket, reserved};
 use document::read_document;
 pub(crate) use edit::ModeEdit;
 pub use intercept::Intercept;
@@ -158,6 +162,13 @@ impl Config {
             Id::Node(_) | Id::Authority => None,
         });
         self.relay.services.iter().map(|s| s.name.clone()).chain(acted).collect()
+    }
+
+    /// The services that this configuration names for its own node: offered, acted as, or shared certificates with.
+    pub(crate) fn claimed(&self) -> Vec<Name> {
+        let mut all = self.shown_services();
+        all.extend(self.share.clone());
+        all.into_iter().collect()
     }
 
     /// Whether anything here takes an identity of a mesh, or knowledge of it.

@@ -12,14 +12,13 @@ use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
 use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use wiretight_proxy::relay::settings::{Backend, HostPort};
 
-use crate::acme::{AskUrl, AskUrlError, Challenge};
-
+use super::certificates::{AskUrl, AskUrlError, Challenge, MAX_WEB_TTL};
 use super::report::{Complaint, quoted, shown};
 
 /// An SVID's lifetime: long enough to be renewed in, short enough to go without revocation lists.
 const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
 /// A web certificate's, the same: clients renew with a third of it left.
-const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=crate::authority::MAX_WEB_TTL;
+const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_WEB_TTL;
 /// Longer durations are typing errors, and would overflow clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
 

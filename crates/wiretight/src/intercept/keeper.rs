@@ -164,7 +164,7 @@ impl Keeper {
     /// Starts the child and waits until it has looked around: to be called before the sandbox is entered. What is
     /// missing (nft, a capability, a kernel that can) or in the way (a table that is not ours) is an error.
     pub fn start(state_dir: &Path, landlock: bool) -> Result<Keeper, InterceptError> {
-        let mut command = crate::process::own_program();
+        let mut command = crate::program::own_program();
         command.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         Keeper::start_by(command)
     }
@@ -311,7 +311,7 @@ pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
     let mut again = false;
     let mut logs = None;
     loop {
-        let mut worker = crate::process::own_program();
+        let mut worker = crate::program::own_program();
         worker.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         worker.args(["--worker", if again { "again" } else { "first" }]);
         let ended = worker.status()?;
@@ -435,7 +435,7 @@ struct Child {
 
 impl Child {
     fn begin(state_dir: &Path, landlock: bool, again: bool) -> Result<Child, InterceptError> {
-        let file = |e| InterceptError::File(crate::daemon::chain(&e));
+        let file = |e| InterceptError::File(crate::logging::chain(&e));
         let state = PrivateDir::open(state_dir).map_err(file)?;
         let failed = |e: std::io::Error| InterceptError::Refused(format!("capabilities: {e}"));
         if !privilege::keep_net_admin_only().map_err(failed)? {

@@ -4,7 +4,6 @@
 //! - `table`: one transaction, checked and read back
 //! - `guard`: a second table, for the moments in which ours is gone
 //! - `node`: what a running node has put in force
-//! - `mode`: what `wiretight mode` asks of it
 //! - `refused`: connections that it would take, and that peers would refuse
 //! - `programs`, `sockets`: whose plaintext it is
 //! - `routes`: what brings the answers to callers' addresses back (`transparent`)
@@ -17,7 +16,6 @@
 
 mod guard;
 mod keeper;
-pub(crate) mod mode;
 mod nft;
 mod node;
 mod notices;
@@ -257,7 +255,7 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     // Refuses a table that is not ours.
     let listing = nft::list()?;
     let was_kept = state.path().join(FILE).exists();
-    state.remove(FILE).map_err(|e| InterceptError::File(crate::daemon::chain(&e)))?;
+    state.remove(FILE).map_err(|e| InterceptError::File(crate::logging::chain(&e)))?;
     if listing.is_some() {
         nft::run(&["delete", "table", "inet", TABLE], "")?;
     }
@@ -281,7 +279,7 @@ fn file(state: &PrivateDir) -> String {
 /// The rules that are to be in force; `None` without a file.
 fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
     let torn = |e: String| InterceptError::Torn(file(state), e);
-    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::daemon::chain(&e)))?;
+    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::logging::chain(&e)))?;
     let Some(bytes) = bytes else { return Ok(None) };
     let rules: Rules = serde_json::from_slice(&bytes).map_err(|e| torn(e.to_string()))?;
     rules.check().map_err(|e| torn(e.to_string()))?;
@@ -291,13 +289,13 @@ fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
 fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
     let bytes =
         serde_json::to_vec_pretty(rules).map_err(|e| InterceptError::NotKept(e.to_string()))?;
-    let not_kept = |e| InterceptError::NotKept(crate::daemon::chain(&e));
+    let not_kept = |e| InterceptError::NotKept(crate::logging::chain(&e));
     state.write(FILE, &bytes).map_err(not_kept)
 }
 
 /// Held until it is dropped.
 fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
-    let failed = |e: FileError| InterceptError::File(crate::daemon::chain(&e));
+    let failed = |e: FileError| InterceptError::File(crate::logging::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
         match state.lock(LOCK).map_err(failed)? {

@@ -164,7 +164,7 @@ impl Interception {
                         self.note(grouped.then(|| GROUPED.to_owned()));
                     }
                     Err(error) => {
-                        self.note(Some(crate::daemon::chain(&error)));
+                        self.note(Some(crate::logging::chain(&error)));
                     }
                 }
             }
@@ -244,17 +244,17 @@ impl Interception {
     }
 
     /// What is in force now.
-    pub(super) async fn status_now(&self) -> InterceptStatus {
+    pub(crate) async fn status_now(&self) -> InterceptStatus {
         self.look().await;
         self.status(&[])
     }
 
-    pub(super) fn keeper(&self) -> &Keeper {
+    pub(crate) fn keeper(&self) -> &Keeper {
         &self.keeper
     }
 
     /// Waits until the rules of a configuration are in force, or could not be put so.
-    pub(super) async fn settle(&self, config: &Arc<Config>) {
+    pub(crate) async fn settle(&self, config: &Arc<Config>) {
         let mut settled = self.settled.subscribe();
         let of =
             |now: &Option<Arc<Config>>| now.as_ref().is_some_and(|now| Arc::ptr_eq(now, config));
@@ -289,7 +289,7 @@ impl Interception {
                 good
             }
             Err(error) => {
-                known.unseen = Some(crate::daemon::chain(&error));
+                known.unseen = Some(crate::logging::chain(&error));
                 false
             }
         }

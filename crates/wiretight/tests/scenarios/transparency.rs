@@ -29,18 +29,18 @@ fn a_day_in_the_life() {
         r#""reason":"not_logged""#,
         r#"wiretight_refused_total{side="service",service="db",reason="not_logged"} 1"#,
         "control: the same program with a certificate from 'wiretight svid fetch' connects",
-        r#"control: with transparency = "off" db takes the insider's certificate"#,
+        r#"control: with transparency = "off" db accepts the insider's certificate"#,
         r#""alert":"unexpected-certificate""#,
         "ghost: its live connection is cut ",
-        "one witness away: issuance goes on",
+        "one witness down: issuance continues",
         "ALARM: the witnesses do not cosign",
         "nothing is issued without the witnesses",
         "late2: joins, with the same token",
         "because it would fork",
-        "one connection lived through all of it",
-        "all as it has to be",
+        "one connection stayed open through all of it",
+        "all results as expected",
     ] {
-        assert!(ran.out.contains(line), "it does not say {line:?}:\n{}", ran.all());
+        assert!(ran.out.contains(line), "the output lacks {line:?}:\n{}", ran.all());
     }
     let cut = ran.out.lines().find(|l| l.contains("its live connection is cut")).unwrap();
     say(format!("a day of {:.1} s; {cut}", started.elapsed().as_secs_f32()));

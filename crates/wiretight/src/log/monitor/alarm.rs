@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Alert, AlertKind};
-use crate::daemon::chain;
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
+use crate::web::client::{Client, Limit, Url};
 
 /// The alerts that the webhook has not taken yet.
 const OUTBOX: &str = "outbox.json";

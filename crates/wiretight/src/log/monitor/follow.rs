@@ -24,9 +24,9 @@ use super::expect::{Expected, Watch};
 use super::name::{Name, shown};
 use super::table::{Row, Table, What};
 use super::{Alert, AlertKind, CHECKPOINT, MonitorError, Source, Watched};
-use crate::daemon::chain;
 use crate::log::evidence::{Evidence, Kind};
 use crate::log::reader::{ReadError, Reader, Tree};
+use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 
 /// Entries that are held in memory at a time.

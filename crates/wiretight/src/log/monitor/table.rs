@@ -13,7 +13,7 @@ use wiretight_keys::X509Error;
 use wiretight_keys::logged::Entry;
 use wiretight_keys::token::hex;
 
-use crate::daemon::chain;
+use crate::logging::chain;
 
 /// Its file, in a monitor's state directory.
 pub const FILE: &str = "entries.jsonl";

@@ -19,9 +19,9 @@ use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
 use super::status::{EVERY, LogStatus, Status};
 use super::{AlertKind, MonitorError, Source, Watched};
-use crate::daemon::chain;
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
 use crate::private_dir::{Lock, PrivateDir};
+use crate::web::client::{Client, Limit, Url};
 
 /// Where logs of a policy with several are kept, but the first.
 pub(super) const OTHERS: &str = "logs";

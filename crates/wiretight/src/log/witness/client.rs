@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use wiretight_tlog::SignedCheckpoint;
 
 use super::origin_hash;
-use crate::daemon::chain;
 use crate::log::cosigning::{Answer, Witness};
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
+use crate::web::client::{Client, Limit, Url};
 
 /// Cosignatures of some keys, post-quantum ones included, have a few kilobytes each.
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };

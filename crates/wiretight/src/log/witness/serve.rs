@@ -17,7 +17,7 @@ use wiretight_proxy::mesh::now;
 
 use super::request::MAX_BODY;
 use super::{WitnessCore, origin_hash};
-use crate::log::server::{self, PATIENCE, Site, plain};
+use crate::web::server::{self, PATIENCE, Site, plain};
 
 /// Serves until `end` turns true, then finishes what was begun. `tls` is asked at each connection; without it the
 /// address has to be a loopback one, which is for the caller to see to.

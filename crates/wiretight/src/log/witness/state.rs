@@ -378,7 +378,7 @@ impl Shared {
             match self.memory.write() {
                 Ok(()) => now.durable = steps,
                 Err(error) => tracing::error!(
-                    error = crate::daemon::chain(&error),
+                    error = crate::logging::chain(&error),
                     "what was to be cosigned cannot be kept: nothing new is cosigned until it can"
                 ),
             }
