@@ -215,7 +215,7 @@ fn a_table_contains_findings_changes_and_open_questions() {
         "✓ X25519MLKEM768",
         "What to change",
         "What could not be determined",
-        "connection reset, also when asked again after 8 s",
+        "connection reset, also after 8 s",
         "not encrypted: it answered with `+PONG`",
         "unreachable: connection refused",
         "7 targets:",
