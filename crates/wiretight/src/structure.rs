@@ -1,18 +1,18 @@
-//! The order of this crate's modules: they do not import each other in a circle, and `config` imports no part of the
-//! program. Reads the sources, without what is compiled for tests alone.
+//! Checks the imports of this crate's modules: there are no cycles, and `config` imports no other part of the program.
+//! Reads the sources, without test code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// What `config` may import: the files that it is written to.
+/// The modules that `config` may import.
 const BELOW_CONFIG: [&str; 1] = ["private_dir"];
-/// Files that are compiled for tests alone.
+/// Files that are compiled only for tests.
 const TESTS: [&str; 3] = ["tests.rs", "year.rs", "structure.rs"];
 
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// Adds what one file imports to what its top-level module imports. `path`: its module path, outermost first.
+/// Adds the imports of one file to those of its top-level module. `path` is its module path, outermost first.
 fn read(file: &Path, path: &[String], imports: &mut Imports) {
     let source = fs::read_to_string(file).unwrap();
     let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
@@ -76,7 +76,7 @@ fn walk(dir: &Path, path: &[String], imports: &mut Imports) {
     }
 }
 
-/// What each top-level module imports of the others.
+/// The imports of each top-level module.
 fn imports() -> Imports {
     let mut imports = Imports::new();
     walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &[], &mut imports);
@@ -91,9 +91,9 @@ fn imports() -> Imports {
 }
 
 #[test]
-fn modules_do_not_import_each_other_in_a_circle() {
+fn there_are_no_import_cycles() {
     let mut left = imports();
-    // What imports nothing that is left is in no circle.
+    // Repeatedly remove modules without imports; modules in a cycle remain.
     loop {
         let free: Vec<String> =
             left.iter().filter(|(_, of)| of.is_empty()).map(|(m, _)| m.clone()).collect();
@@ -103,15 +103,15 @@ fn modules_do_not_import_each_other_in_a_circle() {
         left.retain(|module, _| !free.contains(module));
         left.values_mut().for_each(|of| of.retain(|other| !free.contains(other)));
     }
-    assert!(left.is_empty(), "in a circle, or above one: {left:#?}");
+    assert!(left.is_empty(), "in or above a cycle: {left:#?}");
 }
 
 #[test]
-fn the_configuration_imports_no_part_of_the_program() {
+fn config_imports_no_other_part_of_the_program() {
     let imports = imports();
     let of = &imports["config"];
     let parts: Vec<_> = of.iter().filter(|m| !BELOW_CONFIG.contains(&m.as_str())).collect();
-    assert!(parts.is_empty(), "{parts:?}: what a setting is belongs to config");
-    // What is read here is what the compiler sees.
+    assert!(parts.is_empty(), "{parts:?}: types of settings belong into config");
+    // Control: known imports are found.
     assert!(imports["node"].contains("authority") && imports["intercept"].contains("sandbox"));
 }
