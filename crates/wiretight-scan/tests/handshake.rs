@@ -1,4 +1,4 @@
-//! Complete handshakes with a real server, OpenSSL's, in every way that it has.
+//! Complete handshakes with OpenSSL's server, in all its variants.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod openssl;
@@ -11,7 +11,7 @@ use wiretight_scan::names::{Version, suites};
 use wiretight_scan::parse::{ContentType, extension};
 
 #[tokio::test]
-async fn tls1_3_is_read_with_every_suite_group_and_key() {
+async fn tls1_3_works_with_every_suite_group_and_key() {
     if !have_openssl() {
         return;
     }
@@ -59,7 +59,7 @@ async fn data_flows_after_a_tls1_3_handshake() {
 }
 
 #[tokio::test]
-async fn signature_schemes_are_told_one_by_one() {
+async fn signature_schemes_are_found_one_by_one() {
     if !have_openssl() {
         return;
     }
@@ -72,7 +72,7 @@ async fn signature_schemes_are_told_one_by_one() {
 }
 
 #[tokio::test]
-async fn every_version_key_exchange_and_cipher_of_old_completes() {
+async fn every_old_version_key_exchange_and_cipher_completes() {
     if !have_openssl() {
         return;
     }
@@ -87,7 +87,7 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
                 let mut client = tls12::Client::new(prober.connect().await.unwrap(), hello);
                 match client.handshake(None, tls12::Faults::default()).await {
                     Ok(()) => {}
-                    // Not of this version, or not with this key.
+                    // Not possible with this version or this key.
                     Err(Failure::Alert(2, 40)) => continue,
                     Err(e) => panic!("{version} {}: {e}", suite.name),
                 }
@@ -95,7 +95,7 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
                 client.channel.send(ContentType::ApplicationData, get).await.unwrap();
                 let mut answer = Vec::new();
                 while !answer.starts_with(b"HTTP/1.0 200") {
-                    // TLS 1.0: an empty record, or one of a byte, comes before each.
+                    // TLS 1.0: each record is preceded by an empty record or one of one byte.
                     match client.channel.next().await {
                         Ok(Incoming::Data(data)) => answer.extend(data),
                         other => panic!("{version} {}: {other:?}", suite.name),
@@ -121,7 +121,7 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
 }
 
 #[tokio::test]
-async fn every_curve_of_old_completes_with_and_without_extended_master_secret() {
+async fn every_old_curve_completes_with_and_without_extended_master_secret() {
     if !have_openssl() {
         return;
     }
@@ -139,7 +139,7 @@ async fn every_curve_of_old_completes_with_and_without_extended_master_secret() 
     }
 }
 
-/// A TLS 1.2 server with these arguments more, and what is told of it.
+/// The facts about a TLS 1.2 server with these additional arguments.
 async fn old_sessions(keys: Keys, arguments: &[&str]) -> Facts {
     let server = Server::start(keys, &[&["-tls1_2", "-rev"], arguments].concat());
     let prober = server.prober();
@@ -161,7 +161,7 @@ async fn new_sessions(arguments: &[&str]) -> Facts {
 }
 
 #[tokio::test]
-async fn sessions_of_tls1_2_are_resumed_by_id_and_ticket_where_they_are() {
+async fn tls1_2_resumption_by_id_and_ticket_is_recognized() {
     if !have_openssl() {
         return;
     }
@@ -174,7 +174,7 @@ async fn sessions_of_tls1_2_are_resumed_by_id_and_ticket_where_they_are() {
 }
 
 #[tokio::test]
-async fn renegotiation_is_told_in_all_its_ways() {
+async fn all_kinds_of_renegotiation_are_recognized() {
     if !have_openssl() {
         return;
     }
@@ -191,7 +191,7 @@ async fn renegotiation_is_told_in_all_its_ways() {
 }
 
 #[tokio::test]
-async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
+async fn tls1_3_early_data_and_resumption_without_key_exchange_are_recognized() {
     if !have_openssl() {
         return;
     }
@@ -200,7 +200,7 @@ async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
         (&["-early_data", "-max_early_data", "5000"], Answer::Yes, Answer::No, Answer::Yes),
         (&["-allow_no_dhe_kex"], Answer::Yes, Answer::Yes, Answer::No),
         (&["-num_tickets", "0"], Answer::No, Answer::No, Answer::No),
-        // By way of a HelloRetryRequest.
+        // With a HelloRetryRequest.
         (&["-groups", "P-384"], Answer::Yes, Answer::No, Answer::No),
     ] {
         let facts = new_sessions(arguments).await;
@@ -212,7 +212,7 @@ async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
 }
 
 #[tokio::test]
-async fn client_certificates_are_told_asked_for_from_demanded() {
+async fn requested_and_required_client_certificates_are_distinguished() {
     if !have_openssl() {
         return;
     }
@@ -229,7 +229,7 @@ async fn client_certificates_are_told_asked_for_from_demanded() {
     }
 }
 
-/// OpenSSL 3.0 has no ML-KEM; rustls has.
+/// rustls supports ML-KEM, OpenSSL 3.0 does not.
 #[tokio::test]
 async fn post_quantum_groups_complete_with_rustls() {
     use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
@@ -265,7 +265,7 @@ async fn post_quantum_groups_complete_with_rustls() {
         let shown = shown::tls1_3(&prober, &shown::hello(&prober)).await.unwrap();
         assert_eq!(shown.retry, Some(code));
         assert_eq!(shown.certificates(), [keys.certificate()]);
-        // Our Finished is right, too.
+        // Our Finished is correct, too.
         server.await.unwrap().unwrap();
     }
 }

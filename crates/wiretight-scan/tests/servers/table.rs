@@ -1,4 +1,4 @@
-//! The servers.
+//! The table of servers.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::hostile::Play;
 use super::proxies::Trouble;
 use super::{Config, How, Kind};
 
-/// All of them.
+/// All servers.
 pub fn all() -> Vec<Config> {
     let mut all = Vec::new();
     let mut add = |name, kind, start, how| all.push(Config { name, kind, start, how });
@@ -246,7 +246,7 @@ DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305;\n\
         "ssl_certificate $pki/staple.chain; ssl_certificate_key $pki/staple.key; ssl_stapling on; \
          ssl_stapling_file $pki/staple.der;",
     ),
-    // No name is known: each hello is refused with unrecognized_name.
+    // The server knows no name, so it rejects each hello with unrecognized_name.
     ("nginx-by-name-only", "ssl_reject_handshake on; ssl_protocols TLSv1.2 TLSv1.3;"),
     (
         "nginx-client-required",
@@ -261,7 +261,7 @@ const HAPROXY: &[(&str, &str)] = &[
     ("haproxy-early-data", "crt rsa.all ssl-min-ver TLSv1.2 allow-0rtt alpn http/1.1"),
 ];
 
-/// tlslite-ng in a small server: what no C library of Debian does.
+/// tlslite-ng in a small server, for features that no C library in Debian has.
 const TLSLITE: &[(&str, Kind, &str)] = &[
     ("tlslite-hybrids", Kind::Real, "rsa"),
     ("tlslite-pq-only", Kind::Odd, "rsa --min 1.3 --groups x25519mlkem768"),
