@@ -79,6 +79,9 @@ pub fn all() -> Vec<Config> {
         Start::Https,
         How::Openssl("-www -cert rsa.pem -cert_chain ca.pem -key rsa.key"),
     );
+    for (name, arguments) in RARE_TLS1_3 {
+        add(name, Kind::Odd, Start::Https, How::Openssl(arguments));
+    }
     for (name, play) in Play::HOSTILE {
         add(name, Kind::Hostile, Start::Https, How::Played(*play));
     }
@@ -199,6 +202,19 @@ const OPENSSL: &[(&str, &str)] = &[
         "-www -cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_2 -cipher ECDHE+CAMELLIA128",
     ),
     ("openssl-cookies", "-cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_3 -stateless -rev"),
+];
+
+/// TLS 1.3 with nothing but what browsers do not have.
+const RARE_TLS1_3: &[(&str, &str)] = &[
+    (
+        "openssl-ccm-tls1_3",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -ciphersuites TLS_AES_128_CCM_SHA256",
+    ),
+    ("openssl-x448", "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -groups X448"),
+    (
+        "openssl-ffdhe",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -groups ffdhe3072",
+    ),
 ];
 
 /// GnuTLS 3.7.
