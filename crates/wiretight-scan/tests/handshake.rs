@@ -15,36 +15,27 @@ async fn tls1_3_is_read_with_every_suite_group_and_key() {
     if !have_openssl() {
         return;
     }
-    for suite in [
-        "TLS_AES_128_GCM_SHA256",
-        "TLS_AES_256_GCM_SHA384",
-        "TLS_CHACHA20_POLY1305_SHA256",
-        "TLS_AES_128_CCM_SHA256",
-        "TLS_AES_128_CCM_8_SHA256",
-    ] {
-        for group in ["X25519", "P-256", "P-384", "P-521", "X448", "ffdhe2048"] {
-            let server = Server::start(
-                Keys::Rsa,
-                &[
-                    "-tls1_3",
-                    "-ciphersuites",
-                    suite,
-                    "-groups",
-                    group,
-                    "-alpn",
-                    "h2",
-                    "-cipher",
-                    "ALL:@SECLEVEL=0",
-                ],
-            );
-            let prober = server.prober();
-            let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
-            let shown = shown::tls1_3(&prober, &hello).await.unwrap();
-            assert_eq!(shown.certificates(), [server.certificate()]);
-            assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
-            assert_eq!(shown.alpn().as_deref(), Some("h2"));
-            assert_eq!(shown.retry.is_some(), group != "X25519");
-        }
+    let common =
+        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+    let curves = ["X25519", "P-256", "P-384", "P-521"];
+    let all = common.iter().flat_map(|suite| curves.iter().map(move |group| (*suite, *group)));
+    let rare = [
+        ("TLS_AES_128_CCM_SHA256", "X25519"),
+        ("TLS_AES_128_CCM_8_SHA256", "P-256"),
+        ("TLS_AES_128_GCM_SHA256", "X448"),
+        ("TLS_AES_256_GCM_SHA384", "ffdhe2048"),
+    ];
+    for (suite, group) in all.chain(rare) {
+        let weak = ["-cipher", "ALL:@SECLEVEL=0"];
+        let arguments = ["-tls1_3", "-ciphersuites", suite, "-groups", group, "-alpn", "h2"];
+        let server = Server::start(Keys::Rsa, &[&arguments[..], &weak].concat());
+        let prober = server.prober();
+        let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
+        let shown = shown::tls1_3(&prober, &hello).await.unwrap();
+        assert_eq!(shown.certificates(), [server.certificate()]);
+        assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
+        assert_eq!(shown.alpn().as_deref(), Some("h2"));
+        assert_eq!(shown.retry.is_some(), group != "X25519");
     }
     for group in ["ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"] {
         let server = Server::start(Keys::Ecdsa, &["-tls1_3", "-groups", group]);
@@ -153,7 +144,17 @@ async fn every_curve_of_old_completes_with_and_without_extended_master_secret() 
     if !have_openssl() {
         return;
     }
-    for curve in ["X25519", "P-256", "P-384", "P-521", "X448"] {
+    for curve in [
+        "X25519",
+        "P-256",
+        "P-384",
+        "P-521",
+        "X448",
+        "brainpoolP256r1",
+        "brainpoolP384r1",
+        "brainpoolP512r1",
+        "secp256k1",
+    ] {
         let server = Server::start(Keys::Rsa, &["-groups", curve]);
         let prober = server.prober();
         for extended in [true, false] {

@@ -262,6 +262,15 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "tlslite-brainpool",
+        &[
+            ("groups.tls1_3", "=brainpoolP384r1tls13"),
+            ("certificate.trusted", "yes"),
+            ("certificate.keys", "=rsa-2048"),
+            ("signatures.tls1_3", "yes"),
+        ],
+    ),
+    (
         "openssl-tls1_3",
         &[
             ("protocol.ssl2", "no"),

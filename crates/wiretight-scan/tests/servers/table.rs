@@ -282,6 +282,7 @@ const TLSLITE: &[(&str, Kind, &str)] = &[
     ("tlslite-hybrids", Kind::Real, "rsa"),
     ("tlslite-pq-only", Kind::Odd, "rsa --min 1.3 --groups x25519mlkem768"),
     ("tlslite-pq-p384-only", Kind::Odd, "ecdsa --min 1.3 --groups secp384r1mlkem1024"),
+    ("tlslite-brainpool", Kind::Odd, "rsa --min 1.3 --groups brainpoolP384r1tls13"),
     ("tlslite-ssl3", Kind::Real, "rsa --min 3.0 --max 3.0 --ciphers rc4,3des,aes128,aes256"),
     ("tlslite-rc4", Kind::Real, "rsa --min 1.0 --max 1.2 --ciphers rc4,3des"),
     ("tlslite-no-ems", Kind::Real, "rsa --min 1.0 --max 1.2 --no-ems --no-etm --no-heartbeat"),

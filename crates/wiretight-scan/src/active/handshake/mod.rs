@@ -13,6 +13,7 @@ mod protection;
 mod shares;
 pub mod tls12;
 pub mod tls13;
+mod weierstrass;
 mod x448;
 
 use std::fmt;

@@ -5,13 +5,18 @@ use aws_lc_rs::kem::{self, Ciphertext, DecapsulationKey};
 use num_bigint::BigUint;
 
 use super::ffdhe::FfdheKey;
+use super::weierstrass::WeierstrassKey;
 use super::{Failure, malformed, random, x448};
 
-/// Groups that a handshake can be completed with, best known first.
+/// Groups that a handshake of TLS 1.3 can be completed with, best known first.
 pub const GROUPS: &[u16] = &[
     0x001d, 0x0017, 0x0018, 0x0019, 0x11ec, 0x11eb, 0x11ed, 0x0201, 0x0202, 0x0200, 0x001e, 0x0100,
-    0x0101, 0x0102, 0x0103, 0x0104,
+    0x0101, 0x0102, 0x0103, 0x0104, 0x001f, 0x0020, 0x0021,
 ];
+
+/// The same of the versions before.
+pub(super) const CURVES: &[u16] =
+    &[0x001d, 0x0017, 0x0018, 0x0019, 0x001e, 0x001a, 0x001b, 0x001c, 0x0016];
 
 /// The client's half of a key exchange.
 pub(super) struct KeyShare {
@@ -23,6 +28,7 @@ enum Private {
     AwsLc(Hybrid),
     X448([u8; x448::LENGTH]),
     FiniteField(FfdheKey),
+    Weierstrass(WeierstrassKey),
 }
 
 /// A curve, ML-KEM, or both.
@@ -46,6 +52,10 @@ impl KeyShare {
             let public = key.public()?;
             return Ok(Some(Self { private: Private::FiniteField(key), public }));
         }
+        if let Some(key) = WeierstrassKey::generate(group) {
+            let public = key.public()?;
+            return Ok(Some(Self { private: Private::Weierstrass(key), public }));
+        }
         Ok((group == 0x001e).then(|| {
             let key = random();
             Self { public: x448::public(&key).to_vec(), private: Private::X448(key) }
@@ -63,6 +73,7 @@ impl KeyShare {
             Private::AwsLc(key) => key.secret(share),
             Private::X448(key) => x448::secret(key, share),
             Private::FiniteField(key) => key.secret(share),
+            Private::Weierstrass(key) => key.secret(share),
         }
     }
 }

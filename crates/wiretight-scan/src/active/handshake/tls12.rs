@@ -8,8 +8,8 @@ use super::aead::Algorithm;
 use super::channel::{Channel, Incoming};
 use super::keys::{Hash, Prf};
 use super::protection::{Cipher, MacHash, Protection};
-use super::shares::{KeyShare, dhe, power};
-use super::{BadPadding, Failure, GROUPS, certificate_verify, malformed, random};
+use super::shares::{CURVES, KeyShare, dhe, power};
+use super::{BadPadding, Failure, certificate_verify, malformed, random};
 use crate::active::Prober;
 use crate::active::link::Link;
 use crate::names::{KeyExchange, Suite, Version, suites};
@@ -65,11 +65,10 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
     // The pairs of TLS 1.2, without what only later versions have.
     let schemes = prober.schemes(version);
-    let curves: Vec<u16> = GROUPS.iter().copied().filter(|group| *group < 0x100).collect();
     let hello = prober
         .hello(version)
         .suites(usable.iter().map(|suite| suite.code))
-        .groups(&curves)
+        .groups(CURVES)
         .with(extension::EC_POINT_FORMATS, vec![1, 0])
         .with(extension::EXTENDED_MASTER_SECRET, Vec::new())
         .with(extension::RENEGOTIATION_INFO, vec![0]);
