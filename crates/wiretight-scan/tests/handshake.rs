@@ -15,22 +15,33 @@ async fn tls1_3_works_with_every_suite_group_and_key() {
     if !have_openssl() {
         return;
     }
-    for suite in
-        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
-    {
-        for group in ["X25519", "P-256", "P-384", "P-521"] {
-            let server = Server::start(
-                Keys::Rsa,
-                &["-tls1_3", "-ciphersuites", suite, "-groups", group, "-alpn", "h2"],
-            );
-            let prober = server.prober();
-            let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
-            let shown = shown::tls1_3(&prober, &hello).await.unwrap();
-            assert_eq!(shown.certificates(), [server.certificate()]);
-            assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
-            assert_eq!(shown.alpn().as_deref(), Some("h2"));
-            assert_eq!(shown.retry.is_some(), group != "X25519");
-        }
+    let common =
+        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+    let curves = ["X25519", "P-256", "P-384", "P-521"];
+    let all = common.iter().flat_map(|suite| curves.iter().map(move |group| (*suite, *group)));
+    let rare = [
+        ("TLS_AES_128_CCM_SHA256", "X25519"),
+        ("TLS_AES_128_CCM_8_SHA256", "P-256"),
+        ("TLS_AES_128_GCM_SHA256", "X448"),
+        ("TLS_AES_256_GCM_SHA384", "ffdhe2048"),
+    ];
+    for (suite, group) in all.chain(rare) {
+        let weak = ["-cipher", "ALL:@SECLEVEL=0"];
+        let arguments = ["-tls1_3", "-ciphersuites", suite, "-groups", group, "-alpn", "h2"];
+        let server = Server::start(Keys::Rsa, &[&arguments[..], &weak].concat());
+        let prober = server.prober();
+        let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
+        let shown = shown::tls1_3(&prober, &hello).await.unwrap();
+        assert_eq!(shown.certificates(), [server.certificate()]);
+        assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
+        assert_eq!(shown.alpn().as_deref(), Some("h2"));
+        assert_eq!(shown.retry.is_some(), group != "X25519");
+    }
+    for group in ["ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"] {
+        let server = Server::start(Keys::Ecdsa, &["-tls1_3", "-groups", group]);
+        let prober = server.prober();
+        let shown = shown::tls1_3(&prober, &shown::hello(&prober)).await.unwrap();
+        assert_eq!(shown.certificates(), [server.certificate()], "{group}");
     }
     for (keys, scheme) in [(Keys::Ecdsa, 0x0403), (Keys::Ed25519, 0x0807)] {
         let server = Server::start(keys, &["-tls1_3"]);
@@ -45,15 +56,19 @@ async fn data_flows_after_a_tls1_3_handshake() {
     if !have_openssl() {
         return;
     }
-    let server = Server::start(Keys::Ecdsa, &["-tls1_3", "-rev"]);
-    let prober = server.prober();
-    let mut client = tls13::Client::new(prober.connect().await.unwrap(), shown::hello(&prober));
-    client.handshake(None).await.unwrap();
-    client.channel.send(ContentType::ApplicationData, b"abc\n").await.unwrap();
-    loop {
-        if let Incoming::Data(data) = client.channel.next().await.unwrap() {
-            assert_eq!(data, b"cba\n");
-            break;
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"] {
+        let weak = ["-cipher", "ALL:@SECLEVEL=0"];
+        let arguments = ["-tls1_3", "-rev", "-ciphersuites", suite];
+        let server = Server::start(Keys::Ecdsa, &[&arguments[..], &weak].concat());
+        let prober = server.prober();
+        let mut client = tls13::Client::new(prober.connect().await.unwrap(), shown::hello(&prober));
+        client.handshake(None).await.unwrap();
+        client.channel.send(ContentType::ApplicationData, b"abc\n").await.unwrap();
+        loop {
+            if let Incoming::Data(data) = client.channel.next().await.unwrap() {
+                assert_eq!(data, b"cba\n");
+                break;
+            }
         }
     }
 }
@@ -115,6 +130,10 @@ async fn every_old_version_key_exchange_and_cipher_completes() {
         (Version::Tls1_2, "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA384"),
         (Version::Tls1_2, "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
         (Version::Tls1_2, "TLS_DHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
+        (Version::Tls1_2, "TLS_RSA_WITH_AES_128_CCM"),
+        (Version::Tls1_2, "TLS_DHE_RSA_WITH_AES_256_CCM_8"),
+        (Version::Tls1_2, "TLS_ECDHE_ECDSA_WITH_AES_256_CCM"),
+        (Version::Tls1_2, "TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8"),
     ] {
         assert!(completed.contains(&(version, name)), "{version} {name}: {completed:?}");
     }
@@ -125,7 +144,17 @@ async fn every_old_curve_completes_with_and_without_extended_master_secret() {
     if !have_openssl() {
         return;
     }
-    for curve in ["X25519", "P-256", "P-384", "P-521"] {
+    for curve in [
+        "X25519",
+        "P-256",
+        "P-384",
+        "P-521",
+        "X448",
+        "brainpoolP256r1",
+        "brainpoolP384r1",
+        "brainpoolP512r1",
+        "secp256k1",
+    ] {
         let server = Server::start(Keys::Rsa, &["-groups", curve]);
         let prober = server.prober();
         for extended in [true, false] {
@@ -200,7 +229,10 @@ async fn tls1_3_early_data_and_resumption_without_key_exchange_are_recognized() 
         (&["-early_data", "-max_early_data", "5000"], Answer::Yes, Answer::No, Answer::Yes),
         (&["-allow_no_dhe_kex"], Answer::Yes, Answer::Yes, Answer::No),
         (&["-num_tickets", "0"], Answer::No, Answer::No, Answer::No),
+        (&["-ciphersuites", "TLS_AES_128_CCM_SHA256"], Answer::Yes, Answer::No, Answer::No),
         // With a HelloRetryRequest.
+        (&["-groups", "X448"], Answer::Yes, Answer::No, Answer::No),
+        (&["-groups", "ffdhe2048"], Answer::Yes, Answer::No, Answer::No),
         (&["-groups", "P-384"], Answer::Yes, Answer::No, Answer::No),
     ] {
         let facts = new_sessions(arguments).await;

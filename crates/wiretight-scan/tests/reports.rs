@@ -286,3 +286,66 @@ fn an_html_page_is_self_contained() {
     let none = written(Format::Html, Options::default(), &[]);
     assert!(none.ends_with("</html>\n"));
 }
+
+/// Chromium without a window and with a profile of its own; `None` where it is missing, but not in CI.
+fn chromium(arguments: &[&str], page: &Path) -> Option<Vec<u8>> {
+    let profile = tempfile::tempdir().unwrap();
+    let profile = format!("--user-data-dir={}", profile.path().display());
+    let fixed = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"];
+    let url = format!("file://{}", page.canonicalize().unwrap().display());
+    let mut command = Command::new("chromium");
+    command.args(fixed).arg(profile).args(arguments).arg(url);
+    match command.output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(output.stdout)
+        }
+        Err(e) => {
+            assert!(std::env::var_os("CI").is_none(), "chromium: {e}");
+            eprintln!("skipped: chromium: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_page_fits_a_window_of_1200_pixels_and_less_than_two_printed_pages_a_target() {
+    let reports: Vec<Report> =
+        [samples::modern(), samples::mail(), samples::old(), samples::throttled()]
+            .into_iter()
+            .cycle()
+            .take(8)
+            .collect();
+    let page = written(Format::Html, Options::default(), &reports);
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    assert!(page.contains(policy));
+    // What is cut: what is wider than the window, a table wider than what it is in, a label that leaves its box.
+    let script = "<script>addEventListener('load', () => {
+        const box = (e) => e.getBoundingClientRect(), cut = [];
+        for (const e of document.querySelectorAll('main *'))
+            if (box(e).right > innerWidth + 1) cut.push('window: ' + e.textContent.slice(0, 40));
+        for (const e of document.querySelectorAll('table'))
+            if (box(e).right > box(e.parentElement).right + 1) cut.push('table ' + e.className);
+        for (const e of document.querySelectorAll('th.p span')) {
+            const outer = box(e.closest('section'));
+            if (box(e).right > outer.right || box(e).top < outer.top) cut.push('label ' + e.textContent);
+        }
+        document.title = innerWidth + ' ' + document.documentElement.scrollWidth + ' cut ' + cut.join('; ');
+    })</script></body>";
+    let measuring = page.replace(policy, "script-src 'unsafe-inline'; style-src 'unsafe-inline'");
+    let measuring = file("report-measured.html", &measuring.replace("</body>", script));
+    let window = ["--window-size=1200,900", "--hide-scrollbars", "--dump-dom"];
+    let Some(dom) = chromium(&window, &measuring) else { return };
+    let dom = String::from_utf8(dom).unwrap();
+    let (_, rest) = dom.split_once("<title>").unwrap();
+    let (title, _) = rest.split_once("</title>").unwrap();
+    assert_eq!(title, "1200 1200 cut ");
+
+    let pdf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.pdf");
+    let _ = std::fs::remove_file(&pdf);
+    let print = format!("--print-to-pdf={}", pdf.display());
+    chromium(&[&print, "--no-pdf-header-footer"], &file("report-printed.html", &page));
+    let pdf = std::fs::read(&pdf).unwrap();
+    let pages = pdf.windows(12).filter(|bytes| bytes.starts_with(b"/Type /Page\n")).count();
+    assert!((8..16).contains(&pages), "{pages} pages for eight targets and a summary");
+}
