@@ -16,7 +16,6 @@ macro_rules! profiles {
     ($($variant:ident $name:literal $title:literal $demands:ident,)*) => {
         /// A standard that an endpoint can meet.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "their titles say it")]
         pub enum Profile {
             $($variant,)*
         }

@@ -18,7 +18,6 @@ pub use suites::{Bulk, KeyExchange, SSL2_SUITES, Suite, suites};
 /// A protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum Version {
     Ssl2,
     Ssl3,

@@ -13,7 +13,6 @@ pub struct Suite {
 
 /// A key-exchange method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum KeyExchange {
     /// TLS 1.3: depends on the group, not on the suite.
     Any,
@@ -37,7 +36,6 @@ pub enum KeyExchange {
 
 /// A bulk cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum Bulk {
     Null,
     Rc4,

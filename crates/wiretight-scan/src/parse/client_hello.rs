@@ -5,7 +5,6 @@ use super::{ContentType, Reader, record};
 use crate::names::Version;
 
 /// Numbers of extensions (IANA, TLS ExtensionType Values).
-#[allow(missing_docs, reason = "their names say it")]
 pub mod extension {
     pub const SERVER_NAME: u16 = 0;
     pub const STATUS_REQUEST: u16 = 5;

@@ -10,7 +10,6 @@ pub const MAX_HANDSHAKE: usize = 256 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandshakeType(pub u8);
 
-#[allow(missing_docs, reason = "their names say it")]
 impl HandshakeType {
     pub const HELLO_REQUEST: Self = Self(0);
     pub const CLIENT_HELLO: Self = Self(1);

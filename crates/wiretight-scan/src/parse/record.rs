@@ -8,7 +8,6 @@ pub const MAX_FRAGMENT: usize = (1 << 14) + 2048;
 
 /// The type of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum ContentType {
     ChangeCipherSpec,
     Alert,
