@@ -51,10 +51,16 @@ async fn say_hello(token: JoinToken, dir: PathBuf, hello: String) -> String {
     mesh.set_identities(BTreeMap::from([(own.clone(), Arc::new(identity))]));
     let authority = SpiffeId::new(td, Id::Authority);
     let config = client_config(&mesh, own, authority.clone(), ALPN_CONTROL).unwrap();
-    let tcp = TcpStream::connect(&token.authority[0]).await.unwrap();
-    let name = authority.dns_name().try_into().unwrap();
-    let connected = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await;
-    let mut stream = connected.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let mut stream = loop {
+        let tcp = TcpStream::connect(&token.authority[0]).await.unwrap();
+        let name = authority.dns_name().try_into().unwrap();
+        match connector.connect(name, tcp).await {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
     let frame = [&(hello.len() as u32).to_be_bytes(), hello.as_bytes()].concat();
     stream.write_all(&frame).await.unwrap();
     let mut said = Vec::new();
