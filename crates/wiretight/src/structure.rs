@@ -1,18 +1,18 @@
-//! The order of modules: each imports only modules that ARCHITECTURE.md draws below it, so none import each other in a
-//! circle, and `config` imports no part of the program. Reads the sources, without what is compiled for tests alone.
+//! Checks the imports of modules: each module imports only modules that are drawn below it in ARCHITECTURE.md, so there
+//! are no cycles; and `config` imports no other part of the program. Reads the sources, without test code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// What `config` may import: the files that it is written to.
+/// The modules that `config` may import.
 const BELOW_CONFIG: [&str; 1] = ["private_dir"];
-/// Files that are compiled for tests alone.
+/// Files that are compiled only for tests.
 const TESTS: [&str; 3] = ["tests.rs", "year.rs", "structure.rs"];
 
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// Adds what one file imports to what its top-level module imports. `path`: its module path, outermost first.
+/// Adds the imports of one file to those of its top-level module. `path` is its module path, outermost first.
 fn read(file: &Path, path: &[String], imports: &mut Imports) {
     let source = fs::read_to_string(file).unwrap();
     let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
@@ -76,7 +76,7 @@ fn walk(dir: &Path, path: &[String], imports: &mut Imports) {
     }
 }
 
-/// What each top-level module of a crate imports of the others.
+/// The imports of each top-level module of a crate.
 fn imports(name: &str) -> Imports {
     let mut imports = Imports::new();
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -91,12 +91,13 @@ fn imports(name: &str) -> Imports {
     imports
 }
 
-/// The rows of a crate's picture in ARCHITECTURE.md, from the top: names, then two spaces or more and what they are.
-fn picture(name: &str) -> BTreeMap<&'static str, usize> {
+/// The row of each module in a crate's diagram in ARCHITECTURE.md, counted from the top. A line has the names of modules
+/// and then their descriptions.
+fn diagram(name: &str) -> BTreeMap<&'static str, usize> {
     let text = include_str!("../../../ARCHITECTURE.md");
     let section = text.split(&format!("## Modules of `{name}`")).nth(1).unwrap();
-    let picture = section.split("```").nth(1).unwrap();
-    let rows = picture.lines().filter(|line| !line.is_empty()).enumerate();
+    let diagram = section.split("```").nth(1).unwrap();
+    let rows = diagram.lines().filter(|line| !line.is_empty()).enumerate();
     let names = |(row, line): (usize, &'static str)| {
         let names = line.split_at_checked(NAMES).map_or(line, |(names, _)| names);
         names.split_whitespace().map(move |name| (name, row))
@@ -104,33 +105,36 @@ fn picture(name: &str) -> BTreeMap<&'static str, usize> {
     rows.flat_map(names).collect()
 }
 
-/// Where names end in the picture, and what they are begins.
+/// The column in the diagram at which the descriptions begin.
 const NAMES: usize = 40;
 
 #[test]
-fn modules_import_only_those_below_them_in_the_picture() {
+fn modules_import_only_modules_below_them() {
     for name in ["wiretight", "wiretight-proxy"] {
-        let (imports, rows) = (imports(name), picture(name));
+        let (imports, rows) = (imports(name), diagram(name));
         let (drawn, there): (Vec<_>, Vec<_>) = (rows.keys().collect(), imports.keys().collect());
         assert_eq!(
             drawn, there,
-            "the modules of {name} and those of its picture in ARCHITECTURE.md"
+            "the modules of {name} differ from its diagram in ARCHITECTURE.md"
         );
         for (module, of) in &imports {
             for other in of {
                 let (above, below) = (rows[module.as_str()], rows[other.as_str()]);
-                assert!(above < below, "{name}: {module} imports {other}, which is not below it");
+                assert!(
+                    above < below,
+                    "{name}: {module} imports {other}, which ARCHITECTURE.md does not draw below it"
+                );
             }
         }
     }
 }
 
 #[test]
-fn the_configuration_imports_no_part_of_the_program() {
+fn config_imports_no_other_part_of_the_program() {
     let imports = imports("wiretight");
     let of = &imports["config"];
     let parts: Vec<_> = of.iter().filter(|m| !BELOW_CONFIG.contains(&m.as_str())).collect();
-    assert!(parts.is_empty(), "{parts:?}: what a setting is belongs to config");
-    // What is read here is what the compiler sees.
+    assert!(parts.is_empty(), "{parts:?}: types of settings belong into config");
+    // Control: known imports are found.
     assert!(imports["node"].contains("authority") && imports["intercept"].contains("sandbox"));
 }
