@@ -1,17 +1,17 @@
-//! The `wiretight` program: everything around the data plane.
+//! The `wiretight` program: everything except the data plane.
 //!
-//! - [`cli`]: one file a verb
-//! - [`node`]: what `wiretight run` starts, and what it is told to do while it runs
-//! - [`admin`]: how the command line, probes and Prometheus ask a running node
-//! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and what is said between
-//! - [`log`]: the public record of everything that was issued
-//! - [`acme`], [`sites`]: the certificates of sites
-//! - [`acme_server`]: certificates for programs with an ACME client of their own
-//! - [`intercept`]: puts the kernel's rules in force and keeps them there
-//! - [`web`]: the HTTP client and server of the log
-//! - [`config`]: the one file
-//! - [`logging`], [`private_dir`]: log lines, files of the state folder
-//! - [`sandbox`], `privilege`, `program`: what a process of ours may do, and how it starts another
+//! - [`cli`]: the command line, one file per verb
+//! - [`node`]: the running node, started by `wiretight run`
+//! - [`admin`]: the interface of a running node for the command line, probes and Prometheus
+//! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and the protocol between
+//! - [`log`]: the transparency log, witnesses and monitors
+//! - [`acme`], [`sites`]: certificates of sites
+//! - [`acme_server`]: certificates for programs with an ACME client
+//! - [`intercept`]: loads and maintains the kernel's rules
+//! - [`web`]: HTTP client and server for the log
+//! - [`config`]: the configuration file
+//! - [`logging`], [`private_dir`]: log lines, files in the state directory
+//! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
 
 pub mod acme;
 pub mod acme_server;

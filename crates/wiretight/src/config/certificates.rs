@@ -1,4 +1,4 @@
-//! How the sites of a configuration get their certificates: values alone, for the parts that order and issue them.
+//! Settings for the certificates of sites.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,37 +9,37 @@ use hyper::http::uri::{Authority, PathAndQuery};
 use wiretight_keys::TrustDomain;
 use wiretight_proxy::edge::settings::SiteName;
 
-/// The longest that a certificate of a site from the authority holds.
+/// The longest lifetime of a site's certificate from the authority.
 pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 
-/// The public CA that is asked where no other is named.
+/// The default CA.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
-/// Which proof a CA is given that a name is served here.
+/// An ACME challenge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Challenge {
     /// A file on port 80 (RFC 8555, section 8.3).
     Http01,
     /// A certificate on port 443 (RFC 8737).
     TlsAlpn01,
-    /// A record in the DNS (RFC 8555, section 8.4).
+    /// A DNS record (RFC 8555, section 8.4).
     Dns01,
 }
 
-/// A CA, as the configuration names it.
+/// `[[acme]]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaSettings {
-    /// Its directory, https://.
+    /// The URL of its directory.
     pub directory: String,
-    /// What its own HTTPS is verified with; `None`: what the system trusts.
+    /// CA certificates for the ACME server's HTTPS; `None`: the system's.
     pub roots: Option<PathBuf>,
-    /// Whom the CA writes to, mailto:.
+    /// mailto: URLs.
     pub contact: Vec<String>,
-    /// The profile of certificates that is asked for.
+    /// The certificate profile to request.
     pub profile: Option<String>,
-    /// The proof to give; `None`: one after the other.
+    /// `None`: http-01 and tls-alpn-01 in turn.
     pub challenge: Option<Challenge>,
-    /// What puts records into the DNS.
+    /// The command that sets DNS records.
     pub dns_command: Option<PathBuf>,
 }
 
@@ -56,29 +56,27 @@ impl Default for CaSettings {
     }
 }
 
-/// A site whose certificate is ordered.
+/// A site whose certificate is ordered by ACME.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcmeSite {
-    /// Its names, the first of which it is called by.
+    /// Its names; the first one identifies the site.
     pub names: Vec<SiteName>,
-    /// Who is asked before each certificate; `None`: nobody, the names are the operator's own.
+    /// For on-demand hosts: the program that is asked before each order.
     pub ask: Option<AskUrl>,
 }
 
-/// Who says whether a host is to have a certificate: a program on this machine, by HTTP.
+/// The URL of a program on this machine that decides whether a host may have a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskUrl {
     authority: Authority,
     path: PathAndQuery,
 }
 
-/// Why a text is none.
+/// Why this is not an ask URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskUrlError {
-    /// It is no such address.
     #[error("it is not http://ADDRESS:PORT/PATH")]
     Malformed,
-    /// It is elsewhere.
     #[error("it is not on this machine")]
     NotHere,
 }
@@ -108,12 +106,10 @@ impl FromStr for AskUrl {
 }
 
 impl AskUrl {
-    /// Host and port.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Path, and query if there is one.
     pub fn path(&self) -> &PathAndQuery {
         &self.path
     }
@@ -122,28 +118,26 @@ impl AskUrl {
 /// A site whose hosts are not known beforehand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnDemandSite {
-    /// What the hosts have in common: `*.example.org`, or `*`.
+    /// Patterns of hosts: `*.example.org` or `*`.
     pub names: Vec<SiteName>,
-    /// Who is asked about each.
+    /// The program that is asked about each host.
     pub ask: AskUrl,
 }
 
 /// A site whose certificate the authority issues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InternalSite {
-    /// Its names.
     pub names: Vec<SiteName>,
     /// Lifetime of its certificates.
     pub ttl: Duration,
 }
 
-/// Where the ACME server answers the edge.
+/// The socket on which the ACME server listens for the edge.
 pub(crate) fn acme_socket(state_dir: &Path) -> PathBuf {
     state_dir.join("acme.sock")
 }
 
-/// The names by which foreign software knows members of the mesh: a certificate for one would be taken for
-/// theirs.
+/// The DNS names of members of the mesh. Other software would accept a certificate for such a name as a member's.
 pub(crate) fn reserved(trust_domain: &TrustDomain) -> Vec<SiteName> {
     let td = trust_domain.as_str().replace('_', "-");
     let names = [format!("authority.{td}"), format!("*.service.{td}"), format!("*.node.{td}")];

@@ -119,26 +119,26 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
         assert!(text.contains(&format!("all {size} entries and all tiles")), "{text}");
     };
     world.shows(log, 700);
-    world.is(0, &mirror, &["0 entries were there, 700 were added"]);
+    world.is(0, &mirror, &["it had 0 entries, 700 were added"]);
     whole(700);
-    world.is(0, &mirror, &["512 entries were there"]);
+    world.is(0, &mirror, &["it had 512 entries"]);
     world.shows(log, 1300);
-    world.is(0, &mirror, &["512 entries were there, 788 were added"]);
+    world.is(0, &mirror, &["it had 512 entries, 788 were added"]);
     whole(1300);
     assert!(!copy.join("tile/0/002.p").exists(), "a full one has taken its place");
     // A damaged copy: hashes are made again, entries are fetched again.
     std::fs::remove_file(copy.join("tile/0/001")).unwrap();
     std::fs::write(copy.join("tile/0/002"), "x").unwrap();
-    world.is(0, &mirror, &["1280 entries were there"]);
+    world.is(0, &mirror, &["it had 1280 entries"]);
     whole(1300);
     let bundle = copy.join("tile/entries/001");
     let mut bytes = std::fs::read(&bundle).unwrap();
     bytes[9] ^= 1;
     std::fs::write(&bundle, bytes).unwrap();
-    world.is(0, &mirror, &["0 entries were there, 1300 were added"]);
+    world.is(0, &mirror, &["it had 0 entries, 1300 were added"]);
     whole(1300);
     std::fs::remove_file(&bundle).unwrap();
-    world.is(0, &mirror, &["256 entries were there"]);
+    world.is(0, &mirror, &["it had 256 entries"]);
     whole(1300);
     // Less, another history, another log: the copy stays what it is.
     world.shows(log, 1000);
