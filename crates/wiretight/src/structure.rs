@@ -1,5 +1,5 @@
-//! Checks the imports of modules: each module imports only modules that are drawn below it in ARCHITECTURE.md, so there
-//! are no cycles; and `config` imports no other part of the program. Reads the sources, without test code.
+//! Checks the imports of modules: each imports only modules that ARCHITECTURE.md draws below it, so there are no cycles, and
+//! `config` imports no other part of the program. Reads the sources, without test code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -91,8 +91,7 @@ fn imports(name: &str) -> Imports {
     imports
 }
 
-/// The row of each module in a crate's diagram in ARCHITECTURE.md, counted from the top. A line has the names of modules
-/// and then their descriptions.
+/// The row of each module in a crate's diagram in ARCHITECTURE.md, counted from the top.
 fn diagram(name: &str) -> BTreeMap<&'static str, usize> {
     let text = include_str!("../../../ARCHITECTURE.md");
     let section = text.split(&format!("## Modules of `{name}`")).nth(1).unwrap();
@@ -105,25 +104,22 @@ fn diagram(name: &str) -> BTreeMap<&'static str, usize> {
     rows.flat_map(names).collect()
 }
 
-/// The column in the diagram at which the descriptions begin.
+/// The column where the names of modules end and their descriptions start.
 const NAMES: usize = 40;
 
 #[test]
-fn modules_import_only_modules_below_them() {
+fn modules_import_only_modules_below_them_in_the_diagram() {
     for name in ["wiretight", "wiretight-proxy"] {
         let (imports, rows) = (imports(name), diagram(name));
         let (drawn, there): (Vec<_>, Vec<_>) = (rows.keys().collect(), imports.keys().collect());
         assert_eq!(
             drawn, there,
-            "the modules of {name} differ from its diagram in ARCHITECTURE.md"
+            "the modules in the diagram of {name} in ARCHITECTURE.md, and in its sources"
         );
         for (module, of) in &imports {
             for other in of {
                 let (above, below) = (rows[module.as_str()], rows[other.as_str()]);
-                assert!(
-                    above < below,
-                    "{name}: {module} imports {other}, which ARCHITECTURE.md does not draw below it"
-                );
+                assert!(above < below, "{name}: {module} imports {other}, which is not below it");
             }
         }
     }
