@@ -12,6 +12,8 @@ use wiretight_scan::active::{http, redirect};
 use wiretight_scan::facts::{Answer, Facts, Value};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What no request waits for, on the busiest machine.
+const LONG: Duration = Duration::from_secs(60);
 
 async fn ask(address: SocketAddr) -> Facts {
     http(address, Some("localhost"), "localhost", PATIENCE, None).await
@@ -74,7 +76,7 @@ async fn start(command: &mut Command, port: u16) -> (Program, SocketAddr) {
     let program = Program(command.spawn().unwrap());
     let (address, begun) = (SocketAddr::from(([127, 0, 0, 1], port)), Instant::now());
     while TcpStream::connect(address).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{command:?} does not start");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{command:?} does not start");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (program, address)
@@ -278,24 +280,28 @@ async fn no_server_holds_a_request_up_or_makes_up_an_answer() {
             Ok(())
         }),
         ("silence", Answer::Inconclusive, |out| {
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(LONG);
             out.write_all(b"late")
         }),
         ("an end before an answer", Answer::Inconclusive, |_| Ok(())),
         ("an end within", Answer::Inconclusive, |out| out.write_all(b"HTTP/1.1 200 OK\r\nA:")),
         ("another protocol", Answer::Untested, |out| {
             out.write_all(b"* OK IMAP4rev1 \x1b[2J ready\r\n")?;
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(LONG);
             Ok(())
         }),
         ("HTTP/2", Answer::Untested, |out| out.write_all(b"\0\0\x12\x04\0\0\0\0\0")),
     ];
-    let timeout = Duration::from_millis(500);
     for (name, answer, play) in plays {
+        // What answers needs no time-out; a busy machine may.
+        let timeout = match answer {
+            Answer::Untested => PATIENCE,
+            _ => Duration::from_millis(500),
+        };
         let address = played("http/1.1", *play);
         let begun = Instant::now();
         let facts = http(address, None, "localhost", timeout, None).await;
-        assert!(begun.elapsed() < timeout * 3, "{name}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < LONG / 2, "{name}: {:?}", begun.elapsed());
         for (id, fact) in facts.iter() {
             assert_eq!(fact.answer, *answer, "{name}: {id}: {fact:?}");
             assert!(!fact.evidence.contains('\x1b') && fact.evidence.len() < 400, "{name}");

@@ -14,12 +14,12 @@ use wiretight_scan::{Report, Target};
 
 use super::{Running, hostile, pki, proxies};
 
-/// Options with patience for servers on a busy machine, and with the tests' root trusted.
+/// Options with patience for servers and scans on a busy machine, and with the tests' root trusted.
 pub fn options() -> Options {
     let roots = Roots::from_pem_file(&pki::folder().join("root.pem")).unwrap();
     Options {
         timeout: Duration::from_secs(5),
-        max_time: Duration::from_secs(60),
+        max_time: Duration::from_secs(600),
         stores: Arc::new(Stores { roots: Some(roots), mesh: None }),
         ..Options::default()
     }

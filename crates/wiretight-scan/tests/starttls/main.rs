@@ -300,7 +300,7 @@ async fn hostile_servers_are_bounded() {
             let port = hostile.serve(start).await;
             trials.spawn(async move {
                 let begun = Instant::now();
-                let outcome = ask_within(port, start, 3).await;
+                let outcome = ask_within(port, start, 5).await;
                 (start, hostile, begun.elapsed(), outcome.map(|upgrade| upgrade.offer))
             });
         }
@@ -308,7 +308,8 @@ async fn hostile_servers_are_bounded() {
     while let Some(trial) = trials.join_next().await {
         let (start, hostile, took, outcome) = trial.unwrap();
         let case = format!("{start:?} {hostile:?} {took:?}: {outcome:?}");
-        assert!(took < Duration::from_millis(3500), "{case}");
+        // A deadline for each step would take twice as long; the rest is for a busy machine.
+        assert!(took < Duration::from_millis(9900), "{case}");
         let refused = outcome.expect_err(&case);
         assert!(refused.evidence.len() < 600 && refused.evidence.is_ascii(), "{case}");
         assert!(!refused.evidence.contains(|c: char| c.is_ascii_control()), "{case}");

@@ -150,7 +150,7 @@ impl Server {
         command.process_group(0).stdin(Stdio::null()).current_dir(self.folder.path());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.children.push(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
-        let until = std::time::Instant::now() + Duration::from_secs(30);
+        let until = std::time::Instant::now() + Duration::from_secs(120);
         for port in ports {
             while std::net::TcpStream::connect(("127.0.0.1", *port)).is_err() {
                 let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
