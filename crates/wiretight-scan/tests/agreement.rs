@@ -1,7 +1,7 @@
-//! Where testssl.sh and sslyze agree about a server, a scan says the same.
+//! If testssl.sh and sslyze agree on a fact about a server, a scan reports the same.
 //!
-//! All three are run on each server of [`CASES`], three servers at a time. testssl.sh takes minutes for all that it can
-//! do, so it is asked for the sections that a server is there for; sslyze is asked for everything.
+//! All three run on each server of [`CASES`], three servers at a time. A complete run of testssl.sh takes minutes, so it
+//! runs only the sections that the server is meant to test; sslyze runs everything.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod peers;
@@ -23,12 +23,12 @@ use wiretight_scan::facts::{Answer, Facts};
 use wiretight_scan::names::Version;
 use wiretight_scan::{Host, Target};
 
-/// What our scan says, and how long it takes.
+/// Facts of our scan, and its duration.
 fn ours(server: &Running) -> (Facts, Duration) {
     let roots = Roots::from_pem_file(&pki::folder().join("root.pem")).unwrap();
     let stores = Arc::new(Stores { roots: Some(roots), mesh: None });
     let options = Options { stores, ..Options::default() };
-    // By this name the others ask, too.
+    // The other scanners use the same name.
     let target = Target { host: Host::Name("localhost".to_owned()), ..server.target() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let begun = Instant::now();
@@ -37,7 +37,7 @@ fn ours(server: &Running) -> (Facts, Duration) {
     (report.facts, begun.elapsed())
 }
 
-/// The servers, and what testssl.sh is asked of each.
+/// The servers, and the testssl.sh sections for each.
 const CASES: &[(&str, &str)] = &[
     ("openssl-default", "-p"),
     ("openssl-tls1_0", "-E"),
@@ -82,25 +82,25 @@ const CASES: &[(&str, &str)] = &[
     ("old-compression", "-C"),
 ];
 
-/// A fact of a server on which not all say the same: what is right, and the proof by other means.
+/// A fact of a server on which the scanners disagree: the right answer, and a proof by other means.
 struct Dissent {
-    /// A server, or what it begins with and `*`.
+    /// A server name, or a prefix and `*`.
     server: &'static str,
-    /// An id, or what it begins with and `*`.
+    /// An id, or a prefix and `*`.
     fact: &'static str,
-    /// The answer, which must be ours.
+    /// The right answer; ours must be the same.
     right: &'static str,
     proof: &'static str,
 }
 
-const SLAPD: &str = "on LDAP testssl.sh has OpenSSL 3.0 connect, whose security level forbids TLS 1.0 and 1.1; \
+const SLAPD: &str = "for LDAP, testssl.sh connects with OpenSSL 3.0, whose security level forbids TLS 1.0 and 1.1; \
                      `openssl s_client -starttls ldap -tls1 -cipher ALL:@SECLEVEL=0` completes a handshake";
-const RARE: &str = "for TLS 1.0 and 1.1 testssl.sh offers no such suites; `openssl s_client -tls1 -cipher \
+const RARE: &str = "testssl.sh does not offer these suites in TLS 1.0 and 1.1; `openssl s_client -tls1 -cipher \
                     ALL:COMPLEMENTOFALL:@SECLEVEL=0` completes a handshake, and so does `-tls1_1`";
-const REUSED: &str = "`openssl s_client -tls1_2 -no_ticket -reconnect` says `Reused` five times, with each of the \
+const REUSED: &str = "`openssl s_client -tls1_2 -no_ticket -reconnect` prints `Reused` five times, with each of the \
                       certificates";
-const SHA1: &str = "the leaf is signed with SHA-1: `openssl verify -auth_level 1` says `CA signature digest algorithm \
-                    too weak`, and `certtool --verify` that the chain uses an insecure algorithm";
+const SHA1: &str = "the leaf is signed with SHA-1: `openssl verify -auth_level 1` prints `CA signature digest algorithm \
+                    too weak`, and `certtool --verify` reports an insecure algorithm in the chain";
 
 const DISSENTS: &[Dissent] = &[
     Dissent { server: "slapd", fact: "protocol.tls1_0", right: "yes", proof: SLAPD },
@@ -167,7 +167,7 @@ fn a_scan_says_what_testssl_and_sslyze_agree_on() {
     }
 }
 
-/// Facts on which not all say the same, and nobody has proved that what we say is right.
+/// Facts on which the scanners disagree, without a proof that our answer is right.
 fn wrong(outcome: &Outcome) -> Vec<String> {
     let proved = |id: &str| {
         let (answer, value) = said_by_us(&outcome.ours.0, id);
@@ -178,7 +178,7 @@ fn wrong(outcome: &Outcome) -> Vec<String> {
 }
 
 impl Outcome {
-    /// What both say; where one of them does not speak the protocol, what the other says.
+    /// The facts on which both agree; if sslyze does not support the protocol, those of testssl.sh.
     fn agreed(&self) -> Facts {
         match self.sslyze.took.is_zero() {
             true => self.testssl.facts.clone(),
@@ -186,7 +186,7 @@ impl Outcome {
         }
     }
 
-    /// Ids on which the three do not all say the same.
+    /// Ids of facts on which the three disagree.
     fn dissents(&self) -> Vec<String> {
         let mut ids: Vec<String> = differ(&self.testssl.facts, &self.sslyze.facts)
             .into_iter()
@@ -208,7 +208,7 @@ fn examine(name: &'static str, sections: &str) -> Result<Outcome, Missing> {
     Ok(Outcome { server: name, testssl, sslyze, ours })
 }
 
-/// Suites and groups that are refused are not listed by us: whether all were asked for says it.
+/// Our reports do not list refused suites and groups. They are refused if all were tested.
 fn said_by_us<'a>(ours: &'a Facts, id: &str) -> (Answer, Option<&'a wiretight_scan::facts::Value>) {
     if let Some((version, name)) = id.strip_prefix("suite.").and_then(|rest| rest.split_once('.')) {
         let version = Version::ALL.into_iter().find(|known| known.key() == version).unwrap();
@@ -281,12 +281,12 @@ const US: &str = "wiretight";
 fn report(outcomes: &[Outcome]) -> String {
     let mut text = String::from(
         "# Agreement with testssl.sh and sslyze\n\n\
-         Written by `crates/wiretight-scan/tests/agreement.rs`, which runs testssl.sh 3.0.8, sslyze 6.3.1 and\n\
-         `wiretight scan` on the same servers, three servers at a time. testssl.sh is asked for some sections of each\n\
-         server only, for all of them would take it minutes: its time is for these. sslyze is asked for everything, and\n\
-         does not speak MySQL: there, what testssl.sh says alone is compared.\n\n\
+         `crates/wiretight-scan/tests/agreement.rs` generates this page. It runs testssl.sh 3.0.8, sslyze 6.3.1 and\n\
+         `wiretight scan` on the same servers, three servers at a time. testssl.sh runs only the listed sections on each\n\
+         server, because all of them would take minutes; its time is for these. sslyze runs everything. It does not support\n\
+         MySQL: there, only the facts of testssl.sh are compared.\n\n\
          ## Servers\n\n\
-         | Server | Asked of testssl.sh | Facts on which both agree | Ours too | Told by wiretight alone \
+         | Server | testssl.sh sections | Facts on which both agree | wiretight agrees | Facts found by wiretight only \
          | Of these, post-quantum groups | testssl.sh | sslyze | wiretight |\n\
          |---|---|---:|---:|---:|---|---:|---:|---:|\n",
     );
@@ -319,7 +319,11 @@ fn report(outcomes: &[Outcome]) -> String {
         )
         .unwrap();
     }
-    writeln!(text, "\nOf {all} facts on which both agree, {shared} are ours too.").unwrap();
+    writeln!(
+        text,
+        "\ntestssl.sh and sslyze agree on {all} facts. wiretight agrees with them on {shared}."
+    )
+    .unwrap();
     text.push_str(DISSENTS_BEGIN);
     for row in outcomes.iter().flat_map(rows) {
         writeln!(text, "{row}").unwrap();

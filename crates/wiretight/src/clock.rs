@@ -1,25 +1,25 @@
-//! The wall clock can be set while we run. What is planned by it is looked at again when that happens; what only
-//! measures a time uses [`uptime`].
+//! The wall clock can be set while we run. Code that plans by the wall clock uses [`Steps`] to replan then; code that
+//! only measures durations uses [`uptime`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A wall clock that moves by more than this against [`uptime`] was set. NTP slews are far smaller between two looks.
+/// If the wall clock moves by more than this against [`uptime`], in ms, it was set. Slewing by NTP is far slower.
 const STEP: i64 = 2_000;
 
-/// Since the machine was started, time in which it was suspended included. Setting the clock does not change it.
+/// Time since boot, including suspend. Setting the clock does not change it.
 pub(crate) fn uptime() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Notices when the wall clock is set.
+/// Detects that the wall clock was set.
 pub(crate) struct Steps {
-    /// Milliseconds since 1970 when the machine was started, by the clock as it was at the last look.
+    /// The boot time by the wall clock, as of the last check; in milliseconds since 1970.
     origin: i64,
-    /// When the clock was last set, or the process began, by [`uptime`].
+    /// When the clock was last set, or the process started, by [`uptime`].
     since: Duration,
 }
 
@@ -29,7 +29,7 @@ impl Steps {
         Steps { origin: origin(since), since }
     }
 
-    /// By how many seconds the clock was set since the last look, if it was.
+    /// By how many seconds the clock was set since the last check, if it was.
     pub(crate) fn look(&mut self) -> Option<i64> {
         let uptime = uptime();
         self.look_at(origin(uptime), uptime)
@@ -44,7 +44,7 @@ impl Steps {
         Some(by / 1000)
     }
 
-    /// For how long nobody has set the clock, as far as this process knows.
+    /// How long ago the clock was last set, as far as this process knows.
     pub(crate) fn steady_for(&self) -> Duration {
         uptime().saturating_sub(self.since)
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_set_is_noticed_either_way_and_drift_is_not() {
+    fn setting_the_clock_is_detected_and_drift_is_ignored() {
         let at = Duration::from_secs;
         let mut steps = Steps { origin: 1_000_000, since: at(0) };
         assert_eq!(steps.look_at(1_000_900, at(10)), None);

@@ -1,16 +1,17 @@
-//! The `wiretight` program: everything around the data plane.
+//! The `wiretight` program: everything except the data plane.
 //!
-//! - [`cli`]: one file a verb
-//! - [`config`]: the one file
-//! - `process`: what `wiretight run` starts, in which order, and how it ends
-//! - [`takeover`]: how the next process takes over from it
-//! - [`daemon`]: a running node, as those who ask it see it
-//! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and what is said between
-//! - [`log`]: the public record of everything that was issued
-//! - [`acme`]: the certificates of public sites
-//! - [`acme_server`]: certificates for programs with an ACME client of their own
-//! - [`intercept`]: puts the kernel's rules in force and keeps them there
-//! - [`admin`]: how the command line, probes and Prometheus ask a running node
+//! - [`cli`]: the command line, one file per verb
+//! - [`node`]: the running node, started by `wiretight run`
+//! - [`admin`]: the interface of a running node for the command line, probes and Prometheus
+//! - [`authority`], [`agent`], [`control`]: issuing identities, obtaining them, and the protocol between
+//! - [`log`]: the transparency log, witnesses and monitors
+//! - [`acme`], [`sites`]: certificates of sites
+//! - [`acme_server`]: certificates for programs with an ACME client
+//! - [`intercept`]: loads and maintains the kernel's rules
+//! - [`web`]: HTTP client and server for the log
+//! - [`config`]: the configuration file
+//! - [`logging`], [`private_dir`]: log lines, files in the state directory
+//! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
 
 pub mod acme;
 pub mod acme_server;
@@ -21,16 +22,16 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod control;
-pub mod daemon;
 pub mod intercept;
-pub mod internal_certificates;
 pub mod log;
 pub mod logging;
 mod named_files;
+pub mod node;
 pub mod private_dir;
 mod privilege;
-mod process;
+mod program;
 pub mod sandbox;
-mod site_certificates;
-mod site_health;
-pub mod takeover;
+pub mod sites;
+#[cfg(test)]
+mod structure;
+pub mod web;

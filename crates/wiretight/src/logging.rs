@@ -1,8 +1,7 @@
-//! Logs: for a person on a terminal, JSON lines otherwise. `WIRETIGHT_LOG` filters
-//! (`info`, `debug`, `access=off,info`).
+//! Logs: text on a terminal, JSON lines otherwise. `WIRETIGHT_LOG` sets the filter (`info`, `debug`, `access=off,info`).
 //!
-//! Lines are gathered in memory and written by a thread of their own: a log that nobody reads must not stop
-//! traffic. Lines that find no room are dropped; how many, the last line says.
+//! Lines are buffered in memory and written by a separate thread, because a blocked log must not block traffic. When the
+//! buffer is full, lines are dropped; the last line says how many.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 const VARIABLE: &str = "WIRETIGHT_LOG";
 const DEFAULT: &str = "info";
-/// What log lines belong to: ours, and the libraries whose lines may be of use.
+/// Valid targets in a filter: our own, and those of libraries whose lines may be useful.
 const TARGETS: [&str; 13] = [
     "access",
     "wiretight",
@@ -32,17 +31,17 @@ const TARGETS: [&str; 13] = [
     "quinn",
 ];
 
-/// Bytes of lines that may wait.
+/// Size of the buffer, in bytes.
 const ROOM: usize = 8 << 20;
-/// How long lines are gathered after some were written, so that a busy relay does not wake the thread for each.
+/// Pause after each write, so that a busy relay does not wake the thread for every line.
 const PAUSE: Duration = Duration::from_millis(10);
-/// What is kept of the memory that they took.
+/// Capacity that an empty buffer keeps.
 const KEPT: usize = 64 << 10;
 
-/// How long the last lines may take: what they go to may be a pipe that nobody reads.
+/// How long to wait for the last lines: the output may be a pipe that nobody reads.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Writes what waits when it is dropped.
+/// Writes the buffered lines when it is dropped.
 pub struct Logs(Arc<Lines>);
 
 impl Drop for Logs {
@@ -55,9 +54,11 @@ impl Drop for Logs {
         let (waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let (lost, written) = (waiting.lost, waiting.written);
         drop(waiting);
-        // Where nobody reads, this would wait, too.
+        // If nobody reads the output, this would block, too.
         if written && lost > 0 {
-            eprintln!("wiretight: {lost} log lines were lost: nobody read them fast enough");
+            eprintln!(
+                "wiretight: {lost} log lines were dropped, because standard error was read too slowly"
+            );
         }
     }
 }
@@ -69,7 +70,7 @@ pub fn start() -> Logs {
     let writer = lines.clone();
     let run = move || writer.write_to(&mut io::stderr());
     if let Err(error) = thread::Builder::new().name("log".into()).spawn(run) {
-        eprintln!("wiretight: there will be no log: no thread can be started for it: {error}");
+        eprintln!("wiretight: cannot start the logging thread, so there will be no log: {error}");
     }
     let (filter, problem) = match std::env::var(VARIABLE) {
         Ok(text) => filter(&text),
@@ -83,7 +84,7 @@ pub fn start() -> Logs {
     } else {
         builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     };
-    // A second start in one process (tests) keeps the first.
+    // In tests, a second start in the same process has no effect.
     drop(started);
     if let Some(problem) = problem {
         tracing::warn!("{problem}");
@@ -91,14 +92,14 @@ pub fn start() -> Logs {
     logs
 }
 
-/// Whether a terminal shall have colour: not where NO_COLOR is set (no-color.org), nor where TERM says that it has none.
+/// Whether to use colour on a terminal: not if NO_COLOR is set (no-color.org) or TERM is "dumb".
 pub(crate) fn colour_is_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
 }
 
-/// The filter that `WIRETIGHT_LOG` asks for. A text with a mistake in it counts for nothing, and is complained about:
-/// the library takes a misspelt level for the name of a module, and would log nothing else.
+/// The filter from `WIRETIGHT_LOG`. An invalid text is reported and not used at all: the library would take a misspelt
+/// level for the name of a module, and log nothing else.
 fn filter(text: &str) -> (EnvFilter, Option<String>) {
     let default = || EnvFilter::new(DEFAULT);
     let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
@@ -121,8 +122,8 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
         };
         if !good {
             let problem = format!(
-                "{VARIABLE}={text:?} is not a filter, so {DEFAULT:?} is used: {part:?} is neither a level (off, error, \
-                 warn, info, debug, trace) nor TARGET=LEVEL with one of the targets {}. Write for example \
+                "{VARIABLE}={text:?} is invalid, so {DEFAULT:?} is used: {part:?} is neither a level (off, error, \
+                 warn, info, debug, trace) nor TARGET=LEVEL with one of the targets {}. Example: \
                  {VARIABLE}=access=off,info",
                 TARGETS.join(", ")
             );
@@ -132,20 +133,20 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
         all.push(part);
     }
     if !has_level {
-        // `access=off` alone is about the access log, and leaves the rest as it is.
+        // `access=off` alone only changes the access log; the rest keeps the default level.
         all.push(DEFAULT);
     }
     match EnvFilter::try_new(all.join(",")) {
         Ok(filter) => (filter, None),
         Err(error) => {
             let problem =
-                format!("{VARIABLE}={text:?} is not a filter, so {DEFAULT:?} is used: {error}");
+                format!("{VARIABLE}={text:?} is invalid, so {DEFAULT:?} is used: {error}");
             (default(), Some(problem))
         }
     }
 }
 
-/// Lines on their way to the thread that writes them.
+/// The buffer between loggers and the writing thread.
 #[derive(Default)]
 struct Lines {
     waiting: Mutex<Waiting>,
@@ -156,9 +157,9 @@ struct Lines {
 struct Waiting {
     bytes: Vec<u8>,
     lost: u64,
-    /// No more will come.
+    /// No more lines will come.
     ended: bool,
-    /// And all that came is written.
+    /// All lines are written.
     written: bool,
 }
 
@@ -179,7 +180,7 @@ impl Lines {
         }
     }
 
-    /// Writes whatever comes, to the end: at once after a pause, and all that has come when one is over.
+    /// Writes lines until the end: the first line after a pause at once, then everything that came during each pause.
     fn write_to(&self, out: &mut impl Write) {
         let mut bytes = Vec::new();
         loop {
@@ -193,7 +194,7 @@ impl Lines {
             }
             std::mem::swap(&mut come.bytes, &mut bytes);
             drop(come);
-            let _ = out.write_all(&bytes); // there is no other place to say it
+            let _ = out.write_all(&bytes); // there is nowhere else to report an error
             bytes.clear();
             bytes.shrink_to(KEPT);
             let pause = self.more.wait_timeout_while(self.waiting(), PAUSE, |w| !w.ended);
@@ -202,7 +203,7 @@ impl Lines {
     }
 }
 
-/// Hands lines over. The formatter writes each at once.
+/// The formatter writes each line with one call of `write`.
 struct Gathered(Arc<Lines>);
 
 impl<'a> MakeWriter<'a> for Gathered {
@@ -225,6 +226,21 @@ impl Write for Line<'_> {
     }
 }
 
+/// An error and its sources in a line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let more = e.to_string();
+        if !out.contains(&more) {
+            out.push_str(": ");
+            out.push_str(&more);
+        }
+        source = e.source();
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -232,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_in_the_filter_is_told_and_silences_nothing() {
+    fn an_invalid_filter_is_reported_and_not_used() {
         for good in
             ["", " ", "info", "DEBUG", "access=off,info", "wiretight::acme=trace", "access=off"]
         {
@@ -258,7 +274,7 @@ mod tests {
         }
     }
 
-    /// Tells of each write, and waits until it may go on.
+    /// Reports each write, and blocks until it may continue.
     struct Slow(mpsc::Sender<usize>, mpsc::Receiver<()>);
 
     impl Write for Slow {
@@ -274,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn who_logs_never_waits_and_what_found_room_is_written_at_the_end() {
+    fn logging_never_blocks_and_buffered_lines_are_written_at_the_end() {
         let lines = Arc::<Lines>::default();
         let (wrote, writes) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel();
@@ -285,7 +301,7 @@ mod tests {
         });
         lines.add(b"first\n");
         assert_eq!(writes.recv().unwrap(), 6);
-        // Nobody reads it now.
+        // Nobody reads the output now.
         let line = [b'x'; 1000];
         let fit = (ROOM / line.len()) as u64;
         (0..fit + 5).for_each(|_| lines.add(&line));
@@ -297,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_does_not_wait_for_a_log_that_nobody_reads() {
+    fn stopping_does_not_wait_for_a_log_that_nobody_reads() {
         let logs = Logs(Arc::default());
         let lines = logs.0.clone();
         let (wrote, writes) = mpsc::channel();
@@ -309,7 +325,7 @@ mod tests {
         });
         lines.add(b"first\n");
         writes.recv().unwrap();
-        drop(logs); // waiting for the writer, it would never come back
+        drop(logs); // would hang if it waited for the writer
         assert!(!lines.waiting().written);
         drop(go_on);
         writer.join().unwrap();

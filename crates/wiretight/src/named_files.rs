@@ -1,5 +1,5 @@
-//! The files that a configuration names, as `wiretight check` looks at them: a node that cannot read its policy does
-//! not start, and a site without a certificate is not served.
+//! Checks the files that a configuration refers to, for `wiretight check`. A node with an unreadable policy does not start,
+//! and a site without a certificate is not served.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -11,14 +11,14 @@ use wiretight_proxy::Certificates;
 
 use crate::acme::Ca;
 use crate::config::{Config, ConfigError};
-use crate::daemon::chain;
 use crate::log::{self, PolicyFileError};
-use crate::site_certificates::FileCertificates;
+use crate::logging::chain;
+use crate::sites::files::FileCertificates;
 
-/// A larger file of roots is none, in bytes.
+/// The largest file of roots, in bytes.
 const MAX_ROOTS: u64 = 1 << 20;
 
-/// What is wrong with them, as far as this user can see.
+/// The problems that this user can detect.
 pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
     let mut all = Vec::new();
     let mut add = |key: String, problem: String, advice: &str| {
@@ -35,7 +35,7 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
         let Some(path) = &site.client_ca else { continue };
         if let Err(why) = roots(path) {
             let key = format!("[[site]] {:?}: client_ca", site.title());
-            add(key, why, "put the PEM certificates there that clients are issued under");
+            add(key, why, "put the CA certificates (PEM) of the clients there");
         }
     }
     if let Some(witnesses) = &config.witnesses {
@@ -59,12 +59,12 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
     for ca in &config.acme {
         let key = |name| format!("[[acme]] {:?}: {name}", ca.directory);
         if let Err(error) = Ca::open(ca) {
-            add(key("roots"), chain(&error), "put the CA's root certificates there, PEM");
+            add(key("roots"), chain(&error), "put the CA's root certificates (PEM) there");
         }
         if let Some(command) = &ca.dns_command
             && let Err(why) = executable(command)
         {
-            add(key("dns_command"), why, "put a program there that may be executed");
+            add(key("dns_command"), why, "put an executable program there");
         }
     }
     all
@@ -73,18 +73,18 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
 fn roots(path: &Path) -> Result<(), String> {
     let shown = path.display();
     let size = std::fs::metadata(path).map(|m| m.len());
-    let size = size.map_err(|e| format!("{shown} cannot be read: {e}"))?;
+    let size = size.map_err(|e| format!("cannot read {shown}: {e}"))?;
     if size > MAX_ROOTS {
         return Err(format!("{shown} is larger than 1 MiB"));
     }
-    let pem = std::fs::read(path).map_err(|e| format!("{shown} cannot be read: {e}"))?;
+    let pem = std::fs::read(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
     let good = CertificateDer::pem_slice_iter(&pem).filter(Result::is_ok).count();
-    if good == 0 { Err(format!("{shown} holds no PEM certificate")) } else { Ok(()) }
+    if good == 0 { Err(format!("{shown} has no PEM certificate")) } else { Ok(()) }
 }
 
 fn executable(path: &Path) -> Result<(), String> {
     let shown = path.display();
-    let meta = std::fs::metadata(path).map_err(|e| format!("{shown} cannot be run: {e}"))?;
+    let meta = std::fs::metadata(path).map_err(|e| format!("cannot run {shown}: {e}"))?;
     match meta.is_file() && meta.permissions().mode() & 0o111 != 0 {
         true => Ok(()),
         false => Err(format!("{shown} is not executable")),

@@ -1,13 +1,13 @@
-//! A directory for this user alone, of files that are there whole or not at all; and [`replace`], the one way in which
-//! this program writes a file.
+//! A directory that only this user may access, with atomically written files; and [`replace`], which this program uses
+//! for every file that it writes.
 //!
-//! A write goes to a new temporary file (0600), to the disk, then under its name by rename, and the rename to the disk.
-//! After a crash a file holds what it held before or what was written, never a mixture.
+//! A write creates a temporary file (0600), syncs it, renames it to its final name, and syncs the directory. After a
+//! crash a file has either the old or the new content.
 //!
-//! The directory may belong to somebody else (`wiretight rules load` runs as root in the node's directory). So files are
-//! opened by the directory's descriptor, temporary names are random and have to be new, and symbolic links are not
-//! followed: the directory's owner cannot have a key written into a file of their own, or a file elsewhere overwritten.
-//! It holds small files only.
+//! The directory may belong to another user (`wiretight rules load` runs as root in the node's directory). So files are
+//! opened relative to the directory's descriptor, temporary files have random names and must not exist yet, and symbolic
+//! links are not followed. The directory's owner can neither redirect a key into their own file nor have another file
+//! overwritten. For small files only.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -21,27 +21,24 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
-/// A temporary file of this age is a crash's.
+/// A temporary file older than this was left by a crash.
 const LEFTOVER: Duration = Duration::from_secs(600);
 
-/// What could not be done with a file, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {doing} {}: {}", .path.display(), advice(.source))]
+#[error("cannot {doing} {}: {}", .path.display(), advice(.source))]
 pub struct FileError {
     /// A verb.
     pub doing: &'static str,
-    /// The file or directory.
     pub path: PathBuf,
-    /// The system's reason.
     pub source: io::Error,
 }
 
-/// What is wrong with a file or directory where the system sees nothing wrong.
+/// A problem that the system does not report as an error.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
-    #[error("it holds secrets, and others may enter it (mode {0:04o})")]
+    #[error("it is open to other users (mode {0:04o}) but holds secrets")]
     Open(u32),
-    #[error("it belongs to user {owner}, and this process is user {user}")]
+    #[error("it belongs to user {owner}, but this process runs as user {user}")]
     Foreign { owner: u32, user: u32 },
     #[error("it is not a regular file")]
     NotAFile,
@@ -51,36 +48,35 @@ fn advice(source: &io::Error) -> &'static str {
     match source.get_ref().and_then(|e| e.downcast_ref()) {
         Some(Problem::Open(_)) => "run `chmod 700` on it, or use another directory",
         Some(Problem::Foreign { .. }) => {
-            "run this as its owner (`sudo -u USER ...`), or change the owner of the directory and of all that is in it"
+            "run this as its owner (`sudo -u USER ...`), or change the owner of the directory and everything in it"
         }
-        Some(Problem::NotAFile) => "remove what is there",
+        Some(Problem::NotAFile) => "remove it",
         None if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-            "it is a symbolic link, which is not followed here; put the file itself there"
+            "it is a symbolic link, and links are not followed here. Replace it by the file itself"
         }
-        None => "check that this user owns the directory and that the disk has room",
+        None => "check that this user owns the directory and that the disk is not full",
     }
 }
 
-/// The directory.
 #[derive(Debug, Clone)]
 pub struct PrivateDir {
     path: PathBuf,
 }
 
-/// A lock on a directory, let go of when it is dropped.
+/// A lock on a directory, released when dropped.
 #[derive(Debug)]
 pub struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough: a child on its way from fork to exec has the file open too, for a moment.
+        // Closing is not enough: a child between fork and exec also has the file open for a moment.
         let _ = self.0.unlock();
     }
 }
 
 impl PrivateDir {
-    /// Opens the directory, and makes it (0700) if it is not there. A directory that others may enter, or that
-    /// belongs to another user, is refused and left as it is.
+    /// Opens the directory, and creates it (0700) if it does not exist. Fails if it is open to other users or belongs to
+    /// another user.
     pub fn open(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
         let dir = PrivateDir::create(path.into())?;
         dir.check(true)?;
@@ -95,7 +91,7 @@ impl PrivateDir {
         Ok(dir)
     }
 
-    /// The same for a directory that others may enter: its files are private all the same.
+    /// The same for a directory that is open to other users; its files are still private.
     pub fn open_shared(path: impl Into<PathBuf>) -> Result<PrivateDir, FileError> {
         let dir = PrivateDir::create(path.into())?;
         dir.clear_leftovers()?;
@@ -110,7 +106,7 @@ impl PrivateDir {
 
     fn check(&self, own: bool) -> Result<(), FileError> {
         let err = |doing, source| FileError { doing, path: self.path.clone(), source };
-        let is = fs::metadata(&self.path).map_err(|e| err("look at", e))?;
+        let is = fs::metadata(&self.path).map_err(|e| err("inspect", e))?;
         let user = geteuid().as_raw();
         if own && is.uid() != user {
             return Err(err("use", io::Error::other(Problem::Foreign { owner: is.uid(), user })));
@@ -121,7 +117,7 @@ impl PrivateDir {
         }
     }
 
-    /// Removes temporary files that a crash left behind: those that nobody writes any more.
+    /// Removes temporary files that a crash left behind.
     fn clear_leftovers(&self) -> Result<(), FileError> {
         for name in self.names()?.iter().filter(|n| n.starts_with('.') && n.ends_with(".tmp")) {
             let path = self.path.join(name);
@@ -134,12 +130,11 @@ impl PrivateDir {
         Ok(())
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is in a file; `None` if there is none. One larger than `max` bytes is an error.
+    /// The content of a file; `None` if it does not exist. A file larger than `max` bytes is an error.
     pub fn read(&self, name: &str, max: usize) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "read", path: path.clone(), source };
@@ -155,20 +150,20 @@ impl PrivateDir {
         Ok(Some(bytes))
     }
 
-    /// Puts `bytes` into a file, on the disk when this returns.
+    /// Replaces or creates a file; it is synced to disk when this returns.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
         let path = self.path.join(name);
         replace(&path, bytes, None).map_err(|source| FileError { doing: "write", path, source })
     }
 
-    /// Gives a file another name, over what has that name.
+    /// Renames a file, replacing an existing one.
     pub fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
         let path = self.path.join(from);
         let renamed = fs::rename(&path, self.path.join(to)).and_then(|()| self.sync());
         renamed.map_err(|source| FileError { doing: "rename", path, source })
     }
 
-    /// Removes a file; it is no error if there is none.
+    /// Removes a file; it is not an error if it does not exist.
     pub fn remove(&self, name: &str) -> Result<(), FileError> {
         let path = self.path.join(name);
         match fs::remove_file(&path).and_then(|()| self.sync()) {
@@ -177,7 +172,7 @@ impl PrivateDir {
         }
     }
 
-    /// Takes the lock `name` until it is dropped; `None` if another process has it.
+    /// Acquires the lock `name`; `None` if another process holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "lock", path: path.clone(), source };
@@ -210,19 +205,17 @@ impl PrivateDir {
     }
 }
 
-/// Whose a file is to be, and its mode.
+/// Owner and mode of a file.
 #[derive(Debug, Clone, Copy)]
 pub struct Owner {
-    /// The user's id.
     pub uid: u32,
-    /// The group's id.
     pub gid: u32,
     /// Permissions, `0o7777` at most.
     pub mode: u32,
 }
 
-/// Replaces a file, or makes it, as the head of this module says. It is on the disk when this returns. Without `owner`
-/// it is this user's and private (0600).
+/// Replaces or creates a file as described in the module documentation. It is synced to disk when this returns. Without
+/// `owner` it belongs to this user and is private (0600).
 pub fn replace(path: &Path, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -232,7 +225,7 @@ pub fn replace(path: &Path, bytes: &[u8], owner: Option<Owner>) -> io::Result<()
     dir.sync_all()
 }
 
-/// The same in an open directory, which is yet to be synchronised.
+/// The same in an open directory, which the caller must sync.
 pub fn replace_at(dir: &File, name: &OsStr, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
@@ -250,11 +243,11 @@ pub fn replace_at(dir: &File, name: &OsStr, bytes: &[u8], owner: Option<Owner>) 
         Ok(renameat(dir, &temporary, dir, name)?)
     };
     write().inspect_err(|_: &io::Error| {
-        let _ = unlinkat(dir, &temporary, AtFlags::empty()); // a full disk wants the room
+        let _ = unlinkat(dir, &temporary, AtFlags::empty()); // the disk may be full
     })
 }
 
-/// Opens a regular file; symbolic links are not followed, and a pipe is not waited for.
+/// Opens a regular file, without following symbolic links or waiting for a pipe.
 fn open_at(dir: &File, name: &str, how: OFlags) -> io::Result<File> {
     let how = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(openat(dir, name, how, Mode::RUSR | Mode::WUSR)?);
@@ -268,9 +261,9 @@ fn open_at(dir: &File, name: &str, how: OFlags) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    /// What the owner of a directory can do to root who writes in it.
+    /// The owner of the directory could attack root, who writes into it.
     #[test]
-    fn links_and_names_that_somebody_put_there_are_not_followed() {
+    fn links_and_files_planted_by_another_user_are_not_followed() {
         use std::os::unix::fs::symlink;
         let temp = tempfile::tempdir().unwrap();
         let dir = PrivateDir::open(temp.path().join("state")).unwrap();
@@ -283,11 +276,11 @@ mod tests {
         assert!(read.contains("symbolic link"), "{read}");
         let locked = dir.lock("lock").unwrap_err().to_string();
         assert!(locked.contains("symbolic link"), "{locked}");
-        dir.write("key", b"secret").unwrap(); // in the link's place
+        dir.write("key", b"secret").unwrap(); // replaces the link
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
         assert_eq!(&**dir.read("key", 100).unwrap().unwrap(), b"secret");
 
-        // A lock that does not exist yet is not made elsewhere.
+        // A new lock is not created at the target of a link.
         symlink(temp.path().join("new"), dir.path().join("other.lock")).unwrap();
         assert!(dir.lock("other.lock").is_err());
         assert!(!temp.path().join("new").exists());
@@ -295,7 +288,7 @@ mod tests {
         // A directory where a file should be, and a pipe that nobody writes to.
         fs::create_dir(dir.path().join("folder")).unwrap();
         let not_a_file = |name| dir.read(name, 10).unwrap_err().to_string();
-        assert!(not_a_file("folder").contains("remove what is there"));
+        assert!(not_a_file("folder").contains("remove it"));
         rustix::fs::mknodat(
             dir.dir().unwrap(),
             "pipe",
@@ -304,17 +297,17 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(not_a_file("pipe").contains("remove what is there"));
-        // Temporary names cannot be foreseen: none that was there before is written to.
+        assert!(not_a_file("pipe").contains("remove it"));
+        // Temporary files leave nothing behind.
         let before = dir.names().unwrap();
         dir.write("key", b"again").unwrap();
         assert_eq!(dir.names().unwrap(), before);
     }
 
     #[test]
-    fn a_directory_of_another_user_is_for_what_root_does_there() {
+    fn a_directory_of_another_user_is_accepted_only_on_request() {
         if !geteuid().is_root() {
-            println!("skipped: this takes root");
+            println!("skipped: this needs root");
             return;
         }
         let temp = tempfile::tempdir().unwrap();
@@ -330,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_private_whole_and_bounded() {
+    fn files_are_private_atomic_and_bounded() {
         let temp = tempfile::tempdir().unwrap();
         let dir = PrivateDir::open(temp.path().join("a/b")).unwrap();
         assert!(dir.read("x", 10).unwrap().is_none());
@@ -353,7 +346,7 @@ mod tests {
         let refused = PrivateDir::open(dir.path()).unwrap_err();
         assert!(refused.to_string().contains("chmod 700"), "{refused}");
         PrivateDir::open_shared(dir.path()).unwrap();
-        assert_eq!(mode(dir.path()), 0o755, "it is not ours to close");
+        assert_eq!(mode(dir.path()), 0o755, "a shared directory keeps its mode");
         assert_eq!((left.exists(), now.exists()), (false, true));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         PrivateDir::open(dir.path()).unwrap();

@@ -1,6 +1,6 @@
-//! Capabilities: what a process of ours gives up for good, for itself and for all that it starts.
+//! Permanently drops capabilities, for this process and all that it starts.
 //!
-//! Linux counts them by thread: these are to be called before there is a second one.
+//! Linux capabilities are per thread, so call these functions before a second thread exists.
 
 use std::io;
 
@@ -13,31 +13,31 @@ use rustix::thread::{
 use socket2::{Domain, SockRef, Socket, Type};
 use wiretight_proxy::relay::net;
 
-/// What a node keeps of what it has. A reload may listen on a port under 1024, and may name files of other users,
-/// which root is expected to read (Landlock says in which directories). It writes only what is its own.
+/// The capabilities that a node keeps, if it has them. A reload may add a port below 1024 or refer to files of other users,
+/// which root is expected to read (Landlock limits the directories). The node writes only its own files.
 const NODE: CapabilitySet = CapabilitySet::NET_BIND_SERVICE.union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Keys in memory do not go to a disk when a process crashes. The limit is one byte and not zero: the kernel ignores
-/// zero for dumps that it pipes to a program, and takes one byte as "no dump" for those too (core(5)).
+/// Disables core dumps, so that keys in memory are not written to disk in a crash. The limit is one byte, not zero: for
+/// dumps that are piped to a program, the kernel ignores zero, but takes one byte as "no dump" (core(5)).
 ///
-/// The limit and not PR_SET_DUMPABLE, which would also hide /proc/PID/exe from `wiretight upgrade`.
+/// Not PR_SET_DUMPABLE, which would also hide /proc/PID/exe from `wiretight upgrade`.
 pub(crate) fn no_core_dumps() {
     let none = Rlimit { current: Some(1), maximum: Some(1) };
-    // A lower hard limit that cannot be raised to one byte is zero: then there are no dumps to files either.
+    // If the hard limit is zero it cannot be raised; then there are no dumps to files anyway.
     if setrlimit(Resource::Core, none).is_err() {
         let zero = Rlimit { current: Some(0), maximum: Some(0) };
         let _ = setrlimit(Resource::Core, zero);
     }
 }
 
-/// For a node that has started its children. `intercepts`: its sockets have the mark, and some a caller's address.
+/// For a node, after it has started its children. `intercepts`: it marks its sockets, and may use callers' addresses.
 pub(crate) fn keep_what_a_node_needs(intercepts: bool) -> anyhow::Result<()> {
-    let failed = "capabilities cannot be given up: does a system call filter forbid capset?";
+    let failed = "cannot drop capabilities; a system call filter may forbid capset";
     let have = capabilities(None).context(failed)?;
     let mut needed = NODE;
     if intercepts {
         needed |= CapabilitySet::NET_RAW;
-        // Before Linux 5.17 the mark takes more.
+        // Before Linux 5.17, setting the mark needs CAP_NET_ADMIN.
         if !can_mark_with(needed, have).context(failed)? {
             needed |= CapabilitySet::NET_ADMIN;
         }
@@ -53,7 +53,8 @@ fn can_mark_with(needed: CapabilitySet, have: CapabilitySets) -> io::Result<bool
     Ok(marked)
 }
 
-/// For the child that keeps the kernel's rules, and for the `nft` and `ip` that it runs. Whether it has it.
+/// For the child that maintains the kernel's rules, and for the `nft` and `ip` that it runs. Returns whether it has the
+/// capability.
 pub(crate) fn keep_net_admin_only() -> io::Result<bool> {
     const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN;
     if !capabilities(None)?.permitted.contains(NEEDED) {
@@ -63,22 +64,22 @@ pub(crate) fn keep_net_admin_only() -> io::Result<bool> {
     Ok(true)
 }
 
-/// `started`: what programs have that this one starts.
+/// `started`: the capabilities of programs that this one starts.
 fn keep_only(kept: CapabilitySet, started: CapabilitySet) -> io::Result<()> {
-    // A program that root starts would have all of these again. This takes CAP_SETPCAP; who does not have it has
-    // no more than the service manager gave.
+    // Otherwise programs started by root would get all capabilities again. This needs CAP_SETPCAP; a process without it
+    // has only what the service manager granted.
     for bit in (0..64).map(|n| CapabilitySet::from_bits_retain(1 << n)) {
         if !kept.contains(bit) && remove_capability_from_bounding_set(bit).is_err() {
             break;
         }
     }
-    // What is not inheritable leaves the ambient set, too.
+    // Capabilities that are not inheritable are also removed from the ambient set.
     let only = CapabilitySets { effective: kept, permitted: kept, inheritable: started };
-    // A service manager's system call filter may forbid it where it has been done already.
+    // Skip the call if nothing would change: a system call filter may forbid it.
     if capabilities(None)? != only {
         set_capabilities(None, only)?;
     }
-    // For who is not root.
+    // Needed if the user is not root.
     if !started.is_empty() {
         configure_capability_in_ambient_set(started, true)?;
     }

@@ -1,7 +1,7 @@
-//! Landlock: what this process may touch in the file system from now on. It reads its configuration and
-//! what name resolution needs, and writes its own state; a hole in a parser opens nothing else.
+//! Landlock: restricts file access of this process. It can read its configuration and what name resolution needs, and
+//! write its own state. A compromised process can access nothing else.
 //!
-//! It does not narrow the network: which ports are used may change with a reload.
+//! The network is not restricted, because a reload may change the ports.
 
 use std::path::{Path, PathBuf};
 
@@ -10,20 +10,19 @@ use landlock::{
     RulesetStatus, path_beneath_rules,
 };
 
-/// Newer kernels' further rights are taken as they are known to the library ("best effort").
+/// The newest Landlock version that is used; older kernels support a part of it ("best effort").
 const KNOWN: ABI = ABI::V5;
 
-/// What name resolution (libc), time zones and clocks read.
+/// Paths that name resolution (libc), time zones and clocks read.
 const SYSTEM: &[&str] =
     &["/etc", "/usr", "/lib", "/lib64", "/run/systemd/resolve", "/run/resolvconf"];
 
-/// How far the sandbox holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sandbox {
-    /// All that was asked is enforced.
+    /// Everything is enforced.
     Enforced,
-    /// The kernel knows a part of it.
+    /// The kernel supports only a part.
     Partly,
     /// The kernel has no Landlock.
     Unsupported,
@@ -31,15 +30,15 @@ pub enum Sandbox {
     Off,
 }
 
-/// Confines the calling thread and all that it starts: to be called before any other thread exists.
-/// Of `reads` the directories are readable: such a file may come later, or be replaced by rename.
+/// Confines the calling thread and everything that it starts. Call it before another thread exists. The directories of
+/// `reads` are readable, because such files may be created later or replaced by rename.
 pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<Sandbox> {
     let read = AccessFs::from_read(KNOWN) & !AccessFs::Execute;
     let own = AccessFs::from_all(KNOWN) & !AccessFs::Execute;
     let mut readable: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
     readable.push("/proc/self".into());
-    // Both where the name stands and where a symbolic link leads (a configuration in a store of packages,
-    // a resolv.conf that a network manager writes).
+    // Both the directory of the path and that of a symbolic link's target (a configuration in a package store, or a
+    // resolv.conf that a network manager writes).
     let files = reads.iter().map(PathBuf::as_path).chain([config, Path::new("/etc/resolv.conf")]);
     for file in files {
         let directory = |file: &Path| match file.parent() {
@@ -49,7 +48,7 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
         readable.push(directory(file));
         readable.extend(file.canonicalize().ok().map(|file| directory(&file)));
     }
-    // Paths that do not exist make no rule.
+    // Paths that do not exist are ignored.
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_needed_cannot_be_touched() {
+    fn only_needed_files_are_accessible() {
         let temp = tempfile::tempdir().unwrap();
         let (state, other) = (temp.path().join("state"), temp.path().join("other"));
         let config = temp.path().join("etc/wiretight.toml");
@@ -102,7 +101,7 @@ mod tests {
         for file in [&config, &other.join("secret")] {
             fs::write(file, "x").unwrap();
         }
-        // Landlock confines a thread and what it starts, so the rest of the tests stay free.
+        // Landlock confines only this thread and what it starts, so other tests are not affected.
         let confined = std::thread::spawn(move || {
             assert!(fs::read(other.join("secret")).is_ok(), "the control: not confined yet");
             let sandbox = enter(&config, &state, std::slice::from_ref(&token)).unwrap();
@@ -111,7 +110,7 @@ mod tests {
                 let _ = writeln!(std::io::stderr(), "skipped: this kernel has no Landlock");
                 return;
             }
-            // One that comes later, by rename.
+            // A file that is created later, by rename.
             token_writer.send(()).unwrap();
             written.recv().unwrap();
             assert!(fs::read(&token).is_ok());

@@ -40,6 +40,17 @@ impl SiteName {
     pub fn is_wildcard(&self) -> bool {
         self.0.starts_with('*')
     }
+
+    /// Whether a host's name is this one, or below it if this is a wildcard.
+    pub fn covers(&self, host: &str) -> bool {
+        match self.0.strip_prefix("*.") {
+            Some(suffix) => {
+                let rest = host.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
+                rest.is_some_and(|rest| !rest.is_empty())
+            }
+            None => self.as_str() == host,
+        }
+    }
 }
 
 impl Borrow<str> for SiteName {

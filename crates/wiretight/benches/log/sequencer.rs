@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use wiretight::log::cosigning::Witness;
-use wiretight::log::http::{Client, Credentials, Url};
 use wiretight::log::sequencer::{Log, Params};
 use wiretight::log::storage::Directory;
 use wiretight::log::witness::client::HttpWitness;
+use wiretight::web::client::{Client, Credentials, Url};
 use wiretight_keys::{
     Id, Period, Profile, Role, Series, Signer, SigningKey, SpiffeId, Tbs, Transparency, TrustBundle,
 };

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use wiretight::log::http::{Client, Credentials, Limit, Url};
 use wiretight::log::witness::state::Start;
 use wiretight::log::witness::{Answer, WitnessCore};
+use wiretight::web::client::{Client, Credentials, Limit, Url};
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::{Cosigner, LogKey};
 

@@ -1,5 +1,5 @@
-//! A new account at a CA (RFC 8555, section 7.3) with a key that exists already, and with the contact that some CAs
-//! demand. The client library sends a contact only with a key that it makes itself.
+//! Creates an account at a CA (RFC 8555, section 7.3) with an existing key and a contact, which some CAs require. The
+//! client library sends a contact only with a key that it has generated itself.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient, Problem};
 use serde_json::{Value, json};
 
 const REPLAY_NONCE: HeaderName = HeaderName::from_static("replay-nonce");
-/// The CA may refuse a nonce; its answer holds the next (RFC 8555, section 6.5).
+/// The CA may refuse a nonce; its response has a new one (RFC 8555, section 6.5).
 const TRIES: usize = 3;
 
-/// Has the CA make the account of a P-256 key (PKCS#8), or name it if there is one. Returns its URL.
+/// Creates or finds the account of a P-256 key (PKCS#8). Returns its URL.
 pub(super) async fn register(
     http: &dyn HttpClient,
     directory: &str,
@@ -33,7 +33,7 @@ pub(super) async fn register(
     };
     let (new_nonce, new_account) = (url("newNonce")?, url("newAccount")?);
     let mut last = send(http, Method::HEAD, new_nonce, Vec::new()).await?;
-    let mut refused = Error::Str("the CA gave no nonce");
+    let mut refused = Error::Str("the CA sent no nonce");
     for _ in 0..TRIES {
         let nonce = last.parts.headers.get(REPLAY_NONCE).and_then(|n| n.to_str().ok());
         let Some(nonce) = nonce else { return Err(refused) };
@@ -45,7 +45,9 @@ pub(super) async fn register(
         let mut answer = send(http, Method::POST, new_account, signed).await?;
         if matches!(answer.parts.status, StatusCode::OK | StatusCode::CREATED) {
             let url = answer.parts.headers.get(LOCATION).and_then(|l| l.to_str().ok());
-            return url.map(str::to_owned).ok_or(Error::Str("the CA did not name the account"));
+            return url
+                .map(str::to_owned)
+                .ok_or(Error::Str("the CA did not return the account's URL"));
         }
         let text = answer.body.into_bytes().await.map_err(Error::Other)?;
         let mut problem: Problem = serde_json::from_slice(&text)?;
@@ -76,7 +78,7 @@ async fn body(mut answer: BytesResponse) -> Result<hyper::body::Bytes, Error> {
     answer.body.into_bytes().await.map_err(Error::Other)
 }
 
-/// A JWS with the key itself (RFC 8555, section 6.2; RFC 7518, sections 3.4 and 6.2.1).
+/// A JWS that contains the key (RFC 8555, section 6.2; RFC 7518, sections 3.4 and 6.2.1).
 fn sign(key: &EcdsaKeyPair, nonce: &str, url: &str, payload: &Value) -> Result<Vec<u8>, Error> {
     let point = key.public_key().as_ref();
     let (x, y) = (point.get(1..33), point.get(33..65));

@@ -1,8 +1,8 @@
-//! The external command that puts records for dns-01 into the DNS (RFC 8555, section 8.4).
+//! Runs the external command that sets DNS records for dns-01 (RFC 8555, section 8.4).
 //!
-//! The sandbox lets this process start no program. So a child is started before, which does nothing but run
-//! the commands that the configuration named at the start: `COMMAND present|cleanup NAME VALUE`, as many
-//! tools have it. The child believes nothing of what it is told: only those commands, that name, such values.
+//! In the sandbox this process cannot start programs. So it starts a child before it enters the sandbox. The child only
+//! runs the commands that the configuration had at the start, as `COMMAND present|cleanup NAME VALUE`, the form that many
+//! tools use. It validates every request: the command must be a configured one, and name and value must be well-formed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -16,19 +16,18 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use wiretight_keys::web::is_host_name;
 
-/// A command may take this long: it returns when the record is seen everywhere.
+/// How long a command may take: it returns when the record is visible everywhere.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Of a command's output, so much is told.
+/// How much of a command's output is reported, in bytes.
 const MAX_OUTPUT: usize = 1024;
 const MAX_LINE: u64 = 8192;
 
-/// What is to be done with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verb {
-    /// Add it beside what is there.
+    /// Add a record; keep others.
     Present,
-    /// Remove it.
+    /// Remove the record.
     Cleanup,
 }
 
@@ -46,14 +45,14 @@ struct Done {
     error: Option<String>,
 }
 
-/// The way to the child.
+/// The connection to the child.
 pub(crate) struct DnsHook {
-    /// Taken out while there is an exchange on it.
+    /// `None` during a request, and after a failed one.
     socket: tokio::sync::Mutex<Option<UnixStream>>,
 }
 
 impl DnsHook {
-    /// Starts the child: to be called before the sandbox is entered. `None` where there is no command.
+    /// Starts the child. Call it before entering the sandbox. `None` if there is no command.
     pub(crate) fn start(commands: &[PathBuf]) -> std::io::Result<Option<DnsHook>> {
         if commands.is_empty() {
             return Ok(None);
@@ -61,18 +60,18 @@ impl DnsHook {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let (input, output) = (OwnedFd::from(theirs.try_clone()?), OwnedFd::from(theirs));
-        crate::process::own_program()
+        crate::program::own_program()
             .arg("dns-hook")
             .args(commands)
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(output))
-            // A signal from the terminal is for us; the child ends when we do.
+            // Signals from the terminal are for the node only; the child ends when the node does.
             .process_group(0)
             .spawn()?;
         Ok(Some(DnsHook { socket: Some(ours).into() }))
     }
 
-    /// Has a command run. One at a time.
+    /// Runs a command, one at a time.
     pub(super) async fn run(
         &self,
         command: &Path,
@@ -81,11 +80,11 @@ impl DnsHook {
         value: &str,
     ) -> Result<(), String> {
         let gone = |e: &dyn std::fmt::Display| {
-            format!("the process that runs dns_command is gone ({e}): restart to have it again")
+            format!("the process that runs dns_command is gone ({e}). Restart the node.")
         };
         let mut rests = self.socket.lock().await;
-        // What is cut off leaves nobody to take its answer for another's.
-        let Some(socket) = rests.take() else { return Err(gone(&"it was before")) };
+        // If this is cancelled, the socket is dropped, so that a late response is not taken for that of the next request.
+        let Some(socket) = rests.take() else { return Err(gone(&"an earlier request failed")) };
         let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
         let mut stream = tokio::io::BufStream::new(socket);
         let (command, name, value) = (command.to_owned(), name.to_owned(), value.to_owned());
@@ -100,14 +99,14 @@ impl DnsHook {
         };
         let done = match tokio::time::timeout(PATIENCE * 2, exchange).await {
             Ok(done) => done.map_err(|e| gone(&e))?,
-            Err(_) => return Err(gone(&"it does not answer")),
+            Err(_) => return Err(gone(&"it does not respond")),
         };
         *rests = stream.into_inner().into_std().ok();
         done.error.map_or(Ok(()), Err)
     }
 }
 
-/// The child: runs what it is told, of these commands, until its parent is gone.
+/// The child: runs these commands on request until its parent is gone.
 pub(crate) fn serve(commands: &[PathBuf]) -> std::io::Result<()> {
     let mut input = BufReader::new(std::io::stdin().lock());
     loop {
@@ -129,20 +128,23 @@ pub(crate) fn serve(commands: &[PathBuf]) -> std::io::Result<()> {
 
 fn work(commands: &[PathBuf], job: &Job) -> Result<(), String> {
     let Some(command) = commands.iter().find(|c| **c == job.command) else {
-        return Err("this command was not named at the start".into());
+        return Err(
+            "this command was not configured when the node started. Restart the node.".into()
+        );
     };
     // SHA-256 in base64url (RFC 8555, section 8.4).
     let is_value = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if !is_host_name(&job.name) || job.value.len() != 43 || !job.value.bytes().all(is_value) {
-        return Err("this is no record for dns-01".into());
+        return Err("this is not a record for dns-01".into());
     }
     let verb = match job.verb {
         Verb::Present => "present",
         Verb::Cleanup => "cleanup",
     };
     let shown = command.display();
-    // A file and not pipes: what the command leaves running holds nothing up.
-    let output = tempfile::tempfile().map_err(|e| format!("no temporary file: {e}"))?;
+    // A file instead of pipes: a background process of the command must not block us.
+    let output =
+        tempfile::tempfile().map_err(|e| format!("cannot create a temporary file: {e}"))?;
     let file = || output.try_clone().map_err(|e| e.to_string());
     let mut child = Command::new(command)
         .args([verb, &format!("_acme-challenge.{}.", job.name), &job.value])
@@ -152,7 +154,7 @@ fn work(commands: &[PathBuf], job: &Job) -> Result<(), String> {
         .stderr(file()?)
         .process_group(0)
         .spawn()
-        .map_err(|e| format!("{shown} cannot be run: {e}"))?;
+        .map_err(|e| format!("cannot run {shown}: {e}"))?;
     let end = Instant::now() + PATIENCE;
     let status = loop {
         match child.try_wait() {
@@ -161,7 +163,7 @@ fn work(commands: &[PathBuf], job: &Job) -> Result<(), String> {
             Ok(None) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("{shown} {verb} has not ended within {PATIENCE:?}"));
+                return Err(format!("{shown} {verb} did not finish within {PATIENCE:?}"));
             }
             Err(error) => return Err(error.to_string()),
         }
@@ -172,7 +174,7 @@ fn work(commands: &[PathBuf], job: &Job) -> Result<(), String> {
     }
 }
 
-/// The end of what a command said, in one line.
+/// The end of a command's output, as one line.
 fn tail(mut output: std::fs::File) -> String {
     use std::io::{Seek, SeekFrom};
     let length = output.seek(SeekFrom::End(0)).unwrap_or_default();
@@ -180,12 +182,12 @@ fn tail(mut output: std::fs::File) -> String {
     let mut said = Vec::new();
     let read = output.seek(SeekFrom::Start(from)).and_then(|_| output.read_to_end(&mut said));
     if read.is_err() {
-        return "and what it said cannot be read".into();
+        return "(unreadable output)".into();
     }
     let said = String::from_utf8_lossy(&said);
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let said: String = said.trim().chars().map(printable).collect();
-    if said.is_empty() { "it said nothing".into() } else { said }
+    if said.is_empty() { "(no output)".into() } else { said }
 }
 
 #[cfg(test)]
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_child_runs_the_named_command_with_a_record_and_nothing_else() {
+    fn the_child_runs_only_configured_commands_with_valid_records() {
         let dir = tempfile::tempdir().unwrap();
         let (script, said) = (dir.path().join("hook"), dir.path().join("said"));
         let text = format!(

@@ -1,5 +1,5 @@
-//! HTTPS to a CA: one connection a request, with the edge's own crypto provider, everything bounded. (The
-//! client library's own transport takes the process's default provider; there is none here.)
+//! HTTPS to a CA: one connection per request, with the edge's crypto provider and with limits. (The client library's own
+//! transport uses the process's default provider, and this program sets none.)
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,30 +18,28 @@ use tokio_rustls::TlsConnector;
 use wiretight_proxy::relay::net;
 use wiretight_proxy::relay::settings::HostPort;
 
-/// For all of a request.
+/// For a whole request.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A chain or a list is smaller by far.
+/// Chains and lists are much smaller.
 const MAX_BODY: usize = 1 << 20;
 
-/// A CA's HTTPS.
 #[derive(Clone)]
 pub(super) struct Https {
     tls: TlsConnector,
 }
 
-/// Why a CA was not reached.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreached {
-    #[error("{0} is not an https:// address")]
+    #[error("{0} is not an https:// URL")]
     Address(String),
-    #[error("{host} cannot be reached: {detail}")]
+    #[error("cannot reach {host}: {detail}")]
     Connect { host: String, detail: String },
-    #[error("{host} did not answer: {detail}")]
+    #[error("no valid response from {host}: {detail}")]
     Answer { host: String, detail: String },
 }
 
 impl Https {
-    /// Trusts these authorities and no other.
+    /// Trusts only these CA certificates.
     pub(super) fn new(roots: &[CertificateDer<'static>]) -> Result<Https, rustls::Error> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.iter().cloned());
@@ -98,7 +96,7 @@ impl HttpClient for Https {
         let (this, host) = (self.clone(), request.uri().to_string());
         Box::pin(async move {
             let late = |_| {
-                let detail = format!("not within {PATIENCE:?}");
+                let detail = format!("timed out after {PATIENCE:?}");
                 Err(Unreached::Answer { host, detail })
             };
             let sent = timeout(PATIENCE, this.send(request)).await.unwrap_or_else(late);

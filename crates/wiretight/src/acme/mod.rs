@@ -1,14 +1,14 @@
-//! Certificates of public names, by ACME (RFC 8555): ordered, renewed in time, kept in the store, served by
-//! every edge that shares it.
+//! Certificates for public names by ACME (RFC 8555): orders them, renews them in time, keeps them in the store, and serves
+//! them on every edge that shares the store.
 //!
-//! - `record`: what the store holds of a site, and what is to be done now (pure)
-//! - `order`: one order, from any step on
+//! - `record`: the record of a site in the store, and what to do next (pure)
+//! - `order`: one order, continued from any step
 //! - `on_demand`: hosts that are not known beforehand
 //! - `dns_hook`: the external command for dns-01
 //! - `http`: HTTPS to a CA
 //!
-//! Whatever was begun is in the store before the CA hears of it, so a process may die anywhere. Keys and the
-//! account's key stand there sealed to the edges that share the store; time is passed in.
+//! Every step is in the store before the CA is contacted, so a process may die at any point. Certificate keys and account
+//! keys are stored encrypted to the edges that share the store. Time is a parameter.
 
 mod account;
 mod dns_hook;
@@ -39,84 +39,30 @@ use wiretight_proxy::edge::{
 };
 use wiretight_store::{Entry, Error as StoreError, Key, Revision, Store};
 
+use crate::config::{AcmeSite, CaSettings, Challenge, OnDemandSite};
 use crate::control::Blob;
 use crate::private_dir::{FileError, PrivateDir};
 pub(crate) use dns_hook::{DnsHook, serve as serve_dns_hook};
-use on_demand::Noes;
-pub use on_demand::{AskUrl, AskUrlError, OnDemandSite};
+use on_demand::Refusals;
 use order::OrderError;
 use record::{Answer, Current, Lease, Pending, Plan, Sealed, SiteRecord};
 
-/// Sites that are worked on at a time.
+/// Sites that are processed at a time.
 const AT_A_TIME: usize = 8;
-/// The store is looked at this often at least, for a clock may jump.
+/// Longest pause between checks, in seconds, because the clock may be set.
 const AT_LEAST: u64 = 60;
-/// After the store failed.
+/// Pause after an error of the store, in seconds.
 const STORE_RETRY: u64 = 10;
-/// An edge that has a certificate's key and does not share it is waited for so long, in seconds.
+/// How long to wait for an edge that has a certificate's key to share it, in seconds.
 const WAIT_FOR_KEY: u64 = 600;
-/// The file of the key that secrets are sealed to.
+/// The file of the key that secrets are encrypted to.
 pub(crate) const SEAL_KEY: &str = "seal.key";
 
-/// The public CA that is asked where no other is named.
-pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-
-/// Which proof a CA is given that a name is served here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Challenge {
-    /// A file on port 80 (RFC 8555, section 8.3).
-    Http01,
-    /// A certificate on port 443 (RFC 8737).
-    TlsAlpn01,
-    /// A record in the DNS (RFC 8555, section 8.4).
-    Dns01,
-}
-
-/// A CA, as the configuration names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaSettings {
-    /// Its directory, https://.
-    pub directory: String,
-    /// What its own HTTPS is verified with; `None`: what the system trusts.
-    pub roots: Option<PathBuf>,
-    /// Whom the CA writes to, mailto:.
-    pub contact: Vec<String>,
-    /// The profile of certificates that is asked for.
-    pub profile: Option<String>,
-    /// The proof to give; `None`: one after the other.
-    pub challenge: Option<Challenge>,
-    /// What puts records into the DNS.
-    pub dns_command: Option<PathBuf>,
-}
-
-impl Default for CaSettings {
-    fn default() -> CaSettings {
-        CaSettings {
-            directory: LETS_ENCRYPT.into(),
-            roots: None,
-            contact: Vec::new(),
-            profile: None,
-            challenge: None,
-            dns_command: None,
-        }
-    }
-}
-
-/// A site whose certificate is ordered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AcmeSite {
-    /// Its names, the first of which it is called by.
-    pub names: Vec<SiteName>,
-    /// Who is asked before each certificate; `None`: nobody, the names are the operator's own.
-    pub ask: Option<AskUrl>,
-}
-
-/// Time, real or simulated.
+/// Real or simulated time.
 #[async_trait]
 pub(crate) trait Clock: Send + Sync {
     /// Seconds since 1970.
     fn now(&self) -> u64;
-    /// Waits.
     async fn sleep(&self, duration: Duration);
 }
 
@@ -135,7 +81,7 @@ impl Clock for RealClock {
 
 type NewTransport = Arc<dyn Fn() -> Box<dyn HttpClient> + Send + Sync>;
 
-/// A CA that can be asked.
+/// A CA and its settings.
 #[derive(Clone)]
 pub(crate) struct Ca {
     directory: String,
@@ -146,35 +92,25 @@ pub(crate) struct Ca {
     transport: NewTransport,
 }
 
-/// Why certificates cannot be ordered at all.
 #[derive(Debug, thiserror::Error)]
 pub enum AcmeError {
-    /// The file of roots.
-    #[error("{path}: {detail}: `roots` in [[acme]] names a PEM file of certificates")]
-    Roots {
-        /// Which.
-        path: String,
-        /// What is wrong.
-        detail: String,
-    },
-    /// TLS could not be set up.
-    #[error("TLS could not be set up")]
+    #[error("{path}: {detail}. `roots` in [[acme]] must be a PEM file of certificates.")]
+    Roots { path: String, detail: String },
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// The state directory.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Its key.
     #[error(
-        "{0} is not a key that secrets are sealed to: restore it from a backup, or remove it and have the certificates ordered anew"
+        "{0} is not a valid encryption key. Restore it from a backup, or remove it; then the certificates are ordered again."
     )]
     SealKey(String),
 }
 
 impl Ca {
-    /// Reads what it is verified with.
+    /// Reads the roots that the CA's server is verified with.
     pub(crate) fn open(settings: &CaSettings) -> Result<Ca, AcmeError> {
         let roots: Vec<CertificateDer<'static>> = match &settings.roots {
-            // What cannot be read of the system's is not trusted.
+            // Unreadable system roots are ignored.
             None => rustls_native_certs::load_native_certs().certs,
             Some(path) => {
                 let bad =
@@ -183,7 +119,7 @@ impl Ca {
                 let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
                 let certs = certs.map_err(|e| bad(e.to_string()))?;
                 if certs.is_empty() {
-                    return Err(bad("it holds no certificate".into()));
+                    return Err(bad("it has no certificate".into()));
                 }
                 certs
             }
@@ -191,7 +127,7 @@ impl Ca {
         if roots.is_empty() {
             tracing::error!(
                 directory = settings.directory,
-                "this system trusts no CA (no ca-certificates package?): install it, or give `roots` in [[acme]]"
+                "this system has no trusted CA certificates. Install the package ca-certificates, or set `roots` in [[acme]]."
             );
         }
         let https = http::Https::new(&roots)?;
@@ -203,7 +139,11 @@ impl Ca {
     }
 }
 
-/// The machine's key for what is sealed, made at the first start.
+pub(crate) fn cas(settings: &[CaSettings]) -> Result<Vec<Ca>, AcmeError> {
+    settings.iter().map(Ca::open).collect()
+}
+
+/// This machine's encryption key; created at the first start.
 pub(crate) fn seal_key(dir: &PrivateDir) -> Result<SealKey, AcmeError> {
     let bad = || AcmeError::SealKey(dir.path().join(SEAL_KEY).display().to_string());
     if let Some(bytes) = dir.read(SEAL_KEY, 1024)? {
@@ -214,32 +154,32 @@ pub(crate) fn seal_key(dir: &PrivateDir) -> Result<SealKey, AcmeError> {
     Ok(key)
 }
 
-/// Keeps the certificates of sites.
+/// Manages the certificates of sites.
 pub(crate) struct Acme {
     store: Arc<dyn Store>,
-    /// Where in the store: `edge/IDENTITY/`.
+    /// The prefix in the store: `edge/IDENTITY/`.
     prefix: String,
-    /// This edge's name, among those that share the store.
+    /// This edge's name among those that share the store.
     me: String,
     key: SealKey,
     clock: Arc<dyn Clock>,
     serve: Arc<Certificates>,
     dns_hook: Option<Arc<DnsHook>>,
-    /// One at a time, or what was read earlier might be put into force later.
+    /// Serialises publishing: otherwise older data could replace newer data.
     publishing: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
     woken: Notify,
     at_a_time: Semaphore,
-    /// What a task of this edge works on: a lease keeps only other edges off.
+    /// The sites that tasks of this edge work on. (A lease only excludes other edges.)
     working: Mutex<BTreeSet<String>>,
-    /// One new host at a time is taken in.
+    /// Held while a new host is admitted.
     admitting: tokio::sync::Mutex<()>,
-    noes: Mutex<Noes>,
-    /// The certificates of hosts, as they were read from the store last.
+    noes: Mutex<Refusals>,
+    /// The certificates of hosts, as last read from the store.
     read: Mutex<BTreeMap<SiteName, (Revision, Arc<SiteCertificate>)>>,
 }
 
-/// A site that this task works on, until dropped.
+/// Marks a site as being worked on; ends when dropped.
 struct Turn<'a>(&'a Acme, &'a str);
 
 impl Drop for Turn<'_> {
@@ -252,16 +192,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the configuration says, and what came of it.
+/// The configuration, and current problems.
 #[derive(Default)]
 struct Told {
     sites: Vec<AcmeSite>,
     on_demand: Vec<OnDemandSite>,
     cas: Vec<Ca>,
     errors: BTreeMap<String, String>,
-    /// What the store, or another edge, keeps from being done.
+    /// Problems with the store or another edge, by site.
     hitches: BTreeMap<String, String>,
-    /// Since when another edge's key is waited for, by site or by an account's path.
+    /// Since when this edge waits for a key from another edge, by site or account path.
     keyless: BTreeMap<String, u64>,
 }
 
@@ -300,7 +240,7 @@ impl Acme {
         })
     }
 
-    /// What is to be served from now on, and who is asked.
+    /// Sets the sites and CAs.
     pub(crate) fn update(&self, sites: Vec<AcmeSite>, cas: Vec<Ca>) {
         {
             let mut told = self.told();
@@ -314,7 +254,7 @@ impl Acme {
         self.woken.notify_one();
     }
 
-    /// Why a site's next certificate is not there, by the site's first name.
+    /// Why sites have no new certificate, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
         let told = self.told();
         told.errors.clone().into_iter().chain(told.hitches.clone()).collect()
@@ -327,7 +267,7 @@ impl Acme {
         };
     }
 
-    /// Tries again now whatever had failed; what the budget forbids it forbids still.
+    /// Retries failed orders now; rate limits still apply.
     pub(crate) async fn retry(&self) -> Result<(), StoreError> {
         let sites = self.told().sites.clone();
         for site in sites {
@@ -345,7 +285,7 @@ impl Acme {
         Ok(())
     }
 
-    /// Works, for good.
+    /// Never returns.
     pub(crate) async fn run(self: Arc<Self>) {
         tokio::spawn(self.clone().follow());
         loop {
@@ -358,19 +298,19 @@ impl Acme {
         }
     }
 
-    /// What other edges put into the store is served at once.
+    /// Serves certificates at once that other edges put into the store.
     async fn follow(self: Arc<Self>) {
         loop {
             if let Ok((_, at)) = self.store.list(&self.prefix).await
                 && let Ok(mut watch) = self.store.watch(&self.prefix, at).await
             {
-                // First what came while nobody watched.
+                // First publish changes from before the watch.
                 loop {
                     if let Err(error) = self.publish().await {
-                        tracing::error!(%error, "the store of certificates failed");
+                        tracing::error!(%error, "the certificate store failed");
                     }
                     let Ok(changes) = watch.next().await else { break };
-                    // An edge that has come is given keys, and one that has gone is kept out of new ones.
+                    // A new edge needs keys, and new keys must exclude a removed one.
                     let members = format!("{}member/", self.prefix);
                     if changes.iter().any(|c| c.key().as_str().starts_with(&members)) {
                         self.woken.notify_one();
@@ -381,12 +321,15 @@ impl Acme {
         }
     }
 
-    /// Does all that is due, and returns when the next is.
+    /// Does everything that is due, and returns when to run next.
     pub(crate) async fn step(self: Arc<Self>) -> u64 {
         let sites = self.told().sites.clone();
         let failed = |error: &StoreError| {
-            let error = crate::daemon::chain(error);
-            tracing::error!(error, "the store of certificates failed: those that are served go on");
+            let error = crate::logging::chain(error);
+            tracing::error!(
+                error,
+                "the certificate store failed; current certificates are still served"
+            );
         };
         let mut next = u64::MAX;
         let joined = if sites.is_empty() && self.told().on_demand.is_empty() {
@@ -400,7 +343,7 @@ impl Acme {
         if let Err(error) = joined {
             failed(&error);
             for title in sites.iter().filter_map(|s| s.names.first()) {
-                self.hitch(title.as_str(), Some(crate::daemon::chain(&error)));
+                self.hitch(title.as_str(), Some(crate::logging::chain(&error)));
             }
             return self.clock.now() + STORE_RETRY;
         }
@@ -420,7 +363,7 @@ impl Acme {
                 let Ok(_turn) = this.at_a_time.acquire().await else { return Ok(u64::MAX) };
                 let tended = this.tend(&site, false).await;
                 if let (Err(error), Some(title)) = (&tended, site.names.first()) {
-                    this.hitch(title.as_str(), Some(crate::daemon::chain(error)));
+                    this.hitch(title.as_str(), Some(crate::logging::chain(error)));
                 }
                 tended
             });
@@ -432,7 +375,7 @@ impl Acme {
                     failed(&error);
                     next = next.min(self.clock.now() + STORE_RETRY);
                 }
-                Err(error) => tracing::error!(%error, "the work on a certificate ended"),
+                Err(error) => tracing::error!(%error, "the task for a certificate failed"),
             }
         }
         if let Err(error) = self.publish().await {
@@ -441,7 +384,7 @@ impl Acme {
         next
     }
 
-    /// Lets the others seal to this edge.
+    /// Publishes this edge's key, so that others can encrypt secrets to it.
     async fn join(&self) -> Result<(), StoreError> {
         let key = Key::new(format!("{}member/{}", self.prefix, self.me))?;
         let public = self.key.public().to_vec();
@@ -453,7 +396,7 @@ impl Acme {
         Ok(())
     }
 
-    /// The edges that share the store. The authority takes those out that were removed from the mesh.
+    /// The edges that share the store. The authority removes those that were removed from the mesh.
     async fn members(&self) -> Result<BTreeSet<String>, StoreError> {
         let prefix = format!("{}member/", self.prefix);
         let (members, _) = self.store.list(&prefix).await?;
@@ -461,7 +404,7 @@ impl Acme {
         Ok(members.iter().filter_map(name).collect())
     }
 
-    /// Seals to every edge that shares the store. `purpose` is where it stands.
+    /// Encrypts a secret to every edge that shares the store. `purpose` is its path there.
     async fn seal(&self, purpose: &str, secret: &[u8]) -> Result<Sealed, StoreError> {
         let prefix = format!("{}member/", self.prefix);
         let (members, _) = self.store.list(&prefix).await?;
@@ -470,7 +413,7 @@ impl Acme {
             match seal(&entry.value, purpose.as_bytes(), secret) {
                 Ok(sealed) => Some((name, Blob(sealed))),
                 Err(error) => {
-                    tracing::error!(edge = name, %error, "an edge gets no key");
+                    tracing::error!(edge = name, %error, "cannot encrypt a key to an edge");
                     None
                 }
             }
@@ -478,7 +421,7 @@ impl Acme {
         Ok(members.iter().filter_map(to).collect())
     }
 
-    /// Opens what was sealed to this edge.
+    /// Decrypts a secret that was encrypted to this edge.
     fn open(&self, purpose: &str, sealed: &Sealed) -> Option<zeroize::Zeroizing<Vec<u8>>> {
         self.key.open(purpose.as_bytes(), &sealed.get(&self.me)?.0).ok()
     }
@@ -491,7 +434,7 @@ impl Acme {
         let key = self.site_key(title)?;
         loop {
             if let Some(entry) = self.store.get(&key).await? {
-                // A record that cannot be read is begun anew: a certificate can be ordered again.
+                // An unreadable record is replaced: the certificate can be ordered again.
                 let record = serde_json::from_slice(&entry.value).unwrap_or_default();
                 return Ok(Held { record, revision: entry.revision });
             }
@@ -502,7 +445,7 @@ impl Acme {
         }
     }
 
-    /// Writes the record, unless another edge has.
+    /// Writes the record, unless another edge has changed it.
     async fn save(&self, title: &str, held: &mut Held) -> Result<(), StoreError> {
         if let Some(lease) = &mut held.record.lease {
             lease.until = self.clock.now() + record::LEASE;
@@ -512,7 +455,7 @@ impl Acme {
         Ok(())
     }
 
-    /// Does what is due for a site, and returns when the next is. `asked`: whoever is asked has said yes.
+    /// Does what is due for a site, and returns when to run next. `asked`: the operator's program has just allowed it.
     async fn tend(&self, site: &AcmeSite, asked: bool) -> Result<u64, StoreError> {
         let Some(title) = site.names.first().map(ToString::to_string) else { return Ok(u64::MAX) };
         if !lock(&self.working).insert(title.clone()) {
@@ -545,14 +488,14 @@ impl Acme {
                 }
             };
             match done {
-                // Another edge came between: look again.
+                // After a conflict with another edge, read the record again.
                 Ok(()) | Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Seals what is there to edges that have come since; true if that changed the record.
+    /// Encrypts the certificate's key to new edges; returns true if the record changed.
     async fn share(
         &self,
         title: &str,
@@ -573,7 +516,7 @@ impl Acme {
                 }
                 issued.key.extend(missing);
             }
-            // Sealed to a key that this edge has no longer: so that the others seal it anew.
+            // Encrypted to an old key of this edge: remove it, so that another edge encrypts it again.
             None if issued.key.len() > 1 && issued.key.remove(&self.me).is_some() => {}
             None => return Ok(false),
         }
@@ -583,7 +526,7 @@ impl Acme {
         }
     }
 
-    /// Takes the lease and orders, or goes on; notes how that ended.
+    /// Takes the lease, and starts or continues an order; records the result.
     async fn work(
         &self,
         site: &AcmeSite,
@@ -596,7 +539,7 @@ impl Acme {
         let stale = |o: &Pending| o.names != names || o.ends() < now;
         if held.record.order.as_ref().is_none_or(stale) {
             if cas.is_empty() {
-                held.record.failed("no CA is named".into(), None, AT_LEAST, now);
+                held.record.failed("no CA is configured".into(), None, AT_LEAST, now);
                 return self.save(title, held).await;
             }
             // After a failure, the next CA.
@@ -623,17 +566,17 @@ impl Acme {
         match ordered {
             Ok(()) => {
                 self.told().errors.remove(title);
-                tracing::info!(site = title, "a new certificate is in force");
+                tracing::info!(site = title, "got a new certificate");
                 return Ok(());
             }
             Err(OrderError::Store(error)) => return Err(error),
-            // Nothing came of this order, and nothing will.
+            // The order has failed permanently.
             Err(OrderError::Refused(error)) => {
                 held.record.order = None;
                 held.record.failed(error, not_after, 0, now);
             }
-            // The CA is not there: the same order may go on when it is back, for a new one would cost as
-            // much again; or another CA is asked.
+            // The CA is unavailable. The order may continue when it is back, because a new order would count against the
+            // limits again. Or another CA is tried.
             Err(OrderError::Unavailable { error, least }) => {
                 let begun = held.record.order.as_ref().is_some_and(|o| o.url.is_some());
                 if !begun || cas.len() > 1 && held.record.failures % 3 == 2 {
@@ -644,13 +587,12 @@ impl Acme {
         }
         let error = held.record.error.clone().unwrap_or_default();
         let again_in = held.record.retry_at.saturating_sub(now);
-        tracing::error!(site = title, error, again_in, "no new certificate");
+        tracing::error!(site = title, error, again_in, "cannot get a new certificate");
         self.told().errors.insert(title.to_owned(), error);
         self.save(title, held).await
     }
 
-    /// What is known of the certificate in a record. It fits if its key is, or soon will be, with this edge and
-    /// was never with one that shares the store no longer.
+    /// The certificate in a record. It fits if this edge has its key or will soon get it, and no removed edge has it.
     fn current(
         &self,
         record: &SiteRecord,
@@ -673,7 +615,7 @@ impl Acme {
         Some(Current { period: leaf.period, id: renewal_id(&leaf), fits })
     }
 
-    /// Whether another edge may have more time to share a key. It may never come back.
+    /// Whether to wait longer for another edge to share a key. (It may never come back.)
     fn may_wait(&self, what: &str) -> bool {
         let now = self.clock.now();
         let mut told = self.told();
@@ -682,7 +624,7 @@ impl Acme {
         now - *since < WAIT_FOR_KEY
     }
 
-    /// Puts into force what the store holds.
+    /// Serves the certificates and challenges in the store.
     pub(crate) async fn publish(&self) -> Result<(), StoreError> {
         let _one = self.publishing.lock().await;
         let sites = self.told().sites.clone();
@@ -705,7 +647,7 @@ impl Acme {
         Ok(())
     }
 
-    /// The certificates of the hosts that came by demand.
+    /// The certificates of on-demand hosts.
     async fn publish_hosts(
         &self,
         challenges: &mut Challenges,
@@ -734,7 +676,7 @@ impl Acme {
         Ok(all)
     }
 
-    /// A record's certificate and what it is for, if this edge can serve it.
+    /// A record's certificate and its names, if this edge can serve it.
     fn servable(
         &self,
         title: &str,
@@ -746,7 +688,7 @@ impl Acme {
         match SiteCertificate::from_pem(issued.chain.as_bytes(), &key, &held) {
             Ok(certificate) => Some((held, Arc::new(certificate))),
             Err(error) => {
-                tracing::error!(site = title, %error, "a stored certificate");
+                tracing::error!(site = title, %error, "a stored certificate cannot be served");
                 None
             }
         }
@@ -756,7 +698,7 @@ impl Acme {
         lock(&self.told)
     }
 
-    fn noes(&self) -> std::sync::MutexGuard<'_, Noes> {
+    fn noes(&self) -> std::sync::MutexGuard<'_, Refusals> {
         lock(&self.noes)
     }
 }
@@ -770,7 +712,7 @@ fn answer_with(answer: &Answer, challenges: &mut Challenges) {
         Answer::TlsAlpn { name, digest } => {
             let shown = digest.0.as_slice().try_into().ok().and_then(|digest| {
                 challenge_certificate(name, digest)
-                    .inspect_err(|error| tracing::error!(name, %error, "no answer to tls-alpn-01"))
+                    .inspect_err(|error| tracing::error!(name, %error, "cannot create the certificate for tls-alpn-01"))
                     .ok()
             });
             challenges.tls_alpn.extend(shown.map(|shown| (name.clone(), shown)));
@@ -782,7 +724,7 @@ fn without_key(record: &SiteRecord, me: &str) -> String {
     let holders = record.certificate.iter().flat_map(|c| c.key.keys()).filter(|n| *n != me);
     let holders = holders.map(String::as_str).collect::<Vec<_>>().join(", ");
     format!(
-        "the certificate's key is with {holders} and was not shared with this edge yet: does that edge run? After {} minutes a new one is ordered",
+        "{holders} has the certificate's key and has not shared it with this edge yet. Check that this node is running. After {} minutes a new certificate is ordered.",
         WAIT_FOR_KEY / 60
     )
 }

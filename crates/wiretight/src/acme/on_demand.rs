@@ -1,19 +1,17 @@
-//! Sites whose hosts are not known beforehand: a host's certificate is ordered when its first client comes,
-//! if the program that the operator names says yes. It is asked again before each renewal.
+//! Sites whose hosts are not known beforehand. A host's certificate is ordered when its first client connects, if the
+//! operator's program (`ask`) allows it. The program is asked again before each renewal.
 //!
-//! Whoever connects can name any host, so all of it is bounded: clients that wait, hosts that are new in an
-//! hour, hosts in all; and a no is remembered for a while.
+//! Clients can name any host, so everything is limited: waiting clients, new hosts per hour, and the total number of
+//! hosts. A refusal is remembered for a while.
 
 use std::collections::{HashMap, HashSet};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::HOST;
-use hyper::http::uri::{Authority, PathAndQuery};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -24,122 +22,72 @@ use wiretight_proxy::edge::settings::SiteName;
 use wiretight_store::Error as StoreError;
 
 use super::record::{Pending, SiteRecord};
-use super::{Acme, AcmeSite, Held, leaf};
+use super::{Acme, Held, leaf};
+use crate::config::{AcmeSite, AskUrl, AskUrlError, OnDemandSite};
 
-/// Hosts that are worked on at a time, and clients that wait for one.
+/// Limits for hosts being processed and for waiting clients.
 const HOSTS_AT_A_TIME: usize = 64;
 const CLIENTS_AT_A_TIME: usize = 256;
-/// Hosts that are new in an hour: three hours of them are below what public CAs allow an account (300).
+/// New hosts per hour. Public CAs allow an account 300 orders in three hours.
 const NEW_PER_HOUR: usize = 90;
-/// Hosts in all.
+/// The total number of hosts.
 const MOST: usize = 10_000;
-/// A no holds for so long, in seconds; so many are remembered.
+/// How long a refusal is remembered, in seconds, and how many are.
 const NO_HOLDS: u64 = 60;
 const NOES: usize = 4096;
-/// For all of a question.
+/// For a whole question to the operator's program.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// While another edge orders, its certificate is looked for so often.
+/// How often to check for the certificate while another edge orders it.
 const LOOK: Duration = Duration::from_millis(250);
-/// And for so long, about: nobody waits longer in a handshake.
+/// How many times to check; clients do not wait longer in a handshake.
 const LOOKS: usize = 40;
 
 const HOUR: u64 = 3600;
 
-/// Who says whether a host is to have a certificate: a program on this machine, by HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AskUrl {
-    authority: Authority,
-    path: PathAndQuery,
-}
-
-/// Why a text is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskUrlError {
-    /// It is no such address.
-    #[error("it is not http://ADDRESS:PORT/PATH")]
-    Malformed,
-    /// It is elsewhere.
-    #[error("it is not on this machine")]
-    NotHere,
-}
-
-impl FromStr for AskUrl {
-    type Err = AskUrlError;
-    fn from_str(s: &str) -> Result<AskUrl, AskUrlError> {
-        let bad = AskUrlError::Malformed;
-        let uri: Uri = s.parse().map_err(|_| bad.clone())?;
-        let parts = uri.into_parts();
-        let (Some(scheme), Some(authority), Some(path)) =
-            (parts.scheme, parts.authority, parts.path_and_query)
-        else {
-            return Err(bad);
-        };
-        let plain = scheme.as_str() == "http" && authority.port_u16().is_some_and(|p| p > 0);
-        if !plain || authority.as_str().contains('@') || s.contains('#') || s.len() > 1024 {
-            return Err(bad);
-        }
-        let host = authority.host().trim_matches(['[', ']']);
-        let here = match host.parse::<std::net::IpAddr>() {
-            Ok(address) => address.to_canonical().is_loopback(),
-            Err(_) => host.eq_ignore_ascii_case("localhost"),
-        };
-        if here { Ok(AskUrl { authority, path }) } else { Err(AskUrlError::NotHere) }
-    }
-}
-
 impl AskUrl {
-    /// Asks. An error is a no that may be otherwise in a moment.
+    /// Asks the program. After an error it may be asked again at once; a refusal is remembered.
     pub(super) async fn ask(&self, host: &SiteName) -> Result<bool, String> {
         let failed = |detail: &dyn std::fmt::Display| {
             format!(
-                "{}, which is asked whether {host} is to have a certificate, does not answer: {detail}",
-                self.authority
+                "cannot ask {} whether {host} may have a certificate: {detail}",
+                self.authority()
             )
         };
         let asked = async {
-            let at = self.authority.host().trim_matches(['[', ']']);
-            let at = (at, self.authority.port_u16().unwrap_or(80));
+            let at = self.authority().host().trim_matches(['[', ']']);
+            let at = (at, self.authority().port_u16().unwrap_or(80));
             let tcp = TcpStream::connect(at).await.map_err(|e| failed(&e))?;
-            // `localhost` is what this system takes it for: plaintext stays here all the same.
+            // `localhost` could resolve to another address, but plaintext must not leave this machine.
             if !tcp.peer_addr().is_ok_and(|a| a.ip().to_canonical().is_loopback()) {
                 return Err(failed(&AskUrlError::NotHere));
             }
             let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await;
             let (mut sender, connection) = shaken.map_err(|e| failed(&e))?;
             let connection = tokio::spawn(connection);
-            let joint = if self.path.query().is_some() { '&' } else { '?' };
-            let request = Request::get(format!("{}{joint}domain={host}", self.path))
-                .header(HOST, self.authority.as_str())
+            let joint = if self.path().query().is_some() { '&' } else { '?' };
+            let request = Request::get(format!("{}{joint}domain={host}", self.path()))
+                .header(HOST, self.authority().as_str())
                 .body(Empty::<Bytes>::new())
                 .map_err(|e| failed(&e))?;
             let answer = sender.send_request(request).await;
             connection.abort();
             match answer.map_err(|e| failed(&e))?.status() {
                 StatusCode::OK => Ok(true),
-                // Whatever is wrong there, it is no yes.
+                // An error of the program does not allow the certificate.
                 status if status.is_server_error() => Err(failed(&status)),
                 _ => Ok(false),
             }
         };
-        let late = |_| Err(failed(&format!("not within {PATIENCE:?}")));
+        let late = |_| Err(failed(&format!("timed out after {PATIENCE:?}")));
         timeout(PATIENCE, asked).await.unwrap_or_else(late)
     }
 }
 
-/// A site whose hosts are not known beforehand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnDemandSite {
-    /// What the hosts have in common: `*.example.org`, or `*`.
-    pub names: Vec<SiteName>,
-    /// Who is asked about each.
-    pub ask: AskUrl,
-}
-
-/// The hosts that were refused, and until when that holds.
+/// The hosts that were refused, each with the time until which the refusal is remembered.
 #[derive(Default)]
-pub(super) struct Noes(HashMap<SiteName, u64>);
+pub(super) struct Refusals(HashMap<SiteName, u64>);
 
-impl Noes {
+impl Refusals {
     fn holds(&self, host: &SiteName, now: u64) -> bool {
         self.0.get(host).is_some_and(|until| *until > now && *until <= now + NO_HOLDS)
     }
@@ -155,13 +103,13 @@ impl Noes {
 }
 
 impl Acme {
-    /// Which hosts may have certificates on demand, from now on.
+    /// Sets the sites with on-demand certificates.
     pub(crate) fn update_on_demand(&self, sites: Vec<OnDemandSite>) {
         self.told().on_demand = sites;
         self.woken.notify_one();
     }
 
-    /// Works for clients that wait, for good.
+    /// Serves waiting clients until the channel closes.
     pub(crate) async fn run_on_demand(self: Arc<Self>, mut demands: mpsc::Receiver<Demand>) {
         let mut waiting: HashMap<SiteName, Vec<Demand>> = HashMap::new();
         let mut work = JoinSet::new();
@@ -173,7 +121,7 @@ impl Acme {
                     let clients: usize = waiting.values().map(Vec::len).sum();
                     let known = waiting.contains_key(&demand.host);
                     if clients >= CLIENTS_AT_A_TIME || !known && waiting.len() >= HOSTS_AT_A_TIME {
-                        continue; // dropped: the client is turned away
+                        continue; // dropping the demand rejects the client
                     }
                     if !known {
                         let (this, host) = (self.clone(), demand.host.clone());
@@ -186,15 +134,15 @@ impl Acme {
                     let id = match done {
                         Ok((id, Ok(()))) => id,
                         Ok((id, Err(error))) => {
-                            tracing::error!(%error, "the store of certificates failed");
+                            tracing::error!(%error, "the certificate store failed");
                             id
                         }
                         Err(error) => {
-                            tracing::error!(%error, "the work on a certificate ended");
+                            tracing::error!(%error, "the task for a certificate failed");
                             error.id()
                         }
                     };
-                    // Whoever waits looks again.
+                    // Dropping the demands wakes the clients, which check again.
                     hosts.remove(&id).and_then(|host| waiting.remove(&host));
                 }
             }
@@ -210,19 +158,19 @@ impl Acme {
         }
         let record = self.store.get(&self.site_key(host.as_str())?).await?;
         let record = record.and_then(|e| serde_json::from_slice::<SiteRecord>(&e.value).ok());
-        // Nothing can come of it yet: nobody is asked.
+        // No order is possible yet, so do not ask.
         if record.as_ref().is_some_and(|r| r.retry_at > now) {
             return Ok(());
         }
         match ask.ask(host).await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::info!(%host, "no certificate: the program that is asked says no");
+                tracing::info!(%host, "no certificate was ordered: the program in `ask` refused it");
                 self.noes().note(host.clone(), now);
                 return Ok(());
             }
             Err(error) => {
-                tracing::error!(error, "no certificate");
+                tracing::error!(error, "no certificate was ordered");
                 return Ok(());
             }
         }
@@ -236,11 +184,11 @@ impl Acme {
         }
         self.publish().await?;
         for _ in 0..LOOKS {
-            // Another edge, or another task of this one, may be at it.
+            // Another edge, or another task of this one, may be ordering it.
             if self.serve.get(host.as_str()).is_some() || !self.is_under_way(host).await? {
                 break;
             }
-            tokio::time::sleep(LOOK).await; // a client's time, whatever the clock says
+            tokio::time::sleep(LOOK).await; // real time, because a client is waiting
             self.publish().await?;
         }
         Ok(())
@@ -252,9 +200,9 @@ impl Acme {
         Ok(record.retry_at <= now && record.lease.is_some_and(|lease| lease.until > now))
     }
 
-    /// Takes a new host in, if there is room.
+    /// Admits a new host, within the limits.
     async fn admit(&self, host: &SiteName) -> Result<bool, StoreError> {
-        // One at a time, or all would find the last place free.
+        // One at a time, so that several do not take the last free place.
         let _one = self.admitting.lock().await;
         let now = self.clock.now();
         let (mut taken, mut last_hour) = (0, 0);
@@ -265,15 +213,15 @@ impl Acme {
         }
         let full = match (taken >= MOST, last_hour >= NEW_PER_HOUR) {
             (true, _) => {
-                Some(format!("{taken} hosts have certificates on demand, and that is the bound"))
+                Some(format!("{taken} hosts have on-demand certificates, which is the limit"))
             }
             (_, true) => {
-                Some(format!("{last_hour} hosts were new in the last hour, and that is the bound"))
+                Some(format!("{last_hour} hosts were new in the last hour, which is the limit"))
             }
             _ => None,
         };
         if let Some(error) = full {
-            tracing::error!(%host, error, "no certificate");
+            tracing::error!(%host, error, "no certificate was ordered");
             self.noes().note(host.clone(), now);
             return Ok(false);
         }
@@ -285,7 +233,7 @@ impl Acme {
         }
     }
 
-    /// The hosts that came by demand.
+    /// The on-demand hosts.
     pub(super) async fn hosts(&self) -> Result<Vec<(SiteName, Held)>, StoreError> {
         let prefix = format!("{}site/", self.prefix);
         let (entries, _) = self.store.list(&prefix).await?;
@@ -300,8 +248,8 @@ impl Acme {
         Ok(entries.into_iter().filter_map(host).collect())
     }
 
-    /// Those that there is something to do for without a client: a certificate to be renewed, an order to be
-    /// ended. What has come to nothing and counts for no budget any longer is forgotten.
+    /// On-demand hosts with work to do even without a client: a certificate to renew, or an order to finish. Deletes
+    /// records that have no certificate and no longer count for a limit.
     pub(super) async fn hosts_to_tend(&self) -> Result<Vec<AcmeSite>, StoreError> {
         if self.told().on_demand.is_empty() {
             return Ok(Vec::new());
@@ -328,7 +276,7 @@ impl Acme {
         Ok(all)
     }
 
-    /// Asks again before a certificate is renewed; notes why not.
+    /// Asks the operator's program before a renewal; records why it is not renewed.
     pub(super) async fn may_renew(
         &self,
         site: &AcmeSite,
@@ -342,7 +290,7 @@ impl Acme {
         };
         let error = match ask.ask(host).await {
             Ok(true) => return Ok(true),
-            Ok(false) => "the program that is asked says no".to_owned(),
+            Ok(false) => "the program in `ask` refused it".to_owned(),
             Err(error) => error,
         };
         tracing::warn!(site = title, error, "the certificate is not renewed");
@@ -352,10 +300,10 @@ impl Acme {
         Ok(false)
     }
 
-    /// Who says whether a host may have a certificate; `None`: nobody, for no such site has it.
+    /// The program to ask about a host; `None` if no on-demand site includes it.
     pub(super) fn on_demand(&self, host: &SiteName) -> Option<AskUrl> {
         let told = self.told();
-        // One with a site of its own gets its certificate there.
+        // A host with its own site gets its certificate there.
         if host.is_wildcard() || told.sites.iter().any(|s| s.names.contains(host)) {
             return None;
         }
@@ -363,7 +311,7 @@ impl Acme {
             Some(rest) => host.as_str().split_once('.').is_some_and(|(_, below)| below == rest),
             None => pattern.is_wildcard(),
         };
-        // As the edge does: the closer name first.
+        // Like the edge, prefer the more specific name.
         let close =
             told.on_demand.iter().find(|s| s.names.iter().any(|n| n.as_str() != "*" && is(n)));
         let any = || told.on_demand.iter().find(|s| s.names.iter().any(is));

@@ -1,5 +1,5 @@
-//! One order (RFC 8555, section 7.4), from whichever step the record says: each step is in the store before
-//! the next begins.
+//! One order (RFC 8555, section 7.4), continued from the step in the record. Each step is in the store before the next one
+//! starts.
 
 use std::time::Duration;
 
@@ -22,21 +22,21 @@ use crate::control::Blob;
 
 /// How long a CA may take for one order, in seconds.
 const PATIENCE: u64 = 300;
-/// Between two looks at an order.
+/// Between two polls of an order.
 const POLL: Duration = Duration::from_secs(2);
-/// The other edges get an answer this long before a CA is told to look for it.
+/// Time for other edges to get a challenge response before the CA is told to check.
 const SPREAD: Duration = Duration::from_secs(2);
-/// After a CA said "too many", in seconds.
+/// Pause after a CA's rate limit, in seconds.
 const RATE_LIMITED: u64 = 3600;
-/// Renewal information is asked for no more often and no less often than that, in seconds.
+/// The shortest and longest interval between requests for renewal information, in seconds.
 const ARI_EVERY: std::ops::RangeInclusive<u64> = 3600..=86_400;
 
-/// Why an order has come to no certificate.
+/// Why an order produced no certificate.
 #[derive(Debug)]
 pub(super) enum OrderError {
-    /// Nothing will come of it.
+    /// It failed permanently.
     Refused(String),
-    /// It may go on, in so many seconds at the earliest.
+    /// It may continue after at least this many seconds.
     Unavailable { error: String, least: u64 },
     /// The store failed, or another edge has changed the record.
     Store(StoreError),
@@ -50,7 +50,7 @@ impl From<StoreError> for OrderError {
 
 impl From<Error> for OrderError {
     fn from(error: Error) -> OrderError {
-        let text = crate::daemon::chain(&error);
+        let text = crate::logging::chain(&error);
         match &error {
             Error::Api(problem) => match kind(problem) {
                 "rateLimited" => OrderError::Unavailable { error: text, least: RATE_LIMITED },
@@ -77,19 +77,19 @@ fn kind(problem: &Problem) -> &str {
     all.strip_prefix("urn:ietf:params:acme:error:").unwrap_or(all)
 }
 
-/// An account, as the store keeps it: its key first, then what the CA calls it.
+/// An account in the store. The key is stored first, the URL later.
 #[derive(Serialize, Deserialize)]
 struct AccountRecord {
     directory: String,
     key: Sealed,
     url: Option<String>,
-    /// What the CA was told last.
+    /// The contact that the CA has.
     #[serde(default)]
     contact: Vec<String>,
 }
 
 impl Acme {
-    /// Carries the record's order to its end. `records` is what stands in the DNS for it then.
+    /// Carries out the record's order. `records` are its DNS records that must be removed afterwards.
     pub(super) async fn order(
         &self,
         title: &str,
@@ -100,9 +100,9 @@ impl Acme {
     ) -> Result<(), OrderError> {
         let begun = held.record.order.clone().ok_or_else(|| refused("no order"))?;
         let Some(ca) = ca else {
-            return Err(refused(format!("{} is no longer configured", begun.ca)));
+            return Err(refused(format!("the CA {} is no longer configured", begun.ca)));
         };
-        // Those of a process that died here.
+        // Records of a process that died during this order.
         records.extend(begun.answers.iter().filter(|a| a.is_record()).cloned());
         let account = self.account(ca).await?;
         let mut order = match &begun.url {
@@ -128,7 +128,8 @@ impl Acme {
                 continue;
             }
             if self.clock.now() > deadline {
-                let late = format!("{} has not decided within {PATIENCE} s", ca.directory);
+                let late =
+                    format!("{} did not complete the order within {PATIENCE} s", ca.directory);
                 return Err(unavailable(late));
             }
             self.clock.sleep(POLL).await;
@@ -136,8 +137,8 @@ impl Acme {
         }
     }
 
-    /// The account at a CA. Its key is in the store before the CA hears of it, and the CA knows an account
-    /// by its key (RFC 8555, section 7.3.1): however often this is cut short, it is one account.
+    /// The account at a CA. Its key is in the store before the CA is contacted, and the CA identifies an account by its key
+    /// (RFC 8555, section 7.3.1). So there is only one account, however often this is interrupted.
     pub(super) async fn account(&self, ca: &Ca) -> Result<Account, OrderError> {
         let purpose = account_path(ca);
         let at = Key::new(format!("{}{purpose}", self.prefix))?;
@@ -149,7 +150,7 @@ impl Acme {
             let directory = &ca.directory;
             tracing::warn!(
                 directory,
-                "an edge that is gone knows the account's key: a new account"
+                "creating a new account, because a removed edge knows the old account's key"
             );
             match self.store.swap(&at, entry.revision, None).await {
                 Ok(_) | Err(StoreError::Conflict { .. }) => {}
@@ -171,21 +172,21 @@ impl Acme {
             }
         };
         let record: AccountRecord = serde_json::from_slice(&entry.value)
-            .map_err(|e| refused(format!("the account's record cannot be read: {e}")))?;
+            .map_err(|e| refused(format!("the account's record is invalid: {e}")))?;
         let Some(secret) = self.open(&purpose, &record.key) else {
             let others = record.key.keys().any(|n| *n != self.me && members.contains(n));
             if !others || !self.may_wait(&purpose) {
-                // Nobody who is left has the account.
+                // No remaining edge has the key.
                 tracing::warn!(
                     directory = ca.directory,
-                    "the account's key is lost: a new account"
+                    "creating a new account, because the old account's key is lost"
                 );
                 self.store.swap(&at, entry.revision, None).await?;
             }
-            let why = "the account's key is not sealed to this edge yet";
+            let why = "this edge does not have the account's key yet";
             return Err(unavailable(why));
         };
-        // Edges that have come since get it too.
+        // New edges get the key, too.
         let missing = members.iter().any(|name| !record.key.contains_key(name));
         let key = match missing {
             true => self.seal(&purpose, &secret).await?.into_iter().chain(record.key).collect(),
@@ -206,9 +207,9 @@ impl Acme {
             let told: Vec<&str> = ca.contact.iter().map(String::as_str).collect();
             match account.update_contacts(&told).await {
                 Ok(()) => contact.clone_from(&ca.contact),
-                // It is no reason to order nothing.
+                // Not a reason to stop the order.
                 Err(error) => {
-                    let (directory, error) = (&ca.directory, crate::daemon::chain(&error));
+                    let (directory, error) = (&ca.directory, crate::logging::chain(&error));
                     tracing::warn!(directory, error, "the CA refused the contact in [[acme]]");
                 }
             }
@@ -226,7 +227,7 @@ impl Acme {
         Ok(account)
     }
 
-    /// Gives the accounts to edges that have come since; asks the others for those that this one lacks.
+    /// Shares account keys with new edges, and asks other edges for those that this one lacks.
     pub(super) async fn share_accounts(&self) -> Result<(), StoreError> {
         let cas = self.told().cas.clone();
         let members = self.members().await?;
@@ -248,7 +249,7 @@ impl Acme {
                 }
                 None => {
                     self.may_wait(&purpose);
-                    // Sealed to a key that this edge has no longer.
+                    // If it is encrypted to an old key of this edge, remove it, so that another edge encrypts it again.
                     if record.key.len() < 2 || record.key.remove(&self.me).is_none() {
                         continue;
                     }
@@ -262,7 +263,7 @@ impl Acme {
         Ok(())
     }
 
-    /// The CA does not know the account any longer: the next attempt shows it the key again.
+    /// After the CA has forgotten the account: the next attempt registers its key again.
     async fn forget_account(&self, ca: &Ca) -> Result<(), StoreError> {
         let at = Key::new(format!("{}{}", self.prefix, account_path(ca)))?;
         let Some(entry) = self.store.get(&at).await? else { return Ok(()) };
@@ -273,7 +274,7 @@ impl Acme {
         self.store.swap(&at, entry.revision, Some(json(&record))).await.map(|_| ())
     }
 
-    /// Makes the order, charged before the CA hears of it.
+    /// Creates the order. It counts against the limits before the CA is contacted.
     async fn begin(
         &self,
         title: &str,
@@ -306,7 +307,7 @@ impl Acme {
                 Err(error) => error,
             };
             if let Error::Api(problem) = &refusal {
-                // Refused, there is no order, and it costs nothing; after a failure there may be one.
+                // A refused order does not exist and does not count. After another failure it may exist.
                 if problem.status.is_some_and(|s| (400..500).contains(&s)) {
                     held.record.orders.pop();
                 }
@@ -319,7 +320,7 @@ impl Acme {
                     kind(problem),
                     "rateLimited" | "badNonce" | "serverInternal" | "accountDoesNotExist"
                 ),
-                // The library found that the CA has passed it over.
+                // The library reports that the CA ignored `replaces`.
                 Error::Other(error) => !error.is::<Unreached>(),
                 Error::Unsupported(_) => true,
                 _ => false,
@@ -327,16 +328,14 @@ impl Acme {
             if replaces.is_none() || !of_replaces {
                 return Err(refusal.into());
             }
-            // RFC 9773, section 5: somebody has replaced it already, or the CA does not know it. That is no
-            // reason to have none.
+            // RFC 9773, section 5: the old certificate is already replaced, or unknown to the CA. Try without `replaces`.
             if let Some(pending) = &mut held.record.order {
                 pending.without_replaces = true;
             }
         }
     }
 
-    /// The certificate that a new one replaces, for a CA that is known to have issued it and to keep renewal
-    /// information.
+    /// The ID of the certificate to replace, if this CA has issued it and has renewal information for it.
     fn replaces(
         &self,
         held: &Held,
@@ -351,7 +350,7 @@ impl Acme {
         (!pending.without_replaces && ari.of == *id).then(|| id.clone())
     }
 
-    /// Has every edge answer the CA's questions, then tells the CA.
+    /// Publishes the challenge responses on every edge, then tells the CA to check them.
     async fn answer(
         &self,
         ca: &Ca,
@@ -404,7 +403,7 @@ impl Acme {
             if !records.contains(&answer) {
                 records.push(answer);
             }
-            // A command may take minutes: the lease goes on.
+            // Saving extends the lease, because a command may take minutes.
             self.save(title, held).await?;
         }
         self.publish().await?;
@@ -427,26 +426,26 @@ impl Acme {
         Ok(())
     }
 
-    /// Has the command add or remove a record.
+    /// Runs the command to add or remove a DNS record.
     async fn dns(&self, ca: &Ca, verb: Verb, record: &Answer) -> Result<(), String> {
         let Answer::Dns { name, value } = record else { return Ok(()) };
         match (&self.dns_hook, &ca.dns_command) {
             (Some(hook), Some(command)) => hook.run(command, verb, name, value).await,
-            _ => Err("there is no dns_command".into()),
+            _ => Err("no dns_command is configured".into()),
         }
     }
 
-    /// Removes the records of an order.
+    /// Removes the DNS records of an order.
     pub(super) async fn withdraw(&self, ca: Option<&Ca>, records: &[Answer]) {
         let Some(ca) = ca else { return };
         for record in records {
             if let Err(error) = self.dns(ca, Verb::Cleanup, record).await {
-                tracing::warn!(error, "a record was left in the DNS");
+                tracing::warn!(error, "cannot remove a DNS record");
             }
         }
     }
 
-    /// Asks for the certificate, for a key that is in the store.
+    /// Requests the certificate, with a key that is in the store.
     async fn finalize(
         &self,
         title: &str,
@@ -473,7 +472,7 @@ impl Acme {
         Ok(order.finalize_csr(&request).await?)
     }
 
-    /// Takes the certificate.
+    /// Downloads, saves and serves the certificate.
     async fn take(
         &self,
         title: &str,
@@ -482,14 +481,14 @@ impl Acme {
     ) -> Result<(), OrderError> {
         let Some(pending) = held.record.order.clone() else { return Err(refused("no order")) };
         let chain =
-            order.certificate().await?.ok_or_else(|| refused("the CA gave no certificate"))?;
+            order.certificate().await?.ok_or_else(|| refused("the CA sent no certificate"))?;
         let sealed = pending.key.unwrap_or_default();
         let Some(key) = self.open(title, &sealed) else {
-            return Err(refused("the certificate's key is not sealed to this edge"));
+            return Err(refused("this edge does not have the certificate's key"));
         };
         let names: Vec<_> = pending.names.iter().filter_map(|n| n.parse().ok()).collect();
         SiteCertificate::from_pem(chain.as_bytes(), &key, &names).map_err(|e| {
-            refused(format!("the CA gave a certificate that cannot be served: {e}"))
+            refused(format!("the CA issued a certificate that cannot be served: {e}"))
         })?;
         let record = &mut held.record;
         record.certificate =
@@ -501,7 +500,7 @@ impl Acme {
         Ok(())
     }
 
-    /// Asks the CA when the certificate is to be renewed (RFC 9773).
+    /// Asks the CA when to renew the certificate (RFC 9773).
     pub(super) async fn ask_ari(
         &self,
         title: &str,
@@ -518,7 +517,11 @@ impl Acme {
             None => Ok((None, *ARI_EVERY.end())),
         };
         let (window, after) = asked.unwrap_or_else(|error| {
-            tracing::warn!(site = title, ?error, "no renewal information: renewed as usual");
+            tracing::warn!(
+                site = title,
+                ?error,
+                "cannot get renewal information; using the usual renewal time"
+            );
             (before, *ARI_EVERY.start())
         });
         let check_at = now + after.clamp(*ARI_EVERY.start(), *ARI_EVERY.end());
@@ -547,7 +550,7 @@ impl Acme {
     }
 }
 
-/// What the CA says of the challenges that failed.
+/// The CA's error for a failed challenge.
 async fn why_invalid(order: &mut Order) -> String {
     let mut all = order.authorizations();
     while let Some(Ok(mut authorization)) = all.next().await {
@@ -556,20 +559,20 @@ async fn why_invalid(order: &mut Order) -> String {
             && let Some(problem) = state.challenges.iter().find_map(|c| c.error.as_ref())
         {
             return format!(
-                "the CA could not verify {name}: {problem}: does its DNS lead here, and do ports 80 and 443?"
+                "the CA could not verify {name}: {problem}. Check that its DNS and ports 80 and 443 lead to this machine."
             );
         }
     }
-    "the CA refused the order and does not say why".into()
+    "the CA refused the order without a reason".into()
 }
 
-/// Where the account at a CA stands, behind the prefix; what its key is sealed for, too.
+/// The path of a CA's account, after the prefix. It is also the purpose for the encryption of its key.
 fn account_path(ca: &Ca) -> String {
     let hash = digest(&SHA256, ca.directory.as_bytes());
     format!("account/{}", hex(&hash.as_ref()[..16]))
 }
 
-/// `AKI.SERIAL`, as the client library has it.
+/// Parses `AKI.SERIAL`.
 fn identifier(id: &str) -> Option<CertificateIdentifier<'_>> {
     let (authority, serial) = id.split_once('.')?;
     Some(CertificateIdentifier {

@@ -1,8 +1,7 @@
-//! What the store holds of a site's certificate, and what is to be done about it now. Pure.
+//! The record of a site's certificate in the store, and what to do next. Pure.
 //!
-//! One record a site, changed whole by compare-and-swap: who works on it, for how long, what was spent of
-//! its budget and how far an order has come stand or fall together. So a process that dies between any two
-//! steps leaves a record that the next one goes on from.
+//! There is one record per site, changed by compare-and-swap. It contains the lease, the used part of the limits, and the
+//! progress of the order. So if a process dies between two steps, the next one can continue from the record.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +10,17 @@ use wiretight_keys::Period;
 
 use crate::control::Blob;
 
-/// Orders in an hour for a site: below what public CAs allow of failed ones (5).
+/// Orders per hour and site; below what public CAs allow for failed ones (5).
 pub(super) const ORDERS_PER_HOUR: usize = 4;
-/// Certificates in a week for a site: what public CAs allow of the same names.
+/// Certificates per week and site; what public CAs allow for the same names.
 pub(super) const CERTIFICATES_PER_WEEK: usize = 5;
-/// Of those, how many may come ahead of their time because a CA said so.
+/// How many of these may be early renewals because of renewal information.
 const EARLY_PER_WEEK: usize = 2;
-/// Whoever works on a site has it for so long, in seconds; each step makes it longer.
+/// Length of a lease, in seconds; each step extends it.
 pub(super) const LEASE: u64 = 600;
-/// An order that has come to nothing by then is given up, in seconds.
+/// An order that is not finalized by then is abandoned, in seconds.
 const ORDER_AGE: u64 = HOUR;
-/// One whose certificate was asked for: it may be there, and another would cost as much again.
+/// A finalized order is kept longer: its certificate may exist, and another one would count against the limit.
 const FINALIZED_AGE: u64 = DAY;
 
 /// The longest pause after a failure.
@@ -30,39 +29,37 @@ const MAX_PAUSE: u64 = 6 * HOUR;
 const HOUR: u64 = 3600;
 const DAY: u64 = 86_400;
 const WEEK: u64 = 7 * DAY;
-/// Certificates that hold for less are renewed at half their life, others at two thirds.
+/// Certificates with a shorter lifetime are renewed at half of it, others at two thirds.
 const SHORT_LIVED: u64 = 10 * DAY;
 
-/// A secret, sealed to each edge that may open it, by the edge's name.
+/// A secret, encrypted to each edge that may have it, by the edge's name.
 pub(super) type Sealed = BTreeMap<String, Blob>;
 
-/// A site's certificate and what is under way for the next.
+/// A site's certificate, and the order for the next one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct SiteRecord {
-    /// What is served.
+    /// The certificate that is served.
     pub(super) certificate: Option<Issued>,
-    /// What is under way.
     pub(super) order: Option<Pending>,
-    /// Who works on it.
     pub(super) lease: Option<Lease>,
-    /// When orders were made, in the last hour.
+    /// Times of orders in the last hour.
     pub(super) orders: Vec<u64>,
-    /// When certificates were asked for, in the last week.
+    /// Times of finalized orders in the last week.
     pub(super) finalized: Vec<u64>,
-    /// Attempts that failed, since the last that did not.
+    /// Consecutive failed attempts.
     pub(super) failures: u32,
-    /// Nothing is tried before.
+    /// No attempt is made before this time.
     pub(super) retry_at: u64,
     /// Why the last attempt failed.
     pub(super) error: Option<String>,
-    /// What the CA says about renewing.
+    /// Renewal information from the CA.
     pub(super) ari: Option<Ari>,
-    /// Since when it is a host that came by demand.
+    /// For an on-demand host: when it was admitted.
     pub(super) on_demand: Option<u64>,
 }
 
-/// A certificate and its sealed key.
+/// A certificate and its encrypted key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Issued {
     /// PEM, leaf first.
@@ -75,44 +72,37 @@ pub(super) struct Issued {
     pub(super) names: Vec<String>,
 }
 
-/// An order.
+/// An order in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Pending {
     /// The directory of its CA.
     pub(super) ca: String,
-    /// Where it is; `None`: not made yet, or nobody noted it.
+    /// Its URL; `None` if it was not created yet, or the URL was lost in a crash.
     pub(super) url: Option<String>,
-    /// When it was begun.
+    /// When it was started.
     pub(super) begun: u64,
-    /// Its names.
     pub(super) names: Vec<String>,
-    /// The key of the certificate, from the moment that one is asked for.
+    /// The key of the certificate, once it is finalized.
     pub(super) key: Option<Sealed>,
-    /// What all edges answer to the CA's questions.
+    /// The challenge responses that all edges serve.
     pub(super) answers: Vec<Answer>,
-    /// The CA did not take the name of the certificate that this one replaces.
+    /// The CA did not accept `replaces`.
     pub(super) without_replaces: bool,
 }
 
-/// An answer to a challenge.
+/// A response to a challenge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Answer {
     /// http-01.
-    Http {
-        /// In the path.
-        token: String,
-        /// The body.
-        key_authorization: String,
-    },
+    Http { token: String, key_authorization: String },
     /// tls-alpn-01.
     TlsAlpn {
-        /// The name.
         name: String,
         /// SHA-256 of the key authorization.
         digest: Blob,
     },
-    /// dns-01: the record is put into the DNS by whoever works on the order.
+    /// dns-01: the edge that works on the order sets the DNS record.
     Dns {
         /// The name, without `*.`.
         name: String,
@@ -122,63 +112,61 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// Whether it is a record in the DNS.
+    /// Whether it is a DNS record.
     pub(super) fn is_record(&self) -> bool {
         matches!(self, Answer::Dns { .. })
     }
 }
 
-/// Who works on a site.
+/// The right of one edge to work on a site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Lease {
     /// The edge.
     pub(super) holder: String,
-    /// Until when.
     pub(super) until: u64,
 }
 
-/// Renewal information (RFC 9773), for one certificate and no other.
+/// Renewal information (RFC 9773) for one certificate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ari {
-    /// That certificate.
+    /// The ID of that certificate.
     pub(super) of: String,
-    /// The suggested window; `None`: the CA has none to give.
+    /// The suggested window; `None` if the CA has none.
     pub(super) window: Option<(u64, u64)>,
     /// When to ask again.
     pub(super) check_at: u64,
 }
 
-/// What is known of the certificate that is served.
+/// The certificate that is served.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Current {
-    /// When it holds.
     pub(super) period: Period,
-    /// How renewal information names it.
+    /// Its ID for renewal information.
     pub(super) id: Option<String>,
-    /// Whether it is for the names that the site has now.
+    /// Whether it can be used for the site's current names.
     pub(super) fits: bool,
 }
 
-/// What to do about a site.
+/// What to do next for a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// Nothing before that time.
+    /// Nothing before this time.
     Wait(u64),
     /// Ask the CA when to renew.
     AskAri,
-    /// Order, or go on with the order.
+    /// Start or continue an order.
     Order,
 }
 
 impl Pending {
-    /// When it is given up.
+    /// When it is abandoned.
     pub(super) fn ends(&self) -> u64 {
         self.begun + if self.key.is_some() { FINALIZED_AGE } else { ORDER_AGE }
     }
 }
 
 impl SiteRecord {
-    /// What `me` has to do now.
+    /// What the edge `me` must do now.
     pub(super) fn plan(&self, current: Option<&Current>, me: &str, now: u64) -> Plan {
         if let Some(lease) = &self.lease
             && lease.holder != me
@@ -192,7 +180,8 @@ impl SiteRecord {
         };
         if self.order.is_some() || due <= now {
             let mut may = self.retry_at.max(self.budget_at(now));
-            // One that is due as soon as it is there (a clock is wrong, or the CA is) does not bring the next.
+            // A certificate that is due for renewal as soon as it is issued (because a clock is wrong) must not cause
+            // another order at once.
             if current.is_some_and(|c| c.fits) && self.order.is_none() {
                 may = may.max(self.finalized.iter().max().map_or(0, |last| last + HOUR));
             }
@@ -208,8 +197,8 @@ impl SiteRecord {
         }
     }
 
-    /// When the certificate is to be replaced. Renewal information brings it forward, while that leaves
-    /// enough of the budget for what cannot wait, or puts it off by no more than a twelfth of its life.
+    /// When to replace the certificate. Renewal information can make it earlier, as long as that leaves enough of the limit
+    /// for urgent orders, or later, by at most a twelfth of the lifetime.
     fn renew_at(&self, current: &Current) -> u64 {
         let Period { not_before, not_after } = current.period;
         let life = not_after.saturating_sub(not_before);
@@ -219,7 +208,7 @@ impl SiteRecord {
             _ => None,
         };
         let Some((start, end)) = window.filter(|(start, end)| start < end) else { return usual };
-        // A point in the window that is this certificate's own, so that many do not come at once.
+        // The point in the window depends on the certificate, so that not all are renewed at the same time.
         let spread = current.id.as_deref().unwrap_or_default().bytes();
         let spread = spread.fold(0u64, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into())) % 1000;
         let point = start + (end - start) / 1000 * spread;
@@ -228,7 +217,7 @@ impl SiteRecord {
         point.clamp(earliest, usual + life / 12)
     }
 
-    /// When the budget allows the next attempt.
+    /// When the limits allow the next attempt.
     fn budget_at(&self, now: u64) -> u64 {
         let free = |times: &[u64], most: usize, span: u64| {
             let mut recent: Vec<u64> =
@@ -247,15 +236,15 @@ impl SiteRecord {
         orders.max(certificates)
     }
 
-    /// Whether nothing would be lost with it but a certificate that holds no longer.
+    /// Whether the record contains nothing that is still needed.
     pub(super) fn is_spent(&self, now: u64) -> bool {
         let waits = self.retry_at > now || self.lease.as_ref().is_some_and(|l| l.until > now);
         let new = self.on_demand.is_some_and(|since| since.saturating_add(HOUR) > now);
         !waits && !new && self.orders.is_empty() && self.finalized.is_empty()
     }
 
-    /// Forgets what no budget counts any longer, and mends what a clock that went ahead has left: what it
-    /// says was spent is counted from now, and nobody waits longer than anybody may be told to.
+    /// Removes times that no longer count for a limit, and repairs times in the future, from a clock that was ahead: orders
+    /// in the future count as made now, and no waiting time exceeds its normal maximum.
     pub(super) fn prune(&mut self, now: u64) {
         for spent in self.orders.iter_mut().chain(&mut self.finalized) {
             *spent = (*spent).min(now);
@@ -275,7 +264,7 @@ impl SiteRecord {
         self.finalized.retain(|t| t.saturating_add(WEEK) > now);
     }
 
-    /// Notes a failed attempt: the next one comes later each time, but in good time before the expiry.
+    /// Records a failed attempt. Pauses get longer each time, but leave enough time before the expiry.
     pub(super) fn failed(&mut self, error: String, not_after: Option<u64>, least: u64, now: u64) {
         self.failures = self.failures.saturating_add(1);
         let backoff = 60u64 << self.failures.min(9).saturating_sub(1);
@@ -301,38 +290,38 @@ mod tests {
     }
 
     #[test]
-    fn renewal_comes_in_time_and_renewal_information_is_believed_for_its_own_certificate_alone() {
+    fn renewal_is_in_time_and_renewal_information_counts_only_for_its_own_certificate() {
         let t = 1_000_000_000;
         let mut record = SiteRecord { ari: ari("a.b", None), ..SiteRecord::default() };
         let plan = |r: &SiteRecord, c: &Current, now| r.plan(Some(c), "me", now);
         assert_eq!(plan(&record, &current(t, 90), t), Plan::Wait(t + 60 * DAY));
         assert_eq!(plan(&record, &current(t, 90), t + 60 * DAY), Plan::Order);
         assert_eq!(plan(&record, &current(t, 6), t), Plan::Wait(t + 3 * DAY));
-        // Told to hurry: it does. Told so about another certificate: it asks about its own.
+        // An early window applies. An early window for another certificate does not: ask about the own one.
         record.ari = ari("a.b", Some((t, t + 1)));
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::Order);
         record.ari = ari("other", Some((t, t + 1)));
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::AskAri);
-        // Told to hurry again and again: the usual time, and the budget.
+        // Repeated early windows: the usual time and the limits apply.
         record.ari = ari("a.b", Some((t, t + 1)));
         record.finalized = vec![t; EARLY_PER_WEEK];
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::Wait(t + 3 * DAY));
         record.finalized = vec![t; 5];
         assert_eq!(plan(&record, &current(t, 6), t + 3 * DAY), Plan::Wait(t + WEEK));
-        // Told to wait until it is too late, or nonsense.
+        // A window that is too late or invalid.
         record = SiteRecord { ari: ari("a.b", Some((t + 99 * DAY, t + 100 * DAY))), ..record };
         record.finalized.clear();
         assert_eq!(plan(&record, &current(t, 6), t), Plan::Wait(t + 3 * DAY + DAY / 2));
         record.ari = ari("a.b", Some((t + 2, t + 1)));
         assert_eq!(plan(&record, &current(t, 6), t), Plan::Wait(t + 3 * DAY));
-        // For other names than the site has: now.
+        // The names of the site have changed: order now.
         let other = Current { fits: false, ..current(t, 90) };
         assert_eq!(plan(&record, &other, t), Plan::Order);
         assert_eq!(SiteRecord::default().plan(None, "me", t), Plan::Order);
     }
 
     #[test]
-    fn one_works_at_a_time_and_no_more_than_the_budget_is_spent() {
+    fn leases_exclude_other_edges_and_limits_are_kept() {
         let t = 1_000_000_000;
         let lease = Some(Lease { holder: "other".into(), until: t + 5 });
         let mut record = SiteRecord { lease, ..SiteRecord::default() };
@@ -348,8 +337,7 @@ mod tests {
             record.failed("x".into(), Some(t + DAY), 0, t);
         }
         assert_eq!(record.retry_at, t + DAY / 10);
-        // A clock that was a year ahead and is set right: what was spent counts, and for no longer than it
-        // would have.
+        // The clock was a year ahead and is corrected: earlier orders count, but not longer than usual.
         let right = t - 365 * DAY;
         record.lease = Some(Lease { holder: "other".into(), until: t });
         record.finalized = vec![t; CERTIFICATES_PER_WEEK];
@@ -359,7 +347,7 @@ mod tests {
         assert_eq!(record.plan(None, "me", right), Plan::Wait(right + WEEK));
         record.prune(right + WEEK);
         assert_eq!(record.plan(None, "me", right + WEEK), Plan::Order);
-        // One that is due as soon as it is there.
+        // A certificate that is due as soon as it is issued.
         (record.retry_at, record.finalized) = (0, vec![right]);
         let old = current(right - 90 * DAY, 90);
         assert_eq!(record.plan(Some(&old), "me", right), Plan::Wait(right + HOUR));

@@ -18,6 +18,7 @@ use wiretight_store::{MemoryStore, Watch};
 
 use super::record::Issued;
 use super::*;
+use crate::config::AskUrl;
 
 #[path = "../../tests/pebble/mod.rs"]
 mod pebble;
@@ -521,8 +522,8 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     acme.clone().step().await;
     let records = host_records(&rig).await;
     let error = |host: &str| records[host].error.clone().unwrap();
-    assert_eq!(error("a.yes.test"), "no CA is named");
-    assert_eq!(error("a.no.test"), "the program that is asked says no");
+    assert_eq!(error("a.yes.test"), "no CA is configured");
+    assert_eq!(error("a.no.test"), "the program in `ask` refused it");
     assert!(records["a.no.test"].retry_at > RealClock.now());
     assert_eq!(asked.lock().unwrap().len(), 2);
     // Until it expires it is served.
@@ -546,7 +547,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_none());
     let error = b.errors().remove(NAME).unwrap();
-    assert!(error.contains("the certificate's key is with e1"), "{error}");
+    assert!(error.contains("e1 has the certificate's key"), "{error}");
     a.clone().step().await;
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_some() && b.errors().is_empty());

@@ -16,7 +16,7 @@ use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs, WebCsr};
 use wiretight_store::MemoryStore;
 
 use super::*;
-use crate::acme_server::{AcmeServer, Invalid, Issuer, Method as Proof, Validator, serve};
+use crate::acme_server::{AcmeServer, Invalid, Issuer, Method as Proof, Validator};
 
 const NAME: &str = "www.example.test";
 const BASE: &str = "https://ca.test";
@@ -319,7 +319,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
         Arc::new(move || read.now()),
         BASE.into(),
         vec!["*.example.test".parse().unwrap()],
-        serve::reserved(&"mesh.test".parse().unwrap()),
+        crate::config::reserved(&"mesh.test".parse().unwrap()),
     );
     let way = Way { world: world.clone(), server };
     let mut edges = ["e1", "e2"].map(|me| {

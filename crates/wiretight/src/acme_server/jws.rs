@@ -1,5 +1,5 @@
-//! Requests as they are signed: flattened JSON (RFC 7515, section 7.2.2) as RFC 8555, section 6.2 narrows it.
-//! Parsing tells what a request claims; [`Signed::verify`] alone hands out its payload.
+//! Signed requests: flattened JSON (RFC 7515, section 7.2.2) as restricted by RFC 8555, section 6.2. Parsing returns
+//! unverified claims; only [`Signed::verify`] returns the payload.
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{
@@ -15,26 +15,21 @@ pub const MAX_LEN: usize = 64 * 1024;
 /// A modulus of 8192 bits.
 const MAX_MODULUS: usize = 1024;
 
-/// Why a request is not one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JwsError {
-    /// Not the JSON that it should be.
     #[error(
-        "the request is not a JWS in flattened JSON with alg, nonce, url, and one of jwk and kid"
+        "the request is not a JWS in flattened JSON with alg, nonce, url, and either jwk or kid"
     )]
     Malformed,
-    /// An algorithm that is not taken here.
-    #[error("the signature's algorithm must be ES256, RS256 or EdDSA, and fit the key")]
+    #[error("the signature algorithm must be ES256, RS256 or EdDSA, and match the key")]
     Algorithm,
-    /// A key that is not taken here.
     #[error("the account's key must be P-256, Ed25519, or RSA with 2048 to 8192 bits")]
     Key,
-    /// The signature does not match.
     #[error("the signature does not match the key")]
     Signature,
 }
 
-/// A public key (RFC 7517), in the one form that its thumbprint is made from.
+/// A public key (RFC 7517), in the canonical form for its thumbprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawKey", into = "RawKey")]
 pub enum Jwk {
@@ -108,7 +103,7 @@ impl Jwk {
         URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, &json))
     }
 
-    /// The bytes by which the same key is known in another encoding.
+    /// The bytes that identify the key in any encoding.
     pub fn material(&self) -> Vec<u8> {
         match self {
             Jwk::P256(x, y) => [&x[..], y].concat(),
@@ -137,23 +132,22 @@ impl Jwk {
     }
 }
 
-/// Who a request says that it is from.
+/// The claimed sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sender {
     /// An account, by its URL.
     Account(String),
-    /// Whoever holds this key.
+    /// The holder of this key.
     Key(Jwk),
 }
 
-/// A request that was parsed; nothing about it is proved.
+/// A parsed, unverified request.
 #[derive(Debug, Clone)]
 pub struct Signed {
-    /// Who it says that it is from.
     pub from: Sender,
     /// The nonce in its header.
     pub nonce: String,
-    /// Where it says that it goes.
+    /// The URL in its header.
     pub url: String,
     alg: String,
     message: Vec<u8>,
@@ -185,7 +179,6 @@ struct Header {
 }
 
 impl Signed {
-    /// Parses a request's body.
     pub fn parse(body: &[u8]) -> Result<Signed, JwsError> {
         if body.len() > MAX_LEN {
             return Err(JwsError::Malformed);
@@ -197,7 +190,7 @@ impl Signed {
         if !matches!(header.alg.as_str(), "ES256" | "RS256" | "EdDSA") {
             return Err(JwsError::Algorithm);
         }
-        // Extensions that must be understood are not (RFC 7515, section 4.1.11).
+        // Critical extensions are not supported (RFC 7515, section 4.1.11).
         if header.crit.is_some() || header.b64.is_some() {
             return Err(JwsError::Malformed);
         }
@@ -219,7 +212,7 @@ impl Signed {
         })
     }
 
-    /// The payload, if it was signed by this key.
+    /// Returns the payload if it was signed by this key.
     pub fn verify(&self, key: &Jwk) -> Result<&[u8], JwsError> {
         key.verify(&self.alg, &self.message, &self.signature)?;
         Ok(&self.payload)
@@ -231,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thumbprint_is_that_of_the_standard() {
+    fn a_thumbprint_matches_the_example_in_the_rfc() {
         // RFC 7638, section 3.1.
         let n = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw";
         let json = serde_json::json!({ "kty": "RSA", "n": n, "e": "AQAB", "alg": "RS256" });
@@ -240,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_algorithm_none_and_a_mixed_up_key_are_refused() {
+    fn algorithm_none_and_a_mismatched_key_are_rejected() {
         let part = |v: serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
         let body = |header: serde_json::Value| {
             let body = serde_json::json!({

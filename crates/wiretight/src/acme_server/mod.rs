@@ -1,15 +1,14 @@
-//! An ACME server (RFC 8555), so that programs with an ACME client of their own get certificates from the
-//! mesh's authority. It answers requests and does nothing else: sockets, the clock, issuing and the
-//! proving of names are given to it.
+//! An ACME server (RFC 8555), with which programs that have an ACME client get certificates from the mesh's authority. It
+//! only answers requests: sockets, the clock, issuing and validation are parameters.
 //!
 //! - `jws`: signed requests
-//! - `objects`: accounts and orders, as they are kept
-//! - `validate`: names are proved by http-01 and tls-alpn-01
-//! - `serve`: it as a site of the edge
+//! - `objects`: stored accounts and orders
+//! - `validate`: validation by http-01 and tls-alpn-01
+//! - `serve`: the server as a site of the edge
 //!
-//! It refuses names outside of those that the configuration allows, wildcards (which only DNS proves), and
-//! whatever would let a client fill the store: accounts, orders and nonces are bounded. Who has the address
-//! of an allowed name gets a certificate for it; nothing that it issues is an identity of the mesh.
+//! It refuses names that the configuration does not allow, and wildcards (which need DNS validation). Accounts, orders and
+//! nonces are limited, so that clients cannot fill the store. A client that controls the address of an allowed name gets
+//! a certificate for it. These certificates are never identities of the mesh.
 
 pub mod jws;
 mod objects;
@@ -39,30 +38,29 @@ pub use objects::Method;
 use objects::{ACCOUNTS, Account, Authorization, ORDERS, Order, Tried};
 pub use validate::{Invalid, Validator};
 
-/// Accounts at a time.
 const MAX_ACCOUNTS: usize = 10_000;
-/// Orders that are kept at a time, of all accounts and of one.
+/// Stored orders, in total and per account.
 const MAX_ORDERS: usize = 10_000;
 const MAX_ORDERS_EACH: usize = 200;
 /// Names of one order.
 const MAX_NAMES: usize = 20;
-/// Nonces that were given out and not come back; older ones are forgotten first.
+/// Unused nonces; the oldest are dropped first.
 const MAX_NONCES: usize = 65_536;
-/// Names that are being proved at a time.
+/// Concurrent validations.
 const MAX_VALIDATIONS: usize = 32;
 const MAX_CONTACTS: usize = 8;
 const MAX_CONTACT: usize = 256;
-/// How long an order may take.
+/// How long an order may take, in seconds.
 const ORDER_TTL: u64 = 86_400;
-/// An account that has ordered nothing for this long is forgotten.
+/// An account without orders for this long is deleted, in seconds.
 const ACCOUNT_TTL: u64 = 90 * 86_400;
-/// Between prunings.
+/// Between removals of expired records, in seconds.
 const PRUNE: u64 = 600;
 
-/// Issues certificates for names that were proved.
+/// Issues certificates for validated names.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Leaf first. `not_after` is the client's wish. The error is for the log.
+    /// Returns the chain, leaf first. `not_after` is requested by the client. The error is only logged.
     async fn issue(
         &self,
         request: &WebCsr,
@@ -73,7 +71,7 @@ pub trait Issuer: Send + Sync {
 /// Seconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// The server. Clones are the same one.
+/// Clones refer to the same server.
 #[derive(Clone)]
 pub struct AcmeServer {
     inner: Arc<Inner>,
@@ -88,9 +86,9 @@ struct Inner {
     allowed: Vec<SiteName>,
     reserved: Vec<SiteName>,
     nonces: Mutex<Nonces>,
-    /// Held while something is added, so that the bounds hold.
+    /// Held while a record is added, so that the limits are kept.
     bounds: tokio::sync::Mutex<Bounds>,
-    /// One certificate an order: finalizing comes one after another.
+    /// Serialises finalizing, so that an order gets only one certificate.
     finalizing: tokio::sync::Mutex<()>,
     trying: Mutex<HashSet<String>>,
     validations: tokio::sync::Semaphore,
@@ -102,7 +100,7 @@ struct Nonces {
     order: VecDeque<String>,
 }
 
-/// What there is, as of the last pruning and since.
+/// The numbers of stored records.
 #[derive(Default)]
 struct Bounds {
     prune_at: u64,
@@ -135,10 +133,7 @@ impl Problem {
     }
 
     fn not_found() -> Problem {
-        Problem {
-            status: StatusCode::NOT_FOUND,
-            ..Problem::malformed("there is no such thing here")
-        }
+        Problem { status: StatusCode::NOT_FOUND, ..Problem::malformed("not found") }
     }
 
     fn json(&self) -> Value {
@@ -158,10 +153,10 @@ fn problem_json(kind: &str, detail: &str, status: Option<StatusCode>) -> Value {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         if matches!(error, StoreError::Conflict { .. }) {
-            return Problem::new("serverInternal", "another request came between: try again");
+            return Problem::new("serverInternal", "conflict with another request: try again");
         }
-        tracing::error!(error = crate::daemon::chain(&error), "the ACME server's store failed");
-        Problem::new("serverInternal", "the server's store failed: its log tells why")
+        tracing::error!(error = crate::logging::chain(&error), "the ACME server's store failed");
+        Problem::new("serverInternal", "the server's store failed; see its log")
     }
 }
 
@@ -176,17 +171,16 @@ impl From<JwsError> for Problem {
     }
 }
 
-/// What a request comes to.
 type Answer = Result<Response<Bytes>, Problem>;
 
-/// A request's sender, its account proved.
+/// The authenticated sender of a request.
 struct Caller {
     id: String,
     account: Account,
     entry: Entry,
 }
 
-/// An order and where it stands in the store.
+/// An order and its store entry.
 struct Found {
     id: String,
     entry: Entry,
@@ -194,9 +188,8 @@ struct Found {
 }
 
 impl AcmeServer {
-    /// `base` is where it answers, `https://acme.example.org`, without a slash at the end. Names of `allowed`
-    /// are had; `*.example.org` there allows every name below `example.org`.
-    /// Those of `reserved` are not, allowed or not.
+    /// `base` is the server's URL without a trailing slash, such as `https://acme.example.org`. Only names in `allowed` are
+    /// certified; `*.example.org` allows every name below `example.org`. Names in `reserved` are never certified.
     pub fn new(
         store: Arc<dyn Store>,
         issuer: Arc<dyn Issuer>,
@@ -225,7 +218,7 @@ impl AcmeServer {
         AcmeServer { inner: Arc::new(inner) }
     }
 
-    /// Answers a request; its body is whole.
+    /// Answers a request with a complete body.
     pub async fn handle(&self, request: Request<Bytes>) -> Response<Bytes> {
         let is_post = request.method() == HttpMethod::POST;
         let mut response = self.answer(request).await.unwrap_or_else(|problem| {
@@ -274,12 +267,14 @@ impl AcmeServer {
         }
         let signed = Signed::parse(request.body())?;
         if signed.url != format!("{}{path}", inner.base) {
-            let detail = format!("the request is signed for another URL than {}{path}", inner.base);
+            let detail = format!("the request is not signed for the URL {}{path}", inner.base);
             return Err(Problem::new("unauthorized", detail));
         }
         if let ["new-account"] = parts.as_slice() {
             let Sender::Key(key) = &signed.from else {
-                return Err(Problem::malformed("a new account's request carries its key (jwk)"));
+                return Err(Problem::malformed(
+                    "a request for a new account must contain its key (jwk)",
+                ));
             };
             let payload = signed.verify(key)?;
             inner.take_nonce(&signed.nonce)?;
@@ -311,7 +306,7 @@ impl AcmeServer {
         }
     }
 
-    /// Tries to prove a name, once. The try goes on if the client goes away.
+    /// Validates a name, once. The validation continues if the client disconnects.
     async fn challenge(
         &self,
         caller: &Caller,
@@ -328,7 +323,8 @@ impl AcmeServer {
             let this = self.inner.clone();
             let (account, id) = (caller.id.clone(), id.to_owned());
             let task = tokio::spawn(async move { this.prove(&account, &id, n, method).await });
-            task.await.map_err(|_| Problem::new("serverInternal", "the try was cut off"))??;
+            task.await
+                .map_err(|_| Problem::new("serverInternal", "the validation was aborted"))??;
         }
         let found = inner.find(&caller.id, id).await?;
         let authorization = found.order.authorizations.get(n).ok_or_else(Problem::not_found)?;
@@ -386,17 +382,6 @@ struct Revoke {
     certificate: String,
 }
 
-/// Whether a host's name is this one, or below it if it is a wildcard.
-pub(crate) fn within(all: &SiteName, name: &str) -> bool {
-    match all.as_str().strip_prefix("*.") {
-        Some(suffix) => {
-            let rest = name.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
-            rest.is_some_and(|rest| !rest.is_empty())
-        }
-        None => all.as_str() == name,
-    }
-}
-
 impl Inner {
     fn now(&self) -> u64 {
         (self.clock)()
@@ -432,7 +417,7 @@ impl Inner {
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
         match nonces.live.remove(nonce) {
             true => Ok(()),
-            false => Err(Problem::new("badNonce", "this nonce was used before, or is too old")),
+            false => Err(Problem::new("badNonce", "this nonce was already used, or is too old")),
         }
     }
 
@@ -465,7 +450,7 @@ impl Inner {
                 let account = Account { key: key.clone(), contact, used, deactivated: false };
                 self.store.create(&at, bytes(&account)?).await?;
                 bounds.accounts += 1;
-                tracing::info!(account = %id, "a new ACME account");
+                tracing::info!(account = %id, "created an ACME account");
                 (StatusCode::CREATED, account)
             }
         };
@@ -499,7 +484,7 @@ impl Inner {
 
     async fn new_order(&self, caller: Caller, asked: NewOrder) -> Answer {
         if asked.not_before.is_some() {
-            return Err(Problem::malformed("notBefore cannot be chosen: a certificate begins now"));
+            return Err(Problem::malformed("notBefore is not supported: certificates start now"));
         }
         let not_after = match &asked.not_after {
             None => None,
@@ -520,7 +505,7 @@ impl Inner {
         names.sort();
         names.dedup();
         if names.is_empty() || names.len() > MAX_NAMES {
-            let detail = format!("an order is for 1 to {MAX_NAMES} names");
+            let detail = format!("an order must have 1 to {MAX_NAMES} names");
             return Err(Problem::malformed(detail));
         }
         let mut bounds = self.bounds().await?;
@@ -569,8 +554,8 @@ impl Inner {
         }
         let own = self.base.trim_start_matches("https://").split(':').next();
         if own == Some(name.as_str())
-            || !self.allowed.iter().any(|allowed| within(allowed, &name))
-            || self.reserved.iter().any(|reserved| within(reserved, &name))
+            || !self.allowed.iter().any(|allowed| allowed.covers(&name))
+            || self.reserved.iter().any(|reserved| reserved.covers(&name))
         {
             return Err(rejected(format!("this authority does not certify {name}")));
         }
@@ -705,11 +690,11 @@ impl Inner {
                 name,
                 method = method.as_str(),
                 why = invalid.detail,
-                "a name was not proved"
+                "a name could not be validated"
             );
             problem_json(invalid.kind, &invalid.detail, None)
         });
-        // Another name of the order may be proved at the same time.
+        // Another name of the order may be validated at the same time.
         let key = order_key(account, id).ok_or_else(Problem::not_found)?;
         let at = self.now();
         wiretight_store::update(&*self.store, &key, |value| {
@@ -735,13 +720,13 @@ impl Inner {
         match found.order.status(self.now()) {
             "ready" => {}
             status => {
-                let detail = format!("the order is {status}: every name must be proved first");
+                let detail = format!("the order is {status}: all names must be validated first");
                 return Err(Problem::new("orderNotReady", detail));
             }
         }
         let names = found.order.authorizations.iter().map(|a| a.name.as_str());
         if !names.eq(csr.names().iter().map(String::as_str)) {
-            return Err(bad("the request is not for exactly the names of the order".into()));
+            return Err(bad("the names in the CSR differ from those of the order".into()));
         }
         // RFC 8555, section 11.1.
         let material = caller.account.key.material();
@@ -751,7 +736,10 @@ impl Inner {
         }
         let chain = self.issuer.issue(&csr, found.order.not_after).await.map_err(|error| {
             tracing::error!(error, "the authority did not issue a certificate");
-            Problem::new("serverInternal", "the authority did not issue it: its log tells why")
+            Problem::new(
+                "serverInternal",
+                "the authority did not issue the certificate; see its log",
+            )
         })?;
         let ends = chain.first().and_then(|leaf| x509::not_after(leaf));
         found.order.expires = ends.unwrap_or(found.order.expires);
@@ -771,7 +759,7 @@ impl Inner {
         Ok(response)
     }
 
-    /// It is noted, and tells nobody: what clients go by is that a certificate ends soon.
+    /// Marks a certificate as revoked. This is not published: the certificates are short-lived instead.
     async fn revoke(&self, caller: &Caller, asked: Revoke) -> Answer {
         let der = URL_SAFE_NO_PAD.decode(&asked.certificate);
         let der = der.map_err(|_| Problem::malformed("the certificate is not base64url"))?;
@@ -782,19 +770,19 @@ impl Inner {
                 continue;
             }
             if order.revoked {
-                return Err(Problem::new("alreadyRevoked", "it was revoked before"));
+                return Err(Problem::new("alreadyRevoked", "the certificate is already revoked"));
             }
             order.revoked = true;
             self.store.swap(&entry.key, entry.revision, Some(bytes(&order)?)).await?;
             tracing::warn!(account = caller.id, "a certificate was revoked by its account");
             return Ok(Response::new(Bytes::new()));
         }
-        Err(Problem::new("unauthorized", "this account holds no such certificate"))
+        Err(Problem::new("unauthorized", "this account has no such certificate"))
     }
 
-    // ---- Bounds.
+    // ---- Limits.
 
-    /// What there is; what has expired is forgotten first, now and then.
+    /// The numbers of stored records. Removes expired ones from time to time.
     async fn bounds(&self) -> Result<tokio::sync::MutexGuard<'_, Bounds>, Problem> {
         let mut bounds = self.bounds.lock().await;
         let now = self.now();
@@ -834,7 +822,7 @@ impl Inner {
 }
 
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(payload).map_err(|e| Problem::malformed(format!("the payload: {e}")))
+    serde_json::from_slice(payload).map_err(|e| Problem::malformed(format!("invalid payload: {e}")))
 }
 
 fn stored<T: DeserializeOwned>(entry: &Entry) -> Result<T, Problem> {
@@ -842,8 +830,8 @@ fn stored<T: DeserializeOwned>(entry: &Entry) -> Result<T, Problem> {
 }
 
 fn damaged() -> Problem {
-    tracing::error!("a record of the ACME server cannot be read");
-    Problem::new("serverInternal", "a record of the server cannot be read: its log tells more")
+    tracing::error!("a record of the ACME server is unreadable");
+    Problem::new("serverInternal", "a record of the server is unreadable; see its log")
 }
 
 fn bytes<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
@@ -859,7 +847,7 @@ fn contacts(contact: Vec<String>) -> Result<Vec<String>, Problem> {
     }
 }
 
-/// What a client may put into a URL and so into a key.
+/// Whether a part of a URL may be used in a store key.
 fn is_id(text: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     (1..=64).contains(&text.len()) && text.bytes().all(good)
@@ -877,11 +865,11 @@ fn index(text: &str) -> Result<usize, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }
 
-/// 128 bits and more, as RFC 8555, section 8.1 asks of tokens.
+/// At least 128 bits, as RFC 8555, section 8.1 requires for tokens.
 fn random() -> Result<String, Problem> {
     let mut bytes = [0; 24];
     getrandom::fill(&mut bytes)
-        .map_err(|_| Problem::new("serverInternal", "the system gave no randomness"))?;
+        .map_err(|_| Problem::new("serverInternal", "cannot get random bytes from the system"))?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 

@@ -1,12 +1,11 @@
-//! What is kept: accounts and orders, one record each.
+//! Stored accounts and orders, one record each.
 //!
 //! ```text
-//! acme-server/account/THUMBPRINT       an account; its name is its key's
-//! acme-server/order/THUMBPRINT/ID      an order, its authorizations, and in the end its certificate
+//! acme-server/account/THUMBPRINT       an account, by the thumbprint of its key
+//! acme-server/order/THUMBPRINT/ID      an order with its authorizations and finally its certificate
 //! ```
 //!
-//! An order is one record, so that each of its steps is one compare-and-swap. Its status is not kept but
-//! follows from what is.
+//! An order is one record, so that each of its steps is one compare-and-swap. Its status is not stored but derived.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +19,7 @@ pub(super) const ORDERS: &str = "acme-server/order/";
 pub(super) struct Account {
     pub(super) key: Jwk,
     pub(super) contact: Vec<String>,
-    /// When it was made, or last ordered something; to the day.
+    /// When it was created or last used for an order; accurate to a day.
     pub(super) used: u64,
     pub(super) deactivated: bool,
 }
@@ -32,13 +31,13 @@ impl Account {
     }
 }
 
-/// How names are proved (RFC 8555, section 8.3).
+/// Validation methods (RFC 8555, section 8.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Method {
-    /// A file at the name's port 80.
+    /// By a file on port 80.
     #[serde(rename = "http-01")]
     Http01,
-    /// A certificate at the name's port 443 (RFC 8737).
+    /// By a certificate on port 443 (RFC 8737).
     #[serde(rename = "tls-alpn-01")]
     TlsAlpn01,
 }
@@ -54,12 +53,12 @@ impl Method {
     }
 }
 
-/// What a try to prove a name has come to.
+/// The result of a validation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Tried {
     pub(super) method: Method,
     pub(super) at: u64,
-    /// The problem document; `None`: proved.
+    /// The problem document; `None` if it succeeded.
     pub(super) error: Option<Value>,
 }
 
@@ -67,7 +66,7 @@ pub(super) struct Tried {
 pub(super) struct Authorization {
     pub(super) name: String,
     pub(super) token: String,
-    /// The one try that there is: a client that failed makes a new order.
+    /// The only attempt: after a failure, the client must create a new order.
     pub(super) tried: Option<Tried>,
     pub(super) deactivated: bool,
 }

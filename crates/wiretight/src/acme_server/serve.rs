@@ -1,8 +1,7 @@
-//! The ACME server as a site of the edge: the edge's TLS and strict HTTP stand before a Unix socket in the
-//! state directory, on which it answers.
+//! The ACME server as a site of the edge: it listens on a Unix socket in the state directory, behind the edge's TLS and
+//! strict HTTP.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +17,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use wiretight_keys::{TrustDomain, WebCsr};
-use wiretight_proxy::edge::settings::SiteName;
+use wiretight_keys::WebCsr;
 use wiretight_proxy::mesh::now;
 use wiretight_store::Store;
 
@@ -27,27 +25,15 @@ use super::validate::Network;
 use super::{AcmeServer, Issuer, jws};
 use crate::authority::AuthorityHandle;
 use crate::config::{self, Config};
-use crate::daemon::chain;
+use crate::logging::chain;
 
-/// Connections at a time, all from our own edge.
+/// Concurrent connections, all from our own edge.
 const CONNECTIONS: usize = 256;
-/// From a request's first byte to its last, and to its answer: proving a name takes 10 s.
+/// For the request, and for the response: a validation can take 10 s.
 const HEADER: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(45);
-/// Where it answers the edge.
-pub fn socket_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("acme.sock")
-}
 
-/// The names by which foreign software knows members of the mesh: a certificate for one would be taken for
-/// theirs.
-pub fn reserved(trust_domain: &TrustDomain) -> Vec<SiteName> {
-    let td = trust_domain.as_str().replace('_', "-");
-    let names = [format!("authority.{td}"), format!("*.service.{td}"), format!("*.node.{td}")];
-    names.iter().filter_map(|n| n.parse().ok()).collect()
-}
-
-/// Starts it. Its certificate is that of a site of the authority's.
+/// Starts the server. Its own certificate is issued by the authority, like that of a site.
 pub(crate) fn start(
     config: &Config,
     section: &config::AcmeServer,
@@ -58,7 +44,7 @@ pub(crate) fn start(
     let base = match ports.clone().find(|p| *p == 443).or_else(|| ports.clone().next()) {
         Some(443) => format!("https://{}", section.name),
         Some(port) => format!("https://{}:{port}", section.name),
-        None => anyhow::bail!("[acme_server] needs an address in `https` of [edge]"),
+        None => anyhow::bail!("[acme_server] needs an address in `https` in [edge]"),
     };
     let issuer = Issues { authority: authority.clone(), ttl: section.ttl };
     let server = AcmeServer::new(
@@ -68,10 +54,10 @@ pub(crate) fn start(
         Arc::new(now),
         base.clone(),
         section.names.clone(),
-        reserved(&config.node.trust_domain),
+        config::reserved(&config.node.trust_domain),
     );
-    let path = socket_path(&config.node.state_dir);
-    // The state directory is locked by us: a socket that stands there belongs to a dead process.
+    let path = config::acme_socket(&config.node.state_dir);
+    // We hold the lock on the state directory, so an existing socket is from a dead process.
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).context(format!("cannot remove the old {}", path.display()));
@@ -82,11 +68,11 @@ pub(crate) fn start(
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     tokio::spawn(accept(listener, server));
-    tracing::info!(directory = format!("{base}/directory"), "the ACME server answers");
+    tracing::info!(directory = format!("{base}/directory"), "the ACME server is ready");
     Ok(())
 }
 
-/// The authority as it issues here.
+/// Issues certificates by the authority.
 struct Issues {
     authority: AuthorityHandle,
     ttl: Duration,
@@ -130,7 +116,7 @@ async fn serve(socket: UnixStream, server: AcmeServer) {
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER);
-    // What goes wrong on a connection of our own edge is in the edge's log.
+    // Errors on a connection are in our own edge's log.
     let _ = http.serve_connection(TokioIo::new(socket), service).await;
 }
 

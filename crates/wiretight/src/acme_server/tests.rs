@@ -71,7 +71,7 @@ impl Client {
             Arc::new(move || read.load(Relaxed)),
             BASE.into(),
             vec!["*.corp.internal".parse().unwrap()],
-            serve::reserved(&"corp.internal".parse().unwrap()),
+            crate::config::reserved(&"corp.internal".parse().unwrap()),
         );
         Client { server, clock, key: key(), account: None }
     }

@@ -1,5 +1,5 @@
-//! Proving that whoever asks for a name's certificate has its address: http-01 (RFC 8555, section 8.3) and
-//! tls-alpn-01 (RFC 8737). A redirect is refused, wherever it leads: a proof comes from the name itself.
+//! Validates that the client controls the address of a name: http-01 (RFC 8555, section 8.3) and tls-alpn-01 (RFC 8737).
+//! Redirects are not followed: the proof must come from the name itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,12 @@ use wiretight_proxy::edge::ALPN_ACME;
 
 use super::Method;
 
-/// From looking the name up to the last byte.
+/// From the DNS lookup to the last byte.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// A key authorization has under 100 bytes; some servers put a newline behind it.
+/// A key authorization has less than 100 bytes; some servers append a newline.
 const MAX_BODY: usize = 1024;
 
-/// Why a name is not proved.
+/// Why the validation of a name failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The last part of the problem's type (RFC 8555, section 6.7).
@@ -44,10 +44,9 @@ impl Invalid {
     }
 }
 
-/// Proves names.
 #[async_trait]
 pub trait Validator: Send + Sync {
-    /// Whether `name` answers for `token` with the key authorization.
+    /// Checks that `name` responds to `token` with the key authorization.
     async fn validate(
         &self,
         method: Method,
@@ -57,11 +56,11 @@ pub trait Validator: Send + Sync {
     ) -> Result<(), Invalid>;
 }
 
-/// Proves them over the network.
+/// Validates over the network.
 pub struct Network {
-    /// Where http-01 connects: 80 (RFC 8555, section 8.3).
+    /// The port for http-01: 80 (RFC 8555, section 8.3).
     pub http_port: u16,
-    /// Where tls-alpn-01 connects: 443 (RFC 8737, section 3).
+    /// The port for tls-alpn-01: 443 (RFC 8737, section 3).
     pub tls_port: u16,
 }
 
@@ -82,7 +81,7 @@ impl Validator for Network {
         };
         let late = |_| {
             let seconds = DEADLINE.as_secs();
-            Err(Invalid::new("connection", format!("{name} did not answer within {seconds} s")))
+            Err(Invalid::new("connection", format!("{name} did not respond within {seconds} s")))
         };
         timeout(DEADLINE, tried).await.unwrap_or_else(late)
     }
@@ -94,7 +93,7 @@ async fn connect(name: &str, port: u16) -> Result<TcpStream, Invalid> {
     let mut socket = Err(Invalid::new("dns", format!("{name} has no address")));
     for address in addresses {
         socket = TcpStream::connect(address).await.map_err(|e| {
-            let detail = format!("{name}, port {port}, cannot be reached: {e}");
+            let detail = format!("cannot reach {name}, port {port}: {e}");
             Invalid::new("connection", detail)
         });
         if socket.is_ok() {
@@ -104,7 +103,7 @@ async fn connect(name: &str, port: u16) -> Result<TcpStream, Invalid> {
     socket
 }
 
-/// Shakes hands with a server that shows a certificate made for the question (RFC 8737, section 3).
+/// Handshakes with the server, which must use the certificate for the challenge (RFC 8737, section 3).
 async fn tls_alpn(name: &str, port: u16, key_authorization: &str) -> Result<(), Invalid> {
     let tls = |detail: String| Invalid::new("tls", format!("{name}: {detail}"));
     let mut expected = [0; 32];
@@ -127,18 +126,18 @@ async fn tls_alpn(name: &str, port: u16, key_authorization: &str) -> Result<(), 
         match ours == Some(&not_asked_for()) {
             true => Invalid::new(
                 "unauthorized",
-                format!("{name} shows another certificate than the one for this question"),
+                format!("the certificate of {name} is not the one for this challenge"),
             ),
             false => tls(e.to_string()),
         }
     })?;
     match shaken.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
         true => Ok(()),
-        false => Err(tls("it does not speak acme-tls/1".into())),
+        false => Err(tls("it does not support acme-tls/1".into())),
     }
 }
 
-/// Believes the certificate that answers the question, by whomever it was signed.
+/// Accepts the certificate for the challenge, regardless of who signed it.
 #[derive(Debug)]
 struct Asked {
     name: String,
@@ -174,7 +173,7 @@ impl ServerCertVerifier for Asked {
         Err(rustls::Error::General("TLS 1.2 was not offered".into()))
     }
 
-    /// By the key alone: the library refuses a certificate with an extension that it does not know.
+    /// With the raw key, because the library rejects certificates with unknown critical extensions.
     fn verify_tls13_signature(
         &self,
         message: &[u8],
@@ -193,7 +192,7 @@ impl ServerCertVerifier for Asked {
 
 async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Result<(), Invalid> {
     let unreachable = |e: &dyn std::fmt::Display| {
-        Invalid::new("connection", format!("{name}, port {port}, cannot be reached: {e}"))
+        Invalid::new("connection", format!("cannot reach {name}, port {port}: {e}"))
     };
     let io = TokioIo::new(connect(name, port).await?);
     let (mut sender, connection) = http1::handshake(io).await.map_err(|e| unreachable(&e))?;
@@ -207,13 +206,14 @@ async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Re
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
         if response.status() != StatusCode::OK {
-            let detail = format!("{name} answered {} instead of 200", response.status());
+            let detail =
+                format!("{name} responded with status {} instead of 200", response.status());
             return Err(Invalid::new("unauthorized", detail));
         }
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         Ok(body.map_err(|e| unreachable(&e))?.to_bytes())
     };
-    // Both live as long as this does, and no longer.
+    // Both are dropped when this returns.
     tokio::pin!(connection);
     tokio::pin!(exchange);
     let body = tokio::select! {
@@ -223,7 +223,7 @@ async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Re
     match body.trim_ascii_end() == key_authorization.as_bytes() {
         true => Ok(()),
         false => {
-            let detail = format!("{name} answered with another key authorization");
+            let detail = format!("the key authorization from {name} is wrong");
             Err(Invalid::new("unauthorized", detail))
         }
     }
@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    /// A server on a port of loopback that shows what answers this key authorization for this name.
+    /// A server on loopback with the certificate for this key authorization and name.
     async fn server(name: &str, says: &str, alpn: &[u8]) -> u16 {
         let mut expected = [0; 32];
         expected.copy_from_slice(digest(&SHA256, says.as_bytes()).as_ref());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_alpn_01_believes_the_certificate_for_the_question_and_no_other() {
+    async fn tls_alpn_01_accepts_only_the_certificate_for_the_challenge() {
         let tried = async |shown: &str, says: &str, alpn: &[u8]| {
             let network = Network { http_port: 1, tls_port: server(shown, says, alpn).await };
             network.validate(Method::TlsAlpn01, "localhost", "t", "t.thumbprint").await

@@ -1,7 +1,6 @@
 //! Prometheus metrics, made afresh from the node's counters at each scrape.
 
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -14,14 +13,14 @@ use wiretight_proxy::edge::SiteStatus;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules::{Direction, Mode};
 
-use crate::daemon::{Daemon, Status};
+use super::api::Status;
 use crate::intercept::InterceptStatus;
 use crate::log::sequencer::LogStatus;
 
 /// All metrics, in the OpenMetrics text format.
-pub(super) fn render(daemon: &Arc<Daemon>) -> String {
+pub(crate) fn render(status: Status) -> String {
     let mut registry = Registry::with_prefix("wiretight");
-    registry.register_collector(Box::new(Snapshot(daemon.status())));
+    registry.register_collector(Box::new(Snapshot(status)));
     let mut out = String::new();
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
         Ok(()) => out,

@@ -1,7 +1,7 @@
-//! Connections to the authority: who it must prove to be, and the one question of a join or rejoin.
+//! Connections to the authority: its authentication, and the request of a join or rejoin.
 //!
-//! A first join knows the authority by the fingerprint in the token, everything later by the trust
-//! bundle. Nothing is sent before that is checked.
+//! A join with a token authenticates the authority by the fingerprint in the token, every later connection by the trust
+//! bundle. Nothing is sent before that check.
 
 use std::fmt;
 use std::io;
@@ -32,92 +32,64 @@ use crate::control::{
     Message, REJOIN_CONTEXT, Reader, Rejoin, encode,
 };
 
-/// A connection to the authority, which has proved that it is the one.
+/// A connection to the authenticated authority.
 pub(super) type Stream = TlsStream<TcpStream>;
 
-/// Why the authority gave no answer, or no good one.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// No address to try.
-    #[error(
-        "where the authority is, is not known: give its address as `authority` in [node], or a join token"
-    )]
+    #[error("the authority's address is unknown. Set `authority` in [node], or use a join token.")]
     NoAddress,
-    /// Nobody there.
-    #[error("cannot reach the authority at {addr}: is it running, and the port open? ({source})")]
-    Unreachable {
-        /// Where.
-        addr: HostPort,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// It took too long.
-    #[error("the authority at {addr} did not answer within {limit:?}")]
-    Silent {
-        /// Where.
-        addr: HostPort,
-        /// How long.
-        limit: Duration,
-    },
-    /// Somebody else answered. Nothing was sent.
     #[error(
-        "who answers at {addr} is not the authority that this node knows, and was told nothing: {why}"
+        "cannot reach the authority at {addr} ({source}). Check that it is running and that the port is open."
+    )]
+    Unreachable { addr: HostPort, source: io::Error },
+    #[error("the authority at {addr} did not respond within {limit:?}")]
+    Silent { addr: HostPort, limit: Duration },
+    #[error(
+        "the server at {addr} is not the authority of this node's mesh, so nothing was sent: {why}"
     )]
     NotTheAuthority {
-        /// Where.
         addr: HostPort,
-        /// What it failed to show.
+        /// Why authentication failed.
         why: String,
     },
     /// TLS failed in another way.
     #[error("TLS with the authority at {addr} failed: {source}")]
-    Tls {
-        /// Where.
-        addr: HostPort,
-        /// What the library said.
-        source: io::Error,
-    },
-    /// The authority refused.
-    #[error("the authority refused ({}): {}", .0.code, .0.message)]
+    Tls { addr: HostPort, source: io::Error },
+    #[error("the authority refused the request ({}): {}", .0.code, .0.message)]
     Denied(Denial),
-    /// The authority's answer is not usable.
-    #[error("the authority's answer cannot be used: {0}")]
+    #[error("the authority's response is invalid: {0}")]
     Answer(String),
-    /// The connection broke before the answer.
-    #[error("no answer from the authority at {addr}: {source}")]
-    Broken {
-        /// Where.
-        addr: HostPort,
-        /// What happened.
-        source: ControlError,
-    },
+    /// The connection failed before the response.
+    #[error("no response from the authority at {addr}: {source}")]
+    Broken { addr: HostPort, source: ControlError },
 }
 
-/// What a join or rejoin is proved with.
+/// The proof in a join or rejoin.
 pub(super) enum Ticket<'a> {
     Token(&'a JoinToken),
     Enrolled(&'a Arc<Mesh>),
 }
 
-/// The question of a join or rejoin.
+/// The request of a join or rejoin.
 pub(super) struct Question<'a> {
     pub(super) trust_domain: &'a TrustDomain,
     pub(super) node: &'a Name,
     pub(super) enrolment: &'a SigningKey,
     pub(super) ticket: &'a Ticket<'a>,
-    /// The key that is to be certified.
+    /// The key to certify.
     pub(super) key: &'a SigningKey,
-    /// The node's identity before.
+    /// The node's previous identity.
     pub(super) before: Option<&'a Identity>,
 }
 
-/// What a join or rejoin gives, checked.
+/// The verified result of a join or rejoin.
 pub(super) struct Entry {
     pub(super) identity: Identity,
     pub(super) bundle: Vec<CertificateDer<'static>>,
 }
 
-/// Joins or rejoins at the first address that answers.
+/// Joins or rejoins at the first address that responds.
 pub(super) async fn enter(
     addresses: &[HostPort],
     question: &Question<'_>,
@@ -138,7 +110,7 @@ pub(super) async fn enter(
     Err(last)
 }
 
-/// Opens a stream with the node's certificate, at the first address that answers.
+/// Opens a stream with the node's certificate, at the first address that responds.
 pub(super) async fn open(
     addresses: &[HostPort],
     mesh: &Arc<Mesh>,
@@ -174,7 +146,7 @@ async fn ask(
     let config = stranger_config(trust).map_err(|e| tls_error(addr, e))?;
     let mut stream = connect(addr, config, trust_domain).await?;
 
-    let local = |e: &dyn fmt::Display| LinkError::Answer(format!("no question could be made: {e}"));
+    let local = |e: &dyn fmt::Display| LinkError::Answer(format!("cannot create the request: {e}"));
     let id = SpiffeId::new(trust_domain.clone(), Id::Node(node.clone()));
     let link = before.filter(|before| *before.id() == id).and_then(|before| before.link(key));
     let csr = Csr::create_linked(&id, key, link.as_ref()).map_err(|e| local(&e))?;
@@ -205,7 +177,7 @@ async fn ask(
     let (chain, bundle) = match answer {
         FromAuthority::Joined { chain, bundle } => (chain, bundle),
         FromAuthority::Error(denial) => return Err(LinkError::Denied(denial)),
-        _ => return Err(LinkError::Answer("it is not an answer to a join".into())),
+        _ => return Err(LinkError::Answer("it is not a response to a join".into())),
     };
     let _ = stream.shutdown().await;
     let chain: Vec<_> = chain.iter().map(Blob::certificate).collect();
@@ -213,7 +185,7 @@ async fn ask(
     if let Ticket::Token(token) = ticket
         && !bundle.iter().any(|c| wiretight_keys::x509::fingerprint(c) == token.root)
     {
-        return Err(LinkError::Answer("its bundle lacks the root in the token".into()));
+        return Err(LinkError::Answer("its trust bundle lacks the root in the token".into()));
     }
     let trust = TrustBundle::new(trust_domain.clone(), bundle.clone(), Default::default());
     let trust = trust.map_err(|e| LinkError::Answer(e.to_string()))?.with(asks.clone());
@@ -222,7 +194,7 @@ async fn ask(
     Ok(Entry { identity, bundle })
 }
 
-/// Joins a chain to its key, if it is what was asked for and would be believed by others.
+/// Verifies a chain as other nodes would, and that it is for `id` and `key`.
 pub(super) fn check(
     trust: &TrustBundle,
     id: &SpiffeId,
@@ -231,12 +203,12 @@ pub(super) fn check(
 ) -> Result<Identity, String> {
     let peer = trust.verify(&chain, Role::Client, UnixTime::now()).map_err(|e| e.to_string())?;
     if peer.id() != id {
-        return Err(format!("it is a certificate for {}, and {id} was asked for", peer.id()));
+        return Err(format!("the certificate is for {}, but {id} was requested", peer.id()));
     }
     Identity::new(chain, key).map_err(|e| e.to_string())
 }
 
-/// TCP and TLS. The authority has proved who it is when this returns.
+/// Connects with TCP and TLS. The authority is authenticated when this returns.
 async fn connect(
     addr: &HostPort,
     config: Arc<ClientConfig>,
@@ -246,7 +218,7 @@ async fn connect(
     let tcp = net::connect(addr).await.map_err(unreachable)?;
     let _ = tcp.set_nodelay(true);
     let name = SpiffeId::new(trust_domain.clone(), Id::Authority).dns_name();
-    // Only a trust domain such as "a..b" is no DNS name; then no SNI goes out.
+    // A trust domain such as "a..b" is not a DNS name; then no SNI is sent.
     let name = ServerName::try_from(name)
         .unwrap_or(ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()));
     let connected = TlsConnector::from(config).connect(name, tcp).await;
@@ -263,7 +235,7 @@ async fn connect(
     Err(LinkError::NotTheAuthority { addr: addr.clone(), why: why.into() })
 }
 
-/// Sends one message. The caller has the deadline.
+/// Sends one message. The caller sets a deadline.
 pub(super) async fn send<M: Message, W: tokio::io::AsyncWrite + Unpin>(
     writer: &mut W,
     message: &M,
@@ -281,7 +253,7 @@ fn classify(addr: &HostPort, e: io::Error) -> LinkError {
             WrongRoot.to_string()
         }
         Some(inner) => match tls::refusal(inner) {
-            Some(Refusal::Untrusted(_)) => "no root that this node trusts vouches for it. Another authority is at that address, or the authority has lost its state (restore it from a backup; or join this node to the new one with a new token)".into(),
+            Some(Refusal::Untrusted(_)) => "its certificate is not under a root that this node trusts. Another authority uses that address, or the authority has lost its state. Restore it from a backup, or join this node to the new authority with a new token.".into(),
             Some(refusal) => refusal.to_string(),
             None => return LinkError::Tls { addr: addr.clone(), source: e },
         },
@@ -294,17 +266,16 @@ fn tls_error(addr: &HostPort, e: rustls::Error) -> LinkError {
     LinkError::Tls { addr: addr.clone(), source: io::Error::other(e) }
 }
 
-/// What the authority is known by, to a node that shows no certificate.
+/// How a node without a certificate authenticates the authority.
 enum Trust {
-    /// The root in a join token.
+    /// By the root in a join token.
     Fingerprint(TrustDomain, [u8; 32], Transparency),
-    /// The trust bundle.
     Bundle(Arc<Mesh>),
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "its root certificate is not the one in the join token: the token was altered, or made by another authority or before its root was replaced; or the address leads elsewhere"
+    "its root certificate does not match the join token. The token was altered, created by another authority, or created before the root was replaced; or the address belongs to another server."
 )]
 struct WrongRoot;
 
@@ -363,7 +334,7 @@ impl ServerCertVerifier for Verifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+        Err(rustls::Error::General("TLS 1.2 is not supported".into()))
     }
 
     fn verify_tls13_signature(

@@ -1,14 +1,14 @@
-//! The agent: a node's side of the control plane. It holds the node's keys, gets and renews their
-//! certificates, and puts what the authority pushes into the [`Mesh`] that the data plane reads.
+//! The agent: a node's side of the control plane. It holds the node's keys, gets and renews their certificates, and puts
+//! the state that the authority pushes into the [`Mesh`], which the data plane reads.
 //!
-//! - `state`: what is on the disk
+//! - `state`: the files on disk
 //! - `link`: connections to the authority
-//! - `run`: the loop
-//! - `shared`: the store of what edges of a service share
+//! - `run`: the main loop
+//! - `shared`: the store of records that edges of a service share
 //!
-//! The authority may be down: the agent works from the disk until what is there expires, and keeps
-//! trying. If the authority says that the node was removed, it drops every identity at once. A
-//! private key is born here and never leaves.
+//! When the authority is down, the agent works with the state on disk until that expires, and keeps trying. When the
+//! authority says that the node was removed, the agent drops every identity at once. Private keys are generated here and
+//! never leave the machine.
 
 mod link;
 mod run;
@@ -47,56 +47,44 @@ pub use state::{follow, keys};
 
 /// How long [`AgentHandle::renew_now`] and [`AgentHandle::sign`] wait.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Commands that wait for the loop.
+/// Commands that are queued for the loop.
 const MAX_COMMANDS: usize = 64;
 
-/// Why the agent does not start, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The state folder is another node's.
     #[error(
-        "{} belongs to {was}, and this node is {is}: correct name and trust_domain in [node]; or, to make this machine a new node, move the folder away and join again", .path.display()
+        "{} belongs to {was}, but this node is {is}. Correct name and trust_domain in [node]. To make this machine a new node instead, move the directory away and join again.", .path.display()
     )]
-    OtherNode {
-        /// The folder.
-        path: PathBuf,
-        /// Whose it is.
-        was: String,
-        /// Who asks.
-        is: String,
-    },
-    /// The token is for somebody else.
+    OtherNode { path: PathBuf, was: String, is: String },
+    /// The token is for another node.
     #[error("{0}")]
     Token(String),
-    /// The authority.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// No key.
-    #[error("a key could not be made")]
+    #[error("cannot create a key")]
     Key(#[from] wiretight_keys::KeyError),
-    /// It was refused, or did not come to pass in time.
+    /// The request was refused or timed out.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Deadlines and intervals. [`AgentTimes::default`] is what runs in production.
+/// Deadlines and intervals. Production uses [`AgentTimes::default`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgentTimes {
-    /// The first wait before connecting again; doubled each time, with jitter.
+    /// The first wait before reconnecting; doubled each time, with jitter.
     pub backoff_min: Duration,
-    /// The longest wait before connecting again.
+    /// The longest wait before reconnecting.
     pub backoff_max: Duration,
-    /// The longest while this node has no valid identity and the authority's port does not answer: then nothing works
-    /// here until it is back. An authority that answers and refuses, or is too slow, is given `backoff_max`.
+    /// The longest wait while this node has no valid identity and cannot reach the authority: nothing works here then. If
+    /// the authority responds but refuses or is slow, `backoff_max` applies.
     pub backoff_max_without_identity: Duration,
     /// Between attempts of a node that was removed.
     pub removed_retry: Duration,
-    /// For one connection attempt, and for one answer.
+    /// For one connection attempt, and for one response.
     pub answer: Duration,
-    /// Silence that ends a stream.
+    /// A stream that is silent for this long is closed.
     pub silence: Duration,
     /// Between pings.
     pub ping: Duration,
@@ -116,15 +104,13 @@ impl Default for AgentTimes {
     }
 }
 
-/// Where a join token comes from. It is looked at only when the node needs one.
+/// The source of the join token. It is read only when the node needs a token.
 #[derive(Clone, Default)]
 pub enum TokenSource {
-    /// There is none.
     #[default]
     None,
     /// A file, read each time.
     File(PathBuf),
-    /// This one.
     Given(Arc<JoinToken>),
 }
 
@@ -147,62 +133,60 @@ fn read_token(path: &Path) -> Result<zeroize::Zeroizing<String>, String> {
     let mut text = zeroize::Zeroizing::new(String::new());
     let limit = wiretight_keys::token::MAX_LEN as u64 + 64;
     let read = std::fs::File::open(path).and_then(|f| f.take(limit).read_to_string(&mut text));
-    read.map_err(|e| format!("the join token cannot be read from {}: {e}", path.display()))?;
+    read.map_err(|e| format!("cannot read the join token from {}: {e}", path.display()))?;
     Ok(text)
 }
 
 /// A service that this node offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// The service.
     pub service: Name,
-    /// Where the relay listens.
+    /// The address of the relay's listener.
     pub listen: SocketAddr,
-    /// What others are told instead.
+    /// The address to announce instead.
     pub advertise: Option<HostPort>,
-    /// Who may call.
+    /// The identities that may connect.
     pub allow: Vec<Id>,
-    /// The ports of this host that programs connect to when they mean it.
+    /// The ports of this host that programs use for this service.
     pub ports: Vec<u16>,
 }
 
-/// What the agent is told at its start and at each reload.
+/// The agent's settings, at its start and at each reload.
 #[derive(Clone)]
 pub struct AgentParams {
-    /// The trust domain; a change needs a restart.
+    /// A change needs a restart.
     pub trust_domain: TrustDomain,
     /// The node's name; a change needs a restart.
     pub node: Name,
     /// STATE_DIR/identity; a change needs a restart.
     pub dir: PathBuf,
-    /// Where the authority is; empty: where the token or the disk says.
+    /// The authority's addresses; if empty, those in the token or on disk.
     pub authority: Vec<HostPort>,
     /// For the first join, and after a removal.
     pub token: TokenSource,
-    /// The services whose identity this node wants, besides its own.
+    /// The services whose identity this node needs, besides its own identity.
     pub services: BTreeSet<Name>,
-    /// What it offers.
+    /// The instances that it offers.
     pub instances: Vec<Instance>,
-    /// Whose host is advertised for a wildcard listener when the authority is reached over loopback:
-    /// on the authority's own machine, the address that join tokens carry.
+    /// On the authority's machine, the address in join tokens. Its host is announced for a wildcard listener, because the
+    /// agent reaches the authority over loopback.
     pub own_host: Option<HostPort>,
-    /// Whether certificates have to prove that they are logged, its own included.
+    /// Whether certificates must carry proofs that they are logged, including this node's own.
     pub transparency: Transparency,
-    /// After so long without news nobody but the authority is believed; `None`: never.
+    /// How long this node may be out of contact with the authority; `None`: forever.
     pub max_staleness: Option<Duration>,
-    /// Whether anything here takes an identity. A node that only serves sites to clients has no use for a mesh, unless
-    /// it has joined one.
+    /// Whether the configuration needs an identity. A node that only serves sites to clients needs no mesh, unless it has
+    /// joined one.
     pub needs_mesh: bool,
-    /// Deadlines.
     pub times: AgentTimes,
 }
 
 impl AgentParams {
-    /// From the configuration file. On the authority's own machine the caller adds `authority`,
-    /// `token` and `own_host` from the [`crate::authority::AuthorityHandle`].
+    /// From the configuration file. On the authority's own machine the caller adds `token`, and the addresses by
+    /// [`AgentParams::own_authority`].
     ///
     /// # Errors
-    /// The policy of `[witnesses]` cannot be read.
+    /// The policy of `[witnesses]` is unreadable.
     pub fn from_config(config: &Config) -> Result<AgentParams, log::PolicyFileError> {
         let services = config.shown_services();
         let instances = config.relay.services.iter().map(|s| Instance {
@@ -228,20 +212,24 @@ impl AgentParams {
             times: AgentTimes::default(),
         })
     }
+
+    /// On the authority's own machine the agent reaches it over loopback. `join`: the address that join tokens carry.
+    pub fn own_authority(&mut self, loopback: HostPort, join: HostPort) {
+        self.authority = vec![loopback];
+        self.own_host = Some(join);
+    }
 }
 
-/// An identity that the node has or wants.
+/// An identity that the node has or needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IdentityStatus {
-    /// Whose.
     pub id: Id,
-    /// Serial number of the certificate in force; `None` if there is none.
+    /// Of the certificate in use; `None` if there is none.
     pub serial: Option<Serial>,
-    /// When it began (seconds since 1970).
+    /// In seconds since 1970.
     pub not_before: Option<u64>,
-    /// When it ends.
     pub not_after: Option<u64>,
-    /// When it is renewed, or tried again.
+    /// When it is renewed, or the renewal is tried again.
     pub next_renewal: Option<u64>,
     /// Why the last renewal failed, if it did.
     pub error: Option<String>,
@@ -250,53 +238,46 @@ pub struct IdentityStatus {
 /// The agent, for `wiretight status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AgentStatus {
-    /// The node.
     pub node: Name,
-    /// Its trust domain.
     pub trust_domain: TrustDomain,
-    /// Whether the stream is up.
     pub connected: bool,
-    /// The authority's address, of the stream or of the last one.
+    /// The authority's address, of the current or last stream.
     pub authority: Option<HostPort>,
-    /// When the authority last said something.
+    /// When the last message of the authority arrived.
     pub last_contact: Option<u64>,
-    /// The version of the state in force; 0 if none.
+    /// The version of the state in use; 0 if none.
     pub version: u64,
-    /// Whether the authority has said that this node was removed.
+    /// The authority has said that this node was removed.
     pub removed: bool,
-    /// Whether this node is in no mesh, and its configuration needs none.
+    /// This node is not in a mesh, and its configuration does not need one.
     pub alone: bool,
-    /// Whether bundle, node identity and every wanted identity hold.
+    /// Trust bundle, node identity and all needed identities are valid.
     pub ready: bool,
-    /// Every identity that it has or wants.
+    /// Every identity that it has or needs.
     pub identities: Vec<IdentityStatus>,
-    /// What it has announced.
+    /// The announced instances.
     pub instances: Vec<Offer>,
-    /// What of it the authority refuses, and why.
+    /// Which of them the authority rejected, and why.
     pub refused: Option<Denial>,
-    /// What of the pushed registry is not used here, and why.
+    /// Which records of the pushed registry are not used here, and why.
     pub unused: Vec<String>,
-    /// What last went wrong.
     pub last_error: Option<String>,
 }
 
-/// What `wiretight join` tells.
+/// The result of `wiretight join`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JoinSummary {
-    /// The node.
     pub node: Name,
-    /// The trust domain.
     pub trust_domain: TrustDomain,
     /// The authority's addresses.
     pub authority: Vec<HostPort>,
-    /// When the node's first certificate ends.
+    /// When the node's first certificate expires.
     pub not_after: u64,
 }
 
-/// Starts agents.
 pub struct Agent;
 
-/// A running agent. Clones are the same one; it runs until [`AgentHandle::shutdown`].
+/// A running agent. Clones refer to the same one; it runs until [`AgentHandle::shutdown`].
 #[derive(Clone)]
 pub struct AgentHandle {
     commands: mpsc::Sender<Command>,
@@ -306,13 +287,13 @@ pub struct AgentHandle {
 }
 
 impl Agent {
-    /// Loads what is on the disk, puts it into `mesh`, and goes to work. What the disk holds is in
-    /// force when this returns, whether or not the authority is up.
+    /// Loads the saved state into `mesh` and starts the loop. The saved state is in use when this returns, whether or not
+    /// the authority is up.
     pub async fn start(params: AgentParams, mesh: Arc<Mesh>) -> Result<AgentHandle, AgentError> {
         Agent::start_sharing(params, mesh, None).await
     }
 
-    /// The same, of a node whose edge shares its certificates with others.
+    /// The same, for a node whose edge shares its certificates with others.
     pub async fn start_sharing(
         params: AgentParams,
         mesh: Arc<Mesh>,
@@ -331,40 +312,38 @@ impl Agent {
 }
 
 impl AgentHandle {
-    /// A reload.
+    /// Applies a reload.
     pub async fn update(&self, params: AgentParams) {
         let _ = self.commands.send(Command::Update(Box::new(params))).await;
     }
 
-    /// Renews every identity now, and returns when all are in force.
+    /// Renews every identity now, and returns when all new ones are in use.
     pub async fn renew_now(&self) -> Result<(), AgentError> {
         self.ask(Command::Renew).await
     }
 
-    /// Has a certificate request (DER) signed: for `wiretight svid fetch`, whose key stays with it.
-    /// Returns leaf and intermediate.
+    /// Has a certificate request (DER) signed. For `wiretight svid fetch`, which keeps the key. Returns leaf and
+    /// intermediate.
     pub async fn sign(&self, csr: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, AgentError> {
         self.ask(|reply| Command::Sign(csr, reply)).await
     }
 
-    /// How things stand.
     pub fn status(&self) -> AgentStatus {
         let mut status = self.status.borrow().clone();
         status.ready = is_ready(&status);
         status
     }
 
-    /// Follows how things stand.
     pub fn watch(&self) -> watch::Receiver<AgentStatus> {
         self.status.clone()
     }
 
-    /// Whether bundle, node identity and every wanted identity hold now.
+    /// Whether trust bundle, node identity and all needed identities are valid now.
     pub fn ready(&self) -> bool {
         is_ready(&self.status.borrow())
     }
 
-    /// Waits until [`AgentHandle::ready`]; for ever, if that never comes.
+    /// Waits until [`AgentHandle::ready`]. Never returns if the agent stops before.
     pub async fn wait_ready(&self) {
         let mut status = self.status.clone();
         if status.wait_for(is_ready).await.is_err() {
@@ -372,7 +351,7 @@ impl AgentHandle {
         }
     }
 
-    /// Ends the stream and the loop. What is in the mesh stays there.
+    /// Ends the stream and the loop. The mesh is unchanged.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -411,8 +390,8 @@ fn is_ready(status: &AgentStatus) -> bool {
     status.ready && status.identities.iter().all(holds)
 }
 
-/// `wiretight join`: joins with a token and leaves what it got on the disk, for `wiretight run`.
-/// `dir` is STATE_DIR/identity; `authority` goes before the token's own addresses.
+/// `wiretight join`: joins with a token and saves the result on disk for `wiretight run`. `dir` is STATE_DIR/identity. The
+/// addresses in `authority` are tried before those in the token.
 pub async fn join_once(
     token: &JoinToken,
     dir: &Path,
@@ -426,7 +405,7 @@ pub async fn join_once(
     let enrolment = match saved.enrolment {
         Some(key) => key,
         None => {
-            // On the disk first: if the answer is lost, the same key asks again.
+            // Saved first: if the response is lost, the join is repeated with the same key.
             let key = SigningKey::generate()?;
             disk.save_enrolment(&key)?;
             key
@@ -487,7 +466,7 @@ fn same_node(
     }
 }
 
-/// The node's configuration and the token must mean the same node; else nothing is sent.
+/// Checks before anything is sent that configuration and token are for the same node.
 pub(crate) fn token_fits(
     token: &JoinToken,
     trust_domain: &TrustDomain,
@@ -495,18 +474,18 @@ pub(crate) fn token_fits(
 ) -> Result<(), String> {
     if token.trust_domain != *trust_domain {
         return Err(format!(
-            "the join token is for trust domain {}, and [node] says {trust_domain}: correct trust_domain, or make a token on the right authority",
+            "the join token is for trust domain {}, but [node] has {trust_domain}. Correct trust_domain, or create a token on the right authority.",
             token.trust_domain
         ));
     }
     if token.node != *node {
         return Err(format!(
-            "the join token is for node {}, and [node] says {node}: correct name, or make a token with `wiretight token create` for {node}",
+            "the join token is for node {}, but [node] has {node}. Correct name, or create a token for {node} with `wiretight token create`.",
             token.node
         ));
     }
     if token.expires < now() {
-        tracing::warn!("by this machine's clock the join token has expired; the authority decides");
+        tracing::warn!("the join token has expired by this machine's clock; trying it anyway");
     }
     Ok(())
 }

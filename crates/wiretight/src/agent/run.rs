@@ -1,6 +1,5 @@
-//! The agent's loop: have a node identity (join, rejoin), keep a stream, renew, apply what is
-//! pushed. One task owns all of it; whatever fails ends the stream, and the loop begins again after
-//! a wait.
+//! The agent's loop: get a node identity (join, rejoin), keep a stream to the authority, renew certificates, apply pushed
+//! state. One task does all of this. Any failure ends the stream, and the loop starts again after a pause.
 
 mod enter;
 mod errands;
@@ -32,40 +31,40 @@ use crate::control::{
 use crate::private_dir::FileError;
 use errands::Sharing;
 
-/// Certificate requests that wait for an answer at one time, of an authority that does not say how many it accepts.
+/// Open certificate requests at a time, if the authority does not say how many it accepts.
 const IN_FLIGHT: usize = 4;
-/// Certificate requests of others (`svid fetch`) that wait for their turn.
+/// Queued certificate requests of other programs (`svid fetch`).
 const MAX_WAITING: usize = 64;
-/// A stream that held this long was a good one: the next failure begins the backoff anew.
+/// If a stream lasted this long, the next failure restarts the backoff.
 const GOOD_STREAM: Duration = Duration::from_secs(5);
-/// The clock is looked at this often, for it may jump.
+/// How often to check whether the clock was set.
 const TICK: Duration = Duration::from_secs(5);
-/// Announcements follow one another at this distance while identities are being asked for.
+/// Pause between announcements while certificates are being requested.
 const GATHER: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-const ALONE: &str = "this node is in no mesh: `wiretight join` it with a token first";
+const ALONE: &str = "this node has not joined a mesh. Join with a token first (`wiretight join`).";
 
 type Reply<T> = oneshot::Sender<Result<T, String>>;
 type Chain = Vec<CertificateDer<'static>>;
 
-/// What the handle asks of the loop.
+/// A request of the handle to the loop.
 pub(super) enum Command {
     Update(Box<AgentParams>),
     Renew(Reply<()>),
     Sign(Vec<u8>, Reply<Chain>),
 }
 
-/// Why there is no stream (any more).
+/// Why there is no stream, or it has ended.
 enum Trouble {
-    /// Try again after a wait.
+    /// Try again after a pause.
     Retry(String),
-    /// The same, of an authority whose port does not answer.
+    /// The same, because the authority is unreachable.
     Away(String),
-    /// Nothing is wrong: connect again at once.
+    /// No error: connect again at once.
     Again,
-    /// The authority does not want this node.
+    /// The authority has removed this node.
     Removed(String),
 }
 
@@ -84,12 +83,12 @@ impl From<LinkError> for Trouble {
     }
 }
 
-/// When an identity is renewed next.
+/// The next renewal of an identity.
 #[derive(Default)]
 struct Renewal {
     /// Milliseconds since 1970: certificates expire by the wall clock.
     due: u64,
-    /// After a failure this decides instead of `due`: pauses must not depend on a clock that may be wrong.
+    /// After a failure this replaces `due`, because pauses must not depend on a clock that may be wrong.
     retry: Option<Instant>,
     failures: u32,
     error: Option<String>,
@@ -97,7 +96,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    /// Asks for it as soon as possible.
+    /// Makes it due now.
     fn now(&mut self) {
         (self.due, self.retry) = (0, None);
     }
@@ -111,14 +110,14 @@ impl Renewal {
     }
 }
 
-/// Somebody who waits until every identity was renewed.
+/// A caller that waits until every identity was renewed.
 struct Waiter {
-    /// For each identity, the first request that counts.
+    /// For each identity, the number of the first request that counts.
     left: BTreeMap<Id, u64>,
     reply: Reply<()>,
 }
 
-/// A request under way.
+/// An open certificate request.
 enum Pending {
     Renew { id: Id, key: SigningKey },
     Fetch(Reply<Chain>),
@@ -128,37 +127,37 @@ enum Pending {
 pub(super) struct Run {
     params: AgentParams,
     mesh: Arc<Mesh>,
-    /// Locked while it is written, for a write goes on when the loop is stopped in the middle.
+    /// Locked during writes, because a write continues when the loop is stopped.
     disk: Arc<tokio::sync::Mutex<Disk>>,
     inbox: mpsc::Receiver<Command>,
-    /// Of those who share records with other edges.
+    /// Requests of the [`SharedStore`](super::SharedStore).
     errands: Option<mpsc::Receiver<Errand>>,
     status: watch::Sender<AgentStatus>,
     enrolment: Option<Arc<SigningKey>>,
     membership: Option<Membership>,
-    /// The state in force; the bundle of the last join if that is newer.
+    /// The state in use; its bundle is that of the last join, if that is newer.
     state: State,
     identities: BTreeMap<Id, Arc<Identity>>,
-    /// What was found expired on the disk: its keys prove the next ones.
+    /// Expired identities from disk, whose keys sign the link to the next ones.
     expired: BTreeMap<Id, Arc<Identity>>,
     renewals: BTreeMap<Id, Renewal>,
     waiters: Vec<Waiter>,
     fetches: VecDeque<(Vec<u8>, Reply<Chain>)>,
     next_request: u64,
     removed: bool,
-    /// The authority did not take the node's certificate: ask for another by rejoining.
+    /// The authority did not accept the node's certificate: get a new one by rejoining.
     distrusted: bool,
     announced: Vec<Offer>,
     /// There are identities that are not in the mesh yet.
     has_new: bool,
-    /// What was last put into the mesh of the trust bundle: roots, and what is revoked.
+    /// The roots and revocations that were last put into the mesh.
     bundle: Option<(Vec<Blob>, Revocations)>,
-    /// When the authority last said something, or the process began, by [`uptime`].
+    /// When the last message of the authority arrived, or the process started, by [`uptime`].
     heard: Duration,
-    /// The contact with the authority that is on the disk.
+    /// The time of contact that is saved on disk.
     contact_noted: u64,
     steps: Steps,
-    /// When the clock was last looked at.
+    /// When the clock was last checked.
     looked: Instant,
 }
 
@@ -168,22 +167,22 @@ struct Link {
     writer: WriteHalf<Stream>,
     limit: Duration,
     pending: BTreeMap<u64, (Pending, Instant)>,
-    /// How many of them the authority accepts.
+    /// How many open requests the authority accepts.
     most: usize,
     sharing: Sharing,
     announced: Option<Vec<Offer>>,
     announced_at: Instant,
     local: Option<IpAddr>,
-    /// The authority has said something: it took the certificate.
+    /// The authority has sent a message, so it accepted the certificate.
     confirmed: bool,
-    /// The certificate that it took.
+    /// Of that certificate.
     serial: Option<Serial>,
-    /// From here on the stream should be made anew with a newer one, if there is one.
+    /// From then on, reconnect with a newer certificate if there is one.
     stale_at: u64,
 }
 
 impl Link {
-    /// How many more certificates may be asked for now.
+    /// How many more certificates may be requested now.
     fn room(&self) -> usize {
         self.most.saturating_sub(self.pending.len())
     }
@@ -197,7 +196,7 @@ impl Link {
 }
 
 impl Run {
-    /// Puts what was saved into the mesh.
+    /// Puts the saved state into the mesh.
     pub(super) fn new(
         params: AgentParams,
         mesh: Arc<Mesh>,
@@ -209,7 +208,7 @@ impl Run {
         let Saved { enrolment, membership, identities, bundle, state } = saved;
         if enrolment.is_none() && membership.is_some() {
             tracing::error!(
-                "this node's enrolment key is lost: once its certificate has expired it needs a new join token"
+                "this node's enrolment key is lost: after its certificate expires it needs a new join token"
             );
         }
         let mut state = state.unwrap_or_default();
@@ -258,7 +257,7 @@ impl Run {
             looked: Instant::now(),
         };
         if let Err(e) = run.put_bundle() {
-            tracing::error!("the saved trust bundle cannot be used: {e}");
+            tracing::error!("the saved trust bundle is invalid: {e}");
             run.state.version = 0;
         }
         run.mesh.set_registry(run.state.registry.clone());
@@ -280,14 +279,13 @@ impl Run {
         (run, receiver)
     }
 
-    /// Runs until told to stop.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             () = self.forever() => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
         self.report(|s| s.connected = false);
-        // Whoever opens the directory next finds it at rest.
+        // Wait for a running write, so that the directory can be opened again.
         drop(self.disk.lock().await);
     }
 
@@ -335,17 +333,17 @@ impl Run {
         }
     }
 
-    /// Whether nothing here needs a mesh, and there is none.
+    /// Whether the node needs no mesh and is not in one.
     fn is_alone(&self) -> bool {
         !self.params.needs_mesh && self.membership.is_none() && !self.removed
     }
 
-    /// Whether the certificate of the node itself is missing or has expired, so that nothing works.
+    /// Whether the node's own certificate is missing or has expired, so that nothing works.
     fn has_no_identity(&self) -> bool {
         self.mesh.identity(&Id::Node(self.params.node.clone())).is_none()
     }
 
-    /// For a process before this one, whose connections still drain: it has none of its own.
+    /// Saves the time of contact for an older process of this node that is draining and has no stream.
     async fn note_contact(&mut self) {
         let Some(limit) = self.params.max_staleness else { return };
         let at = now();
@@ -355,17 +353,17 @@ impl Run {
         }
     }
 
-    /// Waits, unless somebody wants something of the authority now. `away`: its port did not answer.
+    /// Waits; returns early for a command. `away`: the authority is unreachable.
     async fn wait(&mut self, wait: Duration, away: bool) {
         let mut until = Instant::now() + wait;
         let had_identity = !self.has_no_identity();
         while Instant::now() < until {
             if away && had_identity && self.has_no_identity() {
-                // The identity has expired meanwhile: the rest of a long wait is not sat out.
+                // The identity has expired meanwhile: shorten a long wait.
                 let longest = self.params.times.backoff_max_without_identity;
                 until = until.min(Instant::now() + longest.mul_f64(chance()));
             }
-            // What expires meanwhile is seen.
+            // Ticks, to notice identities that expire meanwhile.
             let tick = until.min(Instant::now() + TICK);
             tokio::select! {
                 () = sleep_until(tick) => {
@@ -377,7 +375,7 @@ impl Run {
                 }
                 Some(command) = self.inbox.recv() => {
                     self.command(command).await;
-                    // Never in a tight loop, whoever asks how often.
+                    // Frequent commands must not cause a tight loop.
                     sleep(self.params.times.backoff_min).await;
                     return;
                 }
@@ -385,7 +383,7 @@ impl Run {
         }
     }
 
-    /// One attempt to be in the mesh: ends with what went wrong.
+    /// Connects to the authority and serves the stream until it fails.
     async fn attempt(&mut self) -> Result<std::convert::Infallible, Trouble> {
         let own = Id::Node(self.params.node.clone());
         if self.distrusted || self.mesh.identity(&own).is_none() {
@@ -403,16 +401,16 @@ impl Run {
                 };
                 for (pending, _) in std::mem::take(&mut link.pending).into_values() {
                     if let Pending::Fetch(reply) = pending {
-                        let why = "the connection to the authority broke: try again in a moment";
+                        let why = "the connection to the authority failed. Try again in a moment.";
                         let _ = reply.send(Err(why.into()));
                     }
                 }
-                // In TLS 1.3 a refused certificate shows only after the handshake.
+                // In TLS 1.3 the client learns only after the handshake that its certificate was refused.
                 self.distrusted = !link.confirmed;
                 Err(trouble)
             }
             Err(e) => {
-                // An authority with another root: a new token, if there is one, decides.
+                // The authority has another root: try a new token, if there is one.
                 self.distrusted = matches!(e, LinkError::NotTheAuthority { .. });
                 Err(e.into())
             }
@@ -458,7 +456,7 @@ impl Run {
         self.report(|s| s.refused = None);
         let (have, digest) = (self.state.version, self.state.digest.clone());
         link.send(&FromNode::Hello { have, digest, instances: instances.into() }).await?;
-        // Its answer says that the certificate was taken.
+        // A response means that the certificate was accepted.
         link.send(&FromNode::Ping).await?;
         let times = self.params.times;
         let (mut heard, mut ping_at) = (Instant::now(), Instant::now() + times.ping);
@@ -517,13 +515,14 @@ impl Run {
                 () = sleep_until(due) => self.report(|_| {}),
             }
             if heard.elapsed() >= times.silence {
-                let why = format!("the authority at {addr} was silent for {:?}", times.silence);
+                let why =
+                    format!("no message from the authority at {addr} for {:?}", times.silence);
                 return Err(Trouble::Retry(why));
             }
             if link.pending.values().any(|(_, asked)| asked.elapsed() >= times.silence) {
-                return Err(Trouble::Retry("the authority does not answer a request".into()));
+                return Err(Trouble::Retry("the authority does not respond to a request".into()));
             }
-            // With a newer certificate in hand, the stream is made anew before the old one ends.
+            // Reconnect with a newer certificate before the old one expires.
             let newer = self.own().is_some_and(|i| {
                 i.is_valid() && link.serial.as_ref().is_some_and(|s| *s != i.leaf().serial)
             });
@@ -533,7 +532,7 @@ impl Run {
         }
     }
 
-    /// How long the loop may sleep, if nothing comes.
+    /// How long the loop may sleep without events.
     fn next_due(&self, link: &Link) -> Duration {
         let room = link.room() > 0;
         let idle = self.renewals.values().filter(|r| room && !r.in_flight);
@@ -541,7 +540,7 @@ impl Run {
         idle.map(|r| r.wait(now_ms)).min().unwrap_or(TICK).min(TICK)
     }
 
-    /// A message and those that came with it: what changes at each is put into the mesh once.
+    /// Handles a message and those that arrived with it, so that the mesh is updated only once.
     async fn messages(&mut self, link: &mut Link, first: FromAuthority) -> Result<(), Trouble> {
         self.message(link, first).await?;
         for _ in 0..MAX_SIGN {
@@ -562,7 +561,7 @@ impl Run {
                 match self.apply(state).await {
                     Ok(()) => link.send(&FromNode::Ack { version }).await?,
                     Err(e) => {
-                        tracing::error!(version, "the pushed state cannot be used: {e}");
+                        tracing::error!(version, "the pushed state is invalid: {e}");
                         self.report(|s| s.last_error = Some(e));
                     }
                 }
@@ -578,7 +577,7 @@ impl Run {
                 }
             }
             FromAuthority::Refused { request: 0, denial } => {
-                tracing::error!(code = %denial.code, "the authority refuses a part of what this node offers: {denial}");
+                tracing::error!(code = %denial.code, "the authority rejected what this node offers, or a part of it: {denial}");
                 self.report(|s| s.refused = Some(denial));
             }
             FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
@@ -594,13 +593,13 @@ impl Run {
             }
             FromAuthority::Ping => link.send(&FromNode::Pong).await?,
             FromAuthority::Pong | FromAuthority::Unknown => {}
-            // Those of the last four were taken above.
+            // `sharing` has handled the last four above, if they were expected.
             FromAuthority::Joined { .. }
             | FromAuthority::Records { .. }
             | FromAuthority::Changes { .. }
             | FromAuthority::Written { .. }
             | FromAuthority::Conflict { .. } => {
-                return Err(Trouble::Retry("the authority spoke out of turn".into()));
+                return Err(Trouble::Retry("the authority sent an unexpected message".into()));
             }
         }
         Ok(())
@@ -611,17 +610,17 @@ impl Run {
             Code::Removed | Code::NotEnrolled => Err(Trouble::Removed(denial.message)),
             Code::Expired => Err(Trouble::Again),
             Code::UnknownType | Code::Other => {
-                tracing::warn!(code = %denial.code, "the authority says: {denial}");
+                tracing::warn!(code = %denial.code, "error from the authority: {denial}");
                 Ok(())
             }
-            _ => Err(Trouble::Retry(format!("the authority says: {denial}"))),
+            _ => Err(Trouble::Retry(format!("error from the authority: {denial}"))),
         }
     }
 
-    /// Puts a pushed state into force, then onto the disk.
+    /// Applies a pushed state, then saves it.
     async fn apply(&mut self, state: State) -> Result<(), String> {
         if state.bundle.is_empty() {
-            return Err("its bundle is empty".into());
+            return Err("its trust bundle is empty".into());
         }
         let old = std::mem::replace(&mut self.state, state);
         if let Err(e) = self.put_bundle() {
@@ -635,12 +634,12 @@ impl Run {
         self.renew_what_peers_refuse();
         let saved = self.state.clone();
         self.save(move |disk| disk.save_state(&saved)).await;
-        tracing::debug!(version = self.state.version, "the pushed state is in force");
+        tracing::debug!(version = self.state.version, "applied the pushed state");
         Ok(())
     }
 
-    /// Renews at once what peers that know what this node knows would refuse: what was issued under a root that was retired
-    /// by force or an intermediate that was revoked, or before `[witnesses]` was set up.
+    /// Renews identities at once that peers with the same state would refuse: those under a root that was retired by
+    /// force or a revoked intermediate, and those from before `[witnesses]` was set up.
     fn renew_what_peers_refuse(&mut self) {
         let unbelieved = self.identities.iter().filter(|(_, i)| self.disbelieved(i).is_some());
         let unbelieved: Vec<Id> = unbelieved.map(|(id, _)| id.clone()).collect();
@@ -656,7 +655,7 @@ impl Run {
         if link.announced.as_ref() == Some(&instances) {
             return Ok(());
         }
-        // Identities that come one after another are announced together.
+        // Announce identities together that arrive shortly after one another.
         if !link.pending.is_empty() && link.announced_at.elapsed() < GATHER {
             return Ok(());
         }
@@ -667,13 +666,13 @@ impl Run {
         link.send(&FromNode::Announce { instances: instances.into() }).await
     }
 
-    /// What this node can stand for: services whose identity it holds.
+    /// The instances to announce: services whose identity this node has.
     fn offers(&self, local: Option<IpAddr>) -> Vec<Offer> {
         let holds = |i: &&Instance| self.identities.contains_key(&Id::Service(i.service.clone()));
         let offer = |i: &Instance| {
             let addr = address(i, local, self.params.own_host.as_ref());
             if addr.is_none() {
-                tracing::warn!(service = %i.service, "no address to announce: set `advertise`");
+                tracing::warn!(service = %i.service, "cannot determine an address to announce: set `advertise`");
             }
             let (service, allow, ports) = (i.service.clone(), i.allow.clone(), i.ports.clone());
             Some(Offer { service, addr: addr?, allow, ports })
@@ -706,11 +705,11 @@ impl Run {
                 } else if self.fetches.len() < MAX_WAITING {
                     self.fetches.push_back((csr, reply));
                 } else {
-                    let _ = reply.send(Err("too many requests wait already".into()));
+                    let _ = reply.send(Err("too many requests are waiting already".into()));
                 }
             }
         }
-        // Those who gave up waiting are forgotten.
+        // Forget callers that no longer wait.
         self.waiters.retain(|w| !w.reply.is_closed());
         self.fetches.retain(|(_, reply)| !reply.is_closed());
     }
@@ -720,9 +719,7 @@ impl Run {
         if (&params.node, &params.trust_domain) != (&own.node, &own.trust_domain)
             || params.dir != own.dir
         {
-            tracing::error!(
-                "name, trust_domain and state_dir of [node] change with a restart only"
-            );
+            tracing::error!("changes of name, trust_domain and state_dir in [node] need a restart");
             params.node = own.node.clone();
             params.trust_domain = own.trust_domain.clone();
             params.dir = own.dir.clone();
@@ -751,7 +748,7 @@ impl Run {
         self.report(|_| {});
     }
 
-    // ---- Within.
+    // ---- Internal.
 
     fn wanted(&self) -> BTreeSet<Id> {
         if self.is_alone() {
@@ -770,7 +767,7 @@ impl Run {
         is_ours && !self.is_alone()
     }
 
-    /// Where to try: what the configuration says goes before what the token or the disk says.
+    /// The addresses to try: first those in the configuration, then those in the token or on disk.
     fn addresses(&self, token: Option<&JoinToken>) -> Vec<HostPort> {
         let known = match (token, &self.membership) {
             (Some(token), _) => membership(token).authority,
@@ -791,7 +788,7 @@ impl Run {
 
     fn put_bundle(&mut self) -> Result<(), String> {
         let content = (self.state.bundle.clone(), self.state.revocations());
-        // All that was verified by the bundle would have to be verified again.
+        // Setting the bundle has everything verified again, so skip it if nothing has changed.
         if self.bundle.as_ref() == Some(&content) {
             return Ok(());
         }
@@ -799,16 +796,15 @@ impl Run {
         let known = self.mesh.bundle();
         for root in bundle.roots().iter().filter(|r| !known.roots().contains(r)) {
             let print = wiretight_keys::token::hex(&fingerprint(root));
-            tracing::info!(root = %print, "trusting this root");
+            tracing::info!(root = %print, "new trusted root");
         }
         self.mesh.set_bundle(bundle);
         self.bundle = Some(content);
         Ok(())
     }
 
-    /// Asks for a new certificate in place of each that is not valid now, not yet valid included, whatever was
-    /// planned for it. Returns whether the clock was set: then all of them were checked whole, and what had failed
-    /// is tried again at once.
+    /// Renews every certificate that is not valid now (expired or not yet valid). Returns whether the clock was set. In
+    /// that case all certificates are verified completely, and failed renewals are retried at once.
     fn look_at_the_clock(&mut self) -> bool {
         if self.looked.elapsed() < TICK {
             return false;
@@ -818,7 +814,7 @@ impl Run {
         if let Some(seconds) = stepped {
             tracing::warn!(
                 seconds,
-                "this machine's clock was set: certificates are checked again, and those that are not valid now are renewed"
+                "this machine's clock was set; certificates are verified again, and invalid ones are renewed"
             );
         }
         let holds =
@@ -836,8 +832,8 @@ impl Run {
         stepped.is_some()
     }
 
-    /// After too long without contact, what this node knows of revocations is too old. The time counts from the
-    /// start of the process if there was no contact since, and does not depend on how the clock is set.
+    /// Checks `max_staleness`: when out of contact for too long, this node's list of revocations is too old. Without any
+    /// contact, the time counts from the start of the process. It does not depend on the wall clock.
     fn look_at_the_time(&self) {
         let Some(limit) = self.params.max_staleness else {
             self.mesh.set_without_news(false);
@@ -848,15 +844,15 @@ impl Run {
         if self.mesh.set_without_news(too_old) {
             match too_old {
                 true => tracing::error!(
-                    "NO NEWS FROM THE AUTHORITY for {silent} s, and max_staleness is {} s: connections are cut, and new ones fail until it is back",
+                    "OUT OF CONTACT WITH THE AUTHORITY for {silent} s, longer than max_staleness ({} s): connections are closed, and new ones fail until contact is restored",
                     limit.as_secs()
                 ),
-                false => tracing::info!("there is news from the authority again"),
+                false => tracing::info!("contact with the authority is restored"),
             }
         }
     }
 
-    /// Why other nodes refuse an identity of this one, though it has not expired: they know what this node knows.
+    /// Why other nodes with the same state refuse an identity of this node that has not expired.
     fn disbelieved(&self, identity: &Identity) -> Option<Refusal> {
         match self.mesh.verify(identity.chain(), Role::Client, UnixTime::now()) {
             Err(refusal) if identity.is_valid() && refusal != Refusal::NoNews => Some(refusal),
@@ -868,7 +864,7 @@ impl Run {
         self.mesh.set_identities(self.identities.clone());
     }
 
-    /// Drops identities of this node that were revoked: services that it may claim no longer.
+    /// Drops revoked identities of this node. Returns whether there were any.
     fn drop_revoked(&mut self) -> bool {
         let bundle = self.mesh.bundle();
         let before = self.identities.len();
@@ -876,7 +872,7 @@ impl Run {
         self.identities.retain(|id, identity| {
             let keep = !bundle.is_revoked(&identity.leaf().serial);
             if !keep {
-                tracing::warn!(%id, "this identity was revoked, and is dropped; the node asks for another one");
+                tracing::warn!(%id, "this identity was revoked and is dropped; requesting a new one");
                 renewals.remove(id);
             }
             keep
@@ -884,10 +880,13 @@ impl Run {
         self.identities.len() != before
     }
 
-    /// A disk that does not take a write costs the restart without an authority, not the service.
+    /// A failed write is only logged: the node continues, but could not restart without the authority.
     async fn save(&self, write: impl FnOnce(&Disk) -> Result<(), FileError> + Send + 'static) {
         if let Err(e) = self.on_disk(write).await {
-            tracing::error!("not saved, a restart will need the authority: {e}: {}", e.source);
+            tracing::error!(
+                "cannot save state, so a restart will need the authority: {e}: {}",
+                e.source
+            );
         }
     }
 
@@ -902,12 +901,12 @@ impl Run {
         })
     }
 
-    /// Updates the status; those who watch are woken if it changed.
+    /// Updates the status, and wakes watchers if it changed.
     fn report(&mut self, change: impl FnOnce(&mut AgentStatus)) {
         if self.is_alone() {
             self.renewals.clear();
         }
-        // Whatever is wanted has an entry, due at once if it is new.
+        // Each needed identity has an entry; a new one is due at once.
         for id in self.wanted() {
             self.renewals.entry(id).or_default();
         }
@@ -918,7 +917,7 @@ impl Run {
             let held = self.identities.get(id);
             let refusal = held.and_then(|i| self.disbelieved(i));
             let held = held.map(|i| i.leaf());
-            // What other nodes refuse is not in force, whatever it says of its time.
+            // A certificate that other nodes refuse does not count as valid.
             let period = held.map(|l| l.period).filter(|_| refusal.is_none());
             IdentityStatus {
                 id: id.clone(),
@@ -934,7 +933,7 @@ impl Run {
         new.unused = self.mesh.unused().to_vec();
         if self.state.unreadable > 0 {
             let n = self.state.unreadable;
-            new.unused.push(format!("{n} records that this release cannot read: update this node"));
+            new.unused.push(format!("this release cannot read {n} records: update this node"));
         }
         new.version = self.state.version;
         new.removed = self.removed;
@@ -953,7 +952,7 @@ async fn next(errands: &mut Option<mpsc::Receiver<Errand>>) -> Option<Errand> {
     errands.as_mut()?.recv().await
 }
 
-/// Where others reach an instance.
+/// The address at which others can connect to an instance.
 fn address(
     instance: &Instance,
     local: Option<IpAddr>,
@@ -982,8 +981,8 @@ fn retry(e: &dyn std::error::Error) -> Trouble {
     Trouble::Retry(e.to_string())
 }
 
-/// The longest wait before the next attempt. It is short only while connecting fails (`away`), which costs the authority
-/// nothing: one that answers, and is slow or refuses, is given the long one, so that a fleet does not storm it.
+/// The longest wait before the next attempt. It is short only while the authority is unreachable (`away`), which causes
+/// no load there. If it responds but is slow or refuses, the wait is long, so that many nodes do not overload it.
 fn longest_wait(times: &AgentTimes, away: bool, without_identity: bool) -> Duration {
     match away && without_identity {
         true => times.backoff_max_without_identity.min(times.backoff_max),
@@ -997,7 +996,7 @@ fn backoff(min: Duration, max: Duration, failures: u32) -> Duration {
     most.mul_f64(chance()).max(min / 4)
 }
 
-/// Between 0 and 1. If the system gives no randomness, a half: jitter is no secret.
+/// A random number between 0 and 1; 0.5 if the system has no random bytes.
 fn chance() -> f64 {
     getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
 }
@@ -1011,7 +1010,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wildcard_listener_is_announced_by_the_address_that_others_can_use() {
+    fn a_wildcard_listener_is_announced_with_a_reachable_address() {
         let instance = |listen: &str, advertise: Option<&str>| Instance {
             service: "db".parse().unwrap(),
             listen: listen.parse().unwrap(),
@@ -1036,20 +1035,20 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_works_the_authority_is_looked_for_often_unless_it_answers() {
+    fn without_an_identity_retries_are_frequent_only_while_the_authority_is_unreachable() {
         let times = AgentTimes::default();
         let short = longest_wait(&times, true, true);
         assert!(short <= Duration::from_secs(5) && short >= Duration::from_secs(2), "{short:?}");
         for (away, without_identity) in [(true, false), (false, true), (false, false)] {
             assert_eq!(longest_wait(&times, away, without_identity), times.backoff_max);
         }
-        // Nobody comes at one moment.
+        // Waits are spread, so that nodes do not reconnect at the same time.
         let waits: Vec<_> = (0..100).map(|_| backoff(times.backoff_min, short, 20)).collect();
         assert!(waits.iter().any(|w| *w < short / 2) && waits.iter().any(|w| *w > short / 2));
     }
 
     #[test]
-    fn backoff_grows_and_has_an_end() {
+    fn backoff_grows_to_a_limit() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
         for failures in [0, 1, 8, 9, 20, 1000] {
             for _ in 0..100 {

@@ -1,9 +1,9 @@
-//! What edges of a service share, at a node that is not the authority: a [`Store`] over the node's stream.
+//! The records that edges of a service share, on a node that is not the authority: a [`Store`] over the node's stream.
 //!
-//! The authority holds the records and decides every write. Here is a copy that follows it, in memory and in
-//! a mirror on the disk, and every read is of that copy: so an edge starts and serves while the authority is
-//! down. Nothing is written here first. A write goes to the authority, with the revision that the authority
-//! gave, only while the copy follows it on a live stream; otherwise it fails with [`Error::Unavailable`].
+//! The authority holds the records and decides every write. This store has a copy of them in memory and a mirror on disk.
+//! Reads use the copy, so an edge can start and serve while the authority is down. Writes go to the authority first, with
+//! the revision from the authority. They work only while the copy follows the authority on a live stream; otherwise
+//! they fail with [`Error::Unavailable`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use wiretight_store::{Change, Entry, Error, Key, Replica, Revision, Store, Watch
 
 use crate::control::{Blob, MAX_SHARED_VALUE, SharedRecord};
 
-/// Where the mirror stands in the node's own store.
+/// The prefix of the mirror in the node's own store.
 const MIRROR: &str = "mirror/";
-/// Messages of the authority that wait to be taken: more than all of a service's records come in.
+/// Queued messages of the authority; enough for all records of a service.
 const MAX_EVENTS: usize = 256;
-/// Writes that wait for the stream.
+/// Requests that are queued for the stream.
 const MAX_ERRANDS: usize = 16;
-/// More than the authority keeps for a service, in bytes: a listing that has no end is no listing.
+/// Limit for a listing, in bytes; more than the authority stores for a service.
 const MAX_LISTING: usize = 64 << 20;
 
-/// Deadlines and intervals. [`SharedTimes::default`] is what runs in production.
+/// Deadlines and intervals. Production uses [`SharedTimes::default`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SharedTimes {
-    /// How long a write waits for a stream: a node that starts has none yet.
+    /// How long a write waits for a stream, which a starting node does not have yet.
     pub stream: Duration,
-    /// For an answer of the authority.
+    /// For a response of the authority.
     pub answer: Duration,
     /// Between attempts, after a refusal.
     pub retry: Duration,
@@ -47,13 +47,12 @@ impl Default for SharedTimes {
     }
 }
 
-/// What the store has the agent do.
+/// A request of the store to the agent.
 pub(super) enum Errand {
     Follow { service: Name, events: mpsc::Sender<Event> },
     Write(Write),
 }
 
-/// A write.
 pub(super) struct Write {
     pub(super) service: Name,
     pub(super) key: String,
@@ -62,16 +61,16 @@ pub(super) struct Write {
     pub(super) reply: oneshot::Sender<Outcome>,
 }
 
-/// How a write ended.
+/// The result of a write.
 pub(super) enum Outcome {
     Written(Revision),
     Conflict(Revision),
     Refused(String),
 }
 
-/// What comes of following.
+/// Progress of following the records.
 pub(super) enum Event {
-    /// The authority was asked.
+    /// The request was sent.
     Asked,
     Records {
         at: Revision,
@@ -82,13 +81,13 @@ pub(super) enum Event {
     Refused(String),
 }
 
-/// The agent's end.
+/// The agent's end of the request queue.
 pub struct Errands(pub(super) mpsc::Receiver<Errand>);
 
-/// Whether the copy follows the authority; if not, why.
+/// Why the copy does not follow the authority; `None` if it does.
 type Standing = Option<String>;
 
-/// The store. It needs a tokio runtime, and an agent that was started with its [`Errands`].
+/// Needs a tokio runtime, and an agent that was started with its [`Errands`].
 pub struct SharedStore {
     service: Name,
     /// `edge/service/SERVICE/`
@@ -100,8 +99,7 @@ pub struct SharedStore {
 }
 
 impl SharedStore {
-    /// Reads the mirror in `disk`, the node's own store, which must outlive it. Mirrors of other services
-    /// are forgotten.
+    /// Reads the mirror in `disk`, the node's own store, which must outlive it. Mirrors of other services are deleted.
     ///
     /// # Errors
     /// Those of `disk`.
@@ -150,11 +148,14 @@ impl SharedStore {
     ) -> Result<Revision, Error> {
         let unavailable = |why: String| Error::Unavailable { why };
         let Some(path) = key.as_str().strip_prefix(&self.prefix) else {
-            return Err(unavailable(format!("{key} is not shared: only {} is", self.prefix)));
+            return Err(unavailable(format!(
+                "{key} is not shared: only keys below {} are",
+                self.prefix
+            )));
         };
         if let Some(len) = value.as_ref().map(Vec::len).filter(|len| *len > MAX_SHARED_VALUE) {
             return Err(unavailable(format!(
-                "a record of {len} bytes is more than the authority keeps ({MAX_SHARED_VALUE}): does the site have too many names?"
+                "a record of {len} bytes exceeds the authority's limit of {MAX_SHARED_VALUE}. The site probably has too many names."
             )));
         }
         let mut standing = self.standing.clone();
@@ -170,11 +171,11 @@ impl SharedStore {
             answer.await.ok()
         };
         let Ok(Some(outcome)) = timeout(self.times.answer, asked).await else {
-            let why = "the authority was lost while it was to write a record: whether it has, is seen when it is back";
+            let why = "the connection to the authority failed during a write. The result will be known when it is back.";
             return Err(unavailable(why.into()));
         };
-        // Whoever reads next sees at least what this write has seen. If the stream breaks meanwhile, that
-        // is not so, and the next write finds out.
+        // Wait until the copy includes this write, so that the next read sees it. If the stream fails meanwhile, the copy
+        // stays behind, and the next write fails with a conflict.
         let mut head = self.copy.head();
         match outcome {
             Outcome::Written(revision) => {
@@ -222,7 +223,7 @@ impl Store for SharedStore {
     }
 }
 
-/// Keeps the copy and its mirror.
+/// Updates the copy and its mirror.
 struct Follower {
     service: Name,
     prefix: String,
@@ -233,7 +234,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Until the store or the agent is gone.
+    /// Runs until the store or the agent is dropped.
     async fn run(self, errands: mpsc::Sender<Errand>) {
         loop {
             let (events, inbox) = mpsc::channel(MAX_EVENTS);
@@ -260,7 +261,7 @@ impl Follower {
         }
     }
 
-    /// Takes what comes; returns why no more does, if that is not the stream's end.
+    /// Handles events. Returns why it stopped; `None` if the stream has ended.
     async fn take(&self, mut inbox: mpsc::Receiver<Event>) -> Standing {
         let (mut listing, mut bytes, mut deadline) = (Vec::new(), 0, None);
         loop {
@@ -269,7 +270,7 @@ impl Follower {
                     Ok(event) => event,
                     Err(_) => {
                         return Some(format!(
-                            "the authority does not answer: the certificates of {} are not renewed",
+                            "the authority does not respond, so certificates of {} are not renewed",
                             self.service
                         ));
                     }
@@ -283,7 +284,7 @@ impl Follower {
                         bytes += record.key.len() + record.value.as_ref().map_or(0, |v| v.0.len());
                     }
                     if bytes > MAX_LISTING {
-                        return Some("the authority tells of more than it may keep".into());
+                        return Some("the authority sent more records than it may store".into());
                     }
                     listing.extend(records.into_iter().filter_map(|r| self.change(r)));
                     if !done {
@@ -298,7 +299,7 @@ impl Follower {
                     (bytes, deadline) = (0, None);
                     if self.told.send_replace(None).is_some() {
                         let (service, records) = (&self.service, self.copy.list("").0.len());
-                        tracing::info!(%service, records, "shares certificates with other edges");
+                        tracing::info!(%service, records, "sharing certificates with other edges");
                     }
                     self.keep(changes).await;
                 }
@@ -322,8 +323,8 @@ impl Follower {
         })
     }
 
-    /// Onto the disk, the newest of each. A disk that takes no write costs a restart without the authority,
-    /// not the service.
+    /// Mirrors the newest version of each record on disk. A failed write is only logged: the node continues, but could not
+    /// restart without the authority.
     async fn keep(&self, changes: Vec<Change>) {
         let newest: BTreeMap<Key, Change> =
             changes.into_iter().map(|c| (c.key().clone(), c)).collect();
@@ -340,7 +341,7 @@ impl Follower {
             };
             if let Err(e) = kept {
                 tracing::error!(
-                    "a certificate is not kept on this machine, a restart will need the authority: {e}"
+                    "cannot save a certificate on this machine, so a restart will need the authority: {e}"
                 );
             }
         }
@@ -349,10 +350,10 @@ impl Follower {
 
 fn away(service: &Name) -> String {
     format!(
-        "the authority, which keeps the certificates of {service}, is not connected: those that are here are served, none is ordered or renewed until it is back (authority_link in `wiretight status --json` says why)"
+        "not connected to the authority, which stores the certificates of {service}. Existing certificates are still served, but none is ordered or renewed until the connection is back (see authority_link in `wiretight status --json`)."
     )
 }
 
-/// What an authority that does not know the question means by its answer.
+/// The meaning of an "unknown type" response to a follow request.
 pub(super) const TOO_OLD: &str =
-    "this authority is older and keeps no certificates for edges: update it";
+    "the authority runs an older release that cannot store certificates for edges: update it";

@@ -1,18 +1,17 @@
-//! What the agent keeps on disk, in STATE_DIR/identity, so that a restart needs no authority:
+//! The agent's files in STATE_DIR/identity, with which a node can restart without the authority:
 //!
 //! ```text
-//! enrolment.key       the long-lived key that a rejoin is proved with
-//! joined.json         trust domain, node, the authority's addresses, the token's id
-//! node.pem            the node's key and chain; service-NAME.pem each service's
+//! enrolment.key       the long-lived key that authenticates a rejoin
+//! joined.json         trust domain, node, the authority's addresses, the token's ID
+//! node.pem            the node's key and chain; service-NAME.pem for each service
 //! bundle.pem          the roots of the trust bundle
-//! state.json          the last pushed state, whole
-//! asked-keys          hashes of the public keys that certificates were asked for: `wiretight svid keys`
-//! contact             when the authority last said something, in seconds since 1970, where max_staleness is set
+//! state.json          the last pushed state
+//! asked-keys          hashes of the public keys of certificate requests, for `wiretight svid keys`
+//! contact             time of the authority's last message, in seconds since 1970; only with max_staleness
 //! ```
 //!
-//! A key and its chain are one file, so they change together. A file that cannot be read is set
-//! aside as `NAME.bad` and its content is fetched anew; nothing here fails because of what a file
-//! holds.
+//! A key and its chain are in one file, so they change together. An unreadable file is renamed to `NAME.bad` and its
+//! content is requested again; the content of a file never causes a failure.
 
 use std::path::Path;
 use std::time::Duration;
@@ -36,35 +35,34 @@ const JOINED: &str = "joined.json";
 const BUNDLE: &str = "bundle.pem";
 const STATE: &str = "state.json";
 const ASKED: &str = "asked-keys";
-/// The most lines of an identity in that file, and in all.
+/// The most lines in that file, for one identity and in total.
 const MAX_ASKED: (usize, usize) = (64, 4096);
 const CONTACT: &str = "contact";
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
-/// Keys, chains, bundles.
+/// The largest file of keys, chains or bundles.
 const MAX_PEM: usize = 1 << 20;
 
-/// That this node has joined, where and with what.
+/// A join of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Membership {
     pub(super) trust_domain: TrustDomain,
     pub(super) node: Name,
     pub(super) authority: Vec<HostPort>,
-    /// The token that it joined with, so that a new one is known to be new.
+    /// The ID of the token that it joined with, to recognise a new token.
     pub(super) token_id: String,
 }
 
-/// What was found on the disk.
+/// The data from disk.
 #[derive(Default)]
 pub(super) struct Saved {
     pub(super) enrolment: Option<SigningKey>,
     pub(super) membership: Option<Membership>,
     pub(super) identities: Vec<Identity>,
     pub(super) bundle: Vec<CertificateDer<'static>>,
-    /// Its `version` is 0 if it is not known to be whole.
+    /// Its `version` is 0 if it may be incomplete.
     pub(super) state: Option<State>,
 }
 
-/// The directory.
 pub(super) struct Disk {
     dir: PrivateDir,
 }
@@ -78,7 +76,7 @@ impl Disk {
         self.dir.path()
     }
 
-    /// Everything that can be read.
+    /// Loads everything that is readable.
     pub(super) fn load(&self, trust_domain: &TrustDomain) -> Result<Saved, FileError> {
         let mut saved = Saved {
             enrolment: self.file(ENROLMENT, MAX_PEM, |pem| {
@@ -91,14 +89,14 @@ impl Disk {
         let bundle = self.file(BUNDLE, MAX_PEM, |pem| from_pem(pem).map_err(|e| e.to_string()))?;
         saved.bundle = match (bundle, &mut saved.state) {
             (Some(bundle), Some(state)) => {
-                // A crash came between the two, or a join with a new token: ask for all of it.
+                // A crash between the two writes, or a join with a new token: request the whole state.
                 if !bundle.iter().map(Blob::from).eq(state.bundle.iter().cloned()) {
                     state.version = 0;
                 }
                 bundle
             }
             (Some(bundle), None) => bundle,
-            // Its twin in the state will do, until all is fetched anew.
+            // Use the copy in the state until everything is requested again.
             (None, Some(state)) => {
                 state.version = 0;
                 state.bundle.iter().map(|b| b.certificate()).collect()
@@ -134,8 +132,8 @@ impl Disk {
         self.dir.write(&file_of(id), pem.as_bytes())
     }
 
-    /// Remembers that certificates are asked for these keys, before they are: the answers may be lost, and they are in the
-    /// log.
+    /// Saves the hashes of these keys before certificates are requested for them: the certificates are in the log even if
+    /// the responses are lost.
     pub(super) fn note_asked(&self, keys: &[(Id, [u8; 32])]) -> Result<(), FileError> {
         let new: Vec<_> =
             keys.iter().map(|(id, key)| (asked_line(id, key), format!("{id} "))).collect();
@@ -160,7 +158,7 @@ impl Disk {
         self.dir.remove(&file_of(id))
     }
 
-    /// Removes every SVID and its key, known or not: this node was removed from the mesh.
+    /// Removes every SVID and its key, because this node was removed from the mesh.
     pub(super) fn remove_identities(&self) -> Result<(), FileError> {
         for name in self.dir.names()? {
             if name == NODE || (name.starts_with(SERVICE) && name.ends_with(".pem")) {
@@ -174,7 +172,7 @@ impl Disk {
         self.dir.write(BUNDLE, to_pem(roots).as_bytes())
     }
 
-    /// The bundle first: if a crash comes between the two, the old version is asked from again.
+    /// Writes the bundle first: after a crash in between, the whole state is requested again.
     pub(super) fn save_state(&self, state: &State) -> Result<(), FileError> {
         let roots: Vec<_> = state.bundle.iter().map(|b| b.certificate()).collect();
         self.save_bundle(&roots)?;
@@ -186,7 +184,7 @@ impl Disk {
         self.dir.write(CONTACT, at.to_string().as_bytes())
     }
 
-    /// Reads and parses a file; one that does not parse is set aside.
+    /// Reads and parses a file; an invalid one is renamed.
     fn file<T>(
         &self,
         name: &str,
@@ -199,7 +197,7 @@ impl Disk {
             Err(why) => {
                 let path = self.dir.path().join(name);
                 tracing::error!(file = %path.display(),
-                    "cannot be read ({why}); it is set aside as {name}.bad and fetched anew");
+                    "the file is invalid ({why}); it is renamed to {name}.bad, and its content is requested again");
                 self.dir.rename(name, &format!("{name}.bad"))?;
                 Ok(None)
             }
@@ -211,8 +209,8 @@ fn asked_line(id: &Id, key: &[u8; 32]) -> String {
     format!("{id} sha256:{}", hex(key))
 }
 
-/// The keys of a node's identities: those that it has, then those that it asked certificates for, each as
-/// `NAME sha256:HEX`. `dir` is STATE_DIR/identity.
+/// The keys of a node's identities, then those of its certificate requests, each as `NAME sha256:HEX`. `dir` is
+/// STATE_DIR/identity.
 pub fn keys(dir: &Path) -> Result<Vec<String>, FileError> {
     let dir = PrivateDir::open(dir)?;
     let mut lines = Vec::new();
@@ -221,7 +219,7 @@ pub fn keys(dir: &Path) -> Result<Vec<String>, FileError> {
         let Some(pem) = dir.read(&name, MAX_PEM)?.filter(|_| is_identity) else { continue };
         match identity(&pem, None) {
             Ok(held) => lines.push(asked_line(&held.id().id, &held.leaf().key.hash())),
-            Err(why) => tracing::warn!(file = name, "cannot be read: {why}"),
+            Err(why) => tracing::warn!(file = name, "the file is invalid: {why}"),
         }
     }
     let asked = dir.read(ASKED, MAX_PEM)?.unwrap_or_default();
@@ -243,25 +241,25 @@ fn file_of(id: &Id) -> String {
     }
 }
 
-/// How often it is looked whether another process has written.
+/// How often to check whether another process has written.
 const FOLLOW: Duration = Duration::from_millis(250);
 
-/// Has `mesh` trust what another process of this node, which has taken over, is told by the authority: who is
-/// revoked is cut here, too. When that process has had no contact with the authority for longer than `max_staleness`, all
-/// are cut here as there. For as long as it is awaited.
+/// For a process that another process of this node has taken over from: applies the state that the other process receives
+/// from the authority, so that revoked peers are cut off here, too. The same holds for `max_staleness`. Runs until
+/// dropped.
 pub async fn follow(dir: &Path, mesh: &Mesh, max_staleness: Option<Duration>) {
     let file = dir.join(STATE);
     let (mut known, since) = (None, now());
     loop {
         tokio::time::sleep(FOLLOW).await;
         if let Some(limit) = max_staleness {
-            // It is noted now and then only.
+            // The file is updated only at this interval.
             let limit = limit + contact_interval(limit);
             let silent = now().saturating_sub(read_contact(dir).unwrap_or(since));
             if mesh.set_without_news(silent > limit.as_secs()) && mesh.is_without_news() {
                 tracing::error!(
                     silent_seconds = silent,
-                    "the process that has taken over has no contact with the authority: connections are cut (max_staleness)"
+                    "the process that has taken over is out of contact with the authority: connections are closed (max_staleness)"
                 );
             }
         }
@@ -275,13 +273,13 @@ pub async fn follow(dir: &Path, mesh: &Mesh, max_staleness: Option<Duration>) {
                 mesh.set_bundle(bundle);
                 mesh.set_registry(state.registry);
             }
-            // The other process deals with it; what is trusted here stays.
-            Err(why) => tracing::warn!(why, "what the authority has said cannot be read"),
+            // The other process handles it; the trust bundle here stays unchanged.
+            Err(why) => tracing::warn!(why, "the saved state of the authority is unreadable"),
         }
     }
 }
 
-/// How often contact with the authority is noted.
+/// How often the time of contact with the authority is saved.
 pub(super) fn contact_interval(limit: Duration) -> Duration {
     (limit / 10).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
@@ -337,7 +335,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_process_that_drains_cuts_all_when_the_next_one_is_out_of_contact() {
+    async fn a_draining_process_closes_connections_when_the_next_one_is_out_of_contact() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(&dir.path().join("identity")).unwrap();
         let mesh = Mesh::new("example.org".parse().unwrap());

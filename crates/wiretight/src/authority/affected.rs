@@ -1,4 +1,4 @@
-//! What a revocation by index cuts: read from the entries themselves, for whoever is about to make it.
+//! What a revocation by index affects, read from the log entries, to show it before the operator confirms.
 
 use std::collections::BTreeSet;
 
@@ -10,27 +10,27 @@ use wiretight_tlog::tile::{Kind, Tile, WIDTH};
 use super::{AuthorityError, CaError};
 use crate::log::sequencer::Log;
 
-/// The most entries that are read; a range may be larger.
+/// How many entries of a range are read at most.
 const MAX_READ: u64 = 16 * WIDTH;
-/// The most names that are told.
+/// How many names are reported at most.
 const MAX_NAMES: usize = 1000;
 
-/// What a revocation by index cuts.
+/// What a revocation by index affects.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Affected {
     /// The first entry.
     pub from: u64,
-    /// The last one.
+    /// The last entry.
     pub to: u64,
-    /// Whether the intermediate is among them that signs identities now: then every connection of the mesh is cut.
+    /// The range includes the intermediate that currently signs identities: every connection of the mesh is closed.
     pub intermediate_in_use: bool,
-    /// Whether the authority's own certificate is.
+    /// The range includes the authority's own certificate.
     pub authority: bool,
-    /// Entries of other CA certificates that have not expired: what they have signed is cut.
+    /// Entries of other unexpired CA certificates. Everything they signed is revoked too.
     pub ca_certificates: Vec<u64>,
-    /// Whom the other certificates are for that have not expired.
+    /// The names in the other unexpired certificates.
     pub names: BTreeSet<String>,
-    /// Entries that were not looked at, or could not be read.
+    /// Number of entries that were not checked or are unreadable.
     pub unread: u64,
 }
 
@@ -67,7 +67,7 @@ impl Affected {
         Ok(affected)
     }
 
-    /// Whether the entry could be read.
+    /// Returns whether the entry is readable.
     fn note(&mut self, index: u64, entry: &[u8], intermediate: Option<u64>) -> bool {
         let Ok(entry) = Entry::parse(entry) else { return false };
         let Entry::Certificate(certificate) = entry else { return true };
@@ -79,7 +79,7 @@ impl Affected {
                 self.ca_certificates.push(index);
             }
         } else if self.names.len() < MAX_NAMES {
-            // A SPIFFE ID says more than the DNS name beside it.
+            // A SPIFFE ID is clearer than the DNS name of the same certificate.
             let ids: Vec<_> = certificate.names.iter().filter(|n| n.contains("://")).collect();
             let names = if ids.is_empty() { certificate.names.iter().collect() } else { ids };
             self.names.extend(names.into_iter().take(8).cloned());

@@ -1,20 +1,19 @@
-//! One file that a new authority can go on from: keys, store and log as they were at one moment.
+//! Backup and restore of the authority: one file with a consistent snapshot of keys, store and log.
 //!
-//! It is taken while the authority runs, by reading alone. Three things make it consistent without a pause:
+//! A backup only reads, and works while the authority runs. It is consistent for three reasons:
 //!
-//! - The store is copied first, in one transaction. What it says of the log is what the backup holds of the log.
-//! - The log only grows. Its published checkpoint is read before the store, so that it is never newer; its tiles are
-//!   read after it, and are those of the tree that the store names (a larger tile that took the place of a partial one
-//!   is cut to size).
-//! - The key files are read before and after the store. If they differ, keys were being replaced, and it starts anew.
+//! - The store is copied in one transaction. The backup contains the log up to the tree that this copy names.
+//! - The log only grows. Its published checkpoint is read before the store, so it is never newer. Its tiles are read
+//!   after the store (a larger tile that has replaced a partial one is truncated).
+//! - The key files are read before and after the store. If they differ, keys were being replaced, and it starts again.
 //!
-//! The file is a tar archive that ends with a SHA-256 of all that comes before, so a torn one is refused. It contains
-//! the keys of the CA: it is 0600, and whoever has it is the authority.
+//! The file is a tar archive that ends with a SHA-256 of everything before, so a truncated one is rejected. It contains
+//! the CA keys: it has mode 0600, and anyone who has it can act as the authority.
 //!
-//! What a restored authority may not do is fork its log. If the witnesses, or a bucket that holds the log, know more
-//! entries than the backup, the restored authority would sign a second history, and so it is refused, unless those
-//! entries are there: a newer copy of the log (`restore --log`) is verified, continues the backup's tree, and what was
-//! revoked in it is revoked again.
+//! A restored authority must not fork its log. If the witnesses, or the bucket with the log, know more entries than the
+//! backup, the restored authority would sign a second history, so it does not start. The missing entries can come from
+//! a newer copy of the log (`restore --log`). That copy is verified and must extend the backup's tree, and its
+//! revocations are applied again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -45,26 +44,28 @@ use crate::private_dir::PrivateDir;
 
 /// The archive's first member.
 const HEAD: &str = "wiretight-backup.json";
-/// Its last.
+/// The archive's last member.
 const END: &str = "end.json";
-/// The store, in the archive as in the directory.
+/// The store, in the archive and in the authority's directory.
 const STORE: &str = "store.db";
-/// Where the log's tiles are, likewise.
+/// The directory of the log's tiles, in both.
 const LOG: &str = "log";
-/// The folder of key files in the archive.
+/// The directory of key files in the archive.
 const KEYS: &str = "keys";
-/// A restored authority, until it is complete.
+/// The directory for another copy of the log, while it is compared with the backup.
+const NEWER: &str = "newer";
+/// A restored authority until it is complete.
 const DRAFT: &str = "authority.restoring";
-/// A key file is a few hundred bytes.
+/// A key file has a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
-/// A member that says what it is about.
+/// The largest JSON member.
 const MAX_JSON: usize = 64 << 10;
-/// Keys that may be replaced while they are read.
+/// How often to try again if keys are replaced while they are read.
 const TRIES: usize = 10;
-/// Entries that are verified at a time.
+/// Number of entries that are verified at a time.
 const CHUNK: u64 = 4096;
 
-/// Where the log is by the configuration, if not in STATE_DIR.
+/// The log's storage in the configuration; `None` if it is in STATE_DIR.
 pub fn storage_of(config: &Config) -> Result<Option<Arc<dyn Storage>>, AuthorityError> {
     let bucket = |url: &String| Bucket::s3(url).map(|b| Arc::new(b) as Arc<dyn Storage>);
     Ok(config.log.storage.as_ref().map(bucket).transpose()?)
@@ -73,22 +74,21 @@ pub fn storage_of(config: &Config) -> Result<Option<Arc<dyn Storage>>, Authority
 /// The archive's first member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// Of the format: 1.
+    /// Version of the format: 1.
     version: u32,
-    /// Whose authority it is.
     pub trust_domain: TrustDomain,
-    /// When it was made (seconds since 1970).
+    /// When the backup was made (seconds since 1970).
     pub made: u64,
     /// The log's public key.
     pub log: String,
-    /// The number of its entries.
+    /// The number of log entries.
     pub entries: u64,
 }
 
 /// The archive's last member.
 #[derive(Serialize, Deserialize)]
 struct End {
-    /// Of each member before it: name, a zero byte, length (8 bytes, big-endian), content. In hex.
+    /// Over each earlier member: name, a zero byte, length (8 bytes, big-endian), content. In hex.
     sha256: String,
 }
 
@@ -102,11 +102,11 @@ pub async fn backup(
     let dir = PrivateDir::open(state.path().join("authority"))?;
     ensure!(
         dir.path().join(STORE).exists(),
-        "{} holds no authority: run this on the authority's machine, as the user that it runs as",
+        "there is no authority in {}. Run this on the authority's machine, as the user that the authority runs as.",
         dir.path().display()
     );
     let storage = storage.map_or_else(|| directory(&dir.path().join(LOG)), Ok)?;
-    // In a folder of this user alone, on a disk that is meant for such files; gone when this returns.
+    // A private directory on the disk that holds such data already; it is removed when this returns.
     let scratch = tempfile::Builder::new().prefix(".backup-").tempdir_in(dir.path())?;
     let copy = scratch.path().join(STORE);
 
@@ -118,7 +118,10 @@ pub async fn backup(
         if keys == after {
             break;
         }
-        ensure!(n < TRIES, "the authority's keys are being replaced all the time; try again later");
+        ensure!(
+            n < TRIES,
+            "the authority's keys kept changing while they were read. Try again later."
+        );
         keys = after;
         fs::remove_file(&copy)?;
     }
@@ -157,7 +160,7 @@ pub async fn backup(
         }
         ensure!(
             read.size() == checkpoint.size && read.root() == checkpoint.root,
-            "the entries in {} are not what the log has signed: the log is damaged, and so no backup was made. `wiretight verify` on a copy of the log tells more",
+            "the log is damaged: the entries in {} do not match the signed checkpoint. No backup was made. Run `wiretight verify` on a copy of the log for details.",
             storage.place()
         );
         archive.finish()
@@ -165,43 +168,41 @@ pub async fn backup(
     let written: anyhow::Result<()> = written.await;
     if let Err(error) = written {
         let _ = fs::remove_file(to);
-        return Err(error.context(format!("no backup was written to {}", to.display())));
+        return Err(error.context(format!("cannot write a backup to {}", to.display())));
     }
     Ok(head)
 }
 
-/// What to restore, and where.
 pub struct Restore<'a> {
-    /// STATE_DIR, whose node does not run.
+    /// STATE_DIR; its node must not be running.
     pub state: &'a PrivateDir,
-    /// The trust domain of the configuration.
+    /// The trust domain in the configuration.
     pub trust_domain: &'a TrustDomain,
-    /// Where the log is by the configuration, if not in STATE_DIR.
+    /// The log's storage in the configuration; `None` if it is in STATE_DIR.
     pub storage: Option<Arc<dyn Storage>>,
     /// A directory with a newer copy of the log.
     pub newer: Option<PathBuf>,
 }
 
-/// What was restored.
 #[derive(Debug, Clone, Serialize)]
 pub struct Restored {
-    /// Of the backup.
     #[serde(flatten)]
     pub head: Head,
-    /// Entries of the log that were taken from a newer copy.
+    /// Log entries that came from a newer copy.
     pub newer_entries: u64,
-    /// Certificates, by series or index, that were revoked in those and are revoked again.
+    /// Revocations in those entries that were applied again.
     pub revoked_again: usize,
 }
 
 impl Restore<'_> {
-    /// Restores the authority in `from`. Nothing is there before all of it is verified and on the disk.
+    /// Restores the authority from the file `from`. It appears under its final name only when all of it is verified and
+    /// synced.
     pub async fn run(self, from: &Path) -> anyhow::Result<Restored> {
         let place = self.state.path().join("authority");
         let empty = fs::read_dir(&place).map_or(true, |mut names| names.next().is_none());
         ensure!(
             empty,
-            "{} is not empty, and a restore does not overwrite an authority. If it is no longer needed, move it away first",
+            "{} is not empty, and a restore does not overwrite an authority. If you no longer need that one, move it away first.",
             place.display()
         );
         let draft = self.state.path().join(DRAFT);
@@ -222,7 +223,7 @@ impl Restore<'_> {
         if done.is_err() {
             let _ = fs::remove_dir_all(&draft);
         }
-        done.with_context(|| format!("nothing was restored from {}", from.display()))
+        done.with_context(|| format!("cannot restore from {}", from.display()))
     }
 
     async fn draft(
@@ -234,7 +235,7 @@ impl Restore<'_> {
         let (head, keys) = unpack(from, &dir, &*log).await?;
         ensure!(
             head.trust_domain == *self.trust_domain,
-            "it is of the trust domain {}, and the configuration says {}",
+            "the backup is of trust domain {}, but the configuration has {}",
             head.trust_domain,
             self.trust_domain
         );
@@ -248,27 +249,30 @@ impl Restore<'_> {
         if let (Some(kept), Some(key)) = (self.state.read(SEAL_KEY, MAX_KEY_FILE)?, &seal_key) {
             ensure!(
                 kept == *key,
-                "{} holds another {SEAL_KEY} than the backup: it seals certificates of sites. Move it away if they may be ordered anew",
+                "{} has another {SEAL_KEY} than the backup. That key encrypts the stored site certificates. Move it away if those certificates may be ordered again.",
                 self.state.path().display()
             );
         }
         let key = log_key(dir.read(LOG_KEY, MAX_KEY_FILE)?.as_deref().map(Vec::as_slice))?;
-        ensure!(key.to_string() == head.log, "its log.key is not the key of its log");
+        ensure!(key.to_string() == head.log, "the backup's log.key is not the key of its log");
         let store = SqliteStore::open(dir.path().join(STORE)).await?;
         let signed = sequencer::last_signed(&store, &key).await?;
         let tree = verified(dir.path().join(LOG), &signed).await?;
 
         let mut restored = Restored { head, newer_entries: 0, revoked_again: 0 };
-        if let Some(newer) = self.newer(&key, dir.path()).await? {
-            let has = newer.unverified().size;
-            if has > tree.size() {
-                restored.revoked_again = self.go_on(&store, &dir, &tree, &newer).await?;
-                restored.newer_entries = has - tree.size();
+        if let Some((newer, copy)) = self.newer(&key, dir.path()).await? {
+            begins_with(&copy, &tree).await?;
+            if copy.size() > tree.size() {
+                restored.revoked_again = self.go_on(&store, &dir, tree.size(), &newer).await?;
+                restored.newer_entries = copy.size() - tree.size();
+            } else {
+                fs::remove_dir_all(dir.path().join(NEWER))?;
             }
         }
         if let Some(storage) = &self.storage {
             let signed = sequencer::last_signed(&store, &key).await?;
-            upload(&**storage, &*log, &signed).await?;
+            let tree = Reader::directory(dir.path().join(LOG)).tree(signed.unverified()).await?;
+            fill(&**storage, &*log, &key, &tree).await?;
             fs::remove_dir_all(dir.path().join(LOG))?;
         }
         drop(store);
@@ -276,54 +280,43 @@ impl Restore<'_> {
         Ok((restored, seal_key))
     }
 
-    /// A newer copy of the log, if there is one, in the folder `newer` of `scratch`: the one that was named, or what
-    /// the bucket holds.
+    /// Copies and verifies another copy of the log, if there is one, into the directory `NEWER` of `scratch`: the given
+    /// one, or the one in the bucket.
     async fn newer(
         &self,
         key: &LogKey,
         scratch: &Path,
-    ) -> anyhow::Result<Option<SignedCheckpoint>> {
+    ) -> anyhow::Result<Option<(SignedCheckpoint, Tree)>> {
         let from = match (&self.newer, &self.storage) {
             (Some(path), _) => directory(path)?,
             (None, Some(storage)) => storage.clone(),
             (None, None) => return Ok(None),
         };
         let place = from.place();
-        let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else {
-            ensure!(self.newer.is_none(), "{place} has no checkpoint: it is no copy of a log");
+        let Some(signed) = published(&*from, key).await? else {
+            ensure!(self.newer.is_none(), "{place} is not a copy of a log: it has no checkpoint");
             return Ok(None);
         };
-        let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
-        let signed = text.filter(|signed| signed.verified_by(key).is_some());
-        let signed = signed.with_context(|| {
-            format!("the checkpoint in {place} was not signed by the log of this backup")
-        })?;
-        let path = scratch.join("newer");
+        let path = scratch.join(NEWER);
         let to = directory(&path)?;
         for tile in Tile::of_growth(0, signed.unverified().size) {
             to.put(vec![(tile.path(), tile_of(&*from, tile).await?)]).await?;
         }
-        to.put(vec![(CHECKPOINT.into(), bytes)]).await?;
-        verified(path, &signed).await.with_context(|| place)?;
-        Ok(Some(signed))
+        to.put(vec![(CHECKPOINT.into(), signed.to_string().into_bytes())]).await?;
+        let tree = verified(path, &signed).await.with_context(|| place)?;
+        Ok(Some((signed, tree)))
     }
 
-    /// Puts the newer log in the place of the backup's, which it has to begin with. What it revokes is revoked.
+    /// Replaces the backup's log, which has `old` entries, by the newer one, and applies the newer revocations.
     async fn go_on(
         &self,
         store: &SqliteStore,
         dir: &PrivateDir,
-        old: &Tree,
+        old: u64,
         newer: &SignedCheckpoint,
     ) -> anyhow::Result<usize> {
-        let path = dir.path().join("newer");
-        let tree = Reader::directory(&path).tree(newer.unverified()).await?;
-        ensure!(
-            tree.root_at(old.size()).await? == old.root(),
-            "the newer copy of the log is another history than the backup's: its first {} entries differ. Keep both, they prove that the log forked",
-            old.size()
-        );
-        let (mut at, mut revoked) = (old.size(), 0);
+        let tree = Reader::directory(dir.path().join(NEWER)).tree(newer.unverified()).await?;
+        let (mut at, mut revoked) = (old, 0);
         while at < tree.size() {
             let next = tree.size().min(at + CHUNK);
             for (n, entry) in (at..).zip(tree.entries(at..next).await?) {
@@ -335,12 +328,12 @@ impl Restore<'_> {
         }
         sequencer::go_on_from(store, newer).await?;
         fs::remove_dir_all(dir.path().join(LOG))?;
-        dir.rename("newer", LOG)?;
+        dir.rename(NEWER, LOG)?;
         Ok(revoked)
     }
 }
 
-/// The tree of a log in a directory, all of which was verified.
+/// Verifies a whole log in a directory and returns its tree.
 async fn verified(path: PathBuf, signed: &SignedCheckpoint) -> anyhow::Result<Tree> {
     let tree = Reader::directory(path).tree(signed.unverified()).await?;
     let mut at = 0;
@@ -352,22 +345,59 @@ async fn verified(path: PathBuf, signed: &SignedCheckpoint) -> anyhow::Result<Tr
     Ok(tree)
 }
 
-/// Fills a bucket that holds nothing of the log.
-async fn upload(
+/// The checkpoint of a log in a storage; `None` if it has none.
+async fn published(from: &dyn Storage, key: &LogKey) -> anyhow::Result<Option<SignedCheckpoint>> {
+    let Some(bytes) = from.get(CHECKPOINT, MAX_CHECKPOINT).await? else { return Ok(None) };
+    let text = str::from_utf8(&bytes).ok().and_then(|t| SignedCheckpoint::parse(t).ok());
+    let signed = text.filter(|signed| signed.verified_by(key).is_some());
+    let place = from.place();
+    signed
+        .with_context(|| {
+            format!("the checkpoint in {place} is not signed by the log of this backup")
+        })
+        .map(Some)
+}
+
+/// Checks that the larger of two trees extends the smaller one.
+async fn begins_with(copy: &Tree, backup: &Tree) -> anyhow::Result<()> {
+    let size = copy.size().min(backup.size());
+    ensure!(
+        copy.root_at(size).await? == backup.root_at(size).await?,
+        "the log has forked: the first {size} entries of the other copy differ from the backup's. Keep both as evidence."
+    );
+    Ok(())
+}
+
+/// Uploads the part of the log that the bucket lacks: everything, or what comes after its checkpoint.
+async fn fill(
     to: &dyn Storage,
     from: &dyn Storage,
-    signed: &SignedCheckpoint,
+    key: &LogKey,
+    tree: &Tree,
 ) -> anyhow::Result<()> {
-    if to.get(CHECKPOINT, MAX_CHECKPOINT).await?.is_some() {
-        return Ok(()); // as new as the store is, or older: the sequencer goes on from there
+    let (place, size) = (to.place(), tree.size());
+    let mut has = 0;
+    if let Some(there) = published(to, key).await? {
+        let there = there.unverified();
+        ensure!(
+            there.size <= size,
+            "{place} has {} entries of the log, but the copy has only {size}. Omit --log to use the log in the bucket.",
+            there.size
+        );
+        ensure!(
+            tree.root_at(there.size).await? == there.root,
+            "the log has forked: the {} entries in {place} differ from the backup's. Keep both as evidence.",
+            there.size
+        );
+        has = there.size;
     }
-    for tile in Tile::of_growth(0, signed.unverified().size) {
+    for tile in Tile::of_growth(has, size) {
         to.put(vec![(tile.path(), tile_of(from, tile).await?)]).await?;
     }
     Ok(())
 }
 
-/// A tile of a tree, also where a larger one has taken its place since.
+/// A tile of a tree, cut out of a larger one if that has replaced it.
 async fn tile_of(storage: &dyn Storage, tile: Tile) -> anyhow::Result<Vec<u8>> {
     if let Some(bytes) = storage.get(&tile.path(), max_len(tile)).await? {
         return Ok(bytes);
@@ -375,7 +405,7 @@ async fn tile_of(storage: &dyn Storage, tile: Tile) -> anyhow::Result<Vec<u8>> {
     let full = tile.full();
     let bytes = storage.get(&full.path(), max_len(full)).await?;
     let mut bytes = bytes.with_context(|| {
-        format!("{}/{} is missing: the log is damaged", storage.place(), tile.path())
+        format!("the log is damaged: {}/{} is missing", storage.place(), tile.path())
     })?;
     match tile.kind {
         Kind::Hashes { .. } => bytes.truncate(usize::from(tile.width) * Hash::LEN),
@@ -391,14 +421,14 @@ async fn tile_of(storage: &dyn Storage, tile: Tile) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The keys of the authority, and the one that seals certificates of sites, by file name.
+/// The authority's keys, and the one that encrypts site certificates, by file name.
 fn key_files(
     state: &PrivateDir,
     dir: &PrivateDir,
 ) -> anyhow::Result<BTreeMap<String, Zeroizing<Vec<u8>>>> {
     let mut keys = BTreeMap::new();
     for name in dir.names()?.into_iter().filter(|name| is_key_file(name)) {
-        // One that is gone meanwhile is seen by whoever compares.
+        // A file that disappears meanwhile is noticed by the comparison.
         if let Some(bytes) = dir.read(&name, MAX_KEY_FILE)? {
             keys.insert(name, bytes);
         }
@@ -429,7 +459,6 @@ fn directory(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
     Ok(Arc::new(opened))
 }
 
-/// Writes the archive.
 struct Writer {
     tar: tar::Builder<File>,
     hash: digest::Context,
@@ -441,7 +470,7 @@ impl Writer {
         let file = File::options().write(true).create_new(true).mode(0o600).open(path);
         let file = file.with_context(|| {
             format!(
-                "{} cannot be created: it must be a new file, so that no backup is overwritten",
+                "cannot create {}. It must not exist yet, so that no backup is overwritten.",
                 path.display()
             )
         })?;
@@ -454,7 +483,7 @@ impl Writer {
         Ok(self.tar.append_data(&mut header(bytes.len() as u64), name, bytes)?)
     }
 
-    /// A file of any size.
+    /// Adds a file of any size.
     fn add_file(&mut self, name: &str, path: &Path) -> anyhow::Result<()> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
@@ -478,7 +507,7 @@ fn header(len: u64) -> tar::Header {
     header
 }
 
-/// What is hashed of a member ahead of its content.
+/// Hashes a member's name and length.
 fn begin(hash: &mut digest::Context, name: &str, len: u64) {
     hash.update(name.as_bytes());
     hash.update(&[0]);
@@ -489,7 +518,7 @@ fn hex(hash: &digest::Digest) -> String {
     wiretight_keys::token::hex(hash.as_ref())
 }
 
-/// Reads, and hashes what was read.
+/// Hashes everything that is read through it.
 struct Hashed<'a, R> {
     from: R,
     hash: &'a mut digest::Context,
@@ -503,22 +532,25 @@ impl<R: Read> Read for Hashed<'_, R> {
     }
 }
 
-/// Reads an archive: the store goes to `dir`, the log to `log`, the keys are returned. Only members that a backup has
-/// are taken, each within its bound; nothing is extracted by the path that the archive names.
+/// Reads an archive: writes the store to `dir` and the log to `log`, and returns the keys. Accepts only the members of a
+/// backup, each up to its size limit. No path from the archive is used to write a file.
 async fn unpack(
     from: &Path,
     dir: &PrivateDir,
     log: &dyn Storage,
 ) -> anyhow::Result<(Head, BTreeMap<String, Zeroizing<Vec<u8>>>)> {
-    let file = File::open(from).with_context(|| format!("{} cannot be read", from.display()))?;
+    let file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
     let mut tar = tar::Archive::new(io::BufReader::new(file));
     let (mut head, mut end, mut keys) = (None::<Head>, None::<End>, BTreeMap::new());
     let mut hash = digest::Context::new(&SHA256);
     for member in tar.entries()? {
-        let mut member = member.context("it is no tar archive, or it is damaged")?;
+        let mut member = member.context("the file is not a tar archive, or is damaged")?;
         let name = member.path()?.to_str().context("a member's name is not UTF-8")?.to_owned();
-        ensure!(member.header().entry_type().is_file(), "{name}: a backup holds files alone");
-        ensure!(end.is_none(), "{name} comes after its end");
+        ensure!(
+            member.header().entry_type().is_file(),
+            "{name} is not a file, and a backup contains only files"
+        );
+        ensure!(end.is_none(), "{name} comes after the end of the backup");
         let len = member.size();
         if name == END {
             end = Some(serde_json::from_slice(&bounded(&mut member, &name, MAX_JSON)?)?);
@@ -528,44 +560,50 @@ async fn unpack(
         let mut member = Hashed { from: member, hash: &mut hash };
         if name == HEAD {
             let read: Head = serde_json::from_slice(&bounded(&mut member, &name, MAX_JSON)?)?;
-            ensure!(read.version == 1, "it was made by a newer release: restore it with that one");
+            ensure!(
+                read.version == 1,
+                "the backup was made by a newer release. Use that release to restore it."
+            );
             head = Some(read);
             continue;
         }
-        ensure!(head.is_some(), "it is no backup of a Wiretight authority: it begins with {name}");
+        ensure!(
+            head.is_some(),
+            "the file is not a backup of a Wiretight authority: it starts with {name}"
+        );
         if name == STORE {
             use std::os::unix::fs::OpenOptionsExt;
             let path = dir.path().join(STORE);
             let to = File::options().write(true).create_new(true).mode(0o600).open(path);
-            let mut to = to.context("it holds two stores")?;
+            let mut to = to.context("the backup contains two stores")?;
             io::copy(&mut member, &mut to)?;
             to.sync_all()?;
         } else if let Some(key) = name.strip_prefix(KEYS).and_then(|n| n.strip_prefix('/')) {
-            ensure!(is_key_file(key), "{name} is no key of an authority");
+            ensure!(is_key_file(key), "{name} is not a key of an authority");
             keys.insert(key.to_owned(), bounded(&mut member, &name, MAX_KEY_FILE)?);
         } else if let Some(path) = name.strip_prefix(LOG).and_then(|n| n.strip_prefix('/')) {
             let max = match Tile::parse(path) {
                 Some(tile) => max_len(tile),
                 None if path == CHECKPOINT => MAX_CHECKPOINT,
-                None => bail!("{name} is no part of a log"),
+                None => bail!("{name} is not part of a log"),
             };
             let bytes = bounded(&mut member, &name, max)?;
             log.put(vec![(path.to_owned(), bytes.to_vec())]).await?;
         } else {
-            bail!("{name} is no part of a backup");
+            bail!("{name} is not part of a backup");
         }
     }
-    let end = end.context("it is cut short: its end is missing")?;
+    let end = end.context("the backup is truncated: its end is missing")?;
     ensure!(
         end.sha256 == hex(&hash.finish()),
-        "it is damaged: its content is not what was written"
+        "the backup is damaged: its checksum does not match"
     );
-    Ok((head.context("it is empty")?, keys))
+    Ok((head.context("the backup is empty")?, keys))
 }
 
 fn bounded(from: &mut impl Read, name: &str, max: usize) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::new());
     from.take(max as u64 + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() <= max, "{name} is larger than it can be");
+    ensure!(bytes.len() <= max, "{name} is larger than {max} bytes");
     Ok(bytes)
 }

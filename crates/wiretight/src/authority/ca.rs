@@ -1,10 +1,9 @@
-//! The certificate authority: root, intermediate, and the issuing of leaves.
+//! The certificate authority: root, intermediate, and issuing of leaves.
 //!
-//! The root's key signs intermediates and nothing else; it is fetched from its file when it is needed
-//! and not kept in memory. What exists and in which standing is one record in the store, so that
-//! every step of a rotation is one compare-and-swap. Crash order: a key is on the disk before the
-//! record names it. An intermediate's key that no record names is deleted at the next start; a root's
-//! key is deleted only when its root is retired.
+//! The root key only signs intermediates. It is read from its file when needed, and not kept in memory. One record in
+//! the store lists the roots, their state and the intermediate, so that every step of a rotation is one
+//! compare-and-swap. A key is synced to disk before the record names it. An intermediate key that no record names is
+//! deleted at the next start; a root key is deleted only when its root is retired.
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -34,88 +33,72 @@ use crate::private_dir::{FileError, PrivateDir};
 /// The CA's record in the store.
 const CA: &str = "mesh/ca";
 const ROOT_TTL: u64 = 10 * 365 * 86_400;
-/// Certificates begin this much in the past, for nodes whose clock is behind; short-lived ones
-/// begin a tenth of their life in the past at most, so that their half-life is not over at birth.
+/// Certificates start this many seconds in the past, for nodes whose clock is behind. Short-lived ones start at most a
+/// tenth of their lifetime in the past, so that half of it is not over when they are issued.
 const CLOCK_SKEW: u64 = 60;
-/// How long somebody who wants a certificate waits for the witnesses: less than a node waits for an answer.
+/// How long a request for a certificate waits for the witnesses; less than a node waits for the response.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// A key file is a few hundred bytes.
+/// A key file has a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
 
-/// What went wrong in the CA.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The store.
     #[error("the authority's store failed")]
     Store(#[from] wiretight_store::Error),
-    /// A key file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A certificate could not be made or read.
-    #[error("a certificate of the authority's own is broken")]
+    #[error("a certificate of the authority is invalid")]
     X509(#[from] X509Error),
-    /// The authority's own TLS identity.
-    #[error("the authority's own identity is broken")]
+    #[error("the authority's own identity is invalid")]
     Identity(#[from] IdentityError),
-    /// A key that the record names is missing or damaged.
     #[error(
-        "{path} is missing or damaged, and the authority cannot sign without it: restore it from a backup"
+        "{path} is missing or damaged, and the authority needs it to sign. Restore it from a backup."
     )]
-    KeyMissing {
-        /// The file.
-        path: String,
-    },
-    /// Root keys, but no record of them.
+    KeyMissing { path: String },
+    /// Root keys exist, but no record of them.
     #[error(
-        "{path} holds a root key, but the store knows no root: was the store's file lost or moved? Restore it; or, to begin a new mesh that no node trusts yet, move the .key files away"
+        "{path} has a root key, but the store has no root. The store's file was probably lost or moved: restore it. To start a new mesh instead, which no node trusts yet, move the .key files away."
     )]
-    RecordMissing {
-        /// The directory.
-        path: String,
-    },
-    /// The record cannot be read.
+    RecordMissing { path: String },
     #[error(
-        "the authority's record of its certificates is damaged: restore the store from a backup"
+        "the authority's record of its certificates is damaged. Restore the store from a backup."
     )]
     Record,
-    /// The intermediate was revoked, and there is no other yet.
+    /// There is no other intermediate yet.
     #[error(
-        "the intermediate was revoked (`wiretight revoke`) and could not be replaced yet: the authority tries again every few seconds; see earlier errors in the log"
+        "the intermediate was revoked (`wiretight revoke`) and could not be replaced yet. The authority retries every few seconds; see earlier errors in the log."
     )]
     IntermediateRevoked,
-    /// The intermediate has expired, which its rotation should have prevented.
+    /// Rotation should have prevented this.
     #[error(
         "the intermediate has expired and could not be replaced; see earlier errors in the log"
     )]
     IntermediateExpired,
-    /// A step of a root rotation out of turn.
+    /// A step of a root rotation in the wrong order.
     #[error("{0}")]
     Refused(String),
-    /// No randomness.
-    #[error("the system gave no randomness: {0}")]
+    #[error("cannot get random bytes from the system: {0}")]
     Random(getrandom::Error),
-    /// The log took no entry, and nothing is issued that is not in it.
-    #[error("nothing is issued that is not in the log: {0}")]
+    #[error("the certificate cannot be issued, because it cannot be added to the log: {0}")]
     Log(#[from] LogError),
-    /// The witnesses take their time.
     #[error(
-        "nothing is issued without the witnesses, and they have not cosigned within {} s. Waiting for {waiting_for}. Are they running, and do their URLs in the policy reach them?", PATIENCE.as_secs()
+        "the certificate cannot be issued, because the witnesses did not cosign within {} s. Waiting for {waiting_for}. Check that the witnesses are running, and that their URLs in the policy are right.", PATIENCE.as_secs()
     )]
     Unwitnessed {
-        /// Which, and why.
+        /// Which witnesses, and why.
         waiting_for: String,
     },
 }
 
-/// Where a root stands in its rotation.
+/// The state of a root in a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RootStanding {
     /// Signs intermediates.
     Active,
-    /// In the bundle, so that nodes learn to trust it; signs nothing yet.
+    /// In the bundle, so that nodes already trust it; signs nothing yet.
     Incoming,
-    /// In the bundle for what it has signed; signs nothing more.
+    /// In the bundle because of the certificates that it signed; signs nothing more.
     Outgoing,
 }
 
@@ -137,12 +120,12 @@ struct Record {
     retired: Vec<RetiredRoot>,
 }
 
-/// A root that was, for good.
+/// A root that was retired permanently.
 #[derive(Clone, Serialize, Deserialize)]
 struct RetiredRoot {
     /// SHA-256 of the certificate.
     fingerprint: Blob,
-    /// It was retired before what it had signed had expired: nobody believes it any more.
+    /// It was retired before its certificates expired, so nodes must no longer accept it.
     by_force: bool,
 }
 
@@ -152,73 +135,64 @@ impl Record {
     }
 }
 
-/// A root, for `ca_status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RootStatus {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,
-    /// Where it stands.
     pub standing: RootStanding,
-    /// Since when it has stood there.
+    /// When `standing` last changed.
     pub since: u64,
-    /// When it ends.
     pub not_after: u64,
 }
 
-/// The intermediate, for `ca_status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IntermediateStatus {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,
-    /// The root that signed it.
+    /// Fingerprint of the root that signed it.
     pub root: String,
-    /// When it was made.
     pub issued_at: u64,
-    /// When it ends.
     pub not_after: u64,
-    /// When it is replaced.
     pub renews_at: u64,
 }
 
-/// What leaves are issued with; replaced whole.
+/// The data for issuing leaves; replaced as a whole.
 struct Issuer {
     record: Record,
     intermediate: CertificateDer<'static>,
     key: SigningKey,
 }
 
-/// A leaf and its chain.
+/// An issued certificate. `serial` and `not_after` are the leaf's.
 pub(super) struct Issued {
     /// Leaf and intermediate.
     pub(super) chain: Vec<CertificateDer<'static>>,
-    /// The leaf's.
     pub(super) serial: Serial,
-    /// The leaf's.
     pub(super) not_after: u64,
-    /// Fingerprint of the root that it hangs from.
+    /// Fingerprint of its root.
     pub(super) root: String,
 }
 
-/// The CA.
 pub(super) struct Ca {
     trust_domain: TrustDomain,
     dir: PrivateDir,
     store: Arc<dyn Store>,
-    /// What every certificate stands in before it is signed, and what makes others believe that.
+    /// Every certificate is added here before it is signed.
     log: Log,
+    /// The policy by which nodes verify that.
     transparency: Transparency,
-    /// What the authority itself believes: it knows what is revoked.
+    /// The authority's own view of the mesh, with the revocations.
     mesh: Arc<Mesh>,
     ttls: RwLock<Ttls>,
     issuer: RwLock<Arc<Issuer>>,
-    /// The key of the authority's own TLS identity, which proves the next.
+    /// The key of the authority's own TLS identity; it signs the link to the next key.
     own: RwLock<Option<Arc<SigningKey>>>,
-    /// Held through a change, so that changes come one after another.
+    /// Held during a change, so that changes are serialised.
     changing: tokio::sync::Mutex<()>,
 }
 
 impl Ca {
-    /// Loads the CA, or makes it in an empty store and directory.
+    /// Loads the CA, or creates it if store and directory are empty.
     pub(super) async fn open(
         trust_domain: TrustDomain,
         dir: PrivateDir,
@@ -241,12 +215,11 @@ impl Ca {
             Ca { trust_domain, dir, store, log, transparency, mesh, ttls, issuer, own, changing };
         for root in ca.status().0.iter().filter(|r| r.not_after < now() + 365 * 86_400) {
             tracing::warn!(root = %root.fingerprint, days = until(root.not_after).as_secs() / 86_400,
-                "this root ends within a year: rotate the root");
+                "the root expires within a year: rotate it (`wiretight authority rotate`)");
         }
         Ok(ca)
     }
 
-    /// Lifetimes from now on.
     pub(super) fn set_ttls(&self, ttls: Ttls) {
         *self.ttls.write().unwrap_or_else(|e| e.into_inner()) = ttls;
     }
@@ -259,8 +232,7 @@ impl Ca {
         self.issuer.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
-    /// Issues an SVID for a key whose possession was proved. Whether it may be had was decided
-    /// before.
+    /// Issues an SVID. The caller has verified possession of the key, and that the node may have this identity.
     pub(super) async fn issue(
         &self,
         id: SpiffeId,
@@ -285,7 +257,7 @@ impl Ca {
             parent,
             issuer.key.algorithm(),
         )?;
-        // Into the log with it: whoever knows the key before needs not be told of this one.
+        // The link is logged with the certificate, so that a monitor that knows the old key also expects this one.
         let tbs = match link {
             Some(link) => tbs.linked(link)?,
             None => tbs,
@@ -296,8 +268,7 @@ impl Ca {
         Ok(Issued { chain, serial, not_after, root: issuer.record.signed_by.clone() })
     }
 
-    /// Issues a web server's certificate for a key whose possession was proved. Whether the names may be
-    /// had was decided before.
+    /// Issues a web server's certificate. The caller has verified possession of the key and control of the names.
     pub(super) async fn issue_web(
         &self,
         names: Vec<String>,
@@ -312,7 +283,7 @@ impl Ca {
             return Err(CaError::IntermediateExpired);
         }
         let period = Period { not_before: now.saturating_sub(CLOCK_SKEW.min(ttl / 10)), not_after };
-        // A series of its own: nothing that a node is told revokes it.
+        // Its own series, so that revoking a node's series does not affect it.
         let number = Series::new(random()?).serial(0);
         let (parent, profile) = (Some(&issuer.intermediate), Profile::Web(names));
         let tbs = Tbs::new(&profile, key, period, number, parent, issuer.key.algorithm())?;
@@ -323,8 +294,8 @@ impl Ca {
         Ok(Issued { chain, serial, not_after, root })
     }
 
-    /// The authority's own TLS identity: its chain includes the root, for first joins know nothing
-    /// else. Its key is new each time and never on a disk.
+    /// Issues the authority's own TLS identity. Its chain includes the root, because a joining node only knows the root's
+    /// fingerprint. The key is new each time and never stored.
     pub(super) async fn own_identity(&self) -> Result<Identity, CaError> {
         let key = SigningKey::generate().map_err(X509Error::from)?;
         let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
@@ -360,7 +331,7 @@ impl Ca {
         x509::serial(&self.issuer().intermediate).map(|serial| serial.index())
     }
 
-    /// What a revoked intermediate signs would be refused by every node.
+    /// Nodes would refuse everything that a revoked intermediate signs.
     fn may_sign(&self, issuer: &Issuer) -> Result<(), CaError> {
         match self.is_revoked(&issuer.intermediate) {
             true => Err(CaError::IntermediateRevoked),
@@ -373,9 +344,9 @@ impl Ca {
         serial.is_none_or(|serial| self.mesh.bundle().is_revoked(&serial))
     }
 
-    /// When the intermediate is to be replaced: at half of its life; at once if nodes would not believe it, because it
-    /// was made by a clock that was ahead, is revoked, holds for too long, or is not provably in the log by the policy
-    /// of today.
+    /// When to replace the intermediate: at half of its lifetime. At once (0) if nodes would not accept it, because the
+    /// clock was ahead when it was issued, it is revoked, it is valid for too long, or its proof does not satisfy the
+    /// current policy.
     pub(super) fn renews_at(&self) -> u64 {
         let (issuer, now) = (self.issuer(), now());
         let certificate = &issuer.intermediate;
@@ -393,7 +364,7 @@ impl Ca {
         issued_at + life / 2
     }
 
-    /// Whether nodes would accept the authority's own identity now: its time, and its proofs as far as they ask.
+    /// Whether nodes would accept the authority's own identity now, by its validity and its proofs.
     pub(super) fn vouches_for(&self, own: &Identity) -> bool {
         let now = now();
         let [leaf, intermediate, ..] = own.chain() else { return false };
@@ -420,7 +391,7 @@ impl Ca {
         (issuer.record.roots.iter().map(root).collect(), intermediate)
     }
 
-    /// A new intermediate from the active root. Leaves of the old one hold until they expire.
+    /// Issues a new intermediate from the active root. Leaves of the old one remain valid until they expire.
     pub(super) async fn rotate_intermediate(&self) -> Result<(), CaError> {
         let _guard = self.changing.lock().await;
         let record = self.issuer().record.clone();
@@ -448,12 +419,12 @@ impl Ca {
         patiently(&self.log, made).await
     }
 
-    /// Stage 1 of a root's rotation: a second root enters the bundle. Returns its fingerprint.
+    /// Step 1 of a root rotation: adds a second root to the bundle. Returns its fingerprint.
     pub(super) async fn rotate_root(&self) -> Result<String, CaError> {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         if record.roots.len() > 1 {
-            let refused = "a root rotation is under way: finish it first (`authority rotate activate-root`, then `retire-root`)";
+            let refused = "a root rotation is in progress. Finish it first (`authority rotate activate-root`, then `retire-root`).";
             return Err(CaError::Refused(refused.into()));
         }
         let (cert, name) = create_root(&self.trust_domain, &self.dir)?;
@@ -465,19 +436,19 @@ impl Ca {
         Ok(print)
     }
 
-    /// The fingerprint of the root that stands at `standing`.
+    /// The fingerprint of the root in this state.
     pub(super) fn root_at(&self, standing: RootStanding) -> Option<String> {
         let issuer = self.issuer();
         issuer.record.root(standing).map(|r| hex(&fingerprint(&r.cert.certificate())))
     }
 
-    /// Stage 2: the incoming root signs a new intermediate, and leaves come from there.
+    /// Step 2: the incoming root signs a new intermediate, which issues leaves from now on.
     pub(super) async fn activate_root(&self) -> Result<(), CaError> {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         let Some(incoming) = record.root(RootStanding::Incoming).cloned() else {
             let refused =
-                "there is no incoming root to activate: begin with `authority rotate prepare-root`";
+                "there is no new root to activate. Start with `authority rotate prepare-root`.";
             return Err(CaError::Refused(refused.into()));
         };
         for root in &mut record.roots {
@@ -492,20 +463,20 @@ impl Ca {
         self.put(record.await?).await
     }
 
-    /// Stage 3: the outgoing root leaves the bundle and its key is deleted. Refused while a
-    /// certificate under it holds, unless `force`.
+    /// Step 3: removes the outgoing root from the bundle and deletes its key. Fails while a certificate under it is
+    /// valid, unless `force`.
     pub(super) async fn retire_root(&self, force: bool) -> Result<(), CaError> {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
         let Some(outgoing) = record.root(RootStanding::Outgoing).cloned() else {
-            let refused = "there is no outgoing root to retire: `authority rotate prepare-root` and `activate-root` come first";
+            let refused = "there is no old root to retire. Run `authority rotate prepare-root` and `activate-root` first.";
             return Err(CaError::Refused(refused.into()));
         };
         let print = hex(&fingerprint(&outgoing.cert.certificate()));
         let last = self.last_issued_under(&print).await?;
         if last >= now() && !force {
             return Err(CaError::Refused(format!(
-                "certificates under the old root hold for another {} s: wait, or force it and cut their holders off",
+                "certificates under the old root are valid for another {} s. Wait, or use --force, which cuts off the nodes that use them.",
                 last - now() + 1
             )));
         }
@@ -516,7 +487,7 @@ impl Ca {
         Ok(self.dir.remove(&root_file(&print))?)
     }
 
-    /// When the longest-lived SVID under a root ends; 0 if there is none.
+    /// When the last certificate under a root expires; 0 if there is none.
     async fn last_issued_under(&self, root: &str) -> Result<u64, CaError> {
         let (entries, _) = self.store.list(ISSUED).await?;
         let read = |e: &wiretight_store::Entry| {
@@ -526,7 +497,7 @@ impl Ca {
         Ok(under.map(|i| i.not_after).max().unwrap_or(0))
     }
 
-    /// Makes `record` the one in force. The keys that it names are on the disk.
+    /// Stores and uses `record`. The keys that it names must be on disk.
     async fn put(&self, record: Record) -> Result<(), CaError> {
         let new = issuer(&self.dir, record)?;
         let old = self.issuer();
@@ -536,13 +507,13 @@ impl Ca {
         let replaced = old.intermediate != new.intermediate;
         *self.issuer.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(new);
         if replaced && let Err(e) = self.dir.remove(&intermediate_file(&old.intermediate)) {
-            tracing::warn!("a replaced key stays until the next start: {e}: {}", e.source);
+            tracing::warn!("cannot remove a replaced key until the next start: {e}: {}", e.source);
         }
         Ok(())
     }
 }
 
-/// The roots in a stored record, for whoever builds the bundle from the store.
+/// The roots in a stored record.
 pub(super) fn roots_in(value: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     serde_json::from_slice(value).ok().as_ref().map(roots_of)
 }
@@ -554,7 +525,6 @@ pub(super) fn revoked_roots_in(value: &[u8]) -> Option<Vec<Blob>> {
     Some(by_force.map(|r| r.fingerprint).collect())
 }
 
-/// Whether a store's key is the CA's record.
 pub(super) fn is_record(key: &Key) -> bool {
     key.as_str() == CA
 }
@@ -565,8 +535,8 @@ fn roots_of(record: &Record) -> Vec<CertificateDer<'static>> {
     active.into_iter().chain(others).map(|r| r.cert.certificate()).collect()
 }
 
-/// A CA where there is none. Until the record is in the store, the root's key has a name that says
-/// so (`.new`): the next start throws it away, for nothing was signed with it that anyone holds.
+/// Creates the CA. Until the record is in the store, the root key's file is named `.new`, and the next start deletes it:
+/// nobody has anything that was signed with it.
 async fn create(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
@@ -590,16 +560,16 @@ async fn create(
         issued_at: 0,
         retired: Vec::new(),
     };
-    // There is nobody yet who could do without: it waits for the witnesses, however long that takes.
+    // No node depends on this CA yet, so wait for the witnesses without a deadline.
     let made = with_intermediate(trust_domain, dir, record, &root, &*signer, ttls, log);
     let record = made.await?;
     let value = serde_json::to_vec(&record).map_err(|_| CaError::Record)?;
     store.create(&key(CA), value).await?;
-    tracing::info!(%trust_domain, root = %hex(&fingerprint(&cert)), "made a new authority");
+    tracing::info!(%trust_domain, root = %hex(&fingerprint(&cert)), "created a new authority");
     Ok(record)
 }
 
-/// Makes a root; its key waits in `NAME.new`. Returns the certificate and NAME.
+/// Creates a root with its key in the file `NAME.new`. Returns the certificate and NAME.
 fn create_root(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
@@ -615,7 +585,7 @@ fn create_root(
     Ok((cert, name))
 }
 
-/// `record` with a new intermediate by `root`, whose key is on the disk when this returns.
+/// `record` with a new intermediate signed by `root`. The intermediate's key is on disk when this returns.
 async fn with_intermediate(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
@@ -641,13 +611,13 @@ async fn with_intermediate(
     Ok(Record { intermediate: Blob::from(&cert), signed_by, issued_at: now, ..record })
 }
 
-/// The certificate with the proof that it is in the log, yet to be signed.
+/// Adds the certificate to the log. Returns it with the proof, not yet signed.
 async fn logged(log: &Log, tbs: Tbs) -> Result<Tbs, CaError> {
     let proof = log.append(tbs.entry()?).await?;
     Ok(tbs.proved(&proof)?)
 }
 
-/// Gives up after a while, if it is the witnesses that it waits for.
+/// With witnesses, times out after [`PATIENCE`].
 async fn patiently<T>(
     log: &Log,
     made: impl Future<Output = Result<T, CaError>>,
@@ -659,7 +629,7 @@ async fn patiently<T>(
     timeout(PATIENCE, made).await.map_err(late)?
 }
 
-/// Whatever signs for a root: today a key in a file.
+/// The signer of a root; currently a key in a file.
 fn root_signer(dir: &PrivateDir, root: &RootRecord) -> Result<Box<dyn Signer>, CaError> {
     signer_from(dir, &root_file(&hex(&fingerprint(&root.cert.certificate()))))
 }
@@ -680,8 +650,7 @@ fn issuer(dir: &PrivateDir, record: Record) -> Result<Issuer, CaError> {
     Ok(Issuer { intermediate, key, record })
 }
 
-/// A crash between record and rename leaves a root's key under its `.new` name: the record decides
-/// that it counts.
+/// Completes the renaming of root keys after a crash: if the record names a root, its `.new` key file is valid.
 fn take_up_root_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
     let names = dir.names()?;
     for root in &record.roots {
@@ -696,8 +665,8 @@ fn take_up_root_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
     Ok(())
 }
 
-/// Keys of intermediates that were replaced, of roots that were retired, and of those that never came to
-/// be. (A root's key that the record does not know at all may belong to a newer store than a backup.)
+/// Removes keys of replaced intermediates, of retired roots, and of roots that were never recorded (`.new`). Any other
+/// root key that the record does not name is kept: it may belong to a newer store than a restored one.
 fn remove_stray_keys(dir: &PrivateDir, record: &Record) -> Result<(), CaError> {
     let current = intermediate_file(&record.intermediate.certificate());
     let retired: Vec<_> =

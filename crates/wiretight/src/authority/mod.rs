@@ -1,15 +1,15 @@
-//! The authority: issues identities, keeps the registry, pushes both to nodes. Embedded in the node
-//! whose configuration has `[authority]`. No traffic passes through it.
+//! The authority: issues identities, keeps the registry, and pushes the registry to nodes. It runs in the node whose
+//! configuration has `[authority]`. No traffic of services passes through it.
 //!
 //! - `ca`: root, intermediate, leaves
-//! - `offers`: what a node announces, checked record by record
-//! - `registry`: nodes, tokens, what was issued and revoked, in the store
-//! - `affected`: what a revocation would cut
-//! - `state`: what all nodes are told, by version
-//! - `backup`: one file that a new authority can go on from
+//! - `offers`: checks each record that a node announces
+//! - `registry`: nodes, tokens, issued and revoked certificates, in the store
+//! - `affected`: what a revocation would affect
+//! - `state`: the state that is pushed to all nodes, by version
+//! - `backup`: backup to one file, and restore
 //! - `server`: the listener and its connections (docs/wire.md, section 5)
 //!
-//! Whatever is acknowledged, to a node or to the operator, is in the store first.
+//! A change is in the store before it is acknowledged to a node or the operator.
 
 mod affected;
 pub mod backup;
@@ -46,18 +46,18 @@ use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
 use crate::clock::Steps;
-use crate::config::{self, Config};
+use crate::config::{self, Config, MAX_WEB_TTL};
 use crate::control::{Code, Denial, Offer};
-use crate::daemon::chain;
 use crate::log::bucket::BucketError;
 use crate::log::cosigning::Witness;
-use crate::log::http::{Client, Credentials, Url};
 use crate::log::sequencer::{self, Log, LogStatus};
 use crate::log::serve::LogSite;
 use crate::log::storage::{Directory, Storage};
 use crate::log::witness::client::HttpWitness;
 use crate::log::{self, PolicyFileError};
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
+use crate::web::client::{Client, Credentials, Url};
 use ca::{Ca, until};
 pub use registry::PendingToken;
 use registry::Registry;
@@ -67,89 +67,73 @@ use state::Publisher;
 pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 
-/// The longest that a web server's certificate holds.
-pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
-/// The clock is looked at this often, for it may jump.
+/// How often to check whether the clock was set.
 const TICK: Duration = Duration::from_secs(5);
-/// How long a start waits for the authority's own certificate.
+/// How long the start waits for the authority's own certificate.
 const FIRST_IDENTITY: Duration = Duration::from_secs(5);
 /// The log's private key, in the authority's directory.
 const LOG_KEY: &str = "log.key";
-/// A log's key file is a few hundred bytes.
+/// A log's key file has a few hundred bytes.
 const MAX_KEY_FILE: usize = 4096;
-/// The largest file of authorities that are trusted for witnesses.
+/// The largest file of CA certificates for the witnesses.
 const MAX_CA_FILE: usize = 1 << 20;
-/// After a failed renewal of the authority's own certificates.
+/// Pause after a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
-/// Why a certificate that was made just now is not valid now.
-const WRONG_CLOCK: &str = "by this machine's clock its proof is not from now. This clock or that of a witness is probably wrong (`timedatectl`); it is tried again every 10 s";
+/// Why a certificate that was just issued is not valid now.
+const WRONG_CLOCK: &str = "by this machine's clock its proof is too old or from the future. This clock or that of a witness is probably wrong (`timedatectl`). Retrying every 10 s.";
 
-/// Why the authority does not start, or does not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The listener.
     #[error(
-        "the authority cannot listen on {addr}: is another program there, or is the address not this machine's? Correct `listen` in [authority], or in [log]"
+        "the authority cannot listen on {addr}. Another program may use that address, or it is not an address of this machine. Correct `listen` in [authority] or [log]."
     )]
-    Bind {
-        /// Where.
-        addr: SocketAddr,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Its directory.
+    Bind { addr: SocketAddr, source: io::Error },
     #[error(transparent)]
     File(#[from] FileError),
-    /// The store.
     #[error("the authority's store failed")]
     Store(#[from] wiretight_store::Error),
-    /// The log's storage.
     #[error(transparent)]
     Bucket(#[from] BucketError),
-    /// The policy of the witnesses.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
-    /// The CA.
     #[error(transparent)]
     Ca(CaError),
-    /// TLS could not be set up.
-    #[error("TLS could not be set up")]
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// A record that cannot be read is not written over.
+    /// An unreadable record is not overwritten.
     #[error(
-        "a record in the authority's store cannot be read, so it is left alone: was it written by a newer release? Run that one, or restore the store from a backup"
+        "a record in the authority's store is unreadable, and was not changed. It was probably written by a newer release. Run that release, or restore the store from a backup."
     )]
     DamagedRecord,
-    /// The operator asked for something that cannot be, or not now.
+    /// A request of the operator that is impossible, or not possible now.
     #[error("{0}")]
     Refused(String),
 }
 
-/// How long certificates hold.
+/// Lifetimes of certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ttls {
-    /// SVIDs.
     pub svid: Duration,
-    /// The intermediate that signs them.
+    /// The intermediate that signs SVIDs.
     pub intermediate: Duration,
 }
 
-/// Deadlines and intervals. [`Times::default`] is what runs in production.
+/// Deadlines and intervals. Production uses [`Times::default`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
     /// From connecting to the first message.
     pub first_message: Duration,
-    /// Silence that ends a stream.
+    /// A stream that is silent for this long is closed.
     pub silence: Duration,
     /// Between pings.
     pub ping: Duration,
-    /// Changes are gathered for this long before they are pushed.
+    /// Changes are collected for this long before they are pushed.
     pub debounce: Duration,
-    /// Between prunings of what has expired.
+    /// Between removals of expired records.
     pub prune: Duration,
-    /// A clock that nobody has set for so long, in this process, is believed when it says that a revocation is old.
+    /// Old revocations are removed only if the clock was not set for this long, as far as this process knows.
     pub steady: Duration,
 }
 
@@ -166,23 +150,23 @@ impl Default for Times {
     }
 }
 
-/// Who vouches for the log, and where it is.
+/// The log's witnesses and storage.
 #[derive(Clone, Default)]
 pub struct LogParams {
-    /// The witnesses and their quorum; `None`: nobody but the authority.
+    /// The witnesses and their quorum; `None`: no witnesses.
     pub policy: Option<Policy>,
-    /// Whether nodes have to show certificates that the quorum has seen, here, too.
+    /// Whether the authority, too, requires proofs in the certificates of nodes.
     pub required: bool,
-    /// A way to each witness, in the policy's order.
+    /// A client for each witness, in the policy's order.
     pub ways: Vec<Arc<dyn Witness>>,
-    /// Where the tiles are; `None`: STATE_DIR/authority/log.
+    /// Storage of the tiles; `None`: STATE_DIR/authority/log.
     pub storage: Option<Arc<dyn Storage>>,
-    /// Where and to whom it is served.
+    /// Where and to whom the log is served.
     pub served: config::Log,
 }
 
 impl LogParams {
-    /// From the configuration: the witnesses are asked at the URLs of the policy.
+    /// From the configuration; the policy has the URLs of the witnesses.
     fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
         let served = config.log.clone();
         let storage = backup::storage_of(config)?;
@@ -199,7 +183,7 @@ impl LogParams {
         let client = witness_client(witnesses.ca.as_deref())?;
         let way = |witness: &wiretight_tlog::policy::Witness| {
             let url = witness.url.as_ref().ok_or_else(|| {
-                refused(&witness.name, "the authority needs its URL at the end of the line".into())
+                refused(&witness.name, "it has no URL. Add the URL at the end of the line.".into())
             })?;
             let url = Url::parse(url).map_err(|e| refused(&witness.name, e.to_string()))?;
             Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
@@ -209,11 +193,11 @@ impl LogParams {
     }
 }
 
-/// How the witnesses are asked: over HTTPS, with the system's authorities and those of a file of `[witnesses]`.
+/// The HTTPS client for the witnesses: it trusts the system's CA certificates and those of `ca` in `[witnesses]`.
 fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
     let unusable = |path: &Path, why: &dyn std::fmt::Display| {
         AuthorityError::Refused(format!(
-            "{}, `ca` in [witnesses], cannot be used: {why}. It has to hold certificates (PEM) of the authorities that issue the witnesses' certificates",
+            "cannot use {} (`ca` in [witnesses]): {why}. It must contain the CA certificates (PEM) for the witnesses' server certificates.",
             path.display()
         ))
     };
@@ -228,30 +212,25 @@ fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
     })
 }
 
-/// What the authority is told at its start.
 #[derive(Clone)]
 pub struct AuthorityParams {
-    /// Whose identities it issues.
     pub trust_domain: TrustDomain,
-    /// Where nodes connect.
+    /// The address for nodes.
     pub listen: SocketAddr,
-    /// What join tokens carry instead of where it listens.
+    /// The address in join tokens, instead of `listen`.
     pub advertise: Option<HostPort>,
-    /// Its keys: STATE_DIR/authority.
+    /// The directory of its keys: STATE_DIR/authority.
     pub dir: PathBuf,
-    /// Lifetimes of certificates.
     pub ttls: Ttls,
-    /// Deadlines.
     pub times: Times,
-    /// The log in which everything stands that it issues.
     pub log: LogParams,
 }
 
 impl AuthorityParams {
-    /// From the configuration file, whose section `authority` is.
+    /// `authority` is the section of `config`.
     ///
     /// # Errors
-    /// The policy of `[witnesses]` cannot be used.
+    /// The policy of `[witnesses]` is unusable.
     pub fn from_config(
         config: &Config,
         authority: &config::Authority,
@@ -274,54 +253,48 @@ impl AuthorityParams {
 pub enum Grant {
     /// Keeps them.
     Add,
-    /// Takes those away that are not named, and revokes what was issued for them.
+    /// Removes all others, and revokes their certificates.
     Replace,
 }
 
 /// A node, for `wiretight node list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeInfo {
-    /// Its name.
     pub name: Name,
-    /// When it joined (seconds since 1970).
+    /// In seconds since 1970.
     pub joined_at: u64,
-    /// What it may claim.
+    /// The services that it may claim.
     pub services: BTreeSet<Name>,
-    /// Addresses that it may announce besides the one that it connects from.
+    /// Addresses that it may announce in addition to the one it connects from.
     pub addresses: BTreeSet<Host>,
-    /// Whether its stream is up.
     pub connected: bool,
-    /// When it last said something; to the minute, across restarts of the authority.
+    /// When its last message arrived; after a restart of the authority, only to the minute.
     pub last_seen: Option<u64>,
-    /// The version of the state that it has in force, while it is connected.
+    /// The version of the state that it uses, while it is connected.
     pub acked_version: Option<u64>,
-    /// What it offers.
+    /// The service instances that it offers.
     pub instances: Vec<Offer>,
-    /// What else it announces, which does not count, and why.
+    /// Which of its announced instances were rejected, and why.
     pub refused: Option<String>,
 }
 
 /// The CA and the state, for `wiretight authority status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CaStatus {
-    /// Whose.
     pub trust_domain: TrustDomain,
     /// The roots of the bundle.
     pub roots: Vec<RootStatus>,
-    /// What signs SVIDs.
     pub intermediate: IntermediateStatus,
     /// The newest version of the state.
     pub version: u64,
-    /// Connected nodes that do not have it in force yet.
+    /// Connected nodes that do not use this version yet.
     pub behind: Vec<Name>,
-    /// The log in which everything stands that is issued.
     pub log: LogStatus,
 }
 
-/// Starts authorities.
 pub struct Authority;
 
-/// A running authority. Clones are the same one; it runs until [`AuthorityHandle::shutdown`].
+/// A running authority. Clones refer to the same one; it runs until [`AuthorityHandle::shutdown`].
 #[derive(Clone)]
 pub struct AuthorityHandle {
     inner: Arc<Inner>,
@@ -342,7 +315,6 @@ struct Inner {
 }
 
 impl Authority {
-    /// Listens, and starts.
     pub async fn start(
         params: AuthorityParams,
         store: Arc<dyn Store>,
@@ -352,7 +324,7 @@ impl Authority {
         Authority::start_on(listener, params, store).await
     }
 
-    /// Loads the CA, or makes it where there is none, finishes what a crash left half done, and serves.
+    /// Loads or creates the CA, finishes changes that a crash interrupted, and serves.
     pub async fn start_on(
         listener: std::net::TcpListener,
         params: AuthorityParams,
@@ -406,7 +378,7 @@ impl Authority {
             tasks,
         };
         let inner = Arc::new(inner);
-        // Without the witnesses it has no certificate to show, and nodes come back later: `maintain` tries again.
+        // Without the witnesses the authority has no certificate, and nodes retry later. `maintain` tries again.
         let certificates = async {
             if inner.ca.renews_at() <= now() {
                 inner.ca.rotate_intermediate().await?;
@@ -420,7 +392,9 @@ impl Authority {
             }
             Ok(Err(e)) => tracing::error!("the authority has no identity yet: {}", chain(&e)),
             Err(_) => {
-                tracing::error!("the authority has no identity yet: its witnesses are awaited")
+                tracing::error!(
+                    "the authority has no identity yet: it is waiting for its witnesses"
+                )
             }
         }
         {
@@ -430,26 +404,29 @@ impl Authority {
                 let open = tls::Strangers::MayShowAnything;
                 let config = tls::server_config(&inner.mesh, Id::Authority, b"http/1.1", open)?;
                 let acceptor = watch::channel(TlsAcceptor::from(config)).1;
-                let site =
-                    log::server::serve(Arc::new(site), listener, Some(acceptor), stopped.clone());
+                let site = crate::web::server::serve(
+                    Arc::new(site),
+                    listener,
+                    Some(acceptor),
+                    stopped.clone(),
+                );
                 tasks.spawn(site);
             }
             tasks.spawn(server.run(listener, stopped));
             tasks.spawn(async move { publisher.run(view).await });
             tasks.spawn(maintain(inner.clone(), times));
         }
-        tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority serves");
+        tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority is ready");
         Ok(AuthorityHandle { inner })
     }
 }
 
 impl AuthorityHandle {
-    /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.inner.addr
     }
 
-    /// How this machine reaches it.
+    /// The address for connections from this machine.
     pub fn loopback_address(&self) -> HostPort {
         let mut addr = self.inner.addr;
         if addr.ip().is_unspecified() {
@@ -461,19 +438,19 @@ impl AuthorityHandle {
         addr.into()
     }
 
-    /// How other machines reach it: what join tokens carry.
+    /// The address for connections from other machines, which is in join tokens.
     pub fn join_address(&self) -> HostPort {
         let advertise = self.inner.advertise.read().unwrap_or_else(PoisonError::into_inner);
         advertise.clone().unwrap_or_else(|| self.inner.addr.into())
     }
 
-    /// A reload: lifetimes and address from now on. Where it listens changes with a restart only.
+    /// Applies a reload: lifetimes and advertised address. The listening address changes only with a restart.
     pub fn update(&self, ttls: Ttls, advertise: Option<HostPort>) {
         self.inner.ca.set_ttls(ttls);
         *self.inner.advertise.write().unwrap_or_else(PoisonError::into_inner) = advertise;
     }
 
-    /// A single-use token for one node name and the services that it may claim. `ttl` from now.
+    /// Creates a single-use token for one node name and the services that it may claim.
     pub async fn create_token(
         &self,
         node: Name,
@@ -483,7 +460,7 @@ impl AuthorityHandle {
         self.create_token_at(node, services, Vec::new(), ttl).await
     }
 
-    /// The same, for a node that may announce other addresses than the one that it connects from.
+    /// The same, for a node that may also announce other addresses than the one it connects from.
     pub async fn create_token_at(
         &self,
         node: Name,
@@ -496,7 +473,7 @@ impl AuthorityHandle {
             (services.into_iter().collect(), addresses.into_iter().collect());
         let made = self.inner.registry.create_token(&node, services, addresses, ttl).await?;
         let (id, secret, expires) = made;
-        tracing::info!(%node, token = %id, "made a join token");
+        tracing::info!(%node, token = %id, "created a join token");
         Ok(JoinToken {
             trust_domain: self.inner.trust_domain.clone(),
             node,
@@ -513,15 +490,15 @@ impl AuthorityHandle {
         Ok(self.inner.registry.tokens().await?)
     }
 
-    /// Makes a token that nobody has used useless. Returns the node that it was for.
+    /// Revokes an unused token. Returns the node that it was for.
     pub async fn revoke_token(&self, id: &str) -> Result<Name, AuthorityError> {
         let node = self.inner.registry.revoke_token(id).await?;
         tracing::info!(%node, token = id, "revoked a join token");
         Ok(node)
     }
 
-    /// For the node in this very process: grants what its configuration names, and makes a token
-    /// that it can join with if it has not.
+    /// For the node in this process: grants the services in its configuration, and creates a token that it can join with
+    /// if it has not joined yet.
     pub async fn own_token(
         &self,
         node: Name,
@@ -539,8 +516,8 @@ impl AuthorityHandle {
         Ok(token)
     }
 
-    /// Issues a web server's certificate (leaf and intermediate) for names and a key whose possession was
-    /// proved. It holds for `ttl`, at most [`MAX_WEB_TTL`], and never past the intermediate's end.
+    /// Issues a web server's certificate (leaf and intermediate). The caller has verified control of the names and
+    /// possession of the key. It is valid for `ttl`, at most [`MAX_WEB_TTL`], and never longer than the intermediate.
     pub async fn issue_web(
         &self,
         names: Vec<String>,
@@ -550,7 +527,6 @@ impl AuthorityHandle {
         self.inner.registry.issue_web(names, spki, ttl.min(MAX_WEB_TTL)).await
     }
 
-    /// Every node.
     pub async fn list_nodes(&self) -> Result<Vec<NodeInfo>, AuthorityError> {
         let listed = self.inner.registry.list().await?;
         let info = |(name, listed): (Name, registry::Listed)| {
@@ -571,8 +547,7 @@ impl AuthorityHandle {
         Ok(listed.into_iter().map(info).collect())
     }
 
-    /// Removes a node: what it holds is revoked everywhere, its stream ends, it cannot come back
-    /// without a new token.
+    /// Removes a node: revokes its certificates and closes its stream. It needs a new token to join again.
     pub async fn remove_node(&self, name: Name) -> Result<(), AuthorityError> {
         let goodbye = || {
             let message = format!("node {name} was removed from the mesh");
@@ -583,13 +558,13 @@ impl AuthorityHandle {
         Ok(())
     }
 
-    /// What it would cut to revoke the certificates whose entries have these indexes in the log, both ends included.
+    /// What a revocation of the log entries `from` to `to` (inclusive) would affect.
     pub async fn affected(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
         let inner = &self.inner;
         let size = inner.log.status().size;
         if from > to || to >= size {
             return Err(AuthorityError::Refused(format!(
-                "there are no entries {from} to {to}: the log has {size}, from 0"
+                "there are no entries {from} to {to}: the log has {size} entries, starting at 0"
             )));
         }
         let intermediate = inner.ca.intermediate_index();
@@ -598,8 +573,8 @@ impl AuthorityHandle {
         Affected::read(&inner.log, from, to, intermediate, authority).await
     }
 
-    /// Revokes the certificates whose entries have these indexes in the log, both ends included. If the intermediate is
-    /// one of them, there is another one first, if that can be had now: nodes find an authority that they can believe.
+    /// Revokes the certificates in the log entries `from` to `to` (inclusive). If the intermediate is among them, replaces
+    /// it first, if possible, so that nodes continue to accept the authority.
     pub async fn revoke(&self, from: u64, to: u64) -> Result<Affected, AuthorityError> {
         let affected = self.affected(from, to).await?;
         let replaced = match affected {
@@ -616,14 +591,14 @@ impl AuthorityHandle {
         tracing::info!(from, to, "revoked");
         for failed in [replaced, renewed].into_iter().filter_map(Result::err) {
             tracing::error!(
-                "revoked, but the authority has no certificates yet in place of its own: {}; it tries again",
+                "the authority's own certificates were revoked but not replaced yet; retrying: {}",
                 chain(&failed)
             );
         }
         Ok(affected)
     }
 
-    /// Changes what a node may claim.
+    /// Changes the services that a node may claim.
     pub async fn grant(
         &self,
         node: Name,
@@ -633,7 +608,7 @@ impl AuthorityHandle {
         self.inner.registry.grant(&node, services.into_iter().collect(), how).await
     }
 
-    /// Changes which addresses a node may announce besides the one that it connects from.
+    /// Changes the addresses that a node may announce in addition to the one it connects from.
     pub async fn grant_addresses(
         &self,
         node: Name,
@@ -642,72 +617,71 @@ impl AuthorityHandle {
     ) -> Result<(), AuthorityError> {
         let addresses = addresses.into_iter().collect();
         self.inner.registry.grant_addresses(&node, addresses, how).await?;
-        // It announces again.
-        let message = "the addresses that this node may announce were changed: connect again";
+        // The node announces its instances again when it reconnects.
+        let message = "the addresses that this node may announce have changed: connect again";
         self.inner.server.cut(&node, Denial::new(Code::Expired, message));
         Ok(())
     }
 
-    /// Why nodes are not told all that they should be, if that is so.
+    /// Why the state that is pushed to nodes is incomplete, if it is.
     pub fn not_pushed(&self) -> Option<String> {
         let why = self.inner.publisher.trouble()?;
-        Some(format!("not all of the mesh's state is pushed to the nodes: {why}"))
+        Some(format!("the state pushed to the nodes is incomplete: {why}"))
     }
 
-    /// A new intermediate, now. SVIDs of the old one hold until they expire.
+    /// Replaces the intermediate now. SVIDs of the old one remain valid until they expire.
     pub async fn rotate_intermediate(&self) -> Result<CaStatus, AuthorityError> {
         self.inner.ca.rotate_intermediate().await?;
         self.inner.renew_own_identity().await?;
         Ok(self.ca_status())
     }
 
-    /// Stage 1 of a root rotation: a second root enters the bundle, and every node learns it.
+    /// Step 1 of a root rotation: adds a second root to the bundle, which is pushed to every node.
     pub async fn rotate_root(&self) -> Result<CaStatus, AuthorityError> {
         let root = self.inner.ca.rotate_root().await?;
-        tracing::info!(%root, "a new root enters the bundle");
+        tracing::info!(%root, "added a new root to the trust bundle");
         Ok(self.ca_status())
     }
 
-    /// Stage 2: new intermediates and SVIDs come from the new root. Refused while a connected node
-    /// has not acknowledged a bundle that holds it, unless `force`. A node that is away now and
-    /// returns after stage 2 does not know the new root, and needs a new join token.
+    /// Step 2: issues the intermediate and SVIDs from the new root. Fails while a connected node has not acknowledged a
+    /// bundle with that root, unless `force`. A node that is disconnected from before step 1 until after step 2 does not
+    /// know the new root, and needs a new join token.
     pub async fn activate_root(&self, force: bool) -> Result<CaStatus, AuthorityError> {
         let inner = &self.inner;
         if let Some(root) = inner.ca.root_at(RootStanding::Incoming)
             && !force
         {
             let Some(version) = inner.publisher.first_with(&root) else {
-                let why = "the new root has not been pushed yet: try again in a moment";
+                let why =
+                    "the new root has not been pushed to the nodes yet. Try again in a moment.";
                 return Err(AuthorityError::Refused(why.into()));
             };
             let behind = inner.server.behind(version);
             if !behind.is_empty() {
                 let names = behind.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
                 return Err(AuthorityError::Refused(format!(
-                    "these connected nodes have not confirmed the new root yet: {names}; try again, or force it and cut them off"
+                    "these connected nodes have not confirmed the new root yet: {names}. Try again, or use --force, which cuts them off."
                 )));
             }
         }
         inner.ca.activate_root().await?;
         inner.renew_own_identity().await?;
-        tracing::info!("the new root signs from now on");
+        tracing::info!("activated the new root");
         Ok(self.ca_status())
     }
 
-    /// Stage 3: the old root leaves the bundle and its key is deleted. Refused until the last SVID
-    /// under it has expired, unless `force`.
+    /// Step 3: removes the old root from the bundle and deletes its key. Fails until the last SVID under it has expired,
+    /// unless `force`.
     pub async fn retire_root(&self, force: bool) -> Result<CaStatus, AuthorityError> {
         self.inner.ca.retire_root(force).await?;
-        tracing::info!("the old root has left the bundle");
+        tracing::info!("removed the old root from the trust bundle");
         Ok(self.ca_status())
     }
 
-    /// The log in which everything stands that is issued here.
     pub fn log(&self) -> &Log {
         &self.inner.log
     }
 
-    /// Roots, intermediate, version.
     pub fn ca_status(&self) -> CaStatus {
         let (roots, intermediate) = self.inner.ca.status();
         let version = self.inner.publisher.version();
@@ -717,17 +691,16 @@ impl AuthorityHandle {
         CaStatus { trust_domain, roots, intermediate, version, behind, log }
     }
 
-    /// Stops listening, says goodbye to all nodes, and ends.
+    /// Stops listening, closes all streams with a message, and stops all tasks.
     pub async fn shutdown(&self) {
         self.inner.stop.send_replace(true);
         let mut tasks = {
             let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *tasks)
         };
-        // The first to end are those who were told to; the publisher never ends by itself.
         let served = self.inner.clone();
         let _ = timeout(SHUTDOWN, async move {
-            // All but the publisher end on the signal.
+            // All tasks except the publisher end on the signal.
             for _ in 1..tasks.len() {
                 tasks.join_next().await;
             }
@@ -746,8 +719,8 @@ impl Inner {
         Ok(())
     }
 
-    /// When the authority's own TLS identity is renewed: at half of its life; at once if nodes would not accept it now, by
-    /// its time or its proofs, or because a certificate of its chain was revoked.
+    /// When to renew the authority's own TLS identity: at half of its lifetime. At once (0) if nodes would not accept it,
+    /// because of its validity or proofs, or because a certificate of its chain was revoked.
     fn own_renews_at(&self) -> u64 {
         let bundle = self.mesh.bundle();
         let revoked = |cert: &CertificateDer<'_>| {
@@ -761,7 +734,7 @@ impl Inner {
     }
 }
 
-/// Where the log is to be read.
+/// The listener for readers of the log.
 async fn log_listener(served: &config::Log) -> Result<Option<TcpListener>, AuthorityError> {
     let Some(addr) = served.listen else { return Ok(None) };
     let bind = |source| AuthorityError::Bind { addr, source };
@@ -769,7 +742,7 @@ async fn log_listener(served: &config::Log) -> Result<Option<TcpListener>, Autho
     Ok(Some(TcpListener::from_std(listener).map_err(bind)?))
 }
 
-/// Opens the log, or makes its key and it. The key is on the disk before anything is signed with it.
+/// Opens or creates the log. A new key is on disk before anything is signed with it.
 async fn open_log(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
@@ -782,7 +755,7 @@ async fn open_log(
     let policy = match policy {
         Some(policy) if !policy.logs().is_empty() && policy.logs().iter().all(|l| l.key != key) => {
             return Err(AuthorityError::Refused(format!(
-                "the policy in [witnesses] names another log than this authority's: add the line
+                "the policy in [witnesses] does not name this authority's log. Add the line
 log {key}"
             )));
         }
@@ -792,7 +765,7 @@ log {key}"
     let largest = policy.largest_proof();
     if largest > MAX_PROOF {
         return Err(AuthorityError::Refused(format!(
-            "a proof by the policy in [witnesses] can have {largest} bytes, and a certificate has room for {MAX_PROOF}: want fewer witnesses with ML-DSA-44 keys"
+            "with the policy in [witnesses] a proof can have {largest} bytes, but a certificate has room for {MAX_PROOF} only. Use fewer witnesses with ML-DSA-44 keys."
         )));
     }
     let storage = match storage {
@@ -807,7 +780,7 @@ log {key}"
     Log::start(params).await.map_err(|e| AuthorityError::Ca(CaError::Log(e)))
 }
 
-/// The log's private key, which is made if there is none.
+/// The log's private key; created if there is none.
 pub fn log_signer(
     trust_domain: &TrustDomain,
     dir: &PrivateDir,
@@ -819,10 +792,10 @@ pub fn log_signer(
             .and_then(|t| LogSigner::parse(t).ok())
             .ok_or_else(|| AuthorityError::Ca(CaError::KeyMissing { path: path() }));
     }
-    let crypto = |e| AuthorityError::Refused(format!("no key for the log: {e}"));
+    let crypto = |e| AuthorityError::Refused(format!("cannot create a key for the log: {e}"));
     let origin = sequencer::new_origin(trust_domain.as_str(), ca::random()?);
     let origin = origin.ok_or_else(|| {
-        AuthorityError::Refused("the trust domain cannot be part of a log's name".into())
+        AuthorityError::Refused("the trust domain cannot be used in a log's name".into())
     })?;
     let signer = LogSigner::generate(origin).map_err(crypto)?;
     let mut private = signer.to_private().map_err(crypto)?;
@@ -831,7 +804,7 @@ pub fn log_signer(
     Ok(signer)
 }
 
-/// Renews the authority's own certificates and forgets what has expired.
+/// Renews the authority's own certificates and removes expired records.
 async fn maintain(inner: Arc<Inner>, times: Times) {
     let mut stop = inner.stop.subscribe();
     let mut prune_at = tokio::time::Instant::now() + times.prune;
@@ -848,18 +821,18 @@ async fn maintain(inner: Arc<Inner>, times: Times) {
         if let Some(seconds) = steps.look() {
             tracing::warn!(
                 seconds,
-                "this machine's clock was set: what is not valid by it now is issued anew"
+                "this machine's clock was set; certificates that are no longer valid are issued again"
             );
         }
         if inner.ca.renews_at() <= now() {
             match inner.ca.rotate_intermediate().await {
                 Ok(()) if inner.ca.renews_at() == 0 => {
-                    tracing::error!("the new intermediate would not be accepted: {WRONG_CLOCK}");
+                    tracing::error!("nodes would not accept the new intermediate: {WRONG_CLOCK}");
                     pause = RETRY;
                 }
                 Ok(()) => tracing::info!("the intermediate was renewed"),
                 Err(e) => {
-                    tracing::error!("the intermediate could not be renewed: {}", chain(&e));
+                    tracing::error!("cannot renew the intermediate: {}", chain(&e));
                     pause = RETRY;
                 }
             }
@@ -868,35 +841,32 @@ async fn maintain(inner: Arc<Inner>, times: Times) {
             match inner.renew_own_identity().await {
                 Ok(()) if inner.own_renews_at() == 0 => {
                     tracing::error!(
-                        "the authority's new certificate would not be accepted: {WRONG_CLOCK}"
+                        "nodes would not accept the authority's new certificate: {WRONG_CLOCK}"
                     );
                     pause = RETRY;
                 }
                 Ok(()) => {}
                 Err(e) => {
-                    tracing::error!(
-                        "the authority's own identity could not be renewed: {}",
-                        chain(&e)
-                    );
+                    tracing::error!("cannot renew the authority's own identity: {}", chain(&e));
                     pause = RETRY;
                 }
             }
         }
-        // In force already; the log is told as soon as it takes entries.
+        // Revocations are in force already; they are logged as soon as the log accepts entries.
         let logged = timeout(RETRY, inner.registry.log_revocations(&inner.log)).await;
         if let Ok(Err(e)) = logged {
-            tracing::warn!("what was revoked is not in the log yet: {}", chain(&e));
+            tracing::warn!("revocations are not in the log yet: {}", chain(&e));
         }
         if prune_at <= tokio::time::Instant::now() {
             if let Err(e) = inner.registry.prune(steps.steady_for() >= times.steady).await {
-                tracing::error!("expired records stay in the store for now: {e}");
+                tracing::error!("cannot remove expired records from the store: {e}");
             }
             prune_at = tokio::time::Instant::now() + times.prune;
         }
     }
 }
 
-/// Waits for the signal; or for its sender's end, which is the same.
+/// Waits for the signal, or until its sender is dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -1,8 +1,8 @@
-//! What a node announces, checked record by record: whether it may offer the service, and whether it is at that address.
+//! Checks each record that a node announces: whether the node may offer the service, and whether the address is its own.
 //!
-//! A node offers services at the address that its stream comes from. Another address, behind NAT or of a second interface,
-//! has to be granted by the operator: strict nodes stop plaintext to each address that is announced, so a node that
-//! could announce any could cut them off from any.
+//! A node offers services at the address that its stream comes from. The operator must grant any other address (behind
+//! NAT, or of a second interface). Strict nodes stop plaintext to every announced address, so a node that could announce
+//! any address could cut them off from it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
@@ -14,33 +14,32 @@ use wiretight_proxy::relay::settings::HostPort;
 use super::registry::may_not_claim;
 use crate::control::{Code, Denial, Offer, Records};
 
-/// Who announces.
+/// The node that announces.
 pub struct Announcer<'a> {
-    /// The node.
     pub node: &'a Name,
-    /// What it may claim.
+    /// The services that it may claim.
     pub services: &'a BTreeSet<Name>,
-    /// Where its stream comes from.
+    /// The address that its stream comes from.
     pub from: IpAddr,
-    /// Its other addresses.
+    /// Other addresses that it was granted.
     pub addresses: &'a BTreeSet<Host>,
-    /// It is this very process: its addresses are the operator's word.
+    /// The node in this process may announce any address: the operator configured it on the authority itself.
     pub is_own: bool,
 }
 
 impl Announcer<'_> {
-    /// The records that count, and why the others do not.
+    /// Returns the accepted records, and why others were rejected.
     pub fn admit(&self, offers: Records<Offer>) -> (Vec<Offer>, Option<Denial>) {
         let (mut unclaimable, mut dropped, mut lists) =
             <(BTreeSet<String>, Problems, Problems)>::default();
         if offers.unreadable > 0 {
-            dropped.add(|| format!("{} records cannot be read", offers.unreadable));
+            dropped.add(|| format!("{} records are unreadable", offers.unreadable));
         }
         let mut all = offers.good;
         if all.len() > MAX_INSTANCES {
             dropped.add(|| {
                 format!(
-                    "{} instances announced, more than {MAX_INSTANCES}: the rest is left out",
+                    "{} instances announced, but {MAX_INSTANCES} are the limit; the rest is ignored",
                     all.len()
                 )
             });
@@ -66,7 +65,7 @@ impl Announcer<'_> {
             }
             let what = format!("service {service} at {addr}");
             if let Err(bad) = check_lists(&mut o.allow, &mut o.ports, &mut ports) {
-                lists.add(|| format!("{what}: {bad}; that list is not passed on"));
+                lists.add(|| format!("{what}: {bad}; this list is ignored"));
             }
             true
         });
@@ -102,12 +101,11 @@ impl Announcer<'_> {
         let Announcer { node, from, .. } = self;
         let (from, host) = (from.to_canonical(), Host::from(addr));
         format!(
-            "service {service} at {addr}: node {node} connects from {from}, and may announce that address alone. If {host} is its own (NAT, a second interface, a DNS name), run on the authority: wiretight node grant {node} --add --address {host}"
+            "service {service} at {addr}: node {node} connects from {from}, and may only announce that address. If {host} is also its own (NAT, a second interface, a DNS name), run on the authority: wiretight node grant {node} --add --address {host}"
         )
     }
 }
 
-/// Whether it is an address of the machine that this process runs on.
 fn is_this_machine(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
@@ -138,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_announces_where_its_stream_comes_from_and_what_was_granted() {
+    fn a_node_may_announce_its_own_and_granted_addresses() {
         for (from, granted, addr, may) in [
             ("192.0.2.5", &[][..], "192.0.2.5:1", true),
             ("192.0.2.5", &[], "[::ffff:192.0.2.5]:1", true),
@@ -165,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_record_costs_itself_alone() {
+    fn an_invalid_record_does_not_affect_the_others() {
         let at = "192.0.2.5:1";
         let good = offer("db", at, [5432]);
         let (all, denial) = admit(
@@ -189,7 +187,7 @@ mod tests {
         {
             assert!(denial.message.contains(part), "{denial} lacks {part}");
         }
-        // Of lists alone the node is told by another code: it can be reached.
+        // If only lists are invalid, the code differs, because the instance is still reachable.
         let (all, denial) = admit("192.0.2.5", &[], vec![offer("web", at, [0])]);
         assert_eq!((all.len(), denial.unwrap().code), (1, Code::BadRequest));
         let many =

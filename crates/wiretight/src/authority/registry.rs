@@ -1,24 +1,23 @@
-//! Who is in the mesh: nodes, join tokens, instances, issued and revoked certificates, in the store.
+//! The registry in the store: nodes, join tokens, instances, issued and revoked certificates.
 //!
 //! ```text
-//! token/ID               what of a join token is kept: the secret's hash, node, services, who used it
+//! token/ID               a join token: hash of the secret, node, services, and the key that used it
 //! mesh/node/NAME         a node: enrolment key, claimable services, standing
-//! mesh/instances/NAME    what it offers
-//! mesh/revoked/SERIES    certificates that hold no longer, for as long as a session may be of one
-//! mesh/revoked-index/FROM-TO  the same, by the indexes of their entries in the log, for good
-//! issued/NAME/SERIAL     a certificate, until it expires
-//! issued/_web/SERIAL     a web server's certificate, the same (no node has such a name)
-//! seen/NAME              when a node's stream last began or ended
-//! edge/service/SERVICE/  what edges share (`shared`)
+//! mesh/instances/NAME    the instances that it offers
+//! mesh/revoked/SERIES    a revoked series, kept longer than any session can last
+//! mesh/revoked-index/FROM-TO  certificates revoked by the indexes of their log entries, kept forever
+//! issued/NAME/SERIAL     an issued certificate, until it expires
+//! issued/_web/SERIAL     a web server's certificate, likewise (no node can have this name)
+//! seen/NAME              when a node's stream last started or ended
+//! edge/service/SERVICE/  records that edges share (`shared`)
 //! ```
 //!
-//! The store has no transaction over two keys, so a change in several steps first writes down in the
-//! node's record that it is under way (`standing`, `withdrawn`), and [`Registry::finish`] does the
-//! rest; the next start calls it for every record that is not at rest. All certificates of a node for
-//! one identity are of one series, which stands in the node's record before the first of them is made:
-//! to revoke them all is to revoke the series. An SVID is issued in this order: record it, look at the
-//! node's record again, send it. So whoever marks a node and then revokes the series in its record
-//! misses nothing that was, or will be, sent.
+//! The store has no transaction over several keys. So a change in several steps first marks the node's record as being
+//! changed (`standing`, `withdrawn`), and [`Registry::finish`] does the rest. The next start calls it for every record
+//! that is still marked. All certificates of a node for one identity belong to one series. The series is in the node's
+//! record before the first certificate is issued, so revoking the series revokes them all. An SVID is issued in this
+//! order: record it, check the node's record again, send it. So after marking a node and revoking the series in its
+//! record, no certificate was or will be sent that is not revoked.
 
 mod issuing;
 mod shared;
@@ -61,23 +60,23 @@ pub(super) const REVOKED_INDEXES: &str = "mesh/revoked-index/";
 const TOKENS: &str = "token/";
 const SEEN: &str = "seen/";
 
-/// An expired token is remembered for this long, so that whoever holds it is told that it expired.
+/// Expired tokens are kept for this long, so that a late join is told that its token has expired.
 const TOKEN_MEMORY: u64 = 7 * 86_400;
-/// What is past its end is kept a little longer, for clocks that are behind.
+/// Expired certificates are kept a little longer, for clocks that are behind.
 const GRACE: u64 = 120;
-/// The revocation of a series is pushed for this long: a session may be far older than a leaf can be, and a
-/// node may be away. What is revoked is few and small.
+/// The revocation of a series is pushed for this long: a session may be far older than a leaf can be, and a node may be
+/// disconnected. Revocations are few and small.
 const REVOKED_MEMORY: u64 = 90 * 86_400;
-/// A revocation by index has no end: an entry is in the log for good, and it may be of a certificate that begins long
-/// after it was logged. Operators make them by hand; more than this is a mistake, and each is pushed to every node.
+/// The most revocations by index. They are permanent: an entry stays in the log, and its certificate's validity may start
+/// long after it was logged. Operators create them by hand, so more than this is a mistake; each is pushed to every node.
 const MAX_INDEX_RANGES: usize = 10_000;
-/// Certificates that a node may ask for at once, and then a second: what fills the store is bounded.
+/// Limits for certificates of one node, a burst and a rate per second, so that it cannot fill the store.
 const BURST: f64 = 10_000.0;
 const RATE: f64 = 10.0;
-/// The most revocations in one entry of the log, which is far from its limit.
+/// The most revocations in one log entry; far below the size limit of an entry.
 const MAX_LOGGED: usize = 1000;
-/// Changed announcements that a node may make at once, and then a second: each goes to every node. What comes oftener
-/// is gathered.
+/// Limits for changed announcements of one node, a burst and a rate per second, because each is pushed to every node.
+/// More frequent changes are combined.
 const ANNOUNCEMENTS: f64 = 60.0;
 const ANNOUNCEMENTS_RATE: f64 = 0.2;
 
@@ -86,27 +85,26 @@ struct TokenRecord {
     hash: String,
     node: Name,
     services: BTreeSet<Name>,
-    /// Addresses that it may announce besides the one that it connects from.
+    /// Addresses that the node may announce in addition to the one it connects from.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     addresses: BTreeSet<Host>,
     expires: u64,
-    /// The enrolment key that has used it.
+    /// The enrolment key that used it.
     used_by: Option<Blob>,
-    /// The node's enrolment when it was used, if it had one. While the node has that one still, or
-    /// this token's, the join may be asked for again, for the answer to it may be lost; once the node
-    /// has joined with another token, this one is good for nothing.
+    /// The node's enrolment when the token was used, if it had one. While the node still has that enrolment, or this
+    /// token's, the join may be repeated, because its response may have been lost. Once the node has joined with another
+    /// token, this one is invalid.
     #[serde(default)]
     before: Option<String>,
 }
 
-/// Whether a change to a node is under way.
+/// Whether a change of a node is in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Standing {
     Active,
-    /// A new enrolment takes the place of an old one, whose certificates are being revoked.
+    /// A new enrolment replaces an old one, whose certificates are being revoked.
     Replacing,
-    /// On its way out.
     Removing,
 }
 
@@ -114,15 +112,15 @@ pub(super) enum Standing {
 pub(super) struct NodeRecord {
     pub(super) joined_at: u64,
     enrolment_key: Blob,
-    /// The token that it joined with; tells one enrolment from the next.
+    /// The ID of the token that it joined with; distinguishes enrolments.
     pub(super) enrolment: String,
     pub(super) services: BTreeSet<Name>,
-    /// Addresses that it may announce besides the one that it connects from.
+    /// Addresses that it may announce in addition to the one it connects from.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) addresses: BTreeSet<Host>,
-    /// Services that it may claim no longer and whose certificates are being revoked.
+    /// Services that it may no longer claim; their certificates are being revoked.
     withdrawn: BTreeSet<Name>,
-    /// The series of what was issued to it, by identity.
+    /// The series of its certificates, by identity.
     series: BTreeMap<Id, Series>,
     pub(super) standing: Standing,
 }
@@ -133,13 +131,13 @@ impl NodeRecord {
     }
 }
 
-/// What is kept of an issued certificate.
+/// An issued certificate.
 #[derive(Serialize, Deserialize)]
 pub(super) struct IssuedRecord {
-    /// Whose SVID it is.
+    /// For an SVID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<Id>,
-    /// What web server's certificate it is.
+    /// For a web server's certificate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     pub(super) not_after: u64,
@@ -148,9 +146,8 @@ pub(super) struct IssuedRecord {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct RevokedRecord {
-    /// Since when.
     pub(super) at: u64,
-    /// The entry of the log that says so, once there is one: it is in force before.
+    /// The index of its log entry. The revocation is in force before it is logged.
     #[serde(default)]
     logged: Option<u64>,
 }
@@ -161,30 +158,28 @@ impl RevokedRecord {
     }
 }
 
-/// A node of the list, as the store knows it.
 pub(super) struct Listed {
     pub(super) record: NodeRecord,
     pub(super) instances: Vec<Offer>,
     pub(super) last_seen: Option<u64>,
 }
 
-/// The registry.
 pub(super) struct Registry {
     trust_domain: TrustDomain,
     store: Arc<dyn Store>,
     ca: Arc<Ca>,
-    /// Held while the set of nodes changes: joins, grants and removals come one after another. That
-    /// suffices, for a store has one authority process at a time.
+    /// Held during joins, grants and removals, so that they are serialised. A lock in this process suffices, because only
+    /// one authority process uses the store.
     changing: tokio::sync::Mutex<()>,
     budgets: Mutex<Budgets>,
-    /// For what edges share.
+    /// For records that edges share.
     shares: Mutex<Budgets>,
     announcements: Mutex<Budgets>,
-    /// The node in this very process.
+    /// The node in this process.
     own: OnceLock<Name>,
 }
 
-/// What is left of each node's, and since when.
+/// The remaining budget of each node, and when it was computed.
 type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
@@ -193,16 +188,16 @@ impl Registry {
         Registry { trust_domain, store, ca, changing, budgets, shares, announcements, own }
     }
 
-    /// Which node is in this very process.
+    /// Sets which node runs in this process.
     pub(super) fn set_own(&self, node: Name) {
         let _ = self.own.set(node);
     }
 
-    /// Finishes what a crash left half done.
+    /// Finishes changes that a crash interrupted.
     pub(super) async fn recover(&self) -> Result<(), Error> {
         for (name, record) in self.nodes().await? {
             if !record.is_at_rest() {
-                tracing::info!(node = %name, "finishing a change that was cut short");
+                tracing::info!(node = %name, "finishing an interrupted change");
                 self.finish(&name).await?;
             }
         }
@@ -211,7 +206,7 @@ impl Registry {
 
     // ---- For the operator.
 
-    /// Makes a token: its id, its secret and its end.
+    /// Creates a token. Returns its ID, secret and expiry.
     pub(super) async fn create_token(
         &self,
         node: &Name,
@@ -232,7 +227,7 @@ impl Registry {
         Ok((id, secret, expires))
     }
 
-    /// Adds or replaces what a node may claim. What it may claim no longer is revoked.
+    /// Adds to or replaces the services that a node may claim. Certificates of removed services are revoked.
     pub(super) async fn grant(
         &self,
         node: &Name,
@@ -262,8 +257,8 @@ impl Registry {
         Ok(self.finish(node).await?)
     }
 
-    /// Adds or replaces the addresses that a node may announce besides the one that it connects from. What it announces
-    /// next is held against them.
+    /// Adds to or replaces the addresses that a node may announce in addition to the one it connects from. This applies to
+    /// its next announcement.
     pub(super) async fn grant_addresses(
         &self,
         node: &Name,
@@ -285,8 +280,8 @@ impl Registry {
         if found { Ok(()) } else { Err(no_such_node(node)) }
     }
 
-    /// Removes a node: its certificates are revoked, its tokens and instances are forgotten. `marked` is
-    /// called when it can get nothing more.
+    /// Removes a node: revokes its certificates, and deletes its tokens and instances. `marked` is called as soon as it can
+    /// no longer get certificates.
     pub(super) async fn remove(
         &self,
         node: &Name,
@@ -306,13 +301,13 @@ impl Registry {
         Ok(self.finish(node).await?)
     }
 
-    /// Revokes the certificates whose entries have these indexes (both ends count), for good. Nothing tells whose they
-    /// are: it is for what somebody found in the log that should not be there.
+    /// Permanently revokes the certificates in these log entries (inclusive). It is for entries that should not be in the
+    /// log, so it does not check whose they are.
     pub(super) async fn revoke(&self, from: u64, to: u64) -> Result<(), AuthorityError> {
         let (ranges, _) = self.store.list(REVOKED_INDEXES).await?;
         if ranges.len() >= MAX_INDEX_RANGES {
             return Err(AuthorityError::Refused(format!(
-                "{MAX_INDEX_RANGES} ranges of entries are revoked already: revoke a range that covers several at once"
+                "{MAX_INDEX_RANGES} ranges of entries are already revoked, which is the limit. Revoke one range that covers several."
             )));
         }
         match self.store.create(&revoked_indexes_key(from, to), json(&RevokedRecord::new())).await {
@@ -321,8 +316,7 @@ impl Registry {
         }
     }
 
-    /// Puts into the log what was revoked and is not there yet. Crash order: what was logged and not noted is logged
-    /// again.
+    /// Logs revocations that are not in the log yet. After a crash some may be logged twice.
     pub(super) async fn log_revocations(&self, log: &Log) -> Result<(), AuthorityError> {
         loop {
             let (mut entries, _) = self.store.list(REVOKED).await?;
@@ -354,7 +348,6 @@ impl Registry {
         }
     }
 
-    /// All nodes, and what is known of each.
     pub(super) async fn list(&self) -> Result<BTreeMap<Name, Listed>, Error> {
         let mut instances = self.folder::<Vec<Offer>>(INSTANCES).await?;
         let seen = self.folder::<u64>(SEEN).await?;
@@ -369,12 +362,12 @@ impl Registry {
 
     // ---- For nodes.
 
-    /// A first join. `exporter` is the connection's.
+    /// A join with a token. `exporter` is the TLS exporter value of the connection.
     pub(super) async fn join(&self, join: &Join, exporter: &[u8; 32]) -> Result<Joined, Denial> {
         self.same_trust_domain(&join.trust_domain)?;
-        // Before the secret is known to be right, nothing is told of the token.
+        // Until the secret is verified, reveal nothing about the token.
         let unknown = || {
-            let message = "unknown or wrong token: it was altered, or made by another authority, or its node was removed since; make one with `wiretight token create`";
+            let message = "unknown join token: it was altered, revoked, or created by another authority, or its node was removed. Create one with `wiretight token create`.";
             Denial::new(Code::UnknownToken, message)
         };
         let id = &join.token_id;
@@ -387,15 +380,15 @@ impl Registry {
         if !secret_matches(&join.secret, &token.hash) {
             return Err(unknown());
         }
-        // From here on the other side holds the token, and is told precisely.
+        // From here on the caller is known to have the token, so errors are specific.
         if token.expires < now() {
             let ago = now() - token.expires;
-            let message = format!("this join token expired {ago} s ago: make a new one");
+            let message = format!("this join token expired {ago} s ago: create a new one");
             return Err(Denial::new(Code::TokenExpired, message));
         }
         if token.node != join.node {
             let message = format!(
-                "this join token is for node {:?}, and this node is {:?}: correct the name in [node], or make a token for this name",
+                "this join token is for node {:?}, but this node is {:?}. Correct the name in [node], or create a token for this name.",
                 token.node, join.node
             );
             return Err(Denial::new(Code::WrongNode, message));
@@ -407,11 +400,11 @@ impl Registry {
         match &token.used_by {
             Some(key) if *key == join.enrolment_key && current => {}
             Some(key) if *key == join.enrolment_key => {
-                let message = "this join token was used before, and a node of this name has joined with another one since: make a new token";
+                let message = "this join token was used before, and a node of this name has joined with another token since. Create a new token.";
                 return Err(Denial::new(Code::TokenUsed, message));
             }
             Some(_) => {
-                let message = "this join token was used before, by another machine: a token is good once. If that was not you, remove the node and find out who; make a new token";
+                let message = "this join token was used before, by another machine, and a token can be used only once. If you do not know that machine, remove the node and investigate. Create a new token.";
                 return Err(Denial::new(Code::TokenUsed, message));
             }
             None => {
@@ -423,22 +416,22 @@ impl Registry {
         }
         self.may_spend(&join.node)?;
         self.enrol(join, &token).await?;
-        // The log may take its time, and whoever changes the node meanwhile is seen before it is let out.
+        // Logging may take long. `issue` checks for changes of the node again before the certificate is sent.
         drop(guard);
         let chain = self.issue_one(&join.node, id, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
 
-    /// An enrolled node without a certificate that is taken.
+    /// A join of an enrolled node that has no accepted certificate.
     pub(super) async fn rejoin(
         &self,
         rejoin: &Rejoin,
         exporter: &[u8; 32],
     ) -> Result<Joined, Denial> {
         self.same_trust_domain(&rejoin.trust_domain)?;
-        // One answer for all: a stranger learns no names of nodes.
+        // One response for all cases, so that strangers do not learn names of nodes.
         let not_enrolled = || {
-            let message = "no node of this name is enrolled here with this key: it was removed, or its state folder is another machine's; it needs a new join token";
+            let message = "no node of this name is enrolled with this key: it was removed, or its state directory belongs to another machine. It needs a new join token.";
             Denial::new(Code::NotEnrolled, message)
         };
         let record = self.node(&rejoin.node).await.map_err(internal)?.ok_or_else(not_enrolled)?;
@@ -451,7 +444,7 @@ impl Registry {
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
 
-    /// A node's stream begins: which enrolment it belongs to.
+    /// Accepts a node's stream. Returns the enrolment that it belongs to.
     pub(super) async fn welcome(&self, node: &Name, serial: &Serial) -> Result<String, Denial> {
         let removed =
             || Denial::new(Code::Removed, format!("node {node} was removed from the mesh"));
@@ -469,8 +462,8 @@ impl Registry {
         Ok(record.enrolment)
     }
 
-    /// Takes what a node offers, record by record. Records that do not count are named in the refusal; the others count
-    /// all the same. `from`: where its stream comes from.
+    /// Stores the instances that a node offers. Rejected records are named in the refusal; the others are stored
+    /// nevertheless. `from`: the address that its stream comes from.
     pub(super) async fn announce(
         &self,
         node: &Name,
@@ -493,7 +486,7 @@ impl Registry {
             }
         }
         let written = update(&*self.store, &key, |present| match present {
-            // The same again (a reconnect) is no change, and nobody is told.
+            // The same announcement again (a reconnect) is not a change and is not pushed.
             Some(present) if present == value => Err(Unchanged::Same),
             None if offers.is_empty() => Ok(None),
             _ => Ok(Some(value.clone())),
@@ -505,15 +498,15 @@ impl Registry {
         denial.map_or(Ok(Announced::Done), Err)
     }
 
-    /// Notes that a node is there, or was until now. Losing the note loses nothing else.
+    /// Records that the node is connected, or was until now. A failure has no other effect.
     pub(super) async fn seen(&self, node: &Name) {
         let note = |_: Option<&[u8]>| Ok::<_, Error>(Some(json(&now())));
         if let Err(e) = update(&*self.store, &seen_key(node), note).await {
-            tracing::warn!(%node, "could not note when the node was last seen: {e}");
+            tracing::warn!(%node, "cannot record when the node was last seen: {e}");
         }
     }
 
-    /// Issues a web server's certificate; it is recorded before it is let out.
+    /// Issues a web server's certificate; it is recorded before it is returned.
     pub(super) async fn issue_web(
         &self,
         names: Vec<String>,
@@ -529,10 +522,10 @@ impl Registry {
         Ok(issued.chain)
     }
 
-    // ---- For the clock.
+    // ---- Maintenance.
 
-    /// Forgets what has expired. `is_steady`: nobody has set the clock for long. A clock that is ahead for a while must
-    /// not bring back what was revoked: until it is steady, no revocation is forgotten.
+    /// Removes expired records. `is_steady`: the clock was not set for long. Otherwise no revocations are removed, because
+    /// a clock that is temporarily ahead must not undo them.
     pub(super) async fn prune(&self, is_steady: bool) -> Result<(), Error> {
         let past = now().saturating_sub(GRACE);
         self.prune_folder(ISSUED, |r: IssuedRecord| r.not_after < past).await?;
@@ -557,7 +550,7 @@ impl Registry {
         Ok(())
     }
 
-    // ---- Within.
+    // ---- Internal.
 
     async fn nodes(&self) -> Result<Vec<(Name, NodeRecord)>, Error> {
         let nodes = self.folder::<NodeRecord>(NODES).await?;
@@ -578,14 +571,14 @@ impl Registry {
         Ok(self.store.get(&node_key(name)).await?.and_then(|e| read(&e.value)))
     }
 
-    /// The record of a node whose enrolment is still the one that the caller began with.
+    /// The record of a node, if it still has the given enrolment.
     async fn current(&self, name: &Name, enrolment: &str) -> Result<NodeRecord, Denial> {
         let record = self.node(name).await.map_err(internal)?;
         match record {
             Some(r) if r.standing == Standing::Active && r.enrolment == enrolment => Ok(r),
             Some(r) if r.standing != Standing::Removing => {
-                // Its own new enrolment, or another machine's: the next handshake tells which.
-                let message = "a node of this name has joined anew: connect again";
+                // Either this node joined again, or another machine did; the next handshake shows which.
+                let message = "a node of this name has joined again: connect again";
                 Err(Denial::new(Code::Superseded, message))
             }
             _ => Err(Denial::new(Code::Removed, format!("node {name} was removed from the mesh"))),
@@ -597,7 +590,7 @@ impl Registry {
             return Ok(());
         }
         let ours = &self.trust_domain;
-        let message = format!("this authority is of trust domain {ours}, not {theirs}");
+        let message = format!("the trust domain of this authority is {ours}, not {theirs}");
         Err(Denial::new(Code::WrongTrustDomain, message))
     }
 
@@ -616,15 +609,15 @@ impl Registry {
         Err(Denial::new(Code::BadRequest, message))
     }
 
-    /// Puts the node's record into place for a token that is bound to its key. A node of that name
-    /// with another key is replaced: what it holds is revoked first.
+    /// Writes the node's record for a token that is bound to its key. A node of that name with another key is replaced,
+    /// and its certificates are revoked first.
     async fn enrol(&self, join: &Join, token: &TokenRecord) -> Result<(), Denial> {
         let key = node_key(&join.node);
         let enrolled = update(&*self.store, &key, |present| {
             let present = whole::<NodeRecord>(present)?;
             let same = |r: &NodeRecord| r.enrolment_key == join.enrolment_key;
             if present.as_ref().is_some_and(|r| same(r) && r.enrolment == join.token_id) {
-                // The answer to this very join was lost; grants since then stay.
+                // A repetition of this join, whose response was lost. Later grants are kept.
                 return Ok(present.map(|r| json(&r)));
             }
             let standing = match &present {
@@ -647,7 +640,7 @@ impl Registry {
         self.finish(&join.node).await.map_err(internal)
     }
 
-    /// Brings a node to rest. Every step can be done again.
+    /// Completes a change of a node. Every step can be repeated.
     async fn finish(&self, name: &Name) -> Result<(), Error> {
         let Some(record) = self.node(name).await? else { return Ok(()) };
         if record.is_at_rest() {
@@ -672,7 +665,7 @@ impl Registry {
             Standing::Active => {}
             Standing::Replacing => self.delete_key(&instances_key(name)).await?,
             Standing::Removing => {
-                // A token that outlived its node would bring it back.
+                // With a remaining token the node could join again.
                 self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
                 self.delete_key(&instances_key(name)).await?;
                 self.delete_key(&seen_key(name)).await?;
@@ -694,7 +687,7 @@ impl Registry {
         update(&*self.store, key, |_| Ok::<_, Error>(None)).await.map(|_| ())
     }
 
-    /// Deletes what was read; what another writer has changed since stays.
+    /// Deletes a record unless it has changed since it was read.
     async fn delete(&self, entry: &Entry) -> Result<(), Error> {
         match self.store.swap(&entry.key, entry.revision, None).await {
             Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
@@ -706,13 +699,13 @@ impl Registry {
         match self.spend(node, 1.0) {
             Duration::ZERO => Ok(()),
             _ => {
-                let message = "this node has asked for too many certificates: ask again later";
+                let message = "this node has requested too many certificates: try again later";
                 Err(Denial::new(Code::Busy, message))
             }
         }
     }
 
-    /// Takes `cost` from a node's budget, or says how long it takes until there is as much.
+    /// Takes `cost` from a node's budget. Returns how long to wait if the budget is too small.
     fn spend(&self, node: &Name, cost: f64) -> Duration {
         take(&self.budgets, node, cost, BURST, RATE, Instant::now())
     }
@@ -737,14 +730,13 @@ fn take(
     Duration::ZERO
 }
 
-/// What became of an announcement.
 pub(super) enum Announced {
     Done,
-    /// It is another than the last, and the node has changed it too often: to be tried again then.
+    /// The node changes its announcement too often: try again after this time.
     NotBefore(Duration),
 }
 
-/// What a join gives.
+/// The result of a join.
 pub(super) struct Joined {
     pub(super) chain: Chain,
     pub(super) bundle: Vec<CertificateDer<'static>>,
@@ -769,10 +761,10 @@ fn at_rest(record: &NodeRecord) -> Result<(), Denial> {
 }
 
 fn busy() -> Denial {
-    Denial::new(Code::Busy, "this node is being changed: ask again in a moment")
+    Denial::new(Code::Busy, "this node is being changed: try again in a moment")
 }
 
-/// The signature that ties the enrolment key to this connection and no other.
+/// Verifies the signature that binds the enrolment key to this connection.
 fn check_proof(
     spki: &Blob,
     context: &[u8],
@@ -782,30 +774,30 @@ fn check_proof(
     let verified = PublicKey::from_der(&spki.0)
         .and_then(|k| k.verify(&[context, exporter].concat(), &proof.0));
     verified.map_err(|e| {
-        Denial::new(Code::BadProof, format!("the enrolment key's proof does not hold: {e}"))
+        Denial::new(Code::BadProof, format!("the proof of the enrolment key is invalid: {e}"))
     })
 }
 
 pub(super) fn may_not_claim(node: &Name, services: &str) -> String {
     format!(
-        "node {node} may not claim {services}: its join token did not name it; grant it on the authority, or correct the configuration"
+        "node {node} may not claim {services}. Grant it on the authority (`wiretight node grant`), or correct the configuration."
     )
 }
 
 fn no_such_node(node: &Name) -> AuthorityError {
     AuthorityError::Refused(format!(
-        "there is no node {node:?}: `wiretight node list` has them all"
+        "there is no node {node:?}. `wiretight node list` shows all nodes."
     ))
 }
 
-/// Logs what only the operator may know; the other side learns that it was not its fault.
+/// Logs the details, which only the operator may see. The node gets a generic error.
 fn internal(e: impl std::error::Error) -> Denial {
     let cause = e.source().map(|s| format!(": {s}")).unwrap_or_default();
-    tracing::error!("the authority cannot do its work: {e}{cause}");
-    Denial::new(Code::Internal, "the authority cannot do its work now: its log says why")
+    tracing::error!("internal error of the authority: {e}{cause}");
+    Denial::new(Code::Internal, "internal error of the authority; see its log")
 }
 
-/// Why no certificate was issued: for what is not this node's fault, and passes, it is told to ask again.
+/// Why no certificate was issued. For temporary problems that the node did not cause, it is told to try again.
 fn unissued(e: CaError) -> Denial {
     match e {
         CaError::Unwitnessed { .. } | CaError::Log(_) | CaError::IntermediateRevoked => {
@@ -813,16 +805,16 @@ fn unissued(e: CaError) -> Denial {
             let why = match &e {
                 CaError::Log(e) => e.for_members(),
                 CaError::IntermediateRevoked => e.to_string(),
-                _ => "nothing is issued without the witnesses of the log, and they have not cosigned (`wiretight authority status` on the authority says which)".into(),
+                _ => "the log's witnesses did not cosign in time (`wiretight authority status` on the authority shows which)".into(),
             };
-            let message = format!("no certificate was issued: {why}; ask again later");
+            let message = format!("no certificate was issued: {why}; try again later");
             Denial::new(Code::Busy, message)
         }
         e => internal(e),
     }
 }
 
-/// The range of indexes in a key's last part: `FROM-TO`.
+/// Parses the last part of a key, `FROM-TO`.
 pub(super) fn indexes_in(name: &str) -> Option<(u64, u64)> {
     let (from, to) = name.split_once('-')?;
     Some((from.parse().ok()?, to.parse().ok()?))
@@ -830,12 +822,11 @@ pub(super) fn indexes_in(name: &str) -> Option<(u64, u64)> {
 
 pub(super) fn read<R: DeserializeOwned>(value: &[u8]) -> Option<R> {
     serde_json::from_slice(value)
-        .inspect_err(|e| tracing::error!("a record in the store cannot be read: {e}"))
+        .inspect_err(|e| tracing::error!("a record in the store is unreadable: {e}"))
         .ok()
 }
 
-/// As [`read`], for a record that is about to be written anew: one that cannot be read must not be taken
-/// for none.
+/// Like [`read`], for a record that will be overwritten: an unreadable record is an error.
 fn whole<R: DeserializeOwned>(value: Option<&[u8]>) -> Result<Option<R>, AuthorityError> {
     value.map(|v| read(v).ok_or(AuthorityError::DamagedRecord)).transpose()
 }
@@ -866,7 +857,7 @@ fn revoked_indexes_key(from: u64, to: u64) -> Key {
     key(format!("{REVOKED_INDEXES}{from}-{to}"))
 }
 
-/// Puts a revocation that the log holds at `index` into the store of a restored authority. How many records are new.
+/// Writes the revocation in log entry `index` into the store of a restored authority. Returns how many records are new.
 pub(super) async fn revoke_again(
     store: &dyn Store,
     revocation: &Revocation,

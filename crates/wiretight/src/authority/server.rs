@@ -1,8 +1,8 @@
-//! The authority's listener: who may connect, for how long, and one task for each connection.
+//! The authority's listener. Each connection has a task.
 //!
-//! A connection is a stranger's (a join or rejoin: one question, one answer) or a node's stream. All
-//! is bounded: connections, those of strangers, those of one address, every message, every wait, and
-//! what is queued for a node, which is a few answers and the newest state.
+//! A connection is either from a stranger (a client without a certificate: a join or rejoin, one request and one
+//! response), or a node's stream. Everything is bounded: connections, strangers, strangers per address, messages,
+//! waiting times, and the queue for a node, which holds a few responses and the newest state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -34,25 +34,23 @@ use crate::control::{
 };
 
 const MAX_CONNECTIONS: usize = 4096;
-/// Connections that have not authenticated themselves yet.
+/// Connections that are not authenticated yet.
 const MAX_STRANGERS: usize = 256;
-/// Of those, from one address (IPv6: one /64), so that one machine gone wrong does not keep the others
-/// out.
+/// The same from one address (IPv6: one /64), so that one faulty machine does not lock out others.
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
-/// Answers that wait for a node to read.
+/// Responses that are queued for a node.
 const MAX_REPLIES: usize = 32;
-/// Records in one message, in bytes: several messages wait for a node.
+/// Bytes of records in one message; several messages can be queued for a node.
 const PAGE: usize = 128 << 10;
-/// How long nothing is read after an announcement, for each of its bytes: so much work may one node make.
+/// After an announcement, reading pauses for this long per byte, which limits the work that one node can cause.
 const PER_BYTE: Duration = Duration::from_nanos(100);
-/// How long an ended connection is read on, so that its last message is not lost to a TCP reset.
+/// How long a closed connection is still read, so that a TCP reset does not destroy the last message.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long a stream whose certificate was revoked waits for the state that says so.
+/// How long a stream whose certificate was revoked stays open, to receive the state with the revocation.
 const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
 type Stream = TlsStream<TcpStream>;
 
-/// The listener and its connections.
 pub(super) struct Server {
     mesh: Arc<Mesh>,
     registry: Arc<Registry>,
@@ -66,21 +64,21 @@ pub(super) struct Server {
     next_line: AtomicU64,
 }
 
-/// A node's live stream, as others see it.
+/// The handle to a node's live stream.
 struct Line {
     number: u64,
     farewell: watch::Sender<Option<Denial>>,
     seen: Arc<Seen>,
 }
 
-/// What a stream reports.
+/// The state of a stream.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// The version in force at the node.
+    /// The version that the node uses.
     pub(super) acked: AtomicU64,
-    /// When it last said anything.
+    /// When its last message arrived.
     pub(super) at: AtomicU64,
-    /// What of its announcement does not count, and why.
+    /// Which announced records were rejected, and why.
     refused: Mutex<Option<String>>,
 }
 
@@ -90,7 +88,7 @@ impl Seen {
     }
 }
 
-/// Who has come, with the first message.
+/// A client, with its first message.
 enum Arrival {
     Stranger { stream: Box<Stream>, message: FromStranger, exporter: [u8; 32] },
     Node { reader: Reader<ReadHalf<Stream>>, writer: WriteHalf<Stream>, guest: Guest },
@@ -104,7 +102,7 @@ struct Guest {
     offers: Records<Offer>,
 }
 
-/// Why a connection came to nothing.
+/// Why a connection was rejected.
 #[derive(Debug, thiserror::Error)]
 enum Rejected {
     #[error("the TLS handshake failed: {0}")]
@@ -142,7 +140,6 @@ impl Server {
         })
     }
 
-    /// Serves until told to stop.
     pub(super) async fn run(
         self: Arc<Self>,
         listener: TcpListener,
@@ -156,7 +153,7 @@ impl Server {
                         connections.spawn(self.clone().serve(tcp, addr, signal.clone()));
                     }
                     Err(e) => {
-                        // Out of file descriptors, most likely: those in use come free in time.
+                        // Probably out of file descriptors, which other connections will free.
                         tracing::error!("the authority cannot accept connections: {e}");
                         sleep(Duration::from_millis(200)).await;
                     }
@@ -166,13 +163,13 @@ impl Server {
             }
         }
         drop(listener);
-        // Each says goodbye; those that cannot are cut.
+        // Each sends its last message; the rest is aborted.
         let _ =
             timeout(2 * LINGER, async { while connections.join_next().await.is_some() {} }).await;
         connections.shutdown().await;
     }
 
-    /// The node's stream, if it has one.
+    /// The state of the node's stream, if it has one.
     pub(super) fn line(&self, node: &Name) -> Option<Arc<Seen>> {
         self.lines().get(node).map(|l| l.seen.clone())
     }
@@ -184,7 +181,7 @@ impl Server {
         }
     }
 
-    /// Connected nodes that have not put `version` into force.
+    /// Connected nodes that do not use `version` yet.
     pub(super) fn behind(&self, version: u64) -> Vec<Name> {
         let acked = |l: &Line| l.seen.acked.load(Ordering::Relaxed);
         let mut names: Vec<_> = self
@@ -203,7 +200,7 @@ impl Server {
 
     async fn serve(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, stop: watch::Receiver<bool>) {
         let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
-            return self.turned_away(addr, "too many connections: this one is closed");
+            return self.turned_away(addr, "too many connections; closed the newest one");
         };
         let door = self.door(addr.ip());
         let _ = tcp.set_nodelay(true);
@@ -211,7 +208,7 @@ impl Server {
         let arrived = tokio::select! {
             arrived = timeout_at(deadline, self.arrive(tcp)) => arrived,
             () = door.evicted.notified() => {
-                let why = "too many connections that have not said who they are: the oldest is closed";
+                let why = "too many unauthenticated connections; closed the oldest one";
                 return self.turned_away(addr, why);
             }
         };
@@ -220,7 +217,7 @@ impl Server {
             Ok(Err(e)) => return self.turned_away(addr, &e.to_string()),
             Err(_) => {
                 let limit = self.times.first_message;
-                let why = format!("said nothing within {limit:?} of connecting: closed");
+                let why = format!("closed: no message within {limit:?} of connecting");
                 return self.turned_away(addr, &why);
             }
         };
@@ -236,7 +233,7 @@ impl Server {
         }
     }
 
-    /// Logs a stranger's failure, unless there are too many of them at the moment.
+    /// Logs a rejected connection, with a rate limit.
     fn turned_away(&self, addr: SocketAddr, why: &str) {
         let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
         if quota.allows(now()) {
@@ -259,11 +256,15 @@ impl Server {
         };
         let connection = stream.get_ref().1;
         if connection.alpn_protocol() != Some(tls::ALPN_CONTROL) {
-            return Err(Rejected::Tls("it did not ask for wiretight-control/1: not one of ours"));
+            return Err(Rejected::Tls(
+                "the client did not offer wiretight-control/1, so it is not a Wiretight node",
+            ));
         }
         let group = connection.negotiated_key_exchange_group().map(|g| g.name());
         if !group.is_some_and(tls::is_post_quantum) {
-            return Err(Rejected::Tls("its key exchange is not X25519MLKEM768: not one of ours"));
+            return Err(Rejected::Tls(
+                "the client's key exchange is not X25519MLKEM768, so it is not a Wiretight node",
+            ));
         }
         let Some(chain) = connection.peer_certificates() else {
             let exporter = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
@@ -280,7 +281,8 @@ impl Server {
         };
         let peer = tls::peer(&self.mesh, chain, Role::Client)?;
         let Id::Node(name) = peer.id().id.clone() else {
-            let message = format!("{} is not a node: nodes alone have streams", peer.id().id);
+            let message =
+                format!("{} is not a node, and only nodes may open a stream", peer.id().id);
             let denial = Denial::new(Code::NotAllowed, message);
             say_last(stream, &denial).await;
             return Err(Rejected::Denied(denial));
@@ -293,7 +295,10 @@ impl Server {
                 Ok(Arrival::Node { reader, writer, guest })
             }
             Ok(_) => {
-                let denial = Denial::new(Code::BadMessage, "a stream begins with \"hello\"");
+                let denial = Denial::new(
+                    Code::BadMessage,
+                    "the first message of a stream must be \"hello\"",
+                );
                 say_last(reader.into_stream().unsplit(writer), &denial).await;
                 Err(Rejected::Denied(denial))
             }
@@ -301,7 +306,7 @@ impl Server {
         }
     }
 
-    /// One question, one answer.
+    /// Serves one request of a stranger.
     async fn stranger(
         &self,
         mut stream: Stream,
@@ -318,17 +323,17 @@ impl Server {
                 (format!("rejoin of node {}", rejoin.node), joined)
             }
             FromStranger::Unknown => {
-                let message = "without a certificate there is \"join\" and \"rejoin\" only";
+                let message = "without a certificate only \"join\" and \"rejoin\" are possible";
                 ("message".into(), Err(Denial::new(Code::UnknownType, message)))
             }
         };
         match joined {
             Ok(Joined { chain, bundle }) => {
-                tracing::info!(peer = %addr, "{what}: welcome");
+                tracing::info!(peer = %addr, "{what}: accepted");
                 let (chain, bundle) = (blobs(&chain), blobs(&bundle));
                 let answer = FromAuthority::Joined { chain, bundle };
                 if let Err(e) = send(&mut stream, &answer, self.times.first_message).await {
-                    tracing::warn!(peer = %addr, "{what}: the answer did not reach it: {e}");
+                    tracing::warn!(peer = %addr, "{what}: cannot send the response: {e}");
                 }
                 linger(stream).await;
             }
@@ -339,7 +344,7 @@ impl Server {
         }
     }
 
-    /// A node's stream, to its end.
+    /// Serves a node's stream until it ends.
     async fn node(
         &self,
         mut reader: Reader<ReadHalf<Stream>>,
@@ -371,9 +376,10 @@ impl Server {
         let member = Member { node, enrolment, peer: &peer };
         let announce = self.announce(member, addr.ip(), seen, offers, replies.clone());
         let sign = self.sign(member, requests, replies.clone());
-        let talk = Talk { server: self, member, seen, replies, wanted, offered, asked };
+        let stream_reader =
+            StreamReader { server: self, member, seen, replies, wanted, offered, asked };
         let why = tokio::select! {
-            why = talk.read(&mut reader) => why,
+            why = stream_reader.read(&mut reader) => why,
             why = announce => why,
             why = follow => why,
             why = sign => why,
@@ -381,12 +387,12 @@ impl Server {
             () = super::stopped(&mut stop) => "the authority is stopping".into(),
         };
         self.close_line(node, number);
-        tracing::info!(%node, peer = %addr, "stream ended: {why}");
+        tracing::info!(%node, peer = %addr, "disconnected: {why}");
         self.registry.seen(node).await;
         linger(reader.into_stream().unsplit(writer)).await;
     }
 
-    /// Sends whatever there is to send. Returns why it stopped.
+    /// Sends all messages to the node. Returns why it stopped.
     async fn write(
         &self,
         writer: &mut WriteHalf<Stream>,
@@ -409,12 +415,12 @@ impl Server {
         }
         let mut ping = tokio::time::interval_at(Instant::now() + self.times.ping, self.times.ping);
         ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // What it was let in by must hold as long as it stays.
+        // The node's certificate must be valid as long as the stream is open.
         let look_at = || Instant::now() + until(peer.not_after() + 1).min(TICK);
         let expiry = sleep_until(look_at());
         tokio::pin!(expiry);
         let mut known = self.mesh.changes();
-        // Whose certificate was revoked is told what else is, and then cut.
+        // A node whose certificate was revoked first receives the state with the revocations.
         let (mut doomed, mut cut_at) = (None, Instant::now());
         loop {
             let out = tokio::select! {
@@ -464,8 +470,8 @@ impl Server {
         }
     }
 
-    /// Takes what the node announces. The newest counts: what is changed too often is gathered, so that no node makes all
-    /// others busy. Returns why the stream ends, if it does.
+    /// Handles the node's announcements. Too frequent ones are combined and only the newest is stored, so that one node
+    /// cannot keep all others busy. Returns why the stream ends, if it does.
     async fn announce(
         &self,
         member: Member<'_>,
@@ -504,7 +510,7 @@ impl Server {
         }
     }
 
-    /// Signs what the node asks for: all that waits, together. Returns why the stream ends, if it does.
+    /// Signs the node's requests, all waiting ones together. Returns why the stream ends, if it does.
     async fn sign(
         &self,
         member: Member<'_>,
@@ -538,14 +544,14 @@ impl Server {
         std::future::pending().await
     }
 
-    /// What a node is told whose certificate was revoked. One that is still enrolled proves itself by its enrolment key,
-    /// and gets another certificate.
+    /// The error for a node whose certificate was revoked. If it is still enrolled, it rejoins with its enrolment key and
+    /// gets a new certificate.
     fn revoked(&self, peer: &VerifiedPeer) -> Option<Denial> {
         let refusal = self.mesh.standing(peer).err()?;
         Some(Denial::new(Code::Expired, format!("{refusal}: connect again")))
     }
 
-    /// Sends what edges share, for the newest request alone. Returns why the stream ends, if it does.
+    /// Sends the records that edges share, for the newest request only. Returns why the stream ends, if it does.
     async fn follow(
         &self,
         node: &Name,
@@ -572,7 +578,7 @@ impl Server {
         }
     }
 
-    /// All that there is, then each change. Returns why no more comes.
+    /// Sends all records, then each change. Returns why it stopped.
     async fn feed(
         &self,
         node: &Name,
@@ -582,15 +588,15 @@ impl Server {
         replies: &mpsc::Sender<Out>,
     ) -> Denial {
         let failed = |e: wiretight_store::Error| {
-            tracing::error!("what edges share cannot be read: {e}");
-            Denial::new(Code::Internal, "the authority cannot do its work now: its log says why")
+            tracing::error!("cannot read the records that edges share: {e}");
+            Denial::new(Code::Internal, "internal error of the authority; see its log")
         };
         let may = || self.registry.may_share(node, enrolment, service);
         loop {
             if let Err(denial) = self.registry.may_follow(node) {
                 return denial;
             }
-            // Before the store is read, for a stranger to the service is not to cost that.
+            // Checked before reading the store, so that unauthorised requests are cheap.
             if let Err(denial) = may().await {
                 return denial;
             }
@@ -615,11 +621,11 @@ impl Server {
             loop {
                 let changes = match watch.next().await {
                     Ok(changes) => changes,
-                    // It was too slow: from the beginning.
+                    // The watch was too slow: start again.
                     Err(wiretight_store::Error::Compacted { .. }) => break,
                     Err(e) => return failed(e),
                 };
-                // After they were read: who may see them now could see them then.
+                // Checked after reading: a node that has lost access meanwhile must not get the changes.
                 if let Err(denial) = may().await {
                     return denial;
                 }
@@ -631,7 +637,7 @@ impl Server {
         }
     }
 
-    /// The answer to a request that is refused; an error if the stream itself is over.
+    /// The response to a refused request; an error if the stream must end.
     fn refused(&self, node: &Name, request: u64, denial: Denial) -> Result<FromAuthority, Denial> {
         let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
         if quota.allows(now()) {
@@ -651,7 +657,7 @@ impl Server {
         seen.at.store(now(), Ordering::Relaxed);
         let line = Line { number, farewell, seen: seen.clone() };
         if let Some(old) = self.lines().insert(node.clone(), line) {
-            let message = "a newer connection of this node has taken over";
+            let message = "a newer connection of this node has replaced this one";
             old.farewell.send_replace(Some(Denial::new(Code::Superseded, message)));
         }
         (number, receiver, seen)
@@ -664,8 +670,8 @@ impl Server {
         }
     }
 
-    /// A place among those who have not said who they are. It is always given: where there are too many,
-    /// the one who has had the time longest goes, so that no crowd of silent ones keeps a node out.
+    /// A slot for an unauthenticated connection. If there are too many, the oldest one is closed, so that silent
+    /// connections cannot lock out a node.
     fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
         let (number, evicted) = self.strangers().enter(neighbourhood(ip));
         Door { server: self.clone(), number, evicted }
@@ -676,7 +682,7 @@ impl Server {
     }
 }
 
-/// Who counts as one: an IPv4 address, or a /64 of IPv6, which one machine can have whole.
+/// The unit of the per-address limit: an IPv4 address, or an IPv6 /64, all of which one machine can use.
 fn neighbourhood(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
@@ -684,7 +690,7 @@ fn neighbourhood(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Connections that have not said who they are, oldest first.
+/// Unauthenticated connections, oldest first.
 #[derive(Default)]
 struct Strangers {
     next: u64,
@@ -709,7 +715,7 @@ impl Strangers {
     }
 }
 
-/// Given back when dropped.
+/// A slot of [`Strangers`]; released when dropped.
 struct Door {
     server: Arc<Server>,
     number: u64,
@@ -722,14 +728,13 @@ impl Drop for Door {
     }
 }
 
-/// What is sent to a node.
 enum Out {
     Reply(FromAuthority),
-    /// An error, and the end.
+    /// An error, after which the stream is closed.
     Last(Denial),
 }
 
-/// Whose stream it is.
+/// The node of a stream.
 #[derive(Clone, Copy)]
 struct Member<'a> {
     node: &'a Name,
@@ -738,38 +743,38 @@ struct Member<'a> {
 }
 
 /// The reading half of a node's stream.
-struct Talk<'a> {
+struct StreamReader<'a> {
     server: &'a Server,
     member: Member<'a>,
     seen: &'a Seen,
     replies: mpsc::Sender<Out>,
-    /// What the node wants to follow.
+    /// The service whose records the node follows.
     wanted: watch::Sender<Option<(u64, Name)>>,
-    /// What it offers.
+    /// The node's announcement.
     offered: watch::Sender<Records<Offer>>,
-    /// What it asks to be signed. While it is full, nothing more is read.
+    /// Certificate requests. While this is full, nothing more is read.
     asked: mpsc::Sender<(u64, Blob)>,
 }
 
-impl Talk<'_> {
-    /// Reads until the stream ends or must end. Returns why; if the node is to be told, the writing
-    /// half does that and ends the stream.
+impl StreamReader<'_> {
+    /// Reads until the stream ends or must end, and returns why. If the node must be told, the writing half does that and
+    /// closes the stream.
     async fn read(self, reader: &mut Reader<ReadHalf<Stream>>) -> String {
         loop {
             let message = match timeout(self.server.times.silence, reader.next()).await {
                 Ok(message) => message,
-                Err(_) => return format!("silent for {:?}", self.server.times.silence),
+                Err(_) => return format!("no message for {:?}", self.server.times.silence),
             };
             self.seen.at.store(now(), Ordering::Relaxed);
             let read = match message {
                 Ok(message) => self.answer(message).await,
-                Err(ControlError::Closed) => return "the node closed it".into(),
-                Err(ControlError::Io(e)) => return format!("it broke: {e}"),
+                Err(ControlError::Closed) => return "the node closed the connection".into(),
+                Err(ControlError::Io(e)) => return format!("the connection failed: {e}"),
                 Err(e) => Err(Denial::new(Code::BadMessage, e.to_string())),
             };
             if let Err(denial) = read {
                 if self.replies.send(Out::Last(denial)).await.is_err() {
-                    return "the node reads nothing".into();
+                    return "the node does not read".into();
                 }
                 return std::future::pending().await;
             }
@@ -782,7 +787,10 @@ impl Talk<'_> {
         let refused = |request, denial| self.server.refused(node, request, denial);
         let reply = match message {
             FromNode::Hello { .. } => {
-                return Err(Denial::new(Code::BadMessage, "\"hello\" comes once, at the start"));
+                return Err(Denial::new(
+                    Code::BadMessage,
+                    "\"hello\" is allowed only once, as the first message",
+                ));
             }
             FromNode::Announce { instances } => {
                 let weigh = |o: &Offer| weight(&o.service, o.addr.host().len(), &o.allow, &o.ports);
@@ -794,7 +802,7 @@ impl Talk<'_> {
             FromNode::Sign { request, csr } => {
                 if csr.0.len() > Csr::MAX_LEN {
                     let message = format!(
-                        "the certificate request has {} bytes, and {} is the limit",
+                        "the certificate request has {} bytes, but the limit is {}",
                         csr.0.len(),
                         Csr::MAX_LEN
                     );
@@ -835,17 +843,17 @@ impl Talk<'_> {
             FromNode::Ping => FromAuthority::Pong,
             FromNode::Pong => return Ok(()),
             FromNode::Unknown => {
-                let message = "this authority does not know that type of message";
+                let message = "this authority does not know this type of message";
                 FromAuthority::Error(Denial::new(Code::UnknownType, message))
             }
         };
-        // Full only if the node does not read, and then the writing half gives up in time.
+        // The queue is full only if the node does not read, and then the writing half times out.
         let _ = self.replies.send(Out::Reply(reply)).await;
         Ok(())
     }
 }
 
-/// In parts of [`PAGE`]. One record may exceed it.
+/// Splits records into parts of [`PAGE`] bytes. A single record may exceed it.
 fn pages(records: Vec<SharedRecord>) -> Vec<Vec<SharedRecord>> {
     let (mut pages, mut bytes) = (Vec::<Vec<_>>::new(), 0);
     for record in records {
@@ -883,11 +891,11 @@ async fn send_bytes<W: AsyncWrite + Unpin>(
         writer.write_all(bytes).await?;
         writer.flush().await
     };
-    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it reads nothing");
+    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "the client does not read");
     Ok(timeout(limit, write).await.map_err(|_| timed_out())??)
 }
 
-/// Tells why, if the other side can be told.
+/// Tells the client why, if possible.
 async fn refuse(stream: Stream, e: ControlError) -> Rejected {
     if let ControlError::TooLarge { .. } | ControlError::Malformed(_) = e {
         say_last(stream, &Denial::new(Code::BadMessage, e.to_string())).await;
@@ -895,14 +903,14 @@ async fn refuse(stream: Stream, e: ControlError) -> Rejected {
     e.into()
 }
 
-/// An error, and the end.
+/// Sends an error and closes the stream.
 async fn say_last(mut stream: Stream, denial: &Denial) {
     let _ = send(&mut stream, &FromAuthority::Error(denial.clone()), LINGER).await;
     linger(stream).await;
 }
 
-/// Ends a stream in order: close, then read what is still under way, for a bounded while. To drop it
-/// with bytes unread would make TCP reset it, and the last message might be lost.
+/// Closes a stream and then reads the remaining bytes for a limited time. Dropping it with unread bytes would cause a TCP
+/// reset, which could destroy the last message.
 async fn linger<S: tokio::io::AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let _ = timeout(LINGER, async {
         stream.shutdown().await?;

@@ -1,10 +1,9 @@
-//! What all nodes are told: the trust bundle, the registry and the revocations, built from the store
-//! and kept as one encoded message that every stream sends.
+//! The state that is pushed to all nodes: trust bundle, registry and revocations. It is built from the store and kept as
+//! one encoded message that every stream sends.
 //!
-//! The version is the store's revision of an entry that holds the content's digest, written whenever
-//! the content changes and before anybody is told. So a restart that finds the same content keeps the
-//! version, and nodes that reconnect have it already. Only a store that was restored from a backup counts
-//! a version twice, and then the digest tells the two apart.
+//! Its version is the revision of a store entry with the digest of the content. That entry is written whenever the
+//! content changes, before it is pushed. So the version survives a restart with the same content, and nodes that
+//! reconnect have it already. A version can occur twice only after a restore from a backup; then the digests differ.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -31,17 +30,17 @@ use super::registry::{
 use crate::control::{Blob, FromAuthority, Message, Offer, State, encode};
 
 const STATE: &str = "state";
-/// What the message has besides the state, in bytes, or more.
+/// Upper bound for the bytes of the message besides the state.
 const ENVELOPE: usize = 4096;
-/// The most revocations that are pushed: by series, and by ranges of indexes. With them there is still room for the rest.
+/// The most revocations that are pushed, by series and by ranges of indexes. They leave room for the rest of the state.
 const MAX_REVOKED: usize = 600_000;
 const MAX_REVOKED_RANGES: usize = 100_000;
-/// What pushing to all nodes may cost in bytes a second; a large mesh is told a little less often.
+/// Limit for pushing to all nodes, in bytes per second; in a large mesh pushes are less frequent.
 const PUSH_RATE: usize = 100 << 20;
-/// A revocation reaches everyone within 5 s: this is the authority's share of that.
+/// A revocation must reach every node within 5 s; this is the authority's share of that time.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// One version, ready to send.
+/// One encoded version of the state.
 pub(super) struct Snapshot {
     pub(super) version: u64,
     pub(super) digest: String,
@@ -53,20 +52,19 @@ struct Digest {
     digest: String,
 }
 
-/// Builds and publishes.
 pub(super) struct Publisher {
     store: Arc<dyn Store>,
-    /// The authority's own: whom its listener believes.
+    /// The authority's own view, which its listener uses to verify clients.
     mesh: Arc<Mesh>,
     latest: watch::Sender<Arc<Snapshot>>,
-    /// Since which version each root has been in the bundle, of those published by this process.
+    /// The first version with each root, among those published by this process.
     first_with: Mutex<HashMap<String, u64>>,
     debounce: Duration,
-    /// Why not all that the store has is pushed.
+    /// Why the pushed state is incomplete.
     trouble: Mutex<Option<String>>,
 }
 
-/// The store's entries under `mesh/`, followed.
+/// A current copy of the store's entries under `mesh/`.
 pub(super) struct View {
     entries: BTreeMap<Key, Vec<u8>>,
     at: Revision,
@@ -80,7 +78,7 @@ impl Publisher {
         Publisher { store, mesh, latest, first_with, debounce, trouble }
     }
 
-    /// Why not all that the store has is pushed, if that is so.
+    /// Why the pushed state is incomplete, if it is.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -89,28 +87,26 @@ impl Publisher {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if *trouble != why {
             if let Some(why) = &why {
-                tracing::error!("not all of the mesh's state is pushed to the nodes: {why}");
+                tracing::error!("the state pushed to the nodes is incomplete: {why}");
             }
             *trouble = why;
         }
     }
 
-    /// The newest snapshot, and those after it.
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.latest.subscribe()
     }
 
-    /// The newest version.
     pub(super) fn version(&self) -> u64 {
         self.latest.borrow().version
     }
 
-    /// The first version known to hold a root.
+    /// The first version known to contain a root.
     pub(super) fn first_with(&self, root: &str) -> Option<u64> {
         self.first_with.lock().unwrap_or_else(PoisonError::into_inner).get(root).copied()
     }
 
-    /// Reads the store and publishes what is there.
+    /// Reads the store and publishes the state.
     pub(super) async fn load(&self) -> Result<View, Error> {
         let (entries, at) = self.store.list(MESH).await?;
         let entries = entries.into_iter().map(|e| (e.key, e.value)).collect();
@@ -119,7 +115,7 @@ impl Publisher {
         Ok(view)
     }
 
-    /// Follows the store for good; ends when the store is closed.
+    /// Follows the store until it is closed.
     pub(super) async fn run(&self, mut view: View) {
         loop {
             match self.follow(&mut view).await {
@@ -167,7 +163,7 @@ impl Publisher {
         }
     }
 
-    /// How long changes are gathered before all are told.
+    /// How long changes are collected before they are pushed.
     fn delay(&self) -> Duration {
         let cost = self.latest.borrow().frame.len() * self.latest.receiver_count();
         let share = Duration::from_secs_f64(cost as f64 / PUSH_RATE as f64);
@@ -176,14 +172,14 @@ impl Publisher {
 
     async fn publish(&self, view: &View) -> Result<(), Error> {
         let Some((mut state, mut trouble)) = view.state() else {
-            self.set_trouble(Some("the store has no CA that can be read".into()));
+            self.set_trouble(Some("the store has no readable CA record".into()));
             return Ok(());
         };
-        // Its own door first: a removed node is out before the others hear of it.
+        // The authority's own listener first: it refuses a removed node before other nodes are told.
         let bundle = match state.trust_bundle(self.mesh.trust_domain()) {
             Ok(bundle) => bundle,
             Err(e) => {
-                let why = format!("the roots in the store are damaged, and nothing is pushed: {e}");
+                let why = format!("the roots in the store are damaged, so nothing is pushed: {e}");
                 self.set_trouble(Some(why));
                 return Ok(());
             }
@@ -200,7 +196,7 @@ impl Publisher {
         let frame = match encode(&FromAuthority::State(state)) {
             Ok(frame) => frame,
             Err(e) => {
-                let why = format!("it cannot be sent, and nodes keep what they have: {e}");
+                let why = format!("it cannot be sent, so nodes keep the old state: {e}");
                 self.set_trouble(Some(why));
                 return Ok(());
             }
@@ -216,7 +212,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// The version of this content: the one that it had, or a new one, on the disk before it is told.
+    /// The version of this content: the existing one, or a new one that is stored before it is pushed.
     async fn version_of(&self, state: &State) -> Result<(u64, String), Error> {
         let content = serde_json::to_vec(state).expect("the state is plain data");
         let digest = Digest { digest: hex(&fingerprint(&CertificateDer::from(content))) };
@@ -248,7 +244,7 @@ impl View {
         from.filter_map(move |(k, v)| Some((k.as_str().strip_prefix(folder)?, v)))
     }
 
-    /// The state without its version, and what of the store is not in it. `None` before there is a CA.
+    /// The state without its version, and what was left out of it. `None` before there is a CA.
     fn state(&self) -> Option<(State, Option<String>)> {
         let record = self.entries.iter().find(|(k, _)| ca::is_record(k))?;
         let roots = ca::roots_in(record.1)?;
@@ -275,7 +271,7 @@ impl View {
             }
         }
         let mut registry = Registry { services, nodes: nodes.into_keys().collect() };
-        // What an older authority took from nodes is checked, too.
+        // An older release of the authority may have accepted invalid records.
         let unused = registry.tidy();
         let unused = (!unused.is_empty()).then(|| unused.join("; "));
         let (revoked, old) = self.newest(REVOKED, MAX_REVOKED);
@@ -284,7 +280,7 @@ impl View {
         let revoked_indexes = revoked_indexes.filter_map(indexes_in).collect();
         let left_out = (old + old_ranges > 0).then(|| {
             format!(
-                "there are more revocations than nodes can read, and the oldest {} are no longer among them: rotate the root",
+                "there are more revocations than nodes can store, so the oldest {} are no longer pushed. Rotate the root.",
                 old + old_ranges
             )
         });
@@ -301,7 +297,7 @@ impl View {
         Some((state, left_out.or(unused)))
     }
 
-    /// The newest revocations in a folder, by the end of their keys, in the order of their keys; and how many are older.
+    /// The names of the newest revocations in a folder, sorted; and how many older ones are left out.
     fn newest<'a>(
         &'a self,
         folder: &'a str,
@@ -320,15 +316,15 @@ impl View {
     }
 }
 
-/// Leaves records of services out, until the rest fits into `room` bytes: so that roots and revocations always arrive.
-/// Nodes that announce much lose records, those that announce little lose none. Returns what was left out.
+/// Leaves out records of services until the rest fits into `room` bytes, so that roots and revocations are always pushed.
+/// Only the nodes that announce the most lose records. Returns what was left out.
 fn fit(state: &mut State, room: usize) -> Option<String> {
     if bytes(state) <= room {
         return None;
     }
     let mut services = std::mem::take(&mut state.registry.services);
     if bytes(state) > room {
-        // Names alone; that there are nodes at all is told.
+        // The names of nodes alone are too large. Keep one, because an empty list would mean that the mesh is unknown.
         let first = state.registry.nodes.pop_first();
         state.registry.nodes = first.into_iter().collect();
     }
@@ -356,7 +352,7 @@ fn fit(state: &mut State, room: usize) -> Option<String> {
     services.retain(|_, instances| !instances.is_empty());
     state.registry.services = services;
     Some(format!(
-        "the registry is larger than what nodes can read, and the records of {count} nodes that announce the most are cut short ({some}): remove nodes that are gone, or shorten the lists ports and allow of their services"
+        "the registry is too large, so records of the {count} nodes that announce the most are left out ({some}). Remove nodes that no longer exist, or shorten the lists ports and allow of their services."
     ))
 }
 
@@ -369,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_that_is_too_large_keeps_revocations_and_the_records_of_those_who_announce_little() {
+    fn a_state_that_is_too_large_keeps_revocations_and_records_of_small_nodes() {
         let instance = |node: &str, n: u32| Instance {
             node: node.parse().unwrap(),
             addr: format!("10.0.{}.{}:7432", n / 250, n % 250).parse().unwrap(),

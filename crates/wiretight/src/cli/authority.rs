@@ -9,12 +9,12 @@ use wiretight_proxy::mesh::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{RotateRequest, RotateStep};
+use crate::admin::api::{RotateRequest, RotateStep};
 use crate::authority::{backup, log_signer};
 use crate::config::Config;
 use crate::private_dir::PrivateDir;
 
-/// The authority's own keys (on the authority)
+/// Manage the authority's keys and backups (run on the authority)
 #[derive(Subcommand)]
 pub(super) enum Authority {
     Status(Status),
@@ -24,18 +24,18 @@ pub(super) enum Authority {
     Restore(Restore),
 }
 
-/// Write a backup of the authority to one file, while it runs or not
+/// Write a backup of the authority to one file; works while it runs or is stopped
 ///
-/// The file has the keys of the CA, the registry and the whole log, as they were at one moment. It contains the root's
-/// key: keep it where you would keep that. Certificates of sites that the authority's store holds are in it too, with
-/// the key that opens them. Make a new backup often: what was issued after it has to come from a newer copy of the log
-/// (see `restore`).
+/// The file contains a consistent snapshot of the CA keys, the registry and the whole log. It includes the root key, so
+/// protect it as you would protect that key. It also includes the site certificates in the authority's store, with
+/// the key that decrypts them. Back up often: to restore what was issued after the backup, you need a newer copy of the
+/// log (see `restore`).
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  wiretight authority backup /mnt/safe/authority-$(date +%F).tar"
 )]
 pub(super) struct Backup {
-    /// The file to write, which must not exist
+    /// The file to write; it must not exist yet
     file: PathBuf,
     #[command(flatten)]
     at: Where,
@@ -43,20 +43,20 @@ pub(super) struct Backup {
     out: Output,
 }
 
-/// Restore an authority from a backup, on a machine where no node runs with this configuration
+/// Restore an authority from a backup (no node may be running with this configuration)
 ///
-/// All of the backup is verified before anything is put in place. With [witnesses], the authority may not start from a
-/// log that is older than what the witnesses have seen: give a newer copy of the log with --log (the old machine's
-/// STATE_DIR/authority/log, or a mirror; a log in a bucket is found by itself). What was revoked since is then revoked
-/// again. Nodes that joined after the backup need new tokens, and grants made after it have to be made again.
+/// The whole backup is verified before anything is written. With [witnesses], the authority cannot start from a log
+/// older than what the witnesses have cosigned: give a newer copy of the log with --log (the old machine's
+/// STATE_DIR/authority/log, or a mirror; a log in a bucket is found automatically). Revocations in the newer copy are
+/// applied again. Nodes that joined after the backup need new tokens, and later grants must be repeated.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight authority restore /mnt/safe/authority-2026-12-01.tar
   wiretight authority restore authority.tar --log /mnt/old/var/lib/wiretight/authority/log
-  wiretight run                                    goes on, or says why it must not")]
+  wiretight run                                    starts the authority, or says why it cannot")]
 pub(super) struct Restore {
-    /// A file that `wiretight authority backup` has written
+    /// A file written by `wiretight authority backup`
     file: PathBuf,
     /// A directory with a newer copy of the log
     #[arg(long, value_name = "DIR")]
@@ -67,10 +67,10 @@ pub(super) struct Restore {
     out: Output,
 }
 
-/// Print the public key of the log, which is made if there is none
+/// Print the public key of the log; creates the key if there is none
 ///
-/// It is what the line `log` of a policy holds, and what witnesses and monitors are told. It may be asked for before
-/// the authority's first start, so that nothing is ever issued which is not witnessed.
+/// Put it in the `log` line of the policy, and give it to witnesses and monitors. Run this before the authority's first
+/// start if every certificate, from the first one on, shall be witnessed.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  wiretight authority log-key --config /etc/wiretight/wiretight.toml"
@@ -82,7 +82,7 @@ pub(super) struct LogKey {
     out: Output,
 }
 
-/// Show the roots and the intermediate, and which nodes have not caught up
+/// Show the roots, the intermediate, and the nodes that are not up to date
 #[derive(Args)]
 #[command(after_help = "Example:\n  wiretight authority status --json")]
 pub(super) struct Status {
@@ -92,24 +92,24 @@ pub(super) struct Status {
     out: Output,
 }
 
-/// Replace keys, with nothing dropped
+/// Replace CA keys without dropping connections
 ///
-/// `intermediate` is one step, and happens by itself at half of its life. A root takes three:
-/// `prepare-root` puts a new one into every trust bundle; `activate-root` issues from it, once all
-/// connected nodes have it; `retire-root` takes the old one out, once nothing issued under it is left.
+/// `intermediate` is one step; it also happens automatically at half of the intermediate's lifetime. A root takes
+/// three steps: `prepare-root` adds a new root to every trust bundle. `activate-root` issues from it; all connected
+/// nodes must have it. `retire-root` removes the old root; nothing issued under it may still be valid.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight authority rotate intermediate
   wiretight authority rotate prepare-root
-  wiretight authority status                       until no node is behind
+  wiretight authority status                       repeat until no node is behind
   wiretight authority rotate activate-root
   wiretight authority rotate retire-root           after the lifetime of an SVID
-  wiretight authority rotate retire-root --force   its key is stolen: whoever hangs from it is cut off")]
+  wiretight authority rotate retire-root --force   the old key was stolen: cut off nodes that still need it")]
 pub(super) struct Rotate {
     /// The step
     step: RotateStep,
-    /// Even if a node would be left behind
+    /// Do it even if a node would be cut off
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -156,7 +156,7 @@ impl Backup {
         let made = super::block_on(made)?;
         self.out.print(&made, |made| {
             format!(
-                "{}: the authority of {}, with the {} entries of its log. It contains the root's key: keep it safe.\n",
+                "{}: backup of the authority of {}, with {} log entries. It contains the root key: keep it safe.\n",
                 self.file.display(),
                 made.trust_domain,
                 made.entries
@@ -170,7 +170,7 @@ impl Restore {
     fn run(self) -> anyhow::Result<ExitCode> {
         let config = authority_config(&self.at)?;
         let state = PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::process::lock(state.path())?;
+        let _lock = crate::node::process::lock(state.path())?;
         let restore = backup::Restore {
             state: &state,
             trust_domain: &config.node.trust_domain,
@@ -180,29 +180,28 @@ impl Restore {
         let restored = super::block_on(restore.run(&self.file))?;
         self.out.print(&restored, |restored| {
             let mut text = format!(
-                "restored the authority of {} as it was {} ({} entries in its log)\n",
+                "Restored the authority of {} from a backup made {} ({} log entries).\n",
                 restored.head.trust_domain,
                 term::ago(restored.head.made),
                 restored.head.entries
             );
             if restored.newer_entries > 0 {
                 text += &format!(
-                    "{} newer entries come from the copy of the log; {} revocations in them are in force again\n",
+                    "Added {} newer entries from the copy of the log; applied the {} revocations in them.\n",
                     restored.newer_entries, restored.revoked_again
                 );
             }
-            text + "Start it with `wiretight run`. Nodes that joined since need new tokens, and grants made since have to be made again.\n"
+            text + "Start it with `wiretight run`. Nodes that joined after the backup need new tokens, and later grants must be repeated.\n"
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// The configuration, of a machine with an authority.
 fn authority_config(at: &Where) -> anyhow::Result<Config> {
     let config = at.load()?;
     anyhow::ensure!(
         config.authority.is_some(),
-        "{} has no [authority]: run this on the authority's machine",
+        "{} has no [authority] section. Run this on the authority's machine.",
         config.path.display()
     );
     Ok(config)
@@ -210,10 +209,10 @@ fn authority_config(at: &Where) -> anyhow::Result<Config> {
 
 fn render(status: &Value) -> String {
     let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
-    // Enough of a fingerprint to tell them apart; --json has the whole.
+    // Enough of a fingerprint to tell keys apart; --json has all of it.
     let short = |v: &Value| text(v).chars().take(16).collect::<String>();
     let left = |v: &Value| term::span(v.as_u64().unwrap_or(0).saturating_sub(now()));
-    let mut table = Table::new(&["KEY", "FINGERPRINT", "STANDING", "EXPIRES IN", "RENEWED IN"]);
+    let mut table = Table::new(&["KEY", "FINGERPRINT", "STATE", "EXPIRES IN", "RENEWED IN"]);
     for root in status["roots"].as_array().into_iter().flatten() {
         let (print, standing) = (short(&root["fingerprint"]), text(&root["standing"]));
         table.row(["root".into(), print, standing, left(&root["not_after"]), "-".into()]);
@@ -224,8 +223,8 @@ fn render(status: &Value) -> String {
     table.row(["intermediate".into(), short(&signer["fingerprint"]), under, expires, renews]);
     let behind: Vec<_> = status["behind"].as_array().into_iter().flatten().map(text).collect();
     let behind = match behind.is_empty() {
-        true => "all connected nodes have it".to_owned(),
-        false => format!("not yet in force at: {}", behind.join(", ")),
+        true => "all connected nodes are up to date".to_owned(),
+        false => format!("nodes still behind: {}", behind.join(", ")),
     };
     format!(
         "{}\n\n{table}\nstate version {}: {behind}\n{}log key:   {}\n",

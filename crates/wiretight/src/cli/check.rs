@@ -13,7 +13,7 @@ use crate::named_files;
 
 const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
 
-/// Check a configuration file, and the files that it names, without running it
+/// Check a configuration file and the files it refers to, without running it
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -22,14 +22,14 @@ Examples:
   wiretight check --example > wiretight.toml         every setting, with its default
   wiretight check --no-files web1.toml               a file for another machine
 
-Exit status: 0 if the file is good (warnings may be printed), 2 if not.")]
+Exit status: 0 if the file is valid (it may print warnings), 2 if not.")]
 pub(super) struct Check {
-    /// The file; otherwise --config
+    /// The file to check [default: --config]
     file: Option<PathBuf>,
-    /// Print a commented file with every setting and its default, and check nothing
+    /// Print a commented file with every setting and its default; check nothing
     #[arg(long, exclusive = true)]
     example: bool,
-    /// Do not look at the certificates, keys and policies that the file names
+    /// Do not check the certificates, keys and policies that the file refers to
     #[arg(long)]
     no_files: bool,
     #[command(flatten)]
@@ -78,7 +78,7 @@ impl Check {
         self.out.print(&summary, |summary| {
             let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
-                "{} is good: node {} of {}{}, {}\n",
+                "{} is valid: node {} of {}{}, {}\n",
                 path.display(),
                 config.node.name,
                 config.node.trust_domain,
@@ -91,7 +91,6 @@ impl Check {
     }
 }
 
-/// An error in a file, for programs.
 pub(super) fn error_json(e: &ConfigError) -> serde_json::Value {
     json!({
         "file": e.file, "line": e.line, "key": e.key, "problem": e.problem, "advice": e.advice,

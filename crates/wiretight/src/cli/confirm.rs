@@ -1,14 +1,13 @@
-//! Asking before something that cuts others, or removes a protection.
+//! Confirmation before a verb closes connections of others or removes a protection.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 
 use anyhow::bail;
 use clap::Args;
 
-/// The longest answer that is read, in bytes.
+/// In bytes.
 const MAX_ANSWER: u64 = 64;
 
-/// `--yes`, for verbs that ask.
 #[derive(Args, Clone, Copy)]
 pub(super) struct Confirm {
     /// Do not ask for confirmation
@@ -17,15 +16,15 @@ pub(super) struct Confirm {
 }
 
 impl Confirm {
-    /// Returns if the operator agrees. `effect` is what will happen, in whole sentences; `question` can be answered by
-    /// yes or no. Both go to standard error, so that standard output stays the verb's answer.
+    /// Fails unless the operator agrees. `effect` says in full sentences what will happen; `question` is a yes/no
+    /// question. Both go to standard error, because standard output is for the result of the verb.
     pub(super) fn ask(self, effect: &str, question: &str) -> anyhow::Result<()> {
         if self.yes {
             return Ok(());
         }
         let input = std::io::stdin();
         if !input.is_terminal() {
-            bail!("nothing was changed. {effect} Not a terminal, so confirm with --yes");
+            bail!("nothing was changed. {effect} Not a terminal, so confirm with --yes.");
         }
         eprint!("{effect}\n{question} [y/N] ");
         std::io::stderr().flush()?;

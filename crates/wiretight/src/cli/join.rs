@@ -11,17 +11,16 @@ use wiretight_keys::JoinToken;
 use super::{Output, Where};
 use crate::agent::{self, AgentTimes};
 
-/// Join the mesh with a token, once; `wiretight run` then needs none
+/// Join the mesh with a token; needed once, before the first `wiretight run`
 ///
-/// The token is read from standard input unless it is given; on a command line, others on this machine
-/// could see it. (`join_token_file` in the configuration does the same for machines that are set up
-/// without hands.)
+/// The token is read from standard input by default, because other users of this machine can see command lines. For
+/// unattended setup, use `join_token_file` in the configuration instead.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  ssh auth wiretight token create --node db1 --service db | wiretight join"
 )]
 pub(super) struct Join {
-    /// The token; `-` or nothing reads standard input
+    /// The token; `-` reads standard input
     #[arg(default_value = "-")]
     token: String,
     #[command(flatten)]
@@ -38,7 +37,7 @@ impl Join {
             token.clear();
             let limit = wiretight_keys::token::MAX_LEN as u64 + 64;
             let mut input = std::io::stdin().lock().take(limit);
-            // A person ends a line, a file or pipe ends.
+            // On a terminal the token ends with the line; from a file or pipe, at end of file.
             let read = match std::io::stdin().is_terminal() {
                 true => {
                     eprint!("join token (from `wiretight token create`): ");
@@ -46,12 +45,12 @@ impl Join {
                 }
                 false => input.read_to_string(&mut token),
             };
-            read.context("reading the token")?;
+            read.context("cannot read the token")?;
         }
         let token = JoinToken::decode(&token)?;
         crate::private_dir::PrivateDir::open(&config.node.state_dir)?;
-        let _lock = crate::process::lock(&config.node.state_dir).context(
-            "cannot join beside a running node: stop it first, or put the token into its `join_token_file`",
+        let _lock = crate::node::process::lock(&config.node.state_dir).context(
+            "cannot join while the node is running. Stop it first, or put the token into its `join_token_file`.",
         )?;
         agent::token_fits(&token, &config.node.trust_domain, &config.node.name)
             .map_err(anyhow::Error::msg)?;
@@ -73,7 +72,7 @@ impl Join {
         });
         self.out.print(&joined, |_| {
             format!(
-                "{} has joined {}; now: wiretight run --config {}\n",
+                "{} has joined {}. Next: wiretight run --config {}\n",
                 config.node.name,
                 config.node.trust_domain,
                 config.path.display()

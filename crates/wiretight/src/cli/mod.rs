@@ -1,5 +1,5 @@
-//! The command line: one file a verb. What prints takes `--json`; what goes wrong says what happened,
-//! the likely cause and the next step.
+//! The command line: one file per verb. Verbs that print take `--json`. Errors say what happened, the likely cause and
+//! the next step.
 
 mod authority;
 mod check;
@@ -32,12 +32,12 @@ use serde::Serialize;
 
 use crate::admin::client::AdminError;
 use crate::config::{Config, ConfigErrors};
-use crate::daemon::chain;
+use crate::logging::chain;
 
-/// Encryption in transit that is total, and provable to outsiders.
+/// Encrypts all traffic between your machines, and lets outsiders verify it.
 ///
-/// One binary and one short file on each machine: what crosses the network between your programs
-/// becomes mutually authenticated TLS 1.3 with post-quantum key exchange. The programs do not change.
+/// Each machine runs this one binary with one short configuration file. Traffic between your programs then crosses the
+/// network as mutually authenticated TLS 1.3 with post-quantum key exchange. The programs do not change.
 #[derive(Parser)]
 #[command(
     name = "wiretight",
@@ -45,14 +45,14 @@ use crate::daemon::chain;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  wiretight demo                                     see it work, with nothing set up
-  wiretight check wiretight.toml                     is this file right?
+  wiretight demo                                     try it, without any setup
+  wiretight check wiretight.toml                     check a configuration file
   wiretight run --config wiretight.toml              run this node
-  wiretight token create --node db1 --service db     let a new node join
-  wiretight status                                   what is encrypted, between whom, with what
-  wiretight scan example.com                         what an endpoint offers, and what that is worth
+  wiretight token create --node db1 --service db     create a token for a new node to join with
+  wiretight status                                   show what is encrypted, between which peers, and how
+  wiretight scan example.com                         assess the TLS of a server
 
-Exit status: 0 success, 1 failure, 2 bad usage or configuration, 3 no node is running here."
+Exit status: 0 success, 1 failure, 2 wrong usage or invalid configuration, 3 no node is running here."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -94,7 +94,6 @@ enum Verb {
     RulesKeeper(rules::RulesKeeper),
 }
 
-/// Which node is meant.
 #[derive(Args, Clone)]
 struct Where {
     /// The node's configuration file
@@ -117,7 +116,6 @@ impl Where {
     }
 }
 
-/// How an answer is printed.
 #[derive(Args, Clone, Copy)]
 struct Output {
     /// Print JSON
@@ -126,7 +124,7 @@ struct Output {
 }
 
 impl Output {
-    /// JSON if asked for, otherwise what `human` makes.
+    /// Prints JSON if asked for, otherwise the text from `human`.
     fn print<T: Serialize>(
         self,
         value: &T,
@@ -139,7 +137,7 @@ impl Output {
     }
 }
 
-/// Writes to standard output. A reader that has gone away has seen enough.
+/// Writes to standard output. A closed pipe is not an error: the reader (`head`, for example) has seen enough.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
@@ -149,7 +147,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// `1 service, 0 dials, 2 sites`: how many a configuration has, of numbers or lists.
+/// `1 service, 0 dials, 2 sites`, from a JSON object with numbers or lists.
 fn counted(of: &serde_json::Value) -> String {
     let count = |key: &str| {
         let of = &of[key];
@@ -160,9 +158,9 @@ fn counted(of: &serde_json::Value) -> String {
     ["services", "dials", "sites"].map(count).join(", ")
 }
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs the verb.
 pub fn main() -> ExitCode {
-    // A process that was started by way of /proc/self/exe would be `exe` in ps, top and the kernel's log.
+    // A process started through /proc/self/exe would appear as `exe` in ps, top and the kernel log.
     let _ = rustix::thread::set_name(c"wiretight");
     crate::privilege::no_core_dumps();
     let cli = Cli::parse();
@@ -210,7 +208,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What went wrong, for programs: on a line of standard error.
+/// An error as one line of JSON, for standard error.
 fn as_json(error: &anyhow::Error, config: Option<&ConfigErrors>) -> serde_json::Value {
     match config {
         Some(errors) => serde_json::json!({
@@ -221,7 +219,7 @@ fn as_json(error: &anyhow::Error, config: Option<&ConfigErrors>) -> serde_json::
     }
 }
 
-/// Runs one request of the command line. If it takes longer than a second, a person is told so.
+/// Runs one request. On a terminal, says so if it takes longer than a second.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     use std::io::IsTerminal;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -231,19 +229,19 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
             return done;
         }
         if std::io::stderr().is_terminal() {
-            eprintln!("waiting for the answer ...");
+            eprintln!("waiting for the response ...");
         }
         future.await
     })
 }
 
-/// A GET from the node.
+/// Sends a GET to the node's admin socket.
 fn get<T: serde::de::DeserializeOwned>(state_dir: &Path, path: &str) -> anyhow::Result<T> {
     let request = crate::admin::client::request(state_dir, hyper::Method::GET, path, None::<&()>);
     block_on(async { Ok(request.await?) })
 }
 
-/// A POST to the node.
+/// Sends a POST to the node's admin socket.
 fn post<T: serde::de::DeserializeOwned>(
     state_dir: &Path,
     path: &str,

@@ -1,7 +1,8 @@
-//! `wiretight mode`: tries a mode of the kernel's rules, and keeps it by writing the configuration file.
+//! `wiretight mode`: tries an interception mode, and saves it in the configuration file.
 //!
-//! The node can try a mode, and may not write its own configuration; who runs this can write, and needs not be able to
-//! change the kernel's rules. So each does its part, and whatever fails, the file and the mode are as before.
+//! The node can try a mode but may not write its configuration. The operator who runs this command can write the file
+//! but need not have permission to change the kernel's rules. So each does its part. If any step fails, the file and
+//! the mode are left as they were.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -17,35 +18,35 @@ use wiretight_proxy::intercept::rules;
 
 use super::term;
 use super::{Output, Where, plaintext};
+use crate::admin::api::{ModeRequest, ModeStatus};
 use crate::config::ModeEdit;
 use crate::intercept::WouldFail;
-use crate::intercept::mode::{ModeRequest, ModeStatus};
 
-/// Show the mode of interception, try another, keep it or take it back
+/// Show or change the interception mode: try one, confirm it, or undo it
 ///
-/// A stricter mode is tried first: unless it is confirmed in time, the old one comes back by itself, also if this
-/// terminal, the node or its connection to anything is gone. Until then the configuration file and the next
-/// boot have the old one. A laxer mode is kept at once.
+/// A stricter mode starts as a trial. Unless you confirm it in time, the old mode returns automatically, even if this
+/// terminal, the node or the network is gone. Until then the configuration file keeps the old mode, and so does the
+/// next boot. A less strict mode takes effect and is saved at once.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  wiretight mode                                     what is in force, and what the file says
-  wiretight mode strict --dry-run                    what would it stop, of what was seen in a day?
+  wiretight mode                                     show the current and the configured mode
+  wiretight mode strict --dry-run                    what would strict mode stop, of the last day's traffic?
   wiretight mode strict                              try it for a minute; asks on a terminal
-  wiretight mode confirm                             keep what is tried: writes it into the file
-  wiretight mode undo                                take it back now
+  wiretight mode confirm                             keep the mode on trial: save it in the file
+  wiretight mode undo                                end the trial now
 
-Exit status: 0 done, 1 not done (or, with --dry-run, something would be stopped or refused), 3 no node is running.")]
+Exit status: 0 success, 1 failure (or, with --dry-run, something would be stopped or refused), 3 no node is running.")]
 pub(super) struct Mode {
-    /// The mode, or what to do with the one that is tried
+    /// The mode, or what to do with the mode on trial
     what: Option<What>,
-    /// Change nothing: say what the mode would stop, and which connections a peer would refuse
+    /// Change nothing; show what the mode would stop, and which connections a peer would refuse
     #[arg(long, requires = "what")]
     dry_run: bool,
     /// How far back --dry-run looks, at most 24h
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = term::duration, requires = "dry_run")]
     last: Duration,
-    /// How long it is tried, at most 1h
+    /// How long the trial lasts, at most 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = term::duration)]
     within: Duration,
     #[command(flatten)]
@@ -56,15 +57,15 @@ pub(super) struct Mode {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Nothing but counting
+    /// Only count plaintext
     Observe,
-    /// What can be encrypted is, the rest is counted
+    /// Encrypt what can be encrypted; count the rest
     Permissive,
-    /// What can be encrypted is, the rest is stopped
+    /// Encrypt what can be encrypted; drop the rest
     Strict,
-    /// Keep the mode that is tried
+    /// Keep the mode on trial
     Confirm,
-    /// Take the mode that is tried back
+    /// End the trial and return to the old mode
     Undo,
 }
 
@@ -75,7 +76,9 @@ impl Mode {
             Some(What::Observe) => rules::Mode::Observe,
             Some(What::Permissive) => rules::Mode::Permissive,
             Some(What::Strict) => rules::Mode::Strict,
-            Some(_) if self.dry_run => bail!("--dry-run goes with observe, permissive or strict"),
+            Some(_) if self.dry_run => {
+                bail!("--dry-run needs a mode: observe, permissive or strict")
+            }
             Some(What::Confirm) => return self.confirm(),
             Some(What::Undo) => return self.undo(),
         };
@@ -90,10 +93,10 @@ impl Mode {
             if let Some(trial) = status.trial {
                 let (left, old) = (term::span(trial.left_seconds), trial.instead_of.word());
                 out += &format!(
-                    "on trial    {left} left, then {old}; `wiretight mode confirm` keeps it, `wiretight mode undo` ends it\n"
+                    "on trial    {left} left, then {old}. Keep it with `wiretight mode confirm`, or end it with `wiretight mode undo`\n"
                 );
             }
-            for (what, why) in [("not so     ", &status.error), ("the file   ", &status.pending)] {
+            for (what, why) in [("problem    ", &status.error), ("file       ", &status.pending)] {
                 let why = why.as_ref().map(|why| format!("{what} {}\n", term::bad(why)));
                 out += &why.unwrap_or_default();
             }
@@ -109,12 +112,12 @@ impl Mode {
         let stops =
             |flow: &&Flow| mode == rules::Mode::Strict && term::since(flow.last_seen) <= last;
         let stopped: Vec<Flow> = of.strict.would_stop.iter().filter(stops).cloned().collect();
-        // Strict and permissive take the same connections to the relay.
+        // Strict and permissive redirect the same connections to the relay.
         let fails = |f: &&WouldFail| {
             mode != rules::Mode::Observe && f.last_seen.is_none_or(|at| term::since(at) <= last)
         };
         let failing: Vec<WouldFail> = of.strict.would_fail.iter().filter(fails).cloned().collect();
-        // Flows of before are known as well, but not all of them need be.
+        // Older flows are known too, but maybe not all of them.
         let known = term::since(of.counted_since).min(last);
         let answer = json!({
             "mode": mode,
@@ -128,25 +131,25 @@ impl Mode {
             let word = mode.word();
             let mut out = match stopped.len() {
                 0 => format!(
-                    "{word} would stop nothing of what was seen in the last {}\n",
+                    "{word} would stop no traffic seen in the last {}\n",
                     term::span(last)
                 ),
                 n => format!(
-                    "{word} would stop {n} of what was seen in the last {}:\n{}",
+                    "{word} would stop {n} flows seen in the last {}:\n{}",
                     term::span(last),
                     plaintext::broken(&stopped)
                 ),
             };
             if !failing.is_empty() {
                 out += &format!(
-                    "{word} would take these connections to the relay, and they would fail:\n{}",
+                    "{word} would redirect these connections to the relay, where they would fail:\n{}",
                     plaintext::would_fail(&failing)
                 );
             }
             if known < last {
                 let known = term::span(known);
                 out += &format!(
-                    "(all that there was is known of the last {known} only: look again later)\n"
+                    "(counting is complete only for the last {known}: check again later)\n"
                 );
             }
             term::fitted(&out)
@@ -162,13 +165,13 @@ impl Mode {
         }
         must_be_taken_up(&now)?;
         let Some(in_force) = now.in_force else {
-            let why = now.error.unwrap_or_else(|| "the node has just started?".into());
-            bail!("no rules are in force, so there is none to change: {why}");
+            let why = now.error.unwrap_or_else(|| "the node may have just started".into());
+            bail!("no rules are in force, so the mode cannot be changed: {why}");
         };
         if (in_force, now.configured) == (mode, mode) {
-            return self.tell(&now, &format!("{} is in force already", mode.word()));
+            return self.tell(&now, &format!("{} mode is already on", mode.word()));
         }
-        // Before anything is tried: a file that cannot be changed is known now, not when the time runs.
+        // A file that cannot be changed must be detected before the trial starts.
         let edit = ModeEdit::prepare(&self.at.config, now.configured, mode)?;
         if mode < now.configured {
             let now = self.keep(mode, &edit)?;
@@ -180,8 +183,8 @@ impl Mode {
         let word = mode.word();
         if self.out.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return self.tell(&now, &format!(
-                "{word} is in force for {seconds} s, then {} again. To keep it: `wiretight mode confirm`; to end it: \
-                 `wiretight mode undo`",
+                "{word} mode is on trial for {seconds} s, then {} returns. Keep it with `wiretight mode confirm`, or end \
+                 it with `wiretight mode undo`",
                 old(&now),
             ));
         }
@@ -192,7 +195,7 @@ impl Mode {
             }
             Answer::Undo => self.undo(),
             Answer::Late => bail!(
-                "{word} was not confirmed in {seconds} s, and is taken back: `wiretight mode` shows what is in force"
+                "{word} mode was not confirmed within {seconds} s, so the old mode returns. `wiretight mode` shows the current mode."
             ),
         }
     }
@@ -210,7 +213,7 @@ impl Mode {
 
     fn undo(&self) -> anyhow::Result<ExitCode> {
         let now = self.post(ModeRequest::Undo)?;
-        self.tell(&now, &format!("{} is in force again", old(&now)))
+        self.tell(&now, &format!("{} mode is on again", old(&now)))
     }
 
     fn hold_and_keep(&self, mode: rules::Mode, edit: &ModeEdit) -> anyhow::Result<ModeStatus> {
@@ -218,7 +221,7 @@ impl Mode {
         self.keep(mode, edit)
     }
 
-    /// Writes the file and has it taken up. If that fails, both are as before.
+    /// Writes the file and has the node apply it. If that fails, file and mode are left as they were.
     fn keep(&self, mode: rules::Mode, edit: &ModeEdit) -> anyhow::Result<ModeStatus> {
         edit.write()?;
         let why = match self.post(ModeRequest::TakeUp) {
@@ -226,7 +229,7 @@ impl Mode {
                 return Ok(now);
             }
             Ok(now) if now.configured != mode => {
-                anyhow::anyhow!("the node reads another file, {}", now.file.display())
+                anyhow::anyhow!("the node uses another configuration file, {}", now.file.display())
             }
             Ok(now) => {
                 anyhow::anyhow!(now.error.unwrap_or_else(|| "the rules are not in force".into()))
@@ -234,12 +237,12 @@ impl Mode {
             Err(error) => error,
         };
         edit.take_back()?;
-        // Where the node has taken it up, and not where it is gone.
+        // In case the node has applied the file. If the node is gone, there is nothing to undo.
         let _ = self.post(ModeRequest::TakeUp);
         Err(why).with_context(|| {
             let (file, mode) = (self.at.config.display(), mode.word());
             format!(
-                "{mode} could not be kept: {file} is as it was before, and a trial ends by itself"
+                "cannot keep {mode} mode: {file} is unchanged, and a running trial ends by itself"
             )
         })
     }
@@ -261,7 +264,7 @@ impl Mode {
     }
 }
 
-/// What comes back after a trial, or is back.
+/// The mode that returns after a trial, or has returned.
 fn old(now: &ModeStatus) -> &'static str {
     now.trial.map_or(now.configured, |trial| trial.instead_of).word()
 }
@@ -270,12 +273,12 @@ fn kept(mode: rules::Mode, file: &Path) -> String {
     format!("{} mode is on, and saved in {}", mode.word(), file.display())
 }
 
-/// A change of the mode shall not take other changes along.
+/// Otherwise a change of the mode would also apply the other changes in the file.
 fn must_be_taken_up(now: &ModeStatus) -> anyhow::Result<()> {
     match &now.pending {
         None => Ok(()),
         Some(why) => bail!(
-            "{}: {why}. Have it in order and `wiretight reload` first, then change the mode; nothing was changed",
+            "{}: {why}. Nothing was changed. Correct the file and run `wiretight reload`, then change the mode.",
             now.file.display()
         ),
     }
@@ -287,7 +290,7 @@ enum Answer {
     Late,
 }
 
-/// Asks whether to keep it, with the seconds that are left.
+/// Asks whether to keep the mode, with a countdown.
 fn ask(word: &str, end: Instant) -> anyhow::Result<Answer> {
     let input = std::io::stdin();
     loop {
@@ -296,7 +299,7 @@ fn ask(word: &str, end: Instant) -> anyhow::Result<Answer> {
             eprintln!();
             return Ok(Answer::Late);
         }
-        eprint!("\r{word} is in force, for {:>4} s. Keep it? [y/N] ", left.as_secs());
+        eprint!("\r{word} mode is on trial, {:>4} s left. Keep it? [y/N] ", left.as_secs());
         std::io::stderr().flush()?;
         let mut fds = [PollFd::new(&input, PollFlags::IN)];
         let second = left.min(Duration::from_secs(1));

@@ -15,7 +15,6 @@ use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
 
 use super::{Output, term};
-use crate::log::http::{Client, Credentials, Url};
 use crate::log::monitor::alarm::Alarm;
 use crate::log::monitor::expect::Watch;
 use crate::log::monitor::name::Name;
@@ -25,15 +24,16 @@ use crate::log::monitor::watch::{Monitor as Watcher, Outcome, Pace};
 use crate::log::monitor::{Source, Watched};
 use crate::log::reader::Reader;
 use crate::private_dir::PrivateDir;
+use crate::web::client::{Client, Credentials, Url};
 
-/// Exit status: what the log has signed could not be read, or no monitor runs.
+/// Exit status: a log could not be read to its signed size, or no monitor is running.
 const BLIND: u8 = 3;
 
-/// Follow transparency logs: report certificates that nobody expects, and logs that misbehave
+/// Follow transparency logs: report unexpected certificates and logs that misbehave
 ///
-/// The monitor reads every entry of every log in the policy, and keeps a table of who was issued what (`monitor list`).
-/// An alert is a line in its log and a POST of JSON to the webhook. When the monitor cannot read what a log has
-/// signed, it reports that it is blind, and repeats it.
+/// The monitor reads every entry of every log in the policy, and keeps a table of the certificates (`monitor list`).
+/// An alert is a line in its log and a POST of JSON to the webhook. When the monitor cannot read everything that a log
+/// has signed, it repeatedly reports that it is blind.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
@@ -46,8 +46,8 @@ Examples:
 
 The file of --expect has lines NAME sha256:HEX, the hash of the key's SubjectPublicKeyInfo (`wiretight svid keys`
 prints them). With --watch, every certificate for one of those names must have a key from the file; with --expect
-alone, every certificate of the log. The key of every authority must be in it too, as spiffe://TRUST-DOMAIN. Write the
-file elsewhere and rename it: a half-written file is reported, and the keys read before it stay in use.
+alone, every certificate in the log must. Add the key of every authority too, as spiffe://TRUST-DOMAIN. To replace the
+file, write a new one and rename it: a half-written file is reported, and the keys read before it stay in use.
 
 Exit status with --once: 0 no alert, 1 an alert, 2 wrong usage, 3 blind: a log could not be read to its end.")]
 pub(super) struct Monitor {
@@ -63,10 +63,10 @@ enum Sub {
     Status(ShowStatus),
 }
 
-/// Show whether the monitor runs and can read its logs
+/// Show whether the monitor is running and can read its logs
 #[derive(Args)]
 #[command(after_help = "\
-Exit status: 0 all logs are read and there was no alert within a day, 1 an alert, 3 blind or not running.
+Exit status: 0 all logs are read and there was no alert in the last day, 1 an alert, 3 blind or not running.
 
 Example:
   wiretight monitor status --state /var/lib/wiretight-monitor")]
@@ -78,13 +78,13 @@ struct ShowStatus {
     out: Output,
 }
 
-/// Print the table: who was issued what
+/// List the certificates and revocations in the logs
 #[derive(Args)]
 struct List {
     /// The state directory of a monitor
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
-    /// Only what is for this name; may be given again
+    /// Only entries for this name; may be repeated
     #[arg(long = "watch", value_name = "NAME")]
     watch: Vec<Watch>,
     #[command(flatten)]
@@ -93,30 +93,30 @@ struct List {
 
 #[derive(Args)]
 struct Follow {
-    /// The policy (C2SP tlog-policy): which logs, which witnesses
+    /// The policy (C2SP tlog-policy), which names the logs and witnesses
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// Where the log is served, or a directory; otherwise the URL in the policy. If the policy has several logs, give
+    /// The URL or directory of the log [default: the URL in the policy]. If the policy has several logs, give
     /// ORIGIN=URL for each that needs one
     #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR")]
     urls: Vec<String>,
-    /// What the monitor keeps: a directory of its own
+    /// The monitor's state directory; nothing else may be in it
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
-    /// The keys that are expected
+    /// A file with the expected keys
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
-    /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, a DNS name or an IP address; may be given again. All
+    /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, a DNS name or an IP address; may be repeated. All
     /// names of the same identity are watched
     #[arg(long = "watch", value_name = "NAME")]
     watch: Vec<Watch>,
-    /// Where alerts are POSTed
+    /// POST alerts to this URL
     #[arg(long, value_name = "URL")]
     webhook: Option<Url>,
-    /// Look once
+    /// Check once and exit
     #[arg(long)]
     once: bool,
-    /// How often to look
+    /// How often to check
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = term::duration)]
     interval: Duration,
     /// How long a log may be unreadable before the monitor reports that it is blind
@@ -125,23 +125,23 @@ struct Follow {
     /// How often an alert about a continuing problem is repeated
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = term::duration)]
     repeat: Duration,
-    /// POST the monitor's status here after each look at which all logs were read, so that a service there notices when
+    /// POST the monitor's status to this URL after each check that read all logs, so that a service there notices when
     /// the monitor stops or is blind
     #[arg(long, value_name = "URL")]
     heartbeat: Option<Url>,
-    /// How long the witnesses may have seen nothing new
+    /// Alert if the witnesses have cosigned nothing new for this long
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = term::duration)]
     max_silence: Duration,
-    /// Authorities (PEM) that are trusted besides the system's: a mesh's trust bundle, for its log
+    /// CA certificates (PEM) to trust in addition to the system's; for the log of a mesh, its trust bundle
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The certificate chain (PEM) to show to the log's server: a mesh's log is for identified clients
+    /// The client certificate chain (PEM) for the log's server; the log of a mesh requires one
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// Its key (PEM)
+    /// The key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// The name in the server's certificate, when it is not the URL's host
+    /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
 }
@@ -174,7 +174,7 @@ impl Follow {
         let heartbeat = heartbeat.transpose()?;
         if sources.first().is_some_and(|source| !source.policy.wants_witnesses()) {
             tracing::warn!(
-                "the policy wants no witnesses: whether the log has stalled, and whether others see the same, cannot be told"
+                "The policy requires no witnesses, so the monitor cannot detect a stalled log or a log that shows others different entries."
             );
         }
         let watched = Watched {
@@ -210,7 +210,7 @@ impl Follow {
         })
     }
 
-    /// Every log of the policy, and where it is.
+    /// The logs of the policy, each with its location.
     fn sources(&self) -> anyhow::Result<Vec<Source>> {
         let policy = super::verify::policy(&self.policy)?;
         let origin = |log: &Log| log.key.name().to_string();
@@ -221,10 +221,12 @@ impl Follow {
                     named.insert(name.to_owned(), url.to_owned());
                 }
                 _ if plain.is_none() => plain = Some(text.clone()),
-                _ => anyhow::bail!("give one --url alone, and ORIGIN=URL for further logs"),
+                _ => anyhow::bail!(
+                    "only one --url may be without ORIGIN=. Give ORIGIN=URL for the other logs."
+                ),
             }
         }
-        // An URL that does not say for which log it is: for those that have no other. Which one is there shows.
+        // A URL without ORIGIN= applies to all logs that have no other URL. Reading shows which of them is there.
         let is_free = |log: &&Log| !named.contains_key(&origin(log));
         let free = || policy.logs().iter().filter(is_free);
         let mut for_plain: Vec<_> = free().filter(|log| log.url.is_none()).map(origin).collect();
@@ -235,7 +237,7 @@ impl Follow {
         let client = Client::new(&self.credentials()?)?;
         anyhow::ensure!(
             !policy.logs().is_empty(),
-            "the policy names no log: add a line `log VKEY URL`"
+            "the policy names no log. Add a line `log VKEY URL`."
         );
         let mut sources = Vec::new();
         for log in policy.logs() {
@@ -246,10 +248,10 @@ impl Follow {
             let reader = match place {
                 Some(place) if Path::new(&place).is_dir() => Some(Reader::directory(&place)),
                 Some(place) => Some(Reader::http(client.clone(), Url::parse(&place)?)),
-                // The others are followed all the same; of this one the monitor says that it is blind.
+                // The other logs are still followed; for this one the monitor reports that it is blind.
                 None if several => None,
                 None => {
-                    anyhow::bail!("where is the log? The policy gives no URL for it: give --url")
+                    anyhow::bail!("the policy has no URL for the log. Give one with --url.")
                 }
             };
             let policy = policy.for_log(log.key.clone());
@@ -271,7 +273,7 @@ impl Follow {
     }
 }
 
-/// A row, and of which log it is, where there are several.
+/// A row, and its log if there are several.
 #[derive(Serialize)]
 struct Listed {
     #[serde(flatten)]
@@ -305,7 +307,7 @@ impl List {
         self.out.print(&rows, |rows| text(rows))?;
         if bad > 0 {
             eprintln!(
-                "wiretight: {bad} rows cannot be read and are left out: the table is damaged. Restart the monitor: it reads them from the log again."
+                "wiretight: the table is damaged: {bad} rows are unreadable and not listed. Restart the monitor, which reads them from the log again."
             );
             return Ok(ExitCode::from(1));
         }
@@ -315,8 +317,7 @@ impl List {
 
 impl ShowStatus {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let none =
-            || format!("no monitor has run with {}: is the path right?", self.state.display());
+        let none = || format!("no monitor has run with {}. Check the path.", self.state.display());
         anyhow::ensure!(self.state.is_dir(), none());
         let status = Status::read(&PrivateDir::open(&self.state)?)?.with_context(none)?;
         let now = now();
@@ -361,12 +362,15 @@ impl ShowStatus {
             }
             if worst == State::NotRunning {
                 text += &format!(
-                    "no monitor has written here for {}: start it\n",
+                    "the monitor has not updated its status for {}: start it\n",
                     term::span(term::since(status.time))
                 );
             }
             if status.waiting_alerts > 0 {
-                text += &format!("{} alerts wait for the webhook\n", status.waiting_alerts);
+                text += &format!(
+                    "{} alerts are waiting to be sent to the webhook\n",
+                    status.waiting_alerts
+                );
             }
             text
         })?;
@@ -416,12 +420,12 @@ fn text(rows: &[Listed]) -> String {
         table.row([safe(&index)].into_iter().chain(cells.map(|c| safe(&c))));
     }
     match table.is_empty() {
-        true => "nothing was issued yet\n".into(),
+        true => "no entries\n".into(),
         false => table.to_string(),
     }
 }
 
-/// What a log says must not steer a terminal.
+/// Replaces control characters: text from a log must not control the terminal.
 fn safe(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     term::or_dash(&plain)

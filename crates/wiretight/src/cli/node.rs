@@ -12,9 +12,9 @@ use wiretight_proxy::registry::Host;
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::{AddressesRequest, GrantRequest, RemoveRequest};
+use crate::admin::api::{AddressesRequest, GrantRequest, RemoveRequest};
 
-/// The nodes of the mesh (on the authority)
+/// Manage the nodes of the mesh (run on the authority)
 #[derive(Subcommand)]
 pub(super) enum Node {
     List(List),
@@ -22,7 +22,7 @@ pub(super) enum Node {
     Grant(Grant),
 }
 
-/// List the nodes: whether they are connected, what they may claim, what they offer
+/// List the nodes: connection, services they may claim, instances they offer
 #[derive(Args)]
 #[command(after_help = "Examples:\n  wiretight node list\n  wiretight node list --json")]
 pub(super) struct List {
@@ -32,10 +32,10 @@ pub(super) struct List {
     out: Output,
 }
 
-/// Remove a node: its identities are revoked, and its live connections cut everywhere
+/// Remove a node: revoke its identities and close its live connections on all nodes
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  wiretight node remove web1\n  wiretight node remove web1 --yes                   without a question"
+    after_help = "Examples:\n  wiretight node remove web1\n  wiretight node remove web1 --yes                   without asking"
 )]
 pub(super) struct Remove {
     /// The node
@@ -48,25 +48,25 @@ pub(super) struct Remove {
     out: Output,
 }
 
-/// Set the services that a node may claim, or add to them; what it may no longer claim is revoked
+/// Set the services that a node may claim, or add to them; removed services are revoked
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  wiretight node grant web1 --add --service api      one more; what it has stays
-  wiretight node grant web1 --service web            this one only: asks before it takes others away
+  wiretight node grant web1 --add --service api      add one service, keep the others
+  wiretight node grant web1 --service web            only this service; asks before it removes others
   wiretight node grant web1 --add --address 192.0.2.7
                                                      an address behind NAT, or of a second interface")]
 pub(super) struct Grant {
     /// The node
     name: Name,
-    /// A service; may be given again. Without --add, services that are not named are taken away
+    /// A service; may be repeated. Without --add, all other services are removed
     #[arg(long = "service", value_name = "NAME")]
     services: Vec<Name>,
-    /// An address that it may announce besides the one that it connects from; may be given again. Without --add,
-    /// addresses that are not named are taken away. Without --service, services stay as they are
+    /// An address that the node may announce in addition to the one it connects from; may be repeated. Without --add,
+    /// all other addresses are removed. Without --service, services are unchanged
     #[arg(long = "address", value_name = "HOST")]
     addresses: Vec<Host>,
-    /// Add these services and addresses to those that the node has
+    /// Add to the services and addresses that the node has
     #[arg(long)]
     add: bool,
     #[command(flatten)]
@@ -88,7 +88,7 @@ impl Node {
                 let state_dir = remove.at.state_dir()?;
                 if let Some(there) = find(&state_dir, &remove.name)? {
                     let effect = format!(
-                        "{} All its identities will be revoked, and its live connections cut on every node.",
+                        "{} All its identities will be revoked, and its live connections closed on all nodes.",
                         there.standing()
                     );
                     remove.confirm.ask(&effect, "Remove it?")?;
@@ -96,7 +96,7 @@ impl Node {
                 let request = RemoveRequest { node: remove.name };
                 let done: Value = super::post(&state_dir, "/v1/remove", &request)?;
                 remove.out.print(&done, |_| {
-                    format!("{} is removed; its identities are revoked\n", request.node)
+                    format!("Removed {} and revoked its identities.\n", request.node)
                 })?;
             }
             Node::Grant(grant) => {
@@ -120,12 +120,12 @@ impl Node {
                     let lost: Vec<_> = lost.map(|name| format!("service/{name}")).collect();
                     if !lost.is_empty() {
                         let effect = format!(
-                            "{} It loses {}: these identities of the node will be revoked, and their live connections \
-                             cut on every node.",
+                            "{} It loses {}. These identities of the node will be revoked, and their live connections \
+                             closed on all nodes.",
                             there.standing(),
                             lost.join(", ")
                         );
-                        grant.confirm.ask(&effect, "Take these services away?")?;
+                        grant.confirm.ask(&effect, "Remove these services?")?;
                     }
                 }
                 let Grant { name: node, services, add, .. } = grant;
@@ -146,7 +146,7 @@ impl Node {
     }
 }
 
-/// A node that has joined, as the authority knows it.
+/// The fields that are used here of a node that has joined.
 #[derive(Deserialize)]
 pub(super) struct Joined {
     name: Name,
@@ -167,7 +167,6 @@ impl Joined {
     }
 }
 
-/// The node of that name, if there is one.
 pub(super) fn find(state_dir: &Path, name: &Name) -> anyhow::Result<Option<Joined>> {
     #[derive(Deserialize)]
     struct Nodes {
@@ -203,7 +202,7 @@ fn table(nodes: &Value) -> String {
     let mut out = table.to_string();
     for node in nodes.as_array().into_iter().flatten() {
         if let (Some(name), Some(why)) = (node["name"].as_str(), node["refused"].as_str()) {
-            out += &term::bad(&format!("refused of {name}: {why}"));
+            out += &term::bad(&format!("{name}: instances rejected: {why}"));
             out.push('\n');
         }
     }

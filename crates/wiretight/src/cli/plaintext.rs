@@ -1,4 +1,4 @@
-//! Plaintext with machines of the mesh, for whoever shows it: `status`, `rules show`, `mode --dry-run`.
+//! Text about plaintext with machines of the mesh, for `status`, `rules show` and `mode --dry-run`.
 
 use std::collections::BTreeSet;
 
@@ -11,26 +11,28 @@ use wiretight_proxy::intercept::rules::{Direction, Mode};
 use super::term::{self, Table};
 use crate::intercept::{InterceptStatus, WouldFail};
 
-/// Flows shown to a person; `--json` has all.
+/// Flows that are shown; `--json` has all.
 const FLOWS: usize = 40;
 
-/// What a node's status says of it.
+/// The interception part of a node's status.
 pub(super) fn read(status: &Value) -> anyhow::Result<InterceptStatus> {
     let of = &status["intercept"];
     if of.is_null() {
-        anyhow::bail!("this node intercepts nothing: its configuration has no [intercept]");
+        anyhow::bail!(
+            "interception is off on this node: its configuration has no [intercept] section"
+        );
     }
     InterceptStatus::deserialize(of).context(
-        "the node's answer cannot be read: is the node of another version than this command?",
+        "cannot read the node's response. The node probably runs another version than this command.",
     )
 }
 
-/// The mode, the list and the verdict.
+/// The mode, the flows, and whether strict mode would break something.
 pub(super) fn render(of: &InterceptStatus) -> String {
     let mode =
         of.mode.map_or_else(|| term::bad("no rules in force"), |mode| mode.word().to_owned());
     let mut out = format!(
-        "interception: {mode}{}, {} connections taken, table mended {} times\n",
+        "interception: {mode}{}, {} connections redirected, rules repaired {} times\n",
         of.trial
             .map(|trial| {
                 let (left, old) = (term::span(trial.left_seconds), trial.instead_of.word());
@@ -47,14 +49,14 @@ pub(super) fn render(of: &InterceptStatus) -> String {
     let Count { packets, bytes } = of.counts.unlisted;
     if packets > 0 {
         out += &format!(
-            "in no flow, for there were too many: {packets} packets, {}\n",
+            "not listed, because there were too many flows: {packets} packets, {}\n",
             term::size(bytes)
         );
     }
     out + &verdict(of)
 }
 
-/// Flows, the last first. Those in `would_stop` are marked.
+/// Flows, most recent first. Those in `would_stop` are marked.
 pub(super) fn table(flows: &[Flow], would_stop: &[Flow]) -> String {
     let would_stop: BTreeSet<&Flow> = would_stop.iter().collect();
     let mut table = Table::narrow(&[
@@ -62,7 +64,7 @@ pub(super) fn table(flows: &[Flow], would_stop: &[Flow]) -> String {
         "PROGRAM",
         "PROTOCOL",
         "PORT",
-        "BEGUN BY",
+        "STARTED BY",
         "PACKETS",
         "SIZE",
         "LAST SEEN",
@@ -76,7 +78,7 @@ pub(super) fn table(flows: &[Flow], would_stop: &[Flow]) -> String {
             program(flow),
             flow.protocol.clone(),
             port(flow),
-            if flow.direction == Direction::Out { "us".into() } else { "the peer".into() },
+            if flow.direction == Direction::Out { "this node".into() } else { "the peer".into() },
             flow.packets.to_string(),
             term::size(flow.bytes),
             term::ago(flow.last_seen),
@@ -121,21 +123,21 @@ fn verdict(of: &InterceptStatus) -> String {
     let failing = would_fail(&of.strict.would_fail);
     let strict = match (of.mode, of.strict.would_stop.len()) {
         (None, _) => return failing,
-        (Some(Mode::Strict), _) => "strict: what is not encrypted is stopped\n".into(),
+        (Some(Mode::Strict), _) => "strict: plaintext with peers is dropped\n".into(),
         (Some(_), 0) if !failing.is_empty() => format!("{}:\n", term::bad("not strict-ready")),
         (Some(_), 0) => format!(
-            "{}: nothing was seen that strict mode would stop (in the last {since} at least)\n",
+            "{}: no traffic was seen that strict mode would stop (in the last {since} at least)\n",
             term::good("strict-ready")
         ),
         (Some(_), n) => {
             let not = term::bad("not strict-ready");
-            format!("{not}: strict mode would stop {n}:\n{}", broken(&of.strict.would_stop))
+            format!("{not}: strict mode would stop {n} flows:\n{}", broken(&of.strict.would_stop))
         }
     };
     strict + &failing
 }
 
-/// What the relay would take and could not carry: `  db1 would refuse node/web1 ...`.
+/// Connections that would be redirected to the relay and fail there: `  db1 would refuse node/web1 ...`.
 pub(super) fn would_fail(failing: &[WouldFail]) -> String {
     let mut out: String =
         failing.iter().take(FLOWS).map(|f| format!("  {}\n", term::bad(&f.to_string()))).collect();
@@ -145,7 +147,7 @@ pub(super) fn would_fail(failing: &[WouldFail]) -> String {
     out
 }
 
-/// Whose it is, as far as is known.
+/// The programs that a flow belongs to, as far as known.
 pub(super) fn program(flow: &Flow) -> String {
     match &flow.programs[..] {
         [] => "unknown".into(),

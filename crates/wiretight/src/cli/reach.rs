@@ -1,4 +1,4 @@
-//! How a log or a witness is reached by HTTPS.
+//! Options for reaching a log or a witness by HTTPS.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,24 @@ use anyhow::Context;
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::log::http::Credentials;
 use crate::log::read_bounded;
+use crate::web::client::Credentials;
 
-/// The largest file of certificates.
+/// The largest certificate file, in bytes.
 const MAX_FILE: usize = 1 << 20;
 
 #[derive(Args)]
 pub(super) struct Reach {
-    /// Authorities (PEM) that are trusted besides the system's: a mesh's trust bundle, for its log
+    /// CA certificates (PEM) to trust in addition to the system's; for the log of a mesh, its trust bundle
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The certificate chain (PEM) to show to the log's server: a mesh's log is for identified clients
+    /// The client certificate chain (PEM) for the log's server; the log of a mesh requires one
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// Its key (PEM)
+    /// The key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// The name in the server's certificate, when it is not the URL's host
+    /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
 }
@@ -41,7 +41,7 @@ impl Reach {
         Ok(Credentials { roots, identity, server_name: self.server_name.clone() })
     }
 
-    /// The same for the log's witnesses: the same authorities, but neither our certificate nor the log's name.
+    /// For the log's witnesses: the same CA certificates, but no client certificate and no server name.
     pub(super) fn witnesses(&self) -> anyhow::Result<Credentials> {
         Ok(Credentials { identity: None, server_name: None, ..self.credentials()? })
     }

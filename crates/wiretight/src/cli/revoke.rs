@@ -7,26 +7,26 @@ use clap::Args;
 
 use super::confirm::Confirm;
 use super::{Output, Where};
-use crate::admin::RevokeRequest;
+use crate::admin::api::RevokeRequest;
 use crate::authority::Affected;
 
-/// Names that are told to a person.
+/// How many names are shown.
 const NAMES: usize = 8;
 
-/// Revoke certificates by their place in the log (on the authority)
+/// Revoke certificates by their index in the log (run on the authority)
 ///
-/// Live connections of whoever holds one are cut within seconds, on every node that the authority reaches; the others
-/// accept it until their own identities expire. Use it for what a monitor found and nobody asked for; to take a node or
-/// a service out, use `node remove` and `node grant`. The verb says what it will cut, and asks. The revocation is itself
-/// put into the log, and has no end.
+/// Nodes that are in contact with the authority close the live connections of a revoked certificate within seconds. Other
+/// nodes accept it until their own identities expire. Use this for an unexpected certificate that a monitor reported; to
+/// remove a node or a service, use `node remove` or `node grant`. The command shows which connections it will close,
+/// and asks. The revocation itself is logged, and is permanent.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  wiretight revoke 4711              one certificate, or an intermediate and all below it
-  wiretight revoke 4700-4799         all that was issued in between
+  wiretight revoke 4711              one certificate, or an intermediate and all that it signed
+  wiretight revoke 4700-4799         all certificates in this range
   wiretight revoke 4711 --yes        without asking")]
 pub(super) struct Revoke {
-    /// An index, or a range of them with both ends
+    /// A log index, or an inclusive range
     #[arg(value_name = "INDEX[-INDEX]")]
     range: Range,
     #[command(flatten)]
@@ -49,7 +49,7 @@ impl FromStr for Range {
         let (from, to) = text.split_once('-').unwrap_or((text, text));
         match (from.parse(), to.parse()) {
             (Ok(from), Ok(to)) if from <= to => Ok(Range { from, to }),
-            _ => Err("write an index, or two with a hyphen, the smaller one first".into()),
+            _ => Err("expected an index, or a range such as 4700-4799".into()),
         }
     }
 }
@@ -66,23 +66,23 @@ impl Revoke {
         self.confirm.ask(&effect, "Revoke?")?;
         let done = ask(false)?;
         self.out.print(&done, |_| match to - from {
-            0 => format!("entry {from} is revoked; its live connections are being cut\n"),
-            n => format!("{} entries are revoked; their live connections are being cut\n", n + 1),
+            0 => format!("Revoked entry {from}. Its live connections are being closed.\n"),
+            n => format!("Revoked {} entries. Their live connections are being closed.\n", n + 1),
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// What will be cut, in sentences.
+/// Describes in full sentences what the revocation affects.
 fn effect(of: &Affected) -> String {
     let mut out = Vec::new();
     if of.intermediate_in_use {
-        out.push("This revokes the intermediate certificate that signs all identities now: every connection of the mesh is cut. The authority makes another one, and every node that it reaches gets new identities within seconds; a node that is away gets them when it is back. Certificates from `svid fetch` must be fetched again.".to_owned());
+        out.push("This revokes the intermediate certificate that currently signs all identities, so every connection of the mesh is closed. The authority then issues a new intermediate. Connected nodes get new identities within seconds; other nodes get them when they reconnect. Certificates from `svid fetch` must be fetched again.".to_owned());
     }
     if !of.ca_certificates.is_empty() {
         let indexes: Vec<_> = of.ca_certificates.iter().take(NAMES).map(u64::to_string).collect();
         out.push(format!(
-            "This revokes {} other CA certificates (entries {}) and all that they have signed.",
+            "This revokes {} other CA certificates (entries {}) and everything they signed.",
             of.ca_certificates.len(),
             indexes.join(", ")
         ));
@@ -94,18 +94,18 @@ fn effect(of: &Affected) -> String {
             more => format!(" and {more} more"),
         };
         out.push(format!(
-            "This revokes certificates of {}{more}: their connections are cut. A node that may still claim the identity gets another certificate by itself: to take a node out, use `wiretight node remove`.",
+            "This revokes certificates of {}{more}, and closes their connections. A node that may still claim the identity automatically gets a new certificate. To remove a node, use `wiretight node remove`.",
             names.join(", ")
         ));
     }
     if of.authority {
-        out.push("The authority's own certificate is among them; it makes another one.".into());
+        out.push("This includes the authority's own certificate, which it replaces.".into());
     }
     if of.unread > 0 {
-        out.push(format!("{} entries were not looked at.", of.unread));
+        out.push(format!("{} entries were not checked.", of.unread));
     }
     if out.is_empty() {
-        out.push("None of these entries is a certificate that is still valid.".into());
+        out.push("None of these entries is a certificate that is currently valid.".into());
     }
     out.join(" ")
 }

@@ -13,23 +13,23 @@ use super::{Output, Where, plaintext};
 use crate::intercept::{self, Shown};
 use crate::private_dir::PrivateDir;
 
-/// The kernel's rules that let no plaintext out
+/// Load or show the kernel's packet filter rules
 #[derive(Subcommand)]
 pub(super) enum Rules {
     Load(Load),
     Show(Show),
 }
 
-/// Put the kept rules in force, before the network comes up
+/// Load the saved rules into the kernel, before the network comes up
 ///
-/// No node has to run. If there are none to put in force, or they cannot be read, that is an error: plaintext
-/// could leave this machine.
+/// The node need not be running. It is an error if there are no saved rules or they are unreadable, because plaintext
+/// could then leave this machine.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight rules load                               as examples/wiretight-rules.service does at boot
 
-Exit status: 0 if the rules are in force, 1 if not.")]
+Exit status: 0 if the rules are loaded, 1 if not.")]
 pub(super) struct Load {
     #[command(flatten)]
     at: Where,
@@ -37,14 +37,14 @@ pub(super) struct Load {
     out: Output,
 }
 
-/// Show the rules in force, and what they have dropped or seen
+/// Show the loaded rules, and the plaintext that they dropped or counted
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight rules show
   wiretight rules show --json | jq '.counts.flows[] | select(.dropped)'
 
-Exit status: 0 if the kernel has the kept rules, 1 if not.")]
+Exit status: 0 if the kernel has the saved rules, 1 if not.")]
 pub(super) struct Show {
     #[command(flatten)]
     at: Where,
@@ -52,13 +52,13 @@ pub(super) struct Show {
     out: Output,
 }
 
-/// Take the kernel's rules away: from then on, plaintext may leave this machine
+/// Remove the kernel's rules: from then on, plaintext may leave this machine
 ///
-/// It removes our table and what is kept of it for the next boot, and nothing else. A running node puts them back
-/// when it is started again.
+/// Removes only Wiretight's nftables table and the copy saved for the next boot. The node loads its rules again when it
+/// is next started.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  wiretight down\n  wiretight down --yes                               without a question"
+    after_help = "Examples:\n  wiretight down\n  wiretight down --yes                               without asking"
 )]
 pub(super) struct Down {
     #[command(flatten)]
@@ -69,7 +69,7 @@ pub(super) struct Down {
     out: Output,
 }
 
-/// Keep the kernel's rules for the node that has started this
+/// Maintain the kernel's rules for the node that started this process
 #[derive(Args)]
 pub(super) struct RulesKeeper {
     /// The node's state directory
@@ -77,15 +77,16 @@ pub(super) struct RulesKeeper {
     /// Do not confine the process with Landlock
     #[arg(long)]
     no_landlock: bool,
-    /// Be the process that does it
+    /// Run as the worker process
     #[arg(long)]
     worker: Option<Worker>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Worker {
+    /// The first worker
     First,
-    /// In the place of one that died
+    /// The replacement of a worker that died
     Again,
 }
 
@@ -108,8 +109,8 @@ impl Rules {
                 let changed =
                     intercept::load(&PrivateDir::open_of_any_user(load.at.state_dir()?)?)?;
                 load.out.print(&json!({ "in_force": true, "changed": changed }), |_| {
-                    let how = if changed { "in force" } else { "in force already" };
-                    format!("the rules are {how}\n")
+                    let how = if changed { "loaded" } else { "already loaded" };
+                    format!("The rules are {how}.\n")
                 })?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -128,13 +129,11 @@ impl Down {
         let state = PrivateDir::open_of_any_user(self.at.state_dir()?)?;
         self.confirm.ask(
             "This removes the protection: plaintext could leave this machine.",
-            "Take the kernel's rules down?",
+            "Remove the kernel's rules?",
         )?;
         let removed = intercept::down(&state)?;
         if removed {
-            log(
-                "the kernel's rules were taken down by `wiretight down`: plaintext may leave this machine",
-            );
+            log("`wiretight down` removed the kernel's rules: plaintext may leave this machine");
         }
         self.out.print(&json!({ "removed": removed }), |_| match removed {
             true => "The kernel's rules are removed: plaintext may leave this machine.\n".into(),
@@ -144,14 +143,14 @@ impl Down {
     }
 }
 
-/// To the system's log, for who looks later; and to standard error, for who looks now.
+/// Writes to standard error and to the system log.
 fn log(text: &str) {
     let user = rustix::process::getuid().as_raw();
     eprintln!("wiretight: {text} (user {user})");
     // RFC 3164: authpriv.warning.
     let line = format!("<84>wiretight[{}]: {text} (user {user})", std::process::id());
     let socket = std::os::unix::net::UnixDatagram::unbound();
-    // A machine may have no log.
+    // The machine may have no system log.
     let _ = socket.and_then(|socket| {
         socket.set_nonblocking(true)?;
         socket.send_to(line.as_bytes(), "/dev/log")
@@ -160,27 +159,29 @@ fn log(text: &str) {
 
 fn render(shown: &Shown) -> String {
     let mut out = match (shown.in_force, shown.as_kept) {
-        (true, true) => format!("{}\n", term::good("the rules are in force")),
+        (true, true) => format!("{}\n", term::good("the rules are loaded")),
         (true, false) => format!(
             "{}\n",
             term::bad(&format!(
-                "table inet {TABLE} is not what is kept: `wiretight rules load` (or a trial runs: `wiretight mode`)"
+                "table inet {TABLE} differs from the saved rules. If no trial is running (`wiretight mode`), run `wiretight rules load`."
             ))
         ),
-        (false, _) => format!("{}\n", term::bad("no rules are in force: plaintext may leave")),
+        (false, _) => {
+            format!("{}\n", term::bad("no rules are loaded: plaintext may leave this machine"))
+        }
     };
     if let Some(rules) = &shown.rules {
         let peers: Vec<String> =
             rules.peers.iter().map(|(ip, m)| format!("{ip} {}", m.word())).collect();
         let list = |items: Vec<String>| term::or_dash(&items.join(", "));
         out += &format!("mode        {}\n", rules.mode.word());
-        out += &format!("but         {}\n", list(peers));
+        out += &format!("exceptions  {}\n", list(peers));
         let protected = rules.protected.iter().map(ToString::to_string).collect();
         out += &format!("protected   {}\n", list(protected));
         out += &format!("redirected  {} destinations\n", rules.taken.len());
         let management = rules.management.iter().map(ToString::to_string).collect();
         out += &format!("management  {}\n", list(management));
-        out += &format!("passes      {}\n", rules.passes.len());
+        out += &format!("allowed     {} flows\n", rules.passes.len());
         if !rules.transparent.is_empty() {
             let backends = rules.transparent.iter().map(ToString::to_string).collect();
             out += &format!("transparent {}\n", list(backends));

@@ -8,31 +8,31 @@ use serde_json::Value;
 
 use super::{Output, Where};
 
-/// Run this node: whatever the configuration has a section for
+/// Run this node: every role that the configuration has a section for
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight run --config wiretight.toml
   WIRETIGHT_LOG=access=off,info wiretight run        without the access log
 
-SIGHUP applies the changed file; SIGTERM or Ctrl-C lets sessions finish (up to `drain`), a second one
-stops at once.")]
+SIGHUP applies the changed configuration file. SIGTERM or Ctrl-C waits up to `drain` for sessions to finish; a second
+one stops at once.")]
 pub(super) struct Run {
     #[command(flatten)]
     at: Where,
-    /// Take over from the process that runs, without closing a connection (`wiretight upgrade` does it)
+    /// Take over from the running process without closing a connection (used by `wiretight upgrade`)
     #[arg(long)]
     take_over: bool,
 }
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        crate::process::run(self.at.load()?, self.take_over)?;
+        crate::node::process::run(self.at.load()?, self.take_over)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Run the commands for dns-01 of the node that has started this
+/// Run the dns-01 commands for the node that started this process
 #[derive(Args)]
 pub(super) struct DnsHook {
     /// The commands that may be run
@@ -46,9 +46,9 @@ impl DnsHook {
     }
 }
 
-/// Apply the changed configuration file to the running node, without touching live connections
+/// Apply the changed configuration file to the running node; live connections continue
 ///
-/// A file with an error in it is refused whole, and the old configuration goes on.
+/// If the file has an error, nothing of it is applied and the old configuration stays in use.
 #[derive(Args)]
 pub(super) struct Reload {
     #[command(flatten)]

@@ -24,8 +24,8 @@ use wiretight_scan::report::{self, Detail, Format, Prepared, Writer};
 use wiretight_scan::{Reached, Report, Target};
 
 use super::{Where, get, term};
-use crate::admin::BundleAnswer;
-use crate::daemon::chain;
+use crate::admin::api::BundleAnswer;
+use crate::logging::chain;
 
 /// See what level of encryption an endpoint really offers
 ///

@@ -25,7 +25,7 @@ impl Completions {
     }
 }
 
-/// The command line without the verbs by which the program starts itself.
+/// The command line without the verbs that the program uses to start itself.
 fn visible(command: &Command) -> Command {
     let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
     Command::new("wiretight")
@@ -37,11 +37,11 @@ fn visible(command: &Command) -> Command {
         .subcommands(verbs)
 }
 
-/// Write the manual pages into a folder
+/// Write the manual pages into a directory
 #[derive(Args)]
 #[command(after_help = "Example:\n  wiretight man /usr/local/share/man/man1")]
 pub(super) struct Man {
-    /// The folder
+    /// The directory
     dir: PathBuf,
 }
 
@@ -56,7 +56,7 @@ impl Man {
     }
 }
 
-/// A page for a verb, and for those under it.
+/// Writes a page for a verb and for each verb below it.
 fn write_pages(command: &Command, dir: &Path) -> std::io::Result<()> {
     let page = Page::new(command.clone());
     let mut out = Vec::new();
@@ -81,7 +81,7 @@ fn write_pages(command: &Command, dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What follows the help, as sections whose lines stay as they are: `Examples:` begins one, `Exit status:` another.
+/// The text after the help, as sections with unfilled lines. `Examples:` and `Exit status:` start sections of their own.
 fn after_help(text: &str) -> String {
     let mut out = String::new();
     for paragraph in text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {
@@ -96,7 +96,7 @@ fn after_help(text: &str) -> String {
     out
 }
 
-/// A line of text that roff(7) prints as it is.
+/// Escapes a line so that roff(7) prints it unchanged.
 fn escaped(line: &str) -> String {
     let line = line.trim_start_matches(' ').replace('\\', "\\e").replace('-', "\\-");
     if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }

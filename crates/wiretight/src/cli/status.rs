@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::term::{self, Table};
 use super::{Output, Where, plaintext};
 
-/// Refusals shown to a person; `--json` has more.
+/// Refusals that are shown; `--json` has more.
 const REFUSALS: usize = 10;
 
-/// Show what is encrypted, between whom, with what; and what was refused, and why
+/// Show what is encrypted, between which peers and how; and what was refused, and why
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -19,10 +19,10 @@ Examples:
   wiretight status --plaintext                       what is not encrypted, and whether strict mode would break it
   wiretight status --json | jq '.relay.peers[] | select(.group != \"X25519MLKEM768\")'
 
-Exit status: 0 if the node is ready, 1 if it is not, 3 if none is running. With --plaintext: 0 if strict mode
-would stop nothing that was seen and no peer would refuse it, 1 otherwise, or if no rules are in force.")]
+Exit status: 0 if the node is ready, 1 if it is not ready, 3 if it is not running. With --plaintext: 0 if strict mode
+would stop nothing that was seen and no peer would refuse this node, 1 otherwise, or if no rules are in force.")]
 pub(super) struct Status {
-    /// Only the plaintext with machines of the mesh, and what strict mode would make of it
+    /// Show only plaintext with machines of the mesh, and what strict mode would stop
     #[arg(long)]
     plaintext: bool,
     #[command(flatten)]
@@ -58,7 +58,7 @@ fn render(status: &Value) -> String {
     let errors = number(&status["relay"]["accept_errors"]);
     if errors > 0 {
         out += &format!(
-            "\n{} times a connection could not be accepted at once (no file descriptors?)\n",
+            "\n{} connections could not be accepted at once; the process may lack file descriptors (LimitNOFILE)\n",
             errors
         );
     }
@@ -79,7 +79,7 @@ fn head(status: &Value) -> String {
             term::bad(&format!("not connected (last contact: {contact})"))
         }
     };
-    // What keeps the node from being ready is said above.
+    // The reason why the node is not ready is in the first line already.
     let said = |error: &&str| !status["not_ready"].as_str().is_some_and(|why| why.contains(*error));
     if let Some(error) = link["last_error"].as_str().filter(said) {
         authority += &format!("\n           {error}");
@@ -87,16 +87,16 @@ fn head(status: &Value) -> String {
     if let Some(refused) = link["refused"]["message"].as_str() {
         authority += &format!(
             "\n           {}",
-            term::bad(&format!("refused of what this node offers: {refused}"))
+            term::bad(&format!("the authority rejected what this node offers: {refused}"))
         );
     }
     for unused in link["unused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        authority += &format!("\n           not used of the registry: {unused}");
+        authority += &format!("\n           registry entry not used: {unused}");
     }
     let alone = link["alone"] == true;
     let transparency = if alone { String::new() } else { transparency(status) };
     if alone {
-        authority = "none: this node is in no mesh, and its configuration needs none".into();
+        authority = "none: this node is not in a mesh and does not need one".into();
     }
     format!(
         "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
@@ -109,25 +109,27 @@ fn head(status: &Value) -> String {
     )
 }
 
-/// What certificates have to prove here, and what the authority's log says of itself.
+/// Whether certificates must be in the log, and the state of the authority's log.
 fn transparency(status: &Value) -> String {
     let of = &status["transparency"];
     let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
         (false, _) => {
-            "proofs:    not required: anyone with the CA's key could issue identities unseen (set [witnesses])\n".to_owned()
+            "transparency: off. Anyone with the CA key could issue identities unseen; set [witnesses] to prevent it.\n".to_owned()
         }
-        (true, "none") => "proofs:    required, by the log alone: the policy asks for no witness\n".to_owned(),
+        (true, "none") => "transparency: required, by the log alone: the policy requires no witnesses\n".to_owned(),
         (true, quorum) => format!(
-            "proofs:    required of every peer, witnessed by {quorum}; foreign software ignores them\n"
+            "transparency: required of every peer, witnessed by {quorum}; other software does not check it\n"
         ),
     };
     if of["without_news"] == true {
         out += &format!(
             "           {}\n",
-            term::bad("no news of revocations for too long (max_staleness): no connections")
+            term::bad(
+                "out of contact with the authority for longer than max_staleness: no connections"
+            )
         );
     } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
-        out += &format!("           news of revocations is {} old\n", term::span(age));
+        out += &format!("           list of revocations is {} old\n", term::span(age));
     }
     if status["log"].is_object() {
         out += &log(&status["log"]);
@@ -135,11 +137,10 @@ fn transparency(status: &Value) -> String {
     out
 }
 
-/// The authority's log.
 pub(super) fn log(log: &Value) -> String {
     let mut out = format!("log:       {} entries", number(&log["size"]));
     if log["self_attested"] == true {
-        out += ", self-attested: nobody but this authority vouches for it\n";
+        out += ", self-attested: no witness confirms it\n";
     } else {
         out += &match (log["witnessed"][0].as_u64(), log["witnessed"][1].as_u64()) {
             (Some(size), Some(at)) => {
@@ -153,15 +154,20 @@ pub(super) fn log(log: &Value) -> String {
         };
     }
     if let Some(since) = log["waiting_since"].as_u64() {
-        let why =
-            format!("waiting for the witnesses since {}: nothing new is issued", term::ago(since));
+        let why = format!(
+            "waiting for the witnesses for {}: nothing new is issued",
+            term::span(term::since(since))
+        );
         out += &format!("           {}\n", term::bad(&why));
     }
     if let Some(problem) = log["problem"].as_str() {
         out += &format!("           {}\n", term::bad(problem));
     }
     for damaged in list(&log["damaged"]) {
-        let why = format!("{}: not served; restore it from a copy of the log", text(damaged));
+        let why = format!(
+            "{} is damaged and not served: restore it from a copy of the log",
+            text(damaged)
+        );
         out += &format!("           {}\n", term::bad(&why));
     }
     for witness in list(&log["witnesses"]) {
@@ -170,7 +176,7 @@ pub(super) fn log(log: &Value) -> String {
             (None, Some(at)) => {
                 format!("cosigned {} entries {}", number(&witness["size"]), term::ago(at))
             }
-            (None, None) => "has not cosigned since the start".into(),
+            (None, None) => "has not cosigned since the node started".into(),
         };
         out += &format!("           witness {}: {state}\n", text(&witness["name"]));
     }
@@ -191,7 +197,7 @@ fn identities(status: &Value) -> Table {
 }
 
 fn services(status: &Value) -> Table {
-    let mut table = Table::narrow(&["SERVICE", "LISTEN", "TO", "WHO"]);
+    let mut table = Table::narrow(&["SERVICE", "LISTEN", "TO", "IDENTITY"]);
     let texts = |v: &Value| list(v).map(text).collect::<Vec<_>>().join(", ");
     for service in list(&status["services"]) {
         let allow = format!("for {}", or_nobody(&texts(&service["allow"])));
@@ -219,7 +225,7 @@ fn sites(status: &Value) -> Table {
             Some(Ok(left)) => term::span(left),
             Some(Err(_)) => term::bad("expired"),
         };
-        // Of a site whose hosts come on demand: how many have one, and when the first expires.
+        // A site with on-demand certificates has `hosts`: the number of its certificates.
         let left = match site["hosts"].as_u64() {
             None => left,
             Some(0) => "no host yet".into(),
@@ -252,7 +258,7 @@ fn sites(status: &Value) -> Table {
     table
 }
 
-/// With what clients of the edge came, as shares.
+/// Protocols and groups that clients of the edge negotiated.
 fn handshakes(status: &Value) -> Table {
     let mut table = Table::narrow(&["CLIENTS", "GROUP", "HANDSHAKES", "SHARE"]);
     let all = || list(&status["edge"]["handshakes"]);
@@ -269,7 +275,7 @@ fn or_nobody(texts: &str) -> &str {
     if texts.is_empty() { "nobody" } else { texts }
 }
 
-/// Live connections, summed up by peer and protection: what they are encrypted with.
+/// How live connections are encrypted, by peer.
 fn protection(status: &Value) -> Table {
     let mut table = Table::narrow(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
     for sum in list(&status["relay"]["peers"]) {
@@ -279,7 +285,7 @@ fn protection(status: &Value) -> Table {
     table
 }
 
-/// The same connections: what they carry.
+/// What the same connections carry.
 fn peers(status: &Value) -> Table {
     let mut table =
         Table::narrow(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
@@ -293,7 +299,7 @@ fn peers(status: &Value) -> Table {
     table
 }
 
-/// What there was since the start, connections that have ended included.
+/// Totals since the start, including closed connections.
 fn totals(status: &Value) -> Table {
     let mut table =
         Table::narrow(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);

@@ -1,4 +1,4 @@
-//! `wiretight svid`: identities as files, for software that speaks TLS itself.
+//! `wiretight svid`: identities as files, for software with its own TLS.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,13 +13,12 @@ use wiretight_keys::{
 use wiretight_proxy::mesh::now;
 
 use super::{Output, Where, term};
-use crate::admin::{BundleAnswer, SvidAnswer, SvidRequest};
+use crate::admin::api::{BundleAnswer, SvidAnswer, SvidRequest};
 use crate::private_dir::PrivateDir;
 
-/// How often the bundle is looked at.
 const BUNDLE_CHECK: Duration = Duration::from_secs(10);
 
-/// Identities as PEM files, for nginx, Envoy, curl and others that speak TLS themselves
+/// Identities as PEM files, for software with its own TLS (nginx, Envoy, curl)
 #[derive(Subcommand)]
 pub(super) enum Svid {
     Fetch(Fetch),
@@ -27,10 +26,10 @@ pub(super) enum Svid {
     Keys(Keys),
 }
 
-/// Write svid.pem (the chain), key.pem and bundle.pem into a folder
+/// Write svid.pem (the chain), key.pem and bundle.pem into a directory
 ///
-/// The key is made here and goes nowhere else; the running node has the certificate signed. Foreign
-/// software checks the peer by the DNS name in the certificate: NAME.service.TRUST-DOMAIN.
+/// The key is generated here and never leaves this machine; the running node gets the certificate signed. Other software
+/// verifies the peer by the DNS name in the certificate: NAME.service.TRUST-DOMAIN.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -41,16 +40,16 @@ Examples:
 pub(super) struct Fetch {
     #[command(flatten)]
     at: Where,
-    /// The service whose identity is wanted; otherwise the node's own
+    /// The service to get an identity for [default: the node itself]
     #[arg(long, value_name = "NAME")]
     service: Option<Name>,
-    /// The folder (made with mode 0700 if it is not there; the files are 0600)
+    /// The directory (created with mode 0700 if missing; the files get 0600)
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Stay, and renew at half of each certificate's life
+    /// Keep running, and renew at half of each certificate's lifetime
     #[arg(long)]
     watch: bool,
-    /// Run this whenever the files have changed
+    /// Run this shell command whenever the files have changed
     #[arg(long, value_name = "COMMAND", requires = "watch")]
     exec: Option<String>,
     #[command(flatten)]
@@ -69,14 +68,14 @@ pub(super) struct Renew {
 
 /// Print the keys of this node's identities, as lines for `wiretight monitor --expect`
 ///
-/// These are the public keys that this node holds, and those that it asked certificates for. A monitor that knows one of
-/// them follows the renewals after it by itself. Works while the node is down.
+/// Prints the public keys that this node has, and those that it requested certificates for. A monitor that knows one of
+/// them automatically follows later renewals. Works while the node is stopped.
 #[derive(Args)]
 #[command(after_help = "Example:\n  wiretight svid keys >>expected-keys")]
 pub(super) struct Keys {
     #[command(flatten)]
     at: Where,
-    /// Only those of this service
+    /// Only the keys of this service
     #[arg(long, value_name = "NAME")]
     service: Option<Name>,
     #[command(flatten)]
@@ -89,7 +88,7 @@ impl Svid {
             Svid::Fetch(fetch) => fetch.run(),
             Svid::Renew(renew) => {
                 let done: Value = super::post(&renew.at.state_dir()?, "/v1/renew", &())?;
-                renew.out.print(&done, |_| "renewed\n".into())?;
+                renew.out.print(&done, |_| "Renewed all identities.\n".into())?;
                 Ok(ExitCode::SUCCESS)
             }
             Svid::Keys(keys) => keys.run(),
@@ -102,7 +101,7 @@ impl Keys {
         let dir = self.at.state_dir()?.join("identity");
         anyhow::ensure!(
             dir.is_dir(),
-            "{} is not there: this node has not joined a mesh (wiretight join)",
+            "{} does not exist: this node has not joined a mesh. Run `wiretight join`.",
             dir.display()
         );
         let mut lines = crate::agent::keys(&dir)?;
@@ -134,12 +133,12 @@ impl Fetch {
                 self.renewed();
                 continue;
             }
-            // A node or authority that is away is asked again, past the expiry too.
+            // Retries even after the certificate has expired, because the node or authority may come back.
             leaf = loop {
                 match fetch(&config.node.state_dir, &id, &dir) {
                     Ok(leaf) => break leaf,
                     Err(error) => {
-                        let error = crate::daemon::chain(error.as_ref());
+                        let error = crate::logging::chain(error.as_ref());
                         eprintln!("wiretight: not renewed, trying again in 10 s: {error}");
                         std::thread::sleep(Duration::from_secs(10));
                     }
@@ -150,13 +149,13 @@ impl Fetch {
         }
     }
 
-    /// Runs what is to be run when the files have changed.
+    /// Runs the command of --exec.
     fn renewed(&self) {
         let Some(command) = &self.exec else { return };
         match Command::new("/bin/sh").args(["-c", command]).status() {
             Ok(status) if status.success() => {}
-            Ok(status) => eprintln!("wiretight: `{command}` ended with {status}"),
-            Err(error) => eprintln!("wiretight: `{command}` did not run: {error}"),
+            Ok(status) => eprintln!("wiretight: `{command}` failed with {status}"),
+            Err(error) => eprintln!("wiretight: cannot run `{command}`: {error}"),
         }
     }
 
@@ -171,25 +170,29 @@ impl Fetch {
         });
         self.output.print(&value, |_| {
             let left = term::span(leaf.period.not_after.saturating_sub(now()));
-            format!("{} in {} holds for {left}\n", leaf.id, self.out.display())
+            format!("{} in {} expires in {left}\n", leaf.id, self.out.display())
         })
     }
 }
 
-/// Waits until half of the life of a certificate is over, or until the clock was set so that it is not valid yet. Meanwhile keeps the bundle fresh: a root that is being replaced must be known
-/// before anybody shows a certificate under it. False if the bundle has changed.
+/// Waits until half of the certificate's lifetime is over, or until the clock was set back to before its start. Meanwhile
+/// keeps the bundle up to date: a new root must be known before a peer uses a certificate under it. Returns false when
+/// the bundle has changed.
 fn wait(state_dir: &Path, dir: &PrivateDir, period: Period) -> bool {
     let until = period.not_before.midpoint(period.not_after);
     loop {
         let left = Duration::from_secs(until.saturating_sub(now()).max(1));
         std::thread::sleep(left.min(BUNDLE_CHECK));
-        // A node that is away, or a disk that is full, is tried again.
+        // If the node is down or the disk is full, the next round tries again.
         if let Ok(BundleAnswer { bundle }) = super::get(state_dir, "/v1/bundle") {
             let written = dir.read("bundle.pem", 1 << 20).ok().flatten();
             if written.is_none_or(|w| **w != *bundle.as_bytes()) {
                 match dir.write("bundle.pem", bundle.as_bytes()) {
                     Ok(()) => return false,
-                    Err(error) => eprintln!("wiretight: trying again: {error}: {}", error.source),
+                    Err(error) => eprintln!(
+                        "wiretight: cannot update bundle.pem, trying again: {error}: {}",
+                        error.source
+                    ),
                 }
             }
         }
@@ -199,7 +202,7 @@ fn wait(state_dir: &Path, dir: &PrivateDir, period: Period) -> bool {
     }
 }
 
-/// What was fetched into the folder before, for the same identity.
+/// The certificate and key in the directory, if they are for the same identity.
 fn before(id: &SpiffeId, dir: &PrivateDir) -> Option<(Leaf, SigningKey)> {
     let read = |name| dir.read(name, 1 << 20).ok().flatten();
     let leaf = Leaf::parse(x509::from_pem(&read("svid.pem")?).ok()?.first()?).ok()?;
@@ -208,18 +211,18 @@ fn before(id: &SpiffeId, dir: &PrivateDir) -> Option<(Leaf, SigningKey)> {
     (fits && leaf.id == *id).then_some((leaf, key))
 }
 
-/// A new key, its certificate, and the bundle; the key's file is written last but one, so that a
-/// reader that finds a new svid.pem finds its key.
+/// Gets a certificate for a new key, and the bundle. The key is written before svid.pem, so that a reader who finds a
+/// new svid.pem also finds its key.
 fn fetch(state_dir: &Path, id: &SpiffeId, dir: &PrivateDir) -> anyhow::Result<Leaf> {
     let key = SigningKey::generate()?;
-    // The key that is there says that this one comes after it, so that monitors expect it.
+    // The old key signs the new one, so that monitors expect it.
     let link = before(id, dir).and_then(|(leaf, before)| {
         KeyLink::new(id, leaf.key, &key.public_key(), |message| before.sign(message)).ok()
     });
     let csr = x509::csr_to_pem(&Csr::create_linked(id, &key, link.as_ref())?);
     let answer: SvidAnswer = super::post(state_dir, "/v1/svid", &SvidRequest { csr })?;
     let chain = x509::from_pem(answer.chain.as_bytes())?;
-    let leaf = Leaf::parse(chain.first().context("the node answered with an empty chain")?)?;
+    let leaf = Leaf::parse(chain.first().context("the node returned an empty certificate chain")?)?;
     dir.write("bundle.pem", answer.bundle.as_bytes())?;
     dir.write("key.pem", key.to_pem().as_bytes())?;
     dir.write("svid.pem", answer.chain.as_bytes())?;

@@ -1,4 +1,4 @@
-//! What a person reads: tables, times, sizes; colour only where it is wanted.
+//! Formatting for terminals: tables, times, sizes, colour.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wiretight_proxy::mesh::now;
 
-/// What is printed is no wider, in columns.
+/// The widest line that is printed, in columns.
 const WIDTH: usize = 100;
 const GAP: &str = "  ";
 
-/// Columns as wide as their widest cell, a row a line: scripts read it.
+/// Columns are as wide as their widest cell, and a row is one line, so that scripts can read it.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
     narrow: bool,
@@ -24,8 +24,8 @@ impl Table {
         Table { rows, narrow: false }
     }
 
-    /// One for people: where it is wider than [`WIDTH`], cells of several words have several lines. A word is never cut, for
-    /// identities are searched for.
+    /// A table for people: if it is wider than [`WIDTH`], cells with several words are wrapped. A word is never split,
+    /// because people search for identities.
     pub(super) fn narrow(head: &[&str]) -> Table {
         Table { narrow: true, ..Table::new(head) }
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// How many columns a text takes: colour takes none.
+/// The width of a text without its colour codes.
 fn columns_of(text: &str) -> usize {
     let mut columns = 0;
     let mut rest = text.chars();
@@ -95,7 +95,7 @@ fn columns_of(text: &str) -> usize {
     columns
 }
 
-/// A text in lines of at most `width` columns: between words where it can be. All of it may have one colour.
+/// Wraps a text to `width` columns, between words if possible. The whole text may have one colour.
 fn folded(text: &str, width: usize) -> Vec<String> {
     if columns_of(text) <= width {
         return vec![text.to_owned()];
@@ -111,7 +111,7 @@ fn folded(text: &str, width: usize) -> Vec<String> {
         if !line.is_empty() && columns_of(&line) + 1 + word.len() > width {
             lines.push(std::mem::take(&mut line));
         }
-        // One that fits no line is cut.
+        // A word longer than a line is split.
         while word.len() > width {
             lines.push(word.drain(..width).collect());
         }
@@ -127,7 +127,7 @@ fn folded(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A text whose lines are no wider than [`WIDTH`]: the rest of a long one is indented below it.
+/// Wraps lines to [`WIDTH`]; continuation lines are indented.
 pub(super) fn fitted(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
@@ -148,10 +148,10 @@ pub(super) fn fitted(text: &str) -> String {
     out
 }
 
-/// Ends a colour.
+/// Resets the colour.
 const PLAIN: &str = "\x1b[0m";
 
-/// Whether standard output takes colour.
+/// Whether to use colour on standard output.
 pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && crate::logging::colour_is_wanted()
 }
@@ -184,7 +184,7 @@ pub(super) fn ago(at: u64) -> String {
     format!("{} ago", span(since(at)))
 }
 
-/// Seconds.
+/// Seconds since `at`.
 pub(super) fn since(at: u64) -> u64 {
     now().saturating_sub(at)
 }
@@ -214,7 +214,7 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// A value that is one of these names, so that shells can complete it.
+/// Parses one of these names, and lets shells complete them.
 pub(super) fn one_of<T>(
     names: impl IntoIterator<Item = &'static str>,
 ) -> impl TypedValueParser<Value = T>
@@ -224,10 +224,10 @@ where
     PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }
 
-/// Reads `90s`, `10m`, `1h30m`, `7d`.
+/// Parses `90s`, `10m`, `1h30m`, `7d`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text)
-        .ok_or_else(|| "write for example 10m or 1h30m (units: d, h, m, s)".into())
+        .ok_or_else(|| "expected a duration such as 10m or 1h30m (units: d, h, m, s)".into())
 }
 
 #[cfg(test)]
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_no_wider_than_it_may_be_and_colour_takes_no_room() {
+    fn a_table_is_wrapped_to_the_width_and_colour_codes_have_no_width() {
         let mut table = Table::narrow(&["A", "WORDS", "B"]);
         let red = |text: &str| format!("\x1b[31m{text}\x1b[0m");
         table.row(["one".into(), red("bad"), "1".into()]);
@@ -250,18 +250,18 @@ mod tests {
         assert!(text.lines().all(|line| columns_of(line) <= WIDTH), "{text}");
         let painted = text.matches("\x1b[31m").count();
         assert!(text.matches("many").count() == 30 && painted > 3, "{text}");
-        // What is searched for stays whole, also where it does not fit.
+        // A long word is not split, even if it is wider than the table.
         let hash = "x".repeat(150);
         table.row(["four".into(), "w".into(), hash.clone()]);
         assert!(table.to_string().contains(&hash), "{table}");
-        // For scripts, a row is a line.
+        // In a table for scripts a row is one line.
         let mut table = Table::new(&["A", "B"]);
         table.row(["one".into(), long]);
         assert_eq!(table.to_string().lines().count(), 2);
     }
 
     #[test]
-    fn long_lines_are_folded_and_short_ones_stay() {
+    fn long_lines_are_wrapped_and_short_ones_are_unchanged() {
         let text = format!("short\n  {}\n{}\n", "word ".repeat(60).trim_end(), "y".repeat(250));
         let fitted = fitted(&text);
         assert!(fitted.lines().all(|line| columns_of(line) <= WIDTH), "{fitted}");

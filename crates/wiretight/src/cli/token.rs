@@ -11,9 +11,9 @@ use wiretight_proxy::registry::Host;
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where, node};
-use crate::admin::{RevokeTokenRequest, TokenRequest};
+use crate::admin::api::{RevokeTokenRequest, TokenRequest};
 
-/// Join tokens: how a new node gets in (on the authority)
+/// Manage the tokens that new nodes join with (run on the authority)
 #[derive(Subcommand)]
 pub(super) enum Token {
     Create(Create),
@@ -23,7 +23,7 @@ pub(super) enum Token {
 
 /// List the join tokens that can still be used
 ///
-/// Those that were used or have expired are not shown. The secret part of a token is shown once, by `token create`.
+/// Used and expired tokens are not listed. Only `token create` shows the token itself, once.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  wiretight token list\n  wiretight token list --json")]
 pub(super) struct List {
@@ -33,9 +33,9 @@ pub(super) struct List {
     out: Output,
 }
 
-/// Revoke a join token that nobody has used
+/// Revoke an unused join token
 ///
-/// To take out a node that has joined already: `wiretight node remove`.
+/// To remove a node that has already joined, use `wiretight node remove`.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  wiretight token revoke 5f0c2d9a7b3e4186             an ID from `wiretight token list`"
@@ -49,12 +49,13 @@ pub(super) struct Revoke {
     out: Output,
 }
 
-/// Make a single-use join token for one node, and the services that it may claim
+/// Create a single-use join token for one node and the services that it may claim
 ///
-/// The token is a secret until it is used: hand it over as you would a password. It names the
-/// authority by its fingerprint, so the node knows whom it talks to from the first byte.
+/// The token is secret until it is used: handle it like a password. It contains the authority's fingerprint, so that
+/// the node can authenticate the authority when it joins.
 ///
-/// A machine that joins with the name of a node takes that node's place, so this asks if there is one.
+/// A machine that joins under the name of an existing node replaces that node. The command asks before it creates a
+/// token for such a name.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -63,17 +64,17 @@ Examples:
 pub(super) struct Create {
     #[command(flatten)]
     at: Where,
-    /// The name of the node ([node] name in its file)
+    /// The name of the node ([node] name in its configuration)
     #[arg(long)]
     node: Name,
-    /// A service that it may offer, or act as; may be given again
+    /// A service that the node may offer, or act as; may be repeated
     #[arg(long = "service", value_name = "NAME")]
     services: Vec<Name>,
-    /// Another address that it may announce, behind NAT or of a second interface: without it, services are announced at
-    /// the address that the node connects from. May be given again
+    /// An address that the node may announce in addition to the one it connects from (behind NAT, or of a second
+    /// interface); may be repeated
     #[arg(long = "address", value_name = "HOST")]
     addresses: Vec<Host>,
-    /// How long the token holds
+    /// How long the token is valid
     #[arg(long, default_value = "1h", value_parser = term::duration)]
     ttl: Duration,
     #[command(flatten)]
@@ -97,7 +98,7 @@ impl Token {
                 let done: Value = super::post(&state_dir, "/v1/tokens/revoke", &request)?;
                 revoke.out.print(&done, |done| {
                     let node = done["node"].as_str().unwrap_or_default();
-                    format!("the join token for {node} is revoked: nobody can join with it\n")
+                    format!("Revoked the join token for {node}. It can no longer be used.\n")
                 })?;
                 return Ok(ExitCode::SUCCESS);
             }
@@ -105,11 +106,11 @@ impl Token {
         let state_dir = create.at.state_dir()?;
         if let Some(there) = node::find(&state_dir, &create.node)? {
             let effect = format!(
-                "{} A machine that joins with this token takes its place: all its identities will be revoked, and its \
-                 live connections cut.",
+                "{} A machine that joins with this token replaces it: all identities of the node will then be revoked, \
+                 and its live connections closed.",
                 there.standing()
             );
-            create.confirm.ask(&effect, "Make a join token for this name?")?;
+            create.confirm.ask(&effect, "Create a join token for this name?")?;
         }
         let request = TokenRequest {
             node: create.node,

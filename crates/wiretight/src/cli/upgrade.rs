@@ -15,23 +15,22 @@ use serde_json::{Value, json};
 
 use super::{Output, Where};
 
-/// How long the new process may take.
+/// How long the new process may take to take over.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Have this binary take over from the running node, without refusing or closing a connection
+/// Replace the running node's process with this binary, without refusing or closing a connection
 ///
-/// The new process reads the configuration file and gets the listening sockets. Connections that live go on in the
-/// old process, to their end or for as long as `drain` says. If the new one does not come to serve, the old one goes
-/// on as before.
+/// The new process reads the configuration file and receives the listening sockets. The old process keeps its live
+/// connections until they end, at most for `drain`. If the new process fails to start, the old one continues.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   install -m 755 wiretight /usr/local/bin/ && systemctl reload wiretight      with examples/wiretight.service
   wiretight upgrade --config wiretight.toml                                   without a service manager
 
-Exit status: 0 if it has taken over, or was running already; 1 if not; 3 if no node is running.")]
+Exit status: 0 if this binary has taken over, or was already running; 1 if not; 3 if no node is running.")]
 pub(super) struct Upgrade {
-    /// Even if the running process is of this very binary: a restart that closes no connection
+    /// Even if the node already runs this binary: restart it without closing a connection
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -44,12 +43,12 @@ impl Upgrade {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state_dir = self.at.state_dir()?;
         let before: Value = super::get(&state_dir, "/v1/status")?;
-        let pid = before["pid"].as_u64().context("the node does not tell its process id")?;
+        let pid = before["pid"].as_u64().context("the node's status has no process ID")?;
         let process = PathBuf::from(format!("/proc/{pid}"));
         if !self.force && is_this_binary(&process) {
             let same = json!({ "upgraded": false, "pid": pid, "version": before["version"] });
             self.out.print(&same, |_| {
-                format!("process {pid} runs this binary already: nothing to do (--force does it)\n")
+                format!("Nothing to do: process {pid} already runs this binary. Use --force to restart it.\n")
             })?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -63,7 +62,7 @@ impl Upgrade {
         });
         self.out.print(&done, |done| {
             format!(
-                "node {}: version {} (process {}) has taken over from version {} (process {pid}), in which live connections come to their end\n",
+                "node {}: version {} (process {}) has taken over from version {} (process {pid}), which keeps its live connections until they end\n",
                 after["node"].as_str().unwrap_or_default(),
                 done["version"].as_str().unwrap_or_default(),
                 done["pid"],
@@ -73,10 +72,10 @@ impl Upgrade {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Starts the new process as the old one was started, and returns its status when it is the node.
+    /// Starts the new process with the environment of the old one, and returns its status when it has taken over.
     fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<Value> {
         let config = std::path::absolute(&self.at.config)?;
-        let mut command = crate::process::own_program();
+        let mut command = crate::program::own_program();
         command.args(["run", "--take-over", "--config"]).arg(config);
         if let Ok(environment) = fs::read(before.join("environ")) {
             command.env_clear().envs(variables(&environment));
@@ -84,15 +83,15 @@ impl Upgrade {
         if let Ok(directory) = fs::read_link(before.join("cwd")) {
             command.current_dir(directory);
         }
-        // Its errors are ours to show until it writes to where the old one wrote. Signals from this terminal are not
-        // for it.
+        // The new process inherits our standard error, to show its errors until it writes to the old process's log. A
+        // process group of its own keeps signals of this terminal away from it.
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()?;
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = child.try_wait()? {
                 bail!(
-                    "the new process has ended ({status}) and the old one goes on: what it says above, or the node's log, tells why"
+                    "the new process failed ({status}); the old one continues. The reason is above or in the node's log."
                 );
             }
             let status = super::get::<Value>(state_dir, "/v1/status");
@@ -103,7 +102,8 @@ impl Upgrade {
             if Instant::now() > end {
                 let _ = child.kill();
                 bail!(
-                    "the new process does not come to serve, and was killed: the old one goes on"
+                    "the new process did not take over within {} s and was killed; the old one continues. See the node's log.",
+                    PATIENCE.as_secs()
                 );
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -117,7 +117,7 @@ fn is_this_binary(process: &Path) -> bool {
     running.is_some() && running == file(Path::new("/proc/self/exe"))
 }
 
-/// A service manager stops, counts and confines what is in the service's control group.
+/// Fails if the new process would run outside of the node's systemd service: the service manager could not stop it.
 fn at_the_same_place(process: &Path) -> anyhow::Result<()> {
     let group = |path: &Path| fs::read_to_string(path.join("cgroup")).unwrap_or_default();
     let (theirs, ours) = (group(process), group(Path::new("/proc/self")));
@@ -127,11 +127,11 @@ fn at_the_same_place(process: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     bail!(
-        "the node runs as {unit}.service, and a process that is started here would be none of that service: `systemctl reload {unit}` upgrades it, if the unit has ExecReload=... upgrade (examples/wiretight.service)"
+        "the node runs as {unit}.service, and a process started here would not be part of that service. Run `systemctl reload {unit}` instead; the unit needs ExecReload=... upgrade (see examples/wiretight.service)."
     )
 }
 
-/// As `/proc/PID/environ` has them, but for what is meant for that process alone (sd_notify(3)).
+/// The variables in `/proc/PID/environ`, except those that are for that process only (sd_notify(3)).
 fn variables(environment: &[u8]) -> impl Iterator<Item = (OsString, OsString)> {
     environment.split(|byte| *byte == 0).filter_map(|variable| {
         let at = variable.iter().position(|byte| *byte == b'=')?;

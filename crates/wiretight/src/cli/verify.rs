@@ -18,28 +18,28 @@ use wiretight_tlog::{Hash, Policy, Proof, SignedCheckpoint, Witnessed};
 
 use super::reach::Reach;
 use super::{Output, term};
-use crate::daemon::chain;
 use crate::log::compare::{self, Compared, Seen, compare};
-use crate::log::http::{Client, Url};
 use crate::log::mirror::{MirrorError, Mirrored, mirror};
 use crate::log::reader::{ReadError, Reader};
+use crate::logging::chain;
+use crate::web::client::{Client, Url};
 
-/// The largest file that is read, but for a log's directory.
+/// The largest file that is read, in bytes. It does not apply to the files of a log's directory.
 const MAX_FILE: usize = 2 * MAX_NOTE;
 /// Entries that are held in memory at a time.
 const CHUNK: u64 = 4096;
-/// How often, and how long apart, a log is asked again that shows less than a witness saw.
+/// Retries, and the pause between them, when a log shows fewer entries than a witness saw.
 const MORE_TRIES: u32 = 3;
 const MORE_PAUSE: Duration = Duration::from_secs(1);
-/// So long after a witness has cosigned, the log has to show it.
+/// A log must show a tree within this time after a witness cosigned it.
 const PUBLISHED: Duration = Duration::from_secs(60);
 
 /// Verify that something is in a transparency log that witnesses have cosigned
 ///
-/// A FILE is one of: a certificate (PEM) that carries its proof; a tlog-proof; a checkpoint; a directory with a whole
-/// log. For these nobody is asked. A URL is where a log is served: all of it is read, and each witness of the policy that
-/// has a URL is asked what it saw. In every case the policy decides: it names the logs that are believed, and the
-/// witnesses that have to have cosigned.
+/// A FILE is a certificate (PEM) that carries its proof, a tlog-proof, a checkpoint, or a directory with a whole log.
+/// Files are verified offline. For the URL of a log, the whole log is read, and each witness in the policy that has
+/// a URL is asked which checkpoint it saw. The policy names the trusted logs, and the witnesses that must have
+/// cosigned.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -48,12 +48,13 @@ Examples:
   wiretight verify /mnt/copy-of-the-log --policy policy --json
   wiretight verify https://log.example.org --policy policy --mirror /mnt/copy-of-the-log
 
-Exit status: 0 all verified, 1 at least one refused, 2 bad usage, or a file or URL that cannot be read.")]
+Exit status: 0 all verified, 1 at least one refused, 2 wrong usage, or an unreadable file or URL.")]
 pub(super) struct Verify {
     /// What to verify
     #[arg(required = true, value_name = "FILE|URL")]
     files: Vec<PathBuf>,
-    /// Of one URL or directory: keep a copy of the log here, and add what is new. Refused if the log has forked since
+    /// Keep a copy of the log in this directory, and add new entries to it. For one URL or directory only. Fails if the
+    /// log has forked from the copy
     #[arg(long, value_name = "DIR")]
     mirror: Option<PathBuf>,
     #[command(flatten)]
@@ -61,17 +62,16 @@ pub(super) struct Verify {
     /// The policy (C2SP tlog-policy)
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// The entry that a tlog-proof is of, byte for byte
+    /// The entry that a tlog-proof proves, byte for byte
     #[arg(long, value_name = "FILE")]
     entry: Option<PathBuf>,
-    /// Refuse what the witnesses saw longer ago than this
+    /// Refuse a checkpoint that the witnesses cosigned longer ago than this
     #[arg(long, value_name = "TIME", value_parser = term::duration)]
     max_age: Option<Duration>,
     #[command(flatten)]
     out: Output,
 }
 
-/// What was found out about a file.
 #[derive(Serialize)]
 struct Report {
     file: String,
@@ -94,7 +94,7 @@ struct LogReport {
     size: u64,
     root: String,
     quorum: String,
-    /// When the quorum had seen it (seconds since 1970).
+    /// When the quorum had cosigned it (seconds since 1970).
     time: Option<u64>,
     witnesses: Vec<Cosigned>,
 }
@@ -130,7 +130,7 @@ impl Verify {
         let is_log = |path: &PathBuf| path.is_dir() || url(path).is_some();
         anyhow::ensure!(
             self.mirror.is_none() || self.files.len() == 1 && self.files.iter().all(is_log),
-            "--mirror keeps a copy of one log: give its URL, or its directory, and nothing else"
+            "--mirror keeps a copy of one log: give exactly one URL or directory"
         );
         let mut reports = Vec::new();
         for path in &self.files {
@@ -180,13 +180,13 @@ impl Verify {
                 report.file.push_str(&format!(" (certificate {} of {})", n + 1, chain.len()));
             }
             report.not_verified.push(
-                "who signed the certificate, whether it was revoked, and whether it holds now: whoever is shown it verifies that".into(),
+                "the certificate's signature, revocation and validity period; the TLS peer verifies these".into(),
             );
             let logged = match Logged::from_certificate(certificate) {
                 Ok(logged) => logged,
                 Err(NotLogged::NoProof) if n > 0 => {
                     report.refused = Some(
-                        "it carries no proof that it is in a log. (If it is a root, which the verifier has to know anyway, leave it out of the file.)".into(),
+                        "it carries no proof that it is in a log. If it is a root, remove it from the file: verifiers already have it.".into(),
                     );
                     return report;
                 }
@@ -200,7 +200,7 @@ impl Verify {
             match verified.and_then(|witnessed| logged.is_timely(&witnessed)) {
                 Ok(()) => {
                     report.verified.push(format!(
-                        "the certificate, all of it but its signature, is entry {} of the log",
+                        "the certificate without its signature is entry {} of the log",
                         logged.proof.index
                     ));
                     report
@@ -222,20 +222,19 @@ impl Verify {
             return report;
         }
         if proof.extra.is_some() {
-            report.not_verified.push("the proof's extra data: nothing authenticates it".into());
+            report.not_verified.push("the proof's extra data, which is not authenticated".into());
         }
         match entry.map(|entry| proof.verify(policy, Hash::leaf(entry))) {
             None => {
-                report.not_verified.push(format!(
-                    "what entry {} is: give the entry's bytes with --entry",
-                    proof.index
-                ));
+                report
+                    .not_verified
+                    .push(format!("the content of entry {}: give it with --entry", proof.index));
                 report
             }
             Some(Ok(_)) => {
                 report
                     .verified
-                    .push(format!("the entry that was given is entry {} of the log", proof.index));
+                    .push(format!("the given entry is entry {} of the log", proof.index));
                 report
             }
             Some(Err(why)) => report.refuse(&why),
@@ -247,7 +246,7 @@ impl Verify {
         match SignedCheckpoint::parse(text) {
             Ok(signed) => {
                 if report.believe(policy, &signed, self.max_age) {
-                    report.not_verified.push("any entry: this is a checkpoint alone".into());
+                    report.not_verified.push("entries, because a checkpoint contains none".into());
                 }
                 report
             }
@@ -255,7 +254,7 @@ impl Verify {
         }
     }
 
-    /// A log that is served, and what its witnesses saw.
+    /// Verifies a log at a URL, and compares it with what its witnesses saw.
     async fn served(&self, path: &Path, reader: Reader, policy: &Policy) -> anyhow::Result<Report> {
         let mut found = self.log(path, &reader, policy).await?;
         let Some(signed) = found.signed.take() else { return Ok(found.report) };
@@ -269,13 +268,14 @@ impl Verify {
             let seen = match &prefix {
                 Some(Ok(prefix)) => compare::ask(&client, prefix, witness, &log.key).await,
                 Some(Err(why)) => Err(why.to_string()),
-                None => Err("the policy has no URL of it".into()),
+                None => Err("the policy has no URL for it".into()),
             };
             match seen {
                 Ok(Some(seen)) => self.compared(&mut found.report, name, &seen, &reader).await,
-                Ok(None) => found.report.not_verified.push(format!(
-                    "what the witness {name} saw: it shows no checkpoint of this log"
-                )),
+                Ok(None) => found
+                    .report
+                    .not_verified
+                    .push(format!("what the witness {name} saw: it has no checkpoint of this log")),
                 Err(why) => {
                     found.report.not_verified.push(format!("what the witness {name} saw: {why}"))
                 }
@@ -284,7 +284,7 @@ impl Verify {
         Ok(found.report)
     }
 
-    /// Whether the log shows what a witness saw. A log publishes a little later than its witnesses cosign.
+    /// Compares the log with what a witness saw. A log publishes a tree a little later than its witnesses cosign it.
     async fn compared(&self, report: &mut Report, name: &str, seen: &Seen, reader: &Reader) {
         let size = seen.checkpoint().size;
         let saw = format!("the witness {name} saw {size} entries at {}", moment(seen.time));
@@ -304,20 +304,20 @@ impl Verify {
                 }
                 Ok(Compared::More) if now().saturating_sub(seen.time) < PUBLISHED.as_secs() => {
                     return report.not_verified.push(format!(
-                        "{saw}, which the log does not show yet: ask again in a minute"
+                        "{saw}, which the log does not show yet: try again in a minute"
                     ));
                 }
                 Ok(Compared::More) => {
-                    break format!("{saw}, and the log shows fewer: it withholds");
+                    break format!("{saw}, but the log shows fewer: it withholds entries");
                 }
                 Ok(Compared::Fork) => {
                     break format!(
-                        "FORK: {saw}, and the log shows another history. Keep this, and publish it:\n{}",
+                        "FORK: {saw}, but the log shows a different history. Save this evidence and publish it:\n{}",
                         seen.signed
                     );
                 }
                 Err(why) => {
-                    break format!("{saw}, and the log cannot be compared: {}", chain(&why));
+                    break format!("{saw}, but the log could not be compared: {}", chain(&why));
                 }
             }
         };
@@ -346,7 +346,7 @@ impl Verify {
         if let Some(dir) = &self.mirror {
             match mirror(&tree, &signed, dir).await {
                 Ok(Mirrored { kept, fetched }) => report.verified.push(format!(
-                    "{} is a copy of the log: {kept} entries were there, {fetched} were added",
+                    "{} is a copy of the log: it had {kept} entries, {fetched} were added",
                     dir.display()
                 )),
                 Err(MirrorError::Read(why)) => return refused(report, why),
@@ -364,20 +364,20 @@ impl Verify {
             }
         }
         report.verified.push(format!(
-            "all {} entries and all tiles of the tree are what the checkpoint says",
+            "all {} entries and all tiles of the tree match the checkpoint",
             tree.size()
         ));
         Ok(Found { report, signed: Some(signed) })
     }
 }
 
-/// A log that was read, and its checkpoint, if that is believed.
+/// The report on a log, and its checkpoint if the policy accepts it.
 struct Found {
     report: Report,
     signed: Option<SignedCheckpoint>,
 }
 
-/// A URL in the place of a file.
+/// The argument, if it is a URL.
 fn url(path: &Path) -> Option<&str> {
     path.to_str().filter(|text| text.starts_with("https://") || text.starts_with("http://"))
 }
@@ -402,7 +402,7 @@ impl Report {
         self
     }
 
-    /// Whether the policy believes the checkpoint; says so.
+    /// Whether the policy accepts the checkpoint; adds the result to the report.
     fn believe(
         &mut self,
         policy: &Policy,
@@ -416,7 +416,7 @@ impl Report {
         match believed {
             Ok(witnessed) if max_age.is_some() && witnessed.time().is_none() => {
                 self.refused =
-                    Some("nobody says how old it is: the policy wants no witnesses".into());
+                    Some("its age is unknown, because the policy requires no witnesses".into());
                 false
             }
             Ok(witnessed) => {
@@ -442,13 +442,13 @@ impl Report {
         let witnesses: Vec<Cosigned> = cosigned.collect();
         match witnessed.time() {
             Some(time) => self.verified.push(format!(
-                "the quorum of the policy ({}) had seen it, as consistent with all before, at {} ({})",
+                "the quorum of the policy ({}) had cosigned it as consistent with its predecessors at {} ({})",
                 policy.quorum_text(),
                 moment(time),
                 term::ago(time)
             )),
             None => self.not_verified.push(
-                "that others see the same log: the policy wants no witnesses, so the log could show each a history of its own".into(),
+                "that others see the same log: the policy requires no witnesses, so the log could show everyone a different history".into(),
             ),
         }
         self.log = Some(LogReport {
@@ -491,7 +491,7 @@ pub(super) fn moment(time: u64) -> String {
 /// Reads a policy file.
 pub(super) fn policy(path: &Path) -> anyhow::Result<Policy> {
     Policy::parse(read(path, MAX_POLICY)?)
-        .with_context(|| format!("{} is not a policy (C2SP tlog-policy)", path.display()))
+        .with_context(|| format!("{} is not a valid policy (C2SP tlog-policy)", path.display()))
 }
 
 fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
@@ -500,7 +500,7 @@ fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
     file.take(max as u64 + 1).read_to_end(&mut bytes).with_context(unreadable)?;
     anyhow::ensure!(
         bytes.len() <= max,
-        "{} is larger than {max} bytes: it is none of what can be verified",
+        "{} is larger than {max} bytes, so it is not a file that can be verified",
         path.display()
     );
     Ok(bytes)

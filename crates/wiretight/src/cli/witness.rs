@@ -25,29 +25,29 @@ use zeroize::Zeroizing;
 use crate::log::witness::state::Start;
 use crate::log::witness::{WitnessCore, serve};
 
-/// Cosign the checkpoints of transparency logs, for those who do not want to believe the logs alone
+/// Run a witness: cosign log checkpoints so that clients need not trust the log alone
 ///
-/// A witness signs that a log only ever appends: it remembers the last tree that it cosigned, and wants a proof that the
-/// next one begins with it. It can be run by anybody, and is worth the more the less it has to do with the log's operator.
+/// A witness confirms that a log only appends: it remembers the last tree that it cosigned, and requires a proof that the
+/// next one extends it. Anyone can run one; the more independent of the log's operator, the better.
 #[derive(Subcommand)]
 pub(super) enum Witness {
     Keygen(Keygen),
     Run(Run),
 }
 
-/// Make a witness' key; prints the public one, which goes into the policies of those who rely on it
+/// Create a witness key; prints the public key, for the policies of those who rely on the witness
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  wiretight witness keygen witness.example.org/w1 --out /etc/wiretight/witness.key"
 )]
 pub(super) struct Keygen {
-    /// The key's name: a URL without its scheme, of a domain that is yours
+    /// The key's name: a URL without scheme, in a domain that you own
     #[arg(value_parser = key_name)]
     name: KeyName,
-    /// The file for the private key (0600); it must not be there yet
+    /// The file for the private key (mode 0600); it must not exist yet
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// ML-DSA-44, which a quantum computer does not forge, instead of Ed25519
+    /// Use ML-DSA-44, which is post-quantum secure, instead of Ed25519
     #[arg(long)]
     ml_dsa: bool,
 }
@@ -61,38 +61,38 @@ Examples:
   wiretight witness run --key ed25519.key --key ml-dsa.key --state /var/lib/wiretight-witness \\
       --listen [::]:443 --tls-cert chain.pem --tls-key key.pem --log example.org/mesh+1f2e3d4c+AQ...
 
-On a loopback address it serves HTTP, for a proxy on this machine that serves HTTPS (a [[site]], for example).
-On any other it serves HTTPS itself.")]
+On a loopback address it serves HTTP, for an HTTPS proxy on this machine (a [[site]], for example). On any other
+address it serves HTTPS.")]
 pub(super) struct Run {
-    /// A private key from `witness keygen`; may be given again: each cosigns
+    /// A private key from `witness keygen`; may be repeated, and each key cosigns
     #[arg(long = "key", value_name = "FILE", required = true)]
     keys: Vec<PathBuf>,
-    /// What it remembers: a directory of its own, on a disk that keeps what it says it has written
+    /// The state directory; nothing else may be in it, and its disk must not lose synced writes
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
-    /// The very first start of a witness whose key has cosigned nothing yet: make the state. Without this, no state is an
-    /// error
+    /// Create the state; only for the first start, when the key has cosigned nothing yet. Without this, missing state is
+    /// an error
     #[arg(long)]
     new: bool,
     /// The address to serve on
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
-    /// The public key (vkey) of a log to witness; may be given again
+    /// The public key (vkey) of a log to witness; may be repeated
     #[arg(long = "log", value_name = "VKEY", value_parser = log_key, required_unless_present = "policies")]
     logs: Vec<LogKey>,
-    /// A policy (C2SP tlog-policy) whose logs are to be witnessed; may be given again
+    /// A policy (C2SP tlog-policy) with logs to witness; may be repeated
     #[arg(long = "policy", value_name = "FILE")]
     policies: Vec<PathBuf>,
-    /// The certificate chain (PEM) to serve HTTPS with
+    /// The certificate chain (PEM) for HTTPS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// Its key (PEM)
+    /// The key of the certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 }
 
 fn key_name(text: &str) -> Result<KeyName, String> {
-    KeyName::new(text).ok_or_else(|| "a key's name has 1 to 255 bytes, no spaces and no `+`".into())
+    KeyName::new(text).ok_or_else(|| "a key name has 1 to 255 bytes, without spaces or `+`".into())
 }
 
 fn log_key(text: &str) -> Result<LogKey, String> {
@@ -111,7 +111,7 @@ impl Witness {
 impl Keygen {
     fn run(self) -> anyhow::Result<ExitCode> {
         let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut seed[..]).context("the system gives no random bytes")?;
+        getrandom::fill(&mut seed[..]).context("cannot get random bytes from the system")?;
         let algorithm = if self.ml_dsa { Algorithm::MlDsa44 } else { Algorithm::Ed25519 };
         let cosigner = Cosigner::from_seed(self.name, algorithm, &seed)?;
         let private = Zeroizing::new(format!("{}\n", *cosigner.to_private()?));
@@ -119,7 +119,7 @@ impl Keygen {
             std::fs::File::options().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut file = file.with_context(|| {
             format!(
-                "cannot make {}: an old key is not overwritten, move it away first",
+                "cannot create {}. An existing key is not overwritten: move it away first.",
                 self.out.display()
             )
         })?;
@@ -137,7 +137,7 @@ impl Run {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             _ if self.listen.ip().to_canonical().is_loopback() => None,
             _ => bail!(
-                "{} is not a loopback address: give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that serves HTTPS",
+                "{} is not a loopback address. Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind an HTTPS proxy.",
                 self.listen
             ),
         };
@@ -150,7 +150,7 @@ impl Run {
         logs.dedup();
         let cosigners =
             self.keys.iter().map(|path| cosigner(path)).collect::<anyhow::Result<_>>()?;
-        // A connection is a descriptor: takes all that the hard limit gives.
+        // Each connection needs a file descriptor, so raise the soft limit to the hard limit.
         let limit = getrlimit(Resource::Nofile);
         let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
         let _ = setrlimit(Resource::Nofile, all);
@@ -173,13 +173,14 @@ async fn serve_until_stopped(
     let first = tls.as_ref().map(|(cert, key)| acceptor(cert, key)).transpose()?;
     let (shown, acceptors) = first.map(watch::channel).unzip();
     let listener = TcpListener::bind(listen).await;
-    let listener = listener
-        .with_context(|| format!("cannot listen on {listen}: is another program there?"))?;
+    let listener = listener.with_context(|| {
+        format!("cannot listen on {listen}. Another program may use that address.")
+    })?;
     let listen = listener.local_addr()?;
     for key in core.keys() {
-        tracing::info!(key = %key, "this witness cosigns");
+        tracing::info!(key = %key, "cosigning with this key");
     }
-    tracing::info!(%listen, tls = tls.is_some(), logs = core.logs().len(), "the witness serves");
+    tracing::info!(%listen, tls = tls.is_some(), logs = core.logs().len(), "the witness is ready");
     let (stop, end) = watch::channel(false);
     let serving = tokio::spawn(serve::serve(core, listener, acceptors, end));
     loop {
@@ -191,11 +192,11 @@ async fn serve_until_stopped(
                 match acceptor(cert, key) {
                     Ok(new) => {
                         shown.send_replace(new);
-                        tracing::info!("the TLS files were read again");
+                        tracing::info!("the TLS files were reloaded");
                     }
                     Err(error) => tracing::error!(
                         error = format!("{error:#}"),
-                        "the TLS files cannot be used: the certificate that was read before goes on"
+                        "the TLS files are unusable; the certificate loaded before stays in use"
                     ),
                 }
             }
@@ -203,7 +204,7 @@ async fn serve_until_stopped(
     }
     stop.send_replace(true);
     serving.await?;
-    tracing::info!("the witness has ended");
+    tracing::info!("the witness has stopped");
     Ok(())
 }
 
@@ -214,14 +215,15 @@ fn acceptor(cert: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
             .with_context(|| format!("cannot read {}", path.display()))
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(cert)?).collect();
-    let chain = chain.with_context(|| format!("{} is no PEM of certificates", cert.display()))?;
+    let chain =
+        chain.with_context(|| format!("{} has no valid PEM certificates", cert.display()))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
-    let private = private.with_context(|| format!("{} is no PEM of a key", key.display()))?;
+    let private = private.with_context(|| format!("{} has no valid PEM key", key.display()))?;
     let config = ServerConfig::builder_with_provider(wiretight_proxy::tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(chain, private);
-    let config = config.context("certificate and key do not fit")?;
+    let config = config.context("the certificate and the key do not belong together")?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -229,6 +231,9 @@ fn cosigner(path: &Path) -> anyhow::Result<Cosigner> {
     let text = std::fs::read_to_string(path).map(Zeroizing::new);
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     Cosigner::parse(&text).with_context(|| {
-        format!("{} is no witness' key: `wiretight witness keygen` makes one", path.display())
+        format!(
+            "{} is not a witness key. Create one with `wiretight witness keygen`.",
+            path.display()
+        )
     })
 }

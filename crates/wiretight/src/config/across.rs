@@ -11,8 +11,7 @@ use wiretight_proxy::relay::settings::Backend;
 use super::report::{Complaint, Report};
 use super::section::Located;
 
-/// What the sections leave for the checks across them, whether or not the rest of a section was
-/// right. A place is a line and a key.
+/// Data that the sections collect for the checks across them, even if the rest of a section is invalid.
 #[derive(Default)]
 pub(super) struct Across {
     listeners: Vec<Listener>,
@@ -28,7 +27,7 @@ pub(super) struct Across {
 }
 
 struct Listener {
-    /// `None`: not in the file, a default.
+    /// `None` for a default that is not in the file.
     line: Option<usize>,
     key: String,
     addr: SocketAddr,
@@ -82,8 +81,8 @@ impl Across {
     /// There is one default at most.
     pub(super) fn default_site(&mut self, report: &mut Report<'_>, line: usize, key: String) {
         if let Some(at) = self.default_line.replace(line) {
-            let problem = format!("another site is the default, on line {at}");
-            let advice = "let one site be the default";
+            let problem = format!("another site, on line {at}, is already the default");
+            let advice = "make only one site the default";
             report.error(Some(line), key, Complaint::new(problem, advice));
         }
     }
@@ -94,7 +93,7 @@ impl Across {
         self.check_backends(report);
         for (line, key) in self.transparent.drain(..).filter(|_| !self.intercepts) {
             let problem =
-                "there is no [intercept], whose rules bring back what the program answers";
+                "there is no [intercept], whose rules are needed to return the program's replies";
             let advice =
                 "add [intercept]; with mode = \"observe\" it drops and redirects nothing else";
             report.error(Some(line), key, Complaint::new(problem, advice));
@@ -113,7 +112,7 @@ impl Across {
         }
     }
 
-    /// No two listeners on one address and port. A wildcard address covers those of its family.
+    /// Two listeners must not have the same address and port. A wildcard address covers its family.
     fn check_listeners(&self, report: &mut Report<'_>) {
         let mut taken: HashMap<SocketAddr, &Listener> = HashMap::new();
         let mut first: HashMap<(bool, u16), &Listener> = HashMap::new();
@@ -155,14 +154,14 @@ impl Across {
             if let Some(Listener { key: other, addr, line: Some(at), .. }) = hit {
                 let problem =
                     format!("{target} is a port for the mesh: {other} ({addr}) on line {at}");
-                let advice = "give the address of the program itself, on a port of its own";
+                let advice = "give the address of the program itself, on its own port";
                 report.error(Some(*line), key.clone(), Complaint::new(problem, advice));
             }
         }
     }
 }
 
-/// An IPv4 address written as IPv6 (`::ffff:127.0.0.1`) is the IPv4 address to the kernel.
+/// The kernel treats an IPv4-mapped IPv6 address (`::ffff:127.0.0.1`) as the IPv4 address.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::new(ip.into(), addr.port()),
@@ -170,7 +169,7 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Every address of the same family, same port.
+/// The wildcard address of the same family and port.
 fn wildcard(addr: SocketAddr) -> SocketAddr {
     let ip: IpAddr = match addr {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

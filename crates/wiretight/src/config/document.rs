@@ -1,4 +1,4 @@
-//! From the tree to the settings, section by section.
+//! Converts the TOML tree to the settings, section by section.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,9 +24,10 @@ use super::section::{
     WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
-use super::{AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, too_large};
+use super::{
+    AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, acme_socket, too_large,
+};
 
-/// Where the admin listener is when the file does not say.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7490);
 const DEFAULT_STATE_DIR: &str = "/var/lib/wiretight";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -35,8 +36,8 @@ const DEFAULT_INTERMEDIATE_TTL: Duration = Duration::from_secs(7 * 86_400);
 const DEFAULT_WEB_TTL: Duration = Duration::from_secs(86_400);
 const DEFAULT_PER_PEER: u32 = 10_000;
 
-/// `None` only if an error was reported. If one was reported and `Some` comes back all the same,
-/// what it holds must not be used.
+/// Returns `None` only if an error was reported. If it returns `Some` although an error was reported, the value must not be
+/// used.
 pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Config> {
     if text.len() > MAX_FILE {
         report.error(None, "", too_large());
@@ -45,7 +46,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let mut root = match DeTable::parse_recoverable(text) {
         (root, errors) if errors.is_empty() => root.into_inner(),
         (_, errors) => {
-            // The earliest only: those after it are mostly its echoes.
+            // Only the first one: the others are mostly consequences of it.
             let first = errors.iter().min_by_key(|e| e.span().map_or(0, |s| s.start))?;
             let line = report.line(first.span().map_or(0, |s| s.start));
             let line_text = text.lines().nth(line - 1).unwrap_or_default();
@@ -59,7 +60,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         Some(section) => read_node(report, section, &mut across),
         None if report.errors.is_empty() => {
             let advice =
-                "begin the file with [node], name = \"db1\" and trust_domain = \"example.org\"";
+                "start the file with [node], name = \"db1\" and trust_domain = \"example.org\"";
             report.error(Some(1), "node", Complaint::new("the section is missing", advice));
             None
         }
@@ -99,7 +100,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         read_edge(report, &mut root, node.as_ref(), with_acme, &mut across);
     let acme_server = acme_server.flatten();
     if let (Some(server), Some(node)) = (&acme_server, &node) {
-        let socket = crate::acme_server::serve::socket_path(&node.state_dir);
+        let socket = acme_socket(&node.state_dir);
         edge.sites.extend(acme_site(server, node, &socket));
     }
     for (key, value) in root {
@@ -184,7 +185,7 @@ fn read_authority(
         if listen.value.ip().to_canonical().is_unspecified() && matches!(advertise, Setting::Absent)
         {
             let problem = format!(
-                "{} is every address of this machine: a join token could not say where to connect",
+                "{} means every address of this machine, so join tokens would have no address to connect to",
                 listen.value
             );
             let port = listen.value.port();
@@ -234,7 +235,7 @@ fn read_log(
     across: &mut Across,
 ) -> Option<Log> {
     if authority_line.is_none() {
-        let problem = "there is no [authority] in this file whose log it could be";
+        let problem = "there is no [authority] in this file";
         let advice = "move the section to the file of the authority's machine";
         report.error(Some(s.line), "log", Complaint::new(problem.to_owned(), advice));
     }
@@ -261,7 +262,7 @@ fn read_acme_server(
     across: &mut Across,
 ) -> Option<AcmeServer> {
     if authority_line.is_none() {
-        let problem = "there is no [authority] in this file to issue the certificates";
+        let problem = "there is no [authority] in this file, which issues the certificates";
         let advice = "move the section to the file of the authority's machine";
         report.error(Some(s.line), "acme_server", Complaint::new(problem, advice));
     }
@@ -271,7 +272,7 @@ fn read_acme_server(
     if let Some(name) = &name {
         across.site_name(report, name, s.key("name"));
         if name.value.is_wildcard() {
-            let problem = "a wildcard is not one site's name";
+            let problem = "a wildcard is not the name of one site";
             let complaint = Complaint::new(problem, "write for example \"acme.example.org\"");
             report.error(Some(name.line), s.key("name"), complaint);
         }
@@ -284,8 +285,8 @@ fn read_acme_server(
     })
 }
 
-/// The site that it answers under. `None` only if the state directory's path is too long for a socket's,
-/// and then the admin socket has none either.
+/// The site of the ACME server. `None` only if the state directory's path is too long for a socket; then the admin socket
+/// fails, too.
 fn acme_site(acme: &AcmeServer, node: &Node, socket: &Path) -> Option<SiteSettings> {
     Some(SiteSettings {
         names: vec![acme.name.clone()],
@@ -327,14 +328,13 @@ fn read_service(
     for (i, backend) in forward.iter().flatten().enumerate() {
         across.backends.push((backend.line, s.element("forward", i), backend.value.clone()));
         let shown = || match &backend.value {
-            // Written as IPv6, an IPv4 address is of neither family.
+            // An IPv4-mapped IPv6 address has no usable family here.
             Backend::Tcp(to) => to.as_ip().filter(|to| to.ip() == to.ip().to_canonical()),
             Backend::Unix(_) => None,
         };
         if transparent.as_given() == Some(true) && shown().is_none() {
-            let problem = format!("{} cannot be shown a caller's address", backend.value);
-            let advice =
-                "with transparent, write an IP address of loopback, for example \"127.0.0.1:5432\"";
+            let problem = format!("{} cannot be used with transparent", backend.value);
+            let advice = "write a loopback IP address, for example \"127.0.0.1:5432\"";
             let complaint = Complaint::new(problem, advice);
             report.error(Some(backend.line), s.element("forward", i), complaint);
         }
@@ -348,7 +348,7 @@ fn read_service(
         _ => None,
     };
     if let Some(line) = nobody {
-        let advice = "list who may, for example allow = [\"service/web\"]";
+        let advice = "list the identities that may, for example allow = [\"service/web\"]";
         report.warn(line, s.key("allow"), Complaint::new("nobody may connect", advice));
     }
     for (key, line, n, most) in [
@@ -356,8 +356,8 @@ fn read_service(
         ("allow", allow.line(), allow.as_slice().len(), MAX_ALLOWED),
     ] {
         if let Some(line) = line.filter(|_| n > most) {
-            let problem = format!("{n} of them, and the authority takes {most}");
-            let advice = "it tells other machines of none of them; shorten the list";
+            let problem = format!("{n} entries, but the authority accepts only {most}");
+            let advice = "shorten the list; otherwise other machines get none of its entries";
             report.warn(line, s.key(key), Complaint::new(problem, advice));
         }
     }

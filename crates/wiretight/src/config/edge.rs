@@ -7,10 +7,8 @@ use toml::de::DeTable;
 use wiretight_keys::{Id, Name};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 
-use crate::acme::{CaSettings, Challenge};
-use crate::acme_server::{serve, within};
-
 use super::across::Across;
+use super::certificates::{CaSettings, Challenge, reserved};
 use super::report::{Complaint, Report};
 use super::section::{ACME, EDGE, Located, SITE, Section, Setting, many, one};
 use super::value::*;
@@ -61,7 +59,7 @@ pub(super) fn read_edge(
         any_ca: !acme.is_empty(),
         wildcards: !acme.is_empty() && acme.iter().all(|ca| ca.challenge == Some(Challenge::Dns01)),
         authority: across.authority_line.is_some(),
-        reserved: node.map(|n| serve::reserved(&n.trust_domain)).unwrap_or_default(),
+        reserved: node.map(|n| reserved(&n.trust_domain)).unwrap_or_default(),
     };
     for section in sections {
         if let Some((site, source)) = read_site(report, section, &around, across) {
@@ -76,23 +74,23 @@ pub(super) fn read_edge(
     (settings, sources, acme, share)
 }
 
-/// The one challenge that is left where nothing listens for plain HTTP.
+/// Without a listener for plain HTTP, only this challenge is possible.
 fn without(http: bool) -> Option<Challenge> {
     (!http).then_some(Challenge::TlsAlpn01)
 }
 
-/// What a site's section is read with.
+/// Settings of other sections that a site depends on.
 struct Around {
     this_node: Option<Id>,
-    /// Whether plain HTTP is listened for.
+    /// Whether there is a listener for plain HTTP.
     http: bool,
-    /// Whether a CA is named.
+    /// Whether there is an `[[acme]]`.
     any_ca: bool,
-    /// Whether every CA is given the proof that it takes for a wildcard.
+    /// Whether every CA uses dns-01, which wildcards need.
     wildcards: bool,
     /// Whether the mesh's authority is on this machine.
     authority: bool,
-    /// Names that are taken for the mesh's own.
+    /// Names reserved for members of the mesh.
     reserved: Vec<SiteName>,
 }
 
@@ -105,14 +103,14 @@ fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<
     let dns_command = s.optional(report, "dns_command", absolute_path);
     match (&challenge, &dns_command) {
         (Setting::Given(Located { line, value: Challenge::Dns01 }), Setting::Absent) => {
-            let problem = "nothing puts the records into the DNS";
+            let problem = "there is no command to set the DNS records";
             let advice = "add dns_command = \"/usr/local/bin/dns-record\"";
             report.error(Some(*line), s.key("challenge"), Complaint::new(problem, advice));
         }
         (Setting::Given(Located { value, .. }), Setting::Given(command))
             if *value != Challenge::Dns01 =>
         {
-            let problem = "it is for the challenge \"dns-01\", and another is asked for";
+            let problem = "it is for the challenge \"dns-01\", but challenge is another one";
             let advice = "remove it, or challenge";
             report.error(Some(command.line), s.key("dns_command"), Complaint::new(problem, advice));
         }
@@ -138,7 +136,7 @@ fn read_acme(report: &mut Report<'_>, mut s: Section<'_>, http: bool) -> Option<
     })
 }
 
-/// Names that no public CA has ever certified (RFC 6761, RFC 6762, RFC 8375, ICANN's `.internal`).
+/// Names that public CAs never certify (RFC 6761, RFC 6762, RFC 8375, ICANN's `.internal`).
 fn is_private(name: &str) -> bool {
     const PRIVATE: [&str; 9] = [
         "internal",
@@ -154,8 +152,7 @@ fn is_private(name: &str) -> bool {
     !name.contains('.') || PRIVATE.iter().any(|top| name.ends_with(&format!(".{top}")))
 }
 
-/// Where a site's certificate comes from: `cert` and `key`, `acme = "internal"`, `ask` and a CA, or without
-/// them a CA.
+/// The source of a site's certificate: `cert` and `key`; `acme = "internal"`; `ask` and a CA; or by default a CA.
 fn read_source(
     report: &mut Report<'_>,
     s: &mut Section<'_>,
@@ -198,7 +195,7 @@ fn read_source(
             _ => None,
         };
         if let Some(other) = other {
-            let problem = format!("the certificate comes by {other} already");
+            let problem = format!("the certificate already comes from {other}");
             let complaint = Complaint::new(problem, format!("remove {other}, or ask"));
             report.error(Some(given.line), s.key("ask"), complaint);
             return None;
@@ -210,8 +207,8 @@ fn read_source(
     if let Setting::Given(ask) = ask {
         for (i, name) in names.iter().flatten().enumerate().filter(|(_, n)| !n.value.is_wildcard())
         {
-            let problem = "this host is known beforehand, and nobody needs to be asked about it";
-            let advice = "give it a [[site]] of its own, without ask";
+            let problem = "this host is known beforehand, so ask is not needed for it";
+            let advice = "give it its own [[site]], without ask";
             report.error(Some(name.line), s.element("names", i), Complaint::new(problem, advice));
         }
         return Some(SiteSource::OnDemand(ask.value));
@@ -221,9 +218,8 @@ fn read_source(
     }
     let any = names.iter().flatten().enumerate().find(|(_, n)| n.value.as_str() == "*");
     if let Some((i, name)) = any {
-        let problem = "no certificate is for every host";
-        let advice =
-            "add ask: then each host gets one of its own, if the program that is asked says yes";
+        let problem = "a certificate cannot be for every host";
+        let advice = "add ask: then each host gets its own certificate, if that program allows it";
         report.error(Some(name.line), s.element("names", i), Complaint::new(problem, advice));
         return None;
     }
@@ -233,15 +229,15 @@ fn read_source(
         && !around.authority
     {
         let problem = "the mesh's authority is not on this machine";
-        let advice = "there, let [acme_server] allow the names; here, name its directory in [[acme]] and remove acme";
+        let advice = "allow the names in [acme_server] on the authority's machine; here, add [[acme]] with its directory and remove acme";
         report.error(Some(given.line), s.key("acme"), Complaint::new(problem, advice));
         return None;
     }
     if matches!(internal, Setting::Given(_)) || around.authority && !around.any_ca && all_private {
         for (i, name) in names.iter().flatten().enumerate() {
             if around.reserved.iter().any(|r| overlap(r, &name.value)) {
-                let problem = "members of the mesh are known by such names";
-                let complaint = Complaint::new(problem, "choose a name of the site's own");
+                let problem = "this name is reserved for members of the mesh";
+                let complaint = Complaint::new(problem, "choose another name for the site");
                 report.error(Some(name.line), s.element("names", i), complaint);
             }
         }
@@ -250,12 +246,12 @@ fn read_source(
     for (i, name) in names.iter().flatten().enumerate() {
         let complaint = match (name.value.is_wildcard(), is_private(name.value.as_str())) {
             (true, _) if !around.wildcards => Complaint::new(
-                "a certificate for a wildcard takes the challenge \"dns-01\" of every [[acme]]",
+                "a wildcard certificate needs the challenge \"dns-01\" in every [[acme]]",
                 "list the names, add a dns_command to [[acme]], or get one elsewhere and give it as cert and key",
             ),
             (_, true) if !around.any_ca => Complaint::new(
                 "no public CA certifies a private name",
-                "give its certificate as cert and key, or name your own ACME server in [[acme]], as [acme_server] on the authority's machine is one",
+                "give its certificate as cert and key, or add your own ACME server in [[acme]], such as [acme_server] on the authority's machine",
             ),
             _ => continue,
         };
@@ -264,10 +260,10 @@ fn read_source(
     Some(SiteSource::Acme)
 }
 
-/// Whether any host's name is one of both.
+/// Whether some host name matches both.
 fn overlap(a: &SiteName, b: &SiteName) -> bool {
     let one_of = |name: &SiteName| name.as_str().replace('*', "any");
-    within(a, &one_of(b)) || within(b, &one_of(a))
+    a.covers(&one_of(b)) || b.covers(&one_of(a))
 }
 
 fn defaults() -> EdgeSettings {
@@ -296,7 +292,7 @@ fn read_listeners(
     if let Setting::Given(Located { line, value: true }) = proxy_protocol
         && matches!(trusted, Setting::Absent)
     {
-        let problem = "nobody is trusted to send it";
+        let problem = "no proxy is trusted to send it";
         let advice = "add trusted_proxies, for example trusted_proxies = [\"10.0.0.0/8\"]";
         report.error(Some(line), s.key("proxy_protocol"), Complaint::new(problem, advice));
     }
@@ -368,8 +364,8 @@ fn read_site(
     if let Setting::Given(Located { line, value: true }) = default {
         let wildcard = names.iter().flatten().next().is_some_and(|n| n.value.is_wildcard());
         if wildcard || matches!(source, Some(SiteSource::OnDemand(_))) {
-            let problem = "its first name is a wildcard, and a client without a name is shown that name's certificate";
-            let advice = "list a whole name first, without ask";
+            let problem = "its first name is a wildcard, but a client that sends no name gets the certificate of the first name";
+            let advice = "list a full name first, and remove ask";
             report.error(Some(line), s.key("default"), Complaint::new(problem, advice));
         }
         across.default_site(report, line, s.key("default"));
@@ -377,17 +373,17 @@ fn read_site(
     if let Setting::Given(list) = &clients
         && list.value.is_empty()
     {
-        let advice = "list who may, or remove the key: then everybody may";
+        let advice = "list the identities that may, or remove the key to allow everyone";
         report.warn(list.line, s.key("clients"), Complaint::new("nobody may connect", advice));
     }
     if let (Setting::Given(ca), Setting::Given(_)) = (&client_ca, &clients) {
-        let problem = "clients are members of the mesh already";
+        let problem = "clients already allows only members of the mesh";
         let complaint = Complaint::new(problem, "remove it, or clients");
         report.error(Some(ca.line), s.key("client_ca"), complaint);
     }
     let hsts = hsts.or(true);
     if let Setting::Given(Located { line, value: true }) = preload {
-        // What hstspreload.org asks of a site, as far as a file can tell.
+        // The requirements of hstspreload.org that can be checked here.
         let wildcard = names.iter().flatten().any(|n| n.value.is_wildcard());
         let missing = match (hsts, around.http, wildcard) {
             (false, _, _) => Some(("hsts is off", "remove hsts = false, or preload")),

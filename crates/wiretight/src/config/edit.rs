@@ -1,5 +1,5 @@
-//! Writes `[intercept] mode` into the configuration file, and changes nothing else of it: comments, layout, owner
-//! and mode stay. The file is there whole at any time, as it was or as it is to be.
+//! Writes `[intercept] mode` into the configuration file and changes nothing else: comments, layout, owner and mode are
+//! kept. The file is replaced atomically.
 
 use std::fs;
 use std::io;
@@ -13,42 +13,42 @@ use wiretight_proxy::intercept::rules::Mode;
 use super::{Config, read};
 use crate::private_dir::{self, Owner};
 
-/// A file with another mode in it, not yet written.
+/// A prepared change of the mode.
 pub(crate) struct ModeEdit {
-    /// The file itself, where a symbolic link stands for it.
+    /// The file, with symbolic links resolved.
     file: PathBuf,
     old: String,
     new: String,
 }
 
 impl ModeEdit {
-    /// Whether the file says `from`, and would be the same but for its mode with `to`.
+    /// Fails unless the file has the mode `from`, and only the mode would change.
     pub(crate) fn prepare(path: &Path, from: Mode, to: Mode) -> anyhow::Result<ModeEdit> {
         let shown = path.display();
-        let file = path.canonicalize().with_context(|| format!("{shown} cannot be found"))?;
+        let file = path.canonicalize().with_context(|| format!("cannot find {shown}"))?;
         let old = text(&file)?;
         let mut expected = Config::parse(path, &old)?;
         match &mut expected.intercept {
             Some(intercept) if intercept.mode == from => intercept.mode = to,
             _ => bail!(
-                "{shown} does not say mode = \"{}\" in [intercept], which the node has: is it the node's file, and \
-                 taken up (`wiretight reload`)?",
+                "{shown} does not have the node's mode, mode = \"{}\" in [intercept]. Check that it is the node's file, \
+                 and apply it with `wiretight reload`.",
                 from.word()
             ),
         }
         let new = with_mode(&old, to).with_context(|| by_hand(path, to))?;
         if Config::parse(path, &new)? != expected {
-            bail!("more than the mode would change: {}", by_hand(path, to));
+            bail!("other settings would change, too: {}", by_hand(path, to));
         }
         Ok(ModeEdit { file, old, new })
     }
 
-    /// Puts it in the place of the file.
+    /// Replaces the file.
     pub(crate) fn write(&self) -> anyhow::Result<()> {
         self.put(&self.old, &self.new)
     }
 
-    /// Puts the file back as it was.
+    /// Restores the file.
     pub(crate) fn take_back(&self) -> anyhow::Result<()> {
         self.put(&self.new, &self.old)
     }
@@ -56,13 +56,13 @@ impl ModeEdit {
     fn put(&self, before: &str, after: &str) -> anyhow::Result<()> {
         let shown = self.file.display();
         if text(&self.file)? != before {
-            bail!("{shown} was changed by somebody else in this moment, and is left as it is");
+            bail!("another program has just changed {shown}, so it was not written");
         }
         replace(&self.file, after.as_bytes())
             .with_context(|| {
                 format!(
-                    "{shown} cannot be written by this user, and is as it was: do it as one who may, or change it where \
-                     it is made, and `wiretight reload`"
+                    "cannot write {shown}, which is unchanged. Run this as a user who may write it, or change it where \
+                     it is generated and run `wiretight reload`."
                 )
             })
     }
@@ -70,7 +70,9 @@ impl ModeEdit {
 
 fn by_hand(path: &Path, mode: Mode) -> String {
     let (file, mode) = (path.display(), mode.word());
-    format!("write mode = \"{mode}\" in [intercept] of {file} yourself, then `wiretight reload`")
+    format!(
+        "edit {file} by hand: set mode = \"{mode}\" in [intercept], then run `wiretight reload`"
+    )
 }
 
 fn text(file: &Path) -> anyhow::Result<String> {
@@ -81,19 +83,19 @@ fn text(file: &Path) -> anyhow::Result<String> {
 fn with_mode(text: &str, mode: Mode) -> anyhow::Result<String> {
     let mut document: DocumentMut = text.parse()?;
     if document.to_string() != text {
-        bail!("its layout cannot be kept");
+        bail!("the layout of the file cannot be kept");
     }
     let section = document.get_mut("intercept").and_then(|item| item.as_table_like_mut());
     let value = section.and_then(|section| section.get_mut("mode")?.as_value_mut());
     let value = value.context("there is no [intercept] mode")?;
-    // With the spaces and the comment around it.
+    // Keep spaces and comments around the value.
     let decor = value.decor().clone();
     *value = Value::from(mode.word());
     *value.decor_mut() = decor;
     Ok(document.to_string())
 }
 
-/// By rename, with the owner and the mode of what was there.
+/// Replaces the file atomically, and keeps its owner and mode.
 fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let was = fs::metadata(file)?;
     let owner = Owner { uid: was.uid(), gid: was.gid(), mode: was.mode() };
@@ -119,7 +121,7 @@ protect = [
 "#;
 
     #[test]
-    fn nothing_but_the_mode_changes_and_links_and_modes_stay() {
+    fn only_the_mode_changes_and_links_and_permissions_are_kept() {
         let temp = tempfile::tempdir().unwrap();
         let (file, link) = (temp.path().join("a.toml"), temp.path().join("link.toml"));
         fs::write(&file, FILE).unwrap();
@@ -137,7 +139,7 @@ protect = [
     }
 
     #[test]
-    fn a_file_that_is_not_what_it_was_is_left_alone() {
+    fn a_file_that_has_changed_is_not_written() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("a.toml");
         fs::write(&file, FILE).unwrap();
@@ -146,11 +148,11 @@ protect = [
             Err(error) => format!("{error:#}"),
         };
         assert_eq!(said(Mode::Permissive), "", "the control");
-        assert!(said(Mode::Observe).contains("does not say mode = \"observe\""));
+        assert!(said(Mode::Observe).contains("does not have the node's mode, mode = \"observe\""));
         let edit = ModeEdit::prepare(&file, Mode::Permissive, Mode::Strict).unwrap();
         let other = FILE.replace("db1", "db2");
         fs::write(&file, &other).unwrap();
-        assert!(format!("{:#}", edit.write().unwrap_err()).contains("somebody else"));
+        assert!(format!("{:#}", edit.write().unwrap_err()).contains("another program"));
         assert_eq!(fs::read_to_string(&file).unwrap(), other);
         fs::write(&file, "[node]\nname = 1\n").unwrap();
         assert!(!said(Mode::Permissive).is_empty());

@@ -16,22 +16,22 @@ use super::value::*;
 const DEFAULT_PORT: u16 = 7491;
 const DEFAULT_MANAGEMENT: u16 = 22;
 
-/// `[intercept]`: what the kernel is to do with connections of programs that know nothing of the mesh.
+/// `[intercept]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intercept {
-    /// What happens to plaintext between this machine and the mesh.
+    /// The mode for plaintext between this machine and the mesh.
     pub mode: Mode,
-    /// What happens with these peers instead.
+    /// Other modes for these peers.
     pub peers: BTreeMap<IpAddr, Mode>,
-    /// Addresses of the mesh, besides those in the registry.
+    /// Addresses of the mesh in addition to those in the registry.
     pub protect: Vec<Network>,
-    /// Plaintext that passes.
+    /// Allowed plaintext.
     pub passes: Vec<Pass>,
-    /// Where DNS is asked; `None`: where /etc/resolv.conf says.
+    /// DNS servers; `None`: those in /etc/resolv.conf.
     pub resolvers: Option<Vec<IpAddr>>,
-    /// TCP ports of this machine by which operators get in.
+    /// TCP ports of this machine for operators (SSH).
     pub management: Vec<u16>,
-    /// Only programs in these control groups are intercepted; empty: all.
+    /// Only programs in these control groups are intercepted; if empty, all programs.
     pub cgroups: Vec<String>,
 }
 
@@ -52,9 +52,11 @@ pub(super) fn read_intercept(
         let Setting::Given(list) = s.list(report, key, address) else { continue };
         for (i, peer) in list.value.into_iter().enumerate() {
             if peers.insert(peer.value, mode).is_some() {
-                let problem = format!("{} has a mode already", peer.value);
-                let complaint =
-                    Complaint::new(problem, "name it in one of observe, permissive and strict");
+                let problem = format!("{} already has a mode", peer.value);
+                let complaint = Complaint::new(
+                    problem,
+                    "list it in only one of observe, permissive and strict",
+                );
                 report.error(Some(peer.line), s.element(key, i), complaint);
             }
         }

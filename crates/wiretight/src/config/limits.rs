@@ -1,5 +1,5 @@
-//! What is checked of the whole: that the authority takes all that this node announces, and that the kernel takes the
-//! rules that follow from the file, whatever the mesh is like.
+//! Checks of the whole configuration: the authority must accept the node's announcement, and the kernel must accept the
+//! rules that follow from the file.
 
 use wiretight_proxy::intercept::rules::Rules;
 use wiretight_proxy::registry::{MAX_ANNOUNCEMENT, MAX_INSTANCES, weight};
@@ -8,11 +8,11 @@ use wiretight_proxy::relay::settings::Backend;
 use super::Config;
 use super::report::{Complaint, Report};
 
-/// The longest `ADDRESS:PORT`, for a listener whose address is worked out later.
+/// The longest `ADDRESS:PORT`, for a listener whose address is determined later.
 const ADDRESS: usize = 47;
 
 impl Config {
-    /// The part of the kernel's rules that follows from the file alone. `None` without `[intercept]`.
+    /// The part of the kernel's rules that depends only on the file. `None` without `[intercept]`.
     pub(crate) fn rules(&self, mark: u32) -> Option<Rules> {
         let (intercept, relay) = (self.intercept.as_ref()?, self.relay.intercept.as_ref()?);
         let services = self.relay.services.iter().map(|s| s.listen.port());
@@ -41,7 +41,7 @@ impl Config {
     }
 }
 
-/// `services`, `intercept`: the lines of their headers.
+/// `services` and `intercept` are the lines of the section headers.
 pub(super) fn check(
     report: &mut Report<'_>,
     config: &Config,
@@ -50,11 +50,12 @@ pub(super) fn check(
 ) {
     if let Some(line) = services.get(MAX_INSTANCES) {
         let problem = format!(
-            "this is service {} of {}: a node offers {MAX_INSTANCES} at most",
+            "this is service {} of {}, but a node may offer only {MAX_INSTANCES}",
             MAX_INSTANCES + 1,
             services.len()
         );
-        let advice = "offer the others by another node: a second configuration file and state_dir";
+        let advice =
+            "offer the others from another node, with its own configuration file and state_dir";
         report.error(Some(*line), "service", Complaint::new(problem, advice));
     }
     let bytes = config.relay.services.iter().map(|s| {
@@ -65,16 +66,16 @@ pub(super) fn check(
     let bytes: usize = bytes.sum();
     if bytes > MAX_ANNOUNCEMENT {
         let problem = format!(
-            "what the {} services announce comes to {bytes} bytes: a node may announce {MAX_ANNOUNCEMENT}",
+            "the announcement of the {} services has {bytes} bytes, but the limit is {MAX_ANNOUNCEMENT}",
             services.len()
         );
-        let advice = "shorten the lists allow and ports, or offer some of them by another node";
+        let advice = "shorten the lists allow and ports, or offer some services from another node";
         report.error(services.first().copied(), "service", Complaint::new(problem, advice));
     }
-    // Any mark but 0.
+    // Any mark except 0.
     if let Some(Err(error)) = config.rules(1).map(|rules| rules.check()) {
-        let problem = format!("the kernel would not be given these rules: {error}");
-        let advice = "correct or shorten what it names";
+        let problem = format!("the kernel's rules would be invalid: {error}");
+        let advice = "correct or shorten this section";
         report.error(intercept, "intercept", Complaint::new(problem, advice));
     }
 }

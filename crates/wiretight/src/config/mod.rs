@@ -1,16 +1,17 @@
-//! The configuration file: one TOML text in; out comes a [`Config`], which exists only when valid,
-//! or every error in the text with its line, its key and what to do.
+//! The configuration file. Parses a TOML text into a valid [`Config`], or returns all errors, each with its line, its key
+//! and advice.
 //!
-//! It refuses what it does not know (a misspelt `allow` must not pass in silence) and what would
-//! put plaintext on a network: a backend or a dial's listener that is not on this machine. No
-//! setting allows that (DESIGN.md, invariant 1). It reads the configuration file and no other: not
-//! the token, not the state folder, not a DNS answer. So `wiretight check` may run anywhere.
+//! Unknown keys are errors, so that a misspelt `allow` cannot pass unnoticed. So is everything that would send plaintext
+//! over a network: a backend or a dial's listener that is not on this machine. No setting allows that (DESIGN.md,
+//! invariant 1). Only the configuration file is read: no token, no state directory, no DNS. So `wiretight check` can
+//! run anywhere.
 //!
-//! How it works: `toml` gives a tree in which each key and value has its place in the text. Each
-//! section takes its keys out of that tree by a typed reader; a key that is left over is unknown.
-//! Complaints go to one `Report`, and reading goes on. Then the checks across sections are made.
+//! `toml` returns a tree with the position of each key and value. Each section removes its keys from that tree with typed
+//! readers; remaining keys are unknown. Errors go to one `Report`, and parsing continues. Checks across sections come
+//! last.
 
 mod across;
+mod certificates;
 mod document;
 mod edge;
 mod edit;
@@ -35,50 +36,50 @@ use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
 use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
 
-use crate::acme::{AcmeSite, AskUrl, CaSettings, OnDemandSite};
-use crate::internal_certificates::InternalSite;
+pub use certificates::{
+    AcmeSite, AskUrl, AskUrlError, CaSettings, Challenge, InternalSite, LETS_ENCRYPT, MAX_WEB_TTL,
+    OnDemandSite,
+};
+pub(crate) use certificates::{acme_socket, reserved};
 use document::read_document;
 pub(crate) use edit::ModeEdit;
 pub use intercept::Intercept;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
 
-/// A larger file is refused, in bytes.
+/// The largest file, in bytes.
 const MAX_FILE: usize = 1 << 20;
 
 /// A valid configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The file that it came from, as it was given.
+    /// The path of the file, as given.
     pub path: PathBuf,
     /// `[node]`
     pub node: Node,
-    /// `[authority]`: this node issues the identities.
+    /// `[authority]`
     pub authority: Option<Authority>,
-    /// `[witnesses]`: who has to have seen what this node believes.
+    /// `[witnesses]`
     pub witnesses: Option<Witnesses>,
-    /// `[log]`: how the authority's log is kept and served.
+    /// `[log]`
     pub log: Log,
-    /// `[acme_server]`: certificates for programs with an ACME client. Its site is the last of
-    /// [`EdgeSettings::sites`].
+    /// `[acme_server]`. Its site is the last of [`EdgeSettings::sites`].
     pub acme_server: Option<AcmeServer>,
-    /// All `[[service]]` and `[[dial]]`, in the order of the file.
+    /// All `[[service]]` and `[[dial]]`, in file order.
     pub relay: RelaySettings,
-    /// `[intercept]`: what the kernel is to do.
+    /// `[intercept]`
     pub intercept: Option<Intercept>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
-    /// Where the certificates of sites come from, in the order of [`EdgeSettings::sites`].
+    /// The sources of the sites' certificates, in the order of [`EdgeSettings::sites`].
     pub site_certificates: Vec<SiteSource>,
-    /// The CAs that certificates are ordered from, in the order in which they are asked: all `[[acme]]`, or
-    /// the default if a site needs one.
+    /// The CAs to order certificates from, in order of preference: all `[[acme]]`, or the default if a site needs one.
     pub acme: Vec<CaSettings>,
-    /// The service whose nodes share the certificates of their sites: the authority keeps them.
+    /// The service whose nodes share the certificates of their sites through the authority.
     pub share: Option<Name>,
-    /// For each `[[service]]`, the address that other nodes are given; `None`: the agent derives
-    /// it from the listener.
+    /// For each `[[service]]`, the address for other nodes; `None`: derived from the listener.
     pub advertise: BTreeMap<Name, Option<HostPort>>,
-    /// What is allowed and probably not meant: whole lines for the log, in the form of an error.
+    /// Settings that are valid but probably mistakes; each is a line for the log, formatted like an error.
     pub warnings: Vec<String>,
 }
 
@@ -91,54 +92,54 @@ pub struct Node {
     pub trust_domain: TrustDomain,
     /// Keys, certificates and the last known registry; absolute.
     pub state_dir: PathBuf,
-    /// Where `/healthz`, `/readyz` and `/metrics` are, on loopback; `None` when `"off"`.
+    /// The loopback address for `/healthz`, `/readyz` and `/metrics`; `None` for `"off"`.
     pub admin: Option<SocketAddr>,
-    /// Where the authority is; empty: the join token or the stored state says, or this node is it.
+    /// The authority's addresses; if empty, those in the join token or the stored state, or this node is the authority.
     pub authority: Vec<HostPort>,
-    /// The file that holds the join token; absolute; read on the first start only.
+    /// The file with the join token; absolute; read only until the node has joined.
     pub join_token_file: Option<PathBuf>,
-    /// Confine the process with Landlock, where the kernel has it.
+    /// Whether to confine the process with Landlock, if the kernel supports it.
     pub landlock: bool,
-    /// How long live connections may go on after SIGTERM.
+    /// How long live connections may continue after SIGTERM.
     pub drain: Duration,
-    /// Data-plane threads; `None`: one a core.
+    /// Data-plane threads; `None`: one per core.
     pub workers: Option<NonZeroUsize>,
-    /// After so long without news from the authority, the node takes and makes no connections, and those that live
-    /// are cut; `None`: it goes on until its identities have expired.
+    /// How long the node may be out of contact with the authority. After that it closes its connections and opens no new
+    /// ones until contact is restored. `None`: it continues until its identities expire.
     pub max_staleness: Option<Duration>,
 }
 
-/// `[witnesses]`: who has to have seen what this node believes.
+/// `[witnesses]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witnesses {
     /// A C2SP tlog-policy: the log, the witnesses, the quorum; absolute.
     pub policy: PathBuf,
-    /// Whether a peer whose certificates do not prove that they are logged is refused.
+    /// Whether to refuse peers whose certificates have no proof that they are logged.
     pub required: bool,
-    /// PEM of authorities that the authority trusts for the witnesses' HTTPS besides the system's; absolute.
+    /// CA certificates (PEM) for the witnesses' HTTPS, in addition to the system's; absolute.
     pub ca: Option<PathBuf>,
 }
 
-/// `[log]`: how the authority's log is kept and served.
+/// `[log]`: storage and serving of the authority's log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Log {
-    /// Where it is served by HTTPS.
+    /// The HTTPS address.
     pub listen: Option<SocketAddr>,
-    /// Whether everybody may read entries, rather than members of the mesh and auditors.
+    /// Whether everyone may read entries, or only members of the mesh and auditors.
     pub public: bool,
     /// SHA-256 of the public keys of outsiders who may read entries.
     pub auditors: Vec<[u8; 32]>,
-    /// The bucket that tiles are kept in, `s3://BUCKET/PREFIX`; `None`: in the state folder.
+    /// The bucket for tiles, `s3://BUCKET/PREFIX`; `None`: the state directory.
     pub storage: Option<String>,
 }
 
-/// `[authority]`: the issuer of identities, embedded in this node.
+/// `[authority]`: this node issues the identities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
-    /// Where nodes connect.
+    /// The address for nodes.
     pub listen: SocketAddr,
-    /// The address that join tokens carry, if it is not `listen`; always given when `listen` is a
-    /// wildcard address. See [`Authority::join_address`].
+    /// The address in join tokens, if it is not `listen`; required if `listen` is a wildcard address. See
+    /// [`Authority::join_address`].
     pub advertise: Option<HostPort>,
     /// Lifetime of an SVID: 10s to 24h.
     pub svid_ttl: Duration,
@@ -147,7 +148,7 @@ pub struct Authority {
 }
 
 impl Config {
-    /// The services whose identity this node shows to others: those that it offers, and those that it acts as.
+    /// The services whose identity this node uses: those that it offers, and those that it acts as.
     pub(crate) fn shown_services(&self) -> BTreeSet<Name> {
         let to_mesh = |s: &&SiteSettings| s.to.iter().any(|to| matches!(to.at, At::Mesh(_)));
         let sites = self.edge.sites.iter().filter(to_mesh).map(|s| &s.identity);
@@ -160,7 +161,14 @@ impl Config {
         self.relay.services.iter().map(|s| s.name.clone()).chain(acted).collect()
     }
 
-    /// Whether anything here takes an identity of a mesh, or knowledge of it.
+    /// The services that the node must be allowed to claim: offered, acted as, or sharing certificates.
+    pub(crate) fn claimed(&self) -> Vec<Name> {
+        let mut all = self.shown_services();
+        all.extend(self.share.clone());
+        all.into_iter().collect()
+    }
+
+    /// Whether anything in the configuration needs a mesh.
     pub(crate) fn needs_mesh(&self) -> bool {
         let members = |s: &SiteSettings| {
             s.clients.is_some() || s.to.iter().any(|to| matches!(to.at, At::Mesh(_)))
@@ -187,7 +195,7 @@ impl Config {
         )
     }
 
-    /// The sites whose certificates are ordered.
+    /// The sites whose certificates are ordered by ACME.
     pub(crate) fn acme_sites(&self) -> Vec<AcmeSite> {
         let all = self.edge.sites.iter().zip(&self.site_certificates);
         let ordered = all.filter_map(|(site, source)| match source {
@@ -220,7 +228,7 @@ impl Config {
         internal.chain(own).collect()
     }
 
-    /// The commands for dns-01, which are known to a process from its start.
+    /// The commands for dns-01. A process can only run those that it had at its start.
     pub(crate) fn dns_commands(&self) -> Vec<PathBuf> {
         self.acme.iter().filter_map(|ca| ca.dns_command.clone()).collect()
     }
@@ -229,25 +237,25 @@ impl Config {
 /// Lifetime of a site's certificate from the authority.
 const INTERNAL_TTL: Duration = Duration::from_secs(86_400);
 
-/// `[acme_server]`: the authority as an ACME server.
+/// `[acme_server]`: the authority as an ACME server, for programs with an ACME client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcmeServer {
-    /// The site's name under which it answers.
+    /// The name of its site.
     pub name: SiteName,
-    /// The names that it certifies: `*.example.org` for every name below `example.org`.
+    /// The names that it certifies; `*.example.org` stands for every name below `example.org`.
     pub names: Vec<SiteName>,
     /// Lifetime of its certificates: 1m to 7d.
     pub ttl: Duration,
 }
 
 impl Authority {
-    /// The address that join tokens carry.
+    /// The address in join tokens.
     pub fn join_address(&self) -> HostPort {
         self.advertise.clone().unwrap_or_else(|| self.listen.into())
     }
 }
 
-/// Where a site's certificate comes from.
+/// The source of a site's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SiteSource {
     /// Files of the operator.
@@ -256,11 +264,11 @@ pub enum SiteSource {
     Acme,
     /// The mesh's authority, on this machine.
     Internal,
-    /// An ACME server, for each host when its first client comes, if this program says yes.
+    /// An ACME server, for each host when its first client connects, if this program allows it.
     OnDemand(AskUrl),
 }
 
-/// The files that hold a site's certificate; absolute paths.
+/// The files with a site's certificate; absolute paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteFiles {
     /// The chain, PEM, leaf first.
@@ -269,19 +277,17 @@ pub struct SiteFiles {
     pub key: PathBuf,
 }
 
-/// One thing that is wrong with the file, and what to do about it.
+/// An error in the file, with advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, as it was given.
+    /// The file, as given.
     pub file: PathBuf,
-    /// The line, from 1; `None` when the file could not be read.
+    /// The line, from 1; `None` if the file could not be read.
     pub line: Option<usize>,
-    /// `node.drain`, `[[service]] "db": listen`, `service[2].listen` (from 1) for a service without
-    /// a name, or empty when the whole file is meant.
+    /// `node.drain`, `[[service]] "db": listen`, `service[2].listen` (from 1) for a service without a name, or empty for
+    /// the whole file.
     pub key: String,
-    /// What was found.
     pub problem: String,
-    /// What to do.
     pub advice: String,
 }
 
@@ -299,7 +305,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Every error found, at least one, in the order of their lines. Displays one a line.
+/// All errors, at least one, sorted by line. Displays one per line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
@@ -309,7 +315,7 @@ impl ConfigErrors {
         (!errors.is_empty()).then_some(ConfigErrors(errors))
     }
 
-    /// The errors, in the order of their lines.
+    /// The errors, sorted by line.
     pub fn as_slice(&self) -> &[ConfigError] {
         &self.0
     }
@@ -338,7 +344,7 @@ impl Config {
         Config::parse(path, &text)
     }
 
-    /// Checks a text; `path` is what errors call it.
+    /// Parses and checks a text; `path` is used in errors.
     pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
         let mut report = Report::new(path, text);
         let config = read_document(&mut report, text);
@@ -356,17 +362,17 @@ impl Config {
 
 fn read(path: &Path) -> Result<String, Complaint> {
     let mut bytes = Vec::new();
-    // One byte over the limit tells "too large"; the announced size would not, of a pipe.
+    // Read one byte more than the limit to detect a file that is too large. The size of a pipe is unknown.
     let read = File::open(path).and_then(|f| f.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes));
     if let Err(e) = read {
         return Err(match e.kind() {
             io::ErrorKind::NotFound => Complaint::new(
                 "no such file",
-                "check the path; a commented example comes from `wiretight check --example`",
+                "check the path; `wiretight check --example` prints a commented example",
             ),
             io::ErrorKind::PermissionDenied => Complaint::new(
                 "this user may not read it",
-                "run as a user who may, or change the file's owner or mode",
+                "run this as a user who may, or change the file's owner or mode",
             ),
             io::ErrorKind::IsADirectory => {
                 Complaint::new("this is a directory", "give the path of the file in it")

@@ -1,4 +1,4 @@
-//! Complaints: what is wrong and what to do, and the places where it is.
+//! Errors and warnings, and their positions.
 
 use std::fmt;
 use std::path::Path;
@@ -7,10 +7,10 @@ use toml::de::DeValue;
 
 use super::ConfigError;
 
-/// What is wrong and what to do, before it is known where.
+/// A problem with advice, before its position is known.
 pub(super) struct Complaint {
     pub(super) problem: String,
-    /// `None`: an example of a good value, which the section knows.
+    /// `None`: the section adds an example of a valid value.
     pub(super) advice: Option<String>,
 }
 
@@ -23,7 +23,7 @@ impl Complaint {
         Complaint { problem: problem.into(), advice: None }
     }
 
-    /// Advises the value that was probably meant, if one was found.
+    /// Suggests the value that was probably meant, if there is one.
     pub(super) fn or_nearly(self, meant: Option<impl fmt::Display>) -> Complaint {
         let advice = self.advice.or(meant.map(|m| format!("write \"{m}\"")));
         Complaint { advice, ..self }
@@ -38,7 +38,7 @@ impl Complaint {
 /// Collects the errors and warnings of one file.
 pub(super) struct Report<'a> {
     pub(super) file: &'a Path,
-    /// Where each line ends, in bytes.
+    /// The byte offset of each newline.
     newlines: Vec<usize>,
     pub(super) errors: Vec<ConfigError>,
     pub(super) warnings: Vec<ConfigError>,
@@ -50,7 +50,7 @@ impl<'a> Report<'a> {
         Report { file, newlines: newlines.collect(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// The line, from 1, that a byte offset is on.
+    /// The line (from 1) of a byte offset.
     pub(super) fn line(&self, offset: usize) -> usize {
         self.newlines.partition_point(|newline| *newline < offset) + 1
     }
@@ -77,21 +77,21 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A syntax error, in words for someone who does not know TOML.
+/// A syntax error, explained for people who do not know TOML.
 pub(super) fn not_toml(message: &str, line: &str) -> Complaint {
     let any = |parts: &[&str]| parts.iter().any(|p| message.contains(p));
     let advice = if any(&["duplicate key"]) {
-        "write it once; only [[service]], [[dial]] and [[site]], with two brackets, may come again"
+        "write it once; only [[service]], [[dial]] and [[site]], with two brackets, may be repeated"
     } else if any(&["invalid boolean"]) {
         "write true or false in small letters, or put text in quotes"
     } else if any(&["must be quoted", "invalid float", "invalid integer", "invalid date"]) {
         "put text, addresses and durations in quotes: listen = \"10.0.0.5:7432\", drain = \"30s\""
     } else if any(&["basic string", "literal string"]) {
-        "end the text with the quote that it began with, on the same line"
+        "close the text with the same quote, on the same line"
     } else {
         "a line is [section], [[section]], key = \"text\", key = 1, key = true or key = [\"a\", \"b\"]"
     };
-    // What the parser had expected helps only where we cannot tell what was meant.
+    // The parser's expectation helps only if we have no better advice.
     let known = advice.starts_with("put") || advice.starts_with("write true");
     let message = message.split(", expected").next().filter(|_| known).unwrap_or(message);
     let line = line.trim();
@@ -101,7 +101,7 @@ pub(super) fn not_toml(message: &str, line: &str) -> Complaint {
     Complaint::new(format!("{message}{at}"), advice)
 }
 
-/// A value as errors show it.
+/// A value, formatted for errors.
 pub(super) fn shown(v: &DeValue<'_>) -> String {
     match v {
         DeValue::String(s) => quoted(s),
@@ -114,12 +114,12 @@ pub(super) fn shown(v: &DeValue<'_>) -> String {
     }
 }
 
-/// Text as errors show it: on one line, in quotes, not too long.
+/// Text, formatted for errors: on one line, in quotes, truncated.
 pub(super) fn quoted(s: &str) -> String {
     format!("{:?}", cut(s))
 }
 
-/// A key as errors show it: quoted only when TOML would want it so.
+/// A key, formatted for errors: quoted only if TOML requires it.
 pub(super) fn bare(key: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !key.is_empty() && key.chars().all(is_bare) { cut(key) } else { quoted(key) }

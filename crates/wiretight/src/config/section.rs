@@ -1,4 +1,4 @@
-//! Sections: what each may hold, and taking it out.
+//! Sections: their keys, and reading them.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use toml::de::{DeTable, DeValue};
 
 use super::report::{Complaint, Report, bare, quoted, shown};
 
-/// A section of the file.
+/// The definition of a section.
 pub(super) struct Shape {
     pub(super) name: &'static str,
-    /// `[[name]]`, as often as needed; else `[name]`, at most once.
+    /// Whether it is `[[name]]`, which may be repeated, or `[name]`.
     repeats: bool,
-    /// The key whose value tells one `[[name]]` from another in errors.
+    /// The key whose value identifies a `[[name]]` in errors.
     title: &'static str,
-    /// Each key with an example of its value, which errors give as advice.
+    /// Each key with an example value for the advice in errors.
     pub(super) keys: &'static [(&'static str, &'static str)],
 }
 
@@ -216,7 +216,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Takes the `[name]` section out of the document; a wrong shape is reported.
+/// Removes the `[name]` section from the document; reports a wrong form.
 pub(super) fn one<'i>(
     report: &mut Report<'_>,
     root: &mut DeTable<'i>,
@@ -240,7 +240,7 @@ pub(super) fn one<'i>(
     }
 }
 
-/// Takes every `[[name]]` section out of the document; a wrong shape is reported.
+/// Removes every `[[name]]` section from the document; reports a wrong form.
 pub(super) fn many<'i>(
     report: &mut Report<'_>,
     root: &mut DeTable<'i>,
@@ -284,26 +284,26 @@ pub(super) fn many<'i>(
     sections
 }
 
-/// A section from which the keys are taken one by one; `finish` reports those left over.
+/// A section whose keys are read one by one; `finish` reports the remaining ones.
 pub(super) struct Section<'i> {
     shape: &'static Shape,
-    /// What errors put ahead of a key: `node.`, `service[2].` or `[[service]] "db": `.
+    /// The prefix of keys in errors: `node.`, `service[2].` or `[[service]] "db": `.
     prefix: String,
     /// The line of its header.
     pub(super) line: usize,
     table: DeTable<'i>,
 }
 
-/// A value and the line that it is on.
+/// A value and its line.
 pub(super) struct Located<T> {
     pub(super) line: usize,
     pub(super) value: T,
 }
 
-/// What became of a key.
+/// The result of reading a key.
 pub(super) enum Setting<T> {
     Absent,
-    /// Reported; checks that would build on the value are to be left out.
+    /// Invalid and reported; skip checks that depend on the value.
     Wrong,
     Given(Located<T>),
 }
@@ -326,7 +326,7 @@ impl<T> Setting<T> {
         }
     }
 
-    /// The value; the default when absent, and when wrong, for then nobody gets to see it.
+    /// The value, or the default if it is absent or wrong. (If it is wrong, the configuration is rejected anyway.)
     pub(super) fn or(self, default: T) -> T {
         self.given().unwrap_or(default)
     }
@@ -353,12 +353,12 @@ impl<T> Setting<Vec<Located<T>>> {
 }
 
 impl Section<'_> {
-    /// How errors name a key of this section.
+    /// The name of a key in errors.
     pub(super) fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    /// How errors name an element of a list; `i` is from 0, what is shown is from 1.
+    /// The name of a list element in errors; `i` counts from 0, the name from 1.
     pub(super) fn element(&self, key: &str, i: usize) -> String {
         format!("{}{key}[{}]", self.prefix, i + 1)
     }
@@ -398,7 +398,7 @@ impl Section<'_> {
         }
     }
 
-    /// A list, or one value that stands for a list of one.
+    /// A list; a single value counts as a list of one.
     pub(super) fn list<T>(
         &mut self,
         report: &mut Report<'_>,
@@ -459,11 +459,11 @@ impl Section<'_> {
 
     fn missing(&self, report: &mut Report<'_>, key: &str) {
         let advice = format!("add for example {key} = {}", self.shape.example(key));
-        let problem = format!("missing in the {} that begins here", self.shape);
+        let problem = format!("missing in the {} that starts here", self.shape);
         report.error(Some(self.line), self.key(key), Complaint::new(problem, advice));
     }
 
-    /// Reports every key that nobody took.
+    /// Reports every key that was not read.
     pub(super) fn finish(self, report: &mut Report<'_>) {
         for (key, _) in &self.table {
             let line = report.line(key.span().start);
@@ -511,9 +511,9 @@ pub(super) fn unknown_at_top(key: &str, value: &DeValue<'_>) -> Complaint {
     Complaint::new("a key outside of any section", advice)
 }
 
-/// The candidate that `typed` was probably meant to be.
+/// The candidate that was probably meant by `typed`.
 fn closest<'c>(typed: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
-    // Longer than any candidate by far: not a slip, and not worth the time.
+    // Much longer than any candidate, so not a typo.
     if typed.len() > 40 {
         return None;
     }

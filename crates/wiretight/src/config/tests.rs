@@ -101,7 +101,7 @@ fn an_acme_server_is_a_site_beside_an_authority() {
     let long = errors(&format!("{text}ttl = \"8d\"\n"));
     assert!(long.contains("is not from 1m to 7d"), "{long}");
     let wildcard = errors(&text.replace("\"acme.corp", "\"*.corp"));
-    assert!(wildcard.contains("is not one site's name"), "{wildcard}");
+    assert!(wildcard.contains("is not the name of one site"), "{wildcard}");
 }
 
 #[test]
@@ -453,8 +453,8 @@ fn what_is_allowed_but_odd_is_warned_of() {
     let warnings = parse(&expand(text)).unwrap().warnings;
     let expected = [
         "w.toml:4: node.join_token_file: not used: this node is the authority ([authority] on line 5); remove the key",
-        "w.toml:12: [[service]] \"a\": allow: nobody may connect; list who may, for example allow = [\"service/web\"]",
-        "w.toml:20: [[service]] \"b\": allow: nobody may connect; list who may, for example allow = [\"service/web\"]",
+        "w.toml:12: [[service]] \"a\": allow: nobody may connect; list the identities that may, for example allow = [\"service/web\"]",
+        "w.toml:20: [[service]] \"b\": allow: nobody may connect; list the identities that may, for example allow = [\"service/web\"]",
     ];
     assert_eq!(warnings, expected);
 }
@@ -510,8 +510,8 @@ fn a_node_offers_no_more_services_than_the_authority_accepts() {
     assert!(parse(&services(4096)).is_ok());
     assert_eq!(
         errors(&services(4097)),
-        "w.toml:20484: service: this is service 4097 of 4097: a node offers 4096 at most; \
-         offer the others by another node: a second configuration file and state_dir"
+        "w.toml:20484: service: this is service 4097 of 4097, but a node may offer only 4096; \
+         offer the others from another node, with its own configuration file and state_dir"
     );
 }
 
@@ -519,8 +519,7 @@ fn a_node_offers_no_more_services_than_the_authority_accepts() {
 fn rules_that_would_not_reach_the_kernel_are_refused_with_the_file() {
     let refused = |keys: &str, why: &str| {
         let text = expand(&format!("$NODE\n$SERVICE\n$INTERCEPT\n{keys}"));
-        let expected =
-            format!("w.toml:9: intercept: the kernel would not be given these rules: {why}");
+        let expected = format!("w.toml:9: intercept: the kernel's rules would be invalid: {why}");
         let found = errors(&text);
         assert!(found.starts_with(&expected), "{found}\n{expected}");
     };
@@ -565,7 +564,7 @@ fn files_that_cannot_be_read_say_why() {
     let file = dir.path().join("w.toml");
     assert_eq!(
         load(&file),
-        "DIR/w.toml: no such file; check the path; a commented example comes from `wiretight check --example`"
+        "DIR/w.toml: no such file; check the path; `wiretight check --example` prints a commented example"
     );
     assert_eq!(load(dir.path()), "DIR: this is a directory; give the path of the file in it");
     std::fs::write(&file, b"[node]\nname = \"\xff\"\n").unwrap();

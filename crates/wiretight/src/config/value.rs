@@ -1,4 +1,4 @@
-//! Readers: one value each.
+//! Readers for values.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -12,15 +12,14 @@ use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
 use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use wiretight_proxy::relay::settings::{Backend, HostPort};
 
-use crate::acme::{AskUrl, AskUrlError, Challenge};
-
+use super::certificates::{AskUrl, AskUrlError, Challenge, MAX_WEB_TTL};
 use super::report::{Complaint, quoted, shown};
 
-/// An SVID's lifetime: long enough to be renewed in, short enough to go without revocation lists.
+/// The lifetime of an SVID: long enough to renew it, short enough to work without revocation lists.
 const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
-/// A web certificate's, the same: clients renew with a third of it left.
-const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=crate::authority::MAX_WEB_TTL;
-/// Longer durations are typing errors, and would overflow clocks.
+/// The lifetime of a web certificate; clients renew it when a third is left.
+const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_WEB_TTL;
+/// Longer durations are typos, and could overflow clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
 
 fn text<'v>(v: &'v DeValue<'_>) -> Result<&'v str, Complaint> {
@@ -59,7 +58,7 @@ pub(super) fn own_service(v: &DeValue<'_>) -> Result<Name, Complaint> {
     if v.as_str().is_some_and(|s| s.starts_with("node/")) {
         return Err(Complaint::new(
             format!("{} is not the name of a service", shown(v)),
-            "remove the key: a dial without it shows the identity of this node",
+            "remove the key: a dial without it uses this node's identity",
         ));
     }
     name(v)
@@ -100,7 +99,7 @@ pub(super) fn listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
     listen_or(v, Ipv4Addr::UNSPECIFIED)
 }
 
-/// `unnamed`: the address to advise to someone who wrote only a port.
+/// `unnamed`: the address to suggest if only a port is given.
 fn listen_or(v: &DeValue<'_>, unnamed: Ipv4Addr) -> Result<SocketAddr, Complaint> {
     let s = text(v)?;
     if let Ok(addr) = s.parse::<SocketAddr>() {
@@ -126,7 +125,7 @@ fn listen_or(v: &DeValue<'_>, unnamed: Ipv4Addr) -> Result<SocketAddr, Complaint
     })
 }
 
-/// A dial's listener: programs send plaintext to it, so it is on this machine.
+/// A dial's listener. Programs send plaintext to it, so it must be on this machine.
 pub(super) fn loopback_listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
     let addr = listen_or(v, Ipv4Addr::LOCALHOST)?;
     if !addr.ip().to_canonical().is_loopback() {
@@ -141,7 +140,7 @@ pub(super) fn loopback_listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> 
     Ok(addr)
 }
 
-/// `"off"`, or an address on this machine: what it shows is for the operator.
+/// `"off"`, or an address on this machine, because it is only for the operator.
 pub(super) fn admin(v: &DeValue<'_>) -> Result<Option<SocketAddr>, Complaint> {
     if v.as_str() == Some("off") {
         return Ok(None);
@@ -175,7 +174,7 @@ pub(super) fn reachable(v: &DeValue<'_>) -> Result<HostPort, Complaint> {
     Ok(address)
 }
 
-/// The program behind a service: it gets plaintext, so it is on this machine.
+/// The program behind a service. It receives plaintext, so it must be on this machine.
 pub(super) fn local_backend(v: &DeValue<'_>) -> Result<Backend, Complaint> {
     let s = text(v)?;
     let backend = s.parse::<Backend>().map_err(|_| {
@@ -202,12 +201,12 @@ pub(super) fn local_backend(v: &DeValue<'_>) -> Result<Backend, Complaint> {
     Ok(backend)
 }
 
-/// Where a site's requests go: a program on this machine, or a service of the mesh.
+/// The backend of a site: a program on this machine, or a service of the mesh.
 pub(super) fn upstream(v: &DeValue<'_>) -> Result<Upstream, Complaint> {
     let s = text(v)?;
     let bad = || {
         Complaint::problem(format!(
-            "{} is not ADDRESS:PORT, unix:/PATH or service/NAME, or one of those behind h2c://",
+            "{} is not ADDRESS:PORT, unix:/PATH or service/NAME, with or without h2c://",
             quoted(s)
         ))
     };
@@ -240,7 +239,6 @@ pub(super) fn site_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
     })
 }
 
-/// One of the three.
 pub(super) fn mode(v: &DeValue<'_>) -> Result<Mode, Complaint> {
     match text(v)? {
         "observe" => Ok(Mode::Observe),
@@ -253,7 +251,6 @@ pub(super) fn mode(v: &DeValue<'_>) -> Result<Mode, Complaint> {
     }
 }
 
-/// An IP address.
 pub(super) fn address(v: &DeValue<'_>) -> Result<IpAddr, Complaint> {
     let s = text(v)?;
     let parsed = s.parse::<IpAddr>().map(|ip| ip.to_canonical());
@@ -292,7 +289,7 @@ pub(super) fn pass(v: &DeValue<'_>) -> Result<Pass, Complaint> {
     Ok(Pass { protocol, network, port, direction })
 }
 
-/// A control group of version 2, below its root. What the kernel and nft make of it is told by them.
+/// A control group (v2), relative to the root. The kernel and nft check it further.
 pub(super) fn cgroup(v: &DeValue<'_>) -> Result<String, Complaint> {
     let s = text(v)?;
     match s.is_empty() || s.starts_with('/') || s.contains("..") {
@@ -301,12 +298,11 @@ pub(super) fn cgroup(v: &DeValue<'_>) -> Result<String, Complaint> {
     }
 }
 
-/// A port of TCP.
 pub(super) fn port(v: &DeValue<'_>) -> Result<u16, Complaint> {
     Ok(number(v, u32::from(u16::MAX))? as u16) // within the bound just checked
 }
 
-/// A name of a site, which may be any.
+/// A name of a site, or `*`.
 pub(super) fn served_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
     match text(v)? {
         "*" => Ok(SiteName::any()),
@@ -314,13 +310,15 @@ pub(super) fn served_name(v: &DeValue<'_>) -> Result<SiteName, Complaint> {
     }
 }
 
-/// Who is asked whether a host is to have a certificate.
 pub(super) fn ask(v: &DeValue<'_>) -> Result<AskUrl, Complaint> {
     let s = text(v)?;
     s.parse().map_err(|error| match error {
         AskUrlError::NotHere => Complaint::new(
-            format!("{} is not on this machine: whoever is between could say yes", quoted(s)),
-            "make it a [[service]] on its machine, and name the address of a [[dial]] to it here",
+            format!(
+                "{} is not on this machine: its answer could be forged on the network",
+                quoted(s)
+            ),
+            "make it a [[service]] on its machine, and use the address of a [[dial]] to it here",
         ),
         AskUrlError::Malformed => {
             Complaint::problem(format!("{} is not http://ADDRESS:PORT/PATH", quoted(s)))
@@ -339,7 +337,7 @@ pub(super) fn directory(v: &DeValue<'_>) -> Result<String, Complaint> {
     }
 }
 
-/// Whom a CA writes to (RFC 8555, section 7.3): one mail address, with or without `mailto:`.
+/// A contact for a CA (RFC 8555, section 7.3): one mail address, with or without `mailto:`.
 pub(super) fn contact(v: &DeValue<'_>) -> Result<String, Complaint> {
     let s = text(v)?;
     let address = s.strip_prefix("mailto:").unwrap_or(s);
@@ -355,7 +353,7 @@ pub(super) fn contact(v: &DeValue<'_>) -> Result<String, Complaint> {
     }
 }
 
-/// The name of a profile, as the CA's directory lists them.
+/// The name of a profile from the CA's directory.
 pub(super) fn profile(v: &DeValue<'_>) -> Result<String, Complaint> {
     let s = text(v)?;
     match (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_graphic()) {
@@ -373,14 +371,14 @@ pub(super) fn challenge(v: &DeValue<'_>) -> Result<Challenge, Complaint> {
     }
 }
 
-/// The path of a URL, and its query.
+/// The path of a URL, with an optional query.
 pub(super) fn path(v: &DeValue<'_>) -> Result<PathAndQuery, Complaint> {
     let s = text(v)?;
     let parsed = s.parse().ok().filter(|_| s.starts_with('/') && s.len() <= 1024);
     parsed.ok_or_else(|| Complaint::problem(format!("{} is not a path of a URL", quoted(s))))
 }
 
-/// The one value of a site's `acme`.
+/// A site's `acme`, which has only one valid value.
 pub(super) fn internal(v: &DeValue<'_>) -> Result<(), Complaint> {
     match text(v)? {
         "internal" => Ok(()),
@@ -393,7 +391,7 @@ pub(super) fn network(v: &DeValue<'_>) -> Result<Network, Complaint> {
     s.parse().map_err(|_| Complaint::problem(format!("{} is not ADDRESS/BITS", quoted(s))))
 }
 
-/// An answer's patience: at least a second, or every slow page would fail.
+/// A timeout for responses: at least a second, so that slow pages do not fail.
 pub(super) fn patience(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let patience = duration(v)?;
     if patience < Duration::from_secs(1) {
@@ -409,7 +407,7 @@ pub(super) fn auditor(v: &DeValue<'_>) -> Result<[u8; 32], Complaint> {
     let digits = hex.filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
     let bytes = digits.map(|h| h.as_bytes().chunks(2).filter_map(byte).collect::<Vec<_>>());
     bytes.and_then(|b| b.try_into().ok()).ok_or_else(|| {
-        let what = "is not \"sha256:\" and the 64 hex digits of the hash of a public key";
+        let what = "is not \"sha256:\" followed by 64 hex digits (the hash of a public key)";
         Complaint::problem(format!("{} {what}", shown(v)))
     })
 }
@@ -425,7 +423,7 @@ pub(super) fn bucket(v: &DeValue<'_>) -> Result<String, Complaint> {
     }
 }
 
-/// How long a node goes on without news: at least as long as it may take to notice a broken stream.
+/// `max_staleness`: at least as long as it can take to notice a broken stream.
 pub(super) fn staleness(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let staleness = duration(v)?;
     if staleness < MIN_STALENESS {
@@ -438,7 +436,6 @@ pub(super) fn staleness(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     Ok(staleness)
 }
 
-/// Whether certificates of the mesh have to prove that they are logged.
 pub(super) fn transparency(v: &DeValue<'_>) -> Result<bool, Complaint> {
     match v.as_str() {
         Some("required") => Ok(true),
@@ -504,7 +501,7 @@ pub(crate) fn parse_duration(s: &str) -> Option<Duration> {
     }
 }
 
-/// The other way, for errors: the shortest text that `parse_duration` reads as this duration.
+/// The inverse of `parse_duration`, for errors.
 pub(super) fn duration_text(d: Duration) -> String {
     let mut millis = d.as_millis();
     let mut text = String::new();

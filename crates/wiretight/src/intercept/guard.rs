@@ -1,11 +1,11 @@
-//! A second table, `inet wiretight_guard_...`, which drops what ours would drop while ours is gone: somebody flushed the
-//! ruleset, and it is not mended yet.
+//! The guard table, `inet wiretight_guard_...`. It drops what the main table would drop while that is missing, that is,
+//! after another program flushed the ruleset and before the keeper has restored it.
 //!
-//! It belongs to a process of `nft` that stays (NFT_TABLE_F_OWNER, Linux 5.12): nobody else may change or delete it,
-//! and `nft flush ruleset` goes past it. It ends with that process, which ends with this one, for its input does.
-//! So it guards while a node runs, and nothing depends on it: our own table is in force without it.
+//! The table is owned by an `nft` process that keeps running (NFT_TABLE_F_OWNER, Linux 5.12). Nobody else can change or
+//! delete it, and `nft flush ruleset` skips it. It disappears when that process ends, and the process ends with this one,
+//! when its input is closed. So it exists only while a node runs. Nothing depends on it: the main table works without.
 //!
-//! Each has a name of its own: in an upgrade the next one stands before the last one falls.
+//! Each guard table has its own name, because in an upgrade the new one is set before the old one disappears.
 
 use std::io::Write;
 use std::process::{Child, ChildStdin};
@@ -16,12 +16,12 @@ use wiretight_proxy::intercept::rules::{GUARD, GUARD_CHAIN, Rules};
 
 use super::{InterceptError, nft, program};
 
-/// So long may it take to fill the table; meanwhile nothing is mended.
+/// How long filling the table may take; no repair can happen meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Numbers the tables of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// The table, and whoever holds it.
+/// The table, and the process that owns it.
 #[derive(Default)]
 pub(super) struct Guard {
     rules: Option<Rules>,
@@ -30,19 +30,19 @@ pub(super) struct Guard {
 
 struct Holder {
     nft: Child,
-    /// It ends with its input.
+    /// nft ends when this is closed.
     input: Option<ChildStdin>,
 }
 
 impl Guard {
-    /// Behind these rules, which are in force; where they drop nothing, there is nothing to guard. After an error there
-    /// is no guard, so that none is in the way of what the rules let through.
+    /// Sets the guard table for these rules, which are in force; rules that drop nothing need none. After an error there
+    /// is no guard table, so that an old one does not drop what the rules allow.
     pub(super) fn stand_behind(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         if self.stands() && self.rules.as_ref() == Some(rules) {
             return Ok(());
         }
         let next = if rules.drops() { Some(hold(rules)) } else { None };
-        // One that drops more than the rules do would be in their way; so it falls even if there is no other.
+        // Remove the old one even if there is no new one: it could drop more than the new rules do.
         self.fall();
         if let Some(next) = next {
             self.holder = Some(next?);
@@ -55,12 +55,11 @@ impl Guard {
         (self.holder, self.rules) = (None, None);
     }
 
-    /// Whether somebody has ended it.
+    /// Whether its process has ended unexpectedly.
     pub(super) fn has_fallen(&mut self) -> bool {
         self.holder.is_some() && !self.stands()
     }
 
-    /// Whether there is one.
     pub(super) fn stands(&mut self) -> bool {
         self.holder.as_mut().is_some_and(|h| matches!(h.nft.try_wait(), Ok(None)))
     }
@@ -68,7 +67,7 @@ impl Guard {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // The table is gone when the process is.
+        // The table disappears with the process, so wait for its end.
         self.input = None;
         let _ = self.nft.kill();
         let _ = self.nft.wait();
@@ -76,17 +75,17 @@ impl Drop for Holder {
 }
 
 fn hold(rules: &Rules) -> Result<Holder, InterceptError> {
-    // nft's JSON does not know a table's flags; what is no JSON it reads as text. Nor is a list of such a table always
-    // JSON: nft 1.0.6 looks for the flag's name behind the end of its names.
+    // nft's JSON input has no table flags, so this is nft's text syntax. A listing of such a table is not always valid
+    // JSON either: nft 1.0.6 reads past the end of its flag names.
     let table = format!("{GUARD}_{}_{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
     if nft::guards()?.contains(&table) {
-        return Err(InterceptError::Refused(format!("there is a table `inet {table}` already")));
+        return Err(InterceptError::Refused(format!("the table `inet {table}` already exists")));
     }
     let text = format!("add table inet {table} {{ flags owner; }}\n{}\n", rules.guard(&table)?);
     let mut nft = nft::start(&["-j", "-i"])?;
     let (mut input, prompts, error) = (nft.stdin.take(), nft.stdout.take(), nft.stderr.take());
     let mut holder = Holder { nft, input: None };
-    // Each on a thread, for a pipe that nobody takes from is full one day. They end with the process.
+    // Each pipe has a thread, because a pipe that nobody reads fills up. The threads end with the process.
     std::thread::spawn(move || program::read(prompts, 0));
     let error = std::thread::spawn(move || program::read(error, program::MAX_ERROR));
     let filled = std::thread::spawn(move || {
@@ -106,7 +105,7 @@ fn hold(rules: &Rules) -> Result<Holder, InterceptError> {
 fn is_filled_in_time(table: &str, nft: &mut Child) -> Result<bool, InterceptError> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end && matches!(nft.try_wait(), Ok(None)) {
-        // It is filled at once or not at all.
+        // The transaction is atomic: one chain means that all are there.
         if nft::has_chain(table, GUARD_CHAIN)? {
             return Ok(true);
         }

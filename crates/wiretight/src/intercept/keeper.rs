@@ -1,18 +1,18 @@
-//! The child that keeps the rules in force for a running node.
+//! The child process that maintains the rules of a running node.
 //!
-//! The node's own process is confined, and need not be able to change the kernel's rules. So a child is started
-//! before the sandbox, which keeps CAP_NET_ADMIN and nothing else. It is told [`Rules`], never commands of nft:
-//! a hole in a parser opens no more than other rules of the same kind, in the one table.
+//! The node's own process is sandboxed and cannot change the kernel's rules. So it starts this child before it enters
+//! the sandbox; the child keeps CAP_NET_ADMIN and nothing else. It receives [`Rules`], never nft commands, so a
+//! compromised node can only load other rules of the same kind into this one table.
 //!
-//! It is two processes: one that works, and one that does nothing but start it anew, should it die. What was asked
-//! of the one that died is asked again, so questions have numbers.
+//! The child consists of two processes: a worker, and a supervisor that only restarts the worker if it dies. The
+//! node repeats a request whose worker died, so requests have numbers.
 //!
-//! It ends when the node does; the rules stay. It hears from the kernel when somebody changes the table,
-//! and mends it, unless `rules.json` is gone, which is how `wiretight down` says that it shall be so.
+//! The child ends with the node; the rules stay. The kernel notifies it when another program changes the table,
+//! and it restores the table, unless `rules.json` is gone: `wiretight down` removes that file first.
 //!
-//! A trial of another mode is its, too: it takes the mode back when the time is over or the parent is gone, and
-//! `rules.json` has the old one all the time. What the parent tells it meanwhile has the old mode, and is put in
-//! force with the one that is tried; rules with any other mode end the trial, since then the file was changed.
+//! The child also runs trials of a mode: it restores the old mode when the time is over or the parent is gone. During a
+//! trial `rules.json` has the old mode. Rules that the parent sends with the old mode are applied with the mode on
+//! trial. Rules with any other mode end the trial, because then the configuration file was changed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,29 +37,27 @@ use super::{FILE, InterceptError, MAX_RULES, keep, kept, lock, nft, routes};
 use crate::private_dir::PrivateDir;
 use crate::{privilege, sandbox};
 
-/// How long the parent waits for an answer: `nft` has 20 s, and there are several in one.
+/// How long the parent waits for a response: one request can run `nft` several times, each for up to 20 s.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// A longer answer is refused: a full list of flows with their programs is half of it.
+/// The longest response, in bytes; twice a full list of flows with their programs.
 const MAX_ANSWER: u64 = 48 << 20;
-/// How often control groups are looked at, and a mend that failed is tried again.
+/// How often control groups are checked, and a failed repair is tried again.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the table is looked at unasked.
+/// How often the table is checked without a notification.
 const ROUND: Duration = Duration::from_secs(10);
-/// Who mends oftener than this in a round has an adversary that does not tire, such as another node's keeper on this
-/// machine: from then on it is once a tick.
+/// Above this many repairs a round, repair once a tick. Another program keeps changing the table, for example the keeper
+/// of another node on this machine.
 const TIRING: u32 = 50;
-/// The shortest trial.
 pub const MIN_TRIAL: Duration = Duration::from_secs(1);
-/// The longest.
 pub const MAX_TRIAL: Duration = Duration::from_secs(3600);
-/// So long has who confirms a trial to write the file and have it reloaded, if that is longer than what is left.
+/// The least time left, once a trial is being confirmed, to write and reload the configuration file.
 const HOLD: Duration = Duration::from_secs(60);
-/// A parent that died leaves a trial to be taken back: how often that is tried, once a tick.
+/// How many times, once a tick, to try to end a trial after the parent died.
 const LAST_TRIES: u32 = 60;
 
-const SOMEBODY: &str = "somebody else changed or removed the table `inet wiretight`; it was made anew. `wiretight down` takes it away";
+const SOMEBODY: &str = "another program changed or removed the table `inet wiretight`; it was restored. To remove it, use `wiretight down`";
 
-/// How the worker ends that could not begin.
+/// Exit status of a worker that could not start.
 const NOT_BEGUN: u8 = 3;
 
 #[derive(Serialize, Deserialize)]
@@ -71,7 +69,7 @@ struct Question {
 
 #[derive(Serialize, Deserialize)]
 struct Answered<A = Answer> {
-    /// The question's number; 0 where there was none.
+    /// The request's number; 0 if it is a response to none.
     number: u64,
     answer: A,
 }
@@ -79,78 +77,77 @@ struct Answered<A = Answer> {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Ask {
-    /// Put in force. `anew`: even if the operator has taken the rules down. `no_looser`: only where they let no more
-    /// pass than those that are in force or kept, for the registry is not known yet.
+    /// Load rules. `anew`: even if the operator has removed the rules. `no_looser`: allow nothing that the current or
+    /// saved rules do not allow, because the registry is not known yet.
     Apply {
         rules: Box<Rules>,
         anew: bool,
         #[serde(default)]
         no_looser: bool,
     },
-    /// Put the same rules in force with another mode, for a time.
-    Try { mode: Mode, seconds: u64 },
+    /// Load the same rules with another mode, for a time.
+    Try {
+        mode: Mode,
+        seconds: u64,
+    },
     /// The trial is being confirmed: do not end it now.
     Hold,
     /// End the trial.
     Undo,
-    /// What was counted, and how the child fares.
     Report,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    /// The worker has begun: whatever was asked before is lost.
+    /// The worker has started: earlier requests are lost.
     Begun,
     Done,
     Failed(InterceptError),
     Report(Box<Report>),
 }
 
-/// What the kernel counted, and how the rules fare.
+/// What the kernel counted, and the state of the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Since the table was made.
+    /// Since the table was created.
     pub counts: Counts,
-    /// How the rules fare.
     pub health: Health,
 }
 
-/// How the rules fare.
+/// The state of the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Health {
-    /// The mode for all peers of the rules in force; `None`: none are.
+    /// The mode of the rules in force; `None` if no rules are.
     pub mode: Option<Mode>,
-    /// How often somebody else changed or removed the table, and it was mended.
+    /// How often another program changed or removed the table, and it was restored.
     pub mended: u64,
-    /// When it was last, in seconds since 1970.
+    /// In seconds since 1970.
     pub last_mended: Option<u64>,
-    /// A trial that is running.
     pub trial: Option<TrialStatus>,
     /// Since when plaintext has been counted, as far as this process knows, in seconds since 1970.
     pub counted_since: u64,
-    /// Whether a second table drops what ours would drop while ours is gone.
+    /// Whether a guard table drops plaintext while the main table is missing.
     pub guarded: bool,
-    /// `wiretight down` has taken the rules away.
+    /// `wiretight down` has removed the rules.
     pub taken_down: bool,
-    /// Why the table is not as it should be.
+    /// What is wrong with the table.
     pub error: Option<String>,
-    /// Why the routes for `transparent` are not.
+    /// What is wrong with the routes for `transparent`.
     pub routes: Option<String>,
 }
 
-/// A mode that is in force for a time.
+/// A trial that is running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialStatus {
-    /// It.
+    /// The mode on trial.
     pub mode: Mode,
-    /// What comes back.
+    /// The mode that returns unless the trial is confirmed.
     pub instead_of: Mode,
-    /// When, in seconds from now.
     pub left_seconds: u64,
 }
 
-/// The way to the child.
+/// The parent's connection to the child.
 pub struct Keeper {
     line: tokio::sync::Mutex<Line>,
 }
@@ -161,15 +158,15 @@ struct Line {
 }
 
 impl Keeper {
-    /// Starts the child and waits until it has looked around: to be called before the sandbox is entered. What is
-    /// missing (nft, a capability, a kernel that can) or in the way (a table that is not ours) is an error.
+    /// Starts the child and waits until it is ready. Call this before entering the sandbox. Fails if nft, the capability
+    /// or a kernel feature is missing, or if there is a table that is not ours.
     pub fn start(state_dir: &Path, landlock: bool) -> Result<Keeper, InterceptError> {
-        let mut command = crate::process::own_program();
+        let mut command = crate::program::own_program();
         command.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         Keeper::start_by(command)
     }
 
-    /// The same by a command line of one's own, which comes to `wiretight rules-keeper STATE_DIR`.
+    /// The same with another command line, which must run `wiretight rules-keeper STATE_DIR`.
     pub fn start_by(mut command: Command) -> Result<Keeper, InterceptError> {
         let gone = |e: std::io::Error| InterceptError::Gone(e.to_string());
         let (mut ours, theirs) = UnixStream::pair().map_err(gone)?;
@@ -177,14 +174,14 @@ impl Keeper {
         command
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(OwnedFd::from(theirs)))
-            // A signal from the terminal is for us; the child ends when we do.
+            // Signals from the terminal are for the node only; the child ends when the node does.
             .process_group(0)
             .spawn()
             .map_err(gone)?;
-        // It holds the other end, which has to be the child's alone.
+        // It holds the other end of the socket, which only the child may hold.
         drop(command);
         ours.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
-        // Byte by byte: what follows the line is not ours to take.
+        // Byte by byte, because bytes after the line belong to the next response.
         let (mut line, mut byte) = (Vec::new(), [0]);
         while byte != [b'\n'] && line.len() < MAX_RULES {
             ours.read_exact(&mut byte).map_err(gone)?;
@@ -200,36 +197,33 @@ impl Keeper {
         Ok(Keeper { line: Line { socket: ours, asked: 0 }.into() })
     }
 
-    /// Puts rules in force, keeps them there, and keeps them for the next boot. After `wiretight down`
-    /// that is refused.
+    /// Loads rules, maintains them, and saves them for the next boot. Fails after `wiretight down`.
     pub async fn apply(&self, rules: &Rules) -> Result<(), InterceptError> {
         self.tell(rules, false, false).await
     }
 
-    /// The same, also after `wiretight down`: when the node starts, and when the operator asks for it.
+    /// The same, even after `wiretight down`: when the node starts, and when the operator asks for it.
     pub async fn apply_anew(&self, rules: &Rules) -> Result<(), InterceptError> {
         self.tell(rules, true, false).await
     }
 
-    /// The same, for rules that do not know the mesh yet: they are put in force only where they let no more pass than
-    /// those that are in force or kept from an earlier process.
+    /// The same for rules made before the mesh is known: they allow nothing that the current or saved rules do not allow.
     pub async fn apply_no_looser(&self, rules: &Rules, anew: bool) -> Result<(), InterceptError> {
         self.tell(rules, anew, true).await
     }
 
-    /// What the kernel has counted, and how the rules fare.
     pub async fn report(&self) -> Result<Report, InterceptError> {
         match self.ask(&Ask::Report).await? {
             Answer::Report(report) => Ok(*report),
             Answer::Failed(error) => Err(error),
             Answer::Done | Answer::Begun => {
-                Err(InterceptError::Gone("its answer is another question's".into()))
+                Err(InterceptError::Gone("it sent a response to another request".into()))
             }
         }
     }
 
-    /// Puts the rules that are in force there with another mode, until it is confirmed (by rules with that mode) or
-    /// the time is over, [`MIN_TRIAL`] to [`MAX_TRIAL`].
+    /// Loads the current rules with another mode. The trial ends when it is confirmed (by rules with that mode), or after
+    /// `within`, which is [`MIN_TRIAL`] to [`MAX_TRIAL`].
     pub async fn begin_trial(&self, mode: Mode, within: Duration) -> Result<(), InterceptError> {
         self.have_done(&Ask::Try { mode, seconds: within.as_secs() }).await
     }
@@ -239,7 +233,6 @@ impl Keeper {
         self.have_done(&Ask::Hold).await
     }
 
-    /// Ends a trial.
     pub async fn undo_trial(&self) -> Result<(), InterceptError> {
         self.have_done(&Ask::Undo).await
     }
@@ -255,35 +248,34 @@ impl Keeper {
         }
     }
 
-    /// One at a time.
     async fn ask(&self, ask: &Ask) -> Result<Answer, InterceptError> {
         let gone = |e: &dyn std::fmt::Display| InterceptError::Gone(e.to_string());
         let mut line = self.line.lock().await;
         let answer = tokio::time::timeout(PATIENCE, line.ask(ask)).await;
-        answer.map_err(|_| gone(&"it does not answer"))?.map_err(|e| gone(&e))
+        answer.map_err(|_| gone(&"it does not respond"))?.map_err(|e| gone(&e))
     }
 }
 
 impl Line {
-    /// May be cut off at any point: the next question begins on a line of its own, and takes only its own answer.
+    /// Cancellation-safe: the next request starts on a new line, and accepts only the response with its number.
     async fn ask(&mut self, ask: &Ask) -> std::io::Result<Answer> {
         self.asked += 1;
         let question = Question { number: self.asked, ask: ask.clone() };
         let question = [b"\n", &*serde_json::to_vec(&question)?, b"\n"].concat();
-        // A handle of its own, for the runtime that asks.
+        // A handle for the current runtime; another runtime may have made the last request.
         let stream = tokio::net::UnixStream::from_std(self.socket.try_clone()?)?;
         let mut stream = tokio::io::BufStream::new(stream);
         loop {
             stream.write_all(&question).await?;
             stream.flush().await?;
-            // Another worker has begun: it is asked anew.
+            // If a new worker has started, repeat the request.
             if let Some(answer) = self.answer(&mut stream).await? {
                 return Ok(answer);
             }
         }
     }
 
-    /// `None`: there will be none.
+    /// `None` if there will be no response, because a new worker has started.
     async fn answer(
         &self,
         stream: &mut tokio::io::BufStream<tokio::net::UnixStream>,
@@ -297,21 +289,21 @@ impl Line {
             match serde_json::from_slice(&answer) {
                 Ok(Answered { answer: Answer::Begun, .. }) => return Ok(None),
                 Ok(Answered { number, answer }) if number == self.asked => return Ok(Some(answer)),
-                // To a question that was given up; or half a line, by a worker that died.
+                // A response to a cancelled request, or half a line from a worker that died.
                 Ok(_) | Err(_) => {}
             }
         }
     }
 }
 
-/// The child: has a worker, until the node is gone.
+/// The supervisor: runs a worker until the node is gone.
 pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
-    // Whether it can be done at all, the worker says.
+    // The worker reports a missing capability.
     let _ = privilege::keep_net_admin_only()?;
     let mut again = false;
     let mut logs = None;
     loop {
-        let mut worker = crate::process::own_program();
+        let mut worker = crate::program::own_program();
         worker.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         worker.args(["--worker", if again { "again" } else { "first" }]);
         let ended = worker.status()?;
@@ -321,7 +313,7 @@ pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
             _ => {}
         }
         logs.get_or_insert_with(crate::logging::start);
-        tracing::error!(%ended, "the process that keeps the kernel's rules has died; the rules stay, and it is started anew");
+        tracing::error!(%ended, "the process that maintains the kernel's rules has died and is restarted; the rules stay in force");
         again = true;
         std::thread::sleep(TICK);
         let input = std::io::stdin();
@@ -333,8 +325,7 @@ pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The worker: puts in force what it is told, and keeps it so, until its parents are gone. `again`: in the place of
-/// one that died.
+/// The worker: loads and maintains rules until its parents are gone. `again`: it replaces a worker that died.
 pub fn work(state_dir: &Path, landlock: bool, again: bool) -> anyhow::Result<ExitCode> {
     let parent = rustix::process::getppid();
     let mut child = match Child::begin(state_dir, landlock, again) {
@@ -347,7 +338,7 @@ pub fn work(state_dir: &Path, landlock: bool, again: bool) -> anyhow::Result<Exi
             return Ok(ExitCode::from(NOT_BEGUN));
         }
     };
-    // Not two of them, should the other process be killed.
+    // If the supervisor is killed, this worker must end too: a new supervisor starts another one.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if rustix::process::getppid() != parent {
         return Ok(ExitCode::SUCCESS);
@@ -361,7 +352,7 @@ pub fn work(state_dir: &Path, landlock: bool, again: bool) -> anyhow::Result<Exi
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// Takes what is there, up to the end of a line. Whether more may come.
+/// Reads the available bytes. Returns false at end of file.
 fn read_some(input: impl AsFd, asked: &mut Vec<u8>) -> anyhow::Result<bool> {
     let mut buffer = vec![0; 64 << 10];
     match rustix::io::read(input, &mut buffer[..]) {
@@ -389,11 +380,11 @@ fn write_line(to: &mut impl Write, number: u64, answer: &Answer) -> std::io::Res
     }
 }
 
-/// Rules with another mode than they were asked for with.
+/// A trial: the loaded rules have another mode than the requested rules.
 struct Trial {
     mode: Mode,
     until: Instant,
-    /// What comes back.
+    /// The rules that return after the trial.
     asked: Rules,
 }
 
@@ -416,8 +407,9 @@ struct Child {
     state: PrivateDir,
     table: Table,
     guard: Guard,
-    /// There should be one, and is none. When it was tried last.
+    /// The guard table is missing although there should be one.
     unguarded: bool,
+    /// When setting the guard table was last tried.
     guarded: Instant,
     notices: Notices,
     route_notices: Notices,
@@ -426,16 +418,16 @@ struct Child {
     programs: Programs,
     looked: Instant,
     ticked: Instant,
-    /// What is still to be mended.
+    /// The table needs a repair.
     broken: bool,
     routes_broken: bool,
-    /// Mends in this round.
+    /// Repairs in this round.
     mends: u32,
 }
 
 impl Child {
     fn begin(state_dir: &Path, landlock: bool, again: bool) -> Result<Child, InterceptError> {
-        let file = |e| InterceptError::File(crate::daemon::chain(&e));
+        let file = |e| InterceptError::File(crate::logging::chain(&e));
         let state = PrivateDir::open(state_dir).map_err(file)?;
         let failed = |e: std::io::Error| InterceptError::Refused(format!("capabilities: {e}"));
         if !privilege::keep_net_admin_only().map_err(failed)? {
@@ -446,22 +438,22 @@ impl Child {
             sandbox::write_only_in(state.path()).map_err(failed)?;
         }
         let refused = |e: rustix::io::Errno| {
-            InterceptError::Refused(format!("the kernel's notices of changes: {e}"))
+            InterceptError::Refused(format!("cannot subscribe to the kernel's notifications: {e}"))
         };
         let notices = Notices::of_table().map_err(refused)?;
         let route_notices = Notices::of_routes().map_err(refused)?;
-        // Whether it could be done at all, and nothing is in the way.
+        // Detects missing features and a table that is not ours.
         nft::list()?;
         nft::check(&sample().replace()?)?;
-        // What the boot or another process put in force goes on, with its counts. A torn file is the next
-        // `apply`'s to write anew.
+        // Rules from the boot or an earlier process stay in force, with their counts. If the file is damaged, the next
+        // `apply` writes it again.
         let lock = lock(&state)?;
         let kept = kept(&state).ok().flatten();
         let table = kept.as_ref().and_then(|rules| Table::adopt(rules).transpose()).transpose()?;
         let adopted = table.is_some();
         let mut table = table.unwrap_or_default();
         let mut mended = None;
-        // The one that died would have mended it.
+        // The worker that died would have restored it.
         if let (true, false, Some(rules)) = (again, adopted, &kept) {
             table.apply(rules)?;
             mended = Some(now());
@@ -501,22 +493,22 @@ impl Child {
         Ok(child)
     }
 
-    /// The second table is behind the rules that are in force.
+    /// Sets the guard table for the rules that are in force.
     fn guard(&mut self) {
         let Some(rules) = self.table.rules() else { return };
         self.guarded = Instant::now();
         match self.guard.stand_behind(rules) {
             Ok(()) => self.unguarded = false,
             Err(error) => {
-                // It is tried again and again.
+                // Logged once; it is retried every tick.
                 if !std::mem::replace(&mut self.unguarded, true) {
-                    tracing::warn!(%error, "there is no second table behind ours; while somebody's change to ours is being mended, plaintext may get out");
+                    tracing::warn!(%error, "the guard table could not be set: while the main table is being restored after another program changed it, plaintext may leave this machine");
                 }
             }
         }
     }
 
-    /// Another process may have held it, as the one before this does in an upgrade; or somebody has ended ours.
+    /// Sets the guard table again if its holder was killed, or if another process had it before (in an upgrade).
     fn watch_guard(&mut self) {
         let due = self.guarded.elapsed() >= TICK && !self.health.taken_down;
         if self.guard.has_fallen() || due && self.unguarded {
@@ -524,20 +516,19 @@ impl Child {
         }
     }
 
-    /// Until the node is gone.
+    /// Serves requests until the node is gone.
     fn converse(&mut self, again: bool) -> anyhow::Result<()> {
         let (input, output) = (std::io::stdin(), std::io::stdout());
-        // Neither a question that stops in the middle nor an answer that nobody takes holds up a mend.
+        // An incomplete request or an unread response must not delay a repair.
         for fd in [input.as_fd(), output.as_fd()] {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
         let (mut asked, mut answer) = (Vec::new(), line(0, &Answer::Begun)?);
         if again {
-            answer.insert(0, b'\n'); // after what the other one may have left half written
+            answer.insert(0, b'\n'); // the worker that died may have left half a line
         }
         loop {
             let writes = if answer.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-            // One question at a time.
             let reads = if answer.is_empty() { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = [
                 PollFd::new(&self.notices, PollFlags::IN),
@@ -564,7 +555,7 @@ impl Child {
             } else if !read_some(&input, &mut asked)? {
                 return Ok(());
             }
-            // Half a question, to one that died, may stand before.
+            // Half a request, to the worker that died, may come first.
             while let Some(end) =
                 asked.iter().position(|b| *b == b'\n').filter(|_| answer.is_empty())
             {
@@ -615,7 +606,7 @@ impl Child {
             self.trial = None;
             return Err(InterceptError::TakenDown);
         }
-        // With another mode than at its beginning, the file was changed, which ends a trial.
+        // If the mode differs from the one before the trial, the file was changed, which ends the trial.
         let tried = self.trial.as_ref().filter(|trial| trial.asked.mode == rules.mode);
         let tried = tried.map(|trial| trial.mode);
         let asked = with_mode(rules, tried.unwrap_or(rules.mode));
@@ -628,22 +619,26 @@ impl Child {
             (trial, _) => {
                 if let Some(ended) = trial.take() {
                     let (tried, now) = (ended.mode.word(), rules.mode.word());
-                    tracing::info!(tried, now, "the trial is over: the file has this mode now");
+                    tracing::info!(
+                        tried,
+                        now,
+                        "the trial is over: the configuration file has a new mode"
+                    );
                 }
             }
         }
-        // After the kernel: a crash between leaves what was kept before for the next boot.
+        // After the kernel: if we crash in between, the next boot has the rules saved before.
         keep(&self.state, rules)?;
         self.route(rules)
     }
 
-    /// The rules that are in force, or kept from an earlier process.
+    /// The rules in force, or those saved by an earlier process.
     fn old(&self) -> Option<Rules> {
         self.table.rules().cloned().or_else(|| kept(&self.state).ok().flatten())
     }
 
-    /// These rules cannot be put in force: what stops plaintext in them is, together with what was in force before or is
-    /// kept from an earlier process. Whoever calls it has the lock.
+    /// After `rules` could not be loaded: loads their dropping part combined with the current or saved rules. The caller
+    /// holds the lock.
     fn fall_back(&mut self, rules: &Rules) {
         let old = self.old();
         let both = old.as_ref().map(|old| rules.no_looser_than(old));
@@ -656,28 +651,25 @@ impl Child {
                 Ok(()) => {
                     if let Some(trial) = self.trial.take() {
                         let tried = trial.mode.word();
-                        tracing::warn!(
-                            tried,
-                            "the trial is over: the rules cannot be put in force"
-                        );
+                        tracing::warn!(tried, "the trial is over: the rules could not be loaded");
                     }
                     let kept = keep(&self.state, &rules).and_then(|()| self.route(&rules));
                     if let Err(error) = kept {
-                        tracing::error!(%error, "the stricter rules");
+                        tracing::error!(%error, "the stricter rules were not completely applied");
                     }
                     tracing::warn!(
                         mode = rules.mode.word(),
-                        "the stricter of the old and the new rules are in force instead"
+                        "the stricter of the old and the new rules were loaded instead"
                     );
                     return;
                 }
-                Err(error) => tracing::debug!(%error, "stricter rules"),
+                Err(error) => tracing::debug!(%error, "cannot load stricter rules"),
             }
         }
     }
 
-    /// The routes that go with the rules. Last: what fails here stops the services that need them, and no other
-    /// protection.
+    /// Sets the routes that the rules need. It comes last, because a failure here only affects the services that need the
+    /// routes.
     fn route(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let routed = routes::put(&rules.transparent);
         self.route_notices.take();
@@ -686,7 +678,7 @@ impl Child {
         routed
     }
 
-    /// Whoever calls it has the lock.
+    /// The caller holds the lock.
     fn put(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let applied = self.table.apply(rules);
         use InterceptError::{NoNft, NotOurs, NotPermitted, Refused};
@@ -694,7 +686,7 @@ impl Child {
             Ok(()) => self.hear_ours(),
             // Nothing was changed.
             Err(error @ (NoNft | NotOurs | NotPermitted | Refused(_))) => return Err(error),
-            // Nobody knows what is in force: what was before is put back.
+            // It is unknown what is in force: `broken` makes the next check restore the old rules.
             Err(error) => {
                 self.broken = true;
                 return Err(error);
@@ -727,7 +719,7 @@ impl Child {
         tracing::warn!(
             mode = mode.word(),
             seconds,
-            "a mode is tried, and taken back unless confirmed"
+            "a trial of a mode has started; the old mode returns unless it is confirmed"
         );
         self.trial = Some(Trial { mode, until: Instant::now() + within, asked });
         Ok(())
@@ -743,7 +735,7 @@ impl Child {
         if self.trial.is_none() {
             return Err(InterceptError::NoTrial);
         }
-        self.roll_back("the operator has ended it")
+        self.roll_back("the operator ended it")
     }
 
     fn end_trial_in_time(&mut self) {
@@ -751,32 +743,34 @@ impl Child {
             return;
         }
         let Err(error) = self.roll_back("it was not confirmed in time") else { return };
-        tracing::error!(%error, "the trial is over, and its mode cannot be taken back; it is tried every second");
+        tracing::error!(%error, "the trial is over, but the old mode cannot be restored; retrying every second");
         self.health.error = Some(error.to_string());
         if let Some(trial) = &mut self.trial {
             trial.until = Instant::now() + TICK;
         }
     }
 
-    /// Before the end of this process: nobody else would take a trial back before the next start of the node.
+    /// Ends a trial before this process ends: otherwise it would last until the next start of the node.
     fn leave_no_trial(&mut self) {
         for _ in 0..LAST_TRIES {
             match self.roll_back("the node is gone") {
                 Ok(()) => return,
-                Err(error) => tracing::error!(%error, "the trial's mode cannot be taken back"),
+                Err(error) => {
+                    tracing::error!(%error, "the trial is over, but the old mode cannot be restored")
+                }
             }
             std::thread::sleep(TICK);
         }
     }
 
-    /// Puts in force what was before the trial, if there is one.
+    /// Ends the trial, if there is one, and loads the rules with the old mode.
     fn roll_back(&mut self, why: &str) -> Result<(), InterceptError> {
         let Some(trial) = &self.trial else { return Ok(()) };
         let (tried, asked) = (trial.mode.word(), trial.asked.clone());
         let _lock = lock(&self.state)?;
-        // What `wiretight down` has taken away stays away.
+        // After `wiretight down` nothing may be loaded.
         if self.state.path().join(FILE).exists() {
-            // The next node's keeper may have been here before us.
+            // The keeper of the next node process may have loaded them already.
             match Table::adopt(&asked)? {
                 Some(there) => {
                     self.table = there;
@@ -786,19 +780,14 @@ impl Child {
             }
             self.health.mode = Some(asked.mode);
             let now = asked.mode.word();
-            tracing::warn!(
-                tried,
-                now,
-                why,
-                "the trial is over, and the mode is what it was before"
-            );
+            tracing::warn!(tried, now, why, "the trial is over; the old mode is restored");
         }
         self.trial = None;
         Ok(())
     }
 
-    /// Takes the notices of what we have done ourselves. What somebody else did meanwhile may be among them, and is
-    /// looked for: whatever he does from now on is heard.
+    /// Discards the notifications of our own change. Those of another program may be among them, so this checks the
+    /// table; later changes cause new notifications.
     fn hear_ours(&mut self) {
         self.notices.take();
         self.broken = self.table.rules().is_some()
@@ -806,7 +795,7 @@ impl Child {
             && !self.table.is_intact_but_for_groups().unwrap_or(false);
     }
 
-    /// Looks whether table and routes are as they were left, where there is reason to, and mends them.
+    /// Checks table and routes if there is a reason to, and repairs them.
     fn watch(&mut self) {
         let rerouted = self.route_notices.take() != Heard::Nothing;
         self.routes_broken |= rerouted;
@@ -847,7 +836,7 @@ impl Child {
             }
             Err(error) => {
                 if self.health.error.is_none() {
-                    tracing::error!(%error, "the table `inet wiretight` is not as it should be, and cannot be mended; it is tried every second");
+                    tracing::error!(%error, "the table `inet wiretight` was changed and cannot be restored; retrying every second");
                 }
                 self.broken = true;
                 self.health.error = Some(error.to_string());
@@ -857,7 +846,7 @@ impl Child {
 
     fn watch_routes(&mut self) {
         let mended = self.look_at_routes();
-        // Ours.
+        // Discards the notifications of our own change.
         self.route_notices.take();
         self.routes_broken = mended.is_err();
         match mended {
@@ -867,25 +856,25 @@ impl Child {
                     self.mended();
                     tracing::error!(
                         times = self.health.mended,
-                        "somebody else changed or removed the routes of `transparent` services; they were made anew. `wiretight down` takes them away"
+                        "another program changed or removed the routes of `transparent` services; they were restored. To remove them, use `wiretight down`"
                     );
                 }
             }
             Err(error) => {
                 if self.health.routes.is_none() {
-                    tracing::error!(%error, "the routes of `transparent` services; it is tried every second");
+                    tracing::error!(%error, "the routes of `transparent` services cannot be restored; retrying every second");
                 }
                 self.health.routes = Some(error.to_string());
             }
         }
     }
 
-    /// Whether there was something to mend.
+    /// Returns whether a repair was needed.
     fn look_at_routes(&mut self) -> Result<bool, InterceptError> {
         let _lock = lock(&self.state)?;
         let Some(rules) = self.table.rules() else { return Ok(false) };
         let backends = &rules.transparent;
-        // Without the file it was `wiretight down`, which the table's turn finds out.
+        // Without the file it was `wiretight down`; the check of the table handles that.
         if routes::are(backends)? || !self.state.path().join(FILE).exists() {
             return Ok(false);
         }
@@ -899,16 +888,16 @@ impl Child {
         self.health.last_mended = Some(now());
     }
 
-    /// Whether there was something to mend.
+    /// Returns whether a repair was needed.
     fn look_and_mend(&mut self, gone: bool) -> Result<bool, InterceptError> {
         let _lock = lock(&self.state)?;
         let stale = self.table.is_stale();
         if !self.broken && stale && self.table.is_intact_but_for_groups()? {
-            // A program was started or ended.
+            // A control group has appeared or disappeared.
             self.table.pick_anew()?;
             return Ok(false);
         }
-        // What was heard is not looked at first: that would be time in which plaintext gets out.
+        // After a notification repair without checking first: the check would take time in which plaintext gets out.
         if !self.broken && self.table.is_intact()? {
             return Ok(false);
         }
@@ -924,7 +913,7 @@ impl Child {
     }
 }
 
-/// Rules with each kind of expression, to ask the kernel whether it knows them.
+/// Rules with every kind of expression, to check that the kernel supports them.
 fn sample() -> Rules {
     Rules {
         mode: Mode::Strict,

@@ -1,23 +1,21 @@
-//! The kernel's rules (`wiretight_proxy::intercept`): puts them in force, keeps them there, and removes them.
+//! Loads, maintains and removes the kernel's rules (`wiretight_proxy::intercept`).
 //!
-//! - `keeper`: the child process that does it for a running node, with CAP_NET_ADMIN and nothing else
-//! - `table`: one transaction, checked and read back
-//! - `guard`: a second table, for the moments in which ours is gone
-//! - `node`: what a running node has put in force
-//! - `mode`: what `wiretight mode` asks of it
-//! - `refused`: connections that it would take, and that peers would refuse
-//! - `programs`, `sockets`: whose plaintext it is
-//! - `routes`: what brings the answers to callers' addresses back (`transparent`)
-//! - `nft`, `program`: what `nft` is asked for, and how it and `ip` are run
-//! - `notices`: the kernel says that somebody changed something
+//! - `keeper`: the child process that maintains the rules of a running node, with CAP_NET_ADMIN and nothing else
+//! - `table`: the nftables table; changes are transactions that are checked and read back
+//! - `guard`: a second table, for the moments in which the main table is missing
+//! - `node`: the rules of a running node
+//! - `refused`: connections that would be redirected and then refused by the peer
+//! - `programs`, `sockets`: which programs send plaintext
+//! - `routes`: routes that bring replies to callers' addresses back to this machine (`transparent`)
+//! - `nft`, `program`: commands for `nft`, and how `nft` and `ip` are run
+//! - `notices`: the kernel's notifications of changes
 //!
-//! What is in force is kept in `STATE_DIR/rules.json`, so that it is there before the network at the next boot
-//! ([`load`]), and so that whoever mends the table knows that it shall be there. Only [`down`] removes both.
-//! Rules never go because a process has ended.
+//! The rules are saved in `STATE_DIR/rules.json`, so that the next boot can load them before the network is up
+//! ([`load`]), and so that the keeper knows that a missing table must be restored. Only [`down`] removes the table and
+//! the file. The end of a process never removes rules.
 
 mod guard;
 mod keeper;
-pub(crate) mod mode;
 mod nft;
 mod node;
 mod notices;
@@ -48,127 +46,99 @@ pub(crate) use node::Interception;
 pub use node::{InterceptStatus, Strict};
 pub use refused::{Failure, WouldFail};
 
-/// The rules that are to be in force.
+/// The saved rules.
 const FILE: &str = "rules.json";
-/// Whoever changes the table or the file holds it.
+/// The lock for changes of the table or the file.
 const LOCK: &str = "rules.lock";
-/// A larger file is refused, and a longer message, in bytes.
+/// The largest file or message, in bytes.
 const MAX_RULES: usize = 8 << 20;
-/// Somebody else is at it for so long at most.
+/// How long to wait for the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// A node's second table stays for so long at most when ours is taken down.
+/// How long [`down`] waits until a node has removed its guard table.
 const GUARD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why rules are not in force, or not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InterceptError {
-    /// No program.
-    #[error(
-        "there is no program `nft` in PATH, and nothing was applied: install the package nftables"
-    )]
+    #[error("`nft` is not in PATH, so no rules were applied. Install the package nftables.")]
     NoNft,
-    /// Not root, and no capability.
     #[error(
-        "this process may not change the kernel's rules, and nothing was applied: run it as root, or give it CAP_NET_ADMIN (AmbientCapabilities= in the unit)"
+        "this process may not change the kernel's rules, so none were applied. Run it as root, or give it CAP_NET_ADMIN (AmbientCapabilities= in the systemd unit)."
     )]
     NotPermitted,
-    /// A table of that name.
     #[error(
-        "there is a table `inet wiretight` that Wiretight has not made; it was not touched, and nothing was applied: look at it (`nft list table inet wiretight`), and remove or rename it"
+        "the nftables table `inet wiretight` exists but was not created by Wiretight. It was not changed, and no rules were applied. Inspect it with `nft list table inet wiretight`, and remove or rename it."
     )]
     NotOurs,
-    /// The kernel or nft does not know something.
     #[error(
-        "the kernel or nft refuses the rules, and nothing was applied; this takes Linux 5.10 and nft 1.0.6 or newer, with nf_tables, its NAT, redirection, `socket` and `fib`: {0}"
+        "the kernel or nft rejected the rules, so none were applied. Wiretight needs Linux 5.10 and nft 1.0.6 or newer, with nf_tables, NAT, redirect, `socket` and `fib`: {0}"
     )]
     Refused(String),
-    /// nft 1.0.6 writes a table's flags from memory that is not its own: so of one that was switched off.
-    #[error("nft's list of the table `inet wiretight` cannot be read: {0}")]
+    /// nft 1.0.6 prints garbage for the flags of a dormant table.
+    #[error("cannot parse nft's listing of the table `inet wiretight`: {0}")]
     Unreadable(String),
-    /// nft stood still.
     #[error(
-        "nft does not come to an end, and was killed; whether the rules are in force is not known: {0}"
+        "nft did not finish and was killed, so it is unknown whether the rules are in force: {0}"
     )]
     Late(String),
-    /// The kernel has something else than it was given.
     #[error(
-        "the kernel does not have the rules that it was given; does something else change the table `inet wiretight`?"
+        "the kernel's rules differ from what Wiretight loaded. Another program probably changes the table `inet wiretight`."
     )]
     Different,
-    /// No program.
     #[error(
-        "there is no program `ip` in PATH, and callers' addresses (`transparent`) cannot be shown: install the package iproute2"
+        "`ip` is not in PATH, so backends cannot see callers' addresses (`transparent`). Install the package iproute2."
     )]
     NoIp,
-    /// A rule or a route in the place of ours.
     #[error(
-        "routing table and priority {n} are for `transparent` services, and somebody else uses them; nothing of that was touched or applied, and these services are refused. Look at it (`ip rule`, `ip route show table {n}`, and both with -6), and give it other numbers: {0}",
+        "routing table and rule priority {n}, which `transparent` services need, are in use by another program. Nothing was changed, and connections to these services are refused. Inspect `ip rule` and `ip route show table {n}` (also with -6), and change the other program's numbers: {0}",
         n = routes::OURS
     )]
     RoutesNotOurs(String),
-    /// The kernel or ip does not know something.
     #[error(
-        "the routes for `transparent` services are not in force, and these services are refused; this takes Linux 5.10 and iproute2 5.10 or newer: {0}"
+        "the routes for `transparent` services could not be set, so connections to these services are refused. This needs Linux 5.10 and iproute2 5.10 or newer: {0}"
     )]
     Routes(String),
-    /// The rules themselves.
-    #[error("these rules cannot be: {0}")]
+    #[error("invalid rules: {0}")]
     Rules(String),
-    /// In force, but the next boot would not have them.
-    #[error("the rules are in force now, but not kept for the next boot: {0}")]
+    #[error("the rules are in force now, but were not saved for the next boot: {0}")]
     NotKept(String),
-    /// No file.
     #[error(
-        "there is no {0}: no rules were put in force here, or `wiretight down` took them away; nothing was applied, and plaintext may leave this machine. `wiretight run` puts them in force"
+        "{0} does not exist: no rules were loaded on this machine, or `wiretight down` removed them. Nothing was applied, and plaintext may leave this machine. `wiretight run` loads the rules."
     )]
     Nothing(String),
-    /// A file that cannot be read.
     #[error(
-        "{0} cannot be read, and nothing was applied: {1}. Rules that are in force stay; `wiretight run` writes the file anew"
+        "{0} is unreadable, so nothing was applied: {1}. Rules that are in force are unchanged. `wiretight run` writes the file again."
     )]
     Torn(String, String),
-    /// By the operator.
     #[error(
-        "the kernel's rules were taken down by `wiretight down`: plaintext may leave this machine; restart the node to put them in force again"
+        "`wiretight down` removed the kernel's rules: plaintext may leave this machine. Restart the node to load them again."
     )]
     TakenDown,
-    /// Files.
     #[error("{0}")]
     File(String),
-    /// Its holder stands still.
+    /// Its holder hangs.
     #[error(
-        "our table is gone, but a table `inet {GUARD}_...` is still in force: the node's process that holds it stands still. It goes when the node ends"
+        "the main table was removed, but a table `inet {GUARD}_...` remains, because the node's process that owns it hangs. Stop the node to remove it."
     )]
     Guarded,
-    /// Somebody else does.
-    #[error("another process has been changing the rules for {LOCK_PATIENCE:?}: is it stopped?")]
-    Busy,
-    /// One at a time.
     #[error(
-        "a trial of {} is running: `wiretight mode confirm` keeps it, `wiretight mode undo` ends it", .0.word()
+        "another process has held the lock on the rules for {LOCK_PATIENCE:?}. Check that it is not suspended."
+    )]
+    Busy,
+    #[error(
+        "a trial of {} mode is running. Keep it with `wiretight mode confirm`, or end it with `wiretight mode undo`.", .0.word()
     )]
     TrialRuns(Mode),
-    /// It has ended.
-    #[error(
-        "no trial is running: it was not confirmed in time, or ended otherwise; `wiretight mode` says what is in force"
-    )]
+    #[error("no trial is running; it may have timed out. `wiretight mode` shows the current mode.")]
     NoTrial,
-    /// What there is to try is there.
-    #[error("{} is in force already", .0.word())]
+    #[error("{} mode is already on", .0.word())]
     InForce(Mode),
-    /// No rules that could have another mode.
-    #[error("no rules are in force whose mode could be tried: `wiretight status` says why")]
+    #[error("no rules are in force, so no mode can be tried. `wiretight status` shows why.")]
     NoRules,
-    /// Too long or too short.
-    #[error("a trial is {min} s to {max} s long, not {seconds} s", min = MIN_TRIAL.as_secs(), max = MAX_TRIAL.as_secs())]
-    TrialLength {
-        /// What was asked.
-        seconds: u64,
-    },
-    /// The child.
+    #[error("a trial must last {min} s to {max} s, not {seconds} s", min = MIN_TRIAL.as_secs(), max = MAX_TRIAL.as_secs())]
+    TrialLength { seconds: u64 },
     #[error(
-        "the process that keeps the kernel's rules is gone ({0}); rules that are in force stay: restart the node"
+        "the process that maintains the kernel's rules is gone ({0}). Rules that are in force are unchanged. Restart the node."
     )]
     Gone(String),
 }
@@ -179,20 +149,20 @@ impl From<RulesError> for InterceptError {
     }
 }
 
-/// What is in force, as far as this process may see it.
+/// The rules in the kernel compared with the saved rules.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
     /// Whether our table is in the kernel.
     pub in_force: bool,
-    /// Whether it is what the file says.
+    /// Whether the table matches the saved rules.
     pub as_kept: bool,
-    /// The file.
+    /// The saved rules.
     pub rules: Option<Rules>,
-    /// Since the table was made.
+    /// Since the table was created.
     pub counts: Counts,
 }
 
-/// Puts what the file says in force: at boot, before the network. Whether it had to be done.
+/// Loads the saved rules: at boot, before the network is up. Returns whether anything had to be changed.
 pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
     let _lock = lock(state)?;
     let rules = kept(state)?.ok_or_else(|| InterceptError::Nothing(file(state)))?;
@@ -207,11 +177,11 @@ pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
     Ok(!there || !routed)
 }
 
-/// Has this process' connections pass this machine's rules, as those of a node do: for a command that speaks TLS to the
-/// mesh while no node runs. Rules that are left from before drop it otherwise.
+/// Marks this process's sockets as a node's, so that this machine's rules let them pass. For commands that connect to the
+/// mesh while no node is running: rules from an earlier run would drop those connections.
 ///
 /// # Errors
-/// There are rules, and this process may not mark its packets: what to do, in a sentence.
+/// There are rules, and this process may not mark its packets. The error says what to do.
 pub(crate) fn pass_own_rules(state: &Path) -> Result<(), String> {
     if !state.join(FILE).exists() {
         return Ok(());
@@ -223,15 +193,13 @@ pub(crate) fn pass_own_rules(state: &Path) -> Result<(), String> {
             Ok(())
         }
         Err(e) => Err(format!(
-            "this machine's own rules ({}) may drop this connection, and this user may not mark it as the mesh's ({e}). \
-             Run `wiretight join` as root or with CAP_NET_RAW; or put the token into join_token_file and start the node, \
-             which may",
+            "this machine's own rules ({}) may drop this connection, because this user may not mark its packets ({e}). \
+             Run `wiretight join` as root or with CAP_NET_RAW, or put the token into join_token_file and start the node",
             state.join(FILE).display()
         )),
     }
 }
 
-/// What is in force.
 pub fn show(state: &PrivateDir) -> Result<Shown, InterceptError> {
     let rules = kept(state)?;
     let listing = nft::list()?;
@@ -251,18 +219,18 @@ pub fn show(state: &PrivateDir) -> Result<Shown, InterceptError> {
     })
 }
 
-/// Takes the rules away: the file first, so that nobody mends the table. Whether there was anything.
+/// Removes the rules: the file first, so that no keeper restores the table. Returns whether there was anything to remove.
 pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     let lock = lock(state)?;
-    // Refuses a table that is not ours.
+    // Fails if the table is not ours.
     let listing = nft::list()?;
     let was_kept = state.path().join(FILE).exists();
-    state.remove(FILE).map_err(|e| InterceptError::File(crate::daemon::chain(&e)))?;
+    state.remove(FILE).map_err(|e| InterceptError::File(crate::logging::chain(&e)))?;
     if listing.is_some() {
         nft::run(&["delete", "table", "inet", TABLE], "")?;
     }
     routes::put(&BTreeSet::new())?;
-    // A node that runs hears of it, and lets its second table go.
+    // A running node notices the change and removes its guard table.
     drop(lock);
     let end = Instant::now() + GUARD_PATIENCE;
     while !nft::guards()?.is_empty() {
@@ -278,10 +246,10 @@ fn file(state: &PrivateDir) -> String {
     state.path().join(FILE).display().to_string()
 }
 
-/// The rules that are to be in force; `None` without a file.
+/// The saved rules; `None` without a file.
 fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
     let torn = |e: String| InterceptError::Torn(file(state), e);
-    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::daemon::chain(&e)))?;
+    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::logging::chain(&e)))?;
     let Some(bytes) = bytes else { return Ok(None) };
     let rules: Rules = serde_json::from_slice(&bytes).map_err(|e| torn(e.to_string()))?;
     rules.check().map_err(|e| torn(e.to_string()))?;
@@ -291,13 +259,12 @@ fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
 fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
     let bytes =
         serde_json::to_vec_pretty(rules).map_err(|e| InterceptError::NotKept(e.to_string()))?;
-    let not_kept = |e| InterceptError::NotKept(crate::daemon::chain(&e));
+    let not_kept = |e| InterceptError::NotKept(crate::logging::chain(&e));
     state.write(FILE, &bytes).map_err(not_kept)
 }
 
-/// Held until it is dropped.
 fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
-    let failed = |e: FileError| InterceptError::File(crate::daemon::chain(&e));
+    let failed = |e: FileError| InterceptError::File(crate::logging::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
         match state.lock(LOCK).map_err(failed)? {

@@ -1,4 +1,4 @@
-//! What `nft` is asked for.
+//! The commands for `nft`.
 
 use std::process::Child;
 
@@ -9,22 +9,22 @@ use wiretight_proxy::intercept::rules::{GUARD, TABLE};
 use super::InterceptError;
 use super::program::{self, ProgramError};
 
-/// Has a transaction done: all of it or nothing.
+/// Runs a transaction, which is atomic.
 pub(super) fn apply(transaction: &Value) -> Result<(), InterceptError> {
     run(&["-j", "-f", "-"], &transaction.to_string()).map(drop)
 }
 
-/// Has the kernel look whether it would do that.
+/// Checks a transaction without applying it.
 pub(super) fn check(transaction: &Value) -> Result<(), InterceptError> {
     run(&["-c", "-j", "-f", "-"], &transaction.to_string()).map(drop)
 }
 
-/// Our table; `None` if there is none. One that is not ours is an error.
+/// Our table; `None` if there is none. A table of that name that is not ours is an error.
 pub(super) fn list() -> Result<Option<Listing>, InterceptError> {
     let Some(listed) = unless_missing(run(&["-j", "list", "table", "inet", TABLE], ""))? else {
         return Ok(None);
     };
-    // It went while it was being listed.
+    // The table was removed while it was being listed.
     if listed.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -32,7 +32,7 @@ pub(super) fn list() -> Result<Option<Listing>, InterceptError> {
     if listing.is_ours() { Ok(Some(listing)) } else { Err(InterceptError::NotOurs) }
 }
 
-/// Whether a table in the family `inet` has that chain.
+/// Whether a table of the family `inet` has that chain.
 pub(super) fn has_chain(table: &str, chain: &str) -> Result<bool, InterceptError> {
     Ok(unless_missing(run(&["list", "chain", "inet", table, chain], ""))?.is_some())
 }
@@ -44,7 +44,7 @@ fn unless_missing<T>(ran: Result<T, InterceptError>) -> Result<Option<T>, Interc
     }
 }
 
-/// The names of our second tables.
+/// The names of our guard tables.
 pub(super) fn guards() -> Result<Vec<String>, InterceptError> {
     let listed = run(&["list", "tables", "inet"], "")?;
     let listed = String::from_utf8_lossy(&listed);
@@ -52,7 +52,7 @@ pub(super) fn guards() -> Result<Vec<String>, InterceptError> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// One that is talked to.
+/// Starts an interactive nft.
 pub(super) fn start(args: &[&str]) -> Result<Child, InterceptError> {
     program::start("nft", args).map_err(explain)
 }

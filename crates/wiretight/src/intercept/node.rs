@@ -1,5 +1,4 @@
-//! What a running node has put in force: rules made of its configuration and of what it knows of the mesh, made
-//! anew whenever either changes.
+//! The rules of a running node: computed from its configuration and the mesh, and reloaded whenever either changes.
 
 use std::fs;
 use std::net::IpAddr;
@@ -19,25 +18,24 @@ use super::refused::{self, WouldFail};
 use super::{FILE, InterceptError, Keeper, Report, TrialStatus, routes};
 use crate::config::Config;
 
-/// The mark of our sockets' packets: "WT".
+/// The packet mark of our sockets: "WT".
 pub(super) const MARK: u32 = 0x5754;
-/// How often the kernel's counts are read, and a failure is tried again.
+/// How often the kernel's counters are read, and a failure is retried.
 const ROUND: Duration = Duration::from_secs(5);
-/// How long rules of a changed file may take to be in force.
+/// How long rules of a changed file may take to be loaded.
 const SETTLING: Duration = Duration::from_secs(40);
-/// How long the end of the node waits for the end of a trial.
+/// How long a stopping node waits for the end of a trial.
 const STOPPING: Duration = Duration::from_secs(5);
-/// Why neighbours of the mesh's machines are protected with them.
-const GROUPED: &str = "the mesh has more addresses than the kernel is asked to hold; all are protected, and neighbouring addresses with them. Remove nodes that are gone (`wiretight node list`), or group addresses in `protect`";
-/// How long an answer waits for a new look at the rules.
+/// Why addresses next to those of the mesh's machines are protected too.
+const GROUPED: &str = "the mesh has more addresses than the rules can hold, so addresses were merged into networks. All mesh addresses are protected, and so are some neighbouring ones. Remove nodes that no longer exist (`wiretight node list`), or group addresses in `protect`";
+/// How long a status request waits for current data on the rules.
 const LOOKING: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The rules of this node.
 pub(crate) struct Interception {
     keeper: Keeper,
     changed: Notify,
-    /// The configuration whose rules were last put in force, or could not be.
+    /// The configuration whose rules were last loaded, or failed to load.
     settled: watch::Sender<Option<Arc<Config>>>,
     known: Mutex<Known>,
 }
@@ -45,13 +43,13 @@ pub(crate) struct Interception {
 #[derive(Default)]
 struct Known {
     report: Option<Report>,
-    /// What the configuration asks for.
+    /// The rules that the configuration requires.
     rules: Option<Rules>,
-    /// Addresses whose connections the relay could not carry.
+    /// Addresses to which the relay could not connect.
     would_fail: Vec<WouldFail>,
-    /// Why the rules that it asks for are not in force.
+    /// Why the required rules are not in force.
     error: Option<String>,
-    /// Why it is not known what is in force.
+    /// Why the state of the rules is unknown.
     unseen: Option<String>,
     keeper_gone: bool,
 }
@@ -59,23 +57,22 @@ struct Known {
 /// Interception as `wiretight status` shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InterceptStatus {
-    /// The mode that is in force for all peers; `None`: no rules are.
+    /// The mode in force for all peers; `None` if no rules are in force.
     pub mode: Option<Mode>,
-    /// A trial of it, if that is what it is.
+    /// Present if the mode is on trial.
     pub trial: Option<TrialStatus>,
-    /// Whether the process that keeps the rules is there.
+    /// Whether the process that maintains the rules is running.
     pub keeper_alive: bool,
-    /// How often somebody else changed or removed the rules, and they were mended.
+    /// How often another program changed or removed the rules, and they were restored.
     pub mended: u64,
-    /// Whether a second table drops what ours would drop while ours is gone.
+    /// Whether a guard table drops plaintext while the main table is missing.
     pub guarded: bool,
-    /// Why they are not what they should be.
+    /// What is wrong with the rules.
     pub error: Option<String>,
-    /// What the kernel has counted.
     pub counts: Counts,
-    /// Since when, at least, in seconds since 1970.
+    /// Counting is complete since this time (seconds since 1970).
     pub counted_since: u64,
-    /// What strict mode would make of it.
+    /// What strict mode would break.
     pub strict: Strict,
 }
 
@@ -84,22 +81,22 @@ pub struct InterceptStatus {
 pub struct Strict {
     /// Rules are in force, and nothing was seen that strict mode would stop or a peer refuse.
     pub ready: bool,
-    /// Plaintext that has passed within a day and would not.
+    /// Plaintext that passed in the last day and that strict mode would stop.
     pub would_stop: Vec<Flow>,
-    /// What the relay would take, in any mode but observe, and could not carry.
+    /// Connections that every mode except observe would redirect to the relay, where they would fail.
     #[serde(default)]
     pub would_fail: Vec<WouldFail>,
 }
 
 impl Interception {
-    /// Before the sandbox, and before any socket: starts whoever keeps the rules, and has each socket of this
-    /// process marked. `None` where the configuration has no `[intercept]`.
+    /// Starts the keeper, and marks all later sockets of this process. Call it before entering the sandbox and before
+    /// opening sockets. `None` without `[intercept]`.
     pub(crate) fn begin(config: &Config, state: &Path) -> anyhow::Result<Option<Interception>> {
         if config.intercept.is_none() {
             if state.join(FILE).exists() {
                 bail!(
-                    "the kernel's rules of an earlier [intercept] are kept in {}: this node would be one of those \
-                     that they stop. Take them away (`wiretight down`), or have [intercept] again",
+                    "the configuration has no [intercept], but rules of an earlier configuration are saved in {} and \
+                     would stop this node's connections. Remove the rules with `wiretight down`, or add [intercept] again.",
                     state.join(FILE).display()
                 );
             }
@@ -114,12 +111,12 @@ impl Interception {
         Ok(Some(Interception { keeper, changed: Notify::new(), settled, known: Mutex::default() }))
     }
 
-    /// The configuration is another.
+    /// To be called when the configuration has changed.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();
     }
 
-    /// Keeps the rules in force, until told to stop. They stay.
+    /// Maintains the rules until `stop`; they stay in force afterwards.
     pub(crate) async fn run(
         self: Arc<Self>,
         config: impl Fn() -> Arc<Config>,
@@ -133,7 +130,7 @@ impl Interception {
             let config = config();
             known |= !mesh.registry().nodes.is_empty();
             let (mut rules, grouped) = rules(&config, &mesh).unzip();
-            // Sessions of services that were transparent go on until the process ends.
+            // Sessions of services that were transparent before continue until the process ends.
             if let (Some(rules), Some((old, _))) = (&mut rules, &applied) {
                 rules.transparent.extend(&old.transparent);
             }
@@ -144,10 +141,9 @@ impl Interception {
             }
             let same = applied.as_ref().is_some_and(|(old, _)| Some(old) == rules.as_ref());
             if let Some(rules) = rules.filter(|_| !same || no_looser == known) {
-                // The operator has asked for them: at the start, and by a changed file.
+                // A start and a changed file are requests of the operator, so they override `wiretight down`.
                 let anew = applied.as_ref().is_none_or(|(_, by)| !Arc::ptr_eq(by, &config));
-                // Rules of before protect the peers that were known then: they are not put aside for an empty
-                // registry.
+                // Earlier rules protect the peers that were known then, so an empty registry must not replace them.
                 let done = match (known, anew) {
                     (false, anew) => self.keeper.apply_no_looser(&rules, anew).await,
                     (true, true) => self.keeper.apply_anew(&rules).await,
@@ -164,7 +160,7 @@ impl Interception {
                         self.note(grouped.then(|| GROUPED.to_owned()));
                     }
                     Err(error) => {
-                        self.note(Some(crate::daemon::chain(&error)));
+                        self.note(Some(crate::logging::chain(&error)));
                     }
                 }
             }
@@ -181,7 +177,7 @@ impl Interception {
         }
     }
 
-    /// What is in force, as of a few seconds ago. `refusals`: the relay's.
+    /// The state of a few seconds ago. `refusals` are the relay's.
     pub(crate) fn status(&self, refusals: &[Refusal]) -> InterceptStatus {
         let known = self.known();
         let report = known.report.clone();
@@ -211,7 +207,7 @@ impl Interception {
         }
     }
 
-    /// Why this machine is not as well protected as it should be.
+    /// Why the required rules are not in force, if they are not.
     pub(crate) fn not_ready(&self) -> Option<String> {
         let known = self.known();
         let health = known.report.as_ref().map(|r| &r.health);
@@ -223,56 +219,55 @@ impl Interception {
             }
         };
         match (error, health.and_then(|h| h.mode)) {
-            (Some(error), _) => {
-                Some(format!("the kernel's rules are not as they should be: {error}"))
-            }
+            (Some(error), _) => Some(format!("problem with the kernel's rules: {error}")),
             (None, None) => Some("the kernel's rules are not in force yet".into()),
             (None, Some(_)) => None,
         }
     }
 
-    /// Why this node is not ready, if the operator has taken the rules down.
+    /// Why this node is not ready, if the operator has removed the rules.
     pub(crate) fn taken_down(&self) -> Option<String> {
         let known = self.known();
         let taken_down = known.report.as_ref().is_some_and(|report| report.health.taken_down);
         taken_down.then(|| InterceptError::TakenDown.to_string())
     }
 
-    /// Looks at the rules now, for as long as an operator who asks may wait.
+    /// Updates the state of the rules, but waits no longer than [`LOOKING`].
     pub(crate) async fn look_now(&self) {
         let _ = tokio::time::timeout(LOOKING, self.look()).await;
     }
 
-    /// What is in force now.
-    pub(super) async fn status_now(&self) -> InterceptStatus {
+    pub(crate) async fn status_now(&self) -> InterceptStatus {
         self.look().await;
         self.status(&[])
     }
 
-    pub(super) fn keeper(&self) -> &Keeper {
+    pub(crate) fn keeper(&self) -> &Keeper {
         &self.keeper
     }
 
-    /// Waits until the rules of a configuration are in force, or could not be put so.
-    pub(super) async fn settle(&self, config: &Arc<Config>) {
+    /// Waits until the rules of a configuration are loaded, or have failed to load.
+    pub(crate) async fn settle(&self, config: &Arc<Config>) {
         let mut settled = self.settled.subscribe();
         let of =
             |now: &Option<Arc<Config>>| now.as_ref().is_some_and(|now| Arc::ptr_eq(now, config));
         let _ = tokio::time::timeout(SETTLING, settled.wait_for(of)).await;
     }
 
-    /// The node is about to stop, and a service manager may kill the keeper before it sees that; or another process
-    /// takes over.
+    /// Call this before the node stops, because a service manager may kill the keeper before it can end the trial; and
+    /// before another process takes over.
     pub(crate) async fn end_trial(&self) {
         match tokio::time::timeout(STOPPING, self.keeper.undo_trial()).await {
             Ok(Ok(()) | Err(InterceptError::NoTrial | InterceptError::Gone(_))) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the trial's mode is still in force"),
-            // It takes it back when we are gone.
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the trial could not be ended: its mode is still in force")
+            }
+            // The keeper ends the trial when this process is gone.
             Err(_) => {}
         }
     }
 
-    /// Whether rules and routes are in force.
+    /// Updates the state of the rules. Returns whether rules and routes are in force.
     async fn look(&self) -> bool {
         let report = self.keeper.report().await;
         let mut known = self.known();
@@ -282,28 +277,31 @@ impl Interception {
                 let good = report.health.mode.is_some() && report.health.routes.is_none();
                 let was = known.report.as_ref().is_some_and(|before| before.health.taken_down);
                 if report.health.taken_down && !was {
-                    tracing::error!("THE KERNEL'S RULES ARE GONE: {}", InterceptError::TakenDown);
+                    tracing::error!(
+                        "THE KERNEL'S RULES WERE REMOVED: {}",
+                        InterceptError::TakenDown
+                    );
                 }
                 known.report = Some(report);
                 known.unseen = None;
                 good
             }
             Err(error) => {
-                known.unseen = Some(crate::daemon::chain(&error));
+                known.unseen = Some(crate::logging::chain(&error));
                 false
             }
         }
     }
 
-    /// Why the rules that are in force are not those that should be. It is tried again each [`ROUND`], and told once.
+    /// Records why the required rules are not in force. It is retried each [`ROUND`] and logged once.
     fn note(&self, error: Option<String>) {
         let mut known = self.known();
         if known.error != error {
             match &error {
                 Some(error) => {
-                    tracing::error!(error, "the kernel's rules are not as they should be")
+                    tracing::error!(error, "problem with the kernel's rules")
                 }
-                None => tracing::info!("the kernel's rules are as they should be again"),
+                None => tracing::info!("the problem with the kernel's rules is solved"),
             }
             known.error = error;
         }
@@ -314,7 +312,7 @@ impl Interception {
     }
 }
 
-/// The rules of a configuration, for the mesh as it is known now; and whether addresses had to be grouped into networks.
+/// The rules for a configuration and the current mesh; and whether addresses had to be merged into networks.
 fn rules(config: &Config, mesh: &Mesh) -> Option<(Rules, bool)> {
     let mut rules = config.rules(MARK)?;
     if config.intercept.as_ref().is_some_and(|i| i.resolvers.is_none()) {
@@ -323,13 +321,13 @@ fn rules(config: &Config, mesh: &Mesh) -> Option<(Rules, bool)> {
     Some(rules.for_mesh(&config.node.name, &config.node.authority, mesh))
 }
 
-/// Where this machine asks for names.
+/// This machine's DNS servers.
 fn resolvers() -> Vec<IpAddr> {
     let text = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let address = words.next().filter(|w| *w == "nameserver").and(words.next())?;
-        // A scope says by which interface.
+        // Without the scope, which names the interface.
         address.split('%').next()?.parse::<IpAddr>().ok()
     };
     let servers = text.lines().filter_map(server).filter(|ip| !ip.is_loopback());

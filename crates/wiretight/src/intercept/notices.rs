@@ -1,5 +1,5 @@
-//! The kernel's notices of changed tables (netlink: NFNLGRP_NFTABLES for nftables', RTNLGRP_* for routes). They only
-//! wake us: what is in force is read by `nft` and `ip`. What cannot be understood counts as a change.
+//! The kernel's notifications of changed tables (netlink: NFNLGRP_NFTABLES for nftables, RTNLGRP_* for routes). They only
+//! trigger a check with `nft` or `ip`. A message that cannot be parsed counts as a change.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,12 +17,12 @@ const NFTABLES: u32 = 1 << (7 - 1);
 const ROUTES: u32 = 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (19 - 1);
 /// NFNL_SUBSYS_NFTABLES.
 const SUBSYSTEM: u8 = 10;
-/// Of linux/netfilter/nf_tables.h. A new table, too: it may be an old one that was switched off ("dormant").
+/// From linux/netfilter/nf_tables.h. NEWTABLE is also sent when an existing table becomes dormant.
 const NEWTABLE: u8 = 0;
 const DELTABLE: u8 = 2;
-/// Where struct rtmsg and struct fib_rule_hdr have the table.
+/// Offset of the table in struct rtmsg and struct fib_rule_hdr.
 const ROUTE_TABLE: usize = 4;
-/// struct nlmsghdr, struct nfgenmsg, struct nlattr.
+/// Sizes of struct nlmsghdr, struct nfgenmsg and struct nlattr.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
 const ATTRIBUTE: usize = 4;
@@ -30,27 +30,23 @@ const ATTRIBUTE: usize = 4;
 /// What happened to our table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Heard {
-    /// Nothing.
     Nothing,
-    /// Something.
     Changed,
-    /// It was deleted, or switched off and on.
+    /// It was deleted, or became dormant or active.
     Gone,
 }
 
-/// One of the two sockets.
+/// A netlink socket with the parser for its messages.
 pub(super) struct Notices {
     socket: OwnedFd,
     read: fn(&[u8]) -> Heard,
 }
 
 impl Notices {
-    /// Of nftables.
     pub(super) fn of_table() -> Result<Notices, Errno> {
         Notices::open(Some(netlink::NETFILTER), NFTABLES, read)
     }
 
-    /// Of our routes and routing rules.
     pub(super) fn of_routes() -> Result<Notices, Errno> {
         Notices::open(None, ROUTES, read_routes) // NETLINK_ROUTE is 0
     }
@@ -66,7 +62,7 @@ impl Notices {
         Ok(Notices { socket, read })
     }
 
-    /// All that waits, in a word.
+    /// Reads all waiting notifications.
     pub(super) fn take(&self) -> Heard {
         let mut buffer = vec![0; 64 << 10];
         let mut heard = Heard::Nothing;
@@ -77,7 +73,7 @@ impl Notices {
                     heard = heard.max((self.read)(&buffer[..length]));
                 }
                 Err(Errno::INTR) => {}
-                // Longer than we read, or more than the kernel would keep for us (ENOBUFS).
+                // A message longer than the buffer, or lost messages (ENOBUFS).
                 Ok(_) | Err(_) => heard = heard.max(Heard::Changed),
             }
         }
@@ -90,7 +86,7 @@ impl AsFd for Notices {
     }
 }
 
-/// What the messages of one datagram say.
+/// Parses the messages of one datagram.
 fn read(mut bytes: &[u8]) -> Heard {
     let mut heard = Heard::Nothing;
     while !bytes.is_empty() {
@@ -98,7 +94,7 @@ fn read(mut bytes: &[u8]) -> Heard {
         bytes = rest;
         let [kind, SUBSYSTEM] = kind else { continue };
         let body = body.get(FAMILY..).unwrap_or_default();
-        // In all of them the first attribute is the table's name (in that of a new generation, a number).
+        // The first attribute of every message is the table's name (a number in NEWGEN).
         if names_us(body) {
             heard = heard.max(match kind {
                 NEWTABLE | DELTABLE => Heard::Gone,
@@ -109,7 +105,7 @@ fn read(mut bytes: &[u8]) -> Heard {
     heard
 }
 
-/// The same of routes and routing rules: whether one is in our table.
+/// The same for routes and routing rules: whether one is in our table.
 fn read_routes(mut bytes: &[u8]) -> Heard {
     while !bytes.is_empty() {
         let Some((_, body, rest)) = message(bytes) else { return Heard::Changed };
@@ -121,7 +117,7 @@ fn read_routes(mut bytes: &[u8]) -> Heard {
     Heard::Nothing
 }
 
-/// Type, what follows struct nlmsghdr, and the next messages.
+/// The type and body of the first message, and the remaining messages.
 fn message(bytes: &[u8]) -> Option<([u8; 2], &[u8], &[u8])> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?).to_le_bytes();
@@ -176,7 +172,11 @@ mod tests {
         assert_eq!(read(&both), Heard::Changed);
         let whole = of(DELTABLE, "docker");
         for cut in 1..whole.len() {
-            assert_eq!(read(&whole[..cut]), Heard::Changed, "what is cut off counts as a change");
+            assert_eq!(
+                read(&whole[..cut]),
+                Heard::Changed,
+                "a truncated message counts as a change"
+            );
         }
     }
 }

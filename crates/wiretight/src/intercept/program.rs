@@ -1,43 +1,41 @@
-//! Runs `nft` and `ip`, with nothing of ours in their arguments or environment but what is given here.
+//! Runs `nft` and `ip` with a clean environment.
 
 use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// So long may a program take, with as many addresses as rules may have, on a slow machine.
+/// How long a program may take; enough for the largest rules on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 << 20;
 pub(super) const MAX_ERROR: u64 = 4096;
 
-/// Why a program has not done it.
 pub(super) enum ProgramError {
     /// Not in PATH.
     Missing,
     /// It lacks a capability.
     NotPermitted,
-    /// It says no, or cannot be run.
+    /// It failed, or cannot be run.
     Refused(String),
-    /// It stood still, and was killed.
+    /// It timed out and was killed.
     Late(String),
 }
 
-/// Where it is.
 pub(super) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Found here, since the search of `Command` has other places too when PATH is empty.
+    // `Command` would also search other directories when PATH is empty.
     let mut candidates = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
     candidates.find_map(|dir| Some(dir.join(name)).filter(|program| program.is_file()))
 }
 
-/// Starts it, with pipes.
+/// Starts a program with pipes for input and output.
 pub(super) fn start(name: &str, args: &[&str]) -> Result<Child, ProgramError> {
     let program = find(name).ok_or(ProgramError::Missing)?;
     let started = Command::new(&program)
         .args(args)
         .env_clear()
         .env("LC_ALL", "C")
-        // Where nft would keep what it was told.
+        // nft would save its history there.
         .env("HOME", "/dev/null")
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -46,19 +44,19 @@ pub(super) fn start(name: &str, args: &[&str]) -> Result<Child, ProgramError> {
         .spawn();
     started.map_err(|e| match e.kind() {
         ErrorKind::NotFound => ProgramError::Missing,
-        _ => ProgramError::Refused(format!("{} cannot be run: {e}", program.display())),
+        _ => ProgramError::Refused(format!("cannot run {}: {e}", program.display())),
     })
 }
 
-/// Runs it to its end; what it has said on standard output.
+/// Runs a program and returns its standard output.
 pub(super) fn run(name: &str, args: &[&str], input: &str) -> Result<Vec<u8>, ProgramError> {
-    let failed = |e: std::io::Error| ProgramError::Refused(format!("{name} is lost: {e}"));
+    let failed = |e: std::io::Error| ProgramError::Refused(format!("cannot wait for {name}: {e}"));
     let mut child = start(name, args)?;
     let (output, error) = (child.stdout.take(), child.stderr.take());
     let output = std::thread::spawn(move || read(output, MAX_OUTPUT));
     let error = std::thread::spawn(move || read(error, MAX_ERROR));
-    // In a thread, too: one that does not read holds up no more than the deadline. One that dies of its input says
-    // why elsewhere.
+    // In a thread, so that the deadline also applies to a program that does not read its input. A write error is
+    // ignored: the program reports why it failed on standard error.
     let (stdin, input) = (child.stdin.take(), input.as_bytes().to_vec());
     std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
     let end = Instant::now() + PATIENCE;
@@ -86,12 +84,12 @@ pub(super) fn run(name: &str, args: &[&str], input: &str) -> Result<Vec<u8>, Pro
     Err(ProgramError::Refused(said.join(" ").chars().take(500).collect()))
 }
 
-/// So much of it.
+/// Reads everything and keeps the first `most` bytes.
 pub(super) fn read(from: Option<impl Read>, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let Some(mut from) = from else { return bytes };
     let _ = from.by_ref().take(most).read_to_end(&mut bytes);
-    // The rest is not kept, but nobody has to wait for us to take it.
+    // Discard the rest, so that the writer does not block.
     let _ = std::io::copy(&mut from, &mut std::io::sink());
     bytes
 }

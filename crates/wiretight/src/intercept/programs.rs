@@ -1,8 +1,8 @@
-//! Whose plaintext it is: flows are matched with the sockets that there are, every few seconds, and sockets with
-//! the control groups that they were made in.
+//! Finds the programs behind plaintext flows: every few seconds, flows are matched with sockets, and sockets with the
+//! control groups in which they were created.
 //!
-//! That takes no right to look into other processes (`/proc/PID/fd` would take CAP_SYS_PTRACE, which is all there
-//! is to have). A program that came and went between two looks stays unknown.
+//! This needs no permission to inspect other processes (`/proc/PID/fd` would need CAP_SYS_PTRACE, which gives access to
+//! everything). A program that ran only between two checks stays unknown.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -19,25 +19,25 @@ use super::sockets::{self, Socket};
 
 /// Programs that are remembered for a flow.
 const PROGRAMS: usize = 2;
-/// Control groups that are looked at, and how deep below the root.
+/// Limits for the walk over control groups: their number, and the depth below the root.
 const GROUPS: usize = 16_384;
 const DEPTH: usize = 32;
-/// A control group with more processes has no name but its own.
+/// In a control group with more processes than this, programs are not looked up.
 const PROCESSES: usize = 64;
-/// Longer paths lose their beginning, in characters.
+/// Longer paths are cut at the front, in characters.
 const MAX_PATH: usize = 100;
 
-/// What was learned of the flows that are listed.
+/// The programs found so far for the listed flows.
 #[derive(Default)]
 pub(super) struct Programs {
     known: BTreeMap<Key, Vec<Program>>,
 }
 
-/// A flow, dropped or not.
+/// Identifies a flow, whether dropped or not.
 type Key = (&'static str, IpAddr, u16, Direction);
 
 impl Programs {
-    /// Fills in the programs of flows. Sockets with our own mark are nobody's.
+    /// Fills in the programs of flows. Sockets with our own mark are ignored.
     pub(super) fn name(&mut self, flows: &mut [Flow], own_mark: Option<u32>) {
         let keys: BTreeSet<Key> = flows.iter().filter_map(key).collect();
         self.known.retain(|key, _| keys.contains(key));
@@ -67,7 +67,7 @@ impl Programs {
             seen.extend(matched.filter(|key| keys.contains(key)).map(|key| (key, whose)));
         });
         if let Err(error) = looked {
-            tracing::debug!(%error, "sockets could not be listed");
+            tracing::debug!(%error, "cannot list sockets");
         }
         if seen.is_empty() {
             return;
@@ -77,7 +77,7 @@ impl Programs {
         for (key, whose) in seen {
             let program = named.entry(whose).or_insert_with(|| groups.program(whose.0, whose.1));
             let known = self.known.entry(key).or_default();
-            // Alone in its control group then, or now.
+            // The name is known only while the program is alone in its control group, so it may be missing once.
             let same = |old: &&mut Program| {
                 (&old.control_group, old.user) == (&program.control_group, program.user)
                     && (old.name == program.name || old.name.is_none() || program.name.is_none())
@@ -108,7 +108,7 @@ fn matches(protocol: &'static str, socket: &Socket, served: &HashMap<u16, Vec<Ke
     }
 }
 
-/// The control groups (v2) that there are.
+/// The existing control groups (v2).
 struct Groups {
     root: Option<PathBuf>,
     by_number: HashMap<u64, String>,
@@ -133,15 +133,15 @@ impl Groups {
     }
 }
 
-/// Where control groups v2 are mounted (proc_pid_mountinfo(5)).
+/// The mount point of control groups v2 (proc_pid_mountinfo(5)).
 fn mounted() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mut of = mounts.lines().filter(|line| line.contains(" - cgroup2 "));
     Some(PathBuf::from(of.next()?.split(' ').nth(4)?))
 }
 
-/// Paths below the root by the numbers that the kernel gives: those of their directories. The root itself, where
-/// everything is that nobody put elsewhere, says nothing.
+/// Paths of control groups by the kernel's IDs, which are the inode numbers of their directories. The root is left out:
+/// it contains everything that was not assigned to a group.
 fn numbers(root: &Path) -> HashMap<u64, String> {
     let mut numbers = HashMap::new();
     let mut todo = vec![(PathBuf::new(), 0)];
@@ -160,7 +160,7 @@ fn numbers(root: &Path) -> HashMap<u64, String> {
     numbers
 }
 
-/// What runs in a control group, if it is one program: of all, or of this user.
+/// The program in a control group, if there is only one: among all processes, or among those of this user.
 fn only(group: &Path, user: u32) -> Option<String> {
     let text = read(&group.join("cgroup.procs"), 4096)?;
     let processes: Vec<&str> = text.lines().take(PROCESSES + 1).collect();
@@ -188,7 +188,7 @@ fn read(path: &Path, most: u64) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A program chooses its name: it shall not write on the operator's terminal.
+/// Programs choose their own names, so these must not contain terminal control characters.
 fn printable(c: char) -> char {
     if c.is_ascii_graphic() || c == ' ' || (!c.is_ascii() && c.is_alphanumeric()) { c } else { '?' }
 }

@@ -1,5 +1,5 @@
-//! Where the kernel would take connections of programs that then fail: a verdict that knows only what the kernel
-//! stops would call a node ready whose programs the other side refuses.
+//! Connections that the kernel would redirect to the relay and that would fail there. Without this, a node could be
+//! reported as strict-ready although the other side would refuse its programs.
 
 use std::net::SocketAddr;
 
@@ -12,43 +12,41 @@ use wiretight_proxy::relay::{Refusal, Side};
 
 use crate::config::Config;
 
-/// Flows and refusals count for so long, in seconds.
+/// Older flows and refusals do not count, in seconds.
 const DAY: u64 = 86_400;
 
-/// Why such a connection fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// The identity that this node shows is not in the service's `allow`.
+    /// This node's identity is not in the service's `allow`.
     NotAllowed,
     /// This node does not have the identity that `as` names.
     NoIdentity,
-    /// Two services claim the address, so it leads nowhere.
+    /// Two services claim the address.
     Contested,
 }
 
-/// An address whose connections the relay takes, and cannot carry.
+/// An address whose connections are redirected to the relay and fail there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WouldFail {
-    /// Where programs connect.
+    /// The address that programs connect to.
     pub to: SocketAddr,
     /// The service there.
     pub service: Name,
     /// The node that offers it.
     pub node: Name,
-    /// The identity that this node shows.
+    /// The identity that this node uses for the connection.
     pub shows: Id,
-    /// Why it fails.
     pub why: Failure,
-    /// Who may call that service.
+    /// The identities that the service allows.
     pub allow: Vec<Id>,
-    /// Another identity of this node that may.
+    /// Another identity of this node that is allowed.
     pub instead: Option<Id>,
-    /// When a program was last seen to connect there, in seconds since 1970; `None`: not within a day.
+    /// When a program last tried to connect there, in seconds since 1970; `None` if not in the last day.
     pub last_seen: Option<u64>,
 }
 
-/// Every address that would fail, whether or not a program uses it.
+/// All addresses that would fail, whether or not a program uses them.
 pub(super) fn all(config: &Config, mesh: &Mesh) -> Vec<WouldFail> {
     let Some(settings) = &config.relay.intercept else { return Vec::new() };
     let shows = &settings.identity;
@@ -87,8 +85,8 @@ pub(super) fn all(config: &Config, mesh: &Mesh) -> Vec<WouldFail> {
     all
 }
 
-/// Those of `all` that matter: a program was seen to connect there, or was refused; or this node has an identity that
-/// would be allowed, and does not show it.
+/// The relevant part of `all`: a program connected there or was refused; or this node has an identity that is allowed
+/// but does not use it.
 pub(super) fn in_use(
     all: &[WouldFail],
     rules: &Rules,
@@ -112,7 +110,7 @@ pub(super) fn in_use(
         });
         let last = flows.map(|f| f.last_seen).chain(refused.map(|r| r.at)).max();
         let last_seen = last.filter(|at| now().saturating_sub(*at) <= DAY);
-        // An operator who sets `as` has chosen: then only what programs do is a sign that the choice is wrong.
+        // If the operator has set `as`, only actual connections show that the setting is wrong.
         let chosen = matches!(failing.shows, Id::Service(_));
         let counts = last_seen.is_some() || (failing.instead.is_some() && !chosen);
         counts.then(|| WouldFail { last_seen, ..failing.clone() })
@@ -134,9 +132,9 @@ impl std::fmt::Display for WouldFail {
                         let may = allow.iter().filter(|id| matches!(id, Id::Service(_)));
                         let may: Vec<_> = may.take(3).map(ToString::to_string).collect();
                         match may.is_empty() {
-                            true => "set as in [intercept] here to a service that may call".into(),
+                            true => "set as in [intercept] here to an allowed service".into(),
                             false => {
-                                format!("set as in [intercept] here ({} may call)", may.join(", "))
+                                format!("set as in [intercept] here (allowed: {})", may.join(", "))
                             }
                         }
                     }
@@ -145,11 +143,11 @@ impl std::fmt::Display for WouldFail {
             }
             Failure::NoIdentity => write!(
                 f,
-                "this node has no valid identity {shows} to show to {node} (service/{service} at {to}): `wiretight status` says why"
+                "this node has no valid identity {shows} for {node} (service/{service} at {to}); see `wiretight status`"
             ),
             Failure::Contested => write!(
                 f,
-                "{to} is claimed by two services, so connections to it are refused: set ports in one of the [[service]]s on {node}"
+                "two services claim {to}, so connections to it are refused: set ports in one of the [[service]] sections on {node}"
             ),
         }
     }
@@ -220,20 +218,20 @@ mod tests {
         ] {
             assert_eq!(count(&none, &[other], &rules()), 0);
         }
-        // A peer that is only observed is never taken.
+        // Connections to a peer that is only observed are never redirected.
         let observed =
             Rules { peers: [("10.0.0.5".parse().unwrap(), Mode::Observe)].into(), ..rules() };
         assert_eq!(count(&own, &[flow("10.0.0.5", 5432, out, 60)], &observed), 0);
     }
 
     #[test]
-    fn it_says_who_would_refuse_whom_and_both_ways_out() {
+    fn the_text_names_both_sides_and_both_solutions() {
         assert_eq!(
             failing(Some("service/web")).to_string(),
             "db1 would refuse node/web1 (service/db at 10.0.0.5:5432): set as = \"web\" in [intercept] here, or add \
              \"node/web1\" to allow of service db on db1"
         );
-        assert!(failing(None).to_string().contains("(service/web may call)"));
+        assert!(failing(None).to_string().contains("(allowed: service/web)"));
         let chosen = WouldFail {
             shows: "service/web".parse().unwrap(),
             instead: Some("node/web1".parse().unwrap()),

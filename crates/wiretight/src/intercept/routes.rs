@@ -1,11 +1,11 @@
-//! The way back of `transparent`: what a backend on loopback sends to a caller's address is given to this machine.
+//! Return routes for `transparent`: packets that a backend on loopback sends to a caller's address are delivered to this
+//! machine.
 //!
-//! For each backend there is a rule of policy routing, "what is sent from 127.0.0.1, TCP port 5432, looks into table
-//! 87", and in that table every address is this machine's. Nothing else of the machine is routed otherwise. (As in
-//! Cloudflare's mmproxy, but by port.)
+//! For each backend there is a policy routing rule, "packets from 127.0.0.1, TCP port 5432, use table 87". In that table
+//! every address is local. Other traffic is routed as before. (Like Cloudflare's mmproxy, but by port.)
 //!
-//! The table's number, the rules' priority and their mark of origin ("protocol") are all [`OURS`]. Who else is there is
-//! left alone, and nothing is applied.
+//! The table's number, the rules' priority and their "protocol" (origin) are all [`OURS`]. If another program uses them,
+//! nothing is changed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::InterceptError;
 use super::program::{self, ProgramError};
 
-/// "W". Ahead of the tables of VPNs and the like, and below 256, so that the kernel's notices tell it.
+/// "W". Its priority is before the rules of VPNs and the like. It is below 256, so that it fits the table field of the
+/// kernel's notifications.
 pub(super) const OURS: u8 = 87;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,39 +25,39 @@ enum Family {
     V6,
 }
 
-/// What the kernel has of ours in one family.
+/// Our rules and routes in one address family.
 #[derive(PartialEq, Eq)]
 struct There {
     backends: BTreeSet<SocketAddr>,
     route: bool,
 }
 
-/// Whether `ip` is to be found.
+/// Fails if there is no program `ip`.
 pub(super) fn can() -> Result<(), InterceptError> {
     program::find("ip").map(drop).ok_or(InterceptError::NoIp)
 }
 
-/// Makes rules and routes for these backends, and takes away those of ours for others: all of it. Where somebody else
-/// is in our place nothing is touched; where the kernel refuses, nothing is left of ours.
+/// Sets rules and routes for these backends and removes our other ones. If another program uses our numbers, nothing is
+/// changed. If the kernel rejects a change, all of ours are removed.
 pub(super) fn put(backends: &BTreeSet<SocketAddr>) -> Result<(), InterceptError> {
-    // Whoever has no `ip` has never made any.
+    // Without `ip` there cannot be any of ours.
     if backends.is_empty() && can().is_err() {
         return Ok(());
     }
     let families = [Family::V4, Family::V6];
-    // Who else is there, before anything is touched.
+    // Check for another program's entries before any change.
     families.iter().try_for_each(|f| f.there(f.wanted(backends).route).map(drop))?;
     let done = families.iter().try_for_each(|family| family.put(backends));
     if done.is_err() && !backends.is_empty() {
-        let _ = put(&BTreeSet::new()); // the first error is the one that is told
+        let _ = put(&BTreeSet::new()); // the first error is the one to report
     }
     done
 }
 
-/// Whether the kernel has just these.
+/// Whether the kernel has exactly these.
 pub(super) fn are(backends: &BTreeSet<SocketAddr>) -> Result<bool, InterceptError> {
     if backends.is_empty() {
-        return Ok(true); // what is left of others is taken away when rules are put in force
+        return Ok(true); // leftovers are removed when rules are loaded
     }
     for family in [Family::V4, Family::V6] {
         let wanted = family.wanted(backends);
@@ -115,12 +116,12 @@ impl Family {
         self.ip(&line).map(drop)
     }
 
-    /// What is there of ours. Something of others in our place is an error where we want the place.
+    /// Our entries. An entry of another program under our numbers is an error if we need them.
     fn there(self, wanted: bool) -> Result<There, InterceptError> {
         let mut there = There { backends: BTreeSet::new(), route: false };
         let mut foreign = None;
         let rules = match self.list("rule list") {
-            // Without IPv6 in the kernel there is nothing of it; with an `ip` that does not know JSON, nothing of ours.
+            // The kernel has no IPv6, or `ip` has no JSON output: there are no entries of ours.
             Err(InterceptError::Routes(_)) if !wanted => return Ok(there),
             rules => rules?,
         };
@@ -155,11 +156,12 @@ impl Family {
 
     fn list(self, line: &str) -> Result<Vec<Value>, InterceptError> {
         let said = self.ip_with(&["-j"], line)?;
-        // Of nothing, some versions say nothing.
+        // Some versions print nothing for an empty list.
         if said.iter().all(u8::is_ascii_whitespace) {
             return Ok(Vec::new());
         }
-        let unread = |e| InterceptError::Routes(format!("`ip {line}` cannot be read: {e}"));
+        let unread =
+            |e| InterceptError::Routes(format!("cannot parse the output of `ip {line}`: {e}"));
         serde_json::from_slice(&said).map_err(unread)
     }
 
@@ -179,7 +181,7 @@ impl Family {
     }
 }
 
-/// The backend of a rule that says just what ours say.
+/// The backend, if the rule is one of ours.
 fn our_rule(rule: &Value) -> Option<SocketAddr> {
     let known = ["priority", "src", "iif", "ipproto", "sport", "table", "protocol"];
     let object = rule.as_object().filter(|o| o.len() == known.len())?;
@@ -196,7 +198,7 @@ fn our_rule(rule: &Value) -> Option<SocketAddr> {
     ours.then(|| SocketAddr::new(ip, port))
 }
 
-/// A number to which the machine gives a name is somebody else's.
+/// A name instead of a number means that the machine's configuration uses the number for something else.
 fn is_ours(number: &Value) -> bool {
     number.as_str().is_some_and(|text| text == OURS.to_string()) || *number == OURS
 }

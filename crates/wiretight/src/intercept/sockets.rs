@@ -1,5 +1,5 @@
-//! The sockets of this machine (sock_diag(7), linux/inet_diag.h), with their users and control groups. Anybody
-//! may ask; marks are told to who has CAP_NET_ADMIN.
+//! The sockets of this machine (sock_diag(7), linux/inet_diag.h), with their users and control groups. Any user may list
+//! them; marks are visible with CAP_NET_ADMIN only.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -11,9 +11,9 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// A list that takes longer is given up.
+/// A listing that takes longer is aborted.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Of linux/netlink.h and linux/sock_diag.h.
+/// From linux/netlink.h and linux/sock_diag.h.
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -25,16 +25,15 @@ const INET6: u8 = 10;
 /// Attributes.
 const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
-/// struct nlmsghdr, struct inet_diag_msg, struct nlattr.
+/// Sizes of struct nlmsghdr, struct inet_diag_msg and struct nlattr.
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
 const ATTRIBUTE: usize = 4;
 
-/// A socket of some program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Socket {
     pub(super) local: SocketAddr,
-    /// `None`: it listens, or is connected to nobody.
+    /// `None` if it is listening or not connected.
     pub(super) remote: Option<SocketAddr>,
     pub(super) user: u32,
     /// The kernel's number of its control group (v2).
@@ -42,7 +41,7 @@ pub(super) struct Socket {
     pub(super) mark: u32,
 }
 
-/// Shows all sockets of a protocol, "tcp" or "udp".
+/// Calls `see` for each socket of a protocol, "tcp" or "udp".
 pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Errno> {
     let number = if protocol == "tcp" { 6 } else { 17 };
     for family in [INET, INET6] {
@@ -56,7 +55,7 @@ pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Er
     Ok(())
 }
 
-/// struct nlmsghdr and struct inet_diag_req_v2, in which no address is asked for.
+/// struct nlmsghdr and struct inet_diag_req_v2, for all addresses.
 fn request(family: u8, protocol: u8) -> Vec<u8> {
     let mut out = vec![0; HEADER + 56];
     let length = out.len() as u32;
@@ -90,7 +89,7 @@ fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno>
     Err(Errno::TIMEDOUT)
 }
 
-/// Type, body, and the next messages.
+/// The type and body of the first message, and the remaining messages.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
@@ -107,7 +106,7 @@ fn parse(body: &[u8]) -> Option<Socket> {
         let bytes: [u8; 16] = fixed.get(at..at + 16)?.try_into().ok()?;
         match fixed[0] {
             INET => Some(<[u8; 4]>::try_from(&bytes[..4]).ok()?.into()),
-            // A socket of IPv6 that speaks IPv4.
+            // An IPv6 socket can be connected by IPv4.
             INET6 => Some(IpAddr::from(bytes).to_canonical()),
             _ => None,
         }
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_nothing() {
+    fn truncated_messages_are_ignored() {
         let mut whole = vec![0; MESSAGE];
         whole[0] = INET;
         whole[4..8].copy_from_slice(&[0, 80, 1, 0]);
@@ -180,7 +179,7 @@ mod tests {
             assert_eq!(parse(&whole[..cut]).unwrap().group, None);
         }
         assert!((0..MESSAGE).all(|cut| parse(&whole[..cut]).is_none()));
-        // Lengths that announce more than there is, or nothing.
+        // Lengths beyond the end, or too short.
         for length in [0u32, 15, 1000] {
             let mut bytes = vec![0; HEADER];
             bytes[..4].copy_from_slice(&length.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! Our table in the kernel: made, changed, compared with what it was, made again.
+//! Our nftables table: creates, changes, checks and restores it.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -10,10 +10,9 @@ use wiretight_proxy::intercept::rules::{Rules, TABLE};
 
 use super::{InterceptError, nft};
 
-/// Where control groups (v2) are; `nft` looks there, too.
+/// The mount point of control groups (v2) that `nft` uses.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// What we have put in force.
 #[derive(Default)]
 pub(super) struct Table {
     applied: Option<Applied>,
@@ -21,16 +20,16 @@ pub(super) struct Table {
 
 struct Applied {
     rules: Rules,
-    /// How the kernel lists it.
+    /// The kernel's listing of the table.
     looks: Value,
-    /// Those that are there, with the kernel's number of each: one that is made anew has another.
+    /// The existing ones, with their inode numbers: a control group that is created again has another number.
     cgroups: BTreeMap<String, u64>,
 }
 
 impl Table {
-    /// The table that is there, if it is just what these rules say. No packet and no count is touched.
+    /// The existing table, if it matches these rules exactly. Packets and counters are not affected.
     pub(super) fn adopt(rules: &Rules) -> Result<Option<Table>, InterceptError> {
-        // Which programs are picked, a list does not say for sure.
+        // A listing does not reliably show which control groups are redirected.
         let listing = match nft::list() {
             Err(InterceptError::Unreadable(_)) => None,
             listing => listing?.filter(|_| rules.cgroups.is_empty()),
@@ -45,7 +44,7 @@ impl Table {
         self.applied.as_ref().map(|a| &a.rules)
     }
 
-    /// Puts rules in force. What was counted stays, wherever the table is one that we know to make.
+    /// Loads rules. Counters are kept if the existing table is one that we can change.
     pub(super) fn apply(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let there = match nft::list() {
             Err(InterceptError::Unreadable(_)) => return self.put(rules, true),
@@ -67,24 +66,25 @@ impl Table {
             && picked_anew
             && let Err(error) = pick(rules, &cgroups)
         {
-            // As if nothing had been asked.
+            // Restore the state before the call.
             self.put(&old, true)?;
             return Err(error);
         }
         self.look(rules)
     }
 
-    /// Makes the table anew. `gone`: it was deleted, as far as is known.
+    /// Restores the table. `gone`: it was probably deleted.
     pub(super) fn mend(&mut self, gone: bool) -> Result<(), InterceptError> {
         let Some(applied) = &self.applied else { return Ok(()) };
         let rules = applied.rules.clone();
-        // Without asking first what is there: each millisecond may let plaintext out. Both fail where they do not fit.
+        // Without listing the table first, because plaintext may get out meanwhile. Both transactions fail if they do
+        // not fit the existing state.
         let first = if gone { rules.create()? } else { rules.refill()? };
         if nft::apply(&first).is_ok() && self.finish(&rules).is_ok() {
             return Ok(());
         }
-        // One that is not ours is an error here, and stays. One that was switched off and on counts as gone: only a
-        // new one is known to be on.
+        // A table that is not ours is an error, and is left alone. A dormant table counts as gone, because only a new one
+        // is surely active.
         let (there, gone) = match nft::list() {
             Err(InterceptError::Unreadable(_)) => (true, true),
             listing => {
@@ -100,13 +100,13 @@ impl Table {
         self.put(&rules, there)
     }
 
-    /// `there`: a table of ours, with anything in it.
+    /// `there`: our table exists, with any content.
     fn put(&mut self, rules: &Rules, there: bool) -> Result<(), InterceptError> {
         if !there {
             nft::apply(&rules.create()?)?;
             let done = self.finish(rules);
             if done.is_err() {
-                // Nothing is half applied.
+                // Leave nothing half applied.
                 nft::run(&["delete", "table", "inet", TABLE], "")?;
                 self.applied = None;
             }
@@ -115,7 +115,7 @@ impl Table {
         if nft::apply(&rules.refill()?).is_ok() && self.finish(rules).is_ok() {
             return Ok(());
         }
-        // Of an older version, or with things in it that somebody has added.
+        // The table is from another version, or another program has added something to it.
         nft::apply(&rules.replace()?)?;
         self.finish(rules)
     }
@@ -127,12 +127,11 @@ impl Table {
         self.look(rules)
     }
 
-    /// Whether it is as we left it.
     pub(super) fn is_intact(&self) -> Result<bool, InterceptError> {
         Ok(self.is_intact_but_for_groups()? && !self.is_stale())
     }
 
-    /// Whether the kernel lists it as it did.
+    /// Whether the kernel's listing is unchanged.
     pub(super) fn is_intact_but_for_groups(&self) -> Result<bool, InterceptError> {
         let Some(applied) = &self.applied else { return Ok(true) };
         match nft::list() {
@@ -141,19 +140,19 @@ impl Table {
         }
     }
 
-    /// Whether control groups have come, gone, or been made anew. Cheap.
+    /// Whether control groups have appeared, disappeared or been created again. Cheap.
     pub(super) fn is_stale(&self) -> bool {
         self.applied.as_ref().is_some_and(|a| cgroups(&a.rules) != a.cgroups)
     }
 
-    /// Has those that are there now redirected.
+    /// Redirects the control groups that exist now.
     pub(super) fn pick_anew(&mut self) -> Result<(), InterceptError> {
         let Some(rules) = self.rules().cloned() else { return Ok(()) };
         pick(&rules, &cgroups(&rules))?;
         self.look(&rules)
     }
 
-    /// Reads back what is in force.
+    /// Reads the table back and checks it.
     fn look(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let listing = nft::list()?.ok_or(InterceptError::Different)?;
         if !is_outline(rules, &listing) || listing.is_dormant() {
@@ -165,8 +164,8 @@ impl Table {
     }
 }
 
-/// Whether the kernel has as many rules as it was given, and the same addresses and ports. (Not whether each
-/// rule says the same: versions of nft put that into different words.)
+/// Whether the kernel has the expected number of rules, and the same addresses and ports. The text of each rule is not
+/// compared, because it depends on the version of nft.
 pub(super) fn is_outline(rules: &Rules, listing: &Listing) -> bool {
     let mut outlines = [rules.expected(), listing.canonical()].map(|c| Listing::outline(&c));
     if !rules.cgroups.is_empty() {
@@ -182,7 +181,7 @@ fn cgroups(rules: &Rules) -> BTreeMap<String, u64> {
     rules.cgroups.iter().filter_map(|path| Some((path.clone(), number(path)?))).collect()
 }
 
-/// Whether nft and the kernel can tell these control groups, in a table that is never made.
+/// Checks, with a table that is never created, that nft and the kernel can match these control groups.
 fn probe(cgroups: &BTreeMap<String, u64>) -> Result<(), InterceptError> {
     let mut text = format!("table inet {TABLE}_probe {{\n chain probe {{\n");
     for path in cgroups.keys() {

@@ -8,10 +8,10 @@ use wiretight_tlog::note::{LogKey, MAX_NOTE};
 use wiretight_tlog::policy::Witness;
 use wiretight_tlog::{Checkpoint, SignedCheckpoint};
 
-use super::http::{Client, Limit, Url};
 use super::reader::{ReadError, Tree};
 use super::witness::origin_hash;
-use crate::daemon::chain;
+use crate::logging::chain;
+use crate::web::client::{Client, Limit, Url};
 
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: MAX_NOTE };
 

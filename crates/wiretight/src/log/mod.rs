@@ -6,13 +6,11 @@
 //! - `sequencer`: appends entries, signs checkpoints, hands out proofs
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
 //! - `serve`: how it is read over HTTP
-//! - `http`: how others' logs and witnesses are reached
 //! - `witness`: cosigns the checkpoints of logs
 //! - `reader`: reads a log, and believes what its checkpoint says
 //! - `mirror`: keeps a copy of a log in a directory
 //! - `compare`: compares a log with what its witnesses saw
 //! - `monitor`: watches a log, and what is issued
-//! - `server`: what a log and a witness have in common towards a network
 //! - `evidence`: what is kept when a log forks
 
 pub mod bucket;
@@ -21,13 +19,11 @@ pub mod cosigning;
 pub mod edge;
 pub mod evidence;
 pub mod guard;
-pub mod http;
 pub mod mirror;
 pub mod monitor;
 pub mod reader;
 pub mod sequencer;
 pub mod serve;
-pub mod server;
 pub mod storage;
 pub mod witness;
 

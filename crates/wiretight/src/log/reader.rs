@@ -22,7 +22,7 @@ use wiretight_tlog::{
     Checkpoint, Frontier, Hash, NoteError, Policy, Refused, SignedCheckpoint, TreeError, Witnessed,
 };
 
-use super::http::{Client, HttpError, Limit, Url};
+use crate::web::client::{Client, HttpError, Limit, Url};
 
 /// For a file of a log, the largest included.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -212,7 +212,7 @@ impl Reader {
                 loop {
                     let turn = pace().turn();
                     tokio::time::sleep_until(turn).await;
-                    let answer = client.get(&url, limit).await.map_err(|e| match e {
+                    let answer = client.file(&url, limit).await.map_err(|e| match e {
                         HttpError::TooLarge { url, .. } => ReadError::TooLarge(url),
                         e => e.into(),
                     })?;

@@ -13,7 +13,7 @@ use wiretight_proxy::Mesh;
 use wiretight_tlog::tile::Tile;
 
 use super::sequencer::Log;
-use super::server::{Site, plain};
+use crate::web::server::{Site, plain};
 
 /// A log, and who may read it.
 pub struct LogSite {

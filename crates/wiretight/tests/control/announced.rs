@@ -59,7 +59,7 @@ async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
     let shown = shown.into_iter().find(|n| n.name == name("bad")).unwrap();
     let why = shown.refused.unwrap();
     for part in [
-        "3 records cannot be read",
+        "3 records are unreadable",
         "16500 ports",
         "0.0.0.0:2",
         "[::]:3",

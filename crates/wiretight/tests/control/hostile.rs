@@ -97,5 +97,5 @@ async fn a_busy_port_is_said_to_be_one() {
     let other = World::new();
     let e = other.authority_at(authority.local_addr()).await.err().unwrap();
     assert!(matches!(e, AuthorityError::Bind { .. }), "{e}");
-    assert!(e.to_string().contains("another program"), "{e}");
+    assert!(e.to_string().contains("Another program"), "{e}");
 }

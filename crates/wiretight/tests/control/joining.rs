@@ -65,7 +65,7 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
     let bad = altered(&good, |t| t.root[0] ^= 1);
     let e = join(&bad, &dir("b")).await.unwrap_err();
     assert!(matches!(&e, AgentError::Link(LinkError::NotTheAuthority { .. })), "{e}");
-    assert!(e.to_string().contains("not the one in the join token"), "{e}");
+    assert!(e.to_string().contains("does not match the join token"), "{e}");
     // Altered in the trust domain: the authority's certificate is of another.
     let bad = altered(&good, |t| t.trust_domain = "other.org".parse().unwrap());
     let e = join(&bad, &dir("b-elsewhere")).await.unwrap_err();
@@ -120,7 +120,7 @@ async fn a_token_for_another_node_or_trust_domain_is_refused_by_the_node_itself(
     let for_b = given(token(&authority, "b", &[]).await);
     let a = world.node("a", for_b.clone(), &[]).await;
     let e = a.error("the join token is for node b").await;
-    assert!(e.contains("[node] says a"), "{e}");
+    assert!(e.contains("[node] has a"), "{e}");
     let b = world.node("b", for_b, &[]).await;
     b.ready().await;
 
@@ -241,7 +241,7 @@ async fn a_service_is_no_node() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
-    for (who, part) in [("service/db", "not a node"), ("node/a", "comes once")] {
+    for (who, part) in [("service/db", "not a node"), ("node/a", "allowed only once")] {
         let config = client_config(&node.mesh, id(who), authority_id(), ALPN_CONTROL).unwrap();
         let mut stream = tls(&authority, config).await;
         let answer = talk(&mut stream, &[frame(HELLO), frame(HELLO)].concat()).await;

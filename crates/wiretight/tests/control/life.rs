@@ -77,7 +77,7 @@ async fn an_authority_that_lost_its_state_is_not_believed() {
 
     // Both are gone.
     let impostor = rebuilt.authority_at(addr).await.unwrap();
-    let e = node.error("no root that this node trusts vouches for it").await;
+    let e = node.error("not under a root that this node trusts").await;
     assert!(e.contains("lost its state"), "{e}");
     sleep(Duration::from_millis(300)).await;
     assert!(impostor.list_nodes().await.unwrap().is_empty());
@@ -170,13 +170,13 @@ async fn a_root_is_replaced_in_three_stages() {
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     // Out of turn.
-    assert!(refused(authority.activate_root(false).await).contains("no incoming"));
-    assert!(refused(authority.retire_root(true).await).contains("no outgoing"));
+    assert!(refused(authority.activate_root(false).await).contains("no new root"));
+    assert!(refused(authority.retire_root(true).await).contains("no old root"));
 
     // Stage 1.
     let old = authority.ca_status().roots[0].fingerprint.clone();
     authority.rotate_root().await.unwrap();
-    assert!(refused(authority.rotate_root().await).contains("under way"));
+    assert!(refused(authority.rotate_root().await).contains("in progress"));
     until("the node trusts both", || node.mesh.bundle().roots().len() == 2).await;
     let print = |c: &CertificateDer<'_>| hex(&fingerprint(c));
     let new = print(&node.mesh.bundle().roots()[1]);
@@ -195,7 +195,7 @@ async fn a_root_is_replaced_in_three_stages() {
     join(&token, &world.node_dir("b")).await.unwrap();
 
     // Stage 3: not before the old root's certificates have expired.
-    assert!(refused(authority.retire_root(false).await).contains("hold for another"));
+    assert!(refused(authority.retire_root(false).await).contains("are valid for another"));
     sleep(Duration::from_secs(5)).await;
     authority.retire_root(false).await.unwrap();
     until("the node trusts the new one alone", || {
@@ -267,7 +267,7 @@ async fn a_removed_node_is_out_everywhere() {
     node.agent.shutdown().await;
     assert!(!world.node_dir("a").join("node.pem").exists());
     let node = world.node("a", given(unused), &["db"]).await;
-    node.error("unknown or wrong token").await;
+    node.error("unknown join token").await;
     assert!(node.mesh.identities().is_empty());
     // A new token does, while it runs.
     let file = world.dir.path().join("token");
@@ -594,7 +594,7 @@ async fn a_web_certificate_keeps_its_root_in_the_bundle() {
     assert!(ends(&chain[0]) <= ends(&chain[1]));
     authority.rotate_root().await.unwrap();
     authority.activate_root(true).await.unwrap();
-    assert!(refused(authority.retire_root(false).await).contains("hold for another"));
+    assert!(refused(authority.retire_root(false).await).contains("are valid for another"));
 }
 
 #[tokio::test]

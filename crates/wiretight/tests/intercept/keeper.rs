@@ -248,7 +248,7 @@ fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
     let routes = || good(net.on("c", "ip").arg("rule"));
     wait_for("the routing rule is there", || routes().contains("sport 5000 lookup 87"));
     assert_ne!(keeper.worker(), dead);
-    assert!(net.log().contains("started anew"), "{}", net.log());
+    assert!(net.log().contains("has died and is restarted"), "{}", net.log());
     assert_eq!(keeper.begun()["answer"], "begun");
     assert_eq!(keeper.health()["mode"], "strict");
     good(net.on("c", "nft").args(["flush", "ruleset"]));

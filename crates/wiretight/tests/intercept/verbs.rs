@@ -60,12 +60,12 @@ fn load_show_and_down_say_what_they_do() {
     assert_eq!(code, 1);
     assert!(said.contains("rules.json") && said.contains("plaintext may leave"), "{said}");
     let (code, said) = net.cli(&["rules", "show"]);
-    assert!(code == 1 && said.contains("no rules are in force"), "{said}");
+    assert!(code == 1 && said.contains("no rules are loaded"), "{said}");
 
     let rules = rules(Mode::Strict);
     net.load(&rules);
     let (code, said) = net.cli(&["rules", "load"]);
-    assert!(code == 0 && said.contains("in force already"), "{said}");
+    assert!(code == 0 && said.contains("already loaded"), "{said}");
     let (code, said) = net.cli(&["rules", "show"]);
     assert!(code == 0 && said.contains("strict") && said.contains("10.77.0.0/16"), "{said}");
     net.probe_one("c", json!({"proto": "udp", "addr": "10.77.0.2", "port": 9, "payload": "x"}));
@@ -113,7 +113,9 @@ fn a_table_of_somebody_else_is_refused_and_not_touched() {
     for verb in [&["rules", "load"][..], &["rules", "show"], &["down", "--yes"]] {
         let (code, said) = net.cli(verb);
         assert!(
-            code == 1 && said.contains("has not made") && said.contains("nft list table"),
+            code == 1
+                && said.contains("was not created by Wiretight")
+                && said.contains("nft list table"),
             "{said}"
         );
         assert_eq!(net.nft(&["-s", "list", "ruleset"]).1, before, "{verb:?}");
@@ -151,8 +153,8 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
     };
     for (around, hint) in [
         (without, "CAP_NET_ADMIN"),
-        (&["env", "PATH=/nonexistent"][..], "install the package nftables"),
-        (&["env", "-u", "PATH"], "install the package nftables"),
+        (&["env", "PATH=/nonexistent"][..], "Install the package nftables"),
+        (&["env", "-u", "PATH"], "Install the package nftables"),
     ] {
         let (code, said) = load(around);
         assert!(code == 1 && said.contains(hint) && said.contains("nothing was applied"), "{said}");
@@ -179,7 +181,7 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
     let nft = good(std::process::Command::new("sh").args(["-c", "command -v nft"]));
     std::os::unix::fs::symlink(nft.trim(), only.join("nft")).unwrap();
     let (code, said) = load(&["env", &format!("PATH={}", only.display())]);
-    assert!(code == 1 && said.contains("install the package iproute2"), "{said}");
+    assert!(code == 1 && said.contains("Install the package iproute2"), "{said}");
     assert_eq!(net.listing().unwrap().canonical(), with_routes.expected());
     let (code, said) = load(&["env"]);
     assert_eq!(code, 0, "the control: {said}");

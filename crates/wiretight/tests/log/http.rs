@@ -11,13 +11,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use wiretight::log::cosigning::{Answer, Witness};
-use wiretight::log::http::{Client, Credentials, HttpError, Limit, Url};
 use wiretight::log::reader::{ReadError, Reader};
 use wiretight::log::witness::client::HttpWitness;
+use wiretight::web::client::{Client, Credentials, HttpError, Limit, Url};
 use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs, x509};
 use zeroize::Zeroizing;
 
-use super::rig::{Daemon, Log, cosigner, now, write};
+use super::rig::{Daemon, Log, cosigner, gzip, gzip_bomb, now, write};
 
 const LIMIT: Limit = Limit { time: Duration::from_secs(5), body: 1000 };
 
@@ -293,4 +293,77 @@ async fn what_an_answer_may_take_is_bounded() {
     drop(silent);
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(matches!(ask(gone).await, Err(HttpError::Connect { .. })));
+}
+
+/// A server of these bytes, with these headers.
+fn serving(head: &'static str, body: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut stream = BufReader::new(socket.unwrap());
+            let mut line = String::new();
+            while stream.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\n{head}content-length: {length}\r\n\r\n"
+            );
+            let _ = stream.get_mut().write_all(&[head.as_bytes(), &body].concat());
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_file_of_a_log_may_be_gzip_and_is_bounded_by_what_it_becomes() {
+    const GZIP: &str = "content-encoding: gzip\r\n";
+    let client = client(Credentials::default());
+    let url = |addr: SocketAddr| Url::parse(&format!("http://{addr}")).unwrap();
+    let file =
+        async |head, body| client.file(&url(serving(head, body)), LIMIT).await.map(|a| a.body);
+    let random = aws_lc_rs::rand::generate::<[u8; 1000]>(&aws_lc_rs::rand::SystemRandom::new());
+    let plain = random.unwrap().expose().to_vec();
+    let packed = gzip(&plain);
+    assert!(packed.len() > plain.len(), "what does not get smaller is read all the same");
+    for (head, body) in [
+        ("", plain.clone()),
+        ("content-encoding: identity\r\n", plain.clone()),
+        (GZIP, packed.clone()),
+        ("content-encoding: X-GZIP\r\n", packed.clone()),
+        // RFC 1952, 2.2: a file is a series of members.
+        (GZIP, [gzip(&plain[..400]), gzip(b""), gzip(&plain[400..])].concat()),
+    ] {
+        assert_eq!(file(head, body).await.unwrap(), plain, "{head}");
+    }
+    // A byte more than may come; much more, in few bytes and in many.
+    for bomb in [gzip(&[7; 1001]), gzip(&vec![0; 1 << 20]), gzip_bomb()] {
+        let refused = file(GZIP, bomb).await.unwrap_err();
+        assert!(matches!(refused, HttpError::TooLarge { limit: 1000, .. }), "{refused}");
+    }
+    // Cut short anywhere, a wrong checksum, something behind the end, not gzip; and codings that nobody asked for.
+    let mut damaged: Vec<_> = [0, 1, 5, 10, 11, 500, packed.len() - 9, packed.len() - 1]
+        .map(|n| packed[..n].to_vec())
+        .into();
+    let mut altered = packed.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    damaged.extend([altered, [&packed[..], b"x"].concat(), [&packed[..], &[0; 9]].concat()]);
+    damaged.push(plain.clone());
+    for body in damaged {
+        let len = body.len();
+        let refused = file(GZIP, body).await;
+        assert!(matches!(refused, Err(HttpError::Answer { .. })), "{len} bytes: {refused:?}");
+    }
+    for head in [
+        "content-encoding: br\r\n",
+        "content-encoding: gzip, gzip\r\n",
+        "content-encoding: gzip\r\ncontent-encoding: gzip\r\n",
+    ] {
+        let refused = file(head, packed.clone()).await;
+        assert!(matches!(refused, Err(HttpError::Answer { .. })), "{head}: {refused:?}");
+    }
+    // What is no file of a log is not asked for so, and not taken.
+    let refused = client.get(&url(serving(GZIP, packed)), LIMIT).await;
+    assert!(matches!(refused, Err(HttpError::Answer { .. })), "{refused:?}");
 }

@@ -325,7 +325,7 @@ fn it_goes_on_looking_until_it_is_stopped() {
     let said = |text: &str| std::fs::read_to_string(&log).unwrap().contains(text);
     eventually("the first look", || said("\"new\":9"));
     let refused = world.look(&[]);
-    assert!(stderr(&refused).contains("another monitor runs"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("another monitor is running"), "{}", stderr(&refused));
     let grown = world.log.forked(9, 30);
     world.publish(&grown, 30, now());
     eventually("the second look", || said("\"new\":21"));

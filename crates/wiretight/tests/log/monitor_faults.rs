@@ -69,6 +69,8 @@ fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
         entries(Fault::Hang),
         entries(Fault::TooLong),
         entries(Fault::Gzip),
+        entries(Fault::GzipBomb),
+        entries(Fault::GzipCut),
         (Fault::Status(403), "tile"),
         (Fault::Hang, "checkpoint"),
     ];

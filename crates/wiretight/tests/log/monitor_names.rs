@@ -80,7 +80,7 @@ fn an_authority_under_an_expected_name_and_key_is_told() {
     watched.world.quiet(&watched.args());
     watched.log(authority);
     let alert = watched.world.alert("unexpected-certificate", &watched.args());
-    assert!(alert["detail"].as_str().unwrap().contains("authority"), "{alert}");
+    assert!(alert["detail"].as_str().unwrap().contains("CA certificate"), "{alert}");
     // An authority whose key is in the list, under the trust domain, is expected.
     let intermediate = key();
     let text = format!("spiffe://example.org sha256:{}\n", hash(&intermediate));

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{self, Kind, Tile};
@@ -318,7 +320,24 @@ pub enum Fault {
     TooOften(u64),
     Hang,
     TooLong,
+    /// It says that it is gzip, and is not.
     Gzip,
+    /// Gzip of 1 GiB of zeros.
+    GzipBomb,
+    /// Gzip that ends early, with a length that says so.
+    GzipCut,
+}
+
+/// Compressed, as `gzip` does it.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// What becomes 1 GiB of zeros: of many parts, for whom it is made in no time.
+pub fn gzip_bomb() -> Vec<u8> {
+    gzip(&vec![0; 1 << 20]).repeat(1 << 10)
 }
 
 /// The same, but for the paths for which there is a fault.
@@ -355,7 +374,17 @@ pub fn serve_with(
                     }
                     Some(Fault::Hang) => std::thread::sleep(Duration::from_secs(3600)),
                     Some(Fault::TooLong) => body.resize(20 << 20, 0),
-                    Some(Fault::Gzip) => more = "content-encoding: gzip\r\n".into(),
+                    Some(fault @ (Fault::Gzip | Fault::GzipBomb | Fault::GzipCut)) => {
+                        more = "content-encoding: gzip\r\n".into();
+                        match fault {
+                            Fault::GzipBomb => body = gzip_bomb(),
+                            Fault::GzipCut => {
+                                body = gzip(&body);
+                                body.truncate(body.len() - 9);
+                            }
+                            _ => {}
+                        }
+                    }
                 }
                 let head = format!(
                     "HTTP/1.1 {status}\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n",
@@ -366,6 +395,67 @@ pub fn serve_with(
         }
     });
     addr
+}
+
+/// nginx, which ends with this value.
+pub struct Nginx {
+    child: Child,
+    pub addr: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+/// Serves with these directives; `None` if nginx is not installed, which where CI is set is an error.
+pub fn nginx(server: &str) -> Option<Nginx> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&paths).chain(["/usr/sbin".into()]);
+    let Some(program) = folders.map(|dir| dir.join("nginx")).find(|file| file.exists()) else {
+        assert!(std::env::var_os("CI").is_none(), "nginx is not installed");
+        return None;
+    };
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    // It runs as the user who may read the files.
+    let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    let conf = format!(
+        "{user}daemon off;\nmaster_process off;\npid {at}/pid;\nevents {{}}\nhttp {{\n\
+         log_format coding '$uri $status $sent_http_content_encoding';\naccess_log {at}/access coding;\n\
+         client_body_temp_path {at}/1;\nproxy_temp_path {at}/2;\nfastcgi_temp_path {at}/3;\n\
+         uwsgi_temp_path {at}/4;\nscgi_temp_path {at}/5;\n\
+         server {{ listen {addr};\n{server}\n}}\n}}\n"
+    );
+    let conf = write(dir.path(), "conf", conf);
+    let child = Command::new(program)
+        .arg("-p")
+        .arg(dir.path())
+        .arg("-c")
+        .arg(conf)
+        .args(["-e", "stderr"])
+        .spawn()
+        .unwrap();
+    let nginx = Nginx { child, addr, dir };
+    eventually("nginx answers", || TcpStream::connect(addr).is_ok());
+    Some(nginx)
+}
+
+impl Nginx {
+    /// Each request: path, status, and coding (`-` if there is none).
+    pub fn access(&self) -> Vec<(String, String, String)> {
+        let text = std::fs::read_to_string(self.dir.path().join("access")).unwrap();
+        let line = |line: &str| {
+            let mut words = line.split(' ').map(str::to_owned);
+            let mut word = || words.next().unwrap();
+            (word(), word(), word())
+        };
+        text.lines().map(line).collect()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Waits for something that is about to be so.

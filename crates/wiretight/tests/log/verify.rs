@@ -65,7 +65,7 @@ fn a_proof_and_its_entry() {
             "all-of-them: 2 of 2",
         ],
     );
-    world.good(&[&file], &["not verified: what entry 42 is"]);
+    world.good(&[&file], &["not verified: the content of entry 42"]);
     let other = world.file("other", &world.log.entries[43]);
     world.refused(&[&file, "--entry", &other], &["refused", "not at index 42"]);
     let moved = world.file("moved", proof.replace("index 42", "index 43"));
@@ -90,7 +90,10 @@ fn a_proof_and_its_entry() {
 fn a_checkpoint_alone() {
     let world = World::new(300);
     let text = world.cosigned(300).to_string();
-    world.good(&[&world.file("checkpoint", &text)], &["not verified: any entry"]);
+    world.good(
+        &[&world.file("checkpoint", &text)],
+        &["not verified: entries, because a checkpoint contains none"],
+    );
     world.refused(
         &[&world.file("altered", text.replace("\n300\n", "\n301\n"))],
         &["no log that the policy names"],
@@ -98,8 +101,8 @@ fn a_checkpoint_alone() {
     world.refused(&[&world.file("nothing", "nothing")], &["not a signed note"]);
     // Without witnesses, that is said.
     world.file("policy", policy(&world.log, &[]));
-    world.good(&[&world.file("checkpoint", &text)], &["the policy wants no witnesses"]);
-    world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["how old it is"]);
+    world.good(&[&world.file("checkpoint", &text)], &["the policy requires no witnesses"]);
+    world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["its age is unknown"]);
 }
 
 #[test]
@@ -165,7 +168,10 @@ fn a_certificate_carries_its_proof() {
     let certificate = tbs("db").proved(&proof).unwrap().sign(&key).unwrap();
     let unlogged = tbs("db").sign(&key).unwrap();
     let pem = world.file("db.pem", x509::to_pem([&certificate]));
-    world.good(&[&pem], &["is entry 20 of the log", "not verified: who signed the certificate"]);
+    world.good(
+        &[&pem],
+        &["is entry 20 of the log", "not verified: the certificate's signature, revocation"],
+    );
     let chain = x509::to_pem([&certificate, &unlogged]);
     world.refused(
         &[&world.file("chain.pem", chain)],

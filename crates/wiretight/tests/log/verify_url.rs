@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use wiretight::log::witness::origin_hash;
 use wiretight_tlog::{Cosigner, SignedCheckpoint};
 
-use super::rig::{Log, cosigner, now, serve, stderr, stdout, wiretight, write};
+use super::monitor;
+use super::rig::{Log, cosigner, gzip, nginx, now, serve, stderr, stdout, wiretight, write};
 
 /// A log and two witnesses, of which one has to cosign; all of them are files that are served.
 struct World {
@@ -118,26 +119,26 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
         assert!(text.contains(&format!("all {size} entries and all tiles")), "{text}");
     };
     world.shows(log, 700);
-    world.is(0, &mirror, &["0 entries were there, 700 were added"]);
+    world.is(0, &mirror, &["it had 0 entries, 700 were added"]);
     whole(700);
-    world.is(0, &mirror, &["512 entries were there"]);
+    world.is(0, &mirror, &["it had 512 entries"]);
     world.shows(log, 1300);
-    world.is(0, &mirror, &["512 entries were there, 788 were added"]);
+    world.is(0, &mirror, &["it had 512 entries, 788 were added"]);
     whole(1300);
     assert!(!copy.join("tile/0/002.p").exists(), "a full one has taken its place");
     // A damaged copy: hashes are made again, entries are fetched again.
     std::fs::remove_file(copy.join("tile/0/001")).unwrap();
     std::fs::write(copy.join("tile/0/002"), "x").unwrap();
-    world.is(0, &mirror, &["1280 entries were there"]);
+    world.is(0, &mirror, &["it had 1280 entries"]);
     whole(1300);
     let bundle = copy.join("tile/entries/001");
     let mut bytes = std::fs::read(&bundle).unwrap();
     bytes[9] ^= 1;
     std::fs::write(&bundle, bytes).unwrap();
-    world.is(0, &mirror, &["0 entries were there, 1300 were added"]);
+    world.is(0, &mirror, &["it had 0 entries, 1300 were added"]);
     whole(1300);
     std::fs::remove_file(&bundle).unwrap();
-    world.is(0, &mirror, &["256 entries were there"]);
+    world.is(0, &mirror, &["it had 256 entries"]);
     whole(1300);
     // Less, another history, another log: the copy stays what it is.
     world.shows(log, 1000);
@@ -155,4 +156,60 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
     let second = world.path("second").display().to_string();
     let copied = wiretight(&["verify", &dir, "--policy", &policy, "--mirror", &second]);
     assert!(copied.status.success(), "{}", stdout(&copied));
+}
+
+/// Compresses the files of a log, in their place.
+fn compress(dir: &std::path::Path) {
+    for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()) {
+        if file.is_dir() {
+            compress(&file);
+            continue;
+        }
+        let packed = file.with_file_name(format!("{}.gz", file.file_name().unwrap().display()));
+        std::fs::write(packed, gzip(&std::fs::read(&file).unwrap())).unwrap();
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+/// C2SP tlog-tiles lets a server compress with gzip, and a bucket may hold compressed files only.
+#[test]
+fn a_log_that_is_served_compressed_is_followed_verified_and_copied() {
+    let mut world = monitor::World::new(700);
+    let root = world.dir.path().display();
+    let Some(server) = nginx(&format!(
+        "default_type application/octet-stream;\n\
+         location /packed/ {{ alias {root}/log/; gzip_static always; gunzip on; }}\n\
+         location /asked/ {{ alias {root}/log/; gzip on; gzip_types *; gzip_min_length 1; }}"
+    )) else {
+        return eprintln!("skipped: no nginx");
+    };
+    let policy = world.path("policy");
+    for (n, place) in ["asked", "packed"].into_iter().enumerate() {
+        world.url = format!("http://{}/{place}", server.addr);
+        world.publish(&world.log, 300 + 200 * n, now());
+        if place == "packed" {
+            compress(&world.dir.path().join("log"));
+        }
+        world.quiet(&[]);
+        assert_eq!(world.rows().len(), 300 + 200 * n);
+        let copy = world.path(&format!("copy{n}"));
+        let verified = wiretight(&["verify", &world.url, "--policy", &policy, "--mirror", &copy]);
+        let text = stdout(&verified) + &stderr(&verified);
+        assert_eq!(verified.status.code(), Some(0), "{text}");
+        let all = format!("all {} entries", 300 + 200 * n);
+        assert!(text.contains(&all), "{text}");
+        let verified = wiretight(&["verify", &copy, "--policy", &policy]);
+        assert_eq!(verified.status.code(), Some(0), "{}", stdout(&verified));
+    }
+    // The control: it was compressed.
+    let packed = |path: &str, status: &str, coding: &str| {
+        path.contains("tile/entries") && status == "200" && coding == "gzip"
+    };
+    for place in ["/asked/", "/packed/"] {
+        let access = server.access();
+        assert!(
+            access.iter().any(|(path, s, c)| path.starts_with(place) && packed(path, s, c)),
+            "{access:?}"
+        );
+    }
 }

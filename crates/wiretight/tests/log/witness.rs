@@ -321,7 +321,7 @@ fn a_witness_without_its_memory_does_not_start() {
         200
     );
     let refused = witness.start().err().unwrap();
-    assert!(refused.contains("another witness runs"), "{refused}");
+    assert!(refused.contains("another witness is running"), "{refused}");
     assert!(daemon.stop());
 
     let file = witness.state().join("state");
@@ -336,7 +336,7 @@ fn a_witness_without_its_memory_does_not_start() {
     }
     std::fs::remove_file(&file).unwrap();
     let refused = witness.start().err().unwrap();
-    assert!(refused.contains("holds no state") && refused.contains("--new"), "{refused}");
+    assert!(refused.contains("has no witness state") && refused.contains("--new"), "{refused}");
     // Evidence shows that it has run.
     let refused = witness.start_as(Start::New).err().unwrap();
     assert!(refused.contains("has run before"), "{refused}");
@@ -344,12 +344,12 @@ fn a_witness_without_its_memory_does_not_start() {
     let aside = witness.dir.path().join("aside");
     std::fs::rename(witness.state(), &aside).unwrap();
     let refused = witness.start_as(Start::Known).err().unwrap();
-    assert!(refused.contains("holds no state") && refused.contains("mounted"), "{refused}");
+    assert!(refused.contains("has no witness state") && refused.contains("mounted"), "{refused}");
     assert!(!witness.state().exists(), "nothing is made where a disk may be missing");
     std::fs::create_dir(witness.state()).unwrap();
     std::fs::set_permissions(witness.state(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let refused = witness.start_as(Start::Known).err().unwrap();
-    assert!(refused.contains("holds no state"), "{refused}");
+    assert!(refused.contains("has no witness state"), "{refused}");
     std::fs::remove_dir(witness.state()).unwrap();
     std::fs::rename(&aside, witness.state()).unwrap();
     // The positive twins.
@@ -473,7 +473,7 @@ fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
     assert!(kept(&other.signed(10).to_string()));
     eventually("each is a line", || {
         let said = daemon.output();
-        said.contains("\"size\":20") && said.contains("two different trees of one size")
+        said.contains("\"size\":20") && said.contains("two different trees of the same size")
     });
     // The control: what is right is still cosigned.
     assert_eq!(add(&log.body(10, 20)).status, 200);

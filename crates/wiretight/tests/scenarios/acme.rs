@@ -52,7 +52,7 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     wait_for("a certificate that verifies", || {
         let log = node.log();
         assert!(!log.contains("no new certificate"), "{log}");
-        log.contains("a new certificate is in force") && verified()
+        log.contains("got a new certificate") && verified()
     });
     // The control: under another root it does not.
     let other = fetch(pebble.roots.to_str().unwrap());
@@ -187,7 +187,7 @@ fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
     let other = fetch("other.test-shops.net");
     assert_eq!(other.code, Some(35), "{}", other.all());
     assert_eq!(asked.lock().unwrap().len(), asks + 1);
-    assert_eq!(node.log().matches("a new certificate is in force").count(), 1, "{}", node.log());
+    assert_eq!(node.log().matches("got a new certificate").count(), 1, "{}", node.log());
 
     // After kill -9, without the CA and the program, it is served at once.
     drop(pebble);

@@ -1,7 +1,9 @@
 //! `wiretight authority backup` and `restore`, while the authority issues, with witnesses and without.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
@@ -110,7 +112,7 @@ fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
             fs::write(&damaged, bad).unwrap();
             let refused = restore(&fresh, &damaged, None);
             assert_eq!(refused.code, Some(1), "{refused:?}");
-            assert!(refused.err.contains("nothing was restored"), "{refused:?}");
+            assert!(refused.err.contains("cannot restore from"), "{refused:?}");
             assert!(!fresh.state().join("authority").exists());
         }
     }
@@ -184,4 +186,169 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
         "{forks} old backups refused; with the newer log {went_on} went on, and {not_published} were told that the witnesses know more"
     ));
     assert!(went_on > 0);
+}
+
+// ---- With the log in a bucket.
+
+/// An S3 server (moto), over TLS, for plaintext does not go over a network.
+struct S3 {
+    addr: SocketAddr,
+    ca: PathBuf,
+    _server: Kid,
+}
+
+impl S3 {
+    fn start(world: &World) -> S3 {
+        let openssl = |args: &str| {
+            let mut command = Command::new(find("openssl").unwrap());
+            command.args(args.split(' ')).current_dir(world.path(""));
+            Ran::of(&mut command, "").good();
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+        openssl(&format!("req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"));
+        openssl(&format!(
+            "req -x509 {key} -CA ca.pem -CAkey ca.key -subj /CN=s3 -addext basicConstraints=critical,CA:FALSE \
+             -addext subjectAltName=IP:127.0.0.1 -keyout s3.key -out s3.pem"
+        ));
+        let (addr, ca) = (free(), world.path("ca.pem"));
+        let mut server = Command::new(find("moto_server").unwrap());
+        server.args(["-H", "127.0.0.1", "-p", &addr.port().to_string()]);
+        server.arg("-c").arg(world.path("s3.pem")).arg("-k").arg(world.path("s3.key"));
+        let server = Kid::start(&mut server, &world.path("s3.log"));
+        wait_port(addr);
+        let s3 = S3 { addr, ca, _server: server };
+        s3.put("tiles", b"");
+        s3
+    }
+
+    fn put(&self, path: &str, body: &[u8]) {
+        let mut curl = Command::new("curl");
+        curl.args(["-sf", "-X", "PUT", "-H", "Content-Type: text/plain", "--data-binary", "@-"]);
+        curl.arg("--cacert").arg(&self.ca);
+        curl.arg(format!("https://{}/{path}", self.addr));
+        Ran::of(&mut curl, str::from_utf8(body).unwrap()).good();
+    }
+
+    fn env(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("AWS_ENDPOINT_URL", format!("https://{}", self.addr).into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", "key".into()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".into()),
+            ("SSL_CERT_FILE", self.ca.clone()),
+        ]
+    }
+}
+
+/// As `Node::cli`, in the environment of the node.
+fn cli(auth: &Node, args: &[&str]) -> Ran {
+    let mut command = wiretight();
+    command.args(args).arg("--config").arg(auth.file()).envs(auth.env.iter().cloned());
+    Ran::of(&mut command, "")
+}
+
+/// The checkpoint that was published when this backup was made.
+fn checkpoint_in(backup: &Path) -> String {
+    let mut tar = Command::new("tar");
+    tar.args(["-xOf", backup.to_str().unwrap(), "log/checkpoint"]);
+    Ran::of(&mut tar, "").good().out
+}
+
+#[test]
+fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
+    if !has(&["moto_server", "openssl", "curl", "tar"]) {
+        return;
+    }
+    let world = World::new();
+    let (s3, listen) = (S3::start(&world), free());
+    let sections = |place: &str| {
+        format!("[authority]\nlisten = \"{listen}\"\n[log]\nstorage = \"s3://tiles/{place}\"\n")
+    };
+    let authority = |folder: &str, place: &str| {
+        let mut node = world.node_in(folder, "auth", &sections(place));
+        (node.env, node.listen) = (s3.env(), Some(listen));
+        node
+    };
+    let mut auth = authority("auth", "one");
+    auth.start();
+    auth.ready();
+    let db = world.joined(&auth, "db1", &["db"], "");
+    let app = world.joined(&auth, "app1", &["web"], "");
+    let gone = world.joined(&auth, "gone", &["gone"], "");
+    let files = ["quiet", "first", "second"].map(|name| world.path(name));
+    let [quiet, first, second] = files.each_ref().map(|path| path.to_str().unwrap());
+    cli(&auth, &["authority", "backup", quiet]).good();
+    let before = size(&auth);
+    let went_on = issuing(&[&db, &app], || {
+        wait_for("certificates are issued meanwhile", || size(&auth) > before + 5);
+        cli(&auth, &["authority", "backup", first]).good();
+        auth.cli(&["node", "remove", "gone", "--yes"]).good();
+        let after = size(&auth);
+        wait_for("the bucket goes on", || size(&auth) > after + 20);
+        thread::sleep(Duration::from_secs(6)); // the removal is in the log
+        size(&auth)
+    });
+    auth.kill();
+    assert!(!log_of(&auth).exists(), "the control: the log is in the bucket alone");
+
+    // A bucket that is empty: the log is as it was at the backup, and goes on from there.
+    let mut empty = authority("empty", "empty");
+    let said = cli(&empty, &["authority", "restore", first, "--json"]).good().json();
+    assert_eq!((&said["newer_entries"], &said["revoked_again"]), (&0.into(), &0.into()), "{said}");
+    let entries = said["entries"].as_u64().unwrap();
+    assert!(before < entries && entries < went_on, "{said}");
+    empty.start();
+    empty.ready();
+    goes_on(&empty, &[&db, &app]);
+    assert!(size(&empty) > entries);
+    empty.kill();
+
+    // The bucket that went on: so does the restored authority.
+    let mut restored = authority("restored", "one");
+    let said = cli(&restored, &["authority", "restore", first, "--json"]).good().json();
+    assert!(said["entries"].as_u64().unwrap() + said["newer_entries"].as_u64().unwrap() >= went_on);
+    assert!(said["revoked_again"].as_u64().unwrap() > 0, "{said}");
+    let left = fs::read_dir(restored.state().join("authority")).unwrap().flatten();
+    let left: Vec<_> = left.map(|file| file.file_name()).collect();
+    assert!(!left.iter().any(|name| name == "log" || name == "newer"), "{left:?}");
+    restored.start();
+    restored.ready();
+    assert!(size(&restored) >= went_on);
+    goes_on(&restored, &[&db, &app]);
+    let refused = gone.cli(&["svid", "renew"]);
+    assert_ne!(refused.code, Some(0), "who was removed is back: {refused:?}");
+    cli(&restored, &["authority", "backup", second]).good();
+    restored.kill();
+
+    // A bucket that is behind the backup, such as a copy: what it lacks is added.
+    let behind = authority("behind", "behind");
+    cli(&behind, &["authority", "restore", quiet]).good();
+    s3.put("tiles/behind/checkpoint", checkpoint_in(&files[0]).as_bytes());
+    let mut caught_up = authority("caught-up", "behind");
+    let said = cli(&caught_up, &["authority", "restore", second, "--json"]).good().json();
+    assert_eq!(said["newer_entries"], 0, "{said}");
+    let left = caught_up.state().join("authority/newer");
+    assert!(!left.exists(), "the copy of the bucket is still on the disk");
+    caught_up.start();
+    caught_up.ready();
+    assert!(size(&caught_up) >= said["entries"].as_u64().unwrap());
+    goes_on(&caught_up, &[&db, &app]);
+    caught_up.kill();
+
+    // A bucket with another history stays what it is, and nothing is restored.
+    let other = authority("other", "empty");
+    let refused = cli(&other, &["authority", "restore", second]);
+    assert!(refused.code == Some(1) && refused.err.contains("another history"), "{refused:?}");
+    assert!(!other.state().join("authority").exists());
+    // A copy that is older than the bucket is no way around what the bucket knows.
+    let copy = world.path("copy");
+    fs::create_dir(&copy).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["-xf", quiet, "--strip-components=1", "-C"]).arg(&copy).arg("log");
+    Ran::of(&mut tar, "").good();
+    let older = authority("older", "one");
+    let args = ["authority", "restore", first, "--log", copy.to_str().unwrap()];
+    let refused = cli(&older, &args);
+    assert!(refused.code == Some(1) && refused.err.contains("Omit --log"), "{refused:?}");
+    assert!(!older.state().join("authority").exists());
 }

@@ -164,7 +164,7 @@ fn check_tells_good_from_bad() {
     let node = world.node("n1", &service("db", free(), "127.0.0.1:5432", "\"service/web\""));
     let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
     let good = check(&[]).good();
-    assert!(good.out.contains("is good: node n1 of example.org, 1 service, 0 dials"), "{good:?}");
+    assert!(good.out.contains("is valid: node n1 of example.org, 1 service, 0 dials"), "{good:?}");
     let good = check(&["--json"]).good().json();
     assert_eq!((&good["ok"], &good["services"]), (&json!(true), &json!(["db"])));
 
@@ -594,7 +594,7 @@ fn the_demo_stays_up_with_the_users_own_service_until_it_is_told_to_stop() {
     let mut demo = Kid::start(&mut command, &log);
     wait_for("it says what to try", || {
         assert!(demo.ended(ms(0)).is_none(), "{}", demo.log());
-        demo.log().contains("Ctrl-C ends it")
+        demo.log().contains("Stop with Ctrl-C")
     });
     let text = demo.log();
     let entry = text.lines().find_map(|l| l.strip_prefix("Your own server, through the relays: "));

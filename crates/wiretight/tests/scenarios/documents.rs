@@ -357,7 +357,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
     let _postgres =
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(guide, "## A first mesh"));
-    let recipe = part(guide, "## Interception: programs that nobody points anywhere");
+    let recipe = part(guide, "## Interception: without changing programs");
     // What comes under its own heading is about another machine.
     site.follow(recipe.split("\n### ").next().unwrap());
     let status = site.run("web1", "wiretight status --json", "").good().json();

@@ -298,10 +298,10 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
     let status = near.cli(&["status"]);
     assert!(
         status.code == Some(1)
-            && status.out.contains("not ready: the kernel's rules were taken down"),
+            && status.out.contains("not ready: `wiretight down` removed the kernel's rules"),
         "{status:?}"
     );
-    wait_for("the node's log says so", || near.log().contains("THE KERNEL'S RULES ARE GONE"));
+    wait_for("the node's log says so", || near.log().contains("THE KERNEL'S RULES WERE REMOVED"));
     let capture = Capture::start(&wire, &world, "down");
     wait_for("plaintext goes again", || curl(SERVER[0], 8081).is_some());
     assert!(capture.canaries().0 > 0);

@@ -27,7 +27,7 @@ fn a_token_is_good_once() {
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
     let (mut first, ran) = join(&world, "first", "n1", "", &token);
-    assert!(ran.good().out.contains("n1 has joined example.org; now: wiretight run"));
+    assert!(ran.good().out.contains("n1 has joined example.org. Next: wiretight run"));
     let (_, ran) = join(&world, "thief", "n1", "", &token);
     refused(&ran, "used before");
     wait_for("the authority's log says it too", || {
@@ -86,8 +86,8 @@ fn an_altered_token_is_refused() {
         change(&mut token);
         token.encode()
     };
-    refused(&with(&alter(|t| t.id = "0".repeat(16))), "unknown or wrong token");
-    refused(&with(&alter(|t| t.secret = "guess".to_owned().into())), "unknown or wrong token");
+    refused(&with(&alter(|t| t.id = "0".repeat(16))), "unknown join token");
+    refused(&with(&alter(|t| t.secret = "guess".to_owned().into())), "unknown join token");
     refused(&with(&alter(|t| t.root = [7; 32])), "authority");
     // The record at the authority decides when it ends, not the text.
     with(&alter(|t| t.expires += 1_000_000)).good();
@@ -113,7 +113,7 @@ fn a_token_for_somebody_else_is_refused() {
     led_astray.authority = vec![other.listen.unwrap().to_string()];
     let (_, ran) = join(&world, "astray", "n1", "", &led_astray.encode());
     refused(&ran, "authority");
-    assert!(!ran.err.contains("unknown or wrong token"), "it told a stranger the secret: {ran:?}");
+    assert!(!ran.err.contains("unknown join token"), "it told a stranger the secret: {ran:?}");
 
     // Another trust domain: nothing is sent at all.
     let mut domain = JoinToken::decode(&token).ok().unwrap();

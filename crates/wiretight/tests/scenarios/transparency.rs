@@ -29,18 +29,18 @@ fn a_day_in_the_life() {
         r#""reason":"not_logged""#,
         r#"wiretight_refused_total{side="service",service="db",reason="not_logged"} 1"#,
         "control: the same program with a certificate from 'wiretight svid fetch' connects",
-        r#"control: with transparency = "off" db takes the insider's certificate"#,
+        r#"control: with transparency = "off" db accepts the insider's certificate"#,
         r#""alert":"unexpected-certificate""#,
         "ghost: its live connection is cut ",
-        "one witness away: issuance goes on",
+        "one witness down: issuance continues",
         "ALARM: the witnesses do not cosign",
-        "nothing is issued without the witnesses",
+        "no certificate was issued: ",
         "late2: joins, with the same token",
         "because it would fork",
-        "one connection lived through all of it",
-        "all as it has to be",
+        "one connection stayed open through all of it",
+        "all results as expected",
     ] {
-        assert!(ran.out.contains(line), "it does not say {line:?}:\n{}", ran.all());
+        assert!(ran.out.contains(line), "the output lacks {line:?}:\n{}", ran.all());
     }
     let cut = ran.out.lines().find(|l| l.contains("its live connection is cut")).unwrap();
     say(format!("a day of {:.1} s; {cut}", started.elapsed().as_secs_f32()));
@@ -72,7 +72,7 @@ fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
     let status = mesh.auth.status();
     assert!(status["log"]["waiting_since"].is_u64(), "{status:#}");
     let shown = mesh.auth.cli(&["authority", "status"]).good().out;
-    assert!(shown.contains("waiting for the witnesses since"), "{shown}");
+    assert!(shown.contains("waiting for the witnesses for"), "{shown}");
     let log = mesh.auth.log();
     assert!(log.contains("ALARM: the witnesses do not cosign"), "{log}");
     load.moves();
@@ -349,7 +349,7 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
     auth.start();
     assert!(auth.kid().ended(ms(30_000)).is_some_and(|status| !status.success()));
-    assert!(auth.log().contains("`ca` in [witnesses], cannot be used"), "{}", auth.log());
+    assert!(auth.log().contains("(`ca` in [witnesses])"), "{}", auth.log());
     auth.write(&sections(&format!("ca = \"{}\"\n", ca.display())));
     auth.start();
     auth.ready();
@@ -534,7 +534,7 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
         age.is_some_and(|age| age > 2)
     });
     let shown = app.cli(&["status"]).good().out;
-    assert!(shown.contains("news of revocations is "), "{shown}");
+    assert!(shown.contains("list of revocations is "), "{shown}");
     let end = stopped + Duration::from_secs(100);
     while live.exchange().is_ok() {
         assert!(Instant::now() < end, "the live connection goes on without news");
@@ -547,8 +547,12 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
         wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);
         let status = node.status();
         assert_eq!(status["transparency"]["without_news"], true, "{status:#}");
-        assert!(node.cli(&["status"]).out.contains("no news of revocations for too long"));
-        assert!(node.log().contains("NO NEWS FROM THE AUTHORITY"));
+        assert!(
+            node.cli(&["status"])
+                .out
+                .contains("out of contact with the authority for longer than max_staleness")
+        );
+        assert!(node.log().contains("OUT OF CONTACT WITH THE AUTHORITY"));
     }
     assert!(once(entry).is_err(), "a new connection is made without news");
 

@@ -186,7 +186,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
         let _ = run(&server, "ip", &line.split(' ').collect::<Vec<_>>());
     }
     wait_for("it is said", || {
-        far.status()["intercept"]["error"].to_string().contains("somebody else uses them")
+        far.status()["intercept"]["error"].to_string().contains("in use by another program")
     });
     let rules = || run(&server, "ip", &["rule"]).out + &run(&server, "ip", &["-6", "rule"]).out;
     assert!(rules().contains("from 192.0.2.1"));

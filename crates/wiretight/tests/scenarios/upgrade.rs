@@ -172,7 +172,7 @@ fn the_command_line_upgrades_and_tells_of_it() {
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
     let same = pair.db.cli(&["upgrade"]).good();
-    assert!(same.out.contains("nothing to do"), "{same:?}");
+    assert!(same.out.contains("Nothing to do"), "{same:?}");
     assert_eq!(pair.db.status()["pid"], pair.db.pid());
     let done = pair.db.cli(&["upgrade", "--force", "--json"]).good().json();
     assert_eq!((&done["upgraded"], &done["before"]["pid"]), (&true.into(), &pair.db.pid().into()));

@@ -1,4 +1,4 @@
-//! How a node gets into the mesh, and out of it: join, rejoin, removal.
+//! Joining, rejoining and leaving the mesh.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::clock::uptime;
 use crate::control::{Blob, Code};
 
 impl Run {
-    /// Gets a node identity: by the enrolled key, or by a join token.
+    /// Gets a node identity, by the enrolment key or a join token.
     pub(super) async fn enter(&mut self) -> Result<(), Trouble> {
         let token = self.params.token.load();
         let used = self.membership.as_ref().map(|m| m.token_id.as_str());
@@ -34,7 +34,7 @@ impl Run {
             }
         }
         let token = token.map_err(Trouble::Retry)?.ok_or_else(|| {
-            let why = "this node has not joined a mesh, or its certificate is lost, and there is no join token: make one with `wiretight token create` on the authority, then `wiretight join`, or join_token_file in [node]";
+            let why = "this node has not joined a mesh, or has lost its certificate, and there is no join token. Create one with `wiretight token create` on the authority, then use `wiretight join` or join_token_file in [node].";
             Trouble::Retry(why.into())
         })?;
         self.join(&token).await
@@ -46,7 +46,7 @@ impl Run {
             Some(key) => key,
             None => {
                 let key = Arc::new(SigningKey::generate().map_err(|e| retry(&e))?);
-                // On the disk first: if the answer is lost, the same key asks again.
+                // Saved first: if the response is lost, the join is repeated with the same key.
                 let saved = key.clone();
                 let saved = self.on_disk(move |disk| disk.save_enrolment(&saved)).await;
                 saved.map_err(|e| retry(&e))?;
@@ -60,7 +60,7 @@ impl Run {
         }
     }
 
-    /// With the key of the identity that it got.
+    /// Returns the new identity with its key.
     async fn ask(
         &self,
         enrolment: &SigningKey,
@@ -70,7 +70,7 @@ impl Run {
         let AgentParams { trust_domain, node, transparency, times, .. } = &self.params;
         let id = Id::Node(node.clone());
         let key = SigningKey::generate();
-        let key = key.map_err(|e| LinkError::Answer(format!("no key could be made: {e}")))?;
+        let key = key.map_err(|e| LinkError::Answer(format!("cannot create a key: {e}")))?;
         let public = PublicKey::new(key.public_key()).map(|public| (id.clone(), public.hash()));
         self.note_asked(public.into_iter().collect()).await;
         let before = self.before(&id).map(|identity| &**identity);
@@ -79,7 +79,7 @@ impl Run {
         Ok((key, entry))
     }
 
-    /// Puts what a join or rejoin gave on the disk and into the mesh.
+    /// Saves the result of a join or rejoin, and puts it into the mesh.
     async fn entered(
         &mut self,
         (key, entry): (SigningKey, link::Entry),
@@ -88,14 +88,15 @@ impl Run {
         let link::Entry { identity, bundle } = entry;
         let (id, chain) = (identity.id().id.clone(), identity.chain().to_vec());
         if membership.is_some() {
-            // Of a new enrolment, perhaps with a new authority, nothing is known yet.
+            // A new enrolment, perhaps with another authority: request the whole state.
             self.state.version = 0;
         }
         self.state.bundle = bundle.iter().map(Blob::from).collect();
-        self.put_bundle().map_err(|e| Trouble::Retry(format!("the bundle is damaged: {e}")))?;
+        self.put_bundle()
+            .map_err(|e| Trouble::Retry(format!("the trust bundle is invalid: {e}")))?;
         let membership = membership.or_else(|| match &self.membership {
             Some(_) => None,
-            // That it had joined was lost with a file.
+            // The membership file was lost.
             None => Some(self.remember(self.addresses(None))),
         });
         let (of, joined) = (id.clone(), membership.clone());
@@ -110,7 +111,7 @@ impl Run {
         tracing::info!(node = %self.params.node, trust_domain = %self.params.trust_domain, "joined");
         self.take_identity(&id, identity);
         self.put_new();
-        // Somebody waits for one that was asked for later than this.
+        // A caller may wait for a certificate that is requested later than this one.
         if self.waiters.iter().any(|waiter| waiter.left.contains_key(&id))
             && let Some(renewal) = self.renewals.get_mut(&id)
         {
@@ -121,7 +122,7 @@ impl Run {
         Ok(())
     }
 
-    /// A membership whose file was lost: the node is in, and this is where the authority is.
+    /// A new membership record, after its file was lost.
     pub(super) fn remember(&self, authority: Vec<HostPort>) -> Membership {
         Membership {
             trust_domain: self.params.trust_domain.clone(),
@@ -131,12 +132,12 @@ impl Run {
         }
     }
 
-    /// The authority has said that this node is no member: it stops being one.
+    /// Drops all identities, after the authority said that this node was removed.
     pub(super) async fn leave(&mut self, why: &str) {
         if !self.removed || !self.identities.is_empty() {
             tracing::error!(
                 node = %self.params.node,
-                "THIS NODE WAS REMOVED FROM THE MESH: {why}. Every identity is dropped and connections fail from now on. To bring it back: make a new token with `wiretight token create`"
+                "THIS NODE WAS REMOVED FROM THE MESH: {why}. All its identities are dropped, and connections fail from now on. To add it again, create a new token with `wiretight token create`."
             );
         }
         self.removed = true;

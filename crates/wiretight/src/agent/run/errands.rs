@@ -1,5 +1,4 @@
-//! What edges share, on the stream: the questions of a [`SharedStore`](super::super::SharedStore) and the
-//! authority's answers to them.
+//! Requests of a [`SharedStore`](super::super::SharedStore) on the stream, and the authority's responses.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +9,10 @@ use super::super::shared::{Errand, Event, Outcome, TOO_OLD};
 use super::{Link, Run, Trouble};
 use crate::control::{Blob, FromAuthority, FromNode};
 
-/// Writes that wait for an answer at one time: fewer than the authority queues.
+/// Open writes at a time; fewer than the authority queues.
 const MAX_WRITES: usize = 4;
 
-/// Of one stream.
+/// The requests on one stream.
 #[derive(Default)]
 pub(super) struct Sharing {
     follow: Option<Follow>,
@@ -23,25 +22,24 @@ pub(super) struct Sharing {
 struct Follow {
     request: u64,
     events: mpsc::Sender<Event>,
-    /// Nothing has come yet.
+    /// No response has arrived yet.
     unanswered: bool,
-    /// The whole has come.
+    /// All records have arrived.
     whole: bool,
 }
 
 impl Sharing {
-    /// Whether another errand may be taken up.
+    /// Whether another request may be sent.
     pub(super) fn has_room(&mut self) -> bool {
         self.writes.retain(|_, reply| !reply.is_closed());
         self.writes.len() < MAX_WRITES
     }
 
-    /// Whether all has come on this very stream.
+    /// Whether all records have arrived on this stream.
     fn may_write(&self) -> bool {
         self.follow.as_ref().is_some_and(|f| f.whole)
     }
 
-    /// A request that the authority has refused.
     pub(super) fn refused(&mut self, request: u64, why: &str) {
         if self.follow.as_ref().is_some_and(|f| f.request == request) {
             return self.end(why);
@@ -49,7 +47,7 @@ impl Sharing {
         self.written(request, Outcome::Refused(why.into()));
     }
 
-    /// The authority does not know a type of message: these were the newest.
+    /// The authority does not know a message type. An open follow request is the newest type, so it is meant.
     pub(super) fn unknown_type(&mut self) {
         if self.follow.as_ref().is_some_and(|f| f.unanswered) {
             self.end(TOO_OLD);
@@ -62,7 +60,7 @@ impl Sharing {
         }
     }
 
-    /// Passes something on to the one who follows. One that does not keep up has to begin again.
+    /// Forwards an event to the follower. If its queue is full, it has to start again.
     fn tell(&mut self, request: u64, event: Event) {
         let Some(follow) = self.follow.as_mut().filter(|f| f.request == request) else { return };
         follow.unanswered = false;
@@ -74,7 +72,7 @@ impl Sharing {
         }
     }
 
-    /// Takes an answer; what is none of these comes back.
+    /// Handles a response; returns any other message.
     pub(super) fn answer(&mut self, message: FromAuthority) -> Option<FromAuthority> {
         match message {
             FromAuthority::Records { request, at, records, done } => {
@@ -111,9 +109,9 @@ impl Run {
                 link.sharing.follow = Some(follow);
                 FromNode::Follow { request, service }
             }
-            // It was decided by what another stream told, maybe of an authority that has another past.
+            // The write is based on records from another stream, perhaps of an authority that was restored since.
             Errand::Write(write) if !link.sharing.may_write() => {
-                let why = "the connection to the authority was made anew: once more in a moment";
+                let why = "the connection to the authority was just re-established. Try again in a moment.";
                 let _ = write.reply.send(Outcome::Refused(why.into()));
                 return Ok(());
             }
@@ -149,12 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_that_does_not_know_the_question_is_said_to_be_older() {
+    fn an_authority_that_does_not_know_the_request_is_reported_as_older() {
         let (mut sharing, mut inbox) = follow();
         sharing.unknown_type();
         let Ok(Event::Refused(why)) = inbox.try_recv() else { panic!("nothing is said") };
         assert!(why.contains("older") && why.contains("update"), "{why}");
-        // The control: one that has answered means something else.
+        // Control: after a response, an unknown type refers to something else.
         let (mut sharing, mut inbox) = follow();
         assert!(sharing.answer(records(3)).is_none());
         sharing.unknown_type();
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_another_request_is_not_taken_and_one_who_does_not_keep_up_begins_again() {
+    fn responses_to_other_requests_are_ignored_and_a_slow_follower_starts_again() {
         let (mut sharing, mut inbox) = follow();
         assert!(sharing.answer(records(2)).is_none());
         assert!(inbox.try_recv().is_err() && !sharing.may_write());

@@ -1,4 +1,4 @@
-//! Renewal: which certificate is asked for when, and what is done with the answer.
+//! Renewal of certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,18 +54,18 @@ impl Run {
         Ok(())
     }
 
-    /// The identity whose key proves the next one, also when it has expired.
+    /// The identity, possibly expired, whose key signs the link to the next one.
     pub(super) fn before(&self, id: &Id) -> Option<&Arc<Identity>> {
         self.identities.get(id).or_else(|| self.expired.get(id))
     }
 
-    /// Remembers that certificates are asked for these keys.
+    /// Saves the hashes of keys for which certificates will be requested.
     pub(super) async fn note_asked(&self, keys: Vec<(Id, [u8; 32])>) {
         if keys.is_empty() {
             return;
         }
         if let Err(e) = self.on_disk(move |disk| disk.note_asked(&keys)).await {
-            tracing::warn!("`wiretight svid keys` will not know a key: {e}: {}", e.source);
+            tracing::warn!("`wiretight svid keys` will lack a key: {e}: {}", e.source);
         }
     }
 
@@ -77,12 +77,12 @@ impl Run {
             return;
         }
         let spiffe = SpiffeId::new(self.params.trust_domain.clone(), id.clone());
-        // By all that this node knows, revocations too.
+        // With everything that this node knows, including revocations.
         let checked = link::check(&self.mesh.bundle(), &spiffe, chain.clone(), &key);
         let identity = match checked {
             Ok(identity) => identity,
             Err(why) => {
-                return self.not_renewed(&id, format!("the new certificate is no good: {why}"));
+                return self.not_renewed(&id, format!("the new certificate is invalid: {why}"));
             }
         };
         let of = id.clone();
@@ -96,13 +96,13 @@ impl Run {
             if let Some(renewal) = self.renewals.get_mut(&id)
                 && waiter.left.contains_key(&id)
             {
-                // This one was asked for before somebody wanted a new one.
+                // This certificate was requested before the caller asked for a new one.
                 renewal.now();
             }
         }
     }
 
-    /// Puts the identities that are new into the mesh, and tells those who wait for them.
+    /// Puts new identities into the mesh, and notifies waiting callers.
     pub(super) fn put_new(&mut self) {
         if std::mem::take(&mut self.has_new) {
             self.put_identities();
@@ -113,7 +113,7 @@ impl Run {
         }
     }
 
-    /// Tries again well before the old certificate ends.
+    /// Schedules a retry well before the old certificate expires.
     pub(super) fn not_renewed(&mut self, id: &Id, why: String) {
         let ends = self.identities.get(id).map_or(0, |i| i.leaf().period.not_after);
         let left = Duration::from_secs(ends.saturating_sub(now()));
@@ -125,7 +125,7 @@ impl Run {
         renewal.failures = renewal.failures.saturating_add(1);
         renewal.due = now_ms() + wait.as_millis() as u64;
         renewal.retry = Some(Instant::now() + wait);
-        tracing::warn!(%id, "not renewed: {why}; trying again in {wait:.1?}");
+        tracing::warn!(%id, "cannot renew the certificate: {why}; trying again in {wait:.1?}");
         renewal.error = Some(why.clone());
         for waiter in self.waiters.extract_if(.., |w| w.left.contains_key(id)) {
             let _ = waiter.reply.send(Err(format!("{id}: {why}")));
@@ -133,7 +133,7 @@ impl Run {
         self.report(|s| s.last_error = Some(format!("{id}: {why}")));
     }
 
-    /// [`Run::put_new`] puts it into the mesh.
+    /// Stores a new identity; [`Run::put_new`] puts it into the mesh.
     pub(super) fn take_identity(&mut self, id: &Id, identity: Identity) {
         self.schedule(id, &identity);
         self.expired.remove(id);
@@ -141,8 +141,8 @@ impl Run {
         self.has_new = true;
     }
 
-    /// Due at half of its life, earlier by up to a tenth of it, so that nodes which began together
-    /// do not stay together.
+    /// Due at half of the lifetime, minus up to a tenth of it at random, so that nodes that started together do not renew
+    /// together.
     pub(super) fn schedule(&mut self, id: &Id, identity: &Identity) {
         let period = identity.leaf().period;
         let life = period.not_after.saturating_sub(period.not_before) * 1000;

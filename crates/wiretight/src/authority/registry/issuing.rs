@@ -1,5 +1,5 @@
-//! Certificates of nodes. Those that one node asks for at once are made at once, so that they share a batch of the log and
-//! one change of the node's record.
+//! Issues certificates of nodes. Simultaneous requests of one node are handled together, so that they share a batch of
+//! the log and one change of the node's record.
 
 use std::collections::BTreeSet;
 
@@ -18,12 +18,12 @@ use crate::control::{Blob, Code, Denial};
 
 pub(super) type Chain = Vec<CertificateDer<'static>>;
 
-/// What a certificate is made for, and what has come of it.
+/// A requested certificate: its identity and series, and the result.
 type Made = (SpiffeId, Series, Option<Result<Chain, Denial>>);
 
 impl Registry {
-    /// Signs requests of a node, for itself or services that it may claim. They share a batch of the log, and each has
-    /// an answer of its own, in their order.
+    /// Signs requests of a node, for itself or services that it may claim. They share a batch of the log. Returns a result
+    /// for each, in the same order.
     pub(in super::super) async fn sign(
         &self,
         node: &Name,
@@ -34,7 +34,7 @@ impl Registry {
         self.issue(node, enrolment, csrs.iter().map(read).collect()).await
     }
 
-    /// `record` with a series for the certificates of each of these identities; they are in the store when this returns.
+    /// `record` with a series for each of these identities; the series are in the store when this returns.
     async fn with_series(
         &self,
         node: &Name,
@@ -78,7 +78,8 @@ impl Registry {
         self.issue(node, enrolment, vec![Ok(csr)]).await.pop().unwrap_or_else(|| Err(busy()))
     }
 
-    /// Records, looks again, and only then lets the certificates out. A request that fails costs the others nothing.
+    /// Issues and records certificates, and checks the node's record again before it returns them. A request that fails
+    /// does not affect the others.
     async fn issue(
         &self,
         node: &Name,
@@ -104,7 +105,7 @@ impl Registry {
             Ok(record) => record,
             Err(denial) => return all(denial, csrs),
         };
-        // If this future is dropped, they are ended with it.
+        // The tasks are aborted if this future is dropped.
         let (mut making, mut made) = (JoinSet::new(), Vec::new());
         for (n, csr) in csrs.into_iter().enumerate() {
             let series = csr.as_ref().ok().and_then(|csr| record.series.get(&csr.id.id)).copied();
@@ -129,12 +130,12 @@ impl Registry {
         let record = self.current(node, enrolment).await;
         let let_out = |made: Result<Made, Denial>| {
             let (id, series, chain) = made?;
-            // There is none if its task has panicked.
+            // It is missing if the task has panicked.
             let chain = chain.unwrap_or_else(|| Err(internal(std::io::Error::other("a panic"))))?;
             let record = record.as_ref().map_err(Denial::clone)?;
             may(node, record, &id)?;
             if record.series.get(&id.id) != Some(&series) {
-                return Err(busy()); // taken away and given back meanwhile
+                return Err(busy()); // the service was removed and granted again meanwhile
             }
             Ok(chain)
         };
@@ -155,7 +156,6 @@ fn may(node: &Name, record: &NodeRecord, id: &SpiffeId) -> Result<(), Denial> {
     }
 }
 
-/// Makes a certificate and records it.
 async fn make(
     ca: &Ca,
     store: &dyn Store,

@@ -1,15 +1,14 @@
-//! What edges share: certificates of sites, sealed keys and ACME accounts, for the nodes that may act as a
-//! service. It stands below `edge/service/SERVICE/`:
+//! Records that edges share: site certificates, encrypted keys and ACME accounts, for all nodes that may act as a
+//! service. They are stored below `edge/service/SERVICE/`:
 //!
 //! ```text
-//! member/NAME            the key that secrets are sealed to for the edge on node NAME; written by it alone
-//! site/NAME              a site's certificate and what is under way for the next
+//! member/NAME            the public key that secrets are encrypted to for the edge on node NAME; only it may write this
+//! site/NAME              a site's certificate, and the order in progress for the next one
 //! account/HASH           an account at a CA
 //! ```
 //!
-//! Who may read and write there is looked up in the node's record each time, never taken from what the node
-//! says. What the records mean is the edges' business: here they are bytes, few and bounded, so that no node
-//! fills the authority's disk or keeps it busy.
+//! Access is checked against the node's record each time. The authority does not interpret the records. Their number and
+//! size are limited, so that no node can fill the authority's disk or keep it busy.
 
 use std::time::{Duration, Instant};
 
@@ -21,24 +20,23 @@ use crate::control::{Blob, Code, Denial, MAX_SHARED_VALUE, SharedRecord};
 
 /// Records of one service.
 const MAX_RECORDS: usize = 1024;
-/// What they and their keys weigh together, in bytes.
+/// Bytes of the records of one service, with their keys.
 const MAX_BYTES: usize = 8 << 20;
-/// Writes that a node may make at once, and then a second.
+/// Limits for writes of a node: a burst, and a rate per second.
 const BURST: f64 = 5000.0;
 const RATE: f64 = 20.0;
-/// What it costs to be told everything anew, in writes.
+/// A request for all records counts as this many writes.
 const FOLLOW: f64 = 50.0;
 
-/// How a write ended.
 #[derive(Debug)]
 pub(in crate::authority) enum Written {
     At(Revision),
-    /// Not done: the record has this revision, or is not there.
+    /// Not written: the record has this revision, or does not exist.
     Conflict(Option<Revision>),
 }
 
 impl Registry {
-    /// Whether a node may share in what edges of `service` keep, as of now.
+    /// Checks that a node currently may access the records of `service`.
     pub(in crate::authority) async fn may_share(
         &self,
         node: &Name,
@@ -50,17 +48,17 @@ impl Registry {
             return Ok(());
         }
         let message = format!(
-            "node {node} may not act as {service}, so it has no part in its certificates: grant it on the authority (`wiretight node grant`), or correct share in [edge]"
+            "node {node} may not act as {service}, so it cannot share that service's certificates. Grant it on the authority (`wiretight node grant`), or correct share in [edge]."
         );
         Err(Denial::new(Code::NotAllowed, message))
     }
 
-    /// Whether a node may be told all of it anew so soon.
+    /// Checks the rate limit for requests for all records.
     pub(in crate::authority) fn may_follow(&self, node: &Name) -> Result<(), Denial> {
         self.charge(node, FOLLOW)
     }
 
-    /// All that edges of a service share, and the revision of that.
+    /// All records of a service, and their revision.
     pub(in crate::authority) async fn shared(
         &self,
         service: &Name,
@@ -71,7 +69,6 @@ impl Registry {
         Ok((changes.filter_map(|c| record(&folder, c)).collect(), at))
     }
 
-    /// Follows it.
     pub(in crate::authority) async fn watch_shared(
         &self,
         service: &Name,
@@ -81,7 +78,7 @@ impl Registry {
         Ok(SharedWatch { watch: self.store.watch(&folder, after).await?, folder })
     }
 
-    /// Writes a record of a service, or deletes it, if it has the revision `expected` (0: if there is none).
+    /// Writes or deletes a record of a service if it has the revision `expected` (0: if it does not exist).
     pub(in crate::authority) async fn write_shared(
         &self,
         node: &Name,
@@ -93,18 +90,17 @@ impl Registry {
     ) -> Result<Written, Denial> {
         let bad = |message: String| Err(Denial::new(Code::BadRequest, message));
         let Some((kind, name)) = parse(path) else {
-            return bad(format!("{:?} is no place for a record", path.escape_debug()));
+            return bad(format!("{:?} is not a valid path for a record", path.escape_debug()));
         };
         if value.as_ref().is_some_and(|v| v.0.len() > MAX_SHARED_VALUE) {
-            return Err(full(format!("a record has {MAX_SHARED_VALUE} bytes at most")));
+            return Err(full(format!("a record may have {MAX_SHARED_VALUE} bytes at most")));
         }
         self.charge(node, 1.0)?;
-        // Whoever removes a node or takes a service away waits, and finds what was written.
+        // Removing a node or a service waits for this lock, so it sees what was written.
         let _guard = self.changing.lock().await;
         self.may_share(node, enrolment, service).await?;
         if kind == "member" && name != node.as_str() {
-            let message =
-                format!("{path} is written by node {name} alone, and this is node {node}");
+            let message = format!("only node {name} may write {path}, and this is node {node}");
             return Err(Denial::new(Code::NotAllowed, message));
         }
         let folder = folder(service);
@@ -134,25 +130,25 @@ impl Registry {
         let bytes = others().map(weigh).sum::<usize>() + at.as_str().len() + len;
         if bytes > MAX_BYTES {
             return Err(full(format!(
-                "{folder} is full: {MAX_BYTES} bytes at most are kept for a service"
+                "{folder} is full: the limit for a service is {MAX_BYTES} bytes"
             )));
         }
         if others().count() >= MAX_RECORDS {
             return Err(full(format!(
-                "{folder} is full: {MAX_RECORDS} records at most are kept for a service"
+                "{folder} is full: the limit for a service is {MAX_RECORDS} records"
             )));
         }
         Ok(())
     }
 
-    /// Nothing more is sealed to a node that goes, or to one that may act as a service no longer. What was
-    /// sealed before is told from the members that are left: the others replace it.
+    /// Removes the node's membership keys, so that nothing more is encrypted to a removed node or for a service that it may
+    /// no longer act as. The remaining members notice this and replace secrets that were encrypted to it.
     pub(super) async fn leave_shared(
         &self,
         name: &Name,
         record: &super::NodeRecord,
     ) -> Result<(), Error> {
-        // After a change of machines the name stands for another one.
+        // When another machine has joined under this name, its old keys go too.
         let kept = record.services.iter().filter(|_| record.standing != Standing::Active);
         for service in record.withdrawn.iter().chain(kept) {
             self.delete_key(&key(format!("{}member/{name}", folder(service)))).await?;
@@ -164,14 +160,14 @@ impl Registry {
         match super::take(&self.shares, node, cost, BURST, RATE, Instant::now()) {
             Duration::ZERO => Ok(()),
             _ => {
-                let message = "this node has changed too many records: ask again later";
+                let message = "this node has changed too many records: try again later";
                 Err(Denial::new(Code::Busy, message))
             }
         }
     }
 }
 
-/// Changes of what edges of a service share.
+/// Changes of the records of a service.
 pub(in crate::authority) struct SharedWatch {
     watch: Watch,
     folder: String,
@@ -198,7 +194,7 @@ fn folder(service: &Name) -> String {
     format!("edge/service/{service}/")
 }
 
-/// The two parts of a record's place. Nothing else is one: no path leads out of the folder.
+/// The two parts of a record's path. Only valid paths are accepted, so none can lead out of the folder.
 fn parse(path: &str) -> Option<(&str, &str)> {
     let (kind, name) = path.split_once('/')?;
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.*".contains(&b);
@@ -215,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_one_of_three_folders_and_a_name() {
+    fn a_path_is_one_of_three_folders_and_a_name() {
         let long = format!("site/{}", "a".repeat(255));
         for good in ["member/a", "site/*.example.org", "account/00ff", &*long] {
             assert!(parse(good).is_some(), "{good}");

@@ -1,8 +1,8 @@
-//! `wiretight demo`: the main job in one command, unprivileged, on loopback.
+//! `wiretight demo`: shows the relay at work with one command, unprivileged, on loopback.
 //!
-//! Three nodes as separate processes (an authority, one with a service, one with its client), and this
-//! process, which plays the programs and, with a tap, the network between them. The same traffic goes
-//! straight and then through the relays, and what the tap saw of each is shown side by side.
+//! It starts three nodes as separate processes: an authority, a node with a service, and a node with a client. This
+//! process acts as the two programs and, with a tap, as the network between the nodes. It sends the same traffic
+//! directly and then through the relays, and prints side by side what the tap saw.
 
 mod nodes;
 mod tap;
@@ -23,21 +23,21 @@ use nodes::Nodes;
 use tap::{Seen, Tap};
 use traffic::{CANARY, Measured};
 
-/// See it work: real traffic, straight and through the relays, and what the network sees of each
+/// Try it: send traffic directly and through the relays, and compare what the network sees
 ///
-/// Starts an authority and two nodes as processes of their own, with their state in a temporary folder,
-/// and stays up until Ctrl-C, so that you can try it.
+/// Starts an authority and two nodes as separate processes, with their state in a temporary directory. They run until
+/// Ctrl-C, so that you can try commands against them.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight demo
-  wiretight demo --forward 127.0.0.1:5432     put your own server behind it
+  wiretight demo --forward 127.0.0.1:5432     also relay to your own server
   wiretight demo --once --json                for scripts: exit 0 only if nothing leaked")]
 pub(super) struct Demo {
-    /// Also put this server (a TCP program on this machine) behind the relays, to try it
+    /// Also relay connections to this server (a TCP server on this machine)
     #[arg(long, value_name = "HOST:PORT")]
     forward: Option<wiretight_proxy::relay::settings::HostPort>,
-    /// End after the comparison: exit 0 only if nothing leaked
+    /// Exit after the comparison, with status 0 only if nothing leaked
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -73,16 +73,19 @@ impl Demo {
     }
 
     async fn compare(&self) -> anyhow::Result<Nodes> {
-        let service = traffic::serve().await.context("the demo's own service")?;
+        let service = traffic::serve().await.context("cannot start the demo's service")?;
         let straight = Tap::start(service).await?;
         let mut nodes = Nodes::start(service, self.forward.as_ref()).await?;
 
-        step("sending the same traffic straight, and through the relays ...");
-        let direct = traffic::measure(straight.addr()).await.context("straight")?;
-        let relayed = traffic::measure(nodes.entry).await.context("through the relays")?;
+        step("sending the same traffic directly and through the relays ...");
+        let direct = traffic::measure(straight.addr())
+            .await
+            .context("direct traffic to the service failed")?;
+        let relayed =
+            traffic::measure(nodes.entry).await.context("traffic through the relays failed")?;
         ensure!(
             direct.answers == relayed.answers,
-            "the relays changed the answers: this must not be; please report it"
+            "the responses through the relays differ from the direct ones. This is a bug: please report it."
         );
         let (a, b) = (nodes.client_status().await?, nodes.server_status().await?);
         let (seen_direct, seen_relayed) = (straight.seen(), nodes.tap.seen());
@@ -93,7 +96,7 @@ impl Demo {
     }
 }
 
-/// The verdict. The straight run is the control: a tap that does not see the canary there sees nothing.
+/// The direct run is the control: if the tap does not see the canary there, its result means nothing.
 fn leaked(report: &Value) -> bool {
     report["direct"]["canary_seen"] != true
         || report["relayed"]["canary_seen"] != false
@@ -154,7 +157,7 @@ fn render(report: &Value) -> String {
     let speed =
         |v: &Value| format!("{:.0} MB/s", v["megabytes_per_second"].as_f64().unwrap_or(0.0));
     let us = |v: &Value| format!("{} us", text(v));
-    let mut table = Table::new(&["what the tap on the wire saw", "straight", "through Wiretight"]);
+    let mut table = Table::new(&["seen by the tap on the wire", "direct", "through Wiretight"]);
     let mut row = |name: &str, d: String, r: String| table.row([name.to_owned(), d, r]);
     row("canary text", canary(d), canary(r));
     row("protocol", text(&d["protocol"]), text(&r["protocol"]));
@@ -170,7 +173,7 @@ fn render(report: &Value) -> String {
     format!("\n{table}")
 }
 
-/// A free port of 127.0.0.1, for a process that is about to bind it.
+/// A free port of 127.0.0.1. Another process can still take it before the caller's process binds it.
 fn free_port() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
@@ -180,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_leak_a_blind_tap_and_another_protocol_are_no_success() {
+    fn a_leak_a_blind_tap_or_another_protocol_is_a_failure() {
         let good = json!({
             "direct": { "canary_seen": true },
             "relayed": { "canary_seen": false, "protocol": "TLSv1.3" },

@@ -1,4 +1,4 @@
-//! The demo's three nodes: real processes of this same binary, set up as an operator would.
+//! The demo's three nodes: separate processes of this binary, set up as an operator would do it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,15 +17,14 @@ use super::tap::Tap;
 use super::{free_port, step};
 use crate::admin::client::{AdminError, request};
 
-/// The demo's service.
 pub(super) const SERVICE: &str = "hello";
-/// How long a node may take to get ready.
+/// How long a node may take to become ready.
 const READY: Duration = Duration::from_secs(30);
 
-/// The three nodes, and the tap between two of them.
+/// The three nodes, and the tap between the two that relay.
 pub(super) struct Nodes {
     children: Vec<(&'static str, Child)>,
-    /// Goes last, when nobody writes there any more.
+    /// Dropped after `children`, when no process writes there any more.
     dir: TempDir,
     /// Where the client program connects.
     pub(super) entry: SocketAddr,
@@ -44,8 +43,7 @@ impl Nodes {
         let dir = tempfile::Builder::new().prefix("wiretight-demo-").tempdir()?;
         let authority = free_port()?;
         let (listen, entry, admin) = (free_port()?, free_port()?, free_port()?);
-        // Node b says that it is to be reached where the tap listens: all that the network carries
-        // between the two nodes passes there.
+        // Node b advertises the tap's address, so all traffic between the two nodes passes through the tap.
         let tap = Tap::start(listen).await?;
         let mut nodes =
             Nodes { dir, children: Vec::new(), entry, own_entry: None, admin, tap, leaked: true };
@@ -103,7 +101,7 @@ impl Nodes {
         Ok(fs::write(self.file(node), file + sections)?)
     }
 
-    /// Has the authority make a join token, as `wiretight token create` does.
+    /// Creates a join token, as `wiretight token create` does.
     async fn token(&self, node: &str, services: &[&str]) -> anyhow::Result<()> {
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
@@ -141,16 +139,16 @@ impl Nodes {
                     status["not_ready"],
                     self.log(node)
                 ),
-                Err(error) => bail!("node {node} does not run: {error}\n{}", self.log(node)),
+                Err(error) => bail!("node {node} is not running: {error}\n{}", self.log(node)),
             }
             let (_, child) = self.children.last_mut().context("just pushed")?;
             if let Some(status) = child.try_wait()? {
-                bail!("node {node} ended with {status}:\n{}", self.log(node));
+                bail!("node {node} stopped with {status}:\n{}", self.log(node));
             }
         }
     }
 
-    /// Waits until node a knows where the services are.
+    /// Waits until node a knows the addresses of the services.
     async fn registered(&self) -> anyhow::Result<()> {
         let end = Instant::now() + READY;
         loop {
@@ -160,7 +158,7 @@ impl Nodes {
                 return Ok(());
             }
             if Instant::now() > end {
-                bail!("node a did not learn of the services:\n{}", self.log("a"));
+                bail!("node a did not learn the addresses of the services:\n{}", self.log("a"));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -185,13 +183,12 @@ impl Nodes {
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// What a person can do while it is up.
     pub(super) fn what_to_try(&self, own: bool) -> String {
         let file = |node: &str| shell(&self.file(node));
         let exe = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
         let exe = shell(&exe);
         let mut out = format!(
-            "\nIt stays up; try:\n  curl http://{}/                       the service, through the relays\n  \
+            "\nThe demo is running. Try:\n  curl http://{}/                       the service, through the relays\n  \
              curl http://{}/metrics\n  {exe} status --config {}\n  {exe} status --config {}\n  \
              {exe} node list --config {}\n  {exe} node remove b --config {}     and curl again\n",
             self.entry,
@@ -204,25 +201,25 @@ impl Nodes {
         if let (true, Some(entry)) = (own, self.own_entry) {
             out += &format!("Your own server, through the relays: {entry}\n");
         }
-        out += &format!("Logs: {}/*.log. Ctrl-C ends it.\n", self.dir.path().display());
+        out += &format!("Logs: {}/*.log. Stop with Ctrl-C.\n", self.dir.path().display());
         out
     }
 
-    /// Waits until a node ends that should not.
+    /// Waits until a node stops by itself, which none should.
     pub(super) async fn any_exit(&mut self) -> String {
         loop {
             for n in 0..self.children.len() {
                 let (node, child) = &mut self.children[n];
                 if let Ok(Some(status)) = child.try_wait() {
                     let node = *node;
-                    return format!("node {node} ended with {status}:\n{}", self.log(node));
+                    return format!("node {node} stopped with {status}:\n{}", self.log(node));
                 }
             }
             sleep(Duration::from_millis(200)).await;
         }
     }
 
-    /// Ends all nodes in order, and removes their state.
+    /// Stops all nodes gracefully and removes their state.
     pub(super) async fn stop(mut self) {
         for (_, child) in &mut self.children {
             if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
@@ -237,7 +234,7 @@ impl Nodes {
     }
 }
 
-/// However the demo ends, no process outlives it, and none writes into the folder that goes with it.
+/// No process outlives the demo or writes into its directory while that is removed.
 impl Drop for Nodes {
     fn drop(&mut self) {
         for (_, child) in &mut self.children {

@@ -1,4 +1,4 @@
-//! The network, played: passes bytes on, and looks at them as anybody on the path could.
+//! The network between the nodes: forwards bytes, and inspects them as anyone on the path could.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,17 +9,17 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::traffic::CANARY;
 
-/// What is kept of the beginning of a direction, to see which protocol it is.
+/// First bytes of a direction that are kept, to detect the protocol.
 const BEGINNING: usize = 16 * 1024;
 
-/// What was seen so far.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     pub(super) connections: u64,
     pub(super) bytes: u64,
     pub(super) canaries: u64,
-    /// TLS ServerHellos seen, and connections whose first bytes were not TLS.
+    /// Connections with a TLS ServerHello.
     tls: u64,
+    /// Connections whose first bytes were not TLS.
     plain: u64,
     pub(super) version: Option<u16>,
     pub(super) group: Option<String>,
@@ -27,7 +27,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What the wire carried, by its own first bytes.
+    /// Judged by the first bytes of each connection.
     pub(super) fn protocol(&self) -> String {
         match (self.tls, self.plain, self.version) {
             (_, 0, Some(0x0304)) => "TLSv1.3".into(),
@@ -38,14 +38,13 @@ impl Seen {
     }
 }
 
-/// A tap in front of one address.
 pub(super) struct Tap {
     addr: SocketAddr,
     seen: Arc<Mutex<Seen>>,
 }
 
 impl Tap {
-    /// Listens on a free port and passes everything on to `to`.
+    /// Listens on a free port and forwards everything to `to`.
     pub(super) async fn start(to: SocketAddr) -> anyhow::Result<Tap> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let tap = Tap { addr: listener.local_addr()?, seen: Arc::default() };
@@ -83,7 +82,7 @@ async fn pass(from: TcpStream, to: SocketAddr, seen: Arc<Mutex<Seen>>) {
     );
 }
 
-/// Passes one direction on, counting bytes and canaries (across reads too).
+/// Forwards one direction; counts bytes and canaries, including canaries that span two reads.
 async fn watch(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -114,7 +113,7 @@ async fn watch(
         if to.write_all(&buf[held..end]).await.is_err() {
             break;
         }
-        // The last bytes may be the beginning of a canary.
+        // The last bytes may be the first part of a canary.
         let tail = keep.min(end);
         buf.copy_within(end - tail..end, 0);
         held = tail;
@@ -122,8 +121,8 @@ async fn watch(
     let _ = to.shutdown().await;
 }
 
-/// How often `needle` stands in `hay`. A canary that lies wholly in what was held back was counted
-/// before, but that is one byte too short to hold one.
+/// How often `needle` occurs in `hay`. The bytes held back from the last read are counted twice, but they are one byte
+/// too short for a whole canary.
 fn find_all(hay: &[u8], needle: &[u8]) -> u64 {
     let mut count = 0;
     let mut rest = hay;
@@ -137,7 +136,7 @@ fn find_all(hay: &[u8], needle: &[u8]) -> u64 {
     count
 }
 
-/// Judges a direction by its first bytes; false if there are too few yet.
+/// Detects the protocol of a direction by its first bytes; false if there are too few yet.
 fn judge(beginning: &[u8], seen: &mut Seen) -> bool {
     if beginning.len() < 5 {
         return false;
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_server_hello_is_no_tls() {
+    fn without_a_server_hello_it_is_not_tls() {
         let mut seen = Seen::default();
         assert!(!judge(b"HTT", &mut seen));
         assert!(judge(b"HTTP/1.1 200 OK", &mut seen));

@@ -1,4 +1,4 @@
-//! The demo's programs: an HTTP service and its client. Neither knows of Wiretight.
+//! The demo's programs: an HTTP service and its client. Neither knows about Wiretight.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,17 +13,17 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
-/// What must not be readable on the wire. It is in every request and every answer.
+/// A text that must not be readable on the wire. It is in every request and every response.
 pub(super) const CANARY: &str = "CANARY-4f1d-this-must-not-be-readable-on-the-wire";
-/// The large answer.
+/// Size of the large response.
 const BULK: usize = 64 * 1024 * 1024;
-/// Small requests on one connection, and new connections.
+/// Small requests on one connection.
 const REQUESTS: usize = 500;
+/// Connections with one request each.
 const CONNECTIONS: usize = 100;
 
-/// What came of a run.
 pub(super) struct Measured {
-    /// A digest of sorts of all answers, to see that both runs got the same.
+    /// A checksum of all responses, to check that both runs got the same.
     pub(super) answers: u64,
     bulk: Duration,
     requests: Vec<Duration>,
@@ -50,7 +50,7 @@ fn median(all: &[Duration]) -> Duration {
     all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
-/// Starts the service: `/bulk` is large, all else small.
+/// Starts the service: `/bulk` has a large response, every other path a small one.
 pub(super) async fn serve() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let addr = listener.local_addr()?;
@@ -88,7 +88,7 @@ pub(super) async fn measure(to: SocketAddr) -> anyhow::Result<Measured> {
     let begun = Instant::now();
     let len = get(&mut sender, "/bulk", &mut answers).await?;
     let bulk = begun.elapsed();
-    ensure!(len == BULK, "the large answer had {len} bytes, not {BULK}");
+    ensure!(len == BULK, "the large response had {len} bytes instead of {BULK}");
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for n in 0..CONNECTIONS {
         let begun = Instant::now();
@@ -107,7 +107,7 @@ async fn connect(to: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
     Ok(sender)
 }
 
-/// One GET with the canary in it; mixes the answer into `answers` and returns its length.
+/// Sends one GET with the canary in it; adds the response to the checksum `answers` and returns its length.
 async fn get(
     sender: &mut SendRequest<Empty<Bytes>>,
     path: &str,
@@ -122,7 +122,7 @@ async fn get(
             len += data.len();
             for chunk in data.chunks(8) {
                 let word = chunk.iter().fold(0u64, |w, b| w << 8 | u64::from(*b));
-                // Sums do not depend on how the bytes were cut into frames.
+                // A sum of bits does not depend on how the bytes were split into frames.
                 *answers = answers.wrapping_add(word.count_ones().into());
             }
         }

@@ -1,8 +1,8 @@
-//! Where alerts go: the log of the process at once, and a webhook as fast as that takes them.
+//! Delivers alerts: to the log of the process at once, and to a webhook as fast as it accepts them.
 //!
-//! Nothing waits for the webhook. Alerts that it has not taken are in a file (`OUTBOX`), so that they survive a restart:
-//! it is written before what they are about counts as read. A webhook that is down is asked again and again; an alert
-//! that it refuses is given up after some tries, and does not hold up the others.
+//! Nothing waits for the webhook. Undelivered alerts are in a file (`OUTBOX`), so that they survive a restart. The file
+//! is written before the entries they are about count as read. If the webhook is down, delivery is retried. An alert
+//! that it refuses is dropped after some tries, and does not delay the others.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,27 +11,27 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Alert, AlertKind};
-use crate::daemon::chain;
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
+use crate::web::client::{Client, Limit, Url};
 
-/// The alerts that the webhook has not taken yet.
+/// The file of undelivered alerts.
 const OUTBOX: &str = "outbox.json";
 /// How often the webhook may refuse an alert.
 const TRIES: u32 = 4;
-/// After the first failure; doubled at each further one.
+/// Pause after the first failure; doubled at each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };
-/// Alerts that wait for the webhook at most.
+/// The most undelivered alerts.
 const WAITING: usize = 1000;
-/// So many are sent between two writes of the file.
+/// Deliveries between two writes of the file.
 const SENT: usize = 32;
 const MAX_OUTBOX: usize = 16 << 20;
-/// Alerts that are remembered so as not to be told twice.
+/// The most alerts that are remembered, so that they are not repeated.
 const REMEMBERED: usize = 10_000;
 
-/// Tells of alerts. Copies are one.
+/// Clones refer to the same alarm.
 #[derive(Clone)]
 pub struct Alarm {
     shared: Arc<Shared>,
@@ -48,18 +48,19 @@ struct Shared {
 #[derive(Default)]
 struct State {
     told: HashMap<(AlertKind, String, Option<u64>, Option<String>), u64>,
-    /// With how often the webhook has refused it.
+    /// Undelivered alerts, and how often the webhook has refused each.
     waiting: VecDeque<(Alert, u32)>,
     /// Alerts for which there was no room.
     left_out: u64,
-    /// The file does not say what is waiting.
+    /// The file is not up to date.
     dirty: bool,
-    /// The webhook has failed so often in succession.
+    /// Consecutive failures of the webhook.
     failures: u32,
 }
 
 impl Alarm {
-    /// Tells the log, and the webhook if there is one. What goes on being wrong is told again after `repeat`.
+    /// Alerts go to the log, and to the webhook if there is one. An alert about a continuing problem is repeated after
+    /// `repeat`.
     pub fn open(
         dir: PrivateDir,
         webhook: Option<(Client, Url)>,
@@ -75,7 +76,7 @@ impl Alarm {
                 }
                 Err(error) => tracing::error!(
                     %error,
-                    "{} is damaged: alerts that the webhook had not taken are in the log alone",
+                    "{} is damaged, so undelivered alerts cannot be sent to the webhook. They are in earlier logs.",
                     dir.path().join(OUTBOX).display()
                 ),
             }
@@ -86,7 +87,7 @@ impl Alarm {
         Ok(Alarm { shared: Arc::new(shared) })
     }
 
-    /// Tells of an alert, unless it was told a short time ago. Whether it was told.
+    /// Raises an alert, unless the same was raised recently. Returns whether it was raised.
     pub fn tell(&self, alert: Alert) -> bool {
         let mut state = self.state();
         let which = (alert.kind, alert.log.clone(), alert.index, alert.name.clone());
@@ -106,7 +107,8 @@ impl Alarm {
         if self.shared.webhook.is_some() {
             let waiting = state.waiting.len();
             match alert.kind.is_of_entry() {
-                // Behind the first, which is on its way: no flood of certificates hides that a log misbehaves.
+                // Alerts about the log itself go first, after the one being sent: a flood of certificates must not delay
+                // them.
                 false => state.waiting.insert(waiting.min(1), (alert, 0)),
                 true if waiting < WAITING => state.waiting.push_back((alert, 0)),
                 true => state.left_out += 1,
@@ -116,19 +118,19 @@ impl Alarm {
         true
     }
 
-    /// This is over: when it comes again, it is told at once.
+    /// The problem is over: if it occurs again, an alert is raised at once.
     pub fn over(&self, kind: AlertKind, log: &str) {
         self.state().told.retain(|(told, of, ..), _| *told != kind || of != log);
     }
 
-    /// What was told survives from here on; the webhook gets it.
+    /// Saves undelivered alerts, and starts sending.
     pub fn keep(&self) -> Result<(), FileError> {
         let kept = self.write(&mut self.state());
         self.shared.changed.notify_one();
         kept
     }
 
-    /// How many alerts wait for the webhook.
+    /// The number of undelivered alerts.
     pub fn waiting(&self) -> usize {
         self.state().waiting.len()
     }
@@ -149,7 +151,7 @@ impl Alarm {
         Ok(())
     }
 
-    /// Brings the webhook what waits for it, for ever.
+    /// Sends alerts to the webhook. Never returns.
     pub async fn send(&self) {
         let Some((client, url)) = &self.shared.webhook else { return std::future::pending().await };
         loop {
@@ -164,7 +166,7 @@ impl Alarm {
         }
     }
 
-    /// Waits until the webhook has what there was to tell, or does not take it.
+    /// Sends until all alerts are delivered or the webhook fails repeatedly.
     pub async fn flush(&self) {
         let is_done = || {
             let state = self.state();
@@ -184,7 +186,7 @@ impl Alarm {
             if self.waiting() > 0 {
                 tracing::error!(
                     alerts = self.waiting(),
-                    "the webhook has not taken all alerts: they are in this log, and sent at the next run"
+                    "some alerts could not be sent to the webhook. They are in this log, and will be sent at the next run."
                 );
             }
         }
@@ -193,7 +195,7 @@ impl Alarm {
         }
     }
 
-    /// Sends an alert once; how long to wait before the next.
+    /// Tries to send an alert. Returns how long to wait before the next try.
     async fn send_one(&self, client: &Client, url: &Url, alert: &Alert) -> Option<Duration> {
         let body = serde_json::to_vec(alert).expect("an alert is plain data");
         let (problem, refused, retry_after) = match client
@@ -208,7 +210,7 @@ impl Alarm {
                 if state.waiting.is_empty() && state.left_out > 0 {
                     let count = std::mem::take(&mut state.left_out);
                     let detail = format!(
-                        "{count} more alerts came faster than the webhook takes them: they are in the monitor's log alone"
+                        "{count} more alerts came faster than the webhook accepts them. They are only in the monitor's log."
                     );
                     let more = Alert::new(AlertKind::MoreAlerts, &alert.log, detail, alert.time);
                     state.waiting.push_back((more, 0));
@@ -238,10 +240,10 @@ impl Alarm {
                         webhook = url.host(),
                         problem,
                         alert = alert.kind.as_str(),
-                        "the webhook refuses an alert: it is in this log alone"
+                        "the webhook refuses an alert, so it is only in this log"
                     );
                 }
-                // Whether it is this alert that the webhook does not like shows when it gets another.
+                // Try another alert next: the problem may be this alert or the webhook.
                 false => state.waiting.push_back((alert, tries + u32::from(refused))),
             }
         }
@@ -250,7 +252,7 @@ impl Alarm {
                 webhook = url.host(),
                 problem,
                 waiting = state.waiting.len(),
-                "the webhook takes no alerts: they are in this log, and it is asked again"
+                "the webhook does not accept alerts. They are in this log, and sending is retried."
             );
         }
         Some(pause)

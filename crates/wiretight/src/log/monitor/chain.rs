@@ -1,8 +1,8 @@
-//! Keys that come after expected ones.
+//! Successors of expected keys.
 //!
-//! A node signs each new key with the one before ([`KeyLink`](wiretight_keys::KeyLink)), and the log has that signature.
-//! So from one key that is expected a monitor follows all renewals, and they are no news. A key that nobody has linked to
-//! an expected one is. When the expected key leaves the list, so does all that came after it.
+//! A node signs each new key with the previous one ([`KeyLink`](wiretight_keys::KeyLink)), and the log has that signature.
+//! So a monitor that expects one key accepts all its successors without an alert. A key without a link to an expected one
+//! is unexpected. When an expected key is removed from the list, its successors are no longer expected either.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -13,12 +13,12 @@ use super::expect::{Expected, unhex};
 use super::name::Name;
 use super::table::{self, TableError, What};
 
-/// Keys that are known for each expected one, the newest: a node that was away for longer has lost its place.
+/// The most successors of an expected key; the oldest are dropped.
 const KEPT: usize = 4096;
 
 type Key = [u8; 32];
 
-/// Keys, each with the expected one that it comes after.
+/// Keys, each with the expected key that it succeeds.
 #[derive(Debug, Default)]
 pub struct Chains {
     roots: HashMap<(Name, Key), Key>,
@@ -26,7 +26,7 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// All that a table knows.
+    /// Reads the links in a table.
     pub fn read(dir: &Path, expected: &Expected) -> Result<Chains, TableError> {
         let mut chains = Chains::default();
         table::read(dir, |row| {
@@ -42,12 +42,12 @@ impl Chains {
         Ok(chains)
     }
 
-    /// Whether this key comes after an expected one.
+    /// Whether this key is a successor of an expected one.
     pub fn has(&self, expected: &Expected, name: &Name, key: &Key) -> bool {
         self.roots.get(&(name.clone(), *key)).is_some_and(|root| expected.has(name, root, false))
     }
 
-    /// Notes that `key` comes after `before`, which matters if that one is expected, or comes after one that is.
+    /// Records that `key` succeeds `before`, if that one is expected or a successor of an expected key.
     pub fn follow(&mut self, expected: &Expected, name: Name, before: Key, key: Key) {
         let root = match expected.has(&name, &before, false) {
             true => Some(before),
@@ -66,7 +66,7 @@ impl Chains {
     }
 }
 
-/// The one identity that a certificate is for, as far as links go.
+/// The identity that a link is for: the certificate's only SPIFFE ID.
 pub fn identity(names: &[String]) -> Option<Name> {
     let mut ids = names.iter().filter(|name| name.parse::<SpiffeId>().is_ok());
     let (id, None) = (ids.next()?, ids.next()) else { return None };

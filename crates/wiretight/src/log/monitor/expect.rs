@@ -1,4 +1,4 @@
-//! The keys that are expected, and the names that are watched.
+//! Expected keys, and watched names.
 //!
 //! ```text
 //! # NAME           SHA-256 of the key's SubjectPublicKeyInfo, in hex
@@ -8,9 +8,9 @@
 //! spiffe://example.org sha256:11fe…
 //! ```
 //!
-//! A name is a SPIFFE ID, its path (`service/NAME`, `node/NAME`), a DNS name or an address; each stands for all names of
-//! the same identity ([`Name`]). The key of an authority is expected under its trust domain (or its subject) alone: a
-//! certificate that can sign others is never what somebody expects under the name of a service.
+//! A name is a SPIFFE ID, its path (`service/NAME`, `node/NAME`), a DNS name or an address. Each stands for all names of
+//! the same identity ([`Name`]). The key of a CA is expected only under its trust domain (or its subject), never under
+//! the name of a service.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -19,41 +19,31 @@ use std::time::Duration;
 
 use super::name::Name;
 
-/// The largest file that is read.
+/// The largest file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
-/// How long somebody who writes the file without renaming it is given.
+/// Pause before reading a file again that may be half written.
 const HALF_WRITTEN: Duration = Duration::from_millis(100);
 
-/// Why the list cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ExpectError {
-    /// It is not there.
-    #[error("{} cannot be read", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A line is not as it has to be.
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
     #[error(
-        "{}, line {line} is not NAME sha256:HEX with 64 hex digits. Write the list to another file and rename it, so that it is never read half written", .path.display()
+        "{}, line {line} is not NAME sha256:HEX with 64 hex digits. To replace the list, write another file and rename it, so that it is never read half written.", .path.display()
     )]
     Line {
-        /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,
     },
 }
 
-/// Keys, by name.
+/// Expected keys, by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Expected(HashMap<Name, HashSet<[u8; 32]>>);
 
 impl Expected {
-    /// Reads the file.
     pub fn read(path: &Path) -> Result<Expected, ExpectError> {
         use std::io::Read;
         let mut text = String::new();
@@ -67,7 +57,7 @@ impl Expected {
         Expected::parse(&text).map_err(|line| ExpectError::Line { path: path.to_owned(), line })
     }
 
-    /// Reads the file; if somebody writes it just now, once that is done.
+    /// Reads the file; tries again if it may be half written.
     pub async fn read_patiently(path: &Path) -> Result<Expected, ExpectError> {
         for _ in 0..3 {
             if let Ok(expected) = Expected::read(path) {
@@ -78,7 +68,7 @@ impl Expected {
         Expected::read(path)
     }
 
-    /// Parses its text; the error is the number of the bad line.
+    /// Parses the list; the error is the number of the invalid line.
     pub fn parse(text: &str) -> Result<Expected, usize> {
         let mut expected = Expected::default();
         for (n, line) in text.lines().enumerate() {
@@ -102,7 +92,7 @@ impl Expected {
     }
 }
 
-/// A name that is watched.
+/// A watched name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch(Name);
 
@@ -111,7 +101,7 @@ impl FromStr for Watch {
     fn from_str(text: &str) -> Result<Watch, &'static str> {
         match Name::written(text.trim()) {
             Name::Opaque(_) => Err(
-                "a name is a SPIFFE ID, service/NAME, node/NAME, a DNS name (in ASCII: xn--...) or an address",
+                "expected a SPIFFE ID, service/NAME, node/NAME, a DNS name (in ASCII: xn--...) or an IP address",
             ),
             name => Ok(Watch(name)),
         }
@@ -119,8 +109,8 @@ impl FromStr for Watch {
 }
 
 impl Watch {
-    /// Whether one of these is for a certificate with this name. A name that cannot be compared is for everybody; an
-    /// address, too, unless addresses are watched: any watched service may be reached by it.
+    /// Whether a certificate with this name concerns one of the watched names. A name that cannot be compared always does.
+    /// So does an address, unless addresses are watched: it may be the address of any watched service.
     pub fn any(watched: &[Watch], name: &Name) -> bool {
         let addresses = || watched.iter().any(|watch| matches!(watch.0, Name::Ip(_)));
         match name {
@@ -166,7 +156,7 @@ mod tests {
         ] {
             assert!(expected.has(&name(text), &[0x11; 32], false), "{text}");
             assert!(!expected.has(&name(text), &[0x22; 32], false), "{text}");
-            assert!(!expected.has(&name(text), &[0x11; 32], true), "an authority as {text}");
+            assert!(!expected.has(&name(text), &[0x11; 32], true), "a CA as {text}");
         }
         assert!(expected.has(&name("subject:CN=My CA"), &[0x22; 32], true));
         assert!(!expected.has(&name("spiffe://example.org/service/web"), &[0x11; 32], false));
@@ -189,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn watching_is_by_identity_and_sees_what_cannot_be_compared() {
+    fn names_that_cannot_be_compared_concern_every_watch() {
         let watch = |list: &[&str]| list.iter().map(|w| w.parse().unwrap()).collect::<Vec<Watch>>();
         let (db, with_address) = (watch(&["service/db"]), watch(&["service/db", "192.0.2.1"]));
         for seen in ["dns:db.service.example.org", "email:db@example.org", "ip:192.0.2.1"] {

@@ -1,9 +1,9 @@
-//! Following one log.
+//! Follows one log.
 //!
-//! A look takes the log's newest checkpoint; if it is believed, and consistent with the one of the last look, it is
-//! kept. Then the entries are read that the table ([`table`](super::table)) lacks. What is kept is always of one history,
-//! so that a look which was cut off by a crash is taken up by the next. Alerts are on the disk before the entry that they
-//! are of is in the table: a crash may repeat one, and loses none.
+//! A check reads the log's newest checkpoint. If the policy accepts it, and it is consistent with the last one, it is
+//! saved. Then the entries that the table ([`table`](super::table)) lacks are read. Everything saved belongs to one
+//! history, so the next check continues after a crash. Alerts are saved before the entry they are about is in the table:
+//! a crash may repeat an alert, but loses none.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,37 +24,36 @@ use super::expect::{Expected, Watch};
 use super::name::{Name, shown};
 use super::table::{Row, Table, What};
 use super::{Alert, AlertKind, CHECKPOINT, MonitorError, Source, Watched};
-use crate::daemon::chain;
 use crate::log::evidence::{Evidence, Kind};
 use crate::log::reader::{ReadError, Reader, Tree};
+use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 
-/// Entries that are held in memory at a time.
+/// Entries in memory at a time.
 const CHUNK: u64 = 2048;
 /// Names of a certificate that an alert lists.
 const LISTED: usize = 16;
 
-/// How a look ended.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Look {
     /// The number of alerts.
     pub alerts: usize,
-    /// The entries that were read.
+    /// The number of entries that were read.
     pub entries: u64,
-    /// Why what the log has signed was not read to its end.
+    /// Why the log was not read to its signed size.
     pub problem: Option<String>,
-    /// The log's conduct is what an alert was about: it is not followed any further meanwhile.
+    /// An alert was about the log itself, so its new checkpoint was not accepted.
     pub misconduct: bool,
 }
 
 impl Look {
-    /// Whether all that the log has signed was read, and there was nothing to tell.
+    /// Whether everything was read and there was no alert.
     pub fn is_quiet(&self) -> bool {
         self.alerts == 0 && self.problem.is_none() && !self.misconduct
     }
 }
 
-/// A log that is followed.
 pub struct Follower {
     origin: String,
     policy: Policy,
@@ -63,17 +62,17 @@ pub struct Follower {
     watched: Arc<Watched>,
     dir: PrivateDir,
     evidence: Evidence,
-    /// What the last believed checkpoint was.
+    /// The last accepted checkpoint.
     last: Option<SignedCheckpoint>,
     table: Table,
-    /// The list that was read last.
+    /// The last list of expected keys.
     expected: Option<Arc<Expected>>,
-    /// What comes after the keys in it.
+    /// The successors of those keys.
     chains: Chains,
     progress: Arc<AtomicU64>,
 }
 
-/// What stops a look.
+/// What stops a check: an error of the monitor or of the log.
 enum Failed {
     Here(MonitorError),
     There(ReadError),
@@ -92,7 +91,7 @@ impl From<ReadError> for Failed {
 }
 
 impl Follower {
-    /// Takes up what is in `dir`, or begins.
+    /// Continues with the state in `dir`, or creates it.
     pub fn open(
         dir: &Path,
         source: Source,
@@ -120,32 +119,31 @@ impl Follower {
         })
     }
 
-    /// The log's name.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// What is known of the log.
+    /// The last accepted checkpoint.
     pub fn last(&self) -> Option<&SignedCheckpoint> {
         self.last.as_ref()
     }
 
-    /// When the witnesses had last seen what is known of it.
+    /// When the witnesses had cosigned the last accepted checkpoint.
     pub fn witnessed_at(&self) -> Option<u64> {
         self.policy.witnessed(self.last.as_ref()?).ok()?.time()
     }
 
-    /// The entries that were read and judged.
+    /// The number of entries that were read.
     pub fn read(&self) -> u64 {
         self.table.len()
     }
 
-    /// Counts what is read, also while a look lasts.
+    /// A counter of entries that is updated during a check.
     pub fn progress(&self) -> Arc<AtomicU64> {
         self.progress.clone()
     }
 
-    /// Looks at the log once, at `now` (seconds since 1970).
+    /// Checks the log once, at `now` (seconds since 1970).
     pub async fn look(&mut self, now: u64, alarm: &Alarm) -> Look {
         let mut look = Look::default();
         let before = self.table.len();
@@ -169,7 +167,7 @@ impl Follower {
         look
     }
 
-    /// Says that what the log signs cannot be read, which is since `since`.
+    /// The alert that the log has been unreadable since `since`.
     pub fn blind(&self, since: u64, problem: &str, now: u64) -> Alert {
         let signed = self.last.as_ref().map_or(0, |last| last.unverified().size);
         blind(&self.origin, self.table.len(), signed, since, problem, now)
@@ -197,7 +195,7 @@ impl Follower {
         self.catch_up(&reader, newest?, now, alarm, look).await
     }
 
-    /// Reads the list of expected keys. When that is not possible, the list of before counts.
+    /// Reads the list of expected keys. If that fails, the previous list stays in use.
     async fn expectations(
         &mut self,
         now: u64,
@@ -210,8 +208,10 @@ impl Follower {
             Ok(expected) => self.chains_after(expected).await.err(),
             Err(error) => {
                 let detail = match self.expected {
-                    Some(_) => format!("{}: the list of before is used", chain(&error)),
-                    None => format!("{}: no entry is read until it is there", chain(&error)),
+                    Some(_) => format!("{}. The previous list stays in use.", chain(&error)),
+                    None => {
+                        format!("{}. No entries are read until the list is valid.", chain(&error))
+                    }
                 };
                 self.tell(AlertKind::BadExpectedKeys, detail, now, alarm, look);
                 Some(error.into())
@@ -219,7 +219,7 @@ impl Follower {
         }
     }
 
-    /// Takes a list, and finds what comes after its keys.
+    /// Uses a new list, and finds the successors of its keys.
     async fn chains_after(&mut self, expected: Expected) -> Result<(), MonitorError> {
         let (dir, expected) = (self.dir.path().to_owned(), Arc::new(expected));
         let list = expected.clone();
@@ -229,7 +229,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes the newest checkpoint, if nothing speaks against it.
+    /// Reads the newest checkpoint, and saves it if it is valid and consistent.
     async fn newest(
         &mut self,
         reader: &Reader,
@@ -262,13 +262,13 @@ impl Follower {
             )
         };
         if new.origin != old.origin {
-            let detail = format!("this is the log {}, and {} was followed", new.origin, old.origin);
+            let detail = format!("the log is now {}, but was {} before", new.origin, old.origin);
             alerts.push(self.alert(AlertKind::Fork, detail, now));
             return Ok(None);
         }
         if new.size < old.size {
             let detail =
-                two("the log has become smaller (or something between serves an old copy)");
+                two("the log has become smaller, or a cache in between serves an old copy");
             alerts.push(self.disagreement(
                 AlertKind::Rollback,
                 Kind::Rollback,
@@ -294,9 +294,8 @@ impl Follower {
         let tree = reader.tree(new).await?;
         let proof = tree.consistency(old.size).await?;
         if verify_consistency((old.size, old.root), (new.size, new.root), &proof).is_err() {
-            let detail = two(
-                "the log shows two histories: the tree of now does not begin with that of before",
-            );
+            let detail =
+                two("the log shows two histories: the new tree does not extend the old one");
             alerts.push(self.disagreement(
                 AlertKind::Fork,
                 Kind::Fork,
@@ -311,7 +310,7 @@ impl Follower {
         Ok(Some(tree))
     }
 
-    /// From here on, this is the log's history.
+    /// Saves an accepted checkpoint.
     fn keep(&mut self, signed: SignedCheckpoint) -> Result<(), MonitorError> {
         if self.last.as_ref() != Some(&signed) {
             self.dir.write(CHECKPOINT, signed.to_string().as_bytes())?;
@@ -335,7 +334,7 @@ impl Follower {
         }
         let tree = match tree {
             Some(tree) => tree,
-            // What was believed before is read on, whatever is shown now.
+            // The new checkpoint was not accepted: continue with the last accepted one.
             None => reader.tree(last.unverified()).await?,
         };
         let mut chunk = CHUNK;
@@ -345,7 +344,7 @@ impl Follower {
             let end = tree.size().min((start + chunk) / WIDTH * WIDTH);
             let entries = match tree.entries(start..end).await {
                 Ok(entries) => entries,
-                // What comes before the file that is not to be had is read all the same.
+                // Smaller steps, to read everything before the file that is unavailable.
                 Err(_) if chunk > WIDTH => {
                     chunk = WIDTH;
                     continue;
@@ -370,7 +369,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Notes that a certificate's key comes after another.
+    /// Records the link of a certificate's key to its predecessor.
     fn follow_link(&mut self, entry: &Result<Entry, X509Error>) {
         let (Ok(Entry::Certificate(of)), Some(expected)) = (entry, self.expected.as_deref()) else {
             return;
@@ -380,14 +379,14 @@ impl Follower {
         }
     }
 
-    /// What there is to say about an entry.
+    /// The alert about an entry, if there is one.
     fn judge(&self, index: u64, entry: &Result<Entry, X509Error>, now: u64) -> Option<Alert> {
         let certificate = match entry {
             Ok(Entry::Certificate(certificate)) => certificate,
             Ok(_) => return None,
             Err(error) => {
                 let detail = format!(
-                    "entry {index} cannot be read, so whom it is for is unknown: {}",
+                    "entry {index} is malformed, so it is unknown which names it is for: {}",
                     shown(&chain(error))
                 );
                 let alert = self.alert(AlertKind::MalformedEntry, detail, now);
@@ -397,9 +396,9 @@ impl Follower {
         let (watch, expected) = (self.watched.watch.as_slice(), self.expected.as_deref());
         let is_watched = |name: &Name| match watch {
             [] => expected.is_some(),
-            // Whoever can sign certificates can sign them for every watched name.
+            // A CA can sign certificates for every watched name.
             _ if certificate.is_ca => true,
-            // Nobody can say which programs take it, and for whom.
+            // It is unknown which identity programs map a subject to.
             watch if matches!(name, Name::Subject(_)) => !watch.is_empty(),
             watch => Watch::any(watch, name),
         };
@@ -420,14 +419,14 @@ impl Follower {
 
     fn unexpected(&self, index: u64, names: &[&str], of: &LoggedCertificate, now: u64) -> Alert {
         let key = hex(&of.key);
-        let what = if of.is_ca { "an authority's certificate" } else { "a certificate" };
+        let what = if of.is_ca { "a CA certificate" } else { "a certificate" };
         let name = shown(names[0]);
         let more = match names.len() - 1 {
             0 => String::new(),
             n => format!(" and {n} more names"),
         };
         let detail = format!(
-            "{what} for {name:?}{more} was issued with a key that is not expected, sha256:{key} (entry {index})"
+            "{what} for {name:?}{more} was issued with an unexpected key, sha256:{key} (entry {index})"
         );
         Alert {
             index: Some(index),
@@ -438,12 +437,12 @@ impl Follower {
         }
     }
 
-    /// That the quorum has been silent for too long.
+    /// The text of an alert if the quorum has not cosigned for too long.
     fn silence(&self, now: u64) -> Option<String> {
         let time = self.witnessed_at()?;
         let (silent, allowed) = (now.saturating_sub(time), self.watched.max_silence.as_secs());
         (silent > allowed).then(|| format!(
-            "the witnesses have seen nothing of the log for {silent} s, and {allowed} s are allowed: is it down, are they, or is it kept from us?"
+            "the witnesses have cosigned nothing new for {silent} s, longer than the allowed {allowed} s. The log or the witnesses are down, or new checkpoints are withheld from this monitor."
         ))
     }
 
@@ -471,7 +470,7 @@ impl Follower {
     }
 }
 
-/// The checkpoint of the last look.
+/// The saved checkpoint.
 pub(super) fn checkpoint_in(dir: &PrivateDir) -> Result<Option<SignedCheckpoint>, MonitorError> {
     let path = dir.path().join(CHECKPOINT);
     let damaged = |detail: String| MonitorError::Damaged { path, detail };
@@ -483,7 +482,7 @@ pub(super) fn checkpoint_in(dir: &PrivateDir) -> Result<Option<SignedCheckpoint>
     parsed.map(Some).map_err(damaged)
 }
 
-/// The alert that a log cannot be read, with how many of its entries were, and how many it is known to have.
+/// The alert that a log is unreadable. `read` of at least `signed` entries were read.
 pub(super) fn blind(
     origin: &str,
     read: u64,
@@ -493,7 +492,7 @@ pub(super) fn blind(
     now: u64,
 ) -> Alert {
     let detail = format!(
-        "the monitor is blind: for {} s it could not read what the log has signed ({read} of at least {signed} entries were read), so nobody is told of certificates since. {problem}",
+        "the monitor is blind: for {} s it could not read everything that the log has signed ({read} of at least {signed} entries were read). It cannot report newer certificates. {problem}",
         now.saturating_sub(since)
     );
     Alert::new(AlertKind::Blind, origin, detail, now)

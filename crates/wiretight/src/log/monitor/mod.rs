@@ -1,15 +1,15 @@
-//! A monitor: follows logs, and says when something is not as it should be.
+//! A monitor: follows logs and raises alerts.
 //!
-//! Witnesses see that a log only appends; they do not look at what. A monitor reads every entry, so that whoever owns a
-//! name learns of each certificate for it. And it looks at the log's own conduct: that each tree begins with the last one
-//! seen, that it does not shrink, that it is cosigned and goes on being so, and that what it signs can be read.
+//! Witnesses verify that a log only appends, but do not read its entries. A monitor reads every entry, so that the owner
+//! of a name learns of every certificate for it. It also checks the log itself: each tree extends the last one and does
+//! not shrink, the witnesses keep cosigning, and everything that the log signs is readable.
 //!
-//! - `follow`: one log; every log of the policy is followed, each by itself
-//! - `watch`: the monitor as a process: looks again and again, says that it is blind, shows how it is
-//! - `expect`, `name`: which keys are expected, for which names
-//! - `chain`: keys that come after expected ones
-//! - `table`: who was issued what
-//! - `alarm`: where alerts go
+//! - `follow`: follows one log; each log of the policy has a follower
+//! - `watch`: the monitor process: checks repeatedly, reports that it is blind, writes its status
+//! - `expect`, `name`: expected keys and watched names
+//! - `chain`: successors of expected keys
+//! - `table`: the certificates in the log
+//! - `alarm`: delivers alerts
 
 pub mod alarm;
 pub mod chain;
@@ -33,92 +33,76 @@ use crate::private_dir::FileError;
 
 const CHECKPOINT: &str = "checkpoint";
 
-/// Why a monitor does not start, or cannot look.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// Another process.
-    #[error("another monitor runs with {}", .0.display())]
+    #[error("another monitor is running with {}", .0.display())]
     InUse(PathBuf),
-    /// The checkpoint of the last look is not one.
     #[error(
-        "{} is damaged ({detail}): restore it, or remove it to follow the log from its beginning (a fork before now would then not be seen)",
+        "{} is damaged ({detail}). Restore it, or remove it to follow the log from its start; an earlier fork would then not be detected.",
         .path.display()
     )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// Nobody said where.
+    Damaged { path: PathBuf, detail: String },
     #[error(
-        "the policy believes this log, and gives no URL for it: add the URL to its `log` line, give --url ORIGIN=URL, or take the line out if no node's policy has it"
+        "the policy has no URL for this log. Add the URL to its `log` line, or give --url ORIGIN=URL. If no node's policy has this log, remove the line."
     )]
     NoUrl,
-    /// The disk.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The table.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The process ends.
-    #[error("the monitor was stopped in the middle")]
+    #[error("the monitor was stopped during a check")]
     Interrupted,
-    /// The list of what is expected.
     #[error(transparent)]
     Expect(#[from] expect::ExpectError),
 }
 
 /// A log to follow.
 pub struct Source {
-    /// Its name.
     pub origin: String,
-    /// Its key alone, and which witnesses.
+    /// A policy with this log's key only, and its witnesses.
     pub policy: Policy,
-    /// Where it is, if that is known.
+    /// `None` if the log's location is unknown.
     pub reader: Option<Reader>,
-    /// Another log of the policy may be there instead.
+    /// Another log of the policy may be at this location instead.
     pub shares_place: bool,
 }
 
-/// What is looked for, in every log.
+/// What to check in every log.
 pub struct Watched {
-    /// How long the quorum may have seen nothing new.
+    /// How long the quorum may have cosigned nothing new.
     pub max_silence: Duration,
-    /// The keys that are expected: a file, read anew at each look.
+    /// The file of expected keys, read at each check.
     pub expect: Option<PathBuf>,
-    /// The names that are watched; all if there are none, and a list of what is expected.
+    /// The watched names; if empty, all names are watched if there is a list of expected keys.
     pub watch: Vec<Watch>,
 }
 
-/// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AlertKind {
-    /// A certificate for a watched name with a key that is not expected.
+    /// A certificate for a watched name with an unexpected key.
     UnexpectedCertificate,
-    /// An entry that says that it is a certificate, and is none.
+    /// A certificate entry that cannot be parsed.
     MalformedEntry,
-    /// Two trees that do not begin alike.
+    /// Two trees that are not consistent.
     Fork,
     /// A smaller tree than before.
     Rollback,
-    /// Nothing new for too long.
+    /// The witnesses have cosigned nothing new for too long.
     Stalled,
-    /// A checkpoint that the policy does not believe.
+    /// A checkpoint that the policy does not accept.
     NotWitnessed,
-    /// Files that are not what the checkpoint says.
+    /// Files that do not match the checkpoint.
     Damaged,
-    /// What is signed cannot be read.
+    /// The log could not be read to its signed size.
     Blind,
-    /// The list of expected keys cannot be read.
+    /// The list of expected keys is invalid.
     BadExpectedKeys,
-    /// There were more alerts than the webhook took.
+    /// There were more alerts than the webhook accepted.
     MoreAlerts,
 }
 
 impl AlertKind {
-    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             AlertKind::UnexpectedCertificate => "unexpected-certificate",
@@ -134,7 +118,7 @@ impl AlertKind {
         }
     }
 
-    /// Whether it is about one entry: there may be as many as a log has entries.
+    /// Whether it is about one entry. There may be as many of these as the log has entries.
     fn is_of_entry(self) -> bool {
         matches!(self, AlertKind::UnexpectedCertificate | AlertKind::MalformedEntry)
     }
@@ -143,21 +127,20 @@ impl AlertKind {
 /// An alert, as the webhook gets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
-    /// What is wrong.
     pub kind: AlertKind,
-    /// With which log.
+    /// The origin of the log.
     pub log: String,
-    /// For people.
+    /// A text for people.
     pub detail: String,
-    /// When it was seen (seconds since 1970).
+    /// When it was detected (seconds since 1970).
     pub time: u64,
-    /// The entry.
+    /// The index of the entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
-    /// The name that the certificate is for: the first that is not expected.
+    /// The first unexpected name in the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// All of those, or the first some.
+    /// The unexpected names in the certificate, up to a limit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
     /// SHA-256 of its SubjectPublicKeyInfo, in hex.

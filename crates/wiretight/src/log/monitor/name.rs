@@ -1,42 +1,40 @@
-//! Names in the one form in which they are compared.
+//! Names in a canonical form for comparison.
 //!
 //! Software accepts a certificate for an identity by several names: our nodes by the SPIFFE ID, curl or nginx by the DNS
-//! name made of it, others by a common name or an address, with or without a trailing dot, in any case. So each name,
-//! of a certificate or of a list, is read into a [`Name`], where all spellings of one identity are equal.
+//! name derived from it, others by a common name or an address, with or without a trailing dot, in upper or lower case.
+//! So each name from a certificate or a list is parsed into a [`Name`], in which all spellings of one identity are equal.
 //!
-//! Reading is wide on purpose. A name that software might accept for a watched one has to match, although our own nodes
-//! would refuse it; a name that cannot be compared is [`Name::Opaque`], which concerns everybody who watches anything.
+//! Parsing is lenient on purpose. A name that some software might accept for a watched one must match it, even if our
+//! own nodes would refuse it. A name that cannot be compared is [`Name::Opaque`], which matches every watch.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 /// The longest text of a name in an alert or a message, in characters.
 const SHOWN: usize = 256;
 
-/// A name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Name {
-    /// A host: lower-case labels, perhaps with `*`. A SPIFFE ID of a service or node is the host name made of it
-    /// (`db.service.example.org`), so that both are one name.
+    /// A host: lower-case labels, perhaps with `*`. A SPIFFE ID of a service or node is represented by the host name
+    /// derived from it (`db.service.example.org`), so that both are equal.
     Host(String),
-    /// The first labels of a host in whichever trust domain: `db.service`. How lists write `service/db`.
+    /// The first labels of a host in any trust domain: `db.service`. Written as `service/db` in lists.
     Anywhere(String),
-    /// An address.
     Ip(IpAddr),
-    /// A trust domain, which is what the certificates of its authorities are for.
+    /// A trust domain, the name in its CA certificates.
     Domain(String),
     /// Another SPIFFE ID: `TRUST-DOMAIN/PATH`.
     Spiffe(String),
-    /// Its path, in whichever trust domain.
+    /// The path of such an ID, in any trust domain.
     Path(String),
-    /// A subject, of a certificate without other names.
+    /// The subject of a certificate without other names.
     Subject(String),
-    /// What cannot be compared, as it is.
+    /// A name that cannot be compared, unchanged.
     Opaque(String),
 }
 
 impl Name {
     /// A name of a logged certificate ([`LoggedCertificate::names`](wiretight_keys::logged::LoggedCertificate)).
-    /// `None` for a common name that nobody takes for an identity.
+    /// `None` for a common name that no software takes for an identity.
     pub fn of_certificate(text: &str) -> Option<Name> {
         Some(match text.split_once(':') {
             Some(("dns", name)) => host(name),
@@ -51,8 +49,8 @@ impl Name {
         })
     }
 
-    /// A name as people write it: a SPIFFE ID, `service/NAME`, `node/NAME`, `authority`, a DNS name, an address, or what
-    /// an alert called it.
+    /// A name as people write it: a SPIFFE ID, `service/NAME`, `node/NAME`, `authority`, a DNS name, an address, or a name
+    /// as in an alert.
     pub fn written(text: &str) -> Name {
         let lower = text.to_ascii_lowercase();
         match lower.split_once(':') {
@@ -78,7 +76,7 @@ impl Name {
         }
     }
 
-    /// Whether one of the two can be accepted for the other. Each may hold wildcards.
+    /// Whether one of the two can be accepted for the other. Both may contain wildcards.
     pub fn meets(&self, other: &Name) -> bool {
         match (self, other) {
             (Name::Host(a), Name::Host(b)) | (Name::Anywhere(a), Name::Anywhere(b)) => {
@@ -95,7 +93,7 @@ impl Name {
         }
     }
 
-    /// The ways in which a list may write it.
+    /// All forms of this name that a list may contain.
     pub fn forms(&self) -> impl Iterator<Item = Name> {
         let wider = match self {
             Name::Host(host) => {
@@ -115,25 +113,25 @@ impl Name {
     }
 }
 
-/// A text of a certificate, as it goes into an alert.
+/// A text from a certificate, made safe for an alert.
 pub fn shown(text: &str) -> String {
     text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// `service` and `node` with a name: the first labels of its host name.
+/// For `service` or `node` with a name: the first labels of its host name.
 fn known(kind: &str, name: &str) -> Option<String> {
     let is_name = !name.is_empty() && !name.contains(['.', '/']);
     (matches!(kind, "service" | "node") && is_name).then(|| format!("{name}.{kind}"))
 }
 
-/// Neither empty, nor with anything but what names consist of.
+/// Whether a text is not empty and only has characters that are valid in names.
 fn is_plain(text: &str) -> bool {
     let allowed =
         |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'*' | b'/' | b'_');
     !text.is_empty() && text.bytes().all(allowed)
 }
 
-/// A host name or an address. Case and a dot at the end do not count; `_` is `-`, as in the DNS names of our trust
+/// A host name or an address. Case and a trailing dot are ignored; `_` becomes `-`, as in the DNS names of our trust
 /// domains.
 fn host(text: &str) -> Name {
     let bare = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -148,7 +146,7 @@ fn host(text: &str) -> Name {
     }
 }
 
-/// A URI: what is before and behind host and path does not count, nor do escapes, empty segments and case.
+/// A URI. Only host and path count; escapes, empty segments and case are normalised.
 fn uri(text: &str) -> Name {
     let opaque = || Name::Opaque(text.into());
     let Some((scheme, rest)) = text.split_once(':') else { return opaque() };
@@ -166,7 +164,7 @@ fn uri(text: &str) -> Name {
     if !scheme.eq_ignore_ascii_case("spiffe") {
         return match domain {
             Name::Opaque(_) => opaque(),
-            domain => domain, // RFC 6125 lets software identify a server by it
+            domain => domain, // RFC 6125 allows software to identify a server by this host
         };
     }
     let domain = match domain {
@@ -192,7 +190,7 @@ fn uri(text: &str) -> Name {
     }
 }
 
-/// A common name: a host for verifiers that fall back to it, and `service/NAME` for programs that map it to a user.
+/// A common name. Some verifiers fall back to it as a host name; some programs map `service/NAME` in it to a user.
 fn common(text: &str) -> Option<Name> {
     let text = text.trim();
     match Name::written(text) {
@@ -202,7 +200,7 @@ fn common(text: &str) -> Option<Name> {
     }
 }
 
-/// Decodes `%XX`. `None` if what is then there is not plain ASCII.
+/// Decodes `%XX`. `None` if the result is not plain ASCII.
 fn unescape(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -216,8 +214,8 @@ fn unescape(text: &str) -> Option<String> {
     text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'%' | b'\\')).then_some(text)
 }
 
-/// Compares two names label by label, from their first: how their numbers of labels compare, if all labels that both
-/// have can be the same.
+/// Compares two names label by label from the left. If the labels that both have can be equal, returns how their numbers
+/// of labels compare.
 fn labels(a: &str, b: &str) -> Option<std::cmp::Ordering> {
     let (mut left, mut right) = (a.split('.'), b.split('.'));
     loop {
@@ -229,12 +227,12 @@ fn labels(a: &str, b: &str) -> Option<std::cmp::Ordering> {
     }
 }
 
-/// Whether some text is both labels; a `*` in either is any text.
+/// Whether some text matches both labels; a `*` in either matches any text.
 fn label(a: &[u8], b: &[u8]) -> bool {
     if !a.contains(&b'*') && !b.contains(&b'*') {
         return a == b;
     }
-    // reach[j]: what of `a` was looked at so far can be the same as the first j bytes of `b`.
+    // reach[j]: the part of `a` processed so far can match the first j bytes of `b`.
     let mut reach = vec![false; b.len() + 1];
     reach[0] = true;
     for j in 0..b.len() {
@@ -246,7 +244,7 @@ fn label(a: &[u8], b: &[u8]) -> bool {
         for (j, y) in b.iter().enumerate() {
             next[j + 1] = match (*x == b'*', *y == b'*') {
                 (false, false) => reach[j] && x == y,
-                // A star ends here, or takes one more byte of the other.
+                // A star ends here, or matches one more byte of the other.
                 (true, _) | (_, true) => reach[j + 1] || next[j],
             };
         }
@@ -264,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn all_spellings_of_an_identity_are_one_name() {
+    fn all_spellings_of_an_identity_are_equal() {
         let db = Name::Host("db.service.example.org".into());
         for same in [
             "spiffe://example.org/service/db",
@@ -295,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_is_opaque() {
+    fn names_that_cannot_be_compared_are_opaque() {
         for opaque in [
             "dns:db.service.example.org\0.example.net",
             "dns:",
@@ -317,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_meet_what_they_cover() {
+    fn wildcards_match_what_they_cover() {
         let meets = |watch: &str, name: &str| Name::written(watch).meets(&of(name));
         for (watch, name) in [
             ("service/db", "dns:*.service.example.org"),
@@ -349,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn two_patterns_meet_if_some_text_is_both() {
+    fn two_patterns_match_if_some_text_matches_both() {
         for (a, b, same) in [
             ("*", "", true),
             ("a*", "*b", true),

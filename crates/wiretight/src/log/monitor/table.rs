@@ -1,7 +1,7 @@
-//! Who was issued what: a line of JSON for each entry of the log, in its order.
+//! The table of log entries: one line of JSON for each entry, in log order.
 //!
-//! It is appended to, and begins where it ended: a line that was cut by a crash, and what follows a damaged one, is
-//! dropped and read from the log again. All of it can be made again from the log.
+//! The file is only appended to. At a start, a line that was truncated by a crash and everything after a damaged line are
+//! removed and read from the log again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,20 +13,19 @@ use wiretight_keys::X509Error;
 use wiretight_keys::logged::Entry;
 use wiretight_keys::token::hex;
 
-use crate::daemon::chain;
+use crate::logging::chain;
 
-/// Its file, in a monitor's state directory.
+/// The file in a monitor's state directory.
 pub const FILE: &str = "entries.jsonl";
-/// The longest line: names are bounded below, and JSON makes six characters of one at most.
+/// The longest line: names are limited below, and JSON encodes a character with at most six.
 const MAX_LINE: u64 = 1 << 20;
-/// The most names of a row, and the most bytes that they have together.
+/// The most names of a row, and their most bytes in total.
 const MAX_NAMES: (usize, usize) = (512, 64 << 10);
 /// The longest error of a row, in characters.
 const MAX_ERROR: usize = 512;
 
-/// What could not be done with the table.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {doing} {}: check that this user owns it and that the disk has room", .path.display())]
+#[error("cannot {doing} {}: check that this user owns it and that the disk is not full", .path.display())]
 pub struct TableError {
     doing: &'static str,
     path: PathBuf,
@@ -36,29 +35,23 @@ pub struct TableError {
 /// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
-    /// Its place in the log.
     pub index: u64,
-    /// What it is.
     #[serde(flatten)]
     pub what: What,
 }
 
-/// What an entry is.
+/// The content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum What {
-    /// A certificate.
     Certificate {
-        /// Whom it speaks for.
         names: Vec<String>,
         /// How many more names it has.
         #[serde(default, skip_serializing_if = "is_zero")]
         more_names: usize,
-        /// Whether it may sign certificates.
         is_ca: bool,
-        /// From when it holds (seconds since 1970).
+        /// In seconds since 1970.
         not_before: u64,
-        /// Until when.
         not_after: u64,
         /// SHA-256 of its SubjectPublicKeyInfo, in hex.
         key: String,
@@ -66,27 +59,24 @@ pub enum What {
         issuer_key: Option<String>,
         /// The series of its serial number.
         series: Option<String>,
-        /// SHA-256 of the key before this one, in hex, if that one has signed this.
+        /// SHA-256 of the previous key, in hex, if that key has signed this one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         follows: Option<String>,
     },
-    /// What is revoked.
     Revocation {
-        /// When it was decided (seconds since 1970).
+        /// In seconds since 1970.
         at: u64,
-        /// How many ranges of indexes.
+        /// Number of ranges of indexes.
         ranges: usize,
-        /// How many series.
+        /// Number of series.
         series: usize,
     },
-    /// Of a type that this release does not know.
+    /// A type that this release does not know.
     Other {
         /// The type.
         number: u16,
     },
-    /// Not what it says it is.
     Malformed {
-        /// Why.
         error: String,
     },
 }
@@ -116,7 +106,7 @@ impl What {
     }
 }
 
-/// Cuts a list of names to what a row has room for; how many were left out.
+/// Cuts a list of names to the limits of a row. Returns how many were left out.
 fn cut(names: &mut Vec<String>) -> usize {
     let mut bytes = 0;
     let fits = names.iter().take(MAX_NAMES.0).take_while(|name| {
@@ -132,7 +122,7 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// The table, at its end.
+/// The table, opened for appending.
 pub(super) struct Table {
     path: PathBuf,
     file: File,
@@ -140,7 +130,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Opens the table of a log of which `size` entries are believed.
+    /// Opens the table of a log whose accepted checkpoint has `size` entries.
     pub(super) fn open(dir: &Path, size: u64) -> Result<Table, TableError> {
         let path = dir.join(FILE);
         let err = |doing| {
@@ -158,23 +148,23 @@ impl Table {
             }
             (len, good) = (len + 1, end);
         }
-        let there = file.metadata().map_err(err("look at"))?.len();
+        let there = file.metadata().map_err(err("inspect"))?.len();
         if there > good {
             tracing::warn!(
                 entries = len,
-                "the end of the table was cut or damaged: it is read from the log again"
+                "the end of the table was truncated or damaged; reading it from the log again"
             );
-            file.set_len(good).and_then(|()| file.sync_all()).map_err(err("cut"))?;
+            file.set_len(good).and_then(|()| file.sync_all()).map_err(err("truncate"))?;
         }
         Ok(Table { path, file, len })
     }
 
-    /// How many entries are in it.
+    /// The number of entries.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Appends rows; they are on the disk when this returns.
+    /// Appends rows; they are synced to disk when this returns.
     pub(super) fn append(&mut self, rows: &[Row]) -> Result<(), TableError> {
         let mut lines = Vec::new();
         for row in rows {
@@ -206,8 +196,8 @@ pub fn all(state: &Path) -> Result<Vec<(PathBuf, String)>, TableError> {
     Ok(tables.collect())
 }
 
-/// Reads a monitor's table. A line that cannot be read is left out; how many were. (One that the monitor is writing is
-/// none.)
+/// Reads a monitor's table. Returns how many lines were unreadable and left out. A last line that is being written does
+/// not count.
 pub fn read(dir: &Path, mut row: impl FnMut(Row)) -> Result<u64, TableError> {
     let path = dir.join(FILE);
     let err = |source| TableError { doing: "read", path: path.clone(), source };
@@ -232,7 +222,7 @@ pub fn read(dir: &Path, mut row: impl FnMut(Row)) -> Result<u64, TableError> {
     }
 }
 
-/// Rows up to the first that is not whole, each with where it ends.
+/// Rows up to the first invalid one, each with its end position in the file.
 struct Rows<'a> {
     lines: BufReader<&'a File>,
     end: u64,

@@ -1,7 +1,7 @@
-//! The monitor as a process. Each log is followed by itself, so that one that hangs delays nothing of the others.
+//! The monitor process. Each log has its own task, so that a log that hangs does not delay the others.
 //!
-//! A log that cannot be read may be down; but it may also hide an entry. So after [`Pace::max_blind`] without having
-//! read what is signed the monitor says that it is blind, also while a request still hangs, and says so again.
+//! An unreadable log may be down, but it may also be hiding an entry. So when a log was not read completely for
+//! [`Pace::max_blind`], the monitor repeatedly reports that it is blind, even while a request is still hanging.
 
 use std::path::Path;
 use std::pin::pin;
@@ -19,31 +19,29 @@ use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
 use super::status::{EVERY, LogStatus, Status};
 use super::{AlertKind, MonitorError, Source, Watched};
-use crate::daemon::chain;
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
 use crate::private_dir::{Lock, PrivateDir};
+use crate::web::client::{Client, Limit, Url};
 
-/// Where logs of a policy with several are kept, but the first.
+/// The directory for all logs of a policy except the first.
 pub(super) const OTHERS: &str = "logs";
-/// A look that failed is repeated after this, if that is sooner than the next.
+/// A failed check is repeated after this time, if that is sooner than the next check.
 const AGAIN: Duration = Duration::from_secs(5);
-/// However steadily a log is read: one that is not read to its end after so many times [`Pace::max_blind`] may hide
-/// what is new behind what is slow.
+/// A log that makes progress but was not read completely after this many times [`Pace::max_blind`] counts as unreadable:
+/// it may delay old entries to hide new ones.
 const SLOW: u32 = 10;
-/// How often it is looked whether a request hangs.
+/// How often to check whether a request hangs.
 const TICK: Duration = Duration::from_millis(500);
 const HEARTBEAT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };
 
-/// How often it looks, and how long it may see nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Between two looks.
+    /// Between two checks.
     pub interval: Duration,
     /// How long a log may be unreadable.
     pub max_blind: Duration,
 }
 
-/// A monitor.
 pub struct Monitor {
     followers: Vec<Follower>,
     alarm: Alarm,
@@ -52,26 +50,25 @@ pub struct Monitor {
     _lock: Lock,
 }
 
-/// How the monitor is, as far as that is known.
+/// The status of the monitor, and where it is published.
 struct Shown {
     dir: PrivateDir,
     status: Mutex<Status>,
     heartbeat: Option<(Client, Url)>,
 }
 
-/// How one look, and all that were before it, ended.
+/// The result of one check of all logs, worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Nothing to say.
+    /// No alert.
     Quiet,
-    /// What is signed could not be read.
+    /// A log could not be read to its signed size.
     Blind,
-    /// An alert.
     Alert,
 }
 
 impl Monitor {
-    /// Takes up what is in `dir`, or begins.
+    /// Continues with the state in `dir`, or creates it.
     pub fn open(
         dir: &Path,
         sources: Vec<Source>,
@@ -83,7 +80,7 @@ impl Monitor {
         let dir = PrivateDir::open(dir)?;
         let lock = dir.lock("lock")?.ok_or_else(|| MonitorError::InUse(dir.path().to_owned()))?;
         let alarm = alarm(dir.clone())?;
-        // The log that was followed here before there were several keeps its place.
+        // A log that was followed when the policy had only one keeps its directory.
         let before = checkpoint_in(&dir)?;
         let is_it = |source: &Source| {
             let signed = |log: &wiretight_tlog::policy::Log| {
@@ -117,7 +114,7 @@ impl Monitor {
         Ok(Monitor { followers, alarm, shown, pace, _lock: lock })
     }
 
-    /// Looks at every log once. What cannot be read is told at once: there is no later.
+    /// Checks every log once. An unreadable log is reported at once, because there is no later check.
     pub async fn once(mut self) -> Outcome {
         let mut worst = Outcome::Quiet;
         let mut looks = JoinSet::new();
@@ -144,7 +141,7 @@ impl Monitor {
         worst
     }
 
-    /// Looks until it is stopped. (What is on the disk fits at any time: to be stopped in the middle does no harm.)
+    /// Checks repeatedly until dropped. The saved state is consistent at any time.
     pub async fn watch(mut self) {
         let mut tasks = JoinSet::new();
         for (n, follower) in self.followers.drain(..).enumerate() {
@@ -160,19 +157,19 @@ impl Monitor {
         tokio::select! {
             () = self.alarm.send() => {}
             () = show => {}
-            // None ends but by a panic, which must not go unnoticed.
-            _ = tasks.join_next() => tracing::error!("a log is not followed any more: this is a bug"),
+            // A task ends only by a panic.
+            _ = tasks.join_next() => tracing::error!("a log is no longer followed. This is a bug: please report it."),
         }
     }
 }
 
-/// Follows a log for ever.
+/// Follows a log; never returns.
 async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown>, pace: Pace) {
     let bound = pace.max_blind;
-    // Since when it has not been read to its end.
+    // Since when the log was not read completely.
     let mut incomplete: Option<(u64, Instant)> = None;
     let mut problem = "none".to_owned();
-    // How much was read, and when that last changed.
+    // The number of entries read, and when it last changed.
     let mut progress = (0, Instant::now());
     let count = follower.progress();
     loop {
@@ -195,8 +192,7 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
                     progress = (count.load(Relaxed), Instant::now());
                 }
                 if is_blind(progress.1) {
-                    let so_far =
-                        format!("A request is not answered yet; the last error: {problem}");
+                    let so_far = format!("A request has no response yet. Last error: {problem}");
                     shown.fails(n, since, &so_far);
                     let alert = blind(&origin, read, signed, since, &so_far, now());
                     shown.told(n, &alarm, alert);
@@ -212,7 +208,7 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
             size = follower.read(),
             new = entries,
             alerts,
-            "looked at the log"
+            "checked the log"
         );
         let pause = match look.problem {
             None => {
@@ -227,7 +223,7 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
                 tracing::warn!(
                     log = follower.origin(),
                     error = why,
-                    "the log could not be read this time"
+                    "this check could not read the log completely"
                 );
                 problem = why;
                 shown.fails(n, since, &problem);
@@ -246,7 +242,7 @@ impl Shown {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a look; whether the monitor is otherwise than before.
+    /// Updates the status after a check. Returns whether it changed.
     fn saw(&self, n: usize, follower: &Follower, look: &Look, now: u64) -> bool {
         let mut status = self.status();
         let log = &mut status.logs[n];
@@ -262,7 +258,7 @@ impl Shown {
         match &look.problem {
             None => {
                 if log.failing_since.take().is_some() {
-                    tracing::info!(log = log.log, "the log can be read again");
+                    tracing::info!(log = log.log, "the log is readable again");
                 }
                 log.problem = None;
                 if !look.misconduct {
@@ -280,7 +276,7 @@ impl Shown {
         status.logs[n].problem = Some(problem.to_owned());
     }
 
-    /// Tells that the log cannot be read.
+    /// Raises the alert that the log is unreadable.
     fn told(&self, n: usize, alarm: &Alarm, alert: super::Alert) {
         if alarm.tell(alert) {
             self.status().logs[n].alerts += 1;
@@ -298,11 +294,11 @@ impl Shown {
             status.clone()
         };
         if let Err(error) = status.write(&self.dir) {
-            tracing::error!("the status cannot be written: {}", chain(&error));
+            tracing::error!("cannot write the status: {}", chain(&error));
         }
     }
 
-    /// Says that all is seen, to whoever notices when that stops.
+    /// Sends the heartbeat if all logs are read completely.
     async fn beat(&self) {
         let Some((client, url)) = &self.heartbeat else { return };
         let status = self.status().clone();
@@ -315,6 +311,6 @@ impl Shown {
             Ok(answer) => format!("status {}", answer.status),
             Err(error) => chain(&error),
         };
-        tracing::warn!(heartbeat = url.host(), problem, "the heartbeat was not taken");
+        tracing::warn!(heartbeat = url.host(), problem, "cannot send the heartbeat");
     }
 }

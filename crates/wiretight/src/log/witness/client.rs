@@ -1,4 +1,4 @@
-//! The other side of [`super::serve`]: a log asks a witness that is reached by HTTP.
+//! The client for [`super::serve`]: a log's connection to a witness by HTTP.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use wiretight_tlog::SignedCheckpoint;
 
 use super::origin_hash;
-use crate::daemon::chain;
 use crate::log::cosigning::{Answer, Witness};
-use crate::log::http::{Client, Limit, Url};
+use crate::logging::chain;
+use crate::web::client::{Client, Limit, Url};
 
-/// Cosignatures of some keys, post-quantum ones included, have a few kilobytes each.
+/// Post-quantum cosignatures have a few kilobytes each.
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: 64 * 1024 };
 
 /// A witness at a submission prefix.
@@ -21,7 +21,7 @@ pub struct HttpWitness {
 }
 
 impl HttpWitness {
-    /// The witness whose submission prefix this is.
+    /// `prefix` is the witness's submission prefix.
     pub fn new(client: Client, prefix: &Url) -> HttpWitness {
         HttpWitness { client, url: prefix.join("add-checkpoint"), prefix: prefix.clone() }
     }
@@ -51,5 +51,5 @@ impl Witness for HttpWitness {
 
 fn said(url: &Url, status: u16, text: &str) -> String {
     let said: String = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
-    format!("{url} answered {status}: {said}")
+    format!("{url} responded with status {status}: {said}")
 }

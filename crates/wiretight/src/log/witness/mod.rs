@@ -1,16 +1,15 @@
-//! A witness (C2SP tlog-witness): it cosigns a log's checkpoint if, and only if, that tree is consistent with the last
-//! one that it cosigned.
+//! A witness (C2SP tlog-witness): it cosigns a log's checkpoint if and only if that tree is consistent with the last one
+//! that it cosigned.
 //!
-//! Its whole worth is that it never signs two histories of a log. So for each log there is one state, which moves in
-//! one step from a tree to a tree that was proved to begin with it, and a cosignature leaves only when the state that
-//! it needs is on the disk. The steps of many logs go to the disk together ([`state`]), which is what makes thousands a
-//! second possible. A witness that has lost its memory does not start
-//! ([`state::Start`]).
+//! A witness must never sign two histories of a log. So it has one state for each log, which changes in one step from a
+//! tree to a tree with a valid consistency proof. A cosignature is sent only after the new state is on disk. The steps of
+//! many logs are written together ([`state`]), which makes thousands per second possible. A witness that has lost its
+//! state does not start ([`state::Start`]).
 //!
 //! - [`request`]: the body of `add-checkpoint`
-//! - [`state`]: what is remembered, and how
-//! - [`serve`]: its HTTP
-//! - [`client`]: how a log asks one
+//! - [`state`]: the saved state
+//! - [`serve`]: the HTTP server
+//! - [`client`]: the client that a log uses
 
 pub mod client;
 pub mod request;
@@ -33,55 +32,49 @@ use crate::private_dir::FileError;
 use request::{Request, RequestError};
 use state::{Committer, Cosigned, Memory, Refused, Start, StateError};
 
-/// The longest text of a checkpoint that is cosigned, in bytes: it is kept.
+/// The longest text of a checkpoint that is cosigned, in bytes. The text is saved.
 pub const MAX_TEXT: usize = 4096;
 /// The most logs of a witness.
 pub const MAX_LOGS: usize = 100_000;
-/// How long the disk may take.
+/// How long a write to disk may take.
 const DISK: Duration = Duration::from_secs(30);
 
-/// Why a witness does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Without a key it has nothing to say.
     #[error("a witness needs at least one key")]
     NoKey,
-    /// Without a log neither.
     #[error("a witness needs at least one log, and at most {MAX_LOGS}")]
     Logs,
-    /// What it remembers is not there, or not what it wrote.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The disk.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// What a witness says to a checkpoint.
+/// The response of a witness to `add-checkpoint`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Its cosignatures: lines of a note.
+    /// Its cosignatures, as lines of a note.
     Cosigned(String),
-    /// Not a request, or sizes the wrong way round.
+    /// An invalid request, or an old size that is larger than the new one.
     Malformed(RequestError),
     /// A log that it does not witness.
     UnknownLog,
     /// Not signed by the log.
     NotSigned,
-    /// It has cosigned another size than the old one of the request: this one.
+    /// The last cosigned tree has this size, which is not the request's old size.
     Behind(u64),
     /// It has cosigned another tree of this size: the log has forked.
     Forked,
-    /// The checkpoint gives the empty tree another root than it has.
+    /// A wrong root for the empty tree.
     EmptyTree,
-    /// The proof does not hold.
+    /// The consistency proof is invalid.
     NotProved(TreeError),
-    /// The disk does not keep what must be kept, or a signature could not be made.
+    /// The state could not be written, or the checkpoint could not be signed.
     Unavailable(&'static str),
 }
 
 impl Answer {
-    /// The HTTP status code.
     pub fn status(&self) -> u16 {
         match self {
             Answer::Cosigned(_) => 200,
@@ -94,7 +87,6 @@ impl Answer {
         }
     }
 
-    /// Its `Content-Type`.
     pub fn content_type(&self) -> &'static str {
         match self {
             Answer::Behind(_) => "text/x.tlog.size",
@@ -102,7 +94,6 @@ impl Answer {
         }
     }
 
-    /// Its body.
     pub fn body(&self) -> String {
         match self {
             Answer::Cosigned(lines) => lines.clone(),
@@ -111,11 +102,11 @@ impl Answer {
                 "this witness has cosigned another tree of this size: the log shows two histories\n"
                     .into()
             }
-            Answer::EmptyTree => "the root of the empty tree is not that\n".into(),
+            Answer::EmptyTree => "the root is not the root of the empty tree\n".into(),
             Answer::Malformed(why) => format!("{why}\n"),
-            Answer::UnknownLog => "this witness does not know a log of this origin\n".into(),
+            Answer::UnknownLog => "this witness does not know a log with this origin\n".into(),
             Answer::NotSigned => {
-                "the checkpoint is not signed by the key that this witness knows of the log, or a signature under that key does not verify\n"
+                "the checkpoint is not signed by a key that this witness knows for the log, or a signature is invalid\n"
                     .into()
             }
             Answer::NotProved(why) => format!("{why}\n"),
@@ -124,14 +115,13 @@ impl Answer {
     }
 }
 
-/// A log as its witness sees it.
+/// A log's state at the witness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogStatus {
-    /// Which.
     pub origin: String,
-    /// The last tree that was cosigned; `None` if none was.
+    /// The last cosigned tree.
     pub tree: Option<(u64, Hash)>,
-    /// When it was cosigned last, by this process or one before (seconds since 1970).
+    /// When it was last cosigned, by this process or an earlier one (seconds since 1970).
     pub time: Option<u64>,
 }
 
@@ -139,14 +129,14 @@ pub struct LogStatus {
 pub struct WitnessCore {
     cosigners: Vec<Cosigner>,
     logs: HashMap<String, Vec<LogKey>>,
-    /// Origins by their SHA-256 in hex, under which a monitor asks for them.
+    /// Origins by their SHA-256 in hex, which is used in URLs.
     hashes: HashMap<String, String>,
     memory: Committer,
     evidence: Evidence,
     answers: Answers,
 }
 
-/// How often each status was answered.
+/// Counts responses by status.
 #[derive(Debug, Default)]
 pub struct Answers([AtomicU64; Answers::STATUS.len()]);
 
@@ -160,14 +150,14 @@ impl Answers {
         }
     }
 
-    /// Statuses, and how often each was answered.
+    /// Each status with its count.
     pub fn read(&self) -> impl Iterator<Item = (u16, u64)> {
         Answers::STATUS.iter().zip(&self.0).map(|(s, n)| (*s, n.load(Ordering::Relaxed)))
     }
 }
 
 impl WitnessCore {
-    /// Takes up the state in `dir`, or makes it for a new witness. The directory is locked until this is dropped.
+    /// Loads the state in `dir`, or creates it for a new witness. The directory is locked until this is dropped.
     pub fn open(
         dir: &Path,
         start: Start,
@@ -192,8 +182,8 @@ impl WitnessCore {
         Ok(WitnessCore { cosigners, logs: keys, hashes, memory, evidence, answers })
     }
 
-    /// `add-checkpoint`: checks a request, remembers its tree on the disk, and cosigns it at `now` (seconds since
-    /// 1970). May be dropped at any time.
+    /// `add-checkpoint`: checks a request, saves its tree, and cosigns it at `now` (seconds since 1970). May be dropped at
+    /// any time.
     pub async fn add_checkpoint(&self, body: &[u8], now: u64) -> Answer {
         let answer = self.decide(body, now).await;
         self.answers.count(answer.status());
@@ -220,13 +210,13 @@ impl WitnessCore {
         if note.text().len() > MAX_TEXT {
             return Answer::Malformed(RequestError::Checkpoint);
         }
-        // What is remembered: the text and the log's own signatures, which prove that the log said it.
+        // Save the text and the log's own signatures, which are evidence of what the log signed.
         let Ok(mut kept) = Note::new(note.text().to_owned()) else {
             return Answer::Malformed(RequestError::Checkpoint);
         };
         own.into_iter().for_each(|signature| kept.add(signature));
-        // The check and the step are one: nobody else sees the log between them. Only what is on the disk is signed:
-        // after a crash we know at least as much as we have said.
+        // Check and step are atomic. A tree is signed only after it is on disk, so that after a crash the state includes
+        // everything that was signed.
         let stepped = self.memory.step(log, |last| {
             consistent(last, request, checkpoint)?;
             let Checkpoint { size, root, .. } = *checkpoint;
@@ -243,9 +233,9 @@ impl WitnessCore {
                 };
             }
             Ok(Err(Refused::Disk)) => {
-                return Answer::Unavailable("the witness' disk does not keep what must be kept");
+                return Answer::Unavailable("the witness cannot write its state to disk");
             }
-            Err(_) => return Answer::Unavailable("the witness' disk is too slow"),
+            Err(_) => return Answer::Unavailable("the disk of the witness is too slow"),
         }
         let Some(lines) = self.cosign(checkpoint, now) else {
             return Answer::Unavailable("the witness could not sign");
@@ -254,7 +244,7 @@ impl WitnessCore {
         Answer::Cosigned(lines)
     }
 
-    /// The cosignatures of all keys: lines of a note.
+    /// The cosignatures of all keys, as lines of a note.
     fn cosign(&self, checkpoint: &Checkpoint, time: u64) -> Option<String> {
         let mut lines = String::new();
         for cosigner in &self.cosigners {
@@ -263,8 +253,8 @@ impl WitnessCore {
         Some(lines)
     }
 
-    /// The checkpoint that was cosigned last of the log whose origin has this SHA-256 (hex), with the log's signatures and
-    /// the cosignatures; `None` if none was, or there is no such log.
+    /// The last cosigned checkpoint of a log, with the log's signatures and the cosignatures. `origin_hash` is the SHA-256
+    /// (hex) of its origin. `None` if there is no such log or no cosigned checkpoint.
     pub fn checkpoint(&self, origin_hash: &str) -> Option<String> {
         let log = self.memory.log(self.hashes.get(origin_hash)?)?;
         let again = |last: &Cosigned| {
@@ -298,21 +288,20 @@ impl WitnessCore {
                         origin,
                         size,
                         evidence,
-                        "the log has signed two different trees of one size: it shows different histories to different people"
+                        "the log has forked: it signed two different trees of the same size"
                     ),
                     Kind::NotProved => tracing::error!(
                         origin,
                         size,
                         evidence,
-                        "the log has signed a tree, but the proof that it begins with the one cosigned before does not hold: it may have forked, or whoever submitted it sent a wrong proof"
+                        "a submitted tree has an invalid consistency proof: the log may have forked, or the submitter sent a wrong proof"
                     ),
                 }
             }
-            Err(error) => tracing::error!(%error, "evidence of a fork could not be kept"),
+            Err(error) => tracing::error!(%error, "cannot save evidence of a fork"),
         }
     }
 
-    /// Its public keys.
     pub fn keys(&self) -> impl Iterator<Item = &WitnessKey> {
         self.cosigners.iter().map(Cosigner::public)
     }
@@ -322,7 +311,7 @@ impl WitnessCore {
         self.keys().next().map(WitnessKey::name)
     }
 
-    /// Its logs, in the order of their origins.
+    /// Its logs, sorted by origin.
     pub fn logs(&self) -> Vec<LogStatus> {
         let mut logs: Vec<LogStatus> = self
             .logs
@@ -340,28 +329,27 @@ impl WitnessCore {
         logs
     }
 
-    /// How many files of evidence there are.
+    /// The number of evidence files.
     pub fn evidence(&self) -> usize {
         self.evidence.count()
     }
 
-    /// How often each status was answered.
     pub fn answers(&self) -> &Answers {
         &self.answers
     }
 }
 
-/// Why a log's state does not move.
+/// Why a log's state does not change.
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     Behind(u64),
-    /// The old size is wrong, and the new tree is of the size that was cosigned, but another one.
+    /// The old size is wrong, and the new tree differs from the cosigned one of the same size.
     BehindAndForked(u64),
     Forked,
     NotProved(TreeError),
 }
 
-/// Whether the tree is the one cosigned last, or is proved to begin with it.
+/// Checks that the tree is the last cosigned one or provably extends it.
 fn consistent(last: Option<&Cosigned>, request: &Request, new: &Checkpoint) -> Result<(), Refusal> {
     let (size, root) = last.map_or((0, Hash::empty()), |last| (last.size, last.root));
     let forked = new.size == size && new.root != root;
@@ -375,8 +363,8 @@ fn consistent(last: Option<&Cosigned>, request: &Request, new: &Checkpoint) -> R
         .map_err(Refusal::NotProved)
 }
 
-/// The signatures of the log's keys on a note; `None` if there is none, or if one of them does not verify: a line that
-/// names a key and was not made by it makes the note malformed (C2SP signed-note).
+/// The signatures of the log's keys on a note. `None` if there is none or one of them is invalid: an invalid signature of
+/// a known key makes the note malformed (C2SP signed-note).
 fn signatures(note: &Note, keys: &[LogKey]) -> Option<Vec<Signature>> {
     let mut own: Vec<Signature> = Vec::new();
     for key in keys {
@@ -396,7 +384,7 @@ fn signatures(note: &Note, keys: &[LogKey]) -> Option<Vec<Signature>> {
     (!own.is_empty()).then_some(own)
 }
 
-/// SHA-256 of an origin, in hex: how a monitor names a log (C2SP tlog-witness).
+/// SHA-256 of an origin in hex, as in the witness's URLs (C2SP tlog-witness).
 pub fn origin_hash(origin: &str) -> String {
     wiretight_keys::token::hex(Hash::of(origin.as_bytes()).as_bytes())
 }

@@ -8,26 +8,23 @@ use wiretight_tlog::{Hash, Note, SignedCheckpoint};
 /// The longest body: 63 hashes, and a checkpoint with dozens of post-quantum cosignatures.
 pub const MAX_BODY: usize = 128 * 1024;
 
-/// What is wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// More than [`MAX_BODY`], or no text.
     #[error("the request is too large, or not UTF-8")]
     Body,
-    /// Its first line.
     #[error("the first line is not `old SIZE`")]
     Old,
-    /// A line of the proof.
-    #[error("the consistency proof is not up to 63 lines of base64 hashes and a blank line")]
-    Proof,
-    /// Its checkpoint.
     #[error(
-        "the checkpoint is not a signed note of a log's size and root, or is longer than this witness takes"
+        "the consistency proof must be at most 63 lines of base64 hashes, followed by a blank line"
+    )]
+    Proof,
+    #[error(
+        "the checkpoint is not a signed note with a log's size and root, or is longer than this witness accepts"
     )]
     Checkpoint,
-    /// Its checkpoint says that the empty tree has another root than it has.
+    /// A wrong root for the empty tree.
     #[error(
-        "a tree of size 0 has the hash of nothing as its root, and this checkpoint another one"
+        "the root of a tree of size 0 must be the hash of the empty string, but this checkpoint has another root"
     )]
     EmptyTree(Box<Note>),
     /// The log would shrink.
@@ -35,19 +32,18 @@ pub enum RequestError {
     Backwards,
 }
 
-/// A request, nothing of it verified.
+/// An unverified request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The size of the tree that the proof begins with.
+    /// The size of the old tree.
     pub old: u64,
     /// The consistency proof (RFC 6962, section 2.1.2).
     pub proof: Vec<Hash>,
-    /// What is to be cosigned.
+    /// The checkpoint to cosign.
     pub checkpoint: SignedCheckpoint,
 }
 
 impl Request {
-    /// Parses a body.
     pub fn parse(body: &[u8]) -> Result<Request, RequestError> {
         let text = std::str::from_utf8(body).ok().filter(|t| t.len() <= MAX_BODY);
         let (first, mut rest) =
@@ -72,14 +68,14 @@ impl Request {
     }
 }
 
-/// Whether a checkpoint gives the empty tree another root than it has.
+/// Whether a checkpoint has a wrong root for the empty tree.
 fn claims_empty_tree(text: &str) -> bool {
     let mut lines = text.split('\n').skip(1);
     let (size, root) = (lines.next(), lines.next().and_then(Hash::from_base64));
     size == Some("0") && root.is_some_and(|root| root != Hash::empty())
 }
 
-/// The body.
+/// Writes the body.
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "old {}", self.old)?;

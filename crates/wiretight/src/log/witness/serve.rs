@@ -1,5 +1,5 @@
-//! A witness' HTTP: `POST /add-checkpoint` for logs, `GET /ORIGIN-HASH/checkpoint` for monitors, `GET /` for people,
-//! `GET /metrics` for Prometheus. Anybody may ask.
+//! The HTTP server of a witness: `POST /add-checkpoint` for logs, `GET /ORIGIN-HASH/checkpoint` for monitors, `GET /` for
+//! people, `GET /metrics` for Prometheus. It is open to everyone.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use wiretight_proxy::mesh::now;
 
 use super::request::MAX_BODY;
 use super::{WitnessCore, origin_hash};
-use crate::log::server::{self, PATIENCE, Site, plain};
+use crate::web::server::{self, PATIENCE, Site, plain};
 
-/// Serves until `end` turns true, then finishes what was begun. `tls` is asked at each connection; without it the
-/// address has to be a loopback one, which is for the caller to see to.
+/// Serves until `end` becomes true, then finishes open requests. `tls` is read at each connection. Without it, the caller
+/// must make sure that the address is a loopback address.
 pub async fn serve(
     core: Arc<WitnessCore>,
     listener: TcpListener,
@@ -56,7 +56,7 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
                 }
                 None => plain(
                     StatusCode::NOT_FOUND,
-                    "no checkpoint of such a log was cosigned: the path is /SHA-256/checkpoint, of the log's origin in hex\n".into(),
+                    "no cosigned checkpoint for this log. The path is /HASH/checkpoint, where HASH is the SHA-256 of the log's origin in hex.\n".into(),
                 ),
             };
         }
@@ -69,7 +69,7 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
         _ => {
             return plain(
                 StatusCode::NOT_FOUND,
-                "here is a witness: GET / says of which logs\n".into(),
+                "not found. This is a witness; GET / shows its logs.\n".into(),
             );
         }
     }
@@ -78,10 +78,12 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
         Ok(Err(_)) => {
             return plain(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("a request has at most {MAX_BODY} bytes\n"),
+                format!("a request may have at most {MAX_BODY} bytes\n"),
             );
         }
-        Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the body did not come\n".into()),
+        Err(_) => {
+            return plain(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n".into());
+        }
     };
     let answer = core.add_checkpoint(&body, now()).await;
     let status = StatusCode::from_u16(answer.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -90,7 +92,7 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
     response
 }
 
-/// For people: who this is, and what it has cosigned.
+/// The page for people: keys and cosigned checkpoints.
 fn status(core: &WitnessCore) -> String {
     let mut text = String::from("A witness of transparency logs (C2SP tlog-witness).\n\n");
     for key in core.keys() {
@@ -109,10 +111,10 @@ fn status(core: &WitnessCore) -> String {
         }
     }
     let _ = match core.evidence() {
-        0 => writeln!(text, "\nno sign of a fork"),
+        0 => writeln!(text, "\nno evidence of a fork"),
         n => writeln!(
             text,
-            "\n{n} checkpoints that may show a fork: see the state directory's evidence/"
+            "\n{n} checkpoints that may show a fork: see evidence/ in the state directory"
         ),
     };
     text
@@ -120,14 +122,14 @@ fn status(core: &WitnessCore) -> String {
 
 fn metrics(core: &WitnessCore) -> String {
     let mut text = String::from(
-        "# HELP wiretight_witness_requests_total Answers to add-checkpoint.\n# TYPE wiretight_witness_requests_total counter\n",
+        "# HELP wiretight_witness_requests_total Responses to add-checkpoint.\n# TYPE wiretight_witness_requests_total counter\n",
     );
     for (status, count) in core.answers().read() {
         let _ = writeln!(text, "wiretight_witness_requests_total{{status=\"{status}\"}} {count}");
     }
     text.push_str("# HELP wiretight_witness_evidence Files of evidence of a fork.\n# TYPE wiretight_witness_evidence gauge\n");
     let _ = writeln!(text, "wiretight_witness_evidence {}", core.evidence());
-    text.push_str("# HELP wiretight_witness_log_size Entries of the tree cosigned last.\n# TYPE wiretight_witness_log_size gauge\n");
+    text.push_str("# HELP wiretight_witness_log_size Size of the last cosigned tree.\n# TYPE wiretight_witness_log_size gauge\n");
     let logs = core.logs();
     let label = |origin: &str| origin.replace('\\', "\\\\").replace('"', "\\\"");
     for log in &logs {
@@ -135,7 +137,7 @@ fn metrics(core: &WitnessCore) -> String {
         let _ =
             writeln!(text, "wiretight_witness_log_size{{log=\"{}\"}} {size}", label(&log.origin));
     }
-    text.push_str("# HELP wiretight_witness_log_time_seconds When it was cosigned.\n# TYPE wiretight_witness_log_time_seconds gauge\n");
+    text.push_str("# HELP wiretight_witness_log_time_seconds When the tree was last cosigned.\n# TYPE wiretight_witness_log_time_seconds gauge\n");
     for log in &logs {
         let time = log.time.unwrap_or(0);
         let _ = writeln!(

@@ -1,14 +1,13 @@
-//! What a witness remembers: of each log, the checkpoint that it cosigned last.
+//! The saved state of a witness: the last cosigned checkpoint of each log.
 //!
-//! It is one small file, which is written whole, with a checksum, and takes its name by rename: it holds what it held
-//! or what was written, never a mixture. So a file that does not fit its checksum was damaged, and the witness does not
-//! start: to begin anew would be to forget what it has vouched for. For the same reason the file must be there (a disk
-//! may not be mounted, a directory may have been deleted); it is made only when the operator says that the witness is
-//! new ([`Start::New`]).
+//! It is one small file with a checksum, written atomically. So a wrong checksum means damage, and the witness does not
+//! start: starting without the state would mean forgetting what it has cosigned. For the same reason the file must exist
+//! (a disk may not be mounted, or a directory may have been deleted). It is created only if the operator says that the
+//! witness is new ([`Start::New`]).
 //!
-//! A log takes one step at a time: the next one waits until the last is on the disk and cosigned, or has failed. A
-//! thread writes the state of all logs, again and again while there are steps that the file lacks; so the steps of other
-//! logs that come during one write share the next.
+//! A log takes one step at a time: the next step waits until the last one is on disk and cosigned, or has failed. A thread
+//! writes the state of all logs as long as there are steps that the file lacks. Steps of other logs that arrive during one
+//! write share the next one.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,64 +25,50 @@ use crate::private_dir::{FileError, Lock, PrivateDir};
 
 const FILE: &str = "state";
 const HEADER: &str = "wiretight witness state 1";
-/// The largest file that is read: every log with the longest checkpoint, its newlines escaped.
+/// The largest file: every log with the longest checkpoint, its newlines escaped.
 const MAX_FILE: usize = 512 << 20;
 const _: () = assert!(MAX_FILE > MAX_LOGS * (MAX_TEXT + 1024));
 
-/// Why there is no state to begin with.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another process.
-    #[error("another witness runs with {}: one process a state directory, or both would sign what the other has not seen", .0.display())]
+    #[error("another witness is running with {}. Only one process may use a state directory; otherwise each would sign checkpoints that the other has not seen.", .0.display())]
     InUse(PathBuf),
-    /// No state.
     #[error(
-        "{} holds no state of a witness. Probable cause: its disk is not mounted, or it was deleted. A witness that forgot what it cosigned must not run under its key again: it could cosign a fork. Mount or recover the directory. If this key has never cosigned anything, start once with --new",
+        "{} has no witness state. Its disk is probably not mounted, or the state was deleted. A witness that forgot what it cosigned must not run under its key again: it could cosign a fork. Mount or recover the directory. If this key has never cosigned anything, start once with --new.",
         .0.display()
     )]
     Missing(PathBuf),
-    /// State where there should be none.
     #[error(
-        "{} holds the state of a witness that has run before. --new is for the very first start: run without it (and keep it out of the service file, or a lost disk would go unnoticed)",
+        "{} has the state of a witness that has run before. --new is only for the very first start: run without it. Do not put it into the service file, or a lost disk would go unnoticed.",
         .0.display()
     )]
     NotNew(PathBuf),
-    /// Not what was written.
     #[error(
-        "{} is damaged ({detail}). Nothing is cosigned from it, for it could be another history than before. An older copy is no help, either: if the file cannot be recovered, begin with a new directory and a new key, and tell those whose policies name the old one",
+        "{} is damaged ({detail}). Nothing is cosigned from it, because it could be a different history than before. Do not use an older copy either. If the file cannot be recovered, start with a new directory and a new key, and tell everyone whose policy has the old key.",
         .path.display()
     )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The disk.
+    Damaged { path: PathBuf, detail: String },
     #[error(transparent)]
     File(#[from] FileError),
-    /// No thread to write it.
-    #[error("no thread can be started")]
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
 
-/// Whether there has to be a state.
+/// Whether the state must exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// The very first start of this witness: there must be none.
+    /// The very first start of this witness: there must be no state.
     New,
-    /// Any other: it must be there.
+    /// Any other start: the state must exist.
     Known,
 }
 
-/// What was cosigned of a log.
+/// The last cosigned tree of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cosigned {
-    /// The tree's size.
     pub size: u64,
-    /// Its root.
     pub root: Hash,
-    /// When (seconds since 1970).
+    /// In seconds since 1970.
     pub time: u64,
     /// The checkpoint as the log signed it.
     pub note: String,
@@ -101,12 +86,11 @@ struct Line<'a> {
 pub(super) struct Memory {
     dir: PrivateDir,
     logs: HashMap<String, Log>,
-    /// Of logs that are not witnessed now: they may be again.
+    /// Lines of logs that are not witnessed now, but may be again.
     others: Vec<String>,
     _lock: Lock,
 }
 
-/// One log.
 #[derive(Default)]
 pub(super) struct Log {
     /// Held during a step.
@@ -116,34 +100,34 @@ pub(super) struct Log {
 
 #[derive(Default)]
 struct Latest {
-    /// What was cosigned last. It is on the disk.
+    /// The last cosigned tree, which is on disk.
     cosigned: Option<Cosigned>,
-    /// What the file says of it.
+    /// Its line in the file.
     line: Arc<str>,
-    /// What the file says next, while a step is on its way there.
+    /// The next line, while a step is being written.
     next: Option<Arc<str>>,
-    /// The checkpoint with the cosignatures that were given for it.
+    /// The checkpoint with its cosignatures.
     shown: Option<Arc<str>>,
 }
 
 /// Why a log takes no step.
 pub(super) enum Refused<E> {
-    /// It may not; and what was cosigned last.
+    /// The step is not allowed; with the last cosigned tree.
     Not(E, Option<Cosigned>),
-    /// The disk does not keep it.
+    /// The state could not be written.
     Disk,
 }
 
 impl Memory {
-    /// Reads what is in `dir`, for these origins.
+    /// Reads the state in `path`, for these origins.
     pub(super) fn open(
         path: &Path,
         start: Start,
         origins: impl Iterator<Item = String>,
     ) -> Result<Memory, StateError> {
-        // Nothing is made where a disk may be missing.
+        // Create nothing if the disk may not be mounted.
         let there = path.join(FILE).try_exists().map_err(|source| FileError {
-            doing: "look for",
+            doing: "check for",
             path: path.join(FILE),
             source,
         })?;
@@ -153,7 +137,7 @@ impl Memory {
         let dir = PrivateDir::open(path)?;
         let lock = dir.lock("lock")?.ok_or_else(|| StateError::InUse(path.to_owned()))?;
         let bytes = dir.read(FILE, MAX_FILE)?;
-        // Evidence of a fork is written by a witness that has run.
+        // Evidence of a fork shows that a witness has run before.
         let has_run = bytes.is_some() || path.join("evidence").exists();
         let mut known = match (bytes, start) {
             (_, Start::New) if has_run => return Err(StateError::NotNew(path.to_owned())),
@@ -161,7 +145,7 @@ impl Memory {
                 .map_err(|detail| StateError::Damaged { path: path.join(FILE), detail })?,
             (None, Start::Known) => return Err(StateError::Missing(path.to_owned())),
             (None, Start::New) => {
-                tracing::warn!(state = %path.display(), "a new witness: it has cosigned nothing yet. Start it without --new from now on");
+                tracing::warn!(state = %path.display(), "new witness state created: nothing was cosigned yet. From now on, start without --new.");
                 HashMap::new()
             }
         };
@@ -195,14 +179,14 @@ impl Memory {
     }
 }
 
-/// What a file says, by origin; each with its line.
+/// Parses a file; returns the trees by origin, each with its line.
 fn read(bytes: &[u8]) -> Result<HashMap<String, (Cosigned, String)>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not text")?;
-    let end = text.strip_suffix('\n').and_then(|t| t.rfind('\n')).ok_or("it was cut")?;
+    let end = text.strip_suffix('\n').and_then(|t| t.rfind('\n')).ok_or("it is truncated")?;
     let (body, last) = text.split_at(end + 1);
     let sum = last.trim_end().strip_prefix("sha256 ").and_then(Hash::from_base64);
     if sum != Some(Hash::of(body.as_bytes())) {
-        return Err("its checksum does not fit: it was cut or altered".into());
+        return Err("its checksum does not match: it was truncated or altered".into());
     }
     let lines = body.strip_prefix(HEADER).and_then(|b| b.strip_prefix('\n'));
     let mut known = HashMap::new();
@@ -213,7 +197,7 @@ fn read(bytes: &[u8]) -> Result<HashMap<String, (Cosigned, String)>, String> {
         let (size, root) = (checkpoint.size, checkpoint.root);
         let cosigned = Cosigned { size, root, time, note: note.into_owned() };
         if known.insert(checkpoint.origin.clone(), (cosigned, line.to_owned())).is_some() {
-            return Err("a log stands there twice".into());
+            return Err("it lists a log twice".into());
         }
     }
     Ok(known)
@@ -224,12 +208,11 @@ impl Log {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was cosigned last.
     pub(super) fn last(&self) -> Option<Cosigned> {
         self.latest().cosigned.clone()
     }
 
-    /// The checkpoint that was cosigned last, with the cosignatures that were given; `make` adds them after a start.
+    /// The last cosigned checkpoint with its cosignatures. After a start, `make` creates these again.
     pub(super) fn shown(&self, make: impl FnOnce(&Cosigned) -> Option<String>) -> Option<Arc<str>> {
         let mut latest = self.latest();
         if latest.shown.is_none() {
@@ -238,7 +221,7 @@ impl Log {
         latest.shown.clone()
     }
 
-    /// Remembers the checkpoint with its cosignatures, if it is the one that was cosigned last.
+    /// Stores the checkpoint with its cosignatures, if it is the last cosigned one.
     pub(super) fn show(&self, of: (u64, Hash), checkpoint: String) {
         let mut latest = self.latest();
         if latest.cosigned.as_ref().is_some_and(|c| (c.size, c.root) == of) {
@@ -256,7 +239,7 @@ pub(super) struct Committer {
 
 struct Shared {
     memory: Memory,
-    /// The number of steps that were taken.
+    /// The number of steps so far.
     steps: AtomicU64,
     wanted: Mutex<Wanted>,
     wake: Condvar,
@@ -264,17 +247,17 @@ struct Shared {
 
 #[derive(Default)]
 struct Wanted {
-    /// The number of writes that were asked for.
+    /// The number of requested writes.
     writes: u64,
     ended: bool,
 }
 
-/// What the thread has done.
+/// The progress of the writing thread.
 #[derive(Clone, Copy, Default)]
 struct Written {
-    /// All steps up to this one are on the disk.
+    /// All steps up to this one are on disk.
     durable: u64,
-    /// Every write that was asked for up to this one has been tried.
+    /// All requested writes up to this one were tried.
     tried: u64,
 }
 
@@ -293,8 +276,8 @@ impl Committer {
         self.shared.memory.logs.get(origin)
     }
 
-    /// Moves a log to what `next` makes of what was cosigned last, and to the disk. When this returns `Ok` it may be
-    /// signed. Dropped before, it has not happened: what is on the disk by then was never signed.
+    /// Changes a log's state to the result of `next` and writes it to disk. When this returns `Ok`, the tree may be signed.
+    /// If it is dropped before, the step has not happened; a state that is already on disk was never signed.
     pub(super) async fn step<E>(
         &self,
         log: &Log,
@@ -329,7 +312,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Waits until a step is on the disk; `false` if it was tried in vain.
+    /// Waits until a step is on disk; `false` if the write failed.
     async fn durable(&self, step: u64) -> bool {
         let mut written = self.written.clone();
         if written.borrow().durable >= step {
@@ -373,13 +356,13 @@ impl Shared {
             if ended && writes == now.tried {
                 return;
             }
-            // The line of each step up to here was set before the step was counted, and the write reads it afterwards.
+            // A step sets its line before it is counted, so the write below includes all steps counted here.
             let steps = self.steps.load(Ordering::SeqCst);
             match self.memory.write() {
                 Ok(()) => now.durable = steps,
                 Err(error) => tracing::error!(
-                    error = crate::daemon::chain(&error),
-                    "what was to be cosigned cannot be kept: nothing new is cosigned until it can"
+                    error = crate::logging::chain(&error),
+                    "cannot write the state, so nothing new is cosigned"
                 ),
             }
             now.tried = writes;
@@ -393,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_written_so_is_not_read() {
+    fn truncated_and_altered_files_are_rejected() {
         let note = format!("a\n1\n{}\n\n— a AAAAAAA=\n", Hash::leaf(b""));
         let line = serde_json::to_string(&Line { time: 7, note: note.as_str().into() }).unwrap();
         let body = format!("{HEADER}\n{line}\n");

@@ -86,7 +86,7 @@ impl LogSide {
     /// The most entries that the monitor has read.
     fn read(&self) -> u64 {
         let log = self.monitor.log();
-        let looks = log.lines().filter(|line| line.contains("looked at the log"));
+        let looks = log.lines().filter(|line| line.contains("checked the log"));
         let size = |line: &str| {
             let size = line.split("\"size\":").nth(1)?;
             size.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 4096;
 /// Of them from one IPv4 address or IPv6 /64.
 const FROM_ONE: usize = 64;
 /// For a TLS handshake, and for a request's body.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between requests, and for a request's head.
 const IDLE: Duration = Duration::from_secs(90);
 /// For what is being answered when the service is to end.
@@ -136,7 +136,7 @@ async fn http<S>(
 }
 
 /// A text.
-pub(super) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+pub(crate) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response

@@ -1,19 +1,20 @@
 //! A small HTTP/1.1 client, for logs, witnesses and webhooks: connections are kept, everything is bounded.
 //!
 //! It speaks `https://` to anybody, TLS 1.3 only, and `http://` to this machine alone: plaintext does not go over a
-//! network. It follows no redirects, keeps no cookies and decodes no compression.
+//! network. It follows no redirects and keeps no cookies. It decodes gzip for files of a log alone, and nothing else.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use flate2::bufread::MultiGzDecoder;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, RETRY_AFTER, USER_AGENT,
 };
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
@@ -177,7 +178,7 @@ pub struct Credentials {
 pub struct Limit {
     /// For all of a request, connecting included.
     pub time: Duration,
-    /// For the answer's body, in bytes.
+    /// For the answer's body, in bytes, compressed or not.
     pub body: usize,
 }
 
@@ -246,7 +247,12 @@ impl Client {
 
     /// Fetches.
     pub async fn get(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
-        self.request(Method::GET, url, None, limit).await
+        self.request(Method::GET, url, &Accepted::Plain, None, limit).await
+    }
+
+    /// Fetches a file of a log, which a server may compress with gzip (C2SP tlog-tiles). The limit is that of the file.
+    pub async fn file(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
+        self.request(Method::GET, url, &Accepted::Gzip, None, limit).await
     }
 
     /// Sends a body of this type. It may be sent twice, when a kept connection turns out to be dead: what it asks for
@@ -258,24 +264,26 @@ impl Client {
         body: impl Into<Bytes>,
         limit: Limit,
     ) -> Result<Answer, HttpError> {
-        self.request(Method::POST, url, Some((content_type, body.into())), limit).await
+        let body = Some((content_type, body.into()));
+        self.request(Method::POST, url, &Accepted::Plain, body, limit).await
     }
 
     async fn request(
         &self,
         method: Method,
         url: &Url,
+        accepted: &Accepted,
         body: Option<(&'static str, Bytes)>,
         limit: Limit,
     ) -> Result<Answer, HttpError> {
         let asked = async {
             if let Some(kept) = self.take(&url.server)
-                && let Ok(answer) = self.ask(kept, &method, url, &body, limit).await
+                && let Ok(answer) = self.ask(kept, &method, url, accepted, &body, limit).await
             {
                 return Ok(answer);
             }
             let connection = self.connect(url).await?;
-            self.ask(connection, &method, url, &body, limit).await
+            self.ask(connection, &method, url, accepted, &body, limit).await
         };
         let late = |_| HttpError::Late { url: url.to_string(), limit: limit.time };
         timeout(limit.time, asked).await.map_err(late)?
@@ -307,6 +315,7 @@ impl Client {
         mut connection: Connection,
         method: &Method,
         url: &Url,
+        accepted: &Accepted,
         body: &Option<(&'static str, Bytes)>,
         limit: Limit,
     ) -> Result<Answer, HttpError> {
@@ -320,7 +329,7 @@ impl Client {
             .uri(path)
             .header(HOST, &url.server.authority)
             .header(USER_AGENT, concat!("wiretight/", env!("CARGO_PKG_VERSION")))
-            .header(ACCEPT_ENCODING, "identity");
+            .header(ACCEPT_ENCODING, accepted.header());
         if let Some((kind, _)) = body {
             request = request.header(CONTENT_TYPE, *kind);
         }
@@ -329,16 +338,20 @@ impl Client {
         connection.ready().await.map_err(|e| failed(&e))?;
         let (head, body) =
             connection.send_request(request).await.map_err(|e| failed(&e))?.into_parts();
-        let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|e| e != "identity");
-        if encoded && head.status.is_success() {
-            return Err(failed(&"it is compressed, though that was not asked for"));
+        let coding = Coding::of(&head.headers);
+        if head.status.is_success() && !accepted.has(coding) {
+            return Err(failed(&"it is compressed in a way that was not asked for"));
         }
         let text = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
         let content_type = text(CONTENT_TYPE).map(str::to_owned);
         let retry_after =
             text(RETRY_AFTER).and_then(|s| Some(Duration::from_secs(s.parse().ok()?)));
         let status = head.status.as_u16();
-        let collected = Limited::new(body, limit.body).collect().await;
+        let on_the_wire = match coding {
+            Coding::Gzip => gzipped(limit.body),
+            _ => limit.body,
+        };
+        let collected = Limited::new(body, on_the_wire).collect().await;
         let body = match collected {
             Ok(body) => body.to_bytes(),
             // The page that goes with an error does not matter; the connection is not kept.
@@ -351,6 +364,22 @@ impl Client {
             Err(e) => return Err(failed(&e)),
         };
         self.keep(&url.server, connection);
+        let body = match coding {
+            Coding::Gzip if head.status.is_success() => {
+                let inflated = tokio::task::spawn_blocking(move || gunzip(&body, limit.body)).await;
+                match inflated.unwrap_or_else(|e| Err(io::Error::other(e))) {
+                    Ok(Some(body)) => body.into(),
+                    Ok(None) => {
+                        return Err(HttpError::TooLarge {
+                            url: url.to_string(),
+                            limit: limit.body,
+                        });
+                    }
+                    Err(e) => return Err(failed(&format_args!("its gzip is damaged: {e}"))),
+                }
+            }
+            _ => body,
+        };
         Ok(Answer { status, content_type, retry_after, body })
     }
 
@@ -371,6 +400,68 @@ impl Client {
             kept.push(connection);
         }
     }
+}
+
+/// How an answer's body may come.
+enum Accepted {
+    Plain,
+    Gzip,
+}
+
+impl Accepted {
+    fn header(&self) -> &'static str {
+        match self {
+            Accepted::Plain => "identity",
+            Accepted::Gzip => "gzip, identity",
+        }
+    }
+
+    fn has(&self, coding: Coding) -> bool {
+        match coding {
+            Coding::Identity => true,
+            Coding::Gzip => matches!(self, Accepted::Gzip),
+            Coding::Other => false,
+        }
+    }
+}
+
+/// How it comes.
+#[derive(Clone, Copy)]
+enum Coding {
+    Identity,
+    Gzip,
+    Other,
+}
+
+impl Coding {
+    fn of(headers: &HeaderMap) -> Coding {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+        match (values.next().map(|v| v.as_bytes()), values.next()) {
+            (None, _) => Coding::Identity,
+            (Some(v), None) if v.eq_ignore_ascii_case(b"identity") => Coding::Identity,
+            // RFC 9110, 8.4.1.3: x-gzip is the same.
+            (Some(v), None)
+                if v.eq_ignore_ascii_case(b"gzip") || v.eq_ignore_ascii_case(b"x-gzip") =>
+            {
+                Coding::Gzip
+            }
+            _ => Coding::Other,
+        }
+    }
+}
+
+/// The most that `len` bytes are when they are compressed: what cannot be compressed grows by 5 bytes a block, of 16 KiB
+/// with zlib, and has a head and an end.
+fn gzipped(len: usize) -> usize {
+    len + len / 1024 + 1024
+}
+
+/// Decompresses; `None` if it is more than `limit` bytes. No more than that is made, whatever it would become.
+fn gunzip(bytes: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut plain = Vec::new();
+    // Cut short, a wrong checksum, or something behind the end: each is an error.
+    MultiGzDecoder::new(bytes).take(limit as u64 + 1).read_to_end(&mut plain)?;
+    Ok((plain.len() <= limit).then_some(plain))
 }
 
 async fn start<S>(stream: S) -> hyper::Result<Connection>

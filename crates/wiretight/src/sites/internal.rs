@@ -8,26 +8,17 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use wiretight_keys::{Signer, SigningKey, x509};
 use wiretight_proxy::Certificates;
-use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::edge::{SiteCertificate, Source};
 use wiretight_proxy::mesh::now;
 
 use crate::authority::AuthorityHandle;
-use crate::daemon::chain;
+use crate::config::InternalSite;
+use crate::logging::chain;
 
 /// The clock is looked at this often.
 const TICK: Duration = Duration::from_secs(10);
 
-/// A site whose certificate the authority issues.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InternalSite {
-    /// Its names.
-    pub names: Vec<SiteName>,
-    /// Lifetime of its certificates.
-    pub ttl: Duration,
-}
-
-/// Keeps the certificates of such sites.
+/// Keeps the certificates of the sites whose certificates the authority issues.
 pub(crate) struct InternalCertificates {
     authority: AuthorityHandle,
     edge: Arc<Certificates>,

@@ -9,9 +9,7 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,28 +19,31 @@ use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use wiretight_keys::{Id, Name};
+use tokio::task::JoinHandle;
+use wiretight_keys::Id;
 use wiretight_proxy::relay::net::{Listening, Sockets};
 use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
 use wiretight_store::{SqliteStore, Store};
 
-use crate::acme::{self, Acme, AcmeError, Ca, DnsHook, RealClock};
+use super::admin;
+use super::daemon::Daemon;
+use super::takeover::{Door, Passed, Predecessor, Successor};
+use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
-use crate::admin;
+use crate::admin::socket_path;
 use crate::agent::{
     self, Agent, AgentHandle, AgentParams, Errands, SharedStore, SharedTimes, TokenSource,
 };
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams};
 use crate::config::Config;
-use crate::daemon::{Daemon, chain};
 use crate::intercept::Interception;
-use crate::internal_certificates::InternalCertificates;
+use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 use crate::privilege;
 use crate::sandbox::{self, Sandbox};
-use crate::site_certificates::{self, FileCertificates};
-use crate::site_health;
-use crate::takeover::{Door, Passed, Predecessor, Successor};
+use crate::sites::files::{self, FileCertificates};
+use crate::sites::health;
+use crate::sites::internal::InternalCertificates;
 
 /// How long a process that takes over may take until its identities are in force: they are on the disk.
 const READY: Duration = Duration::from_secs(20);
@@ -73,8 +74,8 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let interception = Interception::begin(&config, state.path())?;
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
-    let reads = token.chain(site_certificates::files(&config)).chain(roots).chain(policy);
-    let reads: Vec<PathBuf> = reads.cloned().collect();
+    let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
+    let reads: Vec<PathBuf> = reads.cloned().chain(named_in_the_environment()).collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
             "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
@@ -187,7 +188,7 @@ impl Plane {
             );
         }
         staged.commit();
-        let edge = Edge::start(&relay, certificates.clone(), site_health::load(state), workers)?;
+        let edge = Edge::start(&relay, certificates.clone(), health::load(state), workers)?;
         Ok(Plane {
             config: Arc::new(ArcSwap::from_pointee(config)),
             mesh,
@@ -284,40 +285,219 @@ fn stop_signals() -> std::io::Result<(Signal, Signal)> {
 
 /// All that only one process of a node may do at a time, from beginning to end.
 async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> anyhow::Result<Turn> {
-    let config = plane.config.load_full();
-    let state = PrivateDir::open(&config.node.state_dir)?;
-    let (authority, store): (_, Arc<dyn Store>) = match &config.authority {
-        None => (None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)),
-        Some(section) => {
-            let params = AuthorityParams::from_config(&config, section)?;
-            let dir = PrivateDir::open(params.dir.clone())?;
-            let addr = params.listen;
-            let socket = plane.listen(addr);
-            let socket = socket.map_err(|source| AuthorityError::Bind { addr, source })?;
-            let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
-            (Some(Authority::start_on(socket, params, store.clone()).await?), store)
+    let mut control = Control::begin(plane, predecessor).await?;
+    let (hangup, stops) = (signal(SignalKind::hangup())?, &mut stop_signals()?);
+    let successor = control.serve(hangup, stops).await?;
+    Ok(control.end(successor, stops).await)
+}
+
+/// The node, as far as only one process of it may be that at a time.
+struct Control<'a> {
+    plane: &'a Plane,
+    state: PrivateDir,
+    daemon: Arc<Daemon>,
+    /// The process that would take over from this one, when it comes.
+    next: JoinHandle<Successor>,
+    /// Keeps the kernel's rules until `stop` says so.
+    rules: Option<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Control<'_> {
+    async fn begin(
+        plane: &Plane,
+        predecessor: Option<(Predecessor, bool)>,
+    ) -> anyhow::Result<Control<'_>> {
+        let config = plane.config.load_full();
+        let state = PrivateDir::open(&config.node.state_dir)?;
+        let (authority, store) = start_authority(plane, &config, &state).await?;
+        let (kept, whose, errands) =
+            certificate_store(&config, authority.is_some(), &store).await?;
+        // What the disk has of identities is in force before anybody can come.
+        let agent = start_agent(&config, plane.mesh.clone(), authority.as_ref(), errands).await?;
+        plane.relay.apply(&config.relay)?;
+        let acme = start_acme(plane, &config, &state, (kept, whose)).await?;
+        let internal = authority.as_ref().map(|authority| {
+            InternalCertificates::new(authority.clone(), plane.certificates.clone())
+        });
+        if let Some(internal) = &internal {
+            internal.update(config.internal_sites()).await;
+            tokio::spawn(internal.clone().run());
         }
-    };
-    let (kept, whose, errands) = match (&config.share, &authority) {
-        (None, _) => (store.clone(), Id::Node(config.node.name.clone()), None),
-        (Some(service), Some(_)) => (store.clone(), Id::Service(service.clone()), None),
-        (Some(service), None) => {
-            let times = SharedTimes::default();
-            let (shared, errands) =
-                SharedStore::open(store.clone(), service.clone(), times).await?;
-            let shared: Arc<dyn Store> = Arc::new(shared);
-            (shared, Id::Service(service.clone()), Some(errands))
+        tokio::spawn(acme.clone().run_on_demand(plane.certificates.demands()));
+        plane.edge.apply(&config.edge)?;
+        if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
+            acme_server::serve::start(&config, section, authority, store)?;
         }
+        let daemon = Arc::new(Daemon {
+            config: plane.config.clone(),
+            mesh: plane.mesh.clone(),
+            relay: plane.relay.clone(),
+            edge: plane.edge.clone(),
+            site_files: plane.site_files.clone(),
+            acme,
+            internal,
+            agent,
+            authority,
+            interception: plane.interception.clone(),
+            sandbox: plane.sandbox,
+            started: plane.started,
+            taking_over: AtomicBool::new(predecessor.is_some()),
+            reloading: tokio::sync::Mutex::default(),
+        });
+        let probes = config.node.admin.map(|addr| {
+            let listener = plane.listen(addr);
+            listener.with_context(|| {
+                format!(
+                    "cannot listen on {addr} ([node] admin): choose another port, or admin = \"off\""
+                )
+            })
+        });
+        // Who would take over from here waits until it can.
+        let door = Door::open(state.path())?;
+        admin::start(daemon.clone(), probes.transpose()?, state.path()).await?;
+        tokio::spawn(enforce(plane.mesh.clone(), plane.relay.clone()));
+        if let Some((predecessor, expected)) = predecessor {
+            take_over(&daemon, predecessor, expected).await?;
+            daemon.taking_over.store(false, Relaxed);
+            plane.sockets.close_rest();
+            tokio::spawn(complete(daemon.clone()));
+        }
+        // From here on the node is this process' own.
+        let next = tokio::spawn(async move { door.successor().await });
+        let (stop, stopped) = watch::channel(false);
+        let rules = plane.interception.clone().map(|interception| {
+            let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());
+            tokio::spawn(interception.run(move || of.load_full(), mesh, stopped))
+        });
+        tokio::spawn(daemon.site_files.clone().watch());
+        tokio::spawn(daemon.acme.clone().run());
+        tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
+        tokio::spawn(watchdog());
+        let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
+        let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
+        tracing::info!(%node, %trust_domain, version, workers, "the node runs");
+        notify(&[NotifyState::Ready, NotifyState::Status("running")]);
+        Ok(Control { plane, state, daemon, next, rules, stop })
+    }
+
+    /// Until the node is told to stop, or another process comes to take over.
+    async fn serve(
+        &mut self,
+        mut hangup: Signal,
+        (terminate, interrupt): &mut (Signal, Signal),
+    ) -> anyhow::Result<Option<Successor>> {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    let begun = NotifyState::monotonic_usec_now();
+                    notify(&[Some(NotifyState::Reloading), begun.ok()].into_iter().flatten().collect::<Vec<_>>());
+                    // The outcome is in the log, whichever it is.
+                    let _ = self.daemon.reload().await;
+                    notify(&[NotifyState::Ready]);
+                }
+                successor = &mut self.next => return Ok(Some(successor?)),
+                _ = terminate.recv() => return Ok(None),
+                _ = interrupt.recv() => return Ok(None),
+            }
+        }
+    }
+
+    async fn end(
+        self,
+        successor: Option<Successor>,
+        (terminate, interrupt): &mut (Signal, Signal),
+    ) -> Turn {
+        let Control { plane, state, daemon, rules, stop, .. } = self;
+        if let Some(interception) = &plane.interception {
+            interception.end_trial().await;
+        }
+        if successor.is_none() {
+            notify(&[NotifyState::Stopping]);
+            let limit = daemon.config.load().node.drain;
+            tracing::info!(
+                limit_seconds = limit.as_secs(),
+                "stopping: sessions may finish (a second signal cuts them)"
+            );
+            tokio::select! {
+                cut = plane.drain(limit) => tracing::info!(cut, "drained"),
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            plane.drain(Duration::ZERO).await;
+        }
+        if let Err(error) = health::save(&state, &plane.edge.status()) {
+            tracing::warn!(%error, "what is known of the sites could not be kept");
+        }
+        stop.send_replace(true);
+        if let Some(rules) = rules {
+            let _ = rules.await;
+        }
+        let ready = daemon.agent.ready();
+        daemon.agent.shutdown().await;
+        if let Some(authority) = &daemon.authority {
+            authority.shutdown().await;
+        }
+        let _ = std::fs::remove_file(socket_path(state.path()));
+        match successor {
+            Some(successor) => Turn::Passes { successor, ready },
+            None => {
+                tracing::info!("stopped");
+                Turn::Stopped
+            }
+        }
+    }
+}
+
+/// The authority, if this node is it, and the node's own store.
+async fn start_authority(
+    plane: &Plane,
+    config: &Config,
+    state: &PrivateDir,
+) -> anyhow::Result<(Option<AuthorityHandle>, Arc<dyn Store>)> {
+    let Some(section) = &config.authority else {
+        return Ok((None, Arc::new(SqliteStore::open(state.path().join("edge.db")).await?)));
     };
-    // What the disk has of identities is in force before anybody can come.
-    let agent = start_agent(&config, plane.mesh.clone(), authority.as_ref(), errands).await?;
-    plane.relay.apply(&config.relay)?;
-    let (me, key) = (config.node.name.as_str(), acme::seal_key(&state)?);
+    let params = AuthorityParams::from_config(config, section)?;
+    let dir = PrivateDir::open(params.dir.clone())?;
+    let addr = params.listen;
+    let socket = plane.listen(addr);
+    let socket = socket.map_err(|source| AuthorityError::Bind { addr, source })?;
+    let store = Arc::new(SqliteStore::open(dir.path().join("store.db")).await?);
+    Ok((Some(Authority::start_on(socket, params, store.clone()).await?), store))
+}
+
+/// Where the certificates of sites are kept, as whose, and what the agent does for it.
+async fn certificate_store(
+    config: &Config,
+    is_authority: bool,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<(Arc<dyn Store>, Id, Option<Errands>)> {
+    let Some(service) = &config.share else {
+        return Ok((store.clone(), Id::Node(config.node.name.clone()), None));
+    };
+    let whose = Id::Service(service.clone());
+    if is_authority {
+        return Ok((store.clone(), whose, None));
+    }
+    let times = SharedTimes::default();
+    let (shared, errands) = SharedStore::open(store.clone(), service.clone(), times).await?;
+    Ok((Arc::new(shared), whose, Some(errands)))
+}
+
+/// The certificates of sites by ACME; what the store has is served when this returns.
+async fn start_acme(
+    plane: &Plane,
+    config: &Config,
+    state: &PrivateDir,
+    (kept, whose): (Arc<dyn Store>, Id),
+) -> anyhow::Result<Arc<Acme>> {
+    let (me, key) = (config.node.name.as_str(), acme::seal_key(state)?);
     let (clock, serve) = (Arc::new(RealClock), plane.certificates.clone());
     let hook = plane.dns_hook.clone();
     let acme = Acme::new(kept, &whose.to_string(), me, key, clock, serve, hook);
     // What the store has is served even when no CA can be asked.
-    let cas = cas(&config).unwrap_or_else(|error| {
+    let cas = acme::cas(&config.acme).unwrap_or_else(|error| {
         tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
         Vec::new()
     });
@@ -325,121 +505,7 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     acme.update_on_demand(config.on_demand_sites());
     // Before the first client comes: what the store has is served without any CA.
     acme.publish().await?;
-    let internal = authority
-        .as_ref()
-        .map(|authority| InternalCertificates::new(authority.clone(), plane.certificates.clone()));
-    if let Some(internal) = &internal {
-        internal.update(config.internal_sites()).await;
-        tokio::spawn(internal.clone().run());
-    }
-    tokio::spawn(acme.clone().run_on_demand(plane.certificates.demands()));
-    plane.edge.apply(&config.edge)?;
-    if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
-        acme_server::serve::start(&config, section, authority, store)?;
-    }
-    let daemon = Arc::new(Daemon {
-        config: plane.config.clone(),
-        mesh: plane.mesh.clone(),
-        relay: plane.relay.clone(),
-        edge: plane.edge.clone(),
-        site_files: plane.site_files.clone(),
-        acme,
-        internal,
-        agent,
-        authority,
-        interception: plane.interception.clone(),
-        sandbox: plane.sandbox,
-        started: plane.started,
-        taking_over: AtomicBool::new(predecessor.is_some()),
-        reloading: tokio::sync::Mutex::default(),
-    });
-    let probes = config.node.admin.map(|addr| {
-        let listener = plane.listen(addr);
-        listener.with_context(|| {
-            format!(
-                "cannot listen on {addr} ([node] admin): choose another port, or admin = \"off\""
-            )
-        })
-    });
-    // Who would take over from here waits until it can.
-    let door = Door::open(state.path())?;
-    admin::start(daemon.clone(), probes.transpose()?, state.path()).await?;
-    tokio::spawn(enforce(plane.mesh.clone(), plane.relay.clone()));
-    if let Some((predecessor, expected)) = predecessor {
-        take_over(&daemon, predecessor, expected).await?;
-        daemon.taking_over.store(false, Relaxed);
-        plane.sockets.close_rest();
-        tokio::spawn(complete(daemon.clone()));
-    }
-    // From here on the node is this process' own.
-    let mut next = tokio::spawn(async move { door.successor().await });
-    let (stop, stopped) = watch::channel(false);
-    let rules = plane.interception.clone().map(|interception| {
-        let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());
-        tokio::spawn(interception.run(move || of.load_full(), mesh, stopped))
-    });
-    tokio::spawn(daemon.site_files.clone().watch());
-    tokio::spawn(daemon.acme.clone().run());
-    tokio::spawn(site_health::keep(daemon.clone(), PrivateDir::open(state.path())?));
-    tokio::spawn(watchdog());
-    let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
-    let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
-    tracing::info!(%node, %trust_domain, version, workers, "the node runs");
-    notify(&[NotifyState::Ready, NotifyState::Status("running")]);
-
-    let mut hangup = signal(SignalKind::hangup())?;
-    let (mut terminate, mut interrupt) = stop_signals()?;
-    let successor = loop {
-        tokio::select! {
-            _ = hangup.recv() => {
-                let begun = NotifyState::monotonic_usec_now();
-                notify(&[Some(NotifyState::Reloading), begun.ok()].into_iter().flatten().collect::<Vec<_>>());
-                // The outcome is in the log, whichever it is.
-                let _ = daemon.reload().await;
-                notify(&[NotifyState::Ready]);
-            }
-            successor = &mut next => break Some(successor?),
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
-        }
-    };
-    if let Some(interception) = &plane.interception {
-        interception.end_trial().await;
-    }
-    if successor.is_none() {
-        notify(&[NotifyState::Stopping]);
-        let limit = daemon.config.load().node.drain;
-        tracing::info!(
-            limit_seconds = limit.as_secs(),
-            "stopping: sessions may finish (a second signal cuts them)"
-        );
-        tokio::select! {
-            cut = plane.drain(limit) => tracing::info!(cut, "drained"),
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        plane.drain(Duration::ZERO).await;
-    }
-    if let Err(error) = site_health::save(&state, &daemon.edge_status()) {
-        tracing::warn!(%error, "what is known of the sites could not be kept");
-    }
-    stop.send_replace(true);
-    if let Some(rules) = rules {
-        let _ = rules.await;
-    }
-    let ready = daemon.agent.ready();
-    daemon.agent.shutdown().await;
-    if let Some(authority) = &daemon.authority {
-        authority.shutdown().await;
-    }
-    let _ = std::fs::remove_file(admin::socket_path(state.path()));
-    Ok(match successor {
-        Some(successor) => Turn::Passes { successor, ready },
-        None => {
-            tracing::info!("stopped");
-            Turn::Stopped
-        }
-    })
+    Ok(acme)
 }
 
 /// Says that this process serves, as soon as it does. `expected`: the other one did.
@@ -474,30 +540,12 @@ async fn start_agent(
 ) -> anyhow::Result<AgentHandle> {
     let mut params = AgentParams::from_config(config)?;
     if let Some(authority) = authority {
-        let services = claimed(config);
+        let services = config.claimed();
         let token = authority.own_token(config.node.name.clone(), services).await?;
         params.token = TokenSource::Given(Arc::new(token));
-        own_authority(&mut params, authority);
+        params.own_authority(authority.loopback_address(), authority.join_address());
     }
     Ok(Agent::start_sharing(params, mesh, errands).await?)
-}
-
-/// The CAs that certificates are ordered from.
-pub(crate) fn cas(config: &Config) -> Result<Vec<Ca>, AcmeError> {
-    config.acme.iter().map(Ca::open).collect()
-}
-
-/// On the authority's own machine the agent reaches it over loopback.
-pub(crate) fn own_authority(params: &mut AgentParams, authority: &AuthorityHandle) {
-    params.authority = vec![authority.loopback_address()];
-    params.own_host = Some(authority.join_address());
-}
-
-/// The services that a configuration names for its own node: offered, acted as, or shared certificates with.
-pub(crate) fn claimed(config: &Config) -> Vec<Name> {
-    let mut all = config.shown_services();
-    all.extend(config.share.clone());
-    all.into_iter().collect()
 }
 
 /// Whenever the bundle changes, connections of revoked identities are cut.
@@ -530,15 +578,6 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
-/// This very binary, whatever its path leads to by now, under the name that this process was started by.
-pub(crate) fn own_program() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    if let Some(name) = std::env::args_os().next() {
-        command.arg0(name);
-    }
-    command
-}
-
 /// One process a state directory.
 pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
@@ -561,4 +600,14 @@ fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Files that the clients of S3 and of CAs read again and again, and that the environment names.
+fn named_in_the_environment() -> impl Iterator<Item = PathBuf> {
+    let files =
+        ["SSL_CERT_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+    let files = files.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    // What is readable is the folder that a file is in.
+    let folder = std::env::var_os("SSL_CERT_DIR").map(|dir| PathBuf::from(dir).join("any"));
+    files.chain(folder)
 }

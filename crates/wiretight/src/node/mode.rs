@@ -1,52 +1,13 @@
 //! `wiretight mode`, the node's side. The configuration file is the one source of truth, and the command line
 //! writes it: this process may not. Here a mode is tried, and the changed file is taken up.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use wiretight_proxy::intercept::rules::Mode;
-
-use super::{InterceptError, Interception, TrialStatus};
+use super::daemon::{Daemon, RequestError};
+use crate::admin::api::{ModeRequest, ModeStatus};
 use crate::config::Config;
-use crate::daemon::{Daemon, RequestError};
-
-/// `POST /v1/mode`: a step of a change.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum ModeRequest {
-    /// Put a mode in force for a time.
-    Try {
-        /// It.
-        mode: Mode,
-        /// How long.
-        seconds: u64,
-    },
-    /// The trial is being confirmed: the file is about to be written.
-    Hold,
-    /// The file was written: take it up.
-    TakeUp,
-    /// End the trial.
-    Undo,
-}
-
-/// The answer to it, and to `GET /v1/mode`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ModeStatus {
-    /// What is in force; `None`: no rules are.
-    pub in_force: Option<Mode>,
-    /// What the node's configuration says.
-    pub configured: Mode,
-    /// A trial that is running.
-    pub trial: Option<TrialStatus>,
-    /// Why rules are not what they should be.
-    pub error: Option<String>,
-    /// The file that the node has read.
-    pub file: PathBuf,
-    /// What stands in the file and is not in force, if anything.
-    pub pending: Option<String>,
-}
+use crate::intercept::{InterceptError, Interception};
 
 const NO_SECTION: RequestError = RequestError::NotHere(
     "this node intercepts nothing: add [intercept] to its configuration, and restart it",
@@ -59,7 +20,7 @@ impl From<InterceptError> for RequestError {
             InForce(_) | NoRules | NoTrial | TakenDown | TrialLength { .. } | TrialRuns(_) => {
                 RequestError::Refused(error.to_string())
             }
-            error => RequestError::Failed(crate::daemon::chain(&error)),
+            error => RequestError::Failed(crate::logging::chain(&error)),
         }
     }
 }

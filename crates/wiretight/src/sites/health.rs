@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use wiretight_proxy::edge::EdgeStatus;
 use wiretight_proxy::edge::settings::SiteName;
+use wiretight_proxy::edge::{Edge, EdgeStatus};
 use wiretight_proxy::mesh::now;
 
-use crate::daemon::Daemon;
 use crate::private_dir::{FileError, PrivateDir};
 
 const FILE: &str = "sites.json";
@@ -66,11 +65,11 @@ pub(crate) fn save(dir: &PrivateDir, status: &EdgeStatus) -> Result<(), FileErro
 }
 
 /// Notes it again and again.
-pub(crate) async fn keep(daemon: Arc<Daemon>, dir: PrivateDir) {
+pub(crate) async fn keep(edge: Arc<Edge>, dir: PrivateDir) {
     let dir = Arc::new(dir);
     loop {
         tokio::time::sleep(EVERY).await;
-        let (dir, status) = (dir.clone(), daemon.edge_status());
+        let (dir, status) = (dir.clone(), edge.status());
         let saved = tokio::task::spawn_blocking(move || save(&dir, &status)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(%error, "what is known of the sites could not be kept");

@@ -1,31 +1,31 @@
 //! A running node, as those see it who ask it: what it does, and what it is told to do.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use serde::Serialize;
 use serde_json::{Value, json};
-use wiretight_keys::{Csr, Id, Name, SpiffeId, TrustDomain, x509};
+use wiretight_keys::{Csr, Name, x509};
 use wiretight_proxy::mesh::now;
 use wiretight_proxy::registry::Host;
 use wiretight_proxy::relay::ApplyError;
-use wiretight_proxy::{Edge, EdgeStatus, Mesh, Relay, RelayStatus};
+use wiretight_proxy::{Edge, Mesh, Relay};
 
-use crate::acme::Acme;
-use crate::admin::{BundleAnswer, RotateStep, SvidAnswer};
-use crate::agent::{AgentHandle, AgentParams, AgentStatus};
+use crate::acme::{self, Acme};
+use crate::admin::api::{
+    BundleAnswer, DialStatus, IdentityStatus, RotateStep, ServiceStatus, Status, SvidAnswer,
+    TransparencyStatus,
+};
+use crate::agent::{AgentHandle, AgentParams};
 use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
 use crate::config::Config;
 use crate::control::Code;
-use crate::intercept::{InterceptStatus, Interception};
-use crate::internal_certificates::InternalCertificates;
-use crate::log::sequencer::LogStatus;
-use crate::process::{cas, claimed, own_authority};
+use crate::intercept::Interception;
+use crate::logging::chain;
 use crate::sandbox::Sandbox;
-use crate::site_certificates::FileCertificates;
+use crate::sites::files::FileCertificates;
+use crate::sites::internal::InternalCertificates;
 
 /// The longest list of connections in a status.
 const CONNECTIONS: usize = 1000;
@@ -73,120 +73,6 @@ impl From<AuthorityError> for RequestError {
             other => RequestError::Failed(chain(&other)),
         }
     }
-}
-
-/// An error and its sources in a line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut out = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        let more = e.to_string();
-        if !out.contains(&more) {
-            out.push_str(": ");
-            out.push_str(&more);
-        }
-        source = e.source();
-    }
-    out
-}
-
-/// What `wiretight status --json` prints.
-#[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    /// The version that runs.
-    pub version: &'static str,
-    /// The node's name.
-    pub node: Name,
-    /// The trust domain.
-    pub trust_domain: TrustDomain,
-    /// Process id.
-    pub pid: u32,
-    /// Seconds since the start.
-    pub uptime_seconds: u64,
-    /// Whether the process before this one could still go on in its place: an upgrade is under way.
-    pub taking_over: bool,
-    /// Whether identities and trust bundle are in force.
-    pub ready: bool,
-    /// What is missing, if not.
-    pub not_ready: Option<String>,
-    /// This node's identities.
-    pub identities: Vec<IdentityStatus>,
-    /// The stream to the authority.
-    pub authority_link: AgentStatus,
-    /// Whether this node is the authority.
-    pub is_authority: bool,
-    /// What peers have to prove.
-    pub transparency: TransparencyStatus,
-    /// The log of the authority, if this node is it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<LogStatus>,
-    /// The services that this node offers.
-    pub services: Vec<ServiceStatus>,
-    /// The services that its programs reach.
-    pub dials: Vec<DialStatus>,
-    /// Connections, sums and refusals.
-    pub relay: RelayStatus,
-    /// Sites and what they serve.
-    pub edge: EdgeStatus,
-    /// Why a site's certificate is not renewed, or its files are not in force, by site.
-    pub site_errors: BTreeMap<String, String>,
-    /// What the kernel's rules do, where there are any.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub intercept: Option<InterceptStatus>,
-    /// How far Landlock holds.
-    pub sandbox: Sandbox,
-}
-
-/// What peers of the mesh have to prove here, besides their identity.
-#[derive(Debug, Clone, Serialize)]
-pub struct TransparencyStatus {
-    /// Whether a peer is refused whose certificates do not prove that they are logged.
-    pub required: bool,
-    /// The quorum of witnesses; `"none"`: the log's own word is enough.
-    pub quorum: Option<String>,
-    /// Seconds since there was news of revocations; `None`: none since the start.
-    pub news_age_seconds: Option<u64>,
-    /// Whether the node makes and takes no connections, for that is too long.
-    pub without_news: bool,
-}
-
-/// An identity of this node.
-#[derive(Debug, Clone, Serialize)]
-pub struct IdentityStatus {
-    /// The SPIFFE ID.
-    pub id: SpiffeId,
-    /// When it expires, seconds since 1970.
-    pub not_after: u64,
-    /// How long that is from now; negative if it has.
-    pub expires_in_seconds: i64,
-    /// Its serial number.
-    pub serial: String,
-}
-
-/// A service that this node offers.
-#[derive(Debug, Clone, Serialize)]
-pub struct ServiceStatus {
-    /// Its name.
-    pub name: Name,
-    /// Where it listens.
-    pub listen: String,
-    /// Where its traffic goes.
-    pub forward: Vec<String>,
-    /// Who may call.
-    pub allow: Vec<Id>,
-}
-
-/// A service that this node's programs reach.
-#[derive(Debug, Clone, Serialize)]
-pub struct DialStatus {
-    /// The service.
-    pub service: Name,
-    /// Where programs connect.
-    pub listen: String,
-    /// The identity that is shown.
-    pub identity: Id,
-    /// Where its instances are, as given or as registered.
-    pub instances: Vec<String>,
 }
 
 const NO_AUTHORITY: RequestError = RequestError::NotHere(
@@ -348,7 +234,7 @@ impl Daemon {
         if let Some(error) = certificates.errors().first() {
             return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
         }
-        let cas = cas(&new).map_err(|e| RequestError::Refused(chain(&e)))?;
+        let cas = acme::cas(&new.acme).map_err(|e| RequestError::Refused(chain(&e)))?;
         let params = AgentParams::from_config(&new);
         let params = params.map_err(|e| RequestError::Refused(chain(&e)))?;
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
@@ -375,7 +261,7 @@ impl Daemon {
             handle.update(ttls, section.advertise.clone());
             // What the file names no longer is not taken away: that would cut live connections. `node
             // grant` does.
-            let granted = handle.grant(new.node.name.clone(), claimed(&new), Grant::Add).await;
+            let granted = handle.grant(new.node.name.clone(), new.claimed(), Grant::Add).await;
             if let Err(error) = granted {
                 tracing::warn!(
                     error = chain(&error),
@@ -385,7 +271,7 @@ impl Daemon {
         }
         let mut params = params;
         if let Some(handle) = &self.authority {
-            own_authority(&mut params, handle);
+            params.own_authority(handle.loopback_address(), handle.join_address());
         }
         self.agent.update(params).await;
         let summary = json!({
@@ -418,11 +304,6 @@ impl Daemon {
     /// What keeps the kernel's rules, where there is `[intercept]`.
     pub(crate) fn interception(&self) -> Option<&Interception> {
         self.interception.as_deref()
-    }
-
-    /// The edge alone.
-    pub(crate) fn edge_status(&self) -> EdgeStatus {
-        self.edge.status()
     }
 
     /// Renews all identities now.
@@ -605,7 +486,7 @@ mod tests {
     fn the_guide_names_all_that_takes_a_restart() {
         let text = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
         let config = Config::parse("f".as_ref(), text).unwrap();
-        let guide = include_str!("../../../docs/operator.md");
+        let guide = include_str!("../../../../docs/operator.md");
         let list =
             guide.split("These need a restart").nth(1).unwrap().split("\n\n").next().unwrap();
         for (changed, key) in changed_for_good(&config, &config) {
