@@ -129,7 +129,7 @@ fn ccm_mac(
     covered: &[u8],
     data: &[u8],
 ) -> Result<[u8; 16], Failure> {
-    let mut blocks = vec![0x40 | ((tag - 2) / 2) as u8 * 8 | CCM_LENGTH];
+    let mut blocks = vec![0x40 | (((tag - 2) / 2) as u8 * 8) | CCM_LENGTH];
     blocks.extend(nonce);
     blocks.extend(&(data.len() as u32).to_be_bytes()[1..]);
     blocks.extend((covered.len() as u16).to_be_bytes());
