@@ -21,7 +21,7 @@ fn ports_of(node: &Node, service: &str) -> Option<Vec<Vec<u16>>> {
 }
 
 #[tokio::test]
-async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
+async fn hostile_records_are_dropped_and_reported_and_harm_nobody_else() {
     let world = World::new();
     let authority = world.authority().await;
     let bad = world.joined(&authority, "bad", &["evil"]).await;
@@ -82,7 +82,7 @@ async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
 }
 
 #[tokio::test]
-async fn another_address_is_announced_once_it_is_granted() {
+async fn another_address_is_announced_after_it_was_granted() {
     let world = World::new();
     let authority = world.authority().await;
     let token = token(&authority, "a", &["db"]).await;
@@ -129,7 +129,7 @@ async fn another_address_is_announced_once_it_is_granted() {
 }
 
 #[tokio::test]
-async fn who_changes_its_announcement_all_the_time_is_told_of_now_and_then() {
+async fn frequent_changes_of_an_announcement_are_pushed_at_a_limited_rate() {
     let world = World::new();
     let authority = world.authority().await;
     let bad = world.joined(&authority, "bad", &["evil"]).await;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
+async fn clients_that_send_garbage_too_much_or_too_slowly_are_disconnected() {
     let mut world = World::new();
     world.times.first_message = Duration::from_millis(500);
     let authority = world.authority().await;
@@ -18,18 +18,18 @@ async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
         (&nobody, frame(HELLO), "unknown_type"),
         (&nobody, frame(br#"{"type":"join"}"#), "bad_message"),
         (&nobody, frame(&[b"[".repeat(4000), b"]".repeat(4000)].concat()), "bad_message"),
-        (&nobody, u32::MAX.to_be_bytes().to_vec(), "is the limit"),
-        (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
+        (&nobody, u32::MAX.to_be_bytes().to_vec(), "exceeds the limit"),
+        (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
         (&member, frame(b"nonsense"), "bad_message"),
-        (&member, frame(br#"{"type":"ping"}"#), "begins with"),
-        (&member, (1024 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
+        (&member, frame(br#"{"type":"ping"}"#), "the first message"),
+        (&member, (1024 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
     ] {
         let answer = talk(&mut tls(&authority, who.clone()).await, &bytes).await;
         assert!(answer.contains(part), "{answer:?} lacks {part}");
     }
     // On a stream that has begun.
     for (bytes, part) in
-        [(frame(b"{}"), "bad_message"), (u32::MAX.to_be_bytes().to_vec(), "is the limit")]
+        [(frame(b"{}"), "bad_message"), (u32::MAX.to_be_bytes().to_vec(), "exceeds the limit")]
     {
         let bytes = [frame(HELLO), bytes].concat();
         let answer = talk(&mut tls(&authority, member.clone()).await, &bytes).await;
@@ -58,7 +58,7 @@ async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
+async fn a_silent_stream_is_closed_and_announcements_are_limited() {
     let mut world = World::new();
     world.times.silence = Duration::from_secs(1);
     let authority = world.authority().await;
@@ -91,7 +91,7 @@ async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_busy_port_is_said_to_be_one() {
+async fn a_port_in_use_is_reported() {
     let world = World::new();
     let authority = world.authority().await;
     let other = World::new();

@@ -28,7 +28,7 @@ async fn a_token_makes_a_node_and_its_services_members() {
 }
 
 #[tokio::test]
-async fn tokens_are_good_once_for_one_node_of_one_authority() {
+async fn a_token_works_once_for_one_node_and_one_authority() {
     let world = World::new();
     let authority = world.authority().await;
     let dir = |n: &str| world.node_dir(n);
@@ -89,7 +89,7 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
 
 /// The authority died after it had marked the token, before it had written the node down.
 #[tokio::test]
-async fn a_join_cut_short_goes_on_after_a_restart_and_the_joins_of_others() {
+async fn an_interrupted_join_continues_after_a_restart_and_other_joins() {
     let world = World::new();
     let authority = world.authority().await;
     let first = token(&authority, "a", &[]).await;
@@ -136,7 +136,7 @@ async fn a_token_file_is_read_when_it_appears() {
     let authority = world.authority().await;
     let file = world.dir.path().join("token");
     let node = world.node("a", TokenSource::File(file.clone()), &["db"]).await;
-    node.error("cannot be read").await;
+    node.error("cannot read the join token").await;
     std::fs::write(&file, "wtj1_nonsense").unwrap();
     node.error("damaged").await;
     std::fs::write(&file, &**token(&authority, "a", &["db"]).await.encode()).unwrap();
@@ -194,7 +194,7 @@ async fn many_nodes_at_once() {
 }
 
 #[tokio::test]
-async fn a_node_gets_what_its_token_names_and_nothing_else() {
+async fn a_node_gets_only_what_its_token_names() {
     let world = World::new();
     let authority = world.authority().await;
     let token = token(&authority, "a", &["db"]).await;
@@ -237,7 +237,7 @@ async fn a_node_gets_what_its_token_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_service_is_no_node() {
+async fn a_service_cannot_act_as_a_node() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;

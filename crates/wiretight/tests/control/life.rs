@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn an_authority_that_restarts_has_lost_nothing() {
+async fn an_authority_loses_nothing_in_a_restart() {
     for sqlite in [false, true] {
         let mut world = World::new();
         let path = world.dir.path().join("store.sqlite");
@@ -55,7 +55,7 @@ async fn reopen(path: &Path) -> Arc<dyn Store> {
 }
 
 #[tokio::test]
-async fn an_authority_that_lost_its_state_is_not_believed() {
+async fn an_authority_that_lost_its_state_is_not_trusted() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -67,7 +67,7 @@ async fn an_authority_that_lost_its_state_is_not_believed() {
     let rebuilt = World::new();
     let lost = Authority::start(world.authority_params(addr), rebuilt.store.clone()).await;
     let Err(AuthorityError::Ca(CaError::Log(LogError::Refused(why)))) = lost else { panic!() };
-    assert!(why.contains("the store knows of none"), "{why}");
+    assert!(why.contains("has no record of it"), "{why}");
     // The store is there, the keys are gone: neither.
     let mut params = world.authority_params(addr);
     params.dir = rebuilt.dir.path().join("elsewhere");
@@ -114,7 +114,7 @@ async fn two_hundred_renewals_in_a_row() {
 }
 
 #[tokio::test]
-async fn identities_are_renewed_at_half_life_by_themselves() {
+async fn identities_are_renewed_at_half_of_their_lifetime() {
     let mut world = World::new();
     world.ttls = Ttls { svid: Duration::from_secs(8), intermediate: Duration::from_secs(32) };
     let authority = world.authority().await;
@@ -135,7 +135,7 @@ async fn identities_are_renewed_at_half_life_by_themselves() {
 }
 
 #[tokio::test]
-async fn the_intermediate_is_replaced_by_hand_and_by_itself() {
+async fn the_intermediate_is_replaced_on_request_and_automatically() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -216,7 +216,7 @@ async fn a_root_is_replaced_in_three_stages() {
 }
 
 #[tokio::test]
-async fn a_root_is_not_activated_while_a_connected_node_lacks_it() {
+async fn a_root_is_not_activated_before_every_connected_node_has_it() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -239,7 +239,7 @@ async fn a_root_is_not_activated_while_a_connected_node_lacks_it() {
 }
 
 #[tokio::test]
-async fn a_removed_node_is_out_everywhere() {
+async fn a_removed_node_is_refused_everywhere() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -279,7 +279,7 @@ async fn a_removed_node_is_out_everywhere() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_away_when_it_was_removed_learns_it_on_return() {
+async fn a_node_that_was_offline_learns_of_its_removal_when_it_reconnects() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -343,7 +343,7 @@ async fn a_node_restarts_without_the_authority() {
 }
 
 #[tokio::test]
-async fn damaged_files_are_set_aside_and_fetched_anew() {
+async fn damaged_files_are_renamed_and_fetched_again() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     let authority = world.authority().await;
@@ -409,7 +409,7 @@ async fn damaged_files_are_set_aside_and_fetched_anew() {
 }
 
 #[tokio::test]
-async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
+async fn an_interrupted_removal_is_completed_at_the_next_start() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -431,7 +431,7 @@ async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_removal_reaches_certificates_that_are_long_forgotten() {
+async fn a_removal_also_revokes_old_certificates() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -452,7 +452,7 @@ async fn a_removal_reaches_certificates_that_are_long_forgotten() {
 }
 
 #[tokio::test]
-async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_back() {
+async fn a_root_retired_by_force_is_trusted_by_no_node_and_nodes_recover() {
     for by_force in [false, true] {
         let mut world = World::new();
         world.ttls.svid = if by_force { HOUR } else { Duration::from_secs(2) };
@@ -484,7 +484,7 @@ async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_ba
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_not_written_over() {
+async fn an_unreadable_record_is_not_overwritten() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -505,7 +505,7 @@ async fn a_record_that_cannot_be_read_is_not_written_over() {
 }
 
 #[tokio::test]
-async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
+async fn a_state_with_the_same_version_but_other_content_is_pushed_again() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -529,7 +529,7 @@ async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
 }
 
 #[tokio::test]
-async fn silent_strangers_from_many_addresses_keep_no_node_out() {
+async fn silent_clients_from_many_addresses_do_not_block_nodes() {
     let world = World::new();
     let authority = world.authority().await;
     let mut silent = Vec::new();
@@ -551,7 +551,7 @@ async fn silent_strangers_from_many_addresses_keep_no_node_out() {
 }
 
 #[tokio::test]
-async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration() {
+async fn the_authoritys_own_node_joins_automatically_and_follows_its_configuration() {
     let world = World::new();
     let authority = world.authority().await;
     let start = async |authority: &AuthorityHandle, services: &[&str]| {
@@ -598,7 +598,7 @@ async fn a_web_certificate_keeps_its_root_in_the_bundle() {
 }
 
 #[tokio::test]
-async fn a_revocation_by_index_has_no_end() {
+async fn a_revocation_by_index_never_expires() {
     let mut world = World::new();
     // Otherwise a clock has to be steady for a day before it is believed that a revocation is old.
     world.times.steady = Duration::ZERO;
@@ -619,7 +619,7 @@ async fn a_revocation_by_index_has_no_end() {
 }
 
 #[tokio::test]
-async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
+async fn a_mesh_recovers_after_its_intermediate_is_revoked() {
     let world = World::new();
     let authority = world.authority().await;
     let a = world.joined(&authority, "a", &["db"]).await;
@@ -663,7 +663,7 @@ async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn an_identity_that_is_revoked_by_its_index_is_had_anew() {
+async fn an_identity_revoked_by_index_is_replaced() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;

@@ -78,7 +78,7 @@ fn request(request: u64, of: &str) -> FromNode {
 }
 
 #[tokio::test]
-async fn of_many_requests_at_once_each_has_its_own_answer_and_none_after_the_removal() {
+async fn concurrent_requests_get_their_own_answers_and_none_after_the_removal() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;

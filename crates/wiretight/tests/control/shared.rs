@@ -126,7 +126,7 @@ fn write(service: &str, at: &str, expected: u64, value: Option<&[u8]>) -> serde_
 }
 
 #[tokio::test]
-async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_has_not_seen() {
+async fn edges_of_a_service_share_writes_and_never_overwrite_an_unseen_one() {
     let world = World::new();
     let authority = world.authority().await;
     let a = Edge::joined(&world, &authority, "a", &["www"]).await;
@@ -182,7 +182,7 @@ async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_
 }
 
 #[tokio::test]
-async fn a_node_without_the_service_has_no_part_in_it_and_says_so() {
+async fn a_node_without_the_service_has_no_access_and_reports_it() {
     let world = World::new();
     let authority = world.authority().await;
     let at = key(SITE);
@@ -202,7 +202,7 @@ async fn a_node_without_the_service_has_no_part_in_it_and_says_so() {
 }
 
 #[tokio::test]
-async fn what_a_node_says_opens_no_other_place_and_no_other_name() {
+async fn a_node_can_access_no_other_keys_and_no_other_service() {
     let world = World::new();
     let authority = world.authority().await;
     world.store.create(&key("edge/service/db/site/a"), b"other".to_vec()).await.unwrap();
@@ -254,7 +254,7 @@ async fn what_a_node_says_opens_no_other_place_and_no_other_name() {
 }
 
 #[tokio::test]
-async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
+async fn one_node_cannot_exhaust_the_authority() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["www", "db"]).await;
@@ -299,7 +299,7 @@ async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_hears_nothing() {
+async fn a_node_that_is_removed_or_loses_the_service_gets_no_more_records() {
     let world = World::new();
     let authority = world.authority().await;
     let members = || async {
@@ -358,7 +358,7 @@ async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_h
 }
 
 #[tokio::test]
-async fn without_the_authority_what_was_seen_is_read_and_nothing_is_written() {
+async fn without_the_authority_records_are_readable_but_not_writable() {
     let world = World::new();
     let authority = world.authority().await;
     let mirror = disk();

@@ -71,7 +71,7 @@ fn plaintext_is_counted_by_peer_protocol_port_and_direction() {
 }
 
 #[test]
-fn a_peer_with_a_mode_of_its_own_is_treated_by_that_one() {
+fn the_mode_of_a_peer_overrides_the_general_mode() {
     if !can() {
         return;
     }

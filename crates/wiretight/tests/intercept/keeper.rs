@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::rig::{CANARY, Keeper as Child, Net, can, good, rules, say, wait_for, worker_of};
 
 #[test]
-fn it_has_one_capability_and_starts_no_program_with_more() {
+fn the_keeper_has_one_capability_and_its_programs_have_no_more() {
     if !can() {
         return;
     }
@@ -36,7 +36,7 @@ fn it_has_one_capability_and_starts_no_program_with_more() {
 }
 
 #[test]
-fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
+fn a_changed_table_is_restored_within_a_second_and_counted() {
     if !can() {
         return;
     }
@@ -103,11 +103,11 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
     let (leaked, _) = wire.found(CANARY);
     say(format!("without the second table: {leaked} datagrams leaked"));
     assert!(leaked > 0);
-    wait_for("it is made anew", || keeper.health()["guarded"] == json!(true));
+    wait_for("it is restored", || keeper.health()["guarded"] == json!(true));
     let wire = net.record();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(wire.found(CANARY).0, 0, "dormant or not, it drops again");
-    assert!(net.log().contains("made anew"), "{}", net.log());
+    assert!(net.log().contains("it was restored"), "{}", net.log());
     // What others do with theirs is none of our business.
     net.nft(&["add table inet other; flush table inet other; delete table inet other"]);
     std::thread::sleep(Duration::from_millis(300));
@@ -116,7 +116,7 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
 }
 
 #[test]
-fn nothing_leaks_while_rules_change_and_counts_go_on() {
+fn nothing_leaks_while_rules_change_and_counting_continues() {
     if !can() {
         return;
     }
@@ -193,7 +193,7 @@ fn rules_outlive_the_child_and_the_parent() {
 }
 
 #[test]
-fn what_is_no_rules_is_refused_and_changes_nothing() {
+fn invalid_rules_are_refused_and_change_nothing() {
     if !can() {
         return;
     }
@@ -219,7 +219,7 @@ fn what_is_no_rules_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
+fn a_dead_worker_is_restarted_and_repairs_changed_rules() {
     if !can() {
         return;
     }
@@ -265,7 +265,7 @@ fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
 }
 
 #[test]
-fn after_down_nothing_is_mended_until_somebody_asks_anew() {
+fn after_down_nothing_is_restored_until_rules_are_loaded_again() {
     if !can() {
         return;
     }
@@ -290,7 +290,7 @@ fn after_down_nothing_is_mended_until_somebody_asks_anew() {
 }
 
 #[test]
-fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
+fn a_node_uses_the_keeper_and_notices_its_death() {
     if !can() {
         return;
     }
@@ -348,7 +348,7 @@ fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
 }
 
 #[test]
-fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
+fn rules_that_cannot_be_applied_leave_the_stricter_of_old_and_new() {
     if !can() {
         return;
     }

@@ -23,7 +23,7 @@ fn call(addr: &str) -> Value {
 }
 
 #[test]
-fn a_connection_to_what_is_taken_comes_to_the_relay_with_its_destination() {
+fn a_redirected_connection_reaches_the_relay_with_its_destination() {
     if !can() {
         return;
     }
@@ -59,7 +59,7 @@ fn a_connection_to_what_is_taken_comes_to_the_relay_with_its_destination() {
 }
 
 #[test]
-fn a_relay_that_is_dead_lets_nothing_out() {
+fn a_dead_relay_lets_no_plaintext_out() {
     if !can() {
         return;
     }

@@ -61,7 +61,7 @@ fn ok(said: &[String]) -> usize {
 }
 
 #[test]
-fn no_plaintext_crosses_and_without_the_rules_it_does() {
+fn plaintext_crosses_without_the_rules_and_not_with_them() {
     if !can() {
         return;
     }
@@ -124,7 +124,7 @@ fn no_plaintext_crosses_and_without_the_rules_it_does() {
 }
 
 #[test]
-fn what_has_to_pass_in_strict_passes() {
+fn strict_mode_passes_what_it_must() {
     if !can() {
         return;
     }
@@ -205,7 +205,7 @@ fn what_has_to_pass_in_strict_passes() {
 }
 
 #[test]
-fn a_narrow_link_on_the_way_is_found_out() {
+fn path_mtu_discovery_works() {
     if !can() {
         return;
     }
@@ -240,7 +240,7 @@ fn a_narrow_link_on_the_way_is_found_out() {
 }
 
 #[test]
-fn a_container_gets_no_plaintext_through_either() {
+fn containers_send_no_plaintext_either() {
     if !can() {
         return;
     }

@@ -21,7 +21,7 @@ fn strict_for(keeper: &mut Keeper, seconds: u64) -> Value {
 }
 
 #[test]
-fn it_ends_in_time_whatever_is_told_of_the_mesh_meanwhile() {
+fn a_trial_ends_in_time_even_if_the_mesh_changes() {
     if !can() {
         return;
     }
@@ -60,7 +60,7 @@ fn it_ends_in_time_whatever_is_told_of_the_mesh_meanwhile() {
 }
 
 #[test]
-fn rules_with_another_mode_end_it_and_are_kept() {
+fn rules_with_another_mode_end_a_trial_and_stay() {
     if !can() {
         return;
     }
@@ -84,7 +84,7 @@ fn rules_with_another_mode_end_it_and_are_kept() {
 }
 
 #[test]
-fn it_ends_with_the_parent_and_down_stays_down() {
+fn a_trial_ends_with_the_parent_and_down_stays_down() {
     if !can() {
         return;
     }

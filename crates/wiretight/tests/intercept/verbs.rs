@@ -10,7 +10,7 @@ use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use super::rig::{Net, can, finish, good, rules};
 
 #[test]
-fn rules_list_back_as_they_were_given() {
+fn listed_rules_equal_the_loaded_ones() {
     if !can() {
         return;
     }
@@ -50,7 +50,7 @@ fn rules_list_back_as_they_were_given() {
 }
 
 #[test]
-fn load_show_and_down_say_what_they_do() {
+fn load_show_and_down_report_what_they_do() {
     if !can() {
         return;
     }
@@ -82,7 +82,7 @@ fn load_show_and_down_say_what_they_do() {
     for torn in [&whole[..whole.len() / 2], b"", b"{}", b"\xff"] {
         fs::write(&file, torn).unwrap();
         let (code, said) = net.cli(&["rules", "load"]);
-        assert!(code == 1 && said.contains("cannot be read"), "{said}");
+        assert!(code == 1 && said.contains("is unreadable"), "{said}");
         assert_eq!(net.listing().unwrap().canonical(), rules.expected());
     }
     fs::write(&file, whole).unwrap();
@@ -101,7 +101,7 @@ fn load_show_and_down_say_what_they_do() {
 }
 
 #[test]
-fn a_table_of_somebody_else_is_refused_and_not_touched() {
+fn a_foreign_table_is_refused_and_not_changed() {
     if !can() {
         return;
     }
@@ -132,7 +132,7 @@ fn keeper(net: &Net, around: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
+fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_named() {
     if !can() {
         return;
     }
@@ -157,7 +157,7 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
         (&["env", "-u", "PATH"], "Install the package nftables"),
     ] {
         let (code, said) = load(around);
-        assert!(code == 1 && said.contains(hint) && said.contains("nothing was applied"), "{said}");
+        assert!(code == 1 && said.contains(hint) && said.contains("were applied"), "{said}");
         assert!(net.listing().is_none());
         let (code, said) = keeper(&net, around);
         assert!(code == 1 && (said.contains("not_permitted") || said.contains("no_nft")), "{said}");

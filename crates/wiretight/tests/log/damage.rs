@@ -41,7 +41,7 @@ async fn read_and_published(log: &Log) {
 
 /// Of files and of a bucket: a start reads the edge alone, and the rest in the background.
 #[tokio::test]
-async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
+async fn lost_or_altered_full_tiles_are_found_reported_and_not_served() {
     let memory = Arc::new(object_store::memory::InMemory::new());
     let bucket = Bucket::new(memory, "a/prefix".into(), "memory".into());
     for in_bucket in [false, true] {
@@ -131,7 +131,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
 
 /// A lost one, of files (an object store has no rename).
 #[tokio::test]
-async fn a_full_tile_that_is_gone_is_no_tile_that_was_never_there() {
+async fn a_lost_full_tile_differs_from_one_that_never_existed() {
     let world = World::new();
     let log = world.start().await.unwrap();
     log.append_all(entries(600)).await.unwrap();
@@ -221,7 +221,7 @@ impl Late {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
+async fn an_abandoned_write_that_arrives_late_damages_nothing() {
     let Some(server) = super::rig::s3_server() else {
         eprintln!("skipped: no S3 server (moto from PyPI)");
         return;
@@ -269,7 +269,7 @@ async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
 
 /// The other order: what was given up was carried out before the next batch; and a checkpoint that comes late.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_failed_batch_has_left_is_replaced() {
+async fn leftovers_of_a_failed_batch_are_replaced() {
     let memory = Arc::new(object_store::memory::InMemory::new());
     let bucket = Bucket::new(memory.clone(), "x".into(), "memory".into());
     let world = World::new();
@@ -309,7 +309,7 @@ impl Witness for Ahead {
 }
 
 #[tokio::test]
-async fn a_witness_that_says_it_holds_more_stops_the_log_only_if_it_proves_it() {
+async fn a_witness_that_claims_more_stops_the_log_only_with_proof() {
     let world = World::new();
     let log = world.start().await.unwrap();
     log.append(b"a".into()).await.unwrap();

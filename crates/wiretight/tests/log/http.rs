@@ -71,7 +71,7 @@ fn client(credentials: Credentials) -> Client {
 }
 
 #[tokio::test]
-async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
+async fn a_witness_is_reached_over_tls_and_loads_a_new_certificate() {
     let (authority, log) = (Authority::new(), Log::of("log.example/a", 30));
     let dir = tempfile::tempdir().unwrap();
     let put = |(chain, key): (String, Zeroizing<String>)| {
@@ -121,7 +121,7 @@ async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
         Credentials { server_name: Some("witness.example".into()), ..Default::default() };
     let refused =
         HttpWitness::new(client(credentials), &url).add_checkpoint(log.body(20, 30)).await;
-    assert!(refused.as_ref().is_err_and(|why| why.contains("a private one")), "{refused:?}");
+    assert!(refused.as_ref().is_err_and(|why| why.contains("private authority")), "{refused:?}");
     let plain = Url::parse(&format!("http://{}", daemon.addr)).unwrap();
     assert!(
         HttpWitness::new(client(Credentials::default()), &plain)
@@ -183,7 +183,7 @@ fn identified_only(server: &Authority, clients: &Authority, body: String) -> Soc
 }
 
 #[tokio::test]
-async fn a_log_for_identified_clients_is_read_with_a_certificate() {
+async fn a_log_that_requires_client_certificates_is_readable() {
     let (authority, log) = (Authority::new(), Log::of("log.example/a", 30));
     let addr = identified_only(&authority, &authority, log.signed(30).to_string());
     let url = Url::parse(&format!("https://{addr}/log")).unwrap();
@@ -240,7 +240,7 @@ fn keeping(addr: &str, each: usize, body: &'static str) -> (SocketAddr, Arc<Atom
 }
 
 #[tokio::test]
-async fn connections_are_kept_and_dead_ones_replaced() {
+async fn connections_are_reused_and_dead_ones_replaced() {
     let (addr, count) = keeping("127.0.0.1:0", 3, "good");
     let (url, client) =
         (Url::parse(&format!("http://{addr}/x")).unwrap(), client(Credentials::default()));
@@ -256,7 +256,7 @@ async fn connections_are_kept_and_dead_ones_replaced() {
 }
 
 #[tokio::test]
-async fn what_an_answer_may_take_is_bounded() {
+async fn responses_are_limited_in_time_and_size() {
     let client = client(Credentials::default());
     let ask = async |addr: SocketAddr| {
         let limit = Limit { time: Duration::from_millis(500), body: 1000 };
@@ -317,7 +317,7 @@ fn serving(head: &'static str, body: Vec<u8>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_file_of_a_log_may_be_gzip_and_is_bounded_by_what_it_becomes() {
+async fn a_file_of_a_log_may_be_gzip_and_is_limited_by_its_decompressed_size() {
     const GZIP: &str = "content-encoding: gzip\r\n";
     let client = client(Credentials::default());
     let url = |addr: SocketAddr| Url::parse(&format!("http://{addr}")).unwrap();

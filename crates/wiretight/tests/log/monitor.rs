@@ -106,7 +106,7 @@ impl World {
 }
 
 #[test]
-fn a_log_that_grows_as_it_should_is_followed_in_quiet() {
+fn a_regular_log_raises_no_alert() {
     let mut world = World::new(300);
     world.quiet(&[]);
     world.quiet(&[]);
@@ -123,7 +123,7 @@ fn a_log_that_grows_as_it_should_is_followed_in_quiet() {
 }
 
 #[test]
-fn a_certificate_that_nobody_expects_is_told() {
+fn an_unexpected_certificate_is_reported() {
     let mut world = World::new(3);
     let (mine, my_key) = certificate("db");
     world.log.entries.push(mine);
@@ -160,7 +160,7 @@ fn a_certificate_that_nobody_expects_is_told() {
 }
 
 #[test]
-fn with_a_list_alone_every_name_is_watched() {
+fn with_only_a_list_every_name_is_watched() {
     let mut world = World::new(0);
     let (db, db_key) = certificate("db");
     let (web, _) = certificate("web");
@@ -180,7 +180,7 @@ fn with_a_list_alone_every_name_is_watched() {
 }
 
 #[test]
-fn an_entry_that_is_no_certificate_but_says_so_is_told() {
+fn an_entry_with_an_invalid_certificate_is_reported() {
     let mut world = World::new(3);
     world.quiet(&[]);
     world.log.entries.push(b"\0\x01no certificate".to_vec());
@@ -191,7 +191,7 @@ fn an_entry_that_is_no_certificate_but_says_so_is_told() {
 }
 
 #[test]
-fn two_histories_are_told_each_time_and_the_first_is_kept() {
+fn a_fork_is_reported_each_time_and_the_first_history_is_kept() {
     let world = World::new(300);
     world.quiet(&[]);
     let grown = world.log.forked(300, 400);
@@ -214,7 +214,7 @@ fn two_histories_are_told_each_time_and_the_first_is_kept() {
 }
 
 #[test]
-fn a_log_that_shrinks_is_told() {
+fn a_shrinking_log_is_reported() {
     let world = World::new(300);
     world.quiet(&[]);
     world.publish(&world.log, 299, now());
@@ -224,7 +224,7 @@ fn a_log_that_shrinks_is_told() {
 }
 
 #[test]
-fn silence_is_told() {
+fn a_silent_log_is_reported() {
     let world = World::new(9);
     world.publish(&world.log, 9, now() - 100);
     world.quiet(&["--max-silence", "200s"]);
@@ -243,7 +243,7 @@ fn silence_is_told() {
 }
 
 #[test]
-fn what_the_witnesses_have_not_seen_is_told() {
+fn entries_that_the_witnesses_have_not_seen_are_reported() {
     let world = World::new(9);
     world.quiet(&[]);
     let dir = world.dir.path().join("log");
@@ -258,7 +258,7 @@ fn what_the_witnesses_have_not_seen_is_told() {
 }
 
 #[test]
-fn files_that_are_not_what_the_checkpoint_says_are_told_and_not_read() {
+fn files_that_do_not_match_the_checkpoint_are_reported_and_not_used() {
     let mut world = World::new(300);
     world.quiet(&[]);
     world.log = world.log.forked(300, 700);
@@ -277,7 +277,7 @@ fn files_that_are_not_what_the_checkpoint_says_are_told_and_not_read() {
 }
 
 #[test]
-fn a_table_that_was_cut_or_damaged_is_made_again() {
+fn a_truncated_or_damaged_table_is_rebuilt() {
     let world = World::new(300);
     world.quiet(&[]);
     let (file, rows) = (world.dir.path().join("state/entries.jsonl"), world.rows());
@@ -304,7 +304,7 @@ fn a_table_that_was_cut_or_damaged_is_made_again() {
 }
 
 #[test]
-fn it_goes_on_looking_until_it_is_stopped() {
+fn the_monitor_keeps_running_until_it_is_stopped() {
     let world = World::new(9);
     let (policy, state, log) = (world.path("policy"), world.path("state"), world.path("stderr"));
     let mut child = std::process::Command::new(super::rig::BINARY)

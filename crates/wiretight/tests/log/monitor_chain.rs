@@ -119,7 +119,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_minute() {
+async fn days_of_renewals_raise_no_alert_and_a_stolen_authority_is_reported_within_a_minute() {
     let days: usize = std::env::var("WIRETIGHT_DAYS").map_or(1, |days| days.parse().unwrap());
     let mut world = World::new(Log::of("log.example/a", 0));
     let mut holders = [

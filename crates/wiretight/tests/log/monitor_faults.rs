@@ -57,7 +57,7 @@ fn status(state: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
+fn a_log_that_withholds_signed_entries_is_reported() {
     let mut world = World::new(300);
     let (policy, files) = (world.path("policy"), world.dir.path().join("log"));
     let on = Arc::new(AtomicBool::new(false));
@@ -113,7 +113,7 @@ fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
 }
 
 #[test]
-fn a_log_that_was_never_there_is_told_and_shown() {
+fn a_log_that_never_existed_is_reported() {
     let world = World::new(3);
     let state = world.dir.path().join("state-never");
     let url = format!("{}/wrong/prefix", world.url);
@@ -146,7 +146,7 @@ fn a_log_that_was_never_there_is_told_and_shown() {
 }
 
 #[test]
-fn the_heartbeat_comes_while_all_is_read_and_stops_when_it_is_not() {
+fn the_heartbeat_stops_when_a_log_cannot_be_read() {
     let world = World::new(3);
     let on = Arc::new(AtomicBool::new(false));
     let withheld = on.clone();
@@ -168,7 +168,7 @@ fn the_heartbeat_comes_while_all_is_read_and_stops_when_it_is_not() {
 }
 
 #[test]
-fn a_log_that_limits_how_often_it_is_asked_is_read_to_its_end() {
+fn a_rate_limited_log_is_read_to_its_end() {
     let world = World::new(3000);
     // Ten requests a second, and no more until the next second.
     let window = Mutex::new((Instant::now(), 0));
@@ -220,7 +220,7 @@ fn no_entry_is_too_large_for_the_table() {
 }
 
 #[test]
-fn a_webhook_that_is_down_delays_nothing_and_gets_all_of_it_later() {
+fn a_webhook_that_is_down_delays_nothing_and_gets_every_alert_later() {
     let mut world = World::new(1);
     let names: Vec<_> = (0..4000).map(|n| (DNS, format!("n{n}.a.b").into_bytes())).collect();
     let many = Forged { key: &key(), common_name: None, names, is_ca: false };
@@ -250,7 +250,7 @@ fn a_webhook_that_is_down_delays_nothing_and_gets_all_of_it_later() {
 }
 
 #[test]
-fn a_list_that_is_half_written_is_told_and_the_one_before_counts() {
+fn an_incomplete_list_is_reported_and_the_previous_one_stays_in_use() {
     let mut world = World::new(1);
     let mine = key();
     let line = format!("service/db sha256:{}\n", hash(&mine));

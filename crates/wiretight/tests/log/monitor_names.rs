@@ -69,7 +69,7 @@ fn a_certificate_is_seen_under_every_name_that_software_accepts() {
 }
 
 #[test]
-fn an_authority_under_an_expected_name_and_key_is_told() {
+fn a_ca_certificate_with_an_expected_name_and_key_is_reported() {
     let mut watched = Watched::new();
     let names = vec![(URI, b"spiffe://example.org/service/db".to_vec())];
     let forged = |is_ca| {

@@ -216,7 +216,7 @@ pub fn holds(world: &World, proof: &Proof, entry: &[u8]) {
 }
 
 #[tokio::test]
-async fn what_is_appended_is_proved_and_published() {
+async fn appended_entries_are_proved_and_published() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let mut all: Vec<Vec<u8>> = Vec::new();
@@ -247,7 +247,7 @@ async fn what_is_appended_is_proved_and_published() {
 
 /// The same on an object store: in memory, and where `scripts/test` has started an S3 server, over HTTP.
 #[tokio::test]
-async fn tiles_can_be_in_a_bucket() {
+async fn tiles_can_be_stored_in_a_bucket() {
     let mut buckets: Vec<Bucket> = Vec::new();
     let place = || object_store::path::Path::from("some/prefix");
     let memory = Arc::new(object_store::memory::InMemory::new());
@@ -284,7 +284,7 @@ async fn tiles_can_be_in_a_bucket() {
 }
 
 #[tokio::test]
-async fn many_at_once_share_a_checkpoint() {
+async fn concurrent_entries_share_a_checkpoint() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let appends = (0..2000u32).map(|n| {
@@ -302,7 +302,7 @@ async fn many_at_once_share_a_checkpoint() {
 }
 
 #[tokio::test]
-async fn without_a_quorum_it_waits_and_recovers_by_itself() {
+async fn without_a_quorum_the_log_waits_and_recovers() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let away = |n: usize, is| world.witnesses[n].away.store(is, Ordering::SeqCst);
@@ -337,7 +337,7 @@ async fn without_a_quorum_it_waits_and_recovers_by_itself() {
 }
 
 #[tokio::test]
-async fn one_bad_witness_of_three_stops_nothing_and_is_named() {
+async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
     for manner in [Manner::Junk, Manner::Time(1), Manner::Time(super::rig::now() + 3600)] {
         let world = World::new();
         *world.witnesses[0].manner.lock().unwrap() = manner;
@@ -396,7 +396,7 @@ async fn five_of_five_post_quantum_witnesses_fit_into_a_certificate() {
 }
 
 #[tokio::test]
-async fn it_goes_on_where_it_was() {
+async fn a_log_continues_after_a_restart() {
     let world = World::new();
     let mut all = Vec::new();
     for round in 0..20u32 {
@@ -448,7 +448,7 @@ fn restore(world: &World, snapshot: &Path, what: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_log_that_was_set_back_does_not_start() {
+async fn a_log_restored_from_an_old_copy_does_not_start() {
     let world = World::new();
     let snapshot = tempfile::tempdir().unwrap();
     {
@@ -468,16 +468,16 @@ async fn a_log_that_was_set_back_does_not_start() {
     // The store alone.
     restore(&world, snapshot.path(), &["store"]);
     let why = world.refused().await;
-    assert!(why.contains("2 entries were published") && why.contains("set back"), "{why}");
+    assert!(why.contains("2 entries were published") && why.contains("an old backup"), "{why}");
     // The files alone.
     restore(&world, newest.path(), &["store", "log"]);
     restore(&world, snapshot.path(), &["log"]);
     let why = world.refused().await;
-    assert!(why.contains("is missing") || why.contains("does not hash"), "{why}");
+    assert!(why.contains("is missing") || why.contains("do not hash"), "{why}");
     // All of it: only the witnesses can know.
     restore(&world, snapshot.path(), &["store", "log"]);
     let why = world.refused().await;
-    assert!(why.contains("has cosigned 2 entries and this log has 1"), "{why}");
+    assert!(why.contains("has cosigned 2 entries, but this log has 1"), "{why}");
     // One witness that has seen it is enough, and one that is away is waited for.
     for n in [0, 1] {
         *world.witnesses[n].seen.lock().unwrap() = (0, Hash::empty());
@@ -546,7 +546,7 @@ async fn a_damaged_log_does_not_start() {
 }
 
 #[tokio::test]
-async fn another_key_or_another_sequencer_is_noticed() {
+async fn another_key_or_a_second_sequencer_is_detected() {
     let mut world = World::new();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let one = world.start_on(world.storage(), store.clone()).await.unwrap();
@@ -649,7 +649,7 @@ async fn a_failure_at_any_step_loses_nothing_and_forks_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_survived_without_a_restart() {
+async fn a_full_disk_needs_no_restart() {
     let world = World::new();
     let inner = Directory::open(world.path().join("log")).unwrap();
     let failing = Arc::new(Failing { inner, left: 100.into(), torn: false });
@@ -670,7 +670,7 @@ async fn a_full_disk_is_survived_without_a_restart() {
 }
 
 #[tokio::test]
-async fn proofs_can_be_made_from_the_tiles_alone() {
+async fn proofs_can_be_computed_from_the_tiles_alone() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let entries: Vec<Vec<u8>> = (0..1000u32).map(|n| n.to_be_bytes().into()).collect();

@@ -117,7 +117,7 @@ fn bad_usage_is_not_a_refusal() {
 }
 
 #[test]
-fn a_whole_log_is_what_its_checkpoint_says_to_the_last_bit() {
+fn every_bit_of_a_log_is_verified_against_its_checkpoint() {
     let world = World::new(70_000);
     let dir = world.dir.path().join("log");
     world.log.publish(&dir, &world.cosigned(70_000));
@@ -139,14 +139,14 @@ fn a_whole_log_is_what_its_checkpoint_says_to_the_last_bit() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             std::fs::write(&file, bad).unwrap();
-            world.refused(&[&path], &["not what the log's checkpoint says"]);
+            world.refused(&[&path], &["does not match the log's checkpoint"]);
         }
         for bad in [&good[..good.len() - 1], &[&good[..], b"x"].concat()] {
             std::fs::write(&file, bad).unwrap();
             world.refused(&[&path], &["refused"]);
         }
         std::fs::remove_file(&file).unwrap();
-        world.refused(&[&path], &["is not there"]);
+        world.refused(&[&path], &["does not exist"]);
         std::fs::write(&file, good).unwrap();
     }
     world.good(&[&path], &[]);
@@ -199,7 +199,7 @@ fn a_certificate_carries_its_proof() {
 }
 
 #[tokio::test]
-async fn proofs_are_made_of_tiles_at_every_size() {
+async fn proofs_are_computed_from_tiles_at_every_size() {
     for size in [0, 1, 2, 255, 256, 257, 511, 512, 70_000] {
         let log = Log::of("log.example/a", size);
         let dir = tempfile::tempdir().unwrap();
@@ -232,7 +232,7 @@ async fn proofs_are_made_of_tiles_at_every_size() {
 }
 
 #[tokio::test]
-async fn a_partial_tile_that_is_gone_is_read_from_the_full_one() {
+async fn a_removed_partial_tile_is_read_from_the_full_one() {
     let log = Log::of("log.example/a", 600);
     let dir = tempfile::tempdir().unwrap();
     // Of the tree of 300 only the files that the tree of 600 has.

@@ -64,7 +64,7 @@ impl World {
 }
 
 #[test]
-fn a_log_shows_what_its_witnesses_saw_or_is_refused() {
+fn a_log_that_differs_from_what_its_witnesses_saw_is_refused() {
     let world = World::new(700);
     let [one, two] = &world.witnesses;
     let (log, long_ago) = (&world.log, now() - 600);
@@ -93,12 +93,12 @@ fn a_log_shows_what_its_witnesses_saw_or_is_refused() {
     // What proves nothing accuses nobody.
     let stranger = Log::of("log.example/a", 900);
     world.saw(1, &stranger.cosigned(900, &[two], long_ago));
-    world.is(0, &[], &["was not signed by the log"]);
+    world.is(0, &[], &["is not signed by the log"]);
     world.saw(1, &log.cosigned(700, &[one], long_ago));
-    world.is(0, &[], &["was not cosigned by the witness' key"]);
+    world.is(0, &[], &["is not cosigned by the witness's key"]);
     // A tile that is not served; and nobody there.
     std::fs::remove_file(world.path("log/tile/entries/001")).unwrap();
-    world.is(1, &[], &["is not there"]);
+    world.is(1, &[], &["does not exist"]);
     let policy = world.path("policy").display().to_string();
     let nobody = wiretight(&["verify", "http://127.0.0.1:1/log", "--policy", &policy]);
     assert_eq!(nobody.status.code(), Some(2), "{}", stderr(&nobody));
@@ -173,7 +173,7 @@ fn compress(dir: &std::path::Path) {
 
 /// C2SP tlog-tiles lets a server compress with gzip, and a bucket may hold compressed files only.
 #[test]
-fn a_log_that_is_served_compressed_is_followed_verified_and_copied() {
+fn a_compressed_log_is_followed_verified_and_copied() {
     let mut world = monitor::World::new(700);
     let root = world.dir.path().display();
     let Some(server) = nginx(&format!(

@@ -64,7 +64,7 @@ fn with(signed: &SignedCheckpoint, lines: &str) -> SignedCheckpoint {
 }
 
 #[test]
-fn each_answer_is_that_of_the_specification() {
+fn each_response_follows_the_specification() {
     let (log, other, unknown) =
         (Log::of("log.example/a", 300), Log::of("log.example/b", 9), Log::of("log.example/c", 9));
     let fork = log.forked(100, 300);
@@ -208,7 +208,7 @@ fn each_answer_is_that_of_the_specification() {
 }
 
 #[test]
-fn of_two_histories_that_come_together_one_is_signed() {
+fn of_two_simultaneous_histories_only_one_is_signed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for round in 0..20 {
         let log = Log::of("log.example/a", 40);
@@ -312,7 +312,7 @@ fn what_was_acknowledged_survives_kills() {
 }
 
 #[test]
-fn a_witness_without_its_memory_does_not_start() {
+fn a_witness_without_its_state_does_not_start() {
     let log = Log::of("log.example/a", 20);
     let witness = Witness::new(&[&log]);
     let daemon = witness.start().unwrap();
@@ -365,7 +365,7 @@ fn a_witness_without_its_memory_does_not_start() {
 }
 
 #[test]
-fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
+fn a_log_that_was_idle_for_a_while_is_not_forgotten() {
     let (a, b) = (Log::of("log.example/a", 20), Log::of("log.example/b", 20));
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -387,7 +387,7 @@ fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
 }
 
 #[test]
-fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
+fn a_failing_disk_stops_the_signing_and_not_the_witness() {
     let log = Log::of("log.example/a", 20);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -414,7 +414,7 @@ fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
 }
 
 #[test]
-fn off_this_machine_it_speaks_https_alone() {
+fn beyond_loopback_a_witness_speaks_only_https() {
     let log = Log::of("log.example/a", 20);
     let witness = Witness::new(&[&log]);
     let state = witness.state().display().to_string();
@@ -449,7 +449,7 @@ fn off_this_machine_it_speaks_https_alone() {
 
 /// Anybody can send what the log has signed without a proof, as often as the log signs.
 #[test]
-fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
+fn a_fork_after_much_junk_is_still_recorded_and_logged() {
     let log = Log::of("log.example/a", 3 * MAX_FILES);
     let witness = Witness::new(&[&log]);
     let daemon = witness.start().unwrap();

@@ -53,7 +53,7 @@ const HOURS: i64 = 7200;
 const WRONG: u64 = 7000;
 
 #[test]
-fn a_mesh_recovers_when_clocks_that_were_wrong_are_right_again() {
+fn a_mesh_recovers_after_wrong_clocks_are_corrected() {
     if !has(&["faketime"]) {
         return;
     }

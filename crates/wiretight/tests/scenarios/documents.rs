@@ -303,7 +303,7 @@ fn can() -> bool {
 }
 
 #[test]
-fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
+fn the_readmes_mesh_interception_and_witness_work_literally() {
     if !can() {
         return;
     }
@@ -348,7 +348,7 @@ fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
 }
 
 #[test]
-fn the_guides_first_mesh_and_interception_work_as_they_stand() {
+fn the_guides_first_mesh_and_interception_work_literally() {
     if !can() {
         return;
     }
@@ -366,7 +366,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
 }
 
 #[test]
-fn the_guides_new_mesh_with_witnesses_works_as_it_stands() {
+fn the_guides_new_mesh_with_witnesses_works_literally() {
     if !can() {
         return;
     }

@@ -96,7 +96,7 @@ fn web(world: &World, ns: &str, port: u16) -> Kid {
 }
 
 #[test]
-fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
+fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3"]) || !is_root() {
         return;
     }
@@ -129,8 +129,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
 
     let records = hostile_records("evil", "10.77.0.5", &["10.77.0.6", "10.77.0.4", "ntp.example"]);
     let said = announce(&bad_ns, &authority.token("bad", &["evil"]), &world.path("bad"), &records);
-    for part in
-        ["not_allowed", "16500 ports", "0.0.0.0:7003", "--address 10.77.0.6", "cannot be read"]
+    for part in ["not_allowed", "16500 ports", "0.0.0.0:7003", "--address 10.77.0.6", "unreadable"]
     {
         assert!(said.contains(part), "{said} lacks {part}");
     }
@@ -180,7 +179,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
 }
 
 #[test]
-fn one_node_does_not_use_up_what_others_with_its_identity_may_hold() {
+fn one_node_cannot_use_up_the_limits_of_others_with_the_same_identity() {
     let world = World::new();
     let authority = world.authority("");
     let (listen, backend) = (

@@ -172,7 +172,7 @@ fn web(world: &World, ns: &str, port: u16) -> Kid {
 }
 
 #[test]
-fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear() {
+fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli", "setpriv"]) {
         return;
     }
@@ -358,7 +358,7 @@ s.ThreadingTCPServer(('10.77.0.3', 9000), H).serve_forever()
 const FOR_STRANGER: &str = "canary-for-the-stranger";
 
 #[test]
-fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails() {
+fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failures() {
     if !has(&["ip", "nsenter", "nft", "tcpdump", "curl", "python3", "script"]) {
         return;
     }

@@ -163,7 +163,7 @@ fn killed_nodes_come_back_while_the_authority_is_down() {
 }
 
 #[test]
-fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
+fn a_removed_node_is_disconnected_within_five_seconds_and_stays_out() {
     let (mut pair, entry) = Pair::echo("svid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n");
     // One session is older than its certificate will be: removal must reach it as well.
     let mut old = Talk::open(entry).unwrap();
@@ -243,7 +243,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
 }
 
 #[test]
-fn a_removal_goes_on_when_whoever_asked_is_gone() {
+fn a_removal_completes_even_if_the_client_disconnects() {
     let (pair, entry) = Pair::echo("");
     once(entry).unwrap();
     let body = r#"{"node":"app1"}"#;
@@ -265,7 +265,7 @@ fn a_removal_goes_on_when_whoever_asked_is_gone() {
 }
 
 #[test]
-fn without_the_authority_traffic_ends_with_the_identities_and_comes_back_with_it() {
+fn without_the_authority_traffic_ends_when_identities_expire_and_resumes_with_it() {
     let (mut pair, entry) = Pair::echo("svid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n");
     once(entry).unwrap();
     pair.auth.kill();
@@ -299,7 +299,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn sigterm_lets_sessions_finish_and_takes_no_new_ones() {
+fn sigterm_lets_sessions_finish_and_accepts_no_new_ones() {
     for side in ["service", "dial"] {
         let (mut pair, entry) = Pair::echo("");
         let mut talk = Talk::open(entry).unwrap();
@@ -330,7 +330,7 @@ fn a_second_sigterm_stops_at_once_and_drain_has_a_limit() {
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
     pair.db.kid().signal(Signal::TERM);
-    wait_for("the first is noticed", || pair.db.log().contains("a second signal cuts them"));
+    wait_for("the first is noticed", || pair.db.log().contains("a second signal closes them"));
     assert_eq!(pair.db.kid().ended(ms(300)), None);
     talk.exchange().unwrap();
     pair.db.kid().signal(Signal::TERM);
@@ -361,7 +361,7 @@ fn a_second_sigterm_stops_at_once_and_drain_has_a_limit() {
 }
 
 #[test]
-fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
+fn a_reload_applies_a_valid_file_and_rejects_an_invalid_one_completely() {
     let (mut pair, entry) = Pair::echo("");
     let load = Load::start(entry, 30, 2);
     let old = fs::read_to_string(pair.app.file()).unwrap();
@@ -394,10 +394,10 @@ fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
         let ran = pair.app.cli(&["reload"]);
         assert_eq!(ran.code, Some(code), "{why}: {ran:?}");
         assert!(ran.out.is_empty() && ran.err.contains(why), "{why}: {ran:?}");
-        let before = pair.app.log().matches("the old one goes on").count();
+        let before = pair.app.log().matches("the previous one stays in force").count();
         pair.app.kid().signal(Signal::HUP);
         wait_for("the log says that it was refused", || {
-            pair.app.log().matches("the old one goes on").count() > before
+            pair.app.log().matches("the previous one stays in force").count() > before
         });
         assert!(TcpStream::connect(third).is_err(), "{why}: a part of it was applied");
         once(second).unwrap();
@@ -434,7 +434,7 @@ pub(crate) fn refused(node: &Node, side: &str, reason: &str) -> bool {
 }
 
 #[test]
-fn state_is_for_its_owner_alone() {
+fn state_is_accessible_only_to_its_owner() {
     let (pair, entry) = Pair::echo("");
     once(entry).unwrap();
     renew(&pair.app).unwrap();
@@ -460,13 +460,19 @@ fn state_is_for_its_owner_alone() {
 }
 
 #[test]
-fn two_processes_on_one_state_folder_are_one_too_many() {
+fn two_processes_cannot_share_a_state_directory() {
     let (mut pair, entry) = Pair::echo("");
     let second = Ran::of(wiretight().args(["run", "--config"]).arg(pair.app.file()), "");
     assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.err.contains("another wiretight runs with this state directory"), "{second:?}");
+    assert!(
+        second.err.contains("another wiretight process uses the state directory"),
+        "{second:?}"
+    );
     let join = pair.app.cli_with(&["join"], &pair.auth.token("app1", &[]));
-    assert!(join.code == Some(1) && join.err.contains("another wiretight runs"), "{join:?}");
+    assert!(
+        join.code == Some(1) && join.err.contains("another wiretight process uses"),
+        "{join:?}"
+    );
     once(entry).unwrap();
     // A crash leaves no lock behind.
     pair.app.kill();
@@ -476,7 +482,7 @@ fn two_processes_on_one_state_folder_are_one_too_many() {
 }
 
 #[test]
-fn torn_files_are_set_aside_and_replaced() {
+fn truncated_files_are_renamed_and_replaced() {
     let (mut pair, entry) = Pair::echo("");
     let dir = pair.app.state().join("identity");
     let names = ["node.pem", "service-web.pem", "bundle.pem", "state.json", "joined.json"];
@@ -511,7 +517,7 @@ fn torn_files_are_set_aside_and_replaced() {
 }
 
 #[test]
-fn kill_9_at_any_moment_of_a_join_or_a_renewal_is_recovered_from() {
+fn a_node_recovers_from_kill_9_at_any_moment_of_a_join_or_renewal() {
     let world = World::new();
     let mut auth = world.authority("");
     let mut dice = Dice::new("kill -9 at any moment");
@@ -598,7 +604,7 @@ fn post(socket: &Path, path: &str, body: &str) {
 
 /// Clients may hold every descriptor that traffic can have: the rest is for whoever asks how the node is.
 #[test]
-fn a_node_whose_descriptors_clients_hold_still_answers_the_operator() {
+fn a_node_whose_descriptors_are_used_up_still_answers_the_operator() {
     if !has(&["prlimit"]) {
         return;
     }

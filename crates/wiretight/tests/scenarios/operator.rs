@@ -19,7 +19,7 @@ fn asks(ran: &Ran, what: &str) {
 }
 
 #[test]
-fn what_cuts_a_live_node_asks_first_and_says_what_it_cuts() {
+fn commands_that_disconnect_a_live_node_ask_first() {
     let (mut pair, entry) = Pair::echo("");
     let auth = &pair.auth;
     let mut talk = Talk::open(entry).unwrap();
@@ -112,7 +112,7 @@ fn unused_tokens_are_listed_and_can_be_revoked() {
 }
 
 #[test]
-fn check_looks_at_the_files_that_a_configuration_names() {
+fn check_reads_the_files_that_a_configuration_names() {
     if !has(&["openssl"]) {
         return;
     }
@@ -173,7 +173,7 @@ fn check_looks_at_the_files_that_a_configuration_names() {
 }
 
 #[test]
-fn an_edge_alone_is_ready_and_asks_for_no_token() {
+fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
     let world = World::new();
     let mut node = world.node("edge1", "");
     let (https, http) = (free(), free());
@@ -210,14 +210,14 @@ fn an_edge_alone_is_ready_and_asks_for_no_token() {
 }
 
 #[test]
-fn a_mistake_in_the_logs_filter_is_told_and_the_default_used() {
+fn an_invalid_log_filter_is_reported_and_the_default_used() {
     let world = World::new();
     let mut auth = world.node("auth", &format!("[authority]\nlisten = \"{}\"\n", free()));
     auth.env.push(("WIRETIGHT_LOG", "inof".into()));
     auth.start();
     auth.ready();
     let log = auth.log();
-    assert!(log.contains("is invalid, so") && log.contains("the node runs"), "{log}");
+    assert!(log.contains("is invalid, so") && log.contains("node started"), "{log}");
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn children(pid: u32) -> Vec<u32> {
 
 /// One byte: the kernel ignores a limit of zero for dumps that it pipes to a program.
 #[test]
-fn no_process_of_ours_dumps_its_memory() {
+fn no_wiretight_process_dumps_core() {
     let world = World::new();
     let node = world.authority("");
     let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
@@ -90,7 +90,7 @@ fn no_process_of_ours_dumps_its_memory() {
 }
 
 #[test]
-fn a_node_of_root_keeps_what_it_needs_and_no_more() {
+fn a_node_started_as_root_keeps_only_what_it_needs() {
     if !can(&["ip", "nft"]) {
         return;
     }
@@ -155,7 +155,7 @@ fn a_node_of_root_keeps_what_it_needs_and_no_more() {
 }
 
 #[test]
-fn a_node_of_another_user_has_none_and_works() {
+fn a_node_started_as_another_user_works_without_capabilities() {
     if !can(&["setpriv"]) {
         return;
     }
@@ -179,7 +179,7 @@ fn a_node_of_another_user_has_none_and_works() {
     node.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
     node.arg(&bin).args(["run", "--config"]).arg(&file);
     let node = Kid::start(&mut node, &place.path().join("log"));
-    wait_for("it runs", || node.log().contains("the node runs"));
+    wait_for("it runs", || node.log().contains("node started"));
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
         assert_eq!(field(node.pid(), set), 0, "{set}");
     }

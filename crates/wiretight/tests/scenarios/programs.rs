@@ -46,7 +46,7 @@ fn sshd(netns: &str, dir: &Path) -> Kid {
 }
 
 #[test]
-fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first() {
+fn unmodified_psql_ssh_scp_and_iperf3_are_encrypted_including_servers_that_speak_first() {
     let programs = ["ip", "nft", "tcpdump", "initdb", "postgres", "psql", "setpriv"];
     if !has(&programs) || !has(&["sshd", "ssh", "scp", "ssh-keygen", "iperf3"]) || !is_root() {
         return;

@@ -23,7 +23,7 @@ fn answer(report: &Value, id: &str) -> String {
 }
 
 #[test]
-fn our_edge_is_strong_and_a_weak_server_is_told_from_it() {
+fn our_edge_is_strong_and_a_weak_server_is_recognised() {
     if !has(&["openssl"]) {
         return;
     }
@@ -67,7 +67,7 @@ fn our_edge_is_strong_and_a_weak_server_is_told_from_it() {
 }
 
 #[test]
-fn exit_statuses_tell_what_is_wrong_from_what_could_not_be_told() {
+fn exit_statuses_distinguish_weaknesses_from_failed_scans() {
     let closed = format!("127.0.0.1:{}", free().port());
     let ran = scan(&[&closed, "--fail-below", "weak"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
@@ -97,7 +97,7 @@ fn exit_statuses_tell_what_is_wrong_from_what_could_not_be_told() {
 }
 
 #[test]
-fn a_list_is_scanned_to_its_end_and_goes_on_where_it_was_cut() {
+fn a_list_is_scanned_completely_and_resumes_after_an_interruption() {
     let world = World::new();
     let list = world.path("targets");
     let ports: Vec<u16> = (0..40).map(|_| free().port()).collect();

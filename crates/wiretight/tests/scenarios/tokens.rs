@@ -22,7 +22,7 @@ fn refused(ran: &Ran, why: &str) {
 }
 
 #[test]
-fn a_token_is_good_once() {
+fn a_token_works_once() {
     let world = World::new();
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
@@ -44,7 +44,7 @@ fn a_token_is_good_once() {
 }
 
 #[test]
-fn an_expired_token_is_refused_and_a_fresh_one_taken() {
+fn an_expired_token_is_refused_and_a_new_one_accepted() {
     let world = World::new();
     let auth = world.authority("");
     let made = |ttl: &str| auth.cli(&["token", "create", "--node", "n1", "--ttl", ttl]).good().out;
@@ -94,7 +94,7 @@ fn an_altered_token_is_refused() {
 }
 
 #[test]
-fn a_token_for_somebody_else_is_refused() {
+fn a_token_for_another_node_is_refused() {
     let world = World::new();
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
@@ -130,7 +130,7 @@ fn a_token_for_somebody_else_is_refused() {
 }
 
 #[test]
-fn a_token_file_that_is_no_good_is_reported_and_a_new_one_picked_up() {
+fn an_invalid_token_file_is_reported_and_a_new_one_is_read() {
     let world = World::new();
     let auth = world.authority("");
     let mut node = world.node("n1", "");

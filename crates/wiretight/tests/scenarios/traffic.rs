@@ -165,7 +165,7 @@ fn redis_answers_clients_that_pipeline_subscribe_and_reconnect() {
 }
 
 #[test]
-fn an_http_keep_alive_load_sees_not_one_error() {
+fn an_http_keep_alive_load_sees_no_error() {
     if !has(&["nginx", "wrk", "curl"]) {
         return;
     }
@@ -200,7 +200,7 @@ fn an_http_keep_alive_load_sees_not_one_error() {
 }
 
 #[test]
-fn four_gibibytes_in_one_stream_arrive_equal_in_bounded_memory() {
+fn four_gibibytes_in_one_stream_arrive_intact_in_bounded_memory() {
     const TOTAL: u64 = 4 << 30;
     const BLOCK: usize = 1 << 20;
     // SHA-256, by the library that TLS runs on.

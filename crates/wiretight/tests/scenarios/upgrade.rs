@@ -37,7 +37,7 @@ fn exchange(talks: &mut [Talk]) {
 }
 
 #[test]
-fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
+fn a_hundred_upgrades_with_a_thousand_connections_refuse_and_reset_none() {
     let (mut pair, entry) = pair();
     // One after another: a crowd of handshakes from one machine has a bound.
     let mut live: Vec<Talk> = (0..1000).map(|_| begun(entry)).collect();
@@ -76,7 +76,7 @@ fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
 }
 
 #[test]
-fn of_upgrades_that_meet_each_waits_for_the_one_before() {
+fn simultaneous_upgrades_wait_for_each_other() {
     let (mut pair, entry) = pair();
     let load = Load::start(entry, 0, 2);
     let mut all: Vec<_> = (0..4).map(|_| pair.db.successor()).collect();
@@ -117,7 +117,7 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
     wait_for("the authority is there again", || {
         pair.auth.probe("/readyz").is_ok_and(|a| a.0 == 200)
     });
-    assert!(pair.auth.log().contains("this one goes on, as before"), "{}", pair.auth.log());
+    assert!(pair.auth.log().contains("this one keeps running"), "{}", pair.auth.log());
     load.stop();
     // One that is killed at any moment, also after it has taken over.
     let mut dice = Dice::new("killed upgrades");
@@ -167,7 +167,7 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
 }
 
 #[test]
-fn the_command_line_upgrades_and_tells_of_it() {
+fn the_command_line_upgrades_and_reports_it() {
     let (mut pair, entry) = pair();
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
@@ -192,7 +192,7 @@ fn the_command_line_upgrades_and_tells_of_it() {
 }
 
 #[test]
-fn who_is_removed_is_cut_in_a_process_of_before_too() {
+fn a_removed_node_is_also_disconnected_in_a_previous_process() {
     let (mut pair, entry) = pair();
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
@@ -209,7 +209,7 @@ fn who_is_removed_is_cut_in_a_process_of_before_too() {
 }
 
 #[test]
-fn https_requests_go_on_through_upgrades() {
+fn https_requests_continue_during_upgrades() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
