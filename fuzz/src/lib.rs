@@ -25,11 +25,11 @@ use wiretight_proxy::edge::proxy_protocol::{self, Header};
 use wiretight_proxy::edge::quic_tls;
 use wiretight_proxy::edge::strict::Framing;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
+use wiretight_proxy::network::HostPort;
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::registry::{
     Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_STOOD_FOR, check_address,
 };
-use wiretight_proxy::relay::settings::HostPort;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 use wiretight_proxy::{Mesh, Registry};
 use wiretight_scan::certificate::{Presented, Roots, Stores, examine};

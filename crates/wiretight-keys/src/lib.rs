@@ -12,6 +12,7 @@
 //! - [`web`]: certificates of web sites, and requests for those that we issue
 //! - [`mod@seal`]: secrets that pass through somebody else's store
 
+mod error;
 pub mod key;
 pub mod link;
 pub mod logged;
@@ -23,6 +24,7 @@ pub mod verify;
 pub mod web;
 pub mod x509;
 
+pub use error::X509Error;
 pub use key::{KeyError, PublicKey, Signer, SigningKey};
 pub use link::KeyLink;
 pub use logged::{Logged, NotLogged, Revocation};
@@ -32,4 +34,4 @@ pub use token::{JoinToken, TokenError};
 pub use transparency::Transparency;
 pub use verify::{Fingerprint, Refusal, Revocations, Role, TrustBundle, VerifiedPeer};
 pub use web::{WebCsr, WebLeaf};
-pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs, X509Error};
+pub use x509::{Csr, Leaf, Period, Profile, Serial, Series, Tbs};

@@ -13,9 +13,9 @@ use der::{Decode, Encode, Sequence};
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::ext::Extension;
 
+use crate::error::{X509Error, malformed};
 use crate::key::{KeyError, PublicKey};
 use crate::spiffe::SpiffeId;
-use crate::x509::{X509Error, malformed};
 
 /// The extension that holds a [`KeyLink`], in requests and certificates. Of IANA's experimental arc, as
 /// [`ID_LOG_PROOF`](crate::logged::ID_LOG_PROOF).

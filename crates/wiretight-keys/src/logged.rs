@@ -31,12 +31,11 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
+use crate::error::{X509Error, malformed};
 use crate::link::KeyLink;
 use crate::spiffe::SpiffeId;
 use crate::token::hex;
-use crate::x509::{
-    Period, Serial, Series, SignedCertificate, Tbs, TbsCertificate, X509Error, malformed,
-};
+use crate::x509::{Period, Serial, Series, SignedCertificate, Tbs, TbsCertificate};
 
 /// The extension that holds a certificate's tlog-proof, as a UTF8String. It is of IANA's experimental arc
 /// (1.3.6.1.3): no number has been assigned to it.

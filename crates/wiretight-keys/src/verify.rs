@@ -7,10 +7,11 @@ use std::sync::Arc;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algs};
 
+use crate::error::X509Error;
 use crate::logged::{MAX_PROOF, NotLogged};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::transparency::{Place, Transparency};
-use crate::x509::{self, Leaf, Period, Serial, Series, X509Error};
+use crate::x509::{self, Leaf, Period, Serial, Series};
 
 /// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
 static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =

@@ -21,11 +21,11 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName};
 use x509_cert::request::{CertReqInfo, ExtensionReq};
 
+use crate::error::{MAX_WEB_NAMES, X509Error, malformed};
 use crate::key::SigningKey;
 use crate::token::hex;
 use crate::x509::{
-    ID_PE_ACME_IDENTIFIER, Period, SignedCertificate, X509Error, dns_names, fingerprint, malformed,
-    request,
+    ID_PE_ACME_IDENTIFIER, Period, SignedCertificate, dns_names, fingerprint, request,
 };
 
 /// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
@@ -177,7 +177,7 @@ impl WebCsr {
     /// The most that a request may measure, in bytes.
     pub const MAX_LEN: usize = 16 * 1024;
     /// The most names in one.
-    pub const MAX_NAMES: usize = 100;
+    pub const MAX_NAMES: usize = MAX_WEB_NAMES;
 
     /// Makes the DER of a request for `names`, signed by `key`.
     pub fn create(names: &[String], key: &SigningKey) -> Result<Vec<u8>, X509Error> {

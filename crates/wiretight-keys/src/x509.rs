@@ -27,48 +27,15 @@ use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
+use crate::error::{X509Error, malformed};
 use crate::key::{KeyError, PublicKey, Signer, SigningKey, ecdsa_with_sha256};
 use crate::link::KeyLink;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::token::hex;
 
-/// Why a certificate or request could not be made or read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum X509Error {
-    /// Not the DER or PEM of what it should be.
-    #[error("malformed {what}: {detail}")]
-    Malformed {
-        /// What was being read.
-        what: &'static str,
-        /// What the parser said.
-        detail: String,
-    },
-    /// A request without exactly one SPIFFE ID.
-    #[error("a certificate request must name exactly one SPIFFE ID in its subjectAltName")]
-    NoSpiffeId,
-    /// A web server's request that is not for DNS names.
-    #[error("a web server's certificate request must name 1 to {max} DNS names and nothing else: {detail}", max = crate::web::WebCsr::MAX_NAMES)]
-    NotDnsNames {
-        /// What it names.
-        detail: String,
-    },
-    /// A web server's request for a key that is not certified.
-    #[error(
-        "a web server's key must be P-256, P-384, or RSA with 2048 to 8192 bits, and its request signed by it with SHA-256 or more"
-    )]
-    WebKey,
-    /// The key or its signature.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-}
-
 /// RFC 8737, section 6.1.
 pub(crate) const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
     const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
-
-pub(crate) fn malformed(what: &'static str) -> impl Fn(der::Error) -> X509Error {
-    move |e| X509Error::Malformed { what, detail: e.to_string() }
-}
 
 /// The serial number of a certificate of a mesh: exactly 16 bytes, of which the first is 0x40 to 0x7f, so that there is
 /// one way to write it. The first eight bytes are the certificate's [`Series`], the others the index of its entry in the

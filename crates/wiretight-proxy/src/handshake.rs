@@ -13,13 +13,15 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
 use rustls::{
-    CipherSuite, ClientConfig, CommonState, Error, NamedGroup, ProtocolVersion, ServerConfig,
+    CipherSuite, ClientConfig, CommonState, Error, NamedGroup, PeerIncompatible, ProtocolVersion,
+    ServerConfig,
 };
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::record::{self, Records};
+use crate::tls;
 
 /// How long the alert of a failed handshake may take: the peer may be gone, or not reading.
 const ALERT: Duration = Duration::from_secs(1);
@@ -346,5 +348,42 @@ impl Side for UnbufferedServerConnection {
     fn into_records(self) -> Result<Records, Error> {
         let (keys, secrets) = self.dangerous_into_kernel_connection()?;
         Records::new(keys, Box::new(secrets)).map_err(|e| Error::General(e.to_string()))
+    }
+}
+
+/// A failed handshake in a word and a sentence, for our own log.
+pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
+    let detail = error.to_string();
+    let error = match error {
+        HandshakeError::Stalled(_) => return ("handshake_stalled", detail),
+        HandshakeError::Io(_) => return ("disconnected", detail),
+        HandshakeError::Tls(error) => error,
+    };
+    if let Some(refusal) = tls::refusal(error) {
+        return (refusal.reason(), refusal.to_string());
+    }
+    match error {
+        Error::NoCertificatesPresented => {
+            ("no_certificate", "the client showed no certificate".into())
+        }
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => ("tls_version", format!("the peer does not speak TLS 1.3: {detail}")),
+        Error::PeerIncompatible(_) => ("tls_incompatible", detail),
+        Error::InvalidMessage(_) => {
+            ("not_tls", format!("what came is not TLS (plaintext to a TLS port?): {detail}"))
+        }
+        Error::AlertReceived(_) => {
+            ("refused_by_peer", format!("the peer did not accept us; its log says why: {detail}"))
+        }
+        Error::General(_) => (
+            "no_identity",
+            format!("we have no valid certificate to show (is the authority reachable?): {detail}"),
+        ),
+        _ => ("tls", detail),
     }
 }

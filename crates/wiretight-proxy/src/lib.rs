@@ -8,6 +8,8 @@
 //! - [`registry`]: where services are, as members say, checked record by record
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: HTTPS for everybody
+//! - [`net`], [`network`]: sockets and addresses
+//! - [`provider`], [`clock`]: the cryptography of TLS, the time
 //! - [`intercept`]: the kernel's rules that let no plaintext out
 //!
 //! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
@@ -15,12 +17,17 @@
 #[cfg(test)]
 extern crate self as wiretight_proxy; // as the rig calls it
 
+mod admission;
+mod app;
 mod buffer;
+pub mod clock;
 pub mod edge;
 mod handshake;
 pub mod intercept;
 pub mod mesh;
-mod network;
+pub mod net;
+pub mod network;
+pub mod provider;
 mod quota;
 pub mod record;
 pub mod registry;

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::SignatureScheme;
@@ -20,13 +19,10 @@ use wiretight_keys::{
     Transparency, TrustBundle, TrustDomain, VerifiedPeer, X509Error,
 };
 
+use crate::clock::now;
+use crate::network::HostPort;
+use crate::provider;
 pub use crate::registry::{Instance, Registry};
-use crate::relay::settings::HostPort;
-
-/// Now, in seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
 
 /// An identity of this node: certificate chain and private key. Has no `Debug`.
 pub struct Identity {
@@ -56,8 +52,8 @@ impl Identity {
     ) -> Result<Identity, IdentityError> {
         let leaf = Leaf::parse(chain.first().ok_or(IdentityError::Empty)?)?;
         let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
-        let certified = CertifiedKey::from_der(chain, key, &crate::tls::provider())
-            .map_err(IdentityError::Key)?;
+        let certified =
+            CertifiedKey::from_der(chain, key, &provider::mesh()).map_err(IdentityError::Key)?;
         Ok(Identity { leaf, certified: Arc::new(certified) })
     }
 
@@ -163,7 +159,7 @@ impl Mesh {
         let empty = empty.expect("a bundle without roots has nothing to parse");
         Arc::new(Mesh {
             trust_domain,
-            provider: crate::tls::provider(),
+            provider: provider::mesh(),
             identities: ArcSwap::default(),
             bundle: ArcSwap::from_pointee(empty),
             transparency: ArcSwap::default(),

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Id, Name};
 
-use crate::relay::settings::{AddressError, HostPort};
+use crate::network::{AddressError, HostPort};
 
 /// The most instances that one node may announce.
 pub const MAX_INSTANCES: usize = 4096;

@@ -1,4 +1,4 @@
-//! TLS between nodes: the provider, the two configurations, and the verifiers that turn a presented
+//! TLS between nodes: the two configurations, and the verifiers that turn a presented
 //! chain into a `VerifiedPeer` or a refusal (docs/wire.md, section 1).
 
 use std::fmt;
@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -23,25 +22,6 @@ use crate::mesh::Mesh;
 pub const ALPN_RELAY: &[u8] = b"wiretight/1";
 /// The ALPN between node and authority.
 pub const ALPN_CONTROL: &[u8] = b"wiretight-control/1";
-
-/// The one crypto provider: aws-lc-rs, TLS 1.3 suites, X25519MLKEM768 first.
-pub fn provider() -> Arc<CryptoProvider> {
-    use aws_lc_rs::{cipher_suite as suite, kx_group as group};
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            suite::TLS13_AES_256_GCM_SHA384,
-            suite::TLS13_CHACHA20_POLY1305_SHA256,
-            suite::TLS13_AES_128_GCM_SHA256,
-        ],
-        kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1],
-        ..aws_lc_rs::default_provider()
-    })
-}
-
-/// Whether the group is one that a quantum computer does not open.
-pub fn is_post_quantum(group: rustls::NamedGroup) -> bool {
-    group == rustls::NamedGroup::X25519MLKEM768
-}
 
 /// Accepts members of the mesh. `identity` is shown; a client that shows nothing is refused, unless
 /// `strangers` may shake hands (the authority's listener: a first join).

@@ -20,7 +20,7 @@ type Shows<'a> = Option<(&'a Ca, &'a str)>;
 fn config(rig: &EdgeRig, alpn: &str, shows: Shows<'_>) -> ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(rig.ca.root.clone()).unwrap();
-    let builder = ClientConfig::builder_with_provider(wiretight_proxy::edge::provider())
+    let builder = ClientConfig::builder_with_provider(wiretight_proxy::provider::edge())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_root_certificates(roots);

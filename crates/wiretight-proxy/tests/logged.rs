@@ -16,7 +16,7 @@ use rig::*;
 use rustls::AlertDescription;
 use wiretight_keys::{Logged, Revocations, Tbs, Transparency, TrustBundle};
 use wiretight_proxy::Identity;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
 use wiretight_tlog::cosignature::Algorithm;

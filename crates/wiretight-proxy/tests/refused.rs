@@ -17,7 +17,7 @@ use rustls::AlertDescription;
 use rustls::crypto::aws_lc_rs::kx_group;
 use socket2::{Domain, Socket, Type};
 use wiretight_keys::{Id, Leaf, Revocations, TrustBundle};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::RelaySettings;
 use wiretight_proxy::wire::{Frame, Open};

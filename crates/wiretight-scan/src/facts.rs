@@ -12,6 +12,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Version;
 
+/// How far a scan came.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Reached {
+    /// TLS (or SSL) is spoken.
+    Tls,
+    /// The port answers, but not with TLS.
+    Plaintext {
+        /// What it said.
+        evidence: String,
+    },
+    /// The port answers, and what it speaks could not be told.
+    Unknown {
+        /// Why.
+        evidence: String,
+    },
+    /// No connection, no address.
+    Unreachable {
+        /// Why.
+        evidence: String,
+    },
+}
+
 /// What the endpoint's behaviour says to a question.
 ///
 /// `No` is a claim too: it takes the server's own refusal (an alert), or silence between two

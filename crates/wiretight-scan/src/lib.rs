@@ -23,6 +23,7 @@ pub mod parse;
 pub mod report;
 mod target;
 
+pub use facts::Reached;
 pub use target::{Host, Start, Target, TargetError};
 
 use std::net::IpAddr;
@@ -65,27 +66,4 @@ pub struct Chosen {
     pub suite: String,
     /// In how many answers.
     pub times: u64,
-}
-
-/// How far a scan came.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "lowercase")]
-pub enum Reached {
-    /// TLS (or SSL) is spoken.
-    Tls,
-    /// The port answers, but not with TLS.
-    Plaintext {
-        /// What it said.
-        evidence: String,
-    },
-    /// The port answers, and what it speaks could not be told.
-    Unknown {
-        /// Why.
-        evidence: String,
-    },
-    /// No connection, no address.
-    Unreachable {
-        /// Why.
-        evidence: String,
-    },
 }

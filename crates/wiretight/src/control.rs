@@ -15,7 +15,7 @@ use std::io;
 use std::marker::PhantomData;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wiretight_keys::{Id, Name, Revocations, Series, TrustBundle, TrustDomain};
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Instance, Registry};
 use zeroize::Zeroizing;
 

@@ -11,7 +11,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use socket2::{Domain, SockRef, Socket, Type};
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 
 /// The capabilities that a node keeps, if it has them. A reload may add a port below 1024 or refer to files of other users,
 /// which root is expected to read (Landlock limits the directories). The node writes only its own files.

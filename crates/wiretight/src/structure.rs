@@ -1,5 +1,5 @@
-//! Checks the imports of this crate's modules: there are no cycles, and `config` imports no other part of the program.
-//! Reads the sources, without test code.
+//! Checks the imports of modules: each imports only modules that ARCHITECTURE.md draws below it, so there are no cycles, and
+//! `config` imports no other part of the program. Reads the sources, without test code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,10 +76,11 @@ fn walk(dir: &Path, path: &[String], imports: &mut Imports) {
     }
 }
 
-/// The imports of each top-level module.
-fn imports() -> Imports {
+/// The imports of each top-level module of a crate.
+fn imports(name: &str) -> Imports {
     let mut imports = Imports::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &[], &mut imports);
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    walk(&crates.join(name).join("src"), &[], &mut imports);
     for top in ["lib", "main"] {
         imports.remove(top);
     }
@@ -90,25 +91,43 @@ fn imports() -> Imports {
     imports
 }
 
+/// The row of each module in a crate's diagram in ARCHITECTURE.md, counted from the top.
+fn diagram(name: &str) -> BTreeMap<&'static str, usize> {
+    let text = include_str!("../../../ARCHITECTURE.md");
+    let section = text.split(&format!("## Modules of `{name}`")).nth(1).unwrap();
+    let diagram = section.split("```").nth(1).unwrap();
+    let rows = diagram.lines().filter(|line| !line.is_empty()).enumerate();
+    let names = |(row, line): (usize, &'static str)| {
+        let names = line.split_at_checked(NAMES).map_or(line, |(names, _)| names);
+        names.split_whitespace().map(move |name| (name, row))
+    };
+    rows.flat_map(names).collect()
+}
+
+/// The column where the names of modules end and their descriptions start.
+const NAMES: usize = 40;
+
 #[test]
-fn there_are_no_import_cycles() {
-    let mut left = imports();
-    // Repeatedly remove modules without imports; modules in a cycle remain.
-    loop {
-        let free: Vec<String> =
-            left.iter().filter(|(_, of)| of.is_empty()).map(|(m, _)| m.clone()).collect();
-        if free.is_empty() {
-            break;
+fn modules_import_only_modules_below_them_in_the_diagram() {
+    for name in ["wiretight", "wiretight-proxy"] {
+        let (imports, rows) = (imports(name), diagram(name));
+        let (drawn, there): (Vec<_>, Vec<_>) = (rows.keys().collect(), imports.keys().collect());
+        assert_eq!(
+            drawn, there,
+            "the modules in the diagram of {name} in ARCHITECTURE.md, and in its sources"
+        );
+        for (module, of) in &imports {
+            for other in of {
+                let (above, below) = (rows[module.as_str()], rows[other.as_str()]);
+                assert!(above < below, "{name}: {module} imports {other}, which is not below it");
+            }
         }
-        left.retain(|module, _| !free.contains(module));
-        left.values_mut().for_each(|of| of.retain(|other| !free.contains(other)));
     }
-    assert!(left.is_empty(), "in or above a cycle: {left:#?}");
 }
 
 #[test]
 fn config_imports_no_other_part_of_the_program() {
-    let imports = imports();
+    let imports = imports("wiretight");
     let of = &imports["config"];
     let parts: Vec<_> = of.iter().filter(|m| !BELOW_CONFIG.contains(&m.as_str())).collect();
     assert!(parts.is_empty(), "{parts:?}: types of settings belong into config");

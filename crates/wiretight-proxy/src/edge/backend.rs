@@ -1,6 +1,6 @@
 //! Connections to backends: kept and used again, one pool for each worker.
 //!
-//! Plain HTTP goes to this machine only ([`crate::relay::net::connect_backend`] refuses anything else); to
+//! Plain HTTP goes to this machine only ([`crate::net::connect_backend`] refuses anything else); to
 //! a service of the mesh it goes through the relay, which carries it by mutual TLS.
 
 use std::cell::RefCell;
@@ -23,9 +23,9 @@ use super::body::RequestBody;
 use super::kept::{Kept, Look, Socket};
 use super::settings::{At, Speaks, Upstream};
 use super::sites::Site;
-use crate::relay::app::App;
+use crate::app::App;
+use crate::net;
 use crate::relay::dial;
-use crate::relay::net;
 
 /// Idle connections kept to one backend by one worker, and for how long.
 const MAX_IDLE: usize = 256;

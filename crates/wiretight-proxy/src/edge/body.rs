@@ -1,9 +1,6 @@
-//! Bodies on their way: a request's is bounded in size and must keep coming; an answer's carries what is to
-//! be told when it has gone.
+//! A request's body on its way to a backend: it is bounded in size, and must keep coming.
 
-use std::cell::Cell;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,23 +9,9 @@ use tokio::time::{Sleep, sleep};
 
 use super::claims;
 use super::guard::Unread;
-use super::http2::StreamBody;
-use super::log::Story;
-use super::quic::QuicBody;
-
-/// Why a request's body did not come whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BodyError {
-    /// More than the site takes.
-    #[error("the body is larger than this site takes")]
-    TooLarge,
-    /// It stands still.
-    #[error("the body did not come in time")]
-    Stalled,
-    /// The client is gone, or what it sent is no body.
-    #[error("the body broke off")]
-    Broken,
-}
+use super::http2_body::StreamBody;
+use super::quic_body::QuicBody;
+use super::received::{BodyError, BodyStory};
 
 /// Where a request's body comes from.
 pub(crate) enum Source {
@@ -51,27 +34,6 @@ pub(crate) struct RequestBody {
     story: BodyStory,
 }
 
-/// What became of a request's body; the handler asks.
-#[derive(Clone, Default)]
-pub(crate) struct BodyStory(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
-
-impl BodyStory {
-    /// Bytes that have come.
-    pub(crate) fn received(&self) -> u64 {
-        self.0.0.get()
-    }
-
-    /// So many more have.
-    pub(crate) fn add(&self, n: usize) {
-        self.0.0.set(self.0.0.get() + n as u64);
-    }
-
-    /// Why no more of it will.
-    pub(crate) fn error(&self) -> Option<BodyError> {
-        self.0.1.get()
-    }
-}
-
 impl RequestBody {
     pub(crate) fn new(
         source: Source,
@@ -88,7 +50,7 @@ impl RequestBody {
     }
 
     fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.story.0.1.set(Some(error));
+        self.story.fail(error);
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -122,8 +84,7 @@ impl Body for RequestBody {
                         return this.fail(BodyError::TooLarge);
                     }
                     this.left -= n;
-                    let received = &this.story.0.0;
-                    received.set(received.get() + n);
+                    this.story.add(data.len());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -153,84 +114,6 @@ impl Body for RequestBody {
             Source::Http2(body) => body.size_hint(),
             Source::Quic(body) => body.size_hint(),
             Source::Empty => SizeHint::with_exact(0),
-        }
-    }
-}
-
-/// An answer's body. Whatever becomes of it, its story is told when it is dropped.
-pub(crate) struct ReplyBody {
-    source: Reply,
-    story: Option<Story>,
-}
-
-enum Reply {
-    Backend(Incoming),
-    Text(Option<Bytes>),
-}
-
-impl ReplyBody {
-    pub(crate) fn backend(body: Incoming, story: Story) -> ReplyBody {
-        ReplyBody { source: Reply::Backend(body), story: Some(story) }
-    }
-
-    pub(crate) fn text(text: Bytes, story: Story) -> ReplyBody {
-        let text = Some(text).filter(|t| !t.is_empty());
-        ReplyBody { source: Reply::Text(text), story: Some(story) }
-    }
-
-    /// No body, and nothing to tell.
-    pub(crate) fn empty() -> ReplyBody {
-        ReplyBody { source: Reply::Text(None), story: None }
-    }
-
-    /// A few words, of which nothing is told.
-    pub(crate) fn words(text: Bytes) -> ReplyBody {
-        ReplyBody { source: Reply::Text(Some(text)), story: None }
-    }
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = &mut *self;
-        let polled = match &mut this.source {
-            Reply::Backend(body) => ready!(Pin::new(body).poll_frame(cx)),
-            Reply::Text(text) => text.take().map(|text| Ok(Frame::data(text))),
-        };
-        let ended = this.is_end_stream();
-        if let Some(story) = &mut this.story {
-            match &polled {
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        story.sent(data.len());
-                    }
-                    if ended {
-                        story.complete();
-                    }
-                }
-                Some(Err(_)) => story.broke_off("backend"),
-                None => story.complete(),
-            }
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Reply::Backend(body) => body.is_end_stream(),
-            Reply::Text(text) => text.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Reply::Backend(body) => body.size_hint(),
-            Reply::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
         }
     }
 }

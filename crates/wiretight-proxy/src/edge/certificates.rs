@@ -13,8 +13,8 @@ use wiretight_keys::web::MIN_RSA_BITS;
 use wiretight_keys::{Period, WebLeaf, X509Error};
 
 use super::settings::SiteName;
-use super::tls;
-use crate::mesh::now;
+use crate::clock::now;
+use crate::provider;
 
 /// A certificate chain and its key, fit to be served. Has no `Debug`.
 pub struct SiteCertificate {
@@ -62,7 +62,7 @@ impl SiteCertificate {
             return Err(CertificateError::WrongName(name.clone()));
         }
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
-        let certified = CertifiedKey::from_der(chain, key, &tls::provider());
+        let certified = CertifiedKey::from_der(chain, key, &provider::edge());
         let certified = Arc::new(certified.map_err(CertificateError::Key)?);
         Ok(SiteCertificate { leaf, certified })
     }
@@ -198,6 +198,6 @@ pub fn challenge_certificate(
     let cert = tbs.sign(&key)?;
     let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
     // Not `from_der`: that refuses a certificate with a critical extension which it does not know.
-    let key = tls::provider().key_provider.load_private_key(key).map_err(CertificateError::Key)?;
+    let key = provider::edge().key_provider.load_private_key(key).map_err(CertificateError::Key)?;
     Ok(Arc::new(CertifiedKey::new(vec![cert], key)))
 }

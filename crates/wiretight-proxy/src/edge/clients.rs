@@ -1,104 +1,15 @@
 //! Clients that show a certificate: members of the mesh, or whom an authority of the site's own vouches for.
 
-use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-};
-use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig, version};
 use wiretight_keys::web::ClientLeaf;
 use wiretight_keys::{Role, VerifiedPeer};
 
+use super::client_ca::ClientCa;
 use super::sites::Site;
-use super::tls::provider;
-use crate::mesh::{Mesh, now};
-
-/// The largest file of roots.
-const MAX_FILE: u64 = 1 << 20;
-
-/// An authority of a site's own, for its clients.
-pub(crate) struct ClientCa {
-    pem: Vec<u8>,
-    verifier: Arc<dyn ClientCertVerifier>,
-    /// Without a certificate and without protocols.
-    config: ServerConfig,
-}
-
-impl ClientCa {
-    /// Reads the roots (PEM).
-    pub(crate) fn read(path: &Path) -> Result<ClientCa, String> {
-        // Not a pipe, which may never end.
-        if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
-            return Err("it is no regular file".into());
-        }
-        let mut pem = Vec::new();
-        let file = File::open(path).map_err(|e| e.to_string())?;
-        file.take(MAX_FILE + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
-        if pem.len() as u64 > MAX_FILE {
-            return Err(format!("it is larger than {MAX_FILE} bytes"));
-        }
-        let mut roots = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(&pem) {
-            let root = root.map_err(|e| e.to_string())?;
-            roots.add(root).map_err(|e| e.to_string())?;
-        }
-        if roots.is_empty() {
-            return Err("it holds no certificate".into());
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(|e| e.to_string())?;
-        // No ticket: each connection proves its identity anew. TLS 1.3, which shows it to nobody else.
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&version::TLS13])
-            .map_err(|e| e.to_string())?
-            .with_client_cert_verifier(verifier.clone())
-            .with_cert_resolver(Arc::new(Shows(None)));
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(ClientCa { pem, verifier, config })
-    }
-
-    /// Whether it was read from the same bytes.
-    pub(crate) fn is_same(&self, other: &ClientCa) -> bool {
-        self.pem == other.pem
-    }
-
-    /// For one handshake.
-    pub(crate) fn config(&self, shows: Arc<CertifiedKey>, alpn: &[&[u8]]) -> Arc<ServerConfig> {
-        let mut config = self.config.clone();
-        config.cert_resolver = Arc::new(Shows(Some(shows)));
-        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        Arc::new(config)
-    }
-
-    fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
-        let Some((leaf, rest)) = chain.split_first() else { return false };
-        self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
-    }
-}
-
-struct Shows(Option<Arc<CertifiedKey>>);
-
-impl fmt::Debug for Shows {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shows")
-    }
-}
-
-impl ResolvesServerCert for Shows {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.clone()
-    }
-}
+use crate::clock::now;
+use crate::mesh::Mesh;
 
 /// Who a client has proved to be.
 pub(crate) struct Peer {

@@ -12,9 +12,10 @@ use hyper::StatusCode;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::serve::{Template, Workshop};
 use super::settings::{SiteName, Upstream};
 use super::sites::Site;
+use super::template::Template;
+use super::workshop::Workshop;
 
 /// Between two questions, and how long an answer may take.
 const EVERY: Duration = Duration::from_secs(2);

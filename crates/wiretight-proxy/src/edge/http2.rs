@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
-use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::body::{Body, Bytes, Frame};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,10 +22,11 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use super::body::{BodyError, ReplyBody, Source};
+use super::body::Source;
 use super::guard::Watched;
-use super::headers;
 use super::hints::{self, Hints};
+use super::http2_body::StreamBody;
+use super::reply::ReplyBody;
 use super::serve::{BothWays, Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
@@ -317,70 +318,6 @@ fn poll_room(to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<usize> {
             Some(Ok(_)) => {}
             Some(Err(_)) | None => return Poll::Ready(0),
         }
-    }
-}
-
-/// The body of a request.
-pub(crate) struct StreamBody {
-    stream: RecvStream,
-    length: Option<u64>,
-    received: u64,
-    at: At,
-}
-
-#[derive(PartialEq, Eq)]
-enum At {
-    Data,
-    Trailers,
-    End,
-}
-
-impl StreamBody {
-    fn new(stream: RecvStream, request: &Request<()>) -> StreamBody {
-        let length = headers::length(request.headers());
-        StreamBody { stream, length, received: 0, at: At::Data }
-    }
-
-    pub(crate) fn is_end(&self) -> bool {
-        self.at == At::End || self.stream.is_end_stream()
-    }
-
-    /// The library checks that a body is as long as it says.
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        match self.length {
-            Some(length) => SizeHint::with_exact(length.saturating_sub(self.received)),
-            None => SizeHint::default(),
-        }
-    }
-
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.at == At::Data {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    self.received += data.len() as u64;
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(_)) => {
-                    self.at = At::End;
-                    return Poll::Ready(Some(Err(BodyError::Broken)));
-                }
-                None => self.at = At::Trailers,
-            }
-        }
-        if self.at == At::Trailers {
-            let trailers = ready!(self.stream.poll_trailers(cx));
-            self.at = At::End;
-            match trailers {
-                Ok(Some(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                Ok(None) => {}
-                Err(_) => return Poll::Ready(Some(Err(BodyError::Broken))),
-            }
-        }
-        Poll::Ready(None)
     }
 }
 

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use serde::Serialize;
 
 use super::settings::SiteName;
-use crate::mesh::now;
+use crate::clock::now;
 use crate::quota::LogQuota;
 
 /// The HTTP that a client speaks.
@@ -175,5 +175,21 @@ impl EdgeTable {
     pub(crate) fn refused(&self) -> Vec<EdgeRefused> {
         let refused = lock(&self.refused);
         refused.counts.iter().map(|(reason, count)| EdgeRefused { reason, count: *count }).collect()
+    }
+}
+
+/// A connection, counted until dropped.
+pub(crate) struct Counted(Arc<EdgeTable>);
+
+impl Counted {
+    pub(crate) fn new(table: &Arc<EdgeTable>) -> Counted {
+        table.connections.fetch_add(1, Relaxed);
+        Counted(table.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }

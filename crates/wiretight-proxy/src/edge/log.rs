@@ -9,9 +9,9 @@ use std::time::Instant;
 use hyper::{Method, StatusCode};
 
 use super::backend::Loan;
-use super::body::BodyStory;
 use super::guard::InFlight;
 use super::live::{Busy, Http};
+use super::received::BodyStory;
 use super::settings::Upstream;
 use super::sites::Site;
 use crate::relay::balance::Lease;

@@ -11,6 +11,7 @@ mod backend;
 mod body;
 mod certificates;
 mod claims;
+mod client_ca;
 mod clients;
 mod gate;
 mod guard;
@@ -19,20 +20,26 @@ mod health;
 mod hints;
 mod hsts;
 mod http2;
+mod http2_body;
 mod kept;
 mod live;
 mod log;
 pub mod proxy_protocol;
 pub mod pseudo;
 mod quic;
+mod quic_body;
 pub mod quic_tls;
+mod received;
 mod redirect;
+mod reply;
 mod serve;
 pub mod settings;
 mod sites;
 pub mod strict;
+mod template;
 mod tls;
 mod worker;
+mod workshop;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -55,12 +62,13 @@ use live::EdgeTable;
 pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
 use settings::{EdgeSettings, SiteName};
 use sites::{Material, Sites};
-pub use tls::provider;
-use worker::{Listen, Shared, Socket};
+use worker::{Listen, Socket};
+use workshop::Shared;
 
-use crate::mesh::{Mesh, now};
+use crate::clock::now;
+use crate::mesh::Mesh;
+use crate::net::{self, Listening, Sockets};
 use crate::relay::live::Table;
-use crate::relay::net::{self, Listening, Sockets};
 use crate::relay::{ApplyError, Relay};
 
 /// So long may clients whose connections are idle take their leave at the end of a drain.
@@ -153,7 +161,7 @@ impl Edge {
         let (mesh, relay, sockets) = relay.shared();
         let sites = Arc::new(ArcSwap::from_pointee(Sites::default()));
         let configs = tls::Configs::new(&sites, mesh).map_err(io::Error::other)?;
-        let quic = Arc::new(quic::Secrets::new().map_err(io::Error::other)?);
+        let quic = Arc::new(quic_tls::Secrets::new().map_err(io::Error::other)?);
         let mut edge = Edge {
             mesh: mesh.clone(),
             relay: relay.clone(),

@@ -12,14 +12,13 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use aws_lc_rs::{hkdf, hmac};
 use h3::error::Code;
 use h3::quic::SendStream as _;
 use h3::server::RequestStream;
-use hyper::body::{Body, Buf, Bytes, Frame, SizeHint};
+use hyper::body::{Body, Buf, Bytes};
 use hyper::{Method, Request, Response};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use tokio::sync::watch;
@@ -27,19 +26,21 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::FAREWELL;
-use super::body::{BodyError, ReplyBody, Source};
+use super::body::Source;
 use super::clients::Peer;
-use super::gate::{self, FrameTooLarge, Gate, Gated, Gates, Stream};
+use super::gate::{self, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
-use super::headers;
 use super::hints::{self, Hints};
-use super::live::Http;
+use super::live::{Counted, Http};
 use super::pseudo;
+use super::quic_body::QuicBody;
 use super::quic_tls::{BySite, Shaken};
+use super::reply::ReplyBody;
 use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
-use super::worker::{Counted, Shared, Worker};
+use super::workshop::{Shared, Workshop};
+use crate::admission::Pending;
 
 /// What a client may send ahead on one stream, and on all of a connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -52,25 +53,6 @@ const PIECE: usize = 64 * 1024;
 /// Handshakes under way on one worker with clients that may have made up their address. With more, a client has to
 /// show first that it receives there.
 const UNPROVED: usize = 128;
-
-/// What all endpoints must agree on.
-pub(crate) struct Secrets {
-    reset: Arc<hmac::Key>,
-    token: Arc<hkdf::Prk>,
-}
-
-impl Secrets {
-    pub(crate) fn new() -> Result<Secrets, rustls::Error> {
-        let (mut reset, mut token) = ([0; 64], [0; 64]);
-        let failed = |_| rustls::Error::FailedToGetRandomBytes;
-        aws_lc_rs::rand::fill(&mut reset).map_err(failed)?;
-        aws_lc_rs::rand::fill(&mut token).map_err(failed)?;
-        Ok(Secrets {
-            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)),
-            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&token)),
-        })
-    }
-}
 
 /// A worker's end of the port.
 pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Result<Endpoint> {
@@ -91,14 +73,32 @@ pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Resu
     Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))
 }
 
+/// What all connections over QUIC have that one worker accepts.
+pub(crate) struct Port {
+    shared: Shared,
+    workshop: Rc<Workshop>,
+    /// Handshakes under way. Counted apart from those over TCP: who sends its first packet may have made up the
+    /// address.
+    handshakes: Rc<Pending>,
+    /// One for each handshake whose client has not shown that it receives at its address.
+    unproved: Rc<()>,
+}
+
+impl Port {
+    pub(crate) fn new(shared: Shared, workshop: Rc<Workshop>) -> Rc<Port> {
+        let (handshakes, unproved) = Default::default();
+        Rc::new(Port { shared, workshop, handshakes, unproved })
+    }
+}
+
 /// Accepts until told to stop; connections that live go on.
 pub(crate) async fn accept(
-    worker: Rc<Worker>,
+    at: Rc<Port>,
     endpoint: Endpoint,
     mut stop: watch::Receiver<bool>,
     open: Arc<()>,
 ) {
-    let mut draining = worker.shared.draining.clone();
+    let mut draining = at.shared.draining.clone();
     loop {
         let incoming = tokio::select! {
             biased;
@@ -108,7 +108,7 @@ pub(crate) async fn accept(
         };
         let Some(incoming) = incoming else { break };
         let proved = incoming.remote_address_validated();
-        if !proved && Rc::strong_count(&worker.unproved) > UNPROVED {
+        if !proved && Rc::strong_count(&at.unproved) > UNPROVED {
             // Costs us nothing but this packet: a client that is there comes again with the token (RFC 9000, section
             // 8.1.2), and one that made up its address does not.
             if let Err(error) = incoming.retry() {
@@ -116,22 +116,22 @@ pub(crate) async fn accept(
             }
             continue;
         }
-        let unproved = (!proved).then(|| worker.unproved.clone());
-        let Some(slot) = worker.quic.enter(Some(incoming.remote_address().ip())) else {
+        let unproved = (!proved).then(|| at.unproved.clone());
+        let Some(slot) = at.handshakes.enter(Some(incoming.remote_address().ip())) else {
             incoming.ignore();
             continue;
         };
-        let worker = worker.clone();
+        let at = at.clone();
         let port = endpoint.local_addr().map_or(0, |a| a.port());
         spawn_local(async move {
             let from = incoming.remote_address();
-            let limits = worker.workshop.sites.load().settings.limits.clone();
+            let limits = at.workshop.sites.load().settings.limits.clone();
             let shaken = async { incoming.accept()?.await };
             let shaken = timeout(limits.handshake, shaken).await;
             drop((slot, unproved));
-            let table = &worker.shared.table;
+            let table = &at.shared.table;
             match shaken {
-                Ok(Ok(connection)) => serve(&worker, connection, port, &limits).await,
+                Ok(Ok(connection)) => serve(&at, connection, port, &limits).await,
                 Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
                 Err(_) => table.refuse(from, "stalled", "the handshake was not finished in time"),
             }
@@ -144,21 +144,21 @@ pub(crate) async fn accept(
     drop(open);
 }
 
-async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, limits: &Limits) {
-    let table = &worker.shared.table;
+async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Limits) {
+    let table = &at.shared.table;
     let from = connection.remote_address();
     let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
     let Some(Shaken { name: Some(name), by_default, group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
-    let sites = worker.workshop.sites.load_full();
+    let sites = at.workshop.sites.load_full();
     let mut peer = None;
     if let Some((site_name, site)) = sites.find(&name) {
         let certificate = sites.certificate(&name, (site_name, site));
         site.shown(certificate.is_some_and(|c| c.is_valid()));
         let chain = connection.peer_identity().and_then(|c| c.downcast::<Vec<_>>().ok());
-        peer = match Peer::of(site, &worker.shared.mesh, chain.as_deref().map(Vec::as_slice)) {
+        peer = match Peer::of(site, &at.shared.mesh, chain.as_deref().map(Vec::as_slice)) {
             Ok(peer) => peer,
             Err((reason, detail)) => {
                 connection.close(VarInt::from_u32(0x10c), b""); // H3_REQUEST_CANCELLED
@@ -170,7 +170,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     let _counted = Counted::new(table);
     let activity = Activity::new();
     let client = Rc::new(Client {
-        workshop: worker.workshop.clone(),
+        workshop: at.workshop.clone(),
         http: Http::H3,
         name: name.into(),
         by_default,
@@ -195,7 +195,7 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, port: u16, li
     let Ok(Ok(mut http3)) = built else {
         return connection.close(VarInt::from_u32(0), b"");
     };
-    let (mut draining, mut cut) = (worker.shared.draining.clone(), worker.shared.cut.clone());
+    let (mut draining, mut cut) = (at.shared.draining.clone(), at.shared.cut.clone());
     let mut drains = false;
     let sent = Rc::new(RefCell::new(Vec::new()));
     let mut progress = Progress::new(&connection);
@@ -428,115 +428,5 @@ async fn write<E>(
     match timeout(patience, written).await {
         Ok(written) => written.map_err(|_| Undelivered::Gone),
         Err(_) => Err(Undelivered::Stalled),
-    }
-}
-
-type Receiving = RequestStream<gate::Receiving, Bytes>;
-
-/// The body of a request over HTTP/3.
-pub(crate) struct QuicBody {
-    stream: Receiving,
-    gate: Gate,
-    length: Option<u64>,
-    received: u64,
-    state: State,
-    /// What came first, when it was looked for.
-    first: Option<Result<Frame<Bytes>, BodyError>>,
-}
-
-#[derive(PartialEq, Eq)]
-enum State {
-    Data,
-    Trailers,
-    End,
-}
-
-impl QuicBody {
-    fn new(stream: Receiving, gate: Gate, request: &Request<()>) -> QuicBody {
-        let length = headers::length(request.headers());
-        QuicBody { stream, gate, length, received: 0, state: State::Data, first: None }
-    }
-
-    /// Finds out whether there is a body, which HTTP/3 says by the end of the stream alone: a program would
-    /// wonder at a GET with an empty one. For a method that seldom has one (`wait`) that is waited for.
-    async fn begin(&mut self, wait: bool) {
-        poll_fn(|cx| match self.poll_frame(cx) {
-            Poll::Ready(first) => {
-                self.first = first;
-                Poll::Ready(())
-            }
-            Poll::Pending if wait => Poll::Pending,
-            Poll::Pending => Poll::Ready(()),
-        })
-        .await;
-    }
-
-    pub(crate) fn is_end(&self) -> bool {
-        self.first.is_none() && (self.state == State::End || self.length == Some(0))
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        match self.length {
-            Some(length) => {
-                let waiting = match &self.first {
-                    Some(Ok(frame)) => frame.data_ref().map_or(0, |d| d.len() as u64),
-                    _ => 0,
-                };
-                SizeHint::with_exact(length.saturating_sub(self.received) + waiting)
-            }
-            None => SizeHint::default(),
-        }
-    }
-
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
-        }
-        let broken = || Poll::Ready(Some(Err(BodyError::Broken)));
-        loop {
-            match self.state {
-                State::Data => match self.stream.poll_recv_data(cx) {
-                    Poll::Ready(Ok(Some(mut data))) => {
-                        self.gate.used();
-                        let data = data.copy_to_bytes(data.remaining());
-                        self.received += data.len() as u64;
-                        // A body is as long as it says (RFC 9114, section 4.1.2).
-                        if self.length.is_some_and(|length| self.received > length) {
-                            return broken();
-                        }
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    Poll::Ready(Ok(None)) => self.state = State::Trailers,
-                    Poll::Ready(Err(_)) => return broken(),
-                    Poll::Pending => match self.gate.drained() {
-                        Ok(true) => {}
-                        Ok(false) => return Poll::Pending,
-                        Err(FrameTooLarge) => return broken(),
-                    },
-                },
-                State::Trailers => {
-                    let trailers = match self.stream.poll_recv_trailers(cx) {
-                        Poll::Ready(Ok(trailers)) => trailers,
-                        Poll::Ready(Err(_)) => return broken(),
-                        Poll::Pending => match self.gate.drained() {
-                            Ok(true) => continue,
-                            Ok(false) => return Poll::Pending,
-                            Err(FrameTooLarge) => return broken(),
-                        },
-                    };
-                    self.state = State::End;
-                    if self.length.is_some_and(|length| self.received < length) {
-                        return broken();
-                    }
-                    if let Some(trailers) = trailers {
-                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-                    }
-                }
-                State::End => return Poll::Ready(None),
-            }
-        }
     }
 }

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::crypto::{
     self, ExportKeyingMaterialError, KeyPair, Keys, PacketKey, UnsupportedVersion,
@@ -28,6 +29,25 @@ const RECORD: usize = 16 * 1024;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const KEY_SHARE: u16 = 51;
+
+/// What all endpoints must agree on.
+pub(crate) struct Secrets {
+    pub(crate) reset: Arc<hmac::Key>,
+    pub(crate) token: Arc<hkdf::Prk>,
+}
+
+impl Secrets {
+    pub(crate) fn new() -> Result<Secrets, rustls::Error> {
+        let (mut reset, mut token) = ([0; 64], [0; 64]);
+        let failed = |_| rustls::Error::FailedToGetRandomBytes;
+        aws_lc_rs::rand::fill(&mut reset).map_err(failed)?;
+        aws_lc_rs::rand::fill(&mut token).map_err(failed)?;
+        Ok(Secrets {
+            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)),
+            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&token)),
+        })
+    }
+}
 
 /// The configurations to choose from.
 pub(crate) struct BySite {

@@ -7,9 +7,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
-use super::body::ReplyBody;
 use super::headers;
-use super::serve::Workshop;
+use super::reply::ReplyBody;
+use super::workshop::Workshop;
 
 /// The only answer that there is in plain text.
 pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Response<ReplyBody> {

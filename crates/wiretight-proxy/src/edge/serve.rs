@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,17 +23,20 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use super::backend::{Pools, Sender, Unsent};
-use super::body::{BodyError, BodyStory, ReplyBody, RequestBody, Source};
+use super::backend::{Sender, Unsent};
+use super::body::{RequestBody, Source};
 use super::clients::Peer;
 use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
 use super::hints::Hints;
-use super::live::{Busy, EdgeTable, Http};
+use super::live::{Busy, Counted, EdgeTable, Http};
 use super::log::{Opening, Story};
-use super::settings::{Speaks, Upstream};
-use super::sites::{Site, Sites};
-use super::worker::Counted;
+use super::received::{BodyError, BodyStory};
+use super::reply::ReplyBody;
+use super::settings::Upstream;
+use super::sites::Site;
+use super::template::Template;
+use super::workshop::Workshop;
 use crate::mesh::Mesh;
 
 /// How long both ends of an upgraded connection may take to say that they are ready.
@@ -43,16 +45,6 @@ const SWITCH: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(10);
 /// What is held of an upgraded connection's bytes, each way.
 const TUNNEL_BUFFER: usize = 4096;
-
-/// What a worker's connections share.
-pub(crate) struct Workshop {
-    pub(crate) sites: Arc<ArcSwap<Sites>>,
-    pub(crate) table: Arc<EdgeTable>,
-    pub(crate) mesh: Arc<Mesh>,
-    pub(crate) pools: Rc<Pools>,
-    /// The drain is over: what still runs is cut.
-    pub(crate) cut: watch::Receiver<bool>,
-}
 
 /// A client's connection.
 pub(crate) struct Client {
@@ -495,76 +487,6 @@ fn framed_twice(answer: &Response<Incoming>) -> bool {
 /// 1.3), of which there is none between us and the program.
 fn websocket_key() -> HeaderValue {
     HeaderValue::from_static("d2lyZXRpZ2h0LXdzLWg8Mg==")
-}
-
-/// A request that can be sent more than once.
-pub(crate) struct Template {
-    method: Method,
-    path: PathAndQuery,
-    authority: String,
-    headers: HeaderMap,
-    trailers: bool,
-    switches: bool,
-    hints: Option<Hints>,
-}
-
-impl Template {
-    /// Of the edge's own.
-    pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
-        let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
-        let (trailers, switches, hints) = (false, false, None);
-        Template { method, path, authority, headers, trailers, switches, hints }
-    }
-
-    /// Without a body.
-    pub(crate) fn empty(&self, upstream: &Upstream) -> Request<RequestBody> {
-        self.request(upstream, RequestBody::empty())
-    }
-
-    fn request(&self, upstream: &Upstream, body: RequestBody) -> Request<RequestBody> {
-        let ends = body.is_end_stream();
-        let has_end = ends || body.size_hint().exact().is_some();
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        if let (Some(hints), Speaks::Http1) = (&self.hints, upstream.speaks) {
-            hints.attach(&mut request);
-        }
-        let headers = request.headers_mut();
-        match upstream.speaks {
-            Speaks::Http1 => {
-                if let Ok(host) = HeaderValue::from_str(&self.authority) {
-                    headers.insert(header::HOST, host);
-                }
-                // Trailers come only behind chunks (RFC 9112, section 7.1.2).
-                let trailers = !ends && headers.contains_key(header::TRAILER);
-                if trailers {
-                    headers.remove(header::CONTENT_LENGTH);
-                }
-                // Else the library takes it that a GET has no body, and drops it.
-                let lacks_length = !has_end && !headers.contains_key(header::CONTENT_LENGTH);
-                if trailers || lacks_length {
-                    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-                }
-                *request.uri_mut() = self.path.clone().into();
-            }
-            Speaks::H2c => {
-                headers.remove(header::HOST);
-                if self.switches {
-                    headers.remove(header::CONNECTION);
-                    headers.remove(header::UPGRADE);
-                }
-                if self.trailers {
-                    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-                }
-                let uri = Uri::builder().scheme("http").authority(self.authority.as_str());
-                let uri = uri.path_and_query(self.path.clone()).build();
-                *request.uri_mut() = uri.unwrap_or_else(|_| self.path.clone().into());
-                *request.version_mut() = Version::HTTP_2;
-            }
-        }
-        request
-    }
 }
 
 enum Failed {

@@ -12,8 +12,8 @@ use hyper::http::uri::PathAndQuery;
 use wiretight_keys::{Id, Name};
 
 pub use super::hsts::Hsts;
+use crate::network::{AddressError, Backend};
 pub use crate::network::{Network, NetworkError};
-use crate::relay::settings::{AddressError, Backend};
 
 /// A DNS name that a site answers to, in small letters: `example.org`, `*.example.org` for every name with
 /// one label more, or `*` for any ([`SiteName::any`]; no text parses to it).

@@ -10,11 +10,12 @@ use hyper::header::HeaderValue;
 use wiretight_keys::Name;
 
 use super::certificates::{Certificates, SiteCertificate};
-use super::clients::ClientCa;
+use super::client_ca::ClientCa;
 use super::hsts;
 use super::live::{EdgeTable, SiteCounts};
 use super::settings::{At, EdgeSettings, SiteName, SiteSettings, Upstream};
-use crate::mesh::{Mesh, now};
+use crate::clock::now;
+use crate::mesh::Mesh;
 use crate::relay::ApplyError;
 use crate::relay::balance::Balancer;
 use crate::relay::dial::Dial;

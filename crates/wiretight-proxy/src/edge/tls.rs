@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
@@ -16,6 +16,7 @@ use rustls::{ServerConfig, version};
 use super::certificates::ALPN_ACME;
 use super::sites::Sites;
 use crate::mesh::Mesh;
+use crate::provider;
 
 /// HTTP/2 and HTTP/1.1 (RFC 9113, RFC 7301).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
@@ -27,26 +28,6 @@ pub(crate) const ALPN_H3: &[u8] = b"h3";
 /// whose certificate is not there.
 pub(crate) const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 pub(crate) const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
-
-/// The provider at the edge: that of the mesh, and TLS 1.2 with ECDHE and AEAD.
-pub fn provider() -> Arc<CryptoProvider> {
-    use aws_lc_rs::{cipher_suite as suite, kx_group as group};
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            suite::TLS13_AES_128_GCM_SHA256,
-            suite::TLS13_AES_256_GCM_SHA384,
-            suite::TLS13_CHACHA20_POLY1305_SHA256,
-            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-            suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-            suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-            suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1, group::SECP384R1],
-        ..aws_lc_rs::default_provider()
-    })
-}
 
 /// The configurations that all sites share.
 pub(crate) struct Configs {
@@ -68,7 +49,7 @@ impl Configs {
         mesh: &Arc<Mesh>,
     ) -> Result<Configs, rustls::Error> {
         let resolver = |members| Arc::new(Resolver { sites: sites.clone(), members });
-        let mut open = ServerConfig::builder_with_provider(provider())
+        let mut open = ServerConfig::builder_with_provider(provider::edge())
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
             .with_no_client_auth()
             .with_cert_resolver(resolver(false));
@@ -78,7 +59,7 @@ impl Configs {
         // Extended master secret or nothing: tickets of TLS 1.2 are bound to their handshake (RFC 7627).
         open.require_ems = true;
 
-        let mut members = ServerConfig::builder_with_provider(provider())
+        let mut members = ServerConfig::builder_with_provider(provider::edge())
             .with_protocol_versions(&[&version::TLS13])?
             .with_client_cert_verifier(crate::tls::client_verifier(mesh))
             .with_cert_resolver(resolver(true));
@@ -86,7 +67,7 @@ impl Configs {
         members.session_storage = Arc::new(NoServerSessionStorage {});
         members.send_tls13_tickets = 0;
 
-        let mut quic = ServerConfig::builder_with_provider(provider())
+        let mut quic = ServerConfig::builder_with_provider(provider::edge())
             .with_protocol_versions(&[&version::TLS13])?
             .with_no_client_auth()
             .with_cert_resolver(resolver(false));
@@ -97,7 +78,7 @@ impl Configs {
         let mut quic_members = members.clone();
         quic_members.alpn_protocols = quic.alpn_protocols.clone();
 
-        let mut challenges = ServerConfig::builder_with_provider(provider())
+        let mut challenges = ServerConfig::builder_with_provider(provider::edge())
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(ChallengeResolver(sites.clone())));

@@ -13,7 +13,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
@@ -29,25 +28,25 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::backend::Pools;
-use super::body::{ReplyBody, Source};
+use super::body::Source;
 use super::certificates::ALPN_ACME;
 use super::clients::Peer;
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
 use super::hints::{self, Hints};
 use super::http2;
-use super::live::{Busy, EdgeTable, Http};
+use super::live::{Busy, Counted, Http};
 use super::proxy_protocol::{self, Header};
 use super::quic;
 use super::redirect;
-use super::serve::{Client, ClientIo, Exchange, Workshop};
+use super::reply::ReplyBody;
+use super::serve::{Client, ClientIo, Exchange};
 use super::settings::Limits;
-use super::sites::Sites;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
-use super::tls::{ALPN_H2, ALPN_HTTP1, Configs, INTERNAL_ERROR, UNRECOGNIZED_NAME};
-use crate::mesh::Mesh;
-use crate::relay::net;
-use crate::relay::worker::Pending;
+use super::tls::{ALPN_H2, ALPN_HTTP1, INTERNAL_ERROR, UNRECOGNIZED_NAME};
+use super::workshop::{Shared, Workshop};
+use crate::admission::Pending;
+use crate::net;
 
 /// Not a refusal: the handshake itself was what the peer had come for.
 const ANSWERED: &str = "answered";
@@ -84,18 +83,6 @@ pub(crate) enum Socket {
     Quic(std::net::UdpSocket),
 }
 
-/// What all workers share.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    pub(crate) sites: Arc<ArcSwap<Sites>>,
-    pub(crate) table: Arc<EdgeTable>,
-    pub(crate) mesh: Arc<Mesh>,
-    pub(crate) configs: Arc<Configs>,
-    pub(crate) quic: Arc<quic::Secrets>,
-    pub(crate) draining: watch::Receiver<bool>,
-    pub(crate) cut: watch::Receiver<bool>,
-}
-
 /// Runs until the control side is gone.
 pub(crate) fn run(
     mut orders: mpsc::UnboundedReceiver<Listen>,
@@ -118,8 +105,8 @@ pub(crate) fn run(
         if asks {
             spawn_local(health::watch(workshop.clone()));
         }
-        let (tcp, quic, unproved) = Default::default();
-        let worker = Rc::new(Worker { shared, workshop, tcp, quic, unproved });
+        let quic = quic::Port::new(shared.clone(), workshop.clone());
+        let worker = Rc::new(Worker { shared, workshop, tcp: Rc::default(), quic });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         loop {
             let order = tokio::select! {
@@ -139,31 +126,12 @@ pub(crate) fn run(
     Ok(())
 }
 
-pub(crate) struct Worker {
-    pub(crate) shared: Shared,
-    pub(crate) workshop: Rc<Workshop>,
-    /// Handshakes under way. Those over QUIC are counted apart: who sends its first packet may have made up
-    /// the address.
+struct Worker {
+    shared: Shared,
+    workshop: Rc<Workshop>,
+    /// Handshakes under way over TCP.
     tcp: Rc<Pending>,
-    pub(crate) quic: Rc<Pending>,
-    /// One for each handshake over QUIC whose client has not shown that it receives at its address.
-    pub(crate) unproved: Rc<()>,
-}
-
-/// A connection, counted until dropped.
-pub(crate) struct Counted(Arc<EdgeTable>);
-
-impl Counted {
-    pub(crate) fn new(table: &Arc<EdgeTable>) -> Counted {
-        table.connections.fetch_add(1, Relaxed);
-        Counted(table.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
-    }
+    quic: Rc<quic::Port>,
 }
 
 impl Worker {
@@ -183,7 +151,7 @@ impl Worker {
             }
             Socket::Quic(socket) => {
                 let endpoint = quic::endpoint(socket, &self.shared)?;
-                spawn_local(quic::accept(self.clone(), endpoint, order.stop, order.open));
+                spawn_local(quic::accept(self.quic.clone(), endpoint, order.stop, order.open));
             }
         }
         Ok(())

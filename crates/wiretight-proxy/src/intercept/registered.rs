@@ -7,7 +7,7 @@ use wiretight_keys::Name;
 use super::fallback;
 use super::rules::Rules;
 use crate::mesh::Mesh;
-use crate::relay::settings::HostPort;
+use crate::network::HostPort;
 
 impl Rules {
     /// These rules of a configuration, with what is known of the mesh: the addresses of other nodes and of the authority

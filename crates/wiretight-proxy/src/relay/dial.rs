@@ -17,17 +17,20 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use wiretight_keys::{Id, SpiffeId};
 
-use super::app::App;
 use super::balance::{Balancer, Lease};
 use super::live::{Begun, Listed, Side, Table, Totals};
 use super::log::access;
-use super::net;
-use super::service::explain;
 use super::session::{Answer, Conn, End};
-use super::settings::{DialSettings, HostPort};
+use super::settings::DialSettings;
 use super::stands;
+use crate::app::App;
 use crate::buffer::{Buffer, CHUNK};
-use crate::mesh::{Mesh, now};
+use crate::clock::now;
+use crate::handshake::explain;
+use crate::mesh::Mesh;
+use crate::net;
+use crate::network::HostPort;
+use crate::provider;
 use crate::record::RecordError;
 use crate::stream::{Agreed, HandshakeError, TlsStream};
 use crate::tls::{self, ALPN_RELAY};
@@ -690,7 +693,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, Missed> {
     })?;
     let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
         .map_err(|refusal| Missed::new(refusal.reason(), refusal.to_string()))?;
-    if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
+    if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
         let what = format!("{} did not take X25519MLKEM768", peer.id());
         return Err(Missed::new("no_post_quantum", what));
     }

@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use wiretight_keys::Name;
 
-use super::app::App;
 use super::dial::{Dial, Pool};
 use super::live::{Side, Table};
 use super::settings::{DialSettings, InterceptSettings};
+use crate::app::App;
 use crate::mesh::{Meant, Mesh};
 
 /// The listener's purpose, shared by all workers.

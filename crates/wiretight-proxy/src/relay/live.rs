@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
 
 use super::turns::Turns;
-use crate::mesh::now;
+use crate::clock::now;
 use crate::quota::LogQuota;
 use crate::stream::Negotiated;
 

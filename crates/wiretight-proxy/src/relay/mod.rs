@@ -6,14 +6,13 @@
 //! It never carries a byte in the clear: a session begins when the peer is verified and allowed, or not
 //! at all.
 
-pub(crate) mod app;
 pub(crate) mod balance;
 pub(crate) mod dial;
 mod intercept;
 pub(crate) mod live;
 mod log;
-pub mod net;
 pub(crate) mod proxy_protocol;
+mod purpose;
 mod service;
 mod session;
 pub mod settings;
@@ -38,12 +37,13 @@ use dial::Dial;
 use intercept::Intercept;
 use live::Table;
 pub use live::{Connection, PeerSum, Refusal, Side, Sums};
-use net::{Listening, Sockets};
-use service::Service;
+
+use purpose::{Purpose, Service};
 use settings::{DialSettings, InterceptSettings, RelaySettings, ServiceSettings};
-use worker::{Listen, Purpose};
+use worker::Listen;
 
 use crate::mesh::Mesh;
+use crate::net::{self, Listening, Sockets};
 
 /// The relay of this node.
 pub struct Relay {
@@ -90,9 +90,6 @@ fn wanted(settings: &RelaySettings) -> impl Iterator<Item = (SocketAddr, Wanted<
 fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
     mesh.stands_by(peer)
 }
-
-/// How long to wait for workers to close sockets that are no longer wanted.
-pub(crate) const CLOSE: Duration = Duration::from_secs(1);
 
 /// Why settings could not be put into force. Then nothing of them is.
 #[derive(Debug, thiserror::Error)]
@@ -288,7 +285,7 @@ impl Relay {
             keep
         });
         // So that the next settings may listen there again.
-        let patience = std::time::Instant::now() + CLOSE;
+        let patience = std::time::Instant::now() + net::CLOSE;
         while closing.iter().any(|open| Arc::strong_count(open) > 1)
             && std::time::Instant::now() < patience
         {

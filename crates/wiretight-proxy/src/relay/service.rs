@@ -6,24 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use rustls::server::ClientHello;
-use rustls::{PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use wiretight_keys::Id;
 
-use super::app::App;
-use super::balance::{Balancer, Lease};
+use super::balance::Lease;
 use super::live::{Begun, Listed, Live, Opening, Side, Table, Totals, cipher_name};
 use super::log::access;
-use super::net;
 use super::proxy_protocol;
+use super::purpose::{Service, Terms};
 use super::session::{Conn, End};
-use super::settings::{Backend, ServiceSettings};
-use super::worker::{HandshakeSlot, Terms};
-use crate::mesh::{Mesh, now};
-use crate::stream::{HandshakeError, TlsStream};
+use super::settings::ServiceSettings;
+use crate::admission::HandshakeSlot;
+use crate::app::App;
+use crate::clock::now;
+use crate::handshake::explain;
+use crate::mesh::Mesh;
+use crate::net;
+use crate::network::Backend;
+use crate::provider;
+use crate::stream::TlsStream;
 use crate::tls::{self, ALPN_RELAY, Strangers};
 use crate::wire::{Frame, Open, Refused};
 
@@ -34,20 +38,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a backend is looked for, all of them together: less than [`CONTROL`](super::session::CONTROL),
 /// when the client gives up and does not know whether its bytes have reached one.
 const CONNECT: Duration = Duration::from_secs(8);
-
-/// A service as it is configured now. A reload makes a new one; sessions that run keep the old.
-pub(crate) struct Service {
-    pub(crate) settings: ServiceSettings,
-    mesh: Arc<Mesh>,
-    table: Arc<Table>,
-    totals: Arc<Totals>,
-    tls: Arc<ServerConfig>,
-    /// The same without an ALPN.
-    raw_tls: Arc<ServerConfig>,
-    /// The same with `h2`.
-    h2_tls: Arc<ServerConfig>,
-    balancer: Arc<Balancer<Backend>>,
-}
 
 impl Service {
     pub(crate) fn new(
@@ -309,7 +299,7 @@ async fn accept(
         }
     };
     let negotiated = agreed.negotiated;
-    if negotiated.alpn && !tls::is_post_quantum(negotiated.group) {
+    if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
         let detail = format!("{} offers no X25519MLKEM768", peer.id());
         service.refuse(from, None, "no_post_quantum", detail);
         return None;
@@ -452,51 +442,6 @@ fn unfit(
 /// An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is one of IPv4.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
-}
-
-/// A failed handshake in a word and a sentence, for our own log.
-pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
-    let detail = error.to_string();
-    let error = match error {
-        HandshakeError::Stalled(_) => return ("handshake_stalled", detail),
-        HandshakeError::Io(_) => return ("disconnected", detail),
-        HandshakeError::Tls(error) => error,
-    };
-    if let Some(refusal) = tls::refusal(error) {
-        return (refusal.reason(), refusal.to_string());
-    }
-    match error {
-        rustls::Error::NoCertificatesPresented => {
-            ("no_certificate", "the client showed no certificate".into())
-        }
-        rustls::Error::PeerIncompatible(
-            PeerIncompatible::Tls12NotOffered
-            | PeerIncompatible::Tls12NotOfferedOrEnabled
-            | PeerIncompatible::SupportedVersionsExtensionRequired
-            | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => ("tls_version", format!("the peer does not speak TLS 1.3: {detail}")),
-        rustls::Error::PeerIncompatible(_) => ("tls_incompatible", detail),
-        rustls::Error::InvalidMessage(_) => {
-            ("not_tls", format!("what came is not TLS (plaintext to a TLS port?): {detail}"))
-        }
-        rustls::Error::AlertReceived(_) => {
-            ("refused_by_peer", format!("the peer did not accept us; its log says why: {detail}"))
-        }
-        rustls::Error::General(_) => (
-            "no_identity",
-            format!("we have no valid certificate to show (is the authority reachable?): {detail}"),
-        ),
-        _ => ("tls", detail),
-    }
-}
-
-/// The newest configuration of a service, if the listener still is that service.
-pub(crate) fn newest(slot: &Arc<ArcSwap<super::worker::Purpose>>) -> Option<Arc<Service>> {
-    match &**slot.load() {
-        super::worker::Purpose::Service(service) => Some(service.clone()),
-        _ => None,
-    }
 }
 
 /// Counts an idle connection while it is one.

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::io::ReadBuf;
 use tokio::time::timeout;
 
-use super::app::{App, AppReader, AppWriter};
 use super::live::Live;
+use crate::app::{App, AppReader, AppWriter};
 use crate::buffer::{Buffer, CHUNK};
 use crate::stream::{Got, TlsReader, TlsStream, TlsWriter};
 use crate::wire::{Cutter, Event, Frame, HEADER, Open, Refused, WireError};

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use super::settings::HostPort;
+use crate::admission::HANDSHAKES_PER_ORIGIN;
+use crate::network::HostPort;
 
 /// Handshakes of this process with one instance at a time: half of what our own relay allows one address.
-const AT_A_TIME: usize = super::worker::HANDSHAKES_PER_ORIGIN / 2;
+const AT_A_TIME: usize = HANDSHAKES_PER_ORIGIN / 2;
 /// Above so many, those that nobody waits for are forgotten.
 const KEPT: usize = 64;
 

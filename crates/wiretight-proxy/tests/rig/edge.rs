@@ -123,7 +123,7 @@ impl EdgeRig {
     ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.root.clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(wiretight_proxy::edge::provider())
+        let builder = ClientConfig::builder_with_provider(wiretight_proxy::provider::edge())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .unwrap()
             .with_root_certificates(roots);

@@ -19,7 +19,7 @@ use socket2::SockRef;
 use wiretight_keys::{
     Id, Name, Period, Profile, Signer, SigningKey, SpiffeId, Tbs, TrustBundle, TrustDomain,
 };
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::relay::settings::{DialSettings, RelaySettings, ServiceSettings};
 use wiretight_proxy::relay::{Side, Sums};
 use wiretight_proxy::{Identity, Mesh, Relay};

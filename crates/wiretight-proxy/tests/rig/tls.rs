@@ -108,7 +108,7 @@ impl Stranger {
     /// One that speaks `wiretight/1` and shows this.
     pub fn new(cert: Cert) -> Stranger {
         let groups = vec![kx_group::X25519MLKEM768, kx_group::X25519];
-        let suites = wiretight_proxy::tls::provider().cipher_suites.clone();
+        let suites = wiretight_proxy::provider::mesh().cipher_suites.clone();
         Stranger { cert: Some(cert), alpn: true, groups, suites }
     }
 
@@ -126,7 +126,7 @@ impl Stranger {
     /// Connects, says the first message of the handshake and waits until there is an answer to it; the next
     /// read or write goes on.
     pub fn greet(self, to: SocketAddr) -> io::Result<TlsClient> {
-        let mut provider = (*wiretight_proxy::tls::provider()).clone();
+        let mut provider = (*wiretight_proxy::provider::mesh()).clone();
         provider.kx_groups = self.groups;
         provider.cipher_suites = self.suites;
         let builder = ClientConfig::builder_with_provider(Arc::new(provider))
@@ -182,7 +182,7 @@ pub fn server(
     alpn: bool,
     serve: impl Fn(TlsServer) + Send + Sync + Clone + 'static,
 ) -> SocketAddr {
-    let provider = Arc::new((*wiretight_proxy::tls::provider()).clone());
+    let provider = Arc::new((*wiretight_proxy::provider::mesh()).clone());
     let (chain, key) = cert;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])

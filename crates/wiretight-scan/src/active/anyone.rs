@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// Takes any certificate.
@@ -45,4 +45,18 @@ impl ServerCertVerifier for DangerouslyBelievesAll {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// A client that believes every certificate: it is used for nothing but reading what comes back.
+pub(super) fn client_config(with_name: bool) -> Option<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = DangerouslyBelievesAll(provider.clone());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.enable_sni = with_name;
+    Some(config)
 }

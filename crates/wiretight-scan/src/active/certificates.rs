@@ -2,7 +2,7 @@
 
 use super::enumerate::offer;
 use super::probe::{Flight, Outcome, Prober, Until};
-use super::scan::Spoken;
+use super::spoken::Spoken;
 use crate::certificate::{Presented, WITHOUT_NAME};
 use crate::facts::{Answer, Facts};
 use crate::names::{Suite, Version};

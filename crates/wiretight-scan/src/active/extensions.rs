@@ -3,7 +3,7 @@
 use super::enumerate::{PROTOCOLS, offer};
 use super::ordinary;
 use super::probe::{Flight, Outcome, Prober, Until};
-use super::scan::Spoken;
+use super::spoken::Spoken;
 use crate::facts::{Answer, Facts, Value};
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::enumerate::{offer, schemes, suites_of};
 use super::link::{Trouble, alert_name, printable};
 use super::probe::{Prober, Reply, Until};
-use crate::Reached;
+use crate::facts::Reached;
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 use crate::target::Start;

@@ -11,9 +11,9 @@ use tokio::task::LocalSet;
 
 use super::quick::quick;
 use super::scan::{Options, resolve, scan_address};
-use crate::facts::Facts;
+use crate::facts::{Facts, Reached};
 use crate::target::Target;
-use crate::{Reached, Report, judge};
+use crate::{Report, judge};
 
 /// Of a thread that scans: a whole scan is one large future, made on the stack before it is moved.
 const STACK: usize = 8 << 20;

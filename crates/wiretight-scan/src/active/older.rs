@@ -10,7 +10,7 @@ use super::certificates::asking;
 use super::enumerate::offer;
 use super::handshake::tls12::{self, can_complete};
 use super::probe::{Flight, Outcome, Prober, Until};
-use super::scan::Spoken;
+use super::spoken::Spoken;
 use super::{sessions, vulnerabilities};
 use crate::certificate::Presented;
 use crate::facts::{Answer, Facts, Value};

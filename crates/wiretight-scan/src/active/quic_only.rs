@@ -2,8 +2,7 @@
 
 use super::probe::Prober;
 use super::quic::quic_suites;
-use crate::Reached;
-use crate::facts::{Answer, Facts, Value};
+use crate::facts::{Answer, Facts, Reached, Value};
 use crate::names::Version;
 
 /// What of such a server is told. `no_tcp` is why there is no connection by TCP.

@@ -11,11 +11,11 @@ use super::link::{Trouble, alert_name};
 use super::probe::{Flight, Prober, Reply, Until};
 use super::scan::{Options, prober};
 use super::{ordinary, settle};
-use crate::facts::{Answer, Facts};
+use crate::facts::{Answer, Facts, Reached};
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, extension};
 use crate::target::Target;
-use crate::{Reached, Report, judge};
+use crate::{Report, judge};
 
 /// Asks an address once. What one hello cannot tell stays untested.
 pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> Report {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::caa::caa;
 use super::certificates::certificates;
 use super::enumerate::{
-    End, Seen, agrees_by, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
+    End, Seen, enumerate_curves, enumerate_groups, enumerate_schemes, enumerate_suites,
     has_own_order, offer, prime,
 };
 use super::first::{First, first};
@@ -26,15 +26,16 @@ use super::pace::Paces;
 use super::probe::{Outcome, Prober, Until};
 use super::quic::quic;
 use super::quic_only::quic_only;
+use super::spoken::Spoken;
 use super::vulnerabilities;
 use super::{derived, ssl2, starttls};
 use super::{extensions, settle, unasked};
 use crate::certificate::{Presented, Stores, examine};
-use crate::facts::{Answer, Fact, Facts, Value};
+use crate::facts::{Answer, Fact, Facts, Reached, Value};
 use crate::names::{Group, KeyExchange, SignatureScheme, Suite, Version, common_prime};
 use crate::parse::ClientHello;
 use crate::target::{Host, Start, Target};
-use crate::{Reached, Report, invariant, judge};
+use crate::{Report, invariant, judge};
 
 /// How long to wait for an answer to HTTP where nobody said that it is spoken.
 const PERHAPS_WEB: Duration = Duration::from_secs(2);
@@ -492,52 +493,6 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
         }
     }
     facts
-}
-
-/// What is known to be spoken, for questions that follow.
-pub struct Spoken {
-    versions: Vec<(Version, Vec<u16>)>,
-    seen: Vec<(Version, Seen)>,
-    /// Of which it could not be told whether they are spoken, or take more suites.
-    unclear: Vec<Version>,
-}
-
-impl Spoken {
-    /// The suites that a version takes; none where it is not spoken.
-    pub fn suites(&self, version: Version) -> &[u16] {
-        self.versions.iter().find(|(v, _)| *v == version).map_or(&[], |(_, suites)| suites)
-    }
-
-    /// What was seen beside them.
-    fn seen(&self, version: Version) -> Option<&Seen> {
-        self.seen.iter().find(|(v, _)| *v == version).map(|(_, seen)| seen)
-    }
-
-    /// The versions that are spoken, from the oldest.
-    pub fn versions(&self) -> impl DoubleEndedIterator<Item = Version> {
-        self.versions.iter().filter(|(_, suites)| !suites.is_empty()).map(|(v, _)| *v)
-    }
-
-    /// A version among these of which it could not be told whether it is spoken, or takes more
-    /// suites than are known: what was not seen may yet be.
-    pub fn unclear(&self, among: impl Fn(Version) -> bool) -> Option<Version> {
-        self.unclear.iter().copied().find(|version| among(*version))
-    }
-
-    /// The newest version before TLS 1.3, with its suites.
-    pub fn newest_before_tls1_3(&self) -> Option<(Version, &[u16])> {
-        let version = self.versions().rev().find(|v| *v < Version::Tls1_3)?;
-        Some((version, self.suites(version)))
-    }
-
-    /// The newest version before TLS 1.3 in which keys are agreed in this way, with those suites.
-    pub fn agreeing_by(&self, kx: KeyExchange) -> Option<(Version, Vec<u16>)> {
-        self.versions().rev().filter(|v| *v < Version::Tls1_3).find_map(|version| {
-            let suites = self.suites(version).iter().copied();
-            let suites: Vec<u16> = suites.filter(|code| agrees_by(*code, kx)).collect();
-            (!suites.is_empty()).then_some((version, suites))
-        })
-    }
 }
 
 /// Whether a version is spoken, and with which suites; `knows` is told as soon as it is.

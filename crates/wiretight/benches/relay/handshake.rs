@@ -26,8 +26,9 @@ use wiretight_keys::{
 };
 use wiretight_proxy::{
     Identity, Mesh,
-    mesh::now,
-    relay::net::{self, Sockets},
+    clock::now,
+    net::{self, Sockets},
+    provider,
     stream::{Agreed, TlsStream},
     tls::{self, ALPN_RELAY, Strangers},
 };
@@ -175,7 +176,7 @@ fn pass<A: SideData, B: SideData>(
 }
 
 fn is_post_quantum(end: &CommonState) -> bool {
-    end.negotiated_key_exchange_group().is_some_and(|group| tls::is_post_quantum(group.name()))
+    end.negotiated_key_exchange_group().is_some_and(|group| provider::is_post_quantum(group.name()))
 }
 
 /// The server's end: it accepts, and tells how each handshake went.
@@ -244,6 +245,6 @@ async fn accept(ends: &Ends, socket: tokio::net::TcpStream) -> anyhow::Result<()
 /// As a relay does before it lists a connection.
 fn check(mesh: &Mesh, agreed: &Agreed, role: Role) -> anyhow::Result<()> {
     tls::peer(mesh, &agreed.chain, role)?;
-    ensure!(tls::is_post_quantum(agreed.negotiated.group), "not by X25519MLKEM768");
+    ensure!(provider::is_post_quantum(agreed.negotiated.group), "not by X25519MLKEM768");
     Ok(())
 }

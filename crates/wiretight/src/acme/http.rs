@@ -15,8 +15,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use wiretight_proxy::relay::net;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::net;
+use wiretight_proxy::network::HostPort;
 
 /// For a whole request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ impl Https {
     pub(super) fn new(roots: &[CertificateDer<'static>]) -> Result<Https, rustls::Error> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.iter().cloned());
-        let config = ClientConfig::builder_with_provider(wiretight_proxy::edge::provider())
+        let config = ClientConfig::builder_with_provider(wiretight_proxy::provider::edge())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(store)
             .with_no_client_auth();

@@ -72,7 +72,7 @@ pub(crate) struct RealClock;
 #[async_trait]
 impl Clock for RealClock {
     fn now(&self) -> u64 {
-        wiretight_proxy::mesh::now()
+        wiretight_proxy::clock::now()
     }
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;

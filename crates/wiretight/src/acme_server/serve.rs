@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use wiretight_keys::WebCsr;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_store::Store;
 
 use super::validate::Network;

@@ -108,7 +108,7 @@ async fn tls_alpn(name: &str, port: u16, key_authorization: &str) -> Result<(), 
     let tls = |detail: String| Invalid::new("tls", format!("{name}: {detail}"));
     let mut expected = [0; 32];
     expected.copy_from_slice(digest(&SHA256, key_authorization.as_bytes()).as_ref());
-    let provider = wiretight_proxy::edge::provider();
+    let provider = wiretight_proxy::provider::edge();
     let verifier = Asked { name: name.to_owned(), expected, provider: provider.clone() };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -252,7 +252,7 @@ mod tests {
         let mut expected = [0; 32];
         expected.copy_from_slice(digest(&SHA256, says.as_bytes()).as_ref());
         let shows = Shows(challenge_certificate(name, expected).unwrap());
-        let mut config = ServerConfig::builder_with_provider(wiretight_proxy::edge::provider())
+        let mut config = ServerConfig::builder_with_provider(wiretight_proxy::provider::edge())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_no_client_auth()

@@ -22,8 +22,9 @@ use wiretight_keys::{
     Csr, Id, JoinToken, Name, Refusal, Role, Signer, SigningKey, SpiffeId, Transparency,
     TrustBundle, TrustDomain,
 };
-use wiretight_proxy::relay::net;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::net;
+use wiretight_proxy::network::HostPort;
+use wiretight_proxy::provider;
 use wiretight_proxy::{Identity, Mesh, tls};
 
 use super::state::public_der;
@@ -227,7 +228,7 @@ async fn connect(
     let group = connection.negotiated_key_exchange_group().map(|g| g.name());
     let why = if connection.alpn_protocol() != Some(tls::ALPN_CONTROL) {
         "it does not speak wiretight-control/1"
-    } else if !group.is_some_and(tls::is_post_quantum) {
+    } else if !group.is_some_and(provider::is_post_quantum) {
         "its key exchange is not X25519MLKEM768"
     } else {
         return Ok(stream);
@@ -280,7 +281,7 @@ enum Trust {
 struct WrongRoot;
 
 fn stranger_config(trust: Trust) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(tls::provider())
+    let mut config = ClientConfig::builder_with_provider(provider::mesh())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Verifier { trust }))
@@ -343,7 +344,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = tls::provider().signature_verification_algorithms;
+        let algorithms = provider::mesh().signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
     }
 

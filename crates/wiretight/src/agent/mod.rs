@@ -30,8 +30,8 @@ use wiretight_keys::{
     Id, JoinToken, Name, PublicKey, Serial, Signer, SigningKey, Transparency, TrustDomain,
 };
 use wiretight_proxy::Mesh;
-use wiretight_proxy::mesh::now;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::clock::now;
+use wiretight_proxy::network::HostPort;
 
 use crate::config::Config;
 use crate::control::{Denial, Offer};

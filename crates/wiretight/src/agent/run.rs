@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wiretight_keys::x509::fingerprint;
 use wiretight_keys::{Id, JoinToken, Refusal, Revocations, Role, Serial, SigningKey};
-use wiretight_proxy::mesh::now;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::clock::now;
+use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Identity, Mesh};
 
 use super::link::{self, LinkError, Stream};

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use wiretight_keys::token::hex;
 use wiretight_keys::x509::{from_pem, to_pem};
 use wiretight_keys::{Id, Name, Signer, SigningKey, SpiffeId, TrustBundle, TrustDomain};
-use wiretight_proxy::mesh::now;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::clock::now;
+use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Identity, Mesh};
 use zeroize::Zeroizing;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use wiretight_keys::logged::Entry;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::tile::{Kind, Tile, WIDTH};
 
 use super::{AuthorityError, CaError};

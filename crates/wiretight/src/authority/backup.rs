@@ -26,7 +26,7 @@ use aws_lc_rs::digest::{self, SHA256};
 use serde::{Deserialize, Serialize};
 use wiretight_keys::TrustDomain;
 use wiretight_keys::logged::Entry;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_store::SqliteStore;
 use wiretight_tlog::note::LogKey;
 use wiretight_tlog::tile::{Kind, Tile, push_entry};

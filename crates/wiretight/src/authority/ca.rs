@@ -20,7 +20,7 @@ use wiretight_keys::{
     Id, KeyLink, Leaf, Period, Profile, PublicKey, Serial, Series, Signer, SigningKey, SpiffeId,
     Tbs, Transparency, TrustDomain, X509Error,
 };
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::{Identity, IdentityError, Mesh};
 use wiretight_store::{Key, Store};
 

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 
 use wiretight_keys::Name;
+use wiretight_proxy::network::HostPort;
 use wiretight_proxy::registry::{Host, MAX_INSTANCES, Problems, check_address, check_lists};
-use wiretight_proxy::relay::settings::HostPort;
 
 use super::registry::may_not_claim;
 use crate::control::{Code, Denial, Offer, Records};

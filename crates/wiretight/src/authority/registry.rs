@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
 use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, TrustDomain};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::registry::Host;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use zeroize::Zeroizing;

@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wiretight_keys::{Csr, Id, Name, Role, VerifiedPeer};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
+use wiretight_proxy::provider;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
 
@@ -261,7 +262,7 @@ impl Server {
             ));
         }
         let group = connection.negotiated_key_exchange_group().map(|g| g.name());
-        if !group.is_some_and(tls::is_post_quantum) {
+        if !group.is_some_and(provider::is_post_quantum) {
             return Err(Rejected::Tls(
                 "the client's key exchange is not X25519MLKEM768, so it is not a Wiretight node",
             ));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};

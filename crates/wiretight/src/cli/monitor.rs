@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
 

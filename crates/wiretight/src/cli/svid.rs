@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use wiretight_keys::{
     Csr, Id, KeyLink, Leaf, Name, Period, PublicKey, Signer, SigningKey, SpiffeId, x509,
 };
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 
 use super::{Output, Where, term};
 use crate::admin::api::{BundleAnswer, SvidAnswer, SvidRequest};

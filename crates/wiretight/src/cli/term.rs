@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 
 /// The widest line that is printed, in columns.
 const WIDTH: usize = 100;

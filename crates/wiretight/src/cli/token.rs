@@ -133,7 +133,7 @@ fn table(tokens: &Value) -> String {
         let services = token["services"].as_array().into_iter().flatten();
         let services: Vec<_> = services.filter_map(Value::as_str).collect();
         let left = token["expires"].as_u64().unwrap_or(0);
-        let left = left.saturating_sub(wiretight_proxy::mesh::now());
+        let left = left.saturating_sub(wiretight_proxy::clock::now());
         table.row([
             text("id"),
             text("node"),

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use wiretight_keys::{Logged, NotLogged, x509};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::note::MAX_NOTE;
 use wiretight_tlog::policy::MAX_POLICY;
 use wiretight_tlog::tile::MAX_ENTRY;

@@ -219,7 +219,7 @@ fn acceptor(cert: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
         chain.with_context(|| format!("{} has no valid PEM certificates", cert.display()))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
     let private = private.with_context(|| format!("{} has no valid PEM key", key.display()))?;
-    let config = ServerConfig::builder_with_provider(wiretight_proxy::tls::provider())
+    let config = ServerConfig::builder_with_provider(wiretight_proxy::provider::mesh())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(chain, private);

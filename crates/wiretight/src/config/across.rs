@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wiretight_keys::Name;
 use wiretight_proxy::edge::settings::SiteName;
-use wiretight_proxy::relay::settings::Backend;
+use wiretight_proxy::network::Backend;
 
 use super::report::{Complaint, Report};
 use super::section::Located;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use toml::de::DeTable;
 use wiretight_keys::Id;
 use wiretight_proxy::edge::settings::{Hsts, SiteSettings};
+use wiretight_proxy::network::{Backend, HostPort};
 use wiretight_proxy::registry::{MAX_ALLOWED, MAX_PORTS};
-use wiretight_proxy::relay::settings::{
-    Backend, DialSettings, HostPort, RelaySettings, ServiceSettings,
-};
+use wiretight_proxy::relay::settings::{DialSettings, RelaySettings, ServiceSettings};
 
 use super::across::Across;
 use super::edge::read_edge;

@@ -2,8 +2,8 @@
 //! rules that follow from the file.
 
 use wiretight_proxy::intercept::rules::Rules;
+use wiretight_proxy::network::Backend;
 use wiretight_proxy::registry::{MAX_ANNOUNCEMENT, MAX_INSTANCES, weight};
-use wiretight_proxy::relay::settings::Backend;
 
 use super::Config;
 use super::report::{Complaint, Report};

@@ -34,7 +34,8 @@ use std::time::Duration;
 
 use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
-use wiretight_proxy::relay::settings::{HostPort, RelaySettings};
+use wiretight_proxy::network::HostPort;
+use wiretight_proxy::relay::settings::RelaySettings;
 
 pub use certificates::{
     AcmeSite, AskUrl, AskUrlError, CaSettings, Challenge, InternalSite, LETS_ENCRYPT, MAX_WEB_TTL,

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, Network, SiteName, Upstream};
 use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
-use wiretight_proxy::relay::settings::{Backend, HostPort};
+use wiretight_proxy::network::{Backend, HostPort};
 
 use super::certificates::{AskUrl, AskUrlError, Challenge, MAX_WEB_TTL};
 use super::report::{Complaint, quoted, shown};

@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
-use wiretight_proxy::mesh::now;
 
 use super::guard::Guard;
 use super::notices::{Heard, Notices};

@@ -33,10 +33,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{GUARD, Mode, Rules, RulesError, TABLE};
-use wiretight_proxy::mesh::now;
-use wiretight_proxy::relay::net;
+use wiretight_proxy::net;
 
 use crate::private_dir::{FileError, Lock, PrivateDir};
 use table::Table;

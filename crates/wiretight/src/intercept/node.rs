@@ -12,7 +12,8 @@ use tokio::sync::{Notify, watch};
 use wiretight_proxy::intercept::listing::{Counts, Flow};
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::mesh::Mesh;
-use wiretight_proxy::relay::{Refusal, net};
+use wiretight_proxy::net;
+use wiretight_proxy::relay::Refusal;
 
 use super::refused::{self, WouldFail};
 use super::{FILE, InterceptError, Keeper, Report, TrialStatus, routes};

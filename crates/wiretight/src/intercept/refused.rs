@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Id, Name};
+use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules::{Direction, Mode, Rules};
-use wiretight_proxy::mesh::{Mesh, now};
+use wiretight_proxy::mesh::Mesh;
 use wiretight_proxy::relay::{Refusal, Side};
 
 use crate::config::Config;

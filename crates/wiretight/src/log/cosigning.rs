@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::policy::MAX_CLOCK_SKEW;
 use wiretight_tlog::{Hash, Policy, Signature, SignedCheckpoint, TreeError, WitnessKey};
 

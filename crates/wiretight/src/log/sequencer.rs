@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_store::{Key, Revision, Store};
 use wiretight_tlog::note::{KeyName, LogKey};
 use wiretight_tlog::policy::Policy;

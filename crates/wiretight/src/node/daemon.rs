@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use wiretight_keys::{Csr, Name, x509};
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::registry::Host;
 use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Edge, Mesh, Relay};

@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wiretight_keys::Id;
-use wiretight_proxy::relay::net::{Listening, Sockets};
+use wiretight_proxy::net::{Listening, Sockets};
 use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
 use wiretight_store::{SqliteStore, Store};
 

@@ -33,7 +33,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use wiretight_proxy::relay::net::Listening;
+use wiretight_proxy::net::Listening;
 
 /// The version of the protocol.
 const PROTOCOL: u32 = 1;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use wiretight_proxy::clock::now;
 use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::edge::{Edge, EdgeStatus};
-use wiretight_proxy::mesh::now;
 
 use crate::private_dir::{FileError, PrivateDir};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use wiretight_keys::{Signer, SigningKey, x509};
 use wiretight_proxy::Certificates;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::edge::{SiteCertificate, Source};
-use wiretight_proxy::mesh::now;
 
 use crate::authority::AuthorityHandle;
 use crate::config::InternalSite;

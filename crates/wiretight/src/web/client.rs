@@ -24,8 +24,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use wiretight_proxy::relay::net;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::net;
+use wiretight_proxy::network::HostPort;
 
 /// The most idle connections to a server.
 const KEPT: usize = 16;
@@ -221,7 +221,7 @@ impl Client {
                 roots.add(root).map_err(|e| bad(what, &e))?;
             }
         }
-        let config = ClientConfig::builder_with_provider(wiretight_proxy::tls::provider())
+        let config = ClientConfig::builder_with_provider(wiretight_proxy::provider::mesh())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| bad("cannot use TLS 1.3", &e))?
             .with_root_certificates(roots);

@@ -149,7 +149,7 @@ fn identified_only(server: &Authority, clients: &Authority, body: String) -> Soc
     let (chain, key) = server.issue(&web("log.example"));
     let mut roots = RootCertStore::empty();
     roots.add(clients.certificate.clone()).unwrap();
-    let provider = wiretight_proxy::tls::provider();
+    let provider = wiretight_proxy::provider::mesh();
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
         .build()
         .unwrap();

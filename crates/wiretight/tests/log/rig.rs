@@ -24,7 +24,7 @@ pub fn name(text: &str) -> KeyName {
 }
 
 pub fn now() -> u64 {
-    wiretight_proxy::mesh::now()
+    wiretight_proxy::clock::now()
 }
 
 pub fn cosigner(n: u8) -> Cosigner {

@@ -338,7 +338,7 @@ fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     // A bucket with another history stays what it is, and nothing is restored.
     let other = authority("other", "empty");
     let refused = cli(&other, &["authority", "restore", second]);
-    assert!(refused.code == Some(1) && refused.err.contains("another history"), "{refused:?}");
+    assert!(refused.code == Some(1) && refused.err.contains("the log has forked"), "{refused:?}");
     assert!(!other.state().join("authority").exists());
     // A copy that is older than the bucket is no way around what the bucket knows.
     let copy = world.path("copy");

@@ -26,6 +26,8 @@ fn rotate(auth: &Node, step: &str) -> Result<Value, String> {
     }
 }
 
+/// About half a minute: a thousand rotations are work, and the old root is retired only when its last certificate has
+/// expired.
 #[test]
 fn a_thousand_rotations_drop_none_of_two_hundred_connections() {
     // Short enough that the old root's last certificate runs out while we wait.

@@ -15,6 +15,8 @@ const WITNESSES: [&str; 3] = ["north", "south", "east"];
 
 // ---- A day in the life.
 
+/// About 20 s, of which the script waits 10 s for the alarm that the witnesses are away, and 8 s for a join that is refused
+/// meanwhile.
 #[test]
 fn a_day_in_the_life() {
     if !has(&["openssl", "perl"]) {
@@ -514,7 +516,8 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
 
 // ---- Nodes without news.
 
-/// It takes more than a minute: that is the shortest limit that a file may set.
+/// It takes more than a minute, and waits: that is the shortest limit that a file may set, it is measured by the time
+/// since the machine was started, which nobody can set, and it begins anew with the process.
 #[test]
 fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     let world = World::new();

@@ -11,15 +11,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::super::anyone::DangerouslyBelievesAll;
+use super::super::anyone::client_config;
 use super::dialogues::xmpp_header;
 use super::{Refused, Stream, Why, upgrade_with};
 use crate::facts::{Answer, Fact};
@@ -323,18 +321,4 @@ impl From<Refused> for Failure {
 
 fn fact(answer: Answer, evidence: impl Into<Cow<'static, str>>) -> Fact {
     Fact { answer, value: None, evidence: evidence.into() }
-}
-
-/// A client that believes every certificate: it is used for nothing but reading what comes back.
-pub(super) fn client_config(with_name: bool) -> Option<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = DangerouslyBelievesAll(provider.clone());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .ok()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.enable_sni = with_name;
-    Some(config)
 }

@@ -8,7 +8,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::injection::client_config;
+use super::super::anyone::client_config;
 use super::{Refused, Why, refused};
 use crate::parse::starttls::{MAX_MESSAGE, Parsed, is_alert, is_handshake, line, printable, shown};
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use wiretight_keys::{Id, JoinToken, PublicKey, Signer, SigningKey};
-use wiretight_proxy::mesh::now;
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::clock::now;
+use wiretight_proxy::network::HostPort;
 
 use super::super::link::{self, LinkError, Ticket};
 use super::super::state::Membership;

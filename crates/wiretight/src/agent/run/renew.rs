@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wiretight_keys::{Csr, Id, PublicKey, Signer, SigningKey, SpiffeId};
 use wiretight_proxy::Identity;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 
 use super::super::link;
 use super::{

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wiretight_keys::Name;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_store::Error;
 
 use super::{Registry, TOKENS, TokenRecord, read, token_key};

@@ -36,7 +36,7 @@ Examples:
 pub(super) struct Demo {
     /// Also relay connections to this server (a TCP server on this machine)
     #[arg(long, value_name = "HOST:PORT")]
-    forward: Option<wiretight_proxy::relay::settings::HostPort>,
+    forward: Option<wiretight_proxy::network::HostPort>,
     /// Exit after the comparison, with status 0 only if nothing leaked
     #[arg(long)]
     once: bool,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
-use wiretight_proxy::relay::settings::HostPort;
+use wiretight_proxy::network::HostPort;
 
 use super::tap::Tap;
 use super::{free_port, step};

@@ -17,6 +17,8 @@ use crate::logging::chain;
 
 /// The file in a monitor's state directory.
 pub const FILE: &str = "entries.jsonl";
+/// The directory for all logs of a policy except the first.
+pub(super) const OTHERS: &str = "logs";
 /// The longest line: names are limited below, and JSON encodes a character with at most six.
 const MAX_LINE: u64 = 1 << 20;
 /// The most names of a row, and their most bytes in total.
@@ -181,7 +183,7 @@ impl Table {
 /// The directories with tables below a monitor's state directory, each with the name of its log.
 pub fn all(state: &Path) -> Result<Vec<(PathBuf, String)>, TableError> {
     let mut dirs = vec![state.to_owned()];
-    let others = state.join(super::watch::OTHERS);
+    let others = state.join(OTHERS);
     match std::fs::read_dir(&others) {
         Ok(entries) => dirs.extend(entries.flatten().map(|entry| entry.path())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

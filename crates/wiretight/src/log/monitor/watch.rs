@@ -12,19 +12,18 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use wiretight_keys::token::hex;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 use wiretight_tlog::Hash;
 
 use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
 use super::status::{EVERY, LogStatus, Status};
+use super::table::OTHERS;
 use super::{AlertKind, MonitorError, Source, Watched};
 use crate::logging::chain;
 use crate::private_dir::{Lock, PrivateDir};
 use crate::web::client::{Client, Limit, Url};
 
-/// The directory for all logs of a policy except the first.
-pub(super) const OTHERS: &str = "logs";
 /// A failed check is repeated after this time, if that is sooner than the next check.
 const AGAIN: Duration = Duration::from_secs(5);
 /// A log that makes progress but was not read completely after this many times [`Pace::max_blind`] counts as unreadable:

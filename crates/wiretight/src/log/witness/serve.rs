@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use wiretight_proxy::mesh::now;
+use wiretight_proxy::clock::now;
 
 use super::request::MAX_BODY;
 use super::{WitnessCore, origin_hash};

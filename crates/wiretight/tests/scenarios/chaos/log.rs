@@ -146,7 +146,7 @@ fn cosign(key: &Cosigner, mode: u64, body: &[u8]) -> (u16, Vec<u8>) {
     let note = text.split_once("\n\n").and_then(|(_, note)| SignedCheckpoint::parse(note).ok());
     let Some(signed) = note else { return (400, Vec::new()) };
     let line = |time| key.cosign(signed.unverified(), time).unwrap();
-    let now = wiretight_proxy::mesh::now();
+    let now = wiretight_proxy::clock::now();
     let good = line(now);
     match mode {
         HONEST => (200, format!("{good}\n").into()),

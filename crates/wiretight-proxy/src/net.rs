@@ -13,14 +13,15 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use super::CLOSE;
 use super::app::App;
-use super::settings::{Backend, HostPort};
+use crate::network::{Backend, HostPort};
 
 /// How long a TCP connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How soon a Unix socket with a full backlog is tried again.
 const BUSY: Duration = Duration::from_millis(5);
+/// How long to wait for workers to close sockets that are no longer wanted.
+pub(crate) const CLOSE: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 

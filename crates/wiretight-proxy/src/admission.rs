@@ -1,0 +1,182 @@
+//! Who may shake hands: a bound on handshakes under way, for a worker and for each address. Whoever comes above it waits
+//! for a while.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
+/// never finishes, from one address or one IPv6 network, holds up no more than that for
+/// the deadline of a handshake. Who has several can hold up all; then those who have come already go on, and nobody new comes.
+const HANDSHAKES: usize = 1024;
+pub(crate) const HANDSHAKES_PER_ORIGIN: usize = 256;
+/// Connections above that which wait for a place, of a worker and of one [`origin`], and for how long: a burst is
+/// served late rather than reset. Above that, and for those that say nothing within [`SILENT`], there is a reset.
+const WAITING: usize = 4096;
+const WAITING_PER_ORIGIN: usize = 2048;
+const PLACE: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Handshakes under way on this worker.
+#[derive(Default)]
+pub(crate) struct Pending {
+    all: Cell<usize>,
+    by_origin: RefCell<HashMap<IpAddr, usize>>,
+    /// Those that came when there was no place, in their order.
+    waiting: RefCell<VecDeque<(Option<IpAddr>, oneshot::Sender<HandshakeSlot>)>>,
+}
+
+/// One handshake under way, until dropped.
+pub(crate) struct HandshakeSlot {
+    pending: Rc<Pending>,
+    origin: Option<IpAddr>,
+}
+
+/// What one party is taken to have: an IPv4 address, or the 64 bits of an IPv6 address that a network is
+/// given (the rest it makes up: RFC 4291, section 2.5.1).
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+impl Pending {
+    /// A place, if there is one. Without an address, one among all: of a balancer, which speaks for many.
+    pub(crate) fn enter(self: &Rc<Pending>, address: Option<IpAddr>) -> Option<HandshakeSlot> {
+        if self.all.get() >= HANDSHAKES {
+            return None;
+        }
+        let origin = address.map(origin);
+        if let Some(origin) = origin {
+            let mut by_origin = self.by_origin.borrow_mut();
+            let here = by_origin.entry(origin).or_default();
+            if *here >= HANDSHAKES_PER_ORIGIN {
+                return None;
+            }
+            *here += 1;
+        }
+        self.all.set(self.all.get() + 1);
+        Some(HandshakeSlot { pending: self.clone(), origin })
+    }
+
+    /// A place, after a while if need be. Whoever says nothing is most likely one of those that hold all places, and
+    /// gets none.
+    pub(crate) async fn place(
+        self: &Rc<Pending>,
+        address: Option<IpAddr>,
+        socket: &TcpStream,
+    ) -> Option<HandshakeSlot> {
+        if let Some(slot) = self.enter(address) {
+            return Some(slot);
+        }
+        let place = self.wait(address)?;
+        timeout(SILENT, socket.peek(&mut [0])).await.ok()?.ok()?; // whether it is readable is only assumed at first
+        timeout(PLACE, place).await.ok()?.ok()
+    }
+
+    /// A place as soon as there is one. `None`: too many wait already.
+    fn wait(&self, address: Option<IpAddr>) -> Option<oneshot::Receiver<HandshakeSlot>> {
+        let address = address.map(origin);
+        let mut waiting = self.waiting.borrow_mut();
+        let same = || waiting.iter().filter(|(from, _)| *from == address).count();
+        if waiting.len() >= WAITING || address.is_some() && same() >= WAITING_PER_ORIGIN {
+            return None;
+        }
+        let (give, place) = oneshot::channel();
+        waiting.push_back((address, give));
+        Some(place)
+    }
+
+    /// Gives the place that has become free to the first who may have it.
+    fn next(self: &Rc<Pending>) {
+        let first = {
+            let (mut waiting, by_origin) = (self.waiting.borrow_mut(), self.by_origin.borrow());
+            let shaking = |from: &Option<IpAddr>| from.and_then(|from| by_origin.get(&from));
+            let has_room =
+                |from: &Option<IpAddr>| shaking(from).is_none_or(|n| *n < HANDSHAKES_PER_ORIGIN);
+            while waiting.front().is_some_and(|(_, give)| give.is_closed()) {
+                waiting.pop_front();
+            }
+            let found = waiting.iter().position(|(from, give)| has_room(from) && !give.is_closed());
+            found.and_then(|at| waiting.remove(at))
+        };
+        if let Some((from, give)) = first
+            && let Some(slot) = self.enter(from)
+        {
+            drop(give.send(slot)); // it waits: that was looked at
+        }
+    }
+}
+
+impl Drop for HandshakeSlot {
+    fn drop(&mut self) {
+        self.pending.all.set(self.pending.all.get() - 1);
+        if let Some(origin) = self.origin {
+            let mut by_origin = self.pending.by_origin.borrow_mut();
+            match by_origin.get_mut(&origin) {
+                Some(n) if *n > 1 => *n -= 1,
+                _ => {
+                    by_origin.remove(&origin);
+                }
+            }
+        }
+        self.pending.next();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_are_counted_by_ipv4_address_and_by_ipv6_network() {
+        let pending = Rc::new(Pending::default());
+        let enter = |address: String| pending.enter(Some(address.parse().unwrap()));
+        let mut held: Vec<_> = (0..HANDSHAKES_PER_ORIGIN as u64)
+            .map(|n| enter(format!("2001:db8:0:1:{n:x}::7")).unwrap())
+            .collect();
+        assert!(enter("2001:db8:0:1:ffff::7".into()).is_none());
+        held.push(enter("2001:db8:0:2::7".into()).unwrap());
+        held.extend((0..HANDSHAKES_PER_ORIGIN).map(|_| enter("10.0.0.1".into()).unwrap()));
+        assert!(enter("10.0.0.1".into()).is_none());
+        assert!(enter("::ffff:10.0.0.1".into()).is_none());
+        held.push(enter("10.0.0.2".into()).unwrap());
+        // Whoever finishes makes room.
+        held.remove(0);
+        held.push(enter("2001:db8:0:1:ffff::7".into()).unwrap());
+        held.clear();
+        assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
+    }
+
+    #[test]
+    fn whoever_comes_when_all_places_are_taken_gets_the_next_that_is_free() {
+        let pending = Rc::new(Pending::default());
+        let [crowd, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
+        let [crowd, other] = [Some(crowd), Some(other)];
+        let mut held: Vec<_> =
+            (0..HANDSHAKES_PER_ORIGIN).map(|_| pending.enter(crowd).unwrap()).collect();
+        let gone = pending.wait(crowd).unwrap();
+        let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
+        drop(gone);
+        // A place of somebody else's does not let in one more of the crowd.
+        drop(pending.enter(other).unwrap());
+        assert!(waits[0].try_recv().is_err());
+        held.pop();
+        held.push(waits[0].try_recv().unwrap());
+        assert!(waits[1].try_recv().is_err() && pending.enter(crowd).is_none());
+        // The bound of those who wait, of one address and of all.
+        let crowds: Vec<_> = (0..).map_while(|_| pending.wait(crowd)).collect();
+        assert_eq!(crowds.len() + 2, WAITING_PER_ORIGIN);
+        let others: Vec<_> = (0..).map_while(|_| pending.wait(other)).collect();
+        assert_eq!(others.len(), WAITING - WAITING_PER_ORIGIN);
+        drop((crowds, others, waits, held));
+        assert!(pending.by_origin.borrow().is_empty() && pending.all.get() == 0);
+    }
+}
