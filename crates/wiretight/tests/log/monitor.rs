@@ -1,4 +1,4 @@
-//! The monitor: each thing that it is there to catch is caught, and it is quiet when all is well.
+//! The monitor: it reports every kind of problem that it exists for, and nothing else.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -49,14 +49,14 @@ impl World {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// From then on it shows this.
+    /// Publishes this log from now on.
     pub fn publish(&self, log: &Log, size: usize, time: u64) {
         let dir = self.dir.path().join("log");
         let _ = std::fs::remove_dir_all(&dir);
         log.publish(&dir, &log.cosigned(size, &[&cosigner(0), &cosigner(1)], time));
     }
 
-    /// Another log that the same witnesses cosign.
+    /// Another log, cosigned by the same witnesses.
     pub fn cosign_and_publish(&self, log: &Log, dir: &std::path::Path, size: usize) {
         log.publish(dir, &log.cosigned(size, &[&cosigner(0), &cosigner(1)], now()));
     }
@@ -86,7 +86,7 @@ impl World {
         assert!(self.hook.bodies().is_empty());
     }
 
-    /// One alert of this kind, in the log and at the webhook.
+    /// Expects one alert of this kind, in the log and at the webhook.
     #[track_caller]
     pub fn alert(&self, kind: &str, more: &[&str]) -> serde_json::Value {
         let output = self.look(more);
@@ -133,7 +133,7 @@ fn an_unexpected_certificate_is_reported() {
     let args = ["--watch", "service/db", "--expect", &expect];
     world.publish(&world.log, 4, now());
     world.quiet(&args);
-    // Somebody else's does not concern who watches their own.
+    // A certificate for a name that is not watched.
     world.log.entries.push(certificate("web").0);
     world.publish(&world.log, 5, now());
     world.quiet(&args);
@@ -143,8 +143,8 @@ fn an_unexpected_certificate_is_reported() {
     let alert = world.alert("unexpected-certificate", &args);
     assert_eq!((&alert["index"], &alert["key"]), (&5.into(), &other_key.as_str().into()));
     assert_eq!(alert["name"], "spiffe://example.org/service/db");
-    world.quiet(&args); // told once
-    // An authority can be anybody.
+    world.quiet(&args); // reported once
+    // A CA certificate can be used for any name.
     world.log.entries.push(issue(&Profile::Intermediate("example.org".parse().unwrap())).0);
     world.publish(&world.log, 7, now());
     assert_eq!(world.alert("unexpected-certificate", &args)["index"], 6);
@@ -174,7 +174,7 @@ fn with_only_a_list_every_name_is_watched() {
     world.publish(&world.log, 2, now());
     let alert = world.alert("unexpected-certificate", &["--expect", &expect]);
     assert_eq!(alert["name"], "spiffe://example.org/service/web");
-    // Nobody said what to expect.
+    // Without a list of expected keys.
     let bad = world.look(&["--expect", &world.path("nothing-there")]);
     assert_eq!(bad.status.code(), Some(1), "{}", stderr(&bad));
 }
@@ -229,10 +229,10 @@ fn a_silent_log_is_reported() {
     world.publish(&world.log, 9, now() - 100);
     world.quiet(&["--max-silence", "200s"]);
     world.alert("stalled", &["--max-silence", "50s"]);
-    // It was cosigned anew, without having grown.
+    // It was cosigned again without new entries.
     world.publish(&world.log, 9, now());
     world.quiet(&["--max-silence", "50s"]);
-    // Not there at all: that is told by the exit status, and, later, as silence.
+    // It cannot be reached: the exit status tells, and later an alert for silence.
     std::fs::remove_dir_all(world.dir.path().join("log")).unwrap();
     let output = world.look(&[]);
     assert_eq!(output.status.code(), Some(3));
@@ -296,7 +296,7 @@ fn a_truncated_or_damaged_table_is_rebuilt() {
         assert_eq!(std::fs::read(&file).unwrap(), good);
     }
     assert_eq!(world.rows(), rows);
-    // The checkpoint cannot be made again: with it would go the memory of what was seen.
+    // The checkpoint cannot be rebuilt, as it is the record of what was seen.
     let checkpoint = world.dir.path().join("state/checkpoint");
     std::fs::write(&checkpoint, "torn").unwrap();
     let output = world.look(&[]);

@@ -1,4 +1,4 @@
-//! A log, a webhook, a file or an entry that is bad stops the monitor neither, nor silences it.
+//! A bad log, webhook, file or entry neither stops nor silences the monitor.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -90,7 +90,7 @@ fn a_log_that_withholds_signed_entries_is_reported() {
     for (monitor, ..) in &monitors {
         eventually("the first look", || monitor.said("\"new\":300"));
     }
-    // The control: as long as everything is served, nobody is told anything.
+    // The control: as long as everything is served, there is no alert.
     assert!(monitors.iter().all(|(monitor, ..)| monitor.alerts("blind") == 0));
     on.store(true, Ordering::Relaxed);
     world.log = world.log.forked(300, 310);
@@ -103,7 +103,7 @@ fn a_log_that_withholds_signed_entries_is_reported() {
         let what = format!("it is shown, with {fault:?} of {part}");
         eventually(&what, || status(&state) == (Some(3), "blind".into()));
     }
-    // What was withheld is served again: the monitor goes on, if a request does not hang yet.
+    // The withheld files are served again: the monitor continues, unless a request still hangs.
     on.store(false, Ordering::Relaxed);
     for (monitor, .., fault, _) in &monitors {
         if !matches!(fault, Fault::Hang) {
@@ -123,14 +123,14 @@ fn a_log_that_never_existed_is_reported() {
     let state = state.display().to_string();
     eventually("it is shown", || status(&state) == (Some(3), "blind".into()));
     drop(monitor);
-    // Nobody runs, and the file is old: a person sees that, too.
+    // No monitor is running and the status file is old: people can see that as well.
     let file = Path::new(&state).join("status.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["time"] = (now() - 100).into();
     std::fs::write(&file, value.to_string()).unwrap();
     assert_eq!(status(&state), (Some(3), "not-running".into()));
-    // Looking once says it at once.
+    // A single run reports it at once.
     let output = wiretight(&[
         "monitor",
         "--once",
@@ -170,7 +170,7 @@ fn the_heartbeat_stops_when_a_log_cannot_be_read() {
 #[test]
 fn a_rate_limited_log_is_read_to_its_end() {
     let world = World::new(3000);
-    // Ten requests a second, and no more until the next second.
+    // Ten requests per second.
     let window = Mutex::new((Instant::now(), 0));
     let refused = Arc::new(AtomicUsize::new(0));
     let count = refused.clone();
@@ -208,7 +208,7 @@ fn no_entry_is_too_large_for_the_table() {
     assert_eq!(world.rows().len(), 4);
     let shown = wiretight(&["monitor", "list", "--state", &world.path("state")]);
     assert_eq!((shown.status.code(), stdout(&shown).lines().count()), (Some(0), 5));
-    // A row that was damaged costs itself, and is reported.
+    // A damaged row is reported and does not affect the others.
     let table = world.dir.path().join("state/entries.jsonl");
     let text = std::fs::read_to_string(&table).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
@@ -239,7 +239,7 @@ fn a_webhook_that_is_down_delays_nothing_and_gets_every_alert_later() {
     assert!(begun.elapsed() < Duration::from_secs(10));
     eventually("all is read", || monitor.said("\"new\":3"));
     drop(monitor);
-    // The next run brings what is not delivered, and tells nothing twice.
+    // The next run delivers what was not delivered, and repeats nothing.
     let output = world.look(&["--expect", &expect]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let bodies = world.hook.bodies();

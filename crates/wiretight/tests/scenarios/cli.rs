@@ -1,4 +1,4 @@
-//! What a person and a monitoring system see: verbs, exit codes, status, metrics, logs, the demo.
+//! What people and monitoring systems see: commands, exit codes, status, metrics, logs, the demo.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,7 +62,7 @@ fn completions_and_manual_pages_are_generated() {
         for hidden in ["rules-keeper", "dns-hook"] {
             assert!(!made.out.contains(hidden), "{shell}: {hidden} is no verb of an operator's");
         }
-        // What an option takes is completed, and what a verb takes where the shell's script can.
+        // Values of options are completed, and arguments where the shell's script can.
         let of_options = ["sarif", "acceptable", "bcp195"];
         let of_verbs = ["strict", "prepare-root"];
         let (options, verbs) = match shell {
@@ -91,14 +91,14 @@ fn completions_and_manual_pages_are_generated() {
             page.display()
         );
     }
-    // Examples stay a line each.
+    // Each example stays on one line.
     let page = fs::read_to_string(dir.join("wiretight-mode.1")).unwrap();
     let examples = page.split(".SH \"EXAMPLES\"\n.nf\n").nth(1).unwrap();
     assert!(examples.lines().any(|line| line.starts_with("wiretight mode confirm  ")), "{page}");
     assert!(page.contains(".SH \"EXIT STATUS\""), "{page}");
 }
 
-/// Whatever prints ends without a word when nobody reads on.
+/// A command ends silently when its output is closed.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let world = World::new();
@@ -291,12 +291,12 @@ fn a_node_that_has_not_joined_reports_what_is_missing() {
     assert_eq!(node.status()["ready"], false);
     let (_, metrics) = node.probe("/metrics").unwrap();
     assert_eq!(openmetrics(&metrics)["wiretight_ready"], 0.0);
-    // What only the authority can do is refused with that reason.
+    // Commands for the authority are refused with that reason.
     let ran = node.cli(&["token", "create", "--node", "n2"]);
     assert!(ran.code == Some(1) && ran.err.contains("not the authority"), "{ran:?}");
     assert_eq!(node.probe("/v1/status").unwrap().0, 404);
 
-    // Its positive twin: it joins, and the probe says so.
+    // The control: it joins, and the health check confirms it.
     let auth = world.authority("");
     fs::write(node.token_file(), auth.token("n1", &[])).unwrap();
     node.ready();
@@ -410,7 +410,7 @@ fn talk_bytes(connection: &Value) -> u64 {
     connection["bytes_out"].as_u64().unwrap() + connection["bytes_in"].as_u64().unwrap()
 }
 
-/// The samples of an OpenMetrics text, which must be one.
+/// The samples of a text, which must be valid OpenMetrics.
 pub(crate) fn openmetrics(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut kinds: BTreeMap<&str, &str> = BTreeMap::new();
@@ -575,7 +575,7 @@ fn the_demo_leaks_nothing_and_shows_it() {
     assert_eq!(relayed["server_id"], "spiffe://demo.wiretight/service/hello");
     assert!(relayed["bytes"].as_u64().unwrap() > 1_000_000, "{report:#}");
 
-    // For a person: side by side.
+    // Output for people: side by side.
     let ran = Ran::of(wiretight().args(["demo", "--once"]), "").good();
     for part in
         ["straight", "through Wiretight", "FOUND", "not found", "TLSv1.3", GROUP, "service/web"]
@@ -601,7 +601,7 @@ fn the_demo_runs_with_the_users_own_service_until_it_is_stopped() {
     once(entry.unwrap().parse().unwrap()).unwrap();
     let folder = text.lines().find_map(|l| l.strip_prefix("Logs: ")?.split("/*.log").next());
     let folder = std::path::PathBuf::from(folder.unwrap());
-    // What it prints to try, tried.
+    // Try the commands that it prints.
     let status = text.lines().find(|l| l.contains(" status --config ")).unwrap().trim();
     let words: Vec<_> = status.split_whitespace().skip(1).collect();
     let shown = Ran::of(wiretight().args(words), "").good();
@@ -628,7 +628,7 @@ fn landlock_confines_the_node_and_traffic_flows() {
         }
         assert_eq!(node.proc_status("NoNewPrivs"), Some(1), "with Landlock or without");
     }
-    // Turned off, it is off, and said to be.
+    // If disabled, it is off and reported as off.
     let text = fs::read_to_string(pair.app.file()).unwrap();
     fs::write(pair.app.file(), text.replacen("[node]\n", "[node]\nlandlock = false\n", 1)).unwrap();
     pair.app.kill();
@@ -693,7 +693,7 @@ fn systemd_is_notified_of_start_reload_and_stop() {
     let first = told();
     assert!(first.lines().any(|l| l == "READY=1"), "{first}");
     node.ready();
-    // With a watchdog, it is fed.
+    // The watchdog is notified.
     node.kill();
     node.env.push(("WATCHDOG_USEC", "400000".into()));
     node.start();

@@ -1,4 +1,4 @@
-//! A member gone bad: it has joined as it should, and then says what it likes.
+//! A compromised member: it has joined regularly and then sends arbitrary messages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +20,8 @@ use wiretight_proxy::{Identity, Mesh};
 use super::intercept::{CANARY, Capture, Wire, is_root, run};
 use super::rig::*;
 
-/// Joins by a token from a machine, and announces records, which need not be any. Returns what the authority answers
-/// within a moment, refusals included. The stream ends; what it has announced stays.
+/// Joins with a token from a machine and announces records, which may be invalid. Returns what the authority sends within
+/// a moment, including refusals. The stream is closed; the announcement stays.
 pub(super) fn announce(ns: &str, token: &str, dir: &Path, records: &Value) -> String {
     let (token, dir) = (JoinToken::decode(token.trim()).unwrap(), dir.to_owned());
     let hello = json!({ "type": "hello", "have": 0, "instances": records }).to_string();
@@ -57,8 +57,8 @@ async fn say_hello(token: JoinToken, dir: PathBuf, hello: String) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// Records for `service` by which a member tries to have the rules of others refused, or others cut off. `own` is an
-/// address of its own.
+/// Records for `service` with which a member tries to make other nodes' rules invalid, or to disconnect them. `own` is
+/// one of its own addresses.
 pub(super) fn hostile_records(service: &str, own: &str, of_others: &[&str]) -> Value {
     let record = |addr: String, ports: Vec<u16>| json!({ "service": service, "addr": addr, "allow": [], "ports": ports });
     let mut all = vec![
@@ -102,7 +102,7 @@ fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     }
     let world = World::new();
     let mut wire = Wire::new();
-    // The authority, the one gone bad, one that joins late, and one that is not in the mesh: port 7009 is not the point.
+    // The authority, the compromised member, a node that joins late, and a host outside of the mesh. Port 7009 is ignored.
     let (auth_ns, bad_ns, late_ns) = (wire.add(3), wire.add(5), wire.add(4));
     let outside_ns = wire.add(6);
     let client = wire.client.clone();
@@ -121,7 +121,7 @@ fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     node.netns = Some(client.clone());
     node.start();
     node.ready();
-    // The control: nothing is protected yet, and it can be reached in the clear.
+    // The control: nothing is protected yet, and the host can be reached in plaintext.
     wait_for("the programs answer", || {
         curl(&client, 9000).is_some() && curl(&client, 9001).is_some()
     });
@@ -153,7 +153,7 @@ fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     };
     is_well(&node);
 
-    // After a restart, with the table gone, and at the authority's restart, too.
+    // After a restart without the table, and after the authority's restart as well.
     node.kill();
     run(&client, "nft", &["flush", "ruleset"]).good();
     node.start();
@@ -167,10 +167,10 @@ fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     is_well(&node);
     let bytes = capture.bytes();
     let found = bytes.windows(CANARY.len()).filter(|w| *w == CANARY.as_bytes()).count();
-    // What the host outside of the mesh sent is there to be read; nothing else is.
+    // Only the traffic of the host outside of the mesh is readable.
     assert!(found == 30, "{found} canaries, and 30 were sent in the clear");
 
-    // The operator sees who it is.
+    // The operator sees which member it is.
     let list = authority.cli(&["node", "list", "--json"]).good().json();
     let bad =
         list["nodes"].as_array().unwrap().iter().find(|n| n["name"] == "bad").unwrap().clone();
@@ -208,7 +208,7 @@ fn one_node_cannot_use_up_the_limits_of_others_with_the_same_identity() {
         held.push(socket);
         assert!(held.len() <= 4, "the control: one node holds no more than it may");
     }
-    // Connections that wait to be used count, too.
+    // Idle connections count as well.
     assert!(!held.is_empty());
     exchange(1).expect("the other node has its own share");
     drop(callers);

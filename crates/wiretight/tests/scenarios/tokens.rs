@@ -1,4 +1,4 @@
-//! Join tokens by the command line: taken once, in time, whole, by whom they were made for.
+//! Join tokens on the command line: each works once, before it expires, unaltered, and for its node.
 
 use std::thread;
 
@@ -33,7 +33,7 @@ fn a_token_works_once() {
     wait_for("the authority's log says it too", || {
         auth.log().contains("join of node n1 refused (token_used)")
     });
-    // The one who was first may ask again, as after a crash; and runs.
+    // The first node may use it again, as after a crash, and works.
     first.cli_with(&["join"], &token).good();
     first.start();
     first.ready();
@@ -80,7 +80,7 @@ fn an_altered_token_is_refused() {
     refused(&with("hello"), "not a join token");
     refused(&with(""), "not a join token");
 
-    // By someone who mends the checksum: the authority knows its tokens, and the node its authority.
+    // Altered with a correct checksum: the authority knows its tokens, and the node its authority.
     let alter = |change: fn(&mut JoinToken)| {
         let mut token = JoinToken::decode(token).ok().unwrap();
         change(&mut token);
@@ -89,7 +89,7 @@ fn an_altered_token_is_refused() {
     refused(&with(&alter(|t| t.id = "0".repeat(16))), "unknown join token");
     refused(&with(&alter(|t| t.secret = "guess".to_owned().into())), "unknown join token");
     refused(&with(&alter(|t| t.root = [7; 32])), "authority");
-    // The record at the authority decides when it ends, not the text.
+    // The authority's record decides when it expires, not the token's text.
     with(&alter(|t| t.expires += 1_000_000)).good();
 }
 
@@ -100,7 +100,7 @@ fn a_token_for_another_node_is_refused() {
     let token = auth.token("n1", &["web"]);
     let (_, ran) = join(&world, "other-name", "n2", "", &token);
     refused(&ran, "is for node n1");
-    // The text changed to the other name: the authority's record is of n1.
+    // The text changed to the other name: the authority's record is for n1.
     let mut forged = JoinToken::decode(&token).ok().unwrap();
     forged.node = "n2".parse().unwrap();
     let (_, ran) = join(&world, "forged-name", "n2", "", &forged.encode());
@@ -115,7 +115,7 @@ fn a_token_for_another_node_is_refused() {
     refused(&ran, "authority");
     assert!(!ran.err.contains("unknown join token"), "it told a stranger the secret: {ran:?}");
 
-    // Another trust domain: nothing is sent at all.
+    // Another trust domain: nothing is sent.
     let mut domain = JoinToken::decode(&token).ok().unwrap();
     domain.trust_domain = "other.example".parse().unwrap();
     let (_, ran) = join(&world, "domain", "n1", "", &domain.encode());
@@ -123,7 +123,7 @@ fn a_token_for_another_node_is_refused() {
 
     let (_, ran) = join(&world, "right", "n1", "", &token);
     ran.good();
-    // What was refused left no node behind.
+    // Refused joins created no nodes.
     let nodes = auth.cli(&["node", "list", "--json"]).good().json();
     let names: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|n| &n["name"]).collect();
     assert_eq!(names, ["auth", "n1"]);
