@@ -1,7 +1,6 @@
 //! Clients with a certificate, for each protocol: which are allowed, what the program is told, and when access ends.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -1,9 +1,7 @@
 //! Log proofs: a certificate that does not prove that it is logged and cosigned by the quorum opens no connection in
 //! either direction, even if it is signed by the CA's real key. Each rejection has an accepted counterpart.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod rig;
+use super::rig;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

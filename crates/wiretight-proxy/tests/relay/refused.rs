@@ -1,9 +1,7 @@
 //! Access control: each rejection has its reason on the right side, an unknown peer gets only a TLS alert, and each
 //! has an accepted counterpart.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod rig;
+use super::rig;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -1,9 +1,7 @@
 //! Frame parser: arbitrary input must not cause a panic or buffering beyond a header, and only valid frames are
 //! accepted. Seeded, so that failures are reproducible; `fuzz/` goes further.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod rig;
+use super::rig;
 
 use rig::Random;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_DATA, MAX_OPEN, Open, Refused};

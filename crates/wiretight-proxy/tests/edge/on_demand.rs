@@ -1,7 +1,6 @@
 //! Hosts that get their certificate when their first client connects.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -3,9 +3,8 @@
 //! Each probe is sent raw, with another request, `/smuggled`, hidden in its body, and one more, `/follow`, after it.
 //! A program that sees other boundaries than the edge would log `/smuggled`, or respond out of order. The programs
 //! are configured to be as lenient as possible.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::fs::File;
 use std::io::{Read, Write};

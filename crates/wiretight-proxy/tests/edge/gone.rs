@@ -1,8 +1,7 @@
 //! Clients that disconnect, that do not read responses, or that are rejected while they still send; each with a
 //! well-behaved counterpart.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,8 +1,6 @@
 //! Plain mutual TLS with other software on either end, with SVIDs in PEM files.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod rig;
+use super::rig;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,6 @@
 //! What the edge rejects, each with an accepted counterpart.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,6 @@
 //! Reloads with live connections: no accepted connection is closed, and removed sites are rejected.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};

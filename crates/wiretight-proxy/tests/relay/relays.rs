@@ -1,8 +1,6 @@
 //! How a pair of relays handles the streams that pass through it.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod rig;
+use super::rig;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -1,8 +1,7 @@
 //! The damage that a hostile HTTP/2 or HTTP/3 client can do: floods and malformed frames end only their own
 //! connection. In each test, the same edge also serves a well-behaved client.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! The edge with real clients and real programs: what passes, and in which form.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-mod rig;
+use super::rig;
 
 use std::net::SocketAddr;
 use std::time::Duration;
