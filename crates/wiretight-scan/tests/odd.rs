@@ -54,7 +54,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     let told = |fact: Option<&Fact>| fact.map_or(Answer::Untested, |fact| fact.answer);
     match (told(clear), told(troubled)) {
         (_, Answer::Inconclusive) => {
-            // What it did see is so.
+            // The facts that the scan did observe are still correct.
             let seen = troubled.and_then(|f| f.value.as_ref());
             match (clear.and_then(|f| f.value.as_ref()), seen) {
                 (Some(Value::List(all)), Some(Value::List(some)))
@@ -66,7 +66,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
             }
         }
         (Answer::Untested, Answer::Untested) => Worth::Right,
-        // Only what is taken is listed: what is not says no where the list is whole.
+        // Accepted items are listed; rejected items are `no` only if the list is complete.
         (Answer::Yes, Answer::Untested) if id.starts_with("group.") => {
             let lists = ["groups.tls1_2", "groups.tls1_3", "groups.quic"];
             match lists.iter().any(|list| all.answer(list) == Answer::Inconclusive)
@@ -131,7 +131,7 @@ fn what_is_in_the_way_never_changes_an_answer() {
             let (without, with) = (clear.facts.get(id), report.facts.get(id));
             let mut worth = worth(id, without, with, &report.facts);
             if worth == Worth::Right && lists_differ(id, without, with) {
-                // What hangs on suites knows of those that were seen, where that is not all.
+                // If the list of suites is incomplete, facts that depend on it use the suites that were seen.
                 let of_suites =
                     ["weak.", "vulnerability.", "forward_"].iter().any(|p| id.starts_with(p));
                 let partial = report.facts.iter().any(|(id, fact)| {
@@ -206,7 +206,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         "nginx-client-required",
         &[
             ("client_certificate.requested", "yes"),
-            // nginx says it by HTTP, with status 400, after the handshake.
+            // nginx sends HTTP status 400 after the handshake.
             ("client_certificate.required", "no"),
             ("http.status", "yes"),
             ("protocol.tls1_2", "yes"),
@@ -349,7 +349,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        // A suite in which a scan completes no handshake: what needs one is not fine for that.
+        // The scanner cannot complete a handshake with this suite, so facts that need a handshake are not "no".
         "openssl-camellia",
         &[
             ("vulnerability.heartbleed", "no"),
@@ -395,7 +395,7 @@ fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
                 wrong.push(format!("{name}: {id} is {}, not {expected}", shown(fact)));
             }
         }
-        // What could not be told is not acceptable.
+        // An inconclusive fact is not acceptable.
         let told = ["nginx-by-name-only", "openssl-camellia"].contains(name);
         if told && report.judgement.level != wiretight_scan::judge::Level::Unknown {
             wrong.push(format!("{name} is {}", report.judgement.level));
@@ -406,7 +406,7 @@ fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
         }
     }
     if let Some(Report { reached, facts, .. }) = reports.get("hostile-silence") {
-        // What says nothing says nothing of what it speaks.
+        // A server that sends nothing does not reveal its protocol.
         if !matches!(reached, Reached::Unknown { .. }) {
             wrong.push(format!("silence: {reached:?}"));
         }
@@ -453,7 +453,7 @@ fn impatient() -> Options {
 #[test]
 fn a_dead_address_is_given_up_after_one_retry() {
     let (address, _host) = banning("127.0.0.1:1".parse().unwrap(), 0, Ban::Drops);
-    // Until its queue is full.
+    // Until the queue of the listener is full.
     while TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok() {}
     for start in [Start::Https, Start::Smtp] {
         let report = scans::scan(&at(address, start), address, &impatient());
@@ -495,12 +495,13 @@ fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
         let says = |text: &str| report.facts.iter().any(|(_, fact)| fact.evidence.contains(text));
         assert!(says("the address stopped answering after"), "{how}: {:#?}", report.facts);
         assert!(!says("the time for this scan was up"), "{how}: {:#?}", report.facts);
-        // Far fewer than a scan that goes on: the controls of some questions.
+        // Far fewer connections than a complete scan; these are controls of some probes.
         assert!(report.connections < *after as u64 + 60, "{how}: {}", report.connections);
         for (id, fact) in report.facts.iter().filter(|(id, _)| no(report, id)) {
             assert!(no(&clear, id), "{how}: {id} is no: {}", fact.evidence);
         }
-        // What was open when the ban came decides; a late one may leave what a level takes.
+        // The result depends on the probes that were open when the server started to block. After a late block a
+        // level may still be reached.
         let level = report.judgement.level;
         match *after < 10 {
             true => assert_eq!(level, Level::Unknown, "{how}"),
@@ -526,8 +527,8 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             matches!(facts.answer(id), Answer::Yes | Answer::No).then_some(()).ok_or(id.to_owned())
         };
         let asked = ["session.ticket", "session.psk", "http.status", "vulnerability.heartbleed"];
-        // The control: without one, what only a completed handshake tells is not told. (nginx completes it, and
-        // answers that it wants a certificate.)
+        // The control: without a client certificate, facts that need a completed handshake stay unknown. (nginx
+        // completes the handshake, and then reports that it requires a certificate.)
         let in_tls = name == "openssl-client-required";
         let without = scans::scan_server(&server, &scans::options());
         match in_tls {
@@ -548,7 +549,7 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             assert!(with.facts.yes("client_certificate.requested"), "{name} {key}");
             assert_ne!(with.facts.number("http.status"), Some(400), "{name} {key}");
         }
-        // One that the server does not take: nothing is claimed that it did not tell.
+        // A client certificate that the server rejects: no fact is reported that the server did not show.
         let stranger = Some(identity("self").unwrap());
         let refused =
             scans::scan_server(&server, &Options { identity: stranger, ..scans::options() });
@@ -556,7 +557,7 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             assert!(told(&refused.facts, "session.psk").is_err());
         }
     }
-    // A key that is not the certificate's is no identity.
+    // A key that does not match the certificate is not a valid identity.
     let chain = CertificateDer::pem_file_iter(servers::pki::folder().join("rsa.chain")).unwrap();
     let other = PrivateKeyDer::from_pem_file(servers::pki::folder().join("client.key")).unwrap();
     assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
@@ -580,6 +581,6 @@ fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
         heard
     };
     assert_eq!(scan(Duration::from_secs(10), Duration::from_millis(1_500)), 0);
-    // The control: when the time-out is over, it is offered TLS.
+    // The control: after the time-out, the scanner offers TLS.
     assert!(scan(Duration::from_millis(300), Duration::from_secs(5)) > 0);
 }

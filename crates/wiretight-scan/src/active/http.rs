@@ -503,7 +503,7 @@ async fn ask(
     loop {
         while let Some(end) = end_of_head(&bytes, &mut searched) {
             let head = Head::parse(&bytes[..end])?;
-            // RFC 9110 section 15.2; after 101, the protocol is another.
+            // RFC 9110 section 15.2. After 101 the connection uses another protocol.
             if !(100..200).contains(&head.status) || head.status == 101 {
                 return Ok(head);
             }

@@ -46,7 +46,7 @@ pub(crate) fn machine() -> Vec<(&'static str, String)> {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, model)| model);
-    // Of the machine: this process may be bound to some of them.
+    // The cores of the machine: this process may be restricted to some of them.
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let openssl = first_line(Command::new("openssl").arg("version"));
     vec![

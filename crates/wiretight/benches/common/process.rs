@@ -91,7 +91,7 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // Workers die with their master, and a Ctrl-C is ours to pass on.
+            // Workers stop with their master process. We must forward Ctrl-C ourselves.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run {command:?}"))?;
@@ -122,7 +122,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let group = Pid::from_child(&self.child);
-        // A failure means that it is gone already.
+        // An error means that the process has already ended.
         let _ = kill_process_group(group, Signal::TERM);
         let end = Instant::now() + Duration::from_secs(2);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {

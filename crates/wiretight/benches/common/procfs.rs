@@ -64,8 +64,8 @@ impl Process {
     /// `None` for a process that ended meanwhile.
     fn read(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // proc_pid_stat(5): the command in parentheses may hold anything; fields go on behind the
-        // last one, with `state` (3) first.
+        // proc_pid_stat(5): the command in parentheses may contain any character; the fields continue after the last
+        // parenthesis, starting with `state` (3).
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let ticks = field(14)? + field(15)? + field(16)? + field(17)?;

@@ -40,7 +40,7 @@ fn signature_us() -> anyhow::Result<f64> {
     let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(refused)?;
     let key = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref())?;
-    // The length of what is signed in TLS 1.3 with SHA-256 (RFC 8446, section 4.4.3).
+    // The length of the signed data in TLS 1.3 with SHA-256 (RFC 8446, section 4.4.3).
     let message = [0x20; 64 + 33 + 1 + 32];
     least_us(|| key.sign(&random, &message).map(drop).map_err(refused))
 }

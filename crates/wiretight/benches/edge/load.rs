@@ -101,7 +101,7 @@ pub(crate) async fn start_backend() -> io::Result<SocketAddr> {
         loop {
             // Only a lack of descriptors can fail here, and clients then see it as an error.
             let Ok((stream, _)) = listener.accept().await else { continue };
-            // How a connection ended is the client's to judge.
+            // The client reports how a connection ended.
             tokio::spawn(answer(stream));
         }
     });
@@ -179,7 +179,7 @@ impl Load {
                 .initial_connection_window_size(1 << 24)
                 .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
                 .await?;
-            // How it ended is seen by whoever asks on it.
+            // An error on the connection also fails the requests on it.
             tokio::spawn(connection);
             senders.extend(std::iter::repeat_n(sender, STREAMS));
         }
@@ -263,7 +263,7 @@ impl Load {
     /// PSS, and by RSS.
     pub(crate) async fn idle(&self, fresh: &Server, count: usize) -> anyhow::Result<Vec<f64>> {
         let tls = self.tls(X25519, b"http/1.1")?;
-        // What the first connection makes a process load and set up is not a cost of the 500th.
+        // The first connection makes a process load and initialize things; the 500th does not pay for that.
         Kept::connect(fresh.entry, Some(&tls), &SMALL).await?.close().await?;
         sleep(SETTLE).await;
         let before = fresh.memory()?;
@@ -273,7 +273,7 @@ impl Load {
         }
         sleep(Duration::from_secs(2)).await;
         let after = fresh.memory()?;
-        // Idle is not dead.
+        // The idle connections must still work.
         for kept in &mut open {
             kept.ask().await.context("an idle connection is dead")?;
         }

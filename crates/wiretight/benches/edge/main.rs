@@ -112,7 +112,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return null_relay::run(listen, to).map(|()| ExitCode::SUCCESS);
     }
     if !env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench edge`");
         return Ok(ExitCode::SUCCESS);
     }
@@ -194,7 +194,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 report.add(Sample { round, system, workload, values });
             }
         }
-        // The next round goes in another order, so that nobody always runs behind the same one.
+        // Each round uses another order, so that no system always runs after the same one.
         running.rotate_left(1);
     }
 

@@ -69,7 +69,7 @@ const WAYS: [&str; 4] = ["dial", "dial by a bare redirect", "dial beside rules",
 
 fn main() -> anyhow::Result<ExitCode> {
     if !std::env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench intercept`");
         return Ok(ExitCode::SUCCESS);
     }
@@ -84,7 +84,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let time = Duration::from_secs(args.seconds.unwrap_or(pick(3, 1)));
     let count = pick(5000, 500) as usize;
     let lab = Lab::new(loopback(0))?;
-    // Apart, for rules would stop nodes that do not mark what they send.
+    // Separate, because the rules would block nodes that do not mark their packets.
     let machines = [Machines::new("d")?, Machines::new("b")?, Machines::new("i")?];
     let plain = systems::start(&lab, &machines[0], Taking::Nothing).await?;
     let bare = systems::start(&lab, &machines[1], Taking::Bare).await?;
@@ -124,7 +124,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 samples.push((round, workload, way, outcome));
             }
         }
-        // The next round goes in another order.
+        // Each round uses another order.
         ways.rotate_left(1);
     }
     for workload in or_all(&args.only) {

@@ -47,8 +47,8 @@ impl Machines {
             ip(&format!("-n {end} link set lo up"))?;
             ip(&format!("-n {end} link set eth0 up"))?;
             ip(&format!("-n {end} addr add 10.77.0.{host}/24 dev eth0"))?;
-            // A program finds a port for a new connection as easily on its way to the other machine as on loopback,
-            // where the kernel reuses those of connections that have just ended anyway.
+            // Finding a free port takes as long between machines as on loopback, where the kernel reuses the ports of
+            // connections that have just ended.
             ip(&format!("netns exec {end} sysctl -qw net.ipv4.tcp_tw_reuse=1"))?;
         }
         Ok(machines)

@@ -59,7 +59,7 @@ impl Case {
                 let key = dir.path().join("key");
                 std::fs::write(&key, &*cosigner.to_private().unwrap()).unwrap();
                 let policy = dir.path().join("policy");
-                // A policy has 64 logs; more come as several.
+                // A policy has 64 logs; more logs need more policies.
                 let mut args = vec![
                     "--new".into(),
                     "--key".into(),

@@ -78,7 +78,7 @@ pub(crate) struct Both {
 pub(crate) fn measure(time: Duration) -> anyhow::Result<Both> {
     let measuring = thread::spawn(move || {
         let ends = Arc::new(Ends::new()?);
-        // As a worker's.
+        // The same settings as in a worker.
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().event_interval(61).build_local(Default::default())?;
         let mut relay = runtime.block_on(Listening::start(&ends))?;
@@ -196,7 +196,7 @@ impl Listening {
         spawn_local(async move {
             while let Ok((socket, _)) = socket.accept().await {
                 let (ends, tell) = (ends.clone(), tell.clone());
-                // Nobody listens any more when the measurement has failed.
+                // If the measurement has failed, the receiver is gone.
                 spawn_local(async move { drop(tell.send(accept(&ends, socket).await)) });
             }
         });

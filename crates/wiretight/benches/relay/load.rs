@@ -172,7 +172,7 @@ pub(crate) async fn handshakes(fresh: &Pair, count: usize) -> anyhow::Result<Out
 /// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request; and
 /// again a second after [`BURST`] bytes went through each of [`STREAMS`] of them.
 pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
-    // What the first connection makes a process load and set up is not a cost of the 500th.
+    // The first connection makes a process load and initialize things; the 500th does not pay for that.
     drop(connect_and_ask(fresh.entry, 0).await?);
     sleep(SETTLE).await;
     let before = procfs::memory(&fresh.pids())?.pss_kib;
@@ -186,7 +186,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     }
     sleep(Duration::from_secs(2)).await;
     let after = procfs::memory(&fresh.pids())?.pss_kib;
-    // All at once, so that each of them had a buffer.
+    // All at the same time, so that each of them had a buffer.
     let few = open.len().min(STREAMS as usize);
     let mut bursts: JoinSet<_> = open
         .drain(..few)
@@ -200,7 +200,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     }
     sleep(Duration::from_secs(1)).await;
     let after_bulk = procfs::memory(&fresh.pids())?.pss_kib;
-    // Idle is not dead.
+    // The idle connections must still work.
     for stream in &mut open {
         if let Err(error) = ask(stream, 0).await {
             outcome.errors.note(error);
@@ -409,7 +409,7 @@ async fn keep_connecting(entry: SocketAddr, end: Instant) -> Tally {
             Ok(_closed_here) => tally.done += 1,
             Err(error) => {
                 tally.errors.note(error);
-                // A relay that refuses everything is to be counted, not stormed.
+                // If a relay rejects everything, count that and do not retry in a tight loop.
                 sleep(Duration::from_millis(10)).await;
             }
         }
@@ -473,7 +473,7 @@ async fn accept(listener: std::net::TcpListener) -> io::Result<Infallible> {
     loop {
         // Only a lack of descriptors can fail here, and clients then see it as an error.
         let Ok((stream, _)) = listener.accept().await else { continue };
-        // How a connection ended is the client's to judge.
+        // The client reports how a connection ended.
         tokio::spawn(serve(stream));
     }
 }

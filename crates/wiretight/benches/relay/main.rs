@@ -135,7 +135,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return null_relay::run(listen, to).map(|()| ExitCode::SUCCESS);
     }
     if !std::env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench relay`");
         return Ok(ExitCode::SUCCESS);
     }
@@ -190,7 +190,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                         Ok(fresh) => load::idle(&fresh, scale.idle_conns).await,
                         Err(error) => Err(error),
                     },
-                    // What is kept ready from earlier would be taken for what is new.
+                    // Idle connections from the earlier measurement would be counted as new ones.
                     Workload::Handshake => match start(&lab, *system, 1).await {
                         Ok(fresh) => load::handshakes(&fresh, scale.handshakes).await,
                         Err(error) => Err(error),
@@ -219,7 +219,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 report.add_handshakes(handshake::measure(scale.time)?);
             }
         }
-        // The next round goes in another order, so that nobody always runs behind the same one.
+        // Each round uses another order, so that no system always runs after the same one.
         running.rotate_left(1);
     }
 

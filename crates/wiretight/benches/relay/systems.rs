@@ -106,7 +106,7 @@ fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
     let [ca, cert, key] = ["ca.pem", "peer.pem", "peer.key"].map(|name| run.pem(name));
-    // Debian builds the stream module as a file to load, others build it in.
+    // Debian builds the stream module as a loadable file; others build it in.
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     let load = match module.exists() {
         true => format!("load_module {};", module.display()),

@@ -247,7 +247,7 @@ async fn an_edge_that_dies_between_any_two_steps_loses_no_account_and_orders_onc
                 () = until_served(acme, &serve) => lived = true,
                 () = seen.dead.notified() => deaths += 1,
             }
-            // Started again: the same store and key, nothing else.
+            // A restarted node with the same store and key, and nothing else.
             let (acme, serve) = rig.edge("e1", &key, &seen);
             until_served(acme, &serve).await;
             let record = rig.record().await;
@@ -285,20 +285,20 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (1, 1));
     let period = |c: &Certificates| c.get(NAME).unwrap().period();
     assert_eq!(period(&serves_a), period(&serves_b));
-    // One that comes later gets the key from those that have it, and orders nothing.
+    // An edge that joins later gets the key from the others, and orders nothing.
     let late = SealKey::generate().unwrap().to_bytes();
     let (c, serves_c) = rig.edge("e3", &late, &seen);
     c.join().await.unwrap();
     a.clone().step().await;
     until_served(c, &serves_c).await;
     assert_eq!(seen.created("/order-plz"), 1);
-    // The control: one that shares no store orders for itself.
+    // The control: an edge that does not share the store orders its own certificate.
     let alone = Rig { store: Arc::new(MemoryStore::new()), ..rig };
     stores.lock().unwrap().push(alone.store.clone());
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
     until_served(d.clone(), &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
-    // The CA knows whom to write to, and is told when that changes.
+    // The CA knows the contact address, and is notified when it changes.
     let told = || std::mem::take(&mut *seen.contacts.lock().unwrap());
     let first = told();
     assert!((2..=3).contains(&first.len()), "{first:?}");
@@ -309,7 +309,7 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     ca.contact = vec!["mailto:new@example.org".into()];
     for expected in [vec![serde_json::json!(ca.contact)], vec![]] {
         d.account(&ca).await.unwrap();
-        // Pebble refuses some nonces, and then it is told again.
+        // Pebble rejects some nonces; the update is then sent again.
         let mut said = told();
         said.dedup();
         assert_eq!(said, expected);
@@ -324,7 +324,7 @@ async fn when_one_ca_fails_the_next_is_asked() {
     let (port, stores) = port_80();
     let mut rig = Rig::new(port);
     *stores.lock().unwrap() = vec![rig.store.clone()];
-    // Nobody listens there.
+    // No server listens at this address.
     rig.directories.insert(0, "https://127.0.0.1:1/directory".into());
     let seen = rig.seen(0, false);
     let key = SealKey::generate().unwrap().to_bytes();
@@ -355,7 +355,7 @@ fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
             let status = match () {
                 () if path.ends_with(".yes.test") => "200 OK",
                 () if path.ends_with(".broken.test") => "503 Service Unavailable",
-                // Not followed: it is no yes.
+                // A redirect is not followed, and does not count as a yes.
                 () if path.ends_with(".moved.test") => {
                     "302 Found\r\nLocation: /may?domain=a.yes.test"
                 }
@@ -403,7 +403,7 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
     b.join().await.unwrap();
     let host = |name: &str| name.parse::<SiteName>().unwrap();
 
-    // No, no answer, an answer that is somewhere else: nothing is ordered, nothing is kept.
+    // No, no answer, a redirect: nothing is ordered, nothing is stored.
     for no in ["a.no.test", "a.no.test", "a.broken.test", "a.moved.test", "nodot"] {
         a.get_on_demand(&host(no)).await.unwrap();
         assert!(serves_a.get(no).is_none(), "{no}");
@@ -414,7 +414,7 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
     assert_eq!(asks, ["a.no.test", "a.broken.test", "a.moved.test"].map(ask_of));
     assert_eq!((seen.created("/order-plz"), host_records(&rig).await.len()), (0, 0));
 
-    // Yes: both edges want it at once, one orders, both serve.
+    // Yes: both edges need the certificate at once; one orders it, and both serve it.
     let shop = host("shop.yes.test");
     let (of_a, of_b) = tokio::join!(a.get_on_demand(&shop), b.get_on_demand(&shop));
     of_a.unwrap();
@@ -423,18 +423,18 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
     let period = |c: &Certificates| c.get(shop.as_str()).map(|c| c.period());
     assert!(period(&serves_a).is_some() && period(&serves_a) == period(&serves_b));
 
-    // An edge that is started again serves it without asking anybody.
+    // A restarted edge serves it without asking the program again.
     asked.lock().unwrap().clear();
     let (a, serves_a) = edge("e1", &keys[0]);
     a.clone().step().await;
     assert!(period(&serves_a).is_some() && asked.lock().unwrap().is_empty());
-    // The control: one whose configuration has no such site does not.
+    // The control: an edge whose configuration has no such site does not serve it.
     a.update_on_demand(Vec::new());
     a.publish().await.unwrap();
     assert!(period(&serves_a).is_none());
     a.update_on_demand(vec![on_demand.clone()]);
 
-    // A host whose names a site has is not asked about.
+    // The program is not asked about a host that has its own site.
     a.update(vec![AcmeSite { names: vec![host("own.yes.test")], ask: None }], Vec::new());
     a.get_on_demand(&host("own.yes.test")).await.unwrap();
     assert!(
@@ -461,7 +461,7 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
         get(other.into()).await;
     }
     assert!(asked.lock().unwrap().is_empty());
-    // So many an hour, and one more is not taken in, nor asked about again for a while.
+    // The limit per hour: one more is rejected, and the program is not asked about it for a while.
     for n in 0..90 {
         get(format!("h{n}.yes.test")).await;
     }
@@ -469,12 +469,12 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     get("late.yes.test".into()).await;
     assert_eq!(host_records(&rig).await.len(), 90);
     assert_eq!(asked.lock().unwrap().len(), 91);
-    // What failed is not asked about again before its time.
+    // After a failure the program is not asked again before the retry time.
     assert_eq!(host_records(&rig).await["h0.yes.test"].failures, 1);
     get("h0.yes.test".into()).await;
     assert_eq!(asked.lock().unwrap().len(), 91);
 
-    // An hour later what has come to nothing is forgotten, and there is room.
+    // An hour later failed orders are forgotten, and there is room again.
     let age = |record: &mut SiteRecord| {
         record.on_demand = record.on_demand.map(|t| t - 3601);
         record.retry_at = 0;
@@ -490,13 +490,13 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     for n in 0..90 {
         change(&format!("h{n}.yes.test"), &age).await;
     }
-    // One of them was paid for this week: it stays.
+    // One of them was ordered this week: it stays.
     let paid = |record: &mut SiteRecord| record.finalized = vec![RealClock.now() - 5000];
     change("h7.yes.test", &paid).await;
     acme.clone().step().await;
     assert_eq!(host_records(&rig).await.into_keys().collect::<Vec<_>>(), ["h7.yes.test"]);
 
-    // Renewal: of two whose time has come, the one that the program says no to is let go.
+    // Two certificates are due for renewal; the one that the program denies is dropped.
     let chain = |name: &str| {
         let key = SigningKey::generate().unwrap();
         let (now, public) = (RealClock.now(), key.public_key());
@@ -526,7 +526,7 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     assert_eq!(error("a.no.test"), "the program in `ask` refused it");
     assert!(records["a.no.test"].retry_at > RealClock.now());
     assert_eq!(asked.lock().unwrap().len(), 2);
-    // Until it expires it is served.
+    // It is served until it expires.
     assert!(serve.get("a.no.test").is_some() && serve.get("a.yes.test").is_some());
 }
 
@@ -542,7 +542,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     let key = || SealKey::generate().unwrap().to_bytes();
     let (a, serves_a) = rig.edge("e1", &key(), &seen);
     until_served(a.clone(), &serves_a).await;
-    // One that comes when there is a certificate already waits for its key, and says so.
+    // An edge that joins when a certificate exists waits for its key, and reports that.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_none());
@@ -551,7 +551,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     a.clone().step().await;
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_some() && b.errors().is_empty());
-    // Its machine was set up anew, with another key to seal to.
+    // The machine was set up again, with another encryption key.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert!(!rig.record().await.certificate.unwrap().key.contains_key("e2"));
@@ -559,11 +559,11 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_some());
     assert_eq!(seen.created("/order-plz"), 1);
-    // And again, while the other is gone for good.
+    // The same again, while the other edge is gone permanently.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert_eq!((serves_b.get(NAME).is_some(), seen.created("/order-plz")), (false, 1));
-    // The site's, and the account's.
+    // The records of the site and of the account.
     assert_eq!(b.told().keyless.len(), 2);
     b.told().keyless.values_mut().for_each(|since| *since -= WAIT_FOR_KEY);
     until_served(b.clone(), &serves_b).await;
@@ -654,7 +654,7 @@ async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_
     acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()], ask: None }], Vec::new());
     let away = |away| far.away.store(away, Ordering::SeqCst);
     let said = || acme.errors().remove(NAME);
-    // A member first, then a record: each is written or waited for.
+    // First a member, then a record: each is written, or the edge waits for it.
     away(true);
     for _ in 0..2 {
         let again = acme.clone().step().await;
@@ -669,7 +669,7 @@ async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_
     assert_eq!(said().as_deref(), Some("the authority is away"));
     away(false);
     acme.clone().step().await;
-    // It has tried, and failed for another reason: nothing is due for a while.
+    // An attempt has failed for another reason: nothing is due for a while.
     assert_ne!(said().as_deref(), Some("the authority is away"));
     away(true);
     acme.clone().step().await;

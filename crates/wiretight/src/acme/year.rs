@@ -333,7 +333,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     while world.now() < START + days * DAY {
         let [a, b] = &edges;
         let (a, b) = tokio::join!(a.process.0.clone().step(), b.process.0.clone().step());
-        // Both are looked at in true time; the one that was replaced meanwhile must have held till now.
+        // Check both in true time; a replaced certificate must have been valid until now.
         for (edge, held) in edges.iter().zip(&mut held_until) {
             let now = world.now();
             if let Some(until) = *held {
@@ -358,7 +358,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
             continue;
         }
         for edge in &mut edges {
-            // A clock is set, at times to another day; a process ends and starts again.
+            // Set a clock, sometimes to another day; stop and start a process.
             match world.below(2000) {
                 0..20 => edge.clock.by.store(world.below(1200) as i64 - 600, Relaxed),
                 20 => edge.clock.by.store(DAY as i64, Relaxed),
@@ -398,7 +398,7 @@ async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_bro
     assert_eq!(seen.accounts, 1);
     assert!(orders <= record::ORDERS_PER_HOUR, "{orders} orders in an hour");
     assert!(certificates <= record::CERTIFICATES_PER_WEEK, "{certificates} in a week");
-    // It was a year, and the faults were there.
+    // A whole year has passed, and the faults occurred.
     assert!(seen.certificates.len() >= 100);
     for fault in ["down", "409", "409 alreadyReplaced", "429", "answer lost", "not verified"] {
         assert!(seen.faults[fault] >= 3, "{fault}: {:?}", seen.faults);
@@ -411,7 +411,7 @@ async fn a_ca_that_is_away_for_a_week_leaves_an_expired_certificate() {
     let world = World::new(1, vec![(START + 2 * DAY, START + 9 * DAY)], true);
     let expired = live(&world, 12).await;
     assert!(expired > DAY, "{expired} s");
-    // And with a CA that is always there, none.
+    // With a CA that is always available, none of these occur.
     let world = World::new(1, vec![], true);
     assert_eq!(live(&world, 12).await, 0);
 }

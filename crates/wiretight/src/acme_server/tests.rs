@@ -163,7 +163,7 @@ async fn a_proved_name_gets_its_certificate() {
     let client = Client::registered().await;
     let Got(201, url, order) = client.order("App.Corp.Internal").await else { panic!() };
     assert_eq!(order["status"], "pending");
-    // Not before it is proved.
+    // Not before the name is validated.
     let early = client.finalize(&order, &["app.corp.internal"]).await;
     assert_eq!(problem(&early), "orderNotReady");
     assert_eq!(client.prove(&order).await["status"], "valid");
@@ -234,10 +234,10 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
     assert_eq!(problem(&client.send(path, &body).await), "badNonce");
     let invented = client.body(&url, "bm9uY2U", "");
     assert_eq!(problem(&client.send(path, &invented).await), "badNonce");
-    // For another URL.
+    // Signed for another URL.
     let body = client.body(&url, &client.nonce().await, "");
     assert_eq!(problem(&client.send("/new-order", &body).await), "unauthorized");
-    // By another key, in this account's name.
+    // Signed by another key, in this account's name.
     let thief = Client {
         server: client.server.clone(),
         clock: client.clock.clone(),
@@ -245,7 +245,7 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
         account: client.account.clone(),
     };
     assert_eq!(problem(&thief.post(&url, "").await), "malformed");
-    // An account's orders are its own.
+    // An account sees only its own orders.
     let Got(201, order, _) = client.order("app.corp.internal").await else { panic!() };
     let mut other = Client { account: None, ..thief };
     let Got(201, account, _) = other.post(&format!("{BASE}/new-account"), "{}").await else {
@@ -254,7 +254,7 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
     other.account = Some(account);
     assert_eq!(other.post(&order, "").await.0, 404);
     assert_eq!(client.post(&order, "").await.0, 200);
-    // A deactivated account is over.
+    // A deactivated account cannot be used any more.
     let over = r#"{"status":"deactivated"}"#;
     assert_eq!(client.post(&url, over).await.2["status"], "deactivated");
     assert_eq!(problem(&client.order("app.corp.internal").await), "unauthorized");

@@ -62,8 +62,8 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
         }
     }
 
-    // Where the authority is, and being it, exclude each other: each is tried alone. So do a certificate
-    // that is given and one that is issued.
+    // `address` and being the authority exclude each other, so each is tested separately. So do a configured
+    // certificate and an issued one.
     let complaints = errors(&all);
     assert!(complaints.contains("remove one of the two"), "{complaints}");
     assert!(complaints.contains("remove them, or acme"), "{complaints}");
@@ -424,7 +424,7 @@ fn what_the_errors_advise_is_valid() {
     for shape in SHAPES {
         for (key, example) in shape.keys {
             let line = format!("{key} = {example}");
-            // In place of the line that has the key, if there is one.
+            // Replace the line that sets the key, if there is one.
             let (head, section) = text.split_once(&format!("{shape}\n")).unwrap();
             let end = section.find("\n[").unwrap_or(section.len());
             let (section, tail) = section.split_at(end);
@@ -433,7 +433,7 @@ fn what_the_errors_advise_is_valid() {
             let text = format!("{head}{shape}\n{section}{tail}");
             match parse(&text) {
                 Ok(_) => {}
-                // Good in itself; not beside [authority], and not beside cert and key.
+                // Valid alone, but not together with [authority], nor with cert and key.
                 Err(e) => assert!(
                     [("node", "authority"), ("site", "acme"), ("site", "ask")]
                         .contains(&(shape.name, *key))
@@ -607,14 +607,14 @@ fn garbage_never_panics_and_every_refusal_is_complete() {
             }
         }
     };
-    // Without the prose, so that mutations hit what matters.
+    // Without the comments, so that mutations change settings.
     let all = uncommented();
     let base: Vec<_> = all.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     let base = base.join("\n");
     (0..=base.len()).filter_map(|n| base.get(..n)).for_each(check);
     (0..=EXAMPLE.len()).step_by(7).filter_map(|n| EXAMPLE.get(..n)).for_each(check);
 
-    // xorshift64: the same garbage at each run.
+    // xorshift64: the same random bytes in each run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = |below: usize| {
         state ^= state << 13;

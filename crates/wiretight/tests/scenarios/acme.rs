@@ -54,10 +54,10 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
         assert!(!log.contains("cannot get a new certificate"), "{log}");
         log.contains("got a new certificate") && verified()
     });
-    // The control: under another root it does not.
+    // The control: under another root it fails.
     let other = fetch(pebble.roots.to_str().unwrap());
     assert_eq!(other.code, Some(60), "any root verifies it: {}", other.all());
-    // What a command has put into the DNS it was told to remove.
+    // The command was asked to remove every DNS record that it had added.
     if let Ok(calls) = fs::read_to_string(world.path("dns-calls")) {
         let of = |verb: &str| {
             let calls = calls.lines().filter_map(|l| l.strip_prefix(verb)).map(str::to_owned);
@@ -68,11 +68,11 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     }
     let status = node.status();
     assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-    // The certificate and its key stand in the state directory, and the key only sealed.
+    // The state directory contains the certificate and its key; the key is encrypted.
     let store = fs::read(node.state().join("authority/store.db")).unwrap();
     assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the store");
 
-    // Without the CA, and after kill -9, it is served at once.
+    // Without the CA, and after kill -9, the certificate is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -174,7 +174,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
         let url = format!("https://{host}:{}/", https.port());
         curl(&["--resolve", &resolve, "--cacert", root.to_str().unwrap(), &url])
     };
-    // Pebble rejects one nonce in ten, and an order may take longer than a handshake: as browsers do, again.
+    // Pebble rejects one nonce in ten, and an order may take longer than a handshake: retry, as browsers do.
     wait_for("a certificate on demand", || fetch("shop1.test-shops.net").out == "it is served");
     let status = node.status();
     assert_eq!(status["edge"]["sites"][0]["hosts"], 1, "{status}");
@@ -189,7 +189,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     assert_eq!(asked.lock().unwrap().len(), asks + 1);
     assert_eq!(node.log().matches("got a new certificate").count(), 1, "{}", node.log());
 
-    // After kill -9, without the CA and the program, it is served at once.
+    // After kill -9, and without the CA and the program, it is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -220,7 +220,7 @@ fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
 
 /// Two edges for one name on machines of their own, and the authority on a third.
 struct Edges {
-    // In the order in which they end.
+    // In the order of their expiry.
     edges: Vec<Node>,
     https: Vec<SocketAddr>,
     auth: Node,
@@ -290,11 +290,11 @@ fn sharing_edges_order_once_serve_the_same_and_start_without_authority_and_ca() 
     for edge in &all.edges {
         let status = edge.status();
         assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-        // Everybody's keys are sealed, here too.
+        // All keys are encrypted here, too.
         let store = fs::read(edge.state().join("edge.db")).unwrap();
         assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the mirror");
     }
-    // Another service takes a restart.
+    // Another service requires a restart.
     let edge = &all.edges[0];
     let text = fs::read_to_string(edge.file()).unwrap();
     fs::write(edge.file(), text.replace("share = \"www\"", "share = \"shop\"")).unwrap();
@@ -336,7 +336,7 @@ fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     all.auth.cli(&["node", "remove", "e2", "--yes"]).good();
     wait_for("another certificate", || all.served(0).is_some_and(|now| now != chain));
     assert_eq!(all.orders(), 2);
-    // The one that is gone learns of none.
+    // The removed node receives no new key.
     assert_ne!(all.served(1), all.served(0));
     wait_for("it is told why", || {
         let status = all.edges[0].status();

@@ -117,10 +117,10 @@ fn certbot_gets_and_renews_a_certificate() {
     // A name outside of those that are allowed.
     let outside = setup.certbot(&["certonly", "--standalone", "-d", "outside.example.test"]);
     assert_ne!(outside.code, Some(0));
-    // Some releases of certbot stumble over the refusal itself, so what it got is read from its log.
+    // Some releases of certbot fail on the error itself, so read the response from certbot's log.
     assert!(setup.certbot_log().contains("does not certify"), "{}", outside.all());
 
-    // Somebody else has the name's port 80: another key authorization comes back.
+    // Another program uses port 80 of the name: it returns another key authorization.
     let wrong = setup.world.path("wrong");
     fs::create_dir(&wrong).unwrap();
     let web = setup.world.path("web");

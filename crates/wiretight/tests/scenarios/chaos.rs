@@ -103,7 +103,7 @@ fn upgrade_killed(rig: &mut Rig, side: usize) {
     let mut new = rig.nodes[side].successor();
     rig.pause(0, 400);
     new.kill();
-    // It may have taken over already.
+    // The new process may have taken over already.
     let answers = |node: &Node| matches!(node.http("GET", "/healthz", ""), Ok((200, _)));
     wait_for("one of the two is the node, or none", || {
         answers(&rig.nodes[side]) || rig.nodes[side].kid().ended(ms(0)).is_some()
@@ -142,7 +142,7 @@ fn worker_killed(rig: &mut Rig, side: usize) {
 
 fn keeper_killed(rig: &mut Rig, side: usize) {
     kill_9(keeper_of(rig.nodes[side].pid()).expect("the rules are kept"));
-    // The rules stay, and traffic goes on; the node says that it has to be started anew, which an upgrade does, too.
+    // The rules stay, and traffic continues. The node reports that it must be restarted; an upgrade restarts it, too.
     rig.traffic.recovers();
     rig.nodes[side].upgrade();
 }
@@ -178,7 +178,7 @@ fn authority_stands_still(rig: &mut Rig, _: usize) {
 
 fn removed(rig: &mut Rig, side: usize) {
     rig.authority.cli(&["node", "remove", NAMES[side], "--yes"]).good();
-    // It runs on, and is protected by `protect` alone.
+    // The node keeps running, and only `protect` protects it.
     rig.pause(300, 1000);
     rig.nodes[side].kill();
     let token = dual_stack_token(&rig.authority, side);
@@ -217,7 +217,7 @@ fn reload(rig: &mut Rig, side: usize) {
 fn rotated(rig: &mut Rig, _: usize) {
     let step = ["intermediate", "prepare-root", "activate-root", "retire-root"][rig.rotation % 4];
     rig.rotation += 1;
-    // The new root has to be with every node, and the old one's last certificate has to end.
+    // The new root must reach every node, and the old root's last certificate must expire.
     let body = json!({ "step": step }).to_string();
     wait_for(&format!("the authority does {step}"), || {
         matches!(rig.authority.http("POST", "/v1/authority", &body), Ok((200, _)))
@@ -226,19 +226,19 @@ fn rotated(rig: &mut Rig, _: usize) {
 
 fn expired(rig: &mut Rig, _: usize) {
     rig.authority.kill();
-    // Each ends at a time of its own.
+    // The certificates expire at different times.
     let ended = |node: &Node| {
         let status = node.status();
         let left = |i: &Value| i["expires_in_seconds"].as_i64().is_some_and(|left| left < 0);
         status["identities"].as_array().is_some_and(|all| all.iter().all(left))
     };
     wait_for("identities run out", || rig.nodes.iter().all(ended));
-    // Sessions go on when their certificates have ended; new ones cannot begin.
+    // Sessions continue after their certificates have expired; new ones cannot start.
     let new = |traffic: &Traffic| {
         let new = traffic.covered.iter().filter(|tried| tried.what.starts_with(NEW));
         new.map(|tried| tried.done.load(Relaxed)).sum::<u64>()
     };
-    // What has begun may end.
+    // Sessions that were open may end.
     rig.pause(1000, 1200);
     let before = new(&rig.traffic);
     rig.pause(500, 700);
@@ -355,7 +355,7 @@ fn sections(side: usize, management: u16) -> String {
     )
 }
 
-// ---- Programs that never stop trying.
+// ---- Programs that retry for ever.
 
 /// How often one of them got through.
 struct Try {
@@ -541,12 +541,12 @@ fn no_fault_leaks_plaintext_and_traffic_recovers_from_each() {
     let (third, bad) = (wire.add(3), wire.add(4));
     let machines = [wire.client.clone(), wire.server.clone()];
     let traffic = Traffic::start(&machines);
-    // Between the two, and all that the authority says and hears.
+    // Traffic between the two nodes, and all traffic of the authority.
     let ports = [AUTHORITY, MESH];
     let watches = [(1, "client"), (3, "authority")]
         .map(|(host, name)| Watch::start(&wire, &world, host, name, &ports));
 
-    // The control: without rules all of them get through, and it is all there to be read.
+    // The control: without rules all of them get through, and all data is readable.
     traffic.recovers();
     wait_for("all of them get through", || {
         traffic.uncovered.iter().all(|tried| tried.done.load(Relaxed) > 5)

@@ -95,7 +95,7 @@ fn recovers((who, how): Case) {
     let set = |ahead: i64| who.iter().for_each(|name| clock(name).set(ahead));
     for ahead in how {
         set(*ahead);
-        // Everything is asked for anew by wrong clocks, and whatever comes of it, comes of it.
+        // With wrong clocks, every identity is requested again, with any outcome.
         thread::sleep(ms(WRONG / 2));
         let mut asked = [&mesh.db, &mesh.app].map(|node| {
             let mut renew = wiretight();
@@ -113,7 +113,7 @@ fn recovers((who, how): Case) {
     };
     wait_for(&format!("{what}: connections are made again"), works);
     let connects = begun.elapsed();
-    // Not only what was there before: new certificates are issued, and serve.
+    // Not only existing certificates work: new ones are issued and accepted.
     for node in [&mesh.db, &mesh.app] {
         wait_for(&format!("{what}: {} renews", node.name), || {
             begun.elapsed() < PATIENCE && node.cli(&["svid", "renew"]).code == Some(0)

@@ -101,7 +101,7 @@ impl Site {
             ip(&format!("-n {netns} link set lo up"));
             ip(&format!("-n {wire} link add {name} type veth peer name eth0 netns {netns}"));
             ip(&format!("-n {wire} link set {name} master br0 up"));
-            // One that takes another's place has its address, of Ethernet too, and is off until then.
+            // A node that takes over another's place has the same address, also on Ethernet, and is off until then.
             let place = HOSTS.iter().position(|(_, other)| *other == address).unwrap();
             ip(&format!("-n {netns} link set eth0 address 02:00:00:00:00:{place:02x}"));
             if HOSTS[place].0 == name {
@@ -220,7 +220,7 @@ impl Site {
         }
         let pasted = note.strip_prefix("paste ").map(|name| self.noted[name].clone() + "\n");
         let typed = if line.starts_with("psql") { SQL.to_owned() } else { String::new() };
-        // A reader is not as fast as this, and looks again.
+        // A reader is slower than this test, and tries again.
         let end = Instant::now() + PATIENCE;
         let ran = loop {
             let ran = self.run(host, &line, pasted.as_ref().unwrap_or(&typed));
@@ -261,7 +261,7 @@ impl Site {
         }
         if which == "wiretight run" {
             let host = host.to_owned();
-            // One that has not joined yet says so, and 3 is that nobody answers.
+            // A node that has not joined yet reports that; status 3 means that no node is running.
             wait_for("the node answers", || {
                 self.run(&host, "wiretight status", "").code != Some(3)
             });
@@ -343,14 +343,14 @@ fn the_readmes_mesh_interception_and_witness_work_literally() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(readme, "## Use it: PostgreSQL from web1 to db1"));
 
-    // What the application got went over the mesh, by way of the kernel.
+    // The application's data went over the mesh, redirected by the kernel.
     let status = site.run("web1", "wiretight status --json", "").good().json();
     let sums = status["relay"]["peers"].to_string();
     assert!(sums.contains("spiffe://example.org/service/db") && sums.contains(GROUP), "{sums}");
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
     assert!(status["intercept"]["counts"]["redirected"]["packets"].as_u64() > Some(0));
 
-    // The control: without `as`, which the recipe lacked once, nothing that the verdict says is good.
+    // The control: without `as`, which the recipe once lacked, the verdict shows no success.
     let without = "sed -i '/^as = \"web\"  /d' /etc/wiretight/wiretight.toml && wiretight reload";
     site.run("web1", without, "").good();
     let refused = "db1 would refuse node/web1 (service/db at 10.0.0.5:5432): set as = \"web\"";
@@ -388,7 +388,7 @@ fn the_guides_first_mesh_and_interception_work_literally() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(guide, "## A first mesh"));
     let recipe = part(guide, "## Interception: without changing programs");
-    // What comes under its own heading is about another machine.
+    // The text under its own heading is about another machine.
     site.follow(recipe.split("\n### ").next().unwrap());
     let status = site.run("web1", "wiretight status --json", "").good().json();
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
@@ -427,8 +427,8 @@ fn the_guides_witnesses_monitor_and_backup_work_literally() {
     wait_for("a node that knew the authority gets a certificate", || {
         site.run("db1", "wiretight svid renew", "").code == Some(0)
     });
-    // The monitor sees the renewal, by the authority that was restored, and has nothing to tell. (It looks every 20 s,
-    // and at its start.)
+    // The monitor sees the renewal by the restored authority, and raises no alert. (It checks every 20 s, and at its
+    // start.)
     let monitor = part(guide, "## Run a monitor").replace("\\\n", "");
     let monitor =
         monitor.lines().find(|line| line.starts_with("audit# wiretight monitor --policy"));

@@ -180,7 +180,7 @@ fn wrk_sees_no_error() {
     for headers in [&[][..], &["-H", "Connection: close"]] {
         let mut command = Command::new(find("wrk").unwrap());
         command.args(["-t", "1", "-c", "32", "-d", "2s"]).args(headers);
-        // wrk looks the name up.
+        // wrk resolves the name.
         let url = format!("https://localhost:{}/", edge.https.port());
         let ran = Ran::of(command.arg(url), "").good();
         assert!(!ran.out.contains("Non-2xx"), "{}", ran.out);
@@ -199,7 +199,7 @@ fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     }
     let edge = Edge::new();
     edge.curl(&[], "/").good();
-    // Of a key that is too short: the good one goes on, and the status says why.
+    // The key is too short: the old certificate stays in use, and the status shows the reason.
     let old = fs::read(&edge.cert).unwrap();
     let (weak, weak_key) = (edge.cert.with_extension("weak"), edge.key.with_extension("weak-key"));
     certificate(&weak, &weak_key, &["-newkey", "rsa:1024"]);
@@ -216,7 +216,7 @@ fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     let resolve = format!("{NAME}:{port}:127.0.0.1");
     let url = format!("https://{NAME}:{port}/");
     curl(&["--resolve", &resolve, "--cacert", at.to_str().unwrap(), &url]).good();
-    // A reload with it is refused.
+    // A reload with it is rejected.
     assert!(edge.node.cli(&["reload"]).all().contains("1024 bits"));
     fs::write(&edge.key, good_key).unwrap();
     fs::write(&edge.cert, &old).unwrap();
@@ -251,7 +251,7 @@ fn hsts_durations_grow_across_restarts_and_start_over_if_the_file_is_damaged() {
     let mut kept = restart(&mut edge);
     let since = kept["healthy_since"][NAME].as_u64().unwrap();
     assert!(since <= kept["at"].as_u64().unwrap());
-    // As it stands two hours later; what was while it was down does not count.
+    // The state two hours later; failures while it was down do not count.
     kept["healthy_since"][NAME] = (since - 7200).into();
     fs::write(&file, kept.to_string()).unwrap();
     edge.node.start();

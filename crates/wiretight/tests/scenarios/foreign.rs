@@ -124,7 +124,7 @@ fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, St
     let mut stdin = child.stdin.take().unwrap();
     let _ = stdin.write_all(line.as_bytes());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    // It may wait for good: then it is killed, and the read ends.
+    // It may wait for ever: then it is killed, and the read ends.
     let (expected, (tell, done)) = (line.as_bytes().to_vec(), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         let mut got = vec![0; expected.len()];
@@ -146,7 +146,7 @@ fn openssl_and_curl_call_our_service() {
     }
     let mesh = Foreign::new("");
     let pem = mesh.svid("web");
-    // What we write holds for openssl by itself.
+    // openssl alone accepts the files that we write.
     let mut verify = openssl();
     verify.args([
         "verify",
@@ -175,9 +175,9 @@ fn openssl_and_curl_call_our_service() {
     let run = |args: Vec<String>| curl(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(run(args(&["--no-alpn"])).good().out, HELLO);
     mesh.assert_served("api");
-    // As the help of `svid fetch` shows it: curl offers ALPN http/1.1 and h2, of which we select none.
+    // As in the help of `svid fetch`: curl offers ALPN http/1.1 and h2, of which we select none.
     assert_eq!(run(args(&[])).good().out, HELLO);
-    // The name is what curl checks: the same server under another name is refused.
+    // curl checks the name: the same server under another name is rejected.
     let other = dns("other");
     let wrong = curl(&[
         "--cert",
@@ -210,7 +210,7 @@ fn a_foreign_client_without_permission_or_certificate_is_refused() {
     ] {
         let (echoed, said) = s_client(mesh.echo, &dns("echo"), pem, "is anybody there\n");
         assert_eq!(echoed, reason.is_none(), "{reason:?}: {said}");
-        // A stranger learns no more than TLS says.
+        // A client that is not allowed learns only what TLS reveals.
         assert!(!said.contains("allow"), "{said}");
         let Some(reason) = reason else { continue };
         wait_for(reason, || {
@@ -327,7 +327,7 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
         assert_eq!(curl(&[&format!("http://{entry}/")]).good().out, answer);
     }
     dialled(&app);
-    // It proves to be service/legacy: asked for as service/other it is not spoken to.
+    // The server proves to be service/legacy: a client that expects service/other sends nothing.
     let other = free();
     app.write(&(dial(other, "other", "web") + &format!("to = [\"{server}\"]\n")));
     app.cli(&["reload"]).good();
@@ -375,8 +375,8 @@ fn watched_svid_files_stay_fresh_and_valid() {
     while seen.len() < 4 {
         assert!(Instant::now() < end, "renewed {} times: {}", seen.len() - 1, watch.log());
         assert!(watch.ended(ms(0)).is_none(), "{}", watch.log());
-        // At every moment there is a pair that the service takes. (Two files cannot be replaced at
-        // once, so a reader that comes right between them tries again.)
+        // At every moment there is a pair that the service accepts. (Two files cannot be replaced at once, so a
+        // reader may see one old and one new file, and tries again.)
         let taken = || s_client(mesh.echo, &dns("echo"), &pem.openssl(), "still me\n");
         let (echoed, said) = taken();
         let (echoed, said) = if echoed { (echoed, said) } else { taken() };

@@ -85,7 +85,7 @@ fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issua
     mesh.witnesses[1].start();
     wait_for("the log goes on", || mesh.blocked() == 0);
     let recovered = back.elapsed();
-    // Nobody asks again: the node that was refused does.
+    // No caller requests it again: the rejected node does so itself.
     wait_for("what could not be issued is", || {
         serials(&mesh.app).iter().zip(&before).all(|(now, then)| now != then)
     });
@@ -117,7 +117,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
     let load = Load::start(entry, 4, 2);
 
     let policy = world.path("policy");
-    // Beside the node's own file: the sandbox of a node that runs lets it read that folder.
+    // Next to the node's own file: the sandbox of a running node allows it to read that folder.
     let section = |node: &Node, word: &str| {
         let beside = node.file().with_file_name("policy");
         fs::copy(&policy, &beside).unwrap();
@@ -130,7 +130,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
     auth.start();
     auth.ready();
     for node in [&db, &app] {
-        // The authority takes its certificate as it is, until all have new ones.
+        // The authority accepts its own certificate until all nodes have new ones.
         wait_for("it has come back", || {
             node.log().matches("\"connected to the authority\"").count() == 2
         });
@@ -155,7 +155,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
 #[test]
 fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     let world = World::new();
-    // With witnesses: what takes the place of what is revoked has to be seen by them, too.
+    // With witnesses: they must also cosign the certificates that replace the revoked ones.
     let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
     let mut live = Talk::open(entry).unwrap();
     live.exchange().unwrap();
@@ -493,11 +493,11 @@ fn renewals_raise_no_alert_in_a_monitor() {
     db.ready();
     db.cli(&["svid", "renew"]).good();
     silent("renewals after a restart");
-    // The control: a certificate with a key that nobody has linked to another.
+    // The control: a certificate whose key is not linked to an earlier one.
     fetch(&db, "second");
     let (code, said) = looks();
     assert!(code == Some(1) && said.contains("unexpected-certificate"), "{said}");
-    // The node knows that it asked for it.
+    // The node knows that it requested it.
     expect(&db);
     silent("told once");
 }
@@ -514,7 +514,7 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     ([cert, key], ran.out.split_whitespace().next().unwrap().to_owned())
 }
 
-// ---- Nodes without news.
+// ---- Nodes out of contact with the authority.
 
 /// It takes more than a minute, and waits: that is the shortest limit that a file may set, it is measured by the time
 /// since the machine was started, which nobody can set, and it begins anew with the process.
@@ -546,7 +546,7 @@ fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
         std::thread::sleep(ms(100));
     }
     let cut = stopped.elapsed();
-    // The last word of the authority may have been its last ping, 20 s before.
+    // The last message of the authority may have been its last ping, 20 s before.
     assert!(cut > Duration::from_secs(35), "cut after {cut:?}");
     for node in [&db, &app] {
         wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);

@@ -290,7 +290,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // Nothing but HSTS is to turn http:// into https://.
+            // Only HSTS may turn http:// into https://.
             "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable",
         ]);
         command.arg(format!("--user-data-dir={}", home.join("profile").display())).args(args);
@@ -381,7 +381,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its processes are a group of their own.
+        // Its processes form a process group.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         if thread::panicking() {
@@ -419,14 +419,14 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     }
     let backend = Backend::start();
     let site = Site::new(backend.at);
-    // Whoever comes here came in the clear.
+    // Every request that arrives here was sent in plaintext.
     let plain = Backend::start();
     let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     args.push(resolver(site.https, plain.at));
     let home = |name| site.world.path(name);
     let secure = format!("https://{NAME}/");
 
-    // The control: without the CA, it does not come in.
+    // The control: without the CA the connection is rejected.
     let mut stranger = Browser::start(&home("stranger"), None, &args[args.len() - 1..]);
     let refused = stranger.open(&secure).unwrap_err();
     assert!(refused.contains("ERR_CERT_AUTHORITY_INVALID"), "{refused}");
@@ -435,7 +435,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
 
     let mut browser = Browser::start(&home("home"), Some(&site.ca), &args);
     let blank = browser.screenshot();
-    // Before the site has said that it is HTTPS only, a browser asks in the clear.
+    // Before the site has sent HSTS, the browser requests in plaintext.
     browser.open(&format!("http://{NAME}/plain?before")).unwrap();
     assert!(plain.head("/plain?before").is_some());
 
@@ -454,12 +454,12 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     assert!(shot.len() > 2 * blank.len(), "{} bytes, blank {}", shot.len(), blank.len());
     say(format!("chromium over {protocol}: {}, {} bytes of picture", security, shot.len()));
 
-    // The control: an echo that is none is found out.
+    // The control: a wrong echo is detected.
     browser.open(&format!("{secure}?socket=/garble")).unwrap();
     let garbled = wrong(&backend.results(), protocol);
     assert_eq!(garbled, ["socket: \"other than sent\", not \"as sent\""]);
 
-    // Now it has: the browser itself goes to HTTPS, and nothing leaves it in the clear.
+    // After HSTS the browser itself switches to HTTPS, and sends nothing in plaintext.
     browser.open(&format!("http://{NAME}/plain?after")).unwrap();
     let went = browser.event("Network.requestWillBeSent", |e| !e["redirectResponse"].is_null());
     let redirect = &went["redirectResponse"];
@@ -522,7 +522,7 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     let how = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
     let done = browser.call("Runtime.evaluate", how);
     assert_eq!(done["result"]["value"], "it is served", "{done}");
-    // All that while the connection goes on: the node has told of each of them.
+    // The connection stays open during all of that, and the node has logged each event.
     let told = |l: &Value| {
         let got = [&l["side"], &l["path"], &l["http"], &l["end"]];
         got == ["edge", "/echo", "h2", "done"]
@@ -579,7 +579,7 @@ print(answer.text, answer.status_code, answer.http_version)";
         Ran::of(command.args(["-c", script, &url, ca, &resolve]), "")
     };
     assert_eq!(by_http3(ca).good().out.trim(), "it is served 200 30");
-    // The control: by HTTP/3, too, it is the certificate that counts.
+    // The control: the certificate is checked over HTTP/3, too.
     let other = by_http3("/etc/ssl/certs/ca-certificates.crt");
     assert!(other.code != Some(0) && other.err.contains("certificate"), "{}", other.all());
 }
@@ -684,7 +684,7 @@ fn faults_by_sslyze(report: &Value) -> Vec<String> {
         ("tls_extended_master_secret", "supports_ems_extension", json!(true)),
         ("session_renegotiation", "supports_secure_renegotiation", json!(true)),
         ("session_renegotiation", "is_vulnerable_to_client_renegotiation_dos", json!(false)),
-        // What a site promises in its first hour.
+        // The max-age that a site sends in its first hour.
         (
             "http_headers",
             "strict_transport_security_header",
@@ -709,10 +709,10 @@ fn sslyze_finds_no_problem() {
     let program = find("sslyze").unwrap();
     let (report, ran) = sslyze(&program, site.https, &site.world);
     assert_eq!(faults_by_sslyze(&report), [""; 0], "{}", ran.all());
-    // Its own judgement, chain included: "intermediate" is what Mozilla recommends to all but a few.
+    // The tool's own verdict, including the chain: Mozilla recommends "intermediate" for nearly all sites.
     assert!(ran.good().out.contains("OK - Compliant"));
 
-    // The control: of a weak server, the same finds much.
+    // The control: for a weak server, the same tool finds many problems.
     let (weak, _kid) = weak_server(&site.world);
     let (report, ran) = sslyze(&program, weak, &site.world);
     let faults = faults_by_sslyze(&report);
@@ -732,7 +732,7 @@ fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     command.arg("--add-ca").arg(world.path("ca.pem")).args(checks);
     command.arg(format!("{NAME}:{}", at.port()));
     let mut kid = Kid::start(&mut command, &world.path(&format!("testssl-{}.log", at.port())));
-    // Thousands of small processes: on a busy machine, they take their time.
+    // It starts thousands of short processes, which is slow on a busy machine.
     assert!(kid.ended(10 * PATIENCE).is_some(), "testssl does not end: {}", kid.log());
     let json = fs::read(file).unwrap_or_else(|e| panic!("{e}: {}", kid.log()));
     serde_json::from_slice(&json).unwrap()
@@ -740,11 +740,11 @@ fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
 
 /// What is worse than "INFO" by testssl, and yet as it should be here.
 const EXPECTED: [(&str, &str); 3] = [
-    // The CA of the test revokes nothing.
+    // The test's CA has no revocation.
     ("cert_revocation", "Neither CRL nor OCSP URI provided"),
-    // A new site promises HTTPS for 5 minutes, and for longer when it has proved itself.
+    // A new site sends HSTS for 5 minutes, and for longer when it has worked for a while.
     ("HSTS_time", "max-age too short. 0 days (=300 seconds) < 15552000 seconds"),
-    // Of pages' own policies, which are the program's.
+    // The pages' own policies are up to the program.
     ("security_headers", "--"),
 ];
 
@@ -755,7 +755,7 @@ fn faults_by_testssl(findings: &[Value], offered: &[(&str, bool)]) -> Vec<String
     for f in findings {
         let (id, severity, finding) = (text(f, "id"), text(f, "severity"), text(f, "finding"));
         let expected = EXPECTED.iter().any(|(i, said)| *i == id && *said == finding);
-        // "WARN": what could not be asked, as the openssl here is too new for it.
+        // "WARN" marks checks that testssl.sh could not do, because the openssl here is too new for it.
         if !["OK", "INFO", "WARN"].contains(&severity.as_str()) && !expected {
             faults.push(format!("{severity} {id}: {finding}"));
         }
@@ -799,7 +799,7 @@ fn testssl_finds_no_problem_with_its_own_handshakes() {
     let findings = testssl(site.https, &site.world, &["-p", "-s", "-S", "-h", "-U"]);
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
 
-    // The control: of a weak server, the same finds what is old.
+    // The control: for a weak server, the same tool finds the old versions.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["-p"]), &offered);
     for fault in ["LOW TLS1: offered (deprecated)", "LOW TLS1_1: offered (deprecated)"] {
@@ -819,7 +819,7 @@ fn testssl_finds_no_problem_with_openssl() {
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
     assert!(findings.iter().any(|f| f["id"] == "PFS_ciphers"), "{findings:#?}");
 
-    // The control: of a weak server, the same finds CBC.
+    // The control: for a weak server, the same tool finds CBC.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["--ssl-native", "-s"]), &offered);
     let fault = "LOW cipherlist_AVERAGE: offered";

@@ -144,7 +144,7 @@ impl Seen {
             Some(Err(what)) => (what, &mut self.strange),
             None => ("a frame that cannot be read".to_owned(), &mut self.strange),
         };
-        // A flood of them shall not fill the memory.
+        // Limited, so that a flood of them does not fill the memory.
         if strange.len() < 100 || strange.contains_key(&said) {
             *strange.entry(said).or_default() += 1;
         }
@@ -210,7 +210,7 @@ impl Seen {
             false => (self.streams.get_mut(&back), Side::Server),
         };
         let Some(stream) = stream else {
-            // After a link was down, the bridge has to learn anew, and floods what is for others.
+            // After its link was down, the bridge must learn the addresses again, and floods packets for other hosts.
             let flooded = !ends.iter().any(|end| self.own.contains(&end.ip()));
             return Some(match flooded || payload.is_empty() {
                 true => Ok(()),
@@ -280,7 +280,7 @@ enum Hello {
 /// Whether a flight begins with the handshake message `kind` (1: ClientHello, 2: ServerHello) for TLS 1.3
 /// (RFC 8446, 4.1 and 4.2.1).
 fn hello(bytes: &[u8], kind: u8) -> Hello {
-    // A record's type and version. An alert instead of a ServerHello is a refusal.
+    // A record's type and version. An alert in place of a ServerHello is a rejection.
     let handshake = [22, 3];
     let alert = [21, 3];
     let known = bytes.len().min(2);

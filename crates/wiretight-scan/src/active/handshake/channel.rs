@@ -71,9 +71,9 @@ impl Channel {
             let (outer, _, fragment) = self.link.record().await?;
             let tls1_3 = self.reading.is_tls1_3();
             let (content, data) = match outer {
-                // It says nothing in TLS 1.3 (RFC 8446 appendix D.4).
+                // In TLS 1.3 it has no meaning (RFC 8446 appendix D.4).
                 ContentType::ChangeCipherSpec if tls1_3 => continue,
-                // In the clear: from a server that has no keys yet, or gave them up.
+                // Unencrypted: the server has no keys yet, or has discarded them.
                 ContentType::Alert if tls1_3 && fragment.len() == 2 => (outer, fragment),
                 ContentType::ChangeCipherSpec if self.reading.is_clear() => (outer, fragment),
                 _ => self.reading.open(outer, self.version, &fragment)?,
@@ -98,7 +98,7 @@ impl Channel {
     pub(super) async fn handshake(&mut self) -> Result<Incoming, Failure> {
         loop {
             match self.next().await? {
-                // close_notify is the end, though a warning.
+                // close_notify ends the connection, although it is a warning.
                 Incoming::Alert(level, description) if level == 2 || description == 0 => {
                     return Err(Failure::Alert(level, description));
                 }

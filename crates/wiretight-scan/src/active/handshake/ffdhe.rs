@@ -47,7 +47,7 @@ fn prime(group: u16) -> Option<BigUint> {
         0x0104 => (8192, 10_965_728),
         _ => return None,
     };
-    // e is the sum of 1/n!. 64 bits more than are needed, for what is rounded.
+    // e is the sum of 1/n!. Compute 64 more bits than needed, to allow for rounding.
     let mut term = BigUint::from(1u8) << (bits - 130 + 64);
     let (mut e, mut n) = (BigUint::ZERO, 0_u32);
     while term != BigUint::ZERO {

@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_key_schedule_is_that_of_rfc_8448() {
-        // RFC 8448 section 3: the early secret, and what is derived of it.
+        // RFC 8448 section 3: the early secret, and the secrets derived from it.
         let early = Hash::Sha256.extract(&[0; 32], &[0; 32]);
         assert_eq!(early, hex("33ad0a1c607ec03b09e6cd9893680ce210adf300aa1f2660e1b22e10f170f92a"));
         assert_eq!(

@@ -83,7 +83,7 @@ fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Fa
 /// So many random bytes.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Without the system's randomness a scan still works: nothing here is worth an attack.
+    // Without the system's random numbers a scan still works: these keys protect nothing.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     bytes
 }

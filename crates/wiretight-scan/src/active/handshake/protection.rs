@@ -203,7 +203,7 @@ impl Protection {
             }
             Kind::Cbc { cipher, key, mac, chained } => {
                 let mut out = [data, sign(mac, &header, data).as_ref()].concat();
-                // A padding of more than a block where it is to be wrong: more to overlook.
+                // For the test of invalid padding, use more than one block: the server has more bytes to check.
                 let more = if bad.is_some() { 16 } else { 0 };
                 let n = 15 - out.len() % 16 + more;
                 out.extend(vec![n as u8; n + 1]);
@@ -246,7 +246,7 @@ impl Protection {
             Kind::Aead { key, iv, tls1_3: true } => {
                 let mut out = fragment.to_vec();
                 key.open(nonce(iv, sequence), &outer_header(fragment.len()), &mut out)?;
-                // The type stands before the zeros of the padding.
+                // The content type comes before the zeros of the padding.
                 let end = out.iter().rposition(|b| *b != 0).ok_or_else(short)?;
                 let content = ContentType::from_code(out[end])
                     .ok_or_else(|| malformed("an encrypted record of no type"))?;

@@ -63,7 +63,7 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
         .collect();
     usable
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
-    // The pairs of TLS 1.2, without what only later versions have.
+    // The signature schemes of TLS 1.2, without those that only later versions have.
     let schemes = prober.schemes(version);
     let hello = prober
         .hello(version)
@@ -243,7 +243,7 @@ impl Client {
                 Incoming::ChangeCipherSpec => return Ok(Flight::Abbreviated),
                 _ => return Err(malformed("data came in the middle of a handshake")),
             };
-            // It is no part of the transcript (RFC 5246 section 7.4.1.1).
+            // HelloRequest is not part of the transcript (RFC 5246 section 7.4.1.1).
             if message.kind == HandshakeType::HELLO_REQUEST {
                 continue;
             }
@@ -254,7 +254,7 @@ impl Client {
                 HandshakeType::SERVER_KEY_EXCHANGE => {
                     let suite = Suite::from_code(server.suite);
                     let kx = suite.map(Suite::key_exchange);
-                    // Others, of PSK and SRP for two, are not read.
+                    // Other key exchanges, such as PSK and SRP, are not supported.
                     if !matches!(kx, Some(KeyExchange::Ecdhe | KeyExchange::Dhe)) {
                         continue;
                     }
@@ -284,7 +284,7 @@ impl Client {
         let (premaster, key_exchange) = self.exchange(suite)?;
         let mut flight = Vec::new();
         let identity = self.channel.link.identity.clone();
-        // Before TLS 1.2 signatures are made in another way; there we have none.
+        // Before TLS 1.2 signatures have another form and no scheme.
         let signer = match &self.request {
             Some(request) if server.version == Version::Tls1_2.code() => {
                 identity.as_ref().and_then(|identity| identity.signer(&request.schemes))
@@ -292,7 +292,7 @@ impl Client {
             _ => None,
         };
         if self.request.is_some() {
-            // Empty where there is none that the server takes (RFC 5246 section 7.4.6).
+            // Empty if we have no certificate that the server accepts (RFC 5246 section 7.4.6).
             let shown = identity.iter().filter(|_| signer.is_some());
             let mut list = Vec::<u8>::new();
             for certificate in shown.flat_map(|identity| identity.chain()) {
@@ -571,7 +571,7 @@ impl RsaKey {
                 ))
             })
             .ok()?;
-        // The public exponent is small everywhere; a large one would be work for nothing.
+        // Public exponents are small in practice; a large one would only cost time.
         (n.len() >= 64 && n.len() <= 1024 && e.len() <= 8).then_some(Self { n, e })
     }
 

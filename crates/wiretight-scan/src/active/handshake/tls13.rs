@@ -129,7 +129,8 @@ impl Client {
         let server_data = hash.derive(&main, "s ap traffic", &self.transcript);
         self.channel.reading = protection(aead, hash, &server_data)?;
 
-        // Middleboxes expect one (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent.
+        // Middleboxes expect a ChangeCipherSpec (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent
+        // already.
         if !self.hello.session_id.is_empty() && self.retry.is_none() {
             self.channel.send(ContentType::ChangeCipherSpec, &[1]).await?;
         }
@@ -162,7 +163,7 @@ impl Client {
     /// Our Certificate, without one where there is none that the server takes (RFC 8446 section 4.4.2), and our
     /// CertificateVerify (section 4.4.3).
     fn certificate(&self, request: &CertificateRequest, hash: Hash) -> Result<Vec<u8>, Failure> {
-        // PKCS #1 signs certificates in TLS 1.3, and no handshakes.
+        // PKCS #1 v1.5 is for certificates only in TLS 1.3, not for handshakes.
         let schemes: Vec<u16> =
             request.schemes.iter().copied().filter(|code| code & 0xff != 1).collect();
         let identity = self.channel.link.identity.as_deref();
@@ -224,7 +225,7 @@ impl Client {
         if server.is_retry() {
             let (_, hash) = suite(server.suite)
                 .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
-            // The first hello stands in the transcript by its hash (RFC 8446 section 4.4.1).
+            // The transcript contains a hash in place of the first hello (RFC 8446 section 4.4.1).
             let digest = hash.digest(&self.transcript);
             self.transcript = Message::new(HandshakeType(254), &digest).bytes;
             self.transcript.extend(&message.bytes);

@@ -177,7 +177,7 @@ mod tests {
             {
                 assert!(key.secret(&bad).is_err(), "{group:#x}");
             }
-            // Beyond the prime, and right modulo it.
+            // A value above the prime that is valid modulo the prime.
             let (x, y) = key.curve.generator.clone();
             let beyond = (&x + &key.curve.p).to_bytes_be();
             if beyond.len() == key.curve.length() {

@@ -95,7 +95,7 @@ async fn serve(link: Link, flaws: Flaws) -> Result<(), Failure> {
     if heartbeat && flaws.heartbeat != Heartbeat::None {
         body.extend([0, 5, 0, 15, 0, 1, 1]);
     }
-    // A prime of Mersenne: 2^521 - 1.
+    // A Mersenne prime: 2^521 - 1.
     let p = [[1].as_slice(), &[0xff; 65]].concat();
     let secret = [0x42; 32];
     let share = power(&[3], &secret, &p)?;
