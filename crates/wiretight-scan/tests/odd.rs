@@ -1,5 +1,5 @@
-//! Servers behind something that is in the way, and servers that scanners are known to stumble over: what a scan says
-//! of them is right, or that it could not tell.
+//! Servers behind an obstacle, and servers that are known to cause problems for scanners: each fact of a scan is
+//! correct or inconclusive.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod servers;
@@ -16,7 +16,7 @@ use wiretight_scan::facts::{Answer, Fact, Facts, Value};
 use wiretight_scan::judge::Level;
 use wiretight_scan::{Host, Reached, Report, Start, Target};
 
-/// The ones behind which a scan is to find out all about versions and suites, for all their trouble.
+/// Obstacles behind which a scan must still find all versions and suites.
 const MILD: &[&str] = &[
     "throttled",
     "slow",
@@ -33,7 +33,7 @@ const MILD: &[&str] = &[
     "other-alert",
 ];
 
-/// What a fact is worth beside the same fact of the same server without the trouble.
+/// The quality of a fact behind an obstacle, compared with the same fact without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     Right,
@@ -41,7 +41,7 @@ enum Worth {
     Wrong,
 }
 
-/// The fact that says whether all of a family was asked for: what is not listed is refused only then.
+/// The fact that says whether the whole family was tested: only then are unlisted items known to be rejected.
 fn whole(id: &str) -> Option<String> {
     let mut parts = id.split('.');
     match (parts.next()?, parts.next()?) {
@@ -87,7 +87,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     }
 }
 
-/// The list that comes with a yes, sorted.
+/// The sorted list of a fact that is `yes`.
 fn sorted(fact: Option<&Fact>) -> Option<Vec<String>> {
     match fact.filter(|f| f.answer == Answer::Yes)?.value.clone()? {
         Value::List(mut list) => {
@@ -173,7 +173,7 @@ fn shown(fact: Option<&Fact>) -> String {
     }
 }
 
-/// A server, and facts of it: `yes`, `no`, or a list (`=a,b`) in the order of the alphabet.
+/// A server, and some of its facts: `yes`, `no`, or a list (`=a,b`) in alphabetical order.
 const STANDALONE: &[(&str, &[(&str, &str)])] = &[
     (
         "openssl-client-requested",
@@ -424,7 +424,7 @@ fn there_is_a_server_for_each_trouble() {
     assert!(MILD.iter().all(|name| matches!(config(name).how, How::Behind(..))));
 }
 
-/// Two servers that differ, of which each connection meets another.
+/// Two different servers behind one address; each connection reaches one of them.
 #[test]
 fn servers_that_differ_behind_one_address_are_noticed() {
     let (Some(old), Some(new)) = (start("openssl-tls1_2"), start("openssl-tls1_3")) else { return };
@@ -449,7 +449,7 @@ fn impatient() -> Options {
     Options { timeout: Duration::from_secs(1), ..scans::options() }
 }
 
-/// No SYN is ever answered: two attempts, and that is what the report says.
+/// No SYN is answered: the scan tries twice, and the report says that.
 #[test]
 fn a_dead_address_is_given_up_after_one_retry() {
     let (address, _host) = banning("127.0.0.1:1".parse().unwrap(), 0, Ban::Drops);
@@ -466,8 +466,8 @@ fn a_dead_address_is_given_up_after_one_retry() {
     }
 }
 
-/// Each way to ban, early and late: what is open is inconclusive with the reason, and nothing is denied that
-/// the same server does not deny otherwise.
+/// Each way to ban the scanner, early and late: open facts are inconclusive with the reason, and a "no" is reported
+/// only if it is also reported without the ban.
 #[test]
 fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     let Some(server) = start("nginx-modern") else { return };
@@ -510,7 +510,7 @@ fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     }
 }
 
-/// Servers that let nobody in without a certificate are asked on with one, in TLS 1.2 and 1.3.
+/// Servers that require a client certificate are tested further with one, in TLS 1.2 and 1.3.
 #[test]
 fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
     use rustls_pki_types::pem::PemObject;
@@ -563,7 +563,7 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
     assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
 }
 
-/// Not even at the end of its time a scan speaks to a server that has not greeted within the time-out.
+/// If a server sends no greeting within the time-out, the scan sends nothing to it, not even at the end of its time.
 #[test]
 fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -61,7 +61,7 @@ impl Workload {
         }
     }
 
-    /// The least that it can cost, and what that is.
+    /// The lower bound of the cost, and what it consists of.
     fn floor(self, floor: &Floor) -> Option<(f64, &'static str)> {
         match self {
             Self::X25519 => Some((floor.x25519_us, "P-256 signature and X25519")),
@@ -71,18 +71,18 @@ impl Workload {
     }
 }
 
-/// Collects samples, and tells of them.
+/// Collects samples and prints them.
 pub(crate) struct Report {
     scale: Scale,
     machine: Vec<(&'static str, String)>,
-    /// What runs, in the order of the rows.
+    /// The systems that run, in the order of the rows.
     systems: Vec<(System, String)>,
     floor: Floor,
     samples: Vec<Sample>,
 }
 
 impl Report {
-    /// `systems` are those that run, with their versions, in the order of the rows.
+    /// `systems`: those that run, with their versions, in the order of the rows.
     pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>, floor: Floor) -> Self {
         Self { scale, machine: machine(), systems, floor, samples: Vec::new() }
     }

@@ -1,9 +1,9 @@
-//! `scripts/bench intercept`: what interception costs, next to a program that is pointed at a `[[dial]]`.
+//! `scripts/bench intercept`: the cost of interception, compared with a program that connects to a `[[dial]]`.
 //!
-//! Program -> relay A -> mutual TLS 1.3 -> relay B -> origin, on two machines that are network namespaces with a wire
-//! (veth) between them, as root. The ways take turns within each round, so a noisy minute falls on all of them, and
-//! ratios are of one round. CPU is that of the two nodes with all of their children; what the kernel does for a
-//! program in its own time is in "program", which is the load and the origin.
+//! Program -> relay A -> mutual TLS 1.3 -> relay B -> origin, as root, on two machines that are network namespaces
+//! connected by a veth pair. All ways run in each round, so a busy minute affects all of them, and ratios compare
+//! values of one round. CPU is that of the two nodes with all of their children. The kernel's work in a program's own
+//! time is in "program", which is the load and the origin.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -27,20 +27,20 @@ use crate::{
     systems::{Machines, Pair, Taking},
 };
 
-/// Bytes of an answer.
+/// The length of a response.
 const RESPONSE: usize = 1024;
 
 /// Compare interception with an explicit listener.
 #[derive(Parser)]
 #[command(name = "scripts/bench intercept")]
 struct Args {
-    /// Rounds; in each, every way is taken once by every workload [default: 15, quick: 1]
+    /// Rounds; in each, every workload runs once over every way [default: 15, quick: 1]
     #[arg(long)]
     rounds: Option<usize>,
     /// Workloads to run
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<Workload>,
-    /// A smoke run: shorter everything; its figures are for no one
+    /// A short run to test the benchmark; its figures are not meaningful
     #[arg(long)]
     quick: bool,
     /// Seconds of a timed workload in a round [default: 3, quick: 1]
@@ -51,16 +51,16 @@ struct Args {
     _bench: bool,
 }
 
-/// One kind of traffic, with answers of 1 KiB.
+/// One kind of traffic, with responses of 1 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Workload {
-    /// Requests on 32 kept connections.
+    /// Requests on 32 kept-alive connections.
     Kept,
-    /// A connection a request, 16 at a time.
+    /// A new connection for each request, 16 at a time.
     New,
-    /// One request after the other on one kept connection.
+    /// One request after another on one kept-alive connection.
     KeptLatency,
-    /// One connection after the other, each with a request.
+    /// One connection after another, each with one request.
     NewLatency,
 }
 

@@ -1,4 +1,4 @@
-//! What the transparency log's parts carry: `scripts/bench log`.
+//! The throughput of the transparency log's parts: `scripts/bench log`.
 
 #![allow(clippy::unwrap_used, reason = "in a benchmark, whatever is not there ends it")]
 

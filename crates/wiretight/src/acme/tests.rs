@@ -1,4 +1,4 @@
-//! Against Pebble, with edges that die between any two requests to it.
+//! Tests against Pebble, with edges that stop between any two requests to it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,7 +27,7 @@ use pebble::Pebble;
 
 const NAME: &str = "www.example.test";
 
-/// Counts what was asked, and dies at one request: it, or its answer, never arrives.
+/// Counts requests, and fails at one of them: the request, or its response, is lost.
 #[derive(Clone)]
 struct Mortal {
     https: http::Https,
@@ -38,12 +38,12 @@ struct Mortal {
 struct Seen {
     requests: AtomicUsize,
     dies_at: AtomicUsize,
-    /// Whether the CA has seen the request at which it dies.
+    /// Whether the CA receives the request at which it fails.
     after: bool,
     dead: Notify,
-    /// Answers with 201 (Created), by path.
+    /// The paths of responses with 201 (Created).
     created: Mutex<BTreeMap<String, usize>>,
-    /// The contacts that the CA was told.
+    /// The contacts that the CA received.
     contacts: Mutex<Vec<serde_json::Value>>,
 }
 
@@ -87,7 +87,7 @@ impl HttpClient for Mortal {
     }
 }
 
-/// What a signed request says of whom the CA writes to.
+/// The contacts in a signed request.
 fn contact(jws: &[u8]) -> Option<serde_json::Value> {
     let jws: serde_json::Value = serde_json::from_slice(jws).ok()?;
     let payload = URL_SAFE_NO_PAD.decode(jws["payload"].as_str()?).ok()?;
@@ -95,7 +95,7 @@ fn contact(jws: &[u8]) -> Option<serde_json::Value> {
     payload.get("contact").cloned()
 }
 
-/// The machine's clock, and less patience.
+/// The machine's clock, with shorter waiting times.
 struct Impatient;
 
 #[async_trait]
@@ -148,7 +148,7 @@ impl Rig {
         Arc::new(Seen { dies_at: dies_at.into(), after, ..Seen::default() })
     }
 
-    /// An edge by this name; the same name and key are the same edge, started again.
+    /// An edge with this name. The same name and key again are the same edge, restarted.
     fn edge(&self, me: &str, key: &[u8], seen: &Arc<Seen>) -> (Arc<Acme>, Arc<Certificates>) {
         let serve = Arc::new(Certificates::default());
         let key = SealKey::from_bytes(key).unwrap();
@@ -176,7 +176,7 @@ impl Rig {
     }
 }
 
-/// What port 80 of any of the edges answers: what the store says.
+/// The response of port 80 of any edge: the one in the store.
 fn port_80() -> (u16, Arc<Mutex<Vec<Arc<MemoryStore>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -339,7 +339,7 @@ async fn when_one_ca_fails_the_next_is_asked() {
     assert_eq!(acme.errors().len(), 0);
 }
 
-/// A program that is asked about hosts: it says yes to those below `yes.test`, and what it was asked.
+/// A program that allows hosts below `yes.test`, and the requests that it received.
 fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/may?key=1", listener.local_addr().unwrap());
@@ -602,7 +602,7 @@ async fn what_an_edge_knows_that_is_a_member_no_longer_is_replaced() {
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (2, 2));
 }
 
-/// A store that is read from a copy, and whose authority may be away.
+/// A store that is read from a copy, and whose authority may be unavailable.
 #[derive(Default)]
 struct Far {
     store: MemoryStore,

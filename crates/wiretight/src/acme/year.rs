@@ -1,5 +1,5 @@
-//! A year of six-day certificates under a clock that the test moves: two edges, one store, the product's own
-//! ACME server, and whatever can go wrong between them.
+//! A year of six-day certificates with a simulated clock: two edges, one store, the product's own ACME server, and
+//! everything that can fail between them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,20 +24,20 @@ const START: u64 = 1_800_000_000;
 const HOUR: u64 = 3600;
 const DAY: u64 = 86_400;
 
-/// What happens outside of the edges.
+/// The world outside of the edges.
 struct World {
-    /// The true time, which is the CA's.
+    /// The true time, which the CA uses.
     now: AtomicU64,
     dice: AtomicU64,
-    /// When the CA cannot be reached.
+    /// When the CA is unavailable.
     down: Vec<(u64, u64)>,
-    /// Whether anything else goes wrong.
+    /// If true, nothing else fails.
     calm: bool,
     store: Arc<MemoryStore>,
     seen: Mutex<Seen>,
 }
 
-/// What the CA has seen.
+/// The requests and certificates that the CA has seen.
 #[derive(Debug, Default)]
 struct Seen {
     accounts: usize,
@@ -74,7 +74,7 @@ impl World {
     }
 }
 
-/// An edge's clock, which is wrong by so many seconds.
+/// An edge's clock, which is wrong by this many seconds.
 #[derive(Clone)]
 struct Skewed {
     world: Arc<World>,
@@ -92,7 +92,7 @@ impl Clock for Skewed {
     }
 }
 
-/// Six days, backdated by an hour, as public CAs do.
+/// Issues certificates for six days, backdated by an hour, as public CAs do.
 struct SixDays(SigningKey, Arc<World>);
 
 #[async_trait]
@@ -112,7 +112,7 @@ impl Issuer for SixDays {
     }
 }
 
-/// Looks for the answer in what the edges share, and fails at times.
+/// Looks for the challenge response in the edges' store, and sometimes fails.
 struct Looks(Arc<World>);
 
 #[async_trait]
@@ -146,7 +146,7 @@ impl Validator for Looks {
     }
 }
 
-/// The way to the CA. Renewal information, which the server does not have, is added here.
+/// The connection to the CA. It adds renewal information, which the server does not provide.
 #[derive(Clone)]
 struct Way {
     world: Arc<World>,
@@ -169,7 +169,7 @@ fn lost() -> Error {
 }
 
 impl Way {
-    /// A window of renewal information: usual, at once, nonsense, too late.
+    /// A window of renewal information: usual, immediate, invalid, or too late.
     fn renewal_info(&self) -> Response<Bytes> {
         let (world, now) = (&self.world, self.world.now());
         let (start, end) = match world.below(8) {
@@ -283,7 +283,7 @@ impl HttpClient for Way {
     }
 }
 
-/// An edge: what is left of it when its process ends, and the process.
+/// An edge: its state that survives the end of its process, and the process.
 struct Edge {
     me: &'static str,
     key: zeroize::Zeroizing<Vec<u8>>,
@@ -309,7 +309,7 @@ fn start(me: &str, key: &[u8], clock: &Skewed, way: &Way) -> (Arc<Acme>, Arc<Cer
     (acme, serve)
 }
 
-/// For how many seconds in `days` an edge served an expired certificate, or none after it had one.
+/// The number of seconds in `days` in which an edge served an expired certificate, or none after it had one.
 async fn live(world: &Arc<World>, days: u64) -> u64 {
     let (read, key) = (world.clone(), SigningKey::generate().unwrap());
     let server = AcmeServer::new(
@@ -372,7 +372,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     expired
 }
 
-/// The most that fall into any span.
+/// The largest number of times within any span.
 fn most(times: &[u64], span: u64) -> usize {
     let from = |t: &u64| times.iter().filter(|u| (*t..*t + span).contains(u)).count();
     times.iter().map(from).max().unwrap_or_default()
@@ -405,7 +405,7 @@ async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_bro
     }
 }
 
-/// The control: what the test above would see.
+/// The control: faults that the test above must detect.
 #[tokio::test]
 async fn a_ca_that_is_away_for_a_week_leaves_an_expired_certificate() {
     let world = World::new(1, vec![(START + 2 * DAY, START + 9 * DAY)], true);

@@ -1,4 +1,4 @@
-//! The server without sockets, under a clock that the test moves.
+//! The ACME server without sockets, with a simulated clock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,7 +11,7 @@ use super::*;
 
 const BASE: &str = "https://acme.corp.internal";
 
-/// Self-signs: what is tested is who gets that far.
+/// Self-signs: these tests only check whether a certificate is issued at all.
 struct Issues(SigningKey);
 
 #[async_trait]
@@ -29,7 +29,7 @@ impl Issuer for Issues {
     }
 }
 
-/// Believes whom it is told to.
+/// Validates exactly the configured names.
 struct Believes(&'static str);
 
 #[async_trait]
@@ -133,7 +133,7 @@ impl Client {
         self.post(&format!("{BASE}/new-order"), &payload.to_string()).await
     }
 
-    /// Tries to prove the one name of an order.
+    /// Tries to validate the one name of an order.
     async fn prove(&self, order: &Value) -> Value {
         let authorization = order["authorizations"][0].as_str().unwrap();
         let Got(200, _, json) = self.post(authorization, "").await else { panic!() };

@@ -1,4 +1,4 @@
-//! Every key arrives, every error says what to do, and garbage never panics.
+//! Every key is read, every error says what to do, and random input never causes a panic.
 
 use wiretight_proxy::edge::settings::{Hsts, Limits, SiteSettings};
 use wiretight_proxy::relay::settings::{DialSettings, ServiceSettings};
@@ -19,14 +19,14 @@ const INTERCEPT_LINES: &str = "[intercept]\nmode = \"strict\"";
 const EDGE_LINES: &str = "[edge]\ntrusted_proxies = [\"10.0.0.0/8\"]";
 const SITE_LINES: &str = "[[site]]\nnames = [\"example.org\"]\nto = \"127.0.0.1:8080\"\n\
                           cert = \"/etc/a.pem\"\nkey = \"/etc/a.key\"";
-/// Files, each with all of its errors behind `=> `, from the line number on.
+/// Files, each followed by all of its errors after `=> `, starting with the line number.
 const BAD_FILES: &str = include_str!("bad_files.txt");
 
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(Path::new("w.toml"), text)
 }
 
-/// Every error, one a line; the text must be refused.
+/// All errors, one per line; the text must be rejected.
 fn errors(text: &str) -> String {
     match parse(text) {
         Ok(config) => panic!("accepted:\n{text}\n{config:#?}"),
@@ -34,7 +34,7 @@ fn errors(text: &str) -> String {
     }
 }
 
-/// The example with each `#key = value` and `#[section]` in use.
+/// The example with each `#key = value` and `#[section]` uncommented.
 fn uncommented() -> String {
     let is_setting = |s: &str| s.starts_with(|c: char| c == '[' || c.is_ascii_lowercase());
     let lines = EXAMPLE.lines().map(|l| l.strip_prefix('#').filter(|s| is_setting(s)).unwrap_or(l));
@@ -392,7 +392,7 @@ fn durations_are_strict() {
     }
 }
 
-/// Stand-ins that keep the table short: `$NODE` is lines 1 to 3 of a file, and so on.
+/// Placeholders that keep the table short: `$NODE` is lines 1 to 3 of a file, and so on.
 fn expand(text: &str) -> String {
     text.replace("$NODE", NODE_LINES)
         .replace("$SERVICE", SERVICE_LINES)

@@ -1,4 +1,4 @@
-//! Certificates by ACME: from nothing to a served certificate, with the real daemon and Pebble.
+//! Certificates by ACME: from an empty state to a served certificate, with the real daemon and Pebble.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use pebble::Pebble;
 
 const NAME: &str = "www.example.test";
 
-/// `more` are lines of [[acme]].
+/// `more`: further lines of [[acme]].
 fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     if !pebble::installed() || !has(&["curl"]) {
         return;
@@ -91,7 +91,7 @@ fn a_certificate_is_obtained_by_tls_alpn_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"tls-alpn-01\"".into());
 }
 
-/// By an external command, run past the sandbox, for what no other proof serves: a wildcard.
+/// By an external command, run outside of the sandbox, for names that only dns-01 can validate: a wildcard.
 #[test]
 fn a_wildcard_certificate_is_obtained_by_dns_01_and_served() {
     orders(&["example.test", "*.example.test"], |world, pebble| {
@@ -110,7 +110,7 @@ fn a_wildcard_certificate_is_obtained_by_dns_01_and_served() {
     });
 }
 
-/// A private name on the authority's machine has a certificate at once, and no CA is asked.
+/// A private name on the authority's machine gets a certificate at once, without a CA.
 #[test]
 fn a_private_name_is_served_at_once_with_a_certificate_of_the_mesh() {
     if !has(&["curl"]) {
@@ -143,7 +143,8 @@ fn a_private_name_is_served_at_once_with_a_certificate_of_the_mesh() {
     }
 }
 
-/// A host that nobody has written down is served at its first visit, if the program on this machine says yes.
+/// A host that is not in the configuration is served from its first connection on, if the program on this machine
+/// allows it.
 #[test]
 fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     if !pebble::installed() || !has(&["curl"]) {
@@ -198,7 +199,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
 }
 
-/// A program that says 200 to questions with this text, and what it was asked.
+/// A program that responds with 200 to requests that contain this text, and the requests that it received.
 fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -218,7 +219,7 @@ fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (at, asked)
 }
 
-/// Two edges for one name on machines of their own, and the authority on a third.
+/// Two edges for one name on separate machines, and the authority on a third.
 struct Edges {
     // In the order of their expiry.
     edges: Vec<Node>,
@@ -229,8 +230,8 @@ struct Edges {
 }
 
 impl Edges {
-    /// `share` is a line of [edge]. The CA looks at the first edge alone, whoever orders. `two` machines: the
-    /// first edge is on the authority's.
+    /// `share`: a line of [edge]. The CA always validates at the first edge, whichever edge orders. With `two`
+    /// machines, the first edge is on the authority's.
     fn start(share: &str, two: bool) -> Edges {
         let world = World::new();
         let (https, http) = (vec![free(), free()], vec![free(), free()]);
@@ -316,7 +317,7 @@ fn sharing_edges_order_once_serve_the_same_and_start_without_authority_and_ca() 
     }
 }
 
-/// The control of the above: edges that share nothing.
+/// The control for the test above: edges that share nothing.
 #[test]
 fn edges_that_do_not_share_each_order_their_own_certificate() {
     if !pebble::installed() || !has(&["curl"]) {

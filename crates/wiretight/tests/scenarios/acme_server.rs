@@ -1,5 +1,5 @@
-//! The ACME server with a client that is not ours: certbot, in a network of its own, where ports 80 and 443
-//! are free and /etc/hosts says where names are. That takes root.
+//! The ACME server with a foreign client: certbot, in its own network namespace, where ports 80 and 443 are free and
+//! /etc/hosts resolves the names. This needs root.
 
 use std::fs;
 use std::path::PathBuf;

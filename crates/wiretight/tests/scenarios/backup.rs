@@ -1,4 +1,4 @@
-//! `wiretight authority backup` and `restore`, while the authority issues, with witnesses and without.
+//! `wiretight authority backup` and `restore`, while the authority issues certificates, with and without witnesses.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use super::rig::*;
 use super::transparency::{WitnessProcess, witnesses};
 
-/// How many times each is done: `usual`, if `WIRETIGHT_BACKUP_ROUNDS` does not say otherwise.
+/// The number of repetitions: WIRETIGHT_BACKUP_ROUNDS, or `usual`.
 fn rounds(usual: u64) -> u64 {
     let rounds = std::env::var("WIRETIGHT_BACKUP_ROUNDS").ok();
     rounds.map_or(usual, |n| n.parse().expect("WIRETIGHT_BACKUP_ROUNDS is a number"))
 }
 
-/// Nodes ask for certificates as fast as they get them, until this is dropped.
+/// Nodes that request certificates in a loop until this is dropped.
 fn issuing<T>(nodes: &[&Node], during: impl FnOnce() -> T) -> T {
     let done = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -54,7 +54,7 @@ fn size(auth: &Node) -> u64 {
     auth.cli(&["authority", "status", "--json"]).good().json()["log"]["size"].as_u64().unwrap()
 }
 
-/// It issues to nodes that knew the authority before, and to new ones.
+/// It issues to nodes from before the restore, and to new ones.
 fn goes_on(auth: &Node, nodes: &[&Node]) {
     for node in nodes {
         wait_for("a node that knew the authority gets a certificate", || {
@@ -190,7 +190,7 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
 
 // ---- With the log in a bucket.
 
-/// An S3 server (moto), over TLS, for plaintext does not go over a network.
+/// An S3 server (moto), over TLS, because plaintext must not cross a network.
 struct S3 {
     addr: SocketAddr,
     ca: PathBuf,
@@ -240,7 +240,7 @@ impl S3 {
     }
 }
 
-/// As `Node::cli`, in the environment of the node.
+/// Like `Node::cli`, with the environment of the node.
 fn cli(auth: &Node, args: &[&str]) -> Ran {
     let mut command = wiretight();
     command.args(args).arg("--config").arg(auth.file()).envs(auth.env.iter().cloned());

@@ -1,8 +1,8 @@
-//! Faults under traffic: two strict machines and an authority on one wire, programs on both that never stop trying
-//! to reach the other in the clear, and one thing after another that breaks. Nothing of theirs may cross in the
-//! clear, and what is encrypted has to come back by itself.
+//! Faults under traffic: two strict machines and an authority on one wire, and programs on both machines that keep
+//! trying to reach the other in plaintext, while one fault follows another. No plaintext may cross the wire, and
+//! encrypted traffic must recover by itself.
 //!
-//! `scripts/chaos` is the long run. WIRETIGHT_CHAOS_CYCLES is how many faults, WIRETIGHT_CHAOS_SEED which ones.
+//! `scripts/chaos` is the long run. WIRETIGHT_CHAOS_CYCLES sets the number of faults, WIRETIGHT_CHAOS_SEED their order.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,7 @@ const CYCLES: u64 = 45;
 const SEED: u64 = 7;
 const AUTHORITY: u16 = 7400;
 const MESH: u16 = 7080;
-/// A service of the mesh stands for the first; programs listen on the others, too.
+/// A service of the mesh covers the first port; programs listen on the others, too.
 const COVERED: u16 = 9000;
 const UNCOVERED: u16 = 9001;
 const UDP: u16 = 9002;
@@ -40,9 +40,9 @@ const NAMES: [&str; 2] = ["client", "server"];
 /// What breaks.
 struct Fault {
     name: &'static str,
-    /// How often in a deck.
+    /// How many times it occurs in a deck of faults.
     weight: u64,
-    /// Breaks it and mends what does not mend itself, such as a process that was killed.
+    /// Causes the fault, and restores what does not recover by itself, such as a killed process.
     run: fn(&mut Rig, side: usize),
 }
 
@@ -117,7 +117,7 @@ fn authority_upgraded(rig: &mut Rig, _: usize) {
     rig.authority.upgrade();
 }
 
-/// The process that one has started to keep the rules.
+/// The process that `pid` has started to maintain the rules.
 fn keeper_of(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     let keeper = children.split_whitespace().find(|pid| {
@@ -192,7 +192,7 @@ fn link_down(rig: &mut Rig, side: usize) {
     address(&rig.machines[side], host(side));
 }
 
-/// Everything is gone; the rules come before the network, and the node after it.
+/// Everything has stopped; the rules are loaded before the network, and then the node starts.
 fn boot(rig: &mut Rig, side: usize) {
     let machine = rig.machines[side].clone();
     rig.nodes[side].kill();
@@ -247,7 +247,7 @@ fn expired(rig: &mut Rig, _: usize) {
     rig.authority.ready();
 }
 
-/// Of one of the nodes or of the authority; ahead, behind, or first the one and then the other.
+/// The clock of a node or of the authority: ahead, behind, or one after the other.
 fn clock_set(rig: &mut Rig, side: usize) {
     let which = match rig.dice.below(2) {
         0 => side,
@@ -262,7 +262,7 @@ fn clock_set(rig: &mut Rig, side: usize) {
     rig.clocks[which].set(0);
 }
 
-/// It has another token each time. What it announces stays in the registry.
+/// It uses a new token each time. Its announcements stay in the registry.
 fn member_gone_bad(rig: &mut Rig, side: usize) {
     let token = rig.authority.token("bad", &["evil"]);
     let others = [hosts(1)[0].to_string(), format!("[{}]", hosts(2)[1]), "10.77.0.200".into()];
@@ -286,9 +286,9 @@ struct Rig {
     authority: Node,
     log: LogSide,
     machines: [String; 2],
-    /// Of the nodes, and of the authority.
+    /// Time of the nodes and of the authority.
     clocks: [Clock; 3],
-    /// The machine of a member gone bad.
+    /// The machine of a compromised member.
     bad: String,
     dice: Dice,
     reloads: u16,
@@ -306,7 +306,7 @@ impl Rig {
         Ran::of(&mut within(Some(&self.machines[side]), nft), "").good().out
     }
 
-    /// Whether the second table of a process stands, and drops. (It may go while it is looked for.)
+    /// Whether the guard table of a process exists and drops packets. (It may disappear during the check.)
     fn is_guarded(&self, side: usize, keeper: u32) -> bool {
         let nft = |command: &str| {
             let mut nft = Command::new(find("nft").unwrap());
@@ -318,7 +318,7 @@ impl Rig {
         name.is_some_and(|name| nft(&format!("list table inet {name}")).contains("drop"))
     }
 
-    /// Somebody changes the rules: the node mends them, and says so.
+    /// Another program changes the rules: the node restores and reports them.
     fn changed_by_somebody(&mut self, side: usize, command: &str) {
         let node = &self.nodes[side];
         let mended = || node.log().matches("another program changed").count();
@@ -328,7 +328,7 @@ impl Rig {
     }
 }
 
-/// It connects by IPv4, and offers a service by IPv6, too.
+/// The program connects by IPv4, and also offers a service by IPv6.
 fn dual_stack_token(authority: &Node, side: usize) -> String {
     let six = hosts(host(side))[1].to_string();
     authority.token_at(NAMES[side], &SERVICES[side], &[&six])
@@ -357,20 +357,20 @@ fn sections(side: usize, management: u16) -> String {
 
 // ---- Programs that retry for ever.
 
-/// How often one of them got through.
+/// How many attempts got through.
 struct Try {
     what: String,
     done: AtomicU64,
 }
 
-/// What a program does again and again.
+/// What a program does repeatedly.
 type Again = fn(SocketAddr, &Try, &AtomicBool);
 
 struct Traffic {
     stop: Arc<AtomicBool>,
-    /// To what a service stands for.
+    /// To a port that a service covers.
     covered: Vec<Arc<Try>>,
-    /// To what none does.
+    /// To a port that no service covers.
     uncovered: Vec<Arc<Try>>,
 }
 
@@ -431,19 +431,19 @@ impl Traffic {
         Traffic { stop, covered, uncovered }
     }
 
-    /// What is covered, so often.
+    /// Covered traffic, this many times.
     fn counts(&self) -> Vec<u64> {
         self.covered.iter().map(|tried| tried.done.load(Relaxed)).collect()
     }
 
-    /// Waits until all that is covered gets through again.
+    /// Waits until all covered traffic gets through again.
     #[track_caller]
     fn recovers(&self) -> Duration {
         self.recovered()
             .unwrap_or_else(|missing| panic!("no traffic after {PATIENCE:?}: {missing}"))
     }
 
-    /// The same; what does not get through is an error.
+    /// The same; an error lists the traffic that does not get through.
     fn recovered(&self) -> Result<Duration, String> {
         let (begun, before) = (Instant::now(), self.counts());
         let missing = || -> Vec<&str> {
@@ -509,7 +509,7 @@ fn echo_all(port: u16) {
 
 // ---- The run.
 
-/// Each fault as often as its weight says, in an order of the dice.
+/// Each fault as many times as its weight says, in random order.
 fn deck(dice: &mut Dice) -> Vec<&'static Fault> {
     let all = FAULTS.iter().flat_map(|fault| (0..fault.weight).map(move |_| fault));
     let mut deck: Vec<_> = all.collect();

@@ -1,7 +1,7 @@
-//! Clocks that are wrong for a while, on each of the authority, the witnesses and the nodes: when they are right again
-//! the mesh recovers by itself, within a minute.
+//! Clocks of the authority, the witnesses and the nodes are wrong for a while: when they are right again, the mesh
+//! recovers by itself within a minute.
 //!
-//! WIRETIGHT_CLOCKS=all runs every case; by default there is one of each kind.
+//! WIRETIGHT_CLOCKS=all runs every case; by default one of each kind runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,27 +11,27 @@ use std::time::Instant;
 use super::rig::*;
 use super::transparency::Witnessed;
 
-/// A clock of its own for a process, which can be set while the process runs.
+/// A separate clock for a process, which can be set while the process runs.
 pub(crate) struct Clock {
     file: PathBuf,
 }
 
 impl Clock {
-    /// Its file stands in a folder that the process may read.
+    /// Its file is in a folder that the process may read.
     pub(crate) fn in_folder(folder: &Path) -> Clock {
         let clock = Clock { file: folder.join("clock") };
         clock.set(0);
         clock
     }
 
-    /// So many seconds ahead of the right time; behind, if negative.
+    /// Seconds ahead of the right time; negative if behind.
     pub(crate) fn set(&self, ahead: i64) {
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{ahead:+}")).unwrap();
         fs::rename(new, &self.file).unwrap();
     }
 
-    /// With this in its environment a process has this clock.
+    /// The environment variable that gives a process this clock.
     pub(crate) fn env(&self) -> Vec<(&'static str, PathBuf)> {
         let library = fs::read_dir("/usr/lib")
             .unwrap()
@@ -49,19 +49,19 @@ impl Clock {
 }
 
 const HOURS: i64 = 7200;
-/// Longer than the intervals at which clocks are looked at.
+/// Longer than the intervals at which clocks are checked.
 const WRONG: u64 = 7000;
-/// Cases that run side by side, each with a mesh of its own.
+/// Cases that run in parallel, each with its own mesh.
 const AT_ONCE: usize = 6;
 
 const EVERYBODY: [&str; 6] = ["auth", "db1", "app1", "north", "south", "east"];
 
-/// Whose clocks are wrong, and by how many seconds they are ahead, one value after the other.
+/// Whose clocks are wrong, and how many seconds they are ahead, one value after another.
 type Case = (&'static [&'static str], &'static [i64]);
 
-/// Up to 45 s, nearly all of which is waiting: twice for a wrong clock to be noticed, and then for an authority whose clock
-/// was behind and ahead, which tries every 5 to 10 s to replace its intermediate and to log that. The cases run side by
-/// side.
+/// Up to 45 s, nearly all of it waiting: twice until a wrong clock is noticed, and then for an authority whose clock
+/// was behind and ahead, which tries every 5 to 10 s to replace its intermediate and to log that. The cases run in
+/// parallel.
 #[test]
 fn a_mesh_recovers_after_wrong_clocks_are_corrected() {
     if !has(&["faketime"]) {

@@ -33,16 +33,16 @@ const HOSTS: [(&str, &str); 9] = [
 /// What a reader types at the prompt of `psql`.
 const SQL: &str = "SELECT 'it ' || 'answers';\n";
 
-/// A machine: its namespaces, and what runs there.
+/// A machine: its namespaces, and the processes in them.
 struct Host {
     name: &'static str,
     netns: String,
-    /// Holds the mount namespace.
+    /// Keeps the mount namespace alive.
     holder: Kid,
     running: BTreeMap<&'static str, Kid>,
 }
 
-/// All machines, on one wire, and what the reader has noted.
+/// All machines on one wire, and the values that the reader has noted.
 struct Site {
     hosts: Vec<Host>,
     noted: BTreeMap<String, String>,
@@ -61,7 +61,7 @@ impl Drop for Site {
     }
 }
 
-/// Names of witnesses, whose certificates come from an authority that all machines trust.
+/// Names of witnesses, with certificates from a CA that all machines trust.
 const MOUNTS: &str = "
 mount -t tmpfs none \"$1\"; cd \"$1\"
 mkdir etc etc-work lib lib-work home
@@ -82,7 +82,6 @@ mount --bind \"$3/safe\" /mnt/safe
 echo mounted; exec sleep infinity";
 
 impl Site {
-    /// With these machines.
     fn new(names: &[&str]) -> Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let world = World::new();
@@ -130,7 +129,7 @@ impl Site {
         site
     }
 
-    /// An authority that the system trusts, and a certificate of it for the witness.
+    /// A CA that the system trusts, and its certificate for the witness.
     fn certificates(&self) {
         let openssl = |args: &str| {
             let mut command = Command::new(find("openssl").unwrap());
@@ -181,7 +180,7 @@ impl Site {
         text
     }
 
-    /// A file of a document.
+    /// Writes a file that a document shows.
     fn file(&mut self, block: &str) {
         let head = block.lines().next().unwrap_or_default();
         let (hosts, path) = head
@@ -205,7 +204,7 @@ impl Site {
         }
     }
 
-    /// A line of a document: `HOST# COMMAND   # note`.
+    /// Runs a line of a document: `HOST# COMMAND   # note`.
     fn line(&mut self, line: &str) {
         let (host, line) =
             line.split_once("# ").unwrap_or_else(|| panic!("not `host# command`: {line:?}"));
@@ -240,7 +239,7 @@ impl Site {
         }
     }
 
-    /// A program that stays. One that runs already is ended first, as the documents say.
+    /// Starts a program that keeps running. An earlier one is stopped first, as the documents say.
     fn start(&mut self, host: &str, which: &'static str, line: &str) {
         let log = self.log_of(host, which);
         let mut command = self.shell(host, &format!("exec {line}"));
@@ -268,7 +267,7 @@ impl Site {
         }
     }
 
-    /// A machine is no more, and another one has its address.
+    /// A machine disappears, and another one gets its address.
     fn switch(&mut self, gone: &str, instead: &str) {
         self.host(gone).running.clear();
         ip(&format!("-n {} link set eth0 down", self.host(gone).netns));
@@ -287,7 +286,7 @@ impl Site {
         self.hosts.iter().map(of).collect()
     }
 
-    /// Does all that a part of a document says.
+    /// Does everything that a part of a document says.
     fn follow(&mut self, part: &str) {
         let mut done = 0;
         for (kind, text) in blocks(part) {
@@ -311,7 +310,7 @@ fn part<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..end]
 }
 
-/// Fenced blocks, also in a list: what kind, and what is in them.
+/// Fenced blocks, including those in lists: kind and content.
 fn blocks(part: &str) -> Vec<(&str, String)> {
     let mut all = Vec::new();
     let mut lines = part.lines();

@@ -1,4 +1,4 @@
-//! The edge with programs that are not ours: curl and wrk before it, openssl against it, nginx behind it.
+//! The edge with foreign programs: curl and wrk as clients, openssl for handshakes, nginx as backend.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use super::traffic::{curl, nginx};
 
 const NAME: &str = "www.example.test";
 
-/// A node with one site, and nginx behind it.
+/// A node with one site, with nginx as the backend.
 pub(crate) struct Edge {
     pub(crate) node: Node,
     pub(crate) https: SocketAddr,
@@ -23,7 +23,7 @@ pub(crate) struct Edge {
     _world: World,
 }
 
-/// A self-signed certificate by openssl.
+/// A self-signed certificate made by openssl.
 fn certificate(cert: &Path, key: &Path, how: &[&str]) {
     let mut command = Command::new(find("openssl").unwrap());
     command.args(["req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=x"]).args(how);
@@ -69,7 +69,7 @@ impl Edge {
         self.client()(args, &[path])
     }
 
-    /// curl, for a thread of its own: all paths on one connection.
+    /// curl, for use in its own thread: all paths on one connection.
     pub(crate) fn client(&self) -> impl Fn(&[&str], &[&str]) -> Ran + Send + 'static {
         let (port, address) = (self.https.port(), self.https.ip());
         let (resolve, cert) = (format!("{NAME}:{port}:{address}"), self.cert.clone());
@@ -82,7 +82,7 @@ impl Edge {
         }
     }
 
-    /// What openssl says of a handshake.
+    /// The output of openssl about a handshake.
     fn s_client(&self, args: &[&str]) -> Ran {
         let at = self.https.to_string();
         let mut command = Command::new(find("openssl").unwrap());

@@ -1,5 +1,4 @@
-//! Software that is not ours at either end, with the PEM files of `wiretight svid fetch`: openssl,
-//! curl, stunnel, nginx.
+//! Foreign software at either end, with the PEM files of `wiretight svid fetch`: openssl, curl, stunnel, nginx.
 
 use std::fs;
 use std::io::Read;
@@ -16,7 +15,7 @@ use super::traffic::{curl, http_server, nginx};
 
 const HELLO: &str = "hello from the backend";
 
-/// A mesh whose nodes make SVIDs for foreign software, and what that software needs of it.
+/// A mesh whose nodes create SVIDs for foreign software, and the files that this software needs.
 struct Foreign {
     auth: Node,
     /// Offers `api` (HTTP) and `echo` to `service/web`.
@@ -55,7 +54,7 @@ impl Foreign {
         (self.world.joined(&self.auth, "app1", &["web"], &file), entry)
     }
 
-    /// `db1` served `service` to `service/web` without our ALPN.
+    /// Checks that `db1` served `service` to `service/web` without our ALPN.
     fn assert_served(&self, service: &str) {
         let name = format!("spiffe://{TD}/service/web");
         let of = |l: &Value| l["service"] == service && l["peer"] == *name && l["end"] == "done";
@@ -92,7 +91,7 @@ impl Pem {
         self.file("bundle.pem")
     }
 
-    /// As `openssl s_client` and `s_server` take them.
+    /// The options for `openssl s_client` and `s_server`.
     fn openssl(&self) -> Vec<String> {
         let (svid, key, bundle) = (self.svid(), self.key(), self.bundle());
         ["-cert", &svid, "-key", &key, "-cert_chain", &svid, "-CAfile", &bundle]
@@ -109,7 +108,7 @@ fn openssl() -> Command {
     Command::new(find("openssl").unwrap())
 }
 
-/// `openssl s_client`: sends a line, and reads until it has come back.
+/// `openssl s_client`: sends a line, and reads until the line has come back.
 fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, String) {
     let mut command = openssl();
     command.args(["s_client", "-connect", &to.to_string(), "-servername", name]);
@@ -320,7 +319,7 @@ fn openssl_serves_our_dial() {
     dialled(&app);
 }
 
-/// Programs reach a foreign server through our dial; and a server with another name they do not.
+/// Programs reach a foreign server through our dial, but not a server with another name.
 fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
     let (mut app, entry) = mesh.app(server);
     for _ in 0..20 {
@@ -340,7 +339,7 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
     app.kill();
 }
 
-/// The access log of a node says that it dialled `legacy`, with TLS that is ours to accept.
+/// The access log of a node says that it dialled `legacy`, with accepted TLS parameters.
 fn dialled(app: &Node) {
     let legacy = format!("spiffe://{TD}/service/legacy");
     wait_for("the access log has it", || {

@@ -1,5 +1,5 @@
-//! The log under real processes: a day in the life of a mesh with witnesses, witnesses that die and come back under
-//! load, who may read the log, and nodes without news.
+//! The log with real processes: a day of a mesh with witnesses, witnesses that stop and restart under load, access to
+//! the log, and nodes out of contact with the authority.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ const WITNESSES: [&str; 3] = ["north", "south", "east"];
 
 // ---- A day in the life.
 
-/// About 20 s, of which the script waits 10 s for the alarm that the witnesses are away, and 8 s for a join that is refused
-/// meanwhile.
+/// About 20 s; the script waits 10 s of them for the alarm that the witnesses are down, and 8 s for a join that is
+/// rejected meanwhile.
 #[test]
 fn a_day_in_the_life() {
     if !has(&["openssl", "perl"]) {
@@ -99,7 +99,7 @@ fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issua
     ));
 }
 
-/// The steps of the operator guide, in their order, and no connection is lost.
+/// The steps of the operator guide, in order; no connection is lost.
 #[test]
 fn an_existing_mesh_gets_witnesses_under_load() {
     let world = World::new();
@@ -180,7 +180,7 @@ fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     say(format!("the intermediate revoked: connections again after {:.1} s", back.as_secs_f32()));
 }
 
-/// An authority, three witnesses of which two have to cosign, a service and its caller.
+/// An authority, three witnesses of which two must cosign, a service and its caller.
 pub(super) struct Witnessed {
     pub(super) auth: Node,
     pub(super) db: Node,
@@ -195,7 +195,7 @@ impl Witnessed {
         Witnessed::with(world, |_| Vec::new())
     }
 
-    /// With what `env` makes of its folder in the environment of each process.
+    /// `env` returns environment variables for each process, given its folder.
     pub(super) fn with(
         world: &World,
         env: impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
@@ -230,7 +230,7 @@ impl Witnessed {
     }
 }
 
-/// Three that run, and the policy with them and the log of this authority.
+/// Three running witnesses, and the policy with them and the log of this authority.
 pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     witnesses_with(world, auth, policy, &|_| Vec::new())
 }
@@ -306,7 +306,7 @@ impl WitnessProcess {
     }
 }
 
-/// Whose certificate is of a private CA; and a start without a quorum says which witness it waits for, and why.
+/// Witnesses with a certificate of a private CA. A start without a quorum reports which witness it waits for, and why.
 #[test]
 fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     if !has(&["openssl"]) {
@@ -360,7 +360,7 @@ fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     assert_eq!(auth.status()["log"]["witnesses"][0]["problem"], Value::Null);
 }
 
-/// Of each identity that a node has.
+/// One for each identity of a node.
 fn serials(node: &Node) -> Vec<String> {
     let status = node.status();
     let identities = status["identities"].as_array().into_iter().flatten();
@@ -433,7 +433,7 @@ fn the_log_is_readable_by_members_and_auditors_or_by_everyone() {
     }
 }
 
-/// From the keys that a node prints once, a monitor follows all of its renewals.
+/// From the keys that a node prints once, a monitor can follow all of its renewals.
 #[test]
 fn renewals_raise_no_alert_in_a_monitor() {
     let world = World::new();
@@ -502,7 +502,7 @@ fn renewals_raise_no_alert_in_a_monitor() {
     silent("told once");
 }
 
-/// A key with a certificate that it signed itself; and the hash of its public key.
+/// A key with a self-signed certificate, and the hash of its public key.
 fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     let [cert, key] = ["pem", "key"].map(|end| world.path(&format!("{name}.{end}")));
     let shell = format!(
@@ -516,8 +516,8 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
 
 // ---- Nodes out of contact with the authority.
 
-/// It takes more than a minute, and waits: that is the shortest limit that a file may set, it is measured by the time
-/// since the machine was started, which nobody can set, and it begins anew with the process.
+/// It takes more than a minute, mostly waiting. A minute is the shortest limit that a file may set; it is measured by
+/// the time since boot, which nobody can set, and starts again with the process.
 #[test]
 fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     let world = World::new();

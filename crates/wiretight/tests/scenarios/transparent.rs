@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::intercept::{CANARY, Capture, SERVER, Wire, is_root, run};
 use super::rig::*;
 
-/// How many packets there were from loopback's addresses, which no wire may carry.
+/// The number of packets from loopback addresses, which must not be on a wire.
 fn loopbacks(capture: Capture) -> usize {
     let bytes = capture.bytes();
     // IPv6 header: version 6, ..., hop limit, source. TCP is protocol 6, and the hop limit is 64 here.
@@ -18,8 +18,8 @@ fn loopbacks(capture: Capture) -> usize {
     v6 + bytes.windows(8).filter(|w| v4(w)).count()
 }
 
-/// `transparent`: the program behind a service sees its caller's address. The twin is the same program behind a
-/// service without it.
+/// `transparent`: the program behind a service sees its caller's address. The twin is the same program behind a service
+/// without `transparent`.
 #[test]
 fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli"]) || !is_root()
@@ -216,7 +216,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     assert!(verb(&["rules", "show"]).out.contains("[::1]:6379"));
 }
 
-/// A node's child keeps its rules; that one's child does the work.
+/// A node's child maintains its rules; the child of that child does the work.
 fn only_child(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     children.trim().parse().unwrap()

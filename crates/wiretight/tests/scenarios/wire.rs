@@ -1,6 +1,6 @@
-//! What crosses a wire: a capture that is read while it runs, so a long one fills no disk. Each frame is
-//! searched for what no frame may carry, and has to be neighbour discovery or TCP of the mesh; each TCP connection
-//! of the mesh has to begin as TLS 1.3 does.
+//! The traffic on a wire: a capture that is read while it runs, so that a long one does not fill the disk. Each frame
+//! is searched for data that must not appear, and must be neighbour discovery or TCP of the mesh. Each TCP connection
+//! of the mesh must begin with TLS 1.3.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -16,26 +16,26 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::intercept::{CANARY, Wire, hosts};
 use super::rig::*;
 
-/// A longer first flight of a connection is none of ours.
+/// A connection with a longer first flight is not one of ours.
 const MAX_HELLO: usize = 16 << 10;
 
-/// What was seen.
+/// What the capture has seen.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Seen {
     pub(crate) frames: u64,
-    /// In the clear.
+    /// Found in plaintext.
     pub(crate) canaries: u64,
-    /// Frames that should not be there, and how often.
+    /// Unexpected frames, and their counts.
     pub(crate) strange: BTreeMap<String, u64>,
     /// Connections that began with a ClientHello that offers TLS 1.3 and a ServerHello that selects it.
     pub(crate) tls13: u64,
     streams: HashMap<[SocketAddr; 2], Stream>,
-    /// Of the machine at this end.
+    /// The address of the machine at this end.
     own: Vec<IpAddr>,
 }
 
 impl Seen {
-    /// Nothing but neighbour discovery and TLS 1.3 of the mesh.
+    /// Fails if there was anything but neighbour discovery and TLS 1.3 of the mesh.
     #[track_caller]
     pub(crate) fn assert_encrypted(&self) {
         let Seen { frames, canaries, strange, tls13, .. } = self;
@@ -44,7 +44,7 @@ impl Seen {
     }
 }
 
-/// A capture, until it is dropped.
+/// A capture that runs until dropped.
 pub(crate) struct Watch {
     tcpdump: Child,
     log: PathBuf,
@@ -53,7 +53,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// At the machine `host`'s end of the wire. `ports` are those of the mesh.
+    /// At the end of the wire on machine `host`. `ports` are those of the mesh.
     pub(crate) fn start(wire: &Wire, world: &World, host: u8, name: &str, ports: &[u16]) -> Watch {
         let log = world.path(&format!("{name}.log"));
         let mut tcpdump = Command::new(find("tcpdump").unwrap());
@@ -85,13 +85,13 @@ impl Watch {
         Watch { tcpdump, log, seen, reader: Some(reader) }
     }
 
-    /// So far, with what was sent last.
+    /// The state so far, including all that was sent before the call.
     pub(crate) fn seen(&self) -> Seen {
         thread::sleep(ms(100));
         self.seen.lock().unwrap().clone()
     }
 
-    /// How many canaries so far.
+    /// The number of canaries so far.
     pub(crate) fn canaries(&self) -> u64 {
         self.seen.lock().unwrap().canaries
     }
@@ -104,7 +104,7 @@ impl Watch {
         *seen = Seen { streams, own, ..Seen::default() };
     }
 
-    /// All. The capture must not have missed anything.
+    /// The final state. The capture must not have missed anything.
     #[track_caller]
     pub(crate) fn end(mut self) -> Seen {
         thread::sleep(ms(300));
@@ -150,7 +150,7 @@ impl Seen {
         }
     }
 
-    /// `None`: it is cut off.
+    /// `None`: the frame is truncated.
     fn judge(&mut self, frame: &[u8], ports: &[u16]) -> Option<Result<(), String>> {
         let kind = u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?);
         let packet = frame.get(14..)?;
@@ -258,7 +258,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// Bytes out of order come once more in what is sent again.
+    /// Bytes that arrive out of order are seen again when they are retransmitted.
     fn take(&mut self, sequence: u32, payload: &[u8]) {
         let Some(next) = self.next else { return };
         let known = next.wrapping_sub(sequence) as usize;
@@ -272,7 +272,7 @@ impl Flight {
 #[derive(Debug, PartialEq)]
 enum Hello {
     Yes,
-    /// Nothing against it so far.
+    /// No violation so far.
     NotYet,
     No(String),
 }
@@ -299,7 +299,7 @@ fn hello(bytes: &[u8], kind: u8) -> Hello {
     }
 }
 
-/// What stands in `supported_versions`.
+/// The content of `supported_versions`.
 fn versions(message: &[u8], kind: u8) -> Option<Vec<u16>> {
     let mut rest = message;
     let mut take = |n: usize| {

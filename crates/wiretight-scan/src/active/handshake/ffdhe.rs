@@ -5,15 +5,15 @@ use num_bigint::BigUint;
 use super::shares::power;
 use super::{Failure, malformed, random};
 
-/// The client's half of a key exchange. Big integers whose timing depends on the exponent: the secret protects
-/// nothing but a scanner's greeting.
+/// The client's half of a key exchange. The timing of the big integers depends on the exponent, which is acceptable
+/// because the secret protects only a scanner's request.
 pub(super) struct FfdheKey {
     p: BigUint,
     exponent: [u8; 32],
 }
 
 impl FfdheKey {
-    /// A fresh one; none where the group is another.
+    /// A new key; `None` for other groups.
     pub(super) fn generate(group: u16) -> Option<Self> {
         Some(Self { p: prime(group)?, exponent: random() })
     }
@@ -37,7 +37,7 @@ impl FfdheKey {
     }
 }
 
-/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the least that makes a safe prime of it.
+/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the smallest number that gives a safe prime.
 fn prime(group: u16) -> Option<BigUint> {
     let (bits, x) = match group {
         0x0100 => (2048_u32, 560_316_u32),

@@ -1,5 +1,5 @@
-//! Key schedules: HKDF of TLS 1.3 (RFC 8446 section 7.1), and the PRFs before it (RFC 5246 and
-//! RFC 4346, both section 5).
+//! Key schedules: HKDF of TLS 1.3 (RFC 8446 section 7.1), and the PRFs of earlier versions (RFC
+//! 5246 and RFC 4346, both section 5).
 
 use aws_lc_rs::{digest, hmac};
 use hmac_md5::{KeyInit, Mac};
@@ -67,7 +67,7 @@ impl Hash {
         out
     }
 
-    /// Derive-Secret of a transcript.
+    /// Derive-Secret over a transcript.
     pub(super) fn derive(self, secret: &[u8], label: &str, transcript: &[u8]) -> Vec<u8> {
         self.expand_label(secret, label, &self.digest(transcript), self.len())
     }
@@ -100,7 +100,7 @@ impl Prf {
         }
     }
 
-    /// The hash of a transcript, as Finished takes it.
+    /// The hash of a transcript, for Finished.
     pub(super) fn digest(self, transcript: &[u8]) -> Vec<u8> {
         match self {
             Self::Of(hash) => hash.digest(transcript),
