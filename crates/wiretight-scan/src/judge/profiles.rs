@@ -161,9 +161,9 @@ const BCP195: &[Demand] = {
         own(
             "static-dh-finite",
             static_dh_finite,
-            "Static Diffie-Hellman in a finite field is taken",
+            "Static finite-field Diffie-Hellman is accepted",
             "RFC 10015 section 2",
-            "Take TLS_DH_ suites out of the server's list",
+            "Remove TLS_DH_ suites from the server's cipher list",
         ),
         Rule("dhe", "RFC 10015 section 3"),
         Rule("curves", "RFC 9325 section 4.5"),

@@ -273,7 +273,7 @@ impl Load {
         let after = fresh.memory()?;
         // The idle connections must still work.
         for kept in &mut open {
-            kept.ask().await.context("an idle connection is dead")?;
+            kept.ask().await.context("an idle connection is broken")?;
         }
         let each = |before, after| (after as f64 - before as f64) / count as f64;
         Ok(vec![each(before.pss_kib, after.pss_kib), each(before.rss_kib, after.rss_kib)])

@@ -48,8 +48,8 @@ impl Workload {
 
     fn describe(self, scale: &Scale) -> String {
         match self {
-            Self::H1Small => "HTTP/1.1, 64 kept connections, 1 KiB".to_owned(),
-            Self::H1Large => "HTTP/1.1, 64 kept connections, 64 KiB".to_owned(),
+            Self::H1Small => "HTTP/1.1, 64 kept-alive connections, 1 KiB".to_owned(),
+            Self::H1Large => "HTTP/1.1, 64 kept-alive connections, 64 KiB".to_owned(),
             Self::H2 => "HTTP/2, 8 connections with 8 requests at a time, 1 KiB".to_owned(),
             Self::H3 => "HTTP/3, 8 connections with 8 requests at a time, 1 KiB".to_owned(),
             Self::X25519 => "connect, full handshake with X25519, 1 KiB, close".to_owned(),

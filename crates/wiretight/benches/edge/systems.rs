@@ -158,7 +158,7 @@ http {{
 "
     );
     let file = run.file("nginx.conf", &config)?;
-    let mut nginx = program("nginx").context("nginx is gone")?;
+    let mut nginx = program("nginx").context("nginx is no longer installed")?;
     nginx.args(["-e", "stderr", "-c"]).arg(file).arg("-p").arg(&run.folder);
     run.spawn("nginx", &mut pinned(nginx))
 }
@@ -187,7 +187,7 @@ backend app
         origin = run.lab.origin,
     );
     let file = run.file("haproxy.cfg", &config)?;
-    let mut haproxy = program("haproxy").context("haproxy is gone")?;
+    let mut haproxy = program("haproxy").context("haproxy is no longer installed")?;
     haproxy.args(["-db", "-f"]).arg(file);
     run.spawn("haproxy", &mut pinned(haproxy))
 }
@@ -217,7 +217,7 @@ https://{PEER_NAME}:{port} {{
         origin = run.lab.origin,
     );
     let file = run.file("Caddyfile", &config)?;
-    let mut caddy = caddy().context("caddy is gone")?;
+    let mut caddy = caddy().context("caddy is no longer installed")?;
     caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
     for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
         caddy.env(variable, &run.folder);

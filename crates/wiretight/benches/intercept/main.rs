@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let args = Args::parse();
-    ensure!(rustix::process::geteuid().is_root(), "network namespaces take root");
+    ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
     common::run(run(args))
 }
 
@@ -137,7 +137,7 @@ type Sample<'a> = (usize, Workload, &'a str, Outcome);
 
 fn print_table(workload: Workload, rounds: usize, samples: &[Sample<'_>]) {
     let (title, metrics): (_, &[&str]) = match workload {
-        Workload::Kept => ("32 kept connections", &["CPU us/req", "req/s", "program us/req"]),
+        Workload::Kept => ("32 kept-alive connections", &["CPU us/req", "req/s", "program us/req"]),
         Workload::New => {
             ("a connection a request, 16 at a time", &["CPU us/conn", "conn/s", "program us/conn"])
         }

@@ -224,7 +224,7 @@ async fn over_sockets(ends: &Arc<Ends>, relay: &mut Listening) -> anyhow::Result
         done += connector??;
     }
     for _ in 0..done {
-        relay.accepted.recv().await.ok_or_else(|| anyhow!("nobody accepts any more"))??;
+        relay.accepted.recv().await.ok_or_else(|| anyhow!("the accepting end has stopped"))??;
     }
     Ok(done)
 }

@@ -73,7 +73,7 @@ impl Workload {
                 "{} MiB in 16 streams at a time; Wiretight with two workers a relay",
                 scale.bulk_bytes >> 20
             ),
-            Self::Rps => format!("requests on 32 kept connections for {seconds} s"),
+            Self::Rps => format!("requests on 32 kept-alive connections for {seconds} s"),
             Self::Conns => {
                 format!("connect, request, response, close: 16 at a time for {seconds} s")
             }
@@ -88,11 +88,11 @@ impl Workload {
                 scale.idle_conns
             ),
             Self::Latency => format!(
-                "{} requests one after the other on one kept connection",
+                "{} requests one after another on one kept-alive connection",
                 scale.latency_requests
             ),
             Self::Half => format!(
-                "{:.0} requests a second, evenly, on 32 kept connections for {seconds} s",
+                "{:.0} requests a second, evenly, on 32 kept-alive connections for {seconds} s",
                 scale.half_rate
             ),
             Self::Hold => format!(

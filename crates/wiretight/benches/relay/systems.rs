@@ -143,7 +143,7 @@ fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
     );
     let nginx = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.conf"), config)?;
-        let mut command = program("nginx").context("nginx is gone")?;
+        let mut command = program("nginx").context("nginx is no longer installed")?;
         run.spawn(name, command.args(["-e", "stderr", "-c"]).arg(file).arg("-p").arg(&run.folder))
     };
     Ok(Pair::new(entry, nginx("a", &a)?, nginx("b", &b)?))
@@ -186,7 +186,7 @@ listen relay
     );
     let haproxy = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.cfg"), config)?;
-        let mut command = program("haproxy").context("haproxy is gone")?;
+        let mut command = program("haproxy").context("haproxy is no longer installed")?;
         run.spawn(name, command.args(["-db", "-f"]).arg(file))
     };
     Ok(Pair::new(entry, haproxy("a", &a)?, haproxy("b", &b)?))
@@ -223,7 +223,7 @@ sessionResume = no
     let b = config(middle, origin, "client = no");
     let stunnel = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.conf"), config)?;
-        let mut command = program("stunnel").context("stunnel is gone")?;
+        let mut command = program("stunnel").context("stunnel is no longer installed")?;
         run.spawn(name, command.arg(file))
     };
     Ok(Pair::new(entry, stunnel("a", &a)?, stunnel("b", &b)?))

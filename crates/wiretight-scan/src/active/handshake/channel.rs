@@ -86,7 +86,7 @@ impl Channel {
                 ContentType::ChangeCipherSpec => Incoming::ChangeCipherSpec,
                 ContentType::Alert => match *data {
                     [level, description] => Incoming::Alert(level, description),
-                    _ => return Err(malformed("no alert in an alert record")),
+                    _ => return Err(malformed("a malformed alert record")),
                 },
                 ContentType::ApplicationData => Incoming::Data(data),
                 ContentType::Heartbeat => Incoming::Heartbeat(data),
@@ -115,7 +115,7 @@ impl Channel {
                 Incoming::Message(message) => return Ok(message),
                 // TLS 1.3 servers send one before their keys are used.
                 Incoming::ChangeCipherSpec => {}
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             }
         }
     }

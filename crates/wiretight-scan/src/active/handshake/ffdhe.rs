@@ -31,7 +31,7 @@ impl FfdheKey {
         }
         let y = BigUint::from_bytes_be(share);
         if y <= BigUint::from(1u8) || y >= &self.p - 1u8 {
-            return Err(malformed("a Diffie-Hellman share that gives no secret"));
+            return Err(malformed("an invalid Diffie-Hellman share"));
         }
         power(share, &self.exponent, &p)
     }

@@ -249,7 +249,7 @@ impl Protection {
                 // The content type comes before the zeros of the padding.
                 let end = out.iter().rposition(|b| *b != 0).ok_or_else(short)?;
                 let content = ContentType::from_code(out[end])
-                    .ok_or_else(|| malformed("an encrypted record of no type"))?;
+                    .ok_or_else(|| malformed("an encrypted record without a content type"))?;
                 out.truncate(end);
                 return Ok((content, out));
             }
@@ -314,7 +314,7 @@ fn verified(
     let expected = sign(key, &header(sequence, content, version, n), &data);
     match expected.as_ref() == mac {
         true => Ok(data),
-        false => Err(malformed("a record whose MAC is wrong")),
+        false => Err(malformed("a record with a wrong MAC")),
     }
 }
 

@@ -128,7 +128,7 @@ impl Hybrid {
             Some(key) => agree(
                 key,
                 UnparsedPublicKey::new(key.algorithm(), point),
-                malformed("a key share that is no point of its curve"),
+                malformed("a key share that is not a point on its curve"),
                 |secret| Ok(secret.to_vec()),
             )?,
         };
@@ -158,7 +158,7 @@ pub(super) fn dhe(p: &[u8], g: &[u8], y: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Fa
     let share = power(g, &exponent, p)?;
     let secret = power(y, &exponent, p)?;
     if secret.iter().all(|b| *b == 0) {
-        return Err(malformed("a Diffie-Hellman share that gives no secret"));
+        return Err(malformed("an invalid Diffie-Hellman share"));
     }
     let zeros = secret.iter().take_while(|b| **b == 0).count();
     Ok((share, secret[zeros..].to_vec()))

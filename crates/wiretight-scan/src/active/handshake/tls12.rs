@@ -217,7 +217,7 @@ impl Client {
     async fn server_hello(&mut self) -> Result<ServerHello, Failure> {
         let message = self.channel.message().await?;
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Err(malformed("no ServerHello came first"));
+            return Err(malformed("the first message is not a ServerHello"));
         }
         let server = ServerHello::parse(message.body())?;
         if !(0x0301..=0x0303).contains(&server.version) || server.version > self.hello.version {
@@ -240,7 +240,7 @@ impl Client {
             let message = match self.channel.handshake().await? {
                 Incoming::Message(message) => message,
                 Incoming::ChangeCipherSpec => return Ok(Flight::Abbreviated),
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             };
             // HelloRequest is not part of the transcript (RFC 5246 section 7.4.1.1).
             if message.kind == HandshakeType::HELLO_REQUEST {
@@ -419,7 +419,7 @@ impl Client {
                     }
                     self.transcript.extend(&message.bytes);
                 }
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             }
         }
     }
@@ -438,7 +438,10 @@ impl Client {
         let exchange = self.key_exchange.as_ref().map(|kx| &kx.exchange);
         match (suite.key_exchange(), exchange) {
             (KeyExchange::Rsa, _) => {
-                let leaf = self.chain.first().ok_or_else(|| malformed("no certificate came"))?;
+                let leaf = self
+                    .chain
+                    .first()
+                    .ok_or_else(|| malformed("the server sent no certificate"))?;
                 let key = RsaKey::of_certificate(leaf)?;
                 let mut premaster = random::<48>();
                 premaster[..2].copy_from_slice(&self.hello.version.to_be_bytes());
@@ -463,7 +466,7 @@ impl Client {
             (_, Some(Exchange::ExplicitCurve)) => {
                 Err(Failure::Unsupported("a curve without a name".into()))
             }
-            _ => Err(malformed("no key exchange came")),
+            _ => Err(malformed("the server sent no key exchange")),
         }
     }
 

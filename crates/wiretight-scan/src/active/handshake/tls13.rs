@@ -267,7 +267,7 @@ impl Client {
     async fn server_hello(&mut self) -> Result<(Message, ServerHello), Failure> {
         let message = self.channel.message().await?;
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Err(malformed("no ServerHello came first"));
+            return Err(malformed("the first message is not a ServerHello"));
         }
         let hello = ServerHello::parse(message.body())?;
         if hello.version != Version::Tls1_3.code() {
@@ -306,7 +306,7 @@ impl Client {
                     self.transcript.extend(&message.bytes);
                     return Ok(());
                 }
-                _ => return Err(malformed("a message that has no place in the server's flight")),
+                _ => return Err(malformed("an unexpected message in the server's flight")),
             }
             self.transcript.extend(&message.bytes);
         }
@@ -367,7 +367,8 @@ fn finished(hash: Hash, secret: &[u8], transcript: &[u8]) -> Vec<u8> {
 /// Adds a session to resume as the last extension, and its binder (RFC 8446 section 4.2.11). `before` is the transcript
 /// before this hello.
 fn with_psk(hello: ClientHello, ticket: &Ticket, before: &[u8]) -> Result<ClientHello, Failure> {
-    let (_, hash) = suite(ticket.suite).ok_or_else(|| malformed("a ticket of no suite"))?;
+    let (_, hash) =
+        suite(ticket.suite).ok_or_else(|| malformed("the ticket's cipher suite is unknown"))?;
     let age = u32::try_from(ticket.received.elapsed().as_millis()).unwrap_or(u32::MAX);
     let age = age.wrapping_add(ticket.ticket.age_add);
     let identity = &ticket.ticket.ticket;

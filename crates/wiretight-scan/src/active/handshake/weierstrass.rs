@@ -42,7 +42,7 @@ impl WeierstrassKey {
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         let theirs = self.curve.point(share);
         let theirs =
-            theirs.ok_or_else(|| malformed("a key share that is no point of its curve"))?;
+            theirs.ok_or_else(|| malformed("a key share that is not a point on its curve"))?;
         let (x, _) = self.multiplied(theirs)?;
         Ok(self.curve.bytes(&x))
     }
@@ -56,7 +56,7 @@ impl WeierstrassKey {
                 product = self.curve.sum(&product, &point);
             }
         }
-        product.ok_or_else(|| malformed("a key share that gives no secret"))
+        product.ok_or_else(|| malformed("an invalid key share"))
     }
 }
 

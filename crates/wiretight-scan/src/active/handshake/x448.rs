@@ -22,7 +22,7 @@ pub(super) fn secret(private: &[u8; LENGTH], public: &[u8]) -> Result<Vec<u8>, F
     let public = public.try_into().map_err(|_| malformed("a key share of a wrong length"))?;
     let secret = multiply(private, public);
     match secret == [0; LENGTH] {
-        true => Err(malformed("a key share that gives no secret")),
+        true => Err(malformed("an invalid key share")),
         false => Ok(secret.to_vec()),
     }
 }
