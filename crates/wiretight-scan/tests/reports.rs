@@ -309,7 +309,7 @@ fn chromium(arguments: &[&str], page: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn the_page_fits_a_window_of_1200_pixels_and_less_than_two_printed_pages_a_target() {
+fn the_page_fits_a_window_of_1200_pixels_and_fewer_than_two_printed_pages_a_target() {
     let reports: Vec<Report> =
         [samples::modern(), samples::mail(), samples::old(), samples::throttled()]
             .into_iter()
