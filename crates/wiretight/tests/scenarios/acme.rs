@@ -51,7 +51,7 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     };
     wait_for("a certificate that verifies", || {
         let log = node.log();
-        assert!(!log.contains("no new certificate"), "{log}");
+        assert!(!log.contains("cannot get a new certificate"), "{log}");
         log.contains("got a new certificate") && verified()
     });
     // The control: under another root it does not.
@@ -82,18 +82,18 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
 }
 
 #[test]
-fn from_nothing_to_a_served_certificate_by_http_01() {
+fn a_certificate_is_obtained_by_http_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"http-01\"".into());
 }
 
 #[test]
-fn from_nothing_to_a_served_certificate_by_tls_alpn_01() {
+fn a_certificate_is_obtained_by_tls_alpn_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"tls-alpn-01\"".into());
 }
 
 /// By an external command, run past the sandbox, for what no other proof serves: a wildcard.
 #[test]
-fn from_nothing_to_a_served_wildcard_by_dns_01() {
+fn a_wildcard_certificate_is_obtained_by_dns_01_and_served() {
     orders(&["example.test", "*.example.test"], |world, pebble| {
         let (command, log) = (world.path("dns-record"), world.path("dns-calls"));
         let script = format!(
@@ -112,7 +112,7 @@ fn from_nothing_to_a_served_wildcard_by_dns_01() {
 
 /// A private name on the authority's machine has a certificate at once, and no CA is asked.
 #[test]
-fn a_private_name_is_served_at_once_under_the_mesh_root() {
+fn a_private_name_is_served_at_once_with_a_certificate_of_the_mesh() {
     if !has(&["curl"]) {
         return;
     }
@@ -145,7 +145,7 @@ fn a_private_name_is_served_at_once_under_the_mesh_root() {
 
 /// A host that nobody has written down is served at its first visit, if the program on this machine says yes.
 #[test]
-fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
+fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -279,7 +279,7 @@ impl Edges {
 }
 
 #[test]
-fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca() {
+fn sharing_edges_order_once_serve_the_same_and_start_without_authority_and_ca() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -300,7 +300,7 @@ fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca
     fs::write(edge.file(), text.replace("share = \"www\"", "share = \"shop\"")).unwrap();
     let ran = edge.cli(&["reload"]);
     assert!(
-        ran.code != Some(0) && ran.all().contains("[edge] share changes with a restart"),
+        ran.code != Some(0) && ran.all().contains("a change of [edge] share needs a restart"),
         "{ran:?}"
     );
     fs::write(edge.file(), text).unwrap();
@@ -318,7 +318,7 @@ fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca
 
 /// The control of the above: edges that share nothing.
 #[test]
-fn edges_that_do_not_share_order_each_for_itself() {
+fn edges_that_do_not_share_each_order_their_own_certificate() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -327,7 +327,7 @@ fn edges_that_do_not_share_order_each_for_itself() {
 }
 
 #[test]
-fn after_a_machine_was_removed_the_others_have_a_certificate_whose_key_it_never_had() {
+fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }

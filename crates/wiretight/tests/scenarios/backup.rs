@@ -69,7 +69,7 @@ fn goes_on(auth: &Node, nodes: &[&Node]) {
 }
 
 #[test]
-fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
+fn a_backup_taken_at_any_moment_can_be_restored() {
     let world = World::new();
     let listen = free();
     let sections = format!("[authority]\nlisten = \"{listen}\"\n");
@@ -120,7 +120,7 @@ fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
 }
 
 #[test]
-fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
+fn with_witnesses_a_restore_needs_the_newer_log() {
     let world = World::new();
     let (policy, listen) = (world.path("policy"), free());
     let witnessed = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
@@ -255,7 +255,7 @@ fn checkpoint_in(backup: &Path) -> String {
 }
 
 #[test]
-fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
+fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     if !has(&["moto_server", "openssl", "curl", "tar"]) {
         return;
     }

@@ -321,7 +321,7 @@ impl Rig {
     /// Somebody changes the rules: the node mends them, and says so.
     fn changed_by_somebody(&mut self, side: usize, command: &str) {
         let node = &self.nodes[side];
-        let mended = || node.log().matches("somebody else changed").count();
+        let mended = || node.log().matches("another program changed").count();
         let before = mended();
         self.nft(side, command);
         wait_for(&format!("{command}: it is mended"), || mended() > before);
@@ -527,7 +527,7 @@ struct Sum {
 }
 
 #[test]
-fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
+fn no_fault_leaks_plaintext_and_traffic_recovers_from_each() {
     if !has(&["ip", "nft", "tcpdump", "faketime"]) || !is_root() {
         return;
     }

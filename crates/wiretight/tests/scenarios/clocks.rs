@@ -63,7 +63,7 @@ type Case = (&'static [&'static str], &'static [i64]);
 /// was behind and ahead, which tries every 5 to 10 s to replace its intermediate and to log that. The cases run side by
 /// side.
 #[test]
-fn a_mesh_recovers_when_clocks_that_were_wrong_are_right_again() {
+fn a_mesh_recovers_after_wrong_clocks_are_corrected() {
     if !has(&["faketime"]) {
         return;
     }

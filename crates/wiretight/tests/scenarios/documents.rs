@@ -333,7 +333,7 @@ fn can() -> bool {
 }
 
 #[test]
-fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
+fn the_readmes_mesh_interception_and_witness_work_literally() {
     if !can() || !has(&["curl"]) {
         return;
     }
@@ -378,7 +378,7 @@ fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
 }
 
 #[test]
-fn the_guides_first_mesh_and_interception_work_as_they_stand() {
+fn the_guides_first_mesh_and_interception_work_literally() {
     if !can() {
         return;
     }
@@ -396,7 +396,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
 }
 
 #[test]
-fn the_guides_witnesses_monitor_and_backup_work_as_they_stand() {
+fn the_guides_witnesses_monitor_and_backup_work_literally() {
     if !can() || !has(&["curl"]) {
         return;
     }

@@ -92,7 +92,7 @@ impl Edge {
 }
 
 #[test]
-fn curl_speaks_http1_and_http2_and_the_node_tells_of_it() {
+fn curl_uses_http1_and_http2_and_the_node_reports_it() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -138,7 +138,7 @@ fn curl_speaks_http1_and_http2_and_the_node_tells_of_it() {
 }
 
 #[test]
-fn openssl_gets_what_is_strong_and_nothing_else() {
+fn openssl_gets_strong_parameters_only() {
     if !has(&["nginx", "openssl"]) {
         return;
     }
@@ -172,7 +172,7 @@ fn openssl_gets_what_is_strong_and_nothing_else() {
 }
 
 #[test]
-fn wrk_sees_not_one_error() {
+fn wrk_sees_no_error() {
     if !has(&["nginx", "wrk", "openssl"]) {
         return;
     }
@@ -193,7 +193,7 @@ fn wrk_sees_not_one_error() {
 }
 
 #[test]
-fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
+fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -230,7 +230,7 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_file_is_damaged() {
+fn hsts_durations_grow_across_restarts_and_start_over_if_the_file_is_damaged() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -262,5 +262,5 @@ fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_f
     edge.node.start();
     edge.node.ready();
     assert_eq!(promise(&edge), "max-age=300");
-    assert!(edge.node.log().contains("begin anew"));
+    assert!(edge.node.log().contains("HSTS durations start over"));
 }

@@ -195,7 +195,7 @@ fn openssl_and_curl_call_our_service() {
 }
 
 #[test]
-fn a_foreign_client_that_is_not_allowed_or_shows_nothing_gets_nothing() {
+fn a_foreign_client_without_permission_or_certificate_is_refused() {
     if !has(&["openssl"]) {
         return;
     }

@@ -51,7 +51,7 @@ fn a_day_in_the_life() {
 // ---- Witnesses.
 
 #[test]
-fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
+fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issuance() {
     let world = World::new();
     let mut mesh = Witnessed::new(&world);
     let entry = mesh.entry;
@@ -101,7 +101,7 @@ fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
 
 /// The steps of the operator guide, in their order, and no connection is lost.
 #[test]
-fn a_mesh_that_exists_gets_witnesses_under_load() {
+fn an_existing_mesh_gets_witnesses_under_load() {
     let world = World::new();
     let listen = free();
     let authority = format!("[authority]\nlisten = \"{listen}\"\n");
@@ -153,7 +153,7 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
 // ---- Revocations by index.
 
 #[test]
-fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
+fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     let world = World::new();
     // With witnesses: what takes the place of what is revoked has to be seen by them, too.
     let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
@@ -308,7 +308,7 @@ impl WitnessProcess {
 
 /// Whose certificate is of a private CA; and a start without a quorum says which witness it waits for, and why.
 #[test]
-fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
+fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     if !has(&["openssl"]) {
         return;
     }
@@ -345,7 +345,9 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     wait_for("the log names the witness, and says why", || {
         let said = auth.log();
         let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
-        alarm.is_some_and(|l| l.contains("\"waiting_for\":\"north (") && l.contains("private one"))
+        alarm.is_some_and(|l| {
+            l.contains("\"waiting_for\":\"north (") && l.contains("private authority")
+        })
     });
     auth.kill();
     auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
@@ -374,7 +376,7 @@ fn metric(node: &Node, name: &str) -> u64 {
 // ---- Who may read the log.
 
 #[test]
-fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
+fn the_log_is_readable_by_members_and_auditors_or_by_everyone() {
     if !has(&["openssl", "curl"]) {
         return;
     }
@@ -433,7 +435,7 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
 
 /// From the keys that a node prints once, a monitor follows all of its renewals.
 #[test]
-fn renewals_of_a_mesh_are_no_news_to_a_monitor() {
+fn renewals_raise_no_alert_in_a_monitor() {
     let world = World::new();
     let (listen, log) = (free(), free());
     let sections =
@@ -517,7 +519,7 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
 /// It takes more than a minute, and waits: that is the shortest limit that a file may set, it is measured by the time
 /// since the machine was started, which nobody can set, and it begins anew with the process.
 #[test]
-fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
+fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     let world = World::new();
     let mut auth = world.authority("");
     let limit = "max_staleness = \"60s\"\n";

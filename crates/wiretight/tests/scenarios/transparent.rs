@@ -21,7 +21,7 @@ fn loopbacks(capture: Capture) -> usize {
 /// `transparent`: the program behind a service sees its caller's address. The twin is the same program behind a
 /// service without it.
 #[test]
-fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
+fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli"]) || !is_root()
     {
         return;

@@ -332,7 +332,7 @@ fn versions(message: &[u8], kind: u8) -> Option<Vec<u16>> {
 }
 
 #[test]
-fn a_wire_with_anything_else_on_it_is_told() {
+fn unencrypted_data_in_a_recording_is_reported() {
     let ports = [7080];
     let frame = |protocol: u8, body: &[u8]| {
         let mut frame = vec![0; 12];
