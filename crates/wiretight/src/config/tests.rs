@@ -524,7 +524,7 @@ fn rules_that_the_kernel_would_refuse_are_rejected_with_the_file() {
         assert!(found.starts_with(&expected), "{found}\n{expected}");
     };
     let passes = |n: usize| vec!["\"udp out 10.0.0.1 123\""; n].join(", ");
-    refused(&format!("pass = [{}]", passes(257)), "257 passes: at most 256");
+    refused(&format!("pass = [{}]", passes(257)), "257 exceptions; the limit is 256");
     for port in [7432, 7491] {
         refused(&format!("management = [{port}]"), &format!("TCP port {port} is both"));
     }

@@ -76,7 +76,7 @@ fn a_proof_and_its_entry() {
         &[&world.file("short", short), "--entry", &entry],
         &["1 of the policy's witnesses"],
     );
-    world.refused(&[&file, "--max-age", "30s"], &["saw the checkpoint"]);
+    world.refused(&[&file, "--max-age", "30s"], &["cosigned the checkpoint"]);
     world.good(&[&file, "--max-age", "10m"], &[]);
     // A refused proof among good ones.
     world.refused(&[&file, &moved, "--entry", &entry], &["good", "refused"]);
@@ -96,7 +96,7 @@ fn a_checkpoint_alone() {
     );
     world.refused(
         &[&world.file("altered", text.replace("\n300\n", "\n301\n"))],
-        &["no log that the policy names"],
+        &["no log in the policy signed"],
     );
     world.refused(&[&world.file("nothing", "nothing")], &["not a signed note"]);
     // Without witnesses, the output says so.

@@ -144,7 +144,7 @@ fn a_node_started_as_root_keeps_only_what_it_needs() {
     curl.args(["-s", "-m", "5", "http://127.0.0.1:80/"]);
     assert_ne!(Ran::of(&mut within(Some(&netns.0), curl), "").code, Some(0));
     let refusals = node.status()["relay"]["refusals"].to_string();
-    assert!(refusals.contains("may not write to the socket"), "{refusals}");
+    assert!(refusals.contains("has no write permission on the socket"), "{refusals}");
 
     // Nor another user's state directory.
     node.kill();
