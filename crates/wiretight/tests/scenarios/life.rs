@@ -31,7 +31,7 @@ fn rotate(auth: &Node, step: &str) -> Result<Value, String> {
 #[test]
 fn a_thousand_rotations_drop_none_of_two_hundred_connections() {
     // Short enough for the old root's last certificate to expire during the test.
-    let (pair, entry) = Pair::echo("svid_ttl = \"30s\"\nintermediate_ttl = \"3m\"\n");
+    let (pair, entry) = Pair::echo("svid_ttl = \"15s\"\nintermediate_ttl = \"3m\"\n");
     let load = Load::start(entry, 200, 2);
     let begun = Instant::now();
     let (done, rooted) = (AtomicU64::new(0), AtomicBool::new(false));
