@@ -1,6 +1,5 @@
-//! Writes the seeds anew: `cargo run --example seeds` in this folder. Needed when a format changes;
-//! the keys behind the certificates are thrown away. Seeds with other names (inputs that once
-//! failed) stay as they are.
+//! Rewrites the seeds: `cargo run --example seeds` in this folder. Run it after a format changes. The private keys of
+//! the certificates are not kept. Seeds with other names (inputs that failed once) are left as they are.
 
 use std::error::Error;
 use std::fs;
@@ -44,13 +43,14 @@ fn main() -> Result {
     certificate()
 }
 
-/// The others there, signed by keys of each kind, were made with openssl, and stay as they are.
+/// The other seeds in seeds/acme, signed with keys of each type, were made with openssl; this leaves them as they
+/// are.
 fn acme() -> Result {
     let names = ["a.example.org".to_owned(), "b.example.org".to_owned()];
     write("acme", "request.der", &WebCsr::create(&names, &SigningKey::generate()?)?)
 }
 
-/// As servers of today say it.
+/// Answers that real servers send.
 fn starttls() -> Result {
     let seeds: &[(&str, &[u8])] = &[
         ("smtp", b"250-mail.example\r\n250-SIZE 10240000\r\n250-XXXXXXXA\r\n250 STARTTLS\r\n"),
@@ -107,7 +107,7 @@ fn frames() -> Result {
     write("frames", "not-ours", b"\x09GET / HTTP/1.1\r\n\r\n")
 }
 
-/// Cut, side of the peer, then records: type, length, content.
+/// How to cut the stream, which side the peer is, then records: type, length, content.
 fn records() -> Result {
     let (data, close) = (b"\x17\x05hello", b"\x15\x02\x01\x00");
     let update = b"\x16\x05\x18\x00\x00\x01\x01";
@@ -148,7 +148,7 @@ fn proxy() -> Result {
     write("proxy", "local", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
 }
 
-/// A ServerHello with these extensions.
+/// A ServerHello with the given extensions.
 fn server_hello(random: [u8; 32], suite: u16, extensions: &[u8]) -> Vec<u8> {
     let length = (extensions.len() as u16).to_be_bytes();
     [&[3, 3][..], &random, &[0], &suite.to_be_bytes(), &[0], &length, extensions].concat()
@@ -325,7 +325,7 @@ fn token() -> Result {
     write("token", "cut", &token.encode().as_bytes()[..40])
 }
 
-/// Serde's own words for a token, without the text around them.
+/// The JSON of a token, without its encoding as text.
 fn json(token: &JoinToken) -> Result<Vec<u8>> {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -427,7 +427,7 @@ fn certificate() -> Result {
     write("certificate", "root.der", &root)?;
     write("certificate", "intermediate.der", &intermediate)?;
     write("certificate", "leaf.der", &leaf)?;
-    // The others of seeds/chain were made with openssl, and stay as they are.
+    // The other seeds in seeds/chain were made with openssl; this leaves them as they are.
     let items = [&leaf, &intermediate].map(|der| {
         let len = u16::try_from(der.len()).expect("it is short").to_be_bytes();
         [&[0][..], &len, der].concat()
@@ -436,7 +436,7 @@ fn certificate() -> Result {
     write("certificate", "request.der", &Csr::create(&id, &SigningKey::generate()?)?)
 }
 
-/// A root, an intermediate and a leaf, as the authority makes them.
+/// A root, an intermediate and a leaf, as the authority issues them.
 fn certificates(id: &SpiffeId) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let period = Period { not_before: NOW - 3600, not_after: NOW + 3600 };
     let keys = [SigningKey::generate()?, SigningKey::generate()?, SigningKey::generate()?];

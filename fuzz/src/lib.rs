@@ -1,5 +1,5 @@
-//! What is fuzzed: every parser of bytes that the other side, or a careless operator, chose. Each
-//! function takes any bytes and panics if the parser does, or if one of its promises is broken.
+//! The fuzz targets: every parser of bytes that a peer or an operator supplies. Each function takes any bytes. It
+//! panics if the parser panics or if one of the listed properties does not hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use wiretight_proxy::intercept::rules::{Mode, Rules};
 use wiretight_proxy::network::HostPort;
 use wiretight_proxy::record::{Direction, RecordError, Records, Secrets};
 use wiretight_proxy::registry::{
-    Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_STOOD_FOR, check_address,
+    Host, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PORTS_OF_NODE, MAX_REDIRECTED, check_address,
 };
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_OPEN, Open, WireError};
 use wiretight_proxy::{Mesh, Registry};
@@ -39,10 +39,10 @@ use wiretight_scan::parse::{self, ClientHello, Handshakes, NewSessionTicket, Ser
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
-/// The frames between relays. The first byte says how the rest is cut into chunks.
+/// The frames between relays. The first byte decides how the rest is cut into chunks.
 ///
-/// Promises: what comes out does not depend on the cuts; a header survives the trip; an [`Open`]
-/// that was read is read again from what it is written as.
+/// Properties checked: the result does not depend on the cuts; a header is the same after it is written and read
+/// again; and so is an [`Open`].
 pub fn frames(data: &[u8]) {
     let Some((how, stream)) = data.split_first() else { return };
     let whole = cut([stream]);
@@ -56,11 +56,11 @@ pub fn frames(data: &[u8]) {
             assert_eq!(Open::parse(&open.encode()[HEADER..]), Ok(open));
         }
     }
-    // A body that no frame leads to: its own limit holds.
+    // Parsed without a frame header, so only the body's own limit applies.
     assert!(Open::parse(stream).is_err() || stream.len() <= MAX_OPEN);
 }
 
-/// A stream of frames, each with as much of its body as there was, and how it ended.
+/// The frames of a stream, each with the part of its body that was present, and how the stream ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Stream {
     frames: Vec<(Frame, Vec<u8>)>,
@@ -87,13 +87,13 @@ fn cut<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Stream {
                 }
             }
         }
-        assert!(chunk.is_empty(), "None is for an input that is used up");
+        assert!(chunk.is_empty(), "None means that all input was consumed");
     }
     let (body_left, between_frames) = (cutter.body_left(), cutter.between_frames());
     Stream { frames, error, body_left, between_frames }
 }
 
-/// Cuts at places that `how` decides, between 1 byte and 16 at a time.
+/// Cuts into pieces of 1 to 16 bytes; `how` decides where.
 fn chunks(stream: &[u8], how: u8) -> Vec<&[u8]> {
     let (mut rest, mut chunks, mut state) = (stream, Vec::new(), u32::from(how) | 0x100);
     while !rest.is_empty() {
@@ -106,11 +106,12 @@ fn chunks(stream: &[u8], how: u8) -> Vec<&[u8]> {
     chunks
 }
 
-/// TLS records of a peer that has the keys, and so comes past the cipher. The first byte says how the stream is cut
-/// into chunks, the second whether the peer is the server. Then each record: its type, the length of what is in it,
-/// and that; type 255 stands for bytes that are sent as they are.
+/// TLS records of a peer that has the keys, so their decryption succeeds. The first byte decides how the stream is
+/// cut into chunks, the second whether the peer is the server. The records follow, each as type, length and content;
+/// type 255 means bytes that are sent unencrypted, as they are.
 ///
-/// Promises: what is read, and the verdict, do not depend on the cuts; no more comes out than went in; an error stays.
+/// Properties checked: the data read and the verdict do not depend on the cuts; no more bytes come out than went in;
+/// after an error, every later call returns the same error.
 pub fn records(data: &[u8]) {
     let Some((&[how, is_server], mut script)) = data.split_first_chunk() else { return };
     let is_server = is_server & 1 == 1;
@@ -128,7 +129,7 @@ pub fn records(data: &[u8]) {
     assert!(whole.0.len() <= stream.len());
 }
 
-/// One key for all, however often it is renewed.
+/// One key for everything, also after key updates.
 const KEY: [u8; 32] = [7; 32];
 const IV: [u8; NONCE_LEN] = [9; NONCE_LEN];
 
@@ -169,7 +170,7 @@ fn sealed(number: &mut u64, kind: u8, body: &[u8]) -> Vec<u8> {
     [&header[..], &inner].concat()
 }
 
-/// What comes out, and how it ends.
+/// The decrypted data, and how the stream ends.
 fn opened<'a>(
     chunks: impl IntoIterator<Item = &'a [u8]>,
     peer_is_server: bool,
@@ -180,7 +181,7 @@ fn opened<'a>(
     for chunk in chunks {
         waiting.extend_from_slice(chunk);
         loop {
-            // Room for one record at least, so that what went before an error is seen.
+            // Room for at least one record, so that the data before an error is read.
             let mut out = vec![0; 300];
             match records.open(&waiting, &mut out) {
                 Ok((0, _)) => break,
@@ -198,10 +199,10 @@ fn opened<'a>(
     (plaintext, Ok(records.has_ended()))
 }
 
-/// HTTP/1 requests as the edge checks them. The first byte says how the rest is cut into chunks.
+/// HTTP/1 requests as the edge checks them. The first byte decides how the rest is cut into chunks.
 ///
-/// Promises: what is let through, and the verdict, do not depend on the cuts; nothing is let through that
-/// was not looked at; what went through whole goes through again.
+/// Properties checked: the bytes released and the verdict do not depend on the cuts; only bytes that were checked are
+/// released; and bytes that were released are released again when they are checked alone.
 pub fn http(data: &[u8]) {
     let Some((how, stream)) = data.split_first() else { return };
     let feed = |chunks: Vec<&[u8]>| {
@@ -216,7 +217,7 @@ pub fn http(data: &[u8]) {
                     return (through, fed.refused);
                 }
                 chunk = &chunk[fed.used..];
-                // The program did not want the other protocol.
+                // As if the program had declined to switch protocols.
                 framing.resume();
             }
         }
@@ -227,9 +228,10 @@ pub fn http(data: &[u8]) {
     assert_eq!(feed(vec![&stream[..through]]), (through, None));
 }
 
-/// The PROXY protocol header at the beginning of a connection.
+/// The PROXY protocol header at the start of a connection.
 ///
-/// Promises: it is asked for more only while it is short; what it found, it finds however much follows.
+/// Properties checked: the parser asks for more bytes only below the maximum length; and a header that was found is
+/// found again when exactly its bytes are parsed.
 pub fn proxy(data: &[u8]) {
     match proxy_protocol::parse(data) {
         Ok(Header::Partial) => assert!(data.len() < proxy_protocol::MAX_V2),
@@ -243,9 +245,9 @@ pub fn proxy(data: &[u8]) {
     }
 }
 
-/// The first message of a QUIC connection, and our answer to it.
+/// The first handshake message of a QUIC connection, and the key share group that we choose from it.
 ///
-/// Promises: neither panics; a name is found in the whole message alone.
+/// Properties checked: neither parser panics; a server name is found only in the complete message.
 pub fn hello(data: &[u8]) {
     let _ = quic_tls::group(data);
     if quic_tls::server_name(data).is_some() {
@@ -253,10 +255,10 @@ pub fn hello(data: &[u8]) {
     }
 }
 
-/// What servers say before TLS, as each of the protocols that know STARTTLS reads it.
+/// What servers send before TLS, parsed by each protocol that supports STARTTLS.
 ///
-/// Promises: a message lies within what came, and is the same however much follows; what is shown of
-/// it is short, printable ASCII.
+/// Properties checked: a message lies within the bytes received, and stays the same when more bytes follow; the part
+/// that is shown is short, printable ASCII.
 pub fn starttls(data: &[u8]) {
     fn whole<T: PartialEq + std::fmt::Debug>(data: &[u8], parse: impl Fn(&[u8]) -> Parsed<T>) {
         if let Parsed::Whole(message, len) = parse(data) {
@@ -284,12 +286,12 @@ pub fn starttls(data: &[u8]) {
     let _ = before_tls::is_painted_over(&text);
 }
 
-/// What a server that is scanned sends. The first byte says how the rest is cut into chunks: it is a
-/// stream of records, with handshake messages in them; a handshake message; the body of one; and what
-/// SSL 2.0 answers.
+/// What a scanned server sends. The first byte decides how the rest is cut into chunks. The rest is parsed as a
+/// stream of records that contain handshake messages; as a handshake message; as the body of one; and as an SSL 2.0
+/// answer.
 ///
-/// Promises: what is read does not depend on the cuts; a ClientHello that was read is read again from
-/// what it is written as; nothing more comes out than went in.
+/// Properties checked: the result does not depend on the cuts; a ClientHello that was parsed is the same after it is
+/// written and parsed again; and no more bytes come out than went in.
 pub fn scan(data: &[u8]) {
     let Some((how, stream)) = data.split_first() else { return };
     let whole = flight([stream]);
@@ -303,7 +305,7 @@ pub fn scan(data: &[u8]) {
             assert_eq!(ClientHello::parse(&hello.message()), Ok(hello));
         }
     }
-    // An answer that is found is found however much follows.
+    // An answer that was found is found again when more bytes follow.
     let answer = parse::ssl2_reply(stream);
     if let Ok(Some(_)) = answer {
         assert_eq!(parse::ssl2_reply(&[stream, b"more"].concat()), answer);
@@ -311,7 +313,8 @@ pub fn scan(data: &[u8]) {
     let _ = parse::alert(stream);
 }
 
-/// Records with where each ends, the messages in them, and whether both ended well.
+/// The records with the offset where each ends, the messages in them, and whether records and messages ended without
+/// an error.
 fn flight<'a>(
     chunks: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<usize>, Vec<parse::Message>, [bool; 2]) {
@@ -350,7 +353,7 @@ fn flight<'a>(
     (ends, messages, sound)
 }
 
-/// The body of a handshake message, as each that it could be.
+/// Parses the body of a handshake message as every message type.
 fn scan_body(body: &[u8]) {
     if let Ok(hello) = ServerHello::parse(body) {
         let _ = (hello.is_retry(), hello.version(), hello.key_share(), hello.alpn());
@@ -378,11 +381,11 @@ fn scan_body(body: &[u8]) {
     let _ = parse::extensions(body);
 }
 
-/// What a QUIC server that is scanned sends: as a datagram, and as the payload of an Initial of a peer
-/// that has the keys. The first byte says how the rest is cut into CRYPTO frames.
+/// What a scanned QUIC server sends: as a datagram, and as the payload of an Initial packet from a peer that has the
+/// keys. The first byte decides how the rest is cut into CRYPTO frames.
 ///
-/// Promises: packets of a datagram come to an end; what is sealed is opened; the handshake does not
-/// depend on the order of its frames, and never is longer than it may be.
+/// Properties checked: the iteration over the packets of a datagram ends; a packet that was encrypted is decrypted;
+/// and the handshake does not depend on the order of its frames and never exceeds its length limit.
 pub fn quic(data: &[u8]) {
     let keys = InitialKeys::new(b"original");
     let (mut rest, mut packets) = (data, 0);
@@ -416,7 +419,7 @@ pub fn quic(data: &[u8]) {
         let header = quic::Header { destination: id, source: id, token: id, number };
         let sealed = quic::initial(&keys.client, header, data);
         let Ok((Packet::Initial(initial), [])) = quic::packet(&sealed) else {
-            panic!("our own packet is none")
+            panic!("our own packet was not recognized")
         };
         assert_eq!((initial.destination, initial.source, initial.token), (id, id, id));
         let (opened, payload) = initial.open(&keys.client, None).expect("our own packet");
@@ -425,7 +428,7 @@ pub fn quic(data: &[u8]) {
         assert!(initial.open(&keys.server, None).is_none());
     }
 
-    // As many pieces as may wait, at most.
+    // At most as many pieces as may be buffered.
     let stream = &stream[..stream.len().min(64)];
     let mut pieces: Vec<_> = Vec::new();
     let mut offset = 0;
@@ -444,7 +447,7 @@ pub fn quic(data: &[u8]) {
     assert_eq!(read, stream);
 }
 
-/// The frames of an Initial, and the handshake in them.
+/// The frames of an Initial packet, and the handshake data in them.
 fn handshake(payload: &[u8]) {
     let (frames, _) = quic::frames(payload);
     assert!(frames.len() <= payload.len());
@@ -464,8 +467,8 @@ fn handshake(payload: &[u8]) {
 
 /// The configuration file.
 ///
-/// Promises: a refusal has at least one error; each has a line of the file, a problem and advice,
-/// and is one line of text; they come in the order of their lines.
+/// Properties checked: a rejected file has at least one error; each error has a line number of the file, a problem
+/// and advice, and is one line of text; and the errors are sorted by line.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Err(errors) = Config::parse(Path::new("wiretight.toml"), text) else { return };
@@ -480,9 +483,9 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// A join token: as it is, and as the JSON of one with the checksum that it should have.
+/// A join token: as it is, and as the JSON of a token with a correct checksum.
 ///
-/// Promise: what was read, and is written, is read as the same again.
+/// Property checked: a token that was read is the same after it is written and read again.
 pub fn token(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let sum = wiretight_keys::token::secret_hash(text); // SHA-256 in hex, of any text
@@ -491,7 +494,8 @@ pub fn token(data: &[u8]) {
     for text in [text.to_owned(), format!("wtj1_{}", URL_SAFE_NO_PAD.encode(framed))] {
         let Ok(token) = JoinToken::decode(&text) else { continue };
         let written = token.encode();
-        // A hand-made text may be shorter than what we write, and ours then too long to be read.
+        // A hand-written text may be shorter than the text that we write for it, and ours may then exceed the limit
+        // for reading.
         if written.len() <= wiretight_keys::token::MAX_LEN {
             let again = JoinToken::decode(&written).unwrap_or_else(|e| panic!("{e}: {text}"));
             assert_eq!(again.encode(), written);
@@ -499,11 +503,11 @@ pub fn token(data: &[u8]) {
     }
 }
 
-/// The messages between a node and the authority, in each direction. The first byte says how the
-/// rest is cut into chunks.
+/// The messages between a node and the authority, in each direction. The first byte decides how the rest is cut into
+/// chunks.
 ///
-/// Promises: what comes out does not depend on the cuts; a message that was read, and is written,
-/// is read as the same again.
+/// Properties checked: the result does not depend on the cuts; a message that was read is the same after it is
+/// written and read again.
 pub fn control(data: &[u8]) {
     let Some((how, stream)) = data.split_first() else { return };
     messages::<FromStranger>(stream, *how);
@@ -511,11 +515,12 @@ pub fn control(data: &[u8]) {
     messages::<FromAuthority>(stream, *how);
 }
 
-/// What a member announces, as the authority takes it: JSON of a message. The first byte says where the member connects
-/// from, and what was granted to it.
+/// What a member announces, as the authority checks it: JSON of a message. The first byte decides from which address
+/// the member connects and which addresses it may announce.
 ///
-/// Promises: each record that is taken is of a service that was granted, at an address of the member, and within the
-/// bounds; taken again, none is refused; what is left out is told.
+/// Properties checked: each accepted record is of a service that the member may announce, at an address of the
+/// member, and within the limits; the accepted records are all accepted when they are checked again; and it reports
+/// when it leaves out an entry.
 pub fn announcement(data: &[u8]) {
     let Some((how, json)) = data.split_first() else { return };
     let (FromNode::Hello { instances, .. } | FromNode::Announce { instances }) =
@@ -534,7 +539,7 @@ pub fn announcement(data: &[u8]) {
     let announcer = Announcer {
         node: &name("bad"),
         services: &["db", "web"].map(name).into(),
-        // Addresses that no machine has, so that the outcome is everywhere the same.
+        // Addresses that no machine has, so that the result is the same on every machine.
         from: if how & 2 == 0 { "192.0.2.5" } else { "2001:db8::5" }.parse().expect("an address"),
         addresses: &granted,
         is_own: how & 4 != 0,
@@ -559,10 +564,10 @@ pub fn announcement(data: &[u8]) {
     assert!(again == taken && denial.is_none(), "{denial:?}");
 }
 
-/// A state that an authority pushes, as a node takes it: JSON of a message.
+/// A state that an authority pushes, as a node handles it: JSON of a message.
 ///
-/// Promises: whatever the registry holds, the kernel's rules that follow from it can be applied, and so can those that
-/// stand in for them; what is left out is told; what was taken is taken again.
+/// Properties checked: for every registry, the firewall rules that result can be applied, and so can the stricter
+/// rules that replace them for a time; cleaning up the registry a second time removes nothing.
 pub fn pushed(data: &[u8]) {
     let Ok(FromAuthority::State(state)) = control::decode(data) else { return };
     let domain = "example.org".parse().expect("a trust domain");
@@ -573,9 +578,9 @@ pub fn pushed(data: &[u8]) {
     let registry = mesh.registry();
     let left: usize = registry.services.values().map(Vec::len).sum();
     assert!(left <= total);
-    assert!(Registry::clone(&registry).tidy().is_empty(), "what is left is good");
-    let stood_for = registry.services.values().flatten().map(|i| i.ports.len()).sum::<usize>();
-    assert!(stood_for <= MAX_STOOD_FOR);
+    assert!(Registry::clone(&registry).tidy().is_empty(), "the rest is valid");
+    let redirected = registry.services.values().flatten().map(|i| i.ports.len()).sum::<usize>();
+    assert!(redirected <= MAX_REDIRECTED);
     let own = Rules {
         mode: Mode::Strict,
         peers: BTreeMap::new(),
@@ -592,21 +597,22 @@ pub fn pushed(data: &[u8]) {
     };
     let (rules, _) = own.clone().for_mesh(&"n".parse().expect("a name"), &[], &mesh);
     assert_eq!(rules.check(), Ok(()));
-    for stands_in in [rules.no_looser_than(&own), own.no_looser_than(&rules), rules.only_stopping()]
+    for replacement in
+        [rules.no_looser_than(&own), own.no_looser_than(&rules), rules.only_stopping()]
     {
-        assert_eq!(stands_in.check(), Ok(()));
+        assert_eq!(replacement.check(), Ok(()));
         let missing = rules
             .protected
             .iter()
-            .find(|n| !stands_in.protected.iter().any(|wider| wider.contains(n.first())));
-        assert_eq!(missing, None, "it is looser");
+            .find(|n| !replacement.protected.iter().any(|wider| wider.contains(n.first())));
+        assert_eq!(missing, None, "it is less strict");
     }
 }
 
 fn messages<M: Message>(stream: &[u8], how: u8) {
     let whole = read::<M>([stream]);
     assert!(read::<M>(chunks(stream, how)) == whole, "chunks by {how}");
-    // And the JSON alone, so that a length which does not fit hides nothing.
+    // Also the JSON alone, so that a wrong length field does not keep the parser from it.
     if let Ok(message) = control::decode::<M>(stream) {
         written_again(&message);
     }
@@ -630,7 +636,7 @@ fn read<'a, M: Message>(
     (messages, None)
 }
 
-/// `None` if it is too long to be written.
+/// `None` if the message is too long to write.
 fn written_again<M: Message>(message: &M) -> Option<Vec<u8>> {
     let frame = control::encode(message).ok()?;
     let again: M = control::decode(&frame[HEADER..]).expect("what we write, we read");
@@ -638,13 +644,13 @@ fn written_again<M: Message>(message: &M) -> Option<Vec<u8>> {
     Some(frame.to_vec())
 }
 
-/// Seconds since 1970 at which the certificates of seeds/certificate hold.
+/// Seconds since 1970; the certificates of seeds/certificate are valid at this time.
 pub const NOW: u64 = 1_790_000_000;
 
-/// What ACME clients send: signed requests, and requests for certificates.
+/// What ACME clients send: signed requests, and certificate requests.
 ///
-/// Promises: a request that was read is within its bounds; a key is no other after it was kept; names are
-/// sorted host names.
+/// Properties checked: a certificate request that was accepted is within the limits; a key is the same after it was
+/// stored; and names are sorted and are host names.
 pub fn acme(data: &[u8]) {
     if let Ok(signed) = Signed::parse(data)
         && let Sender::Key(key) = &signed.from
@@ -660,15 +666,15 @@ pub fn acme(data: &[u8]) {
     }
 }
 
-/// What logs, witnesses and submitters send: the body of `add-checkpoint`, proofs, checkpoints, policies, keys, the paths
+/// What logs, witnesses and submitters send: the body of `add-checkpoint`, proofs, checkpoints, policies, keys, paths
 /// of tiles, tiles, and entries; and the list of expected keys.
 ///
-/// Promises: each value has one form, so that what was read is written as it was, byte for byte; sizes are within their
-/// bounds; a tile has as many hashes or entries as its name says.
+/// Properties checked: each value has exactly one encoding, so a value that was read is written with the same bytes;
+/// sizes are within their limits; and a tile has as many hashes or entries as its name says.
 pub fn tlog(data: &[u8]) {
     let _ = wiretight_keys::logged::Entry::parse(data);
     if let Ok(logged) = Logged::from_certificate(&CertificateDer::from(data)) {
-        // What a stricter parser takes, too, has the same index there.
+        // If the stricter parser also accepts it, it finds the same index.
         let serial = wiretight_keys::x509::serial(data);
         assert!(serial.is_none_or(|serial| serial.index() == logged.proof.index));
     }
@@ -717,16 +723,16 @@ pub fn tlog(data: &[u8]) {
     }
 }
 
-/// The key of Go's checksum database: no input is signed by it.
+/// The key of Go's checksum database; no input is signed with it.
 fn log_key() -> LogKey {
     let vkey = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8";
     LogKey::parse(vkey).expect("a vkey")
 }
 
-/// Certificates and requests, as DER, in each place of a chain where a peer may put them.
+/// Certificates and certificate requests, as DER, in each position of a chain where a peer can place them.
 ///
-/// Promises: nothing is believed but the very bytes that our authority signed, and whoever is
-/// believed is who the certificate says.
+/// Properties checked: no certificate is accepted except exactly the bytes that our authority signed; and the peer's
+/// identity is the one in the certificate.
 pub fn certificate(data: &[u8]) {
     let genuine = include_bytes!("../seeds/certificate/leaf.der").as_slice();
     let intermediate = include_bytes!("../seeds/certificate/intermediate.der").as_slice();
@@ -747,22 +753,25 @@ pub fn certificate(data: &[u8]) {
     if let Ok(web) = wiretight_keys::WebLeaf::parse(&CertificateDer::from(data)) {
         let _ = web.is_for("example.org");
     }
-    // Of a client of a site, and of a server that is to prove its name.
+    // As the certificate of a client of a site, and as that of a server that must answer a challenge for its name.
     let der = CertificateDer::from(data);
     let _ = wiretight_keys::web::ClientLeaf::parse(&der);
     let _ = wiretight_keys::web::spki(&der);
-    assert!(!wiretight_keys::web::answers_challenge(&der, "example.org", &[7; 32]), "a guess");
+    assert!(
+        !wiretight_keys::web::answers_challenge(&der, "example.org", &[7; 32]),
+        "accepted a guess"
+    );
     let ours = bundle(root).expect("our root is a certificate");
     for role in [Role::Server, Role::Client] {
         if let Ok(peer) = verify(&ours, &[data, intermediate], role) {
-            assert!(data == genuine, "a forged leaf is believed");
+            assert!(data == genuine, "a forged leaf was accepted");
             let leaf = leaf.as_ref().expect("it was parsed to be verified");
             assert_eq!((peer.id(), peer.serial()), (&leaf.id, &leaf.serial));
         }
         if verify(&ours, &[genuine, data], role).is_ok() {
-            assert!(data == intermediate, "a forged intermediate is believed");
+            assert!(data == intermediate, "a forged intermediate was accepted");
         }
-        // Between two genuine ones, or alone.
+        // Together with the genuine certificates, and alone.
         let _ = verify(&ours, &[genuine, data, intermediate], role);
         let _ = verify(&ours, &[data], role);
     }
@@ -772,12 +781,12 @@ pub fn certificate(data: &[u8]) {
     }
 }
 
-/// What servers show to a scan: whether the web's root or the mesh's time is asked for, then
-/// certificates (0), OCSP responses (1) and timestamps (2) of a hello, and the next hello (3), each
-/// with its length.
+/// What servers present to a scan. The first byte selects the time: that of the web's root or that of the mesh's.
+/// Then come certificates (0), OCSP responses (1) and SCT lists (2) of one ClientHello, and the start of the next
+/// (3), each with its length.
 ///
-/// Promises: whatever comes is described, in lines that a terminal survives; nothing is trusted but
-/// the leaves that the roots' owners signed.
+/// Properties checked: the certificates are described, whatever the bytes are, in text that is safe to print to a
+/// terminal; and only leaves that the owners of the roots signed are trusted.
 pub fn chain(data: &[u8]) {
     let Some((&time, mut rest)) = data.split_first() else { return };
     let mut presented = vec![Presented { when: "default".to_owned(), ..Presented::default() }];
@@ -814,7 +823,7 @@ pub fn chain(data: &[u8]) {
         if examined.facts.yes(id) {
             assert!(
                 leaves().all(|der| der == root || der == leaf),
-                "{id}: a forged leaf is believed"
+                "{id}: a forged leaf was accepted"
             );
         }
     }

@@ -1,36 +1,35 @@
-//! Why certificates and requests cannot be made or read.
+//! Errors from making or reading certificates and certificate requests.
 
 use crate::key::KeyError;
 
-/// The most names in a request for a web server's certificate.
+/// The largest number of names in a request for a web server's certificate.
 pub(crate) const MAX_WEB_NAMES: usize = 100;
 
 /// Why a certificate or request could not be made or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum X509Error {
-    /// Not the DER or PEM of what it should be.
+    /// The input is not valid DER or PEM of this type.
     #[error("malformed {what}: {detail}")]
     Malformed {
-        /// What was being read.
+        /// What was parsed.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's message.
         detail: String,
     },
-    /// A request without exactly one SPIFFE ID.
     #[error("a certificate request must name exactly one SPIFFE ID in its subjectAltName")]
     NoSpiffeId,
-    /// A web server's request that is not for DNS names.
-    #[error("a web server's certificate request must name 1 to {max} DNS names and nothing else: {detail}", max = MAX_WEB_NAMES)]
+    /// A web server's request with something other than DNS names.
+    #[error("a web server's certificate request must contain 1 to {max} DNS names and nothing else: {detail}", max = MAX_WEB_NAMES)]
     NotDnsNames {
-        /// What it names.
+        /// What it contains.
         detail: String,
     },
-    /// A web server's request for a key that is not certified.
+    /// A web server's request with an unsupported key.
     #[error(
-        "a web server's key must be P-256, P-384, or RSA with 2048 to 8192 bits, and its request signed by it with SHA-256 or more"
+        "a web server's key must be P-256, P-384, or RSA with 2048 to 8192 bits, and must sign the request with SHA-256 or stronger"
     )]
     WebKey,
-    /// The key or its signature.
+    /// An invalid key or signature.
     #[error(transparent)]
     Key(#[from] KeyError),
 }

@@ -1,5 +1,5 @@
-//! Private keys: P-256, made and used on one machine. No type here has `Debug`; what leaves is
-//! PKCS#8 for a 0600 file, in a buffer that is wiped.
+//! Private keys: P-256, generated and used on one machine. No type here has `Debug`, so that keys are not logged. A
+//! key is exported only as PKCS#8 for a 0600 file, in a buffer that is zeroed on drop.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 /// Why a key could not be made, read or used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The crypto library refused to make a key or a signature.
+    /// The crypto library failed to make a key or a signature.
     #[error("the cryptographic library failed to make a key or a signature")]
     Crypto,
     /// Not a P-256 key in PKCS#8.
@@ -25,17 +25,15 @@ pub enum KeyError {
     /// Not a P-256 public key.
     #[error("not a P-256 public key")]
     NotP256,
-    /// A signature does not verify.
     #[error("the signature does not match the key")]
     BadSignature,
 }
 
-/// What signs certificates. Narrow on purpose: the one that holds the root today is a key in a
-/// file; a threshold of custodians takes its place behind the same two questions.
+/// Signs certificates. The interface is narrow so that a threshold signature can later replace the root key that is
+/// kept in a file today.
 pub trait Signer: Send + Sync {
-    /// The public key and its algorithm.
     fn public_key(&self) -> SubjectPublicKeyInfoOwned;
-    /// The algorithm of the signatures, as it stands in a certificate.
+    /// The signature algorithm, as encoded in a certificate.
     fn algorithm(&self) -> AlgorithmIdentifierOwned;
     /// Signs the DER of a to-be-signed structure.
     fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>, KeyError>;
@@ -48,7 +46,6 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// Makes a key from the crypto library's own generator.
     pub fn generate() -> Result<SigningKey, KeyError> {
         let doc =
             EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
@@ -56,14 +53,13 @@ impl SigningKey {
         SigningKey::from_pkcs8(doc.as_ref())
     }
 
-    /// Reads PKCS#8 DER.
     pub fn from_pkcs8(der: &[u8]) -> Result<SigningKey, KeyError> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
             .map_err(|_| KeyError::NotPkcs8P256)?;
         Ok(SigningKey { pair, pkcs8: Zeroizing::new(der.to_vec()) })
     }
 
-    /// Reads the PEM that [`SigningKey::to_pem`] wrote.
+    /// Parses the output of [`SigningKey::to_pem`].
     pub fn from_pem(pem: &[u8]) -> Result<SigningKey, KeyError> {
         let (label, der) = der::pem::decode_vec(pem).map_err(|_| KeyError::NotPkcs8P256)?;
         let der = Zeroizing::new(der);
@@ -79,7 +75,7 @@ impl SigningKey {
         Zeroizing::new(pem.expect("a short DER document always fits PEM"))
     }
 
-    /// PKCS#8, to hand to the TLS library.
+    /// PKCS#8, for the TLS library.
     pub fn to_pkcs8(&self) -> PrivatePkcs8KeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.pkcs8.to_vec())
     }
@@ -108,14 +104,14 @@ impl Signer for SigningKey {
     }
 }
 
-/// A P-256 public key that signatures are checked with.
+/// A P-256 public key that verifies signatures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     spki: SubjectPublicKeyInfoOwned,
 }
 
 impl PublicKey {
-    /// Accepts P-256 alone.
+    /// Accepts only P-256.
     pub fn new(spki: SubjectPublicKeyInfoOwned) -> Result<PublicKey, KeyError> {
         let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.decode_as().ok());
         let point = spki.subject_public_key.as_bytes().unwrap_or_default();
@@ -126,23 +122,20 @@ impl PublicKey {
         Ok(PublicKey { spki })
     }
 
-    /// Parses a DER `SubjectPublicKeyInfo`.
     pub fn from_der(der: &[u8]) -> Result<PublicKey, KeyError> {
         use der::Decode;
         PublicKey::new(SubjectPublicKeyInfoOwned::from_der(der).map_err(|_| KeyError::NotP256)?)
     }
 
-    /// The DER `SubjectPublicKeyInfo`.
     pub fn to_der(&self) -> Vec<u8> {
         self.spki.to_der().expect("a parsed public key encodes")
     }
 
-    /// SHA-256 of the DER `SubjectPublicKeyInfo`: how lists and logs name the key.
+    /// SHA-256 of the DER `SubjectPublicKeyInfo`; it identifies the key in lists and logs.
     pub fn hash(&self) -> [u8; 32] {
         *Hash::of(&self.to_der()).as_bytes()
     }
 
-    /// The structure, to put into a certificate.
     pub fn spki(&self) -> &SubjectPublicKeyInfoOwned {
         &self.spki
     }

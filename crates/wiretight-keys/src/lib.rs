@@ -1,16 +1,16 @@
-//! Identities, certificates and tokens of Wiretight. Pure: no I/O, no clock, no tokio; time is passed
-//! in, and keys come from the crypto library's own generator.
+//! Identities, certificates and tokens of Wiretight. No I/O, no clock, no tokio: the caller passes the time, and keys
+//! come from the crypto library's random generator.
 //!
-//! - [`spiffe`]: names, and who a certificate speaks for
-//! - [`key`]: private keys, and the narrow [`key::Signer`] behind which the root sits
-//! - [`link`]: a renewal that is proved by the key before it
-//! - [`x509`]: requests and certificates
-//! - [`logged`]: entries of the log, and certificates that carry the proof that they are in it
-//! - [`transparency`]: whether that proof is demanded, and by which policy
-//! - [`verify`]: a presented chain becomes a [`VerifiedPeer`] or a [`Refusal`]
+//! - [`spiffe`]: names and identities
+//! - [`key`]: private keys, and the [`key::Signer`] interface of the root
+//! - [`link`]: a signature by the previous key over the new one, made at renewal
+//! - [`x509`]: certificate requests and certificates
+//! - [`logged`]: log entries, and certificates that carry the proof that they are logged
+//! - [`transparency`]: whether that proof is required, and by which policy
+//! - [`verify`]: verifies a peer's chain; returns a [`VerifiedPeer`] or a [`Refusal`]
 //! - [`token`]: join tokens
-//! - [`web`]: certificates of web sites, and requests for those that we issue
-//! - [`mod@seal`]: secrets that pass through somebody else's store
+//! - [`web`]: certificates of web sites, and requests for those that the authority issues
+//! - [`mod@seal`]: encrypts secrets that pass through the authority's store
 
 mod error;
 pub mod key;

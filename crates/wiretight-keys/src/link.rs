@@ -1,11 +1,11 @@
-//! A renewal that is proved by the key before it.
+//! Key links: at renewal, the previous key of a node signs the new one.
 //!
-//! A node that has a certificate renewed makes a new key. With the old one it signs that the new one is its successor,
-//! and the authority copies that signature into the certificate, as an extension ([`ID_KEY_LINK`]), so that it is in the
-//! log. Whoever knows one key of an identity can follow it from there, and needs not be told of each renewal. A stolen CA
-//! cannot make such a link: it has no node's key.
+//! At renewal a node generates a new key. With its old key it signs the statement that the new key is the successor.
+//! The authority copies that signature into the certificate, as an extension ([`ID_KEY_LINK`]), so that it is logged.
+//! So anyone who knows one key of an identity can follow its renewals from the log alone. A stolen CA cannot make such
+//! a link, because it has no node's key.
 //!
-//! Verifiers of the mesh do not look at it: a certificate without a link is as good as one with it.
+//! Verifiers in the mesh ignore the link: a certificate without one is equally valid.
 
 use const_oid::ObjectIdentifier;
 use der::asn1::OctetString;
@@ -17,21 +17,20 @@ use crate::error::{X509Error, malformed};
 use crate::key::{KeyError, PublicKey};
 use crate::spiffe::SpiffeId;
 
-/// The extension that holds a [`KeyLink`], in requests and certificates. Of IANA's experimental arc, as
-/// [`ID_LOG_PROOF`](crate::logged::ID_LOG_PROOF).
+/// The extension with a [`KeyLink`], in requests and certificates. It is in IANA's experimental arc, like
 pub const ID_KEY_LINK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.3.7400.2");
 
-/// What the signed bytes begin with. TLS, requests and certificates begin otherwise.
+/// Prefix of the signed bytes. It separates them from anything signed for TLS, requests or certificates.
 const CONTEXT: &[u8] = b"wiretight key link v1\0";
 
-/// The key before a key, and its signature.
+/// The previous key, and its signature over the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyLink {
     previous: PublicKey,
     signature: Vec<u8>,
 }
 
-/// As it is encoded.
+/// The DER encoding.
 #[derive(Sequence)]
 struct Encoded {
     previous: SubjectPublicKeyInfoOwned,
@@ -39,7 +38,7 @@ struct Encoded {
 }
 
 impl KeyLink {
-    /// Has `previous`, which signs with `sign`, say that `next` comes after it as the key of `id`.
+    /// Signs with the `previous` key (through `sign`) that `next` is its successor as the key of `id`.
     pub fn new(
         id: &SpiffeId,
         previous: PublicKey,
@@ -50,22 +49,21 @@ impl KeyLink {
         Ok(KeyLink { previous, signature })
     }
 
-    /// The key before.
     pub fn previous(&self) -> &PublicKey {
         &self.previous
     }
 
-    /// Checks that the key before has said so.
+    /// Checks the signature of the previous key.
     pub fn verify(&self, id: &SpiffeId, next: &SubjectPublicKeyInfoOwned) -> Result<(), X509Error> {
         Ok(self.previous.verify(&signed(id, next)?, &self.signature)?)
     }
 
-    /// The link among extensions, if there is one: not critical, and alone.
+    /// The link in the extensions, if any. It must be non-critical and unique.
     pub(crate) fn find(extensions: &[Extension]) -> Result<Option<KeyLink>, X509Error> {
         let mut links = extensions.iter().filter(|e| e.extn_id == ID_KEY_LINK);
         let Some(link) = links.next() else { return Ok(None) };
         if link.critical || links.next().is_some() {
-            let detail = "it is critical, or there are two".into();
+            let detail = "it is critical or occurs twice".into();
             return Err(X509Error::Malformed { what: "key link", detail });
         }
         let encoded = Encoded::from_der(link.extn_value.as_bytes());
@@ -85,7 +83,7 @@ impl KeyLink {
     }
 }
 
-/// What the key before signs: for whom, and the new key.
+/// The bytes that the previous key signs: the identity and the new key.
 fn signed(id: &SpiffeId, next: &SubjectPublicKeyInfoOwned) -> Result<Vec<u8>, X509Error> {
     let next = next.to_der().map_err(malformed("public key"))?;
     Ok([CONTEXT, id.to_string().as_bytes(), &[0], &next].concat())

@@ -1,19 +1,19 @@
-//! What stands in the mesh's log, and how a certificate carries the proof that it does.
+//! The entries of the mesh's log, and the proof in a certificate that it is logged.
 //!
-//! An entry is two bytes that say what it is (big-endian), and the thing itself:
+//! An entry is a two-byte type (big-endian), followed by its content:
 //!
 //! ```text
 //! 1  a certificate: its TBSCertificate (DER) without the proof extension, the last 8 bytes of its serial number zero
-//! 2  what is revoked from then on, besides what was before: JSON
+//! 2  a revocation, in addition to earlier ones: JSON
 //! ```
 //!
 //! The certificate is logged before it is signed. Its serial number ends with the index of its entry, and a
 //! non-critical extension ([`ID_LOG_PROOF`]) holds a C2SP tlog-proof: the inclusion proof, and the checkpoint with the
-//! cosignatures of the witnesses. So whoever verifies the certificate ([`Logged::from_certificate`]) makes the entry of
-//! it again, and needs nobody to ask. Verifiers that do not know the extension ignore it, and get no such guarantee.
+//! cosignatures of the witnesses. So a verifier ([`Logged::from_certificate`]) can rebuild the entry from the
+//! certificate and check it offline. Verifiers that do not know the extension ignore it and get no such guarantee.
 //!
-//! All of the certificate but index and proof is in the entry, the series in the serial number too: what is logged
-//! once cannot be signed again as something else.
+//! The entry contains everything in the certificate except index and proof; in particular the series in the serial
+//! number. So a logged entry cannot be signed again as a different certificate.
 
 use std::net::IpAddr;
 
@@ -37,72 +37,71 @@ use crate::spiffe::SpiffeId;
 use crate::token::hex;
 use crate::x509::{Period, Serial, Series, SignedCertificate, Tbs, TbsCertificate};
 
-/// The extension that holds a certificate's tlog-proof, as a UTF8String. It is of IANA's experimental arc
-/// (1.3.6.1.3): no number has been assigned to it.
+/// The extension with a certificate's tlog-proof, as a UTF8String. It is in IANA's experimental arc (1.3.6.1.3),
+/// because no number has been assigned.
 pub const ID_LOG_PROOF: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.3.7400.1");
 
 const CERTIFICATE: u16 = 1;
 const REVOCATION: u16 = 2;
 
-/// The largest proof that a certificate may carry, in bytes: six ML-DSA-44 cosignatures, their base64, and the inclusion
-/// proof. A leaf and an intermediate that carry such proofs fit into the largest TLS message that is read, 64 KiB.
+/// The largest proof in a certificate, in bytes: six ML-DSA-44 cosignatures in base64, and the inclusion proof. A
+/// leaf and an intermediate with such proofs fit into the largest TLS message accepted, 64 KiB.
 pub const MAX_PROOF: usize = 24 * 1024;
 
-/// The longest time between the beginning of a certificate and its proof, in seconds. The authority gives a certificate
-/// its beginning, a minute in the past, just before it logs it; the rest is for witnesses and clocks.
+/// The longest time between a certificate's notBefore and its proof, in seconds. The authority sets notBefore a
+/// minute in the past and logs the certificate immediately; the rest is for witnesses and clock differences.
 ///
-/// That is how a verifier knows that the proof is of the time when the entry was made. An entry stays in the log, and
-/// whoever has the CA's key can have a new proof made of an old one: but the beginning is in the entry, so that no new
-/// proof fits an entry of old, and what is old has ended, for no certificate is believed that is valid for long.
+/// With this limit a verifier knows that the proof was made when the entry was. Anyone with the CA key can get a new
+/// proof for an old entry, because entries stay in the log. But notBefore is part of the entry, so a new proof does
+/// not fit an old entry. Old proofs do not help either: nodes accept only short-lived certificates, so old ones have
+/// expired.
 pub const MAX_DELAY: u64 = 600;
 
-/// An entry of the log, read.
+/// A parsed log entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// A certificate that was about to be signed.
+    /// A certificate, logged before it was signed.
     Certificate(LoggedCertificate),
-    /// What is revoked from then on.
+    /// Revocations that take effect with this entry.
     Revocation(Revocation),
-    /// Of a type that this release does not know.
+    /// An entry of a type unknown to this release.
     Other(u16),
 }
 
-/// What an entry says of a certificate.
+/// The content of a certificate entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedCertificate {
-    /// Everybody it speaks for: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, addresses as
-    /// `ip:ADDRESS`, a leaf's common name that its SPIFFE ID does not explain as `cn:NAME`, others described. Never empty.
+    /// All names in it: SPIFFE IDs and other URIs as they are, DNS names as `dns:NAME`, addresses as `ip:ADDRESS`, a
+    /// leaf's common name as `cn:NAME` unless it repeats the SPIFFE ID, others in a descriptive form. Never empty.
     pub names: Vec<String>,
-    /// Whether it may sign certificates.
     pub is_ca: bool,
-    /// When it holds.
     pub period: Period,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub key: [u8; 32],
     /// The key identifier of its issuer, if it names one.
     pub issuer_key: Option<Vec<u8>>,
-    /// The series that its serial number begins with; `None` if no certificate of the mesh has such a serial number, and
-    /// no node would believe it.
+    /// The series at the start of its serial number. `None` if the serial number is not of the mesh's form; nodes
+    /// reject such a certificate.
     pub series: Option<Series>,
-    /// SHA-256 of the key before this one, if that one has signed that this comes after it.
+    /// SHA-256 of the previous key, if that key signed this one as its successor.
     pub follows: Option<[u8; 32]>,
 }
 
-/// What is revoked from an entry on, besides what was before.
+/// Revocations that take effect with an entry, in addition to earlier ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// When it was logged (seconds since 1970).
     pub at: u64,
-    /// Ranges of indexes, with both ends.
+    /// Ranges of indexes, inclusive.
     #[serde(default)]
     pub indexes: Vec<(u64, u64)>,
-    /// Series of serial numbers: an identity of a node, renewals included.
+    /// Series of serial numbers: an identity of one node, renewals included.
     #[serde(default)]
     pub series: Vec<Series>,
 }
 
 impl Entry {
-    /// Reads an entry. One of an unknown type is not an error; a certificate that does not parse is.
+    /// Parses an entry. An unknown type is not an error; a certificate that does not parse is.
     pub fn parse(entry: &[u8]) -> Result<Entry, X509Error> {
         let bad = |detail: &str| X509Error::Malformed { what: "log entry", detail: detail.into() };
         let (kind, body) = entry.split_first_chunk().ok_or_else(|| bad("it is too short"))?;
@@ -118,7 +117,7 @@ impl Entry {
 }
 
 impl Revocation {
-    /// The entry.
+    /// Encodes the entry.
     pub fn entry(&self) -> Vec<u8> {
         let json = serde_json::to_vec(self).expect("numbers and short texts are JSON");
         [&REVOCATION.to_be_bytes()[..], &json].concat()
@@ -144,7 +143,7 @@ impl LoggedCertificate {
             }
         }
         if !is_ca {
-            // Verifiers that fall back to the common name believe it; in our leaves it repeats the SPIFFE ID.
+            // Some verifiers fall back to the common name. In our leaves it only repeats the SPIFFE ID.
             let explained = |cn: &String| {
                 let paths = names
                     .iter()
@@ -175,7 +174,7 @@ impl LoggedCertificate {
     }
 }
 
-/// The key that a certificate's link leads from, if it does: for its one SPIFFE ID, and its own key.
+/// SHA-256 of the previous key, if the certificate has exactly one SPIFFE ID and a valid key link.
 fn follows(names: &[String], tbs: &TbsCertificate) -> Option<[u8; 32]> {
     let link = KeyLink::find(&tbs.extensions).ok()??;
     let mut ids = names.iter().filter_map(|name| name.parse::<SpiffeId>().ok());
@@ -206,7 +205,6 @@ fn name_text(name: &GeneralName) -> String {
     }
 }
 
-/// The common names of the subject.
 fn common_names(tbs: &TbsCertificate) -> impl Iterator<Item = String> {
     let named = tbs.subject.iter().filter(|a| a.oid == COMMON_NAME);
     named.map(|a| match a.value.tag() {
@@ -218,64 +216,61 @@ fn common_names(tbs: &TbsCertificate) -> impl Iterator<Item = String> {
     })
 }
 
-/// A certificate that says that it is logged: its entry's hash, and the proof.
+/// A certificate with a log proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logged {
-    /// Of its entry.
+    /// The hash of its log entry.
     pub leaf: Hash,
-    /// What it carries; its index is that of the serial number. Unverified.
+    /// Its proof, unverified. The index equals the one in the serial number.
     pub proof: Proof,
-    /// When the certificate begins.
     pub not_before: u64,
 }
 
-/// Why a certificate has no usable proof.
+/// Why a certificate does not prove that it is logged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotLogged {
-    /// It has none.
-    #[error("it carries no proof that it is in a log")]
+    #[error("it carries no proof that it is logged")]
     NoProof,
-    /// It cannot be read.
-    #[error("its proof cannot be read: {0}")]
+    #[error("its proof is malformed: {0}")]
     Malformed(String),
-    /// The proof is of another entry.
-    #[error("its serial number is not that of the entry {index} which its proof is of")]
+    /// The proof belongs to another entry.
+    #[error("its serial number does not match its proof, which is for log entry {index}")]
     WrongIndex {
-        /// The proof's.
+        /// The index in the proof.
         index: u64,
     },
-    /// The proof was made long after the certificate begins.
+    /// The proof was made long after the certificate's notBefore.
     #[error(
-        "its proof was made {late} s after the certificate begins, and {allowed} s are allowed: it was not issued when it was logged"
+        "its proof was made {late} s after its notBefore, and at most {allowed} s are allowed; so it was not issued when it was logged"
     )]
     Late {
-        /// By how much.
+        /// Seconds after notBefore.
         late: u64,
-        /// How much is allowed.
+        /// The most seconds allowed.
         allowed: u64,
     },
-    /// The proof does not hold.
+    /// The proof is invalid.
     #[error(transparent)]
     Proof(#[from] ProofError),
 }
 
 impl Logged {
-    /// Reads the proof of a certificate, and makes its entry again.
+    /// Extracts the proof from a certificate and rebuilds its log entry.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Result<Logged, NotLogged> {
         let bad = |detail: String| NotLogged::Malformed(detail);
         let err = |e: der::Error| bad(e.to_string());
         let whole = SignedCertificate::from_der(certificate).map_err(err)?;
         let raw = whole.tbs.to_der().map_err(err)?;
         let mut tbs = TbsCertificate::from_der(&raw).map_err(err)?;
-        // What is hashed must be what was signed: no byte may be lost by reading it.
+        // The hash must cover exactly the signed bytes, so re-encoding must reproduce the input.
         if tbs.to_der().map_err(err)? != raw || whole.to_der().map_err(err)? != **certificate {
-            return Err(bad("the certificate is not in the one form of DER".into()));
+            return Err(bad("the certificate is not canonical DER".into()));
         }
         let not_before = tbs.period().not_before;
         let (index, text) = tbs.take_proof().map_err(bad)?.ok_or(NotLogged::NoProof)?;
         let proof = Proof::parse(&text)?;
         if proof.extra.is_some() {
-            return Err(bad("it has extra data, which nothing authenticates".into()));
+            return Err(bad("it has extra data, which is not authenticated".into()));
         }
         if proof.index != index {
             return Err(NotLogged::WrongIndex { index: proof.index });
@@ -286,8 +281,8 @@ impl Logged {
 }
 
 impl Logged {
-    /// Whether the proof is of the time when the certificate was made: not long before the certificate begins, nor long
-    /// after it. A policy that wants no witnesses has no time.
+    /// Whether the proof was made around the certificate's notBefore: neither long before nor long after. Always
+    /// succeeds if the policy requires no witnesses, because there is no time to check then.
     pub fn is_timely(&self, witnessed: &Witnessed) -> Result<(), NotLogged> {
         let (begins, Some(time)) = (self.not_before, witnessed.time()) else { return Ok(()) };
         if time.saturating_add(MAX_CLOCK_SKEW) < begins {
@@ -302,7 +297,7 @@ impl Logged {
 }
 
 impl Tbs {
-    /// The log's entry of this certificate.
+    /// The log entry for this certificate.
     pub fn entry(&self) -> Result<Vec<u8>, X509Error> {
         let err = malformed("certificate");
         let mut tbs = TbsCertificate::from_der(self.der()).map_err(&err)?;
@@ -310,12 +305,12 @@ impl Tbs {
         tbs.entry()
     }
 
-    /// The certificate with the proof of its entry, and its index in its serial number.
+    /// Adds the proof of the entry to the certificate, and its index to the serial number.
     pub fn proved(self, proof: &Proof) -> Result<Tbs, X509Error> {
         let err = malformed("certificate");
         let text = proof.to_string();
         if text.len() > MAX_PROOF {
-            let detail = format!("a proof of {} bytes, more than {MAX_PROOF}", text.len());
+            let detail = format!("{} bytes, more than {MAX_PROOF}", text.len());
             return Err(X509Error::Malformed { what: "proof", detail });
         }
         let mut tbs = TbsCertificate::from_der(self.der()).map_err(&err)?;
@@ -331,13 +326,13 @@ impl Tbs {
 }
 
 impl TbsCertificate {
-    /// The entry of a certificate whose proof was taken out and whose index is zero.
+    /// The log entry of a certificate without a proof and with index 0.
     fn entry(&self) -> Result<Vec<u8>, X509Error> {
         let der = self.to_der().map_err(malformed("certificate"))?;
         Ok([&CERTIFICATE.to_be_bytes()[..], &der].concat())
     }
 
-    /// Puts an index at the end of the serial number.
+    /// Sets the index at the end of the serial number.
     fn set_index(&mut self, index: u64) -> Result<(), X509Error> {
         let serial = Serial::from_bytes(self.serial_number.as_bytes())?.with_index(index);
         let number = SerialNumber::new(serial.as_bytes());
@@ -345,13 +340,13 @@ impl TbsCertificate {
         Ok(())
     }
 
-    /// Takes index and proof out; `None` if there is no proof.
+    /// Removes the index and the proof, and returns them; `None` if there is no proof.
     fn take_proof(&mut self) -> Result<Option<(u64, String)>, String> {
         let is_proof = |e: &Extension| e.extn_id == ID_LOG_PROOF;
         let Some(at) = self.extensions.iter().position(is_proof) else { return Ok(None) };
         let extension = self.extensions.remove(at);
         if extension.critical || self.extensions.iter().any(is_proof) {
-            return Err("its proof is critical, or there are two".into());
+            return Err("its proof is critical or occurs twice".into());
         }
         let value = extension.extn_value.as_bytes();
         let text = Utf8StringRef::from_der(value).map_err(|e| e.to_string())?;

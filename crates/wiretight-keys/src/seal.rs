@@ -1,8 +1,8 @@
-//! Sealing small secrets to one machine: HPKE (RFC 9180) in base mode, DHKEM(X25519, HKDF-SHA256),
-//! HKDF-SHA256, AES-256-GCM, by the TLS library's provider.
+//! Encrypts small secrets to one machine: HPKE (RFC 9180) in base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,
+//! AES-256-GCM, with the TLS library's provider.
 //!
-//! So a private key that several edges share passes through the authority's store, and the authority never
-//! sees it. Who may be sealed to is not decided here.
+//! With this a private key shared by several edges can pass through the authority's store without the authority
+//! reading it. The caller decides which recipients are allowed.
 
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256 as SUITE;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey, HpkePublicKey};
@@ -11,38 +11,35 @@ use zeroize::Zeroizing;
 /// The length of a public key and of an encapsulated secret, in bytes.
 const KEM_LEN: usize = 32;
 
-/// Why something was not sealed or opened.
+/// Why sealing or opening failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// The key is none, or the cryptographic library failed.
-    #[error("it cannot be sealed: the recipient's key is not an X25519 key")]
+    /// The recipient's key is invalid, or the crypto library failed.
+    #[error("cannot encrypt: the recipient's key is not an X25519 key")]
     Seal,
     /// Sealed to another key, for another purpose, or damaged.
-    #[error(
-        "it cannot be opened: it was sealed to another key, for another purpose, or is damaged"
-    )]
+    #[error("cannot decrypt: encrypted to another key or for another purpose, or damaged")]
     Open,
 }
 
-/// A machine's key for opening. Has no `Debug`.
+/// A machine's decryption key. No `Debug`, so that it is not logged.
 pub struct SealKey {
     private: HpkePrivateKey,
     public: Vec<u8>,
 }
 
 impl SealKey {
-    /// Makes a key from the crypto library's own generator.
     pub fn generate() -> Result<SealKey, SealError> {
         let (public, private) = SUITE.generate_key_pair().map_err(|_| SealError::Seal)?;
         Ok(SealKey { private, public: public.0 })
     }
 
-    /// Reads what [`SealKey::to_bytes`] gave.
+    /// Parses the output of [`SealKey::to_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> Option<SealKey> {
         let (private, public) = bytes.split_at_checked(KEM_LEN)?;
         let private = HpkePrivateKey::from(private.to_vec());
         let key = SealKey { private, public: public.to_vec() };
-        // The two halves belong together, or nothing would ever open.
+        // Check that the two halves belong together; otherwise nothing could be opened later.
         let sealed = seal(&key.public, b"self-test", b"self-test").ok()?;
         key.open(b"self-test", &sealed).ok().map(|_| key)
     }
@@ -52,12 +49,12 @@ impl SealKey {
         Zeroizing::new([self.private.secret_bytes(), &self.public].concat())
     }
 
-    /// What others seal to.
+    /// The public key, to which others seal.
     pub fn public(&self) -> &[u8] {
         &self.public
     }
 
-    /// Opens what [`seal`] made for this key and this purpose.
+    /// Opens a secret sealed to this key with the same `purpose`.
     pub fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (secret, text) = sealed.split_at_checked(KEM_LEN).ok_or(SealError::Open)?;
         let secret = EncapsulatedSecret(secret.to_vec());
@@ -66,7 +63,7 @@ impl SealKey {
     }
 }
 
-/// Seals a secret to a public key. `purpose` binds it to where it stands: opening takes the same.
+/// Seals a secret to a public key. `purpose` binds it to its context: opening requires the same value.
 pub fn seal(public: &[u8], purpose: &[u8], secret: &[u8]) -> Result<Vec<u8>, SealError> {
     let public = HpkePublicKey(public.to_vec());
     let sealed = SUITE.seal(purpose, b"", secret, &public);
@@ -79,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_key_and_the_purpose_open_it() {
+    fn opening_requires_the_right_key_and_purpose() {
         let (a, b) = (SealKey::generate().unwrap(), SealKey::generate().unwrap());
         let sealed = seal(a.public(), b"site/x", b"secret").unwrap();
         assert_eq!(*a.open(b"site/x", &sealed).unwrap(), b"secret");

@@ -1,6 +1,6 @@
-//! SPIFFE identities: who a certificate speaks for.
+//! SPIFFE identities.
 //!
-//! Three kinds exist in a trust domain and no others are accepted (SPIFFE-ID, section 2):
+//! A trust domain has three kinds of identities; no others are accepted (SPIFFE-ID, section 2):
 //!
 //! ```text
 //! spiffe://TRUST-DOMAIN/service/NAME    a service, or a client program acting `as` one
@@ -13,40 +13,40 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a text is not a name or an identity of ours.
+/// Why a text is not a valid name or identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty or longer than its limit.
     #[error("{what} must have 1 to {max} characters, not {len}")]
     Length {
-        /// What was being named.
+        /// What the text should name.
         what: &'static str,
         /// The limit.
         max: usize,
         /// The length found.
         len: usize,
     },
-    /// A character outside the set.
+    /// A character that is not allowed.
     #[error(
-        "{what} may hold a-z, 0-9, '-'{extra}, and starts and ends with a letter or digit; found {found:?}"
+        "{what} may contain only a-z, 0-9, '-'{extra} and must start and end with a letter or digit; found {found:?}"
     )]
     Character {
-        /// What was being named.
+        /// What the text should name.
         what: &'static str,
-        /// More characters that this kind of name may hold.
+        /// Further characters allowed in this kind of name.
         extra: &'static str,
-        /// The offender.
+        /// The invalid character.
         found: char,
     },
     /// Not `service/NAME` or `node/NAME`.
     #[error("an identity is \"service/NAME\" or \"node/NAME\", not {0:?}")]
     Kind(String),
-    /// Not a `spiffe://` URI of the three shapes.
+    /// Not a `spiffe://` URI of the three forms.
     #[error("not a SPIFFE ID of the form spiffe://TRUST-DOMAIN/service/NAME or /node/NAME")]
     Uri,
 }
 
-/// 1 to `max` of a-z 0-9 '-' (and what `extra` lists), a letter or digit at both ends.
+/// 1 to `max` of a-z 0-9 '-' and `extra`, a letter or digit at both ends.
 fn check(what: &'static str, s: &str, max: usize, extra: &'static str) -> Result<(), NameError> {
     if s.is_empty() || s.len() > max {
         return Err(NameError::Length { what, max, len: s.len() });
@@ -71,7 +71,6 @@ fn check(what: &'static str, s: &str, max: usize, extra: &'static str) -> Result
 macro_rules! text_type {
     ($name:ident) => {
         impl $name {
-            /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -132,14 +131,14 @@ impl FromStr for Name {
     }
 }
 
-/// An identity within a trust domain, as config writes it: `service/NAME` or `node/NAME`.
+/// An identity within a trust domain, as in the configuration file: `service/NAME` or `node/NAME`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Id {
     /// `service/NAME`
     Service(Name),
     /// `node/NAME`
     Node(Name),
-    /// `authority`: known to the code, never written in config.
+    /// `authority`: cannot be written in the configuration file.
     Authority,
 }
 
@@ -183,12 +182,11 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// A whole SPIFFE ID. Exists only when valid.
+/// A valid SPIFFE ID.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
-    /// The trust domain.
     pub trust_domain: TrustDomain,
-    /// The identity in it.
+    /// The identity within the trust domain.
     pub id: Id,
 }
 
@@ -198,9 +196,9 @@ impl SpiffeId {
         SpiffeId { trust_domain, id }
     }
 
-    /// A DNS name for the identity, `NAME.service.TRUST-DOMAIN`: stands as a second SAN so that
-    /// software which knows only host names (curl, nginx, stunnel) can check the peer, and goes
-    /// out as SNI. `_` in a trust domain becomes `-`.
+    /// A DNS name for the identity, `NAME.service.TRUST-DOMAIN`. It is a second SAN, so that software that knows only
+    /// host names (curl, nginx, stunnel) can check the peer, and it is sent as SNI. `_` in a trust domain becomes
+    /// `-`.
     pub fn dns_name(&self) -> String {
         let td = self.trust_domain.as_str().replace('_', "-");
         match &self.id {
@@ -253,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_three_shapes_are_identities() {
+    fn only_the_three_forms_are_identities() {
         for good in [
             "spiffe://example.org/service/db",
             "spiffe://example.org/node/a-1",

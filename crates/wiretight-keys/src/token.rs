@@ -1,9 +1,9 @@
-//! Join tokens: what an operator carries from the authority to a new node, once.
+//! Join tokens: an operator creates one on the authority and passes it once to a new node.
 //!
-//! A token names the authority (addresses, and the SHA-256 of its root certificate, so that the node
-//! knows whom it talks to before it says anything) and holds a secret that the authority will take
-//! once, until it expires, for one node name. The text is `wtj1_` and base64url of JSON followed by
-//! 4 bytes of its SHA-256, which catch a mistyped token; they are no protection and need be none.
+//! A token names the authority: its addresses, and the SHA-256 of its root certificate, so that the node can
+//! authenticate the authority before sending anything. It contains a secret that the authority accepts once, until it
+//! expires, for one node name. The text is `wtj1_` and base64url of JSON followed by 4 bytes of its SHA-256. These
+//! detect typing errors; they are not a security measure.
 
 use aws_lc_rs::{constant_time, digest};
 use base64::Engine;
@@ -15,52 +15,52 @@ use crate::spiffe::{Name, TrustDomain};
 
 const PREFIX: &str = "wtj1_";
 const CHECK: usize = 4;
-/// The longest token that is looked at, in characters.
+/// The longest token accepted, in characters.
 pub const MAX_LEN: usize = 4096;
 
 /// Why a text is not a join token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// No `wtj1_` in front.
+    /// It does not start with `wtj1_`.
     #[error(
-        "this is not a join token (it does not begin with \"wtj1_\"): make one with `wiretight token create`"
+        "not a join token: it does not start with \"wtj1_\". Create one with `wiretight token create`"
     )]
     NotAToken,
-    /// Cut short, mistyped or altered.
-    #[error("this join token is damaged (cut short or altered): copy it again, whole")]
+    /// Truncated, mistyped or altered.
+    #[error("the join token is truncated or altered; copy it again in full")]
     Damaged,
 }
 
-/// A join token. Has no `Debug`: it is a secret.
+/// A join token. No `Debug`, because it is a secret.
 #[derive(Serialize, Deserialize)]
 pub struct JoinToken {
     /// The trust domain to join.
     #[serde(rename = "td")]
     pub trust_domain: TrustDomain,
-    /// The name that the node must have.
+    /// The name of the joining node.
     #[serde(rename = "n")]
     pub node: Name,
-    /// Where the authority listens, `HOST:PORT` each.
+    /// Addresses of the authority, each `HOST:PORT`.
     #[serde(rename = "a")]
     pub authority: Vec<String>,
     /// SHA-256 of the authority's root certificate.
     #[serde(rename = "r", with = "hex32")]
     pub root: [u8; 32],
-    /// Names the token to the authority; not secret.
+    /// Identifies the token to the authority; not secret.
     #[serde(rename = "i")]
     pub id: String,
-    /// What the authority will take once.
+    /// The secret that the authority accepts once.
     #[serde(rename = "s")]
     pub secret: Zeroizing<String>,
-    /// Seconds since 1970; the authority's own record decides, this lets the node say so early.
+    /// Seconds since 1970. The authority's own record decides; with this value the node can report expiry early.
     #[serde(rename = "e")]
     pub expires: u64,
 }
 
 impl JoinToken {
-    /// The text to hand over.
+    /// The text to pass to the node.
     pub fn encode(&self) -> Zeroizing<String> {
-        // Room for all from the start: a vector that grows leaves its old memory unwiped.
+        // Allocate everything at once: a vector that grows leaves a copy of its content in freed memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN));
         serde_json::to_writer(&mut *bytes, self).expect("plain strings and numbers encode");
         let sum = digest::digest(&digest::SHA256, &bytes);
@@ -71,7 +71,7 @@ impl JoinToken {
         text
     }
 
-    /// Reads a token; white space around it does not matter.
+    /// Parses a token; surrounding white space is ignored.
     pub fn decode(text: &str) -> Result<JoinToken, TokenError> {
         let text = text.trim();
         let body = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
@@ -89,12 +89,12 @@ impl JoinToken {
     }
 }
 
-/// What the authority keeps of a token's secret.
+/// The hash of a token's secret, which the authority stores.
 pub fn secret_hash(secret: &str) -> String {
     hex(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref())
 }
 
-/// Compares a presented secret with what the authority kept, in constant time.
+/// Compares a presented secret with the stored hash, in constant time.
 pub fn secret_matches(secret: &str, hash: &str) -> bool {
     constant_time::verify_slices_are_equal(secret_hash(secret).as_bytes(), hash.as_bytes()).is_ok()
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_survives_the_trip_and_any_changed_character_is_noticed() {
+    fn tokens_round_trip_and_altered_ones_are_rejected() {
         let text = token().encode();
         let back = JoinToken::decode(&format!("  {}\n", &*text)).unwrap();
         assert_eq!(back.encode(), text);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_matches_its_hash_alone() {
+    fn a_secret_matches_only_its_own_hash() {
         assert!(secret_matches("x", &secret_hash("x")));
         assert!(!secret_matches("y", &secret_hash("x")));
         assert!(!secret_matches("", ""));

@@ -1,4 +1,4 @@
-//! What a certificate has to prove beyond its chain: that it stands in a log which enough witnesses have seen.
+//! Whether a certificate must prove that it is in a log that enough witnesses have cosigned.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,28 +11,27 @@ use wiretight_tlog::{Hash, Policy, ProofError, Witnessed};
 use crate::logged::{Logged, NotLogged};
 use crate::x509::Period;
 
-/// The oldest proof of a leaf, in seconds: an SVID holds for a day at most.
+/// The maximum age of a leaf's proof, in seconds: an SVID is valid for a day at most.
 pub const MAX_LEAF_AGE: u64 = 86_400;
-/// The oldest proof of an intermediate, in seconds.
+/// The maximum age of an intermediate's proof, in seconds.
 pub const MAX_INTERMEDIATE_AGE: u64 = 400 * 86_400;
-/// Checkpoints that are remembered, so that a handshake pays for the hashes of a proof rather than for signatures.
+/// The number of verified checkpoints to cache, so that most handshakes compute hashes only and verify no signatures.
 const REMEMBERED: usize = 1024;
 
-/// What holds whenever it is asked for.
+/// Valid at all times.
 const ALWAYS: Period = Period { not_before: 0, not_after: u64::MAX };
 
-/// Whether certificates of the mesh need a proof.
+/// Whether certificates of the mesh need a log proof.
 #[derive(Clone, Default)]
 pub enum Transparency {
-    /// They do not: whoever has the key of the CA can make one in secret.
+    /// Not needed. Anyone with the CA key can issue certificates unseen.
     #[default]
     NotRequired,
-    /// Without a proof by this policy there is no connection.
+    /// Connections require a proof according to this policy.
     Required(Arc<Pinned>),
 }
 
 impl Transparency {
-    /// Requires proofs by this policy.
     pub fn required(policy: Policy) -> Transparency {
         Transparency::Required(Arc::new(Pinned { policy, believed: Mutex::default() }))
     }
@@ -45,12 +44,12 @@ impl Transparency {
         }
     }
 
-    /// Whether a certificate, by itself, would be believed to be logged.
+    /// Whether the certificate, considered alone, has a valid proof or needs none.
     pub fn believes(&self, certificate: &CertificateDer<'_>, place: Place, now: u64) -> bool {
         self.check(certificate, place, now).is_ok()
     }
 
-    /// Checks one certificate of a chain that was verified. Returns when that holds.
+    /// Checks one certificate of a verified chain. Returns the period in which its proof is valid.
     pub(crate) fn check(
         &self,
         certificate: &CertificateDer<'_>,
@@ -64,7 +63,7 @@ impl Transparency {
     }
 }
 
-/// The same demands; what was remembered does not matter.
+/// Equal if the requirements are equal; the cache does not matter.
 impl PartialEq for Transparency {
     fn eq(&self, other: &Transparency) -> bool {
         self.policy() == other.policy()
@@ -82,19 +81,20 @@ impl fmt::Debug for Transparency {
     }
 }
 
-/// Where a certificate stands in its chain.
+/// The place of a certificate in its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// It is the peer's own.
+    /// The peer's own.
     Leaf,
-    /// It signed another one.
+    /// Signed another certificate of the chain.
     Intermediate,
 }
 
-/// A policy that was pinned by the configuration, and the checkpoints that it has believed.
+/// A policy set in the configuration, and the checkpoints that it has accepted.
 pub struct Pinned {
     policy: Policy,
-    /// By the hash of the whole note, signatures included: what is believed does not depend on what was seen before.
+    /// Keyed by the hash of the whole note, signatures included, so that the result is independent of earlier
+    /// checkpoints.
     believed: Mutex<HashMap<Hash, Witnessed>>,
 }
 

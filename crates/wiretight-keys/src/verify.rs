@@ -1,5 +1,5 @@
-//! Who is at the other end: a presented chain becomes a [`VerifiedPeer`], or a [`Refusal`] that says
-//! why. There is no other way to make a `VerifiedPeer`.
+//! Verifies a peer's chain. The result is a [`VerifiedPeer`] or a [`Refusal`] with the reason. Nothing else makes a
+//! `VerifiedPeer`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::transparency::{Place, Transparency};
 use crate::x509::{self, Leaf, Period, Serial, Series};
 
-/// Certificate signatures we accept: ECDSA on P-256 (ours), Ed25519 (a threshold root).
+/// Certificate signature algorithms accepted: ECDSA on P-256 (ours), Ed25519 (for a threshold root).
 static ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] =
     &[algs::ECDSA_P256_SHA256, algs::ED25519];
 
-/// The longest chain a peer may present: leaf, intermediate, and a root that need not be there.
+/// The longest chain accepted: leaf, intermediate, an optional root, and one to spare.
 const MAX_CHAIN: usize = 4;
-/// The largest certificate a peer may present, in bytes: the largest proof, and the rest.
+/// The largest certificate accepted, in bytes: the largest proof, and the rest.
 const MAX_CERT: usize = MAX_PROOF + 2 * 1024;
-/// The longest life of a leaf, in seconds: the longest `svid_ttl`, a day, and an hour for how it is rounded. Whoever has
-/// the CA's key can make none that outlasts it.
+/// The longest validity of a leaf, in seconds: the largest `svid_ttl` (a day), and an hour for rounding. It also
+/// limits what anyone with the CA key can issue.
 pub const MAX_LEAF_LIFE: u64 = 25 * 3600;
-/// The longest life of an intermediate, in seconds: the longest `intermediate_ttl`, a year, and a day.
+/// The longest validity of an intermediate, in seconds: the largest `intermediate_ttl` (a year), and a day.
 pub const MAX_INTERMEDIATE_LIFE: u64 = 366 * 86_400;
 
-/// Which end of the handshake the certificate was shown by.
+/// The side of the handshake that presented the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// The peer accepted our connection.
@@ -39,8 +39,8 @@ pub enum Role {
 /// SHA-256 of a root certificate.
 pub type Fingerprint = [u8; 32];
 
-/// A peer whose chain, time, trust domain, standing and, where they are required, proofs were checked when it shook
-/// hands. Clones share what is known: there is one for each connection of the peer.
+/// A peer that passed verification in its handshake: chain, time, trust domain, revocation and, if required, log
+/// proofs. Clones share the data, because each connection of the peer has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer(Arc<Known>);
 
@@ -48,137 +48,133 @@ pub struct VerifiedPeer(Arc<Known>);
 struct Known {
     id: SpiffeId,
     serial: Serial,
-    /// Of the intermediates that vouch for it.
+    /// Serial numbers of the intermediates in its chain.
     issuers: Vec<Serial>,
     root: Fingerprint,
-    /// When all of it holds: the certificates, and the proofs where they are required.
+    /// When the whole chain is valid: the certificates, and the proofs if required.
     holds: Period,
 }
 
 impl VerifiedPeer {
-    /// The identity.
     pub fn id(&self) -> &SpiffeId {
         &self.0.id
     }
 
-    /// The serial number of its certificate.
     pub fn serial(&self) -> &Serial {
         &self.0.serial
     }
 
-    /// The last second in which its whole chain holds, and its proofs where they are required (seconds since 1970).
+    /// The last second in which its whole chain is valid, including the proofs if required (seconds since 1970).
     pub fn not_after(&self) -> u64 {
         self.0.holds.not_after
     }
 
-    /// Whether its whole chain holds at this time, and its proofs where they are required.
+    /// Whether its whole chain is valid at this time, including the proofs if required.
     pub fn holds_at(&self, now: u64) -> bool {
         (self.0.holds.not_before..=self.0.holds.not_after).contains(&now)
     }
 }
 
-/// Why a peer is not let in. For our own log: the peer itself learns no more than a TLS alert.
+/// Why a peer is rejected. For our own log only: the peer receives just a TLS alert.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It showed no certificate.
-    #[error("it showed no certificate")]
+    #[error("it presented no certificate")]
     NoCertificate,
-    /// What it showed is not an SVID.
+    /// Its certificate is not an SVID.
     #[error("its certificate is not an SVID: {0}")]
     NotAnSvid(#[from] X509Error),
     /// Too many or too large certificates.
-    #[error("its chain is larger than any of ours ({0})")]
+    #[error("its certificate chain is too large ({0})")]
     ChainTooLarge(&'static str),
-    /// It belongs (or claims to) to another trust domain.
-    #[error("it says it is {theirs}, of another trust domain than ours ({ours})")]
+    /// Its certificate names another trust domain.
+    #[error("it claims to be {theirs}, but our trust domain is {ours}")]
     WrongTrustDomain {
-        /// What its certificate claims.
+        /// The identity in its certificate.
         theirs: SpiffeId,
-        /// Ours.
+        /// Our trust domain.
         ours: TrustDomain,
     },
-    /// No chain to a root of the trust bundle.
+    /// No chain to a root in the trust bundle.
     #[error(
-        "no root of our trust bundle vouches for {0}: another authority issued it, or a bundle is out of date"
+        "the chain of {0} leads to no root in our trust bundle: another authority issued it, or a trust bundle is out of date"
     )]
     Untrusted(SpiffeId),
-    /// The certificate has expired.
     #[error(
-        "the certificate of {id} expired {ago} s ago: is its node cut off from the authority, or a clock wrong?"
+        "the certificate of {id} expired {ago} s ago: its node is out of contact with the authority, or a clock is wrong"
     )]
     Expired {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
         /// Seconds since it expired.
         ago: u64,
     },
-    /// The certificate is not valid yet.
-    #[error("the certificate of {id} begins in {ahead} s: is a clock wrong?")]
+    #[error(
+        "the certificate of {id} is not valid for another {ahead} s: one of the two clocks is probably wrong"
+    )]
     NotYetValid {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
-        /// Seconds until it begins.
+        /// Seconds until it becomes valid.
         ahead: u64,
     },
-    /// Its node was removed, or a certificate of its chain was revoked.
+    /// A certificate in its chain was revoked, for example because its node was removed.
     #[error("{what} of {id} was revoked: {why}")]
     Revoked {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
-        /// Which certificate.
+        /// The revoked certificate.
         what: &'static str,
-        /// Why that is done, most likely.
+        /// The likely reason.
         why: &'static str,
     },
-    /// A certificate that holds for longer than any that an authority makes.
+    /// A certificate is valid for longer than an authority ever issues them.
     #[error(
-        "{which} of {id} is valid for {life} s, and {allowed} s is the longest that a node accepts, regardless of who signed it: set a shorter lifetime in [authority], or find out who made it"
+        "{which} of {id} is valid for {life} s; nodes accept at most {allowed} s, regardless of who signed it. Set a shorter lifetime in [authority], or find out who issued it"
     )]
     LivesTooLong {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
-        /// Which certificate.
+        /// The certificate in question.
         which: &'static str,
-        /// How long it holds.
+        /// Its validity, in seconds.
         life: u64,
-        /// How long it may.
+        /// The longest validity allowed, in seconds.
         allowed: u64,
     },
-    /// A certificate of its chain has no proof that it stands in the log, or not one that we believe.
-    #[error("{which} of {id} is not provably in the log, and this node demands it: {why}")]
+    /// A certificate in its chain has no valid log proof.
+    #[error("{which} of {id} is not proven to be logged, which this node requires: {why}")]
     NotLogged {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
-        /// Which certificate.
+        /// The certificate in question.
         which: &'static str,
-        /// What is missing.
         why: NotLogged,
     },
-    /// This node knows too little of what was revoked meanwhile.
+    /// This node is out of contact with the authority, so its list of revocations may be out of date.
     #[error(
-        "this node has had no news from the authority for longer than its max_staleness: connections wait until it has"
+        "this node has been out of contact with the authority for longer than max_staleness; it accepts no connections until contact is restored"
     )]
     NoNews,
-    /// A good certificate, but not of whom we called.
-    #[error("we called {expected}, and {found} answered")]
+    /// A valid certificate, but of another identity than expected.
+    #[error("expected {expected}, but the peer is {found}")]
     WrongPeer {
-        /// Whom we wanted.
+        /// The identity that we connected to.
         expected: SpiffeId,
-        /// Who is there.
+        /// The identity in the peer's certificate.
         found: SpiffeId,
     },
-    /// The chain is broken in another way.
-    #[error("the chain of {id} does not verify: {detail}")]
+    /// The chain is invalid for another reason.
+    #[error("the certificate chain of {id} is invalid: {detail}")]
     BadChain {
-        /// Whose.
+        /// The identity in the certificate.
         id: SpiffeId,
-        /// What the verifier said.
+        /// The verifier's message.
         detail: String,
     },
 }
 
 impl Refusal {
-    /// A short fixed word for metrics and logs.
+    /// A fixed word for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
             Refusal::NoCertificate => "no_certificate",
@@ -197,14 +193,14 @@ impl Refusal {
     }
 }
 
-/// What is believed no longer.
+/// What is revoked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Revocations {
-    /// Certificates, by series: their node was removed, or may not claim the identity any more.
+    /// Certificates, by series: their node was removed, or may no longer use the identity.
     pub series: BTreeSet<Series>,
-    /// Roots that were given up before what they had signed had expired.
+    /// Roots that were retired before the certificates under them expired.
     pub roots: BTreeSet<Fingerprint>,
-    /// Certificates, by the index of their entry in the log: ranges with both ends.
+    /// Certificates, by the index of their log entry: inclusive ranges.
     pub indexes: Vec<(u64, u64)>,
 }
 
@@ -216,7 +212,7 @@ impl Revocations {
     }
 }
 
-/// The roots that a trust domain is believed by, and what of it is revoked.
+/// The trusted roots of a trust domain, the revocations, and whether log proofs are required.
 #[derive(Debug, Clone)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
@@ -227,7 +223,7 @@ pub struct TrustBundle {
 }
 
 impl TrustBundle {
-    /// A bundle of roots; each must be a well-formed certificate.
+    /// Each root must be a well-formed certificate.
     pub fn new(
         trust_domain: TrustDomain,
         roots: Vec<CertificateDer<'static>>,
@@ -243,43 +239,40 @@ impl TrustBundle {
         Ok(TrustBundle { trust_domain, roots, anchors, revoked, transparency })
     }
 
-    /// The same bundle, which asks for proofs from now on.
+    /// The same bundle with this requirement for log proofs.
     pub fn with(self, transparency: Transparency) -> TrustBundle {
         TrustBundle { transparency, ..self }
     }
 
-    /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// The root certificates.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
     }
 
-    /// Whether this certificate was revoked.
     pub fn is_revoked(&self, serial: &Serial) -> bool {
         self.revoked.holds(serial)
     }
 
-    /// Whether a peer that was verified once, by this bundle or an earlier one, is still believed. Its
-    /// time is not looked at: a session may outlive the certificate that it began with.
+    /// Whether a peer that was verified earlier, by this bundle or a previous one, is still not revoked. Expiry is
+    /// not checked: a session may outlive the certificate from its handshake.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
         self.standing(peer).is_ok()
     }
 
-    /// The same, and which certificate was revoked if it is not.
+    /// The same; the error says which certificate was revoked.
     pub fn standing(&self, peer: &VerifiedPeer) -> Result<(), Refusal> {
         let Known { serial, issuers, root, .. } = &*peer.0;
         let (what, why) = if self.revoked.roots.contains(root) {
-            let why = "that root was retired before its certificates had expired; its node gets another certificate by itself";
+            let why = "the root was retired before its certificates expired; the node gets a new certificate automatically";
             ("the root certificate", why)
         } else if issuers.iter().any(|serial| self.is_revoked(serial)) {
-            let why = "all certificates below that one are revoked with it; its node gets another certificate by itself";
+            let why = "all certificates below it are revoked with it; the node gets a new certificate automatically";
             ("the intermediate certificate", why)
         } else if self.is_revoked(serial) {
-            let why = "its node was removed from the mesh, or may not claim it any more, or an operator revoked this certificate (`wiretight revoke`)";
+            let why = "its node was removed from the mesh, or may no longer use this identity, or an operator revoked the certificate (`wiretight revoke`)";
             ("the certificate", why)
         } else {
             return Ok(());
@@ -287,7 +280,7 @@ impl TrustBundle {
         Err(Refusal::Revoked { id: peer.id().clone(), what, why })
     }
 
-    /// Checks the chain that a peer showed, leaf first.
+    /// Verifies the chain that a peer presented, leaf first.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
@@ -299,7 +292,7 @@ impl TrustBundle {
             return Err(Refusal::ChainTooLarge("too many certificates"));
         }
         if chain.iter().any(|c| c.len() > MAX_CERT) {
-            return Err(Refusal::ChainTooLarge("a certificate of more than 26 KiB"));
+            return Err(Refusal::ChainTooLarge("a certificate is larger than 26 KiB"));
         }
         let Leaf { id, serial, period, .. } = Leaf::parse(leaf_der)?;
         if id.trust_domain != self.trust_domain {
@@ -329,7 +322,7 @@ impl TrustBundle {
         let path = cert
             .verify_for_usage(ALGORITHMS, &self.anchors, &chain[1..], now, usage, None, None)
             .map_err(bad_chain)?;
-        // When one certificate of the chain holds, and its proof.
+        // The period in which one certificate of the chain and its proof are valid.
         let holds = |certificate: &CertificateDer<'_>, place: Place, period: Period| {
             let (which, allowed) = match place {
                 Place::Leaf => ("the certificate", MAX_LEAF_LIFE),
@@ -350,7 +343,7 @@ impl TrustBundle {
             let read = x509::period(&der).zip(x509::serial(&der));
             let (period, serial) = read.ok_or_else(|| Refusal::BadChain {
                 id: id.clone(),
-                detail: "its intermediate is not one of ours: its serial number does not have 16 bytes of which the first is 0x40 to 0x7f".into(),
+                detail: "its intermediate was not issued by a Wiretight authority: its serial number is not 16 bytes that start with 0x40 to 0x7f".into(),
             })?;
             all = both(all, holds(&der, Place::Intermediate, period)?);
             issuers.push(serial);
@@ -364,13 +357,13 @@ impl TrustBundle {
     }
 }
 
-/// When both hold.
+/// The intersection of two periods.
 fn both(a: Period, b: Period) -> Period {
     Period { not_before: a.not_before.max(b.not_before), not_after: a.not_after.min(b.not_after) }
 }
 
-/// For a first join, where all that is known is a root's fingerprint: picks that root out of the
-/// chain which the server showed and makes a bundle of it alone.
+/// For a first join, when only the root's fingerprint is known: finds that root in the chain that the server
+/// presented, and returns a bundle with this root only.
 pub fn bundle_by_fingerprint(
     trust_domain: &TrustDomain,
     fingerprint: &[u8; 32],

@@ -1,5 +1,5 @@
-//! Certificates of web sites: what is read of one before it is served, whoever issued it; and the requests
-//! for those that our own authority issues.
+//! Certificates of web sites: parsing one before it is served, regardless of its issuer; and the requests for those
+//! that our own authority issues.
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1,
@@ -28,36 +28,36 @@ use crate::x509::{
     ID_PE_ACME_IDENTIFIER, Period, SignedCertificate, dns_names, fingerprint, request,
 };
 
-/// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: less is below 112 bits).
+/// The shortest RSA key that is served (NIST SP 800-57 part 1, section 5.6: a shorter one has less than 112 bits of
+/// security).
 pub const MIN_RSA_BITS: usize = 2048;
-/// The longest that is certified: a longer one is work for every client.
+/// The longest RSA key that is certified: longer ones cost every client too much.
 const MAX_RSA_BITS: usize = 8192;
 /// RFC 8017, appendix C.
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// A site's certificate, parsed; nothing about it is verified: clients do that.
+/// A site's certificate, parsed but not verified; clients verify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebLeaf {
     der: CertificateDer<'static>,
     /// Validity.
     pub period: Period,
-    /// The length of its key, if that is RSA.
+    /// The length of the key, if it is RSA.
     pub rsa_bits: Option<usize>,
 }
 
-/// What is told of the certificate that a site's client showed; it was verified before.
+/// Data about the certificate that a site's client presented. It was verified before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLeaf {
     /// Its subject (RFC 4514).
     pub subject: String,
-    /// SHA-256 of it, in hexadecimal.
+    /// SHA-256 of the certificate, in hexadecimal.
     pub sha256: String,
-    /// Its end, seconds since 1970.
+    /// Seconds since 1970.
     pub not_after: u64,
 }
 
 impl ClientLeaf {
-    /// Parses it.
     pub fn parse(der: &CertificateDer<'_>) -> Result<ClientLeaf, X509Error> {
         let cert = x509_cert::Certificate::from_der(der).map_err(malformed("certificate"))?;
         let tbs = cert.tbs_certificate();
@@ -77,7 +77,6 @@ struct RsaPublicKey<'a> {
 }
 
 impl WebLeaf {
-    /// Parses a leaf.
     pub fn parse(der: &CertificateDer<'_>) -> Result<WebLeaf, X509Error> {
         let malformed =
             |e: der::Error| X509Error::Malformed { what: "certificate", detail: e.to_string() };
@@ -94,8 +93,8 @@ impl WebLeaf {
         Ok(WebLeaf { der: der.clone().into_owned(), period, rsa_bits })
     }
 
-    /// How ACME renewal information names it (RFC 9773, section 4.1): the authority's key identifier, and
-    /// the value of the DER-encoded serial number. `None` if it names no authority's key.
+    /// Its identifier in ACME renewal information (RFC 9773, section 4.1): the issuer's key identifier, and the value
+    /// of the DER-encoded serial number. `None` if it has no issuer key identifier.
     pub fn renewal_id(&self) -> Option<(Vec<u8>, Vec<u8>)> {
         let cert = x509_cert::Certificate::from_der(&self.der).ok()?;
         let tbs = cert.tbs_certificate();
@@ -104,9 +103,9 @@ impl WebLeaf {
         Some((authority, tbs.serial_number().as_bytes().to_vec()))
     }
 
-    /// Whether it is for this name. `*.example.org` asks for that very wildcard.
+    /// Whether it is valid for this name. `*.example.org` asks for exactly this wildcard.
     pub fn is_for(&self, name: &str) -> bool {
-        // A wildcard in the certificate covers any one label.
+        // A wildcard in the certificate matches any single label.
         let name =
             name.strip_prefix("*.").map_or(name.to_owned(), |rest| format!("any-one.{rest}"));
         let (Ok(cert), Ok(name)) =
@@ -118,7 +117,7 @@ impl WebLeaf {
     }
 }
 
-/// The length of a key, if that is RSA.
+/// The length of the key, if it is RSA.
 fn rsa_bits(spki: &SubjectPublicKeyInfoOwned) -> Result<Option<usize>, der::Error> {
     if spki.algorithm.oid != RSA {
         return Ok(None);
@@ -128,8 +127,8 @@ fn rsa_bits(spki: &SubjectPublicKeyInfoOwned) -> Result<Option<usize>, der::Erro
     Ok(Some((modulus.as_bytes().len() * 8).saturating_sub(first)))
 }
 
-/// Whether a certificate answers an ACME server that asked for this name with tls-alpn-01 (RFC 8737, section
-/// 3): that name and no other, and SHA-256 of the key authorization.
+/// Whether a certificate is the response to a tls-alpn-01 challenge for this name (RFC 8737, section 3): this name
+/// and no other, and the SHA-256 of the key authorization.
 pub fn answers_challenge(der: &CertificateDer<'_>, name: &str, digest: &[u8; 32]) -> bool {
     let answers = || {
         let cert = x509_cert::Certificate::from_der(der).ok()?;
@@ -145,14 +144,13 @@ pub fn answers_challenge(der: &CertificateDer<'_>, name: &str, digest: &[u8; 32]
     answers().unwrap_or(false)
 }
 
-/// The public key of a certificate, DER.
+/// The public key of a certificate (DER).
 pub fn spki(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
     cert.tbs_certificate().subject_public_key_info().to_der().ok()
 }
 
-/// Whether a text is one host's DNS name in small letters: labels of a-z, 0-9, "-" and "_", no wildcard,
-/// and not an IP address.
+/// Whether the text is a lower-case DNS host name: labels of a-z, 0-9, "-" and "_"; no wildcard, no IP address.
 pub fn is_host_name(name: &str) -> bool {
     let label = |l: &str| {
         let good = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
@@ -165,8 +163,8 @@ pub fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label) && !last.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// A checked request for a web server's certificate (RFC 2986): the sender holds the key. Whether it may
-/// have the names is not decided here.
+/// A checked request for a web server's certificate (RFC 2986): the sender holds the key. The caller decides whether
+/// it may have the names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebCsr {
     names: Vec<String>,
@@ -174,17 +172,17 @@ pub struct WebCsr {
 }
 
 impl WebCsr {
-    /// The most that a request may measure, in bytes.
+    /// The largest request accepted, in bytes.
     pub const MAX_LEN: usize = 16 * 1024;
-    /// The most names in one.
+    /// The most names in a request.
     pub const MAX_NAMES: usize = MAX_WEB_NAMES;
 
-    /// Makes the DER of a request for `names`, signed by `key`.
+    /// Creates the DER of a request for `names`, signed with `key`.
     pub fn create(names: &[String], key: &SigningKey) -> Result<Vec<u8>, X509Error> {
         request(&dns_names(names)?, None, key)
     }
 
-    /// Parses and checks: a key of a kind that is certified, a good signature by it, DNS names alone.
+    /// Parses and checks: an accepted type of key, a valid signature by it, and only DNS names.
     /// A common name counts as one of them (RFC 8555, section 7.4).
     pub fn parse(der: &[u8]) -> Result<WebCsr, X509Error> {
         let err = malformed("certificate request");
@@ -192,7 +190,7 @@ impl WebCsr {
             let detail = format!("{} bytes, more than {}", der.len(), WebCsr::MAX_LEN);
             return Err(X509Error::Malformed { what: "certificate request", detail });
         }
-        // The bytes that were signed, as they came.
+        // The signed bytes as received.
         let signed = SignedCertificate::from_der(der).map_err(&err)?;
         let info_der = signed.tbs.to_der().map_err(&err)?;
         let info = CertReqInfo::from_der(&info_der).map_err(&err)?;
@@ -214,7 +212,7 @@ impl WebCsr {
                             match name {
                                 GeneralName::DnsName(name) => names.push(name.as_str().to_owned()),
                                 other => {
-                                    let detail = format!("it names {other:?}");
+                                    let detail = format!("it contains {other:?}");
                                     return Err(X509Error::NotDnsNames { detail });
                                 }
                             }
@@ -232,26 +230,28 @@ impl WebCsr {
         names.dedup();
         if let Some(bad) = names.iter().find(|name| !is_host_name(name)) {
             let shown: String = bad.chars().take(80).collect();
-            return Err(X509Error::NotDnsNames { detail: format!("it names {shown:?}") });
+            return Err(X509Error::NotDnsNames { detail: format!("it contains {shown:?}") });
         }
         if names.is_empty() || names.len() > WebCsr::MAX_NAMES {
-            return Err(X509Error::NotDnsNames { detail: format!("it names {}", names.len()) });
+            return Err(X509Error::NotDnsNames {
+                detail: format!("it contains {} names", names.len()),
+            });
         }
         Ok(WebCsr { names, spki })
     }
 
-    /// The DNS names, in small letters, sorted, each once, at least one.
+    /// The DNS names, in lower case, sorted, without duplicates; at least one.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The key to certify; possession is proved.
+    /// The key to certify. The request's signature proved possession.
     pub fn spki(&self) -> &SubjectPublicKeyInfoOwned {
         &self.spki
     }
 }
 
-/// How a signature by a key is checked; the key is of a kind that is certified.
+/// The algorithm that verifies a request's signature; an error if the key's type is not accepted.
 fn verification(
     spki: &SubjectPublicKeyInfoOwned,
     signature: ObjectIdentifier,

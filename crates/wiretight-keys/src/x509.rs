@@ -1,8 +1,8 @@
 //! X.509: certificate requests and certificates (RFC 2986, RFC 5280, SPIFFE X509-SVID).
 //!
-//! A certificate is made in two steps, so that something slow or elsewhere can stand between: the
-//! to-be-signed part is built and encoded ([`Tbs`]), then joined with a signature over just those
-//! bytes ([`Tbs::sign`], [`Tbs::assemble`]).
+//! A certificate is made in two steps, so that signing can be slow or happen elsewhere: first the to-be-signed part
+//! is built and encoded ([`Tbs`]), then it is joined with a signature over exactly those bytes ([`Tbs::sign`],
+//! [`Tbs::assemble`]).
 
 use aws_lc_rs::digest;
 use const_oid::AssociatedOid;
@@ -37,18 +37,17 @@ use crate::token::hex;
 pub(crate) const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
     const_oid::ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.31");
 
-/// The serial number of a certificate of a mesh: exactly 16 bytes, of which the first is 0x40 to 0x7f, so that there is
-/// one way to write it. The first eight bytes are the certificate's [`Series`], the others the index of its entry in the
-/// log. Revocations name one or the other, so a certificate with any other serial number is not one of ours.
+/// The serial number of a certificate in a mesh: exactly 16 bytes, the first from 0x40 to 0x7f, so that it has one
+/// encoding. The first eight bytes are the certificate's [`Series`], the others the index of its log entry.
+/// Revocations name one or the other, so certificates with any other serial number are rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(into = "String")]
 pub struct Serial([u8; Serial::LEN]);
 
 impl Serial {
-    /// Its length, in bytes.
     pub const LEN: usize = 2 * Series::LEN;
 
-    /// From the content of its DER INTEGER: the only reader of serial numbers.
+    /// From the content of a DER INTEGER. All serial numbers are parsed here.
     pub fn from_bytes(bytes: &[u8]) -> Result<Serial, X509Error> {
         match <[u8; Serial::LEN]>::try_from(bytes) {
             Ok(bytes) if is_first(bytes[0]) => Ok(Serial(bytes)),
@@ -59,7 +58,7 @@ impl Serial {
         }
     }
 
-    /// From the text that it is displayed as.
+    /// Parses the output of `Display`.
     pub fn from_hex(text: &str) -> Result<Serial, X509Error> {
         let bytes = unhex(text).ok_or_else(|| X509Error::Malformed {
             what: "serial number",
@@ -68,33 +67,31 @@ impl Serial {
         Serial::from_bytes(&bytes)
     }
 
-    /// Its bytes.
     pub fn as_bytes(&self) -> &[u8; Serial::LEN] {
         &self.0
     }
 
-    /// The index of its entry in the log.
+    /// The index of the certificate's log entry.
     pub fn index(&self) -> u64 {
         u64::from_be_bytes(*self.0.last_chunk().expect("8 of 16 bytes"))
     }
 
-    /// The same with another index.
+    /// The same series with another index.
     pub(crate) fn with_index(self, index: u64) -> Serial {
         self.series().serial(index)
     }
 
-    /// The series that it belongs to.
     pub fn series(&self) -> Series {
         Series(*self.0.first_chunk().expect("8 of 16 bytes"))
     }
 }
 
-/// What a serial number and a series begin with.
+/// Whether a serial number or a series may start with this byte.
 fn is_first(byte: u8) -> bool {
     (0x40..=0x7f).contains(&byte)
 }
 
-/// The bytes of lower-case hex digits.
+/// Decodes lower-case hex digits.
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| match b {
         b'0'..=b'9' => Some(b - b'0'),
@@ -124,26 +121,25 @@ impl From<Serial> for String {
     }
 }
 
-/// What all certificates of one identity on one enrolled node have in common, renewals included: the
-/// first half of their serial numbers. It is what a revocation names, so that a connection is cut
-/// however long ago its certificate was renewed.
+/// Common to all certificates of one identity on one enrolled node, renewals included: the first half of their serial
+/// numbers. Revocations name the series, so that they also close connections that started with an earlier
+/// certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Series([u8; Series::LEN]);
 
 impl Series {
-    /// Its length, in bytes.
     pub const LEN: usize = 8;
 
-    /// A new one, from random bytes.
+    /// A new series from random bytes.
     pub fn new(random: [u8; Series::LEN]) -> Series {
         let mut bytes = random;
-        // As a serial number begins: positive, and its length fixed.
+        // A positive number of fixed length.
         bytes[0] = bytes[0] & 0x7f | 0x40;
         Series(bytes)
     }
 
-    /// The serial number of its certificate whose entry has this index in the log.
+    /// The serial number of this series for the log entry with this index.
     pub fn serial(&self, index: u64) -> Serial {
         let mut serial = [0; Serial::LEN];
         serial[..Series::LEN].copy_from_slice(&self.0);
@@ -165,10 +161,7 @@ impl TryFrom<String> for Series {
         let bytes = unhex(&text).and_then(|b| <[u8; Series::LEN]>::try_from(b).ok());
         bytes.filter(|b| is_first(b[0])).map(Series).ok_or_else(|| X509Error::Malformed {
             what: "series",
-            detail: format!(
-                "not {} lower-case hex digits of which the first is 4 to 7",
-                2 * Series::LEN
-            ),
+            detail: format!("not {} lower-case hex digits that start with 4 to 7", 2 * Series::LEN),
         })
     }
 }
@@ -182,24 +175,24 @@ impl From<Series> for String {
 /// A checked certificate request: the sender holds the key and asks for one identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Csr {
-    /// The identity asked for. Whether it may be had is not decided here.
+    /// The requested identity. The caller decides whether the sender may have it.
     pub id: SpiffeId,
-    /// The key to certify; possession is proved.
+    /// The key to certify. The request's signature proved possession.
     pub key: PublicKey,
-    /// That the key before it says that this one comes after it; verified.
+    /// The previous key's signature over this one; verified.
     pub link: Option<KeyLink>,
 }
 
 impl Csr {
-    /// The most that a request may measure, in bytes.
+    /// The largest request accepted, in bytes.
     pub const MAX_LEN: usize = 4096;
 
-    /// Makes the DER of a request for `id`, signed by `key`.
+    /// Creates the DER of a request for `id`, signed with `key`.
     pub fn create(id: &SpiffeId, key: &SigningKey) -> Result<Vec<u8>, X509Error> {
         Csr::create_linked(id, key, None)
     }
 
-    /// The same, with what the key before says of this one.
+    /// The same, with a key link.
     pub fn create_linked(
         id: &SpiffeId,
         key: &SigningKey,
@@ -209,7 +202,8 @@ impl Csr {
         request(&SubjectAltName(vec![uri(id)?]), link, key)
     }
 
-    /// Parses and checks: P-256 key, a good signature by it, exactly one SPIFFE ID.
+    /// Parses and checks: a P-256 key, a valid signature by it, exactly one SPIFFE ID, and a valid key link if there
+    /// is one.
     pub fn parse(der: &[u8]) -> Result<Csr, X509Error> {
         let err = malformed("certificate request");
         if der.len() > Csr::MAX_LEN {
@@ -249,7 +243,7 @@ impl Csr {
     }
 }
 
-/// Makes the DER of a request for these names, signed by `key`.
+/// Creates the DER of a request for these names, signed with `key`.
 pub(crate) fn request(
     names: &SubjectAltName,
     more: Option<Extension>,
@@ -270,36 +264,36 @@ pub(crate) fn request(
     CertReq { info, algorithm: key.algorithm(), signature }.to_der().map_err(&err)
 }
 
-/// What a certificate is for.
+/// The purpose of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
     /// Self-signed; signs intermediates only.
     Root(TrustDomain),
     /// Signs leaves only (path length 0).
     Intermediate(TrustDomain),
-    /// An X.509-SVID: one SPIFFE ID, and the DNS name that goes with it for foreign software.
+    /// An X.509-SVID: one SPIFFE ID, and its DNS name for other software.
     Leaf(SpiffeId),
-    /// Self-signed proof to an ACME server that a name is served here (RFC 8737, section 3).
+    /// A self-signed response to an ACME challenge (RFC 8737, section 3).
     AcmeChallenge {
-        /// The name in question.
+        /// The name to validate.
         name: Box<str>,
         /// SHA-256 of the key authorization.
         digest: [u8; 32],
     },
-    /// A web server's: DNS names and nothing else, so that no verifier takes it for an SVID.
+    /// A web server's certificate: only DNS names, so that no verifier accepts it as an SVID.
     Web(Vec<String>),
 }
 
-/// The time in which a certificate holds: seconds since 1970.
+/// The validity period of a certificate, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Period {
-    /// First second.
+    /// The first second.
     pub not_before: u64,
-    /// Last second.
+    /// The last second.
     pub not_after: u64,
 }
 
-/// `TBSCertificate` (RFC 5280, section 4.1), of the form that ours have.
+/// `TBSCertificate` (RFC 5280, section 4.1), in the form that we issue.
 #[derive(Clone, Sequence)]
 pub(crate) struct TbsCertificate {
     #[asn1(context_specific = "0", tag_mode = "EXPLICIT")]
@@ -322,7 +316,7 @@ impl TbsCertificate {
     }
 }
 
-/// `Certificate`, around a to-be-signed part that is already encoded.
+/// `Certificate` around an already encoded to-be-signed part.
 #[derive(Sequence)]
 pub(crate) struct SignedCertificate {
     pub(crate) tbs: Any,
@@ -330,16 +324,16 @@ pub(crate) struct SignedCertificate {
     pub(crate) signature: BitString,
 }
 
-/// A certificate that awaits its signature.
+/// A certificate before it is signed.
 pub struct Tbs {
     der: Vec<u8>,
     algorithm: AlgorithmIdentifierOwned,
 }
 
 impl Tbs {
-    /// Builds the to-be-signed part. `issuer` is the issuing certificate, or `None` for a root;
-    /// `serial` is of a leaf [`Series::serial`] with the index 0, of a CA the same with a series of its own, or 16 random
-    /// bytes of which the first two bits are set aright.
+    /// Builds the to-be-signed part. `issuer` is the issuing certificate, or `None` for a root. `serial` for a leaf
+    /// is [`Series::serial`] with index 0; for a CA the same with its own series, or 16 random bytes, of which the
+    /// first two bits are overwritten.
     pub fn new(
         profile: &Profile,
         key: &SubjectPublicKeyInfoOwned,
@@ -396,7 +390,7 @@ impl Tbs {
                 extensions.push(extension(&constraints, true)?);
                 extensions.push(extension(&KeyUsage(KeyUsages::DigitalSignature.into()), true)?);
                 extensions.push(extension(&ExtendedKeyUsage(vec![ID_KP_SERVER_AUTH]), false)?);
-                // Critical, for the subject is empty (RFC 5280, section 4.2.1.6).
+                // Critical, because the subject is empty (RFC 5280, section 4.2.1.6).
                 extensions.push(extension(&dns_names(names)?, true)?);
             }
         }
@@ -408,7 +402,7 @@ impl Tbs {
         };
         extensions.push(extension(&aki, false)?);
 
-        // The top bit is cleared (the number is positive) and the next one set (its length is fixed).
+        // Clear the top bit (the number is positive) and set the next one (its length is fixed).
         let mut serial = serial.into();
         serial[0] = serial[0] & 0x7f | 0x40;
         let tbs = TbsCertificate {
@@ -424,12 +418,11 @@ impl Tbs {
         Ok(Tbs { der: tbs.to_der().map_err(&err)?, algorithm: signature })
     }
 
-    /// The bytes to sign.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// The same with what the key before says of this one.
+    /// The same with a key link.
     pub fn linked(self, link: &KeyLink) -> Result<Tbs, X509Error> {
         let err = malformed("certificate");
         let mut tbs = TbsCertificate::from_der(&self.der).map_err(&err)?;
@@ -437,18 +430,16 @@ impl Tbs {
         self.with_der(tbs.to_der().map_err(&err)?)
     }
 
-    /// The same with other bytes to sign.
     pub(crate) fn with_der(self, der: Vec<u8>) -> Result<Tbs, X509Error> {
         Ok(Tbs { der, ..self })
     }
 
-    /// Signs at once.
     pub fn sign(self, signer: &dyn Signer) -> Result<CertificateDer<'static>, X509Error> {
         let signature = signer.sign(&self.der)?;
         self.assemble(&signature)
     }
 
-    /// Joins the signature that was made over [`Tbs::der`].
+    /// Joins the certificate with the signature over [`Tbs::der`].
     pub fn assemble(self, signature: &[u8]) -> Result<CertificateDer<'static>, X509Error> {
         let err = malformed("certificate");
         let cert = SignedCertificate {
@@ -460,16 +451,13 @@ impl Tbs {
     }
 }
 
-/// What we read of a certificate that we were given, before anything is trusted.
+/// The fields of a received certificate that we use, before verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// The one SPIFFE ID.
+    /// Its only SPIFFE ID.
     pub id: SpiffeId,
-    /// The serial number.
     pub serial: Serial,
-    /// Validity.
     pub period: Period,
-    /// The key.
     pub key: PublicKey,
 }
 
@@ -492,7 +480,7 @@ impl Leaf {
             .ok_or_else(|| bad("it has no keyUsage"))?;
         if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
             return Err(bad(
-                "keyUsage must hold digitalSignature and neither keyCertSign nor cRLSign",
+                "keyUsage must contain digitalSignature and neither keyCertSign nor cRLSign",
             ));
         }
         let (_, san) = tbs
@@ -519,12 +507,12 @@ impl Leaf {
     }
 }
 
-/// The last second in which any certificate holds; `None` if it is not one.
+/// The last second in which a certificate is valid; `None` if it does not parse.
 pub fn not_after(der: &[u8]) -> Option<u64> {
     Some(period(der)?.not_after)
 }
 
-/// When any certificate holds; `None` if it is not one.
+/// The validity period of any certificate; `None` if it does not parse.
 pub fn period(der: &[u8]) -> Option<Period> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
     let Validity { not_before, not_after, .. } = cert.tbs_certificate().validity();
@@ -532,44 +520,42 @@ pub fn period(der: &[u8]) -> Option<Period> {
     Some(Period { not_before: secs(not_before), not_after: secs(not_after) })
 }
 
-/// The serial number of a certificate of the mesh; `None` if it is not one.
+/// The serial number of a certificate in a mesh; `None` if it does not have that form.
 pub fn serial(der: &[u8]) -> Option<Serial> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
     Serial::from_bytes(cert.tbs_certificate().serial_number().as_bytes()).ok()
 }
 
-/// SHA-256 of a certificate's SubjectPublicKeyInfo; `None` if it is not a certificate.
+/// SHA-256 of a certificate's SubjectPublicKeyInfo; `None` if the certificate does not parse.
 pub fn key_hash(der: &[u8]) -> Option<[u8; 32]> {
     let cert = x509_cert::Certificate::from_der(der).ok()?;
     let spki = cert.tbs_certificate().subject_public_key_info().to_der().ok()?;
     Some(fingerprint(&CertificateDer::from(spki)))
 }
 
-/// SHA-256 of a certificate's DER: how a join token names the root.
+/// SHA-256 of a certificate's DER. Join tokens identify the root by it.
 pub fn fingerprint(cert: &CertificateDer<'_>) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, cert).as_ref());
     out
 }
 
-/// Certificates as PEM, in the given order.
 pub fn to_pem<'a>(certs: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
     let pem = |c: &CertificateDer<'_>| der::pem::encode_string("CERTIFICATE", LineEnding::LF, c);
     certs.into_iter().map(|c| pem(c).expect("a certificate's DER fits PEM")).collect()
 }
 
-/// Every certificate in a PEM text; an error if there is none or one is broken.
+/// All certificates in a PEM text; an error if there is none or one is malformed.
 pub fn from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, X509Error> {
     let bad = |detail: String| X509Error::Malformed { what: "PEM", detail };
     let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match certs {
-        Ok(certs) if certs.is_empty() => Err(bad("it holds no certificate".into())),
+        Ok(certs) if certs.is_empty() => Err(bad("it contains no certificate".into())),
         Ok(certs) => Ok(certs),
         Err(e) => Err(bad(e.to_string())),
     }
 }
 
-/// DNS names as a subjectAltName.
 pub(crate) fn dns_names(names: &[String]) -> Result<SubjectAltName, X509Error> {
     let name = |name: &String| {
         let text = Ia5String::new(name).map_err(malformed("DNS name"))?;
@@ -593,7 +579,7 @@ fn key_id(key: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
     digest::digest(&digest::SHA256, key.subject_public_key.raw_bytes()).as_ref()[..20].to_vec()
 }
 
-/// A readable subject; for CAs with 4 bytes of the key, so that two generations differ in name.
+/// A readable subject. For CAs it contains 4 bytes of the key, so that successive CAs have different names.
 fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
     let short = hex(&key_id[..4]);
     let (org, common) = match profile {
@@ -603,8 +589,8 @@ fn subject(profile: &Profile, key_id: &[u8]) -> Result<X509Name, X509Error> {
         Profile::AcmeChallenge { name, .. } => ("ACME".to_owned(), name.to_string()),
         Profile::Web(_) => return Ok(X509Name::default()),
     };
-    // RFC 4514 order, most specific first. Our names hold nothing that it would escape; 64 is the
-    // upper bound of both attributes (RFC 5280, appendix A.1).
+    // RFC 4514 order, most specific first. Our names contain nothing that needs escaping. 64 is the upper bound of
+    // both attributes (RFC 5280, appendix A.1).
     let cut = |text: String| text.chars().take(64).collect::<String>();
     format!("CN={},O={}", cut(common), cut(org)).parse().map_err(malformed("subject"))
 }
@@ -626,7 +612,7 @@ pub fn csr_from_pem(pem: &str) -> Result<Vec<u8>, X509Error> {
         "CERTIFICATE REQUEST" => Ok(der),
         other => Err(X509Error::Malformed {
             what: "certificate request",
-            detail: format!("a PEM block {other:?}"),
+            detail: format!("it is a PEM block {other:?}"),
         }),
     }
 }

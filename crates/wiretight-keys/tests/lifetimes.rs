@@ -1,7 +1,7 @@
-//! How old an entry of the log may be whose certificate is believed, and for how long certificates hold: with each
-//! refusal its positive twin.
+//! The maximum age of a log entry when its certificate is verified, and the longest validity of certificates. Each
+//! rejection is tested together with an accepted counterpart.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::logged::MAX_DELAY;
@@ -14,14 +14,14 @@ use wiretight_tlog::{Checkpoint, Cosigner, Hash, LogSigner, Policy, Proof};
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 86_400;
 
-/// An authority, a log and its witness, all with their keys in the hands of whoever has stolen them.
+/// An authority, a log and its witness, with all keys in the hands of an attacker.
 struct World {
     log: LogSigner,
     witness: Cosigner,
     root: (CertificateDer<'static>, SigningKey),
 }
 
-/// A certificate's life, and when the witness saw it in the log.
+/// A certificate's validity, and when the witness cosigned its log entry.
 #[derive(Clone, Copy)]
 struct Made {
     period: Period,
@@ -29,7 +29,7 @@ struct Made {
 }
 
 impl Made {
-    /// For so long from now, logged now.
+    /// Valid for `life` seconds from now, logged now.
     fn lasting(life: u64) -> Made {
         Made { period: Period { not_before: NOW - 60, not_after: NOW - 60 + life }, seen: NOW }
     }
@@ -49,7 +49,7 @@ impl World {
         }
     }
 
-    /// The proof of the only entry of a log.
+    /// The proof for a log with a single entry.
     fn proof(&self, tbs: &Tbs, seen: u64) -> Proof {
         let root = Hash::leaf(&tbs.entry().unwrap());
         let origin = self.log.public().name().to_string();
@@ -106,11 +106,11 @@ fn verify(bundle: &TrustBundle, chain: &[CertificateDer<'_>], now: u64) -> Resul
 }
 
 #[test]
-fn no_certificate_holds_for_longer_than_an_authority_makes_them_whoever_signed_it() {
+fn certificates_that_are_valid_for_too_long_are_rejected() {
     let w = World::new();
     let (year, hour) = (Made::lasting(MAX_INTERMEDIATE_LIFE), Made::lasting(3600));
     let day = Made::lasting(MAX_LEAF_LIFE);
-    // With proofs and without.
+    // With log proofs and without.
     for bundle in [w.bundle(), w.demanding()] {
         verify(&bundle, &w.chain(year, day), NOW).unwrap();
         let long = w.chain(year, Made::lasting(MAX_LEAF_LIFE + 1));
@@ -124,10 +124,10 @@ fn no_certificate_holds_for_longer_than_an_authority_makes_them_whoever_signed_i
     }
 }
 
-/// What was logged long ago stays in the log, and whoever has the CA's key can have a new checkpoint cosigned over it: a
-/// proof that is fresh, of an entry that is not.
+/// Entries stay in the log, so anyone with the CA key can get a new checkpoint cosigned: a new proof for an old
+/// entry.
 #[test]
-fn a_new_proof_of_an_old_entry_is_refused() {
+fn a_new_proof_of_an_old_entry_is_rejected() {
     let w = World::new();
     let good = Made::lasting(3600);
     let old = |age| Made {
@@ -147,12 +147,12 @@ fn a_new_proof_of_an_old_entry_is_refused() {
         let refused = verify(&bundle, &w.chain(year(age), good), NOW).unwrap_err();
         assert!(refused.contains("the intermediate of") && refused.contains("not issued when"));
     }
-    // With the proof of its time it holds to its end, and an intermediate for its year.
+    // With its original proof it is valid until it expires: an intermediate for a year.
     let then = Made { seen: NOW - DAY, ..old(DAY) };
     verify(&bundle, &w.chain(good, then), NOW).unwrap();
     let then = Made { seen: NOW - 300 * DAY, ..year(300 * DAY) };
     verify(&bundle, &w.chain(then, good), NOW).unwrap();
-    // Nor may it begin long after it was seen.
+    // Nor may notBefore be long after the proof.
     let ahead = |by| Made {
         period: Period { not_before: NOW - 60, not_after: NOW + 3600 },
         seen: NOW - 60 - by,
@@ -162,7 +162,7 @@ fn a_new_proof_of_an_old_entry_is_refused() {
 }
 
 #[test]
-fn a_proof_with_extra_data_is_refused() {
+fn a_proof_with_extra_data_is_rejected() {
     let (w, good) = (World::new(), Made::lasting(3600));
     let with = |extra: Option<&[u8]>| {
         let extra = extra.map(<[u8]>::to_vec);
@@ -175,11 +175,11 @@ fn a_proof_with_extra_data_is_refused() {
     }
 }
 
-/// A chain that was verified holds while its certificates and its proofs do.
+/// A verified chain is valid as long as its certificates and its proofs are.
 #[test]
-fn a_verified_peer_says_when_its_proofs_are_too_old() {
+fn a_verified_peer_expires_with_its_proofs() {
     let w = World::new();
-    // Seen as early as is allowed, and valid for as long: the proof ends before the certificate.
+    // The earliest proof and the longest validity allowed: the proof expires before the certificate.
     let seen = NOW - 350;
     let leaf = Made { seen, ..Made::lasting(MAX_LEAF_LIFE) };
     let chain = w.chain(Made::lasting(30 * DAY), leaf);
@@ -191,7 +191,7 @@ fn a_verified_peer_says_when_its_proofs_are_too_old() {
         assert_eq!(peer.holds_at(at), verify(&w.demanding(), &chain, at).is_ok(), "{at}");
     }
     assert_eq!(peer.not_after(), last);
-    // Without the demand, the certificates alone say so.
+    // If proofs are not required, only the certificates count.
     let peer = w.bundle().verify(&chain, Role::Client, time(NOW)).unwrap();
     assert_eq!(peer.not_after(), leaf.period.not_after);
 }

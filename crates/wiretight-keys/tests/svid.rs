@@ -1,6 +1,6 @@
-//! Certificates from request to verification, and every way in which a chain is refused.
+//! Certificates from request to verification, and every reason to reject a chain.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::logged::Entry;
@@ -77,7 +77,7 @@ fn id(s: &str) -> SpiffeId {
 const HOUR: Period = Period { not_before: NOW - 60, not_after: NOW + 3600 };
 
 #[test]
-fn a_request_becomes_an_identity() {
+fn a_request_becomes_a_certificate_that_verifies() {
     let ca = ca("example.org");
     let key = SigningKey::generate().unwrap();
     let web = id("spiffe://example.org/service/web");
@@ -103,7 +103,7 @@ fn a_request_becomes_an_identity() {
 }
 
 #[test]
-fn a_renewal_is_linked_to_the_key_before_it() {
+fn a_renewal_is_linked_to_the_previous_key() {
     let (web, db) = (id("spiffe://example.org/service/web"), id("spiffe://example.org/service/db"));
     let [before, next, other] = [(); 3].map(|()| SigningKey::generate().unwrap());
     let public = |key: &SigningKey| PublicKey::new(key.public_key()).unwrap();
@@ -116,13 +116,13 @@ fn a_renewal_is_linked_to_the_key_before_it() {
     assert_eq!(csr.link, Some(good.clone()));
     assert!(Csr::parse(&Csr::create(&web, &next).unwrap()).unwrap().link.is_none());
     for (bad, why) in [
-        (link(&db, &before, &next), "for somebody else"),
-        (link(&web, &before, &other), "of another key"),
+        (link(&db, &before, &next), "for another identity"),
+        (link(&web, &before, &other), "over another key"),
         (link(&web, &other, &next), "by another key"),
     ] {
         assert!(asked(&bad).is_err(), "{why}");
     }
-    // It is in the log, and what is logged says what it is worth.
+    // The link is in the log entry; parsing the entry verifies it.
     let follows = |link: &KeyLink| {
         let profile = Profile::Leaf(web.clone());
         let key = next.public_key();
@@ -138,7 +138,7 @@ fn a_renewal_is_linked_to_the_key_before_it() {
 }
 
 #[test]
-fn an_altered_request_is_refused() {
+fn an_altered_request_is_rejected() {
     let key = SigningKey::generate().unwrap();
     let der = Csr::create(&id("spiffe://example.org/service/web"), &key).unwrap();
     assert!(Csr::parse(&der).is_ok());
@@ -151,7 +151,7 @@ fn an_altered_request_is_refused() {
 }
 
 #[test]
-fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
+fn invalid_chains_are_rejected_with_the_right_reason() {
     let (ours, twin, other) = (ca("example.org"), ca("example.org"), ca("other.org"));
     let key = SigningKey::generate().unwrap();
     let web = Profile::Leaf(id("spiffe://example.org/service/web"));
@@ -165,13 +165,13 @@ fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
     assert_eq!(verify(&twin.leaf(&web, &key, HOUR)), Err("untrusted"));
     let theirs = Profile::Leaf(id("spiffe://other.org/service/web"));
     assert_eq!(verify(&other.leaf(&theirs, &key, HOUR)), Err("wrong_trust_domain"));
-    // Another authority that claims our trust domain is still not ours.
+    // Another authority that uses our trust domain is not trusted.
     assert_eq!(verify(&other.leaf(&web, &key, HOUR)), Err("untrusted"));
     let old = Period { not_before: NOW - 7200, not_after: NOW - 3600 };
     assert_eq!(verify(&ours.leaf(&web, &key, old)), Err("expired"));
     let future = Period { not_before: NOW + 60, not_after: NOW + 3600 };
     assert_eq!(verify(&ours.leaf(&web, &key, future)), Err("not_yet_valid"));
-    // A CA is nobody's identity; nor may a leaf sign.
+    // A CA certificate is not an identity, and a leaf may not sign.
     assert_eq!(verify(&[ours.intermediate.clone(), ours.root.clone()]), Err("not_an_svid"));
     let child = Tbs::new(&web, &key.public_key(), HOUR, [4; 16], Some(&good[0]), key.algorithm());
     let child = child.unwrap().sign(&key).unwrap();
@@ -180,7 +180,7 @@ fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
     assert_eq!(verify(&good[..1]), Err("untrusted"));
     assert_eq!(verify(&vec![good[0].clone(); 5]), Err("not_an_svid"));
 
-    // A revoked series takes all of its certificates with it, and no other.
+    // Revoking a series revokes all of its certificates and no others.
     let series = Leaf::parse(&good[0]).unwrap().serial.series();
     for (revoked, refused) in [(series, true), (Series::new([7; 8]), false)] {
         let revoked = Revocations { series: [revoked].into(), ..Default::default() };
@@ -201,7 +201,7 @@ fn chains_that_do_not_verify_are_refused_for_the_right_reason() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_leaf_is_refused() {
+fn a_flipped_bit_anywhere_in_a_leaf_is_rejected() {
     let ca = ca("example.org");
     let key = SigningKey::generate().unwrap();
     let web = Profile::Leaf(id("spiffe://example.org/service/web"));
@@ -215,7 +215,7 @@ fn a_flipped_bit_anywhere_in_a_leaf_is_refused() {
 }
 
 #[test]
-fn a_first_join_knows_the_authority_by_its_root_alone() {
+fn a_first_join_authenticates_the_authority_by_its_root() {
     let (ca, other) = (ca("example.org"), self::ca("example.org"));
     let key = SigningKey::generate().unwrap();
     let mut chain = ca.leaf(&Profile::Leaf(id("spiffe://example.org/authority")), &key, HOUR);
@@ -226,13 +226,13 @@ fn a_first_join_knows_the_authority_by_its_root_alone() {
 }
 
 #[test]
-fn a_web_certificate_serves_its_names_and_is_never_an_identity() {
+fn a_web_certificate_is_never_an_identity() {
     let ca = ca("example.org");
     let key = SigningKey::generate().unwrap();
     let names = ["B.example.org", "a.example.org", "a.example.org"].map(str::to_owned);
     let csr = WebCsr::parse(&WebCsr::create(&names, &key).unwrap()).unwrap();
     assert_eq!(csr.names(), ["a.example.org", "b.example.org"]);
-    // Not even for the very DNS name of a service.
+    // Not even if it contains the DNS name of a service.
     let mut for_names = csr.names().to_vec();
     for_names.push(id("spiffe://example.org/service/web").dns_name());
     let chain = ca.leaf(&Profile::Web(for_names), &key, HOUR);
@@ -247,7 +247,7 @@ fn a_web_certificate_serves_its_names_and_is_never_an_identity() {
 }
 
 #[test]
-fn an_altered_web_request_is_refused() {
+fn an_altered_web_request_is_rejected() {
     let key = SigningKey::generate().unwrap();
     let der = WebCsr::create(&["a.example.org".to_owned()], &key).unwrap();
     assert!(WebCsr::parse(&der).is_ok());
@@ -267,7 +267,7 @@ fn an_altered_web_request_is_refused() {
     assert!(WebCsr::parse(&WebCsr::create(&many, &key).unwrap()).is_err());
 }
 
-/// A request by the openssl program; `None` where it is not installed.
+/// A request made by the openssl program; `None` if it is not installed.
 fn openssl(args: &[&str]) -> Option<Vec<u8>> {
     let mut command = std::process::Command::new("openssl");
     command.args(["req", "-new", "-nodes", "-keyout", "/dev/null", "-outform", "DER"]).args(args);
@@ -280,7 +280,7 @@ fn openssl(args: &[&str]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn requests_by_openssl_are_read_or_refused() {
+fn openssl_requests_are_accepted_or_rejected() {
     let san = ["-addext", "subjectAltName=DNS:b.example.org,DNS:A.example.org"];
     let p256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let p384 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"];
@@ -289,7 +289,7 @@ fn requests_by_openssl_are_read_or_refused() {
     for key in [&["-newkey", "rsa:2048"][..], &["-newkey", "rsa:2048", "-sha512"], &p256, &p384] {
         let Some(csr) = parse(key, &[&["-subj", "/"][..], &san].concat()) else { return };
         assert_eq!(csr.unwrap().names(), ["a.example.org", "b.example.org"], "{key:?}");
-        // A common name counts.
+        // A common name counts as a DNS name.
         let csr = parse(key, &[&["-subj", "/O=x/CN=C.example.org"][..], &san].concat());
         let all = ["a.example.org", "b.example.org", "c.example.org"];
         assert_eq!(csr.unwrap().unwrap().names(), all);
@@ -307,7 +307,7 @@ fn requests_by_openssl_are_read_or_refused() {
 }
 
 #[test]
-fn renewal_information_is_asked_by_the_encoded_serial_number() {
+fn renewal_id_uses_the_encoded_serial_number() {
     let make = |serial: &str| {
         openssl(&[
             "-x509",
@@ -321,7 +321,7 @@ fn renewal_information_is_asked_by_the_encoded_serial_number() {
             serial,
         ])
     };
-    // That of RFC 9773, section 4.1, whose encoding begins with a zero; and one whose does not.
+    // The example in RFC 9773, section 4.1, whose encoding starts with a zero byte, and one without that.
     let Some(high) = make("0x87654321") else { return };
     let id = |der: Vec<u8>| WebLeaf::parse(&der.into()).unwrap().renewal_id().unwrap();
     let (authority, serial) = id(high);

@@ -1,4 +1,4 @@
-//! Who may shake hands: a bound on handshakes under way, for a worker and for each address. Whoever comes above it waits
+//! Limits the handshakes in progress, for each worker and for each client address. A connection above the limit waits
 //! for a while.
 
 use std::cell::{Cell, RefCell};
@@ -11,35 +11,37 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Connections that a worker lets shake hands at a time, and how many of them from one [`origin`]: who
-/// never finishes, from one address or one IPv6 network, holds up no more than that for
-/// the deadline of a handshake. Who has several can hold up all; then those who have come already go on, and nobody new comes.
+/// The largest number of handshakes in progress on a worker, and how many of these may come from one [`origin`].
+/// Clients at one IPv4 address or IPv6 network that never finish their handshakes can block only that many, until the
+/// handshake timeout. Clients at several can block all: established connections then continue, but no new ones are
+/// accepted.
 const HANDSHAKES: usize = 1024;
 pub(crate) const HANDSHAKES_PER_ORIGIN: usize = 256;
-/// Connections above that which wait for a place, of a worker and of one [`origin`], and for how long: a burst is
-/// served late rather than reset. Above that, and for those that say nothing within [`SILENT`], there is a reset.
+/// Limits for connections above these: how many may wait on a worker, and from one [`origin`], and for how long. A
+/// burst is delayed rather than reset. Connections above these limits, and those that send nothing within [`SILENT`],
+/// are reset.
 const WAITING: usize = 4096;
 const WAITING_PER_ORIGIN: usize = 2048;
 const PLACE: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Handshakes under way on this worker.
+/// The handshakes in progress on this worker.
 #[derive(Default)]
 pub(crate) struct Pending {
     all: Cell<usize>,
     by_origin: RefCell<HashMap<IpAddr, usize>>,
-    /// Those that came when there was no place, in their order.
+    /// Connections that are waiting, in the order of their arrival.
     waiting: RefCell<VecDeque<(Option<IpAddr>, oneshot::Sender<HandshakeSlot>)>>,
 }
 
-/// One handshake under way, until dropped.
+/// A handshake in progress, until dropped.
 pub(crate) struct HandshakeSlot {
     pending: Rc<Pending>,
     origin: Option<IpAddr>,
 }
 
-/// What one party is taken to have: an IPv4 address, or the 64 bits of an IPv6 address that a network is
-/// given (the rest it makes up: RFC 4291, section 2.5.1).
+/// The part of an address that identifies one client: an IPv4 address, or the first 64 bits of an IPv6 address. A
+/// client can choose the other 64 bits itself (RFC 4291, section 2.5.1).
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
@@ -48,7 +50,8 @@ fn origin(address: IpAddr) -> IpAddr {
 }
 
 impl Pending {
-    /// A place, if there is one. Without an address, one among all: of a balancer, which speaks for many.
+    /// Takes a slot, if one is free. Without an address, only the limit for the worker applies: for a load balancer,
+    /// whose connections are from many clients.
     pub(crate) fn enter(self: &Rc<Pending>, address: Option<IpAddr>) -> Option<HandshakeSlot> {
         if self.all.get() >= HANDSHAKES {
             return None;
@@ -66,8 +69,8 @@ impl Pending {
         Some(HandshakeSlot { pending: self.clone(), origin })
     }
 
-    /// A place, after a while if need be. Whoever says nothing is most likely one of those that hold all places, and
-    /// gets none.
+    /// Takes a slot, and waits for one if necessary. A connection that has sent nothing gets none, because it is most
+    /// likely one of those that occupy the slots.
     pub(crate) async fn place(
         self: &Rc<Pending>,
         address: Option<IpAddr>,
@@ -77,11 +80,11 @@ impl Pending {
             return Some(slot);
         }
         let place = self.wait(address)?;
-        timeout(SILENT, socket.peek(&mut [0])).await.ok()?.ok()?; // whether it is readable is only assumed at first
+        timeout(SILENT, socket.peek(&mut [0])).await.ok()?.ok()?; // peeks, because tokio assumes at first that a socket is readable
         timeout(PLACE, place).await.ok()?.ok()
     }
 
-    /// A place as soon as there is one. `None`: too many wait already.
+    /// Queues for a slot. `None`: too many connections are waiting.
     fn wait(&self, address: Option<IpAddr>) -> Option<oneshot::Receiver<HandshakeSlot>> {
         let address = address.map(origin);
         let mut waiting = self.waiting.borrow_mut();
@@ -94,7 +97,7 @@ impl Pending {
         Some(place)
     }
 
-    /// Gives the place that has become free to the first who may have it.
+    /// Gives the free slot to the first waiting connection whose origin is below its limit.
     fn next(self: &Rc<Pending>) {
         let first = {
             let (mut waiting, by_origin) = (self.waiting.borrow_mut(), self.by_origin.borrow());
@@ -110,7 +113,7 @@ impl Pending {
         if let Some((from, give)) = first
             && let Some(slot) = self.enter(from)
         {
-            drop(give.send(slot)); // it waits: that was looked at
+            drop(give.send(slot)); // the receiver exists, as checked above
         }
     }
 }
@@ -148,7 +151,7 @@ mod tests {
         assert!(enter("10.0.0.1".into()).is_none());
         assert!(enter("::ffff:10.0.0.1".into()).is_none());
         held.push(enter("10.0.0.2".into()).unwrap());
-        // Whoever finishes makes room.
+        // A finished handshake frees its slot.
         held.remove(0);
         held.push(enter("2001:db8:0:1:ffff::7".into()).unwrap());
         held.clear();
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_when_all_places_are_taken_gets_the_next_that_is_free() {
+    fn a_waiting_connection_gets_the_next_free_slot() {
         let pending = Rc::new(Pending::default());
         let [crowd, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
         let [crowd, other] = [Some(crowd), Some(other)];
@@ -165,13 +168,13 @@ mod tests {
         let gone = pending.wait(crowd).unwrap();
         let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
         drop(gone);
-        // A place of somebody else's does not let in one more of the crowd.
+        // A free slot of another origin does not admit one more from the crowd.
         drop(pending.enter(other).unwrap());
         assert!(waits[0].try_recv().is_err());
         held.pop();
         held.push(waits[0].try_recv().unwrap());
         assert!(waits[1].try_recv().is_err() && pending.enter(crowd).is_none());
-        // The bound of those who wait, of one address and of all.
+        // The limits on waiting connections: of one origin, and of the worker.
         let crowds: Vec<_> = (0..).map_while(|_| pending.wait(crowd)).collect();
         assert_eq!(crowds.len() + 2, WAITING_PER_ORIGIN);
         let others: Vec<_> = (0..).map_while(|_| pending.wait(other)).collect();

@@ -1,4 +1,4 @@
-//! The plain side of a session: the local program's connection, or the backend's.
+//! The plaintext side of a session: the local program's connection, or the backend's.
 
 use std::io::{self, IoSlice, Read};
 use std::pin::Pin;
@@ -8,17 +8,17 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
-/// A plain connection.
+/// A plaintext connection.
 pub(crate) enum App {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl App {
-    /// Reads what is there already, without waiting; `None` if there is nothing (or the end, or an
-    /// error: the next read tells).
+    /// Reads what has arrived, without waiting; `None` if there is nothing (also on end of file or error, which the
+    /// next read will return).
     pub(crate) fn try_read(&self, buf: &mut [u8]) -> Option<usize> {
-        // Straight from the kernel: the reactor has not yet heard of bytes on a new connection.
+        // Ask the kernel directly: the reactor may not have noticed the first bytes of a new connection.
         let socket = match self {
             App::Tcp(s) => SockRef::from(s),
             App::Unix(s) => SockRef::from(s),
@@ -26,8 +26,8 @@ impl App {
         (&*socket).read(buf).ok().filter(|n| *n > 0)
     }
 
-    /// Drops the connection by TCP RST, so that the program sees an abort and not an orderly end.
-    /// Unix sockets know no such thing: theirs is closed.
+    /// Drops the connection with a TCP RST, so that the program sees an abort and not an orderly close. A Unix socket
+    /// has no RST and is just closed.
     pub(crate) fn abort(self) {
         if let App::Tcp(s) = self {
             let _ = s.set_zero_linger();
@@ -54,8 +54,7 @@ pub(crate) enum AppReader<'a> {
 }
 
 impl AppReader<'_> {
-    /// Ends when the program has aborted (RST, or a dead network); an orderly end is none. Nothing is
-    /// read, so this is for when nobody does.
+    /// Resolves when the program aborts (RST, or a dead network), not on an orderly close. Reads nothing.
     pub(crate) async fn aborted(&self) -> io::Error {
         let (ready, error) = match self {
             AppReader::Tcp(r) => (r.ready(Interest::ERROR).await, r.as_ref().take_error()),
@@ -90,7 +89,7 @@ pub(crate) enum AppWriter<'a> {
 }
 
 impl AppWriter<'_> {
-    /// Writes what the program takes now; the slices are then the rest. `wrote` is told of each part.
+    /// Writes what the program accepts without waiting; the slices are then the rest. Calls `wrote` for each part.
     pub(crate) fn write_at_once(
         &mut self,
         slices: &mut &mut [IoSlice<'_>],
@@ -115,7 +114,7 @@ impl AppWriter<'_> {
         Ok(())
     }
 
-    /// Writes all of the slices; the program's back-pressure is ours. `wrote` is told of each part.
+    /// Writes all of the slices, waiting for the program as needed. Calls `wrote` for each part.
     pub(crate) async fn write_all(
         &mut self,
         mut slices: &mut [IoSlice<'_>],
@@ -137,18 +136,18 @@ impl AppWriter<'_> {
         Ok(())
     }
 
-    /// Waits until nothing of what was written waits in this machine any more: an abort would take it back. (What
-    /// was written to a Unix socket is with its program already.)
+    /// Waits until the kernel has sent everything that was written, because an abort would discard the rest. (Data
+    /// written to a Unix socket is already with the program.)
     pub(crate) async fn drained(&self) -> io::Result<()> {
         let AppWriter::Tcp(socket) = self else { return Ok(()) };
         let socket = SockRef::from(socket.as_ref());
-        socket.set_tcp_notsent_lowat(1)?; // writable means from now on: all is sent
-        // A descriptor of its own, for which the kernel is asked anew.
+        socket.set_tcp_notsent_lowat(1)?; // from now on, writable means that everything is sent
+        // A duplicate descriptor, so that the reactor asks the kernel for readiness again.
         let twin = TcpStream::from_std(socket.try_clone()?.into())?;
         twin.writable().await
     }
 
-    /// The orderly end of this direction: `shutdown(SHUT_WR)`.
+    /// Closes this direction in order: `shutdown(SHUT_WR)`.
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| match self {
             AppWriter::Tcp(w) => Pin::new(w).poll_shutdown(cx),

@@ -1,8 +1,8 @@
-//! Pooled buffers: one is taken when bytes have arrived and given back when they have gone, so that an
-//! idle connection holds none.
+//! Pooled buffers. A connection takes one when bytes arrive and returns it when they are sent, so that an idle
+//! connection has none.
 //!
-//! They are pages from the kernel and not the allocator's memory: of a new one, only what is used is ever
-//! touched, and one that is given up is gone at once, where an allocator keeps it among what connections hold.
+//! They are pages from the kernel, not from the allocator: only the pages in use are ever touched, and a freed buffer
+//! is returned to the kernel at once, while an allocator would keep it.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
@@ -10,11 +10,11 @@ use std::ops::Deref;
 
 use memmap2::MmapMut;
 
-/// What the program's side is read by: with its frame header, sixteen full TLS records.
+/// The read size on the program's side: sixteen full TLS records, with their frame header.
 pub(crate) const CHUNK: usize = 256 * 1024;
-/// A buffer's size: a chunk, and room for the record that an earlier read had begun.
+/// The size of a buffer: a chunk, and space for the start of a record left from the previous read.
 const SIZE: usize = CHUNK + 20 * 1024;
-/// Free buffers that a thread keeps while it needs many.
+/// The most free buffers that a thread keeps.
 const MAX_FREE: usize = 64;
 
 thread_local! {
@@ -23,11 +23,11 @@ thread_local! {
 
 struct Pool {
     free: Vec<MmapMut>,
-    /// The fewest that were free since the last [`trim`]: so many nobody needed.
+    /// The lowest number of free buffers since the last [`trim`]; that many were not needed.
     low: usize,
 }
 
-/// Gives up the buffers of this thread that nobody has needed since the last time.
+/// Frees the buffers of this thread that were not needed since the last call.
 pub(crate) fn trim() {
     POOL.with_borrow_mut(|pool| {
         pool.free.truncate(pool.free.len() - pool.low);
@@ -35,9 +35,9 @@ pub(crate) fn trim() {
     });
 }
 
-/// A buffer on loan from this thread's pool; dropping it gives it back.
+/// A buffer from this thread's pool; returned to it on drop.
 pub struct Buffer {
-    /// Held until it is dropped.
+    /// `Some` until dropped.
     bytes: Option<MmapMut>,
     len: usize,
 }
@@ -53,23 +53,23 @@ impl Buffer {
         Buffer { bytes: Some(free.unwrap_or_else(map)), len: 0 }
     }
 
-    /// The room behind what is filled; how much of it is filled next is told by [`Buffer::grow`].
+    /// The free space after the filled part; call [`Buffer::grow`] after filling it.
     pub fn spare(&mut self) -> &mut [u8] {
         let len = self.len;
         &mut self.room()[len..]
     }
 
-    /// Says how much more of the room is filled.
+    /// Marks `n` more bytes as filled.
     pub fn grow(&mut self, n: usize) {
         self.set_len(self.len + n);
     }
 
-    /// All of the room, to be read into; what of it counts is told by [`Buffer::set_len`].
+    /// The whole space, for reading into; then call [`Buffer::set_len`].
     pub fn room(&mut self) -> &mut [u8] {
         self.bytes.as_mut().expect(HELD)
     }
 
-    /// Says how much of the room is filled.
+    /// Sets the number of filled bytes.
     pub fn set_len(&mut self, len: usize) {
         self.len = len.min(SIZE);
     }
@@ -85,7 +85,7 @@ impl Deref for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(bytes) = self.bytes.take() else { return };
-        // At a thread's end the pool may be gone already; then the buffer just goes too.
+        // At the end of a thread the pool may be gone already; then the buffer is just freed.
         let _ = POOL.try_with(|pool| {
             if let Ok(mut pool) = pool.try_borrow_mut()
                 && pool.free.len() < MAX_FREE
@@ -96,9 +96,9 @@ impl Drop for Buffer {
     }
 }
 
-const HELD: &str = "a buffer holds its bytes until it is dropped";
+const HELD: &str = "a buffer has its bytes until it is dropped";
 
-/// Zeroes. That there is no memory ends the process, as everywhere else.
+/// Zeroed memory. If there is none left, the process aborts, as for other allocations.
 fn map() -> MmapMut {
     MmapMut::map_anon(SIZE).unwrap_or_else(|_| handle_alloc_error(Layout::new::<[u8; SIZE]>()))
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_that_nobody_needs_any_more_are_given_up() {
+    fn unneeded_buffers_are_freed() {
         let free = || POOL.with_borrow(|pool| pool.free.len());
         drop((0..MAX_FREE + 3).map(|_| Buffer::take()).collect::<Vec<_>>());
         assert_eq!(free(), MAX_FREE);

@@ -1,7 +1,6 @@
-//! The handshake, by rustls, and what is left of it: keys for [`Records`], and who the peer is.
+//! The TLS handshake, with rustls. Its results are the keys for [`Records`] and the peer's certificates.
 //!
-//! rustls is shown one record at a time, so that it is done before it sees the first byte that follows the
-//! handshake: that is read by [`Records`].
+//! rustls gets one record at a time, so that it never sees bytes after the handshake: [`Records`] reads those.
 
 use std::io;
 use std::net::Shutdown;
@@ -23,69 +22,64 @@ use tokio::time::timeout;
 use crate::record::{self, Records};
 use crate::tls;
 
-/// How long the alert of a failed handshake may take: the peer may be gone, or not reading.
+/// The time limit for sending the alert of a failed handshake: the peer may be gone or not reading.
 const ALERT: Duration = Duration::from_secs(1);
-/// What is read, and thrown away, behind the alert for a hello that was refused.
+/// The most bytes to discard after the alert for a rejected client hello.
 const MAX_THROWN_AWAY: usize = 256 << 10;
-/// What one read takes at most.
+/// The size of one read.
 const READ: usize = 8192;
 
-/// What a handshake agreed on.
+/// The parameters that a handshake negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Negotiated {
-    /// `wiretight/1`; otherwise a raw stream.
+    /// Whether `wiretight/1` was negotiated; otherwise the connection is a raw stream.
     pub alpn: bool,
-    /// The key exchange group.
     pub group: NamedGroup,
-    /// The cipher suite.
     pub suite: CipherSuite,
-    /// The protocol version.
     pub version: ProtocolVersion,
 }
 
-/// Why there is no connection.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The peer, or our own verifier, did not agree.
+    /// A TLS error, or a rejection by our own verifier.
     #[error(transparent)]
     Tls(#[from] Error),
-    /// The socket broke.
+    /// A socket error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Not finished in time.
-    #[error("the handshake was not finished within {} s", .0.as_secs())]
+    /// It timed out.
+    #[error("the handshake did not finish within {} s", .0.as_secs())]
     Stalled(Duration),
 }
 
-/// A finished handshake.
-pub(crate) struct Shaken {
+pub(crate) struct CompletedHandshake {
     pub(crate) records: Records,
-    /// What has come behind it.
+    /// Bytes received after the handshake.
     pub(crate) rest: Vec<u8>,
     pub(crate) negotiated: Negotiated,
-    /// What the peer has shown; the verifier has accepted it.
+    /// The peer's certificates; the verifier accepted them.
     pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
-/// Calls `name`. Within the deadline; a failed handshake has sent its alert.
+/// Handshakes as the client, expecting the server `name`. If the handshake fails, an alert was sent.
 pub(crate) async fn connect(
     socket: &TcpStream,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     deadline: Duration,
-) -> Result<Shaken, HandshakeError> {
+) -> Result<CompletedHandshake, HandshakeError> {
     let tls = UnbufferedClientConnection::new(config, name)?;
     let shaken = timeout(deadline, shake(socket, tls, Vec::new())).await;
     shaken.unwrap_or(Err(HandshakeError::Stalled(deadline)))
 }
 
-/// Accepts: `choose` says by the client's first message with which configuration. Otherwise as
-/// [`connect`].
+/// Handshakes as the server. `choose` picks the configuration for the client hello. Otherwise like [`connect`].
 pub(crate) async fn accept(
     socket: &TcpStream,
     choose: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
     deadline: Duration,
-) -> Result<Shaken, HandshakeError> {
+) -> Result<CompletedHandshake, HandshakeError> {
     let shaken = timeout(deadline, async {
         let (config, input) = hello(socket, choose).await?;
         shake(socket, UnbufferedServerConnection::new(config)?, input).await
@@ -93,7 +87,7 @@ pub(crate) async fn accept(
     shaken.await.unwrap_or(Err(HandshakeError::Stalled(deadline)))
 }
 
-/// Reads the client's first message, for its configuration. What was read is still to be dealt with.
+/// Reads the client hello and picks the configuration. Also returns the bytes read, which are not yet processed.
 async fn hello(
     socket: &TcpStream,
     choose: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
@@ -104,9 +98,9 @@ async fn hello(
         read(socket, &mut input).await?;
         let mut new = &input[before..];
         while !new.is_empty() {
-            // It takes up to some 64 KiB, and no client of ours needs a tenth of that.
+            // It accepts up to about 64 KiB; our clients need less than a tenth of that.
             if let Err(error) = acceptor.read_tls(&mut new) {
-                last_words(socket, &DECODE_ERROR).await;
+                send_alert(socket, &DECODE_ERROR).await;
                 return Err(error.into());
             }
         }
@@ -117,21 +111,21 @@ async fn hello(
                 let mut bytes = Vec::new();
                 let _ = alert.write_all(&mut bytes); // into memory
                 if bytes.is_empty() {
-                    bytes.extend_from_slice(&DECODE_ERROR); // what is no message has no alert there
+                    bytes.extend_from_slice(&DECODE_ERROR); // no alert is made for malformed messages
                 }
-                last_words(socket, &bytes).await;
+                send_alert(socket, &bytes).await;
                 return Err(error.into());
             }
         }
     }
 }
 
-/// A record with the fatal alert `decode_error`, not encrypted.
+/// An unencrypted record with the fatal alert `decode_error`.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
-/// Sends an alert, if it goes at once, and reads for a moment what the peer is still sending: bytes that nobody has
-/// read when a socket is closed make it a reset, which takes the alert away from a peer that has not read it yet.
-async fn last_words(socket: &TcpStream, alert: &[u8]) {
+/// Sends an alert if that is possible without waiting, and discards what the peer is still sending for a moment. If a
+/// socket is closed with unread bytes, the kernel sends a reset, and the peer may lose the alert.
+async fn send_alert(socket: &TcpStream, alert: &[u8]) {
     if socket.try_write(alert).is_err() || SockRef::from(socket).shutdown(Shutdown::Write).is_err()
     {
         return;
@@ -153,12 +147,12 @@ async fn last_words(socket: &TcpStream, alert: &[u8]) {
     let _ = timeout(ALERT, rest).await;
 }
 
-/// Drives rustls to the end of the handshake; `input` has been read already.
+/// Runs the handshake to completion; `input` is what was already read.
 async fn shake<S: Side>(
     socket: &TcpStream,
     mut tls: S,
     mut input: Vec<u8>,
-) -> Result<Shaken, HandshakeError> {
+) -> Result<CompletedHandshake, HandshakeError> {
     let mut output = Vec::new();
     let mut shown = 0;
     loop {
@@ -168,7 +162,7 @@ async fn shake<S: Side>(
                 encode(&mut output, |out| data.encode(out))?;
                 Step::On
             }
-            // It goes out when there is nothing more to say to what has come: in one packet rather than two.
+            // The output is sent when there is no more of it, in one packet instead of two.
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
                 Step::On
@@ -183,7 +177,7 @@ async fn shake<S: Side>(
         match step {
             Step::On => {}
             Step::Read => shown += another(socket, &mut input, shown, &mut output).await?,
-            // A server may write before its client is known.
+            // A server may write before it has verified the client.
             Step::Write if tls.common().is_handshaking() => {
                 shown += another(socket, &mut input, shown, &mut output).await?;
             }
@@ -204,7 +198,7 @@ async fn shake<S: Side>(
     }
 }
 
-/// What is to be done for rustls.
+/// The next step for rustls.
 enum Step {
     On,
     Read,
@@ -212,8 +206,8 @@ enum Step {
     Failed(Error),
 }
 
-/// Reads until there is one more whole record than was shown, and returns its length. Before it waits for the
-/// peer, the output goes out.
+/// Reads until there is one more complete record, and returns its length. Sends the output before it waits for the
+/// peer.
 async fn another(
     socket: &TcpStream,
     input: &mut Vec<u8>,
@@ -231,7 +225,7 @@ async fn another(
                     return Ok(len);
                 }
             }
-            // Not TLS: rustls says so.
+            // Not TLS; rustls returns the error.
             [_, _, _, _, _, ..] => return Ok(input.len() - shown),
             _ => {}
         }
@@ -240,7 +234,7 @@ async fn another(
     }
 }
 
-/// Appends what one read gives.
+/// Reads once and appends the bytes.
 async fn read(socket: &TcpStream, input: &mut Vec<u8>) -> Result<(), HandshakeError> {
     loop {
         socket.readable().await?;
@@ -257,7 +251,7 @@ async fn read(socket: &TcpStream, input: &mut Vec<u8>) -> Result<(), HandshakeEr
     }
 }
 
-/// Sends it all, and leaves nothing of it.
+/// Sends all of the output and empties it.
 async fn send(socket: &TcpStream, output: &mut Vec<u8>) -> io::Result<()> {
     let mut left = &output[..];
     while !left.is_empty() {
@@ -272,7 +266,7 @@ async fn send(socket: &TcpStream, output: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Appends what rustls has to say.
+/// Appends the output of rustls.
 fn encode(
     output: &mut Vec<u8>,
     mut data: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
@@ -291,7 +285,7 @@ fn encode(
     Ok(())
 }
 
-fn done<S: Side>(tls: S, mut rest: Vec<u8>) -> Result<Shaken, HandshakeError> {
+fn done<S: Side>(tls: S, mut rest: Vec<u8>) -> Result<CompletedHandshake, HandshakeError> {
     let common = tls.common();
     let negotiated = Negotiated {
         alpn: common.alpn_protocol() == Some(crate::tls::ALPN_RELAY),
@@ -299,17 +293,17 @@ fn done<S: Side>(tls: S, mut rest: Vec<u8>) -> Result<Shaken, HandshakeError> {
         suite: common.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |s| s.suite()),
         version: common.protocol_version().unwrap_or(ProtocolVersion::Unknown(0)),
     };
-    // No configuration of ours has another, of which these records would be none.
+    // No configuration of ours allows another version, and `Records` supports only this one.
     if negotiated.version != ProtocolVersion::TLSv1_3 {
-        return Err(Error::General(format!("{:?} was agreed on", negotiated.version)).into());
+        return Err(Error::General(format!("{:?} was negotiated", negotiated.version)).into());
     }
     let chain = common.peer_certificates().unwrap_or_default();
     let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
     rest.shrink_to_fit();
-    Ok(Shaken { records: tls.into_records()?, rest, negotiated, chain })
+    Ok(CompletedHandshake { records: tls.into_records()?, rest, negotiated, chain })
 }
 
-/// Either side of a handshake.
+/// The client or the server side of a handshake.
 trait Side {
     type Data;
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
@@ -351,7 +345,7 @@ impl Side for UnbufferedServerConnection {
     }
 }
 
-/// A failed handshake in a word and a sentence, for our own log.
+/// The reason word and an explanation of a failed handshake, for our own log.
 pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
     let detail = error.to_string();
     let error = match error {
@@ -364,7 +358,7 @@ pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
     }
     match error {
         Error::NoCertificatesPresented => {
-            ("no_certificate", "the client showed no certificate".into())
+            ("no_certificate", "the client presented no certificate".into())
         }
         Error::PeerIncompatible(
             PeerIncompatible::Tls12NotOffered
@@ -372,17 +366,21 @@ pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => ("tls_version", format!("the peer does not speak TLS 1.3: {detail}")),
+        ) => ("tls_version", format!("the peer does not support TLS 1.3: {detail}")),
         Error::PeerIncompatible(_) => ("tls_incompatible", detail),
-        Error::InvalidMessage(_) => {
-            ("not_tls", format!("what came is not TLS (plaintext to a TLS port?): {detail}"))
-        }
-        Error::AlertReceived(_) => {
-            ("refused_by_peer", format!("the peer did not accept us; its log says why: {detail}"))
-        }
+        Error::InvalidMessage(_) => (
+            "not_tls",
+            format!("the peer did not send TLS, but perhaps plaintext to a TLS port: {detail}"),
+        ),
+        Error::AlertReceived(_) => (
+            "refused_by_peer",
+            format!("the peer rejected this node; see the peer's log: {detail}"),
+        ),
         Error::General(_) => (
             "no_identity",
-            format!("we have no valid certificate to show (is the authority reachable?): {detail}"),
+            format!(
+                "this node has no valid certificate to present; the authority may be unreachable: {detail}"
+            ),
         ),
         _ => ("tls", detail),
     }

@@ -1,21 +1,21 @@
-//! The data plane: mutual TLS 1.3 around unmodified TCP programs.
+//! The data plane: mutual TLS 1.3 for unmodified TCP programs.
 //!
-//! - [`mesh`]: what is known of the mesh: identities, trust bundle, registry; set by the control side
+//! - [`mesh`]: this node's view of the mesh: identities, trust bundle, registry; set by the control side
 //! - [`tls`]: configurations and verifiers
 //! - [`stream`]: a TLS connection on a socket
-//! - [`record`]: its records
+//! - [`record`]: TLS records
 //! - [`wire`]: the frames between relays
-//! - [`registry`]: where services are, as members say, checked record by record
+//! - [`registry`]: addresses of services, as announced by nodes and checked record by record
 //! - [`relay`]: services and dials
-//! - [`edge`]: sites: HTTPS for everybody
+//! - [`edge`]: sites: public HTTPS
 //! - [`net`], [`network`]: sockets and addresses
-//! - [`provider`], [`clock`]: the cryptography of TLS, the time
-//! - [`intercept`]: the kernel's rules that let no plaintext out
+//! - [`provider`], [`clock`]: cryptography providers for TLS, and the current time
+//! - [`intercept`]: kernel rules that prevent plaintext from leaving the machine
 //!
-//! It sees no store and no authority, and no plaintext ever leaves it but to a program of this machine.
+//! The data plane has no access to the store or the authority. It sends plaintext only to programs on this machine.
 
 #[cfg(test)]
-extern crate self as wiretight_proxy; // as the rig calls it
+extern crate self as wiretight_proxy; // the rig uses this name
 
 mod admission;
 mod app;

@@ -1,7 +1,7 @@
-//! What the data plane knows of the mesh: its own identities, the trust bundle, the registry.
+//! The data plane's view of the mesh: its own identities, the trust bundle, the registry.
 //!
-//! The control side replaces each whole; a handshake or session reads whatever is newest. The data
-//! plane never asks: it has no way to reach an authority or a store.
+//! The control side replaces each of them as a whole; handshakes and sessions read the newest. The data plane cannot
+//! reach an authority or a store itself.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -24,28 +24,27 @@ use crate::network::HostPort;
 use crate::provider;
 pub use crate::registry::{Instance, Registry};
 
-/// An identity of this node: certificate chain and private key. Has no `Debug`.
+/// An identity of this node: certificate chain and private key. No `Debug`, so that the key is not logged.
 pub struct Identity {
     leaf: Leaf,
     certified: Arc<CertifiedKey>,
 }
 
-/// Why a chain and a key do not make an identity.
+/// Why a chain and a key do not form an identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The leaf is not an SVID.
     #[error(transparent)]
     X509(#[from] X509Error),
-    /// No leaf at all.
     #[error("the chain is empty")]
     Empty,
-    /// The TLS library does not take the key, or it is not the leaf's.
-    #[error("the private key does not fit the certificate: {0}")]
+    /// The TLS library rejects the key, or it does not belong to the leaf.
+    #[error("the private key does not match the certificate: {0}")]
     Key(rustls::Error),
 }
 
 impl Identity {
-    /// Joins a chain (leaf first) with its key.
+    /// A chain (leaf first) and its key.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: &SigningKey,
@@ -57,22 +56,19 @@ impl Identity {
         Ok(Identity { leaf, certified: Arc::new(certified) })
     }
 
-    /// Whose identity it is.
     pub fn id(&self) -> &SpiffeId {
         &self.leaf.id
     }
 
-    /// The leaf's parsed parts.
     pub fn leaf(&self) -> &Leaf {
         &self.leaf
     }
 
-    /// The chain, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified.cert
     }
 
-    /// Says with its key that `next` comes after it.
+    /// Signs with this key that `next` is its successor.
     pub fn link(&self, next: &SigningKey) -> Option<KeyLink> {
         let scheme = [SignatureScheme::ECDSA_NISTP256_SHA256];
         let signer = self.certified.key.choose_scheme(&scheme)?;
@@ -80,13 +76,12 @@ impl Identity {
         KeyLink::new(&self.leaf.id, self.leaf.key.clone(), &next.public_key(), sign).ok()
     }
 
-    /// Half of its life: when it is renewed, and when idle connections made with it are given up.
+    /// The middle of its validity period. Then it is renewed, and idle connections that use it are closed.
     pub fn half_life(&self) -> u64 {
         let period = self.leaf.period;
         period.not_before + (period.not_after - period.not_before.min(period.not_after)) / 2
     }
 
-    /// Whether it holds now.
     pub fn is_valid(&self) -> bool {
         (self.leaf.period.not_before..=self.leaf.period.not_after).contains(&now())
     }
@@ -96,26 +91,25 @@ impl Identity {
     }
 }
 
-/// What a program means by an address.
+/// The instance that an intercepted address leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meant {
-    /// The service.
+pub struct Resolved {
     pub service: Name,
-    /// Where its relay listens, on the same host.
+    /// The address of its relay, on the same host.
     pub at: HostPort,
 }
 
-/// What programs mean, by the addresses that they connect to. An instance stands for ports of its own host
-/// only, so a connection goes to the machine that it was meant for, whatever a node announces. An address
-/// that instances of two services claim is nobody's (`None`): it goes nowhere, rather than in the clear.
-fn meant(registry: &Registry) -> HashMap<SocketAddr, Option<Meant>> {
-    let mut all: HashMap<SocketAddr, Option<Meant>> = HashMap::new();
+/// The instance for each application address that programs connect to. An instance can only claim ports of its own
+/// host, so a connection always goes to the machine that the program intended, whatever a node announces. An address
+/// claimed by two services maps to `None`: connections to it fail, rather than being sent in plaintext.
+fn meant(registry: &Registry) -> HashMap<SocketAddr, Option<Resolved>> {
+    let mut all: HashMap<SocketAddr, Option<Resolved>> = HashMap::new();
     for (service, instances) in &registry.services {
         for instance in instances {
             let Some(at) = instance.addr.as_ip() else { continue };
             let ip = at.ip().to_canonical();
             for port in instance.ports.iter().filter(|port| **port != at.port()) {
-                let meant = Meant { service: service.clone(), at: instance.addr.clone() };
+                let meant = Resolved { service: service.clone(), at: instance.addr.clone() };
                 let place = all.entry(SocketAddr::new(ip, *port));
                 place
                     .and_modify(|other| {
@@ -130,13 +124,13 @@ fn meant(registry: &Registry) -> HashMap<SocketAddr, Option<Meant>> {
     all
 }
 
-/// Verified chains that are remembered, so that a peer which shakes hands often costs a hash rather
-/// than two signature checks. Emptied when the bundle changes.
+/// The number of verified chains to cache, so that a peer that connects often costs a hash instead of two signature
+/// checks. The cache is emptied when the bundle changes.
 const REMEMBERED: usize = 4096;
 
 type ChainHash = [u8; 32];
 
-/// The mesh as this node knows it. Shared by all workers.
+/// This node's view of the mesh, shared by all workers.
 pub struct Mesh {
     trust_domain: TrustDomain,
     provider: Arc<CryptoProvider>,
@@ -145,15 +139,15 @@ pub struct Mesh {
     transparency: ArcSwap<Transparency>,
     without_news: AtomicBool,
     registry: ArcSwap<Registry>,
-    /// What of the registry is not used, and why.
+    /// Ignored parts of the registry, with reasons.
     unused: ArcSwap<Vec<String>>,
-    meant: ArcSwap<HashMap<SocketAddr, Option<Meant>>>,
+    meant: ArcSwap<HashMap<SocketAddr, Option<Resolved>>>,
     verified: Mutex<HashMap<(ChainHash, Role), VerifiedPeer>>,
     changed: watch::Sender<u64>,
 }
 
 impl Mesh {
-    /// A mesh of which nothing is known yet: no identity, no root, so every handshake fails.
+    /// An empty view: without identities or roots, every handshake fails.
     pub fn new(trust_domain: TrustDomain) -> Arc<Mesh> {
         let empty = TrustBundle::new(trust_domain.clone(), Vec::new(), Revocations::default());
         let empty = empty.expect("a bundle without roots has nothing to parse");
@@ -172,24 +166,21 @@ impl Mesh {
         })
     }
 
-    /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// The one crypto provider.
     pub fn provider(&self) -> &Arc<CryptoProvider> {
         &self.provider
     }
 
-    /// Replaces this node's identities.
     pub fn set_identities(&self, identities: BTreeMap<Id, Arc<Identity>>) {
         self.identities.store(Arc::new(identities));
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Replaces the trust bundle, revocations included. Whoever wakes by [`Mesh::changes`] then cuts the
-    /// connections of peers that it no longer stands by.
+    /// Replaces the trust bundle, including revocations. Tasks woken by [`Mesh::changes`] then close connections to
+    /// peers that are no longer trusted.
     pub fn set_bundle(&self, bundle: TrustBundle) {
         let asks = Transparency::clone(&self.transparency.load());
         self.bundle.store(Arc::new(bundle.with(asks)));
@@ -197,19 +188,18 @@ impl Mesh {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Whether certificates have to prove that they are logged: in handshakes from now on, whatever bundle comes.
+    /// Sets whether certificates must prove that they are logged. Applies to handshakes from now on, with any bundle.
     pub fn set_transparency(&self, transparency: Transparency) {
         self.transparency.store(Arc::new(transparency));
         self.set_bundle(TrustBundle::clone(&self.bundle.load()));
     }
 
-    /// Whether they have to.
     pub fn transparency(&self) -> Arc<Transparency> {
         self.transparency.load_full()
     }
 
-    /// Whether what is known here is too old to act on: then nobody but the authority is believed.
-    /// Returns whether that is a change.
+    /// Sets whether this node has been out of contact with the authority for too long. If so, only the authority is
+    /// trusted. Returns whether the value changed.
     pub fn set_without_news(&self, too_old: bool) -> bool {
         let changed = self.without_news.swap(too_old, Ordering::AcqRel) != too_old;
         if changed {
@@ -218,7 +208,7 @@ impl Mesh {
         changed
     }
 
-    /// Whether it is.
+    /// Whether this node has been out of contact with the authority for too long.
     pub fn is_without_news(&self) -> bool {
         self.without_news.load(Ordering::Acquire)
     }
@@ -227,12 +217,12 @@ impl Mesh {
         peer.id().id == Id::Authority || !self.is_without_news()
     }
 
-    /// Whether a peer that was verified once may still be dealt with. Its time is not looked at.
+    /// Whether a peer that was verified earlier is still trusted. Its expiry is not checked.
     pub fn stands_by(&self, peer: &VerifiedPeer) -> bool {
         self.standing(peer).is_ok()
     }
 
-    /// The same, and why not.
+    /// The same; the error gives the reason.
     pub fn standing(&self, peer: &VerifiedPeer) -> Result<(), Refusal> {
         match self.has_news(peer) {
             true => self.bundle.load().standing(peer),
@@ -240,11 +230,11 @@ impl Mesh {
         }
     }
 
-    /// Replaces the registry. What is not to be used of it is left out, record by record.
+    /// Replaces the registry. Invalid records are left out.
     pub fn set_registry(&self, mut registry: Registry) {
         let unused = registry.tidy();
         if unused != **self.unused.load() {
-            unused.iter().for_each(|why| tracing::warn!("a record of the registry: {why}"));
+            unused.iter().for_each(|why| tracing::warn!("ignored in the registry: {why}"));
             self.unused.store(Arc::new(unused));
         }
         self.meant.store(Arc::new(meant(&registry)));
@@ -252,63 +242,60 @@ impl Mesh {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Counts changes; wakes those who wait for one.
+    /// A counter of changes, to wait for the next one.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// This node's identities.
     pub fn identities(&self) -> Arc<BTreeMap<Id, Arc<Identity>>> {
         self.identities.load_full()
     }
 
-    /// One of this node's identities, if it holds now.
+    /// One of this node's identities, if it is valid now.
     pub fn identity(&self, id: &Id) -> Option<Arc<Identity>> {
         self.identities.load().get(id).filter(|i| i.is_valid()).cloned()
     }
 
-    /// The trust bundle.
     pub fn bundle(&self) -> Arc<TrustBundle> {
         self.bundle.load_full()
     }
 
-    /// The registry.
     pub fn registry(&self) -> Arc<Registry> {
         self.registry.load_full()
     }
 
-    /// What of the registry is not used, and why.
+    /// Ignored parts of the registry, with reasons.
     pub fn unused(&self) -> Arc<Vec<String>> {
         self.unused.load_full()
     }
 
-    /// The addresses that instances stand for; those that more than one service claims, too.
-    pub fn stood_for(&self) -> Vec<SocketAddr> {
+    /// All application addresses claimed by instances, including those claimed by several services.
+    pub fn redirected(&self) -> Vec<SocketAddr> {
         self.meant.load().keys().copied().collect()
     }
 
-    /// What a program means that connects to this address.
-    pub fn meant(&self, to: SocketAddr) -> Option<Meant> {
+    /// The instance for a connection to this address.
+    pub fn meant(&self, to: SocketAddr) -> Option<Resolved> {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         self.meant.load().get(&to).cloned().flatten()
     }
 
-    /// Verifies the chain that a peer showed, now. Time, the freshness of proofs and standing are checked each time;
-    /// the signatures of a chain that was seen before are not checked again.
+    /// Verifies the chain that a peer presented. Expiry, the age of log proofs and revocation are checked each time;
+    /// the signatures of a chain are checked only the first time.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,
         now: UnixTime,
     ) -> Result<VerifiedPeer, Refusal> {
-        let peer = self.believed(chain, role, now)?;
+        let peer = self.verify_chain(chain, role, now)?;
         match self.has_news(&peer) {
             true => Ok(peer),
             false => Err(Refusal::NoNews),
         }
     }
 
-    fn believed(
+    fn verify_chain(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,
@@ -328,7 +315,8 @@ impl Mesh {
         if remembered.len() >= REMEMBERED {
             remembered.clear();
         }
-        // A bundle that changed meanwhile has emptied the memory: what the old one said stays out.
+        // If the bundle was replaced meanwhile, the cache was emptied, and a result of the old bundle must not enter
+        // it.
         if Arc::ptr_eq(&bundle, &self.bundle.load()) {
             remembered.insert(key, peer.clone());
         }
@@ -354,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_stands_for_ports_of_its_own_host_and_what_two_services_claim_is_nobodys() {
+    fn instances_claim_ports_of_their_own_host_only_and_conflicts_lead_nowhere() {
         let instance = |addr: &str, ports: &[u16]| Instance {
             node: "n".parse().unwrap(),
             addr: addr.parse().unwrap(),
@@ -384,12 +372,12 @@ mod tests {
         assert_eq!(meant("[fd00::5]:5432"), is("db at [fd00::5]:7432"));
         assert_eq!(meant("10.0.0.5:80"), is("web at 10.0.0.5:7080"));
         assert_eq!(meant("10.0.0.6:80"), is("web at 10.0.0.6:7080"));
-        // Claimed twice; another host's; where the relay itself listens.
+        // Claimed by two services; on another host; the relay's own address.
         for nobody in ["10.0.0.6:81", "10.0.0.6:5432", "10.0.0.5:7432", "10.0.0.7:80"] {
             assert_eq!(meant(nobody), None, "{nobody}");
         }
-        // What is claimed twice is kept from going in the clear all the same.
-        let taken = mesh.stood_for();
+        // Addresses claimed by two services are still intercepted.
+        let taken = mesh.redirected();
         assert!(taken.len() == 5 && taken.contains(&"10.0.0.6:81".parse().unwrap()), "{taken:?}");
     }
 }

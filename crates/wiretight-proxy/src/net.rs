@@ -1,4 +1,4 @@
-//! Sockets: how they are bound, connected and kept alive.
+//! Sockets: binding, connecting, accepting, and keepalive.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -16,24 +16,25 @@ use tokio::time::{sleep, timeout};
 use super::app::App;
 use crate::network::{Backend, HostPort};
 
-/// How long a TCP connection may take to come about.
+/// The timeout for resolving a name, and for connecting to each of its addresses.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How soon a Unix socket with a full backlog is tried again.
+/// Delay before connecting again to a Unix socket whose backlog is full.
 const BUSY: Duration = Duration::from_millis(5);
-/// How long to wait for workers to close sockets that are no longer wanted.
+/// How long to wait for workers to close sockets that are no longer needed.
 pub(crate) const CLOSE: Duration = Duration::from_secs(1);
-/// Connections that wait to be accepted.
+/// The length of the listen backlog.
 const BACKLOG: i32 = 4096;
 
 static MARK: OnceLock<u32> = OnceLock::new();
 
-/// From now on each of this process' sockets carries this mark, by which the rules of `[intercept]` know what
-/// is encrypted already. It belongs to the process as its user does: nothing of it may go without.
+/// Sets the mark for all sockets of this process. The rules of `[intercept]` recognize encrypted traffic by it. There
+/// is one mark for the whole process, because every encrypted socket must have it.
 pub fn set_mark(mark: u32) {
-    let _ = MARK.set(mark); // one rule table, one mark, for the life of the process
+    let _ = MARK.set(mark); // set once: the mark never changes while the process runs
 }
 
-/// Marks a socket, if there are rules. What cannot be marked is not used: it would be taken for plaintext.
+/// Marks a socket, if there are intercept rules. On an error the socket must not be used, because the rules would
+/// treat its packets as plaintext.
 pub fn mark(socket: &SockRef<'_>) -> io::Result<()> {
     let Some(mark) = MARK.get() else { return Ok(()) };
     socket.set_mark(*mark).map_err(|e| {
@@ -46,22 +47,22 @@ pub fn mark(socket: &SockRef<'_>) -> io::Result<()> {
 
 static ANSWERED: RwLock<BTreeSet<SocketAddr>> = RwLock::new(BTreeSet::new());
 
-/// From now on what these backends send to any address comes back to this machine: only they are connected from
-/// their callers' addresses. The kernel's routes belong to the machine, so this belongs to the process.
+/// Sets the backends whose answers, to any address, are routed back to this machine. Only these are connected to from
+/// the callers' addresses. This is set for the whole process, because the kernel's routes apply to the whole machine.
 pub fn set_answered(backends: BTreeSet<SocketAddr>) {
     *ANSWERED.write().unwrap_or_else(PoisonError::into_inner) = backends;
 }
 
-/// `caller`: whose address the socket is to have.
+/// `caller`: the source address for the socket.
 async fn connect_to(addr: SocketAddr, caller: Option<SocketAddr>) -> io::Result<TcpStream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     mark(&SockRef::from(&socket))?;
     if let Some(caller) = caller {
-        // Whatever was routed elsewhere would leave in the clear.
+        // Otherwise the answers could be routed off this machine in plaintext.
         if !ANSWERED.read().unwrap_or_else(PoisonError::into_inner).contains(&addr) {
             return Err(io::Error::other(
-                "the routes by which it would answer its callers (transparent) are not in force; \
-                 `wiretight status` says why",
+                "the routes for the program's answers to its callers (transparent) are not active; \
+                 `wiretight status` shows why",
             ));
         }
         bind_as(&socket, caller)?;
@@ -69,7 +70,7 @@ async fn connect_to(addr: SocketAddr, caller: Option<SocketAddr>) -> io::Result<
     socket.connect(addr).await
 }
 
-/// Gives a socket the caller's address; the port, too, unless it is taken here.
+/// Binds a socket to the caller's address, and to the caller's port unless it is in use here.
 fn bind_as(socket: &TcpSocket, caller: SocketAddr) -> io::Result<()> {
     use io::ErrorKind::{AddrInUse, PermissionDenied};
     let options = SockRef::from(socket);
@@ -78,11 +79,12 @@ fn bind_as(socket: &TcpSocket, caller: SocketAddr) -> io::Result<()> {
         SocketAddr::V6(_) => options.set_ip_transparent_v6(true),
     };
     transparent.map_err(|e| {
-        let why = format!("it cannot have the caller's address ({e}): CAP_NET_RAW is missing");
+        let why = format!("cannot use the caller's address ({e}): CAP_NET_RAW is missing");
         io::Error::new(e.kind(), why)
     })?;
     match socket.bind(caller) {
-        // By the session before, by the caller itself if it runs here; or below 1024 without that capability.
+        // The port is in use by the previous session, or by the caller itself if it runs here; or it is below 1024
+        // and this process lacks the capability for that.
         Err(e) if matches!(e.kind(), AddrInUse | PermissionDenied) => {
             socket.bind(SocketAddr::new(caller.ip(), 0))
         }
@@ -90,11 +92,11 @@ fn bind_as(socket: &TcpSocket, caller: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// What a process listens on for TCP, by address.
+/// The TCP listening sockets of a process, by address.
 pub type Listening = Vec<(SocketAddr, Vec<TcpListener>)>;
 
-/// Where listening sockets come from: those that the process before this one has passed on (with whoever waits
-/// to be accepted on them), and new ones.
+/// Provides listening sockets: those that the previous process passed on, with the connections in their backlog, and
+/// new ones.
 #[derive(Default)]
 pub struct Sockets {
     takes_over: bool,
@@ -102,40 +104,40 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// With those that were passed on.
+    /// With sockets that were passed on.
     pub fn passed_on(all: Listening) -> Sockets {
         Sockets { takes_over: true, passed_on: Mutex::new(all.into_iter().collect()) }
     }
 
-    /// Whether there is a process before this one, which may still hold addresses.
+    /// Whether sockets were passed on. The previous process may then still use some addresses.
     pub fn takes_over(&self) -> bool {
         self.takes_over
     }
 
-    /// Closes what was passed on and is not wanted any longer.
+    /// Closes the sockets that were passed on and are not needed.
     pub fn close_rest(&self) {
         self.rest().clear();
     }
 
-    /// Listening sockets on one address, for so many workers. The kernel spreads connections over them. What they
-    /// carry is encrypted.
+    /// Listening sockets on one address for `workers` workers, for encrypted traffic. The kernel distributes
+    /// connections among them.
     pub fn bind(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         let sockets = self.listen(addr, workers)?;
         sockets.iter().try_for_each(|socket| mark(&SockRef::from(socket)))?;
         Ok(sockets)
     }
 
-    /// The same for what is not: without the mark.
+    /// Like [`bind`](Self::bind), for plaintext: without the mark.
     pub fn bind_plain(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         let sockets = self.listen(addr, workers)?;
-        // One that was passed on may have had another purpose.
+        // A socket that was passed on may carry the mark from its previous use.
         if MARK.get().is_some() {
             sockets.iter().try_for_each(|socket| SockRef::from(socket).set_mark(0))?;
         }
         Ok(sockets)
     }
 
-    /// What is accepted on them is tuned already: Linux lets it inherit that.
+    /// Sets the socket options here, because on Linux accepted sockets inherit them.
     fn listen(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         let passed_on = self.rest().remove(&addr);
         let sockets = match passed_on {
@@ -155,19 +157,19 @@ impl Sockets {
     }
 }
 
-/// A second handle of each, so that every worker has one and each socket has a worker: a process before this one
-/// may have had more or fewer.
+/// Duplicates sockets so that every worker has one and every socket has a worker; the previous process may have had a
+/// different number of workers.
 pub(crate) fn spread(sockets: &[TcpListener], workers: usize) -> io::Result<Vec<TcpListener>> {
     let handles = workers.max(sockets.len());
     sockets.iter().cycle().take(handles).map(TcpListener::try_clone).collect()
 }
 
-/// Descriptors that are not given to traffic, so that the node can still be asked how it is (`status`, `/healthz`),
-/// renew certificates and write files when clients hold all others. Of a small limit it is an eighth.
+/// File descriptors that are not used for traffic, so that the node can still answer `status` and `/healthz`, renew
+/// certificates and write files when clients use all others. If the limit is small, an eighth of it.
 const RESERVED: u64 = 64;
 
-/// Whether a descriptor is one of those. The kernel gives the lowest number that is free, so a high one says that
-/// all below are taken.
+/// Whether a descriptor is reserved. The kernel assigns the lowest free number, so a high number means that all lower
+/// ones are in use.
 fn is_reserved(descriptor: &impl AsRawFd) -> bool {
     static FIRST: OnceLock<RawFd> = OnceLock::new();
     let first = FIRST.get_or_init(|| {
@@ -183,14 +185,14 @@ fn is_reserved(descriptor: &impl AsRawFd) -> bool {
     is_reserved
 }
 
-/// A reserved descriptor came up, and nobody has looked since whether there are others again.
+/// Set when a reserved descriptor was assigned; cleared when a check finds others free again.
 static SCARCE: AtomicBool = AtomicBool::new(false);
-/// How often that is looked at.
+/// The interval of that check.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often a connection that got a reserved descriptor is made anew.
+/// How many times to open a connection that gets a reserved descriptor.
 const AGAIN: usize = 8;
 
-/// Connects, and waits for a while if traffic has no descriptor left.
+/// Connects. If no descriptor is left for traffic, waits for one up to a timeout.
 pub(crate) async fn with_descriptor<S: AsRawFd>(
     mut connect: impl AsyncFnMut() -> io::Result<S>,
 ) -> io::Result<S> {
@@ -206,7 +208,7 @@ pub(crate) async fn with_descriptor<S: AsRawFd>(
     Err(none_left())
 }
 
-/// Waits until there is a descriptor for traffic.
+/// Waits until a descriptor is available for traffic.
 async fn spare_descriptor() {
     loop {
         let probe = Socket::new(Domain::UNIX, Type::DGRAM, None);
@@ -217,13 +219,13 @@ async fn spare_descriptor() {
     }
 }
 
-/// What is said of a connection for which there is no other descriptor.
+/// The error when no descriptor is left for traffic.
 fn none_left() -> io::Error {
     io::Error::from_raw_os_error(libc::EMFILE)
 }
 
-/// Accepts a connection. One that got a reserved descriptor is `held` until there is another for it, and none is
-/// accepted meanwhile: that is an error, as if accepting it had failed. May be dropped at any time.
+/// Accepts a connection. If it gets a reserved descriptor, this returns an error as if accepting had failed, and
+/// keeps the connection in `held`. No other connection is accepted until a descriptor is free for it. Cancel-safe.
 pub(crate) async fn accept(
     listener: &tokio::net::TcpListener,
     held: &mut Option<(TcpStream, SocketAddr)>,
@@ -245,17 +247,18 @@ pub(crate) async fn accept(
     Ok((socket, from))
 }
 
-/// Waits until workers have closed the sockets that these are held with, and looked after whom they accepted last.
+/// Waits until workers have closed the sockets that hold these references, and have started the connections that they
+/// accepted last.
 pub(crate) async fn closed(open: &[Arc<()>]) {
     let end = tokio::time::Instant::now() + CLOSE;
-    // Ours is one.
+    // One reference is held by us.
     while open.iter().any(|open| Arc::strong_count(open) > 2) && tokio::time::Instant::now() < end {
         sleep(Duration::from_millis(1)).await;
     }
     sleep(Duration::from_millis(10)).await;
 }
 
-/// One socket for each worker, for UDP. The kernel spreads packets by the addresses of both ends.
+/// A UDP socket for each worker. The kernel distributes packets by both addresses and ports.
 pub(crate) fn bind_udp(addr: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
     let sockets = sockets(addr, workers, Type::DGRAM, Protocol::UDP)?;
     sockets.iter().try_for_each(|socket| mark(&SockRef::from(socket)))?;
@@ -283,15 +286,16 @@ fn sockets(
         socket.bind(&addr.into())?;
         Ok(socket)
     };
-    // SO_REUSEPORT would let us share a port with another process of our user unnoticed: a first socket
-    // without it finds out.
+    // With SO_REUSEPORT we would silently share a port with another process of our user. A first socket without the
+    // option detects that.
     drop(socket(false)?);
     (0..workers).map(|_| socket(workers > 1)).collect()
 }
 
-/// No Nagle delays; and a dead peer is found within two minutes if nothing is in flight. (While data are
-/// unacknowledged Linux sends no probes: then it takes net.ipv4.tcp_retries2, some 15 minutes.
-/// TCP_USER_TIMEOUT would be sooner, but ends peers that are only slow to read.)
+/// Disables Nagle's algorithm. Enables keepalive, so that a dead peer is detected within two minutes if no data is in
+/// flight. While data is unacknowledged, Linux sends no keepalive probes, and detection takes about 15 minutes
+/// (net.ipv4.tcp_retries2). TCP_USER_TIMEOUT would be faster, but would also end connections to peers that only read
+/// slowly.
 fn tune(socket: &SockRef<'_>) {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
@@ -301,13 +305,13 @@ fn tune(socket: &SockRef<'_>) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// Connects to where TLS is spoken: another relay, the authority, a CA.
+/// Connects to a TLS server: another relay, the authority, a CA.
 pub async fn connect(to: &HostPort) -> io::Result<TcpStream> {
     connect_where(to, None, |_| true).await
 }
 
-/// Connects to the program behind a service: plaintext, so never off this machine. `caller`: whose address it
-/// is to see, of the same family as the program's.
+/// Connects to the program behind a service. The connection is plaintext, so only loopback addresses are allowed.
+/// `caller`: the source address to use; of the same family as the program's.
 pub(crate) async fn connect_backend(to: &Backend, caller: Option<SocketAddr>) -> io::Result<App> {
     match to {
         Backend::Tcp(addr) => {
@@ -322,13 +326,14 @@ pub(crate) async fn connect_backend(to: &Backend, caller: Option<SocketAddr>) ->
     }
 }
 
-/// Where TCP would wait, a Unix socket whose backlog is full says so at once (EAGAIN).
+/// Connecting to a Unix socket with a full backlog fails immediately (EAGAIN), where TCP waits; so this waits and
+/// tries again.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => sleep(BUSY).await,
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                let why = "this process' user may not write to the socket, and no process of ours overrules that";
+                let why = "this process's user has no write permission on the socket";
                 return Err(io::Error::new(e.kind(), format!("{e}: {why}")));
             }
             result => return result,
@@ -346,7 +351,7 @@ async fn connect_where(
         None => {
             let found = timeout(CONNECT, tokio::net::lookup_host((to.host(), to.port()))).await;
             found
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "DNS did not answer"))??
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "DNS lookup timed out"))??
                 .collect()
         }
     };
@@ -355,7 +360,9 @@ async fn connect_where(
         if !may(addr.ip().to_canonical()) {
             last = io::Error::new(
                 io::ErrorKind::PermissionDenied,
-                format!("{addr} is not a loopback address: plaintext does not leave this machine"),
+                format!(
+                    "{addr} is not a loopback address, and plaintext must not leave this machine"
+                ),
             );
             continue;
         }
@@ -365,7 +372,7 @@ async fn connect_where(
                 return Ok(socket);
             }
             Ok(Err(e)) => last = e,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, "no answer to TCP connect"),
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, "timed out connecting"),
         }
     }
     Err(last)

@@ -1,5 +1,4 @@
-//! Addresses as texts: of one server (`HOST:PORT`), of a program on this machine, and of a network, whose addresses have
-//! a common beginning.
+//! Addresses in text form: of a server (`HOST:PORT`), of a program on this machine, and of a network.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Addresses with a common beginning: `10.0.0.0/8`, or one address.
+/// A network: `10.0.0.0/8`, or a single address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
@@ -17,13 +16,12 @@ pub struct Network {
     bits: u8,
 }
 
-/// Why a text is not a network.
+/// A text that is not a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not ADDRESS or ADDRESS/BITS; write for example \"10.0.0.0/8\"")]
 pub struct NetworkError(String);
 
 impl Network {
-    /// Whether an address is in it.
     pub fn contains(&self, address: IpAddr) -> bool {
         let shift = |width: u8| u32::from(width - self.bits);
         match (self.address, address.to_canonical()) {
@@ -37,7 +35,7 @@ impl Network {
         }
     }
 
-    /// The first address: what was written, with zeros behind the common beginning.
+    /// The first address of the network: its host bits are zero.
     pub fn first(&self) -> IpAddr {
         match self.address {
             IpAddr::V4(a) => {
@@ -51,12 +49,13 @@ impl Network {
         }
     }
 
-    /// The network of this length that it is part of; itself, if it is no longer.
+    /// The network with a prefix of `bits`, if that is wider than this one; otherwise this one.
     pub fn wider(&self, bits: u8) -> Network {
         Network { address: self.address, bits: bits.min(self.bits) }
     }
 
-    /// Of networks that hold one another, the widest; each once, by its first address.
+    /// Removes networks that are part of another one. The others are returned by their first address, without
+    /// duplicates.
     pub fn widest(networks: impl IntoIterator<Item = Network>) -> Vec<Network> {
         let first = |n: Network| Network { address: n.first(), bits: n.bits };
         let mut all: Vec<Network> = networks.into_iter().map(first).collect();
@@ -76,14 +75,14 @@ impl Network {
         widest
     }
 
-    /// The length of the common beginning.
+    /// The length of the prefix.
     pub fn bits(&self) -> u8 {
         self.bits
     }
 }
 
 impl From<IpAddr> for Network {
-    /// One address. An IPv4 address in IPv6's clothes is an IPv4 address, as in packets.
+    /// A single address. An IPv4-mapped IPv6 address becomes an IPv4 address, as in packets.
     fn from(address: IpAddr) -> Network {
         let address = address.to_canonical();
         Network { address, bits: if address.is_ipv4() { 32 } else { 128 } }
@@ -124,7 +123,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// Why a text is not an address of ours.
+/// A text that is not a valid address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Neither `HOST:PORT` nor `[V6]:PORT`.
@@ -132,19 +131,19 @@ pub enum AddressError {
         "{0:?} is not HOST:PORT; write for example \"10.0.0.5:5432\", \"[fd00::5]:5432\" or \"db.internal:5432\""
     )]
     HostPort(String),
-    /// Neither an IP address nor a DNS name of one machine.
+    /// Neither an IP address nor the DNS name of one machine.
     #[error(
         "{0:?} is not the address of one machine; write for example \"10.0.0.5\" or \"db.internal\""
     )]
     Host(String),
-    /// `unix:` with a path that is not absolute, or is too long for the kernel (107 bytes).
+    /// `unix:` with a path that is not absolute, or longer than the kernel allows (107 bytes).
     #[error(
         "{0:?} is not a socket path; write for example \"unix:/run/app.sock\" (absolute, at most 107 bytes)"
     )]
     Unix(String),
 }
 
-/// `HOST:PORT`; the host is an IP address or a DNS name that is resolved at each connect.
+/// `HOST:PORT`; the host is an IP address, or a DNS name that is resolved for each connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
     host: Host,
@@ -158,7 +157,7 @@ enum Host {
 }
 
 impl HostPort {
-    /// The port; never 0.
+    /// Never 0.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -199,7 +198,7 @@ impl FromStr for HostPort {
             (1..=63).contains(&l.len())
                 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
-        // An all-numeric last label would be a mistyped IPv4 address (RFC 3696, section 2).
+        // A name with a numeric last label is most likely a mistyped IPv4 address (RFC 3696, section 2).
         let last = host.rsplit('.').next().unwrap_or_default();
         if host.len() > 253
             || !host.split('.').all(label)
@@ -220,12 +219,10 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// Where a service's plain traffic goes: `HOST:PORT` or `unix:/PATH`.
+/// The address of the program behind a service: `HOST:PORT` or `unix:/PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// A TCP server.
     Tcp(HostPort),
-    /// A Unix stream socket.
     Unix(PathBuf),
 }
 
@@ -273,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_networks_that_hold_one_another_the_widest_stay() {
+    fn networks_within_a_wider_one_are_removed() {
         let all =
             |texts: &[&str]| -> Vec<Network> { texts.iter().map(|t| t.parse().unwrap()).collect() };
         let widest = |texts: &[&str]| -> Vec<String> {
@@ -295,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_parse_or_say_what_to_write() {
+    fn valid_networks_are_parsed_and_others_rejected() {
         for (network, inside, outside) in [
             ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
             ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_parse_or_say_what_to_write() {
+    fn valid_addresses_are_parsed_and_others_rejected() {
         for good in ["10.0.0.5:5432", "[fd00::5]:1", "db.internal:65535", "unix:/run/x.sock"] {
             assert_eq!(good.parse::<Backend>().unwrap().to_string(), good);
         }

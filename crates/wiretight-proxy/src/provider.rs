@@ -1,10 +1,10 @@
-//! The cryptography that TLS is made of, in the mesh and at the edge: all of it is aws-lc-rs.
+//! The cryptography providers for TLS in the mesh and at the edge. All of it is aws-lc-rs.
 
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-/// The provider of the mesh: TLS 1.3 suites, X25519MLKEM768 first.
+/// The provider for the mesh: TLS 1.3 suites; X25519MLKEM768 is preferred.
 pub fn mesh() -> Arc<CryptoProvider> {
     use aws_lc_rs::{cipher_suite as suite, kx_group as group};
     Arc::new(CryptoProvider {
@@ -18,7 +18,7 @@ pub fn mesh() -> Arc<CryptoProvider> {
     })
 }
 
-/// The provider at the edge: that of the mesh, and TLS 1.2 with ECDHE and AEAD.
+/// The provider for the edge: also TLS 1.2 with ECDHE and AEAD.
 pub fn edge() -> Arc<CryptoProvider> {
     use aws_lc_rs::{cipher_suite as suite, kx_group as group};
     Arc::new(CryptoProvider {
@@ -38,7 +38,7 @@ pub fn edge() -> Arc<CryptoProvider> {
     })
 }
 
-/// Whether the group is one that a quantum computer does not open.
+/// Whether the group is post-quantum secure.
 pub fn is_post_quantum(group: rustls::NamedGroup) -> bool {
     group == rustls::NamedGroup::X25519MLKEM768
 }

@@ -1,6 +1,6 @@
-//! So many log lines a second and no more: strangers must not be able to fill a disk.
+//! Limits log lines per second, so that a remote peer cannot fill the disk.
 
-/// Lines in a second.
+/// Lines per second.
 const LINES: u32 = 20;
 
 /// Counts the lines of the current second.
@@ -12,12 +12,12 @@ pub struct LogQuota {
 }
 
 impl LogQuota {
-    /// Whether a line may be logged now (seconds since 1970). Lines that were held back in an earlier
-    /// second are reported as one.
+    /// Whether a line may be logged now (seconds since 1970). Suppressed lines of an earlier second are logged as one
+    /// summary line.
     pub fn allows(&mut self, now: u64) -> bool {
         if self.second != now {
             if self.held_back > 0 {
-                tracing::warn!(count = self.held_back, "more refusals, not logged one by one");
+                tracing::warn!(count = self.held_back, "more refusals, not logged individually");
             }
             *self = LogQuota { second: now, logged: 0, held_back: 0 };
         }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_cut_to_so_many_lines_a_second() {
+    fn a_flood_is_limited_to_lines_per_second() {
         let mut quota = LogQuota::default();
         let logged = |q: &mut LogQuota, at| (0..1000).filter(|_| q.allows(at)).count();
         assert_eq!(logged(&mut quota, 1), LINES as usize);

@@ -1,9 +1,9 @@
-//! TLS 1.3 records after the handshake (RFC 8446, section 5): sealed and opened many at a time, straight
-//! from one buffer into another, where rustls takes them one by one with a copy and an allocation each.
+//! TLS 1.3 records after the handshake (RFC 8446, section 5). Records are encrypted and decrypted many at a time,
+//! directly from one buffer into another; rustls processes them one by one with a copy and an allocation each.
 //!
-//! rustls shakes hands and makes the keys; here they are used. Pure: no I/O, no clock, and no secret but the
-//! keys in use. Whatever is not what the RFC allows is an error that names the alert for it, and after it
-//! nothing more is opened.
+//! rustls does the handshake and derives the keys; this module uses them. No I/O, no clock, and no secrets except the
+//! keys in use. Any violation of the RFC is an error with the alert to send; after an error nothing more is
+//! decrypted.
 
 use std::fmt;
 
@@ -15,24 +15,24 @@ use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 use rustls::{AlertDescription, ConnectionTrafficSecrets};
 
-/// Length of a record's header.
+/// The length of a record header.
 pub const HEADER: usize = 5;
 /// The most plaintext in a record (section 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
-/// What a record has more than its plaintext: header, type, tag. (We do not pad.)
+/// The overhead of a record: header, type, tag. (We do not pad.)
 pub const OVERHEAD: usize = HEADER + 1 + TAG;
 /// The longest record, header included (section 5.2).
 pub const MAX_RECORD: usize = HEADER + MAX_PLAINTEXT + 256;
-/// A record with a KeyUpdate.
+/// The length of a record with a KeyUpdate.
 const KEY_UPDATE_RECORD: usize = OVERHEAD + 5;
 /// The tag of each of the three AEADs.
 const TAG: usize = 16;
-/// Records that are sealed with one key: half of what AES-GCM is good for (section 5.5), for each AEAD. In
-/// tests of this crate every connection renews its key over and over.
+/// The most records encrypted with one key: half of the limit of AES-GCM (section 5.5), for each AEAD. In tests of
+/// this crate it is tiny, so that keys are updated often.
 const RECORDS_A_KEY: u64 = if cfg!(test) { 7 } else { 1 << 23 };
-/// Records without data that a peer may send in succession: what they cost is not paid for by traffic.
+/// The most consecutive records without data that a peer may send; they cost us work without traffic.
 const MAX_IDLE_RECORDS: u8 = 32;
-/// The longest handshake message. Only session tickets are long, and nothing is kept of them.
+/// The longest handshake message. Only session tickets are long, and they are discarded.
 const MAX_HANDSHAKE: u32 = 1 << 16;
 
 const ALERT: u8 = 21;
@@ -44,40 +44,39 @@ const KEY_UPDATE: u8 = 24;
 #[cfg(test)]
 mod tests;
 
-/// What is wrong with what a peer sent, or that it told us of an error.
+/// An error in the peer's records, or an alert from the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// The peer's fatal alert.
     #[error("received fatal alert: {0:?}")]
     Alert(AlertDescription),
-    /// A record that is not protected, or of an unknown type.
-    #[error("a record of type {0}, where only encrypted ones may come")]
+    /// An unencrypted record, or one of unknown type.
+    #[error("a record of type {0}, where only encrypted ones are allowed")]
     NotEncrypted(u8),
-    /// More than a record may hold.
+    /// A record over the length limit.
     #[error("a record that is longer than TLS allows")]
     Overflow,
-    /// It was not sealed by the peer, or not as the next one.
+    /// Not encrypted by the peer, or not the next record.
     #[error("a record that does not decrypt: altered, or out of order")]
     BadMac,
-    /// A type or a message that has no place here.
-    #[error("a TLS message that does not belong here")]
+    /// A type or a message that is not allowed here.
+    #[error("a TLS message that is not allowed here")]
     Unexpected,
     /// A message that does not parse.
     #[error("a malformed TLS message")]
     Decode,
-    /// A KeyUpdate that asks for neither of the two things.
+    /// A KeyUpdate with an invalid request value.
     #[error("a KeyUpdate with an unknown request")]
     IllegalKeyUpdate,
-    /// One record after another, and nothing in them.
     #[error("too many records in succession that carry no data")]
     Idle,
-    /// Keys could not be made, or used. This is about us.
+    /// The keys could not be derived or used. A local error.
     #[error("the keys of this connection cannot be used")]
     Keys,
 }
 
 impl RecordError {
-    /// What the peer is told (section 6.2); nothing, if it told us.
+    /// The alert to send (section 6.2); `None` if the error is the peer's own alert.
     pub fn alert(self) -> Option<AlertDescription> {
         Some(match self {
             RecordError::Alert(_) => return None,
@@ -93,20 +92,20 @@ impl RecordError {
     }
 }
 
-/// Whose keys come next, after a KeyUpdate (section 7.2).
+/// The direction of a KeyUpdate (section 7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Ours, to seal.
+    /// Our key, for encryption.
     Send,
-    /// The peer's, to open.
+    /// The peer's key, for decryption.
     Receive,
 }
 
-/// Keeps the traffic secrets, and makes of each the next one.
+/// The traffic secrets, from which the next ones are derived.
 pub trait Secrets {
-    /// The next keys of that direction, which count from record 0.
+    /// The next keys for this direction; record numbers restart at 0.
     fn next(&mut self, direction: Direction) -> Result<ConnectionTrafficSecrets, rustls::Error>;
-    /// Whether the peer is the server, and may send session tickets.
+    /// Whether the peer is the server and may send session tickets.
     fn peer_is_server(&self) -> bool;
 }
 
@@ -136,16 +135,16 @@ impl Secrets for KernelConnection<ServerConnectionData> {
     }
 }
 
-/// The record layer of one connection, from the end of its handshake on.
+/// The record layer of one connection after its handshake.
 pub struct Records {
     send: Key,
     receive: Key,
     secrets: Box<dyn Secrets>,
-    /// The peer asked for a KeyUpdate: it goes ahead of what we send next (section 4.6.3).
+    /// The peer requested a KeyUpdate; it is sent before the next data (section 4.6.3).
     update_due: bool,
     handshake: Handshake,
     idle: u8,
-    /// No more will be opened: the peer said close_notify, or this.
+    /// Set when nothing more will be decrypted: by close_notify or by an error.
     end: Option<Result<(), RecordError>>,
 }
 
@@ -156,7 +155,7 @@ impl fmt::Debug for Records {
 }
 
 impl Records {
-    /// From the keys that a handshake made, and the numbers of the next records.
+    /// From the keys of a handshake and the numbers of the next records.
     pub fn new(
         keys: rustls::ExtractedSecrets,
         secrets: Box<dyn Secrets>,
@@ -172,8 +171,8 @@ impl Records {
         })
     }
 
-    /// Seals as much of `plaintext` as `out` has room for, in full records and a last one with the rest.
-    /// Returns how much of the first is used and how much of the second is filled.
+    /// Encrypts as much of `plaintext` as fits into `out`, in full records and a last one with the rest. Returns the
+    /// number of bytes used from `plaintext` and written to `out`.
     pub fn seal(
         &mut self,
         plaintext: &[u8],
@@ -194,7 +193,7 @@ impl Records {
         Ok((used, filled))
     }
 
-    /// Seals an alert. Returns the length of its record, 0 if `out` has no room for it.
+    /// Encrypts an alert. Returns the length of its record, 0 if it does not fit into `out`.
     pub fn seal_alert(
         &mut self,
         alert: AlertDescription,
@@ -209,12 +208,12 @@ impl Records {
         self.send.seal(ALERT, &[level, alert.into()], out)
     }
 
-    /// Whether a KeyUpdate goes ahead of the next data: the peer asked for it, or the key is worn.
+    /// Whether a KeyUpdate must precede the next data: the peer requested it, or the key reached its limit.
     fn is_renewal_due(&self) -> bool {
         self.update_due || self.send.number >= RECORDS_A_KEY
     }
 
-    /// Says KeyUpdate, and takes new keys.
+    /// Writes a KeyUpdate and switches to the new key.
     fn renew(&mut self, out: &mut [u8]) -> Result<usize, RecordError> {
         const NOT_REQUESTED: u8 = 0;
         let n = self.send.seal(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, NOT_REQUESTED], out)?;
@@ -227,10 +226,9 @@ impl Records {
         Key::new(self.secrets.next(direction).map_err(|_| RecordError::Keys)?, 0)
     }
 
-    /// Opens the whole records at the front of `input`, and puts the data in them into `out`, one piece
-    /// behind the other. Ends early where `out` has no room for one more, or the peer's direction ends.
-    /// Returns how much of the first is used and how much of the second is filled; an error, when there is
-    /// no data before it.
+    /// Decrypts the complete records at the front of `input`, and writes their data to `out`, concatenated. Stops
+    /// early if the next record does not fit into `out`, or if the peer's direction ended. Returns the number of
+    /// bytes used from `input` and written to `out`; an error only if there is no data before it.
     pub fn open(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), RecordError> {
         let (mut used, mut filled) = (0, 0);
         while self.end.is_none() {
@@ -246,14 +244,14 @@ impl Records {
         }
     }
 
-    /// Whether no more will be opened: the peer has said close_notify, and what comes behind it is not
-    /// looked at (section 6.1); or there was an error, which [`Records::open`] returns from then on.
+    /// Whether nothing more will be decrypted: the peer sent close_notify, and what follows is ignored (section 6.1),
+    /// or there was an error, which [`Records::open`] returns from then on.
     pub fn has_ended(&self) -> bool {
         self.end.is_some()
     }
 
-    /// Opens the record at the front, if it is whole and `out` has room for as much. Returns its length, and
-    /// how much data there was in it.
+    /// Decrypts the record at the front, if it is complete and `out` has space for its length. Returns its length,
+    /// and the length of the data in it.
     fn open_one(
         &mut self,
         input: &[u8],
@@ -281,7 +279,7 @@ impl Records {
     }
 
     fn alert(&mut self, body: &[u8]) -> Result<(), RecordError> {
-        // The level says nothing any more (section 6).
+        // The level has no meaning in TLS 1.3 (section 6).
         let description = match *body {
             [_, description] => description,
             [] => return Err(RecordError::Unexpected), // section 5.4
@@ -298,7 +296,7 @@ impl Records {
     fn handshake(&mut self, mut body: &[u8]) -> Result<(), RecordError> {
         while let Some(message) = self.handshake.next(&mut body)? {
             match message {
-                // Nothing is resumed.
+                // Sessions are not resumed, so tickets are ignored.
                 NEW_SESSION_TICKET if self.secrets.peer_is_server() => {}
                 KEY_UPDATE if !body.is_empty() => return Err(RecordError::Unexpected), // section 5.1
                 KEY_UPDATE => {
@@ -316,7 +314,7 @@ impl Records {
     }
 }
 
-/// The record at the front of the input; `None` until all of it is there.
+/// The record at the front of the input; `None` until it is complete.
 fn record(input: &[u8]) -> Result<Option<&[u8]>, RecordError> {
     let &[kind, _, _, high, low, ..] = input else { return Ok(None) };
     if kind != APPLICATION_DATA {
@@ -329,18 +327,18 @@ fn record(input: &[u8]) -> Result<Option<&[u8]>, RecordError> {
     }
 }
 
-/// Cuts handshake messages out of records, and keeps nothing of them but where it stands.
+/// Extracts handshake messages from records; keeps only its parse state.
 #[derive(Default)]
 struct Handshake {
     header: [u8; 4],
     have: usize,
     left: u32,
-    /// The last byte that was taken of a body.
+    /// The last byte of a body so far.
     last: u8,
 }
 
 impl Handshake {
-    /// Takes up to and with the end of a message; returns its type.
+    /// Consumes input up to the end of a message and returns its type; `None` if the message is incomplete.
     fn next(&mut self, body: &mut &[u8]) -> Result<Option<u8>, RecordError> {
         while self.have < self.header.len() {
             let Some((byte, rest)) = body.split_first() else { return Ok(None) };
@@ -373,7 +371,7 @@ impl Handshake {
     }
 }
 
-/// A key with its nonces: the number of a record is used once (section 5.3).
+/// A key and its nonces: each record number is used once (section 5.3).
 struct Key {
     aead: LessSafeKey,
     iv: [u8; NONCE_LEN],
@@ -403,7 +401,7 @@ impl Key {
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Seals one record into `out`, which has room for it. Returns its length.
+    /// Encrypts one record into `out`, which must have space for it. Returns its length.
     fn seal(&mut self, kind: u8, plaintext: &[u8], out: &mut [u8]) -> Result<usize, RecordError> {
         let len = plaintext.len() + 1 + TAG;
         let [high, low] = (len as u16).to_be_bytes(); // at most MAX_PLAINTEXT + 17
@@ -417,8 +415,7 @@ impl Key {
         sealed.map(|()| HEADER + len).map_err(|_| RecordError::Keys)
     }
 
-    /// Opens one record into `out`, which is as long at least. Returns the type of what is in it, and its
-    /// length.
+    /// Decrypts one record into `out`, which is at least as long. Returns the type and length of its content.
     fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<(u8, usize), RecordError> {
         let (header, body) = record.split_at(HEADER);
         let len = body.len().checked_sub(TAG).ok_or(RecordError::BadMac)?;
@@ -426,10 +423,10 @@ impl Key {
         let (nonce, aad) = (self.nonce()?, Aad::from(header));
         let opened = self.aead.open_separate_gather(nonce, aad, body, tag, &mut out[..len]);
         if opened.is_err() {
-            out[..len].fill(0); // nobody reads what nobody has vouched for
+            out[..len].fill(0); // unauthenticated plaintext must not be used
             return Err(RecordError::BadMac);
         }
-        // Behind the type there may be padding (section 5.4).
+        // Padding may follow the type (section 5.4).
         let end = out[..len].iter().rposition(|byte| *byte != 0).ok_or(RecordError::Unexpected)?;
         match len > MAX_PLAINTEXT + 1 {
             true => Err(RecordError::Overflow),

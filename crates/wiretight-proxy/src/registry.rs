@@ -1,7 +1,7 @@
-//! The registry: where the services of the mesh are, as members announce it and the authority pushes it.
+//! The registry: the addresses of the mesh's services, as nodes announce them and the authority distributes them.
 //!
-//! A member may announce anything. So each record is checked by itself, by the authority and again by each node: a bad
-//! one costs only itself, and no member's records take the room of another's.
+//! A node may announce anything. So each record is checked individually, by the authority and again by each node: an
+//! invalid record affects only itself, and no node's records use up the capacity of another's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,48 +13,45 @@ use wiretight_keys::{Id, Name};
 
 use crate::network::{AddressError, HostPort};
 
-/// The most instances that one node may announce.
 pub const MAX_INSTANCES: usize = 4096;
-/// The most ports that one instance may stand for.
+/// The most ports in the `ports` of one instance.
 pub const MAX_PORTS: usize = 1024;
-/// The most ports that all instances of one node may stand for together.
+/// The most ports in the `ports` of all instances of one node.
 pub const MAX_PORTS_OF_NODE: usize = 4096;
-/// The most identities that one instance may list as allowed.
+/// The most identities in the `allow` of one instance.
 pub const MAX_ALLOWED: usize = 1024;
-/// The most ports that all instances of the mesh may stand for together: what the kernel is given by [`Rules::taken`].
+/// The most ports in the `ports` of all instances of the mesh; they become the kernel set of [`Rules::taken`].
 ///
 /// [`Rules::taken`]: crate::intercept::rules::Rules::taken
-pub const MAX_STOOD_FOR: usize = 65_536;
-/// The most that one node announces, as [`weight`] counts it.
+pub const MAX_REDIRECTED: usize = 65_536;
+/// The largest announcement of a node, as counted by [`weight`].
 pub const MAX_ANNOUNCEMENT: usize = (1 << 20) - 4096;
-/// The most problems that are told one by one.
+/// The most problems that are listed individually.
 const MAX_TOLD: usize = 16;
 
-/// One place where a service can be reached.
+/// One instance of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
-    /// The node that offers it.
+    /// The node that announces it.
     pub node: Name,
-    /// Where its relay listens.
+    /// The address of its relay.
     pub addr: HostPort,
-    /// Who may call (decided there; known here so that the operator can see it).
+    /// The allowed clients. The instance enforces this; it is here for operators to see.
     pub allow: Vec<Id>,
-    /// The ports of this host that programs connect to when they mean this instance: where interception is on,
-    /// their connections are taken to it.
+    /// The application ports of this host that stand for this instance: on nodes with interception, connections to
+    /// them are redirected to the instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
 
-/// The services of the mesh and the nodes in it, as the authority last pushed them.
+/// The services and nodes of the mesh, as last received from the authority.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
-    /// Instances by service.
     pub services: BTreeMap<Name, Vec<Instance>>,
-    /// All nodes.
     pub nodes: BTreeSet<Name>,
 }
 
-/// A host by its IP address or DNS name, in the one form in which hosts are compared.
+/// A host, by IP address or DNS name, in canonical form for comparison.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Host(String);
@@ -101,27 +98,26 @@ impl fmt::Display for Host {
     }
 }
 
-/// What is wrong with a record.
+/// Why a record is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecord {
-    /// No machine has that address.
+    /// Not an address of a single machine.
     #[error("{0} is not the address of one machine")]
     Address(HostPort),
-    /// Port 0 among those that it stands for.
-    #[error("it stands for port 0")]
+    /// Its `ports` contain 0.
+    #[error("its ports contain 0")]
     PortZero,
-    /// Too many ports.
-    #[error("it stands for {0} ports, at most {MAX_PORTS} are possible")]
+    #[error("it has {0} ports; the limit is {MAX_PORTS}")]
     Ports(usize),
-    /// Too many ports of all instances of a node.
-    #[error("with it, its node stands for more than {MAX_PORTS_OF_NODE} ports")]
+    /// Too many ports over all instances of its node.
+    #[error("with it, its node has more than {MAX_PORTS_OF_NODE} ports")]
     PortsOfNode,
-    /// Too long a list of callers.
-    #[error("it allows {0} identities, at most {MAX_ALLOWED} are possible")]
+    /// Too many allowed clients.
+    #[error("it allows {0} identities; the limit is {MAX_ALLOWED}")]
     Allowed(usize),
 }
 
-/// Whether one machine on a network, or this one, can have the address.
+/// Whether the address can belong to a single machine.
 pub fn check_address(addr: &HostPort) -> Result<(), BadRecord> {
     let nobody = |ip: IpAddr| {
         let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast() || ip.octets()[0] == 0);
@@ -133,8 +129,8 @@ pub fn check_address(addr: &HostPort) -> Result<(), BadRecord> {
     }
 }
 
-/// Checks the lists of a record. A bad one is emptied, and the address stays: plaintext to it is stopped all the same.
-/// `of_node`: how many ports the records of the node before this one stand for.
+/// Checks the lists of a record. An invalid list is emptied but the address is kept, so that plaintext to it is still
+/// blocked. `of_node` is the number of ports in the node's earlier records.
 pub fn check_lists(
     allow: &mut Vec<Id>,
     ports: &mut Vec<u16>,
@@ -162,14 +158,14 @@ pub fn check_lists(
     result
 }
 
-/// How many bytes a record has in an announcement, or a few more. `addr`: how many its address has.
+/// The size of a record in an announcement, in bytes, rounded up. `addr` is the length of its address.
 pub fn weight(service: &Name, addr: usize, allow: &[Id], ports: &[u16]) -> usize {
     let allow: usize = allow.iter().map(|id| id.to_string().len() + 3).sum();
     64 + service.as_str().len() + addr + allow + 6 * ports.len()
 }
 
-/// The most that each may have of something, so that all fit into `room` and those who want little get all of it.
-/// `None`: there is room for everything.
+/// The most that each may have so that all fit into `room`, where those who want less get all of it. `None` if there
+/// is enough for all.
 pub fn fair_share(wanted: impl IntoIterator<Item = usize>, room: usize) -> Option<usize> {
     let mut wanted: Vec<usize> = wanted.into_iter().collect();
     wanted.sort_unstable();
@@ -185,7 +181,7 @@ pub fn fair_share(wanted: impl IntoIterator<Item = usize>, room: usize) -> Optio
     None
 }
 
-/// Problems, the first of them by name. What a member says is in them.
+/// A list of problems; only the first ones are kept individually. The texts contain data from nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problems {
     told: Vec<String>,
@@ -193,7 +189,6 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// One more.
     pub fn add(&mut self, problem: impl FnOnce() -> String) {
         match self.told.len() < MAX_TOLD {
             true => self.told.push(problem()),
@@ -201,7 +196,6 @@ impl Problems {
         }
     }
 
-    /// All of them as lines.
     pub fn into_lines(mut self) -> Vec<String> {
         if self.more > 0 {
             self.told.push(format!("and {} more", self.more));
@@ -211,7 +205,7 @@ impl Problems {
 }
 
 impl Registry {
-    /// Leaves out what is not to be used, record by record. Returns what was left out, and why.
+    /// Removes invalid records and lists. Returns what was removed and why.
     pub fn tidy(&mut self) -> Vec<String> {
         let mut problems = Problems::default();
         let mut per_node: BTreeMap<Name, usize> = BTreeMap::new();
@@ -242,7 +236,7 @@ impl Registry {
             });
         }
         self.services.retain(|_, instances| !instances.is_empty());
-        if let Some(share) = fair_share(ports.into_values(), MAX_STOOD_FOR) {
+        if let Some(share) = fair_share(ports.into_values(), MAX_REDIRECTED) {
             let mut left: BTreeMap<Name, usize> = BTreeMap::new();
             for (service, instances) in &mut self.services {
                 for i in instances {
@@ -250,7 +244,7 @@ impl Registry {
                     if i.ports.len() > *left {
                         problems.add(|| {
                             format!(
-                                "service {service} of node {}: all nodes together stand for more than {MAX_STOOD_FOR} ports, and this node for more than {share} of them; the rest is not redirected",
+                                "service {service} of node {}: all nodes together have more than {MAX_REDIRECTED} ports, and this node has more than its share of {share}; the rest is not redirected",
                                 i.node
                             )
                         });
@@ -286,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_has_one_form() {
+    fn a_host_has_one_canonical_form() {
         let host = |text: &str| text.parse::<Host>().map(|h| h.to_string()).ok();
         let is = |text: &str| Some(text.to_owned());
         assert_eq!(host("::ffff:10.0.0.5"), is("10.0.0.5"));
@@ -300,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_record_costs_itself_and_an_address_stays_protected() {
+    fn an_invalid_record_affects_only_itself_and_its_address_stays_protected() {
         let good = instance("db1", "10.0.0.5:7432", [5432]);
         let mut all = registry(vec![
             ("db", good.clone()),
@@ -324,11 +318,11 @@ mod tests {
             (ports("e"), ports("f"), ports("g")),
             (Some(vec![]), Some(vec![]), Some(vec![80]))
         );
-        assert_eq!(all.tidy(), Vec::<String>::new(), "what is left is good");
+        assert_eq!(all.tidy(), Vec::<String>::new(), "the rest is valid");
     }
 
     #[test]
-    fn who_wants_little_gets_all_of_it_whatever_the_others_want() {
+    fn fair_share_gives_small_requests_in_full() {
         assert_eq!(fair_share([1, 2, 3], 6), None);
         assert_eq!(fair_share([], 0), None);
         assert_eq!(fair_share([1, 100, 100], 101), Some(50));
@@ -337,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_stand_for_very_many_ports_leave_room_for_the_others() {
+    fn nodes_with_very_many_ports_leave_room_for_others() {
         let mut all = registry(vec![("db", instance("db1", "10.0.0.5:7432", [5432]))]);
         for n in 0..20 {
             for k in 0..5 {
@@ -351,10 +345,10 @@ mod tests {
         }
         let problems = all.tidy();
         assert_eq!(problems.len(), MAX_TOLD + 1);
-        assert!(problems[0].contains("stands for more than 4096 ports"), "{problems:#?}");
-        let stood: usize = all.services.values().flatten().map(|i| i.ports.len()).sum();
-        assert!((MAX_STOOD_FOR - 20..=MAX_STOOD_FOR).contains(&stood), "{stood}");
-        assert!(all.tidy().is_empty(), "what is left is good");
+        assert!(problems[0].contains("has more than 4096 ports"), "{problems:#?}");
+        let redirected: usize = all.services.values().flatten().map(|i| i.ports.len()).sum();
+        assert!((MAX_REDIRECTED - 20..=MAX_REDIRECTED).contains(&redirected), "{redirected}");
+        assert!(all.tidy().is_empty(), "the rest is valid");
         assert_eq!(all.services[&"db".parse().unwrap()][0].ports, [5432]);
         assert_eq!(all.services.values().flatten().count(), 101, "their addresses stay");
     }

@@ -1,8 +1,7 @@
-//! A TLS connection on a TCP socket: reads are large, and opened from one buffer into another; writes are
-//! sealed the same way; nothing is held between reads but a record that has come in part.
+//! A TLS connection on a TCP socket. Reads are large; records are decrypted directly from one buffer into another,
+//! and encrypted the same way. Between reads, only an incomplete record is kept.
 //!
-//! Both directions of one connection are driven by one task on one thread: each borrows the TLS state
-//! only between awaits.
+//! One task on one thread drives both directions of a connection; each borrows the TLS state only between awaits.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,81 +21,80 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::buffer::{Buffer, CHUNK};
-use crate::handshake::{self, Shaken};
+use crate::handshake::{self, CompletedHandshake};
 pub use crate::handshake::{HandshakeError, Negotiated};
 use crate::record::{RecordError, Records};
 
 #[cfg(test)]
 mod tests;
 
-/// What a read found.
-pub enum Got {
+/// The result of a read.
+pub enum Received {
     /// Plaintext.
     Bytes(Buffer),
-    /// close_notify: the peer will send no more, in order.
+    /// close_notify: the peer will send nothing more.
     Closed,
 }
 
-/// What a handshake has made known.
-pub struct Agreed {
-    /// How the connection is protected.
+/// The results of a handshake.
+pub struct HandshakeInfo {
+    /// The negotiated parameters.
     pub negotiated: Negotiated,
-    /// What the peer has shown, leaf first; the verifier has accepted it.
+    /// The peer's certificates, leaf first; the verifier accepted them.
     pub chain: Vec<CertificateDer<'static>>,
 }
 
-/// The two halves of the socket and the TLS state between them.
+/// A socket with its TLS state.
 pub struct TlsStream {
     socket: TcpStream,
     tls: RefCell<Tls>,
 }
 
 impl TlsStream {
-    /// Shakes hands with `name`, within the deadline. A failed handshake has sent its alert.
+    /// Handshakes as a client that expects `name`. If the handshake fails, an alert was sent.
     pub async fn connect(
         socket: TcpStream,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         deadline: Duration,
-    ) -> Result<(TlsStream, Agreed), HandshakeError> {
-        // Boxed: what it takes is given back when it is done, and not kept room for in the session's task.
+    ) -> Result<(TlsStream, HandshakeInfo), HandshakeError> {
+        // Boxed, so that its memory is freed after the handshake instead of being part of the session's task.
         let shaken = Box::pin(handshake::connect(&socket, config, name, deadline)).await?;
         Ok(TlsStream::new(socket, shaken))
     }
 
-    /// Accepts: `choose` says by the client's first message with which configuration. Within the
-    /// deadline; a failed handshake has sent its alert.
+    /// Handshakes as a server; `choose` picks the configuration for the client hello. If the handshake fails, an
+    /// alert was sent.
     pub async fn accept(
         socket: TcpStream,
         choose: impl FnOnce(&ClientHello<'_>) -> Arc<ServerConfig>,
         deadline: Duration,
-    ) -> Result<(TlsStream, Agreed), HandshakeError> {
+    ) -> Result<(TlsStream, HandshakeInfo), HandshakeError> {
         let shaken = Box::pin(handshake::accept(&socket, choose, deadline)).await?; // boxed: as above
         Ok(TlsStream::new(socket, shaken))
     }
 
-    fn new(socket: TcpStream, shaken: Shaken) -> (TlsStream, Agreed) {
-        let Shaken { records, rest, negotiated, chain } = shaken;
+    fn new(socket: TcpStream, shaken: CompletedHandshake) -> (TlsStream, HandshakeInfo) {
+        let CompletedHandshake { records, rest, negotiated, chain } = shaken;
         let is_new = !rest.is_empty();
         let tls = Tls { records, rest, is_new, is_told: false, out: VecDeque::new(), written: 0 };
-        (TlsStream { socket, tls: RefCell::new(tls) }, Agreed { negotiated, chain })
+        (TlsStream { socket, tls: RefCell::new(tls) }, HandshakeInfo { negotiated, chain })
     }
 
-    /// The socket.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    /// Splits into a reading and a writing half, for two futures of one task.
+    /// Splits into a reader and a writer, for two futures of one task.
     pub fn split(&mut self) -> (TlsReader<'_>, TlsWriter<'_>) {
         let (reader, writer) = self.socket.split();
         (TlsReader { socket: reader, tls: &self.tls }, TlsWriter { socket: writer, tls: &self.tls })
     }
 
-    /// Whether an idle connection is still of use: nothing has arrived on it. Anything that arrives
-    /// unasked (a close, an error, bytes) makes it useless.
+    /// Whether an idle connection can still be used: nothing has arrived on it. Anything unexpected that arrives (a
+    /// close, an error, bytes) makes it unusable.
     pub fn is_quiet(&mut self) -> bool {
-        // Straight to the kernel: what the reactor has not yet been told counts too.
+        // Ask the kernel directly: the reactor may not have noticed arrived bytes yet.
         let mut probe = [MaybeUninit::uninit()];
         let peeked = socket2::SockRef::from(&self.socket).peek(&mut probe);
         let silent = matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
@@ -104,36 +102,35 @@ impl TlsStream {
         silent && tls.rest.is_empty() && !tls.records.has_ended()
     }
 
-    /// Says close_notify, if that goes at once, and drops the connection.
+    /// Sends close_notify, if that is possible without waiting, and drops the connection.
     pub fn close(mut self) {
         self.tls.get_mut().say(AlertDescription::CloseNotify);
-        let _ = self.tls.get_mut().send_at_once(&self.socket, || ()); // if it does not go, it stays unsaid
+        let _ = self.tls.get_mut().send_at_once(&self.socket, || ()); // best effort
     }
 
-    /// Drops the connection by TCP RST.
+    /// Drops the connection with a TCP RST.
     pub fn abort(self) {
         let _ = self.socket.set_zero_linger();
     }
 }
 
-/// The records of both directions, and what of them is under way.
+/// The records of both directions, and pending input and output.
 struct Tls {
     records: Records,
-    /// The first part of a record of which the rest is still to come.
+    /// The start of an incomplete record.
     rest: Vec<u8>,
-    /// The handshake has left it: there may be whole records in it.
+    /// `rest` is left over from the handshake, so it may contain complete records.
     is_new: bool,
-    /// The peer was told what it did wrong: once is enough.
+    /// An alert was sent; it is sent only once.
     is_told: bool,
-    /// Sealed, and to be sent in this order; of the first so much is.
+    /// Encrypted records to send, in order. `written` bytes of the first were sent.
     out: VecDeque<Buffer>,
     written: usize,
 }
 
 impl Tls {
-    /// Opens what has come. `None` if there was nothing in it that concerns a reader. What is wrong with it
-    /// the peer is told.
-    fn open(&mut self, input: &[u8], socket: &TcpStream) -> io::Result<Option<Got>> {
+    /// Decrypts input. `None` if it contained nothing for the reader. Sends an alert if the input is invalid.
+    fn open(&mut self, input: &[u8], socket: &TcpStream) -> io::Result<Option<Received>> {
         let mut plaintext = Buffer::take();
         let opened = self.records.open(input, plaintext.spare());
         let (used, filled) = opened.map_err(|error| {
@@ -155,9 +152,9 @@ impl Tls {
             self.rest = Vec::new();
         }
         Ok(match filled {
-            0 if self.records.has_ended() => Some(Got::Closed),
+            0 if self.records.has_ended() => Some(Received::Closed),
             0 => None,
-            _ => Some(Got::Bytes(plaintext)),
+            _ => Some(Received::Bytes(plaintext)),
         })
     }
 
@@ -177,7 +174,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Queues an alert. What cannot be sealed any more stays unsaid: the peer sees the connection end.
+    /// Queues an alert. If it cannot be encrypted, the peer only sees the connection close.
     fn say(&mut self, alert: AlertDescription) {
         let mut out = Buffer::take();
         if let Ok(n @ 1..) = self.records.seal_alert(alert, out.spare()) {
@@ -186,24 +183,24 @@ impl Tls {
         }
     }
 
-    /// What is to be sent next.
+    /// The next bytes to send.
     fn next(&self) -> Option<&[u8]> {
         self.out.front().map(|sealed| &sealed[self.written..])
     }
 
-    /// So much of it is sent.
+    /// Records that `n` bytes were sent.
     fn sent(&mut self, n: usize) {
         self.written += n;
         if self.out.front().is_some_and(|sealed| sealed.len() == self.written) {
             self.out.pop_front();
             self.written = 0;
             if self.out.is_empty() {
-                self.out = VecDeque::new(); // who is idle holds no memory for it
+                self.out = VecDeque::new(); // an idle connection keeps no memory for it
             }
         }
     }
 
-    /// Sends what the socket takes now; `wrote` is told of each part.
+    /// Sends what the socket accepts without waiting; calls `wrote` for each part.
     fn send_at_once(&mut self, socket: &TcpStream, mut wrote: impl FnMut()) -> io::Result<()> {
         while let Some(sealed) = self.next() {
             match socket.try_write(sealed) {
@@ -222,23 +219,22 @@ fn invalid(error: RecordError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// Reads plaintext.
+/// Reads decrypted data.
 pub struct TlsReader<'a> {
     socket: ReadHalf<'a>,
     tls: &'a RefCell<Tls>,
 }
 
 impl TlsReader<'_> {
-    /// Ends when the connection has broken (RST, or a dead network); an orderly end is none. Nothing is
-    /// read, so this is for when nobody does.
+    /// Resolves when the connection is aborted (RST, or a dead network), not on an orderly close. Reads nothing.
     pub async fn aborted(&self) -> io::Error {
         let ready = self.socket.ready(Interest::ERROR).await;
         let error = ready.and_then(|_| self.socket.as_ref().take_error());
         error.map_or_else(|e| e, |e| e.unwrap_or(io::ErrorKind::ConnectionReset.into()))
     }
 
-    /// Waits for plaintext. Holds no buffer while it waits.
-    pub async fn read(&mut self) -> io::Result<Got> {
+    /// Waits for plaintext, without occupying a buffer meanwhile.
+    pub async fn read(&mut self) -> io::Result<Received> {
         poll_fn(|cx| {
             loop {
                 if let Some(got) = self.left()? {
@@ -266,8 +262,8 @@ impl TlsReader<'_> {
         .await
     }
 
-    /// What there is without a look at the socket: what the handshake has left, or the end.
-    fn left(&mut self) -> io::Result<Option<Got>> {
+    /// Results that need no read from the socket: data left over from the handshake, or the end.
+    fn left(&mut self) -> io::Result<Option<Received>> {
         let mut tls = self.tls.borrow_mut();
         if !tls.is_new && !tls.records.has_ended() {
             return Ok(None);
@@ -278,24 +274,24 @@ impl TlsReader<'_> {
     }
 }
 
-/// Writes plaintext.
+/// Encrypts and writes data.
 pub struct TlsWriter<'a> {
     socket: WriteHalf<'a>,
     tls: &'a RefCell<Tls>,
 }
 
 impl TlsWriter<'_> {
-    /// Encrypts; the records wait for [`TlsWriter::flush`].
+    /// Encrypts and queues; [`TlsWriter::flush`] sends.
     pub fn queue(&mut self, plaintext: &[u8]) -> io::Result<()> {
         self.tls.borrow_mut().seal(plaintext)
     }
 
-    /// Sends all that waits.
+    /// Sends everything queued.
     pub async fn flush(&mut self) -> io::Result<()> {
         self.flush_telling(|| ()).await
     }
 
-    /// The same; `wrote` is told of each part that the socket takes.
+    /// The same; calls `wrote` for each part that the socket accepts.
     pub async fn flush_telling(&mut self, mut wrote: impl FnMut()) -> io::Result<()> {
         poll_fn(|cx| {
             let mut tls = self.tls.borrow_mut();
@@ -311,17 +307,17 @@ impl TlsWriter<'_> {
         .await
     }
 
-    /// Sends what the socket takes now; `wrote` is told of each part.
+    /// Sends what the socket accepts without waiting; calls `wrote` for each part.
     pub fn flush_at_once(&mut self, wrote: impl FnMut()) -> io::Result<()> {
         self.tls.borrow_mut().send_at_once(self.socket.as_ref(), wrote)
     }
 
-    /// Whether something still waits: the peer does not read as fast as we write.
+    /// Whether data is still queued: the peer reads more slowly than we write.
     pub fn is_behind(&self) -> bool {
         !self.tls.borrow().out.is_empty()
     }
 
-    /// Queues close_notify: no more will be sent.
+    /// Queues close_notify: nothing more will be sent.
     pub fn close(&mut self) {
         self.tls.borrow_mut().say(AlertDescription::CloseNotify);
     }

@@ -1,5 +1,5 @@
-//! TLS between nodes: the two configurations, and the verifiers that turn a presented
-//! chain into a `VerifiedPeer` or a refusal (docs/wire.md, section 1).
+//! TLS between nodes: the client and server configurations, and the verifier of the peer's chain (docs/wire.md, section
+//! 1).
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use wiretight_keys::{Id, Refusal, Role, SpiffeId, VerifiedPeer};
 
 use crate::mesh::Mesh;
 
-/// The ALPN between relays.
+/// The ALPN protocol between relays.
 pub const ALPN_RELAY: &[u8] = b"wiretight/1";
-/// The ALPN between node and authority.
+/// The ALPN protocol between node and authority.
 pub const ALPN_CONTROL: &[u8] = b"wiretight-control/1";
 
-/// Accepts members of the mesh. `identity` is shown; a client that shows nothing is refused, unless
-/// `strangers` may shake hands (the authority's listener: a first join).
+/// A server for members of the mesh that presents `identity`. A client without a certificate is rejected, unless
+/// `strangers` allows it (on the authority's listener, for a first join).
 pub fn server_config(
     mesh: &Arc<Mesh>,
     identity: Id,
@@ -42,18 +42,18 @@ pub fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.ignore_client_order = true;
-    // Ours are three small certificates: nothing to gain, and one parser less to trust.
+    // Our chains are three small certificates: compression gains nothing, and this is one parser less to trust.
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
     Ok(Arc::new(config))
 }
 
-/// Accepts clients that are members of the mesh, and no others.
+/// A verifier that accepts only clients that are members of the mesh.
 pub(crate) fn client_verifier(mesh: &Arc<Mesh>) -> Arc<dyn ClientCertVerifier> {
     Arc::new(Verifier { mesh: mesh.clone(), expected: None, strangers: Strangers::Refused })
 }
 
-/// Calls `expected`, showing `identity`.
+/// A client that presents `identity` and accepts only the server `expected`.
 pub fn client_config(
     mesh: &Arc<Mesh>,
     identity: Id,
@@ -76,20 +76,20 @@ pub fn client_config(
     Ok(Arc::new(config))
 }
 
-/// Whether a client without a certificate may finish the handshake.
+/// Whether a client that is not a member of the mesh may complete the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strangers {
-    /// Never: the handshake fails.
+    /// No: the handshake fails.
     Refused,
-    /// It may, and the caller treats it as a stranger.
+    /// A client without a certificate may.
     MayShakeHands,
-    /// It may, and so may one whose certificate is not of the mesh: that it has the key is all that the handshake
-    /// shows, and the caller decides what that is worth.
+    /// A client without a certificate may, and so may one with any other certificate. The handshake then proves only
+    /// possession of the key; the caller decides what to allow.
     MayShowAnything,
 }
 
-/// The peer of a finished handshake. The verifier accepted the chain during it; time and standing are
-/// looked at once more.
+/// The peer of a completed handshake. The verifier accepted the chain during the handshake; validity and revocation
+/// are checked again.
 pub fn peer(
     mesh: &Mesh,
     chain: &[CertificateDer<'_>],
@@ -98,7 +98,7 @@ pub fn peer(
     mesh.verify(chain, role, UnixTime::now())
 }
 
-/// The refusal inside a TLS error, if that is what it was.
+/// The refusal inside a TLS error, if any.
 pub fn refusal(error: &rustls::Error) -> Option<&Refusal> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(e))) => {
@@ -108,8 +108,8 @@ pub fn refusal(error: &rustls::Error) -> Option<&Refusal> {
     }
 }
 
-/// Wraps a refusal. `Other` becomes the alert `certificate_unknown` whatever the reason: a stranger
-/// learns that it was refused, not why.
+/// Wraps a refusal. `Other` always becomes the alert `certificate_unknown`: the peer learns that it was rejected, but
+/// not why.
 fn refuse(refusal: Refusal) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(refusal))).into()
 }
@@ -157,9 +157,9 @@ impl Verifier {
     }
 }
 
-/// TLS 1.2 is not in the protocol versions, so its signatures are never asked about.
+/// TLS 1.2 is not enabled, so this is never called for a valid handshake.
 fn tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
-    Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    Err(rustls::Error::General("TLS 1.2 is not supported".into()))
 }
 
 impl ServerCertVerifier for Verifier {
@@ -243,8 +243,7 @@ impl ClientCertVerifier for Verifier {
     }
 }
 
-/// Shows the newest certificate of one identity; none if it has expired, and then the handshake
-/// fails.
+/// Presents the newest certificate of one identity; none if it has expired, in which case the handshake fails.
 struct Resolver {
     mesh: Arc<Mesh>,
     identity: Id,

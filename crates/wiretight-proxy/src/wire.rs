@@ -1,56 +1,55 @@
-//! The frames of `wiretight/1` (docs/wire.md, section 2): parsed from hostile bytes into types, without
-//! I/O and without allocating by what a peer announces.
+//! The frames of `wiretight/1` (docs/wire.md, section 2). The parser handles untrusted bytes, does no I/O, and does
+//! not allocate according to announced lengths.
 
 use std::net::SocketAddr;
 
 use wiretight_keys::Name;
 
-/// Length of a frame header.
+/// The length of a frame header.
 pub const HEADER: usize = 4;
 /// The longest body of an OPEN.
 pub const MAX_OPEN: usize = 512;
 /// The longest body of a DATA frame.
 pub const MAX_DATA: usize = (1 << 24) - 1;
 
-/// Why a peer's bytes are not ours. The connection is closed and nothing is answered.
+/// Why a peer's frames are invalid. The connection is closed without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// An unknown frame type.
     #[error("unknown frame type {0}")]
     UnknownType(u8),
-    /// An OPEN that announces too much.
+    /// An OPEN that is too long.
     #[error("an OPEN of {0} bytes, more than {MAX_OPEN}")]
     OpenTooLong(usize),
     /// A frame whose body length is not allowed for its type.
     #[error("a {0} frame with a body of {1} bytes")]
     BodyLength(&'static str, usize),
-    /// An OPEN whose body does not parse.
+    /// A malformed OPEN body.
     #[error("a malformed OPEN: {0}")]
     BadOpen(&'static str),
-    /// A frame that does not belong here.
+    /// A frame that is not allowed at this point.
     #[error("a {0} frame out of turn")]
     OutOfTurn(&'static str),
 }
 
-/// A parsed header: the frame, or for OPEN and DATA the length of what follows.
+/// A parsed header, for OPEN and DATA with the length of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
-    /// A body of this length follows; [`Open::parse`] reads it.
+    /// A body of this length follows, for [`Open::parse`].
     Open(usize),
     /// The backend is connected.
     Opened,
-    /// One byte follows: the [`Refused`] code.
+    /// One byte follows, the code of [`Refused`].
     Refused,
-    /// This many bytes of the stream follow; never 0.
+    /// This many bytes of the stream follow; at least 1.
     Data(usize),
-    /// This direction has ended in order.
+    /// This direction was closed in order.
     Fin,
     /// This direction was aborted.
     Reset,
 }
 
 impl Frame {
-    /// Reads a header.
+    /// Parses a header.
     pub fn parse(header: [u8; HEADER]) -> Result<Frame, WireError> {
         let [kind, a, b, c] = header;
         let len = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -71,7 +70,7 @@ impl Frame {
         }
     }
 
-    /// The header's bytes. For DATA the length is at most [`MAX_DATA`].
+    /// Encodes a header. For DATA the length is at most [`MAX_DATA`].
     pub fn header(self) -> [u8; HEADER] {
         let (kind, len) = match self {
             Frame::Open(len) => (1, len),
@@ -86,7 +85,7 @@ impl Frame {
         [kind, a, b, c]
     }
 
-    /// Its name, for logs.
+    /// The name, for logs.
     pub fn name(self) -> &'static str {
         match self {
             Frame::Open(_) => "OPEN",
@@ -102,14 +101,14 @@ impl Frame {
 /// The body of an OPEN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Open {
-    /// The service that is wanted.
+    /// The requested service.
     pub service: Name,
-    /// Where the program meant to connect, if it was intercepted.
+    /// The original destination of the program's connection, if it was intercepted.
     pub destination: Option<SocketAddr>,
 }
 
 impl Open {
-    /// The whole frame, header included.
+    /// Encodes the whole frame, header included.
     pub fn encode(&self) -> Vec<u8> {
         let service = self.service.as_str();
         let destination = self.destination.map(|d| d.to_string()).unwrap_or_default();
@@ -123,58 +122,56 @@ impl Open {
         out
     }
 
-    /// Parses a body.
     pub fn parse(body: &[u8]) -> Result<Open, WireError> {
         if body.len() > MAX_OPEN {
             return Err(WireError::OpenTooLong(body.len()));
         }
         let mut rest = body;
-        let service = text(&mut rest).ok_or(WireError::BadOpen("the service is cut short"))?;
+        let service = text(&mut rest).ok_or(WireError::BadOpen("the service is truncated"))?;
         let service =
             service.parse().map_err(|_| WireError::BadOpen("the service is not a name"))?;
         let destination =
-            text(&mut rest).ok_or(WireError::BadOpen("the destination is cut short"))?;
+            text(&mut rest).ok_or(WireError::BadOpen("the destination is truncated"))?;
         let destination = match destination {
             "" => None,
             d => Some(d.parse().map_err(|_| WireError::BadOpen("the destination is not IP:PORT"))?),
         };
         while !rest.is_empty() {
-            rest = &rest[1..]; // its type
-            text(&mut rest).ok_or(WireError::BadOpen("an option is cut short"))?;
+            rest = &rest[1..]; // the option's type
+            text(&mut rest).ok_or(WireError::BadOpen("an option is truncated"))?;
         }
         Ok(Open { service, destination })
     }
 }
 
-/// Takes a 1-byte length and so many bytes of text off the front.
+/// Takes a text with a 1-byte length off the front.
 fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let (len, tail) = rest.split_first()?;
     let (text, tail) = tail.split_at_checked(usize::from(*len))?;
     *rest = tail;
-    // Options are binary, and skipped; in the other two, what is not UTF-8 becomes a text that is neither a
-    // name nor an address.
+    // Options are binary and are skipped. Elsewhere, invalid UTF-8 becomes a text that is neither a name nor an
+    // address.
     Some(std::str::from_utf8(text).unwrap_or("\u{fffd}"))
 }
 
-/// Why a server does not open a session. Said to members of the mesh only.
+/// Why a server refuses a session. Sent to members of the mesh only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// The caller's identity is not on the allow list.
+    /// The client's identity is not in `allow`.
     NotAllowed,
-    /// This listener does not serve that service.
+    /// This listener does not serve the service.
     NoSuchService,
-    /// No backend could be connected.
+    /// No backend could be reached.
     BackendUnavailable,
-    /// The caller's identity holds too many connections.
+    /// The client's identity has too many connections.
     TooManyConnections,
-    /// The server is about to stop.
+    /// The server is stopping.
     Draining,
-    /// A code of a later version.
+    /// A code from a later version.
     Other(u8),
 }
 
 impl Refused {
-    /// From the code.
     pub fn from_code(code: u8) -> Refused {
         match code {
             1 => Refused::NotAllowed,
@@ -186,7 +183,7 @@ impl Refused {
         }
     }
 
-    /// The frame.
+    /// Encodes the whole frame.
     pub fn encode(self) -> [u8; HEADER + 1] {
         let code = match self {
             Refused::NotAllowed => 1,
@@ -213,16 +210,16 @@ impl Refused {
     }
 }
 
-/// What a reader is told of a stream of frames.
+/// A parse event in a stream of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A frame without a body, or with one that follows as [`Event::Body`].
+    /// A frame. If it has a body, [`Event::Body`] follows.
     Frame(Frame),
-    /// Bytes of the body of the frame before; several may follow one frame.
+    /// Part of the body of the last frame; there may be several.
     Body(&'a [u8]),
 }
 
-/// Cuts a stream of plaintext, however it arrives, into frames. Holds at most a header.
+/// Parses a plaintext stream into frames, regardless of how it is split. Buffers at most a header.
 #[derive(Debug, Default)]
 pub struct Cutter {
     header: [u8; HEADER],
@@ -231,7 +228,7 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// Takes the next event off the front of `input`; `None` when all of it is used up.
+    /// Consumes the next event from `input`; `None` when the input is used up.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, WireError> {
         if input.is_empty() {
             return Ok(None);
@@ -262,12 +259,12 @@ impl Cutter {
         Ok(Some(Event::Frame(frame)))
     }
 
-    /// How many bytes of the current body are still to come.
+    /// The number of bytes that remain of the current body.
     pub fn body_left(&self) -> usize {
         self.body as usize
     }
 
-    /// Whether the stream stands between two frames.
+    /// Whether the stream is between two frames.
     pub fn between_frames(&self) -> bool {
         self.have == 0 && self.body == 0
     }
@@ -282,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn open_survives_the_trip_and_skips_unknown_options() {
+    fn open_round_trips_and_unknown_options_are_skipped() {
         for open in [open(), Open { destination: None, ..open() }] {
             let mut bytes = open.encode();
             assert_eq!(Open::parse(&bytes[HEADER..]), Ok(open.clone()));
@@ -291,7 +288,7 @@ mod tests {
             bytes.extend_from_slice(&[9, 3, 1]);
             assert_eq!(
                 Open::parse(&bytes[HEADER..]),
-                Err(WireError::BadOpen("an option is cut short"))
+                Err(WireError::BadOpen("an option is truncated"))
             );
         }
         assert!(Open::parse(&[]).is_err());
@@ -300,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_that_announces_too_much_is_refused_by_its_header() {
+    fn too_long_frames_are_rejected_by_their_header() {
         assert_eq!(Frame::parse([1, 0, 2, 0]), Ok(Frame::Open(512)));
         assert_eq!(Frame::parse([1, 0, 2, 1]), Err(WireError::OpenTooLong(513)));
         assert_eq!(Frame::parse([1, 255, 255, 255]), Err(WireError::OpenTooLong(MAX_DATA)));
@@ -310,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_the_same_however_the_bytes_are_cut() {
+    fn frames_are_parsed_regardless_of_how_bytes_are_split() {
         let mut stream = open().encode();
         stream.extend_from_slice(&Frame::Data(5).header());
         stream.extend_from_slice(b"hello");

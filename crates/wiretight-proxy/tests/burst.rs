@@ -1,6 +1,6 @@
-//! Many at once: they wait their turn, and none is reset or answered with an error by us.
+//! Bursts: connections wait for their turn, and none is reset or gets an error because of us.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -21,7 +21,7 @@ use wiretight_proxy::relay::settings::RelaySettings;
 
 const MANY: usize = 2000;
 
-/// All ends of all of them are in this process.
+/// Both ends of all connections are in this process.
 fn raise_file_limit() {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
@@ -29,13 +29,13 @@ fn raise_file_limit() {
     assert!(most.is_none_or(|most| most > wanted), "needs `ulimit -Hn` above {wanted}");
 }
 
-/// The reasons for which a relay turned anybody away.
+/// The relay's refusals: side, reason and number.
 fn refusals(relay: &Relay) -> Vec<(Side, &'static str, u64)> {
     relay.status(0).refused.into_iter().map(|r| (r.side, r.reason, r.count)).collect()
 }
 
 #[test]
-fn two_thousand_connections_at_once_go_through_a_pair_of_relays() {
+fn two_thousand_concurrent_connections_pass_a_pair_of_relays() {
     raise_file_limit();
     let pair = Pair::new(&[backend(|mut socket| {
         let mut word = [0; 2];
@@ -44,7 +44,7 @@ fn two_thousand_connections_at_once_go_through_a_pair_of_relays() {
         }
     })]);
     let mut programs: Vec<TcpStream> = (0..MANY).map(|_| pair.connect()).collect();
-    // All stay open until the last is served: each needs a connection of its own.
+    // All stay open until the last is served, so each needs its own connection between the relays.
     for program in &mut programs {
         program.write_all(b"hi").unwrap();
     }
@@ -60,7 +60,7 @@ fn two_thousand_connections_at_once_go_through_a_pair_of_relays() {
 }
 
 #[test]
-fn two_thousand_requests_at_once_for_a_service_of_the_mesh_are_all_answered() {
+fn two_thousand_concurrent_requests_for_a_mesh_service_succeed() {
     if missing("h2load") {
         return;
     }
@@ -68,7 +68,7 @@ fn two_thousand_requests_at_once_for_a_service_of_the_mesh_are_all_answered() {
     let rig = EdgeRig::by(1, &["service/db".into()], |settings| {
         settings.sites[0].timeout = Duration::from_secs(60);
     });
-    // Long enough for all of them to be there at the same time.
+    // Long enough for all requests to be open at the same time.
     let program = backend(|mut socket| {
         let mut head = Vec::new();
         let mut buffer = [0; 4096];
@@ -106,11 +106,11 @@ fn two_thousand_requests_at_once_for_a_service_of_the_mesh_are_all_answered() {
 }
 
 #[test]
-fn a_client_that_has_said_hello_waits_for_a_place_and_one_that_is_silent_does_not() {
+fn clients_that_sent_data_wait_for_a_handshake_slot_and_silent_ones_do_not() {
     let pair = Pair::new(&[backend(echo)]);
     ping(&mut pair.connect(), b"before").unwrap();
     let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
-    // They come from the address of everybody else here, and hold all of its places.
+    // They use up all handshake slots of the address that the other clients here share.
     let mut silent: Vec<_> = (0..256).map(|_| connect(pair.service.listen)).collect();
     thread::sleep(Duration::from_millis(200));
     assert!(is_reset(&mut connect(pair.service.listen)));

@@ -1,5 +1,5 @@
-//! What idle clients cost. Alone in its process, whose memory is measured.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! The cost of idle clients. A test binary of its own, because the memory of the process is measured.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use rig::edge::{EdgeRig, Raw, SITE, http_backend};
 
-/// Clients at a time.
+/// Concurrent clients.
 const CLIENTS: usize = 300;
 
-/// This process's memory, the edge's among it.
+/// The memory of this process, which includes the edge.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-/// Both ends are in this process: 20 KiB or so together. With the HTTP library's buffers it would be 40.
+/// Both ends are in this process: about 20 KiB together. With the HTTP library's buffers it would be 40.
 #[test]
-fn an_idle_connection_of_http1_holds_no_buffers() {
+fn an_idle_http1_connection_has_no_buffers() {
     let rig = EdgeRig::by(1, &[http_backend("one", false).to_string()], |_| {});
     let config = rig.client(&["http/1.1"]);
     let mut kept = Vec::new();
     let mut before = 0;
-    // The first are for what is allocated once.
+    // The first connections are for one-time allocations.
     for n in 0..CLIENTS + 50 {
         if n == 50 {
             std::thread::sleep(Duration::from_millis(500));
@@ -33,7 +33,7 @@ fn an_idle_connection_of_http1_holds_no_buffers() {
         raw.send(&format!("GET /name HTTP/1.1\r\nHost: {SITE}\r\n\r\n"));
         raw.until("\r\n\r\none");
         kept.push(raw);
-        // Some at a time are not idle yet.
+        // A short pause, so that only some are not idle yet.
         std::thread::sleep(Duration::from_millis(5));
     }
     std::thread::sleep(Duration::from_millis(500));

@@ -1,5 +1,6 @@
-//! What clients that stand still may cost. Alone in its process, whose memory is measured.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! The cost of clients that make no progress. A test binary of its own, because the memory of the process is
+//! measured.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -9,10 +10,10 @@ use hyper::Request;
 
 use rig::edge::{EdgeRig, SITE, http_backend, run};
 
-/// Readers at a time.
+/// Concurrent readers.
 const READERS: usize = 20;
 
-/// This process's memory, the edge's among it.
+/// The memory of this process, which includes the edge.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -24,7 +25,7 @@ fn a_slow_http3_reader_costs_less_than_a_megabyte() {
     run(async {
         let mut kept = Vec::new();
         let mut before = 0;
-        // The first is for what is allocated once.
+        // The first reader is for one-time allocations.
         for n in 0..=READERS {
             let (endpoint, connection) = rig.quic(16 * 1024).await;
             let quic = h3_quinn::Connection::new(connection);
@@ -44,6 +45,6 @@ fn a_slow_http3_reader_costs_less_than_a_megabyte() {
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let each = resident().saturating_sub(before) / READERS;
-        assert!(each < 1 << 20, "{each} bytes for each reader that stands still");
+        assert!(each < 1 << 20, "{each} bytes for each stalled reader");
     });
 }

@@ -1,6 +1,6 @@
-//! A connection of HTTP/1.1 that was quiet for a while is taken apart, and put together again when something
-//! happens on it. Nobody is to notice, whatever happens.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! An HTTP/1.1 connection that was idle for a while is parked: its state is dismantled, and rebuilt when something
+//! happens. This must not be noticeable.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -14,7 +14,7 @@ use rig::edge::{EdgeRig, Raw, SITE, http_backend, run};
 use wiretight_keys::{Revocations, TrustBundle, x509};
 use wiretight_proxy::edge::settings::Limits;
 
-/// Long enough to be parked. (Where that is not so, what a test says holds still.)
+/// Long enough to be parked. (If not, the tests are still valid.)
 const A_WHILE: Duration = Duration::from_millis(350);
 
 fn one(limits: Limits) -> EdgeRig {
@@ -30,7 +30,7 @@ fn a_while() {
     std::thread::sleep(A_WHILE);
 }
 
-/// A connection that made a request and was left alone.
+/// A connection that made a request and has been idle since.
 fn parked(rig: &EdgeRig) -> Raw {
     let mut raw = rig.raw();
     raw.send(&get());
@@ -39,13 +39,13 @@ fn parked(rig: &EdgeRig) -> Raw {
     raw
 }
 
-/// The other side ends it in order, without a word.
+/// The other side closes it in order, without a response.
 fn is_closed(raw: &mut Raw) {
     assert_eq!(raw.0.read(&mut [0; 64]).unwrap(), 0);
 }
 
 #[test]
-fn the_next_request_is_served_wherever_its_bytes_are_cut() {
+fn the_next_request_is_served_however_its_bytes_are_split() {
     let rig = one(Limits::default());
     let request = get();
     std::thread::scope(|scope| {
@@ -73,7 +73,7 @@ fn the_next_request_is_served_wherever_its_bytes_are_cut() {
 }
 
 #[test]
-fn what_comes_in_pieces_of_a_tls_record_is_served() {
+fn requests_in_pieces_of_a_tls_record_are_served() {
     struct Pieces<'a>(&'a TcpStream);
     impl Write for Pieces<'_> {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -94,7 +94,7 @@ fn what_comes_in_pieces_of_a_tls_record_is_served() {
         raw.0.conn.write_tls(&mut Pieces(&raw.0.sock)).unwrap();
         raw.until("\r\n\r\none");
     }
-    // A record that carries no data at all.
+    // A record without data.
     raw.0.conn.refresh_traffic_keys().unwrap();
     raw.0.flush().unwrap();
     a_while();
@@ -103,7 +103,7 @@ fn what_comes_in_pieces_of_a_tls_record_is_served() {
 }
 
 #[test]
-fn another_protocol_is_gone_over_to() {
+fn a_parked_connection_can_switch_protocols() {
     let program = rig::backend(|mut socket| {
         loop {
             let head = head(&mut socket);
@@ -137,7 +137,7 @@ fn another_protocol_is_gone_over_to() {
     rig::eventually("it is closed", || rig.edge.status().connections == 0);
 }
 
-/// Up to and with the empty line, in small letters; empty at the end.
+/// Reads up to and including the empty line, in lower case; empty at the end of the stream.
 fn head(socket: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -150,10 +150,10 @@ fn head(socket: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap().to_lowercase()
 }
 
-/// A program that answers before it has read the body: the rest of that may stand anywhere on its way when the
-/// connection seems to be at rest.
+/// A program that responds before it has read the body. The rest of the body may still be anywhere on its way when
+/// the connection seems idle.
 #[test]
-fn what_is_left_of_a_body_is_never_a_request() {
+fn the_rest_of_a_body_is_never_taken_for_a_request() {
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
     let sees = seen.clone();
     let program = rig::backend(move |mut socket| {
@@ -209,7 +209,7 @@ fn a_drain_closes_it_at_once() {
 }
 
 #[test]
-fn the_deadlines_of_idleness_and_of_a_head_hold() {
+fn the_deadlines_for_idle_connections_and_heads_apply() {
     let short = Duration::from_millis(600);
     let rig = one(Limits { idle: short, ..Limits::default() });
     let mut raw = parked(&rig);
@@ -219,11 +219,11 @@ fn the_deadlines_of_idleness_and_of_a_head_hold() {
     let start = Instant::now();
     raw.send("GET /name HTTP/1.1\r\n");
     while raw.0.write_all(b"x: y\r\n").and_then(|()| raw.0.flush()).is_ok() {
-        assert!(start.elapsed() < Duration::from_secs(5), "a head without an end");
+        assert!(start.elapsed() < Duration::from_secs(5), "an incomplete head");
         std::thread::sleep(Duration::from_millis(50));
     }
     rig::eventually("it is counted", || rig.refused("stalled") == 1);
-    // Twin: idle for as long, it is served.
+    // Counterpart: idle for as long, but then served.
     let mut raw = parked(&rig);
     std::thread::sleep(2 * short);
     raw.send(&get());
@@ -231,7 +231,7 @@ fn the_deadlines_of_idleness_and_of_a_head_hold() {
 }
 
 #[test]
-fn what_is_malformed_is_answered_400() {
+fn malformed_requests_get_400() {
     let rig = one(Limits::default());
     let mut raw = parked(&rig);
     raw.send("GET /name HTTP/1.1\r\nHost : x\r\n\r\n");
@@ -241,7 +241,7 @@ fn what_is_malformed_is_answered_400() {
 }
 
 #[test]
-fn a_revoked_member_is_cut() {
+fn a_revoked_member_is_disconnected() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| {
         settings.sites[0].clients =
@@ -269,7 +269,7 @@ fn a_revoked_member_is_cut() {
 }
 
 #[test]
-fn a_client_that_goes_frees_it() {
+fn a_disconnecting_client_frees_it() {
     let rig = one(Limits::default());
     let mut polite = parked(&rig);
     polite.0.conn.send_close_notify();

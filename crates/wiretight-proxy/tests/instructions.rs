@@ -1,8 +1,8 @@
-//! What a pair of relays costs, in instructions: fixed workloads under callgrind, against the counts in
-//! instructions.txt. Unlike times, they are the same on a busy machine. Who makes a workload cheaper, or has a
-//! reason to make it dearer, stores what the failure prints.
+//! The cost of a pair of relays, in instructions: fixed workloads under callgrind, compared with the counts in
+//! instructions.txt. Unlike times, they do not depend on the machine's load. After an improvement, or an intended
+//! regression, store what the failure prints.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -13,17 +13,17 @@ use std::time::Duration;
 use rig::foreign::missing;
 use rig::*;
 
-/// How far a count may be from what is stored, either way: scheduling moves it by a hundredth or two.
+/// The tolerance relative to the stored count; scheduling changes it by a percent or two.
 const BOUND: f64 = 0.05;
-/// Names the workload in the process that runs it, and how often it runs.
+/// Passes the workload's name and number of runs to the child process.
 const WORKLOAD: &str = "WIRETIGHT_WORKLOAD";
-/// Stands before the number of handshakes, in what that process prints.
+/// Precedes the number of handshakes in the child's output.
 const HANDSHAKES: &str = "handshakes so far: ";
-/// So many pairs of runs may differ in it.
+/// The most pairs of runs in which this number may differ.
 const TRIES: usize = 10;
 
 #[test]
-fn workloads_take_the_instructions_that_are_stored() {
+fn workloads_take_the_stored_number_of_instructions() {
     if missing("valgrind") {
         return;
     }
@@ -33,8 +33,8 @@ fn workloads_take_the_instructions_that_are_stored() {
             panic!("instructions.txt: {line:?} is not NAME TIMES COUNT")
         };
         let (times, stored): (u64, f64) = (times.parse().unwrap(), stored.parse().unwrap());
-        // What one more takes: start and end of the process are in both, and as many handshakes. (A machine that
-        // is busy elsewhere can make the pool find itself short once more, or once less.)
+        // The cost of one more run: both runs include start and stop of the process, and the same number of
+        // handshakes. (On a busy machine the pool may connect once more or less often.)
         let (few, many) = (0..TRIES)
             .map(|_| (count(name, times), count(name, 3 * times)))
             .find(|(few, many)| few.handshakes == many.handshakes)
@@ -50,7 +50,7 @@ fn workloads_take_the_instructions_that_are_stored() {
     assert!(wrong.is_empty(), "not within {BOUND} of what is stored:\n{wrong}");
 }
 
-/// What a process that runs the workload so often took.
+/// The cost of a process that runs the workload this often.
 struct Count {
     instructions: u64,
     handshakes: u64,
@@ -79,8 +79,8 @@ fn workload() {
     let (name, times) = workload.split_once(' ').unwrap();
     let times: usize = times.parse().unwrap();
     let pair = Pair::new(&[backend(echo)]);
-    // As many connections as the pool wants are at rest: no other is begun. One that is on its way has arrived
-    // when the wait is over.
+    // Wait until the pool has as many idle connections as it wants, so that no other is started. A pending one has
+    // been established when the wait is over.
     let settle = |used: u64| {
         eventually("the pool is warm", || {
             (sums(&pair.a).live, sums(&pair.a).idle >= 2) == (used, true)

@@ -1,5 +1,5 @@
-//! Connections that the kernel takes from unmodified programs, in a network namespace of the test's own.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Connections of unmodified programs that the kernel redirects, in a network namespace of the test.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod rig;
 
@@ -17,10 +17,10 @@ use wiretight_proxy::{Mesh, Relay};
 use rig::{Ca, TRUST_DOMAIN, backend, connect, expect_refused, is_reset, refused, service};
 
 const TAKEN: u16 = 15_001;
-/// Addresses that no program listens on: the test's namespace has them, as another machine would.
+/// Addresses without listening programs: the test's namespace has them in place of another machine.
 const HOSTS: [&str; 2] = ["10.9.0.5", "[fd09::5]"];
 
-/// Runs the test of this name again, in a network namespace that ends with it. True: this is that run.
+/// Runs the test of this name again in its own network namespace. Returns true in that run.
 fn inside(test: &str) -> bool {
     const MARK: &str = "WIRETIGHT_TEST_NAMESPACE";
     if std::env::var_os(MARK).is_some() {
@@ -56,8 +56,8 @@ fn run(line: &str) {
     assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// A machine with the other's addresses on an interface of its own, and rules that take what goes to port
-/// 5432 and 5433 there.
+/// A machine with the other's addresses on its own interface, and rules that redirect connections to ports 5432 and
+/// 5433 there.
 fn network() {
     for line in [
         "ip link set lo up",
@@ -80,7 +80,7 @@ fn network() {
     }
 }
 
-fn stand_for(mesh: &Mesh, listens: &[SocketAddr], ports: &[u16]) {
+fn announce(mesh: &Mesh, listens: &[SocketAddr], ports: &[u16]) {
     let mut registry = Registry::default();
     let instance = |listen: &SocketAddr| Instance {
         node: "far1".parse().unwrap(),
@@ -94,8 +94,8 @@ fn stand_for(mesh: &Mesh, listens: &[SocketAddr], ports: &[u16]) {
 }
 
 #[test]
-fn a_program_reaches_the_service_that_it_means_without_knowing_of_it() {
-    if !inside("a_program_reaches_the_service_that_it_means_without_knowing_of_it") {
+fn a_program_reaches_a_service_by_its_original_address() {
+    if !inside("a_program_reaches_a_service_by_its_original_address") {
         return;
     }
     network();
@@ -104,7 +104,7 @@ fn a_program_reaches_the_service_that_it_means_without_knowing_of_it() {
     let (a, b) = (Relay::start(mesh.clone(), 2).unwrap(), Relay::start(mesh_b, 1).unwrap());
     let came = Arc::new(AtomicUsize::new(0));
     let count = came.clone();
-    // It speaks first, as PostgreSQL does not and SSH does.
+    // The server speaks first, as SSH does and PostgreSQL does not.
     let to = backend(move |mut socket| {
         count.fetch_add(1, SeqCst);
         socket.write_all(b"hello\n").unwrap();
@@ -123,7 +123,7 @@ fn a_program_reaches_the_service_that_it_means_without_knowing_of_it() {
     let identity = "service/web".parse().unwrap();
     let settings = InterceptSettings { port: TAKEN, identity };
     a.apply(&RelaySettings { intercept: Some(settings), ..RelaySettings::default() }).unwrap();
-    stand_for(&mesh, &listens, &[5432]);
+    announce(&mesh, &listens, &[5432]);
 
     for host in HOSTS {
         for _ in 0..3 {
@@ -138,11 +138,11 @@ fn a_program_reaches_the_service_that_it_means_without_knowing_of_it() {
         }
     }
     assert_eq!(came.load(SeqCst), 6);
-    // It went by mutual TLS, and the other side knows who came.
+    // The connection used mutual TLS, and the other side knows the client.
     let peers = b.status(10).peers;
     assert!(peers.iter().all(|p| p.peer.to_string().ends_with("/service/web")), "{peers:?}");
 
-    // What no instance stands for is ended, and so is who comes without having been taken.
+    // Connections to an address that no instance claims are aborted, and so are those that were not redirected.
     let dead = |to: &str| {
         let mut socket = TcpStream::connect(to).unwrap();
         is_reset(&mut socket)
@@ -155,17 +155,17 @@ fn a_program_reaches_the_service_that_it_means_without_knowing_of_it() {
     }
     expect_refused(&a, Side::Dial, "not_intercepted");
 
-    // The registry changes: what was meant is meant no longer, and the other way round.
-    stand_for(&mesh, &listens, &[5433]);
+    // The registry changes: one address is no longer claimed, and the other is.
+    announce(&mesh, &listens, &[5433]);
     assert!(dead("10.9.0.5:5432"));
     let mut said = [0; 6];
     connect("10.9.0.5:5433".parse().unwrap()).read_exact(&mut said).unwrap();
     assert_eq!(&said, b"hello\n");
 
-    // Without an identity it is no connection, in the clear or otherwise.
+    // Without an identity there is no connection, in plaintext or otherwise.
     let before = came.load(SeqCst);
     ca.give(&mesh, &[], 3600);
-    stand_for(&mesh, &listens, &[5432]);
+    announce(&mesh, &listens, &[5432]);
     assert!(dead("10.9.0.5:5432"));
     assert_eq!(came.load(SeqCst), before);
 }

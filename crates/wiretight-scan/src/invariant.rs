@@ -1,28 +1,31 @@
-//! What holds of every report of a server that speaks TLS: no fact contradicts an observation of the
-//! same scan, or another fact; no version is said not to be spoken by an alert that an ordinary
-//! client would not have met; no check is missing without its reason.
+//! Invariants of every report about a TLS server:
 //!
-//! A scan sees to it where it makes facts. This looks at the result: `enforce` makes a fact that
-//! breaks a rule inconclusive, and says so in its evidence; the tests fail wherever it had to.
+//! - No fact contradicts an observation of the same scan, or another fact.
+//! - A version is not reported as unsupported because of an alert that an ordinary client would not
+//!   have received.
+//! - No check is missing without a reason.
+//!
+//! The scan should produce such facts anyway; this is a check of the result. `enforce` makes a fact
+//! that violates an invariant inconclusive, with a note in its evidence. Tests fail if that happens.
 
 use crate::active::TO_AN_ORDINARY_CLIENT_TOO;
 use crate::facts::{Answer, Facts, TABLE, Value};
 use crate::names::{KeyExchange, Suite, Version};
 use crate::{Chosen, Reached, Report};
 
-/// How the evidence of a fact begins that broke a rule.
+/// The evidence of a fact that violated an invariant begins with this.
 pub const MARK: &str = "the report contradicts itself";
 
-/// A fact that breaks a rule, and how.
+/// A fact that violates an invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// The fact.
+    /// The fact's id.
     pub id: String,
-    /// What is wrong with it.
+    /// The contradiction.
     pub why: String,
 }
 
-/// Facts that cannot be as they are.
+/// All facts that violate an invariant.
 pub fn violations(report: &Report) -> Vec<Violation> {
     match report.reached {
         Reached::Tls => check(&report.facts, &report.observed, !report.chains.is_empty()),
@@ -30,7 +33,7 @@ pub fn violations(report: &Report) -> Vec<Violation> {
     }
 }
 
-/// Makes facts that break a rule inconclusive; whatever is derived from them has to be derived anew.
+/// Makes facts that violate an invariant inconclusive. Facts derived from them must be derived again.
 pub(crate) fn enforce(facts: &mut Facts, observed: &[Chosen], chains: bool) -> usize {
     let found = check(facts, observed, chains);
     for Violation { id, why } in &found {
@@ -50,7 +53,7 @@ fn check(facts: &Facts, observed: &[Chosen], chains: bool) -> Vec<Violation> {
     found
 }
 
-/// Each check is there, and says why it is what it is.
+/// Every check has a fact, with evidence.
 fn whole(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
     for entry in TABLE {
         let ids: Vec<String> = match entry.id {
@@ -64,14 +67,16 @@ fn whole(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
         for id in ids {
             match facts.get(&id) {
                 None => wrong(&id, "it is missing".to_owned()),
-                Some(fact) if fact.evidence.is_empty() => wrong(&id, "it has no reason".to_owned()),
+                Some(fact) if fact.evidence.is_empty() => {
+                    wrong(&id, "it has no evidence".to_owned())
+                }
                 Some(_) => {}
             }
         }
     }
 }
 
-/// What was chosen is spoken and taken.
+/// What the server chose, it supports and accepts.
 fn seen(facts: &Facts, observed: &[Chosen], wrong: &mut impl FnMut(&str, String)) {
     for Chosen { version, suite, .. } in observed {
         for id in [
@@ -88,22 +93,22 @@ fn seen(facts: &Facts, observed: &[Chosen], wrong: &mut impl FnMut(&str, String)
         let protocol = format!("protocol.{}", version.key());
         let list = format!("suites.{}", version.key());
         if !facts.yes(&protocol) {
-            wrong(&protocol, format!("{suite} is taken with it"));
+            wrong(&protocol, format!("{suite} is accepted with it"));
         }
         if !facts.list(&list).contains(&suite) {
-            wrong(&list, format!("{suite} is taken, and not in the list"));
+            wrong(&list, format!("{suite} is accepted, but not in the list"));
         }
     }
     let spoken = Version::ALL.map(|version| facts.answer(&format!("protocol.{}", version.key())));
     if spoken.iter().all(|answer| *answer == Answer::No) {
-        wrong("protocol.tls1_3", "TLS is spoken, in no version".to_owned());
+        wrong("protocol.tls1_3", "TLS is supported, but no version is".to_owned());
     }
     if facts.answer("plaintext") != Answer::No {
-        wrong("plaintext", "TLS is spoken".to_owned());
+        wrong("plaintext", "TLS is supported".to_owned());
     }
 }
 
-/// An alert at our hello is no answer unless an ordinary client's hello met one too.
+/// An alert in reply to our ClientHello counts only if an ordinary client's hello got one too.
 fn by_an_alert(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
     let refusals = Version::ALL
         .into_iter()
@@ -133,7 +138,7 @@ fn by_an_alert(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
 /// A fact about suites, and the suites that it is about.
 type Kind = (&'static str, fn(Suite) -> bool);
 
-/// What one fact says, no other denies.
+/// Facts do not contradict each other.
 fn of_each_other(facts: &Facts, chains: bool, wrong: &mut impl FnMut(&str, String)) {
     let kinds: [Kind; 4] = [
         ("weak.static_rsa", |s| s.key_exchange() == KeyExchange::Rsa),
@@ -152,7 +157,7 @@ fn of_each_other(facts: &Facts, chains: bool, wrong: &mut impl FnMut(&str, Strin
         if let Some((_, suite)) = suites.iter().find(|(_, suite)| is(*suite))
             && facts.answer(id) == Answer::No
         {
-            wrong(id, format!("{} is taken", suite.name));
+            wrong(id, format!("{} is accepted", suite.name));
         }
     }
     for (id, kx) in [("groups.tls1_2", KeyExchange::Ecdhe), ("dh.bits", KeyExchange::Dhe)] {
@@ -163,12 +168,12 @@ fn of_each_other(facts: &Facts, chains: bool, wrong: &mut impl FnMut(&str, Strin
         if let Some((_, suite)) = old(by)
             && facts.answer(id) == Answer::No
         {
-            wrong(id, format!("{} is taken", suite.name));
+            wrong(id, format!("{} is accepted", suite.name));
         }
     }
     for (id, other, word) in [
         ("vulnerability.heartbleed", "extension.heartbeat", "is not answered"),
-        ("vulnerability.robot", "weak.static_rsa", "is not taken"),
+        ("vulnerability.robot", "weak.static_rsa", "is not accepted"),
     ] {
         let fact = facts.get(id).filter(|fact| fact.answer == Answer::No);
         if fact.is_some_and(|fact| fact.evidence.contains(word)) && facts.yes(other) {
@@ -194,11 +199,11 @@ fn of_each_other(facts: &Facts, chains: bool, wrong: &mut impl FnMut(&str, Strin
         }
         let empty = matches!(&fact.value, Some(Value::List(list)) if list.is_empty());
         if fact.answer == Answer::Yes && id.starts_with("suites.") && empty {
-            wrong(id, "some suite is taken, and none named".to_owned());
+            wrong(id, "a suite is accepted, but none is listed".to_owned());
         }
     }
     if chains && facts.answer("certificate.valid") == Answer::Untested {
-        wrong("certificate.valid", "certificates were shown".to_owned());
+        wrong("certificate.valid", "the server sent certificates".to_owned());
     }
 }
 
@@ -216,21 +221,21 @@ fn taken(facts: &Facts) -> Vec<(Version, String)> {
 mod tests {
     use super::*;
 
-    /// The ids that break a rule among these, without those that are missing.
+    /// The ids that violate an invariant, except missing ones.
     fn broken(facts: &Facts, observed: &[Chosen]) -> Vec<String> {
         let found = check(facts, observed, false).into_iter();
         found.filter(|v| v.why != "it is missing").map(|v| v.id).collect()
     }
 
     #[test]
-    fn what_contradicts_itself_is_found_and_becomes_inconclusive() {
+    fn contradictions_are_found_and_become_inconclusive() {
         use Answer::{No, Yes};
         let suite = "TLS_RSA_WITH_AES_128_CBC_SHA";
         let mut facts = Facts::default();
-        facts.set("plaintext", No, None, "TLS is spoken");
+        facts.set("plaintext", No, None, "TLS is supported");
         facts.set("protocol.tls1_2", Yes, None, "chosen");
         let list = Value::List(vec![suite.to_owned()]);
-        facts.set("suites.tls1_2", Yes, Some(list), "all others were refused: alert 40");
+        facts.set("suites.tls1_2", Yes, Some(list), "all others were rejected: alert 40");
         facts.set(format!("suite.tls1_2.{suite}"), Yes, None, "chosen");
         assert_eq!(broken(&facts, &[]), Vec::<String>::new());
 
@@ -244,10 +249,10 @@ mod tests {
             ("protocol.ssl3", "alert handshake_failure (40)"),
             ("weak.static_rsa", "no such suite"),
             ("weak.cbc", "no such suite"),
-            ("vulnerability.robot", "RSA key transport is not taken"),
+            ("vulnerability.robot", "RSA key transport is not accepted"),
         ] {
             let mut facts = facts.clone();
-            facts.set("weak.static_rsa", Yes, None, "taken");
+            facts.set("weak.static_rsa", Yes, None, "accepted");
             facts.set(id, No, None, evidence);
             assert_eq!(broken(&facts, &[]), [id]);
             enforce(&mut facts, &[], false);

@@ -1,15 +1,14 @@
-//! What an endpoint offers, by asking it, and what that is worth.
+//! Scans which encryption an endpoint offers, and judges it.
 //!
-//! A scan makes its own ClientHellos, from SSL 2.0 to TLS 1.3 and QUIC, and reads what comes back:
-//! no TLS library speaks all that a server may, and none says what it would have refused. Every
-//! answer is a [fact](facts) with its evidence; "I could not tell" is one of the answers. The facts
-//! are then [judged](judge) by tables that cite their standard, and [written](report) for people,
-//! programs and auditors.
+//! A scan sends its own ClientHellos, from SSL 2.0 to TLS 1.3 and QUIC, because no TLS library
+//! supports everything that a server may accept. Each result is a [fact](facts) with its evidence;
+//! "inconclusive" is one of the answers. The facts are [judged](judge) by tables that cite standards,
+//! and [reported](report) to people, programs and auditors.
 //!
-//! - [`names`]: the registries of TLS;
-//! - [`parse`]: bytes to types and back, without I/O: all that a hostile server can send;
+//! - [`names`]: the TLS registries;
+//! - [`parse`]: encoding and decoding without I/O, safe against hostile input;
 //! - [`active`]: the probes;
-//! - [`certificate`]: what chains say, and whether they lead where they should;
+//! - [`certificate`]: checks of certificate chains;
 //! - [`judge`]: levels and profiles;
 //! - [`report`]: table, JSON, SARIF, CBOM, HTML.
 
@@ -31,39 +30,37 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// All that a scan of one address tells.
+/// The result of scanning one address.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// As it was given: `smtp://mail.example:25`.
+    /// The target as given: `smtp://mail.example:25`.
     pub target: Target,
-    /// The address that was scanned; a name with several has a report for each.
+    /// The scanned address; a name with several addresses has a report for each.
     pub address: Option<IpAddr>,
-    /// When the scan began, in UTC.
+    /// When the scan started, in UTC.
     pub started: jiff::Timestamp,
-    /// How long it took.
+    /// The duration of the scan.
     pub seconds: f64,
-    /// TCP connections that it made.
+    /// The number of TCP connections.
     pub connections: u64,
-    /// Whether there was anything to ask.
+    /// How far the scan got.
     pub reached: Reached,
     /// What was found.
     pub facts: facts::Facts,
-    /// What the server chose in all hellos, whatever they were for: no fact says otherwise.
+    /// Everything that the server chose in its ServerHellos. No fact contradicts it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub observed: Vec<Chosen>,
-    /// The certificate chains that were shown, each once.
+    /// The certificate chains that the server sent, each once.
     pub chains: Vec<certificate::Chain>,
-    /// What that is worth.
+    /// The level and the profiles.
     pub judgement: Arc<judge::Judgement>,
 }
 
-/// What a server chose.
+/// A version and cipher suite that the server chose.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Chosen {
-    /// The version.
     pub version: names::Version,
-    /// The cipher suite.
     pub suite: String,
-    /// In how many answers.
+    /// In how many ServerHellos.
     pub times: u64,
 }

@@ -1,4 +1,4 @@
-//! What to scan: a host, a port, and what is spoken before TLS.
+//! Targets of a scan: a host, a port, and the protocol before TLS.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,30 +6,28 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An endpoint to scan, as it is written: `example.com`, `example.com:8443`, `[::1]:443`,
+/// An endpoint to scan. Examples: `example.com`, `example.com:8443`, `[::1]:443`,
 /// `smtp://mail.example`, `postgres://10.0.0.5:5432`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// A name or an address.
     pub host: Host,
-    /// The port.
     pub port: u16,
-    /// What is spoken before TLS.
+    /// The protocol before TLS.
     pub start: Start,
 }
 
 /// A name or an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// A domain name, in lower case, without a dot at its end.
+    /// A domain name, in lower case, without a trailing dot.
     Name(String),
-    /// An address; an IPv6 one may have a zone.
+    /// An address; an IPv6 address may have a zone.
     Address(IpAddr, Option<String>),
 }
 
 macro_rules! starts {
     ($($variant:ident $scheme:literal $port:literal,)*) => {
-        /// What is spoken before TLS.
+        /// The protocol before TLS.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[allow(missing_docs, reason = "their names say it")]
         pub enum Start {
@@ -40,12 +38,12 @@ macro_rules! starts {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// As it stands before `://`.
+            /// The part before `://`.
             pub fn scheme(self) -> &'static str {
                 match self { $(Self::$variant => $scheme,)* }
             }
 
-            /// The port where it is spoken when a target names none.
+            /// The default port.
             pub fn port(self) -> u16 {
                 match self { $(Self::$variant => $port,)* }
             }
@@ -75,20 +73,20 @@ starts! {
 }
 
 impl Start {
-    /// The protocol that an ordinary port means when a target names none.
+    /// The protocol that is usual on this port.
     fn of_port(port: u16) -> Self {
         match port {
             587 => Self::Smtp,
-            // TLS from the first byte is what is meant unless the port is known for the other.
+            // Implicit TLS, also for unknown ports.
             443 => Self::Direct,
             _ => Self::ALL.iter().copied().find(|s| s.port() == port).unwrap_or(Self::Direct),
         }
     }
 }
 
-/// Why a target cannot be read.
+/// Why a target is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no target: {1}; write host, host:port, [address]:port or PROTOCOL://host:port")]
+#[error("invalid target `{0}`: {1}; write HOST, HOST:PORT, [ADDRESS]:PORT or PROTOCOL://HOST:PORT")]
 pub struct TargetError(String, &'static str);
 
 impl FromStr for Target {
@@ -101,11 +99,11 @@ impl FromStr for Target {
             Some((scheme, rest)) => {
                 let scheme = scheme.to_ascii_lowercase();
                 if scheme == "http" {
-                    return Err(error("HTTP without TLS has nothing to scan, https:// has"));
+                    return Err(error("http:// has no TLS to scan, use https://"));
                 }
                 let known = Start::ALL.iter().copied().find(|s| s.scheme() == scheme);
-                let start = known.ok_or_else(|| error("its protocol is not known"))?;
-                // A URL as it is copied: path, query and fragment say nothing of the endpoint.
+                let start = known.ok_or_else(|| error("unknown protocol"))?;
+                // Copied URLs may have a path, a query and a fragment, which do not matter here.
                 (Some(start), rest.split(['/', '?', '#']).next().unwrap_or_default())
             }
         };
@@ -121,7 +119,7 @@ impl FromStr for Target {
                 };
                 (host, port)
             }
-            // A bare IPv6 address has more colons than one.
+            // More than one colon: an IPv6 address without brackets.
             None if rest.matches(':').count() > 1 => (rest, None),
             None => match rest.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -132,7 +130,7 @@ impl FromStr for Target {
             None => None,
             Some(port) => match port.parse::<u16>() {
                 Ok(port) if port > 0 && !rest.contains("+") => Some(port),
-                _ => return Err(error("its port is no number from 1 to 65535")),
+                _ => return Err(error("the port must be a number from 1 to 65535")),
             },
         };
         let host = host.parse::<Host>().map_err(|TargetError(_, why)| error(why))?;
@@ -162,7 +160,7 @@ impl FromStr for Host {
                 && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
             return match sound {
                 true => Ok(Self::Address(address.into(), Some(zone.to_owned()))),
-                false => Err(error("its zone is no name of an interface")),
+                false => Err(error("the zone is not the name of an interface")),
             };
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -174,15 +172,15 @@ impl FromStr for Host {
                 && l.len() < 64
                 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
-        // What looks like an address and is none would be looked up as a name.
+        // Do not look up malformed IPv4 addresses as names.
         let numeric =
             name.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
         match name.len() < 254 && name.split('.').all(label) && !numeric {
             true => Ok(Self::Name(name)),
             false if !name.is_ascii() => {
-                Err(error("a name with other letters is written in its xn-- form"))
+                Err(error("write an internationalized name in its xn-- form"))
             }
-            false => Err(error("its host is neither a name nor an address")),
+            false => Err(error("the host is neither a name nor an address")),
         }
     }
 }
@@ -226,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_read_as_people_write_them() {
+    fn targets_parse_in_all_usual_spellings() {
         for (text, start, shown) in [
             ("example.com", Start::Direct, "example.com:443"),
             ("Example.COM.:8443", Start::Direct, "example.com:8443"),

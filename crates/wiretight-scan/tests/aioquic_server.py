@@ -1,4 +1,4 @@
-"""A QUIC server on a port of loopback: PORT CERTIFICATE KEY ALPN."""
+"""A QUIC server on a loopback port: PORT CERTIFICATE KEY ALPN."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-//! docs/scan.md prints the tables of facts, of rules and of profiles: it must not say anything else.
+//! The tables of facts, rules and profiles in docs/scan.md must match the code.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -10,7 +10,7 @@ use wiretight_scan::judge::Profile;
 use wiretight_scan::judge::rules::{RULES, Rule, Test};
 
 #[test]
-fn the_page_has_the_tables_of_the_program() {
+fn the_tables_in_the_page_match_the_code() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scan.md");
     let text = std::fs::read_to_string(&page).unwrap();
     let mut right = text.clone();
@@ -23,12 +23,12 @@ fn the_page_has_the_tables_of_the_program() {
     if right != text {
         let new = Path::new(env!("CARGO_TARGET_TMPDIR")).join("scan.md");
         std::fs::write(&new, right).unwrap();
-        panic!("docs/scan.md is behind the tables; take over: cp {} docs/scan.md", new.display());
+        panic!("docs/scan.md is out of date; update it: cp {} docs/scan.md", new.display());
     }
 }
 
 fn facts() -> String {
-    let mut table = "| id | says |\n|---|---|\n".to_owned();
+    let mut table = "| id | meaning of yes, and the value |\n|---|---|\n".to_owned();
     for entry in TABLE {
         let _ = writeln!(table, "| `{}` | {} |", entry.id, entry.what);
     }
@@ -36,19 +36,19 @@ fn facts() -> String {
 }
 
 fn rules() -> String {
-    let mut table = "| rule | leaves | what is wrong | by | asked of | what to change |\n\
+    let mut table = "| rule | level at most | problem | standard | fact | what to change |\n\
                      |---|---|---|---|---|---|\n"
         .to_owned();
     for rule in RULES {
         let Rule { id, level, what, standard, change, .. } = rule;
-        let asked = match rule.test {
+        let fact = match rule.test {
             Test::Yes(fact) => format!("`{fact}`"),
             Test::No(fact) => format!("`{fact}`: no"),
-            Test::MustNot(fact) => format!("`{fact}`; asked always"),
-            Test::Must(fact) => format!("`{fact}`: no; asked always"),
+            Test::MustNot(fact) => format!("`{fact}`; required"),
+            Test::Must(fact) => format!("`{fact}`: no; required"),
             Test::Check(_) => "several".to_owned(),
         };
-        let _ = writeln!(table, "| `{id}` | {level} | {what} | {standard} | {asked} | {change} |");
+        let _ = writeln!(table, "| `{id}` | {level} | {what} | {standard} | {fact} | {change} |");
     }
     table
 }
@@ -57,7 +57,7 @@ fn profiles() -> String {
     let mut table = String::new();
     for profile in Profile::ALL {
         let _ = writeln!(table, "**`{profile}`**: {}\n", profile.title());
-        table.push_str("| it must not be that | by |\n|---|---|\n");
+        table.push_str("| must not be the case | standard |\n|---|---|\n");
         for rule in profile.rules() {
             let _ = writeln!(table, "| `{}` {} | {} |", rule.id, rule.what, rule.standard);
         }

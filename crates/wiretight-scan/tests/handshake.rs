@@ -1,4 +1,4 @@
-//! Complete handshakes with a real server, OpenSSL's, in every way that it has.
+//! Complete handshakes with OpenSSL's server, in all its variants.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod openssl;
@@ -11,26 +11,37 @@ use wiretight_scan::names::{Version, suites};
 use wiretight_scan::parse::{ContentType, extension};
 
 #[tokio::test]
-async fn tls1_3_is_read_with_every_suite_group_and_key() {
+async fn tls1_3_works_with_every_suite_group_and_key() {
     if !have_openssl() {
         return;
     }
-    for suite in
-        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
-    {
-        for group in ["X25519", "P-256", "P-384", "P-521"] {
-            let server = Server::start(
-                Keys::Rsa,
-                &["-tls1_3", "-ciphersuites", suite, "-groups", group, "-alpn", "h2"],
-            );
-            let prober = server.prober();
-            let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
-            let shown = shown::tls1_3(&prober, &hello).await.unwrap();
-            assert_eq!(shown.certificates(), [server.certificate()]);
-            assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
-            assert_eq!(shown.alpn().as_deref(), Some("h2"));
-            assert_eq!(shown.retry.is_some(), group != "X25519");
-        }
+    let common =
+        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+    let curves = ["X25519", "P-256", "P-384", "P-521"];
+    let all = common.iter().flat_map(|suite| curves.iter().map(move |group| (*suite, *group)));
+    let rare = [
+        ("TLS_AES_128_CCM_SHA256", "X25519"),
+        ("TLS_AES_128_CCM_8_SHA256", "P-256"),
+        ("TLS_AES_128_GCM_SHA256", "X448"),
+        ("TLS_AES_256_GCM_SHA384", "ffdhe2048"),
+    ];
+    for (suite, group) in all.chain(rare) {
+        let weak = ["-cipher", "ALL:@SECLEVEL=0"];
+        let arguments = ["-tls1_3", "-ciphersuites", suite, "-groups", group, "-alpn", "h2"];
+        let server = Server::start(Keys::Rsa, &[&arguments[..], &weak].concat());
+        let prober = server.prober();
+        let hello = shown::hello(&prober).alpn(&["http/1.1", "h2"]);
+        let shown = shown::tls1_3(&prober, &hello).await.unwrap();
+        assert_eq!(shown.certificates(), [server.certificate()]);
+        assert_eq!(shown.scheme, Some(0x0804), "{suite} {group}");
+        assert_eq!(shown.alpn().as_deref(), Some("h2"));
+        assert_eq!(shown.retry.is_some(), group != "X25519");
+    }
+    for group in ["ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"] {
+        let server = Server::start(Keys::Ecdsa, &["-tls1_3", "-groups", group]);
+        let prober = server.prober();
+        let shown = shown::tls1_3(&prober, &shown::hello(&prober)).await.unwrap();
+        assert_eq!(shown.certificates(), [server.certificate()], "{group}");
     }
     for (keys, scheme) in [(Keys::Ecdsa, 0x0403), (Keys::Ed25519, 0x0807)] {
         let server = Server::start(keys, &["-tls1_3"]);
@@ -45,21 +56,25 @@ async fn data_flows_after_a_tls1_3_handshake() {
     if !have_openssl() {
         return;
     }
-    let server = Server::start(Keys::Ecdsa, &["-tls1_3", "-rev"]);
-    let prober = server.prober();
-    let mut client = tls13::Client::new(prober.connect().await.unwrap(), shown::hello(&prober));
-    client.handshake(None).await.unwrap();
-    client.channel.send(ContentType::ApplicationData, b"abc\n").await.unwrap();
-    loop {
-        if let Incoming::Data(data) = client.channel.next().await.unwrap() {
-            assert_eq!(data, b"cba\n");
-            break;
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"] {
+        let weak = ["-cipher", "ALL:@SECLEVEL=0"];
+        let arguments = ["-tls1_3", "-rev", "-ciphersuites", suite];
+        let server = Server::start(Keys::Ecdsa, &[&arguments[..], &weak].concat());
+        let prober = server.prober();
+        let mut client = tls13::Client::new(prober.connect().await.unwrap(), shown::hello(&prober));
+        client.handshake(None).await.unwrap();
+        client.channel.send(ContentType::ApplicationData, b"abc\n").await.unwrap();
+        loop {
+            if let Incoming::Data(data) = client.channel.next().await.unwrap() {
+                assert_eq!(data, b"cba\n");
+                break;
+            }
         }
     }
 }
 
 #[tokio::test]
-async fn signature_schemes_are_told_one_by_one() {
+async fn signature_schemes_are_found_one_by_one() {
     if !have_openssl() {
         return;
     }
@@ -72,7 +87,7 @@ async fn signature_schemes_are_told_one_by_one() {
 }
 
 #[tokio::test]
-async fn every_version_key_exchange_and_cipher_of_old_completes() {
+async fn every_old_version_key_exchange_and_cipher_completes() {
     if !have_openssl() {
         return;
     }
@@ -87,7 +102,7 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
                 let mut client = tls12::Client::new(prober.connect().await.unwrap(), hello);
                 match client.handshake(None, tls12::Faults::default()).await {
                     Ok(()) => {}
-                    // Not of this version, or not with this key.
+                    // Not possible with this version or this key.
                     Err(Failure::Alert(2, 40)) => continue,
                     Err(e) => panic!("{version} {}: {e}", suite.name),
                 }
@@ -95,7 +110,7 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
                 client.channel.send(ContentType::ApplicationData, get).await.unwrap();
                 let mut answer = Vec::new();
                 while !answer.starts_with(b"HTTP/1.0 200") {
-                    // TLS 1.0: an empty record, or one of a byte, comes before each.
+                    // TLS 1.0: each record is preceded by an empty record or one of one byte.
                     match client.channel.next().await {
                         Ok(Incoming::Data(data)) => answer.extend(data),
                         other => panic!("{version} {}: {other:?}", suite.name),
@@ -115,17 +130,31 @@ async fn every_version_key_exchange_and_cipher_of_old_completes() {
         (Version::Tls1_2, "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA384"),
         (Version::Tls1_2, "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
         (Version::Tls1_2, "TLS_DHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
+        (Version::Tls1_2, "TLS_RSA_WITH_AES_128_CCM"),
+        (Version::Tls1_2, "TLS_DHE_RSA_WITH_AES_256_CCM_8"),
+        (Version::Tls1_2, "TLS_ECDHE_ECDSA_WITH_AES_256_CCM"),
+        (Version::Tls1_2, "TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8"),
     ] {
         assert!(completed.contains(&(version, name)), "{version} {name}: {completed:?}");
     }
 }
 
 #[tokio::test]
-async fn every_curve_of_old_completes_with_and_without_extended_master_secret() {
+async fn every_old_curve_completes_with_and_without_extended_master_secret() {
     if !have_openssl() {
         return;
     }
-    for curve in ["X25519", "P-256", "P-384", "P-521"] {
+    for curve in [
+        "X25519",
+        "P-256",
+        "P-384",
+        "P-521",
+        "X448",
+        "brainpoolP256r1",
+        "brainpoolP384r1",
+        "brainpoolP512r1",
+        "secp256k1",
+    ] {
         let server = Server::start(Keys::Rsa, &["-groups", curve]);
         let prober = server.prober();
         for extended in [true, false] {
@@ -139,7 +168,7 @@ async fn every_curve_of_old_completes_with_and_without_extended_master_secret() 
     }
 }
 
-/// A TLS 1.2 server with these arguments more, and what is told of it.
+/// The facts about a TLS 1.2 server with these additional arguments.
 async fn old_sessions(keys: Keys, arguments: &[&str]) -> Facts {
     let server = Server::start(keys, &[&["-tls1_2", "-rev"], arguments].concat());
     let prober = server.prober();
@@ -161,7 +190,7 @@ async fn new_sessions(arguments: &[&str]) -> Facts {
 }
 
 #[tokio::test]
-async fn sessions_of_tls1_2_are_resumed_by_id_and_ticket_where_they_are() {
+async fn tls1_2_resumption_by_id_and_ticket_is_recognized() {
     if !have_openssl() {
         return;
     }
@@ -174,7 +203,7 @@ async fn sessions_of_tls1_2_are_resumed_by_id_and_ticket_where_they_are() {
 }
 
 #[tokio::test]
-async fn renegotiation_is_told_in_all_its_ways() {
+async fn all_kinds_of_renegotiation_are_recognized() {
     if !have_openssl() {
         return;
     }
@@ -191,7 +220,7 @@ async fn renegotiation_is_told_in_all_its_ways() {
 }
 
 #[tokio::test]
-async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
+async fn tls1_3_early_data_and_resumption_without_key_exchange_are_recognized() {
     if !have_openssl() {
         return;
     }
@@ -200,7 +229,10 @@ async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
         (&["-early_data", "-max_early_data", "5000"], Answer::Yes, Answer::No, Answer::Yes),
         (&["-allow_no_dhe_kex"], Answer::Yes, Answer::Yes, Answer::No),
         (&["-num_tickets", "0"], Answer::No, Answer::No, Answer::No),
-        // By way of a HelloRetryRequest.
+        (&["-ciphersuites", "TLS_AES_128_CCM_SHA256"], Answer::Yes, Answer::No, Answer::No),
+        // With a HelloRetryRequest.
+        (&["-groups", "X448"], Answer::Yes, Answer::No, Answer::No),
+        (&["-groups", "ffdhe2048"], Answer::Yes, Answer::No, Answer::No),
         (&["-groups", "P-384"], Answer::Yes, Answer::No, Answer::No),
     ] {
         let facts = new_sessions(arguments).await;
@@ -212,7 +244,7 @@ async fn sessions_of_tls1_3_tell_0_rtt_and_resumption_without_key_exchange() {
 }
 
 #[tokio::test]
-async fn client_certificates_are_told_asked_for_from_demanded() {
+async fn requested_and_required_client_certificates_are_distinguished() {
     if !have_openssl() {
         return;
     }
@@ -229,7 +261,7 @@ async fn client_certificates_are_told_asked_for_from_demanded() {
     }
 }
 
-/// OpenSSL 3.0 has no ML-KEM; rustls has.
+/// rustls supports ML-KEM, OpenSSL 3.0 does not.
 #[tokio::test]
 async fn post_quantum_groups_complete_with_rustls() {
     use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
@@ -265,7 +297,7 @@ async fn post_quantum_groups_complete_with_rustls() {
         let shown = shown::tls1_3(&prober, &shown::hello(&prober)).await.unwrap();
         assert_eq!(shown.retry, Some(code));
         assert_eq!(shown.certificates(), [keys.certificate()]);
-        // Our Finished is right, too.
+        // Our Finished is correct, too.
         server.await.unwrap().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Heads of answers, of servers that people run, and of those that mean harm.
+//! HTTP responses of real servers and of hostile ones.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::io::{Read, Write};
@@ -12,6 +12,8 @@ use wiretight_scan::active::{http, redirect};
 use wiretight_scan::facts::{Answer, Facts, Value};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What no request waits for, on the busiest machine.
+const LONG: Duration = Duration::from_secs(60);
 
 async fn ask(address: SocketAddr) -> Facts {
     http(address, Some("localhost"), "localhost", PATIENCE, None).await
@@ -28,26 +30,26 @@ fn text<'a>(facts: &'a Facts, id: &str) -> &'a str {
     }
 }
 
-/// A program that is ended when this is dropped.
+/// A program that is stopped on drop.
 struct Program(Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // nginx ends its workers when it is told, not when it is killed.
+        // nginx stops its workers on SIGTERM, but not on SIGKILL.
         let pid = rustix::process::Pid::from_child(&self.0);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.0.wait();
     }
 }
 
-/// The program, where it is installed; else says so, and in CI fails.
+/// The program, if it is installed. Otherwise prints a note; in CI, it fails.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
     let found = dirs.map(|dir| dir.join(program)).find(|file| file.exists());
     if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "{program} is not installed, and CI needs it");
-        // Past the test harness, which keeps what a passing test prints to itself.
+        // Directly to stderr, because the test harness hides the output of passing tests.
         let _ = writeln!(std::io::stderr(), "skipped: {program} is not installed");
     }
     found
@@ -57,7 +59,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Certificate and key, and both in one file as HAProxy wants them.
+/// Certificate and key, and both in one file for HAProxy.
 fn pems(dir: &Path) {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (chain, private) = (key.cert.pem(), key.signing_key.serialize_pem());
@@ -66,22 +68,22 @@ fn pems(dir: &Path) {
     std::fs::write(dir.join("both.pem"), chain + &private).unwrap();
 }
 
-/// Starts it, and waits until its port answers.
+/// Starts the program, and waits until its port answers.
 async fn start(command: &mut Command, port: u16) -> (Program, SocketAddr) {
-    // Debian's own settings forbid what is tested here.
+    // Debian's default settings forbid some of what is tested here.
     command.env("OPENSSL_CONF", "/dev/null");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let program = Program(command.spawn().unwrap());
     let (address, begun) = (SocketAddr::from(([127, 0, 0, 1], port)), Instant::now());
     while TcpStream::connect(address).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{command:?} does not start");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{command:?} does not start");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (program, address)
 }
 
 #[tokio::test]
-async fn nginx_says_what_its_settings_say() {
+async fn the_facts_about_nginx_match_its_settings() {
     let Some(nginx) = find("nginx") else { return };
     let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 4].map(|_| free_port()));
     pems(dir.path());
@@ -132,7 +134,7 @@ async fn nginx_says_what_its_settings_say() {
 
     let facts = ask(([127, 0, 0, 1], old).into()).await;
     assert_eq!(facts.answer("http.hsts"), Answer::Inconclusive, "{facts:?}");
-    assert!(evidence(&facts, "http.hsts").starts_with("no TLS 1.2 or 1.3"), "{facts:?}");
+    assert!(evidence(&facts, "http.hsts").starts_with("no TLS in common with"), "{facts:?}");
 
     let plain = ([127, 0, 0, 1], plain).into();
     let facts = redirect(plain, "localhost", PATIENCE).await;
@@ -148,7 +150,7 @@ async fn nginx_says_what_its_settings_say() {
 }
 
 #[tokio::test]
-async fn haproxy_redirects_in_its_own_words() {
+async fn redirects_of_haproxy_are_recognized() {
     let Some(haproxy) = find("haproxy") else { return };
     let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 3].map(|_| free_port()));
     pems(dir.path());
@@ -176,13 +178,13 @@ async fn haproxy_redirects_in_its_own_words() {
     assert_eq!(text(&facts, "http.header.referrer-policy"), "no-referrer");
     let facts = redirect(([127, 0, 0, 1], plain).into(), "localhost", PATIENCE).await;
     assert!(facts.yes("http.redirect"), "{facts:?}");
-    // It knows HTTP/1.1 too, and refuses nobody for not naming HTTP/2.
+    // It also supports HTTP/1.1, and does not require HTTP/2 in ALPN.
     let facts = ask(([127, 0, 0, 1], http2).into()).await;
     assert_eq!(facts.number("http.status"), Some(200), "{facts:?}");
 }
 
 #[tokio::test]
-async fn node_sends_a_head_of_many_kinds() {
+async fn unusual_headers_from_node_are_parsed() {
     let Some(node) = find("node") else { return };
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     pems(dir.path());
@@ -202,13 +204,13 @@ async fn node_sends_a_head_of_many_kinds() {
     let facts = ask(address).await;
     assert_eq!(facts.number("http.status"), Some(200), "{facts:?}");
     assert_eq!(facts.answer("http.hsts"), Answer::No);
-    assert!(evidence(&facts, "http.hsts").contains("max-age stands twice"), "{facts:?}");
+    assert!(evidence(&facts, "http.hsts").contains("max-age is repeated"), "{facts:?}");
     assert_eq!(text(&facts, "http.header.permissions-policy"), "geolocation=(), camera=()");
 }
 
 type Play = fn(&mut dyn Write) -> std::io::Result<()>;
 
-/// A TLS server that plays: what it does with a connection on which a request came.
+/// A simulated TLS server; the function handles a connection after the request.
 fn played(alpn: &str, play: Play) -> SocketAddr {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let private = rustls_pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der());
@@ -224,7 +226,7 @@ fn played(alpn: &str, play: Play) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        // One for each test, and the thread ends with the test's process.
+        // The thread ends with the test process.
         for client in listener.incoming().flatten() {
             let mut server = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut client = client;
@@ -239,14 +241,14 @@ fn played(alpn: &str, play: Play) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_the_name_of_http1_is_asked_without() {
+async fn a_server_that_rejects_http1_by_alpn_is_tested_without_alpn() {
     let address = played("h2", |out| out.write_all(b"HTTP/1.1 101 Odd\r\n\r\n"));
     let facts = ask(address).await;
     assert_eq!(facts.number("http.status"), Some(101), "{facts:?}");
 }
 
 #[tokio::test]
-async fn no_server_holds_a_request_up_or_makes_up_an_answer() {
+async fn no_server_can_delay_a_request_or_cause_a_wrong_answer() {
     let plays: &[(&str, Answer, Play)] = &[
         ("an endless field", Answer::Inconclusive, |out| {
             out.write_all(b"HTTP/1.1 200 OK\r\nA: ")?;
@@ -278,24 +280,28 @@ async fn no_server_holds_a_request_up_or_makes_up_an_answer() {
             Ok(())
         }),
         ("silence", Answer::Inconclusive, |out| {
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(LONG);
             out.write_all(b"late")
         }),
         ("an end before an answer", Answer::Inconclusive, |_| Ok(())),
         ("an end within", Answer::Inconclusive, |out| out.write_all(b"HTTP/1.1 200 OK\r\nA:")),
         ("another protocol", Answer::Untested, |out| {
             out.write_all(b"* OK IMAP4rev1 \x1b[2J ready\r\n")?;
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(LONG);
             Ok(())
         }),
         ("HTTP/2", Answer::Untested, |out| out.write_all(b"\0\0\x12\x04\0\0\0\0\0")),
     ];
-    let timeout = Duration::from_millis(500);
     for (name, answer, play) in plays {
+        // What answers needs no time-out; a busy machine may.
+        let timeout = match answer {
+            Answer::Untested => PATIENCE,
+            _ => Duration::from_millis(500),
+        };
         let address = played("http/1.1", *play);
         let begun = Instant::now();
         let facts = http(address, None, "localhost", timeout, None).await;
-        assert!(begun.elapsed() < timeout * 3, "{name}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < LONG / 2, "{name}: {:?}", begun.elapsed());
         for (id, fact) in facts.iter() {
             assert_eq!(fact.answer, *answer, "{name}: {id}: {fact:?}");
             assert!(!fact.evidence.contains('\x1b') && fact.evidence.len() < 400, "{name}");

@@ -1,5 +1,5 @@
-//! What facts are worth: each rule speaks when it should and is silent when not, and what could not
-//! be told is claimed by no level and no profile.
+//! Judgements: each rule reports its problem and nothing else, and no level and no profile claims what
+//! could not be determined.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -29,7 +29,7 @@ fn verdict(judgement: &Judgement, profile: Profile) -> Answer {
 }
 
 #[test]
-fn servers_get_the_level_that_they_have_earned() {
+fn servers_get_the_expected_level() {
     for (report, level) in [
         (samples::modern(), Level::Strong),
         (samples::mail(), Level::Acceptable),
@@ -43,7 +43,7 @@ fn servers_get_the_level_that_they_have_earned() {
     assert!(samples::modern().judgement.reasons.is_empty());
 }
 
-/// A key's size is not the last number of its name.
+/// The size of a key is not always the last number in its name.
 #[test]
 fn keys_are_short_by_their_size() {
     let short = |key: &str| {
@@ -82,7 +82,7 @@ fn keys_are_short_by_their_size() {
     }
 }
 
-/// How to break what takes more than one fact to see; rules about one fact are broken by it.
+/// Creates the problem of a rule that checks several facts. Rules about one fact need only that fact.
 fn break_it(rule: &str, facts: &mut Facts, chains: &mut [Chain], reached: &mut Reached) {
     let suite = |facts: &mut Facts, name: &str| samples::suite(facts, "tls1_2", name);
     match rule {
@@ -113,21 +113,21 @@ fn break_it(rule: &str, facts: &mut Facts, chains: &mut [Chain], reached: &mut R
         "no-post-quantum" => facts.set("post_quantum", Yes, list(&["X25519Kyber768Draft00"]), ""),
         "must-staple" => facts.set("certificate.must_staple", Yes, None, ""),
         "certificate-lifetime" => facts.set("certificate.lifetime", No, None, "900 days"),
-        other => panic!("nothing breaks {other}"),
+        other => panic!("unknown rule {other}"),
     }
     if rule == "suites-not-modern" {
-        // CBC has a rule of its own.
+        // CBC has its own rule.
         facts.set("suite.tls1_2.TLS_SRP_SHA_WITH_AES_128_CBC_SHA", No, None, "");
         suite(facts, "TLS_PSK_WITH_AES_128_GCM_SHA256");
     }
 }
 
 #[test]
-fn each_rule_speaks_and_each_is_silent() {
+fn every_rule_reports_its_problem_and_nothing_else() {
     let (facts, mut shown, mut reached) = (modern_facts(), chains(), Reached::Tls);
     for rule in RULES {
         let seen = Seen { reached: &reached, facts: &facts, chains: &shown };
-        assert_eq!(rule.reason(&seen), None, "{} speaks about a modern server", rule.id);
+        assert_eq!(rule.reason(&seen), None, "{} reports a problem of a modern server", rule.id);
     }
     for rule in RULES {
         let mut facts = modern_facts();
@@ -138,7 +138,7 @@ fn each_rule_speaks_and_each_is_silent() {
         }
         let seen = Seen { reached: &reached, facts: &facts, chains: &shown };
         let reason = rule.reason(&seen).unwrap_or_else(|| panic!("{} is silent", rule.id));
-        assert!(describe(&reason.fact).is_some(), "{}: {} is no fact", rule.id, reason.fact);
+        assert!(describe(&reason.fact).is_some(), "{}: {} is not a fact", rule.id, reason.fact);
         assert!(!reason.standard.is_empty() && !reason.change.is_empty(), "{}", rule.id);
         let judgement = judge(&reached, &facts, &shown);
         let open = reason.answer != Yes && rule.level < Level::Acceptable;
@@ -154,7 +154,7 @@ fn each_rule_speaks_and_each_is_silent() {
     let mut ids: Vec<_> = RULES.iter().map(|rule| rule.id).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), RULES.len(), "an id stands twice");
+    assert_eq!(ids.len(), RULES.len(), "duplicate id");
 }
 
 #[test]
@@ -166,28 +166,28 @@ fn every_vulnerability_and_every_weak_fact_has_a_rule() {
         }
     }
     for id in asked {
-        assert!(describe(id).is_some(), "{id} is no fact");
+        assert!(describe(id).is_some(), "{id} is not a fact");
     }
 }
 
 #[test]
-fn no_level_claims_what_could_not_be_told() {
+fn no_level_claims_what_could_not_be_determined() {
     // It might be weak.
     for id in ["protocol.tls1_0", "weak.rc4", "vulnerability.robot", "certificate.trusted"] {
         assert_eq!(judged(&changed(id, Inconclusive)).level, Level::Unknown, "{id}");
     }
-    // It might be less than strong, and is no worse.
+    // It may not be strong, but is at least acceptable.
     for id in ["post_quantum", "session.early_data", "http.hsts"] {
         assert_eq!(judged(&changed(id, Inconclusive)).level, Level::Acceptable, "{id}");
     }
-    // What is weak stays weak.
+    // A known weakness keeps the level weak.
     let mut facts = changed("protocol.tls1_0", Inconclusive);
     facts.set("weak.rc4", Yes, None, "");
     let judgement = judged(&facts);
     assert_eq!(judgement.level, Level::Weak);
     assert_eq!(judgement.reasons[0].rule, "rc4");
     assert_eq!(judgement.reasons[1].level, Level::Unknown);
-    // What was not asked counts where no level makes sense without it, and else does not.
+    // Untested facts count only if every level needs them.
     for id in ["protocol.ssl3", "suites.tls1_2", "certificate.trusted", "certificate.valid"] {
         assert_eq!(judged(&changed(id, Untested)).level, Level::Unknown, "{id}");
     }
@@ -198,26 +198,26 @@ fn no_level_claims_what_could_not_be_told() {
 }
 
 #[test]
-fn a_private_authority_that_was_given_is_an_authority() {
+fn a_given_private_authority_is_trusted() {
     let mut facts = changed("certificate.trusted", No);
     assert_eq!(judged(&facts).level, Level::Weak);
     facts.set("certificate.trusted_by_mesh", Yes, None, "the mesh's bundle");
-    // Identities of a mesh name no host.
+    // Certificates of the mesh contain no host name.
     facts.set("certificate.name", No, None, "spiffe://example.com/db");
     assert_eq!(judged(&facts).level, Level::Strong);
 }
 
 #[test]
-fn profiles_say_yes_no_and_cannot_tell() {
+fn profiles_answer_yes_no_or_inconclusive() {
     let modern = judged(&modern_facts());
     let answers: Vec<_> = modern.profiles.iter().map(|v| (v.profile.as_ref(), v.answer)).collect();
     assert_eq!(
         answers,
         [
             ("bcp195", Yes),
-            // ChaCha20 is not approved there.
+            // NIST does not approve ChaCha20.
             ("nist-800-52r2", No),
-            // TLS 1.2 is spoken.
+            // TLS 1.2 is supported.
             ("mozilla-modern", No),
             ("mozilla-intermediate", Yes),
             ("pci-dss-4", Yes),
@@ -227,7 +227,7 @@ fn profiles_say_yes_no_and_cannot_tell() {
     for profile in Profile::ALL {
         let open = judged(&changed("protocol.tls1_0", Inconclusive));
         let answer = verdict(&open, *profile);
-        assert_ne!(answer, Yes, "{profile} claims what nobody saw");
+        assert_ne!(answer, Yes, "{profile} claims what was not observed");
         for rule in profile.rules() {
             let Some(id) = rule.test.fact() else { continue };
             let bad = if matches!(rule.test, Test::Yes(_) | Test::MustNot(_)) { Yes } else { No };
@@ -240,9 +240,9 @@ fn profiles_say_yes_no_and_cannot_tell() {
     }
 }
 
-/// Facts of servers that meet the profiles which the modern one does not.
+/// Servers that meet the profiles which the modern sample does not meet.
 #[test]
-fn each_profile_can_be_met_and_each_demand_of_its_own_can_break() {
+fn every_profile_can_be_met_and_each_of_its_own_rules_can_fail() {
     let without = |facts: &Facts, gone: &str| {
         let mut left = Facts::default();
         for (id, fact) in facts.iter().filter(|(id, _)| !id.contains(gone)) {
@@ -320,7 +320,7 @@ fn each_profile_can_be_met_and_each_demand_of_its_own_can_break() {
     }
 }
 
-/// What a level says and what the profile says that the level is named after.
+/// The level `acceptable` and the profile BCP 195 agree.
 #[test]
 fn what_is_acceptable_meets_bcp_195() {
     for rule in RULES {

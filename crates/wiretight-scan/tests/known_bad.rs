@@ -1,9 +1,9 @@
-//! Servers that are bad in a way that is known, and their good twins: a full scan of the one says so, that of the
-//! other says that it is not, and no scan says of a server what it does not have.
+//! Servers with a known weakness, and counterparts without it: a full scan reports the weakness of the former, and its
+//! absence for the latter, without false alarms.
 //!
-//! The servers are real ones wherever they can still be had: OpenSSL 0.9.8e (SSL 2.0 and 3.0, export suites, single
-//! DES, RC4, compression, renegotiation of before RFC 5746), OpenSSL 3.0 at security level 0, GnuTLS with all that it
-//! can, tlslite-ng. What no server that can be had does any more is played; [`PLAYED`] says why.
+//! Real servers are used where they are still available: OpenSSL 0.9.8e (SSL 2.0 and 3.0, export suites, single
+//! DES, RC4, compression, renegotiation without RFC 5746), OpenSSL 3.0 at security level 0, GnuTLS with everything
+//! enabled, tlslite-ng. Other weaknesses are simulated; [`PLAYED`] says why.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod servers;
@@ -24,16 +24,16 @@ use wiretight_scan::facts::TABLE;
 use wiretight_scan::parse::{ClientHello, ContentType, record};
 use wiretight_scan::{Host, Start, Target};
 
-/// A fact, what it is of a bad server, servers that have it so, and twins that have it the other way.
+/// A fact, its answer for a weak server, servers with this answer, and counterparts with the opposite answer.
 type Pair = (&'static str, Answer, &'static [&'static str], &'static [&'static str]);
 
 const PAIRS: &[Pair] = &[
-    // Flaws in how a server behaves.
+    // Flaws in a server's behaviour.
     (
         "vulnerability.heartbleed",
         Yes,
         &["tlslite-heartbleed"],
-        // The first answers heartbeats.
+        // The first supports heartbeats.
         &["tlslite-hybrids", "tlslite-no-ems", "openssl-default", "old-default"],
     ),
     (
@@ -60,7 +60,7 @@ const PAIRS: &[Pair] = &[
         &["tlslite-poodle"],
         &["tlslite-no-ems", "openssl-no-etm", "gnutls-tls1_0", "openssl-tls1_3"],
     ),
-    // Flaws in what a server offers.
+    // Flaws in what a server accepts.
     ("vulnerability.drown", Yes, &["old-ssl2"], &["old-ssl3", "openssl-default", "tlslite-rc4"]),
     (
         "vulnerability.poodle_ssl",
@@ -115,7 +115,7 @@ const PAIRS: &[Pair] = &[
             "openssl-tls1_2",
             "gnutls-default",
             "tlslite-insecure-renegotiation",
-            // Red Hat gave it RFC 5746.
+            // Red Hat added RFC 5746 to it.
             "old-default",
         ],
     ),
@@ -236,33 +236,30 @@ const PAIRS: &[Pair] = &[
     ("certificate.wildcard", Yes, &["openssl-other-name"], &["openssl-default"]),
 ];
 
-/// What is played, and why.
+/// The simulated servers, and why.
 const PLAYED: &[(&str, &str)] = &[
-    ("tlslite-heartbleed", "OpenSSL 1.0.1 to 1.0.1f is in no package of today"),
+    ("tlslite-heartbleed", "no current package contains OpenSSL 1.0.1 to 1.0.1f"),
     (
         "tlslite-ccs",
-        "OpenSSL before 1.0.1h is in no package of today; 0.9.8 does not have it in servers",
+        "no current package contains OpenSSL before 1.0.1h; servers with 0.9.8 are not affected",
     ),
-    ("tlslite-ticketbleed", "F5's TMOS is not to be had"),
-    ("tlslite-robot", "its boxes are not to be had"),
-    ("tlslite-robot-timeout", "its boxes are not to be had"),
-    ("tlslite-poodle", "its boxes are not to be had"),
+    ("tlslite-ticketbleed", "F5's TMOS is not available"),
+    ("tlslite-robot", "the affected devices are not available"),
+    ("tlslite-robot-timeout", "the affected devices are not available"),
+    ("tlslite-poodle", "the affected devices are not available"),
     (
         "played-roca",
-        "keys of Infineon's library are not to be had: a modulus with its mark is shown",
+        "keys of Infineon's library are not available: a modulus with their pattern is used",
     ),
-    (
-        "played-static-dh",
-        "certificates with DH keys were issued by nobody, and no library takes them",
-    ),
-    ("played-static-ecdh", "OpenSSL 3.0, GnuTLS and tlslite-ng have no static ECDH"),
-    ("played-fallback", "all servers that can be had know RFC 7507"),
-    ("played-injection", "Postfix before 2011 is in no package of today"),
-    ("played-no-injection", "the twin of the one that is played"),
+    ("played-static-dh", "nobody issues certificates with DH keys, and no library accepts them"),
+    ("played-static-ecdh", "OpenSSL 3.0, GnuTLS and tlslite-ng do not support static ECDH"),
+    ("played-fallback", "all available servers support RFC 7507"),
+    ("played-injection", "no current package contains Postfix from before 2011"),
+    ("played-no-injection", "the counterpart of a simulated server"),
 ];
 
 #[test]
-fn each_weakness_is_told_from_its_absence_and_none_is_made_up() {
+fn every_weakness_is_distinguished_from_its_absence_without_false_alarms() {
     let begun = Instant::now();
     let in_pairs = PAIRS.iter().flat_map(|(_, _, bad, good)| bad.iter().chain(*good).copied());
     let real = all().into_iter().filter(|c| c.kind == Kind::Real).map(|c| c.name);
@@ -286,7 +283,7 @@ fn each_weakness_is_told_from_its_absence_and_none_is_made_up() {
             real += usize::from(is_real(name));
             let fact = report.facts.get(id);
             let answer = fact.map_or(Answer::Untested, |fact| fact.answer);
-            // What a version cannot have is not asked of it, which is no alarm.
+            // A flaw that a version cannot have is untested, which is not an alarm.
             let moot = expected == other && *bad == Yes && answer == Answer::Untested;
             if answer != expected && !moot {
                 let evidence = fact.map_or("", |fact| fact.evidence.as_ref());
@@ -294,9 +291,9 @@ fn each_weakness_is_told_from_its_absence_and_none_is_made_up() {
             }
         }
     }
-    // No false alarm.
+    // No false alarms.
     for (name, report) in &reports {
-        // Each of them is one server.
+        // None of them is several servers at one address.
         if let Some(fact) = report.facts.get("consistent").filter(|fact| fact.answer == No) {
             wrong.push(format!("{name} differs: {:?}", fact.value));
         }
@@ -344,7 +341,7 @@ fn is_real(name: &str) -> bool {
 }
 
 #[test]
-fn the_table_leaves_no_weakness_out_and_says_of_each_mock_why_it_is_one() {
+fn the_table_contains_every_weakness_and_a_reason_for_each_simulation() {
     for id in TABLE.iter().map(|entry| entry.id) {
         if id.starts_with("vulnerability.") || id.starts_with("weak.") {
             let pair = PAIRS.iter().find(|pair| pair.0 == id);
@@ -359,10 +356,10 @@ fn the_table_leaves_no_weakness_out_and_says_of_each_mock_why_it_is_one() {
         }
     }
     let reports: BTreeMap<&str, &str> = ALARMS.iter().copied().collect();
-    assert_eq!(reports.len(), ALARMS.len(), "a server stands twice");
+    assert_eq!(reports.len(), ALARMS.len(), "duplicate server");
 }
 
-/// All vulnerabilities of each server; of one that does not stand here, none but [`CBC`] where it takes CBC suites.
+/// All vulnerabilities of each server. Servers that are not listed have none, except [`CBC`] if they accept CBC suites.
 const ALARMS: &[(&str, &str)] = &[
     ("gnutls-default", "beast lucky13"),
     ("gnutls-legacy", "beast lucky13 rc4 sweet32"),
@@ -401,16 +398,16 @@ const ALARMS: &[(&str, &str)] = &[
     ("tlslite-ticketbleed", "beast lucky13 sweet32 ticketbleed"),
 ];
 
-/// MAC-then-encrypt: what has CBC suites is exposed to it.
+/// MAC-then-encrypt: every server with CBC suites is exposed to it.
 const CBC: &str = "lucky13";
 
-/// Starts what is played here; it ends with the process.
+/// Starts a simulated server, which ends with the process.
 fn play(name: &str) -> (Target, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let serve: Arc<dyn Fn(TcpStream) + Send + Sync> = match name {
         "played-roca" => Arc::new(|client| answer(client, &[0x002f, 0x0035], marked())),
-        // TLS_DH_RSA_WITH_AES_128_CBC_SHA and its ECDH_ECDSA and ECDH_RSA kin.
+        // TLS_DH_RSA_WITH_AES_128_CBC_SHA, and the same with ECDH_ECDSA and ECDH_RSA.
         "played-static-dh" => Arc::new(|client| answer(client, &[0x0031], leaf("rsa"))),
         "played-static-ecdh" => Arc::new(|client| answer(client, &[0xc004, 0xc00e], leaf("ecdsa"))),
         "played-fallback" => Arc::new(|client| answer(client, &[0x002f], leaf("rsa"))),
@@ -432,7 +429,7 @@ fn play(name: &str) -> (Target, SocketAddr) {
     (target, address)
 }
 
-/// The first flight of a server of TLS 1.1 and 1.2 whose key is in its certificate: it need not prove that it has it.
+/// The first flight of a TLS 1.1 or 1.2 server with a static key in its certificate, which needs no signature.
 fn answer(mut client: TcpStream, suites: &[u16], certificate: Vec<u8>) {
     let mut header = [0; 5];
     if client.read_exact(&mut header).is_err() || header[0] != 22 {
@@ -458,7 +455,7 @@ fn answer(mut client: TcpStream, suites: &[u16], certificate: Vec<u8>) {
     flight.extend(handshake(11, &[&(one.len() as u32).to_be_bytes()[1..], &one].concat()));
     flight.extend(handshake(14, &[]));
     let _ = client.write_all(&record(ContentType::Handshake, 0x0303, &flight));
-    // Whatever comes next, it has no key to go on with.
+    // This server has no key to continue with.
     if matches!(client.read(&mut [0; 4096]), Ok(1..)) {
         let _ = client.write_all(&record(ContentType::Alert, 0x0303, &[2, 51]));
     }
@@ -476,7 +473,7 @@ fn leaf(name: &str) -> Vec<u8> {
     CertificateDer::from_pem_file(file).unwrap().to_vec()
 }
 
-/// The leaf with a modulus that is 1 modulo all small primes: 1 is a power of 65537, which is the mark.
+/// The leaf with a modulus that is 1 modulo all small primes: 1 is a power of 65537, which is the ROCA pattern.
 fn marked() -> Vec<u8> {
     let mut leaf = leaf("rsa");
     let mut product = num_bigint::BigUint::from(1_u8);
@@ -491,8 +488,8 @@ fn marked() -> Vec<u8> {
     leaf
 }
 
-/// An SMTP server. One that injects reads ahead, as Postfix did before 2.8: what came with STARTTLS in the clear is
-/// the first that it takes for having come inside TLS.
+/// An SMTP server. A vulnerable one reads ahead, like Postfix before 2.8: it treats plaintext sent with STARTTLS as
+/// the first data inside TLS.
 fn mail(client: TcpStream, injects: bool) {
     let _ = try_mail(client, injects);
 }

@@ -1,4 +1,4 @@
-//! QUIC, asked of three implementations, and of peers that mean harm.
+//! QUIC probes against three implementations and hostile peers.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -17,6 +17,8 @@ use wiretight_scan::parse::quic::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What no question waits for, on the busiest machine.
+const LONG: Duration = Duration::from_secs(10);
 
 async fn ask(address: SocketAddr, timeout: Duration) -> Facts {
     quic(address, Some("localhost"), timeout, &Pace::new(4)).await
@@ -57,7 +59,7 @@ fn quinn_server(always_retry: bool) -> (quinn::Endpoint, SocketAddr) {
 }
 
 #[tokio::test]
-async fn quinn_names_its_groups_and_versions() {
+async fn groups_and_versions_of_quinn_are_found() {
     for always_retry in [false, true] {
         let (endpoint, address) = quinn_server(always_retry);
         let facts = ask(address, PATIENCE).await;
@@ -68,13 +70,13 @@ async fn quinn_names_its_groups_and_versions() {
         let mut groups = facts.list("groups.quic").to_vec();
         groups.sort_unstable();
         assert_eq!(groups, ["X25519MLKEM768", "secp256r1", "secp384r1", "x25519"]);
-        // It was told that nobody stays, and so keeps nothing.
+        // The probes closed their connections, so the server keeps none.
         let closed = tokio::time::timeout(Duration::from_secs(10), endpoint.wait_idle()).await;
         assert!(closed.is_ok() || endpoint.open_connections() == 0);
     }
 }
 
-/// A program that is ended when this is dropped.
+/// A program that is stopped on drop.
 struct Program(Child);
 
 impl Drop for Program {
@@ -84,10 +86,10 @@ impl Drop for Program {
     }
 }
 
-/// Says that a program is missing, and lets the test pass; in CI it must not be.
+/// Prints that a program is missing, and lets the test pass; in CI, it fails.
 fn skip(what: &str) {
     assert!(std::env::var_os("CI").is_none(), "{what} is not installed, and CI needs it");
-    // Past the test harness, which keeps what a passing test prints to itself.
+    // Directly to stderr, because the test harness hides the output of passing tests.
     let _ = writeln!(std::io::stderr(), "skipped: {what} is not installed");
 }
 
@@ -105,13 +107,13 @@ fn pems(dir: &Path) -> (PathBuf, PathBuf) {
     (chain, private)
 }
 
-/// A port that is free for UDP and TCP.
+/// A port that is free on UDP and TCP.
 fn free_port() -> u16 {
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     tcp.local_addr().unwrap().port()
 }
 
-/// aioquic, which refuses a protocol first of all, and names no group.
+/// aioquic, which checks ALPN first, and sends no HelloRetryRequest.
 fn aioquic(alpn: &str, dir: &Path) -> Option<(Program, SocketAddr)> {
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/pypi/bin/python");
     let has = Command::new(python).args(["-c", "import aioquic"]).stderr(Stdio::null()).status();
@@ -133,7 +135,7 @@ fn aioquic(alpn: &str, dir: &Path) -> Option<(Program, SocketAddr)> {
 }
 
 #[tokio::test]
-async fn aioquic_that_names_no_group_is_asked_with_shares() {
+async fn aioquic_without_hello_retry_requests_is_tested_with_key_shares() {
     let dir = tempfile::tempdir().unwrap();
     let Some((_server, address)) = aioquic("h3", dir.path()) else { return };
     let facts = ask(address, PATIENCE).await;
@@ -143,7 +145,7 @@ async fn aioquic_that_names_no_group_is_asked_with_shares() {
 }
 
 #[tokio::test]
-async fn another_protocol_over_quic_is_quic_and_an_alert_is_a_refusal() {
+async fn other_protocols_over_quic_are_found_and_an_alert_is_a_no() {
     let dir = tempfile::tempdir().unwrap();
     let Some((_server, address)) = aioquic("doq", dir.path()) else { return };
     let facts = ask(address, PATIENCE).await;
@@ -175,7 +177,7 @@ async fn caddy_speaks_quic() {
     let _server = Program(command.spawn().unwrap());
     let begun = Instant::now();
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "caddy does not start");
+        assert!(begun.elapsed() < Duration::from_secs(60), "caddy does not start");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let facts = ask(([127, 0, 0, 1], port).into(), PATIENCE).await;
@@ -184,7 +186,7 @@ async fn caddy_speaks_quic() {
 }
 
 #[tokio::test]
-async fn a_closed_port_is_a_no_and_silence_is_not() {
+async fn a_closed_port_is_a_no_but_silence_is_not() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let facts = ask(closed, PATIENCE).await;
     assert_eq!(facts.answer("protocol.quic"), Answer::No, "{facts:?}");
@@ -194,11 +196,11 @@ async fn a_closed_port_is_a_no_and_silence_is_not() {
     let begun = Instant::now();
     let facts = ask(played.address, Duration::from_millis(600)).await;
     assert_eq!(facts.answer("protocol.quic"), Answer::Inconclusive, "{facts:?}");
-    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
     assert_eq!(played.heard.load(Ordering::Relaxed), 4, "the hello and three times more");
 }
 
-/// Answers what comes with what a function makes of it: the socket's count so far, the datagram.
+/// Answers datagrams with the result of a function, which gets the number of datagrams so far and the datagram.
 struct Played {
     address: SocketAddr,
     heard: Arc<AtomicUsize>,
@@ -207,7 +209,7 @@ struct Played {
 impl Played {
     fn start(mut play: impl FnMut(usize, &[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        // The thread ends by itself when nobody asks any longer.
+        // The thread ends when there are no more datagrams.
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let address = socket.local_addr().unwrap();
         let heard = Arc::new(AtomicUsize::new(0));
@@ -234,7 +236,7 @@ fn as_initial(datagram: &[u8]) -> Option<Initial<'_>> {
     }
 }
 
-/// An Initial of a server that answers this one, which is the client's first.
+/// A server's Initial in reply to a client's first one.
 fn answer(datagram: &[u8], number: usize, frames: &[Frame<'_>]) -> Option<Vec<u8>> {
     let asked = as_initial(datagram)?;
     let mut bytes = Vec::new();
@@ -259,7 +261,7 @@ fn negotiation(asked: &Initial<'_>, versions: &[u32]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn other_versions_alone_are_a_no_if_the_host_stays_by_it() {
+async fn only_other_versions_are_a_no_if_they_are_confirmed() {
     let played = Played::start(|_, datagram| {
         let asked = as_initial(datagram).unwrap();
         vec![negotiation(&asked, &[0xff00_001d, 0x6b33_43cf, 0x1a2a_3a4a])]
@@ -278,7 +280,7 @@ async fn other_versions_alone_are_a_no_if_the_host_stays_by_it() {
 }
 
 #[tokio::test]
-async fn no_peer_holds_a_scan_up_or_makes_up_an_answer() {
+async fn no_peer_can_delay_a_scan_or_cause_a_wrong_answer() {
     type Play = Box<dyn FnMut(usize, &[u8]) -> Vec<Vec<u8>> + Send>;
     let hostile: Vec<(&str, Play)> = vec![
         ("garbage", Box::new(|n, _| vec![vec![n as u8; 1200]; 200])),
@@ -323,7 +325,7 @@ async fn no_peer_holds_a_scan_up_or_makes_up_an_answer() {
             }),
         ),
         (
-            "acknowledgements for ever",
+            "endless acknowledgements",
             Box::new(|n, datagram| {
                 let frames = [Frame::Ack(0), Frame::Ping];
                 let packets = (0..100).map(|i| answer(datagram, n * 100 + i, &frames));
@@ -357,7 +359,7 @@ async fn no_peer_holds_a_scan_up_or_makes_up_an_answer() {
             }),
         ),
         (
-            "a close that is no alert",
+            "a close without an alert",
             Box::new(|_, datagram| {
                 let close = Frame::Close { code: 2, reason: b"busy\x1b[2J" };
                 vec![answer(datagram, 0, &[close]).unwrap()]
@@ -378,14 +380,14 @@ async fn no_peer_holds_a_scan_up_or_makes_up_an_answer() {
         let facts = ask(played.address, timeout).await;
         let took = begun.elapsed();
         assert_eq!(facts.answer("protocol.quic"), Answer::Inconclusive, "{name}: {facts:?}");
-        assert!(took < timeout * 4, "{name}: {took:?}");
+        assert!(took < LONG, "{name}: {took:?}");
         assert!(!evidence(&facts).contains('\x1b'), "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_server_hello_in_pieces_and_out_of_order_is_read() {
-    // A HelloRetryRequest for x25519, and after that a refusal.
+async fn a_server_hello_in_pieces_and_out_of_order_is_parsed() {
+    // A HelloRetryRequest for x25519, and then an alert.
     let mut hello = vec![2, 0, 0, 0, 3, 3];
     hello.extend(b"\xcf\x21\xad\x74\xe5\x9a\x61\x11\xbe\x1d\x8c\x02\x1e\x65\xb8\x91");
     hello.extend(b"\xc2\xa2\x11\x16\x7a\xbb\x8c\x5e\x07\x9e\x09\xe2\xc8\xa8\x33\x9c");
@@ -395,7 +397,7 @@ async fn a_server_hello_in_pieces_and_out_of_order_is_read() {
     let played = Played::start(move |_, datagram| {
         let Some(opened) = as_initial(datagram) else { return Vec::new() };
         let keys = InitialKeys::new(opened.destination);
-        // A goodbye goes to the same ID here, and is not answered.
+        // A close goes to the same ID here, and needs no answer.
         let Some((number, payload)) = opened.open(&keys.client, None) else { return Vec::new() };
         if number != 0 || payload[0] != 6 {
             return Vec::new();
@@ -406,7 +408,7 @@ async fn a_server_hello_in_pieces_and_out_of_order_is_read() {
             return vec![answer(datagram, 0, &[close]).unwrap()];
         }
         let middle = hello.len() / 2;
-        // Whatever ends the connection after it, a hello is a hello.
+        // A hello counts even if the connection is closed after it.
         let close = Frame::Close { code: 0x128, reason: b"" };
         let late = answer(datagram, 5, &[Frame::Crypto(middle as u64, &hello[middle..])]);
         let early = [Frame::Ack(0), Frame::Crypto(0, &hello[..middle]), close];
@@ -418,7 +420,7 @@ async fn a_server_hello_in_pieces_and_out_of_order_is_read() {
 }
 
 #[tokio::test]
-async fn a_server_of_quic_alone_is_scanned() {
+async fn a_server_with_only_quic_is_scanned() {
     use wiretight_scan::active::{Options, scan_address};
     let (endpoint, address) = quinn_server(false);
     let target = format!("tls://{address}").parse().unwrap();
@@ -440,7 +442,7 @@ async fn a_server_of_quic_alone_is_scanned() {
     ] {
         assert_eq!(facts.answer(id), expected, "{id}: {:?}", facts.get(id));
     }
-    // Without the endpoint nothing is there at all.
+    // Without the endpoint, nothing is reachable.
     drop(endpoint);
     let port = free_port();
     let nothing: SocketAddr = ([127, 0, 0, 1], port).into();

@@ -1,4 +1,4 @@
-//! Every server of the tests starts, listens, and ends.
+//! Every test server starts, listens, and stops.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod servers;
@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use servers::{Kind, all, start};
 
-/// `ONLY=nginx` leaves the others out.
+/// `ONLY=nginx` skips the others.
 fn wanted(name: &str) -> bool {
     env::var("ONLY").is_ok_and(|only| only.split(',').any(|part| name.contains(part)))
 }
 
 #[test]
-fn every_server_starts_on_a_port_of_its_own() {
+fn every_server_starts_on_its_own_port() {
     for config in all() {
         if config.kind == Kind::Hostile || (env::var("ONLY").is_ok() && !wanted(config.name)) {
             continue;
@@ -28,11 +28,11 @@ fn every_server_starts_on_a_port_of_its_own() {
     }
 }
 
-/// For people: `ONLY=nginx,old cargo test -p wiretight-scan --test reach -- --ignored --nocapture` has those servers
-/// stand until the end of the input.
+/// For manual tests: `ONLY=nginx,old cargo test -p wiretight-scan --test reach -- --ignored --nocapture` keeps these
+/// servers running until the end of standard input.
 #[test]
-#[ignore = "it waits for somebody"]
-fn servers_stand_until_the_input_ends() {
+#[ignore = "for manual tests: it waits for input"]
+fn servers_run_until_the_input_ends() {
     let running: Vec<_> = all()
         .iter()
         .filter(|config| wanted(config.name))

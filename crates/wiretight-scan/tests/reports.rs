@@ -1,5 +1,5 @@
-//! Reports in each format: valid by the official schemas, whole when streamed, and harmless whatever
-//! a certificate says.
+//! Reports in every format are valid by the official schemas, complete when streamed, and safe
+//! against hostile text in certificates.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -23,7 +23,7 @@ fn written(format: Format, options: Options, reports: &[Report]) -> String {
     String::from_utf8(writer.finish().unwrap()).unwrap()
 }
 
-/// Kept, for people to look at: target/tmp/report.html.
+/// Keeps the output for manual inspection: target/tmp/report.html.
 fn file(name: &str, text: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&path, text).unwrap();
@@ -35,7 +35,7 @@ fn validate(kind: &[&str], path: &Path) {
     assert_eq!(errors.as_deref().unwrap_or_default(), "", "{}", path.display());
 }
 
-/// What validate.py says; where its packages are missing it is left out, but not in CI.
+/// The output of validate.py. Skipped if its packages are missing, except in CI.
 fn errors(kind: &[&str], path: &Path) -> Option<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let python = root.join("target/tools/pypi/bin/python");
@@ -54,9 +54,9 @@ fn errors(kind: &[&str], path: &Path) -> Option<String> {
     Some(said)
 }
 
-/// What validates everything validates nothing.
+/// A validator that accepts everything would be useless.
 #[test]
-fn the_validators_find_what_is_wrong() {
+fn the_validators_find_errors() {
     let reports = [samples::old()];
     let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/scan-report.schema.json");
     for (format, kind, right, wrong) in [
@@ -71,7 +71,7 @@ fn the_validators_find_what_is_wrong() {
     }
 }
 
-/// With every suite, every group and every key that there is.
+/// A report with every suite, every group and every type of key.
 fn everything() -> Report {
     let mut report = samples::modern();
     let facts = &mut report.facts;
@@ -92,7 +92,7 @@ fn everything() -> Report {
 }
 
 #[test]
-fn sarif_is_valid_and_tells_what_is_wrong_from_what_is_open() {
+fn sarif_is_valid_and_distinguishes_failures_from_open_results() {
     let text = written(Format::Sarif, Options::default(), &samples::all());
     validate(&["sarif"], &file("report.sarif", &text));
     let none = written(Format::Sarif, Options::default(), &[]);
@@ -118,7 +118,7 @@ fn sarif_is_valid_and_tells_what_is_wrong_from_what_is_open() {
         let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
         assert_eq!(run["tool"]["driver"]["rules"][index]["id"], result["ruleId"]);
     }
-    // A tracker knows a finding again: no two share a fingerprint, and another scan has the same.
+    // Trackers match findings by fingerprints: they are unique, and the same in another scan.
     let prints = |text: &str| -> Vec<String> {
         let sarif: Value = serde_json::from_str(text).unwrap();
         let results = sarif["runs"][0]["results"].as_array().unwrap().clone();
@@ -135,10 +135,10 @@ fn sarif_is_valid_and_tells_what_is_wrong_from_what_is_open() {
 }
 
 #[test]
-fn a_cbom_is_valid_and_refers_to_nothing_that_it_does_not_hold() {
+fn a_cbom_is_valid_and_all_its_references_resolve() {
     let mut reports = samples::all();
     reports.push(everything());
-    // The same endpoint twice is two scans of it.
+    // The same endpoint was scanned twice.
     reports.push(samples::modern());
     let text = written(Format::Cbom, Options::default(), &reports);
     validate(&["cbom"], &file("report.cdx.json", &text));
@@ -149,12 +149,12 @@ fn a_cbom_is_valid_and_refers_to_nothing_that_it_does_not_hold() {
     let bom: Value = serde_json::from_str(&text).unwrap();
     let components = bom["components"].as_array().unwrap();
     let refs: HashSet<_> = components.iter().map(|c| c["bom-ref"].as_str().unwrap()).collect();
-    assert_eq!(refs.len(), components.len(), "a bom-ref stands twice");
+    assert_eq!(refs.len(), components.len(), "duplicate bom-ref");
     let mut asked = Vec::new();
     references(&bom, &mut asked);
     assert!(asked.len() > 100);
     for reference in asked {
-        assert!(refs.contains(reference.as_str()), "{reference} is not there");
+        assert!(refs.contains(reference.as_str()), "{reference} does not exist");
     }
     let hybrid = components.iter().find(|c| c["bom-ref"] == "algorithm:X25519MLKEM768").unwrap();
     let places = hybrid["evidence"]["occurrences"].as_array().unwrap();
@@ -164,7 +164,7 @@ fn a_cbom_is_valid_and_refers_to_nothing_that_it_does_not_hold() {
     assert_eq!(state[0]["state"], "deactivated");
 }
 
-/// What `ref` and `algorithms` point at.
+/// The references in `ref` and `algorithms`.
 fn references(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Array(values) => values.iter().for_each(|value| references(value, found)),
@@ -184,7 +184,7 @@ fn references(value: &Value, found: &mut Vec<String>) {
 }
 
 #[test]
-fn json_is_what_its_schema_says_and_reads_back() {
+fn json_matches_its_schema_and_can_be_read_back() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scan-report.schema.json");
     let schema = schema.to_str().unwrap();
     let mut reports = samples::all();
@@ -205,7 +205,7 @@ fn json_is_what_its_schema_says_and_reads_back() {
 }
 
 #[test]
-fn a_table_tells_people_all_of_it() {
+fn a_table_contains_findings_changes_and_open_questions() {
     let reports = samples::all();
     let text = written(Format::Table, Options { width: Some(100), ..Options::default() }, &reports);
     file("report.txt", &text);
@@ -214,18 +214,18 @@ fn a_table_tells_people_all_of_it() {
         "✗ SSL 2.0",
         "✓ X25519MLKEM768",
         "What to change",
-        "What could not be told",
-        "connection reset, also when asked again after 8 s",
-        "in the clear: it answered with `+PONG`",
-        "not reached: connection refused",
+        "What could not be determined",
+        "connection reset, also after 8 s",
+        "not encrypted: it answered with `+PONG`",
+        "unreachable: connection refused",
         "7 targets:",
     ] {
         assert!(text.contains(said), "{said} is not in:\n{text}");
     }
     let long = text.lines().find(|line| line.chars().count() > 100 && line.contains(' '));
     let long = long.filter(|line| line.split(' ').all(|word| word.chars().count() < 70));
-    assert_eq!(long, None, "wider than asked for");
-    assert!(!text.contains('\u{1b}'), "a colour where none was asked for");
+    assert_eq!(long, None, "a line is too wide");
+    assert!(!text.contains('\u{1b}'), "colours although they are off");
 
     let line = Options { detail: Detail::Line, ..Options::default() };
     let text = written(Format::Table, line, &reports);
@@ -235,9 +235,9 @@ fn a_table_tells_people_all_of_it() {
     assert!(text.contains("HelloRetryRequest") && text.contains("untested"), "{text}");
 }
 
-/// A certificate's name, a banner and a header are a stranger's.
+/// Certificate names, banners and headers are untrusted.
 #[test]
-fn no_format_lets_a_stranger_write_to_the_reader() {
+fn every_format_escapes_hostile_text() {
     let hostile = [samples::hostile()];
     for colour in [false, true] {
         for detail in [Detail::Line, Detail::Usual, Detail::Everything] {
@@ -268,7 +268,7 @@ fn no_format_lets_a_stranger_write_to_the_reader() {
 }
 
 #[test]
-fn a_page_needs_nothing_from_elsewhere() {
+fn an_html_page_is_self_contained() {
     let page = written(Format::Html, Options::default(), &samples::all());
     file("report.html", &page);
     for word in ["http-equiv=\"Content-Security-Policy\"", "heartbleed", "connection refused"] {
@@ -277,7 +277,7 @@ fn a_page_needs_nothing_from_elsewhere() {
     for word in ["<script", "<link", "<img", "src=", "url(", "@import", "onload", "javascript:"] {
         assert!(!page.contains(word), "{word}");
     }
-    // What is opened is closed.
+    // Every tag is closed.
     for tag in ["section", "table", "tr", "td", "div", "details", "ul", "span", "main"] {
         let open =
             page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
@@ -285,4 +285,67 @@ fn a_page_needs_nothing_from_elsewhere() {
     }
     let none = written(Format::Html, Options::default(), &[]);
     assert!(none.ends_with("</html>\n"));
+}
+
+/// Chromium without a window and with a profile of its own; `None` where it is missing, but not in CI.
+fn chromium(arguments: &[&str], page: &Path) -> Option<Vec<u8>> {
+    let profile = tempfile::tempdir().unwrap();
+    let profile = format!("--user-data-dir={}", profile.path().display());
+    let fixed = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"];
+    let url = format!("file://{}", page.canonicalize().unwrap().display());
+    let mut command = Command::new("chromium");
+    command.args(fixed).arg(profile).args(arguments).arg(url);
+    match command.output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(output.stdout)
+        }
+        Err(e) => {
+            assert!(std::env::var_os("CI").is_none(), "chromium: {e}");
+            eprintln!("skipped: chromium: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_page_fits_a_window_of_1200_pixels_and_fewer_than_two_printed_pages_a_target() {
+    let reports: Vec<Report> =
+        [samples::modern(), samples::mail(), samples::old(), samples::throttled()]
+            .into_iter()
+            .cycle()
+            .take(8)
+            .collect();
+    let page = written(Format::Html, Options::default(), &reports);
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    assert!(page.contains(policy));
+    // What is cut: what is wider than the window, a table wider than what it is in, a label that leaves its box.
+    let script = "<script>addEventListener('load', () => {
+        const box = (e) => e.getBoundingClientRect(), cut = [];
+        for (const e of document.querySelectorAll('main *'))
+            if (box(e).right > innerWidth + 1) cut.push('window: ' + e.textContent.slice(0, 40));
+        for (const e of document.querySelectorAll('table'))
+            if (box(e).right > box(e.parentElement).right + 1) cut.push('table ' + e.className);
+        for (const e of document.querySelectorAll('th.p span')) {
+            const outer = box(e.closest('section'));
+            if (box(e).right > outer.right || box(e).top < outer.top) cut.push('label ' + e.textContent);
+        }
+        document.title = innerWidth + ' ' + document.documentElement.scrollWidth + ' cut ' + cut.join('; ');
+    })</script></body>";
+    let measuring = page.replace(policy, "script-src 'unsafe-inline'; style-src 'unsafe-inline'");
+    let measuring = file("report-measured.html", &measuring.replace("</body>", script));
+    let window = ["--window-size=1200,900", "--hide-scrollbars", "--dump-dom"];
+    let Some(dom) = chromium(&window, &measuring) else { return };
+    let dom = String::from_utf8(dom).unwrap();
+    let (_, rest) = dom.split_once("<title>").unwrap();
+    let (title, _) = rest.split_once("</title>").unwrap();
+    assert_eq!(title, "1200 1200 cut ");
+
+    let pdf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.pdf");
+    let _ = std::fs::remove_file(&pdf);
+    let print = format!("--print-to-pdf={}", pdf.display());
+    chromium(&[&print, "--no-pdf-header-footer"], &file("report-printed.html", &page));
+    let pdf = std::fs::read(&pdf).unwrap();
+    let pages = pdf.windows(12).filter(|bytes| bytes.starts_with(b"/Type /Page\n")).count();
+    assert!((8..16).contains(&pages), "{pages} pages for eight targets and a summary");
 }

@@ -31,7 +31,7 @@ def main():
         validator = jsonschema.validators.validator_for(rules)
         validator.check_schema(rules)
         checker = validator(rules, format_checker=validator.FORMAT_CHECKER)
-        # A line of JSON Lines is a document.
+        # Each line of JSON Lines is a document.
         documents = [text] if kind == "sarif" or not path.endswith(".jsonl") else text.splitlines()
         errors = [
             f"{error.json_path}: {error.message[:300]}"

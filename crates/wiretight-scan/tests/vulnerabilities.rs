@@ -1,5 +1,5 @@
-//! ROBOT and Ticketbleed against mocks that have them, and all probes against a server that has
-//! nothing of the kind. The mocks of the other flaws stand with the code.
+//! ROBOT and Ticketbleed against vulnerable mocks, and all probes against a server without
+//! vulnerabilities. The mocks of the other flaws are in the source code.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod openssl;
@@ -26,7 +26,7 @@ fn show(facts: &Facts) {
 }
 
 #[tokio::test]
-async fn a_server_of_today_has_none_of_them() {
+async fn a_current_server_has_no_vulnerability() {
     if !have_openssl() {
         return;
     }
@@ -42,7 +42,7 @@ async fn a_server_of_today_has_none_of_them() {
 }
 
 #[tokio::test]
-async fn servers_that_tell_good_padding_from_bad_are_oracles() {
+async fn servers_that_reveal_valid_padding_are_oracles() {
     if !have_openssl() {
         return;
     }
@@ -66,7 +66,7 @@ async fn servers_that_tell_good_padding_from_bad_are_oracles() {
 }
 
 #[tokio::test]
-async fn memory_in_a_session_id_is_seen() {
+async fn memory_in_a_session_id_is_detected() {
     if !have_openssl() {
         return;
     }
@@ -77,25 +77,25 @@ async fn memory_in_a_session_id_is_seen() {
     assert_eq!(facts.answer("vulnerability.ticketbleed"), Answer::Yes);
 }
 
-/// How a mock tells what it found in a decrypted block.
+/// How a mock reveals the padding of a decrypted block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Oracle {
-    /// Not at all: all end in bad_record_mac.
+    /// Not at all: it always sends bad_record_mac.
     None,
-    /// By another alert where it does not begin as it should, or has no 00.
+    /// By another alert for a wrong start or a missing 00.
     Alert,
-    /// By going away.
+    /// By closing the connection.
     Close,
-    /// By another alert unless all is right, down to the version.
+    /// By another alert unless the block is completely correct, including the version.
     OnlyWhollyRight,
-    /// By an alert at once, where others are waited for to send their Finished.
+    /// By an immediate alert, while it otherwise waits for a Finished.
     WithoutFinished,
-    /// By the alert, but for no reason.
+    /// By another alert, but at random.
     Chance,
 }
 
-/// A mock of a TLS 1.2 server that takes RSA key transport, and answers no more than a
-/// ClientKeyExchange. It decrypts by `openssl pkeyutl`.
+/// A mock of a TLS 1.2 server with RSA key transport, which answers nothing after the
+/// ClientKeyExchange. It decrypts with `openssl pkeyutl`.
 fn oracle_mock(oracle: Oracle, certificate: Vec<u8>, key: PathBuf) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -151,12 +151,12 @@ fn answer(
         Oracle::OnlyWhollyRight => !right,
         Oracle::Chance => (number * number / 3).is_multiple_of(2),
     };
-    // What comes at once comes in one piece.
+    // Data that was sent at once arrives in one piece.
     if odd && oracle == Oracle::WithoutFinished && buffer.is_empty() {
         return alert(stream, 47);
     }
     let odd = odd && oracle != Oracle::WithoutFinished;
-    // ChangeCipherSpec, and what would be Finished.
+    // ChangeCipherSpec and Finished.
     read_record(stream, &mut buffer)?;
     read_record(stream, &mut buffer)?;
     match odd {
@@ -200,9 +200,9 @@ fn decrypt(ciphertext: &[u8], key: &PathBuf) -> Vec<u8> {
     child.wait_with_output().unwrap().stdout
 }
 
-/// A mock of Ticketbleed: it stands before a real server, and fills up session IDs of its
-/// ServerHellos to 32 bytes where they are shorter. (The handshake cannot be completed then, and
-/// does not have to be.)
+/// A mock of Ticketbleed: a proxy for a real server that extends the session IDs in
+/// ServerHellos to 32 bytes. (This breaks the handshake, but the probe does not need
+/// to complete it.)
 fn bleeding_mock(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -218,7 +218,7 @@ fn bleeding_mock(server: SocketAddr) -> SocketAddr {
                 });
                 let (mut buffer, mut greeted) = (Vec::new(), false);
                 while let Ok((content, mut fragment)) = read_record(&mut behind, &mut buffer) {
-                    // What is encrypted later may begin with any byte.
+                    // Later records are encrypted, and may begin with any byte.
                     if content == ContentType::Handshake && fragment[0] == 2 && !greeted {
                         greeted = true;
                         fragment = bleed(&fragment);

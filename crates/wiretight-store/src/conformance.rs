@@ -1,5 +1,5 @@
-//! What every backend must do. Each behaviour is one function of a fresh store; `suite!` makes it a
-//! test of each backend, so a new backend adds one line at the end of this file.
+//! Tests that every backend must pass. Each behaviour is a function that gets a fresh store; `suite!` turns it into a
+//! test for each backend. A new backend needs only one more line in `suites!`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,10 +16,10 @@ use crate::{
 };
 
 type Shared = Arc<dyn Store>;
-/// A store, and the directory that it lives in.
+/// A store, and its directory.
 type Fresh = (Shared, Option<TempDir>);
 
-/// How a backend makes a fresh store.
+/// Makes a fresh store of a backend.
 trait Open: AsyncFn(Limits) -> Fresh {}
 impl<F: AsyncFn(Limits) -> Fresh> Open for F {}
 
@@ -53,26 +53,26 @@ async fn sqlite(limits: Limits) -> Fresh {
 
 suites! {
     an_entry_is_created_once_and_read_back
-    a_swap_needs_the_revision_that_is_there
-    a_deleted_key_is_gone_and_can_be_created_again
+    a_swap_requires_the_current_revision
+    a_deleted_key_can_be_created_again
     a_recreated_key_does_not_match_its_old_revision
-    every_change_of_any_key_takes_a_higher_revision
-    values_up_to_the_limit_are_kept_and_larger_refused
+    every_change_gets_a_higher_revision
+    values_over_the_limit_are_rejected
     list_is_by_prefix_in_byte_order
-    list_says_where_a_watch_misses_nothing
-    update_creates_replaces_deletes_and_leaves_alone
+    a_watch_from_a_list_misses_nothing
+    update_creates_replaces_and_deletes
     an_error_in_update_writes_nothing
     concurrent_increments_are_all_counted
-    of_concurrent_creates_one_wins
+    one_of_concurrent_creates_succeeds
     watch_sees_puts_and_deletes_of_its_prefix_only
-    watch_replays_what_was_before_it
+    watch_replays_earlier_changes
     watch_waits_for_a_change
     watch_sees_every_change_in_order_under_concurrency
     a_dropped_next_loses_nothing
-    a_long_backlog_comes_in_bounded_batches
-    a_watcher_that_fell_behind_is_told_so
+    a_long_backlog_is_read_in_bounded_batches
+    a_watcher_that_fell_behind_gets_an_error
     history_is_bounded_in_bytes_too
-    a_watch_ahead_of_the_store_is_refused
+    a_watch_ahead_of_the_store_is_rejected
     a_watch_ends_when_its_store_is_dropped
 }
 
@@ -89,10 +89,10 @@ fn keys(entries: &[Entry]) -> Vec<&str> {
 }
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(20), work).await.expect("it should have happened by now")
+    timeout(Duration::from_secs(20), work).await.expect("timed out")
 }
 
-/// Reads on until `count` changes came.
+/// Reads until `count` changes arrived.
 async fn take(watch: &mut Watch, count: usize) -> Vec<Change> {
     let mut seen = Vec::new();
     while seen.len() < count {
@@ -124,7 +124,7 @@ async fn an_entry_is_created_once_and_read_back(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, b"one");
 }
 
-async fn a_swap_needs_the_revision_that_is_there(open: impl Open) {
+async fn a_swap_requires_the_current_revision(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("policy");
     assert_eq!(conflict(store.swap(&k, Revision(7), Some(vec![1])).await), None);
@@ -139,7 +139,7 @@ async fn a_swap_needs_the_revision_that_is_there(open: impl Open) {
     assert_eq!((entry.value, entry.revision), (vec![2], second));
 }
 
-async fn a_deleted_key_is_gone_and_can_be_created_again(open: impl Open) {
+async fn a_deleted_key_can_be_created_again(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("token/1");
     let first = store.create(&k, vec![1]).await.unwrap();
@@ -163,7 +163,7 @@ async fn a_recreated_key_does_not_match_its_old_revision(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![1]);
 }
 
-async fn every_change_of_any_key_takes_a_higher_revision(open: impl Open) {
+async fn every_change_gets_a_higher_revision(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     assert_eq!(store.list("").await.unwrap(), (vec![], Revision::ZERO));
     let a = store.create(&key("a"), vec![]).await.unwrap();
@@ -175,7 +175,7 @@ async fn every_change_of_any_key_takes_a_higher_revision(open: impl Open) {
     assert_eq!(store.list("").await.unwrap().1, b2);
 }
 
-async fn values_up_to_the_limit_are_kept_and_larger_refused(open: impl Open) {
+async fn values_over_the_limit_are_rejected(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key(&"k".repeat(Key::MAX_LEN));
     let too_large = |r| matches!(r, Err(Error::ValueTooLarge { len }) if len == MAX_VALUE + 1);
@@ -185,7 +185,7 @@ async fn values_up_to_the_limit_are_kept_and_larger_refused(open: impl Open) {
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![7; MAX_VALUE]);
     let at = store.swap(&k, at, Some(vec![])).await.unwrap();
     assert_eq!(store.get(&k).await.unwrap().unwrap().value, vec![]);
-    // An empty value is a value, not a deletion: in history too.
+    // An empty value is a value, not a deletion; also in the history.
     let mut watch = store.watch("", Revision(at.0 - 1)).await.unwrap();
     assert!(matches!(&take(&mut watch, 1).await[..], [Change::Put(e)] if e.value.is_empty()));
 }
@@ -214,8 +214,8 @@ async fn list_is_by_prefix_in_byte_order(open: impl Open) {
     assert_eq!(list(&"n".repeat(Key::MAX_LEN + 1)).await, "");
 }
 
-/// A list and the watch from it, against a writer that never stops: together they give the truth.
-async fn list_says_where_a_watch_misses_nothing(open: impl Open) {
+/// A list and a watch from its revision, while another task writes: together they must give the final state.
+async fn a_watch_from_a_list_misses_nothing(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let writer = tokio::spawn({
         let store = Arc::clone(&store);
@@ -253,7 +253,7 @@ async fn list_says_where_a_watch_misses_nothing(open: impl Open) {
     }
 }
 
-async fn update_creates_replaces_deletes_and_leaves_alone(open: impl Open) {
+async fn update_creates_replaces_and_deletes(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let k = key("a");
     let to = async |from: Option<&[u8]>, value: Option<&[u8]>| {
@@ -313,7 +313,7 @@ async fn concurrent_increments_are_all_counted(open: impl Open) {
     }
     let entry = store.get(&k).await.unwrap().unwrap();
     assert_eq!(entry.value, 200_u64.to_be_bytes());
-    // Each increment is in history once, in order.
+    // Each increment is in the history once, in order.
     let mut watch = store.watch("", Revision::ZERO).await.unwrap();
     let seen = take(&mut watch, 200).await;
     for (change, n) in seen.iter().zip(1_u64..) {
@@ -321,7 +321,7 @@ async fn concurrent_increments_are_all_counted(open: impl Open) {
     }
 }
 
-async fn of_concurrent_creates_one_wins(open: impl Open) {
+async fn one_of_concurrent_creates_succeeds(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     for round in 0..10 {
         let k = key(&format!("token/{round}"));
@@ -364,7 +364,7 @@ async fn watch_sees_puts_and_deletes_of_its_prefix_only(open: impl Open) {
     assert_eq!(take(&mut watch, 1).await, [put("node/b", &[3], b)]);
 }
 
-async fn watch_replays_what_was_before_it(open: impl Open) {
+async fn watch_replays_earlier_changes(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let a = store.create(&key("a"), vec![1]).await.unwrap();
     let b = store.create(&key("b"), vec![2]).await.unwrap();
@@ -451,7 +451,7 @@ async fn a_dropped_next_loses_nothing(open: impl Open) {
     assert_eq!(seen.iter().map(|c| c.key().as_str()).collect::<Vec<_>>(), expected);
 }
 
-async fn a_long_backlog_comes_in_bounded_batches(open: impl Open) {
+async fn a_long_backlog_is_read_in_bounded_batches(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let large = 10;
     for i in 0..large {
@@ -474,14 +474,14 @@ async fn a_long_backlog_comes_in_bounded_batches(open: impl Open) {
     nothing_comes(&mut watch).await;
 }
 
-async fn a_watcher_that_fell_behind_is_told_so(open: impl Open) {
+async fn a_watcher_that_fell_behind_gets_an_error(open: impl Open) {
     let (store, _dir) = open(Limits { changes: 10, bytes: HISTORY.bytes }).await;
     let first = store.create(&key("0"), vec![]).await.unwrap();
     let mut slow = store.watch("", first).await.unwrap();
     for i in 1..11 {
         store.create(&key(&i.to_string()), vec![]).await.unwrap();
     }
-    // Ten changes since: all that history holds. The watch that saw one fewer is too late.
+    // Ten changes since then, which is all that the history keeps. A watch one change further back is too late.
     let late = store.watch("", Revision::ZERO).await;
     assert!(
         matches!(late, Err(Error::Compacted { after: Revision::ZERO, oldest }) if oldest == first)
@@ -494,9 +494,9 @@ async fn a_watcher_that_fell_behind_is_told_so(open: impl Open) {
             matches!(next, Err(Error::Compacted { after, oldest }) if after == first && oldest > first)
         );
     }
-    // A prefix under which nothing changed is no excuse: the watcher cannot know that.
+    // The same if nothing changed under the prefix, because the store no longer knows that.
     assert!(matches!(store.watch("none/", first).await, Err(Error::Compacted { .. })));
-    // Listing again is the way out.
+    // To recover, list again.
     let (entries, at) = store.list("").await.unwrap();
     assert_eq!((entries.len(), at), (12, last));
     let mut again = store.watch("", at).await.unwrap();
@@ -514,14 +514,14 @@ async fn history_is_bounded_in_bytes_too(open: impl Open) {
     at = store.swap(&key("k"), at, Some(vec![3; 400])).await.unwrap();
     assert!(matches!(store.watch("", Revision::ZERO).await, Err(Error::Compacted { .. })));
     assert_eq!(take(&mut store.watch("", first).await.unwrap(), 2).await.len(), 2);
-    // One change larger than all of history stays, alone.
+    // A single change larger than the whole limit stays, alone.
     at = store.swap(&key("k"), at, Some(vec![4; 5000])).await.unwrap();
     assert!(matches!(store.watch("", second).await, Err(Error::Compacted { .. })));
     let mut watch = store.watch("", Revision(at.0 - 1)).await.unwrap();
     assert_eq!(take(&mut watch, 1).await, [put("k", &[4; 5000], at)]);
 }
 
-async fn a_watch_ahead_of_the_store_is_refused(open: impl Open) {
+async fn a_watch_ahead_of_the_store_is_rejected(open: impl Open) {
     let (store, _dir) = open(HISTORY).await;
     let at = store.create(&key("k"), vec![]).await.unwrap();
     store.watch("", at).await.unwrap();
@@ -554,7 +554,7 @@ fn a_key_is_1_to_512_bytes_without_nul() {
 }
 
 #[test]
-fn no_debug_shows_a_value() {
+fn debug_output_contains_no_values() {
     let change = put("token/1", b"secret", Revision(3));
     assert_eq!(format!("{change:?}"), r#"Put("token/1"@3 (6 bytes))"#);
 }

@@ -1,6 +1,6 @@
-//! Everything that can go wrong in a store, in three groups by who must act: the programmer who called
-//! it wrongly, the caller who must read again, the operator whose file or disk needs a hand. No message
-//! holds a value, and each names the likely cause and the next step.
+//! The errors of a store, grouped by who must act: the programmer who made an invalid call, the caller who must read
+//! again, the operator who must repair a file or a disk. No message contains a value; each gives the likely cause and
+//! the next step.
 
 use std::error::Error as StdError;
 use std::io;
@@ -8,139 +8,128 @@ use std::path::PathBuf;
 
 use crate::{Key, MAX_VALUE, Revision};
 
-/// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a store did not do what it was asked.
+/// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // For the caller to correct.
-    /// The text is no [`Key`].
+    // Invalid calls.
+    /// The text is not a valid [`Key`].
     #[error("not a key: {reason}")]
-    BadKey {
-        /// What is wrong with it.
-        reason: String,
-    },
+    BadKey { reason: String },
     /// The value exceeds [`MAX_VALUE`]. Nothing was written.
-    #[error(
-        "a value of {len} bytes is too large: the store holds small state, {MAX_VALUE} bytes a key at most"
-    )]
+    #[error("the value is {len} bytes long; the limit is {MAX_VALUE}")]
     ValueTooLarge {
-        /// Its length in bytes.
+        /// The value's length in bytes.
         len: usize,
     },
 
-    // For the caller to read again and go on.
-    /// The entry is not as the caller last saw it. Nothing was written; read it again.
-    #[error("{key} was changed by another writer ({}): read it again", state(*.found))]
+    // The caller should read again and retry.
+    /// The entry changed since the caller read it. Nothing was written; read it again.
+    #[error("another writer changed {key} ({}); read it again", state(*.found))]
     Conflict {
-        /// The contested key.
         key: Key,
-        /// The revision that it has; `None` if it does not exist.
+        /// Its current revision; `None` if it does not exist.
         found: Option<Revision>,
     },
-    /// Changes after the asked revision are no longer in history. List again, and watch from there.
+    /// Changes after the requested revision are no longer in the history. List again, and watch from there.
     #[error(
-        "changes after revision {after} are gone from history, which now starts after {oldest}: list again and watch from the listing's revision"
+        "the changes after revision {after} are no longer in the history, which starts after {oldest}; list again and watch from the listing's revision"
     )]
     Compacted {
-        /// Where the watcher stands.
+        /// The requested revision.
         after: Revision,
         /// The earliest revision from which a watch is still possible.
         oldest: Revision,
     },
-    /// The asked revision lies in the future. List again, and watch from there.
+    /// The requested revision is in the future. List again, and watch from there.
     #[error(
-        "revision {after} is ahead of the store, which is at {head}: the store was probably restored from an older copy; list again and watch from the listing's revision"
+        "revision {after} is ahead of the store, which is at {head}; the store was probably restored from an older copy. List again and watch from the listing's revision"
     )]
     Ahead {
-        /// Where the watcher stands.
+        /// The requested revision.
         after: Revision,
-        /// Where the store stands.
+        /// The store's revision.
         head: Revision,
     },
     /// The store was dropped, or its runtime is shutting down.
     #[error("the store is closed: the process is probably shutting down")]
     Closed,
 
-    /// The store is on another machine and out of reach, or refuses this one. Whether a write that was under
-    /// way has happened only reading tells.
+    /// The store is on another machine that is unreachable or refused the request. A pending write may or may not
+    /// have happened; the caller must read to find out.
     #[error("{why}")]
     Unavailable {
-        /// What stands between, and what to do.
+        /// The reason, and what to do.
         why: String,
     },
 
-    // For the operator.
+    // The operator must act.
     /// Another process owns the store.
-    #[error("another process holds {}.lock: this store is probably in use by a running authority; stop that one first, or give this one a path of its own (`fuser -v {}.lock` names the process)", .path.display(), .path.display())]
+    #[error("another process holds {}.lock, probably a running authority (`fuser -v {}.lock` names it); stop it, or use a different path here", .path.display(), .path.display())]
     InUse {
         /// The store's file.
         path: PathBuf,
     },
-    /// Others than the owner may read or write the file.
-    #[error("{} has mode {mode:04o}, so others on this machine can reach its secrets: check who could read it, then `chmod 600` it", .path.display())]
+    /// Other users than the owner may read or write the file.
+    #[error("{} has mode {mode:04o}, so other users on this machine can reach its secrets. Check who may have read it, then run `chmod 600` on it", .path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// The file is something else.
+    /// The file is not a Wiretight store.
     #[error("{} is not a Wiretight store ({found}): the path is probably wrong, or the start of the file was overwritten; correct the path, or restore the file from a backup", .path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it looks like.
+        /// What it appears to be.
         found: &'static str,
     },
-    /// The file was written by a later release.
-    #[error("{} has schema {found}, and this release knows {known} at most: a newer wiretight wrote it; run that release, or restore a backup from before the upgrade", .path.display())]
+    /// A later release wrote the file.
+    #[error("{} has schema {found}, but this release supports at most {known}: a newer wiretight wrote it; run that release, or restore a backup from before the upgrade", .path.display())]
     NewerSchema {
         /// The store's file.
         path: PathBuf,
-        /// The schema it has.
         found: i64,
-        /// The latest schema that this release reads.
+        /// The latest schema that this release supports.
         known: i64,
     },
     /// The file is damaged.
-    #[error("{} is damaged ({detail}): probably a failing disk, a partial copy, or a file restored without its -wal; keep it aside with its -wal and restore the last backup", .path.display())]
+    #[error("{} is damaged ({detail}): probably a failing disk, a partial copy, or a file restored without its -wal; move it aside together with its -wal and restore the last backup", .path.display())]
     Corrupt {
         /// The store's file.
         path: PathBuf,
-        /// What was found.
+        /// The problem.
         detail: String,
     },
-    /// There is no room for the write. Nothing was written; the store goes on once there is room.
-    #[error("no room to write {}: its disk or quota is full; free some space and retry, nothing was lost", .path.display())]
+    /// Disk or quota is full. Nothing was written; the store works again once there is space.
+    #[error("could not write {}: its disk or quota is full. Nothing was lost; free some space and retry", .path.display())]
     Full {
         /// The store's file.
         path: PathBuf,
     },
-    /// Another program kept the database locked.
     #[error("{} stayed locked by another program, probably an sqlite3 shell or a backup: let it finish and retry", .path.display())]
     Busy {
         /// The store's file.
         path: PathBuf,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("could not {doing} {}: {}", .path.display(), advice(.source))]
     Io {
-        /// What was tried, as a verb: "create", "read".
+        /// The operation, as a verb: "create", "read".
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
         source: io::Error,
     },
-    /// SQLite failed in another way.
-    #[error("SQLite could not work on {}: the disk may be failing or read-only, or its directory not writable by this user; see the cause and the kernel log", .path.display())]
+    /// SQLite failed for another reason.
+    #[error("SQLite failed on {}: the disk may be failing or read-only, or the directory is not writable for this user; see the cause and the kernel log", .path.display())]
     Sqlite {
         /// The store's file.
         path: PathBuf,
-        /// SQLite's reason.
         source: Box<dyn StdError + Send + Sync>,
     },
 }
@@ -156,7 +145,7 @@ fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "its directory does not exist; create it, mode 0700",
         io::ErrorKind::PermissionDenied => {
-            "this user may not; give the user that runs wiretight the directory and the files in it"
+            "permission denied; make the user that runs wiretight the owner of the directory and its files"
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "its disk or quota is full; free some space and retry"

@@ -1,14 +1,14 @@
 //! Small control state of Wiretight: the registry, policy, join tokens, revocations, the last
 //! checkpoint. Five operations on paths such as `node/db1`: get, create, compare-and-swap, list, watch.
 //!
-//! The model is etcd's, so that etcd can stand behind the same trait: every change, to any key, gets
-//! the next [`Revision`] of one counter; an entry carries the revision that last changed it; a write
-//! names the revision that it read, and fails with [`Error::Conflict`] if the entry moved on since.
+//! The model is etcd's, so that etcd can be a backend: every change to any key gets the next
+//! [`Revision`] of one counter. An entry carries the revision of its last change. A write names the
+//! revision that the writer read, and fails with [`Error::Conflict`] if the entry changed since.
 //!
-//! What it refuses to be: a database. A value has at most 1 MiB, a listing comes whole into memory,
-//! there are no transactions over two keys, no queries, no leases. Issuance history belongs in log
-//! tiles and traffic history in Prometheus, not here. It does not encrypt: a value is as secret as
-//! its file, which is why [`SqliteStore`] keeps that file to its owner alone.
+//! This is not a general database: a value has at most 1 MiB, a listing is read into memory as a
+//! whole, and there are no transactions over several keys, no queries, no leases. Issuance history is
+//! kept in log tiles and traffic history in Prometheus. Nothing is encrypted: values are as secret as
+//! the file, so [`SqliteStore`] requires a file that only its owner can read.
 //!
 //! ```
 //! use wiretight_store::{Change, Key, MemoryStore, Store, update};
@@ -19,12 +19,12 @@
 //! let key = Key::new("node/db1")?;
 //! store.create(&key, b"joined".to_vec()).await?;
 //!
-//! // What there is, then every change after it: nothing falls between the two.
+//! The current entries, then every change after them: none is missed in between.
 //! let (nodes, at) = store.list("node/").await?;
 //! let mut watch = store.watch("node/", at).await?;
 //! assert_eq!(nodes[0].value, b"joined");
 //!
-//! // Read, decide, write; again if another writer came between.
+//! Read, decide, write; repeated if another writer came first.
 //! update(&store, &key, |_| Ok::<_, wiretight_store::Error>(Some(b"revoked".to_vec()))).await?;
 //! assert!(matches!(&watch.next().await?[..], [Change::Put(e)] if e.value == b"revoked"));
 //! # Ok(())
@@ -50,62 +50,63 @@ pub use sqlite::SqliteStore;
 pub use types::{Change, Entry, Key, Revision};
 pub use watch::Watch;
 
-/// The largest value that an entry can hold, in bytes.
+/// The largest value of an entry, in bytes.
 pub const MAX_VALUE: usize = 1 << 20;
 
-/// Control state behind five operations. Use it as `Arc<dyn Store>`.
+/// A store with five operations. Use it as `Arc<dyn Store>`.
 ///
-/// Each operation is atomic and every reader sees writes in revision order: after a write returns,
-/// any `get` or `list` sees it. A write that returned is as durable as the backend is.
+/// Each operation is atomic, and every reader sees writes in revision order: after a write returned,
+/// every `get` and `list` sees it. How durable it then is depends on the backend.
 ///
-/// Dropping a future of `create` or `swap` before it is ready leaves its outcome open: the write
-/// happens whole or not at all, and only reading tells which. The same goes for a write that fails
-/// with an error other than [`Error::Conflict`], [`Error::ValueTooLarge`] or [`Error::Full`], after
-/// which nothing was written.
+/// If a future of `create` or `swap` is dropped before it is ready, the outcome is unknown: the write
+/// happens completely or not at all, and the caller must read to find out. The same applies if a write
+/// fails with an error other than [`Error::Conflict`], [`Error::ValueTooLarge`] or [`Error::Full`],
+/// after which nothing was written.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The entry under `key`, or `None`.
     async fn get(&self, key: &Key) -> Result<Option<Entry>>;
 
-    /// Puts `value` under a key that does not exist, and returns the revision of that change.
+    /// Creates the entry `key`, which must not exist, and returns the revision of the change.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the key exists; [`Error::ValueTooLarge`] over [`MAX_VALUE`].
     async fn create(&self, key: &Key, value: Vec<u8>) -> Result<Revision>;
 
-    /// Replaces (`Some`) or deletes (`None`) the entry that was last changed at `expected`, and returns
-    /// the revision of this change. A deletion has a revision of its own.
+    /// Replaces (`Some`) or deletes (`None`) the entry if its revision is `expected`, and returns the revision of
+    /// this change. A deletion has a revision too.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the entry has another revision, or is gone: a key that was deleted and
-    /// created again never matches a revision from before; [`Error::ValueTooLarge`] over [`MAX_VALUE`].
+    /// [`Error::Conflict`] if the entry has another revision or does not exist; a key that was deleted and created
+    /// again never matches an earlier revision. [`Error::ValueTooLarge`] over [`MAX_VALUE`].
     async fn swap(&self, key: &Key, expected: Revision, value: Option<Vec<u8>>)
     -> Result<Revision>;
 
-    /// All entries whose key starts with `prefix`, in the byte order of their keys, and the store's
-    /// revision at that moment: start [`Store::watch`] there to miss nothing. `""` lists all.
+    /// All entries with a key that starts with `prefix`, in the byte order of their keys, and the store's revision at
+    /// that moment. A [`Store::watch`] from that revision misses nothing. `""` lists all.
     ///
-    /// A prefix is text, not a path: `node/db1` also matches `node/db10`. End it in `/` to mean a folder.
+    /// The prefix is text, not a path: `node/db1` also matches `node/db10`. End it with `/` for a folder.
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision)>;
 
-    /// Follows the changes after revision `after` to keys that start with `prefix`. The revision may be
-    /// one that a former process noted, as long as history still reaches back to it.
+    /// Follows the changes after revision `after` to keys that start with `prefix`. The revision may come from an
+    /// earlier process, as long as the history still reaches back to it.
     ///
     /// # Errors
-    /// [`Error::Compacted`] if changes after `after` are gone from history; [`Error::Ahead`] if the
-    /// store has not reached `after`. Either way: list again, and watch from there.
+    /// [`Error::Compacted`] if changes after `after` are no longer in the history; [`Error::Ahead`] if the store has
+    /// not reached `after`. In both cases, list again and watch from there.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch>;
 }
 
-/// Changes the entry under `key` by what `change` makes of its present value (`None`: no entry), and
-/// returns the revision of that change, or `None` if there was no entry and `change` wants none.
+/// Changes the entry under `key` to the result of `change`, which gets the current value (`None`: no
+/// entry) and returns the new one (`None`: delete). Returns the revision of the change, or `None` if
+/// there was no entry and `change` returned none.
 ///
-/// `change` returns the new value, or `None` to delete. It runs again whenever another writer came
-/// between, so it must have no effect besides its answer. There is no limit on rounds: each lost round
-/// is another writer's success. Its error ends the update, with nothing written.
+/// `change` runs again whenever another writer came first, so it must have no side effects. The number
+/// of rounds is not limited: each lost round is another writer's success. If `change` returns an error,
+/// nothing is written.
 ///
 /// # Errors
-/// What `change` returns, or the store's error other than [`Error::Conflict`].
+/// The error that `change` returned, or the store's error other than [`Error::Conflict`].
 pub async fn update<S, F, E>(
     store: &S,
     key: &Key,

@@ -1,5 +1,5 @@
-//! A store in memory, for tests and trials. It refuses nothing that [`crate::SqliteStore`] accepts,
-//! and forgets everything when it is dropped.
+//! A store in memory, for tests and trials. It accepts everything that [`crate::SqliteStore`] accepts, and its
+//! content is lost when it is dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,14 +11,14 @@ use crate::types::check_value;
 use crate::watch::{Batch, HISTORY, History, Limits, check_cursor};
 use crate::{Change, Entry, Error, Key, Result, Revision, Store, Watch};
 
-/// A [`Store`] that lives as long as its process.
+/// A [`Store`] that lasts as long as its process.
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
 }
 
 struct State {
     entries: BTreeMap<Key, Entry>,
-    /// The latest changes, oldest first, without gaps: the last one made the head.
+    /// The latest changes, oldest first, without gaps; the last one has the head revision.
     history: VecDeque<Change>,
     history_bytes: usize,
     limits: Limits,
@@ -26,7 +26,6 @@ struct State {
 }
 
 impl MemoryStore {
-    /// An empty store.
     pub fn new() -> Self {
         Self::with_history(HISTORY)
     }
@@ -90,12 +89,12 @@ impl State {
         *self.head.borrow()
     }
 
-    /// The earliest revision after which history holds every change.
+    /// The earliest revision after which the history has every change.
     fn oldest(&self) -> Revision {
         Revision(self.head().0 - self.history.len() as u64)
     }
 
-    /// Puts or deletes, if the key is at `expected` (`None`: does not exist).
+    /// Puts or deletes, if the key's revision is `expected` (`None`: the key does not exist).
     fn write(
         &mut self,
         key: &Key,
@@ -124,7 +123,7 @@ impl State {
     }
 }
 
-/// No panic can leave the state half changed, so a poisoned lock is as good as any.
+/// A panic cannot leave the state half changed, so a poisoned lock is safe to use.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,5 @@
-//! A copy in memory of a part of a store that is elsewhere, for whoever is told of that store's changes.
-//! It has the revisions of the original and gives none itself, so nothing can be written here: a write
-//! goes to the original, and comes back as a change.
+//! A copy in memory of a part of a remote store, updated by that store's changes. It uses the revisions of the
+//! original, so it cannot be written to: a write goes to the original, and comes back as a change.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,7 +10,7 @@ use tokio::sync::watch;
 use crate::watch::{BATCH, Batch, History, check_cursor};
 use crate::{Change, Entry, Error, Key, Result, Revision, Watch};
 
-/// The entries of another store as of a revision of it, and the latest changes.
+/// The entries of another store as of one of its revisions, and the latest changes.
 #[derive(Default)]
 pub struct Replica {
     state: Arc<Mutex<State>>,
@@ -20,8 +19,8 @@ pub struct Replica {
 #[derive(Default)]
 struct State {
     entries: BTreeMap<Key, Entry>,
-    /// The latest changes, oldest first: all that happened after `oldest`. No more than a batch holds, for
-    /// what was found missing at one time has one revision, and must come in one.
+    /// The latest changes, oldest first: everything after `oldest`. At most one batch, because deletions found by one
+    /// `reset` have the same revision and must be delivered in one batch.
     history: VecDeque<Change>,
     history_bytes: usize,
     oldest: Revision,
@@ -29,25 +28,23 @@ struct State {
 }
 
 impl Replica {
-    /// An empty one.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The entry under `key`.
     pub fn get(&self, key: &Key) -> Option<Entry> {
         self.lock().entries.get(key).cloned()
     }
 
-    /// As [`crate::Store::list`].
+    /// Like [`crate::Store::list`].
     pub fn list(&self, prefix: &str) -> (Vec<Entry>, Revision) {
         let state = self.lock();
         let matching = |e: &&Entry| e.key.as_str().starts_with(prefix);
         (state.entries.values().filter(matching).cloned().collect(), state.head())
     }
 
-    /// As [`crate::Store::watch`]. It ends with [`Error::Closed`] when the replica is dropped, or was
-    /// put upon another past.
+    /// Like [`crate::Store::watch`]. Fails with [`Error::Closed`] when the replica is dropped, or when `reset` found
+    /// that the original was restored from an older copy.
     ///
     /// # Errors
     /// [`Error::Compacted`] and [`Error::Ahead`].
@@ -58,18 +55,18 @@ impl Replica {
         Ok(Watch::new(history, state.head.subscribe(), prefix, after))
     }
 
-    /// Where it stands; it moves with each change.
+    /// The current revision; updated with each change.
     pub fn head(&self) -> watch::Receiver<Revision> {
         self.lock().head.subscribe()
     }
 
-    /// Takes the next changes, in the order of their revisions. What it has already is passed over.
+    /// Applies changes in the order of their revisions. Skips those that were applied already.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         self.lock().apply(changes);
     }
 
-    /// Takes the whole as of `at`, and returns what that changes: those who watch see the difference. If
-    /// the original was put back to an older copy, those who watch are cut off, to list again.
+    /// Replaces the whole content with `entries` as of `at`, and returns the differences; watchers receive them as
+    /// changes. If the original was restored from an older copy, watches are closed, so that watchers list again.
     pub fn reset(&self, entries: Vec<Entry>, at: Revision) -> Vec<Change> {
         let mut state = self.lock();
         let new: BTreeMap<Key, Entry> = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
@@ -107,7 +104,7 @@ impl State {
         let before = self.head();
         let mut head = before;
         for change in changes {
-            // Several deletions that were found missing have one revision.
+            // Deletions found by one `reset` have the same revision.
             if change.revision() <= before || change.revision() < head {
                 continue;
             }
@@ -130,7 +127,7 @@ impl State {
     }
 }
 
-/// No panic can leave the state half changed, so a poisoned lock is as good as any.
+/// A panic cannot leave the state half changed, so a poisoned lock is safe to use.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -171,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_missed_is_seen_as_changes_and_nothing_twice() {
+    async fn missed_changes_are_delivered_once() {
         let replica = Replica::new();
         let first = vec![entry("a/1", "x", 3), entry("a/2", "x", 5), entry("a/3", "x", 6)];
         assert_eq!(replica.reset(first.clone(), Revision(9)).len(), 3);
@@ -179,10 +176,10 @@ mod tests {
         assert_eq!((listed, at), (first, Revision(9)));
         let mut watch = replica.watch("a/", at).unwrap();
         replica.apply([put("a/1", "y", 12), put("b", "y", 14)]);
-        // Again, and older: passed over.
+        // Repeated and older changes are skipped.
         replica.apply([put("a/1", "z", 12), put("a/1", "z", 11)]);
         assert_eq!(watch.next().await.unwrap(), [put("a/1", "y", 12)]);
-        // Two went away and one changed while nobody told.
+        // Two entries were deleted and one changed while disconnected.
         let now = vec![entry("a/1", "w", 15), entry("b", "y", 14)];
         let changes = [put("a/1", "w", 15), gone("a/2", 20), gone("a/3", 20)];
         assert_eq!(replica.reset(now.clone(), Revision(20)), changes);
@@ -193,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_original_that_was_restored_from_a_backup_cuts_off_those_who_watch() {
+    async fn restoring_the_original_from_a_backup_closes_watches() {
         let replica = Replica::new();
         replica.reset(vec![entry("a", "x", 8)], Revision(9));
         let mut watch = replica.watch("", Revision(9)).unwrap();
@@ -201,14 +198,14 @@ mod tests {
         assert!(matches!(watch.next().await, Err(Error::Closed)));
         assert_eq!(replica.get(&Key::new("a").unwrap()), Some(entry("a", "old", 2)));
         assert!(replica.watch("", Revision(4)).is_ok());
-        // It has counted past where it was, with other content under an old number.
+        // The restored original has passed the old revision, with other content under an old number.
         let mut watch = replica.watch("", Revision(4)).unwrap();
         replica.reset(vec![entry("a", "other", 3)], Revision(12));
         assert!(matches!(watch.next().await, Err(Error::Closed)));
     }
 
     #[tokio::test]
-    async fn history_is_bounded_and_says_so() {
+    async fn history_is_bounded_and_slow_watches_fail() {
         let replica = Replica::new();
         let mut watch = replica.watch("", Revision::ZERO).unwrap();
         replica.apply((1..=2 * BATCH.changes as u64).map(|n| put("a", "x", n)));

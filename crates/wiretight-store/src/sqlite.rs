@@ -1,13 +1,13 @@
 //! The embedded store: one SQLite file, owned by one process at a time.
 //!
-//! A write that returned survives `kill -9` and a power cut (write-ahead log, `synchronous=FULL`), as
-//! far as the disk keeps its word. It refuses a file that others may read, that another process owns,
-//! that a newer release wrote, that is damaged, or that is not its own; `open.rs` has those checks. It
-//! does not detect a flipped bit inside a value: SQLite's pages carry no checksums.
+//! A write that returned survives `kill -9` and a power cut (write-ahead log, `synchronous=FULL`), if
+//! the disk honours flushes. A file is rejected if other users may read it, another process owns it, a
+//! newer release wrote it, it is damaged, or it is not a Wiretight store; `open.rs` has these checks. A
+//! flipped bit inside a value is not detected, because SQLite's pages have no checksums.
 //!
-//! SQLite blocks, so each operation runs on tokio's blocking pool, one at a time in the order of
-//! arrival. Every change is a row in `change`, so the head is that table's last revision, and history
-//! is what is left of it: nothing else records either, and they cannot disagree.
+//! SQLite blocks, so each operation runs on tokio's blocking pool, one at a time in order of arrival.
+//! Every change is a row in `change`: its last revision is the head, and its rows are the history.
+//! Neither is stored anywhere else, so they cannot disagree.
 
 mod open;
 #[cfg(test)]
@@ -26,44 +26,44 @@ use crate::types::{check_value, weight};
 use crate::watch::{Batch, HISTORY, History, Limits, check_cursor};
 use crate::{Change, Entry, Error, Key, Result, Revision, Store, Watch};
 
-/// A [`Store`] in one SQLite file. It needs a tokio runtime.
+/// A [`Store`] in one SQLite file. Needs a tokio runtime.
 ///
-/// Dropping it closes the file and lets the next process have it, as soon as calls under way are done.
-/// Beside `PATH` it keeps `PATH.lock`, `PATH-wal` and `PATH-shm`: the first says who owns the store and
-/// stays, empty, for good; the others belong to the data while they exist, so copy a store with
-/// [`SqliteStore::snapshot`], not with `cp`.
+/// Dropping it closes the file once pending calls are done; then another process may open it. Next to `PATH` there
+/// are `PATH.lock`, `PATH-wal` and `PATH-shm`. The lock file marks the owner of the store and is never deleted; it is
+/// empty. The others belong to the data while they exist, so copy a store with [`SqliteStore::snapshot`], not with
+/// `cp`.
 pub struct SqliteStore {
     db: Arc<Mutex<Db>>,
     head: watch::Receiver<Revision>,
 }
 
 struct Db {
-    // Fields drop in this order: the file is closed before another process may own it.
+    // Fields drop in this order: the file is closed before another process can own it.
     conn: Connection,
     _lock: File,
     path: PathBuf,
     limits: Limits,
-    /// What the rows of `change` weigh together, and so kept under `limits`.
+    /// The total weight of the rows of `change`, which is kept under `limits`.
     history_bytes: usize,
-    /// Where committed history ends, for watchers. Sent only after the commit.
+    /// The last committed revision, for watchers. Sent only after the commit.
     head: watch::Sender<Revision>,
 }
 
 impl SqliteStore {
-    /// Opens the store at `path`, or creates it there. The directory must exist.
+    /// Opens the store at `path`, or creates it. The directory must exist.
     ///
     /// # Errors
     /// [`Error::InUse`], [`Error::Exposed`], [`Error::Foreign`], [`Error::NewerSchema`],
-    /// [`Error::Corrupt`], [`Error::Io`]: all leave the file as it was.
+    /// [`Error::Corrupt`], [`Error::Io`]; all leave the file unchanged.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         Self::with_history(path.into(), HISTORY).await
     }
 
-    /// Copies the store at `path`, as it is at one moment, into the new file `to` (0600), which [`SqliteStore::open`]
-    /// opens. Another process may own the store and write to it meanwhile.
+    /// Copies a consistent snapshot of the store at `path` into the new file `to` (0600), which [`SqliteStore::open`]
+    /// can open. Another process may own the store and write to it meanwhile.
     ///
     /// # Errors
-    /// [`Error::Foreign`], [`Error::Corrupt`], [`Error::Io`] (also where `to` exists).
+    /// [`Error::Foreign`], [`Error::Corrupt`], [`Error::Io`] (also if `to` exists).
     pub async fn snapshot(path: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Result<()> {
         let (path, to) = (path.into(), to.into());
         blocking(move || open::snapshot(&path, &to)).await
@@ -113,7 +113,7 @@ impl Store for SqliteStore {
             let mut statement = tx.prepare_cached(sql)?;
             let mut rows = statement.query([&prefix])?;
             let mut entries = Vec::new();
-            // In byte order, the keys with a prefix stand together right after it.
+            // In byte order, all keys with a prefix directly follow it.
             while let Some(row) = rows.next()? {
                 if !row.get_ref(0)?.as_str()?.starts_with(&prefix) {
                     break;
@@ -137,7 +137,7 @@ impl Store for SqliteStore {
 }
 
 impl Db {
-    /// Puts or deletes, if the key is at `expected` (`None`: does not exist).
+    /// Puts or deletes, if the key's revision is `expected` (`None`: the key does not exist).
     fn write(
         &mut self,
         key: Key,
@@ -198,7 +198,7 @@ impl Db {
     }
 }
 
-/// The earliest revision after which every change is known, and the last one.
+/// The earliest revision after which every change is known, and the latest revision.
 fn history(conn: &Connection) -> rusqlite::Result<(Revision, Revision)> {
     let sql = "SELECT (SELECT min(revision) - 1 FROM change), (SELECT max(revision) FROM change)";
     let (oldest, head): (Option<u64>, Option<u64>) =
@@ -206,8 +206,8 @@ fn history(conn: &Connection) -> rusqlite::Result<(Revision, Revision)> {
     Ok((Revision(oldest.unwrap_or(0)), Revision(head.unwrap_or(0))))
 }
 
-/// Deletes the oldest changes until the rest is within `limits`, and returns what the rest weighs. The
-/// last change always stays: it carries the head.
+/// Deletes the oldest changes until the rest is within `limits`, and returns the weight of the rest. The last change
+/// always stays, because it has the head revision.
 fn compact(
     tx: &Transaction<'_>,
     limits: Limits,
@@ -228,7 +228,7 @@ fn compact(
     Ok(bytes)
 }
 
-/// A row of (key, value, revision).
+/// Reads a row of (key, value, revision).
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry { key: key(row)?, value: row.get(1)?, revision: Revision(row.get(2)?) })
 }
@@ -251,8 +251,8 @@ impl History for SqliteHistory {
     }
 }
 
-/// Runs `work` on the database, off the async threads. Once begun it runs to its end, even if the
-/// caller's future is dropped.
+/// Runs `work` on the database, off the async threads. Once started it runs to completion, even if the caller's
+/// future is dropped.
 async fn run<T: Send + 'static>(
     db: &Arc<Mutex<Db>>,
     work: impl FnOnce(&mut Db) -> Fallible<T> + Send + 'static,
@@ -273,7 +273,7 @@ async fn blocking<T: Send + 'static>(
 
 type Fallible<T> = std::result::Result<T, Fault>;
 
-/// A failure on its way up to where the path is known.
+/// An error before the path is added.
 enum Fault {
     Sqlite(rusqlite::Error),
     Store(Error),
@@ -298,7 +298,7 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
-    /// The error for the caller, by whose hands can mend it.
+    /// The error for the caller, classified by who can fix it.
     fn at(self, path: &Path) -> Error {
         let source = match self {
             Self::Sqlite(e) => e,
@@ -312,7 +312,7 @@ impl Fault {
                 Error::Corrupt { path, detail: source.to_string() }
             }
             Some(_) => Error::Sqlite { path, source: Box::new(source) },
-            // Not from SQLite but from reading a row: it holds what we never write.
+            // The error is not from SQLite but from reading a row: the row contains something that we never write.
             None => Error::Corrupt { path, detail: source.to_string() },
         }
     }

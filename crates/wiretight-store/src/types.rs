@@ -1,5 +1,4 @@
-//! The words of the store: keys, revisions, entries, changes. Nothing here does I/O, and a [`Key`]
-//! exists only when it is valid.
+//! The types of the store: keys, revisions, entries, changes. No I/O.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,25 +13,22 @@ impl Key {
     /// The longest key, in bytes.
     pub const MAX_LEN: usize = 512;
 
-    /// Takes `text` as a key.
-    ///
     /// # Errors
-    /// [`Error::BadKey`] if it is empty, over [`Key::MAX_LEN`] bytes, or holds a NUL.
+    /// [`Error::BadKey`] if it is empty, longer than [`Key::MAX_LEN`] bytes, or contains NUL.
     pub fn new(text: impl Into<String>) -> Result<Self> {
         let text = text.into();
         let reason = if text.is_empty() {
             "it is empty".to_owned()
         } else if text.len() > Self::MAX_LEN {
-            format!("it has {} bytes, and the limit is {}", text.len(), Self::MAX_LEN)
+            format!("it is {} bytes long; the limit is {}", text.len(), Self::MAX_LEN)
         } else if text.contains('\0') {
-            "it holds a NUL".to_owned()
+            "it contains a NUL byte".to_owned()
         } else {
             return Ok(Self(text.into_boxed_str()));
         };
         Err(Error::BadKey { reason })
     }
 
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -57,13 +53,13 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A point in the store's history. One counter for all keys: a later change has a higher revision.
-/// Whether there are gaps is the backend's business.
+/// A point in the store's history. There is one counter for all keys: a later change has a higher revision. Some
+/// backends leave gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
 impl Revision {
-    /// Before the first change: where an empty store stands.
+    /// Before the first change: the revision of an empty store.
     pub const ZERO: Self = Self(0);
 
     /// The revision of the next change.
@@ -78,14 +74,12 @@ impl fmt::Display for Revision {
     }
 }
 
-/// What stands under a key. Its Debug shows no value: some are secret.
+/// A key with its value. `Debug` does not show the value, because some are secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it stands.
     pub key: Key,
-    /// What stands there.
     pub value: Vec<u8>,
-    /// The change that put it there.
+    /// The revision of its last change.
     pub revision: Revision,
 }
 
@@ -98,19 +92,18 @@ impl fmt::Debug for Entry {
 /// One change, as a [`crate::Watch`] reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The entry was created or replaced; this is what stands there since.
+    /// The entry was created or replaced.
     Put(Entry),
     /// The entry was deleted.
     Deleted {
-        /// Where it stood.
         key: Key,
-        /// The deletion's own revision.
+        /// The revision of the deletion.
         revision: Revision,
     },
 }
 
 impl Change {
-    /// What `value` under `key` means: an entry, or with `None` its deletion.
+    /// A put, or with `None` a deletion.
     pub(crate) fn new(key: Key, value: Option<Vec<u8>>, revision: Revision) -> Self {
         match value {
             Some(value) => Self::Put(Entry { key, value, revision }),
@@ -118,7 +111,6 @@ impl Change {
         }
     }
 
-    /// The key that changed.
     pub fn key(&self) -> &Key {
         match self {
             Self::Put(entry) => &entry.key,
@@ -126,7 +118,6 @@ impl Change {
         }
     }
 
-    /// When it changed.
     pub fn revision(&self) -> Revision {
         match self {
             Self::Put(entry) => entry.revision,
@@ -134,7 +125,7 @@ impl Change {
         }
     }
 
-    /// What it weighs against the bounds of history and of a batch, in bytes.
+    /// Its size in bytes, as counted for the limits of the history and of a batch.
     pub(crate) fn weight(&self) -> usize {
         match self {
             Self::Put(entry) => weight(&entry.key, Some(&entry.value)),

@@ -7,16 +7,16 @@ use crate::note::{LogKey, LogSigner, Note, NoteError, Signature};
 use crate::text::{decimal, line};
 use crate::tree::MAX_SIZE;
 
-/// What a log says of itself at one time.
+/// The state of a log at one time: what the log signs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Which log: not empty, one line.
+    /// Identifies the log: one line, not empty.
     pub origin: String,
-    /// The number of its entries.
+    /// The number of entries.
     pub size: u64,
-    /// The hash over all of them.
+    /// The Merkle tree hash over all entries.
     pub root: Hash,
-    /// Lines whose meaning is the log's own affair. Witnesses vouch for none of it.
+    /// Lines with a meaning private to the log. Witnesses do not check them.
     pub extensions: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl Checkpoint {
         let root = Hash::from_base64(root);
         let root = root.ok_or(bad("a checkpoint's third line is not a root hash"))?;
         if size == 0 && root != Hash::empty() {
-            return Err(bad("a checkpoint gives the empty tree another root than it has"));
+            return Err(bad("a checkpoint of size 0 does not have the root of the empty tree"));
         }
         let extensions: Vec<String> = rest.split_terminator('\n').map(str::to_owned).collect();
         if extensions.iter().any(String::is_empty) {
@@ -45,7 +45,7 @@ impl Checkpoint {
         Ok(Checkpoint { origin: origin.to_owned(), size, root, extensions })
     }
 
-    /// Signs it as the log whose key this is.
+    /// Signs the checkpoint with the log's key.
     pub fn sign(&self, signer: &LogSigner) -> Result<SignedCheckpoint, NoteError> {
         let mut note = Note::new(self.to_string())?;
         signer.sign(&mut note);
@@ -53,7 +53,7 @@ impl Checkpoint {
     }
 }
 
-/// The text that is signed.
+/// The text to be signed.
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n{}\n{}\n", self.origin, self.size, self.root)?;
@@ -69,7 +69,7 @@ pub struct SignedCheckpoint {
 }
 
 impl SignedCheckpoint {
-    /// Reads a note as a checkpoint.
+    /// Parses the note's text as a checkpoint. Verifies no signature.
     pub fn new(note: Note) -> Result<SignedCheckpoint, NoteError> {
         Ok(SignedCheckpoint { checkpoint: Checkpoint::parse(note.text())?, note })
     }
@@ -79,29 +79,27 @@ impl SignedCheckpoint {
         SignedCheckpoint::new(Note::parse(note)?)
     }
 
-    /// What it says. Nobody has to believe it yet.
+    /// The checkpoint, without any verification.
     pub fn unverified(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// The note.
     pub fn note(&self) -> &Note {
         &self.note
     }
 
-    /// What it says, if the log with this key signed it and it is that log's.
+    /// The checkpoint, if its origin is this log's name and this key signed it.
     pub fn verified_by(&self, log: &LogKey) -> Option<&Checkpoint> {
         let own = self.checkpoint.origin == log.name().as_str() && log.signed(&self.note);
         own.then_some(&self.checkpoint)
     }
 
-    /// Adds a signature.
     pub fn add(&mut self, signature: Signature) {
         self.note.add(signature);
     }
 }
 
-/// The whole note.
+/// The whole note, with signatures.
 impl fmt::Display for SignedCheckpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.note.fmt(f)

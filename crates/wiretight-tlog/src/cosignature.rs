@@ -1,6 +1,6 @@
-//! Cosignatures (C2SP tlog-cosignature): a witness states, with the time, that a checkpoint is the largest consistent
-//! one of its log that it has seen. By Ed25519 (the text of the checkpoint under a header), or by ML-DSA-44 (a
-//! structure of its size and root), which a quantum computer does not forge.
+//! Cosignatures (C2SP tlog-cosignature). A witness signs a checkpoint and the time, and so states that this is the
+//! largest consistent checkpoint of the log that it has seen. Two algorithms: Ed25519 signs the text of the
+//! checkpoint under a header; ML-DSA-44 (post-quantum) signs a structure of its size and root.
 
 use std::fmt;
 
@@ -17,10 +17,10 @@ use crate::note::{key_id, parse_private, parse_vkey, write_private, write_vkey};
 const ALG_ED25519: u8 = 0x04;
 const ALG_ML_DSA_44: u8 = 0x06;
 const ML_DSA_44_PUBLIC: usize = 1312;
-/// The latest time that a cosignature may state.
+/// The latest time that a cosignature may carry.
 const MAX_TIME: u64 = i64::MAX as u64;
 
-/// How a witness signs.
+/// The signature algorithm of a witness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// `cosignature/v1`.
@@ -46,7 +46,7 @@ impl Algorithm {
     }
 }
 
-/// A witness' public key.
+/// The public key of a witness.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WitnessKey {
     name: KeyName,
@@ -55,14 +55,14 @@ pub struct WitnessKey {
 }
 
 impl WitnessKey {
-    /// From a vkey.
+    /// Parses a vkey.
     pub fn parse(vkey: &str) -> Result<WitnessKey, NoteError> {
-        let what = "witness' key";
+        let what = "witness key";
         let (name, alg, key) = parse_vkey(vkey, what)?;
         let algorithm = Algorithm::from_byte(alg).ok_or(NoteError::Key {
             what,
             detail: match alg {
-                0x01 => "it is a log's key: a witness' has the type 4 (Ed25519) or 6 (ML-DSA-44)",
+                0x01 => "it is a log key; a witness key has type 4 (Ed25519) or 6 (ML-DSA-44)",
                 _ => "its type is neither 4 (Ed25519) nor 6 (ML-DSA-44)",
             },
         })?;
@@ -71,12 +71,11 @@ impl WitnessKey {
             Algorithm::MlDsa44 => ML_DSA_44_PUBLIC,
         };
         if key.len() != length {
-            return Err(NoteError::Key { what, detail: "it has not the length of its type" });
+            return Err(NoteError::Key { what, detail: "its length is wrong for its type" });
         }
         Ok(WitnessKey { name, algorithm, key })
     }
 
-    /// Its name.
     pub fn name(&self) -> &KeyName {
         &self.name
     }
@@ -86,12 +85,11 @@ impl WitnessKey {
         key_id(&self.name, self.algorithm.byte(), &self.key)
     }
 
-    /// The public key itself.
     pub fn as_bytes(&self) -> &[u8] {
         &self.key
     }
 
-    /// The length of one of its cosignatures, without the key ID.
+    /// The length of a cosignature by this key, without the key ID.
     pub(crate) fn signature_len(&self) -> usize {
         8 + match self.algorithm {
             Algorithm::Ed25519 => 64,
@@ -99,24 +97,24 @@ impl WitnessKey {
         }
     }
 
-    /// When this witness cosigned the checkpoint (seconds since 1970); `None` if it did not.
+    /// The time at which this witness cosigned the checkpoint (seconds since 1970); `None` if it did not.
     pub fn cosigned(&self, signed: &SignedCheckpoint) -> Option<u64> {
         self.newest(signed).map(|(time, _)| time)
     }
 
-    /// Its newest cosignature of the checkpoint, and the time that this states.
+    /// Its newest valid cosignature of the checkpoint, with the time in it.
     pub fn newest<'a>(&self, signed: &'a SignedCheckpoint) -> Option<(u64, &'a Signature)> {
         let holds = self.claims(signed).filter(|claim| claim.holds(self, signed));
         holds.max_by_key(|claim| claim.time).map(|claim| (claim.time, claim.signature))
     }
 
-    /// Whether a signature names this key. What it is worth is not known yet.
+    /// Whether the signature names this key. It may still be invalid.
     pub fn is_named_by(&self, signature: &Signature) -> bool {
         signature.name == self.name && signature.id == self.id()
     }
 
-    /// The signatures that name this key, unverified; a note has a bounded number. A witness that does not state a
-    /// time (ML-DSA-44 allows 0) does not say that the tree is the largest that it has seen, so it is no witness of it.
+    /// The signatures that name this key, unverified; a note has a limited number of them. A cosignature with time 0
+    /// (ML-DSA-44 allows it) does not state that the tree is the largest seen, so it does not count.
     pub(crate) fn claims<'a>(
         &self,
         signed: &'a SignedCheckpoint,
@@ -144,14 +142,14 @@ impl WitnessKey {
     }
 }
 
-/// The time that a cosignature states, and the signature of it.
+/// Splits a cosignature into its time and the signature proper.
 fn timestamp(signature: &Signature) -> Option<(u64, &[u8])> {
     let (time, bytes) = signature.bytes.split_first_chunk()?;
     let time = u64::from_be_bytes(*time);
     (time <= MAX_TIME).then_some((time, bytes))
 }
 
-/// What a signature says of itself.
+/// An unverified cosignature.
 #[derive(Clone, Copy)]
 pub(crate) struct Claim<'a> {
     pub(crate) time: u64,
@@ -159,7 +157,7 @@ pub(crate) struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Whether this key made it.
+    /// Whether this key made the signature.
     pub(crate) fn holds(&self, key: &WitnessKey, signed: &SignedCheckpoint) -> bool {
         key.verify(self.signature, signed.unverified()).is_some()
     }
@@ -173,7 +171,7 @@ impl fmt::Display for WitnessKey {
 }
 
 impl Algorithm {
-    /// What is signed; `None` if the log's origin is too long for the structure.
+    /// The bytes to sign; `None` if the log's origin is too long for the ML-DSA-44 structure.
     fn message(self, cosigner: &KeyName, time: u64, checkpoint: &Checkpoint) -> Option<Vec<u8>> {
         match self {
             Algorithm::Ed25519 => {
@@ -200,16 +198,16 @@ enum Pair {
     MlDsa44(Box<PqdsaKeyPair>, Zeroizing<Vec<u8>>),
 }
 
-/// A witness' private key. Has no `Debug`.
+/// The private key of a witness. No `Debug`, so that it is not logged.
 ///
-/// It signs whatever checkpoint it is given: that none of them forks is for its caller to see to.
+/// It signs any checkpoint. The caller must ensure that the checkpoints it signs are consistent with each other.
 pub struct Cosigner {
     public: WitnessKey,
     pair: Pair,
 }
 
 impl Cosigner {
-    /// A key from 32 secret random bytes.
+    /// Derives the key from 32 secret random bytes.
     pub fn from_seed(
         name: KeyName,
         algorithm: Algorithm,
@@ -232,23 +230,22 @@ impl Cosigner {
         Ok(Cosigner { public: WitnessKey { name, algorithm, key }, pair })
     }
 
-    /// From the text that [`Cosigner::to_private`] made.
+    /// Parses the output of [`Cosigner::to_private`].
     pub fn parse(private: &str) -> Result<Cosigner, NoteError> {
-        let what = "witness' private key";
+        let what = "witness private key";
         let (name, alg, seed) = parse_private(private, what)?;
         let algorithm = Algorithm::from_byte(alg);
         let algorithm = algorithm.ok_or(NoteError::Key { what, detail: "its type is unknown" })?;
         let seed = seed.first_chunk().filter(|_| seed.len() == 32);
-        let seed = seed.ok_or(NoteError::Key { what, detail: "no seed of 32 bytes" })?;
+        let seed = seed.ok_or(NoteError::Key { what, detail: "its seed is not 32 bytes long" })?;
         Cosigner::from_seed(name, algorithm, seed)
     }
 
-    /// The public key.
     pub fn public(&self) -> &WitnessKey {
         &self.public
     }
 
-    /// The private key as a text: `PRIVATE+KEY+NAME+ID+…`, without a newline.
+    /// The private key as text: `PRIVATE+KEY+NAME+ID+…`, without a newline.
     pub fn to_private(&self) -> Result<Zeroizing<String>, NoteError> {
         let seed = match &self.pair {
             Pair::Ed25519(pair) => {
@@ -263,7 +260,7 @@ impl Cosigner {
         Ok(write_private(name, self.public.id(), algorithm.byte(), seed))
     }
 
-    /// Cosigns, at `time` (seconds since 1970).
+    /// Cosigns the checkpoint at `time` (seconds since 1970).
     pub fn cosign(&self, checkpoint: &Checkpoint, time: u64) -> Result<Signature, NoteError> {
         let WitnessKey { name, algorithm, .. } = &self.public;
         if time > MAX_TIME {
@@ -271,7 +268,7 @@ impl Cosigner {
         }
         let message = algorithm.message(name, time, checkpoint);
         let message =
-            message.ok_or(NoteError::Malformed("a log's origin of more than 255 bytes"))?;
+            message.ok_or(NoteError::Malformed("the log's origin is longer than 255 bytes"))?;
         let mut bytes = time.to_be_bytes().to_vec();
         match &self.pair {
             Pair::Ed25519(pair) => bytes.extend_from_slice(pair.sign(&message).as_ref()),

@@ -1,5 +1,5 @@
-//! SHA-256 as RFC 6962, section 2.1 uses it: leaves and inner nodes are hashed apart, so that neither passes for
-//! the other.
+//! SHA-256 as in RFC 6962, section 2.1: leaves and inner nodes are hashed with different prefixes, so that one cannot
+//! be mistaken for the other.
 
 use std::fmt;
 
@@ -7,20 +7,19 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::text;
 
-/// A node of a Merkle tree.
+/// The hash of a node of a Merkle tree.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hash([u8; Hash::LEN]);
 
 impl Hash {
-    /// Its length, in bytes.
     pub const LEN: usize = 32;
 
-    /// The root of the empty tree: SHA-256 of nothing.
+    /// The root of the empty tree: SHA-256 of zero bytes.
     pub fn empty() -> Hash {
         sha256(&[])
     }
 
-    /// Plain SHA-256 of some bytes, which is no node of a tree.
+    /// Plain SHA-256, not a node of a tree.
     pub fn of(bytes: &[u8]) -> Hash {
         sha256(&[bytes])
     }
@@ -35,17 +34,16 @@ impl Hash {
         sha256(&[&[0x01], &left.0, &right.0])
     }
 
-    /// From its bytes; `None` if they are not 32.
+    /// `None` unless there are exactly 32 bytes.
     pub fn from_slice(bytes: &[u8]) -> Option<Hash> {
         Some(Hash(bytes.try_into().ok()?))
     }
 
-    /// From base64, as it stands in checkpoints and proofs.
+    /// Parses base64, as used in checkpoints and proofs.
     pub fn from_base64(text: &str) -> Option<Hash> {
         Hash::from_slice(&text::base64(text)?)
     }
 
-    /// Its bytes.
     pub fn as_bytes(&self) -> &[u8; Hash::LEN] {
         &self.0
     }
@@ -57,7 +55,7 @@ impl From<[u8; Hash::LEN]> for Hash {
     }
 }
 
-/// Base64, as it stands in checkpoints and proofs.
+/// Base64, as used in checkpoints and proofs.
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&text::to_base64(&self.0))
@@ -70,7 +68,7 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// SHA-256 of the parts, one after the other.
+/// SHA-256 of the concatenated parts.
 pub(crate) fn sha256(parts: &[&[u8]]) -> Hash {
     let mut context = Context::new(&SHA256);
     parts.iter().for_each(|part| context.update(part));

@@ -1,24 +1,24 @@
-//! Transparency logs, as an auditor has to check them. Pure: no I/O, no clock, no tokio; time is passed in.
+//! Transparency logs: everything a verifier needs to check one. No I/O, no clock, no tokio; the caller passes the time.
 //!
-//! A log is an append-only list of entries. What makes it believable is arithmetic, in three steps:
+//! A log is an append-only list of entries. A verifier checks it in three steps:
 //!
-//! 1. **Tree** ([`tree`], [`hash`]; RFC 6962, section 2.1). The entries are the leaves of a Merkle tree. Its root
-//!    hash fixes them all: an *inclusion proof* of log2(n) hashes shows that an entry stands at an index, a
-//!    *consistency proof* that a larger tree is a smaller one with entries appended.
+//! 1. **Tree** ([`tree`], [`hash`]; RFC 6962, section 2.1). The entries are the leaves of a Merkle tree, and its root
+//!    hash commits to all of them. An *inclusion proof* of log2(n) hashes shows that an entry is at an index. A
+//!    *consistency proof* shows that a larger tree is a smaller one with entries appended.
 //! 2. **Checkpoint** ([`checkpoint`], [`note`]; C2SP tlog-checkpoint, signed-note). The log signs its size and root.
-//!    By itself that is a promise: a log can sign one tree for you and another one for me.
-//! 3. **Cosignatures** ([`cosignature`], [`policy`]; C2SP tlog-cosignature, tlog-policy). Witnesses, run by others,
-//!    sign a checkpoint only when it is consistent with the last one that they saw. A verifier that wants k of n of
-//!    them shares its view with everybody else who does, unless 2k-n or more of them conspire with the log (two quorums have
-//!    that many witnesses in common; so k is to be more than half of n, and well more to tolerate a dishonest one).
+//!    This alone does not exclude a split view: a log can sign different trees for different readers.
+//! 3. **Cosignatures** ([`cosignature`], [`policy`]; C2SP tlog-cosignature, tlog-policy). Independent witnesses sign a
+//!    checkpoint only if it is consistent with the last one they saw. All verifiers that require k of the same n
+//!    witnesses share one view, unless 2k-n or more of the witnesses conspire with the log: any two quorums have at
+//!    least 2k-n witnesses in common. So k must be more than n/2, and well above it to tolerate dishonest witnesses.
 //!
-//! A [`proof`] (C2SP tlog-proof) is all three in one text that can be verified offline: the index, the inclusion
-//! proof, the cosigned checkpoint. [`tile`] (C2SP tlog-tiles) is how a log is published: as files that never change,
-//! from which anyone computes every proof.
+//! A [`proof`] (C2SP tlog-proof) combines the three in one text that can be verified offline: the index, the inclusion
+//! proof, the cosigned checkpoint. [`tile`] (C2SP tlog-tiles) is the format in which a log is published: files that
+//! never change, from which anyone can compute every proof.
 //!
-//! The only ways to a [`Witnessed`] checkpoint are [`Policy::witnessed`] and [`Proof::verify`]. Everything that is
-//! parsed here may come from an enemy: sizes are bounded before anything is allocated, and there is one encoding for
-//! each value (no leading zeros, no spare bits in base64), so that what was signed is what was read.
+//! Only [`Policy::witnessed`] and [`Proof::verify`] return a [`Witnessed`] checkpoint. All input parsed here is
+//! untrusted. Sizes are checked before anything is allocated. Each value has exactly one encoding (no leading zeros, no
+//! spare bits in base64), so that the parsed value is the signed value.
 
 pub mod checkpoint;
 pub mod cosignature;

@@ -1,8 +1,7 @@
-//! Signed notes (C2SP signed-note): a text, and lines under it that sign it.
+//! Signed notes (C2SP signed-note): a text followed by signature lines.
 //!
-//! A [`Note`] is parsed, not believed: signatures stay opaque until a key that was configured is found to have made
-//! them. Keys are written as *vkeys*, `name+hash+base64`, and a log's private key as `PRIVATE+KEY+…`, as Go's
-//! `note` package does.
+//! Parsing a [`Note`] verifies nothing: a signature is opaque until it is checked with a configured key. Public keys
+//! are written as *vkeys*, `name+hash+base64`, and a log's private key as `PRIVATE+KEY+…`, as in Go's `note` package.
 
 use std::fmt;
 
@@ -15,49 +14,47 @@ use crate::cosignature::WitnessKey;
 use crate::hash::sha256;
 use crate::text::{base64, to_base64};
 
-/// The longest note that is read, in bytes. Post-quantum signatures need more than the text.
+/// The largest note accepted, in bytes. Most of it is for post-quantum signatures.
 pub const MAX_NOTE: usize = 256 * 1024;
-/// The most signatures on a note (the specification demands 16).
+/// The most signatures accepted on a note (the specification requires at least 16).
 pub const MAX_SIGNATURES: usize = 64;
 
 const ALG_ED25519: u8 = 0x01;
 const ALG_ML_DSA_44: u8 = 0x06;
 
-/// Why a note or a key cannot be read.
+/// Why a note or a key is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// More than [`MAX_NOTE`] bytes or [`MAX_SIGNATURES`] signatures.
     #[error("the note is too large")]
     TooLarge,
-    /// Not a note: it is said what is wrong.
+    /// Not a note, and why.
     #[error("not a signed note: {0}")]
     Malformed(&'static str),
     /// Not a key.
     #[error("not a {what}: {detail}")]
     Key {
-        /// What was expected.
+        /// What was expected, such as "log key".
         what: &'static str,
-        /// What is wrong.
         detail: &'static str,
     },
-    /// The crypto library refused to make a key or a signature.
-    #[error("the crypto library made no key or signature")]
+    /// The crypto library failed to make a key or a signature.
+    #[error("the crypto library failed to make a key or a signature")]
     Crypto,
 }
 
-/// Who is said to have signed: with [`Signature::id`] it names a key.
+/// The name of a signer. Together with [`Signature::id`] it identifies a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyName(Box<str>);
 
 impl KeyName {
-    /// A name: not empty, no spaces, no plus, no control characters, at most 255 bytes.
+    /// Not empty, no spaces, no plus, no control characters, at most 255 bytes.
     pub fn new(name: &str) -> Option<KeyName> {
         let good = |c: char| !c.is_whitespace() && !c.is_control() && c != '+';
         let fits = !name.is_empty() && name.len() <= 255;
         (fits && name.chars().all(good)).then(|| KeyName(name.into()))
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,24 +66,24 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// A line that signs a note, unverified.
+/// A signature line of a note, unverified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
-    /// Who is said to have made it.
+    /// The name of the signer, as claimed.
     pub name: KeyName,
-    /// Which of the keys of that name: the first bytes of a hash of it.
+    /// Selects one of the keys with that name: the first bytes of a hash of the key.
     pub id: [u8; 4],
-    /// What the key made.
+    /// The signature proper.
     pub bytes: Vec<u8>,
 }
 
 impl Signature {
-    /// Parses a line, without its newline.
+    /// Parses a line without its newline.
     pub fn parse(line: &str) -> Result<Signature, NoteError> {
         let bad = NoteError::Malformed;
-        let line = line.strip_prefix("— ").ok_or(bad("a signature line does not begin with —"))?;
+        let line = line.strip_prefix("— ").ok_or(bad("a signature line does not start with —"))?;
         let (name, data) = line.split_once(' ').ok_or(bad("a signature line has no signature"))?;
-        let name = KeyName::new(name).ok_or(bad("a signature line has no proper key name"))?;
+        let name = KeyName::new(name).ok_or(bad("a signature line has an invalid key name"))?;
         let data = base64(data).ok_or(bad("a signature is not base64"))?;
         let (id, bytes) =
             data.split_first_chunk().ok_or(bad("a signature is shorter than a key ID"))?;
@@ -94,7 +91,7 @@ impl Signature {
     }
 }
 
-/// The length of a signature's line, with its newline, for a key of this name whose signatures have `bytes` bytes.
+/// The length of a signature line, newline included, for a key of this name and a signature of `bytes` bytes.
 pub(crate) fn line_len(name: &KeyName, bytes: usize) -> usize {
     "— ".len() + name.as_str().len() + " ".len() + (4 + bytes).div_ceil(3) * 4 + "\n".len()
 }
@@ -114,7 +111,7 @@ pub struct Note {
 }
 
 impl Note {
-    /// A note that is to be signed. The text must end with a newline and hold no other control characters.
+    /// A note without signatures. The text must end with a newline and contain no other control characters.
     pub fn new(text: String) -> Result<Note, NoteError> {
         let bad = NoteError::Malformed;
         if text.len() > MAX_NOTE {
@@ -145,17 +142,16 @@ impl Note {
         Ok(note)
     }
 
-    /// What is signed, with its last newline.
+    /// The signed text, with its last newline.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The signatures, in their order.
     pub fn signatures(&self) -> &[Signature] {
         &self.signatures
     }
 
-    /// Adds a signature, unless it is there or the note has [`MAX_SIGNATURES`].
+    /// Adds a signature, unless the note already contains it or has [`MAX_SIGNATURES`].
     pub fn add(&mut self, signature: Signature) {
         if self.signatures.len() < MAX_SIGNATURES && !self.signatures.contains(&signature) {
             self.signatures.push(signature);
@@ -163,7 +159,7 @@ impl Note {
     }
 }
 
-/// The whole note.
+/// The whole note, with signatures.
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.text)?;
@@ -171,7 +167,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// A log's public key: it signs checkpoints as plain Ed25519 notes, or as ML-DSA-44 cosignatures of its own.
+/// A log's public key. It signs checkpoints as plain Ed25519 notes or as ML-DSA-44 cosignatures.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LogKey(Public);
 
@@ -182,19 +178,19 @@ enum Public {
 }
 
 impl LogKey {
-    /// From a vkey.
+    /// Parses a vkey.
     pub fn parse(vkey: &str) -> Result<LogKey, NoteError> {
-        let what = "log's key";
+        let what = "log key";
         let (name, alg, key) = parse_vkey(vkey, what)?;
         match (alg, <[u8; 32]>::try_from(key)) {
             (ALG_ED25519, Ok(key)) => Ok(LogKey(Public::Ed25519 { name, key })),
             (ALG_ML_DSA_44, _) => WitnessKey::parse(vkey).map(|key| LogKey(Public::MlDsa44(key))),
-            (0x04, _) => Err(NoteError::Key { what, detail: "it is a witness' key" }),
+            (0x04, _) => Err(NoteError::Key { what, detail: "it is a witness key" }),
             _ => Err(NoteError::Key { what, detail: "its type is neither Ed25519 nor ML-DSA-44" }),
         }
     }
 
-    /// Its name, which is the origin of the log's checkpoints.
+    /// Also the origin of the log's checkpoints.
     pub fn name(&self) -> &KeyName {
         match &self.0 {
             Public::Ed25519 { name, .. } => name,
@@ -210,7 +206,6 @@ impl LogKey {
         }
     }
 
-    /// The public key itself.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Public::Ed25519 { key, .. } => key,
@@ -218,7 +213,7 @@ impl LogKey {
         }
     }
 
-    /// The length of one of its signatures, without the key ID.
+    /// The length of a signature by this key, without the key ID.
     pub(crate) fn signature_len(&self) -> usize {
         match &self.0 {
             Public::Ed25519 { .. } => 64,
@@ -232,9 +227,9 @@ impl LogKey {
         note.signatures.iter().filter(move |s| s.name == *self.name() && s.id == id)
     }
 
-    /// Whether this key has signed the note. One line of it that does not verify spoils the note (C2SP signed-note),
-    /// whatever others say. An ML-DSA-44 key signs checkpoints only, and none with extension lines: it would not have
-    /// signed those.
+    /// Whether this key signed the note. A single invalid signature under this key's name and ID makes the result
+    /// false (C2SP signed-note). An ML-DSA-44 key signs only checkpoints without extension lines, because its
+    /// signature would not cover those lines.
     pub fn signed(&self, note: &Note) -> bool {
         let mut lines = self.lines(note).peekable();
         if lines.peek().is_none() {
@@ -263,21 +258,20 @@ impl fmt::Display for LogKey {
     }
 }
 
-/// A log's private key. Has no `Debug`.
+/// A log's private key. No `Debug`, so that it is not logged.
 pub struct LogSigner {
     public: LogKey,
     pair: Ed25519KeyPair,
 }
 
 impl LogSigner {
-    /// A new key.
     pub fn generate(name: KeyName) -> Result<LogSigner, NoteError> {
         LogSigner::new(name, Ed25519KeyPair::generate().map_err(|_| NoteError::Crypto)?)
     }
 
-    /// From the text that [`LogSigner::to_private`] made.
+    /// Parses the output of [`LogSigner::to_private`].
     pub fn parse(private: &str) -> Result<LogSigner, NoteError> {
-        let what = "log's private key";
+        let what = "log private key";
         let (name, alg, seed) = parse_private(private, what)?;
         if alg != ALG_ED25519 {
             return Err(NoteError::Key { what, detail: "it is not an Ed25519 key" });
@@ -285,7 +279,7 @@ impl LogSigner {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed);
         LogSigner::new(
             name,
-            pair.map_err(|_| NoteError::Key { what, detail: "no seed of 32 bytes" })?,
+            pair.map_err(|_| NoteError::Key { what, detail: "its seed is not 32 bytes long" })?,
         )
     }
 
@@ -294,12 +288,11 @@ impl LogSigner {
         Ok(LogSigner { public: LogKey(Public::Ed25519 { name, key }), pair })
     }
 
-    /// The public key.
     pub fn public(&self) -> &LogKey {
         &self.public
     }
 
-    /// The private key as a text: `PRIVATE+KEY+NAME+ID+…`, without a newline.
+    /// The private key as text: `PRIVATE+KEY+NAME+ID+…`, without a newline.
     pub fn to_private(&self) -> Result<Zeroizing<String>, NoteError> {
         let seed = self.pair.seed().map_err(|_| NoteError::Crypto)?;
         let seed: Curve25519SeedBin<'_> = seed.as_be_bytes().map_err(|_| NoteError::Crypto)?;
@@ -307,7 +300,6 @@ impl LogSigner {
         Ok(write_private(self.public.name(), self.public.id(), ALG_ED25519, seed))
     }
 
-    /// Signs the note.
     pub fn sign(&self, note: &mut Note) {
         let bytes = self.pair.sign(note.text().as_bytes()).as_ref().to_vec();
         note.add(Signature { name: self.public.name().clone(), id: self.public.id(), bytes });
@@ -320,13 +312,13 @@ pub(crate) fn key_id(name: &KeyName, alg: u8, key: &[u8]) -> [u8; 4] {
     *hash.as_bytes().first_chunk().expect("4 of 32 bytes")
 }
 
-/// Name, algorithm and public key of a vkey whose hash is right.
+/// The name, algorithm and public key of a vkey, after checking its hash.
 pub(crate) fn parse_vkey(
     vkey: &str,
     what: &'static str,
 ) -> Result<(KeyName, u8, Vec<u8>), NoteError> {
     let bad = |detail| NoteError::Key { what, detail };
-    // The name has no plus, base64 may have some.
+    // A name contains no plus; base64 may.
     let mut parts = vkey.splitn(3, '+');
     let (Some(name), Some(id), Some(data)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(bad("it must be NAME+HASH+BASE64"));
@@ -335,7 +327,9 @@ pub(crate) fn parse_vkey(
     let data = base64(data).ok_or(bad("its third part is not base64"))?;
     let (alg, key) = data.split_first().ok_or(bad("its third part is empty"))?;
     if hex(key_id(&name, *alg, key)) != id {
-        return Err(bad("its hash does not fit its name and key: was it altered or cut?"));
+        return Err(bad(
+            "its hash does not match its name and key; it was probably altered or truncated",
+        ));
     }
     Ok((name, *alg, key.to_vec()))
 }
@@ -350,14 +344,14 @@ pub(crate) fn write_vkey(
     write!(f, "{name}+{}+{}", hex(id), to_base64(&[&[alg], key].concat()))
 }
 
-/// Name, algorithm and seed of a private key.
+/// The name, algorithm and seed of a private key.
 pub(crate) fn parse_private(
     private: &str,
     what: &'static str,
 ) -> Result<(KeyName, u8, Zeroizing<Vec<u8>>), NoteError> {
     let bad = |detail| NoteError::Key { what, detail };
     let rest = private.trim_end().strip_prefix("PRIVATE+KEY+");
-    let mut parts = rest.ok_or(bad("it does not begin with PRIVATE+KEY+"))?.splitn(3, '+');
+    let mut parts = rest.ok_or(bad("it does not start with PRIVATE+KEY+"))?.splitn(3, '+');
     let (Some(name), Some(_), Some(data)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(bad("it must be PRIVATE+KEY+NAME+HASH+BASE64"));
     };
@@ -387,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_what_was_signed_and_nothing_else() {
+    fn a_signature_covers_the_text_and_names_its_key() {
         let signer = LogSigner::generate(KeyName::new("log.example/a").unwrap()).unwrap();
         let mut note = Note::new("first\n\nlast\n".into()).unwrap();
         signer.sign(&mut note);
@@ -402,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_notes_are_refused() {
+    fn malformed_notes_are_rejected() {
         let good = "a\n\n— k AAAAAAA=\n";
         assert!(Note::parse(good).is_ok());
         for bad in [
@@ -428,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_survive_being_written() {
+    fn written_keys_parse_to_the_same_key() {
         let signer = LogSigner::generate(KeyName::new("log.example/a").unwrap()).unwrap();
         let again = LogSigner::parse(&signer.to_private().unwrap()).unwrap();
         assert_eq!(again.public(), signer.public());

@@ -1,4 +1,4 @@
-//! Policies (C2SP tlog-policy): which logs are believed, and which witnesses have to have cosigned.
+//! Policies (C2SP tlog-policy): the trusted logs, and the witnesses that must have cosigned.
 //!
 //! ```text
 //! log     example.com/mesh+1f2e3d4c+AQ…  https://authority.example.com:7400/log
@@ -17,89 +17,83 @@ use crate::cosignature::WitnessKey;
 use crate::hash::Hash;
 use crate::note::{LogKey, Note, line_len};
 
-/// The most logs, witnesses or groups of a policy.
+/// The most logs, witnesses or groups in a policy.
 const MAX_EACH: usize = 64;
-/// The largest policy file that is read, in bytes. ML-DSA-44 keys have 1.8 kB each.
+/// The largest policy file accepted, in bytes. An ML-DSA-44 key takes 1.8 kB.
 pub const MAX_POLICY: usize = 512 * 1024;
-/// The height of the largest tree that [`Policy::largest_proof`] reckons with: a log of 2^40 entries.
+/// The tree height assumed by [`Policy::largest_proof`]: a log of 2^40 entries.
 const HEIGHT: usize = 40;
-/// A witness' clock may be this much ahead of ours, in seconds.
+/// How far a witness's clock may be ahead of ours, in seconds.
 pub const MAX_CLOCK_SKEW: u64 = 300;
 
-/// What is wrong with a policy file.
+/// A problem in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct PolicyError {
-    /// Its line, from 1; of what is missing, the line after the last.
+    /// The line number, from 1. For something missing, the line after the last.
     pub line: usize,
-    /// What is wrong.
     pub problem: String,
 }
 
-/// Why a checkpoint is not believed.
+/// Why a policy rejects a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No log of the policy signed it.
+    /// No log in the policy signed it.
+    #[error("no log in the policy signed the checkpoint (its origin is {origin:?})")]
+    UnknownLog { origin: String },
+    /// The witnesses that cosigned it are not a quorum.
     #[error(
-        "no log that the policy names has signed the checkpoint (it says that it is of {origin:?})"
-    )]
-    UnknownLog {
-        /// The checkpoint's origin.
-        origin: String,
-    },
-    /// Too few witnesses.
-    #[error(
-        "{have} of the policy's witnesses have cosigned the checkpoint, and they are not the quorum ({quorum})"
+        "{have} of the policy's witnesses cosigned the checkpoint, which is not a quorum ({quorum})"
     )]
     ShortQuorum {
-        /// How many did.
+        /// The number of witnesses that cosigned.
         have: usize,
-        /// What the policy wants.
+        /// The required quorum.
         quorum: String,
     },
     /// The quorum was reached too long ago.
-    #[error("the witnesses saw the checkpoint {age} s ago, and {allowed} s are allowed")]
+    #[error("the witnesses cosigned the checkpoint {age} s ago; at most {allowed} s are allowed")]
     Stale {
         /// Seconds since the quorum was reached.
         age: u64,
-        /// How old it may be.
+        /// The largest age allowed, in seconds.
         allowed: u64,
     },
-    /// It was cosigned later than now.
-    #[error("the witnesses saw the checkpoint {ahead} s from now: is a clock wrong?")]
+    /// The quorum was reached in the future.
+    #[error(
+        "the witnesses cosigned the checkpoint {ahead} s in the future; a clock is probably wrong, here or at the witnesses"
+    )]
     FromTheFuture {
-        /// By how much.
+        /// Seconds until that time.
         ahead: u64,
     },
 }
 
-/// A log, and where it is served.
+/// A log and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// Its key.
     pub key: LogKey,
-    /// The prefix of its resources.
+    /// The URL prefix of the log's files.
     pub url: Option<String>,
 }
 
-/// A witness, and where it takes checkpoints.
+/// A witness and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witness {
-    /// Its name in this policy.
+    /// The name in this policy.
     pub name: String,
-    /// Its key.
     pub key: WitnessKey,
-    /// Its submission prefix.
+    /// The submission prefix.
     pub url: Option<String>,
 }
 
-/// Who has to have cosigned.
+/// The witnesses that must have cosigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Quorum {
     Nobody,
-    /// A witness, by its place.
+    /// A witness, by its index in the policy.
     Witness(usize),
-    /// So many of these.
+    /// At least `needed` of the members.
     Group {
         name: String,
         needed: usize,
@@ -118,14 +112,15 @@ impl Quorum {
         }
     }
 
-    /// The lightest quorum among witnesses that have a weight: what it weighs, and who they are.
+    /// The lightest quorum, given the weight of each witness (`None` if it did not cosign): its total weight and its
+    /// witnesses.
     fn lightest(&self, weight: &impl Fn(usize) -> Option<usize>) -> Option<(usize, Vec<usize>)> {
         match self {
             Quorum::Nobody => Some((0, Vec::new())),
             Quorum::Witness(place) => Some((weight(*place)?, vec![*place])),
             Quorum::Group { needed, members, .. } => {
                 let mut all: Vec<_> = members.iter().filter_map(|m| m.lightest(weight)).collect();
-                // No witness is in two members, so the lightest members make the lightest group.
+                // No witness is in two members, so the lightest members make up the lightest group.
                 all.sort_by_key(|(weight, _)| *weight);
                 (all.len() >= *needed).then(|| {
                     all.truncate(*needed);
@@ -135,7 +130,7 @@ impl Quorum {
         }
     }
 
-    /// What the heaviest quorum weighs that has no witness too many.
+    /// The weight of the heaviest quorum from which no witness can be omitted.
     fn heaviest(&self, weight: &impl Fn(usize) -> usize) -> usize {
         match self {
             Quorum::Nobody => 0,
@@ -148,7 +143,7 @@ impl Quorum {
         }
     }
 
-    /// Whether it can be reached twice at one time, with no witness in common.
+    /// Whether there are two quorums with no witness in common.
     fn splits(&self) -> bool {
         match self {
             Quorum::Nobody => true,
@@ -161,7 +156,6 @@ impl Quorum {
     }
 }
 
-/// A policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     logs: Vec<Log>,
@@ -169,7 +163,7 @@ pub struct Policy {
     quorum: Quorum,
 }
 
-/// A checkpoint that a policy believes.
+/// A checkpoint accepted by a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witnessed {
     checkpoint: Checkpoint,
@@ -177,18 +171,17 @@ pub struct Witnessed {
 }
 
 impl Witnessed {
-    /// What it says.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// When the quorum had seen it, in seconds since 1970: the latest time at or after which enough witnesses have
-    /// cosigned. `None` when the policy wants none.
+    /// When the quorum was reached, in seconds since 1970: the latest time such that the witnesses that cosigned at
+    /// this time or later are a quorum. `None` if the policy requires no witnesses.
     pub fn time(&self) -> Option<u64> {
         self.time
     }
 
-    /// Checks the age of what the witnesses said; a policy without them has none.
+    /// Checks the age of the cosignatures. Always succeeds if the policy requires no witnesses.
     pub fn fresh(&self, now: u64, allowed: u64) -> Result<(), Refused> {
         match self.time {
             Some(time) if time > now.saturating_add(MAX_CLOCK_SKEW) => {
@@ -203,7 +196,7 @@ impl Witnessed {
 }
 
 impl Policy {
-    /// Parses a policy file. Octets that are not ASCII mean nothing but themselves.
+    /// Parses a policy file. Non-ASCII bytes are compared as they are.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<Policy, PolicyError> {
         let (text, mut parser, mut last) = (text.as_ref(), Parser::default(), 0);
         if text.len() > MAX_POLICY {
@@ -220,43 +213,41 @@ impl Policy {
         Ok(Policy { logs, witnesses, quorum: quorum.ok_or_else(missing)? })
     }
 
-    /// A policy that believes one log by itself: what it says is self-attested.
+    /// A policy that trusts one log without witnesses.
     pub fn self_attested(key: LogKey) -> Policy {
         Policy { logs: vec![Log { key, url: None }], witnesses: Vec::new(), quorum: Quorum::Nobody }
     }
 
-    /// The same witnesses and quorum, for this one log.
+    /// The same witnesses and quorum, for one other log.
     pub fn for_log(&self, key: LogKey) -> Policy {
         Policy { logs: vec![Log { key, url: None }], ..self.clone() }
     }
 
-    /// The logs.
     pub fn logs(&self) -> &[Log] {
         &self.logs
     }
 
-    /// The witnesses.
     pub fn witnesses(&self) -> &[Witness] {
         &self.witnesses
     }
 
-    /// Whether it wants any witness at all.
+    /// Whether it requires any witness.
     pub fn wants_witnesses(&self) -> bool {
         self.quorum != Quorum::Nobody
     }
 
-    /// Whether these witnesses (by their place) are the quorum.
+    /// Whether these witnesses (by index) are a quorum.
     pub fn is_quorum(&self, cosigned: impl Fn(usize) -> bool) -> bool {
         self.quorum.reached(&cosigned)
     }
 
-    /// Whether every quorum has a member among these witnesses: then they know the newest checkpoint that was ever
-    /// believed.
+    /// Whether every quorum contains one of these witnesses. If so, together they know the newest checkpoint that any
+    /// verifier with this policy has accepted.
     pub fn is_in_every_quorum(&self, asked: impl Fn(usize) -> bool) -> bool {
         !self.quorum.reached(&|place| !asked(place)) || !self.wants_witnesses()
     }
 
-    /// The checkpoint, if a log of this policy signed it and the quorum cosigned it.
+    /// The checkpoint, if a log in this policy signed it and a quorum cosigned it.
     pub fn witnessed(&self, signed: &SignedCheckpoint) -> Result<Witnessed, Refused> {
         let checkpoint = self.logs.iter().find_map(|log| signed.verified_by(&log.key));
         let checkpoint = checkpoint.ok_or_else(|| {
@@ -270,9 +261,8 @@ impl Policy {
         Ok(Witnessed { checkpoint: checkpoint.clone(), time })
     }
 
-    /// The checkpoint with the signatures that make this policy believe it, and no others: of each witness that it takes
-    /// the newest one, and of several quorums the one with the shortest signatures. `None` if the policy does not
-    /// believe it.
+    /// The checkpoint with only the signatures that this policy needs: the newest one of each witness, and of all
+    /// possible quorums the one with the shortest signatures. `None` if the policy rejects the checkpoint.
     pub fn shortest(&self, signed: &SignedCheckpoint) -> Option<SignedCheckpoint> {
         let log = self.logs.iter().find(|log| signed.verified_by(&log.key).is_some())?;
         let newest = |w: &Witness| w.key.newest(signed).map(|(_, signature)| signature.clone());
@@ -289,8 +279,8 @@ impl Policy {
         SignedCheckpoint::new(note).ok()
     }
 
-    /// The most bytes that a proof has whose checkpoint carries no more than this policy wants
-    /// ([`Policy::shortest`]), whichever of the witnesses cosign.
+    /// The largest size, in bytes, of a proof whose checkpoint was reduced by [`Policy::shortest`], for any choice of
+    /// cosigning witnesses.
     pub fn largest_proof(&self) -> usize {
         let weight = |place: usize| {
             let key = &self.witnesses[place].key;
@@ -307,8 +297,8 @@ impl Policy {
         fixed + HEIGHT * hash + log + self.quorum.heaviest(&weight)
     }
 
-    /// Whether two checkpoints can each have a quorum with no witness in common: then the log alone can show two
-    /// histories, though every witness is honest.
+    /// Whether two quorums can have no witness in common. If so, the log alone can show two histories even though
+    /// every witness is honest.
     pub fn splits(&self) -> bool {
         self.quorum.splits()
     }
@@ -318,8 +308,8 @@ impl Policy {
         self.quorum.lightest(&|_| Some(1)).map_or(0, |(count, _)| count)
     }
 
-    /// The latest time at or after which the quorum has cosigned. The newest signatures are verified first, and no more
-    /// of them than it takes.
+    /// When the quorum was reached (see [`Witnessed::time`]). Verifies the newest signatures first and stops at a
+    /// quorum.
     fn quorum_time(&self, signed: &SignedCheckpoint) -> Result<u64, Refused> {
         let all = self.witnesses.iter().enumerate();
         let mut claims: Vec<_> =
@@ -337,7 +327,7 @@ impl Policy {
         Err(Refused::ShortQuorum { have: cosigned.len(), quorum: self.quorum_text() })
     }
 
-    /// What the quorum is, for people.
+    /// A description of the quorum for people.
     pub fn quorum_text(&self) -> String {
         struct Text<'a>(&'a Policy, &'a Quorum);
         impl fmt::Display for Text<'_> {
@@ -368,8 +358,8 @@ impl Parser {
     fn line(&mut self, line: &[u8]) -> Result<(), String> {
         if let Some(control) = line.iter().find(|b| b.is_ascii_control() && **b != b'\t') {
             return Err(match control {
-                b'\r' => "it ends with a carriage return: lines end with a newline alone".into(),
-                other => format!("it has the control character {other:#04x}"),
+                b'\r' => "it ends with a carriage return; end lines with a newline only".into(),
+                other => format!("it contains the control character {other:#04x}"),
             });
         }
         let words = line.split(|b| matches!(b, b' ' | b'\t')).filter(|w| !w.is_empty());
@@ -384,7 +374,7 @@ impl Parser {
             [b"group", name, needed, ref members @ ..] => self.group(name, needed, members),
             [b"quorum", name] => self.quorum(name),
             [word, ..] => Err(format!(
-                "{:?} with {} more words is none of: log VKEY [URL], witness NAME VKEY [URL], group NAME K|any|all NAME…, quorum NAME",
+                "{:?} followed by {} words is not a valid line; valid are: log VKEY [URL], witness NAME VKEY [URL], group NAME K|any|all NAME…, quorum NAME",
                 text(word),
                 words.len() - 1
             )),
@@ -394,7 +384,7 @@ impl Parser {
     fn log(&mut self, key: &[u8], url: Option<&[u8]>) -> Result<(), String> {
         let key = LogKey::parse(vkey(key)?).map_err(|e| e.to_string())?;
         if self.logs.iter().any(|l| l.key.as_bytes() == key.as_bytes()) {
-            return Err("this log stands there twice".into());
+            return Err("this log is listed twice".into());
         }
         full(self.logs.len(), "logs")?;
         self.logs.push(Log { key, url: url.map(text) });
@@ -404,7 +394,7 @@ impl Parser {
     fn witness(&mut self, name: &[u8], key: &[u8], url: Option<&[u8]>) -> Result<(), String> {
         let key = WitnessKey::parse(vkey(key)?).map_err(|e| e.to_string())?;
         if self.witnesses.iter().any(|w| w.key.as_bytes() == key.as_bytes()) {
-            return Err("this witness stands there twice: it would count twice".into());
+            return Err("this witness is listed twice and would count twice".into());
         }
         full(self.witnesses.len(), "witnesses")?;
         self.define(name, Quorum::Witness(self.witnesses.len()))?;
@@ -424,7 +414,7 @@ impl Parser {
         };
         if needed < 1 || needed > names.len() {
             return Err(format!(
-                "a group of {} needs any, all, or a number from 1 to that",
+                "a group of {0} needs `any`, `all`, or a number from 1 to {0}",
                 names.len()
             ));
         }
@@ -433,7 +423,7 @@ impl Parser {
             members.push(self.names.get(*member).cloned().ok_or_else(|| undefined(member))?);
             if !self.used.insert(member.to_vec()) {
                 return Err(format!(
-                    "{:?} is a member already: it would count twice",
+                    "{:?} is already in a group and would count twice",
                     text(member)
                 ));
             }
@@ -443,7 +433,7 @@ impl Parser {
 
     fn quorum(&mut self, name: &[u8]) -> Result<(), String> {
         if self.quorum.is_some() {
-            return Err("there is a `quorum` line already".into());
+            return Err("there is already a `quorum` line".into());
         }
         let quorum = match name {
             b"none" => Quorum::Nobody,
@@ -455,7 +445,7 @@ impl Parser {
 
     fn define(&mut self, name: &[u8], quorum: Quorum) -> Result<(), String> {
         if name == b"none" {
-            return Err("the name `none` means that no witness is wanted".into());
+            return Err("the name `none` is reserved; it means that no witness is required".into());
         }
         if self.names.insert(name.to_vec(), quorum).is_some() {
             return Err(format!("{:?} is defined twice", text(name)));
@@ -464,7 +454,7 @@ impl Parser {
     }
 }
 
-/// For people; names are told apart by their octets.
+/// For messages only: names are compared as bytes.
 fn text(octets: &[u8]) -> String {
     String::from_utf8_lossy(octets).into_owned()
 }

@@ -10,27 +10,27 @@ use crate::text::{base64, decimal, line, to_base64};
 use crate::tree::{self, MAX_PROOF, TreeError};
 
 pub(crate) const HEADER: &str = "c2sp.org/tlog-proof@v1";
-/// The most extra data of a proof, in bytes.
+/// The most extra data in a proof, in bytes.
 const MAX_EXTRA: usize = 64 * 1024;
 
-/// Why a proof does not hold.
+/// Why a proof is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
-    /// Not a proof at all.
+    /// Not a proof, and why.
     #[error("not a tlog-proof: {0}")]
     Malformed(&'static str),
-    /// Its checkpoint cannot be read.
+    /// Its checkpoint is malformed.
     #[error(transparent)]
     Note(#[from] NoteError),
-    /// Its checkpoint is not believed.
+    /// The policy rejects its checkpoint.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The entry is not where the proof says.
     #[error("the entry is not at index {index} of the log: {reason}")]
     NotIncluded {
-        /// Where it should be.
+        /// The index in the proof.
         index: u64,
-        /// What does not fit.
+        /// Why the inclusion proof fails.
         reason: TreeError,
     },
 }
@@ -38,18 +38,17 @@ pub enum ProofError {
 /// A proof, unverified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// What an application put there; nothing authenticates it.
+    /// Data added by an application; not authenticated.
     pub extra: Option<Vec<u8>>,
-    /// The place of the entry in the log, from 0.
+    /// The entry's index in the log, from 0.
     pub index: u64,
-    /// From the leaf's sibling to the root's child.
+    /// Ordered from the leaf's sibling up to a child of the root.
     pub hashes: Vec<Hash>,
-    /// The tree that it is in.
+    /// The tree that contains the entry.
     pub checkpoint: SignedCheckpoint,
 }
 
 impl Proof {
-    /// Parses a proof.
     pub fn parse(text: &str) -> Result<Proof, ProofError> {
         let bad = ProofError::Malformed;
         if text.len() > 2 * MAX_NOTE {
@@ -64,12 +63,12 @@ impl Proof {
         let mut extra = None;
         if let Some(data) = next.strip_prefix("extra ") {
             let data = base64(data).filter(|d| d.len() <= MAX_EXTRA);
-            extra = Some(data.ok_or(bad("its extra data is not base64, or too long"))?);
+            extra = Some(data.ok_or(bad("its extra data is not base64 or is too long"))?);
             rest = after;
             (next, after) = line(rest).ok_or(cut.clone())?;
         }
         let index = next.strip_prefix("index ").and_then(decimal);
-        let index = index.ok_or(bad("it has no proper index"))?;
+        let index = index.ok_or(bad("its index is missing or invalid"))?;
         let mut hashes = Vec::new();
         loop {
             rest = after;
@@ -78,33 +77,32 @@ impl Proof {
                 break;
             }
             if hashes.len() == MAX_PROOF {
-                return Err(bad("it has more hashes than any tree is high"));
+                return Err(bad("it has more hashes than any tree needs"));
             }
             hashes.push(Hash::from_base64(next).ok_or(bad("one of its lines is not a hash"))?);
         }
         Ok(Proof { extra, index, hashes, checkpoint: SignedCheckpoint::parse(after)? })
     }
 
-    /// Checks everything but the age: that a log of the policy signed the checkpoint, that the quorum cosigned it, and
-    /// that the entry with this hash is at the index.
+    /// Checks everything but the age: a log in the policy signed the checkpoint, a quorum cosigned it, and the entry
+    /// with this hash is at the index.
     pub fn verify(&self, policy: &Policy, leaf: Hash) -> Result<Witnessed, ProofError> {
         let witnessed = policy.witnessed(&self.checkpoint)?;
         self.verify_in(&witnessed, leaf)?;
         Ok(witnessed)
     }
 
-    /// Checks that the entry is in a tree that is believed already; `witnessed` must be of this proof's checkpoint.
+    /// Checks that the entry is in a tree that was already verified. `witnessed` must be this proof's checkpoint.
     pub fn verify_in(&self, witnessed: &Witnessed, leaf: Hash) -> Result<(), ProofError> {
         let tree = witnessed.checkpoint();
         if tree != self.checkpoint.unverified() {
-            return Err(ProofError::Malformed("it is of another checkpoint"));
+            return Err(ProofError::Malformed("it belongs to another checkpoint"));
         }
         tree::verify_inclusion(leaf, self.index, tree.size, &self.hashes, tree.root)
             .map_err(|reason| ProofError::NotIncluded { index: self.index, reason })
     }
 }
 
-/// The text.
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{HEADER}")?;

@@ -1,8 +1,8 @@
-//! Tiles (C2SP tlog-tiles): how a log is published, as files that never change once they are full.
+//! Tiles (C2SP tlog-tiles): the files in which a log is published. A full tile never changes.
 //!
-//! A tile of level l holds up to 256 hashes of perfect subtrees of 256^l leaves; a full one is a single hash of the
-//! level above. An entry bundle holds the entries under a tile of level 0. The last tile of each level is partial,
-//! and has its width in its name; a partial tile is a prefix of every later one.
+//! A tile of level l holds up to 256 hashes of perfect subtrees of 256^l leaves; a full one reduces to a single hash
+//! of the level above. An entry bundle holds the entries under a tile of level 0. The last tile of each level is
+//! partial and has its width in its name; a partial tile is a prefix of every later version.
 
 use std::fmt;
 
@@ -10,29 +10,29 @@ use crate::hash::Hash;
 use crate::text::decimal;
 use crate::tree::{MAX_SIZE, Node};
 
-/// The height of a tile's tree.
+/// The height of the subtree in a tile.
 const HEIGHT: u8 = 8;
-/// The hashes of a full tile.
+/// The number of hashes in a full tile.
 pub const WIDTH: u64 = 1 << HEIGHT;
-/// The largest entry, in bytes: its length has two bytes.
+/// The largest entry, in bytes: its length is written in two bytes.
 pub const MAX_ENTRY: usize = u16::MAX as usize;
 /// The largest entry bundle, in bytes.
 pub const MAX_BUNDLE: usize = WIDTH as usize * (2 + MAX_ENTRY);
 /// The highest level at which a tree of [`MAX_SIZE`] leaves has a tile.
 const MAX_LEVEL: u8 = (MAX_SIZE.trailing_zeros() as u8) / HEIGHT;
 
-/// What a tile is not.
+/// Why a tile is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TileError {
-    /// Cut, or with something behind its end.
-    #[error("the tile has a wrong length")]
+    /// Truncated, or followed by extra bytes.
+    #[error("the tile has the wrong length")]
     WrongLength,
     /// An entry of more than [`MAX_ENTRY`] bytes.
     #[error("an entry is longer than {MAX_ENTRY} bytes")]
     EntryTooLong,
 }
 
-/// What a tile consists of.
+/// What a tile contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Hashes of perfect subtrees of 256^level leaves.
@@ -44,26 +44,25 @@ pub enum Kind {
     Entries,
 }
 
-/// A tile's name.
+/// The name of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tile {
-    /// What it holds.
     pub kind: Kind,
-    /// Its place in its level, from 0.
+    /// Its index within its level, from 0.
     pub index: u64,
-    /// How many hashes or entries it holds: 1 to 256.
+    /// The number of hashes or entries: 1 to 256.
     pub width: u16,
 }
 
 impl Tile {
-    /// The tile at `index` in a tree of `size`, full or partial; `None` if the tree has nothing there.
+    /// The tile at `index` in a tree of `size`, full or partial; `None` if the tree does not extend that far.
     pub fn of_tree(kind: Kind, index: u64, size: u64) -> Option<Tile> {
         let beyond = count(kind, size).checked_sub(index.checked_mul(WIDTH)?)?;
         let width = u16::try_from(beyond.min(WIDTH)).expect("at most 256");
         (width > 0).then_some(Tile { kind, index, width })
     }
 
-    /// Every tile that a tree of size `new` has and one of size `old` has not: bundles first, then hashes by level.
+    /// The tiles that are in a tree of size `new` but not in one of size `old`: bundles first, then hashes by level.
     pub fn of_growth(old: u64, new: u64) -> impl Iterator<Item = Tile> {
         let levels = (0..=MAX_LEVEL).map(|level| Kind::Hashes { level });
         std::iter::once(Kind::Entries).chain(levels).flat_map(move |kind| {
@@ -73,7 +72,8 @@ impl Tile {
         })
     }
 
-    /// The tile that tells the hash of a perfect subtree of a tree of `size`, and its hashes that make up that node.
+    /// The tile from which the hash of a perfect subtree can be computed, in a tree of `size`, and the range of its
+    /// hashes to use.
     pub fn of_node(node: Node, size: u64) -> Option<(Tile, std::ops::Range<usize>)> {
         let (level, height) = (node.level / HEIGHT, node.level % HEIGHT);
         let first = node.index.checked_mul(1 << height)?;
@@ -83,23 +83,21 @@ impl Tile {
         (range.end <= usize::from(tile.width)).then_some((tile, range))
     }
 
-    /// Whether it holds all that it will ever hold.
     pub fn is_full(self) -> bool {
         u64::from(self.width) == WIDTH
     }
 
-    /// The full tile at its place.
+    /// The full tile at the same index.
     pub fn full(self) -> Tile {
         Tile { width: WIDTH as u16, ..self }
     }
 
-    /// Where it is, below the log's prefix: `tile/<level>/<index>[.p/<width>]`, with `entries` for the level of a
-    /// bundle.
+    /// The path below the log's URL prefix: `tile/<level>/<index>[.p/<width>]`. The level of a bundle is `entries`.
     pub fn path(self) -> String {
         self.to_string()
     }
 
-    /// From its path, which has one form.
+    /// Parses a path. Each tile has exactly one.
     pub fn parse(path: &str) -> Option<Tile> {
         let (kind, rest) = path.strip_prefix("tile/")?.split_once('/')?;
         let kind = match kind {
@@ -132,7 +130,7 @@ impl Tile {
         (number <= MAX_SIZE / WIDTH && tile.path() == path).then_some(tile)
     }
 
-    /// The hashes of a tile of hashes, from its bytes.
+    /// Splits the bytes of a tile of hashes.
     pub fn hashes(self, bytes: &[u8]) -> Result<Vec<Hash>, TileError> {
         if bytes.len() != usize::from(self.width) * Hash::LEN {
             return Err(TileError::WrongLength);
@@ -140,7 +138,7 @@ impl Tile {
         Ok(bytes.chunks_exact(Hash::LEN).filter_map(Hash::from_slice).collect())
     }
 
-    /// The entries of a bundle, from its bytes.
+    /// Splits the bytes of a bundle.
     pub fn entries(self, mut bytes: &[u8]) -> Result<Vec<&[u8]>, TileError> {
         let mut entries = Vec::with_capacity(usize::from(self.width));
         for _ in 0..self.width {
@@ -157,7 +155,6 @@ impl Tile {
     }
 }
 
-/// The path.
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
@@ -188,7 +185,7 @@ pub fn push_entry(bundle: &mut Vec<u8>, entry: &[u8]) -> Result<(), TileError> {
     Ok(())
 }
 
-/// The hash of a perfect subtree, from neighbouring hashes of a tile; their number is a power of two.
+/// The hash of a perfect subtree, from adjacent hashes of a tile; their number must be a power of two.
 pub fn subtree(hashes: &[Hash]) -> Option<Hash> {
     match hashes {
         [] => None,
@@ -201,7 +198,7 @@ pub fn subtree(hashes: &[Hash]) -> Option<Hash> {
     }
 }
 
-/// How many hashes or entries of this kind a tree of `size` has.
+/// The number of hashes or entries of this kind in a tree of `size`.
 fn count(kind: Kind, size: u64) -> u64 {
     match kind {
         Kind::Entries => size,
@@ -221,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_tree_has_the_tiles_of_the_specification() {
-        // Its example: 70,000 entries.
+        // The example in the specification: 70,000 entries.
         let all = paths(Tile::of_growth(0, 70_000));
         assert_eq!(all.len(), 273 + 1 + 1 + 1 + 1);
         assert_eq!(
@@ -266,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn bundles_are_read_to_their_end() {
+    fn truncated_bundles_are_rejected() {
         let mut bundle = Vec::new();
         for entry in [&b"one"[..], b"", b"three"] {
             push_entry(&mut bundle, entry).unwrap();

@@ -1,57 +1,56 @@
-//! The Merkle tree of RFC 6962, section 2.1: its root as entries are appended, proofs, and their verification.
+//! The Merkle tree of RFC 6962, section 2.1: roots, proofs, and their verification.
 //!
-//! A tree of n leaves is, from the left, one perfect subtree for each bit of n, the largest first. All that is
-//! needed to append is the hashes of those: the [`Frontier`]. Whatever can hash a perfect subtree ([`Node`]) can
-//! make every proof.
-
+//! A tree of n leaves consists of one perfect subtree for each 1 bit of n, the largest at the left. The [`Frontier`]
+//! holds the hashes of these, which is all that is needed to append. Proofs are computed from the hashes of perfect
+//! subtrees ([`Node`]), which the caller supplies.
 use crate::hash::Hash;
 
 /// The most hashes in a proof: trees have fewer than 2^63 leaves.
 pub const MAX_PROOF: usize = 63;
-/// The most leaves of a tree that is dealt with: more would be 256 exbientries, and sums of sizes could overflow.
+/// The most leaves in a tree. The limit keeps sums of sizes from overflowing.
 pub const MAX_SIZE: u64 = 1 << 62;
 
-/// Why a proof does not hold.
+/// Why a proof is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// The index is not in the tree, or the sizes are the wrong way round.
+    /// The index is not in the tree, or the old size is larger than the new one.
     #[error("index or size is out of range")]
     OutOfRange,
-    /// More or fewer hashes than the sizes call for.
-    #[error("the proof has a wrong number of hashes")]
+    /// The proof does not have the number of hashes that the sizes require.
+    #[error("the proof has the wrong number of hashes")]
     WrongLength,
-    /// The hashes do not lead to the root.
+    /// The computed root differs from the expected one.
     #[error("the proof does not lead to the root hash")]
     WrongRoot,
 }
 
-/// A perfect subtree: the 2^level leaves from `index * 2^level`.
+/// A perfect subtree: the 2^level leaves that start at `index * 2^level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Node {
-    /// Its height; 0 is a leaf.
+    /// The height; 0 is a leaf.
     pub level: u8,
-    /// Its place among those of its height, from the left.
+    /// The index among the nodes of this height, from the left.
     pub index: u64,
 }
 
-/// The leaves `start..end`, which a tree splits off as one child: `start` is a multiple of a power of two that is not
-/// less than their number.
+/// The leaves `start..end` under one node of a tree: `start` is a multiple of a power of two that is at least `end -
+/// start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Range {
     start: u64,
     end: u64,
 }
 
-/// What is needed of a tree to append to it: one hash for each bit of its size.
+/// The part of a tree that is needed to append to it: one hash for each 1 bit of its size.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
-    /// Hashes of the perfect subtrees, from the left: the largest first.
+    /// Hashes of the perfect subtrees, from the left, the largest first.
     peaks: Vec<Hash>,
 }
 
 impl Frontier {
-    /// The frontier of a tree that exists; `read` is asked for each of its perfect subtrees.
+    /// The frontier of an existing tree. Calls `read` for the hash of each of its perfect subtrees.
     pub fn read<E>(size: u64, read: impl FnMut(Node) -> Result<Hash, E>) -> Result<Frontier, E> {
         let peaks = perfect(Range { start: 0, end: size }).map(read).collect::<Result<_, E>>()?;
         Ok(Frontier { size, peaks })
@@ -62,12 +61,12 @@ impl Frontier {
         self.size
     }
 
-    /// The perfect subtrees that it consists of, from the left, and their hashes.
+    /// Its perfect subtrees, from the left, with their hashes.
     pub fn peaks(&self) -> impl Iterator<Item = (Node, Hash)> {
         perfect(Range { start: 0, end: self.size }).zip(self.peaks.iter().copied())
     }
 
-    /// Appends a leaf. `made` is told every perfect subtree that it completes, the leaf first.
+    /// Appends a leaf. Calls `made` for every perfect subtree that this completes, starting with the leaf.
     pub fn append(&mut self, leaf: Hash, mut made: impl FnMut(Node, Hash)) {
         let (mut hash, mut node) = (leaf, Node { level: 0, index: self.size });
         made(node, hash);
@@ -81,14 +80,13 @@ impl Frontier {
         self.size += 1;
     }
 
-    /// The root hash.
     pub fn root(&self) -> Hash {
         fold(self.peaks.iter().copied()).unwrap_or_else(Hash::empty)
     }
 }
 
-/// The hashes which show that leaf `index` is in the tree of `size` (RFC 6962, section 2.1.1), the leaf's sibling
-/// first. `read` is asked for perfect subtrees of that tree.
+/// The proof that leaf `index` is in the tree of `size` (RFC 6962, section 2.1.1), starting with the leaf's sibling.
+/// Calls `read` for hashes of perfect subtrees of that tree.
 pub fn inclusion_proof<E: From<TreeError>>(
     index: u64,
     size: u64,
@@ -108,8 +106,8 @@ pub fn inclusion_proof<E: From<TreeError>>(
     hashes(siblings, read)
 }
 
-/// The hashes which show that the tree of size `new` begins with that of size `old` (RFC 6962, section 2.1.2). It is
-/// empty when `old` is 0 or `new`.
+/// The proof that the tree of size `old` is a prefix of the tree of size `new` (RFC 6962, section 2.1.2). Empty if
+/// `old` is 0 or equal to `new`.
 pub fn consistency_proof<E: From<TreeError>>(
     old: u64,
     new: u64,
@@ -128,7 +126,7 @@ pub fn consistency_proof<E: From<TreeError>>(
         proof.push(sibling);
         whole = inside;
     }
-    // What remains ends where the old tree ends. If it is all of the old tree, the verifier knows its hash.
+    // The rest ends where the old tree ends. If it is the whole old tree, the verifier knows its hash.
     if whole.start != 0 {
         proof.push(whole);
     }
@@ -154,7 +152,7 @@ pub fn verify_inclusion(
         }
         if place & 1 == 1 || place == last {
             hash = Hash::node(*sibling, hash);
-            // Levels at which the rightmost node has no sibling are passed over.
+            // Skip levels at which the rightmost node has no sibling.
             while place & 1 == 0 && place != 0 {
                 (place, last) = (place >> 1, last >> 1);
             }
@@ -170,8 +168,8 @@ pub fn verify_inclusion(
     }
 }
 
-/// Checks that the tree of size `new` begins with that of size `old` (RFC 9162, section 2.1.4.2). Every tree begins
-/// with the empty one.
+/// Checks that the tree of size `old` is a prefix of the tree of size `new` (RFC 9162, section 2.1.4.2). The empty
+/// tree is a prefix of every tree.
 pub fn verify_consistency(
     (old, old_root): (u64, Hash),
     (new, new_root): (u64, Hash),
@@ -188,7 +186,7 @@ pub fn verify_consistency(
             (true, false) => Err(TreeError::WrongRoot),
         };
     }
-    // An old tree that is perfect is itself the first node of the path.
+    // If the old tree is perfect, its root is the first node of the path.
     let (first, path) = match (old.is_power_of_two(), proof.split_first()) {
         (true, _) => (old_root, proof),
         (false, Some((first, path))) => (*first, path),
@@ -219,8 +217,7 @@ pub fn verify_consistency(
     }
 }
 
-/// The two children of a node that is no leaf: the left one has the largest power of two of leaves that leaves some
-/// for the right one.
+/// The children of an inner node. The left one has the largest power of two of leaves that is less than the total.
 fn children(Range { start, end }: Range) -> (Range, Range) {
     let leaves = end - start;
     let middle = start + (1 << (u64::BITS - 1 - (leaves - 1).leading_zeros()));
@@ -248,7 +245,7 @@ fn hashes<E>(
     ranges.into_iter().map(hash).collect()
 }
 
-/// The root over perfect subtrees that stand side by side, the largest first; `None` if there are none.
+/// The root over adjacent perfect subtrees, the largest first; `None` if there are none.
 fn fold(peaks: impl DoubleEndedIterator<Item = Hash>) -> Option<Hash> {
     peaks.rev().reduce(|right, left| Hash::node(left, right))
 }
@@ -259,7 +256,7 @@ mod tests {
 
     use super::*;
 
-    /// RFC 6962's own recursive definition of a tree's hash.
+    /// The recursive definition of the tree hash in RFC 6962.
     fn mth(leaves: &[Hash]) -> Hash {
         match leaves {
             [] => Hash::empty(),
@@ -289,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_are_those_of_the_recursive_definition() {
+    fn roots_match_the_recursive_definition() {
         let (leaves, roots, nodes) = grow(140);
         for (size, root) in roots.iter().enumerate() {
             assert_eq!(*root, mth(&leaves[..size]), "size {size}");
@@ -300,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn every_inclusion_proof_holds_and_no_other() {
+    fn inclusion_proofs_verify_and_altered_ones_do_not() {
         let (leaves, roots, nodes) = grow(70);
         let read = |n: Node| Ok::<_, TreeError>(nodes[&(n.level, n.index)]);
         for size in 1..=70u64 {
@@ -308,7 +305,7 @@ mod tests {
                 let proof = inclusion_proof(index, size, read).expect("in range");
                 let (leaf, root) = (leaves[index as usize], roots[size as usize]);
                 assert_eq!(verify_inclusion(leaf, index, size, &proof, root), Ok(()));
-                // Another leaf, index, size or root; a hash more, less, or altered.
+                // Another leaf, index, size or root; one hash too many, too few, or altered.
                 assert!(verify_inclusion(Hash::leaf(b"x"), index, size, &proof, root).is_err());
                 for other in (0..size).filter(|o| *o != index) {
                     assert!(verify_inclusion(leaf, other, size, &proof, root).is_err());
@@ -331,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn every_consistency_proof_holds_and_no_other() {
+    fn consistency_proofs_verify_and_altered_ones_do_not() {
         let (_, roots, nodes) = grow(70);
         let read = |n: Node| Ok::<_, TreeError>(nodes[&(n.level, n.index)]);
         for new in 0..=70u64 {
@@ -357,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_no_log_has_are_refused_without_a_panic() {
+    fn oversized_trees_are_rejected_without_a_panic() {
         let h = Hash::empty();
         for size in [MAX_SIZE + 1, u64::MAX] {
             assert!(verify_inclusion(h, 0, size, &[h; 63], h).is_err());

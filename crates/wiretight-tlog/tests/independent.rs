@@ -1,7 +1,7 @@
-//! Others' implementations verify what is ours, and ours what is theirs: notes, checkpoints, cosignatures, trees, tiles
-//! and policies; and what specifications print is what is read.
+//! Interoperability: other implementations verify our notes, checkpoints, cosignatures, trees, tiles and policies,
+//! and we verify theirs. The examples printed in the specifications parse.
 
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
@@ -49,7 +49,7 @@ fn name(text: &str) -> KeyName {
 }
 
 #[test]
-fn notes_and_keys_go_both_ways() {
+fn notes_and_keys_interoperate_both_ways() {
     let signer = LogSigner::generate(name("log.example/a")).unwrap();
     let checkpoint = Checkpoint {
         origin: "log.example/a".into(),
@@ -67,11 +67,11 @@ fn notes_and_keys_go_both_ways() {
     let read = tlog_tiles::Checkpoint::from_bytes(note.text()).unwrap();
     assert_eq!((read.origin(), read.size(), read.extension()), ("log.example/a", SIZE, "more\n"));
     assert_eq!(*read.hash(), theirs(checkpoint.root));
-    // Another key of the same name is another key.
+    // A different key under the same name must not verify.
     let other = LogSigner::generate(name("log.example/a")).unwrap();
     assert!(note.verify(&known(other.public())).is_err());
 
-    // Theirs: their signer with our private key, and their checkpoint.
+    // The other direction: their signer with our private key, and their checkpoint.
     let signer_of_theirs = StandardSigner::new(&signer.to_private().unwrap()).unwrap();
     let text =
         tlog_tiles::Checkpoint::new("log.example/a", 7, theirs(root(7)), "").unwrap().to_bytes();
@@ -84,7 +84,7 @@ fn notes_and_keys_go_both_ways() {
     assert_eq!(read.to_string(), note);
 }
 
-/// Our tiles, as their reader gets them.
+/// Our tiles, through the interface of their reader.
 struct Tiles;
 
 impl TileReader for Tiles {
@@ -94,7 +94,7 @@ impl TileReader for Tiles {
 
     fn read_tiles(&self, tiles: &[tlog_tiles::Tile]) -> Result<Vec<Vec<u8>>, tlog_tiles::Error> {
         let read = |wanted: &tlog_tiles::Tile| {
-            // Their path has the height in it: tile/8/...
+            // Their path contains the height: tile/8/...
             let tile = Tile::parse(&wanted.path().replacen("tile/8/", "tile/", 1))
                 .expect("a path of ours");
             let Kind::Hashes { level } = tile.kind else { panic!("a tile of hashes") };
@@ -110,7 +110,7 @@ impl TileReader for Tiles {
 }
 
 #[test]
-fn their_proofs_out_of_our_tiles_are_our_proofs() {
+fn their_proofs_from_our_tiles_equal_ours() {
     let reader = TileHashReader::new(SIZE, theirs(root(SIZE)), &Tiles);
     assert_eq!(ours(tlog_tiles::tree_hash(SIZE, &reader).unwrap()), root(SIZE));
     for index in [0, 1, 255, 256, 511, 512, SIZE - 1] {
@@ -135,13 +135,13 @@ fn their_proofs_out_of_our_tiles_are_our_proofs() {
         let proof: Vec<_> = proof.into_iter().map(theirs).collect();
         tlog_tiles::check_tree(&proof, SIZE, theirs(root(SIZE)), old, theirs(root(old))).unwrap();
     }
-    // A tree that is not of these tiles.
+    // A root that does not match the tiles.
     let reader = TileHashReader::new(SIZE, theirs(root(SIZE - 1)), &Tiles);
     assert!(reader.read_hashes(&[0]).is_err());
 }
 
 #[test]
-fn the_tiles_of_a_growth_are_theirs() {
+fn the_tiles_of_a_grown_tree_match_theirs() {
     for (old, new) in
         [(0, 1), (0, 256), (255, 257), (256, 70_000), (65_535, 65_536), (70_000, 70_000)]
     {
@@ -157,9 +157,9 @@ fn the_tiles_of_a_growth_are_theirs() {
     }
 }
 
-/// Sigsum's verifier wants a log's signature, cosignatures and an inclusion proof, as C2SP has them, in another envelope.
+/// Sigsum's verifier checks the same log signature, cosignatures and inclusion proof as C2SP, in another encoding.
 #[test]
-fn sigsum_believes_our_log_and_our_witness() {
+fn sigsum_accepts_our_log_and_witness() {
     let log_seed = [1u8; 32];
     let public =
         Ed25519KeyPair::from_seed_unchecked(&log_seed).unwrap().public_key().as_ref().to_vec();
@@ -218,10 +218,10 @@ fn sigsum_believes_our_log_and_our_witness() {
 }
 
 #[test]
-fn published_keys_and_notes_are_read() {
+fn published_keys_and_notes_parse() {
     let sumdb = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8";
     assert_eq!(LogKey::parse(sumdb).unwrap().to_string(), sumdb);
-    // The documentation of Go's package note signs this.
+    // The example in the documentation of Go's package note.
     let key = LogKey::parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW")
         .unwrap();
     let text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n\n\
@@ -238,7 +238,7 @@ fn published_keys_and_notes_are_read() {
 }
 
 #[test]
-fn the_examples_of_the_specifications_are_read() {
+fn the_examples_in_the_specifications_parse() {
     // C2SP signed-note.
     let note = "Ognuno sta solo sul cuor della terra\ntrafitto da un raggio di sole:\n\ned è subito sera.\n\n\
         — quasimodo.example/salvatore NnugSzTjtVAewIS+Z/iJhUPeFDkO/5QQ2i5ddnGITLlC+EhfLW9oJKONrMouFSQU0xMcXxj99ihAQwaqP3ZekRwNtIc=\n";
@@ -258,7 +258,7 @@ fn the_examples_of_the_specifications_are_read() {
         (1_679_315_147, 72),
         "the time that the text prints"
     );
-    // C2SP tlog-proof's, with whole signatures: its own are cut short.
+    // The example of C2SP tlog-proof, with complete signatures: those in the specification are truncated.
     let proof = format!(
         "c2sp.org/tlog-proof@v1\nindex 73894\ngSKyXoYZUgZ6jduWYrkDOARinOMGJveXjgMkBTcdPlQ=\nB95lDa8R83lS8n0eG+o0buTxRKQTYFi//1U8anccXmA=\n\n{cosigned}"
     );
@@ -267,7 +267,7 @@ fn the_examples_of_the_specifications_are_read() {
 }
 
 #[test]
-fn a_cosignature_is_the_structure_of_the_specification() {
+fn a_cosignature_signs_the_structure_in_the_specification() {
     let checkpoint = Checkpoint {
         origin: "log.example/a".into(),
         size: SIZE,
@@ -275,14 +275,14 @@ fn a_cosignature_is_the_structure_of_the_specification() {
         extensions: Vec::new(),
     };
     let (time, who) = (1_800_000_000u64, "witness.example/w");
-    // Ed25519, by hand, with their library.
+    // Ed25519: the message built by hand, verified with Sigsum's library.
     let ed25519 = Cosigner::from_seed(name(who), Algorithm::Ed25519, &[7; 32]).unwrap();
     let made = ed25519.cosign(&checkpoint, time).unwrap();
     let message = format!("cosignature/v1\ntime {time}\nlog.example/a\n{SIZE}\n{}\n", root(SIZE));
     let key = sigsum::PublicKey::from(<[u8; 32]>::try_from(ed25519.public().as_bytes()).unwrap());
     let signature = sigsum::Signature::from(<[u8; 64]>::try_from(&made.bytes[8..]).unwrap());
     assert!(key.verify_signature(&message, &signature));
-    // ML-DSA-44, the message by hand.
+    // ML-DSA-44: the message built by hand.
     let ml_dsa = Cosigner::from_seed(name(who), Algorithm::MlDsa44, &[7; 32]).unwrap();
     let made = ml_dsa.cosign(&checkpoint, time).unwrap();
     assert_eq!((made.bytes.len(), ml_dsa.public().as_bytes().len()), (8 + 2420, 1312));

@@ -1,4 +1,4 @@
-//! What makes a checkpoint believed, and a proof: with each refusal its positive twin.
+//! Which checkpoints and proofs a policy accepts. Each rejection is tested together with an accepted counterpart.
 
 #![expect(clippy::unwrap_used, reason = "a test's set-up works or the test has failed")]
 
@@ -76,7 +76,7 @@ impl World {
 }
 
 #[test]
-fn a_quorum_is_what_the_policy_says() {
+fn the_policy_defines_the_quorum() {
     let w = world();
     let policy = w.two_of_three();
     for pair in [[0, 1], [0, 2], [1, 2]] {
@@ -91,10 +91,10 @@ fn a_quorum_is_what_the_policy_says() {
         policy.witnessed(&w.signed(9, &[])),
         Err(Refused::ShortQuorum { have: 0, .. })
     ));
-    // One witness twice is one witness.
+    // One witness that signed twice counts once.
     let twice = w.signed(9, &[(0, NOW), (0, NOW + 1)]);
     assert!(matches!(policy.witnessed(&twice), Err(Refused::ShortQuorum { have: 1, .. })));
-    // A witness that the policy does not name.
+    // A witness that is not in the policy.
     let stranger =
         Cosigner::from_seed(name("witness.example/1"), Algorithm::Ed25519, &[9; 32]).unwrap();
     let mut signed = w.signed(9, &[(0, NOW)]);
@@ -108,16 +108,16 @@ fn a_quorum_is_what_the_policy_says() {
     let nested = w.policy("group outside any w1 w2\ngroup both all w0 outside\nquorum both");
     assert!(nested.witnessed(&w.signed(9, &[(0, NOW), (2, NOW)])).is_ok());
     assert!(nested.witnessed(&w.signed(9, &[(1, NOW), (2, NOW)])).is_err());
-    // Nobody: self-attested.
+    // No witnesses: self-attested.
     assert_eq!(w.policy("quorum none").witnessed(&w.signed(9, &[])).unwrap().time(), None);
 }
 
 #[test]
-fn another_log_is_not_believed() {
+fn a_log_that_is_not_in_the_policy_is_rejected() {
     let (w, other) = (world(), world());
     let refused = w.two_of_three().witnessed(&other.signed(9, &[(0, NOW), (1, NOW)]));
     assert!(matches!(refused, Err(Refused::UnknownLog { .. })));
-    // The right key under another origin.
+    // The right key with another origin.
     let mut checkpoint = w.checkpoint(9);
     checkpoint.origin = "log.example/b".into();
     let mut signed = checkpoint.sign(&w.log).unwrap();
@@ -128,14 +128,14 @@ fn another_log_is_not_believed() {
 }
 
 #[test]
-fn the_time_is_when_the_whole_quorum_had_seen_it() {
+fn the_time_is_when_the_quorum_was_complete() {
     let w = world();
     let time = |cosigned: &[(usize, u64)]| {
         w.two_of_three().witnessed(&w.signed(9, cosigned)).unwrap().time()
     };
     assert_eq!(time(&[(0, NOW - 50), (1, NOW)]), Some(NOW - 50));
     assert_eq!(time(&[(0, NOW - 50), (1, NOW), (2, NOW - 9)]), Some(NOW - 9));
-    // A witness whose clock is wrong, or that lies, moves it no further than an honest one.
+    // A dishonest witness, or one with a wrong clock, cannot shift the time beyond that of an honest one.
     assert_eq!(time(&[(0, NOW - 50), (1, i64::MAX as u64)]), Some(NOW - 50));
     let fresh =
         |at| w.two_of_three().witnessed(&w.signed(9, &[(0, at), (1, at)])).unwrap().fresh(NOW, 60);
@@ -146,7 +146,7 @@ fn the_time_is_when_the_whole_quorum_had_seen_it() {
 }
 
 #[test]
-fn a_proof_is_of_one_entry_at_one_index() {
+fn a_proof_covers_one_entry_at_one_index() {
     let w = world();
     let (policy, both) = (w.two_of_three(), [(0, NOW), (2, NOW)]);
     for (index, size) in [(0, 1), (0, 2), (63, 64), (64, 65), (42, 100), (99, 100)] {
@@ -158,7 +158,7 @@ fn a_proof_is_of_one_entry_at_one_index() {
         let moved = Proof { index: index ^ 1, ..proof.clone() };
         assert!(matches!(moved.verify(&policy, leaf), Err(ProofError::NotIncluded { .. })));
     }
-    // A believed checkpoint does not vouch for a proof of another one.
+    // A witnessed checkpoint does not validate a proof that belongs to another checkpoint.
     let seen = policy.witnessed(&w.signed(64, &both)).unwrap();
     assert!(w.proof(42, 64, &[]).verify_in(&seen, w.leaves[42]).is_ok());
     assert!(w.proof(42, 100, &[]).verify_in(&seen, w.leaves[42]).is_err());
@@ -189,7 +189,7 @@ fn every_byte_of_a_proof_counts() {
 }
 
 #[test]
-fn who_is_asked_has_to_be_in_every_quorum() {
+fn is_in_every_quorum_checks_all_quorums() {
     let w = world();
     let policy = w.two_of_three();
     assert!(!policy.is_in_every_quorum(|n| n == 0));
@@ -201,7 +201,7 @@ fn who_is_asked_has_to_be_in_every_quorum() {
 }
 
 #[test]
-fn policies_that_would_deceive_are_refused() {
+fn misleading_policies_are_rejected() {
     let w = world();
     let (log, a, b) = (w.log.public(), w.witnesses[0].public(), w.witnesses[1].public());
     let good = format!("log {log}\nwitness a {a}\nwitness b {b}\ngroup g all a b\nquorum g\n");
@@ -217,10 +217,10 @@ fn policies_that_would_deceive_are_refused() {
         (good.replace("witness b ", "witness a "), 3, "twice"),
         (good.replace(&b.to_string(), &a.to_string()), 3, "twice"),
         (good.replace("witness a ", "witness none "), 2, "none"),
-        (good.replace(&format!("log {log}"), &format!("log {a}")), 1, "witness' key"),
-        (good.replace(&a.to_string(), &log.to_string()), 2, "log's key"),
-        (format!("logs {log}\n{good}"), 1, "none of"),
-        (good.replace("quorum g", "quorum g h"), 5, "none of"),
+        (good.replace(&format!("log {log}"), &format!("log {a}")), 1, "witness key"),
+        (good.replace(&a.to_string(), &log.to_string()), 2, "log key"),
+        (format!("logs {log}\n{good}"), 1, "not a valid line"),
+        (good.replace("quorum g", "quorum g h"), 5, "not a valid line"),
     ] {
         let refused = Policy::parse(&bad).expect_err(&bad);
         assert!(refused.line == line && refused.problem.contains(problem), "{refused}: {bad}");
@@ -228,7 +228,7 @@ fn policies_that_would_deceive_are_refused() {
 }
 
 #[test]
-fn witness_keys_survive_being_written() {
+fn written_witness_keys_parse_to_the_same_key() {
     for (n, witness) in world().witnesses.iter().enumerate() {
         let again = Cosigner::parse(&witness.to_private().unwrap()).unwrap();
         assert_eq!(again.public(), witness.public());
@@ -238,7 +238,7 @@ fn witness_keys_survive_being_written() {
     }
 }
 
-/// The name and key ID of a cosignature, and bytes that are none.
+/// A signature with the name and key ID of the given one, and invalid bytes.
 fn junk(signature: &Signature, n: u8) -> Signature {
     Signature {
         bytes: [&signature.bytes[..8], &vec![n; signature.bytes.len() - 8]].concat(),
@@ -247,7 +247,7 @@ fn junk(signature: &Signature, n: u8) -> Signature {
 }
 
 #[test]
-fn a_witness_counts_by_whichever_of_its_lines_holds() {
+fn one_valid_signature_of_a_witness_is_enough() {
     let w = world();
     let good = w.witnesses[1].cosign(&w.checkpoint(9), NOW).unwrap();
     for at in [0, 30] {
@@ -261,7 +261,7 @@ fn a_witness_counts_by_whichever_of_its_lines_holds() {
 }
 
 #[test]
-fn a_line_of_the_log_that_does_not_verify_spoils_its_note() {
+fn one_invalid_signature_of_the_log_makes_the_note_invalid() {
     let w = world();
     let signed = w.signed(9, &[(0, NOW), (1, NOW)]);
     assert!(w.two_of_three().witnessed(&signed).is_ok());
@@ -271,7 +271,7 @@ fn a_line_of_the_log_that_does_not_verify_spoils_its_note() {
         spoilt.add(bad);
         assert!(matches!(w.two_of_three().witnessed(&spoilt), Err(Refused::UnknownLog { .. })));
     }
-    // A line of a key that is unknown, by name or by ID, is not looked at.
+    // A signature of a key that is unknown, by name or by ID, is ignored.
     for stranger in [
         Signature { name: name("log.example/b"), ..junk(&line, 1) },
         Signature { id: [1; 4], ..junk(&line, 1) },
@@ -283,14 +283,14 @@ fn a_line_of_the_log_that_does_not_verify_spoils_its_note() {
 }
 
 #[test]
-fn a_time_past_what_the_specification_allows_counts_for_nothing() {
+fn times_outside_the_specification_do_not_count() {
     let w = world();
     for n in 0..3 {
         let (witness, checkpoint) = (&w.witnesses[n], w.checkpoint(9));
         assert!(witness.cosign(&checkpoint, i64::MAX as u64).is_ok());
         assert!(witness.cosign(&checkpoint, i64::MAX as u64 + 1).is_err());
     }
-    // Whoever signs it all the same: the message of Ed25519 by hand.
+    // A witness that signs such a time anyway: the Ed25519 message, built by hand.
     let time = i64::MAX as u64 + 1;
     let message = format!("cosignature/v1\ntime {time}\n{}", w.checkpoint(9));
     let pair = aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(&[0; 32]).unwrap();
@@ -299,14 +299,14 @@ fn a_time_past_what_the_specification_allows_counts_for_nothing() {
     let mut signed = w.signed(9, &[]);
     signed.add(Signature { name: key.name().clone(), id: key.id(), bytes });
     assert_eq!(key.cosigned(&signed), None);
-    // Without a time it is no statement that the tree is the largest that was seen.
+    // With time 0 it does not state that the tree is the largest seen.
     assert_eq!(w.witnesses[2].public().cosigned(&w.signed(9, &[(2, 0)])), None);
 }
 
 #[test]
-fn a_log_may_sign_with_ml_dsa_44() {
+fn a_log_can_sign_with_ml_dsa_44() {
     let w = world();
-    // As its own cosigner.
+    // The log acts as its own cosigner.
     let signer = Cosigner::from_seed(name("log.example/q"), Algorithm::MlDsa44, &[5; 32]).unwrap();
     let vkey = signer.public().to_string();
     let key = LogKey::parse(&vkey).unwrap();
@@ -324,15 +324,15 @@ fn a_log_may_sign_with_ml_dsa_44() {
     };
     let good = signed(&[], "log.example/q");
     assert_eq!(policy.witnessed(&good).unwrap().checkpoint(), good.unverified());
-    // Its signature does not cover them.
+    // Its signature does not cover extension lines.
     assert!(policy.witnessed(&signed(&["more"], "log.example/q")).is_err());
     assert!(policy.witnessed(&signed(&[], "log.example/a")).is_err(), "another's origin");
-    // An Ed25519 witness' key is no log's.
+    // An Ed25519 witness key is not a log key.
     assert!(LogKey::parse(&w.witnesses[0].public().to_string()).is_err());
 }
 
 #[test]
-fn of_many_cosignatures_only_what_the_quorum_needs_goes_into_a_proof() {
+fn shortest_keeps_only_the_cosignatures_that_the_quorum_needs() {
     let w = world();
     let policy = w.two_of_three();
     let all = w.signed(9, &[(0, NOW - 9), (0, NOW), (1, NOW - 1), (2, NOW)]);
@@ -342,14 +342,14 @@ fn of_many_cosignatures_only_what_the_quorum_needs_goes_into_a_proof() {
     all.add(stranger.cosign(all.unverified(), NOW).unwrap());
     all.add(junk(&w.witnesses[1].cosign(all.unverified(), NOW).unwrap(), 7));
     let short = policy.shortest(&all).unwrap();
-    // Of the three the two that sign by Ed25519, each by its newest line; and the log.
+    // Of the three witnesses, the two that sign with Ed25519, each by its newest signature; and the log.
     assert_eq!(short, w.signed(9, &[(0, NOW), (1, NOW - 1)]));
     assert_eq!(policy.witnessed(&short).unwrap().time(), Some(NOW - 1));
-    // With ML-DSA where it has to be.
+    // With ML-DSA if the quorum needs it.
     let without = w.signed(9, &[(1, NOW), (2, NOW)]);
     assert_eq!(policy.shortest(&without), Some(without));
     assert_eq!(policy.shortest(&w.signed(9, &[(1, NOW)])), None);
-    // Nested: the lightest way.
+    // Nested groups: the lightest quorum.
     let nested = w.policy("group both all w0 w2\ngroup either any both w1\nquorum either");
     let short = nested.shortest(&w.signed(9, &[(0, NOW), (1, NOW), (2, NOW)])).unwrap();
     assert_eq!(short, w.signed(9, &[(1, NOW)]));
@@ -357,7 +357,7 @@ fn of_many_cosignatures_only_what_the_quorum_needs_goes_into_a_proof() {
 }
 
 #[test]
-fn the_largest_proof_of_a_policy_is_known_before_there_is_one() {
+fn largest_proof_is_exact() {
     let w = world();
     for (quorum, dearest) in [
         ("quorum none", &[][..]),
@@ -371,7 +371,7 @@ fn the_largest_proof_of_a_policy_is_known_before_there_is_one() {
         let cosigned: Vec<_> = dearest.iter().map(|n| (*n, NOW)).collect();
         let mut proof = w.proof(0, 1, &cosigned);
         let small = proof.to_string().len();
-        // As high as the bound reckons with, and numbers of any length.
+        // The height that the bound assumes, and numbers of any length.
         proof.hashes = vec![Hash::empty(); 40];
         let numbers = 2 * (u64::MAX.to_string().len() - 1);
         assert_eq!(policy.largest_proof(), proof.to_string().len() + numbers, "{quorum}");
@@ -380,7 +380,7 @@ fn the_largest_proof_of_a_policy_is_known_before_there_is_one() {
 }
 
 #[test]
-fn a_quorum_that_can_be_reached_twice_is_known() {
+fn splits_detects_disjoint_quorums() {
     let w = world();
     for (quorum, splits, smallest) in [
         ("quorum none", true, 0),
@@ -395,7 +395,7 @@ fn a_quorum_that_can_be_reached_twice_is_known() {
     ] {
         let policy = w.policy(quorum);
         assert_eq!((policy.splits(), policy.smallest_quorum()), (splits, smallest), "{quorum}");
-        // The same by trying: is there a set that is a quorum, and the rest as well?
+        // Cross-check by brute force: is there a set such that both it and its complement are quorums?
         let tried = (0..8usize).any(|set| {
             policy.is_quorum(|n| set >> n & 1 == 1) && policy.is_quorum(|n| set >> n & 1 == 0)
         });
@@ -404,7 +404,7 @@ fn a_quorum_that_can_be_reached_twice_is_known() {
 }
 
 #[test]
-fn a_policy_file_is_octets_of_which_ascii_has_a_meaning() {
+fn policy_names_are_compared_as_bytes() {
     let w = world();
     let (log, a, b) = (w.log.public(), w.witnesses[0].public(), w.witnesses[1].public());
     let with = |first: &[u8], second: &[u8], group: &[u8]| {
@@ -414,7 +414,7 @@ fn a_policy_file_is_octets_of_which_ascii_has_a_meaning() {
         text
     };
     assert!(Policy::parse(with(b"K", b"L", b"K L")).is_ok());
-    // A Kelvin sign is not a K, two octets that are no UTF-8 are not one another, a no-break space is no space.
+    // The Kelvin sign is not K, two invalid UTF-8 bytes differ from each other, and a no-break space is not a space.
     assert!(Policy::parse(with(b"K", "\u{212a}".as_bytes(), "K \u{212a}".as_bytes())).is_ok());
     assert!(Policy::parse(with(b"K", "\u{212a}".as_bytes(), b"K K")).is_err());
     assert!(Policy::parse(with(b"\xff", b"\xfe", b"\xff \xfe")).is_ok());

@@ -1,4 +1,4 @@
-//! Serial numbers: one form, and one reader. (Here, because no public function makes another one.)
+//! Only serial numbers of the mesh's form are accepted. This test is here because no public function makes others.
 
 use rustls_pki_types::UnixTime;
 use wiretight_tlog::note::KeyName;
@@ -33,8 +33,8 @@ impl World {
         Period { not_before: NOW - 60, not_after: NOW + 3600 }
     }
 
-    /// A certificate with these bytes for its serial number, logged and proved as well as it can be: of 16 bytes the
-    /// last 8 are the index 0.
+    /// A certificate with these bytes as its serial number, with a log proof. If there are 16 bytes, the last 8 must
+    /// be the index 0.
     fn certificate(
         &self,
         profile: &Profile,
@@ -70,7 +70,7 @@ impl World {
 }
 
 #[test]
-fn a_serial_number_that_no_revocation_reaches_is_refused_everywhere() {
+fn serial_numbers_that_revocations_cannot_name_are_rejected() {
     let w = World::new();
     let (root, root_key) = &w.root;
     let (above, below) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
@@ -99,7 +99,7 @@ fn a_serial_number_that_no_revocation_reaches_is_refused_everywhere() {
         let under = w.certificate(&leaf, &below, &of(0x40, 16), (&ca(&serial), &above)).0;
         assert_eq!(w.reason(&[under, ca(&serial)]).err(), None, "an intermediate, too");
     }
-    // Of 16 bytes that begin with 00, and with all else that is none of ours; shorter and longer.
+    // 16 bytes that start with 00 or another invalid byte, and shorter and longer numbers.
     for (first, len) in [
         (0x00, 16),
         (0x01, 16),

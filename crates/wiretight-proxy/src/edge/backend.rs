@@ -1,7 +1,7 @@
-//! Connections to backends: kept and used again, one pool for each worker.
+//! Connections to backends, pooled for each worker.
 //!
-//! Plain HTTP goes to this machine only ([`crate::net::connect_backend`] refuses anything else); to
-//! a service of the mesh it goes through the relay, which carries it by mutual TLS.
+//! Plaintext HTTP is sent only to this machine ([`crate::net::connect_backend`] rejects anything else). Connections to a
+//! service of the mesh go through the relay, with mutual TLS.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,24 +20,24 @@ use tokio::task::spawn_local;
 use wiretight_keys::{Id, Name};
 
 use super::body::RequestBody;
-use super::kept::{Kept, Look, Socket};
+use super::kept::{Kept, Socket, SocketProbe};
 use super::settings::{At, Speaks, Upstream};
 use super::sites::Site;
 use crate::app::App;
 use crate::net;
 use crate::relay::dial;
 
-/// Idle connections kept to one backend by one worker, and for how long.
+/// The most idle connections to one backend in one worker, and how long they are kept.
 const MAX_IDLE: usize = 256;
 const KEEP: Duration = Duration::from_secs(30);
-/// The longest that one is used again and again: who may call a service of the mesh is asked when a
-/// connection begins.
+/// The maximum age of a reused connection: a service of the mesh checks whether the client is allowed when a
+/// connection starts.
 const LIFE: Duration = Duration::from_secs(60);
-/// A backend's head, in bytes and lines.
+/// Limits of a backend's response head, in bytes and lines.
 const MAX_HEAD: usize = 256 * 1024;
 const MAX_HEADERS: usize = 200;
 
-/// Runs what the HTTP library wants to run beside a connection, on this thread.
+/// Runs the HTTP library's background tasks on this thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Here;
 
@@ -47,13 +47,13 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Here {
     }
 }
 
-/// A connection that a request may be sent on.
+/// A connection that can carry a request.
 pub(crate) enum Sender {
-    Http1(http1::SendRequest<RequestBody>, Instant, Look),
+    Http1(http1::SendRequest<RequestBody>, Instant, SocketProbe),
     H2c(http2::SendRequest<RequestBody>),
 }
 
-/// A request that came back unsent, or why there is no answer.
+/// A request that could not be sent, or the error.
 pub(crate) type Unsent = TrySendError<Request<RequestBody>>;
 
 impl Sender {
@@ -68,40 +68,40 @@ impl Sender {
     }
 }
 
-/// A connection whose answer is being read. Dropped when that has ended, it goes back to its pool; dropped
-/// before, it is closed.
-pub(crate) struct Loan {
+/// A connection with a response that is being read. If dropped after the end of the response, it is returned to its
+/// pool; otherwise it is closed.
+pub(crate) struct BorrowedConnection {
     pools: Rc<Pools>,
-    back: Option<(Key, http1::SendRequest<RequestBody>, Instant, Look)>,
+    back: Option<(Key, http1::SendRequest<RequestBody>, Instant, SocketProbe)>,
 }
 
-impl Drop for Loan {
+impl Drop for BorrowedConnection {
     fn drop(&mut self) {
-        let Some((key, sender, born, look)) = self.back.take() else { return };
+        let Some((key, sender, born, probe)) = self.back.take() else { return };
         if !sender.is_ready() {
             return;
         }
-        let mut shelves = self.pools.shelves.borrow_mut();
-        let shelf = shelves.entry(key).or_default();
-        if shelf.idle.len() < MAX_IDLE {
-            shelf.idle.push(Idle { sender, born, look, since: Instant::now() });
+        let mut by_key = self.pools.by_key.borrow_mut();
+        let pool = by_key.entry(key).or_default();
+        if pool.idle.len() < MAX_IDLE {
+            pool.idle.push(Idle { sender, born, probe, since: Instant::now() });
         }
     }
 }
 
-/// A worker's connections. The key tells apart what must not be shared: the same service under another
-/// identity is another way.
+/// A worker's connections. The key separates what must not be shared: the same service under another identity needs
+/// another connection.
 #[derive(Default)]
 pub(crate) struct Pools {
-    shelves: RefCell<HashMap<Key, Shelf>>,
+    by_key: RefCell<HashMap<Key, Pool>>,
     mesh: RefCell<HashMap<(Name, Id), Rc<dial::Pool>>>,
 }
 
 type Key = (Upstream, Option<Id>);
 
 #[derive(Default)]
-struct Shelf {
-    /// Most recently used last.
+struct Pool {
+    /// The most recently used is last.
     idle: Vec<Idle>,
     shared: Option<(http2::SendRequest<RequestBody>, Instant)>,
 }
@@ -109,7 +109,7 @@ struct Shelf {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     born: Instant,
-    look: Look,
+    probe: SocketProbe,
     since: Instant,
 }
 
@@ -128,8 +128,8 @@ fn key(site: &Site, upstream: &Upstream) -> Key {
 }
 
 impl Pools {
-    /// A connection to a backend, and whether it has been used before. `from` is who it is for. `once`: what is sent on
-    /// it cannot be sent again, so a connection that the backend may have closed just now is looked at first.
+    /// A connection to a backend, and whether it was used before. `from` is the client. `once` means that the request
+    /// cannot be repeated; then a reused connection is first checked for having been closed by the backend.
     pub(crate) async fn get(
         &self,
         site: &Arc<Site>,
@@ -144,12 +144,12 @@ impl Pools {
         let sender = self.connect(site, upstream, from).await?;
         if let Sender::H2c(sender) = &sender {
             let shared = Some((sender.clone(), Instant::now()));
-            self.shelves.borrow_mut().entry(key).or_default().shared = shared;
+            self.by_key.borrow_mut().entry(key).or_default().shared = shared;
         }
         Ok((sender, false))
     }
 
-    /// A connection that nobody else gets.
+    /// A new connection outside the pool.
     pub(crate) async fn connect(
         &self,
         site: &Site,
@@ -170,37 +170,37 @@ impl Pools {
         }
     }
 
-    /// Keeps what a connection is given back with, until its answer has been read.
+    /// Prepares the return of a connection to its pool, for when the response has been read.
     pub(crate) fn lend(
         self: &Rc<Pools>,
         site: &Site,
         upstream: &Upstream,
         sender: Sender,
-    ) -> Option<Loan> {
-        let Sender::Http1(sender, born, look) = sender else { return None };
+    ) -> Option<BorrowedConnection> {
+        let Sender::Http1(sender, born, probe) = sender else { return None };
         let key = key(site, upstream);
-        Some(Loan { pools: self.clone(), back: Some((key, sender, born, look)) })
+        Some(BorrowedConnection { pools: self.clone(), back: Some((key, sender, born, probe)) })
     }
 
     fn take(&self, key: &Key, once: bool) -> Option<Sender> {
-        let mut shelves = self.shelves.borrow_mut();
-        let shelf = shelves.get_mut(key)?;
-        if let Some((shared, born)) = &shelf.shared {
+        let mut by_key = self.by_key.borrow_mut();
+        let pool = by_key.get_mut(key)?;
+        if let Some((shared, born)) = &pool.shared {
             if !shared.is_closed() && born.elapsed() < LIFE {
                 return Some(Sender::H2c(shared.clone()));
             }
-            shelf.shared = None; // its streams go on to their ends
+            pool.shared = None; // its streams are still completed
         }
-        while let Some(idle) = shelf.idle.pop() {
-            if idle.is_good() && (!once || idle.look.is_quiet()) {
-                return Some(Sender::Http1(idle.sender, idle.born, idle.look));
+        while let Some(idle) = pool.idle.pop() {
+            if idle.is_good() && (!once || idle.probe.is_quiet()) {
+                return Some(Sender::Http1(idle.sender, idle.born, idle.probe));
             }
         }
         None
     }
 
     fn mesh_pool(&self, site: &Site, service: &Name) -> io::Result<Rc<dial::Pool>> {
-        let missing = || io::Error::new(io::ErrorKind::NotFound, "no way to this service");
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "no dial for this service");
         let dial = site.dials.get(service).ok_or_else(missing)?;
         let key = (service.clone(), site.settings.identity.clone());
         let mut pools = self.mesh.borrow_mut();
@@ -214,18 +214,15 @@ impl Pools {
         Ok(pool)
     }
 
-    /// Every second: gives up what has been idle for long, or leads to where nothing goes any more.
+    /// Called every second: closes connections that were idle for long or are no longer needed.
     pub(crate) fn sweep(&self, wanted: impl Fn(&Arc<dial::Dial>) -> bool) {
-        self.shelves.borrow_mut().retain(|_, shelf| {
-            shelf.idle.retain(Idle::is_good);
-            if shelf
-                .shared
-                .as_ref()
-                .is_some_and(|(s, born)| s.is_closed() || born.elapsed() >= LIFE)
+        self.by_key.borrow_mut().retain(|_, pool| {
+            pool.idle.retain(Idle::is_good);
+            if pool.shared.as_ref().is_some_and(|(s, born)| s.is_closed() || born.elapsed() >= LIFE)
             {
-                shelf.shared = None;
+                pool.shared = None;
             }
-            !shelf.idle.is_empty() || shelf.shared.is_some()
+            !pool.idle.is_empty() || pool.shared.is_some()
         });
         self.mesh.borrow_mut().retain(|_, pool| {
             let keep = wanted(pool.dial());
@@ -239,12 +236,12 @@ impl Pools {
 
     /// Closes all idle connections.
     pub(crate) fn clear(&self) {
-        self.shelves.borrow_mut().clear();
+        self.by_key.borrow_mut().clear();
         self.mesh.borrow_mut().drain().for_each(|(_, pool)| pool.close());
     }
 }
 
-async fn handshake<S>((io, look): (Kept<S>, Look), speaks: Speaks) -> io::Result<Sender>
+async fn handshake<S>((io, probe): (Kept<S>, SocketProbe), speaks: Speaks) -> io::Result<Sender>
 where
     S: Socket,
 {
@@ -256,10 +253,10 @@ where
             let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
             spawn_local(async move {
                 if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(%error, "a backend's connection");
+                    tracing::debug!(%error, "backend connection failed");
                 }
             });
-            Ok(Sender::Http1(sender, Instant::now(), look))
+            Ok(Sender::Http1(sender, Instant::now(), probe))
         }
         Speaks::H2c => {
             let mut builder = http2::Builder::new(Here);
@@ -271,7 +268,7 @@ where
             let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
             spawn_local(async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a backend's connection");
+                    tracing::debug!(%error, "backend connection failed");
                 }
             });
             Ok(Sender::H2c(sender))

@@ -1,4 +1,4 @@
-//! A request's body on its way to a backend: it is bounded in size, and must keep coming.
+//! A request's body on its way to a backend. It is limited in size and must keep arriving.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,27 +11,27 @@ use super::claims;
 use super::guard::Unread;
 use super::http2_body::StreamBody;
 use super::quic_body::QuicBody;
-use super::received::{BodyError, BodyStory};
+use super::received::{BodyError, BodyProgress};
 
-/// Where a request's body comes from.
+/// The source of a request's body.
 pub(crate) enum Source {
     /// HTTP/1.
-    Incoming(Incoming, #[expect(dead_code, reason = "it is held, and dropped")] Unread),
+    Incoming(Incoming, #[expect(dead_code, reason = "needed only for its Drop")] Unread),
     /// HTTP/2.
     Http2(StreamBody),
     /// HTTP/3.
     Quic(Box<QuicBody>),
-    /// There is none.
+    /// No body.
     Empty,
 }
 
-/// A request's body, as it goes to a backend.
+/// A request's body on its way to a backend.
 pub(crate) struct RequestBody {
     source: Source,
     left: u64,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    story: BodyStory,
+    progress: BodyProgress,
 }
 
 impl RequestBody {
@@ -39,18 +39,17 @@ impl RequestBody {
         source: Source,
         max: u64,
         patience: Duration,
-        story: BodyStory,
+        progress: BodyProgress,
     ) -> RequestBody {
-        RequestBody { source, left: max, patience, timer: None, story }
+        RequestBody { source, left: max, patience, timer: None, progress }
     }
 
-    /// The body of a request that has none.
     pub(crate) fn empty() -> RequestBody {
-        RequestBody::new(Source::Empty, 0, Duration::ZERO, BodyStory::default())
+        RequestBody::new(Source::Empty, 0, Duration::ZERO, BodyProgress::default())
     }
 
     fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.story.fail(error);
+        self.progress.fail(error);
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -84,7 +83,7 @@ impl Body for RequestBody {
                         return this.fail(BodyError::TooLarge);
                     }
                     this.left -= n;
-                    this.story.add(data.len());
+                    this.progress.add(data.len());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

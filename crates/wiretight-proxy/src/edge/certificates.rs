@@ -1,5 +1,5 @@
-//! The certificates of sites, by name: whoever gets them (files, ACME, the mesh) puts them here whole, and
-//! the next handshake shows the newest. The edge itself never asks for one.
+//! The certificates of sites, by name. Other parts (files, ACME, the mesh) provide them here, and the next handshake
+//! uses the newest. The edge itself never requests one, except on demand.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,37 +16,37 @@ use super::settings::SiteName;
 use crate::clock::now;
 use crate::provider;
 
-/// A certificate chain and its key, fit to be served. Has no `Debug`.
+/// A certificate chain with its key, checked for use. No `Debug`, so that the key is not logged.
 pub struct SiteCertificate {
     leaf: WebLeaf,
     certified: Arc<CertifiedKey>,
 }
 
-/// Why a chain and a key are not served.
+/// Why a chain and a key are rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// No certificate in the text.
-    #[error("no certificate (expected PEM that begins with -----BEGIN CERTIFICATE-----)")]
+    /// The text contains no certificate.
+    #[error("no certificate (expected PEM that starts with -----BEGIN CERTIFICATE-----)")]
     NoCertificate,
-    /// No private key in the text.
+    /// The text contains no private key.
     #[error("no private key (expected PEM: PKCS#8, PKCS#1 or SEC1, without a passphrase)")]
     NoKey,
     /// The leaf does not parse.
     #[error(transparent)]
     X509(#[from] X509Error),
-    /// The TLS library does not take the key, or it is not the leaf's.
-    #[error("the private key does not fit the certificate: {0}")]
+    /// The TLS library rejects the key, or it does not belong to the leaf.
+    #[error("the private key does not match the certificate: {0}")]
     Key(rustls::Error),
-    /// A key that is too short to protect anybody.
+    /// The key is too short.
     #[error("the certificate's RSA key has {0} bits; make one with 2048 or more, or with P-256")]
     WeakKey(usize),
-    /// It is for somebody else.
-    #[error("the certificate is not for {0}; get one that has it in its subjectAltName")]
+    /// The certificate does not cover a name of the site.
+    #[error("the certificate is not for {0}; get one with this name in its subjectAltName")]
     WrongName(SiteName),
 }
 
 impl SiteCertificate {
-    /// Reads a chain (leaf first) and its key, for a site with these names.
+    /// Parses a chain (leaf first) and its key, for a site with these names.
     pub fn from_pem(
         chain: &[u8],
         key: &[u8],
@@ -67,12 +67,10 @@ impl SiteCertificate {
         Ok(SiteCertificate { leaf, certified })
     }
 
-    /// When it holds.
     pub fn period(&self) -> Period {
         self.leaf.period
     }
 
-    /// Whether it holds now.
     pub fn is_valid(&self) -> bool {
         (self.leaf.period.not_before..=self.leaf.period.not_after).contains(&now())
     }
@@ -82,10 +80,10 @@ impl SiteCertificate {
     }
 }
 
-/// Where certificates come from. Of two for one name, that of the earlier source is shown.
+/// Sources of certificates. If two sources have one for the same name, the earlier source in this list wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// Files of the operator.
+    /// The operator's files.
     Files,
     /// An ACME server.
     Acme,
@@ -95,29 +93,29 @@ pub enum Source {
 
 type ByName = BTreeMap<SiteName, Arc<SiteCertificate>>;
 
-/// What proves to an ACME server that names are served here.
+/// Responses that prove to an ACME server that names are served here.
 #[derive(Default)]
 pub struct Challenges {
     /// Key authorizations by token (RFC 8555, section 8.3).
     pub http: BTreeMap<String, String>,
-    /// Certificates by name, for connections that ask for nothing but [`ALPN_ACME`].
+    /// Certificates by name, for connections that offer only [`ALPN_ACME`].
     pub tls_alpn: BTreeMap<String, Arc<CertifiedKey>>,
 }
 
-/// A host without a certificate, for which a client waits. Once it is dropped, the client looks again.
+/// A host without a certificate that a client is waiting for. When this is dropped, the client checks again.
 pub struct Demand {
     /// The host, never a wildcard.
     pub host: SiteName,
     _waits: oneshot::Sender<()>,
 }
 
-/// Clients that may wait until somebody looks whom for.
+/// The most demands in the queue.
 const DEMANDS: usize = 64;
 
-/// The application protocol of tls-alpn-01 (RFC 8737, section 6.2).
+/// The ALPN protocol of tls-alpn-01 (RFC 8737, section 6.2).
 pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
-/// The certificates that are in force, by the name of a site as the configuration has it.
+/// The current certificates, by site name as in the configuration.
 #[derive(Default)]
 pub struct Certificates {
     by_source: Mutex<BTreeMap<Source, ByName>>,
@@ -127,46 +125,45 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// From now on, who waits for a certificate that a site gets on demand. Whoever has asked before is told no
-    /// longer.
+    /// Returns the queue of demands for certificates of sites that get them on demand. Replaces the receiver of an
+    /// earlier call.
     pub fn demands(&self) -> mpsc::Receiver<Demand> {
         let (demands, inbox) = mpsc::channel(DEMANDS);
         self.demands.store(Some(Arc::new(demands)));
         inbox
     }
 
-    /// Asks for a host's certificate, and waits until that has come to an end, good or bad.
+    /// Requests a host's certificate, and waits until the request is completed or fails.
     pub(crate) async fn demand(&self, host: &str) {
         let (Some(demands), Ok(host)) = (self.demands.load_full(), host.parse::<SiteName>()) else {
             return;
         };
         let (waits, done) = oneshot::channel();
-        // With more, whoever comes is turned away at once: it may come again.
+        // If the queue is full, the client is rejected at once; it may retry.
         if demands.try_send(Demand { host, _waits: waits }).is_ok() {
             let _ = done.await;
         }
     }
 
-    /// Replaces all of one source.
+    /// Replaces all certificates of one source.
     pub fn set(&self, source: Source, by_name: ByName) {
         let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
         by_source.insert(source, by_name);
-        // The later ones first: the earlier ones are put over them.
+        // Later sources first, so that earlier ones overwrite them.
         let merged = by_source.values().rev().flatten().map(|(n, c)| (n.clone(), c.clone()));
         self.by_name.store(Arc::new(merged.collect()));
     }
 
-    /// Replaces the answers to challenges.
+    /// Replaces the challenge responses.
     pub fn set_challenges(&self, challenges: Challenges) {
         self.challenges.store(Arc::new(challenges));
     }
 
-    /// The one for a site's name, or for a host of a site that gets its certificates on demand.
+    /// The certificate for a site's name, or for a host of a site with certificates on demand.
     pub fn get(&self, name: &str) -> Option<Arc<SiteCertificate>> {
         self.by_name.load().get(name).cloned()
     }
 
-    /// All of them, by name.
     pub(crate) fn all(&self) -> Arc<ByName> {
         self.by_name.load_full()
     }
@@ -176,13 +173,13 @@ impl Certificates {
         self.challenges.load().http.get(token).cloned()
     }
 
-    /// What answers tls-alpn-01 for a name.
+    /// The certificate that responds to tls-alpn-01 for a name.
     pub(crate) fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         self.challenges.load().tls_alpn.get(name).cloned()
     }
 }
 
-/// A certificate that answers tls-alpn-01 for a name (RFC 8737, section 3).
+/// Makes a certificate that responds to tls-alpn-01 for a name (RFC 8737, section 3).
 pub fn challenge_certificate(
     name: &str,
     digest: [u8; 32],
@@ -192,12 +189,12 @@ pub fn challenge_certificate(
     let now = now();
     let period = Period { not_before: now.saturating_sub(86_400), not_after: now + 7 * 86_400 };
     let profile = Profile::AcmeChallenge { name: name.into(), digest };
-    // The number of a certificate that nobody keeps.
+    // The serial number does not matter, because nobody keeps this certificate.
     let serial = *b"acme-tls-alpn-01";
     let tbs = Tbs::new(&profile, &key.public_key(), period, serial, None, key.algorithm())?;
     let cert = tbs.sign(&key)?;
     let key = PrivateKeyDer::Pkcs8(key.to_pkcs8());
-    // Not `from_der`: that refuses a certificate with a critical extension which it does not know.
+    // Not `from_der`, which rejects certificates with an unknown critical extension.
     let key = provider::edge().key_provider.load_private_key(key).map_err(CertificateError::Key)?;
     Ok(Arc::new(CertifiedKey::new(vec![cert], key)))
 }

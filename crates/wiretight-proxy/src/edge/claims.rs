@@ -1,15 +1,16 @@
-//! Header names by which proxies tell a program who a client is and what it asked for. Programs believe them, so a
-//! client may not send them.
+//! Header names that proxies use to tell programs about the client and its request. Programs trust them, so clients
+//! must not send them.
 //!
-//! Many programs see names through CGI, WSGI, Rack or PHP, which write every character but letters and digits as `_`.
-//! Names are compared in that way here: `X_Forwarded_For` and `x.forwarded.for` are `x-forwarded-for`.
+//! Many programs get header names through CGI, WSGI, Rack or PHP, which replace every character except letters and
+//! digits by `_`. So names are compared in that form here: `X_Forwarded_For` and `x.forwarded.for` equal
+//! `x-forwarded-for`.
 
 use hyper::header::{HeaderMap, HeaderName};
 
-/// The only one that the edge alone may say, whoever sends the request.
+/// Only the edge itself may set this one, even if the request comes from a trusted proxy.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
-/// Names that begin so.
+/// Prefixes of such names.
 const PREFIXES: [&str; 17] = [
     "x-forwarded",
     "forwarded",
@@ -30,7 +31,7 @@ const PREFIXES: [&str; 17] = [
     "x-ms-client-principal",
 ];
 
-/// Names that end so.
+/// Suffixes of such names.
 const SUFFIXES: [&str; 11] = [
     "client-ip",
     "clientip",
@@ -45,7 +46,7 @@ const SUFFIXES: [&str; 11] = [
     "forwarded-for",
 ];
 
-/// Whole names.
+/// Complete names.
 const NAMES: [&str; 25] = [
     "cf-access-authenticated-user-email",
     "cf-ipcountry",
@@ -74,7 +75,7 @@ const NAMES: [&str; 25] = [
     "x-url-scheme",
 ];
 
-/// What the edge itself decides about a message. A program that folds names must not see a second one.
+/// Headers that the edge itself controls. A program that normalises names must not see a second one.
 const OWN: [&str; 12] = [
     "connection",
     "content-length",
@@ -90,7 +91,8 @@ const OWN: [&str; 12] = [
     "upgrade",
 ];
 
-/// What else has no place behind a body (RFC 9110, section 6.5.1): it would be acted on too late, or twice.
+/// Further headers that must not be in trailers (RFC 9110, section 6.5.1), because they would take effect too late or
+/// twice.
 const HEAD_ONLY: [&str; 10] = [
     "authorization",
     "cache-control",
@@ -108,7 +110,7 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'-'
 }
 
-/// Names of a [`HeaderName`] are in small letters.
+/// The names of a [`HeaderName`] are in lower case.
 fn same(name: &[u8], known: &str) -> bool {
     let fold = |byte: u8| if is_plain(byte) { byte } else { b'-' };
     name.len() == known.len() && name.iter().zip(known.bytes()).all(|(a, b)| fold(*a) == b)
@@ -120,7 +122,7 @@ fn is_claim(name: &[u8]) -> bool {
         let at = name.len().checked_sub(known.len());
         at.is_some_and(|at| same(&name[at..], known))
     };
-    // Most names of a request begin with none of these.
+    // A quick check, because most names in a request start with none of these.
     (name.first().is_some_and(|b| b"xfrscp".contains(b))
         && (PREFIXES.iter().any(starts) || NAMES.iter().any(|n| same(name, n))))
         || (matches!(name.last(), Some(b'p' | b'6' | b'r')) && SUFFIXES.iter().any(ends))
@@ -130,8 +132,8 @@ fn is_disguised(name: &[u8]) -> bool {
     !name.iter().all(|b| is_plain(*b)) && (is_claim(name) || OWN.iter().any(|n| same(name, n)))
 }
 
-/// Removes what the sender of a request may not say. One that is trusted may say what proxies say, in its usual
-/// spelling, but not who the client has proved to be.
+/// Removes headers that the sender of a request may not set. A trusted proxy may set proxy headers, in their usual
+/// spelling, but not the client's verified identity.
 pub(crate) fn remove(headers: &mut HeaderMap, trusted: bool) {
     remove_if(headers, |name| {
         name == CLIENT_CERT
@@ -140,7 +142,7 @@ pub(crate) fn remove(headers: &mut HeaderMap, trusted: bool) {
     });
 }
 
-/// Removes what may not stand behind a request's body.
+/// Removes headers that are not allowed in a request's trailers.
 pub(crate) fn remove_from_trailers(trailers: &mut HeaderMap) {
     remove_if(trailers, |name| {
         let name = name.as_bytes();
@@ -148,7 +150,7 @@ pub(crate) fn remove_from_trailers(trailers: &mut HeaderMap) {
     });
 }
 
-/// Costs nothing where there is nothing to remove.
+/// Does not allocate if there is nothing to remove.
 fn remove_if(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let named: Vec<HeaderName> =
         headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
@@ -214,16 +216,16 @@ mod tests {
         "remote_user",
         "transfer_encoding",
         "content_length",
-        "host_", // the control: it is no name of ours
+        "host_", // control: not in the lists
     ];
 
     #[test]
-    fn a_stranger_says_none_of_what_proxies_say() {
+    fn clients_cannot_set_proxy_headers() {
         assert_eq!(left(&CLAIMS, |map| remove(map, false)), ["host_"]);
     }
 
     #[test]
-    fn a_trusted_proxy_keeps_what_it_says_in_its_usual_spelling() {
+    fn a_trusted_proxy_can_set_proxy_headers_in_their_usual_spelling() {
         let kept = ["x-forwarded-for", "x-real-ip", "x-forwarded-user", "forwarded", "cf-visitor"];
         assert_eq!(left(&kept, |map| remove(map, true)), kept);
         let folded = ["x_forwarded_for", "x_real_ip", "x_forwarded_client_cert", "client_cert"];
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nobodys_claim_goes_through() {
+    fn other_headers_are_kept() {
         let others = [
             "accept",
             "authorization",
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_carry_neither_claims_nor_what_belongs_into_a_head() {
+    fn trailers_cannot_contain_proxy_headers_or_head_only_fields() {
         let bad = ["host", "content-length", "authorization", "cookie", "te", "trailer"];
         assert!(left(&bad, remove_from_trailers).is_empty());
         assert_eq!(left(&CLAIMS, remove_from_trailers), ["host_"]);

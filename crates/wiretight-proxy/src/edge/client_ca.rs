@@ -1,4 +1,4 @@
-//! An authority of a site's own: it vouches for clients that are no members of the mesh.
+//! A site's own CA for its clients, which are not members of the mesh.
 
 use std::fmt;
 use std::fs::File;
@@ -17,23 +17,23 @@ use rustls::{RootCertStore, ServerConfig, version};
 
 use crate::provider;
 
-/// The largest file of roots.
+/// The largest CA file accepted, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// An authority of a site's own, for its clients.
+/// A site's own CA for its clients.
 pub(crate) struct ClientCa {
     pem: Vec<u8>,
     verifier: Arc<dyn ClientCertVerifier>,
-    /// Without a certificate and without protocols.
+    /// A template, without a server certificate and ALPN protocols.
     config: ServerConfig,
 }
 
 impl ClientCa {
-    /// Reads the roots (PEM).
+    /// Reads the root certificates (PEM).
     pub(crate) fn read(path: &Path) -> Result<ClientCa, String> {
-        // Not a pipe, which may never end.
+        // Reject a pipe, which may never end.
         if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
-            return Err("it is no regular file".into());
+            return Err("it is not a regular file".into());
         }
         let mut pem = Vec::new();
         let file = File::open(path).map_err(|e| e.to_string())?;
@@ -47,18 +47,19 @@ impl ClientCa {
             roots.add(root).map_err(|e| e.to_string())?;
         }
         if roots.is_empty() {
-            return Err("it holds no certificate".into());
+            return Err("it contains no certificate".into());
         }
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider::edge())
                 .build()
                 .map_err(|e| e.to_string())?;
-        // No ticket: each connection proves its identity anew. TLS 1.3, which shows it to nobody else.
+        // No session tickets: each connection must authenticate again. Only TLS 1.3, in which the client's
+        // certificate is encrypted.
         let mut config = ServerConfig::builder_with_provider(provider::edge())
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|e| e.to_string())?
             .with_client_cert_verifier(verifier.clone())
-            .with_cert_resolver(Arc::new(Shows(None)));
+            .with_cert_resolver(Arc::new(FixedCertificate(None)));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(ClientCa { pem, verifier, config })
@@ -69,10 +70,10 @@ impl ClientCa {
         self.pem == other.pem
     }
 
-    /// For one handshake.
+    /// The configuration for one handshake.
     pub(crate) fn config(&self, shows: Arc<CertifiedKey>, alpn: &[&[u8]]) -> Arc<ServerConfig> {
         let mut config = self.config.clone();
-        config.cert_resolver = Arc::new(Shows(Some(shows)));
+        config.cert_resolver = Arc::new(FixedCertificate(Some(shows)));
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         Arc::new(config)
     }
@@ -83,15 +84,15 @@ impl ClientCa {
     }
 }
 
-struct Shows(Option<Arc<CertifiedKey>>);
+struct FixedCertificate(Option<Arc<CertifiedKey>>);
 
-impl fmt::Debug for Shows {
+impl fmt::Debug for FixedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shows")
+        f.write_str("FixedCertificate")
     }
 }
 
-impl ResolvesServerCert for Shows {
+impl ResolvesServerCert for FixedCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.clone()
     }

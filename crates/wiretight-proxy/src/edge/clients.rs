@@ -1,4 +1,4 @@
-//! Clients that show a certificate: members of the mesh, or whom an authority of the site's own vouches for.
+//! Clients with a certificate: members of the mesh, or clients of the site's own CA.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::sites::Site;
 use crate::clock::now;
 use crate::mesh::Mesh;
 
-/// Who a client has proved to be.
+/// A client's verified identity.
 pub(crate) struct Peer {
     who: Who,
     /// For the log.
@@ -26,14 +26,14 @@ enum Who {
 }
 
 impl Peer {
-    /// Who showed this chain in a handshake for the site; `None`: the site asks nobody. The error is the
-    /// reason's word, and the detail.
+    /// The client that presented this chain in a handshake for the site; `None` if the site does not require
+    /// certificates. The error is the reason word and the detail.
     pub(crate) fn of(
         site: &Site,
         mesh: &Mesh,
         chain: Option<&[CertificateDer<'static>]>,
     ) -> Result<Option<Peer>, (&'static str, String)> {
-        let none = || ("no_certificate", "the client showed no certificate".to_owned());
+        let none = || ("no_certificate", "the client presented no certificate".to_owned());
         if site.settings.clients.is_some() {
             let peer = mesh.verify(chain.ok_or_else(none)?, Role::Client, UnixTime::now());
             let peer = peer.map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
@@ -45,14 +45,14 @@ impl Peer {
         let chain = chain.ok_or_else(none)?.to_vec();
         let leaf = chain.first().ok_or_else(none)?;
         let leaf = ClientLeaf::parse(leaf).map_err(|e| ("bad_certificate", e.to_string()))?;
-        // No URI: one that an authority of the site's own has put there must not pass for a member's.
+        // Without a URI: a URI from the site's own CA must not be mistaken for the identity of a mesh member.
         let header = format!("Hash={};Subject=\"{}\"", leaf.sha256, escaped(&leaf.subject)).into();
         let name = escaped(&leaf.subject).into();
         let who = Who::Vouched { not_after: leaf.not_after, chain, by };
         Ok(Some(Peer { who, name, header }))
     }
 
-    /// Whether it may have the site, as of now: identities expire, are revoked and struck off.
+    /// Whether the client may use the site now: identities can expire, be revoked, or be removed from the list.
     pub(crate) fn may(&self, site: &Site, mesh: &Mesh) -> bool {
         match (&self.who, &site.settings.clients, &site.client_ca) {
             (Who::Member(peer), Some(clients), _) => {
@@ -65,7 +65,7 @@ impl Peer {
         }
     }
 
-    /// Waits until the mesh no longer stands by it.
+    /// Waits until the client is no longer trusted by the mesh.
     pub(crate) async fn lost(&self, mesh: &Mesh) {
         let Who::Member(peer) = &self.who else { return std::future::pending().await };
         let mut changes = mesh.changes();
@@ -77,7 +77,7 @@ impl Peer {
     }
 }
 
-/// For a header's quoted string: what could end it, or is no printable ASCII, in percent-encoding.
+/// For a quoted string in a header: percent-encodes what could end the string and anything except printable ASCII.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_cannot_leave_its_quotes() {
+    fn a_subject_cannot_break_out_of_its_quotes() {
         assert_eq!(escaped("CN=Ada,O=x"), "CN=Ada,O=x");
         assert_eq!(escaped("a\";URI=spiffe://x\r\nä%"), "a%22%3BURI=spiffe://x%0D%0A%C3%A4%25");
     }

@@ -1,6 +1,6 @@
-//! A QUIC connection as the HTTP/3 library gets to see it: it takes in no more of a stream than is being
-//! used. The library (h3 0.0.8) keeps whatever it is given until somebody asks for it: tiny DATA frames,
-//! or one frame that never ends, would fill the memory (h3 issue 308).
+//! A QUIC connection as passed to the HTTP/3 library, which gets data from a stream only as it is used. The library
+//! (h3 0.0.8) buffers all data until it is requested, so that tiny DATA frames, or one endless frame, would exhaust
+//! the memory (h3 issue 308).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,37 +14,38 @@ use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, Wri
 use hyper::body::{Buf, Bytes};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-/// What may be given of a stream before some of it was used.
+/// The most data of a stream passed to the library before some of it is used.
 const AHEAD: usize = 256 * 1024;
-/// What a client may send on its control streams in a connection's life: settings and priorities.
+/// The most data that a client may send on its control streams over the life of a connection: settings and
+/// priorities.
 const CONTROL: usize = 1024 * 1024;
 
-/// Nothing is wrong, and no more is wanted (RFC 9114, section 8.1).
+/// No error, but no more data is needed (RFC 9114, section 8.1).
 const NO_ERROR: VarInt = VarInt::from_u32(0x100);
 
-/// How many gates are looked through before another is added.
+/// The number of gates above which unused ones are removed before another is added.
 const MANY: usize = 128;
 
-/// How much of a stream waits in the library, and whether its answer is still wanted.
+/// How much data of a stream is buffered in the library, and whether the response is still wanted.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Rc<Level>);
 
 #[derive(Default)]
 struct Level {
     waiting: Cell<usize>,
-    /// Whether anything was used since the gate last opened.
+    /// Whether any data was used since the gate last opened.
     used: Cell<bool>,
     send: RefCell<Option<SendStream>>,
 }
 
 impl Gate {
-    /// Some of it was used.
+    /// Marks that some data was used.
     pub(crate) fn used(&self) {
         self.0.used.set(true);
     }
 
-    /// The library has nothing to give: all that waits in it is a frame's beginning. True if the gate is
-    /// open now and was not; an error if nothing was used although so much was given.
+    /// Called when the library has nothing to return, because all it has buffered is an incomplete frame. True if the
+    /// gate was closed and is now open; an error if the limit was reached although nothing was used.
     pub(crate) fn drained(&self) -> Result<bool, FrameTooLarge> {
         let was_shut = self.0.waiting.get() >= AHEAD;
         if was_shut && !self.0.used.get() {
@@ -56,7 +57,7 @@ impl Gate {
         Ok(was_shut)
     }
 
-    /// Ends when the client wants no more of the answer, or has all of it.
+    /// Resolves when the client has the whole response or does not want the rest.
     pub(crate) async fn closed(&self) {
         let closed = self.0.send.borrow().as_ref().map(SendStream::stopped);
         if let Some(closed) = closed {
@@ -64,12 +65,12 @@ impl Gate {
         }
     }
 
-    /// Whether the client has all of the answer, or wants no more of it.
+    /// Whether the client has the whole response or does not want the rest.
     pub(crate) fn is_closed(&self) -> bool {
         pin!(self.closed()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// Gives up what the client does not take.
+    /// Resets the stream; data that the client has not accepted is discarded.
     pub(crate) fn reset(&self, code: h3::error::Code) {
         if let Some(send) = &mut *self.0.send.borrow_mut() {
             let _ = send.reset(var_int(code.value()));
@@ -85,11 +86,11 @@ impl Gate {
     }
 }
 
-/// A frame that is not DATA, and larger than any that we take.
+/// A frame other than DATA that is larger than allowed.
 #[derive(Debug)]
 pub(crate) struct FrameTooLarge;
 
-/// The gates of requests that have begun, until they are taken.
+/// The gates of streams, until their request is handled.
 pub(crate) type Gates = Rc<RefCell<HashMap<StreamId, Gate>>>;
 
 fn var_int(code: u64) -> VarInt {
@@ -97,7 +98,7 @@ fn var_int(code: u64) -> VarInt {
 }
 
 fn stream_id(id: quinn::StreamId) -> StreamId {
-    // A stream's number is less than 2^62 in both.
+    // Both libraries limit stream numbers to less than 2^62.
     StreamId::try_from(u64::from(id)).unwrap_or_else(|_| h3::proto::varint::VarInt::MAX.into())
 }
 
@@ -137,7 +138,6 @@ fn on_write(error: WriteError) -> StreamErrorIncoming {
 
 type Accepted = Result<(SendStream, RecvStream), ConnectionError>;
 
-/// The connection.
 pub(crate) struct Gated {
     inner: h3_quinn::Connection,
     accepts: Pin<Box<dyn futures_util::Stream<Item = Accepted>>>,
@@ -178,9 +178,9 @@ impl<B: Buf> quic::OpenStreams<B> for Gated {
     }
 }
 
-/// In HTTP/3 only clients open streams in both directions (RFC 9114, section 6.1).
+/// In HTTP/3 only clients open bidirectional streams (RFC 9114, section 6.1).
 fn no_opener() -> StreamErrorIncoming {
-    StreamErrorIncoming::Unknown("a server opens no bidirectional streams".into())
+    StreamErrorIncoming::Unknown("a server does not open bidirectional streams".into())
 }
 
 impl<B: Buf> quic::Connection<B> for Gated {
@@ -200,7 +200,7 @@ impl<B: Buf> quic::Connection<B> for Gated {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Self::BidiStream, ConnectionErrorIncoming>> {
         let Some(accepted) = ready!(self.accepts.as_mut().poll_next(cx)) else {
-            return Poll::Pending; // it has no end
+            return Poll::Pending; // the stream of connections never ends
         };
         let (send, recv) = accepted.map_err(lost)?;
         let id = stream_id(recv.id());
@@ -208,7 +208,7 @@ impl<B: Buf> quic::Connection<B> for Gated {
         *gate.0.send.borrow_mut() = Some(send);
         let mut gates = self.gates.borrow_mut();
         if gates.len() >= MANY {
-            // Those whose streams came to nothing before they were a request.
+            // Remove gates of streams that ended before they became a request.
             gates.retain(|_, gate| Rc::strong_count(&gate.0) > 1);
         }
         gates.insert(id, gate.clone());
@@ -221,7 +221,7 @@ impl<B: Buf> quic::Connection<B> for Gated {
     }
 }
 
-/// Opens streams of our own.
+/// Opens our own streams.
 pub(crate) struct Opener(h3_quinn::OpenStreams);
 
 impl<B: Buf> quic::OpenStreams<B> for Opener {
@@ -247,20 +247,20 @@ impl<B: Buf> quic::OpenStreams<B> for Opener {
     }
 }
 
-/// A request's stream.
+/// A stream that carries a request.
 pub(crate) struct Stream<B: Buf> {
     send: Sending<B>,
     recv: Receiving,
 }
 
-/// Its sending half. The stream itself is in the gate, for whoever waits for the client's word on it.
+/// The sending half. The QUIC stream itself is in the gate, so that others can wait for the client's reaction.
 pub(crate) struct Sending<B: Buf> {
     id: StreamId,
     gate: Gate,
     writing: Option<WriteBuf<B>>,
 }
 
-/// Its receiving half.
+/// The receiving half.
 pub(crate) struct Receiving {
     recv: RecvStream,
     gate: Gate,
@@ -268,7 +268,8 @@ pub(crate) struct Receiving {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        // Does nothing where all has come. Else the client may stop sending: it is answered, or reset.
+        // No effect if everything was received. Otherwise the client may stop sending, because it got a response or a
+        // reset.
         let _ = self.recv.stop(NO_ERROR);
     }
 }
@@ -281,7 +282,7 @@ impl quic::RecvStream for Receiving {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
         if self.gate.is_shut() {
-            // Whoever uses the stream asks again when what waits is used up, or gives it up.
+            // The user of the stream polls again when the buffered data is used up, or drops the stream.
             return Poll::Pending;
         }
         let polled = pin!(self.recv.read_chunk(usize::MAX, true)).poll(cx);
@@ -316,7 +317,7 @@ impl<B: Buf> quic::SendStream<B> for Sending<B> {
 
     fn send_data<T: Into<WriteBuf<B>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
         if self.writing.is_some() {
-            return Err(StreamErrorIncoming::Unknown("a write is under way".into()));
+            return Err(StreamErrorIncoming::Unknown("a write is pending".into()));
         }
         self.writing = Some(data.into());
         Ok(())
@@ -389,7 +390,7 @@ impl<B: Buf> quic::BidiStream<B> for Stream<B> {
     }
 }
 
-/// A stream on which the client tells the library what concerns the connection.
+/// A unidirectional stream from the client, with data about the connection.
 pub(crate) struct Control {
     inner: h3_quinn::RecvStream,
     given: Rc<Cell<usize>>,
@@ -407,7 +408,7 @@ impl quic::RecvStream for Control {
             self.given.set(self.given.get().saturating_add(bytes.len()));
             if self.given.get() > CONTROL {
                 let connection_error = ConnectionErrorIncoming::InternalError(
-                    "more was sent on control streams than a connection needs".into(),
+                    "too much data on control streams".into(),
                 );
                 return Poll::Ready(Err(StreamErrorIncoming::ConnectionErrorIncoming {
                     connection_error,

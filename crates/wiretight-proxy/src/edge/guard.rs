@@ -1,5 +1,5 @@
-//! One HTTP/1 connection as the HTTP library gets to see it: checked bytes only ([`super::strict`]), and the
-//! clock by which a peer that stands still is given up.
+//! An HTTP/1 connection as passed to the HTTP library: only checked data ([`super::strict`]), and deadlines for a
+//! peer that makes no progress.
 
 use std::io;
 use std::pin::Pin;
@@ -14,60 +14,60 @@ use tokio::sync::Notify;
 use super::settings::Limits;
 use super::strict::{Framing, Phase, Violation};
 
-/// Requests that a client of HTTP/2 may take back before they are answered, beyond those that it waited for.
-/// Each has cost a program its work, however few there were at a time (CVE-2023-44487).
+/// Requests that an HTTP/2 client may cancel before the response, in excess of those that it waited for. Each
+/// cancelled request costs a program work, even if few are open at a time (CVE-2023-44487).
 const MAX_TAKEN_BACK: usize = 1000;
 
-/// What is taken of that which a client sends ahead of an answer.
+/// The most data read ahead of a response.
 const MAX_AHEAD: usize = 64 * 1024;
 
-/// The least and the most that is read at a time. The room for it is zeroed each time, so there is little of
-/// it for a peer that sends little.
+/// The smallest and the largest read. The buffer is zeroed for each read, so it is small for a peer that sends
+/// little.
 const ROOM_MIN: usize = 1024;
 const ROOM_MAX: usize = 16 * 1024;
 
-/// What goes on at a connection. Shared by its two directions, its requests and its clock.
+/// The state of a connection. Shared by its two directions, its requests and its deadlines.
 #[derive(Debug)]
 pub(crate) struct Activity {
     born: Instant,
     requests: AtomicUsize,
-    /// Requests that began, and heads of HTTP/1 that were let through.
+    /// The number of requests started, and of HTTP/1 heads passed to the library.
     begun: AtomicUsize,
     heads: AtomicUsize,
-    /// Bodies of requests that are not read to their end.
+    /// Request bodies that were not read to their end.
     unread: AtomicUsize,
     taken_back: AtomicUsize,
     enough: Notify,
-    /// The answer was 101: the bytes are no longer HTTP.
+    /// The response was 101: the connection no longer carries HTTP.
     upgraded: AtomicBool,
     /// Milliseconds since `born`, plus one; 0 for none.
     rest_since: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
-    /// Since when so much has been sent ahead of an answer that no more is read, and so nobody knows whether the client
-    /// is still there.
+    /// Since when reading is paused because too much was sent ahead of a response; meanwhile a disconnect of the
+    /// client goes unnoticed.
     ahead_since: AtomicU64,
-    /// Nothing has come that was not let through whole, and all that was written has gone.
+    /// `still`: everything received was passed on completely. `flushed`: everything written was sent.
     still: AtomicBool,
     flushed: AtomicBool,
     waiting: Mutex<Option<Waker>>,
-    /// What goes to the client before the answer under way, and whether there is any.
+    /// Data to send before the response to the current request, and whether there is any.
     early: Mutex<Vec<u8>>,
     has_early: AtomicBool,
 }
 
-/// Why a connection is given up.
+/// Why a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
-    /// Nothing asked for a while: in order.
+    /// No request for some time; a normal close.
     Idle,
-    /// A head that does not become whole.
+    /// An incomplete request head.
     Head,
-    /// An answer that is not taken.
+    /// The client does not read the response.
     Reading,
-    /// Too much sent ahead of an answer that does not come.
+    /// Too much data was sent ahead of a response that does not arrive.
     Ahead,
-    /// Not slow, but hasty: too many requests were taken back.
+    /// Too many requests were cancelled.
     TakenBack,
 }
 
@@ -94,29 +94,29 @@ impl Activity {
         })
     }
 
-    /// A request is under way, until that is dropped.
+    /// Counts a request until the result is dropped.
     pub(crate) fn request(self: &Arc<Activity>) -> InFlight {
         self.begun.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         InFlight(self.clone())
     }
 
-    /// A request's body may still be read, until that is dropped.
+    /// Counts a request body that may still be read, until the result is dropped.
     pub(crate) fn body(self: &Arc<Activity>) -> Unread {
         self.unread.fetch_add(1, Relaxed);
         Unread(self.clone())
     }
 
-    /// Ends when there was a request. Looked at only while the process ends, so a clock will do.
+    /// Resolves after the first request. Only used while the process stops, so polling is good enough.
     pub(crate) async fn first(&self) {
         while self.begun.load(Relaxed) == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Whether the HTTP/1 library has nothing to do and nothing to remember: each request that it was given
-    /// has begun, was read to its end and is answered, the answer has gone, and no other is on its way. To be
-    /// asked when the library has just done all that it can.
+    /// Whether the HTTP/1 library is idle: each request passed to it has started, was read completely and has its
+    /// response, the response was sent, and no further request has arrived. Call it right after the library has done
+    /// everything it can.
     pub(crate) fn is_quiet(&self) -> bool {
         self.still.load(Relaxed)
             && self.flushed.load(Relaxed)
@@ -126,23 +126,23 @@ impl Activity {
             && !self.is_upgraded()
     }
 
-    /// How long ago the last request ended.
+    /// The time since the last request ended.
     pub(crate) fn rested(&self) -> Duration {
         Duration::from_millis(self.clock().saturating_sub(self.rest_since.load(Relaxed)))
     }
 
-    /// An answer is awaited, until that says otherwise or is dropped.
-    pub(crate) fn asked(self: &Arc<Activity>) -> Asked {
-        Asked(Some(self.clone()))
+    /// Counts a request as cancelled if the result is dropped without [`PendingRequest::answered`].
+    pub(crate) fn pending_request(self: &Arc<Activity>) -> PendingRequest {
+        PendingRequest(Some(self.clone()))
     }
 
-    /// From here on the bytes belong to another protocol.
+    /// From now on the connection carries another protocol.
     pub(crate) fn upgraded(&self) {
         self.upgraded.store(true, Relaxed);
         self.wake();
     }
 
-    /// Sends this before the answer to the one request that HTTP/1 has under way. All before that has gone.
+    /// Sends data before the response to the current HTTP/1 request. Everything before it has already been sent.
     pub(crate) fn send_early(&self, bytes: &[u8]) {
         self.early.lock().unwrap_or_else(|p| p.into_inner()).extend_from_slice(bytes);
         self.has_early.store(true, Relaxed);
@@ -172,12 +172,12 @@ impl Activity {
         since > 0 && self.clock().saturating_sub(since) > limit.as_millis() as u64
     }
 
-    /// Ends when the client has taken back too much.
+    /// Resolves when the client has cancelled too many requests.
     pub(crate) async fn taken_back(&self) {
         self.enough.notified().await;
     }
 
-    /// Ends when the peer has stood still for too long, or taken back too much.
+    /// Resolves when a deadline was missed or the client has cancelled too many requests.
     pub(crate) async fn overdue(&self, limits: &Limits) -> Overdue {
         let shortest = limits.head.min(limits.body).min(limits.idle);
         let mut tick = tokio::time::interval((shortest / 2).max(Duration::from_millis(10)));
@@ -205,7 +205,7 @@ impl Activity {
     }
 }
 
-/// A request under way.
+/// A request in progress.
 pub(crate) struct InFlight(Arc<Activity>);
 
 impl Drop for InFlight {
@@ -216,7 +216,7 @@ impl Drop for InFlight {
     }
 }
 
-/// A request's body that somebody may still read.
+/// A request body that may still be read.
 pub(crate) struct Unread(Arc<Activity>);
 
 impl Drop for Unread {
@@ -225,11 +225,11 @@ impl Drop for Unread {
     }
 }
 
-/// A request that is not answered.
-pub(crate) struct Asked(Option<Arc<Activity>>);
+/// A request without a response so far.
+pub(crate) struct PendingRequest(Option<Arc<Activity>>);
 
-impl Asked {
-    /// It is now, which makes up for one that was not.
+impl PendingRequest {
+    /// The response is there; this also compensates for one cancelled request.
     pub(crate) fn answered(mut self) {
         if let Some(activity) = self.0.take() {
             let _ = activity.taken_back.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
@@ -237,7 +237,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for PendingRequest {
     fn drop(&mut self) {
         if let Some(activity) = &self.0
             && activity.taken_back.fetch_add(1, Relaxed) >= MAX_TAKEN_BACK
@@ -247,7 +247,7 @@ impl Drop for Asked {
     }
 }
 
-/// Watches what is written: a peer that takes nothing is noticed, whatever the protocol.
+/// Watches writes to notice a peer that does not read, for any protocol.
 pub(crate) struct Watched<T> {
     io: T,
     activity: Arc<Activity>,
@@ -258,7 +258,6 @@ impl<T> Watched<T> {
         Watched { io, activity }
     }
 
-    /// What lies beneath.
     pub(crate) fn inner(&self) -> &T {
         &self.io
     }
@@ -326,22 +325,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
-/// Lets checked bytes through, one request at a time, and answers what is refused itself.
+/// Passes checked data to the library, one request at a time, and itself responds to rejected requests.
 ///
-/// What a client sends ahead of an answer waits here, and is read as it comes. If the library had it, it would read no
-/// more before the answer, and not notice that the client is gone.
+/// Data that a client sends ahead of a response is read but held back. If the library had it, it would stop reading
+/// until the response, and not notice when the client disconnects.
 pub(crate) struct Strict<T> {
     io: T,
     activity: Arc<Activity>,
     framing: Framing,
-    /// What is read next, at most.
+    /// The size of the next read.
     room: usize,
-    /// Read and not yet let through.
+    /// Data read but not yet passed on.
     held: Vec<u8>,
-    /// So much of `held` was looked at, and so much of that may go on.
+    /// How much of `held` was checked, and how much of that may be passed on.
     looked: usize,
     free: usize,
-    /// And whether that was in a body, whose request is under way.
+    /// The violation, and whether it was in a body, whose request is then in progress.
     refused: Option<(Violation, bool)>,
     on_refusal: Option<Box<dyn FnOnce(Violation) + Send>>,
     farewell: Option<(Vec<u8>, usize)>,
@@ -349,7 +348,7 @@ pub(crate) struct Strict<T> {
 }
 
 impl<T> Strict<T> {
-    /// `on_refusal` is told the first violation; there is no second.
+    /// `on_refusal` gets the first violation; there is no second one.
     pub(crate) fn new(
         io: T,
         activity: Arc<Activity>,
@@ -370,23 +369,21 @@ impl<T> Strict<T> {
         }
     }
 
-    /// What lies beneath.
     pub(crate) fn inner(&self) -> &T {
         &self.io
     }
 
-    /// Whether the writing side was ended, or was to be.
+    /// Whether the writing side was closed, or should have been.
     pub(crate) fn is_shut(&self) -> bool {
         self.is_shut
     }
 
-    /// Takes back what was let through and belongs to another protocol.
+    /// Returns data that was passed to the library but belongs to another protocol.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.held.splice(0..0, bytes.iter().copied());
     }
 
-    /// Looks at what was read last; says how much of it was looked at, and how much of all that is not
-    /// yet let through may go on.
+    /// Checks newly read data. Returns how much of it was checked, and how much of all held data may be passed on.
     fn look(&mut self, new: &[u8]) -> (usize, usize) {
         let fed = self.framing.feed(new);
         self.note_phase();
@@ -410,7 +407,7 @@ impl<T> Strict<T> {
         }
     }
 
-    /// Hands on what may go on; true if that was something.
+    /// Passes on what is allowed; returns whether there was any.
     fn hand_on(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let n = self.free.min(buf.remaining());
         if n == 0 {
@@ -421,14 +418,15 @@ impl<T> Strict<T> {
         self.free -= n;
         self.looked -= n;
         if self.held.is_empty() {
-            self.held = Vec::new(); // an idle connection holds nothing
+            self.held = Vec::new(); // an idle connection has no buffer
         }
         true
     }
 }
 
 impl<T: AsyncRead + Unpin> Strict<T> {
-    /// Holds what comes until the request under way is answered. Ready: the client is gone. `scratch` is not filled.
+    /// Holds back what arrives until the current request has its response. Ready if the client disconnected.
+    /// `scratch` is not filled.
     fn read_ahead(
         &mut self,
         cx: &mut Context<'_>,
@@ -479,14 +477,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
                 continue;
             }
             if let Some((violation, true)) = this.refused {
-                // The request that it is the body of fails, and says why.
+                // The request with this body fails and reports the reason.
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
             }
             if this.refused.is_some() {
                 return Poll::Ready(Ok(())); // as if the client had closed
             }
             if this.framing.phase() == Phase::Behind {
-                // Until an answer has gone whole, an end would cut it off.
+                // Until the response is sent completely, an end of file would truncate it.
                 let flushed = this.activity.flushed.load(Relaxed);
                 if this.activity.requests.load(Relaxed) > 0 || !flushed {
                     return this.read_ahead(cx, buf);
@@ -516,7 +514,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
             }
             let (used, release) = this.look(&room[..n]);
             if this.held.is_empty() {
-                // The common case: nothing is copied.
+                // The common case, without a copy.
                 this.held.extend_from_slice(&room[release..n]);
                 this.looked = used.saturating_sub(release);
                 buf.advance(release);
@@ -578,7 +576,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Strict<T> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// The library is done; whoever was refused is told so before the connection closes.
+    /// The library has finished. If the request was rejected, sends the error response before closing.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.is_shut = true;
@@ -619,53 +617,53 @@ mod tests {
 
     type Io = Strict<Watched<DuplexStream>>;
 
-    /// What the library does when it is woken: reads until nothing comes.
+    /// Acts like the library when woken: reads until nothing is left.
     fn read(io: &mut Io) -> usize {
         let (mut cx, mut bytes, mut sum) = (Context::from_waker(Waker::noop()), [0; 256], 0);
         loop {
             let mut buf = ReadBuf::new(&mut bytes);
             match Pin::new(&mut *io).poll_read(&mut cx, &mut buf) {
                 Poll::Pending => return sum,
-                Poll::Ready(read) => read.expect("nothing is wrong"),
+                Poll::Ready(read) => read.expect("no error"),
             }
             sum += buf.filled().len();
         }
     }
 
     #[tokio::test]
-    async fn a_connection_is_quiet_when_the_library_has_nothing_to_remember() {
+    async fn a_connection_is_quiet_when_the_library_is_idle() {
         let activity = Activity::new();
         let (mut client, socket) = duplex(1024);
         let watched = Watched::new(socket, activity.clone());
         let mut io = Strict::new(watched, activity.clone(), |_| ());
         let mut sends = async |text: &str| client.write_all(text.as_bytes()).await.expect("room");
-        assert!(!activity.is_quiet(), "nobody has looked yet");
+        assert!(!activity.is_quiet(), "nothing was polled yet");
         assert_eq!(read(&mut io), 0);
         assert!(activity.is_quiet());
         sends("GET / HTTP/1.1\r\nHost: a\r\n").await;
         assert_eq!(read(&mut io), 0);
-        assert!(!activity.is_quiet(), "a part of a head is held");
+        assert!(!activity.is_quiet(), "part of a head is held back");
         sends("\r\n").await;
         assert_eq!(read(&mut io), 27);
-        assert!(!activity.is_quiet(), "the library has a head that it has not begun with");
+        assert!(!activity.is_quiet(), "the library has a head but has not started the request");
         let (in_flight, unread) = (activity.request(), activity.body());
-        assert!(!activity.is_quiet(), "it is not answered");
+        assert!(!activity.is_quiet(), "there is no response yet");
         drop(in_flight);
         assert!(!activity.is_quiet(), "its body may still be read");
         drop(unread);
         assert!(activity.is_quiet());
         io.write_all(b"HTTP/1.1 200 OK").await.expect("room");
-        assert!(!activity.is_quiet(), "what was written may not have gone");
+        assert!(!activity.is_quiet(), "the response may not have been sent");
         io.flush().await.expect("room");
         assert!(activity.is_quiet());
         sends("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx").await;
         read(&mut io);
         drop(activity.request());
-        assert!(!activity.is_quiet(), "answered early: its body has not come whole");
+        assert!(!activity.is_quiet(), "early response: the body is incomplete");
         sends("y").await;
         read(&mut io);
         assert!(activity.is_quiet());
         activity.upgraded();
-        assert!(!activity.is_quiet(), "it is HTTP no longer");
+        assert!(!activity.is_quiet(), "it is no longer HTTP");
     }
 }

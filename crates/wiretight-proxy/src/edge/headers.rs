@@ -1,5 +1,5 @@
-//! Which headers go through, and which the edge speaks for: nothing that concerns one connection only, and
-//! nothing about the client but what the edge has seen itself.
+//! The headers that are forwarded and those that the edge sets itself. Removes hop-by-hop headers, and everything
+//! about the client except what the edge itself has verified.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::claims;
 use super::strict::MAX_LENGTH_DIGITS;
 
-/// Those that concern one connection only (RFC 9110, section 7.6.1).
+/// Hop-by-hop headers (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -20,18 +20,18 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// What belongs to an upgrade to HTTP/2 without TLS, which is not offered (RFC 9113, section 3.1).
+/// Part of an upgrade to HTTP/2 without TLS, which is not supported (RFC 9113, section 3.1).
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// Who the client proved to be; the edge alone says it.
+/// The client's verified identity; only the edge may set it.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// Removes what concerns one connection only, and what `Connection` says does.
+/// Removes hop-by-hop headers, and those listed in `Connection`.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if let Some(first) = headers.get(header::CONNECTION) {
-        // Nearly always one value of one word that is in the list anyway.
+        // In most requests there is one value with one word.
         let named: Vec<HeaderName> = match first.as_bytes() {
             b"keep-alive" | b"close" => Vec::new(),
             _ => {
@@ -50,8 +50,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(HTTP2_SETTINGS);
 }
 
-/// Whether a request of HTTP/2 or 3 says what it may not: something that concerns one connection (RFC 9113,
-/// section 8.2.2; RFC 9114, section 4.2), or a length that is none. In HTTP/1 it would cut the bytes elsewhere.
+/// Whether an HTTP/2 or HTTP/3 request is malformed: it has a hop-by-hop header (RFC 9113, section 8.2.2; RFC 9114,
+/// section 4.2) or an invalid length. In HTTP/1 these would change where the message ends.
 pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
     let told = |name: &HeaderName| {
         let may = [header::TE, header::PROXY_AUTHORIZATION].contains(name);
@@ -64,30 +64,29 @@ pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
         || lengths.next().is_some_and(|first| !is_length(first) || lengths.next().is_some())
 }
 
-/// Whether that is a Content-Length: one number (RFC 9110, section 8.6).
+/// Whether this is a valid Content-Length: one number (RFC 9110, section 8.6).
 pub(crate) fn is_length(value: &HeaderValue) -> bool {
     let digits = value.as_bytes();
     (1..=MAX_LENGTH_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
 }
 
-/// What Content-Length says, if it is one.
+/// The value of Content-Length, if valid.
 pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
     let value = headers.get(header::CONTENT_LENGTH).filter(|value| is_length(value))?;
     value.to_str().ok()?.parse().ok()
 }
 
-/// Whether the client takes trailers.
+/// Whether the client accepts trailers.
 pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
     has_word(headers, &header::TE, b"trailers")
 }
 
-/// Whether the client asks to continue with WebSocket. No other protocol is passed on: what is said in it would reach
-/// the program unseen, as with `h2c`, which is HTTP again.
+/// Whether the client requests an upgrade to WebSocket. No other protocol is passed on: its requests would reach the
+/// program unchecked, as with `h2c`, which is HTTP again.
 pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     has_word(headers, &header::CONNECTION, b"upgrade") && is_for_websocket(headers)
 }
 
-/// Whether `Upgrade` names WebSocket.
 pub(crate) fn is_for_websocket(headers: &HeaderMap) -> bool {
     has_word(headers, &header::UPGRADE, b"websocket")
 }
@@ -97,67 +96,67 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
     words.any(|w| w.trim_ascii().eq_ignore_ascii_case(word))
 }
 
-/// What programs are told of a client's requests for one host.
-pub(crate) struct Said {
+/// The forwarding headers for a client's requests to one host.
+pub(crate) struct ForwardingHeaders {
     host: HeaderValue,
     address: HeaderValue,
     forwarded: HeaderValue,
 }
 
-impl Said {
-    pub(crate) fn new(address: IpAddr, host: &str) -> Said {
+impl ForwardingHeaders {
+    pub(crate) fn new(address: IpAddr, host: &str) -> ForwardingHeaders {
         let value =
             |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
-        // RFC 7239, section 6: an IPv6 address is quoted, in brackets.
+        // RFC 7239, section 6: an IPv6 address is in brackets and quoted.
         let client = match address {
             IpAddr::V4(ip) => format!("{ip}"),
             IpAddr::V6(ip) => format!("\"[{ip}]\""),
         };
-        Said {
+        ForwardingHeaders {
             host: value(host),
             address: value(&address.to_string()),
             forwarded: value(&format!("for={client};host={host};proto=https")),
         }
     }
 
-    /// Whether it is for that host.
+    /// Whether they are for this host.
     pub(crate) fn is_of(&self, host: &str) -> bool {
         self.host.as_bytes() == host.as_bytes()
     }
 }
 
-/// Who sent a request, as far as the edge knows.
+/// What the edge knows about the sender of a request.
 pub(crate) struct Sender<'a> {
-    pub(crate) said: Rc<Said>,
-    /// Another proxy of ours, whose word about the client counts.
+    pub(crate) forwarding: Rc<ForwardingHeaders>,
+    /// A proxy that the configuration trusts; its headers about the client are kept.
     pub(crate) trusted: bool,
-    /// The certificate that it showed, as [`CLIENT_CERT`] has it.
+    /// The certificate that it presented, in the format of [`CLIENT_CERT`].
     pub(crate) certificate: Option<&'a str>,
 }
 
-/// Says who the client is; what it said itself goes, unless it is trusted.
+/// Sets the headers about the client; removes the client's own, unless the sender is trusted.
 pub(crate) fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>) {
     claims::remove(headers, sender.trusted);
-    let said = &*sender.said;
+    let forwarding = &*sender.forwarding;
     if sender.trusted {
-        append(headers, FOR, &said.address);
-        append(headers, header::FORWARDED, &said.forwarded);
+        append(headers, FOR, &forwarding.address);
+        append(headers, header::FORWARDED, &forwarding.forwarded);
     } else {
-        headers.insert(FOR, said.address.clone());
-        headers.insert(header::FORWARDED, said.forwarded.clone());
+        headers.insert(FOR, forwarding.address.clone());
+        headers.insert(header::FORWARDED, forwarding.forwarded.clone());
     }
     if !sender.trusted || !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static("https"));
     }
     if !sender.trusted || !headers.contains_key(HOST) {
-        headers.insert(HOST, said.host.clone());
+        headers.insert(HOST, forwarding.host.clone());
     }
     if let Some(certificate) = sender.certificate {
         set(headers, CLIENT_CERT, certificate);
     }
 }
 
-/// Puts a value behind those that are there, in one line.
+/// Appends a value to the existing ones, as one line.
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     let mut line = Vec::new();
     for value in headers.get_all(&name).iter().filter(|v| v.to_str().is_ok()) {
@@ -176,7 +175,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Cookies that HTTP/2 and 3 may send in pieces become one line (RFC 9113, section 8.2.3).
+/// Joins cookies that HTTP/2 and HTTP/3 may split (RFC 9113, section 8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
         return;
@@ -187,7 +186,7 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The host of an authority or a Host header: small letters, no port, no dot at its end.
+/// The host in an authority or a Host header: lower case, without port and trailing dot.
 pub(crate) fn host(authority: &str) -> Option<String> {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_one_connection_stays_on_it() {
+    fn hop_by_hop_headers_are_removed() {
         let mut headers = map(&[
             ("connection", "close, X-Mine"),
             ("connection", "keep-alive"),
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn websocket_is_the_only_protocol_that_is_gone_over_to() {
+    fn only_upgrades_to_websocket_are_allowed() {
         let asks = |upgrade| {
             asks_for_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", upgrade)]))
         };
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_http2_and_3_that_would_be_others_in_http1_are_malformed() {
+    fn http2_and_3_requests_with_connection_headers_are_malformed() {
         for good in [
             &[("te", "trailers"), ("te", "Trailers")][..],
             &[("proxy-authorization", "x")],
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_does_not_say_who_it_is() {
+    fn untrusted_clients_cannot_set_forwarding_headers() {
         let claims = [
             ("x-forwarded-for", "1.1.1.1"),
             ("x-forwarded-proto", "http"),
@@ -289,8 +288,11 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-client-cert", "URI=spiffe://example.org/service/admin"),
         ];
-        let said = |address: &str| Rc::new(Said::new(address.parse().unwrap(), "example.org"));
-        let sender = |trusted| Sender { said: said("10.0.0.9"), trusted, certificate: None };
+        let forwarding = |address: &str| {
+            Rc::new(ForwardingHeaders::new(address.parse().unwrap(), "example.org"))
+        };
+        let sender =
+            |trusted| Sender { forwarding: forwarding("10.0.0.9"), trusted, certificate: None };
         let mut headers = map(&claims);
         forwarded(&mut headers, &sender(false));
         let expected = [
@@ -312,13 +314,16 @@ mod tests {
         assert_eq!(lines(&headers), expected);
         let mut headers = HeaderMap::new();
         let certificate = Some("URI=spiffe://example.org/service/web");
-        forwarded(&mut headers, &Sender { said: said("fd00::1"), certificate, trusted: false });
+        forwarded(
+            &mut headers,
+            &Sender { forwarding: forwarding("fd00::1"), certificate, trusted: false },
+        );
         assert_eq!(headers["forwarded"], "for=\"[fd00::1]\";host=example.org;proto=https");
         assert_eq!(headers["x-forwarded-client-cert"], "URI=spiffe://example.org/service/web");
     }
 
     #[test]
-    fn cookies_in_pieces_become_one_line() {
+    fn split_cookies_are_joined() {
         let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2")]);
         join_cookies(&mut headers);
         assert_eq!(lines(&headers), ["cookie: a=1; b=2"]);

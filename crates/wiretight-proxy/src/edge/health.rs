@@ -1,5 +1,5 @@
-//! Active health: a site's backends are asked for a path every few seconds, whether or not anybody else asks
-//! them for anything. One that fails is not sent requests as long as another does not.
+//! Active health checks: a path of each of a site's backends is requested every few seconds, regardless of traffic. A
+//! backend that fails gets no requests as long as another one works.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,28 +12,28 @@ use hyper::StatusCode;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::context::WorkerContext;
 use super::settings::{SiteName, Upstream};
 use super::sites::Site;
 use super::template::Template;
-use super::workshop::Workshop;
 
-/// Between two questions, and how long an answer may take.
+/// The interval of checks, and the time limit for a response.
 const EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Failures in a row after which a backend is down, and answers after which it is up again.
+/// Consecutive failures after which a backend is down, and consecutive successes after which it is up again.
 const DOWN_AFTER: u32 = 2;
 const UP_AFTER: u32 = 2;
 
-/// What the last answers were like.
+/// The state of one backend.
 #[derive(Clone, Copy, Default)]
 struct Record {
     down: bool,
-    /// Answers in a row that say the opposite.
+    /// Consecutive results that contradict the state.
     against: u32,
 }
 
 impl Record {
-    /// Whether that makes a difference.
+    /// Returns whether the state changed.
     fn note(&mut self, good: bool) -> bool {
         if good != self.down {
             self.against = 0;
@@ -50,33 +50,33 @@ impl Record {
 
 type Records = Rc<RefCell<HashMap<(SiteName, Upstream), Record>>>;
 
-/// Asks, as long as the worker runs.
-pub(crate) async fn watch(workshop: Rc<Workshop>) {
+/// Runs checks for the lifetime of the worker.
+pub(crate) async fn watch(context: Rc<WorkerContext>) {
     let records = Records::default();
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tick.tick().await;
-        let sites = workshop.sites.load_full();
+        let sites = context.sites.load_full();
         let asked: Vec<_> = sites.all().filter(|s| s.settings.health.is_some()).collect();
         records.borrow_mut().retain(|(title, upstream), _| {
             let keep = asked.iter().any(|s| s.is(title) && s.settings.to.contains(upstream));
             if !keep && let Some(site) = sites.all().find(|s| s.is(title)) {
-                // Nobody would find it up again.
+                // Without checks it would stay down forever.
                 site.balancer.set_down(upstream, false);
             }
             keep
         });
         for site in asked {
             for upstream in &site.settings.to {
-                let (workshop, records) = (workshop.clone(), records.clone());
+                let (context, records) = (context.clone(), records.clone());
                 let (site, upstream) = (site.clone(), upstream.clone());
                 spawn_local(async move {
-                    let answer = timeout(PATIENCE, ask(&workshop, &site, &upstream)).await;
+                    let answer = timeout(PATIENCE, ask(&context, &site, &upstream)).await;
                     let error = match answer {
                         Ok(Ok(status)) if status.is_success() || status.is_redirection() => None,
-                        Ok(Ok(status)) => Some(format!("it answered {status}")),
+                        Ok(Ok(status)) => Some(format!("it responded with {status}")),
                         Ok(Err(error)) => Some(error),
-                        Err(_) => Some(format!("no answer within {PATIENCE:?}")),
+                        Err(_) => Some(format!("no response within {PATIENCE:?}")),
                     };
                     note(&records, &site, &upstream, error);
                 });
@@ -96,20 +96,20 @@ fn note(records: &Records, site: &Site, upstream: &Upstream, error: Option<Strin
     }
     match error {
         Some(error) => {
-            tracing::warn!(site = %title, backend = %upstream, error, "a backend is down")
+            tracing::warn!(site = %title, backend = %upstream, error, "backend is down")
         }
-        None => tracing::info!(site = %title, backend = %upstream, "a backend is up again"),
+        None => tracing::info!(site = %title, backend = %upstream, "backend is up again"),
     }
 }
 
 async fn ask(
-    workshop: &Workshop,
+    context: &WorkerContext,
     site: &Arc<Site>,
     upstream: &Upstream,
 ) -> Result<StatusCode, String> {
     let Some(path) = site.settings.health.clone() else { return Ok(StatusCode::OK) };
     let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let sender = workshop.pools.connect(site, upstream, nobody).await;
+    let sender = context.pools.connect(site, upstream, nobody).await;
     let mut sender = sender.map_err(|e| e.to_string())?;
     let request = Template::question(path, site.settings.title());
     let answer = sender.send(request.empty(upstream)).await;
@@ -121,12 +121,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_answer_changes_nothing_and_two_do() {
+    fn two_consecutive_results_change_the_state() {
         let mut record = Record::default();
         let noted = [false, true, false, false, false, true, false, true, true, true];
         let changes: Vec<_> = noted.into_iter().map(|good| record.note(good)).collect();
         let at = |i: usize| changes[i];
-        // Down at the second failure in a row, up at the second answer in a row.
+        // Down at the second consecutive failure, up at the second consecutive success.
         assert_eq!((0..noted.len()).filter(|i| at(*i)).collect::<Vec<_>>(), [3, 8]);
         assert!(!record.down);
     }

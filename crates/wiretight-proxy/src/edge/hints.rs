@@ -1,4 +1,4 @@
-//! Early hints (103, RFC 8297): what a program says of its answer before that is there, on its way to the client.
+//! Early hints (103, RFC 8297): forwards headers that a program sends before its response.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -8,10 +8,10 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::headers;
 
-/// More of them before one answer are dropped.
+/// The most hints forwarded for one response.
 const MOST: usize = 8;
 
-/// Of one request.
+/// The hints for one request.
 #[derive(Clone, Default)]
 pub(crate) struct Hints(Arc<Mutex<Queue>>);
 
@@ -23,12 +23,12 @@ struct Queue {
 }
 
 impl Hints {
-    /// For a request that may have hints: they are about what a page needs.
+    /// Only for GET, because hints are about the resources of a page.
     pub(crate) fn of<B>(request: &Request<B>) -> Option<Hints> {
         (request.method() == Method::GET).then(Hints::default)
     }
 
-    /// Has the library hand them on from a backend.
+    /// Makes the library report hints from a backend.
     pub(crate) fn attach<B>(&self, request: &mut Request<B>) {
         let hints = self.clone();
         hyper::ext::on_informational(request, move |informs| {
@@ -51,7 +51,7 @@ impl Hints {
         }
     }
 
-    /// The next.
+    /// The next hint.
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
         let mut queue = self.queue();
         if queue.waiting.is_empty() {
@@ -68,7 +68,7 @@ impl Hints {
     }
 }
 
-/// As HTTP/2 and 3 send them.
+/// Encodes a hint for HTTP/2 and HTTP/3.
 pub(crate) fn response(head: HeaderMap) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::EARLY_HINTS;
@@ -76,7 +76,7 @@ pub(crate) fn response(head: HeaderMap) -> Response<()> {
     response
 }
 
-/// As HTTP/1.1 sends them.
+/// Encodes a hint for HTTP/1.1.
 pub(crate) fn http1(head: &HeaderMap) -> Vec<u8> {
     let mut bytes = b"HTTP/1.1 103 Early Hints\r\n".to_vec();
     for (name, value) in head {

@@ -1,32 +1,32 @@
-//! `Strict-Transport-Security`, a promise that a browser keeps for as long as it was told (RFC 6797): made
-//! for minutes at first, and for a year when the site has proved that it holds.
+//! `Strict-Transport-Security` (RFC 6797). Browsers enforce it for as long as it says: a few minutes at first, and a
+//! year after the site has been healthy for long enough.
 //!
-//! Pure: since when a site is healthy is passed in.
+//! No I/O; the caller passes how long the site has been healthy.
 
-/// What a site wants to promise.
+/// A site's setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Hsts {
-    /// Nothing.
+    /// No header.
     Off,
-    /// For this name.
+    /// For this name only.
     #[default]
     On,
-    /// For this name and all below it, for good: browsers may have it built in (hstspreload.org).
+    /// For this name and all subdomains, permanently: browsers may have it built in (hstspreload.org).
     Preload,
 }
 
-/// Healthy for so long before a day, and before a year, is promised, in seconds.
+/// Seconds of health before the header is valid for a day, and for a year.
 const DAY_AFTER: u64 = 3600;
 const YEAR_AFTER: u64 = 7 * 86_400;
 
-/// The header's value for a site that has been healthy for so many seconds.
+/// The header value for a site that has been healthy for `healthy_for` seconds.
 pub fn value(hsts: Hsts, healthy_for: u64) -> Option<&'static str> {
     match (hsts, healthy_for) {
         (Hsts::Off, _) => None,
         (_, 0..DAY_AFTER) => Some("max-age=300"),
         (_, DAY_AFTER..YEAR_AFTER) => Some("max-age=86400"),
         (Hsts::On, _) => Some("max-age=31536000"),
-        // Only what may be kept for a year may be built into browsers.
+        // Preload lists require a max-age of a year.
         (Hsts::Preload, _) => Some("max-age=31536000; includeSubDomains; preload"),
     }
 }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_promise_grows_with_the_proof() {
+    fn max_age_grows_with_time() {
         let on = |t| value(Hsts::On, t).unwrap();
         assert_eq!(on(0), "max-age=300");
         assert_eq!(on(3599), "max-age=300");

@@ -1,8 +1,8 @@
-//! HTTP/2, with a library for its frames and windows.
+//! HTTP/2; a library handles frames and flow control.
 //!
-//! The library is given no more of an answer than the client has opened a window for. So nothing waits in it for a
-//! client that opens none, and the deadline for such a client is kept here, for each stream by itself: a paused
-//! download must not cost the other streams their connection.
+//! The library gets no more of a response than the client's flow-control window allows, so it buffers nothing for a
+//! client that does not open its window. The deadline for such a client is enforced here, for each stream: a paused
+//! download must not close the other streams' connection.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -31,20 +31,20 @@ use super::serve::{BothWays, Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
 
-/// What a client may send ahead on one stream, and on all of a connection.
+/// Flow-control windows for the client, for one stream and for the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const WINDOW: u32 = 1024 * 1024;
-/// What may wait for a slow client, on each stream.
+/// The most buffered data for a slow client, for each stream.
 const SEND_BUFFER: usize = 256 * 1024;
-/// What is claimed of the client's windows at a time.
+/// The amount requested of the client's window at a time.
 const CLAIM: usize = 64 * 1024;
-/// Streams that a client may reset before they were looked at, and that we may reset for its errors
-/// (CVE-2023-44487 and its successors): more, and the connection is given up.
+/// Streams that a client may reset before they were handled, and that we may reset because of its errors
+/// (CVE-2023-44487 and successors). Above this, the connection is closed.
 const RESETS: usize = 50;
 
 type Io = Watched<TlsStream<TcpStream>>;
 
-/// A client's connection: ends when that has.
+/// A client's connection; resolves when it is closed.
 pub(crate) struct Connection {
     state: State,
     client: Rc<Client>,
@@ -74,7 +74,7 @@ impl Connection {
         Connection { state, client, limits: limits.clone(), finishes: false }
     }
 
-    /// Takes no more requests, and ends when those under way have.
+    /// Accepts no more requests; resolves when those in progress are done.
     pub(crate) fn finish(mut self: Pin<&mut Self>) {
         self.finishes = true;
         if let State::Open(connection, _) = &mut self.state {
@@ -116,7 +116,7 @@ impl Future for Connection {
     }
 }
 
-/// Asks the client now and then whether it is still there.
+/// Sends pings to check whether the client is still there.
 struct KeepAlive {
     pings: Option<PingPong>,
     every: Duration,
@@ -131,7 +131,7 @@ impl KeepAlive {
         KeepAlive { pings, every, patience, awaits: false, timer: Box::pin(sleep(every)) }
     }
 
-    /// Whether it has not answered in time. True once.
+    /// Whether the client missed the deadline of a ping. Returns true once.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(pings) = &mut self.pings else { return false };
         if self.awaits && pings.poll_pong(cx).is_ready() {
@@ -146,14 +146,14 @@ impl KeepAlive {
             self.awaits = pings.send_ping(Ping::opaque()).is_ok();
             let next = if self.awaits { self.patience } else { self.every };
             self.timer.as_mut().reset(Instant::now() + next);
-            // The answer wakes this task from now on.
+            // From now on, the pong wakes this task.
             let _ = self.awaits && pings.poll_pong(cx).is_ready();
         }
         false
     }
 }
 
-/// Answers one request. It is counted before anything else can happen.
+/// Handles one request. It is counted at the call, before anything else can happen.
 fn serve(
     client: Rc<Client>,
     request: Request<RecvStream>,
@@ -161,15 +161,15 @@ fn serve(
     patience: Duration,
 ) -> impl Future<Output = ()> {
     let in_flight = client.activity.request();
-    let asked = client.activity.asked();
+    let pending = client.activity.pending_request();
     async move {
         let (parts, stream) = request.into_parts();
         let request = Request::from_parts(parts, ());
-        let (source, tunnel, hands) = if request.method() == Method::CONNECT {
+        let (source, tunnel, handover) = if request.method() == Method::CONNECT {
             let protocol = request.extensions().get::<h2::ext::Protocol>();
             let is_websocket = protocol.is_some_and(|p| p.as_str() == "websocket");
-            let (hands, tunnel) = oneshot::channel();
-            (Source::Empty, is_websocket.then_some(tunnel), Some((hands, stream)))
+            let (handover, tunnel) = oneshot::channel();
+            (Source::Empty, is_websocket.then_some(tunnel), Some((handover, stream)))
         } else {
             (Source::Http2(StreamBody::new(stream, &request)), None, None)
         };
@@ -184,35 +184,36 @@ fn serve(
                 }
                 match polled {
                     Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                    // The client takes its request back.
+                    // The client cancelled its request.
                     Poll::Pending => respond.poll_reset(cx).map(|_| None),
                 }
             })
             .await
         };
         let Some(answer) = answer else { return };
-        asked.answered();
-        if let Err(Stalled) = deliver(respond, answer, hands, patience).await {
-            let detail = "the client does not take its answer";
-            client.workshop.table.refuse(client.from, "stalled", detail);
+        pending.answered();
+        if let Err(Stalled) = deliver(respond, answer, handover, patience).await {
+            let detail = "the client does not read the response";
+            client.context.table.refuse(client.from, "stalled", detail);
         }
     }
 }
 
-/// The client has opened no window for too long.
+/// The client did not open its window in time.
 struct Stalled;
 
-type Hands = (oneshot::Sender<Box<dyn BothWays>>, RecvStream);
+type TunnelHandover = (oneshot::Sender<Box<dyn BothWays>>, RecvStream);
 
 async fn deliver(
     mut respond: SendResponse<Bytes>,
     answer: Response<ReplyBody>,
-    hands: Option<Hands>,
+    handover: Option<TunnelHandover>,
     patience: Duration,
 ) -> Result<(), Stalled> {
     let (mut parts, body) = answer.into_parts();
     let ends = body.is_end_stream();
-    let hands = hands.filter(|(hands, _)| parts.status == StatusCode::OK && !hands.is_closed());
+    let handover =
+        handover.filter(|(handover, _)| parts.status == StatusCode::OK && !handover.is_closed());
     if !ends
         && let Some(length) = body.size_hint().exact()
         && !parts.headers.contains_key(header::CONTENT_LENGTH)
@@ -220,13 +221,13 @@ async fn deliver(
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let head = Response::from_parts(parts, ());
-    let ends = ends && hands.is_none();
+    let ends = ends && handover.is_none();
     let Ok(mut to) = respond.send_response(head, ends) else {
         respond.send_reset(Reason::INTERNAL_ERROR);
         return Ok(());
     };
-    if let Some((hands, stream)) = hands {
-        let _ = hands.send(Box::new(StreamTunnel { to, from: stream, unread: Bytes::new() }));
+    if let Some((handover, stream)) = handover {
+        let _ = handover.send(Box::new(StreamTunnel { to, from: stream, unread: Bytes::new() }));
         return Ok(());
     }
     if ends {
@@ -270,7 +271,7 @@ async fn deliver(
     }
 }
 
-/// The client wants no more of an answer.
+/// The client does not want the rest of the response.
 struct Gone;
 
 enum SendError {
@@ -278,7 +279,7 @@ enum SendError {
     Stalled,
 }
 
-/// Sends a piece of an answer, as the client opens its windows.
+/// Sends a piece of a response, as the client's windows allow.
 async fn send(
     to: &mut SendStream<Bytes>,
     mut data: Bytes,
@@ -304,7 +305,7 @@ async fn send(
     }
 }
 
-/// How much may be sent now; 0: the client wants no more.
+/// How much may be sent now; 0 if the client does not want more.
 fn poll_room(to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<usize> {
     if to.poll_reset(cx).is_ready() {
         return Poll::Ready(0);

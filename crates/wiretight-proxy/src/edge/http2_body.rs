@@ -33,7 +33,7 @@ impl StreamBody {
         self.at == At::End || self.stream.is_end_stream()
     }
 
-    /// The library checks that a body is as long as it says.
+    /// The library checks that the length is correct.
     pub(crate) fn size_hint(&self) -> SizeHint {
         match self.length {
             Some(length) => SizeHint::with_exact(length.saturating_sub(self.received)),

@@ -1,4 +1,4 @@
-//! A socket to a backend, at which can be looked while the HTTP library has it.
+//! A socket to a backend that can be probed while the HTTP library owns it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// What the two kinds of sockets have in common.
+/// The common interface of TCP and Unix sockets.
 pub(crate) trait Socket: AsFd + Send + Sync + 'static {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -46,39 +46,39 @@ macro_rules! socket {
 socket!(TcpStream);
 socket!(UnixStream);
 
-/// The socket, as the HTTP library has it. Closed when that drops it.
+/// The HTTP library's handle. The socket is closed when it is dropped.
 pub(crate) struct Kept<S>(Arc<S>);
 
-/// The socket, as the pool has it.
+/// The pool's handle.
 #[derive(Clone)]
-pub(crate) enum Look {
+pub(crate) enum SocketProbe {
     Tcp(Weak<TcpStream>),
     Unix(Weak<UnixStream>),
 }
 
 impl Kept<TcpStream> {
-    pub(crate) fn tcp(socket: TcpStream) -> (Kept<TcpStream>, Look) {
+    pub(crate) fn tcp(socket: TcpStream) -> (Kept<TcpStream>, SocketProbe) {
         let socket = Arc::new(socket);
-        let look = Look::Tcp(Arc::downgrade(&socket));
-        (Kept(socket), look)
+        let probe = SocketProbe::Tcp(Arc::downgrade(&socket));
+        (Kept(socket), probe)
     }
 }
 
 impl Kept<UnixStream> {
-    pub(crate) fn unix(socket: UnixStream) -> (Kept<UnixStream>, Look) {
+    pub(crate) fn unix(socket: UnixStream) -> (Kept<UnixStream>, SocketProbe) {
         let socket = Arc::new(socket);
-        let look = Look::Unix(Arc::downgrade(&socket));
-        (Kept(socket), look)
+        let probe = SocketProbe::Unix(Arc::downgrade(&socket));
+        (Kept(socket), probe)
     }
 }
 
-impl Look {
-    /// Whether the backend has neither closed the connection nor said anything unasked. The library may not have been
-    /// told of it yet.
+impl SocketProbe {
+    /// Whether the backend has neither closed the connection nor sent anything unexpected. The library may not have
+    /// noticed yet.
     pub(crate) fn is_quiet(&self) -> bool {
         match self {
-            Look::Tcp(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
-            Look::Unix(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+            SocketProbe::Tcp(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
+            SocketProbe::Unix(socket) => socket.upgrade().is_some_and(|socket| is_quiet(&*socket)),
         }
     }
 }
@@ -88,7 +88,7 @@ fn is_quiet(socket: &impl AsFd) -> bool {
     matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Tries until it can be done, or the socket is not ready for it.
+/// Tries until it succeeds, or the socket is not ready.
 fn poll<T>(
     cx: &mut Context<'_>,
     ready: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
@@ -153,22 +153,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_that_was_closed_just_now_is_seen_to_be() {
+    async fn a_connection_that_was_just_closed_is_noticed() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = async || {
             let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             (Kept::tcp(socket), listener.accept().unwrap().0)
         };
-        let ((_kept, look), peer) = connect().await;
-        assert!(look.is_quiet());
+        let ((_kept, probe), peer) = connect().await;
+        assert!(probe.is_quiet());
         drop(peer);
-        // Nothing ran meanwhile that could have told the library.
-        assert!(!look.is_quiet());
-        let ((_kept, look), mut peer) = connect().await;
+        // Nothing ran meanwhile that could have notified the library.
+        assert!(!probe.is_quiet());
+        let ((_kept, probe), mut peer) = connect().await;
         peer.write_all(b"unasked").unwrap();
-        assert!(!look.is_quiet());
-        let ((kept, look), _peer) = connect().await;
+        assert!(!probe.is_quiet());
+        let ((kept, probe), _peer) = connect().await;
         drop(kept);
-        assert!(!look.is_quiet());
+        assert!(!probe.is_quiet());
     }
 }

@@ -1,5 +1,4 @@
-//! What the edge is doing and has done: counters, refusals. Written by the workers, read by `status` and
-//! the metrics.
+//! The edge's counters and refusals. Written by the workers, read by `status` and the metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,7 +11,7 @@ use super::settings::SiteName;
 use crate::clock::now;
 use crate::quota::LogQuota;
 
-/// The HTTP that a client speaks.
+/// The client's HTTP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Http {
     /// HTTP/1.1 or 1.0.
@@ -29,7 +28,7 @@ pub enum Http {
 impl Http {
     const ALL: [Http; 3] = [Http::H1, Http::H2, Http::H3];
 
-    /// As ALPN writes it.
+    /// The ALPN name.
     pub fn word(self) -> &'static str {
         match self {
             Http::H1 => "http/1.1",
@@ -39,10 +38,10 @@ impl Http {
     }
 }
 
-/// The sums of a site since the start.
+/// The totals of a site since the start.
 #[derive(Default)]
 pub(crate) struct SiteCounts {
-    /// By protocol, then by the first digit of the status; 0 for requests that never got one.
+    /// By protocol, then by the first digit of the status; 0 for requests without a status.
     requests: [[AtomicU64; 6]; 3],
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
@@ -68,38 +67,34 @@ impl SiteCounts {
     }
 }
 
-/// Requests of a site that were answered alike.
+/// The number of requests to a site with the same protocol and status class.
 #[derive(Debug, Clone, Serialize)]
 pub struct RequestCount {
-    /// The client's HTTP.
+    /// The client's HTTP version.
     pub http: Http,
     /// The first digit of the status.
     pub class: u16,
-    /// How many.
     pub count: u64,
 }
 
-/// Handshakes that came to the same.
+/// The number of handshakes with the same parameters.
 #[derive(Debug, Clone, Serialize)]
 pub struct HandshakeCount {
-    /// TLS version, or QUIC.
+    /// The TLS version, or QUIC.
     pub protocol: String,
-    /// Key exchange group.
     pub group: String,
-    /// How many.
     pub count: u64,
 }
 
-/// Connections and requests refused for one reason.
+/// The number of connections and requests refused for one reason.
 #[derive(Debug, Clone, Serialize)]
 pub struct EdgeRefused {
     /// A fixed word.
     pub reason: &'static str,
-    /// How many.
     pub count: u64,
 }
 
-/// All of it.
+/// All counters and refusals.
 #[derive(Default)]
 pub(crate) struct EdgeTable {
     sites: Mutex<BTreeMap<SiteName, Arc<SiteCounts>>>,
@@ -120,7 +115,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A request or an upgraded connection under way, until dropped.
+/// A request or an upgraded connection in progress, until dropped.
 pub(crate) struct Busy(Arc<EdgeTable>);
 
 impl Drop for Busy {
@@ -143,7 +138,7 @@ impl EdgeTable {
         self.busy.load(Relaxed)
     }
 
-    pub(crate) fn shaken(&self, protocol: String, group: String) {
+    pub(crate) fn count_handshake(&self, protocol: String, group: String) {
         *lock(&self.handshakes).entry((protocol, group)).or_default() += 1;
     }
 
@@ -157,7 +152,7 @@ impl EdgeTable {
         all.iter().map(count).collect()
     }
 
-    /// Counts a refusal, and logs it unless there are too many of them at the moment.
+    /// Counts a refusal, and logs it unless there are too many at the moment.
     pub(crate) fn refuse(
         &self,
         address: impl ToString,

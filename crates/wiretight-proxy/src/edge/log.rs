@@ -1,4 +1,4 @@
-//! The access log: one structured line a request, written when its answer has gone, or has failed to.
+//! The access log: one structured line for each request, written when the response was sent or has failed.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,19 +8,19 @@ use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
-use super::backend::Loan;
+use super::backend::BorrowedConnection;
 use super::guard::InFlight;
 use super::live::{Busy, Http};
-use super::received::BodyStory;
+use super::received::BodyProgress;
 use super::settings::Upstream;
 use super::sites::Site;
 use crate::relay::balance::Lease;
 
-/// The longest path that is logged, in bytes; never the query, which often holds secrets.
+/// The longest path logged, in bytes. The query is never logged, because it often contains secrets.
 const MAX_PATH: usize = 512;
 
-/// What is to be told of a request. Tells it when dropped.
-pub(crate) struct Story {
+/// The access log record of a request; written when dropped.
+pub(crate) struct AccessRecord {
     pub(crate) site: Option<Arc<Site>>,
     pub(crate) host: Arc<str>,
     pub(crate) http: Http,
@@ -32,8 +32,8 @@ pub(crate) struct Story {
     pub(crate) path: String,
     pub(crate) status: StatusCode,
     pub(crate) lease: Option<Lease<Upstream>>,
-    pub(crate) loan: Option<Loan>,
-    pub(crate) body: BodyStory,
+    pub(crate) borrowed: Option<BorrowedConnection>,
+    pub(crate) body: BodyProgress,
     pub(crate) begun: Instant,
     sent: u64,
     end: &'static str,
@@ -41,7 +41,7 @@ pub(crate) struct Story {
     _in_flight: Option<InFlight>,
 }
 
-/// What a story begins with.
+/// The initial data of a record.
 pub(crate) struct Opening {
     pub(crate) host: Arc<str>,
     pub(crate) http: Http,
@@ -54,10 +54,10 @@ pub(crate) struct Opening {
     pub(crate) in_flight: Option<InFlight>,
 }
 
-impl Story {
-    pub(crate) fn new(opening: Opening, path: &str) -> Story {
+impl AccessRecord {
+    pub(crate) fn new(opening: Opening, path: &str) -> AccessRecord {
         let path = loggable(path);
-        Story {
+        AccessRecord {
             site: None,
             host: opening.host,
             http: opening.http,
@@ -69,8 +69,8 @@ impl Story {
             path,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             lease: None,
-            loan: None,
-            body: BodyStory::default(),
+            borrowed: None,
+            body: BodyProgress::default(),
             begun: Instant::now(),
             sent: 0,
             end: "client_gone",
@@ -79,23 +79,23 @@ impl Story {
         }
     }
 
-    /// So many bytes of the answer have gone.
+    /// Counts bytes of the response as sent.
     pub(crate) fn sent(&mut self, n: usize) {
         self.sent += n as u64;
     }
 
-    /// The answer has gone whole.
+    /// The response was sent completely.
     pub(crate) fn complete(&mut self) {
         self.end = "done";
     }
 
-    /// It has not, and whose fault that is.
+    /// The response was cut short, for this reason.
     pub(crate) fn broke_off(&mut self, why: &'static str) {
         self.end = why;
     }
 }
 
-/// The beginning of a path, in printable ASCII. A terminal that shows the log must not obey it.
+/// The start of a path, in printable ASCII, so that a logged path cannot control a terminal.
 fn loggable(path: &str) -> String {
     let bytes = &path.as_bytes()[..path.len().min(MAX_PATH)];
     if let Ok(plain) = std::str::from_utf8(bytes)
@@ -112,12 +112,12 @@ fn loggable(path: &str) -> String {
             }
         }
     }
-    // ASCII alone: it can be cut anywhere.
+    // ASCII only, so it can be cut anywhere.
     text.truncate(MAX_PATH);
     text
 }
 
-impl Drop for Story {
+impl Drop for AccessRecord {
     fn drop(&mut self) {
         let received = self.body.received();
         if let Some(site) = &self.site {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_logged_in_printable_ascii_however_long_it_is() {
+    fn a_path_is_logged_in_printable_ascii_and_truncated() {
         assert_eq!(loggable("/a%20b?"), "/a%20b?");
         assert_eq!(loggable("/caf\u{e9}\u{85}\x1b"), "/caf%C3%A9%C2%85%1B");
         for letter in ["\u{e9}", "\u{20ac}", "\u{1f512}", "a"] {

@@ -1,11 +1,11 @@
-//! The edge: HTTPS for sites, in HTTP/1.1, HTTP/2 and HTTP/3, in front of plain programs and services of
-//! the mesh.
+//! The edge: HTTPS for sites, with HTTP/1.1, HTTP/2 and HTTP/3, in front of plaintext programs and services of the
+//! mesh.
 //!
-//! [`Edge`] is the control side's handle: it binds, applies changed settings, reports and drains. The work
-//! is done by workers, a thread each. Certificates arrive through [`Certificates`], from whoever gets them.
+//! [`Edge`] is the interface for the control side: it listens, applies changed settings, reports and drains. The work
+//! is done by workers, one thread each. Other parts provide certificates through [`Certificates`].
 //!
-//! It serves nothing in the clear: the plain port answers with a redirect. What goes to a backend in the
-//! clear goes to this machine only.
+//! It serves no content in plaintext: the plaintext port only redirects. Plaintext connections to backends stay on
+//! this machine.
 
 mod backend;
 mod body;
@@ -13,6 +13,7 @@ mod certificates;
 mod claims;
 mod client_ca;
 mod clients;
+mod context;
 mod gate;
 mod guard;
 mod headers;
@@ -39,7 +40,6 @@ pub mod strict;
 mod template;
 mod tls;
 mod worker;
-mod workshop;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -58,12 +58,12 @@ pub use certificates::{
     ALPN_ACME, CertificateError, Certificates, Challenges, Demand, SiteCertificate, Source,
     challenge_certificate,
 };
+use context::Shared;
 use live::EdgeTable;
 pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
 use settings::{EdgeSettings, SiteName};
 use sites::{Material, Sites};
 use worker::{Listen, Socket};
-use workshop::Shared;
 
 use crate::clock::now;
 use crate::mesh::Mesh;
@@ -71,7 +71,7 @@ use crate::net::{self, Listening, Sockets};
 use crate::relay::live::Table;
 use crate::relay::{ApplyError, Relay};
 
-/// So long may clients whose connections are idle take their leave at the end of a drain.
+/// How long clients with idle connections may take to close them at the end of a drain.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The edge of this node.
@@ -98,60 +98,59 @@ enum Port {
 }
 
 struct Listener {
-    /// To be passed on; the workers have handles of their own.
+    /// For the next process at a takeover; the workers have their own handles.
     sockets: Vec<TcpListener>,
     stop: watch::Sender<bool>,
-    /// Held by the workers, too, as long as their sockets listen.
+    /// Also held by the workers while their sockets listen.
     open: Arc<()>,
 }
 
-/// How long to wait for workers to close sockets that are no longer wanted.
+/// How long to wait for workers to close sockets that are no longer needed.
 const CLOSE: Duration = Duration::from_secs(1);
 
-/// The edge as `wiretight status` shows it.
+/// The edge in the output of `wiretight status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct EdgeStatus {
-    /// The sites.
     pub sites: Vec<SiteStatus>,
     /// Handshakes since the start, by protocol and group.
     pub handshakes: Vec<HandshakeCount>,
     /// Refusals since the start, by reason.
     pub refused: Vec<EdgeRefused>,
-    /// Connections open now.
+    /// Open connections.
     pub connections: u64,
-    /// Accepts that failed for want of file descriptors and the like.
+    /// Failed accepts, mostly for lack of file descriptors.
     pub accept_errors: u64,
 }
 
-/// A site as `wiretight status` shows it.
+/// A site in the output of `wiretight status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct SiteStatus {
-    /// Its names, the first of which it is called by.
+    /// Its names; the first is its title.
     pub names: Vec<String>,
-    /// Where its requests go.
+    /// Its backends.
     pub to: Vec<String>,
-    /// How many hosts have certificates, of a site that gets them on demand.
+    /// The number of hosts with certificates, for a site that gets them on demand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hosts: Option<usize>,
-    /// When its certificate expires, the first of them, seconds since 1970; `None`: there is none.
+    /// When its first certificate expires, in seconds since 1970; `None` if it has none.
     pub not_after: Option<u64>,
-    /// How long that is from now; negative if it has.
+    /// Seconds until then; negative if it has expired.
     pub expires_in_seconds: Option<i64>,
-    /// Since when it has been serving with a certificate that holds, seconds since 1970.
+    /// Since when it has been serving with a valid certificate, in seconds since 1970.
     pub healthy_since: Option<u64>,
-    /// The backends that answer no questions about their health.
+    /// The backends that fail active health checks.
     pub down: Vec<String>,
     /// Requests since the start.
     pub requests: Vec<RequestCount>,
-    /// Bytes of bodies to clients.
+    /// Bytes of bodies sent to clients.
     pub bytes_out: u64,
-    /// Bytes of bodies from clients.
+    /// Bytes of bodies received from clients.
     pub bytes_in: u64,
 }
 
 impl Edge {
-    /// Starts the workers. Nothing is listened on until settings are applied. `healthy_since` is what an
-    /// earlier run knew of its sites ([`SiteStatus::healthy_since`]).
+    /// Starts the workers. They listen on nothing until settings are applied. `healthy_since` is from an earlier run
+    /// ([`SiteStatus::healthy_since`]).
     pub fn start(
         relay: &Relay,
         certificates: Arc<Certificates>,
@@ -189,9 +188,9 @@ impl Edge {
             let (orders, inbox) = mpsc::unbounded_channel();
             let shared = shared.clone();
             let body = move || {
-                // One of them asks the backends about their health.
+                // One worker runs the health checks of backends.
                 if let Err(error) = worker::run(inbox, shared, n == 0) {
-                    tracing::error!(%error, "a worker of the edge could not start");
+                    tracing::error!(%error, "an edge worker could not start");
                 }
             };
             edge.threads.push(std::thread::Builder::new().name(format!("edge-{n}")).spawn(body)?);
@@ -200,8 +199,8 @@ impl Edge {
         Ok(edge)
     }
 
-    /// Puts settings into force: listens where it did not, stops where it did, and lets live connections
-    /// be: their next request finds the new state. If anything cannot be done, nothing is.
+    /// Applies settings: starts and stops listeners as needed, and leaves live connections alone; their next request
+    /// uses the new settings. If any part fails, nothing is changed.
     pub fn apply(&self, settings: &EdgeSettings) -> Result<(), ApplyError> {
         let mut listeners = self.listeners();
         let material = Material {
@@ -217,19 +216,19 @@ impl Edge {
         for (port, addr) in wanted.iter().filter(|key| !listeners.contains_key(key)) {
             match self.bind(*port, *addr) {
                 Ok(sockets) => staged.push(((*port, *addr), sockets)),
-                // The process before this one has connections on it still: until they have ended, clients come
-                // over TCP.
+                // The previous process still has QUIC connections on this port. Until they have ended, clients use
+                // TCP.
                 Err(e) if *port == Port::Quic && self.sockets.takes_over() && in_use(&e) => {}
                 Err(source) => return Err(ApplyError::Bind { addr: *addr, source }),
             }
         }
-        // From here on nothing can fail.
+        // Nothing can fail from here on.
         let mut closing = Vec::new();
         listeners.retain(|key, listener| {
             let keep = wanted.contains(key);
             if !keep {
                 listener.stop.send_replace(true);
-                // A QUIC socket stays as long as connections live on it.
+                // A QUIC socket stays open as long as it has connections.
                 if key.0 != Port::Quic {
                     closing.push(listener.open.clone());
                 }
@@ -248,19 +247,19 @@ impl Edge {
                 Listener { sockets, stop: watch::channel(false).0, open: Arc::default() };
             for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
                 let (stop, open) = (listener.stop.subscribe(), listener.open.clone());
-                let _ = worker.send(Listen { socket, stop, open }); // one that is gone was reported
+                let _ = worker.send(Listen { socket, stop, open }); // a worker that stopped has logged why
             }
             listeners.insert(key, listener);
         }
         Ok(())
     }
 
-    /// Sockets, and a handle of them for each worker.
+    /// Opens sockets, with a handle for each worker.
     fn bind(&self, port: Port, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<Socket>)> {
         let n = self.workers.len();
         let sockets = match port {
             Port::Https => self.sockets.bind(addr, n)?,
-            // It redirects, in the clear.
+            // It only redirects, in plaintext.
             Port::Http => self.sockets.bind_plain(addr, n)?,
             Port::Quic => {
                 let sockets = net::bind_udp(addr, n)?.into_iter().map(Socket::Quic);
@@ -272,14 +271,14 @@ impl Edge {
         Ok((sockets, handles))
     }
 
-    /// Whether there is something to listen on that was not free when the settings were applied: the UDP ports of
-    /// the process before this one. To be applied again.
+    /// Whether an address could not be listened on when the settings were applied: a UDP port that the previous
+    /// process still uses. If so, apply the settings again later.
     pub fn is_incomplete(&self) -> bool {
         let listeners = self.listeners();
         wanted(&self.sites.load().settings).iter().any(|key| !listeners.contains_key(key))
     }
 
-    /// What is listened on for TCP, to be passed on to the next process.
+    /// The listening TCP sockets, for the next process at a takeover.
     pub fn listening(&self) -> io::Result<Listening> {
         let listeners = self.listeners();
         let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
@@ -290,7 +289,7 @@ impl Edge {
         tcp.map(cloned).collect()
     }
 
-    /// What is going on.
+    /// The current state.
     pub fn status(&self) -> EdgeStatus {
         let sites = self.sites.load();
         let site = |site: &Arc<sites::Site>| {
@@ -329,9 +328,8 @@ impl Edge {
         }
     }
 
-    /// Takes no more connections, and waits up to `limit` for the requests that run; then cuts those. Clients whose
-    /// connections are idle have a second to take their leave.
-    /// Returns how many were cut.
+    /// Stops accepting connections, and waits up to `limit` for running requests; then closes those. Clients with
+    /// idle connections have a second to close them. Returns how many requests were cut.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
@@ -341,10 +339,10 @@ impl Edge {
             let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
             tcp.map(|(_, listener)| listener.open.clone()).collect::<Vec<_>>()
         };
-        // Whoever was accepted last counts, too.
+        // Connections accepted last must be counted too.
         net::closed(&workers).await;
-        // Where nothing runs, a request or the end of an answer may still be on its way: the client is to have said
-        // that it knows of the end.
+        // Even if nothing is running, a request or the end of a response may be in transit, so wait until the client
+        // has acknowledged the end of the connection.
         let mut rests = None;
         while Instant::now() < end {
             let table = &self.table;
@@ -376,7 +374,7 @@ fn in_use(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrInUse
 }
 
-/// Where settings want something to be listened for. Without a site, nowhere.
+/// The addresses to listen on; none without sites.
 fn wanted(settings: &EdgeSettings) -> HashSet<(Port, SocketAddr)> {
     if settings.sites.is_empty() {
         return HashSet::new();

@@ -1,37 +1,36 @@
-//! The PROXY protocol, versions 1 and 2, as a load balancer before the edge sends it (haproxy.org,
-//! proxy-protocol.txt). Pure: it reads a header from the beginning of a stream, or says what is missing.
+//! The PROXY protocol, versions 1 and 2, as sent by a load balancer in front of the edge (haproxy.org,
+//! proxy-protocol.txt). No I/O: parses a header at the start of a stream.
 //!
-//! Only from addresses that the configuration trusts: whoever may send it may claim any address.
+//! Accepted only from addresses that the configuration trusts, because the sender can claim any client address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Version 1's longest line (section 2.1).
+/// The longest line in version 1 (section 2.1).
 const MAX_V1: usize = 107;
-/// Version 2's longest header here: two IPv6 addresses and half a kilobyte of extensions.
+/// The longest header accepted in version 2: two IPv6 addresses and half a kilobyte of extensions.
 pub const MAX_V2: usize = 16 + 36 + 512;
 const V2: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
-/// What stands at the beginning of a stream.
+/// The result of parsing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Header {
-    /// More bytes are needed to tell.
+    /// More bytes are needed.
     Partial,
-    /// A header of so many bytes. `from` is where the client connected from; `None` when the balancer
-    /// speaks for itself (LOCAL, UNKNOWN).
+    /// A complete header. `from` is the client's address; `None` if the balancer connects on its own behalf (LOCAL,
+    /// UNKNOWN).
     Whole {
-        /// Bytes to take off the stream.
+        /// The length of the header.
         len: usize,
-        /// The client.
         from: Option<SocketAddr>,
     },
 }
 
-/// It is no such header.
+/// Not a PROXY protocol header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no PROXY protocol header, or a malformed one")]
 pub struct NotProxied;
 
-/// Reads the header at the beginning of `bytes`.
+/// Parses the header at the start of `bytes`.
 pub fn parse(bytes: &[u8]) -> Result<Header, NotProxied> {
     let n = bytes.len().min(V2.len());
     if bytes[..n] == V2[..n] && n > 0 {
@@ -113,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_headers_of_the_specification_are_read() {
+    fn headers_as_in_the_specification_are_accepted() {
         let whole = |bytes: &[u8]| {
             for n in 0..bytes.len() {
                 assert_eq!(parse(&bytes[..n]), Ok(Header::Partial), "at {n}");
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_headers_are_rejected() {
         let long = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat();
         let big = [&V2[..], &[0x21, 0x11, 0xff, 0xff]].concat();
         let short = [&V2[..], &[0x21, 0x11, 0, 4, 1, 2, 3, 4]].concat();

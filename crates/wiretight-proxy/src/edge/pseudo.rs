@@ -1,12 +1,12 @@
-//! The pseudo-headers of an HTTP/3 request, as they stand in its encoded head (RFC 9204, section 4.5): each once, and
-//! before all other fields (RFC 9114, section 4.3). Pure.
+//! Checks the pseudo-headers in the encoded head of an HTTP/3 request (RFC 9204, section 4.5): each occurs at most
+//! once, and before all other fields (RFC 9114, section 4.3). No I/O.
 
-/// What a request may have, and `:status`, which it may not.
+/// The pseudo-headers of requests, and `:status`, which is not allowed in a request.
 const NAMES: [&[u8]; 6] =
     [b":authority", b":method", b":path", b":protocol", b":scheme", b":status"];
 const STATUS: usize = 5;
 
-/// Which of [`NAMES`] an entry of the static table has (RFC 9204, appendix A).
+/// The index in [`NAMES`] of an entry of the static table (RFC 9204, appendix A).
 fn in_table(index: usize) -> Option<usize> {
     match index {
         0 => Some(0),
@@ -18,7 +18,7 @@ fn in_table(index: usize) -> Option<usize> {
     }
 }
 
-/// The code of a character of [`NAMES`] and its length in bits (RFC 7541, appendix B).
+/// The Huffman code of a character in [`NAMES`], and its length in bits (RFC 7541, appendix B).
 fn code(byte: u8) -> (u32, u32) {
     match byte {
         b':' => (0x5c, 7),
@@ -40,7 +40,7 @@ fn code(byte: u8) -> (u32, u32) {
     }
 }
 
-/// Whether that is the name in Huffman code.
+/// Whether `coded` is the Huffman code of the name.
 fn is_huffman_of(coded: &[u8], name: &[u8]) -> bool {
     let (mut bits, mut n, mut at) = (0u32, 0, coded.iter());
     for byte in name {
@@ -53,12 +53,12 @@ fn is_huffman_of(coded: &[u8], name: &[u8]) -> bool {
             }
         }
     }
-    // Filled up with ones.
+    // Padded with ones.
     let last = (bits << (8 - n)) as u8 | (0xff >> n);
     (n == 0 || at.next() == Some(&last)) && at.next().is_none()
 }
 
-/// Takes an integer whose first byte has so many bits of it (RFC 7541, section 5.1).
+/// Parses an integer with a prefix of `bits` bits in its first byte (RFC 7541, section 5.1).
 fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
     let (first, mut rest) = block.split_first()?;
     let mask = (1usize << bits) - 1;
@@ -79,8 +79,8 @@ fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
     Some(value)
 }
 
-/// Takes a string whose length has so many bits in its first byte, the one before those says whether it is in Huffman
-/// code.
+/// Parses a string. Its length has a prefix of `bits` bits in the first byte; the bit before that tells whether it is
+/// Huffman-coded.
 fn string<'a>(block: &mut &'a [u8], bits: u32) -> Option<(bool, &'a [u8])> {
     let huffman = block.first()? >> bits & 1 == 1;
     let length = integer(block, bits)?;
@@ -89,18 +89,17 @@ fn string<'a>(block: &mut &'a [u8], bits: u32) -> Option<(bool, &'a [u8])> {
     Some((huffman, string))
 }
 
-/// A field's name.
 enum Name {
     Pseudo(usize),
     Other,
 }
 
-/// Takes one field.
+/// Parses one field.
 fn field(block: &mut &[u8]) -> Option<Name> {
     let first = *block.first()?;
     let in_table = |index| in_table(index).map_or(Name::Other, Name::Pseudo);
     if first & 0x80 != 0 {
-        // Indexed; there is no dynamic table.
+        // Indexed, which must be the static table because there is no dynamic one.
         return (first & 0x40 != 0).then(|| integer(block, 6).map(in_table))?;
     }
     let name = if first & 0x40 != 0 {
@@ -127,7 +126,7 @@ fn field(block: &mut &[u8]) -> Option<Name> {
     Some(name)
 }
 
-/// Whether the pseudo-headers of a request's encoded head are in order.
+/// Whether the pseudo-headers in a request's encoded head are valid.
 pub fn is_well_formed(mut block: &[u8]) -> bool {
     // Required Insert Count and Delta Base.
     if integer(&mut block, 8).is_none() || integer(&mut block, 7).is_none() {
@@ -152,7 +151,7 @@ pub fn is_well_formed(mut block: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A head: two bytes before it.
+    /// An encoded head, with its two-byte prefix.
     fn head(fields: &[&[u8]]) -> Vec<u8> {
         [&[0, 0], fields.concat().as_slice()].concat()
     }
@@ -164,12 +163,12 @@ mod tests {
     const ACCEPT: &[u8] = &[0xc0 | 29];
     const STATUS_200: &[u8] = &[0xc0 | 25];
     const BY_NAME: &[u8] = b"\x25:path\x01/";
-    /// RFC 7541, appendix B, by another hand.
+    /// RFC 7541, appendix B, encoded independently.
     const BY_HUFFMAN: &[u8] = &[0x2c, 0xb9, 0x58, 0xd3, 0x3f, 0x01, b'/'];
     const OTHER: &[u8] = b"\x21x\x01y";
 
     #[test]
-    fn each_comes_once_and_before_all_others() {
+    fn pseudo_headers_must_be_unique_and_first() {
         for good in [
             &[METHOD, SCHEME, AUTHORITY, PATH][..],
             &[METHOD, SCHEME, AUTHORITY, PATH, ACCEPT, OTHER],
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_not_well_formed() {
+    fn truncated_heads_are_not_well_formed() {
         let whole = head(&[METHOD, SCHEME, AUTHORITY, BY_HUFFMAN]);
         for cut in [0, 1, 5, 6, whole.len() - 1, whole.len() - 2, whole.len() - 5] {
             assert!(!is_well_formed(&whole[..cut]), "{cut}");

@@ -1,10 +1,10 @@
 //! HTTP/3.
 //!
-//! Each worker has a QUIC endpoint of its own on the shared port, and the kernel sends it the packets of
-//! whole connections, by address. A client whose address changes (a phone that leaves the Wi-Fi) reaches
-//! another worker, which does not know it: that one answers with a stateless reset, by a key that all
-//! workers share, and the client connects anew at once. So connections do not migrate; in return no packet
-//! crosses threads.
+//! Each worker has its own QUIC endpoint on the shared port, and the kernel distributes packets by address, so that a
+//! connection stays with one worker. If a client's address changes (a phone that leaves the Wi-Fi), its packets reach
+//! another worker, which does not know the connection. That worker responds with a stateless reset, using a key that
+//! all workers share, and the client reconnects at once. So connections do not migrate, but no packet has to be
+//! passed between threads.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
@@ -28,33 +28,33 @@ use tokio::time::{Instant, sleep, timeout};
 use super::FAREWELL;
 use super::body::Source;
 use super::clients::Peer;
+use super::context::{Shared, WorkerContext};
 use super::gate::{self, Gate, Gated, Gates, Stream};
 use super::guard::Activity;
 use super::hints::{self, Hints};
 use super::live::{Counted, Http};
 use super::pseudo;
 use super::quic_body::QuicBody;
-use super::quic_tls::{BySite, Shaken};
+use super::quic_tls::{BySite, HandshakeInfo};
 use super::reply::ReplyBody;
 use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
-use super::workshop::{Shared, Workshop};
 use crate::admission::Pending;
 
-/// What a client may send ahead on one stream, and on all of a connection.
+/// Flow-control windows for the client, for one stream and for the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const WINDOW: u32 = 1024 * 1024;
-/// What waits for a client to acknowledge it, on all streams of a connection: a slow reader costs no more.
+/// The most unacknowledged data for a client, over all streams of a connection; it limits the cost of a slow reader.
 const SEND_WINDOW: u64 = 1024 * 1024;
-/// The largest piece of an answer that the library is given at a time.
+/// The largest piece of a response passed to the library at a time.
 const PIECE: usize = 64 * 1024;
 
-/// Handshakes under way on one worker with clients that may have made up their address. With more, a client has to
-/// show first that it receives there.
+/// Concurrent handshakes on one worker with clients whose address may be spoofed. Above this, a client must first
+/// prove that it receives packets at its address.
 const UNPROVED: usize = 128;
 
-/// A worker's end of the port.
+/// A worker's endpoint on the port.
 pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Result<Endpoint> {
     let limits = &shared.sites.load().settings.limits;
     let tls = BySite::new(&shared.sites, &shared.configs).map_err(io::Error::other)?;
@@ -73,25 +73,25 @@ pub(crate) fn endpoint(socket: std::net::UdpSocket, shared: &Shared) -> io::Resu
     Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))
 }
 
-/// What all connections over QUIC have that one worker accepts.
+/// State shared by the QUIC connections of a worker.
 pub(crate) struct Port {
     shared: Shared,
-    workshop: Rc<Workshop>,
-    /// Handshakes under way. Counted apart from those over TCP: who sends its first packet may have made up the
-    /// address.
+    context: Rc<WorkerContext>,
+    /// Handshakes in progress. Counted separately from TCP handshakes, because the source address of a first packet may be
+    /// spoofed.
     handshakes: Rc<Pending>,
-    /// One for each handshake whose client has not shown that it receives at its address.
+    /// One reference for each handshake of a client that has not yet proved that it receives packets at its address.
     unproved: Rc<()>,
 }
 
 impl Port {
-    pub(crate) fn new(shared: Shared, workshop: Rc<Workshop>) -> Rc<Port> {
+    pub(crate) fn new(shared: Shared, context: Rc<WorkerContext>) -> Rc<Port> {
         let (handshakes, unproved) = Default::default();
-        Rc::new(Port { shared, workshop, handshakes, unproved })
+        Rc::new(Port { shared, context, handshakes, unproved })
     }
 }
 
-/// Accepts until told to stop; connections that live go on.
+/// Accepts connections until told to stop; established connections continue.
 pub(crate) async fn accept(
     at: Rc<Port>,
     endpoint: Endpoint,
@@ -109,8 +109,8 @@ pub(crate) async fn accept(
         let Some(incoming) = incoming else { break };
         let proved = incoming.remote_address_validated();
         if !proved && Rc::strong_count(&at.unproved) > UNPROVED {
-            // Costs us nothing but this packet: a client that is there comes again with the token (RFC 9000, section
-            // 8.1.2), and one that made up its address does not.
+            // Costs only this packet: a real client returns with the token (RFC 9000, section 8.1.2), and one with a
+            // spoofed address cannot.
             if let Err(error) = incoming.retry() {
                 error.into_incoming().ignore();
             }
@@ -125,20 +125,20 @@ pub(crate) async fn accept(
         let port = endpoint.local_addr().map_or(0, |a| a.port());
         spawn_local(async move {
             let from = incoming.remote_address();
-            let limits = at.workshop.sites.load().settings.limits.clone();
-            let shaken = async { incoming.accept()?.await };
-            let shaken = timeout(limits.handshake, shaken).await;
+            let limits = at.context.sites.load().settings.limits.clone();
+            let handshake = async { incoming.accept()?.await };
+            let handshake = timeout(limits.handshake, handshake).await;
             drop((slot, unproved));
             let table = &at.shared.table;
-            match shaken {
+            match handshake {
                 Ok(Ok(connection)) => serve(&at, connection, port, &limits).await,
                 Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
-                Err(_) => table.refuse(from, "stalled", "the handshake was not finished in time"),
+                Err(_) => table.refuse(from, "stalled", "the handshake timed out"),
             }
         });
     }
     endpoint.set_server_config(None);
-    // The socket is shared with the connections that live on it.
+    // The socket is shared with the remaining connections.
     endpoint.wait_idle().await;
     drop(endpoint);
     drop(open);
@@ -147,12 +147,12 @@ pub(crate) async fn accept(
 async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Limits) {
     let table = &at.shared.table;
     let from = connection.remote_address();
-    let data = connection.handshake_data().and_then(|d| d.downcast::<Shaken>().ok());
-    let Some(Shaken { name: Some(name), by_default, group }) = data.map(|d| *d) else {
+    let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeInfo>().ok());
+    let Some(HandshakeInfo { name: Some(name), by_default, group }) = data.map(|d| *d) else {
         return table.refuse(from, "unrecognized_name", "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
-    let sites = at.workshop.sites.load_full();
+    let sites = at.context.sites.load_full();
     let mut peer = None;
     if let Some((site_name, site)) = sites.find(&name) {
         let certificate = sites.certificate(&name, (site_name, site));
@@ -166,11 +166,11 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
             }
         };
     }
-    table.shaken("QUIC".into(), group.to_string());
+    table.count_handshake("QUIC".into(), group.to_string());
     let _counted = Counted::new(table);
     let activity = Activity::new();
     let client = Rc::new(Client {
-        workshop: at.workshop.clone(),
+        context: at.context.clone(),
         http: Http::H3,
         name: name.into(),
         by_default,
@@ -180,7 +180,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
         group,
         peer: peer.map(Rc::new),
         port,
-        said: RefCell::default(),
+        forwarding: RefCell::default(),
         alt_svc: OnceCell::new(),
         arrival: Cell::default(),
         activity: activity.clone(),
@@ -217,23 +217,23 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
                 continue;
             }
             () = activity.taken_back() => {
-                table.refuse(from, "taken_back", "the client takes back its requests");
+                table.refuse(from, "taken_back", "the client cancels too many requests");
                 break;
             }
             () = client.lost() => {
-                table.refuse(from, "revoked", "the connection was cut");
+                table.refuse(from, "revoked", "the client's identity was revoked; the connection was closed");
                 break;
             }
         };
         match accepted {
             Ok(Some(resolver)) => {
                 let (client, gates, sent) = (client.clone(), gates.clone(), sent.clone());
-                let (in_flight, asked) = (activity.request(), activity.asked());
+                let (in_flight, pending) = (activity.request(), activity.pending_request());
                 let limits = limits.clone();
                 spawn_local(async move {
                     let resolved = timeout(limits.head, resolve(resolver)).await;
                     let Ok(Some((request, stream))) = resolved else {
-                        return; // dropped, and so reset
+                        return; // dropping the stream resets it
                     };
                     let gate = gates.borrow_mut().remove(&stream.id()).unwrap_or_default();
                     gate.used();
@@ -264,18 +264,18 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
                             () = &mut gone => return send.stop_stream(Code::H3_REQUEST_CANCELLED),
                         }
                     };
-                    asked.answered();
+                    pending.answered();
                     match deliver(send, answer, limits.body, gone).await {
                         Ok(()) => sent.borrow_mut().push((gate.clone(), Instant::now())),
                         Err(Undelivered::Gone) => {}
                         Err(Undelivered::Stalled) => {
-                            client.workshop.table.refuse(client.from, "stalled", UNTAKEN);
+                            client.context.table.refuse(client.from, "stalled", UNTAKEN);
                         }
                     }
                 });
             }
             Ok(None) => {
-                // The last answer is with us still, perhaps; the client goes when it has it.
+                // The last response may still be unsent; the client closes when it has received it.
                 tokio::select! {
                     _ = timeout(FAREWELL, connection.closed()) => {}
                     _ = cut.wait_for(|c| *c) => {}
@@ -283,7 +283,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
                 break;
             }
             Err(error) => {
-                tracing::debug!(%error, "an HTTP/3 connection");
+                tracing::debug!(%error, "HTTP/3 connection failed");
                 break;
             }
         }
@@ -292,12 +292,12 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
     connection.close(VarInt::from_u32(0x100), b""); // H3_NO_ERROR
 }
 
-const UNTAKEN: &str = "the client does not take its answer";
+const UNTAKEN: &str = "the client does not read the response";
 
-/// How long an answer takes before anybody asks whether the client still wants it. Most have gone by then.
+/// How long to wait for a response before checking whether the client still wants it. Most are sent by then.
 const ASK_AFTER: Duration = Duration::from_secs(1);
 
-/// Ends when the client wants no answer any more.
+/// Resolves when the client no longer wants the response.
 async fn gone(gate: &Gate) {
     sleep(ASK_AFTER).await;
     gate.closed().await;
@@ -306,7 +306,7 @@ async fn gone(gate: &Gate) {
 type Resolver = h3::server::RequestResolver<Gated, Bytes>;
 type Resolved = (Request<()>, RequestStream<Stream<Bytes>, Bytes>);
 
-/// Waits for a request's head. The library takes any order of pseudo-headers, and the last of two.
+/// Waits for a request's head. The library itself does not check the order and uniqueness of pseudo-headers.
 async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     let frame = poll_fn(|cx| resolver.frame_stream.poll_next(cx)).await;
     if let Ok(Some(h3::proto::frame::Frame::Headers(head))) = &frame
@@ -317,7 +317,7 @@ async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     }
     let resolved = resolver.accept_with_frame(frame).ok()?;
     let (request, mut stream) = resolved.resolve().await.ok()?;
-    // Only CONNECT has a protocol (RFC 9220, section 3).
+    // Only CONNECT can have a protocol (RFC 9220, section 3).
     if request.extensions().get::<h3::ext::Protocol>().is_some()
         && request.method() != Method::CONNECT
     {
@@ -327,7 +327,7 @@ async fn resolve(mut resolver: Resolver) -> Option<Resolved> {
     Some((request, stream))
 }
 
-/// Whether anything of any answer goes to a client.
+/// Tracks whether any response data reaches the client.
 struct Progress {
     frames: u64,
     at: Instant,
@@ -346,11 +346,12 @@ impl Progress {
     }
 }
 
-/// The longest that an answer waits for a client that takes others meanwhile, in patiences.
+/// The longest that a response waits for a client that reads other responses meanwhile, in multiples of the time
+/// limit.
 const TURNS: u32 = 16;
 
-/// Gives up answers that were sent whole, and wait in the library for a client that does not take them. Returns how
-/// many.
+/// Resets responses that were written completely but wait in the library because the client does not read them.
+/// Returns how many.
 fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Duration) -> usize {
     let mut given_up = 0;
     sent.retain(|(gate, since)| {
@@ -361,8 +362,8 @@ fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Durat
         if gate.is_closed() {
             return false;
         }
-        let stands = waits > patience && progress.at.elapsed() > patience;
-        if stands || waits > patience * TURNS {
+        let is_stalled = waits > patience && progress.at.elapsed() > patience;
+        if is_stalled || waits > patience * TURNS {
             gate.reset(Code::H3_REQUEST_CANCELLED);
             given_up += 1;
             return false;
@@ -372,7 +373,7 @@ fn give_up(sent: &mut Vec<(Gate, Instant)>, progress: &Progress, patience: Durat
     given_up
 }
 
-/// Why an answer did not go whole.
+/// Why a response was not sent completely.
 enum Undelivered {
     Gone,
     Stalled,
@@ -380,7 +381,7 @@ enum Undelivered {
 
 type Sending = RequestStream<gate::Sending<Bytes>, Bytes>;
 
-/// Sends an answer, piece by piece: each has gone into the stream before the next is asked for.
+/// Sends a response piece by piece: each piece is written to the stream before the next is read from the backend.
 async fn deliver(
     mut to: Sending,
     answer: Response<ReplyBody>,

@@ -19,7 +19,7 @@ pub(crate) struct QuicBody {
     length: Option<u64>,
     received: u64,
     state: State,
-    /// What came first, when it was looked for.
+    /// The first frame, if it was read in advance.
     first: Option<Result<Frame<Bytes>, BodyError>>,
 }
 
@@ -36,8 +36,8 @@ impl QuicBody {
         QuicBody { stream, gate, length, received: 0, state: State::Data, first: None }
     }
 
-    /// Finds out whether there is a body, which HTTP/3 says by the end of the stream alone: a program would
-    /// wonder at a GET with an empty one. For a method that seldom has one (`wait`) that is waited for.
+    /// Finds out whether there is a body. In HTTP/3 only the end of the stream tells, and a program may not expect a
+    /// GET with an empty body. If `wait` is set (for methods that rarely have a body), waits for the first frame.
     pub(crate) async fn begin(&mut self, wait: bool) {
         poll_fn(|cx| match self.poll_frame(cx) {
             Poll::Ready(first) => {
@@ -82,7 +82,7 @@ impl QuicBody {
                         self.gate.used();
                         let data = data.copy_to_bytes(data.remaining());
                         self.received += data.len() as u64;
-                        // A body is as long as it says (RFC 9114, section 4.1.2).
+                        // The body must have the announced length (RFC 9114, section 4.1.2).
                         if self.length.is_some_and(|length| self.received > length) {
                             return broken();
                         }

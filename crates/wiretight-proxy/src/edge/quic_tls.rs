@@ -1,7 +1,7 @@
-//! TLS in QUIC, with the configuration of the site that the client names: who is to show a certificate is
-//! known only when the ClientHello is there, and the library takes a configuration before.
+//! TLS for QUIC with a configuration for each site. Whether client certificates are required is known only after the
+//! ClientHello, but the library needs a configuration before that.
 //!
-//! What it sends until then is held (a ClientHello, bounded), and given to a session with the right one.
+//! So the ClientHello is buffered (up to a limit) and then passed to a session with the right configuration.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use rustls::server::Acceptor;
 use super::sites::Sites;
 use super::tls::{ALPN_H3, Configs};
 
-/// A ClientHello is smaller by far.
+/// ClientHellos are much smaller.
 const MAX_HELLO: usize = 32 * 1024;
-/// What a TLS record holds (RFC 8446, section 5.1).
+/// The most data in a TLS record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
-/// Kinds of handshake messages, and an extension (RFC 8446, section 4).
+/// Types of handshake messages, and of an extension (RFC 8446, section 4).
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const KEY_SHARE: u16 = 51;
 
-/// What all endpoints must agree on.
+/// The secrets shared by all endpoints.
 pub(crate) struct Secrets {
     pub(crate) reset: Arc<hmac::Key>,
     pub(crate) token: Arc<hkdf::Prk>,
@@ -49,21 +49,21 @@ impl Secrets {
     }
 }
 
-/// The configurations to choose from.
+/// The available configurations.
 pub(crate) struct BySite {
     sites: Arc<ArcSwap<Sites>>,
     open: Arc<QuicServerConfig>,
     members: Arc<QuicServerConfig>,
 }
 
-/// What is known of a connection once the ClientHello was there.
+/// What is known of a connection after its ClientHello.
 #[derive(Clone, Default)]
-pub(crate) struct Shaken {
-    /// The site's name that the client asked for, in small letters, or that of the default site.
+pub(crate) struct HandshakeInfo {
+    /// The site's name as requested by the client, in lower case, or the name of the default site.
     pub(crate) name: Option<String>,
-    /// Whether the client named none.
+    /// Whether the client sent no name.
     pub(crate) by_default: bool,
-    /// The group of the key exchange.
+    /// The key exchange group.
     pub(crate) group: Option<NamedGroup>,
 }
 
@@ -80,7 +80,7 @@ impl BySite {
         })
     }
 
-    /// The configuration for a name, if it is not the open one.
+    /// The configuration for a name, unless it is the `open` one.
     fn choose(&self, name: Option<&str>) -> Option<Arc<QuicServerConfig>> {
         let sites = self.sites.load();
         let name = name?;
@@ -101,8 +101,8 @@ impl crypto::ServerConfig for BySite {
         params: &TransportParameters,
     ) -> Box<dyn crypto::Session> {
         let inner = self.open.clone().start_session(version, params);
-        let (shaken, params) = (Shaken::default(), *params);
-        Box::new(Session { of: self, version, params, hello: Some(Vec::new()), shaken, inner })
+        let (info, params) = (HandshakeInfo::default(), *params);
+        Box::new(Session { of: self, version, params, hello: Some(Vec::new()), info, inner })
     }
 
     fn initial_keys(&self, version: u32, dst: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
@@ -118,9 +118,9 @@ struct Session {
     of: Arc<BySite>,
     version: u32,
     params: TransportParameters,
-    /// What has come of the ClientHello, until it is whole.
+    /// The ClientHello so far, until it is complete.
     hello: Option<Vec<u8>>,
-    shaken: Shaken,
+    info: HandshakeInfo,
     inner: Box<dyn crypto::Session>,
 }
 
@@ -129,10 +129,10 @@ impl crypto::Session for Session {
         self.inner.initial_keys(dst, side)
     }
 
-    /// A [`Shaken`].
+    /// The result is a [`HandshakeInfo`].
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         self.inner.handshake_data()?;
-        Some(Box::new(self.shaken.clone()))
+        Some(Box::new(self.info.clone()))
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
@@ -159,13 +159,13 @@ impl crypto::Session for Session {
             return Ok(false);
         }
         let hello = self.hello.take().unwrap_or_default();
-        // What cannot be read is for the session to refuse, with the right alert.
+        // If it does not parse, the session rejects it with the right alert.
         let named = server_name(&hello[..length]);
         let name = self.of.sites.load().host(named.as_deref());
         if let Some(config) = self.of.choose(name.as_deref()) {
             self.inner = crypto::ServerConfig::start_session(config, self.version, &self.params);
         }
-        (self.shaken.name, self.shaken.by_default) = (name, named.is_none());
+        (self.info.name, self.info.by_default) = (name, named.is_none());
         self.inner.read_handshake(&hello)
     }
 
@@ -176,8 +176,8 @@ impl crypto::Session for Session {
     fn write_handshake(&mut self, bytes: &mut Vec<u8>) -> Option<Keys> {
         let before = bytes.len();
         let keys = self.inner.write_handshake(bytes);
-        if self.shaken.group.is_none() {
-            self.shaken.group = bytes.get(before..).and_then(group);
+        if self.info.group.is_none() {
+            self.info.group = bytes.get(before..).and_then(group);
         }
         keys
     }
@@ -200,7 +200,7 @@ impl crypto::Session for Session {
     }
 }
 
-/// How long the first message is, its head included, as soon as that is known.
+/// The length of the first message, header included, as soon as it is known.
 fn length(hello: &[u8]) -> Result<Option<usize>, TransportError> {
     let refused = |reason: &str| TransportError {
         code: TransportErrorCode::crypto(10), // unexpected_message
@@ -217,11 +217,12 @@ fn length(hello: &[u8]) -> Result<Option<usize>, TransportError> {
             Ok(Some(length))
         }
         [CLIENT_HELLO, ..] => Ok(None),
-        _ => Err(refused("no ClientHello")),
+        _ => Err(refused("not a ClientHello")),
     }
 }
 
-/// The name in a whole ClientHello (RFC 8446, section 4.1.2; RFC 6066, section 3), without a record's head.
+/// The server name in a complete ClientHello, given without record header (RFC 8446, section 4.1.2; RFC 6066, section
+/// 3).
 pub fn server_name(hello: &[u8]) -> Option<String> {
     let mut records = Vec::with_capacity(hello.len() + 16);
     for piece in hello.chunks(RECORD) {
@@ -241,12 +242,12 @@ pub fn server_name(hello: &[u8]) -> Option<String> {
     None
 }
 
-/// The group in a ServerHello that we have made (RFC 8446, sections 4.1.3 and 4.2.8).
+/// The group in our own ServerHello (RFC 8446, sections 4.1.3 and 4.2.8).
 pub fn group(message: &[u8]) -> Option<NamedGroup> {
-    // Kind, length, version, random.
+    // Type, length, version, random.
     let (&kind, rest) = message.split_first()?;
     let session_id = usize::from(*rest.get(3 + 2 + 32)?);
-    // Session, suite, compression, length.
+    // Session ID, cipher suite, compression method, length.
     let mut extensions = rest.get(3 + 2 + 32 + 1 + session_id + 2 + 1 + 2..)?;
     if kind != SERVER_HELLO {
         return None;
@@ -268,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hello_is_waited_for_and_bounded() {
+    fn the_length_of_a_client_hello_is_limited() {
         assert_eq!(length(&[]).unwrap(), None);
         assert_eq!(length(&[CLIENT_HELLO, 0, 1]).unwrap(), None);
         assert_eq!(length(&[CLIENT_HELLO, 0, 1, 2]).unwrap(), Some(4 + 258));
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_is_read_from_the_key_share() {
+    fn the_group_is_parsed_from_the_key_share() {
         let mut hello = vec![SERVER_HELLO, 0, 0, 0, 3, 3];
         hello.extend([7; 32]);
         hello.extend([2, 1, 1, 0x13, 1, 0, 0, 12]); // session, suite, compression, length

@@ -1,43 +1,43 @@
-//! What becomes of a request's body, for whoever answers the request.
+//! The progress of a request's body, for the handler.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Why a request's body did not come whole.
+/// Why a request's body is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// More than the site takes.
-    #[error("the body is larger than this site takes")]
+    /// Larger than the site's limit.
+    #[error("the body is larger than this site accepts")]
     TooLarge,
-    /// It stands still.
-    #[error("the body did not come in time")]
+    /// No data arrived for too long.
+    #[error("timed out waiting for the body")]
     Stalled,
-    /// The client is gone, or what it sent is no body.
-    #[error("the body broke off")]
+    /// The client disconnected, or sent an invalid body.
+    #[error("the body is incomplete or invalid")]
     Broken,
 }
 
-/// What became of a request's body; the handler asks.
+/// The progress of a request's body, shared with the handler.
 #[derive(Clone, Default)]
-pub(crate) struct BodyStory(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
+pub(crate) struct BodyProgress(Rc<(Cell<u64>, Cell<Option<BodyError>>)>);
 
-impl BodyStory {
-    /// Bytes that have come.
+impl BodyProgress {
+    /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.0.0.get()
     }
 
-    /// So many more have.
+    /// Adds received bytes.
     pub(crate) fn add(&self, n: usize) {
         self.0.0.set(self.0.0.get() + n as u64);
     }
 
-    /// No more of it will come.
+    /// The body ends early.
     pub(crate) fn fail(&self, error: BodyError) {
         self.0.1.set(Some(error));
     }
 
-    /// Why no more of it will.
+    /// Why the body is incomplete, if it is.
     pub(crate) fn error(&self) -> Option<BodyError> {
         self.0.1.get()
     }

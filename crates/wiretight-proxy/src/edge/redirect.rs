@@ -1,5 +1,5 @@
-//! Port 80: sends browsers to HTTPS, for good (308, so that a method and its body are kept), and serves
-//! nothing but the answers to ACME's http-01 (RFC 8555, section 8.3).
+//! Port 80: redirects browsers to HTTPS permanently (308, which keeps the method and body), and serves only responses
+//! to ACME's http-01 challenges (RFC 8555, section 8.3).
 
 use std::rc::Rc;
 
@@ -7,15 +7,18 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
+use super::context::WorkerContext;
 use super::headers;
 use super::reply::ReplyBody;
-use super::workshop::Workshop;
 
-/// The only answer that there is in plain text.
-pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Response<ReplyBody> {
+/// The response to a plaintext request.
+pub(crate) fn answer(
+    context: &Rc<WorkerContext>,
+    request: &Request<Incoming>,
+) -> Response<ReplyBody> {
     let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
     let host = request.uri().authority().map(|a| a.as_str()).or(host).and_then(headers::host);
-    let sites = workshop.sites.load();
+    let sites = context.sites.load();
     let known = host.filter(|host| sites.find(host).is_some());
     if let Some(token) = request.uri().path().strip_prefix("/.well-known/acme-challenge/")
         && let Some(answer) = sites.certificates.key_authorization(token)
@@ -26,7 +29,7 @@ pub(crate) fn answer(workshop: &Rc<Workshop>, request: &Request<Incoming>) -> Re
         return answer;
     }
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-    // Where HTTPS is on another port than the usual one, as in tests, the redirect says so.
+    // If HTTPS is not on its usual port, as in tests, the redirect includes the port.
     let port = sites.settings.https.first().map(|a| a.port()).filter(|port| *port != 443);
     let port = port.map_or(String::new(), |port| format!(":{port}"));
     let to =

@@ -1,16 +1,16 @@
-//! An answer's body on its way to the client: it carries what is to be told when it has gone.
+//! A response's body on its way to the client. It carries the access log record.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 
-use super::log::Story;
+use super::log::AccessRecord;
 
-/// An answer's body. Whatever becomes of it, its story is told when it is dropped.
+/// A response's body. Its access log record is written when it is dropped.
 pub(crate) struct ReplyBody {
     source: Reply,
-    story: Option<Story>,
+    record: Option<AccessRecord>,
 }
 
 enum Reply {
@@ -19,23 +19,23 @@ enum Reply {
 }
 
 impl ReplyBody {
-    pub(crate) fn backend(body: Incoming, story: Story) -> ReplyBody {
-        ReplyBody { source: Reply::Backend(body), story: Some(story) }
+    pub(crate) fn backend(body: Incoming, record: AccessRecord) -> ReplyBody {
+        ReplyBody { source: Reply::Backend(body), record: Some(record) }
     }
 
-    pub(crate) fn text(text: Bytes, story: Story) -> ReplyBody {
+    pub(crate) fn text(text: Bytes, record: AccessRecord) -> ReplyBody {
         let text = Some(text).filter(|t| !t.is_empty());
-        ReplyBody { source: Reply::Text(text), story: Some(story) }
+        ReplyBody { source: Reply::Text(text), record: Some(record) }
     }
 
-    /// No body, and nothing to tell.
+    /// No body and no access log record.
     pub(crate) fn empty() -> ReplyBody {
-        ReplyBody { source: Reply::Text(None), story: None }
+        ReplyBody { source: Reply::Text(None), record: None }
     }
 
-    /// A few words, of which nothing is told.
+    /// A short text without an access log record.
     pub(crate) fn words(text: Bytes) -> ReplyBody {
-        ReplyBody { source: Reply::Text(Some(text)), story: None }
+        ReplyBody { source: Reply::Text(Some(text)), record: None }
     }
 }
 
@@ -53,18 +53,18 @@ impl Body for ReplyBody {
             Reply::Text(text) => text.take().map(|text| Ok(Frame::data(text))),
         };
         let ended = this.is_end_stream();
-        if let Some(story) = &mut this.story {
+        if let Some(record) = &mut this.record {
             match &polled {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        story.sent(data.len());
+                        record.sent(data.len());
                     }
                     if ended {
-                        story.complete();
+                        record.complete();
                     }
                 }
-                Some(Err(_)) => story.broke_off("backend"),
-                None => story.complete(),
+                Some(Err(_)) => record.broke_off("backend"),
+                None => record.complete(),
             }
         }
         Poll::Ready(polled)

@@ -1,4 +1,4 @@
-//! One request: which site it is for, whether it may be had, where it goes, and what comes back.
+//! One request: finds the site, checks access, forwards the request and returns the response.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
@@ -26,82 +26,83 @@ use tokio_rustls::server::TlsStream;
 use super::backend::{Sender, Unsent};
 use super::body::{RequestBody, Source};
 use super::clients::Peer;
+use super::context::WorkerContext;
 use super::guard::{Activity, InFlight, Strict, Watched};
 use super::headers;
 use super::hints::Hints;
 use super::live::{Busy, Counted, EdgeTable, Http};
-use super::log::{Opening, Story};
-use super::received::{BodyError, BodyStory};
+use super::log::{AccessRecord, Opening};
+use super::received::{BodyError, BodyProgress};
 use super::reply::ReplyBody;
 use super::settings::Upstream;
 use super::sites::Site;
 use super::template::Template;
-use super::workshop::Workshop;
 use crate::mesh::Mesh;
 
-/// How long both ends of an upgraded connection may take to say that they are ready.
+/// How long both ends may take to complete an upgrade.
 const SWITCH: Duration = Duration::from_secs(10);
-/// How long a client may go on over HTTP/1.1 when the backend has ended its side of an upgraded connection.
+/// How long an HTTP/1.1 client may keep sending after the backend closed its side of an upgraded connection.
 const LINGER: Duration = Duration::from_secs(10);
-/// What is held of an upgraded connection's bytes, each way.
+/// The buffer of an upgraded connection, in each direction.
 const TUNNEL_BUFFER: usize = 4096;
 
 /// A client's connection.
 pub(crate) struct Client {
-    pub(crate) workshop: Rc<Workshop>,
+    pub(crate) context: Rc<WorkerContext>,
     pub(crate) http: Http,
-    /// The name that it shook hands for, in small letters.
+    /// The name in its TLS handshake, in lower case.
     pub(crate) name: Arc<str>,
-    /// It named none, and got the default site's.
+    /// It sent no name and got the default site.
     pub(crate) by_default: bool,
-    /// Where it comes from, as far as is known: a trusted balancer may have said.
+    /// Its address, or the one that a trusted balancer sent.
     pub(crate) from: SocketAddr,
-    /// Whether the other end of the socket is such a balancer or proxy.
+    /// Whether the socket's other end is a trusted balancer or proxy.
     pub(crate) trusted: bool,
     pub(crate) tls: Arc<str>,
     pub(crate) group: Arc<str>,
-    /// Who it proved to be, where that is asked.
+    /// Its verified identity, if the site requires one.
     pub(crate) peer: Option<Rc<Peer>>,
     /// The port that it connected to.
     pub(crate) port: u16,
-    /// What is said of it to programs, and of HTTP/3 to it: the same for most of its requests.
-    pub(crate) said: RefCell<Option<Rc<headers::Said>>>,
+    /// The forwarding headers for programs and the Alt-Svc header for the client; usually the same for all requests.
+    pub(crate) forwarding: RefCell<Option<Rc<headers::ForwardingHeaders>>>,
     pub(crate) alt_svc: OnceCell<HeaderValue>,
     /// Held until the first request.
     pub(crate) arrival: Cell<Option<Busy>>,
     pub(crate) activity: Arc<Activity>,
-    /// Who gets an HTTP/1 connection that goes on with another protocol.
+    /// Receives an HTTP/1 connection that switches to another protocol.
     pub(crate) handover: Cell<Option<oneshot::Sender<ClientIo>>>,
 }
 
-/// What comes with a request beside its head.
+/// The parts of a request other than its head.
 pub(crate) struct Exchange {
     pub(crate) source: Source,
     pub(crate) in_flight: InFlight,
     pub(crate) tunnel: Option<Tunnel>,
-    /// Where a program's early hints go.
+    /// For a program's early hints.
     pub(crate) hints: Option<Hints>,
 }
 
-/// What HTTP/1 is spoken on.
+/// The connection type of HTTP/1.
 pub(crate) type ClientIo = Box<Strict<Watched<TlsStream<TcpStream>>>>;
 
-/// Why there is no answer from a backend.
+/// Why there is no response from a backend.
 struct Refused(StatusCode, &'static str);
 
-/// WebSocket, which the client wants to go on with.
+/// A requested switch to WebSocket.
 struct Switch {
-    /// By extended CONNECT (RFC 8441): its stream. By `Upgrade`, it is the whole connection.
+    /// For extended CONNECT (RFC 8441), the stream. For `Upgrade` there is none, because it uses the whole
+    /// connection.
     extended: Option<Tunnel>,
 }
 
-/// A stream of HTTP/2 that carries another protocol, once its answer has gone.
+/// An HTTP/2 stream that carries another protocol after its response.
 pub(crate) type Tunnel = oneshot::Receiver<Box<dyn BothWays>>;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 impl Client {
-    /// Answers a request. Never fails: what goes wrong is an answer, too.
+    /// Handles a request. Never fails: errors become responses.
     pub(crate) async fn answer(
         self: Rc<Client>,
         request: Request<()>,
@@ -116,27 +117,32 @@ impl Client {
             tls: self.tls.clone(),
             group: self.group.clone(),
             method: request.method().clone(),
-            busy: self.workshop.table.begin(),
+            busy: self.context.table.begin(),
             in_flight: Some(in_flight),
         };
         drop(self.arrival.take());
-        let mut story = Story::new(opening, request.uri().path());
+        let mut record = AccessRecord::new(opening, request.uri().path());
         let switch = switch(&request, tunnel);
         let (parts, ()) = request.into_parts();
-        match self.forward(parts, (source, hints), switch, &mut story).await {
-            Ok((answer, switched)) => self.reply(answer, switched, story),
-            Err(Refused(status, text)) => self.refusal(status, text, story),
+        match self.forward(parts, (source, hints), switch, &mut record).await {
+            Ok((answer, switched)) => self.reply(answer, switched, record),
+            Err(Refused(status, text)) => self.refusal(status, text, record),
         }
     }
 
-    fn refusal(&self, status: StatusCode, text: &str, mut story: Story) -> Response<ReplyBody> {
-        story.status = status;
-        let site = story.site.clone();
+    fn refusal(
+        &self,
+        status: StatusCode,
+        text: &str,
+        mut record: AccessRecord,
+    ) -> Response<ReplyBody> {
+        record.status = status;
+        let site = record.site.clone();
         let text = match status.is_redirection() || text.is_empty() {
             true => Bytes::new(),
             false => Bytes::from(format!("{text}\n")),
         };
-        let mut answer = Response::new(ReplyBody::text(text, story));
+        let mut answer = Response::new(ReplyBody::text(text, record));
         *answer.status_mut() = status;
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -145,7 +151,7 @@ impl Client {
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
         );
         if bad_body && self.http == Http::H1 {
-            // Where the next request would begin is not known.
+            // The start of the next request is unknown.
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(site) = site {
@@ -154,10 +160,10 @@ impl Client {
         answer
     }
 
-    /// Which site the request is for; it must be the one that the client shook hands for, so that a name's
-    /// certificate and its client certificates speak for that name alone.
+    /// The site of the request. It must be the site of the TLS handshake, so that a name's certificate and its client
+    /// certificates are used for that name only.
     fn site(&self, parts: &Parts) -> Result<(Arc<Site>, String), Refused> {
-        let bad = Refused(StatusCode::BAD_REQUEST, "the request does not say which host it is for");
+        let bad = Refused(StatusCode::BAD_REQUEST, "the request does not contain a valid host");
         let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or(""));
         if self.by_default {
             return self.default_site(parts.uri.authority().map(|a| a.as_str()).or(host));
@@ -169,24 +175,24 @@ impl Client {
             (None, None) => return Err(bad),
         };
         let Some(host) = headers::host(named) else { return Err(bad) };
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         match sites.find(&host).filter(|_| host == *self.name) {
             Some((_, site)) => Ok((site.clone(), named.to_owned())),
             None => Err(Refused(
                 StatusCode::MISDIRECTED_REQUEST,
-                "this connection is not for that host: connect anew",
+                "this connection is for another host; open a new one",
             )),
         }
     }
 
-    /// For a client that named no host in its handshake, such as the health check of a balancer: the default site,
-    /// unless the request is for a host of another.
+    /// For a client without a host name in its handshake, such as the health check of a balancer: the default site,
+    /// unless the request is for a host of another site.
     fn default_site(&self, named: Option<&str>) -> Result<(Arc<Site>, String), Refused> {
         let misdirected = Refused(
             StatusCode::MISDIRECTED_REQUEST,
-            "this connection is not for that host: connect anew",
+            "this connection is for another host; open a new one",
         );
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let Some((_, site)) = sites.find(&self.name) else { return Err(misdirected) };
         let host = named.and_then(headers::host);
         let by_address = host.as_ref().is_none_or(|host| host.parse::<IpAddr>().is_ok());
@@ -198,17 +204,17 @@ impl Client {
         Ok((site.clone(), named.unwrap_or(&self.name).to_owned()))
     }
 
-    /// Whether the client may have it, as of now: identities expire, are revoked and struck off.
+    /// Whether the client may use the site now: identities can expire, be revoked, or be removed from the list.
     fn may(&self, site: &Site) -> Result<(), Refused> {
         if site.settings.clients.is_none() && site.client_ca.is_none() {
             return Ok(());
         }
         let no = Err(Refused(StatusCode::FORBIDDEN, "this identity may not use this site"));
         let Some(peer) = &self.peer else { return no };
-        if peer.may(site, &self.workshop.mesh) {
+        if peer.may(site, &self.context.mesh) {
             return Ok(());
         }
-        self.workshop.table.refuse(self.from, "not_allowed", &peer.name);
+        self.context.table.refuse(self.from, "not_allowed", &peer.name);
         no
     }
 
@@ -217,39 +223,40 @@ impl Client {
         parts: Parts,
         (source, hints): (Source, Option<Hints>),
         switch: Option<Switch>,
-        story: &mut Story,
+        record: &mut AccessRecord,
     ) -> Result<(Response<Incoming>, Option<Switch>), Refused> {
         let (site, authority) = self.site(&parts)?;
-        story.site = Some(site.clone());
+        record.site = Some(site.clone());
         self.may(&site)?;
         let plain = |path: &PathAndQuery| path.as_str().bytes().all(|b| b.is_ascii_graphic());
         let bad_path = || !parts.uri.path_and_query().is_none_or(plain);
         if self.http != Http::H1 && (headers::is_malformed(&parts.headers) || bad_path()) {
             let text = "the header is malformed";
-            self.workshop.table.refuse(self.from, "malformed_http", text);
+            self.context.table.refuse(self.from, "malformed_http", text);
             return Err(Refused(StatusCode::BAD_REQUEST, text));
         }
         if parts.method == Method::CONNECT && switch.is_none() {
-            return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "this is no tunnel"));
+            return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
         }
-        let patience = self.workshop.sites.load().settings.limits.body;
-        let body = RequestBody::new(source, site.settings.max_body, patience, story.body.clone());
+        let patience = self.context.sites.load().settings.limits.body;
+        let body = RequestBody::new(source, site.settings.max_body, patience, record.body.clone());
         if body.size_hint().lower() > site.settings.max_body {
-            let text = "the body is larger than this site takes";
+            let text = "the body is larger than this site accepts";
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         let template = self.template(parts, &authority, (switch.as_ref(), hints));
-        let answer = self.try_backends(&site, &template, body, story).await?;
-        story.status = answer.status();
+        let answer = self.try_backends(&site, &template, body, record).await?;
+        record.status = answer.status();
         match (answer.status(), switch) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(switch))
                 if headers::is_for_websocket(answer.headers()) =>
             {
                 Ok((answer, Some(switch)))
             }
-            (StatusCode::SWITCHING_PROTOCOLS, _) => {
-                Err(Refused(StatusCode::BAD_GATEWAY, "the program switched protocols unasked"))
-            }
+            (StatusCode::SWITCHING_PROTOCOLS, _) => Err(Refused(
+                StatusCode::BAD_GATEWAY,
+                "the program switched protocols without a request",
+            )),
             (status, Some(Switch { extended: Some(_) })) if status.is_success() => {
                 Err(Refused(StatusCode::BAD_GATEWAY, "the program did not switch protocols"))
             }
@@ -257,7 +264,7 @@ impl Client {
         }
     }
 
-    /// The request as backends get it.
+    /// The request as sent to backends.
     fn template(
         &self,
         parts: Parts,
@@ -267,12 +274,12 @@ impl Client {
         let mut headers = parts.headers;
         let trailers = headers::takes_trailers(&headers);
         headers::strip_hop_by_hop(&mut headers);
-        headers.remove(header::EXPECT); // answered here, by reading the body
+        headers.remove(header::EXPECT); // handled here, by reading the body
         if self.http != Http::H1 {
             headers::join_cookies(&mut headers);
         }
         let sender = headers::Sender {
-            said: self.said(authority),
+            forwarding: self.forwarding(authority),
             trusted: self.trusted,
             certificate: self.peer.as_ref().map(|p| &*p.header),
         };
@@ -293,31 +300,33 @@ impl Client {
         Template { method, path, authority, headers, trailers, switches, hints }
     }
 
-    fn said(&self, host: &str) -> Rc<headers::Said> {
-        let mut said = self.said.borrow_mut();
-        match &*said {
-            Some(said) if said.is_of(host) => said.clone(),
-            _ => said.insert(Rc::new(headers::Said::new(self.from.ip(), host))).clone(),
+    fn forwarding(&self, host: &str) -> Rc<headers::ForwardingHeaders> {
+        let mut forwarding = self.forwarding.borrow_mut();
+        match &*forwarding {
+            Some(forwarding) if forwarding.is_of(host) => forwarding.clone(),
+            _ => forwarding
+                .insert(Rc::new(headers::ForwardingHeaders::new(self.from.ip(), host)))
+                .clone(),
         }
     }
 
-    /// Tries backends until one has answered. What may have been acted on is not sent again, unless it
-    /// changes nothing to do so (RFC 9110, section 9.2.2).
+    /// Tries backends until one responds. A request that may have been processed is repeated only if it is idempotent
+    /// (RFC 9110, section 9.2.2).
     async fn try_backends(
         &self,
         site: &Arc<Site>,
         template: &Template,
         body: RequestBody,
-        story: &mut Story,
+        record: &mut AccessRecord,
     ) -> Result<Response<Incoming>, Refused> {
         let again = body.is_end_stream() && template.method.is_idempotent();
-        let told = story.body.clone();
+        let progress = record.body.clone();
         let mut body = Some(body);
         let mut tried: Vec<Upstream> = Vec::new();
-        let mut refused = Refused(StatusCode::BAD_GATEWAY, "no program answers for this site");
+        let mut refused = Refused(StatusCode::BAD_GATEWAY, "no backend of this site is available");
         while let Some(lease) = site.balancer.pick(&site.settings.to, &tried) {
             let upstream = (*lease).clone();
-            let pools = &self.workshop.pools;
+            let pools = &self.context.pools;
             let (mut sender, used) = match pools.get(site, &upstream, self.from, !again).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -329,40 +338,42 @@ impl Client {
             };
             let Some(whole) = body.take().or_else(|| again.then(RequestBody::empty)) else { break };
             let request = template.request(&upstream, whole);
-            match send(&mut sender, request, site.settings.timeout, &told).await {
+            match send(&mut sender, request, site.settings.timeout, &progress).await {
                 Ok(answer) if framed_twice(&answer) => {
                     site.balancer.failed(&lease);
                     let error =
-                        "its answer says its length twice, or in a coding that is not chunked";
+                        "the response has conflicting lengths or an unsupported transfer coding";
                     self.complain(&upstream, "broken", &error);
-                    let text = "the answer of the program behind this site is malformed";
+                    let text = "the response of the program behind this site is malformed";
                     return Err(Refused(StatusCode::BAD_GATEWAY, text));
                 }
                 Ok(answer) => {
                     site.balancer.succeeded(&lease);
-                    story.lease = Some(lease);
-                    story.loan = pools.lend(site, &upstream, sender);
+                    record.lease = Some(lease);
+                    record.borrowed = pools.lend(site, &upstream, sender);
                     return Ok(answer);
                 }
                 Err(Failed::Late) => {
                     site.balancer.failed(&lease);
-                    self.complain(&upstream, "late", &"the program did not answer in time");
-                    let text = "the program behind this site did not answer in time";
+                    self.complain(&upstream, "late", &"the program did not respond in time");
+                    let text = "the program behind this site did not respond in time";
                     return Err(Refused(StatusCode::GATEWAY_TIMEOUT, text));
                 }
                 Err(Failed::Unsent(mut unsent)) => {
-                    if let Some(error) = told.error() {
+                    if let Some(error) = progress.error() {
                         return Err(refusal_of(error));
                     }
                     body = unsent.take_message().map(Request::into_body);
                     let error = unsent.error().to_string();
                     if used && (body.is_some() || again) {
-                        continue; // an idle connection that had ended: the backend is as good as before
+                        continue; // an idle connection was closed; this does not count as a failure
                     }
                     site.balancer.failed(&lease);
                     self.complain(&upstream, "broken", &error);
-                    refused =
-                        Refused(StatusCode::BAD_GATEWAY, "the program behind this site hung up");
+                    refused = Refused(
+                        StatusCode::BAD_GATEWAY,
+                        "the program behind this site closed the connection",
+                    );
                     if body.is_none() && !again {
                         break;
                     }
@@ -374,17 +385,17 @@ impl Client {
     }
 
     fn complain(&self, upstream: &Upstream, reason: &'static str, error: &dyn std::fmt::Display) {
-        self.workshop.table.refuse(upstream, reason, error);
+        self.context.table.refuse(upstream, reason, error);
     }
 
-    /// The backend's answer, as the client gets it.
+    /// The backend's response as sent to the client.
     fn reply(
         self: &Rc<Client>,
         answer: Response<Incoming>,
         switched: Option<Switch>,
-        mut story: Story,
+        mut record: AccessRecord,
     ) -> Response<ReplyBody> {
-        let site = story.site.clone();
+        let site = record.site.clone();
         let Some(switch) = switched else {
             let (mut parts, body) = answer.into_parts();
             headers::strip_hop_by_hop(&mut parts.headers);
@@ -393,7 +404,7 @@ impl Client {
             if let Some(site) = site {
                 self.promise(&site, &mut parts.headers);
             }
-            return Response::from_parts(parts, ReplyBody::backend(body, story));
+            return Response::from_parts(parts, ReplyBody::backend(body, record));
         };
         let mut answer = answer;
         let backend = hyper::upgrade::on(&mut answer);
@@ -403,38 +414,38 @@ impl Client {
         parts.extensions.clear();
         let mut counts = None;
         let client = if let Some(stream) = switch.extended {
-            (parts.status, story.status) = (StatusCode::OK, StatusCode::OK);
+            (parts.status, record.status) = (StatusCode::OK, StatusCode::OK);
             parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
             Handed::Stream(stream)
         } else {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, WEBSOCKET);
-            let (hands, handed) = oneshot::channel();
-            self.handover.set(Some(hands));
+            let (sender, receiver) = oneshot::channel();
+            self.handover.set(Some(sender));
             self.activity.upgraded();
-            // It is its driver's no longer, and still a connection.
-            counts = Some(self.workshop.table.clone());
-            Handed::Connection(handed)
+            // The connection's driver no longer counts it, so count it here.
+            counts = Some(self.context.table.clone());
+            Handed::Connection(receiver)
         };
-        let cut = self.workshop.cut.clone();
-        let patience = self.workshop.sites.load().settings.limits.body;
-        let (peer, mesh) = (self.peer.clone(), self.workshop.mesh.clone());
+        let cut = self.context.cut.clone();
+        let patience = self.context.sites.load().settings.limits.body;
+        let (peer, mesh) = (self.peer.clone(), self.context.mesh.clone());
         let lost = async move { lost(peer.as_deref(), &mesh).await };
-        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), story));
+        spawn_local(tunnel(client, backend, counts, (cut, lost, patience), record));
         Response::from_parts(parts, ReplyBody::empty())
     }
 
-    /// Waits until who it proved to be counts no longer.
+    /// Waits until its identity is no longer trusted.
     pub(crate) async fn lost(&self) {
-        lost(self.peer.as_deref(), &self.workshop.mesh).await;
+        lost(self.peer.as_deref(), &self.context.mesh).await;
     }
 
-    /// What the edge says to browsers beside the program's answer.
+    /// Adds the edge's own headers for browsers.
     fn promise(&self, site: &Site, headers: &mut HeaderMap) {
         if let Some(hsts) = site.hsts() {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
-        let http3 = self.workshop.sites.load().settings.http3;
+        let http3 = self.context.sites.load().settings.http3;
         if http3 && self.http != Http::H3 {
             let value = || {
                 let text = format!("h3=\":{}\"; ma=86400", self.port);
@@ -448,25 +459,27 @@ impl Client {
 fn refusal_of(error: BodyError) -> Refused {
     match error {
         BodyError::TooLarge => {
-            Refused(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this site takes")
+            Refused(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this site accepts")
         }
-        BodyError::Stalled => Refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
-        BodyError::Broken => Refused(StatusCode::BAD_REQUEST, "the body is malformed or broke off"),
+        BodyError::Stalled => {
+            Refused(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the body")
+        }
+        BodyError::Broken => Refused(StatusCode::BAD_REQUEST, "the body is incomplete or invalid"),
     }
 }
 
-/// The wish for another protocol, and how its bytes are had.
+/// A requested protocol switch, and its transport.
 fn switch(request: &Request<()>, tunnel: Option<Tunnel>) -> Option<Switch> {
     if tunnel.is_some() {
         return Some(Switch { extended: tunnel });
     }
-    // RFC 6455, section 4.1. HTTP/1.0 knows no upgrade (RFC 9110, section 7.8).
+    // RFC 6455, section 4.1. HTTP/1.0 has no upgrade (RFC 9110, section 7.8).
     let may = request.method() == Method::GET && request.version() == Version::HTTP_11;
     (may && headers::asks_for_websocket(request.headers())).then_some(Switch { extended: None })
 }
 
-/// Whether an answer's end depends on who reads it: two lengths that are not the same, a length beside a coding, or a
-/// coding other than chunked, which the client would not be told of (RFC 9112, sections 6.1 and 6.3).
+/// Whether the end of a response is ambiguous: two different lengths, a length together with a transfer coding, or a
+/// coding other than chunked, which the client would not learn about (RFC 9112, sections 6.1 and 6.3).
 fn framed_twice(answer: &Response<Incoming>) -> bool {
     let headers = answer.headers();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -483,8 +496,8 @@ fn framed_twice(answer: &Response<Incoming>) -> bool {
     }
 }
 
-/// A handshake that HTTP/2 does without; the nonce only keeps caches from answering (RFC 6455, section
-/// 1.3), of which there is none between us and the program.
+/// HTTP/2 has no WebSocket key. The nonce only prevents caches from responding (RFC 6455, section 1.3), and there are
+/// none between the edge and the program, so it can be constant.
 fn websocket_key() -> HeaderValue {
     HeaderValue::from_static("d2lyZXRpZ2h0LXdzLWg8Mg==")
 }
@@ -494,12 +507,13 @@ enum Failed {
     Unsent(Box<Unsent>),
 }
 
-/// Sends, and waits for the head of the answer: so long as the body moves, and then for `limit`.
+/// Sends the request and waits for the head of the response: as long as the body makes progress, and then for
+/// `limit`.
 async fn send(
     sender: &mut Sender,
     request: Request<RequestBody>,
     limit: Duration,
-    body: &BodyStory,
+    body: &BodyProgress,
 ) -> Result<Response<Incoming>, Failed> {
     let mut answer = pin!(sender.send(request));
     let mut moved = body.received();
@@ -512,14 +526,14 @@ async fn send(
     }
 }
 
-/// The client's side of a tunnel, once the answer has gone.
+/// The client's side of a tunnel, available after the response.
 enum Handed {
     Connection(oneshot::Receiver<ClientIo>),
     Stream(Tunnel),
 }
 
 impl Handed {
-    /// The error: the client is gone.
+    /// An error if the client disconnected.
     async fn taken(self) -> Result<Box<dyn BothWays>, Gone> {
         match self {
             Handed::Connection(handed) => Ok(handed.await.map_err(|_| Gone)?),
@@ -528,30 +542,30 @@ impl Handed {
     }
 }
 
-/// One of two that would switch protocols.
+/// One of the two sides disconnected during the switch.
 struct Gone;
 
 pub(crate) trait BothWays: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> BothWays for T {}
 
-/// Carries an upgraded connection to its end.
+/// Carries an upgraded connection until it is closed.
 async fn tunnel(
     client: Handed,
     backend: OnUpgrade,
     counts: Option<Arc<EdgeTable>>,
     (mut cut, lost, patience): (watch::Receiver<bool>, impl Future<Output = ()>, Duration),
-    mut story: Story,
+    mut record: AccessRecord,
 ) {
     let backend = async { backend.await.map_err(|_| Gone) };
     let both = async { tokio::try_join!(client.taken(), backend) };
     let Ok(Ok((client, backend))) = timeout(SWITCH, both).await else { return };
     let _counted = counts.as_ref().map(Counted::new);
-    let told = Rc::new(Told::default());
-    let mut client = Toward { client, told: told.clone(), received: story.body.clone() };
+    let state = Rc::new(TunnelState::default());
+    let mut client = Toward { client, state: state.clone(), received: record.body.clone() };
     let mut backend = TokioIo::new(backend);
-    // A stream of HTTP/2 is one of a limited number, and Chromium leaves its side of a WebSocket open
-    // when the other is ended. RST_STREAM is the order to stop there (RFC 9113, section 8.1).
+    // An HTTP/2 connection has a limited number of streams, and Chromium leaves its side of a WebSocket open after
+    // the other side was closed. RST_STREAM tells it to stop (RFC 9113, section 8.1).
     let linger = if counts.is_some() { LINGER } else { Duration::ZERO };
     let carried = async {
         let (a, b) = (TUNNEL_BUFFER, TUNNEL_BUFFER);
@@ -559,8 +573,8 @@ async fn tunnel(
         let mut copied = pin!(copied);
         tokio::select! {
             biased;
-            // It has gone whole, whatever the client does now.
-            () = told.ended.notified() => {
+            // Everything was sent, regardless of what the client does now.
+            () = state.ended.notified() => {
                 let _ = timeout(linger, copied).await;
                 Ok(())
             }
@@ -569,14 +583,14 @@ async fn tunnel(
     };
     tokio::select! {
         carried = carried => match carried {
-            Ok(()) => story.complete(),
-            Err(_) => story.broke_off("broken"),
+            Ok(()) => record.complete(),
+            Err(_) => record.broke_off("broken"),
         },
-        _ = cut.wait_for(|cut| *cut) => story.broke_off("stopped"),
-        () = lost => story.broke_off("revoked"),
-        () = told.untaken(patience) => story.broke_off("stalled"),
+        _ = cut.wait_for(|cut| *cut) => record.broke_off("stopped"),
+        () = lost => record.broke_off("revoked"),
+        () = state.untaken(patience) => record.broke_off("stalled"),
     }
-    story.sent(told.sent.get());
+    record.sent(state.sent.get());
 }
 
 async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
@@ -586,18 +600,18 @@ async fn lost(peer: Option<&Peer>, mesh: &Mesh) {
     }
 }
 
-/// What a tunnel knows of its way to the client.
+/// The state of a tunnel towards the client.
 #[derive(Default)]
-struct Told {
+struct TunnelState {
     sent: Cell<usize>,
-    /// Since when the client takes nothing of what there is for it.
+    /// Since when the client has not read available data.
     blocked: Cell<Option<Instant>>,
-    /// The backend has ended its side, and the client was sent all of it.
+    /// The backend closed its side, and everything was sent to the client.
     ended: Notify,
 }
 
-impl Told {
-    /// Ends when the client has taken nothing for so long.
+impl TunnelState {
+    /// Resolves when the client has not read anything for `patience`.
     async fn untaken(&self, patience: Duration) {
         while self.blocked.get().is_none_or(|since| since.elapsed() < patience) {
             sleep(patience / 4).await;
@@ -605,11 +619,11 @@ impl Told {
     }
 }
 
-/// The client's side of a tunnel, watched.
+/// The client's side of a tunnel, with monitoring.
 struct Toward {
     client: Box<dyn BothWays>,
-    told: Rc<Told>,
-    received: BodyStory,
+    state: Rc<TunnelState>,
+    received: BodyProgress,
 }
 
 impl AsyncRead for Toward {
@@ -632,10 +646,10 @@ impl AsyncWrite for Toward {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.client).poll_write(cx, bytes);
-        let blocked = &self.told.blocked;
+        let blocked = &self.state.blocked;
         blocked.set(written.is_pending().then(|| blocked.get().unwrap_or_else(Instant::now)));
         let n = ready!(written)?;
-        self.told.sent.set(self.told.sent.get() + n);
+        self.state.sent.set(self.state.sent.get() + n);
         Poll::Ready(Ok(n))
     }
 
@@ -645,7 +659,7 @@ impl AsyncWrite for Toward {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.client).poll_shutdown(cx))?;
-        self.told.ended.notify_one();
+        self.state.ended.notify_one();
         Poll::Ready(Ok(()))
     }
 }

@@ -1,4 +1,4 @@
-//! What the edge is told to do: the parsed form of `[edge]` and `[[site]]`.
+//! The edge's settings: the parsed form of `[edge]` and `[[site]]`.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -15,33 +15,32 @@ pub use super::hsts::Hsts;
 use crate::network::{AddressError, Backend};
 pub use crate::network::{Network, NetworkError};
 
-/// A DNS name that a site answers to, in small letters: `example.org`, `*.example.org` for every name with
-/// one label more, or `*` for any ([`SiteName::any`]; no text parses to it).
+/// A DNS name of a site, in lower case: `example.org`, `*.example.org` for every name with one more label, or `*` for
+/// any ([`SiteName::any`]; cannot be parsed from text).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteName(Arc<str>);
 
-/// Why a text is not the name of a site.
+/// The text is not a valid site name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a DNS name; write for example \"example.org\" or \"*.example.org\"")]
 pub struct SiteNameError(String);
 
 impl SiteName {
-    /// Any host that no other site has.
+    /// Any host that belongs to no other site.
     pub fn any() -> SiteName {
         SiteName("*".into())
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it stands for more than one.
+    /// Whether it matches more than one host.
     pub fn is_wildcard(&self) -> bool {
         self.0.starts_with('*')
     }
 
-    /// Whether a host's name is this one, or below it if this is a wildcard.
+    /// Whether the host name is this name, or is below it if this is a wildcard.
     pub fn covers(&self, host: &str) -> bool {
         match self.0.strip_prefix("*.") {
             Some(suffix) => {
@@ -87,25 +86,23 @@ impl fmt::Display for SiteName {
     }
 }
 
-/// Where a site's requests go.
+/// A backend of a site.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Upstream {
-    /// What it speaks.
     pub speaks: Speaks,
-    /// Where it is.
     pub at: At,
 }
 
-/// The HTTP that a backend speaks.
+/// The HTTP version that a backend supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Speaks {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 without TLS, known beforehand (gRPC).
+    /// HTTP/2 without TLS, with prior knowledge (gRPC).
     H2c,
 }
 
-/// Where a backend is.
+/// The location of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum At {
     /// A program on this machine.
@@ -141,18 +138,18 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// How long a peer may take, and how much it may send, before it is given up.
+/// Limits for a peer's delays and data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// TCP connect to TLS established.
+    /// From the TCP connect to the end of the TLS handshake.
     pub handshake: Duration,
-    /// The first to the last byte of a request's head.
+    /// From the first to the last byte of a request's head.
     pub head: Duration,
-    /// Between two pieces of a request's body, and between two pieces of an answer that the client takes.
+    /// Between two pieces of a request's body, and between two pieces of a response that the client reads.
     pub body: Duration,
     /// A connection without a request.
     pub idle: Duration,
-    /// HTTP/2 and HTTP/3 requests at a time on one connection.
+    /// Concurrent HTTP/2 or HTTP/3 requests on one connection.
     pub streams: u32,
 }
 
@@ -168,68 +165,65 @@ impl Default for Limits {
     }
 }
 
-/// `[[site]]`: HTTPS in, a program or a service of the mesh behind it.
+/// `[[site]]`: HTTPS in front of a program or a service of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteSettings {
-    /// What it answers to; the first is what logs and metrics call it.
+    /// Its names; logs and metrics use the first.
     pub names: Vec<SiteName>,
-    /// Where requests go, one or more instances.
+    /// Its backends, one or more.
     pub to: Vec<Upstream>,
-    /// Whether each host that its wildcards stand for has a certificate of its own, which is got when the
-    /// first client asks for it.
+    /// Whether each host that its wildcards match has its own certificate, requested when the first client connects.
     pub on_demand: bool,
-    /// Whether it is for clients that name no host in their handshake.
+    /// Whether it is used for clients that send no name in their handshake.
     pub default: bool,
-    /// The identity that is shown to a service of the mesh.
+    /// The identity to present to a service of the mesh.
     pub identity: Id,
-    /// What is promised to browsers.
+    /// Strict-Transport-Security.
     pub hsts: Hsts,
-    /// The members of the mesh that may come in; `None`: everybody, without a certificate.
+    /// The members of the mesh that are allowed; `None` for everybody, without client certificates.
     pub clients: Option<Vec<Id>>,
-    /// What backends are asked for, to see whether they are up; `None`: they are not.
+    /// The path for active health checks of backends; `None` for no checks.
     pub health: Option<PathAndQuery>,
-    /// The roots (PEM) of those that may come in, if they are not members of the mesh.
+    /// The CA file (PEM) for client certificates that are not from the mesh.
     pub client_ca: Option<PathBuf>,
     /// The largest request body, in bytes.
     pub max_body: u64,
-    /// How long a backend may take to begin its answer.
+    /// The time limit for the start of a backend's response.
     pub timeout: Duration,
 }
 
 impl SiteSettings {
-    /// What logs and metrics call it.
+    /// The name in logs and metrics.
     pub fn title(&self) -> &str {
         self.names.first().map_or("", SiteName::as_str)
     }
 }
 
-/// All that the edge is told by the configuration file.
+/// All settings of the edge from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EdgeSettings {
-    /// Where HTTPS is listened for; HTTP/3 on the same ports of UDP.
+    /// Addresses for HTTPS, and for HTTP/3 on the same ports over UDP.
     pub https: Vec<SocketAddr>,
-    /// Where plain HTTP is listened for, to be sent to HTTPS.
+    /// Addresses for plaintext HTTP, which is redirected to HTTPS.
     pub http: Vec<SocketAddr>,
-    /// Whether HTTP/3 is spoken.
+    /// Whether HTTP/3 is enabled.
     pub http3: bool,
-    /// Whose `X-Forwarded-*` and `Forwarded` are believed.
+    /// Addresses whose `X-Forwarded-*` and `Forwarded` headers are trusted.
     pub trusted_proxies: Vec<Network>,
-    /// Whether connections from those begin with a PROXY protocol header.
+    /// Whether connections from these start with a PROXY protocol header.
     pub proxy_protocol: bool,
-    /// Deadlines and bounds.
     pub limits: Limits,
-    /// The sites.
     pub sites: Vec<SiteSettings>,
 }
 
 impl EdgeSettings {
-    /// The host that a handshake without a name is for, if there is one.
+    /// The host for handshakes without a name, if any.
     pub fn default_host(&self) -> Option<&str> {
         let site = self.sites.iter().find(|site| site.default)?;
         site.names.first().map(SiteName::as_str)
     }
 
-    /// Whether forwarding headers and PROXY headers from this address are believed.
+    /// Whether forwarding headers and PROXY headers from this address are trusted.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|n| n.contains(address))
     }
@@ -240,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_upstreams_parse_or_say_what_to_write() {
+    fn names_and_upstreams_are_validated() {
         for good in ["example.org", "*.example.org", "a", "xn--bcher-kva.example", "a_b.c"] {
             assert_eq!(good.parse::<SiteName>().unwrap().as_str(), good);
         }

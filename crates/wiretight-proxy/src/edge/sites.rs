@@ -1,5 +1,5 @@
-//! The sites as they are configured now: one value, replaced whole by a reload. A connection that lives
-//! asks the newest at each request.
+//! The configured sites, as one value that a reload replaces. Existing connections use the newest value for each
+//! request.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -28,17 +28,17 @@ pub(crate) struct Site {
     pub(crate) counts: Arc<SiteCounts>,
     pub(crate) balancer: Arc<Balancer<Upstream>>,
     pub(crate) dials: BTreeMap<Name, Arc<Dial>>,
-    /// Who vouches for its clients, if not the mesh.
+    /// The CA of its clients, if they are not members of the mesh.
     pub(crate) client_ca: Option<Arc<ClientCa>>,
     health: Arc<Health>,
 }
 
-/// Since when a site has been serving with a certificate that holds; seconds since 1970, 0 for not yet.
+/// Since when a site has been serving with a valid certificate; seconds since 1970, 0 if it has not.
 #[derive(Default)]
 pub(crate) struct Health(AtomicU64);
 
 impl Site {
-    /// A client has shaken hands, with a certificate that holds or does not.
+    /// Records a handshake with a valid or invalid certificate.
     pub(crate) fn shown(&self, valid: bool) {
         match valid {
             true => {
@@ -48,30 +48,29 @@ impl Site {
         }
     }
 
-    /// Whether it is called so.
+    /// Whether this is the site's title.
     pub(crate) fn is(&self, title: &SiteName) -> bool {
         self.settings.names.first() == Some(title)
     }
 
-    /// The backends that active health holds for down.
+    /// The backends that active health checks found down.
     pub(crate) fn down(&self) -> impl Iterator<Item = &Upstream> {
         let asked = self.settings.health.is_some();
         self.settings.to.iter().filter(move |u| asked && self.balancer.is_down(u))
     }
 
-    /// Since when it is healthy.
     pub(crate) fn healthy_since(&self) -> Option<u64> {
         Some(self.health.0.load(Relaxed)).filter(|since| *since > 0)
     }
 
-    /// What is promised to browsers now.
+    /// The current Strict-Transport-Security header.
     pub(crate) fn hsts(&self) -> Option<HeaderValue> {
         let healthy_for = self.healthy_since().map_or(0, |since| now().saturating_sub(since));
         hsts::value(self.settings.hsts, healthy_for).map(HeaderValue::from_static)
     }
 }
 
-/// All of them.
+/// All sites.
 #[derive(Default)]
 pub(crate) struct Sites {
     by_name: HashMap<SiteName, Arc<Site>>,
@@ -79,18 +78,18 @@ pub(crate) struct Sites {
     pub(crate) settings: EdgeSettings,
 }
 
-/// What sites are made from.
+/// The dependencies of sites.
 pub(crate) struct Material<'a> {
     pub(crate) mesh: &'a Arc<Mesh>,
     pub(crate) relay: &'a Arc<Table>,
     pub(crate) table: &'a Arc<EdgeTable>,
     pub(crate) certificates: &'a Arc<Certificates>,
-    /// Since when sites are healthy, as an earlier run has left it.
+    /// Since when sites are healthy, from an earlier run.
     pub(crate) healthy_since: &'a BTreeMap<SiteName, u64>,
 }
 
 impl Sites {
-    /// What `before` knows of a site (its balance, its health) is kept.
+    /// State in `before` (balancer, health) is kept.
     pub(crate) fn new(
         settings: &EdgeSettings,
         before: &Sites,
@@ -126,7 +125,7 @@ impl Sites {
         Ok(Sites { by_name, certificates, settings: settings.clone() })
     }
 
-    /// The host that a handshake is for, in small letters: the one that the client names, or else the default.
+    /// The host of a handshake, in lower case: the client's server name, or the default.
     pub(crate) fn host(&self, named: Option<&str>) -> Option<String> {
         match named {
             Some(name) => Some(name.to_ascii_lowercase()),
@@ -134,7 +133,7 @@ impl Sites {
         }
     }
 
-    /// The site for a host, and by which of its names. `host` is in small letters.
+    /// The site for a host, and its matching name. `host` must be in lower case.
     pub(crate) fn find(&self, host: &str) -> Option<(&SiteName, &Arc<Site>)> {
         let exact = self.by_name.get_key_value(host);
         exact.or_else(|| {
@@ -144,14 +143,14 @@ impl Sites {
         })
     }
 
-    /// What a site shows for one of its hosts.
+    /// A site's certificate for one of its hosts.
     pub(crate) fn certificate(
         &self,
         host: &str,
         (name, site): (&SiteName, &Arc<Site>),
     ) -> Option<Arc<SiteCertificate>> {
         match site.settings.on_demand {
-            // One that has expired is as good as none: another can be had.
+            // An expired one is ignored, so that a new one is requested.
             true => self.certificates.get(host).filter(|c| c.is_valid()),
             false => self.certificates.get(name.as_str()),
         }
@@ -163,7 +162,7 @@ impl Sites {
     }
 }
 
-/// The roots in a file; those of before if they are the same.
+/// The CA in a file; reuses the previous one if it is the same.
 fn client_ca(path: &Path, before: Option<&Site>) -> Result<Arc<ClientCa>, ApplyError> {
     let new = ClientCa::read(path)
         .map_err(|detail| ApplyError::ClientCa { path: path.to_owned(), detail })?;
@@ -171,7 +170,7 @@ fn client_ca(path: &Path, before: Option<&Site>) -> Result<Arc<ClientCa>, ApplyE
     Ok(old.cloned().unwrap_or_else(|| Arc::new(new)))
 }
 
-/// The relay's way to a service, without a listener of its own: the edge's workers hand it connections.
+/// The relay's dial for a service, without a listener: the edge's workers pass connections to it.
 fn mesh_dial(
     service: &Name,
     site: &SiteSettings,

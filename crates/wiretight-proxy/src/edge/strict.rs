@@ -1,40 +1,40 @@
-//! Where an HTTP/1 request ends, by the letter of RFC 9112: checked ahead of the HTTP library, so that the
-//! edge, the backend and whatever stands before the edge cannot see different requests in the same bytes.
+//! Checks the framing of HTTP/1 requests strictly by RFC 9112, before the HTTP library, so that the edge, the backend
+//! and any proxy in front of the edge cannot see different requests in the same bytes.
 //!
-//! Pure: bytes in, "so many may go on" or a [`Violation`] out. It refuses what another parser might read
-//! differently: two lengths, a length beside chunks, bare CR or LF, folded lines, blanks before a colon,
-//! chunk sizes and codings that are not plain.
+//! No I/O: gets bytes, and returns how many may be passed on, or a [`Violation`]. It rejects everything that another
+//! parser might read differently: two lengths, a length with chunks, bare CR or LF, folded lines, white space before
+//! a colon, and unusual chunk sizes and transfer codings.
 
-/// A request's head, or its trailers, in bytes.
+/// The limit of a request's head, and of its trailers, in bytes.
 pub const MAX_HEAD: usize = 32 * 1024;
-/// Header lines in a head, and in trailers.
+/// The limit of header lines in a head, and in trailers.
 pub const MAX_HEADERS: usize = 100;
-/// What may stand behind a chunk's size.
+/// The limit of chunk extensions, in bytes.
 const MAX_EXTENSION: usize = 256;
-/// Digits of a chunk's size: up to 2^60.
+/// The most digits of a chunk size: up to 2^60.
 const MAX_CHUNK_DIGITS: usize = 15;
-/// Digits of a Content-Length: more than any file, less than 2^63.
+/// The most digits of a Content-Length: more than any file, less than 2^63.
 pub(crate) const MAX_LENGTH_DIGITS: usize = 18;
 
-/// Why a request is refused.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// Not a method, a target and a version with one blank between them (RFC 9112, section 3).
+    /// Not a method, a target and a version, separated by single spaces (RFC 9112, section 3).
     #[error("malformed request line")]
     RequestLine,
     /// Neither HTTP/1.1 nor HTTP/1.0.
     #[error("not HTTP/1.1 or HTTP/1.0")]
     Version,
-    /// A line that ends in LF alone, or CR without LF (section 2.2).
+    /// A line that ends with LF only, or a CR without LF (section 2.2).
     #[error("a line does not end in CR LF")]
     BareLineEnd,
-    /// A header line that begins with a blank (section 5.2).
+    /// A header line that starts with white space (section 5.2).
     #[error("obsolete line folding")]
     Fold,
-    /// A blank between a header's name and its colon (section 5.1).
-    #[error("a blank before the colon")]
+    /// White space between a header's name and its colon (section 5.1).
+    #[error("white space before a colon")]
     SpaceBeforeColon,
-    /// A character that a header's name may not have.
+    /// A character that is not allowed in a header name.
     #[error("malformed header name")]
     Name,
     /// NUL or another control character in a header's value (RFC 9110, section 5.5).
@@ -43,16 +43,16 @@ pub enum Violation {
     /// Not exactly one Host (section 3.2); HTTP/1.0 may have none.
     #[error("not exactly one Host header")]
     Host,
-    /// Content-Length that is no number, or comes twice (section 6.3).
+    /// An invalid or repeated Content-Length (section 6.3).
     #[error("malformed or repeated Content-Length")]
     Length,
-    /// Transfer-Encoding that is not `chunked`, comes twice, or is in HTTP/1.0 (section 6.1).
+    /// A Transfer-Encoding other than `chunked`, a repeated one, or one in HTTP/1.0 (section 6.1).
     #[error("a Transfer-Encoding other than chunked")]
     Coding,
     /// Content-Length and Transfer-Encoding (section 6.3).
     #[error("both Content-Length and Transfer-Encoding")]
     LengthAndCoding,
-    /// A chunk's size or end (section 7.1).
+    /// An invalid chunk size or end of chunk (section 7.1).
     #[error("malformed chunk")]
     Chunk,
     /// More than [`MAX_HEAD`] bytes or [`MAX_HEADERS`] lines.
@@ -61,7 +61,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The status that says so.
+    /// The status of the response.
     pub fn status(self) -> u16 {
         match self {
             Violation::TooLarge => 431,
@@ -71,18 +71,19 @@ impl Violation {
     }
 }
 
-/// What became of the bytes that were fed.
+/// The result of [`Framing::feed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fed {
-    /// How many of them were looked at. Fewer than all only when the framing is [`Phase::Behind`] a request.
+    /// How many of the bytes were checked. Fewer than all only if the framing is [`Phase::Behind`] a request.
     pub used: usize,
-    /// How many of all the bytes looked at and not yet let go (those of earlier calls first) may go on.
+    /// How many of all bytes that were checked but not yet released may be passed on. Those of earlier calls come
+    /// first.
     pub release: usize,
-    /// What comes behind those is refused, and nothing may go on any more.
+    /// The violation in the bytes after those; nothing more may be passed on.
     pub refused: Option<Violation>,
 }
 
-/// Where in a request the stream stands.
+/// The position of the stream within a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Between two requests.
@@ -91,7 +92,7 @@ pub enum Phase {
     Head,
     /// In a body.
     Body,
-    /// Behind a request. What the bytes there are depends on its answer: another request, or another protocol.
+    /// After a request. The meaning of the next bytes depends on the response: another request, or another protocol.
     Behind,
 }
 
@@ -118,26 +119,26 @@ enum State {
 
 const VERSION: &[u8] = b"HTTP/1.";
 
-/// Follows the requests of one connection.
+/// Tracks the requests of one connection.
 #[derive(Debug)]
 pub struct Framing {
     state: State,
-    /// Heads that were whole.
+    /// The number of complete heads.
     heads: usize,
-    /// Looked at and not let go.
+    /// Bytes checked but not yet released.
     kept: usize,
-    /// Bytes and lines of this head, or of these trailers.
+    /// The bytes and lines of the current head or trailers.
     head: usize,
     lines: usize,
     in_trailers: bool,
     minor: u8,
-    /// The name of the line that is being read, in small letters, as far as it fits.
+    /// The name of the current header line, in lower case, as far as it fits.
     name: [u8; 20],
     name_len: usize,
-    /// The value, if the name is one that says how long the body is.
+    /// The value of the current header line, for headers that determine the length of the body.
     value: [u8; 24],
     value_len: usize,
-    /// More than that came, and it was no blank at the end.
+    /// The value is longer than that, and the rest is not just trailing white space.
     value_is_long: bool,
     hosts: usize,
     length: Option<u64>,
@@ -174,7 +175,6 @@ fn is_token(b: u8) -> bool {
 }
 
 impl Framing {
-    /// Where the stream stands.
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Start => Phase::Idle,
@@ -191,23 +191,23 @@ impl Framing {
         }
     }
 
-    /// How many heads it has let go, from the beginning.
+    /// The number of heads released since the start of the connection.
     pub fn heads(&self) -> usize {
         self.heads
     }
 
-    /// The request is answered, and the protocol is the same: what follows is a request.
+    /// Call this when the request has its response and the protocol is unchanged: another request follows.
     pub fn resume(&mut self) {
         if self.state == State::Behind {
             self.state = State::Start;
         }
     }
 
-    /// Looks at the next bytes of the stream, as far as the end of a request.
+    /// Checks the next bytes of the stream, up to the end of a request.
     pub fn feed(&mut self, bytes: &[u8]) -> Fed {
         let (mut at, mut release) = (0, 0);
         while at < bytes.len() && self.state != State::Behind {
-            // Bodies in one step; they go on as they come.
+            // Process bodies in bulk; they are released as they arrive.
             if let State::Body(left) | State::ChunkData(left) = &mut self.state {
                 let n = (bytes.len() - at).min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= n as u64;
@@ -229,7 +229,7 @@ impl Framing {
                 return Fed { used: at, release, refused: Some(violation) };
             }
             at += 1;
-            // A head goes on when it is whole; what is between chunks at once.
+            // A head is released when it is complete; bytes between chunks are released at once.
             let in_head = self.phase() == Phase::Head;
             self.heads += usize::from(was_head && !in_head);
             if !in_head || !was_head {
@@ -375,7 +375,7 @@ impl Framing {
                 State::ChunkSize(0)
             }
             State::ChunkDataCr | State::ChunkDataLf => return Err(Violation::Chunk),
-            // `feed` takes these in bulk, or stops before them.
+            // `feed` handles these in bulk, or stops before them.
             state @ (State::Body(_) | State::ChunkData(_) | State::Behind) => state,
         };
         Ok(())
@@ -393,7 +393,7 @@ impl Framing {
         self.name_len += 1;
     }
 
-    /// A header line is whole.
+    /// A header line is complete.
     fn line(&mut self) -> Result<(), Violation> {
         let Some(name) = self.name.get(..self.name_len) else { return Ok(()) };
         let value = self.value[..self.value_len].trim_ascii_end();
@@ -423,7 +423,7 @@ impl Framing {
         Ok(())
     }
 
-    /// A head, or a chunked body with its trailers, is whole.
+    /// A head, or a chunked body with its trailers, is complete.
     fn whole(&mut self) -> Result<State, Violation> {
         if self.in_trailers {
             self.in_trailers = false;
@@ -446,7 +446,8 @@ impl Framing {
 mod tests {
     use super::*;
 
-    /// All at once, and byte by byte: the same verdict, and never more let go than was fed.
+    /// Feeds everything at once, and byte by byte: the result must be the same, and no more may be released than was
+    /// fed.
     fn check(input: &[u8]) -> Result<usize, Violation> {
         let all = feed(&mut Framing::default(), input);
         let mut slow = Framing::default();
@@ -464,7 +465,7 @@ mod tests {
         refused.map_or(Ok(sum), Err)
     }
 
-    /// As if each request were answered at once.
+    /// As if each request got its response at once.
     fn feed(framing: &mut Framing, mut bytes: &[u8]) -> (usize, Option<Violation>) {
         let mut sum = 0;
         loop {
@@ -483,7 +484,7 @@ mod tests {
     const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\n";
 
     #[test]
-    fn what_is_plain_goes_on_whole() {
+    fn plain_requests_are_released_completely() {
         for good in [
             format!("{GET}\r\n"),
             format!("{GET}\r\n{GET}\r\n"),
@@ -504,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_counted_when_they_are_whole() {
+    fn heads_are_counted_when_they_are_complete() {
         let body = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nt: 1\r\n\r\n";
         let text =
             format!("{GET}\r\n{POST}{body}{POST}Content-Length: 2\r\n\r\nhi{GET}\r\n{GET}x: y\r\n");
@@ -520,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_parser_might_read_differently_is_refused() {
+    fn ambiguous_requests_are_rejected() {
         use Violation::*;
         let long = |n| format!("{GET}x: {}\r\n\r\n", "y".repeat(n));
         for (bad, why) in [
@@ -620,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_goes_on_when_it_is_whole_and_a_body_as_it_comes() {
+    fn a_head_is_released_when_complete_and_a_body_as_it_arrives() {
         let mut framing = Framing::default();
         let head = format!("{POST}Content-Length: 5\r\n\r");
         assert_eq!(framing.feed(head.as_bytes()), fed(head.len(), 0));
@@ -635,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_request_it_stops_until_that_is_answered() {
+    fn checking_stops_after_a_request_until_its_response() {
         for head in [
             format!("{GET}\r\n"),
             format!("{GET}Upgrade: websocket\r\n\r\n"),
@@ -653,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_before_a_refused_head_goes_on_and_nothing_of_it() {
+    fn requests_before_a_rejected_head_are_released() {
         let good = format!("{GET}\r\n");
         let bad = format!("{good}{GET}x: y\n");
         let fed = feed(&mut Framing::default(), bad.as_bytes());

@@ -1,4 +1,4 @@
-//! A request as backends get it.
+//! A request as it is sent to backends.
 
 use hyper::body::Body;
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -9,7 +9,7 @@ use super::body::RequestBody;
 use super::hints::Hints;
 use super::settings::{Speaks, Upstream};
 
-/// A request that can be sent more than once.
+/// A request that can be sent several times.
 pub(crate) struct Template {
     pub(crate) method: Method,
     pub(crate) path: PathAndQuery,
@@ -21,14 +21,14 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// Of the edge's own.
+    /// A request made by the edge itself.
     pub(crate) fn question(path: PathAndQuery, authority: &str) -> Template {
         let (method, authority, headers) = (Method::GET, authority.to_owned(), HeaderMap::new());
         let (trailers, switches, hints) = (false, false, None);
         Template { method, path, authority, headers, trailers, switches, hints }
     }
 
-    /// Without a body.
+    /// Makes a request without a body.
     pub(crate) fn empty(&self, upstream: &Upstream) -> Request<RequestBody> {
         self.request(upstream, RequestBody::empty())
     }
@@ -48,12 +48,12 @@ impl Template {
                 if let Ok(host) = HeaderValue::from_str(&self.authority) {
                     headers.insert(header::HOST, host);
                 }
-                // Trailers come only behind chunks (RFC 9112, section 7.1.2).
+                // Trailers are possible only with chunked coding (RFC 9112, section 7.1.2).
                 let trailers = !ends && headers.contains_key(header::TRAILER);
                 if trailers {
                     headers.remove(header::CONTENT_LENGTH);
                 }
-                // Else the library takes it that a GET has no body, and drops it.
+                // Otherwise the library assumes that a GET has no body, and drops it.
                 let lacks_length = !has_end && !headers.contains_key(header::CONTENT_LENGTH);
                 if trailers || lacks_length {
                     headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

@@ -1,8 +1,8 @@
-//! TLS to browsers: what is offered, and which certificate is shown.
+//! TLS to browsers: the parameters, and the choice of the certificate.
 //!
-//! TLS 1.3, and 1.2 with ephemeral keys and AEAD for those that need it; nothing else is compiled in.
-//! X25519MLKEM768 comes first. A name that no site has is turned away by an alert, without a certificate. So is a
-//! client that names none, unless a site is the default.
+//! TLS 1.3, and TLS 1.2 with ephemeral keys and AEAD for older clients; nothing else is compiled in. X25519MLKEM768
+//! is preferred. A client that requests an unknown name gets an alert and no certificate. So does a client without a
+//! name, unless there is a default site.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,22 +24,22 @@ pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// HTTP/3 (RFC 9114).
 pub(crate) const ALPN_H3: &[u8] = b"h3";
 
-/// The alert records (RFC 8446, section 6) for a name that no site has (RFC 6066, section 3), and for one
-/// whose certificate is not there.
+/// The records with the alert (RFC 8446, section 6) for an unknown name (RFC 6066, section 3), and for a name without
+/// a certificate.
 pub(crate) const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 pub(crate) const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-/// The configurations that all sites share.
+/// The configurations shared by all sites.
 pub(crate) struct Configs {
-    /// For everybody.
+    /// For sites without client certificates.
     pub(crate) open: Arc<ServerConfig>,
-    /// For members of the mesh: TLS 1.3, and no ticket, so that each connection proves its identity anew.
+    /// For members of the mesh: only TLS 1.3, and no tickets, so that each connection must authenticate again.
     pub(crate) members: Arc<ServerConfig>,
-    /// For everybody, over QUIC.
+    /// For sites without client certificates, over QUIC.
     pub(crate) quic: Arc<ServerConfig>,
     /// For members of the mesh, over QUIC.
     pub(crate) quic_members: Arc<ServerConfig>,
-    /// For an ACME server that looks whether a name is served here.
+    /// For an ACME server that validates a name.
     pub(crate) challenges: Arc<ServerConfig>,
 }
 
@@ -56,7 +56,7 @@ impl Configs {
         open.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
         open.session_storage = Arc::new(NoServerSessionStorage {});
         open.ticketer = aws_lc_rs::Ticketer::new()?;
-        // Extended master secret or nothing: tickets of TLS 1.2 are bound to their handshake (RFC 7627).
+        // Require extended master secret, which binds TLS 1.2 tickets to their handshake (RFC 7627).
         open.require_ems = true;
 
         let mut members = ServerConfig::builder_with_provider(provider::edge())
@@ -95,10 +95,10 @@ impl Configs {
     }
 }
 
-/// Shows the newest certificate of the site that the client names.
+/// Selects the newest certificate of the requested site.
 struct Resolver {
     sites: Arc<ArcSwap<Sites>>,
-    /// Whether it stands behind the verifier of members: a site of members shows itself nowhere else.
+    /// Whether the configuration verifies members: a site for members is available only through that one.
     members: bool,
 }
 
@@ -113,7 +113,7 @@ impl ResolvesServerCert for Resolver {
         let sites = self.sites.load();
         let host = sites.host(hello.server_name())?;
         let (name, site) = sites.find(&host)?;
-        // One whose clients have an authority of their own is shown by a configuration of its own.
+        // A site with its own client CA has a separate configuration.
         if site.settings.clients.is_some() != self.members || site.client_ca.is_some() {
             return None;
         }
@@ -121,7 +121,7 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// Shows what answers tls-alpn-01.
+/// Selects the certificate that responds to tls-alpn-01.
 struct ChallengeResolver(Arc<ArcSwap<Sites>>);
 
 impl fmt::Debug for ChallengeResolver {

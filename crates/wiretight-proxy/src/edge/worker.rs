@@ -1,5 +1,5 @@
-//! A worker: one thread, one runtime, its own listening sockets (TCP, and UDP for QUIC) and its own pools.
-//! A connection lives and dies on the thread that accepted it.
+//! A worker: one thread with its own runtime, listening sockets (TCP, and UDP for QUIC) and pools. A connection stays
+//! on the thread that accepted it.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
@@ -31,6 +31,7 @@ use super::backend::Pools;
 use super::body::Source;
 use super::certificates::ALPN_ACME;
 use super::clients::Peer;
+use super::context::{Shared, WorkerContext};
 use super::guard::{Activity, Overdue, Strict, Watched};
 use super::health;
 use super::hints::{self, Hints};
@@ -44,23 +45,22 @@ use super::serve::{Client, ClientIo, Exchange};
 use super::settings::Limits;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, INTERNAL_ERROR, UNRECOGNIZED_NAME};
-use super::workshop::{Shared, Workshop};
 use crate::admission::Pending;
 use crate::net;
 
-/// Not a refusal: the handshake itself was what the peer had come for.
+/// Not a refusal: the client wanted only the handshake.
 const ANSWERED: &str = "answered";
-/// How long a connection of HTTP/1.1 is quiet before it is parked. Long enough that one which is asked again and
-/// again is not taken apart in between.
+/// How long an HTTP/1.1 connection is idle before it is parked. Long enough not to park a connection in use between
+/// two requests.
 const PARK_AFTER: Duration = Duration::from_millis(100);
-/// How long a client may go on sending when its last answer has been sent, and how long it may pause in that.
+/// After the last response: how long a client may continue to send, and how long it may pause.
 const PART: Duration = Duration::from_secs(30);
 const PART_QUIET: Duration = Duration::from_secs(5);
 
-/// How long a drain waits for the first request of who has just come.
+/// How long a drain waits for the first request of a new connection.
 const FIRST: Duration = Duration::from_secs(2);
 
-/// A connection that was accepted; it counts as busy until its first request does.
+/// An accepted connection. It counts as busy until its first request does.
 struct Arrived {
     socket: TcpStream,
     from: SocketAddr,
@@ -68,22 +68,22 @@ struct Arrived {
     arrival: Busy,
 }
 
-/// What the control side asks of a worker.
+/// A request from the control side to a worker.
 pub(crate) struct Listen {
     pub(crate) socket: Socket,
     pub(crate) stop: watch::Receiver<bool>,
-    /// Dropped after the socket.
+    /// Dropped after the socket is closed.
     pub(crate) open: Arc<()>,
 }
 
-/// A socket, and what for.
+/// A socket and its protocol.
 pub(crate) enum Socket {
     Https(std::net::TcpListener),
     Http(std::net::TcpListener),
     Quic(std::net::UdpSocket),
 }
 
-/// Runs until the control side is gone.
+/// Runs until the control side drops its sender.
 pub(crate) fn run(
     mut orders: mpsc::UnboundedReceiver<Listen>,
     shared: Shared,
@@ -95,7 +95,7 @@ pub(crate) fn run(
         .build_local(Default::default())?;
     runtime.block_on(async move {
         let pools = Rc::new(Pools::default());
-        let workshop = Rc::new(Workshop {
+        let context = Rc::new(WorkerContext {
             sites: shared.sites.clone(),
             table: shared.table.clone(),
             mesh: shared.mesh.clone(),
@@ -103,10 +103,10 @@ pub(crate) fn run(
             cut: shared.cut.clone(),
         });
         if asks {
-            spawn_local(health::watch(workshop.clone()));
+            spawn_local(health::watch(context.clone()));
         }
-        let quic = quic::Port::new(shared.clone(), workshop.clone());
-        let worker = Rc::new(Worker { shared, workshop, tcp: Rc::default(), quic });
+        let quic = quic::Port::new(shared.clone(), context.clone());
+        let worker = Rc::new(Worker { shared, context, tcp: Rc::default(), quic });
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         loop {
             let order = tokio::select! {
@@ -118,7 +118,7 @@ pub(crate) fn run(
             };
             let Some(order) = order else { break };
             if let Err(error) = worker.listen(order) {
-                tracing::error!(%error, "a listening socket could not be registered");
+                tracing::error!(%error, "cannot register a listening socket");
             }
         }
         pools.clear();
@@ -128,8 +128,8 @@ pub(crate) fn run(
 
 struct Worker {
     shared: Shared,
-    workshop: Rc<Workshop>,
-    /// Handshakes under way over TCP.
+    context: Rc<WorkerContext>,
+    /// TCP handshakes in progress.
     tcp: Rc<Pending>,
     quic: Rc<quic::Port>,
 }
@@ -158,11 +158,11 @@ impl Worker {
     }
 
     fn sweep(&self) {
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let wanted = |dial: &Arc<_>| {
             sites.all().any(|site| site.dials.values().any(|d| Arc::ptr_eq(d, dial)))
         };
-        self.workshop.pools.sweep(wanted);
+        self.context.pools.sweep(wanted);
     }
 
     async fn accept<S, F>(
@@ -191,13 +191,13 @@ impl Worker {
                     spawn_local(serve(Arrived { socket, from, port, arrival }));
                 }
                 Err(error) => {
-                    // Most often no file descriptors are left; the connection waits in the backlog.
+                    // Most often, no file descriptors are left. The connection stays in the backlog.
                     self.shared.table.accept_errors.fetch_add(1, Relaxed);
                     if last_report.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(1)) {
                         last_report = Some(Instant::now());
                         tracing::error!(
                             port, %error,
-                            "cannot accept: new connections wait (if it is \"too many open files\", raise LimitNOFILE)"
+                            "cannot accept connections; new ones wait (if the error is \"too many open files\", raise LimitNOFILE)"
                         );
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -211,29 +211,29 @@ impl Worker {
     async fn https(self: Rc<Worker>, arrived: Arrived) {
         let Arrived { socket, from, port, arrival } = arrived;
         let table = &self.shared.table;
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let address = Some(from.ip()).filter(|ip| !sites.settings.trusts(*ip));
         drop(sites);
         let Some(slot) = self.tcp.place(address, &socket).await else {
             let _ = socket.set_zero_linger();
-            return table.refuse(from, "too_many_handshakes", "at the moment");
+            return table.refuse(from, "too_many_handshakes", "too many handshakes in progress");
         };
-        let limits = self.workshop.sites.load().settings.limits.clone();
-        // On the heap, for a connection lives longer than its handshake.
-        let shaken = timeout(limits.handshake, Box::pin(self.shake(socket, from))).await;
+        let limits = self.context.sites.load().settings.limits.clone();
+        // Boxed, because the connection lives longer than its handshake.
+        let handshake = timeout(limits.handshake, Box::pin(self.accept_tls(socket, from))).await;
         drop(slot);
-        let (tls, client) = match shaken {
-            Ok(Ok(shaken)) => shaken,
+        let (tls, client) = match handshake {
+            Ok(Ok(accepted)) => accepted,
             Ok(Err((ANSWERED, detail))) => return tracing::debug!(%from, "{detail}"),
             Ok(Err((reason, detail))) => return table.refuse(from, reason, detail),
             Err(_) => {
-                return table.refuse(from, "stalled", "the handshake was not finished in time");
+                return table.refuse(from, "stalled", "the handshake timed out");
             }
         };
         let _counted = Counted::new(table);
         let client = Rc::new(Client { port, arrival: Cell::new(Some(arrival)), ..client });
         let lost = client.clone();
-        // Each on the heap: a connection that waits holds what it needs for that, not what others need.
+        // Each boxed, so that a connection uses only the memory for its own protocol.
         let served: Pin<Box<dyn Future<Output = ()>>> = match client.http {
             Http::H2 => Box::pin(self.http2(tls, client, &limits)),
             _ => {
@@ -246,17 +246,17 @@ impl Worker {
         };
         tokio::select! {
             () = served => {}
-            () = lost.lost() => table.refuse(from, "revoked", "the connection was cut"),
+            () = lost.lost() => table.refuse(from, "revoked", "the client's identity was revoked; the connection was closed"),
         }
     }
 
-    /// Balancer's header, if one is due, and TLS.
-    async fn shake(
+    /// Reads the balancer's header, if one is expected, and does the TLS handshake.
+    async fn accept_tls(
         &self,
         mut socket: TcpStream,
         peer: SocketAddr,
     ) -> Result<(TlsStream<TcpStream>, Client), (&'static str, String)> {
-        let sites = self.workshop.sites.load_full();
+        let sites = self.context.sites.load_full();
         let trusted = sites.settings.trusts(peer.ip());
         let mut from = peer;
         if trusted && sites.settings.proxy_protocol {
@@ -280,14 +280,14 @@ impl Worker {
         };
         if hello.alpn().is_some_and(|alpn| alpn.eq([ALPN_ACME])) {
             let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
-            // The handshake is the answer (RFC 8737, section 3).
+            // The handshake itself is the answer (RFC 8737, section 3).
             let mut tls = shown.map_err(failed)?;
             let _ = tls.shutdown().await;
-            return Err((ANSWERED, format!("tls-alpn-01 for {name} was answered")));
+            return Err((ANSWERED, format!("answered the tls-alpn-01 challenge for {name}")));
         }
         let mut certificate = sites.certificate(name, (site_name, site));
         if certificate.is_none() && site.settings.on_demand {
-            // So long that the handshake can still be ended.
+            // Leaves enough time to complete the handshake.
             let wait = sites.settings.limits.handshake * 4 / 5;
             let _ = timeout(wait, sites.certificates.demand(name)).await;
             certificate = sites.certificate(name, (site_name, site));
@@ -312,10 +312,10 @@ impl Worker {
         };
         let group = state.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
         let group = group.unwrap_or_else(|| "resumed".into());
-        self.shared.table.shaken(version.into(), group.clone());
+        self.shared.table.count_handshake(version.into(), group.clone());
         let http = if state.alpn_protocol() == Some(ALPN_H2) { Http::H2 } else { Http::H1 };
         let client = Client {
-            workshop: self.workshop.clone(),
+            context: self.context.clone(),
             http,
             name: name.into(),
             by_default,
@@ -325,7 +325,7 @@ impl Worker {
             group: group.into(),
             peer: peer.map(Rc::new),
             port: 0,
-            said: RefCell::default(),
+            forwarding: RefCell::default(),
             alt_svc: OnceCell::new(),
             arrival: Cell::default(),
             activity: Activity::new(),
@@ -334,13 +334,13 @@ impl Worker {
         Ok((tls, client))
     }
 
-    /// HTTP/1.1: served by the library while something is asked, parked in between.
+    /// HTTP/1.1: handled by the library during requests, and parked in between.
     async fn http1(&self, mut io: ClientIo, client: Rc<Client>, limits: &Limits) {
         let mut draining = self.shared.draining.clone();
         let mut parks = true;
         while let Some(parked) = Box::pin(self.serve(io, &client, parks, limits)).await {
             io = parked;
-            // Whatever it is, the library deals with it, as if it had been there all the time.
+            // The library handles whatever was received, as if the connection had not been parked.
             parks = tokio::select! {
                 () = poll_fn(|cx| readable(&io, cx)) => true,
                 _ = draining.wait_for(|d| *d) => false,
@@ -349,8 +349,7 @@ impl Worker {
         }
     }
 
-    /// Serves until there is nothing more to be done on the connection, or nothing for now: then that is
-    /// what is returned.
+    /// Serves requests. Returns the connection if it is to be parked, and `None` when it has ended.
     async fn serve(
         &self,
         io: ClientIo,
@@ -378,21 +377,21 @@ impl Worker {
                 if parts.read_buf.is_empty() {
                     return Some(parts.io.into_inner());
                 }
-                // Never to be. What it is a part of is not known any more.
-                tracing::error!(from = %client.from, "a parked connection had bytes in hand: closed");
+                // Should not happen. It is unknown what these bytes are part of.
+                tracing::error!(from = %client.from, "closed a connection to park that had unread bytes; please report this as a bug");
                 None
             }
             Turn::Ended(Ok(())) => {
                 let parts = serving.connection.into_parts();
                 let mut io = parts.io.into_inner();
-                let Some(hands) = client.handover.take() else {
+                let Some(handover) = client.handover.take() else {
                     self.part(&mut *io).await;
                     return None;
                 };
-                // The library has sent the 101, and left the rest to us.
+                // The library has sent the 101 and leaves the connection to us.
                 if !io.is_shut() {
                     io.put_back(&parts.read_buf);
-                    let _ = hands.send(io);
+                    let _ = handover.send(io);
                 }
                 None
             }
@@ -405,8 +404,9 @@ impl Worker {
         }
     }
 
-    /// Ends a connection of HTTP/1 so that the last answer arrives, though the client may still be sending: closed
-    /// with bytes unread, the kernel would reset it, and the client would lose the answer.
+    /// Ends an HTTP/1 connection so that the client receives the last response even if it is still sending. If the
+    /// socket were closed with unread bytes, the kernel would reset the connection, and the client could lose the
+    /// response.
     async fn part<T>(&self, io: &mut T)
     where
         T: AsyncWrite + AsRef<TcpStream> + Unpin,
@@ -434,12 +434,12 @@ impl Worker {
         let connection = pin!(http2::Connection::new(tls, client, limits));
         let served = self.drive(connection, |c| c.finish(), (from, &activity), limits);
         if let Some(Err(error)) = served.await {
-            tracing::debug!(%error, "a client's connection");
+            tracing::debug!(%error, "a client's connection failed");
         }
     }
 
-    /// Serves a connection to its end: the client's, or (`None`) an idle or stalled client's, or ours.
-    /// `finish` asks it to take no more requests.
+    /// Serves a connection until it ends. `None`: we ended it, because the client was idle or stalled, or at the end
+    /// of a drain. `finish` makes the connection accept no more requests.
     async fn drive<C: Future>(
         &self,
         mut connection: Pin<&mut C>,
@@ -452,14 +452,15 @@ impl Worker {
         tokio::select! {
             ended = connection.as_mut() => Some(ended),
             _ = draining.wait_for(|d| *d) => {
-                // Who has come just before is answered once.
+                // A connection that has just arrived gets its first request answered.
                 tokio::select! {
                     ended = connection.as_mut() => return Some(ended),
                     _ = timeout(FIRST, activity.first()) => {}
                     _ = cut.wait_for(|c| *c) => {}
                 }
                 finish(connection.as_mut());
-                // Where nothing runs the cut comes at once, and what is idle is still ended in order.
+                // If nothing is in progress, `cut` follows immediately; `biased` lets idle connections still end in
+                // order.
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => Some(ended),
@@ -478,13 +479,13 @@ impl Worker {
         }
     }
 
-    /// Port 80: says where the site is, and nothing else.
+    /// Port 80: redirects to HTTPS and answers challenges.
     async fn http(self: Rc<Worker>, arrived: Arrived) {
         let Arrived { mut socket, mut from, arrival, .. } = arrived;
-        // It is answered once, and at once.
+        // Counted as busy throughout, because it has only one request, which is answered immediately.
         let _arrival = arrival;
         let _counted = Counted::new(&self.shared.table);
-        let sites = self.workshop.sites.load();
+        let sites = self.context.sites.load();
         let limits = sites.settings.limits.clone();
         let proxied = sites.settings.proxy_protocol && sites.settings.trusts(from.ip());
         drop(sites);
@@ -493,17 +494,23 @@ impl Worker {
             match timeout(limits.head, read_proxy_header(&mut socket)).await {
                 Ok(Ok(client)) => from = client.unwrap_or(from),
                 Ok(Err(error)) => return table.refuse(from, "no_proxy_header", error),
-                Err(_) => return table.refuse(from, "stalled", "the PROXY header did not come"),
+                Err(_) => {
+                    return table.refuse(
+                        from,
+                        "stalled",
+                        "timed out waiting for the PROXY protocol header",
+                    );
+                }
             }
         }
         let activity = Activity::new();
         let tell = move |violation| table.refuse(from, "malformed_http", violation);
         let io = Strict::new(Watched::new(socket, activity.clone()), activity.clone(), tell);
-        let workshop = self.workshop.clone();
+        let context = self.context.clone();
         let requests = activity.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let _in_flight = requests.request();
-            let answer = redirect::answer(&workshop, &request);
+            let answer = redirect::answer(&context, &request);
             async move { Ok::<_, Infallible>(answer) }
         });
         let mut connection = http1::Builder::new()
@@ -518,7 +525,7 @@ impl Worker {
     }
 }
 
-/// A connection of HTTP/1.1 in the library's hands.
+/// An HTTP/1.1 connection handled by the library.
 struct Serving<S: HttpService<Incoming>> {
     connection: http1::Connection<TokioIo<ClientIo>, S>,
     activity: Arc<Activity>,
@@ -544,8 +551,8 @@ where
             return Poll::Ready(Turn::Ended(ended));
         }
         while this.parks && this.activity.is_quiet() {
-            // While the timer of an earlier request runs, another sets none, nor looks at the clock. And the
-            // library has had its turn since the connection was found quiet.
+            // While the timer of an earlier request runs, no new one is set and the clock is not read. When it fires,
+            // the library has been polled since the connection became quiet.
             let mut rest = PARK_AFTER;
             if let Some(timer) = &mut this.timer {
                 ready!(timer.as_mut().poll(cx));
@@ -560,10 +567,10 @@ where
     }
 }
 
-/// Takes in what there is. False: nothing more will come.
+/// Discards the bytes that are available. `false`: the client will send no more.
 fn discard(socket: &TcpStream) -> bool {
     let mut bytes = [0; 16 * 1024];
-    // A client that is fast gets no more than its turn.
+    // Limited, so that a fast client does not delay others.
     for _ in 0..16 {
         match socket.try_read(&mut bytes) {
             Ok(1..) => {}
@@ -574,7 +581,7 @@ fn discard(socket: &TcpStream) -> bool {
     true
 }
 
-/// Whether the client has sent something, or has gone.
+/// Ready when the client has sent something or has disconnected.
 fn readable(io: &ClientIo, cx: &mut Context<'_>) -> Poll<()> {
     let socket: &TcpStream = (**io).as_ref();
     socket.poll_read_ready(cx).map(|_| ())
@@ -592,7 +599,7 @@ impl AsRef<TcpStream> for Strict<Watched<TcpStream>> {
     }
 }
 
-/// The request is counted before anything else can happen.
+/// Counts the request immediately, before the returned future is polled.
 fn answer(
     client: &Rc<Client>,
     request: Request<Incoming>,
@@ -602,8 +609,8 @@ fn answer(
     async move {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
-        let asked = client.activity.asked();
-        // HTTP/1.0 knows no answer before the answer (RFC 9110, section 15.2).
+        let pending = client.activity.pending_request();
+        // HTTP/1.0 has no informational responses (RFC 9110, section 15.2).
         let hints = Hints::of(&request).filter(|_| request.version() == Version::HTTP_11);
         let source = Source::Incoming(body, unread);
         let exchange = Exchange { source, in_flight, tunnel: None, hints: hints.clone() };
@@ -617,34 +624,34 @@ fn answer(
             polled
         });
         let answer = answer.await;
-        asked.answered();
+        pending.answered();
         Ok(answer)
     }
 }
 
 fn note(ended: Result<(), hyper::Error>) {
     if let Err(error) = ended {
-        tracing::debug!(%error, "a client's connection");
+        tracing::debug!(%error, "a client's connection failed");
     }
 }
 
 fn overdue(why: Overdue) -> &'static str {
     match why {
-        Overdue::Head => "the head of a request did not come in time",
-        Overdue::Reading => "the client does not take its answer",
-        Overdue::Idle => "nothing was asked",
-        Overdue::Ahead => "the client sends ahead of an answer that does not come",
-        Overdue::TakenBack => "the client takes back its requests before they are answered",
+        Overdue::Head => "timed out waiting for the head of a request",
+        Overdue::Reading => "the client does not read the response",
+        Overdue::Idle => "the connection was idle",
+        Overdue::Ahead => "the client sends more requests while an earlier one is not answered",
+        Overdue::TakenBack => "the client cancels too many requests",
     }
 }
 
-/// Reads the header, and not a byte more. `None`: the balancer speaks for itself.
+/// Reads exactly the header. `None`: the connection is the balancer's own.
 async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
     let mut bytes = Vec::with_capacity(256);
     loop {
         match proxy_protocol::parse(&bytes) {
             Ok(Header::Whole { len, from }) if len == bytes.len() => return Ok(from),
-            // Byte by byte would be slow; what is peeked at stays in the socket.
+            // Peeks, because bytes after the header must stay in the socket, and reading byte by byte is slow.
             Ok(_) => {
                 let mut peeked = [0; proxy_protocol::MAX_V2];
                 let n = socket.peek(&mut peeked).await?;

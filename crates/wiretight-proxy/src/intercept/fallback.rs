@@ -1,18 +1,19 @@
-//! What is put in force when rules cannot be: nothing that lets more pass than before.
+//! Rules to use when the wanted rules cannot be applied; they never let more plaintext through than before.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::rules::{MAX_PROTECTED, Mode, Rules};
 use crate::network::Network;
-use crate::registry::MAX_STOOD_FOR;
+use crate::registry::MAX_REDIRECTED;
 
-/// How addresses are brought together when there are more than the kernel is asked to hold: the lengths of IPv4 and
-/// IPv6 networks.
+/// The prefix lengths to which addresses are grouped if there are more than the kernel sets should contain: for IPv4
+/// and IPv6.
 const STEPS: [(u8, u8); 5] = [(24, 64), (16, 48), (8, 32), (4, 16), (0, 0)];
 
-/// Addresses and networks to protect, at most [`MAX_PROTECTED`]. If there are more addresses, neighbours are brought
-/// together into networks, so that each is protected, and others with it. Whether that was done.
+/// The addresses and networks to protect, at most [`MAX_PROTECTED`]. If there are more, neighbouring addresses are
+/// grouped into networks, so that every address stays protected, and some others with them. The second result is
+/// whether that was necessary.
 pub fn protected(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: &[Network],
@@ -32,12 +33,12 @@ pub fn protected(
             return (grouped, true);
         }
     }
-    unreachable!("two networks hold all addresses")
+    unreachable!("two networks cover all addresses")
 }
 
 impl Rules {
-    /// These rules, where they let no more pass than `old` did; elsewhere the old ones. For when these cannot be put
-    /// in force themselves: so whatever in them cannot be is left out.
+    /// The stricter of these rules and `old`, in each respect. Used when these rules cannot be applied, so anything
+    /// in them that cannot be applied is left out.
     pub fn no_looser_than(&self, old: &Rules) -> Rules {
         let both =
             |a: &[IpAddr], b: &[IpAddr]| a.iter().filter(|x| b.contains(x)).copied().collect();
@@ -73,7 +74,7 @@ impl Rules {
         rules
     }
 
-    /// The part of these rules that stops plaintext: nothing is redirected.
+    /// Only the part that blocks plaintext; nothing is redirected.
     pub fn only_stopping(&self) -> Rules {
         let mut rules = Rules { taken: BTreeSet::new(), cgroups: Vec::new(), ..self.clone() };
         rules.protected = protected([], &rules.protected).0;
@@ -81,7 +82,7 @@ impl Rules {
         rules
     }
 
-    /// What [`Rules::check`] would refuse, of addresses and ports that others have named.
+    /// Removes addresses and ports from other nodes that [`Rules::check`] would reject.
     fn leave_out_what_cannot_be(&mut self) {
         let nowhere = |ip: IpAddr| {
             let ip = ip.to_canonical();
@@ -89,7 +90,7 @@ impl Rules {
         };
         self.peers.retain(|ip, _| !nowhere(*ip));
         self.taken.retain(|to| to.port() != 0 && !nowhere(to.ip()));
-        self.taken = std::mem::take(&mut self.taken).into_iter().take(MAX_STOOD_FOR).collect();
+        self.taken = std::mem::take(&mut self.taken).into_iter().take(MAX_REDIRECTED).collect();
         self.listens.remove(&0);
         let (listens, port) = (&self.listens, self.port);
         self.management.retain(|p| *p != 0 && !listens.contains(p) && *p != port);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stricter_of_old_and_new_is_kept_in_each_place() {
+    fn the_stricter_of_old_and_new_is_used_everywhere() {
         let pass = |port| Pass {
             protocol: Protocol::Tcp,
             network: "10.0.0.1".parse().unwrap(),
@@ -136,7 +137,7 @@ mod tests {
         let new = Rules {
             protected: vec!["10.0.1.7".parse().unwrap()],
             passes: vec![pass(2), pass(3)],
-            // What a member must not be able to have refused.
+            // Data from other nodes must not make the rules invalid.
             taken: [
                 "10.0.1.7:81".parse().unwrap(),
                 "10.0.1.7:0".parse().unwrap(),
@@ -162,13 +163,13 @@ mod tests {
         assert_eq!(kept.taken.len(), 2);
         let peer = |ip: &str| kept.peers.get(&ip.parse().unwrap()).copied();
         assert_eq!(peer("10.9.9.9"), Some(Mode::Strict));
-        assert_eq!(peer("10.0.0.9"), Some(Mode::Strict), "the old rules protected it");
-        assert_eq!(peer("10.7.7.7"), Some(Mode::Observe), "the old rules did not know it");
+        assert_eq!(peer("10.0.0.9"), Some(Mode::Strict), "protected by the old rules");
+        assert_eq!(peer("10.7.7.7"), Some(Mode::Observe), "not in the old rules");
         assert_eq!(new.only_stopping().check(), Ok(()));
     }
 
     #[test]
-    fn more_addresses_than_fit_are_protected_by_networks() {
+    fn too_many_addresses_are_grouped_into_networks() {
         let address = |n: u32| IpAddr::V4((0x0a00_0000 + n).into());
         let few = protected((0..100).map(address), &[]);
         assert!(few.0.len() == 100 && !few.1);

@@ -1,13 +1,14 @@
-//! What strict mode would stop, of the plaintext that has passed.
+//! Forecasts what strict mode would drop, from the plaintext that was observed.
 //!
-//! A flow is listed for a day. What is excepted since, or goes to the relay by now, is not held against it.
+//! A flow is listed for a day. Flows that have an exception by now, or that would now go to the relay, are not
+//! counted.
 
 use super::listing::Flow;
 use super::rules::{Direction, Pass, Protocol, Rules};
 
 impl Rules {
-    /// Whether this plaintext passed, and would not if the mode for all peers were strict. Peers with a mode of
-    /// their own keep that.
+    /// Whether this plaintext passed but would be dropped if the default mode were strict. Peers with their own mode
+    /// keep it.
     pub fn strict_would_stop(&self, flow: &Flow) -> bool {
         !flow.dropped
             && !self.peers.contains_key(&flow.peer)
@@ -15,7 +16,7 @@ impl Rules {
             && !self.excepts(flow)
     }
 
-    /// Whether its next connection goes to the relay instead, in any mode but observe.
+    /// Whether its next connection will be redirected to the relay, in any mode except observe.
     fn takes(&self, flow: &Flow) -> bool {
         flow.protocol == "tcp"
             && flow.direction == Direction::Out
@@ -38,7 +39,7 @@ fn covers(pass: &Pass, flow: &Flow) -> bool {
     let same = match pass.protocol {
         Protocol::Tcp => name == "tcp",
         Protocol::Udp => name == "udp",
-        // Its replies are listed as a flow of their own.
+        // Replies are listed as a separate flow.
         Protocol::Icmp => matches!(name, "icmp" | "ipv6-icmp" | "icmpv6"),
         Protocol::Number(number) => name == number.to_string() || name == named(number),
     };
@@ -47,7 +48,7 @@ fn covers(pass: &Pass, flow: &Flow) -> bool {
     same && direction && port && pass.network.contains(flow.peer)
 }
 
-/// What nft calls a protocol, where it has a name (/etc/protocols) and a pass is likely.
+/// The name that nft uses for a protocol (/etc/protocols), for those that are likely in an exception.
 fn named(number: u8) -> &'static str {
     match number {
         47 => "gre",
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_strict_mode_would_stop_is_held_against_it() {
+    fn only_flows_that_strict_mode_would_drop_are_reported() {
         let pass = |protocol, network: &str, port, direction| Pass {
             protocol,
             network: network.parse().unwrap(),
@@ -121,7 +122,7 @@ mod tests {
             assert_eq!(rules.strict_would_stop(&flow), stops, "{flow:?}");
             assert!(!rules.strict_would_stop(&Flow { dropped: true, ..flow }));
         }
-        // Where only some programs are taken, it is not known whether this one is.
+        // If only some programs are redirected, it is not known whether this one is.
         let some = Rules { cgroups: vec!["a".into()], ..rules };
         assert!(some.strict_would_stop(&flow("10.0.0.2", "tcp", 5432, out)));
     }

@@ -1,5 +1,5 @@
-//! What `nft -j list table inet wiretight` says: whether the table is ours, whether it is as it was, and what
-//! was counted.
+//! The output of `nft -j list table inet wiretight`: whether the table is ours, whether it is unchanged, and its
+//! counters.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,78 +9,78 @@ use serde_json::{Value, json};
 
 use super::rules::{Direction, FLOW_SETS, MARKER, REMEMBERED, TABLE};
 
-/// A table, as the kernel has it.
+/// A table in the kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing {
     objects: Vec<Value>,
 }
 
-/// Why a listing cannot be read.
+/// Why a listing cannot be parsed.
 #[derive(Debug, thiserror::Error)]
-#[error("nft's list of the table cannot be read: {0}")]
+#[error("cannot parse nft's listing of the table: {0}")]
 pub struct ListingError(String);
 
-/// What the kernel has counted since the table was made.
+/// The kernel's counters since the table was created.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
-    /// Connections that were redirected to the relay; their first packets.
+    /// Connections redirected to the relay (their first packets).
     pub redirected: Count,
-    /// Plaintext that passed, from peers.
+    /// Plaintext from peers that passed.
     pub seen_in: Count,
-    /// Plaintext that passed, to peers.
+    /// Plaintext to peers that passed.
     pub seen_out: Count,
-    /// What was dropped, from peers.
+    /// Dropped packets from peers.
     pub dropped_in: Count,
-    /// What was dropped, to peers.
+    /// Dropped packets to peers.
     pub dropped_out: Count,
-    /// Of these four, what is in no flow: there were too many.
+    /// The part of these four that is in no flow, because there were too many flows.
     pub unlisted: Count,
-    /// Who with whom; a day after its last packet a flow is forgotten.
+    /// The flows; one is removed a day after its last packet.
     pub flows: Vec<Flow>,
 }
 
-/// How much.
+/// Packets and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Count {
     /// Packets.
     pub packets: u64,
-    /// Bytes, with the headers of IP.
+    /// Including IP headers.
     pub bytes: u64,
 }
 
 /// Plaintext between this machine and a peer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Flow {
-    /// The peer.
+    /// The peer's address.
     pub peer: IpAddr,
-    /// The protocol's name, or its number where it has none.
+    /// The protocol's name, or its number if it has none.
     pub protocol: String,
-    /// The service's port, the one below 32768; 0 for what has no ports.
+    /// The service's port, which is the one below 32768; 0 for protocols without ports.
     pub port: u16,
-    /// Who began it, by that port.
+    /// The side that started it, according to that port.
     pub direction: Direction,
     /// Whether it was dropped.
     pub dropped: bool,
-    /// Packets, both ways.
+    /// In both directions.
     pub packets: u64,
-    /// Bytes, with the headers of IP.
+    /// Including IP headers.
     pub bytes: u64,
-    /// When the last packet was, in seconds since 1970.
+    /// The time of the last packet, in seconds since 1970.
     pub last_seen: u64,
-    /// Programs of this machine that had a socket for it. The kernel's list does not say: it is for others to
-    /// fill in. Empty: unknown.
+    /// Programs on this machine that had a socket for it. Not part of the kernel's listing; filled in elsewhere.
+    /// Empty if unknown.
     #[serde(default)]
     pub programs: Vec<Program>,
 }
 
-/// A program of this machine, as far as its socket tells.
+/// A program on this machine, as identified by its socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Program {
-    /// Its name, where nothing else is in its control group.
+    /// Its name, if it is alone in its control group.
     pub name: Option<String>,
-    /// Its control group (v2), below the root; `None`: the root, or unknown.
+    /// Its control group (v2), relative to the root; `None` for the root, or if unknown.
     pub control_group: Option<String>,
-    /// The user whose socket it is.
+    /// The owner of the socket.
     pub user: u32,
 }
 
@@ -98,28 +98,28 @@ impl fmt::Display for Program {
 }
 
 impl Listing {
-    /// Reads nft's answer.
+    /// Parses nft's output.
     pub fn parse(json: &[u8]) -> Result<Listing, ListingError> {
         let mut answer: Value =
             serde_json::from_slice(json).map_err(|e| ListingError(e.to_string()))?;
         match answer["nftables"].take() {
             Value::Array(objects) => Ok(Listing { objects }),
-            _ => Err(ListingError("it has no \"nftables\"".into())),
+            _ => Err(ListingError("there is no \"nftables\" in it".into())),
         }
     }
 
-    /// Whether we have made it.
+    /// Whether Wiretight created it.
     pub fn is_ours(&self) -> bool {
         self.of("chain").any(|c| c["name"] == MARKER)
     }
 
-    /// Without what changes by itself.
+    /// The content without counters and other volatile parts.
     pub fn canonical(&self) -> Value {
         canonical(&self.objects)
     }
 
-    /// How many rules each chain has, in the order of chains; and the elements of each set that we fill.
-    /// That much any version of nft says in the same words.
+    /// The number of rules in each chain, in the order of chains, and the elements of each set that we fill. All
+    /// versions of nft show these in the same form.
     pub fn outline(canonical: &Value) -> Value {
         let rules = canonical["rules"].as_object().into_iter().flatten();
         let rules =
@@ -130,12 +130,12 @@ impl Listing {
         json!({"rules": rules, "sets": sets.collect::<serde_json::Map<_, _>>()})
     }
 
-    /// Whether the table was switched off: then its rules are there, and do nothing.
+    /// Whether the table was disabled: then its rules exist but have no effect.
     pub fn is_dormant(&self) -> bool {
         self.of("table").any(|table| !table["flags"].is_null())
     }
 
-    /// What was counted. `now`: when the list was made, in seconds since 1970.
+    /// The counters. `now` is the time of the listing, in seconds since 1970.
     pub fn counts(&self, now: u64) -> Counts {
         let mut counts = Counts::default();
         for counter in self.of("counter") {
@@ -195,8 +195,8 @@ fn flow(element: &Value, direction: Direction, dropped: bool, now: u64) -> Optio
     })
 }
 
-/// Tables, counters, sets, chains by name and rules in their order, without handles, counts and what the
-/// kernel itself puts into sets.
+/// Tables, counters, sets, chains by name, and rules in order; without handles, counters and set elements that the
+/// kernel adds itself.
 pub(super) fn canonical(objects: &[Value]) -> Value {
     let mut out = json!({});
     for object in objects {
@@ -231,7 +231,7 @@ pub(super) fn canonical(objects: &[Value]) -> Value {
     out
 }
 
-/// One spelling for each address, whoever wrote it.
+/// Normalises the spelling of addresses.
 fn plain_addresses(value: &mut Value) {
     match value {
         Value::String(text) => {

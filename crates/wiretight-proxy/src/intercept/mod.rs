@@ -1,11 +1,11 @@
-//! Interception: what the kernel does so that no program of this machine talks to the mesh in the clear.
+//! Interception: kernel rules that prevent programs on this machine from sending plaintext to the mesh.
 //!
-//! - [`rules`]: which packets are redirected to the relay, which are counted, which are dropped
-//! - [`listing`]: what the kernel says is in force, and what it has counted
-//! - [`fallback`]: what is put in force when rules cannot be
-//! - [`forecast`]: what a stricter mode would stop
+//! - [`rules`]: which packets are redirected to the relay, counted or dropped
+//! - [`listing`]: the kernel's current rules and counters
+//! - [`fallback`]: the rules to use when the wanted ones cannot be applied
+//! - [`forecast`]: what a stricter mode would drop
 //!
-//! All are pure: whoever runs `nft` is elsewhere.
+//! No I/O here: `nft` is run elsewhere.
 
 pub mod fallback;
 pub mod forecast;

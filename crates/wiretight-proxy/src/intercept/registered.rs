@@ -1,4 +1,4 @@
-//! The rules for a mesh as the registry knows it.
+//! The rules for the mesh as in the registry.
 
 use std::net::IpAddr;
 
@@ -10,11 +10,11 @@ use crate::mesh::Mesh;
 use crate::network::HostPort;
 
 impl Rules {
-    /// These rules of a configuration, with what is known of the mesh: the addresses of other nodes and of the authority
-    /// are protected, and what instances stand for is redirected. `node`: this one. Also whether there were so many
-    /// addresses that neighbours are protected with them.
+    /// Completes these rules from the configuration with data of the mesh: the addresses of other nodes and of the
+    /// authority are protected, and application addresses of instances are redirected. `node` is this node. The
+    /// second result is whether addresses had to be grouped into networks because there are so many.
     ///
-    /// Whatever the registry holds, rules that could be applied without it can be applied with it.
+    /// If the rules can be applied without the registry, they can be applied with it, whatever the registry contains.
     pub fn for_mesh(mut self, node: &Name, authority: &[HostPort], mesh: &Mesh) -> (Rules, bool) {
         let registry = mesh.registry();
         let others = registry.services.values().flatten().filter(|i| i.node != *node);
@@ -24,8 +24,8 @@ impl Rules {
         let grouped;
         (self.protected, grouped) =
             fallback::protected(addresses.filter(on_a_wire), &self.protected);
-        let stood_for = mesh.stood_for().into_iter();
-        self.taken = stood_for.filter(|to| on_a_wire(&to.ip())).collect();
+        let redirected = mesh.redirected().into_iter();
+        self.taken = redirected.filter(|to| on_a_wire(&to.ip())).collect();
         (self, grouped)
     }
 }

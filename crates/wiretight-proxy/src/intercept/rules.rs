@@ -1,29 +1,28 @@
-//! The rules of the kernel (nftables), as a value and as one transaction for `nft -j -f -`
-//! (libnftables-json(5)).
+//! The kernel rules (nftables), as a value and as a transaction for `nft -j -f -` (libnftables-json(5)).
 //!
-//! The table is `inet wiretight`. Outbound TCP to what the relay carries is redirected to it; what goes to
-//! or comes from a protected address over a real interface and is not the relay's own is counted, and in
-//! strict mode dropped.
+//! The table is `inet wiretight`. Outbound TCP to addresses that the relay serves is redirected to the relay. Packets
+//! to or from a protected address over a real interface that are not the relay's own are counted, and dropped in strict
+//! mode.
 //!
-//! How our own packets are known: the relay's sockets have a mark (SO_MARK, which takes a capability), and the
-//! kernel puts it on all that they send, SYN-ACKs included. Why no plaintext of another program passes:
+//! Our own packets are recognised by a mark: the relay sets it on its sockets (SO_MARK, which needs a capability), and
+//! the kernel puts it on all their packets, SYN-ACKs included. Plaintext of other programs is blocked as follows:
 //!
-//! - **Out** (`postrouting`, where addresses are final): a packet without the mark is dropped, unless it is one
-//!   of the exceptions. Nothing else is asked; not conntrack either, which may have been started late, be
-//!   full, or be told to look away. So a connection of another program cannot even be opened, for its SYN or
-//!   SYN-ACK does not leave; one from before the rules cannot go on.
-//! - **In** (`input`): the kernel looks up the socket that would get the packet. It has our mark: passes. It has
-//!   not: dropped. There is none, or one that is half open or half forgotten and cannot be asked for its mark
-//!   (the last ACK of a handshake): passes if it is for a TCP port of ours (`listens`), since then it belongs to
-//!   a handshake whose SYN-ACK had our mark, or is answered with a RST. Another program that got hold
-//!   of that port would have a listening socket without the mark, and see no SYN.
-//! - **Forwarded** packets are never ours: for them there are the exceptions only.
+//! - **Out** (`postrouting`, where addresses are final): a packet without the mark is dropped, unless an exception
+//!   applies. Nothing else is consulted; in particular not conntrack, which may have been started late, be full, or
+//!   be bypassed. So another program cannot open a connection, because its SYN or SYN-ACK is dropped, and a
+//!   connection from before the rules cannot continue.
+//! - **In** (`input`): the kernel looks up the socket for the packet. If it has our mark, the packet passes; if not, it
+//!   is dropped. There may be no socket, or one in a state without a mark (half open or closing, such as for the last
+//!   ACK of a handshake). Then the packet passes if it is for one of our TCP ports (`listens`): it belongs to a
+//!   handshake in which our SYN-ACK had the mark, or it is answered with a RST. If another program had taken that port,
+//!   its listening socket would have no mark, so it would not get a SYN.
+//! - **Forwarded** packets are never ours: only the exceptions apply.
 //!
-//! What a backend sends to a caller whose address it was shown (`transparent`) comes back to the relay by routes
-//! that are not nftables'. Without them it would leave for the caller, so here it is dropped in each mode.
+//! With `transparent` services, a backend sees its client's address, and policy routes bring its packets back to the
+//! relay. Without these routes the packets would leave for the client, so they are dropped here in every mode.
 //!
-//! An exception looks only at the packet itself and matches it positively; what is not recognised (a later
-//! fragment, an unknown extension header) is dropped.
+//! An exception depends only on the packet itself, and must match it positively. Packets that are not recognised (later
+//! fragments, unknown extension headers) are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -33,47 +32,47 @@ use serde_json::{Value, json};
 
 use super::listing::canonical;
 use crate::network::Network;
-use crate::registry::MAX_STOOD_FOR;
+use crate::registry::MAX_REDIRECTED;
 
 /// Our table, in the family `inet`.
 pub const TABLE: &str = "wiretight";
-/// The table that stands in while ours is gone, in the family `inet`.
+/// The table that blocks plaintext while ours is missing, in the family `inet`.
 pub const GUARD: &str = "wiretight_guard";
-/// A chain that it has when it is filled.
+/// A chain that exists once the guard table is filled.
 pub const GUARD_CHAIN: &str = "postrouting";
-/// An empty chain, by which we know that the table is ours.
+/// An empty chain that marks the table as ours.
 pub const MARKER: &str = "made_by_wiretight";
-/// How long a flow is remembered after its last packet, in seconds.
+/// How long a flow is listed after its last packet, in seconds.
 pub const REMEMBERED: u64 = 86_400;
 
-/// The most networks that are protected.
+/// The most protected networks.
 pub const MAX_PROTECTED: usize = 32_768;
-/// The most TCP ports of the mesh on this machine: one for each service, and the authority's and the edge's.
+/// The most TCP ports of the mesh on this machine: one for each service, and those of the authority and the edge.
 const MAX_LISTENS: usize = 8192;
-/// Flows that one set remembers; what does not fit is counted as `unlisted`.
+/// The size of a set of flows; packets that do not fit are counted as `unlisted`.
 const FLOWS: u64 = 4096;
-/// Linux gives ports from here to programs that ask for any: the other one of the two is the service's.
+/// The first ephemeral port in Linux; of the two ports, the one below this is the service's.
 const EPHEMERAL: u16 = 32_768;
-/// Behind the destination NAT of others (-100), before source NAT (100): addresses and ports as programs
-/// see them.
+/// After other tables' destination NAT (-100) and before source NAT (100), so addresses and ports are as programs see
+/// them.
 const POSTROUTING: i32 = 90;
-/// Before the destination NAT of others, which would keep ours from the connection.
+/// Before other tables' destination NAT, which would prevent ours.
 const REDIRECT: i32 = -110;
 
-/// What happens to plaintext between this machine and a peer.
+/// How plaintext between this machine and a peer is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Nothing but counting.
+    /// Only counted.
     Observe,
-    /// What can be encrypted is; the rest is counted.
+    /// Redirected to the relay if possible; the rest is counted.
     Permissive,
-    /// What can be encrypted is; the rest is dropped, and counted.
+    /// Redirected to the relay if possible; the rest is dropped and counted.
     Strict,
 }
 
 impl Mode {
-    /// As the configuration file says it.
+    /// The word in the configuration file.
     pub fn word(self) -> &'static str {
         match self {
             Mode::Observe => "observe",
@@ -83,7 +82,7 @@ impl Mode {
     }
 }
 
-/// Which way something goes, or who began it: `Out` is this machine.
+/// The direction of a packet, or the side that started a connection: `Out` is from this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -93,7 +92,7 @@ pub enum Direction {
     Out,
 }
 
-/// What an exception is for.
+/// The protocol of an exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -101,89 +100,89 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP and ICMPv6 echo ("ping"), which carries bytes that a program chooses.
+    /// ICMP and ICMPv6 echo ("ping"), which can carry data of a program.
     Icmp,
-    /// Any other, by its number (IANA's; 50 is ESP, 47 GRE). It has no ports and no replies: one pass a way.
+    /// Any other protocol, by its IANA number (50 is ESP, 47 GRE). Without ports and replies: one exception for each
+    /// direction.
     Number(u8),
 }
 
-/// An exception: plaintext that the operator lets through.
+/// An exception: plaintext that the operator allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pass {
-    /// What.
     pub protocol: Protocol,
-    /// With whom.
+    /// The peers.
     pub network: Network,
-    /// The service's port (TCP, UDP); `None`: all.
+    /// The service's port (TCP, UDP); `None` for all.
     pub port: Option<u16>,
-    /// Who begins: `Out` lets this machine reach that port of theirs, `In` lets them reach ours. Replies pass.
+    /// Who starts: with `Out` this machine may reach that port of the peers, with `In` they may reach ours. Replies
+    /// are allowed.
     pub direction: Direction,
 }
 
-/// All that the kernel is told.
+/// The complete input for the kernel rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
-    /// For all peers.
+    /// The default mode, for all peers.
     pub mode: Mode,
-    /// Those with another. They are protected, too.
+    /// Peers with another mode. They are protected too.
     pub peers: BTreeMap<IpAddr, Mode>,
-    /// The mark of our own packets: their sockets have it (SO_MARK). Not 0, which is on every packet.
+    /// The mark of our own sockets' packets (SO_MARK). Not 0, which unmarked packets have.
     pub mark: u32,
-    /// Where redirected TCP arrives: this port of 127.0.0.1 and of `::1`.
+    /// The port for redirected TCP, on 127.0.0.1 and `::1`.
     pub port: u16,
-    /// TCP ports on which sockets with the mark listen for the mesh.
+    /// TCP ports on which marked sockets listen for the mesh.
     pub listens: BTreeSet<u16>,
-    /// Destinations that are redirected, as programs call them.
+    /// Destinations to redirect, as programs use them.
     pub taken: BTreeSet<SocketAddr>,
-    /// Addresses of mesh nodes: no plaintext to or from them.
+    /// Addresses of mesh nodes, with which no plaintext is allowed.
     pub protected: Vec<Network>,
-    /// Exceptions.
     pub passes: Vec<Pass>,
-    /// Where DNS is asked (port 53).
+    /// DNS resolvers (port 53).
     pub resolvers: Vec<IpAddr>,
-    /// TCP ports of this machine by which operators get in.
+    /// TCP ports of this machine for operators' access.
     pub management: Vec<u16>,
-    /// Only programs in these control groups (v2; `system.slice/app.service`) are redirected; empty: all.
+    /// Only programs in these control groups (v2; `system.slice/app.service`) are redirected; empty for all.
     pub cgroups: Vec<String>,
-    /// Backends on loopback that are connected from their callers' addresses: what they send there stays here.
+    /// Backends on loopback that see their clients' addresses: their packets must stay on this machine.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub transparent: BTreeSet<SocketAddr>,
 }
 
-/// Why rules are not applied.
+/// Why rules are rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RulesError {
-    /// Every packet has mark 0 until somebody sets another: all plaintext would pass for ours.
-    #[error("the mark is 0, which every packet has: choose another")]
+    /// Unmarked packets have mark 0, so all plaintext would be taken for ours.
+    #[error("the mark is 0, which every unmarked packet has; choose another")]
     NoMark,
-    /// Port 0 of something.
-    #[error("{0} has port 0: give its port")]
+    /// A port is 0.
+    #[error("{0} has port 0; specify a port")]
     NoPort(&'static str),
-    /// A management port lets everything in, so it cannot be one of ours.
+    /// A management port accepts plaintext, so it cannot be a port of the mesh.
     #[error(
-        "TCP port {0} is both a management port, where plaintext may come in, and one of the mesh's: name another"
+        "TCP port {0} is both a management port, which accepts plaintext, and a port of the mesh; choose another"
     )]
     PortForBoth(u16),
-    /// An address that no packet on a wire has.
-    #[error("{0} is no address of a machine on the network: leave it out, or write it as IPv4")]
+    /// Not an address that packets on a network can have.
+    #[error("{0} is not an address of a machine on the network; remove it, or write it as IPv4")]
     Address(String),
-    /// A backend elsewhere would be sent plaintext.
-    #[error("the backend {0} is not on loopback, and cannot be transparent")]
+    /// Plaintext to a backend on another machine.
+    #[error("the backend {0} is not on loopback, so the service cannot be transparent")]
     NotLoopback(SocketAddr),
-    /// Not a path below the root of the control groups.
+    /// Not the path of a control group.
     #[error(
         "{0:?} is not a control group; write its path below /sys/fs/cgroup, for example \"system.slice/app.service\""
     )]
     Cgroup(String),
-    /// A port for a protocol without ports, or a number that has a name.
+    /// A port for a protocol without ports, or a number instead of a name.
     #[error(
-        "a pass for protocol {0:?} cannot be: TCP, UDP and ICMP go by their names, and only TCP and UDP have ports"
+        "invalid exception for protocol {0:?}: write TCP, UDP and ICMP by name, and specify ports only for TCP and UDP"
     )]
     Pass(Protocol),
-    /// More than the kernel shall be asked to hold.
-    #[error("{0} {1}: at most {2}; group addresses into networks")]
+    /// A limit was exceeded.
+    #[error("{0} {1}; the limit is {2}. Group addresses into networks")]
     TooMany(usize, &'static str, usize),
 }
 
@@ -192,10 +191,10 @@ impl Rules {
     pub fn check(&self) -> Result<(), RulesError> {
         let bounds = [
             (self.peers.len(), "peers with a mode of their own", 16_384),
-            (self.taken.len(), "redirected destinations", MAX_STOOD_FOR),
+            (self.taken.len(), "redirected destinations", MAX_REDIRECTED),
             (self.protected.len(), "protected networks", MAX_PROTECTED),
             (self.listens.len(), "ports of the mesh", MAX_LISTENS),
-            (self.passes.len(), "passes", 256),
+            (self.passes.len(), "exceptions", 256),
             (self.resolvers.len(), "resolvers", 64),
             (self.management.len(), "management ports", 64),
             (self.cgroups.len(), "control groups", 64),
@@ -212,7 +211,7 @@ impl Rules {
             ("a port of the mesh", self.listens.contains(&0)),
             ("a management port", self.management.contains(&0)),
             ("a redirected destination", self.taken.iter().any(|to| to.port() == 0)),
-            ("a pass", self.passes.iter().any(|p| p.port == Some(0))),
+            ("an exception", self.passes.iter().any(|p| p.port == Some(0))),
             ("a transparent backend", self.transparent.iter().any(|to| to.port() == 0)),
         ];
         if let Some((what, _)) = ports.into_iter().find(|(_, zero)| *zero) {
@@ -230,7 +229,7 @@ impl Rules {
         if let Some(to) = self.transparent.iter().find(|to| !to.ip().is_loopback()) {
             return Err(RulesError::NotLoopback(*to));
         }
-        // No packet has such an address, so it would protect nothing.
+        // Packets never have such an address, so it would protect nothing.
         let mapped =
             |n: &&Network| matches!(n.first(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
         let networks = self.protected.iter().chain(self.passes.iter().map(|p| &p.network));
@@ -251,23 +250,23 @@ impl Rules {
         }
     }
 
-    /// The transaction that puts a new table in the place of ours, or of none. What was counted is lost, and so is
-    /// a packet that is being looked at in this moment: it may meet the old rules, which are gone, and the new,
-    /// which are not there yet. [`Rules::refill`] has no such moment.
+    /// The transaction that replaces our table, or creates it. Counters are lost. A packet that is processed at this
+    /// moment may be dropped or missed, because it can meet neither the old rules nor the new ones. [`Rules::refill`]
+    /// avoids this.
     pub fn replace(&self) -> Result<Value, RulesError> {
         self.check()?;
         let table = json!({"table": table()});
-        // A table that is not there cannot be deleted, and one that is can be added.
+        // A missing table cannot be deleted, but an existing one can be added.
         let mut all = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
         all.extend(self.objects().into_iter().map(|object| json!({"add": object})));
         Ok(json!({"nftables": all}))
     }
 
-    /// The transaction that puts these rules and addresses into a table of ours, whatever rules and addresses are in
-    /// it. It fails if there is none, or one that is not ours or of another make. What was counted stays.
+    /// The transaction that replaces all rules and addresses in our existing table. Fails if there is no table, or if
+    /// it is not ours or was made by an incompatible version. Counters are kept.
     pub fn refill(&self) -> Result<Value, RulesError> {
         self.check()?;
-        // What is not there cannot be deleted, and all falls with it.
+        // Deleting a missing chain fails, and the whole transaction with it.
         let mut all = vec![json!({"delete": {"chain": Chain::new(MARKER).key()}})];
         let (chains, unwanted) = (self.chains(), self.output());
         let unwanted = (!has(&chains, unwanted.name)).then_some(unwanted);
@@ -284,7 +283,7 @@ impl Rules {
         Ok(json!({"nftables": all}))
     }
 
-    /// The transaction that makes the table, and fails if there is any of that name.
+    /// The transaction that creates the table; fails if one of that name exists.
     pub fn create(&self) -> Result<Value, RulesError> {
         self.check()?;
         let mut all = vec![json!({"create": {"table": table()}})];
@@ -292,7 +291,8 @@ impl Rules {
         Ok(json!({"nftables": all}))
     }
 
-    /// The transaction that makes the table of `from` ours. What was counted stays. `None`: nothing differs.
+    /// The transaction that changes the table from the rules `from` to these. Counters are kept. `None` if nothing
+    /// differs.
     pub fn change(&self, from: &Rules) -> Result<Option<Value>, RulesError> {
         self.check()?;
         let (old_sets, old_chains) = (from.sets(), from.chains());
@@ -306,7 +306,7 @@ impl Rules {
         }
         if old_chains != chains {
             all.extend(chains.iter().map(|chain| json!({"add": {"chain": chain.head()}})));
-            // `pick` is filled by other means where there are control groups.
+            // With control groups, `pick` is filled separately.
             let by_cgroup = !self.cgroups.is_empty() && !from.cgroups.is_empty();
             let flushed = chains.iter().chain(old_chains.iter().filter(|c| !has(&chains, c.name)));
             for chain in flushed.filter(|c| !(by_cgroup && c.name == PICK)) {
@@ -320,9 +320,8 @@ impl Rules {
         Ok((!all.is_empty()).then(|| json!({"nftables": all})))
     }
 
-    /// The commands (text, for `nft -f -`) that have these control groups redirected. `nft`'s JSON does not
-    /// know control groups, so this is a transaction of its own, after the other: between the two nothing
-    /// is redirected.
+    /// The commands (text, for `nft -f -`) that redirect these control groups. `nft`'s JSON does not support control
+    /// groups, so this is a second transaction after the main one; between the two, nothing is redirected.
     pub fn pick<'a>(&self, cgroups: impl IntoIterator<Item = &'a str>) -> String {
         let mut text = format!("flush chain inet {TABLE} {PICK}\n");
         for path in cgroups.into_iter().filter(|path| is_cgroup(path)) {
@@ -334,20 +333,20 @@ impl Rules {
         text
     }
 
-    /// Whether anything is redirected in any mode that is in use. Where nothing is, the kernel need not track
-    /// connections for us, which costs each packet.
+    /// Whether anything is redirected in any mode in use. If not, the kernel need not track connections for us, which
+    /// would cost time for each packet.
     pub fn redirects(&self) -> bool {
         let takes = self.mode != Mode::Observe || self.peers.values().any(|m| *m != Mode::Observe);
         takes && !self.taken.is_empty()
     }
 
-    /// Whether anything is dropped in any mode that is in use.
+    /// Whether anything is dropped in any mode in use.
     pub fn drops(&self) -> bool {
         self.mode == Mode::Strict || self.peers.values().any(|m| *m == Mode::Strict)
     }
 
-    /// The transaction that fills a table [`GUARD`]..., which is there and empty. It is asked right behind ours, and
-    /// drops what ours would drop; it redirects nothing, and names no flows.
+    /// The transaction that fills a guard table (see [`GUARD`]), which exists and is empty. The guard table runs
+    /// right after ours and drops what ours would drop. It redirects nothing and lists no flows.
     pub fn guard(&self, table: &str) -> Result<Value, RulesError> {
         self.check()?;
         let mut all = self.guard_objects(table);
@@ -379,8 +378,7 @@ impl Rules {
         all
     }
 
-    /// What a listing of the table has to say, in the form of
-    /// [`Listing::canonical`](super::listing::Listing::canonical).
+    /// The expected listing of the table, in the form of [`Listing::canonical`](super::listing::Listing::canonical).
     pub fn expected(&self) -> Value {
         let table = json!({"table": table()});
         canonical(&[vec![table], self.objects()].concat())
@@ -406,7 +404,7 @@ impl Rules {
         all
     }
 
-    /// Always the same sets, with other elements.
+    /// Always the same sets; only their elements vary.
     fn sets(&self) -> Vec<Set> {
         let peers = |mode| {
             let of = self.peers.iter().filter(move |(_, m)| **m == mode);
@@ -452,7 +450,7 @@ impl Rules {
         all
     }
 
-    /// Where programs' connections turn towards the relay.
+    /// Redirects programs' connections to the relay.
     fn output(&self) -> Chain {
         let mut chain = Chain::base("output", "nat", "output", REDIRECT);
         chain.rule("stays on this machine", [is(meta("oiftype"), "loopback"), accept()]);
@@ -491,18 +489,19 @@ impl Rules {
         chain
     }
 
-    /// Behind everything that changes a destination.
+    /// After everything that can change a destination.
     fn postrouting(&self) -> Chain {
         let mut chain = Chain::base("postrouting", "filter", "postrouting", POSTROUTING);
         chain.rule("stays on this machine", [is(meta("oiftype"), "loopback"), accept()]);
-        // Two lookups that each packet of ours would pay for.
+        // Two lookups that would slow down each of our packets.
         for v in FAMILIES.iter().filter(|_| !self.transparent.is_empty()) {
             let from = [payload(v.protocol(), "saddr"), payload("tcp", "sport")];
             let from = is(json!({"concat": from}), format!("@{}", v.set("transparent")));
             chain.rule("to a caller, and not back to the relay", [from, goto("dropped_by_out")]);
         }
-        // Never right (RFC 4291, section 2.5.3), and the kernel lets it out. What a backend still sends when it is
-        // transparent no longer is such a packet; IPv4's (RFC 1122, section 3.2.1.3) it does not let out.
+        // ::1 is never valid on a network (RFC 4291, section 2.5.3), but the kernel sends it. A backend may still
+        // send such packets after its service stopped being transparent. For IPv4 (RFC 1122, section 3.2.1.3) the
+        // kernel does not send them.
         let from = is(payload("ip6", "saddr"), "::1");
         chain.rule("loopback", [from, goto("dropped_by_out")]);
         chain.rule("ours", [is(meta("mark"), self.mark), accept()]);
@@ -516,7 +515,7 @@ impl Rules {
     fn input(&self) -> Chain {
         let mut chain = Chain::base("input", "filter", "input", 0);
         chain.rule("stays on this machine", [is(meta("iiftype"), "loopback"), accept()]);
-        // Nearly all of what comes, and cheaper to see than whose address it has.
+        // Most packets match here, and this is cheaper than looking up their address.
         chain.rule("ours", [is(socket_mark(), self.mark), accept()]);
         for v in FAMILIES {
             let from = is(payload(v.protocol(), "saddr"), format!("@{}", v.set("protected")));
@@ -544,7 +543,7 @@ impl Rules {
                 Direction::In => {
                     chain.rule("management", [is(payload("tcp", "dport"), "@management"), accept()])
                 }
-                // Replies: a connection cannot be opened from there.
+                // Replies: a connection cannot be opened from that port.
                 Direction::Out => chain.rule(
                     "management",
                     [is(payload("tcp", "sport"), "@management"), opens_nothing(), accept()],
@@ -555,9 +554,9 @@ impl Rules {
         empty_segments(&mut chain, "rst", "RST without payload");
         if (direction, place) == (Direction::In, Place::Here) {
             chain.rule("another program's", [differs(socket_mark(), self.mark), goto("mode_in")]);
-            // From here on no socket can be asked.
+            // From here on, there is no socket that can be looked up.
             chain.rule("ours", [is(payload("tcp", "dport"), "@listens"), accept()]);
-            // To our side of a connection that we have closed first; the kernel only acknowledges it.
+            // For our side of a connection that we closed first; the kernel only acknowledges it.
             empty_segments(&mut chain, "fin", "FIN without payload");
         }
         chain.rule(
@@ -582,7 +581,7 @@ impl Rules {
             (Mode::Strict, Direction::Out, _) => goto("dropped_by_out"),
             (_, Direction::In, _) => goto("seen_by_in"),
             (_, Direction::Out, Place::Here) => goto("seen_by_out"),
-            // It is counted behind the routing.
+            // Counted later, after routing.
             (_, Direction::Out, Place::Through) => accept(),
         };
         let mut chain = Chain::new(name);
@@ -601,7 +600,7 @@ impl Rules {
     }
 }
 
-/// A path below the root of the control groups that is nothing else to `nft`.
+/// A path relative to the root of the control groups, without characters that are special to `nft`.
 fn is_cgroup(path: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-@:".contains(&b);
     let part = |p: &str| !p.is_empty() && p != "." && p != ".." && p.bytes().all(plain);
@@ -616,7 +615,7 @@ const PICK: &str = "pick";
 const TAKE: &str = "take";
 const COUNTERS: [&str; 6] =
     ["redirected", "seen_in", "seen_out", "dropped_in", "dropped_out", "unlisted"];
-/// By verdict, by who began, by family.
+/// By verdict, by the side that started, by address family.
 pub(super) const FLOW_SETS: [&str; 8] = [
     "seen_in4",
     "seen_in6",
@@ -628,7 +627,7 @@ pub(super) const FLOW_SETS: [&str; 8] = [
     "dropped_out6",
 ];
 
-/// Whether a packet begins or ends on this machine, or passes through to another machine or a container.
+/// Whether a packet starts or ends on this machine, or is forwarded to another machine or a container.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Here,
@@ -717,7 +716,7 @@ impl Set {
         json!({"family": "inet", "table": TABLE, "name": self.name})
     }
 
-    /// The command that adds the elements, if there are any.
+    /// The command that adds the elements, if any.
     fn filled(&self) -> Option<Value> {
         let mut element = self.key();
         element["elem"] = self.elements.clone().into();
@@ -740,7 +739,7 @@ impl Set {
 #[derive(PartialEq)]
 struct Chain {
     name: &'static str,
-    /// Type, hook, priority of one that the kernel itself calls.
+    /// Type, hook and priority of a base chain, which the kernel itself calls.
     base: Option<(&'static str, &'static str, i32)>,
     rules: Vec<(&'static str, Vec<Value>)>,
 }
@@ -758,7 +757,7 @@ impl Chain {
         Chain { name, base: Some((kind, hook, priority)), rules: Vec::new() }
     }
 
-    /// Adds one; a comment is what `nft list` shows to a person.
+    /// Adds a rule; `nft list` shows its comment.
     fn rule<const N: usize>(&mut self, comment: &'static str, expressions: [Value; N]) {
         self.rules.push((comment, expressions.into()));
     }
@@ -790,7 +789,7 @@ impl Chain {
     }
 }
 
-// ---- Where packets pass through.
+// ---- Forwarded packets.
 
 fn forward() -> Chain {
     let mut chain = Chain::base("forward", "filter", "forward", 0);
@@ -801,7 +800,7 @@ fn forward() -> Chain {
     chain
 }
 
-/// A chain of its own: what the first one accepts is still asked where it goes.
+/// A separate chain, so that packets accepted by the first one are still checked by destination.
 fn forward_out() -> Chain {
     let mut chain = Chain::base("forward_out", "filter", "forward", 1);
     for v in FAMILIES {
@@ -813,7 +812,7 @@ fn forward_out() -> Chain {
 
 // ---- Exceptions.
 
-/// Path MTU discovery (RFC 1191, RFC 8201) among them.
+/// Includes path MTU discovery (RFC 1191, RFC 8201).
 fn icmp_errors(chain: &mut Chain) {
     let v4 = ["destination-unreachable", "time-exceeded", "parameter-problem"];
     let v6 = ["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"];
@@ -821,8 +820,8 @@ fn icmp_errors(chain: &mut Chain) {
     chain.rule("errors", [is(payload("icmpv6", "type"), json!({"set": v6})), accept()]);
 }
 
-/// Neighbour discovery (RFC 4861: such a packet has passed no router) and the multicast groups that it needs
-/// (RFC 3810).
+/// Neighbour discovery (RFC 4861; the hop limit shows that such a packet has not passed a router), and the multicast
+/// groups that it needs (RFC 3810).
 fn neighbours(chain: &mut Chain) {
     let nd = ["nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert"];
     let mld =
@@ -833,7 +832,7 @@ fn neighbours(chain: &mut Chain) {
     }
 }
 
-/// Leases. The ports are the system's: no ordinary program gets them.
+/// DHCP leases. Ordinary programs cannot use these ports.
 fn dhcp(chain: &mut Chain, direction: Direction) {
     for (family, client, server) in [("ipv4", 68, 67), ("ipv6", 546, 547)] {
         let (from, to) = match direction {
@@ -886,7 +885,7 @@ fn pass(chain: &mut Chain, pass: &Pass, direction: Direction) {
         (Direction::In, true) => ("saddr", "sport"),
     };
     let network = match (pass.network.first(), pass.network.bits()) {
-        // Nothing to compare.
+        // No address to compare.
         (_, 0) => is(meta("nfproto"), if matches!(v, Family::V4) { "ipv4" } else { "ipv6" }),
         (IpAddr::V4(ip), 32) => is(payload("ip", peer), json!(ip)),
         (IpAddr::V6(ip), 128) => is(payload("ip6", peer), json!(ip)),
@@ -894,7 +893,7 @@ fn pass(chain: &mut Chain, pass: &Pass, direction: Direction) {
     };
     let mut expressions = vec![network];
     if pass.protocol == Protocol::Icmp && pass.network.bits() == 0 {
-        expressions.clear(); // ICMP of the family says it
+        expressions.clear(); // the ICMP match implies the family
     }
     match pass.protocol {
         Protocol::Tcp | Protocol::Udp => {
@@ -919,8 +918,8 @@ fn pass(chain: &mut Chain, pass: &Pass, direction: Direction) {
     chain.rules.push(("a pass", expressions));
 }
 
-/// TCP segments with this flag, and no byte of a program: the lengths of packet and headers leave no room.
-/// Headers are as the kernel writes them, with and without timestamps; others do not match.
+/// TCP segments with this flag and without payload: the packet and header lengths leave no space for any. Headers
+/// must be as the kernel writes them, with or without timestamps; others do not match.
 fn empty_segments(chain: &mut Chain, flag: &str, comment: &'static str) {
     let with_syn = if flag == "fin" { ["fin", "syn"] } else { ["syn", flag] };
     let flags = json!({"&": [payload("tcp", "flags"), with_syn]});
@@ -951,7 +950,7 @@ fn empty_segments(chain: &mut Chain, flag: &str, comment: &'static str) {
     }
 }
 
-/// A segment that cannot open a connection: not SYN without ACK.
+/// A segment that cannot open a connection: anything except SYN without ACK.
 fn opens_nothing() -> Value {
     differs(json!({"&": [payload("tcp", "flags"), ["syn", "ack"]]}), "syn")
 }
@@ -972,8 +971,8 @@ fn dropped(direction: Direction) -> Chain {
     }
 }
 
-/// Notes the flow that a packet belongs to, by peer, protocol and the service's port, with who began it; then
-/// the verdict. A set that is full ends a rule, so the verdict stands once more at the end.
+/// Records the flow of a packet, by peer, protocol, the service's port and the side that started it; then applies the
+/// verdict. If a set is full, the rest of that rule is not executed, so the verdict is repeated at the end.
 fn counting(
     name: &'static str,
     sets: &str,
@@ -993,11 +992,12 @@ fn counting(
         let flow = |began: &str, port: Value| {
             let key = [payload(v.protocol(), peer), meta("l4proto"), port];
             let set = format!("@{sets}_{}", v.set(began));
-            // Of the other family no packet comes to here: the address is of this one.
+            // Packets of the other address family never reach this rule, because it matches an address of this
+            // family.
             json!({"set": {"op": "update", "elem": {"concat": key}, "set": set, "stmt": [{"counter": null}]}})
         };
         let end = || [count(counter), verdict.clone()];
-        // The port that the packet goes to decides first: then it was opened by who sends it.
+        // The destination port decides first: if it is a service's port, the sender started the connection.
         let (towards, back) = match direction {
             Direction::In => ((ours, "in"), (theirs, "out")),
             Direction::Out => ((theirs, "out"), (ours, "in")),
@@ -1088,13 +1088,13 @@ mod tests {
     }
 
     #[test]
-    fn what_would_let_plaintext_pass_is_refused() {
+    fn rules_that_would_let_plaintext_pass_are_rejected() {
         let with = |change: fn(&mut Rules)| {
             let mut rules = rules(Mode::Strict);
             change(&mut rules);
             rules.replace().err()
         };
-        assert_eq!(with(|_| {}), None, "the control");
+        assert_eq!(with(|_| {}), None, "control");
         assert_eq!(with(|r| r.mark = 0), Some(RulesError::NoMark));
         assert_eq!(with(|r| r.management.push(7432)), Some(RulesError::PortForBoth(7432)));
         assert_eq!(with(|r| r.management.push(7417)), Some(RulesError::PortForBoth(7417)));
@@ -1119,7 +1119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_set_leaves_chains_and_counts_alone() {
+    fn a_changed_set_keeps_chains_and_counters() {
         let old = rules(Mode::Strict);
         assert_eq!(old.change(&old), Ok(None));
         let mut new = old.clone();
@@ -1137,17 +1137,17 @@ mod tests {
             })
             .collect();
         assert_eq!(told, ["flush set protected4", "add element protected4", "flush set taken4"]);
-        // The last one takes the chain along, and with it the tracking of connections.
+        // Removing the last element also removes the chain, and with it connection tracking.
         new.taken.clear();
         assert!(old.redirects() && !new.redirects());
         new.mode = Mode::Observe;
         let change = new.change(&old).unwrap().unwrap().to_string();
-        assert!(!change.contains("seen_in4\",\"type"), "sets of flows are not made anew");
+        assert!(!change.contains("seen_in4\",\"type"), "sets of flows are not recreated");
         assert!(!change.contains("{\"delete\":{\"table"), "{change}");
     }
 
     #[test]
-    fn the_second_table_drops_and_redirects_nothing_and_names_itself_alone() {
+    fn the_guard_table_drops_but_does_not_redirect() {
         let has = |rules: Rules, text: &str| rules.guard(GUARD).unwrap().to_string().contains(text);
         let chain = format!(r#""name":"{GUARD_CHAIN}""#);
         assert!(has(rules(Mode::Strict), &chain) && has(rules(Mode::Observe), &chain));
@@ -1158,7 +1158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_protected_has_no_overlap_and_holds_peers() {
+    fn protected_networks_do_not_overlap_and_include_peers() {
         let mut rules = rules(Mode::Strict);
         rules.peers.insert("192.0.2.1".parse().unwrap(), Mode::Strict);
         rules.peers.insert("::ffff:192.0.2.2".parse().unwrap(), Mode::Strict);
@@ -1168,11 +1168,11 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_kept_as_text_and_nothing_unknown_is_taken() {
+    fn rules_round_trip_as_json_and_unknown_keys_are_rejected() {
         let mut rules = rules(Mode::Permissive);
         let mut json = serde_json::to_value(&rules).unwrap();
         assert_eq!(serde_json::from_value::<Rules>(json.clone()).unwrap(), rules);
-        // Older files do not name it.
+        // Older files do not contain this key.
         json.as_object_mut().unwrap().remove("transparent");
         rules.transparent.clear();
         assert_eq!(serde_json::from_value::<Rules>(json.clone()).unwrap(), rules);

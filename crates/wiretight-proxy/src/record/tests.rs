@@ -1,12 +1,12 @@
-//! Records against records of the same kind, and against what no peer may send. Against rustls, OpenSSL and
-//! others: `stream::tests`.
+//! Records against our own implementation, and against invalid input. Tests against rustls, OpenSSL and others are in
+//! `stream::tests`.
 
 use rustls::ExtractedSecrets;
 use rustls::crypto::cipher::{AeadKey, Iv};
 
 use super::*;
 
-/// Keys that two ends can tell: of each direction the first, the second and so on.
+/// Key material that both ends can compute: the first, second, ... key of each direction.
 struct Known {
     make: fn(AeadKey, Iv) -> ConnectionTrafficSecrets,
     is_client: bool,
@@ -48,12 +48,11 @@ fn chacha(key: AeadKey, iv: Iv) -> ConnectionTrafficSecrets {
     ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }
 }
 
-/// A client and a server.
 fn pair() -> (Records, Records) {
     (end(aes, true), end(aes, false))
 }
 
-/// All of it, sealed.
+/// Encrypts all of it.
 fn seal(from: &mut Records, plaintext: &[u8]) -> Vec<u8> {
     let mut out =
         vec![0; plaintext.len() + (plaintext.len() / MAX_PLAINTEXT + 1) * 2 * OVERHEAD + 9];
@@ -71,11 +70,11 @@ fn record_of(from: &mut Records, kind: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What is in it, if all of it opens.
+/// The content, if all of it decrypts.
 fn open(to: &mut Records, input: &[u8]) -> Result<Vec<u8>, RecordError> {
     let mut out = vec![0; input.len()];
     let opened = to.open(input, &mut out);
-    let later = to.open(&[], &mut []); // what is before an error comes before it
+    let later = to.open(&[], &mut []); // data before an error is returned first
     assert!(later.is_err() || opened.is_ok(), "an error was forgotten");
     let (used, filled) = later.and(opened)?;
     assert!(used == input.len() || to.has_ended());
@@ -84,7 +83,7 @@ fn open(to: &mut Records, input: &[u8]) -> Result<Vec<u8>, RecordError> {
 }
 
 #[test]
-fn what_is_sealed_opens_however_it_is_cut_and_through_many_keys() {
+fn sealed_data_opens_however_it_is_split_and_across_key_updates() {
     for make in [aes, chacha] {
         let (mut client, mut server) = (end(make, true), end(make, false));
         let plaintext: Vec<u8> = (0..300_000_u32).map(|n| (n / 3) as u8).collect();
@@ -109,7 +108,7 @@ fn what_is_sealed_opens_however_it_is_cut_and_through_many_keys() {
 }
 
 #[test]
-fn a_batch_ends_where_there_is_no_room() {
+fn a_batch_stops_when_the_buffer_is_full() {
     let (mut client, mut server) = pair();
     let plaintext = vec![7; 3 * MAX_PLAINTEXT];
     let mut out = vec![0; 2 * (MAX_PLAINTEXT + OVERHEAD)];
@@ -122,7 +121,7 @@ fn a_batch_ends_where_there_is_no_room() {
     assert_eq!(server.open(&out[..4], &mut room), Ok((0, 0)));
 }
 
-/// What a server makes of a first and a second record, after `harm` was done to them.
+/// The server's result for two records, after `harm` modified them.
 fn harmed(harm: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>)) -> Result<Vec<u8>, RecordError> {
     let (mut client, mut server) = pair();
     let (mut first, mut second) = (seal(&mut client, b"first"), seal(&mut client, b"second"));
@@ -131,12 +130,12 @@ fn harmed(harm: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>)) -> Result<Vec<u8>, Reco
 }
 
 #[test]
-fn a_record_that_is_altered_repeated_or_left_out_does_not_open() {
+fn altered_repeated_or_missing_records_do_not_open() {
     assert_eq!(harmed(|_, _| ()).unwrap(), b"firstsecond");
     for at in 0..OVERHEAD + 5 {
         let harm = |first: &mut Vec<u8>, second: &mut Vec<u8>| {
             first[at] ^= 1;
-            second.resize(512, 0); // one that claims to be longer has what it claims
+            second.resize(512, 0); // enough bytes if the altered length is longer
         };
         let kind = APPLICATION_DATA ^ 1;
         let error = if at == 0 { RecordError::NotEncrypted(kind) } else { RecordError::BadMac };
@@ -148,7 +147,7 @@ fn a_record_that_is_altered_repeated_or_left_out_does_not_open() {
 }
 
 #[test]
-fn nothing_is_left_of_what_did_not_open() {
+fn plaintext_of_a_record_that_fails_is_erased() {
     let (mut client, mut server) = pair();
     let mut stream = seal(&mut client, b"not vouched for");
     *stream.last_mut().unwrap() ^= 1;
@@ -158,7 +157,7 @@ fn nothing_is_left_of_what_did_not_open() {
 }
 
 #[test]
-fn lengths_are_those_that_tls_allows() {
+fn record_lengths_are_limited() {
     let header = |len: usize| [APPLICATION_DATA, 3, 3, (len >> 8) as u8, len as u8];
     let longest = MAX_PLAINTEXT + 256;
     let (_, mut server) = pair();
@@ -179,8 +178,8 @@ fn lengths_are_those_that_tls_allows() {
 }
 
 #[test]
-fn padding_is_taken_off_and_nothing_but_padding_is_refused() {
-    // A record of type 0 with a type and zeros in it is a padded one.
+fn padding_is_removed_and_padding_only_is_rejected() {
+    // Type 0 at the end makes this a padded record: the real type and zeros come before it.
     let (mut client, mut server) = pair();
     let padded =
         record_of(&mut client, 0, &[b"data".as_slice(), &[APPLICATION_DATA, 0, 0]].concat());
@@ -190,7 +189,7 @@ fn padding_is_taken_off_and_nothing_but_padding_is_refused() {
 }
 
 #[test]
-fn the_end_is_close_notify_and_what_follows_it_is_not_delivered() {
+fn data_after_close_notify_is_ignored() {
     let (mut client, mut server) = pair();
     let mut stream = seal(&mut client, b"last words");
     let mut close = [0; 100];
@@ -199,13 +198,13 @@ fn the_end_is_close_notify_and_what_follows_it_is_not_delivered() {
     assert_eq!(open(&mut server, &stream).unwrap(), b"last words");
     assert!(server.has_ended());
     assert_eq!(open(&mut server, &seal(&mut client, b"afterthought")).unwrap(), b"");
-    // The other direction goes on.
+    // The other direction continues.
     let answer = seal(&mut server, b"answer");
     assert_eq!(open(&mut client, &answer).unwrap(), b"answer");
     assert!(!client.has_ended());
 }
 
-/// What a server makes of one record of a client, and a client of one of its server's.
+/// The server's result for one record from a client, and the client's for one from its server.
 fn said(kind: u8, body: &[u8]) -> [Result<Vec<u8>, RecordError>; 2] {
     let (mut client, mut server) = pair();
     let to_server = record_of(&mut client, kind, body);
@@ -214,7 +213,7 @@ fn said(kind: u8, body: &[u8]) -> [Result<Vec<u8>, RecordError>; 2] {
 }
 
 #[test]
-fn only_what_may_come_after_a_handshake_is_taken() {
+fn only_allowed_messages_are_accepted_after_the_handshake() {
     const FINISHED: u8 = 20;
     const CERTIFICATE_REQUEST: u8 = 13;
     let fine = Ok(Vec::new());
@@ -244,13 +243,13 @@ fn only_what_may_come_after_a_handshake_is_taken() {
     for (kind, body, expected) in both {
         assert_eq!(said(*kind, body), [expected.clone(), expected.clone()], "{kind} {body:?}");
     }
-    // A server sends tickets, which nobody keeps; a client does not.
+    // A server may send tickets, which are ignored; a client may not.
     let ticket = [NEW_SESSION_TICKET, 0, 0, 3, 1, 2, 3];
     assert_eq!(said(HANDSHAKE, &ticket), [unexpected, fine]);
 }
 
 #[test]
-fn what_is_not_encrypted_is_refused_alerts_too() {
+fn unencrypted_records_are_rejected_alerts_included() {
     for kind in [20, ALERT, HANDSHAKE, 0, 71] {
         let plain = [kind, 3, 3, 0, 2, 2, 42];
         assert_eq!(open(&mut pair().1, &plain), Err(RecordError::NotEncrypted(kind)));
@@ -258,7 +257,7 @@ fn what_is_not_encrypted_is_refused_alerts_too() {
 }
 
 #[test]
-fn messages_may_be_cut_but_not_mixed() {
+fn messages_may_be_split_but_not_interleaved() {
     let update = [KEY_UPDATE, 0, 0, 1, 0];
     for cut in 1..update.len() {
         for mixed in [None, Some(APPLICATION_DATA), Some(ALERT)] {
@@ -280,7 +279,7 @@ fn messages_may_be_cut_but_not_mixed() {
 }
 
 #[test]
-fn a_key_update_that_is_asked_for_goes_ahead_of_the_next_data_once() {
+fn a_requested_key_update_precedes_the_next_data_once() {
     let (mut client, mut server) = pair();
     for _ in 0..3 {
         let ask = record_of(&mut client, HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1]);
@@ -293,14 +292,14 @@ fn a_key_update_that_is_asked_for_goes_ahead_of_the_next_data_once() {
     let next = seal(&mut server, b"next");
     assert_eq!(next.len(), OVERHEAD + 4);
     assert_eq!(open(&mut client, &next).unwrap(), b"next");
-    // Where there is no room for both, neither goes.
+    // If there is not enough space for both, neither is written.
     let ask = record_of(&mut client, HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1]);
     open(&mut server, &ask).unwrap();
     assert_eq!(server.seal(b"x", &mut [0; KEY_UPDATE_RECORD + OVERHEAD]), Ok((0, 0)));
 }
 
 #[test]
-fn a_peer_that_only_makes_work_is_cut_off() {
+fn a_peer_that_sends_only_empty_records_is_rejected() {
     for (kind, body) in [(APPLICATION_DATA, &[][..]), (HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1])] {
         for paid in [false, true] {
             let (mut client, mut server) = pair();

@@ -1,5 +1,6 @@
-//! Which instance gets the next session: the one with the fewest, among those that passive health does
-//! not hold back. Among equals it goes round, and each node begins elsewhere: all have the same list.
+//! Selects the instance for the next session: the one with the fewest sessions, among those that passive health
+//! checks do not exclude. Equal ones take turns, and each node starts at a random one, because all nodes have the
+//! same list.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -7,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Failures in a row after which an instance is held back.
+/// Consecutive failures after which an instance is excluded.
 const FAILURES: u32 = 3;
-/// How long the first time; doubled for each further failure, up to [`HOLD_MAX`].
+/// The first exclusion period; doubled for each further failure, up to [`HOLD_MAX`].
 const HOLD: Duration = Duration::from_secs(1);
 const HOLD_MAX: Duration = Duration::from_secs(30);
-/// How long the one session that tries an instance again may take, until another may: more than any attempt takes.
+/// The time limit for the one session that tries an excluded instance again; longer than any connection attempt
+/// takes.
 const PROBE: Duration = Duration::from_secs(30);
 
 /// The state of one target, shared by all workers.
@@ -20,11 +22,11 @@ pub(crate) struct Target<T> {
     pub(crate) at: T,
     sessions: AtomicU32,
     failures: AtomicU32,
-    /// Until when it is held back: milliseconds since the balancer was made.
+    /// When its exclusion ends: milliseconds since the balancer was created.
     held_until: AtomicU64,
-    /// Until when one session tries it, and no other does.
+    /// While one session is trying it again, no other does; until this time at most.
     probed_until: AtomicU64,
-    /// Found not to answer.
+    /// Active health checks found it down.
     down: AtomicBool,
 }
 
@@ -38,7 +40,7 @@ impl<T> Target<T> {
         self.failures.load(Relaxed) >= FAILURES
     }
 
-    /// Until when others are preferred; 0 if they are not.
+    /// When it stops being avoided; 0 if it is not avoided.
     fn avoided_until(&self, now: u64) -> u64 {
         let until = |t: &AtomicU64| Some(t.load(Relaxed)).filter(|t| *t > now);
         match self.is_failing() {
@@ -48,10 +50,10 @@ impl<T> Target<T> {
     }
 }
 
-/// Targets known so far. Those that vanish from the registry are forgotten when nothing uses them.
+/// All targets known so far. Those that disappeared from the registry are removed once they are unused.
 pub(crate) struct Balancer<T> {
     born: Instant,
-    /// Where the next scan begins.
+    /// Where the next scan starts.
     turn: AtomicUsize,
     targets: Mutex<HashMap<T, Arc<Target<T>>>>,
 }
@@ -63,10 +65,10 @@ impl<T> Default for Balancer<T> {
     }
 }
 
-/// A session counted to its target, until dropped.
+/// A session counted for its target, until dropped.
 pub(crate) struct Lease<T> {
     target: Arc<Target<T>>,
-    /// It is the one that finds out whether the target answers again.
+    /// This session tries whether a failed target works again.
     is_probe: bool,
 }
 
@@ -87,9 +89,9 @@ impl<T> std::ops::Deref for Lease<T> {
 }
 
 impl<T: Clone + Eq + Hash> Balancer<T> {
-    /// The best of `candidates` that is not among `tried`. One that is down or held back is taken only if
-    /// there is no other: a wrong guess must not make a service unreachable. When the hold of a failing one is over,
-    /// one session tries it, and the others go elsewhere until that one has succeeded.
+    /// The best of `candidates` that is not in `tried`. A target that is down or excluded is used only if there is no
+    /// other, because a wrong guess must not make a service unreachable. After the exclusion of a failed target ends,
+    /// one session tries it; the others use other targets until it succeeds.
     pub(crate) fn pick(&self, candidates: &[T], tried: &[T]) -> Option<Lease<T>> {
         let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
         if targets.len() > 4 * candidates.len() + 64 {
@@ -115,15 +117,15 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
         Some(Lease { target: best, is_probe })
     }
 
-    /// It answered.
+    /// The target was reached.
     pub(crate) fn succeeded(&self, lease: &Lease<T>) {
         if lease.target.failures.swap(0, Relaxed) >= FAILURES {
             lease.target.held_until.store(0, Relaxed);
         }
     }
 
-    /// It could not be reached. Of many that were on their way when it began to fail, and of those that were
-    /// sent there for want of another, none makes the hold longer.
+    /// The target could not be reached. Sessions that were started before it was excluded, or because there was no
+    /// other target, do not prolong the exclusion.
     pub(crate) fn failed(&self, lease: &Lease<T>) {
         if lease.target.is_failing() && !lease.is_probe {
             return;
@@ -135,19 +137,19 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
         }
     }
 
-    /// Whether it has failed, and nobody else is sent there if there is another.
+    /// Whether the target failed and is avoided if there is another.
     pub(crate) fn is_held(&self, lease: &Lease<T>) -> bool {
         lease.target.avoided_until(self.now()) > 0
     }
 
-    /// It was asked, and does not answer, or does again.
+    /// The result of an active health check.
     pub(crate) fn set_down(&self, at: &T, down: bool) {
         let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
         let new = || Arc::new(Target::new(at.clone()));
         targets.entry(at.clone()).or_insert_with(new).down.store(down, Relaxed);
     }
 
-    /// Whether it was found not to answer.
+    /// Whether active health checks found it down.
     pub(crate) fn is_down(&self, at: &T) -> bool {
         let targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
         targets.get(at).is_some_and(|t| t.down.load(Relaxed))
@@ -165,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_loaded_is_taken_and_the_failing_one_avoided() {
+    fn the_least_loaded_target_is_used_and_failing_ones_are_avoided() {
         let balancer = Balancer::default();
         let all = ["a", "b"];
         let one = balancer.pick(&all, &[]).unwrap();
@@ -180,7 +182,7 @@ mod tests {
         drop(one);
         let held: Vec<_> = (0..4).map(|_| balancer.pick(&all, &[]).unwrap()).collect();
         assert!(held.iter().all(|l| **l != bad));
-        // The only one left is tried all the same, and a success forgives it.
+        // The only remaining target is used anyway, and one success resets its failures.
         let last = balancer.pick(&[bad], &[]).unwrap();
         balancer.succeeded(&last);
         drop(last);
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn one_session_tries_a_failing_instance_again_and_the_others_wait_for_what_it_finds() {
+    fn only_one_session_probes_a_failed_instance() {
         let balancer = Balancer::default();
         let all = ["dead", "live"];
         let fail = |times| {
@@ -204,12 +206,12 @@ mod tests {
             let probes = picked.iter().filter(|l| ***l == "dead").count();
             (probes, picked)
         };
-        // A burst that fails makes one hold, not thirty.
+        // A burst of failures counts as one exclusion.
         fail(30);
         let held = balancer.targets.lock().unwrap()["dead"].held_until.load(Relaxed);
         assert!(held <= balancer.now() + HOLD.as_millis() as u64);
         assert_eq!(picked().0, 0);
-        // The hold is over: one goes there; while it is under way, nobody else.
+        // The exclusion has ended: one session tries the target; no other meanwhile.
         over();
         let (probes, picks) = picked();
         assert_eq!(probes, 1);
@@ -219,16 +221,16 @@ mod tests {
         assert!(balancer.is_held(probe));
         drop(picks);
         assert_eq!(picked().0, 0);
-        // One that ends without an outcome leaves the next one free to try.
+        // If that session ends without a result, the next one may try.
         over();
         drop(balancer.pick(&["dead"], &[]));
         let (probes, picks) = picked();
         assert_eq!(probes, 1);
-        // It answers: it is one of two again.
+        // After a success it is a normal target again.
         balancer.succeeded(picks.iter().find(|l| ***l == "dead").unwrap());
         drop(picks);
         assert_eq!(picked().0, 10);
-        // The only one there is gets all, whatever it has done.
+        // The only target gets all sessions, even after failures.
         fail(30);
         over();
         let only: Vec<_> = (0..5).map(|_| balancer.pick(&["dead"], &[])).collect();
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn among_equals_it_goes_round_and_begins_anywhere() {
+    fn equal_targets_take_turns_from_a_random_start() {
         let all = ["a", "b", "c"];
         let balancer = Balancer::default();
         let mut taken: Vec<_> = (0..3).map(|_| *balancer.pick(&all, &[]).unwrap()).collect();
@@ -245,7 +247,7 @@ mod tests {
         let begun: HashSet<_> =
             (0..200).map(|_| *Balancer::default().pick(&all, &[]).unwrap()).collect();
         assert_eq!(begun.len(), 3);
-        // Who has fewer comes first all the same.
+        // A target with fewer sessions still comes first.
         let _held = (balancer.pick(&["a"], &[]), balancer.pick(&["b"], &[]));
         assert!((0..3).all(|_| *balancer.pick(&all, &[]).unwrap() == "c"));
     }

@@ -1,5 +1,5 @@
-//! `[[dial]]`: plain connections in from a local program, mesh connections out; and the pool of idle
-//! authenticated connections that makes a new one cost no handshake.
+//! `[[dial]]`: plaintext connections from local programs in, mesh connections out; with a pool of idle authenticated
+//! connections, so that a new session needs no handshake.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,11 +18,11 @@ use tokio::time::timeout;
 use wiretight_keys::{Id, SpiffeId};
 
 use super::balance::{Balancer, Lease};
-use super::live::{Begun, Listed, Side, Table, Totals};
+use super::is_trusted;
+use super::live::{Listed, SessionStart, Side, Table, Totals};
 use super::log::access;
 use super::session::{Answer, Conn, End};
 use super::settings::DialSettings;
-use super::stands;
 use crate::app::App;
 use crate::buffer::{Buffer, CHUNK};
 use crate::clock::now;
@@ -32,35 +32,35 @@ use crate::net;
 use crate::network::HostPort;
 use crate::provider;
 use crate::record::RecordError;
-use crate::stream::{Agreed, HandshakeError, TlsStream};
+use crate::stream::{HandshakeError, HandshakeInfo, TlsStream};
 use crate::tls::{self, ALPN_RELAY};
 use crate::wire::{Frame, HEADER, Open, Refused};
 
-/// How long a handshake may take.
+/// The time limit of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long an answer is looked for on a connection that broke. What there is of one is there already.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-/// Idle connections kept ready for each instance by each worker, used or not.
+/// How long to look for a response on a broken connection. Such a response would be in the receive buffer already.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
+/// Idle connections that each worker keeps ready for each instance, even if unused.
 const WARM: usize = 2;
-/// The most that are kept of those that were used.
+/// The most idle connections kept after use.
 const MAX_IDLE: usize = 512;
-/// How long a session waits for its turn to connect, and how many of a pool do for one instance.
+/// How long a session waits for its turn to connect, and how many sessions of a pool may wait for one instance.
 const TURN: Duration = Duration::from_secs(30);
 const MAX_WAITING: usize = 8192;
-/// Rounds through the instances when one of them was so busy that it reset the handshake; and the pause before the
-/// second, which doubles.
+/// Rounds over all instances if one of them was so busy that it reset the handshake; and the pause before the second
+/// round, which doubles.
 const ROUNDS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
-/// So often a new connection that is retired unused is followed by another to the same instance.
+/// Reconnects to the same instance after it closed a new connection unused.
 const RETIRED: u32 = 1;
-/// How often those that nobody needed are given up.
+/// How often unneeded connections are closed.
 const WINDOW: Duration = Duration::from_secs(30);
-/// An idle connection of this age was accepted by its peer.
+/// The age at which an idle connection can be assumed to be accepted by its peer.
 const SETTLED: Duration = Duration::from_secs(1);
-/// The longest wait between tries to warm up an instance that does not answer.
+/// The longest pause between attempts to preconnect to an instance that does not respond.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A dial as it is configured now, shared by all workers.
+/// A dial with its current configuration, shared by all workers.
 pub(crate) struct Dial {
     pub(crate) settings: DialSettings,
     mesh: Arc<Mesh>,
@@ -82,7 +82,7 @@ impl Dial {
         Dial::to(settings, None, mesh, table, before)
     }
 
-    /// For programs that wanted to go to `destination`.
+    /// For intercepted connections to `destination`.
     pub(crate) fn to(
         settings: DialSettings,
         destination: Option<SocketAddr>,
@@ -92,8 +92,9 @@ impl Dial {
     ) -> Result<Dial, rustls::Error> {
         let service = Id::Service(settings.service.clone());
         let expected = SpiffeId::new(mesh.trust_domain().clone(), service);
-        let server_name = ServerName::try_from(expected.dns_name())
-            .map_err(|e| rustls::Error::General(format!("{expected} makes no SNI: {e}")))?;
+        let server_name = ServerName::try_from(expected.dns_name()).map_err(|e| {
+            rustls::Error::General(format!("{expected} does not give a valid server name: {e}"))
+        })?;
         let open = Open { service: settings.service.clone(), destination }.encode();
         Ok(Dial {
             tls: tls::client_config(mesh, settings.identity.clone(), expected, ALPN_RELAY)?,
@@ -107,7 +108,7 @@ impl Dial {
         })
     }
 
-    /// Where the service can be reached: as given, or as the registry says now.
+    /// The addresses of the service: from the configuration, or from the current registry.
     fn addresses(&self) -> Vec<HostPort> {
         if !self.settings.to.is_empty() {
             return self.settings.to.clone();
@@ -130,7 +131,7 @@ impl Dial {
     }
 }
 
-/// An idle authenticated connection, counted as one while it is.
+/// An idle authenticated connection; counted in the totals until dropped.
 struct Idle {
     ready: Ready,
     _counted: Counted,
@@ -142,10 +143,10 @@ impl Idle {
         Idle { ready, _counted: Counted(totals.clone()) }
     }
 
-    /// Whether a session may still begin on it.
+    /// Whether a session may still start on it.
     fn is_good(&mut self, mesh: &Mesh) -> bool {
         let Ready { conn, listed, give_up, .. } = &mut self.ready;
-        now() < *give_up && stands(mesh, listed.peer()) && conn.tls.is_quiet()
+        now() < *give_up && is_trusted(mesh, listed.peer()) && conn.tls.is_quiet()
     }
 }
 
@@ -157,44 +158,43 @@ impl Drop for Counted {
     }
 }
 
-/// A connection that a session may run on.
+/// A connection that is ready for a session.
 struct Ready {
     conn: Box<Conn>,
     listed: Listed,
     give_up: u64,
-    /// The age at which it is given up, if the clock is set back meanwhile.
+    /// The maximum age, in case the clock is set back meanwhile.
     lasts: Duration,
 }
 
 /// The idle connections to one instance.
 #[derive(Default)]
-struct Shelf {
-    /// Most recently used last.
+struct Entry {
+    /// The most recently used is last.
     idle: Vec<Idle>,
-    /// The fewest there were in this window: so many nobody needed.
+    /// The lowest number in this window: that many were not needed.
     low: usize,
     warming: bool,
-    /// The peer speaks no `wiretight/1`: nothing to keep warm.
+    /// The peer does not support `wiretight/1`, so preconnecting is of no use.
     raw: bool,
     failures: u32,
     retry_at: Option<Instant>,
-    /// Sessions that wait for their turn to connect, and what wakes them: a connection has become idle, or the
-    /// instance fails.
+    /// The number of sessions waiting for their turn to connect, and their wake-up: a connection has become idle, or
+    /// the instance failed.
     waiting: usize,
-    news: Rc<Notify>,
+    wakeup: Rc<Notify>,
 }
 
-impl Shelf {
-    /// A try to warm up came to nothing: the next one waits, longer each time.
+impl Entry {
+    /// An attempt to preconnect failed: the next one waits, longer each time.
     fn failed(&mut self) {
         self.failures = (self.failures + 1).min(10);
         let wait = Duration::from_millis(100 << self.failures).min(MAX_BACKOFF);
         self.retry_at = Some(Instant::now() + wait);
     }
 
-    /// Whether an idle connection is still of use. In TLS 1.3 a server's opinion of our certificate comes
-    /// after the handshake: one that is hung up on before it was used has failed like one that never
-    /// came about.
+    /// Whether an idle connection is still usable. In TLS 1.3 a server verifies our certificate after our handshake
+    /// is complete. So a connection that was closed before it was used counts as a failed attempt.
     fn check(&mut self, idle: &mut Idle, mesh: &Mesh) -> bool {
         let good = idle.is_good(mesh);
         let listed = &idle.ready.listed;
@@ -207,42 +207,43 @@ impl Shelf {
     }
 }
 
-/// One worker's pool for one dial.
+/// A worker's connection pool for one dial.
 pub(crate) struct Pool {
     dial: Arc<Dial>,
-    shelves: RefCell<HashMap<HostPort, Shelf>>,
+    entries: RefCell<HashMap<HostPort, Entry>>,
     window: RefCell<Instant>,
-    /// Another has taken its place: it lives on for the sessions that it has, and keeps nothing.
+    /// Replaced by another pool: it serves its remaining sessions and keeps no idle connections.
     closed: Cell<bool>,
 }
 
-/// What an attempt at one instance came to.
+/// The result of an attempt at one instance.
 enum Attempt {
     Opened(Ready),
     /// Try another instance: nothing has reached a backend.
-    Next(Missed),
-    /// Trying elsewhere would be wrong, or unsafe.
+    Next(ConnectFailure),
+    /// Trying another instance would be wrong or unsafe.
     Stop(&'static str, String),
 }
 
-/// Why an instance could not be connected.
-struct Missed {
+/// Why a connection to an instance failed.
+struct ConnectFailure {
     reason: &'static str,
     detail: String,
-    /// It is there, and has reset the handshake: most likely there were too many at once.
+    /// The instance is up but reset the handshake, probably because of too many connections at once.
     is_busy: bool,
 }
 
-impl Missed {
-    fn new(reason: &'static str, detail: impl Into<String>) -> Missed {
-        Missed { reason, detail: detail.into(), is_busy: false }
+impl ConnectFailure {
+    fn new(reason: &'static str, detail: impl Into<String>) -> ConnectFailure {
+        ConnectFailure { reason, detail: detail.into(), is_busy: false }
     }
 }
 
-/// What the program has sent before its session was opened, behind the OPEN. It is read when there is a connection.
+/// Data that the program sent before its session was opened, to follow the OPEN. It is read once there is a
+/// connection.
 type Early = Option<Option<(Buffer, usize)>>;
 
-/// What has ended the wait for a turn.
+/// How waiting for a turn ended.
 enum Turn {
     Connect(OwnedSemaphorePermit),
     Take(Ready),
@@ -253,25 +254,25 @@ struct Waiting<'a>(&'a Pool, &'a HostPort);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // Saturating: a pool that is closed has forgotten its shelves.
-        self.0.shelf(self.1, |shelf| shelf.waiting = shelf.waiting.saturating_sub(1));
+        // Saturating, because a closed pool has lost its counts.
+        self.0.entry(self.1, |entry| entry.waiting = entry.waiting.saturating_sub(1));
     }
 }
 
 impl Pool {
     pub(crate) fn new(dial: Arc<Dial>) -> Rc<Pool> {
         let window = RefCell::new(Instant::now());
-        Rc::new(Pool { dial, shelves: RefCell::default(), window, closed: Cell::new(false) })
+        Rc::new(Pool { dial, entries: RefCell::default(), window, closed: Cell::new(false) })
     }
 
     pub(crate) fn dial(&self) -> &Arc<Dial> {
         &self.dial
     }
 
-    /// Carries one connection of the local program, which counts from now on.
+    /// Serves one connection of a local program. It counts as a session from the call on.
     pub(crate) fn serve(self: Rc<Pool>, app: App, from: SocketAddr) -> impl Future<Output = ()> {
         let opening = self.dial.table.opening();
-        // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
+        // Boxed, so that its memory is not part of the session's task.
         let opened = Box::pin(self.clone().open(app));
         async move {
             let Some((app, mut ready, lease, sent)) = opened.await else { return };
@@ -284,8 +285,8 @@ impl Pool {
         }
     }
 
-    /// Opens a session at some instance; if that cannot be, says why, and aborts the program's connection. Returns
-    /// with it how much of what the program has sent is on its way.
+    /// Opens a session at some instance. If none can be reached, logs why and aborts the program's connection. The
+    /// last value is how much of the program's data was already sent.
     async fn open(self: Rc<Pool>, app: App) -> Option<(App, Ready, Lease<HostPort>, usize)> {
         let opened = self.open_for(&app).await;
         let Some((ready, lease, sent)) = opened else {
@@ -315,10 +316,10 @@ impl Pool {
                     let sent = early.flatten().map_or(0, |(_, sent)| sent);
                     return Some((ready, lease, sent));
                 }
-                Attempt::Next(Missed { reason, detail, is_busy: busy }) => {
+                Attempt::Next(ConnectFailure { reason, detail, is_busy: busy }) => {
                     dial.balancer.failed(&lease);
                     if dial.balancer.is_held(&lease) {
-                        self.shelf(&lease, |shelf| shelf.news.notify_waiters());
+                        self.entry(&lease, |entry| entry.wakeup.notify_waiters());
                     }
                     dial.refuse(&lease.to_string(), reason, detail);
                     is_busy |= busy;
@@ -339,13 +340,13 @@ impl Pool {
         None
     }
 
-    /// A session has ended: logs it, and keeps its connection if that is of use.
+    /// Logs a session that has ended, and keeps its connection if it can be reused.
     fn ended(
         &self,
         ready: Ready,
         to: &Lease<HostPort>,
         from: SocketAddr,
-        begun: &Begun,
+        begun: &SessionStart,
         end: &End,
         reusable: bool,
     ) {
@@ -354,7 +355,7 @@ impl Pool {
         access(Side::Dial, &dial.settings.service, &ready.listed, &from.to_string(), &moved, end);
         match end {
             End::Protocol(e) => dial.refuse(&to.to_string(), "protocol_error", e.to_string()),
-            // A foreign server's opinion of our certificate comes when the session has begun.
+            // A non-Wiretight server's rejection of our certificate arrives after the session has started.
             End::Broken(e) => {
                 if let Some(alert) = alert(e) {
                     dial.refuse(&to.to_string(), "refused_by_peer", alert);
@@ -380,30 +381,30 @@ impl Pool {
         loop {
             let (mut ready, pooled) = match self.take(to) {
                 Some(ready) => (ready, true),
-                // Boxed: of no use to a session that finds an idle one.
+                // Boxed: not needed by a session that finds an idle connection.
                 None => match Box::pin(self.connect_in_turn(to)).await {
                     Ok(found) => found,
-                    Err(missed) => return Attempt::Next(missed),
+                    Err(failure) => return Attempt::Next(failure),
                 },
             };
-            // What the program has sent already goes out together with the OPEN. Nothing is waited for: a
-            // protocol in which the server speaks first sends an OPEN alone.
+            // Data that the program has sent already goes out together with the OPEN. Do not wait for data: in a
+            // protocol where the server speaks first, the OPEN is sent alone.
             let early = early.get_or_insert_with(|| open_with_data(&self.dial.open, app));
             let (first, sent) = match early {
                 Some((buffer, sent)) => (&**buffer, *sent),
                 None => (&*self.dial.open, 0),
             };
             if !ready.conn.framed {
-                self.shelf(to, |shelf| shelf.raw = true);
+                self.entry(to, |entry| entry.raw = true);
                 let data = &first[first.len().min(self.dial.open.len() + HEADER)..];
                 return match sent == 0 || ready.conn.send(data).await.is_ok() {
                     true => Attempt::Opened(ready),
-                    false => Attempt::Stop("broken", "the peer hung up".into()),
+                    false => Attempt::Stop("broken", "the peer closed the connection".into()),
                 };
             }
             let answer = match ready.conn.send(first).await {
                 Ok(()) => ready.conn.read_answer().await,
-                Err(e) => last_words(&mut ready.conn, e).await,
+                Err(e) => read_last_answer(&mut ready.conn, e).await,
             };
             match answer {
                 Ok(Answer::Opened) => return Attempt::Opened(ready),
@@ -411,36 +412,48 @@ impl Pool {
                     if ready.conn.end_refused().await {
                         self.put(to, ready);
                     }
-                    let detail = format!("service/{} said so", self.dial.settings.service);
+                    let DialSettings { service, identity, .. } = &self.dial.settings;
                     return match refused {
-                        Refused::NotAllowed => Attempt::Stop(refused.reason(), detail),
-                        _ => Attempt::Next(Missed::new(refused.reason(), detail)),
+                        Refused::NotAllowed => Attempt::Stop(
+                            refused.reason(),
+                            format!(
+                                "service/{service} does not allow {identity}; add it to `allow` there, or set `as` here to an identity that is allowed"
+                            ),
+                        ),
+                        _ => Attempt::Next(ConnectFailure::new(
+                            refused.reason(),
+                            format!(
+                                "an instance of service/{service} refused the session; see its log"
+                            ),
+                        )),
                     };
                 }
                 // A server that retires the connection has not acted on the OPEN.
                 Ok(Answer::Retired) if pooled => continue,
-                // Where another process has taken over meanwhile, that one answers.
+                // If another process has taken over meanwhile, it accepts the new connection.
                 Ok(Answer::Retired) if retired < RETIRED => retired += 1,
                 Ok(Answer::Retired) => {
-                    let what = "it is about to stop, or we hold too many connections: its log says";
-                    return Attempt::Next(Missed::new("hung_up", what));
+                    let what = "the instance closed the connection unused: it is stopping, or this node has too many connections; see its log";
+                    return Attempt::Next(ConnectFailure::new("hung_up", what));
                 }
                 Err(End::Broken(e)) => {
                     if ready.listed.is_unused()
                         && let Some(alert) = alert(&e)
                     {
-                        // It did not let us in, so it did not act on anything either. (On a connection
-                        // that was used, an alert says no such thing.)
-                        return Attempt::Next(Missed::new("refused_by_peer", alert));
+                        // The peer rejected the connection, so it did not act on anything. (On a connection that was
+                        // used before, an alert does not imply that.)
+                        return Attempt::Next(ConnectFailure::new("refused_by_peer", alert));
                     }
                     if e.kind() == io::ErrorKind::TimedOut {
-                        // The whole path is dead, most likely: what else is kept for it is no better.
-                        self.shelf(to, |shelf| shelf.idle.clear());
+                        // Probably the whole path is down, so the other idle connections are broken too.
+                        self.entry(to, |entry| entry.idle.clear());
                     }
                     match (sent, pooled) {
                         (0, true) => continue,
-                        (0, false) => return Attempt::Next(Missed::new("broken", e.to_string())),
-                        // What went along with the OPEN may have reached a backend.
+                        (0, false) => {
+                            return Attempt::Next(ConnectFailure::new("broken", e.to_string()));
+                        }
+                        // Data sent with the OPEN may have reached a backend.
                         _ => return Attempt::Stop("broken", e.to_string()),
                     }
                 }
@@ -451,11 +464,11 @@ impl Pool {
         }
     }
 
-    /// A new connection when it is its turn; or one that has become idle before, and then true.
+    /// Waits for its turn and connects; returns an idle connection and `true` if one becomes available first.
     async fn connect_in_turn(
         self: &Rc<Pool>,
         to: &Lease<HostPort>,
-    ) -> Result<(Ready, bool), Missed> {
+    ) -> Result<(Ready, bool), ConnectFailure> {
         let turns = self.dial.table.turns.to(to);
         let _turn = match turns.clone().try_acquire_owned() {
             Ok(turn) => turn,
@@ -471,24 +484,26 @@ impl Pool {
         self: &Rc<Pool>,
         to: &Lease<HostPort>,
         turns: Arc<Semaphore>,
-    ) -> Result<Turn, Missed> {
-        let news = self.shelf(to, |shelf| {
-            (shelf.waiting < MAX_WAITING).then(|| {
-                shelf.waiting += 1;
-                shelf.news.clone()
+    ) -> Result<Turn, ConnectFailure> {
+        let wakeup = self.entry(to, |entry| {
+            (entry.waiting < MAX_WAITING).then(|| {
+                entry.waiting += 1;
+                entry.wakeup.clone()
             })
         });
-        let news = news.ok_or_else(|| {
-            let what = format!("{MAX_WAITING} sessions wait for a connection to it already");
-            Missed::new("too_many_waiting", what)
+        let wakeup = wakeup.ok_or_else(|| {
+            let what = format!(
+                "{MAX_WAITING} sessions are already waiting for a connection to this instance"
+            );
+            ConnectFailure::new("too_many_waiting", what)
         })?;
         let _waiting = Waiting(self, to);
         let late = || {
             let what = format!(
-                "{} s have passed, and others still connect: the instance accepts too few connections for this burst",
+                "no connection within {} s: the instance accepts connections too slowly for this many sessions",
                 TURN.as_secs()
             );
-            Missed::new("no_turn", what)
+            ConnectFailure::new("no_turn", what)
         };
         let waited = timeout(TURN, async {
             let mut turn = pin!(turns.acquire_owned());
@@ -496,34 +511,34 @@ impl Pool {
                 tokio::select! {
                     biased;
                     turn = &mut turn => {
-                        let closed = |_| Missed::new("no_turn", "this process stops");
+                        let closed = |_| ConnectFailure::new("no_turn", "this process is stopping");
                         return turn.map(Turn::Connect).map_err(closed);
                     }
-                    () = news.notified() => {}
+                    () = wakeup.notified() => {}
                 }
                 if let Some(ready) = self.take(to) {
                     return Ok(Turn::Take(ready));
                 }
                 if self.dial.balancer.is_held(to) {
-                    let what = "it has failed for those before this one";
-                    return Err(Missed::new("unreachable", what));
+                    let what = "earlier connections to this instance failed";
+                    return Err(ConnectFailure::new("unreachable", what));
                 }
             }
         });
         waited.await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Takes an idle connection off the shelf, and sees to it that there will be another.
+    /// Takes an idle connection from the pool, and starts another if few are left.
     fn take(self: &Rc<Pool>, to: &HostPort) -> Option<Ready> {
-        let (ready, short) = self.shelf(to, |shelf| {
+        let (ready, short) = self.entry(to, |entry| {
             let mut ready = None;
             while ready.is_none()
-                && let Some(mut idle) = shelf.idle.pop()
+                && let Some(mut idle) = entry.idle.pop()
             {
-                ready = shelf.check(&mut idle, &self.dial.mesh).then_some(idle.ready);
+                ready = entry.check(&mut idle, &self.dial.mesh).then_some(idle.ready);
             }
-            shelf.low = shelf.low.min(shelf.idle.len());
-            (ready, shelf.idle.len() < WARM)
+            entry.low = entry.low.min(entry.idle.len());
+            (ready, entry.idle.len() < WARM)
         });
         if short {
             self.warm(to);
@@ -531,34 +546,34 @@ impl Pool {
         ready
     }
 
-    /// Puts a connection back.
+    /// Returns a connection to the pool.
     fn put(&self, to: &HostPort, ready: Ready) {
-        // A peer that sent more after its end mark is not to be trusted with another session.
+        // A peer that sent more after its end mark must not get another session.
         if self.closed.get() || now() >= ready.give_up || !ready.conn.is_at_rest() {
             return ready.conn.tls.close();
         }
-        self.shelf(to, |shelf| match shelf.idle.len() < MAX_IDLE {
+        self.entry(to, |entry| match entry.idle.len() < MAX_IDLE {
             true => {
-                shelf.idle.push(Idle::new(ready, &self.dial.totals));
-                if shelf.waiting > 0 {
-                    shelf.news.notify_one();
+                entry.idle.push(Idle::new(ready, &self.dial.totals));
+                if entry.waiting > 0 {
+                    entry.wakeup.notify_one();
                 }
             }
             false => ready.conn.tls.close(),
         });
     }
 
-    /// Connects ahead of need, one at a time for each instance.
+    /// Preconnects, one connection at a time for each instance.
     fn warm(self: &Rc<Pool>, to: &HostPort) {
         if self.closed.get() {
             return;
         }
-        let due = self.shelf(to, |shelf| {
-            let due = !shelf.warming
-                && !shelf.raw
-                && shelf.idle.len() < WARM
-                && shelf.retry_at.is_none_or(|at| at <= Instant::now());
-            shelf.warming |= due;
+        let due = self.entry(to, |entry| {
+            let due = !entry.warming
+                && !entry.raw
+                && entry.idle.len() < WARM
+                && entry.retry_at.is_none_or(|at| at <= Instant::now());
+            entry.warming |= due;
             due
         });
         if !due {
@@ -566,11 +581,11 @@ impl Pool {
         }
         let (pool, to) = (self.clone(), to.clone());
         tokio::task::spawn_local(async move {
-            // Ahead of need: sessions that need one go first.
+            // Sessions that need a connection now go first.
             let turn = pool.dial.table.turns.to(&to).try_acquire_owned();
             let connected = match &turn {
                 Ok(_) => connect(&pool.dial, &to).await,
-                Err(_) => Err(Missed::new("no_turn", "sessions are connecting")),
+                Err(_) => Err(ConnectFailure::new("no_turn", "sessions are connecting")),
             };
             drop(turn);
             if pool.closed.get() {
@@ -579,22 +594,22 @@ impl Pool {
                 }
                 return;
             }
-            let again = pool.shelf(&to, |shelf| {
-                shelf.warming = false;
+            let again = pool.entry(&to, |entry| {
+                entry.warming = false;
                 match connected {
                     Ok(ready) if ready.conn.framed => {
-                        shelf.idle.push(Idle::new(ready, &pool.dial.totals));
-                        shelf.idle.len() < WARM && shelf.failures == 0
+                        entry.idle.push(Idle::new(ready, &pool.dial.totals));
+                        entry.idle.len() < WARM && entry.failures == 0
                     }
                     Ok(_) => {
-                        shelf.raw = true;
+                        entry.raw = true;
                         false
                     }
-                    Err(Missed { reason: "no_turn", .. }) => false,
-                    Err(Missed { reason, detail, .. }) => {
-                        // Somebody who really wants to connect reports it; here it is only noted.
-                        tracing::debug!(%to, reason, detail, "not warmed up");
-                        shelf.failed();
+                    Err(ConnectFailure { reason: "no_turn", .. }) => false,
+                    Err(ConnectFailure { reason, detail, .. }) => {
+                        // If a session needs the connection, its failure is logged; here it is only noted.
+                        tracing::debug!(%to, reason, detail, "preconnecting failed");
+                        entry.failed();
                         false
                     }
                 }
@@ -605,8 +620,8 @@ impl Pool {
         });
     }
 
-    /// Every second: drops idle connections that are of no more use, gives up what nobody needed for a
-    /// while, and keeps a few ready for each instance.
+    /// Called every second: closes idle connections that are unusable or were not needed for a while, and keeps a few
+    /// ready for each instance.
     pub(crate) fn sweep(self: &Rc<Pool>) {
         let window_over = self.window.borrow().elapsed() >= WINDOW;
         if window_over {
@@ -614,54 +629,54 @@ impl Pool {
         }
         let addresses = self.dial.addresses();
         let has_identity = self.dial.mesh.identity(&self.dial.settings.identity).is_some();
-        let mut shelves = self.shelves.borrow_mut();
-        shelves.retain(|to, shelf| addresses.contains(to) || shelf.warming || shelf.waiting > 0);
-        for shelf in shelves.values_mut() {
-            let mut idle = std::mem::take(&mut shelf.idle);
+        let mut entries = self.entries.borrow_mut();
+        entries.retain(|to, entry| addresses.contains(to) || entry.warming || entry.waiting > 0);
+        for entry in entries.values_mut() {
+            let mut idle = std::mem::take(&mut entry.idle);
             idle.retain_mut(|idle| {
                 has_identity
                     && idle.ready.listed.age() < idle.ready.lasts
-                    && shelf.check(idle, &self.dial.mesh)
+                    && entry.check(idle, &self.dial.mesh)
             });
-            shelf.idle = idle;
+            entry.idle = idle;
             if window_over {
-                let spare = shelf.low.min(shelf.idle.len()).saturating_sub(WARM);
-                shelf.idle.drain(..spare).for_each(|idle| idle.ready.conn.tls.close());
-                shelf.low = shelf.idle.len();
-                shelf.raw = false; // a peer that was replaced by one of ours is found out
+                let spare = entry.low.min(entry.idle.len()).saturating_sub(WARM);
+                entry.idle.drain(..spare).for_each(|idle| idle.ready.conn.tls.close());
+                entry.low = entry.idle.len();
+                entry.raw = false; // the peer may have been replaced by a Wiretight node
             }
         }
-        drop(shelves);
+        drop(entries);
         if has_identity {
             addresses.iter().for_each(|to| self.warm(to));
         }
     }
 
-    /// Closes all idle connections, and from now on those that become idle.
+    /// Closes all idle connections, now and when they become idle.
     pub(crate) fn close(&self) {
         self.closed.set(true);
-        for (_, shelf) in self.shelves.borrow_mut().drain() {
-            shelf.idle.into_iter().for_each(|idle| idle.ready.conn.tls.close());
+        for (_, entry) in self.entries.borrow_mut().drain() {
+            entry.idle.into_iter().for_each(|idle| idle.ready.conn.tls.close());
         }
     }
 
-    fn shelf<T>(&self, to: &HostPort, f: impl FnOnce(&mut Shelf) -> T) -> T {
-        let mut shelves = self.shelves.borrow_mut();
-        match shelves.get_mut(to) {
-            Some(shelf) => f(shelf),
-            None => f(shelves.entry(to.clone()).or_default()),
+    fn entry<T>(&self, to: &HostPort, f: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.entries.borrow_mut();
+        match entries.get_mut(to) {
+            Some(entry) => f(entry),
+            None => f(entries.entry(to.clone()).or_default()),
         }
     }
 }
 
-/// Between 0 and 1. If the system gives no randomness, a half: jitter is no secret.
+/// A random number between 0 and 1, or 0.5 if there is no randomness; it need not be secret.
 fn jitter() -> f64 {
     let mut byte = [0];
     aws_lc_rs::rand::fill(&mut byte).map_or(0.5, |()| f64::from(byte[0]) / 255.0)
 }
 
-/// An OPEN together with what the program has sent already, and how much that is; `None`, and no buffer
-/// held while an instance is looked for, if it has sent nothing.
+/// An OPEN followed by the data that the program has sent already, and the length of that data. `None`, without
+/// occupying a buffer, if there is none.
 fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
     let mut buffer = Buffer::take();
     let at = open.len() + HEADER;
@@ -672,62 +687,64 @@ fn open_with_data(open: &[u8], app: &App) -> Option<(Buffer, usize)> {
     Some((buffer, sent))
 }
 
-/// Connects, shakes hands and lists the connection.
-async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, Missed> {
+/// Connects, does the handshake and registers the connection.
+async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
     let identity = dial.mesh.identity(&dial.settings.identity).ok_or_else(|| {
         let id = &dial.settings.identity;
-        let what = format!("we have no valid certificate for {id} (is the authority reachable?)");
-        Missed::new("no_identity", what)
+        let what = format!(
+            "this node has no valid certificate for {id}; the authority may be unreachable"
+        );
+        ConnectFailure::new("no_identity", what)
     })?;
-    let unreachable = |e: io::Error| Missed::new("unreachable", e.to_string());
+    let unreachable = |e: io::Error| ConnectFailure::new("unreachable", e.to_string());
     let socket =
         net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
     let addr = socket.peer_addr().map_err(unreachable)?;
     let (config, name) = (dial.tls.clone(), dial.server_name.clone());
     let shaken = TlsStream::connect(socket, config, name, HANDSHAKE).await;
-    let (tls, Agreed { negotiated, chain }) = shaken.map_err(|e| {
+    let (tls, HandshakeInfo { negotiated, chain }) = shaken.map_err(|e| {
         let (reason, detail) = explain(&e);
         let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
         let is_busy = matches!(&e, HandshakeError::Io(e) if reset.contains(&e.kind()));
-        Missed { reason, detail, is_busy }
+        ConnectFailure { reason, detail, is_busy }
     })?;
     let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
-        .map_err(|refusal| Missed::new(refusal.reason(), refusal.to_string()))?;
+        .map_err(|refusal| ConnectFailure::new(refusal.reason(), refusal.to_string()))?;
     if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
-        let what = format!("{} did not take X25519MLKEM768", peer.id());
-        return Err(Missed::new("no_post_quantum", what));
+        let what = format!("{} does not support X25519MLKEM768", peer.id());
+        return Err(ConnectFailure::new("no_post_quantum", what));
     }
-    // Half of what is left of our own certificate, and never past the peer's.
+    // Half of the remaining validity of our certificate, but never beyond the peer's.
     let left = identity.leaf().period.not_after.saturating_sub(now());
     let give_up = (now() + left / 2).min(peer.not_after());
     let lasts = Duration::from_secs(give_up.saturating_sub(now()));
     let service = &dial.settings.service;
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
-    let listed = listed.ok_or_else(|| Missed::new("too_many_connections", ""))?;
-    // Whoever was revoked before it was listed has not been cut with the others.
+    let listed = listed.ok_or_else(|| ConnectFailure::new("too_many_connections", ""))?;
+    // If the peer was revoked before it was registered, its connection was not closed with the others.
     if let Err(refusal) = dial.mesh.standing(listed.peer()) {
-        return Err(Missed::new(refusal.reason(), refusal.to_string()));
+        return Err(ConnectFailure::new(refusal.reason(), refusal.to_string()));
     }
     let conn = Box::new(Conn::new(tls, negotiated.alpn));
     Ok(Ready { conn, listed, give_up, lasts })
 }
 
-/// After a failed write: what the server said before the connection broke, if that was an answer by which
-/// nothing has reached a backend. A server that has just retired an idle connection resets it when an OPEN
-/// comes, and its close_notify is still there to be read.
-async fn last_words(conn: &mut Conn, error: io::Error) -> Result<Answer, End> {
-    match timeout(LAST_WORDS, conn.read_answer()).await {
+/// After a failed write: reads the server's response from before the connection broke, if it shows that nothing has
+/// reached a backend. A server that has just retired an idle connection resets it when an OPEN arrives, but its
+/// close_notify can still be read.
+async fn read_last_answer(conn: &mut Conn, error: io::Error) -> Result<Answer, End> {
+    match timeout(LAST_ANSWER, conn.read_answer()).await {
         Ok(Ok(answer @ (Answer::Retired | Answer::Refused(_)))) => Ok(answer),
         Ok(Err(End::Broken(read))) if alert(&read).is_some() => Err(End::Broken(read)),
         _ => Err(End::Broken(error)),
     }
 }
 
-/// The peer's alert, if that is what broke the connection.
+/// The peer's alert, if that is why the connection broke.
 fn alert(error: &io::Error) -> Option<String> {
     match error.get_ref()?.downcast_ref()? {
         RecordError::Alert(alert) => Some(format!(
-            "the peer did not accept our certificate or offer ({alert:?}); its log says why"
+            "the peer rejected our certificate or parameters ({alert:?}); see its log"
         )),
         _ => None,
     }
@@ -743,7 +760,7 @@ mod tests {
     use super::*;
     use crate::rig::{self, Ca, TRUST_DOMAIN, is_reset, reset};
 
-    /// An instance that takes what comes with one read, tells of it and breaks the connection.
+    /// An instance that reads once, reports what it read and breaks the connection.
     fn breaking(ca: &Ca, tell: &mpsc::Sender<Vec<u8>>) -> SocketAddr {
         let tell = tell.clone();
         rig::tls::server(ca.issue("service/db", 3600), true, move |mut tls| {
@@ -755,7 +772,7 @@ mod tests {
         })
     }
 
-    /// What two instances get to see of one program that has said `word` before its dial looks.
+    /// What two such instances receive from a program that sent `word` before its dial connected.
     fn seen_of_two_that_break(word: &[u8]) -> Vec<Vec<u8>> {
         let ca = Ca::new(TRUST_DOMAIN);
         let (tell, told) = mpsc::channel();
@@ -779,17 +796,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_has_said_travels_with_the_open_and_is_said_once() {
-        // It may have reached a backend: the other instance is not asked.
+    fn early_data_is_sent_with_the_open_and_only_once() {
+        // The data may have reached a backend, so the other instance is not tried.
         let seen = seen_of_two_that_break(b"first");
         let open = Open { service: rig::name("db"), destination: None }.encode();
         assert_eq!(seen, [[&open, &Frame::Data(5).header()[..], b"first"].concat()]);
-        // An OPEN alone has done nothing yet: it is.
+        // An OPEN alone has no effect yet, so the other instance is tried.
         assert_eq!(seen_of_two_that_break(b""), [open.clone(), open]);
     }
 
     #[test]
-    fn a_connection_that_was_retired_and_then_broke_says_so() {
+    fn a_close_notify_before_a_broken_connection_is_read() {
         run(async {
             for retired in [true, false] {
                 let (mut conn, _listed, _table, mut peer) = connected().await;
@@ -805,10 +822,10 @@ mod tests {
                     }
                 };
                 let kind = error.kind();
-                match last_words(&mut conn, error).await {
+                match read_last_answer(&mut conn, error).await {
                     Ok(Answer::Retired) => assert!(retired),
                     Err(End::Broken(e)) => assert!(!retired && e.kind() == kind, "{e}"),
-                    _ => panic!("it said something else"),
+                    _ => panic!("unexpected answer"),
                 }
             }
         });

@@ -1,9 +1,9 @@
-//! `[intercept]`: connections of local programs that the kernel has taken on their way to a service of the
-//! mesh, and that go there over its mutual TLS.
+//! `[intercept]`: connections of local programs that the kernel redirects here on their way to a service of the mesh;
+//! they are carried over its mutual TLS.
 //!
-//! Which service a program meant follows from the address that it connected to: an instance stands for
-//! addresses of its own host only, so whatever a node announces, a connection goes to the machine that it was
-//! meant for, or nowhere. What no instance stands for is ended by RST.
+//! The service follows from the original destination address. An instance can claim only addresses of its own host.
+//! So whatever a node announces, a connection goes to the intended machine or fails. Connections to an address that
+//! no instance claims are aborted with RST.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ use super::dial::{Dial, Pool};
 use super::live::{Side, Table};
 use super::settings::{DialSettings, InterceptSettings};
 use crate::app::App;
-use crate::mesh::{Meant, Mesh};
+use crate::mesh::{Mesh, Resolved};
 
-/// The listener's purpose, shared by all workers.
+/// The interception listener's state, shared by all workers.
 pub(crate) struct Intercept {
     pub(crate) settings: InterceptSettings,
     mesh: Arc<Mesh>,
     table: Arc<Table>,
-    /// By what the program meant.
+    /// By original destination.
     dials: Mutex<HashMap<SocketAddr, Arc<Dial>>>,
 }
 
@@ -40,8 +40,8 @@ impl Intercept {
         Intercept { settings, mesh: mesh.clone(), table: table.clone(), dials }
     }
 
-    /// The way to what a program meant.
-    fn dial(&self, to: SocketAddr, meant: &Meant) -> Result<Arc<Dial>, rustls::Error> {
+    /// The dial for an original destination.
+    fn dial(&self, to: SocketAddr, meant: &Resolved) -> Result<Arc<Dial>, rustls::Error> {
         let settings = DialSettings {
             listen: to,
             service: meant.service.clone(),
@@ -68,21 +68,23 @@ impl Intercept {
     }
 }
 
-/// A worker's pools, by what programs meant.
+/// A worker's pools, by original destination.
 #[derive(Default)]
 pub(crate) struct Pools {
     by_address: HashMap<SocketAddr, Rc<Pool>>,
 }
 
 impl Pools {
-    /// Carries one connection that was taken.
+    /// Serves one intercepted connection.
     pub(crate) fn serve(&mut self, of: &Arc<Intercept>, socket: TcpStream, from: SocketAddr) {
         let Some(to) = original(&socket) else {
-            let detail = "a program connected here itself: nothing was taken".to_owned();
+            let detail =
+                "a program connected to this port directly; the kernel did not redirect it"
+                    .to_owned();
             return of.refuse(from, "not_intercepted", detail, socket);
         };
         let Some(meant) = of.mesh.meant(to) else {
-            let detail = format!("no instance stands for {to} (any longer)");
+            let detail = format!("no instance of a service has the address {to} (any more)");
             return of.refuse(from, "no_instance", detail, socket);
         };
         let dial = match of.dial(to, &meant) {
@@ -103,16 +105,16 @@ impl Pools {
         spawn_local(pool.serve(App::Tcp(socket), from));
     }
 
-    /// Once a second: gives up what nobody needs, and what nobody stands for.
+    /// Called every second: closes unneeded connections, and pools of addresses that no instance claims any more.
     pub(crate) fn sweep(&mut self, of: &Arc<Intercept>) {
         self.by_address.retain(|to, pool| {
-            let stands = of.mesh.meant(*to).is_some();
-            if stands {
+            let is_claimed = of.mesh.meant(*to).is_some();
+            if is_claimed {
                 pool.sweep();
             } else {
                 pool.close();
             }
-            stands
+            is_claimed
         });
     }
 
@@ -123,7 +125,7 @@ impl Pools {
     }
 }
 
-/// Where a program wanted to go, if the kernel has redirected it here.
+/// The original destination, if the kernel redirected the connection.
 fn original(socket: &TcpStream) -> Option<SocketAddr> {
     let here = socket.local_addr().ok()?;
     let socket = SockRef::from(socket);

@@ -1,5 +1,4 @@
-//! What the relay is doing now and has done: live connections, counters, refusals. Written by the
-//! workers, read by `status` and the metrics.
+//! The relay's live connections, counters and refusals. Written by the workers, read by `status` and the metrics.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,21 +16,21 @@ use crate::clock::now;
 use crate::quota::LogQuota;
 use crate::stream::Negotiated;
 
-/// Refusals that `status` shows.
+/// The number of refusals that `status` shows.
 const REFUSALS: usize = 100;
 
-/// Which side of a service this node is on.
+/// This node's side of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// It offers the service: mesh in, plain out.
+    /// It offers the service: mesh connections in, plaintext out.
     Service,
-    /// Its programs reach the service: plain in, mesh out.
+    /// Its programs use the service: plaintext in, mesh connections out.
     Dial,
 }
 
 impl Side {
-    /// The role that the peer has.
+    /// The TLS role of the peer.
     pub(crate) fn peer_role(self) -> Role {
         match self {
             Side::Service => Role::Client,
@@ -84,60 +83,58 @@ impl Live {
         self.sessions.load(Relaxed) == 0
     }
 
-    /// How long ago it was made.
     pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// A session begins; returns what had been moved before it.
-    pub(crate) fn begin(&self) -> Begun {
+    /// Starts a session; returns the counters before it.
+    pub(crate) fn begin(&self) -> SessionStart {
         self.busy.store(true, Relaxed);
         self.sessions.fetch_add(1, Relaxed);
         self.totals.sessions.fetch_add(1, Relaxed);
         self.totals.live.fetch_add(1, Relaxed);
-        Begun {
+        SessionStart {
             sent: self.sent.load(Relaxed),
             received: self.received.load(Relaxed),
             at: Instant::now(),
         }
     }
 
-    /// It ended.
-    pub(crate) fn finish(&self, begun: &Begun) -> Moved {
+    /// Ends a session.
+    pub(crate) fn finish(&self, begun: &SessionStart) -> Transferred {
         self.busy.store(false, Relaxed);
         self.totals.live.fetch_sub(1, Relaxed);
-        Moved {
+        Transferred {
             sent: self.sent.load(Relaxed) - begun.sent,
             received: self.received.load(Relaxed) - begun.received,
             ms: begun.at.elapsed().as_millis() as u64,
         }
     }
 
-    /// So many bytes of plaintext are encrypted for the peer. That is no progress yet: they may wait for
-    /// it to read.
+    /// Counts plaintext encrypted for the peer. This is not progress, because it may wait for the peer to read.
     pub(crate) fn sent(&self, n: usize) {
         self.sent.fetch_add(n as u64, Relaxed);
         self.totals.sent.fetch_add(n as u64, Relaxed);
     }
 
-    /// So many bytes of the peer's were taken by the program.
+    /// Counts plaintext from the peer that the program accepted.
     pub(crate) fn received(&self, n: usize) {
         self.progressed();
         self.received.fetch_add(n as u64, Relaxed);
         self.totals.received.fetch_add(n as u64, Relaxed);
     }
 
-    /// A socket took some bytes, on either side.
+    /// Counts a write that a socket accepted, on either side.
     pub(crate) fn progressed(&self) {
         self.progress.fetch_add(1, Relaxed);
     }
 
-    /// How often one did: what an idle timeout goes by.
+    /// The number of such writes; the basis of idle timeouts.
     pub(crate) fn progress(&self) -> u64 {
         self.progress.load(Relaxed)
     }
 
-    /// Ends when this connection is to be cut, with the reason.
+    /// Resolves when this connection must be closed, with the reason.
     pub(crate) async fn cut(&self) -> &'static str {
         loop {
             let woken = self.wake.notified();
@@ -151,25 +148,25 @@ impl Live {
 
     fn cut_now(&self, why: u8) {
         self.cut.store(why, Relaxed);
-        // Stored for one waiter that comes later, and wakes the one that waits: there is at most one.
+        // Wakes the waiter, or is stored for a later one. There is at most one.
         self.wake.notify_one();
     }
 }
 
-pub(crate) struct Begun {
+pub(crate) struct SessionStart {
     sent: u64,
     received: u64,
     at: Instant,
 }
 
-/// What one session moved.
-pub(crate) struct Moved {
+/// The bytes transferred in one session.
+pub(crate) struct Transferred {
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) ms: u64,
 }
 
-/// Sums for one side of one service since the start.
+/// Totals for one side of one service since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) sessions: AtomicU64,
@@ -181,110 +178,96 @@ pub(crate) struct Totals {
     received: AtomicU64,
 }
 
-/// A connection as `status` shows it.
+/// A connection in the output of `status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Connection {
-    /// Our side of it.
+    /// This node's side.
     pub side: Side,
-    /// The service.
     pub service: Name,
-    /// The peer.
     pub peer: SpiffeId,
-    /// Its address.
+    /// The peer's address.
     pub address: SocketAddr,
-    /// Protocol and version.
     pub protocol: String,
-    /// Key exchange group.
     pub group: String,
-    /// Cipher suite.
     pub cipher: String,
-    /// Whether a session runs on it.
+    /// Whether a session is running on it.
     pub busy: bool,
-    /// Sessions it has carried.
+    /// Sessions so far.
     pub sessions: u64,
-    /// Bytes of plaintext to the peer.
+    /// Plaintext bytes sent to the peer.
     pub bytes_out: u64,
-    /// Bytes of plaintext from the peer.
+    /// Plaintext bytes received from the peer.
     pub bytes_in: u64,
-    /// Its age.
     pub age_seconds: u64,
 }
 
-/// The connections with one peer, for one side of one service, of one protection.
+/// The connections with one peer, for one side of one service, with the same TLS parameters.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerSum {
-    /// Our side.
+    /// This node's side.
     pub side: Side,
-    /// The service.
     pub service: Name,
-    /// The peer.
     pub peer: SpiffeId,
-    /// Protocol and version.
+    /// The TLS version.
     pub protocol: String,
-    /// Key exchange group.
     pub group: String,
-    /// Cipher suite.
     pub cipher: String,
-    /// Connections on which a session runs.
+    /// Connections with a running session.
     pub live: u64,
-    /// Connections without one.
+    /// Connections without a session.
     pub idle: u64,
-    /// Sessions that they have carried.
+    /// Sessions so far.
     pub sessions: u64,
-    /// Bytes of plaintext to the peer.
+    /// Plaintext bytes sent to the peer.
     pub bytes_out: u64,
-    /// Bytes of plaintext from the peer.
+    /// Plaintext bytes received from the peer.
     pub bytes_in: u64,
 }
 
-/// Sums as `status` and the metrics show them.
+/// Totals in the output of `status` and in the metrics.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sums {
-    /// Our side.
+    /// This node's side.
     pub side: Side,
-    /// The service.
     pub service: Name,
-    /// Sessions begun since the start.
+    /// Sessions started since the start of the process.
     pub sessions: u64,
-    /// Sessions running.
+    /// Running sessions.
     pub live: u64,
-    /// Idle authenticated connections.
     pub idle: u64,
-    /// Handshakes finished since the start.
+    /// Handshakes completed since the start of the process.
     pub handshakes: u64,
-    /// Sessions that never opened.
+    /// Sessions that failed to open.
     pub failed: u64,
-    /// Bytes of plaintext to peers.
+    /// Plaintext bytes sent to peers.
     pub bytes_out: u64,
-    /// Bytes of plaintext from peers.
+    /// Plaintext bytes received from peers.
     pub bytes_in: u64,
 }
 
-/// An attempt that was refused, by us or by the peer.
+/// A refused attempt, by this node or by the peer.
 #[derive(Debug, Clone, Serialize)]
 pub struct Refusal {
-    /// When, seconds since 1970.
+    /// Seconds since 1970.
     pub at: u64,
-    /// Our side.
+    /// This node's side.
     pub side: Side,
-    /// The service.
     pub service: Name,
-    /// The peer's address.
     pub address: String,
-    /// The peer, as far as it was known.
+    /// The peer, if known.
     pub peer: Option<SpiffeId>,
     /// A fixed word.
     pub reason: &'static str,
-    /// What happened, for a person.
+    /// An explanation for people.
     pub detail: String,
 }
 
-/// All of it.
+/// All connections, counters and refusals.
 #[derive(Default)]
 pub(crate) struct Table {
     live: Mutex<Slab<Arc<Live>>>,
     totals: Mutex<BTreeMap<(Side, Name), Arc<Totals>>>,
-    /// Connections of each client to each service.
+    /// The number of connections of each client to each service.
     by_peer: Mutex<HashMap<(Name, Client), u32>>,
     refusals: Mutex<Refusals>,
     opening: AtomicUsize,
@@ -292,15 +275,15 @@ pub(crate) struct Table {
     pub(crate) accept_errors: AtomicU64,
 }
 
-/// An identity on one node: all certificates of it there are of one series. So one node does not use up what others with
-/// the same identity may hold.
+/// An identity on one node; all of its certificates have the same series. Limits are counted by this, so that one
+/// node does not use up the limit of others with the same identity.
 type Client = (SpiffeId, Series);
 
 fn client(peer: &VerifiedPeer) -> Client {
     (peer.id().clone(), peer.serial().series())
 }
 
-/// A session on its way, from the program's connection (or the OPEN) until it begins or fails.
+/// A session being opened, from the program's connection (or the OPEN) until it starts or fails.
 pub(crate) struct Opening(Arc<Table>);
 
 impl Drop for Opening {
@@ -320,7 +303,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A place in the table, given up on drop.
+/// A registered connection, removed from the table on drop.
 pub(crate) struct Listed {
     table: Arc<Table>,
     key: usize,
@@ -355,7 +338,7 @@ impl Table {
         lock(&self.totals).entry((side, service.clone())).or_default().clone()
     }
 
-    /// Lists a connection. `None`: a client's identity would hold more than `max` to this service.
+    /// Registers a connection. `None` if the client would have more than `max` connections to this service.
     pub(crate) fn list(
         self: &Arc<Table>,
         side: Side,
@@ -395,26 +378,26 @@ impl Table {
         Some(Listed { table: self.clone(), key, live })
     }
 
-    /// Cuts the connections of every peer that does not stand; returns how many.
-    pub(crate) fn cut_unless(&self, stands: impl Fn(&VerifiedPeer) -> bool) -> usize {
+    /// Closes the connections of peers that are no longer trusted; returns how many.
+    pub(crate) fn cut_unless(&self, is_trusted: impl Fn(&VerifiedPeer) -> bool) -> usize {
         let live = lock(&self.live);
-        let doomed = live.iter().filter(|(_, l)| !stands(&l.peer));
+        let doomed = live.iter().filter(|(_, l)| !is_trusted(&l.peer));
         doomed.map(|(_, l)| l.cut_now(1)).count()
     }
 
-    /// Cuts all connections: the drain is over.
+    /// Closes all connections when the drain is over.
     pub(crate) fn cut_all(&self) {
         lock(&self.live).iter().for_each(|(_, l)| l.cut_now(2));
     }
 
-    /// Counts a session that is being opened, until that is dropped.
+    /// Counts a session as being opened, until the result is dropped.
     pub(crate) fn opening(self: &Arc<Table>) -> Opening {
         self.opening.fetch_add(1, Relaxed);
         Opening(self.clone())
     }
 
-    /// Sessions running or being opened. (In this order: one may go from the first to the second meanwhile,
-    /// and is rather counted twice than not at all.)
+    /// The number of sessions running or being opened. A session that moves from the second state to the first during
+    /// the count is counted twice, which is better than not at all.
     pub(crate) fn busy(&self) -> usize {
         let opening = self.opening.load(Relaxed);
         opening + lock(&self.live).iter().filter(|(_, l)| l.busy.load(Relaxed)).count()
@@ -441,7 +424,7 @@ impl Table {
         all.iter().take(max).map(connection).collect()
     }
 
-    /// All connections, summed up by peer and protection.
+    /// All connections, summed up by peer and TLS parameters.
     pub(crate) fn peers(&self) -> Vec<PeerSum> {
         let mut sums: BTreeMap<_, PeerSum> = BTreeMap::new();
         for (_, l) in lock(&self.live).iter() {
@@ -473,7 +456,7 @@ impl Table {
         sums.into_values().collect()
     }
 
-    /// How many connections there are.
+    /// The number of connections.
     pub(crate) fn connected(&self) -> usize {
         lock(&self.live).len()
     }
@@ -493,7 +476,7 @@ impl Table {
         lock(&self.totals).iter().map(sums).collect()
     }
 
-    /// Counts and shows a refusal, and logs it unless there are too many of them at the moment.
+    /// Counts a refusal and keeps it for `status`; logs it unless there are too many at the moment.
     pub(crate) fn refuse(
         &self,
         side: Side,
@@ -530,7 +513,7 @@ impl Table {
     }
 }
 
-/// The protocol as OpenSSL and most logs write it.
+/// The TLS version as OpenSSL and most logs write it.
 pub(crate) fn protocol_name(n: Negotiated) -> String {
     match n.version {
         rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3".into(),
@@ -538,7 +521,7 @@ pub(crate) fn protocol_name(n: Negotiated) -> String {
     }
 }
 
-/// The key exchange group's registered name.
+/// The registered name of the key exchange group.
 pub(crate) fn group_name(n: Negotiated) -> String {
     match n.group {
         rustls::NamedGroup::X25519MLKEM768 => "X25519MLKEM768".into(),
@@ -546,7 +529,7 @@ pub(crate) fn group_name(n: Negotiated) -> String {
     }
 }
 
-/// The cipher suite's registered name (RFC 8446, appendix B.4).
+/// The registered name of the cipher suite (RFC 8446, appendix B.4).
 pub(crate) fn cipher_name(n: Negotiated) -> String {
     format!("{:?}", n.suite).replacen("TLS13_", "TLS_", 1)
 }

@@ -1,17 +1,17 @@
-//! The access log: one structured line a session.
+//! The access log: one structured line for each session.
 
 use wiretight_keys::Name;
 
-use super::live::{Live, Moved, Side, cipher_name, group_name, protocol_name};
+use super::live::{Live, Side, Transferred, cipher_name, group_name, protocol_name};
 use super::session::End;
 
-/// Logs a session that has ended. `plain` is the far end of the plain side.
+/// Logs a session that has ended. `plain` is the address on the plaintext side.
 pub(crate) fn access(
     side: Side,
     service: &Name,
     live: &Live,
     plain: &str,
-    moved: &Moved,
+    moved: &Transferred,
     end: &End,
 ) {
     tracing::info!(

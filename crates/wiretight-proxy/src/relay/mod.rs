@@ -1,10 +1,9 @@
-//! The relay: mutual TLS 1.3 around unmodified TCP programs.
+//! The relay: mutual TLS 1.3 for unmodified TCP programs.
 //!
-//! [`Relay`] is the control side's handle: it binds, applies changed settings, reports and drains. The
-//! work is done by workers, a thread each; they see the mesh through [`Mesh`] and nothing else.
+//! [`Relay`] is the interface for the control side: it listens, applies changed settings, reports and drains. The
+//! work is done by workers, one thread each; their only view of the mesh is [`Mesh`].
 //!
-//! It never carries a byte in the clear: a session begins when the peer is verified and allowed, or not
-//! at all.
+//! No session data is sent unencrypted: a session starts only after the peer was verified and allowed.
 
 pub(crate) mod balance;
 pub(crate) mod dial;
@@ -57,15 +56,15 @@ pub struct Relay {
 }
 
 struct Listener {
-    /// To be passed on; the workers have handles of their own.
+    /// For the next process at a takeover; the workers have their own handles.
     sockets: Vec<TcpListener>,
     purpose: Arc<ArcSwap<Purpose>>,
     stop: watch::Sender<bool>,
-    /// Held by the workers, too, as long as their sockets listen.
+    /// Also held by the workers while their sockets listen.
     open: Arc<()>,
 }
 
-/// What a listener is wanted for.
+/// The purpose of a listener, from the settings.
 #[derive(Clone, Copy)]
 enum Wanted<'a> {
     Service(&'a ServiceSettings),
@@ -73,7 +72,7 @@ enum Wanted<'a> {
     Intercept(&'a InterceptSettings),
 }
 
-/// Every address that is to be listened on.
+/// All addresses to listen on.
 fn wanted(settings: &RelaySettings) -> impl Iterator<Item = (SocketAddr, Wanted<'_>)> {
     let services = settings.services.iter().map(|s| (s.listen, Wanted::Service(s)));
     let dials = settings.dials.iter().map(|d| (d.listen, Wanted::Dial(d)));
@@ -84,62 +83,53 @@ fn wanted(settings: &RelaySettings) -> impl Iterator<Item = (SocketAddr, Wanted<
     services.chain(dials).chain(taken)
 }
 
-/// Whether a peer that was verified once may still be dealt with: nobody starts a session, or goes on with
-/// one, with a peer that does not stand. (Time is looked at apart from this: a session may outlive the
-/// certificate that it began with.)
-fn stands(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
+/// Whether a peer that was verified earlier is still trusted. If not, no session may start or continue. (Expiry is
+/// checked separately: a session may outlive the certificate from its handshake.)
+fn is_trusted(mesh: &Mesh, peer: &VerifiedPeer) -> bool {
     mesh.stands_by(peer)
 }
 
-/// Why settings could not be put into force. Then nothing of them is.
+/// Why settings could not be applied. In that case nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// An address could not be listened on.
+    /// Listening on an address failed.
     #[error("cannot listen on {addr}: {source}{}", advice(.source))]
-    Bind {
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The roots of a site's clients.
-    #[error("{}: {detail}: `client_ca` names a PEM file of certificates", path.display())]
+    Bind { addr: SocketAddr, source: io::Error },
+    /// The client CA file of a site is invalid.
+    #[error("{}: {detail}; `client_ca` must be a PEM file of certificates", path.display())]
     ClientCa {
-        /// The file.
         path: std::path::PathBuf,
-        /// What is wrong.
+        /// The problem.
         detail: String,
     },
-    /// A dial would take plaintext from other machines.
+    /// A dial would accept plaintext from other machines.
     #[error(
-        "service/{service} cannot be dialled on {addr}: that is no loopback address, and plaintext does not \
-         leave this machine (listen on 127.0.0.1 or [::1])"
+        "the dial of service/{service} cannot listen on {addr}: it is not a loopback address, and plaintext must \
+         not leave this machine; listen on 127.0.0.1 or [::1]"
     )]
     NotLoopback {
-        /// The address.
         addr: SocketAddr,
-        /// The service that is dialled.
+        /// The service of the dial.
         service: Name,
     },
-    /// A port is wanted on all addresses and on one of them, or is to change from one to the other.
+    /// A port would be bound to all addresses and also to one of them, or would change from one to the other.
     #[error(
-        "cannot listen on {addr}: this node itself listens on {ours}, and a port is bound to all addresses \
-         or to some of them, not both (to change from one to the other, reload once with neither, or restart)"
+        "cannot listen on {addr}: this node already listens on {ours}, and a port is bound either to all addresses \
+         or to single ones, not both (to change from one to the other, reload once with neither, or restart)"
     )]
     Overlap {
-        /// The address.
         addr: SocketAddr,
-        /// What is in its way.
+        /// The address that it conflicts with.
         ours: SocketAddr,
     },
-    /// The TLS library does not take the configuration.
+    /// The TLS library rejects the configuration.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
 }
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => " (another process listens there: `ss -ltnp` tells which)",
+        io::ErrorKind::AddrInUse => "  (another process listens there; `ss -ltnp` shows which)",
         io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
         io::ErrorKind::PermissionDenied => {
             " (ports under 1024 need CAP_NET_BIND_SERVICE: see examples/wiretight.service)"
@@ -148,53 +138,50 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Whether one of the two is the wildcard of the other.
+/// Whether one of the two is the wildcard address for the other.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let wild = a.ip().is_unspecified() != b.ip().is_unspecified();
     wild && a.port() == b.port() && a.is_ipv4() == b.is_ipv4()
 }
 
-/// The relay as `wiretight status` shows it.
+/// The relay in the output of `wiretight status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RelayStatus {
-    /// Sums by side and service.
+    /// Totals by side and service.
     pub sums: Vec<Sums>,
-    /// All connections, summed up by peer and protection.
+    /// All connections, summed up by peer and TLS parameters.
     pub peers: Vec<PeerSum>,
-    /// How many connections there are.
     pub connections_total: usize,
-    /// Connections, busy ones first, at most as many as were asked for.
+    /// Connections, busy ones first, up to the requested number.
     pub connections: Vec<Connection>,
     /// The last refusals, newest last.
     pub refusals: Vec<Refusal>,
     /// Refusals since the start.
     pub refused: Vec<RefusedCount>,
-    /// Accepts that failed for want of file descriptors and the like.
+    /// Failed accepts, mostly for lack of file descriptors.
     pub accept_errors: u64,
-    /// Whether no new connections are taken because the process is about to stop.
+    /// Whether the process is stopping and accepts no new connections.
     pub draining: bool,
 }
 
-/// How often a service refused, or was refused, for one reason.
+/// The number of refusals of one service for one reason, in either direction.
 #[derive(Debug, Clone, Serialize)]
 pub struct RefusedCount {
-    /// Our side.
+    /// This node's side.
     pub side: Side,
-    /// The service.
     pub service: Name,
     /// A fixed word.
     pub reason: &'static str,
-    /// How often.
     pub count: u64,
 }
 
 impl Relay {
-    /// Starts the workers. Nothing is listened on until settings are applied.
+    /// Starts the workers. They listen on nothing until settings are applied.
     pub fn start(mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
         Relay::start_on(Arc::default(), mesh, workers)
     }
 
-    /// The same on sockets that another process may have passed on.
+    /// The same with listening sockets that may come from another process.
     pub fn start_on(sockets: Arc<Sockets>, mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
         let table = Arc::new(Table::default());
         let draining = watch::channel(false).0;
@@ -221,8 +208,8 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Puts settings into force: listens where it did not, stops where it did (for up to a second it
-    /// waits for that), and lets live sessions be. If anything cannot be done, nothing is.
+    /// Applies settings: starts and stops listeners as needed (waits up to a second for the latter), and leaves live
+    /// sessions alone. If any part fails, nothing is changed.
     pub fn apply(&self, settings: &RelaySettings) -> Result<(), ApplyError> {
         let exposed = |d: &&DialSettings| !d.listen.ip().to_canonical().is_loopback();
         if let Some(dial) = settings.dials.iter().find(exposed) {
@@ -274,7 +261,7 @@ impl Relay {
             };
             staged.push((addr, purpose, sockets));
         }
-        // From here on nothing can fail.
+        // Nothing can fail from here on.
         let mut closing = Vec::new();
         listeners.retain(|addr, listener| {
             let keep = wanted.contains(addr);
@@ -284,7 +271,7 @@ impl Relay {
             }
             keep
         });
-        // So that the next settings may listen there again.
+        // So that the next settings can use these addresses again.
         let patience = std::time::Instant::now() + net::CLOSE;
         while closing.iter().any(|open| Arc::strong_count(open) > 1)
             && std::time::Instant::now() < patience
@@ -305,21 +292,21 @@ impl Relay {
             for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
                 let (purpose, open) = (listener.purpose.clone(), listener.open.clone());
                 let order = Listen { socket, purpose, stop: listener.stop.subscribe(), open };
-                let _ = worker.send(order); // a worker that is gone was reported when it went
+                let _ = worker.send(order); // a worker that stopped has logged why
             }
             listeners.insert(addr, listener);
         }
         Ok(())
     }
 
-    /// Sockets, and a handle of them for each worker.
+    /// Opens sockets, with a handle for each worker.
     fn listen(&self, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<TcpListener>)> {
         let sockets = self.sockets.bind(addr, self.workers.len())?;
         let handles = net::spread(&sockets, self.workers.len())?;
         Ok((sockets, handles))
     }
 
-    /// What is listened on, to be passed on to the next process.
+    /// The listening sockets, for the next process at a takeover.
     pub fn listening(&self) -> io::Result<Listening> {
         let cloned = |(addr, listener): (&SocketAddr, &Listener)| {
             let sockets = listener.sockets.iter().map(TcpListener::try_clone);
@@ -328,17 +315,17 @@ impl Relay {
         self.listeners().iter().map(cloned).collect()
     }
 
-    /// What the edge needs to reach services through here, and to listen.
+    /// The parts that the edge needs to listen and to reach services.
     pub(crate) fn shared(&self) -> (&Arc<Mesh>, &Arc<Table>, &Arc<Sockets>) {
         (&self.mesh, &self.table, &self.sockets)
     }
 
-    /// Cuts the connections of every peer that the bundle no longer stands by; returns how many.
+    /// Closes the connections of peers that are no longer trusted; returns how many.
     pub fn cut_revoked(&self) -> usize {
         self.table.cut_unless(|peer| self.mesh.stands_by(peer))
     }
 
-    /// What is going on, with up to `max` connections.
+    /// The current state, with up to `max` connections.
     pub fn status(&self, max: usize) -> RelayStatus {
         let count = |(side, service, reason, count)| RefusedCount { side, service, reason, count };
         RelayStatus {
@@ -353,8 +340,8 @@ impl Relay {
         }
     }
 
-    /// Takes no more connections, closes idle ones, and waits up to `limit` for the sessions that run;
-    /// then cuts those. Returns how many were cut.
+    /// Stops accepting connections, closes idle ones, and waits up to `limit` for running sessions; then closes
+    /// those. Returns how many were closed.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
@@ -363,14 +350,14 @@ impl Relay {
             listeners.values_mut().for_each(|listener| listener.sockets.clear());
             listeners.values().map(|listener| listener.open.clone()).collect::<Vec<_>>()
         };
-        // Whoever was accepted last counts, too.
+        // Connections accepted last must be counted too.
         net::closed(&workers).await;
         while self.table.busy() > 0 && Instant::now() < end {
             sleep(Duration::from_millis(20)).await;
         }
         let cut = self.table.busy();
         self.table.cut_all();
-        // Cut connections say so to their programs by RST: give that a moment.
+        // Leave a moment for the RSTs to the programs.
         for _ in 0..50 {
             if self.table.busy() == 0 {
                 break;

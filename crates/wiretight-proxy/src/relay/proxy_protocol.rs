@@ -1,5 +1,5 @@
-//! The PROXY protocol v2 header that tells a backend who is calling (docs/wire.md, section 4;
-//! haproxy.org proxy-protocol.txt, section 2.2).
+//! The PROXY protocol v2 header that tells a backend the client's address (docs/wire.md, section 4; haproxy.org
+//! proxy-protocol.txt, section 2.2).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,15 +9,15 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const PP2_TYPE_SSL: u8 = 0x20;
 const PP2_SUBTYPE_SSL_VERSION: u8 = 0x21;
 const PP2_SUBTYPE_SSL_CIPHER: u8 = 0x23;
-/// First of the range for applications' own use: the peer's SPIFFE ID.
+/// The first type of the application-specific range, used for the peer's SPIFFE ID.
 pub(crate) const PP2_TYPE_SPIFFE_ID: u8 = 0xE0;
-/// The client came over TLS and showed a certificate on this connection.
+/// The client used TLS and presented a certificate on this connection.
 const PP2_CLIENT: u8 = 0x01 | 0x02;
 
-/// The header: who connected from where to where, over what.
+/// The header: source and destination address, peer and cipher.
 pub(crate) fn header(from: SocketAddr, to: SocketAddr, peer: &SpiffeId, cipher: &str) -> Vec<u8> {
     let mut body = Vec::with_capacity(256);
-    // A v4 address in v6 clothing is v4; if only one of the two is, both are written as v6.
+    // An IPv4-mapped IPv6 address counts as IPv4. If only one of the two is IPv4, both are written as IPv6.
     let (from_ip, to_ip) = (from.ip().to_canonical(), to.ip().to_canonical());
     let family = match (from_ip, to_ip) {
         (IpAddr::V4(f), IpAddr::V4(t)) => {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_reads_as_the_specification_says() {
+    fn headers_follow_the_specification() {
         let id = "spiffe://example.org/service/web".parse().unwrap();
         let (from, to) = ("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:7432".parse().unwrap());
         let h = header(from, to, &id, "TLS_AES_256_GCM_SHA384");

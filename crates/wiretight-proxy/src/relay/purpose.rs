@@ -1,4 +1,4 @@
-//! What a listener is for, as a reload replaces it.
+//! What a listener is for. A reload can replace it.
 
 use std::sync::Arc;
 
@@ -14,28 +14,28 @@ use super::settings::ServiceSettings;
 use crate::mesh::Mesh;
 use crate::network::Backend;
 
-/// What a listener is for; replaced in place by a reload.
+/// What a listener is for. A reload replaces it in place.
 pub(crate) enum Purpose {
     Service(Arc<Service>),
     Dial(Arc<Dial>),
     Intercept(Arc<Intercept>),
 }
 
-/// A service as it is configured now. A reload makes a new one; sessions that run keep the old.
+/// A service with its current configuration. A reload makes a new one; running sessions keep the old one.
 pub(crate) struct Service {
     pub(crate) settings: ServiceSettings,
     pub(super) mesh: Arc<Mesh>,
     pub(super) table: Arc<Table>,
     pub(super) totals: Arc<Totals>,
     pub(super) tls: Arc<ServerConfig>,
-    /// The same without an ALPN.
+    /// The same without ALPN.
     pub(super) raw_tls: Arc<ServerConfig>,
     /// The same with `h2`.
     pub(super) h2_tls: Arc<ServerConfig>,
     pub(super) balancer: Arc<Balancer<Backend>>,
 }
 
-/// What a listener is for, and until when: one for all of its connections.
+/// What a listener is for, and the signals that end its use. Shared by all of its connections.
 pub(crate) struct Terms {
     pub(super) purpose: Arc<ArcSwap<Purpose>>,
     pub(super) removed: watch::Receiver<bool>,
@@ -43,12 +43,12 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// The newest configuration of its service, if it still is a service's.
+    /// The current configuration of the service, if the listener is still for a service.
     pub(crate) fn service(&self) -> Option<Arc<Service>> {
         newest(&self.purpose)
     }
 
-    /// Ends when the service was removed from the configuration, or the process is about to stop.
+    /// Returns when the service was removed from the configuration or the process is stopping.
     pub(crate) async fn over(&self) {
         let (mut removed, mut draining) = (self.removed.clone(), self.draining.clone());
         tokio::select! {
@@ -57,18 +57,18 @@ impl Terms {
         }
     }
 
-    /// Whether that is so now.
+    /// Whether [`over`](Self::over) would return now.
     pub(crate) fn are_over(&self) -> bool {
         self.is_removed() || *self.draining.borrow()
     }
 
-    /// Whether the service was removed.
+    /// Whether the service was removed from the configuration.
     pub(crate) fn is_removed(&self) -> bool {
         *self.removed.borrow()
     }
 }
 
-/// The newest configuration of a service, if the listener still is that service.
+/// The current configuration of a service, if the listener is still for a service.
 pub(crate) fn newest(slot: &Arc<ArcSwap<Purpose>>) -> Option<Arc<Service>> {
     match &**slot.load() {
         Purpose::Service(service) => Some(service.clone()),

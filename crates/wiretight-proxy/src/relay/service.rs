@@ -1,4 +1,4 @@
-//! `[[service]]`: mutual TLS in, plain connections out to the program.
+//! `[[service]]`: mutual TLS in, plaintext connections out to the program.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use wiretight_keys::Id;
 
 use super::balance::Lease;
-use super::live::{Begun, Listed, Live, Opening, Side, Table, Totals, cipher_name};
+use super::live::{Listed, Live, Opening, SessionStart, Side, Table, Totals, cipher_name};
 use super::log::access;
 use super::proxy_protocol;
 use super::purpose::{Service, Terms};
@@ -33,10 +33,10 @@ use crate::wire::{Frame, Open, Refused};
 
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
-/// How long a peer may take to shake hands.
+/// The time limit of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a backend is looked for, all of them together: less than [`CONTROL`](super::session::CONTROL),
-/// when the client gives up and does not know whether its bytes have reached one.
+/// The time limit for reaching a backend, over all attempts: less than [`CONTROL`](super::session::CONTROL). After
+/// that the client gives up, without knowing whether its data reached a backend.
 const CONNECT: Duration = Duration::from_secs(8);
 
 impl Service {
@@ -66,10 +66,10 @@ impl Service {
         })
     }
 
-    /// A client that offers other protocols than ours speaks them to the program, and we carry a raw stream (wire.md,
-    /// section 3). What the program speaks is not known here, so nothing is selected where the client has a choice
-    /// (curl: h2 and http/1.1). One that insists gets what it insists on: HTTP/2 (gRPC), or the one protocol that it
-    /// offers.
+    /// A client that offers only other protocols than ours speaks them to the program, and we carry a raw stream
+    /// (wire.md, section 3). We do not know which protocol the program speaks, so none is selected if the client has
+    /// a choice (curl: h2 and http/1.1). A client without a choice gets what it requires: HTTP/2 (gRPC), or its only
+    /// protocol.
     fn tls_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
         let Some(offered) = hello.alpn() else { return self.tls.clone() };
         let offered: Vec<&[u8]> = offered.collect();
@@ -86,8 +86,8 @@ impl Service {
         }
     }
 
-    /// Whether the peer still stands; if not, that is said in the log.
-    fn vouch(&self, listed: &Listed) -> bool {
+    /// Whether the peer is still trusted; if not, logs why.
+    fn check_peer(&self, listed: &Listed) -> bool {
         let standing = self.mesh.standing(listed.peer());
         if let Err(refusal) = &standing {
             self.refuse(listed.addr(), Some(listed), refusal.reason(), refusal.to_string());
@@ -101,14 +101,14 @@ impl Service {
     }
 }
 
-/// Serves one connection from its handshake to its end: any number of sessions, one after another.
+/// Serves one connection until it is closed: any number of sessions, one after another.
 pub(crate) fn serve(
     terms: Rc<Terms>,
     socket: TcpStream,
     from: SocketAddr,
     held: (HandshakeSlot, Opening),
 ) -> impl Future<Output = ()> {
-    // Boxed: its room is needed for a moment only, and the session's for as long as it lasts.
+    // Boxed, so that its memory is not part of the session's task.
     let admitted = Box::pin(admit(terms, socket, from, held));
     async move {
         let Some(mut admitted) = admitted.await else { return };
@@ -137,25 +137,25 @@ pub(crate) fn serve(
     }
 }
 
-/// A connection that sessions may run over.
+/// A connection that can carry sessions.
 struct Admitted {
     conn: Conn,
     listed: Listed,
-    /// As it was configured when the handshake was done.
+    /// With the configuration at the end of the handshake.
     service: Arc<Service>,
     terms: Rc<Terms>,
 }
 
-/// How a connection ends on which no more sessions begin.
+/// How to close a connection after its last session.
 enum Last {
-    /// In order.
+    /// In order, with close_notify.
     Close,
     Abort,
-    /// The peer's process or network went away.
+    /// The peer's process or network is gone.
     Gone,
 }
 
-/// Shakes hands. A foreign peer's connection is served here to its end.
+/// Does the handshake. The connection of a non-Wiretight peer is served to its end here.
 async fn admit(
     terms: Rc<Terms>,
     socket: TcpStream,
@@ -175,34 +175,34 @@ async fn admit(
     }
     if !admitted.conn.framed {
         let raw = serve_raw(&admitted.service, admitted.conn, &admitted.listed, opening);
-        Box::pin(raw).await; // boxed: a handshake has no room for it
+        Box::pin(raw).await; // boxed, to keep the handshake's task small
         return None;
     }
     Some(admitted)
 }
 
 impl Admitted {
-    /// What is configured now decides, not what was when the handshake began. It was shaken in the name of one
-    /// service: no other may take it over.
+    /// The current configuration, not the one at the start of the handshake. The handshake was for one service, so
+    /// another service on this listener must not take over the connection.
     fn newest(&self) -> Option<Arc<Service>> {
         self.terms.service().filter(|new| new.settings.name == self.service.settings.name)
     }
 
-    /// Waits for an OPEN that can be acted upon, for hours if need be, and begins the session.
-    async fn next(&mut self) -> Result<(Arc<Service>, App, Lease<Backend>, Begun), Last> {
+    /// Waits for an OPEN that can be accepted, for hours if necessary, and starts the session.
+    async fn next(&mut self) -> Result<(Arc<Service>, App, Lease<Backend>, SessionStart), Last> {
         loop {
             let Some(open) = self.open().await? else { return Err(Last::Close) };
-            // As above: the connection may have waited for hours.
+            // Check again, because the connection may have been idle for hours.
             let Some(service) = self.newest() else { return Err(Last::Close) };
             let own = service.mesh.identity(&Id::Service(service.settings.name.clone()));
             if self.terms.are_over() || own.is_none() || now() > self.listed.peer().not_after() {
-                // Not acted upon: the client may ask again, here or elsewhere (wire.md).
+                // The OPEN has no effect: the client may retry here or elsewhere (wire.md).
                 return Err(Last::Close);
             }
-            if !service.vouch(&self.listed) {
+            if !service.check_peer(&self.listed) {
                 return Err(Last::Abort);
             }
-            // Boxed: as above.
+            // Boxed, so that its memory is not part of the session's task.
             match Box::pin(begin(&service, &mut self.conn, &self.listed, open)).await {
                 Ok(Some((app, lease, begun))) => return Ok((service, app, lease, begun)),
                 Ok(None) => {}
@@ -211,14 +211,14 @@ impl Admitted {
         }
     }
 
-    /// Waits for the next OPEN. `None`: none will come, or be acted upon.
+    /// Waits for the next OPEN. `None` if none will come or be accepted.
     async fn open(&mut self) -> Result<Option<Open>, Last> {
         let idle = Idle::new(&self.service.totals);
         let open = tokio::select! {
             biased;
             _ = self.listed.cut() => return Err(Last::Abort),
             open = self.conn.read_open() => open,
-            () = Box::pin(self.terms.over()) => return Ok(None), // boxed: of no use to a session
+            () = Box::pin(self.terms.over()) => return Ok(None), // boxed: not needed by a session
         };
         drop(idle);
         match open {
@@ -232,24 +232,23 @@ impl Admitted {
                 );
                 Err(Last::Abort)
             }
-            Err(_) => Err(Last::Gone), // nothing was begun
+            Err(_) => Err(Last::Gone), // no session was started
         }
     }
 }
 
-/// The connection cannot be used any more.
 struct Unusable;
 
-/// Acts on an OPEN, and answers it. `None`: the session was refused, and has ended.
+/// Handles an OPEN and responds. `None` if the session was refused and has ended.
 async fn begin(
     service: &Service,
     conn: &mut Conn,
     listed: &Listed,
     open: Open,
-) -> Result<Option<(App, Lease<Backend>, Begun)>, Unusable> {
+) -> Result<Option<(App, Lease<Backend>, SessionStart)>, Unusable> {
     let _opening = service.table.opening();
     let refusal = if open.service != service.settings.name {
-        let detail = format!("it asked for service/{}", open.service);
+        let detail = format!("the client requested service/{}", open.service);
         Some((Refused::NoSuchService, detail))
     } else {
         not_allowed(service, listed).map(|detail| (Refused::NotAllowed, detail))
@@ -263,7 +262,7 @@ async fn begin(
         Err((refused, detail)) => {
             service.refuse(listed.addr(), Some(listed), refused.reason(), detail);
             service.totals.failed.fetch_add(1, Relaxed);
-            // Our direction has ended with REFUSED; the client ends its own.
+            // REFUSED ends our direction; wait until the client ends its own.
             conn.send(&refused.encode()).await.map_err(|_| Unusable)?;
             conn.discard().await.map_err(|_| Unusable)?;
             return Ok(None);
@@ -276,7 +275,7 @@ async fn begin(
     Ok(Some((app, lease, listed.begin())))
 }
 
-/// Shakes hands and lists the connection.
+/// Does the handshake and registers the connection.
 async fn accept(
     service: &Arc<Service>,
     socket: TcpStream,
@@ -300,7 +299,7 @@ async fn accept(
     };
     let negotiated = agreed.negotiated;
     if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
-        let detail = format!("{} offers no X25519MLKEM768", peer.id());
+        let detail = format!("{} does not offer X25519MLKEM768", peer.id());
         service.refuse(from, None, "no_post_quantum", detail);
         return None;
     }
@@ -308,21 +307,21 @@ async fn accept(
     let (settings, max) = (&service.settings, service.settings.max_per_peer);
     let listed = service.table.list(Side::Service, &settings.name, peer, from, negotiated, max);
     let Some(listed) = listed else {
-        let detail = format!("{id} holds {max} connections already (max_connections_per_peer)");
+        let detail = format!("{id} already has {max} connections (max_connections_per_peer)");
         let reason = Refused::TooManyConnections.reason();
         service.table.refuse(Side::Service, &settings.name, from, Some(&id), reason, detail);
         tls.close();
         return None;
     };
-    // Whoever was revoked before it was listed has not been cut with the others.
-    if !service.vouch(&listed) {
+    // If the peer was revoked before it was registered, its connection was not closed with the others.
+    if !service.check_peer(&listed) {
         tls.abort();
         return None;
     }
     Some((Conn::new(tls, negotiated.alpn), listed))
 }
 
-/// A foreign peer's connection: one raw stream.
+/// Serves the connection of a non-Wiretight peer: one raw stream.
 async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed, opening: Opening) {
     let opened = match not_allowed(service, listed) {
         Some(detail) => Err((Refused::NotAllowed, detail)),
@@ -346,28 +345,27 @@ async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed, open
     }
 }
 
-/// Why the peer is not on the allow list, if it is not.
+/// The reason if the peer is not allowed.
 fn not_allowed(service: &Service, live: &Live) -> Option<String> {
     let peer = live.peer().id();
     let allowed = service.settings.allow.contains(&peer.id);
-    (!allowed).then(|| {
-        format!("{} is not on the allow list of service/{}", peer.id, service.settings.name)
-    })
+    (!allowed)
+        .then(|| format!("{} is not in `allow` of service/{}", peer.id, service.settings.name))
 }
 
-/// Connects the program, or says that it cannot be while the client still listens.
+/// Connects to the program, or reports failure while the client still waits.
 async fn connect_in_time(
     service: &Service,
     live: &Live,
     conn: &Conn,
 ) -> Result<(App, Lease<Backend>), (Refused, String)> {
-    let late = || format!("no backend answers within {} s", CONNECT.as_secs());
+    let late = || format!("no backend responded within {} s", CONNECT.as_secs());
     timeout(CONNECT, connect(service, live, conn))
         .await
         .unwrap_or_else(|_| Err((Refused::BackendUnavailable, late())))
 }
 
-/// Connects the program, another instance of it if one fails, and says who calls if that is wanted.
+/// Connects to a backend, trying others if one fails, and sends the PROXY protocol header if it is enabled.
 async fn connect(
     service: &Service,
     live: &Live,
@@ -407,11 +405,11 @@ async fn connect(
             }
         }
     }
-    Err((Refused::BackendUnavailable, format!("no backend answers; the last: {last}")))
+    Err((Refused::BackendUnavailable, format!("no backend can be reached; last error: {last}")))
 }
 
-/// The backends that cannot see this caller's address, which is one of IPv4 or one of IPv6; the refusal, if there
-/// are no others.
+/// The backends of another address family than the caller; a transparent service cannot use them, because they must
+/// see the caller's address. An error if there are no others.
 fn unfit(
     settings: &ServiceSettings,
     caller: SocketAddr,
@@ -419,8 +417,8 @@ fn unfit(
     let refused = |detail: String| Err((Refused::BackendUnavailable, detail));
     if matches!(caller, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local()) {
         return refused(format!(
-            "{caller} is a link-local address, which a transparent service cannot show to its backend: call it \
-             by another address"
+            "{caller} is a link-local address, which a transparent service cannot pass to its backend; connect from \
+             another address"
         ));
     }
     let fits = |backend: &Backend| match backend {
@@ -434,17 +432,17 @@ fn unfit(
     let (family, example) =
         if caller.is_ipv4() { ("IPv4", "127.0.0.1") } else { ("IPv6", "[::1]") };
     refused(format!(
-        "{caller} calls over {family}, and no backend of this transparent service is of that family: add one, for \
-         example {example}:PORT, to forward"
+        "{caller} connects over {family}, but this transparent service has no {family} backend; add one to \
+         `forward`, for example {example}:PORT"
     ))
 }
 
-/// An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is one of IPv4.
+/// Converts an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) to IPv4.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Counts an idle connection while it is one.
+/// An idle connection, counted until dropped.
 struct Idle<'a>(&'a Totals);
 
 impl Idle<'_> {

@@ -1,5 +1,5 @@
-//! One session: the bytes of a plain connection on one side, of a TLS connection on the other, both
-//! directions in one task, and the ends of each (docs/wire.md, sections 2 and 3).
+//! A session: it connects a plaintext connection with a TLS connection. Both directions run in one task. How each
+//! direction ends is defined in docs/wire.md, sections 2 and 3.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -15,49 +15,48 @@ use tokio::time::timeout;
 use super::live::Live;
 use crate::app::{App, AppReader, AppWriter};
 use crate::buffer::{Buffer, CHUNK};
-use crate::stream::{Got, TlsReader, TlsStream, TlsWriter};
+use crate::stream::{Received, TlsReader, TlsStream, TlsWriter};
 use crate::wire::{Cutter, Event, Frame, HEADER, Open, Refused, WireError};
 
-/// How long an aborted session may take to come to rest before its connection is given up.
+/// The time for an aborted session to end cleanly before its connection is closed.
 const SETTLE: Duration = Duration::from_secs(5);
-/// How long a program may take to read what came before the peer's connection ended without close_notify.
+/// The time for a program to read the last data after the peer's connection ended without close_notify.
 const LAST_BYTES: Duration = Duration::from_secs(60);
-/// How long the rest of an OPEN, or its answer once due, may take.
+/// The time limit for the rest of an OPEN, and for the response to it.
 pub(crate) const CONTROL: Duration = Duration::from_secs(10);
-/// Pieces written to the program at once.
+/// The most slices written to the program at once.
 const SLICES: usize = 16;
 
-/// A mutually authenticated connection that sessions run over.
+/// A mutually authenticated connection that carries sessions.
 pub(crate) struct Conn {
     pub(crate) tls: TlsStream,
-    /// `wiretight/1` frames, or one raw stream.
+    /// `wiretight/1` frames; otherwise one raw stream.
     pub(crate) framed: bool,
     inbox: Inbox,
 }
 
-/// What was read and not yet used.
+/// Data that was read but not yet used.
 #[derive(Default)]
 struct Inbox {
     cutter: Cutter,
     buffer: Option<(Buffer, usize)>,
 }
 
-/// How a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Both directions in order.
+    /// Both directions ended in order.
     Done,
-    /// The local program aborted, or went away while there was more for it.
+    /// The local program aborted, or closed while there was more data for it.
     AppReset(io::Error),
-    /// The far end aborted.
+    /// The other end aborted.
     PeerReset,
     /// The connection between the relays broke.
     Broken(io::Error),
-    /// The peer does not speak our protocol.
+    /// The peer violated the protocol.
     Protocol(WireError),
-    /// Nothing moved for the configured time.
+    /// No data was transferred for the configured time.
     Idle,
-    /// Cut by us: the peer was revoked, or the process stops.
+    /// Closed by us: the peer was revoked, or the process is stopping.
     Cut(&'static str),
 }
 
@@ -75,7 +74,7 @@ impl End {
         }
     }
 
-    /// More, where there is more to say.
+    /// More detail, if any.
     pub(crate) fn detail(&self) -> Option<String> {
         match self {
             End::AppReset(e) | End::Broken(e) => Some(e.to_string()),
@@ -85,11 +84,11 @@ impl End {
     }
 }
 
-/// The answer to an OPEN.
+/// The response to an OPEN.
 pub(crate) enum Answer {
     Opened,
     Refused(Refused),
-    /// close_notify instead of an answer: the server has not acted on the OPEN.
+    /// close_notify instead of a response: the server has not acted on the OPEN.
     Retired,
 }
 
@@ -104,7 +103,7 @@ impl Conn {
         used_up && self.inbox.cutter.between_frames()
     }
 
-    /// Server: waits for the next OPEN, as long as it takes. `None`: the client closed in order.
+    /// Server: waits for the next OPEN without a time limit. `None` if the client closed in order.
     pub(crate) async fn read_open(&mut self) -> Result<Option<Open>, End> {
         let (mut reader, _) = self.tls.split();
         let Some(frame) = self.inbox.frame(&mut reader).await? else { return Ok(None) };
@@ -118,12 +117,12 @@ impl Conn {
             }
             Open::parse(&body).map_err(End::Protocol)
         };
-        // Boxed: most of the time, the wait above is all that there is.
+        // Boxed, because most of the time only the wait above is needed.
         let body = Box::pin(timeout(CONTROL, body)).await;
         body.unwrap_or_else(|_| Err(stalled("an OPEN"))).map(Some)
     }
 
-    /// Client: waits for the answer to an OPEN.
+    /// Client: waits for the response to an OPEN.
     pub(crate) async fn read_answer(&mut self) -> Result<Answer, End> {
         let (mut reader, _) = self.tls.split();
         let answer = async {
@@ -141,7 +140,7 @@ impl Conn {
         timeout(CONTROL, answer).await.unwrap_or_else(|_| Err(stalled("the answer to OPEN")))
     }
 
-    /// Sends control frames, within the deadline.
+    /// Sends control frames, with a time limit.
     pub(crate) async fn send(&mut self, frames: &[u8]) -> io::Result<()> {
         let (_, mut writer) = self.tls.split();
         writer.queue(frames)?;
@@ -149,7 +148,7 @@ impl Conn {
         timeout(CONTROL, writer.flush()).await.unwrap_or_else(|_| late())
     }
 
-    /// Carries one session to its end. True if the connection is idle again and of use.
+    /// Runs one session until it ends. Returns true if the connection can be used again.
     pub(crate) fn run(
         &mut self,
         mut app: App,
@@ -157,7 +156,8 @@ impl Conn {
         idle_timeout: Option<Duration>,
     ) -> impl Future<Output = (End, bool)> {
         let mut quiet = idle_timeout.map(|limit| Box::pin(quiet(live, limit)));
-        // A block, and not an async fn, which has room for its arguments twice: here, and in `up` and `down`.
+        // A block instead of an async fn, which would reserve space for its arguments twice: here, and in `up` and
+        // `down`.
         async move {
             let framed = self.framed;
             let (mut reader, mut writer) = self.tls.split();
@@ -170,7 +170,7 @@ impl Conn {
                 let mut cut = pin!(live.cut());
                 let mut up_end = None;
                 poll_fn(|cx| {
-                    // First, so that not a byte more goes either way.
+                    // Polled first, so that no more data is sent in either direction.
                     if let Poll::Ready(why) = cut.as_mut().poll(cx) {
                         return Poll::Ready(End::Cut(why));
                     }
@@ -182,7 +182,7 @@ impl Conn {
                     {
                         up_end = Some(end);
                     }
-                    // What the peer has sent is handed over first, if it does not read any more.
+                    // If the peer has stopped reading, what it sent is delivered first.
                     let waits = marks.cut_short.get() && matches!(up_end, Some(End::Broken(_)));
                     if !waits && let Some(end) = up_end.take() {
                         return Poll::Ready(end);
@@ -201,8 +201,8 @@ impl Conn {
             let whole = match end {
                 End::Done => return (end, framed),
                 End::PeerReset => framed,
-                // RESET says it, unless our FIN is on its way already or the peer is not reading: then only the
-                // end of the connection does.
+                // RESET reports it, unless our FIN is already queued or the peer is not reading; then only closing
+                // the connection does.
                 End::AppReset(_) | End::Idle => framed && !queued_end && !writer.is_behind(),
                 End::Broken(_) | End::Protocol(_) | End::Cut(_) => false,
             };
@@ -210,7 +210,7 @@ impl Conn {
             if !whole {
                 return (end, false);
             }
-            // Boxed: a session that ends in order has no room for it.
+            // Boxed: not needed by a session that ends in order.
             let settle = settle(&mut reader, &mut writer, &mut self.inbox, queued_end, read_end);
             let settled = async move {
                 let settled = timeout(SETTLE, settle).await;
@@ -220,7 +220,7 @@ impl Conn {
         }
     }
 
-    /// Server, after REFUSED: throws away what the client sent along, until its end mark.
+    /// Server, after REFUSED: discards what the client sent with the OPEN, up to its end mark.
     pub(crate) async fn discard(&mut self) -> Result<(), End> {
         let (mut reader, _) = self.tls.split();
         let late = |_| stalled("the end of a refused session");
@@ -234,18 +234,18 @@ impl Conn {
 }
 
 fn stalled(what: &str) -> End {
-    End::Broken(io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time")))
+    End::Broken(io::Error::new(io::ErrorKind::TimedOut, format!("timed out waiting for {what}")))
 }
 
 impl Inbox {
-    /// The next frame's header. `None`: close_notify between two frames.
+    /// The next frame header. `None` on close_notify between two frames.
     async fn frame(&mut self, reader: &mut TlsReader<'_>) -> Result<Option<Frame>, End> {
         loop {
             if let Some((buffer, at)) = &mut self.buffer {
                 let mut input = &buffer[*at..];
                 let event = self.cutter.next(&mut input).map_err(End::Protocol)?;
                 *at = buffer.len() - input.len();
-                // What is thrown away comes as bodies.
+                // Body events are discarded here.
                 let frame = match event {
                     Some(Event::Frame(frame)) => Some(frame),
                     Some(Event::Body(_)) | None => None,
@@ -257,21 +257,21 @@ impl Inbox {
                 }
             }
             match reader.read().await.map_err(End::Broken)? {
-                Got::Bytes(buffer) => self.buffer = Some((buffer, 0)),
-                Got::Closed if self.cutter.between_frames() => return Ok(None),
-                Got::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+                Received::Bytes(buffer) => self.buffer = Some((buffer, 0)),
+                Received::Closed if self.cutter.between_frames() => return Ok(None),
+                Received::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
             }
         }
     }
 
-    /// Gives a buffer back that is used up: an idle connection holds none.
+    /// Returns a fully used buffer to the pool, so that an idle connection has none.
     fn give_back(&mut self) {
         if self.buffer.as_ref().is_some_and(|(buffer, at)| *at == buffer.len()) {
             self.buffer = None;
         }
     }
 
-    /// Throws everything away up to and with the peer's end mark.
+    /// Discards everything up to and including the peer's end mark.
     async fn discard(&mut self, reader: &mut TlsReader<'_>) -> Result<(), End> {
         loop {
             match self.frame(reader).await? {
@@ -283,7 +283,7 @@ impl Inbox {
         }
     }
 
-    /// Hands the program as many pieces of DATA as there are, and cuts at most one other frame behind them.
+    /// Delivers as many DATA pieces to the program as there are, and parses at most one other frame after them.
     fn deliver<'a>(
         &'a mut self,
         mark: &mut Option<Frame>,
@@ -315,7 +315,7 @@ impl Inbox {
         deliver(app, &mut slices[..used], tls, live)
     }
 
-    /// Appends what there is of the current frame's body, at least one byte.
+    /// Appends what is available of the current frame's body; at least one byte.
     async fn body(&mut self, reader: &mut TlsReader<'_>, out: &mut Vec<u8>) -> Result<(), End> {
         loop {
             if let Some((buffer, at)) = &mut self.buffer {
@@ -337,31 +337,30 @@ impl Inbox {
                 continue;
             }
             match reader.read().await.map_err(End::Broken)? {
-                Got::Bytes(buffer) => self.buffer = Some((buffer, 0)),
-                Got::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+                Received::Bytes(buffer) => self.buffer = Some((buffer, 0)),
+                Received::Closed => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
             }
         }
     }
 }
 
-/// How far the ends of the two directions have come.
+/// The state of the end marks (FIN, RESET or close_notify) of both directions.
 #[derive(Default)]
 struct Marks {
-    /// Our end mark stands behind what waits to be sent: no other may follow it.
+    /// Our end mark is queued: no other may follow it.
     queued: Cell<bool>,
-    /// It is sent.
+    /// Our end mark was sent.
     sent: Cell<bool>,
-    /// The peer's end mark is cut out of the stream: no other will come, whether or not the program takes
-    /// what came before it.
+    /// The peer's end mark was parsed: no other will follow, even if the program does not accept the data before it.
     read: Cell<bool>,
-    /// The peer's direction has ended, and the program knows.
+    /// The peer's direction has ended, and the program was told.
     got: Cell<bool>,
-    /// The peer's connection has ended without its end mark: the program still gets what came before.
+    /// The peer's connection ended without an end mark: the program still gets the data before it.
     cut_short: Cell<bool>,
 }
 
-/// From the program to the peer, until the program's end of stream; then, and whenever the peer does not
-/// read, it watches for the program's abort, which no read would find.
+/// From the program to the peer, until the program's end of stream. After that, and whenever the peer does not read,
+/// this watches for an abort of the program, which would otherwise go unnoticed.
 fn up(
     mut app: AppReader<'_>,
     tls: &mut TlsWriter<'_>,
@@ -372,7 +371,8 @@ fn up(
     let header = if framed { HEADER } else { 0 };
     async move {
         loop {
-            // No buffer is held while this waits, here or for the peer: the plaintext goes as soon as it is sealed.
+            // No buffer is held while this waits, for the program or the peer: plaintext is freed as soon as it is
+            // encrypted.
             let read = poll_fn(|cx| {
                 ready!(app.poll_ready(cx)).map_err(End::AppReset)?;
                 let mut buffer = Buffer::take();
@@ -399,7 +399,7 @@ fn up(
                 flush(tls, &app, live).await?;
                 marks.sent.set(true);
                 if marks.got.get() {
-                    return std::future::pending().await; // done: it may hang up as it likes
+                    return std::future::pending().await; // done: the program may close in any way
                 }
                 return Err(End::AppReset(Box::pin(app.aborted()).await));
             }
@@ -409,13 +409,13 @@ fn up(
     }
 }
 
-/// Sends what waits, unless the program aborts while the peer does not read.
+/// Sends what is queued, unless the program aborts while the peer does not read.
 async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>, live: &Live) -> Result<(), End> {
     tls.flush_at_once(|| live.progressed()).map_err(End::Broken)?;
     if !tls.is_behind() {
         return Ok(());
     }
-    // Boxed: a session that waits for neither end has no room for it.
+    // Boxed: not needed by a session that does not have to wait.
     let rest = async {
         tokio::select! {
             biased;
@@ -426,11 +426,11 @@ async fn flush(tls: &mut TlsWriter<'_>, app: &AppReader<'_>, live: &Live) -> Res
     Box::pin(rest).await
 }
 
-/// What a program has not taken yet, as it is handed over: an error if the connection to the peer breaks while
+/// The delivery of the data that the program has not accepted yet. Fails if the connection to the peer breaks while
 /// the program does not read.
 type Rest<'a> = Pin<Box<dyn Future<Output = Result<(), End>> + 'a>>;
 
-/// Hands the program what it takes at once; the rest, if there is any, is boxed as in [`flush`].
+/// Delivers what the program accepts without waiting. The rest, if any, is boxed as in [`flush`].
 fn deliver<'a>(
     app: &'a mut AppWriter<'_>,
     mut slices: &mut [IoSlice<'a>],
@@ -452,9 +452,9 @@ fn deliver<'a>(
     })))
 }
 
-/// From the peer to the program, until the peer's end mark; then, and whenever the program does not read,
-/// it watches for the connection's end, so that a peer which is gone is noticed.
-#[expect(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]
+/// From the peer to the program, until the peer's end mark. After that, and whenever the program does not read, this
+/// watches the connection, so that a vanished peer is noticed.
+#[expect(clippy::manual_async_fn, reason = "an async fn reserves space for its arguments twice")]
 fn down(
     tls: &mut TlsReader<'_>,
     inbox: &mut Inbox,
@@ -463,18 +463,18 @@ fn down(
     live: &Live,
     marks: &Marks,
 ) -> impl Future<Output = Result<Infallible, End>> {
-    // What is read stays in the inbox, with how far it is used, while the program is slow: a session that
-    // is aborted at an await leaves the stream of frames where it stands.
+    // While the program is slow, data stays in the inbox together with the position in it. So a session that is
+    // aborted at an await leaves the frame parser in a consistent state.
     async move {
         loop {
             let Some((buffer, _)) = &inbox.buffer else {
-                // A bool, so that what was read is not kept room for in what follows.
+                // A bool, so that the result of the read does not take up space in the code below.
                 let is_over = match tls.read().await {
-                    Ok(Got::Bytes(buffer)) => {
+                    Ok(Received::Bytes(buffer)) => {
                         inbox.buffer = Some((buffer, 0));
                         false
                     }
-                    Ok(Got::Closed) => true,
+                    Ok(Received::Closed) => true,
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                         return Err(Box::pin(last_bytes(&app, marks, e)).await);
                     }
@@ -489,7 +489,7 @@ fn down(
                 app.shutdown().await.map_err(End::AppReset)?;
                 marks.got.set(true);
                 if marks.sent.get() {
-                    return std::future::pending().await; // done: it may hang up as it likes
+                    return std::future::pending().await; // done: the peer may close in any way
                 }
                 return Err(End::Broken(Box::pin(tls.aborted()).await));
             };
@@ -517,7 +517,7 @@ fn down(
                     app.shutdown().await.map_err(End::AppReset)?;
                     marks.got.set(true);
                     if marks.sent.get() {
-                        return std::future::pending().await; // done: what comes next is another session's
+                        return std::future::pending().await; // done: what follows belongs to the next session
                     }
                     return Err(match Box::pin(inbox.frame(tls)).await {
                         Ok(Some(frame)) => End::Protocol(WireError::OutOfTurn(frame.name())),
@@ -535,8 +535,8 @@ fn down(
     }
 }
 
-/// The peer's connection has ended where it may not. What it had sent, authenticated, is the program's: an abort
-/// would take back what waits in this machine for the program to read.
+/// The peer's connection ended without an end mark. The data before that was authenticated and belongs to the
+/// program; an abort would discard what is still buffered for it.
 async fn last_bytes(app: &AppWriter<'_>, marks: &Marks, error: io::Error) -> End {
     marks.cut_short.set(true);
     let _ = timeout(LAST_BYTES, app.drained()).await;
@@ -548,8 +548,7 @@ fn cut_short() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, what)
 }
 
-/// Brings an aborted session to rest: our end mark goes out, and what still comes is thrown away until
-/// the peer's.
+/// Ends an aborted session cleanly: sends our end mark, and discards input up to the peer's.
 async fn settle(
     reader: &mut TlsReader<'_>,
     writer: &mut TlsWriter<'_>,
@@ -567,7 +566,7 @@ async fn settle(
     drained
 }
 
-/// Ends when nothing has moved for `limit`.
+/// Resolves when no data was transferred for `limit`.
 async fn quiet(live: &Live, limit: Duration) {
     let mut before = live.progress();
     loop {
@@ -595,16 +594,16 @@ pub(crate) mod tests {
     use super::*;
     use crate::rig::tls::{Stranger, TlsClient};
     use crate::rig::{Ca, TRUST_DOMAIN, name, reset};
-    use crate::stream::Agreed;
+    use crate::stream::HandshakeInfo;
     use crate::tls::{self, ALPN_RELAY, Strangers};
 
-    /// Runs a test on a runtime like a worker's.
+    /// Runs a test on a runtime like that of a worker.
     pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build_local(Default::default()).unwrap().block_on(test)
     }
 
-    /// Our end of a connection, listed, and the peer's by hand.
+    /// Our end of a connection, registered, and the peer's TLS client.
     pub(crate) async fn connected() -> (Conn, Listed, Arc<Table>, TlsClient) {
         let ca = Ca::new(TRUST_DOMAIN);
         let mesh = ca.mesh(&["service/db"]);
@@ -621,19 +620,19 @@ pub(crate) mod tests {
         let (socket, from) = listener.accept().await.unwrap();
         let config = config.unwrap();
         let tls = TlsStream::accept(socket, |_| config, CONTROL).await;
-        let (tls, Agreed { negotiated, chain }) = tls.unwrap_or_else(|e| panic!("{e}"));
+        let (tls, HandshakeInfo { negotiated, chain }) = tls.unwrap_or_else(|e| panic!("{e}"));
         let verified = tls::peer(&mesh, &chain, Role::Client).unwrap();
         let table = Arc::<Table>::default();
         let listed = table.list(Side::Service, &name("db"), verified, from, negotiated, 9).unwrap();
         (Conn::new(tls, true), listed, table, peer.join().unwrap())
     }
 
-    /// A program's connection: our end and its own.
+    /// A program's connection: our end and the program's.
     fn program() -> (TcpStream, StdStream) {
         program_by(&Socket::new(Domain::IPV4, Type::STREAM, None).unwrap())
     }
 
-    /// The same, by a socket that is made already.
+    /// The same with an existing socket.
     fn program_by(socket: &Socket) -> (TcpStream, StdStream) {
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
         socket.connect(&listener.local_addr().unwrap().into()).unwrap();
@@ -644,25 +643,24 @@ pub(crate) mod tests {
         (TcpStream::from_std(ours).unwrap(), theirs)
     }
 
-    /// DATA with these bytes.
+    /// A DATA frame.
     fn data(bytes: &[u8]) -> Vec<u8> {
         [&Frame::Data(bytes.len()).header(), bytes].concat()
     }
 
     #[test]
-    fn an_end_mark_that_came_is_not_waited_for_when_the_program_is_gone() {
+    fn a_received_end_mark_is_not_awaited_after_the_program_aborted() {
         run(async {
             let (mut conn, listed, _table, mut peer) = connected().await;
             let (app, program) = program();
             peer.write_all(&[data(b"last words"), Frame::Fin.header().into()].concat()).unwrap();
             reset(program);
-            // Both are known when the session looks first: the peer's bytes and its mark are read, and
-            // cannot be delivered.
+            // Both are known when the session starts: the peer's data and end mark are read, but cannot be delivered.
             app.ready(Interest::ERROR).await.unwrap();
             conn.tls.socket().readable().await.unwrap();
             let (end, reusable) = conn.run(App::Tcp(app), &listed, None).await;
             assert!(matches!(end, End::AppReset(_)), "{end:?}");
-            assert!(reusable, "it waited for a mark that had come");
+            assert!(reusable, "it waited for an end mark that had arrived");
             let mut mark = [0; HEADER];
             peer.read_exact(&mut mark).unwrap();
             assert_eq!(Frame::parse(mark), Ok(Frame::Reset));
@@ -673,9 +671,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_foreign_peer_that_hangs_up_behind_its_close_notify_has_ended_in_order() {
+    fn a_raw_peer_that_resets_after_close_notify_ended_in_order() {
         run(async {
-            // Which of its two signs is seen first is a matter of luck: often enough to see both.
+            // Which of the two events is noticed first is random; repeat to see both.
             for round in 0..20 {
                 let in_order = round % 4 > 0;
                 let (mut conn, listed, _table, mut peer) = connected().await;
@@ -699,7 +697,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_end_mark_that_did_not_come_is_waited_for() {
+    fn a_missing_end_mark_is_awaited() {
         run(async {
             let (mut conn, listed, _table, mut peer) = connected().await;
             let (app, program) = program();
@@ -711,7 +709,7 @@ pub(crate) mod tests {
                 (ended, conn.is_at_rest())
             };
             let peers = tokio::task::spawn_blocking(move || {
-                peer.read_exact(&mut [0; HEADER]).unwrap(); // RESET: it is settling
+                peer.read_exact(&mut [0; HEADER]).unwrap(); // RESET
                 peer.write_all(&[data(b"too late"), Frame::Reset.header().into()].concat())
                     .unwrap();
                 peer
@@ -722,7 +720,7 @@ pub(crate) mod tests {
         });
     }
 
-    /// The frames of a stream, DATA left out.
+    /// The frames in a stream except DATA.
     fn marks(mut stream: &[u8]) -> Vec<Frame> {
         let (mut cutter, mut marks) = (Cutter::default(), Vec::new());
         while let Some(event) = cutter.next(&mut stream).unwrap() {
@@ -735,12 +733,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_reset_follows_a_fin_that_waits_to_be_sent() {
+    fn no_reset_follows_a_queued_fin() {
         run(async {
             for fin in [true, false] {
                 let (mut conn, listed, _table, mut peer) = connected().await;
                 let (app, program) = program();
-                // The peer reads nothing, and the way to it is full.
+                // The peer reads nothing, and all buffers to it are full.
                 let (_, mut writer) = conn.tls.split();
                 while timeout(Duration::from_secs(1), writer.flush()).await.is_ok() {
                     (0..64).for_each(|_| writer.queue(&data(&[7; 16_000])).unwrap());
@@ -749,7 +747,7 @@ pub(crate) mod tests {
                     program.shutdown(Shutdown::Write).unwrap();
                     app.readable().await.unwrap();
                 }
-                // The session looks first, so the FIN waits already when the peer's RESET comes.
+                // The session runs first, so the FIN is queued when the peer's RESET arrives.
                 let session = async {
                     let ended = conn.run(App::Tcp(app), &listed, None).await;
                     conn.tls.close();
@@ -771,9 +769,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_part_that_a_socket_takes_is_progress() {
+    fn each_accepted_write_is_progress() {
         run(async {
-            // To the program: what comes with one read, and is more than its sockets hold.
+            // To the program: one read's data, more than the socket buffers can hold.
             const LEN: usize = 40_000;
             let (mut conn, listed, table, mut peer) = connected().await;
             let small = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -789,7 +787,7 @@ pub(crate) mod tests {
                 while moved() == 0 {
                     let _ = timeout(Duration::from_millis(10), session.as_mut()).await;
                 }
-                assert!(moved() < LEN, "all was counted before it was taken");
+                assert!(moved() < LEN, "data was counted before it was accepted");
                 let all = move || program.read_to_end(&mut Vec::new()).unwrap();
                 let reader = std::thread::spawn(all);
                 (session.await.0, reader)
@@ -797,7 +795,7 @@ pub(crate) mod tests {
             assert!(matches!(end, End::Done), "{end:?}");
             assert_eq!((moved(), reader.join().unwrap()), (LEN, LEN));
 
-            // To the peer: the same.
+            // To the peer: likewise.
             let (mut conn, listed, _table, mut peer) = connected().await;
             let (app, mut program) = self::program();
             SockRef::from(conn.tls.socket()).set_send_buffer_size(4096).unwrap();
@@ -811,13 +809,13 @@ pub(crate) mod tests {
             let (end, _) = conn.run(App::Tcp(app), &listed, None).await;
             assert!(matches!(end, End::Done), "{end:?}");
             let parts = listed.progress();
-            assert!(parts > 4, "a chunk went through a buffer of 8 KiB in {parts} parts");
+            assert!(parts > 4, "a chunk passed through a buffer of 8 KiB in {parts} parts");
             drop(reader.join().unwrap());
         });
     }
 
     #[test]
-    fn a_cut_comes_before_whatever_else_is_ready() {
+    fn a_cut_takes_precedence_over_other_events() {
         run(async {
             for cut in [true, false] {
                 let (mut conn, listed, table, mut peer) = connected().await;

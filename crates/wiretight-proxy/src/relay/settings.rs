@@ -1,4 +1,4 @@
-//! What the relay is told to do: the parsed form of `[[service]]` and `[[dial]]`.
+//! The relay's settings: the parsed form of `[[service]]`, `[[dial]]` and `[intercept]`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,62 +7,61 @@ use wiretight_keys::{Id, Name};
 
 use crate::network::{Backend, HostPort};
 
-/// `[[service]]`: mesh connections in, plain connections out to the program.
+/// `[[service]]`: accepts mesh connections and connects to the program in plaintext.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceSettings {
     /// The service's name; its identity is `service/NAME`.
     pub name: Name,
-    /// Where mesh and mutual TLS connections arrive.
+    /// The address for mesh and mutual TLS connections.
     pub listen: SocketAddr,
-    /// The program, one or more instances of it.
+    /// The program's addresses: one for each instance.
     pub forward: Vec<Backend>,
-    /// Who may connect; nobody else may.
+    /// The identities that may connect; all others are refused.
     pub allow: Vec<Id>,
-    /// Send a PROXY protocol v2 header, with the peer's SPIFFE ID, ahead of the stream.
+    /// Send a PROXY protocol v2 header with the peer's SPIFFE ID before the stream.
     pub proxy_protocol: bool,
-    /// Connect the program from the caller's address. All of `forward` are addresses then, and what the program
-    /// answers has to be routed back here: [`net::set_answered`](crate::net::set_answered).
+    /// Connect to the program from the caller's address. Then all of `forward` are IP addresses, and the program's
+    /// answers must be routed back here: [`net::set_answered`](crate::net::set_answered).
     pub transparent: bool,
-    /// Close a session in which nothing has moved for this long; never, if `None`.
+    /// Close a session after this time without data; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Connections (idle and busy) that one peer identity may hold open.
+    /// The largest number of connections, idle and busy, of one peer identity.
     pub max_per_peer: u32,
-    /// The ports of this host that programs elsewhere connect to when they mean it: where connections are
-    /// intercepted, these are taken to it.
+    /// The ports of this host on which programs on other nodes reach the service. Where connections are intercepted,
+    /// connections to these ports go to this service.
     pub ports: Vec<u16>,
 }
 
-/// `[[dial]]`: plain connections in from a local program, mesh connections out.
+/// `[[dial]]`: accepts plaintext connections from a local program and makes mesh connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DialSettings {
-    /// Where the local program connects.
+    /// The address for the local program.
     pub listen: SocketAddr,
-    /// The service to reach.
+    /// The service to connect to.
     pub service: Name,
-    /// The identity to show: a service that this node may claim, or the node itself.
+    /// The identity to authenticate with: a service that this node may use, or the node itself.
     pub identity: Id,
-    /// Given addresses; empty means those in the registry.
+    /// Fixed addresses of the service; if empty, those in the registry are used.
     pub to: Vec<HostPort>,
-    /// Close a session in which nothing has moved for this long; never, if `None`.
+    /// Close a session after this time without data; `None`: never.
     pub idle_timeout: Option<Duration>,
 }
 
-/// `[intercept]`: connections that the kernel has taken from local programs, mesh connections out.
+/// `[intercept]`: accepts connections that the kernel redirected from local programs, and makes mesh connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterceptSettings {
-    /// The port of 127.0.0.1 and of ::1 to which the kernel sends them.
+    /// The port on 127.0.0.1 and ::1 to which the kernel redirects them.
     pub port: u16,
-    /// The identity to show: a service that this node may claim, or the node itself.
+    /// The identity to authenticate with: a service that this node may use, or the node itself.
     pub identity: Id,
 }
 
-/// All that the relay is told by the configuration file.
+/// All settings of the relay, from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RelaySettings {
-    /// What is done with connections that the kernel takes from programs.
     pub intercept: Option<InterceptSettings>,
-    /// The services that this node offers.
+    /// The services on this node.
     pub services: Vec<ServiceSettings>,
-    /// The services that this node's programs reach.
+    /// The services that programs on this node connect to.
     pub dials: Vec<DialSettings>,
 }

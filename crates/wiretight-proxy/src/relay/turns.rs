@@ -1,6 +1,5 @@
-//! New connections to one instance take turns: so many handshakes with it at a time, and no more. A burst of
-//! sessions would otherwise meet the far relay's own bound on unfinished handshakes, and keep both machines busy with
-//! handshakes that end too late.
+//! Limits the number of concurrent handshakes with one instance. Otherwise a burst of sessions would exceed the other
+//! relay's limit of unfinished handshakes, and keep both machines busy with handshakes that time out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,17 +9,17 @@ use tokio::sync::Semaphore;
 use crate::admission::HANDSHAKES_PER_ORIGIN;
 use crate::network::HostPort;
 
-/// Handshakes of this process with one instance at a time: half of what our own relay allows one address.
+/// Concurrent handshakes of this process with one instance: half of what our own relay allows for one address.
 const AT_A_TIME: usize = HANDSHAKES_PER_ORIGIN / 2;
-/// Above so many, those that nobody waits for are forgotten.
+/// Above this number, unused entries are removed.
 const KEPT: usize = 64;
 
-/// For each instance, of all workers and dials.
+/// One entry for each instance, shared by all workers and dials.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<HashMap<HostPort, Arc<Semaphore>>>);
 
 impl Turns {
-    /// Who holds a permit of it may shake hands with the instance.
+    /// A permit of the semaphore allows one handshake with the instance.
     pub(crate) fn to(&self, at: &HostPort) -> Arc<Semaphore> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turns) = all.get(at) {

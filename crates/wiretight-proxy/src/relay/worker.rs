@@ -1,5 +1,5 @@
-//! A worker: one thread, one runtime, its own listening sockets and its own pools. A connection lives
-//! and dies on the thread that accepted it.
+//! A worker: one thread with its own runtime, listening sockets and pools. A connection stays on the thread that
+//! accepted it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,19 +23,20 @@ use crate::app::App;
 use crate::buffer;
 use crate::net;
 
-/// How often buffers that nobody needed are given up: twice, and a worker is small again, is within a second.
+/// The interval for releasing unused buffers. A worker that becomes idle releases its memory after two intervals,
+/// which is less than a second.
 const TRIM: Duration = Duration::from_millis(400);
 
-/// What the control side asks of a worker.
+/// A request from the control side to a worker.
 pub(crate) struct Listen {
     pub(crate) socket: std::net::TcpListener,
     pub(crate) purpose: Arc<ArcSwap<Purpose>>,
     pub(crate) stop: watch::Receiver<bool>,
-    /// Dropped after the socket.
+    /// Dropped after the socket is closed.
     pub(crate) open: Arc<()>,
 }
 
-/// Runs until the control side is gone.
+/// Runs until the control side drops its sender.
 pub(crate) fn run(
     mut orders: mpsc::UnboundedReceiver<Listen>,
     table: Arc<Table>,
@@ -70,7 +71,7 @@ pub(crate) fn run(
                     };
                     spawn_local(listener.run());
                 }
-                Err(error) => tracing::error!(%error, "a listening socket could not be registered"),
+                Err(error) => tracing::error!(%error, "cannot register a listening socket"),
             }
         }
     });
@@ -85,7 +86,7 @@ struct Listener {
     table: Arc<Table>,
     pending: Rc<Pending>,
     terms: Rc<Terms>,
-    /// After the socket, so that it is dropped after it.
+    /// Declared after the socket, so that it is dropped after it.
     _open: Arc<()>,
 }
 
@@ -140,7 +141,7 @@ impl Listener {
         }
     }
 
-    /// This worker's pool for the dial that this listener is now; `None` if it is none.
+    /// This worker's pool, if the listener is currently for a dial.
     fn pool(&self, pool: &mut Option<Rc<Pool>>) -> Option<Rc<Pool>> {
         let Purpose::Dial(dial) = &**self.purpose.load() else {
             if let Some(old) = pool.take() {
@@ -160,7 +161,7 @@ impl Listener {
     }
 
     fn serve(&self, socket: TcpStream, from: SocketAddr) {
-        // It counts from now on: a drain waits until its handshake has come to an end.
+        // Counted from now on, so that a drain waits for the end of its handshake.
         let opening = self.table.opening();
         if let Some(slot) = self.pending.enter(Some(from.ip())) {
             spawn_local(service::serve(self.terms.clone(), socket, from, (slot, opening)));
@@ -174,14 +175,14 @@ impl Listener {
             }
             let _ = socket.set_zero_linger();
             if let Some(service) = purpose::newest(&purpose) {
-                let detail = "too many unfinished handshakes at the moment".into();
+                let detail = "too many handshakes in progress".into();
                 let name = &service.settings.name;
                 table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
             }
         });
     }
 
-    /// A failed accept: most often no file descriptors are left. The connection waits in the backlog.
+    /// Handles an error of accept; most often, no file descriptors are left. The connection stays in the backlog.
     async fn survive(&self, error: &io::Error, last_report: &mut Option<Instant>) {
         self.table.accept_errors.fetch_add(1, Relaxed);
         let at = self.socket.local_addr().map(|a| a.to_string()).unwrap_or_default();
@@ -189,10 +190,10 @@ impl Listener {
             *last_report = Some(Instant::now());
             tracing::error!(
                 listen = at, %error,
-                "cannot accept: new connections wait (if it is \"too many open files\", raise LimitNOFILE)"
+                "cannot accept connections; new ones wait (if the error is \"too many open files\", raise LimitNOFILE)"
             );
         }
-        // ECONNABORTED and the like concern one connection; want of resources lasts.
+        // Errors such as ECONNABORTED concern one connection; a lack of resources persists.
         const LASTING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
         if error.raw_os_error().is_some_and(|e| LASTING.contains(&e)) {
             tokio::time::sleep(Duration::from_millis(50)).await;

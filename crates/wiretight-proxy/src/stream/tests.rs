@@ -1,5 +1,5 @@
-//! A stream against others' TLS: rustls, which is the reference, OpenSSL, nginx and stunnel. In tests a key
-//! of ours lasts for a few records.
+//! Interoperability with rustls (the reference), OpenSSL, nginx and stunnel. In tests our keys are updated every few
+//! records.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::rig::tls::{Stranger, TlsClient, alert};
 use crate::rig::{self, Ca, Random, TRUST_DOMAIN};
 use crate::tls::{self, ALPN_RELAY, Strangers};
 
-/// Runs a test on a runtime like a worker's.
+/// Runs a test on a runtime like that of a worker.
 fn run<T>(test: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build_local(Default::default()).unwrap().block_on(test)
@@ -26,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Writes against each of OpenSSL, nginx and stunnel.
 const WRITES: usize = 1_000_000;
 
-/// What a stream holds from `position` on.
+/// The content of the test stream at `position`.
 fn pattern(position: usize, len: usize) -> &'static [u8] {
     const PERIOD: usize = 65_521; // a prime
     static BYTES: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
@@ -36,7 +36,7 @@ fn pattern(position: usize, len: usize) -> &'static [u8] {
     &BYTES[position % PERIOD..][..len]
 }
 
-/// Writes in `writes` pieces, most of them small, what the far end sends back, and checks it.
+/// Sends `writes` pieces, most of them small, and checks that the peer echoes them.
 async fn echoes(stream: &mut TlsStream, writes: usize) {
     let mut random = Random::new(3);
     let sizes: Vec<usize> =
@@ -57,11 +57,11 @@ async fn echoes(stream: &mut TlsStream, writes: usize) {
     let receive = async {
         let mut received = 0;
         while received < whole {
-            let Got::Bytes(bytes) = reader.read().await.unwrap() else {
-                panic!("it ended after {received} of {whole}")
+            let Received::Bytes(bytes) = reader.read().await.unwrap() else {
+                panic!("closed after {received} of {whole}")
             };
             for piece in bytes.chunks(50_000) {
-                assert!(piece == pattern(received, piece.len()), "altered behind {received}");
+                assert!(piece == pattern(received, piece.len()), "altered after {received}");
                 received += piece.len();
             }
         }
@@ -70,11 +70,11 @@ async fn echoes(stream: &mut TlsStream, writes: usize) {
     tokio::join!(send, receive);
 }
 
-/// Our server's end, and whoever `connect` makes connect.
+/// Our server's end, and the client that `connect` starts.
 async fn accepted<T: Send + 'static>(
     ca: &Ca,
     connect: impl FnOnce(SocketAddr) -> T + Send + 'static,
-) -> (TlsStream, Agreed, thread::JoinHandle<T>) {
+) -> (TlsStream, HandshakeInfo, thread::JoinHandle<T>) {
     let (mesh, id) = (ca.mesh(&["service/db"]), "service/db".parse().unwrap());
     let config = tls::server_config(&mesh, id, ALPN_RELAY, Strangers::Refused).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -95,14 +95,14 @@ async fn connected(ca: &Ca, to: SocketAddr) -> TlsStream {
     let socket = loop {
         match TcpStream::connect(to).await {
             Ok(socket) => break socket,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await, // it is being started
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await, // the server is still starting
         }
     };
     let connected = TlsStream::connect(socket, config, name, DEADLINE).await;
     connected.unwrap_or_else(|e| panic!("{e}")).0
 }
 
-/// Sends back what comes, and changes the key every few times.
+/// Echoes, and updates its key every few reads.
 macro_rules! echo_by_rustls {
     ($tls:expr) => {{
         let mut tls = $tls;
@@ -120,7 +120,7 @@ macro_rules! echo_by_rustls {
 }
 
 #[test]
-fn rustls_understands_us_and_we_it_with_each_cipher_at_either_end() {
+fn we_interoperate_with_rustls_with_each_cipher_on_both_sides() {
     let ca = Ca::new(TRUST_DOMAIN);
     for suite in [
         cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -143,14 +143,14 @@ fn rustls_understands_us_and_we_it_with_each_cipher_at_either_end() {
 }
 
 #[test]
-fn what_came_together_with_the_handshake_is_read() {
+fn data_received_with_the_handshake_is_read() {
     run(async {
         let ca = Ca::new(TRUST_DOMAIN);
         for close in [false, true] {
             let stranger = Stranger::new(ca.issue("service/web", 60));
             let (mut stream, _, peer) = accepted(&ca, move |to| {
                 let mut tls = stranger.greet(to).unwrap();
-                // Its last flight and the first data, in one segment.
+                // Its last flight and the first data in one segment.
                 tls.conn.read_tls(&mut tls.sock).unwrap();
                 tls.conn.process_new_packets().unwrap();
                 tls.conn.writer().write_all(b"early").unwrap();
@@ -166,17 +166,17 @@ fn what_came_together_with_the_handshake_is_read() {
             })
             .await;
             let (mut reader, _) = stream.split();
-            assert!(matches!(reader.read().await, Ok(Got::Bytes(b)) if *b == *b"early"));
+            assert!(matches!(reader.read().await, Ok(Received::Bytes(b)) if *b == *b"early"));
             if close {
-                assert!(matches!(reader.read().await, Ok(Got::Closed)));
-                assert!(matches!(reader.read().await, Ok(Got::Closed)));
+                assert!(matches!(reader.read().await, Ok(Received::Closed)));
+                assert!(matches!(reader.read().await, Ok(Received::Closed)));
             }
             drop(peer.join().unwrap());
         }
     });
 }
 
-/// What we read from a peer that sends these bytes as they are, and the alert that it gets.
+/// The result of reading these raw bytes from a peer, and the alert that the peer gets.
 fn told(
     bytes: impl FnOnce(&mut TlsClient) -> Vec<u8>,
 ) -> (Option<RecordError>, Option<AlertDescription>) {
@@ -200,7 +200,7 @@ fn told(
 }
 
 #[test]
-fn a_peer_is_told_by_the_right_alert_what_was_wrong() {
+fn errors_are_reported_with_the_right_alert() {
     use AlertDescription as Alert;
     let fine = |tls: &mut TlsClient| {
         tls.conn.writer().write_all(b"fine").unwrap();
@@ -229,7 +229,7 @@ fn a_peer_is_told_by_the_right_alert_what_was_wrong() {
 }
 
 #[test]
-fn openssl_reads_and_writes_what_is_sealed_with_many_keys() {
+fn we_interoperate_with_openssl_across_key_updates() {
     if missing("openssl") {
         return;
     }
@@ -241,7 +241,7 @@ fn openssl_reads_and_writes_what_is_sealed_with_many_keys() {
             command.args(["s_client", "-quiet", "-connect"]).arg(to.to_string());
             command.arg("-CAfile").arg(&pems.root).arg("-key").arg(&pems.key);
             command.arg("-cert").arg(&pems.chain).arg("-cert_chain").arg(&pems.chain);
-            // What it gets it sends back.
+            // It echoes what it receives.
             let mut client = Program::start(command.stderr(Stdio::null()));
             let (mut from, mut to) =
                 (client.0.stdout.take().unwrap(), client.0.stdin.take().unwrap());
@@ -256,7 +256,7 @@ fn openssl_reads_and_writes_what_is_sealed_with_many_keys() {
 }
 
 #[test]
-fn nginx_and_stunnel_read_and_write_what_is_sealed_with_many_keys() {
+fn we_interoperate_with_nginx_and_stunnel_across_key_updates() {
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     if missing("nginx") || missing(module) || missing("stunnel") {
         return;

@@ -1,4 +1,4 @@
-//! An edge with one site, real backends, and clients of each kind.
+//! An edge with one site, real backends, and all kinds of clients.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ use wiretight_proxy::{Edge, Mesh, Relay};
 
 use super::{Ca, TRUST_DOMAIN, free};
 
-/// The name of the site: what a certificate of `service/www` is for.
+/// The name of the site; the certificate of `service/www` is valid for it.
 pub const SITE: &str = "www.service.test.example";
 
 pub struct EdgeRig {
@@ -62,7 +62,7 @@ impl EdgeRig {
         EdgeRig::by(2, to, change)
     }
 
-    /// By so many workers.
+    /// With this number of workers.
     pub fn by(workers: usize, to: &[String], change: impl FnOnce(&mut EdgeSettings)) -> EdgeRig {
         let ca = Ca::new(TRUST_DOMAIN);
         let mesh = ca.mesh(&["service/edge"]);
@@ -85,7 +85,7 @@ impl EdgeRig {
         rig
     }
 
-    /// Gives each site a fresh certificate.
+    /// Gives each site a new certificate.
     pub fn certify(&self, secs: i64) {
         let mut all = BTreeMap::new();
         for site in &self.settings.sites {
@@ -142,27 +142,27 @@ impl EdgeRig {
         Raw::over(super::connect(self.https()), self.client(&["http/1.1"]), SITE)
     }
 
-    /// One request in HTTP/1.1 on a connection of its own; the whole answer as text.
+    /// Sends one HTTP/1.1 request on its own connection; returns the whole response as text.
     pub fn get(&self, head: &str) -> String {
         let mut raw = self.raw();
         raw.send(&format!("{head}Host: {SITE}\r\nConnection: close\r\n\r\n"));
         raw.rest()
     }
 
-    /// How often something was refused for this reason.
+    /// The number of refusals for this reason.
     pub fn refused(&self, reason: &str) -> u64 {
         let all = self.edge.status().refused;
         all.iter().filter(|r| r.reason == reason).map(|r| r.count).sum()
     }
 
-    /// An HTTP/2 client. Runs on the test's tokio runtime.
+    /// An HTTP/2 client, on the test's tokio runtime.
     pub async fn http2(
         &self,
     ) -> hyper::client::conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
         self.http2_by(self.https()).await
     }
 
-    /// The same, to whatever leads to the edge.
+    /// The same over an existing connection to the edge.
     pub async fn http2_by(
         &self,
         addr: SocketAddr,
@@ -181,7 +181,7 @@ impl EdgeRig {
         sender
     }
 
-    /// An HTTP/3 client's QUIC connection, with its windows.
+    /// The QUIC connection of an HTTP/3 client, with this receive window.
     pub async fn quic(&self, window: u32) -> (quinn::Endpoint, quinn::Connection) {
         let mut tls = self.client(&["h3"]);
         tls.enable_early_data = false;
@@ -216,7 +216,7 @@ impl Raw {
         self.0.flush().unwrap();
     }
 
-    /// Everything to the end of the connection, however it ends.
+    /// Reads to the end of the connection, however it is closed.
     pub fn rest(&mut self) -> String {
         let mut all = Vec::new();
         let mut buffer = [0; 16384];
@@ -233,7 +233,7 @@ impl Raw {
         String::from_utf8_lossy(&all).into_owned()
     }
 
-    /// Up to and with this text.
+    /// Reads up to and including this text.
     pub fn until(&mut self, end: &str) -> String {
         let mut all = String::new();
         let mut byte = [0];
@@ -249,8 +249,8 @@ impl Raw {
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
-/// What the test program does: `/echo` gives the body back, `/headers` tells the head, `/tail` the trailers, `/big/N` gives N
-/// bytes, `/trailers` ends with one, `/events` sends two and keeps the stream open.
+/// The test program: `/echo` returns the body, `/headers` the head, `/tail` the trailers, `/big/N` N bytes;
+/// `/trailers` ends with a trailer, and `/events` sends two events and keeps the stream open.
 async fn program(name: &'static str, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let infallible = |never: Infallible| match never {};
     let text =
@@ -322,7 +322,7 @@ async fn program(name: &'static str, request: Request<Incoming>) -> Result<Answe
     })
 }
 
-/// A body of frames that come through a channel.
+/// A body of frames from a channel.
 struct Channel(tokio::sync::mpsc::Receiver<Frame<Bytes>>);
 
 impl hyper::body::Body for Channel {
@@ -349,7 +349,7 @@ fn channel(frames: impl IntoIterator<Item = Frame<Bytes>, IntoIter: Send> + 'sta
     Channel(rx)
 }
 
-/// A program that speaks HTTP/1.1, or HTTP/2 without TLS; its address.
+/// Starts a program with HTTP/1.1, or HTTP/2 without TLS; returns its address.
 pub fn http_backend(name: &'static str, h2c: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -382,7 +382,7 @@ pub fn http_backend(name: &'static str, h2c: bool) -> SocketAddr {
     addr
 }
 
-/// Runs a future to its end, which must come within two minutes.
+/// Runs a future, for at most two minutes.
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

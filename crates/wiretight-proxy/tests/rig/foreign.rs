@@ -1,4 +1,4 @@
-//! Programs that are not ours: where they are, and what they need to be peers.
+//! Other programs as peers: finding them, and the files that they need.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::Ca;
 
-/// Whether a program is not installed. Says so and lets the test pass, except in CI, where it must be.
+/// Whether a program is not installed. Prints that and lets the test pass, except in CI, where it must be installed.
 pub fn missing(program: &str) -> bool {
     let dirs = std::env::var("PATH").unwrap_or_default();
     let dirs = dirs.split(':').chain(["/usr/sbin", "/usr/local/sbin"]);
@@ -17,12 +17,12 @@ pub fn missing(program: &str) -> bool {
         return false;
     }
     assert!(std::env::var_os("CI").is_none(), "{program} is not installed, and CI needs it");
-    // Past the test harness, which keeps what a passing test prints to itself.
+    // Written directly to stderr, because the test harness captures the output of a passing test.
     let _ = writeln!(std::io::stderr(), "skipped: {program} is not installed");
     true
 }
 
-/// An identity and the root as PEM files.
+/// An identity and the root certificate as PEM files.
 pub struct Pems {
     pub dir: TempDir,
     pub chain: PathBuf,
@@ -48,7 +48,7 @@ impl Pems {
     }
 }
 
-/// A program that runs until this is dropped, with its standard input and output in our hands.
+/// A child process that is killed on drop, with pipes for standard input and output.
 pub struct Program(pub Child);
 
 impl Program {
@@ -57,12 +57,12 @@ impl Program {
         Program(command.spawn().unwrap())
     }
 
-    /// The same, and what it prints goes into a file.
+    /// The same with its output in a file.
     pub fn start_into(command: &mut Command, log: File) -> Program {
         Program(command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    /// Sends a word through it, which comes back.
+    /// Sends a word through it and checks the echo.
     pub fn ping(&mut self, word: &[u8]) {
         self.0.stdin.as_mut().unwrap().write_all(word).unwrap();
         let mut answer = vec![0; word.len()];

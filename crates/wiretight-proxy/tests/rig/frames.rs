@@ -1,4 +1,4 @@
-//! HTTP/2 and HTTP/3 by hand, frame by frame: what no library would send.
+//! HTTP/2 and HTTP/3 frame by frame, to send what no library would send.
 
 use std::io;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The reason of RST_STREAM or GOAWAY.
+    /// The error code of RST_STREAM or GOAWAY.
     pub fn reason(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 
-    /// The status, if these are the first headers of a connection: the tables of HPACK are not kept.
+    /// The status, if these are the first headers of a connection, because HPACK's tables are not kept.
     pub fn status(&self) -> u16 {
         let digits = |bytes: &[u8], huffman: bool| -> u16 {
             if !huffman {
@@ -93,7 +93,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A number with a prefix of so many bits (RFC 7541, section 5.1).
+/// An integer with a prefix of `bits` bits (RFC 7541, section 5.1).
 fn number(first: u8, bits: u32, n: usize) -> Vec<u8> {
     let most = (1 << bits) - 1;
     if n < most {
@@ -108,7 +108,7 @@ fn number(first: u8, bits: u32, n: usize) -> Vec<u8> {
     bytes
 }
 
-/// Fields as literals, whatever is in them.
+/// Encodes fields as literals without checking them.
 pub fn hpack(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
@@ -133,7 +133,7 @@ pub fn qpack(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// A number of QUIC (RFC 9000, section 16).
+/// A variable-length integer of QUIC (RFC 9000, section 16).
 pub fn varint(n: u64) -> Vec<u8> {
     match n {
         0..0x40 => vec![n as u8],
@@ -143,7 +143,7 @@ pub fn varint(n: u64) -> Vec<u8> {
     }
 }
 
-/// A frame of HTTP/3.
+/// An HTTP/3 frame.
 pub fn frame3(kind: u64, payload: &[u8]) -> Vec<u8> {
     [varint(kind), varint(payload.len() as u64), payload.to_vec()].concat()
 }
@@ -153,7 +153,7 @@ pub fn fields<'a>(method: &'a str, path: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![(":method", method), (":scheme", "https"), (":authority", SITE), (":path", path)]
 }
 
-/// A GET, whole.
+/// A complete GET.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &hpack(&fields("GET", path)))
 }
@@ -163,7 +163,7 @@ pub fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &hpack(&fields("POST", path)))
 }
 
-/// A client of HTTP/2 that sends what it is told to. Frames that come are read at once, unless it is deaf.
+/// An HTTP/2 client that sends arbitrary data. Incoming frames are read at once, unless it is `deaf`.
 pub struct Http2 {
     write: WriteHalf<TlsStream<TcpStream>>,
     frames: mpsc::UnboundedReceiver<Frame>,
@@ -208,12 +208,12 @@ impl Http2 {
         self.write.flush().await
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub async fn close(&mut self) {
         let _ = self.write.shutdown().await;
     }
 
-    /// Sends a piece again and again, until the other end has enough or it was so often; how often that was.
+    /// Sends a piece repeatedly, until the other end closes or `times` is reached; returns how often.
     pub async fn flood(&mut self, times: usize, mut piece: impl FnMut(usize) -> Vec<u8>) -> usize {
         for n in 0..times {
             if self.send(&piece(n)).await.is_err() {
@@ -224,17 +224,17 @@ impl Http2 {
         times
     }
 
-    /// The next frame; `None` when the connection has ended.
+    /// The next frame; `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         self.frames.recv().await
     }
 
-    /// Drops a frame that has come; whether there was one.
+    /// Discards a frame if one has arrived; returns whether there was one.
     pub fn try_next(&mut self) -> bool {
         self.frames.try_recv().is_ok()
     }
 
-    /// The next frame of a kind on a stream.
+    /// The next frame of a type on a stream.
     pub async fn wait(&mut self, kind: u8, stream: u32) -> Frame {
         loop {
             let frame = self.next().await.unwrap_or_else(|| panic!("no frame {kind} on {stream}"));
@@ -244,8 +244,8 @@ impl Http2 {
         }
     }
 
-    /// Waits until the connection or this stream is ended, and says for which reason. A reset of the
-    /// connection may have come before the word of it.
+    /// Waits until the connection or this stream is closed, and returns the error code. A reset of the connection may
+    /// arrive before the frame with the code.
     pub async fn end(&mut self, stream: u32) -> Option<u32> {
         loop {
             match self.next().await {
@@ -262,7 +262,7 @@ impl Http2 {
         }
     }
 
-    /// The connection or this stream is ended for one of these reasons.
+    /// Checks that the connection or this stream is closed with one of these error codes.
     pub async fn is_ended(&mut self, stream: u32, reasons: &[u32]) {
         if let Some(reason) = self.end(stream).await {
             assert!(reasons.contains(&reason), "ended for {reason}");

@@ -1,5 +1,5 @@
-//! A certificate authority and two nodes in one process: relays are real, sockets are real, only the
-//! control side is played by the test.
+//! A certificate authority and two nodes in one process: real relays and sockets; the test takes the role of the
+//! control side.
 #![allow(dead_code, reason = "each test binary uses what it needs of the rig")]
 
 pub mod edge;
@@ -26,7 +26,7 @@ use wiretight_proxy::{Identity, Mesh, Relay};
 
 pub const TRUST_DOMAIN: &str = "test.example";
 
-/// A trust domain's authority, in the hands of a test.
+/// The authority of a trust domain, operated by the test.
 pub struct Ca {
     pub td: TrustDomain,
     pub root: CertificateDer<'static>,
@@ -40,7 +40,7 @@ impl Ca {
         Ca::with(td, |tbs| tbs)
     }
 
-    /// One whose intermediate is what `change` makes of it before it is signed.
+    /// An authority with an intermediate that `change` modified before it was signed.
     pub fn with(td: &str, change: impl FnOnce(Tbs) -> Tbs) -> Ca {
         let td: TrustDomain = td.parse().unwrap();
         let period = Period { not_before: now() - 60, not_after: now() + 86_400 };
@@ -57,12 +57,12 @@ impl Ca {
         Ca { td, root, intermediate, key, serial: AtomicU64::new(1) }
     }
 
-    /// An identity that is valid from a minute ago for `secs` from now (which may be negative).
+    /// An identity valid from a minute ago until `secs` from now (which may be negative).
     pub fn issue(&self, id: &str, secs: i64) -> (Vec<CertificateDer<'static>>, SigningKey) {
         self.issue_with(id, secs, |tbs| tbs)
     }
 
-    /// One that is what `change` makes of it before it is signed.
+    /// An identity that `change` modified before it was signed.
     pub fn issue_with(
         &self,
         id: &str,
@@ -72,7 +72,7 @@ impl Ca {
         let id: Id = id.parse().unwrap();
         let key = SigningKey::generate().unwrap();
         let mut serial = [0; 16];
-        // Each its own series.
+        // Each has its own series.
         serial[..8].copy_from_slice(&self.serial.fetch_add(1, Ordering::Relaxed).to_be_bytes());
         let not_after = now().checked_add_signed(secs).unwrap();
         let tbs = Tbs::new(
@@ -104,15 +104,14 @@ impl Ca {
         mesh
     }
 
-    /// Gives a node fresh identities.
+    /// Gives a node new identities.
     pub fn give(&self, mesh: &Mesh, ids: &[&str], secs: i64) {
         let identity = |id: &&str| (id.parse().unwrap(), self.identity(id, secs));
         mesh.set_identities(ids.iter().map(identity).collect::<BTreeMap<_, _>>());
     }
 }
 
-/// A free port of 127.0.0.1, and one that stays free: under the range that the kernel takes the near ends
-/// of connections from.
+/// A free port of 127.0.0.1 that stays free: below the range of ports that the kernel assigns to clients.
 pub fn free() -> SocketAddr {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -200,7 +199,7 @@ impl Pair {
         pair
     }
 
-    /// Where the client program connects.
+    /// The address for the client program.
     pub fn entry(&self) -> SocketAddr {
         self.dial.listen
     }
@@ -210,35 +209,35 @@ impl Pair {
         connect(self.entry())
     }
 
-    /// Puts these services into force on relay B.
+    /// Applies these services to relay B.
     pub fn apply_services(&self, services: &[&ServiceSettings]) {
         let services = services.iter().map(|s| (*s).clone()).collect();
         self.b.apply(&RelaySettings { services, dials: vec![], intercept: None }).unwrap();
     }
 
-    /// No session runs on either side.
+    /// Whether no session is running on either side.
     pub fn at_rest(&self) -> bool {
         sums(&self.a).live == 0 && sums(&self.b).live == 0
     }
 }
 
-/// The sums of a relay with one service or dial.
+/// The totals of a relay with one service or dial.
 pub fn sums(relay: &Relay) -> Sums {
     relay.status(0).sums[0].clone()
 }
 
-/// How often this side refused, or was refused, for this reason.
+/// The number of refusals on this side for this reason.
 pub fn refused(relay: &Relay, side: Side, reason: &str) -> u64 {
     let all = relay.status(0).refused;
     all.iter().filter(|r| r.side == side && r.reason == reason).map(|r| r.count).sum()
 }
 
-/// What `status` has of refusals, for messages.
+/// The refusals in `status`, for messages.
 pub fn reasons(relay: &Relay) -> Vec<(Side, &'static str, String)> {
     relay.status(0).refusals.into_iter().map(|r| (r.side, r.reason, r.detail)).collect()
 }
 
-/// Waits until this side has refused for this reason.
+/// Waits until this side has a refusal for this reason.
 pub fn expect_refused(relay: &Relay, side: Side, reason: &str) {
     for _ in 0..1000 {
         if refused(relay, side, reason) > 0 {
@@ -249,7 +248,7 @@ pub fn expect_refused(relay: &Relay, side: Side, reason: &str) {
     panic!("not refused for {reason}: {:?}", reasons(relay));
 }
 
-/// Connects, with deadlines for a test that would hang.
+/// Connects, with time limits so that a failing test does not hang.
 pub fn connect(to: SocketAddr) -> TcpStream {
     let socket = TcpStream::connect(to).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -277,7 +276,6 @@ pub fn backend_at(
     addr
 }
 
-/// Sends back what comes.
 pub fn echo(mut socket: TcpStream) {
     let mut buf = vec![0; 65536];
     while let Ok(n) = socket.read(&mut buf) {
@@ -287,7 +285,7 @@ pub fn echo(mut socket: TcpStream) {
     }
 }
 
-/// One question and its echo.
+/// Sends a word and checks the echo.
 pub fn ping(socket: &mut TcpStream, word: &[u8]) -> io::Result<()> {
     socket.write_all(word)?;
     let mut answer = vec![0; word.len()];
@@ -296,22 +294,22 @@ pub fn ping(socket: &mut TcpStream, word: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes by RST.
+/// Closes with a RST.
 pub fn reset(socket: TcpStream) {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Whether the next read fails by RST.
+/// Whether the next read fails because of a RST.
 pub fn is_reset(socket: &mut TcpStream) -> bool {
     matches!(socket.read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::ConnectionReset)
 }
 
-/// Waits until the socket itself has learnt of an RST, without reading from it.
+/// Waits until the socket has received a RST, without reading from it.
 pub fn eventually_reset(what: &str, socket: &TcpStream) {
     eventually(what, || matches!(SockRef::from(socket).take_error(), Ok(Some(_))));
 }
 
-/// Numbers that only look random: the same in every run.
+/// Pseudo-random numbers, the same in every run.
 pub struct Random(u64);
 
 impl Random {
@@ -339,10 +337,10 @@ pub fn name(s: &str) -> Name {
     s.parse().unwrap()
 }
 
-/// What takes this long on the busiest machine never comes.
+/// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `done`, or fails when patience is at its end.
+/// Waits until `done`, or fails after [`PATIENCE`].
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !done() {

@@ -1,4 +1,4 @@
-//! Peers that are not our relay: rustls by hand, so that a test decides every byte and certificate.
+//! Peers other than our relay: rustls used directly, so that a test controls every byte and certificate.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ pub type Cert = (Vec<CertificateDer<'static>>, SigningKey);
 pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 pub type TlsServer = StreamOwned<ServerConnection, TcpStream>;
 
-/// Believes everybody: what is tested is whether *we* are believed.
+/// Accepts every peer: the tests check whether *we* are accepted.
 #[derive(Debug)]
 struct Gullible;
 
@@ -96,7 +96,7 @@ impl ClientCertVerifier for Gullible {
     }
 }
 
-/// A TLS client with what it shows and offers.
+/// A TLS client with a given certificate and parameters.
 pub struct Stranger {
     pub cert: Option<Cert>,
     pub alpn: bool,
@@ -105,15 +105,15 @@ pub struct Stranger {
 }
 
 impl Stranger {
-    /// One that speaks `wiretight/1` and shows this.
+    /// A client with `wiretight/1` and this certificate.
     pub fn new(cert: Cert) -> Stranger {
         let groups = vec![kx_group::X25519MLKEM768, kx_group::X25519];
         let suites = wiretight_proxy::provider::mesh().cipher_suites.clone();
         Stranger { cert: Some(cert), alpn: true, groups, suites }
     }
 
-    /// Connects and shakes hands as far as the client can tell: in TLS 1.3 the server's opinion of the
-    /// client's certificate comes later, at the first read.
+    /// Connects and completes the handshake on the client's side: in TLS 1.3 the server's rejection of the client's
+    /// certificate arrives later, at the first read.
     pub fn connect(self, to: SocketAddr) -> io::Result<TlsClient> {
         let mut stream = self.greet(to)?;
         while stream.conn.is_handshaking() {
@@ -123,8 +123,7 @@ impl Stranger {
         Ok(stream)
     }
 
-    /// Connects, says the first message of the handshake and waits until there is an answer to it; the next
-    /// read or write goes on.
+    /// Connects, sends the ClientHello and waits for a response; the next read or write continues.
     pub fn greet(self, to: SocketAddr) -> io::Result<TlsClient> {
         let mut provider = (*wiretight_proxy::provider::mesh()).clone();
         provider.kx_groups = self.groups;
@@ -157,7 +156,7 @@ impl Stranger {
         Ok(stream)
     }
 
-    /// Connects, and tells the alert with which it is turned away; `None` if it is not by an alert.
+    /// Connects, and returns the alert with which it is rejected; `None` if there is no alert.
     pub fn alert(self, to: SocketAddr) -> Option<AlertDescription> {
         let error = match self.connect(to) {
             Ok(mut stream) => stream.read(&mut [0]).err()?,
@@ -175,8 +174,7 @@ pub fn alert(error: &io::Error) -> Option<AlertDescription> {
     }
 }
 
-/// A TLS server on its own port that shows `cert` and hands each connection, before the handshake, to
-/// `serve`.
+/// A TLS server on its own port that presents `cert` and passes each connection to `serve`, before the handshake.
 pub fn server(
     cert: Cert,
     alpn: bool,

@@ -16,7 +16,7 @@ use wiretight_scan::Report;
 
 use super::oneself;
 
-/// What every host answers: a HelloRetryRequest for X25519MLKEM768 (RFC 8446 section 4.1.3).
+/// The answer of every host: a HelloRetryRequest for X25519MLKEM768 (RFC 8446 section 4.1.3).
 fn answer() -> Vec<u8> {
     const RETRY: [u8; 32] = [
         0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8,
@@ -32,7 +32,7 @@ fn answer() -> Vec<u8> {
     record
 }
 
-/// Answers on every address of loopback, and says on which port.
+/// Answers on every loopback address, and prints the port.
 pub fn respond() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -47,19 +47,19 @@ pub fn respond() {
                 let mut buffer = [0; 2048];
                 let _ = stream.read(&mut buffer).await;
                 let _ = stream.write_all(answer).await;
-                // Until the other side has it.
+                // Wait until the client has read it.
                 let _ = stream.read(&mut buffer).await;
             });
         }
     });
 }
 
-/// The address of the host with this number: hosts are spread over 127.0.0.0/8.
+/// The address of the host with this number; hosts are spread over 127.0.0.0/8.
 fn host(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x7f01_0000 + n as u32)
 }
 
-/// Scans the hosts in a file as `wiretight scan --quick --targets FILE --format jsonl` does.
+/// Scans the hosts in a file like `wiretight scan --quick --targets FILE --format jsonl`.
 pub fn hosts(file: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (to_scan, targets) = mpsc::channel(1024);
@@ -94,7 +94,7 @@ pub fn hosts(file: &str) {
     figures(all, answered, begun.elapsed());
 }
 
-/// What the kernel alone takes for it: connect, send, receive, close.
+/// The kernel's share: connect, send, receive, close.
 pub fn floor(hosts: usize, port: u16) {
     let begun = Instant::now();
     let threads: Vec<_> = (0..2)
@@ -131,7 +131,7 @@ pub fn floor(hosts: usize, port: u16) {
     figures(hosts as u64, answered, begun.elapsed());
 }
 
-/// Hosts, answers, seconds, CPU seconds, and KiB at the most.
+/// Hosts, answers, seconds, CPU seconds, and peak KiB.
 fn figures(all: u64, answered: u64, took: Duration) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
@@ -142,7 +142,7 @@ fn figures(all: u64, answered: u64, took: Duration) {
     println!("{all} {answered} {} {} {kib}", took.as_secs_f64(), ticks / 100.0);
 }
 
-/// Rounds of a tenth of the hosts, with and without the scanner; then all of them.
+/// Rounds with a tenth of the hosts, with and without the scanner; then with all hosts.
 pub fn run(all: usize) {
     let mut responder = oneself(&["respond"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut port = String::new();

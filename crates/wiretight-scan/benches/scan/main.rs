@@ -1,4 +1,4 @@
-//! What scans cost: `scripts/bench scan`. Whole scans of a server, against other scanners, and the
+//! Benchmarks of scans: `scripts/bench scan`. Complete scans of a server, compared to other scanners, and the
 //! first contact with many hosts.
 
 #![allow(clippy::unwrap_used, reason = "in a benchmark, whatever is not there ends it")]
@@ -17,7 +17,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match given[..] {
-        // Processes of their own, so that what they take can be told apart.
+        // Separate processes, so that their resources can be measured separately.
         ["one", target] => whole::one(target, true),
         ["one-far", address] => whole::one_far(address.parse().unwrap()),
         ["one-quiet", target] => whole::one(target, false),
@@ -47,7 +47,7 @@ fn oneself(arguments: &[&str]) -> std::process::Command {
     command
 }
 
-/// The median, and the least and the most.
+/// The median, the minimum and the maximum.
 fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[values.len() / 2], values[0], values[values.len() - 1])

@@ -1,4 +1,4 @@
-//! A TCP proxy that counts connections, and adds a round trip: one to set a connection up, and half of
+//! A TCP proxy that counts connections, and adds a delay: one round trip to open a connection, and half of
 //! one to each direction.
 
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// On a port of its own, as long as the program runs.
+/// Listens on its own port until the program ends.
 pub struct Proxy {
     pub address: SocketAddr,
     pub connections: Arc<AtomicU64>,
@@ -60,7 +60,7 @@ async fn one_way(
         let mut buffer = vec![0; 16 << 10];
         loop {
             let n = from.read(&mut buffer).await.unwrap_or(0);
-            // Nothing is the end.
+            // An empty read is the end.
             let _ = sender.send((Instant::now() + delay, buffer[..n].to_vec()));
             if n == 0 {
                 return;

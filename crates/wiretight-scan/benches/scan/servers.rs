@@ -1,11 +1,11 @@
-//! The servers that are scanned.
+//! The scanned servers.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A server, and what it is.
+/// A server and its description.
 pub struct Server {
     pub title: &'static str,
     pub address: SocketAddr,
@@ -19,7 +19,7 @@ impl Drop for Server {
     }
 }
 
-/// Those that are installed.
+/// The installed servers.
 pub fn all(folder: &Path) -> Vec<Server> {
     for (key, arguments) in
         [("rsa", &["rsa:2048"][..]), ("ec", &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"])]

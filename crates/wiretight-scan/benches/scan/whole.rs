@@ -1,4 +1,4 @@
-//! Whole scans.
+//! Complete scans.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -10,10 +10,10 @@ use wiretight_scan::active::{Options, resolve, scan_address};
 use super::proxy::Proxy;
 use super::{cpu_of_children, oneself, servers, spread};
 
-/// To a server that is far away.
+/// The round trip to a distant server.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// All that sslyze asks of a server that is no web server.
+/// All checks of sslyze for a server other than a web server.
 const SSLYZE: [&str; 17] = [
     "--sslv2",
     "--sslv3",
@@ -56,7 +56,7 @@ pub fn one(target: &str, show: bool) {
     });
 }
 
-/// Scans one address over the round trip, in this process.
+/// Scans one address with the round trip, in this process.
 pub fn one_far(address: SocketAddr) {
     let proxy = Proxy::start(address, ROUND_TRIP);
     one(&format!("tls://{}", proxy.address), false);
@@ -66,7 +66,7 @@ pub fn one_far(address: SocketAddr) {
 struct Scanner {
     title: &'static str,
     command: fn(SocketAddr) -> Command,
-    /// The others take long.
+    /// Other scanners take long.
     most: usize,
 }
 
@@ -84,14 +84,14 @@ fn scanners(peers: bool) -> Vec<Scanner> {
             title: "sslyze",
             command: |at| {
                 let mut command = Command::new(sslyze());
-                // Named one by one: judging a configuration is off, and without it nothing is asked.
+                // Checks must be listed, because the comparison with a configuration is off.
                 command.arg("--mozilla_config=disable").args(SSLYZE).arg(at.to_string());
                 command
             },
             most: 3,
         });
     } else {
-        println!("sslyze is not installed, and left out");
+        println!("skipped: sslyze is not installed");
     }
     if Command::new("testssl").arg("--version").stdout(Stdio::null()).status().is_ok() {
         scanners.push(Scanner {
@@ -105,12 +105,12 @@ fn scanners(peers: bool) -> Vec<Scanner> {
             most: 1,
         });
     } else {
-        println!("testssl.sh is not installed, and left out");
+        println!("skipped: testssl.sh is not installed");
     }
     scanners
 }
 
-/// Where CI installs it, or in the path.
+/// The folder where CI installs it, or PATH.
 fn sslyze() -> String {
     let target = std::env::var("CARGO_TARGET_DIR")
         .unwrap_or_else(|_| format!("{}/../../target", env!("CARGO_MANIFEST_DIR")));
@@ -119,7 +119,7 @@ fn sslyze() -> String {
     own.into_iter().find(|file| std::fs::exists(file).is_ok_and(|is| is)).unwrap_or("sslyze".into())
 }
 
-/// Rounds in which every scanner has its turn with every server.
+/// Rounds in which every scanner scans every server.
 pub fn run(rounds: usize, peers: bool) {
     let folder = tempfile::tempdir().unwrap();
     let servers = servers::all(folder.path());
@@ -141,7 +141,7 @@ pub fn run(rounds: usize, peers: bool) {
             if round >= scanner.most {
                 continue;
             }
-            // s_server -www rests for a second after a renegotiation that it refused.
+            // s_server -www pauses for a second after it rejected a renegotiation.
             std::thread::sleep(Duration::from_millis(1100));
             let count = || proxy.as_ref().map_or(0, |p| p.connections.load(Relaxed));
             let (cpu, before, begun) = (cpu_of_children(), count(), Instant::now());
@@ -155,7 +155,7 @@ pub fn run(rounds: usize, peers: bool) {
         let (cpu, ..) = spread(seen.iter().map(|s| s.1).collect());
         let connections = match proxy {
             Some(_) => seen.iter().map(|s| s.2).max().unwrap_or_default(),
-            // Counted in a run of its own, so that no proxy is in the way of the clock.
+            // Connections are counted in a separate run, so that the proxy does not affect the times.
             None => {
                 let proxy = Proxy::start(server.address, Duration::ZERO);
                 std::thread::sleep(Duration::from_millis(1100));

@@ -1,5 +1,5 @@
-//! The verifier for where rustls reads what a server says: a scan trusts nobody, and sends nothing that
-//! anybody may not see. What a certificate is worth, `certificate` tells.
+//! A verifier that accepts every certificate, for connections through rustls. A scan sends nothing
+//! confidential; the module `certificate` checks the certificates.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// Takes any certificate.
 #[derive(Debug)]
 pub(super) struct DangerouslyBelievesAll(pub(super) Arc<CryptoProvider>);
 
@@ -47,7 +46,7 @@ impl ServerCertVerifier for DangerouslyBelievesAll {
     }
 }
 
-/// A client that believes every certificate: it is used for nothing but reading what comes back.
+/// A TLS client that accepts every certificate. It sends nothing confidential.
 pub(super) fn client_config(with_name: bool) -> Option<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = DangerouslyBelievesAll(provider.clone());

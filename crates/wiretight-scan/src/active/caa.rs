@@ -1,4 +1,4 @@
-//! Who may issue certificates for a name, as its domain says by DNS (CAA, RFC 8659).
+//! CAA records (RFC 8659): who may issue certificates for a name.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,34 +14,32 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::facts::{Answer, Fact, Value};
 
-/// Records that are read of one name.
+/// The maximum number of records of one name.
 const MOST_RECORDS: usize = 50;
 
 /// Asks the system's resolver for `certificate.caa`.
 pub async fn caa(name: &str, deadline: Instant) -> Fact {
     match Resolver::system() {
         Ok(resolver) => resolver.caa(name, deadline).await,
-        Err(error) => fact(Answer::Inconclusive, None, format!("there is no resolver: {error}")),
+        Err(error) => fact(Answer::Inconclusive, None, format!("no resolver: {error}")),
     }
 }
 
-/// Whom to ask. It keeps what it has learnt as long as that lives, so that names of one domain cost
-/// less than each alone.
+/// A DNS resolver with a cache.
 #[derive(Clone)]
 pub struct Resolver(TokioResolver);
 
-/// Why nobody can be asked.
 #[derive(Debug, thiserror::Error)]
 #[error("the resolver cannot be set up")]
 pub struct ResolverError(#[from] NetError);
 
 impl Resolver {
-    /// As /etc/resolv.conf says.
+    /// Uses /etc/resolv.conf.
     pub fn system() -> Result<Self, ResolverError> {
         Ok(Self(TokioResolver::builder_tokio()?.build()?))
     }
 
-    /// This server, by UDP, and by TCP where an answer is too long.
+    /// Uses this server, by UDP, and by TCP if an answer is too long.
     pub fn at(server: SocketAddr) -> Result<Self, ResolverError> {
         let connections =
             [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
@@ -54,17 +52,17 @@ impl Resolver {
         Ok(Self(TokioResolver::builder_with_config(config, provider).build()?))
     }
 
-    /// The `certificate.caa` of a name: from itself, or else the nearest domain above that has one
+    /// `certificate.caa` of a name, from the name itself or the nearest parent domain with records
     /// (RFC 8659, 3).
     ///
-    /// Yes where that names issuers, even none (`issue ";"`), with their domains; no where there
-    /// are no records up to the top, or none that restrict; inconclusive where one of the answers
-    /// is missing, for then a CA may not issue either.
+    /// - Yes: the records restrict issuers, even to none (`issue ";"`). The value lists the issuers.
+    /// - No: there are no records up to the top, or none that restrict.
+    /// - Inconclusive: an answer is missing. A CA may not issue in this case either.
     pub async fn caa(&self, name: &str, deadline: Instant) -> Fact {
         let Ok(mut at) = Name::from_ascii(name) else {
-            return fact(Answer::Untested, None, "this is no name that DNS could know");
+            return fact(Answer::Untested, None, "this is not a valid DNS name");
         };
-        // So that no search domain is appended.
+        // Without search domains.
         at.set_fqdn(true);
         while !at.is_root() {
             let records = match timeout_at(deadline, self.records(&at)).await {
@@ -82,10 +80,10 @@ impl Resolver {
             }
             at = at.base_name();
         }
-        fact(Answer::No, None, "no CAA record at the name, nor at any domain above it")
+        fact(Answer::No, None, "no CAA record for the name or any parent domain")
     }
 
-    /// None where the answer is that there are none.
+    /// Empty if the server says that there are none.
     async fn records(&self, name: &Name) -> Result<Vec<CAA>, NetError> {
         match self.0.lookup(name.clone(), RecordType::CAA).await {
             Ok(lookup) => {
@@ -105,7 +103,7 @@ impl Resolver {
     }
 }
 
-/// What the records of a domain say (RFC 8659, 4).
+/// Evaluates the records of a domain (RFC 8659, 4).
 fn read(at: &str, records: &[CAA]) -> Fact {
     let mut issuers = Vec::new();
     let mut restricted = false;
@@ -120,7 +118,7 @@ fn read(at: &str, records: &[CAA]) -> Fact {
                 issuers.push(issuer);
             }
         } else if record.issuer_critical && !["iodef", "issuemail", "issuevmc"].contains(&&*tag) {
-            // None may issue who does not know what it means (4.1).
+            // A CA that does not know a critical property may not issue (4.1).
             restricted = true;
         }
         if lines.len() < 10 {
@@ -130,11 +128,11 @@ fn read(at: &str, records: &[CAA]) -> Fact {
     let evidence = format!("{at}: {}", lines.join(", "));
     match restricted {
         true => fact(Answer::Yes, Some(Value::List(issuers)), evidence),
-        false => fact(Answer::No, None, format!("{evidence}: which restricts no issuer")),
+        false => fact(Answer::No, None, format!("{evidence}; no issuer is restricted")),
     }
 }
 
-/// What anybody wrote into DNS, for a terminal.
+/// Escapes untrusted DNS data.
 fn printable(bytes: &[u8]) -> String {
     bytes.iter().take(100).flat_map(|byte| byte.escape_ascii()).map(char::from).collect()
 }

@@ -1,4 +1,4 @@
-//! Which certificates a server shows to whom: by kind of key, and by server name.
+//! Which certificates a server sends, by type of key and by server name.
 
 use super::enumerate::offer;
 use super::probe::{Flight, Outcome, Prober, Until};
@@ -8,17 +8,17 @@ use crate::facts::{Answer, Facts};
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 
-/// A name that no server has (RFC 6761 section 6.4).
+/// A name that no server knows (RFC 6761 section 6.4).
 pub const STRANGE_NAME: &str = "wiretight-scan.invalid";
 
-/// Offers with which a server picks an ECDSA key of one curve; x25519 is for the key exchange.
+/// Offers that make a server use an ECDSA key on one curve; x25519 is for the key exchange.
 const CURVES: [(&str, [u16; 2]); 3] = [
     ("ecdsa p256 only", [0x0017, 0x001d]),
     ("ecdsa p384 only", [0x0018, 0x001d]),
     ("ecdsa p521 only", [0x0019, 0x001d]),
 ];
 
-/// What versions before TLS 1.3 show in the clear, and what names make of it.
+/// The certificates in versions before TLS 1.3, and how they depend on the server name.
 pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Facts) {
     let mut facts = Facts::default();
     let Some((version, suites)) = spoken.newest_before_tls1_3() else {
@@ -52,8 +52,8 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
                 outcomes.push(ask(when, hello(suites)).await);
             }
         }
-        // TLS 1.3 tells by its schemes. Before it, a server with ECDSA keys on several curves picks one whose curve the
-        // client takes.
+        // With TLS 1.3, schemes select the key. Earlier versions select an ECDSA key by the curves that the client
+        // offers.
         let ecdsa = kinds.iter().find(|(when, _)| *when == "ecdsa only").map(|(_, suites)| suites);
         if let Some(suites) = ecdsa.filter(|_| spoken.suites(Version::Tls1_3).is_empty()) {
             for (when, curves) in CURVES {
@@ -83,7 +83,7 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
             _ => None,
         })
         .collect();
-    // Where none was shown by name, a refusal without it says nothing of names.
+    // If there is no certificate with the name either, a rejection without it is not about the name.
     if let (Some(nameless), Some(strange), false) = (nameless, strange, presented.is_empty()) {
         names(&presented, &nameless, &strange, &mut facts);
         if let Outcome::Taken(flight) = &nameless {
@@ -93,7 +93,7 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
     (presented, facts)
 }
 
-/// A hello that asks for all that may come with a certificate.
+/// Adds requests for an OCSP response and SCTs.
 pub fn asking(hello: ClientHello) -> ClientHello {
     if hello.extensions.is_empty() {
         return hello;
@@ -111,7 +111,7 @@ fn shown(when: String, flight: &Flight) -> Option<Presented> {
     })
 }
 
-/// What no name, and a strange one, make of the server.
+/// `sni.*`: how the server reacts to no name, and to an unknown name.
 pub fn names(with: &[Presented], nameless: &Outcome, strange: &Outcome, facts: &mut Facts) {
     let (id, other) = ("sni.required", "sni.other_certificate");
     match (nameless, strange) {
@@ -119,20 +119,20 @@ pub fn names(with: &[Presented], nameless: &Outcome, strange: &Outcome, facts: &
             facts.set(id, Answer::Yes, None, format!("without a name: {why}"));
         }
         (_, Outcome::Refused { why, .. }) => {
-            facts.set(id, Answer::Yes, None, format!("with a strange name: {why}"));
+            facts.set(id, Answer::Yes, None, format!("with an unknown name: {why}"));
         }
         (Outcome::Taken(_), Outcome::Taken(_)) => {
             facts.set(
                 id,
                 Answer::No,
                 None,
-                "it shows a certificate without a name, and for a strange one",
+                "it sends a certificate without a name, and for an unknown name",
             );
         }
         (Outcome::Unclear(why), _) | (_, Outcome::Unclear(why)) => {
             facts.set(id, Answer::Inconclusive, None, why.clone());
         }
-        _ => facts.set(id, Answer::Inconclusive, None, "long hellos are lost on the way"),
+        _ => facts.set(id, Answer::Inconclusive, None, "long hellos are lost on the path"),
     }
     match nameless {
         Outcome::Taken(flight) if flight.certificates.is_empty() => {}
@@ -145,8 +145,8 @@ pub fn names(with: &[Presented], nameless: &Outcome, strange: &Outcome, facts: &
             facts.set(other, answer, None, format!("without a name: {why}"));
         }
         Outcome::Refused { .. } => {
-            facts.set(other, Answer::No, None, "without a name, there is none")
+            facts.set(other, Answer::No, None, "without a name, there is no certificate")
         }
-        _ => facts.set(other, Answer::Inconclusive, None, "the answer did not come"),
+        _ => facts.set(other, Answer::Inconclusive, None, "there was no answer"),
     }
 }

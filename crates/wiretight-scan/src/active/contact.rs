@@ -1,19 +1,18 @@
-//! Whether an address still answers. A dead address is given up soon; so is one that answered and then
-//! stopped, as a host does that bans the scanner. Neither is an answer to any question.
+//! Whether an address still answers. The scan soon stops if an address does not answer at all, or if it
+//! stopped answering, for example because it banned the scanner. Neither answers any question.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Connections that fail in a row before the address counts as one that stopped answering. A server that
-/// restarts refuses some as well, so [`Contact::failed`] also wants a time.
+/// The number of failed connections in a row after which an address counts as stopped. A restarting server
+/// rejects some too, so [`Contact::failed`] also requires a minimum time.
 const FAILURES: u32 = 5;
-/// The shortest wait for a connection to an address that accepted one before: a lost SYN is sent again
-/// after 1 s and after 3 s.
+/// The shortest time limit for a connection to an address that has accepted one before: a lost SYN is
+/// repeated after 1 s and after 3 s.
 const SHORTEST_WAIT: Duration = Duration::from_millis(3_500);
 
-/// What is known of it.
 #[derive(Debug)]
 pub(super) struct Contact {
     tries: u32,
@@ -29,15 +28,15 @@ struct State {
     slowest: Duration,
     /// Connections that failed since.
     failed: u32,
-    /// Rounds of control hellos that met nothing since the last answer.
+    /// Rounds of unanswered control hellos since the last answer.
     silent: u32,
-    /// When one was accepted, and when TLS was answered, for the last time.
     last_accepted: Instant,
     last_answered: Instant,
 }
 
 impl Contact {
-    /// An address that was not asked yet; one that accepts no connection gets so many attempts.
+    /// Creates the state of an address that has not been contacted yet. `tries` is the number of attempts
+    /// if it accepts no connection.
     pub fn new(tries: u32) -> Self {
         let now = Instant::now();
         Self {
@@ -58,8 +57,7 @@ impl Contact {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long to wait for a connection, an entry for each attempt. All of them together take about the
-    /// time-out.
+    /// The time limits of the attempts to connect. Together they take about `timeout`.
     pub fn waits(&self, timeout: Duration) -> Vec<Duration> {
         let state = self.state();
         if state.accepted > 0 {
@@ -73,7 +71,6 @@ impl Contact {
         vec![first, second]
     }
 
-    /// A connection was accepted.
     pub fn accepted(&self, now: Instant, took: Duration) {
         let mut state = self.state();
         state.accepted += 1;
@@ -82,8 +79,8 @@ impl Contact {
         state.last_accepted = now;
     }
 
-    /// A connection failed. After several in a row, and nothing else for a whole time-out, the address
-    /// stopped answering.
+    /// Records a failed connection. After several in a row, without success for a whole time-out, the
+    /// address counts as stopped.
     pub fn failed(&self, now: Instant, timeout: Duration) {
         let mut state = self.state();
         state.failed += 1;
@@ -95,15 +92,15 @@ impl Contact {
         }
     }
 
-    /// TLS was answered, with a hello or a refusal.
+    /// Records an answer in TLS, a hello or an alert.
     pub fn answered(&self, now: Instant) {
         let mut state = self.state();
         state.silent = 0;
         state.last_answered = now;
     }
 
-    /// A round of control hellos, with no other connection of ours open, met nothing. After several in a
-    /// row the address stopped answering; what limits connections for some seconds is not meant by that.
+    /// Records a round of control hellos without an answer, while no other connection of ours was open.
+    /// After several in a row, the address counts as stopped. A limit for a few seconds does not count.
     pub fn silent(&self, now: Instant, timeout: Duration) {
         let mut state = self.state();
         state.silent += 1;
@@ -119,11 +116,11 @@ impl Contact {
         let times = if accepted == 1 { "connection" } else { "connections" };
         let why =
             format!("the address stopped answering after {accepted} {times}: did it ban this one?");
-        tracing::debug!(%why, "nothing more is asked");
+        tracing::debug!(%why, "no further probes");
         let _ = self.stopped.set(why);
     }
 
-    /// Why nothing more is asked.
+    /// Why the scan has stopped, if it has.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.get().map(String::as_str)
     }
@@ -137,27 +134,27 @@ mod tests {
     const QUICK: Duration = Duration::from_millis(1);
 
     #[test]
-    fn an_address_that_stopped_answering_is_told_from_a_restart_and_from_limits() {
+    fn an_address_that_stops_is_distinguished_from_a_restart_and_from_limits() {
         let mut now = Instant::now();
         let contact = Contact::new(2);
         assert_eq!(contact.waits(TIMEOUT), [TIMEOUT / 2; 2]);
         let total = |timeout| contact.waits(timeout).iter().sum::<Duration>();
         assert_eq!(total(Duration::from_secs(1)), Duration::from_secs(2));
         assert_eq!(total(Duration::from_secs(5)), Duration::from_secs(5));
-        // One that was never there is not one that stopped.
+        // An address that never answered has not stopped.
         now += TIMEOUT * 2;
         (0..20).for_each(|_| contact.failed(now, TIMEOUT));
         assert_eq!(contact.stopped(), None);
 
         contact.accepted(now, QUICK);
         assert_eq!(contact.waits(TIMEOUT), [SHORTEST_WAIT]);
-        // Refused for some seconds, as by a server that restarts.
+        // Connections fail for some seconds, as if the server restarts.
         (0..20).for_each(|_| contact.failed(now, TIMEOUT));
         now += TIMEOUT / 2;
         contact.failed(now, TIMEOUT);
         assert_eq!(contact.stopped(), None);
         contact.accepted(now, QUICK);
-        // Few, over a long time.
+        // Few failures over a long time.
         now += TIMEOUT * 2;
         (1..FAILURES).for_each(|_| contact.failed(now, TIMEOUT));
         assert_eq!(contact.stopped(), None);
@@ -167,12 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_only_if_nothing_was_answered_for_long() {
+    fn silence_counts_only_after_a_long_time_without_answers() {
         let mut now = Instant::now();
         let contact = Contact::new(2);
         contact.accepted(now, QUICK);
         contact.answered(now);
-        // A limit of some seconds.
+        // A limit for some seconds.
         now += TIMEOUT;
         (0..6).for_each(|_| contact.silent(now, TIMEOUT));
         assert_eq!(contact.stopped(), None);

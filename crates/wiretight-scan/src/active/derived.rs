@@ -1,17 +1,17 @@
-//! What follows from facts that were asked for: weak suites by kind, and the vulnerabilities that
-//! consist of offering them.
+//! Facts that follow from other facts: kinds of weak suites, and the vulnerabilities that consist of
+//! accepting them.
 
 use crate::facts::{Answer, Facts, Value};
 use crate::names::{Bulk, Group, KeyExchange, Suite, Version};
 
-/// Adds to the facts all that follows from them.
+/// Adds all facts that follow from the others.
 pub fn derive(facts: &mut Facts) {
     let seen = Seen::of(facts);
     for (id, is) in KINDS {
         let found = seen.named(|_, suite| is(suite));
         set(facts, &seen, id, found, &Version::ALL);
     }
-    // SSL 2.0's ciphers are none of IANA's: their names say enough.
+    // SSL 2.0 ciphers are not in the IANA registry, so the checks below ignore them.
     forward_secrecy(facts, &seen);
     let (ssl, before_tls1_1) = ([Version::Ssl3], [Version::Ssl3, Version::Tls1_0]);
     let cbc = |versions: &[Version]| {
@@ -53,12 +53,12 @@ const KINDS: [(&str, Kind); 8] = [
     ("weak.cbc", Suite::is_cbc),
 ];
 
-/// What is known of suites.
+/// What is known about cipher suites.
 struct Seen {
     suites: Vec<(Version, Suite)>,
-    /// Versions of which it is not known whether there are more.
+    /// Versions that may accept more suites.
     unclear: Vec<Version>,
-    /// Versions that were not asked for.
+    /// Versions that were not tested.
     untested: Vec<Version>,
 }
 
@@ -84,7 +84,7 @@ impl Seen {
         seen
     }
 
-    /// The names of those suites, each once, with the versions that take them.
+    /// The names of matching suites, each once.
     fn named(&self, is: impl Fn(Version, Suite) -> bool) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for (version, suite) in &self.suites {
@@ -95,16 +95,17 @@ impl Seen {
         names
     }
 
-    /// What may be said where none was seen among these versions.
+    /// The answer and its evidence, if no matching suite was found with these versions.
     fn none(&self, versions: &[Version]) -> (Answer, String) {
         let among = |list: &[Version]| list.iter().find(|v| versions.contains(v)).copied();
         if let Some(version) = among(&self.unclear) {
-            return (Answer::Inconclusive, format!("it is not known which suites {version} takes"));
+            let why = format!("it is not known which suites {version} accepts");
+            return (Answer::Inconclusive, why);
         }
         if versions.iter().all(|v| self.untested.contains(v)) {
-            return (Answer::Untested, "no suites were asked for".to_owned());
+            return (Answer::Untested, "no suites were tested".to_owned());
         }
-        (Answer::No, "no such suite is taken".to_owned())
+        (Answer::No, "no such suite is accepted".to_owned())
     }
 }
 
@@ -114,8 +115,8 @@ fn set(facts: &mut Facts, seen: &Seen, id: &'static str, found: Vec<String>, ver
         facts.set(id, answer, None, why);
     } else {
         let evidence = match found.as_slice() {
-            [one] => format!("{one} is taken"),
-            many => format!("{} suites are taken", many.len()),
+            [one] => format!("{one} is accepted"),
+            many => format!("{} suites are accepted", many.len()),
         };
         facts.set(id, Answer::Yes, Some(Value::List(found)), evidence);
     }
@@ -127,20 +128,20 @@ fn forward_secrecy(facts: &mut Facts, seen: &Seen) {
     let (none, why) = seen.none(&AFTER_SSL2);
     let any = match (with.is_empty(), none) {
         (false, _) => (Answer::Yes, format!("{} suites", with.len())),
-        (true, Answer::No) => (Answer::No, "no suite that is taken gives it".to_owned()),
+        (true, Answer::No) => (Answer::No, "no accepted suite provides it".to_owned()),
         (true, other) => (other, why.clone()),
     };
     facts.set("forward_secrecy.any", any.0, None, any.1);
     let all = match (without.is_empty(), with.is_empty(), none) {
-        (false, ..) => (Answer::No, format!("{} suites do not give it", without.len())),
-        (true, false, Answer::No) => (Answer::Yes, format!("all {} suites give it", with.len())),
+        (false, ..) => (Answer::No, format!("{} suites do not provide it", without.len())),
+        (true, false, Answer::No) => (Answer::Yes, format!("all {} suites provide it", with.len())),
         (true, _, other) => (other, why),
     };
     let value = (!without.is_empty()).then_some(Value::List(without));
     facts.set("forward_secrecy.all", all.0, value, all.1);
 }
 
-/// MAC-then-encrypt with CBC; encrypt-then-MAC closes it, but only for clients that ask for it.
+/// CBC with MAC-then-encrypt. Encrypt-then-MAC prevents the attack, but only for clients that offer it.
 fn lucky13(facts: &mut Facts, seen: &Seen) {
     let found = seen.named(|_, s| s.is_cbc());
     set(facts, seen, "vulnerability.lucky13", found, &AFTER_SSL2);
@@ -157,10 +158,10 @@ fn logjam(facts: &mut Facts, seen: &Seen) {
             facts.set(id, Answer::Yes, None, format!("a prime of {bits} bits"));
         }
         (Answer::Yes, Some(bits)) if seen.none(&AFTER_SSL2).0 == Answer::No => {
-            facts.set(id, Answer::No, None, format!("no export suite, and {bits} bits at least"));
+            facts.set(id, Answer::No, None, format!("no export suite, and at least {bits} bits"));
         }
         (Answer::Inconclusive, _) => {
-            facts.set(id, Answer::Inconclusive, None, "the prime is not known");
+            facts.set(id, Answer::Inconclusive, None, "the prime is unknown");
         }
         _ => {
             let (answer, why) = seen.none(&AFTER_SSL2);
@@ -169,12 +170,12 @@ fn logjam(facts: &mut Facts, seen: &Seen) {
     }
 }
 
-/// SSL 2.0 with this certificate. That another server may share the key cannot be seen from here.
+/// SSL 2.0 with this certificate. Another server may use the same key, which a scan cannot see.
 fn drown(facts: &mut Facts) {
     let fact = facts.get("protocol.ssl2").cloned();
     let (answer, evidence) = match fact {
         Some(fact) => (fact.answer, fact.evidence),
-        None => (Answer::Untested, "SSL 2.0 was not asked for".into()),
+        None => (Answer::Untested, "SSL 2.0 was not tested".into()),
     };
     facts.set("vulnerability.drown", answer, None, evidence);
 }
@@ -183,7 +184,7 @@ fn crime(facts: &mut Facts) {
     let fact = facts.get("compression").cloned();
     let (answer, evidence) = match fact {
         Some(fact) => (fact.answer, fact.evidence),
-        None => (Answer::Untested, "compression was not asked for".into()),
+        None => (Answer::Untested, "compression was not tested".into()),
     };
     facts.set("vulnerability.crime", answer, None, evidence);
 }
@@ -199,18 +200,18 @@ fn post_quantum(facts: &mut Facts) {
         return set_post_quantum(facts, found);
     }
     let (answer, why) = match (facts.answer("groups.tls1_3"), facts.answer("protocol.tls1_3")) {
-        (Answer::Yes | Answer::No, _) => (Answer::No, "no such group is taken"),
+        (Answer::Yes | Answer::No, _) => (Answer::No, "no such group is accepted"),
         (Answer::Inconclusive, _) | (_, Answer::Inconclusive) => {
-            (Answer::Inconclusive, "it is not known which groups are taken")
+            (Answer::Inconclusive, "it is not known which groups are accepted")
         }
-        (_, Answer::No) => (Answer::No, "TLS 1.3, which alone has such groups, is not spoken"),
-        _ => (Answer::Untested, "no groups were asked for"),
+        (_, Answer::No) => (Answer::No, "such groups need TLS 1.3, which is not supported"),
+        _ => (Answer::Untested, "no groups were tested"),
     };
     facts.set("post_quantum", answer, None, why);
 }
 
-/// These groups, which a quantum computer does not break, are taken.
+/// Sets `post_quantum` for these accepted groups.
 pub fn set_post_quantum(facts: &mut Facts, found: Vec<String>) {
-    let evidence = format!("{} is taken", found.join(", "));
+    let evidence = format!("{} is accepted", found.join(", "));
     facts.set("post_quantum", Answer::Yes, Some(Value::List(found)), evidence);
 }

@@ -1,5 +1,5 @@
-//! Which of many things a server takes: offer all, take out the one that it chose, and offer the
-//! rest, until it refuses.
+//! Finds all items (suites, groups, schemes) that a server accepts: offers all, removes the one that the
+//! server chose, and offers the rest, until the server rejects it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,37 +13,38 @@ use super::probe::{Flight, Outcome, Prober, Until};
 use crate::names::{Bulk, GROUPS, Group, GroupKind, KeyExchange, SCHEMES, Suite, Version, suites};
 use crate::parse::{ClientHello, Exchange, extension};
 
-/// What a server took, in the order in which it chose.
+/// The items that a server accepted.
 #[derive(Debug, Clone)]
 pub struct Taken<T> {
-    /// In the order of choice, with what came along.
+    /// In the order in which the server chose them, each with its answer.
     pub items: Vec<(T, Flight)>,
-    /// What ended it.
     pub end: End,
 }
 
-/// Why no more were found.
+/// Why the search ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The server refused the rest; its word for it.
+    /// The server rejected the rest; how.
     Refused(String),
-    /// It could not be told whether there are more.
+    /// There may be more; why.
     Unclear(String),
 }
 
 impl<T: Copy> Taken<T> {
-    /// Without what came along.
     pub fn list(&self) -> Vec<T> {
         self.items.iter().map(|(item, _)| *item).collect()
     }
 }
 
-/// Offers these, less and less of them. `chosen` says which one an answer chose; `None` is the
-/// answer of a server that went around the offer, which ends it like a refusal. `split` takes out
-/// those that are to be asked for by themselves when a refusal has no reason. `widened` says whether
-/// a refusal may be of something else in the hello, that is now as it should be. `at_a_time` is how
-/// many a hello offers at most.
-#[allow(clippy::too_many_arguments, reason = "what the kinds of lists differ in")]
+/// Offers these items, fewer and fewer of them.
+///
+/// - `chosen` returns the item that an answer chose; `None`, if the server ignored the offer, ends the
+///   search like a rejection.
+/// - `split` removes items that are tested separately after a rejection without a reason.
+/// - `widened` corrects other parts of the hello that may have caused the rejection. It returns whether
+///   it changed anything.
+/// - `at_a_time` is the maximum number of items in a hello.
+#[allow(clippy::too_many_arguments, reason = "the kinds of lists differ in all of them")]
 pub async fn enumerate<T: Copy + PartialEq>(
     prober: &Prober,
     offer: Vec<T>,
@@ -55,7 +56,7 @@ pub async fn enumerate<T: Copy + PartialEq>(
     widened: impl Fn() -> bool,
 ) -> Taken<T> {
     let mut taken = Taken { items: Vec::new(), end: End::Refused("none was offered".to_owned()) };
-    // Lists to go on with, the next one last: one, unless long hellos are lost on the way, or refused.
+    // Lists that remain, the next one last. There is one, unless long hellos are lost or rejected.
     let mut lists: Vec<Vec<T>> = offer.chunks(at_a_time).rev().map(<[T]>::to_vec).collect();
     while let Some(mut list) = lists.pop() {
         while !list.is_empty() {
@@ -70,7 +71,8 @@ pub async fn enumerate<T: Copy + PartialEq>(
                         None if flight.hello.version() == Some(Version::Tls1_3)
                             && chosen(&flight).is_some() =>
                         {
-                            taken.end = End::Unclear("it chose what was not offered".to_owned());
+                            let why = "it chose an item that was not offered";
+                            taken.end = End::Unclear(why.to_owned());
                             return taken;
                         }
                         None => {
@@ -83,8 +85,8 @@ pub async fn enumerate<T: Copy + PartialEq>(
                 }
                 Outcome::Refused { .. } if widened() => {}
                 Outcome::Refused { why, of_hello } => {
-                    // Without a reason, one suite that the server chose and broke down over may
-                    // have hidden the others.
+                    // Without a reason: the server may have chosen a suite on which it failed, which
+                    // would hide the others.
                     if !of_hello && let Some(rest) = split(&mut list) {
                         lists.push(rest);
                         continue;
@@ -96,7 +98,7 @@ pub async fn enumerate<T: Copy + PartialEq>(
                     lists.push(list.split_off(list.len() / 2));
                 }
                 Outcome::TooLarge => {
-                    taken.end = End::Unclear("even short hellos are lost on the way".to_owned());
+                    taken.end = End::Unclear("even short hellos are lost on the path".to_owned());
                     return taken;
                 }
                 Outcome::Unclear(why) => {
@@ -109,7 +111,7 @@ pub async fn enumerate<T: Copy + PartialEq>(
     taken
 }
 
-/// The last word, unless something was unclear before.
+/// The latest end, unless an earlier one was unclear.
 fn end(before: End, now: End) -> End {
     match before {
         End::Unclear(_) => before,
@@ -117,13 +119,12 @@ fn end(before: End, now: End) -> End {
     }
 }
 
-/// All suites that this version may be asked for, the best first: those of TLS 1.3 alone, or all
-/// others.
+/// All suites to test with this version, the best first: those of TLS 1.3, or all others.
 pub fn suites_of(version: Version) -> Vec<u16> {
     let tls1_3 = version == Version::Tls1_3;
     let mut all: Vec<Suite> =
         suites().iter().copied().filter(|s| s.is_tls1_3() == tls1_3).collect();
-    // DHE comes after all that is sound: servers without a prime for it break down over it.
+    // DHE comes after all other sound suites, because servers without a prime fail on it.
     let rank = |s: &Suite| {
         let sound = s.bits() >= 128 && !s.is_anonymous() && s.bulk() != Bulk::Rc4;
         (!sound, s.key_exchange() == KeyExchange::Dhe, !s.is_forward_secret(), !s.is_aead())
@@ -132,7 +133,7 @@ pub fn suites_of(version: Version) -> Vec<u16> {
     all.into_iter().map(|s| s.code).collect()
 }
 
-/// Takes DHE out, where it stands among others.
+/// Splits off DHE suites, if there are others.
 fn without_dhe(list: &mut Vec<u16>) -> Option<Vec<u16>> {
     let dhe = |code: &u16| agrees_by(*code, KeyExchange::Dhe);
     let (dhe, others): (Vec<u16>, Vec<u16>) = list.iter().partition(|code| dhe(code));
@@ -143,7 +144,7 @@ fn without_dhe(list: &mut Vec<u16>) -> Option<Vec<u16>> {
     Some(dhe)
 }
 
-/// A hello of this version with what every server wants to see beside suites.
+/// A hello of this version with these suites and the extensions that every server needs.
 pub fn offer(prober: &Prober, version: Version, suites: &[u16]) -> ClientHello {
     let hello = prober.hello(version).suites(suites.iter().copied());
     match version {
@@ -168,12 +169,12 @@ pub fn offer(prober: &Prober, version: Version, suites: &[u16]) -> ClientHello {
             .with(extension::EC_POINT_FORMATS, vec![1, 0])
             .signatures(&prober.schemes(version))
             .with(extension::RENEGOTIATION_INFO, vec![0])
-            // Some refuse TLS 1.2 without it.
+            // Some servers reject TLS 1.2 without it.
             .with(extension::EXTENDED_MASTER_SECRET, Vec::new()),
     }
 }
 
-/// Protocols that are asked for by ALPN.
+/// Protocols to offer by ALPN.
 pub const PROTOCOLS: [&str; 14] = [
     "h2",
     "http/1.1",
@@ -196,15 +197,15 @@ pub fn schemes() -> Vec<u16> {
     SCHEMES.iter().map(|s| s.code).collect()
 }
 
-/// Groups that TLS 1.3 may be asked for; and those that it forbids (RFC 8446 section 4.2.7), which a
-/// server may take yet, and for which others refuse the whole hello.
+/// Groups that TLS 1.3 allows, and groups that it forbids (RFC 8446 section 4.2.7). Some servers accept the
+/// latter; others reject the whole hello because of them.
 pub fn groups_tls1_3() -> (Vec<u16>, Vec<u16>) {
     let sound = |code: &u16| !matches!(code, 0x0001..=0x0016 | 0x001a..=0x001c | 0xff01..=0xff02);
     GROUPS.iter().map(|g| g.code).partition(sound)
 }
 
-/// Curves that TLS 1.2 and before may be asked for. The primes of RFC 7919 are left out: a server
-/// that sees them offered may not use one of its own, which is to be seen.
+/// Curves to test with TLS 1.2 and earlier. The groups of RFC 7919 are left out: a server that sees them
+/// may not use its own prime, which the scan wants to know.
 pub fn curves() -> Vec<u16> {
     let curve = |g: &&Group| {
         g.kind == GroupKind::Elliptic && !g.name.ends_with("tls13") && !g.name.starts_with("GC")
@@ -212,30 +213,31 @@ pub fn curves() -> Vec<u16> {
     GROUPS.iter().filter(curve).map(|g| g.code).collect()
 }
 
-/// What the answers to offers of suites show beside.
+/// Other observations in the answers to offers of suites.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Groups that were chosen, in that order, each no longer offered then.
+    /// Chosen groups in that order, each removed from the next offer.
     pub groups: Vec<u16>,
-    /// Signature schemes, likewise.
+    /// Signature schemes, in the same way.
     pub schemes: Vec<u16>,
     /// Primes of DHE, with the suite.
     pub primes: Vec<(u16, Vec<u8>)>,
 }
 
-/// How offers of suites are narrowed, so that what a server chooses beside a suite is another each
-/// time. Where it runs out of that, everything is offered again.
+/// Narrows the offered groups and schemes along with the suites, so that each answer shows a new one. When
+/// none is left, all are offered again.
 struct Narrow {
     version: Version,
-    /// Groups to offer; `None` is all.
+    /// Groups to offer; `None` means all.
     groups: Option<Vec<u16>>,
     schemes: Option<Vec<u16>>,
-    /// Whether more than the ServerHello is worth to be waited for.
+    /// Whether to wait for more than the ServerHello.
     flights: bool,
     seen: Seen,
 }
 
-/// Servers take three suites in TLS 1.3: after so many, a refusal shall be of the suites alone.
+/// Servers usually accept three suites in TLS 1.3. After this many, all groups are offered again, so that a
+/// rejection is about the suites only.
 const NARROWED_TLS1_3: usize = 3;
 
 impl Narrow {
@@ -249,7 +251,7 @@ impl Narrow {
         Self { version, groups, schemes, flights, seen: Seen::default() }
     }
 
-    /// That offers all, and reads primes.
+    /// Offers all groups and schemes, and reads primes.
     fn wide(version: Version) -> Self {
         Self { groups: None, schemes: None, ..Self::new(version) }
     }
@@ -269,7 +271,7 @@ impl Narrow {
         hello
     }
 
-    /// The suite that was chosen, where it is one of this version.
+    /// The chosen suite, if the version is the right one.
     fn read(&mut self, flight: &Flight) -> Option<u16> {
         if flight.hello.version() != Some(self.version) {
             return None;
@@ -290,7 +292,7 @@ impl Narrow {
         Some(suite)
     }
 
-    /// Offers all again; whether that is more than before.
+    /// Offers all again. Returns whether that is more than before.
     fn widen(&mut self) -> bool {
         let groups = self.groups.take().is_some() && !self.seen.groups.is_empty();
         let schemes = self.schemes.take().is_some() && !self.seen.schemes.is_empty();
@@ -298,7 +300,7 @@ impl Narrow {
     }
 }
 
-/// Moves what was chosen from what is left to what was seen; what was not left to choose ends it.
+/// Moves the chosen item from `left` to `seen`. Stops narrowing if it was not in `left`.
 fn take_out(left: &mut Option<Vec<u16>>, chosen: Option<u16>, seen: &mut Vec<u16>) {
     let Some(list) = left else { return };
     match chosen.and_then(|chosen| list.iter().position(|code| *code == chosen)) {
@@ -310,16 +312,17 @@ fn take_out(left: &mut Option<Vec<u16>>, chosen: Option<u16>, seen: &mut Vec<u16
     }
 }
 
-/// The suites that a server takes with a version; in TLS 1.2, `knows` is told of the first.
+/// The suites that a server accepts with a version. With TLS 1.2, `knows` is signalled when the first is
+/// found.
 ///
-/// Where our hello is refused, an ordinary client's asks again: the refusal may be of all that ours
-/// offers, and not of the version.
+/// If the server rejects our hello, an ordinary client's hello is tried: the server may reject the long
+/// lists and not the version.
 pub async fn enumerate_suites(
     prober: &Prober,
     version: Version,
     knows: Option<oneshot::Sender<()>>,
 ) -> (Taken<u16>, Seen) {
-    // In memory of their own: together they would be more than a thread's stack bears.
+    // Boxed, because all futures together would overflow a thread's stack.
     let (mut taken, seen) = Box::pin(enumerate_all_suites(prober, version, knows)).await;
     let (End::Refused(why), true) = (&taken.end, taken.items.is_empty()) else {
         return (taken, seen);
@@ -342,11 +345,11 @@ pub async fn enumerate_suites(
     let (mut taken, mut seen) = asked.await;
     match spoken {
         Err(why) if taken.items.is_empty() => taken.end = end(taken.end, End::Refused(why)),
-        // Seen is seen, whatever was said when it was asked for again.
+        // The observation counts, although the suite's own probe was rejected.
         Ok(flight) if !taken.items.iter().any(|(suite, _)| *suite == flight.hello.suite) => {
-            let again = "refused when it was asked for by itself";
-            taken.end =
-                End::Unclear(format!("what an ordinary client's hello was given was {again}"));
+            let why =
+                "a suite that was chosen for an ordinary client was rejected in its own probe";
+            taken.end = End::Unclear(why.to_owned());
             seen.primes.extend(prime(&flight).map(|p| (flight.hello.suite, p.to_vec())));
             taken.items.push((flight.hello.suite, *flight));
         }
@@ -365,9 +368,8 @@ async fn enumerate_all_suites(
     if version != Version::Tls1_2 {
         return narrowing(prober, offered, narrow).await;
     }
-    // What is chosen of all; and again, offered last. A server that then chooses something else
-    // follows our order, so that there is none of its own to be seen, and parts of the list may be
-    // asked for at the same time.
+    // Offer all suites; then again, with the chosen one last. If the server then chooses another, it
+    // follows our order. It has no order to find out, so parts of the list can be tested in parallel.
     let mut items = Vec::new();
     match prober.probe(&narrow.hello(prober, &offered), narrow.until()).await {
         Outcome::Taken(flight) => {
@@ -407,7 +409,7 @@ async fn enumerate_all_suites(
     (Taken { items, end: taken.end }, seen)
 }
 
-/// A part of a list that is asked for by itself.
+/// A part of the list that is tested separately.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Ecdhe,
@@ -416,7 +418,7 @@ enum Part {
     Other,
 }
 
-/// By the kinds of key exchange and cipher, at the same time.
+/// Tests the kinds of key exchange and cipher in parallel.
 async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
     let version = narrow.version;
     let mut parts: BTreeMap<Part, Vec<u16>> = BTreeMap::new();
@@ -431,7 +433,7 @@ async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<
     }
     let mut narrow = Some(narrow);
     let asked = parts.into_iter().map(|(part, suites)| {
-        // What is signed with which curve is seen with ECDHE; to read primes takes whole flights.
+        // ECDHE shows curves and signature schemes. Reading primes (DHE) requires whole flights.
         let narrow = match part {
             Part::Ecdhe => narrow.take(),
             _ => None,
@@ -469,14 +471,14 @@ async fn narrowing(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken
     (taken, narrow.into_inner().unwrap_or_else(PoisonError::into_inner).seen)
 }
 
-/// Whether the server has an order of its own: `Some(true)`, or follows the client's. The list is
-/// what it takes, in the order in which it chose when offered in another.
+/// Whether the server has its own order of suites, or follows the client's. `taken` contains the accepted
+/// suites in the order in which the server chose them.
 pub async fn has_own_order(prober: &Prober, version: Version, taken: &[u16]) -> Option<bool> {
     let (first, last) = (*taken.first()?, *taken.last()?);
     if first == last {
         return None;
     }
-    // Some servers put ChaCha20 first where the client does, whatever their order is.
+    // Some servers with their own order prefer ChaCha20 if the client puts it first.
     let chacha = |code: &u16| Suite::from_code(*code).is_some_and(|s| s.name.contains("CHACHA20"));
     let mut reversed: Vec<u16> = taken.iter().rev().copied().collect();
     if let Some(at) = reversed.iter().position(|code| !chacha(code)) {
@@ -485,28 +487,28 @@ pub async fn has_own_order(prober: &Prober, version: Version, taken: &[u16]) -> 
     match prober.probe(&offer(prober, version, &reversed), Until::Hello).await {
         Outcome::Taken(flight) => Some(flight.hello.suite != reversed[0]),
         Outcome::Refused { why, of_hello: true } => {
-            let again = "the suites that were chosen were refused when they were offered again";
-            prober.observed.differs(format!("{version}: {again}: {why}"));
+            let what = "suites that were chosen before were rejected later";
+            prober.observed.differs(format!("{version}: {what}: {why}"));
             None
         }
         _ => None,
     }
 }
 
-/// Those of a list that are not known yet.
+/// The items that are not known yet.
 fn unknown(mut list: Vec<u16>, known: &[u16]) -> Vec<u16> {
     list.retain(|code| !known.contains(code));
     list
 }
 
-/// With those of an ordinary client before the others, where few are offered at a time.
+/// Puts an ordinary client's items first, if few are offered at a time.
 fn in_order(mut list: Vec<u16>, ordinary: &[u16], plain: bool) -> Vec<u16> {
     list.sort_by_key(|code| plain && !ordinary.contains(code));
     list
 }
 
-/// The groups that a server takes in TLS 1.3, beside those that are known: a hello without key shares
-/// makes it name one.
+/// The groups that a server accepts in TLS 1.3, except `known` ones. A hello without key shares makes the
+/// server request one.
 pub async fn enumerate_groups(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
     let version = Version::Tls1_3;
     let (sound, forbidden) = groups_tls1_3();
@@ -525,11 +527,11 @@ pub async fn enumerate_groups(prober: &Prober, suites: &[u16], known: &[u16]) ->
         .await
     };
     if plain {
-        // A group has to come with a share there, so those alone are asked for that have one here.
+        // This server needs key shares, so only groups that the scanner can create shares for are tested.
         let shared = |group: &u16| handshake::GROUPS.contains(group);
         let mut taken = ask(sound.into_iter().filter(shared).collect()).await;
-        let others = "a hello without key shares is not answered: only groups that have keys here \
-                      were asked for";
+        let others = "the server does not answer hellos without key shares: only groups that the \
+                      scanner can create shares for were tested";
         taken.end = end(End::Unclear(others.to_owned()), taken.end);
         return taken;
     }
@@ -542,7 +544,7 @@ pub async fn enumerate_groups(prober: &Prober, suites: &[u16], known: &[u16]) ->
     taken
 }
 
-/// The curves that a server takes in TLS 1.2 or before, beside those that are known.
+/// The curves that a server accepts in TLS 1.2 or earlier, except `known` ones.
 pub async fn enumerate_curves(
     prober: &Prober,
     version: Version,
@@ -562,8 +564,7 @@ pub async fn enumerate_curves(
     .await
 }
 
-/// The signature schemes that a server signs a key exchange of TLS 1.2 with, beside those that are
-/// known.
+/// The schemes with which a server signs TLS 1.2 key exchanges, except `known` ones.
 pub async fn enumerate_schemes(prober: &Prober, suites: &[u16], known: &[u16]) -> Taken<u16> {
     enumerate(
         prober,

@@ -1,4 +1,4 @@
-//! What a server makes of extensions, compression, names, fallbacks and hellos from the future.
+//! How a server reacts to extensions, compression, fallbacks, ALPN and hellos of future versions.
 
 use super::enumerate::{PROTOCOLS, offer};
 use super::ordinary;
@@ -8,7 +8,6 @@ use crate::facts::{Answer, Facts, Value};
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 
-/// All of it.
 pub async fn extensions(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
     let (old, etm, fallback, future, alpn) = tokio::join!(
@@ -24,22 +23,22 @@ pub async fn extensions(prober: &Prober, spoken: &Spoken) -> Facts {
     facts
 }
 
-/// Whether an outcome shows this; a refusal of the whole hello says nothing of a part.
+/// Whether an outcome shows a feature. A rejection of the whole hello says nothing about it.
 fn shows(outcome: &Outcome, is: impl Fn(&Flight) -> bool) -> (Answer, String) {
     match outcome {
         Outcome::Taken(flight) if is(flight) => (Answer::Yes, "in the ServerHello".to_owned()),
         Outcome::Taken(_) => (Answer::No, "not in the ServerHello".to_owned()),
         Outcome::Refused { why, .. } | Outcome::Unclear(why) => (Answer::Inconclusive, why.clone()),
-        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the path".to_owned()),
     }
 }
 
-/// One hello with all that TLS 1.2 and before can be asked for.
+/// The extensions and the compression of TLS 1.2 and earlier, with one hello.
 async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
     let Some((version, suites)) = spoken.newest_before_tls1_3() else {
         if let Some(version) = spoken.unclear(|v| (Version::Ssl3..Version::Tls1_3).contains(&v)) {
-            let evidence = format!("it is not known whether {version} is spoken");
+            let evidence = format!("it is not known whether {version} is supported");
             for id in [
                 "renegotiation.secure",
                 "extension.extended_master_secret",
@@ -52,12 +51,12 @@ async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
         }
         for (id, why) in [
             ("renegotiation.secure", "TLS 1.3 has no renegotiation"),
-            ("extension.extended_master_secret", "TLS 1.3 does without"),
-            ("extension.heartbeat", "nothing before TLS 1.3 is spoken"),
+            ("extension.extended_master_secret", "TLS 1.3 does not need it"),
+            ("extension.heartbeat", "no version before TLS 1.3 is supported"),
         ] {
             facts.set(id, Answer::Untested, None, why);
         }
-        facts.set("compression", Answer::No, None, "TLS 1.3 has none");
+        facts.set("compression", Answer::No, None, "TLS 1.3 has no compression");
         return facts;
     };
     let mut hello = offer(prober, version, suites);
@@ -71,7 +70,7 @@ async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut outcome = prober.probe(&hello, Until::Hello).await;
     let mut compression = None;
     if let Outcome::Refused { .. } = outcome {
-        // Of what no client offers any more, perhaps: each by itself.
+        // The cause may be something that clients no longer offer, so test each separately.
         let plain = offer(prober, version, suites);
         let with = ClientHello { compressions: vec![1, 0], ..plain.clone() };
         compression = Some(prober.probe(&with, Until::Hello).await);
@@ -100,7 +99,7 @@ async fn before_tls1_3(prober: &Prober, spoken: &Spoken) -> Facts {
     facts
 }
 
-/// A server answers it with CBC suites alone.
+/// Tested with CBC suites only, because servers ignore it with other suites.
 async fn encrypt_then_mac(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
     let cbc = |code: &u16| Suite::from_code(*code).is_some_and(Suite::is_cbc);
@@ -110,7 +109,7 @@ async fn encrypt_then_mac(prober: &Prober, spoken: &Spoken) -> Facts {
     });
     let id = "extension.encrypt_then_mac";
     let Some((version, suites)) = found else {
-        facts.set(id, Answer::Untested, None, "no CBC suite is taken");
+        facts.set(id, Answer::Untested, None, "no CBC suite is accepted");
         return facts;
     };
     let hello = offer(prober, version, &suites).with(extension::ENCRYPT_THEN_MAC, Vec::new());
@@ -120,27 +119,29 @@ async fn encrypt_then_mac(prober: &Prober, spoken: &Spoken) -> Facts {
     facts
 }
 
-/// RFC 7507: a hello below the best that both speak, marked as a fallback.
+/// RFC 7507: a hello with a lower version than both sides support, marked as a fallback.
 async fn fallback(prober: &Prober, spoken: &Spoken) -> Facts {
     let (id, mut facts) = ("fallback_scsv", Facts::default());
     let Some(best) = spoken.versions().next_back() else { return facts };
     let Some(below) = spoken.versions().rev().find(|v| *v < best) else {
-        facts.set(id, Answer::Untested, None, format!("there is nothing below {best}"));
+        facts.set(id, Answer::Untested, None, format!("no version below {best} is supported"));
         return facts;
     };
     let mut suites = spoken.suites(below).to_vec();
     suites.push(0x5600);
     let (answer, why) = match prober.probe(&offer(prober, below, &suites), Until::Hello).await {
-        Outcome::Taken(_) => (Answer::No, format!("a needless fallback to {below} is answered")),
+        Outcome::Taken(_) => {
+            (Answer::No, format!("an unnecessary fallback to {below} is accepted"))
+        }
         Outcome::Refused { why, .. } => (Answer::Yes, why),
         Outcome::Unclear(why) => (Answer::Inconclusive, why),
-        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the path".to_owned()),
     };
     facts.set(id, answer, None, why);
     facts
 }
 
-/// Hellos from the future, and with values that nobody knows.
+/// Hellos of a future version, and with unknown values.
 async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
     let Some(best) = spoken.versions().next_back() else { return facts };
@@ -156,7 +157,7 @@ async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
         }
         Outcome::Refused { why, .. } => (Answer::No, why),
         Outcome::Unclear(why) => (Answer::Inconclusive, why),
-        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the way".to_owned()),
+        Outcome::TooLarge => (Answer::Inconclusive, "long hellos are lost on the path".to_owned()),
     };
     let mut grease = offer(prober, best, spoken.suites(best));
     grease.suites.insert(0, 0x1a1a);
@@ -164,7 +165,7 @@ async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
     if greased {
         grease = grease.with(0x2a2a, vec![0]);
     }
-    // Who answers all of it at once answers each.
+    // A server that tolerates both at once tolerates each.
     let both = ask(usual(grease.clone())).await;
     let (version, values) = match both.0 {
         Answer::Yes => (both.clone(), both),
@@ -175,10 +176,10 @@ async fn future(prober: &Prober, spoken: &Spoken) -> Facts {
     facts
 }
 
-/// What browsers offer.
+/// The protocols that browsers offer.
 pub(super) const ORDINARY: [&str; 2] = ["h2", "http/1.1"];
 
-/// Up to TLS 1.2, where the answer is in the clear.
+/// ALPN up to TLS 1.2, where the answer is not encrypted.
 async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
     let Some((version, suites)) = spoken.newest_before_tls1_3() else { return facts };
@@ -198,7 +199,7 @@ async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
                 };
                 found.push(left.remove(at).to_owned());
             }
-            // Of one that no client offers, perhaps: so what browsers offer is asked for.
+            // The cause may be a protocol that no client offers, so try those of browsers.
             Outcome::Refused { why: refused, .. } if found.is_empty() && left != ORDINARY => {
                 why = refused;
                 left = ORDINARY.to_vec();
@@ -215,7 +216,7 @@ async fn alpn(prober: &Prober, spoken: &Spoken) -> Facts {
                 break;
             }
             Outcome::TooLarge => {
-                let lost = "long hellos are lost on the way".to_owned();
+                let lost = "long hellos are lost on the path".to_owned();
                 (answer, why) = (Answer::Inconclusive, lost);
                 break;
             }

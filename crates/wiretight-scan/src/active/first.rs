@@ -1,4 +1,4 @@
-//! The first contact: whether anything is there, whether it speaks TLS, and a hello that it answers.
+//! The first contact: whether the port answers, whether it supports TLS, and which hello it answers.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 use crate::target::Start;
 
-/// What the first hellos brought.
+/// The result of the first hellos.
 pub enum First {
     /// A hello was answered.
     Answered,
-    /// TLS is spoken, but each hello was refused.
+    /// The port supports TLS, but rejected every hello.
     Refused {
-        /// What the last refusal was.
+        /// The last rejection.
         why: String,
-        /// Whether a server says that it does not know the name, or wants one (unrecognized_name).
+        /// Whether the server does not know the name, or requires one (unrecognized_name).
         wants_name: bool,
     },
     /// There is nothing to scan.
@@ -35,10 +35,10 @@ const SUITES: [u16; 22] = [
     0xc014, 0x009e, 0x009f, 0x0033, 0x0039, 0x009c, 0x009d, 0x002f, 0x0035, 0x000a,
 ];
 
-/// Looks for a hello that is answered, from the one most likely to be.
+/// Looks for a hello that is answered, starting with the most likely one.
 ///
-/// Whatever else the first one meets, the others are sent as well: a single answer in the clear, a
-/// close, a reset may come of chance, of a limit, or of what that hello offers.
+/// If the first one is not answered, the others are sent as well. A single plaintext answer, close or
+/// reset can be accidental, or be caused by a limit or by the content of that hello.
 pub async fn first(prober: &Prober) -> First {
     let mut hellos = hellos(prober).into_iter();
     let Some(small) = hellos.next() else {
@@ -67,8 +67,8 @@ pub async fn first(prober: &Prober) -> First {
     if let Some(why) = seen.wants_name {
         return First::Refused { why, wants_name: true };
     }
-    // The others at the same time, and with them whether something else is spoken, so that a silent
-    // host does not take a time-out for each.
+    // Send the others in parallel, together with the test for a plaintext protocol, so that a silent host
+    // costs one time-out instead of one for each.
     let rest: Vec<ClientHello> = hellos.collect();
     let asked = join_all(rest.iter().map(|hello| prober.ask(hello, Until::Hello)));
     let web = matches!(prober.start, Start::Direct | Start::Https);
@@ -95,7 +95,7 @@ pub async fn first(prober: &Prober) -> First {
         return First::Refused { why, wants_name: false };
     }
     if let Some(Reached::Plaintext { .. }) = in_the_clear {
-        // It takes two answers to say so.
+        // This result requires two answers.
         sleep(BEFORE_ANOTHER).await;
         in_the_clear = speaks_in_the_clear(prober).await;
     }
@@ -112,19 +112,19 @@ pub async fn first(prober: &Prober) -> First {
     })
 }
 
-/// Between two tries of which the second shows whether the first was chance.
+/// The pause before a second attempt that confirms the first.
 const BEFORE_ANOTHER: Duration = Duration::from_millis(300);
 
-/// What hellos met that were not answered.
+/// The replies to hellos that were not answered with a ServerHello.
 #[derive(Default)]
 struct Seen {
-    /// The last refusal.
+    /// The last rejection.
     refused: Option<String>,
-    /// An alert that says that the name is not known.
+    /// The alert that says that the name is unknown.
     wants_name: Option<String>,
-    /// The first answer that was no TLS, and how many were none.
+    /// The first answer that was not TLS, and the number of such answers.
     not_tls: Option<(Vec<u8>, u32)>,
-    /// Whether nothing came, or the connection ended without a word.
+    /// Whether there was a time-out, or a connection was closed or reset.
     silent: bool,
     last: String,
 }
@@ -168,7 +168,7 @@ fn hellos(prober: &Prober) -> Vec<ClientHello> {
         .with(extension::RENEGOTIATION_INFO, vec![0]);
     let small_1_2 = offer(prober, Version::Tls1_2, &SUITES[3..]).groups(&GROUPS[..4]);
     let wide = |version| offer(prober, version, &suites_of(version));
-    // Before TLS 1.2 there were fewer suites, and servers that hang with too many.
+    // Old servers hang if there are too many suites, so leave out those of TLS 1.2.
     let old: Vec<u16> = suites_of(Version::Ssl3)
         .into_iter()
         .filter(|code| Suite::from_code(*code).is_some_and(|s| !s.needs_tls1_2()))
@@ -183,7 +183,7 @@ fn hellos(prober: &Prober) -> Vec<ClientHello> {
     ]
 }
 
-/// Whether the port says something by itself, or answers a line.
+/// Whether the port sends something first, or answers a plaintext line.
 async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
     let mut link = match prober.connect().await {
         Ok(link) => link,
@@ -197,14 +197,14 @@ async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
         }
     }
     let said = link.buffered();
-    // The first byte of a record is no plaintext protocol.
+    // This is a TLS record.
     if matches!(said, [20..=24, ..]) {
         return None;
     }
     if speaks_of_tls(said) {
         return Some(Reached::Unknown {
             evidence: format!(
-                "no hello was answered, and a request in the clear: {}",
+                "no hello was answered; the answer to a plaintext request: {}",
                 printable(said)
             ),
         });
@@ -212,14 +212,14 @@ async fn speaks_in_the_clear(prober: &Prober) -> Option<Reached> {
     Some(no_tls(said, "it says"))
 }
 
-/// What servers of HTTPS answer to a request in the clear: nginx, Apache, Go.
+/// Whether this is the answer of an HTTPS server (nginx, Apache, Go) to a plaintext request.
 fn speaks_of_tls(said: &[u8]) -> bool {
     let said = String::from_utf8_lossy(&said[..said.len().min(4096)]).to_lowercase();
     ["https port", "ssl-enabled server port", "https server"].iter().any(|text| said.contains(text))
 }
 
-/// What is no TLS is plaintext where it is text. Bytes that nobody can read may be anything: SSL 2.0,
-/// another protocol that encrypts, noise.
+/// Classifies an answer that is not TLS: readable text is plaintext. Other bytes may be anything: SSL 2.0,
+/// another encrypted protocol, noise.
 pub(super) fn no_tls(bytes: &[u8], how: &str) -> Reached {
     let first = &bytes[..bytes.len().min(64)];
     let readable = |b: &&u8| matches!(**b, b'\t' | b'\r' | b'\n' | b' '..=b'~');

@@ -1,4 +1,4 @@
-//! What TLS 1.3 encrypts: chains, by kind of key and by name, application protocols, ECH.
+//! The encrypted part of TLS 1.3: chains by type of key and by name, application protocols, ECH.
 
 use super::enumerate::PROTOCOLS;
 use super::extensions::ORDINARY;
@@ -14,13 +14,13 @@ use crate::facts::{Answer, Facts, Value};
 use crate::names::Version;
 use crate::parse::{ClientHello, extension};
 
-/// All of it, where TLS 1.3 is spoken.
+/// Tests all of it, if TLS 1.3 is supported.
 pub async fn hidden(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Facts) {
     let (mut presented, mut facts) = (Vec::new(), Facts::default());
     if spoken.suites(Version::Tls1_3).is_empty() {
         let (answer, evidence) = match spoken.unclear(|v| v == Version::Tls1_3) {
-            Some(_) => (Answer::Inconclusive, "it is not known whether TLS 1.3 is spoken"),
-            None => (Answer::No, "TLS 1.3 is not spoken"),
+            Some(_) => (Answer::Inconclusive, "it is not known whether TLS 1.3 is supported"),
+            None => (Answer::No, "TLS 1.3 is not supported"),
         };
         for id in ["session.psk", "session.psk_without_dhe", "session.early_data"] {
             facts.set(id, answer, None, evidence);
@@ -28,7 +28,7 @@ pub async fn hidden(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Facts)
         return (presented, facts);
     }
     let hello = shown::hello(prober);
-    // What is in the clear in TLS 1.2 need not be asked for twice.
+    // Earlier versions show some of this unencrypted, and it is tested there.
     let alone = spoken.newest_before_tls1_3().is_none();
     let (default, signatures, names, alpn) = tokio::join!(
         default(prober, &hello),
@@ -64,9 +64,8 @@ fn of(shown: &Shown, when: &str) -> Presented {
     }
 }
 
-/// The chain that is shown to all comers; and ECH, for which a client that has no configuration sends
-/// noise (RFC 9849 section 6.2): a server that has one sends it back. And what sessions come of that
-/// handshake.
+/// The default chain; ECH; and the sessions of that handshake. To test ECH, the hello contains random
+/// data (GREASE, RFC 9849 section 6.2): a server with ECH replies with its configuration.
 async fn default(prober: &Prober, hello: &ClientHello) -> (Option<Shown>, Facts) {
     let (mut facts, id) = (Facts::default(), "ech");
     let greased = hello.clone().with(extension::ENCRYPTED_CLIENT_HELLO, ech_noise());
@@ -75,8 +74,8 @@ async fn default(prober: &Prober, hello: &ClientHello) -> (Option<Shown>, Facts)
         Ok(client) => {
             let ech = extension::ENCRYPTED_CLIENT_HELLO;
             let (answer, evidence) = match client.extensions.iter().any(|(kind, _)| *kind == ech) {
-                true => (Answer::Yes, "noise was answered with configurations to use"),
-                false => (Answer::No, "noise was passed over"),
+                true => (Answer::Yes, "the server sent its ECH configurations"),
+                false => (Answer::No, "the server ignored the ECH extension"),
             };
             facts.set(id, answer, None, evidence);
         }
@@ -90,8 +89,7 @@ async fn default(prober: &Prober, hello: &ClientHello) -> (Option<Shown>, Facts)
     (shown, facts)
 }
 
-/// An outer ECHClientHello (RFC 9849 section 5) of an X25519 key, HKDF-SHA256 and AES-128-GCM, with
-/// noise in it.
+/// An outer ECHClientHello (RFC 9849 section 5) for X25519, HKDF-SHA256 and AES-128-GCM, with random data.
 fn ech_noise() -> Vec<u8> {
     let mut noise = [0; 1 + 32 + 176];
     let _ = aws_lc_rs::rand::fill(&mut noise);
@@ -106,12 +104,12 @@ fn ech_noise() -> Vec<u8> {
     body
 }
 
-/// Compression of certificates; the schemes, and the chain of each kind of key that they show.
+/// Compression of certificates; the signature schemes, and the chain for each type of key.
 async fn by_signature(prober: &Prober, hello: &ClientHello) -> (Vec<Presented>, Facts) {
     let (mut facts, first) = shown::compression_and_scheme(prober, hello).await;
     facts.extend(shown::signatures_after(prober, hello, first).await);
     let found = facts.list("signatures.tls1_3");
-    // In TLS 1.3 a scheme is of one kind of key and, with curves, of one size: each may have a certificate of its own.
+    // In TLS 1.3, a scheme is for one type of key, and an ECDSA scheme for one curve. Each may have its own certificate.
     let kinds = [
         ("rsa only", &["rsa_pss_rsae_sha256", "rsa_pss_rsae_sha384"][..]),
         ("rsa-pss only", &["rsa_pss_pss_sha256", "rsa_pss_pss_sha384"][..]),
@@ -137,7 +135,7 @@ async fn by_signature(prober: &Prober, hello: &ClientHello) -> (Vec<Presented>, 
         })
         .collect();
     let mut presented = Vec::new();
-    // One kind is what everybody is shown.
+    // With one type of key, the chain is the default one.
     if offered.len() > 1 {
         for (when, codes) in offered {
             if let Ok(shown) = shown::tls1_3(prober, &hello.clone().signatures(&codes)).await {
@@ -174,23 +172,23 @@ fn sni(
     };
     if let Some(why) = refusal(nameless) {
         facts.set(id, Answer::Yes, None, format!("without a name: {why}"));
-        facts.set(other, Answer::No, None, "without a name, there is none");
+        facts.set(other, Answer::No, None, "without a name, there is no certificate");
         return;
     }
     if let Some(why) = refusal(strange) {
-        facts.set(id, Answer::Yes, None, format!("with a strange name: {why}"));
+        facts.set(id, Answer::Yes, None, format!("with an unknown name: {why}"));
     } else if nameless.is_ok() && strange.is_ok() {
-        let why = "it shows a certificate without a name, and for a strange one";
+        let why = "it sends a certificate without a name, and for an unknown name";
         facts.set(id, Answer::No, None, why);
     } else {
-        facts.set(id, Answer::Inconclusive, None, "the answer did not come");
+        facts.set(id, Answer::Inconclusive, None, "there was no answer");
     }
     let (answer, why) = match nameless.as_ref().map(Shown::certificates) {
         Ok(chain) if chain.first().is_some_and(|leaf| known.contains(&leaf)) => {
             (Answer::No, "without a name: the same certificate")
         }
         Ok(_) => (Answer::Yes, "without a name: another certificate"),
-        Err(_) => (Answer::Inconclusive, "the answer did not come"),
+        Err(_) => (Answer::Inconclusive, "there was no answer"),
     };
     facts.set(other, answer, None, why);
 }
@@ -213,7 +211,7 @@ async fn alpn(prober: &Prober, hello: &ClientHello, alone: bool) -> Facts {
                 };
                 found.push(left.remove(at).to_owned());
             }
-            // Of one that no client offers, perhaps: so what browsers offer is asked for.
+            // The cause may be a protocol that no client offers, so try those of browsers.
             Err(Failure::Alert(level, description)) if found.is_empty() && left != ORDINARY => {
                 why = alert_name(level, description);
                 left = ORDINARY.to_vec();

@@ -1,8 +1,7 @@
-//! What a web server says in the head of one answer: strict transport security, HTTP/3, security
-//! headers; and whether port 80 sends visitors to HTTPS.
+//! HTTP response headers: HSTS, HTTP/3, security headers; and whether port 80 redirects to HTTPS.
 //!
-//! This alone goes over rustls: a request takes a whole handshake. Certificates are not verified
-//! here, for nothing secret is sent and what they are worth is another part's question.
+//! This is the only part that uses rustls, because a request needs a complete handshake. Certificates are
+//! not verified here: nothing confidential is sent, and another module checks them.
 
 use std::fmt;
 use std::future::Future;
@@ -23,16 +22,15 @@ use super::link::printable;
 use crate::facts::{Answer, Facts, Value};
 use crate::target::{Host, Target};
 
-/// The longest head that is read.
+/// The maximum size of a response head.
 const MAX_HEAD: usize = 64 << 10;
-/// The most fields of a head.
 const MAX_FIELDS: usize = 256;
-/// Interim answers (1xx) before the one that counts.
+/// The maximum number of interim responses (1xx).
 const MAX_INTERIM: usize = 8;
-/// The most of a field that goes into a report.
+/// The maximum length of a field in a report.
 const MAX_SHOWN: usize = 2048;
 
-/// The headers that are told of as `http.header.<name>`.
+/// The headers that are reported as `http.header.<name>`.
 pub const HEADERS: &[&str] = &[
     "content-security-policy",
     "cross-origin-embedder-policy",
@@ -44,8 +42,7 @@ pub const HEADERS: &[&str] = &[
     "x-frame-options",
 ];
 
-/// What goes into the Host field of a request to this target (RFC 9110 section 7.2). A zone stays at
-/// home.
+/// The Host field of a request to this target (RFC 9110 section 7.2), without a zone.
 pub fn host_header(target: &Target) -> String {
     let host = match &target.host {
         Host::Name(name) => name.clone(),
@@ -58,11 +55,11 @@ pub fn host_header(target: &Target) -> String {
     }
 }
 
-/// Asks for `/` over TLS: `http.status`, `http.hsts` and what belongs to it, `http.http3`,
-/// `http.header.<name>`. What speaks something else than HTTP leaves them untested.
+/// Requests `/` over TLS: `http.status`, `http.hsts` and its details, `http.http3`, `http.header.<name>`.
+/// They are untested if the server does not speak HTTP.
 ///
-/// Connection, handshake and answer take at most `timeout` each; where HTTP/1.1 is refused by name,
-/// twice.
+/// Connection, handshake and response take at most `timeout` each; twice, if the server rejects the ALPN
+/// protocol http/1.1.
 pub async fn http(
     address: SocketAddr,
     name: Option<&str>,
@@ -85,7 +82,7 @@ pub async fn http(
     facts
 }
 
-/// Asks port 80 for `/` in the clear: `http.redirect`. `host` is what its Host field says.
+/// Requests `/` from port 80: `http.redirect`. `host` is the Host field.
 pub async fn redirect(address: SocketAddr, host: &str, timeout: Duration) -> Facts {
     let mut facts = Facts::default();
     let (answer, value, evidence) = match fetch(address, None, host, timeout, None).await {
@@ -132,15 +129,20 @@ fn without_port(authority: &str) -> &str {
     }
 }
 
-/// What a head says.
+/// Sets the facts from a response head.
 fn tell(head: &Head, facts: &mut Facts) {
     let status = head.status;
     let number = Value::Number(status.into());
-    facts.set("http.status", Answer::Yes, Some(number), format!("GET / is answered {status}"));
-    let absent = format!("not in the answer to GET / (status {status})");
+    facts.set(
+        "http.status",
+        Answer::Yes,
+        Some(number),
+        format!("the response to GET / is {status}"),
+    );
+    let absent = format!("not in the response to GET / (status {status})");
 
     let (id, subdomains, preload) = ("http.hsts", "http.hsts.subdomains", "http.hsts.preload");
-    // RFC 6797 section 8.1: of several, the first alone.
+    // RFC 6797 section 8.1: only the first field counts.
     match head.first("strict-transport-security") {
         None => {
             for id in [id, subdomains, preload] {
@@ -152,7 +154,7 @@ fn tell(head: &Head, facts: &mut Facts) {
             let yes = |seen| if seen { Answer::Yes } else { Answer::No };
             match Hsts::parse(field) {
                 Err(why) => {
-                    let evidence = format!("{evidence}, which browsers pass over: {why}");
+                    let evidence = format!("{evidence}, which browsers ignore: {why}");
                     for id in [id, subdomains, preload] {
                         facts.set(id, Answer::No, None, evidence.clone());
                     }
@@ -214,23 +216,23 @@ impl Hsts {
             };
             let name = name.to_ascii_lowercase();
             if !is_token(&name) {
-                return Err("a directive has no name".into());
+                return Err("a directive has no valid name".into());
             }
             let value = match value {
                 None => None,
                 Some(value) => {
-                    Some(unquoted(value).ok_or(format!("{name} has no value after its ="))?)
+                    Some(unquoted(value).ok_or(format!("{name} has no valid value after ="))?)
                 }
             };
             if seen.contains(&name) {
-                return Err(format!("{} stands twice", shown(&name)));
+                return Err(format!("{} is repeated", shown(&name)));
             }
             match (name.as_str(), value) {
                 ("max-age", Some(value)) => {
                     if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
-                        return Err("max-age is no number".into());
+                        return Err("max-age is not a number".into());
                     }
-                    // As long as can be said, where it is longer.
+                    // Larger numbers are capped.
                     max_age = Some(value.parse().unwrap_or(u64::MAX));
                 }
                 ("max-age", None) => return Err("max-age has no value".into()),
@@ -238,7 +240,7 @@ impl Hsts {
                 ("includesubdomains", Some(_)) => {
                     return Err("includeSubDomains has a value".into());
                 }
-                // Not of the RFC: browsers' lists ask for it.
+                // Not in the RFC, but required by the preload lists of browsers.
                 ("preload", None) => preload = true,
                 _ => {}
             }
@@ -249,8 +251,7 @@ impl Hsts {
     }
 }
 
-/// Whether an Alt-Svc field has an alternative by HTTP/3 (RFC 7838 section 3, RFC 9114
-/// section 3.1.1). `clear` has none.
+/// Whether an Alt-Svc field advertises HTTP/3 (RFC 7838 section 3, RFC 9114 section 3.1.1).
 fn lists_http3(field: &str) -> bool {
     split(field, b',').into_iter().any(|alternative| {
         let first = split(alternative, b';').into_iter().next().unwrap_or_default();
@@ -261,7 +262,7 @@ fn lists_http3(field: &str) -> bool {
     })
 }
 
-/// Pieces between separators that are not in quotes.
+/// Splits at separators outside of quotes.
 fn split(text: &str, separator: u8) -> Vec<&str> {
     let (mut pieces, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (i, byte) in text.bytes().enumerate() {
@@ -280,7 +281,7 @@ fn split(text: &str, separator: u8) -> Vec<&str> {
     pieces
 }
 
-/// A token as it is, a quoted-string without its quotes (RFC 9110 section 5.6).
+/// Returns a token unchanged, and a quoted-string without its quotes (RFC 9110 section 5.6).
 fn unquoted(value: &str) -> Option<String> {
     let Some(rest) = value.strip_prefix('"') else {
         return is_token(value).then(|| value.to_owned());
@@ -304,7 +305,7 @@ fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// A field so that a terminal and a report can show it.
+/// Escapes and shortens a field for reports.
 fn shown(field: &str) -> String {
     let mut out = String::new();
     for c in field.chars() {
@@ -320,11 +321,11 @@ fn shown(field: &str) -> String {
     out
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
     status: u16,
-    /// Names in lower case. Bytes that are not ASCII are Latin-1.
+    /// Names are in lower case. Bytes outside of ASCII are read as Latin-1.
     fields: Vec<(String, String)>,
 }
 
@@ -333,14 +334,14 @@ impl Head {
         self.fields.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// All of this name, as the list that they are (RFC 9110 section 5.3).
+    /// All fields of this name, joined as a list (RFC 9110 section 5.3).
     fn all(&self, name: &str) -> Option<String> {
         let fields = self.fields.iter().filter(|(n, _)| n == name);
         let all: Vec<_> = fields.map(|(_, value)| value.as_str()).collect();
         (!all.is_empty()).then(|| all.join(", "))
     }
 
-    /// A whole head, with the empty line at its end (RFC 9112 sections 2.1, 4 and 5).
+    /// Parses a complete head, including the final empty line (RFC 9112 sections 2.1, 4 and 5).
     fn parse(bytes: &[u8]) -> Result<Self, Failure> {
         let text: String = bytes.iter().map(|b| char::from(*b)).collect();
         let mut lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
@@ -357,7 +358,7 @@ impl Head {
             if fields.len() == MAX_FIELDS {
                 return Err(Failure::TooMuch);
             }
-            // What is no field is passed over, as browsers do; so is a line that is folded.
+            // Malformed and folded lines are ignored, as browsers do.
             if let Some((name, value)) = line.split_once(':')
                 && is_token(name)
             {
@@ -368,31 +369,31 @@ impl Head {
     }
 }
 
-/// Why there is no head.
+/// Why there is no response head.
 #[derive(Debug, PartialEq, Eq)]
 enum Failure {
-    /// Nothing listens.
+    /// Nothing listens on the port.
     Refused,
-    /// No connection, or it broke.
+    /// No connection, or it failed.
     Connection(String),
-    /// Too slow; at what.
+    /// This step took too long.
     TimedOut(&'static str),
-    /// The handshake came to nothing.
+    /// The handshake failed.
     Tls(String),
-    /// The server knows none of the protocols that were named.
+    /// The server supports none of the offered ALPN protocols.
     Alpn,
-    /// It was closed before a head was whole.
+    /// Closed before the head was complete.
     Closed,
-    /// A head that is longer than is read.
+    /// The head is too long.
     TooMuch,
-    /// Something else than HTTP came; its first bytes.
+    /// The response is not HTTP; its first bytes.
     NotHttp(String),
 }
 
 impl Failure {
     fn fact(&self) -> (Answer, String) {
         match self {
-            // There is nothing to ask.
+            // The HTTP checks do not apply.
             Self::NotHttp(_) => (Answer::Untested, self.to_string()),
             _ => (Answer::Inconclusive, self.to_string()),
         }
@@ -405,22 +406,21 @@ impl fmt::Display for Failure {
             Self::Refused => f.write_str("no connection: refused"),
             Self::Connection(why) => write!(f, "no answer: {why}"),
             Self::TimedOut(what) => write!(f, "{what} took too long"),
-            Self::Tls(why) => write!(f, "no TLS 1.2 or 1.3 with which to ask: {why}"),
+            Self::Tls(why) => write!(f, "no TLS in common with this scanner's HTTP client: {why}"),
             Self::Alpn => f.write_str("alert no_application_protocol (120) to HTTP/1.1"),
-            Self::Closed => f.write_str("closed before an answer was whole"),
+            Self::Closed => f.write_str("closed before the response was complete"),
             Self::TooMuch => write!(
                 f,
-                "an answer with more than {} KiB, {MAX_FIELDS} fields or {MAX_INTERIM} interim \
-                 answers of head",
+                "a response head with more than {} KiB, {MAX_FIELDS} fields or {MAX_INTERIM} interim \
+                 responses",
                 MAX_HEAD >> 10
             ),
-            Self::NotHttp(first) => write!(f, "no HTTP: {first}"),
+            Self::NotHttp(first) => write!(f, "not HTTP: {first}"),
         }
     }
 }
 
-/// The head of the answer to GET /. `tls` is none for a request in the clear, and else the name that
-/// is asked for.
+/// The head of the response to GET /. `tls` is `None` for plaintext, and otherwise contains the server name.
 async fn fetch(
     address: SocketAddr,
     tls: Option<Option<&str>>,
@@ -429,15 +429,15 @@ async fn fetch(
     identity: Option<&ClientIdentity>,
 ) -> Result<Head, Failure> {
     if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failure::Connection("the host is no name".into()));
+        return Err(Failure::Connection("the host name is invalid".into()));
     }
     let Some(name) = tls else {
         let mut stream = connect(address, timeout).await?;
-        return within(timeout, "the answer", ask(&mut stream, host)).await;
+        return within(timeout, "the response", ask(&mut stream, host)).await;
     };
     let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
     let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
-    // One that knows HTTP/1.1 but does not name it may refuse who asks for it by name.
+    // Some servers speak HTTP/1.1, but reject its ALPN name: retry without ALPN.
     let named = config(vec![b"http/1.1".to_vec()], identity)?;
     match fetch_tls(address, &name, host, timeout, named).await {
         Err(Failure::Alpn) => {
@@ -463,7 +463,7 @@ async fn fetch_tls(
     };
     let handshake = async { connector.connect(name.clone(), stream).await.map_err(failed) };
     let mut stream = within(timeout, "the handshake", handshake).await?;
-    within(timeout, "the answer", ask(&mut stream, host)).await
+    within(timeout, "the response", ask(&mut stream, host)).await
 }
 
 async fn within<T>(
@@ -494,7 +494,7 @@ async fn ask(
         "GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: wiretight-scan\r\nAccept: */*\r\n\
          Connection: close\r\n\r\n"
     );
-    // What the server said before it closed may still be read.
+    // If this fails, there may still be a response to read.
     let _ = stream.write_all(request.as_bytes()).await;
     let _ = stream.flush().await;
     let (mut bytes, mut total, mut searched) = (Vec::new(), 0, 0);
@@ -503,7 +503,7 @@ async fn ask(
     loop {
         while let Some(end) = end_of_head(&bytes, &mut searched) {
             let head = Head::parse(&bytes[..end])?;
-            // RFC 9110 section 15.2; after 101 something else is spoken.
+            // RFC 9110 section 15.2; after 101, the protocol is another.
             if !(100..200).contains(&head.status) || head.status == 101 {
                 return Ok(head);
             }
@@ -514,7 +514,7 @@ async fn ask(
             bytes.drain(..end);
             searched = 0;
         }
-        // Told by its first bytes, before all of it came: it may never end.
+        // Check the first bytes early, because other protocols may never end.
         let start = bytes.len().min(7);
         if bytes[..start] != b"HTTP/1."[..start] {
             return Err(Failure::NotHttp(printable(&bytes)));
@@ -536,7 +536,7 @@ async fn ask(
     }
 }
 
-/// Where the empty line after a head ends. Looks at no byte twice, but for the last few.
+/// The end of the empty line after a head. `searched` avoids searching the same bytes again.
 fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     for i in *searched..bytes.len() {
         if bytes[i] == b'\n' && (bytes[..i].ends_with(b"\n") || bytes[..i].ends_with(b"\n\r")) {
@@ -570,7 +570,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hsts_is_read_as_strictly_as_browsers_do() {
+    fn hsts_is_parsed_as_strictly_as_by_browsers() {
         let hsts = |max_age, subdomains, preload| Ok(Hsts { max_age, subdomains, preload });
         for (field, expected) in [
             ("max-age=31536000", hsts(31_536_000, false, false)),
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn http3_is_listed_by_its_name_alone() {
+    fn http3_is_recognized_only_by_its_final_name() {
         for yes in ["h3=\":443\"; ma=86400", "h2=\":1\", h3=\"a.example:8443\"; persist=1"] {
             assert!(lists_http3(yes), "{yes}");
         }
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_leads_to_https_or_does_not() {
+    fn only_an_https_location_is_a_redirect_to_https() {
         let answer = |status, location: Option<&str>| {
             let field = |l: &str| ("location".to_owned(), l.to_owned());
             let head = Head { status, fields: location.map(field).into_iter().collect() };
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_and_what_is_none_is_not_http() {
+    fn heads_are_parsed_and_other_protocols_are_not_http() {
         let head = Head::parse(b"HTTP/1.1 204\r\nA: b \r\nbad line\r\na:c\xe9\n\r\n").unwrap();
         assert_eq!((head.status, head.all("a").as_deref()), (204, Some("b, c\u{e9}")));
         for wrong in ["HTTP/2 200\r\n\r\n", "HTTP/1.1\r\n\r\n", "HTTP/1.1 2000 x\r\n\r\n", "SSH-2"]

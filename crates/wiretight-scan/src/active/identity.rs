@@ -1,4 +1,4 @@
-//! The certificate that a scan shows to servers that ask for one.
+//! The client certificate of a scan.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,26 +8,24 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{Signer, SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The largest chain, in bytes: the message that holds it has to fit into a record.
+/// The maximum size of a chain in bytes: its message must fit into one record.
 const MAX_CHAIN: usize = 12 << 10;
 
-/// A chain and its key. Clones of the `Arc` around it are cheap; the key is not shown.
+/// A certificate chain and its key.
 pub struct ClientIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
     private: PrivateKeyDer<'static>,
 }
 
-/// Why there is no such identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// No certificate.
-    #[error("there is no certificate")]
+    #[error("the file contains no certificate")]
     Empty,
-    /// More than a record holds.
+    /// The chain does not fit into a record.
     #[error("the chain has more than {MAX_CHAIN} bytes")]
     TooLarge,
-    /// A key that cannot be used, or that is not the certificate's.
+    /// The key is unsupported, or does not match the certificate.
     #[error("the key cannot be used with the certificate: {0}")]
     Key(rustls::Error),
 }
@@ -41,7 +39,7 @@ impl fmt::Debug for ClientIdentity {
 }
 
 impl ClientIdentity {
-    /// The leaf first, and its key.
+    /// The leaf must come first in `chain`.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         private: PrivateKeyDer<'static>,
@@ -61,7 +59,6 @@ impl ClientIdentity {
         Ok(Self { chain, key, private })
     }
 
-    /// The chain, the leaf first.
     pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
@@ -70,7 +67,7 @@ impl ClientIdentity {
         self.private.clone_key()
     }
 
-    /// Who signs with one of these schemes; `None` where the key can make none of them.
+    /// A signer for one of these schemes; `None` if the key supports none of them.
     pub(super) fn signer(&self, schemes: &[u16]) -> Option<Box<dyn Signer>> {
         let schemes: Vec<SignatureScheme> =
             schemes.iter().copied().map(SignatureScheme::from).collect();

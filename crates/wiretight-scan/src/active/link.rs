@@ -1,4 +1,4 @@
-//! One connection, at the byte where TLS begins: records out, records in, all of it bounded.
+//! A connection that is ready for TLS. Sends and receives records, with limits.
 
 use std::fmt;
 use std::io;
@@ -16,40 +16,40 @@ use crate::parse::{
     ClientHello, ContentType, Handshakes, Message, ServerHello, alert, next_record, record,
 };
 
-/// The most that is read from one connection. A server that sends more has nothing to say.
+/// The maximum number of bytes to read from one connection.
 const MAX_BYTES: usize = 1 << 20;
-/// The most records that are read from one connection.
+/// The maximum number of records to read from one connection.
 const MAX_RECORDS: usize = 4096;
-/// Warnings that are passed over: some servers send one for a name that they do not know.
+/// The maximum number of warnings to ignore: some servers send one for an unknown name.
 const MAX_WARNINGS: usize = 4;
 
-/// Why nothing, or nothing of use, came back. None of it is an answer.
+/// Why there is no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// No connection.
     Unreachable(String),
-    /// STARTTLS did not come to an end.
+    /// STARTTLS failed.
     Start(String),
-    /// It was closed in order.
+    /// The connection was closed normally.
     Closed,
-    /// It was reset.
+    /// The connection was reset.
     Reset,
-    /// Nothing came for so long.
+    /// No answer within this time.
     TimedOut(Duration),
-    /// Something else than TLS came; its first bytes.
+    /// The answer is not TLS; its first bytes.
     NotTls(Vec<u8>),
-    /// What came breaks the protocol.
+    /// The answer violates the protocol.
     Malformed(&'static str),
-    /// More came than anything that is asked for can take.
+    /// The answer is too long.
     TooMuch,
-    /// The scan has taken as long as it may.
+    /// The time limit of the scan is reached.
     TimeIsUp,
-    /// The address answered before, and stopped; what that looks like.
+    /// The address answered before, but has stopped; how.
     Stopped(String),
 }
 
 impl Trouble {
-    /// Whether it is no use to try again.
+    /// Whether a retry is useless.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Malformed(_) | Self::TimeIsUp | Self::Stopped(_))
     }
@@ -59,26 +59,26 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "no connection: {why}"),
-            Self::Start(why) => write!(f, "TLS was not begun: {why}"),
+            Self::Start(why) => write!(f, "TLS could not be started: {why}"),
             Self::Closed => f.write_str("closed without an alert"),
             Self::Reset => f.write_str("reset"),
             Self::TimedOut(after) => write!(f, "silent for {:.1} s", after.as_secs_f64()),
-            Self::NotTls(first) => write!(f, "no TLS: {}", printable(first)),
+            Self::NotTls(first) => write!(f, "not TLS: {}", printable(first)),
             Self::Malformed(why) => write!(f, "malformed: {why}"),
-            Self::TooMuch => f.write_str("more was sent than is read"),
-            Self::TimeIsUp => f.write_str("the time for this scan was up"),
+            Self::TooMuch => f.write_str("the answer is too long"),
+            Self::TimeIsUp => f.write_str("the time limit of this scan was reached"),
             Self::Stopped(why) => f.write_str(why),
         }
     }
 }
 
-/// The first bytes of something, so that a terminal and a report can show them.
+/// The first bytes, escaped for reports.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text: String = bytes.iter().take(60).map(|b| b.escape_ascii().to_string()).collect();
     format!("\"{text}\"{}", if bytes.len() > 60 { "..." } else { "" })
 }
 
-/// What a server sends before anything is encrypted.
+/// An unencrypted event from a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A handshake message.
@@ -87,11 +87,11 @@ pub enum Event {
     Alert(u8, u8),
     /// ChangeCipherSpec.
     ChangeCipherSpec,
-    /// A record of another kind, perhaps encrypted.
+    /// Another record, which may be encrypted.
     Record(ContentType, Vec<u8>),
 }
 
-/// What alerts are called in evidence.
+/// The name of an alert in evidence.
 pub(crate) fn alert_name(level: u8, description: u8) -> String {
     let level = if level == 1 { "warning " } else { "" };
     format!("alert {level}{} ({description})", names::alert(description))
@@ -100,7 +100,7 @@ pub(crate) fn alert_name(level: u8, description: u8) -> String {
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection on which TLS comes next.
+/// A connection that is ready for TLS.
 pub struct Link {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
@@ -108,13 +108,13 @@ pub struct Link {
     records: usize,
     warnings: usize,
     handshakes: Handshakes,
-    /// No wait lasts longer than this.
+    /// Time limit for a single wait.
     pub(super) patience: Duration,
-    /// No connection lasts longer than this.
+    /// End of the connection.
     pub(super) deadline: Instant,
-    /// Where choices of the server are noted.
+    /// Records what the server chooses.
     pub(super) observed: Option<Arc<Observed>>,
-    /// What is shown to a server that asks for a certificate.
+    /// The client certificate.
     pub(super) identity: Option<Arc<ClientIdentity>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -141,19 +141,18 @@ impl Link {
         }
     }
 
-    /// One that is at its end.
+    /// A closed connection.
     pub(super) fn closed() -> Self {
         Self::new(Box::new(tokio::io::empty()), Duration::ZERO, Instant::now(), None)
     }
 
-    /// Notes what the server chose in answer to a hello.
+    /// Records what the server chose in answer to a hello.
     pub(super) fn saw(&self, asked: &ClientHello, server: &ServerHello) {
         if let Some(observed) = &self.observed {
             observed.hello(asked, server);
         }
     }
 
-    /// Sends bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
         let until = self.deadline.min(Instant::now() + self.patience);
         let sent = timeout_at(until, async {
@@ -162,13 +161,13 @@ impl Link {
         });
         match sent.await {
             Ok(Ok(())) => Ok(()),
-            // What the peer said before it closed may still be read.
+            // If this fails, there may still be an answer to read.
             Ok(Err(_)) => Ok(()),
             Err(_) => Err(Trouble::TimedOut(self.patience)),
         }
     }
 
-    /// Sends a record in the clear.
+    /// Sends an unencrypted record.
     pub async fn send_record(
         &mut self,
         content: ContentType,
@@ -184,7 +183,7 @@ impl Link {
             return Err(Trouble::TooMuch);
         }
         let until = self.deadline.min(Instant::now() + self.patience);
-        // Not into an array: it would be a part of every future that waits here.
+        // Do not read into an array: it would be part of every future that waits here.
         self.buffer.reserve(2 << 10);
         match timeout_at(until, self.stream.read_buf(&mut self.buffer)).await {
             Err(_) => Err(Trouble::TimedOut(self.patience)),
@@ -198,7 +197,7 @@ impl Link {
         }
     }
 
-    /// What has come and is not read yet.
+    /// Received bytes that have not been parsed yet.
     pub fn buffered(&self) -> &[u8] {
         &self.buffer
     }
@@ -226,7 +225,7 @@ impl Link {
         }
     }
 
-    /// The next that a server says in the clear.
+    /// The next unencrypted event.
     pub async fn event(&mut self) -> Result<Event, Trouble> {
         loop {
             if let Some(message) = self.handshakes.message().map_err(|e| Trouble::Malformed(e.0))? {
@@ -236,18 +235,18 @@ impl Link {
             match content {
                 ContentType::Handshake => self.handshakes.push(&fragment),
                 ContentType::ChangeCipherSpec => return Ok(Event::ChangeCipherSpec),
-                // An alert of two bytes is in the clear.
+                // An alert of two bytes is unencrypted.
                 ContentType::Alert if fragment.len() == 2 => {
                     let (level, description) =
                         alert(&fragment).map_err(|e| Trouble::Malformed(e.0))?;
                     self.warnings += 1;
-                    // close_notify is the end, though a warning.
+                    // close_notify is a warning, but ends the connection.
                     if level == 2 || description == 0 {
                         return Ok(Event::Alert(level, description));
                     }
-                    // What only ever warns neither takes a hello nor refuses it.
+                    // Endless warnings are neither an acceptance nor a rejection.
                     if self.warnings > MAX_WARNINGS {
-                        return Err(Trouble::Malformed("warnings without end"));
+                        return Err(Trouble::Malformed("too many warnings"));
                     }
                 }
                 other => return Ok(Event::Record(other, fragment)),

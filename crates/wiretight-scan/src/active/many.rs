@@ -1,4 +1,4 @@
-//! Many targets at a time, in memory that does not grow with their number.
+//! Scans many targets in parallel, in constant memory.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,24 +15,24 @@ use crate::facts::{Facts, Reached};
 use crate::target::Target;
 use crate::{Report, judge};
 
-/// Of a thread that scans: a whole scan is one large future, made on the stack before it is moved.
+/// The stack size of a scanning thread: a scan is one large future, which is created on the stack.
 const STACK: usize = 8 << 20;
 
-/// How long who writes what many short scans found had best wait before it looks again: to be woken
-/// for each takes as long as a hello.
+/// How long the writer of many short scans should wait for more reports. Waking it up for each report
+/// would take as long as a hello.
 pub const GATHER: Duration = Duration::from_millis(5);
 
-/// How each target is asked.
+/// How thoroughly each target is scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// All questions.
+    /// All probes.
     Full,
     /// One hello.
     Quick,
 }
 
-/// Puts targets into a scan, from a thread that may block. It waits for room for many at a time: to
-/// be woken for each takes as long as a hello.
+/// Feeds targets to a scan, from a thread that may block. It reserves room for many targets at once,
+/// because waking it up for each would take as long as a hello.
 pub struct Feed<'a> {
     to: &'a mpsc::Sender<Target>,
     room: Option<mpsc::PermitIterator<'a, Target>>,
@@ -40,12 +40,12 @@ pub struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    /// Into this channel; the runtime is anyone's.
+    /// Feeds this channel, and blocks on any runtime.
     pub fn new(to: &'a mpsc::Sender<Target>, runtime: Handle) -> Self {
         Self { to, room: None, runtime }
     }
 
-    /// Waits for room; `false` when nobody scans any more.
+    /// Waits for room. Returns `false` when the scan has ended.
     pub fn put(&mut self, target: Target) -> bool {
         loop {
             if let Some(permit) = self.room.as_mut().and_then(Iterator::next) {
@@ -61,15 +61,15 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// Scans what comes in, so many targets at a time, and sends what `made` makes of the report for each
-/// address. It ends when there are no more targets, or nobody takes the reports.
+/// Scans targets from a channel, `at_a_time` in parallel, and sends the result of `made` for the report of
+/// each address. The scan ends when there are no more targets, or the receiver of reports is dropped.
 ///
-/// Each processor has a thread of its own that keeps its share of the targets to itself, and makes of
-/// a report what is wanted of it. It returns at once; the end of the reports is the end of the scan.
+/// There is one thread for each processor, which scans its share of the targets and calls `made`. The
+/// function returns immediately; the scan has ended when the channel of reports is closed.
 ///
 /// # Errors
 ///
-/// No thread, or no reactor for it, can be had.
+/// If a thread or its runtime cannot be created.
 pub fn scan_many<T: Send + 'static>(
     targets: mpsc::Receiver<Target>,
     reports: mpsc::Sender<T>,
@@ -92,10 +92,10 @@ pub fn scan_many<T: Send + 'static>(
                 let (targets, reports) = (targets.clone(), reports.clone());
                 set.spawn_local(work(targets, reports, depth, options.clone(), made.clone()));
             }
-            // What is left are the workers' own.
+            // Only the workers keep the channels open.
             drop((targets, reports));
             runtime.block_on(set);
-            // A resolver that hangs must not hold the end up.
+            // Do not wait for a resolver that hangs.
             runtime.shutdown_background();
         })?;
     }
@@ -118,7 +118,7 @@ async fn work<T>(
     }
 }
 
-/// All addresses of a target, one after the other; `false` when nobody takes the reports.
+/// Scans all addresses of a target, one after the other. Returns `false` when the receiver is dropped.
 async fn scan_one<T>(
     target: &Target,
     reports: &mpsc::Sender<T>,
@@ -134,7 +134,7 @@ async fn scan_one<T>(
     };
     for address in addresses {
         let report = match depth {
-            // Large, and not to be a part of each worker that asks but once.
+            // Boxed, so that workers of quick scans need not contain this large future.
             Depth::Full => Box::pin(scan_address(target, address, options)).await,
             Depth::Quick => quick(target, address, options).await,
         };

@@ -1,4 +1,4 @@
-//! The probes: what is asked, in which order, and what follows from the answers.
+//! The probes, their order, and the facts that follow from the answers.
 
 mod anyone;
 pub mod caa;

@@ -1,7 +1,7 @@
-//! What the server chose in every hello of this scan, whatever the hello was for.
+//! Records everything that the server chose during a scan.
 //!
-//! It settles two things. No fact may deny what was seen ([`settle`](super::settle)). And one server
-//! answers the same hello alike each time: where answers differ, several servers share the address.
+//! This has two uses. Facts must not contradict it ([`settle`](super::settle)). And a single server always
+//! answers the same hello in the same way, so if answers differ, several servers share the address.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,26 +10,25 @@ use super::link::alert_name;
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, ServerHello, extension};
 
-/// Differences that are kept: one is enough to warn of.
+/// The maximum number of differences to keep; one is enough for a warning.
 const MOST_DIFFERENCES: usize = 4;
 
-/// All that was seen so far.
 #[derive(Debug, Default)]
 pub struct Observed(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
     chosen: BTreeMap<(Version, u16), u64>,
-    /// The first answer to each hello, less what differs by nature.
+    /// The first answer to each hello, without its variable parts.
     answers: HashMap<Question, String>,
-    /// Hellos that were answered again.
+    /// The number of repeated hellos that were answered.
     repeated: u64,
     differences: Vec<String>,
-    /// The most suites in a hello of a version before TLS 1.3 that was answered.
+    /// The highest number of suites in an answered hello.
     longest: usize,
 }
 
-/// A hello without what is new each time.
+/// A hello without its variable parts.
 type Question = (u16, Vec<u16>, Vec<u8>, Vec<(u16, Vec<u8>)>);
 
 impl Observed {
@@ -37,7 +36,7 @@ impl Observed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A ServerHello or HelloRetryRequest came in answer to this.
+    /// Records a ServerHello or HelloRetryRequest.
     pub fn hello(&self, asked: &ClientHello, server: &ServerHello) {
         let Some(version) = server.version().filter(|version| offers(asked, *version)) else {
             return;
@@ -48,12 +47,12 @@ impl Observed {
         seen.answer(asked, || shown(version, server));
     }
 
-    /// A fatal alert about the hello came in answer to this.
+    /// Records a fatal alert about the hello.
     pub fn refused(&self, asked: &ClientHello, level: u8, description: u8) {
         self.seen().answer(asked, || alert_name(level, description));
     }
 
-    /// Something shows that answers differ, in words.
+    /// Records that answers differ, and how.
     pub fn differs(&self, how: String) {
         let mut seen = self.seen();
         if seen.differences.len() < MOST_DIFFERENCES && !seen.differences.contains(&how) {
@@ -66,17 +65,17 @@ impl Observed {
         self.seen().differences.clone()
     }
 
-    /// How many hellos were answered more than once.
+    /// The number of repeated hellos that were answered.
     pub fn repeated(&self) -> u64 {
         self.seen().repeated
     }
 
-    /// The most suites in a hello that was answered.
+    /// The highest number of suites in an answered hello.
     pub fn longest(&self) -> usize {
         self.seen().longest
     }
 
-    /// Each version and suite that was chosen, and how often.
+    /// Each chosen version and suite, and how often.
     pub fn chosen(&self) -> Vec<(Version, u16, u64)> {
         self.seen().chosen.iter().map(|((version, suite), n)| (*version, *suite, *n)).collect()
     }
@@ -90,7 +89,7 @@ impl Seen {
             None => drop(self.answers.insert(question, answer)),
             Some(first) => {
                 self.repeated += 1;
-                let how = format!("the same hello was answered with {first}, and with {answer}");
+                let how = format!("the same hello was answered with {first} and with {answer}");
                 if *first != answer
                     && self.differences.len() < MOST_DIFFERENCES
                     && !self.differences.contains(&how)
@@ -113,7 +112,7 @@ fn offers(asked: &ClientHello, version: Version) -> bool {
     }
 }
 
-/// None where a hello offers to resume a session: whether that succeeds depends on more than it.
+/// `None` if the hello offers to resume a session, because the answer depends on the session too.
 fn question(asked: &ClientHello) -> Option<Question> {
     let tls1_3 = asked.extensions.iter().any(|(kind, _)| *kind == extension::SUPPORTED_VERSIONS);
     if !tls1_3 && !asked.session_id.is_empty() {
@@ -124,7 +123,7 @@ fn question(asked: &ClientHello) -> Option<Question> {
         match *kind {
             extension::PRE_SHARED_KEY | extension::COOKIE => return None,
             extension::SESSION_TICKET if !body.is_empty() => return None,
-            // Fresh keys, fresh noise: only the groups say something.
+            // Keys and random data are new each time; only the groups matter.
             extension::KEY_SHARE => *body = groups_of_shares(body),
             extension::ENCRYPTED_CLIENT_HELLO => body.clear(),
             _ => {}
@@ -143,7 +142,7 @@ fn groups_of_shares(body: &[u8]) -> Vec<u8> {
     groups
 }
 
-/// What one server says alike each time. What it staples, and whether it gives tickets, may change.
+/// The constant part of a server's answer. Stapling and tickets may change.
 fn shown(version: Version, server: &ServerHello) -> String {
     let suite = Suite::from_code(server.suite).map_or("an unknown suite", |suite| suite.name);
     let mut text = format!("{version} {suite}");
@@ -183,11 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn one_server_answers_alike_and_two_that_differ_are_noticed() {
+    fn different_answers_to_the_same_hello_are_recorded() {
         let observed = Observed::default();
         let hello = |random| ClientHello::new(Version::Tls1_2, [random; 32]).suites([0xc02f, 0x2f]);
         observed.hello(&hello(1), &server(0xc02f, &[extension::RENEGOTIATION_INFO]));
-        // What is stapled now was not there before: no difference.
+        // A new stapled response is not a difference.
         let again = server(0xc02f, &[extension::RENEGOTIATION_INFO, extension::STATUS_REQUEST]);
         observed.hello(&hello(2), &again);
         assert_eq!((observed.repeated(), observed.differences()), (1, Vec::new()));
@@ -195,7 +194,7 @@ mod tests {
         observed.refused(&hello(4), 2, 40);
         assert_eq!(observed.differences().len(), 2, "{:?}", observed.differences());
         assert_eq!(observed.chosen(), [(Version::Tls1_2, 0x2f, 1), (Version::Tls1_2, 0xc02f, 2)]);
-        // A version that was not offered is no choice; a session that is offered is no question.
+        // Versions that were not offered, and hellos with a session, do not count.
         observed.hello(&ClientHello::new(Version::Tls1_0, [0; 32]), &server(0x2f, &[]));
         let resuming = |random| ClientHello { session_id: vec![1], ..hello(random) };
         observed.hello(&resuming(5), &server(0xc02f, &[]));

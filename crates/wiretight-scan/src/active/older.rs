@@ -1,8 +1,8 @@
-//! The questions that each version before TLS 1.3 is asked by itself.
+//! The probes that are repeated with each version before TLS 1.3.
 //!
-//! What answers TLS 1.0 need not be what answers TLS 1.2: balancers and proxies choose a backend by
-//! version, and old versions may have certificates and code of their own. The newest version is asked
-//! everything; of the others, what they show in the clear, and whether they have a flaw.
+//! TLS 1.0 may be answered by another server than TLS 1.2: balancers and proxies can choose a backend by
+//! version, and old versions may have their own certificates and code. All probes run with the newest
+//! version. With the others, only unencrypted messages and flaws are tested.
 
 use futures_util::future::join_all;
 
@@ -17,19 +17,19 @@ use crate::facts::{Answer, Facts, Value};
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 
-/// A version from TLS 1.0 to TLS 1.2 that is spoken.
+/// A supported version from TLS 1.0 to TLS 1.2.
 pub struct Asked {
     pub version: Version,
-    /// With the suites in which a handshake can be completed; with all that are taken, where there are
-    /// none.
+    /// A hello with the suites for which the scanner can complete a handshake; with all accepted suites, if
+    /// there are none.
     pub hello: ClientHello,
-    /// With all suites that are taken.
+    /// A hello with all accepted suites.
     pub greeting: ClientHello,
-    /// Why no handshake can be completed, where none can.
+    /// Why the scanner cannot complete a handshake, if it cannot.
     pub completes: Result<(), String>,
 }
 
-/// Those that are spoken, the newest first.
+/// The supported versions, the newest first.
 pub fn asked(prober: &Prober, spoken: &Spoken) -> Vec<Asked> {
     let old = |version: &Version| (Version::Tls1_0..Version::Tls1_3).contains(version);
     let one = |version| {
@@ -45,7 +45,7 @@ pub fn asked(prober: &Prober, spoken: &Spoken) -> Vec<Asked> {
                     n => format!(" and {} more", n - 1),
                 };
                 Err(format!(
-                    "{version} takes {name}{more}, in which this scanner completes no handshake"
+                    "{version} accepts {name}{more}, for which this scanner cannot complete a handshake"
                 ))
             }
         };
@@ -57,9 +57,8 @@ pub fn asked(prober: &Prober, spoken: &Spoken) -> Vec<Asked> {
     spoken.versions().rev().filter(old).map(one).collect()
 }
 
-/// Flaws, and what sessions are, of all of these. `first` is what is known of the newest already.
-///
-/// And whether handshakes with the newest are completed.
+/// Flaws and sessions of all these versions. `first` contains the facts about the newest version that are
+/// already known. Also returns whether handshakes with the newest version can be completed.
 pub async fn handshakes(
     prober: &Prober,
     asked: &[Asked],
@@ -74,7 +73,7 @@ pub async fn handshakes(
                 (Box::pin(in_the_clear(prober, newest, why)).await, Err(why.clone()))
             }
         };
-        // Which suites are taken was not known yet when it was asked first.
+        // The accepted suites were not known yet when ROBOT was first tested.
         let robot = vulnerabilities::robot_of_known(prober, &newest.greeting, &facts);
         let robot = Box::pin(robot).await;
         facts.extend(robot);
@@ -91,7 +90,7 @@ pub async fn handshakes(
     (facts, completes)
 }
 
-/// What can be told of sessions where no handshake can be completed, beside flaws.
+/// Flaws, and what can be known about sessions without complete handshakes.
 async fn in_the_clear(prober: &Prober, asked: &Asked, why: &str) -> Facts {
     let found = vulnerabilities::of_older(prober, &asked.hello, &asked.greeting);
     let mut facts = Box::pin(found).await;
@@ -113,7 +112,7 @@ async fn in_the_clear(prober: &Prober, asked: &Asked, why: &str) -> Facts {
     match request {
         Some(false) => {
             for id in CLIENT_CERTIFICATE {
-                facts.set(id, Answer::No, None, "no CertificateRequest came");
+                facts.set(id, Answer::No, None, "the server sent no CertificateRequest");
             }
         }
         Some(true) => {
@@ -133,7 +132,7 @@ const CLIENT_CERTIFICATE: [&str; 3] = [
     "client_certificate.authorities",
 ];
 
-/// Renegotiation, at the end: there are servers that rest after they refused it.
+/// Renegotiation. It is tested last, because some servers pause after they rejected it.
 pub async fn renegotiation(
     prober: &Prober,
     asked: &[Asked],
@@ -154,8 +153,7 @@ pub async fn renegotiation(
     facts
 }
 
-/// What older versions than the newest show in the clear: chains, and the extensions that are of
-/// weight.
+/// The unencrypted messages of all versions but the newest: chains, and extensions that affect security.
 pub async fn shown(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, Vec<(Version, Facts)>) {
     let mut questions: Vec<(Version, String, ClientHello)> = Vec::new();
     let old = spoken.versions().rev().filter(|version| *version < Version::Tls1_3);
@@ -220,7 +218,7 @@ fn of(version: Version, flight: &Flight) -> Facts {
     facts
 }
 
-/// Adds what an older version says: a fact becomes what is worse of the two.
+/// Adds the facts of an older version: each fact becomes the worse of the two.
 pub fn add_worse(facts: &mut Facts, version: Version, found: Facts) {
     let rank = |id: &str, answer: Answer| match (answer, id == "renegotiation.secure") {
         (Answer::Yes, false) | (Answer::No, true) => 3,
@@ -242,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_older_version_says_counts_where_it_is_worse() {
+    fn the_worse_fact_of_two_versions_counts() {
         let mut facts = Facts::default();
         facts.set("vulnerability.heartbleed", Answer::No, None, "not answered");
         facts.set("renegotiation.secure", Answer::Yes, None, "in the ServerHello");

@@ -1,9 +1,9 @@
-//! Hellos as ordinary clients send them.
+//! ClientHellos like those of ordinary clients.
 //!
-//! A scan offers all suites, groups and signature schemes that there are, and sends no key shares.
-//! Some servers refuse a hello for that alone. So before a version is said not to be spoken, an
-//! ordinary client's hello asks for it; where that is answered, the scan asks on in the same manner,
-//! for a few things at a time.
+//! A scan offers all suites, groups and signature schemes, and sends no key shares. Some servers reject
+//! a hello for that alone. So before a version is reported as unsupported, the scan tries an ordinary
+//! client's hello. If the server answers it, the scan continues with such hellos, which offer only a
+//! few items at a time.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,12 +13,12 @@ use super::quic::with_shares;
 use crate::names::{Suite, Version};
 use crate::parse::{ClientHello, extension};
 
-/// In the evidence of a version that is not spoken, where an alert says so.
-pub const TOO: &str = "to the hello of an ordinary client too";
+/// In the evidence of every version that is unsupported because of an alert.
+pub const TOO: &str = "also to an ordinary client's hello";
 
-/// Suites, groups or schemes that are offered at a time to a server that refuses many.
+/// The number of suites, groups or schemes in a hello to a server that rejects long lists.
 const FEW: usize = 20;
-/// A server that answers so many suites does not refuse a hello for their number.
+/// A server that answers a hello with this many suites does not reject long lists.
 const MANY: usize = 200;
 
 const MODERN: [u16; 16] = [
@@ -31,14 +31,14 @@ const OLD: [u16; 14] = [
 ];
 /// x25519, secp256r1, secp384r1, secp521r1.
 pub const GROUPS: [u16; 4] = [0x001d, 0x0017, 0x0018, 0x0019];
-/// Groups that a share is sent for.
+/// Groups with a key share.
 const SHARED: [u16; 2] = [0x001d, 0x0017];
 pub const SCHEMES: [u16; 13] = [
     0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601, 0x0807, 0x0603, 0x0203, 0x0201,
     0x0202,
 ];
 
-/// What an ordinary client of the time of this version sends. For TLS 1.3 it offers TLS 1.2 as well.
+/// The hello of an ordinary client of this version's time. For TLS 1.3, it also offers TLS 1.2.
 pub fn hello(prober: &Prober, version: Version) -> ClientHello {
     let hello = prober.hello(version);
     match version {
@@ -67,22 +67,23 @@ fn beside(hello: ClientHello) -> ClientHello {
         .with(extension::RENEGOTIATION_INFO, vec![0])
 }
 
-/// What an ordinary client's hello brings after ours was refused.
+/// The result of an ordinary client's hello, after ours was rejected.
 pub enum Asked {
-    /// The version is spoken.
+    /// The version is supported.
     Spoken(Box<Flight>),
-    /// It is not: the evidence.
+    /// The version is not supported: the evidence.
     Refused(String),
-    /// The same, but a server that refuses long lists may speak it with suites that no ordinary
-    /// client offers: only lists that are not long can tell.
+    /// The version is not supported, unless with suites that ordinary clients do not offer. This needs
+    /// short lists, because the server rejects long ones.
     Perhaps(String),
-    /// It could not be told.
+    /// Could not be determined.
     Unclear(String),
 }
 
-/// Asks for a version as an ordinary client would; `ours` is how our own hello was refused.
+/// Tests a version like an ordinary client; `ours` says how our own hello was rejected.
 pub async fn ask(prober: &Prober, version: Version, ours: &str) -> Asked {
-    // Silence between two controls is dear to ask for. It may be of long lists, where none was answered.
+    // Probing for silence is slow. If the server has answered a long list, the silence is not caused by
+    // the length, so a second probe is not needed.
     if !ours.starts_with("alert") && prober.observed.longest() >= MANY {
         return Asked::Refused(ours.to_owned());
     }
@@ -105,11 +106,11 @@ pub async fn ask(prober: &Prober, version: Version, ours: &str) -> Asked {
             }
         }
         Outcome::Unclear(why) => Asked::Unclear(format!("{ours}; an ordinary client's: {why}")),
-        Outcome::TooLarge => Asked::Unclear("even short hellos are lost on the way".to_owned()),
+        Outcome::TooLarge => Asked::Unclear("even short hellos are lost on the path".to_owned()),
     }
 }
 
-/// Whether a hello is answered though it has hundreds of suites.
+/// Whether the server answers a hello with hundreds of suites.
 async fn takes_many(prober: &Prober) -> bool {
     if prober.observed.longest() >= MANY {
         return true;
@@ -121,22 +122,21 @@ async fn takes_many(prober: &Prober) -> bool {
 }
 
 impl Prober {
-    /// From now on this version is asked for in an ordinary client's manner.
+    /// From now on, test this version with an ordinary client's hellos.
     pub(super) fn ask_plainly(&self, version: Version) {
         self.plain.fetch_or(1 << version as u32, Relaxed);
     }
 
-    /// Whether it is.
     pub(super) fn asks_plainly(&self, version: Version) -> bool {
         self.plain.load(Relaxed) & (1 << version as u32) != 0
     }
 
-    /// How many suites, groups or schemes one hello of this version offers at most.
+    /// The maximum number of suites, groups or schemes in one hello of this version.
     pub(super) fn at_a_time(&self, version: Version) -> usize {
         if self.asks_plainly(version) { FEW } else { usize::MAX }
     }
 
-    /// Signature schemes to offer where they are not the question.
+    /// Signature schemes to offer if they are not what is tested.
     pub(super) fn schemes(&self, version: Version) -> Vec<u16> {
         match self.asks_plainly(version) {
             true => SCHEMES.to_vec(),
@@ -144,7 +144,7 @@ impl Prober {
         }
     }
 
-    /// With key shares, where a server of TLS 1.3 does not answer without.
+    /// Adds key shares, if the server does not answer TLS 1.3 hellos without them.
     pub(super) fn shares(&self, hello: ClientHello, groups: &[u16]) -> ClientHello {
         match self.asks_plainly(Version::Tls1_3) {
             true => with_shares(hello, groups),
@@ -153,7 +153,7 @@ impl Prober {
     }
 }
 
-/// Suites in the order in which they are asked for, a few at a time: an ordinary client's first.
+/// All suites in the order in which they are tested in short lists: those of ordinary clients first.
 pub fn in_turn(version: Version) -> Vec<u16> {
     let mut all = suites_of(version);
     let ordinary: &[u16] = match version {

@@ -1,5 +1,5 @@
-//! How fast one host is asked. A scan begins with a few connections at a time; a host that resets,
-//! stalls or refuses them gets fewer, further apart.
+//! Rate limits. A scan starts with a few connections at a time. A host that resets, stalls or rejects them
+//! gets fewer, with pauses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 /// The longest pause between two connections.
 const SLOWEST: Duration = Duration::from_secs(2);
 
-/// How fast everything is asked: a pace for each address that is being scanned, whatever the names
-/// that lead to it, and a rate over all.
+/// The rate limits of all scans: a pace for each scanned address (even with several names), and an overall
+/// rate.
 #[derive(Debug, Default)]
 pub struct Paces {
     hosts: Mutex<Hosts>,
@@ -23,11 +23,11 @@ pub struct Paces {
 #[derive(Debug, Default)]
 struct Hosts {
     paces: HashMap<IpAddr, Weak<Pace>>,
-    /// How many there may be before those that nobody scans any more are forgotten.
+    /// The number of entries at which unused ones are removed.
     full: usize,
 }
 
-/// Connections a second, over all hosts.
+/// The connection rate over all hosts.
 #[derive(Debug)]
 struct Rate {
     gap: Duration,
@@ -35,14 +35,14 @@ struct Rate {
 }
 
 impl Paces {
-    /// At most so many new connections a second, over all hosts.
+    /// Limits the number of new connections per second, over all hosts.
     pub fn with_rate(each_second: f64) -> Self {
         let gap = Duration::from_secs_f64(1.0 / each_second.clamp(0.001, 1e9));
         let rate = Rate { gap, next: Mutex::new(Instant::now()) };
         Self { hosts: Mutex::default(), rate: Some(Arc::new(rate)) }
     }
 
-    /// The pace for an address, shared by all who scan it now.
+    /// The pace for an address, shared by all its current scans.
     pub fn of(&self, address: IpAddr, most: u32) -> Arc<Pace> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pace) = hosts.paces.get(&address).and_then(Weak::upgrade) {
@@ -87,7 +87,7 @@ struct State {
 }
 
 impl Pace {
-    /// At most so many connections at a time.
+    /// Limits the number of simultaneous connections.
     pub fn new(most: u32) -> Self {
         let now = Instant::now();
         let most = most.max(1);
@@ -99,21 +99,21 @@ impl Pace {
         }
     }
 
-    /// Waits for the turn of one more connection.
+    /// Waits until one more connection is allowed.
     pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.slots.clone().acquire_owned().await.ok();
         self.gap().await;
         permit
     }
 
-    /// Waits for the turn of a connection among those with all hosts.
+    /// Waits until the overall rate allows one more connection.
     pub async fn rate(&self) {
         if let Some(rate) = &self.rate {
             rate.turn().await;
         }
     }
 
-    /// Waits until none of our connections is open, and keeps all others from being made.
+    /// Waits until none of our connections is open, and prevents new ones.
     pub async fn alone(&self) -> Option<OwnedSemaphorePermit> {
         self.slots.clone().acquire_many_owned(self.most).await.ok()
     }
@@ -131,7 +131,8 @@ impl Pace {
         sleep_until(at).await;
     }
 
-    /// The host did not bear what began at `since`: slower, once for all that began before.
+    /// Slows down, because a probe that started at `since` failed. Failures of probes that started before
+    /// the last slow-down do not count.
     pub fn slow_down(&self, since: Instant) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if since < state.slowed {

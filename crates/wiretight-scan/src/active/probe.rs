@@ -1,4 +1,4 @@
-//! One question to one address: a hello out, an answer back, and what that answer is worth.
+//! A probe: sends a ClientHello to an address, and interprets the answer.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,99 +28,96 @@ use crate::target::Start;
 /// How far an answer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// The ServerHello: it says what was chosen.
+    /// The ServerHello.
     Hello,
-    /// All that comes in the clear, up to ServerHelloDone.
+    /// All unencrypted messages, up to ServerHelloDone.
     Done,
-    /// As much of that as comes: the ServerHello is an answer without it.
+    /// The same, but the ServerHello is enough if the rest is missing.
     Shown,
 }
 
-/// What a server sent in the clear.
+/// The unencrypted messages of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flight {
-    /// What it chose.
     pub hello: ServerHello,
-    /// Its chain, up to TLS 1.2.
+    /// The chain, up to TLS 1.2.
     pub certificates: Vec<Vec<u8>>,
-    /// The OCSP response that it stapled.
+    /// The stapled OCSP response.
     pub status: Option<Vec<u8>>,
-    /// Its key exchange, where the suite has one.
+    /// The key exchange, if the suite has one.
     pub key_exchange: Option<ServerKeyExchange>,
-    /// The certificate that it wants.
     pub request: Option<CertificateRequest>,
-    /// Whether ServerHelloDone came.
+    /// Whether there was a ServerHelloDone.
     pub done: bool,
 }
 
-/// What came back.
+/// The reply to a hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// A hello, and what follows it.
+    /// A ServerHello, and the messages after it.
     Hello(Box<Flight>),
-    /// A refusal: level and description.
+    /// An alert: level and description.
     Alert(u8, u8),
     /// No answer.
     Trouble(Trouble),
 }
 
-/// What an answer is worth.
+/// The meaning of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The server went along.
+    /// The server accepted the hello.
     Taken(Box<Flight>),
-    /// It refused.
+    /// The server rejected the hello.
     Refused {
         /// The evidence.
         why: String,
-        /// Whether that speaks of the hello. What does not, a close for one, may come of a single thing
-        /// in the hello.
+        /// Whether the server rejected the hello as a whole. If not (for example, it closed the
+        /// connection), a single item in the hello may be the cause.
         of_hello: bool,
     },
-    /// It could not be told; why.
+    /// Could not be determined; why.
     Unclear(String),
-    /// Hellos of this length do not get through, and shorter ones do.
+    /// Hellos of this length do not arrive, but shorter ones do.
     TooLarge,
 }
 
-/// Asks one address.
+/// Probes one address.
 pub struct Prober {
-    /// Where.
     pub address: SocketAddr,
-    /// The name that hellos carry.
+    /// The server name in hellos.
     pub name: Option<String>,
-    /// What is spoken before TLS.
+    /// The protocol before TLS.
     pub start: Start,
-    /// How long to wait for any answer.
+    /// Time limit for any answer.
     pub timeout: Duration,
-    /// How fast to ask.
+    /// The rate limit.
     pub pace: Arc<Pace>,
-    /// A hello that is answered: what failures are compared with.
+    /// A hello that the server answers. Failures are compared with it.
     pub control: OnceLock<ClientHello>,
-    /// When the whole scan has to come to an end.
+    /// The deadline of the whole scan.
     pub end: Instant,
-    /// What is shown to a server that asks for a certificate.
+    /// The client certificate.
     pub identity: Option<Arc<ClientIdentity>>,
-    /// Whether SSL 2.0 was answered, which is a control where nothing else is.
+    /// Whether SSL 2.0 was answered. It serves as the control if there is no other.
     pub(super) speaks_ssl2: AtomicBool,
-    /// What was chosen in all hellos.
+    /// Everything that the server chose.
     pub(super) observed: Arc<Observed>,
-    /// The versions that are asked for in an ordinary client's manner, a bit each.
+    /// The versions that are tested with an ordinary client's hellos, one bit each.
     pub(super) plain: AtomicU32,
     /// Whether the address still answers.
     pub(super) contact: Contact,
-    /// The longest that a connection took to go over to TLS, in microseconds.
+    /// The longest time that STARTTLS took, in microseconds.
     greeting: AtomicU64,
-    /// Hellos of this length, and longer ones, are lost on the way.
+    /// Hellos of this length or longer are lost on the path.
     lost: AtomicUsize,
     connections: AtomicU64,
     /// The slowest answer so far, in microseconds.
     slowest: AtomicU64,
-    /// The quickest, likewise.
+    /// The quickest answer so far, in microseconds.
     quickest: AtomicU64,
 }
 
-/// Rounds of asking again where an answer was unclear, each after a pause.
+/// The pauses before each retry of an unclear answer.
 const PAUSES: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(200),
@@ -131,14 +128,13 @@ const PAUSES: [Duration; 6] = [
 ];
 
 impl Outcome {
-    /// By an alert about the hello.
+    /// Rejected by an alert about the hello.
     fn refused(level: u8, description: u8) -> Self {
         Self::Refused { why: alert_name(level, description), of_hello: true }
     }
 }
 
 impl Prober {
-    /// For this address.
     pub fn new(
         address: SocketAddr,
         name: Option<String>,
@@ -167,18 +163,18 @@ impl Prober {
         }
     }
 
-    /// Connections that were made so far.
+    /// The number of connections so far.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
     }
 
-    /// Connects, and speaks what comes before TLS.
+    /// Connects, and performs STARTTLS if necessary.
     pub async fn connect(&self) -> Result<Link, Trouble> {
         let permit = self.turn().await?;
         Ok(self.open(permit).await?.0)
     }
 
-    /// Why nothing more is asked.
+    /// Why the scan has to stop, if it has.
     fn over(&self) -> Option<Trouble> {
         if let Some(why) = self.contact.stopped() {
             return Some(Trouble::Stopped(why.to_owned()));
@@ -186,12 +182,12 @@ impl Prober {
         (Instant::now() >= self.end).then_some(Trouble::TimeIsUp)
     }
 
-    /// The longest that a connection took to go over to TLS.
+    /// The longest time that STARTTLS took.
     pub(super) fn slowest_start(&self) -> Duration {
         Duration::from_micros(self.greeting.load(Relaxed))
     }
 
-    /// Waits for our turn, no longer than the scan may take.
+    /// Waits for a connection permit, until the end of the scan at most.
     async fn turn(&self) -> Result<Option<OwnedSemaphorePermit>, Trouble> {
         if let Some(trouble) = self.over() {
             return Err(trouble);
@@ -199,7 +195,7 @@ impl Prober {
         timeout_at(self.end, self.pace.turn()).await.map_err(|_| Trouble::TimeIsUp)
     }
 
-    /// Connects, and says nothing: for what speaks by itself.
+    /// Connects without sending anything.
     pub async fn stream(&self) -> io::Result<TcpStream> {
         let permit = self.turn().await.map_err(|trouble| io::Error::other(trouble.to_string()))?;
         let stream = self.tcp().await.map_err(|trouble| io::Error::other(trouble.to_string()));
@@ -246,7 +242,7 @@ impl Prober {
         }))
     }
 
-    /// A connection on which TLS comes next, and how long what comes before it took.
+    /// Opens a connection that is ready for TLS. Returns how long STARTTLS took.
     async fn open(
         &self,
         permit: Option<OwnedSemaphorePermit>,
@@ -267,7 +263,7 @@ impl Prober {
         let begun = Instant::now();
         let patience = begun + starttls::time(self.timeout);
         let upgrade = starttls::upgrade(stream, self.start, name, local, patience);
-        // Not by a shorter patience: with that, a greeting would be waited for in less than the time-out.
+        // Do not shorten `patience` instead: the wait for a greeting would be shorter than the time-out.
         let Ok(upgrade) = timeout_at(self.end, upgrade).await else {
             return Err(Trouble::TimeIsUp);
         };
@@ -287,7 +283,7 @@ impl Prober {
         }
     }
 
-    /// What an attempt to go over to TLS tells.
+    /// The facts from one attempt of STARTTLS.
     pub async fn start_facts(&self) -> Result<Facts, Trouble> {
         let _permit = self.turn().await?;
         let stream = self.tcp().await?;
@@ -299,8 +295,8 @@ impl Prober {
         Ok(starttls::facts(&outcome))
     }
 
-    /// How long to wait for an answer: many times what answers have taken, so that silence does not
-    /// cost the whole time-out again and again.
+    /// How long to wait for an answer: a multiple of the slowest answer, so that silence does not cost the
+    /// whole time-out each time.
     fn patience(&self) -> Duration {
         match self.slowest.load(Relaxed) {
             0 => self.timeout,
@@ -311,15 +307,14 @@ impl Prober {
         }
     }
 
-    /// A pause after which a server that says nothing most likely waits for us: many times what its
-    /// quickest answer took, for others may have waited for other connections of ours. It is no proof
-    /// of silence.
+    /// A pause after which a silent server most likely waits for us: a multiple of its quickest answer,
+    /// because slower ones may have been delayed by our other connections. This is not proof of silence.
     pub(super) fn moment(&self) -> Duration {
         let quickest = Duration::from_micros(self.quickest.load(Relaxed));
         quickest.saturating_mul(5).clamp(Duration::from_millis(15), Duration::from_secs(1))
     }
 
-    /// Asks once.
+    /// Sends a hello once.
     pub async fn ask(&self, hello: &ClientHello, until: Until) -> Reply {
         match self.turn().await {
             Ok(permit) => self.ask_with(hello, until, permit).await,
@@ -346,7 +341,7 @@ impl Prober {
             Ok(Reply::Trouble(trouble)) | Err(trouble) => Reply::Trouble(trouble),
             Ok(reply) => {
                 self.contact.answered(Instant::now());
-                // A slow greeting says nothing of how long TLS takes to answer.
+                // The time for STARTTLS does not count.
                 let took = start.elapsed().saturating_sub(before_tls);
                 let took = took.as_micros().try_into().unwrap_or(u64::MAX);
                 self.slowest.fetch_max(took.max(1), Relaxed);
@@ -361,12 +356,12 @@ impl Prober {
         }
     }
 
-    /// Asks until it is clear what the answer is.
+    /// Sends a hello until the answer is clear.
     ///
-    /// An alert is the server's own word. Silence, a close or a reset say something only between
-    /// two controls that are answered, with nothing else of ours under way: what limits
-    /// connections, or is overloaded, would have hit a control too. The controls are as long as the
-    /// hello, or what drops long hellos would look like a server that refuses what is in them.
+    /// An alert is a clear answer. Silence, a close or a reset count only between two controls that are
+    /// answered, without other connections of ours: a rate limit or an overload would have affected the
+    /// controls too. The controls are as long as the hello. Otherwise, a device that drops long hellos
+    /// would look like a server that rejects their content.
     pub async fn probe(&self, hello: &ClientHello, until: Until) -> Outcome {
         let length = hello.record().len();
         if length >= self.lost.load(Relaxed) {
@@ -378,12 +373,12 @@ impl Prober {
             Reply::Alert(level, description) if is_refusal(description) => {
                 return Outcome::refused(level, description);
             }
-            // Of the server's state, or how it refuses: the same word twice is its answer.
+            // This alert can be about the server's state. If it comes twice, it is the answer.
             Reply::Alert(level, description) => match self.ask(hello, until).await {
                 Reply::Hello(flight) => return Outcome::Taken(flight),
                 Reply::Alert(..) => {
                     let alert = alert_name(level, description);
-                    let why = format!("{alert}, asked twice");
+                    let why = format!("{alert}, twice");
                     return Outcome::Refused { why, of_hello: false };
                 }
                 Reply::Trouble(trouble) => trouble.to_string(),
@@ -397,7 +392,7 @@ impl Prober {
             return self.compare_with_ssl2(hello, until, first).await;
         };
         let padded = match control.extensions.is_empty() {
-            // SSL 3.0 and its like have nowhere to put padding.
+            // SSL 3.0 hellos have no extensions, so no padding.
             true => control.clone(),
             false => control.clone().padded_to(length),
         };
@@ -413,11 +408,11 @@ impl Prober {
                 self.pace.slow_down(begun);
                 sleep(pause).await;
             }
-            // The permits, one by one, are held to the end of the round.
+            // Hold all permits until the end of the round.
             let Ok(Some(_alone)) = timeout_at(self.end, self.pace.alone()).await else { break };
             let answered = |reply: &Reply| matches!(reply, Reply::Hello(_));
             if !answered(&self.ask_with(&padded, Until::Hello, None).await) {
-                // Only the length differs, perhaps. Once more, for it could be chance.
+                // The length may be the cause. Repeat it, because the failure may be accidental.
                 if answered(&self.ask_with(control, Until::Hello, None).await)
                     && !answered(&self.ask_with(&padded, Until::Hello, None).await)
                     && answered(&self.ask_with(control, Until::Hello, None).await)
@@ -426,7 +421,7 @@ impl Prober {
                     return Outcome::TooLarge;
                 }
                 self.contact.silent(Instant::now(), self.timeout);
-                // What hits some connections and not others may let this one pass.
+                // If failures affect only some connections, this one may succeed.
                 match self.ask_with(hello, until, None).await {
                     Reply::Hello(flight) => return Outcome::Taken(flight),
                     Reply::Alert(level, description) if is_refusal(description) => {
@@ -435,8 +430,8 @@ impl Prober {
                     _ => continue,
                 }
             }
-            // Twice, for a single failure may be chance, or a limit that silence gave time to pass:
-            // what resets each third connection hits no two that follow each other.
+            // Try twice: a single failure may be accidental. A limit that resets every third connection does
+            // not affect two in a row.
             let mut failed = String::new();
             let mut refused = true;
             let mut breaks = false;
@@ -468,7 +463,7 @@ impl Prober {
                 }
             }
             if refused && breaks {
-                // That is its answer, but not one to the question.
+                // The server answers, but not to the question.
                 return Outcome::Unclear(failed);
             }
             if refused {
@@ -484,7 +479,7 @@ impl Prober {
         }
     }
 
-    /// Where SSL 2.0 is all that is answered, its hello is the control.
+    /// Uses an SSL 2.0 hello as the control, if the server answers nothing else.
     async fn compare_with_ssl2(&self, hello: &ClientHello, until: Until, last: String) -> Outcome {
         if !self.speaks_ssl2.load(Relaxed) || !ssl2::is_answered(self).await {
             return Outcome::Unclear(last);
@@ -494,7 +489,7 @@ impl Prober {
             Reply::Alert(level, description) if is_refusal(description) => {
                 Outcome::refused(level, description)
             }
-            // Of the hello, for none but those of SSL 2.0 are answered.
+            // A rejection of the hello, because only SSL 2.0 hellos are answered.
             _ if ssl2::is_answered(self).await => Outcome::Refused {
                 why: format!("{last}; hellos of SSL 2.0 right before and after were answered"),
                 of_hello: true,
@@ -503,10 +498,10 @@ impl Prober {
         }
     }
 
-    /// A hello of this version with fresh randomness and the target's name.
+    /// A hello of this version with a new random and the target's name.
     pub fn hello(&self, version: Version) -> ClientHello {
         let mut random = [0; 32];
-        // Where the system has no randomness, a hello without is still a hello.
+        // If the system has no randomness, a hello with zeros works too.
         let _ = aws_lc_rs::rand::fill(&mut random);
         let hello = ClientHello::new(version, random);
         match &self.name {
@@ -516,7 +511,7 @@ impl Prober {
     }
 }
 
-/// Whether an alert speaks of what was asked, rather than of the server's state.
+/// Whether an alert is about the hello, and not about the server's state.
 fn is_refusal(description: u8) -> bool {
     // close_notify, internal_error, user_canceled
     !matches!(description, 0 | 80 | 90)
@@ -538,9 +533,9 @@ async fn read_flight(link: &mut Link, hello: &ClientHello, until: Until) -> Resu
         Event::Message(message) if message.kind == HandshakeType::CLIENT_HELLO => {
             return Err(Trouble::NotTls(b"our own hello, sent back".to_vec()));
         }
-        _ => return Err(Trouble::Malformed("no ServerHello came first")),
+        _ => return Err(Trouble::Malformed("the first message is not a ServerHello")),
     };
-    // A server that chooses what was not offered answers something else than the question.
+    // Such an answer says nothing about the offered suites.
     if !hello.suites.contains(&flight.hello.suite) {
         return Err(Trouble::Malformed("the server chose a suite that was not offered"));
     }
@@ -557,7 +552,7 @@ async fn read_flight(link: &mut Link, hello: &ClientHello, until: Until) -> Resu
                 return Ok(Reply::Alert(level, description));
             }
             Err(trouble) if until == Until::Done => return Err(trouble),
-            // A session was resumed, or something is odd: what came is what is known.
+            // A session was resumed, or the server behaves unusually. Keep what was received.
             _ => break,
         };
         let body = message.body();
@@ -594,7 +589,7 @@ impl Flight {
         self.hello.extension(kind).is_some()
     }
 
-    /// The group of its key exchange: by `key_share` or `supported_groups`.
+    /// The group of the key exchange, from `key_share` or ServerKeyExchange.
     pub fn group(&self) -> Option<u16> {
         use crate::parse::Exchange;
         if let Some((group, _)) = self.hello.key_share() {

@@ -1,10 +1,10 @@
-//! QUIC (RFC 9000): whether version 1 is spoken, and which groups its TLS takes.
+//! QUIC (RFC 9000): whether version 1 is supported, and which groups its TLS accepts.
 //!
-//! Hellos go in Initial packets, and so does what servers say to them; no connection is ever
-//! finished. A hello without key shares has the server name a group, for which no key is needed.
+//! Hellos and their answers are in Initial packets; no connection is ever completed. A hello without key
+//! shares makes the server request a group, and needs no keys.
 //!
-//! UDP drops, and many a firewall drops all of it: silence says nothing here. "No" is said by the
-//! host alone: with an alert, with other versions, or with a closed port.
+//! Packets can be lost, and many firewalls drop all UDP, so silence means nothing here. A "no" requires an
+//! alert, other versions, or a closed port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,30 +24,29 @@ use crate::parse::quic::{
 };
 use crate::parse::{ClientHello, HandshakeType, Handshakes, Malformed, ServerHello, extension};
 
-/// Datagrams that are read for one question. An answer takes one to four, and as many again for each
-/// time that it is sent anew.
+/// The maximum number of datagrams to read for one probe. An answer takes one to four, and again for each
+/// retransmission.
 const MAX_DATAGRAMS: usize = 64;
-/// The longest token of a Retry that is sent back: it leaves room for a hello in a datagram.
+/// The maximum length of a Retry token: a hello must fit into the same datagram.
 const MAX_TOKEN: usize = 512;
-/// Questions about groups. Servers take three to ten of them.
+/// The maximum number of probes for groups. Servers accept three to ten.
 const MAX_GROUPS: usize = 16;
-/// Between two questions.
+/// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// HTTP/3, and what else is known to run over QUIC: DNS (RFC 9250), SMB, tests.
+/// HTTP/3, and other protocols over QUIC: DNS (RFC 9250), SMB, interoperability tests.
 const HTTP3: &[&str] = &["h3"];
 const OTHERS: &[&str] = &["doq", "smb", "hq-interop"];
 
-/// The suites of TLS 1.3 that QUIC may use: not that with a tag of 8 bytes (RFC 9001 section 5.3).
+/// The TLS 1.3 suites that QUIC allows: all but the one with an 8-byte tag (RFC 9001 section 5.3).
 const SUITES: [u16; 4] = [0x1301, 0x1302, 0x1303, 0x1304];
 
-/// The groups that there are keys for: x25519, secp256r1, secp384r1.
+/// The groups for which the scanner can create key shares: x25519, secp256r1, secp384r1.
 const SHARED: [u16; 3] = [0x001d, 0x0017, 0x0018];
 
-/// Asks whether QUIC is spoken on this UDP port, and which groups it takes: `protocol.quic`,
-/// `groups.quic`.
+/// Whether this UDP port supports QUIC, and which groups it accepts: `protocol.quic`, `groups.quic`.
 ///
-/// No question waits longer than `timeout`.
+/// No probe takes longer than `timeout`.
 pub async fn quic(
     address: SocketAddr,
     name: Option<&str>,
@@ -68,7 +67,7 @@ pub async fn quic(
         facts.set("groups.quic", answer, Some(Value::List(taken.collect())), evidence);
     }
     let evidence = match &versions {
-        Some(versions) => format!("{evidence}; Version Negotiation names {}", list(versions)),
+        Some(versions) => format!("{evidence}; Version Negotiation lists {}", list(versions)),
         None => evidence,
     };
     let versions = versions.map(|v| Value::List(v.iter().map(|v| version(*v)).collect()));
@@ -76,8 +75,8 @@ pub async fn quic(
     facts
 }
 
-/// The suites that QUIC takes, in the order in which the server chose, and what refused the others, or
-/// why that is not known.
+/// The suites that QUIC accepts, in the order in which the server chose them, and how it rejected the
+/// others, or why that is not known.
 pub(super) async fn quic_suites(
     address: SocketAddr,
     name: Option<&str>,
@@ -108,19 +107,19 @@ pub(super) async fn quic_suites(
             other => return (taken, Err(evidence(&other))),
         }
     }
-    (taken, Ok("there are no more".to_owned()))
+    (taken, Ok("there are no others".to_owned()))
 }
 
-/// What came back to a hello.
+/// The reply to a hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Reply {
-    /// A ServerHello or HelloRetryRequest, in an Initial that authenticates.
+    /// A ServerHello or HelloRetryRequest, in an authentic Initial.
     Hello(Box<ServerHello>),
-    /// The server's TLS refuses.
+    /// A TLS alert.
     Alert(u8),
-    /// The server ends the connection for another reason.
+    /// The server closed the connection for another reason.
     Closed(u64, String),
-    /// The server does not speak this version, but these.
+    /// The server does not support this version, but these.
     Versions(Vec<u32>),
     /// Nothing listens (ICMP port unreachable).
     Unreachable,
@@ -128,7 +127,8 @@ enum Reply {
     Trouble(String),
 }
 
-/// A way to ask that a server answered: application protocols, and whether it names groups.
+/// The kind of hello that the server answered: its application protocols, and whether the server requests
+/// groups by HelloRetryRequest.
 struct Answered {
     alpn: &'static [&'static str],
     names_groups: bool,
@@ -144,8 +144,8 @@ struct Asker<'a> {
 impl Asker<'_> {
     async fn spoken(&self) -> (Answer, String, Option<Answered>) {
         let groups = groups();
-        // Without shares first: it costs the server least, and needs the groups of nobody. Some
-        // servers cannot ask for another group, so that those get shares.
+        // First without key shares: this costs the server least, and works with any group. Some servers send
+        // no HelloRetryRequest, so then try with key shares.
         let ways = [(HTTP3, false), (HTTP3, true), (OTHERS, true)];
         let mut refusal = String::new();
         for (alpn, shared) in ways {
@@ -160,7 +160,7 @@ impl Asker<'_> {
                     return (
                         Answer::Yes,
                         format!(
-                            "{} in an Initial of version 1 that authenticates, offered {}",
+                            "{} in an authentic Initial of version 1, with {} offered",
                             if names_groups { "HelloRetryRequest" } else { "ServerHello" },
                             alpn.join(", ")
                         ),
@@ -170,13 +170,13 @@ impl Asker<'_> {
                 Reply::Alert(code) if is_refusal(code) => {
                     let alert = names::alert(code);
                     refusal = format!("CONNECTION_CLOSE with alert {alert} ({code})");
-                    // Another application protocol is asked for only where this one was the reason.
+                    // Try another application protocol only if this one was the reason.
                     if shared && code != 120 {
                         break;
                     }
                 }
                 reply @ (Reply::Unreachable | Reply::Versions(_)) => {
-                    // Once more: ICMP may be about something else, and neither is authenticated.
+                    // Repeat it: ICMP may be about something else, and neither reply is authenticated.
                     let again = self.ask(&hello).await;
                     let what = evidence(&reply);
                     return match again == reply {
@@ -193,7 +193,7 @@ impl Asker<'_> {
         (Answer::No, refusal, None)
     }
 
-    /// The groups that a server names, one after the other, each no longer offered then.
+    /// The groups that a server requests, one after the other; each is removed from the next offer.
     async fn named_groups(&self, alpn: &[&str]) -> (Answer, Vec<u16>, String) {
         let (mut left, mut taken) = (groups(), Vec::new());
         while taken.len() < MAX_GROUPS {
@@ -205,7 +205,7 @@ impl Asker<'_> {
                         taken.push(group);
                     }
                     _ => {
-                        let why = "a group is named that was not offered".into();
+                        let why = "the server requested a group that was not offered".into();
                         return (Answer::Inconclusive, taken, why);
                     }
                 },
@@ -217,10 +217,10 @@ impl Asker<'_> {
                 other => return (Answer::Inconclusive, taken, evidence(&other)),
             }
         }
-        (Answer::Inconclusive, taken, "there are more than are asked for".into())
+        (Answer::Inconclusive, taken, "there are more than were tested".into())
     }
 
-    /// The groups of a server that names none: of those that we have keys for.
+    /// The groups of a server without HelloRetryRequest, among those with key shares.
     async fn shared_groups(&self, alpn: &[&str]) -> (Answer, Vec<u16>, String) {
         let mut taken = Vec::new();
         for group in SHARED {
@@ -231,13 +231,13 @@ impl Asker<'_> {
                 taken.push(group);
             }
         }
-        let why = "no HelloRetryRequest comes, so x25519, secp256r1 and secp384r1 alone were \
-                   asked for";
+        let why = "the server sends no HelloRetryRequest, so only x25519, secp256r1 and secp384r1 were \
+                   tested";
         (Answer::Inconclusive, taken, why.into())
     }
 
-    /// The versions that a server names when it is asked for one that cannot be (RFC 9000
-    /// section 6.3). Servers need not answer.
+    /// The versions that a server lists in reply to a reserved version (RFC 9000 section 6.3). Servers need
+    /// not answer.
     async fn versions(&self) -> Option<Vec<u32>> {
         self.turn().await;
         let ids = Ids::new().ok()?;
@@ -261,8 +261,8 @@ impl Asker<'_> {
         None
     }
 
-    /// Waits for a turn, and does not keep it: one datagram at a time is no burden, and where UDP is
-    /// silent, which is common, TCP must not wait for it, or be slowed down by it.
+    /// Waits for a connection permit, but does not keep it: single datagrams are no burden, and TCP probes
+    /// must not wait for UDP, which is often silent.
     async fn turn(&self) {
         drop(self.pace.turn().await);
         sleep(PAUSE).await;
@@ -270,7 +270,7 @@ impl Asker<'_> {
 
     fn hello(&self, alpn: &[&str], groups: &[u16]) -> ClientHello {
         let mut random = [0; 32];
-        // Where the system has no randomness, a hello without is still a hello.
+        // If the system has no randomness, a hello with zeros works too.
         let _ = aws_lc_rs::rand::fill(&mut random);
         let schemes: Vec<u16> = SCHEMES.iter().map(|scheme| scheme.code).collect();
         let mut hello = ClientHello::new(Version::Tls1_3, random)
@@ -287,8 +287,8 @@ impl Asker<'_> {
         }
     }
 
-    /// Sends a hello, and waits for what comes; sends it again thrice where nothing does, each time
-    /// after twice as long.
+    /// Sends a hello, and waits for the reply. Repeats it three times if there is none, each time after twice
+    /// as long.
     async fn ask(&self, hello: &ClientHello) -> Reply {
         self.turn().await;
         let mut exchange = match Exchange::new(hello) {
@@ -307,7 +307,7 @@ impl Asker<'_> {
     }
 }
 
-/// The connection IDs of one question.
+/// The connection IDs of one probe.
 struct Ids {
     destination: [u8; 8],
     source: [u8; 8],
@@ -316,7 +316,7 @@ struct Ids {
 impl Ids {
     fn new() -> Result<Self, String> {
         let mut ids = Self { destination: [0; 8], source: [0; 8] };
-        // Who cannot see them cannot answer; so without randomness nothing is asked.
+        // Only a host that sees the IDs can answer, so they must be random.
         let filled = aws_lc_rs::rand::fill(&mut ids.destination)
             .and_then(|()| aws_lc_rs::rand::fill(&mut ids.source));
         filled.map(|()| ids).map_err(|_| "the system has no randomness".into())
@@ -327,20 +327,20 @@ impl Ids {
     }
 }
 
-/// One question, from its first packet to the answer.
+/// One probe, from its first packet to the answer.
 struct Exchange {
     ids: Ids,
-    /// Where packets go: what was made up, or the server's after a Retry.
+    /// The destination connection ID: a random one, or the server's after a Retry.
     destination: Vec<u8>,
     keys: InitialKeys,
     token: Option<Vec<u8>>,
     hello: ClientHello,
-    /// Packet number of the next.
+    /// The next packet number.
     number: u32,
     largest: Option<u64>,
     crypto: Crypto,
     handshakes: Handshakes,
-    /// The server's connection ID, for a goodbye.
+    /// The server's connection ID, to close the connection.
     server: Option<Vec<u8>>,
 }
 
@@ -379,23 +379,22 @@ impl Exchange {
                 }
             }
             if budget == 0 {
-                let why = format!("{MAX_DATAGRAMS} datagrams came, and no answer among them");
+                let why = format!("{MAX_DATAGRAMS} datagrams, but no answer among them");
                 return Ok(Reply::Trouble(why));
             }
         }
         let seconds = timeout.as_secs_f64();
         Ok(Reply::Trouble(match (self.largest, &self.token) {
-            (Some(_), _) => format!("Initials came for {seconds:.1} s, and no hello in them"),
-            (None, Some(_)) => format!("a Retry came, and nothing more for {seconds:.1} s"),
-            (None, None) => format!("silent for {seconds:.1} s, the hello sent four times"),
+            (Some(_), _) => format!("Initials for {seconds:.1} s, but no hello in them"),
+            (None, Some(_)) => format!("a Retry, but nothing more for {seconds:.1} s"),
+            (None, None) => format!("silent for {seconds:.1} s, with the hello sent four times"),
         }))
     }
 
-    /// Sends the whole hello.
     async fn send(&mut self, socket: &UdpSocket) -> io::Result<()> {
         let message = self.hello.message();
         let mut offset = 0;
-        // Headers take less than 100 bytes: all datagrams have the length that all paths bear.
+        // Headers take less than 100 bytes, so that all datagrams have the length that every path supports.
         let room = MIN_DATAGRAM - self.token.as_ref().map_or(0, Vec::len) - 100;
         for piece in message.chunks(room) {
             let mut bytes = Vec::new();
@@ -418,8 +417,8 @@ impl Exchange {
         initial(&self.keys.client, header, frames)
     }
 
-    /// What a datagram says. What is not for us, or does not authenticate, is not there
-    /// (RFC 9001 section 5.2): anybody may have sent it.
+    /// Reads a datagram. Packets that are not for us, or not authentic, are ignored (RFC 9001
+    /// section 5.2), because anybody may have sent them.
     fn take(&mut self, datagram: &[u8]) -> Option<Reply> {
         let mut rest = datagram;
         while !rest.is_empty() {
@@ -432,11 +431,11 @@ impl Exchange {
                         continue;
                     };
                     self.largest = self.largest.max(Some(number));
-                    // RFC 9000 section 7.2: the first one says where packets go from now on.
+                    // RFC 9000 section 7.2: the first one sets the destination from now on.
                     self.server.get_or_insert_with(|| found.source.to_vec());
                     self.read(&payload)
                 }
-                // One at most, and before anything else (RFC 9000 section 17.2.5.2).
+                // Only one, and before anything else (RFC 9000 section 17.2.5.2).
                 Packet::Retry(found)
                     if self.token.is_none()
                         && self.largest.is_none()
@@ -453,7 +452,7 @@ impl Exchange {
                     self.keys = InitialKeys::new(found.source);
                     None
                 }
-                // One that names the version which it answers is to be dropped (section 6.2).
+                // If it lists the version that it replies to, it must be dropped (section 6.2).
                 Packet::VersionNegotiation(found)
                     if self.token.is_none()
                         && self.largest.is_none()
@@ -472,7 +471,7 @@ impl Exchange {
         None
     }
 
-    /// What the payload of an Initial says. A hello counts, whatever ends the connection after it.
+    /// Reads the payload of an Initial. A hello counts even if the connection is closed after it.
     fn read(&mut self, payload: &[u8]) -> Option<Reply> {
         let (frames, end) = frames(payload);
         let (mut close, mut wrong) = (None, end.err());
@@ -499,19 +498,19 @@ impl Exchange {
         }
     }
 
-    /// The ServerHello, if it is whole.
+    /// The ServerHello, if it is complete.
     fn message(&mut self) -> Option<Reply> {
         let message = match self.handshakes.message() {
             Ok(message) => message?,
             Err(e) => return Some(malformed(e)),
         };
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Some(Reply::Trouble("no ServerHello came first".into()));
+            return Some(Reply::Trouble("the first message is not a ServerHello".into()));
         }
         Some(match ServerHello::parse(message.body()) {
             Err(e) => malformed(e),
             Ok(hello) if hello.version() != Some(Version::Tls1_3) => {
-                Reply::Trouble("a ServerHello of another version than TLS 1.3".into())
+                Reply::Trouble("the ServerHello has another version than TLS 1.3".into())
             }
             Ok(hello) if !self.hello.suites.contains(&hello.suite) => {
                 Reply::Trouble("the server chose a suite that was not offered".into())
@@ -520,7 +519,7 @@ impl Exchange {
         })
     }
 
-    /// Tells a server that waits for us not to.
+    /// Closes the connection, so that the server does not wait for us.
     async fn leave(&mut self, socket: &UdpSocket, reply: &Reply) {
         if self.server.is_some() && !matches!(reply, Reply::Alert(_) | Reply::Closed(..)) {
             let mut bytes = Vec::new();
@@ -529,7 +528,7 @@ impl Exchange {
             }
             Frame::Close { code: 0, reason: &[] }.write(&mut bytes);
             let datagram = self.initial(&bytes);
-            // Only a courtesy.
+            // Errors do not matter.
             let _ = socket.send(&datagram).await;
         }
     }
@@ -545,12 +544,12 @@ async fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
         SocketAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),
     };
     let socket = UdpSocket::bind(any).await?;
-    // Then ICMP errors come back as errors of the socket, and other hosts are not heard.
+    // A connected socket reports ICMP errors, and ignores other hosts.
     socket.connect(address).await?;
     Ok(socket)
 }
 
-/// The next datagram; `None` when it is time, or there were too many.
+/// The next datagram; `None` after the deadline, or after too many datagrams.
 async fn receive(
     socket: &UdpSocket,
     until: Instant,
@@ -567,13 +566,13 @@ async fn receive(
     }
 }
 
-/// Whether an alert speaks of what was asked, rather than of the server's state.
+/// Whether an alert is about the hello, and not about the server's state.
 fn is_refusal(code: u8) -> bool {
     // close_notify, internal_error, user_canceled
     !matches!(code, 0 | 80 | 90)
 }
 
-/// The groups that TLS 1.3 has.
+/// The groups that TLS 1.3 allows.
 fn groups() -> Vec<u16> {
     let tls1_3 = |g: &&Group| match g.kind {
         GroupKind::Hybrid | GroupKind::PostQuantum | GroupKind::FiniteField => true,
@@ -583,7 +582,7 @@ fn groups() -> Vec<u16> {
     GROUPS.iter().filter(tls1_3).map(|g| g.code).collect()
 }
 
-/// With a share for each of these groups that has keys here. Nobody computes a secret with them.
+/// Adds a key share for each of these groups that the scanner supports. The keys are not kept.
 pub(super) fn with_shares(hello: ClientHello, groups: &[u16]) -> ClientHello {
     let keys: Vec<_> =
         groups.iter().filter_map(|group| Some((*group, share_of(*group)?))).collect();
@@ -591,8 +590,7 @@ pub(super) fn with_shares(hello: ClientHello, groups: &[u16]) -> ClientHello {
     hello.key_shares(&shares)
 }
 
-/// What a Version Negotiation names, without those that nobody can speak (RFC 9000 section 15): at
-/// most 16.
+/// The versions in a Version Negotiation, at most 16, without reserved ones (RFC 9000 section 15).
 fn known(mut versions: Vec<u32>) -> Vec<u32> {
     versions.retain(|version| version & 0x0f0f_0f0f != 0x0a0a_0a0a);
     versions.truncate(16);
@@ -606,7 +604,7 @@ fn list(versions: &[u32]) -> String {
     }
 }
 
-/// What a version is called (IANA, QUIC Versions).
+/// The name of a version (IANA, QUIC Versions).
 fn version(code: u32) -> String {
     match code {
         1 => "1".into(),
@@ -623,7 +621,7 @@ fn evidence(reply: &Reply) -> String {
             format!("CONNECTION_CLOSE with alert {} ({code})", names::alert(*code))
         }
         Reply::Closed(code, reason) => format!("CONNECTION_CLOSE {code:#x} {reason}"),
-        Reply::Versions(versions) => format!("Version Negotiation names {}", list(versions)),
+        Reply::Versions(versions) => format!("Version Negotiation lists {}", list(versions)),
         Reply::Unreachable => "the port is closed (ICMP port unreachable)".into(),
         Reply::Trouble(why) => why.clone(),
     }

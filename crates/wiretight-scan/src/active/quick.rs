@@ -1,4 +1,4 @@
-//! One hello to each of many hosts: what a client of today gets from them.
+//! The quick scan: one hello to each host, to see what a modern client gets.
 
 use std::net::SocketAddr;
 
@@ -17,18 +17,18 @@ use crate::parse::{ClientHello, extension};
 use crate::target::Target;
 use crate::{Report, judge};
 
-/// Asks an address once. What one hello cannot tell stays untested.
+/// Sends one hello to an address. Facts that this cannot determine stay untested.
 pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> Report {
     let (started, clock) = (jiff::Timestamp::now(), Instant::now());
     let mut prober = prober(target, address, options);
-    // Of a million addresses most are dead: one attempt is enough.
+    // In large scans, most addresses do not answer, so try only once.
     prober.contact = Contact::new(1);
     let mut facts = Facts::default();
     let mut reply = prober.ask(&hello(&prober), Until::Hello).await;
     if let Reply::Trouble(Trouble::NotTls(bytes)) = &reply
         && let Reached::Plaintext { .. } = no_tls(bytes, "")
     {
-        // It takes two answers to say that nothing is encrypted.
+        // The result "not encrypted" requires two answers.
         reply = prober.ask(&ordinary::hello(&prober, Version::Tls1_2), Until::Hello).await;
     }
     let reached = match reply {
@@ -36,7 +36,7 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
             chosen(&flight, &mut facts);
             Reached::Tls
         }
-        // TLS is spoken, if not with us.
+        // An alert shows that TLS is supported.
         Reply::Alert(level, description) => {
             settle::nothing_told(
                 &mut facts,
@@ -57,7 +57,7 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
         Reply::Trouble(trouble) => Reached::Unknown { evidence: trouble.to_string() },
     };
     if reached == Reached::Tls {
-        facts.set("plaintext", Answer::No, None, "TLS is spoken");
+        facts.set("plaintext", Answer::No, None, "TLS is supported");
     }
     let judgement = judge::judge_in_short(&reached, &facts);
     Report {
@@ -74,7 +74,7 @@ pub async fn quick(target: &Target, address: SocketAddr, options: &Options) -> R
     }
 }
 
-/// As browsers of today send it, but for key shares: without one, the server names its group.
+/// The hello of a current browser, but without key shares, so that the server requests its group.
 fn hello(prober: &Prober) -> ClientHello {
     prober
         .hello(Version::Tls1_3)

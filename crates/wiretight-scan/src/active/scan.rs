@@ -1,4 +1,4 @@
-//! A scan of one address: the order of the questions.
+//! A scan of one address: the order of the probes.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -37,28 +37,28 @@ use crate::parse::ClientHello;
 use crate::target::{Host, Start, Target};
 use crate::{Report, invariant, judge};
 
-/// How long to wait for an answer to HTTP where nobody said that it is spoken.
+/// How long to wait for an HTTP response on a port that need not be a web server.
 const PERHAPS_WEB: Duration = Duration::from_secs(2);
 
-/// Between two attempts of which the second shows whether the first was chance.
+/// The pause before a second attempt that confirms the first.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(300);
 
-/// What may be set about a scan.
+/// Options of a scan.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long to wait for any one answer.
+    /// Time limit for any single answer.
     pub timeout: Duration,
-    /// How long all of it may take, for one address; what was not answered by then is inconclusive.
+    /// Time limit for one address. Facts that are open by then are inconclusive.
     pub max_time: Duration,
-    /// How many connections to have with one address at a time.
+    /// Maximum number of simultaneous connections to one address.
     pub connections: u32,
-    /// How fast addresses are asked; scans that share it are polite together.
+    /// The rate limits, which several scans can share.
     pub paces: Arc<Paces>,
-    /// Whom to trust.
+    /// The trusted roots.
     pub stores: Arc<Stores>,
-    /// Where all targets are, whatever the resolver says.
+    /// The address of all targets, instead of resolving their names.
     pub address: Option<IpAddr>,
-    /// What is shown to servers that ask for a certificate.
+    /// The client certificate.
     pub identity: Option<Arc<ClientIdentity>>,
 }
 
@@ -99,7 +99,7 @@ async fn lookup(text: String, timeout: Duration) -> Result<Vec<SocketAddr>, Stri
     all.sort_unstable();
     all.dedup();
     match all.is_empty() {
-        true => Err(format!("{text}: there is no such address")),
+        true => Err(format!("{text}: the name has no address")),
         false => Ok(all),
     }
 }
@@ -143,7 +143,7 @@ pub async fn scan_address(target: &Target, address: SocketAddr, options: &Option
     }
 }
 
-/// Who asks an address in a target's name.
+/// Creates the prober for a target's address.
 pub(super) fn prober(target: &Target, address: SocketAddr, options: &Options) -> Prober {
     let name = match &target.host {
         Host::Name(name) => Some(name.clone()),
@@ -173,7 +173,7 @@ async fn ask_all(
             return Reached::Plaintext { evidence: evidence.unwrap_or_default().into_owned() };
         }
     }
-    // At the same time, so that a host that is not there does not take the time of both.
+    // In parallel, so that a host that is down does not cost the time of both.
     let web = matches!(prober.start, Start::Direct | Start::Https);
     let mut quic = timed("QUIC", async {
         match web {
@@ -210,7 +210,7 @@ async fn ask_all(
         }
         First::Refused { why, wants_name: false } => {
             facts.extend(ssl2::ssl2(prober).await);
-            tracing::debug!(%why, "every hello was refused");
+            tracing::debug!(%why, "every hello was rejected");
             refused = Some(why);
         }
         First::Nothing(Reached::Unreachable { evidence }) => {
@@ -232,11 +232,11 @@ async fn ask_all(
         }
     }
     if facts.answer("plaintext") != Answer::No {
-        facts.set("plaintext", Answer::No, None, "TLS is spoken");
+        facts.set("plaintext", Answer::No, None, "TLS is supported");
     }
-    // At the same time: the versions, each with its suites, and then what depends on them; what is asked
-    // beside TLS; and, as soon as TLS 1.2 is known to be spoken, the handshakes that are completed, for
-    // they take the most round trips.
+    // In parallel: all versions with their suites, and then everything that depends on them; the checks
+    // outside of TLS; and, as soon as TLS 1.2 is known to be supported, the complete handshakes, which
+    // take the most round trips.
     let ssl2_known = facts.get("protocol.ssl2").is_some();
     let (knows, known) = oneshot::channel();
     let (completed, early) = oneshot::channel();
@@ -259,7 +259,8 @@ async fn ask_all(
     facts.extend(around);
     facts.extend(found.facts);
     presented.extend(found.presented);
-    // At the end, for a server that serves one at a time and rests after it refused lets all wait.
+    // Last, because a server that serves one connection at a time, and pauses after a rejection, would
+    // delay all other probes.
     let renegotiation = older::renegotiation(prober, &found.asked, found.completes);
     facts.extend(Box::pin(renegotiation).await);
     again(prober).await;
@@ -267,23 +268,24 @@ async fn ask_all(
         settle::nothing_told(facts, prober, &why, false);
     }
     if facts.yes("client_certificate.required") {
-        // Only who has one could ask on; it is not the answers that did not tell.
+        // Without a client certificate these could not be tested, so they are not inconclusive.
         facts.untest("session.");
         facts.untest("http.");
     }
     Reached::Tls
 }
 
-/// What was found of TLS.
+/// The results about TLS.
 struct Found {
     facts: Facts,
     presented: Vec<Presented>,
-    /// The versions that are asked by themselves, and whether handshakes with the newest are completed.
+    /// The versions that are tested separately.
     asked: Vec<Asked>,
+    /// Whether handshakes with the newest of them can be completed.
     completes: Result<(), String>,
 }
 
-/// What the handshakes in TLS 1.2 showed that were completed early, if any were.
+/// The results of the early TLS 1.2 handshakes, if there were any.
 type Early = Option<(Facts, Result<(), String>)>;
 
 async fn tls(
@@ -324,7 +326,7 @@ async fn tls(
     let handshakes = async {
         let first = match early.await {
             Ok(Some((facts, Ok(())))) => Some(facts),
-            // With what is known to be taken.
+            // Try again later, with suites that are known to be accepted.
             _ => None,
         };
         older::handshakes(prober, &asked, first).await
@@ -356,7 +358,7 @@ async fn tls(
     presented.extend(hidden.0);
     presented.extend(older_chains);
     let found = [groups, curves, schemes, primes, extensions, sni, handshakes, flaws, hidden.1];
-    // One version may ask the client for a certificate where another does not: what was seen stays.
+    // One version may request a client certificate while another does not: keep a yes.
     let certificates_asked: Vec<(&str, Fact)> = [
         "client_certificate.requested",
         "client_certificate.required",
@@ -380,9 +382,9 @@ fn first_yes(found: &[Facts], id: &str) -> Option<Fact> {
     found.iter().filter_map(|facts| facts.get(id)).find(|f| f.answer == Answer::Yes).cloned()
 }
 
-/// Says how long a part took, to whoever looks for it in the log.
+/// Logs how long a part took.
 ///
-/// Each part has memory of its own: together they would be more than a thread's stack bears.
+/// Each part is boxed, because all parts together would overflow a thread's stack.
 fn timed<T>(
     part: &'static str,
     asked: impl Future<Output = T>,
@@ -390,20 +392,20 @@ fn timed<T>(
     Box::pin(async move {
         let begun = Instant::now();
         let found = asked.await;
-        tracing::debug!(part, seconds = begun.elapsed().as_secs_f64(), "asked");
+        tracing::debug!(part, seconds = begun.elapsed().as_secs_f64(), "part finished");
         found
     })
 }
 
-/// The control once more: whether it is answered as it was before.
+/// Repeats the control probe, to see whether it gets the same answer.
 async fn again(prober: &Prober) {
     if let Some(control) = prober.control.get() {
         let _ = prober.ask(control, Until::Hello).await;
     }
 }
 
-/// What an attempt to go over to TLS tells. What would be the gravest verdict, that nothing is
-/// encrypted or that the offer is taken out, takes two attempts that say the same.
+/// The facts from an attempt of STARTTLS. The most serious results (no encryption, or a removed offer)
+/// require a second attempt with the same result.
 async fn start_facts(prober: &Prober) -> Result<Facts, Trouble> {
     let mut found = prober.start_facts().await?;
     if !found.yes("plaintext") && !found.yes("starttls.stripped") {
@@ -418,13 +420,13 @@ async fn start_facts(prober: &Prober) -> Result<Facts, Trouble> {
             Ok(again) => again.get(id).map(|fact| fact.evidence.to_string()).unwrap_or_default(),
             Err(trouble) => trouble.to_string(),
         };
-        let evidence = format!("{}; asked again: {then}", fact.evidence);
+        let evidence = format!("{}; second attempt: {then}", fact.evidence);
         found.set(id, Answer::Inconclusive, None, evidence);
     }
     Ok(found)
 }
 
-/// What is asked beside TLS: of DNS, by HTTP and QUIC, and of the protocol in the clear.
+/// The checks outside of TLS: DNS, HTTP, QUIC, and the protocol before STARTTLS.
 async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Facts>) -> Facts {
     let mut facts = Facts::default();
     let caa = async {
@@ -460,7 +462,7 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
             return facts;
         }
         let address = prober.address;
-        // Nobody said that this is a web server: what does not answer as one need not be.
+        // This need not be a web server, so no answer is not a finding.
         let perhaps = target.start == Start::Direct && target.port != 443;
         let timeout = match perhaps {
             true => prober.timeout.min(PERHAPS_WEB),
@@ -495,7 +497,8 @@ async fn around(prober: &Prober, target: &Target, quic: impl Future<Output = Fac
     facts
 }
 
-/// Whether a version is spoken, and with which suites; `knows` is told as soon as it is.
+/// Whether a version is supported, and with which suites. `knows` is signalled as soon as the first is
+/// known.
 async fn version(
     prober: &Prober,
     version: Version,
@@ -527,10 +530,10 @@ async fn version(
     let preference = format!("preference.{key}");
     match order {
         Some(Some(true)) => {
-            facts.set(preference, Answer::Yes, None, "offered in another order, it chose the same");
+            facts.set(preference, Answer::Yes, None, "it chose the same suite from another order");
         }
         Some(Some(false)) => {
-            facts.set(preference, Answer::No, None, "it chose the first that was offered");
+            facts.set(preference, Answer::No, None, "it chose the first suite offered");
         }
         Some(None) => facts.set(
             preference,
@@ -539,13 +542,13 @@ async fn version(
             "no answer to an offer in another order",
         ),
         None if list.is_empty() => {}
-        None => facts.set(preference, Answer::Untested, None, "one suite has no order"),
+        None => facts.set(preference, Answer::Untested, None, "only one suite is accepted"),
     }
     set_list(&mut facts, format!("suites.{key}"), &list, &taken.end, name);
     (version, list, seen, facts)
 }
 
-/// The fact of a list: yes where all of it is known.
+/// Sets the fact about a list: yes if the list is complete.
 fn set_list(
     facts: &mut Facts,
     id: impl Into<Cow<'static, str>>,
@@ -559,7 +562,7 @@ fn set_list(
         _ => Some(Value::List(names)),
     };
     let (answer, why) = match (&found, end) {
-        (Some(_), End::Refused(why)) => (Answer::Yes, format!("all others were refused: {why}")),
+        (Some(_), End::Refused(why)) => (Answer::Yes, format!("all others were rejected: {why}")),
         (None, End::Refused(why)) => (Answer::No, why.clone()),
         (Some(_), End::Unclear(why)) => (Answer::Inconclusive, format!("there may be more: {why}")),
         (None, End::Unclear(why)) => (Answer::Inconclusive, why.clone()),
@@ -567,7 +570,7 @@ fn set_list(
     facts.set(id, answer, found, why);
 }
 
-/// That nothing of a kind is taken cannot be where it is in use.
+/// An empty list is implausible for something that the server must use, so it is unclear.
 fn not_none(list: &[u16], end: End, why: &str) -> End {
     match end {
         End::Refused(refused) if list.is_empty() => End::Unclear(format!("{why}: {refused}")),
@@ -593,7 +596,7 @@ async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
             format!("group.{}", group_name(*code)),
             Answer::Yes,
             None,
-            "named in a HelloRetryRequest",
+            "requested in a HelloRetryRequest",
         );
     }
     if let [first, .., last] = list.as_slice() {
@@ -605,11 +608,11 @@ async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
                     "preference.groups",
                     Answer::No,
                     None,
-                    "it named the first that was offered",
+                    "it requested the first group offered",
                 );
             }
             Outcome::Taken(_) => {
-                let evidence = format!("offered last, {} is named still", group_name(*first));
+                let evidence = format!("{} is preferred even if offered last", group_name(*first));
                 facts.set("preference.groups", Answer::Yes, None, evidence);
             }
             Outcome::Refused { why, .. } | Outcome::Unclear(why) => {
@@ -618,7 +621,7 @@ async fn groups(prober: &Prober, spoken: &Spoken) -> Facts {
             Outcome::TooLarge => {}
         }
     }
-    let end = not_none(&list, taken.end, "TLS 1.3 is spoken, but no group was seen");
+    let end = not_none(&list, taken.end, "TLS 1.3 is supported, but no group was found");
     set_list(&mut facts, "groups.tls1_3", &list, &end, group_name);
     facts
 }
@@ -633,7 +636,7 @@ async fn curves(prober: &Prober, spoken: &Spoken) -> Facts {
         let evidence = format!("chosen in {version}");
         facts.set(format!("group.{}", group_name(*code)), Answer::Yes, None, evidence);
     }
-    let end = not_none(&list, taken.end, "ECDHE suites are taken, but no curve was seen");
+    let end = not_none(&list, taken.end, "ECDHE suites are accepted, but no curve was found");
     set_list(&mut facts, "groups.tls1_2", &list, &end, group_name);
     facts
 }
@@ -657,17 +660,17 @@ async fn schemes(prober: &Prober, spoken: &Spoken) -> Facts {
         SignatureScheme::from_code(code)
             .map_or_else(|| format!("0x{code:04x}"), |s| s.name.to_owned())
     };
-    let end = not_none(&list, taken.end, "key exchanges are signed, but no scheme was seen");
+    let end = not_none(&list, taken.end, "key exchanges are signed, but no scheme was found");
     set_list(&mut facts, "signatures.tls1_2", &list, &end, name);
     facts
 }
 
-/// The primes of DHE: with export suites, and without.
+/// The primes of DHE, with and without export suites.
 async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
     let mut facts = Facts::default();
-    // Libraries choose the prime by the certificate's key, or by the cipher's where there is none,
-    // and by law where the suite is for export: so each kind is asked for, in the newest version
-    // that takes it.
+    // Libraries choose the prime by the size of the certificate's key, or by the cipher's if there is no
+    // certificate, and use a short prime for export suites. So test one suite of each kind, in the newest
+    // version that accepts it.
     let mut kinds: Vec<(_, Version, Vec<u16>)> = Vec::new();
     for version in spoken.versions().rev().filter(|v| *v < Version::Tls1_3) {
         for code in spoken.suites(version) {
@@ -684,10 +687,10 @@ async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
     }
     if kinds.is_empty() {
         if let Some(version) = spoken.unclear(|v| (Version::Ssl3..Version::Tls1_3).contains(&v)) {
-            let evidence = format!("it is not known which suites {version} takes");
+            let evidence = format!("it is not known which suites {version} accepts");
             facts.set("dh.bits", Answer::Inconclusive, None, evidence);
         } else if spoken.newest_before_tls1_3().is_some() {
-            facts.set("dh.bits", Answer::No, None, "no DHE suite is taken");
+            facts.set("dh.bits", Answer::No, None, "no DHE suite is accepted");
         }
         return facts;
     }
@@ -699,7 +702,7 @@ async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
         }
     };
     for (_, version, suites) in kinds {
-        // What came while suites were asked for need not be asked again.
+        // Primes that were found while testing suites need no further probe.
         let seen = spoken.seen(version).map_or(&[][..], |seen| seen.primes.as_slice());
         let known = seen.iter().filter(|(suite, _)| suites.contains(suite));
         let mut asked = false;
@@ -732,7 +735,7 @@ async fn primes(prober: &Prober, spoken: &Spoken) -> Facts {
             let value = Some(Value::Text(name.to_owned()));
             facts.set("dh.common_prime", Answer::Yes, value, format!("the prime of {name}"));
         }
-        None => facts.set("dh.common_prime", Answer::No, None, "it is none of those known"),
+        None => facts.set("dh.common_prime", Answer::No, None, "it is not a known prime"),
     }
     let safe = if bits >= 2048 { Answer::Yes } else { Answer::No };
     facts.set("dh.safe", safe, None, format!("{bits} bits"));

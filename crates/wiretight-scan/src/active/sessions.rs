@@ -1,4 +1,4 @@
-//! What follows a handshake: resumption, 0-RTT, renegotiation, and client certificates.
+//! Probes after a complete handshake: resumption, 0-RTT, renegotiation, and client certificates.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -15,42 +15,42 @@ use crate::parse::{CertificateRequest, ClientHello, ContentType, extension};
 use crate::target::Start;
 use tls12::{Faults, Renegotiation, Session, with_id, with_ticket};
 
-/// How often a session is offered before it is believed that it is not resumed: what answers may be
-/// several servers that share no sessions.
+/// The number of attempts to resume a session: an address may have several servers that do not share
+/// sessions.
 const TRIES: usize = 3;
 
 /// `session.id`, `session.ticket`, `renegotiation.by_client`,
-/// `vulnerability.insecure_renegotiation` and `client_certificate.*`, by TLS 1.2 or what was before
-/// it. The hello is one of [`tls12::hello`] that the server takes. About six handshakes.
+/// `vulnerability.insecure_renegotiation` and `client_certificate.*`, with TLS 1.2 or earlier. The server
+/// must accept the hello, one of [`tls12::hello`]. Takes about six handshakes.
 pub async fn tls1_2(prober: &Prober, hello: &ClientHello) -> Facts {
     let (mut facts, seen) = seen(prober, hello).await;
     facts.extend(renegotiation(prober, hello, seen.completes).await);
     facts
 }
 
-/// What these handshakes show of what is asked about elsewhere.
+/// Observations in these handshakes that other probes use.
 pub(super) struct Seen {
-    /// Whether the heartbeat extension is answered.
+    /// Whether the server supports the heartbeat extension.
     pub(super) heartbeat: Option<bool>,
     pub(super) tickets: Tickets,
-    /// Why no handshake came to its end, where none did.
+    /// Why no handshake was completed, if none was.
     pub(super) completes: Result<(), String>,
 }
 
-/// Whether tickets are given.
+/// Whether the server issues tickets.
 #[derive(Default)]
 pub(super) enum Tickets {
     #[default]
-    Untold,
+    Unknown,
     None,
-    /// They are, and an ID of 32 bytes that came with this session's was echoed.
+    /// It does, and it echoed the session ID of 32 bytes that came with this session's ticket.
     Echoed(Session),
 }
 
-/// `session.id`, `session.ticket` and `client_certificate.*`, and what else was seen.
+/// `session.id`, `session.ticket` and `client_certificate.*`, and other observations.
 pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) {
     let mut facts = Facts::default();
-    let mut seen = Seen { heartbeat: None, tickets: Tickets::Untold, completes: Ok(()) };
+    let mut seen = Seen { heartbeat: None, tickets: Tickets::Unknown, completes: Ok(()) };
     let plain = hello.clone().without(extension::SESSION_TICKET);
     // peer_allowed_to_send (RFC 6520 section 2).
     let greeting = plain.clone().with(extension::HEARTBEAT, vec![1]);
@@ -69,7 +69,7 @@ pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) 
         && (ended.is_ok() || first.finished)
     {
         let refused = ended.err().filter(|failure| {
-            // What follows an empty Certificate (RFC 5246 section 7.4.6: fatal handshake_failure).
+            // A rejection of the empty Certificate (RFC 5246 section 7.4.6: fatal handshake_failure).
             matches!(
                 failure,
                 Failure::Alert(..) | Failure::Trouble(Trouble::Closed | Trouble::Reset)
@@ -87,11 +87,11 @@ pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) 
         return (facts, seen);
     }
 
-    // One connection at a time: there are servers that serve no more.
+    // One connection at a time, because some servers serve only one.
     let session = first.session.take();
     first.channel.close().await;
     let (answer, evidence) = match session.filter(|session| !session.id.is_empty()) {
-        None => (Answer::No, "the server gave no session ID".to_owned()),
+        None => (Answer::No, "the server sent no session ID".to_owned()),
         Some(session) => {
             let (answer, evidence, _) =
                 resumed(prober, &session, "ID", &with_id(plain, &session)).await;
@@ -112,7 +112,7 @@ pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) 
     let (answer, value, evidence) = match ticket {
         None => {
             seen.tickets = Tickets::None;
-            (Answer::No, None, "no NewSessionTicket came".to_owned())
+            (Answer::No, None, "the server sent no NewSessionTicket".to_owned())
         }
         Some((session, ticket)) => {
             let lifetime = Value::Number(ticket.lifetime.into());
@@ -129,8 +129,7 @@ pub(super) async fn seen(prober: &Prober, hello: &ClientHello) -> (Facts, Seen) 
     (facts, seen)
 }
 
-/// Whether the session that a hello offers is resumed, and the session ID of the handshake in which
-/// it is.
+/// Whether the server resumes the session that a hello offers, and the session ID of that handshake.
 async fn resumed(
     prober: &Prober,
     session: &Session,
@@ -150,18 +149,19 @@ async fn resumed(
     }
     match failed {
         Some(failure) => {
-            (Answer::Inconclusive, format!("a session offered by {by}: {failure}"), Vec::new())
+            (Answer::Inconclusive, format!("session offered by {by}: {failure}"), Vec::new())
         }
         None => {
-            let evidence =
-                format!("sessions are given, but {TRIES} offers by {by} led to full handshakes");
+            let evidence = format!(
+                "the server issues sessions, but {TRIES} offers by {by} led to full handshakes"
+            );
             (Answer::No, evidence, Vec::new())
         }
     }
 }
 
 /// `renegotiation.by_client` and `vulnerability.insecure_renegotiation`: in a handshake, and in one
-/// without RFC 5746. There are servers that rest after they refused.
+/// without RFC 5746. Some servers pause after a rejection.
 pub(super) async fn renegotiation(
     prober: &Prober,
     hello: &ClientHello,
@@ -193,10 +193,10 @@ pub(super) async fn renegotiation(
     facts.set("renegotiation.by_client", first.0, None, first.1.clone());
 
     let (answer, evidence) = match secure {
-        // An attacker's own session begins without the extension; then comes the hello of a victim
-        // that knows nothing of it (RFC 5746 section 1).
+        // The attacker's session starts without the extension; then follows the hello of a victim that does
+        // not support it (RFC 5746 section 1).
         false => first,
-        // Who will not renegotiate with whom it may does not with whom it must not.
+        // A server that rejects secure renegotiation also rejects insecure renegotiation.
         true if never => (Answer::No, format!("not even {}", first.1)),
         true => {
             let old = hello.clone().without(extension::RENEGOTIATION_INFO);
@@ -210,7 +210,9 @@ pub(super) async fn renegotiation(
                     let alert = alert_name(level, description);
                     (
                         Answer::No,
-                        format!("without renegotiation_info there is no handshake: {alert}"),
+                        format!(
+                            "the server rejects handshakes without renegotiation_info: {alert}"
+                        ),
                     )
                 }
                 (_, Err(failure)) => (Answer::Inconclusive, failure.to_string()),
@@ -233,12 +235,13 @@ async fn judged(
             format!("ServerHello to ServerHelloDone in answer to a ClientHello {how}"),
         ),
         Ok(Renegotiation::Refused(why)) => (Answer::No, format!("{how}: {why}")),
-        // What closes for a reason of its own does so where no renegotiation is asked for, too.
+        // The server may have another reason to close, so see whether it also closes without a
+        // renegotiation.
         Ok(Renegotiation::Closed(why)) => match complete(prober, hello, None).await {
             (mut client, Ok(())) => match stays(&mut client).await {
                 Ok(()) => (Answer::No, format!("{how}: {why}; without it, the server waits")),
                 Err(then) => {
-                    (Answer::Inconclusive, format!("{how}: {why}; without it, too: {then}"))
+                    (Answer::Inconclusive, format!("{how}: {why}; also without it: {then}"))
                 }
             },
             (_, Err(failure)) => {
@@ -259,14 +262,14 @@ async fn judged(
     }
 }
 
-/// Whether a server keeps the connection while nothing is sent.
+/// Whether a server keeps an idle connection open.
 async fn stays(client: &mut tls12::Client) -> Result<(), Failure> {
     let link = &mut client.channel.link;
     link.patience = link.patience.min(AWHILE);
     loop {
         match client.channel.next().await {
             Err(Failure::Trouble(Trouble::TimedOut(_))) => return Ok(()),
-            // A greeting, a ticket.
+            // Other messages, such as a greeting or a ticket, are ignored below.
             Ok(Incoming::Alert(level, description)) => {
                 return Err(Failure::Alert(level, description));
             }
@@ -276,10 +279,10 @@ async fn stays(client: &mut tls12::Client) -> Result<(), Failure> {
     }
 }
 
-/// What closes for a reason of its own does so soon.
+/// Servers that close for another reason do so within this time.
 const AWHILE: Duration = Duration::from_millis(300);
 
-/// A handshake, tried again where nothing came back.
+/// Performs a handshake, and retries if there is no answer.
 pub(super) async fn complete(
     prober: &Prober,
     hello: &ClientHello,
@@ -304,7 +307,7 @@ pub(super) async fn complete_with(
             }
             Err(trouble) => (tls12::Client::unconnected(hello.clone()), Err(trouble.into())),
         };
-        // After our flight, a close is an answer too.
+        // After our Finished, a close is an answer too.
         let again = match &ended {
             Err(Failure::Trouble(trouble)) if trouble.is_final() => false,
             Err(Failure::Trouble(_)) => !client.finished,
@@ -320,23 +323,23 @@ pub(super) async fn complete_with(
     }
 }
 
-/// `session.psk`, `session.psk_without_dhe`, `session.early_data` and `client_certificate.*`, by
-/// TLS 1.3. The hello is that of [`super::shown::hello`], or one like it. Three to eight handshakes.
+/// `session.psk`, `session.psk_without_dhe`, `session.early_data` and `client_certificate.*`, with
+/// TLS 1.3. The hello is [`super::shown::hello`], or a similar one. Takes three to eight handshakes.
 pub async fn tls1_3(prober: &Prober, hello: &ClientHello) -> Facts {
     after(prober, hello, full(prober, &asking_for_tickets(hello), None).await).await
 }
 
-/// The first of these handshakes, with a hello that may ask for more.
+/// The first of these handshakes, with a hello that may have more extensions.
 pub(super) async fn first(prober: &Prober, hello: &ClientHello) -> Result<tls13::Client, Failure> {
     full(prober, &asking_for_tickets(hello), None).await
 }
 
 fn asking_for_tickets(hello: &ClientHello) -> ClientHello {
-    // Without it a server sends no tickets (RFC 8446 section 4.2.9).
+    // Servers send no tickets without this extension (RFC 8446 section 4.2.9).
     hello.clone().with(extension::PSK_KEY_EXCHANGE_MODES, vec![2, 1, 0])
 }
 
-/// What follows the first handshake.
+/// The probes after the first handshake.
 pub(super) async fn after(
     prober: &Prober,
     hello: &ClientHello,
@@ -373,12 +376,12 @@ pub(super) async fn after(
         let old = match &ticket {
             Ok(old) => old,
             Err(Failure::Trouble(Trouble::TimedOut(_))) => {
-                unknown(&mut facts, Answer::No, "no ticket came after the handshake".into());
+                unknown(&mut facts, Answer::No, "no ticket after the handshake".into());
                 return facts;
             }
             Err(failure) => {
                 let why = format!("instead of a ticket: {failure}");
-                // A server that asks for a certificate has its own reason to end here.
+                // A server that requests a certificate may close here for that reason.
                 let answer = match failure {
                     Failure::Trouble(Trouble::Closed) if refused.is_none() => Answer::No,
                     Failure::Alert(1, 0) => Answer::No,
@@ -393,7 +396,7 @@ pub(super) async fn after(
         let mut client = match full(prober, &hello, Some(&resume)).await {
             Ok(client) => client,
             Err(failure) => {
-                let why = format!("a ticket offered: {failure}");
+                let why = format!("ticket offered: {failure}");
                 psk = psk.filter(|(answer, _)| *answer == Answer::Yes);
                 psk = psk.or(Some((Answer::Inconclusive, why)));
                 break;
@@ -402,31 +405,33 @@ pub(super) async fn after(
         let (resumed, taken) = (client.resumed(), client.takes_early_data());
         early = Some(match (allowed, taken) {
             (None, _) if early.is_some() => break,
-            (None, _) => (Answer::No, None, "tickets allow none".to_owned()),
+            (None, _) => (Answer::No, None, "the tickets allow no early data".to_owned()),
             (Some(bytes), true) => {
                 let evidence = "early_data in EncryptedExtensions".to_owned();
                 (Answer::Yes, Some(Value::Number(bytes.into())), evidence)
             }
-            // A server takes none right after its start, or of a ticket of another server, and a
-            // guard against replays may have its own reasons (RFC 8446 section 8).
+            // A server rejects early data right after its start, or with a ticket of another server, or
+            // because of its replay protection (RFC 8446 section 8).
             (Some(bytes), false) => {
-                let evidence = format!("tickets allow {bytes} bytes, but they were not taken now");
+                let evidence =
+                    format!("the tickets allow {bytes} bytes, but the server did not accept them");
                 (Answer::Inconclusive, None, evidence)
             }
         });
-        // Tickets may be good for one time.
+        // Tickets may be single-use, so take a new one.
         if let Ok(next) = ticket_of(prober, &mut client).await {
             ticket = Ok(next);
         }
         client.channel.close().await;
         if resumed {
             psk = Some((Answer::Yes, "pre_shared_key in the ServerHello".to_owned()));
-            // Early data may be taken the next time.
+            // Early data may be accepted next time.
             if allowed.is_none() || taken {
                 break;
             }
         } else if psk.is_none() {
-            let evidence = format!("tickets come, but {TRIES} offers led to full handshakes");
+            let evidence =
+                format!("the server issues tickets, but {TRIES} offers led to full handshakes");
             psk = Some((Answer::No, evidence));
         }
     }
@@ -434,7 +439,7 @@ pub(super) async fn after(
     facts.set("session.psk", answer, None, evidence.clone());
     let early = match (answer, early) {
         (Answer::Yes, Some(early)) => early,
-        (Answer::No, _) => (Answer::No, None, "no session is resumed".to_owned()),
+        (Answer::No, _) => (Answer::No, None, "sessions are not resumed".to_owned()),
         _ => (Answer::Inconclusive, None, evidence.clone()),
     };
     facts.set("session.early_data", early.0, early.1, early.2);
@@ -450,20 +455,22 @@ pub(super) async fn after(
                     Some(_) if client.resumed() => {
                         (Answer::No, "resumed, but with a new key exchange".to_owned())
                     }
-                    _ => (Answer::No, "offered psk_ke alone, it made a full handshake".to_owned()),
+                    _ => {
+                        (Answer::No, "with only psk_ke offered, the handshake was full".to_owned())
+                    }
                 },
                 Err(failure @ Failure::Alert(2, _)) => (Answer::No, failure.to_string()),
                 Err(failure) => (Answer::Inconclusive, failure.to_string()),
             }
         }
-        (Answer::No, _) => (Answer::No, "no session is resumed".to_owned()),
+        (Answer::No, _) => (Answer::No, "sessions are not resumed".to_owned()),
         _ => (Answer::Inconclusive, evidence),
     };
     facts.set("session.psk_without_dhe", answer, None, evidence);
     facts
 }
 
-/// A handshake, tried again where nothing came back.
+/// Performs a handshake, and retries if there is no answer.
 async fn full<'a>(
     prober: &Prober,
     hello: &ClientHello,
@@ -477,10 +484,9 @@ async fn full<'a>(
     .await
 }
 
-/// The first ticket that comes.
+/// Waits for the first ticket.
 ///
-/// Some servers hold it back until they have something else to say: where it does not come by
-/// itself, a request is sent that changes nothing.
+/// Some servers send it only along with other data. So if there is none, a harmless request is sent.
 async fn ticket_of(prober: &Prober, client: &mut tls13::Client) -> Result<tls13::Ticket, Failure> {
     let patience = client.channel.link.patience;
     client.channel.link.patience = patience.min(Duration::from_millis(500));
@@ -506,7 +512,7 @@ async fn ticket_of(prober: &Prober, client: &mut tls13::Client) -> Result<tls13:
                     return Ok(ticket);
                 }
             }
-            // It answered, and will not send one any more.
+            // The server answered the request, and will not send a ticket any more.
             Incoming::Data(_) => return first,
             Incoming::Alert(level, description) => return Err(Failure::Alert(level, description)),
             _ => {}
@@ -514,8 +520,8 @@ async fn ticket_of(prober: &Prober, client: &mut tls13::Client) -> Result<tls13:
     }
 }
 
-/// `client_certificate.*`, by a handshake in which we had none, or showed the one that was given (`shown`). `refused` is
-/// what came after that.
+/// `client_certificate.*`, from a handshake without a client certificate, or with the one of the command line
+/// (`shown`). `refused` is the server's rejection after that.
 fn client_certificate(
     facts: &mut Facts,
     request: Option<&CertificateRequest>,
@@ -524,7 +530,7 @@ fn client_certificate(
     shown: bool,
 ) {
     let Some(request) = request else {
-        let evidence = "no CertificateRequest came";
+        let evidence = "the server sent no CertificateRequest";
         for id in [
             "client_certificate.requested",
             "client_certificate.required",
@@ -540,13 +546,13 @@ fn client_certificate(
     facts.set("client_certificate.requested", Answer::Yes, None, evidence.clone());
     let (answer, why) = match refused {
         Some(why) if shown => {
-            (Answer::Inconclusive, format!("after the certificate that was given: {why}"))
+            (Answer::Inconclusive, format!("after the given client certificate: {why}"))
         }
         None if shown => {
-            (Answer::Inconclusive, "the certificate that was given was taken".to_owned())
+            (Answer::Inconclusive, "the given client certificate was accepted".to_owned())
         }
         Some(why) => (Answer::Yes, format!("after an empty Certificate: {why}")),
-        None => (Answer::No, "an empty Certificate was taken".to_owned()),
+        None => (Answer::No, "an empty Certificate was accepted".to_owned()),
     };
     facts.set("client_certificate.required", answer, None, why);
     let names: Vec<String> = request.authorities.iter().map(|der| rfc4514(der)).collect();
@@ -565,6 +571,6 @@ fn client_certificate(
 fn rfc4514(der: &[u8]) -> String {
     match Name::from_der(der) {
         Ok(name) => name.to_string(),
-        Err(_) => format!("a name of {} bytes that cannot be read", der.len()),
+        Err(_) => format!("an unreadable name of {} bytes", der.len()),
     }
 }

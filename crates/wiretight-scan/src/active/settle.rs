@@ -1,19 +1,20 @@
-//! No fact denies what was seen.
+//! Corrects facts that contradict observations.
 //!
-//! Each fact comes of its own question; what was chosen in answer to all other hellos is known beside
-//! them. Where the two do not agree, what was seen counts, and the facts say so.
+//! Each fact results from its own probe. The scan also records what the server chose in reply to all
+//! other ClientHellos. If the two contradict each other, the observation counts, and the evidence says
+//! so.
 
 use std::time::Duration;
 
 use super::observed::Observed;
 use super::probe::Prober;
 use super::vulnerabilities::heartbleed::NOT_ANSWERED;
-use super::vulnerabilities::robot::NOT_TAKEN;
+use super::vulnerabilities::robot::NOT_ACCEPTED;
 use crate::Chosen;
 use crate::facts::{Answer, Facts, Value};
 use crate::names::{Suite, Version};
 
-/// All choices that were seen, for the report.
+/// All observed choices, for the report.
 pub fn report(observed: &Observed) -> Vec<Chosen> {
     let chosen = observed.chosen().into_iter();
     chosen.map(|(version, code, times)| Chosen { version, suite: name(code), times }).collect()
@@ -23,8 +24,8 @@ fn name(code: u16) -> String {
     Suite::from_code(code).map_or_else(|| format!("0x{code:04x}"), |suite| suite.name.to_owned())
 }
 
-/// Versions and suites that were chosen are spoken and taken, whatever was said when they were asked
-/// for by themselves; and whether the same question was answered alike each time: `consistent`.
+/// Marks versions and suites that the server chose as supported, whatever their own probes found. Sets
+/// `consistent`: whether the same question always got the same answer.
 pub fn observations(facts: &mut Facts, observed: &Observed) {
     for (version, code, _) in observed.chosen() {
         let (key, suite) = (version.key(), name(code));
@@ -33,10 +34,12 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
         if said.as_ref().is_none_or(|fact| fact.answer != Answer::Yes) {
             let mut evidence = format!("the server chose {suite} in answer to another hello");
             if let Some(said) = said {
-                evidence.push_str(&format!("; asked for by itself: {}", said.evidence));
+                evidence.push_str(&format!("; its own probe found: {}", said.evidence));
                 if said.answer == Answer::No {
-                    observed
-                        .differs(format!("{version} was chosen, and refused: {}", said.evidence));
+                    observed.differs(format!(
+                        "{version} was chosen once, and rejected once: {}",
+                        said.evidence
+                    ));
                 }
             }
             facts.set(id, Answer::Yes, None, evidence);
@@ -48,12 +51,12 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
         let all = format!("suites.{key}");
         if matches!(facts.answer(&all), Answer::Yes | Answer::No) {
             observed.differs(format!(
-                "{version} with {suite} was chosen, and not when it was asked for"
+                "{version} with {suite} was chosen in answer to another hello, but not in its own probe"
             ));
         }
         let mut list = facts.list(&all).to_vec();
         let evidence =
-            format!("there may be more: {suite} was chosen in answer to another hello only");
+            format!("there may be more: {suite} was chosen only in answer to another hello");
         list.push(suite);
         facts.set(id, Answer::Yes, None, "chosen in answer to another hello");
         facts.set(all, Answer::Inconclusive, Some(Value::List(list)), evidence);
@@ -63,30 +66,32 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
     let differences = observed.differences();
     let (answer, value, evidence) = match (differences.is_empty(), observed.repeated()) {
         (true, 0) => (Answer::Untested, None, "no hello was answered twice".to_owned()),
-        (true, n) => (Answer::Yes, None, format!("{n} hellos were answered as they were before")),
+        (true, n) => (Answer::Yes, None, format!("{n} repeated hellos got the same answer")),
         (false, _) => {
-            let evidence = "several servers that differ seem to share this address: what one refused \
-                            another may take";
+            let evidence = "several different servers seem to share this address: what one rejects, \
+                            another may accept";
             (Answer::No, Some(Value::List(differences)), evidence.to_owned())
         }
     };
     facts.set("consistent", answer, value, evidence);
 }
 
-/// "Heartbeats are not answered" is said by one handshake, `extension.heartbeat` by another.
+/// The Heartbleed probe and `extension.heartbeat` use different handshakes, so they can contradict each
+/// other.
 fn heartbeats(facts: &mut Facts, observed: &Observed) {
     let id = "vulnerability.heartbleed";
     let denied = facts
         .get(id)
         .is_some_and(|fact| fact.answer == Answer::No && fact.evidence.contains(NOT_ANSWERED));
     if denied && facts.yes("extension.heartbeat") {
-        let how = "the heartbeat extension was answered, and not answered";
+        let how = "the heartbeat extension was answered once, and not answered once";
         observed.differs(how.to_owned());
         facts.set(id, Answer::Inconclusive, None, how);
     }
 }
 
-/// ROBOT needs suites with RSA key transport: which are taken, all of them were asked for to tell.
+/// ROBOT needs RSA key transport, so the list of accepted suites can decide an inconclusive answer, or
+/// contradict a no.
 fn transport(facts: &mut Facts, observed: &Observed) {
     let id = "vulnerability.robot";
     let taken = suites(facts).any(|suite| suite.name.starts_with("TLS_RSA_WITH_"));
@@ -96,12 +101,12 @@ fn transport(facts: &mut Facts, observed: &Observed) {
     let Some(said) = facts.get(id).cloned() else { return };
     match said.answer {
         Answer::Inconclusive if !taken && whole => {
-            let evidence = format!("{NOT_TAKEN}: no such suite is among those that are");
+            let evidence = format!("{NOT_ACCEPTED}: it is not among the accepted suites");
             facts.set(id, Answer::No, None, evidence);
         }
-        Answer::No if taken && said.evidence.starts_with(NOT_TAKEN) => {
-            observed.differs("RSA key transport was taken, and refused".to_owned());
-            let evidence = format!("such suites are taken, but: {}", said.evidence);
+        Answer::No if taken && said.evidence.starts_with(NOT_ACCEPTED) => {
+            observed.differs("RSA key transport was accepted once, and rejected once".to_owned());
+            let evidence = format!("such suites are accepted, but: {}", said.evidence);
             facts.set(id, Answer::Inconclusive, None, evidence);
         }
         _ => {}
@@ -115,8 +120,8 @@ fn suites(facts: &Facts) -> impl Iterator<Item = Suite> {
     })
 }
 
-/// Every hello was refused: what is spoken with a name that the server knows is not told by that.
-/// `wants_name` is what the server said itself (unrecognized_name).
+/// Handles a server that rejected every hello. With a name that the server knows, it may accept them.
+/// `wants_name` is whether the server said so itself (unrecognized_name).
 pub fn nothing_told(facts: &mut Facts, prober: &Prober, why: &str, wants_name: bool) {
     let spoken = |version: &Version| facts.yes(&format!("protocol.{}", version.key()));
     if Version::ALL.iter().any(spoken) {
@@ -127,11 +132,11 @@ pub fn nothing_told(facts: &mut Facts, prober: &Prober, why: &str, wants_name: b
         None => "without a name".to_owned(),
     };
     let advice = match prober.name {
-        Some(_) => "The server may want another name.",
-        None => "The server may want a name: scan it by a name that it serves.",
+        Some(_) => "The server may require another name.",
+        None => "The server may require a name: scan it by a name that it serves.",
     };
-    let evidence = format!("{given}, every hello was refused: {why}. {advice}");
-    facts.set("plaintext", Answer::No, None, format!("TLS is spoken: {why}"));
+    let evidence = format!("{given}, every hello was rejected: {why}. {advice}");
+    facts.set("plaintext", Answer::No, None, format!("TLS is supported: {why}"));
     for version in Version::ALL {
         for kind in ["protocol", "suites"] {
             let id = format!("{kind}.{}", version.key());
@@ -142,15 +147,15 @@ pub fn nothing_told(facts: &mut Facts, prober: &Prober, why: &str, wants_name: b
     facts.set("sni.required", answer, None, evidence);
 }
 
-/// The address stopped answering during the scan. A close, a reset, silence or a closed port may have come
-/// of that: such a "no" is none.
+/// Handles an address that stopped answering during the scan. A "no" that is based on a close, a reset,
+/// silence or a closed port may be a result of that, so it becomes inconclusive.
 pub fn after_it_stopped(facts: &mut Facts, why: &str) {
     let doubtful: Vec<(String, String)> = facts
         .iter()
         .filter(|(id, fact)| fact.answer == Answer::No && *id != "plaintext")
         .filter(|(_, fact)| {
             let said = fact.evidence.to_lowercase();
-            // Controls after it were answered, so the address was still there.
+            // The address answered controls after the probe, so it had not stopped yet.
             let settled = said.contains("before and after were")
                 || said.contains("after it was answered")
                 || said.contains("without it, the server waits");
@@ -174,20 +179,20 @@ pub fn after_it_stopped(facts: &mut Facts, why: &str) {
     }
 }
 
-/// Says why a scan takes long where a server takes long before it begins with TLS.
+/// Notes in the evidence that the scan took long because the server delays the start of TLS.
 pub fn slow_start(facts: &mut Facts, took: Duration, connections: u64) {
     let id = "starttls.offered";
     let Some(fact) = facts.get(id).cloned().filter(|_| took >= SLOW_START) else { return };
     let evidence = format!(
-        "{}; before TLS this server takes up to {:.1} s, on each of the {connections} connections of \
-         this scan: that is why it took long",
+        "{}; the server delays TLS by up to {:.1} s, on each of the {connections} connections: this \
+         made the scan slow",
         fact.evidence,
         took.as_secs_f64()
     );
     facts.set(id, fact.answer, fact.value, evidence);
 }
 
-/// A greeting that takes so long is worth a word.
+/// Delays from this on are noted.
 const SLOW_START: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_counts_and_not_what_was_said() {
+    fn observations_outweigh_the_results_of_probes() {
         let observed = Observed::default();
         chosen(&observed, Version::Tls1_2, 0xc02f);
         let mut facts = Facts::default();
@@ -225,12 +230,12 @@ mod tests {
         assert_eq!(facts.answer("suites.tls1_2"), Answer::Inconclusive);
         assert_eq!(facts.answer("consistent"), Answer::No);
         assert_eq!(facts.answer("vulnerability.heartbleed"), Answer::Inconclusive);
-        // More suites may be taken.
+        // The server may accept more suites.
         assert_eq!(facts.answer("vulnerability.robot"), Answer::Inconclusive);
     }
 
     #[test]
-    fn an_address_that_stopped_leaves_no_doubtful_no() {
+    fn doubtful_noes_become_inconclusive_if_the_address_stops_answering() {
         let why = "the address stopped answering after 9 connections: did it ban this one?";
         let mut facts = Facts::default();
         for (id, evidence, expected) in [
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_greeting_is_named_as_the_reason_of_a_long_scan() {
+    fn a_slow_greeting_is_reported_as_the_reason_for_a_slow_scan() {
         let mut facts = Facts::default();
         facts.set("starttls.offered", Answer::Yes, None, "STARTTLS: 220 go");
         slow_start(&mut facts, Duration::from_millis(900), 80);
@@ -269,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn robot_follows_from_the_suites_where_it_could_not_be_asked() {
+    fn an_inconclusive_robot_follows_from_the_accepted_suites() {
         let mut facts = Facts::default();
-        facts.set("suites.tls1_2", Answer::Yes, None, "all others were refused");
+        facts.set("suites.tls1_2", Answer::Yes, None, "all others were rejected");
         facts.set("vulnerability.robot", Answer::Inconclusive, None, "alert 70");
         observations(&mut facts, &Observed::default());
         assert_eq!(facts.answer("vulnerability.robot"), Answer::No);

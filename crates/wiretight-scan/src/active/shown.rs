@@ -1,5 +1,5 @@
-//! What a TLS 1.3 server shows under encryption: its chain, the scheme that it signs with, the
-//! extensions that it agrees to, the certificate that it asks for.
+//! The encrypted part of a TLS 1.3 server's handshake: its chain, its signature scheme, its extensions,
+//! and its request for a client certificate.
 
 use std::time::Duration;
 
@@ -14,27 +14,24 @@ use crate::parse::{
     CertificateEntry, CertificateRequest, ClientHello, ServerHello, alpn, extension,
 };
 
-/// What a TLS 1.3 server showed.
+/// The messages of a TLS 1.3 server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
-    /// Its ServerHello.
     pub hello: ServerHello,
-    /// The group that it asked for in a HelloRetryRequest.
+    /// The group requested in a HelloRetryRequest.
     pub retry: Option<u16>,
-    /// Its chain, each certificate with its extensions. Empty where it was compressed.
+    /// The chain, each certificate with its extensions. Empty if it was compressed.
     pub chain: Vec<CertificateEntry>,
-    /// How it compressed its chain (RFC 8879), where that was offered.
+    /// The compression algorithm of the chain (RFC 8879).
     pub compressed: Option<u16>,
-    /// The scheme that it signed with.
+    /// The signature scheme.
     pub scheme: Option<u16>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,
-    /// The certificate that it wants.
     pub request: Option<CertificateRequest>,
 }
 
 impl Shown {
-    /// What was shown in a handshake.
     pub(super) fn of(client: &tls13::Client) -> Option<Self> {
         Some(Self {
             hello: client.server.clone()?,
@@ -47,7 +44,7 @@ impl Shown {
         })
     }
 
-    /// The chain alone, in DER.
+    /// The chain in DER.
     pub fn certificates(&self) -> Vec<Vec<u8>> {
         self.chain.iter().map(|entry| entry.certificate.clone()).collect()
     }
@@ -62,7 +59,7 @@ impl Shown {
         self.of_leaf(extension::SCT).map(<[u8]>::to_vec)
     }
 
-    /// The application protocol that was chosen.
+    /// The selected application protocol.
     pub fn alpn(&self) -> Option<String> {
         let (_, body) = self.extensions.iter().find(|(kind, _)| *kind == extension::ALPN)?;
         alpn(body)
@@ -74,8 +71,7 @@ impl Shown {
     }
 }
 
-/// A TLS 1.3 hello with which a handshake can be completed, and that asks for all that comes with a
-/// chain.
+/// A TLS 1.3 hello for a complete handshake, which also requests OCSP responses and SCTs.
 pub fn hello(prober: &Prober) -> ClientHello {
     let schemes = prober.schemes(Version::Tls1_3);
     prober
@@ -87,8 +83,8 @@ pub fn hello(prober: &Prober) -> ClientHello {
         .with(extension::SCT, Vec::new())
 }
 
-/// Reads what is shown to this hello; from [`hello`], perhaps with other schemes, another name,
-/// other protocols.
+/// Performs a handshake with this hello: one from [`hello`], possibly with other schemes, another name
+/// or other protocols.
 pub async fn tls1_3(prober: &Prober, hello: &ClientHello) -> Result<Shown, Failure> {
     let client = patiently(async || {
         let mut client = tls13::Client::new(prober.connect().await?, hello.clone());
@@ -96,16 +92,16 @@ pub async fn tls1_3(prober: &Prober, hello: &ClientHello) -> Result<Shown, Failu
         Ok(client)
     })
     .await?;
-    Shown::of(&client).ok_or(Failure::Trouble(Trouble::Malformed("no ServerHello came")))
+    Shown::of(&client).ok_or(Failure::Trouble(Trouble::Malformed("no ServerHello")))
 }
 
-/// The schemes that the server signs TLS 1.3 handshakes with, whatever its certificates:
-/// `signatures.tls1_3`. One handshake for each, and one more.
+/// `signatures.tls1_3`: the signature schemes of all the server's certificates. Takes one handshake for
+/// each, and one more.
 pub async fn signatures(prober: &Prober, hello: &ClientHello) -> Facts {
     signatures_after(prober, hello, None).await
 }
 
-/// The same, where a handshake with all schemes has shown the first.
+/// The same, if a handshake with all schemes has already found the first.
 pub(super) async fn signatures_after(
     prober: &Prober,
     hello: &ClientHello,
@@ -124,18 +120,19 @@ pub(super) async fn signatures_after(
                 left.retain(|code| *code != scheme);
                 found.push(scheme_name(scheme));
                 if left.is_empty() {
-                    break (Answer::Yes, "all that there are".to_owned());
+                    break (Answer::Yes, "all known schemes".to_owned());
                 }
                 continue;
             }
-            // Some servers sign as they do without regard to what is offered.
+            // Some servers ignore the offered schemes.
             Ok(Shown { scheme: Some(scheme), .. }) => {
-                break (Answer::Yes, format!("then {} was used unasked", scheme_name(scheme)));
+                let name = scheme_name(scheme);
+                break (Answer::Yes, format!("then {name} was used without an offer"));
             }
             Ok(_) => "a handshake without a signature".to_owned(),
             Err(Failure::Alert(level, description)) => {
                 let alert = alert_name(level, description);
-                // A handshake is signed with something: where nothing was seen, nothing is known.
+                // Every handshake is signed, so a result without any scheme cannot be complete.
                 let whole = !found.is_empty() && !prober.asks_plainly(Version::Tls1_3);
                 let answer = if whole { Answer::Yes } else { Answer::Inconclusive };
                 break (answer, format!("without them: {alert}"));
@@ -155,7 +152,7 @@ pub async fn compression(prober: &Prober, hello: &ClientHello) -> Facts {
     compression_and_scheme(prober, hello).await.0
 }
 
-/// The same, and the scheme that was signed with.
+/// The same, and the signature scheme of that handshake.
 pub(super) async fn compression_and_scheme(
     prober: &Prober,
     hello: &ClientHello,
@@ -175,7 +172,7 @@ pub(super) async fn compression_and_scheme(
             let evidence = format!("CompressedCertificate, algorithm {how}");
             (Answer::Yes, Some(Value::Text(name.into())), evidence)
         }
-        Ok(_) => (Answer::No, None, "Certificate, though compression was offered".to_owned()),
+        Ok(_) => (Answer::No, None, "uncompressed, although compression was offered".to_owned()),
         Err(failure) => (Answer::Inconclusive, None, failure.to_string()),
     };
     facts.set("extension.compress_certificate", answer, value, evidence);
@@ -189,8 +186,7 @@ fn scheme_name(code: u16) -> String {
     }
 }
 
-/// Tries again where nothing was said: only an alert, or a choice that cannot be followed, is an
-/// answer.
+/// Retries if there was no answer. An alert, or a choice that the scanner cannot follow, is an answer.
 pub(super) async fn patiently<T>(
     attempt: impl AsyncFn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {

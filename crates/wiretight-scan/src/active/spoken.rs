@@ -1,34 +1,33 @@
-//! What a scan knows to be spoken, for the questions that follow.
+//! The supported versions and suites, for the probes that follow.
 
 use super::enumerate::{Seen, agrees_by};
 use crate::names::{KeyExchange, Version};
 
-/// What is known to be spoken, for questions that follow.
+/// The supported versions and suites, for the probes that follow.
 pub struct Spoken {
     pub(super) versions: Vec<(Version, Vec<u16>)>,
     pub(super) seen: Vec<(Version, Seen)>,
-    /// Of which it could not be told whether they are spoken, or take more suites.
+    /// Versions that may be supported, or may accept more suites.
     pub(super) unclear: Vec<Version>,
 }
 
 impl Spoken {
-    /// The suites that a version takes; none where it is not spoken.
+    /// The suites that are accepted with a version; none if it is not supported.
     pub fn suites(&self, version: Version) -> &[u16] {
         self.versions.iter().find(|(v, _)| *v == version).map_or(&[], |(_, suites)| suites)
     }
 
-    /// What was seen beside them.
+    /// Other observations with a version.
     pub(super) fn seen(&self, version: Version) -> Option<&Seen> {
         self.seen.iter().find(|(v, _)| *v == version).map(|(_, seen)| seen)
     }
 
-    /// The versions that are spoken, from the oldest.
+    /// The supported versions, the oldest first.
     pub fn versions(&self) -> impl DoubleEndedIterator<Item = Version> {
         self.versions.iter().filter(|(_, suites)| !suites.is_empty()).map(|(v, _)| *v)
     }
 
-    /// A version among these of which it could not be told whether it is spoken, or takes more
-    /// suites than are known: what was not seen may yet be.
+    /// A version among these that may be supported, or may accept more suites than are known.
     pub fn unclear(&self, among: impl Fn(Version) -> bool) -> Option<Version> {
         self.unclear.iter().copied().find(|version| among(*version))
     }
@@ -39,7 +38,7 @@ impl Spoken {
         Some((version, self.suites(version)))
     }
 
-    /// The newest version before TLS 1.3 in which keys are agreed in this way, with those suites.
+    /// The newest version before TLS 1.3 with suites of this key exchange, and those suites.
     pub fn agreeing_by(&self, kx: KeyExchange) -> Option<(Version, Vec<u16>)> {
         self.versions().rev().filter(|v| *v < Version::Tls1_3).find_map(|version| {
             let suites = self.suites(version).iter().copied();

@@ -1,4 +1,4 @@
-//! SSL 2.0, which has hellos of its own.
+//! The probe for SSL 2.0, whose hellos have their own format.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,7 +8,7 @@ use crate::facts::{Answer, Facts, Value};
 use crate::names::SSL2_SUITES;
 use crate::parse::{Malformed, Ssl2Answer, alert, next_record, ssl2_client_hello, ssl2_reply};
 
-/// Whether SSL 2.0 is spoken, and with which ciphers.
+/// Whether SSL 2.0 is supported, and with which ciphers.
 pub async fn ssl2(prober: &Prober) -> Facts {
     let mut facts = Facts::default();
     let (answer, ciphers, evidence) = match ask(prober).await {
@@ -18,16 +18,16 @@ pub async fn ssl2(prober: &Prober) -> Facts {
                 known.map_or_else(|| format!("0x{code:06x}"), |(_, name)| (*name).to_owned())
             };
             let names: Vec<String> = hello.ciphers.iter().take(64).map(known).collect();
-            (Answer::Yes, names, "a SERVER-HELLO of SSL 2.0 came".to_owned())
+            (Answer::Yes, names, "the server sent an SSL 2.0 SERVER-HELLO".to_owned())
         }
         Ok(Ssl2Answer::Error(code)) => {
-            (Answer::Yes, Vec::new(), format!("an ERROR of SSL 2.0 came: {code}"))
+            (Answer::Yes, Vec::new(), format!("the server sent an SSL 2.0 ERROR: {code}"))
         }
         Err((answer, evidence)) => (answer, Vec::new(), evidence),
     };
     prober.speaks_ssl2.store(answer == Answer::Yes, Relaxed);
     for name in &ciphers {
-        facts.set(format!("suite.ssl2.{name}"), Answer::Yes, None, "named in the SERVER-HELLO");
+        facts.set(format!("suite.ssl2.{name}"), Answer::Yes, None, "listed in the SERVER-HELLO");
     }
     let listed = if ciphers.is_empty() && answer == Answer::Yes { Answer::No } else { answer };
     let value = (!ciphers.is_empty()).then_some(Value::List(ciphers));
@@ -36,15 +36,15 @@ pub async fn ssl2(prober: &Prober) -> Facts {
     facts
 }
 
-/// Whether a hello of SSL 2.0 is answered now.
+/// Whether the server currently answers an SSL 2.0 hello.
 pub async fn is_answered(prober: &Prober) -> bool {
     matches!(once(prober).await, Ok(Ok(_)))
 }
 
-/// An answer of SSL 2.0, or what else came and what that says.
+/// An SSL 2.0 answer, or what another reply means.
 async fn ask(prober: &Prober) -> Result<Ssl2Answer, (Answer, String)> {
     let mut last = String::new();
-    // Servers of today close, or say that in an alert of TLS; what says nothing is asked again.
+    // Current servers close, or send a TLS alert. If there is no reply, try again.
     for _ in 0..2 {
         match once(prober).await {
             Ok(Ok(answer)) => return Ok(answer),
@@ -74,11 +74,11 @@ async fn once(prober: &Prober) -> Result<Result<Ssl2Answer, String>, Trouble> {
                 Ok(Some((record, _))) => {
                     return Ok(Err(match alert(record.fragment) {
                         Ok((level, description)) => alert_name(level, description),
-                        Err(_) => "it was answered with TLS".to_owned(),
+                        Err(_) => "the server answered with TLS".to_owned(),
                     }));
                 }
                 Ok(None) => {}
-                Err(_) => return Ok(Err(format!("no SSL: {}", printable(link.buffered())))),
+                Err(_) => return Ok(Err(format!("not SSL: {}", printable(link.buffered())))),
             },
         }
         if !link.more().await? {

@@ -1,7 +1,7 @@
-//! Why a question has no answer: no check is missing from a report without its reason.
+//! Adds a reason for each check without a result, so that no check is missing from a report.
 //!
-//! What makes no sense for a server is untested. What makes sense and could not be asked is
-//! inconclusive, for nobody knows that it is fine.
+//! A check that does not apply to a server is untested. A check that applies but was not possible is
+//! inconclusive.
 
 use super::probe::Prober;
 use crate::facts::Answer::{self, Inconclusive, Untested};
@@ -9,14 +9,14 @@ use crate::facts::{Facts, TABLE};
 use crate::names::{KeyExchange, Suite, Version};
 use crate::target::Start;
 
-/// Adds what is missing.
+/// Adds the missing facts.
 pub fn give_reasons(facts: &mut Facts, prober: &Prober) {
     let ids = TABLE.iter().flat_map(|entry| match entry.id {
         "suites.<version>" | "preference.<version>" => {
             let key = |version: Version| entry.id.replace("<version>", version.key());
             Version::ALL.into_iter().map(key).collect()
         }
-        // Only what is taken is listed.
+        // Families with variable names contain only accepted items.
         id if id.contains('<') => Vec::new(),
         id => vec![id.to_owned()],
     });
@@ -31,13 +31,13 @@ pub fn give_reasons(facts: &mut Facts, prober: &Prober) {
     }
 }
 
-/// What reasons follow from.
+/// What the reasons depend on.
 struct Known {
     web: bool,
     starttls: bool,
     port: u16,
     named: bool,
-    /// The evidence where no version is known to be spoken.
+    /// The evidence, if no version is known to be supported.
     nothing: Option<String>,
     tls1_3: Answer,
     /// From SSL 3.0 to TLS 1.2.
@@ -46,11 +46,11 @@ struct Known {
 }
 
 enum Old {
-    /// Some version from TLS 1.0 on is spoken.
+    /// TLS 1.0, 1.1 or 1.2 is supported.
     Tls,
-    /// SSL 3.0 alone.
+    /// Only SSL 3.0.
     Ssl3,
-    /// It is not known whether this one is.
+    /// It is not known whether this version is supported.
     Unclear(Version),
     None,
 }
@@ -109,17 +109,17 @@ impl Known {
     fn reason(&self, id: &str, facts: &Facts) -> Reason {
         let family = id.split('.').next().unwrap_or_default();
         match family {
-            "starttls" if !self.starttls => return untested("TLS begins with the first byte here"),
-            "starttls" => return inconclusive("it was not asked"),
-            "http" if !self.web => return untested("this is no port of the web"),
+            "starttls" if !self.starttls => return untested("this port uses implicit TLS"),
+            "starttls" => return inconclusive("it was not tested"),
+            "http" if !self.web => return untested("this is not an HTTPS port"),
             "http" if id == "http.redirect" && self.port != 443 => {
-                return untested("port 80 is asked beside port 443 alone");
+                return untested("port 80 is tested only along with port 443");
             }
-            "http" if self.nothing.is_none() => return untested("nothing was answered by HTTP"),
+            "http" if self.nothing.is_none() => return untested("the server did not answer HTTP"),
             "sni" if !self.named => return untested("no name was given"),
             _ if id == "certificate.caa" && !self.named => return untested("no name was given"),
             _ if id == "protocol.quic" && !self.web => {
-                return untested("QUIC is asked for where TLS begins with the first byte");
+                return untested("QUIC is tested only on ports with implicit TLS");
             }
             _ => {}
         }
@@ -127,23 +127,23 @@ impl Known {
             return inconclusive(evidence.clone());
         }
         match id {
-            "groups.quic" => return untested("QUIC is not known to be spoken"),
+            "groups.quic" => return untested("QUIC is not known to be supported"),
             "groups.tls1_3" | "signatures.tls1_3" | "ech" | "extension.compress_certificate" => {
                 return self.needs_tls1_3();
             }
             "preference.groups" => {
                 return match facts.list("groups.tls1_3").len() {
-                    1 => untested("one group has no order"),
+                    1 => untested("only one group is accepted"),
                     _ => self.needs_tls1_3(),
                 };
             }
-            "groups.tls1_2" => return self.needs_suites("no ECDHE suite is taken"),
+            "groups.tls1_2" => return self.needs_suites("no ECDHE suite is accepted"),
             "signatures.tls1_2" => {
-                return self.needs_suites("no suite that is taken in TLS 1.2 signs a key exchange");
+                return self.needs_suites("no accepted TLS 1.2 suite signs its key exchange");
             }
             "dh.common_prime" | "dh.safe" => {
                 return match facts.answer("dh.bits") {
-                    Answer::Yes | Inconclusive => inconclusive("the prime is not known"),
+                    Answer::Yes | Inconclusive => inconclusive("the prime is unknown"),
                     _ => untested("no prime is in use"),
                 };
             }
@@ -162,44 +162,44 @@ impl Known {
             }
             "vulnerability.poodle_tls" => {
                 return match self.old {
-                    Old::Ssl3 => untested("no TLS with CBC is spoken"),
+                    Old::Ssl3 => untested("TLS with CBC is not supported"),
                     _ => self.needs_old(),
                 };
             }
             _ => {}
         }
         match family {
-            "preference" => untested("fewer than two suites have no order"),
+            "preference" => untested("fewer than two suites are accepted"),
             "certificate" => self.needs_certificates(),
             "session" | "vulnerability" | "renegotiation" | "dh" => self.needs_old(),
-            "client_certificate" => inconclusive("no handshake came so far"),
-            _ => inconclusive("no answer came"),
+            "client_certificate" => inconclusive("no handshake got this far"),
+            _ => inconclusive("there was no answer"),
         }
     }
 
     fn needs_tls1_3(&self) -> Reason {
         match self.tls1_3 {
-            Answer::Yes => inconclusive("no handshake of TLS 1.3 came so far"),
-            Inconclusive => inconclusive("it is not known whether TLS 1.3 is spoken"),
-            _ => untested("TLS 1.3 is not spoken"),
+            Answer::Yes => inconclusive("no TLS 1.3 handshake got this far"),
+            Inconclusive => inconclusive("it is not known whether TLS 1.3 is supported"),
+            _ => untested("TLS 1.3 is not supported"),
         }
     }
 
     fn needs_old(&self) -> Reason {
         match self.old {
-            Old::Tls => inconclusive("no handshake came so far"),
-            Old::Ssl3 => inconclusive("this scanner completes no handshakes of SSL 3.0"),
+            Old::Tls => inconclusive("no handshake got this far"),
+            Old::Ssl3 => inconclusive("this scanner cannot complete SSL 3.0 handshakes"),
             Old::Unclear(version) => {
-                inconclusive(format!("it is not known whether {version} is spoken"))
+                inconclusive(format!("it is not known whether {version} is supported"))
             }
-            Old::None => untested("nothing from SSL 3.0 to TLS 1.2 is spoken"),
+            Old::None => untested("no version from SSL 3.0 to TLS 1.2 is supported"),
         }
     }
 
     fn needs_suites(&self, none: &str) -> Reason {
         match self.old {
             Old::Unclear(version) => {
-                inconclusive(format!("it is not known whether {version} is spoken"))
+                inconclusive(format!("it is not known whether {version} is supported"))
             }
             _ => untested(none),
         }
@@ -208,7 +208,7 @@ impl Known {
     fn needs_certificates(&self) -> Reason {
         match self.shows_certificates {
             true => inconclusive("no certificate could be read"),
-            false => untested("no suite that is taken shows a certificate"),
+            false => untested("no accepted suite uses a certificate"),
         }
     }
 }

@@ -1,23 +1,23 @@
-//! Keys and signatures: what they are called, how strong they are, and whether a signature holds.
+//! Keys and signatures: their names, their strength, and verification.
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 
 use super::encoding::{self as asn1, Malformed, Reader, Tlv, dotted};
 
-/// A public key, as its SubjectPublicKeyInfo says.
+/// A public key from a SubjectPublicKeyInfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key<'a> {
     pub(super) kind: Kind,
-    /// As a scan shows it: `rsa-2048`.
+    /// The name in reports: `rsa-2048`.
     pub(super) name: String,
     pub(super) bits: u32,
-    /// What the BIT STRING holds.
+    /// The contents of the BIT STRING.
     pub(super) raw: &'a [u8],
     /// The modulus of an RSA key.
     pub(super) modulus: Option<&'a [u8]>,
 }
 
-/// What a key is for.
+/// The type of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Rsa,
@@ -38,13 +38,14 @@ impl<'a> Key<'a> {
     pub(super) fn read(spki: Tlv<'a>) -> Result<Self, Malformed> {
         let mut spki = spki.inside();
         let mut algorithm = spki.expect(asn1::SEQUENCE, "the key has no algorithm")?.inside();
-        let raw = spki.expect(asn1::BIT_STRING, "the key is no BIT STRING")?.bits()?;
+        let raw = spki.expect(asn1::BIT_STRING, "the key is not a BIT STRING")?.bits()?;
         let oid = dotted(algorithm.expect(asn1::OID, "the key's algorithm has no OID")?.value);
         let parameters = algorithm.next().ok();
         let len = u32::try_from(raw.len()).unwrap_or(u32::MAX);
         let (kind, name, bits, modulus) = match oid.as_str() {
             "1.2.840.113549.1.1.1" | "1.2.840.113549.1.1.10" => {
-                let mut rsa = Reader(raw).expect(asn1::SEQUENCE, "an RSA key is no pair")?.inside();
+                let mut rsa =
+                    Reader(raw).expect(asn1::SEQUENCE, "an RSA key is not a pair")?.inside();
                 let modulus = rsa.expect(asn1::INTEGER, "an RSA key has no modulus")?.value;
                 let bits = bits_of(modulus);
                 let pss = if oid.ends_with(".10") { "pss-" } else { "" };
@@ -84,11 +85,11 @@ impl<'a> Key<'a> {
             "1.3.101.112" => (Kind::Ed25519, "ed25519".to_owned(), 256, None),
             "1.3.101.113" => (Kind::Ed448, "ed448".to_owned(), 448, None),
             "1.2.840.10040.4.1" => {
-                // Parameters may be inherited from the issuer: then the public value tells the size.
+                // If the parameters are inherited from the issuer, use the size of the public value.
                 let prime = parameters.and_then(|p| p.inside().expect(asn1::INTEGER, "").ok());
                 let number = match prime {
                     Some(prime) => prime,
-                    None => Reader(raw).expect(asn1::INTEGER, "a DSA key is no number")?,
+                    None => Reader(raw).expect(asn1::INTEGER, "a DSA key is not a number")?,
                 };
                 let bits = bits_of(number.value);
                 (Kind::Dsa, format!("dsa-{bits}"), bits, None)
@@ -104,8 +105,8 @@ impl<'a> Key<'a> {
         Ok(Self { kind, name, bits, raw, modulus })
     }
 
-    /// Security strength in bits, roughly (NIST SP 800-57 part 1, table 2; FIPS 204, table 1), so
-    /// that keys of several kinds can be compared. `None` where it is not known.
+    /// The approximate security strength in bits (NIST SP 800-57 part 1, table 2; FIPS 204, table 1), to
+    /// compare keys of different types. `None` if unknown.
     pub(super) fn strength(&self) -> Option<u32> {
         Some(match self.kind {
             Kind::Rsa | Kind::Dsa => match self.bits {
@@ -126,7 +127,7 @@ impl<'a> Key<'a> {
     }
 }
 
-/// The bits of an INTEGER, which is taken for positive.
+/// The number of bits of an INTEGER, assumed to be positive.
 fn bits_of(integer: &[u8]) -> u32 {
     let zeros = integer.iter().take_while(|byte| **byte == 0).count();
     let bits = integer[zeros..].len() * 8;
@@ -134,7 +135,7 @@ fn bits_of(integer: &[u8]) -> u32 {
     u32::try_from(bits).unwrap_or(u32::MAX).saturating_sub(top)
 }
 
-/// FIPS 205's parameter sets, by the registry of NIST.
+/// The parameter sets of FIPS 205, by their NIST OIDs.
 fn slh_dsa(oid: &str) -> Option<&'static str> {
     const NAMES: [&str; 12] = [
         "slhdsa-sha2-128s",
@@ -154,9 +155,9 @@ fn slh_dsa(oid: &str) -> Option<&'static str> {
     NAMES.get(number.checked_sub(20)?).copied()
 }
 
-/// How something is signed, as an AlgorithmIdentifier says: `rsa-pkcs1-sha256`.
+/// The name of a signature algorithm: `rsa-pkcs1-sha256`.
 ///
-/// The hash of RSA and (EC)DSA is what stands behind the last `-`.
+/// For RSA and (EC)DSA, the part after the last `-` is the hash.
 pub(super) fn signature_name(algorithm: Tlv<'_>) -> String {
     let mut inside = algorithm.inside();
     let Ok(oid) = inside.expect(asn1::OID, "") else { return "unreadable".to_owned() };
@@ -198,8 +199,8 @@ pub(super) fn signature_name(algorithm: Tlv<'_>) -> String {
     name.to_owned()
 }
 
-/// What RSASSA-PSS-params (RFC 4055, 3.1) say: the hash, SHA-1 where nothing else is said. Before
-/// it stands what else is unusual, and keeps a signature from being checked here.
+/// The hash in RSASSA-PSS-params (RFC 4055, 3.1), by default SHA-1. Unusual parameters, with which
+/// signatures cannot be checked here, are put before it.
 fn pss_parameters(algorithm: Reader<'_>) -> String {
     let read = |mut algorithm: Reader<'_>| {
         let mut params = algorithm.expect(asn1::SEQUENCE, "")?.inside();
@@ -247,24 +248,24 @@ pub(super) fn hash_name(oid: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// The hash of a signature where it is one for which collisions are made (RFC 6151, RFC 9155).
+/// The hash of a signature, if it is broken (RFC 6151, RFC 9155).
 pub(super) fn weak_hash(signature: &str) -> Option<&'static str> {
     let hash = signature.rsplit('-').next()?;
     ["md2", "md4", "md5", "sha1"].into_iter().find(|weak| *weak == hash)
 }
 
-/// Whether a signature was checked, and held.
+/// The result of checking a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     Yes,
     No,
-    /// Nothing here can check this signature with this key.
+    /// The combination of signature and key is not supported.
     Unknown,
 }
 
-/// Checks a signature, of an algorithm by its [name](signature_name), with a key.
+/// Checks a signature of the algorithm with this [name](signature_name).
 pub(super) fn verify(key: &Key<'_>, algorithm: &str, message: &[u8], signature: &[u8]) -> Holds {
-    // aws-lc-rs refuses RSA keys of other sizes: that would not be a signature that does not hold.
+    // aws-lc-rs rejects RSA keys of other sizes, which does not mean that the signature is invalid.
     let large = key.kind == Kind::Rsa && (2048..=8192).contains(&key.bits);
     let small = key.kind == Kind::Rsa && (1024..=8192).contains(&key.bits);
     let by: &'static dyn VerificationAlgorithm = match (key.kind, algorithm) {
@@ -306,7 +307,7 @@ pub(super) fn verify(key: &Key<'_>, algorithm: &str, message: &[u8], signature: 
     }
 }
 
-/// Whether a key of this kind can make such signatures at all.
+/// Whether a key of this type can create such signatures.
 fn fits(kind: Kind, algorithm: &str) -> bool {
     match kind {
         Kind::Rsa => algorithm.starts_with("rsa-"),
@@ -322,8 +323,8 @@ fn fits(kind: Kind, algorithm: &str) -> bool {
     }
 }
 
-/// Whether an RSA modulus has the mark of keys that Infineon's library made: a power of 65537
-/// modulo every small prime (CVE-2017-15361). Of other keys, one in 2^27 has it.
+/// Whether an RSA modulus has the pattern of keys from Infineon's library: it is a power of 65537 modulo
+/// every small prime (CVE-2017-15361). One in 2^27 of other keys has it too.
 pub(super) fn roca(modulus: &[u8]) -> bool {
     const PRIMES: [u32; 38] = [
         3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89,
@@ -349,7 +350,7 @@ mod tests {
 
     #[test]
     fn keys_of_infineons_library_are_told_from_others() {
-        // A power of 65537 modulo the product of the primes is one modulo each of them.
+        // A power of 65537 modulo the product of the primes is also one modulo each prime.
         let mut product = num_bigint::BigUint::from(1_u8);
         for prime in 2_u32..=167 {
             if (2..prime).all(|d| !prime.is_multiple_of(d)) {

@@ -1,28 +1,27 @@
-//! DER, read as it is found: certificates that a strict reader refuses are some of what a scan has
-//! to tell of. Nothing is copied, nothing recurses, and no length is believed that the input does
-//! not cover.
+//! A lenient DER reader: a scan must also report certificates that strict parsers reject. It does not copy
+//! or recurse, and checks all lengths against the input.
 
-/// Why something cannot be read.
+/// Why a value is unreadable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Malformed(pub(super) &'static str);
 
-/// A tag, and what stands under it.
+/// A tag and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tlv<'a> {
     pub(super) tag: u8,
     pub(super) value: &'a [u8],
-    /// With tag and length.
+    /// The value with tag and length.
     pub(super) whole: &'a [u8],
 }
 
 impl<'a> Tlv<'a> {
-    /// What stands inside, as values of their own.
+    /// The values inside.
     pub(super) fn inside(self) -> Reader<'a> {
         Reader(self.value)
     }
 
-    /// The bytes of a BIT STRING that has no unused bits.
+    /// The bytes of a BIT STRING without unused bits.
     pub(super) fn bits(self) -> Result<&'a [u8], Malformed> {
         match self.value.split_first() {
             Some((0, bytes)) => Ok(bytes),
@@ -42,17 +41,17 @@ pub(super) const UTC_TIME: u8 = 0x17;
 pub(super) const GENERALIZED_TIME: u8 = 0x18;
 pub(super) const SEQUENCE: u8 = 0x30;
 
-/// `[n]` around other values.
+/// The explicit tag `[n]`.
 pub(super) const fn explicit(n: u8) -> u8 {
     0xa0 | n
 }
 
-/// `[n]` in the place of a primitive type's own tag.
+/// The implicit tag `[n]` of a primitive type.
 pub(super) const fn implicit(n: u8) -> u8 {
     0x80 | n
 }
 
-/// Reads one value after the other.
+/// Reads values one after the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
@@ -61,9 +60,9 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
-    /// The next value, whatever it is.
+    /// The next value.
     pub(super) fn next(&mut self) -> Result<Tlv<'a>, Malformed> {
-        const SHORT: Malformed = Malformed("a value goes on behind the end");
+        const SHORT: Malformed = Malformed("a value is longer than the input");
         let (tag, first) = match *self.0 {
             [tag, first, ..] => (tag, first),
             _ => return Err(SHORT),
@@ -104,13 +103,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is left; ends at the first value that cannot be read.
+    /// The remaining values, up to the first unreadable one.
     pub(super) fn readable(mut self) -> impl Iterator<Item = Tlv<'a>> {
         std::iter::from_fn(move || self.next().ok())
     }
 }
 
-/// An object identifier with dots; in hex where it is none.
+/// An object identifier in dotted notation; in hex if invalid.
 pub(super) fn dotted(oid: &[u8]) -> String {
     match const_oid::ObjectIdentifier::from_bytes(oid) {
         Ok(oid) => oid.to_string(),
@@ -127,9 +126,9 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A time, and whether it is written as RFC 5280 (4.1.2.5) demands.
+/// A time, and whether it has the form required by RFC 5280 (4.1.2.5).
 ///
-/// Older and odder forms are read too: without seconds, or with an offset.
+/// Other forms are read too: without seconds, or with an offset.
 pub(super) fn time(tlv: Tlv<'_>) -> Result<(jiff::Timestamp, bool), Malformed> {
     const BAD: Malformed = Malformed("a time cannot be read");
     let text = std::str::from_utf8(tlv.value).map_err(|_| BAD)?;
@@ -139,7 +138,7 @@ pub(super) fn time(tlv: Tlv<'_>) -> Result<(jiff::Timestamp, bool), Malformed> {
         digits.get(at..at + 2).and_then(|d| d.parse().ok()).ok_or(BAD)
     };
     let (year, at) = match tlv.tag {
-        // RFC 5280, 4.1.2.5.1: from 50 on, 19xx.
+        // RFC 5280, 4.1.2.5.1: 50 and above mean 19xx.
         UTC_TIME => match i16::from(two(0)?) {
             year @ 50.. => (1900 + year, 2),
             year => (2000 + year, 2),
@@ -147,7 +146,7 @@ pub(super) fn time(tlv: Tlv<'_>) -> Result<(jiff::Timestamp, bool), Malformed> {
         GENERALIZED_TIME => {
             (digits.get(..4).and_then(|year| year.parse::<i16>().ok()).ok_or(BAD)?, 4)
         }
-        _ => return Err(Malformed("what should be a time is none")),
+        _ => return Err(Malformed("a time has the wrong type")),
     };
     let (seconds, strict) = match digits.len() - at {
         10 => (two(at + 8)?, true),
@@ -176,7 +175,7 @@ pub(super) fn time(tlv: Tlv<'_>) -> Result<(jiff::Timestamp, bool), Malformed> {
     let offset = jiff::tz::Offset::from_seconds(offset).map_err(|_| BAD)?;
     let at = match offset.to_timestamp(local) {
         Ok(at) => at,
-        // "No well-defined expiration" (4.1.2.5) is a day later than what jiff can tell.
+        // "No well-defined expiration" (4.1.2.5) is one day after jiff's maximum.
         Err(_) if year == 9999 => jiff::Timestamp::MAX,
         Err(_) => return Err(BAD),
     };

@@ -1,4 +1,4 @@
-//! What is found about one chain, and how the findings about all become facts.
+//! Findings about each chain, and the facts about all chains.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,8 @@ use crate::target::Host;
 
 const DAY: i64 = 86_400;
 
-/// Days that a certificate may live, if it was issued before that day (CA/Browser Forum, Baseline
-/// Requirements 6.3.2); 47 after the last.
+/// The maximum validity in days of certificates that were issued before a day (CA/Browser Forum, Baseline
+/// Requirements 6.3.2); 47 since the last day.
 const ALLOWED: [(&str, u64); 5] = [
     ("2018-03-01", 1188),
     ("2020-09-01", 825),
@@ -26,27 +26,27 @@ const ALLOWED: [(&str, u64); 5] = [
     ("2029-03-15", 100),
 ];
 
-/// Evidence is a line, whatever a server sends.
+/// The maximum length of evidence.
 const EVIDENCE: usize = 500;
 
-/// A chain as far as it can be read.
+/// A chain, as far as it is readable.
 pub(super) struct Read<'a> {
     shown: &'a Shown<'a>,
     sent: Vec<&'a [u8]>,
     chain: Vec<Option<X509<'a>>>,
-    /// Why one cannot be read.
+    /// Why each certificate is unreadable, if it is.
     errors: Vec<Option<String>>,
     path: Option<Path>,
 }
 
-/// What one chain has to say to each question.
+/// The findings about one chain.
 pub(super) struct Findings<'a> {
     pub(super) when: &'a [&'a str],
     pub(super) trusted: Finding,
     mesh: Finding,
     name: Finding,
     valid: Finding,
-    /// Days until the first of its certificates ends.
+    /// Days until the first of its certificates expires.
     days: Option<u64>,
     ordered: Finding,
     complete: Finding,
@@ -81,26 +81,26 @@ impl<'a> Read<'a> {
                     Ok(x509) => (Some(x509), None),
                     Err(error) => (None, Some(error.to_string())),
                 },
-                len => (None, Some(format!("it has {len} bytes, and was not read"))),
+                len => (None, Some(format!("it has {len} bytes, which is too long"))),
             })
             .unzip();
         let path = Path::taken(&chain, stores.all(), now);
         Self { shown, sent, chain, errors, path }
     }
 
-    /// Whether a client has no use for a certificate of the chain, because it finds a root without it.
+    /// Whether clients do not need a certificate of the chain, because they reach a root without it.
     fn is_superfluous(&self, i: usize) -> bool {
         let to_a_root = self.path.as_ref().filter(|path| path.end == End::Root);
         to_a_root.is_some_and(|path| !path.steps.contains(&i))
     }
 
-    /// The certificates that a client uses; all of them where none of them leads to a root.
+    /// The certificates that clients use; all of them if the chain does not lead to a root.
     fn used(&self) -> impl Iterator<Item = (usize, Option<&X509<'a>>)> {
         let all = self.chain.iter().map(Option::as_ref).enumerate();
         all.filter(|(i, _)| !self.is_superfluous(*i))
     }
 
-    /// What is wrong with the certificates that a client does not use, for evidence.
+    /// The problems of certificates that clients do not use, for evidence.
     fn superfluous(&self, wrong: impl Fn(&X509<'_>) -> Option<String>) -> String {
         let superfluous = self.chain.iter().enumerate().filter(|(i, _)| self.is_superfluous(*i));
         let wrong: Vec<_> = superfluous.filter_map(|(_, x)| wrong(x.as_ref()?)).collect();
@@ -110,7 +110,7 @@ impl<'a> Read<'a> {
         }
     }
 
-    /// All of them, for the report.
+    /// All certificates, for the report.
     pub(super) fn certificates(&self) -> Vec<Certificate> {
         let sha256 = |bytes: &[u8]| hex(digest::digest(&digest::SHA256, bytes).as_ref());
         let one = |i: usize| match &self.chain[i] {
@@ -183,7 +183,7 @@ impl<'a> Read<'a> {
             mesh: leads(stores.mesh.as_ref(), "no trust bundle of a mesh was given"),
             name: match name {
                 Some(host) => self.of_leaf(|leaf| is_for(leaf, host)),
-                None => Finding::untested("no name was asked for"),
+                None => Finding::untested("no name was requested"),
             },
             valid,
             days,
@@ -201,7 +201,7 @@ impl<'a> Read<'a> {
             must_staple: self.of_leaf(must_staple),
             stapled: match self.shown.ocsp {
                 Some(ocsp) => Finding::yes(format!("a response of {} bytes", ocsp.len())),
-                None => Finding::no("no response came with the certificate"),
+                None => Finding::no("the certificate came without a response"),
             },
             good: self.ocsp(now, stores),
             revocation: self.of_leaf(revocation),
@@ -225,7 +225,7 @@ impl<'a> Read<'a> {
     }
 
     fn unreadable(&self) -> Finding {
-        let why = self.errors.first().and_then(Option::as_deref).unwrap_or("it is not there");
+        let why = self.errors.first().and_then(Option::as_deref).unwrap_or("it is missing");
         Finding::inconclusive(format!("the certificate cannot be read: {why}"))
     }
 
@@ -235,7 +235,7 @@ impl<'a> Read<'a> {
         let mut wrong = None;
         let ended = |x509: &X509<'_>| {
             let until = x509.not_after.filter(|until| *until < now)?;
-            Some(format!("{} ended on {}", x509.shown_subject(), day(until)))
+            Some(format!("{} expired on {}", x509.shown_subject(), day(until)))
         };
         for (i, x509) in self.used() {
             let Some((x509, from, until)) =
@@ -250,7 +250,7 @@ impl<'a> Read<'a> {
             if let Some(text) = ended(x509) {
                 wrong = wrong.or(Some(text));
             } else if now < from {
-                let text = format!("{} begins on {} only", x509.shown_subject(), day(from));
+                let text = format!("{} is not valid before {}", x509.shown_subject(), day(from));
                 wrong = wrong.or(Some(text));
             }
         }
@@ -265,7 +265,7 @@ impl<'a> Read<'a> {
                 i + 1
             )),
             (None, None, Some((until, x509))) => Finding::yes(format!(
-                "{} is the first to end, on {}, in {} days{}",
+                "{} expires first, on {}, in {} days{}",
                 x509.shown_subject(),
                 day(until),
                 left(until),
@@ -294,8 +294,8 @@ impl<'a> Read<'a> {
                         other.as_ref().is_some_and(|other| one.issued_by(other).0)
                     });
                     let more = match by {
-                        Some(at) if at == i => "; it signed itself, and others follow".to_owned(),
-                        Some(at) => format!("; certificate {} did", at + 1),
+                        Some(at) if at == i => "; it is self-signed, but others follow".to_owned(),
+                        Some(at) => format!("; certificate {} signed it", at + 1),
                         None => format!("; its issuer is {}", one.shown_issuer()),
                     };
                     return Finding::no(format!(
@@ -311,7 +311,7 @@ impl<'a> Read<'a> {
             (1, _) => Finding::yes("there is one certificate"),
             (n, None) => Finding::yes(format!("{n} certificates, each signed by the next")),
             (n, Some(how)) => Finding::yes(format!(
-                "{n} certificates, by their names; {how} cannot be checked here"
+                "{n} certificates in order by their names; {how} cannot be checked here"
             )),
         }
     }
@@ -328,7 +328,7 @@ impl<'a> Read<'a> {
                 last.shown_subject()
             )),
             End::SelfSigned => {
-                Finding::yes(format!("it ends with {}, which signed itself", last.shown_subject()))
+                Finding::yes(format!("it ends with {}, which is self-signed", last.shown_subject()))
             }
             End::Missing => {
                 let mut what = format!(
@@ -339,16 +339,17 @@ impl<'a> Read<'a> {
                 if stored {
                     what.push_str(" and is not in the store");
                 }
-                // A root is not sent. Authorities of the web say where an intermediate is; private ones seldom do.
+                // Servers do not send roots. Public authorities publish their intermediates at a URL in the
+                // certificate; private ones rarely do.
                 match (last.extensions.issuers.first(), stored) {
                     (Some(url), true) => Finding::no(format!(
-                        "{what}; the certificate says where it is ({url}), but only browsers look there"
+                        "{what}; only browsers fetch it from the URL in the certificate ({url})"
                     )),
                     (None, true) => Finding::inconclusive(format!(
-                        "{what}: either it is a private root, which is not sent and which --roots has to name, or an intermediate that the server has to send"
+                        "{what}: it is either a private root, which needs --roots, or an intermediate that the server must send"
                     )),
                     (_, false) => Finding::inconclusive(format!(
-                        "{what}; without a store nothing tells whether it is a root"
+                        "{what}; without a store, it is unknown whether it is a root"
                     )),
                 }
             }
@@ -357,15 +358,15 @@ impl<'a> Read<'a> {
 
     fn self_signed(&self) -> Finding {
         self.of_leaf(|leaf| match (leaf.self_signed(), self.shown.certificates.len()) {
-            (true, 1) => Finding::yes(format!("{} signed itself", leaf.shown_subject())),
-            (true, _) => Finding::no("the first certificate signed itself, but others follow"),
+            (true, 1) => Finding::yes(format!("{} is self-signed", leaf.shown_subject())),
+            (true, _) => Finding::no("the first certificate is self-signed, but others follow"),
             (false, _) => Finding::no(format!("issued by {}", leaf.shown_issuer())),
         })
     }
 
     fn weak_signature(&self) -> (Finding, Option<&'static str>) {
         let mut worst: Option<(&str, &X509<'_>)> = None;
-        // None takes a root for what it signed itself with.
+        // The signature of a self-signed certificate does not matter.
         let used: Vec<_> = self.used().map(|(_, x509)| x509).collect();
         let below = used.iter().copied().flatten().filter(|x509| !x509.self_signed());
         let mut unreadable = used.iter().any(Option::is_none);
@@ -472,7 +473,7 @@ impl<'a> Read<'a> {
             };
             return (why, None);
         };
-        // Both ends belong to it.
+        // The validity period includes both ends.
         let seconds = (until.as_second() - from.as_second()).saturating_add(1).max(0);
         let days = u64::try_from(seconds.div_euclid(DAY) + i64::from(seconds % DAY > 0));
         let days = days.unwrap_or_default();
@@ -485,7 +486,7 @@ impl<'a> Read<'a> {
     }
 }
 
-/// RFC 9525: a name by DNS names, an address by addresses, and never by a common name.
+/// RFC 9525: a host name must match a DNS name, an address must match an address. Common names do not count.
 fn is_for(leaf: &X509<'_>, host: &Host) -> Finding {
     let names = &leaf.extensions.names;
     let found = names.iter().find(|name| match (name, host) {
@@ -501,12 +502,12 @@ fn is_for(leaf: &X509<'_>, host: &Host) -> Finding {
         Host::Address(address, _) => address.to_string(),
     };
     if names.iter().any(|name| matches!(name, GeneralName::Dns(name) if *name == host)) {
-        return Finding::no(format!("{host} stands there as a DNS name, which no client takes"));
+        return Finding::no(format!("{host} is listed as a DNS name, which clients do not accept"));
     }
     let common = leaf.common_names();
     if common.iter().any(|name| covers(name, &host)) {
         return Finding::no(format!(
-            "only its common name is {host}, which clients have not looked at since RFC 9525"
+            "only its common name is {host}, which clients ignore since RFC 9525"
         ));
     }
     let shown: Vec<_> = names.iter().take(5).map(GeneralName::shown).collect();
@@ -518,7 +519,7 @@ fn is_for(leaf: &X509<'_>, host: &Host) -> Finding {
     })
 }
 
-/// An IPv4 address may be asked for as an IPv6 one that stands for it.
+/// Compares addresses; an IPv4-mapped IPv6 address equals its IPv4 address.
 fn same(one: IpAddr, other: IpAddr) -> bool {
     one.to_canonical() == other.to_canonical()
 }
@@ -530,7 +531,7 @@ fn must_staple(leaf: &X509<'_>) -> Finding {
     }
 }
 
-/// 2026-03-15: from then on, a short-lived certificate has seven days.
+/// 2026-03-15: since then, short-lived means seven days.
 const SEVEN_DAYS_SINCE: i64 = 1_773_532_800;
 
 fn revocation(leaf: &X509<'_>) -> Finding {
@@ -545,9 +546,11 @@ fn revocation(leaf: &X509<'_>) -> Finding {
     match (leaf.extensions.ocsp.first(), leaf.extensions.crls.first()) {
         (Some(url), _) => Finding::yes(format!("OCSP at {url}")),
         (None, Some(url)) => Finding::yes(format!("CRL at {url}")),
-        (None, None) if short => Finding::yes(format!("it lives no longer than {days} days")),
+        (None, None) if short => Finding::yes(format!("it is valid for at most {days} days")),
         (None, None) => {
-            let why = format!("it names neither OCSP nor a CRL, and lives longer than {days} days");
+            let why = format!(
+                "it names neither OCSP nor a CRL, and is valid for longer than {days} days"
+            );
             Finding::no(why)
         }
     }
@@ -566,7 +569,7 @@ fn wildcard(leaf: &X509<'_>) -> Finding {
 
 fn usage(leaf: &X509<'_>) -> Finding {
     match &leaf.extensions.usages {
-        None => Finding::yes("it has no extended key usage, and so may be used for all"),
+        None => Finding::yes("it has no extended key usage, so any use is allowed"),
         Some(_) if leaf.usable_for(SERVER_AUTH) => Finding::yes("serverAuth is among its usages"),
         Some(usages) => Finding::no(format!("it is for {} only", usages.join(", "))),
     }
@@ -577,17 +580,17 @@ fn roca(leaf: &X509<'_>) -> Finding {
         Some(Some(modulus)) if algorithm::roca(modulus) => {
             Finding::yes("the modulus is a power of 65537 modulo each of 38 small primes")
         }
-        Some(Some(_)) => Finding::no("the modulus does not have the mark"),
-        Some(None) => Finding::no("its key is not of RSA"),
+        Some(Some(_)) => Finding::no("the modulus does not have the ROCA pattern"),
+        Some(None) => Finding::no("its key is not an RSA key"),
         None => Finding::inconclusive("its key cannot be read"),
     }
 }
 
-/// Which of the findings about a chain.
+/// Selects one of the findings about a chain.
 type Of = for<'f> fn(&'f Findings<'_>) -> &'f Finding;
 
-/// The facts that follow for all chains: what is said of every chain is as good as the worst, what
-/// is said of some chain as the first that has it.
+/// Sets the facts about all chains. Facts about every chain use the worst answer; facts about any chain use
+/// the answer of the first chain to which they apply.
 pub(super) fn set(all: &[Findings<'_>], facts: &mut Facts) {
     const EVERY: [Answer; 4] = [Answer::No, Answer::Inconclusive, Answer::Untested, Answer::Yes];
     const SOME: [Answer; 4] = [Answer::Yes, Answer::Inconclusive, Answer::No, Answer::Untested];
@@ -603,10 +606,10 @@ pub(super) fn set(all: &[Findings<'_>], facts: &mut Facts) {
     put("certificate.ordered", None, EVERY, |f| &f.ordered);
     put("certificate.complete", None, EVERY, |f| &f.complete);
     put("certificate.self_signed", None, SOME, |f| &f.self_signed);
-    // In the order of the alphabet, which is that of their age.
+    // The alphabetical order of the hashes is that of their age.
     let hash = all.iter().filter_map(|f| f.hash).min().map(|hash| Value::Text(hash.to_owned()));
     put("certificate.weak_signature", hash, SOME, |f| &f.weak);
-    // Keys whose strength is not known are compared last.
+    // Keys of unknown strength come last.
     let weakest = all
         .iter()
         .filter(|f| f.key_name.is_some())
@@ -625,7 +628,7 @@ pub(super) fn set(all: &[Findings<'_>], facts: &mut Facts) {
     put("certificate.scts", timestamps, EVERY, |f| &f.scts);
     put("certificate.must_staple", None, SOME, |f| &f.must_staple);
     put("certificate.ocsp_stapled", None, SOME, |f| &f.stapled);
-    // A chain without a response has nothing that could be bad.
+    // A chain without a stapled response does not count.
     const STAPLED: [Answer; 4] = [Answer::No, Answer::Inconclusive, Answer::Yes, Answer::Untested];
     put("certificate.ocsp_good", None, STAPLED, |f| &f.good);
     put("certificate.revocation", None, EVERY, |f| &f.revocation);
@@ -636,7 +639,7 @@ pub(super) fn set(all: &[Findings<'_>], facts: &mut Facts) {
     put("vulnerability.roca", None, SOME, |f| &f.roca);
 }
 
-/// The first of the ranked answers that a chain gives, with what those say that give it.
+/// The first of the ranked answers that any chain has, with the evidence of all chains that have it.
 fn combined(all: &[Findings<'_>], rank: [Answer; 4], of: Of) -> Finding {
     let answer = rank.into_iter().find(|answer| all.iter().any(|f| of(f).answer == *answer));
     let answer = answer.unwrap_or(Answer::Untested);

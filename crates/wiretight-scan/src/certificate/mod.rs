@@ -1,8 +1,8 @@
-//! What certificate chains say, and whether they lead where they should.
+//! Checks of certificate chains.
 //!
-//! [`examine`] fetches nothing: not a missing intermediate, not a revocation. Whatever a server
-//! sends is read as far as it goes, up to limits; what strict readers refuse becomes a problem of
-//! that [`Certificate`], not an error of the scan.
+//! [`examine`] fetches nothing, neither a missing intermediate nor a revocation list. It reads whatever a
+//! server sends as far as possible, up to limits. Encoding errors that strict parsers reject become
+//! problems of the [`Certificate`], not errors of the scan.
 
 mod algorithm;
 mod encoding;
@@ -22,24 +22,23 @@ use self::findings::{Findings, Read};
 use crate::facts::{Answer, Facts};
 use crate::target::Host;
 
-/// The [`when`](Presented::when) of a hello that named no server though there is a name.
+/// The [`when`](Presented::when) of a hello without a server name, if the target has a name.
 ///
-/// What is shown to it alone is among the chains, but no fact is about it: who asks by name never
-/// sees it, and `sni.other_certificate` tells.
+/// Chains that were sent only to such a hello are listed, but are not part of the facts, because clients
+/// that send the name never see them. `sni.other_certificate` reports them.
 pub const WITHOUT_NAME: &str = "without a server name";
 
-/// What is read of one chain, and how many different ones: no server needs more, and a hostile one
-/// could keep the scanner busy with signatures.
+/// Limits for chains. No server needs more, and a hostile one could keep the scanner busy with signatures.
 const MOST_CERTIFICATES: usize = 20;
 const MOST_CHAINS: usize = 16;
 const MOST_BYTES: usize = 128 * 1024;
 
-/// What a hello was answered with.
+/// The certificates in the answer to a hello.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Presented {
-    /// Which hello it was: "default", "rsa only", [`WITHOUT_NAME`].
+    /// The kind of hello: "default", "rsa only", [`WITHOUT_NAME`].
     pub when: String,
-    /// In DER, as they were sent, the leaf first.
+    /// In DER, in the order sent, the leaf first.
     pub certificates: Vec<Vec<u8>>,
     /// The stapled OCSPResponse, in DER.
     pub ocsp: Option<Vec<u8>>,
@@ -47,66 +46,66 @@ pub struct Presented {
     pub scts: Option<Vec<u8>>,
 }
 
-/// What there is to tell of the chains.
+/// The result of examining all chains.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Examined {
-    /// Each once.
+    /// Each chain once.
     pub chains: Vec<Chain>,
-    /// All of `certificate.*` but CAA; none where no certificate was shown.
+    /// All of `certificate.*` except CAA; empty if the server sent no certificate.
     pub facts: Facts,
 }
 
-/// A chain that the endpoint showed.
+/// A chain that the endpoint sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// To which hellos it was shown: "default", "without a server name", "rsa only".
+    /// The hellos to which it was sent: "default", "without a server name", "rsa only".
     pub when: Vec<String>,
-    /// As it was sent, the leaf first.
+    /// In the order sent, the leaf first.
     pub certificates: Vec<Certificate>,
-    /// Whether it leads to a root of the store.
+    /// Whether it leads to a root in the store.
     pub trusted: Answer,
-    /// Why (not).
+    /// Why, or why not.
     pub evidence: String,
 }
 
-/// What a certificate says.
+/// The contents of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
-    /// As RFC 4514 writes names.
+    /// In the notation of RFC 4514.
     pub subject: String,
-    /// As RFC 4514 writes names.
+    /// In the notation of RFC 4514.
     pub issuer: String,
     /// In hex.
     pub serial: String,
-    /// The first moment at which it is valid; none where it cannot be read.
+    /// Start of the validity; `None` if unreadable.
     pub not_before: Option<Timestamp>,
-    /// The last moment at which it is valid; none where it cannot be read.
+    /// End of the validity; `None` if unreadable.
     pub not_after: Option<Timestamp>,
-    /// Kind and size of its key: `rsa-2048`, `ecdsa-p256`, `ed25519`, `mldsa-65`.
+    /// Type and size of the key: `rsa-2048`, `ecdsa-p256`, `ed25519`, `mldsa-65`.
     pub key: String,
-    /// Bits of its key.
+    /// Bits of the key.
     pub key_bits: u32,
-    /// How it is signed: `rsa-pkcs1-sha256`, `ecdsa-sha384`, `ed25519`.
+    /// Signature algorithm: `rsa-pkcs1-sha256`, `ecdsa-sha384`, `ed25519`.
     pub signature: String,
-    /// Its subject alternative names: DNS names, addresses, URIs, e-mail addresses.
+    /// Subject alternative names: DNS names, addresses, URIs, e-mail addresses.
     pub names: Vec<String>,
     /// SHA-256 of the certificate, in hex.
     pub sha256: String,
-    /// SHA-256 of its SubjectPublicKeyInfo, in hex.
+    /// SHA-256 of the SubjectPublicKeyInfo, in hex.
     pub spki_sha256: String,
-    /// Whether it may sign others.
+    /// Whether it may sign other certificates.
     pub ca: bool,
-    /// Whether a client reaches a root without it, so that what is wrong with it harms nobody.
+    /// Whether clients reach a root without it, so that its flaws do not matter.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub superfluous: bool,
-    /// What is wrong with its encoding: what strict readers refuse.
+    /// Encoding errors that strict parsers reject.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
 
-/// Tells all that can be told of the chains that an endpoint showed.
+/// Examines the chains that an endpoint sent.
 ///
-/// `name` is what was asked for; `None` where any certificate would do.
+/// `name` is the requested host; `None` if any certificate is acceptable.
 pub fn examine(
     presented: &[Presented],
     name: Option<&Host>,
@@ -122,10 +121,10 @@ pub fn examine(
         let mut evidence = findings.trusted.evidence.clone();
         let more = shown.certificates.len().saturating_sub(MOST_CERTIFICATES);
         if more > 0 {
-            evidence.push_str(&format!("; {more} more certificates were sent, and not read"));
+            evidence.push_str(&format!("; {more} more certificates were not read"));
         }
         if left_out > 0 {
-            evidence.push_str(&format!("; {left_out} more chains were shown, and not read"));
+            evidence.push_str(&format!("; {left_out} more chains were not read"));
         }
         chains.push(Chain {
             when: shown.when.iter().map(|when| (*when).to_owned()).collect(),
@@ -146,7 +145,7 @@ pub fn examine(
     Examined { chains, facts }
 }
 
-/// A chain, and all that came with it.
+/// A chain, and the data sent with it.
 #[derive(Debug)]
 struct Shown<'a> {
     when: Vec<&'a str>,
@@ -155,7 +154,7 @@ struct Shown<'a> {
     scts: Option<&'a [u8]>,
 }
 
-/// Each chain once, and how many there were too many.
+/// Each chain once, and the number of chains above the limit.
 fn merged(presented: &[Presented]) -> (Vec<Shown<'_>>, usize) {
     let mut shown: Vec<Shown<'_>> = Vec::new();
     let mut left_out = 0;
@@ -182,7 +181,7 @@ fn merged(presented: &[Presented]) -> (Vec<Shown<'_>>, usize) {
     (shown, left_out)
 }
 
-/// An answer about one chain, and what it follows from.
+/// An answer about one chain, and its evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     answer: Answer,
@@ -207,7 +206,6 @@ impl Finding {
     }
 }
 
-/// A day in evidence.
 fn day(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d").to_string()
 }

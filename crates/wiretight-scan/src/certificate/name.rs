@@ -1,11 +1,10 @@
-//! Names: distinguished names as text (RFC 4514), and whether a certificate is for a host
-//! (RFC 9525).
+//! Distinguished names as text (RFC 4514), and matching of host names (RFC 9525).
 
 use std::net::IpAddr;
 
 use super::encoding::{self as asn1, Reader, Tlv, dotted, hex};
 
-/// What is shown of a name; a hostile one may have megabytes.
+/// The maximum length of a name in reports; a hostile one may have megabytes.
 const SHOWN: usize = 1000;
 
 /// An attribute's short name (RFC 4514, section 3, and the registry of LDAP descriptors).
@@ -69,12 +68,12 @@ pub(super) fn distinguished(name: &[u8]) -> String {
     shown
 }
 
-/// What cannot be read, as RFC 4514 (2.4) writes it: in hex, or the begin of it.
+/// An unreadable value in hex (RFC 4514, 2.4), truncated if necessary.
 fn raw(der: &[u8]) -> String {
     format!("#{}", hex(&der[..der.len().min(40)]))
 }
 
-/// The common names of a distinguished name, for those who once matched them.
+/// The common names of a distinguished name, which old clients matched.
 pub(super) fn common_names(name: &[u8]) -> Vec<String> {
     let Ok(name) = Reader(name).next() else { return Vec::new() };
     let pairs = name.inside().readable().flat_map(|set| set.inside().readable());
@@ -88,13 +87,13 @@ pub(super) fn common_names(name: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// The text of a string type; `None` where it is none, or does not hold what its type says.
+/// The text of a string type; `None` for other types and invalid contents.
 fn string(value: Tlv<'_>) -> Option<String> {
     let bytes = value.value;
     match value.tag {
         // UTF8String, NumericString, PrintableString, IA5String, VisibleString.
         0x0c | 0x12 | 0x13 | 0x16 | 0x1a => String::from_utf8(bytes.to_vec()).ok(),
-        // TeletexString: nobody writes T.61 in it, all write Latin-1.
+        // TeletexString: in practice it contains Latin-1, not T.61.
         0x14 => Some(bytes.iter().copied().map(char::from).collect()),
         // BMPString.
         0x1e if bytes.len().is_multiple_of(2) => {
@@ -110,7 +109,7 @@ fn string(value: Tlv<'_>) -> Option<String> {
     }
 }
 
-/// A value as RFC 4514 (2.4) writes it; what does not print is written in hex too.
+/// A value in the notation of RFC 4514 (2.4), with unprintable characters in hex.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let last = text.chars().count().saturating_sub(1);
@@ -128,8 +127,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Text from a certificate that goes to a terminal: what does not print, or turns the line around,
-/// is written in hex.
+/// Escapes text from a certificate: unprintable and direction-changing characters become hex.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().min(SHOWN));
     for chunk in bytes.utf8_chunks() {
@@ -148,7 +146,7 @@ pub(super) fn printable(bytes: &[u8]) -> String {
 }
 
 fn push_printable(out: &mut String, c: char) {
-    // The standard library knows what prints; of what does, it escapes quotes and backslashes only.
+    // `escape_debug` escapes unprintable characters, and also quotes and backslashes, which are printable.
     if matches!(c, '\'' | '"' | '\\') || c.escape_debug().count() == 1 {
         out.push(c);
     } else {
@@ -169,7 +167,7 @@ pub(super) enum GeneralName {
     Address(IpAddr),
     Uri(String),
     Email(String),
-    /// Of another kind, as it is shown.
+    /// Another type of name, as text.
     Other(String),
 }
 
@@ -206,8 +204,8 @@ impl GeneralName {
     }
 }
 
-/// Whether a DNS name of a certificate, which may begin with `*.`, covers a host (RFC 9525, 6.3):
-/// the wildcard is the whole left-most label, and stands for one label.
+/// Whether a DNS name in a certificate matches a host (RFC 9525, 6.3). A wildcard must be the whole
+/// left-most label, and matches exactly one label.
 pub(super) fn covers(presented: &str, host: &str) -> bool {
     let presented = presented.strip_suffix('.').unwrap_or(presented);
     if presented.eq_ignore_ascii_case(host) {

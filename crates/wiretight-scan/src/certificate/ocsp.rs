@@ -1,5 +1,5 @@
-//! OCSP responses (RFC 6960) as they are stapled (RFC 6066, 8): whether one says of this
-//! certificate, now, and with the right signature, that it is good.
+//! Stapled OCSP responses (RFC 6960; RFC 6066, 8): whether a response is valid for this certificate, current,
+//! correctly signed, and says good.
 
 use aws_lc_rs::digest;
 use jiff::{SignedDuration, Timestamp};
@@ -10,20 +10,20 @@ use super::x509::{OCSP_SIGNING, X509};
 use super::{Finding, day, sct};
 use crate::facts::Answer;
 
-/// What is read of a response; real ones have a few kilobytes.
+/// The maximum size of a response; real ones have a few kilobytes.
 pub(super) const MOST_BYTES: usize = 256 * 1024;
 const MOST_RESPONSES: usize = 100;
 const MOST_CERTIFICATES: usize = 10;
 
-/// Clocks differ.
+/// The tolerance for different clocks.
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// `id-pkix-ocsp-basic`.
 const BASIC: &str = "1.3.6.1.5.5.7.48.1.1";
-/// RFC 6962, 3.3: timestamps in a response.
+/// RFC 6962, 3.3: SCTs in a response.
 const SCT_LIST: &str = "1.3.6.1.4.1.11129.2.4.5";
 
-/// Whether a response says that this certificate is good, and whether it may.
+/// Whether a response says that this certificate is good, and is valid.
 pub(super) fn check(
     response: &[u8],
     certificate: &X509<'_>,
@@ -31,7 +31,10 @@ pub(super) fn check(
     now: Timestamp,
 ) -> Finding {
     if response.len() > MOST_BYTES {
-        return Finding::inconclusive(format!("it has {} bytes, and was not read", response.len()));
+        return Finding::inconclusive(format!(
+            "it has {} bytes, which is too long",
+            response.len()
+        ));
     }
     let basic = match Basic::read(response) {
         Ok(basic) => basic,
@@ -44,7 +47,7 @@ pub(super) fn check(
     };
     let Some(issuer) = issuer else {
         return Finding::inconclusive(
-            "the issuer's certificate was not sent, and without it none can tell for whom it is",
+            "the issuer's certificate was not sent, but is needed to check the response",
         );
     };
     let single = match basic.about(certificate, issuer) {
@@ -63,15 +66,15 @@ pub(super) fn check(
         }
     }
     if single.this_update > now.saturating_add(SKEW).unwrap_or(now) {
-        return Finding::no(format!("it holds from {} on only", day(single.this_update)));
+        return Finding::no(format!("it is not valid before {}", day(single.this_update)));
     }
     let until = match single.next_update {
         Some(until) if until < now => {
-            return Finding::no(format!("it held until {}", day(until)));
+            return Finding::no(format!("it was valid until {}", day(until)));
         }
         Some(until) => until,
-        // Then newer information is always there (2.4), and a stapled one is never current.
-        None => return Finding::no("it does not say until when it holds"),
+        // Then newer information is always available (2.4), so a stapled response is never current.
+        None => return Finding::no("it does not say until when it is valid"),
     };
     let by = basic.signed(issuer, now);
     match by.answer {
@@ -85,7 +88,7 @@ pub(super) fn check(
     }
 }
 
-/// The certificate timestamps that a response brings.
+/// The number of SCTs in a response.
 pub(super) fn timestamps(response: &[u8]) -> Result<usize, Malformed> {
     let Some(Ok(basic)) = (response.len() <= MOST_BYTES).then(|| Basic::read(response)) else {
         return Ok(0);
@@ -101,7 +104,9 @@ pub(super) fn timestamps(response: &[u8]) -> Result<usize, Malformed> {
             }
             extension.optional(asn1::BOOLEAN)?;
             let value = extension.expect(asn1::OCTET_STRING, "an extension has no value")?;
-            let list = value.inside().expect(asn1::OCTET_STRING, "the timestamps are no string")?;
+            let list = value
+                .inside()
+                .expect(asn1::OCTET_STRING, "the timestamps are not an OCTET STRING")?;
             count += sct::count(list.value)?;
         }
     }
@@ -132,7 +137,8 @@ impl From<Malformed> for Refused {
 
 impl<'a> Basic<'a> {
     fn read(response: &'a [u8]) -> Result<Self, Refused> {
-        let mut response = Reader(response).expect(asn1::SEQUENCE, "it is no SEQUENCE")?.inside();
+        let mut response =
+            Reader(response).expect(asn1::SEQUENCE, "it is not a SEQUENCE")?.inside();
         match response.expect(asn1::ENUMERATED, "it has no status")?.value {
             [0] => {}
             [1] => return Err(Refused::Status("malformedRequest")),
@@ -140,16 +146,16 @@ impl<'a> Basic<'a> {
             [3] => return Err(Refused::Status("tryLater")),
             [5] => return Err(Refused::Status("sigRequired")),
             [6] => return Err(Refused::Status("unauthorized")),
-            _ => return Err(Refused::Status("with a status that does not exist")),
+            _ => return Err(Refused::Status("with an unknown status")),
         }
         let bytes = response.expect(explicit(0), "it is empty")?;
         let mut bytes = bytes.inside().expect(asn1::SEQUENCE, "it is empty")?.inside();
         let kind = bytes.expect(asn1::OID, "it has no type")?;
         if dotted(kind.value) != BASIC {
-            return Err(Malformed("it is of another type than id-pkix-ocsp-basic").into());
+            return Err(Malformed("its type is not id-pkix-ocsp-basic").into());
         }
         let basic = bytes.expect(asn1::OCTET_STRING, "it is empty")?;
-        let mut basic = basic.inside().expect(asn1::SEQUENCE, "it is no SEQUENCE")?.inside();
+        let mut basic = basic.inside().expect(asn1::SEQUENCE, "it is not a SEQUENCE")?.inside();
         let data = basic.expect(asn1::SEQUENCE, "it has no data")?;
         let algorithm = basic.expect(asn1::SEQUENCE, "its signature has no algorithm")?;
         let signature = basic.expect(asn1::BIT_STRING, "it has no signature")?.bits()?;
@@ -175,7 +181,7 @@ impl<'a> Basic<'a> {
         })
     }
 
-    /// What it says about this certificate.
+    /// The response about this certificate.
     fn about(
         &self,
         certificate: &X509<'_>,
@@ -190,12 +196,12 @@ impl<'a> Basic<'a> {
         Ok(None)
     }
 
-    /// Whether the issuer signed it, or one whom the issuer lets do so (4.2.2.2).
+    /// Whether the issuer or an authorized responder signed it (4.2.2.2).
     fn signed(&self, issuer: &X509<'_>, now: Timestamp) -> Finding {
         if self.names(issuer) {
             return self.signed_with(issuer, "the issuer");
         }
-        let mut why = "it is signed by neither the issuer nor one whose certificate it brings";
+        let mut why = "it is signed neither by the issuer nor by a certificate that it contains";
         for delegate in &self.certificates {
             let Ok(delegate) = X509::read(delegate) else { continue };
             if !self.names(&delegate) {
@@ -210,7 +216,7 @@ impl<'a> Basic<'a> {
                     ));
                 }
                 (false, _) => {
-                    why = "its signer's certificate is not by the issuer";
+                    why = "its signer's certificate is not signed by the issuer";
                     continue;
                 }
             }
@@ -219,9 +225,9 @@ impl<'a> Basic<'a> {
             if !may {
                 why = "its signer's certificate is not for signing OCSP responses";
             } else if !delegate.holds_at(now) {
-                why = "its signer's certificate has ended, or not begun";
+                why = "its signer's certificate is expired, or not valid yet";
             } else {
-                return self.signed_with(&delegate, "one whom the issuer named");
+                return self.signed_with(&delegate, "a responder authorized by the issuer");
             }
         }
         Finding::no(why)
@@ -233,7 +239,7 @@ impl<'a> Basic<'a> {
             None => Holds::Unknown,
         };
         match (holds, algorithm::weak_hash(&self.algorithm)) {
-            (Holds::No, _) => Finding::no("its signature does not hold"),
+            (Holds::No, _) => Finding::no("its signature is invalid"),
             (Holds::Unknown, _) => Finding::inconclusive(format!(
                 "its signature, {}, cannot be checked here",
                 self.algorithm
@@ -243,7 +249,7 @@ impl<'a> Basic<'a> {
         }
     }
 
-    /// Whether it says that the owner of this certificate signed it (ResponderID).
+    /// Whether its ResponderID is this certificate.
     fn names(&self, signer: &X509<'_>) -> bool {
         match self.responder.tag {
             tag if tag == explicit(1) => self.responder.value == signer.subject,
@@ -260,7 +266,6 @@ impl<'a> Basic<'a> {
     }
 }
 
-/// A SingleResponse.
 struct Single<'a> {
     id: Tlv<'a>,
     status: Status,
@@ -297,7 +302,7 @@ impl<'a> Single<'a> {
         Ok(Self { id, status, this_update, next_update, extensions })
     }
 
-    /// Whether its CertID is of this certificate and this issuer.
+    /// Whether its CertID refers to this certificate and this issuer.
     fn is_about(&self, certificate: &X509<'_>, issuer: &X509<'_>) -> Result<bool, Malformed> {
         let mut id = self.id.inside();
         let hash = id.expect(asn1::SEQUENCE, "a CertID has no hash")?;
@@ -310,7 +315,7 @@ impl<'a> Single<'a> {
             Some("sha256") => &digest::SHA256,
             Some("sha384") => &digest::SHA384,
             Some("sha512") => &digest::SHA512,
-            _ => return Err(Malformed("a CertID has a hash that is not known")),
+            _ => return Err(Malformed("a CertID has an unknown hash")),
         };
         let zeros = serial.iter().take_while(|byte| **byte == 0).count();
         let serial = &serial[zeros.min(serial.len().saturating_sub(1))..];

@@ -1,23 +1,23 @@
-//! Signed certificate timestamps (RFC 6962, 3.2 and 3.3): how many there are. Whether their logs
-//! are real, and their signatures hold, takes the list of logs that a browser has.
+//! Counts signed certificate timestamps (RFC 6962, 3.2 and 3.3). Verifying them would require a browser's
+//! list of logs.
 
 use super::encoding::Malformed;
 
-/// Timestamps that are counted.
+/// The maximum number of timestamps to count.
 const MOST: usize = 100;
 
 /// The well-formed timestamps of a SignedCertificateTimestampList.
 pub(super) fn count(list: &[u8]) -> Result<usize, Malformed> {
-    let (mut rest, after) = vector(list).ok_or(Malformed("the list of timestamps is cut short"))?;
+    let (mut rest, after) = vector(list).ok_or(Malformed("the list of timestamps is truncated"))?;
     if !after.is_empty() {
         return Err(Malformed("bytes follow the list of timestamps"));
     }
     let mut count = 0;
     while !rest.is_empty() {
-        let (timestamp, next) = vector(rest).ok_or(Malformed("a timestamp is cut short"))?;
+        let (timestamp, next) = vector(rest).ok_or(Malformed("a timestamp is truncated"))?;
         rest = next;
         if !is_timestamp(timestamp) {
-            return Err(Malformed("a timestamp has another form than RFC 6962's"));
+            return Err(Malformed("a timestamp does not have the format of RFC 6962"));
         }
         count += 1;
         if count == MOST {
@@ -27,7 +27,7 @@ pub(super) fn count(list: &[u8]) -> Result<usize, Malformed> {
     Ok(count)
 }
 
-/// Version 1, the log's ID, a time; then extensions, and a signature of one of the log's kinds.
+/// Whether it has version 1, a log ID, a time, extensions and a signature.
 fn is_timestamp(timestamp: &[u8]) -> bool {
     let Some((head, rest)) = timestamp.split_at_checked(1 + 32 + 8) else { return false };
     let Some((_extensions, rest)) = vector(rest) else { return false };
@@ -36,7 +36,7 @@ fn is_timestamp(timestamp: &[u8]) -> bool {
         && signature.is_some_and(|(signature, after)| !signature.is_empty() && after.is_empty())
 }
 
-/// What stands behind a length of two bytes, and what follows.
+/// A vector with a length of two bytes, and the rest.
 fn vector(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (len, rest) = bytes.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_timestamps_count() {
+    fn only_complete_timestamps_count() {
         let mut timestamp = vec![0; 41];
         timestamp.extend_from_slice(&[0, 0, 4, 3, 0, 1, 9]);
         let entry = [&[0, 48][..], &timestamp].concat();

@@ -1,4 +1,4 @@
-//! Stores of roots, and whether a chain leads to one of theirs.
+//! Root stores, and whether a chain leads to a root in a store.
 
 use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
@@ -13,10 +13,10 @@ use super::algorithm::{Kind, weak_hash};
 use super::x509::{SERVER_AUTH, X509};
 use super::{Finding, day};
 
-/// Whom a scan trusts. Without a store, what it would decide is untested.
+/// The trusted roots. Without a store, its facts are untested.
 #[derive(Debug, Default)]
 pub struct Stores {
-    /// The roots of the web, or of an organisation.
+    /// The roots of the system, or of an organization.
     pub roots: Option<Roots>,
     /// The trust bundle of the mesh.
     pub mesh: Option<Roots>,
@@ -28,31 +28,30 @@ impl Stores {
     }
 }
 
-/// Roots that are trusted.
+/// A store of trusted roots.
 #[derive(Debug)]
 pub struct Roots {
     anchors: Vec<TrustAnchor<'static>>,
     certificates: Vec<CertificateDer<'static>>,
-    /// Where in `certificates` those with this subject are.
+    /// The indices into `certificates` by subject.
     by_subject: HashMap<Vec<u8>, Vec<usize>>,
 }
 
-/// Why there are no roots.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
-    /// A file that cannot be read, or is no PEM.
+    /// The file cannot be read, or is not PEM.
     #[error("{path} cannot be read as PEM certificates: {1}", path = .0.display())]
     File(PathBuf, rustls_pki_types::pem::Error),
-    /// The system's store has none.
-    #[error("this system has no store of roots ({0}); install ca-certificates, or give a PEM file")]
+    /// The system's store is missing or empty.
+    #[error("this system has no root store ({0}); install ca-certificates, or pass a PEM file")]
     System(String),
-    /// There were certificates, perhaps, and none that can be a root.
-    #[error("there is no certificate among them that can be a root")]
+    /// There is no certificate, or none that can be a root.
+    #[error("the file contains no certificate that can be a root")]
     Empty,
 }
 
 impl Roots {
-    /// Those of the system, or of the file or folder that SSL_CERT_FILE or SSL_CERT_DIR name.
+    /// The system's roots, or those in SSL_CERT_FILE or SSL_CERT_DIR.
     pub fn system() -> Result<Self, RootsError> {
         let found = rustls_native_certs::load_native_certs();
         Self::from_der(found.certs).map_err(|_| {
@@ -65,14 +64,14 @@ impl Roots {
         })
     }
 
-    /// The certificates of a PEM file; what else is in it is passed over.
+    /// The certificates in a PEM file; other contents are ignored.
     pub fn from_pem_file(path: &FilePath) -> Result<Self, RootsError> {
         let file = |error| RootsError::File(path.to_owned(), error);
         let certificates = CertificateDer::pem_file_iter(path).map_err(file)?;
         Self::from_der(certificates.collect::<Result<Vec<_>, _>>().map_err(file)?)
     }
 
-    /// Certificates that are roots; those which cannot be one are passed over.
+    /// These certificates; those that cannot be roots are ignored.
     pub fn from_der(
         certificates: impl IntoIterator<Item = CertificateDer<'static>>,
     ) -> Result<Self, RootsError> {
@@ -89,12 +88,11 @@ impl Roots {
         if roots.anchors.is_empty() { Err(RootsError::Empty) } else { Ok(roots) }
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.anchors.len()
     }
 
-    /// Whether there are none: never, for then there would be no `Roots`.
+    /// Always false, because an empty store is an error.
     pub fn is_empty(&self) -> bool {
         self.anchors.is_empty()
     }
@@ -109,37 +107,36 @@ impl Roots {
         self.named(certificate.issuer).find(|root| certificate.issued_by(root).0)
     }
 
-    /// Whether it is one of them, or another certificate for the same name and key.
+    /// Whether it is in the store, or has the name and the key of a root in the store.
     fn has(&self, certificate: &X509<'_>) -> bool {
         !certificate.spki.is_empty()
             && self.named(certificate.subject).any(|root| root.spki == certificate.spki)
     }
 }
 
-/// The way from a leaf, over what was sent, as far as it goes.
+/// A path from the leaf through the certificates that were sent.
 #[derive(Debug, Clone)]
 pub(super) struct Path {
-    /// Places in the chain; the first is the leaf's.
+    /// Indices into the chain, starting with the leaf.
     pub(super) steps: Vec<usize>,
     pub(super) end: End,
-    /// Whether every signature on it was checked; where not, the names decided.
+    /// Whether every signature was checked. If not, the path relies on names.
     pub(super) checked: bool,
 }
 
 /// Where a path ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// At a root of a store, or what one of these issued.
+    /// At a root in a store, or a certificate issued by one.
     Root,
-    /// At a certificate that signed itself, and is in no store.
+    /// At a self-signed certificate that is in no store.
     SelfSigned,
-    /// Its issuer was not sent, and is in no store.
+    /// At a certificate whose issuer was not sent, and is in no store.
     Missing,
 }
 
 impl Path {
-    /// The way that a client takes: one to a root over certificates that are valid now, where there is one; else the best
-    /// of all ways.
+    /// The path that a client takes: to a root through currently valid certificates if possible, otherwise the best path.
     pub(super) fn taken<'r>(
         chain: &[Option<X509<'_>>],
         stores: impl Iterator<Item = &'r Roots> + Clone,
@@ -155,14 +152,14 @@ impl Path {
             .or_else(|| Self::find(chain, stores))
     }
 
-    /// The best of the ways that there are: to a root, else to a certificate that signed itself,
-    /// else the first that ends. `None` where the leaf cannot be read.
+    /// The best path: to a root, otherwise to a self-signed certificate, otherwise the first one. `None` if the
+    /// leaf is unreadable.
     pub(super) fn find<'r>(
         chain: &[Option<X509<'_>>],
         stores: impl Iterator<Item = &'r Roots> + Clone,
     ) -> Option<Self> {
         chain.first()?.as_ref()?;
-        // Each certificate is entered once, so that the work is bounded: breadth first.
+        // A breadth-first search that visits each certificate once, so that the work is bounded.
         let mut ways = vec![Self { steps: vec![0], end: End::Missing, checked: true }];
         let mut entered = vec![false; chain.len()];
         let (mut at, mut self_signed, mut missing) = (0, None, None);
@@ -193,10 +190,9 @@ impl Path {
     }
 }
 
-/// Whether a chain, as it was sent, leads to one of these roots, now, for a TLS server
-/// (RFC 5280, 6.1).
+/// Whether a chain currently leads to one of these roots, for a TLS server (RFC 5280, 6.1).
 ///
-/// `sent` and `chain` are the same certificates, as bytes and as far as they could be read.
+/// `sent` and `chain` are the same certificates, as bytes and parsed.
 pub(super) fn leads(
     sent: &[&[u8]],
     chain: &[Option<X509<'_>>],
@@ -206,14 +202,16 @@ pub(super) fn leads(
     let (Some(&first), Some(Some(leaf))) = (sent.first(), chain.first()) else {
         return Finding::no("the server's certificate cannot be read");
     };
-    // What webpki cannot: a certificate that is trusted by itself.
+    // webpki does not support a leaf that is itself in the store.
     if roots.certificates.iter().any(|root| root.as_ref() == first) {
         return match leaf.holds_at(now) {
             true => Finding::yes("the certificate itself is in the store"),
-            false => Finding::no("the certificate itself is in the store, but is not valid now"),
+            false => {
+                Finding::no("the certificate itself is in the store, but is not currently valid")
+            }
         };
     }
-    // What is too large was not read, and is not handed on either.
+    // Certificates that are too large were not parsed, and are left out here too.
     let readable = sent.iter().zip(chain).filter(|(_, read)| read.is_some());
     let readable: Vec<&[u8]> = readable.map(|(der, _)| *der).collect();
     let error = match verify(&readable, roots, now) {
@@ -227,7 +225,7 @@ pub(super) fn leads(
     let last = steps.last().copied().unwrap_or(leaf);
     match path.end {
         End::SelfSigned if steps.len() == 1 => {
-            return Finding::no("the certificate signed itself, and is not in the store");
+            return Finding::no("the certificate is self-signed, and not in the store");
         }
         End::SelfSigned => {
             return Finding::no(format!(
@@ -244,7 +242,7 @@ pub(super) fn leads(
         }
         End::Root => {}
     }
-    // It leads to a root, and something is wrong with it.
+    // The chain leads to a root, but is invalid.
     let below: Vec<_> = steps.iter().filter(|x509| !roots.has(x509)).collect();
     let weak = below.iter().find_map(|x| Some((x, weak_hash(&x.signature_algorithm)?)));
     match error {
@@ -252,12 +250,14 @@ pub(super) fn leads(
             let bad = steps.iter().find(|x509| !x509.holds_at(now));
             Finding::no(match bad {
                 Some(x509) => format!(
-                    "leads to a root, but {} holds from {} to {}",
+                    "leads to a root, but {} is valid from {} to {}",
                     x509.shown_subject(),
                     x509.not_before.map_or_else(|| "?".to_owned(), day),
                     x509.not_after.map_or_else(|| "?".to_owned(), day),
                 ),
-                None => "leads to a root over a certificate that is not valid now".to_owned(),
+                None => {
+                    "leads to a root through a certificate that is not currently valid".to_owned()
+                }
             })
         }
         Error::UnsupportedSignatureAlgorithmContext(_)
@@ -280,19 +280,19 @@ pub(super) fn leads(
             let how: Vec<_> = below.iter().map(|x| x.signature_algorithm.as_str()).collect();
             match error {
                 Error::InvalidSignatureForPublicKey if path.checked => {
-                    Finding::no("a signature on the way to the root does not hold")
+                    Finding::no("a signature on the path to the root is invalid")
                 }
                 _ => Finding::inconclusive(format!(
-                    "names lead to a root, but the signatures cannot be checked here: {}",
+                    "the names lead to a root, but the signatures cannot be checked here: {}",
                     how.join(", ")
                 )),
             }
         }
         Error::CaUsedAsEndEntity => {
-            Finding::no("leads to a root, but the server's certificate is one of an authority")
+            Finding::no("leads to a root, but the server's certificate is a CA certificate")
         }
         Error::EndEntityUsedAsCa => {
-            Finding::no("leads to a root over a certificate that may not sign others")
+            Finding::no("leads to a root through a certificate that may not sign others")
         }
         Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => {
             let whose = steps.iter().find(|x509| !x509.usable_for(SERVER_AUTH)).unwrap_or(&leaf);
@@ -301,19 +301,19 @@ pub(super) fn leads(
                 whose.shown_subject()
             ))
         }
-        Error::NameConstraintViolation => {
-            Finding::no("leads to a root, but an authority on the way may not issue for such names")
-        }
-        Error::PathLenConstraintViolated => {
-            Finding::no("leads to a root, but over more authorities than one of them allows")
-        }
-        Error::UnsupportedCriticalExtension => Finding::no(
-            "leads to a root, but has a critical extension that clients do not know (RFC 5280, 4.2)",
+        Error::NameConstraintViolation => Finding::no(
+            "leads to a root, but an authority on the path may not issue for such names",
         ),
-        Error::UnsupportedCertVersion => {
-            Finding::no("leads to a root, but over a certificate of another version than 3")
+        Error::PathLenConstraintViolated => {
+            Finding::no("leads to a root, but through more authorities than one of them allows")
         }
-        // What strict readers refuse, and others take.
+        Error::UnsupportedCriticalExtension => {
+            Finding::no("leads to a root, but has an unknown critical extension (RFC 5280, 4.2)")
+        }
+        Error::UnsupportedCertVersion => {
+            Finding::no("leads to a root, but through a certificate of another version than 3")
+        }
+        // Errors that only strict parsers reject.
         Error::BadDer
         | Error::BadDerTime
         | Error::InvalidSerialNumber
@@ -321,14 +321,14 @@ pub(super) fn leads(
         | Error::MalformedExtensions
         | Error::ExtensionValueInvalid
         | Error::TrailingData(_) => Finding::inconclusive(format!(
-            "leads to a root, but strict readers refuse a certificate on the way ({error}); others may take it"
+            "leads to a root, but strict parsers reject a certificate on the path ({error}); others may accept it"
         )),
         Error::MaximumPathBuildCallsExceeded
         | Error::MaximumSignatureChecksExceeded
         | Error::MaximumNameConstraintComparisonsExceeded => {
-            Finding::inconclusive(format!("there are too many ways to a root ({error})"))
+            Finding::inconclusive(format!("there are too many possible paths to a root ({error})"))
         }
-        error => Finding::no(format!("leads to a root, but is refused ({error})")),
+        error => Finding::no(format!("leads to a root, but is rejected ({error})")),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A certificate (RFC 5280, 4.1), read as far as it can be: what a strict reader refuses is told
-//! beside what it says.
+//! A lenient parser for certificates (RFC 5280, 4.1). Errors that strict parsers reject are recorded as
+//! problems.
 
 use der::oid::ObjectIdentifier;
 use jiff::Timestamp;
@@ -9,23 +9,23 @@ use super::encoding::{self as asn1, Malformed, Reader, dotted, explicit, hex, im
 use super::name::{GeneralName, common_names, distinguished};
 use super::sct;
 
-/// How many names a report shows. All are compared with the host: a certificate is bounded by its size.
+/// The maximum number of names in a report. All names are compared with the host.
 pub(super) const SHOWN_NAMES: usize = 1000;
-/// What is kept of lists: a hostile certificate may have tens of thousands.
+/// The maximum number of other list items: a hostile certificate may have tens of thousands.
 const MOST_URLS: usize = 10;
 const MOST_EXTENSIONS: usize = 100;
 
-/// A certificate as it was sent.
+/// A parsed certificate.
 #[derive(Debug, Clone)]
 pub(super) struct X509<'a> {
-    /// What is signed.
+    /// The signed part.
     tbs: &'a [u8],
-    /// How, by name.
+    /// The name of the signature algorithm.
     pub(super) signature_algorithm: String,
     signature: &'a [u8],
-    /// Without zeros in front.
+    /// Without leading zeros.
     pub(super) serial: &'a [u8],
-    /// The names as they stand there, to compare.
+    /// The encoded names, for comparisons.
     pub(super) issuer: &'a [u8],
     pub(super) subject: &'a [u8],
     pub(super) not_before: Option<Timestamp>,
@@ -34,16 +34,16 @@ pub(super) struct X509<'a> {
     pub(super) spki: &'a [u8],
     pub(super) key: Option<Key<'a>>,
     pub(super) extensions: Extensions<'a>,
-    /// What is wrong with it.
+    /// Encoding errors.
     pub(super) problems: Vec<String>,
 }
 
-/// What its extensions say.
+/// The contents of its extensions.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Extensions<'a> {
     pub(super) names: Vec<GeneralName>,
     pub(super) ca: bool,
-    /// The purposes of extended key usage, by OID; `None` where it may be used for all.
+    /// The purposes of extended key usage, by OID; `None` if any use is allowed.
     pub(super) usages: Option<Vec<String>>,
     pub(super) ocsp: Vec<String>,
     pub(super) issuers: Vec<String>,
@@ -71,15 +71,15 @@ pub(super) const OCSP_SIGNING: &str = "1.3.6.1.5.5.7.3.9";
 pub(super) const ANY_USAGE: &str = "2.5.29.37.0";
 
 impl<'a> X509<'a> {
-    /// Reads what has the shape of a certificate; the rest may be wrong.
+    /// Parses anything with the basic structure of a certificate.
     pub(super) fn read(der: &'a [u8]) -> Result<Self, Malformed> {
         let mut problems = Vec::new();
-        // Whatever the reader below takes, those who are strict do not.
+        // Record what a strict parser would reject.
         if let Err(error) = <x509_cert::Certificate as der::Decode>::from_der(der) {
-            problems.push(format!("strict DER refuses it: {error}"));
+            problems.push(format!("it is not strict DER: {error}"));
         }
         let mut outer = Reader(der);
-        let certificate = outer.expect(asn1::SEQUENCE, "it is no SEQUENCE")?;
+        let certificate = outer.expect(asn1::SEQUENCE, "it is not a SEQUENCE")?;
         if !outer.is_empty() {
             problems.push(format!("{} bytes follow it", outer.0.len()));
         }
@@ -118,14 +118,14 @@ impl<'a> X509<'a> {
     fn read_tbs(&mut self, mut tbs: Reader<'a>) -> Result<(), Malformed> {
         let version = match tbs.optional(explicit(0))? {
             Some(version) => {
-                version.inside().expect(asn1::INTEGER, "its version is no number")?.value
+                version.inside().expect(asn1::INTEGER, "its version is not a number")?.value
             }
             None => &[0],
         };
         match version {
             [2] => {}
-            [0] => self.problems.push("it is of version 1, from before 1996".to_owned()),
-            [1] => self.problems.push("it is of version 2".to_owned()),
+            [0] => self.problems.push("it has version 1, which is obsolete since 1996".to_owned()),
+            [1] => self.problems.push("it has version 2".to_owned()),
             other => {
                 self.problems.push(format!("its version is #{}", hex(&other[..other.len().min(8)])))
             }
@@ -141,10 +141,10 @@ impl<'a> X509<'a> {
         } else if matches!(self.serial, [] | [0]) {
             self.problems.push("its serial number is zero".to_owned());
         }
-        let inner = tbs.expect(asn1::SEQUENCE, "it does not say how it is signed")?;
+        let inner = tbs.expect(asn1::SEQUENCE, "it has no inner signature algorithm")?;
         let inner = algorithm::signature_name(inner);
         if inner != self.signature_algorithm {
-            self.problems.push(format!("inside it says that it is signed by {inner}"));
+            self.problems.push(format!("its inner signature algorithm is different: {inner}"));
         }
         self.issuer = tbs.expect(asn1::SEQUENCE, "it has no issuer")?.whole;
         let mut validity = tbs.expect(asn1::SEQUENCE, "it has no validity")?.inside();
@@ -155,14 +155,14 @@ impl<'a> X509<'a> {
                     *into = Some(at);
                     if !strict {
                         self.problems
-                            .push(format!("its {what} is not written as RFC 5280 demands"));
+                            .push(format!("its {what} does not have the form of RFC 5280"));
                     }
                 }
                 Err(error) => self.problems.push(format!("its {what}: {error}")),
             }
         }
         if self.not_before > self.not_after && self.not_after.is_some() {
-            self.problems.push("it ends before it begins".to_owned());
+            self.problems.push("its validity ends before it starts".to_owned());
         }
         self.subject = tbs.expect(asn1::SEQUENCE, "it has no subject")?.whole;
         let spki = tbs.expect(asn1::SEQUENCE, "it has no key")?;
@@ -171,12 +171,12 @@ impl<'a> X509<'a> {
             Ok(key) => self.key = Some(key),
             Err(error) => self.problems.push(format!("its key: {error}")),
         }
-        // issuerUniqueID and subjectUniqueID: nobody uses them.
+        // issuerUniqueID and subjectUniqueID are not used in practice.
         tbs.optional(implicit(1))?;
         tbs.optional(implicit(2))?;
         let Some(extensions) = tbs.optional(explicit(3))? else { return Ok(()) };
         let extensions =
-            extensions.inside().expect(asn1::SEQUENCE, "its extensions are no SEQUENCE")?;
+            extensions.inside().expect(asn1::SEQUENCE, "its extensions are not a SEQUENCE")?;
         let mut seen = Vec::new();
         for extension in extensions.inside().readable() {
             if seen.len() == MOST_EXTENSIONS {
@@ -193,7 +193,7 @@ impl<'a> X509<'a> {
             }
             seen.push(oid);
             if oid == PRECERTIFICATE.as_bytes() {
-                self.problems.push("it is a precertificate, which none may take".to_owned());
+                self.problems.push("it is a precertificate, which must not be accepted".to_owned());
             }
             if let Err(error) = self.extensions.read(oid, value) {
                 self.problems.push(format!("its extension {}: {error}", dotted(oid)));
@@ -202,7 +202,7 @@ impl<'a> X509<'a> {
         Ok(())
     }
 
-    /// The names that it is for, as they are shown, the first thousand.
+    /// The subject alternative names as text, the first thousand.
     pub(super) fn names(&self) -> Vec<String> {
         self.extensions.names.iter().take(SHOWN_NAMES).map(GeneralName::shown).collect()
     }
@@ -214,7 +214,7 @@ impl<'a> X509<'a> {
     pub(super) fn shown_subject(&self) -> String {
         match self.subject {
             [] => "(unreadable)".to_owned(),
-            // An empty name is allowed where there are alternative ones.
+            // The subject may be empty if there are alternative names.
             [asn1::SEQUENCE, 0] => match self.extensions.names.first() {
                 Some(name) => format!("(no subject; {})", name.shown()),
                 None => "(no subject)".to_owned(),
@@ -231,7 +231,7 @@ impl<'a> X509<'a> {
         }
     }
 
-    /// Whether the owner of this key signed it.
+    /// Whether it is signed with this key.
     pub(super) fn signed_by(&self, key: Option<&Key<'_>>) -> Holds {
         match key {
             Some(key) => {
@@ -241,8 +241,7 @@ impl<'a> X509<'a> {
         }
     }
 
-    /// Whether that certificate's owner issued it. Where the signature cannot be checked, the names
-    /// decide; the second says whether it was checked.
+    /// Whether `issuer` issued it, and whether the signature could be checked. If not, the names decide.
     pub(super) fn issued_by(&self, issuer: &X509<'_>) -> (bool, bool) {
         if self.issuer.is_empty() || self.issuer != issuer.subject {
             return (false, true);
@@ -254,12 +253,11 @@ impl<'a> X509<'a> {
         }
     }
 
-    /// Whether it signed itself.
     pub(super) fn self_signed(&self) -> bool {
         self.issued_by(self).0
     }
 
-    /// Whether those who demand a purpose take it for this one (RFC 5280, 4.2.1.12).
+    /// Whether its extended key usage allows this purpose (RFC 5280, 4.2.1.12).
     pub(super) fn usable_for(&self, purpose: &str) -> bool {
         match &self.extensions.usages {
             None => true,
@@ -276,7 +274,7 @@ impl<'a> X509<'a> {
 impl<'a> Extensions<'a> {
     fn read(&mut self, oid: &[u8], value: &'a [u8]) -> Result<(), Malformed> {
         let is = |known: ObjectIdentifier| known.as_bytes() == oid;
-        let sequence = || Reader(value).expect(asn1::SEQUENCE, "it is no SEQUENCE");
+        let sequence = || Reader(value).expect(asn1::SEQUENCE, "it is not a SEQUENCE");
         if is(SUBJECT_ALT_NAME) {
             self.names = sequence()?.inside().readable().map(GeneralName::read).collect();
         } else if is(BASIC_CONSTRAINTS) {
@@ -317,7 +315,7 @@ impl<'a> Extensions<'a> {
             // RFC 7633: numbers of TLS extensions; status_request is 5.
             self.must_staple = sequence()?.inside().readable().any(|feature| feature.value == [5]);
         } else if is(SCT_LIST) {
-            let list = Reader(value).expect(asn1::OCTET_STRING, "it is no OCTET STRING")?.value;
+            let list = Reader(value).expect(asn1::OCTET_STRING, "it is not an OCTET STRING")?.value;
             self.scts = Some(list);
             sct::count(list)?;
         }

@@ -1,4 +1,4 @@
-//! What a version, a cipher suite, a group or a signature scheme is worth by its name alone.
+//! The best level that a version, a cipher suite, a group or a signature scheme allows, by its name alone.
 
 use super::Level;
 use crate::names::{Bulk, Group, KeyExchange, SignatureScheme, Suite, Version};
@@ -13,18 +13,18 @@ pub fn version(version: Version) -> Level {
 }
 
 /// The best level that an endpoint with this suite can have (RFC 9325 section 4, RFC 10015);
-/// `Unknown` where the name is.
+/// `Unknown` if the name is unknown.
 pub fn suite(name: &str) -> Level {
     let Some(suite) = Suite::from_name(name) else {
-        // SSL 2.0 has suites of its own, and none of them is any good.
+        // SSL 2.0 has its own suites, and all of them are weak.
         return if name.starts_with("SSL_CK_") { Level::Weak } else { Level::Unknown };
     };
     let broken = matches!(suite.bulk(), Bulk::Null | Bulk::Rc4) || suite.has_small_blocks();
-    let agreed = !matches!(
+    let static_key = matches!(
         suite.key_exchange(),
         KeyExchange::Rsa | KeyExchange::RsaPsk | KeyExchange::Dh | KeyExchange::Ecdh
     );
-    if broken || !agreed || suite.is_anonymous() || suite.is_export() || is_dhe(suite) {
+    if broken || static_key || suite.is_anonymous() || suite.is_export() || is_dhe(suite) {
         return Level::Weak;
     }
     match is_modern(suite) {
@@ -33,8 +33,7 @@ pub fn suite(name: &str) -> Level {
     }
 }
 
-/// Whether a suite has all that TLS 1.3 has: a key exchange on curves of its own for each
-/// connection, and encryption that authenticates.
+/// Whether a suite is as good as those of TLS 1.3: ephemeral key exchange on curves, and AEAD.
 pub(super) fn is_modern(suite: Suite) -> bool {
     let ephemeral = matches!(
         suite.key_exchange(),
@@ -43,27 +42,26 @@ pub(super) fn is_modern(suite: Suite) -> bool {
     ephemeral && suite.is_aead() && !suite.is_anonymous()
 }
 
-/// Whether the key is agreed in a finite field, before TLS 1.3 (RFC 10015 section 3; anonymously is
-/// another rule's).
+/// Whether a suite uses DHE (finite field) before TLS 1.3 (RFC 10015 section 3). Anonymous suites have
+/// a rule of their own.
 pub(super) fn is_dhe(suite: Suite) -> bool {
     matches!(suite.key_exchange(), KeyExchange::Dhe | KeyExchange::DhePsk) && !suite.is_anonymous()
 }
 
-/// The best level that an endpoint which takes nothing but this group can have; `Unknown` where
-/// the name is.
+/// The best level of an endpoint that accepts only this group; `Unknown` if the name is unknown.
 pub fn group(name: &str) -> Level {
     match Group::from_name(name) {
-        // Kyber's draft is not what was standardised, and is being switched off.
+        // Draft versions of Kyber are not the standard, and are being retired.
         Some(group) if group.is_post_quantum() && name.contains("MLKEM") => Level::Strong,
-        // RFC 9325 section 4.5: curves of less than 224 bits.
+        // RFC 9325 section 4.5: curves shorter than 224 bits.
         Some(group) if group.bits < 112 => Level::Weak,
         Some(_) => Level::Acceptable,
         None => Level::Unknown,
     }
 }
 
-/// The best level that an endpoint which signs with this scheme can have (RFC 9155); `Unknown`
-/// where the name is.
+/// The best level of an endpoint that signs with this scheme (RFC 9155); `Unknown` if the name is
+/// unknown.
 pub fn signature(name: &str) -> Level {
     match crate::names::SCHEMES.iter().copied().find(|scheme| scheme.name == name) {
         Some(scheme) if SignatureScheme::is_weak(scheme) => Level::Weak,

@@ -1,5 +1,5 @@
-//! What facts are worth: a level for each endpoint with its reasons, and whether it meets the
-//! profiles that standards set.
+//! Judgements from facts: a level for each endpoint with the reasons, and whether it meets the
+//! profiles of standards.
 
 pub mod marks;
 mod profiles;
@@ -21,12 +21,12 @@ use crate::certificate::Chain;
 use crate::facts::{Answer, Facts};
 use rules::{RULES, Seen, in_short};
 
-/// What these facts are worth, by the [table of rules](RULES) and by each [profile](Profile).
+/// Judges facts by the [table of rules](RULES) and by each [profile](Profile).
 ///
-/// What was seen to be wrong lowers the level. What could not be told lowers it as well: to
-/// `unknown` where it might be a weakness, for a level must not claim what nobody saw; but what is
-/// weak already stays weak, whatever else remains open. What was not asked does not count, save for
-/// the questions without which no level means anything: versions, suites, certificates.
+/// A problem that was found lowers the level. An inconclusive fact that might be a weakness lowers
+/// it to `unknown`, because a level must not claim what was not observed. An endpoint that is weak
+/// already stays weak. Untested facts do not count, except those that every level needs: versions,
+/// suites, certificates.
 pub fn judge(reached: &Reached, facts: &Facts, chains: &[Chain]) -> Judgement {
     let seen = Seen { reached, facts, chains };
     let reasons = RULES.iter().filter_map(|rule| rule.reason(&seen)).collect();
@@ -34,8 +34,8 @@ pub fn judge(reached: &Reached, facts: &Facts, chains: &[Chain]) -> Judgement {
     judgement(reasons, profiles)
 }
 
-/// The same level and answers where next to nothing was asked: of all that could not be told, the
-/// worst alone is named. Of many hosts most say the same: what that is worth is remembered.
+/// Like [`judge`] for a quick scan, which tests almost nothing: of all open questions, only the worst
+/// becomes a reason. Results are cached, because most hosts of a large scan have the same facts.
 pub fn judge_in_short(reached: &Reached, facts: &Facts) -> Arc<Judgement> {
     const MOST: usize = 256;
     type Known = HashMap<u64, (Reached, Facts, Arc<Judgement>)>;
@@ -72,7 +72,7 @@ fn judgement(mut reasons: Vec<Reason>, profiles: Vec<Verdict>) -> Judgement {
     Judgement { level, reasons, profiles }
 }
 
-/// `Unknown` stands between what was seen to be weak and what is acceptable.
+/// The order in which reasons are reported; `Unknown` comes between weak and acceptable.
 fn worst_first(level: Level) -> u8 {
     match level {
         Level::Plaintext => 0,
@@ -83,19 +83,19 @@ fn worst_first(level: Level) -> u8 {
     }
 }
 
-/// How well an endpoint protects what it carries.
+/// How well an endpoint protects its traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// It could not be told.
+    /// Could not be determined.
     Unknown,
-    /// In the clear.
+    /// Not encrypted.
     Plaintext,
-    /// Encrypted, and known to be breakable, or to nobody in particular.
+    /// Encrypted, but breakable, or without proof of the server's identity.
     Weak,
-    /// As standards demand it today.
+    /// Meets current standards.
     Acceptable,
-    /// Against those who record today and decrypt in twenty years, too.
+    /// Also protects traffic that is recorded today against decryption in the future.
     Strong,
 }
 
@@ -117,9 +117,9 @@ impl fmt::Display for Level {
     }
 }
 
-/// This is no level.
+/// Not the name of a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no level is called {0:?}; there are unknown, plaintext, weak, acceptable and strong")]
+#[error("unknown level {0:?}; use unknown, plaintext, weak, acceptable or strong")]
 pub struct UnknownLevel(String);
 
 impl std::str::FromStr for Level {
@@ -131,32 +131,31 @@ impl std::str::FromStr for Level {
     }
 }
 
-/// What facts are worth.
+/// The judgement of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// The lowest that any reason leaves; what was seen to be weak is not made `unknown` by what
-    /// else could not be told.
+    /// The lowest level of all reasons. A weakness that was found outweighs open questions.
     pub level: Level,
-    /// What keeps it from being better, the worst first.
+    /// Why the level is not better, the worst first.
     pub reasons: Vec<Reason>,
     /// Whether it meets each profile.
     pub profiles: Vec<Verdict>,
 }
 
-/// What keeps an endpoint from a better level, or from meeting a profile.
+/// Why an endpoint does not have a better level, or does not meet a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// The rule that says so; its id is as stable as a fact's.
+    /// The rule's id, which is as stable as a fact's.
     pub rule: Cow<'static, str>,
-    /// The fact that it follows from.
+    /// The fact on which it is based.
     pub fact: Cow<'static, str>,
-    /// Yes where it was seen; inconclusive or untested where it may be so and nobody can tell.
+    /// Yes if the problem was found; inconclusive or untested if it may exist.
     pub answer: Answer,
-    /// The best level that it leaves.
+    /// The best level that is still possible.
     pub level: Level,
-    /// What is wrong, with the values seen.
+    /// The problem, with the observed values.
     pub what: String,
-    /// The standard that says so, with its section.
+    /// The standard that requires it, with the section.
     pub standard: Cow<'static, str>,
     /// What to change.
     pub change: Cow<'static, str>,
@@ -167,7 +166,7 @@ pub struct Reason {
 pub struct Verdict {
     /// The profile's name: `bcp195`.
     pub profile: Cow<'static, str>,
-    /// Yes, no, or inconclusive where a fact that it needs is.
+    /// Yes, no, or inconclusive if a fact that it needs is inconclusive.
     pub answer: Answer,
     /// Why not.
     pub reasons: Vec<Reason>,

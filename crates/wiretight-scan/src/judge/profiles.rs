@@ -1,7 +1,7 @@
-//! What standards demand of a server, as far as a client can see it.
+//! Requirements of standards, as far as a client can check them.
 //!
-//! A profile counts what its standard demands (MUST, shall), not what it recommends. A demand that
-//! the [table of rules](super::RULES) knows is taken from there and cited anew.
+//! A profile contains what its standard requires (MUST, shall), not what it recommends. A
+//! requirement that is in the [table of rules](super::RULES) is reused, with the profile's citation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,6 @@ macro_rules! profiles {
     ($($variant:ident $name:literal $title:literal $demands:ident,)*) => {
         /// A standard that an endpoint can meet.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "their titles say it")]
         pub enum Profile {
             $($variant,)*
         }
@@ -25,12 +24,12 @@ macro_rules! profiles {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// `nist-800-52r2`; it stays.
+            /// `nist-800-52r2`; stable.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What stands on the standard's first page.
+            /// The standard's title.
             pub fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)* }
             }
@@ -44,16 +43,16 @@ macro_rules! profiles {
 
 profiles! {
     Bcp195 "bcp195" "BCP 195: RFC 8996, RFC 9325 as RFC 10015 updates it" BCP195,
-    Nist80052r2 "nist-800-52r2" "NIST SP 800-52 Rev. 2, servers of the government" NIST,
+    Nist80052r2 "nist-800-52r2" "NIST SP 800-52 Rev. 2, government servers" NIST,
     MozillaModern "mozilla-modern" "Mozilla Server Side TLS 6.0, modern" MODERN,
     MozillaIntermediate "mozilla-intermediate" "Mozilla Server Side TLS 6.0, intermediate" INTERMEDIATE,
-    PciDss4 "pci-dss-4" "PCI DSS 4.0.1, what a scan can see of it" PCI,
-    Cnsa2 "cnsa2" "CNSA 2.0, TLS 1.3 as draft-becker-cnsa2-tls-profile-05 has it" CNSA2,
+    PciDss4 "pci-dss-4" "PCI DSS 4.0.1, as far as a scan can check it" PCI,
+    Cnsa2 "cnsa2" "CNSA 2.0 for TLS 1.3 (draft-becker-cnsa2-tls-profile-05)" CNSA2,
 }
 
-/// No profile has this name.
+/// Not the name of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no profile is called {0:?}; there are {list}", list = names())]
+#[error("unknown profile {0:?}; use one of {list}", list = names())]
 pub struct UnknownProfile(String);
 
 fn names() -> String {
@@ -75,26 +74,26 @@ impl fmt::Display for Profile {
     }
 }
 
-/// What no profile is met with, or known to be met with.
+/// Rules that are part of every profile.
 const ALWAYS: [&str; 4] = ["plaintext", "unreachable", "name-wanted", "inconsistent"];
 
-/// One thing that a profile demands.
+/// One requirement of a profile.
 enum Demand {
-    /// That a rule of the table has nothing to say; where this profile's standard says so.
+    /// A rule of the table, by id, with the citation of this profile's standard.
     Rule(&'static str, &'static str),
-    /// What no rule of the table asks for.
+    /// A rule that is not in the table.
     Own(Rule),
 }
 
 impl Profile {
-    /// Whether an endpoint meets it: no where a demand is seen to be broken, inconclusive where
-    /// one could not be told, untested where there is nothing to ask.
+    /// Whether an endpoint meets it: no if it violates a requirement, inconclusive if one could not
+    /// be checked, untested if there is no TLS.
     pub fn verdict(self, seen: &Seen<'_>) -> Verdict {
         let rules = self.rules();
         self.verdict_of(rules.iter().filter_map(|rule| rule.reason(seen)).collect(), seen)
     }
 
-    /// The same, with one alone of the reasons that could not be told.
+    /// The same, with only the worst of the open reasons.
     pub(super) fn verdict_in_short(self, seen: &Seen<'_>) -> Verdict {
         static RULES_OF: LazyLock<Vec<Vec<Rule>>> =
             LazyLock::new(|| Profile::ALL.iter().map(|profile| profile.rules()).collect());
@@ -114,7 +113,7 @@ impl Profile {
         verdict(answer, reasons)
     }
 
-    /// What it demands, as rules that cite its standard.
+    /// The requirements, as rules that cite the profile's standard.
     pub fn rules(self) -> Vec<Rule> {
         let always = ALWAYS.map(|id| Demand::Rule(id, self.title()));
         always.iter().chain(self.demands()).filter_map(Demand::rule).collect()
@@ -192,16 +191,16 @@ const NIST: &[Demand] = {
         own(
             "nist-suites",
             nist_suites,
-            "Suites are taken that do not consist of approved algorithms alone",
+            "Cipher suites with unapproved algorithms are accepted",
             "NIST SP 800-52 Rev. 2 section 3.3.1",
-            "Leave ECDHE and DHE suites with AES in GCM, CCM or CBC mode in the server's list",
+            "Allow only ECDHE and DHE suites with AES in GCM, CCM or CBC mode",
         ),
         own(
             "nist-curves",
             nist_curves,
-            "Neither P-256 nor P-384 is taken",
+            "Neither P-256 nor P-384 is accepted",
             "NIST SP 800-52 Rev. 2 section 3.4.2.2",
-            "Put secp256r1 or secp384r1 into the server's list of groups",
+            "Add secp256r1 or secp384r1 to the server's list of groups",
         ),
         Rule("dh-short", "NIST SP 800-52 Rev. 2 section 3.3.1"),
         Rule("certificate-key", "NIST SP 800-52 Rev. 2 section 3.2.1"),
@@ -226,7 +225,7 @@ const MODERN: &[Demand] = {
         own(
             "modern-tls1_2",
             tls1_2,
-            "TLS 1.2 is spoken",
+            "TLS 1.2 is supported",
             "Mozilla Server Side TLS 6.0, modern: tls_versions",
             "Turn off TLS 1.2",
         ),
@@ -235,37 +234,37 @@ const MODERN: &[Demand] = {
         own(
             "mozilla-suites-tls1_3",
             mozilla_new_suites,
-            "TLS 1.3 takes other suites than the three",
+            "TLS 1.3 accepts other suites than the three that Mozilla lists",
             "Mozilla Server Side TLS 6.0, modern: ciphersuites",
-            "Leave TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
+            "Allow only TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
         ),
         own(
             "mozilla-groups",
             mozilla_groups,
-            "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are taken",
+            "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are accepted",
             "Mozilla Server Side TLS 6.0, modern: tls_curves",
-            "Leave these four in the server's list of groups",
+            "Allow only these four groups",
         ),
         own(
             "modern-key",
             modern_key,
             "The certificate's key is not ECDSA on P-256 or P-384",
             "Mozilla Server Side TLS 6.0, modern: certificate_types, certificate_curves",
-            "Make a key on P-256, and get a certificate for it",
+            "Generate a P-256 key, and get a certificate for it",
         ),
         own(
             "modern-lifespan",
             modern_lifespan,
-            "The certificate lives for more than 90 days",
+            "The certificate is valid for more than 90 days",
             "Mozilla Server Side TLS 6.0, modern: maximum_certificate_lifespan",
-            "Get certificates by ACME, and have them renewed",
+            "Get certificates by ACME, and automate their renewal",
         ),
         own(
             "mozilla-hsts",
             mozilla_hsts,
-            "HTTP Strict Transport Security is shorter than two years",
+            "HTTP Strict Transport Security is set for less than two years",
             "Mozilla Server Side TLS 6.0, modern: hsts_min_age",
-            "Send `Strict-Transport-Security: max-age=63072000` in each answer",
+            "Send `Strict-Transport-Security: max-age=63072000` in each response",
         ),
         Rule(
             "certificate-signature",
@@ -290,23 +289,23 @@ const INTERMEDIATE: &[Demand] = {
         own(
             "mozilla-suites-tls1_3",
             mozilla_new_suites,
-            "TLS 1.3 takes other suites than the three",
+            "TLS 1.3 accepts other suites than the three that Mozilla lists",
             "Mozilla Server Side TLS 6.0, intermediate: ciphersuites",
-            "Leave TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
+            "Allow only TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384 and TLS_CHACHA20_POLY1305_SHA256",
         ),
         own(
             "intermediate-suites",
             mozilla_old_suites,
-            "TLS 1.2 takes other suites than the six",
+            "TLS 1.2 accepts other suites than the six that Mozilla lists",
             "Mozilla Server Side TLS 6.0, intermediate: ciphers",
-            "Leave ECDHE suites with AES-GCM or ChaCha20-Poly1305",
+            "Allow only ECDHE suites with AES-GCM or ChaCha20-Poly1305",
         ),
         own(
             "mozilla-groups",
             mozilla_groups,
-            "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are taken",
+            "Other groups than X25519MLKEM768, x25519, secp256r1 and secp384r1 are accepted",
             "Mozilla Server Side TLS 6.0, intermediate: tls_curves",
-            "Leave these four in the server's list of groups",
+            "Allow only these four groups",
         ),
         Rule("certificate-key", "Mozilla Server Side TLS 6.0, intermediate: rsa_key_size"),
         own(
@@ -314,21 +313,21 @@ const INTERMEDIATE: &[Demand] = {
             intermediate_key,
             "The certificate's key is neither RSA nor ECDSA on P-256 or P-384",
             "Mozilla Server Side TLS 6.0, intermediate: certificate_types, certificate_curves",
-            "Make a key on P-256, and get a certificate for it",
+            "Generate a P-256 key, and get a certificate for it",
         ),
         own(
             "intermediate-lifespan",
             intermediate_lifespan,
-            "The certificate lives for more than 366 days",
+            "The certificate is valid for more than 366 days",
             "Mozilla Server Side TLS 6.0, intermediate: maximum_certificate_lifespan",
-            "Get certificates by ACME, and have them renewed",
+            "Get certificates by ACME, and automate their renewal",
         ),
         own(
             "mozilla-hsts",
             mozilla_hsts,
-            "HTTP Strict Transport Security is shorter than two years",
+            "HTTP Strict Transport Security is set for less than two years",
             "Mozilla Server Side TLS 6.0, intermediate: hsts_min_age",
-            "Send `Strict-Transport-Security: max-age=63072000` in each answer",
+            "Send `Strict-Transport-Security: max-age=63072000` in each response",
         ),
         Rule(
             "certificate-signature",
@@ -385,37 +384,37 @@ const PCI: &[Demand] = {
 const CNSA2: &[Demand] = {
     use Demand::Rule;
     &[
-        Rule("ssl2", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone"),
-        Rule("ssl3", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone"),
-        Rule("tls1_0", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone"),
-        Rule("tls1_1", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone"),
+        Rule("ssl2", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only"),
+        Rule("ssl3", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only"),
+        Rule("tls1_0", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only"),
+        Rule("tls1_1", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only"),
         own(
             "cnsa2-tls1_2",
             tls1_2,
-            "TLS 1.2 is spoken",
-            "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone",
+            "TLS 1.2 is supported",
+            "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only",
             "Turn off TLS 1.2",
         ),
-        Rule("no-tls1_3", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 alone"),
+        Rule("no-tls1_3", "draft-becker-cnsa2-tls-profile-05: TLS 1.3 only"),
         Rule("suites-not-told", "CNSA 2.0 FAQ (NSA, 2024), table of algorithms: AES-256, SHA-384"),
         own(
             "cnsa2-suites",
             cnsa2_suites,
-            "Other suites than TLS_AES_256_GCM_SHA384 are taken",
+            "Other suites than TLS_AES_256_GCM_SHA384 are accepted",
             "CNSA 2.0 FAQ (NSA, 2024), table of algorithms: AES-256, SHA-384",
-            "Leave TLS_AES_256_GCM_SHA384 alone",
+            "Allow only TLS_AES_256_GCM_SHA384",
         ),
         own(
             "cnsa2-groups",
             cnsa2_groups,
-            "Other groups than MLKEM1024 are taken, or it is not",
+            "MLKEM1024 is not the only accepted group",
             "CNSA 2.0 FAQ (NSA, 2024), table of algorithms: ML-KEM-1024",
-            "Leave MLKEM1024 alone in the server's list of groups",
+            "Allow only the group MLKEM1024",
         ),
         own(
             "cnsa2-signatures",
             cnsa2_signatures,
-            "Handshakes are signed otherwise than with ML-DSA-87",
+            "Handshakes are signed with other algorithms than ML-DSA-87",
             "CNSA 2.0 FAQ (NSA, 2024), table of algorithms: ML-DSA-87",
             "Use a certificate with an ML-DSA-87 key",
         ),
@@ -439,7 +438,7 @@ fn tls1_2(seen: &Seen<'_>) -> Finding {
     Test::MustNot("protocol.tls1_2").run(seen)
 }
 
-/// Values of a fact's list that are not allowed; where it could not be told, that is open.
+/// Values in a fact's list that are not allowed; open if the fact is inconclusive.
 fn outside(seen: &Seen<'_>, id: &'static str, allowed: impl Fn(&str) -> bool) -> Finding {
     let other: Vec<_> = seen.facts.list(id).iter().filter(|n| !allowed(n)).cloned().collect();
     match seen.facts.answer(id) {
@@ -449,7 +448,7 @@ fn outside(seen: &Seen<'_>, id: &'static str, allowed: impl Fn(&str) -> bool) ->
     }
 }
 
-/// The suites that are taken with TLS 1.3 and are not allowed.
+/// TLS 1.3 suites that are accepted and not in `allowed`.
 fn new_suites(seen: &Seen<'_>, allowed: &[&str]) -> Finding {
     let prefix = format!("suite.{}.", Version::Tls1_3.key());
     let taken = seen.facts.iter().filter(|(_, fact)| fact.answer == Answer::Yes);
@@ -469,7 +468,7 @@ fn cnsa2_suites(seen: &Seen<'_>) -> Finding {
     new_suites(seen, &["TLS_AES_256_GCM_SHA384"])
 }
 
-/// Of static (EC)DH, what must not be: with curves it should not.
+/// Static DH in a finite field: forbidden (MUST NOT), while static ECDH is only discouraged.
 fn static_dh_finite(seen: &Seen<'_>) -> Finding {
     let is = |suite: &Suite| suite.key_exchange() == KeyExchange::Dh;
     Finding::any("weak.static_dh", named(old_suites(seen).filter(is)))
@@ -485,7 +484,7 @@ fn mozilla_old_suites(seen: &Seen<'_>) -> Finding {
     old_outside(seen, allowed)
 }
 
-/// Section 3.3.1 of SP 800-52 lists them: AES, and key exchange that is signed or static DH.
+/// SP 800-52 section 3.3.1: AES, with signed or static DH key exchange.
 fn nist_suites(seen: &Seen<'_>) -> Finding {
     let new = new_suites(
         seen,
@@ -527,7 +526,7 @@ fn nist_curves(seen: &Seen<'_>) -> Finding {
     match ids.iter().find(|id| seen.facts.answer(id) == Answer::Inconclusive) {
         Some(id) => Finding::open(seen, *id),
         None if seen.facts.yes(ids[0]) => Finding::wrong(ids[0], seen.facts.list(ids[0]).to_vec()),
-        // Without any curve, there is none to be right.
+        // No curve is accepted at all, so no curve is wrong.
         None => Finding::Fine,
     }
 }
@@ -536,7 +535,7 @@ fn mozilla_groups(seen: &Seen<'_>) -> Finding {
     let allowed = ["X25519MLKEM768", "x25519", "secp256r1", "secp384r1"];
     let fields = |name: &str| name.starts_with("ffdhe");
     match outside(seen, "groups.tls1_3", |name| allowed.contains(&name)) {
-        // Groups of DHE are a matter of its suites.
+        // The profile forbids DHE by its suites, so FFDHE groups are not reported here.
         Finding::Fine => outside(seen, "groups.tls1_2", |n| allowed.contains(&n) || fields(n)),
         other => other,
     }
@@ -580,7 +579,7 @@ fn intermediate_lifespan(seen: &Seen<'_>) -> Finding {
 fn lifespan(seen: &Seen<'_>, most: i64) -> Finding {
     let leaves = seen.chains.iter().filter_map(|chain| chain.certificates.first());
     let days = leaves.filter_map(|leaf| {
-        // Both ends belong to it (RFC 5280 section 4.1.2.5).
+        // The validity period includes both ends (RFC 5280 section 4.1.2.5).
         let seconds = leaf.not_after?.as_second() - leaf.not_before?.as_second() + 1;
         Some(seconds.div_euclid(86_400))
     });
@@ -603,12 +602,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_demand_stands_in_the_table_and_each_name_is_read_back() {
+    fn every_requirement_names_a_rule_and_every_name_parses() {
         for profile in Profile::ALL {
             assert_eq!(profile.name().parse::<Profile>().as_ref(), Ok(profile));
             let demands = profile.demands().len();
             let all = demands + ALWAYS.len();
-            assert_eq!(profile.rules().len(), all, "{profile} demands what is no rule");
+            assert_eq!(profile.rules().len(), all, "{profile} names a rule that does not exist");
         }
         let error = "nist".parse::<Profile>().unwrap_err().to_string();
         assert!(error.contains("nist-800-52r2"), "{error}");

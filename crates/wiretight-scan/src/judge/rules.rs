@@ -1,11 +1,11 @@
-//! The table of rules: what is wrong with an endpoint, who says so, and what to change.
+//! The table of rules: each names a problem, the standard that forbids it, and what to change.
 //!
-//! One rule, one weakness. A rule asks for one fact, or looks at several where one does not say it.
-//! Its id never changes its meaning, for SARIF's readers know a finding again by it.
+//! One rule describes one weakness. It checks one fact, or several if one is not enough. The meaning
+//! of an id never changes, because SARIF consumers match findings by it.
 //!
-//! Where standards differ, the one that demands more of the two that apply to everybody decides:
-//! BCP 195 (RFC 8996, RFC 9325 as RFC 10015 updates it, RFC 9852), and the RFC that forbids the
-//! thing itself. What holds in a part of the world alone is in the [profiles](super::Profile).
+//! If standards differ, the stricter one of those that apply to everybody decides: BCP 195 (RFC 8996,
+//! RFC 9325 as updated by RFC 10015, RFC 9852), and the RFC that forbids the feature itself.
+//! Requirements of one country or sector are in the [profiles](super::Profile).
 
 use std::borrow::Cow;
 
@@ -15,14 +15,14 @@ use crate::certificate::Chain;
 use crate::facts::{Answer, Fact, Facts, Value};
 use crate::names::{Suite, Version};
 
-/// What a judgement is made from.
+/// The input of a judgement.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// How far the scan came.
+    /// How far the scan got.
     pub reached: &'a Reached,
     /// What it found.
     pub facts: &'a Facts,
-    /// The chains that were shown.
+    /// The certificate chains that the server sent.
     pub chains: &'a [Chain],
 }
 
@@ -31,19 +31,19 @@ pub struct Seen<'a> {
 pub struct Rule {
     /// `ssl3`, `certificate-expired`.
     pub id: &'static str,
-    /// The best level that it leaves.
+    /// The best level of an endpoint that has the problem.
     pub level: Level,
-    /// When it is wrong.
+    /// Detects the problem.
     pub test: Test,
-    /// What is wrong, as a statement.
+    /// The problem, as a statement. Open questions quote it after "whether", see `clause()`.
     pub what: &'static str,
-    /// The standard that says so, with its section.
+    /// The standard that forbids it, with the section.
     pub standard: &'static str,
     /// What to change.
     pub change: &'static str,
 }
 
-/// What is wrong by any of these rules, and of what may be, the worst alone.
+/// All problems that these rules find, and the worst of the open questions.
 pub(super) fn in_short(rules: &[Rule], seen: &Seen<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut open: Option<(u8, &Rule, Finding)> = None;
@@ -62,36 +62,36 @@ pub(super) fn in_short(rules: &[Rule], seen: &Seen<'_>) -> Vec<Reason> {
     reasons
 }
 
-/// When something is wrong.
+/// Detects a problem.
 #[derive(Debug, Clone, Copy)]
 pub enum Test {
-    /// When this is so; it need not have been asked.
+    /// The fact is yes. It may be untested.
     Yes(&'static str),
-    /// When this is not so; it need not have been asked.
+    /// The fact is no. It may be untested.
     No(&'static str),
-    /// When this is so, and no level is given without an answer.
+    /// The fact is yes. If it is untested, there is no level.
     MustNot(&'static str),
-    /// When this is not so, and no level is given without an answer.
+    /// The fact is no. If it is untested, there is no level.
     Must(&'static str),
-    /// What it takes more than one fact to say.
+    /// Depends on several facts.
     Check(fn(&Seen<'_>) -> Finding),
 }
 
-/// What a test found.
+/// The result of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// Nothing.
+    /// No problem.
     Fine,
-    /// It is wrong.
+    /// The endpoint has the problem.
     Wrong {
-        /// The fact that says so.
+        /// The fact that shows it.
         fact: Cow<'static, str>,
         /// Which suites, how many bits.
         values: Vec<String>,
     },
-    /// It may be wrong: the question was asked in vain, or not at all.
+    /// The endpoint may have the problem: the fact is inconclusive or untested.
     Open {
-        /// The fact that would say so.
+        /// The fact that would decide.
         fact: Cow<'static, str>,
         /// Inconclusive or untested.
         answer: Answer,
@@ -101,13 +101,13 @@ pub enum Finding {
 }
 
 impl Rule {
-    /// What this rule has to say.
+    /// The reason for a lower level, if this rule finds one.
     pub fn reason(&self, seen: &Seen<'_>) -> Option<Reason> {
         self.reason_of(self.test.run(seen))
     }
 
-    /// The level that it leaves where it may be wrong, and nobody can tell: what may be weak may be
-    /// anything; what may be less than strong is at least that.
+    /// The level if the test is open: a possible weakness makes it unknown. A possible flaw that only
+    /// prevents `strong` keeps the rule's level.
     fn level_left_open(&self) -> Level {
         match self.level {
             Level::Weak | Level::Plaintext => Level::Unknown,
@@ -131,12 +131,11 @@ impl Rule {
                 Some(reason(fact, Answer::Yes, self.level, with(self.what, &values)))
             }
             Finding::Open { fact, answer, evidence } => {
+                let what = clause(self.what);
                 let what = match (answer, evidence.is_empty()) {
-                    (Answer::Untested, _) => format!("Nobody asked whether: {}", self.what),
-                    (_, true) => format!("It could not be told whether: {}", self.what),
-                    (_, false) => {
-                        format!("It could not be told whether: {} ({evidence})", self.what)
-                    }
+                    (Answer::Untested, _) => format!("Not tested whether {what}"),
+                    (_, true) => format!("Could not determine whether {what}"),
+                    (_, false) => format!("Could not determine whether {what} ({evidence})"),
                 };
                 Some(reason(fact, answer, self.level_left_open(), what))
             }
@@ -144,7 +143,18 @@ impl Rule {
     }
 }
 
-/// With the values that were seen, as many as a line holds.
+/// A statement as part of a sentence: without its capital, unless it begins with an acronym.
+fn clause(what: &str) -> String {
+    let mut chars = what.chars();
+    match (chars.next(), chars.next()) {
+        (Some(first), Some(' ' | 'a'..='z')) => {
+            format!("{}{}", first.to_ascii_lowercase(), &what[1..])
+        }
+        _ => what.to_owned(),
+    }
+}
+
+/// Adds the observed values, as many as fit on a line.
 fn with(what: &str, values: &[String]) -> String {
     const MOST: usize = 6;
     match values.len() {
@@ -155,13 +165,12 @@ fn with(what: &str, values: &[String]) -> String {
 }
 
 impl Test {
-    /// Asks.
     pub fn run(self, seen: &Seen<'_>) -> Finding {
         let (id, wrong, needed) = match self {
             Self::Check(check) => return check(seen),
             Self::Yes(id) => (id, Answer::Yes, false),
             Self::No(id) => (id, Answer::No, false),
-            // Without a TLS handshake there is nothing that these could be asked of.
+            // Without a TLS handshake, these could not be tested.
             Self::MustNot(id) => (id, Answer::Yes, spoken(seen)),
             Self::Must(id) => (id, Answer::No, spoken(seen)),
         };
@@ -173,7 +182,7 @@ impl Test {
         }
     }
 
-    /// The fact that it asks for, where it is one.
+    /// The fact that it checks, if it is a single one.
     pub fn fact(self) -> Option<&'static str> {
         match self {
             Self::Yes(id) | Self::No(id) | Self::MustNot(id) | Self::Must(id) => Some(id),
@@ -187,7 +196,7 @@ impl Finding {
         Self::Wrong { fact: fact.into(), values }
     }
 
-    /// That a fact which is neither yes nor no would have to say.
+    /// Open, because this fact is neither yes nor no.
     pub(super) fn open(seen: &Seen<'_>, fact: impl Into<Cow<'static, str>>) -> Self {
         let fact = fact.into();
         let found = seen.facts.get(&fact);
@@ -198,7 +207,7 @@ impl Finding {
         }
     }
 
-    /// Wrong if there are such values.
+    /// Wrong if there are any values.
     pub(super) fn any(fact: impl Into<Cow<'static, str>>, values: Vec<String>) -> Self {
         if values.is_empty() { Self::Fine } else { Self::wrong(fact, values) }
     }
@@ -214,14 +223,14 @@ fn values(id: &str, fact: Option<&Fact>) -> Vec<String> {
     }
 }
 
-/// Whether TLS or SSL is spoken.
+/// Whether the endpoint supports TLS or SSL.
 pub(super) fn spoken(seen: &Seen<'_>) -> bool {
     *seen.reached == Reached::Tls
 }
 
 macro_rules! rules {
     ($($id:literal $level:ident if $test:expr => $what:literal, $standard:literal, $change:literal;)*) => {
-        /// All rules; in each level, the worst come first.
+        /// All rules, the worst of each level first.
         pub const RULES: &[Rule] = {
             use Test::*;
             &[$(Rule {
@@ -238,102 +247,102 @@ macro_rules! rules {
 
 rules! {
     "plaintext" Plaintext if Check(plaintext)
-        => "What goes over this port is not encrypted",
+        => "Traffic on this port is not encrypted",
         "RFC 9325 section 3.2; RFC 7258 section 2",
-        "Turn on TLS, or put a relay in front of the port that does; then close the port in the clear";
+        "Turn on TLS, or put a relay that encrypts in front of the port; then close the plaintext port";
     "starttls-stripped" Plaintext if Yes("starttls.stripped")
-        => "The offer of STARTTLS is taken out on the way",
+        => "The STARTTLS offer is removed on the way",
         "RFC 7457 section 2.2; RFC 9325 section 3.2",
-        "Find what changes the connection on the way; use a port with TLS from the first byte (RFC 8314)";
+        "Find the device that changes the connection; use a port with implicit TLS (RFC 8314)";
     "unreachable" Weak if Check(unreachable)
-        => "What goes over this port is encrypted badly, or not at all",
-        "no standard: nothing was seen",
-        "Scan again from where it can be reached; name the protocol before the host if it is a strange one";
+        => "This port is unencrypted or weakly encrypted",
+        "no standard: nothing was observed",
+        "Scan again from a host that can reach it; on a non-standard port, name the protocol: PROTOCOL://HOST:PORT";
 
     "name-wanted" Weak if Check(name_wanted)
-        => "The server is weak when it is asked by a name that it serves",
+        => "The server is weak for a host name that it serves",
         "RFC 6066 section 3",
-        "Scan it by a name that it serves: wiretight scan NAME --ip ADDRESS";
+        "Scan a host name that the server serves: wiretight scan NAME --ip ADDRESS";
     "inconsistent" Weak if Check(inconsistent)
-        => "Some of the servers that share this address are weak",
+        => "Some of the servers behind this address are weak",
         "no standard: answers to the same question differ",
-        "Scan each server behind the balancer by its own address (--ip), or have the balancer send the scan to one";
+        "Scan each server behind the load balancer by its own address (--ip), or have the balancer send the scan to one server";
 
     "ssl2" Weak if MustNot("protocol.ssl2")
-        => "SSL 2.0 is spoken",
+        => "SSL 2.0 is supported",
         "RFC 6176 section 3; RFC 9325 section 3.1.1",
         "Turn off SSL 2.0";
     "ssl3" Weak if MustNot("protocol.ssl3")
-        => "SSL 3.0 is spoken",
+        => "SSL 3.0 is supported",
         "RFC 7568 section 3; RFC 9325 section 3.1.1",
         "Turn off SSL 3.0";
     "tls1_0" Weak if MustNot("protocol.tls1_0")
-        => "TLS 1.0 is spoken",
+        => "TLS 1.0 is supported",
         "RFC 8996 section 4; RFC 9325 section 3.1.1",
         "Turn off TLS 1.0";
     "tls1_1" Weak if MustNot("protocol.tls1_1")
-        => "TLS 1.1 is spoken",
+        => "TLS 1.1 is supported",
         "RFC 8996 section 5; RFC 9325 section 3.1.1",
         "Turn off TLS 1.1";
     "versions" Weak if Check(versions)
-        => "Neither TLS 1.2 nor TLS 1.3 is spoken",
+        => "Neither TLS 1.2 nor TLS 1.3 is supported",
         "RFC 9325 section 3.1.1",
         "Turn on TLS 1.3 and TLS 1.2";
     "suites-not-told" Weak if Check(suites_told)
-        => "Some cipher suite is weak",
+        => "A weak cipher suite is accepted",
         "RFC 9325 section 4.1",
-        "Scan again, more slowly";
+        "Scan again, more slowly (--rate)";
 
     "null" Weak if Yes("weak.null")
-        => "Suites without encryption are taken",
+        => "Cipher suites without encryption are accepted",
         "RFC 9325 section 4.1",
-        "Take NULL suites (eNULL) out of the server's list";
+        "Remove NULL suites (eNULL) from the server's cipher list";
     "anonymous" Weak if Yes("weak.anonymous")
-        => "Suites without authentication are taken: whoever is between can be the server",
+        => "Cipher suites without authentication are accepted: anyone on the path can impersonate the server",
         "RFC 5246 appendix A.5; RFC 10015 section 2",
-        "Take anonymous suites (aNULL) out of the server's list";
+        "Remove anonymous suites (aNULL) from the server's cipher list";
     "export" Weak if Yes("weak.export")
-        => "Export suites are taken",
+        => "Export cipher suites are accepted",
         "RFC 9325 section 4.1",
-        "Take EXPORT suites out of the server's list";
+        "Remove EXPORT suites from the server's cipher list";
     "rc4" Weak if Yes("weak.rc4")
-        => "RC4 is taken",
+        => "RC4 is accepted",
         "RFC 7465 section 2; RFC 9325 section 4.1",
-        "Take RC4 out of the server's list";
+        "Remove RC4 from the server's cipher list";
     "des" Weak if Yes("weak.des")
-        => "Single DES or RC2 is taken",
+        => "Single DES or RC2 is accepted",
         "RFC 9325 section 4.1",
-        "Take DES and RC2 out of the server's list";
+        "Remove DES and RC2 from the server's cipher list";
     "static-rsa" Weak if Yes("weak.static_rsa")
-        => "RSA key transport is taken: who gets the key reads all that was recorded",
+        => "RSA key transport is accepted: anyone who obtains the server's key can decrypt recorded traffic",
         "RFC 10015 section 4",
-        "Take suites that begin with TLS_RSA_ (kRSA) out of the server's list";
+        "Remove suites that begin with TLS_RSA_ (kRSA) from the server's cipher list";
     "static-dh" Weak if Yes("weak.static_dh")
-        => "Static Diffie-Hellman is taken: who gets the key reads all that was recorded",
+        => "Static Diffie-Hellman is accepted: anyone who obtains the server's key can decrypt recorded traffic",
         "RFC 10015 section 2",
-        "Take TLS_DH_ and TLS_ECDH_ suites out of the server's list";
+        "Remove TLS_DH_ and TLS_ECDH_ suites from the server's cipher list";
     "dhe" Weak if Check(dhe)
-        => "Diffie-Hellman in a finite field is taken before TLS 1.3",
+        => "Finite-field Diffie-Hellman is accepted before TLS 1.3",
         "RFC 10015 section 3",
-        "Take TLS_DHE_ suites (kDHE) out of the server's list; ECDHE stays";
+        "Remove TLS_DHE_ suites (kDHE) from the server's cipher list; keep ECDHE";
     "no-forward-secrecy" Weak if No("forward_secrecy.any")
-        => "No suite that is taken gives forward secrecy",
+        => "No accepted cipher suite provides forward secrecy",
         "RFC 9325 section 4.1",
         "Turn on TLS 1.3, or ECDHE suites";
     "dh-short" Weak if Check(dh_short)
-        => "The prime of Diffie-Hellman is too short or unsafe",
+        => "The Diffie-Hellman prime is too short or unsafe",
         "RFC 9325 section 4.5",
-        "Use a group of RFC 7919, or better no finite field at all";
+        "Use a group from RFC 7919, or better, turn off finite-field Diffie-Hellman";
     "curves" Weak if Check(curves)
-        => "Curves of less than 224 bits are taken",
+        => "Curves shorter than 224 bits are accepted",
         "RFC 9325 section 4.5",
-        "Leave x25519, secp256r1 and secp384r1 in the server's list of curves";
+        "Allow only x25519, secp256r1 and secp384r1 in the server's list of curves";
     "signature-hash" Weak if Check(signature_hash)
         => "Key exchanges are signed with MD5 or SHA-1",
         "RFC 9155 section 4; RFC 9325 section 4.5",
-        "Take MD5 and SHA-1 out of the server's signature schemes";
+        "Remove MD5 and SHA-1 from the server's signature schemes";
     "compression" Weak if Yes("compression")
-        => "TLS compression is taken",
+        => "TLS compression is accepted",
         "RFC 9325 section 3.3; RFC 7457 section 2.6",
         "Turn off TLS compression";
     "renegotiation" Weak if No("renegotiation.secure")
@@ -346,158 +355,158 @@ rules! {
         "Update the TLS library, or turn off TLS 1.2";
 
     "certificate-untrusted" Weak if Check(untrusted)
-        => "The certificate leads to no authority that is trusted",
+        => "The certificate does not chain to a trusted authority",
         "RFC 5280 section 6",
-        "Use a certificate of an authority that clients trust; for a private one, give its root to the scan (--roots)";
+        "Use a certificate from an authority that clients trust; for a private authority, pass its root with --roots";
     "certificate-name" Weak if Check(wrong_name)
-        => "The certificate is for another name",
+        => "The certificate does not match the host name",
         "RFC 9525 section 6",
-        "Get a certificate with this name among its subject alternative names";
+        "Get a certificate that lists this name as a subject alternative name";
     "certificate-validity" Weak if Check(validity)
-        => "The certificate is not valid now",
+        => "The certificate is not currently valid",
         "RFC 5280 section 6.1.3",
-        "Renew the certificate, and have a program do it from now on";
+        "Renew the certificate, and automate its renewal";
     "certificate-signature" Weak if Yes("certificate.weak_signature")
         => "A certificate is signed with a broken hash",
         "RFC 9325 section 4.5; CA/Browser Forum Baseline Requirements section 7.1.3.2",
-        "Have it issued anew, signed with SHA-256 or better";
+        "Have it reissued with a SHA-256 or stronger signature";
     "certificate-key" Weak if Check(short_key)
-        => "The key of a certificate is too short",
+        => "A certificate's key is too short",
         "RFC 9325 section 4.5; NIST SP 800-57 part 1 section 5.6",
-        "Make a new key: ECDSA P-256, or RSA with 2048 bits at least";
+        "Generate a new key: ECDSA P-256, or RSA with at least 2048 bits";
     "certificate-usage" Weak if No("certificate.key_usage")
-        => "The certificate may not be used for TLS servers",
+        => "The certificate is not allowed for TLS servers",
         "RFC 5280 section 4.2.1.12; CA/Browser Forum Baseline Requirements section 7.1.2.7.10",
-        "Have it issued anew, with serverAuth among its extended key usages";
+        "Have it reissued with serverAuth in its extended key usage";
     "certificate-ocsp" Weak if No("certificate.ocsp_good")
-        => "The stapled OCSP response does not say that the certificate is good",
+        => "The stapled OCSP response does not report the certificate as good",
         "RFC 6960 section 3.2; RFC 9325 section 7.5",
-        "If it is revoked, replace it; if the response is old, mend what fetches it";
+        "If the certificate is revoked, replace it; if the response is outdated, repair the job that fetches it";
 
     "heartbleed" Weak if Yes("vulnerability.heartbleed")
-        => "Heartbleed: memory of the server is sent to who asks",
+        => "The server is vulnerable to Heartbleed: any client can read its memory",
         "CVE-2014-0160; RFC 7457 section 2.14",
-        "Update OpenSSL; then make new keys and have certificates revoked, for they may be known";
+        "Update OpenSSL; then replace the keys and revoke the certificates, because the keys may have leaked";
     "ccs-injection" Weak if Yes("vulnerability.ccs_injection")
-        => "CCS injection: a ChangeCipherSpec is taken before there are keys",
+        => "The server is vulnerable to CCS injection: it accepts ChangeCipherSpec before keys exist",
         "CVE-2014-0224",
         "Update OpenSSL";
     "ticketbleed" Weak if Yes("vulnerability.ticketbleed")
-        => "Ticketbleed: memory of the server comes in a session ID",
+        => "The server is vulnerable to Ticketbleed: it leaks memory in session IDs",
         "CVE-2016-9244",
         "Update the load balancer, or turn off its session tickets";
     "robot" Weak if Yes("vulnerability.robot")
-        => "ROBOT: the server tells good from bad RSA padding",
+        => "The server is vulnerable to ROBOT: it reveals whether RSA padding is valid",
         "CVE-2017-13099; RFC 5246 section 7.4.7.1",
-        "Take suites that begin with TLS_RSA_ out of the server's list; update the TLS library";
+        "Remove suites that begin with TLS_RSA_ from the server's cipher list; update the TLS library";
     "drown" Weak if Yes("vulnerability.drown")
-        => "DROWN: SSL 2.0 is spoken with this key",
+        => "The server is vulnerable to DROWN: SSL 2.0 is supported with this key",
         "CVE-2016-0800; RFC 6176 section 3",
         "Turn off SSL 2.0 wherever this key is used";
     "poodle-ssl" Weak if Yes("vulnerability.poodle_ssl")
-        => "POODLE: SSL 3.0 with CBC is taken",
+        => "The server is vulnerable to POODLE: it accepts SSL 3.0 with CBC",
         "CVE-2014-3566; RFC 7568 section 4.1",
         "Turn off SSL 3.0";
     "poodle-tls" Weak if Yes("vulnerability.poodle_tls")
-        => "POODLE in TLS: the padding of a CBC record is not checked",
+        => "The server is vulnerable to POODLE in TLS: it does not check the padding of CBC records",
         "CVE-2014-8730; RFC 7457 section 2.4",
-        "Update the TLS library or the load balancer; take CBC suites out of the server's list";
+        "Update the TLS library or the load balancer; remove CBC suites from the server's cipher list";
     "freak" Weak if Yes("vulnerability.freak")
-        => "FREAK: RSA export suites are taken",
+        => "The server is vulnerable to FREAK: it accepts RSA export suites",
         "CVE-2015-0204; RFC 9325 section 4.1",
-        "Take EXPORT suites out of the server's list";
+        "Remove EXPORT suites from the server's cipher list";
     "logjam" Weak if Yes("vulnerability.logjam")
-        => "Logjam: Diffie-Hellman with a prime that has been or can be broken",
+        => "The server is vulnerable to Logjam: its Diffie-Hellman prime can be broken",
         "CVE-2015-4000; RFC 9325 section 4.5",
-        "Take DHE suites out of the server's list";
+        "Remove DHE suites from the server's cipher list";
     "sweet32" Weak if Yes("vulnerability.sweet32")
-        => "SWEET32: a cipher with blocks of 64 bits, 3DES for one, is taken",
+        => "The server is vulnerable to SWEET32: it accepts a cipher with 64-bit blocks, such as 3DES",
         "CVE-2016-2183; NIST SP 800-131A Rev. 2 section 2",
-        "Take 3DES and IDEA out of the server's list";
+        "Remove 3DES and IDEA from the server's cipher list";
     "crime" Weak if Yes("vulnerability.crime")
-        => "CRIME: TLS compression is taken",
+        => "The server is vulnerable to CRIME: it accepts TLS compression",
         "CVE-2012-4929; RFC 7457 section 2.6",
         "Turn off TLS compression";
     "beast" Weak if Yes("vulnerability.beast")
-        => "BEAST: CBC with TLS 1.0 or before",
+        => "The server is vulnerable to BEAST: it accepts CBC with TLS 1.0 or earlier",
         "CVE-2011-3389; RFC 7457 section 2.3",
         "Turn off TLS 1.0 and SSL";
     "rc4-biases" Weak if Yes("vulnerability.rc4")
-        => "RC4 shows what it encrypts by its biases",
+        => "RC4 is accepted: its biases reveal plaintext",
         "CVE-2013-2566; CVE-2015-2808; RFC 7457 section 2.5",
-        "Take RC4 out of the server's list";
+        "Remove RC4 from the server's cipher list";
     "roca" Weak if Yes("vulnerability.roca")
-        => "ROCA: the RSA key can be factored",
+        => "The RSA key is vulnerable to ROCA: it can be factored",
         "CVE-2017-15361",
-        "Make a new key, elsewhere than in the chip that made this one, and have the certificate revoked";
+        "Generate a new key outside the affected chip, and revoke the certificate";
     "insecure-renegotiation" Weak if Yes("vulnerability.insecure_renegotiation")
-        => "Renegotiation lets who is between put data before the client's",
+        => "Renegotiation lets an attacker on the path insert data before the client's",
         "CVE-2009-3555; RFC 7457 section 2.10",
         "Update the TLS library, or turn off renegotiation";
     "starttls-injection" Weak if Yes("starttls.injection")
-        => "Commands sent in the clear are answered inside TLS",
+        => "Plaintext commands sent after STARTTLS are answered inside TLS",
         "CVE-2011-0411; RFC 7457 section 2.2",
-        "Update the server: it must drop what came before the handshake";
+        "Update the server: it must discard data received before the handshake";
 
     "no-tls1_3" Acceptable if Must("protocol.tls1_3")
-        => "TLS 1.3 is not spoken",
+        => "TLS 1.3 is not supported",
         "RFC 9325 section 3.1.1; NIST SP 800-52 Rev. 2 section 3.1",
         "Turn on TLS 1.3";
     "no-post-quantum" Acceptable if Check(post_quantum)
-        => "No post-quantum key exchange is taken: what is recorded today can be read once there is a quantum computer",
+        => "No post-quantum key exchange is accepted: a future quantum computer could decrypt traffic recorded today",
         "RFC 10024 section 1; NIST IR 8547 (draft) section 4",
         "Put X25519MLKEM768 first in the server's list of groups (OpenSSL 3.5, Go 1.24 and rustls have it)";
     "cbc" Acceptable if Yes("weak.cbc")
-        => "CBC suites are taken",
+        => "CBC suites are accepted",
         "RFC 9325 section 4.2",
-        "Leave GCM and ChaCha20-Poly1305 suites in the server's list";
+        "Allow only GCM and ChaCha20-Poly1305 suites in the server's cipher list";
     "lucky13" Acceptable if Yes("vulnerability.lucky13")
-        => "Lucky 13: CBC suites whose MAC is inside",
+        => "The server is exposed to Lucky 13: it accepts CBC suites with MAC-then-encrypt",
         "CVE-2013-0169; RFC 7457 section 2.4",
-        "Leave GCM and ChaCha20-Poly1305 suites in the server's list";
+        "Allow only GCM and ChaCha20-Poly1305 suites in the server's cipher list";
     "suites-not-modern" Acceptable if Check(not_modern)
-        => "Suites without ECDHE or without AEAD are taken",
+        => "Suites without ECDHE or without AEAD are accepted",
         "RFC 9325 section 4.2",
-        "Leave ECDHE suites with GCM or ChaCha20-Poly1305 in the server's list";
+        "Allow only ECDHE suites with GCM or ChaCha20-Poly1305 in the server's cipher list";
     "psk-without-dhe" Acceptable if Yes("session.psk_without_dhe")
         => "Sessions are resumed without forward secrecy (psk_ke)",
         "RFC 9325 section 3.4; RFC 9846 section 4.3.9",
-        "Take psk_dhe_ke alone";
+        "Allow only psk_dhe_ke";
     "early-data" Acceptable if Yes("session.early_data")
-        => "0-RTT data is taken, which can be replayed",
+        => "0-RTT data is accepted, which can be replayed",
         "RFC 9325 section 3.10; RFC 9846 section 8",
-        "Turn off early data, unless the application was made for replays";
+        "Turn off early data, unless the application tolerates replays";
     "client-renegotiation" Acceptable if Yes("renegotiation.by_client")
-        => "Clients may renegotiate, which costs the server more than them",
+        => "Clients may renegotiate, which costs the server more than the client",
         "RFC 7457 section 2.13; CVE-2011-1473",
-        "Turn off renegotiation by clients";
+        "Turn off client-initiated renegotiation";
     "certificate-incomplete" Acceptable if No("certificate.complete")
-        => "An intermediate certificate is missing: clients that do not fetch it fail",
+        => "An intermediate certificate is missing: clients that do not fetch it reject the chain",
         "RFC 5246 section 7.4.2; RFC 9846 section 4.5.1",
         "Send the whole chain, without the root (fullchain.pem)";
     "certificate-order" Acceptable if No("certificate.ordered")
         => "The certificates of a chain are not in order",
         "RFC 5246 section 7.4.2; RFC 9846 section 4.5.1",
-        "Send the leaf first, then each certificate before the one that signed it";
+        "Send the leaf first, and after each certificate the one that signed it";
     "certificate-revocation" Acceptable if No("certificate.revocation")
-        => "The certificate does not say where to learn of its revocation",
+        => "The certificate does not say where to check its revocation",
         "RFC 9325 section 7.5; CA/Browser Forum Baseline Requirements section 1.6.1",
-        "Use certificates that live seven days or less, or that name a CRL";
+        "Use certificates that are valid for at most seven days, or that name a CRL";
     "certificate-lifetime" Acceptable if Check(long_lived)
-        => "The certificate lives longer than public authorities may issue",
+        => "The certificate is valid for longer than public authorities may issue",
         "CA/Browser Forum Baseline Requirements section 6.3.2",
-        "Use certificates of 90 days or less, and have a program renew them";
+        "Use certificates valid for at most 90 days, and automate their renewal";
     "must-staple" Acceptable if Check(must_staple)
-        => "The certificate demands a stapled OCSP response, and none comes",
+        => "The certificate requires a stapled OCSP response, but the server sends none",
         "RFC 7633 section 4.2.3",
-        "Turn on OCSP stapling, or have the certificate issued without the demand";
+        "Turn on OCSP stapling, or have the certificate reissued without must-staple";
     "hsts" Acceptable if No("http.hsts")
-        => "HTTP Strict Transport Security is not set: a first visit in the clear can be held there",
+        => "HTTP Strict Transport Security is not set: an attacker can keep a first plaintext visit unencrypted",
         "RFC 9325 section 3.2; RFC 6797 section 7.1",
-        "Send `Strict-Transport-Security: max-age=63072000` in each answer";
+        "Send `Strict-Transport-Security: max-age=63072000` in each response";
 }
 
-// ---- What takes more than one fact.
+// ---- Checks of several facts.
 
 fn plaintext(seen: &Seen<'_>) -> Finding {
     match seen.reached {
@@ -518,7 +527,7 @@ fn unreachable(seen: &Seen<'_>) -> Finding {
     }
 }
 
-/// Every hello was refused: by a name that the server knows, all may be otherwise.
+/// Every ClientHello was rejected. With a host name that the server knows, the result may differ.
 fn name_wanted(seen: &Seen<'_>) -> Finding {
     let version = |version: &Version| seen.facts.yes(&format!("protocol.{}", version.key()));
     match seen.facts.get("sni.required") {
@@ -537,7 +546,7 @@ fn name_wanted(seen: &Seen<'_>) -> Finding {
     }
 }
 
-/// What one server refused another may take: a level does not claim what nobody saw.
+/// Several servers share the address: what one rejected, another may accept.
 fn inconsistent(seen: &Seen<'_>) -> Finding {
     let id = "consistent";
     match seen.facts.answer(id) {
@@ -561,7 +570,7 @@ fn versions(seen: &Seen<'_>) -> Finding {
     }
 }
 
-/// Of each version that is spoken, all suites must have been asked for.
+/// All suites of each supported version must have been tested.
 fn suites_told(seen: &Seen<'_>) -> Finding {
     for version in Version::ALL {
         let id = format!("suites.{}", version.key());
@@ -573,7 +582,7 @@ fn suites_told(seen: &Seen<'_>) -> Finding {
     Finding::Fine
 }
 
-/// The suites that are taken with versions before TLS 1.3.
+/// The suites that are accepted before TLS 1.3.
 pub(super) fn old_suites<'a>(seen: &Seen<'a>) -> impl Iterator<Item = Suite> + use<'a> {
     let old = seen.facts.iter().filter_map(|(id, fact)| {
         let (version, name) = id.strip_prefix("suite.")?.split_once('.')?;
@@ -594,14 +603,14 @@ fn dhe(seen: &Seen<'_>) -> Finding {
     Finding::any(family(seen, "suites"), named)
 }
 
-/// What no rule of its own names: SRP, Kerberos, plain PSK, GOST with a MAC.
+/// Suites that have no rule of their own: SRP, Kerberos, plain PSK, GOST with a MAC.
 fn not_modern(seen: &Seen<'_>) -> Finding {
     let odd = old_suites(seen)
         .filter(|suite| marks::suite(suite.name) == Level::Acceptable && !suite.is_cbc());
     Finding::any(family(seen, "suites"), named(odd))
 }
 
-/// The fact about the newest version before TLS 1.3 that is spoken.
+/// The fact about the newest supported version before TLS 1.3.
 fn family(seen: &Seen<'_>, what: &str) -> String {
     let mut old = Version::ALL.into_iter().rev().skip(1);
     let spoken = old.find(|v| seen.facts.yes(&format!("protocol.{}", v.key())));
@@ -645,15 +654,15 @@ fn signature_hash(seen: &Seen<'_>) -> Finding {
 }
 
 fn extended_master_secret(seen: &Seen<'_>) -> Finding {
-    // TLS 1.3 has its own, and answers no such extension.
+    // TLS 1.3 always binds its keys to the handshake, and does not have this extension.
     match seen.facts.yes("protocol.tls1_2") {
         true => Test::No("extension.extended_master_secret").run(seen),
         false => Finding::Fine,
     }
 }
 
-/// A chain is trusted where it leads to the store that was given or to the mesh's bundle: one is
-/// enough, for a private authority is in no public store.
+/// A chain is trusted if it chains to the given store or to the mesh's trust bundle. One is enough,
+/// because private authorities are not in public stores.
 fn untrusted(seen: &Seen<'_>) -> Finding {
     let stores = ["certificate.trusted", "certificate.trusted_by_mesh"];
     let answers = stores.map(|id| seen.facts.answer(id));
@@ -667,7 +676,7 @@ fn untrusted(seen: &Seen<'_>) -> Finding {
         Some(at) => {
             let why = seen.facts.get(stores[at]).map(|fact| fact.evidence.clone());
             let own = seen.facts.yes("certificate.self_signed");
-            let own = own.then(|| "it signed itself".to_owned());
+            let own = own.then(|| "self-signed".to_owned());
             let why = own.or(why.filter(|why| !why.is_empty()).map(Cow::into_owned));
             Finding::wrong(stores[at], why.into_iter().collect())
         }
@@ -678,7 +687,7 @@ fn untrusted(seen: &Seen<'_>) -> Finding {
 fn wrong_name(seen: &Seen<'_>) -> Finding {
     let id = "certificate.name";
     match seen.facts.answer(id) {
-        // A mesh's certificates name a SPIFFE ID, and no host.
+        // Certificates of the mesh contain a SPIFFE ID and no host name.
         _ if seen.facts.yes("certificate.trusted_by_mesh") => Finding::Fine,
         Answer::No => {
             let names = seen.chains.iter().filter_map(|chain| chain.certificates.first());
@@ -706,7 +715,7 @@ fn short_key(seen: &Seen<'_>) -> Finding {
         _ if !short.is_empty() => Finding::wrong(id, short),
         Answer::Inconclusive => Finding::open(seen, id),
         _ => {
-            // What signs the leaf must not be weaker than it.
+            // The certificates that sign the leaf must not be weaker than it.
             let above = seen.chains.iter().flat_map(|chain| chain.certificates.iter().skip(1));
             let short = above.filter(|above| !above.superfluous && is_short(&above.key));
             let short: Vec<_> = short.map(|c| format!("{} of {}", c.key, c.subject)).collect();
@@ -715,10 +724,11 @@ fn short_key(seen: &Seen<'_>) -> Finding {
     }
 }
 
-/// Whether `rsa-1024` or the like gives less than 112 bits. A key whose name does not tell its size is not short.
+/// Whether a key such as `rsa-1024` has less than 112 bits of strength. If the name contains no size, it does not count
+/// as short.
 fn is_short(key: &str) -> bool {
     let Some((kind, rest)) = key.split_once('-') else { return false };
-    // `2048`, `pss-2048`; `p256`, `secp256k1`, `brainpoolp256r1`. An unknown curve is an OID, of many numbers.
+    // `2048`, `pss-2048`; `p256`, `secp256k1`, `brainpoolp256r1`. An unknown curve is an OID, with many numbers.
     let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     let Ok(bits) = digits[..end].parse::<u32>() else { return false };
@@ -732,13 +742,13 @@ fn is_short(key: &str) -> bool {
 fn post_quantum(seen: &Seen<'_>) -> Finding {
     let id = "post_quantum";
     match seen.facts.answer(id) {
-        // No older version has such a group.
+        // Older versions have no post-quantum groups.
         Answer::Untested if seen.facts.answer("protocol.tls1_3") == Answer::No => {
             Finding::wrong("protocol.tls1_3", Vec::new())
         }
         Answer::Yes => {
             let names = seen.facts.list(id);
-            // Drafts of Kyber count for nothing; a fact without names is believed.
+            // Drafts of Kyber do not count. A fact without names is accepted as it is.
             match names.is_empty() || names.iter().any(|n| marks::group(n) == Level::Strong) {
                 true => Finding::Fine,
                 false => Finding::wrong(id, names.to_vec()),
@@ -748,8 +758,8 @@ fn post_quantum(seen: &Seen<'_>) -> Finding {
     }
 }
 
-/// A mesh's authority and a private one keep to no forum; a chain that the store does not trust is
-/// wrong already.
+/// The CA/Browser Forum's limit applies to public authorities only. An untrusted chain has a rule of
+/// its own.
 fn long_lived(seen: &Seen<'_>) -> Finding {
     match seen.facts.yes("certificate.trusted") && !seen.facts.yes("certificate.trusted_by_mesh") {
         true => Test::No("certificate.lifetime").run(seen),

@@ -1,43 +1,37 @@
-//! Groups of key exchange (IANA, TLS Supported Groups).
+//! Key-exchange groups (IANA, TLS Supported Groups).
 
-/// A group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Group {
-    /// As it stands on the wire.
     pub code: u16,
-    /// As the registry has it.
+    /// The name in the registry.
     pub name: &'static str,
-    /// Elliptic, finite field, post-quantum, or both.
     pub kind: GroupKind,
-    /// Security against a computer of today, in bits, by NIST SP 800-57.
+    /// Bits of security against classical computers (NIST SP 800-57).
     pub bits: u16,
 }
 
-/// What a group is made of.
+/// The type of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupKind {
-    /// A curve.
     Elliptic,
-    /// A prime of RFC 7919.
+    /// An RFC 7919 group.
     FiniteField,
-    /// ML-KEM and what came before it, alone.
+    /// ML-KEM or a predecessor, without a curve.
     PostQuantum,
-    /// A post-quantum scheme with a curve.
+    /// A post-quantum scheme combined with a curve.
     Hybrid,
 }
 
 impl Group {
-    /// The group of a number.
     pub fn from_code(code: u16) -> Option<Self> {
         GROUPS.iter().copied().find(|group| group.code == code)
     }
 
-    /// The group of a name.
     pub fn from_name(name: &str) -> Option<Self> {
         GROUPS.iter().copied().find(|group| group.name == name)
     }
 
-    /// Whether a quantum computer does not help who recorded it.
+    /// Whether it protects recorded traffic against quantum computers.
     pub fn is_post_quantum(self) -> bool {
         matches!(self.kind, GroupKind::PostQuantum | GroupKind::Hybrid)
     }
@@ -47,7 +41,7 @@ const fn group(code: u16, name: &'static str, kind: GroupKind, bits: u16) -> Gro
     Group { code, name, kind, bits }
 }
 
-/// All that are asked for. Those of TLS 1.3 come first in the order in which servers of today
+/// All groups to test. Those of TLS 1.3 come first, in the order in which current servers
 /// prefer them.
 pub const GROUPS: &[Group] = {
     use GroupKind::*;
@@ -75,7 +69,7 @@ pub const GROUPS: &[Group] = {
         group(0x0102, "ffdhe4096", FiniteField, 152),
         group(0x0103, "ffdhe6144", FiniteField, 176),
         group(0x0104, "ffdhe8192", FiniteField, 200),
-        // TLS 1.2 and before.
+        // TLS 1.2 and earlier.
         group(0x001a, "brainpoolP256r1", Elliptic, 128),
         group(0x001b, "brainpoolP384r1", Elliptic, 192),
         group(0x001c, "brainpoolP512r1", Elliptic, 256),

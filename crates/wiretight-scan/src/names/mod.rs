@@ -1,5 +1,5 @@
-//! The names of TLS: versions, cipher suites, groups, signature schemes, alerts, as their
-//! registries number them, and what follows from a name.
+//! The TLS registries: versions, cipher suites, groups, signature schemes and alerts with their
+//! numbers, and properties that follow from a name.
 
 mod groups;
 mod primes;
@@ -15,10 +15,9 @@ pub use primes::common_prime;
 pub use signatures::{SCHEMES, SignatureScheme};
 pub use suites::{Bulk, KeyExchange, SSL2_SUITES, Suite, suites};
 
-/// A version of the protocol.
+/// A protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum Version {
     Ssl2,
     Ssl3,
@@ -37,7 +36,7 @@ impl Version {
     pub const ALL: [Self; 6] =
         [Self::Ssl2, Self::Ssl3, Self::Tls1_0, Self::Tls1_1, Self::Tls1_2, Self::Tls1_3];
 
-    /// As it stands in ids: `tls1_2`.
+    /// The form in ids of facts: `tls1_2`.
     pub fn key(self) -> &'static str {
         match self {
             Self::Ssl2 => "ssl2",
@@ -49,7 +48,6 @@ impl Version {
         }
     }
 
-    /// As it stands on the wire.
     pub fn code(self) -> u16 {
         match self {
             Self::Ssl2 => 0x0002,
@@ -61,7 +59,6 @@ impl Version {
         }
     }
 
-    /// The version of a number on the wire.
     pub fn from_code(code: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|version| version.code() == code)
     }
@@ -80,7 +77,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// An alert's description, by its number (RFC 8446 section 6, and what came before).
+/// The description of an alert (RFC 8446 section 6 and its predecessors).
 pub fn alert(code: u8) -> &'static str {
     match code {
         0 => "close_notify",

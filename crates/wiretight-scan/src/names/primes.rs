@@ -1,7 +1,7 @@
-//! Primes of finite-field Diffie-Hellman that many servers share, by the first half of their
-//! SHA-256: whoever does the work for one of them reads all of those servers (Logjam, 2015).
+//! Diffie-Hellman primes that many servers share, by the first half of their SHA-256. Breaking one of
+//! them breaks the connections of all these servers (Logjam, 2015).
 
-/// The name of a prime that is given without leading zeros, where it is a common one.
+/// The name of a common prime, given without leading zeros.
 pub fn common_prime(p: &[u8]) -> Option<&'static str> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, p);
     let hex: String = digest.as_ref()[..16].iter().map(|b| format!("{b:02x}")).collect();

@@ -1,17 +1,14 @@
-//! Signature schemes (IANA, TLS SignatureScheme), and the pairs of hash and signature that TLS 1.2
-//! numbered before.
+//! Signature schemes (IANA, TLS SignatureScheme), and the older pairs of hash and signature of
+//! TLS 1.2.
 
-/// A signature scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SignatureScheme {
-    /// As it stands on the wire.
     pub code: u16,
-    /// As the registry has it.
+    /// The name in the registry.
     pub name: &'static str,
 }
 
 impl SignatureScheme {
-    /// The scheme of a number.
     pub fn from_code(code: u16) -> Option<Self> {
         SCHEMES.iter().copied().find(|scheme| scheme.code == code)
     }
@@ -26,7 +23,7 @@ const fn scheme(code: u16, name: &'static str) -> SignatureScheme {
     SignatureScheme { code, name }
 }
 
-/// All that are asked for.
+/// All schemes to test.
 pub const SCHEMES: &[SignatureScheme] = &[
     scheme(0x0904, "mldsa44"),
     scheme(0x0905, "mldsa65"),

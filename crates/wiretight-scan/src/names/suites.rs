@@ -1,28 +1,26 @@
-//! Cipher suites. The registry's name of a suite says all about it, so the tables hold numbers and
-//! names alone.
+//! Cipher suites. The name of a suite in the registry contains all its properties, so the tables contain only
+//! numbers and names.
 
 use std::sync::LazyLock;
 
-/// A cipher suite of SSL 3.0 and after.
+/// A cipher suite of SSL 3.0 or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Suite {
-    /// As it stands on the wire.
     pub code: u16,
-    /// As IANA's registry, or who made it up, has it: `TLS_RSA_WITH_AES_128_CBC_SHA`.
+    /// The name in the IANA registry, or by its inventors: `TLS_RSA_WITH_AES_128_CBC_SHA`.
     pub name: &'static str,
 }
 
-/// How the key is agreed.
+/// A key-exchange method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum KeyExchange {
-    /// TLS 1.3: by group, not by suite.
+    /// TLS 1.3: depends on the group, not on the suite.
     Any,
     Ecdhe,
     Dhe,
     /// RSA key transport.
     Rsa,
-    /// Static Diffie-Hellman, of a certificate.
+    /// Static Diffie-Hellman with a key in the certificate.
     Dh,
     Ecdh,
     Psk,
@@ -36,9 +34,8 @@ pub enum KeyExchange {
     Other,
 }
 
-/// What encrypts the data.
+/// A bulk cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum Bulk {
     Null,
     Rc4,
@@ -57,7 +54,7 @@ pub enum Bulk {
     Gost,
 }
 
-/// All that is known, by number.
+/// All known suites, by number.
 pub fn suites() -> &'static [Suite] {
     static ALL: LazyLock<Vec<Suite>> = LazyLock::new(|| {
         lines(include_str!("suites.txt"))
@@ -67,7 +64,7 @@ pub fn suites() -> &'static [Suite] {
     &ALL
 }
 
-/// Cipher kinds of SSL 2.0 (three bytes each).
+/// The ciphers of SSL 2.0 (three bytes each).
 pub static SSL2_SUITES: LazyLock<Vec<(u32, &'static str)>> =
     LazyLock::new(|| lines(include_str!("ssl2.txt")).collect());
 
@@ -79,29 +76,26 @@ fn lines(text: &'static str) -> impl Iterator<Item = (u32, &'static str)> {
 }
 
 impl Suite {
-    /// The suite of a number.
     pub fn from_code(code: u16) -> Option<Self> {
         let all = suites();
         all.binary_search_by_key(&code, |suite| suite.code).ok().map(|at| all[at])
     }
 
-    /// The suite of a name.
     pub fn from_name(name: &str) -> Option<Self> {
         suites().iter().copied().find(|suite| suite.name == name)
     }
 
-    /// Whether it belongs to TLS 1.3, where a suite names cipher and hash alone.
+    /// Whether it is a TLS 1.3 suite, which names only cipher and hash.
     pub fn is_tls1_3(self) -> bool {
         !self.name.contains("_WITH_")
     }
 
-    /// Before and after `_WITH_`.
+    /// The parts of the name before and after `_WITH_`.
     fn halves(self) -> (&'static str, &'static str) {
         let name = self.name.strip_prefix("TLS_").unwrap_or(self.name);
         name.split_once("_WITH_").unwrap_or(("", name))
     }
 
-    /// How the key is agreed.
     pub fn key_exchange(self) -> KeyExchange {
         let kx = self.halves().0;
         let first = kx.split('_').next().unwrap_or_default();
@@ -126,23 +120,23 @@ impl Suite {
         }
     }
 
-    /// Whether nobody proves who they are.
+    /// Whether neither side is authenticated.
     pub fn is_anonymous(self) -> bool {
         self.halves().0.contains("anon")
     }
 
-    /// Whether it was made for export, with 40 or 56 bits of key and 512 or 1024 of exchange.
+    /// Whether it is an export suite: keys of 40 or 56 bits, key exchange with 512 or 1024 bits.
     pub fn is_export(self) -> bool {
         self.halves().0.contains("EXPORT")
     }
 
-    /// Whether what was sent stays secret when the server's long-lived key leaks.
+    /// Whether recorded traffic stays secret if the server's long-term key leaks.
     pub fn is_forward_secret(self) -> bool {
         use KeyExchange::*;
         matches!(self.key_exchange(), Any | Ecdhe | Dhe | DhePsk | EcdhePsk)
     }
 
-    /// Whether the server's certificate has an RSA key; `None` where the suite does not say.
+    /// The type of the key in the server's certificate; `None` if the suite does not determine it.
     pub fn authentication(self) -> Option<&'static str> {
         let kx = self.halves().0;
         let last = kx.strip_suffix("_EXPORT").or(kx.strip_suffix("_EXPORT1024")).unwrap_or(kx);
@@ -157,7 +151,6 @@ impl Suite {
         }
     }
 
-    /// What encrypts the data.
     pub fn bulk(self) -> Bulk {
         let cipher = self.halves().1;
         let by_prefix = [
@@ -181,7 +174,6 @@ impl Suite {
         found.map_or(Bulk::Gost, |(_, bulk)| *bulk)
     }
 
-    /// Bits of the cipher's key.
     pub fn bits(self) -> u16 {
         let (kx, cipher) = self.halves();
         let has = |part: &str| cipher.split('_').any(|p| p == part);
@@ -199,26 +191,24 @@ impl Suite {
         }
     }
 
-    /// Whether it encrypts block by block, each chained to the one before.
     pub fn is_cbc(self) -> bool {
         self.halves().1.split('_').any(|part| part == "CBC")
     }
 
-    /// Whether encryption and authentication are one (AEAD).
     pub fn is_aead(self) -> bool {
         let cipher = self.halves().1;
         let aead = ["GCM", "CCM", "POLY1305", "AEGIS", "MGM"];
         aead.iter().any(|mode| cipher.contains(mode)) || self.bulk() == Bulk::Aegis
     }
 
-    /// Whether its blocks have 64 bits.
+    /// Whether its cipher has 64-bit blocks.
     pub fn has_small_blocks(self) -> bool {
         use Bulk::*;
         matches!(self.bulk(), Rc2 | Des40 | Des | TripleDes | Idea)
             || self.bulk() == Gost && !self.name.contains("KUZNYECHIK")
     }
 
-    /// Whether it needs TLS 1.2: AEAD, or a MAC or PRF of SHA-2.
+    /// Whether it requires TLS 1.2: AEAD, or SHA-2 in MAC or PRF.
     pub fn needs_tls1_2(self) -> bool {
         let cipher = self.halves().1;
         self.is_aead() || cipher.ends_with("SHA256") || cipher.ends_with("SHA384")
@@ -230,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_says_what_a_suite_is() {
+    fn the_properties_of_a_suite_follow_from_its_name() {
         let suite = |name| Suite::from_name(name).unwrap_or_else(|| panic!("{name}"));
         assert!(suites().windows(2).all(|pair| pair[0].code < pair[1].code));
         assert!(suites().len() > 350);

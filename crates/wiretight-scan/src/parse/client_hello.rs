@@ -1,11 +1,10 @@
-//! ClientHellos, from SSL 3.0 to TLS 1.3, with anything in them (RFC 8446 section 4.1.2 and what it
-//! replaced).
+//! ClientHellos from SSL 3.0 to TLS 1.3 with arbitrary contents (RFC 8446 section 4.1.2 and its
+//! predecessors).
 
 use super::{ContentType, Reader, record};
 use crate::names::Version;
 
 /// Numbers of extensions (IANA, TLS ExtensionType Values).
-#[allow(missing_docs, reason = "their names say it")]
 pub mod extension {
     pub const SERVER_NAME: u16 = 0;
     pub const STATUS_REQUEST: u16 = 5;
@@ -33,26 +32,25 @@ pub mod extension {
     pub const RENEGOTIATION_INFO: u16 = 0xff01;
 }
 
-/// A ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
-    /// `legacy_version`: the highest, up to TLS 1.2.
+    /// `legacy_version`: the highest version, up to TLS 1.2.
     pub version: u16,
-    /// Not a secret here, but each connection has its own.
+    /// Need not be secret here, but is new for each connection.
     pub random: [u8; 32],
     /// Up to 32 bytes.
     pub session_id: Vec<u8>,
     /// In order of preference.
     pub suites: Vec<u16>,
-    /// In order of preference; `[0]` is none.
+    /// In order of preference; `[0]` means no compression.
     pub compressions: Vec<u8>,
-    /// In order; each with its body.
+    /// In order, each with its body.
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
 impl ClientHello {
-    /// A hello that offers this version at the highest (TLS 1.3: it alone), without extensions but
-    /// for `supported_versions`.
+    /// A hello with this version as the highest (for TLS 1.3: the only one), without extensions except
+    /// `supported_versions`.
     pub fn new(version: Version, random: [u8; 32]) -> Self {
         let mut hello = Self {
             version: version.code().min(Version::Tls1_2.code()),
@@ -63,7 +61,7 @@ impl ClientHello {
             extensions: Vec::new(),
         };
         if version == Version::Tls1_3 {
-            // Middlebox compatibility (RFC 8446 appendix D.4): a session ID as TLS 1.2 has it.
+            // Middlebox compatibility (RFC 8446 appendix D.4): a session ID as in TLS 1.2.
             hello.session_id = random.to_vec();
             hello = hello.supported_versions(&[version.code()]);
         }
@@ -79,13 +77,13 @@ impl ClientHello {
         self
     }
 
-    /// Without this extension.
+    /// Removes an extension.
     pub fn without(mut self, kind: u16) -> Self {
         self.extensions.retain(|(k, _)| *k != kind);
         self
     }
 
-    /// With these suites.
+    /// Sets the cipher suites.
     pub fn suites(mut self, suites: impl IntoIterator<Item = u16>) -> Self {
         self.suites = suites.into_iter().collect();
         self
@@ -119,7 +117,7 @@ impl ClientHello {
         self.with(extension::SUPPORTED_VERSIONS, body)
     }
 
-    /// RFC 8446 section 4.2.8. None at all asks the server to name a group.
+    /// RFC 8446 section 4.2.8. An empty list makes the server request a group.
     pub fn key_shares(self, shares: &[(u16, &[u8])]) -> Self {
         let mut body = Vec::new();
         vec16(&mut body, |out| {
@@ -140,7 +138,7 @@ impl ClientHello {
         self.with(extension::ALPN, body)
     }
 
-    /// Padding (RFC 7685) up to so many bytes of record, or as few more as an extension takes.
+    /// Adds padding (RFC 7685) up to this record length, or slightly more if the extension needs it.
     pub fn padded_to(self, record_length: usize) -> Self {
         let hello = self.without(extension::PADDING);
         let missing = record_length.saturating_sub(hello.record().len() + 4);
@@ -169,20 +167,20 @@ impl ClientHello {
         message
     }
 
-    /// The record, or records, to send.
+    /// The record or records to send.
     pub fn record(&self) -> Vec<u8> {
-        // The version that the oldest servers take (RFC 8446 section 5.1); SSL 3.0 wants its own.
+        // The version that the oldest servers accept (RFC 8446 section 5.1); SSL 3.0 needs its own.
         let version = self.version.min(Version::Tls1_0.code());
         let message = self.message();
         let pieces = message.chunks(1 << 14);
         pieces.flat_map(|piece| record(ContentType::Handshake, version, piece)).collect()
     }
 
-    /// Reads a handshake message back; for tests and for who watches hellos go by.
+    /// Parses a handshake message, for tests and traffic monitors.
     pub fn parse(message: &[u8]) -> Result<Self, super::Malformed> {
         let mut outer = Reader::new(message);
         if outer.u8()? != 1 {
-            return Err(super::Malformed("no ClientHello"));
+            return Err(super::Malformed("not a ClientHello"));
         }
         let mut reader = Reader::new(outer.vec24()?);
         let version = reader.u16()?;
@@ -208,7 +206,7 @@ fn list16(items: &[u16]) -> Vec<u8> {
     body
 }
 
-/// What `write` adds, behind its length in one byte.
+/// Prefixes what `write` adds with its length in one byte.
 fn vec8(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.push(0);
@@ -217,7 +215,7 @@ fn vec8(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out[at] = (out.len() - at - 1) as u8;
 }
 
-/// What `write` adds, behind its length in two bytes.
+/// Prefixes what `write` adds with its length in two bytes.
 fn vec16(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend([0, 0]);
@@ -232,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hello_reads_back_as_it_was_made_and_pads_to_the_byte() {
+    fn a_hello_survives_a_round_trip_and_is_padded_exactly() {
         let hello = ClientHello::new(Version::Tls1_3, [7; 32])
             .suites([0x1301, 0x1302])
             .server_name("example.com")

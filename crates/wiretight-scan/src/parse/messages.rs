@@ -3,14 +3,13 @@
 use super::{Malformed, Reader};
 use crate::names::Version;
 
-/// The longest handshake message that is read: more than any chain that clients take.
+/// The maximum length of a handshake message, more than any chain that clients accept.
 pub const MAX_HANDSHAKE: usize = 256 << 10;
 
-/// Types of messages.
+/// Message types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandshakeType(pub u8);
 
-#[allow(missing_docs, reason = "their names say it")]
 impl HandshakeType {
     pub const HELLO_REQUEST: Self = Self(0);
     pub const CLIENT_HELLO: Self = Self(1);
@@ -31,9 +30,8 @@ impl HandshakeType {
 /// A handshake message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// What it is.
     pub kind: HandshakeType,
-    /// With its header of four bytes, as it goes into the transcript.
+    /// The whole message with its header of four bytes, as used in the transcript.
     pub bytes: Vec<u8>,
 }
 
@@ -43,7 +41,6 @@ impl Message {
         self.bytes.get(4..).unwrap_or_default()
     }
 
-    /// A message of this type.
     pub fn new(kind: HandshakeType, body: &[u8]) -> Self {
         let mut bytes = vec![kind.0];
         bytes.extend(&(body.len() as u32).to_be_bytes()[1..]);
@@ -52,20 +49,20 @@ impl Message {
     }
 }
 
-/// Joins what records carry to messages. Holds what has come of one message, at most
-/// [`MAX_HANDSHAKE`] bytes and a record.
+/// Assembles messages from records. Buffers one partial message, at most
+/// [`MAX_HANDSHAKE`] bytes and one record.
 #[derive(Debug, Default)]
 pub struct Handshakes {
     pending: Vec<u8>,
 }
 
 impl Handshakes {
-    /// Takes the content of a handshake record.
+    /// Adds the content of a handshake record.
     pub fn push(&mut self, fragment: &[u8]) {
         self.pending.extend_from_slice(fragment);
     }
 
-    /// The next message that is whole.
+    /// The next complete message.
     pub fn message(&mut self) -> Result<Option<Message>, Malformed> {
         let [kind, a, b, c, ..] = *self.pending.as_slice() else { return Ok(None) };
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -80,13 +77,13 @@ impl Handshakes {
         Ok(Some(Message { kind: HandshakeType(kind), bytes }))
     }
 
-    /// Whether part of a message is here.
+    /// Whether a partial message is buffered.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 }
 
-/// A list of extensions, without its length. At most 64 are read: more are nobody's.
+/// A list of extensions without its length; at most 64.
 pub fn extensions(bytes: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Malformed> {
     let mut reader = Reader::new(bytes);
     let mut all = Vec::new();
@@ -99,18 +96,15 @@ pub fn extensions(bytes: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Malformed> {
     Ok(all)
 }
 
-/// A ServerHello, or a HelloRetryRequest, which looks like one (RFC 8446 section 4.1.4).
+/// A ServerHello or a HelloRetryRequest, which has the same format (RFC 8446 section 4.1.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerHello {
-    /// What was agreed on: by `supported_versions` where that is there.
+    /// The negotiated version, from `supported_versions` if present.
     pub version: u16,
-    /// The server's.
     pub random: [u8; 32],
-    /// The server's, or an echo.
+    /// The server's session ID, or an echo of ours.
     pub session_id: Vec<u8>,
-    /// The suite that was chosen.
     pub suite: u16,
-    /// The compression that was chosen.
     pub compression: u8,
     /// In order.
     pub extensions: Vec<(u16, Vec<u8>)>,
@@ -123,7 +117,7 @@ const RETRY_RANDOM: [u8; 32] = [
 ];
 
 impl ServerHello {
-    /// Reads the body of a message.
+    /// Parses the body of a message.
     pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);
         let legacy = reader.u16()?;
@@ -157,7 +151,7 @@ impl ServerHello {
         self.random == RETRY_RANDOM
     }
 
-    /// The version, where it is one that has a name.
+    /// The version, if it is known.
     pub fn version(&self) -> Option<Version> {
         Version::from_code(self.version)
     }
@@ -167,20 +161,20 @@ impl ServerHello {
         self.extensions.iter().find(|(k, _)| *k == kind).map(|(_, body)| body.as_slice())
     }
 
-    /// The group that is asked for, or used, and its share (none in a HelloRetryRequest).
+    /// The group that is requested or used, and its key share (none in a HelloRetryRequest).
     pub fn key_share(&self) -> Option<(u16, &[u8])> {
         let mut reader = Reader::new(self.extension(super::extension::KEY_SHARE)?);
         let group = reader.u16().ok()?;
         Some((group, if reader.is_empty() { &[] } else { reader.vec16().ok()? }))
     }
 
-    /// The application protocol that was chosen, up to TLS 1.2.
+    /// The selected application protocol, up to TLS 1.2.
     pub fn alpn(&self) -> Option<String> {
         alpn(self.extension(super::extension::ALPN)?)
     }
 }
 
-/// The one protocol in a server's ALPN extension.
+/// The protocol in a server's ALPN extension.
 pub(crate) fn alpn(body: &[u8]) -> Option<String> {
     let mut reader = Reader::new(Reader::new(body).vec16().ok()?);
     Some(String::from_utf8_lossy(reader.vec8().ok()?).into_owned())
@@ -201,7 +195,7 @@ pub fn certificates(body: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
 pub struct CertificateEntry {
     /// In DER.
     pub certificate: Vec<u8>,
-    /// `status_request` and `signed_certificate_timestamp`, perhaps.
+    /// For example `status_request` and `signed_certificate_timestamp`.
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
@@ -223,20 +217,19 @@ pub fn certificate_status(body: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut reader = Reader::new(body);
     match reader.u8()? {
         1 => Ok(reader.vec24()?.to_vec()),
-        _ => Err(Malformed("a certificate status that is no OCSP response")),
+        _ => Err(Malformed("the certificate status is not an OCSP response")),
     }
 }
 
-/// What a server key exchange holds.
+/// A ServerKeyExchange message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerKeyExchange {
-    /// The public values.
     pub exchange: Exchange,
-    /// All bytes of them, which the signature covers after both randoms.
+    /// The encoded public values, which the signature covers together with both randoms.
     pub parameters: Vec<u8>,
-    /// Its scheme (TLS 1.2 alone names one), where it is signed.
+    /// The signature scheme (only in TLS 1.2), if it is signed.
     pub scheme: Option<u16>,
-    /// Empty where it is not signed.
+    /// Empty if it is not signed.
     pub signature: Vec<u8>,
 }
 
@@ -259,12 +252,12 @@ pub enum Exchange {
         /// The server's share.
         y: Vec<u8>,
     },
-    /// An explicit curve, which nobody needs.
+    /// An explicit curve.
     ExplicitCurve,
 }
 
 impl ServerKeyExchange {
-    /// Reads the body of a message of (EC)DHE, signed or anonymous.
+    /// Parses the body of an (EC)DHE message, signed or anonymous.
     pub fn parse(
         body: &[u8],
         elliptic: bool,
@@ -283,7 +276,7 @@ impl ServerKeyExchange {
                         signature: Vec::new(),
                     });
                 }
-                _ => return Err(Malformed("an unknown kind of curve")),
+                _ => return Err(Malformed("an unknown type of curve")),
             }
         } else {
             let p = reader.vec16()?;
@@ -303,14 +296,14 @@ impl ServerKeyExchange {
     }
 }
 
-/// What kind of certificate a server wants of the client.
+/// A server's request for a client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRequest {
-    /// Of TLS 1.3; it is echoed.
+    /// Only in TLS 1.3; the client echoes it.
     pub context: Vec<u8>,
-    /// Distinguished names, in DER. At most 256 are read.
+    /// Distinguished names in DER, at most 256.
     pub authorities: Vec<Vec<u8>>,
-    /// The schemes that it takes.
+    /// The accepted signature schemes.
     pub schemes: Vec<u16>,
 }
 
@@ -356,18 +349,18 @@ fn u16s(bytes: &[u8]) -> Vec<u16> {
     bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
 }
 
-/// A ticket to resume a session with.
+/// A session ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSessionTicket {
     /// Seconds.
     pub lifetime: u32,
-    /// Of TLS 1.3.
+    /// Only in TLS 1.3.
     pub age_add: u32,
-    /// Of TLS 1.3.
+    /// Only in TLS 1.3.
     pub nonce: Vec<u8>,
     /// Opaque.
     pub ticket: Vec<u8>,
-    /// Bytes of 0-RTT data that it allows (TLS 1.3).
+    /// The allowed bytes of 0-RTT data (TLS 1.3).
     pub early_data: Option<u32>,
 }
 

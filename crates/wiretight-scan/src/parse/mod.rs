@@ -1,5 +1,5 @@
-//! Bytes to types and back, without I/O: all that a hostile server can send. Nothing here
-//! allocates by what a peer announces, and nothing panics.
+//! Encoding and decoding without I/O, for input from hostile servers. Nothing here
+//! allocates according to lengths that a peer announces, and nothing panics.
 
 mod client_hello;
 mod messages;

@@ -1,8 +1,8 @@
-//! Initial packets of QUIC version 1 (RFC 9000, RFC 9001), which carry hellos, and the packets that
-//! may come instead: Version Negotiation, Retry.
+//! Initial packets of QUIC version 1 (RFC 9000, RFC 9001), which contain hellos, and the other possible
+//! replies: Version Negotiation and Retry.
 //!
-//! Their keys follow from a connection ID that both sides see, so whoever is on the path can read and
-//! forge them; who is not, cannot. What comes later (Handshake, 1-RTT) is passed over.
+//! Their keys are derived from a connection ID in the packets, so anyone on the path can read and
+//! forge them, but nobody else. Later packets (Handshake, 1-RTT) are ignored.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +13,18 @@ use super::{Malformed, Reader};
 
 /// Version 1 (RFC 9000).
 pub const VERSION_1: u32 = 1;
-/// The fewest bytes of a datagram with a client's Initial (RFC 9000 section 14.1).
+/// The minimum size of a datagram with a client's Initial (RFC 9000 section 14.1).
 pub const MIN_DATAGRAM: usize = 1200;
 /// The longest connection ID of version 1 (RFC 9000 section 17.2).
 pub const MAX_CONNECTION_ID: usize = 20;
-/// The most of a handshake that is put together: what comes in Initials is a hello.
+/// The maximum size of an assembled handshake; Initials contain only a hello.
 pub const MAX_CRYPTO: u64 = 64 << 10;
 
 const TAG: usize = 16;
-/// Pieces of a handshake that wait for what is before them.
+/// The maximum number of buffered pieces of a handshake.
 const MAX_PIECES: usize = 64;
 
-/// A packet, as far as it can be read without keys.
+/// A packet, as far as it is readable without keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Packet<'a> {
     /// Of version 1, still protected.
@@ -33,7 +33,7 @@ pub enum Packet<'a> {
     Retry(Retry<'a>),
     /// Of no version.
     VersionNegotiation(VersionNegotiation<'a>),
-    /// Handshake, 0-RTT, 1-RTT, another version: nothing that is read here.
+    /// Handshake, 0-RTT, 1-RTT, or another version.
     Other,
 }
 
@@ -44,11 +44,11 @@ pub struct Initial<'a> {
     pub destination: &'a [u8],
     /// Source connection ID.
     pub source: &'a [u8],
-    /// Of an earlier Retry; servers send none.
+    /// From an earlier Retry; servers send none.
     pub token: &'a [u8],
-    /// From its first byte to the end of its payload.
+    /// The packet from its first byte to the end of its payload.
     bytes: &'a [u8],
-    /// Where in it the packet number begins.
+    /// The offset of the packet number.
     number_at: usize,
 }
 
@@ -59,7 +59,7 @@ pub struct Retry<'a> {
     pub destination: &'a [u8],
     /// Source connection ID: the client's next destination.
     pub source: &'a [u8],
-    /// To be sent back.
+    /// The client must send it back.
     pub token: &'a [u8],
     bytes: &'a [u8],
 }
@@ -71,16 +71,16 @@ pub struct VersionNegotiation<'a> {
     pub destination: &'a [u8],
     /// Source connection ID, of any length.
     pub source: &'a [u8],
-    /// What the server speaks.
+    /// The versions that the server supports.
     pub versions: Vec<u32>,
 }
 
-/// The packet at the start of a datagram, and what comes after it (RFC 9000 section 12.2).
+/// The packet at the start of a datagram, and the rest (RFC 9000 section 12.2).
 pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
     let mut reader = Reader::new(datagram);
     let first = reader.u8()?;
     if first & 0x80 == 0 {
-        // A short header has no length: it is the last in its datagram.
+        // A packet with a short header has no length, and is the last in its datagram.
         return Ok((Packet::Other, &[]));
     }
     let version = reader.u32()?;
@@ -88,7 +88,7 @@ pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
     if version == 0 {
         let versions = reader.rest();
         if versions.is_empty() || !versions.len().is_multiple_of(4) {
-            return Err(Malformed("no whole versions in a Version Negotiation"));
+            return Err(Malformed("a Version Negotiation with truncated versions"));
         }
         let versions =
             versions.chunks_exact(4).map(|v| u32::from_be_bytes([v[0], v[1], v[2], v[3]]));
@@ -116,7 +116,7 @@ pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
     };
     let length = varint(&mut reader)?;
     let number_at = datagram.len() - reader.rest().len();
-    let length = usize::try_from(length).map_err(|_| Malformed("it ends too early"))?;
+    let length = usize::try_from(length).map_err(|_| Malformed("truncated"))?;
     reader.take(length)?;
     let (bytes, rest) = datagram.split_at(number_at + length);
     Ok(match kind {
@@ -132,12 +132,12 @@ pub struct Keys {
     header: quic::HeaderProtectionKey,
 }
 
-/// The keys for Initial packets, which follow from the destination of the client's first, or of its
-/// first after a Retry (RFC 9001 section 5.2).
+/// The keys for Initial packets, derived from the destination ID of the client's first Initial, or its
+/// first Initial after a Retry (RFC 9001 section 5.2).
 pub struct InitialKeys {
-    /// For what the client sends.
+    /// For packets from the client.
     pub client: Keys,
-    /// For what the server sends.
+    /// For packets from the server.
     pub server: Keys,
 }
 
@@ -148,7 +148,7 @@ const SALT: [u8; 20] = [
 ];
 
 impl InitialKeys {
-    /// Those of this connection ID.
+    /// The keys for this connection ID.
     pub fn new(destination: &[u8]) -> Self {
         let secret = Salt::new(HKDF_SHA256, &SALT).extract(destination);
         let side = |label| {
@@ -181,7 +181,7 @@ impl Keys {
     }
 }
 
-/// So many bytes of output.
+/// An output length in bytes.
 struct Bytes(usize);
 
 impl KeyType for Bytes {
@@ -195,16 +195,16 @@ fn expand<const N: usize>(secret: &Prk, label: &[u8]) -> [u8; N] {
     let head = [0, N as u8, 6 + label.len() as u8];
     let info = [&head[..], b"tls13 ", label, &[0]];
     let mut out = [0; N];
-    let okm = secret.expand(&info, Bytes(N)).expect("some bytes of HKDF");
-    okm.fill(&mut out).expect("as many as were asked for");
+    let okm = secret.expand(&info, Bytes(N)).expect("a valid HKDF length");
+    okm.fill(&mut out).expect("the requested length");
     out
 }
 
 impl Initial<'_> {
-    /// Takes the protection off (RFC 9001 section 5.4): packet number and payload; `None` where it
-    /// does not authenticate. `largest` is the largest number that came before.
+    /// Removes the protection (RFC 9001 section 5.4). Returns packet number and payload, or `None` if it
+    /// is not authentic. `largest` is the largest packet number so far.
     pub fn open(&self, keys: &Keys, largest: Option<u64>) -> Option<(u64, Vec<u8>)> {
-        // Whatever the number's length, the sample begins four bytes in.
+        // The sample always starts four bytes after the start of the packet number.
         let sample = self.bytes.get(self.number_at + 4..self.number_at + 4 + 16)?;
         let mask = keys.header.new_mask(sample).ok()?;
         let first = self.bytes[0] ^ mask[0] & 0x0f;
@@ -238,21 +238,21 @@ fn whole_number(largest: Option<u64>, truncated: u64, bits: u32) -> u64 {
     }
 }
 
-/// What an Initial is addressed with.
+/// The header fields of an Initial.
 #[derive(Debug, Clone, Copy)]
 pub struct Header<'a> {
     /// Destination connection ID, of at most 20 bytes.
     pub destination: &'a [u8],
     /// Source connection ID, of at most 20 bytes.
     pub source: &'a [u8],
-    /// Of a Retry.
+    /// From a Retry.
     pub token: &'a [u8],
     /// Packet number.
     pub number: u32,
 }
 
-/// A datagram of one Initial with these frames, and PADDING so that it has the length that a
-/// client's must have at least.
+/// A datagram with one Initial that contains these frames, padded to the minimum length of a
+/// client's datagram.
 pub fn initial(keys: &Keys, header: Header<'_>, frames: &[u8]) -> Vec<u8> {
     debug_assert!(header.destination.len().max(header.source.len()) <= MAX_CONNECTION_ID);
     let mut out = vec![0xc3];
@@ -263,7 +263,7 @@ pub fn initial(keys: &Keys, header: Header<'_>, frames: &[u8]) -> Vec<u8> {
     }
     put_varint(&mut out, header.token.len() as u64);
     out.extend(header.token);
-    // Length in two bytes, packet number in four.
+    // The length has two bytes, the packet number four.
     let number_at = out.len() + 2;
     let payload = frames.len().max(MIN_DATAGRAM.saturating_sub(number_at + 4 + TAG));
     let length = (4 + payload + TAG) as u16;
@@ -283,11 +283,11 @@ pub fn initial(keys: &Keys, header: Header<'_>, frames: &[u8]) -> Vec<u8> {
 }
 
 impl Retry<'_> {
-    /// Whether it answers a client's Initial with this destination (RFC 9001 section 5.8).
+    /// Whether it is a reply to a client's Initial with this destination (RFC 9001 section 5.8).
     pub fn verify(&self, original: &[u8]) -> bool {
         let Some((body, tag)) = self.bytes.split_last_chunk::<TAG>() else { return false };
         let expected = retry_tag(original, body);
-        // Its key is public: there is no secret in the comparison.
+        // The key is public, so the comparison need not be constant-time.
         expected.is_some_and(|expected| expected == *tag)
     }
 }
@@ -309,7 +309,7 @@ fn retry_tag(original: &[u8], packet: &[u8]) -> Option<[u8; TAG]> {
     tag.as_ref().try_into().ok()
 }
 
-/// A Retry, as a server makes it; for tests.
+/// A server's Retry, for tests.
 pub fn retry(original: &[u8], destination: &[u8], source: &[u8], token: &[u8]) -> Vec<u8> {
     let mut out = vec![0xf0];
     out.extend(VERSION_1.to_be_bytes());
@@ -322,26 +322,26 @@ pub fn retry(original: &[u8], destination: &[u8], source: &[u8], token: &[u8]) -
     out
 }
 
-/// Frames that may be in an Initial (RFC 9000 section 12.4), other than PADDING.
+/// Frames that are allowed in an Initial (RFC 9000 section 12.4), except PADDING.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// RFC 9000 section 19.2.
     Ping,
-    /// RFC 9000 section 19.3; the largest number that it acknowledges.
+    /// RFC 9000 section 19.3; the largest acknowledged number.
     Ack(u64),
     /// RFC 9000 section 19.6.
     Crypto(u64, &'a [u8]),
     /// RFC 9000 section 19.19.
     Close {
-        /// 0x100 and an alert is TLS's own (RFC 9001 section 4.8).
+        /// 0x100 plus a TLS alert (RFC 9001 section 4.8), or a QUIC error.
         code: u64,
-        /// For people.
+        /// A text.
         reason: &'a [u8],
     },
 }
 
 impl Frame<'_> {
-    /// Adds its bytes.
+    /// Appends the encoded frame.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Ping => out.push(1),
@@ -367,7 +367,7 @@ impl Frame<'_> {
     }
 }
 
-/// The frames of a payload. What was before an error is with it, for a CONNECTION_CLOSE may be.
+/// The frames of a payload. After an error, the frames before it are returned too, because they may contain a CONNECTION_CLOSE.
 pub fn frames(payload: &[u8]) -> (Vec<Frame<'_>>, Result<(), Malformed>) {
     let (mut reader, mut frames) = (Reader::new(payload), Vec::new());
     while !reader.is_empty() {
@@ -386,7 +386,7 @@ fn frame<'a>(reader: &mut Reader<'a>) -> Result<Option<Frame<'a>>, Malformed> {
         kind @ (2 | 3) => {
             let (largest, _delay) = (varint(reader)?, varint(reader)?);
             let (ranges, _first) = (varint(reader)?, varint(reader)?);
-            // Each takes two bytes at least: what a peer announces ends with what it sent.
+            // Each range has at least two bytes, so the announced count is limited by the input.
             for _ in 0..ranges {
                 let (_gap, _length) = (varint(reader)?, varint(reader)?);
             }
@@ -400,20 +400,20 @@ fn frame<'a>(reader: &mut Reader<'a>) -> Result<Option<Frame<'a>>, Malformed> {
             let (code, _frame) = (varint(reader)?, varint(reader)?);
             Frame::Close { code, reason: take(reader)? }
         }
-        _ => return Err(Malformed("a frame that no Initial holds")),
+        _ => return Err(Malformed("a frame that is not allowed in an Initial")),
     }))
 }
 
-/// Puts the handshake together from CRYPTO frames, in whichever order they come.
+/// Assembles the handshake from CRYPTO frames in any order.
 #[derive(Debug, Default)]
 pub struct Crypto {
-    /// Where what has been read ends.
+    /// The end of the data that was read.
     read: u64,
     waiting: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Crypto {
-    /// Takes a frame. What has been read stays: a later one cannot change it.
+    /// Adds a frame. Data that was already read does not change.
     pub fn push(&mut self, offset: u64, data: &[u8]) -> Result<(), Malformed> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_CRYPTO);
         let end = end.ok_or(Malformed("a handshake in Initials is longer than 64 KiB"))?;
@@ -430,12 +430,12 @@ impl Crypto {
         Ok(())
     }
 
-    /// The bytes that come next, as far as they are there.
+    /// The next available bytes.
     pub fn read(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         while let Some(piece) = self.waiting.first_entry().filter(|p| *p.key() <= self.read) {
             let (offset, piece) = piece.remove_entry();
-            // What is behind has been read, by another piece.
+            // This part was already read from another piece.
             let fresh = piece.get((self.read - offset) as usize..).unwrap_or_default();
             self.read += fresh.len() as u64;
             out.extend_from_slice(fresh);
@@ -444,7 +444,7 @@ impl Crypto {
     }
 }
 
-/// What a client's `quic_transport_parameters` must have, and enough credit for a server to go on
+/// The required `quic_transport_parameters` of a client, with enough credit for the server to continue
 /// (RFC 9000 section 18.2).
 pub fn transport_parameters(source: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -469,10 +469,10 @@ fn varint(reader: &mut Reader<'_>) -> Result<u64, Malformed> {
     Ok(rest.iter().fold(u64::from(first & 0x3f), |n, b| n << 8 | u64::from(*b)))
 }
 
-/// What a length in a variable-length integer announces.
+/// The bytes after a length as a variable-length integer.
 fn take<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
     let length = varint(reader)?;
-    reader.take(usize::try_from(length).map_err(|_| Malformed("it ends too early"))?)
+    reader.take(usize::try_from(length).map_err(|_| Malformed("truncated"))?)
 }
 
 fn put_varint(out: &mut Vec<u8>, n: u64) {
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_taken_by_its_tag_alone() {
+    fn a_retry_requires_a_valid_tag() {
         let datagram = hex(RETRY);
         let Ok((Packet::Retry(sent), [])) = packet(&datagram) else { panic!() };
         assert_eq!((sent.token, sent.verify(&ORIGINAL)), (&b"token"[..], true));
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_share_a_datagram_and_another_version_ends_it() {
+    fn a_datagram_has_several_packets_up_to_one_of_another_version() {
         let mut two = hex(SERVER_INITIAL);
         two.extend(hex("e0000000010000021234"));
         two.extend([0x40, 1, 2]);
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_put_together_from_pieces_in_any_order() {
+    fn a_handshake_is_assembled_from_pieces_in_any_order() {
         let mut crypto = Crypto::default();
         crypto.push(4, b"o wo").unwrap();
         crypto.push(6, b"world").unwrap();
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_and_numbers_are_bounded_by_what_came() {
+    fn frames_and_numbers_are_limited_by_the_input() {
         // RFC 9000 appendices A.1 and A.3.
         for (bytes, n) in [
             ("c2197c5eff14e88c", 151_288_809_941_952_652),

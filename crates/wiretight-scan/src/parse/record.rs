@@ -2,13 +2,12 @@
 
 use super::{Malformed, Reader};
 
-/// The most that a record may hold: 2^14, and what encryption may add in TLS 1.2
+/// The maximum length of a record: 2^14 and the overhead of encryption in TLS 1.2
 /// (RFC 5246 section 6.2.3).
 pub const MAX_FRAGMENT: usize = (1 << 14) + 2048;
 
-/// What a record holds.
+/// The type of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "their names say it")]
 pub enum ContentType {
     ChangeCipherSpec,
     Alert,
@@ -18,7 +17,6 @@ pub enum ContentType {
 }
 
 impl ContentType {
-    /// The type of a number.
     pub fn from_code(code: u8) -> Option<Self> {
         Some(match code {
             20 => Self::ChangeCipherSpec,
@@ -30,7 +28,6 @@ impl ContentType {
         })
     }
 
-    /// As it stands on the wire.
     pub fn code(self) -> u8 {
         match self {
             Self::ChangeCipherSpec => 20,
@@ -42,39 +39,38 @@ impl ContentType {
     }
 }
 
-/// A record, without what frames it.
+/// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// What it holds.
     pub content: ContentType,
     /// `legacy_record_version`.
     pub version: u16,
-    /// What it carries, perhaps encrypted.
+    /// The content, possibly encrypted.
     pub fragment: &'a [u8],
 }
 
-/// The record at the start of these bytes, and how many it takes; `None` where more have to come.
+/// The record at the start of these bytes, and its length; `None` if it is incomplete.
 ///
-/// An error comes with the first byte that cannot be TLS: a peer that speaks something else is told
-/// by its first five.
+/// The first byte that cannot be TLS is an error, so that another protocol is recognized after
+/// five bytes.
 pub fn next_record(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, Malformed> {
     let mut reader = Reader::new(bytes);
     let Ok(code) = reader.u8() else { return Ok(None) };
-    let content = ContentType::from_code(code).ok_or(Malformed("no TLS record"))?;
+    let content = ContentType::from_code(code).ok_or(Malformed("not a TLS record"))?;
     match bytes.get(1) {
         None => return Ok(None),
         Some(3) => {}
-        Some(_) => return Err(Malformed("no version of TLS in a record")),
+        Some(_) => return Err(Malformed("a record without a TLS version")),
     }
     let (Ok(version), Ok(length)) = (reader.u16(), reader.u16()) else { return Ok(None) };
     if usize::from(length) > MAX_FRAGMENT {
-        return Err(Malformed("a record is longer than records are"));
+        return Err(Malformed("a record is too long"));
     }
     let Ok(fragment) = reader.take(length.into()) else { return Ok(None) };
     Ok(Some((Record { content, version, fragment }, bytes.len() - reader.rest().len())))
 }
 
-/// A record of these bytes, which fit into one.
+/// A record with these bytes, which must fit into one.
 pub fn record(content: ContentType, version: u16, fragment: &[u8]) -> Vec<u8> {
     debug_assert!(fragment.len() <= MAX_FRAGMENT);
     let mut out = Vec::with_capacity(5 + fragment.len());
@@ -85,10 +81,10 @@ pub fn record(content: ContentType, version: u16, fragment: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Level and description of an alert that is not encrypted.
+/// Level and description of an unencrypted alert.
 pub fn alert(fragment: &[u8]) -> Result<(u8, u8), Malformed> {
     match fragment {
         [level @ (1 | 2), description] => Ok((*level, *description)),
-        _ => Err(Malformed("no alert in an alert record")),
+        _ => Err(Malformed("an alert record without an alert")),
     }
 }

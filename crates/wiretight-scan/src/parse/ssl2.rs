@@ -1,5 +1,5 @@
-//! SSL 2.0 (Hickman, 1995; its hello lives on in RFC 5246 appendix E.2): a hello and its answer are
-//! all that is spoken here, for the answer tells whether the protocol is.
+//! SSL 2.0 (Hickman, 1995; RFC 5246 appendix E.2 also describes its hello): a hello and its answer, which
+//! is enough to know whether a server supports it.
 
 use super::{Malformed, Reader};
 
@@ -15,40 +15,39 @@ pub fn ssl2_client_hello(ciphers: &[u32], challenge: [u8; 16]) -> Vec<u8> {
     out
 }
 
-/// What a server says to that.
+/// The server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ssl2Answer {
-    /// It speaks SSL 2.0.
+    /// The server supports SSL 2.0.
     Hello(Ssl2ServerHello),
-    /// It speaks SSL 2.0, and says what is wrong.
+    /// The server supports SSL 2.0, and reports an error.
     Error(u16),
 }
 
-/// A SERVER-HELLO.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ssl2ServerHello {
-    /// In DER; empty where a session was resumed.
+    /// In DER; empty if a session was resumed.
     pub certificate: Vec<u8>,
-    /// The ciphers that both know.
+    /// The ciphers that both sides support.
     pub ciphers: Vec<u32>,
 }
 
-/// The answer at the start of these bytes; `None` where more have to come.
+/// The answer at the start of these bytes; `None` if it is incomplete.
 pub fn ssl2_reply(bytes: &[u8]) -> Result<Option<Ssl2Answer>, Malformed> {
     let [a, b, ..] = *bytes else { return Ok(None) };
-    // The header of three bytes, with padding, is for what is encrypted; and TLS begins like one.
+    // A header of three bytes, with padding, is for encrypted records; TLS records look like it too.
     if a & 0x80 == 0 {
-        return Err(Malformed("no SSL 2.0 record"));
+        return Err(Malformed("not an SSL 2.0 record"));
     }
     let (length, header) = (usize::from(a & 0x7f) << 8 | usize::from(b), 2);
     if length < 3 {
-        return Err(Malformed("no SSL 2.0 record"));
+        return Err(Malformed("not an SSL 2.0 record"));
     }
-    // What is no SSL 2.0 is told by its first bytes, before what they announce has come.
+    // Check the first bytes early, before the announced length has been received.
     match bytes.get(header) {
         None => return Ok(None),
         Some(0 | 4) => {}
-        Some(_) => return Err(Malformed("no SSL 2.0 message")),
+        Some(_) => return Err(Malformed("not an SSL 2.0 message")),
     }
     let Some(message) = bytes.get(header..header + length) else { return Ok(None) };
     let mut reader = Reader::new(message);
@@ -57,7 +56,7 @@ pub fn ssl2_reply(bytes: &[u8]) -> Result<Option<Ssl2Answer>, Malformed> {
     }
     let (_hit, _kind, version) = (reader.u8()?, reader.u8()?, reader.u16()?);
     if version != 2 {
-        return Err(Malformed("no version 2 in an SSL 2.0 hello"));
+        return Err(Malformed("an SSL 2.0 hello without version 2"));
     }
     let (certificate, ciphers, id) = (reader.u16()?, reader.u16()?, reader.u16()?);
     let certificate = reader.take(certificate.into())?.to_vec();
@@ -73,10 +72,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_and_nothing_else_is_taken_for_one() {
+    fn only_ssl2_answers_are_recognized() {
         let hello = ssl2_client_hello(&[0x010080, 0x0700c0], [9; 16]);
         assert_eq!(hello.len(), 2 + 9 + 6 + 16);
-        assert_eq!(ssl2_reply(&hello), Err(Malformed("no SSL 2.0 message")));
+        assert_eq!(ssl2_reply(&hello), Err(Malformed("not an SSL 2.0 message")));
 
         let mut body = vec![4, 0, 1, 0, 2, 0, 2, 0, 3, 0, 1, 0xde, 0xad, 1, 0, 0x80, 7];
         let mut reply = (0x8000 | body.len() as u16).to_be_bytes().to_vec();

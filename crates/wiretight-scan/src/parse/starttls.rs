@@ -1,29 +1,29 @@
-//! What servers say before TLS: replies in lines, XMPP's tags, and the binary greetings of
+//! Messages of servers before TLS: replies in lines, XMPP tags, and binary greetings of
 //! databases and remote desktops.
 //!
-//! Each parser looks at all that has come so far and says whether it is a whole message, the
-//! beginning of one, or something else. A length that a peer announces only decides how long to
-//! wait, and above [`MAX_MESSAGE`] not even that.
+//! Each parser reads all bytes received so far, and decides whether they are a complete message, the
+//! beginning of one, or something else. An announced length only decides how long to
+//! wait, up to [`MAX_MESSAGE`].
 
 use std::fmt::Write;
 
-/// What is read of one message at most, and of a connection before TLS in all.
+/// The maximum length of a message, and of all data before TLS.
 pub const MAX_MESSAGE: usize = 64 << 10;
-/// The longest line (SMTP and its likes promise 512 to 1000; IMAP's capabilities may be longer).
+/// The maximum length of a line (SMTP and others allow 512 to 1000; IMAP's capabilities may be longer).
 pub const MAX_LINE: usize = 8 << 10;
 
-/// What a beginning of a stream is.
+/// The result of parsing the beginning of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parsed<T> {
-    /// More must come.
+    /// Incomplete.
     Partial,
-    /// A message, and the bytes that it takes.
+    /// A message, and its length.
     Whole(T, usize),
     /// Not a message of this protocol; why.
     Not(&'static str),
 }
 
-/// Text of a peer for people to read: as [`printable`], and not much of it.
+/// Text from a peer for evidence: like [`printable`], but shortened.
 pub fn shown(bytes: &[u8]) -> String {
     const MAX: usize = 500;
     let mut text = printable(&bytes[..bytes.len().min(MAX)]);
@@ -34,7 +34,7 @@ pub fn shown(bytes: &[u8]) -> String {
     text
 }
 
-/// Printable ASCII as it is, white space as one space, all else in hex.
+/// Keeps printable ASCII, reduces white space to one space, and writes the rest in hex.
 pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes.trim_ascii_end() {
@@ -50,19 +50,19 @@ pub fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// Whether this begins with a TLS alert: what a server of TLS says to bytes that are none.
+/// Whether this begins with a TLS alert, a TLS server's reply to other protocols.
 pub fn is_alert(data: &[u8]) -> bool {
     matches!(data, [0x15, 3, 0..=4, 0, 2, 1 | 2, ..])
 }
 
-/// Whether this begins with a TLS record of a handshake.
+/// Whether this begins with a TLS handshake record.
 pub fn is_handshake(data: &[u8]) -> bool {
     matches!(data, [0x16, 3, 0..=4, 0..=0x48, ..])
 }
 
 // ---- Lines.
 
-/// A line without its end, which is LF, with or without CR.
+/// A line without its line end (LF or CRLF).
 pub fn line(data: &[u8]) -> Parsed<&[u8]> {
     let head = &data[..data.len().min(MAX_LINE)];
     match head.iter().position(|&b| b == b'\n') {
@@ -85,24 +85,24 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// As it came, in one line.
+    /// The whole reply, in one line.
     pub fn shown(&self) -> String {
         shown(format!("{} {}", self.code, self.lines.join(" | ")).as_bytes())
     }
 }
 
-/// A reply of one or more lines, each of which begins with the code; FTP's inner lines may be without.
+/// A reply of one or more lines. Each line begins with the code, except inner lines of FTP.
 pub fn reply(data: &[u8]) -> Parsed<Reply> {
     let (mut lines, mut used, mut code) = (Vec::new(), 0, None);
     loop {
         let (text, len) = match line(&data[used..]) {
             Parsed::Whole(text, len) => (text, len),
             Parsed::Partial => {
-                // What is no reply is told before its line ends.
+                // Recognize other protocols before the line ends.
                 let start = &data[used..];
                 let digits = start.iter().take(3).all(u8::is_ascii_digit);
                 return match code {
-                    None if !digits => Parsed::Not("a reply begins with three digits"),
+                    None if !digits => Parsed::Not("a reply must begin with three digits"),
                     _ => Parsed::Partial,
                 };
             }
@@ -116,7 +116,7 @@ pub fn reply(data: &[u8]) -> Parsed<Reply> {
             _ => None,
         };
         let (first, goes_on) = match (code, number) {
-            (None, None) => return Parsed::Not("a reply begins with three digits"),
+            (None, None) => return Parsed::Not("a reply must begin with three digits"),
             (None, Some(number)) => (number, text.get(3) == Some(&b'-')),
             (Some(first), number) => (first, number != Some(first) || text.get(3) == Some(&b'-')),
         };
@@ -129,21 +129,21 @@ pub fn reply(data: &[u8]) -> Parsed<Reply> {
     }
 }
 
-/// Whether a capability stands in a list.
+/// Whether a capability is in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
-    /// It does.
+    /// It is.
     Yes,
-    /// It does not.
+    /// It is not.
     No,
-    /// Something stands there that was a keyword once.
+    /// In its place is a word that looks like an overwritten keyword.
     Mangled(String),
-    /// There is no list to stand in.
+    /// There is no list.
     NoList,
 }
 
-/// Looks for a keyword, or for what boxes make of it: Cisco's PIX and ASA write `XXXXXXXA` over
-/// what they do not want seen, others change a letter or two.
+/// Looks for a keyword, or for a keyword that a device overwrote: Cisco's PIX and ASA write `XXXXXXXA` over
+/// keywords that they remove; others change a letter or two.
 pub fn listed<'a>(words: impl IntoIterator<Item = &'a str>, wanted: &str) -> Listed {
     let mut mangled = None;
     for word in words {
@@ -159,7 +159,7 @@ pub fn listed<'a>(words: impl IntoIterator<Item = &'a str>, wanted: &str) -> Lis
 
 fn is_mangled(word: &str, wanted: &str) -> bool {
     let word = word.as_bytes();
-    // The last letter counts up in Cisco's.
+    // Cisco counts up the last letter.
     let painted = match word {
         [mark @ (b'X' | b'x' | b'*' | b'#'), rest @ .., last] => {
             word.len() >= 4
@@ -174,8 +174,8 @@ fn is_mangled(word: &str, wanted: &str) -> bool {
     painted || altered
 }
 
-/// Whether a greeting of SMTP was painted over with asterisks, as Cisco's `fixup protocol smtp`
-/// does; it leaves `2` and `0` where they stood.
+/// Whether an SMTP greeting was overwritten with asterisks by Cisco's `fixup protocol smtp`, which
+/// keeps `2` and `0`.
 pub fn is_painted_over(text: &str) -> bool {
     let stars = text.bytes().filter(|b| *b == b'*').count();
     stars >= 6 && text.bytes().all(|b| b"*20 ".contains(&b))
@@ -183,30 +183,30 @@ pub fn is_painted_over(text: &str) -> bool {
 
 // ---- XMPP.
 
-/// What an XMPP server says in the beginning (RFC 6120, sections 4 and 5).
+/// An XMPP server's message at the start of a stream (RFC 6120, sections 4 and 5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Xmpp {
-    /// Its stream features.
+    /// The stream features.
     Features {
         /// Whether `starttls` is one.
         starttls: Listed,
-        /// All of them, by the names of their elements.
+        /// The element names of all features.
         names: Vec<String>,
     },
-    /// TLS may begin.
+    /// TLS may start.
     Proceed,
-    /// It may not.
+    /// TLS is rejected.
     Failure,
-    /// A stream error; its condition.
+    /// A stream error with its condition.
     Error(String),
     /// The stream ends.
     End,
 }
 
-/// Reads on to the next of these; the stream's own header is passed over.
+/// The next of these messages; the stream header is ignored.
 pub fn xmpp(data: &[u8]) -> Parsed<Xmpp> {
     let mut at = 0;
-    // The element that something is awaited in, and the names of what is in it.
+    // The enclosing element, and the names of the elements in it.
     let mut open: Option<(&'static str, Vec<String>)> = None;
     loop {
         let rest = &data[at..];
@@ -271,7 +271,7 @@ fn xmpp_element(what: &str, names: Vec<String>) -> Xmpp {
     }
 }
 
-/// The length of the tag that this begins with; a `>` in quotes does not end it.
+/// The length of the tag at the beginning; a `>` in quotes does not end it.
 fn tag(data: &[u8]) -> Option<usize> {
     let mut quote = None;
     for (at, &byte) in data.iter().enumerate().take(MAX_LINE) {
@@ -290,22 +290,22 @@ fn tag(data: &[u8]) -> Option<usize> {
 /// The answer to an extended operation (RFC 4511, section 4.12).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extended {
-    /// The message that it answers; 0 for a notice of disconnection.
+    /// The ID of the answered message; 0 for a notice of disconnection.
     pub id: u8,
     /// 0 is success.
     pub code: u8,
-    /// What the server adds, for people.
+    /// The server's text.
     pub message: String,
 }
 
-/// An LDAP message that holds an ExtendedResponse.
+/// An LDAP message with an ExtendedResponse.
 pub fn ldap(data: &[u8]) -> Parsed<Extended> {
     let (body, len) = match tlv(data, 0x30) {
         Parsed::Whole(body, len) => (body, len),
         Parsed::Partial => return Parsed::Partial,
         Parsed::Not(why) => return Parsed::Not(why),
     };
-    // All is here: what is short now stays short.
+    // The message is complete, so a short field is an error.
     let inner = || {
         let (id, rest) = part(body, 0x02)?;
         let (response, _) = part(rest, 0x78)?;
@@ -317,7 +317,7 @@ pub fn ldap(data: &[u8]) -> Parsed<Extended> {
     };
     match inner() {
         Some(extended) => Parsed::Whole(extended, len),
-        None => Parsed::Not("an LDAP message that answers no extended operation"),
+        None => Parsed::Not("an LDAP message without an ExtendedResponse"),
     }
 }
 
@@ -340,7 +340,7 @@ fn tlv(data: &[u8], wanted: u8) -> Parsed<&[u8]> {
             (2 + octets.len(), octets.iter().fold(0, |len, o| len << 8 | usize::from(*o)))
         }
         [_] => return Parsed::Partial,
-        _ => return Parsed::Not("a BER length that LDAP does not have"),
+        _ => return Parsed::Not("a BER length that LDAP does not allow"),
     };
     if len > MAX_LINE {
         return Parsed::Not("a BER element that is too long");
@@ -353,7 +353,7 @@ fn tlv(data: &[u8], wanted: u8) -> Parsed<&[u8]> {
 
 // ---- Databases.
 
-/// What MySQL and MariaDB begin with.
+/// The first packet of MySQL and MariaDB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mysql {
     /// The initial handshake, version 10.
@@ -363,9 +363,9 @@ pub enum Mysql {
         /// Whether CLIENT_SSL is among its capabilities.
         ssl: bool,
     },
-    /// An error in its place: too many connections, a host that is not welcome.
+    /// An error instead: too many connections, or the host is not allowed.
     Error {
-        /// As MySQL numbers them.
+        /// MySQL's error number.
         code: u16,
         /// Its text.
         message: String,
@@ -377,10 +377,10 @@ pub fn mysql(data: &[u8]) -> Parsed<Mysql> {
     let Some(&[a, b, c, sequence]) = data.first_chunk() else { return Parsed::Partial };
     let len = u32::from_le_bytes([a, b, c, 0]) as usize;
     if sequence != 0 || !(3..=MAX_LINE).contains(&len) {
-        return Parsed::Not("no first packet of MySQL");
+        return Parsed::Not("not the first packet of a MySQL server");
     }
     if !matches!(data.get(4), None | Some(10 | 0xff)) {
-        return Parsed::Not("a protocol version of MySQL that is not 10");
+        return Parsed::Not("the MySQL protocol version is not 10");
     }
     let Some(packet) = data.get(4..4 + len) else { return Parsed::Partial };
     if let [0xff, low, high, text @ ..] = packet {
@@ -396,20 +396,20 @@ pub fn mysql(data: &[u8]) -> Parsed<Mysql> {
     };
     match greeting() {
         Some(greeting) => Parsed::Whole(greeting, 4 + len),
-        None => Parsed::Not("a greeting of MySQL that is too short"),
+        None => Parsed::Not("the MySQL greeting is too short"),
     }
 }
 
-/// What SQL Server says about encryption (MS-TDS, section 2.2.6.5).
+/// SQL Server's encryption option (MS-TDS, section 2.2.6.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encryption {
-    /// For the login alone.
+    /// Only for the login.
     Off,
-    /// For all.
+    /// For the whole connection.
     On,
-    /// There is none.
+    /// No encryption.
     NotSupported,
-    /// It must be.
+    /// Encryption is required.
     Required,
 }
 
@@ -418,12 +418,12 @@ pub fn tds_prelogin(data: &[u8]) -> Parsed<Encryption> {
     let Some(&[kind, _, high, low, ..]) = data.first_chunk::<8>() else {
         return match data.first() {
             None | Some(0x04) => Parsed::Partial,
-            _ => Parsed::Not("no packet of TDS"),
+            _ => Parsed::Not("not a TDS packet"),
         };
     };
     let len = usize::from(u16::from_be_bytes([high, low]));
     if kind != 0x04 || !(8..=MAX_LINE).contains(&len) {
-        return Parsed::Not("no answer of TDS");
+        return Parsed::Not("not a TDS response");
     }
     let Some(payload) = data.get(8..len) else { return Parsed::Partial };
     let mut options = payload;
@@ -435,26 +435,26 @@ pub fn tds_prelogin(data: &[u8]) -> Parsed<Encryption> {
                 (1, Some(1)) => Encryption::On,
                 (1, Some(2)) => Encryption::NotSupported,
                 (1, Some(3)) => Encryption::Required,
-                _ => return Parsed::Not("an option ENCRYPTION of TDS that says nothing"),
+                _ => return Parsed::Not("an invalid ENCRYPTION option in a TDS response"),
             };
             return Parsed::Whole(value, len);
         }
         options = rest;
     }
-    Parsed::Not("an answer of TDS without the option ENCRYPTION")
+    Parsed::Not("a TDS response without the ENCRYPTION option")
 }
 
 // ---- Remote desktops and terminals.
 
-/// What an RDP server chose (MS-RDPBCGR, section 2.2.1.2).
+/// An RDP server's choice (MS-RDPBCGR, section 2.2.1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rdp {
     /// A security protocol: 0 standard RDP security, 1 TLS, 2 CredSSP, 8 CredSSP with early
     /// authorization.
     Selected(u32),
-    /// None of those that were asked for; why.
+    /// The server rejects all requested protocols; the failure code.
     Failed(u32),
-    /// It knows no negotiation, and so has standard RDP security alone.
+    /// The server does not support negotiation, so it has only standard RDP security.
     Unaware,
 }
 
@@ -463,12 +463,12 @@ pub fn rdp(data: &[u8]) -> Parsed<Rdp> {
     let Some(&[version, _, high, low]) = data.first_chunk() else {
         return match data.first() {
             None | Some(3) => Parsed::Partial,
-            _ => Parsed::Not("no TPKT"),
+            _ => Parsed::Not("not a TPKT"),
         };
     };
     let len = usize::from(u16::from_be_bytes([high, low]));
     if version != 3 || !(11..=512).contains(&len) {
-        return Parsed::Not("no TPKT");
+        return Parsed::Not("not a TPKT");
     }
     let Some(packet) = data.get(4..len) else { return Parsed::Partial };
     match packet {
@@ -478,23 +478,23 @@ pub fn rdp(data: &[u8]) -> Parsed<Rdp> {
             let said = if *kind == 2 { Rdp::Selected(value) } else { Rdp::Failed(value) };
             Parsed::Whole(said, len)
         }
-        _ => Parsed::Not("no X.224 Connection Confirm"),
+        _ => Parsed::Not("not an X.224 Connection Confirm"),
     }
 }
 
-/// The option START_TLS of Telnet (draft-altman-telnet-starttls).
+/// Telnet's option START_TLS (draft-altman-telnet-starttls).
 pub const TELNET_START_TLS: u8 = 46;
 
-/// What a Telnet server says (RFC 854), as far as it matters here.
+/// A Telnet server's message (RFC 854), as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Telnet {
     /// DO START_TLS.
     Do,
     /// DONT START_TLS.
     Dont,
-    /// START_TLS FOLLOWS: after this comes TLS.
+    /// START_TLS FOLLOWS: TLS starts after this.
     Follows,
-    /// Something about another option.
+    /// A command about another option.
     Other,
     /// Text for the user.
     Text(String),
@@ -534,9 +534,9 @@ pub fn telnet(data: &[u8]) -> Parsed<Telnet> {
 mod tests {
     use super::*;
 
-    /// Keywords as they were seen behind boxes, and extensions that only look like it.
+    /// Keywords that devices overwrote, and extensions that only look similar.
     #[test]
-    fn a_mangled_keyword_is_told_from_a_strange_one() {
+    fn an_overwritten_keyword_is_distinguished_from_an_unknown_one() {
         for word in ["XXXXXXXA", "XXXXXXXX", "XXXB", "********", "STARTTLX", "XTARTTLS", "startxxs"]
         {
             assert_eq!(listed([word], "STARTTLS"), Listed::Mangled(word.to_owned()), "{word}");
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn xmpp_is_read_to_the_end_of_an_element_whatever_its_prefix() {
+    fn xmpp_elements_are_parsed_with_any_prefix() {
         let features: &[u8] = b"<?xml version='1.0'?><stream:stream id='a>b' version='1.0'>\
             <stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'><required/></starttls>\
             </stream:features>";

@@ -1,13 +1,12 @@
-//! Algorithms as CycloneDX names them: a primitive, a family, a parameter set.
+//! Algorithms in the terms of CycloneDX: primitive, family, parameter set.
 
 use serde_json::{Value, json};
 
 use crate::names::{Bulk, Group, GroupKind, KeyExchange, Suite};
 
-/// An algorithm.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Algorithm {
-    /// `AES-128-GCM`; it tells one from another.
+    /// `AES-128-GCM`; unique.
     pub name: String,
     primitive: &'static str,
     family: Option<&'static str>,
@@ -15,9 +14,9 @@ pub(super) struct Algorithm {
     curve: Option<String>,
     mode: Option<&'static str>,
     functions: &'static [&'static str],
-    /// Bits of security against a computer of today.
+    /// Bits of security against classical computers.
     bits: Option<u32>,
-    /// NIST's category; 0 where a quantum computer breaks it.
+    /// NIST's security category; 0 if a quantum computer breaks the algorithm.
     quantum: Option<u8>,
 }
 
@@ -36,12 +35,12 @@ impl Algorithm {
         }
     }
 
-    /// How other components of the bill refer to it.
+    /// The reference for other components.
     pub(super) fn bom_ref(&self) -> String {
         format!("algorithm:{}", self.name)
     }
 
-    /// As `algorithmProperties`.
+    /// The `algorithmProperties` object.
     pub(super) fn properties(&self) -> Value {
         let mut properties = json!({ "primitive": self.primitive });
         let mut put = |key: &str, value: Option<Value>| {
@@ -60,7 +59,7 @@ impl Algorithm {
     }
 }
 
-/// What a cipher suite is made of.
+/// The algorithms of a cipher suite.
 pub(super) fn of_suite(suite: Suite) -> Vec<Algorithm> {
     let mut parts = Vec::new();
     parts.extend(key_exchange(suite));
@@ -138,7 +137,7 @@ fn cipher(suite: Suite) -> Option<Algorithm> {
     }
     if let Some(mode) = mode {
         full.push_str(&format!("-{}", mode.to_uppercase()));
-        // A tag of half the length is another algorithm.
+        // CCM with an 8-byte tag is a different algorithm.
         full.push_str(if suite.name.contains("CCM_8") { "-8" } else { "" });
     }
     let quantum = match (suite.bulk(), bits) {
@@ -159,7 +158,7 @@ fn cipher(suite: Suite) -> Option<Algorithm> {
     })
 }
 
-/// The hash of a suite's name: of the MAC before TLS 1.2, of the key schedule after.
+/// The hash in a suite's name: for the MAC before TLS 1.2, for the key schedule since then.
 fn hash(suite: Suite) -> Algorithm {
     let last = suite.name.rsplit('_').next().unwrap_or_default();
     let (name, family, bits, quantum) = match last {
@@ -168,7 +167,7 @@ fn hash(suite: Suite) -> Algorithm {
         "SHA384" => ("SHA-384", "SHA-2", 192, 4),
         "SHA512" => ("SHA-512", "SHA-2", 256, 5),
         "SM3" => ("SM3", "SM3", 128, 2),
-        // CCM suites name none, and mean this one.
+        // The names of CCM suites contain no hash; they use SHA-256.
         _ => ("SHA-256", "SHA-2", 128, 2),
     };
     let size = name.strip_prefix("SHA-").filter(|size| size.len() == 3);
@@ -182,7 +181,7 @@ fn hash(suite: Suite) -> Algorithm {
     }
 }
 
-/// A group of key exchange.
+/// The algorithm of a key-exchange group.
 pub(super) fn of_group(group: Group) -> Algorithm {
     let bits = Some(u32::from(group.bits));
     let digits = |name: &str| name.trim_start_matches(|c: char| !c.is_ascii_digit()).to_owned();
@@ -225,7 +224,7 @@ pub(super) fn of_group(group: Group) -> Algorithm {
     }
 }
 
-/// As the registry of CycloneDX has it, where it does.
+/// The curve's name in the CycloneDX registry, if it is registered.
 fn curve(name: &str) -> Option<String> {
     match name {
         "x25519" => Some("other/Curve25519".to_owned()),
@@ -240,7 +239,7 @@ fn curve(name: &str) -> Option<String> {
     }
 }
 
-/// How a certificate is signed (`ecdsa-sha384`), or what its key is (`rsa-2048`).
+/// The algorithm of a certificate's signature (`ecdsa-sha384`) or key (`rsa-2048`).
 pub(super) fn of_certificate(name: &str) -> Algorithm {
     let (family, quantum) = match name {
         _ if name.starts_with("rsa-pss") || name.starts_with("rsa_pss") => ("RSASSA-PSS", 0),

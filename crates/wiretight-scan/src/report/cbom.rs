@@ -1,10 +1,10 @@
-//! A CycloneDX 1.7 bill of materials of cryptography (ECMA-424): which protocols, algorithms and
-//! certificates are where.
+//! A CycloneDX 1.7 cryptography bill of materials (ECMA-424): the protocols, algorithms and
+//! certificates of each endpoint.
 //!
-//! Protocols are written as they come, one for each version that an endpoint speaks. Algorithms and
-//! certificates are shared: each is written once, at the end, with all places where it was seen.
-//! The same reports make the same bill, byte by byte: references are made of names, and its serial
-//! number (RFC 9562 section 5.8) is a hash of the rest.
+//! Protocols are written immediately, one for each version that an endpoint supports. Algorithms and
+//! certificates are shared between endpoints. Each is written once, at the end, with all its
+//! occurrences. The same reports produce the same file, byte by byte: references are derived from
+//! names, and the serial number (RFC 9562 section 5.8) is a hash of the rest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
@@ -19,12 +19,11 @@ use crate::certificate::Certificate;
 use crate::facts::Answer;
 use crate::names::{Group, SSL2_SUITES, Suite, Version};
 
-/// What is written at the end.
 pub(super) struct Cbom {
     hash: Context,
     begun: bool,
     any: bool,
-    /// How often each endpoint came: a reference must not come twice.
+    /// How often each endpoint was reported, because references must be unique.
     seen: HashMap<String, u32>,
     /// `host:port`, and the address.
     places: Vec<(String, String)>,
@@ -205,7 +204,7 @@ impl Cbom {
                 if let Some(code) = identifiers(&name, known) {
                     suite["identifiers"] = code.into();
                 }
-                // Before TLS 1.3, a group is for suites that agree on one.
+                // Before TLS 1.3, only suites with an ephemeral key exchange use groups.
                 let ephemeral = known.is_some_and(Suite::is_forward_secret);
                 if (new || ephemeral) && !groups.is_empty() {
                     suite["tlsGroups"] = groups.into();
@@ -234,7 +233,7 @@ impl Cbom {
             Version::Tls1_3 => ("TLS", "1.3"),
         };
         let mut properties = json!({
-            // The registry of types has none for SSL.
+            // CycloneDX has no protocol type for SSL.
             "type": if name == "TLS" { "tls" } else { "other" },
             "version": number,
             "cipherSuites": suites,
@@ -263,10 +262,10 @@ impl Cbom {
     ) -> Value {
         let state = match (certificate.not_before, certificate.not_after) {
             (Some(begins), _) if at < begins => {
-                json!({ "state": "pre-activation", "reason": "not yet valid when it was seen" })
+                json!({ "state": "pre-activation", "reason": "not yet valid when scanned" })
             }
             (_, Some(ends)) if at > ends => {
-                json!({ "state": "deactivated", "reason": "no longer valid when it was seen" })
+                json!({ "state": "deactivated", "reason": "expired when scanned" })
             }
             _ => json!({ "state": "active" }),
         };
@@ -330,7 +329,7 @@ impl Cbom {
     }
 }
 
-/// The suites that are taken with a version: in the server's order, then what else was seen.
+/// The suites that are accepted with a version: in the server's order, then the others.
 fn suites(report: &Report, version: Version) -> Vec<String> {
     let mut names = report.facts.list(&format!("suites.{}", version.key())).to_vec();
     let prefix = format!("suite.{}.", version.key());
@@ -345,7 +344,7 @@ fn suites(report: &Report, version: Version) -> Vec<String> {
     names
 }
 
-/// The bytes of a suite's number, as CycloneDX writes them: `0xC0`, `0x2F`.
+/// The bytes of a suite's number in the notation of CycloneDX: `0xC0`, `0x2F`.
 fn identifiers(name: &str, known: Option<Suite>) -> Option<Vec<String>> {
     let bytes = match known {
         Some(suite) => suite.code.to_be_bytes().to_vec(),

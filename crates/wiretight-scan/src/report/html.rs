@@ -1,7 +1,8 @@
-//! One page for an auditor: everything in it, nothing fetched, no script.
+//! One self-contained page for auditors, without scripts.
 //!
-//! The summary stands first and is known last. Targets go to a spool, in memory while it is small
-//! and in a file without a name after, so that a page about a whole network needs no memory for it.
+//! The summary comes first in the page, but is known last. Until then, targets are kept in a spool:
+//! in memory while it is small, then in an unnamed file. So a page about a whole network needs little
+//! memory.
 
 use std::fmt::Write as _;
 use std::io::{self, Seek, Write};
@@ -15,39 +16,39 @@ use crate::facts::Answer;
 use crate::judge::{Judgement, Level, Profile, Reason};
 use crate::{Reached, Report};
 
-/// What the summary needs, and the spool.
+/// The data for the summary, and the spool.
 pub(super) struct Html {
     spool: SpooledTempFile,
     rows: Vec<String>,
     levels: [usize; Level::ALL.len()],
-    /// When the first and the last scan began.
+    /// When the first and the last scan started.
     times: Option<(jiff::Timestamp, jiff::Timestamp)>,
-    /// How many targets have each reason that was seen, and its level.
+    /// For each problem that was found: its level, its text, and how many targets have it.
     reasons: std::collections::BTreeMap<String, (Level, String, usize)>,
-    /// How many meet a profile, do not, could not be told.
+    /// For each profile, how many targets meet it, do not meet it, or could not be determined.
     profiles: Vec<[usize; 3]>,
-    /// How many have each of the [shares](SHARES), of those that speak TLS.
+    /// How many TLS targets have each of the [properties](SHARES).
     shares: [usize; SHARES.len()],
     encrypted: usize,
 }
 
-/// A question about one of many, and who answers it with yes.
+/// A property of a target, and the check for it.
 type Share = (&'static str, fn(&Report) -> bool);
 
-/// What is asked of a network as a whole.
+/// Properties that the summary counts over all targets.
 const SHARES: [Share; 4] = [
     ("offer TLS 1.3", |report| report.facts.yes("protocol.tls1_3")),
     ("offer a post-quantum key exchange", |report| report.facts.yes("post_quantum")),
-    ("refuse all before TLS 1.2", |report| {
+    ("reject all versions before TLS 1.2", |report| {
         let old = ["ssl2", "ssl3", "tls1_0", "tls1_1"];
         old.iter().all(|v| report.facts.answer(&format!("protocol.{v}")) == Answer::No)
     }),
-    ("show a trusted certificate, valid and for their name", |report| {
+    ("have a trusted, valid certificate for their name", |report| {
         certificate(report) == Answer::Yes
     }),
 ];
 
-/// Whether the certificate is all that it should be.
+/// Whether the certificate is trusted, valid, and for the host name.
 fn certificate(report: &Report) -> Answer {
     let rules = ["certificate-untrusted", "certificate-name", "certificate-validity"];
     let reasons = report.judgement.reasons.iter();
@@ -170,7 +171,7 @@ impl Html {
         page.push_str("</table>");
         if self.encrypted > 0 {
             let all = self.encrypted;
-            let _ = write!(page, "<h3>Of {all} that speak TLS</h3><table class=\"shares\">");
+            let _ = write!(page, "<h3>Of {all} targets with TLS</h3><table class=\"shares\">");
             for ((what, _), n) in SHARES.iter().zip(self.shares) {
                 let percent = n * 100 / all;
                 let _ = write!(
@@ -181,7 +182,7 @@ impl Html {
             page.push_str("</table>");
         }
         page.push_str("</div><div class=\"card\"><h2>Profiles</h2><table class=\"profiles\">");
-        page.push_str("<thead><tr><th></th><th class=\"n\">met</th><th class=\"n\">not met</th><th class=\"n\">not told</th></tr></thead>");
+        page.push_str("<thead><tr><th></th><th class=\"n\">met</th><th class=\"n\">not met</th><th class=\"n\">unknown</th></tr></thead>");
         for (profile, [yes, no, open]) in Profile::ALL.iter().zip(&self.profiles) {
             let _ = write!(
                 page,
@@ -203,7 +204,7 @@ impl Html {
         let mut reasons: Vec<_> = self.reasons.iter().collect();
         reasons.sort_by_key(|(rule, (level, _, n))| (*level, usize::MAX - n, (*rule).clone()));
         let mut page =
-            String::from("<section><h2>What is wrong most often</h2><table class=\"often\">");
+            String::from("<section><h2>Most frequent problems</h2><table class=\"often\">");
         for (rule, (level, what, n)) in reasons.iter().take(MOST) {
             let percent = n * 100 / all;
             let _ = write!(
@@ -225,11 +226,11 @@ impl Html {
 
 fn meaning(level: Level) -> &'static str {
     match level {
-        Level::Strong => "also against who records today and decrypts in twenty years",
-        Level::Acceptable => "as BCP 195 demands it today",
-        Level::Weak => "encrypted, and known to be breakable, or to nobody in particular",
-        Level::Plaintext => "in the clear",
-        Level::Unknown => "it could not be told",
+        Level::Strong => "also protects traffic recorded today against decryption in the future",
+        Level::Acceptable => "meets BCP 195",
+        Level::Weak => "encrypted, but breakable, or without proof of the server's identity",
+        Level::Plaintext => "not encrypted",
+        Level::Unknown => "could not be determined",
     }
 }
 
@@ -242,7 +243,7 @@ fn mark(mark: Mark) -> &'static str {
         Mark::Good => "<span class=\"m good\" title=\"good\">✓</span>",
         Mark::Note => "<span class=\"m note\" title=\"could be better\">!</span>",
         Mark::Bad => "<span class=\"m bad\" title=\"weak\">✗</span>",
-        Mark::Open => "<span class=\"m open\" title=\"could not be told\">?</span>",
+        Mark::Open => "<span class=\"m open\" title=\"could not be determined\">?</span>",
         Mark::Plain => "<span class=\"m\">·</span>",
     }
 }
@@ -261,7 +262,7 @@ fn mark_answer(answer: Answer) -> &'static str {
     })
 }
 
-/// A target in the summary.
+/// The row of a target in the summary.
 fn row(report: &Report, number: usize) -> String {
     let facts = &report.facts;
     let seen = report.judgement.reasons.iter().filter(|reason| reason.answer == Answer::Yes);
@@ -310,7 +311,7 @@ fn row(report: &Report, number: usize) -> String {
     row
 }
 
-/// All about a target.
+/// The section about a target.
 fn target(report: &Report, number: usize) -> String {
     let mut page = String::new();
     let address = report.address.map(|a| a.to_string()).unwrap_or_default();
@@ -336,13 +337,13 @@ fn target(report: &Report, number: usize) -> String {
         reasons(&mut page, report, &seen);
     }
     if !open.is_empty() {
-        page.push_str("<h3>What could not be told</h3>");
+        page.push_str("<h3>What could not be determined</h3>");
         reasons(&mut page, report, &open);
     }
     verdicts(&mut page, &report.judgement);
     let sections = view::sections(report, Detail::Usual);
     if !sections.is_empty() {
-        page.push_str("<details open><summary>What was found</summary><div class=\"facts\">");
+        page.push_str("<details open><summary>Facts</summary><div class=\"facts\">");
         for section in &sections {
             facts(&mut page, section);
         }
@@ -353,7 +354,7 @@ fn target(report: &Report, number: usize) -> String {
 }
 
 fn reasons(page: &mut String, report: &Report, reasons: &[&Reason]) {
-    page.push_str("<div class=\"scroll\"><table class=\"reasons\"><thead><tr><th></th><th>Finding</th><th>Change</th><th>By</th></tr></thead><tbody>");
+    page.push_str("<div class=\"scroll\"><table class=\"reasons\"><thead><tr><th></th><th>Finding</th><th>Change</th><th>Source</th></tr></thead><tbody>");
     for reason in reasons {
         let evidence = report.facts.get(&reason.fact).map_or("", |fact| fact.evidence.as_ref());
         let evidence = match evidence.is_empty() || reason.what.contains(evidence) {
@@ -362,7 +363,7 @@ fn reasons(page: &mut String, report: &Report, reasons: &[&Reason]) {
         };
         let change = match reason.answer {
             Answer::Yes => esc(&reason.change),
-            _ => format!("Scan again, more slowly. If it is so: {}", esc(&lower(&reason.change))),
+            _ => format!("Scan again, more slowly. If confirmed: {}", esc(&lower(&reason.change))),
         };
         let _ = write!(
             page,
@@ -440,7 +441,7 @@ const HEAD: &str = concat!(
     "</style></head><body><main>\n",
 );
 
-const FOOT: &str = "<footer><p>Each fact is an answer that the endpoint gave: yes, no, inconclusive \
-where it gave none that tells anything, untested where nobody asked. No is the server's own refusal, \
-or silence between two answers that came. A level is the lowest that any finding leaves.</p></footer>\
+const FOOT: &str = "<footer><p>Each fact has one of four answers. Yes: observed. No: the server rejected \
+the probe, or was silent between two probes that it answered. Inconclusive: tested, without a usable \
+result. Untested: not tested. The level is the lowest of all findings.</p></footer>\
 </main></body></html>\n";

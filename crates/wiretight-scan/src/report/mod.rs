@@ -1,11 +1,12 @@
-//! A report, for people, programs and auditors.
+//! Report formats for people, programs and auditors.
 //!
-//! A [`Writer`] takes reports one by one, as scans end, and writes what it can at once: a scan of a
-//! whole network must not have to fit into memory. What stays: for SARIF nothing, for a CBOM each
-//! certificate and each algorithm once with the places where it was seen, for HTML a row a target.
+//! A [`Writer`] receives reports one by one, as scans end, and writes them as soon as possible,
+//! because a scan of a whole network need not fit into memory. A CBOM keeps each certificate and
+//! algorithm once, with the endpoints that use it; HTML keeps one row for each target; SARIF keeps
+//! nothing.
 //!
-//! Names in certificates, banners and headers are a stranger's. Nothing of them reaches a terminal
-//! as an escape, a page as markup, or SARIF's readers as a link.
+//! Names in certificates, banners and headers are untrusted. They must not reach a terminal as escape
+//! sequences, a page as markup, or a SARIF viewer as a link.
 
 mod algorithms;
 mod cbom;
@@ -23,13 +24,13 @@ use serde::Serialize;
 
 use crate::Report;
 
-/// Names the form of JSON reports: `docs/scan-report.schema.json`. A change that breaks readers
-/// gets another number.
+/// Identifies the JSON schema of reports, `docs/scan-report.schema.json`. An incompatible change gets
+/// a new number.
 pub const SCHEMA: &str = "urn:wiretight:scan-report:1";
 
 macro_rules! formats {
     ($($(#[$doc:meta])* $variant:ident $name:literal,)*) => {
-        /// How a report is written.
+        /// A report format.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Format {
             $($(#[$doc])* $variant,)*
@@ -39,7 +40,7 @@ macro_rules! formats {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// As it is asked for.
+            /// The name on the command line.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
@@ -52,13 +53,13 @@ formats! {
     Table "table",
     /// One JSON document with all reports.
     Json "json",
-    /// A report a line.
+    /// One report per line.
     Jsonl "jsonl",
-    /// SARIF 2.1.0: what is wrong, for trackers of findings.
+    /// SARIF 2.1.0: problems, for issue trackers.
     Sarif "sarif",
-    /// CycloneDX 1.7: which cryptography is where.
+    /// CycloneDX 1.7: an inventory of cryptography.
     Cbom "cbom",
-    /// One page without anything from elsewhere, for auditors.
+    /// One self-contained page, for auditors.
     Html "html",
 }
 
@@ -68,9 +69,9 @@ impl fmt::Display for Format {
     }
 }
 
-/// No format has this name.
+/// Not the name of a format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no format is called {0:?}; there are table, json, jsonl, sarif, cbom and html")]
+#[error("unknown format {0:?}; use table, json, jsonl, sarif, cbom or html")]
 pub struct UnknownFormat(String);
 
 impl FromStr for Format {
@@ -82,25 +83,25 @@ impl FromStr for Format {
     }
 }
 
-/// How a table looks; the other formats are for programs, or look as they do.
+/// Options of the table format; other formats ignore them.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Whether what reads it knows ANSI colours.
+    /// Whether to use ANSI colours.
     pub colour: bool,
-    /// Columns; lines are never broken where there are none.
+    /// The width in columns; without it, lines are not wrapped.
     pub width: Option<usize>,
-    /// How much of each target.
+    /// How much to show about each target.
     pub detail: Detail,
 }
 
-/// How much of each target a table says.
+/// How much a table shows about each target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// One line.
     Line,
-    /// What was found, and what to change.
+    /// Findings, and what to change.
     Usual,
-    /// With the evidence of each fact, and what was not asked.
+    /// Also the evidence of each fact, and untested facts.
     Everything,
 }
 
@@ -110,8 +111,8 @@ impl Default for Options {
     }
 }
 
-/// A report as far as it can be written before those that come before it are: where that is all of it,
-/// only bytes go from the thread that scans to the one that writes.
+/// A report, serialized in advance if the format allows it. Then only bytes go from the scanning
+/// thread to the writing thread.
 pub struct Prepared(Part);
 
 enum Part {
@@ -120,9 +121,8 @@ enum Part {
 }
 
 impl Prepared {
-    /// Prepares a report.
     pub fn new(format: Format, report: Report) -> Self {
-        // What JSON does not have, no report has either.
+        // Serialization cannot fail: a report contains only values that JSON can represent.
         let line = match format {
             Format::Jsonl => line(&report).ok(),
             _ => None,
@@ -131,7 +131,7 @@ impl Prepared {
     }
 }
 
-/// A line of JSON.
+/// The report as one line of JSON.
 fn line(report: &Report) -> serde_json::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(4 << 10);
     serde_json::to_writer(&mut line, &Document { schema: SCHEMA, report })?;
@@ -139,7 +139,7 @@ fn line(report: &Report) -> serde_json::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Writes reports, one by one.
+/// Writes reports one by one.
 pub struct Writer<W> {
     out: W,
     state: State,
@@ -154,7 +154,7 @@ enum State {
     Html(Box<html::Html>),
 }
 
-/// A report as it stands in JSON.
+/// A report in JSON Lines.
 #[derive(Serialize)]
 struct Document<'a> {
     schema: &'static str,
@@ -163,7 +163,7 @@ struct Document<'a> {
 }
 
 impl<W: Write> Writer<W> {
-    /// A writer to `out`, which is better buffered.
+    /// Creates a writer to `out`, which should be buffered.
     pub fn new(format: Format, out: W, options: Options) -> Self {
         let state = match format {
             Format::Table => State::Table(table::Table::new(options)),
@@ -176,10 +176,10 @@ impl<W: Write> Writer<W> {
         Self { out, state }
     }
 
-    /// Writes what was prepared, like [`Writer::report`].
+    /// Writes a prepared report, like [`Writer::report`].
     ///
     /// # Errors
-    /// What `out` says.
+    /// If `out` fails.
     pub fn prepared(&mut self, report: &Prepared) -> io::Result<()> {
         match &report.0 {
             Part::Whole(report) => self.report(report),
@@ -187,11 +187,11 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Writes a report: after [`Writer::flush`], what reads a stream has a whole line of JSON, or a
-    /// whole target of a table.
+    /// Writes a report. After [`Writer::flush`], the reader of a stream has a complete line of JSON, or
+    /// a complete target of a table.
     ///
     /// # Errors
-    /// What `out` says.
+    /// If `out` fails.
     pub fn report(&mut self, report: &Report) -> io::Result<()> {
         let out = &mut self.out;
         match &mut self.state {
@@ -211,18 +211,18 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Sends on what has been written.
+    /// Flushes `out`.
     ///
     /// # Errors
-    /// What `out` says.
+    /// If `out` fails.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 
-    /// Writes what comes last, without which JSON is no JSON, and gives `out` back.
+    /// Writes the end of the document, and returns `out`.
     ///
     /// # Errors
-    /// What `out` says.
+    /// If `out` fails.
     pub fn finish(mut self) -> io::Result<W> {
         let out = &mut self.out;
         match self.state {

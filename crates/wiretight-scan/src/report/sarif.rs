@@ -1,8 +1,8 @@
-//! SARIF 2.1.0: what is wrong, for trackers of findings.
+//! SARIF 2.1.0 for issue trackers.
 //!
-//! The rules are those of the judgement, all of them in each file, so that a reader learns what was
-//! looked for. A result is what was seen to be wrong (`fail`), or what could not be told (`open`):
-//! a tracker must not close a finding because a scan was throttled.
+//! Each file contains all rules of the judgement, so that readers see what was tested. A result is a
+//! problem that was found (`fail`), or one that could not be determined (`open`): a tracker must not
+//! close a finding because a scan was throttled.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,6 @@ use crate::facts::Answer;
 use crate::judge::rules::RULES;
 use crate::judge::{Level, Reason};
 
-/// What has been written.
 #[derive(Default)]
 pub(super) struct Sarif {
     begun: bool,
@@ -59,7 +58,7 @@ impl Sarif {
 }
 
 fn rule(rule: &crate::judge::rules::Rule) -> Value {
-    // GitHub sorts by it; from 9.0 critical, from 7.0 high, from 4.0 medium.
+    // GitHub sorts by severity: 9.0 and above is critical, 7.0 high, 4.0 medium.
     let severity = match rule.level {
         Level::Plaintext => "9.1",
         Level::Weak => "7.5",
@@ -69,9 +68,9 @@ fn rule(rule: &crate::judge::rules::Rule) -> Value {
         "id": rule.id,
         "shortDescription": { "text": text::sarif(rule.what) },
         "fullDescription": {
-            "text": text::sarif(&format!("{}. It leaves the level {} at best.", rule.what, rule.level)),
+            "text": text::sarif(&format!("{}. The level is {} at best.", rule.what, rule.level)),
         },
-        "help": { "text": text::sarif(&format!("{}. By {}.", rule.change, rule.standard)) },
+        "help": { "text": text::sarif(&format!("{}. Source: {}.", rule.change, rule.standard)) },
         "defaultConfiguration": { "level": severity_word(rule.level) },
         "properties": { "tags": ["security", "tls"], "security-severity": severity },
     })
@@ -87,17 +86,17 @@ fn severity_word(level: Level) -> &'static str {
 
 fn result(report: &Report, reason: &Reason) -> Value {
     let uri = uri(report);
-    // Known again in another scan, also when the name has another address by then.
-    let known_by = digest::digest(
+    // The fingerprint must be the same in later scans, also if the name has another address by then.
+    let fingerprint = digest::digest(
         &digest::SHA256,
         format!("wiretight scan 1\n{}\n{uri}", reason.rule).as_bytes(),
     );
     let (kind, level) = match reason.answer {
         Answer::Yes => ("fail", severity_word(reason.level)),
-        // Section 3.27.10: what is no failure has the level "none".
+        // Section 3.27.10: a result that is not a failure has the level "none".
         _ => ("open", "none"),
     };
-    let message = format!("{}. {}. By {}.", reason.what, reason.change, reason.standard);
+    let message = format!("{}. {}. Source: {}.", reason.what, reason.change, reason.standard);
     let evidence = report.facts.get(&reason.fact).map(|fact| fact.evidence.as_ref());
     let mut result = json!({
         "ruleId": reason.rule,
@@ -111,7 +110,7 @@ fn result(report: &Report, reason: &Reason) -> Value {
                 "kind": "resource",
             }],
         }],
-        "partialFingerprints": { "endpointAndRule/v1": hex(known_by.as_ref()) },
+        "partialFingerprints": { "endpointAndRule/v1": hex(fingerprint.as_ref()) },
         "properties": {
             "fact": reason.fact,
             "evidence": text::clean(evidence.unwrap_or_default()),
@@ -125,12 +124,12 @@ fn result(report: &Report, reason: &Reason) -> Value {
     result
 }
 
-/// `tls://host:port`, with the protocol that was spoken before.
+/// `tls://host:port`, or the scheme of the protocol before STARTTLS.
 pub(super) fn uri(report: &Report) -> String {
     let target = &report.target;
     match &target.host {
         crate::Host::Address(std::net::IpAddr::V6(address), zone) => {
-            // RFC 6874: the % of a zone is escaped.
+            // RFC 6874: the % before a zone is escaped.
             let zone = zone.as_ref().map(|zone| format!("%25{zone}")).unwrap_or_default();
             format!("{}://[{address}{zone}]:{}", target.start.scheme(), target.port)
         }

@@ -11,11 +11,11 @@ use crate::judge::{Level, Reason};
 
 pub(super) struct Table {
     options: Options,
-    /// How many targets have which level.
+    /// The number of targets with each level.
     levels: [usize; Level::ALL.len()],
 }
 
-/// Colours that are read on dark and on light.
+/// Colours that are readable on dark and on light backgrounds.
 const RED: &str = "31";
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
@@ -40,7 +40,7 @@ impl Table {
         if self.options.detail == Detail::Line {
             let word = self.level(level, 10);
             let line = format!("{target:<40}  {address:<15}");
-            // One line for programs; what a terminal cannot show in a line begins below it.
+            // One line for programs. On a narrow terminal, the summary goes on the next line.
             if self
                 .options
                 .width
@@ -56,8 +56,8 @@ impl Table {
         self.text(out, 2, 2, "", &summary)?;
         let when = report.started.strftime("%Y-%m-%d %H:%M:%S UTC");
         let (seconds, connections) = (report.seconds, report.connections);
-        let asked = format!("  asked on {when}, {seconds:.1} s, {connections} connections");
-        writeln!(out, "{}", self.paint(DIM, &asked))?;
+        let scanned = format!("  scanned {when}, {seconds:.1} s, {connections} connections");
+        writeln!(out, "{}", self.paint(DIM, &scanned))?;
 
         for section in view::sections(report, self.options.detail) {
             self.heading(out, &section.title)?;
@@ -86,7 +86,7 @@ impl Table {
         writeln!(out, "{all} targets: {}", counts.join(", "))
     }
 
-    /// What was looked for and not found is told in one line.
+    /// Combines all rows about flaws that were not found in one.
     fn fold(&self, rows: Vec<Row>) -> Vec<Row> {
         if self.options.detail == Detail::Everything {
             return rows;
@@ -112,7 +112,7 @@ impl Table {
     fn row(&self, out: &mut impl Write, row: &Row, widest: usize) -> io::Result<()> {
         let (label, text) = (clean(&row.label), clean(&row.text));
         let column = 6 + widest;
-        // A label that is too long for its column gets the text on the next line.
+        // If a label is too long for its column, the text goes on the next line.
         match label.chars().count() > widest {
             true => {
                 let start = format!("  {} ", self.mark(row.mark));
@@ -124,9 +124,9 @@ impl Table {
                 self.text(out, column, column, &start, &text)?;
             }
         }
-        // Why nothing can be said is always of interest.
-        let told = self.options.detail == Detail::Everything || row.mark == Mark::Open;
-        if told && !row.evidence.is_empty() {
+        // The reason for an inconclusive answer is always shown.
+        let shown = self.options.detail == Detail::Everything || row.mark == Mark::Open;
+        if shown && !row.evidence.is_empty() {
             self.dim(out, column, &clean(&row.evidence))?;
         }
         Ok(())
@@ -152,7 +152,7 @@ impl Table {
         Ok(())
     }
 
-    /// What is wrong, each with what to change.
+    /// The problems, each with the change that fixes it.
     fn reasons(&self, out: &mut impl Write, reasons: &[Reason]) -> io::Result<()> {
         let (seen, open): (Vec<_>, Vec<_>) =
             reasons.iter().partition(|reason| reason.answer == Answer::Yes);
@@ -166,7 +166,7 @@ impl Table {
             self.dim(out, 8, &clean(&reason.standard))?;
         }
         if !open.is_empty() {
-            self.heading(out, "What could not be told")?;
+            self.heading(out, "What could not be determined")?;
         }
         for reason in open {
             let start = format!("  {} ", self.mark(Mark::Open));
@@ -175,7 +175,7 @@ impl Table {
         Ok(())
     }
 
-    /// A text after `start`, whose further lines begin at column `indent`.
+    /// Writes `start` and a wrapped text. Lines after the first are indented by `indent`.
     fn text(
         &self,
         out: &mut impl Write,

@@ -1,9 +1,9 @@
-//! Text that a stranger may have written, made harmless.
+//! Escapes text from untrusted sources.
 
 use std::borrow::Cow;
 
-/// Without anything that a terminal obeys or that hides what is written: control characters, marks
-/// of direction and characters without width are written as `\u{1b}`.
+/// Escapes control characters, direction marks and zero-width characters as `\u{1b}`, so that the
+/// text can neither control a terminal nor hide anything.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_harmful) {
         return Cow::Borrowed(text);
@@ -26,7 +26,7 @@ fn is_harmful(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// For HTML: as text, and within quotes.
+/// Escapes for HTML text and quoted attributes.
 pub(super) fn html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in clean(text).chars() {
@@ -42,7 +42,7 @@ pub(super) fn html(text: &str) -> String {
     escaped
 }
 
-/// For a message of SARIF, where `[text](target)` would be a link (section 3.11.6) and `{0}` a
+/// Escapes for a SARIF message, in which `[text](target)` is a link (section 3.11.6) and `{0}` a
 /// placeholder (section 3.11.5).
 pub(super) fn sarif(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -56,7 +56,7 @@ pub(super) fn sarif(text: &str) -> String {
     escaped
 }
 
-/// Breaks a text into lines of at most `width` characters; a longer word is broken, too.
+/// Breaks a text into lines of at most `width` characters. Longer words are broken too.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
@@ -78,7 +78,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A word in pieces of at most `width` characters.
+/// Splits a word into pieces of at most `width` characters.
 fn pieces(word: &str, width: usize) -> impl Iterator<Item = &str> {
     let mut left = Some(word);
     std::iter::from_fn(move || {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_or_a_page_obeys_comes_through() {
+    fn terminal_and_html_control_sequences_are_escaped() {
         assert_eq!(clean("CN=Müller, 例え"), "CN=Müller, 例え");
         assert_eq!(clean("a\u{1b}[2J\u{9b}b\r\n\u{7f}"), r"a\u{1b}[2J\u{9b}b\u{d}\u{a}\u{7f}");
         assert_eq!(clean("a\u{202e}b\u{200b}"), r"a\u{202e}b\u{200b}");

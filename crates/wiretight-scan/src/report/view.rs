@@ -1,4 +1,4 @@
-//! A report as people look at it: in sections, each line with a mark.
+//! A report for people: sections of lines, each with a mark.
 
 use super::Detail;
 use crate::certificate::{Certificate, Chain};
@@ -8,41 +8,38 @@ use crate::judge::{Judgement, Level, Reason, marks};
 use crate::names::{Group, GroupKind, KeyExchange, SSL2_SUITES, Suite, Version};
 use crate::{Reached, Report};
 
-/// What a line means at a glance.
+/// The rating of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// As it should be.
     Good,
-    /// It keeps the endpoint from being strong.
+    /// Prevents the level `strong`.
     Note,
     /// A weakness.
     Bad,
-    /// It could not be told.
+    /// Could not be determined.
     Open,
     /// Neither good nor bad.
     Plain,
 }
 
-/// A line.
 pub(super) struct Row {
     pub mark: Mark,
-    /// The fact's id; empty where the line is of several.
+    /// The fact's id; empty if the line is about several facts.
     pub id: String,
     pub label: String,
     pub text: String,
     pub evidence: String,
 }
 
-/// Lines that belong together.
 pub(super) struct Section {
     pub title: String,
     pub rows: Vec<Row>,
 }
 
-/// All that is to say about an endpoint, without its judgement.
+/// Everything about an endpoint except its judgement.
 pub(super) fn sections(report: &Report, detail: Detail) -> Vec<Section> {
     let view = View { facts: &report.facts, judgement: &report.judgement, detail };
-    let mut sections = vec![view.section("Before TLS", &["plaintext", "consistent", "starttls."])];
+    let mut sections = vec![view.section("Connection", &["plaintext", "consistent", "starttls."])];
     sections.push(view.protocols());
     sections.extend(Version::ALL.into_iter().rev().map(|version| view.suites(version)));
     sections.push(view.groups());
@@ -76,9 +73,9 @@ pub(super) fn sections(report: &Report, detail: Detail) -> Vec<Section> {
 /// One line about an endpoint.
 pub(super) fn summary(report: &Report) -> String {
     match &report.reached {
-        Reached::Plaintext { evidence } => return format!("in the clear: {evidence}"),
-        Reached::Unknown { evidence } => return format!("not understood: {evidence}"),
-        Reached::Unreachable { evidence } => return format!("not reached: {evidence}"),
+        Reached::Plaintext { evidence } => return format!("not encrypted: {evidence}"),
+        Reached::Unknown { evidence } => return format!("unknown protocol: {evidence}"),
+        Reached::Unreachable { evidence } => return format!("unreachable: {evidence}"),
         Reached::Tls => {}
     }
     let mut parts = vec![versions(&report.facts).join(", ")];
@@ -96,8 +93,8 @@ pub(super) fn summary(report: &Report) -> String {
     let open = report.judgement.reasons.iter().filter(|r| r.answer != Answer::Yes).count();
     for (n, one, many) in [
         (weak, "weakness", "weaknesses"),
-        (notes, "thing to better", "things to better"),
-        (open, "thing not told", "things not told"),
+        (notes, "improvement", "improvements"),
+        (open, "open question", "open questions"),
     ] {
         match n {
             0 => {}
@@ -109,7 +106,7 @@ pub(super) fn summary(report: &Report) -> String {
     parts.join("; ")
 }
 
-/// The versions that are spoken, the newest first.
+/// The supported versions, the newest first.
 pub(super) fn versions(facts: &Facts) -> Vec<String> {
     let all = Version::ALL.into_iter().rev();
     let spoken = all.filter(|version| facts.yes(&format!("protocol.{}", version.key())));
@@ -134,7 +131,7 @@ fn certificate_line(report: &Report) -> String {
     }
 }
 
-/// What a reason for a level means at a glance.
+/// The mark of a reason for a level.
 pub(super) fn mark_of(reason: &Reason) -> Mark {
     match (reason.answer, reason.level) {
         (Answer::Yes, Level::Acceptable | Level::Strong) => Mark::Note,
@@ -158,7 +155,7 @@ struct View<'a> {
     detail: Detail,
 }
 
-/// Good where they are so, and looked at by rules that take more than one fact.
+/// Facts that are good if they are yes, and whose rules check several facts.
 const GOOD: &[&str] = &[
     "certificate.trusted",
     "certificate.trusted_by_mesh",
@@ -177,7 +174,7 @@ const GOOD: &[&str] = &[
 
 impl View<'_> {
     fn mark(&self, id: &str, fact: &Fact) -> Mark {
-        // What the endpoint is blamed for; the worst comes first.
+        // Reasons are sorted, so this is the worst one about this fact.
         let blamed = self.judgement.reasons.iter().find(|reason| reason.fact == id);
         match (blamed, fact.answer) {
             (Some(reason), _) => mark_of(reason),
@@ -193,12 +190,12 @@ impl View<'_> {
         }
     }
 
-    /// What was not asked is of interest to who wants to know everything.
+    /// Untested facts are shown only with [`Detail::Everything`].
     fn shown(&self, fact: &Fact) -> bool {
         fact.answer != Answer::Untested || self.detail == Detail::Everything
     }
 
-    /// The facts whose ids begin so, in the order of the table of facts.
+    /// The facts with these prefixes, in the order of the table of facts.
     fn section(&self, title: &str, prefixes: &[&str]) -> Section {
         let mut found: Vec<(usize, &str, &Fact)> = Vec::new();
         for (id, fact) in self.facts.iter() {
@@ -247,7 +244,7 @@ impl View<'_> {
                 }
                 (Answer::No, _) => (Mark::Plain, "not offered"),
                 (Answer::Inconclusive, _) => (Mark::Open, "inconclusive"),
-                (Answer::Untested, _) => (Mark::Plain, "not asked"),
+                (Answer::Untested, _) => (Mark::Plain, "not tested"),
             };
             let evidence = fact.evidence.to_string();
             rows.push(Row { mark, id, label, text: text.to_owned(), evidence });
@@ -280,7 +277,7 @@ impl View<'_> {
             rows.push(Row {
                 mark: Mark::Open,
                 id: id.clone(),
-                label: "Others".to_owned(),
+                label: "Other suites".to_owned(),
                 text: "inconclusive".to_owned(),
                 evidence: fact.evidence.to_string(),
             });
@@ -305,7 +302,7 @@ impl View<'_> {
                     Some(row) => row.text.push_str(&format!(", {versions}")),
                     None => rows.push(Row {
                         mark: match marks::group(name) {
-                            // A classical group is as it should be beside a hybrid one.
+                            // Classical groups next to a hybrid one are not a problem.
                             Level::Acceptable => Mark::Plain,
                             level => mark_level(level),
                         },
@@ -322,7 +319,7 @@ impl View<'_> {
                 rows.push(Row {
                     mark: Mark::Open,
                     id: id.to_owned(),
-                    label: format!("Others of {versions}"),
+                    label: format!("Other groups of {versions}"),
                     text: "inconclusive".to_owned(),
                     evidence: fact.evidence.to_string(),
                 });
@@ -348,7 +345,7 @@ impl View<'_> {
             let evidence = fact.evidence.to_string();
             rows.push(Row { mark, id, label: version.to_string(), text, evidence });
         }
-        Section { title: "Signatures of handshakes".to_owned(), rows }
+        Section { title: "Handshake signatures".to_owned(), rows }
     }
 }
 
@@ -359,7 +356,7 @@ fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
     };
     let title = match chain.when.is_empty() {
         true => title,
-        false => format!("{title}, shown: {}", chain.when.join(", ")),
+        false => format!("{title}, sent: {}", chain.when.join(", ")),
     };
     let mut rows = Vec::new();
     for (place, certificate) in chain.certificates.iter().enumerate() {
@@ -373,7 +370,7 @@ fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
     }
     let mark = match chain.trusted {
         Answer::Yes => Mark::Good,
-        // Whether that is bad the judgement says: another store may do.
+        // Not always a problem: one trusted store is enough, see the judgement.
         Answer::No => Mark::Note,
         _ => Mark::Open,
     };
@@ -397,7 +394,7 @@ fn certificate_rows(place: usize, certificate: &Certificate) -> Vec<Row> {
     rows
 }
 
-/// A certificate of a content network has hundreds.
+/// The names, shortened: a certificate of a content delivery network has hundreds.
 fn names(names: &[String]) -> String {
     const MOST: usize = 12;
     match names.len() {
@@ -439,7 +436,7 @@ fn answer_text(id: &str, fact: &Fact) -> String {
     }
 }
 
-/// A fact in few words; the table of facts has the whole question.
+/// A short name for a fact.
 fn label(id: &str) -> String {
     if let Some(name) = id.strip_prefix("http.header.") {
         return format!("Header {name}");
@@ -449,37 +446,37 @@ fn label(id: &str) -> String {
 }
 
 const LABELS: &[(&str, &str)] = &[
-    ("plaintext", "In the clear"),
-    ("consistent", "Answers agree"),
+    ("plaintext", "Not encrypted"),
+    ("consistent", "Answers are consistent"),
     ("starttls.offered", "STARTTLS offered"),
-    ("starttls.stripped", "STARTTLS stripped on the way"),
+    ("starttls.stripped", "STARTTLS removed on the path"),
     ("starttls.injection", "STARTTLS command injection"),
-    ("preference.groups", "Order of groups is the server's"),
+    ("preference.groups", "Server has its own group order"),
     ("post_quantum", "Post-quantum"),
     ("dh.bits", "Finite-field Diffie-Hellman"),
-    ("dh.common_prime", "Prime shared by many"),
+    ("dh.common_prime", "Prime shared by many servers"),
     ("dh.safe", "Prime long enough and safe"),
     ("forward_secrecy.all", "Forward secrecy, always"),
-    ("forward_secrecy.any", "Forward secrecy, at all"),
+    ("forward_secrecy.any", "Forward secrecy, at least once"),
     ("certificate.trusted", "Trusted by the store"),
     ("certificate.trusted_by_mesh", "Trusted by the mesh"),
-    ("certificate.name", "For this name"),
-    ("certificate.valid", "Valid now"),
+    ("certificate.name", "Matches the host name"),
+    ("certificate.valid", "Currently valid"),
     ("certificate.ordered", "Chain in order"),
     ("certificate.complete", "Chain complete"),
-    ("certificate.self_signed", "Signed by itself"),
+    ("certificate.self_signed", "Self-signed"),
     ("certificate.weak_signature", "Signed with MD5 or SHA-1"),
     ("certificate.key_bits", "Weakest key"),
-    ("certificate.keys", "Kinds of keys"),
+    ("certificate.keys", "Key types"),
     ("certificate.scts", "In transparency logs (SCTs)"),
     ("certificate.must_staple", "Must-staple"),
     ("certificate.ocsp_stapled", "OCSP response stapled"),
     ("certificate.ocsp_good", "OCSP response good"),
-    ("certificate.revocation", "Can be revoked"),
+    ("certificate.revocation", "Revocation can be checked"),
     ("certificate.wildcard", "Wildcard"),
-    ("certificate.lifetime", "Lives no longer than allowed"),
-    ("certificate.key_usage", "For TLS servers"),
-    ("certificate.caa", "CAA in the DNS"),
+    ("certificate.lifetime", "Validity no longer than allowed"),
+    ("certificate.key_usage", "Allowed for TLS servers"),
+    ("certificate.caa", "CAA records in the DNS"),
     ("session.id", "Resumed by session ID"),
     ("session.ticket", "Resumed by ticket"),
     ("session.psk", "Resumed by PSK (TLS 1.3)"),
@@ -492,21 +489,21 @@ const LABELS: &[(&str, &str)] = &[
     ("renegotiation.secure", "Secure renegotiation"),
     ("renegotiation.by_client", "Clients may renegotiate"),
     ("compression", "TLS compression"),
-    ("fallback_scsv", "Needless fallback refused"),
+    ("fallback_scsv", "Unnecessary fallback rejected"),
     ("alpn", "Application protocols (ALPN)"),
     ("ech", "Encrypted ClientHello"),
-    ("tolerance.version", "Takes a version yet to come"),
-    ("tolerance.grease", "Takes unknown values (GREASE)"),
-    ("client_certificate.requested", "Client certificate asked for"),
+    ("tolerance.version", "Tolerates future versions"),
+    ("tolerance.grease", "Ignores unknown values (GREASE)"),
+    ("client_certificate.requested", "Client certificate requested"),
     ("client_certificate.required", "Client certificate required"),
-    ("client_certificate.authorities", "Authorities of clients"),
+    ("client_certificate.authorities", "Authorities for clients"),
     ("sni.required", "Server name required (SNI)"),
-    ("sni.other_certificate", "Without it, another certificate"),
+    ("sni.other_certificate", "Other certificate without SNI"),
     ("http.status", "GET /"),
     ("http.hsts", "Strict Transport Security"),
-    ("http.hsts.subdomains", "for subdomains"),
-    ("http.hsts.preload", "asks to be preloaded"),
-    ("http.redirect", "Port 80 leads to HTTPS"),
+    ("http.hsts.subdomains", "HSTS for subdomains"),
+    ("http.hsts.preload", "HSTS preloading requested"),
+    ("http.redirect", "Port 80 redirects to HTTPS"),
     ("http.http3", "HTTP/3 advertised"),
     ("weak.null", "No encryption (NULL)"),
     ("weak.anonymous", "No authentication (anonymous)"),
@@ -591,13 +588,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_fact_has_a_short_name() {
+    fn every_fact_has_a_short_label() {
         for entry in TABLE.iter().filter(|entry| !entry.id.contains('<')) {
             let elsewhere = entry.id.starts_with("protocol.")
                 || entry.id.starts_with("groups.")
                 || entry.id.starts_with("signatures.");
             let short = label(entry.id);
-            assert!(elsewhere || short != entry.id, "{} has none", entry.id);
+            assert!(elsewhere || short != entry.id, "{} has no label", entry.id);
             assert!(short.chars().count() < 33, "{short}");
         }
     }

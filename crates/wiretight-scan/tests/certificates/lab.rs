@@ -1,4 +1,4 @@
-//! Authorities and certificates, good and bad, made by the openssl command in a temporary folder.
+//! Valid and invalid authorities and certificates, created by the openssl command in a temporary folder.
 
 use std::fs;
 use std::io::Write;
@@ -9,15 +9,15 @@ use tempfile::TempDir;
 
 pub struct Lab(TempDir);
 
-/// What a certificate is to be.
+/// The specification of a certificate.
 #[derive(Clone, Copy)]
 pub struct Spec<'a> {
     /// `rsa:2048`, `ec:P-256`, `ed25519`, `ed448`, `dsa:1024`.
     pub key: &'a str,
-    /// The name of who signs it; itself where `None`.
+    /// The name of the signer; `None` for self-signed.
     pub issuer: Option<&'a str>,
     pub subject: &'a str,
-    /// Lines of an extension section; no extension, and version 1, where empty.
+    /// Lines of an extension section; if empty, there are no extensions, and the version is 1.
     pub extensions: &'a str,
     pub days: u32,
     /// Other options of `openssl x509 -req`.
@@ -27,7 +27,7 @@ pub struct Spec<'a> {
 pub const AUTHORITY: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign,digitalSignature\nsubjectKeyIdentifier=hash";
 pub const SERVER: &str = "subjectAltName=DNS:www.example.test\nextendedKeyUsage=serverAuth\nauthorityInfoAccess=OCSP;URI:http://ocsp.example.test,caIssuers;URI:http://ca.example.test/ca.crt";
 
-/// A server's certificate by `intermediate`.
+/// A server's certificate signed by `intermediate`.
 pub const LEAF: Spec<'_> = Spec {
     key: "ec:P-256",
     issuer: Some("intermediate"),
@@ -38,7 +38,7 @@ pub const LEAF: Spec<'_> = Spec {
 };
 
 impl Lab {
-    /// With `root` and `intermediate`; `None`, with a reason for people, without openssl.
+    /// Creates `root` and `intermediate`. Returns `None` and prints a note if openssl is missing.
     pub fn new() -> Option<Self> {
         if let Err(error) = Command::new("openssl").arg("version").output() {
             assert!(std::env::var_os("CI").is_none(), "openssl: {error}");
@@ -67,7 +67,7 @@ impl Lab {
         assert!(output.status.success(), "openssl {}: {text}", arguments.join(" "));
     }
 
-    /// Makes `name.key` and `name.pem`; gives the certificate in DER.
+    /// Creates `name.key` and `name.pem`; returns the certificate in DER.
     pub fn make(&self, name: &str, spec: Spec<'_>) -> Vec<u8> {
         let key = format!("{name}.key");
         if !self.path(&key).exists() {

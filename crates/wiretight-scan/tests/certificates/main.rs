@@ -1,4 +1,4 @@
-//! Chains made by openssl, each bad one beside its good twin.
+//! Chains created by openssl; each invalid one has a valid counterpart.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -15,7 +15,7 @@ use wiretight_scan::facts::Value;
 
 use crate::lab::{AUTHORITY, LEAF, Lab, SERVER, Spec, tlv};
 
-/// What a chain should say: fact, answer, and something of its evidence.
+/// An expectation: fact, answer, and a part of its evidence.
 type Says<'a> = (&'a str, Answer, &'a str);
 
 fn shown(certificates: &[&[u8]]) -> Presented {
@@ -54,7 +54,7 @@ fn look(lab: &Lab, certificates: &[&[u8]]) -> Examined {
     examine(&[shown(certificates)], Some(&name), now(), &trusting(&lab.der("root")))
 }
 
-/// A little after all that was made.
+/// Shortly after the certificates were created.
 fn now() -> Timestamp {
     Timestamp::now() + SignedDuration::from_mins(1)
 }
@@ -64,7 +64,7 @@ fn days(n: i64) -> SignedDuration {
 }
 
 #[test]
-fn a_good_chain_has_nothing_against_it() {
+fn a_good_chain_has_no_problems() {
     let Some(lab) = Lab::new() else { return };
     let (leaf, intermediate) = (lab.make("leaf", LEAF), lab.der("intermediate"));
     let examined = look(&lab, &[&leaf, &intermediate]);
@@ -75,7 +75,7 @@ fn a_good_chain_has_nothing_against_it() {
             ("trusted", Yes, "leads to CN=Root,O=Test"),
             ("trusted_by_mesh", Untested, "no trust bundle"),
             ("name", Yes, "www.example.test"),
-            ("valid", Yes, "CN=www.example.test is the first to end"),
+            ("valid", Yes, "CN=www.example.test expires first"),
             ("ordered", Yes, "2 certificates"),
             ("complete", Yes, "CN=Intermediate"),
             ("self_signed", No, "CN=Intermediate"),
@@ -107,7 +107,7 @@ fn a_good_chain_has_nothing_against_it() {
     assert_eq!(first.signature, "ecdsa-sha256");
     assert!(!first.ca && chain.certificates[1].ca);
     assert_eq!(first.problems, [""; 0]);
-    // The same, to several hellos, is one chain.
+    // The same chain in several answers is listed once.
     let again = [
         shown(&[&leaf, &intermediate]),
         Presented { when: "rsa only".to_owned(), ..shown(&[&leaf, &intermediate]) },
@@ -128,7 +128,7 @@ fn a_good_chain_has_nothing_against_it() {
 }
 
 #[test]
-fn chains_that_do_not_lead_to_a_root_are_told_apart() {
+fn the_reasons_why_a_chain_does_not_lead_to_a_root_are_distinguished() {
     let Some(lab) = Lab::new() else { return };
     let (leaf, intermediate, root) =
         (lab.make("leaf", LEAF), lab.der("intermediate"), lab.der("root"));
@@ -150,7 +150,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     check(
         "wrong order",
         &look(&lab, &[&leaf, &root, &intermediate]),
-        &[("trusted", Yes, ""), ("complete", Yes, ""), ("ordered", No, "certificate 3 did")],
+        &[("trusted", Yes, ""), ("complete", Yes, ""), ("ordered", No, "certificate 3 signed it")],
     );
     let other = lab.make("other", LEAF);
     check(
@@ -166,7 +166,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     check(
         "self-signed",
         &look(&lab, &[&own]),
-        &[("trusted", No, "signed itself"), ("self_signed", Yes, ""), ("complete", Yes, "")],
+        &[("trusted", No, "self-signed"), ("self_signed", Yes, ""), ("complete", Yes, "")],
     );
     let name = host("www.example.test");
     let examined = examine(&[shown(&[&own])], Some(&name), now(), &trusting(&own));
@@ -175,7 +175,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
         &examined,
         &[("trusted", Yes, "itself"), ("self_signed", Yes, "")],
     );
-    // Another authority of the same name, whose key is another.
+    // Another authority with the same name, but another key.
     let fake =
         Spec { issuer: None, subject: "/O=Test/CN=Intermediate", extensions: AUTHORITY, ..LEAF };
     let fake = lab.make("fake", fake);
@@ -184,7 +184,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
         &look(&lab, &[&leaf, &fake]),
         &[("trusted", No, ""), ("complete", No, ""), ("ordered", No, "")],
     );
-    // A private root that was sent, and is not in the store.
+    // A private root that was sent, but is not in the store.
     lab.make(
         "private",
         Spec { issuer: None, subject: "/CN=Private", extensions: AUTHORITY, ..LEAF },
@@ -211,11 +211,11 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     let both = look(&lab, &[&leaf, &cross, &intermediate]);
     check("cross-signed", &both, &[("trusted", Yes, ""), ("complete", Yes, "")]);
     check(
-        "cross-signed by a stranger",
+        "cross-signed by an unknown authority",
         &look(&lab, &[&leaf, &cross]),
         &[("trusted", No, "issued by CN=Private"), ("complete", Inconclusive, "a private root")],
     );
-    // Nothing tells whether it is a root, which is not sent, or an intermediate.
+    // It may be a root, which servers do not send, or an intermediate.
     let silent = Spec { extensions: "subjectAltName=DNS:www.example.test", ..LEAF };
     let silent = lab.make("silent-by-private", Spec { issuer: Some("private"), ..silent });
     check(
@@ -223,7 +223,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
         &look(&lab, &[&silent]),
         &[("trusted", No, "issued by CN=Private"), ("complete", Inconclusive, "--roots")],
     );
-    // The mesh's bundle is a store of its own.
+    // The mesh's trust bundle is a separate store.
     let stores = Stores { roots: Some(roots(&[&root])), mesh: Some(roots(&[&private])) };
     let examined = examine(&[shown(&[&by_private])], Some(&name), now(), &stores);
     check(
@@ -237,7 +237,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     );
     let examined = examine(&[shown(&[&leaf, &intermediate])], Some(&name), now(), &stores);
     check("not the mesh's", &examined, &[("trusted", Yes, ""), ("trusted_by_mesh", No, "")]);
-    // One by each hello: a claim about every chain is as good as the worst.
+    // Two chains: the answer about every chain is the worst one.
     let several = [
         shown(&[&leaf, &intermediate]),
         Presented { when: "rsa only".to_owned(), ..shown(&[&own]) },
@@ -249,7 +249,7 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
         &[("trusted", No, "rsa only: "), ("self_signed", Yes, "rsa only: ")],
     );
     assert_eq!(examined.chains.iter().map(|c| c.trusted).collect::<Vec<_>>(), [Yes, No]);
-    // What is shown without a name does not count against the name.
+    // A chain for hellos without a name does not affect the facts about the name.
     let several =
         [several[0].clone(), Presented { when: WITHOUT_NAME.to_owned(), ..shown(&[&own]) }];
     let examined = examine(&several, Some(&name), now(), &trusting(&root));
@@ -257,9 +257,9 @@ fn chains_that_do_not_lead_to_a_root_are_told_apart() {
     assert_eq!(examined.chains.len(), 2);
 }
 
-/// As with the cross-certificate of DST Root CA X3 that ended in 2021: clients reach a root without it.
+/// As with the cross-certificate of DST Root CA X3 that expired in 2021: clients reach a root without it.
 #[test]
-fn what_is_wrong_with_a_certificate_that_no_client_needs_harms_nobody() {
+fn problems_of_certificates_that_clients_do_not_need_do_not_count() {
     let Some(lab) = Lab::new() else { return };
     let (leaf, intermediate, root) =
         (lab.make("leaf", LEAF), lab.der("intermediate"), lab.der("root"));
@@ -305,13 +305,13 @@ fn what_is_wrong_with_a_certificate_that_no_client_needs_harms_nobody() {
         let needed: Vec<bool> = chain.iter().map(|c| !c.superfluous).collect();
         assert_eq!(needed.iter().filter(|needed| **needed).count(), 2, "{what}: {needed:?}");
     }
-    // The control: where it is needed, it counts.
+    // The control: problems of a certificate that is needed count.
     let needed = at(&[&leaf, &cross]);
-    check("needed", &needed, &[("valid", No, "ended on"), ("weak_signature", Yes, "sha1")]);
+    check("needed", &needed, &[("valid", No, "expired on"), ("weak_signature", Yes, "sha1")]);
 }
 
 #[test]
-fn all_names_are_compared_and_not_those_alone_that_are_shown() {
+fn all_names_are_compared_not_only_those_in_the_report() {
     let Some(lab) = Lab::new() else { return };
     let names: Vec<String> = (0..1500).map(|n| format!("DNS:host{n}.example.test")).collect();
     let names = format!("subjectAltName={},DNS:www.example.test", names.join(","));
@@ -324,7 +324,7 @@ fn all_names_are_compared_and_not_those_alone_that_are_shown() {
 }
 
 #[test]
-fn certificates_are_for_the_names_that_they_hold() {
+fn certificates_match_only_their_own_names() {
     let Some(lab) = Lab::new() else { return };
     let intermediate = lab.der("intermediate");
     let names = "subjectAltName=DNS:*.example.test,DNS:example.test,IP:192.0.2.7,IP:2001:db8::7,DNS:192.0.2.8,URI:spiffe://x/y,email:a@b.test";
@@ -338,7 +338,7 @@ fn certificates_are_for_the_names_that_they_hold() {
         (&many, "192.0.2.7", Yes, "192.0.2.7", Yes),
         (&many, "::ffff:192.0.2.7", Yes, "192.0.2.7", Yes),
         (&many, "2001:db8::7", Yes, "2001:db8::7", Yes),
-        (&many, "192.0.2.8", No, "stands there as a DNS name", Yes),
+        (&many, "192.0.2.8", No, "listed as a DNS name", Yes),
         (&many, "192.0.2.9", No, "and 2 more", Yes),
         (&wild, "example.test", No, "*.example.test, not for example.test", Yes),
         (&none, "www.example.test", No, "only its common name", No),
@@ -359,7 +359,7 @@ fn certificates_are_for_the_names_that_they_hold() {
         "a@b.test",
     ];
     assert_eq!(examined.chains[0].certificates[0].names, expected);
-    // What stands in a name must not reach a terminal.
+    // Control characters in a name must be escaped.
     let escape = lab.make(
         "escape",
         Spec {
@@ -375,7 +375,7 @@ fn certificates_are_for_the_names_that_they_hold() {
 }
 
 #[test]
-fn validity_is_told_in_days() {
+fn validity_is_reported_in_days() {
     let Some(lab) = Lab::new() else { return };
     let (leaf, intermediate, root) =
         (lab.make("leaf", LEAF), lab.der("intermediate"), lab.der("root"));
@@ -392,12 +392,16 @@ fn validity_is_told_in_days() {
     check(
         "expired",
         &late,
-        &[("valid", No, "ended on"), ("trusted", No, "CN=www.example.test holds from")],
+        &[("valid", No, "expired on"), ("trusted", No, "CN=www.example.test is valid from")],
     );
     assert_eq!(late.facts.number("certificate.valid"), Some(0));
     let early = at(&leaf, now - days(2));
-    check("not yet", &early, &[("valid", No, "begins on"), ("trusted", No, "holds from")]);
-    check("the intermediate", &at(&leaf, now + days(3651)), &[("valid", No, "ended on")]);
+    check(
+        "not yet",
+        &early,
+        &[("valid", No, "is not valid before"), ("trusted", No, "is valid from")],
+    );
+    check("the intermediate", &at(&leaf, now + days(3651)), &[("valid", No, "expired on")]);
     check("too long", &at(&long, now), &[("lifetime", No, "1001 days"), ("valid", Yes, "")]);
     check("short", &at(&short, now), &[("revocation", Yes, "7 days"), ("lifetime", Yes, "7 days")]);
     let not_so_short = lab.make("not so short", Spec { days: 9, ..short_spec });
@@ -437,7 +441,7 @@ fn keys_are_named_and_measured() {
         assert_eq!(examined.facts.number("certificate.key_bits"), Some(bits), "{key}");
         assert_eq!(examined.chains[0].certificates[0].problems, [""; 0], "{key}");
     }
-    // The weakest is not the one with the fewest bits.
+    // The weakest key is not the one with the fewest bits.
     let several: Vec<_> = ["rsa-1024", "ec-P-256"]
         .map(|name| Presented { when: name.to_owned(), ..shown(&[&lab.der(name), &intermediate]) })
         .into();
@@ -487,7 +491,7 @@ fn weak_signatures_are_found_and_not_trusted() {
         let hash = signature.rsplit('-').next().unwrap().to_owned();
         assert_eq!(value, (weak == Yes).then_some(Value::Text(hash)), "{what}");
     }
-    // A root is not trusted for what it signed itself with.
+    // The signature of a self-signed root does not matter.
     let root = lab.make(
         "old",
         Spec { key: "rsa:2048", subject: "/CN=Old", options: &["-sha1"], ..authority },
@@ -507,7 +511,7 @@ fn weak_signatures_are_found_and_not_trusted() {
 }
 
 #[test]
-fn what_an_authority_must_not_do_is_not_trusted() {
+fn chains_that_violate_constraints_are_not_trusted() {
     let Some(lab) = Lab::new() else { return };
     let intermediate = lab.der("intermediate");
     let client = "subjectAltName=DNS:www.example.test\nextendedKeyUsage=clientAuth";
@@ -556,7 +560,7 @@ fn what_an_authority_must_not_do_is_not_trusted() {
 }
 
 #[test]
-fn timestamps_are_counted_where_they_are() {
+fn timestamps_are_counted_in_all_places() {
     let Some(lab) = Lab::new() else { return };
     let intermediate = lab.der("intermediate");
     let one = [&[0; 41][..], &[0, 0, 4, 3, 0, 2, 1, 2]].concat();
@@ -588,7 +592,7 @@ fn timestamps_are_counted_where_they_are() {
     }
 }
 
-/// A response that brings timestamps, and whose signature nobody checks for that.
+/// A response with timestamps; its signature is not checked for them.
 fn ocsp_with_timestamps(list: &[u8]) -> Vec<u8> {
     let sequence = |parts: &[&[u8]]| tlv(0x30, parts);
     let time = tlv(0x18, &[b"20260101000000Z"]);
@@ -619,17 +623,17 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
     let by = |who: &str, options: &[&str]| lab.ocsp("intermediate", "1001", "V", who, options);
     let week = &["-ndays", "7"];
     let good = by("intermediate", week);
-    // Without certificates, the signature is what stands last.
+    // Without certificates, the signature is at the end.
     let mut forged = by("intermediate", &["-ndays", "7", "-resp_no_certs"]);
     *forged.last_mut().unwrap() ^= 1;
     let now = now();
     for (what, response, at, answer, evidence) in [
         ("good", good.clone(), now, Yes, "signed by the issuer"),
         ("by key", by("intermediate", &["-ndays", "7", "-resp_key_id"]), now, Yes, "the issuer"),
-        ("delegated", by("responder", week), now, Yes, "one whom the issuer named"),
+        ("delegated", by("responder", week), now, Yes, "responder authorized by the issuer"),
         ("SHA-256", by("intermediate", &["-ndays", "7", "-sha256"]), now, Yes, ""),
-        ("old", good.clone(), now + days(8), No, "it held until"),
-        ("early", good.clone(), now - days(1), No, "it holds from"),
+        ("old", good.clone(), now + days(8), No, "it was valid until"),
+        ("early", good.clone(), now - days(1), No, "it is not valid before"),
         ("without end", by("intermediate", &[]), now, No, "until when"),
         (
             "revoked",
@@ -653,10 +657,10 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
             "another certificate",
         ),
         ("another's", lab.ocsp("root", "1001", "V", "root", week), now, No, "another certificate"),
-        ("forged", forged, now, No, "does not hold"),
-        ("by a namesake", by("fake", week), now, No, "does not hold"),
+        ("forged", forged, now, No, "signature is invalid"),
+        ("by a namesake", by("fake", week), now, No, "signature is invalid"),
         ("unfit", by("unfit", week), now, No, "not for signing OCSP"),
-        ("by a stranger", by("stranger", week), now, No, "not by the issuer"),
+        ("by a stranger", by("stranger", week), now, No, "not signed by the issuer"),
         (
             "signed with SHA-1",
             by("intermediate", &["-ndays", "7", "-rmd", "sha1"]),
@@ -672,7 +676,7 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
         let examined = examine(&[presented], None, at, &trusting(&root));
         check(what, &examined, &[("ocsp_good", answer, evidence), ("ocsp_stapled", Yes, "bytes")]);
     }
-    // The issuer is needed; a store may have it.
+    // The issuer is needed; it may be in a store.
     let alone = [Presented { ocsp: Some(good), ..shown(&[&leaf]) }];
     let examined = examine(&alone, None, now, &trusting(&root));
     check("no issuer", &examined, &[("ocsp_good", Inconclusive, "was not sent")]);
@@ -681,7 +685,7 @@ fn only_a_current_response_for_this_certificate_by_the_right_signer_is_good() {
 }
 
 #[test]
-fn what_strict_readers_refuse_is_described_all_the_same() {
+fn certificates_that_strict_parsers_reject_are_described() {
     let Some(lab) = Lab::new() else { return };
     let intermediate = lab.der("intermediate");
     let old = lab.make("v1", Spec { extensions: "", ..LEAF });
@@ -699,9 +703,9 @@ fn what_strict_readers_refuse_is_described_all_the_same() {
     let broken = format!("{SERVER}\n2.5.29.19=DER:0500");
     let broken = lab.make("broken", Spec { extensions: &broken, ..LEAF });
     let examined = look(&lab, &[&broken, &intermediate]);
-    check("broken", &examined, &[("trusted", Inconclusive, "strict readers"), ("name", Yes, "")]);
+    check("broken", &examined, &[("trusted", Inconclusive, "strict parsers"), ("name", Yes, "")]);
     assert!(examined.chains[0].certificates[0].problems.iter().any(|p| p.contains("2.5.29.19")));
-    // No time; the signature no longer holds, and it is still described.
+    // An invalid time, and so an invalid signature; the certificate is still described.
     let leaf = lab.make("leaf", LEAF);
     let at = leaf.windows(2).position(|w| w == [0x17, 13]).unwrap();
     let mut time = leaf.clone();
@@ -737,7 +741,7 @@ fn what_strict_readers_refuse_is_described_all_the_same() {
 }
 
 #[test]
-fn floods_are_cut_off_and_told() {
+fn floods_of_certificates_are_limited_and_reported() {
     let Some(lab) = Lab::new() else { return };
     let (leaf, intermediate) = (lab.make("leaf", LEAF), lab.der("intermediate"));
     let mut chain = vec![leaf.as_slice()];
@@ -761,7 +765,7 @@ fn floods_are_cut_off_and_told() {
 
 /// OpenSSL 3.0 cannot make these.
 #[test]
-fn post_quantum_certificates_are_known_and_verified() {
+fn post_quantum_certificates_are_recognized_and_verified() {
     let key = PqdsaKeyPair::generate(&ML_DSA_65_SIGNING).unwrap();
     let spki = key.public_key().as_der().unwrap();
     let algorithm = tlv(0x30, &[&tlv(0x06, &[&[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 18]])]);
@@ -808,13 +812,13 @@ fn post_quantum_certificates_are_known_and_verified() {
 }
 
 #[test]
-fn keys_of_infineons_library_are_found() {
+fn keys_of_infineons_library_are_detected() {
     let Some(lab) = Lab::new() else { return };
     let mut leaf = lab.make("leaf", Spec { key: "rsa:2048", ..LEAF });
     check(
         "openssl's",
         &look(&lab, &[&leaf]),
-        &[("vulnerability.roca", No, "does not have the mark")],
+        &[("vulnerability.roca", No, "does not have the ROCA pattern")],
     );
     // 1 is a power of 65537 modulo everything: a modulus that is 1 modulo all the small primes.
     let mut product = num_bigint::BigUint::from(1_u8);
@@ -834,7 +838,9 @@ fn keys_of_infineons_library_are_found() {
 fn stores_are_read_from_files_and_from_the_system() {
     let Some(lab) = Lab::new() else { return };
     assert_eq!(Roots::from_pem_file(&lab.path("root.pem")).unwrap().len(), 1);
-    for (file, why) in [("root.key", "no certificate among them"), ("missing", "cannot be read")] {
+    for (file, why) in
+        [("root.key", "no certificate that can be a root"), ("missing", "cannot be read")]
+    {
         let error = Roots::from_pem_file(&lab.path(file)).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }

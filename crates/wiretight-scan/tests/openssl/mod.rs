@@ -1,4 +1,4 @@
-//! `openssl s_server` on a free port of loopback, with a key of its own, as long as a test runs.
+//! `openssl s_server` on a free loopback port with a new key, for the duration of a test.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use wiretight_scan::Start;
 use wiretight_scan::active::{Pace, Prober};
 
-/// Whether there is an OpenSSL to test against; in CI there has to be.
+/// Whether OpenSSL is installed; in CI it must be.
 pub fn have_openssl() -> bool {
     let found = Command::new("openssl").arg("version").output().is_ok();
     assert!(found || std::env::var_os("CI").is_none(), "no openssl in PATH");
@@ -71,7 +71,7 @@ impl Server {
             .by_ref()
             .map_while(Result::ok)
             .find_map(|line| line.strip_prefix("ACCEPT ")?.trim().parse().ok())
-            .expect("s_server says where it listens");
+            .expect("s_server prints its address");
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, address, folder }
     }
@@ -80,7 +80,7 @@ impl Server {
         prober(self.address)
     }
 
-    /// Its certificate, in DER.
+    /// The certificate in DER.
     #[allow(dead_code, reason = "each test file has its own copy")]
     pub fn certificate(&self) -> Vec<u8> {
         der(&self.folder.join("cert.pem"))
@@ -88,7 +88,7 @@ impl Server {
 }
 
 impl Server {
-    /// Where its key is, in PEM.
+    /// The path of the key in PEM.
     #[allow(dead_code, reason = "each test file has its own copy")]
     pub fn key(&self) -> PathBuf {
         self.folder.join("key.pem")
@@ -125,7 +125,7 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
 }
 
-/// A file with the certificate of an authority.
+/// A file with a CA certificate.
 #[allow(dead_code, reason = "each test file has its own copy")]
 pub fn authority() -> PathBuf {
     let file = std::env::temp_dir().join(format!("wiretight-scan-{}.pem", unique()));

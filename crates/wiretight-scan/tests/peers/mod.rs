@@ -1,6 +1,6 @@
-//! Other scanners, run on the same servers: what they find, under our ids.
+//! Results of other scanners for the same servers, under our ids.
 //!
-//! Each tells only what it can tell: a fact that it does not look for, or is not sure of, has no entry.
+//! A fact that a scanner does not test, or is not sure of, has no entry.
 
 pub mod sslyze;
 pub mod testssl;
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use wiretight_scan::facts::{Answer, Facts, Value};
 
-/// What a scanner said, and how long it took.
+/// The result of a scanner.
 pub struct Said {
-    /// Under our ids. A suite or a group that is refused is in it, too.
+    /// Facts under our ids, including rejected suites and groups.
     pub facts: Facts,
-    /// How long it took.
+    /// The duration.
     pub took: Duration,
-    /// Why there is nothing, or less.
+    /// Why facts are missing.
     pub trouble: Option<String>,
 }
 
-/// What both say, with the same answer and, where both give one, the same value.
+/// The facts with the same answer and, if both have one, the same value.
 pub fn agreed(one: &Facts, other: &Facts) -> Facts {
     let mut both = Facts::default();
     for (id, fact) in one.iter() {
@@ -41,7 +41,7 @@ pub fn agreed(one: &Facts, other: &Facts) -> Facts {
     both
 }
 
-/// Ids on which they differ, with what each says.
+/// The ids on which they differ, with both facts.
 pub fn differ(one: &Facts, other: &Facts) -> Vec<(String, String, String)> {
     let pairs = one.iter().filter_map(|(id, fact)| Some((id, fact, other.get(id)?)));
     pairs
@@ -52,7 +52,7 @@ pub fn differ(one: &Facts, other: &Facts) -> Vec<(String, String, String)> {
         .collect()
 }
 
-/// Whether two say the same: a value that only one gives is no difference, nor is the order of a list.
+/// Whether two facts agree. A value that only one has does not matter, nor does the order of a list.
 pub fn same(one: Answer, value: Option<&Value>, other: Answer, second: Option<&Value>) -> bool {
     let sorted = |value: &Value| match value {
         Value::List(names) => {
@@ -69,7 +69,7 @@ pub fn same(one: Answer, value: Option<&Value>, other: Answer, second: Option<&V
         }
 }
 
-/// For a table.
+/// The text for a table.
 pub fn show(answer: Answer, value: Option<&Value>) -> String {
     match value {
         None => answer.to_string(),
@@ -83,7 +83,7 @@ fn yes_or_no(yes: bool) -> Answer {
     if yes { Answer::Yes } else { Answer::No }
 }
 
-/// The bits of the weakest of several keys: 256 bits on a curve are more than 2048 of RSA
+/// The bits of the weakest of several keys: a 256-bit curve is stronger than RSA with 2048 bits
 /// (NIST SP 800-57 part 1, table 2).
 fn weakest(bits: impl IntoIterator<Item = u64>) -> Option<u64> {
     bits.into_iter().min_by_key(|bits| match bits {
@@ -94,7 +94,7 @@ fn weakest(bits: impl IntoIterator<Item = u64>) -> Option<u64> {
     })
 }
 
-/// Curves by OpenSSL's names, as the registry has them.
+/// The registry names of curves with OpenSSL's names.
 fn group(name: &str) -> Option<&'static str> {
     let registered = match name {
         "prime256v1" => "secp256r1",
@@ -106,7 +106,7 @@ fn group(name: &str) -> Option<&'static str> {
     wiretight_scan::names::Group::from_name(registered).map(|group| group.name)
 }
 
-/// Runs a scanner to its end, or to this limit.
+/// Runs a scanner until it ends or reaches the time limit.
 fn run(command: &mut Command, dir: &Path, limit: Duration) -> (Duration, Option<String>) {
     use std::os::unix::process::CommandExt;
     let log = std::fs::File::create(dir.join("log")).unwrap();
@@ -125,7 +125,10 @@ fn run(command: &mut Command, dir: &Path, limit: Duration) -> (Duration, Option<
         if begun.elapsed() > limit {
             let _ = kill_process_group(Pid::from_child(&kid), Signal::KILL);
             let _ = kid.wait();
-            return (begun.elapsed(), Some(format!("it did not end within {} s", limit.as_secs())));
+            return (
+                begun.elapsed(),
+                Some(format!("it did not finish within {} s", limit.as_secs())),
+            );
         }
         thread::sleep(Duration::from_millis(20));
     }

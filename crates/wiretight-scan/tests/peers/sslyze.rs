@@ -33,7 +33,7 @@ const SCANS: &[&str] = &[
     "--robot",
 ];
 
-/// What it says of this server.
+/// Its result for this server.
 pub fn scan(server: &Running) -> Result<Said, Missing> {
     let mut command = Command::new(find("sslyze")?);
     command.args(SCANS).args([
@@ -58,7 +58,7 @@ pub fn scan(server: &Running) -> Result<Said, Missing> {
         | Start::Rdp) => {
             command.arg(format!("--starttls={}", start.scheme()));
         }
-        start => return Ok(nothing(format!("it does not speak {}", start.scheme()))),
+        start => return Ok(nothing(format!("it does not support {}", start.scheme()))),
     }
     command.arg(server.address.to_string());
     let dir = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ pub fn scan(server: &Running) -> Result<Said, Missing> {
     Ok(Said { facts: facts(&scanned["scan_result"]), took, trouble })
 }
 
-/// RSA moduli stand in it as numbers; no reader takes them. Each member has a line of its own.
+/// It contains RSA moduli as numbers, which JSON parsers reject. Each member is on a separate line.
 fn without_big_numbers(json: &str) -> String {
     json.lines()
         .map(|line| match line.split_once("\": ") {
@@ -119,7 +119,7 @@ fn facts(found: &Json) -> Facts {
     );
     say("fallback_scsv", flag("tls_fallback_scsv", "supports_fallback_scsv"));
     say("renegotiation.secure", flag("session_renegotiation", "supports_secure_renegotiation"));
-    // It calls a server vulnerable only if it takes many: one that is taken is what we ask for.
+    // sslyze requires many accepted renegotiations for a vulnerability; our fact needs only one.
     say(
         "renegotiation.by_client",
         result("session_renegotiation")
@@ -196,7 +196,7 @@ fn suites(found: &Json, facts: &mut Facts) {
         {
             for one in result[field].as_array().into_iter().flatten() {
                 let Some(name) = one["cipher_suite"]["name"].as_str() else { continue };
-                // What the registry does not have is not asked for by us.
+                // We do not test what is not in the registry.
                 let known = Suite::from_name(name).map(|suite| suite.name);
                 if known.is_none() && version != Version::Ssl2 {
                     continue;
@@ -234,12 +234,12 @@ fn certificates(info: &Json, facts: &mut Facts) {
         facts,
     );
     every("certificate.ocsp_stapled", &|chain| !chain["ocsp_response"].is_null(), facts);
-    // The store that was given stands among those that it has.
+    // The given store is listed among its own stores.
     let trusted = |chain: &Json| {
         let stores = chain["path_validation_results"].as_array();
         stores.into_iter().flatten().any(|one| one["was_validation_successful"] == true)
     };
-    // It asks whether a chain leads to a root for this name: where the name alone is wrong, it does not tell.
+    // It checks chain and name together, so a wrong name says nothing about the chain.
     let named = |chain: &Json| {
         let stores = chain["path_validation_results"].as_array();
         let errors =

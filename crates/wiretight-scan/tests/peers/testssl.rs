@@ -1,4 +1,4 @@
-//! testssl.sh 3.0.8, which makes its own hellos in Bash.
+//! testssl.sh 3.0.8, which creates its own hellos in Bash.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use wiretight_scan::names::{SSL2_SUITES, Suite, Version};
 use super::{Said, group, run, weakest, yes_or_no};
 use crate::servers::{Missing, Running, find, pki};
 
-/// What it says of this server in these sections (`-p -S`); each takes it five to thirty seconds.
+/// Its result for this server in these sections (`-p -S`); each takes five to thirty seconds.
 pub fn scan(server: &Running, sections: &str) -> Result<Said, Missing> {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(find("testssl")?);
@@ -32,17 +32,17 @@ pub fn scan(server: &Running, sections: &str) -> Result<Said, Missing> {
         start => {
             command.args(["-t", start.scheme()]);
             if start == Start::Ldap {
-                // Its own hellos do not know how to begin there.
+                // Its own hellos do not support this protocol.
                 command.arg("--ssl-native");
             }
         }
     }
     command.arg(format!("localhost:{}", server.address.port()));
-    // It reads the system's settings, too, and with them sees no old version.
+    // It also uses the system's OpenSSL settings, with which it does not see old versions.
     command.env("OPENSSL_CONF", "/dev/null").env("TERM", "dumb");
     let (took, trouble) = run(&mut command, dir.path(), Duration::from_secs(180));
     let found = fs::read_to_string(dir.path().join("found.json")).unwrap_or_default();
-    // A run that was ended leaves the list open.
+    // An interrupted run leaves the list open.
     let found: Json = serde_json::from_str(&found)
         .or_else(|_| serde_json::from_str(&format!("{}]", found.trim_end().trim_end_matches(','))))
         .unwrap_or_default();
@@ -73,7 +73,7 @@ fn facts(findings: &[(String, String, String)]) -> Facts {
     let mut bits = BTreeSet::new();
     let mut dh = BTreeSet::new();
     for (id, severity, finding) in findings {
-        // With more than one certificate, the id goes on: `cert_keySize <cert#1>`.
+        // With several certificates, the id has a suffix: `cert_keySize <cert#1>`.
         let id = id.split(' ').next().unwrap_or_default();
         let offered = match finding.as_str() {
             f if f.starts_with("not offered") => Some(false),
@@ -82,7 +82,7 @@ fn facts(findings: &[(String, String, String)]) -> Facts {
         };
         let mut say = |id: &'static str, answer: Option<bool>| {
             if let Some(yes) = answer {
-                // Of several certificates, the worst counts: it is said of every one, or of any.
+                // The worst of several certificates counts.
                 let bad = matches!(id, "certificate.self_signed" | "certificate.weak_signature");
                 if id.starts_with("certificate.") && facts.answer(id) == yes_or_no(bad) {
                     return;
@@ -90,7 +90,7 @@ fn facts(findings: &[(String, String, String)]) -> Facts {
                 facts.set(id, yes_or_no(yes), None, format!("testssl.sh: {finding}"));
             }
         };
-        // What it is sure of: what it cannot test, it marks so.
+        // Keep only certain results; it marks what it cannot test.
         let vulnerable = match severity.as_str() {
             "OK" => Some(false),
             "LOW" | "MEDIUM" | "HIGH" | "CRITICAL" => Some(true),
@@ -191,7 +191,7 @@ fn facts(findings: &[(String, String, String)]) -> Facts {
             }
             _ => {
                 if let Some((version, name, dh_bits)) = suite(id, finding) {
-                    // It lists what it tried, and only that.
+                    // It lists only what it tested.
                     let answer = yes_or_no(!finding.trim_end().ends_with("not a/v"));
                     if answer == Answer::Yes {
                         dh.extend(dh_bits);

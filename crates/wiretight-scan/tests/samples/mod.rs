@@ -1,5 +1,5 @@
-//! Reports as scans of real servers give them: a modern one, an old one, one in the clear, one that
-//! cannot be reached, one that throttles, and one that lies in its certificate.
+//! Sample reports as from scans of real servers: modern, old, unencrypted, unreachable, throttling, and with
+//! hostile text in its certificate.
 
 #![allow(dead_code, reason = "each test program takes what it needs")]
 
@@ -13,12 +13,12 @@ pub fn all() -> Vec<Report> {
     vec![modern(), mail(), old(), plaintext(), throttled(), unreachable(), hostile()]
 }
 
-/// TLS 1.3 with a hybrid group, TLS 1.2 with ECDHE and AEAD, a certificate of Let's Encrypt's kind.
+/// TLS 1.3 with a hybrid group, TLS 1.2 with ECDHE and AEAD, a certificate like those of Let's Encrypt.
 pub fn modern() -> Report {
     report("https://www.example.com", "192.0.2.10", Reached::Tls, modern_facts(), chains())
 }
 
-/// As most servers are today: fine, without post-quantum groups, with CBC, by STARTTLS.
+/// Like most servers today: fine, but without post-quantum groups and with CBC; by STARTTLS.
 pub fn mail() -> Report {
     let mut f = modern_facts();
     f.set("starttls.offered", Yes, None, "250-STARTTLS");
@@ -34,7 +34,7 @@ pub fn mail() -> Report {
     report("smtp://mail.example.com:25", "192.0.2.25", Reached::Tls, f, chains())
 }
 
-/// A box nobody updated since 2012.
+/// A device without updates since 2012.
 pub fn old() -> Report {
     let mut f = Facts::default();
     f.set("protocol.ssl2", Yes, None, "SSLv2 ServerHello with 2 ciphers");
@@ -43,7 +43,7 @@ pub fn old() -> Report {
     f.set("protocol.tls1_1", No, None, "ServerHello chose TLS 1.0");
     f.set("protocol.tls1_2", No, None, "ServerHello chose TLS 1.0");
     f.set("protocol.tls1_3", No, None, "ServerHello chose TLS 1.0");
-    f.set("protocol.quic", No, None, "no answer between two that came");
+    f.set("protocol.quic", No, None, "no answer between two answered controls");
     f.set("suites.ssl2", Yes, list(&["SSL_CK_RC4_128_WITH_MD5"]), "ServerHello");
     f.set("suite.ssl2.SSL_CK_RC4_128_WITH_MD5", Yes, None, "ServerHello");
     let suites = [
@@ -58,7 +58,7 @@ pub fn old() -> Report {
     ];
     for version in ["ssl3", "tls1_0"] {
         f.set(format!("suites.{version}"), Yes, list(&suites), "9 hellos, the last was refused");
-        f.set(format!("preference.{version}"), No, None, "it takes the client's first");
+        f.set(format!("preference.{version}"), No, None, "it chose the first suite offered");
         for name in suites {
             suite(&mut f, version, name);
         }
@@ -79,9 +79,9 @@ pub fn old() -> Report {
     f.set("weak.static_rsa", Yes, list(&["TLS_RSA_WITH_AES_128_CBC_SHA"]), "taken");
     f.set("weak.static_dh", No, None, "refused");
     f.set("weak.cbc", Yes, list(&["TLS_RSA_WITH_AES_128_CBC_SHA"]), "taken");
-    f.set("certificate.trusted", No, None, "it signed itself");
-    f.set("certificate.trusted_by_mesh", No, None, "it signed itself");
-    f.set("certificate.self_signed", Yes, None, "issuer and subject are one");
+    f.set("certificate.trusted", No, None, "self-signed");
+    f.set("certificate.trusted_by_mesh", No, None, "self-signed");
+    f.set("certificate.self_signed", Yes, None, "issuer and subject are the same");
     f.set("certificate.name", No, None, "localhost.localdomain");
     f.set("certificate.valid", No, Some(Value::Number(0)), "ended 2013-05-01");
     f.set("certificate.weak_signature", No, None, "a root's own signature does not count");
@@ -127,7 +127,7 @@ pub fn old() -> Report {
         when: vec!["default".into()],
         certificates: vec![leaf],
         trusted: No,
-        evidence: "it signed itself".into(),
+        evidence: "self-signed".into(),
     };
     report("https://legacy.example.com:8443", "192.0.2.12", Reached::Tls, f, vec![chain])
 }
@@ -145,10 +145,10 @@ pub fn unreachable() -> Report {
     report("gone.example.com", "192.0.2.99", reached, Facts::default(), Vec::new())
 }
 
-/// It answers the first hellos and resets the rest.
+/// A server that answers the first hellos and resets the others.
 pub fn throttled() -> Report {
     let mut f = Facts::default();
-    let reset = "connection reset, also when asked again after 8 s";
+    let reset = "connection reset, also after 8 s";
     f.set("protocol.tls1_3", Yes, None, "ServerHello chose TLS 1.3");
     f.set("protocol.tls1_2", Yes, None, "ServerHello chose TLS 1.2");
     for id in ["ssl2", "ssl3", "tls1_0", "tls1_1"] {
@@ -166,7 +166,7 @@ pub fn throttled() -> Report {
     report("www.example.net:443", "2001:db8::443", Reached::Tls, f, chains())
 }
 
-/// What a certificate can hold that a terminal or a browser would obey.
+/// A certificate with control sequences for terminals and markup for browsers.
 pub fn hostile() -> Report {
     let mut report = modern();
     let evil = "CN=\u{1b}]0;owned\u{7}\u{1b}[2J<script>alert(1)</script>\u{202e}gpj.exe\r\n&\"'";
@@ -203,8 +203,8 @@ pub fn modern_facts() -> Facts {
     for name in old {
         suite(&mut f, "tls1_2", name);
     }
-    f.set("preference.tls1_3", Yes, None, "two orders, one answer");
-    f.set("preference.tls1_2", Yes, None, "two orders, one answer");
+    f.set("preference.tls1_3", Yes, None, "it chose the same suite from another order");
+    f.set("preference.tls1_2", Yes, None, "it chose the same suite from another order");
     let groups = ["X25519MLKEM768", "x25519", "secp256r1", "secp384r1"];
     f.set("groups.tls1_3", Yes, list(&groups), "5 hellos, the last was refused");
     for name in groups {
@@ -220,10 +220,10 @@ pub fn modern_facts() -> Facts {
     f.set("forward_secrecy.all", Yes, None, "ECDHE alone");
     f.set("forward_secrecy.any", Yes, None, "ECDHE alone");
     for name in ["null", "anonymous", "export", "rc4", "des", "static_rsa", "static_dh", "cbc"] {
-        f.set(format!("weak.{name}"), No, None, "refused: handshake_failure (40)");
+        f.set(format!("weak.{name}"), No, None, "rejected: handshake_failure (40)");
     }
     f.set("certificate.trusted", Yes, None, "ISRG Root X2");
-    f.set("certificate.trusted_by_mesh", Untested, None, "no bundle was given");
+    f.set("certificate.trusted_by_mesh", Untested, None, "no trust bundle was given");
     f.set("certificate.name", Yes, None, "www.example.com");
     f.set("certificate.valid", Yes, Some(Value::Number(48)), "until 2027-01-13");
     f.set("certificate.ordered", Yes, None, "2 certificates");

@@ -1,6 +1,6 @@
-//! Peers that want a scan to hang, to crash, or to eat all memory; and two that speak no TLS at all.
+//! Peers that try to make a scan hang, crash, or use all memory; and two without TLS.
 //!
-//! They read what a client sends only as far as they must, and go on until it leaves.
+//! They read only as much as necessary, and continue until the client leaves.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,53 +9,53 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// What is played.
+/// The simulated behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Play {
-    /// HTTP in the clear: a hello is answered with 400.
+    /// Plaintext HTTP: answers a hello with 400.
     Http,
-    /// What comes is sent back.
+    /// Echoes all data.
     Echo,
-    /// Says a banner of its own and then nothing.
+    /// Sends a banner, and then nothing.
     Banner,
-    /// Takes connections, and never says a word.
+    /// Accepts connections, and sends nothing.
     Silence,
-    /// Takes a connection and closes it at once.
+    /// Accepts a connection, and closes it immediately.
     Closes,
-    /// Takes a connection and resets it once something comes.
+    /// Accepts a connection, and resets it when data arrives.
     Resets,
-    /// Handshake records full of zeros without end.
+    /// Endless handshake records full of zeros.
     EndlessRecords,
-    /// A sound ServerHello, then a Certificate message of 2^24 - 1 bytes, and after it more of them.
+    /// A correct ServerHello, then endless Certificate messages of 2^24 - 1 bytes.
     EndlessCertificates,
-    /// A handshake message that says it has 2^24 - 1 bytes, with a few of them, and then silence.
+    /// A handshake message with an announced length of 2^24 - 1 bytes, a few bytes of it, and then silence.
     HugeLength,
-    /// A ServerHello in records of one byte each, a second apart from the next.
+    /// A ServerHello in records of one byte, one per second.
     OneByteRecords,
-    /// Handshake messages of no known type in records of one byte each, without end.
+    /// Endless handshake messages of unknown type in records of one byte.
     EndlessFragments,
-    /// Records of no bytes at all, without end.
+    /// Endless empty records.
     EmptyRecords,
-    /// Warning alerts without end.
+    /// Endless warning alerts.
     EndlessWarnings,
-    /// Half a record's header a byte every five seconds, for ever.
+    /// A record header that never completes, one byte every five seconds.
     Drip,
     /// Random bytes.
     Noise,
-    /// A ServerHello whose inner lengths all lie.
+    /// A ServerHello with wrong inner lengths.
     LyingLengths,
-    /// HelloRetryRequest after HelloRetryRequest.
+    /// Endless HelloRetryRequests.
     EndlessRetries,
-    /// An SSL 2.0 ServerHello that says its certificate has 65,535 bytes.
+    /// An SSL 2.0 ServerHello that announces a certificate of 65,535 bytes.
     LyingSsl2,
-    /// A ServerHello that picks a suite and a version that nobody offered.
+    /// A ServerHello with a suite and a version that were not offered.
     Unoffered,
-    /// Records longer than any may be.
+    /// Records that are too long.
     TooLongRecords,
 }
 
 impl Play {
-    /// All that mean harm.
+    /// All hostile behaviours.
     pub const HOSTILE: &[(&'static str, Self)] = &[
         ("hostile-endless-records", Self::EndlessRecords),
         ("hostile-endless-certificates", Self::EndlessCertificates),
@@ -77,7 +77,7 @@ impl Play {
     ];
 }
 
-/// Ends what was started, when it is dropped.
+/// Stops the server on drop.
 pub struct Stop {
     at: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -86,7 +86,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Connections that were taken.
+    /// Accepted connections.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
@@ -102,7 +102,7 @@ impl Drop for Stop {
     }
 }
 
-/// A thread for each connection, until it is told to stop.
+/// Runs a thread for each connection until it is stopped.
 pub(super) fn accept_each(
     listener: TcpListener,
     serve: impl Fn(TcpStream) + Send + Sync + 'static,
@@ -127,16 +127,16 @@ pub(super) fn accept_each(
     Stop { at, stop, served, thread: Some(thread) }
 }
 
-/// Ends a connection with a reset.
+/// Resets a connection.
 pub(super) fn reset(client: TcpStream) {
     let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
 }
 
-/// Starts playing this.
+/// Starts a server with this behaviour.
 pub fn start(at: SocketAddr, play: Play) -> Stop {
     let listener = TcpListener::bind(at).unwrap();
     accept_each(listener, move |client| {
-        // All ends when the client goes: writing fails.
+        // Writing fails when the client leaves, which ends the loop.
         let _ = perform(client, play);
     })
 }
@@ -148,7 +148,7 @@ fn perform(mut client: TcpStream, play: Play) -> io::Result<()> {
     match play {
         Play::Closes => return Ok(()),
         Play::Banner => client.write_all(b"* OK ready\r\n")?,
-        // Mean from the first byte on, before anybody has asked.
+        // Hostile data before the client sends anything.
         Play::Drip => {}
         _ => {
             let n = client.read(&mut hello)?;
@@ -181,7 +181,7 @@ fn perform(mut client: TcpStream, play: Play) -> io::Result<()> {
         Play::EndlessCertificates => {
             client.write_all(&record(22, &server_hello(0x0303, 0xc02f)))?;
             loop {
-                // One certificate message, as long as any can be, with certificates of 1 MB that are none.
+                // One Certificate message of maximum length, with invalid certificates of 1 MB.
                 let mut body = vec![11, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfc];
                 while body.len() < (1 << 24) + 3 {
                     let part = ((1 << 24) + 3 - body.len() - 3).min(1 << 20);
@@ -220,7 +220,7 @@ fn perform(mut client: TcpStream, play: Play) -> io::Result<()> {
             }
         },
         Play::Noise => {
-            // Any sequence that does not repeat soon will do.
+            // Any sequence without short cycles works.
             let mut state = 0x9e37_79b9_7f4a_7c15_u64;
             let noise: Vec<u8> = std::iter::repeat_with(|| {
                 state ^= state << 13;
@@ -264,7 +264,7 @@ fn perform(mut client: TcpStream, play: Play) -> io::Result<()> {
     }
 }
 
-/// Reads, and says nothing, until the client goes.
+/// Reads without answering until the client leaves.
 fn silence(mut client: TcpStream) -> io::Result<()> {
     client.set_read_timeout(Some(Duration::from_secs(120)))?;
     io::copy(&mut client, &mut io::sink()).map(drop)
@@ -286,7 +286,7 @@ fn server_hello(version: u16, suite: u16) -> Vec<u8> {
     handshake(2, &body)
 }
 
-/// RFC 8446 section 4.1.3: a ServerHello with this random, that asks for secp521r1.
+/// RFC 8446 section 4.1.3: a ServerHello with this random, which requests secp521r1.
 fn retry_request() -> Vec<u8> {
     const RETRY: [u8; 32] = [
         0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8,

@@ -1,8 +1,8 @@
-//! Real TLS servers on loopback, each in a configuration that a scan must see through, and a few that are made up
-//! where no real one can be had.
+//! Real TLS servers on loopback, each in a configuration that a scan must recognize, and some simulated ones
+//! where no real server is available.
 //!
-//! [`all`] is the table; [`Config::start`] starts one on a free port, with what it writes in a temporary folder;
-//! dropping the [`Running`] ends it. No service of the system is touched.
+//! [`all`] is the table. [`Config::start`] starts a server on a free port, with its files in a temporary folder;
+//! dropping the [`Running`] stops it. Services of the system are not affected.
 #![allow(dead_code, reason = "each of the tests uses a part")]
 
 pub mod hostile;
@@ -26,38 +26,38 @@ use wiretight_scan::{Host, Start, Target};
 
 pub use table::all;
 
-/// How long a server may take until it listens, and to end.
+/// Time limits for a server to listen, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a server is here for.
+/// The purpose of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A real one: other scanners must agree on it.
+    /// A real server: other scanners must agree on it.
     Real,
-    /// Its weakness is played, for no real server that has it can be had.
+    /// Its weakness is simulated, because no real server with it is available.
     Mock,
-    /// Real, behind something that is in the way; or one that scanners are known to stumble over.
+    /// A real server behind an obstacle, or one with which scanners are known to have problems.
     Odd,
-    /// It wants the scanner to hang, to crash or to run out of memory.
+    /// It tries to make the scanner hang, crash or run out of memory.
     Hostile,
 }
 
 /// A server that can be started.
 pub struct Config {
-    /// As it stands in reports: `openssl-tls1_2`.
+    /// The name in reports: `openssl-tls1_2`.
     pub name: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub kind: Kind,
-    /// What is spoken before TLS.
+    /// The protocol before TLS.
     pub start: Start,
-    /// What is started.
+    /// How to start it.
     pub how: How,
 }
 
-/// What is started. Programs run in [`pki::folder`], so their arguments name its files.
+/// How to start a server. Programs run in [`pki::folder`], so that arguments can name its files.
 #[derive(Debug, Clone)]
 pub enum How {
-    /// `openssl s_server`, with these arguments after the port's.
+    /// `openssl s_server`, with these arguments after those for the port.
     Openssl(&'static str),
     /// `py/gnutls.py`, with this priority string and these arguments after the port.
     Gnutls(&'static str, &'static str),
@@ -79,27 +79,27 @@ pub enum How {
     Slapd(&'static str),
     /// A script of `py/`, run by the Python of `target/tools/pypi`, with these arguments after the port.
     Python(&'static str, &'static str),
-    /// A server of this table, behind this.
+    /// A server of this table, behind this obstacle.
     Behind(&'static str, proxies::Trouble),
-    /// Played by this process.
+    /// Simulated by this process.
     Played(hostile::Play),
 }
 
-/// Why a server cannot be had.
+/// Why a server is not available.
 #[derive(Debug)]
 pub struct Missing(pub String);
 
-/// A server that listens. It ends when this is dropped.
+/// A running server, which is stopped on drop.
 pub struct Running {
     /// The name of its [`Config`].
     pub name: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub kind: Kind,
-    /// What is spoken before TLS.
+    /// The protocol before TLS.
     pub start: Start,
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
-    /// What it runs, for people who want to see for themselves.
+    /// The command line, for manual tests.
     pub shown: String,
     kid: Option<Kid>,
     played: Option<hostile::Stop>,
@@ -112,10 +112,10 @@ pub fn config(name: &str) -> Config {
     all()
         .into_iter()
         .find(|config| config.name == name)
-        .unwrap_or_else(|| panic!("no server is called {name}"))
+        .unwrap_or_else(|| panic!("unknown server {name}"))
 }
 
-/// Starts the server of this name; `None`, with a word on it, where its program is missing. In CI, none may be.
+/// Starts the server of this name. If its program is missing, prints a note and returns `None`; in CI, it fails.
 pub fn start(name: &str) -> Option<Running> {
     match config(name).start() {
         Ok(running) => Some(running),
@@ -171,7 +171,7 @@ impl Config {
 }
 
 impl Running {
-    /// By its address; its certificate is for that, and for `localhost`.
+    /// The target by address. The certificate is for the address and for `localhost`.
     pub fn target(&self) -> Target {
         Target {
             host: Host::Address(self.address.ip(), None),
@@ -180,7 +180,7 @@ impl Running {
         }
     }
 
-    /// What it wrote so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
@@ -199,12 +199,12 @@ impl Running {
     }
 }
 
-/// A port that is free on both loopback addresses, below those that clients get.
+/// A port that is free on both loopback addresses, below the range of client ports.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;
-    // Test binaries that run at the same time begin at different ports.
+    // Test binaries that run in parallel start at different ports.
     let begin = (std::process::id() as u16).wrapping_mul(211) % COUNT;
     for _ in 0..COUNT {
         let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
@@ -220,14 +220,14 @@ fn free_port() -> u16 {
     panic!("no port is free")
 }
 
-/// A program of ours with all that it starts; killed on drop.
+/// A program and all its child processes, which are killed on drop.
 struct Kid(Child);
 
 impl Kid {
     fn start(command: &mut Command, log: &Path) -> Self {
         use std::os::unix::process::CommandExt;
         let out = fs::File::create(log).unwrap();
-        // s_server ends with its input: so it gets one that stays open.
+        // s_server stops at the end of its input, so its input stays open.
         command.stdin(Stdio::piped()).stdout(out.try_clone().unwrap()).stderr(out).process_group(0);
         Self(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", show(command))))
     }
@@ -244,8 +244,8 @@ impl Kid {
     }
 }
 
-/// The processes that this one started, and those that they did, as long as it lives. Postfix's leaves the group of
-/// the command that started it.
+/// All descendants of a running process. Postfix leaves the process group of
+/// the command that starts it.
 fn descendants(of: u32) -> Vec<Pid> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
@@ -270,7 +270,7 @@ impl Drop for Kid {
     fn drop(&mut self) {
         let family = descendants(self.0.id());
         let group = Pid::from_child(&self.0);
-        // Politely first: Postfix, Dovecot and PostgreSQL end their own.
+        // First SIGTERM: Postfix, Dovecot and PostgreSQL stop their children.
         let _ = kill_process_group(group, Signal::TERM);
         for pid in family {
             let _ = kill_process(pid, Signal::TERM);
@@ -279,7 +279,7 @@ impl Drop for Kid {
             let _ = kill_process_group(group, Signal::KILL);
             self.ended(Duration::from_secs(5));
         }
-        // What is left of a group whose first process is gone.
+        // Remaining processes of the group.
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
@@ -289,7 +289,7 @@ fn show(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// Where a program is. Servers often stand outside the path of people.
+/// The path of a program. Servers are often in directories outside of PATH.
 pub fn find(program: &str) -> Result<PathBuf, Missing> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<_> = std::env::split_paths(&path).collect();
@@ -308,7 +308,7 @@ pub fn find(program: &str) -> Result<PathBuf, Missing> {
         .ok_or_else(|| Missing(format!("{program} is not installed")))
 }
 
-/// Where `scripts/test` puts what Debian does not have.
+/// The folder where `scripts/test` installs what Debian does not have.
 pub fn from_pypi() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
     workspace.join("target/tools/pypi")

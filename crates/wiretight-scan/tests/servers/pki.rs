@@ -1,4 +1,4 @@
-//! The certificates of the test servers, made once a run by the `openssl` program: by other code than what is
+//! The certificates of the test servers, created by the `openssl` program, which does not share code with what is
 //! tested.
 
 use std::fs;
@@ -38,21 +38,21 @@ subjectAltName = DNS:other.example,DNS:*.wild.example
 extendedKeyUsage = OCSPSigning
 ";
 
-/// The folder with all of them. For each leaf NAME: `NAME.key`, `NAME.pem` (it alone), `NAME.chain` (it and its
+/// The folder with all of them. For each leaf NAME: `NAME.key`, `NAME.pem` (the leaf), `NAME.chain` (leaf and
 /// intermediate), `NAME.all` (chain and key). `root.pem` is the root, `ocsp.der` a response that says that
-/// `rsa.pem` is good, `staple.der` the same for `staple.pem`; `dh1024.pem`, `dh2048.pem` are parameters.
+/// `rsa.pem` is good, `staple.der` the same for `staple.pem`; `dh1024.pem`, `dh2048.pem` are DH parameters.
 ///
-/// | leaf | what it is |
+/// | leaf | description |
 /// |---|---|
 /// | `rsa`, `rsa1024`, `ecdsa`, `p384`, `brainpool`, `ed25519` | for localhost, by its key |
-/// | `expired` | RSA, since 2020 |
+/// | `expired` | RSA, expired in 2020 |
 /// | `sha1` | RSA, signed with SHA-1 |
 /// | `other` | RSA, for other.example and *.wild.example |
-/// | `staple` | RSA, demands a stapled OCSP response |
-/// | `client` | ECDSA, of a client |
-/// | `self` | RSA, signed by itself: its chain is it alone |
+/// | `staple` | RSA, requires a stapled OCSP response |
+/// | `client` | ECDSA, for a client |
+/// | `self` | RSA, self-signed: its chain contains only the leaf |
 pub fn folder() -> &'static Path {
-    // A static is not dropped: so it is kept below the target folder, and used for a day.
+    // Statics are not dropped, so it is kept below the target folder, and reused for a day.
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("scan-pki-{}", today()));
@@ -62,7 +62,7 @@ pub fn folder() -> &'static Path {
         let dir = TempDir::with_prefix_in("scan-pki-", env!("CARGO_TARGET_TMPDIR")).unwrap();
         make(dir.path());
         fs::write(dir.path().join("done"), "").unwrap();
-        // Another test binary may have been faster: then its are used.
+        // If another test binary was faster, use its files.
         let made = dir.keep();
         match fs::rename(&made, &kept) {
             Ok(()) => kept,
@@ -75,7 +75,7 @@ pub fn folder() -> &'static Path {
     })
 }
 
-/// OCSP responses are for some days only, and the user decides who may read it.
+/// The folder is new for each day, because OCSP responses expire, and for each user.
 fn today() -> String {
     let user = rustix::process::geteuid().as_raw();
     format!("{user}-{}", jiff::Timestamp::now().strftime("%Y%m%d"))

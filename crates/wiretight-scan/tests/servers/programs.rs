@@ -1,4 +1,4 @@
-//! How each real server is told to listen on one port of loopback, with its files in one folder.
+//! Command lines and configurations of the real servers: one loopback port, all files in one folder.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ pub(super) fn command(config: &Config, at: SocketAddr, dir: &Path) -> Result<Com
         How::Python(script, arguments) => python(at, script, arguments)?,
         How::Behind(..) | How::Played(_) => unreachable!("no program"),
     };
-    // Debian's own settings forbid what is tested here.
+    // Debian's default settings forbid some of what is tested here.
     command.current_dir(pki::folder()).env("OPENSSL_CONF", "/dev/null");
     Ok(command)
 }
@@ -93,7 +93,7 @@ fn node(at: SocketAddr, options: &str) -> Result<Command, Missing> {
 fn python(at: SocketAddr, script: &str, arguments: &str) -> Result<Command, Missing> {
     let python = from_pypi().join("bin/python");
     if !python.exists() {
-        return Err(Missing("target/tools/pypi is not there: scripts/test makes it".into()));
+        return Err(Missing("target/tools/pypi is missing; scripts/test creates it".into()));
     }
     let mut command = Command::new(python);
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/py");
@@ -124,7 +124,7 @@ fn id(flag: &str, user: &str) -> Result<u32, Missing> {
     String::from_utf8_lossy(&ran.stdout).trim().parse().map_err(|_| missing())
 }
 
-/// A copy of the certificate and its key, for who refuses a key that others may read.
+/// A copy of the certificate and its key, for servers that reject a key readable by others.
 fn own_certificate(dir: &Path) {
     for name in ["rsa.chain", "rsa.key"] {
         fs::copy(pki::folder().join(name), dir.join(name)).unwrap();
@@ -132,7 +132,7 @@ fn own_certificate(dir: &Path) {
     }
 }
 
-/// As this user where root runs the tests; and this folder is theirs.
+/// Runs as this user if the tests run as root, and gives them the folder.
 fn become_user(user: &str, program: &Path, dir: &Path) -> Result<Command, Missing> {
     if !geteuid().is_root() {
         return Ok(Command::new(program));
@@ -165,7 +165,7 @@ fn postfix(at: SocketAddr, lines: &str, dir: &Path) -> Result<Command, Missing> 
          smtpd_client_connection_rate_limit = 0\nsmtpd_tls_chain_files = {} {}\n\
          smtpd_peername_lookup = no\n",
         at.ip(),
-        // It wants the key before its chain.
+        // It requires the key before its chain.
         pki_path("rsa.key"),
         pki_path("rsa.chain")
     );
@@ -241,7 +241,7 @@ fn postgres(at: SocketAddr, settings: &[&str], dir: &Path) -> Result<Command, Mi
     Ok(command)
 }
 
-/// Without its system tables, which take long to make: it can still say hello and go over to TLS.
+/// MariaDB without system tables, which take long to create. It can still greet and start TLS.
 fn mariadb(at: SocketAddr, options: &[&str], dir: &Path) -> Result<Command, Missing> {
     let mariadbd = find("mariadbd")?;
     fs::create_dir(dir.join("data")).unwrap();

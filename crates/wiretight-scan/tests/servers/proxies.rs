@@ -1,5 +1,5 @@
-//! What stands between a scan and a real server, and is in the way: each passes bytes on, less what it does not
-//! like.
+//! Obstacles between a scan and a real server. Each forwards bytes, except those that it blocks or
+//! changes.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -12,38 +12,38 @@ use wiretight_scan::parse::{ClientHello, extension};
 
 use super::hostile::{Stop, accept_each, reset};
 
-/// What is in the way.
+/// The kind of obstacle.
 #[derive(Debug, Clone, Copy)]
 pub enum Trouble {
     /// More connections than this within a second are reset.
     Throttles(usize),
-    /// More connections than this within ten seconds are taken, and then there is silence.
+    /// More connections than this within ten seconds are accepted, but not answered.
     Ignores(usize),
-    /// A first record longer than this is swallowed, with all that follows.
+    /// A first record longer than this is dropped, with all further data.
     SwallowsHellosOver(usize),
     /// A first record longer than this is answered with a reset.
     ResetsHellosOver(usize),
-    /// Each answer takes this long.
+    /// Each answer is delayed by this time.
     Slow(Duration),
-    /// What the server sends comes in pieces of this many bytes, with a pause between.
+    /// Data from the server arrives in pieces of this size, with pauses.
     Drips(usize),
-    /// An alert of the server never arrives; then the connection hangs.
+    /// Alerts of the server are dropped; then the connection hangs.
     EatsAlertsAndHangs,
-    /// An alert of the server never arrives; then the connection is closed.
+    /// Alerts of the server are dropped; then the connection is closed.
     EatsAlertsAndCloses,
-    /// Each third connection is reset.
+    /// Every third connection is reset.
     ResetsEachThird,
     /// A hello with more than 128 suites is answered with this alert.
     RefusesLongLists(u8),
-    /// The first connection is answered in the clear, with a status of HTTP.
+    /// The first connection is answered with a plaintext HTTP status.
     ClearAtFirst,
-    /// Hellos that offer TLS 1.3 are answered so.
+    /// Hellos that offer TLS 1.3 are answered with this.
     ClearToTls13,
-    /// This alert of the server becomes that one.
+    /// The first alert is replaced by the second.
     OtherAlert(u8, u8),
 }
 
-/// Starts it here, in front of what is there.
+/// Starts it in front of a server.
 pub fn start(at: SocketAddr, behind: SocketAddr, trouble: Trouble) -> Stop {
     let listener = TcpListener::bind(at).unwrap();
     let seen = Arc::new(Mutex::new((0_usize, VecDeque::<Instant>::new())));
@@ -76,13 +76,13 @@ pub fn start(at: SocketAddr, behind: SocketAddr, trouble: Trouble) -> Stop {
     })
 }
 
-/// Reads until the other side goes, and says nothing.
+/// Reads without answering until the other side leaves.
 fn hang(mut client: TcpStream) {
     let _ = client.set_read_timeout(Some(Duration::from_secs(60)));
     let _ = io::copy(&mut client, &mut io::sink());
 }
 
-/// Passes all bytes on.
+/// Forwards all bytes.
 pub fn pass(client: TcpStream, behind: SocketAddr) -> io::Result<()> {
     relay(client, behind, Trouble::Slow(Duration::ZERO))
 }
@@ -94,7 +94,7 @@ fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Res
         client.read_exact(&mut header)?;
         let length = match header[0] {
             22 => usize::from(u16::from_be_bytes([header[3], header[4]])),
-            // SSL 2.0 has other headers, and no long hellos.
+            // SSL 2.0 has other headers, but no long hellos.
             _ => 0,
         };
         if length > limit {
@@ -146,7 +146,7 @@ fn relay(mut client: TcpStream, behind: SocketAddr, trouble: Trouble) -> io::Res
 
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n";
 
-/// The first record, or what is none as far as it came.
+/// The first record, or the data so far if it is not a record.
 fn read_hello(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut first = vec![0; 5];
     client.read_exact(&mut first)?;
@@ -190,7 +190,7 @@ fn down(server: &mut TcpStream, client: &mut TcpStream, trouble: Trouble) -> io:
     }
 }
 
-/// Record by record. Alerts of TLS 1.3 that are encrypted look like data, and pass.
+/// Forwards record by record. Encrypted alerts of TLS 1.3 look like data, and are forwarded.
 fn without_alerts(
     server: &mut TcpStream,
     client: &mut TcpStream,
@@ -199,7 +199,7 @@ fn without_alerts(
     loop {
         let mut header = [0; 5];
         server.read_exact(&mut header)?;
-        // What is no TLS is passed as it is.
+        // Other protocols are forwarded unchanged.
         if header[0] & 0x80 != 0 {
             client.write_all(&header)?;
             return down(server, client, trouble);
@@ -217,21 +217,21 @@ fn without_alerts(
     }
 }
 
-/// How a host goes on that bans a scanner.
+/// How a host bans a scanner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ban {
     /// New connections are refused.
     Refuses,
     /// SYNs are dropped.
     Drops,
-    /// Connections are accepted, and nothing is ever said.
+    /// Connections are accepted, but not answered.
     IsSilent,
 }
 
-/// Stops a [`banning`] host when it is dropped.
+/// Stops a [`banning`] host on drop.
 pub struct Banning(mpsc::Sender<()>);
 
-/// Passes so many connections on, and then bans.
+/// Forwards this number of connections, and then bans.
 pub fn banning(behind: SocketAddr, after: usize, ban: Ban) -> (SocketAddr, Banning) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -245,7 +245,7 @@ pub fn banning(behind: SocketAddr, after: usize, ban: Ban) -> (SocketAddr, Banni
         match ban {
             Ban::Refuses => return,
             Ban::Drops => {
-                // The kernel drops SYNs where the queue of the listener is full.
+                // The kernel drops SYNs if the queue of the listener is full.
                 rustix::net::listen(&listener, 0).unwrap();
                 let wait = Duration::from_millis(100);
                 while let Ok(own) = TcpStream::connect_timeout(&at, wait) {

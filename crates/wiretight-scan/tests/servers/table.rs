@@ -1,4 +1,4 @@
-//! The servers.
+//! The table of servers.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::hostile::Play;
 use super::proxies::Trouble;
 use super::{Config, How, Kind};
 
-/// All of them.
+/// All servers.
 pub fn all() -> Vec<Config> {
     let mut all = Vec::new();
     let mut add = |name, kind, start, how| all.push(Config { name, kind, start, how });
@@ -79,6 +79,9 @@ pub fn all() -> Vec<Config> {
         Start::Https,
         How::Openssl("-www -cert rsa.pem -cert_chain ca.pem -key rsa.key"),
     );
+    for (name, arguments) in RARE_TLS1_3 {
+        add(name, Kind::Odd, Start::Https, How::Openssl(arguments));
+    }
     for (name, play) in Play::HOSTILE {
         add(name, Kind::Hostile, Start::Https, How::Played(*play));
     }
@@ -201,6 +204,19 @@ const OPENSSL: &[(&str, &str)] = &[
     ("openssl-cookies", "-cert rsa.pem -cert_chain ca.pem -key rsa.key -tls1_3 -stateless -rev"),
 ];
 
+/// TLS 1.3 with nothing but what browsers do not have.
+const RARE_TLS1_3: &[(&str, &str)] = &[
+    (
+        "openssl-ccm-tls1_3",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -ciphersuites TLS_AES_128_CCM_SHA256",
+    ),
+    ("openssl-x448", "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -groups X448"),
+    (
+        "openssl-ffdhe",
+        "-www -cert ecdsa.pem -cert_chain ca.pem -key ecdsa.key -tls1_3 -groups ffdhe3072",
+    ),
+];
+
 /// GnuTLS 3.7.
 const GNUTLS: &[(&str, &str, &str)] = &[
     ("gnutls-default", "NORMAL", "rsa"),
@@ -246,7 +262,7 @@ DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305;\n\
         "ssl_certificate $pki/staple.chain; ssl_certificate_key $pki/staple.key; ssl_stapling on; \
          ssl_stapling_file $pki/staple.der;",
     ),
-    // No name is known: each hello is refused with unrecognized_name.
+    // The server knows no name, so it rejects each hello with unrecognized_name.
     ("nginx-by-name-only", "ssl_reject_handshake on; ssl_protocols TLSv1.2 TLSv1.3;"),
     (
         "nginx-client-required",
@@ -261,11 +277,12 @@ const HAPROXY: &[(&str, &str)] = &[
     ("haproxy-early-data", "crt rsa.all ssl-min-ver TLSv1.2 allow-0rtt alpn http/1.1"),
 ];
 
-/// tlslite-ng in a small server: what no C library of Debian does.
+/// tlslite-ng in a small server, for features that no C library in Debian has.
 const TLSLITE: &[(&str, Kind, &str)] = &[
     ("tlslite-hybrids", Kind::Real, "rsa"),
     ("tlslite-pq-only", Kind::Odd, "rsa --min 1.3 --groups x25519mlkem768"),
     ("tlslite-pq-p384-only", Kind::Odd, "ecdsa --min 1.3 --groups secp384r1mlkem1024"),
+    ("tlslite-brainpool", Kind::Odd, "rsa --min 1.3 --groups brainpoolP384r1tls13"),
     ("tlslite-ssl3", Kind::Real, "rsa --min 3.0 --max 3.0 --ciphers rc4,3des,aes128,aes256"),
     ("tlslite-rc4", Kind::Real, "rsa --min 1.0 --max 1.2 --ciphers rc4,3des"),
     ("tlslite-no-ems", Kind::Real, "rsa --min 1.0 --max 1.2 --no-ems --no-etm --no-heartbeat"),

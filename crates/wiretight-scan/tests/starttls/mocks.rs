@@ -1,5 +1,5 @@
-//! Responders of our own, where no real server is at hand: NNTP, Telnet and SQL Server, those that
-//! are broken in a way that no server of today is, and those that mean harm.
+//! Simulated servers, where no real one is available: NNTP, Telnet and SQL Server, servers with
+//! flaws that no current server has, and hostile ones.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use wiretight_scan::Start;
 
 use crate::rig::{Pair, serve};
 
-/// What a responder in lines does with what stands after the command that TLS follows.
+/// What a line-based server does with data after the STARTTLS command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
-    /// Keeps it, and answers it inside TLS: the vulnerability.
+    /// Answers it inside TLS: the vulnerability.
     Kept,
-    /// Forgets it.
+    /// Discards it.
     Dropped,
 }
 
-/// A server of a protocol in lines, or of XMPP, that offers TLS.
+/// A server of a line-based protocol, or of XMPP, that offers TLS.
 pub async fn lines(start: Start, rest: Rest) -> u16 {
     serve(move |mut stream| async move {
         let mut buffer = Vec::new();
@@ -53,7 +53,7 @@ fn greeting(start: Start) -> &'static str {
     }
 }
 
-/// Answers until the command that TLS follows, or the end: then it is `false`.
+/// Answers until the STARTTLS command, or the end: then it returns `false`.
 async fn talk(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     buffer: &mut Vec<u8>,
@@ -121,7 +121,7 @@ fn answer(start: Start, command: &str) -> (String, bool) {
     (text.to_owned(), false)
 }
 
-/// A Telnet server (draft-altman-telnet-starttls): whether it has TLS, and whether it asks first.
+/// A Telnet server (draft-altman-telnet-starttls), with or without TLS, which may ask first.
 pub async fn telnet(tls: bool, asks: bool) -> u16 {
     serve(move |mut stream| async move {
         let hello: &[u8] = if asks { &[255, 253, 46] } else { &[255, 253, 24, 255, 251, 1] };
@@ -162,7 +162,7 @@ pub async fn telnet(tls: bool, asks: bool) -> u16 {
     .await
 }
 
-/// SQL Server as far as the handshake, which is TLS 1.2 in packets of TDS and goes bare afterwards: then it
+/// SQL Server up to the handshake: TLS 1.2 in TDS packets, bare TLS afterwards. Then it
 /// echoes.
 pub async fn mssql(encryption: u8) -> u16 {
     serve(move |mut stream| async move {
@@ -175,7 +175,7 @@ pub async fn mssql(encryption: u8) -> u16 {
         if encryption != 2 {
             framed_tls(stream).await;
         } else {
-            // Whatever comes now is no login.
+            // There is no login.
             let _ = stream.read_u8().await;
         }
     })
@@ -185,7 +185,7 @@ pub async fn mssql(encryption: u8) -> u16 {
 async fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut header = [0; 8];
     stream.read_exact(&mut header).await.ok()?;
-    assert_eq!(header[0], 0x12, "no packet of type PRELOGIN: {header:?}");
+    assert_eq!(header[0], 0x12, "not a PRELOGIN packet: {header:?}");
     let mut payload = vec![0; usize::from(u16::from_be_bytes([header[2], header[3]])) - 8];
     stream.read_exact(&mut payload).await.ok()?;
     Some((header[1], payload))
@@ -201,7 +201,7 @@ async fn framed_tls(mut stream: TcpStream) {
         .unwrap();
     let mut tls = ServerConnection::new(Arc::new(config)).unwrap();
     while tls.is_handshaking() {
-        // A flight is a message: its last packet says so.
+        // A flight is one message: its last packet is marked.
         loop {
             let Some((status, payload)) = packet(&mut stream).await else { return };
             tls.read_tls(&mut &payload[..]).unwrap();
@@ -216,7 +216,7 @@ async fn framed_tls(mut stream: TcpStream) {
         while tls.wants_write() {
             tls.write_tls(&mut flight).unwrap();
         }
-        // In small packets, so that records stand across them.
+        // Small packets, so that records span several of them.
         for payload in flight.chunks(100) {
             let header = [0x12, 0, 0, 8 + payload.len() as u8, 0, 0, 1, 0];
             let _ = stream.write_all(&[&header[..], payload].concat()).await;
@@ -240,24 +240,24 @@ async fn framed_tls(mut stream: TcpStream) {
     }
 }
 
-/// What servers that mean harm, or are something else, do.
+/// The behaviour of hostile servers, and of other protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hostile {
-    /// Nothing, for ever.
+    /// Silence.
     Silent,
-    /// A line without an end.
+    /// An endless line.
     EndlessLine,
-    /// Lines without an end, each of which could be of the protocol.
+    /// Endless lines that are valid in the protocol.
     EndlessLines,
-    /// A byte now and then.
+    /// Single bytes with long pauses.
     Slow,
-    /// Bytes of no protocol.
+    /// Random bytes.
     Garbage,
-    /// The end of the connection.
+    /// Closes the connection.
     Closes,
-    /// HTTP's answer to nonsense.
+    /// An HTTP error response.
     Http,
-    /// TLS from the first byte.
+    /// Implicit TLS.
     Tls,
 }
 
@@ -323,7 +323,7 @@ impl Hostile {
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             }
             Self::Tls => {
-                // The alert must not be overtaken by a reset.
+                // Wait, so that a reset does not discard the alert.
                 if let Err((_, mut stream)) =
                     Pair::get().acceptor().accept(stream).into_fallible().await
                 {
@@ -335,7 +335,7 @@ impl Hostile {
     }
 }
 
-/// Says these things, one after each thing that it is told, the first at once unless it is empty.
+/// Sends these texts, one after each received message, and the first immediately unless it is empty.
 pub async fn script(says: &'static [&'static str]) -> u16 {
     serve(move |mut stream| async move {
         for (i, text) in says.iter().enumerate() {

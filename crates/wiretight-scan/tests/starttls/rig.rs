@@ -1,4 +1,4 @@
-//! Servers in temporary folders, boxes between, and the client's side of TLS.
+//! Servers in temporary folders, devices on the path, and the client's side of TLS.
 
 use std::fs;
 use std::future::Future;
@@ -26,7 +26,7 @@ use wiretight_scan::active::starttls::{Refused, Stream, Upgrade, upgrade};
 pub const LOCAL: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
 pub const NAME: Option<&str> = Some("localhost");
 
-/// Past standard error as the test harness catches it: what was not tested must be seen.
+/// Writes directly to stderr, because the test harness hides the output of passing tests.
 pub fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}, and CI must have it");
     let _ = writeln!(io::stderr(), "skipped: starttls: {why}");
@@ -90,12 +90,12 @@ fn open_to_all(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Ports that nobody listens on, each given once.
+/// Free ports, each returned once.
 pub fn free_port() -> u16 {
     StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A folder for a server, and its process group, which ends with it.
+/// A folder for a server, and its process group, which is stopped on drop.
 pub struct Server {
     pub folder: tempfile::TempDir,
     children: Vec<Child>,
@@ -150,7 +150,7 @@ impl Server {
         command.process_group(0).stdin(Stdio::null()).current_dir(self.folder.path());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.children.push(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
-        let until = std::time::Instant::now() + Duration::from_secs(30);
+        let until = std::time::Instant::now() + Duration::from_secs(120);
         for port in ports {
             while std::net::TcpStream::connect(("127.0.0.1", *port)).is_err() {
                 let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
@@ -185,7 +185,7 @@ pub fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
-/// A program that is a server's, where Debian puts it; says so if it is missing.
+/// The path of a server program in Debian; prints a note if it is missing.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -201,9 +201,9 @@ pub fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-// ---- A server of our own, and a box between.
+// ---- A simulated server, and a device on the path.
 
-/// Serves each connection with this until the test ends.
+/// Serves each connection with this function until the test ends.
 pub async fn serve<F>(handle: impl Fn(TcpStream) -> F + Send + 'static) -> u16
 where
     F: Future<Output = ()> + Send + 'static,
@@ -218,10 +218,10 @@ where
     port
 }
 
-/// What a box makes of a chunk.
+/// How a device changes a chunk.
 pub type Rewrite = fn(&[u8]) -> Vec<u8>;
 
-/// A box before a server: what the server says, and what the client does, goes through these.
+/// A device in front of a server that changes the data of server and client.
 pub async fn between(server: u16, to_client: Rewrite, to_server: Rewrite) -> u16 {
     serve(move |client| async move {
         let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
@@ -249,7 +249,7 @@ pub fn unchanged(data: &[u8]) -> Vec<u8> {
     data.to_vec()
 }
 
-/// Replaces bytes; the chunks of loopback hold whole messages.
+/// Replaces bytes; on loopback, chunks contain whole messages.
 pub fn replaced(data: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = data;
@@ -281,18 +281,18 @@ pub async fn ask_within(
     upgrade(stream, start, NAME, LOCAL, within(seconds)).await
 }
 
-/// What was learnt on the way to TLS.
+/// Observations during STARTTLS.
 pub struct Learnt {
     pub greeting: String,
     pub stripped: Option<String>,
 }
 
-/// Asks for TLS and shakes hands: the stream was at the right byte.
+/// Performs STARTTLS and a handshake, which requires that the stream is at the right byte.
 pub async fn reaches_tls(port: u16, start: Start) -> Learnt {
     shakes_hands(port, start).await.1
 }
 
-/// And what is written comes back.
+/// The same, and checks that written data is echoed.
 pub async fn echoes_inside_tls(port: u16, start: Start) {
     let (mut tls, _) = shakes_hands(port, start).await;
     tls.get_mut().0.handshake_done();

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::rig::{Server, free_port, is_root, program, run, skipped};
 
-/// Runs as this user where we are root and the server will not be.
+/// Runs as this user if the tests run as root, and the server refuses that.
 fn as_user(user: &str, program: &std::path::Path) -> Command {
     if !is_root() {
         return Command::new(program);
@@ -14,7 +14,7 @@ fn as_user(user: &str, program: &std::path::Path) -> Command {
     command
 }
 
-/// What a program says of itself.
+/// The version output of a program.
 pub fn version(name: &str) -> String {
     let output = program(name).and_then(|path| Command::new(path).arg("--version").output().ok());
     output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
@@ -146,7 +146,7 @@ pub fn postgres(tls: bool) -> Option<(Server, u16)> {
     let mut command = as_user("postgres", &postgres);
     command.arg("-D").arg(&data).arg("-k").arg(&data).args(["-p", &port.to_string()]);
     if tls {
-        // It wants the key for itself.
+        // It requires a separate key file.
         for (from, name) in [(server.key(), "key.pem"), (server.certificate(), "cert.pem")] {
             let to = data.join(name);
             let owner: &[&str] = if is_root() { &["-o", "postgres"] } else { &[] };
@@ -164,7 +164,7 @@ pub fn mariadb(tls: bool) -> Option<(Server, u16)> {
     let (server, port) = (Server::new(), free_port());
     let data = server.make_folder("data", Some("mysql"));
     let mut command = Command::new(mariadbd);
-    // Without tables of users: it need not let anyone in.
+    // Without user tables, because nobody needs to log in.
     command.args(["--no-defaults", "--skip-grant-tables", "--bind-address=127.0.0.1"]);
     command.arg(format!("--port={port}"));
     for (option, name) in [("datadir", ""), ("socket", "s"), ("pid-file", "p")] {

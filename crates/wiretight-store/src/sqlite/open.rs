@@ -1,8 +1,8 @@
-//! Opening the file, or making it: everything is checked before SQLite touches it.
+//! Opening or creating the file; everything is checked before SQLite opens it.
 //!
-//! A store file exists whole or not at all. It is built under another name, and renamed when it is on
-//! disk, so an empty or half-made file at the path is never ours but damage, and never becomes an empty
-//! store that silently forgot its revocations.
+//! A store file is created atomically: it is built under another name and renamed once it is on disk. So an empty or
+//! incomplete file at the path is damage, and is never taken for an empty store, which would have lost its
+//! revocations.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -18,13 +18,13 @@ use super::{Db, Fallible, Fault, history};
 use crate::watch::Limits;
 use crate::{Error, Result};
 
-/// Marks the file as ours at byte 68 of its header: "WTST".
+/// Identifies our files, at byte 68 of the header: "WTST".
 pub(super) const APPLICATION_ID: u32 = 0x5754_5354;
 /// The schema that this release writes, in the file's `user_version`.
 pub(super) const SCHEMA: i64 = 1;
 
-/// `change` has one row a revision without gaps, from wherever history starts; a NULL value is a
-/// deletion. Keys compare by their bytes (BINARY), as `Key` does.
+/// `change` has one row for each revision, without gaps, from the start of the history; a NULL value is a deletion.
+/// Keys compare by bytes (BINARY), like `Key`.
 const TABLES: &str = "
     CREATE TABLE entry (
         key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL
@@ -33,11 +33,11 @@ const TABLES: &str = "
         revision INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB
     ) STRICT;";
 
-/// How long to wait for an sqlite3 shell or a backup to let go.
+/// How long to wait while an sqlite3 shell or a backup holds a lock.
 const BUSY: Duration = Duration::from_secs(5);
 
 pub(super) fn open(path: PathBuf, limits: Limits) -> Result<Db> {
-    // One store, one lock, by whatever name it is reached.
+    // Resolve symlinks, so that one store has one lock.
     let path = fs::canonicalize(&path).unwrap_or(path);
     let lock = lock(&path)?;
     if !exists(&path)? {
@@ -50,8 +50,8 @@ pub(super) fn open(path: PathBuf, limits: Limits) -> Result<Db> {
     Ok(Db { conn, _lock: lock, path, limits, history_bytes, head: watch::Sender::new(head) })
 }
 
-/// Owns `PATH.lock` for as long as the returned file is open. The file stays: to delete it would let
-/// two processes each lock a file of that name.
+/// Locks `PATH.lock` for as long as the returned file is open. The file is never deleted: otherwise two processes
+/// could each lock a different file of that name.
 fn lock(path: &Path) -> Result<File> {
     let lock_path = beside(path, ".lock");
     let file = OpenOptions::new()
@@ -68,13 +68,13 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Makes an empty store at `path`, in one step as far as a crash can tell.
+/// Creates an empty store at `path`, atomically with respect to crashes.
 fn create(path: &Path) -> Result<()> {
-    // The log of a database that is gone must not be replayed into a new one.
+    // The log of a deleted database must not be replayed into a new one.
     if exists(&beside(path, "-wal"))? {
         return Err(Error::Corrupt {
             path: path.to_owned(),
-            detail: "it is missing, but its -wal is there".to_owned(),
+            detail: "it is missing, but its -wal exists".to_owned(),
         });
     }
     let draft = beside(path, ".new");
@@ -86,7 +86,7 @@ fn create(path: &Path) -> Result<()> {
             _ => {}
         }
     }
-    // SQLite gives its -wal and -shm the mode of the file that it finds.
+    // SQLite gives -wal and -shm the mode of the main file.
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -102,8 +102,8 @@ fn create(path: &Path) -> Result<()> {
     File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("sync", directory))
 }
 
-/// Copies the store at `path`, as it is at one moment, into the new file `to` (0600). Another process may own the store
-/// and write to it meanwhile. It takes no lock and changes nothing at `path`.
+/// Copies a consistent snapshot of the store at `path` into the new file `to` (0600). Another process may own the
+/// store and write to it meanwhile. Takes no lock and changes nothing at `path`.
 pub(super) fn snapshot(path: &Path, to: &Path) -> Result<()> {
     check_header(path)?;
     OpenOptions::new()
@@ -152,7 +152,7 @@ fn check_modes(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads the header without SQLite, which might run another program's recovery on it
+/// Reads the header without SQLite, which might run recovery on another program's database
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).
 fn check_header(path: &Path) -> Result<()> {
     let mut header = Vec::new();
@@ -165,28 +165,28 @@ fn check_header(path: &Path) -> Result<()> {
         return corrupt("it is empty");
     }
     if !header.starts_with(b"SQLite format 3\0") {
-        return foreign("it is no SQLite database");
+        return foreign("it is not an SQLite database");
     }
     if header.len() < 100 {
-        return corrupt("it ends within its header");
+        return corrupt("it is truncated within its header");
     }
     if header[68..72] != APPLICATION_ID.to_be_bytes() {
-        return foreign("it is another program's SQLite database");
+        return foreign("it is an SQLite database of another program");
     }
-    // SQLite takes the missing end of a last page for zeros. With a log beside it the page may be one
-    // that the log still has whole; without one nothing has.
+    // SQLite reads a truncated last page as if it ended with zeros. With a -wal file the page may still be complete
+    // there; without one it is lost.
     let page_size = match u16::from_be_bytes([header[16], header[17]]) {
         1 => 65536,
         size => u64::from(size),
     };
     let len = file.metadata().map_err(io_error("read", path))?.len();
     if !len.is_multiple_of(page_size) && !exists(&beside(path, "-wal"))? {
-        return corrupt("it ends within a page");
+        return corrupt("it is truncated within a page");
     }
     Ok(())
 }
 
-/// Opens a file of ours, checks all of it, and returns what its history weighs.
+/// Opens a store file, checks its content, and returns the weight of its history.
 fn connect(path: &Path) -> Fallible<(Connection, usize)> {
     let conn = Connection::open_with_flags(path, flags())?;
     conn.busy_timeout(BUSY)?;
@@ -199,7 +199,7 @@ fn connect(path: &Path) -> Fallible<(Connection, usize)> {
         return Err(Error::NewerSchema { path: path.to_owned(), found, known: SCHEMA }.into());
     }
     if found != SCHEMA {
-        let detail = format!("it has schema {found}, which never was");
+        let detail = format!("it has schema {found}, which does not exist");
         return Err(Error::Corrupt { path: path.to_owned(), detail }.into());
     }
     let verdict: String = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
@@ -212,7 +212,7 @@ fn connect(path: &Path) -> Fallible<(Connection, usize)> {
     if mode != "wal" {
         let source =
             io::Error::new(io::ErrorKind::Unsupported, "no shared memory for SQLite's log");
-        return Err(io_error("keep a write-ahead log beside", path)(source).into());
+        return Err(io_error("create a write-ahead log next to", path)(source).into());
     }
     conn.pragma_update(None, "synchronous", "FULL")?;
     let sql = "SELECT count(*), ifnull(max(revision) - min(revision) + 1, 0),
@@ -227,7 +227,7 @@ fn connect(path: &Path) -> Fallible<(Connection, usize)> {
     Ok((conn, bytes))
 }
 
-/// Never CREATE: the file is there, with its mode, before SQLite comes.
+/// Never CREATE: the file, with its mode, exists before SQLite opens it.
 fn flags() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }

@@ -1,4 +1,4 @@
-//! What only a file can get wrong: crashes, damage, a full disk, a second owner, permissions.
+//! Problems of files: crashes, damage, a full disk, a second owner, permissions.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -31,9 +31,9 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// What an operator would read: the error and its causes.
+/// The text that an operator would read: the error and its causes.
 async fn refusal(path: &Path) -> (Error, String) {
-    let Err(error) = SqliteStore::open(path).await else { panic!("it opened") };
+    let Err(error) = SqliteStore::open(path).await else { panic!("it was opened") };
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(e) = cause {
@@ -66,7 +66,7 @@ async fn entries_and_revisions_survive_reopening() {
     let store = SqliteStore::open(&place.path).await.unwrap();
     let (entries, at) = store.list("").await.unwrap();
     assert_eq!(entries, [Entry { key: key("a"), value: vec![1], revision: a }]);
-    assert_eq!(at, gone, "a deletion's revision is not given out again");
+    assert_eq!(at, gone, "a deletion's revision is not reused");
     assert!(store.create(&key("b"), vec![3]).await.unwrap() > gone);
 }
 
@@ -94,8 +94,7 @@ async fn the_bounds_of_history_hold_across_reopening() {
     let limits = Limits { changes: 100, bytes: 1000 };
     let mut expected = 0;
     for round in 0..4 {
-        // A child that another test forks at this moment holds our lock until it has become another
-        // program.
+        // If another test forks at this moment, its child holds our lock until it calls exec.
         let store = loop {
             match SqliteStore::with_history(place.path.clone(), limits).await {
                 Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
@@ -116,7 +115,7 @@ async fn the_bounds_of_history_hold_across_reopening() {
 }
 
 #[tokio::test]
-async fn all_files_are_the_owners_alone() {
+async fn all_files_are_private_to_the_owner() {
     let place = place();
     let store = SqliteStore::open(&place.path).await.unwrap();
     store.create(&key("a"), vec![1]).await.unwrap();
@@ -127,7 +126,7 @@ async fn all_files_are_the_owners_alone() {
 }
 
 #[tokio::test]
-async fn a_file_that_others_can_read_is_refused() {
+async fn a_file_that_others_can_read_is_rejected() {
     let place = place();
     filled(&place.path).await;
     fs::set_permissions(&place.path, PermissionsExt::from_mode(0o640)).unwrap();
@@ -137,7 +136,7 @@ async fn a_file_that_others_can_read_is_refused() {
 }
 
 #[tokio::test]
-async fn a_second_owner_is_refused_by_any_name() {
+async fn a_second_owner_is_rejected_also_through_a_symlink() {
     let place = place();
     let store = SqliteStore::open(&place.path).await.unwrap();
     let (error, text) = refusal(&place.path).await;
@@ -154,7 +153,7 @@ async fn a_second_owner_is_refused_by_any_name() {
 }
 
 #[tokio::test]
-async fn a_missing_directory_is_said_plainly() {
+async fn a_missing_directory_is_reported() {
     let place = place();
     let path = place.path.with_file_name("nowhere").join("store.db");
     let (error, text) = refusal(&path).await;
@@ -163,7 +162,7 @@ async fn a_missing_directory_is_said_plainly() {
 }
 
 #[tokio::test]
-async fn a_half_made_store_is_made_anew() {
+async fn an_incomplete_new_store_is_created_again() {
     let place = place();
     fs::write(beside(&place.path, ".new"), "half").unwrap();
     fs::write(beside(&place.path, ".new-journal"), "half").unwrap();
@@ -172,7 +171,7 @@ async fn a_half_made_store_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_foreign_file_is_refused_and_left_alone() {
+async fn a_foreign_file_is_rejected_and_unchanged() {
     let place = place();
     for text in ["hello", &"a long text\n".repeat(1000)] {
         fs::write(&place.path, text).unwrap();
@@ -190,12 +189,12 @@ async fn a_foreign_file_is_refused_and_left_alone() {
     let before = fs::read(&place.path).unwrap();
     let (error, text) = refusal(&place.path).await;
     assert!(matches!(error, Error::Foreign { .. }));
-    assert!(text.contains("another program's SQLite database"), "{text}");
+    assert!(text.contains("SQLite database of another program"), "{text}");
     assert_eq!(fs::read(&place.path).unwrap(), before);
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn a_newer_schema_is_rejected() {
     let place = place();
     filled(&place.path).await;
     let conn = Connection::open(&place.path).unwrap();
@@ -207,7 +206,7 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn a_torn_or_overwritten_file_is_refused() {
+async fn a_truncated_or_overwritten_file_is_rejected() {
     let place = place();
     filled(&place.path).await;
     let whole = fs::read(&place.path).unwrap();
@@ -219,7 +218,7 @@ async fn a_torn_or_overwritten_file_is_refused() {
         assert!(matches!(error, Error::Corrupt { .. }), "cut to {len}: {text}");
         assert!(text.contains("restore the last backup"), "{text}");
     }
-    // Any page but a free one, overwritten; 4096 bytes is what SQLite makes a page.
+    // Overwrite pages that are not free; SQLite's pages are 4096 bytes.
     for page in [1, 2, 3, 10, whole.len() / 4096 - 1] {
         let mut damaged = whole.clone();
         damaged[page * 4096..][..4096].fill(0xA5);
@@ -233,7 +232,7 @@ async fn a_torn_or_overwritten_file_is_refused() {
 }
 
 #[tokio::test]
-async fn a_gap_in_history_is_refused() {
+async fn a_gap_in_the_history_is_rejected() {
     let place = place();
     filled(&place.path).await;
     let conn = Connection::open(&place.path).unwrap();
@@ -250,12 +249,12 @@ async fn a_log_without_its_file_is_not_replayed_into_a_new_one() {
     fs::write(beside(&place.path, "-wal"), "frames").unwrap();
     let (error, text) = refusal(&place.path).await;
     assert!(matches!(error, Error::Corrupt { .. }));
-    assert!(text.contains("missing, but its -wal is there"), "{text}");
+    assert!(text.contains("missing, but its -wal exists"), "{text}");
     assert!(!place.path.exists());
 }
 
 #[tokio::test]
-async fn a_full_disk_is_an_error_and_the_store_goes_on_after_it() {
+async fn a_store_works_again_after_a_full_disk() {
     let place = place();
     let store = SqliteStore::open(&place.path).await.unwrap();
     let mut watch = store.watch("", Revision::ZERO).await.unwrap();
@@ -276,7 +275,7 @@ async fn a_full_disk_is_an_error_and_the_store_goes_on_after_it() {
     assert!(matches!(full, Error::Full { .. }), "{full:?}");
     assert!(full.to_string().contains("free some space"), "{full}");
     assert!(acknowledged.len() > 3);
-    // It is still full, still reads, and gives out no revision for a failed write.
+    // It is still full, still readable, and failed writes use no revision.
     let k = key("one more");
     assert!(matches!(store.create(&k, vec![0; MAX_VALUE]).await, Err(Error::Full { .. })));
     assert_eq!(store.get(&k).await.unwrap(), None);
@@ -298,7 +297,7 @@ async fn a_full_disk_is_an_error_and_the_store_goes_on_after_it() {
 }
 
 #[tokio::test]
-async fn a_write_whose_future_is_dropped_happens_whole_or_not_at_all() {
+async fn a_write_with_a_dropped_future_is_atomic() {
     let place = place();
     let store = SqliteStore::open(&place.path).await.unwrap();
     for i in 0..50 {
@@ -314,7 +313,7 @@ async fn a_write_whose_future_is_dropped_happens_whole_or_not_at_all() {
 const CHILD: &str = "sqlite::tests::the_child_that_writes_until_it_is_killed";
 const CHILD_PATH: &str = "WIRETIGHT_STORE_TEST_CHILD";
 
-/// Says each revision only after it was acknowledged: what a caller would have acted on.
+/// Prints each revision only after the write returned, which is when a caller would rely on it.
 #[tokio::test]
 #[ignore = "not a test: kill_9_loses_nothing_acknowledged starts it and kills it"]
 async fn the_child_that_writes_until_it_is_killed() {
@@ -322,7 +321,7 @@ async fn the_child_that_writes_until_it_is_killed() {
     let store = SqliteStore::open(path).await.unwrap();
     let (mut at, start) = (None, store.list("").await.unwrap().1.0);
     for i in start.. {
-        // One entry replaced, one created: both must be of the same moment afterwards.
+        // One entry replaced and one created; both must be consistent afterwards.
         let latest = key("latest");
         if at.is_none() {
             at = store.get(&latest).await.unwrap().map(|e| e.revision);
@@ -353,7 +352,7 @@ async fn kill_9_loses_nothing_acknowledged() {
         let mut read = |acknowledged: &mut Vec<(String, Revision)>| {
             let Some(line) = lines.next() else { return false };
             if let Some(rest) = line.unwrap().strip_prefix("acknowledged ") {
-                // The kill may cut the last line short.
+                // The kill may truncate the last line.
                 if let Some((i, revision)) = rest.split_once(' ') {
                     acknowledged.push((i.to_owned(), Revision(revision.parse().unwrap())));
                 }
@@ -377,7 +376,7 @@ async fn kill_9_loses_nothing_acknowledged() {
         }
         let latest = entries.iter().find(|e| e.key.as_str() == "latest").unwrap();
         assert_eq!(latest.value.len(), 2400);
-        // Entries and history tell the same story: replaying all changes gives the listing.
+        // Entries and history must agree: replaying all changes gives the listing.
         let mut watch = store.watch("", Revision::ZERO).await.unwrap();
         let mut replayed = std::collections::BTreeMap::new();
         let mut at = Revision::ZERO;
@@ -394,9 +393,9 @@ async fn kill_9_loses_nothing_acknowledged() {
     }
 }
 
-/// While the owner writes; and the copy is a store of its own.
+/// A snapshot while the owner writes; the copy is an independent store.
 #[tokio::test]
-async fn a_snapshot_is_the_store_at_one_moment() {
+async fn a_snapshot_is_consistent() {
     let place = place();
     let store = SqliteStore::open(&place.path).await.unwrap();
     let key = key("k/counter");
@@ -419,11 +418,14 @@ async fn a_snapshot_is_the_store_at_one_moment() {
         let (entries, at) = copy.list("").await.unwrap();
         assert!(at <= head);
         let counter = &entries[0];
-        assert_eq!(counter.revision, at, "the entry and the history are of one moment");
+        assert_eq!(counter.revision, at, "entry and history are consistent");
         copy.swap(&key, at, Some(vec![255])).await.unwrap();
     }
     let twice = SqliteStore::snapshot(&place.path, copies.join("0")).await;
-    assert!(matches!(twice, Err(Error::Io { .. })), "a copy is not written over: {twice:?}");
+    assert!(
+        matches!(twice, Err(Error::Io { .. })),
+        "an existing copy is not overwritten: {twice:?}"
+    );
     let none = SqliteStore::snapshot(place.path.with_file_name("none"), copies.join("x")).await;
     assert!(none.is_err());
 }

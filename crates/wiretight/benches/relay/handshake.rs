@@ -29,7 +29,7 @@ use wiretight_proxy::{
     clock::now,
     net::{self, Sockets},
     provider,
-    stream::{Agreed, TlsStream},
+    stream::{HandshakeInfo, TlsStream},
     tls::{self, ALPN_RELAY, Strangers},
 };
 
@@ -232,19 +232,19 @@ async fn over_sockets(ends: &Arc<Ends>, relay: &mut Listening) -> anyhow::Result
 async fn connect(ends: &Ends, to: SocketAddr) -> anyhow::Result<()> {
     let socket = net::connect(&to.into()).await?;
     let (config, name) = (ends.client.clone(), ends.name.clone());
-    let (_tls, agreed) = TlsStream::connect(socket, config, name, DEADLINE).await?;
-    check(&ends.client_mesh, &agreed, Role::Server)
+    let (_tls, info) = TlsStream::connect(socket, config, name, DEADLINE).await?;
+    check(&ends.client_mesh, &info, Role::Server)
 }
 
 async fn accept(ends: &Ends, socket: tokio::net::TcpStream) -> anyhow::Result<()> {
     let choose = |_: &rustls::server::ClientHello<'_>| ends.server.clone();
-    let (_tls, agreed) = TlsStream::accept(socket, choose, DEADLINE).await?;
-    check(&ends.server_mesh, &agreed, Role::Client)
+    let (_tls, info) = TlsStream::accept(socket, choose, DEADLINE).await?;
+    check(&ends.server_mesh, &info, Role::Client)
 }
 
 /// As a relay does before it lists a connection.
-fn check(mesh: &Mesh, agreed: &Agreed, role: Role) -> anyhow::Result<()> {
-    tls::peer(mesh, &agreed.chain, role)?;
-    ensure!(provider::is_post_quantum(agreed.negotiated.group), "not by X25519MLKEM768");
+fn check(mesh: &Mesh, info: &HandshakeInfo, role: Role) -> anyhow::Result<()> {
+    tls::peer(mesh, &info.chain, role)?;
+    ensure!(provider::is_post_quantum(info.negotiated.group), "not by X25519MLKEM768");
     Ok(())
 }

@@ -27,15 +27,15 @@ use super::{Where, get, term};
 use crate::admin::api::BundleAnswer;
 use crate::logging::chain;
 
-/// See what level of encryption an endpoint really offers
+/// Scan which encryption an endpoint offers
 ///
-/// It asks with hellos of its own, from SSL 2.0 to TLS 1.3 and QUIC, and says for each fact what the evidence is; where
-/// the answers do not tell, it says that. TARGET is HOST, HOST:PORT, [ADDRESS]:PORT or PROTOCOL://HOST:PORT; a name with
-/// several addresses is scanned at each.
+/// Tests SSL 2.0 to TLS 1.3 and QUIC with its own ClientHellos, and reports each fact with its evidence. A fact that
+/// cannot be determined is reported as inconclusive. TARGET is HOST, HOST:PORT, [ADDRESS]:PORT or PROTOCOL://HOST:PORT.
+/// If a name has several addresses, each is scanned.
 #[derive(Args)]
 #[command(after_help = "\
-Protocols that go over to TLS after a word in the clear: smtp lmtp imap pop3 sieve ftp nntp xmpp xmpp-server ldap
-postgres mysql irc telnet rdp mssql; tls:// is for TLS from the first byte where the port says otherwise.
+STARTTLS protocols: smtp lmtp imap pop3 sieve ftp nntp xmpp xmpp-server ldap postgres mysql irc telnet rdp mssql.
+Use tls:// for implicit TLS on a port that is usual for one of them.
 
 Examples:
   wiretight scan example.com
@@ -45,21 +45,21 @@ Examples:
   wiretight scan --targets hosts.txt --format jsonl --output scan.jsonl --resume
   wiretight scan --mesh
 
-Exit status: 0 all is at the level (and meets the profiles) that was asked for, 1 something is not, 2 bad usage,
-3 something could not be reached or told.")]
+Exit status: 0 all targets have the level of --fail-below and meet each --profile; 1 at least one does not; 2 wrong
+usage; 3 at least one could not be reached or determined.")]
 pub(super) struct Scan {
-    /// What to scan
+    /// Endpoints to scan
     #[arg(value_name = "TARGET", required_unless_present_any = ["targets", "mesh"])]
     target: Vec<Target>,
-    /// Targets from a file, one a line; `-` is standard input
+    /// Read targets from a file, one per line; `-` is standard input
     #[arg(long, value_name = "FILE")]
     targets: Option<PathBuf>,
-    /// Every service in the mesh's registry, as this node knows it
+    /// Scan every service in the mesh's registry, as this node knows it
     #[arg(long)]
     mesh: bool,
     #[command(flatten)]
     node: Where,
-    /// table, json, jsonl, sarif, cbom or html
+    /// Report format: table, json, jsonl, sarif, cbom or html
     #[arg(long, default_value = "table", value_parser = term::one_of::<Format>(Format::ALL.iter().map(|f| f.name())))]
     format: Format,
     /// The same as --format json
@@ -68,75 +68,75 @@ pub(super) struct Scan {
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Go on with an output that was cut short: leave out the targets that are in it (jsonl)
+    /// Continue an interrupted scan: skip the targets that are already in the output (jsonl only)
     #[arg(long, requires = "output")]
     resume: bool,
-    /// Fail when an endpoint is below this: plaintext, weak, acceptable or strong
+    /// Fail if an endpoint is below this level: plaintext, weak, acceptable or strong
     #[arg(long, value_name = "LEVEL", value_parser = term::one_of::<Level>(["unknown", "plaintext", "weak", "acceptable", "strong"]))]
     fail_below: Option<Level>,
-    /// Fail when an endpoint does not meet this profile; may be given again
+    /// Fail if an endpoint does not meet this profile; may be repeated
     #[arg(long = "profile", value_name = "PROFILE", value_parser = term::one_of::<Profile>(Profile::ALL.iter().map(|p| p.name())))]
     profiles: Vec<Profile>,
-    /// Authorities (PEM) that are trusted instead of the system's
+    /// Trust these authorities (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     roots: Option<PathBuf>,
-    /// A certificate (PEM, with its chain) for servers that ask for one
+    /// Client certificate (PEM, with its chain) for servers that request one
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// The private key of --cert (PEM)
+    /// Private key of --cert (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// Scan this address, whatever the resolver says of the target's name
+    /// Scan this address instead of those that the target's name resolves to
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["targets", "mesh"])]
     ip: Option<IpAddr>,
-    /// One hello to each target: the version, suite and group that a client of today gets
+    /// Send one ClientHello to each target: report the version, suite and group that a modern client gets
     #[arg(long)]
     quick: bool,
-    /// Facts that are as they should be, too, with their evidence
+    /// Show the evidence of all facts, and untested facts
     #[arg(short, long)]
     verbose: bool,
-    /// How long one address may take in all; what is not answered by then is inconclusive
+    /// Time limit for one address; facts that are open by then are inconclusive
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = term::duration)]
     max_time: Duration,
-    /// How long to wait for any answer
+    /// Time limit for any single answer
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = term::duration)]
     timeout: Duration,
-    /// Connections at a time with one address
+    /// Maximum number of simultaneous connections to one address
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     max_connections: u32,
-    /// New connections a second, in all
+    /// Maximum number of new connections per second, over all targets
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
-    /// Targets at a time [default: 32, with --quick 1000]
+    /// Number of targets to scan at the same time [default: 32, with --quick 1000]
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
 }
 
-/// Targets, and reports, that wait for each other at the most.
+/// The capacity of the queues of targets and of reports.
 const AT_ONCE: usize = 1024;
 
-/// What a run has come to.
+/// The counters of a run.
 #[derive(Default)]
 struct Sum {
     reports: usize,
     below: usize,
-    untold: usize,
+    undetermined: usize,
 }
 
 impl Scan {
     pub(super) fn run(mut self) -> anyhow::Result<ExitCode> {
-        // What libraries warn of is not the report's business.
+        // Warnings of libraries do not belong in the report, so logs are off by default.
         let _logs = std::env::var_os("WIRETIGHT_LOG").map(|_| crate::logging::start());
         if self.json {
             self.format = Format::Json;
         }
         if self.resume && self.format != Format::Jsonl {
-            return usage("--resume goes on with --format jsonl alone: the others have an end");
+            return usage("--resume requires --format jsonl: other formats cannot be continued");
         }
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-            return usage("--rate takes a number above 0");
+            return usage("--rate must be a number above 0");
         }
-        // What the command line names is opened before anything is scanned.
+        // Open all files of the command line before the scan starts.
         let roots = match self.roots() {
             Ok(roots) => roots,
             Err(error) => return usage(&chain(error.as_ref())),
@@ -154,7 +154,9 @@ impl Scan {
         if self.mesh {
             let (services, bundle) = self.registry()?;
             if services.is_empty() && given.is_empty() && self.targets.is_none() {
-                bail!("the registry has no service yet: nodes announce theirs when they join");
+                bail!(
+                    "The registry has no services yet. Nodes announce their services when they join."
+                );
             }
             given.extend(services);
             stores.mesh = Some(bundle);
@@ -174,10 +176,10 @@ impl Scan {
         let sum = runtime.block_on(self.scan(given, stores, out))?;
         Ok(match sum {
             Sum { reports: 0, .. } if !resumed => {
-                return usage("there was no target to scan: the file names none that can be read");
+                return usage("No target to scan: the file contains no valid target.");
             }
             Sum { below: 1.., .. } => ExitCode::from(1),
-            Sum { untold: 1.., .. } => ExitCode::from(3),
+            Sum { undetermined: 1.., .. } => ExitCode::from(3),
             _ => ExitCode::SUCCESS,
         })
     }
@@ -189,10 +191,10 @@ impl Scan {
         })
     }
 
-    /// What is shown to servers that ask for a certificate.
+    /// The client certificate.
     fn identity(&self) -> anyhow::Result<Option<ClientIdentity>> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else { return Ok(None) };
-        let named = |path: &Path| format!("{} cannot be read as PEM", path.display());
+        let named = |path: &Path| format!("cannot read {} as PEM", path.display());
         let chain = CertificateDer::pem_file_iter(cert).and_then(|chain| chain.collect());
         let chain: Vec<_> = chain.with_context(|| named(cert))?;
         let private = PrivateKeyDer::from_pem_file(key).with_context(|| named(key))?;
@@ -200,7 +202,7 @@ impl Scan {
         Ok(Some(identity.with_context(|| format!("{} and {}", cert.display(), key.display()))?))
     }
 
-    /// Where the mesh's services listen, and the trust bundle.
+    /// The addresses of the mesh's services, and the trust bundle.
     fn registry(&self) -> anyhow::Result<(Vec<Target>, Roots)> {
         let state_dir = self.node.state_dir()?;
         let registry: Registry = get(&state_dir, "/v1/registry")?;
@@ -208,7 +210,7 @@ impl Scan {
         let mut targets = Vec::new();
         for (service, instances) in registry.services {
             for instance in instances {
-                // A relay speaks TLS from the first byte, whatever its port.
+                // Relays use implicit TLS on any port.
                 let target = format!("tls://{}", instance.addr);
                 let target = target.parse().with_context(|| format!("service {service}"))?;
                 targets.push(target);
@@ -238,7 +240,7 @@ impl Scan {
         let at_a_time = self.parallel.unwrap_or(if self.quick { 1000 } else { 32 });
         let (to_scan, targets) = mpsc::channel(AT_ONCE);
         let (reports, mut results) = mpsc::channel(AT_ONCE);
-        // Reading may block: a thread of its own, which ends with the channel.
+        // Reading may block, so a separate thread does it. The thread ends with the channel.
         let runtime = tokio::runtime::Handle::current();
         let reader = std::thread::spawn(move || {
             read(given.targets, given.lines, &given.done, Feed::new(&to_scan, runtime))
@@ -257,7 +259,7 @@ impl Scan {
                 first = results.recv() => first,
                 _ = &mut stopped => {
                     progress.clear();
-                    eprintln!("wiretight: stopped: what has been scanned is written");
+                    eprintln!("wiretight: interrupted; the finished scans have been written");
                     break;
                 }
                 () = progress.due() => {
@@ -276,9 +278,9 @@ impl Scan {
                 writer.flush()
             };
             match write() {
-                // Whoever reads us has seen enough.
+                // The reader has closed the pipe.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(sum),
-                other => other.context("the report cannot be written")?,
+                other => other.context("cannot write the report")?,
             }
             if depth == Depth::Quick {
                 tokio::time::sleep(GATHER).await;
@@ -288,9 +290,9 @@ impl Scan {
         results.close();
         match writer.finish().and_then(|mut out| out.flush()) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other.context("the report cannot be written")?,
+            other => other.context("cannot write the report")?,
         }
-        // After an interruption, it may wait for a line that never comes.
+        // After an interrupt, the reader may still wait for input.
         if reader.is_finished()
             && let Ok(read) = reader.join()
         {
@@ -303,8 +305,8 @@ impl Scan {
         Wanted { profiles: self.profiles.clone(), fail_below: self.fail_below }
     }
 
-    /// The columns of the terminal. Elsewhere a line is as long as it is where programs look for lines, and else as long
-    /// as people can read.
+    /// The width of the terminal. In other outputs, one-line reports are not wrapped, because programs read them; the
+    /// detailed report is wrapped at 100 columns.
     fn width(&self, detail: Detail) -> Option<usize> {
         let terminal = match self.output {
             None => terminal_size::terminal_size_of(io::stdout()),
@@ -312,7 +314,7 @@ impl Scan {
         };
         match terminal {
             Some((columns, _)) => Some(usize::from(columns.0).clamp(40, 140)),
-            // A terminal that does not say how large it is.
+            // A terminal of unknown size.
             None if self.output.is_none() && io::stdout().is_terminal() => Some(80),
             None if detail == Detail::Line => None,
             None => Some(100),
@@ -326,7 +328,7 @@ impl Scan {
         let from: Box<dyn BufRead + Send> = match path.to_str() {
             Some("-") => Box::new(BufReader::new(io::stdin())),
             _ => {
-                let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
+                let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
                 anyhow::ensure!(!file.metadata()?.is_dir(), "{name} is a directory");
                 Box::new(BufReader::new(file))
             }
@@ -334,7 +336,7 @@ impl Scan {
         Ok(Some(Lines { name, from }))
     }
 
-    /// Where the report goes, and how it looks there.
+    /// The output, and the options of its format.
     fn out(&self) -> anyhow::Result<(Box<dyn Write + Send>, report::Options)> {
         let many = self.targets.is_some() || self.quick;
         let detail = match (self.verbose, many) {
@@ -355,7 +357,7 @@ impl Scan {
                     options.truncate(true)
                 };
                 let file = options.open(path);
-                let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
+                let file = file.with_context(|| format!("cannot write {}", path.display()))?;
                 Box::new(BufWriter::new(file))
             }
         };
@@ -363,39 +365,39 @@ impl Scan {
     }
 }
 
-/// What is to be scanned, and by whom.
+/// The input of a run.
 struct Given {
     targets: Vec<Target>,
     lines: Option<Lines>,
-    /// Targets of which there is a report already.
+    /// Targets that already have a report.
     done: HashSet<String>,
     identity: Option<Arc<ClientIdentity>>,
 }
 
-/// Targets, a line each.
+/// A file of targets, one per line.
 struct Lines {
     name: String,
     from: Box<dyn BufRead + Send>,
 }
 
-/// What an endpoint is held against.
+/// The requirements of the command line.
 #[derive(Clone)]
 struct Wanted {
     profiles: Vec<Profile>,
     fail_below: Option<Level>,
 }
 
-/// What is counted of a report.
+/// How a report counts for the exit status.
 #[derive(Default)]
 struct Grade {
     below: bool,
-    untold: bool,
+    undetermined: bool,
 }
 
 impl Wanted {
     fn grade(&self, report: &Report) -> Grade {
         let level = report.judgement.level;
-        let untold = level == Level::Unknown
+        let undetermined = level == Level::Unknown
             || matches!(report.reached, Reached::Unreachable { .. } | Reached::Unknown { .. });
         let verdicts = report.judgement.profiles.iter();
         let asked = verdicts.filter(|v| self.profiles.iter().any(|p| p.name() == v.profile));
@@ -407,8 +409,8 @@ impl Wanted {
                 Answer::Inconclusive | Answer::Untested => open = true,
             }
         }
-        below |= !untold && self.fail_below.is_some_and(|least| level < least);
-        Grade { below, untold: untold || open }
+        below |= !undetermined && self.fail_below.is_some_and(|least| level < least);
+        Grade { below, undetermined: undetermined || open }
     }
 }
 
@@ -416,7 +418,7 @@ impl Sum {
     fn add(&mut self, grade: Grade) {
         self.reports += 1;
         self.below += usize::from(grade.below);
-        self.untold += usize::from(grade.untold);
+        self.undetermined += usize::from(grade.undetermined);
     }
 }
 
@@ -425,7 +427,7 @@ fn usage(what: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(2))
 }
 
-/// The targets of reports that an output holds. The last line may be torn: it is cut off.
+/// The targets of the reports in an output file. An incomplete last line is removed.
 fn already_done(path: &Path) -> anyhow::Result<HashSet<String>> {
     #[derive(Deserialize)]
     struct Line {
@@ -441,16 +443,15 @@ fn already_done(path: &Path) -> anyhow::Result<HashSet<String>> {
     loop {
         line.clear();
         let n = reader.read_until(b'\n', &mut line)?;
-        let told = serde_json::from_slice::<Line>(&line);
-        match told {
-            Ok(told) if line.ends_with(b"\n") => {
+        match serde_json::from_slice::<Line>(&line) {
+            Ok(report) if line.ends_with(b"\n") => {
                 whole += n as u64;
-                done.insert(told.target);
+                done.insert(report.target);
             }
             _ if n == 0 => break,
             _ if !line.ends_with(b"\n") => break,
             _ => bail!(
-                "{} is no output of --format jsonl: byte {whole}; without --resume it is written anew",
+                "{} is not an output of --format jsonl (see byte {whole}). Without --resume, it is overwritten.",
                 path.display()
             ),
         }
@@ -459,7 +460,7 @@ fn already_done(path: &Path) -> anyhow::Result<HashSet<String>> {
     Ok(done)
 }
 
-/// Sends on all targets that are not done: those given, and those of the file.
+/// Feeds all targets that have no report yet: those of the command line, then those of the file.
 fn read(
     given: Vec<Target>,
     lines: Option<Lines>,
@@ -479,7 +480,7 @@ fn read(
         if text.is_empty() {
             continue;
         }
-        // One bad line of a million does not stop the rest.
+        // An invalid line does not stop the scan of the others.
         match text.parse::<Target>() {
             Ok(target) if new(&target) => {
                 if !feed.put(target) {
@@ -493,7 +494,7 @@ fn read(
     Ok(())
 }
 
-/// A line on the terminal that says how far it is, where nothing else does.
+/// The progress line, if standard error is a terminal.
 struct Progress {
     shown: bool,
     wanted: bool,

@@ -1,5 +1,4 @@
-//! Clocks that are wrong for a while, on each of the authority, the witnesses and the nodes: when they are right again
-//! the mesh recovers by itself, within a minute.
+//! Wrong clocks of the authority, the witnesses and the nodes: after they are corrected, the mesh recovers within a minute.
 //!
 //! WIRETIGHT_CLOCKS=all runs every case; by default there is one of each kind.
 
@@ -11,27 +10,27 @@ use std::time::Instant;
 use super::rig::*;
 use super::transparency::Witnessed;
 
-/// A clock of its own for a process, which can be set while the process runs.
+/// A separate clock for a process, which can be set while the process is running.
 pub(crate) struct Clock {
     file: PathBuf,
 }
 
 impl Clock {
-    /// Its file stands in a folder that the process may read.
+    /// Its file is in a directory that the process may read.
     pub(crate) fn in_folder(folder: &Path) -> Clock {
         let clock = Clock { file: folder.join("clock") };
         clock.set(0);
         clock
     }
 
-    /// So many seconds ahead of the right time; behind, if negative.
+    /// Sets it this many seconds ahead of the right time, or behind if negative.
     pub(crate) fn set(&self, ahead: i64) {
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{ahead:+}")).unwrap();
         fs::rename(new, &self.file).unwrap();
     }
 
-    /// With this in its environment a process has this clock.
+    /// The environment that gives a process this clock.
     pub(crate) fn env(&self) -> Vec<(&'static str, PathBuf)> {
         let library = fs::read_dir("/usr/lib")
             .unwrap()
@@ -49,21 +48,21 @@ impl Clock {
 }
 
 const HOURS: i64 = 7200;
-/// Longer than the intervals at which clocks are looked at.
+/// Longer than the intervals at which clocks are checked.
 const WRONG: u64 = 7000;
-/// Cases that run side by side, each with a mesh of its own.
+/// Cases that run concurrently, each with its own mesh.
 const AT_ONCE: usize = 6;
 
 const EVERYBODY: [&str; 6] = ["auth", "db1", "app1", "north", "south", "east"];
 
-/// Whose clocks are wrong, and by how many seconds they are ahead, one value after the other.
+/// Whose clocks are wrong, and how many seconds they are ahead, one value after the other.
 type Case = (&'static [&'static str], &'static [i64]);
 
 /// Up to 45 s, nearly all of which is waiting: twice for a wrong clock to be noticed, and then for an authority whose clock
 /// was behind and ahead, which tries every 5 to 10 s to replace its intermediate and to log that. The cases run side by
 /// side.
 #[test]
-fn a_mesh_recovers_when_clocks_that_were_wrong_are_right_again() {
+fn a_mesh_recovers_after_wrong_clocks_are_corrected() {
     if !has(&["faketime"]) {
         return;
     }
@@ -105,7 +104,7 @@ fn recovers((who, how): Case) -> [bool; 2] {
     let set = |ahead: i64| who.iter().for_each(|name| clock(name).set(ahead));
     for ahead in how {
         set(*ahead);
-        // Everything is asked for anew by wrong clocks, and whatever comes of it, comes of it.
+        // Request everything again with wrong clocks, whatever the results.
         thread::sleep(ms(WRONG / 2));
         let mut asked = [&mesh.db, &mesh.app].map(|node| {
             let mut renew = wiretight();
@@ -123,7 +122,7 @@ fn recovers((who, how): Case) -> [bool; 2] {
     };
     wait_for(&format!("{what}: connections are made again"), works);
     let connects = begun.elapsed();
-    // Not only what was there before: new certificates are issued, and serve.
+    // New certificates are issued and work.
     for node in [&mesh.db, &mesh.app] {
         wait_for(&format!("{what}: {} renews", node.name), || {
             begun.elapsed() < PATIENCE && node.cli(&["svid", "renew"]).code == Some(0)

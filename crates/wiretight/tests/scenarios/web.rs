@@ -485,12 +485,12 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
 }
 
 #[test]
-fn chromium_does_over_http2_what_pages_do() {
+fn chromium_loads_pages_over_http2() {
     in_a_browser("h2", &["--disable-quic"]);
 }
 
 #[test]
-fn chromium_does_over_http3_what_pages_do() {
+fn chromium_loads_pages_over_http3() {
     in_a_browser("h3", &[&format!("--origin-to-force-quic-on={NAME}:443")]);
 }
 
@@ -538,7 +538,7 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
 // ---- Programs.
 
 #[test]
-fn curl_speaks_each_version_of_http_with_each_of_tls() {
+fn curl_uses_every_version_of_http_and_tls() {
     if !has(&["curl", "openssl"]) {
         return;
     }
@@ -585,7 +585,7 @@ print(answer.text, answer.status_code, answer.http_version)";
 }
 
 #[test]
-fn h2load_sees_not_one_error() {
+fn h2load_sees_no_error() {
     if !has(&["nginx", "h2load", "openssl"]) {
         return;
     }
@@ -701,7 +701,7 @@ fn faults_by_sslyze(report: &Value) -> Vec<String> {
 }
 
 #[test]
-fn sslyze_finds_nothing_wrong() {
+fn sslyze_finds_no_problem() {
     if !has(&["sslyze", "openssl"]) {
         return;
     }
@@ -789,7 +789,7 @@ const OLD: [(&str, bool); 6] = [
 /// By its own handshakes, which know what no openssl knows any more. They lack the extended master secret,
 /// without which there is no TLS 1.2 here: only by openssl does it see that.
 #[test]
-fn testssl_finds_nothing_wrong_by_its_own_handshakes() {
+fn testssl_finds_no_problem_with_its_own_handshakes() {
     if !has(&["testssl", "openssl"]) {
         return;
     }
@@ -809,7 +809,7 @@ fn testssl_finds_nothing_wrong_by_its_own_handshakes() {
 }
 
 #[test]
-fn testssl_finds_nothing_wrong_by_openssl() {
+fn testssl_finds_no_problem_with_openssl() {
     if !has(&["testssl", "openssl"]) {
         return;
     }

@@ -5,12 +5,16 @@
 //! speaks to, its keys are thrown away, its arithmetic on them takes no care of timing, and it
 //! sends nothing that anyone would miss. Nothing but a scan may use it.
 
+mod aead;
 mod channel;
+mod ffdhe;
 mod keys;
 mod protection;
 mod shares;
 pub mod tls12;
 pub mod tls13;
+mod weierstrass;
+mod x448;
 
 use std::fmt;
 

@@ -1,23 +1,21 @@
 //! What protects records, one way: AEAD of TLS 1.3 and 1.2, CBC and NULL with a MAC.
 //!
-//! Without the ciphers that aws-lc-rs does not have (CCM, RC4, and 3DES but with all of its C
-//! bindings), and without SSL 3.0, whose MAC is its own.
+//! Without the ciphers that aws-lc-rs does not have (RC4, and 3DES but with all of its C bindings),
+//! and without SSL 3.0, whose MAC is its own.
 
-use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{
     self, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext, UnboundCipherKey,
 };
 use aws_lc_rs::{hmac, iv::FixedLength};
 
+use super::aead::{self, NONCE};
 use super::{Failure, malformed, random};
 use crate::parse::ContentType;
 
 /// What a suite of TLS 1.2 and before protects records with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cipher {
-    /// Bytes of the key.
-    Gcm(usize),
-    ChaCha20,
+    Aead(aead::Algorithm),
     /// Bytes of the key.
     Cbc(usize, MacHash),
     Null(MacHash),
@@ -54,8 +52,10 @@ impl Cipher {
     /// TLS 1.0 has an IV for CBC).
     pub(super) fn lengths(self, version: u16) -> (usize, usize, usize) {
         match self {
-            Self::Gcm(key) => (0, key, 4),
-            Self::ChaCha20 => (0, 32, 12),
+            Self::Aead(algorithm) => {
+                let iv = if algorithm.has_explicit_nonce() { 4 } else { NONCE };
+                (0, algorithm.key_len(), iv)
+            }
             Self::Cbc(key, mac) => (mac.len(), key, if version == 0x0301 { 16 } else { 0 }),
             Self::Null(mac) => (mac.len(), 0, 0),
         }
@@ -84,13 +84,13 @@ enum Kind {
     Clear,
     /// The nonce is the IV with the sequence number (RFC 8446 section 5.3, RFC 7905 section 2).
     Aead {
-        key: LessSafeKey,
-        iv: [u8; 12],
+        key: aead::Key,
+        iv: [u8; NONCE],
         tls1_3: bool,
     },
-    /// The nonce is half in the record (RFC 5288 section 3).
-    Gcm {
-        key: LessSafeKey,
+    /// The nonce is half in the record (RFC 5288 section 3, RFC 6655 section 3).
+    ExplicitNonce {
+        key: aead::Key,
         salt: [u8; 4],
     },
     /// MAC, then padding, then encryption (RFC 5246 section 6.2.3.2).
@@ -123,11 +123,11 @@ impl Protection {
     }
 
     pub(super) fn tls1_3(
-        algorithm: &'static aead::Algorithm,
+        algorithm: aead::Algorithm,
         key: &[u8],
         iv: &[u8],
     ) -> Result<Self, Failure> {
-        let key = LessSafeKey::new(UnboundKey::new(algorithm, key)?);
+        let key = aead::Key::new(algorithm, key)?;
         let iv = iv.try_into().map_err(|_| malformed("an IV of a wrong length"))?;
         Ok(Self::of(Kind::Aead { key, iv, tls1_3: true }))
     }
@@ -142,14 +142,12 @@ impl Protection {
     ) -> Result<Self, Failure> {
         let short = |_| malformed("an IV of a wrong length");
         let kind = match cipher {
-            Cipher::Gcm(n) => {
-                let algorithm = if n == 16 { &aead::AES_128_GCM } else { &aead::AES_256_GCM };
-                let key = LessSafeKey::new(UnboundKey::new(algorithm, key)?);
-                Kind::Gcm { key, salt: iv.try_into().map_err(short)? }
-            }
-            Cipher::ChaCha20 => {
-                let key = LessSafeKey::new(UnboundKey::new(&aead::CHACHA20_POLY1305, key)?);
-                Kind::Aead { key, iv: iv.try_into().map_err(short)?, tls1_3: false }
+            Cipher::Aead(algorithm) => {
+                let key = aead::Key::new(algorithm, key)?;
+                match algorithm.has_explicit_nonce() {
+                    true => Kind::ExplicitNonce { key, salt: iv.try_into().map_err(short)? },
+                    false => Kind::Aead { key, iv: iv.try_into().map_err(short)?, tls1_3: false },
+                }
             }
             Cipher::Cbc(n, hash) => Kind::Cbc {
                 cipher: if n == 16 { &cipher::AES_128 } else { &cipher::AES_256 },
@@ -188,20 +186,19 @@ impl Protection {
             Kind::Clear => data.to_vec(),
             Kind::Aead { key, iv, tls1_3: true } => {
                 let mut out = [data, &[content.code()]].concat();
-                let outer = outer_header(out.len() + 16);
-                key.seal_in_place_append_tag(nonce(iv, sequence), Aad::from(outer), &mut out)?;
+                let outer = outer_header(out.len() + key.tag_len());
+                key.seal(nonce(iv, sequence), &outer, &mut out)?;
                 return Ok((ContentType::ApplicationData, out));
             }
             Kind::Aead { key, iv, tls1_3: false } => {
                 let mut out = data.to_vec();
-                key.seal_in_place_append_tag(nonce(iv, sequence), Aad::from(header), &mut out)?;
+                key.seal(nonce(iv, sequence), &header, &mut out)?;
                 out
             }
-            Kind::Gcm { key, salt } => {
+            Kind::ExplicitNonce { key, salt } => {
                 let explicit = sequence.to_be_bytes();
                 let mut out = data.to_vec();
-                let nonce = gcm_nonce(salt, &explicit);
-                key.seal_in_place_append_tag(nonce, Aad::from(header), &mut out)?;
+                key.seal(with_salt(salt, &explicit), &header, &mut out)?;
                 [explicit.as_slice(), &out].concat()
             }
             Kind::Cbc { cipher, key, mac, chained } => {
@@ -242,39 +239,34 @@ impl Protection {
         fragment: &[u8],
     ) -> Result<(ContentType, Vec<u8>), Failure> {
         let short = || malformed("an encrypted record is too short");
-        let bad = |_| malformed("a record that the keys do not open");
         let sequence = self.sequence;
         self.sequence += 1;
         let data = match &mut self.kind {
             Kind::Clear => fragment.to_vec(),
             Kind::Aead { key, iv, tls1_3: true } => {
                 let mut out = fragment.to_vec();
-                let outer = outer_header(out.len());
-                let inner = key
-                    .open_in_place(nonce(iv, sequence), Aad::from(outer), &mut out)
-                    .map_err(bad)?;
+                key.open(nonce(iv, sequence), &outer_header(fragment.len()), &mut out)?;
                 // The type stands before the zeros of the padding.
-                let end = inner.iter().rposition(|b| *b != 0).ok_or_else(short)?;
-                let content = ContentType::from_code(inner[end])
+                let end = out.iter().rposition(|b| *b != 0).ok_or_else(short)?;
+                let content = ContentType::from_code(out[end])
                     .ok_or_else(|| malformed("an encrypted record of no type"))?;
-                return Ok((content, inner[..end].to_vec()));
+                out.truncate(end);
+                return Ok((content, out));
             }
             Kind::Aead { key, iv, tls1_3: false } => {
-                let n = fragment.len().checked_sub(16).ok_or_else(short)?;
-                let header = header(sequence, content, version, n);
+                let n = fragment.len().checked_sub(key.tag_len()).ok_or_else(short)?;
                 let mut out = fragment.to_vec();
-                key.open_in_place(nonce(iv, sequence), Aad::from(header), &mut out)
-                    .map_err(bad)?
-                    .to_vec()
-            }
-            Kind::Gcm { key, salt } => {
-                let (explicit, rest) = fragment.split_first_chunk::<8>().ok_or_else(short)?;
-                let n = rest.len().checked_sub(16).ok_or_else(short)?;
                 let header = header(sequence, content, version, n);
+                key.open(nonce(iv, sequence), &header, &mut out)?;
+                out
+            }
+            Kind::ExplicitNonce { key, salt } => {
+                let (explicit, rest) = fragment.split_first_chunk::<8>().ok_or_else(short)?;
+                let n = rest.len().checked_sub(key.tag_len()).ok_or_else(short)?;
                 let mut out = rest.to_vec();
-                key.open_in_place(gcm_nonce(salt, explicit), Aad::from(header), &mut out)
-                    .map_err(bad)?
-                    .to_vec()
+                let header = header(sequence, content, version, n);
+                key.open(with_salt(salt, explicit), &header, &mut out)?;
+                out
             }
             Kind::Cbc { cipher, key, mac, chained } => {
                 let (iv, rest) = match chained {
@@ -290,7 +282,9 @@ impl Protection {
                 let decrypting = DecryptingKey::cbc(UnboundCipherKey::new(cipher, key)?)?;
                 let context = DecryptionContext::Iv128(FixedLength::from(&iv));
                 let mut out = rest.to_vec();
-                decrypting.decrypt(&mut out, context).map_err(bad)?;
+                decrypting
+                    .decrypt(&mut out, context)
+                    .map_err(|_| malformed("a record that the keys do not open"))?;
                 let padding = usize::from(*out.last().ok_or_else(short)?) + 1;
                 let n = out.len().checked_sub(padding).ok_or_else(short)?;
                 #[cfg(test)]
@@ -347,15 +341,15 @@ fn outer_header(n: usize) -> [u8; 5] {
     [23, 3, 3, a, b]
 }
 
-fn nonce(iv: &[u8; 12], sequence: u64) -> Nonce {
+fn nonce(iv: &[u8; NONCE], sequence: u64) -> [u8; NONCE] {
     let mut nonce = *iv;
     nonce[4..].iter_mut().zip(sequence.to_be_bytes()).for_each(|(a, b)| *a ^= b);
-    Nonce::assume_unique_for_key(nonce)
+    nonce
 }
 
-fn gcm_nonce(salt: &[u8; 4], explicit: &[u8; 8]) -> Nonce {
-    let mut nonce = [0; 12];
+fn with_salt(salt: &[u8; 4], explicit: &[u8; 8]) -> [u8; NONCE] {
+    let mut nonce = [0; NONCE];
     nonce[..4].copy_from_slice(salt);
     nonce[4..].copy_from_slice(explicit);
-    Nonce::assume_unique_for_key(nonce)
+    nonce
 }

@@ -4,14 +4,35 @@ use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::kem::{self, Ciphertext, DecapsulationKey};
 use num_bigint::BigUint;
 
-use super::{Failure, malformed, random};
+use super::ffdhe::FfdheKey;
+use super::weierstrass::WeierstrassKey;
+use super::{Failure, malformed, random, x448};
 
-/// Groups that a handshake can be completed with, best known first.
-pub const GROUPS: &[u16] =
-    &[0x001d, 0x0017, 0x0018, 0x0019, 0x11ec, 0x11eb, 0x11ed, 0x0201, 0x0202, 0x0200];
+/// Groups that a handshake of TLS 1.3 can be completed with, best known first.
+pub const GROUPS: &[u16] = &[
+    0x001d, 0x0017, 0x0018, 0x0019, 0x11ec, 0x11eb, 0x11ed, 0x0201, 0x0202, 0x0200, 0x001e, 0x0100,
+    0x0101, 0x0102, 0x0103, 0x0104, 0x001f, 0x0020, 0x0021,
+];
+
+/// The same of the versions before.
+pub(super) const CURVES: &[u16] =
+    &[0x001d, 0x0017, 0x0018, 0x0019, 0x001e, 0x001a, 0x001b, 0x001c, 0x0016];
 
 /// The client's half of a key exchange.
 pub(super) struct KeyShare {
+    private: Private,
+    public: Vec<u8>,
+}
+
+enum Private {
+    AwsLc(Hybrid),
+    X448([u8; x448::LENGTH]),
+    FiniteField(FfdheKey),
+    Weierstrass(WeierstrassKey),
+}
+
+/// A curve, ML-KEM, or both.
+struct Hybrid {
     elliptic: Option<PrivateKey>,
     kem: Option<DecapsulationKey>,
     /// Bytes that the server encapsulates its secret in (FIPS 203 table 3).
@@ -19,12 +40,47 @@ pub(super) struct KeyShare {
     /// ML-KEM comes first in X25519MLKEM768, and last in the others
     /// (draft-ietf-tls-ecdhe-mlkem section 3).
     kem_first: bool,
-    public: Vec<u8>,
 }
 
 impl KeyShare {
     /// A fresh one; none where the group cannot be done here.
     pub(super) fn generate(group: u16) -> Result<Option<Self>, Failure> {
+        if let Some((key, public)) = Hybrid::generate(group)? {
+            return Ok(Some(Self { private: Private::AwsLc(key), public }));
+        }
+        if let Some(key) = FfdheKey::generate(group) {
+            let public = key.public()?;
+            return Ok(Some(Self { private: Private::FiniteField(key), public }));
+        }
+        if let Some(key) = WeierstrassKey::generate(group) {
+            let public = key.public()?;
+            return Ok(Some(Self { private: Private::Weierstrass(key), public }));
+        }
+        Ok((group == 0x001e).then(|| {
+            let key = random();
+            Self { public: x448::public(&key).to_vec(), private: Private::X448(key) }
+        }))
+    }
+
+    /// What the client sends.
+    pub(super) fn public(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// The secret that follows from the server's share.
+    pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
+        match &self.private {
+            Private::AwsLc(key) => key.secret(share),
+            Private::X448(key) => x448::secret(key, share),
+            Private::FiniteField(key) => key.secret(share),
+            Private::Weierstrass(key) => key.secret(share),
+        }
+    }
+}
+
+impl Hybrid {
+    /// With the public key.
+    fn generate(group: u16) -> Result<Option<(Self, Vec<u8>)>, Failure> {
         use agreement::{ECDH_P256, ECDH_P384, ECDH_P521, X25519};
         use kem::{ML_KEM_512, ML_KEM_768, ML_KEM_1024};
         let (curve, kem, ciphertext) = match group {
@@ -55,16 +111,10 @@ impl KeyShare {
             true => [encapsulation, point].concat(),
             false => [point, encapsulation].concat(),
         };
-        Ok(Some(Self { elliptic, kem, ciphertext, kem_first, public }))
+        Ok(Some((Self { elliptic, kem, ciphertext, kem_first }, public)))
     }
 
-    /// What the client sends.
-    pub(super) fn public(&self) -> &[u8] {
-        &self.public
-    }
-
-    /// The secret that follows from the server's share.
-    pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
+    fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         let short = || malformed("a key share of a wrong length");
         let at = match self.kem_first {
             true => self.ciphertext,

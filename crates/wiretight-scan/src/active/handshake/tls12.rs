@@ -4,11 +4,12 @@
 use x509_cert::der::asn1::UintRef;
 use x509_cert::der::{Decode, Reader as _, SliceReader};
 
+use super::aead::Algorithm;
 use super::channel::{Channel, Incoming};
 use super::keys::{Hash, Prf};
 use super::protection::{Cipher, MacHash, Protection};
-use super::shares::{KeyShare, dhe, power};
-use super::{BadPadding, Failure, GROUPS, certificate_verify, malformed, random};
+use super::shares::{CURVES, KeyShare, dhe, power};
+use super::{BadPadding, Failure, certificate_verify, malformed, random};
 use crate::active::Prober;
 use crate::active::link::Link;
 use crate::names::{KeyExchange, Suite, Version, suites};
@@ -19,6 +20,7 @@ use crate::parse::{
 
 /// What a suite protects records with, where that can be done here.
 fn cipher(suite: Suite) -> Option<Cipher> {
+    use Algorithm::*;
     use MacHash::*;
     if !matches!(suite.key_exchange(), KeyExchange::Rsa | KeyExchange::Dhe | KeyExchange::Ecdhe)
         || suite.is_export()
@@ -27,9 +29,13 @@ fn cipher(suite: Suite) -> Option<Cipher> {
     }
     let (_, cipher) = suite.name.split_once("_WITH_")?;
     Some(match cipher {
-        "AES_128_GCM_SHA256" => Cipher::Gcm(16),
-        "AES_256_GCM_SHA384" => Cipher::Gcm(32),
-        "CHACHA20_POLY1305_SHA256" => Cipher::ChaCha20,
+        "AES_128_GCM_SHA256" => Cipher::Aead(Aes128Gcm),
+        "AES_256_GCM_SHA384" => Cipher::Aead(Aes256Gcm),
+        "CHACHA20_POLY1305_SHA256" => Cipher::Aead(ChaCha20Poly1305),
+        "AES_128_CCM" => Cipher::Aead(Ccm(16, 16)),
+        "AES_256_CCM" => Cipher::Aead(Ccm(32, 16)),
+        "AES_128_CCM_8" => Cipher::Aead(Ccm(16, 8)),
+        "AES_256_CCM_8" => Cipher::Aead(Ccm(32, 8)),
         "AES_128_CBC_SHA" => Cipher::Cbc(16, Sha1),
         "AES_256_CBC_SHA" => Cipher::Cbc(32, Sha1),
         "AES_128_CBC_SHA256" => Cipher::Cbc(16, Sha256),
@@ -59,11 +65,10 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
     // The pairs of TLS 1.2, without what only later versions have.
     let schemes = prober.schemes(version);
-    let curves: Vec<u16> = GROUPS.iter().copied().filter(|group| *group < 0x100).collect();
     let hello = prober
         .hello(version)
         .suites(usable.iter().map(|suite| suite.code))
-        .groups(&curves)
+        .groups(CURVES)
         .with(extension::EC_POINT_FORMATS, vec![1, 0])
         .with(extension::EXTENDED_MASTER_SECRET, Vec::new())
         .with(extension::RENEGOTIATION_INFO, vec![0]);

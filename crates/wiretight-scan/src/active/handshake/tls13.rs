@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use aws_lc_rs::aead;
-
+use super::aead::{Algorithm, NONCE};
 use super::channel::{Channel, Incoming};
 use super::keys::Hash;
 use super::protection::Protection;
@@ -17,14 +16,16 @@ use crate::parse::{
     NewSessionTicket, Reader, ServerHello, certificates_tls1_3, extension, extensions,
 };
 
-/// Suites that a handshake can be completed with. Without CCM, which aws-lc-rs does not have.
-pub const SUITES: &[u16] = &[0x1301, 0x1302, 0x1303];
+/// Suites that a handshake can be completed with.
+pub const SUITES: &[u16] = &[0x1301, 0x1302, 0x1303, 0x1304, 0x1305];
 
-fn suite(code: u16) -> Option<(&'static aead::Algorithm, Hash)> {
+fn suite(code: u16) -> Option<(Algorithm, Hash)> {
     match code {
-        0x1301 => Some((&aead::AES_128_GCM, Hash::Sha256)),
-        0x1302 => Some((&aead::AES_256_GCM, Hash::Sha384)),
-        0x1303 => Some((&aead::CHACHA20_POLY1305, Hash::Sha256)),
+        0x1301 => Some((Algorithm::Aes128Gcm, Hash::Sha256)),
+        0x1302 => Some((Algorithm::Aes256Gcm, Hash::Sha384)),
+        0x1303 => Some((Algorithm::ChaCha20Poly1305, Hash::Sha256)),
+        0x1304 => Some((Algorithm::Ccm(16, 16), Hash::Sha256)),
+        0x1305 => Some((Algorithm::Ccm(16, 8), Hash::Sha256)),
         _ => None,
     }
 }
@@ -351,13 +352,9 @@ impl Client {
     }
 }
 
-fn protection(
-    aead: &'static aead::Algorithm,
-    hash: Hash,
-    secret: &[u8],
-) -> Result<Protection, Failure> {
+fn protection(aead: Algorithm, hash: Hash, secret: &[u8]) -> Result<Protection, Failure> {
     let key = hash.expand_label(secret, "key", &[], aead.key_len());
-    let iv = hash.expand_label(secret, "iv", &[], 12);
+    let iv = hash.expand_label(secret, "iv", &[], NONCE);
     Protection::tls1_3(aead, &key, &iv)
 }
 

@@ -1,4 +1,4 @@
-//! XMPP, and the protocols that are spoken in binary.
+//! XMPP, and binary protocols.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -24,16 +24,16 @@ pub(super) async fn xmpp<S: AsyncRead + AsyncWrite + Unpin>(
         Ok(Xmpp::Proceed) => (Said::Go, "proceed".to_owned()),
         Ok(Xmpp::Failure) => (Said::No, "failure".to_owned()),
         Ok(other) => return Err(refused(Why::NotThisProtocol, format!("{other:?}"))),
-        // An element that is not expected ends the stream (section 4.9.3).
+        // An unexpected element ends the stream (section 4.9.3).
         Err(e) if e.why == Why::NotNow && list != parse::Listed::Yes => (Said::No, e.evidence),
         Err(e) => return Err(e),
     };
     verdict("starttls", list, said, format!("starttls: {answer}; features: {names}"))
 }
 
-/// The header of a stream to this domain.
+/// The stream header for this domain.
 pub(super) fn xmpp_header(namespace: &str, name: Option<&str>) -> String {
-    // A name of a target needs no escapes; another caller's might.
+    // Names of targets need no escapes; skip names that would.
     let plain =
         |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
     let to = name.filter(plain).map(|name| format!(" to='{name}'")).unwrap_or_default();
@@ -50,7 +50,7 @@ async fn xmpp_answer<S: AsyncRead + AsyncWrite + Unpin>(
         Xmpp::Error(condition) => {
             Err(refused(Why::NotNow, format!("the stream error {condition}")))
         }
-        Xmpp::End => Err(refused(Why::Closed, "the stream was ended without an error")),
+        Xmpp::End => Err(refused(Why::Closed, "the stream ended without an error")),
         other => Ok(other),
     }
 }
@@ -90,7 +90,7 @@ pub(super) async fn postgres<S: AsyncRead + AsyncWrite + Unpin>(
     let more = parse::shown(wire.waiting());
     match answer {
         b'E' => Err(refused(Why::NotNow, format!("SSLRequest: {more}"))),
-        // A banner that begins with one of the letters: `SSH-2.0-`.
+        // Another protocol's banner that begins with one of the letters: `SSH-2.0-`.
         letter if !more.is_empty() => {
             let evidence = format!("SSLRequest: {}{more}", char::from(letter));
             Err(refused(Why::NotThisProtocol, evidence))
@@ -113,7 +113,7 @@ pub(super) async fn mysql<S: AsyncRead + AsyncWrite + Unpin>(
     wire.greeting = version;
     if !wire.waiting().is_empty() {
         let more = parse::shown(wire.waiting());
-        return Err(refused(Why::NotThisProtocol, format!("after the greeting comes {more}")));
+        return Err(refused(Why::NotThisProtocol, format!("after the greeting: {more}")));
     }
     // CLIENT_PROTOCOL_41, CLIENT_SSL, CLIENT_SECURE_CONNECTION; packets of 16 MiB; utf8.
     let mut request = [0u8; 36];
@@ -135,13 +135,13 @@ pub(super) async fn telnet<S: AsyncRead + AsyncWrite + Unpin>(
     const IAC: u8 = 255;
     const WILL: [u8; 3] = [IAC, 251, TELNET_START_TLS];
     const FOLLOWS: [u8; 6] = [IAC, 250, TELNET_START_TLS, 1, IAC, 240];
-    // It asks first, or not at all. Whoever wants a login asks soon.
+    // Servers that ask for START_TLS do so first and soon.
     let by = wire.soon(1, 4);
     let mut offered = "in answer to WILL";
     loop {
         match wire.message_by(by, parse::telnet).await {
             Ok(Telnet::Do) => {
-                offered = "of itself";
+                offered = "without being asked";
                 break;
             }
             Ok(said) => note(wire, &said),
@@ -173,7 +173,7 @@ pub(super) async fn telnet<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Offer { how: format!("DO START_TLS {offered}"), stripped: None })
 }
 
-/// The first text is the greeting.
+/// Keeps the first text as the greeting.
 fn note<S>(wire: &mut Wire<S>, said: &Telnet) {
     if let (Telnet::Text(text), true) = (said, wire.greeting.is_empty()) {
         wire.greeting = text.clone();
@@ -185,7 +185,7 @@ pub(super) async fn rdp<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
     // TPKT, X.224 Connection Request, RDP_NEG_REQ for TLS, CredSSP and CredSSP with early
-    // authorization: a server takes the strongest that it knows, and TLS comes first in each.
+    // authorization: the server selects the strongest that it supports, and all of them start with TLS.
     let request = [3, 0, 0, 19, 14, 0xe0, 0, 0, 0, 0, 0, 1, 0, 8, 0, 0x0b, 0, 0, 0];
     wire.send_last(&request).await?;
     let standard = "standard RDP security only (RC4, and no proof of the server's identity)";
@@ -213,7 +213,8 @@ pub(super) async fn rdp<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Offer { how: seen.to_owned(), stripped: None })
 }
 
-/// SQL Server's PRELOGIN (MS-TDS, section 2.2.6.5). TLS is to hold for all, not for the login alone.
+/// SQL Server's PRELOGIN (MS-TDS, section 2.2.6.5). Requests TLS for the whole connection, not only for the
+/// login.
 pub(super) async fn mssql<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
@@ -244,7 +245,7 @@ pub(super) async fn mssql<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Offer { how: format!("PRELOGIN: {seen}"), stripped: None })
 }
 
-/// A no, after which a ClientHello shows whether it is the server's own.
+/// Handles a rejection. A ClientHello shows whether it comes from the server itself.
 async fn refusal<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, seen: String) -> Refused {
     refusal_with(wire, seen, |_| Vec::new()).await
 }
@@ -255,7 +256,7 @@ async fn refusal_with<S: AsyncRead + AsyncWrite + Unpin>(
     header: fn(usize) -> Vec<u8>,
 ) -> Refused {
     match wire.answers_hello(header).await {
-        true => refused(Why::Stripped, format!("{seen}; and yet a ClientHello is answered by TLS")),
+        true => refused(Why::Stripped, format!("{seen}; but a ClientHello is answered with TLS")),
         false => refused(Why::NotOffered, seen),
     }
 }

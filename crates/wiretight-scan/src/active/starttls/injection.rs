@@ -1,8 +1,8 @@
-//! Whether what was sent in the clear, right after the command that TLS follows, is taken for
-//! something that came inside TLS (CVE-2011-0411 and its many cousins).
+//! STARTTLS command injection (CVE-2011-0411 and similar): whether the server processes plaintext sent right
+//! after the STARTTLS command as if it had been received inside TLS.
 //!
-//! Whoever stands between can then put commands before those of the client: the server reads both
-//! into one buffer, and does not empty it when TLS begins. The commands that are sent here do nothing.
+//! An attacker on the path can then insert commands before those of the client: the server reads both into
+//! one buffer, and does not empty it when TLS starts. The commands of this probe have no effect.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -24,20 +24,19 @@ use crate::facts::{Answer, Fact};
 use crate::parse::starttls::shown;
 use crate::target::Start;
 
-/// What is read inside TLS at most.
+/// The maximum number of bytes to read inside TLS.
 const MAX: usize = 16 << 10;
 
-/// How long [`injection`] may take: as long as two connections.
+/// The time limit of [`injection`]: that of two connections.
 pub fn time(timeout: Duration) -> Duration {
     super::time(timeout) * 2
 }
 
-/// Sends a harmless command along with the one that TLS follows, and sees whether it is answered
-/// inside TLS: the fact `starttls.injection`.
+/// `starttls.injection`: sends a harmless command along with the STARTTLS command, and checks whether it is
+/// answered inside TLS.
 ///
-/// `connect` makes one connection, and a second where the first does not come as far as TLS: only if
-/// that one does without a command that goes along was it the command. All of it ends by the
-/// deadline.
+/// `connect` opens a connection, and a second one if the first does not reach TLS. If the second one, without
+/// the additional command, reaches TLS, then the command was the cause.
 pub async fn injection<S, F>(
     connect: impl Fn() -> F,
     start: Start,
@@ -50,20 +49,20 @@ where
     F: Future<Output = io::Result<S>>,
 {
     let Some(bait) = Bait::of(start, name) else {
-        return fact(Answer::Untested, "this protocol has no commands that could be put in");
+        return fact(Answer::Untested, "this protocol has no commands that could be injected");
     };
     let try_with = async |along: &[u8], by: Instant| -> Result<Tls<S>, Failure> {
         let stream = timeout_at(by, connect()).await.map_err(|_| Failure::time())??;
         let upgrade = upgrade_with(stream, start, name, local, by, along).await?;
         Tls::begin(upgrade.stream, name, by).await
     };
-    // Enough must be left for the second connection.
+    // Leave enough time for the second connection.
     let now = Instant::now();
     let half = now + deadline.saturating_duration_since(now) / 2;
     let first = try_with(bait.put_in.as_bytes(), half).await;
     let refusal = match first {
         Ok(mut tls) => return bait.watch(&mut tls, deadline).await,
-        // It was not the command that it choked on.
+        // The command was not the cause.
         Err(failure) if !failure.is_answer => return failure.fact(),
         Err(failure) => failure,
     };
@@ -71,7 +70,7 @@ where
         Ok(mut tls) => match bait.control(&mut tls, deadline).await {
             Ok(_) => fact(
                 Answer::No,
-                format!("with a command after it, TLS does not begin ({})", refusal.evidence),
+                format!("with a command after it, TLS does not start ({})", refusal.evidence),
             ),
             Err(failure) => failure.fact(),
         },
@@ -79,17 +78,17 @@ where
     }
 }
 
-/// The commands that are sent, and what an answer to them looks like.
+/// The commands, and how to recognize their answers.
 struct Bait {
-    /// In the clear.
+    /// Sent as plaintext.
     put_in: String,
-    /// Inside TLS.
+    /// Sent inside TLS.
     control: String,
-    /// Whether a line, or a piece of XML, answers the one that was put in.
+    /// Whether a line, or a piece of XML, is the answer to the injected command.
     answers_put_in: fn(&str) -> bool,
-    /// Whether it answers the control. Where this looks the same, answers are counted.
+    /// Whether it is the answer to the control. If both look the same, answers are counted.
     answers_control: fn(&str) -> bool,
-    /// What the server says of itself when TLS has begun ends with such a line.
+    /// The last line of the server's greeting inside TLS, if it has one.
     greets: Option<fn(&str) -> bool>,
 }
 
@@ -100,7 +99,7 @@ impl Bait {
             let code = text.as_bytes().first_chunk::<3>();
             code.is_some_and(|c| c.iter().all(u8::is_ascii_digit))
                 && !matches!(text.as_bytes().get(3), Some(b'-'))
-                // A farewell, for whatever reason, is no answer.
+                // 421 means that the server closes, which is not an answer.
                 && !text.starts_with("421")
         }
         fn status(text: &str) -> bool {
@@ -120,7 +119,7 @@ impl Bait {
         Some(match start {
             Start::Smtp | Start::Lmtp | Start::Ftp => same("NOOP\r\n", last),
             Start::Nntp => same("DATE\r\n", last),
-            // NOOP is for later: here it is an error, which is an answer as well.
+            // Before authentication, NOOP is an error, which is an answer as well.
             Start::Pop3 => same("NOOP\r\n", status),
             Start::Imap => Self {
                 put_in: "inj NOOP\r\n".to_owned(),
@@ -149,7 +148,7 @@ impl Bait {
         })
     }
 
-    /// After a handshake with a command put in: does its answer come?
+    /// Waits for the answer to the injected command after the handshake.
     async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         tls: &mut Tls<S>,
@@ -162,7 +161,7 @@ impl Bait {
                 Err(failure) => return failure.fact(),
             }
         }
-        // An answer that is on its way takes a round trip less than the handshake did.
+        // An answer takes one round trip less than the handshake.
         let wait = (tls.handshake * 2).clamp(Duration::from_secs(1), Duration::from_secs(3));
         match tls.until(self.answers_put_in, |_| false, deadline.min(Instant::now() + wait)).await {
             Ok(answer) => return self.taken(answer),
@@ -173,7 +172,7 @@ impl Bait {
             Ok(answer) => answer,
             Err(failure) => return failure.fact(),
         };
-        // Late, but there: the control's own answer must be the only one.
+        // A late answer is possible: the control's answer must be the only one.
         let wait = deadline.min(Instant::now() + wait / 4);
         match tls.until(self.answers_put_in, |_| false, wait).await {
             Ok(second) => self.taken(second),
@@ -190,11 +189,11 @@ impl Bait {
         let command = shown(self.put_in.as_bytes());
         fact(
             Answer::Yes,
-            format!("`{command}`, sent in the clear, is answered inside TLS: {answer}"),
+            format!("`{command}`, sent as plaintext, is answered inside TLS: {answer}"),
         )
     }
 
-    /// A command inside TLS is answered.
+    /// Sends the control, and waits for its answer.
     async fn control<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         tls: &mut Tls<S>,
@@ -222,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tls<S> {
     async fn begin(stream: Stream<S>, name: Option<&str>, by: Instant) -> Result<Self, Failure> {
         let server_name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
         let Some(config) = client_config(server_name.is_some()) else {
-            return Err(Failure::other("no TLS client can be made"));
+            return Err(Failure::other("cannot create a TLS client"));
         };
         let server_name = match server_name {
             Some(name) => name,
@@ -245,14 +244,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tls<S> {
                 is_time: false,
             }),
             Err(_) => Err(Failure {
-                evidence: "the TLS handshake does not come to an end".to_owned(),
+                evidence: "the TLS handshake does not finish in time".to_owned(),
                 is_answer: true,
                 is_time: true,
             }),
         }
     }
 
-    /// The first line that is looked for, or one of the other kind.
+    /// The first line that matches `wanted` or `or`.
     async fn until(
         &mut self,
         wanted: fn(&str) -> bool,
@@ -269,10 +268,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tls<S> {
             }
             let mut chunk = [0; 2048];
             if self.read >= MAX {
-                return Err(Failure::other("more inside TLS than anyone needs to say"));
+                return Err(Failure::other("too much data inside TLS"));
             }
             match timeout_at(by, self.stream.read(&mut chunk)).await {
-                Ok(Ok(0)) => return Err(Failure::other("the connection ends inside TLS")),
+                Ok(Ok(0)) => return Err(Failure::other("the connection ended inside TLS")),
                 Ok(Ok(len)) => {
                     self.read += len;
                     self.waiting.extend_from_slice(&chunk[..len]);
@@ -284,10 +283,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tls<S> {
     }
 }
 
-/// Why the probe came to no end.
+/// Why the probe failed.
 struct Failure {
     evidence: String,
-    /// The server may have said no to what was put in, and not only have been out of reach.
+    /// The injected command may be the cause.
     is_answer: bool,
     is_time: bool,
 }

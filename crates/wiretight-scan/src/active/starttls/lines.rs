@@ -1,4 +1,4 @@
-//! The protocols that are spoken in lines.
+//! Line-based protocols.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -47,9 +47,8 @@ pub(super) async fn smtp<S: AsyncRead + AsyncWrite + Unpin>(
     verdict("STARTTLS", list, said, seen)
 }
 
-/// FTP (RFC 4217). A server that takes AUTH has to list it among its features with its kinds, but
-/// there are many that list AUTH alone, or nothing: only a word that was written over is a sign of a
-/// box between.
+/// FTP (RFC 4217). A server that accepts AUTH must list it with its mechanisms, but many list only AUTH, or
+/// nothing. So only an overwritten word is a sign of a device on the path.
 pub(super) async fn ftp<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
@@ -120,7 +119,7 @@ async fn greeting_with_code<S: AsyncRead + AsyncWrite + Unpin>(
     ready: &[u16],
 ) -> Result<Reply, Refused> {
     let mut first = wire.greeting(reply).await?;
-    // FTP's "ready in so many minutes".
+    // FTP: "service ready in nnn minutes".
     if first.code == 120 {
         first = wire.message(reply).await?;
     }
@@ -170,7 +169,7 @@ pub(super) async fn imap<S: AsyncRead + AsyncWrite + Unpin>(
     verdict("STARTTLS", list, said, format!("STARTTLS: {answer}; CAPABILITY: {had}"))
 }
 
-/// What comes before the answer to a command, and that.
+/// The untagged lines before the answer to a command, and the answer.
 async fn imap_answer<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
     tag: &str,
@@ -179,7 +178,7 @@ async fn imap_answer<S: AsyncRead + AsyncWrite + Unpin>(
     loop {
         let text = wire.line().await?;
         match text.split(' ').next().unwrap_or_default() {
-            // A server that reads no tag of ours says BAD to that as well.
+            // A server that cannot read our tag answers `* BAD`.
             first if first == tag => return Ok((untagged, text)),
             "*" if text.to_ascii_uppercase().starts_with("* BYE") => {
                 return Err(refused(Why::NotNow, text));
@@ -207,7 +206,7 @@ pub(super) async fn pop3<S: AsyncRead + AsyncWrite + Unpin>(
     let (list, words) = match first.starts_with("+OK") {
         true => {
             let lines = until_dot(wire).await?;
-            // Too short to be altered and still told.
+            // STLS is too short to recognize if it was overwritten.
             (listed(first_words(&lines), "STLS"), lines.join(" | "))
         }
         false => (Listed::NoList, first),
@@ -218,7 +217,7 @@ pub(super) async fn pop3<S: AsyncRead + AsyncWrite + Unpin>(
         Some("+OK") => Said::Go,
         // RFC 3206, section 4.
         Some("-ERR") if answer.contains("[SYS/TEMP]") => Said::Later,
-        // It has no code for a command that is not known.
+        // POP3 has no code for an unknown command.
         Some("-ERR") if says_unknown(&answer) => Said::Unknown,
         Some("-ERR") => Said::No,
         _ => return Err(refused(Why::NotThisProtocol, answer)),
@@ -264,12 +263,12 @@ pub(super) async fn sieve<S: AsyncRead + AsyncWrite + Unpin>(
     verdict("STARTTLS", list, said, format!("STARTTLS: {answer}; {}", lines.join(" | ")))
 }
 
-/// IRC: the command STARTTLS, and the capability `tls` that tells of it (IRCv3).
+/// IRC: the command STARTTLS, and the capability `tls` that announces it (IRCv3).
 pub(super) async fn irc<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
     wire.send(b"CAP LS 302\r\n").await?;
-    // Some say nothing before a client has registered.
+    // Some servers send nothing before a client has registered.
     let by = wire.soon(1, 3);
     let mut capabilities = None::<String>;
     loop {
@@ -298,8 +297,8 @@ pub(super) async fn irc<S: AsyncRead + AsyncWrite + Unpin>(
         listed(names, "tls")
     });
     wire.send_last(b"STARTTLS\r\n").await?;
-    // Some pass over what they do not know before a client has registered: a command that they do
-    // know, before and after, makes a no of their silence.
+    // Before a client has registered, some servers ignore unknown commands. Silence is a rejection if
+    // known commands before and after it are answered.
     let by = wire.soon(1, 2);
     let mut silent = false;
     let (said, answer) = loop {
@@ -318,7 +317,7 @@ pub(super) async fn irc<S: AsyncRead + AsyncWrite + Unpin>(
             "670" => Said::Go,
             "691" => Said::No,
             "421" => Said::Unknown,
-            // ERR_NOTREGISTERED: a server that takes nothing of the kind before.
+            // ERR_NOTREGISTERED: the server does not accept it before registration.
             "451" => Said::No,
             "CAP" if silent && parameters.contains(&"LIST") => {
                 break (Said::Unknown, "silence, and an answer to CAP LIST".to_owned());
@@ -337,7 +336,7 @@ struct IrcLine<'a> {
     trailing: &'a str,
 }
 
-/// A message (RFC 2812, section 2.3.1). A PING is answered on the way, and an ERROR is the end.
+/// Parses a message (RFC 2812, section 2.3.1). Answers a PING, and fails on an ERROR.
 async fn irc_line<'a, S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
     text: &'a str,
@@ -359,7 +358,7 @@ async fn irc_line<'a, S: AsyncRead + AsyncWrite + Unpin>(
         _ if command.is_empty() || !command.bytes().all(|b| b.is_ascii_alphanumeric()) => {
             return Err(refused(Why::NotThisProtocol, text));
         }
-        // Replies have a prefix; what has none and is no message of a server is something else.
+        // Replies have a prefix. Without a prefix, only these messages belong to the protocol.
         "NOTICE" | "CAP" | "AUTHENTICATE" => {}
         _ if !prefixed => return Err(refused(Why::NotThisProtocol, text)),
         _ => {}
@@ -367,7 +366,7 @@ async fn irc_line<'a, S: AsyncRead + AsyncWrite + Unpin>(
     Ok(IrcLine { command, parameters, trailing })
 }
 
-/// Lines up to one that is a dot.
+/// The lines up to a single dot.
 async fn until_dot<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Vec<String>, Refused> {

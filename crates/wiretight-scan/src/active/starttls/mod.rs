@@ -1,12 +1,11 @@
-//! From a protocol in the clear to the first byte of TLS.
+//! STARTTLS: from the plaintext protocol to the first byte of TLS.
 //!
-//! [`upgrade`] says to a server what a client says that wants TLS, and no more: the greeting, the
-//! question for capabilities, the command. What is not offered is asked for all the same, since a
-//! server that goes over to TLS without having offered it is the trace of a box between that takes
-//! offers out. A [`Refused`] tells a server's no from all that may have gone wrong; only the former
-//! becomes a fact that says no.
+//! [`upgrade`] sends what a client needs to send, and no more: greeting, request for capabilities, command.
+//! It sends the command even if it is not offered. If the server then starts TLS, a device on the path has
+//! removed the offer. [`Refused`] distinguishes a server's rejection from other failures; only a rejection
+//! results in a "no".
 //!
-//! [`injection`] is the one probe that sends more.
+//! [`injection`] is the only probe that sends more.
 
 mod dialogues;
 mod injection;
@@ -29,16 +28,16 @@ pub use injection::{injection, time as injection_time};
 pub use stream::Stream;
 use wire::Wire;
 
-/// A server that awaits a ClientHello.
+/// A connection to a server that waits for a ClientHello.
 #[derive(Debug)]
 pub struct Upgrade<S> {
-    /// Where it is awaited. With SQL Server the handshake goes in packets of TDS: see [`Stream`].
+    /// The stream for TLS. SQL Server needs the handshake in TDS packets, see [`Stream`].
     pub stream: Stream<S>,
-    /// What the server began with; empty where it says nothing before it is asked.
+    /// The server's greeting; empty if it has none.
     pub greeting: String,
-    /// How it offered TLS, and how it agreed.
+    /// How the server offered TLS and agreed to it.
     pub offer: String,
-    /// Why it seems that a box between took the offer out.
+    /// The sign that a device on the path removed the offer.
     pub stripped: Option<String>,
 }
 
@@ -46,35 +45,34 @@ pub struct Upgrade<S> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}: {evidence}")]
 pub struct Refused {
-    /// The kind of it.
     pub why: Why,
-    /// What was seen, in a line.
+    /// What was observed, in one line.
     pub evidence: String,
-    /// What the server began with, as far as it came.
+    /// The server's greeting, as far as it was received.
     pub greeting: String,
 }
 
-/// The kinds of refusals. The first two are claims about the endpoint; the others leave open
-/// whether TLS is to be had.
+/// Why there is no TLS. The first two are claims about the endpoint; the others leave open whether it
+/// supports TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
-    /// The server does not offer TLS, and says no when asked.
+    /// The server does not offer TLS, and rejects the command.
     NotOffered,
-    /// There are signs that it would, and that something between does not let it.
+    /// There are signs that the server offers TLS, but a device on the path prevents it.
     Stripped,
-    /// The port speaks TLS from the first byte.
+    /// The port uses implicit TLS.
     SpeaksTls,
-    /// The port speaks another protocol than was asked for.
+    /// The port uses another protocol.
     NotThisProtocol,
-    /// The server will not talk now, or not to us: throttled, too busy, shut down, blocked.
+    /// The server is temporarily unavailable, or not for us: throttled, busy, shut down, blocked.
     NotNow,
-    /// It ended the connection without a reason.
+    /// The server closed the connection without a reason.
     Closed,
-    /// The connection was reset, or broke otherwise.
+    /// The connection was reset, or failed in another way.
     Reset,
     /// The deadline passed.
     TimedOut,
-    /// It said more than anyone needs to: no end of a line, or of lines.
+    /// An endless line, or endless lines.
     TooMuch,
 }
 
@@ -82,31 +80,30 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotOffered => "TLS is not offered",
-            Self::Stripped => "the offer of TLS was taken out on the way",
-            Self::SpeaksTls => "the port speaks TLS from the first byte",
-            Self::NotThisProtocol => "the port speaks another protocol",
-            Self::NotNow => "the server does not serve us now",
+            Self::Stripped => "the offer of TLS was removed on the path",
+            Self::SpeaksTls => "the port uses implicit TLS",
+            Self::NotThisProtocol => "the port uses another protocol",
+            Self::NotNow => "the server is not available for us now",
             Self::Closed => "the server closed the connection",
-            Self::Reset => "the connection broke",
-            Self::TimedOut => "the time is up",
-            Self::TooMuch => "the server does not come to an end",
+            Self::Reset => "the connection failed",
+            Self::TimedOut => "the time limit was reached",
+            Self::TooMuch => "the server's answer does not end",
         })
     }
 }
 
-/// How long all of this may take, where answers are waited for as long as `timeout`. A greeting is waited
-/// for in two thirds of it; only then a silent server gets a ClientHello. So a server that delays its
-/// greeting to catch clients that speak first never hears one within `timeout`.
+/// The time limit of an upgrade, with `timeout` for each answer. Two thirds of it are for the greeting; only
+/// then does a silent server get a ClientHello. So a server that delays its greeting, to detect clients that
+/// speak first, never receives anything within `timeout`.
 pub fn time(timeout: Duration) -> Duration {
     timeout * 3 / 2
 }
 
-/// Asks the server at the other end of a new connection to go over to TLS.
+/// Performs STARTTLS on a new connection.
 ///
-/// `name` is the domain that is asked for, without which XMPP servers answer little. `local` is our
-/// end's address, by which SMTP and LMTP clients introduce themselves when they have no name (an
-/// address literal: RFC 5321, section 4.1.4). [`Start::Direct`] and [`Start::Https`] need no
-/// asking: the stream comes back as it is.
+/// `name` is the requested domain, which XMPP servers need. `local` is our address, with which SMTP and LMTP
+/// clients without a name introduce themselves (an address literal: RFC 5321, section 4.1.4). For
+/// [`Start::Direct`] and [`Start::Https`], the stream is returned unchanged.
 pub async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     start: Start,
@@ -117,7 +114,7 @@ pub async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
     upgrade_with(stream, start, name, local, deadline, &[]).await
 }
 
-/// As [`upgrade`]; these bytes go along with the command that TLS follows, in the same segment.
+/// Like [`upgrade`], but sends `along` in the same segment as the last command before TLS.
 async fn upgrade_with<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     start: Start,
@@ -146,7 +143,7 @@ async fn upgrade_with<S: AsyncRead + AsyncWrite + Unpin>(
         Start::Rdp => dialogues::rdp(&mut wire).await,
         Start::Mssql => dialogues::mssql(&mut wire).await,
     };
-    // What the server said may be long.
+    // The server's text may be long.
     let short = |text: String| shown(text.as_bytes());
     let greeting = short(std::mem::take(&mut wire.greeting));
     match outcome {
@@ -161,7 +158,7 @@ async fn upgrade_with<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// What an attempt to go over to TLS tells of the endpoint.
+/// The facts from an attempt of STARTTLS.
 pub fn facts<S>(outcome: &Result<Upgrade<S>, Refused>) -> Facts {
     let (offered, stripped, plaintext) = match outcome {
         Ok(Upgrade { stripped: None, .. }) => (Answer::Yes, Answer::No, Answer::No),
@@ -169,7 +166,7 @@ pub fn facts<S>(outcome: &Result<Upgrade<S>, Refused>) -> Facts {
         Err(refused) => match refused.why {
             Why::NotOffered => (Answer::No, Answer::No, Answer::Yes),
             Why::Stripped => (Answer::Inconclusive, Answer::Yes, Answer::Yes),
-            // There is nothing to offer where TLS is all that is spoken.
+            // With implicit TLS, there is no STARTTLS.
             Why::SpeaksTls => (Answer::Untested, Answer::Untested, Answer::No),
             _ => (Answer::Inconclusive, Answer::Inconclusive, Answer::Inconclusive),
         },
@@ -196,37 +193,36 @@ struct Offer {
     stripped: Option<String>,
 }
 
-/// A server's answer to the command that TLS follows.
+/// A server's answer to the last command before TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
     Go,
-    /// No.
     No,
-    /// It does not know the command.
+    /// The command is unknown.
     Unknown,
-    /// Another time: the standard's word for it, or a farewell.
+    /// Temporarily not available, or the server closes.
     Later,
 }
 
-/// What follows from the list of capabilities and the answer to the command; `seen` is both, for
-/// people.
+/// The result of the list of capabilities and the answer to the command. `seen` describes both for the
+/// evidence.
 fn verdict(command: &str, listed: Listed, said: Said, seen: String) -> Result<Offer, Refused> {
     let stripped = match (&listed, said) {
         (_, Said::Later) => return Err(refused(Why::NotNow, seen)),
         (Listed::Yes | Listed::NoList, Said::Go) => None,
-        (Listed::No, Said::Go) => Some(format!("{command} is not offered, and yet taken; {seen}")),
+        (Listed::No, Said::Go) => Some(format!("{command} is not offered, but accepted; {seen}")),
         (Listed::Mangled(word), Said::Go) => {
-            Some(format!("`{word}` stands where {command} would, which is taken; {seen}"))
+            Some(format!("`{word}` is in the place of {command}, which is accepted; {seen}"))
         }
         (Listed::Mangled(word), Said::No | Said::Unknown) => {
-            let trace = format!("`{word}` stands where {command} would; {seen}");
+            let trace = format!("`{word}` is in the place of {command}; {seen}");
             return Err(refused(Why::Stripped, trace));
         }
         (Listed::Yes, Said::Unknown) => {
-            let trace = format!("{command} is offered, and not known when it is asked for; {seen}");
+            let trace = format!("{command} is offered, but then reported as unknown; {seen}");
             return Err(refused(Why::Stripped, trace));
         }
-        // Out of order, perhaps: no key, no certificate.
+        // The server may be misconfigured, for example without a certificate.
         (Listed::Yes, Said::No) => return Err(refused(Why::NotNow, seen)),
         (Listed::No | Listed::NoList, Said::No | Said::Unknown) => {
             return Err(refused(Why::NotOffered, seen));
@@ -249,9 +245,10 @@ mod tests {
 
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_millis(400);
+    /// Long enough that a busy machine does not mistake the order of two timers.
+    const TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// Greets after this, if nothing came before; counts clients that spoke first.
+    /// Greets after `delay`, if it received nothing before; counts clients that spoke first.
     fn server(delay: Duration, early: &Arc<AtomicUsize>) -> tokio::io::DuplexStream {
         let (client, mut server) = tokio::io::duplex(4096);
         let early = early.clone();
@@ -272,9 +269,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_delays_its_greeting_never_hears_a_client_speak_first() {
+    async fn a_server_that_delays_its_greeting_receives_nothing_before_it() {
         let early = Arc::default();
-        for delay in [TIMEOUT * 7 / 20, TIMEOUT * 9 / 10] {
+        for delay in [TIMEOUT * 7 / 20, TIMEOUT * 8 / 10] {
             let deadline = Instant::now() + time(TIMEOUT);
             let upgrade = upgrade(server(delay, &early), Start::Smtp, None, None, deadline).await;
             assert!(upgrade.is_ok(), "{delay:?}: {:?}", upgrade.err());
@@ -283,7 +280,7 @@ mod tests {
             injection(connect, Start::Smtp, None, None, deadline).await;
             assert_eq!(early.load(Relaxed), 0, "{delay:?}");
         }
-        // The control: a server that is silent for longer is offered TLS.
+        // The control: a server that is silent for longer gets a ClientHello.
         let deadline = Instant::now() + time(TIMEOUT);
         let silent = server(TIMEOUT * 2, &early);
         let refused = upgrade(silent, Start::Smtp, None, None, deadline).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! The stream that TLS is spoken on.
+//! The stream below TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -8,38 +8,37 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that is ready for a ClientHello.
 ///
-/// With SQL Server it puts what is written into packets of TDS (type 0x12; MS-TDS, section 3.2.5.3),
-/// one message for all that was written before a flush, and takes what is read out of them, until
-/// [`handshake_done`](Self::handshake_done): from there on TLS records stand alone. So **flush after
-/// each flight**, and say when the handshake is over. What is read tells by itself: no type of a
-/// TLS record is one of these packets.
+/// For SQL Server, it wraps the handshake in TDS packets (type 0x12; MS-TDS, section 3.2.5.3): one message
+/// for everything that is written before a flush. So **flush after each flight**, and call
+/// [`handshake_done`](Self::handshake_done) after the handshake; from then on, TLS records are not wrapped.
+/// When reading, both forms are recognized, because TLS record types differ from TDS packet types.
 #[derive(Debug)]
 pub struct Stream<S> {
     inner: S,
-    /// Came before it was asked for; it is read first.
+    /// Received too early; it is read first.
     early: Vec<u8>,
     tds: Option<Tds>,
 }
 
 #[derive(Debug, Default)]
 struct Tds {
-    /// Written, and not yet in a packet.
+    /// Written, but not packed yet.
     flight: Vec<u8>,
-    /// Packets, and how much of them is sent.
+    /// Packets to send; `sent` bytes of them were sent.
     out: Vec<u8>,
     sent: usize,
     bare_writes: bool,
     bare_reads: bool,
     header: [u8; HEADER],
     have: usize,
-    /// Of the packet that is being read.
+    /// Remaining bytes of the packet that is being read.
     left: usize,
 }
 
 const HEADER: usize = 8;
-/// Of a packet, in the size that all servers take before a login.
+/// The payload of a packet, with the size that all servers accept before a login.
 const PAYLOAD: usize = 4096 - HEADER;
-/// More than a flight of a handshake has; then it is sent unasked.
+/// The limit for unflushed data, more than a flight of a handshake; then it is sent without a flush.
 const FLIGHT: usize = 64 << 10;
 const PRELOGIN: u8 = 0x12;
 const REPLY: u8 = 0x04;
@@ -50,7 +49,7 @@ impl<S> Stream<S> {
         Self { inner, early, tds: tds.then(Tds::default) }
     }
 
-    /// The handshake is over: what is written from now on goes as it is. Without TDS, nothing.
+    /// Ends the wrapping of written data in TDS packets. Does nothing without TDS.
     pub fn handshake_done(&mut self) {
         if let Some(tds) = &mut self.tds {
             tds.pack();
@@ -58,25 +57,24 @@ impl<S> Stream<S> {
         }
     }
 
-    /// Whether the handshake goes in packets of TDS, and a flush is needed.
+    /// Whether the handshake is wrapped in TDS packets, so that flushes are needed.
     pub fn is_framed(&self) -> bool {
         self.tds.is_some()
     }
 
-    /// Bytes that the server sent after it agreed to TLS, before it was sent a ClientHello: by now
-    /// TLS must fail over them.
+    /// Bytes that the server sent between its agreement to TLS and our ClientHello. They make the TLS
+    /// handshake fail.
     pub fn early(&self) -> &[u8] {
         &self.early
     }
 
-    /// The stream below.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 }
 
 impl Tds {
-    /// Puts what was written into packets.
+    /// Packs written data.
     fn pack(&mut self) {
         let flight = std::mem::take(&mut self.flight);
         let mut packets = flight.chunks(PAYLOAD).zip(1u8..).peekable();
@@ -104,7 +102,7 @@ impl Tds {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads up to the payload of a packet: `false` at the end of the stream.
+    /// Reads up to the payload of a packet. Returns `false` at the end of the stream.
     fn poll_header<S: AsyncRead + Unpin>(
         &mut self,
         inner: &mut S,
@@ -123,7 +121,10 @@ impl Tds {
             } else if self.have == HEADER {
                 let len = usize::from(u16::from_be_bytes([self.header[2], self.header[3]]));
                 self.left = len.checked_sub(HEADER).ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::InvalidData, "a packet of TDS below its header")
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a TDS packet is shorter than its header",
+                    )
                 })?;
                 self.have = 0;
             }
@@ -150,7 +151,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
             return Poll::Ready(Ok(()));
         }
         if tds.have > 0 {
-            // Was read for a header, and is none.
+            // These bytes were read as a header, but are not one.
             let len = tds.have.min(buf.remaining());
             buf.put_slice(&tds.header[..len]);
             tds.header.copy_within(len.., 0);

@@ -1,4 +1,4 @@
-//! A connection before TLS: whole messages are read from it, within a deadline and a measure.
+//! A connection before TLS. Reads complete messages, with limits of time and size.
 
 use std::io;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::parse::starttls::{MAX_MESSAGE, Parsed, is_alert, is_handshake, line, 
 pub(super) struct Wire<S> {
     stream: S,
     deadline: Instant,
-    /// What came and was not used yet.
+    /// Received, but not parsed yet.
     waiting: Vec<u8>,
-    /// All that came, in bytes.
+    /// The total number of received bytes.
     read: usize,
-    /// What goes along with the last command.
+    /// Sent along with the last command.
     along: Vec<u8>,
-    /// What the server began with, for people.
+    /// The server's greeting, for the evidence.
     pub(super) greeting: String,
 }
 
@@ -31,7 +31,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self { stream, deadline, waiting, read: 0, along: along.to_vec(), greeting }
     }
 
-    /// The stream, and what came too early.
+    /// The stream, and data that was received too early.
     pub(super) fn into_parts(self) -> (S, Vec<u8>) {
         (self.stream, self.waiting)
     }
@@ -40,7 +40,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         &self.waiting
     }
 
-    /// A part of the time that is left.
+    /// A fraction of the remaining time.
     pub(super) fn soon(&self, numerator: u32, denominator: u32) -> Instant {
         let now = Instant::now();
         now + self.deadline.saturating_duration_since(now) * numerator / denominator
@@ -54,7 +54,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.message_by(self.deadline, parse).await
     }
 
-    /// The next message, if it comes by then; what came of it is kept.
+    /// The next message, if it arrives in time. A partial message is kept.
     pub(super) async fn message_by<T>(
         &mut self,
         by: Instant,
@@ -70,7 +70,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     self.waiting.drain(..len);
                     return Ok(message);
                 }
-                // The beginning of an alert is no message of anything else.
+                // This may be the beginning of an alert.
                 Parsed::Not(_) if self.waiting.len() < 7 && self.waiting.first() == Some(&0x15) => {
                 }
                 Parsed::Not(why) => {
@@ -90,15 +90,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.message(text_line).await
     }
 
-    /// The first message of a server that speaks first. If it stays silent for most of the time, it
-    /// may be one of TLS: a ClientHello tells.
+    /// The first message of a server that speaks first. If it is silent for most of the time, it may use
+    /// implicit TLS, which a ClientHello shows.
     pub(super) async fn greeting<T>(
         &mut self,
         parse: impl Fn(&[u8]) -> Parsed<T>,
     ) -> Result<T, Refused> {
         let by = self.soon(2, 3);
         let silence = match self.message_by(by, &parse).await {
-            // What began to speak may be slow.
+            // The server has started a message, but is slow.
             Err(e) if e.why == Why::TimedOut && !self.waiting.is_empty() => {
                 return self.message(parse).await;
             }
@@ -106,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             other => return other,
         };
         match self.answers_hello(|_| Vec::new()).await {
-            true => Err(refused(Why::SpeaksTls, "no greeting, and TLS in answer to a ClientHello")),
+            true => Err(refused(Why::SpeaksTls, "no greeting, but a ClientHello is answered")),
             false => Err(silence),
         }
     }
@@ -115,30 +115,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         match timeout_at(self.deadline, self.stream.write_all(bytes)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(broken(&e, &self.waiting)),
-            Err(_) => Err(refused(Why::TimedOut, "the server takes nothing")),
+            Err(_) => Err(refused(Why::TimedOut, "the server does not read")),
         }
     }
 
-    /// The command that TLS follows, and what goes along, in one segment if TCP pleases.
+    /// Sends the last command before TLS, together with `along`, if possible in one segment.
     pub(super) async fn send_last(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         let all = [bytes, &self.along].concat();
         self.send(&all).await
     }
 
-    /// Whether a ClientHello is answered by TLS. The connection is of no use afterwards.
+    /// Whether the server answers a ClientHello. The connection cannot be used afterwards.
     ///
-    /// It is how a refusal that someone wrote in on the way is told from the server's own: the server
-    /// that agreed waits for nothing else.
+    /// This shows whether a device on the path inserted a rejection: a server that has agreed to TLS waits
+    /// for a ClientHello.
     pub(super) async fn answers_hello(&mut self, header: fn(usize) -> Vec<u8>) -> bool {
         let Some(hello) = client_hello() else { return false };
-        // SQL Server frames it, and its answer.
+        // SQL Server wraps it and its answer in TDS.
         let hello = [header(hello.len()), hello].concat();
         let skip = header(0).len();
         self.waiting.clear();
         if self.send(&hello).await.is_err() {
             return false;
         }
-        // A server that knows nothing of TLS need not answer: not all of the time is for this.
+        // A server without TLS need not answer, so use only a part of the time.
         let by = self.soon(1, 2);
         loop {
             let answer = self.waiting.get(skip..).unwrap_or_default();
@@ -156,19 +156,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut chunk = [0; 4096];
         let room = MAX_MESSAGE.saturating_sub(self.read).min(chunk.len());
         if room == 0 {
-            let evidence = format!("{MAX_MESSAGE} bytes, lastly {}", shown(tail(&self.waiting)));
+            let evidence =
+                format!("{MAX_MESSAGE} bytes, ending with {}", shown(tail(&self.waiting)));
             return Err(refused(Why::TooMuch, evidence));
         }
         let by = by.min(self.deadline);
         match timeout_at(by, self.stream.read(&mut chunk[..room])).await {
-            Ok(Ok(0)) => Err(refused(Why::Closed, what_came("the end", &self.waiting))),
+            Ok(Ok(0)) => Err(refused(Why::Closed, received("the end", &self.waiting))),
             Ok(Ok(len)) => {
                 self.read += len;
                 self.waiting.extend_from_slice(&chunk[..len]);
                 Ok(())
             }
             Ok(Err(e)) => Err(broken(&e, &self.waiting)),
-            Err(_) => Err(refused(Why::TimedOut, what_came("no answer", &self.waiting))),
+            Err(_) => Err(refused(Why::TimedOut, received("no answer", &self.waiting))),
         }
     }
 }
@@ -182,10 +183,10 @@ pub(super) fn text_line(data: &[u8]) -> Parsed<String> {
 }
 
 fn broken(error: &io::Error, waiting: &[u8]) -> Refused {
-    refused(Why::Reset, what_came(&error.to_string(), waiting))
+    refused(Why::Reset, received(&error.to_string(), waiting))
 }
 
-fn what_came(what: &str, waiting: &[u8]) -> String {
+fn received(what: &str, waiting: &[u8]) -> String {
     match waiting {
         [] => what.to_owned(),
         _ => format!("{what} after {}", shown(waiting)),

@@ -1,5 +1,5 @@
-//! CCS injection (CVE-2014-0224): a server that takes ChangeCipherSpec before there is a secret
-//! uses keys that anyone can compute.
+//! CCS injection (CVE-2014-0224): a server that accepts ChangeCipherSpec before there is a secret uses keys
+//! that anyone can compute.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::active::shown::patiently;
 use crate::facts::{Answer, Facts};
 use crate::parse::{ClientHello, ContentType};
 
-/// `vulnerability.ccs_injection`, with each of these hellos, at the same time.
+/// `vulnerability.ccs_injection`, with all these hellos in parallel.
 ///
-/// A server that is right takes offence at the first ChangeCipherSpec. One that took it waits; it
-/// then takes all that comes for encrypted, and a second one, or whatever follows, for a record with
-/// a wrong MAC. What says neither is inconclusive, and what says the second has to say it twice.
+/// A correct server rejects the first ChangeCipherSpec. A vulnerable one accepts it and waits. It then treats
+/// all records as encrypted, so it rejects a second ChangeCipherSpec, or whatever follows, for a wrong MAC.
+/// Any other behaviour is inconclusive, and a "yes" must be confirmed by a second attempt.
 pub async fn ccs_injection(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     let mut facts = Facts::default();
     let twice = hellos.iter().map(async |hello| {
@@ -24,7 +24,7 @@ pub async fn ccs_injection(prober: &Prober, hellos: &[ClientHello]) -> Facts {
         match seen.0 {
             Answer::Yes => match ask(prober, hello).await {
                 (Answer::Yes, evidence) => (Answer::Yes, evidence),
-                (_, then) => (Answer::Inconclusive, format!("{}; then again: {then}", seen.1)),
+                (_, then) => (Answer::Inconclusive, format!("{}; second attempt: {then}", seen.1)),
             },
             _ => seen,
         }
@@ -51,7 +51,7 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
             return (Answer::Inconclusive, format!("after an early ChangeCipherSpec: {first}"));
         }
         Next::Closes | Next::Resets => {
-            // Its turn is needed for the control.
+            // Release the connection permit for the control.
             drop(client);
             return closes(prober, hello, &first).await;
         }
@@ -60,17 +60,17 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     let mut then = change_cipher_spec(&mut client).await;
     let mut what = "a second";
     if then == Ok(Next::IsSilent) {
-        // In the clear it is no message that there is.
+        // Unencrypted, this is an unknown message.
         then = match client.channel.send(ContentType::Handshake, &[0x57; 64]).await {
             Ok(()) => Ok(next(&mut client.channel).await),
             Err(failure) => Err(failure),
         };
-        what = "a second, and then a message that is none";
+        what = "a second, and then an unknown message";
     }
     match then {
         // bad_record_mac, decryption_failed
         Ok(alert @ Next::Alert(2, 20 | 21)) => {
-            (Answer::Yes, format!("an early ChangeCipherSpec is taken, and {what}: {alert}"))
+            (Answer::Yes, format!("an early ChangeCipherSpec is accepted, and {what}: {alert}"))
         }
         // decode_error: with a stream cipher, a record of one byte is too short to hold a MAC.
         Ok(short @ Next::Alert(2, 50)) => {
@@ -78,10 +78,10 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
             longer(prober, hello, &short).await
         }
         Ok(alert @ Next::Alert(2, _)) => {
-            (Answer::No, format!("an early ChangeCipherSpec is passed over, and {what}: {alert}"))
+            (Answer::No, format!("an early ChangeCipherSpec is ignored, and {what}: {alert}"))
         }
         Ok(next) => {
-            let evidence = format!("silence at an early ChangeCipherSpec, and {what}: {next}");
+            let evidence = format!("silence after an early ChangeCipherSpec, and {what}: {next}");
             (Answer::Inconclusive, evidence)
         }
         Err(failure) => (Answer::Inconclusive, failure.to_string()),
@@ -99,13 +99,13 @@ async fn longer(prober: &Prober, hello: &ClientHello, short: &Next) -> (Answer, 
     match asked.await {
         Ok((Next::IsSilent, alert @ Next::Alert(2, 20 | 21))) => {
             let evidence = format!(
-                "an early ChangeCipherSpec is taken, a second: {short}, and a record of 64 bytes: {alert}"
+                "an early ChangeCipherSpec is accepted, a second: {short}, and a record of 64 bytes: {alert}"
             );
             (Answer::Yes, evidence)
         }
         Ok((Next::IsSilent, alert @ Next::Alert(2, _))) => {
             let evidence = format!(
-                "an early ChangeCipherSpec is passed over, a second: {short}, and what is no message: {alert}"
+                "an early ChangeCipherSpec is ignored, a second: {short}, and an unknown message: {alert}"
             );
             (Answer::No, evidence)
         }
@@ -116,7 +116,7 @@ async fn longer(prober: &Prober, hello: &ClientHello, short: &Next) -> (Answer, 
     }
 }
 
-/// Whether a server that closed at an early ChangeCipherSpec waits where none comes.
+/// The control for a server that closed after an early ChangeCipherSpec: whether it waits without one.
 async fn closes(prober: &Prober, hello: &ClientHello, how: &Next) -> (Answer, String) {
     let (answer, then) = match greet(prober, hello).await {
         Ok(mut client) => match next_within(&mut client.channel, AWHILE).await {
@@ -128,7 +128,7 @@ async fn closes(prober: &Prober, hello: &ClientHello, how: &Next) -> (Answer, St
     (answer, format!("an early ChangeCipherSpec: {how}; {then}"))
 }
 
-/// What closes for a reason of its own does so soon.
+/// Servers that close for another reason do so within this time.
 const AWHILE: Duration = Duration::from_millis(300);
 
 async fn greet(prober: &Prober, hello: &ClientHello) -> Result<tls12::Client, Failure> {

@@ -1,5 +1,5 @@
-//! Heartbleed (CVE-2014-0160): a heartbeat that claims more payload than it has is answered with
-//! what stands behind it in the server's memory.
+//! Heartbleed (CVE-2014-0160): the server answers a heartbeat that claims more payload than it has with the
+//! memory behind it.
 
 use std::time::Duration;
 
@@ -10,18 +10,17 @@ use crate::active::sessions::complete;
 use crate::facts::{Answer, Facts};
 use crate::parse::{ClientHello, ContentType, Reader, extension};
 
-/// What is sent, and what is claimed: with its padding of 16 bytes a request has 32 bytes behind
-/// its header, so that a server that believes the claim gives away 32 of its own. They are counted,
-/// not kept.
+/// The sent and the claimed payload length. With its padding of 16 bytes, a request has 32 bytes after its
+/// header, so a vulnerable server sends 32 bytes of its own memory. The scan counts and discards them.
 const SENT: u16 = 16;
 const CLAIMED: u16 = 64;
 
-/// `vulnerability.heartbleed`: asked in the clear, as the server's flight ends, and if it bleeds not
-/// there, under encryption, after a heartbeat that claims what it has.
+/// `vulnerability.heartbleed`: tested unencrypted after the server's flight; and if the server does not leak
+/// there, encrypted, after a correct heartbeat.
 ///
-/// RFC 6520 section 3 wants no heartbeats during a handshake: what a server does then, be it silence, a
-/// close or an alert, says nothing of what it does after it. "No" takes two controls: heartbeats that
-/// claim what they have, one before and one after the other, both answered.
+/// RFC 6520 section 3 forbids heartbeats during a handshake. So silence, a close or an alert there says
+/// nothing about the behaviour after the handshake. A "no" requires two answered controls: a correct
+/// heartbeat before and one after.
 pub async fn heartbleed(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = ask(prober, hello).await;
@@ -29,7 +28,7 @@ pub async fn heartbleed(prober: &Prober, hello: &ClientHello) -> Facts {
     facts
 }
 
-/// Where another handshake has shown that the extension is not answered.
+/// The result if another handshake has shown that the extension is not supported.
 pub(super) fn without_extension() -> Facts {
     let mut facts = Facts::default();
     facts.set("vulnerability.heartbleed", Answer::No, None, NOT_ANSWERED);
@@ -68,50 +67,50 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     let mut channel = match Box::pin(encrypted(prober, &offer)).await {
         Ok(channel) => channel,
         Err(failure) => {
-            let evidence = format!("the extension is answered, but {failure}");
+            let evidence = format!("the extension is supported, but {failure}");
             return (Answer::Inconclusive, evidence);
         }
     };
-    // There are servers that take seconds.
+    // Some servers take seconds.
     let patience = prober.timeout;
     let before = beat(&mut channel, SENT, patience).await;
     let false_length = beat(&mut channel, CLAIMED, QUICK).await;
     match (before, false_length) {
         (_, Ok(Beat::Answered(n))) if n > SENT => (Answer::Yes, bled(n)),
         (Ok(Beat::Answered(_)), Ok(Beat::Answered(_))) => {
-            let evidence = "a heartbeat of false length is answered, but not with more than it had";
+            let evidence = "a heartbeat with a false length is answered, but without other memory";
             (Answer::No, evidence.to_owned())
         }
         (Ok(Beat::Answered(_)), Ok(Beat::Silent)) => {
-            // An answer to it that is late comes before that to the second control.
+            // A late answer to it would arrive before the answer to the second control.
             match beat(&mut channel, SENT, patience).await {
                 Ok(Beat::Answered(n)) if n > SENT => (Answer::Yes, bled(n)),
                 Ok(Beat::Answered(_)) => {
-                    let evidence = "a heartbeat of false length is passed over, and those before \
-                                    and after it are answered";
+                    let evidence = "a heartbeat with a false length is ignored, and those before and \
+                                    after it are answered";
                     (Answer::No, evidence.to_owned())
                 }
                 Ok(Beat::Silent | Beat::Refused(_)) | Err(_) => {
-                    let evidence = "after a heartbeat of false length none is answered any more";
+                    let evidence = "after a heartbeat with a false length, none is answered";
                     (Answer::Inconclusive, evidence.to_owned())
                 }
             }
         }
         (Ok(Beat::Answered(_)), Ok(Beat::Refused(why))) => {
-            // Its turn is needed for the control.
+            // Release the connection permit for the control.
             drop(channel);
             Box::pin(refused(prober, &offer, &why, patience)).await
         }
         (Ok(Beat::Silent | Beat::Refused(_)), _) => {
-            let evidence = "the extension is answered, but no heartbeat, true or false";
+            let evidence = "the extension is supported, but no heartbeat is answered";
             (Answer::Inconclusive, evidence.to_owned())
         }
         (Err(failure), _) | (_, Err(failure)) => (Answer::Inconclusive, failure.to_string()),
     }
 }
 
-/// What ends a connection at a heartbeat of false length may end it at the second one, whatever that
-/// claims: two that claim what they have show whether it is so.
+/// The control for a server that ends the connection at a heartbeat with a false length. It may do so at any
+/// second heartbeat, which two correct ones show.
 async fn refused(
     prober: &Prober,
     offer: &ClientHello,
@@ -126,18 +125,18 @@ async fn refused(
     match both.await {
         Ok((Beat::Answered(_), Beat::Answered(_))) => {
             let evidence = format!(
-                "a heartbeat of false length is refused: {why}; two of true length are answered"
+                "a heartbeat with a false length is rejected: {why}; two correct ones are answered"
             );
             (Answer::No, evidence)
         }
         _ => {
-            let evidence = format!("a second heartbeat is not answered, true or false: {why}");
+            let evidence = format!("no second heartbeat is answered, even a correct one: {why}");
             (Answer::Inconclusive, evidence)
         }
     }
 }
 
-/// After a handshake.
+/// A connection after a handshake.
 async fn encrypted(prober: &Prober, offer: &ClientHello) -> Result<Channel, Failure> {
     let (client, ended) = complete(prober, offer, None).await;
     ended.map(|()| client.channel)
@@ -147,17 +146,17 @@ fn bled(n: u16) -> String {
     format!("a heartbeat of {SENT} bytes that claimed {CLAIMED} was answered with {n}")
 }
 
-/// What waits for a control after it need not be waited for long.
+/// The wait for a heartbeat that is followed by a control.
 const QUICK: Duration = Duration::from_secs(1);
 
 enum Beat {
-    /// With so many bytes of payload.
+    /// With this number of bytes as payload.
     Answered(u16),
     Refused(String),
     Silent,
 }
 
-/// Sends a heartbeat, and waits for its answer no longer than this.
+/// Sends a heartbeat, and waits for its answer up to `wait`.
 async fn beat(channel: &mut Channel, claimed: u16, wait: Duration) -> Result<Beat, Failure> {
     let mut request = vec![1];
     request.extend(claimed.to_be_bytes());
@@ -171,7 +170,7 @@ async fn beat(channel: &mut Channel, claimed: u16, wait: Duration) -> Result<Bea
                 Some(n) => Beat::Answered(n),
                 None => continue,
             },
-            // A ticket, a HelloRequest, a greeting.
+            // Ignore other messages, such as a ticket, a HelloRequest or a greeting.
             Next::Says(_) => continue,
             Next::IsSilent => Beat::Silent,
             why => Beat::Refused(why.to_string()),
@@ -179,7 +178,7 @@ async fn beat(channel: &mut Channel, claimed: u16, wait: Duration) -> Result<Bea
     }
 }
 
-/// The length of the payload in the answer to our request, as far as it is there.
+/// The length of the payload, if this is the answer to our request.
 fn payload(response: &[u8]) -> Option<u16> {
     let mut reader = Reader::new(response);
     let (kind, payload) = (reader.u8().ok()?, reader.vec16().ok()?);

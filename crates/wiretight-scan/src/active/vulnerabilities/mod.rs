@@ -1,5 +1,5 @@
-//! Flaws that a server shows by how it behaves. Each probe has a control: a correct twin of what is
-//! sent, in the same run. None takes from a server more than its answer.
+//! Probes for flaws in a server's behaviour. Each has a control in the same run: the same probe in a
+//! correct form. No probe extracts more from a server than its answer.
 
 mod ccs_injection;
 pub(super) mod heartbleed;
@@ -22,8 +22,8 @@ use crate::facts::{Answer, Facts};
 use crate::names::Version;
 use crate::parse::{ClientHello, extension};
 
-/// All of them, one after the other. One hello for each version from TLS 1.0 to TLS 1.2 that is
-/// spoken, the newest first, made by [`super::handshake::tls12::hello`].
+/// All probes, one after the other. `hellos` contains one hello from [`super::handshake::tls12::hello`] for
+/// each supported version from TLS 1.0 to TLS 1.2, the newest first.
 pub async fn all(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     let mut facts = Facts::default();
     if let Some(newest) = hellos.first() {
@@ -36,9 +36,8 @@ pub async fn all(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     facts
 }
 
-/// What handshakes that are completed with this hello show: [`sessions`] but for renegotiation, which is
-/// for the end, heartbeats and tickets; and RSA key transport, at the same time. And whether handshakes
-/// come to their end.
+/// The probes with complete handshakes: [`sessions`] (except renegotiation, which comes last), heartbeats,
+/// tickets; and RSA key transport in parallel. Also returns whether handshakes can be completed.
 pub(super) async fn with_sessions(
     prober: &Prober,
     hello: &ClientHello,
@@ -57,14 +56,14 @@ pub(super) async fn with_sessions(
     (facts, completes)
 }
 
-/// The same flaws in a version that is older than the one that sessions are asked about.
+/// The same flaws with an older version.
 pub(super) async fn of_older(
     prober: &Prober,
     hello: &ClientHello,
     greeting: &ClientHello,
 ) -> Facts {
     let in_turn = async {
-        // One handshake shows whether there is anything to ask.
+        // One handshake shows whether the server supports these extensions.
         let offer = hello
             .clone()
             .with(extension::HEARTBEAT, vec![1])
@@ -96,13 +95,13 @@ pub(super) async fn of_older(
     facts
 }
 
-/// ROBOT again, with the suites that are taken, where the first question could not be answered or was
-/// refused although there are such suites.
+/// Repeats ROBOT with the accepted suites, if the first probe was inconclusive, or was rejected although
+/// there are such suites.
 pub(super) async fn robot_of_known(prober: &Prober, hello: &ClientHello, said: &Facts) -> Facts {
     let known = said.get("vulnerability.robot");
     let settled = known.is_some_and(|fact| match fact.answer {
         Answer::Yes => true,
-        Answer::No => !fact.evidence.starts_with(robot::NOT_TAKEN) || !robot::transported(hello),
+        Answer::No => !fact.evidence.starts_with(robot::NOT_ACCEPTED) || !robot::transported(hello),
         _ => false,
     });
     match settled {
@@ -111,8 +110,8 @@ pub(super) async fn robot_of_known(prober: &Prober, hello: &ClientHello, said: &
     }
 }
 
-/// What versions say to the same question becomes one answer: a flaw in one is a flaw, and "no" takes
-/// all of them.
+/// Combines the answers of several versions: a flaw in one version is a flaw, and a "no" requires all of
+/// them.
 fn worst(answers: Vec<(Version, Answer, String)>) -> (Answer, String) {
     let rank = |answer: Answer| match answer {
         Answer::Yes => 3,
@@ -132,7 +131,7 @@ fn version_of(hello: &ClientHello) -> Version {
     Version::from_code(hello.version).unwrap_or(Version::Tls1_2)
 }
 
-/// The others, which need a hello for each version that is spoken.
+/// The probes that need a hello for each supported version.
 pub(super) async fn of_versions(prober: &Prober, greetings: &[ClientHello]) -> Facts {
     if greetings.is_empty() {
         return Facts::default();
@@ -143,7 +142,7 @@ pub(super) async fn of_versions(prober: &Prober, greetings: &[ClientHello]) -> F
     facts
 }
 
-/// What a server does next.
+/// The server's next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Next {
     Says(Incoming),
@@ -172,7 +171,7 @@ impl std::fmt::Display for Next {
     }
 }
 
-/// Waits for what the server does, no longer than a second: what takes offence does so at once.
+/// Waits up to one second for the server's next action: a server that rejects something does so at once.
 async fn next(channel: &mut Channel) -> Next {
     next_within(channel, Duration::from_secs(1)).await
 }
@@ -199,7 +198,7 @@ mod tests {
     use crate::facts::Answer;
     use crate::names::Version;
 
-    /// What each probe says of a mock with these flaws.
+    /// The result of each probe for a mock with these flaws.
     async fn answers(flaws: Flaws) -> [Answer; 3] {
         let prober = start(flaws).await;
         let hellos = [tls12::hello(&prober, Version::Tls1_2)];
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_flaw_is_told_from_its_absence() {
+    async fn each_flaw_is_distinguished_from_its_absence() {
         use Answer::{Inconclusive, No, Yes};
         let right = Flaws::default();
         let cases = [
@@ -231,7 +230,7 @@ mod tests {
             (Flaws { early_ccs: EarlyCcs::AllPassedOver, ..right }, [No, No, No]),
             (Flaws { careless_padding: true, ..right }, [No, No, Yes]),
         ];
-        // At the same time: some of them keep silent for seconds.
+        // In parallel, because some of them are silent for seconds.
         let all = join_all(cases.map(|(flaws, expected)| {
             Box::pin(async move { (answers(flaws).await, flaws, expected) })
         }));

@@ -1,5 +1,5 @@
-//! POODLE against TLS (CVE-2014-8730): a server that does not look at the padding of CBC records
-//! lets who is in the middle decrypt them, as in SSL 3.0.
+//! POODLE against TLS (CVE-2014-8730): if a server does not check the padding of CBC records, an attacker on
+//! the path can decrypt them, as in SSL 3.0.
 
 use futures_util::future::join_all;
 
@@ -14,9 +14,9 @@ use crate::facts::{Answer, Facts};
 use crate::names::{Suite, suites};
 use crate::parse::ClientHello;
 
-/// `vulnerability.poodle_tls`: handshakes that are right but for the padding of the record with our
-/// Finished, whose length and MAC are as they should be. A server that then sends its own Finished
-/// did not look. With each of these hellos with which a CBC suite is taken.
+/// `vulnerability.poodle_tls`: handshakes that are correct except for the padding in the record of our
+/// Finished; its length and MAC are correct. A server that then sends its own Finished did not check. This is
+/// tested with each hello for which the server accepts a CBC suite.
 pub async fn poodle_tls(prober: &Prober, hellos: &[ClientHello]) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = ask(prober, hellos).await;
@@ -46,18 +46,19 @@ async fn in_version(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
         // handshake_failure, insufficient_security: no suite in common.
         None | Some(Err(Failure::Alert(2, 40 | 71))) => match other_suite(prober, hello).await {
             Ok(Some(suite)) => {
-                let evidence = format!("{suite} is taken, in which no handshake is completed here");
+                let evidence = format!(
+                    "{suite} is accepted, but this scanner cannot complete a handshake with it"
+                );
                 (Answer::Inconclusive, evidence)
             }
-            Ok(None) => (Answer::No, "no CBC suite is taken".to_owned()),
+            Ok(None) => (Answer::No, "no CBC suite is accepted".to_owned()),
             Err(failure) => (Answer::Inconclusive, failure.to_string()),
         },
         Some(Err(failure)) => (Answer::Inconclusive, failure.to_string()),
     }
 }
 
-/// A CBC suite that the server takes, of those that a handshake cannot be completed with. Only its own
-/// refusal says that there is none.
+/// An accepted CBC suite for which the scanner cannot complete a handshake. `None` requires an alert.
 async fn other_suite(
     prober: &Prober,
     hello: &ClientHello,
@@ -81,18 +82,19 @@ async fn other_suite(
 
 async fn wrong(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), Failure> {
     let mut refused = Vec::new();
-    for (padding, which) in [(BadPadding::All, "all wrong"), (BadPadding::First, "the first wrong")]
+    for (padding, which) in
+        [(BadPadding::All, "all bytes wrong"), (BadPadding::First, "the first byte wrong")]
     {
         let faults = Faults { padding: Some(padding) };
         let (client, ended) = complete_with(prober, hello, None, faults).await;
         match ended {
             Ok(()) => {
-                let evidence = format!("Finished with padding bytes {which} was taken");
+                let evidence = format!("Finished was accepted with wrong padding ({which})");
                 return Ok((Answer::Yes, evidence));
             }
             Err(
                 failure @ (Failure::Alert(..) | Failure::Trouble(Trouble::Closed | Trouble::Reset)),
-            ) if client.finished => refused.push(format!("padding bytes {which}: {failure}")),
+            ) if client.finished => refused.push(format!("wrong padding ({which}): {failure}")),
             Err(failure) => return Err(failure),
         }
     }

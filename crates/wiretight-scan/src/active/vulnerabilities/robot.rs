@@ -1,5 +1,5 @@
-//! ROBOT (CVE-2017-13099 and others): a server that tells good from bad padding of an RSA-encrypted
-//! secret decrypts, and signs, for whoever asks often enough (Bleichenbacher 1998).
+//! ROBOT (CVE-2017-13099 and others): if a server reveals whether the padding of an RSA-encrypted secret is
+//! valid, an attacker can decrypt and sign with the server's key by many queries (Bleichenbacher 1998).
 
 use futures_util::future::join_all;
 
@@ -12,18 +12,19 @@ use crate::names::{KeyExchange, Suite, suites};
 use crate::parse::{ClientHello, ContentType, HandshakeType, Message, record};
 use tls12::RsaKey;
 
-/// What is encrypted for the server. It has to answer all alike (RFC 5246 section 7.4.7.1).
+/// The plaintext block that is encrypted for the server. The server must answer all of them in the same way
+/// (RFC 5246 section 7.4.7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Block {
-    /// As it should be: the control.
+    /// Correct: the control.
     WellFormed,
-    /// It does not begin with 00 02.
+    /// Does not begin with 00 02.
     WrongStart,
-    /// The 00 before the secret stands elsewhere.
+    /// The 00 before the secret is in another place.
     WrongZero,
-    /// There is no 00.
+    /// Contains no 00.
     NoZero,
-    /// The secret begins with another version than the hello's.
+    /// The version in the secret is not the hello's.
     WrongVersion,
 }
 
@@ -32,12 +33,12 @@ const BLOCKS: [Block; 5] = {
     [WellFormed, WrongStart, WrongZero, NoZero, WrongVersion]
 };
 
-/// How often answers have to differ in the same way before they are believed.
+/// The number of times that answers must differ in the same way.
 const ROUNDS: usize = 3;
 
-/// `vulnerability.robot`: five blocks, followed by nothing, and then, on the same connection, by
-/// ChangeCipherSpec and a record that no key opens. Where all are answered alike, that is all: five
-/// connections. Where they are not, each way has its own connections, and time for every answer.
+/// `vulnerability.robot`: sends five blocks without anything after them, and then, on the same connections,
+/// ChangeCipherSpec and an invalid encrypted record. If all answers are the same, this takes five
+/// connections. If not, each variant is repeated on its own connections, with time for each answer.
 pub async fn robot(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = match ask(prober, hello).await {
@@ -48,13 +49,13 @@ pub async fn robot(prober: &Prober, hello: &ClientHello) -> Facts {
     facts
 }
 
-/// The same, where the suites of the hello are those that are taken.
+/// The same, if the suites in the hello are the accepted ones.
 pub(super) async fn of_known(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut facts = Facts::default();
     let mut offer = hello.clone();
     offer.suites.retain(|code| Suite::from_code(*code).is_some_and(transports));
     let (answer, evidence) = match offer.suites.is_empty() {
-        true => (Answer::No, NOT_TAKEN.to_owned()),
+        true => (Answer::No, NOT_ACCEPTED.to_owned()),
         false => match ask_with(prober, &offer).await {
             Ok(found) => found,
             Err(failure) => (Answer::Inconclusive, failure.to_string()),
@@ -64,21 +65,21 @@ pub(super) async fn of_known(prober: &Prober, hello: &ClientHello) -> Facts {
     facts
 }
 
-/// Whether a hello offers such a suite.
+/// Whether a hello offers a suite with RSA key transport.
 pub(super) fn transported(hello: &ClientHello) -> bool {
     hello.suites.iter().any(|code| Suite::from_code(*code).is_some_and(transports))
 }
 
-/// What is said of servers that nothing can be decrypted of.
-pub(in crate::active) const NOT_TAKEN: &str = "RSA key transport is not taken";
+/// The evidence about servers without RSA key transport.
+pub(in crate::active) const NOT_ACCEPTED: &str = "RSA key transport is not accepted";
 
-/// Whether the secret is encrypted with the server's RSA key.
+/// Whether a suite uses RSA key transport.
 fn transports(suite: Suite) -> bool {
     suite.key_exchange() == KeyExchange::Rsa && !suite.is_export()
 }
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> Result<(Answer, String), Failure> {
-    // Nothing is ever decrypted here: any suite will do.
+    // The handshake is never completed, so any suite works.
     let rsa = suites()
         .iter()
         .filter(|suite| transports(**suite))
@@ -91,7 +92,7 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
         Ok(client) => client,
         // handshake_failure, insufficient_security: no suite in common.
         Err(failure @ Failure::Alert(2, 40 | 71)) => {
-            return Ok((Answer::No, format!("{NOT_TAKEN}: {failure}")));
+            return Ok((Answer::No, format!("{NOT_ACCEPTED}: {failure}")));
         }
         Err(failure) => return Err(failure),
     };
@@ -107,15 +108,15 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
         let (without, with) = &quick[0];
         let evidence = match without {
             Next::IsSilent => {
-                format!("with Finished: {with}, without Finished: nothing until it came")
+                format!("with Finished: {with}, without Finished: nothing until it was sent")
             }
             _ => format!("without Finished: {without}"),
         };
-        return Ok((Answer::No, format!("five blocks are answered alike, {evidence}")));
+        return Ok((Answer::No, format!("the answers to five blocks are the same, {evidence}")));
     }
 
-    // What was said, whenever that was: one that said nothing in time may be slow, and the rounds below
-    // give it time.
+    // All answers, whenever they arrived. If some are missing, the server may be slow; the rounds below wait
+    // longer.
     let said = quick.iter().map(|(without, with)| match without {
         Next::IsSilent => with,
         said => said,
@@ -136,7 +137,7 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
                 return Ok((Answer::Inconclusive, evidence));
             }
         }
-        // Where only a block that is wholly right stands out, it takes millions of questions.
+        // If only a completely correct block gets another answer, an attack needs millions of queries.
         let weak = first[1..4].iter().all(|answer| *answer == first[1]);
         let strength = if weak { "weak" } else { "strong" };
         let answers: Vec<String> = BLOCKS
@@ -145,10 +146,10 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
             .map(|(block, answer)| format!("{}: {answer}", block.name()))
             .collect();
         let evidence =
-            format!("a {strength} oracle, {how}, {ROUNDS} times alike: {}", answers.join("; "));
+            format!("a {strength} oracle, {how}, the same {ROUNDS} times: {}", answers.join("; "));
         return Ok((Answer::Yes, evidence));
     }
-    let evidence = format!("five blocks are answered alike, {}", alike.join(", "));
+    let evidence = format!("the answers to five blocks are the same, {}", alike.join(", "));
     match alike_but_for_time {
         true => Ok((Answer::No, evidence)),
         false => {
@@ -158,7 +159,7 @@ async fn ask_with(prober: &Prober, offer: &ClientHello) -> Result<(Answer, Strin
     }
 }
 
-/// The answer to a block, within a moment, and if there is none, to what follows it.
+/// The answer to a block within [`Prober::moment`], and if there is none, the answer to what follows it.
 async fn both_ways(
     prober: &Prober,
     offer: &ClientHello,
@@ -183,7 +184,7 @@ async fn both_ways(
     Ok((without, next(&mut client.channel).await))
 }
 
-/// What is sent in answer to ServerHelloDone, up to ClientKeyExchange.
+/// The client's flight after ServerHelloDone, up to ClientKeyExchange.
 fn flight(
     client: &tls12::Client,
     offer: &ClientHello,
@@ -203,7 +204,7 @@ fn flight(
 
 fn finish(version: u16) -> Vec<u8> {
     let mut out = record(ContentType::ChangeCipherSpec, version, &[1]);
-    // As long as an encrypted Finished may be: four blocks, with an IV and a MAC.
+    // The length of an encrypted Finished: four blocks, including IV and MAC.
     out.extend(record(ContentType::Handshake, version, &[0x57; 64]));
     out
 }
@@ -217,7 +218,7 @@ async fn greet(prober: &Prober, offer: &ClientHello) -> Result<tls12::Client, Fa
     .await
 }
 
-/// The answers to all blocks, in their order.
+/// The answers to all blocks, in order.
 async fn round(
     prober: &Prober,
     offer: &ClientHello,
@@ -259,7 +260,7 @@ impl Block {
         let zero = block.len() - 49;
         match self {
             Self::WellFormed | Self::WrongVersion => {}
-            // Less than any modulus, whose highest bit is set.
+            // Smaller than any modulus, because its highest bit is set.
             Self::WrongStart => block[..2].copy_from_slice(&[0x41, 0x17]),
             Self::WrongZero => {
                 block[zero] = 0x11;

@@ -1,5 +1,5 @@
-//! Ticketbleed (CVE-2016-9244): a server that echoes the session ID that came with a ticket always
-//! echoes 32 bytes, whatever stands behind a shorter one.
+//! Ticketbleed (CVE-2016-9244): a server that echoes the session ID sent with a ticket always echoes 32
+//! bytes. If the ID is shorter, the rest is memory of the server.
 
 use crate::active::Prober;
 use crate::active::handshake::{Failure, tls12};
@@ -9,8 +9,8 @@ use crate::facts::{Answer, Facts};
 use crate::parse::{ClientHello, extension};
 use tls12::Session;
 
-/// `vulnerability.ticketbleed`: a ticket that is good, with an ID of one byte, twice; and with one
-/// of 32 bytes as a control.
+/// `vulnerability.ticketbleed`: offers a valid ticket with a session ID of one byte, twice; and with one of
+/// 32 bytes as a control.
 pub async fn ticketbleed(prober: &Prober, hello: &ClientHello) -> Facts {
     let mut facts = Facts::default();
     let (answer, evidence) = ask(prober, hello).await;
@@ -18,10 +18,10 @@ pub async fn ticketbleed(prober: &Prober, hello: &ClientHello) -> Facts {
     facts
 }
 
-/// The same, where handshakes before have shown how tickets are answered.
+/// The same, if earlier handshakes have shown how the server answers tickets.
 pub(super) async fn after(prober: &Prober, hello: &ClientHello, seen: Tickets) -> Facts {
     let (answer, evidence) = match seen {
-        Tickets::Untold => return ticketbleed(prober, hello).await,
+        Tickets::Unknown => return ticketbleed(prober, hello).await,
         Tickets::None => (Answer::No, NO_TICKETS.to_owned()),
         Tickets::Echoed(session) => bytes(prober, hello, &session).await,
     };
@@ -30,20 +30,20 @@ pub(super) async fn after(prober: &Prober, hello: &ClientHello, seen: Tickets) -
     facts
 }
 
-/// Where another handshake has shown that no tickets are given.
+/// The result if another handshake has shown that the server issues no tickets.
 pub(super) fn without_tickets() -> Facts {
     let mut facts = Facts::default();
     facts.set("vulnerability.ticketbleed", Answer::No, None, NO_TICKETS);
     facts
 }
 
-const NO_TICKETS: &str = "no tickets are given";
+const NO_TICKETS: &str = "no tickets are issued";
 
 async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     let asking = hello.clone().with(extension::SESSION_TICKET, Vec::new());
     let (mut first, ended) = complete(prober, &asking, None).await;
     if let Err(failure) = ended {
-        // RFC 5077 section 3.2: a ticket comes only where the ServerHello has the extension.
+        // RFC 5077 section 3.2: there is a ticket only if the ServerHello has the extension.
         return match &first.server {
             Some(server) if server.extension(extension::SESSION_TICKET).is_none() => {
                 (Answer::No, NO_TICKETS.to_owned())
@@ -57,12 +57,12 @@ async fn ask(prober: &Prober, hello: &ClientHello) -> (Answer, String) {
     let control = [0x77; 32];
     match echo(prober, hello, &session, &control).await {
         Ok(id) if id == control => bytes(prober, hello, &session).await,
-        Ok(_) => (Answer::No, "an ID that comes with a ticket is not echoed".to_owned()),
+        Ok(_) => (Answer::No, "a session ID sent with a ticket is not echoed".to_owned()),
         Err(failure) => (Answer::Inconclusive, failure.to_string()),
     }
 }
 
-/// The session ID that comes back when a ticket is offered with this one.
+/// The session ID in the answer to a ticket with this session ID.
 async fn echo(
     prober: &Prober,
     hello: &ClientHello,
@@ -79,27 +79,29 @@ async fn echo(
     Ok(client.server.map(|server| server.session_id).unwrap_or_default())
 }
 
-/// After a control: IDs of one byte.
+/// Offers session IDs of one byte, after the control.
 async fn bytes(prober: &Prober, hello: &ClientHello, session: &Session) -> (Answer, String) {
     let mut bled = 0;
     for byte in [0xa5, 0x3c] {
         match echo(prober, hello, session, &[byte]).await {
             Ok(id) if id == [byte] => {
-                return (Answer::No, "an ID of one byte is echoed as it is".to_owned());
+                return (Answer::No, "a session ID of one byte is echoed unchanged".to_owned());
             }
             Ok(id) if id.len() > 1 && id[0] == byte => bled = id.len(),
             Ok(id) => {
                 let n = id.len();
-                return (Answer::No, format!("an ID of one byte is answered with another of {n}"));
+                let evidence = format!("a session ID of one byte gets another ID of {n} bytes");
+                return (Answer::No, evidence);
             }
             Err(Failure::Alert(level, description)) => {
                 let alert = Failure::Alert(level, description);
-                return (Answer::No, format!("an ID of one byte is refused: {alert}"));
+                return (Answer::No, format!("a session ID of one byte is rejected: {alert}"));
             }
             Err(failure) => return (Answer::Inconclusive, failure.to_string()),
         }
     }
-    let evidence =
-        format!("with a ticket, an ID of one byte is answered with {bled} that begin so");
+    let evidence = format!(
+        "with a ticket, a session ID of one byte is answered with {bled} that begin with it"
+    );
     (Answer::Yes, evidence)
 }

@@ -1,4 +1,4 @@
-"""A server of GnuTLS, called by ctypes: `gnutls-serv` cannot be told to listen on loopback alone.
+"""A GnuTLS server by ctypes, because `gnutls-serv` cannot listen on loopback only.
 
     gnutls.py PORT CERTIFICATE [--priority NORMAL] [--no-tickets]
 """
@@ -45,7 +45,7 @@ must("gnutls_session_ticket_key_generate", ctypes.byref(tickets))
 def shake(session):
     while (result := gnutls.gnutls_handshake(session)) < 0:
         if gnutls.gnutls_error_is_fatal(result):
-            # As gnutls-serv does: the client is told why.
+            # Like gnutls-serv, send the reason to the client.
             gnutls.gnutls_alert_send_appropriate(session, result)
             return False
     return True

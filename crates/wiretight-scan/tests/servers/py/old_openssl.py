@@ -1,4 +1,4 @@
-"""A server of OpenSSL 0.9.8e, as Red Hat shipped it in 2008: SSL 2.0, export suites, RC2, compression.
+"""A server with OpenSSL 0.9.8e as shipped by Red Hat in 2008: SSL 2.0, export suites, RC2, compression.
 
 Its shared libraries come in a wheel of psycopg2 from 2017 (see scripts/test); they are called by ctypes. Each
 connection has a process of its own, for the library as it is called here is not for threads.
@@ -52,7 +52,7 @@ method = "SSLv2_server_method" if arguments.ssl2 else "SSLv3_server_method" if a
 context = call(ssl, "SSL_CTX_new", call(ssl, method))
 key = f"{arguments.certificate}.key".encode()
 if arguments.ssl2:
-    # SSL 2.0 knows no chains.
+    # SSL 2.0 has no chains.
     assert number("SSL_CTX_use_certificate_file", context, f"{arguments.certificate}.pem".encode(), 1) == 1
 else:
     assert number("SSL_CTX_use_certificate_chain_file", context, f"{arguments.certificate}.chain".encode()) == 1
@@ -69,7 +69,7 @@ def parameters(file):
 ssl.SSL_CTX_ctrl.argtypes = [pointer, ctypes.c_int, ctypes.c_long, pointer]
 ssl.SSL_CTX_ctrl(context, CTRL_SET_TMP_DH, 0, parameters("dh1024.pem"))
 
-# Export suites sign a key of their own: 512 bits, RSA or Diffie-Hellman, and the library asks for it.
+# Export suites need an additional key of 512 bits, RSA or Diffie-Hellman, which the library requests.
 callback = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
 if arguments.export:
     crypto.RSA_generate_key.argtypes = [ctypes.c_int, ctypes.c_ulong, pointer, pointer]
@@ -93,7 +93,7 @@ def serve(connection):
         return
     buffer = ctypes.create_string_buffer(16384)
     while (n := ssl.SSL_read(it, buffer, len(buffer))) > 0:
-        # The end of a request; a renegotiation on the way is the library's to answer.
+        # The end of a request; the library handles a renegotiation before it.
         if b"\r\n\r\n" in buffer.raw[:n]:
             answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
             ssl.SSL_write(it, answer, len(answer))
@@ -101,8 +101,8 @@ def serve(connection):
             return
 
 
-# The cache of sessions is in the memory of a process, and each connection has a process of its own; tickets are not
-# known to this library. So no session of this server is ever resumed.
+# The session cache is in the memory of a process, but each connection has its own process, and this library does not
+# support tickets. So this server never resumes sessions.
 while True:
     connection, _ = listener.accept()
     if os.fork() == 0:

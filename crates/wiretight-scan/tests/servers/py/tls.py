@@ -1,4 +1,4 @@
-"""A server on tlslite-ng: hybrid post-quantum groups, SSL 3.0, RC4, and flaws that no server of today has.
+"""A server with tlslite-ng: hybrid post-quantum groups, SSL 3.0, RC4, and flaws that no current server has.
 
     tls.py PORT CERTIFICATE [--min 1.0] [--max 1.3] [--ciphers ...] [--groups ...] [--kx ...] [--weak FLAW]
 
@@ -64,7 +64,7 @@ if settings.maxVersion < (3, 3):
 
 
 def bad_padding(this, message):
-    """The premaster secret of a block, checked as servers did before they knew better."""
+    """The premaster secret of a block, with the insecure checks of old servers."""
     key = this.privateKey
     block = numberToByteArray(key._rawPrivateKeyOp(bytesToNumber(message.encryptedPreMasterSecret)), len(key) // 8)
     end = block.find(b"\0", 2)
@@ -76,7 +76,7 @@ def bad_padding(this, message):
 
 
 def careless_cbc(this, kind, data):
-    """As `_decryptThenMAC` does, but for what stands in the padding."""
+    """Like `_decryptThenMAC`, but without checking the padding."""
     state = this._readState
     if state.encContext.block_size == 1 or not state.encContext.isBlockCipher:
         return plain_decrypt(this, kind, data)
@@ -100,7 +100,7 @@ def careless_heartbeat(this, parser):
     this.message_type = parser.get(1)
     says = parser.get(2)
     there = parser.getFixBytes(parser.getRemainingLength())
-    # What lies behind the message in memory.
+    # The memory behind the message.
     this.payload = (there + b"secret " * (says // 7 + 1))[:says]
     this.padding = bytearray(16)
     return this
@@ -113,7 +113,7 @@ def bleeding_create(this, version, random, session_id, *rest, **more):
 
 
 def early_ccs(this):
-    """Records, less a ChangeCipherSpec that comes before its time; after it, reading fails as with wrong keys."""
+    """Accepts an early ChangeCipherSpec; after it, reading fails as with wrong keys."""
     for result in plain_receive(this):
         if result in (0, 1):
             yield result
@@ -146,10 +146,10 @@ elif weak == "ccs":
     plain_receive = recordlayer.RecordLayer.recvRecord
     recordlayer.RecordLayer.recvRecord = early_ccs
 elif weak:
-    raise SystemExit(f"no flaw is called {weak}")
+    raise SystemExit(f"unknown flaw {weak}")
 
 if weak == "heartbleed":
-    # The record in which the answer goes may be long; and the library knows of heartbeats only once it is told.
+    # The record with the answer may be long, and the library must be told that heartbeats are in use.
     plain_hello = TLSConnection._serverGetClientHello
 
     def with_heartbeat(this, *rest, **more):
@@ -160,7 +160,7 @@ if weak == "heartbleed":
     TLSConnection._serverGetClientHello = with_heartbeat
 
 if arguments.no_renegotiation_info:
-    # A hello that does not speak of it is answered with one that does not, either.
+    # The extension is answered only if the hello contains it.
     plain_extension = messages.ClientHello.getExtension
     messages.ClientHello.getExtension = lambda this, kind: (
         None if kind == ExtensionType.renegotiation_info else plain_extension(this, kind)
@@ -190,7 +190,7 @@ def serve(connection):
             tls.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
         tls.close()
     except Exception as error:
-        # Clients that go are the rule here; others show in the log.
+        # Clients that leave are normal here; other errors are logged.
         print(type(error).__name__, error, flush=True)
     finally:
         connection.close()

@@ -1,7 +1,6 @@
-//! Clients that show a certificate, by each protocol: who comes in, what the program is told, and when it ends.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Clients with a certificate, for each protocol: which are allowed, what the program is told, and when access ends.
 
-mod rig;
+use super::rig;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -35,7 +34,7 @@ fn config(rig: &EdgeRig, alpn: &str, shows: Shows<'_>) -> ClientConfig {
     config
 }
 
-/// Status and body of `/headers`; `None` if the connection came to nothing.
+/// Status and body of `/headers`; `None` if the connection failed.
 fn by_http1(rig: &EdgeRig, shows: Shows<'_>) -> Option<(u16, String)> {
     let mut raw = Raw::over(rig::connect(rig.https()), config(rig, "http/1.1", shows), SITE);
     let request = format!("GET /headers HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n");
@@ -63,7 +62,7 @@ fn by_http2(rig: &EdgeRig, shows: Shows<'_>) -> Option<(u16, String)> {
     })
 }
 
-/// An HTTP/3 connection that lives as long as the value.
+/// An HTTP/3 connection that is open as long as the value exists.
 struct Http3 {
     send: h3::client::SendRequest<h3_quinn::OpenStreams, hyper::body::Bytes>,
     connection: quinn::Connection,
@@ -104,7 +103,7 @@ type By = fn(&EdgeRig, Shows<'_>) -> Option<(u16, String)>;
 const ALL: [By; 3] = [by_http1, by_http2, by_http3];
 
 #[test]
-fn members_come_in_by_each_protocol_and_nobody_else() {
+fn only_members_are_allowed_on_each_protocol() {
     let rig = EdgeRig::with(&[http_backend("one", false).to_string()], |settings| {
         settings.sites[0].clients = Some(vec!["service/web".parse().unwrap()]);
     });
@@ -125,7 +124,7 @@ fn members_come_in_by_each_protocol_and_nobody_else() {
 }
 
 #[test]
-fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
+fn a_sites_own_ca_allows_its_clients_but_not_mesh_members() {
     let (ours, next) = (Ca::new(TRUST_DOMAIN), Ca::new("next.example"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("clients.pem");
@@ -135,7 +134,7 @@ fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
         settings.sites[0].client_ca = Some(file.clone());
     });
     for by in ALL {
-        // It names a member of the mesh; that counts for nothing.
+        // It contains the name of a mesh member, which must have no effect.
         let (status, answer) = by(&rig, Some((&ours, "service/admin"))).unwrap();
         let line = answer.lines().find(|l| l.starts_with("x-forwarded-client-cert: ")).unwrap();
         assert_eq!(status, 200);
@@ -148,7 +147,7 @@ fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
     run(async {
         let mut live = Http3::connect(&rig, Some((&ours, "service/a"))).await.unwrap();
         assert_eq!(live.get().await.unwrap().0, 200);
-        // A reload with the same roots changes nothing; with others, who came in before is out.
+        // A reload with the same CA changes nothing; with another CA, earlier clients are rejected.
         rig.edge.apply(&rig.settings).unwrap();
         assert_eq!(live.get().await.unwrap().0, 200);
         write(&next);
@@ -159,13 +158,13 @@ fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
         assert_eq!(by(&rig, Some((&next, "service/web"))).unwrap().0, 200);
         assert_eq!(by(&rig, Some((&ours, "service/web"))), None);
     }
-    // What cannot be read is refused whole, and the old goes on.
+    // An unreadable CA file rejects the whole reload, and the old settings stay.
     std::fs::write(&file, "no certificate").unwrap();
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
-    assert!(error.contains("clients.pem: it holds no certificate"), "{error}");
+    assert!(error.contains("clients.pem: it contains no certificate"), "{error}");
     rig.settings.sites[0].client_ca = Some("/dev/zero".into());
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
-    assert!(error.contains("/dev/zero: it is no regular file"), "{error}");
+    assert!(error.contains("/dev/zero: it is not a regular file"), "{error}");
     rig.settings.sites[0].client_ca = Some(dir.path().join("none.pem"));
     let error = rig.edge.apply(&rig.settings).unwrap_err().to_string();
     assert!(error.contains("none.pem: No such file"), "{error}");
@@ -173,12 +172,12 @@ fn an_authority_of_the_sites_own_vouches_for_clients_and_for_no_member() {
 }
 
 #[test]
-fn a_revoked_members_streams_end_at_once_and_anothers_go_on() {
+fn a_revoked_members_streams_end_at_once_and_others_continue() {
     let rig = EdgeRig::with(&[http_backend("one", false).to_string()], |settings| {
         settings.sites[0].clients =
             Some(["service/web", "service/app"].map(|id| id.parse().unwrap()).into());
     });
-    // Two of them, each with a stream of events that does not end by itself.
+    // Two members, each with an endless stream of events.
     let open = |id: &'static str| {
         let (chain, key) = rig.ca.issue(id, 3600);
         let serial = x509::Leaf::parse(&chain[0]).unwrap().serial;
@@ -201,7 +200,7 @@ fn a_revoked_members_streams_end_at_once_and_anothers_go_on() {
     rig.mesh.set_bundle(TrustBundle::new(rig.ca.td.clone(), roots, revoked).unwrap());
     web.rest();
     rig::eventually("it is counted", || rig.refused("revoked") == 1);
-    // The other's stream is open still: what it reads next does not come.
+    // The other's stream is still open: a read times out.
     app.0.sock.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
     let waits = std::io::Read::read(&mut app.0, &mut [0; 64]).unwrap_err();
     assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
@@ -209,7 +208,7 @@ fn a_revoked_members_streams_end_at_once_and_anothers_go_on() {
     live.connection.close(0u32.into(), b"");
 }
 
-/// On one runtime for all, for what outlives a call.
+/// One shared runtime, for objects that outlive a call.
 fn run_on<T>(future: impl Future<Output = T>) -> T {
     static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLock::new(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()

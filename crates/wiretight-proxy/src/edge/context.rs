@@ -1,4 +1,4 @@
-//! What the workers of the edge share, and what the connections of one worker share.
+//! State shared by all workers of the edge, and state shared by the connections of one worker.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::sites::Sites;
 use super::tls::Configs;
 use crate::mesh::Mesh;
 
-/// What all workers share.
+/// State shared by all workers.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) sites: Arc<ArcSwap<Sites>>,
@@ -25,12 +25,12 @@ pub(crate) struct Shared {
     pub(crate) cut: watch::Receiver<bool>,
 }
 
-/// What a worker's connections share.
-pub(crate) struct Workshop {
+/// State shared by a worker's connections.
+pub(crate) struct WorkerContext {
     pub(crate) sites: Arc<ArcSwap<Sites>>,
     pub(crate) table: Arc<EdgeTable>,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) pools: Rc<Pools>,
-    /// The drain is over: what still runs is cut.
+    /// Set when the drain is over: remaining connections are closed.
     pub(crate) cut: watch::Receiver<bool>,
 }

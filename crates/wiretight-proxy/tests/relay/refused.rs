@@ -1,9 +1,7 @@
-//! Who is let in and who is not: each refusal with its reason on the right side, no more than a TLS alert
-//! for a stranger, and beside it the case that is let in.
+//! Access control: each rejection has its reason on the right side, an unknown peer gets only a TLS alert, and each
+//! has an accepted counterpart.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
-
-mod rig;
+use super::rig;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -24,7 +22,7 @@ use wiretight_proxy::wire::{Frame, Open};
 
 const UNKNOWN: Option<AlertDescription> = Some(AlertDescription::CertificateUnknown);
 
-/// A pair whose backend tells of each connection that reaches it.
+/// A pair with a backend that reports each connection.
 fn watched() -> (Pair, mpsc::Receiver<()>) {
     let (tell, told) = mpsc::channel();
     let addr = backend(move |socket| {
@@ -38,8 +36,8 @@ fn open() -> Vec<u8> {
     Open { service: name("db"), destination: None }.encode()
 }
 
-/// Opens a session by hand and echoes a word through it: the peer is let in.
-fn assert_let_in(mut tls: TlsClient) {
+/// Opens a session by hand and echoes a word: the peer is accepted.
+fn assert_accepted(mut tls: TlsClient) {
     let mut out = open();
     out.extend_from_slice(&Frame::Data(5).header());
     out.extend_from_slice(b"hello");
@@ -55,46 +53,46 @@ fn good(pair: &Pair) -> Stranger {
 }
 
 #[test]
-fn a_client_of_another_trust_domain_is_refused() {
+fn a_client_of_another_trust_domain_is_rejected() {
     let (pair, told) = watched();
     let other = Ca::new("other.example");
     let to = pair.service.listen;
     assert_eq!(Stranger::new(other.issue("service/web", 3600)).alert(to), UNKNOWN);
     expect_refused(&pair.b, Side::Service, "wrong_trust_domain");
     assert!(told.try_recv().is_err());
-    assert_let_in(good(&pair).connect(to).unwrap());
+    assert_accepted(good(&pair).connect(to).unwrap());
 }
 
 #[test]
-fn a_client_of_another_authority_with_our_trust_domain_is_refused() {
+fn a_client_of_another_authority_with_our_trust_domain_is_rejected() {
     let (pair, told) = watched();
     let forger = Ca::new(TRUST_DOMAIN);
     let to = pair.service.listen;
     assert_eq!(Stranger::new(forger.issue("service/web", 3600)).alert(to), UNKNOWN);
     expect_refused(&pair.b, Side::Service, "untrusted");
     assert!(told.try_recv().is_err());
-    assert_let_in(good(&pair).connect(to).unwrap());
+    assert_accepted(good(&pair).connect(to).unwrap());
 }
 
 #[test]
-fn a_client_with_an_expired_certificate_is_refused() {
+fn a_client_with_an_expired_certificate_is_rejected() {
     let (pair, told) = watched();
     let to = pair.service.listen;
     assert_eq!(Stranger::new(pair.ca.issue("service/web", -5)).alert(to), UNKNOWN);
     expect_refused(&pair.b, Side::Service, "expired");
     assert!(told.try_recv().is_err());
-    assert_let_in(Stranger::new(pair.ca.issue("service/web", 30)).connect(to).unwrap());
+    assert_accepted(Stranger::new(pair.ca.issue("service/web", 30)).connect(to).unwrap());
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused() {
+fn a_client_without_a_certificate_is_rejected() {
     let (pair, told) = watched();
     let to = pair.service.listen;
     let nobody = Stranger { cert: None, ..good(&pair) };
     assert_eq!(nobody.alert(to), Some(AlertDescription::CertificateRequired));
     expect_refused(&pair.b, Side::Service, "no_certificate");
     assert!(told.try_recv().is_err());
-    assert_let_in(good(&pair).connect(to).unwrap());
+    assert_accepted(good(&pair).connect(to).unwrap());
 }
 
 #[test]
@@ -106,13 +104,13 @@ fn a_session_is_not_started_on_a_certificate_that_expired_meanwhile() {
     let longer = good(&pair).connect(pair.service.listen).unwrap();
     eventually("it expires", || now() > not_after);
     tls.write_all(&open()).unwrap();
-    assert_eq!(tls.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
+    assert_eq!(tls.read(&mut [0]).unwrap(), 0, "close_notify: the OPEN had no effect");
     assert!(told.try_recv().is_err());
-    assert_let_in(longer);
+    assert_accepted(longer);
 }
 
 #[test]
-fn a_server_that_is_not_whom_we_called_gets_nothing() {
+fn a_server_with_the_wrong_identity_gets_no_data() {
     type Issue = fn(&Ca) -> tls::Cert;
     let cases: [(Issue, &str); 4] = [
         (|_| Ca::new("other.example").issue("service/db", 3600), "wrong_trust_domain"),
@@ -138,7 +136,7 @@ fn a_server_that_is_not_whom_we_called_gets_nothing() {
 }
 
 #[test]
-fn our_own_certificate_having_expired_is_said_and_nothing_is_sent() {
+fn our_own_expired_certificate_is_reported_and_nothing_is_sent() {
     // The client's.
     let (pair, told) = watched();
     pair.ca.give(&pair.mesh_a, &["service/web"], -5);
@@ -154,11 +152,11 @@ fn our_own_certificate_having_expired_is_said_and_nothing_is_sent() {
     assert_eq!(good(&pair).alert(pair.service.listen), Some(AlertDescription::AccessDenied));
     expect_refused(&pair.b, Side::Service, "no_identity");
     pair.ca.give(&pair.mesh_b, &["service/db"], 60);
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
 }
 
 #[test]
-fn who_is_not_on_the_allow_list_reaches_no_backend() {
+fn clients_that_are_not_allowed_reach_no_backend() {
     let (mut pair, told) = watched();
     pair.ca.give(&pair.mesh_a, &["service/web", "service/eve"], 3600);
     ping(&mut pair.connect(), b"allowed").unwrap();
@@ -171,7 +169,7 @@ fn who_is_not_on_the_allow_list_reaches_no_backend() {
     expect_refused(&pair.a, Side::Dial, "not_allowed");
     let refusal = pair.b.status(0).refusals.pop().unwrap();
     assert_eq!(refusal.peer.unwrap().to_string(), "spiffe://test.example/service/eve");
-    // A foreign peer by plain mutual TLS: disconnected after the handshake, and told nothing.
+    // A non-Wiretight peer with plain mutual TLS is disconnected after the handshake, without a reason.
     let eve = || Stranger::new(pair.ca.issue("service/eve", 60));
     let mut raw = Stranger { alpn: false, ..eve() }.connect(pair.service.listen).unwrap();
     assert_eq!(raw.read(&mut [0]).unwrap(), 0);
@@ -180,7 +178,7 @@ fn who_is_not_on_the_allow_list_reaches_no_backend() {
 }
 
 #[test]
-fn settings_that_change_during_a_handshake_decide_what_it_leads_to() {
+fn settings_that_change_during_a_handshake_apply_to_it() {
     let (pair, told) = watched();
     let greet = || Stranger { alpn: false, ..good(&pair) }.greet(pair.service.listen).unwrap();
     let mut nobody = pair.service.clone();
@@ -190,12 +188,12 @@ fn settings_that_change_during_a_handshake_decide_what_it_leads_to() {
     for services in [&[][..], &[&nobody], &[&other]] {
         let mut raw = greet();
         pair.apply_services(services);
-        assert_eq!(raw.read(&mut [0]).unwrap(), 0, "close_notify: it was not acted upon");
+        assert_eq!(raw.read(&mut [0]).unwrap(), 0, "close_notify: the OPEN had no effect");
         assert!(told.try_recv().is_err());
         pair.apply_services(&[&pair.service]);
     }
     assert_eq!(refused(&pair.b, Side::Service, "not_allowed"), 1);
-    // Other things may change: it is served by what is configured now.
+    // Other settings may change: the current ones apply.
     let mut raw = greet();
     let mut quick = pair.service.clone();
     quick.idle_timeout = Some(Duration::from_secs(100));
@@ -206,7 +204,7 @@ fn settings_that_change_during_a_handshake_decide_what_it_leads_to() {
 }
 
 #[test]
-fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
+fn a_revoked_peer_is_disconnected_within_seconds_and_rejected_afterwards() {
     for revoked_by in [Side::Service, Side::Dial] {
         let (pair, told) = watched();
         let mut live = pair.connect();
@@ -230,14 +228,14 @@ fn a_revoked_peer_is_cut_off_within_seconds_and_not_let_in_again() {
         assert!(is_reset(&mut pair.connect()));
         expect_refused(by, revoked_by, "revoked");
         assert!(told.try_recv().is_err());
-        // With a new certificate the same peer is let in.
+        // With a new certificate the same peer is accepted.
         pair.ca.give(peer, &[id], 60);
         eventually("the new certificate holds", || ping(&mut pair.connect(), b"again").is_ok());
     }
 }
 
 #[test]
-fn a_connection_that_a_cut_has_missed_opens_no_session() {
+fn a_connection_missed_by_a_revocation_opens_no_session() {
     let (pair, told) = watched();
     let to = pair.service.listen;
     let cert = pair.ca.issue("service/web", 3600);
@@ -246,7 +244,7 @@ fn a_connection_that_a_cut_has_missed_opens_no_session() {
     let fellow = good(&pair).connect(to).unwrap();
     eventually("both are listed", || pair.b.status(10).connections.len() == 4); // two are the pair's own
     let roots = vec![pair.ca.root.clone()];
-    // Revoked, and nothing is cut: as if it had been listed a moment after that.
+    // Revoked without closing connections, as if it had been registered just after that.
     let series = [serial.series()].into();
     let revoked = Revocations { series, ..Default::default() };
     let bundle = TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap();
@@ -255,11 +253,11 @@ fn a_connection_that_a_cut_has_missed_opens_no_session() {
     assert!(!matches!(missed.read(&mut [0]), Ok(1..)));
     expect_refused(&pair.b, Side::Service, "revoked");
     assert!(told.try_recv().is_err());
-    assert_let_in(fellow);
+    assert_accepted(fellow);
 }
 
 #[test]
-fn between_relays_a_key_exchange_without_ml_kem_is_refused() {
+fn a_key_exchange_without_ml_kem_is_rejected_between_relays() {
     let (pair, told) = watched();
     let to = pair.service.listen;
     let classic = || Stranger { groups: vec![kx_group::X25519], ..good(&pair) };
@@ -268,17 +266,17 @@ fn between_relays_a_key_exchange_without_ml_kem_is_refused() {
     assert!(!matches!(tls.read(&mut [0]), Ok(1..)));
     expect_refused(&pair.b, Side::Service, "no_post_quantum");
     assert!(told.try_recv().is_err());
-    // A foreign peer may do without.
+    // A non-Wiretight peer may do without it.
     let mut raw = Stranger { alpn: false, ..classic() }.connect(to).unwrap();
     raw.write_all(b"foreign").unwrap();
     let mut answer = [0; 7];
     raw.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"foreign");
-    assert_let_in(good(&pair).connect(to).unwrap());
+    assert_accepted(good(&pair).connect(to).unwrap());
 }
 
 #[test]
-fn tls_1_2_is_refused() {
+fn tls_1_2_is_rejected() {
     let (pair, told) = watched();
     if foreign::missing("openssl") {
         return;
@@ -300,7 +298,7 @@ fn tls_1_2_is_refused() {
     foreign::Program::start(&mut client("-tls1_3")).ping(b"let in\n");
 }
 
-/// What a stranger reads back until the connection ends.
+/// What an unknown peer can read until the connection is closed.
 fn answer(mut socket: TcpStream) -> Vec<u8> {
     let mut answer = Vec::new();
     let mut buf = [0; 100];
@@ -322,7 +320,7 @@ fn plaintext_and_garbage_get_an_alert_and_nothing_else() {
         socket.write_all(bytes).unwrap();
         let _ = socket.shutdown(Shutdown::Write);
         let answer = answer(socket);
-        // One fatal alert (RFC 8446, section 6), or the RST that overtook it.
+        // One fatal alert (RFC 8446, section 6), or a RST that arrived first.
         assert!(matches!(answer[..], [] | [21, 3, _, 0, 2, 2, _]), "{answer:?}");
         eventually("it is told here", || {
             refused(&pair.b, Side::Service, "not_tls") == n as u64 + 1
@@ -333,7 +331,7 @@ fn plaintext_and_garbage_get_an_alert_and_nothing_else() {
 }
 
 #[test]
-fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
+fn a_stalled_handshake_is_aborted_after_ten_seconds() {
     let (pair, told) = watched();
     let start = Instant::now();
     let silent = connect(pair.service.listen);
@@ -351,9 +349,9 @@ fn a_handshake_that_stalls_is_cut_after_ten_seconds() {
 }
 
 #[test]
-fn a_hello_that_is_too_large_is_answered_by_an_alert() {
+fn a_too_large_hello_gets_an_alert() {
     let (pair, told) = watched();
-    // In records of 16 KiB, and all of it sent before anything is read.
+    // In records of 16 KiB, all sent before anything is read.
     for size in [70_000usize, 200_000, 1 << 20] {
         let mut hello = vec![1];
         hello.extend_from_slice(&(size as u32).to_be_bytes()[1..]);
@@ -363,7 +361,7 @@ fn a_hello_that_is_too_large_is_answered_by_an_alert() {
             let mut record = vec![22, 3, 1];
             record.extend_from_slice(&(fragment.len() as u16).to_be_bytes());
             record.extend_from_slice(fragment);
-            // It may be refused before all of it is there.
+            // It may be rejected before everything was sent.
             if socket.write_all(&record).is_err() {
                 break;
             }
@@ -377,11 +375,11 @@ fn a_hello_that_is_too_large_is_answered_by_an_alert() {
         }
     }
     assert!(told.try_recv().is_err());
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
 }
 
 #[test]
-fn unfinished_handshakes_are_bounded_by_address() {
+fn unfinished_handshakes_are_limited_by_address() {
     let (pair, told) = watched();
     ping(&mut pair.connect(), b"before").unwrap();
     told.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -393,33 +391,33 @@ fn unfinished_handshakes_are_bounded_by_address() {
     };
     let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
     let mut silent: Vec<_> = (0..256).map(|_| silent_from(2)).collect();
-    // As many as may be: a peer that comes after them is let in, so all of them have been seen.
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    // As many as are allowed: a peer that connects after them is accepted, so all of them have been noticed.
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
     told.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!(too_many(), 0);
     assert!(is_reset(&mut silent_from(2)));
     assert_eq!(too_many(), 1);
-    // Other addresses are served, and so is this one when one of its own has gone.
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    // Other addresses are served, and so is this one after one of its connections has closed.
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
     told.recv_timeout(Duration::from_secs(10)).unwrap();
     silent.pop();
     eventually("its place is free", || refused(&pair.b, Side::Service, "disconnected") > 0);
     let mut again = silent_from(2);
     again.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    expect_refused(&pair.b, Side::Service, "not_tls"); // it was listened to
+    expect_refused(&pair.b, Side::Service, "not_tls"); // its data was read
     assert_eq!(too_many(), 1);
     assert!(told.try_recv().is_err());
 }
 
 #[test]
-fn frames_that_break_the_protocol_end_the_connection_without_an_answer() {
+fn protocol_violations_end_the_connection_without_a_response() {
     let (pair, told) = watched();
     let open_then = |more: &[u8]| [open().as_slice(), more].concat();
-    // (what, what is sent, what the log says, whether a session had begun by then)
+    // (case, data sent, text in the log, whether a session was open by then)
     let cases: [(&str, Vec<u8>, &str, bool); 10] = [
         ("an OPEN that announces too much", vec![1, 0, 2, 1], "an OPEN of 513 bytes", false),
         ("the largest OPEN", vec![1, 255, 255, 255], "an OPEN of 16777215 bytes", false),
-        ("an OPEN cut short inside", vec![1, 0, 0, 3, 9, b'd', b'b'], "cut short", false),
+        ("a truncated OPEN", vec![1, 0, 0, 3, 9, b'd', b'b'], "truncated", false),
         ("an OPEN of no name", vec![1, 0, 0, 3, 1, b'!', 0], "not a name", false),
         ("an unknown frame", vec![9, 0, 0, 0], "unknown frame type 9", false),
         ("DATA before an OPEN", vec![4, 0, 0, 1, 7], "DATA frame out of turn", false),
@@ -445,7 +443,7 @@ fn frames_that_break_the_protocol_end_the_connection_without_an_answer() {
         assert!(told.try_recv().is_err(), "{what} reached the backend");
     }
     eventually("all sessions end", || pair.at_rest());
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
 }
 
 #[test]
@@ -464,7 +462,7 @@ fn data_after_fin_is_out_of_turn() {
 }
 
 #[test]
-fn an_open_whose_sender_goes_away_in_the_middle_opens_nothing() {
+fn an_incomplete_open_has_no_effect() {
     let (pair, told) = watched();
     let mut tls = good(&pair).connect(pair.service.listen).unwrap();
     tls.write_all(&open()[..5]).unwrap();
@@ -474,11 +472,11 @@ fn an_open_whose_sender_goes_away_in_the_middle_opens_nothing() {
             && sums(&pair.b).sessions == 0
     });
     assert!(told.try_recv().is_err());
-    assert_let_in(good(&pair).connect(pair.service.listen).unwrap());
+    assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
 }
 
 #[test]
-fn a_service_answers_to_its_own_name_only() {
+fn a_service_accepts_only_its_own_name() {
     let (pair, told) = watched();
     let mut tls = good(&pair).connect(pair.service.listen).unwrap();
     tls.write_all(&Open { service: name("other"), destination: None }.encode()).unwrap();
@@ -488,13 +486,13 @@ fn a_service_answers_to_its_own_name_only() {
     expect_refused(&pair.b, Side::Service, "no_such_service");
     assert!(told.try_recv().is_err());
     tls.write_all(&Frame::Reset.header()).unwrap();
-    assert_let_in(tls); // the connection is idle again
+    assert_accepted(tls); // the connection is idle again
 }
 
 #[test]
-fn a_server_that_speaks_out_of_turn_is_not_used_again() {
+fn a_server_that_sends_data_after_the_end_is_not_reused() {
     let pair = Pair::new(&[]);
-    // Each of its sessions ends in order, with something more behind the end.
+    // Each of its sessions ends in order, followed by extra data.
     let addr = tls::server(pair.ca.issue("service/db", 3600), true, |mut tls| {
         let mut buf = [0; 512];
         let mut session = [Frame::Opened.header(), [4, 0, 0, 2]].concat();
@@ -519,7 +517,7 @@ fn a_server_that_speaks_out_of_turn_is_not_used_again() {
         .unwrap();
     for _ in 0..5 {
         let mut socket = connect(listen);
-        let _ = socket.shutdown(Shutdown::Write); // it may be over already
+        let _ = socket.shutdown(Shutdown::Write); // it may be closed already
         let mut got = Vec::new();
         let _ = socket.read_to_end(&mut got);
         assert_eq!(got, b"ok");
@@ -527,7 +525,7 @@ fn a_server_that_speaks_out_of_turn_is_not_used_again() {
 }
 
 #[test]
-fn a_server_that_answers_with_something_else_gets_an_abort() {
+fn an_unexpected_answer_to_open_is_an_abort() {
     for (answer, reason) in
         [(vec![4, 0, 0, 1, 7], "protocol_error"), (vec![3, 0, 0, 1, 99], "other")]
     {
@@ -547,7 +545,7 @@ fn a_server_that_answers_with_something_else_gets_an_abort() {
 }
 
 #[test]
-fn a_service_that_nobody_offers_is_said() {
+fn a_service_without_instances_is_reported() {
     let pair = Pair::new(&[]);
     let listen = free();
     pair.a
@@ -558,12 +556,12 @@ fn a_service_that_nobody_offers_is_said() {
 }
 
 #[test]
-fn a_root_that_is_given_up_by_force_takes_its_sessions_with_it() {
+fn sessions_under_a_forcibly_retired_root_are_closed() {
     for by_force in [false, true] {
         let pair = Pair::new(&[backend(echo)]);
         let mut live = pair.connect();
         ping(&mut live, b"before").unwrap();
-        // Another root, as after a rotation; the session hangs from the old one.
+        // Another root, as after a rotation; the session's certificate is under the old one.
         let roots = vec![Ca::new(TRUST_DOMAIN).root];
         let old = wiretight_keys::x509::fingerprint(&pair.ca.root);
         let roots_revoked = by_force.then_some(old).into_iter().collect();
@@ -571,7 +569,7 @@ fn a_root_that_is_given_up_by_force_takes_its_sessions_with_it() {
         pair.mesh_b.set_bundle(TrustBundle::new(pair.ca.td.clone(), roots, revoked).unwrap());
         pair.b.cut_revoked();
         match by_force {
-            // Retired in order, when all that it had signed has expired: sessions may be older.
+            // Retired regularly, after everything it signed had expired; sessions may be older.
             false => ping(&mut live, b"goes on").unwrap(),
             true => assert!(is_reset(&mut live)),
         }
@@ -579,7 +577,7 @@ fn a_root_that_is_given_up_by_force_takes_its_sessions_with_it() {
 }
 
 #[test]
-fn a_peer_that_refuses_our_certificate_is_not_pestered() {
+fn reconnects_to_a_peer_that_rejects_us_slow_down() {
     let (pair, told) = watched();
     let serial = pair.mesh_a.identities().values().next().unwrap().leaf().serial;
     let roots = vec![pair.ca.root.clone()];
@@ -591,7 +589,7 @@ fn a_peer_that_refuses_our_certificate_is_not_pestered() {
     assert!(is_reset(&mut pair.connect()));
     expect_refused(&pair.a, Side::Dial, "refused_by_peer");
     std::thread::sleep(Duration::from_secs(4));
-    // Warming up waits longer each time: 0.2, 0.4, 0.8, 1.6 s, a sweep apart.
+    // Attempts to preconnect wait longer each time: 0.2, 0.4, 0.8, 1.6 s, rounded up to the next sweep.
     let tries = refused(&pair.b, Side::Service, "revoked");
     assert!(tries <= 7, "{tries} tries in 4 s");
     assert!(told.try_recv().is_err());

@@ -1,15 +1,13 @@
-//! Whatever a peer sends, the frame parser neither panics nor holds more than a header, and what it
-//! takes for a frame is one. Seeded, so that a failure repeats; `fuzz/` digs deeper.
+//! Frame parser: arbitrary input must not cause a panic or buffering beyond a header, and only valid frames are
+//! accepted. Seeded, so that failures are reproducible; `fuzz/` goes further.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
-
-mod rig;
+use super::rig;
 
 use rig::Random;
 use wiretight_proxy::wire::{Cutter, Event, Frame, HEADER, MAX_DATA, MAX_OPEN, Open, Refused};
 
-/// Reads to the end or to an error, in pieces; checks that bodies are as long as announced. Returns the
-/// frames, the bytes of bodies, and whether there was an error.
+/// Reads to the end or to an error, in pieces; checks that bodies have the announced length. Returns the frames, the
+/// bytes of bodies, and whether there was an error.
 fn read(stream: &[u8], random: &mut Random) -> (Vec<Frame>, usize, bool) {
     let (mut cutter, mut frames, mut bodies) = (Cutter::default(), Vec::new(), 0);
     let mut announced = 0;
@@ -50,12 +48,12 @@ fn read(stream: &[u8], random: &mut Random) -> (Vec<Frame>, usize, bool) {
 }
 
 #[test]
-fn random_bytes_are_cut_without_harm() {
+fn random_bytes_are_parsed_safely() {
     let mut random = Random::new(1);
     for _ in 0..20_000 {
         let len = random.below(300);
         let mut bytes = random.bytes(len);
-        // Half of them begin like a frame, or they would all be unknown ones.
+        // Half of them start like a frame; otherwise all would be unknown frames.
         if random.below(2) == 0
             && let [kind, a, b, ..] = &mut bytes[..]
         {
@@ -66,7 +64,7 @@ fn random_bytes_are_cut_without_harm() {
 }
 
 #[test]
-fn random_frames_come_out_as_they_went_in() {
+fn random_frames_round_trip() {
     let mut random = Random::new(2);
     for _ in 0..2_000 {
         let (mut stream, mut frames, mut bodies) = (Vec::new(), Vec::new(), 0);
@@ -108,7 +106,7 @@ fn random_frames_come_out_as_they_went_in() {
 }
 
 #[test]
-fn random_and_damaged_opens_are_parsed_or_refused() {
+fn random_and_damaged_opens_are_parsed_or_rejected() {
     let mut random = Random::new(3);
     let mut parsed = 0;
     for _ in 0..50_000 {
@@ -137,5 +135,5 @@ fn random_and_damaged_opens_are_parsed_or_refused() {
             parsed += 1;
         }
     }
-    assert!(parsed > 1000, "only {parsed} were any good");
+    assert!(parsed > 1000, "only {parsed} were valid");
 }

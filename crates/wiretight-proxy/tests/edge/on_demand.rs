@@ -1,7 +1,6 @@
-//! Hosts that get their certificate when their first client comes.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Hosts that get their certificate when their first client connects.
 
-mod rig;
+use super::rig;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -17,7 +16,7 @@ use rig::edge::{EdgeRig, Raw, SITE, http_backend, site};
 
 const SHOP: &str = "shop.service.test.example";
 
-/// An edge with a site of its own and one for any host, and who waits for certificates.
+/// An edge with a named site and one for any host, and the queue of demands for certificates.
 fn any() -> (EdgeRig, Receiver<Demand>) {
     let to = [http_backend("one", false).to_string()];
     let mut rig = EdgeRig::with(&to, |settings| {
@@ -31,7 +30,7 @@ fn any() -> (EdgeRig, Receiver<Demand>) {
     (rig, demands)
 }
 
-/// What a client gets for a host, while somebody looks after those that wait.
+/// The result for a client of a host, while `serve` handles the demands.
 fn fetch(
     rig: &EdgeRig,
     host: &str,
@@ -47,13 +46,13 @@ fn fetch(
 }
 
 #[test]
-fn a_host_is_served_as_soon_as_its_certificate_is_there_and_turned_away_if_it_gets_none() {
+fn a_host_is_served_once_it_has_a_certificate_and_rejected_without() {
     let (rig, mut demands) = any();
     let give = |demand: &Demand, secs| {
         let certificate = Arc::new(rig.certificate(&demand.host, secs));
         rig.certificates.set(Source::Acme, BTreeMap::from([(demand.host.clone(), certificate)]));
     };
-    // No, and then yes: names are taken in small letters.
+    // First denied, then granted; names are in lower case.
     let no = Err(Some(AlertDescription::InternalError));
     assert_eq!(fetch(&rig, SHOP, || drop(demands.blocking_recv().unwrap())), no);
     let upper = SHOP.to_uppercase();
@@ -63,7 +62,7 @@ fn a_host_is_served_as_soon_as_its_certificate_is_there_and_turned_away_if_it_ge
         give(&demand, 2);
     });
     assert!(answer.unwrap().ends_with("one"));
-    // While it holds nobody is asked; nor ever about a site of its own.
+    // There is no demand while it is valid, nor ever for a named site.
     for host in [SHOP, SITE] {
         assert!(fetch(&rig, host, || ()).unwrap().ends_with("one"), "{host}");
     }
@@ -72,25 +71,25 @@ fn a_host_is_served_as_soon_as_its_certificate_is_there_and_turned_away_if_it_ge
     let hosts: Vec<_> = status.sites.iter().map(|s| s.hosts).collect();
     assert_eq!(hosts, [None, Some(1)]);
     assert!(status.sites[1].not_after < status.sites[0].not_after);
-    // One that has expired is got anew.
+    // An expired certificate is requested again.
     std::thread::sleep(Duration::from_millis(3100));
     let anew = fetch(&rig, SHOP, || give(&demands.blocking_recv().unwrap(), 3600));
     assert!(anew.unwrap().ends_with("one"));
-    // A request for another host than that of the handshake is misdirected, however many the site has.
+    // A request for another host than that of the handshake is misdirected, even if both belong to the same site.
     let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), SHOP);
     raw.send("GET /name HTTP/1.1\r\nHost: b.example.org\r\nConnection: close\r\n\r\n");
     assert!(raw.rest().starts_with("HTTP/1.1 421"));
 }
 
 #[test]
-fn nobody_waits_longer_than_a_handshake_may_take_and_no_more_wait_than_are_looked_after() {
+fn waiting_for_certificates_is_limited_in_time_and_number() {
     let (rig, mut demands) = any();
     let begun = Instant::now();
     let mut kept = None;
     let late = fetch(&rig, SHOP, || kept = demands.blocking_recv());
     assert_eq!(late, Err(Some(AlertDescription::InternalError)));
     assert!(kept.is_some() && begun.elapsed() >= Duration::from_millis(1500));
-    // Nobody looks: after so many the next is turned away at once, and a site of its own is served.
+    // Nobody handles demands: above the limit, clients are rejected at once, and the named site is still served.
     let waits = |_| {
         let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), SHOP);
         let _ = raw.0.conn.write_tls(&mut raw.0.sock);

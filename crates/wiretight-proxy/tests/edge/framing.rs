@@ -1,12 +1,10 @@
-//! Where one request ends and the next begins: nginx, HAProxy and Node.js behind the edge must see what the
-//! edge sees.
+//! Request boundaries: nginx, HAProxy and Node.js behind the edge must see the same requests as the edge.
 //!
-//! Each probe is sent raw, with another request, `/smuggled`, hidden in its body, and one more, `/follow`,
-//! behind it. Whoever cuts the bytes elsewhere than the edge does would log `/smuggled`, or answer out of
-//! turn. The programs are told to be as lenient as they can.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Each probe is sent raw, with another request, `/smuggled`, hidden in its body, and one more, `/follow`, after it.
+//! A program that sees other boundaries than the edge would log `/smuggled`, or respond out of order. The programs
+//! are configured to be as lenient as possible.
 
-mod rig;
+use super::rig;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,22 +20,22 @@ use rig::foreign::{Program, missing};
 use rig::frames::{self, *};
 use rig::{Random, eventually, free};
 
-/// What must become of a probe.
+/// The expected result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It arrives with a body of so many bytes, and so does what follows it.
+    /// It arrives with a body of this length, and the following request arrives too.
     Served(Body),
-    /// It arrives, and the connection ends: the client said so, or its version does.
+    /// It arrives, and then the connection is closed, because of the client's header or HTTP version.
     Last(Body),
-    /// It arrives, and what stands behind it is answered this and closed.
+    /// It arrives; the data after it gets this status, and the connection is closed.
     Then(u16),
-    /// It arrives, or the program refuses it; what follows it arrives.
+    /// It arrives, or the program rejects it; the following request arrives.
     Passed,
-    /// The edge answers this and closes, and nothing of it arrives.
+    /// The edge responds with this status and closes; nothing arrives.
     Refused(u16),
-    /// The edge answers this itself, and nothing of it arrives; what follows it may.
+    /// The edge itself responds with this status, and it does not arrive; the following request may.
     Own(u16),
-    /// Its body is malformed: the head may arrive, and nothing behind it.
+    /// Its body is malformed: the head may arrive, and nothing after it.
     Broken,
 }
 
@@ -51,15 +49,16 @@ enum Body {
 use Body::{Bytes, Hidden};
 use Fate::{Broken, Last, Own, Passed, Refused, Served, Then};
 
-/// A probe: what it is, its bytes, and its fate. In the bytes, `@P` is its path, `@H` the name of the site,
-/// `@S` the hidden request, `@L` the length of that, `@X` in hexadecimal, and `@M` five more.
+/// A probe: its description, its bytes, and the expected result. In the bytes, `@P` is its path, `@H` the name of the
+/// site, `@S` the hidden request, `@L` the length of that, `@X` the length in hexadecimal, and `@M` the length plus
+/// five.
 struct Probe {
     what: String,
     template: String,
     fate: Fate,
 }
 
-/// So many probes there must be.
+/// The minimum number of probes.
 const ENOUGH: usize = 100;
 
 fn probes() -> Vec<Probe> {
@@ -74,7 +73,7 @@ fn probes() -> Vec<Probe> {
     let chunked = |body: &str| post("Transfer-Encoding: chunked\r\n", body);
     let line = |line: &str| format!("{line}\r\nHost: @H\r\nContent-Length: @L\r\n\r\n@S");
 
-    // Well-formed twins.
+    // Well-formed counterparts.
     add("a length", post("Content-Length: @L\r\n", "@S"), Served(Hidden));
     add("a length in a GET", line("GET @P HTTP/1.1"), Served(Hidden));
     add("a length in a DELETE", line("DELETE @P HTTP/1.1"), Served(Hidden));
@@ -84,24 +83,32 @@ fn probes() -> Vec<Probe> {
     add("a HEAD", "HEAD @P HTTP/1.1\r\nHost: @H\r\n\r\n".into(), Served(Bytes(0)));
     add("a GET", "GET @P HTTP/1.1\r\nHost: @H\r\n\r\n".into(), Served(Bytes(0)));
     add("length 0", post("Content-Length: 0\r\n", ""), Served(Bytes(0)));
-    add("a length in small letters", post("content-length: @L\r\n", "@S"), Served(Hidden));
-    add("a length behind a tab", post("Content-Length:\t@L\r\n", "@S"), Served(Hidden));
-    add("a length without a blank", post("Content-Length:@L\r\n", "@S"), Served(Hidden));
-    add("a length before blanks", post("Content-Length: @L \t \r\n", "@S"), Served(Hidden));
-    add("a length behind blanks", post("Content-Length:  \t @L\r\n", "@S"), Served(Hidden));
+    add("a length in lower case", post("content-length: @L\r\n", "@S"), Served(Hidden));
+    add("a length after a tab", post("Content-Length:\t@L\r\n", "@S"), Served(Hidden));
+    add("a length without white space", post("Content-Length:@L\r\n", "@S"), Served(Hidden));
+    add("a length before white space", post("Content-Length: @L \t \r\n", "@S"), Served(Hidden));
+    add("a length after white space", post("Content-Length:  \t @L\r\n", "@S"), Served(Hidden));
     add("a length with zeros", post("Content-Length: 0000@L\r\n", "@S"), Served(Hidden));
     add("chunks", chunked(whole), Served(Hidden));
     add("no chunk", chunked("0\r\n\r\n"), Served(Bytes(0)));
     add("chunks in a GET", chunked(whole).replacen("POST", "GET", 1), Served(Hidden));
     add("Chunked", post("Transfer-Encoding: Chunked\r\n", whole), Served(Hidden));
     add("CHUNKED", post("TRANSFER-ENCODING: CHUNKED\r\n", whole), Served(Hidden));
-    add("chunked before blanks", post("Transfer-Encoding: chunked \t\r\n", whole), Served(Hidden));
-    add("chunked behind a tab", post("Transfer-Encoding:\tchunked\r\n", whole), Served(Hidden));
-    add("chunked without a blank", post("Transfer-Encoding:chunked\r\n", whole), Served(Hidden));
+    add(
+        "chunked before white space",
+        post("Transfer-Encoding: chunked \t\r\n", whole),
+        Served(Hidden),
+    );
+    add("chunked after a tab", post("Transfer-Encoding:\tchunked\r\n", whole), Served(Hidden));
+    add(
+        "chunked without white space",
+        post("Transfer-Encoding:chunked\r\n", whole),
+        Served(Hidden),
+    );
     add("two chunks", chunked("1\r\nx\r\n1\r\ny\r\n0\r\n\r\n"), Served(Bytes(2)));
     add("a size with zeros", chunked("0000@X\r\n@S\r\n000\r\n\r\n"), Served(Hidden));
-    add("a size in large letters", chunked("A\r\n0123456789\r\n0\r\n\r\n"), Served(Bytes(10)));
-    add("a size in small letters", chunked("a\r\n0123456789\r\n0\r\n\r\n"), Served(Bytes(10)));
+    add("a size in upper case", chunked("A\r\n0123456789\r\n0\r\n\r\n"), Served(Bytes(10)));
+    add("a size in lower case", chunked("a\r\n0123456789\r\n0\r\n\r\n"), Served(Bytes(10)));
     add("a trailer", chunked("@X\r\n@S\r\n0\r\nx: y\r\n\r\n"), Served(Hidden));
     add("Host in a trailer", chunked("@X\r\n@S\r\n0\r\nHost: b\r\n\r\n"), Served(Hidden));
     add("an extension", chunked("@X;a=b\r\n@S\r\n0\r\n\r\n"), Served(Hidden));
@@ -119,7 +126,7 @@ fn probes() -> Vec<Probe> {
         "POST @P HTTP/1.0\r\nHost: @H\r\nConnection: keep-alive\r\nContent-Length: @L\r\n\r\n@S";
     add("HTTP/1.0 that keeps alive", keep.into(), Served(Hidden));
 
-    // Two lengths, and other lengths that are none.
+    // Two lengths, and invalid lengths.
     let twice =
         |a: &str, b: &str| post(&format!("Content-Length: {a}\r\nContent-Length: {b}\r\n"), "@S");
     add("the same length twice", twice("@L", "@L"), Refused(400));
@@ -149,14 +156,10 @@ fn probes() -> Vec<Probe> {
         let lines = format!("Content-Length: {bad}\r\n");
         add(&format!("length {bad:?}"), post(&lines, "@S"), Refused(400));
     }
-    add("a length behind VT", post("Content-Length: \x0b@L\r\n", "@S"), Refused(400));
+    add("a length after VT", post("Content-Length: \x0b@L\r\n", "@S"), Refused(400));
     add("a length before NUL", post("Content-Length: @L\0\r\n", "@S"), Refused(400));
     add("a length beyond the site's", post("Content-Length: 99999999999\r\n", "@S"), Refused(413));
-    add(
-        "a blank in front of a length's colon",
-        post("Content-Length : @L\r\n", "@S"),
-        Refused(400),
-    );
+    add("white space before a length's colon", post("Content-Length : @L\r\n", "@S"), Refused(400));
 
     // A length and chunks.
     let both = "Content-Length: @M\r\nTransfer-Encoding: chunked\r\n";
@@ -174,7 +177,7 @@ fn probes() -> Vec<Probe> {
     let both = "Content-Length: @M\r\nTransfer_Encoding: chunked\r\n";
     add("length and Transfer_Encoding", post(both, "0\r\n\r\n@S"), Served(Bytes(5)));
 
-    // Codings that one parser knows and another does not.
+    // Transfer codings that only some parsers support.
     for bad in [
         "chunked, identity",
         "identity, chunked",
@@ -208,18 +211,14 @@ fn probes() -> Vec<Probe> {
     let twice = "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n";
     add("chunked and identity", post(twice, whole), Refused(400));
     add(
-        "a blank in front of its colon",
+        "white space before its colon",
         post("Transfer-Encoding : chunked\r\n", whole),
         Refused(400),
     );
-    add(
-        "a tab in front of its colon",
-        post("Transfer-Encoding\t: chunked\r\n", whole),
-        Refused(400),
-    );
+    add("a tab before its colon", post("Transfer-Encoding\t: chunked\r\n", whole), Refused(400));
     add("a folded coding", post("Transfer-Encoding:\r\n chunked\r\n", whole), Refused(400));
     add(
-        "a line in front of it is bare",
+        "a line before it ends with LF only",
         post("x: y\nTransfer-Encoding: chunked\r\n", whole),
         Refused(400),
     );
@@ -302,8 +301,8 @@ fn probes() -> Vec<Probe> {
     ] {
         add(&format!("request line {bad:?}"), line(bad), Refused(status));
     }
-    add("a method in small letters", line("post @P HTTP/1.1"), Passed);
-    add("a method that nobody knows", line("SMUGGLE @P HTTP/1.1"), Passed);
+    add("a method in lower case", line("post @P HTTP/1.1"), Passed);
+    add("an unknown method", line("SMUGGLE @P HTTP/1.1"), Passed);
     add("a target with a fragment", line("POST @P#x HTTP/1.1"), Passed);
     add("TRACE with a body", line("TRACE @P HTTP/1.1"), Passed);
 
@@ -325,7 +324,7 @@ fn probes() -> Vec<Probe> {
     add("CONNECT", line("CONNECT @H:443 HTTP/1.1"), Own(405));
     add("CONNECT without a body", "CONNECT @H:443 HTTP/1.1\r\nHost: @H\r\n\r\n".into(), Own(405));
 
-    // What concerns one connection, and what the client says does.
+    // Hop-by-hop headers, and headers that the client declares to be so.
     for (named, lines, body) in [
         ("content-length", "Content-Length: @L", "@S"),
         ("Content-Length, x", "Content-Length: @L", "@S"),
@@ -356,7 +355,7 @@ fn probes() -> Vec<Probe> {
     }
     let get = "GET @P HTTP/1.1\r\nHost: @H\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
                HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
-    add("an upgrade to HTTP/2 by the letter", get.into(), Served(Bytes(0)));
+    add("a formally correct upgrade to HTTP/2", get.into(), Served(Bytes(0)));
 
     // Chunks.
     for bad in [
@@ -404,7 +403,7 @@ fn probes() -> Vec<Probe> {
     }
     add("a long extension", chunked(&format!("@X;{}\r\n@S\r\n0\r\n\r\n", "x".repeat(300))), Broken);
 
-    // Behind a good one, on the same connection.
+    // After a good request, on the same connection.
     for (behind, status) in [
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         ("\r\n", 400),
@@ -415,8 +414,8 @@ fn probes() -> Vec<Probe> {
         ("GET / HTTP/1.1\r\nHost: @H\r\nx: y\r\n z\r\n\r\n@S", 400),
     ] {
         let good = post("Content-Length: @L\r\n", "@S");
-        add(&format!("behind a length: {behind:?}"), good + behind, Then(status));
-        add(&format!("behind chunks: {behind:?}"), chunked(whole) + behind, Then(status));
+        add(&format!("after a length: {behind:?}"), good + behind, Then(status));
+        add(&format!("after chunks: {behind:?}"), chunked(whole) + behind, Then(status));
     }
 
     // Sizes.
@@ -454,13 +453,13 @@ fn hidden(n: usize) -> String {
     format!("GET /smuggled-{n:03} HTTP/1.1\r\nHost: {SITE}\r\n\r\n")
 }
 
-/// A program behind the edge, and what it logs.
+/// A program behind the edge, and its log.
 struct Backend {
-    // Before its folder.
+    // Dropped before its folder.
     _program: Program,
     at: SocketAddr,
     dir: TempDir,
-    /// Whether it reads a body before it answers, and says how long that was.
+    /// Whether it reads a body before it responds, and logs its length.
     reads: bool,
 }
 
@@ -527,7 +526,7 @@ impl Backend {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    /// The requests of a probe that it has seen, in order, and how long their bodies were.
+    /// The requests of a probe that it has logged, in order, with the lengths of their bodies.
     fn seen(log: &str, n: usize) -> (Vec<String>, Vec<(String, usize)>) {
         let (mut paths, mut bodies) = (Vec::new(), Vec::new());
         for line in log.lines() {
@@ -548,14 +547,14 @@ impl Backend {
     }
 }
 
-/// An answer: its status, and the path that the program answered for, if it was the program.
+/// A response: its status, and the path for which the program responded, if it was the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
     status: u16,
     path: Option<String>,
 }
 
-/// Cuts what came into answers, by their lengths; what is no answer ends the test. `heads` says which of
+/// Splits the received data into responses, by their lengths; anything else fails the test. `heads` says which of
 /// them are to HEAD.
 fn answers(mut text: &str, heads: &[bool]) -> Result<Vec<Answer>, String> {
     let mut all = Vec::new();
@@ -613,7 +612,7 @@ enum Pieces {
     Many,
 }
 
-/// Sends a probe and what follows it; everything that comes back.
+/// Sends a probe and the following request; returns everything received.
 fn send(mut raw: Raw, bytes: &str, pieces: Pieces, random: &mut Random) -> String {
     let mut left = bytes.as_bytes();
     while !left.is_empty() {
@@ -623,7 +622,7 @@ fn send(mut raw: Raw, bytes: &str, pieces: Pieces, random: &mut Random) -> Strin
                 left.len().min(1 + random.below(if left.len() > 2000 { 4000 } else { 24 }))
             }
         };
-        // It may be refused, and closed, before all has gone.
+        // The edge may reject it and close before everything was sent.
         if raw.0.write_all(&left[..n]).and_then(|()| raw.0.flush()).is_err() {
             break;
         }
@@ -632,7 +631,7 @@ fn send(mut raw: Raw, bytes: &str, pieces: Pieces, random: &mut Random) -> Strin
     raw.rest()
 }
 
-/// Sends all probes to an edge before this program, and compares.
+/// Sends all probes to an edge in front of this program, and checks the results.
 fn probe(backend: &Backend) {
     let rig = EdgeRig::new(&[backend.at.to_string()]);
     let probes = probes();
@@ -661,7 +660,7 @@ fn probe(backend: &Backend) {
         }
     });
     let results = results.into_inner().unwrap();
-    // Whatever an answer came for is logged, in the end.
+    // Every request that got a response is logged eventually.
     let answered = |n, text: &str, log: &str| {
         let (paths, _) = Backend::seen(log, n);
         let probe = cases[n].1;
@@ -699,7 +698,7 @@ fn judge(
     let (first, second) = (format!("/probe-{n:03}"), format!("/follow-{n:03}"));
     let both = [first.as_str(), second.as_str()];
     let statuses: Vec<_> = answers.iter().map(|a| a.status).collect();
-    // The edge closes what it refuses; a client that is still sending may lose the answer to a reset.
+    // The edge closes after a rejection; a client that is still sending may lose the response to a reset.
     let hasty = answers.is_empty() && pieces == Pieces::Many
         || text.is_empty() && probe.template.len() > 16_000;
     let arrived = |body: Body| {
@@ -729,7 +728,7 @@ fn judge(
         }
         Broken => {
             let head = paths.is_empty() || paths == both[..1];
-            // A program that answers without the body has done so, perhaps.
+            // A program that responds without reading the body may have done so.
             let early = !backend.reads && statuses == [200] && told == both[..1];
             head && (statuses == [400] && told.is_empty() || early || hasty)
         }
@@ -744,27 +743,27 @@ fn judge(
 }
 
 #[test]
-fn nginx_sees_the_requests_that_the_edge_sees() {
+fn nginx_sees_the_same_requests_as_the_edge() {
     if !missing("nginx") {
         probe(&Backend::nginx());
     }
 }
 
 #[test]
-fn haproxy_sees_the_requests_that_the_edge_sees() {
+fn haproxy_sees_the_same_requests_as_the_edge() {
     if !missing("haproxy") {
         probe(&Backend::haproxy());
     }
 }
 
 #[test]
-fn node_sees_the_requests_that_the_edge_sees() {
+fn node_sees_the_same_requests_as_the_edge() {
     if !missing("node") {
         probe(&Backend::node());
     }
 }
 
-/// A proxy as they should not be: it cuts by Content-Length and forwards the head as it came.
+/// A faulty proxy: it splits by Content-Length and forwards the head unchanged.
 fn naive(to: SocketAddr) -> String {
     rig::backend(move |mut client| {
         let mut server = rig::connect(to);
@@ -782,17 +781,17 @@ fn naive(to: SocketAddr) -> String {
         let mut answer = [0; 4096];
         let n = server.read(&mut answer).unwrap();
         client.write_all(&answer[..n]).unwrap();
-        // What else the server has to say is for nobody.
+        // Further data from the server is discarded.
         let _ = server.read(&mut answer);
     })
 }
 
-/// Behind a naive proxy the hidden request comes out: these tests can see it.
+/// Behind a faulty proxy the hidden request appears, so these tests can detect it.
 #[test]
-fn behind_a_naive_proxy_the_hidden_request_comes_out() {
-    // To one it is a length, to the other it is not.
+fn a_naive_proxy_lets_the_hidden_request_through() {
+    // Only one of the two treats this as a length.
     let sloppy = "POST @P HTTP/1.1\r\nHost: @H\r\nX-Content-Length: @L\r\n\r\n@S";
-    // One goes by the length, the other by the chunks. The other two programs refuse that themselves.
+    // One uses the length, the other the chunks. The other two programs reject this themselves.
     let both = "POST @P HTTP/1.1\r\nHost: @H\r\nContent-Length: @M\r\nTransfer-Encoding: chunked\r\n\r\n\
                 0\r\n\r\n@S";
     for program in ["nginx", "haproxy", "node"] {
@@ -827,14 +826,14 @@ type Fields = Vec<(String, String)>;
 enum Arrives {
     Yes,
     No,
-    /// The HTTP/3 library (h3 0.0.8) does not mind: one request arrives, or none.
+    /// The HTTP/3 library (h3 0.0.8) accepts it: one request arrives, or none.
     Lax,
 }
 
 use Arrives::{Lax, No, Yes};
 
-/// Requests of HTTP/2 and 3 that would be something else in HTTP/1: their fields, in which `@P`, `@H` and `@S`
-/// stand for what they do above, and whether they may arrive. The body is always the hidden request.
+/// HTTP/2 and HTTP/3 requests that would have another meaning in HTTP/1: their fields, with `@P`, `@H` and `@S` as
+/// above, and whether they may arrive. The body is always the hidden request.
 fn downgrades() -> Vec<(String, Fields, Arrives)> {
     let plain = [(":method", "POST"), (":scheme", "https"), (":authority", "@H"), (":path", "@P")];
     let mut all = Vec::new();
@@ -905,8 +904,8 @@ fn downgrades() -> Vec<(String, Fields, Arrives)> {
     all
 }
 
-/// What comes of one, and of a request behind it, in HTTP/2 or 3. Nothing is said of the answers: what the
-/// program has logged tells.
+/// Sends one of these and a following request, with HTTP/2 or HTTP/3. The responses are ignored; the program's log is
+/// checked.
 async fn send_by_frames(rig: &EdgeRig, http3: bool, n: usize, fields: &[(String, String)]) {
     let hidden = hidden(n);
     let fill = |text: &str| {
@@ -957,7 +956,7 @@ fn downgrade(backend: &Backend) {
             send_by_frames(&rig, true, n + cases.len(), fields).await;
         }
     });
-    // The last ones are logged when this is.
+    // When this is logged, so are the earlier ones.
     assert!(rig.get("GET /end HTTP/1.1\r\n").ends_with("/end"));
     eventually("all is logged", || backend.log().contains("/end"));
     let log = backend.log();
@@ -970,7 +969,7 @@ fn downgrade(backend: &Backend) {
         let right = match arrives {
             Yes => paths == [first, second] && (size || !backend.reads),
             Lax => n >= cases.len() || !size,
-            // Its head may have come, and not the body that it speaks of.
+            // Its head may have arrived, but not the body that it announces.
             No => paths.iter().all(|p| *p == second || *p == first) && !size && paths.len() <= 2,
         };
         if !right {
@@ -982,14 +981,14 @@ fn downgrade(backend: &Backend) {
 }
 
 #[test]
-fn what_is_hidden_in_http2_and_3_does_not_come_out_before_node() {
+fn requests_hidden_in_http2_and_3_do_not_reach_node() {
     if !missing("node") {
         downgrade(&Backend::node());
     }
 }
 
 #[test]
-fn what_is_hidden_in_http2_and_3_does_not_come_out_before_haproxy() {
+fn requests_hidden_in_http2_and_3_do_not_reach_haproxy() {
     if !missing("haproxy") {
         downgrade(&Backend::haproxy());
     }

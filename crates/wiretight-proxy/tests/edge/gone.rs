@@ -1,8 +1,7 @@
-//! Clients that go, that do not take their answers, or that are refused while they still send; each beside one that
-//! behaves.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Clients that disconnect, that do not read responses, or that are rejected while they still send; each with a
+//! well-behaved counterpart.
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,8 +12,8 @@ use std::time::Duration;
 use rig::edge::{EdgeRig, SITE, http_backend, run};
 use rig::frames::*;
 
-/// A program that answers `/events` with a stream that has no end, and `/silent` not at all; and how many connections
-/// it has.
+/// A program that responds to `/events` with an endless stream, and to `/silent` not at all; and the number of its
+/// connections.
 fn holding() -> (String, Arc<AtomicUsize>) {
     let held = Arc::new(AtomicUsize::new(0));
     let count = held.clone();
@@ -33,7 +32,7 @@ fn holding() -> (String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn a_client_that_goes_frees_its_program_on_each_protocol() {
+fn a_disconnecting_client_frees_its_backend_on_each_protocol() {
     let (program, held) = holding();
     let rig = EdgeRig::new(&[program]);
     let expect = |n: usize, what: &str| rig::eventually(what, || held.load(SeqCst) == n);
@@ -43,7 +42,7 @@ fn a_client_that_goes_frees_its_program_on_each_protocol() {
             ("alone", get(path, "")),
             ("pipelined", get(path, "") + &get(path, "")),
             ("pipelined in part", get(path, "") + "GET /"),
-            ("with something malformed behind it", get(path, "") + "\r\n\r\n"),
+            ("with malformed data after it", get(path, "") + "\r\n\r\n"),
             ("after a refused upgrade", get(path, "Connection: upgrade\r\nUpgrade: h2c\r\n")),
             ("after another", get(path, "Connection: upgrade\r\nUpgrade: websocket\r\n")),
         ] {
@@ -66,7 +65,7 @@ fn a_client_that_goes_frees_its_program_on_each_protocol() {
             wait(&program, 1).await;
             client.close().await;
             wait(&program, 0).await;
-            // HTTP/3: by stream, then by connection.
+            // HTTP/3: first a stream ends, then the connection.
             let (endpoint, connection) = rig.quic(1 << 20).await;
             let mut control = connection.open_uni().await.unwrap();
             control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();
@@ -89,7 +88,7 @@ fn a_client_that_goes_frees_its_program_on_each_protocol() {
     }
 }
 
-/// Lets the client's own tasks run meanwhile.
+/// Lets the client's tasks run meanwhile.
 async fn wait(held: &AtomicUsize, n: usize) {
     for _ in 0..2000 {
         if held.load(SeqCst) == n {
@@ -101,13 +100,13 @@ async fn wait(held: &AtomicUsize, n: usize) {
 }
 
 #[test]
-fn pipelined_requests_are_answered_one_after_the_other() {
+fn pipelined_requests_are_served_in_order() {
     let rig = EdgeRig::new(&[http_backend("one", false).to_string()]);
     let mut raw = rig.raw();
     let get = format!("GET /big/262144 HTTP/1.1\r\nHost: {SITE}\r\n\r\n");
     let post = format!("POST /echo HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 200000\r\n\r\n");
     let end = format!("GET /name HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n");
-    // More than is held ahead of an answer.
+    // More than the edge reads ahead of a response.
     let body = "z".repeat(200_000);
     raw.send(&format!("{get}{get}{post}{body}{get}{end}"));
     let answers = raw.rest();
@@ -117,19 +116,19 @@ fn pipelined_requests_are_answered_one_after_the_other() {
 }
 
 #[test]
-fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
+fn unread_responses_are_cancelled_and_slowly_read_ones_are_not() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| settings.limits.body = Duration::from_secs(1));
     let window = |n: u32| frame(SETTINGS, 0, 0, &[&[0, 4], &n.to_be_bytes()[..]].concat());
     let more = |stream, n: u32| frame(WINDOW_UPDATE, 0, stream, &n.to_be_bytes());
     run(async {
-        // No window at all, and one that is shorter than the answer.
+        // No window at all, and one that is smaller than the response.
         for (size, path) in [(0, "/big/1048576"), (1, "/name")] {
             let mut client = Http2::open(&rig).await;
             client.send(&window(size)).await.unwrap();
             client.send(&get(1, path)).await.unwrap();
             client.wait(RST_STREAM, 1).await;
-            // The connection goes on.
+            // The connection continues.
             client.send(&[get(3, "/name"), more(3, 100)].concat()).await.unwrap();
             client.wait(DATA, 3).await;
         }
@@ -145,7 +144,7 @@ fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
             }
         }
         client.send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).await.unwrap();
-        // HTTP/3: an answer that has gone into the library whole, and one that has not.
+        // HTTP/3: a response that was passed to the library completely, and one that was not.
         for path in ["/big/65536", "/big/8388608"] {
             let before = rig.refused("stalled");
             let (_endpoint, connection) = rig.quic(1000).await;
@@ -158,7 +157,7 @@ fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             assert!(recv.read_to_end(10 << 20).await.is_err());
-            // One that takes its answer.
+            // A stream that reads its response.
             let (mut send, mut recv) = connection.open_bi().await.unwrap();
             send.write_all(&frame3(1, &qpack(&fields("GET", "/name")))).await.unwrap();
             send.finish().unwrap();
@@ -169,7 +168,7 @@ fn answers_that_are_not_taken_are_given_up_and_slow_ones_are_not() {
 }
 
 #[test]
-fn a_websocket_whose_client_takes_nothing_is_cut() {
+fn a_websocket_is_closed_if_its_client_does_not_read() {
     let gone = Arc::new(AtomicUsize::new(0));
     let count = gone.clone();
     let program = rig::backend(move |mut socket| {
@@ -195,13 +194,13 @@ fn a_websocket_whose_client_takes_nothing_is_cut() {
 }
 
 #[test]
-fn a_refusal_reaches_a_client_that_is_still_sending() {
+fn error_responses_reach_a_client_that_is_still_sending() {
     let program = rig::backend(|mut socket| {
         let mut body = [0; 65536];
         while matches!(socket.read(&mut body), Ok(1..)) {}
     });
     let rig = EdgeRig::with(&[program], |settings| settings.sites[0].max_body = 100_000);
-    // As most clients do: all of the body first, whatever happens.
+    // Like most clients: send the whole body first, whatever happens.
     let upload = |socket: &mut dyn ReadWrite, head: &str, piece: &[u8]| {
         let _ = socket.write_all(head.as_bytes());
         for _ in 0..100 {
@@ -229,7 +228,7 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
         let answer = upload(&mut socket, &head, &[b'x'; 65536]);
         assert!(answer.starts_with("HTTP/1.1 308 "), "{n}: {answer:?}");
     }
-    // A head that is refused.
+    // A rejected head.
     for n in 0..5 {
         let head = format!("POST / HTTP/1.1\r\nHost: {SITE}\r\nx : y\r\n\r\n");
         let answer = upload(&mut rig.raw().0, &head, &[b'x'; 65536]);
@@ -241,12 +240,12 @@ trait ReadWrite: Read + Write {}
 
 impl<T: Read + Write> ReadWrite for T {}
 
-/// First packets of a QUIC client, as many connections would send them: of clients that never answer.
+/// First packets of QUIC connections by clients that never respond.
 async fn initials(rig: &EdgeRig, n: usize) -> Vec<Vec<u8>> {
     let sink = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (endpoint, _connection) = rig.quic(1 << 20).await;
     let to = sink.local_addr().unwrap();
-    // They are by the number that the client makes up for the server (RFC 9000, section 17.2).
+    // Distinguished by the connection ID that the client chose for the server (RFC 9000, section 17.2).
     let mut packets = std::collections::BTreeMap::new();
     let mut connecting = Vec::new();
     while packets.len() < n {
@@ -262,7 +261,7 @@ async fn initials(rig: &EdgeRig, n: usize) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn addresses_that_may_be_made_up_are_asked_to_prove_themselves_when_there_are_many() {
+fn many_unvalidated_quic_clients_get_a_retry() {
     const MANY: usize = 160;
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::by(1, &to, |settings| {
@@ -278,13 +277,13 @@ fn addresses_that_may_be_made_up_are_asked_to_prove_themselves_when_there_are_ma
             let mut answer = [0; 2000];
             let read = socket.recv(&mut answer);
             if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(50), read).await {
-                // A long header of the type Retry (RFC 9000, section 17.2.5).
+                // A long header of type Retry (RFC 9000, section 17.2.5).
                 retries += usize::from(answer[0] & 0xf0 == 0xf0);
             }
             sockets.push(socket);
         }
         assert!((1..=MANY - 100).contains(&retries), "{retries} of {MANY} were asked");
-        // One that is there proves it, and is served.
+        // A real client validates its address and is served.
         let (_endpoint, connection) = rig.quic(1 << 20).await;
         let mut control = connection.open_uni().await.unwrap();
         control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();

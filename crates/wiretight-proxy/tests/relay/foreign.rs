@@ -1,8 +1,6 @@
-//! Plain mutual TLS with programs that are not ours, either end: what SVIDs in PEM files are enough for.
+//! Plain mutual TLS with other software on either end, with SVIDs in PEM files.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
-
-mod rig;
+use super::rig;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +18,7 @@ fn listening(at: SocketAddr) {
     eventually("the program listens", || TcpStream::connect(at).is_ok());
 }
 
-/// A dial of relay A to a foreign server, beside the pair's own.
+/// A dial of relay A to another program's server, in addition to the pair's own dial.
 fn dial_foreign(pair: &Pair, to: SocketAddr) -> SocketAddr {
     let listen = free();
     let dials = vec![pair.dial.clone(), dial(listen, &[to])];
@@ -28,7 +26,7 @@ fn dial_foreign(pair: &Pair, to: SocketAddr) -> SocketAddr {
     listen
 }
 
-/// What goes through a foreign server comes back, several times over, and in bulk.
+/// Data sent through another program's server is echoed, several times and in bulk.
 fn assert_echoes(entry: SocketAddr) {
     for _ in 0..3 {
         ping(&mut connect(entry), b"through a foreign program").unwrap();
@@ -67,7 +65,7 @@ fn openssl_s_client_reaches_our_service() {
     assert_eq!(connection.peer.to_string(), "spiffe://test.example/service/web");
     assert_eq!(connection.cipher, "TLS_AES_256_GCM_SHA384");
     drop(client);
-    // Who is not on the allow list is disconnected.
+    // A client that is not allowed is disconnected.
     let eve = Pems::new(&pair.ca, "service/eve");
     let out = s_client(&pair, &eve).output().unwrap();
     assert!(out.stdout.is_empty());
@@ -83,7 +81,7 @@ fn we_reach_openssl_s_server() {
     let pems = Pems::new(&pair.ca, "service/db");
     let at = free();
     let mut command = Command::new("openssl");
-    // -rev sends each line back reversed.
+    // -rev echoes each line reversed.
     command.args(["s_server", "-rev", "-tls1_3", "-Verify", "3", "-verify_return_error"]);
     command.arg("-accept").arg(at.to_string()).arg("-CAfile").arg(&pems.root);
     command.arg("-cert").arg(&pems.chain).arg("-cert_chain").arg(&pems.chain);
@@ -101,7 +99,7 @@ fn we_reach_openssl_s_server() {
 }
 
 #[test]
-fn curl_reaches_our_service_and_knows_it_by_its_dns_name() {
+fn curl_reaches_our_service_and_verifies_its_dns_name() {
     if missing("curl") {
         return;
     }
@@ -131,7 +129,7 @@ fn curl_reaches_our_service_and_knows_it_by_its_dns_name() {
     };
     let out = get("db.service.test.example", &pems);
     assert_eq!(String::from_utf8_lossy(&out.stdout), body.repeat(2), "{out:?}");
-    // It would notice another service, and we notice another client.
+    // curl rejects a service with another name, and we reject another client.
     let out = get("other.service.test.example", &pems);
     assert_eq!(out.status.code(), Some(60), "{out:?}");
     let forged = Pems::new(&Ca::new(TRUST_DOMAIN), "service/web");
@@ -141,9 +139,9 @@ fn curl_reaches_our_service_and_knows_it_by_its_dns_name() {
     expect_refused(&pair.b, Side::Service, "untrusted");
 }
 
-/// stunnel as both: a client of our service, and a server that we dial.
+/// stunnel on both sides: as a client of our service, and as a server that we dial.
 #[test]
-fn stunnel_is_either_end() {
+fn stunnel_works_on_both_sides() {
     if missing("stunnel") {
         return;
     }
@@ -175,9 +173,9 @@ fn stunnel_is_either_end() {
     assert_echoes(dial_foreign(&pair, server));
 }
 
-/// nginx's stream module as both.
+/// nginx's stream module on both sides.
 #[test]
-fn nginx_stream_is_either_end() {
+fn nginx_stream_works_on_both_sides() {
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     if missing("nginx") || missing(module) {
         return;
@@ -218,8 +216,8 @@ fn nginx_stream_is_either_end() {
 }
 
 #[test]
-fn a_stream_that_a_foreign_peer_cuts_short_is_an_abort_and_not_an_end() {
-    // As client of our service: the backend sees it.
+fn a_truncated_raw_stream_is_an_abort() {
+    // As a client of our service: the backend notices.
     let (tell, backends) = mpsc::channel();
     let pair = Pair::new(&[backend(move |socket| tell.send(socket).unwrap())]);
     let stranger = || {
@@ -233,7 +231,7 @@ fn a_stream_that_a_foreign_peer_cuts_short_is_an_abort_and_not_an_end() {
     };
     let (tls, mut socket) = stranger();
     drop(tls); // FIN without close_notify: an attacker could have sent it
-    let error = socket.read(&mut [0]).expect_err("a truncated stream looked whole");
+    let error = socket.read(&mut [0]).expect_err("a truncated stream looked complete");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     let (mut tls, mut socket) = stranger();
     tls.conn.send_close_notify();
@@ -241,7 +239,7 @@ fn a_stream_that_a_foreign_peer_cuts_short_is_an_abort_and_not_an_end() {
     drop(tls);
     assert_eq!(socket.read(&mut [0]).unwrap(), 0);
 
-    // As a server that we dial: the client sees it.
+    // As a server that we dial: the client notices.
     for orderly in [true, false] {
         let at = tls::server(pair.ca.issue("service/db", 60), false, move |mut tls| {
             tls.write_all(b"half of it").unwrap();
@@ -262,9 +260,10 @@ fn a_stream_that_a_foreign_peer_cuts_short_is_an_abort_and_not_an_end() {
     }
 }
 
-/// What came before the end is the program's, however late it reads; that it is not the whole shows.
+/// The data before the end is delivered even if the program reads late, and the program can see that it is
+/// incomplete.
 #[test]
-fn what_a_foreign_peer_sent_before_it_cut_the_stream_short_is_delivered() {
+fn data_before_a_truncation_is_delivered() {
     const ALL: usize = 8 << 20;
     let (tell, backends) = mpsc::channel();
     let pair = Pair::new(&[backend(move |socket| tell.send(socket).unwrap())]);
@@ -273,7 +272,7 @@ fn what_a_foreign_peer_sent_before_it_cut_the_stream_short_is_delivered() {
     let mut socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
     let sent = Random::new(9).bytes(ALL);
     let of_peer = sent.clone();
-    // It does not fit into the sockets on the way: some of it is still here when the end comes.
+    // It does not fit into the socket buffers, so some of it is still here when the connection ends.
     let peer = std::thread::spawn(move || {
         tls.write_all(&of_peer).unwrap();
         drop(tls);
@@ -283,7 +282,7 @@ fn what_a_foreign_peer_sent_before_it_cut_the_stream_short_is_delivered() {
     let error = loop {
         let mut buffer = [0; 65536];
         match socket.read(&mut buffer) {
-            Ok(0) => panic!("a truncated stream looked whole"),
+            Ok(0) => panic!("a truncated stream looked complete"),
             Ok(n) => got.extend_from_slice(&buffer[..n]),
             Err(error) => break error,
         }
@@ -294,11 +293,11 @@ fn what_a_foreign_peer_sent_before_it_cut_the_stream_short_is_delivered() {
     assert!(got == sent);
 }
 
-/// The protocol that is selected for a client which offers these.
+/// The protocol that is selected for a client with this offer.
 fn selected(pair: &Pair, pems: &Pems, offer: &str) -> Option<String> {
     let mut command = s_client(pair, pems);
     command.args(["-alpn", offer]);
-    // Not -quiet, for it to tell.
+    // Not -quiet, so that it prints the protocol.
     let args: Vec<_> =
         command.get_args().filter(|a| *a != "-quiet").map(ToOwned::to_owned).collect();
     let out = Command::new("openssl").args(args).stdin(Stdio::null()).output().unwrap();
@@ -309,7 +308,7 @@ fn selected(pair: &Pair, pems: &Pems, offer: &str) -> Option<String> {
 }
 
 #[test]
-fn a_foreign_client_that_insists_on_a_protocol_gets_it_and_one_with_a_choice_none() {
+fn alpn_is_selected_only_for_clients_without_a_choice() {
     if missing("openssl") {
         return;
     }
@@ -320,11 +319,11 @@ fn a_foreign_client_that_insists_on_a_protocol_gets_it_and_one_with_a_choice_non
         ("grpc-exp,h2", Some("h2")),
         ("postgresql", Some("postgresql")),
         ("http/1.1", Some("http/1.1")),
-        // curl and browsers: the program behind may speak HTTP/1.1 alone.
+        // curl and browsers: the program behind the relay may support only HTTP/1.1.
         ("h2,http/1.1", None),
         ("http/1.0,http/1.1", None),
         ("a,b", None),
-        // Ours goes before all others.
+        // Ours is preferred.
         ("h2,wiretight/1", Some("wiretight/1")),
     ] {
         assert_eq!(selected(&pair, &pems, offer).as_deref(), expected, "{offer}");

@@ -1,7 +1,6 @@
-//! What the edge refuses, each beside its twin that is let through.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! What the edge rejects, each with an accepted counterpart.
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -30,7 +29,7 @@ fn short() -> Limits {
 }
 
 #[test]
-fn malformed_http_is_answered_400_and_closed_and_what_came_before_it_is_answered_first() {
+fn malformed_http_gets_400_after_earlier_requests_are_served() {
     let rig = one();
     let good = format!("GET /name HTTP/1.1\r\nHost: {SITE}\r\n\r\n");
     for bad in [
@@ -56,7 +55,7 @@ fn malformed_http_is_answered_400_and_closed_and_what_came_before_it_is_answered
         raw.send(&bad);
         let answer = raw.rest();
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{bad:?}: {answer:?}");
-        // The same behind two good ones, in one packet: those are answered.
+        // The same after two good requests in one packet, which are served.
         let mut raw = rig.raw();
         raw.send(&format!("{good}{good}{bad}{good}"));
         let answers = raw.rest();
@@ -64,7 +63,7 @@ fn malformed_http_is_answered_400_and_closed_and_what_came_before_it_is_answered
         assert_eq!(answers.matches("HTTP/1.1 400 Bad Request").count(), 1, "{bad:?}: {answers:?}");
         assert_eq!(answers.matches("HTTP/1.1").count(), 3, "{bad:?}: {answers:?}");
     }
-    // In a body, whose request is under way.
+    // In a body, whose request is in progress.
     for bad in ["5\r\nhelloX\r\n", "zz\r\n", "5\nhello"] {
         let mut raw = rig.raw();
         let head =
@@ -82,7 +81,7 @@ fn malformed_http_is_answered_400_and_closed_and_what_came_before_it_is_answered
 }
 
 #[test]
-fn a_bad_chunk_is_answered_400() {
+fn a_bad_chunk_gets_400() {
     let program = rig::backend(|mut socket| {
         let mut buf = [0; 4096];
         while matches!(socket.read(&mut buf), Ok(1..)) {}
@@ -97,7 +96,7 @@ fn a_bad_chunk_is_answered_400() {
 }
 
 #[test]
-fn a_name_that_no_site_has_is_turned_away_by_an_alert() {
+fn an_unknown_name_gets_an_alert() {
     let rig = one();
     for name in [OTHER, "127.0.0.1"] {
         let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), name);
@@ -123,7 +122,7 @@ fn a_client_without_a_name_gets_the_default_site_and_no_other() {
         settings.sites[0].default = true;
     });
     let get = |rig: &EdgeRig, request: String| {
-        // An address is no name: the client sends none.
+        // An address is not a name, so the client sends none.
         let mut config = rig.client(&["http/1.1"]);
         config.enable_sni = false;
         let mut raw = Raw::over(rig::connect(rig.https()), config, SITE);
@@ -145,7 +144,7 @@ fn a_client_without_a_name_gets_the_default_site_and_no_other() {
         endpoint.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
         assert!(endpoint.connect(rig.https(), SITE).unwrap().await.is_ok());
     });
-    // A name that no site has is turned away as ever, and without a default so is no name.
+    // An unknown name is still rejected, and without a default site so is a missing name.
     let mut raw = Raw::over(rig::connect(rig.https()), rig.client(&["http/1.1"]), "a.test");
     assert!(raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err());
     rig.settings.sites[0].default = false;
@@ -188,7 +187,7 @@ fn a_host_other_than_the_name_of_the_handshake_is_misdirected() {
 }
 
 #[test]
-fn a_body_that_is_too_large_is_refused_on_each_protocol() {
+fn a_too_large_body_is_rejected_on_each_protocol() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| settings.sites[0].max_body = 10);
     let length = |n: usize| rig.get(&format!("POST /echo HTTP/1.1\r\nContent-Length: {n}\r\n"));
@@ -213,7 +212,7 @@ fn a_body_that_is_too_large_is_refused_on_each_protocol() {
 }
 
 #[test]
-fn peers_that_stand_still_are_given_up_and_slow_ones_are_not() {
+fn stalled_peers_are_disconnected_and_slow_ones_are_not() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| settings.limits = short());
     let closed_after = |socket: &mut dyn Read| {
@@ -231,14 +230,14 @@ fn peers_that_stand_still_are_given_up_and_slow_ones_are_not() {
     head.send("GET / HTTP/1.1\r\n");
     let start = Instant::now();
     while head.0.write_all(b"x: y\r\n").and_then(|()| head.0.flush()).is_ok() {
-        assert!(start.elapsed() < Duration::from_secs(5), "a head without an end");
+        assert!(start.elapsed() < Duration::from_secs(5), "an incomplete head");
         std::thread::sleep(Duration::from_millis(50));
     }
     // In a body.
     let mut body = rig.raw();
     body.send(&format!("POST /slurp HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 5\r\n\r\nhe"));
     assert!(closed_after(&mut body.0) < Duration::from_secs(4));
-    // A body that keeps coming, for longer than any of these.
+    // A body that keeps arriving, for longer than any of these.
     let mut slow = rig.raw();
     slow.send(&format!(
         "POST /echo HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
@@ -248,14 +247,14 @@ fn peers_that_stand_still_are_given_up_and_slow_ones_are_not() {
         slow.send("z");
     }
     assert!(slow.rest().ends_with("zzzzzzzzzz"));
-    // One who does not take its answer.
+    // A client that does not read its response.
     let mut deaf = rig.raw();
     deaf.send(&format!("GET /big/268435456 HTTP/1.1\r\nHost: {SITE}\r\n\r\n"));
-    rig::eventually("the deaf one is given up", || rig.edge.status().connections == 0);
+    rig::eventually("the unread response is cancelled", || rig.edge.status().connections == 0);
 }
 
 #[test]
-fn a_balancer_is_believed_when_it_is_trusted_and_must_say_who_it_speaks_for() {
+fn a_trusted_balancer_must_send_the_clients_address() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| {
         settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
@@ -277,14 +276,14 @@ fn a_balancer_is_believed_when_it_is_trusted_and_must_say_who_it_speaks_for() {
     assert!(answer.contains("x-forwarded-for: 9.9.9.9, 127.0.0.1\n"), "{answer}");
     assert_eq!(get(b""), "");
     rig::eventually("that is counted", || rig.refused("no_proxy_header") == 1);
-    // Nobody is trusted unasked.
+    // Nobody is trusted by default.
     let plain = one();
     let answer = plain.get("GET /headers HTTP/1.1\r\nX-Forwarded-For: 9.9.9.9\r\n");
     assert!(answer.contains("x-forwarded-for: 127.0.0.1\n"), "{answer}");
 }
 
 #[test]
-fn the_plain_port_reads_the_proxy_header_of_a_balancer_too() {
+fn the_plaintext_port_accepts_the_proxy_header_too() {
     let to = [http_backend("one", false).to_string()];
     let rig = EdgeRig::with(&to, |settings| {
         settings.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
@@ -311,13 +310,13 @@ fn the_plain_port_reads_the_proxy_header_of_a_balancer_too() {
     }
     assert_eq!(get([127, 0, 0, 1], b""), "");
     rig::eventually("that is counted", || rig.refused("no_proxy_header") == 1);
-    // Nobody else says who connected.
+    // Others may not set the client's address.
     assert!(get([127, 0, 0, 2], b"").starts_with("HTTP/1.1 308 "));
     let stranger = get([127, 0, 0, 2], b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\n");
     assert!(stranger.starts_with("HTTP/1.1 400 "), "{stranger}");
 }
 
-/// A program that answers each request with this, and tells what it was sent.
+/// A program that responds to each request with `with`, and reports what it received.
 fn answers(with: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
     let (tell, told) = std::sync::mpsc::channel();
     let program = rig::backend(move |mut socket| {
@@ -337,7 +336,7 @@ fn answers(with: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
 }
 
 #[test]
-fn no_protocol_but_websocket_is_switched_to() {
+fn only_upgrades_to_websocket_are_possible() {
     let switches = |protocol: &str| {
         format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"
@@ -366,7 +365,7 @@ fn no_protocol_but_websocket_is_switched_to() {
         let passed = asks.contains("ection") && asks.to_lowercase().contains("websocket");
         assert_eq!(sent.contains("\r\nupgrade: websocket\r\n"), passed, "{sent}");
     }
-    // POST has a body, which is not the new protocol's; HTTP/1.0 knows no other.
+    // POST has a body, which is not the new protocol's data; HTTP/1.0 has no upgrade.
     for line in ["POST / HTTP/1.1", "GET / HTTP/1.0"] {
         let (program, told) = answers(websocket);
         let rig = EdgeRig::new(&[program]);
@@ -380,7 +379,7 @@ fn no_protocol_but_websocket_is_switched_to() {
 }
 
 #[test]
-fn an_answer_that_says_its_length_twice_is_a_bad_gateway() {
+fn a_response_with_conflicting_lengths_is_a_bad_gateway() {
     let chunks = "a\r\n0123456789\r\n0\r\n\r\n";
     for (head, body, status) in [
         ("Content-Length: 5\r\nTransfer-Encoding: chunked", chunks, "502"),
@@ -409,7 +408,7 @@ fn an_answer_that_says_its_length_twice_is_a_bad_gateway() {
 }
 
 #[test]
-fn early_hints_come_before_the_answer_on_each_protocol() {
+fn early_hints_precede_the_response_on_each_protocol() {
     let (program, _told) = answers(
         "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n\
          HTTP/1.1 103 Early Hints\r\nLink: </b.css>; rel=preload\r\n\r\n\
@@ -421,7 +420,7 @@ fn early_hints_come_before_the_answer_on_each_protocol() {
     assert_eq!(first, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload", "{answer}");
     assert!(rest.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </b.css>; rel=preload\r\n\r\n"));
     assert!(rest.contains("\r\n\r\nHTTP/1.1 200 OK\r\n") && rest.ends_with("ok"), "{rest}");
-    // HTTP/1.0 knows none.
+    // HTTP/1.0 has no early hints.
     let mut raw = rig.raw();
     raw.send(&format!("GET / HTTP/1.0\r\nHost: {SITE}\r\n\r\n"));
     assert!(raw.rest().starts_with("HTTP/1.0 200 OK\r\n"));
@@ -439,7 +438,7 @@ fn early_hints_come_before_the_answer_on_each_protocol() {
         send.write_all(&frame3(1, &qpack(&fields("GET", "/")))).await.unwrap();
         send.finish().unwrap();
         let answer = recv.read_to_end(100_000).await.unwrap();
-        // :status 103 and 200 of the static table (RFC 9204, appendix A), each first in its head.
+        // :status 103 and 200 in the static table (RFC 9204, appendix A), each first in its head.
         let heads =
             |status: u8| answer.windows(3).filter(|at| at == &[0, 0, 0xc0 | status]).count();
         assert_eq!((heads(24), heads(25)), (2, 1), "{answer:?}");
@@ -447,7 +446,7 @@ fn early_hints_come_before_the_answer_on_each_protocol() {
 }
 
 #[test]
-fn a_path_that_http1_refuses_is_refused_in_http2_too() {
+fn paths_rejected_in_http1_are_rejected_in_http2() {
     let rig = one();
     let mut raw = rig.raw();
     raw.send(&format!("GET /caf\u{e9} HTTP/1.1\r\nHost: {SITE}\r\n\r\n"));
@@ -461,7 +460,7 @@ fn a_path_that_http1_refuses_is_refused_in_http2_too() {
     });
 }
 
-/// What strangers say of themselves and of others, each with a value that must not arrive.
+/// Forwarding headers, each with a value that must not arrive.
 const CLAIMS: [&str; 14] = [
     "X-Forwarded-For",
     "X-Forwarded-User",
@@ -480,13 +479,13 @@ const CLAIMS: [&str; 14] = [
 ];
 
 #[test]
-fn what_a_stranger_claims_reaches_no_program_on_any_protocol() {
+fn forged_forwarding_headers_reach_no_program() {
     let rig = one();
     let lines: String = CLAIMS.map(|name| format!("{name}: 6.6.6.6\r\n")).concat();
     let trailers: String = CLAIMS.map(|name| format!("{name}: 6.6.6.6\r\n")).concat();
     let answer = rig.get(&format!("GET /headers HTTP/1.1\r\n{lines}my_header: kept\r\n"));
     assert!(answer.contains("my_header: kept\n") && !answer.contains("6.6.6.6"), "{answer}");
-    // Behind the body, announced or not.
+    // In trailers, announced or not.
     let announced = CLAIMS.join(", ");
     let mut raw = rig.raw();
     raw.send(&format!(
@@ -515,7 +514,7 @@ fn what_a_stranger_claims_reaches_no_program_on_any_protocol() {
         let answer = recv.read_to_end(100_000).await.unwrap();
         let text = String::from_utf8_lossy(&answer);
         assert!(text.contains("my_header: kept\n") && !text.contains("6.6.6.6"), "{text}");
-        // Trailers over HTTP/3, beside a length: the program gets those that were announced.
+        // Trailers over HTTP/3, together with a length: the program gets those that were announced.
         let mut head = fields("POST", "/tail");
         head.extend([("content-length", "1"), ("trailer", "x-sum, x-forwarded-for")]);
         let mut tail = vec![("x-sum", "7")];
@@ -531,7 +530,7 @@ fn what_a_stranger_claims_reaches_no_program_on_any_protocol() {
 }
 
 #[test]
-fn unfinished_handshakes_are_bounded_by_address_unless_a_balancer_is_there() {
+fn unfinished_handshakes_are_limited_by_address_except_for_balancers() {
     for balancer in [false, true] {
         let to = [http_backend("one", false).to_string()];
         let rig = EdgeRig::by(1, &to, |settings| {
@@ -549,9 +548,9 @@ fn unfinished_handshakes_are_bounded_by_address_unless_a_balancer_is_there() {
             })
             .collect();
         let refused = || rig.refused("too_many_handshakes");
-        // Whoever comes after all of these is served, so they have been seen.
+        // A client that connects after all of these is served, so they have been noticed.
         assert!(rig.get("GET /name HTTP/1.1\r\n").ends_with("one"));
-        // One above the bound that says nothing is refused; one that had said something would have waited.
+        // One above the limit is rejected because it is silent; one that had sent data would have waited.
         rig::eventually("the bound is kept", || refused() == u64::from(!balancer));
         std::thread::sleep(Duration::from_millis(1200));
         assert_eq!(refused(), u64::from(!balancer));
@@ -560,7 +559,7 @@ fn unfinished_handshakes_are_bounded_by_address_unless_a_balancer_is_there() {
 }
 
 #[test]
-fn the_plain_port_sends_to_https_and_serves_nothing() {
+fn the_plaintext_port_only_redirects() {
     let rig = one();
     let get = |host: &str| {
         let mut socket: TcpStream = rig::connect(rig.settings.http[0]);
@@ -581,7 +580,7 @@ fn the_plain_port_sends_to_https_and_serves_nothing() {
 }
 
 #[test]
-fn certificates_that_do_not_fit_are_not_served() {
+fn unsuitable_certificates_are_rejected() {
     let rig = one();
     let (chain, key) = rig.ca.issue("service/www", 3600);
     let (other_chain, other_key) = rig.ca.issue("service/other", 3600);
@@ -591,11 +590,11 @@ fn certificates_that_do_not_fit_are_not_served() {
     let (key, other_key) = (key.to_pem(), other_key.to_pem());
     read(&pem(&chain), key.as_bytes()).unwrap();
     let refused = |r: Result<(), CertificateError>| r.unwrap_err().to_string();
-    assert!(refused(read(&pem(&chain), other_key.as_bytes())).contains("does not fit"));
+    assert!(refused(read(&pem(&chain), other_key.as_bytes())).contains("does not match"));
     assert!(refused(read(&pem(&other_chain), other_key.as_bytes())).contains("is not for"));
     assert!(refused(read(b"", key.as_bytes())).contains("no certificate"));
     assert!(refused(read(&pem(&chain), b"x")).contains("no private key"));
-    // None at all: the handshake fails, and nothing is served in its place.
+    // Without a certificate the handshake fails, and no other certificate is used.
     rig.certificates.set(Source::Files, Default::default());
     let mut raw = rig.raw();
     let error = raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap_err();
@@ -604,7 +603,7 @@ fn certificates_that_do_not_fit_are_not_served() {
 }
 
 #[test]
-fn a_service_of_the_mesh_is_reached_by_its_name_and_never_in_the_clear() {
+fn a_mesh_service_is_reached_by_name_and_never_in_plaintext() {
     let program = http_backend("far", false).to_string();
     let listen = rig::free();
     let rig = EdgeRig::new(&["service/shop".into()]);

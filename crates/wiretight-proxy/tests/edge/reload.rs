@@ -1,7 +1,6 @@
-//! Reloads under live connections: nothing that was let in is closed, and what was struck off is refused.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! Reloads with live connections: no accepted connection is closed, and removed sites are rejected.
 
-mod rig;
+use super::rig;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -20,10 +19,10 @@ use rig::edge::{EdgeRig, Raw, SITE, http_backend, site};
 const OTHER: &str = "other.service.test.example";
 const SOCKETS: usize = 1000;
 const RELOADS: usize = 200;
-/// At a time: the edge bounds an address's unfinished handshakes.
+/// Concurrent connection attempts, because the edge limits unfinished handshakes of an address.
 const DIALING: usize = 50;
 
-/// A program that takes any upgrade, and then sends back what comes. One thread for all of it.
+/// A program that accepts any upgrade and then echoes. One thread for all connections.
 fn socket_backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -75,7 +74,7 @@ async fn upgraded(
     tls
 }
 
-/// A masked text frame (RFC 6455, section 5.2), whose echo is checked to the byte.
+/// Sends a masked text frame (RFC 6455, section 5.2), and checks that the echo is identical.
 async fn exchange(tls: &mut TlsStream<TcpStream>, word: &str) -> std::io::Result<()> {
     let mask = [7, 11, 13, 17];
     let mut frame = vec![0x81, 0x80 | word.len() as u8];
@@ -113,7 +112,7 @@ fn two_hundred_reloads_close_none_of_a_thousand_websockets() {
         for (n, socket) in all.iter_mut().enumerate() {
             exchange(socket, &format!("before {n}")).await.unwrap();
         }
-        // It has shaken hands and asks nothing yet: for the negative control.
+        // For the negative control: it did the handshake but has sent no request yet.
         let mut kept = Raw::over(rig::connect(rig.https()), (*config).clone(), OTHER);
         kept.0.conn.complete_io(&mut kept.0.sock).unwrap();
 
@@ -123,13 +122,13 @@ fn two_hundred_reloads_close_none_of_a_thousand_websockets() {
             settings.sites = both.clone();
             settings.limits.streams = 64 + n as u32;
             if n % 2 == 0 {
-                // Half of the sockets belong to a site that comes and goes.
+                // Half of the sockets belong to a site that is added and removed.
                 settings.sites.truncate(1);
                 settings.sites[0].to = vec![plain.parse().unwrap()];
                 settings.sites[0].max_body = 1000;
             }
             rig.edge.apply(&rig.settings).unwrap();
-            // Some speak in the midst of it.
+            // Some send data meanwhile.
             let at = n * 5 % SOCKETS;
             exchange(&mut all[at], &format!("reload {n}")).await.unwrap();
         }
@@ -140,7 +139,7 @@ fn two_hundred_reloads_close_none_of_a_thousand_websockets() {
         assert_eq!(closed, 0, "of {SOCKETS} were closed by {RELOADS} reloads");
         assert!(rig.edge.status().connections >= SOCKETS as u64);
 
-        // The negative control: a site that is struck off is there for nobody who asks anew.
+        // The negative control: a removed site is not available for new requests.
         rig.settings.sites = both[..1].to_vec();
         rig.settings.sites[0].to = vec![plain.parse().unwrap()];
         rig.edge.apply(&rig.settings).unwrap();
@@ -151,7 +150,7 @@ fn two_hundred_reloads_close_none_of_a_thousand_websockets() {
         let error = anew.0.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap_err();
         assert_eq!(rig::tls::alert(&error), Some(AlertDescription::UnrecognisedName), "{error}");
         assert!(rig.get("GET /name HTTP/1.1\r\n").ends_with("one"));
-        // And those of it that were let in live on.
+        // Its established connections continue.
         for (n, socket) in all.iter_mut().enumerate() {
             exchange(socket, &format!("last {n}")).await.unwrap();
         }

@@ -1,8 +1,6 @@
-//! How a pair of relays treats the streams that pass through it.
+//! How a pair of relays handles the streams that pass through it.
 
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
-
-mod rig;
+use super::rig;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -21,7 +19,7 @@ use wiretight_proxy::relay::{ApplyError, Side};
 
 const MB: usize = 1 << 20;
 
-/// Writes until it would block for a second; returns how much went.
+/// Writes until it would block for a second; returns the number of bytes.
 fn fill(socket: &mut TcpStream) -> usize {
     socket.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     let (block, mut sent) = ([7; 65536], 0);
@@ -34,7 +32,7 @@ fn fill(socket: &mut TcpStream) -> usize {
     }
 }
 
-/// A backend that hands each connection to the test.
+/// A backend that passes each connection to the test.
 fn handed_over() -> (String, mpsc::Receiver<TcpStream>) {
     let (give, take) = mpsc::channel();
     let addr = backend(move |socket| {
@@ -51,7 +49,7 @@ fn drain(relay: &Relay, limit: Duration) -> usize {
 }
 
 #[test]
-fn bytes_go_through_and_the_connection_is_used_again() {
+fn data_passes_and_the_connection_is_reused() {
     let pair = Pair::new(&[backend(echo)]);
     for round in 0..20u32 {
         let mut socket = pair.connect();
@@ -78,7 +76,7 @@ fn bytes_go_through_and_the_connection_is_used_again() {
 }
 
 #[test]
-fn the_client_closes_its_half_and_the_answer_still_flows() {
+fn the_response_still_arrives_after_the_clients_half_close() {
     let pair = Pair::new(&[backend(|mut socket| {
         let mut question = Vec::new();
         socket.read_to_end(&mut question).unwrap(); // ends by the client's half-close alone
@@ -97,7 +95,7 @@ fn the_client_closes_its_half_and_the_answer_still_flows() {
 }
 
 #[test]
-fn the_backend_closes_its_half_and_the_client_still_talks() {
+fn the_client_can_still_send_after_the_backends_half_close() {
     let (tell, told) = mpsc::channel();
     let pair = Pair::new(&[backend(move |mut socket| {
         socket.write_all(b"that is all from me").unwrap();
@@ -118,7 +116,7 @@ fn the_backend_closes_its_half_and_the_client_still_talks() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_before_the_client_says_anything() {
+fn a_server_can_speak_first() {
     let pair = Pair::new(&[backend(|mut socket| {
         socket.write_all(b"220 ready\r\n").unwrap();
         echo(socket);
@@ -133,10 +131,10 @@ fn a_server_that_speaks_first_is_heard_before_the_client_says_anything() {
 }
 
 #[test]
-fn a_reset_by_the_client_reaches_the_backend_and_the_connection_is_used_again() {
+fn a_client_reset_reaches_the_backend_and_the_connection_is_reused() {
     let (addr, backends) = handed_over();
     let pair = Pair::new(&[addr]);
-    // Its positive twin first: an orderly close arrives as one.
+    // The counterpart first: an orderly close arrives as such.
     let mut client = pair.connect();
     client.write_all(b"x").unwrap();
     drop(client);
@@ -160,7 +158,7 @@ fn a_reset_by_the_client_reaches_the_backend_and_the_connection_is_used_again() 
 }
 
 #[test]
-fn a_reset_by_the_backend_reaches_the_client_and_the_connection_is_used_again() {
+fn a_backend_reset_reaches_the_client_and_the_connection_is_reused() {
     let (addr, backends) = handed_over();
     let pair = Pair::new(&[addr]);
     for round in 0..15 {
@@ -208,7 +206,7 @@ fn a_backend_that_aborts_is_noticed_while_the_client_does_not_read() {
 fn an_abort_after_a_half_close_is_noticed() {
     let (addr, backends) = handed_over();
     let pair = Pair::new(&[addr]);
-    // The client's: it has said all, and then does not wait for the answer.
+    // By the client: it has sent everything, and does not wait for the response.
     let mut client = pair.connect();
     client.write_all(b"question").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -217,7 +215,7 @@ fn an_abort_after_a_half_close_is_noticed() {
     reset(client);
     eventually_reset("the backend is told", &socket);
     eventually("the session ends", || pair.at_rest());
-    // The backend's.
+    // By the backend.
     let mut client = pair.connect();
     client.write_all(b"x").unwrap();
     let mut socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -244,8 +242,8 @@ fn a_relay_that_dies_is_noticed_after_a_half_close() {
     eventually("the session ends", || sums(&b).live == 0);
 }
 
-/// Whether the keepalive timer runs on the one established connection from `near` to `far`, as the kernel
-/// says of the socket at `near`; port 0 stands for any.
+/// Whether the keepalive timer runs on the only established connection from `near` to `far`, according to the
+/// kernel's data on the socket at `near`. Port 0 matches any.
 fn is_kept_alive(near: u16, far: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let port =
@@ -261,7 +259,7 @@ fn is_kept_alive(near: u16, far: u16) -> bool {
 }
 
 #[test]
-fn tcp_keepalive_watches_every_connection_of_a_relay() {
+fn tcp_keepalive_is_enabled_on_all_connections_of_a_relay() {
     let (addr, backends) = handed_over();
     let pair = Pair::new(std::slice::from_ref(&addr));
     let mut client = pair.connect();
@@ -270,27 +268,27 @@ fn tcp_keepalive_watches_every_connection_of_a_relay() {
     socket.read_exact(&mut [0]).unwrap();
     let (entry, service) = (pair.entry().port(), pair.service.listen.port());
     let backend = addr.parse::<SocketAddr>().unwrap().port();
-    // (A socket shows another timer while it waits to be acknowledged.)
+    // (A socket shows another timer while it waits for an acknowledgement.)
     let watched = |what: &str, near, far| eventually(what, || is_kept_alive(near, far));
     watched("accepted by the dial", entry, 0);
     watched("from relay to relay", 0, service);
     watched("accepted by the service", service, 0);
     watched("to the backend", 0, backend);
-    // The ends that are not ours have none: it shows when there is one.
+    // The ends that are not ours have none, so the check can tell the difference.
     assert!(!is_kept_alive(0, entry) && !is_kept_alive(backend, 0));
 }
 
 #[test]
-fn a_slow_reader_holds_the_writer_back_and_loses_nothing() {
+fn a_slow_reader_causes_back_pressure_and_loses_nothing() {
     let (addr, backends) = handed_over();
     let pair = Pair::new(&[addr]);
     let mut client = pair.connect();
     SockRef::from(&client).set_send_buffer_size(256 << 10).unwrap();
-    // Bytes that tell where they are from, so that a gap or a repetition shows.
+    // Bytes that depend on their position, so that gaps and repetitions are noticed.
     let byte = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
     client.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-    // What the kernel may hold on the way: three connections, of which the backend's own end and the
-    // client's stay small. The relays' share is under a megabyte.
+    // The most that the kernel can buffer on the way: three connections, of which the backend's and the client's own
+    // ends stay small. The relays' share is under a megabyte.
     let kernel = |file: &str| -> usize {
         let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}")).unwrap();
         text.split_whitespace().last().unwrap().parse().unwrap()
@@ -327,7 +325,7 @@ fn a_slow_reader_holds_the_writer_back_and_loses_nothing() {
 }
 
 #[test]
-fn two_hundred_sessions_at_a_time_mix_nothing_up() {
+fn two_hundred_concurrent_sessions_do_not_mix_up_data() {
     let pair = Pair::new(&[backend(|mut socket| {
         let mut buf = vec![0; 65536];
         while let Ok(n @ 1..) = socket.read(&mut buf) {
@@ -373,7 +371,7 @@ fn two_hundred_sessions_at_a_time_mix_nothing_up() {
 }
 
 #[test]
-fn a_dead_backend_is_an_abort_said_on_both_sides_until_it_returns() {
+fn a_dead_backend_is_an_abort_and_reported_on_both_sides() {
     let addr = free();
     let pair = Pair::new(&[addr.to_string()]);
     let mut socket = pair.connect();
@@ -388,7 +386,7 @@ fn a_dead_backend_is_an_abort_said_on_both_sides_until_it_returns() {
 }
 
 #[test]
-fn a_refused_session_leaves_its_connection_for_the_next() {
+fn the_connection_of_a_refused_session_is_reused() {
     let pair = Pair::new(&[free().to_string()]);
     for _ in 0..15 {
         assert!(is_reset(&mut pair.connect()));
@@ -399,7 +397,7 @@ fn a_refused_session_leaves_its_connection_for_the_next() {
 }
 
 #[test]
-fn a_flapping_backend_wedges_nothing() {
+fn a_flapping_backend_blocks_nothing() {
     let dice = Arc::new(AtomicU64::new(1));
     let flap = Arc::new(AtomicBool::new(true));
     let flapping = flap.clone();
@@ -447,7 +445,7 @@ fn a_flapping_backend_wedges_nothing() {
     }
 }
 
-/// A second node that offers the same service, by the same trust bundle.
+/// A second node with the same service and trust bundle.
 fn second(pair: &Pair, forward: &str) -> (Relay, SocketAddr) {
     let relay = Relay::start(pair.ca.mesh(&["service/db"]), 1).unwrap();
     let service = service(free(), &[forward.into()], &["service/web"]);
@@ -481,7 +479,7 @@ fn sessions_are_spread_over_instances_by_least_connections() {
 }
 
 #[test]
-fn a_dead_instance_is_passed_over_unnoticed() {
+fn a_dead_instance_is_skipped() {
     let mut pair = Pair::new(&[backend(echo)]);
     dial_both(&mut pair, free());
     let held: Vec<_> = (0..10)
@@ -498,7 +496,7 @@ fn a_dead_instance_is_passed_over_unnoticed() {
 }
 
 #[test]
-fn bytes_that_went_with_a_refused_open_arrive_elsewhere_exactly_once() {
+fn data_sent_with_a_refused_open_arrives_elsewhere_exactly_once() {
     let (tell, told) = mpsc::channel();
     let mut pair = Pair::new(&[backend(move |mut socket| {
         let mut all = Vec::new();
@@ -523,7 +521,7 @@ fn bytes_that_went_with_a_refused_open_arrive_elsewhere_exactly_once() {
 }
 
 #[test]
-fn one_of_two_backends_being_dead_goes_unnoticed() {
+fn a_dead_backend_of_two_is_skipped() {
     let pair = Pair::new(&[free().to_string(), backend(echo)]);
     for n in 0..10 {
         ping(&mut pair.connect(), &[n; 100]).unwrap();
@@ -548,7 +546,7 @@ fn idle_connections_to_a_server_that_died_are_not_used() {
 }
 
 #[test]
-fn an_idle_timeout_ends_quiet_sessions_and_only_those() {
+fn an_idle_timeout_ends_only_idle_sessions() {
     let limit = Some(Duration::from_secs(2));
     let both = [true, false].map(|on_service| {
         thread::spawn(move || {
@@ -563,7 +561,7 @@ fn an_idle_timeout_ends_quiet_sessions_and_only_those() {
                 sums(&pair.a).live == 1 && sums(&pair.b).live == 1
             });
             assert!(is_reset(&mut quiet));
-            // The other outlives the limit, and not because nobody looked.
+            // The other session outlives the limit; make sure that the limit has passed.
             let start = Instant::now();
             while start.elapsed() < Duration::from_secs(5) {
                 ping(&mut busy, b"tick").unwrap();
@@ -575,7 +573,7 @@ fn an_idle_timeout_ends_quiet_sessions_and_only_those() {
 }
 
 #[test]
-fn without_an_idle_timeout_a_quiet_session_lives() {
+fn without_an_idle_timeout_an_idle_session_stays_open() {
     let pair = Pair::new(&[backend(echo)]);
     let mut socket = pair.connect();
     ping(&mut socket, b"before").unwrap();
@@ -609,7 +607,7 @@ fn a_backend_may_be_a_unix_socket() {
 }
 
 #[test]
-fn a_unix_backend_with_a_full_backlog_is_waited_for() {
+fn a_unix_backend_with_a_full_backlog_is_awaited() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.sock");
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
@@ -630,8 +628,8 @@ fn a_unix_backend_with_a_full_backlog_is_waited_for() {
 }
 
 #[test]
-fn backends_that_hang_are_said_before_the_caller_gives_up() {
-    // Three seconds each would be longer than it waits.
+fn hanging_backends_are_reported_before_the_client_gives_up() {
+    // Three seconds for each would be longer than the client waits.
     let dir = tempfile::tempdir().unwrap();
     let full = |n: u32| {
         let path = dir.path().join(format!("{n}.sock"));
@@ -650,7 +648,7 @@ fn backends_that_hang_are_said_before_the_caller_gives_up() {
 }
 
 #[test]
-fn a_proxy_header_tells_the_backend_who_is_calling() {
+fn a_proxy_header_tells_the_backend_the_client() {
     let (addr, backends) = handed_over();
     let pair = Pair::with(&[addr], |service, _| service.proxy_protocol = true);
     let mut client = pair.connect();
@@ -678,7 +676,7 @@ fn a_proxy_header_tells_the_backend_who_is_calling() {
 }
 
 #[test]
-fn a_changed_allow_list_decides_new_sessions_and_leaves_live_ones() {
+fn a_changed_allow_list_applies_to_new_sessions_only() {
     let pair = Pair::new(&[backend(echo)]);
     let mut live = pair.connect();
     ping(&mut live, b"before").unwrap();
@@ -694,17 +692,17 @@ fn a_changed_allow_list_decides_new_sessions_and_leaves_live_ones() {
 }
 
 #[test]
-fn a_removed_service_keeps_live_sessions_and_takes_no_new_ones() {
+fn a_removed_service_keeps_live_sessions_and_accepts_no_new_ones() {
     let pair = Pair::new(&[backend(echo)]);
     let mut live = pair.connect();
     ping(&mut live, b"before").unwrap();
     eventually("connections are idle", || sums(&pair.a).idle > 0);
     pair.apply_services(&[]);
-    // Not over a connection that was there before, either.
+    // Nor on a connection that already existed.
     assert!(is_reset(&mut pair.connect()));
     ping(&mut live, b"still here").unwrap();
     eventually("idle connections close", || sums(&pair.b).idle == 0);
-    // It comes back at once, and goes, and comes.
+    // It can be added again at once, repeatedly.
     for _ in 0..5 {
         pair.apply_services(&[&pair.service]);
         ping(&mut pair.connect(), b"back").unwrap();
@@ -727,12 +725,12 @@ fn a_removed_dial_keeps_live_sessions() {
 }
 
 #[test]
-fn a_dial_that_is_gone_keeps_no_connection_for_later() {
+fn a_removed_dial_keeps_no_idle_connections() {
     let pair = Pair::new(&[backend(echo)]);
     let (mut one, mut other) = (pair.connect(), pair.connect());
     ping(&mut one, b"one").unwrap();
     ping(&mut other, b"other").unwrap();
-    // While it is there, it does: what a session leaves is idle.
+    // While it exists, a session's connection stays idle afterwards.
     let busy = |pair: &Pair| pair.b.status(10).connections.iter().filter(|c| c.busy).count();
     ping(&mut pair.connect(), b"third").unwrap();
     eventually("the third session ends", || busy(&pair) == 2);
@@ -745,7 +743,7 @@ fn a_dial_that_is_gone_keeps_no_connection_for_later() {
 }
 
 #[test]
-fn settings_with_an_address_in_use_change_nothing_at_all() {
+fn settings_with_an_address_in_use_change_nothing() {
     let pair = Pair::new(&[backend(echo)]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut changed = pair.service.clone();
@@ -762,14 +760,14 @@ fn settings_with_an_address_in_use_change_nothing_at_all() {
     assert!(error.contains(&addr) && error.contains("another process"), "{error}");
     ping(&mut pair.connect(), b"as before").unwrap();
     assert!(TcpStream::connect(fresh.listen).is_err());
-    // Without the clash the same settings do take hold.
+    // Without the conflict the same settings are applied.
     pair.apply_services(&[&changed, &fresh]);
     assert!(is_reset(&mut pair.connect()));
     assert!(TcpStream::connect(fresh.listen).is_ok());
 }
 
 #[test]
-fn a_dial_off_loopback_is_refused_and_changes_nothing() {
+fn a_dial_off_loopback_is_rejected_and_changes_nothing() {
     let pair = Pair::new(&[backend(echo)]);
     let dials = |listen: &str| {
         let mut dial = pair.dial.clone();
@@ -788,7 +786,7 @@ fn a_dial_off_loopback_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
+fn a_change_between_wildcard_and_single_address_is_explained() {
     let pair = Pair::new(&[backend(echo)]);
     let mut all = pair.service.clone();
     all.listen.set_ip([0, 0, 0, 0].into());
@@ -799,22 +797,22 @@ fn a_change_between_a_wildcard_and_one_address_is_said_to_meet_ourselves() {
     let (one, all) = (&pair.service, &all);
     for (before, after) in [(one, all), (all, one)] {
         let error = apply(&[after]).unwrap_err().to_string();
-        let said = format!("{}: this node itself listens on {}", after.listen, before.listen);
+        let said = format!("{}: this node already listens on {}", after.listen, before.listen);
         assert!(error.contains(&said), "{error}");
         ping(&mut pair.connect(), b"as before").unwrap();
-        // What it says helps.
+        // The advice in the message works.
         apply(&[]).unwrap();
         apply(&[after]).unwrap();
         ping(&mut pair.connect(), b"changed").unwrap();
     }
-    // Nor may one configuration ask for both.
+    // A single configuration may not use both either.
     apply(&[]).unwrap();
     let error = apply(&[one, all]).unwrap_err().to_string();
-    assert!(error.contains("this node itself"), "{error}");
+    assert!(error.contains("this node already"), "{error}");
 }
 
 #[test]
-fn a_drain_closes_what_is_idle_and_lets_a_session_finish() {
+fn a_drain_closes_idle_connections_and_lets_sessions_finish() {
     for drained in [Side::Service, Side::Dial] {
         let pair = Pair::new(&[backend(echo)]);
         let mut live = pair.connect();
@@ -844,7 +842,7 @@ fn a_drain_closes_what_is_idle_and_lets_a_session_finish() {
 }
 
 #[test]
-fn a_drain_cuts_by_reset_what_does_not_finish() {
+fn a_drain_resets_sessions_that_do_not_finish() {
     for drained in [Side::Service, Side::Dial] {
         let (addr, backends) = handed_over();
         let pair = Pair::new(&[addr]);
@@ -863,7 +861,7 @@ fn a_drain_cuts_by_reset_what_does_not_finish() {
 }
 
 #[test]
-fn a_drain_waits_for_a_session_that_is_just_being_opened() {
+fn a_drain_waits_for_sessions_being_opened() {
     for drained in [Side::Service, Side::Dial] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.sock");
@@ -896,7 +894,7 @@ fn a_drain_waits_for_a_session_that_is_just_being_opened() {
 }
 
 #[test]
-fn one_peer_holds_no_more_connections_than_it_may() {
+fn connections_of_a_peer_are_limited() {
     let pair = Pair::with(&[backend(echo)], |service, _| service.max_per_peer = 4);
     let mut held: Vec<_> = (0..4)
         .map(|_| {
@@ -913,7 +911,7 @@ fn one_peer_holds_no_more_connections_than_it_may() {
     eventually("there is room again", || ping(&mut pair.connect(), b"mine too").is_ok());
 }
 
-/// The child of the test below: both relays, the backend and the clients under one small limit.
+/// The child process of the test below: relays, backend and clients with one low limit.
 #[test]
 fn running_out_of_file_descriptors_child() {
     if std::env::var_os("WIRETIGHT_TEST_FEW_FILES").is_none() {
@@ -921,16 +919,16 @@ fn running_out_of_file_descriptors_child() {
     }
     let pair = Pair::new(&[backend(echo)]);
     ping(&mut pair.connect(), b"before").unwrap();
-    // Kept back, so that a client can still connect when all others are taken.
+    // Reserved, so that a client can still connect when all other descriptors are used.
     let mut files: Vec<_> = (0..8).map(|_| File::open("/dev/null").unwrap()).collect();
-    // Connections until there is not one descriptor left for whoever asks first.
+    // Connect until there are no descriptors left.
     let mut held = Vec::new();
     while let Ok(socket) = TcpStream::connect(pair.entry()) {
         held.push(socket);
         thread::sleep(Duration::from_millis(5));
     }
-    // Sessions that failed for want of one have given some back: all are taken but the one that a client
-    // connects with, so that accepting it must fail.
+    // Sessions that failed for lack of descriptors have released some: use up all but the one that a client needs to
+    // connect, so that accepting it must fail.
     eventually("accepting fails", || {
         while let Ok(file) = File::open("/dev/null") {
             files.push(file);

@@ -1,8 +1,7 @@
-//! What a hostile client of HTTP/2 or HTTP/3 may cost: floods and malformed frames end the connection that
-//! they come on, and no other. Beside each, a well-behaved client is served by the same edge.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! The damage that a hostile HTTP/2 or HTTP/3 client can do: floods and malformed frames end only their own
+//! connection. In each test, the same edge also serves a well-behaved client.
 
-mod rig;
+use super::rig;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ fn one() -> EdgeRig {
     EdgeRig::new(&[http_backend("one", false).to_string()])
 }
 
-/// A program that counts requests, and answers.
+/// A program that counts requests and responds.
 fn counting() -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
@@ -42,14 +41,14 @@ fn counting() -> (String, Arc<AtomicUsize>) {
     (program, count)
 }
 
-/// A well-behaved client, and a busy one: many requests on one connection, some of them given up.
+/// A well-behaved client, and a busy one that sends many requests on one connection and cancels some.
 async fn is_served(rig: &EdgeRig) {
     let mut client = rig.http2().await;
     for n in 0..200 {
         let get = || Request::get(format!("https://{SITE}/name")).body(full("")).unwrap();
         client.ready().await.unwrap();
         if n % 4 == 0 {
-            // Given up when it was asked.
+            // Cancelled right after sending.
             let asked = client.send_request(get());
             let _ = tokio::time::timeout(Duration::from_millis(1), asked).await;
         }
@@ -59,9 +58,9 @@ async fn is_served(rig: &EdgeRig) {
     }
 }
 
-/// Resets at once: bounded in how many reach the program (CVE-2023-44487).
+/// Immediate resets: the number that reach the program is limited (CVE-2023-44487).
 #[test]
-fn requests_that_are_reset_at_once_end_the_connection() {
+fn immediately_reset_requests_end_the_connection() {
     const PAIRS: usize = 100;
     const TIMES: usize = 2000;
     let (program, count) = counting();
@@ -80,19 +79,19 @@ fn requests_that_are_reset_at_once_end_the_connection() {
         client.is_ended(0, &[ENHANCE_YOUR_CALM]).await;
         is_served(&rig).await;
     });
-    // At most 250 for the one who behaves; of the other's not one in ten.
+    // At most 250 from the well-behaved client, and fewer than one in ten of the other's.
     let count = count.load(Relaxed);
     assert!(count < 250 + TIMES * PAIRS / 10, "{count} requests reached the program");
 }
 
-/// Those that have reached the program before they were reset, too.
+/// Also requests that reached the program before they were reset.
 #[test]
-fn requests_that_are_given_up_again_and_again_end_the_connection() {
+fn repeatedly_cancelled_requests_end_the_connection() {
     const AT_ONCE: usize = 50;
     const TIMES: usize = 200;
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
-    // It never answers.
+    // It never responds.
     let program = rig::backend(move |mut socket| {
         if matches!(socket.read(&mut [0; 4096]), Ok(1..)) {
             counted.fetch_add(1, Relaxed);
@@ -133,11 +132,11 @@ fn requests_that_are_given_up_again_and_again_end_the_connection() {
 }
 
 #[test]
-fn requests_that_make_the_edge_reset_them_end_the_connection() {
+fn requests_that_provoke_resets_end_the_connection() {
     let rig = one();
     run(async {
         let mut client = Http2::open(&rig).await;
-        // A window of 0 is an error of the stream (CVE-2025-8671).
+        // A window update of 0 is a stream error (CVE-2025-8671).
         let sent = client
             .flood(20_000, |n| {
                 let stream = 2 * n as u32 + 1;
@@ -150,9 +149,9 @@ fn requests_that_make_the_edge_reset_them_end_the_connection() {
     });
 }
 
-/// CVE-2024-27316 and its kin.
+/// CVE-2024-27316 and similar.
 #[test]
-fn a_head_without_an_end_ends_the_connection() {
+fn an_endless_head_ends_the_connection() {
     let rig = one();
     run(async {
         for small in [false, true] {
@@ -169,7 +168,7 @@ fn a_head_without_an_end_ends_the_connection() {
             let reasons = [ENHANCE_YOUR_CALM, COMPRESSION_ERROR, PROTOCOL_ERROR];
             client.is_ended(1, &reasons).await;
         }
-        // A head in pieces, as it may be.
+        // A head in several frames is allowed.
         let mut client = Http2::open(&rig).await;
         let block = hpack(&[fields("GET", "/name"), vec![("x", &"y".repeat(20_000))]].concat());
         let (first, rest) = block.split_at(10_000);
@@ -186,7 +185,7 @@ fn a_head_without_an_end_ends_the_connection() {
 }
 
 #[test]
-fn a_head_that_is_too_large_is_refused() {
+fn a_too_large_head_is_rejected() {
     let rig = one();
     run(async {
         let mut client = Http2::open(&rig).await;
@@ -204,13 +203,14 @@ fn a_head_that_is_too_large_is_refused() {
         let head: Vec<u8> = pieces.by_ref().flatten().collect();
         client.send(&head).await.unwrap();
         assert_eq!(client.wait(HEADERS, 1).await.status(), 431);
-        // The connection goes on.
+        // The connection continues.
         client.send(&get(3, "/name")).await.unwrap();
         assert_eq!(client.wait(DATA, 3).await.payload, b"one");
     });
 }
 
-/// Whoever asks for acknowledgements and does not take them is given up; so is one who does nothing else.
+/// A client that requests acknowledgements but does not read them is disconnected, and so is one that does nothing
+/// else.
 #[test]
 fn floods_of_pings_and_settings_end_the_connection() {
     let secs = Duration::from_secs;
@@ -220,14 +220,14 @@ fn floods_of_pings_and_settings_end_the_connection() {
     });
     let ping = frame(PING, 0, 0, &[7; 8]).repeat(1000);
     let settings = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9]).repeat(1000);
-    // What is not taken is not read for, either; the end comes when the edge gives up.
+    // While output is blocked, nothing more is read; the connection ends at the deadline.
     let deaf = async |piece: &[u8]| {
         let mut client = Http2::silent(&rig, true).await;
         client.greet().await;
         let sent = client.flood(100_000, |_| piece.to_vec()).await;
         assert!(sent < 10_000, "{} bytes were taken", sent * piece.len());
     };
-    // With open ears, it is idle.
+    // If the client reads, the connection counts as idle.
     let idle = async |piece: &[u8]| {
         let mut client = Http2::open(&rig).await;
         while client.send(piece).await.is_ok() {
@@ -242,7 +242,7 @@ fn floods_of_pings_and_settings_end_the_connection() {
 }
 
 #[test]
-fn empty_frames_without_end_end_the_connection() {
+fn endless_empty_frames_end_the_connection() {
     let rig = one();
     run(async {
         let mut client = Http2::open(&rig).await;
@@ -251,7 +251,7 @@ fn empty_frames_without_end_end_the_connection() {
         let sent = client.flood(10_000, |_| piece.clone()).await;
         assert!(sent < 10_000);
         client.is_ended(1, &[ENHANCE_YOUR_CALM]).await;
-        // One here and there is nothing.
+        // A single empty frame is allowed.
         let mut client = Http2::open(&rig).await;
         let body = [
             post(1, "/echo"),
@@ -292,8 +292,8 @@ fn malformed_frames_end_the_stream_or_the_connection() {
         ("an older stream", [get(5, "/name"), get(3, "/name")].concat(), closed),
         ("DATA on stream 0", frame(DATA, 0, 0, b"x"), protocol),
         ("DATA on a stream that is not open", frame(DATA, 0, 1, b"x"), closed),
-        ("DATA behind its end", [get(1, "/name"), frame(DATA, 0, 1, b"x")].concat(), closed),
-        ("HEADERS behind their end", get(1, "/name").repeat(2), closed),
+        ("DATA after its end", [get(1, "/name"), frame(DATA, 0, 1, b"x")].concat(), closed),
+        ("HEADERS after their end", get(1, "/name").repeat(2), closed),
         (
             "trailers that do not end it",
             after(&[head(END_HEADERS, &hpack(&[("x", "y")]))]),
@@ -377,7 +377,7 @@ fn malformed_frames_end_the_stream_or_the_connection() {
             client.send(what.as_bytes()).await.unwrap();
             client.is_ended(0, protocol).await;
         }
-        // What nobody knows is nothing.
+        // Unknown frames are ignored.
         let mut client = Http2::open(&rig).await;
         let odd = [frame(0xfa, 0xff, 0, &[9; 100]), frame(0xfb, 0, 1, &[]), get(1, "/name")];
         client.send(&odd.concat()).await.unwrap();
@@ -387,7 +387,7 @@ fn malformed_frames_end_the_stream_or_the_connection() {
 }
 
 #[test]
-fn more_streams_than_are_allowed_are_refused() {
+fn streams_over_the_limit_are_refused() {
     let rig = EdgeRig::with(&[http_backend("one", false).to_string()], |settings| {
         settings.limits.streams = 10;
     });
@@ -406,7 +406,7 @@ fn more_streams_than_are_allowed_are_refused() {
 
 /// RFC 8441.
 #[test]
-fn a_websocket_goes_over_http2() {
+fn a_websocket_works_over_http2() {
     let program = rig::backend(|mut socket| {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -447,7 +447,7 @@ fn a_websocket_goes_over_http2() {
         }
         client.send(&frame(DATA, END_STREAM, 1, &[])).await.unwrap();
         while client.wait(DATA, 1).await.flags & END_STREAM == 0 {}
-        // Any other protocol is none, and a CONNECT without one is no tunnel.
+        // Other protocols are not supported, and a CONNECT without a protocol gets no tunnel.
         for protocol in ["connect-udp", "h2c", "connect-ip", "webtransport", "WEBSOCKET"] {
             fields[1].1 = protocol;
             let mut client = Http2::open(&rig).await;
@@ -476,7 +476,7 @@ fn a_program_that_does_not_switch_protocols_gets_no_tunnel_over_http2() {
     });
 }
 
-/// A connection of HTTP/3 whose control stream is open, and its streams.
+/// An HTTP/3 connection with an open control stream.
 async fn http3(rig: &EdgeRig) -> (quinn::Endpoint, quinn::Connection, quinn::SendStream) {
     let (endpoint, connection) = rig.quic(1 << 20).await;
     let mut control = connection.open_uni().await.unwrap();
@@ -484,7 +484,7 @@ async fn http3(rig: &EdgeRig) -> (quinn::Endpoint, quinn::Connection, quinn::Sen
     (endpoint, connection, control)
 }
 
-/// Writes this again and again until the other end has enough or has taken `most` bytes; how many it took.
+/// Writes this repeatedly until the other end stops it or has accepted `most` bytes; returns how many it accepted.
 async fn pour(stream: &mut quinn::SendStream, piece: &[u8], most: usize) -> usize {
     let mut sent = 0;
     while sent < most {
@@ -512,7 +512,7 @@ async fn is_served_by_http3(rig: &EdgeRig) {
 }
 
 #[test]
-fn http3_frames_without_end_are_not_taken_in() {
+fn endless_http3_frames_are_not_buffered() {
     const MOST: usize = 64 << 20;
     let rig = EdgeRig::with(&[http_backend("one", false).to_string()], |settings| {
         settings.limits.head = Duration::from_secs(2);
@@ -524,7 +524,7 @@ fn http3_frames_without_end_are_not_taken_in() {
     let probes: Vec<(&str, Vec<u8>, Vec<u8>)> = vec![
         ("a head without an end", long(1), vec![0; 16_384]),
         ("trailers without an end", trailers, vec![0; 16_384]),
-        ("a frame that nobody knows", long(0x21), vec![0; 16_384]),
+        ("an unknown frame", long(0x21), vec![0; 16_384]),
         ("such a frame in a body", [head.clone(), long(0x21)].concat(), vec![0; 16_384]),
     ];
     run(async {
@@ -540,9 +540,9 @@ fn http3_frames_without_end_are_not_taken_in() {
 }
 
 #[test]
-fn small_http3_frames_wait_with_the_client_until_the_program_takes_them() {
+fn small_http3_frames_are_not_buffered_until_the_program_reads() {
     const MOST: usize = 16 << 20;
-    // It reads nothing until it is told to.
+    // It reads nothing until told to.
     let (tell, told) = std::sync::mpsc::channel::<()>();
     let told = Arc::new(std::sync::Mutex::new(told));
     let program = rig::backend(move |mut socket| {
@@ -565,7 +565,7 @@ fn small_http3_frames_wait_with_the_client_until_the_program_takes_them() {
             assert!(sent < MOST, "{sent} bytes that nobody has asked for");
         }
         tell.send(()).unwrap();
-        // Now they flow.
+        // Now the data flows.
         let more = sent + (4 << 20);
         while sent < more {
             sent += send.write(&piece[sent % piece.len()..]).await.unwrap();
@@ -624,11 +624,11 @@ fn malformed_http3_ends_the_stream_or_the_connection() {
         control.write_all(&[varint(0), frame3(4, &twice)].concat()).await.unwrap();
         connection.closed().await;
         assert!([SETTINGS, 0].contains(&reason(&connection)));
-        // More there than a connection needs.
+        // More data than a connection needs.
         let (_endpoint, _connection, mut control) = http3(&rig).await;
         let sent = pour(&mut control, &frame3(0x21, &[0; 1000]), 64 << 20).await;
         assert!(sent < 64 << 20, "{sent} bytes on the control stream");
-        // On a request's stream: no answer of the program's.
+        // On a request stream: the program must not respond.
         for (what, bytes) in [
             ("DATA first", [frame3(0, b"x"), good.clone()].concat()),
             ("SETTINGS", [frame3(4, &[]), good.clone()].concat()),
@@ -639,8 +639,8 @@ fn malformed_http3_ends_the_stream_or_the_connection() {
             ("nothing", Vec::new()),
             ("a method twice", request(&[], &[(":method", "GET")])),
             ("a path twice", request(&[(":path", "/")], &[])),
-            ("a path behind other fields", request(&[("a", "b")], &[(":path", "/name")])),
-            ("an authority behind other fields", request(&[("a", "b")], &[(":authority", SITE)])),
+            ("a path after other fields", request(&[("a", "b")], &[(":path", "/name")])),
+            ("an authority after other fields", request(&[("a", "b")], &[(":authority", SITE)])),
             ("a status", request(&[(":status", "200")], &[])),
             ("a protocol without CONNECT", request(&[(":protocol", "websocket")], &[])),
         ] {
@@ -655,7 +655,7 @@ fn malformed_http3_ends_the_stream_or_the_connection() {
     });
 }
 
-/// Counts the certificates that came compressed.
+/// Counts compressed certificates.
 #[derive(Debug)]
 struct Counting(&'static dyn CertDecompressor, AtomicUsize);
 
@@ -672,7 +672,7 @@ impl CertDecompressor for Counting {
 
 /// RFC 8879.
 #[test]
-fn certificates_are_compressed_for_whoever_can_read_that() {
+fn certificates_are_compressed_if_the_client_supports_it() {
     static ZLIB: Counting = Counting(rustls::compress::ZLIB_DECOMPRESSOR, AtomicUsize::new(0));
     static BROTLI: Counting = Counting(rustls::compress::BROTLI_DECOMPRESSOR, AtomicUsize::new(0));
     let rig = one();
@@ -688,7 +688,7 @@ fn certificates_are_compressed_for_whoever_can_read_that() {
 }
 
 #[test]
-fn sessions_are_resumed_except_where_members_prove_who_they_are() {
+fn sessions_are_resumed_except_on_sites_for_members() {
     for members in [false, true] {
         let rig = EdgeRig::with(&[http_backend("one", false).to_string()], |settings| {
             settings.sites[0].clients = members.then(|| vec!["service/web".parse().unwrap()]);

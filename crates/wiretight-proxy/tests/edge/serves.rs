@@ -1,7 +1,6 @@
-//! The edge, from real clients to real programs: what goes through, and in which form.
-#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+//! The edge with real clients and real programs: what passes, and in which form.
 
-mod rig;
+use super::rig;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,7 +24,7 @@ fn request(method: Method, path: &str) -> hyper::http::request::Builder {
 }
 
 #[test]
-fn http1_goes_through_with_what_the_edge_says_and_nothing_a_stranger_says() {
+fn http1_requests_get_the_edges_headers_and_not_the_clients_claims() {
     let rig = one();
     let answer = rig.get(
         "GET /headers?q=1 HTTP/1.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Mine: 1\r\nKeep-Alive: x\r\nTE: gzip\r\n",
@@ -45,7 +44,7 @@ fn http1_goes_through_with_what_the_edge_says_and_nothing_a_stranger_says() {
 }
 
 #[test]
-fn a_connection_is_kept_and_bodies_of_both_kinds_go_through() {
+fn connections_are_reused_and_both_kinds_of_bodies_pass() {
     let rig = one();
     let mut raw = rig.raw();
     for _ in 0..3 {
@@ -56,12 +55,12 @@ fn a_connection_is_kept_and_bodies_of_both_kinds_go_through() {
         ));
         assert!(raw.until("3\r\nabc\r\n0\r\n\r\n").starts_with("HTTP/1.1 200"));
     }
-    // Two at once, in one packet.
+    // Two requests in one packet.
     let get = format!("GET /name HTTP/1.1\r\nHost: {SITE}\r\n\r\n");
     raw.send(&format!("{get}{get}"));
     raw.until("\r\n\r\none");
     raw.until("\r\n\r\none");
-    // The client waits for leave to send.
+    // The client waits for 100 Continue.
     raw.send(&format!(
         "POST /echo HTTP/1.1\r\nHost: {SITE}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
     ));
@@ -71,7 +70,7 @@ fn a_connection_is_kept_and_bodies_of_both_kinds_go_through() {
 }
 
 #[test]
-fn the_body_of_a_get_goes_through_too() {
+fn the_body_of_a_get_passes() {
     let rig = one();
     let answer = rig.get("GET /headers HTTP/1.1\r\n");
     assert!(!answer.contains("chunked"), "{answer}");
@@ -83,7 +82,7 @@ fn the_body_of_a_get_goes_through_too() {
 }
 
 #[test]
-fn http2_goes_through_with_trailers_and_many_at_a_time() {
+fn http2_passes_with_trailers_and_concurrent_requests() {
     let rig = one();
     run(async {
         let client = rig.http2().await;
@@ -112,7 +111,7 @@ fn http2_goes_through_with_trailers_and_many_at_a_time() {
 }
 
 #[test]
-fn grpc_goes_through_to_a_program_that_speaks_http2() {
+fn grpc_passes_to_an_http2_backend() {
     let rig = EdgeRig::new(&[format!("h2c://{}", http_backend("one", true))]);
     run(async {
         let mut client = rig.http2().await;
@@ -144,7 +143,7 @@ fn events_arrive_while_the_stream_is_open() {
 }
 
 #[test]
-fn another_protocol_goes_through_byte_for_byte() {
+fn websocket_data_passes_unchanged() {
     let program = rig::backend(|mut socket| {
         use std::io::{Read, Write};
         let mut head = Vec::new();
@@ -163,7 +162,7 @@ fn another_protocol_goes_through_byte_for_byte() {
     });
     let rig = EdgeRig::new(&[program]);
     let mut raw = rig.raw();
-    // What is sent ahead of the answer belongs to the new protocol.
+    // Data sent ahead of the response belongs to the new protocol.
     raw.send(&format!(
         "GET /ws HTTP/1.1\r\nHost: {SITE}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n\0early"
     ));
@@ -175,14 +174,14 @@ fn another_protocol_goes_through_byte_for_byte() {
         raw.send(&format!("GET\0\r\n {n} end"));
         raw.until(&format!("GET\0\r\n {n} end"));
     }
-    // A reload closes nothing.
+    // A reload closes no connection.
     rig.edge.apply(&rig.settings).unwrap();
     raw.send("still");
     raw.until("still");
 }
 
 #[test]
-fn http3_goes_through_with_bodies_and_trailers() {
+fn http3_passes_with_bodies_and_trailers() {
     let rig = EdgeRig::new(&[format!("h2c://{}", http_backend("one", true))]);
     run(async {
         let (_endpoint, connection) = rig.quic(1 << 20).await;
@@ -234,7 +233,7 @@ fn http3_goes_through_with_bodies_and_trailers() {
 }
 
 #[test]
-fn requests_are_shared_out_and_a_program_that_is_gone_costs_none() {
+fn requests_are_distributed_and_a_dead_backend_loses_none() {
     let gone = rig::free().to_string();
     let all =
         [http_backend("one", false).to_string(), gone, http_backend("two", false).to_string()];
@@ -250,13 +249,13 @@ fn requests_are_shared_out_and_a_program_that_is_gone_costs_none() {
 }
 
 #[test]
-fn what_changes_nothing_is_tried_again_and_what_may_have_is_not() {
+fn only_idempotent_requests_are_repeated() {
     use std::io::Read;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
-    // It takes a request and hangs up.
+    // It accepts a request and closes the connection.
     let bad = rig::backend(move |mut socket| {
         let _ = socket.read(&mut [0; 4096]);
         counted.fetch_add(1, Relaxed);
@@ -288,13 +287,13 @@ fn a_changed_certificate_and_a_changed_program_take_effect_at_once() {
     assert_ne!(second.0.conn.peer_certificates().unwrap()[0], before);
     rig.settings.sites[0].to = vec![http_backend("two", false).to_string().parse().unwrap()];
     rig.edge.apply(&rig.settings).unwrap();
-    // The old connection lives, and reaches the new program.
+    // The old connection continues, and reaches the new program.
     raw.send(&get);
     raw.until("two");
 }
 
 #[test]
-fn a_drain_lets_requests_finish_and_takes_no_more() {
+fn a_drain_lets_requests_finish_and_accepts_no_more() {
     let rig = one();
     let mut raw = rig.raw();
     raw.send(&format!("POST /echo HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 5\r\n\r\nhe"));
@@ -310,7 +309,7 @@ fn a_drain_lets_requests_finish_and_takes_no_more() {
     assert_eq!((cut, rest.as_str()), (0, "llo"));
 }
 
-/// A way to an address that takes as long as this, each way.
+/// A proxy to this address that delays data by `takes` in each direction.
 async fn far(to: SocketAddr, takes: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -339,7 +338,7 @@ async fn far(to: SocketAddr, takes: Duration) -> SocketAddr {
 }
 
 #[test]
-fn a_request_that_is_on_its_way_when_a_drain_begins_is_answered() {
+fn a_request_in_transit_at_the_start_of_a_drain_is_served() {
     let rig = one();
     run(async {
         let mut client = rig.http2_by(far(rig.https(), Duration::from_millis(100)).await).await;
@@ -358,7 +357,7 @@ fn a_request_that_is_on_its_way_when_a_drain_begins_is_answered() {
 }
 
 #[test]
-fn a_backend_that_is_not_well_gets_no_requests_as_long_as_another_is() {
+fn an_unhealthy_backend_gets_no_requests_while_another_is_healthy() {
     let (sick, well) = (http_backend("sick", false).to_string(), http_backend("well", false));
     let names = |rig: &EdgeRig| {
         let answers = (0..20).map(|_| rig.get("GET /name HTTP/1.1\r\n"));
@@ -366,20 +365,20 @@ fn a_backend_that_is_not_well_gets_no_requests_as_long_as_another_is() {
     };
     let down = |rig: &EdgeRig| rig.edge.status().sites[0].down.clone();
     let mut rig = EdgeRig::with(&[sick.clone(), well.to_string()], |_| {});
-    // The control: nobody asks, and both have requests.
+    // Control: without health checks both get requests.
     assert_eq!(names(&rig).len(), 2);
     rig.settings.sites[0].health = Some("/health".parse().unwrap());
     rig.edge.apply(&rig.settings).unwrap();
     rig::eventually("it is down", || down(&rig) == [sick.clone()]);
     assert_eq!(names(&rig), [false].into());
-    // When nobody asks any longer, nobody holds it for down; and when somebody does again, it is found again.
+    // After health checks are disabled the backend is no longer considered down; when they are enabled again, it is.
     rig.settings.sites[0].health = None;
     rig.edge.apply(&rig.settings).unwrap();
     rig::eventually("both have requests", || names(&rig).len() == 2);
     rig.settings.sites[0].health = Some("/health".parse().unwrap());
     rig.edge.apply(&rig.settings).unwrap();
     rig::eventually("it is down again", || down(&rig) == [sick.clone()]);
-    // The only one is tried all the same, well or not.
+    // The only backend is tried even if it is down.
     rig.settings.sites[0].to.pop();
     rig.edge.apply(&rig.settings).unwrap();
     assert_eq!(names(&rig), [true].into());
