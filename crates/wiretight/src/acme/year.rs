@@ -1,5 +1,5 @@
-//! A year of six-day certificates with a simulated clock: two edges, one store, the product's own ACME server, and
-//! everything that can fail between them.
+//! A simulated year of six-day certificates: two edges, one store, Wiretight's own ACME server, and everything that can
+//! fail between them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -26,18 +26,18 @@ const DAY: u64 = 86_400;
 
 /// The world outside of the edges.
 struct World {
-    /// The true time, which the CA uses.
+    /// The true time, which is also the CA's.
     now: AtomicU64,
     dice: AtomicU64,
-    /// When the CA is unavailable.
+    /// When the CA is unreachable.
     down: Vec<(u64, u64)>,
-    /// If true, nothing else fails.
+    /// Whether there are other faults.
     calm: bool,
     store: Arc<MemoryStore>,
     seen: Mutex<Seen>,
 }
 
-/// The requests and certificates that the CA has seen.
+/// What the CA has received.
 #[derive(Debug, Default)]
 struct Seen {
     accounts: usize,
@@ -92,7 +92,7 @@ impl Clock for Skewed {
     }
 }
 
-/// Issues certificates for six days, backdated by an hour, as public CAs do.
+/// Six days, backdated by an hour as by public CAs.
 struct SixDays(SigningKey, Arc<World>);
 
 #[async_trait]
@@ -112,7 +112,7 @@ impl Issuer for SixDays {
     }
 }
 
-/// Looks for the challenge response in the edges' store, and sometimes fails.
+/// Looks for the challenge response in the shared store, and fails sometimes.
 struct Looks(Arc<World>);
 
 #[async_trait]
@@ -146,7 +146,7 @@ impl Validator for Looks {
     }
 }
 
-/// The connection to the CA. It adds renewal information, which the server does not provide.
+/// The connection to the CA. Adds renewal information, which the server does not offer.
 #[derive(Clone)]
 struct Way {
     world: Arc<World>,
@@ -169,7 +169,7 @@ fn lost() -> Error {
 }
 
 impl Way {
-    /// A window of renewal information: usual, immediate, invalid, or too late.
+    /// A window of renewal information: normal, immediate, invalid, too late.
     fn renewal_info(&self) -> Response<Bytes> {
         let (world, now) = (&self.world, self.world.now());
         let (start, end) = match world.below(8) {
@@ -283,7 +283,7 @@ impl HttpClient for Way {
     }
 }
 
-/// An edge: its state that survives the end of its process, and the process.
+/// An edge: its process, and what remains when the process ends.
 struct Edge {
     me: &'static str,
     key: zeroize::Zeroizing<Vec<u8>>,
@@ -333,7 +333,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     while world.now() < START + days * DAY {
         let [a, b] = &edges;
         let (a, b) = tokio::join!(a.process.0.clone().step(), b.process.0.clone().step());
-        // Check both in true time; a replaced certificate must have been valid until now.
+        // Both are checked in true time; a certificate that was just replaced must have been valid until now.
         for (edge, held) in edges.iter().zip(&mut held_until) {
             let now = world.now();
             if let Some(until) = *held {
@@ -358,7 +358,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
             continue;
         }
         for edge in &mut edges {
-            // Set a clock, sometimes to another day; stop and start a process.
+            // A clock is set, sometimes to another day; a process ends and is restarted.
             match world.below(2000) {
                 0..20 => edge.clock.by.store(world.below(1200) as i64 - 600, Relaxed),
                 20 => edge.clock.by.store(DAY as i64, Relaxed),
@@ -372,7 +372,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     expired
 }
 
-/// The largest number of times within any span.
+/// The most events in any span of this length.
 fn most(times: &[u64], span: u64) -> usize {
     let from = |t: &u64| times.iter().filter(|u| (*t..*t + span).contains(u)).count();
     times.iter().map(from).max().unwrap_or_default()
@@ -382,7 +382,7 @@ fn most(times: &[u64], span: u64) -> usize {
 async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_broken() {
     let given = std::env::var("WIRETIGHT_TEST_SEED").ok().and_then(|s| s.parse().ok());
     let seed = given.unwrap_or(77);
-    // Six times in the year the CA is away for 48 hours.
+    // Six times in the year the CA is unreachable for 48 hours.
     let down = (0..6).map(|n| START + (20 + n * 57) * DAY + n * 9 * HOUR);
     let world = World::new(seed, down.map(|from| (from, from + 2 * DAY)).collect(), false);
     let expired = live(&world, 365).await;
@@ -398,20 +398,20 @@ async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_bro
     assert_eq!(seen.accounts, 1);
     assert!(orders <= record::ORDERS_PER_HOUR, "{orders} orders in an hour");
     assert!(certificates <= record::CERTIFICATES_PER_WEEK, "{certificates} in a week");
-    // A whole year has passed, and the faults occurred.
+    // A whole year passed, and the faults occurred.
     assert!(seen.certificates.len() >= 100);
     for fault in ["down", "409", "409 alreadyReplaced", "429", "answer lost", "not verified"] {
         assert!(seen.faults[fault] >= 3, "{fault}: {:?}", seen.faults);
     }
 }
 
-/// The control: faults that the test above must detect.
+/// The control: the test above would detect this.
 #[tokio::test]
 async fn a_ca_that_is_away_for_a_week_leaves_an_expired_certificate() {
     let world = World::new(1, vec![(START + 2 * DAY, START + 9 * DAY)], true);
     let expired = live(&world, 12).await;
     assert!(expired > DAY, "{expired} s");
-    // With a CA that is always available, none of these occur.
+    // With a CA that is always reachable there are none.
     let world = World::new(1, vec![], true);
     assert_eq!(live(&world, 12).await, 0);
 }

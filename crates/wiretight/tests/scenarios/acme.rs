@@ -1,4 +1,4 @@
-//! Certificates by ACME: from an empty state to a served certificate, with the real daemon and Pebble.
+//! Certificates from ACME, with the real daemon and Pebble.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -54,10 +54,10 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
         assert!(!log.contains("cannot get a new certificate"), "{log}");
         log.contains("got a new certificate") && verified()
     });
-    // The control: under another root it fails.
+    // The control: with another root it does not verify.
     let other = fetch(pebble.roots.to_str().unwrap());
     assert_eq!(other.code, Some(60), "any root verifies it: {}", other.all());
-    // The command was asked to remove every DNS record that it had added.
+    // The command was called to remove the DNS records that it had created.
     if let Ok(calls) = fs::read_to_string(world.path("dns-calls")) {
         let of = |verb: &str| {
             let calls = calls.lines().filter_map(|l| l.strip_prefix(verb)).map(str::to_owned);
@@ -68,7 +68,7 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     }
     let status = node.status();
     assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-    // The state directory contains the certificate and its key; the key is encrypted.
+    // The certificate and its key are in the state directory, and the key is encrypted.
     let store = fs::read(node.state().join("authority/store.db")).unwrap();
     assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the store");
 
@@ -91,7 +91,7 @@ fn a_certificate_is_obtained_by_tls_alpn_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"tls-alpn-01\"".into());
 }
 
-/// By an external command, run outside of the sandbox, for names that only dns-01 can validate: a wildcard.
+/// A wildcard, which needs dns-01, by an external command that runs outside of the sandbox.
 #[test]
 fn a_wildcard_certificate_is_obtained_by_dns_01_and_served() {
     orders(&["example.test", "*.example.test"], |world, pebble| {
@@ -143,8 +143,7 @@ fn a_private_name_is_served_at_once_with_a_certificate_of_the_mesh() {
     }
 }
 
-/// A host that is not in the configuration is served from its first connection on, if the program on this machine
-/// allows it.
+/// A host that is not configured is served at its first visit if the program on this machine allows it.
 #[test]
 fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     if !pebble::installed() || !has(&["curl"]) {
@@ -184,7 +183,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     let asks = asked.lock().unwrap().len();
     assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
     assert_eq!(asked.lock().unwrap().len(), asks, "a host that has a certificate was asked about");
-    // The control: the program says no, and nothing is ordered.
+    // The control: the program refuses, and nothing is ordered.
     let other = fetch("other.test-shops.net");
     assert_eq!(other.code, Some(35), "{}", other.all());
     assert_eq!(asked.lock().unwrap().len(), asks + 1);
@@ -199,7 +198,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
 }
 
-/// A program that responds with 200 to requests that contain this text, and the requests that it received.
+/// A program that answers 200 to requests with this text, and records the requests.
 fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -219,9 +218,9 @@ fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (at, asked)
 }
 
-/// Two edges for one name on separate machines, and the authority on a third.
+/// Two edges for one name on separate machines, and the authority on a third one.
 struct Edges {
-    // In the order of their expiry.
+    // In the order in which they are dropped.
     edges: Vec<Node>,
     https: Vec<SocketAddr>,
     auth: Node,
@@ -230,8 +229,8 @@ struct Edges {
 }
 
 impl Edges {
-    /// `share`: a line of [edge]. The CA always validates at the first edge, whichever edge orders. With `two`
-    /// machines, the first edge is on the authority's.
+    /// `share` is a line of [edge]. The CA checks only the first edge, whichever orders. With `two` machines, the first edge
+    /// is on the authority's.
     fn start(share: &str, two: bool) -> Edges {
         let world = World::new();
         let (https, http) = (vec![free(), free()], vec![free(), free()]);
@@ -255,7 +254,7 @@ impl Edges {
         Edges { edges, https, auth, pebble: Some(pebble), world }
     }
 
-    /// The chain that an edge serves, PEM, if it verifies.
+    /// The chain that an edge serves as PEM, if it verifies.
     fn served(&self, i: usize) -> Option<String> {
         let root = self.world.path("root.pem");
         let resolve = format!("{NAME}:{}:127.0.0.1", self.https[i].port());
@@ -291,11 +290,11 @@ fn sharing_edges_order_once_serve_the_same_and_start_without_authority_and_ca() 
     for edge in &all.edges {
         let status = edge.status();
         assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-        // All keys are encrypted here, too.
+        // All keys are encrypted here as well.
         let store = fs::read(edge.state().join("edge.db")).unwrap();
         assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the mirror");
     }
-    // Another service requires a restart.
+    // Another service needs a restart.
     let edge = &all.edges[0];
     let text = fs::read_to_string(edge.file()).unwrap();
     fs::write(edge.file(), text.replace("share = \"www\"", "share = \"shop\"")).unwrap();
@@ -337,7 +336,7 @@ fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     all.auth.cli(&["node", "remove", "e2", "--yes"]).good();
     wait_for("another certificate", || all.served(0).is_some_and(|now| now != chain));
     assert_eq!(all.orders(), 2);
-    // The removed node receives no new key.
+    // The removed machine learns of none of them.
     assert_ne!(all.served(1), all.served(0));
     wait_for("it is told why", || {
         let status = all.edges[0].status();

@@ -11,13 +11,13 @@ use std::time::Duration;
 use super::rig::*;
 use super::transparency::{WitnessProcess, witnesses};
 
-/// The number of repetitions: WIRETIGHT_BACKUP_ROUNDS, or `usual`.
+/// The number of rounds: `usual`, unless `WIRETIGHT_BACKUP_ROUNDS` is set.
 fn rounds(usual: u64) -> u64 {
     let rounds = std::env::var("WIRETIGHT_BACKUP_ROUNDS").ok();
     rounds.map_or(usual, |n| n.parse().expect("WIRETIGHT_BACKUP_ROUNDS is a number"))
 }
 
-/// Nodes that request certificates in a loop until this is dropped.
+/// Nodes request certificates as fast as they get them, until this is dropped.
 fn issuing<T>(nodes: &[&Node], during: impl FnOnce() -> T) -> T {
     let done = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -54,7 +54,7 @@ fn size(auth: &Node) -> u64 {
     auth.cli(&["authority", "status", "--json"]).good().json()["log"]["size"].as_u64().unwrap()
 }
 
-/// It issues to nodes from before the restore, and to new ones.
+/// Checks that the authority issues to existing nodes and to new ones.
 fn goes_on(auth: &Node, nodes: &[&Node]) {
     for node in nodes {
         wait_for("a node that knew the authority gets a certificate", || {
@@ -98,7 +98,7 @@ fn a_backup_taken_at_any_moment_can_be_restored() {
         auth = restored;
     }
 
-    // Existing files are not overwritten, and a damaged archive restores nothing.
+    // Existing files are not overwritten, and a damaged backup restores nothing.
     let file = world.path("backup-0");
     let refused = restore(&auth, &file, None);
     assert_ne!(refused.code, Some(0));
@@ -135,7 +135,7 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
     let (mut forks, mut went_on, mut not_published) = (0, 0, 0);
     for round in 0..rounds(1) {
         let file = world.path(&format!("backup-{round}"));
-        // A node is removed after the backup: the restored authority must still reject it.
+        // A node is removed after the backup: the restored authority must still refuse it.
         let gone = world.joined(&auth, &format!("gone-{round}"), &["gone"], &witnessed);
         issuing(&[&db, &app], || {
             thread::sleep(ms(50 + round * 137 % 400));
@@ -162,7 +162,7 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
         assert!(said["newer_entries"].as_u64().unwrap() > 0, "{said}");
         assert!(said["revoked_again"].as_u64().unwrap() > 0, "{said}");
         restored.start();
-        // It was killed at a random moment: the witnesses may have cosigned a checkpoint that was not published yet.
+        // It was killed at a random moment: the witnesses may have cosigned something that was not published yet.
         let up = loop {
             match restored.http("GET", "/readyz", "") {
                 Ok((200, _)) => break true,
@@ -190,7 +190,7 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
 
 // ---- With the log in a bucket.
 
-/// An S3 server (moto), over TLS, because plaintext must not cross a network.
+/// An S3 server (moto) with TLS, as plaintext is refused.
 struct S3 {
     addr: SocketAddr,
     ca: PathBuf,
@@ -247,7 +247,7 @@ fn cli(auth: &Node, args: &[&str]) -> Ran {
     Ran::of(&mut command, "")
 }
 
-/// The checkpoint that was published when this backup was made.
+/// The checkpoint published when this backup was made.
 fn checkpoint_in(backup: &Path) -> String {
     let mut tar = Command::new("tar");
     tar.args(["-xOf", backup.to_str().unwrap(), "log/checkpoint"]);
@@ -303,7 +303,7 @@ fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     assert!(size(&empty) > entries);
     empty.kill();
 
-    // The bucket received more entries after the backup: the restored authority continues from those.
+    // The newer bucket: the restored authority continues from it.
     let mut restored = authority("restored", "one");
     let said = cli(&restored, &["authority", "restore", first, "--json"]).good().json();
     assert!(said["entries"].as_u64().unwrap() + said["newer_entries"].as_u64().unwrap() >= went_on);
@@ -320,7 +320,7 @@ fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     cli(&restored, &["authority", "backup", second]).good();
     restored.kill();
 
-    // A bucket that is behind the backup, such as a copy: the missing entries are added.
+    // A bucket that is older than the backup, such as a copy: missing files are added.
     let behind = authority("behind", "behind");
     cli(&behind, &["authority", "restore", quiet]).good();
     s3.put("tiles/behind/checkpoint", checkpoint_in(&files[0]).as_bytes());
@@ -335,12 +335,12 @@ fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     goes_on(&caught_up, &[&db, &app]);
     caught_up.kill();
 
-    // A bucket with another history is not changed, and nothing is restored.
+    // A bucket with another history stays unchanged, and nothing is restored.
     let other = authority("other", "empty");
     let refused = cli(&other, &["authority", "restore", second]);
     assert!(refused.code == Some(1) && refused.err.contains("the log has forked"), "{refused:?}");
     assert!(!other.state().join("authority").exists());
-    // Restoring from a copy that is older than the bucket does not undo anything in the bucket.
+    // A copy that is older than the bucket does not override the bucket.
     let copy = world.path("copy");
     fs::create_dir(&copy).unwrap();
     let mut tar = Command::new("tar");

@@ -30,10 +30,10 @@ const HOSTS: [(&str, &str); 9] = [
     ("south", "10.0.0.12"),
     ("east", "10.0.0.13"),
 ];
-/// What a reader types at the prompt of `psql`.
+/// What a reader enters at the prompt of `psql`.
 const SQL: &str = "SELECT 'it ' || 'answers';\n";
 
-/// A machine: its namespaces, and the processes in them.
+/// A machine: its namespaces and processes.
 struct Host {
     name: &'static str,
     netns: String,
@@ -82,6 +82,7 @@ mount --bind \"$3/safe\" /mnt/safe
 echo mounted; exec sleep infinity";
 
 impl Site {
+    /// A set of these machines.
     fn new(names: &[&str]) -> Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let world = World::new();
@@ -239,7 +240,7 @@ impl Site {
         }
     }
 
-    /// Starts a program that keeps running. An earlier one is stopped first, as the documents say.
+    /// A program that keeps running. A running one is ended first, as the documents say.
     fn start(&mut self, host: &str, which: &'static str, line: &str) {
         let log = self.log_of(host, which);
         let mut command = self.shell(host, &format!("exec {line}"));
@@ -267,7 +268,7 @@ impl Site {
         }
     }
 
-    /// A machine disappears, and another one gets its address.
+    /// Switches a machine off; another one has its address.
     fn switch(&mut self, gone: &str, instead: &str) {
         self.host(gone).running.clear();
         ip(&format!("-n {} link set eth0 down", self.host(gone).netns));
@@ -286,7 +287,7 @@ impl Site {
         self.hosts.iter().map(of).collect()
     }
 
-    /// Does everything that a part of a document says.
+    /// Follows all instructions of a part of a document.
     fn follow(&mut self, part: &str) {
         let mut done = 0;
         for (kind, text) in blocks(part) {
@@ -310,7 +311,7 @@ fn part<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..end]
 }
 
-/// Fenced blocks, including those in lists: kind and content.
+/// The kind and content of fenced blocks, also within lists.
 fn blocks(part: &str) -> Vec<(&str, String)> {
     let mut all = Vec::new();
     let mut lines = part.lines();
@@ -387,7 +388,7 @@ fn the_guides_first_mesh_and_interception_work_literally() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(guide, "## A first mesh"));
     let recipe = part(guide, "## Interception: without changing programs");
-    // The text under its own heading is about another machine.
+    // The parts under their own headings are about other machines.
     site.follow(recipe.split("\n### ").next().unwrap());
     let status = site.run("web1", "wiretight status --json", "").good().json();
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
@@ -426,8 +427,7 @@ fn the_guides_witnesses_monitor_and_backup_work_literally() {
     wait_for("a node that knew the authority gets a certificate", || {
         site.run("db1", "wiretight svid renew", "").code == Some(0)
     });
-    // The monitor sees the renewal by the restored authority, and raises no alert. (It checks every 20 s, and at its
-    // start.)
+    // The monitor sees the renewal by the restored authority and raises no alert. (It checks at its start and every 20 s.)
     let monitor = part(guide, "## Run a monitor").replace("\\\n", "");
     let monitor =
         monitor.lines().find(|line| line.starts_with("audit# wiretight monitor --policy"));

@@ -1,4 +1,4 @@
-//! The edge with foreign programs: curl and wrk as clients, openssl for handshakes, nginx as backend.
+//! The edge with foreign programs: curl, wrk and openssl as clients, nginx as backend.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -69,7 +69,7 @@ impl Edge {
         self.client()(args, &[path])
     }
 
-    /// curl, for use in its own thread: all paths on one connection.
+    /// curl on a separate thread: all paths on one connection.
     pub(crate) fn client(&self) -> impl Fn(&[&str], &[&str]) -> Ran + Send + 'static {
         let (port, address) = (self.https.port(), self.https.ip());
         let (resolve, cert) = (format!("{NAME}:{port}:{address}"), self.cert.clone());
@@ -82,7 +82,7 @@ impl Edge {
         }
     }
 
-    /// The output of openssl about a handshake.
+    /// The output of openssl for a handshake.
     fn s_client(&self, args: &[&str]) -> Ran {
         let at = self.https.to_string();
         let mut command = Command::new(find("openssl").unwrap());
@@ -199,7 +199,7 @@ fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     }
     let edge = Edge::new();
     edge.curl(&[], "/").good();
-    // The key is too short: the old certificate stays in use, and the status shows the reason.
+    // A key that is too short: the valid certificate stays in use, and the status has the reason.
     let old = fs::read(&edge.cert).unwrap();
     let (weak, weak_key) = (edge.cert.with_extension("weak"), edge.key.with_extension("weak-key"));
     certificate(&weak, &weak_key, &["-newkey", "rsa:1024"]);
@@ -251,7 +251,7 @@ fn hsts_durations_grow_across_restarts_and_start_over_if_the_file_is_damaged() {
     let mut kept = restart(&mut edge);
     let since = kept["healthy_since"][NAME].as_u64().unwrap();
     assert!(since <= kept["at"].as_u64().unwrap());
-    // The state two hours later; failures while it was down do not count.
+    // As two hours later; time while it was stopped does not count.
     kept["healthy_since"][NAME] = (since - 7200).into();
     fs::write(&file, kept.to_string()).unwrap();
     edge.node.start();

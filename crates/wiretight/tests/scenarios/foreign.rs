@@ -15,7 +15,7 @@ use super::traffic::{curl, http_server, nginx};
 
 const HELLO: &str = "hello from the backend";
 
-/// A mesh whose nodes create SVIDs for foreign software, and the files that this software needs.
+/// A mesh whose nodes fetch SVIDs for foreign software, and what that software needs.
 struct Foreign {
     auth: Node,
     /// Offers `api` (HTTP) and `echo` to `service/web`.
@@ -39,7 +39,7 @@ impl Foreign {
         Foreign { auth, db, api, echo: at, box1, world }
     }
 
-    /// The folder of a service's PEM files.
+    /// The directory of a service's PEM files.
     fn svid(&self, service: &str) -> Pem {
         let dir = self.world.path(&format!("svid-{service}"));
         let out = dir.to_str().unwrap();
@@ -123,7 +123,7 @@ fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, St
     let mut stdin = child.stdin.take().unwrap();
     let _ = stdin.write_all(line.as_bytes());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    // It may wait for ever: then it is killed, and the read ends.
+    // It may wait forever: then it is killed, and the read ends.
     let (expected, (tell, done)) = (line.as_bytes().to_vec(), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         let mut got = vec![0; expected.len()];
@@ -145,7 +145,7 @@ fn openssl_and_curl_call_our_service() {
     }
     let mesh = Foreign::new("");
     let pem = mesh.svid("web");
-    // openssl alone accepts the files that we write.
+    // openssl verifies the files on its own.
     let mut verify = openssl();
     verify.args([
         "verify",
@@ -176,7 +176,7 @@ fn openssl_and_curl_call_our_service() {
     mesh.assert_served("api");
     // As in the help of `svid fetch`: curl offers ALPN http/1.1 and h2, of which we select none.
     assert_eq!(run(args(&[])).good().out, HELLO);
-    // curl checks the name: the same server under another name is rejected.
+    // curl checks the name: the same server under another name is refused.
     let other = dns("other");
     let wrong = curl(&[
         "--cert",
@@ -209,7 +209,7 @@ fn a_foreign_client_without_permission_or_certificate_is_refused() {
     ] {
         let (echoed, said) = s_client(mesh.echo, &dns("echo"), pem, "is anybody there\n");
         assert_eq!(echoed, reason.is_none(), "{reason:?}: {said}");
-        // A client that is not allowed learns only what TLS reveals.
+        // An outsider learns no more than TLS reveals.
         assert!(!said.contains("allow"), "{said}");
         let Some(reason) = reason else { continue };
         wait_for(reason, || {
@@ -326,7 +326,7 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
         assert_eq!(curl(&[&format!("http://{entry}/")]).good().out, answer);
     }
     dialled(&app);
-    // The server proves to be service/legacy: a client that expects service/other sends nothing.
+    // It proves to be service/legacy: a dial for service/other does not connect.
     let other = free();
     app.write(&(dial(other, "other", "web") + &format!("to = [\"{server}\"]\n")));
     app.cli(&["reload"]).good();
@@ -374,8 +374,8 @@ fn watched_svid_files_stay_fresh_and_valid() {
     while seen.len() < 4 {
         assert!(Instant::now() < end, "renewed {} times: {}", seen.len() - 1, watch.log());
         assert!(watch.ended(ms(0)).is_none(), "{}", watch.log());
-        // At every moment there is a pair that the service accepts. (Two files cannot be replaced at once, so a
-        // reader may see one old and one new file, and tries again.)
+        // At every moment there is a pair that the service accepts. (Two files cannot be replaced atomically, so a
+        // reader that reads in between tries again.)
         let taken = || s_client(mesh.echo, &dns("echo"), &pem.openssl(), "still me\n");
         let (echoed, said) = taken();
         let (echoed, said) = if echoed { (echoed, said) } else { taken() };

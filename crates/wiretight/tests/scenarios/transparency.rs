@@ -1,5 +1,5 @@
-//! The log with real processes: a day of a mesh with witnesses, witnesses that stop and restart under load, access to
-//! the log, and nodes out of contact with the authority.
+//! The log with real processes: a day of a mesh with witnesses, witnesses that fail and recover under load, access to the
+//! log, and nodes out of contact.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use super::rig::*;
 
 const WITNESSES: [&str; 3] = ["north", "south", "east"];
 
-// ---- A day in the life.
+// ---- A day of a mesh.
 
-/// About 20 s; the script waits 10 s of them for the alarm that the witnesses are down, and 8 s for a join that is
-/// rejected meanwhile.
+/// About 20 s, of which the script waits 10 s for the alarm about missing witnesses, and 8 s for a join that is refused
+/// meanwhile.
 #[test]
 fn a_day_in_the_life() {
     if !has(&["openssl", "perl"]) {
@@ -85,7 +85,7 @@ fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issua
     mesh.witnesses[1].start();
     wait_for("the log goes on", || mesh.blocked() == 0);
     let recovered = back.elapsed();
-    // No caller requests it again: the rejected node does so itself.
+    // The refused node retries without an operator.
     wait_for("what could not be issued is", || {
         serials(&mesh.app).iter().zip(&before).all(|(now, then)| now != then)
     });
@@ -99,7 +99,7 @@ fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issua
     ));
 }
 
-/// The steps of the operator guide, in order; no connection is lost.
+/// The steps of the operator guide in their order, without losing a connection.
 #[test]
 fn an_existing_mesh_gets_witnesses_under_load() {
     let world = World::new();
@@ -117,7 +117,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
     let load = Load::start(entry, 4, 2);
 
     let policy = world.path("policy");
-    // Next to the node's own file: the sandbox of a running node allows it to read that folder.
+    // Next to the node's own file, as the sandbox of a running node allows it to read that directory.
     let section = |node: &Node, word: &str| {
         let beside = node.file().with_file_name("policy");
         fs::copy(&policy, &beside).unwrap();
@@ -130,7 +130,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
     auth.start();
     auth.ready();
     for node in [&db, &app] {
-        // The authority accepts its own certificate until all nodes have new ones.
+        // The authority accepts the node's certificate without proof until all nodes have new ones.
         wait_for("it has come back", || {
             node.log().matches("\"connected to the authority\"").count() == 2
         });
@@ -155,7 +155,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
 #[test]
 fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     let world = World::new();
-    // With witnesses: they must also cosign the certificates that replace the revoked ones.
+    // With witnesses, which must see the replacements as well.
     let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
     let mut live = Talk::open(entry).unwrap();
     live.exchange().unwrap();
@@ -180,7 +180,7 @@ fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     say(format!("the intermediate revoked: connections again after {:.1} s", back.as_secs_f32()));
 }
 
-/// An authority, three witnesses of which two must cosign, a service and its caller.
+/// An authority, three witnesses with a quorum of two, a service and its caller.
 pub(super) struct Witnessed {
     pub(super) auth: Node,
     pub(super) db: Node,
@@ -195,7 +195,7 @@ impl Witnessed {
         Witnessed::with(world, |_| Vec::new())
     }
 
-    /// `env` returns environment variables for each process, given its folder.
+    /// `env` maps a directory to the environment of each process.
     pub(super) fn with(
         world: &World,
         env: impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
@@ -230,7 +230,7 @@ impl Witnessed {
     }
 }
 
-/// Three running witnesses, and the policy with them and the log of this authority.
+/// Three running witnesses, and the policy with them and this authority's log.
 pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     witnesses_with(world, auth, policy, &|_| Vec::new())
 }
@@ -306,7 +306,7 @@ impl WitnessProcess {
     }
 }
 
-/// Witnesses with a certificate of a private CA. A start without a quorum reports which witness it waits for, and why.
+/// A witness with a certificate of a private CA; a start without a quorum reports which witness is missing, and why.
 #[test]
 fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     if !has(&["openssl"]) {
@@ -360,7 +360,7 @@ fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     assert_eq!(auth.status()["log"]["witnesses"][0]["problem"], Value::Null);
 }
 
-/// One for each identity of a node.
+/// For each identity of a node.
 fn serials(node: &Node) -> Vec<String> {
     let status = node.status();
     let identities = status["identities"].as_array().into_iter().flatten();
@@ -433,7 +433,7 @@ fn the_log_is_readable_by_members_and_auditors_or_by_everyone() {
     }
 }
 
-/// From the keys that a node prints once, a monitor can follow all of its renewals.
+/// Starting from the keys that a node prints once, a monitor follows all its renewals.
 #[test]
 fn renewals_raise_no_alert_in_a_monitor() {
     let world = World::new();
@@ -493,7 +493,7 @@ fn renewals_raise_no_alert_in_a_monitor() {
     db.ready();
     db.cli(&["svid", "renew"]).good();
     silent("renewals after a restart");
-    // The control: a certificate whose key is not linked to an earlier one.
+    // The control: a certificate with a key that is not linked to a known one.
     fetch(&db, "second");
     let (code, said) = looks();
     assert!(code == Some(1) && said.contains("unexpected-certificate"), "{said}");
@@ -514,10 +514,10 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     ([cert, key], ran.out.split_whitespace().next().unwrap().to_owned())
 }
 
-// ---- Nodes out of contact with the authority.
+// ---- Nodes out of contact.
 
-/// It takes more than a minute, mostly waiting. A minute is the shortest limit that a file may set; it is measured by
-/// the time since boot, which nobody can set, and starts again with the process.
+/// It takes more than a minute of waiting: that is the shortest limit that a file may set, it is measured by the time
+/// since the machine was started, which cannot be set, and it starts over with the process.
 #[test]
 fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! The program behind a service sees its caller's address.
+//! `transparent`: the program behind a service sees its caller's address.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::intercept::{CANARY, Capture, SERVER, Wire, is_root, run};
 use super::rig::*;
 
-/// The number of packets from loopback addresses, which must not be on a wire.
+/// The number of packets from loopback addresses, which no wire may carry.
 fn loopbacks(capture: Capture) -> usize {
     let bytes = capture.bytes();
     // IPv6 header: version 6, ..., hop limit, source. TCP is protocol 6, and the hop limit is 64 here.
@@ -18,8 +18,8 @@ fn loopbacks(capture: Capture) -> usize {
     v6 + bytes.windows(8).filter(|w| v4(w)).count()
 }
 
-/// `transparent`: the program behind a service sees its caller's address. The twin is the same program behind a service
-/// without `transparent`.
+/// The program behind a `transparent` service sees its caller's address. The control is the same program behind a service
+/// without it.
 #[test]
 fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli"]) || !is_root()
@@ -29,7 +29,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     let world = World::new();
     let wire = Wire::new();
     let (client, server) = (wire.client.clone(), wire.server.clone());
-    // Programs that listen only on loopback, one for each family.
+    // Programs on loopback only, one per address family.
     fs::create_dir(world.path("www")).unwrap();
     fs::write(world.path("www/canary"), CANARY).unwrap();
     let serve = |host: &str| {
@@ -63,7 +63,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     };
     let both = |port: u16| format!("[\"127.0.0.1:{port}\", \"[::1]:{port}\"]");
     let shown = "transparent = true\n";
-    // The client's address is in no protected network: only the rule for replies keeps these packets on the machine.
+    // The client's address is in no protected network: only the rule for responses keeps these packets in.
     let sections = |web: &str| {
         format!(
             "[authority]\nlisten = \"10.77.0.2:7400\"\n{}{}{}{}{}{}[intercept]\nmode = \"observe\"\n",
@@ -99,7 +99,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     wait_for("the routes are in force", || sees(9002, "10.77.0.1"));
     assert!(sees(9003, "[fd77::1]"), "{}", list(9003));
     assert!(sees(9004, "127.0.0.1"), "the twin, without the setting: {}", list(9004));
-    // Many sessions over one connection of the mesh: each has its own source port, or shares one.
+    // Many sessions over one connection of the mesh: each has a port, either the same or another one.
     assert!((0..20).all(|_| sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]")));
     let curl = |port: u16| {
         let ran =
@@ -110,18 +110,18 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
         assert_eq!(curl(port).as_deref(), Some(CANARY));
         assert!(log.log().contains(&format!("{caller} - - [")), "{}", log.log());
     }
-    // No program listens in the caller's address family.
+    // No program for the caller's address family.
     assert_eq!(list(9005).trim(), "", "{}", list(9005));
     let refusals = far.status()["relay"]["refusals"].to_string();
     assert!(refusals.contains("fd77::1") && refusals.contains("of that family"), "{refusals}");
-    // A caller on the same machine has one of its own addresses.
+    // A caller on the same machine has one of the machine's addresses.
     far.write(&(sections(shown) + &dial(9002, "cache") + &dial(9003, "cache-6")));
     far.cli(&["reload"]).good();
     let own = |port: &str| run(&server, "redis-cli", &["-p", port, "client", "list"]).out;
     wait_for("a caller here", || own("9002").contains(" addr=10.77.0.2:"));
     assert!(own("9003").contains(" addr=[fd77::2]:"), "{}", own("9003"));
 
-    // A service that stops being transparent: open sessions continue, new ones come from loopback.
+    // A service that is no longer transparent: open sessions continue, new ones come from loopback.
     let slow = "import socket,time\ns=socket.create_connection((\"127.0.0.1\",9003))\nf=s.makefile(\"rw\")\nprint(\"go\",flush=True)\n\
         while 1:\n f.write(\"PING\\r\\n\")\n f.flush()\n print(f.readline().strip(),flush=True)\n time.sleep(.05)\n";
     let mut holder = Command::new("python3");
@@ -138,7 +138,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     far.write(&sections(shown));
     far.cli(&["reload"]).good();
 
-    // Another program removes rules: they are restored, and until then nothing leaves the machine in plaintext.
+    // Another program removes rules: they are restored, and until then nothing leaves.
     let capture = Capture::at("v2", &wire, &world, "rules-gone");
     let mended = || far.status()["intercept"]["mended"].as_u64().unwrap();
     for line in [
@@ -152,7 +152,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
         harm().good();
         let mut tries = 0;
         wait_for(line, || {
-            // If rules are being applied at that moment, that restores them, and it is not counted.
+            // If rules are being applied at that moment, they are restored by that and not counted.
             tries += 1;
             if tries % 50 == 0 {
                 harm();
@@ -161,14 +161,14 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
         });
         wait_for("callers are seen again", || sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]"));
     }
-    // Without a keeper that restores them: replies to a SYN are dropped, and the caller is not served.
+    // If nothing restores them, the responses to a SYN are dropped, and the caller is not served.
     let keeper = only_child(only_child(far.pid()));
     let keeper = rustix::process::Pid::from_raw(keeper as i32).unwrap();
     let stop = |signal| rustix::process::kill_process(keeper, signal).unwrap();
     stop(Signal::STOP);
     for family in ["-4", "-6"] {
         while run(&server, "ip", &[family, "rule", "del", "priority", "87"]).code == Some(0) {}
-        // If the kernel were set to route IPv4 out, this rule would not be what stops it.
+        // If the kernel were configured to let IPv4 out, this would not stop it.
         run(&server, "sysctl", &["-qw", "net.ipv4.conf.eth0.route_localnet=1"]).good();
     }
     assert_eq!((list(9002), list(9003)), (String::new(), String::new()));
@@ -181,7 +181,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     stop(Signal::CONT);
     wait_for("callers are seen again", || sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]"));
 
-    // Another program's rule in place of ours: it stays, and those services are rejected.
+    // A rule of another program in our place: it stays, and these services are refused.
     for line in ["-4 rule del priority 87", "-4 rule add priority 87 from 192.0.2.1 lookup main"] {
         let _ = run(&server, "ip", &line.split(' ').collect::<Vec<_>>());
     }
@@ -216,7 +216,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     assert!(verb(&["rules", "show"]).out.contains("[::1]:6379"));
 }
 
-/// A node's child maintains its rules; the child of that child does the work.
+/// A node's child maintains its rules; the child of that process does the work.
 fn only_child(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     children.trim().parse().unwrap()

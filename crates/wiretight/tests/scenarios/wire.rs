@@ -1,6 +1,5 @@
-//! The traffic on a wire: a capture that is read while it runs, so that a long one does not fill the disk. Each frame
-//! is searched for data that must not appear, and must be neighbour discovery or TCP of the mesh. Each TCP connection
-//! of the mesh must begin with TLS 1.3.
+//! Checks a wire with a capture that is read while it runs, so that a long one fills no disk. No frame may contain the
+//! canary, each must be neighbour discovery or TCP of the mesh, and each TCP connection of the mesh must begin with TLS 1.3.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -16,26 +15,26 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::intercept::{CANARY, Wire, hosts};
 use super::rig::*;
 
-/// A connection with a longer first flight is not one of ours.
+/// A longer first flight of a connection is not ours.
 const MAX_HELLO: usize = 16 << 10;
 
-/// What the capture has seen.
+/// The results.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Seen {
     pub(crate) frames: u64,
-    /// Found in plaintext.
+    /// Canaries in plaintext.
     pub(crate) canaries: u64,
     /// Unexpected frames, and their counts.
     pub(crate) strange: BTreeMap<String, u64>,
     /// Connections that began with a ClientHello that offers TLS 1.3 and a ServerHello that selects it.
     pub(crate) tls13: u64,
     streams: HashMap<[SocketAddr; 2], Stream>,
-    /// The address of the machine at this end.
+    /// Counts for the machine at this end.
     own: Vec<IpAddr>,
 }
 
 impl Seen {
-    /// Fails if there was anything but neighbour discovery and TLS 1.3 of the mesh.
+    /// Checks that there was only neighbour discovery and TLS 1.3 of the mesh.
     #[track_caller]
     pub(crate) fn assert_encrypted(&self) {
         let Seen { frames, canaries, strange, tls13, .. } = self;
@@ -53,7 +52,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// At the end of the wire on machine `host`. `ports` are those of the mesh.
+    /// Captures at `host`'s end of the wire. `ports` are the ports of the mesh.
     pub(crate) fn start(wire: &Wire, world: &World, host: u8, name: &str, ports: &[u16]) -> Watch {
         let log = world.path(&format!("{name}.log"));
         let mut tcpdump = Command::new(find("tcpdump").unwrap());
@@ -85,7 +84,7 @@ impl Watch {
         Watch { tcpdump, log, seen, reader: Some(reader) }
     }
 
-    /// The state so far, including all that was sent before the call.
+    /// The results so far, including what was sent last.
     pub(crate) fn seen(&self) -> Seen {
         thread::sleep(ms(100));
         self.seen.lock().unwrap().clone()
@@ -96,7 +95,7 @@ impl Watch {
         self.seen.lock().unwrap().canaries
     }
 
-    /// From now on.
+    /// Starts over from now on.
     pub(crate) fn forget(&self) {
         thread::sleep(ms(300));
         let mut seen = self.seen.lock().unwrap();
@@ -104,7 +103,7 @@ impl Watch {
         *seen = Seen { streams, own, ..Seen::default() };
     }
 
-    /// The final state. The capture must not have missed anything.
+    /// The final results. The capture must be complete.
     #[track_caller]
     pub(crate) fn end(mut self) -> Seen {
         thread::sleep(ms(300));
@@ -144,13 +143,13 @@ impl Seen {
             Some(Err(what)) => (what, &mut self.strange),
             None => ("a frame that cannot be read".to_owned(), &mut self.strange),
         };
-        // Limited, so that a flood of them does not fill the memory.
+        // A flood of them must not fill the memory.
         if strange.len() < 100 || strange.contains_key(&said) {
             *strange.entry(said).or_default() += 1;
         }
     }
 
-    /// `None`: the frame is truncated.
+    /// `None` if it is truncated.
     fn judge(&mut self, frame: &[u8], ports: &[u16]) -> Option<Result<(), String>> {
         let kind = u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?);
         let packet = frame.get(14..)?;
@@ -210,7 +209,7 @@ impl Seen {
             false => (self.streams.get_mut(&back), Side::Server),
         };
         let Some(stream) = stream else {
-            // After its link was down, the bridge must learn the addresses again, and floods packets for other hosts.
+            // After a link was down, the bridge has to learn addresses again, and floods frames for others.
             let flooded = !ends.iter().any(|end| self.own.contains(&end.ip()));
             return Some(match flooded || payload.is_empty() {
                 true => Ok(()),
@@ -258,7 +257,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// Bytes that arrive out of order are seen again when they are retransmitted.
+    /// Bytes that arrive out of order are contained in the retransmission.
     fn take(&mut self, sequence: u32, payload: &[u8]) {
         let Some(next) = self.next else { return };
         let known = next.wrapping_sub(sequence) as usize;
@@ -272,7 +271,7 @@ impl Flight {
 #[derive(Debug, PartialEq)]
 enum Hello {
     Yes,
-    /// No violation so far.
+    /// Whether there is no violation so far.
     NotYet,
     No(String),
 }

@@ -1,5 +1,5 @@
-//! The log during the traffic: three witnesses of which two must cosign, one of which can misbehave; and a monitor that
-//! reads the log through a proxy that can withhold it.
+//! The log during the faults: three witnesses with a quorum of two, one of which can misbehave; and a monitor that reads
+//! the log through a server that can withhold it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -29,13 +29,13 @@ pub(super) struct LogSide {
     monitor: Kid,
     /// The behaviour of the third witness.
     witness: Arc<AtomicU64>,
-    /// The part of the log that the monitor gets to see.
+    /// Which part of the log the monitor can read.
     log: Arc<AtomicU64>,
     policy: PathBuf,
 }
 
 impl LogSide {
-    /// Starts all of them on the authority's machine, before the authority is started.
+    /// Starts everything on the authority's machine, before the authority is started.
     pub(super) fn start(world: &World, authority: &Node, machine: &str) -> LogSide {
         let key = authority.cli(&["authority", "log-key"]).good().out;
         let mut text = format!("log {key}");
@@ -72,7 +72,7 @@ impl LogSide {
         LogSide { _witnesses: started.into(), monitor, witness, log, policy }
     }
 
-    /// The section for the configuration file of a node; the policy is next to that file.
+    /// The section for a node's configuration file, with the policy next to it.
     pub(super) fn section(&self, node: &Node) -> String {
         let beside = node.file().with_file_name("policy");
         fs::copy(&self.policy, &beside).unwrap();
@@ -94,7 +94,7 @@ impl LogSide {
         looks.filter_map(size).max().unwrap_or(0)
     }
 
-    /// At the end: the monitor has raised alerts for the withheld entries, and for nothing else.
+    /// At the end: the monitor has raised alerts for withheld entries, and for nothing else.
     pub(super) fn assert_told_the_truth(&self) {
         for kind in ["fork", "rollback", "damaged", "stalled", "not-witnessed", "malformed-entry"] {
             assert_eq!(self.alerts(kind), 0, "{kind}");
@@ -104,7 +104,7 @@ impl LogSide {
 
 // ---- Faults.
 
-/// One of three witnesses misbehaves: certificates are issued with the other two, and the alarm names it.
+/// One of three witnesses misbehaves: issuance continues with the other two, and it is named.
 pub(super) fn witness_gone_bad(rig: &mut Rig, _: usize) {
     let mode = 1 + rig.dice.below(COSIGN.len() as u64);
     rig.log.witness.store(mode, SeqCst);
@@ -119,7 +119,7 @@ pub(super) fn witness_gone_bad(rig: &mut Rig, _: usize) {
     rig.log.witness.store(HONEST, SeqCst);
 }
 
-/// The log shows its checkpoint but withholds entries: the monitor reports that it is blind, and recovers afterwards.
+/// The log shows its checkpoint but not the entries: the monitor reports that it is blind, and recovers afterwards.
 pub(super) fn log_withholds(rig: &mut Rig, side: usize) {
     let before = rig.log.alerts("blind");
     rig.log.log.store(1 + rig.dice.below(SHOW.len() as u64), SeqCst);
@@ -130,7 +130,7 @@ pub(super) fn log_withholds(rig: &mut Rig, side: usize) {
     wait_for("it reads again", || rig.log.read() >= size);
 }
 
-/// The responses of a misbehaving witness.
+/// The responses of a bad witness.
 const COSIGN: [&str; 7] = [
     "junk lines under its key",
     "a time of long ago",
@@ -164,7 +164,7 @@ fn cosign(key: &Cosigner, mode: u64, body: &[u8]) -> (u16, Vec<u8>) {
     }
 }
 
-/// How a log withholds.
+/// How a log withholds entries.
 const SHOW: [&str; 4] = ["not found", "forbidden", "unavailable", "too long"];
 
 fn show(dir: &Path, mode: u64, path: &str) -> (u16, Vec<u8>) {
@@ -181,7 +181,7 @@ fn show(dir: &Path, mode: u64, path: &str) -> (u16, Vec<u8>) {
     (200, bytes)
 }
 
-/// Serves HTTP on a machine's loopback address, one request per connection, until the tests end.
+/// Serves HTTP on a machine's loopback address, one request per connection, for as long as the tests run.
 fn serve(
     machine: &str,
     port: u16,
@@ -200,7 +200,7 @@ fn serve(
     serving.join().unwrap();
 }
 
-/// The response of a server to a path and a body: status and body.
+/// A server's response to a path and a body: status and body.
 type Answer = dyn Fn(&str, &[u8]) -> (u16, Vec<u8>);
 
 fn exchange(stream: TcpStream, answer: &Answer) -> Option<()> {
