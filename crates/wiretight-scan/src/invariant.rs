@@ -76,7 +76,7 @@ fn whole(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// What the server chose, it supports and accepts.
+/// Everything that the server chose is supported and accepted.
 fn seen(facts: &Facts, observed: &[Chosen], wrong: &mut impl FnMut(&str, String)) {
     for Chosen { version, suite, .. } in observed {
         for id in [

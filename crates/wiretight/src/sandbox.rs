@@ -65,8 +65,8 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
     })
 }
 
-/// For the child that keeps the kernel's rules: it reads and runs what there is, and writes in the state directory
-/// alone.
+/// For the child that maintains the kernel's rules: it may read and run every file, but write only in the state
+/// directory.
 pub(crate) fn write_only_in(state: &Path) -> Result<(), landlock::RulesetError> {
     let all = AccessFs::from_all(KNOWN);
     Ruleset::default()

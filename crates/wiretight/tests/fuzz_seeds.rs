@@ -1,5 +1,5 @@
-//! Every fuzz target over its seeds with the stable compiler: as they are, cut short, and with each
-//! byte changed. An input that a fuzzer found is kept in fuzz/seeds, and so stays found.
+//! Runs every fuzz target over its seeds with the stable compiler: unchanged, truncated, and with
+//! each byte changed. Inputs that a fuzzer found are in fuzz/seeds, so that they are always tested.
 
 use std::fs;
 use std::path::Path;

@@ -259,7 +259,7 @@ impl Edge {
         let n = self.workers.len();
         let sockets = match port {
             Port::Https => self.sockets.bind(addr, n)?,
-            // It only redirects, in plaintext.
+            // This port only redirects, in plaintext.
             Port::Http => self.sockets.bind_plain(addr, n)?,
             Port::Quic => {
                 let sockets = net::bind_udp(addr, n)?.into_iter().map(Socket::Quic);

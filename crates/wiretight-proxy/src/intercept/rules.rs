@@ -556,7 +556,7 @@ impl Rules {
             chain.rule("another program's", [differs(socket_mark(), self.mark), goto("mode_in")]);
             // From here on, there is no socket that can be looked up.
             chain.rule("ours", [is(payload("tcp", "dport"), "@listens"), accept()]);
-            // For our side of a connection that we closed first; the kernel only acknowledges it.
+            // Packets for our side of a connection that we closed first; the kernel only acknowledges them.
             empty_segments(&mut chain, "fin", "FIN without payload");
         }
         chain.rule(

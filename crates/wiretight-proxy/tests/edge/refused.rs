@@ -63,7 +63,7 @@ fn malformed_http_gets_400_after_earlier_requests_are_served() {
         assert_eq!(answers.matches("HTTP/1.1 400 Bad Request").count(), 1, "{bad:?}: {answers:?}");
         assert_eq!(answers.matches("HTTP/1.1").count(), 3, "{bad:?}: {answers:?}");
     }
-    // In a body, whose request is in progress.
+    // In a body: its request is already in progress.
     for bad in ["5\r\nhelloX\r\n", "zz\r\n", "5\nhello"] {
         let mut raw = rig.raw();
         let head =

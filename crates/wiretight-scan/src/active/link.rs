@@ -44,7 +44,7 @@ pub enum Trouble {
     TooMuch,
     /// The time limit of the scan is reached.
     TimeIsUp,
-    /// The address answered before, but has stopped; how.
+    /// The address answered before, but has stopped; the text says how.
     Stopped(String),
 }
 

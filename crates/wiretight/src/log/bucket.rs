@@ -114,7 +114,7 @@ impl Bucket {
                 Err(Error::NotImplemented { .. }) => {
                     return self.store.put(&path, payload).await.map(drop);
                 }
-                // It is safe to send it again, whatever happened to the first one.
+                // It is safe to send the request again, regardless of the result of the first one.
                 Err(
                     e @ (Error::AlreadyExists { .. }
                     | Error::Precondition { .. }

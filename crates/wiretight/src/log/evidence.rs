@@ -114,7 +114,7 @@ impl Known {
         if self.files.len() < MAX_ALL {
             return None;
         }
-        // The largest share gives up a file.
+        // Remove a file of the largest share.
         let mut counts = std::collections::HashMap::<&str, usize>::new();
         self.files.iter().for_each(|f| *counts.entry(&f.share).or_default() += 1);
         let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;

@@ -40,17 +40,18 @@ async fn a_token_works_once_for_one_node_and_one_authority() {
     std::fs::remove_file(dir("a").join("node.pem")).unwrap();
     std::fs::remove_file(dir("a").join("joined.json")).unwrap();
     join(&good, &dir("a")).await.unwrap();
-    // Not even the first machine may after it has joined with another token: what that token withdrew stays withdrawn.
+    // Once the first machine has joined with another token, it cannot use this one again: a service that the newer
+    // token withdrew stays withdrawn.
     let narrower = token(&authority, "a", &[]).await;
     join(&narrower, &dir("a")).await.unwrap();
     assert_eq!(denied(join(&good, &dir("a")).await), Code::TokenUsed);
     join(&narrower, &dir("a")).await.unwrap();
-    // Nor after another machine has taken the name.
+    // The same after another machine has taken over the name.
     let other = token(&authority, "a", &[]).await;
     join(&other, &dir("a-reinstalled")).await.unwrap();
     assert_eq!(denied(join(&narrower, &dir("a")).await), Code::TokenUsed);
 
-    // An altered secret or id: the refusal tells nothing else.
+    // An altered secret or ID: the error does not say which.
     let good = token(&authority, "b", &[]).await;
     let bad = altered(&good, |t| t.secret = zeroize::Zeroizing::new("guess".into()));
     assert_eq!(denied(join(&bad, &dir("b")).await), Code::UnknownToken);

@@ -25,7 +25,7 @@ fn plaintext_is_counted_by_peer_protocol_port_and_direction() {
         call(six, "udp"),
         json!({"proto": "ping", "addr": four, "payload": CANARY}),
         json!({"proto": "253", "addr": six, "payload": CANARY}),
-        // The relay's own traffic is no plaintext.
+        // The relay's own traffic is not plaintext.
         json!({"proto": "tcp", "addr": four, "port": 5000, "payload": CANARY, "mark": MARK}),
     ];
     let inward = [call("10.77.0.1", "tcp"), call("fd77::1", "udp")];

@@ -71,7 +71,7 @@ fn rules_with_another_mode_end_a_trial_and_stay() {
         keeper.apply(&rules);
         assert_eq!(strict_for(&mut keeper, 2), json!("done"));
         assert_eq!(keeper.ask(&json!("hold")), json!("done"));
-        // It does not end while it is held.
+        // The trial does not end while it is being confirmed.
         std::thread::sleep(Duration::from_millis(2500));
         assert_eq!(keeper.health()["mode"], "strict");
         let confirmed = Rules { mode: other, ..rules };

@@ -343,7 +343,7 @@ async fn a_witness_that_claims_more_stops_the_log_only_with_proof() {
     assert!(matches!(refused, LogError::Behind { .. }), "{refused}");
     let refused = start(&[Some(more(&signer, size))]).await.unwrap_err();
     assert!(refused.is_final(), "another tree of its own size: {refused}");
-    // No quorum is possible without the witnesses that claim it.
+    // No quorum is possible without the witnesses that claim to hold more.
     let refused = start(&[None, None]).await.unwrap_err();
     assert!(matches!(refused, LogError::Behind { .. }), "{refused}");
 }

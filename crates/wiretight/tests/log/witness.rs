@@ -120,7 +120,7 @@ fn each_response_follows_the_specification() {
     refused(422, &format!("old 256\n\n{}", log.signed(300)));
     refused(422, &format!("{}\n\n{}", proof_of(&log), fork.signed(300)));
     refused(422, &fork.body(256, 300));
-    // Another tree of the same size: 422, and 409 where the old size is not that of the last one.
+    // Another tree of the same size: 422; and 409 if the old size is not that of the last tree.
     assert!(refused(422, &fork.body(256, 256)).body.contains("two histories"));
     assert_eq!(refused(409, &fork.body(100, 256)).body, "256\n");
     // The empty tree with an impossible root; the signature is checked first.

@@ -241,10 +241,10 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
             let ran = run(&client, "redis-cli", &[&["-h", host], &*args].concat());
             assert!(ran.out.contains(if args.len() == 2 { CANARY } else { "OK" }), "{}", ran.all());
         }
-        // Connections to anything that is no service are blocked.
+        // Connections to anything that is not a service are blocked.
         assert_eq!(curl(host, 8081), None, "{host}");
     }
-    // So is everything else while the process is dead or hangs; redirected connections fail.
+    // Everything else is blocked, too, while the process is dead or hangs; redirected connections fail.
     near.kid().signal(Signal::STOP);
     assert_eq!((curl(SERVER[0], 8080), curl(SERVER[0], 8081)), (None, None));
     near.kid().signal(Signal::CONT);

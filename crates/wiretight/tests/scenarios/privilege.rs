@@ -139,14 +139,14 @@ fn a_node_started_as_root_keeps_only_what_it_needs() {
     wait_for("it has the identity of its new service", || {
         node.status()["identities"].to_string().contains("/service/low\"")
     });
-    // But nothing of another user is changed.
+    // It cannot change another user's files.
     let mut curl = Command::new("curl");
     curl.args(["-s", "-m", "5", "http://127.0.0.1:80/"]);
     assert_ne!(Ran::of(&mut within(Some(&netns.0), curl), "").code, Some(0));
     let refusals = node.status()["relay"]["refusals"].to_string();
     assert!(refusals.contains("has no write permission on the socket"), "{refusals}");
 
-    // Nor another user's state directory.
+    // It cannot use another user's state directory either.
     node.kill();
     chown(node.state(), Some(NOBODY), Some(NOBODY)).unwrap();
     node.start();

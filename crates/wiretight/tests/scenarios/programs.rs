@@ -84,7 +84,7 @@ fn unmodified_psql_ssh_scp_and_iperf3_are_encrypted_including_servers_that_speak
     let iperf = |host: &str, more: &[&str]| {
         run("iperf3", &[&["-c", host, "-n", "16M", "--connect-timeout", "5000"], more].concat())
     };
-    // What a server sends before it receives anything.
+    // The first bytes of a server that speaks first.
     let first_words = |host: &str, port: u16| {
         let to = SocketAddr::new(host.parse().unwrap(), port);
         let listen = move || {

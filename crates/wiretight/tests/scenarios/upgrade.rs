@@ -49,7 +49,7 @@ fn a_hundred_upgrades_with_a_thousand_connections_refuse_and_reset_none() {
             n if n % 2 == 0 => pair.app.upgrade(),
             _ => pair.db.upgrade(),
         }
-        // Some stay in processes between the first and the last.
+        // Some connections stay in processes between the first and the last.
         live.push(begun(entry));
         if n % 10 == 4 {
             exchange(&mut live);

@@ -43,7 +43,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Alert(level, description) => f.write_str(&alert_name(*level, *description)),
             Self::Trouble(trouble) => trouble.fmt(f),
-            Self::Unsupported(what) => write!(f, "this scanner does not go on with {what}"),
+            Self::Unsupported(what) => write!(f, "this scanner does not support {what}"),
         }
     }
 }

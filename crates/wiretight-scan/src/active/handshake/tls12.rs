@@ -580,7 +580,7 @@ impl RsaKey {
     /// Pads a secret by PKCS #1 version 1.5: 00 02, bytes other than 0, 00, the secret.
     pub fn pad(&self, secret: &[u8]) -> Result<Vec<u8>, Failure> {
         let n = self.n.len().checked_sub(secret.len() + 3).filter(|n| *n >= 8);
-        let n = n.ok_or_else(|| Failure::Unsupported("so short an RSA key".into()))?;
+        let n = n.ok_or_else(|| Failure::Unsupported("such a short RSA key".into()))?;
         let mut block = vec![0, 2];
         while block.len() < n + 2 {
             block.extend(random::<32>().into_iter().filter(|b| *b != 0));

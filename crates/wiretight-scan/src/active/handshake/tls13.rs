@@ -201,9 +201,9 @@ impl Client {
             None => GROUPS.to_vec(),
         };
         groups.retain(|group| GROUPS.contains(group));
-        let first = *groups.first().ok_or_else(|| {
-            Failure::Unsupported("any of the groups that are to be offered".into())
-        })?;
+        let first = *groups
+            .first()
+            .ok_or_else(|| Failure::Unsupported("any of the groups to offer".into()))?;
         let mut hello = self.hello.clone().groups(&groups);
         if let Some(resume) = resume {
             hello = hello.with(extension::PSK_KEY_EXCHANGE_MODES, vec![1, resume.dhe.into()]);
