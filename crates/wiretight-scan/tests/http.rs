@@ -12,7 +12,7 @@ use wiretight_scan::active::{http, redirect};
 use wiretight_scan::facts::{Answer, Facts, Value};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What no request waits for, on the busiest machine.
+/// Longer than any request takes, even on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
 async fn ask(address: SocketAddr) -> Facts {
