@@ -897,7 +897,7 @@ impl Child {
             self.table.pick_anew()?;
             return Ok(false);
         }
-        // After a notification repair without checking first: the check would take time in which plaintext gets out.
+        // After a notification, repair at once: a check would take time in which plaintext gets out.
         if !self.broken && self.table.is_intact()? {
             return Ok(false);
         }
