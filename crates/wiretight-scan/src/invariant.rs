@@ -19,7 +19,6 @@ pub const MARK: &str = "the report contradicts itself";
 /// A fact that violates an invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// The fact's id.
     pub id: String,
     /// The contradiction.
     pub why: String,

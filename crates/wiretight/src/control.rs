@@ -42,19 +42,12 @@ pub const MAX_SIGN: usize = 32;
 pub enum ControlError {
     /// The message exceeds the limit of its reader.
     #[error("a message of {announced} bytes exceeds the limit of {max} bytes")]
-    TooLarge {
-        /// The announced length.
-        announced: usize,
-        /// The limit.
-        max: usize,
-    },
+    TooLarge { announced: usize, max: usize },
     /// The message is not the expected JSON.
     #[error("malformed message: {0}")]
     Malformed(serde_json::Error),
-    /// The stream ended.
     #[error("the other side closed the connection")]
     Closed,
-    /// The stream failed.
     #[error("connection failed: {0}")]
     Io(#[from] io::Error),
 }
@@ -155,7 +148,6 @@ pub struct Denial {
 }
 
 impl Denial {
-    /// Creates a refusal.
     pub fn new(code: Code, message: impl Into<String>) -> Denial {
         Denial { code, message: message.into() }
     }
@@ -164,7 +156,6 @@ impl Denial {
 /// An instance of a service, as a node announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
-    /// The service.
     pub service: Name,
     /// Where others reach it.
     pub addr: HostPort,
@@ -248,9 +239,7 @@ pub struct SharedRecord {
 pub struct Join {
     /// The token's name.
     pub token_id: String,
-    /// The token's secret.
     pub secret: Zeroizing<String>,
-    /// The joining node.
     pub node: Name,
     /// The trust domain that it expects.
     pub trust_domain: TrustDomain,
@@ -265,7 +254,6 @@ pub struct Join {
 /// `rejoin`: an enrolled node whose certificate has expired or is no longer accepted.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Rejoin {
-    /// The node.
     pub node: Name,
     /// The trust domain that it expects.
     pub trust_domain: TrustDomain,
@@ -315,22 +303,17 @@ pub enum FromNode {
         csr: Blob,
     },
     /// The state of this version is in force at the node.
-    Ack {
-        /// The version.
-        version: u64,
-    },
+    Ack { version: u64 },
     /// Requests all shared records of a service's edges, and their changes from then on. A newer request replaces it.
     Follow {
         /// The node's number for the request.
         request: u64,
-        /// The service.
         service: Name,
     },
     /// Writes a record that edges share.
     Write {
         /// The node's number for the request.
         request: u64,
-        /// The service.
         service: Name,
         /// The record's key, below the service's folder.
         key: String,
@@ -373,7 +356,6 @@ pub enum FromAuthority {
     Refused {
         /// The request that this answers.
         request: u64,
-        /// Why.
         #[serde(flatten)]
         denial: Denial,
     },
@@ -399,7 +381,6 @@ pub enum FromAuthority {
     Changes {
         /// The request that this answers.
         request: u64,
-        /// The changes.
         changes: Vec<SharedRecord>,
     },
     /// A record was written.
@@ -429,7 +410,6 @@ pub enum FromAuthority {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "ReadState")]
 pub struct State {
-    /// The version.
     pub version: u64,
     /// SHA-256 of everything else, in hex. Two states are equal if version and digest are equal. (An authority that was
     /// restored from a backup may use a version number again.)

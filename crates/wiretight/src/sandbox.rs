@@ -20,7 +20,6 @@ const SYSTEM: &[&str] =
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sandbox {
-    /// Everything is enforced.
     Enforced,
     /// The kernel supports only a part.
     Partly,

@@ -87,9 +87,7 @@ pub struct Fed {
 pub enum Phase {
     /// Between two requests.
     Idle,
-    /// In a head.
     Head,
-    /// In a body.
     Body,
     /// After a request. The meaning of the next bytes depends on the response: another request, or another protocol.
     Behind,

@@ -181,11 +181,9 @@ pub(crate) struct Totals {
 /// A connection in the output of `status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Connection {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub peer: SpiffeId,
-    /// The peer's address.
     pub address: SocketAddr,
     pub protocol: String,
     pub group: String,
@@ -204,7 +202,6 @@ pub struct Connection {
 /// The connections with one peer, for one side of one service, with the same TLS parameters.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerSum {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub peer: SpiffeId,
@@ -227,7 +224,6 @@ pub struct PeerSum {
 /// Totals in the output of `status` and in the metrics.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sums {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     /// Sessions started since the start of the process.
@@ -250,7 +246,6 @@ pub struct Sums {
 pub struct Refusal {
     /// Seconds since 1970.
     pub at: u64,
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub address: String,

@@ -81,11 +81,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 /// An unencrypted event from a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A handshake message.
     Message(Message),
     /// A fatal alert, or close_notify: level and description.
     Alert(u8, u8),
-    /// ChangeCipherSpec.
     ChangeCipherSpec,
     /// Another record, which may be encrypted.
     Record(ContentType, Vec<u8>),

@@ -21,7 +21,6 @@ macro_rules! profiles {
         }
 
         impl Profile {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// `nist-800-52r2`; stable.
@@ -29,7 +28,6 @@ macro_rules! profiles {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The standard's title.
             pub fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)* }
             }

@@ -409,7 +409,6 @@ pub enum Encryption {
     On,
     /// No encryption.
     NotSupported,
-    /// Encryption is required.
     Required,
 }
 

@@ -42,7 +42,6 @@ pub struct RevokeTokenRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
-    /// The node.
     pub node: Name,
     /// All the services that it may claim from now on; with `add`, additional ones.
     pub services: Vec<Name>,
@@ -55,7 +54,6 @@ pub struct GrantRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressesRequest {
-    /// The node.
     pub node: Name,
     /// All the addresses that it may announce besides the one that it connects from; with `add`, additional ones.
     pub addresses: Vec<Host>,
@@ -68,7 +66,6 @@ pub struct AddressesRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRequest {
-    /// The node.
     pub node: Name,
 }
 
@@ -140,7 +137,6 @@ pub struct BundleAnswer {
 pub enum ModeRequest {
     /// Apply a mode for a limited time.
     Try {
-        /// The mode.
         mode: Mode,
         /// The length of the trial.
         seconds: u64,
@@ -160,7 +156,6 @@ pub struct ModeStatus {
     pub in_force: Option<Mode>,
     /// The mode in the node's configuration.
     pub configured: Mode,
-    /// The current trial.
     pub trial: Option<TrialStatus>,
     /// Why the rules are not as they should be.
     pub error: Option<String>,
@@ -175,11 +170,8 @@ pub struct ModeStatus {
 pub struct Status {
     /// The version of the running process.
     pub version: &'static str,
-    /// The node's name.
     pub node: Name,
-    /// The trust domain.
     pub trust_domain: TrustDomain,
-    /// Process id.
     pub pid: u32,
     /// Seconds since the start.
     pub uptime_seconds: u64,
@@ -234,7 +226,6 @@ pub struct TransparencyStatus {
 /// An identity of this node.
 #[derive(Debug, Clone, Serialize)]
 pub struct IdentityStatus {
-    /// The SPIFFE ID.
     pub id: SpiffeId,
     /// When it expires, in seconds since 1970.
     pub not_after: u64,
@@ -247,7 +238,6 @@ pub struct IdentityStatus {
 /// A service that this node offers.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServiceStatus {
-    /// Its name.
     pub name: Name,
     /// Where it listens.
     pub listen: String,
@@ -260,7 +250,6 @@ pub struct ServiceStatus {
 /// A service that programs on this node call.
 #[derive(Debug, Clone, Serialize)]
 pub struct DialStatus {
-    /// The service.
     pub service: Name,
     /// Where programs connect.
     pub listen: String,

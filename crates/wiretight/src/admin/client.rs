@@ -18,20 +18,10 @@ use super::socket_path;
 pub enum AdminError {
     /// No process is listening on the socket.
     #[error("no node is running on {}: start it with `wiretight run`, or name its configuration file with --config", .socket.display())]
-    NotRunning {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    NotRunning { socket: PathBuf, source: std::io::Error },
     /// The socket belongs to another user.
     #[error("permission denied on {}: run this command as the node's user or as root", .socket.display())]
-    Denied {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Denied { socket: PathBuf, source: std::io::Error },
     /// The node refused the request.
     #[error("{0}")]
     Refused(String),

@@ -131,7 +131,6 @@ impl NodeRecord {
     }
 }
 
-/// An issued certificate.
 #[derive(Serialize, Deserialize)]
 pub(super) struct IssuedRecord {
     /// For an SVID.

@@ -84,7 +84,6 @@ struct Round {
 /// A witness that holds a larger or another tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
-    /// The witness.
     pub witness: String,
     /// The size of its tree.
     pub holds: u64,

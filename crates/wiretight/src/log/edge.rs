@@ -25,7 +25,6 @@ impl Edge {
         self.frontier.size()
     }
 
-    /// The tree's root.
     pub fn root(&self) -> Hash {
         self.frontier.root()
     }

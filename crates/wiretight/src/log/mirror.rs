@@ -29,7 +29,6 @@ pub enum MirrorError {
     Io {
         /// The directory.
         place: String,
-        /// Why.
         source: io::Error,
     },
     /// The directory holds a copy of another log.
@@ -38,7 +37,6 @@ pub enum MirrorError {
         .dir.display()
     )]
     Other {
-        /// The directory.
         dir: PathBuf,
         /// The origin of the log in it.
         origin: String,
@@ -60,7 +58,6 @@ pub enum MirrorError {
         .dir.display()
     )]
     Less {
-        /// The directory.
         dir: PathBuf,
         /// Entries of the copy.
         has: u64,

@@ -42,7 +42,6 @@ pub enum PolicyFileError {
     /// The file cannot be read.
     #[error("cannot read the policy {path}: check the path and its permissions")]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
@@ -50,7 +49,6 @@ pub enum PolicyFileError {
     /// The file is not a valid policy.
     #[error("{path}, {error}")]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// Line and problem.
         error: PolicyError,
@@ -60,7 +58,6 @@ pub enum PolicyFileError {
         "{path}: a proof by this policy can be {bytes} bytes long, but a certificate has room for {MAX_PROOF}: require fewer witnesses with ML-DSA-44 keys, whose cosignatures are 3.3 kB each"
     )]
     TooLarge {
-        /// The file.
         path: PathBuf,
         /// The largest possible size of a proof.
         bytes: usize,
@@ -69,10 +66,7 @@ pub enum PolicyFileError {
     #[error(
         "{path} names no log: add the line `log VKEY` (on the authority, `wiretight authority log-key` prints VKEY)"
     )]
-    NoLog {
-        /// The file.
-        path: PathBuf,
-    },
+    NoLog { path: PathBuf },
 }
 
 /// Reads a file of at most `max` bytes.

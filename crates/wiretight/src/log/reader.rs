@@ -50,10 +50,8 @@ pub enum ReadError {
     Status {
         /// The requested URL.
         what: String,
-        /// The HTTP status.
         status: u16,
     },
-    /// The request failed.
     #[error(transparent)]
     Http(#[from] HttpError),
     /// Reading the file failed.
@@ -61,7 +59,6 @@ pub enum ReadError {
     Io {
         /// The file.
         what: String,
-        /// Why.
         source: io::Error,
     },
     /// The file exceeds the limit of its kind.
@@ -282,7 +279,6 @@ impl Tree {
         self.size
     }
 
-    /// Its root.
     pub fn root(&self) -> Hash {
         self.root
     }

@@ -68,7 +68,6 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// Why the log cannot be opened or does not accept an entry.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
-    /// The store failed.
     #[error("the authority's store failed: {0}")]
     Store(Arc<wiretight_store::Error>),
     /// Reading or writing the log's files failed.
@@ -76,7 +75,6 @@ pub enum LogError {
     Storage {
         /// The directory or bucket.
         place: String,
-        /// Why.
         source: Arc<io::Error>,
     },
     /// Opening the log could lead to a second history.

@@ -17,7 +17,6 @@ use crate::web::server::{Site, plain};
 
 /// A log and who may read it.
 pub struct LogSite {
-    /// The log.
     pub log: Log,
     /// The mesh whose members may read it.
     pub mesh: Arc<Mesh>,

@@ -61,7 +61,6 @@ pub enum RequestError {
     /// It was refused.
     #[error("{0}")]
     Refused(String),
-    /// It failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -328,7 +327,6 @@ impl Daemon {
         self.mesh.registry()
     }
 
-    /// The trust bundle.
     pub fn bundle(&self) -> BundleAnswer {
         BundleAnswer { bundle: x509::to_pem(self.mesh.bundle().roots()) }
     }

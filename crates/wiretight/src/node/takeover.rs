@@ -44,7 +44,6 @@ const SOON: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
 /// How long a new process that failed may take to end by itself, so that it can report why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// The longest line.
 const MAX_LINE: usize = 4096;
 /// The most sockets sent with one line; the kernel allows 253.
 const MAX_FDS: usize = 64;
@@ -130,9 +129,7 @@ impl Door {
 pub(crate) struct Successor {
     socket: UnixStream,
     process: OwnedFd,
-    /// Its process id.
     pub(crate) pid: Pid,
-    /// Its version.
     pub(crate) version: String,
 }
 
@@ -205,7 +202,6 @@ impl Successor {
 /// The running process, as the new one sees it.
 pub(crate) struct Predecessor {
     socket: UnixStream,
-    /// Its version.
     pub(crate) version: String,
 }
 

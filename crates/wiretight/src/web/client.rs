@@ -31,7 +31,6 @@ use wiretight_proxy::network::HostPort;
 const KEPT: usize = 16;
 /// The most servers with idle connections.
 const SERVERS: usize = 256;
-/// The longest URL.
 const MAX_URL: usize = 2048;
 
 /// Why a URL is not accepted.
@@ -125,41 +124,24 @@ pub enum HttpError {
     Credentials {
         /// What is invalid.
         what: &'static str,
-        /// Why.
         detail: String,
     },
     /// The connection or the TLS handshake failed.
     #[error("cannot connect to {url}: {detail}")]
-    Connect {
-        /// The requested URL.
-        url: String,
-        /// Why.
-        detail: String,
-    },
+    Connect { url: String, detail: String },
     /// It took too long.
     #[error("{url} did not respond within {} s", .limit.as_secs_f32())]
-    Late {
-        /// The requested URL.
-        url: String,
-        /// The time limit.
-        limit: Duration,
-    },
+    Late { url: String, limit: Duration },
     /// The response is too large.
     #[error("the response of {url} is larger than {limit} bytes")]
     TooLarge {
-        /// The requested URL.
         url: String,
         /// The limit in bytes.
         limit: usize,
     },
     /// The response is invalid.
     #[error("invalid response from {url}: {detail}")]
-    Answer {
-        /// The requested URL.
-        url: String,
-        /// Why.
-        detail: String,
-    },
+    Answer { url: String, detail: String },
 }
 
 /// The authorities that the client trusts, and its own certificate.
@@ -185,13 +167,11 @@ pub struct Limit {
 /// A response, whatever its status.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The status code.
     pub status: u16,
     /// `Content-Type`.
     pub content_type: Option<String>,
     /// `Retry-After`, if it is in seconds.
     pub retry_after: Option<Duration>,
-    /// The body.
     pub body: Bytes,
 }
 
@@ -246,7 +226,6 @@ impl Client {
         Ok(Client { tls: TlsConnector::from(Arc::new(config)), server_name, idle: Arc::default() })
     }
 
-    /// Fetches a URL.
     pub async fn get(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
         self.request(Method::GET, url, &Accepted::Plain, None, limit).await
     }

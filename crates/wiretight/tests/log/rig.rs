@@ -505,7 +505,6 @@ impl S3Server {
         self.addr
     }
 
-    /// Creates a bucket.
     pub fn bucket(&self) -> wiretight::log::bucket::Bucket {
         self.bucket_through(self.addr, "some/prefix")
     }

@@ -37,7 +37,6 @@ const UDP: u16 = 9002;
 const NEW: &str = "new connections";
 const NAMES: [&str; 2] = ["client", "server"];
 
-/// A fault.
 struct Fault {
     name: &'static str,
     /// How often it occurs per round.

@@ -8,7 +8,6 @@ use crate::parse::{ContentType, Handshakes, Message, record};
 /// A decrypted message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
-    /// A handshake message.
     Message(Message),
     /// ChangeCipherSpec (up to TLS 1.2; in TLS 1.3 it has no meaning and is ignored).
     ChangeCipherSpec,
@@ -16,7 +15,6 @@ pub enum Incoming {
     Alert(u8, u8),
     /// Application data.
     Data(Vec<u8>),
-    /// A heartbeat message.
     Heartbeat(Vec<u8>),
 }
 

@@ -80,7 +80,6 @@ fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Fa
     Ok(Message::new(HandshakeType::CERTIFICATE_VERIFY, &body).bytes)
 }
 
-/// Random bytes.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // Without the system's random numbers a scan still works: these keys protect nothing.

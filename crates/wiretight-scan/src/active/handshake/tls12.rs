@@ -103,11 +103,8 @@ pub struct Client {
     pub channel: Channel,
     /// The hello that was sent.
     pub hello: ClientHello,
-    /// The ServerHello.
     pub server: Option<ServerHello>,
-    /// The server's chain.
     pub chain: Vec<Vec<u8>>,
-    /// Its key exchange.
     pub key_exchange: Option<ServerKeyExchange>,
     /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,

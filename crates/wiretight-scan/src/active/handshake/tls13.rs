@@ -57,13 +57,11 @@ pub struct Client {
     pub hello: ClientHello,
     /// The group that a HelloRetryRequest requested.
     pub retry: Option<u16>,
-    /// The ServerHello.
     pub server: Option<ServerHello>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,
     /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,
-    /// The server's chain.
     pub chain: Vec<CertificateEntry>,
     /// The compression of the chain, if any. A compressed chain is not read.
     pub compressed: Option<u16>,
