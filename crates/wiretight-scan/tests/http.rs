@@ -134,7 +134,7 @@ async fn the_facts_about_nginx_match_its_settings() {
 
     let facts = ask(([127, 0, 0, 1], old).into()).await;
     assert_eq!(facts.answer("http.hsts"), Answer::Inconclusive, "{facts:?}");
-    assert!(evidence(&facts, "http.hsts").starts_with("no TLS in common with"), "{facts:?}");
+    assert!(evidence(&facts, "http.hsts").starts_with("no TLS handshake with"), "{facts:?}");
 
     let plain = ([127, 0, 0, 1], plain).into();
     let facts = redirect(plain, "localhost", PATIENCE).await;

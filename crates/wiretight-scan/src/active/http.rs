@@ -406,7 +406,7 @@ impl fmt::Display for Failure {
             Self::Refused => f.write_str("no connection: refused"),
             Self::Connection(why) => write!(f, "no answer: {why}"),
             Self::TimedOut(what) => write!(f, "{what} took too long"),
-            Self::Tls(why) => write!(f, "no TLS in common with this scanner's HTTP client: {why}"),
+            Self::Tls(why) => write!(f, "no TLS handshake with this scanner's HTTP client: {why}"),
             Self::Alpn => f.write_str("alert no_application_protocol (120) to HTTP/1.1"),
             Self::Closed => f.write_str("closed before the response was complete"),
             Self::TooMuch => write!(

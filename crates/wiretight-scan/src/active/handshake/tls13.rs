@@ -1,5 +1,5 @@
-//! A client of TLS 1.3 (RFC 8446) that goes through the whole handshake, so that what is encrypted
-//! in it can be read.
+//! A client for TLS 1.3 (RFC 8446) that performs complete handshakes, to read their encrypted
+//! messages.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::parse::{
     NewSessionTicket, Reader, ServerHello, certificates_tls1_3, extension, extensions,
 };
 
-/// Suites that a handshake can be completed with.
+/// The suites with which this client can complete a handshake.
 pub const SUITES: &[u16] = &[0x1301, 0x1302, 0x1303, 0x1304, 0x1305];
 
 fn suite(code: u16) -> Option<(Algorithm, Hash)> {
@@ -33,7 +33,7 @@ fn suite(code: u16) -> Option<(Algorithm, Hash)> {
 /// A session that can be resumed.
 #[derive(Clone)]
 pub struct Ticket {
-    /// As the server sent it.
+    /// The ticket from the server.
     pub ticket: NewSessionTicket,
     suite: u16,
     psk: Vec<u8>,
@@ -42,33 +42,31 @@ pub struct Ticket {
 
 /// How a session is to be resumed.
 pub struct Resume<'a> {
-    /// What to resume.
     pub ticket: &'a Ticket,
-    /// With a new key exchange (`psk_dhe_ke`), or, where this is false, only without (`psk_ke`).
+    /// With a new key exchange (`psk_dhe_ke`); if false, only without (`psk_ke`).
     pub dhe: bool,
-    /// Whether to ask for 0-RTT; no data is sent in it.
+    /// Whether to offer 0-RTT; no data is sent in it.
     pub early: bool,
 }
 
-/// A handshake, and what is known from it so far: it can be looked at after a failure too.
+/// A handshake and its results so far, which are available after a failure too.
 pub struct Client {
-    /// What protects records now.
+    /// The connection with the current record protection.
     pub channel: Channel,
-    /// The hello that was answered with a ServerHello.
+    /// The hello that was answered with the ServerHello.
     pub hello: ClientHello,
-    /// The group that a HelloRetryRequest asked for.
+    /// The group requested in a HelloRetryRequest.
     pub retry: Option<u16>,
-    /// The ServerHello.
     pub server: Option<ServerHello>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,
-    /// The certificate that is asked of the client.
+    /// The request for a client certificate.
     pub request: Option<CertificateRequest>,
-    /// The server's chain.
+    /// The server's certificate chain.
     pub chain: Vec<CertificateEntry>,
-    /// How the chain was compressed; it is then not read.
+    /// The compression algorithm of the chain; a compressed chain is not read.
     pub compressed: Option<u16>,
-    /// The scheme that the server signed with.
+    /// The server's signature scheme.
     pub scheme: Option<u16>,
     /// Whether the client's last message was sent.
     pub finished: bool,
@@ -77,7 +75,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// On this link. The hello's groups are cut down to those that can be computed here.
+    /// Removes unsupported groups from the hello.
     pub fn new(link: Link, hello: ClientHello) -> Self {
         Self {
             channel: Channel::new(link, Version::Tls1_2.code()),
@@ -95,7 +93,7 @@ impl Client {
         }
     }
 
-    /// Goes through the handshake, up to the client's Finished.
+    /// Performs the handshake, up to the client's Finished.
     pub async fn handshake(&mut self, resume: Option<Resume<'_>>) -> Result<(), Failure> {
         let (mut share, server) = self.hellos(resume.as_ref()).await?;
         let (aead, hash) = suite(server.suite)
@@ -109,7 +107,7 @@ impl Client {
         let exchanged = match server.key_share() {
             Some((group, public)) => {
                 let share = share.take().filter(|(ours, _)| *ours == group);
-                let (_, share) = share.ok_or_else(|| malformed("a share of another group"))?;
+                let (_, share) = share.ok_or_else(|| malformed("a key share for another group"))?;
                 share.secret(public)?
             }
             // psk_ke: no key exchange.
@@ -159,10 +157,10 @@ impl Client {
         Ok(())
     }
 
-    /// Our Certificate, without one where there is none that the server takes (RFC 8446 section 4.4.2), and our
+    /// Our Certificate, empty if there is no acceptable one (RFC 8446 section 4.4.2), and our
     /// CertificateVerify (section 4.4.3).
     fn certificate(&self, request: &CertificateRequest, hash: Hash) -> Result<Vec<u8>, Failure> {
-        // PKCS #1 signs certificates in TLS 1.3, and no handshakes.
+        // In TLS 1.3, PKCS #1 is only for certificates, not for handshakes.
         let schemes: Vec<u16> =
             request.schemes.iter().copied().filter(|code| code & 0xff != 1).collect();
         let identity = self.channel.link.identity.as_deref();
@@ -187,7 +185,7 @@ impl Client {
         Ok(flight)
     }
 
-    /// Sends the hello, again where the server asks for another, and reads the ServerHello.
+    /// Sends the hello, and reads the ServerHello. Handles a HelloRetryRequest.
     async fn hellos(
         &mut self,
         resume: Option<&Resume<'_>>,
@@ -201,9 +199,9 @@ impl Client {
             None => GROUPS.to_vec(),
         };
         groups.retain(|group| GROUPS.contains(group));
-        let first = *groups.first().ok_or_else(|| {
-            Failure::Unsupported("any of the groups that are to be offered".into())
-        })?;
+        let first = *groups
+            .first()
+            .ok_or_else(|| Failure::Unsupported("any of the groups to offer".into()))?;
         let mut hello = self.hello.clone().groups(&groups);
         if let Some(resume) = resume {
             hello = hello.with(extension::PSK_KEY_EXCHANGE_MODES, vec![1, resume.dhe.into()]);
@@ -224,14 +222,14 @@ impl Client {
         if server.is_retry() {
             let (_, hash) = suite(server.suite)
                 .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
-            // The first hello stands in the transcript by its hash (RFC 8446 section 4.4.1).
+            // In the transcript, the first hello is replaced by its hash (RFC 8446 section 4.4.1).
             let digest = hash.digest(&self.transcript);
             self.transcript = Message::new(HandshakeType(254), &digest).bytes;
             self.transcript.extend(&message.bytes);
             let mut hello = self.hello.clone().without(extension::EARLY_DATA);
             if let Some((group, _)) = server.key_share() {
                 if !groups.contains(&group) {
-                    return Err(malformed("a group that was not offered is asked for"));
+                    return Err(malformed("the server requested a group that was not offered"));
                 }
                 share = self.share(group)?;
                 self.retry = Some(group);
@@ -267,11 +265,11 @@ impl Client {
     async fn server_hello(&mut self) -> Result<(Message, ServerHello), Failure> {
         let message = self.channel.message().await?;
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Err(malformed("no ServerHello came first"));
+            return Err(malformed("the first message is not a ServerHello"));
         }
         let hello = ServerHello::parse(message.body())?;
         if hello.version != Version::Tls1_3.code() {
-            return Err(malformed("another version than TLS 1.3 was chosen"));
+            return Err(malformed("the server chose another version than TLS 1.3"));
         }
         if !self.hello.suites.contains(&hello.suite) {
             return Err(malformed("the server chose a suite that was not offered"));
@@ -301,24 +299,24 @@ impl Client {
                 }
                 HandshakeType::FINISHED => {
                     if body != finished(hash, secret, &self.transcript) {
-                        return Err(malformed("a Finished that does not fit the handshake"));
+                        return Err(malformed("a wrong Finished"));
                     }
                     self.transcript.extend(&message.bytes);
                     return Ok(());
                 }
-                _ => return Err(malformed("a message that has no place in the server's flight")),
+                _ => return Err(malformed("an unexpected message in the server's flight")),
             }
             self.transcript.extend(&message.bytes);
         }
     }
 
-    /// Whether the session that was offered is resumed.
+    /// Whether the offered session is resumed.
     pub fn resumed(&self) -> bool {
         let server = self.server.as_ref();
         server.is_some_and(|hello| hello.extension(extension::PRE_SHARED_KEY).is_some())
     }
 
-    /// Whether the server takes 0-RTT data.
+    /// Whether the server accepts 0-RTT data.
     pub fn takes_early_data(&self) -> bool {
         self.extensions.iter().any(|(kind, _)| *kind == extension::EARLY_DATA)
     }
@@ -328,7 +326,7 @@ impl Client {
         self.extensions.iter().find(|(k, _)| *k == kind).map(|(_, body)| body.as_slice())
     }
 
-    /// Waits for what the server says after the handshake, until it has sent a ticket.
+    /// Reads messages after the handshake until there is a ticket.
     pub async fn ticket(&mut self) -> Result<Ticket, Failure> {
         loop {
             if let Incoming::Message(message) = self.channel.handshake().await?
@@ -339,7 +337,7 @@ impl Client {
         }
     }
 
-    /// The ticket in a message, where it is one.
+    /// The ticket, if the message is one.
     pub fn read_ticket(&self, message: &Message) -> Result<Option<Ticket>, Failure> {
         if message.kind != HandshakeType::NEW_SESSION_TICKET {
             return Ok(None);
@@ -364,10 +362,10 @@ fn finished(hash: Hash, secret: &[u8], transcript: &[u8]) -> Vec<u8> {
     hash.mac(&key, &hash.digest(transcript))
 }
 
-/// With a session to resume, as the last extension, and its binder (RFC 8446 section 4.2.11).
-/// `before` is what the transcript holds before this hello.
+/// Adds the offer of a session as the last extension, with its binder (RFC 8446 section 4.2.11).
+/// `before` is the transcript before this hello.
 fn with_psk(hello: ClientHello, ticket: &Ticket, before: &[u8]) -> Result<ClientHello, Failure> {
-    let (_, hash) = suite(ticket.suite).ok_or_else(|| malformed("a ticket of no suite"))?;
+    let (_, hash) = suite(ticket.suite).ok_or_else(|| malformed("a ticket without a suite"))?;
     let age = u32::try_from(ticket.received.elapsed().as_millis()).unwrap_or(u32::MAX);
     let age = age.wrapping_add(ticket.ticket.age_add);
     let identity = &ticket.ticket.ticket;
