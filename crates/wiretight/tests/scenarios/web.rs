@@ -325,7 +325,7 @@ impl Browser {
     }
 
     fn receive(&mut self) -> Value {
-        self.from.recv_timeout(2 * PATIENCE).expect("the browser goes on")
+        self.from.recv_timeout(2 * PATIENCE).expect("the browser responds")
     }
 
     /// Sends a command and returns the response.
@@ -465,7 +465,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     let redirect = &went["redirectResponse"];
     assert_eq!(redirect["status"], 307, "{went:#}");
     assert_eq!(redirect["headers"]["Non-Authoritative-Reason"], "HSTS", "{went:#}");
-    let head = backend.head("/plain?after").expect("it comes by HTTPS");
+    let head = backend.head("/plain?after").expect("the page is opened by HTTPS");
     assert_eq!(header(&head, "x-forwarded-proto"), Some("https"));
     assert_eq!(plain.head("/plain?after"), None);
 
