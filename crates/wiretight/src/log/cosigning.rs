@@ -261,7 +261,7 @@ impl Cosigned {
             )
         });
         let junk = (junk > 0).then(|| {
-            format!("{junk} lines of its response name its key but are no cosignatures by it; they were dropped")
+            format!("{junk} lines of its response have its key ID but are not its cosignatures; they were dropped")
         });
         let nothing = || "its response contains no cosignature by the key in the policy".to_owned();
         match best {

@@ -342,7 +342,7 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
         let world = World::new();
         *world.witnesses[0].manner.lock().unwrap() = manner;
         let log = world.start().await.unwrap();
-        // Whichever witnesses are reachable: the proof is accepted, and small.
+        // Regardless of which witnesses are reachable, the proof is accepted and small.
         for away in [None, Some(1), Some(2)] {
             world.witnesses.iter().for_each(|w| w.away.store(false, Ordering::SeqCst));
             if let (Some(n), Manner::Junk) = (away, manner) {

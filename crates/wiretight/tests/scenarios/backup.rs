@@ -1,4 +1,4 @@
-//! `wiretight authority backup` and `restore`, while the authority issues, with witnesses and without.
+//! `wiretight authority backup` and `restore`, while the authority issues certificates, with and without witnesses.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -239,7 +239,7 @@ impl S3 {
     }
 }
 
-/// As `Node::cli`, in the environment of the node.
+/// Like `Node::cli`, with the environment of the node.
 fn cli(auth: &Node, args: &[&str]) -> Ran {
     let mut command = wiretight();
     command.args(args).arg("--config").arg(auth.file()).envs(auth.env.iter().cloned());

@@ -355,7 +355,7 @@ fn sections(side: usize, management: u16) -> String {
     )
 }
 
-// ---- Programs that never stop trying.
+// ---- Programs that retry for ever.
 
 /// How often each got through.
 struct Try {

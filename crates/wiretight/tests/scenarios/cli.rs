@@ -512,7 +512,7 @@ fn refused_attempts_are_shown_with_the_reason_on_both_sides() {
         + &service("down", free(), dead, "\"service/web\"");
     let db = world.joined(&auth, "db1", &["echo", "down"], &offers);
     let (down, nowhere) = (free(), free());
-    // `as` is left out: it is node/app1, whom the service does not know; `nowhere` is offered by nobody.
+    // `as` is not set: the caller is node/app1, which the service does not allow; no node offers `nowhere`.
     let dials = format!("[[dial]]\nlisten = \"{entry}\"\nservice = \"echo\"\n")
         + &dial(at, "echo", "web")
         + &dial(down, "down", "web")

@@ -11,7 +11,7 @@ use super::rig::*;
 /// The number of packets from loopback addresses, which no wire may carry.
 fn loopbacks(capture: Capture) -> usize {
     let bytes = capture.bytes();
-    // An IPv6 header is version 6, ..., hop limit, source; TCP is 6 and its hop limit 64 here.
+    // IPv6 header: version 6, ..., hop limit, source. TCP is protocol 6, and the hop limit is 64 here.
     let v6 = [&[6, 64][..], &std::net::Ipv6Addr::LOCALHOST.octets()].concat();
     let v4 = |w: &[u8]| w[..2] == [64, 6] && w[4..8] == [127, 0, 0, 1];
     let v6 = bytes.windows(v6.len()).filter(|w| **w == v6).count();
@@ -173,7 +173,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     }
     assert_eq!((list(9002), list(9003)), (String::new(), String::new()));
     assert_eq!(loopbacks(capture), 0);
-    // The control: without our table the answer leaves.
+    // The control: without our table the reply leaves the machine.
     let capture = Capture::at("v2", &wire, &world, "control");
     run(&server, "nft", &["delete", "table", "inet", "wiretight"]).good();
     let _ = list(9003);

@@ -1,4 +1,4 @@
-//! The edge with the clients of the public web: a browser, command-line clients, load generators, and the scanners that
+//! The edge with typical software of the public web: a browser, command-line clients, load, and the scanners that
 //! auditors run.
 
 use std::fs;
@@ -26,7 +26,7 @@ pub(crate) const NAME: &str = "www.example.test";
 
 // ---- A site.
 
-/// A node with one site, with a certificate from a test CA.
+/// A node with one site, whose certificate is from the test's own CA.
 pub(crate) struct Site {
     node: Node,
     pub(crate) https: SocketAddr,
@@ -34,7 +34,7 @@ pub(crate) struct Site {
     pub(crate) world: World,
 }
 
-/// A CA and a certificate from it, like public ones.
+/// A CA and its certificate for the site, like those of public CAs.
 fn certificate(world: &World) -> [PathBuf; 3] {
     let [ca, ca_key, cert, key] =
         ["ca.pem", "ca.key", "site.pem", "site.key"].map(|f| world.path(f));
@@ -77,10 +77,10 @@ impl Site {
 
 // ---- The program behind it.
 
-/// A plain HTTP server with everything that pages use.
+/// A plain HTTP server with everything that the test pages use.
 pub(crate) struct Backend {
     pub(crate) at: SocketAddr,
-    /// What pages report.
+    /// The reports of the pages.
     results: Receiver<Value>,
     /// The headers of all requests.
     heads: Arc<Mutex<Vec<String>>>,
@@ -116,14 +116,14 @@ impl Backend {
     }
 }
 
-/// The value of a header, whose name is in lower case.
+/// The value of a header; the name is in lower case.
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = head.lines().filter_map(|l| l.split_once(": "));
     lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
 impl Served {
-    /// One request per connection.
+    /// Serves one request per connection.
     fn answer(&self, socket: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(socket.try_clone()?);
         let mut head = String::new();
@@ -192,7 +192,7 @@ fn told(bytes: &[u8]) -> Value {
     json!({ "length": bytes.len(), "sha256": STANDARD.encode(sum) })
 }
 
-/// A WebSocket (RFC 6455) that echoes each message, or sends something else.
+/// A WebSocket server (RFC 6455) that echoes each message, or sends something else.
 fn web_socket(
     mut reader: impl Read,
     mut writer: impl Write,
@@ -246,7 +246,7 @@ fn web_socket(
 
 // ---- A browser.
 
-/// Headless Chromium, controlled with the DevTools protocol over a pair of pipes. It has a separate profile and
+/// Chromium without a window, controlled by the DevTools protocol over two pipes. It has its own profile and
 /// certificate store.
 struct Browser {
     child: Child,
@@ -254,7 +254,7 @@ struct Browser {
     from: Receiver<Value>,
     number: u64,
     session: Option<String>,
-    /// Its events between responses.
+    /// The events that it sent between responses.
     events: Vec<Value>,
     log: PathBuf,
 }
@@ -347,7 +347,7 @@ impl Browser {
         }
     }
 
-    /// Opens a page; returns the error if it fails.
+    /// Opens a page; returns the error if that fails.
     #[track_caller]
     fn open(&mut self, url: &str) -> Result<(), String> {
         self.events.clear();
@@ -370,7 +370,7 @@ impl Browser {
         }
     }
 
-    /// A screenshot as PNG.
+    /// A screenshot, as a PNG.
     fn screenshot(&mut self) -> Vec<u8> {
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png" }));
         let png = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
@@ -381,7 +381,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its processes are a separate group.
+        // Its processes form a process group.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         if thread::panicking() {
@@ -408,7 +408,7 @@ fn wrong(results: &Value, protocol: &str) -> Vec<String> {
     differs.map(|(key, value)| format!("{key}: {}, not {value}", results[key])).collect()
 }
 
-/// Maps the site's usual ports to those of the test.
+/// The addresses of the site for the browser, with the usual ports.
 fn resolver(https: SocketAddr, http: SocketAddr) -> String {
     format!("--host-resolver-rules=MAP {NAME}:443 {https}, MAP {NAME}:80 {http}, MAP * ~NOTFOUND")
 }
@@ -419,14 +419,14 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     }
     let backend = Backend::start();
     let site = Site::new(backend.at);
-    // Requests that arrive here came in plaintext.
+    // Every request that arrives here was sent in plaintext.
     let plain = Backend::start();
     let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     args.push(resolver(site.https, plain.at));
     let home = |name| site.world.path(name);
     let secure = format!("https://{NAME}/");
 
-    // The control: without the CA it refuses the site.
+    // The control: without the CA the connection is rejected.
     let mut stranger = Browser::start(&home("stranger"), None, &args[args.len() - 1..]);
     let refused = stranger.open(&secure).unwrap_err();
     assert!(refused.contains("ERR_CERT_AUTHORITY_INVALID"), "{refused}");
@@ -435,7 +435,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
 
     let mut browser = Browser::start(&home("home"), Some(&site.ca), &args);
     let blank = browser.screenshot();
-    // Before the browser knows the site's HSTS, it sends plaintext.
+    // Before the site has sent HSTS, the browser requests in plaintext.
     browser.open(&format!("http://{NAME}/plain?before")).unwrap();
     assert!(plain.head("/plain?before").is_some());
 
@@ -459,7 +459,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     let garbled = wrong(&backend.results(), protocol);
     assert_eq!(garbled, ["socket: \"other than sent\", not \"as sent\""]);
 
-    // Now it knows: the browser itself switches to HTTPS and sends no plaintext.
+    // After HSTS the browser itself switches to HTTPS, and sends nothing in plaintext.
     browser.open(&format!("http://{NAME}/plain?after")).unwrap();
     let went = browser.event("Network.requestWillBeSent", |e| !e["redirectResponse"].is_null());
     let redirect = &went["redirectResponse"];
@@ -494,8 +494,8 @@ fn chromium_loads_pages_over_http3() {
     in_a_browser("h3", &[&format!("--origin-to-force-quic-on={NAME}:443")]);
 }
 
-/// Chromium leaves its side of the stream open when the server has closed a WebSocket. A server that waits for it soon has
-/// no streams left.
+/// Chromium leaves its side of the stream open after the server has ended a WebSocket: a server that waits for it soon
+/// has no streams left.
 #[test]
 fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     if !has(&["chromium", "certutil", "openssl"]) {
@@ -522,7 +522,7 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     let how = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
     let done = browser.call("Runtime.evaluate", how);
     assert_eq!(done["result"]["value"], "it is served", "{done}");
-    // All on one connection: the node has reported each of them.
+    // The connection stays open during all of that, and the node has logged each event.
     let told = |l: &Value| {
         let got = [&l["side"], &l["path"], &l["http"], &l["end"]];
         got == ["edge", "/echo", "h2", "done"]
@@ -579,7 +579,7 @@ print(answer.text, answer.status_code, answer.http_version)";
         Ran::of(command.args(["-c", script, &url, ca, &resolve]), "")
     };
     assert_eq!(by_http3(ca).good().out.trim(), "it is served 200 30");
-    // The control: with HTTP/3 the certificate is checked as well.
+    // The control: the certificate is checked over HTTP/3, too.
     let other = by_http3("/etc/ssl/certs/ca-certificates.crt");
     assert!(other.code != Some(0) && other.err.contains("certificate"), "{}", other.all());
 }
@@ -615,7 +615,7 @@ fn h2load_sees_no_error() {
 
 // ---- Scanners.
 
-/// A server that accepts everything that openssl still supports: the scanners must find its weaknesses.
+/// A server that accepts everything that openssl still supports: the scanners must report it.
 pub(crate) fn weak_server(world: &World) -> (SocketAddr, Kid) {
     let at = free();
     let mut command = Command::new(find("openssl").unwrap());
@@ -639,9 +639,9 @@ const CIPHERS: [&str; 9] = [
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 ];
 
-/// The result of sslyze for a server: its JSON, and its check of Mozilla's "intermediate" configuration. (It tries most of
-/// TLS 1.2 with an OpenSSL without the extended master secret, which the edge requires for TLS 1.2, so it sees fewer
-/// suites than testssl.)
+/// The results of sslyze for a server: its JSON, and its verdict on Mozilla's "intermediate" configuration. (It tests
+/// most of TLS 1.2 with an OpenSSL that is older than the extended master secret, without which the edge refuses TLS
+/// 1.2. So it sees fewer suites than testssl.sh does.)
 fn sslyze(sslyze: &Path, at: SocketAddr, world: &World) -> (Value, Ran) {
     let file = world.path("sslyze.json");
     let mut command = Command::new(sslyze);
@@ -653,7 +653,7 @@ fn sslyze(sslyze: &Path, at: SocketAddr, world: &World) -> (Value, Ran) {
     (serde_json::from_slice(&json).unwrap(), ran)
 }
 
-/// The problems of a server by that result. A missing check is a problem as well.
+/// The problems of a server in these results. A missing check is a problem, too.
 fn faults_by_sslyze(report: &Value) -> Vec<String> {
     let scan = &report["server_scan_results"][0]["scan_result"];
     let mut faults = Vec::new();
@@ -684,7 +684,7 @@ fn faults_by_sslyze(report: &Value) -> Vec<String> {
         ("tls_extended_master_secret", "supports_ems_extension", json!(true)),
         ("session_renegotiation", "supports_secure_renegotiation", json!(true)),
         ("session_renegotiation", "is_vulnerable_to_client_renegotiation_dos", json!(false)),
-        // The HSTS duration of a site in its first hour.
+        // The max-age that a site sends in its first hour.
         (
             "http_headers",
             "strict_transport_security_header",
@@ -709,10 +709,10 @@ fn sslyze_finds_no_problem() {
     let program = find("sslyze").unwrap();
     let (report, ran) = sslyze(&program, site.https, &site.world);
     assert_eq!(faults_by_sslyze(&report), [""; 0], "{}", ran.all());
-    // Its own rating, including the chain: "intermediate" is what Mozilla recommends in general.
+    // The tool's own verdict, including the chain: Mozilla recommends "intermediate" for nearly all sites.
     assert!(ran.good().out.contains("OK - Compliant"));
 
-    // The control: the same check finds many problems of a weak server.
+    // The control: for a weak server, the same tool finds many problems.
     let (weak, _kid) = weak_server(&site.world);
     let (report, ran) = sslyze(&program, weak, &site.world);
     let faults = faults_by_sslyze(&report);
@@ -723,7 +723,7 @@ fn sslyze_finds_no_problem() {
     say(format!("sslyze: no fault of the edge, {} of a weak server", faults.len()));
 }
 
-/// The findings of testssl for a server.
+/// The findings of testssl.sh for a server.
 fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     let file = world.path(&format!("testssl-{}.json", at.port()));
     let mut command = Command::new(find("testssl").unwrap());
@@ -732,30 +732,30 @@ fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     command.arg("--add-ca").arg(world.path("ca.pem")).args(checks);
     command.arg(format!("{NAME}:{}", at.port()));
     let mut kid = Kid::start(&mut command, &world.path(&format!("testssl-{}.log", at.port())));
-    // It starts thousands of small processes, which take long on a busy machine.
+    // It starts thousands of short processes, which is slow on a busy machine.
     assert!(kid.ended(10 * PATIENCE).is_some(), "testssl does not end: {}", kid.log());
     let json = fs::read(file).unwrap_or_else(|e| panic!("{e}: {}", kid.log()));
     serde_json::from_slice(&json).unwrap()
 }
 
-/// Findings of testssl above "INFO" that are expected here.
+/// Findings of testssl.sh worse than "INFO" that are expected here.
 const EXPECTED: [(&str, &str); 3] = [
-    // The test CA has no revocation.
+    // The test's CA has no revocation.
     ("cert_revocation", "Neither CRL nor OCSP URI provided"),
-    // A new site has an HSTS duration of 5 minutes, which grows with time.
+    // A new site sends HSTS for 5 minutes, and for longer when it has worked for a while.
     ("HSTS_time", "max-age too short. 0 days (=300 seconds) < 15552000 seconds"),
-    // Policies of pages, which are set by the program.
+    // The pages' own policies are up to the program.
     ("security_headers", "--"),
 ];
 
-/// The problems of a server by that result: each finding that is neither good nor expected.
+/// The problems of a server in these findings: each one that is neither good nor expected.
 fn faults_by_testssl(findings: &[Value], offered: &[(&str, bool)]) -> Vec<String> {
     let text = |f: &Value, key: &str| f[key].as_str().unwrap_or_default().to_owned();
     let mut faults = Vec::new();
     for f in findings {
         let (id, severity, finding) = (text(f, "id"), text(f, "severity"), text(f, "finding"));
         let expected = EXPECTED.iter().any(|(i, said)| *i == id && *said == finding);
-        // "WARN": what could not be checked because the installed openssl is too new.
+        // "WARN" marks checks that testssl.sh could not do, because the openssl here is too new for it.
         if !["OK", "INFO", "WARN"].contains(&severity.as_str()) && !expected {
             faults.push(format!("{severity} {id}: {finding}"));
         }
@@ -786,8 +786,8 @@ const OLD: [(&str, bool); 6] = [
     ("cipherlist_STRONG", true),
 ];
 
-/// With its own handshakes, which support what openssl no longer does. They lack the extended master secret, which the
-/// edge requires for TLS 1.2, so TLS 1.2 is visible only with openssl.
+/// With its own handshakes, which support protocols that no openssl supports any more. They lack the extended master
+/// secret, which TLS 1.2 requires here, so it sees TLS 1.2 only with openssl.
 #[test]
 fn testssl_finds_no_problem_with_its_own_handshakes() {
     if !has(&["testssl", "openssl"]) {
@@ -799,7 +799,7 @@ fn testssl_finds_no_problem_with_its_own_handshakes() {
     let findings = testssl(site.https, &site.world, &["-p", "-s", "-S", "-h", "-U"]);
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
 
-    // The control: the same check finds old versions of a weak server.
+    // The control: for a weak server, the same tool finds the old versions.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["-p"]), &offered);
     for fault in ["LOW TLS1: offered (deprecated)", "LOW TLS1_1: offered (deprecated)"] {
@@ -819,7 +819,7 @@ fn testssl_finds_no_problem_with_openssl() {
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
     assert!(findings.iter().any(|f| f["id"] == "PFS_ciphers"), "{findings:#?}");
 
-    // The control: the same check finds CBC suites of a weak server.
+    // The control: for a weak server, the same tool finds CBC.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["--ssl-native", "-s"]), &offered);
     let fault = "LOW cipherlist_AVERAGE: offered";
