@@ -1,5 +1,5 @@
-//! Servers behind obstacles, and servers with which scanners are known to have problems: the results are correct or
-//! inconclusive.
+//! Servers behind an obstacle, and servers that are known to cause problems for scanners: each fact of a scan is
+//! correct or inconclusive.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod servers;
@@ -16,7 +16,7 @@ use wiretight_scan::facts::{Answer, Fact, Facts, Value};
 use wiretight_scan::judge::Level;
 use wiretight_scan::{Host, Reached, Report, Start, Target};
 
-/// Obstacles behind which a scan must still determine all versions and suites.
+/// Obstacles behind which a scan must still find all versions and suites.
 const MILD: &[&str] = &[
     "throttled",
     "slow",
@@ -33,7 +33,7 @@ const MILD: &[&str] = &[
     "other-alert",
 ];
 
-/// Compares a fact with the same fact about the same server without the obstacle.
+/// The quality of a fact behind an obstacle, compared with the same fact without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     Right,
@@ -41,7 +41,7 @@ enum Worth {
     Wrong,
 }
 
-/// The fact that says whether a whole family was tested. Only then do missing items count as rejected.
+/// The fact that says whether the whole family was tested: only then are unlisted items known to be rejected.
 fn whole(id: &str) -> Option<String> {
     let mut parts = id.split('.');
     match (parts.next()?, parts.next()?) {
@@ -54,7 +54,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     let told = |fact: Option<&Fact>| fact.map_or(Answer::Untested, |fact| fact.answer);
     match (told(clear), told(troubled)) {
         (_, Answer::Inconclusive) => {
-            // Observed items must be correct.
+            // The facts that the scan did observe are still correct.
             let seen = troubled.and_then(|f| f.value.as_ref());
             match (clear.and_then(|f| f.value.as_ref()), seen) {
                 (Some(Value::List(all)), Some(Value::List(some)))
@@ -66,7 +66,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
             }
         }
         (Answer::Untested, Answer::Untested) => Worth::Right,
-        // Only accepted items are listed: a missing one is a no if the list is complete.
+        // Accepted items are listed; rejected items are `no` only if the list is complete.
         (Answer::Yes, Answer::Untested) if id.starts_with("group.") => {
             let lists = ["groups.tls1_2", "groups.tls1_3", "groups.quic"];
             match lists.iter().any(|list| all.answer(list) == Answer::Inconclusive)
@@ -87,7 +87,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     }
 }
 
-/// The value of a yes, sorted.
+/// The sorted list of a fact that is `yes`.
 fn sorted(fact: Option<&Fact>) -> Option<Vec<String>> {
     match fact.filter(|f| f.answer == Answer::Yes)?.value.clone()? {
         Value::List(mut list) => {
@@ -106,7 +106,7 @@ fn lists_differ(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>) -> bool
 }
 
 #[test]
-fn obstacles_never_change_an_answer() {
+fn what_is_in_the_way_never_changes_an_answer() {
     let begun = Instant::now();
     let behind: BTreeMap<&str, &str> = all()
         .into_iter()
@@ -131,7 +131,7 @@ fn obstacles_never_change_an_answer() {
             let (without, with) = (clear.facts.get(id), report.facts.get(id));
             let mut worth = worth(id, without, with, &report.facts);
             if worth == Worth::Right && lists_differ(id, without, with) {
-                // Facts that depend on suites use the observed suites, if these are not all.
+                // If the list of suites is incomplete, facts that depend on it use the suites that were seen.
                 let of_suites =
                     ["weak.", "vulnerability.", "forward_"].iter().any(|p| id.starts_with(p));
                 let partial = report.facts.iter().any(|(id, fact)| {
@@ -169,11 +169,11 @@ fn obstacles_never_change_an_answer() {
 fn shown(fact: Option<&Fact>) -> String {
     match fact {
         Some(fact) => format!("{} {:?} ({})", fact.answer, fact.value, fact.evidence),
-        None => "missing".to_owned(),
+        None => "not there".to_owned(),
     }
 }
 
-/// A server and its expected facts: `yes`, `no`, or a list (`=a,b`) in alphabetical order.
+/// A server, and some of its facts: `yes`, `no`, or a list (`=a,b`) in alphabetical order.
 const STANDALONE: &[(&str, &[(&str, &str)])] = &[
     (
         "openssl-client-requested",
@@ -206,7 +206,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         "nginx-client-required",
         &[
             ("client_certificate.requested", "yes"),
-            // nginx reports it after the handshake, by HTTP status 400.
+            // nginx sends HTTP status 400 after the handshake.
             ("client_certificate.required", "no"),
             ("http.status", "yes"),
             ("protocol.tls1_2", "yes"),
@@ -349,7 +349,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        // A suite for which the scanner cannot complete a handshake: facts that need one must not be a no.
+        // The scanner cannot complete a handshake with this suite, so facts that need a handshake are not "no".
         "openssl-camellia",
         &[
             ("vulnerability.heartbleed", "no"),
@@ -369,7 +369,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
 ];
 
 #[test]
-fn servers_that_are_difficult_for_scanners_get_correct_facts() {
+fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
     let begun = Instant::now();
     let names = STANDALONE.iter().map(|(name, _)| *name).chain(["hostile-silence"]);
     let reports = scans::each(names, 6, |name| {
@@ -395,7 +395,7 @@ fn servers_that_are_difficult_for_scanners_get_correct_facts() {
                 wrong.push(format!("{name}: {id} is {}, not {expected}", shown(fact)));
             }
         }
-        // An open question must not result in `acceptable`.
+        // An inconclusive fact is not acceptable.
         let told = ["nginx-by-name-only", "openssl-camellia"].contains(name);
         if told && report.judgement.level != wiretight_scan::judge::Level::Unknown {
             wrong.push(format!("{name} is {}", report.judgement.level));
@@ -406,7 +406,7 @@ fn servers_that_are_difficult_for_scanners_get_correct_facts() {
         }
     }
     if let Some(Report { reached, facts, .. }) = reports.get("hostile-silence") {
-        // Silence says nothing about the protocol.
+        // A server that sends nothing does not reveal its protocol.
         if !matches!(reached, Reached::Unknown { .. }) {
             wrong.push(format!("silence: {reached:?}"));
         }
@@ -418,15 +418,15 @@ fn servers_that_are_difficult_for_scanners_get_correct_facts() {
 }
 
 #[test]
-fn there_is_a_server_for_each_obstacle() {
+fn there_is_a_server_for_each_trouble() {
     let troubles = all().into_iter().filter(|c| matches!(c.how, How::Behind(..))).count();
     assert!(troubles >= 10, "{troubles}");
     assert!(MILD.iter().all(|name| matches!(config(name).how, How::Behind(..))));
 }
 
-/// Connections alternate between two different servers.
+/// Two different servers behind one address; each connection reaches one of them.
 #[test]
-fn different_servers_behind_one_address_are_detected() {
+fn servers_that_differ_behind_one_address_are_noticed() {
     let (Some(old), Some(new)) = (start("openssl-tls1_2"), start("openssl-tls1_3")) else { return };
     let report = scans::behind_one_address(&[old.address, new.address], &scans::options());
     let shown: Vec<String> = ["consistent", "protocol.tls1_2", "protocol.tls1_3"]
@@ -449,11 +449,11 @@ fn impatient() -> Options {
     Options { timeout: Duration::from_secs(1), ..scans::options() }
 }
 
-/// No SYN is answered: there are two attempts, and the report says so.
+/// No SYN is answered: the scan tries twice, and the report says that.
 #[test]
-fn the_scan_of_a_dead_address_ends_after_one_retry() {
+fn a_dead_address_is_given_up_after_one_retry() {
     let (address, _host) = banning("127.0.0.1:1".parse().unwrap(), 0, Ban::Drops);
-    // Fill its queue.
+    // Until the queue of the listener is full.
     while TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok() {}
     for start in [Start::Https, Start::Smtp] {
         let report = scans::scan(&at(address, start), address, &impatient());
@@ -466,10 +466,10 @@ fn the_scan_of_a_dead_address_ends_after_one_retry() {
     }
 }
 
-/// Each kind of ban, early and late: open facts are inconclusive with the reason, and no fact is a no that
-/// is not a no without the ban.
+/// Each way to ban the scanner, early and late: open facts are inconclusive with the reason, and a "no" is reported
+/// only if it is also reported without the ban.
 #[test]
-fn a_ban_ends_the_scan_and_causes_no_wrong_noes() {
+fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     let Some(server) = start("nginx-modern") else { return };
     let clear = scans::scan_server(&server, &scans::options());
     let no = |report: &Report, id: &str| report.facts.answer(id) == Answer::No;
@@ -495,12 +495,13 @@ fn a_ban_ends_the_scan_and_causes_no_wrong_noes() {
         let says = |text: &str| report.facts.iter().any(|(_, fact)| fact.evidence.contains(text));
         assert!(says("the address stopped answering after"), "{how}: {:#?}", report.facts);
         assert!(!says("the time limit of this scan was reached"), "{how}: {:#?}", report.facts);
-        // Far fewer than in a complete scan: only the controls of some probes.
+        // Far fewer connections than a complete scan; these are controls of some probes.
         assert!(report.connections < *after as u64 + 60, "{how}: {}", report.connections);
         for (id, fact) in report.facts.iter().filter(|(id, _)| no(report, id)) {
             assert!(no(&clear, id), "{how}: {id} is no: {}", fact.evidence);
         }
-        // The level depends on what was open when the ban started; a late ban may leave enough facts for a level.
+        // The result depends on the probes that were open when the server started to block. After a late block a
+        // level may still be reached.
         let level = report.judgement.level;
         match *after < 10 {
             true => assert_eq!(level, Level::Unknown, "{how}"),
@@ -509,9 +510,9 @@ fn a_ban_ends_the_scan_and_causes_no_wrong_noes() {
     }
 }
 
-/// Servers that require a client certificate are tested completely with one, in TLS 1.2 and 1.3.
+/// Servers that require a client certificate are tested further with one, in TLS 1.2 and 1.3.
 #[test]
-fn servers_that_require_a_client_certificate_are_tested_with_one() {
+fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     let identity = |name: &str| {
@@ -526,8 +527,8 @@ fn servers_that_require_a_client_certificate_are_tested_with_one() {
             matches!(facts.answer(id), Answer::Yes | Answer::No).then_some(()).ok_or(id.to_owned())
         };
         let asked = ["session.ticket", "session.psk", "http.status", "vulnerability.heartbleed"];
-        // The control: without one, facts that need a complete handshake are open. (nginx completes it, and
-        // then reports that it requires a certificate.)
+        // The control: without a client certificate, facts that need a completed handshake stay unknown. (nginx
+        // completes the handshake, and then reports that it requires a certificate.)
         let in_tls = name == "openssl-client-required";
         let without = scans::scan_server(&server, &scans::options());
         match in_tls {
@@ -548,7 +549,7 @@ fn servers_that_require_a_client_certificate_are_tested_with_one() {
             assert!(with.facts.yes("client_certificate.requested"), "{name} {key}");
             assert_ne!(with.facts.number("http.status"), Some(400), "{name} {key}");
         }
-        // With a certificate that the server rejects, no fact is claimed.
+        // A client certificate that the server rejects: no fact is reported that the server did not show.
         let stranger = Some(identity("self").unwrap());
         let refused =
             scans::scan_server(&server, &Options { identity: stranger, ..scans::options() });
@@ -556,15 +557,15 @@ fn servers_that_require_a_client_certificate_are_tested_with_one() {
             assert!(told(&refused.facts, "session.psk").is_err());
         }
     }
-    // A key that does not match the certificate is an error.
+    // A key that does not match the certificate is not a valid identity.
     let chain = CertificateDer::pem_file_iter(servers::pki::folder().join("rsa.chain")).unwrap();
     let other = PrivateKeyDer::from_pem_file(servers::pki::folder().join("client.key")).unwrap();
     assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
 }
 
-/// A scan never speaks first within the time-out for a greeting, even when its time limit is reached.
+/// If a server sends no greeting within the time-out, the scan sends nothing to it, not even at the end of its time.
 #[test]
-fn a_server_without_a_greeting_receives_nothing_when_the_time_limit_is_reached() {
+fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let scan = |timeout, max_time| {
@@ -580,6 +581,6 @@ fn a_server_without_a_greeting_receives_nothing_when_the_time_limit_is_reached()
         heard
     };
     assert_eq!(scan(Duration::from_secs(10), Duration::from_millis(1_500)), 0);
-    // The control: after the time-out, it gets a ClientHello.
+    // The control: after the time-out, the scanner offers TLS.
     assert!(scan(Duration::from_millis(300), Duration::from_secs(5)) > 0);
 }

@@ -35,7 +35,7 @@ pub struct Rule {
     pub level: Level,
     /// Detects the problem.
     pub test: Test,
-    /// The problem, as a statement. Open questions quote it after "whether", see [`clause`].
+    /// The problem, as a statement. Open questions quote it after "whether", see `clause()`.
     pub what: &'static str,
     /// The standard that forbids it, with the section.
     pub standard: &'static str,

@@ -526,7 +526,7 @@ async fn on_demand_hosts_are_limited_and_checked_before_renewals_and_forgotten()
     assert_eq!(error("a.no.test"), "the program in `ask` refused it");
     assert!(records["a.no.test"].retry_at > RealClock.now());
     assert_eq!(asked.lock().unwrap().len(), 2);
-    // Until it expires it is served.
+    // It is served until it expires.
     assert!(serve.get("a.no.test").is_some() && serve.get("a.yes.test").is_some());
 }
 

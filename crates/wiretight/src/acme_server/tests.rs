@@ -133,7 +133,7 @@ impl Client {
         self.post(&format!("{BASE}/new-order"), &payload.to_string()).await
     }
 
-    /// Tries to prove the one name of an order.
+    /// Tries to validate the one name of an order.
     async fn prove(&self, order: &Value) -> Value {
         let authorization = order["authorizations"][0].as_str().unwrap();
         let Got(200, _, json) = self.post(authorization, "").await else { panic!() };

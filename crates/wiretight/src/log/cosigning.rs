@@ -261,7 +261,7 @@ impl Cosigned {
             )
         });
         let junk = (junk > 0).then(|| {
-            format!("{junk} lines of its response name its key but are no cosignatures by it; they were dropped")
+            format!("{junk} lines of its response have its key ID but are not its cosignatures; they were dropped")
         });
         let nothing = || "its response contains no cosignature by the key in the policy".to_owned();
         match best {
@@ -481,7 +481,7 @@ mod tests {
             assert!(kept == good(NOW) && fault.unwrap().contains(word));
         }
         let other = witness.cosign(&checkpoint(8), NOW).unwrap();
-        assert!(read(&[other]).unwrap_err().contains("no cosignatures by it"));
+        assert!(read(&[other]).unwrap_err().contains("no cosignature by the key in the policy"));
         assert!(read(&[]).is_err());
     }
 }

@@ -108,16 +108,16 @@ pub fn weaknesses(policy: &Policy) -> Vec<String> {
     let mut found = Vec::new();
     if !policy.wants_witnesses() {
         found.push(
-            "the quorum is `none`, so no witness has to see the log: whoever has the log's key can show each node a different history and hide what was issued. Name witnesses and a quorum".into(),
+            "the quorum is `none`, so no witness has to see the log: anyone with the log's key can show each node a different history and hide what was issued. Name witnesses and a quorum".into(),
         );
     } else if policy.splits() {
         found.push(format!(
-            "the quorum ({quorum}) can be reached by two groups without a common witness: whoever has the log's key can show two histories even if every witness is honest. Require more than half of the witnesses"
+            "the quorum ({quorum}) can be reached by two groups without a common witness: anyone with the log's key can show two histories even if every witness is honest. Require more than half of the witnesses"
         ));
     }
     if policy.wants_witnesses() && smallest == 1 {
         found.push(format!(
-            "one witness is enough for the quorum ({quorum}): if that witness is dishonest or its key is stolen, whoever has the log's key can hide what was issued. Require at least two"
+            "one witness is enough for the quorum ({quorum}): if that witness is dishonest or its key is stolen, anyone with the log's key can hide what was issued. Require at least two"
         ));
     }
     found

@@ -342,14 +342,14 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
         let world = World::new();
         *world.witnesses[0].manner.lock().unwrap() = manner;
         let log = world.start().await.unwrap();
-        // Whichever witnesses are reachable: the proof is accepted, and small.
+        // Regardless of which witnesses are reachable, the proof is accepted and small.
         for away in [None, Some(1), Some(2)] {
             world.witnesses.iter().for_each(|w| w.away.store(false, Ordering::SeqCst));
             if let (Some(n), Manner::Junk) = (away, manner) {
                 world.witnesses[n].away.store(true, Ordering::SeqCst);
             }
             let appended = timeout(Duration::from_secs(20), log.append(b"entry".into())).await;
-            let proof = appended.expect("nothing waits for it").unwrap();
+            let proof = appended.expect("no entry waits for it").unwrap();
             let witnessed = proof.verify(&world.policy, Hash::leaf(b"entry")).unwrap();
             witnessed.fresh(super::rig::now(), 60).unwrap();
             assert_eq!(proof.checkpoint.note().signatures().len(), 3, "the log's and two");
@@ -360,7 +360,7 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(Duration::from_secs(10), named).await.expect("it is named");
+        timeout(Duration::from_secs(10), named).await.expect("it is reported");
         let status = log.status();
         let problem = status.witnesses[0].problem.as_ref().unwrap();
         let word = if manner == Manner::Junk { "40 lines" } else { "clock" };

@@ -243,7 +243,7 @@ fn what_was_acknowledged_survives_kills() {
     for round in 0..12 {
         let daemon = witness.start().unwrap();
         let addr = daemon.addr;
-        // It is where it was, or one step further if a response was lost; a fork is never signed.
+        // The witness is at the acknowledged size, or one step further if a response was lost. It never signs a fork.
         for (log, acknowledged) in logs.iter().zip(&acknowledged) {
             let known = acknowledged.load(Ordering::SeqCst);
             let reply =

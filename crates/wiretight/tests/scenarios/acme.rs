@@ -15,7 +15,7 @@ use pebble::Pebble;
 
 const NAME: &str = "www.example.test";
 
-/// `more` are lines of [[acme]].
+/// `more`: further lines of [[acme]].
 fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     if !pebble::installed() || !has(&["curl"]) {
         return;
@@ -72,7 +72,7 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     let store = fs::read(node.state().join("authority/store.db")).unwrap();
     assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the store");
 
-    // Without the CA, and after kill -9, it is served at once.
+    // Without the CA, and after kill -9, the certificate is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -189,7 +189,7 @@ fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     assert_eq!(asked.lock().unwrap().len(), asks + 1);
     assert_eq!(node.log().matches("got a new certificate").count(), 1, "{}", node.log());
 
-    // After kill -9, without the CA and the program, it is served at once.
+    // After kill -9, and without the CA and the program, it is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -338,7 +338,7 @@ fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     assert_eq!(all.orders(), 2);
     // The removed machine learns of none of them.
     assert_ne!(all.served(1), all.served(0));
-    wait_for("it is told why", || {
+    wait_for("it learns the reason", || {
         let status = all.edges[0].status();
         status["authority_link"]["removed"] == true
     });

@@ -37,12 +37,12 @@ const SQL: &str = "SELECT 'it ' || 'answers';\n";
 struct Host {
     name: &'static str,
     netns: String,
-    /// Holds the mount namespace.
+    /// Keeps the mount namespace alive.
     holder: Kid,
     running: BTreeMap<&'static str, Kid>,
 }
 
-/// All machines, on one wire, and what the reader has noted.
+/// All machines on one wire, and the values that the reader has noted.
 struct Site {
     hosts: Vec<Host>,
     noted: BTreeMap<String, String>,
@@ -61,7 +61,7 @@ impl Drop for Site {
     }
 }
 
-/// Names of witnesses, whose certificates come from an authority that all machines trust.
+/// Names of witnesses, with certificates from a CA that all machines trust.
 const MOUNTS: &str = "
 mount -t tmpfs none \"$1\"; cd \"$1\"
 mkdir etc etc-work lib lib-work home
@@ -101,7 +101,7 @@ impl Site {
             ip(&format!("-n {netns} link set lo up"));
             ip(&format!("-n {wire} link add {name} type veth peer name eth0 netns {netns}"));
             ip(&format!("-n {wire} link set {name} master br0 up"));
-            // One that takes another's place has its address, of Ethernet too, and is off until then.
+            // A node that takes over another's place has the same address, also on Ethernet, and is off until then.
             let place = HOSTS.iter().position(|(_, other)| *other == address).unwrap();
             ip(&format!("-n {netns} link set eth0 address 02:00:00:00:00:{place:02x}"));
             if HOSTS[place].0 == name {
@@ -130,7 +130,7 @@ impl Site {
         site
     }
 
-    /// An authority that the system trusts, and a certificate of it for the witness.
+    /// A CA that the system trusts, and its certificate for the witness.
     fn certificates(&self) {
         let openssl = |args: &str| {
             let mut command = Command::new(find("openssl").unwrap());
@@ -181,7 +181,7 @@ impl Site {
         text
     }
 
-    /// A file of a document.
+    /// Writes a file that a document shows.
     fn file(&mut self, block: &str) {
         let head = block.lines().next().unwrap_or_default();
         let (hosts, path) = head
@@ -205,7 +205,7 @@ impl Site {
         }
     }
 
-    /// A line of a document: `HOST# COMMAND   # note`.
+    /// Runs a line of a document: `HOST# COMMAND   # note`.
     fn line(&mut self, line: &str) {
         let (host, line) =
             line.split_once("# ").unwrap_or_else(|| panic!("not `host# command`: {line:?}"));
@@ -220,7 +220,7 @@ impl Site {
         }
         let pasted = note.strip_prefix("paste ").map(|name| self.noted[name].clone() + "\n");
         let typed = if line.starts_with("psql") { SQL.to_owned() } else { String::new() };
-        // A reader is not as fast as this, and looks again.
+        // A reader is slower than this test, and tries again.
         let end = Instant::now() + PATIENCE;
         let ran = loop {
             let ran = self.run(host, &line, pasted.as_ref().unwrap_or(&typed));
@@ -261,7 +261,7 @@ impl Site {
         }
         if which == "wiretight run" {
             let host = host.to_owned();
-            // One that has not joined yet says so, and 3 is that nobody answers.
+            // A node that has not joined yet reports that; status 3 means that no node is running.
             wait_for("the node answers", || {
                 self.run(&host, "wiretight status", "").code != Some(3)
             });
@@ -343,14 +343,14 @@ fn the_readmes_mesh_interception_and_witness_work_literally() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(readme, "## Use it: PostgreSQL from web1 to db1"));
 
-    // What the application got went over the mesh, by way of the kernel.
+    // The application's data went over the mesh, redirected by the kernel.
     let status = site.run("web1", "wiretight status --json", "").good().json();
     let sums = status["relay"]["peers"].to_string();
     assert!(sums.contains("spiffe://example.org/service/db") && sums.contains(GROUP), "{sums}");
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
     assert!(status["intercept"]["counts"]["redirected"]["packets"].as_u64() > Some(0));
 
-    // The control: without `as`, which the recipe lacked once, nothing that the verdict says is good.
+    // The control: without `as`, which the recipe once lacked, the verdict shows no success.
     let without = "sed -i '/^as = \"web\"  /d' /etc/wiretight/wiretight.toml && wiretight reload";
     site.run("web1", without, "").good();
     let refused = "db1 would refuse node/web1 (service/db at 10.0.0.5:5432): set as = \"web\"";
@@ -372,7 +372,7 @@ fn the_readmes_mesh_interception_and_witness_work_literally() {
     let status = site.run("db1", "wiretight status --json", "").good().json();
     assert_eq!(status["transparency"]["required"], true, "{status:#}");
     let log = site.log_of("audit", "wiretight monitor --");
-    wait_for("the monitor tells of certificates that it was not told to expect", || {
+    wait_for("the monitor reports unexpected certificates", || {
         fs::read_to_string(&log).is_ok_and(|log| log.contains("unexpected-certificate"))
     });
 }

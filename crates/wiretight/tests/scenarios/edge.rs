@@ -12,7 +12,7 @@ use super::traffic::{curl, nginx};
 
 const NAME: &str = "www.example.test";
 
-/// A node with one site, and nginx behind it.
+/// A node with one site, with nginx as the backend.
 pub(crate) struct Edge {
     pub(crate) node: Node,
     pub(crate) https: SocketAddr,
@@ -23,7 +23,7 @@ pub(crate) struct Edge {
     _world: World,
 }
 
-/// A self-signed certificate by openssl.
+/// A self-signed certificate made by openssl.
 fn certificate(cert: &Path, key: &Path, how: &[&str]) {
     let mut command = Command::new(find("openssl").unwrap());
     command.args(["req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=x"]).args(how);
@@ -180,7 +180,7 @@ fn wrk_sees_no_error() {
     for headers in [&[][..], &["-H", "Connection: close"]] {
         let mut command = Command::new(find("wrk").unwrap());
         command.args(["-t", "1", "-c", "32", "-d", "2s"]).args(headers);
-        // wrk looks the name up.
+        // wrk resolves the name.
         let url = format!("https://localhost:{}/", edge.https.port());
         let ran = Ran::of(command.arg(url), "").good();
         assert!(!ran.out.contains("Non-2xx"), "{}", ran.out);
@@ -216,11 +216,11 @@ fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     let resolve = format!("{NAME}:{port}:127.0.0.1");
     let url = format!("https://{NAME}:{port}/");
     curl(&["--resolve", &resolve, "--cacert", at.to_str().unwrap(), &url]).good();
-    // A reload with it is refused.
+    // A reload with it is rejected.
     assert!(edge.node.cli(&["reload"]).all().contains("1024 bits"));
     fs::write(&edge.key, good_key).unwrap();
     fs::write(&edge.cert, &old).unwrap();
-    wait_for("it is good again", || edge.node.status()["site_errors"][NAME].is_null());
+    wait_for("it is valid again", || edge.node.status()["site_errors"][NAME].is_null());
     let (new, new_key) = (edge.cert.with_extension("new"), edge.key.with_extension("new-key"));
     certificate(&new, &new_key, &["-newkey", "rsa:2048"]);
     fs::rename(&new, &edge.cert).unwrap();

@@ -54,7 +54,7 @@ impl Foreign {
         (self.world.joined(&self.auth, "app1", &["web"], &file), entry)
     }
 
-    /// `db1` served `service` to `service/web` without our ALPN.
+    /// Checks that `db1` served `service` to `service/web` without our ALPN.
     fn assert_served(&self, service: &str) {
         let name = format!("spiffe://{TD}/service/web");
         let of = |l: &Value| l["service"] == service && l["peer"] == *name && l["end"] == "done";
@@ -91,7 +91,7 @@ impl Pem {
         self.file("bundle.pem")
     }
 
-    /// As `openssl s_client` and `s_server` take them.
+    /// The options for `openssl s_client` and `s_server`.
     fn openssl(&self) -> Vec<String> {
         let (svid, key, bundle) = (self.svid(), self.key(), self.bundle());
         ["-cert", &svid, "-key", &key, "-cert_chain", &svid, "-CAfile", &bundle]
@@ -108,7 +108,7 @@ fn openssl() -> Command {
     Command::new(find("openssl").unwrap())
 }
 
-/// `openssl s_client`: sends a line, and reads until it has come back.
+/// `openssl s_client`: sends a line, and reads until the line has come back.
 fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, String) {
     let mut command = openssl();
     command.args(["s_client", "-connect", &to.to_string(), "-servername", name]);
@@ -174,7 +174,7 @@ fn openssl_and_curl_call_our_service() {
     let run = |args: Vec<String>| curl(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(run(args(&["--no-alpn"])).good().out, HELLO);
     mesh.assert_served("api");
-    // As the help of `svid fetch` shows it: curl offers ALPN http/1.1 and h2, of which we select none.
+    // As in the help of `svid fetch`: curl offers ALPN http/1.1 and h2, of which we select none.
     assert_eq!(run(args(&[])).good().out, HELLO);
     // curl checks the name: the same server under another name is refused.
     let other = dns("other");
@@ -339,10 +339,10 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
     app.kill();
 }
 
-/// The access log of a node says that it dialled `legacy`, with TLS that is ours to accept.
+/// The access log of a node says that it dialled `legacy`, with accepted TLS parameters.
 fn dialled(app: &Node) {
     let legacy = format!("spiffe://{TD}/service/legacy");
-    wait_for("the access log has it", || {
+    wait_for("it is in the access log", || {
         let lines = app.access();
         lines.iter().any(|l| l["peer"] == *legacy && l["side"] == "dial" && l["end"] == "done")
     });

@@ -65,7 +65,7 @@ fn commands_that_disconnect_a_live_node_ask_first() {
     } else {
         auth.cli(&["node", "remove", "app1", "--yes"]).good();
     }
-    wait_for("it is cut", || talk.exchange().is_err());
+    wait_for("it is closed", || talk.exchange().is_err());
     assert_eq!(services(auth, "app1"), None);
     pair.app.kill();
 }
@@ -204,7 +204,7 @@ fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
     fs::write(node.file(), file + &dial(free(), "db", "web")).unwrap();
     node.start();
     wait_for(
-        "it says what is missing",
+        "it reports what is missing",
         || matches!(node.probe("/readyz"), Ok((503, why)) if why.contains("join token")),
     );
 }

@@ -24,7 +24,7 @@ pub(crate) struct Seen {
     pub(crate) frames: u64,
     /// Canaries in plaintext.
     pub(crate) canaries: u64,
-    /// Frames that should not be there, and how often.
+    /// Unexpected frames, and their counts.
     pub(crate) strange: BTreeMap<String, u64>,
     /// Connections that began with a ClientHello that offers TLS 1.3 and a ServerHello that selects it.
     pub(crate) tls13: u64,
@@ -43,7 +43,7 @@ impl Seen {
     }
 }
 
-/// A capture, until it is dropped.
+/// A capture that runs until dropped.
 pub(crate) struct Watch {
     tcpdump: Child,
     log: PathBuf,
@@ -279,7 +279,7 @@ enum Hello {
 /// Whether a flight begins with the handshake message `kind` (1: ClientHello, 2: ServerHello) for TLS 1.3
 /// (RFC 8446, 4.1 and 4.2.1).
 fn hello(bytes: &[u8], kind: u8) -> Hello {
-    // A record's type and version. An alert instead of a ServerHello is a refusal.
+    // A record's type and version. An alert in place of a ServerHello is a rejection.
     let handshake = [22, 3];
     let alert = [21, 3];
     let known = bytes.len().min(2);

@@ -1,5 +1,5 @@
-//! Authenticated encryption of records: AES-GCM and ChaCha20-Poly1305 from aws-lc-rs, and AES-CCM, built
-//! from its CBC and CTR modes.
+//! Authenticated encryption of records: AES-GCM and ChaCha20-Poly1305 from aws-lc-rs, and AES-CCM, built from the CBC
+//! and CTR modes of aws-lc-rs.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
@@ -7,7 +7,7 @@ use aws_lc_rs::iv::FixedLength;
 
 use super::{Failure, malformed};
 
-/// The nonce length in bytes.
+/// The length of each nonce.
 pub(super) const NONCE: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Algorithm {
     Aes128Gcm,
     Aes256Gcm,
     ChaCha20Poly1305,
-    /// The lengths of the AES key and of the tag in bytes.
+    /// The lengths of the AES key and of the tag.
     Ccm(usize, usize),
 }
 
@@ -35,7 +35,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether a part of the nonce is in each record in TLS 1.2 (RFC 5288 section 3, RFC 6655 section 3).
+    /// Whether half of the nonce is sent in each record, in TLS 1.2 (RFC 5288 section 3, RFC 6655 section 3).
     pub(super) fn has_explicit_nonce(self) -> bool {
         self != Self::ChaCha20Poly1305
     }
@@ -88,14 +88,14 @@ impl Key {
         Ok(())
     }
 
-    /// Decrypts in place, and checks and removes the tag.
+    /// Decrypts in place, and removes the tag. Fails if the tag is wrong.
     pub(super) fn open(
         &self,
         nonce: [u8; NONCE],
         covered: &[u8],
         data: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        let bad = || malformed("a record that cannot be decrypted");
+        let bad = || malformed("a record that the keys do not open");
         let n = data.len().checked_sub(self.tag_len()).ok_or_else(bad)?;
         match &self.inner {
             Inner::AwsLc(key) => {
@@ -118,10 +118,10 @@ impl Key {
     }
 }
 
-/// The size of the length field, minus one: it takes the 15 bytes that the nonce does not use.
+/// The length of the length field, minus one. The field gets the 15 bytes minus the nonce.
 const CCM_LENGTH: u8 = 14 - NONCE as u8;
 
-/// The CBC-MAC (RFC 3610 section 2.2): the last block of CBC without an IV. `covered` is never empty here.
+/// The CBC-MAC (RFC 3610 section 2.2): the last block of CBC without an IV. `covered` is never empty.
 fn ccm_mac(
     key: &[u8],
     tag: usize,
@@ -142,7 +142,7 @@ fn ccm_mac(
     blocks.last_chunk().copied().ok_or_else(|| malformed("an empty record"))
 }
 
-/// Encrypts or decrypts (RFC 3610 section 2.3): the MAC with the counter 0, the data from 1 on.
+/// Encrypts or decrypts (RFC 3610 section 2.3): the MAC uses counter 0, the data starts at counter 1.
 fn ccm_crypt(
     key: &[u8],
     nonce: [u8; NONCE],
@@ -174,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn ccm_matches_sp_800_38c() {
-        // NIST SP 800-38C appendix C.3: the example with a nonce of twelve bytes.
+    fn ccm_is_that_of_sp_800_38c() {
+        // NIST SP 800-38C appendix C.3: the one with a nonce of twelve bytes.
         let key = Key::new(Algorithm::Ccm(16, 8), &counting::<16>(0x40)).unwrap();
         let (nonce, covered) = (counting(0x10), counting::<20>(0));
         let plain = counting::<24>(0x20).to_vec();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_or_truncated_records_are_rejected() {
+    fn what_was_changed_or_is_too_short_is_not_opened() {
         for algorithm in [
             Algorithm::Aes128Gcm,
             Algorithm::Aes256Gcm,

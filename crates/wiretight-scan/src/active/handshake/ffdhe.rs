@@ -5,29 +5,29 @@ use num_bigint::BigUint;
 use super::shares::power;
 use super::{Failure, malformed, random};
 
-/// The client's half of a key exchange. The arithmetic is not constant-time, because the secret protects
-/// only a scanner's greeting.
+/// The client's half of a key exchange. The timing of the big integers depends on the exponent, which is acceptable
+/// because the secret protects only a scanner's request.
 pub(super) struct FfdheKey {
     p: BigUint,
     exponent: [u8; 32],
 }
 
 impl FfdheKey {
-    /// Generates a key; `None` for other groups.
+    /// A new key; `None` for other groups.
     pub(super) fn generate(group: u16) -> Option<Self> {
         Some(Self { p: prime(group)?, exponent: random() })
     }
 
-    /// The key share, with the length of the prime (RFC 8446 section 4.2.8.1).
+    /// As long as the prime (RFC 8446 section 4.2.8.1).
     pub(super) fn public(&self) -> Result<Vec<u8>, Failure> {
         power(&[2], &self.exponent, &self.p.to_bytes_be())
     }
 
-    /// The shared secret, with the length of the prime (RFC 8446 section 7.4.1).
+    /// The secret, as long as the prime (RFC 8446 section 7.4.1).
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         let p = self.p.to_bytes_be();
         if share.len() != p.len() {
-            return Err(malformed("a key share with the wrong length"));
+            return Err(malformed("a key share of a wrong length"));
         }
         let y = BigUint::from_bytes_be(share);
         if y <= BigUint::from(1u8) || y >= &self.p - 1u8 {
@@ -37,7 +37,7 @@ impl FfdheKey {
     }
 }
 
-/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the smallest number that makes it a safe prime.
+/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the smallest number that gives a safe prime.
 fn prime(group: u16) -> Option<BigUint> {
     let (bits, x) = match group {
         0x0100 => (2048_u32, 560_316_u32),
@@ -47,7 +47,7 @@ fn prime(group: u16) -> Option<BigUint> {
         0x0104 => (8192, 10_965_728),
         _ => return None,
     };
-    // e is the sum of 1/n!, computed with 64 additional bits because of rounding.
+    // e is the sum of 1/n!. Compute 64 more bits than needed, to allow for rounding.
     let mut term = BigUint::from(1u8) << (bits - 130 + 64);
     let (mut e, mut n) = (BigUint::ZERO, 0_u32);
     while term != BigUint::ZERO {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_primes_match_rfc_7919() {
+    fn the_primes_are_those_of_rfc_7919() {
         for (group, bytes, end) in [
             (0x0100, 256, "886b423861285c97ffffffffffffffff"),
             (0x0101, 384, "25e41d2b66c62e37ffffffffffffffff"),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_key_shares_are_rejected() {
+    fn shares_that_give_no_secret_or_are_of_a_wrong_length_are_refused() {
         let (ours, theirs) =
             (FfdheKey::generate(0x0100).unwrap(), FfdheKey::generate(0x0100).unwrap());
         let (public, other) = (ours.public().unwrap(), theirs.public().unwrap());

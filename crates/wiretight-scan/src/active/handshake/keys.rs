@@ -1,5 +1,5 @@
-//! Key schedules: HKDF in TLS 1.3 (RFC 8446 section 7.1), and the earlier PRFs (RFC 5246 and
-//! RFC 4346, both section 5).
+//! Key schedules: HKDF of TLS 1.3 (RFC 8446 section 7.1), and the PRFs of earlier versions (RFC
+//! 5246 and RFC 4346, both section 5).
 
 use aws_lc_rs::{digest, hmac};
 use hmac_md5::{KeyInit, Mac};
@@ -67,16 +67,16 @@ impl Hash {
         out
     }
 
-    /// Derive-Secret of a transcript.
+    /// Derive-Secret over a transcript.
     pub(super) fn derive(self, secret: &[u8], label: &str, transcript: &[u8]) -> Vec<u8> {
         self.expand_label(secret, label, &self.digest(transcript), self.len())
     }
 }
 
-/// The pseudorandom function of TLS 1.2 and earlier.
+/// The pseudorandom function of a version up to TLS 1.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Prf {
-    /// TLS 1.0 and 1.1: MD5 with one half of the secret, and SHA-1 with the other.
+    /// TLS 1.0 and 1.1: two halves of the secret, MD5 with one and SHA-1 with the other.
     Md5Sha1,
     Of(Hash),
 }
@@ -100,7 +100,7 @@ impl Prf {
         }
     }
 
-    /// The hash of a transcript for Finished.
+    /// The hash of a transcript, for Finished.
     pub(super) fn digest(self, transcript: &[u8]) -> Vec<u8> {
         match self {
             Self::Of(hash) => hash.digest(transcript),
@@ -128,7 +128,7 @@ fn mac(algorithm: hmac::Algorithm, key: &[u8], bytes: &[u8]) -> Vec<u8> {
 }
 
 fn mac_md5(key: &[u8], bytes: &[u8]) -> Vec<u8> {
-    // HMAC accepts keys of any length.
+    // HMAC takes keys of any length.
     let Ok(mac) = hmac_md5::Hmac::<md5::Md5>::new_from_slice(key) else { return vec![0; 16] };
     mac.chain_update(bytes).finalize().into_bytes().to_vec()
 }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_schedule_matches_rfc_8448() {
+    fn the_key_schedule_is_that_of_rfc_8448() {
         // RFC 8448 section 3: the early secret, and the secrets derived from it.
         let early = Hash::Sha256.extract(&[0; 32], &[0; 32]);
         assert_eq!(early, hex("33ad0a1c607ec03b09e6cd9893680ce210adf300aa1f2660e1b22e10f170f92a"));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_prf_halves_the_secret_and_has_the_requested_length() {
+    fn the_old_prf_halves_the_secret_and_is_as_long_as_asked() {
         let out = Prf::Md5Sha1.expand(&[1, 2, 3], "key expansion", b"seed", 104);
         assert_eq!(out.len(), 104);
         assert_eq!(

@@ -1,9 +1,9 @@
-//! Complete handshakes, to read the encrypted messages of a server: certificates of TLS 1.3,
+//! Complete handshakes, to read what a server sends only encrypted: certificates in TLS 1.3,
 //! tickets, renegotiation, the reaction to an invalid record.
 //!
-//! This client is for the scanner only, and is not secure: it does not verify the server, discards its keys,
-//! and its arithmetic is not constant-time.
-//! It sends nothing confidential.
+//! This is a scanner's client and provides no security: it does not verify the server, it discards
+//! its keys, its arithmetic is not constant-time, and it sends nothing confidential. Only a scan
+//! may use it.
 
 mod aead;
 mod channel;
@@ -27,10 +27,10 @@ use rustls::sign::Signer;
 use super::link::{Trouble, alert_name};
 use crate::parse::{HandshakeType, Malformed, Message};
 
-/// Why a handshake failed.
+/// Why a handshake was not completed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// An alert of the server: level and description.
+    /// The server sent an alert: level and description.
     Alert(u8, u8),
     /// No answer, or an invalid one.
     Trouble(Trouble),
@@ -43,7 +43,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Alert(level, description) => f.write_str(&alert_name(*level, *description)),
             Self::Trouble(trouble) => trouble.fmt(f),
-            Self::Unsupported(what) => write!(f, "this scanner does not support {what}"),
+            Self::Unsupported(what) => write!(f, "this scanner does not go on with {what}"),
         }
     }
 }
@@ -62,7 +62,7 @@ impl From<Malformed> for Failure {
 
 impl From<aws_lc_rs::error::Unspecified> for Failure {
     fn from(_: aws_lc_rs::error::Unspecified) -> Self {
-        Self::Trouble(Trouble::Malformed("an invalid key or key share"))
+        Self::Trouble(Trouble::Malformed("a key or a share that is none"))
     }
 }
 
@@ -80,10 +80,10 @@ fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Fa
     Ok(Message::new(HandshakeType::CERTIFICATE_VERIFY, &body).bytes)
 }
 
-/// `N` random bytes.
+/// Random bytes.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // If the system has no randomness, zeros work too: nothing here needs to be secure.
+    // Without the system's random numbers a scan still works: these keys protect nothing.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     bytes
 }

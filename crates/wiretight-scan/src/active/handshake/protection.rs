@@ -1,7 +1,7 @@
-//! Record protection in one direction: AEAD in TLS 1.3 and 1.2, CBC and NULL with a MAC.
+//! The protection of records in one direction: AEAD of TLS 1.3 and 1.2, CBC and NULL with a MAC.
 //!
-//! Ciphers without a usable binding in aws-lc-rs (RC4, 3DES) are not supported,
-//! nor is SSL 3.0, which has its own MAC.
+//! It does not support ciphers that aws-lc-rs lacks (RC4, and 3DES except in the C bindings), nor SSL 3.0, which has
+//! its own MAC.
 
 use aws_lc_rs::cipher::{
     self, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext, UnboundCipherKey,
@@ -12,11 +12,11 @@ use super::aead::{self, NONCE};
 use super::{Failure, malformed, random};
 use crate::parse::ContentType;
 
-/// The record protection of a suite in TLS 1.2 or earlier.
+/// How a suite of TLS 1.2 or earlier protects records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cipher {
     Aead(aead::Algorithm),
-    /// The key length in bytes.
+    /// The length of the key.
     Cbc(usize, MacHash),
     Null(MacHash),
 }
@@ -48,8 +48,8 @@ impl MacHash {
 }
 
 impl Cipher {
-    /// The lengths of MAC key, key, and IV in the key block (RFC 5246 section 6.3;
-    /// in TLS 1.0, CBC has an IV there).
+    /// The lengths of the MAC key, the key and the IV in the key block (RFC 5246 section 6.3; TLS 1.0 has an IV for
+    /// CBC).
     pub(super) fn lengths(self, version: u16) -> (usize, usize, usize) {
         match self {
             Self::Aead(algorithm) => {
@@ -62,10 +62,10 @@ impl Cipher {
     }
 }
 
-/// Deliberately wrong bytes in the padding of a CBC record.
+/// Which bytes of a CBC record's padding are made invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPadding {
-    /// All bytes except the last, which is the length.
+    /// All but the last byte, which is the length.
     All,
     /// Only the first byte.
     First,
@@ -75,20 +75,20 @@ pub enum BadPadding {
 pub(super) struct Protection {
     kind: Kind,
     sequence: u64,
-    /// Whether invalid padding was received. Clients do not need this.
+    /// Whether invalid padding was received. A client has no use for it.
     #[cfg(test)]
     odd_padding: bool,
 }
 
 enum Kind {
     Clear,
-    /// The nonce combines the IV and the sequence number (RFC 8446 section 5.3, RFC 7905 section 2).
+    /// The nonce is the IV with the sequence number (RFC 8446 section 5.3, RFC 7905 section 2).
     Aead {
         key: aead::Key,
         iv: [u8; NONCE],
         tls1_3: bool,
     },
-    /// A part of the nonce is in the record (RFC 5288 section 3, RFC 6655 section 3).
+    /// Half of the nonce is in the record (RFC 5288 section 3, RFC 6655 section 3).
     ExplicitNonce {
         key: aead::Key,
         salt: [u8; 4],
@@ -128,11 +128,11 @@ impl Protection {
         iv: &[u8],
     ) -> Result<Self, Failure> {
         let key = aead::Key::new(algorithm, key)?;
-        let iv = iv.try_into().map_err(|_| malformed("an IV with the wrong length"))?;
+        let iv = iv.try_into().map_err(|_| malformed("an IV of a wrong length"))?;
         Ok(Self::of(Kind::Aead { key, iv, tls1_3: true }))
     }
 
-    /// For TLS 1.2 and earlier, with the parts of the key block given by [`Cipher::lengths`].
+    /// Up to TLS 1.2, with the parts of the key block as given by [`Cipher::lengths`].
     pub(super) fn new(
         cipher: Cipher,
         version: u16,
@@ -140,7 +140,7 @@ impl Protection {
         key: &[u8],
         iv: &[u8],
     ) -> Result<Self, Failure> {
-        let short = |_| malformed("an IV with the wrong length");
+        let short = |_| malformed("an IV of a wrong length");
         let kind = match cipher {
             Cipher::Aead(algorithm) => {
                 let key = aead::Key::new(algorithm, key)?;
@@ -171,7 +171,7 @@ impl Protection {
         matches!(self.kind, Kind::Aead { tls1_3: true, .. })
     }
 
-    /// The type and the fragment of a record with this content.
+    /// The type and fragment of a record with this content.
     pub(super) fn seal(
         &mut self,
         content: ContentType,
@@ -203,7 +203,7 @@ impl Protection {
             }
             Kind::Cbc { cipher, key, mac, chained } => {
                 let mut out = [data, sign(mac, &header, data).as_ref()].concat();
-                // Wrong padding is longer than a block, so that more bytes are wrong.
+                // For the test of invalid padding, use more than one block: the server has more bytes to check.
                 let more = if bad.is_some() { 16 } else { 0 };
                 let n = 15 - out.len() % 16 + more;
                 out.extend(vec![n as u8; n + 1]);
@@ -246,10 +246,10 @@ impl Protection {
             Kind::Aead { key, iv, tls1_3: true } => {
                 let mut out = fragment.to_vec();
                 key.open(nonce(iv, sequence), &outer_header(fragment.len()), &mut out)?;
-                // The type is before the zeros of the padding.
+                // The content type comes before the zeros of the padding.
                 let end = out.iter().rposition(|b| *b != 0).ok_or_else(short)?;
                 let content = ContentType::from_code(out[end])
-                    .ok_or_else(|| malformed("an encrypted record without a type"))?;
+                    .ok_or_else(|| malformed("an encrypted record without a content type"))?;
                 out.truncate(end);
                 return Ok((content, out));
             }
@@ -284,7 +284,7 @@ impl Protection {
                 let mut out = rest.to_vec();
                 decrypting
                     .decrypt(&mut out, context)
-                    .map_err(|_| malformed("a record that cannot be decrypted"))?;
+                    .map_err(|_| malformed("a record that the keys do not open"))?;
                 let padding = usize::from(*out.last().ok_or_else(short)?) + 1;
                 let n = out.len().checked_sub(padding).ok_or_else(short)?;
                 #[cfg(test)]
@@ -300,7 +300,7 @@ impl Protection {
     }
 }
 
-/// The data before a valid MAC.
+/// The data before the MAC; an error if the MAC is wrong.
 fn verified(
     key: &hmac::Key,
     sequence: u64,
@@ -325,7 +325,7 @@ fn sign(key: &hmac::Key, header: &[u8], data: &[u8]) -> hmac::Tag {
     context.sign()
 }
 
-/// The additional data of a MAC or an AEAD (RFC 5246 section 6.2.3).
+/// The additional data of a MAC or AEAD (RFC 5246 section 6.2.3).
 fn header(sequence: u64, content: ContentType, version: u16, n: usize) -> [u8; 13] {
     let mut out = [0; 13];
     out[..8].copy_from_slice(&sequence.to_be_bytes());

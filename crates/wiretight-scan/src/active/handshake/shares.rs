@@ -1,4 +1,4 @@
-//! Key exchange: key shares and the shared secret.
+//! Key exchange: from our share and the server's share to the secret.
 
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::kem::{self, Ciphertext, DecapsulationKey};
@@ -8,7 +8,7 @@ use super::ffdhe::FfdheKey;
 use super::weierstrass::WeierstrassKey;
 use super::{Failure, malformed, random, x448};
 
-/// The groups with which a TLS 1.3 handshake can be completed, the most common first.
+/// The groups with which this client can complete a TLS 1.3 handshake, the best known first.
 pub const GROUPS: &[u16] = &[
     0x001d, 0x0017, 0x0018, 0x0019, 0x11ec, 0x11eb, 0x11ed, 0x0201, 0x0202, 0x0200, 0x001e, 0x0100,
     0x0101, 0x0102, 0x0103, 0x0104, 0x001f, 0x0020, 0x0021,
@@ -35,15 +35,15 @@ enum Private {
 struct Hybrid {
     elliptic: Option<PrivateKey>,
     kem: Option<DecapsulationKey>,
-    /// The length of the server's ciphertext (FIPS 203 table 3).
+    /// The length of the ciphertext with the server's secret (FIPS 203 table 3).
     ciphertext: usize,
-    /// Whether ML-KEM comes first, as in X25519MLKEM768; in the other hybrids it comes last
+    /// ML-KEM comes first in X25519MLKEM768, and last in the others
     /// (draft-ietf-tls-ecdhe-mlkem section 3).
     kem_first: bool,
 }
 
 impl KeyShare {
-    /// Generates a key; `None` if the group is not supported.
+    /// A new key; `None` if the group is not supported.
     pub(super) fn generate(group: u16) -> Result<Option<Self>, Failure> {
         if let Some((key, public)) = Hybrid::generate(group)? {
             return Ok(Some(Self { private: Private::AwsLc(key), public }));
@@ -62,12 +62,12 @@ impl KeyShare {
         }))
     }
 
-    /// The client's key share.
+    /// The share that the client sends.
     pub(super) fn public(&self) -> &[u8] {
         &self.public
     }
 
-    /// The shared secret with the server's key share.
+    /// The secret from the server's share.
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         match &self.private {
             Private::AwsLc(key) => key.secret(share),
@@ -79,7 +79,7 @@ impl KeyShare {
 }
 
 impl Hybrid {
-    /// With the public key.
+    /// Also returns the public key.
     fn generate(group: u16) -> Result<Option<(Self, Vec<u8>)>, Failure> {
         use agreement::{ECDH_P256, ECDH_P384, ECDH_P521, X25519};
         use kem::{ML_KEM_512, ML_KEM_768, ML_KEM_1024};
@@ -115,7 +115,7 @@ impl Hybrid {
     }
 
     fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
-        let short = || malformed("a key share with the wrong length");
+        let short = || malformed("a key share of a wrong length");
         let at = match self.kem_first {
             true => self.ciphertext,
             false => share.len().checked_sub(self.ciphertext).ok_or_else(short)?,
@@ -128,7 +128,7 @@ impl Hybrid {
             Some(key) => agree(
                 key,
                 UnparsedPublicKey::new(key.algorithm(), point),
-                malformed("a key share that is not on its curve"),
+                malformed("a key share that is not a point on its curve"),
                 |secret| Ok(secret.to_vec()),
             )?,
         };
@@ -148,11 +148,11 @@ pub fn share_of(group: u16) -> Option<Vec<u8>> {
     Some(KeyShare::generate(group).ok()??.public)
 }
 
-/// Finite-field Diffie-Hellman: our key share and the secret, without leading zeros
-/// (RFC 5246 section 8.1.2).
+/// Finite-field Diffie-Hellman: our share and the secret, without leading zeros (RFC 5246 section
+/// 8.1.2).
 ///
-/// The arithmetic is not constant-time, because the secret protects only a scanner's
-/// greeting.
+/// The timing of the big integers depends on the exponent, which is acceptable because the secret
+/// protects only a scanner's request.
 pub(super) fn dhe(p: &[u8], g: &[u8], y: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     let exponent = random::<32>();
     let share = power(g, &exponent, p)?;
@@ -164,8 +164,8 @@ pub(super) fn dhe(p: &[u8], g: &[u8], y: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Fa
     Ok((share, secret[zeros..].to_vec()))
 }
 
-/// `base ^ exponent mod modulus`, with the length of the modulus. The work is limited: a
-/// modulus of 8192 bits, an exponent of 256.
+/// `base ^ exponent mod modulus`, as long as the modulus. A peer can choose a modulus of at most
+/// 8192 bits and an exponent of at most 256.
 pub(crate) fn power(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Result<Vec<u8>, Failure> {
     let zeros = modulus.iter().take_while(|b| **b == 0).count();
     let modulus = &modulus[zeros..];
@@ -174,7 +174,7 @@ pub(crate) fn power(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Result<Vec<
     }
     let m = BigUint::from_bytes_be(modulus);
     if m <= BigUint::from(2u8) {
-        return Err(malformed("an invalid modulus"));
+        return Err(malformed("a modulus that is none"));
     }
     let power = BigUint::from_bytes_be(base).modpow(&BigUint::from_bytes_be(exponent), &m);
     let bytes = power.to_bytes_be();

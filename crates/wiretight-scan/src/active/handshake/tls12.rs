@@ -1,5 +1,5 @@
-//! A client for TLS 1.0, 1.1 and 1.2 (RFC 2246, RFC 4346, RFC 5246) that performs complete
-//! handshakes: new ones, resumed ones, and renegotiations.
+//! A client of TLS 1.0, 1.1 and 1.2 (RFC 2246, RFC 4346, RFC 5246) that completes the handshake: a
+//! new one, a resumption, or a renegotiation.
 
 use x509_cert::der::asn1::UintRef;
 use x509_cert::der::{Decode, Reader as _, SliceReader};
@@ -18,7 +18,7 @@ use crate::parse::{
     NewSessionTicket, ServerHello, ServerKeyExchange, certificates, extension,
 };
 
-/// The record protection of a suite, if it is supported.
+/// How a suite protects records; `None` if that is not supported here.
 fn cipher(suite: Suite) -> Option<Cipher> {
     use Algorithm::*;
     use MacHash::*;
@@ -47,13 +47,13 @@ fn cipher(suite: Suite) -> Option<Cipher> {
     })
 }
 
-/// Whether this client can complete a handshake with this suite.
+/// Whether this client can complete a handshake with the suite.
 pub fn can_complete(suite: Suite) -> bool {
     cipher(suite).is_some()
 }
 
-/// A hello of this version with all supported suites, those with
-/// forward secrecy first.
+/// A hello of this version with all suites that this client can complete a handshake with; those
+/// with forward secrecy come first.
 pub fn hello(prober: &Prober, version: Version) -> ClientHello {
     let mut usable: Vec<Suite> = suites()
         .iter()
@@ -63,7 +63,7 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
         .collect();
     usable
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
-    // The schemes of TLS 1.2, without those of later versions.
+    // The signature schemes of TLS 1.2, without those that only later versions have.
     let schemes = prober.schemes(version);
     let hello = prober
         .hello(version)
@@ -81,39 +81,41 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
 /// A session that can be resumed.
 #[derive(Clone)]
 pub struct Session {
-    /// The session ID from the server; empty if it has no cache.
+    /// The ID from the server; empty if the server has no cache.
     pub id: Vec<u8>,
+    /// The ticket from the server.
     pub ticket: Option<NewSessionTicket>,
     /// The suite, which must be offered again.
     pub suite: u16,
     master: Vec<u8>,
 }
 
-/// Deliberate faults.
+/// Deliberate errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
-    /// Wrong padding bytes in the record of our Finished, if the suite has padding.
+    /// How the padding of the record with our Finished is invalid, if the suite has padding.
     pub padding: Option<BadPadding>,
 }
 
-/// A handshake and its results so far, which are available after a failure too.
+/// A handshake and what is known of it so far; readable after a failure too.
 pub struct Client {
-    /// The connection with the current record protection.
+    /// The current protection of records.
     pub channel: Channel,
     /// The hello that was sent.
     pub hello: ClientHello,
+    /// The ServerHello.
     pub server: Option<ServerHello>,
-    /// The server's certificate chain.
+    /// The server's chain.
     pub chain: Vec<Vec<u8>>,
-    /// The server's key exchange.
+    /// Its key exchange.
     pub key_exchange: Option<ServerKeyExchange>,
-    /// The request for a client certificate.
+    /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,
-    /// Whether the session was resumed.
+    /// Whether an old session was resumed.
     pub resumed: bool,
-    /// Whether our Finished was sent.
+    /// Whether our flight was sent.
     pub finished: bool,
-    /// The session, if the handshake was completed.
+    /// The session to resume, if the handshake was completed.
     pub session: Option<Session>,
     transcript: Vec<u8>,
     ticket: Option<NewSessionTicket>,
@@ -121,20 +123,20 @@ pub struct Client {
     verify: Vec<u8>,
 }
 
-/// A server's reaction to a renegotiation.
+/// The server's reaction to a renegotiation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renegotiation {
-    /// Accepted, up to ServerHelloDone.
+    /// It accepted, and sent messages up to its ServerHelloDone.
     Taken,
-    /// Rejected by an alert.
+    /// It rejected it with an alert.
     Refused(String),
-    /// Closed the connection.
+    /// It closed the connection.
     Closed(String),
-    /// No reaction.
+    /// It sent nothing.
     Silent,
 }
 
-/// The secrets from which both sides derive keys.
+/// The values from which both sides derive keys.
 struct Secrets {
     prf: Prf,
     cipher: Cipher,
@@ -145,7 +147,7 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// Our keys, then the server's (RFC 5246 section 6.3).
+    /// Our random value, then the server's (RFC 5246 section 6.3).
     fn protections(&self) -> Result<(Protection, Protection), Failure> {
         let (mac, key, iv) = self.cipher.lengths(self.version);
         let seed = [self.server_random, self.client_random].concat();
@@ -181,13 +183,13 @@ impl Client {
         }
     }
 
-    /// A client without a connection.
+    /// The client for a connection that could not be opened.
     pub(in crate::active) fn unconnected(hello: ClientHello) -> Self {
         Self::new(Link::closed(), hello)
     }
 
-    /// Performs the whole handshake. `session` is resumed if the hello
-    /// offers it (see [`with_id`] and [`with_ticket`]) and the server accepts it.
+    /// Completes the handshake. The given session is resumed if the hello offers it (see
+    /// [`with_id`] and [`with_ticket`]) and the server accepts it.
     pub async fn handshake(
         &mut self,
         session: Option<&Session>,
@@ -198,15 +200,13 @@ impl Client {
         match flight {
             Flight::Full => self.full(&server, faults).await,
             Flight::Abbreviated => {
-                let session = session.ok_or_else(|| {
-                    malformed("an abbreviated handshake without an offered session")
-                })?;
+                let session = session.ok_or_else(|| malformed("a handshake without its middle"))?;
                 self.abbreviated(&server, session).await
             }
         }
     }
 
-    /// Sends the hello, and reads the server's flight.
+    /// Sends the hello and reads the whole answer.
     pub async fn greet(&mut self) -> Result<Flight, Failure> {
         self.channel.link.send(&self.hello.record()).await?;
         self.transcript = self.hello.message();
@@ -233,16 +233,16 @@ impl Client {
         Ok(server)
     }
 
-    /// Reads up to ServerHelloDone, or to the early ChangeCipherSpec of an abbreviated
+    /// Reads up to ServerHelloDone, or up to the early ChangeCipherSpec of an abbreviated
     /// handshake.
     async fn server_flight(&mut self, server: &ServerHello) -> Result<Flight, Failure> {
         loop {
             let message = match self.channel.handshake().await? {
                 Incoming::Message(message) => message,
                 Incoming::ChangeCipherSpec => return Ok(Flight::Abbreviated),
-                _ => return Err(malformed("unexpected data during the handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             };
-            // It is not part of the transcript (RFC 5246 section 7.4.1.1).
+            // HelloRequest is not part of the transcript (RFC 5246 section 7.4.1.1).
             if message.kind == HandshakeType::HELLO_REQUEST {
                 continue;
             }
@@ -253,7 +253,7 @@ impl Client {
                 HandshakeType::SERVER_KEY_EXCHANGE => {
                     let suite = Suite::from_code(server.suite);
                     let kx = suite.map(Suite::key_exchange);
-                    // Others, such as those of PSK and SRP, are ignored.
+                    // Other key exchanges, such as PSK and SRP, are not supported.
                     if !matches!(kx, Some(KeyExchange::Ecdhe | KeyExchange::Dhe)) {
                         continue;
                     }
@@ -274,7 +274,7 @@ impl Client {
         }
     }
 
-    /// Sends our flight, and reads the end of the server's.
+    /// Sends our flight, and reads the rest of the server's.
     async fn full(&mut self, server: &ServerHello, faults: Faults) -> Result<(), Failure> {
         let suite = Suite::from_code(server.suite)
             .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
@@ -283,7 +283,7 @@ impl Client {
         let (premaster, key_exchange) = self.exchange(suite)?;
         let mut flight = Vec::new();
         let identity = self.channel.link.identity.clone();
-        // Before TLS 1.2, signatures have another form, which is not supported.
+        // Before TLS 1.2 signatures have another form and no scheme.
         let signer = match &self.request {
             Some(request) if server.version == Version::Tls1_2.code() => {
                 identity.as_ref().and_then(|identity| identity.signer(&request.schemes))
@@ -291,7 +291,7 @@ impl Client {
             _ => None,
         };
         if self.request.is_some() {
-            // Empty if there is no acceptable certificate (RFC 5246 section 7.4.6).
+            // Empty if we have no certificate that the server accepts (RFC 5246 section 7.4.6).
             let shown = identity.iter().filter(|_| signer.is_some());
             let mut list = Vec::<u8>::new();
             for certificate in shown.flat_map(|identity| identity.chain()) {
@@ -342,10 +342,10 @@ impl Client {
         Ok(())
     }
 
-    /// The server's Finished comes first (RFC 5246 section 7.3, figure 2).
+    /// Abbreviated: the server's Finished comes first (RFC 5246 section 7.3, figure 2).
     async fn abbreviated(&mut self, server: &ServerHello, old: &Session) -> Result<(), Failure> {
         let suite = Suite::from_code(server.suite).filter(|suite| suite.code == old.suite);
-        let suite = suite.ok_or_else(|| malformed("the session is resumed with another suite"))?;
+        let suite = suite.ok_or_else(|| malformed("a session resumed with another suite"))?;
         let cipher = cipher(suite)
             .ok_or_else(|| Failure::Unsupported(format!("the suite {}", suite.name)))?;
         let secrets = Secrets {
@@ -383,7 +383,7 @@ impl Client {
         Ok(out)
     }
 
-    /// Reads ChangeCipherSpec, unless it was received already, and Finished.
+    /// Reads ChangeCipherSpec, unless it was read already, and Finished.
     async fn server_finish(
         &mut self,
         secrets: &Secrets,
@@ -402,11 +402,11 @@ impl Client {
                 }
                 Incoming::Message(message) if message.kind == HandshakeType::FINISHED => {
                     if theirs.is_some() {
-                        return Err(malformed("an unencrypted Finished"));
+                        return Err(malformed("a Finished that is not encrypted"));
                     }
                     let expected = secrets.finished("server finished", &self.transcript);
                     if message.body() != expected {
-                        return Err(malformed("a wrong Finished"));
+                        return Err(malformed("a Finished that does not fit the handshake"));
                     }
                     self.transcript.extend(&message.bytes);
                     self.verify.truncate(12);
@@ -419,7 +419,7 @@ impl Client {
                     }
                     self.transcript.extend(&message.bytes);
                 }
-                _ => return Err(malformed("unexpected data during the handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             }
         }
     }
@@ -470,8 +470,8 @@ impl Client {
         }
     }
 
-    /// Starts a renegotiation. `secure` says whether it refers to the handshake
-    /// that it continues (RFC 5746 section 3.5), which is required if the server supports it.
+    /// Starts a renegotiation. `secure` says whether it refers to the current handshake (RFC 5746
+    /// section 3.5), which is required if the server supports that.
     pub async fn renegotiate(&mut self, secure: bool) -> Result<Renegotiation, Failure> {
         let mut hello = self.hello.clone();
         hello.random = random();
@@ -510,12 +510,12 @@ impl Client {
     }
 }
 
-/// The end of the server's first flight.
+/// How far the server continued on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flight {
-    /// ServerHelloDone: now the client sends its flight.
+    /// To its ServerHelloDone: the client sends next.
     Full,
-    /// ChangeCipherSpec: the session is resumed.
+    /// To its ChangeCipherSpec: a session is resumed.
     Abbreviated,
 }
 
@@ -527,15 +527,15 @@ fn prf(suite: Suite, version: u16) -> Prf {
     }
 }
 
-/// Adds the offer of a session by its ID.
+/// This hello, with a session offered by its ID.
 pub fn with_id(hello: ClientHello, session: &Session) -> ClientHello {
     let mut hello = hello.without(extension::SESSION_TICKET).suites([session.suite]);
     hello.session_id = session.id.clone();
     hello
 }
 
-/// Adds the offer of a session by its ticket. The ID is ours, and a server that resumes the
-/// session echoes it (RFC 5077 section 3.4).
+/// This hello, with a session offered by its ticket. We choose the ID, and a server that resumes
+/// the session echoes it (RFC 5077 section 3.4).
 pub fn with_ticket(hello: ClientHello, session: &Session, id: &[u8]) -> ClientHello {
     let ticket = session.ticket.as_ref().map(|ticket| ticket.ticket.clone()).unwrap_or_default();
     let mut hello = hello.with(extension::SESSION_TICKET, ticket).suites([session.suite]);
@@ -573,14 +573,14 @@ impl RsaKey {
                 ))
             })
             .ok()?;
-        // Real public exponents are small; a large one would only cost time.
+        // Public exponents are small in practice; a large one would only cost time.
         (n.len() >= 64 && n.len() <= 1024 && e.len() <= 8).then_some(Self { n, e })
     }
 
-    /// Pads a secret according to PKCS #1 version 1.5: 00 02, non-zero bytes, 00, the secret.
+    /// Pads a secret by PKCS #1 version 1.5: 00 02, bytes other than 0, 00, the secret.
     pub fn pad(&self, secret: &[u8]) -> Result<Vec<u8>, Failure> {
         let n = self.n.len().checked_sub(secret.len() + 3).filter(|n| *n >= 8);
-        let n = n.ok_or_else(|| Failure::Unsupported("such a short RSA key".into()))?;
+        let n = n.ok_or_else(|| Failure::Unsupported("so short an RSA key".into()))?;
         let mut block = vec![0, 2];
         while block.len() < n + 2 {
             block.extend(random::<32>().into_iter().filter(|b| *b != 0));
@@ -591,7 +591,7 @@ impl RsaKey {
         Ok(block)
     }
 
-    /// Encrypts any block.
+    /// Encrypts the block, regardless of its content.
     pub fn encrypt(&self, block: &[u8]) -> Result<Vec<u8>, Failure> {
         power(block, &self.e, &self.n)
     }

@@ -1,5 +1,4 @@
-//! A client for TLS 1.3 (RFC 8446) that performs complete handshakes, to read their encrypted
-//! messages.
+//! A client of TLS 1.3 (RFC 8446) that completes the handshake, to read its encrypted part.
 
 use std::time::Instant;
 
@@ -33,38 +32,40 @@ fn suite(code: u16) -> Option<(Algorithm, Hash)> {
 /// A session that can be resumed.
 #[derive(Clone)]
 pub struct Ticket {
-    /// The ticket from the server.
+    /// As received from the server.
     pub ticket: NewSessionTicket,
     suite: u16,
     psk: Vec<u8>,
     received: Instant,
 }
 
-/// How a session is to be resumed.
+/// How to resume a session.
 pub struct Resume<'a> {
+    /// The session to resume.
     pub ticket: &'a Ticket,
-    /// With a new key exchange (`psk_dhe_ke`); if false, only without (`psk_ke`).
+    /// With a new key exchange (`psk_dhe_ke`), or, if false, only without one (`psk_ke`).
     pub dhe: bool,
-    /// Whether to offer 0-RTT; no data is sent in it.
+    /// Whether to request 0-RTT; no data is sent in it.
     pub early: bool,
 }
 
-/// A handshake and its results so far, which are available after a failure too.
+/// A handshake and what is known of it so far; readable after a failure too.
 pub struct Client {
-    /// The connection with the current record protection.
+    /// The current protection of records.
     pub channel: Channel,
-    /// The hello that was answered with the ServerHello.
+    /// The hello that the server answered with a ServerHello.
     pub hello: ClientHello,
-    /// The group requested in a HelloRetryRequest.
+    /// The group that a HelloRetryRequest requested.
     pub retry: Option<u16>,
+    /// The ServerHello.
     pub server: Option<ServerHello>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,
-    /// The request for a client certificate.
+    /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,
-    /// The server's certificate chain.
+    /// The server's chain.
     pub chain: Vec<CertificateEntry>,
-    /// The compression algorithm of the chain; a compressed chain is not read.
+    /// The compression of the chain, if any. A compressed chain is not read.
     pub compressed: Option<u16>,
     /// The server's signature scheme.
     pub scheme: Option<u16>,
@@ -75,7 +76,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Removes unsupported groups from the hello.
+    /// Limits the groups of the hello to those that this client can compute.
     pub fn new(link: Link, hello: ClientHello) -> Self {
         Self {
             channel: Channel::new(link, Version::Tls1_2.code()),
@@ -93,7 +94,7 @@ impl Client {
         }
     }
 
-    /// Performs the handshake, up to the client's Finished.
+    /// Completes the handshake, up to the client's Finished.
     pub async fn handshake(&mut self, resume: Option<Resume<'_>>) -> Result<(), Failure> {
         let (mut share, server) = self.hellos(resume.as_ref()).await?;
         let (aead, hash) = suite(server.suite)
@@ -107,7 +108,7 @@ impl Client {
         let exchanged = match server.key_share() {
             Some((group, public)) => {
                 let share = share.take().filter(|(ours, _)| *ours == group);
-                let (_, share) = share.ok_or_else(|| malformed("a key share for another group"))?;
+                let (_, share) = share.ok_or_else(|| malformed("a share of another group"))?;
                 share.secret(public)?
             }
             // psk_ke: no key exchange.
@@ -127,7 +128,8 @@ impl Client {
         let server_data = hash.derive(&main, "s ap traffic", &self.transcript);
         self.channel.reading = protection(aead, hash, &server_data)?;
 
-        // Middleboxes expect one (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent.
+        // Middleboxes expect a ChangeCipherSpec (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent
+        // already.
         if !self.hello.session_id.is_empty() && self.retry.is_none() {
             self.channel.send(ContentType::ChangeCipherSpec, &[1]).await?;
         }
@@ -157,10 +159,10 @@ impl Client {
         Ok(())
     }
 
-    /// Our Certificate, empty if there is no acceptable one (RFC 8446 section 4.4.2), and our
-    /// CertificateVerify (section 4.4.3).
+    /// Our Certificate, empty if the server accepts none of ours (RFC 8446 section 4.4.2), and our CertificateVerify
+    /// (section 4.4.3).
     fn certificate(&self, request: &CertificateRequest, hash: Hash) -> Result<Vec<u8>, Failure> {
-        // In TLS 1.3, PKCS #1 is only for certificates, not for handshakes.
+        // PKCS #1 v1.5 is for certificates only in TLS 1.3, not for handshakes.
         let schemes: Vec<u16> =
             request.schemes.iter().copied().filter(|code| code & 0xff != 1).collect();
         let identity = self.channel.link.identity.as_deref();
@@ -185,7 +187,7 @@ impl Client {
         Ok(flight)
     }
 
-    /// Sends the hello, and reads the ServerHello. Handles a HelloRetryRequest.
+    /// Sends the hello, sends it again if the server requests another one, and reads the ServerHello.
     async fn hellos(
         &mut self,
         resume: Option<&Resume<'_>>,
@@ -199,9 +201,9 @@ impl Client {
             None => GROUPS.to_vec(),
         };
         groups.retain(|group| GROUPS.contains(group));
-        let first = *groups
-            .first()
-            .ok_or_else(|| Failure::Unsupported("any of the groups to offer".into()))?;
+        let first = *groups.first().ok_or_else(|| {
+            Failure::Unsupported("any of the groups that are to be offered".into())
+        })?;
         let mut hello = self.hello.clone().groups(&groups);
         if let Some(resume) = resume {
             hello = hello.with(extension::PSK_KEY_EXCHANGE_MODES, vec![1, resume.dhe.into()]);
@@ -222,14 +224,14 @@ impl Client {
         if server.is_retry() {
             let (_, hash) = suite(server.suite)
                 .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
-            // In the transcript, the first hello is replaced by its hash (RFC 8446 section 4.4.1).
+            // The transcript contains a hash in place of the first hello (RFC 8446 section 4.4.1).
             let digest = hash.digest(&self.transcript);
             self.transcript = Message::new(HandshakeType(254), &digest).bytes;
             self.transcript.extend(&message.bytes);
             let mut hello = self.hello.clone().without(extension::EARLY_DATA);
             if let Some((group, _)) = server.key_share() {
                 if !groups.contains(&group) {
-                    return Err(malformed("the server requested a group that was not offered"));
+                    return Err(malformed("a group that was not offered is asked for"));
                 }
                 share = self.share(group)?;
                 self.retry = Some(group);
@@ -269,7 +271,7 @@ impl Client {
         }
         let hello = ServerHello::parse(message.body())?;
         if hello.version != Version::Tls1_3.code() {
-            return Err(malformed("the server chose another version than TLS 1.3"));
+            return Err(malformed("another version than TLS 1.3 was chosen"));
         }
         if !self.hello.suites.contains(&hello.suite) {
             return Err(malformed("the server chose a suite that was not offered"));
@@ -299,7 +301,7 @@ impl Client {
                 }
                 HandshakeType::FINISHED => {
                     if body != finished(hash, secret, &self.transcript) {
-                        return Err(malformed("a wrong Finished"));
+                        return Err(malformed("a Finished that does not fit the handshake"));
                     }
                     self.transcript.extend(&message.bytes);
                     return Ok(());
@@ -310,7 +312,7 @@ impl Client {
         }
     }
 
-    /// Whether the offered session is resumed.
+    /// Whether the server resumes the offered session.
     pub fn resumed(&self) -> bool {
         let server = self.server.as_ref();
         server.is_some_and(|hello| hello.extension(extension::PRE_SHARED_KEY).is_some())
@@ -326,7 +328,7 @@ impl Client {
         self.extensions.iter().find(|(k, _)| *k == kind).map(|(_, body)| body.as_slice())
     }
 
-    /// Reads messages after the handshake until there is a ticket.
+    /// Reads messages after the handshake until the server has sent a ticket.
     pub async fn ticket(&mut self) -> Result<Ticket, Failure> {
         loop {
             if let Incoming::Message(message) = self.channel.handshake().await?
@@ -337,7 +339,7 @@ impl Client {
         }
     }
 
-    /// The ticket, if the message is one.
+    /// The ticket in a message, if it has one.
     pub fn read_ticket(&self, message: &Message) -> Result<Option<Ticket>, Failure> {
         if message.kind != HandshakeType::NEW_SESSION_TICKET {
             return Ok(None);
@@ -362,10 +364,11 @@ fn finished(hash: Hash, secret: &[u8], transcript: &[u8]) -> Vec<u8> {
     hash.mac(&key, &hash.digest(transcript))
 }
 
-/// Adds the offer of a session as the last extension, with its binder (RFC 8446 section 4.2.11).
-/// `before` is the transcript before this hello.
+/// Adds a session to resume as the last extension, and its binder (RFC 8446 section 4.2.11). `before` is the transcript
+/// before this hello.
 fn with_psk(hello: ClientHello, ticket: &Ticket, before: &[u8]) -> Result<ClientHello, Failure> {
-    let (_, hash) = suite(ticket.suite).ok_or_else(|| malformed("a ticket without a suite"))?;
+    let (_, hash) =
+        suite(ticket.suite).ok_or_else(|| malformed("the ticket's cipher suite is unknown"))?;
     let age = u32::try_from(ticket.received.elapsed().as_millis()).unwrap_or(u32::MAX);
     let age = age.wrapping_add(ticket.ticket.age_add);
     let identity = &ticket.ticket.ticket;

@@ -1,13 +1,14 @@
-//! Curves that aws-lc-rs does not support: Brainpool (RFC 5639, RFC 8734) and secp256k1 (SEC 2). A server whose
-//! certificate has a key on one of them requires clients to list it.
+//! The curves that aws-lc-rs lacks: Brainpool (RFC 5639, RFC 8734) and secp256k1 (SEC 2). A server whose certificate
+//! has a key on one of them requires clients to list it.
 //!
-//! The arithmetic is not constant-time, because the secret protects only a scanner's greeting.
+//! The computation is not constant-time and reveals the private key, which is acceptable because the secret protects
+//! only a scanner's request.
 
 use num_bigint::BigUint;
 
 use super::{Failure, malformed, random};
 
-/// `y^2 = x^3 + ax + b` modulo `p`, with a generator. The cofactor is 1.
+/// `y^2 = x^3 + ax + b` modulo `p`, with a generator. Each has the cofactor 1.
 struct Curve {
     p: BigUint,
     a: BigUint,
@@ -25,22 +26,23 @@ pub(super) struct WeierstrassKey {
 }
 
 impl WeierstrassKey {
-    /// Generates a key; `None` for other groups.
+    /// A new key; `None` for other groups.
     pub(super) fn generate(group: u16) -> Option<Self> {
         let private = BigUint::from_bytes_be(&random::<32>());
         Some(Self { curve: Curve::of(group)?, private })
     }
 
-    /// The key share, uncompressed like all points in TLS.
+    /// Uncompressed, like all points in TLS.
     pub(super) fn public(&self) -> Result<Vec<u8>, Failure> {
         let (x, y) = self.multiplied(self.curve.generator.clone())?;
         Ok([&[4], &self.curve.bytes(&x)[..], &self.curve.bytes(&y)].concat())
     }
 
-    /// The shared secret: the x coordinate of the shared point (RFC 8422 section 5.10).
+    /// The first coordinate of the shared point (RFC 8422 section 5.10).
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         let theirs = self.curve.point(share);
-        let theirs = theirs.ok_or_else(|| malformed("a key share that is not on its curve"))?;
+        let theirs =
+            theirs.ok_or_else(|| malformed("a key share that is not a point on its curve"))?;
         let (x, _) = self.multiplied(theirs)?;
         Ok(self.curve.bytes(&x))
     }
@@ -97,7 +99,7 @@ impl Curve {
         Some(Self { p, a, b, generator: (x, y) })
     }
 
-    /// A number with the length of the field.
+    /// A number with the length of this field.
     fn bytes(&self, n: &BigUint) -> Vec<u8> {
         let bytes = n.to_bytes_be();
         let zeros = self.length() - bytes.len().min(self.length());
@@ -108,7 +110,7 @@ impl Curve {
         self.p.bits().div_ceil(8) as usize
     }
 
-    /// Parses an uncompressed point, which must be on this curve.
+    /// An uncompressed point; an error if it is not on this curve.
     fn point(&self, bytes: &[u8]) -> Option<(BigUint, BigUint)> {
         let (4, coordinates) = bytes.split_first().map(|(form, rest)| (*form, rest))? else {
             return None;
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn points_outside_of_the_curve_are_rejected() {
+    fn what_is_no_point_of_the_curve_gives_no_secret() {
         for group in GROUPS {
             let key = WeierstrassKey::generate(group).unwrap();
             let good = key.public().unwrap();
@@ -176,7 +178,7 @@ mod tests {
             {
                 assert!(key.secret(&bad).is_err(), "{group:#x}");
             }
-            // Larger than the prime, but valid modulo the prime.
+            // A value above the prime that is valid modulo the prime.
             let (x, y) = key.curve.generator.clone();
             let beyond = (&x + &key.curve.p).to_bytes_be();
             if beyond.len() == key.curve.length() {

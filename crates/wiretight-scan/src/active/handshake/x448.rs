@@ -1,6 +1,7 @@
-//! X448 (RFC 7748), which aws-lc-rs does not support.
+//! X448 (RFC 7748), which aws-lc-rs lacks.
 //!
-//! The arithmetic is not constant-time, because the secret protects only a scanner's greeting.
+//! The computation is not constant-time and reveals the private key, which is acceptable because the secret protects
+//! only a scanner's request.
 
 use num_bigint::BigUint;
 
@@ -16,9 +17,9 @@ pub(super) fn public(private: &[u8; LENGTH]) -> [u8; LENGTH] {
     multiply(private, &base)
 }
 
-/// The shared secret. Rejects all zeros, the result for a point of small order (RFC 8446 section 7.4.2).
+/// The shared secret. Fails if it is all zeros, as from a point of small order (RFC 8446 section 7.4.2).
 pub(super) fn secret(private: &[u8; LENGTH], public: &[u8]) -> Result<Vec<u8>, Failure> {
-    let public = public.try_into().map_err(|_| malformed("a key share with the wrong length"))?;
+    let public = public.try_into().map_err(|_| malformed("a key share of a wrong length"))?;
     let secret = multiply(private, public);
     match secret == [0; LENGTH] {
         true => Err(malformed("an invalid key share")),
@@ -26,7 +27,7 @@ pub(super) fn secret(private: &[u8; LENGTH], public: &[u8]) -> Result<Vec<u8>, F
     }
 }
 
-/// The Montgomery ladder of RFC 7748 section 5, with its variable names.
+/// The Montgomery ladder of RFC 7748 section 5, with the names of the RFC.
 fn multiply(scalar: &[u8; LENGTH], u: &[u8; LENGTH]) -> [u8; LENGTH] {
     let one = BigUint::from(1u8);
     let p: BigUint = (&one << 448) - (&one << 224) - &one;
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn x448_matches_rfc_7748() {
+    fn it_is_that_of_rfc_7748() {
         // Section 5.2.
         for (scalar, u, product) in [
             (

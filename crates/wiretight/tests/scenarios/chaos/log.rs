@@ -20,14 +20,14 @@ use super::Rig;
 const GOOD: [u16; 2] = [7481, 7482];
 const BAD: u16 = 7483;
 const SHOWN: u16 = 7484;
-/// Nothing is wrong.
+/// Normal.
 const HONEST: u64 = 0;
 
 /// The witnesses and the monitor.
 pub(super) struct LogSide {
     _witnesses: Vec<Kid>,
     monitor: Kid,
-    /// What the third witness does.
+    /// The behaviour of the third witness.
     witness: Arc<AtomicU64>,
     /// Which part of the log the monitor can read.
     log: Arc<AtomicU64>,
@@ -83,7 +83,7 @@ impl LogSide {
         self.monitor.log().matches(&format!("\"alert\":\"{kind}\"")).count()
     }
 
-    /// The most entries that the monitor has read.
+    /// The highest number of entries that the monitor has read.
     fn read(&self) -> u64 {
         let log = self.monitor.log();
         let looks = log.lines().filter(|line| line.contains("checked the log"));
@@ -124,7 +124,7 @@ pub(super) fn log_withholds(rig: &mut Rig, side: usize) {
     let before = rig.log.alerts("blind");
     rig.log.log.store(1 + rig.dice.below(SHOW.len() as u64), SeqCst);
     wait_for("something is issued", || rig.nodes[side].cli(&["svid", "renew"]).code == Some(0));
-    wait_for("the monitor says that it is blind", || rig.log.alerts("blind") > before);
+    wait_for("the monitor reports that it is blind", || rig.log.alerts("blind") > before);
     rig.log.log.store(HONEST, SeqCst);
     let size = rig.authority.status()["log"]["size"].as_u64().unwrap();
     wait_for("it reads again", || rig.log.read() >= size);

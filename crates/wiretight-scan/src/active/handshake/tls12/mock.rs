@@ -1,5 +1,5 @@
-//! A mock of a TLS 1.2 server with flaws that current servers no longer have. It has one suite with anonymous
-//! Diffie-Hellman, and only what the probes need.
+//! A mock of a TLS 1.2 server with flaws that current servers no longer have. It has one suite,
+//! anonymous Diffie-Hellman, and only what the probes need.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::target::Start;
 /// TLS_DH_anon_WITH_AES_128_CBC_SHA
 const SUITE: u16 = 0x0034;
 
-/// Its flaws; by default it is correct, without heartbeats.
+/// The flaws. By default there are none, and no heartbeats.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::active) struct Flaws {
-    /// Does not check the padding of records.
+    /// The padding of records is not checked.
     pub(in crate::active) careless_padding: bool,
     pub(in crate::active) heartbeat: Heartbeat,
     pub(in crate::active) early_ccs: EarlyCcs,
@@ -27,19 +27,19 @@ pub(in crate::active) struct Flaws {
 pub(in crate::active) enum Heartbeat {
     #[default]
     None,
-    /// Answered correctly after the handshake.
+    /// Encrypted, and correct.
     Right,
-    /// Answered at any time, with the claimed length.
+    /// Also unencrypted, with as many bytes as requested.
     Bleeding,
-    /// The same, but only after the handshake.
+    /// The same, but only when encrypted.
     BleedingLate,
-    /// The same, and a heartbeat during the handshake ends the connection.
+    /// The same, and a heartbeat during the handshake closes the connection.
     BleedingAndStrict,
-    /// Only after the handshake, and each answer takes more than a second.
+    /// Only when encrypted, and each answer takes more than a second.
     BleedingSlowly,
-    /// After the handshake; a false length ends the connection.
+    /// Encrypted; a heartbeat with a wrong length closes the connection.
     Strict,
-    /// After the handshake, only the first; any second heartbeat ends the connection.
+    /// Encrypted, only the first one; the second closes the connection, whatever length it claims.
     Once,
     /// Never answered.
     Deaf,
@@ -49,17 +49,17 @@ pub(in crate::active) enum Heartbeat {
 pub(in crate::active) enum EarlyCcs {
     #[default]
     Refused,
-    /// Accepted, and a second one is treated as an encrypted record.
+    /// Accepted; a second one is treated as an encrypted record.
     Taken,
-    /// The same for all that follow, until there is another message.
+    /// Accepted, and so are all that follow, until another record arrives.
     AllTaken,
-    /// Ignored, and a second one is rejected.
+    /// Ignored; a second one is rejected.
     PassedOver,
-    /// All are ignored.
+    /// Ignored, and so are all that follow.
     AllPassedOver,
 }
 
-/// Starts the mock, and creates a prober for it.
+/// Starts the mock server, and makes a prober for it.
 pub(in crate::active) async fn start(flaws: Flaws) -> Prober {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
