@@ -555,7 +555,7 @@ fn refused_attempts_are_shown_with_the_reason_on_both_sides() {
     let denied = refusals.iter().find(|r| r["reason"] == "not_allowed").unwrap();
     assert_eq!(denied["peer"], format!("spiffe://{TD}/node/app1"));
     assert!(
-        denied["detail"].as_str().unwrap().contains("allow list of service/echo"),
+        denied["detail"].as_str().unwrap().contains("is not in `allow` of service/echo"),
         "{denied:#}"
     );
     assert!(refused(&app, "dial", "not_allowed"));
