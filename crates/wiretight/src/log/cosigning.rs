@@ -481,7 +481,7 @@ mod tests {
             assert!(kept == good(NOW) && fault.unwrap().contains(word));
         }
         let other = witness.cosign(&checkpoint(8), NOW).unwrap();
-        assert!(read(&[other]).unwrap_err().contains("no cosignature by the key in the policy"));
+        assert!(read(&[other]).unwrap_err().contains("not its cosignatures"));
         assert!(read(&[]).is_err());
     }
 }

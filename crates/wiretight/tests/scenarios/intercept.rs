@@ -479,7 +479,7 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
     assert_eq!(kept(&near)["mode"], "permissive", "the next boot has the old one");
     let second = near.cli(&["mode", "strict"]);
     assert!(
-        second.code == Some(1) && second.err.contains("a trial of strict is running"),
+        second.code == Some(1) && second.err.contains("a trial of strict mode is running"),
         "{}",
         second.all()
     );

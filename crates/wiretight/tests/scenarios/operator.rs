@@ -96,7 +96,7 @@ fn unused_tokens_are_listed_and_can_be_revoked() {
 
     // After it is revoked, no node can join with it. The other one still works, and leaves the list when it is used.
     let revoked = auth.cli(&["token", "revoke", id.as_str().unwrap()]).good();
-    assert!(revoked.out.contains("the join token for n1 is revoked"), "{revoked:?}");
+    assert!(revoked.out.contains("Revoked the join token for n1"), "{revoked:?}");
     let node = world.node("n1", "");
     let ran = node.cli_with(&["join"], token.as_str().unwrap());
     assert!(ran.code == Some(1) && ran.err.contains("unknown join token"), "{ran:?}");
