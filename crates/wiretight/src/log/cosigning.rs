@@ -480,7 +480,7 @@ mod tests {
             assert!(kept == good(NOW) && fault.unwrap().contains(word));
         }
         let other = witness.cosign(&checkpoint(8), NOW).unwrap();
-        assert!(read(&[other]).unwrap_err().contains("no cosignatures by it"));
+        assert!(read(&[other]).unwrap_err().contains("not its cosignatures"));
         assert!(read(&[]).is_err());
     }
 }

@@ -70,7 +70,7 @@ fn a_changed_table_is_restored_within_a_second_and_counted() {
         // From the table that replaces ours below.
         assert_eq!(code, 0, "{harm}: {said}");
         if harm.ends_with(&format!("add table {table}")) {
-            wait_for("it is said", || !keeper.health()["error"].is_null());
+            wait_for("it is reported", || !keeper.health()["error"].is_null());
             assert!(net.listing().is_some_and(|l| !l.is_ours()), "a foreign table is not touched");
             net.nft(&[&format!("delete table {table}")]);
         }
@@ -99,7 +99,7 @@ fn a_changed_table_is_restored_within_a_second_and_counted() {
     let wire = net.record();
     good(net.on("c", "sh").args(["-c", &both_gone]));
     times += 1;
-    wait_for("it is mended", || keeper.health()["mended"] == times);
+    wait_for("it is restored", || keeper.health()["mended"] == times);
     let (leaked, _) = wire.found(CANARY);
     say(format!("without the second table: {leaked} datagrams leaked"));
     assert!(leaked > 0);
@@ -288,7 +288,7 @@ fn after_down_nothing_is_restored_until_rules_are_loaded_again() {
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
     // The rules are maintained again.
     good(net.on("c", "nft").args(["delete", "table", "inet", "wiretight"]));
-    wait_for("it is mended", || keeper.health()["mended"] == 1);
+    wait_for("it is restored", || keeper.health()["mended"] == 1);
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn a_trial_ends_in_time_even_if_the_mesh_changes() {
     );
     // Another program removes it: the mode of the trial is restored.
     net.nft(&["delete table inet wiretight"]);
-    wait_for("it is mended", || keeper.health()["mended"] == 1);
+    wait_for("it is restored", || keeper.health()["mended"] == 1);
     assert_eq!(in_force(&net), strict(&rules));
     wait_for("the trial ends", || in_force(&net) == rules.expected());
     assert!(begun.elapsed() >= Duration::from_secs(3));

@@ -349,7 +349,7 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
                 world.witnesses[n].away.store(true, Ordering::SeqCst);
             }
             let appended = timeout(Duration::from_secs(20), log.append(b"entry".into())).await;
-            let proof = appended.expect("nothing waits for it").unwrap();
+            let proof = appended.expect("no entry waits for it").unwrap();
             let witnessed = proof.verify(&world.policy, Hash::leaf(b"entry")).unwrap();
             witnessed.fresh(super::rig::now(), 60).unwrap();
             assert_eq!(proof.checkpoint.note().signatures().len(), 3, "the log's and two");
@@ -360,7 +360,7 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(Duration::from_secs(10), named).await.expect("it is named");
+        timeout(Duration::from_secs(10), named).await.expect("it is reported");
         let status = log.status();
         let problem = status.witnesses[0].problem.as_ref().unwrap();
         let word = if manner == Manner::Junk { "40 lines" } else { "clock" };

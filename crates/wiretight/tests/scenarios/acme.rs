@@ -338,7 +338,7 @@ fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     assert_eq!(all.orders(), 2);
     // The removed machine learns of none of them.
     assert_ne!(all.served(1), all.served(0));
-    wait_for("it is told why", || {
+    wait_for("it learns the reason", || {
         let status = all.edges[0].status();
         status["authority_link"]["removed"] == true
     });

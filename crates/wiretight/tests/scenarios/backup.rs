@@ -151,8 +151,7 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
         let mut old = world.node_in(&format!("old-{round}"), "auth", &sections);
         restore(&old, &file, None).good();
         old.start();
-        let ended =
-            old.kid().ended(ms(60_000)).expect("it goes on from where the witnesses are not");
+        let ended = old.kid().ended(ms(60_000)).expect("it stops because the witnesses are ahead");
         assert!(!ended.success());
         assert!(old.log().contains("because it would fork"), "{}", old.log());
         forks += 1;
@@ -284,7 +283,7 @@ fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
         cli(&auth, &["authority", "backup", first]).good();
         auth.cli(&["node", "remove", "gone", "--yes"]).good();
         let after = size(&auth);
-        wait_for("the bucket goes on", || size(&auth) > after + 20);
+        wait_for("the log in the bucket grows", || size(&auth) > after + 20);
         thread::sleep(Duration::from_secs(6)); // the removal is in the log
         size(&auth)
     });

@@ -104,7 +104,7 @@ fn upgrade_killed(rig: &mut Rig, side: usize) {
     new.kill();
     // The new process may have taken over already.
     let answers = |node: &Node| matches!(node.http("GET", "/healthz", ""), Ok((200, _)));
-    wait_for("one of the two is the node, or none", || {
+    wait_for("at most one of the two is the node", || {
         answers(&rig.nodes[side]) || rig.nodes[side].kid().ended(ms(0)).is_some()
     });
     if !answers(&rig.nodes[side]) {
@@ -135,7 +135,7 @@ fn worker_killed(rig: &mut Rig, side: usize) {
     let old = keeper_of(keeper).expect("by a worker");
     kill_9(old);
     let anew = || keeper_of(keeper).is_some_and(|new| new != old && rig.is_guarded(side, new));
-    wait_for("it is started anew", anew);
+    wait_for("it is restarted", anew);
     rig.changed_by_somebody(side, "delete table inet wiretight");
 }
 
@@ -323,7 +323,7 @@ impl Rig {
         let mended = || node.log().matches("another program changed").count();
         let before = mended();
         self.nft(side, command);
-        wait_for(&format!("{command}: it is mended"), || mended() > before);
+        wait_for(&format!("{command}: it is restored"), || mended() > before);
     }
 }
 

@@ -145,7 +145,7 @@ fn errors_are_json_if_requested_and_printed_once() {
 
     node.write("");
     node.start();
-    wait_for("it says what is missing", || {
+    wait_for("it reports what is missing", || {
         node.http("GET", "/v1/status", "").is_ok_and(|(_, status)| status.contains("join token"))
     });
     let status = node.cli(&["status"]);
@@ -280,7 +280,7 @@ fn a_node_that_has_not_joined_reports_what_is_missing() {
     let mut node = world.node("n1", "");
     node.start();
     wait_for("it answers", || node.probe("/healthz").is_ok_and(|(code, _)| code == 200));
-    wait_for("the reason and what to do", || {
+    wait_for("the reason and the next step", || {
         let (code, why) = node.probe("/readyz").unwrap();
         assert_eq!(code, 503, "{why}");
         why.contains("token")
@@ -555,7 +555,7 @@ fn refused_attempts_are_shown_with_the_reason_on_both_sides() {
     let denied = refusals.iter().find(|r| r["reason"] == "not_allowed").unwrap();
     assert_eq!(denied["peer"], format!("spiffe://{TD}/node/app1"));
     assert!(
-        denied["detail"].as_str().unwrap().contains("allow list of service/echo"),
+        denied["detail"].as_str().unwrap().contains("is not in `allow` of service/echo"),
         "{denied:#}"
     );
     assert!(refused(&app, "dial", "not_allowed"));
@@ -592,7 +592,7 @@ fn the_demo_runs_with_the_users_own_service_until_it_is_stopped() {
     let mut command = wiretight();
     command.args(["demo", "--forward", &own.to_string()]);
     let mut demo = Kid::start(&mut command, &log);
-    wait_for("it says what to try", || {
+    wait_for("it prints commands to try", || {
         assert!(demo.ended(ms(0)).is_none(), "{}", demo.log());
         demo.log().contains("Stop with Ctrl-C")
     });
@@ -702,7 +702,7 @@ fn systemd_is_notified_of_start_reload_and_stop() {
     node.env.pop();
     node.start();
     node.ready();
-    wait_for("it says so", || told().lines().any(|l| l == "READY=1"));
+    wait_for("it reports it", || told().lines().any(|l| l == "READY=1"));
     for good in [true, false] {
         if !good {
             fs::write(node.file(), "no TOML").unwrap();

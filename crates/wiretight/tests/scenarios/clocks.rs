@@ -120,7 +120,7 @@ fn recovers((who, how): Case) -> [bool; 2] {
         let ready = |node: &&Node| matches!(node.probe("/readyz"), Ok((200, _)));
         once(mesh.entry).is_ok() && [&mesh.auth, &mesh.db, &mesh.app].iter().all(ready)
     };
-    wait_for(&format!("{what}: connections are made again"), works);
+    wait_for(&format!("{what}: connections work again"), works);
     let connects = begun.elapsed();
     // New certificates are issued and work.
     for node in [&mesh.db, &mesh.app] {

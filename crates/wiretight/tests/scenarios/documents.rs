@@ -372,7 +372,7 @@ fn the_readmes_mesh_interception_and_witness_work_literally() {
     let status = site.run("db1", "wiretight status --json", "").good().json();
     assert_eq!(status["transparency"]["required"], true, "{status:#}");
     let log = site.log_of("audit", "wiretight monitor --");
-    wait_for("the monitor tells of certificates that it was not told to expect", || {
+    wait_for("the monitor reports unexpected certificates", || {
         fs::read_to_string(&log).is_ok_and(|log| log.contains("unexpected-certificate"))
     });
 }

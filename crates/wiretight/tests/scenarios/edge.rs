@@ -220,7 +220,7 @@ fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     assert!(edge.node.cli(&["reload"]).all().contains("1024 bits"));
     fs::write(&edge.key, good_key).unwrap();
     fs::write(&edge.cert, &old).unwrap();
-    wait_for("it is good again", || edge.node.status()["site_errors"][NAME].is_null());
+    wait_for("it is valid again", || edge.node.status()["site_errors"][NAME].is_null());
     let (new, new_key) = (edge.cert.with_extension("new"), edge.key.with_extension("new-key"));
     certificate(&new, &new_key, &["-newkey", "rsa:2048"]);
     fs::rename(&new, &edge.cert).unwrap();

@@ -342,7 +342,7 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
 /// The access log of a node says that it dialled `legacy`, with accepted TLS parameters.
 fn dialled(app: &Node) {
     let legacy = format!("spiffe://{TD}/service/legacy");
-    wait_for("the access log has it", || {
+    wait_for("it is in the access log", || {
         let lines = app.access();
         lines.iter().any(|l| l["peer"] == *legacy && l["side"] == "dial" && l["end"] == "done")
     });

@@ -154,7 +154,7 @@ fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     late.start();
     late.ready();
     let protected = || curl(&client, 9000).is_some() && curl(&client, 9001).is_none();
-    wait_for("what joins later is protected", protected);
+    wait_for("a node that joins later is protected", protected);
     let capture = Capture::start(&wire, &world, "bad");
     let is_well = |node: &Node| {
         let status = node.cli(&["status"]);

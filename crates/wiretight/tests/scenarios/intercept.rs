@@ -231,7 +231,7 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
     near.ready();
     let in_force = |node: &Node| node.status()["intercept"]["mode"] == "strict";
     wait_for("the rules are in force", || in_force(&near) && in_force(&far));
-    wait_for("what programs mean is known", || curl(SERVER[1], 8080).is_some());
+    wait_for("the services of the mesh are known", || curl(SERVER[1], 8080).is_some());
 
     let capture = Capture::start(&wire, &world, "strict");
     for host in SERVER {
@@ -248,7 +248,7 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
     near.kid().signal(Signal::STOP);
     assert_eq!((curl(SERVER[0], 8080), curl(SERVER[0], 8081)), (None, None));
     near.kid().signal(Signal::CONT);
-    wait_for("it goes on", || curl(SERVER[0], 8080).is_some());
+    wait_for("it works again", || curl(SERVER[0], 8080).is_some());
     near.kill();
     assert_eq!((curl(SERVER[0], 8080), curl(SERVER[1], 8081)), (None, None));
     near.start();
@@ -263,7 +263,7 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
 
     // Another program removes the table: it is restored, and counted.
     run(&client, "nft", &["delete", "table", "inet", "wiretight"]).good();
-    wait_for("it is mended", || near.status()["intercept"]["mended"] == 1);
+    wait_for("it is restored", || near.status()["intercept"]["mended"] == 1);
     assert_eq!(curl(SERVER[0], 8081), None);
 
     // Old rules do not keep the machine from joining again: as root the command's connection passes them, and another user
@@ -301,9 +301,9 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
             && status.out.contains("not ready: `wiretight down` removed the kernel's rules"),
         "{status:?}"
     );
-    wait_for("the node's log says so", || near.log().contains("THE KERNEL'S RULES WERE REMOVED"));
+    wait_for("the node logs it", || near.log().contains("THE KERNEL'S RULES WERE REMOVED"));
     let capture = Capture::start(&wire, &world, "down");
-    wait_for("plaintext goes again", || curl(SERVER[0], 8081).is_some());
+    wait_for("plaintext passes again", || curl(SERVER[0], 8081).is_some());
     assert!(capture.canaries().0 > 0);
 }
 
@@ -442,7 +442,7 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
         node.cli(&["mode", "confirm"]).good();
     }
     file_says("permissive");
-    wait_for("what programs mean is known", || curl(client, SERVER[0], 8080).is_some());
+    wait_for("the services of the mesh are known", || curl(client, SERVER[0], 8080).is_some());
     let capture = Capture::start(&wire, &world, "permissive");
     assert!(curl(client, SERVER[0], 8080).is_some());
     let (found, bytes) = capture.found(CANARY);
@@ -479,11 +479,11 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
     assert_eq!(kept(&near)["mode"], "permissive", "the next boot has the old one");
     let second = near.cli(&["mode", "strict"]);
     assert!(
-        second.code == Some(1) && second.err.contains("a trial of strict is running"),
+        second.code == Some(1) && second.err.contains("a trial of strict mode is running"),
         "{}",
         second.all()
     );
-    wait_for("it is taken back", stranger_answers);
+    wait_for("the trial ends", stranger_answers);
     assert!(in_force(&near, "permissive"));
     let late = near.cli(&["mode", "confirm"]);
     assert!(late.code == Some(1) && late.err.contains("no trial is running"), "{}", late.all());
@@ -492,15 +492,15 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
     near.cli(&["mode", "strict", "--within", "8s"]).good();
     near.kid().signal(Signal::STOP);
     assert!(!stranger_answers());
-    wait_for("it is taken back while the node stands still", stranger_answers);
+    wait_for("the trial ends while the node hangs", stranger_answers);
     near.kid().signal(Signal::CONT);
-    wait_for("the node says so", || in_force(&near, "permissive"));
+    wait_for("the node reports it", || in_force(&near, "permissive"));
 
     near.cli(&["mode", "strict", "--within", "10m"]).good();
     assert!(!stranger_answers());
     let killed = Instant::now();
     near.kill();
-    wait_for("it is taken back when the node is gone", stranger_answers);
+    wait_for("the trial ends after the node has died", stranger_answers);
     say(format!("the mode was taken back {:?} after the node was killed", killed.elapsed()));
     near.start();
     near.ready();
@@ -554,7 +554,9 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
     near.ready();
     wait_for("the service answers", || curl(client, SERVER[0], 8080).is_some());
     assert!(in_force(&near, "strict") && mode(&near)["trial"].is_null() && !stranger_answers());
-    wait_for("what is dropped is known", || flow(&near.status(), true).is_some_and(|f| named(&f)));
+    wait_for("dropped traffic is reported", || {
+        flow(&near.status(), true).is_some_and(|f| named(&f))
+    });
     let pcap = capture.file.clone();
     let (found, _) = capture.found(FOR_STRANGER);
     assert_eq!(found, 0, "see {}", pcap.display());

@@ -184,7 +184,7 @@ fn a_removed_node_is_disconnected_within_five_seconds_and_stays_out() {
     copy(&pair.app.state(), &stolen.state());
 
     thread::sleep(Duration::from_secs(11).saturating_sub(born.elapsed()));
-    old.exchange().expect("a session goes on when its certificate has expired");
+    old.exchange().expect("a session outlives its certificate");
     talks.push(old);
     let begun = Instant::now();
     pair.auth.cli(&["node", "remove", "app1", "--yes"]).good();
@@ -398,7 +398,7 @@ fn a_reload_applies_a_valid_file_and_rejects_an_invalid_one_completely() {
         assert!(ran.out.is_empty() && ran.err.contains(why), "{why}: {ran:?}");
         let before = pair.app.log().matches("the previous one stays in force").count();
         pair.app.kid().signal(Signal::HUP);
-        wait_for("the log says that it was refused", || {
+        wait_for("the log has the refusal", || {
             pair.app.log().matches("the previous one stays in force").count() > before
         });
         assert!(TcpStream::connect(third).is_err(), "{why}: a part of it was applied");

@@ -65,7 +65,7 @@ fn commands_that_disconnect_a_live_node_ask_first() {
     } else {
         auth.cli(&["node", "remove", "app1", "--yes"]).good();
     }
-    wait_for("it is cut", || talk.exchange().is_err());
+    wait_for("it is closed", || talk.exchange().is_err());
     assert_eq!(services(auth, "app1"), None);
     pair.app.kill();
 }
@@ -96,7 +96,7 @@ fn unused_tokens_are_listed_and_can_be_revoked() {
 
     // After it is revoked, no node can join with it. The other one still works, and leaves the list when it is used.
     let revoked = auth.cli(&["token", "revoke", id.as_str().unwrap()]).good();
-    assert!(revoked.out.contains("the join token for n1 is revoked"), "{revoked:?}");
+    assert!(revoked.out.contains("Revoked the join token for n1"), "{revoked:?}");
     let node = world.node("n1", "");
     let ran = node.cli_with(&["join"], token.as_str().unwrap());
     assert!(ran.code == Some(1) && ran.err.contains("unknown join token"), "{ran:?}");
@@ -204,7 +204,7 @@ fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
     fs::write(node.file(), file + &dial(free(), "db", "web")).unwrap();
     node.start();
     wait_for(
-        "it says what is missing",
+        "it reports what is missing",
         || matches!(node.probe("/readyz"), Ok((503, why)) if why.contains("join token")),
     );
 }

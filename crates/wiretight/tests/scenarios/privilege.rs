@@ -179,7 +179,7 @@ fn a_node_started_as_another_user_works_without_capabilities() {
     node.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
     node.arg(&bin).args(["run", "--config"]).arg(&file);
     let node = Kid::start(&mut node, &place.path().join("log"));
-    wait_for("it runs", || node.log().contains("node started"));
+    wait_for("it is running", || node.log().contains("node started"));
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
         assert_eq!(field(node.pid(), set), 0, "{set}");
     }

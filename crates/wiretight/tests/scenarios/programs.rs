@@ -136,7 +136,7 @@ fn unmodified_psql_ssh_scp_and_iperf3_are_encrypted_including_servers_that_speak
     near.ready();
     let in_force = |node: &Node| node.status()["intercept"]["mode"] == "strict";
     wait_for("the rules are in force", || in_force(&near) && in_force(&far));
-    wait_for("what programs mean is known", || {
+    wait_for("the services of the mesh are known", || {
         HOSTS.iter().all(|host| {
             [SSH, IPERF].iter().all(|port| {
                 let words = first_words(host, *port);

@@ -30,7 +30,7 @@ fn a_token_works_once() {
     assert!(ran.good().out.contains("n1 has joined example.org. Next: wiretight run"));
     let (_, ran) = join(&world, "thief", "n1", "", &token);
     refused(&ran, "used before");
-    wait_for("the authority's log says it too", || {
+    wait_for("the authority logs it as well", || {
         auth.log().contains("join of node n1 refused (token_used)")
     });
     // The first node may use it again, as after a crash, and works.
@@ -52,7 +52,7 @@ fn an_expired_token_is_refused_and_a_new_one_accepted() {
     thread::sleep(ms(2500));
     let (node, ran) = join(&world, "n1", "n1", "", &token);
     refused(&ran, "expired");
-    wait_for("the authority's log says it too", || {
+    wait_for("the authority logs it as well", || {
         auth.log().contains("join of node n1 refused (token_expired)")
     });
     let token = made("1m");

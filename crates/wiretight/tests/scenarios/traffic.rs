@@ -246,7 +246,7 @@ fn four_gibibytes_in_one_stream_arrive_intact_in_bounded_memory() {
     assert!(peaks.iter().all(|mib| *mib < 64), "{peaks:?} MiB");
     pair.assert_protected("bulk");
     for (node, key) in [(&pair.app, "bytes_out"), (&pair.db, "bytes_in")] {
-        wait_for("the access log has it", || node.access().iter().any(|line| line[key] == TOTAL));
+        wait_for("it is in the access log", || node.access().iter().any(|line| line[key] == TOTAL));
     }
 }
 

@@ -83,10 +83,10 @@ fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issua
     let back = Instant::now();
     mesh.witnesses[0].start();
     mesh.witnesses[1].start();
-    wait_for("the log goes on", || mesh.blocked() == 0);
+    wait_for("the log continues", || mesh.blocked() == 0);
     let recovered = back.elapsed();
     // The refused node retries without an operator.
-    wait_for("what could not be issued is", || {
+    wait_for("the delayed certificates are issued", || {
         serials(&mesh.app).iter().zip(&before).all(|(now, then)| now != then)
     });
     assert!(mesh.auth.log().contains("the witnesses cosign again"));
@@ -131,7 +131,7 @@ fn an_existing_mesh_gets_witnesses_under_load() {
     auth.ready();
     for node in [&db, &app] {
         // The authority accepts the node's certificate without proof until all nodes have new ones.
-        wait_for("it has come back", || {
+        wait_for("it has reconnected", || {
             node.log().matches("\"connected to the authority\"").count() == 2
         });
         node.cli(&["svid", "renew"]).good();
@@ -342,7 +342,7 @@ fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     witness.start();
 
     auth.start();
-    wait_for("the log names the witness, and says why", || {
+    wait_for("the log names the witness and the reason", || {
         let said = auth.log();
         let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
         alarm.is_some_and(|l| {
@@ -534,7 +534,7 @@ fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
 
     let stopped = Instant::now();
     auth.kill();
-    wait_for("the status says how old the news is", || {
+    wait_for("the status has the age of the revocation list", || {
         let age = app.status()["transparency"]["news_age_seconds"].as_u64();
         age.is_some_and(|age| age > 2)
     });

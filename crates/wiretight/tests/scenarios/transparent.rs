@@ -113,7 +113,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     // No program for the caller's address family.
     assert_eq!(list(9005).trim(), "", "{}", list(9005));
     let refusals = far.status()["relay"]["refusals"].to_string();
-    assert!(refusals.contains("fd77::1") && refusals.contains("of that family"), "{refusals}");
+    assert!(refusals.contains("fd77::1") && refusals.contains("has no IPv6 backend"), "{refusals}");
     // A caller on the same machine has one of the machine's addresses.
     far.write(&(sections(shown) + &dial(9002, "cache") + &dial(9003, "cache-6")));
     far.cli(&["reload"]).good();
@@ -128,12 +128,12 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     holder.args(["-c", slow]);
     let holder = Kid::start(&mut within(Some(&client), holder), &world.path("holder.log"));
     let pongs = || holder.log().matches("PONG").count();
-    wait_for("it runs", || pongs() > 3);
+    wait_for("it is running", || pongs() > 3);
     far.write(&sections(shown).replace("[::1]:6379", "[::1]:6380"));
     far.cli(&["reload"]).good();
     std::thread::sleep(ms(1000));
     let before = pongs();
-    wait_for("it runs on", || pongs() > before + 3);
+    wait_for("it keeps running", || pongs() > before + 3);
     drop(holder);
     far.write(&sections(shown));
     far.cli(&["reload"]).good();
@@ -185,7 +185,7 @@ fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     for line in ["-4 rule del priority 87", "-4 rule add priority 87 from 192.0.2.1 lookup main"] {
         let _ = run(&server, "ip", &line.split(' ').collect::<Vec<_>>());
     }
-    wait_for("it is said", || {
+    wait_for("it is reported", || {
         far.status()["intercept"]["error"].to_string().contains("in use by another program")
     });
     let rules = || run(&server, "ip", &["rule"]).out + &run(&server, "ip", &["-6", "rule"]).out;

@@ -139,7 +139,7 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
         };
         // Either the old process keeps running, or the new one had taken over before.
         let passed = |node: &Node| takeovers(node) > before;
-        wait_for("it is clear who is the node", || is(node).is_some() || passed(node));
+        wait_for("one process is the node", || is(node).is_some() || passed(node));
         match is(node) {
             Some(status) => {
                 assert_eq!(status["pid"], pid);
@@ -149,7 +149,7 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
             None => {
                 node.start_beside();
                 node.ready();
-                wait_for("it is reached again", || once(entry).is_ok());
+                wait_for("it is reachable again", || once(entry).is_ok());
             }
         }
     }

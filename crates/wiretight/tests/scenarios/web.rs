@@ -82,7 +82,7 @@ pub(crate) struct Backend {
     pub(crate) at: SocketAddr,
     /// The reports of the pages.
     results: Receiver<Value>,
-    /// The heads of all requests.
+    /// The headers of all requests.
     heads: Arc<Mutex<Vec<String>>>,
 }
 
@@ -109,7 +109,7 @@ impl Backend {
         self.results.recv_timeout(2 * PATIENCE).expect("the page reports its results")
     }
 
-    /// The head of the request for a path.
+    /// The header of the request for a path.
     fn head(&self, path: &str) -> Option<String> {
         let heads = self.heads.lock().unwrap();
         heads.iter().find(|h| h.split(' ').nth(1) == Some(path)).cloned()
@@ -275,12 +275,12 @@ impl Browser {
         }
         let log = home.join("log");
         let mut command = Command::new("sh");
-        // It reads at 3 and writes at 4.
+        // It reads from descriptor 3 and writes to 4.
         command.args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >&2", "sh"]);
         command.arg(find("chromium").unwrap()).args([
             "--headless=new",
             "--remote-debugging-pipe",
-            // The rest of the machine may be a container, and we may be root.
+            // The machine may be a container, and we may be root.
             "--no-sandbox",
             "--disable-dev-shm-usage",
             "--disable-gpu",
@@ -325,7 +325,7 @@ impl Browser {
     }
 
     fn receive(&mut self) -> Value {
-        self.from.recv_timeout(2 * PATIENCE).expect("the browser goes on")
+        self.from.recv_timeout(2 * PATIENCE).expect("the browser responds")
     }
 
     /// Sends a command and returns the response.
@@ -465,7 +465,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     let redirect = &went["redirectResponse"];
     assert_eq!(redirect["status"], 307, "{went:#}");
     assert_eq!(redirect["headers"]["Non-Authoritative-Reason"], "HSTS", "{went:#}");
-    let head = backend.head("/plain?after").expect("it comes by HTTPS");
+    let head = backend.head("/plain?after").expect("the page is opened by HTTPS");
     assert_eq!(header(&head, "x-forwarded-proto"), Some("https"));
     assert_eq!(plain.head("/plain?after"), None);
 
@@ -558,7 +558,7 @@ fn curl_uses_every_version_of_http_and_tls() {
             assert!(ran.err.contains(&format!("SSL connection using {version}")), "{}", ran.err);
         }
     }
-    // The control: there is nothing older.
+    // The control: older versions are refused.
     let old = fetch(&["--tlsv1.0", "--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"]);
     assert_eq!(old.code, Some(35), "{}", old.all());
 

@@ -124,7 +124,7 @@ pub(super) fn log_withholds(rig: &mut Rig, side: usize) {
     let before = rig.log.alerts("blind");
     rig.log.log.store(1 + rig.dice.below(SHOW.len() as u64), SeqCst);
     wait_for("something is issued", || rig.nodes[side].cli(&["svid", "renew"]).code == Some(0));
-    wait_for("the monitor says that it is blind", || rig.log.alerts("blind") > before);
+    wait_for("the monitor reports that it is blind", || rig.log.alerts("blind") > before);
     rig.log.log.store(HONEST, SeqCst);
     let size = rig.authority.status()["log"]["size"].as_u64().unwrap();
     wait_for("it reads again", || rig.log.read() >= size);
