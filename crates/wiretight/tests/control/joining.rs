@@ -139,7 +139,7 @@ async fn a_token_file_is_read_when_it_appears() {
     let node = world.node("a", TokenSource::File(file.clone()), &["db"]).await;
     node.error("cannot read the join token").await;
     std::fs::write(&file, "wtj1_nonsense").unwrap();
-    node.error("damaged").await;
+    node.error("truncated or altered").await;
     std::fs::write(&file, &**token(&authority, "a", &["db"]).await.encode()).unwrap();
     node.ready().await;
 }

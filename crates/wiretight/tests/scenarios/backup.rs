@@ -133,7 +133,11 @@ fn with_witnesses_a_restore_needs_the_newer_log() {
     let db = world.joined(&auth, "db1", &["db"], &witnessed);
     let app = world.joined(&auth, "app1", &["web"], &witnessed);
     let (mut forks, mut went_on, mut not_published) = (0, 0, 0);
-    for round in 0..rounds(1) {
+    // By chance, the witnesses may know more than the log each time.
+    for round in 0..rounds(1) + 10 {
+        if round >= rounds(1) && went_on > 0 {
+            break;
+        }
         let file = world.path(&format!("backup-{round}"));
         // A node is removed after the backup: the restored authority must still refuse it.
         let gone = world.joined(&auth, &format!("gone-{round}"), &["gone"], &witnessed);

@@ -578,7 +578,7 @@ fn the_demo_leaks_nothing_and_shows_it() {
     // Output for people: side by side.
     let ran = Ran::of(wiretight().args(["demo", "--once"]), "").good();
     for part in
-        ["straight", "through Wiretight", "FOUND", "not found", "TLSv1.3", GROUP, "service/web"]
+        ["direct", "through Wiretight", "FOUND", "not found", "TLSv1.3", GROUP, "service/web"]
     {
         assert!(ran.out.contains(part), "no {part:?} in\n{}", ran.out);
     }

@@ -73,10 +73,13 @@ fn an_altered_token_is_refused() {
     let with = |token: &str| node.cli_with(&["join"], token);
     for at in [5, 20, token.len() / 2, token.len() - 2] {
         let other = if &token[at..=at] == "A" { "B" } else { "A" };
-        refused(&with(&format!("{}{other}{}", &token[..at], &token[at + 1..])), "damaged");
+        refused(
+            &with(&format!("{}{other}{}", &token[..at], &token[at + 1..])),
+            "truncated or altered",
+        );
     }
-    refused(&with(&token[..token.len() - 1]), "damaged");
-    refused(&with(&format!("{token}{token}")), "damaged");
+    refused(&with(&token[..token.len() - 1]), "truncated or altered");
+    refused(&with(&format!("{token}{token}")), "truncated or altered");
     refused(&with("hello"), "not a join token");
     refused(&with(""), "not a join token");
 
