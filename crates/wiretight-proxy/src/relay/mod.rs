@@ -43,6 +43,7 @@ use worker::Listen;
 
 use crate::mesh::Mesh;
 use crate::net::{self, Listening, Sockets};
+use crate::reason::Reason;
 
 /// The relay of this node.
 pub struct Relay {
@@ -170,8 +171,7 @@ pub struct RefusedCount {
     /// This node's side.
     pub side: Side,
     pub service: Name,
-    /// A fixed word.
-    pub reason: &'static str,
+    pub reason: Reason,
     pub count: u64,
 }
 
