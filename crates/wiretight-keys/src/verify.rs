@@ -173,26 +173,6 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
-    /// A fixed word for metrics and logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Refusal::NoCertificate => "no_certificate",
-            Refusal::NotAnSvid(_) | Refusal::ChainTooLarge(_) => "not_an_svid",
-            Refusal::WrongTrustDomain { .. } => "wrong_trust_domain",
-            Refusal::Untrusted(_) => "untrusted",
-            Refusal::Expired { .. } => "expired",
-            Refusal::NotYetValid { .. } => "not_yet_valid",
-            Refusal::Revoked { .. } => "revoked",
-            Refusal::LivesTooLong { .. } => "lives_too_long",
-            Refusal::NotLogged { .. } => "not_logged",
-            Refusal::NoNews => "no_news",
-            Refusal::WrongPeer { .. } => "wrong_peer",
-            Refusal::BadChain { .. } => "bad_chain",
-        }
-    }
-}
-
 /// What is revoked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Revocations {

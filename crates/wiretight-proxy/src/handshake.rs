@@ -19,6 +19,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::reason::Reason;
 use crate::record::{self, Records};
 use crate::tls;
 
@@ -344,20 +345,20 @@ impl Side for UnbufferedServerConnection {
     }
 }
 
-/// The reason word and an explanation of a failed handshake, for our own log.
-pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
+/// The reason and an explanation of a failed handshake, for our own log.
+pub(crate) fn explain(error: &HandshakeError) -> (Reason, String) {
     let detail = error.to_string();
     let error = match error {
-        HandshakeError::Stalled(_) => return ("handshake_stalled", detail),
-        HandshakeError::Io(_) => return ("disconnected", detail),
+        HandshakeError::Stalled(_) => return (Reason::HandshakeStalled, detail),
+        HandshakeError::Io(_) => return (Reason::Disconnected, detail),
         HandshakeError::Tls(error) => error,
     };
     if let Some(refusal) = tls::refusal(error) {
-        return (refusal.reason(), refusal.to_string());
+        return (refusal.into(), refusal.to_string());
     }
     match error {
         Error::NoCertificatesPresented => {
-            ("no_certificate", "the client presented no certificate".into())
+            (Reason::NoCertificate, "the client presented no certificate".into())
         }
         Error::PeerIncompatible(
             PeerIncompatible::Tls12NotOffered
@@ -365,22 +366,22 @@ pub(crate) fn explain(error: &HandshakeError) -> (&'static str, String) {
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => ("tls_version", format!("the peer does not support TLS 1.3: {detail}")),
-        Error::PeerIncompatible(_) => ("tls_incompatible", detail),
+        ) => (Reason::TlsVersion, format!("the peer does not support TLS 1.3: {detail}")),
+        Error::PeerIncompatible(_) => (Reason::TlsIncompatible, detail),
         Error::InvalidMessage(_) => (
-            "not_tls",
+            Reason::NotTls,
             format!("the peer did not send TLS, but perhaps plaintext to a TLS port: {detail}"),
         ),
         Error::AlertReceived(_) => (
-            "refused_by_peer",
+            Reason::RefusedByPeer,
             format!("the peer rejected this node; see the peer's log: {detail}"),
         ),
         Error::General(_) => (
-            "no_identity",
+            Reason::NoIdentity,
             format!(
                 "this node has no valid certificate to present; the authority may be unreachable: {detail}"
             ),
         ),
-        _ => ("tls", detail),
+        _ => (Reason::Tls, detail),
     }
 }

@@ -5,6 +5,7 @@
 //! - [`stream`]: a TLS connection on a socket
 //! - [`record`]: TLS records
 //! - [`wire`]: the frames between relays
+//! - [`reason`]: why a connection, a session or a request is refused
 //! - [`registry`]: addresses of services, as announced by nodes and checked record by record
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: public HTTPS
@@ -29,6 +30,7 @@ pub mod net;
 pub mod network;
 pub mod provider;
 mod quota;
+pub mod reason;
 pub mod record;
 pub mod registry;
 pub mod relay;
@@ -43,4 +45,5 @@ pub use edge::{Certificates, Edge, EdgeStatus};
 pub use mesh::{Identity, IdentityError, Instance, Mesh, Registry};
 pub use network::{Network, NetworkError};
 pub use quota::LogQuota;
+pub use reason::Reason;
 pub use relay::{Relay, RelayStatus};

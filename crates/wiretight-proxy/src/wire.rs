@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use wiretight_keys::Name;
 
+use crate::reason::Reason;
+
 /// The length of a frame header.
 pub const HEADER: usize = 4;
 /// The longest body of an OPEN.
@@ -195,15 +197,15 @@ impl Refused {
         [kind, a, b, c, code]
     }
 
-    /// A fixed word for metrics and logs.
-    pub fn reason(self) -> &'static str {
+    /// For metrics and logs.
+    pub fn reason(self) -> Reason {
         match self {
-            Refused::NotAllowed => "not_allowed",
-            Refused::NoSuchService => "no_such_service",
-            Refused::BackendUnavailable => "backend_unavailable",
-            Refused::TooManyConnections => "too_many_connections",
-            Refused::Draining => "draining",
-            Refused::Other(_) => "other",
+            Refused::NotAllowed => Reason::NotAllowed,
+            Refused::NoSuchService => Reason::NoSuchService,
+            Refused::BackendUnavailable => Reason::BackendUnavailable,
+            Refused::TooManyConnections => Reason::TooManyConnections,
+            Refused::Draining => Reason::Draining,
+            Refused::Other(_) => Reason::Other,
         }
     }
 }

@@ -30,7 +30,7 @@ fn raise_file_limit() {
 }
 
 /// The relay's refusals: side, reason and number.
-fn refusals(relay: &Relay) -> Vec<(Side, &'static str, u64)> {
+fn refusals(relay: &Relay) -> Vec<(Side, Reason, u64)> {
     relay.status(0).refused.into_iter().map(|r| (r.side, r.reason, r.count)).collect()
 }
 
@@ -109,7 +109,7 @@ fn two_thousand_concurrent_requests_for_a_mesh_service_succeed() {
 fn clients_that_sent_data_wait_for_a_handshake_slot_and_silent_ones_do_not() {
     let pair = Pair::new(&[backend(echo)]);
     ping(&mut pair.connect(), b"before").unwrap();
-    let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
+    let too_many = || refused(&pair.b, Side::Service, Reason::TooManyHandshakes);
     // They use up all handshake slots of the address that the other clients here share.
     let mut silent: Vec<_> = (0..256).map(|_| connect(pair.service.listen)).collect();
     thread::sleep(Duration::from_millis(200));

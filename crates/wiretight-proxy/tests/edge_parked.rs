@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rig::edge::{EdgeRig, Raw, SITE, http_backend, run};
 use wiretight_keys::{Revocations, TrustBundle, x509};
+use wiretight_proxy::Reason;
 use wiretight_proxy::edge::settings::Limits;
 
 /// Long enough to be parked. (If not, the tests are still valid.)
@@ -222,7 +223,7 @@ fn the_deadlines_for_idle_connections_and_heads_apply() {
         assert!(start.elapsed() < Duration::from_secs(5), "an incomplete head");
         std::thread::sleep(Duration::from_millis(50));
     }
-    rig::eventually("it is counted", || rig.refused("stalled") == 1);
+    rig::eventually("it is counted", || rig.refused(Reason::Stalled) == 1);
     // Counterpart: idle for as long, but then served.
     let mut raw = parked(&rig);
     std::thread::sleep(2 * short);
@@ -237,7 +238,7 @@ fn malformed_requests_get_400() {
     raw.send("GET /name HTTP/1.1\r\nHost : x\r\n\r\n");
     let rest = raw.rest();
     assert!(rest.starts_with("HTTP/1.1 400 ") && rest.ends_with("colon\n"), "{rest}");
-    assert_eq!(rig.refused("malformed_http"), 1);
+    assert_eq!(rig.refused(Reason::MalformedHttp), 1);
 }
 
 #[test]
@@ -263,7 +264,7 @@ fn a_revoked_member_is_disconnected() {
     let roots = vec![rig.ca.root.clone()];
     rig.mesh.set_bundle(TrustBundle::new(rig.ca.td.clone(), roots, revoked).unwrap());
     web.rest();
-    rig::eventually("it is counted", || rig.refused("revoked") == 1);
+    rig::eventually("it is counted", || rig.refused(Reason::Revoked) == 1);
     app.send(&get());
     app.until("\r\n\r\none");
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use wiretight_proxy::mesh::{Instance, Registry};
 use wiretight_proxy::relay::Side;
 use wiretight_proxy::relay::settings::{InterceptSettings, RelaySettings};
-use wiretight_proxy::{Mesh, Relay};
+use wiretight_proxy::{Mesh, Reason, Relay};
 
 use rig::{Ca, TRUST_DOMAIN, backend, connect, expect_refused, is_reset, refused, service};
 
@@ -148,12 +148,12 @@ fn a_program_reaches_a_service_by_its_original_address() {
         is_reset(&mut socket)
     };
     assert!(dead("10.9.0.5:5433"));
-    expect_refused(&a, Side::Dial, "no_instance");
-    assert_eq!(refused(&a, Side::Dial, "not_intercepted"), 0);
+    expect_refused(&a, Side::Dial, Reason::NoInstance);
+    assert_eq!(refused(&a, Side::Dial, Reason::NotIntercepted), 0);
     for here in ["127.0.0.1", "[::1]"] {
         assert!(dead(&format!("{here}:{TAKEN}")), "{here}");
     }
-    expect_refused(&a, Side::Dial, "not_intercepted");
+    expect_refused(&a, Side::Dial, Reason::NotIntercepted);
 
     // The registry changes: one address is no longer claimed, and the other is.
     announce(&mesh, &listens, &[5433]);

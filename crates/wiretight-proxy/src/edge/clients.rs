@@ -10,6 +10,7 @@ use super::client_ca::ClientCa;
 use super::sites::Site;
 use crate::clock::now;
 use crate::mesh::Mesh;
+use crate::reason::Reason;
 
 /// A client's verified identity.
 pub(crate) struct Peer {
@@ -27,16 +28,16 @@ enum Who {
 
 impl Peer {
     /// The client that presented this chain in a handshake for the site; `None` if the site does not require
-    /// certificates. The error is the reason word and the detail.
+    /// certificates. The error is the reason and the detail.
     pub(crate) fn of(
         site: &Site,
         mesh: &Mesh,
         chain: Option<&[CertificateDer<'static>]>,
-    ) -> Result<Option<Peer>, (&'static str, String)> {
-        let none = || ("no_certificate", "the client presented no certificate".to_owned());
+    ) -> Result<Option<Peer>, (Reason, String)> {
+        let none = || (Reason::NoCertificate, "the client presented no certificate".to_owned());
         if site.settings.clients.is_some() {
             let peer = mesh.verify(chain.ok_or_else(none)?, Role::Client, UnixTime::now());
-            let peer = peer.map_err(|refusal| (refusal.reason(), refusal.to_string()))?;
+            let peer = peer.map_err(|refusal| (Reason::from(&refusal), refusal.to_string()))?;
             let name = peer.id().to_string();
             let header = format!("URI={name}").into();
             return Ok(Some(Peer { who: Who::Member(peer), name: name.into(), header }));
@@ -44,7 +45,7 @@ impl Peer {
         let Some(by) = site.client_ca.clone() else { return Ok(None) };
         let chain = chain.ok_or_else(none)?.to_vec();
         let leaf = chain.first().ok_or_else(none)?;
-        let leaf = ClientLeaf::parse(leaf).map_err(|e| ("bad_certificate", e.to_string()))?;
+        let leaf = ClientLeaf::parse(leaf).map_err(|e| (Reason::BadCertificate, e.to_string()))?;
         // Without a URI: a URI from the site's own CA must not be mistaken for the identity of a mesh member.
         let header = format!("Hash={};Subject=\"{}\"", leaf.sha256, escaped(&leaf.subject)).into();
         let name = escaped(&leaf.subject).into();

@@ -30,6 +30,7 @@ use super::reply::ReplyBody;
 use super::serve::{BothWays, Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
+use crate::reason;
 
 /// Flow-control windows for the client, for one stream and for the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -194,7 +195,7 @@ fn serve(
         pending.answered();
         if let Err(Stalled) = deliver(respond, answer, handover, patience).await {
             let detail = "the client does not read the response";
-            client.context.table.refuse(client.from, "stalled", detail);
+            client.context.table.refuse(client.from, reason::Reason::Stalled, detail);
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::settings::SiteName;
 use crate::clock::now;
 use crate::quota::LogQuota;
+use crate::reason::Reason;
 
 /// The client's HTTP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -87,8 +88,7 @@ pub struct HandshakeCount {
 /// The number of connections and requests refused for one reason.
 #[derive(Debug, Clone, Serialize)]
 pub struct EdgeRefused {
-    /// A fixed word.
-    pub reason: &'static str,
+    pub reason: Reason,
     pub count: u64,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct EdgeTable {
 
 #[derive(Default)]
 struct Refused {
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<Reason, u64>,
     quota: LogQuota,
 }
 
@@ -151,23 +151,22 @@ impl EdgeTable {
     }
 
     /// Counts a refusal, and logs it unless there are too many at the moment.
-    pub(crate) fn refuse(
-        &self,
-        address: impl ToString,
-        reason: &'static str,
-        detail: impl ToString,
-    ) {
+    pub(crate) fn refuse(&self, address: impl ToString, reason: Reason, detail: impl ToString) {
         let mut refused = lock(&self.refused);
         *refused.counts.entry(reason).or_default() += 1;
         if refused.quota.allows(now()) {
             let (address, detail) = (address.to_string(), detail.to_string());
-            tracing::warn!(side = "edge", %address, reason, detail, "refused");
+            tracing::warn!(side = "edge", %address, reason = reason.word(), detail, "refused");
         }
     }
 
     pub(crate) fn refused(&self) -> Vec<EdgeRefused> {
         let refused = lock(&self.refused);
-        refused.counts.iter().map(|(reason, count)| EdgeRefused { reason, count: *count }).collect()
+        refused
+            .counts
+            .iter()
+            .map(|(reason, count)| EdgeRefused { reason: *reason, count: *count })
+            .collect()
     }
 }
 

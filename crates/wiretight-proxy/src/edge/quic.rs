@@ -41,6 +41,7 @@ use super::serve::{Client, Exchange};
 use super::settings::Limits;
 use super::strict::MAX_HEAD;
 use crate::admission::Pending;
+use crate::reason::Reason;
 
 /// Flow-control windows for the client, for one stream and for the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -132,8 +133,8 @@ pub(crate) async fn accept(
             let table = &at.shared.table;
             match handshake {
                 Ok(Ok(connection)) => serve(&at, connection, port, &limits).await,
-                Ok(Err(error)) => table.refuse(from, "handshake_failed", error),
-                Err(_) => table.refuse(from, "stalled", "the handshake timed out"),
+                Ok(Err(error)) => table.refuse(from, Reason::HandshakeFailed, error),
+                Err(_) => table.refuse(from, Reason::Stalled, "the handshake timed out"),
             }
         });
     }
@@ -149,7 +150,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
     let from = connection.remote_address();
     let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeInfo>().ok());
     let Some(HandshakeInfo { name: Some(name), by_default, group }) = data.map(|d| *d) else {
-        return table.refuse(from, "unrecognized_name", "QUIC without a server name");
+        return table.refuse(from, Reason::UnrecognizedName, "QUIC without a server name");
     };
     let group: Arc<str> = group.map_or("unknown".into(), |g| format!("{g:?}").into());
     let sites = at.context.sites.load_full();
@@ -212,16 +213,16 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
             _ = tick.tick() => {
                 progress.note(&connection);
                 for _ in 0..give_up(&mut sent.borrow_mut(), &progress, limits.body) {
-                    table.refuse(from, "stalled", UNTAKEN);
+                    table.refuse(from, Reason::Stalled, UNTAKEN);
                 }
                 continue;
             }
             () = activity.taken_back() => {
-                table.refuse(from, "taken_back", "the client cancels too many requests");
+                table.refuse(from, Reason::TakenBack, "the client cancels too many requests");
                 break;
             }
             () = client.lost() => {
-                table.refuse(from, "revoked", "the client's identity was revoked; the connection was closed");
+                table.refuse(from, Reason::Revoked, "the client's identity was revoked; the connection was closed");
                 break;
             }
         };
@@ -269,7 +270,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
                         Ok(()) => sent.borrow_mut().push((gate.clone(), Instant::now())),
                         Err(Undelivered::Gone) => {}
                         Err(Undelivered::Stalled) => {
-                            client.context.table.refuse(client.from, "stalled", UNTAKEN);
+                            client.context.table.refuse(client.from, Reason::Stalled, UNTAKEN);
                         }
                     }
                 });

@@ -38,6 +38,7 @@ use super::settings::Upstream;
 use super::sites::Site;
 use super::template::Template;
 use crate::mesh::Mesh;
+use crate::reason::Reason;
 
 /// How long both ends may take to complete an upgrade.
 const SWITCH: Duration = Duration::from_secs(10);
@@ -214,7 +215,7 @@ impl Client {
         if peer.may(site, &self.context.mesh) {
             return Ok(());
         }
-        self.context.table.refuse(self.from, "not_allowed", &peer.name);
+        self.context.table.refuse(self.from, Reason::NotAllowed, &peer.name);
         no
     }
 
@@ -232,7 +233,7 @@ impl Client {
         let bad_path = || !parts.uri.path_and_query().is_none_or(plain);
         if self.http != Http::H1 && (headers::is_malformed(&parts.headers) || bad_path()) {
             let text = "the header is malformed";
-            self.context.table.refuse(self.from, "malformed_http", text);
+            self.context.table.refuse(self.from, Reason::MalformedHttp, text);
             return Err(Refused(StatusCode::BAD_REQUEST, text));
         }
         if parts.method == Method::CONNECT && switch.is_none() {
@@ -331,7 +332,7 @@ impl Client {
                 Ok(found) => found,
                 Err(error) => {
                     site.balancer.failed(&lease);
-                    self.complain(&upstream, "unreachable", &error);
+                    self.complain(&upstream, Reason::Unreachable, &error);
                     tried.push(upstream);
                     continue;
                 }
@@ -343,7 +344,7 @@ impl Client {
                     site.balancer.failed(&lease);
                     let error =
                         "the response has conflicting lengths or an unsupported transfer coding";
-                    self.complain(&upstream, "broken", &error);
+                    self.complain(&upstream, Reason::Broken, &error);
                     let text = "the response of the program behind this site is malformed";
                     return Err(Refused(StatusCode::BAD_GATEWAY, text));
                 }
@@ -355,7 +356,7 @@ impl Client {
                 }
                 Err(Failed::Late) => {
                     site.balancer.failed(&lease);
-                    self.complain(&upstream, "late", &"the program did not respond in time");
+                    self.complain(&upstream, Reason::Late, &"the program did not respond in time");
                     let text = "the program behind this site did not respond in time";
                     return Err(Refused(StatusCode::GATEWAY_TIMEOUT, text));
                 }
@@ -369,7 +370,7 @@ impl Client {
                         continue; // an idle connection was closed; this does not count as a failure
                     }
                     site.balancer.failed(&lease);
-                    self.complain(&upstream, "broken", &error);
+                    self.complain(&upstream, Reason::Broken, &error);
                     refused = Refused(
                         StatusCode::BAD_GATEWAY,
                         "the program behind this site closed the connection",
@@ -384,7 +385,7 @@ impl Client {
         Err(refused)
     }
 
-    fn complain(&self, upstream: &Upstream, reason: &'static str, error: &dyn std::fmt::Display) {
+    fn complain(&self, upstream: &Upstream, reason: Reason, error: &dyn std::fmt::Display) {
         self.context.table.refuse(upstream, reason, error);
     }
 

@@ -47,9 +47,8 @@ use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::admission::Pending;
 use crate::net;
+use crate::reason::Reason;
 
-/// Not a refusal: the client wanted only the handshake.
-const ANSWERED: &str = "answered";
 /// How long an HTTP/1.1 connection is idle before it is parked. Long enough not to park a connection in use between
 /// two requests.
 const PARK_AFTER: Duration = Duration::from_millis(100);
@@ -216,7 +215,11 @@ impl Worker {
         drop(sites);
         let Some(slot) = self.tcp.place(address, &socket).await else {
             let _ = socket.set_zero_linger();
-            return table.refuse(from, "too_many_handshakes", "too many handshakes in progress");
+            return table.refuse(
+                from,
+                Reason::TooManyHandshakes,
+                "too many handshakes in progress",
+            );
         };
         let limits = self.context.sites.load().settings.limits.clone();
         // Boxed, because the connection lives longer than its handshake.
@@ -224,10 +227,12 @@ impl Worker {
         drop(slot);
         let (tls, client) = match handshake {
             Ok(Ok(accepted)) => accepted,
-            Ok(Err((ANSWERED, detail))) => return tracing::debug!(%from, "{detail}"),
-            Ok(Err((reason, detail))) => return table.refuse(from, reason, detail),
+            Ok(Err(NotServed::Answered(detail))) => return tracing::debug!(%from, "{detail}"),
+            Ok(Err(NotServed::Refused(reason, detail))) => {
+                return table.refuse(from, reason, detail);
+            }
             Err(_) => {
-                return table.refuse(from, "stalled", "the handshake timed out");
+                return table.refuse(from, Reason::Stalled, "the handshake timed out");
             }
         };
         let _counted = Counted::new(table);
@@ -239,14 +244,14 @@ impl Worker {
             _ => {
                 let activity = client.activity.clone();
                 let (table, from) = (table.clone(), client.from);
-                let tell = move |violation| table.refuse(from, "malformed_http", violation);
+                let tell = move |violation| table.refuse(from, Reason::MalformedHttp, violation);
                 let io = Strict::new(Watched::new(tls, activity.clone()), activity, tell);
                 Box::pin(self.http1(Box::new(io), client, &limits))
             }
         };
         tokio::select! {
             () = served => {}
-            () = lost.lost() => table.refuse(from, "revoked", "the client's identity was revoked; the connection was closed"),
+            () = lost.lost() => table.refuse(from, Reason::Revoked, "the client's identity was revoked; the connection was closed"),
         }
     }
 
@@ -255,15 +260,17 @@ impl Worker {
         &self,
         mut socket: TcpStream,
         peer: SocketAddr,
-    ) -> Result<(TlsStream<TcpStream>, Client), (&'static str, String)> {
+    ) -> Result<(TlsStream<TcpStream>, Client), NotServed> {
         let sites = self.context.sites.load_full();
         let trusted = sites.settings.trusts(peer.ip());
         let mut from = peer;
         if trusted && sites.settings.proxy_protocol {
             let header = read_proxy_header(&mut socket).await;
-            from = header.map_err(|e| ("no_proxy_header", e.to_string()))?.unwrap_or(peer);
+            from = header
+                .map_err(|e| NotServed::Refused(Reason::NoProxyHeader, e.to_string()))?
+                .unwrap_or(peer);
         }
-        let failed = |e: io::Error| ("handshake_failed", e.to_string());
+        let failed = |e: io::Error| NotServed::Refused(Reason::HandshakeFailed, e.to_string());
         let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), socket));
         let start = match acceptor.as_mut().await {
             Ok(start) => start,
@@ -276,14 +283,18 @@ impl Worker {
             let told = name.as_deref().unwrap_or("none").to_owned();
             let mut socket = start.io;
             let _ = socket.write_all(&UNRECOGNIZED_NAME).await;
-            return Err(("unrecognized_name", format!("no site has the name {told}")));
+            return Err(NotServed::Refused(
+                Reason::UnrecognizedName,
+                format!("no site has the name {told}"),
+            ));
         };
         if hello.alpn().is_some_and(|alpn| alpn.eq([ALPN_ACME])) {
             let shown = start.into_stream(self.shared.configs.challenges.clone()).await;
             // The handshake itself is the answer (RFC 8737, section 3).
             let mut tls = shown.map_err(failed)?;
             let _ = tls.shutdown().await;
-            return Err((ANSWERED, format!("answered the tls-alpn-01 challenge for {name}")));
+            let detail = format!("answered the tls-alpn-01 challenge for {name}");
+            return Err(NotServed::Answered(detail));
         }
         let mut certificate = sites.certificate(name, (site_name, site));
         if certificate.is_none() && site.settings.on_demand {
@@ -295,7 +306,8 @@ impl Worker {
         let Some(certificate) = certificate else {
             let mut socket = start.io;
             let _ = socket.write_all(&INTERNAL_ERROR).await;
-            return Err(("no_certificate", format!("there is no certificate for {name} yet")));
+            let detail = format!("there is no certificate for {name} yet");
+            return Err(NotServed::Refused(Reason::NoCertificate, detail));
         };
         let config = match (&site.settings.clients, &site.client_ca) {
             (Some(_), _) => self.shared.configs.members.clone(),
@@ -305,7 +317,8 @@ impl Worker {
         let tls = start.into_stream(config).await.map_err(failed)?;
         site.shown(certificate.is_valid());
         let (_, state) = tls.get_ref();
-        let peer = Peer::of(site, &self.shared.mesh, state.peer_certificates())?;
+        let peer = Peer::of(site, &self.shared.mesh, state.peer_certificates())
+            .map_err(|(reason, detail)| NotServed::Refused(reason, detail))?;
         let version = match state.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "TLSv1.3",
@@ -472,7 +485,7 @@ impl Worker {
                     finish(connection.as_mut());
                     return timeout(limits.head, connection.as_mut()).await.ok();
                 }
-                let reason = if why == Overdue::TakenBack { "taken_back" } else { "stalled" };
+                let reason = if why == Overdue::TakenBack { Reason::TakenBack } else { Reason::Stalled };
                 self.shared.table.refuse(from, reason, overdue(why));
                 None
             }
@@ -493,18 +506,18 @@ impl Worker {
         if proxied {
             match timeout(limits.head, read_proxy_header(&mut socket)).await {
                 Ok(Ok(client)) => from = client.unwrap_or(from),
-                Ok(Err(error)) => return table.refuse(from, "no_proxy_header", error),
+                Ok(Err(error)) => return table.refuse(from, Reason::NoProxyHeader, error),
                 Err(_) => {
                     return table.refuse(
                         from,
-                        "stalled",
+                        Reason::Stalled,
                         "timed out waiting for the PROXY protocol header",
                     );
                 }
             }
         }
         let activity = Activity::new();
-        let tell = move |violation| table.refuse(from, "malformed_http", violation);
+        let tell = move |violation| table.refuse(from, Reason::MalformedHttp, violation);
         let io = Strict::new(Watched::new(socket, activity.clone()), activity.clone(), tell);
         let context = self.context.clone();
         let requests = activity.clone();
@@ -633,6 +646,13 @@ fn note(ended: Result<(), hyper::Error>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "a client's connection failed");
     }
+}
+
+/// Why a connection ends after its handshake, or before.
+enum NotServed {
+    Refused(Reason, String),
+    /// The client wanted only the handshake.
+    Answered(String),
 }
 
 fn overdue(why: Overdue) -> &'static str {

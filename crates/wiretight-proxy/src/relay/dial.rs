@@ -31,6 +31,7 @@ use crate::mesh::Mesh;
 use crate::net;
 use crate::network::HostPort;
 use crate::provider;
+use crate::reason::Reason;
 use crate::record::RecordError;
 use crate::stream::{HandshakeError, HandshakeInfo, TlsStream};
 use crate::tls::{self, ALPN_RELAY};
@@ -118,9 +119,9 @@ impl Dial {
         instances.into_iter().flatten().map(|i| i.addr.clone()).collect()
     }
 
-    fn refuse(&self, at: &str, reason: &'static str, detail: String) {
+    fn refuse(&self, at: &str, reason: Reason, detail: String) {
         let peer = match reason {
-            "not_allowed" => Some(SpiffeId::new(
+            Reason::NotAllowed => Some(SpiffeId::new(
                 self.mesh.trust_domain().clone(),
                 Id::Service(self.settings.service.clone()),
             )),
@@ -222,19 +223,19 @@ enum Attempt {
     /// Try another instance: nothing has reached a backend.
     Next(ConnectFailure),
     /// Trying another instance would be wrong or unsafe.
-    Stop(&'static str, String),
+    Stop(Reason, String),
 }
 
 /// Why a connection to an instance failed.
 struct ConnectFailure {
-    reason: &'static str,
+    reason: Reason,
     detail: String,
     /// The instance is up but reset the handshake, probably because of too many connections at once.
     is_busy: bool,
 }
 
 impl ConnectFailure {
-    fn new(reason: &'static str, detail: impl Into<String>) -> ConnectFailure {
+    fn new(reason: Reason, detail: impl Into<String>) -> ConnectFailure {
         ConnectFailure { reason, detail: detail.into(), is_busy: false }
     }
 }
@@ -333,7 +334,7 @@ impl Pool {
         }
         if tried.is_empty() {
             let detail = format!("no node offers service/{}", dial.settings.service);
-            dial.refuse("-", "no_instance", detail);
+            dial.refuse("-", Reason::NoInstance, detail);
         } else {
             tracing::debug!(service = %dial.settings.service, "no instance left to try");
         }
@@ -354,11 +355,11 @@ impl Pool {
         let moved = ready.listed.finish(begun);
         access(Side::Dial, &dial.settings.service, &ready.listed, &from.to_string(), &moved, end);
         match end {
-            End::Protocol(e) => dial.refuse(&to.to_string(), "protocol_error", e.to_string()),
+            End::Protocol(e) => dial.refuse(&to.to_string(), Reason::ProtocolError, e.to_string()),
             // A non-Wiretight server's rejection of our certificate arrives after the session has started.
             End::Broken(e) => {
                 if let Some(alert) = alert(e) {
-                    dial.refuse(&to.to_string(), "refused_by_peer", alert);
+                    dial.refuse(&to.to_string(), Reason::RefusedByPeer, alert);
                 }
             }
             _ => {}
@@ -399,7 +400,7 @@ impl Pool {
                 let data = &first[first.len().min(self.dial.open.len() + HEADER)..];
                 return match sent == 0 || ready.conn.send(data).await.is_ok() {
                     true => Attempt::Opened(ready),
-                    false => Attempt::Stop("broken", "the peer closed the connection".into()),
+                    false => Attempt::Stop(Reason::Broken, "the peer closed the connection".into()),
                 };
             }
             let answer = match ready.conn.send(first).await {
@@ -434,7 +435,7 @@ impl Pool {
                 Ok(Answer::Retired) if retired < RETIRED => retired += 1,
                 Ok(Answer::Retired) => {
                     let what = "the instance closed the connection unused: it is stopping, or this node has too many connections; see its log";
-                    return Attempt::Next(ConnectFailure::new("hung_up", what));
+                    return Attempt::Next(ConnectFailure::new(Reason::HungUp, what));
                 }
                 Err(End::Broken(e)) => {
                     if ready.listed.is_unused()
@@ -442,7 +443,7 @@ impl Pool {
                     {
                         // The peer rejected the connection, so it did not act on anything. (On a connection that was
                         // used before, an alert does not imply that.)
-                        return Attempt::Next(ConnectFailure::new("refused_by_peer", alert));
+                        return Attempt::Next(ConnectFailure::new(Reason::RefusedByPeer, alert));
                     }
                     if e.kind() == io::ErrorKind::TimedOut {
                         // Probably the whole path is down, so the other idle connections are broken too.
@@ -451,14 +452,19 @@ impl Pool {
                     match (sent, pooled) {
                         (0, true) => continue,
                         (0, false) => {
-                            return Attempt::Next(ConnectFailure::new("broken", e.to_string()));
+                            return Attempt::Next(ConnectFailure::new(
+                                Reason::Broken,
+                                e.to_string(),
+                            ));
                         }
                         // Data sent with the OPEN may have reached a backend.
-                        _ => return Attempt::Stop("broken", e.to_string()),
+                        _ => return Attempt::Stop(Reason::Broken, e.to_string()),
                     }
                 }
+                // Otherwise the response violates the protocol.
                 Err(other) => {
-                    return Attempt::Stop(other.word(), other.detail().unwrap_or_default());
+                    let detail = other.detail().unwrap_or_default();
+                    return Attempt::Stop(Reason::ProtocolError, detail);
                 }
             }
         }
@@ -495,7 +501,7 @@ impl Pool {
             let what = format!(
                 "{MAX_WAITING} sessions are already waiting for a connection to this instance"
             );
-            ConnectFailure::new("too_many_waiting", what)
+            ConnectFailure::new(Reason::TooManyWaiting, what)
         })?;
         let _waiting = Waiting(self, to);
         let late = || {
@@ -503,7 +509,7 @@ impl Pool {
                 "no connection within {} s: the instance accepts connections too slowly for this many sessions",
                 TURN.as_secs()
             );
-            ConnectFailure::new("no_turn", what)
+            ConnectFailure::new(Reason::NoTurn, what)
         };
         let waited = timeout(TURN, async {
             let mut turn = pin!(turns.acquire_owned());
@@ -511,7 +517,7 @@ impl Pool {
                 tokio::select! {
                     biased;
                     turn = &mut turn => {
-                        let closed = |_| ConnectFailure::new("no_turn", "this process is stopping");
+                        let closed = |_| ConnectFailure::new(Reason::NoTurn, "this process is stopping");
                         return turn.map(Turn::Connect).map_err(closed);
                     }
                     () = wakeup.notified() => {}
@@ -521,7 +527,7 @@ impl Pool {
                 }
                 if self.dial.balancer.is_held(to) {
                     let what = "earlier connections to this instance failed";
-                    return Err(ConnectFailure::new("unreachable", what));
+                    return Err(ConnectFailure::new(Reason::Unreachable, what));
                 }
             }
         });
@@ -585,7 +591,7 @@ impl Pool {
             let turn = pool.dial.table.turns.to(&to).try_acquire_owned();
             let connected = match &turn {
                 Ok(_) => connect(&pool.dial, &to).await,
-                Err(_) => Err(ConnectFailure::new("no_turn", "sessions are connecting")),
+                Err(_) => Err(ConnectFailure::new(Reason::NoTurn, "sessions are connecting")),
             };
             drop(turn);
             if pool.closed.get() {
@@ -605,10 +611,10 @@ impl Pool {
                         entry.raw = true;
                         false
                     }
-                    Err(ConnectFailure { reason: "no_turn", .. }) => false,
+                    Err(ConnectFailure { reason: Reason::NoTurn, .. }) => false,
                     Err(ConnectFailure { reason, detail, .. }) => {
                         // If a session needs the connection, its failure is logged; here it is only noted.
-                        tracing::debug!(%to, reason, detail, "preconnecting failed");
+                        tracing::debug!(%to, reason = reason.word(), detail, "preconnecting failed");
                         entry.failed();
                         false
                     }
@@ -694,9 +700,9 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
         let what = format!(
             "this node has no valid certificate for {id}; the authority may be unreachable"
         );
-        ConnectFailure::new("no_identity", what)
+        ConnectFailure::new(Reason::NoIdentity, what)
     })?;
-    let unreachable = |e: io::Error| ConnectFailure::new("unreachable", e.to_string());
+    let unreachable = |e: io::Error| ConnectFailure::new(Reason::Unreachable, e.to_string());
     let socket =
         net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
     let addr = socket.peer_addr().map_err(unreachable)?;
@@ -709,10 +715,10 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
         ConnectFailure { reason, detail, is_busy }
     })?;
     let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
-        .map_err(|refusal| ConnectFailure::new(refusal.reason(), refusal.to_string()))?;
+        .map_err(|refusal| ConnectFailure::new(Reason::from(&refusal), refusal.to_string()))?;
     if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
         let what = format!("{} does not support X25519MLKEM768", peer.id());
-        return Err(ConnectFailure::new("no_post_quantum", what));
+        return Err(ConnectFailure::new(Reason::NoPostQuantum, what));
     }
     // Half of the remaining validity of our certificate, but never beyond the peer's.
     let left = identity.leaf().period.not_after.saturating_sub(now());
@@ -720,10 +726,10 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
     let lasts = Duration::from_secs(give_up.saturating_sub(now()));
     let service = &dial.settings.service;
     let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
-    let listed = listed.ok_or_else(|| ConnectFailure::new("too_many_connections", ""))?;
+    let listed = listed.ok_or_else(|| ConnectFailure::new(Reason::TooManyConnections, ""))?;
     // If the peer was revoked before it was registered, its connection was not closed with the others.
     if let Err(refusal) = dial.mesh.standing(listed.peer()) {
-        return Err(ConnectFailure::new(refusal.reason(), refusal.to_string()));
+        return Err(ConnectFailure::new(Reason::from(&refusal), refusal.to_string()));
     }
     let conn = Box::new(Conn::new(tls, negotiated.alpn));
     Ok(Ready { conn, listed, give_up, lasts })

@@ -20,6 +20,7 @@ use super::live::{Side, Table};
 use super::settings::{DialSettings, InterceptSettings};
 use crate::app::App;
 use crate::mesh::{Mesh, Resolved};
+use crate::reason::Reason;
 
 /// The interception listener's state, shared by all workers.
 pub(crate) struct Intercept {
@@ -61,7 +62,7 @@ impl Intercept {
         Ok(dial)
     }
 
-    fn refuse(&self, from: SocketAddr, reason: &'static str, detail: String, socket: TcpStream) {
+    fn refuse(&self, from: SocketAddr, reason: Reason, detail: String, socket: TcpStream) {
         let name = Name::try_from("intercept".to_owned()).expect("a name");
         self.table.refuse(Side::Dial, &name, from, None, reason, detail);
         App::Tcp(socket).abort();
@@ -81,15 +82,15 @@ impl Pools {
             let detail =
                 "a program connected to this port directly; the kernel did not redirect it"
                     .to_owned();
-            return of.refuse(from, "not_intercepted", detail, socket);
+            return of.refuse(from, Reason::NotIntercepted, detail, socket);
         };
         let Some(meant) = of.mesh.meant(to) else {
             let detail = format!("no instance of a service has the address {to} (any more)");
-            return of.refuse(from, "no_instance", detail, socket);
+            return of.refuse(from, Reason::NoInstance, detail, socket);
         };
         let dial = match of.dial(to, &meant) {
             Ok(dial) => dial,
-            Err(error) => return of.refuse(from, "broken", error.to_string(), socket),
+            Err(error) => return of.refuse(from, Reason::Broken, error.to_string(), socket),
         };
         let current = self.by_address.get(&to).filter(|pool| Arc::ptr_eq(pool.dial(), &dial));
         let pool = match current {

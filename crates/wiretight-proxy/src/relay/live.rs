@@ -14,6 +14,7 @@ use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
 use super::turns::Turns;
 use crate::clock::now;
 use crate::quota::LogQuota;
+use crate::reason::Reason;
 use crate::stream::Negotiated;
 
 /// The number of refusals that `status` shows.
@@ -251,8 +252,7 @@ pub struct Refusal {
     pub address: String,
     /// The peer, if known.
     pub peer: Option<SpiffeId>,
-    /// A fixed word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// An explanation for people.
     pub detail: String,
 }
@@ -290,7 +290,7 @@ impl Drop for Opening {
 #[derive(Default)]
 struct Refusals {
     last: VecDeque<Refusal>,
-    counts: BTreeMap<(Side, Name, &'static str), u64>,
+    counts: BTreeMap<(Side, Name, Reason), u64>,
     quota: LogQuota,
 }
 
@@ -478,7 +478,7 @@ impl Table {
         service: &Name,
         address: impl ToString,
         peer: Option<&SpiffeId>,
-        reason: &'static str,
+        reason: Reason,
         detail: String,
     ) {
         let address = address.to_string();
@@ -487,7 +487,7 @@ impl Table {
         let at = now();
         if refusals.quota.allows(at) {
             let peer = peer.map(ToString::to_string);
-            tracing::warn!(side = side.word(), %service, %address, peer, reason, detail, "refused");
+            tracing::warn!(side = side.word(), %service, %address, peer, reason = reason.word(), detail, "refused");
         }
         if refusals.last.len() == REFUSALS {
             refusals.last.pop_front();
@@ -502,7 +502,7 @@ impl Table {
     }
 
     /// Refusals since the start by side, service and reason.
-    pub(crate) fn refusal_counts(&self) -> Vec<(Side, Name, &'static str, u64)> {
+    pub(crate) fn refusal_counts(&self) -> Vec<(Side, Name, Reason, u64)> {
         let refusals = lock(&self.refusals);
         refusals.counts.iter().map(|((s, n, r), c)| (*s, n.clone(), *r, *c)).collect()
     }

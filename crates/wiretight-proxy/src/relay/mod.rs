@@ -43,6 +43,7 @@ use worker::Listen;
 
 use crate::mesh::Mesh;
 use crate::net::{self, Listening, Sockets};
+use crate::reason::Reason;
 
 /// The relay of this node.
 pub struct Relay {
@@ -165,8 +166,7 @@ pub struct RelayStatus {
 pub struct RefusedCount {
     pub side: Side,
     pub service: Name,
-    /// A fixed word.
-    pub reason: &'static str,
+    pub reason: Reason,
     pub count: u64,
 }
 

@@ -27,6 +27,7 @@ use crate::mesh::Mesh;
 use crate::net;
 use crate::network::Backend;
 use crate::provider;
+use crate::reason::Reason;
 use crate::stream::TlsStream;
 use crate::tls::{self, ALPN_RELAY, Strangers};
 use crate::wire::{Frame, Open, Refused};
@@ -90,12 +91,12 @@ impl Service {
     fn check_peer(&self, listed: &Listed) -> bool {
         let standing = self.mesh.standing(listed.peer());
         if let Err(refusal) = &standing {
-            self.refuse(listed.addr(), Some(listed), refusal.reason(), refusal.to_string());
+            self.refuse(listed.addr(), Some(listed), refusal.into(), refusal.to_string());
         }
         standing.is_ok()
     }
 
-    fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: &'static str, detail: String) {
+    fn refuse(&self, from: SocketAddr, live: Option<&Live>, reason: Reason, detail: String) {
         let peer = live.map(|l| l.peer().id());
         self.table.refuse(Side::Service, &self.settings.name, from, peer, reason, detail);
     }
@@ -123,7 +124,7 @@ pub(crate) fn serve(
             let moved = listed.finish(&begun);
             access(Side::Service, &settings.name, listed, &lease.to_string(), &moved, &end);
             if let End::Protocol(e) = &end {
-                service.refuse(listed.addr(), Some(listed), "protocol_error", e.to_string());
+                service.refuse(listed.addr(), Some(listed), Reason::ProtocolError, e.to_string());
             }
             if !reusable {
                 break Last::Abort;
@@ -227,7 +228,7 @@ impl Admitted {
                 self.service.refuse(
                     self.listed.addr(),
                     Some(&self.listed),
-                    "protocol_error",
+                    Reason::ProtocolError,
                     e.to_string(),
                 );
                 Err(Last::Abort)
@@ -293,14 +294,14 @@ async fn accept(
     let peer = match tls::peer(&service.mesh, &agreed.chain, Side::Service.peer_role()) {
         Ok(peer) => peer,
         Err(refusal) => {
-            service.refuse(from, None, refusal.reason(), refusal.to_string());
+            service.refuse(from, None, Reason::from(&refusal), refusal.to_string());
             return None;
         }
     };
     let negotiated = agreed.negotiated;
     if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {
         let detail = format!("{} does not offer X25519MLKEM768", peer.id());
-        service.refuse(from, None, "no_post_quantum", detail);
+        service.refuse(from, None, Reason::NoPostQuantum, detail);
         return None;
     }
     let id = peer.id().clone();

@@ -22,6 +22,7 @@ use crate::admission::Pending;
 use crate::app::App;
 use crate::buffer;
 use crate::net;
+use crate::reason::Reason;
 
 /// The interval for releasing unused buffers. A worker that becomes idle releases its memory after two intervals,
 /// which is less than a second.
@@ -177,7 +178,7 @@ impl Listener {
             if let Some(service) = purpose::newest(&purpose) {
                 let detail = "too many handshakes in progress".into();
                 let name = &service.settings.name;
-                table.refuse(Side::Service, name, from, None, "too_many_handshakes", detail);
+                table.refuse(Side::Service, name, from, None, Reason::TooManyHandshakes, detail);
             }
         });
     }

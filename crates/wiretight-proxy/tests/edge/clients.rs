@@ -13,6 +13,7 @@ use rig::{Ca, TRUST_DOMAIN};
 use rustls::ClientConfig;
 use rustls_pki_types::PrivateKeyDer;
 use wiretight_keys::{Revocations, TrustBundle, x509};
+use wiretight_proxy::Reason;
 
 type Shows<'a> = Option<(&'a Ca, &'a str)>;
 
@@ -199,7 +200,7 @@ fn a_revoked_members_streams_end_at_once_and_others_continue() {
     let roots = vec![rig.ca.root.clone()];
     rig.mesh.set_bundle(TrustBundle::new(rig.ca.td.clone(), roots, revoked).unwrap());
     web.rest();
-    rig::eventually("it is counted", || rig.refused("revoked") == 1);
+    rig::eventually("it is counted", || rig.refused(Reason::Revoked) == 1);
     // The other's stream is still open: a read times out.
     app.0.sock.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
     let waits = std::io::Read::read(&mut app.0, &mut [0; 64]).unwrap_err();

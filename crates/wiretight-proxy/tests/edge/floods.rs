@@ -15,6 +15,7 @@ use rustls::{CertificateCompressionAlgorithm, HandshakeKind};
 
 use rig::edge::{EdgeRig, Raw, SITE, full, http_backend, run};
 use rig::frames::*;
+use wiretight_proxy::Reason;
 
 fn one() -> EdgeRig {
     EdgeRig::new(&[http_backend("one", false).to_string()])
@@ -127,7 +128,7 @@ fn repeatedly_cancelled_requests_end_the_connection() {
             count.load(Relaxed)
         );
         client.is_ended(0, &[]).await;
-        assert_eq!(rig.refused("taken_back"), 1);
+        assert_eq!(rig.refused(Reason::TakenBack), 1);
     });
 }
 

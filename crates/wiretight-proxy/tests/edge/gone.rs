@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rig::edge::{EdgeRig, SITE, http_backend, run};
 use rig::frames::*;
+use wiretight_proxy::Reason;
 
 /// A program that responds to `/events` with an endless stream, and to `/silent` not at all; and the number of its
 /// connections.
@@ -146,14 +147,14 @@ fn unread_responses_are_cancelled_and_slowly_read_ones_are_not() {
         client.send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).await.unwrap();
         // HTTP/3: a response that was passed to the library completely, and one that was not.
         for path in ["/big/65536", "/big/8388608"] {
-            let before = rig.refused("stalled");
+            let before = rig.refused(Reason::Stalled);
             let (_endpoint, connection) = rig.quic(1000).await;
             let mut control = connection.open_uni().await.unwrap();
             control.write_all(&[varint(0), frame3(4, &[])].concat()).await.unwrap();
             let (mut send, mut recv) = connection.open_bi().await.unwrap();
             send.write_all(&frame3(1, &qpack(&fields("GET", path)))).await.unwrap();
             send.finish().unwrap();
-            while rig.refused("stalled") == before {
+            while rig.refused(Reason::Stalled) == before {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             assert!(recv.read_to_end(10 << 20).await.is_err());

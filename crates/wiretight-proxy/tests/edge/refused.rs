@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use hyper::Request;
 use rustls::AlertDescription;
 use socket2::{Domain, Socket, Type};
-use wiretight_proxy::Relay;
 use wiretight_proxy::edge::settings::Limits;
 use wiretight_proxy::edge::{CertificateError, SiteCertificate, Source};
 use wiretight_proxy::relay::settings::{RelaySettings, ServiceSettings};
+use wiretight_proxy::{Reason, Relay};
 
 use rig::edge::{EdgeRig, Raw, SITE, full, http_backend, run, site};
 use rig::frames::*;
@@ -77,7 +77,7 @@ fn malformed_http_gets_400_after_earlier_requests_are_served() {
     let mut raw = rig.raw();
     raw.send(&format!("GET /name HTTP/1.1\r\nHost: {SITE}\r\nx: {long}\r\n\r\n"));
     assert!(raw.rest().starts_with("HTTP/1.1 431 "));
-    assert!(rig.refused("malformed_http") > 9);
+    assert!(rig.refused(Reason::MalformedHttp) > 9);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_trusted_balancer_must_send_the_clients_address() {
     let answer = get(b"PROXY UNKNOWN\r\n");
     assert!(answer.contains("x-forwarded-for: 9.9.9.9, 127.0.0.1\n"), "{answer}");
     assert_eq!(get(b""), "");
-    rig::eventually("that is counted", || rig.refused("no_proxy_header") == 1);
+    rig::eventually("that is counted", || rig.refused(Reason::NoProxyHeader) == 1);
     // Nobody is trusted by default.
     let plain = one();
     let answer = plain.get("GET /headers HTTP/1.1\r\nX-Forwarded-For: 9.9.9.9\r\n");
@@ -309,7 +309,7 @@ fn the_plaintext_port_accepts_the_proxy_header_too() {
         assert!(get([127, 0, 0, 1], header).starts_with("HTTP/1.1 308 "));
     }
     assert_eq!(get([127, 0, 0, 1], b""), "");
-    rig::eventually("that is counted", || rig.refused("no_proxy_header") == 1);
+    rig::eventually("that is counted", || rig.refused(Reason::NoProxyHeader) == 1);
     // Others may not set the client's address.
     assert!(get([127, 0, 0, 2], b"").starts_with("HTTP/1.1 308 "));
     let stranger = get([127, 0, 0, 2], b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\n");
@@ -547,7 +547,7 @@ fn unfinished_handshakes_are_limited_by_address_except_for_balancers() {
                 socket
             })
             .collect();
-        let refused = || rig.refused("too_many_handshakes");
+        let refused = || rig.refused(Reason::TooManyHandshakes);
         // A client that connects after all of these is served, so they have been noticed.
         assert!(rig.get("GET /name HTTP/1.1\r\n").ends_with("one"));
         // One above the limit is rejected because it is silent; one that had sent data would have waited.
@@ -599,7 +599,7 @@ fn unsuitable_certificates_are_rejected() {
     let mut raw = rig.raw();
     let error = raw.0.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap_err();
     assert_eq!(rig::tls::alert(&error), Some(AlertDescription::InternalError), "{error}");
-    rig::eventually("it is counted", || rig.refused("no_certificate") == 1);
+    rig::eventually("it is counted", || rig.refused(Reason::NoCertificate) == 1);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn openssl_s_client_reaches_our_service() {
     let eve = Pems::new(&pair.ca, "service/eve");
     let out = s_client(&pair, &eve).output().unwrap();
     assert!(out.stdout.is_empty());
-    expect_refused(&pair.b, Side::Service, "not_allowed");
+    expect_refused(&pair.b, Side::Service, Reason::NotAllowed);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn curl_reaches_our_service_and_verifies_its_dns_name() {
     std::fs::copy(&pems.root, &forged.root).unwrap();
     let out = get("db.service.test.example", &forged);
     assert!(!out.status.success() && out.stdout.is_empty(), "{out:?}");
-    expect_refused(&pair.b, Side::Service, "untrusted");
+    expect_refused(&pair.b, Side::Service, Reason::Untrusted);
 }
 
 /// stunnel on both sides: as a client of our service, and as a server that we dial.

@@ -131,7 +131,7 @@ impl World {
 
     /// Rejected as a client and as a server, with no data in any direction; afterwards good certificates are
     /// accepted.
-    fn assert_refused(&self, what: &str, issue: impl Fn(&str) -> Cert, reason: &str, why: &str) {
+    fn assert_refused(&self, what: &str, issue: impl Fn(&str) -> Cert, reason: Reason, why: &str) {
         let pair = &self.pair;
         let unknown = Some(AlertDescription::CertificateUnknown);
         let to = pair.service.listen;
@@ -176,7 +176,7 @@ impl World {
 fn an_unlogged_certificate_signed_by_the_ca_is_rejected() {
     let w = world();
     let issue = |id: &str| w.pair.ca.issue(id, 3600);
-    w.assert_refused("unlogged", issue, "not_logged", "carries no proof");
+    w.assert_refused("unlogged", issue, Reason::NotLogged, "carries no proof");
     // Without the requirement it would be accepted.
     w.pair.mesh_b.set_transparency(Transparency::NotRequired);
     let mut tls = Stranger::new(issue("service/web")).connect(w.pair.service.listen).unwrap();
@@ -198,7 +198,7 @@ fn a_proof_of_another_entry_is_rejected() {
         });
         ca.issue_with(id, 3600, |tbs| tbs.proved(&other.unwrap()).unwrap())
     };
-    w.assert_refused("another entry", issue, "not_logged", "is not at index");
+    w.assert_refused("another entry", issue, Reason::NotLogged, "is not at index");
     // Its own entry, but the index of another.
     let issue = |id: &str| {
         ca.issue_with(id, 3600, |tbs| {
@@ -207,7 +207,7 @@ fn a_proof_of_another_entry_is_rejected() {
             tbs.proved(&proof).unwrap()
         })
     };
-    w.assert_refused("another index", issue, "not_logged", "is not at index");
+    w.assert_refused("another index", issue, Reason::NotLogged, "is not at index");
     // Logged, and then signed again with a longer validity.
     let issue = |id: &str| {
         let mut proof = None;
@@ -217,7 +217,7 @@ fn a_proof_of_another_entry_is_rejected() {
         });
         ca.issue_with(id, 36_000, |tbs| tbs.proved(&proof.unwrap()).unwrap())
     };
-    w.assert_refused("for longer", issue, "not_logged", "is not at index");
+    w.assert_refused("for longer", issue, Reason::NotLogged, "is not at index");
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_proof_of_another_log_is_rejected() {
     let w = world();
     let other = Ledger::new();
     let issue = |id: &str| w.pair.ca.issue_with(id, 3600, |tbs| other.prove(tbs, TWO));
-    w.assert_refused("another log", issue, "not_logged", "no log in the policy signed");
+    w.assert_refused("another log", issue, Reason::NotLogged, "no log in the policy signed");
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn too_few_or_unknown_witnesses_are_rejected() {
         ("one, twice", &[(0, 0), (0, 1)]),
         ("one, and one that is not in the policy", &[(1, 0), (3, 0)]),
     ] {
-        w.assert_refused(what, by(cosigned), "not_logged", "is not a quorum");
+        w.assert_refused(what, by(cosigned), Reason::NotLogged, "is not a quorum");
     }
     for cosigned in [&[(0, 0), (2, 0)][..], &[(1, 0), (2, 0)], &[(0, 0), (1, 0), (2, 0), (3, 0)]] {
         let to = w.pair.service.listen;
@@ -258,9 +258,9 @@ fn a_stale_checkpoint_is_rejected() {
     };
     // Logged two days ago, or long before notBefore.
     let days = ago(&[(0, 2 * 86_400), (1, 0)]);
-    w.assert_refused("two days old", days, "not_logged", "s are allowed");
+    w.assert_refused("two days old", days, Reason::NotLogged, "s are allowed");
     let before = ago(&[(0, 1000), (1, 1000)]);
-    w.assert_refused("made ahead of time", before, "not_logged", "s are allowed");
+    w.assert_refused("made ahead of time", before, Reason::NotLogged, "s are allowed");
     // The cosignature of a third witness makes it fresh again.
     let fresh = ago(&[(0, 2 * 86_400), (1, 0), (2, 0)]);
     Stranger::new(fresh("service/web")).connect(w.pair.service.listen).unwrap();
@@ -277,7 +277,7 @@ fn an_altered_proof_is_rejected() {
             tbs.proved(&proof).unwrap()
         })
     };
-    w.assert_refused("a hash", altered, "not_logged", "is not at index");
+    w.assert_refused("a hash", altered, Reason::NotLogged, "is not at index");
     // Altered after it was signed: the signature no longer matches, even if nobody checks the proof.
     let (mut chain, key) = w.good("service/web");
     let mut der = chain[0].to_vec();
@@ -286,7 +286,7 @@ fn an_altered_proof_is_rejected() {
     chain[0] = der.into();
     let alert = Stranger::new((chain, key)).alert(w.pair.service.listen);
     assert!(alert.is_some());
-    expect_refused(&w.pair.b, Side::Service, "untrusted");
+    expect_refused(&w.pair.b, Side::Service, Reason::Untrusted);
     w.assert_accepted();
 }
 
@@ -302,7 +302,7 @@ fn an_unlogged_intermediate_is_rejected_with_all_below_it() {
         mesh.set_bundle(TrustBundle::new(w.pair.ca.td.clone(), roots, Default::default()).unwrap());
     }
     let issue = |id: &str| secret.issue_with(id, 3600, |tbs| ledger.prove(tbs, TWO));
-    w.assert_refused("intermediate", issue, "not_logged", "the intermediate of");
+    w.assert_refused("intermediate", issue, Reason::NotLogged, "the intermediate of");
     let cert = logged.issue_with("service/web", 3600, |tbs| ledger.prove(tbs, TWO));
     Stranger::new(cert).connect(w.pair.service.listen).unwrap();
 }
@@ -332,7 +332,7 @@ fn a_certificate_revoked_by_index_is_disconnected() {
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     assert!(began.elapsed() < Duration::from_secs(5));
     assert_eq!(again.alert(to), Some(AlertDescription::CertificateUnknown));
-    expect_refused(&w.pair.b, Side::Service, "revoked");
+    expect_refused(&w.pair.b, Side::Service, Reason::Revoked);
     // The next certificate in the log is not affected.
     let mut out = wiretight_proxy::wire::Frame::Data(2).header().to_vec();
     out.extend_from_slice(b"on");
@@ -351,7 +351,7 @@ fn a_node_out_of_contact_for_too_long_opens_and_accepts_no_connections() {
     w.pair.b.cut_revoked();
     assert!(ping(&mut live, b"after").is_err());
     assert!(is_reset(&mut w.pair.connect()));
-    expect_refused(&w.pair.b, Side::Service, "no_news");
+    expect_refused(&w.pair.b, Side::Service, Reason::NoNews);
     w.pair.mesh_b.set_without_news(false);
     ping(&mut w.pair.connect(), b"again").unwrap();
 }
@@ -371,7 +371,7 @@ fn the_age_of_a_proof_is_checked_again_for_cached_chains() {
     let fresh = begun - 350 + 86_400 + 300;
     for late in [fresh + 5, fresh + 20] {
         let by_bundle = mesh.bundle().verify(&chain, client, at(late)).unwrap_err();
-        assert_eq!(by_bundle.reason(), "not_logged", "{by_bundle}");
+        assert_eq!(Reason::from(&by_bundle), Reason::NotLogged, "{by_bundle}");
         assert_eq!(mesh.verify(&chain, client, at(late)), Err(by_bundle));
     }
     // It is also rejected by a clock before that time.

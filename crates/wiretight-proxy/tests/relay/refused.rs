@@ -58,7 +58,7 @@ fn a_client_of_another_trust_domain_is_rejected() {
     let other = Ca::new("other.example");
     let to = pair.service.listen;
     assert_eq!(Stranger::new(other.issue("service/web", 3600)).alert(to), UNKNOWN);
-    expect_refused(&pair.b, Side::Service, "wrong_trust_domain");
+    expect_refused(&pair.b, Side::Service, Reason::WrongTrustDomain);
     assert!(told.try_recv().is_err());
     assert_accepted(good(&pair).connect(to).unwrap());
 }
@@ -69,7 +69,7 @@ fn a_client_of_another_authority_with_our_trust_domain_is_rejected() {
     let forger = Ca::new(TRUST_DOMAIN);
     let to = pair.service.listen;
     assert_eq!(Stranger::new(forger.issue("service/web", 3600)).alert(to), UNKNOWN);
-    expect_refused(&pair.b, Side::Service, "untrusted");
+    expect_refused(&pair.b, Side::Service, Reason::Untrusted);
     assert!(told.try_recv().is_err());
     assert_accepted(good(&pair).connect(to).unwrap());
 }
@@ -79,7 +79,7 @@ fn a_client_with_an_expired_certificate_is_rejected() {
     let (pair, told) = watched();
     let to = pair.service.listen;
     assert_eq!(Stranger::new(pair.ca.issue("service/web", -5)).alert(to), UNKNOWN);
-    expect_refused(&pair.b, Side::Service, "expired");
+    expect_refused(&pair.b, Side::Service, Reason::Expired);
     assert!(told.try_recv().is_err());
     assert_accepted(Stranger::new(pair.ca.issue("service/web", 30)).connect(to).unwrap());
 }
@@ -90,7 +90,7 @@ fn a_client_without_a_certificate_is_rejected() {
     let to = pair.service.listen;
     let nobody = Stranger { cert: None, ..good(&pair) };
     assert_eq!(nobody.alert(to), Some(AlertDescription::CertificateRequired));
-    expect_refused(&pair.b, Side::Service, "no_certificate");
+    expect_refused(&pair.b, Side::Service, Reason::NoCertificate);
     assert!(told.try_recv().is_err());
     assert_accepted(good(&pair).connect(to).unwrap());
 }
@@ -112,11 +112,11 @@ fn a_session_is_not_started_on_a_certificate_that_expired_meanwhile() {
 #[test]
 fn a_server_with_the_wrong_identity_gets_no_data() {
     type Issue = fn(&Ca) -> tls::Cert;
-    let cases: [(Issue, &str); 4] = [
-        (|_| Ca::new("other.example").issue("service/db", 3600), "wrong_trust_domain"),
-        (|_| Ca::new(TRUST_DOMAIN).issue("service/db", 3600), "untrusted"),
-        (|ca| ca.issue("service/db", -5), "expired"),
-        (|ca| ca.issue("service/other", 60), "wrong_peer"),
+    let cases: [(Issue, Reason); 4] = [
+        (|_| Ca::new("other.example").issue("service/db", 3600), Reason::WrongTrustDomain),
+        (|_| Ca::new(TRUST_DOMAIN).issue("service/db", 3600), Reason::Untrusted),
+        (|ca| ca.issue("service/db", -5), Reason::Expired),
+        (|ca| ca.issue("service/other", 60), Reason::WrongPeer),
     ];
     for (issue, reason) in cases {
         let pair = Pair::new(&[backend(echo)]);
@@ -141,7 +141,7 @@ fn our_own_expired_certificate_is_reported_and_nothing_is_sent() {
     let (pair, told) = watched();
     pair.ca.give(&pair.mesh_a, &["service/web"], -5);
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.a, Side::Dial, "no_identity");
+    expect_refused(&pair.a, Side::Dial, Reason::NoIdentity);
     assert!(told.try_recv().is_err());
     pair.ca.give(&pair.mesh_a, &["service/web"], 60);
     ping(&mut pair.connect(), b"renewed").unwrap();
@@ -150,7 +150,7 @@ fn our_own_expired_certificate_is_reported_and_nothing_is_sent() {
     ping(&mut pair.connect(), b"before").unwrap();
     pair.ca.give(&pair.mesh_b, &["service/db"], -5);
     assert_eq!(good(&pair).alert(pair.service.listen), Some(AlertDescription::AccessDenied));
-    expect_refused(&pair.b, Side::Service, "no_identity");
+    expect_refused(&pair.b, Side::Service, Reason::NoIdentity);
     pair.ca.give(&pair.mesh_b, &["service/db"], 60);
     assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
 }
@@ -165,15 +165,15 @@ fn clients_that_are_not_allowed_reach_no_backend() {
     let dials = vec![pair.dial.clone()];
     pair.a.apply(&RelaySettings { services: vec![], dials, intercept: None }).unwrap();
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.b, Side::Service, "not_allowed");
-    expect_refused(&pair.a, Side::Dial, "not_allowed");
+    expect_refused(&pair.b, Side::Service, Reason::NotAllowed);
+    expect_refused(&pair.a, Side::Dial, Reason::NotAllowed);
     let refusal = pair.b.status(0).refusals.pop().unwrap();
     assert_eq!(refusal.peer.unwrap().to_string(), "spiffe://test.example/service/eve");
     // A non-Wiretight peer with plain mutual TLS is disconnected after the handshake, without a reason.
     let eve = || Stranger::new(pair.ca.issue("service/eve", 60));
     let mut raw = Stranger { alpn: false, ..eve() }.connect(pair.service.listen).unwrap();
     assert_eq!(raw.read(&mut [0]).unwrap(), 0);
-    eventually("it is told here", || refused(&pair.b, Side::Service, "not_allowed") == 2);
+    eventually("it is told here", || refused(&pair.b, Side::Service, Reason::NotAllowed) == 2);
     assert!(told.try_recv().is_err());
 }
 
@@ -192,7 +192,7 @@ fn settings_that_change_during_a_handshake_apply_to_it() {
         assert!(told.try_recv().is_err());
         pair.apply_services(&[&pair.service]);
     }
-    assert_eq!(refused(&pair.b, Side::Service, "not_allowed"), 1);
+    assert_eq!(refused(&pair.b, Side::Service, Reason::NotAllowed), 1);
     // Other settings may change: the current ones apply.
     let mut raw = greet();
     let mut quick = pair.service.clone();
@@ -226,7 +226,7 @@ fn a_revoked_peer_is_disconnected_within_seconds_and_rejected_afterwards() {
         assert!(start.elapsed() < Duration::from_secs(5));
         eventually("nothing is left", || by.status(10).connections.is_empty());
         assert!(is_reset(&mut pair.connect()));
-        expect_refused(by, revoked_by, "revoked");
+        expect_refused(by, revoked_by, Reason::Revoked);
         assert!(told.try_recv().is_err());
         // With a new certificate the same peer is accepted.
         pair.ca.give(peer, &[id], 60);
@@ -251,7 +251,7 @@ fn a_connection_missed_by_a_revocation_opens_no_session() {
     pair.mesh_b.set_bundle(bundle);
     missed.write_all(&open()).unwrap();
     assert!(!matches!(missed.read(&mut [0]), Ok(1..)));
-    expect_refused(&pair.b, Side::Service, "revoked");
+    expect_refused(&pair.b, Side::Service, Reason::Revoked);
     assert!(told.try_recv().is_err());
     assert_accepted(fellow);
 }
@@ -264,7 +264,7 @@ fn a_key_exchange_without_ml_kem_is_rejected_between_relays() {
     let mut tls = classic().connect(to).unwrap();
     let _ = tls.write_all(&open());
     assert!(!matches!(tls.read(&mut [0]), Ok(1..)));
-    expect_refused(&pair.b, Side::Service, "no_post_quantum");
+    expect_refused(&pair.b, Side::Service, Reason::NoPostQuantum);
     assert!(told.try_recv().is_err());
     // A non-Wiretight peer may do without it.
     let mut raw = Stranger { alpn: false, ..classic() }.connect(to).unwrap();
@@ -293,7 +293,7 @@ fn tls_1_2_is_rejected() {
     let out = client("-tls1_2").stdin(Stdio::null()).output().unwrap();
     let out = String::from_utf8_lossy(&out.stderr);
     assert!(out.contains("alert protocol version"), "{out}");
-    expect_refused(&pair.b, Side::Service, "tls_version");
+    expect_refused(&pair.b, Side::Service, Reason::TlsVersion);
     assert!(told.try_recv().is_err());
     foreign::Program::start(&mut client("-tls1_3")).ping(b"let in\n");
 }
@@ -323,7 +323,7 @@ fn plaintext_and_garbage_get_an_alert_and_nothing_else() {
         // One fatal alert (RFC 8446, section 6), or a RST that arrived first.
         assert!(matches!(answer[..], [] | [21, 3, _, 0, 2, 2, _]), "{answer:?}");
         eventually("it is told here", || {
-            refused(&pair.b, Side::Service, "not_tls") == n as u64 + 1
+            refused(&pair.b, Side::Service, Reason::NotTls) == n as u64 + 1
         });
     }
     assert!(told.try_recv().is_err());
@@ -344,7 +344,7 @@ fn a_stalled_handshake_is_aborted_after_ten_seconds() {
     }
     let took = start.elapsed().as_secs();
     assert!((9..15).contains(&took), "cut after {took} s");
-    eventually("both are told", || refused(&pair.b, Side::Service, "handshake_stalled") == 2);
+    eventually("both are told", || refused(&pair.b, Side::Service, Reason::HandshakeStalled) == 2);
     assert!(told.try_recv().is_err());
 }
 
@@ -389,7 +389,7 @@ fn unfinished_handshakes_are_limited_by_address() {
         socket.connect(&pair.service.listen.into()).unwrap();
         TcpStream::from(socket)
     };
-    let too_many = || refused(&pair.b, Side::Service, "too_many_handshakes");
+    let too_many = || refused(&pair.b, Side::Service, Reason::TooManyHandshakes);
     let mut silent: Vec<_> = (0..256).map(|_| silent_from(2)).collect();
     // As many as are allowed: a peer that connects after them is accepted, so all of them have been noticed.
     assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
@@ -401,10 +401,10 @@ fn unfinished_handshakes_are_limited_by_address() {
     assert_accepted(good(&pair).connect(pair.service.listen).unwrap());
     told.recv_timeout(Duration::from_secs(10)).unwrap();
     silent.pop();
-    eventually("its place is free", || refused(&pair.b, Side::Service, "disconnected") > 0);
+    eventually("its place is free", || refused(&pair.b, Side::Service, Reason::Disconnected) > 0);
     let mut again = silent_from(2);
     again.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    expect_refused(&pair.b, Side::Service, "not_tls"); // its data was read
+    expect_refused(&pair.b, Side::Service, Reason::NotTls); // its data was read
     assert_eq!(too_many(), 1);
     assert!(told.try_recv().is_err());
 }
@@ -434,7 +434,7 @@ fn protocol_violations_end_the_connection_without_a_response() {
         assert!(matches!(error, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{what}");
         assert!(got.is_empty() || begun && got == Frame::Opened.header(), "{what}: {got:?}");
         let count = n as u64 + 1;
-        eventually(what, || refused(&pair.b, Side::Service, "protocol_error") == count);
+        eventually(what, || refused(&pair.b, Side::Service, Reason::ProtocolError) == count);
         let detail = pair.b.status(0).refusals.pop().unwrap().detail;
         assert!(detail.contains(said), "{what}: {detail}");
         if begun {
@@ -456,7 +456,7 @@ fn data_after_fin_is_out_of_turn() {
     bytes.extend_from_slice(&[4, 0, 0, 1, 7]);
     tls.write_all(&bytes).unwrap();
     let socket = backends.recv_timeout(Duration::from_secs(10)).unwrap();
-    expect_refused(&pair.b, Side::Service, "protocol_error");
+    expect_refused(&pair.b, Side::Service, Reason::ProtocolError);
     eventually_reset("the backend is told", &socket);
     eventually("the session ends", || sums(&pair.b).live == 0);
 }
@@ -483,7 +483,7 @@ fn a_service_accepts_only_its_own_name() {
     let mut answer = [0; 5];
     tls.read_exact(&mut answer).unwrap();
     assert_eq!(answer, [3, 0, 0, 1, 2]);
-    expect_refused(&pair.b, Side::Service, "no_such_service");
+    expect_refused(&pair.b, Side::Service, Reason::NoSuchService);
     assert!(told.try_recv().is_err());
     tls.write_all(&Frame::Reset.header()).unwrap();
     assert_accepted(tls); // the connection is idle again
@@ -527,7 +527,7 @@ fn a_server_that_sends_data_after_the_end_is_not_reused() {
 #[test]
 fn an_unexpected_answer_to_open_is_an_abort() {
     for (answer, reason) in
-        [(vec![4, 0, 0, 1, 7], "protocol_error"), (vec![3, 0, 0, 1, 99], "other")]
+        [(vec![4, 0, 0, 1, 7], Reason::ProtocolError), (vec![3, 0, 0, 1, 99], Reason::Other)]
     {
         let pair = Pair::new(&[]);
         let addr = tls::server(pair.ca.issue("service/db", 3600), true, move |mut tls| {
@@ -552,7 +552,7 @@ fn a_service_without_instances_is_reported() {
         .apply(&RelaySettings { services: vec![], dials: vec![dial(listen, &[])], intercept: None })
         .unwrap();
     assert!(is_reset(&mut connect(listen)));
-    expect_refused(&pair.a, Side::Dial, "no_instance");
+    expect_refused(&pair.a, Side::Dial, Reason::NoInstance);
 }
 
 #[test]
@@ -587,10 +587,10 @@ fn reconnects_to_a_peer_that_rejects_us_slow_down() {
     pair.mesh_b.set_bundle(bundle);
     pair.b.cut_revoked();
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.a, Side::Dial, "refused_by_peer");
+    expect_refused(&pair.a, Side::Dial, Reason::RefusedByPeer);
     std::thread::sleep(Duration::from_secs(4));
     // Attempts to preconnect wait longer each time: 0.2, 0.4, 0.8, 1.6 s, rounded up to the next sweep.
-    let tries = refused(&pair.b, Side::Service, "revoked");
+    let tries = refused(&pair.b, Side::Service, Reason::Revoked);
     assert!(tries <= 7, "{tries} tries in 4 s");
     assert!(told.try_recv().is_err());
 }

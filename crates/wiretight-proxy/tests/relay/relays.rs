@@ -376,12 +376,12 @@ fn a_dead_backend_is_an_abort_and_reported_on_both_sides() {
     let pair = Pair::new(&[addr.to_string()]);
     let mut socket = pair.connect();
     assert!(is_reset(&mut socket));
-    expect_refused(&pair.a, Side::Dial, "backend_unavailable");
-    expect_refused(&pair.b, Side::Service, "backend_unavailable");
+    expect_refused(&pair.a, Side::Dial, Reason::BackendUnavailable);
+    expect_refused(&pair.b, Side::Service, Reason::BackendUnavailable);
     let made = sums(&pair.a).handshakes;
     backend_at(addr, echo);
     ping(&mut pair.connect(), b"back again").unwrap();
-    assert_eq!(refused(&pair.a, Side::Dial, "backend_unavailable"), 1);
+    assert_eq!(refused(&pair.a, Side::Dial, Reason::BackendUnavailable), 1);
     assert!(sums(&pair.a).handshakes <= made + 2, "a refused session cost its connection");
 }
 
@@ -391,7 +391,9 @@ fn the_connection_of_a_refused_session_is_reused() {
     for _ in 0..15 {
         assert!(is_reset(&mut pair.connect()));
     }
-    eventually("all are told", || refused(&pair.b, Side::Service, "backend_unavailable") == 15);
+    eventually("all are told", || {
+        refused(&pair.b, Side::Service, Reason::BackendUnavailable) == 15
+    });
     let made = sums(&pair.a).handshakes;
     assert!(made <= 5, "{made} handshakes for 15 refused sessions");
 }
@@ -491,7 +493,7 @@ fn a_dead_instance_is_skipped() {
         .collect();
     assert_eq!(sums(&pair.b).live, 10);
     assert_eq!(sums(&pair.a).failed, 0);
-    expect_refused(&pair.a, Side::Dial, "unreachable");
+    expect_refused(&pair.a, Side::Dial, Reason::Unreachable);
     drop(held);
 }
 
@@ -513,8 +515,8 @@ fn data_sent_with_a_refused_open_arrives_elsewhere_exactly_once() {
         assert_eq!(socket.read(&mut [0]).unwrap(), 0, "round {round}");
         assert!(told.recv_timeout(Duration::from_secs(10)).unwrap() == sent, "round {round}");
     }
-    expect_refused(&other, Side::Service, "backend_unavailable");
-    expect_refused(&pair.a, Side::Dial, "backend_unavailable");
+    expect_refused(&other, Side::Service, Reason::BackendUnavailable);
+    expect_refused(&pair.a, Side::Dial, Reason::BackendUnavailable);
     assert_eq!(sums(&pair.a).failed, 0);
     assert_eq!(sums(&pair.b).bytes_in, 20 * 300_000);
     assert!(told.try_recv().is_err(), "something arrived twice");
@@ -541,7 +543,7 @@ fn idle_connections_to_a_server_that_died_are_not_used() {
         ping(&mut pair.connect(), b"after").unwrap();
         eventually("a connection is idle", || sums(&pair.a).idle > 0);
     }
-    assert_eq!(refused(&pair.a, Side::Dial, "broken"), 0, "{:?}", reasons(&pair.a));
+    assert_eq!(refused(&pair.a, Side::Dial, Reason::Broken), 0, "{:?}", reasons(&pair.a));
     assert_eq!(sums(&pair.a).failed, 0);
 }
 
@@ -642,9 +644,9 @@ fn hanging_backends_are_reported_before_the_client_gives_up() {
     let forward: Vec<_> = backends.iter().map(|(_, _, path)| path.clone()).collect();
     let pair = Pair::new(&forward);
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.a, Side::Dial, "backend_unavailable");
-    expect_refused(&pair.b, Side::Service, "backend_unavailable");
-    assert_eq!(refused(&pair.a, Side::Dial, "broken"), 0, "{:?}", reasons(&pair.a));
+    expect_refused(&pair.a, Side::Dial, Reason::BackendUnavailable);
+    expect_refused(&pair.b, Side::Service, Reason::BackendUnavailable);
+    assert_eq!(refused(&pair.a, Side::Dial, Reason::Broken), 0, "{:?}", reasons(&pair.a));
 }
 
 #[test]
@@ -684,7 +686,7 @@ fn a_changed_allow_list_applies_to_new_sessions_only() {
     nobody.allow.clear();
     pair.apply_services(&[&nobody]);
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.b, Side::Service, "not_allowed");
+    expect_refused(&pair.b, Side::Service, Reason::NotAllowed);
     ping(&mut live, b"still here").unwrap();
     pair.apply_services(&[&pair.service]);
     ping(&mut pair.connect(), b"again").unwrap();
@@ -904,7 +906,7 @@ fn connections_of_a_peer_are_limited() {
         })
         .collect();
     assert!(is_reset(&mut pair.connect()));
-    expect_refused(&pair.b, Side::Service, "too_many_connections");
+    expect_refused(&pair.b, Side::Service, Reason::TooManyConnections);
     assert_eq!(sums(&pair.b).live, 4);
     held.iter_mut().for_each(|socket| ping(socket, b"still mine").unwrap());
     held.pop();

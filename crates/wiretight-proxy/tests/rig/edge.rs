@@ -20,7 +20,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use wiretight_keys::{SigningKey, x509};
 use wiretight_proxy::edge::settings::{EdgeSettings, Hsts, Limits, SiteName, SiteSettings};
 use wiretight_proxy::edge::{Certificates, SiteCertificate, Source};
-use wiretight_proxy::{Edge, Mesh, Relay};
+use wiretight_proxy::reason::Place;
+use wiretight_proxy::{Edge, Mesh, Reason, Relay};
 
 use super::{Ca, TRUST_DOMAIN, free};
 
@@ -150,7 +151,8 @@ impl EdgeRig {
     }
 
     /// The number of refusals for this reason.
-    pub fn refused(&self, reason: &str) -> u64 {
+    pub fn refused(&self, reason: Reason) -> u64 {
+        assert!(reason.sides().contains(&Place::Edge), "{reason} does not occur at the edge");
         let all = self.edge.status().refused;
         all.iter().filter(|r| r.reason == reason).map(|r| r.count).sum()
     }

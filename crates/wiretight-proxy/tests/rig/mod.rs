@@ -19,7 +19,9 @@ use socket2::SockRef;
 use wiretight_keys::{
     Id, Name, Period, Profile, Signer, SigningKey, SpiffeId, Tbs, TrustBundle, TrustDomain,
 };
+pub use wiretight_proxy::Reason;
 use wiretight_proxy::clock::now;
+use wiretight_proxy::reason::Place;
 use wiretight_proxy::relay::settings::{DialSettings, RelaySettings, ServiceSettings};
 use wiretight_proxy::relay::{Side, Sums};
 use wiretight_proxy::{Identity, Mesh, Relay};
@@ -227,18 +229,23 @@ pub fn sums(relay: &Relay) -> Sums {
 }
 
 /// The number of refusals on this side for this reason.
-pub fn refused(relay: &Relay, side: Side, reason: &str) -> u64 {
+pub fn refused(relay: &Relay, side: Side, reason: Reason) -> u64 {
+    let place = match side {
+        Side::Service => Place::Service,
+        Side::Dial => Place::Dial,
+    };
+    assert!(reason.sides().contains(&place), "{reason} does not occur at {side:?}");
     let all = relay.status(0).refused;
     all.iter().filter(|r| r.side == side && r.reason == reason).map(|r| r.count).sum()
 }
 
 /// The refusals in `status`, for messages.
-pub fn reasons(relay: &Relay) -> Vec<(Side, &'static str, String)> {
+pub fn reasons(relay: &Relay) -> Vec<(Side, Reason, String)> {
     relay.status(0).refusals.into_iter().map(|r| (r.side, r.reason, r.detail)).collect()
 }
 
 /// Waits until this side has a refusal for this reason.
-pub fn expect_refused(relay: &Relay, side: Side, reason: &str) {
+pub fn expect_refused(relay: &Relay, side: Side, reason: Reason) {
     for _ in 0..1000 {
         if refused(relay, side, reason) > 0 {
             return;

@@ -59,7 +59,7 @@ impl Collector for Snapshot {
             let labels = vec![
                 ("side", r.side.word().to_owned()),
                 ("service", r.service.to_string()),
-                ("reason", r.reason.to_owned()),
+                ("reason", r.reason.to_string()),
             ];
             (labels, r.count)
         });
@@ -123,7 +123,7 @@ fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
         .map(|h| (vec![("protocol", h.protocol.clone()), ("group", h.group.clone())], h.count));
     counter(e, "edge_handshakes", "TLS handshakes with clients", handshakes.collect())?;
     let refused = status.edge.refused.iter();
-    let refused = refused.map(|r| (vec![("reason", r.reason.to_owned())], r.count));
+    let refused = refused.map(|r| (vec![("reason", r.reason.to_string())], r.count));
     counter(e, "edge_refused", "Refused connections and requests, by reason", refused.collect())?;
     let open = vec![(Vec::new(), status.edge.connections)];
     gauge(e, "edge_connections", "Open connections of clients", open)?;

@@ -24,7 +24,6 @@ use wiretight_proxy::clock::now;
 use wiretight_proxy::{Identity, IdentityError, Mesh};
 use wiretight_store::{Key, Store};
 
-use super::registry::ISSUED;
 use super::{AuthorityError, Ttls};
 use crate::control::Blob;
 use crate::log::sequencer::{Log, LogError};
@@ -88,6 +87,13 @@ pub enum CaError {
         /// Which witnesses, and why.
         waiting_for: String,
     },
+}
+
+impl CaError {
+    pub(super) fn no_old_root() -> CaError {
+        let refused = "there is no old root to retire. Run `authority rotate prepare-root` and `activate-root` first.";
+        CaError::Refused(refused.into())
+    }
 }
 
 /// The state of a root in a rotation.
@@ -463,38 +469,21 @@ impl Ca {
         self.put(record.await?).await
     }
 
-    /// Step 3: removes the outgoing root from the bundle and deletes its key. Fails while a certificate under it is
-    /// valid, unless `force`.
-    pub(super) async fn retire_root(&self, force: bool) -> Result<(), CaError> {
+    /// Step 3: removes the outgoing root from the bundle and deletes its key. `by_force`: certificates under it may still
+    /// be valid, so nodes must no longer accept them. The caller has verified that none is, or that this is wanted.
+    pub(super) async fn retire_root(&self, root: &str, by_force: bool) -> Result<(), CaError> {
         let _guard = self.changing.lock().await;
         let mut record = self.issuer().record.clone();
-        let Some(outgoing) = record.root(RootStanding::Outgoing).cloned() else {
-            let refused = "there is no old root to retire. Run `authority rotate prepare-root` and `activate-root` first.";
-            return Err(CaError::Refused(refused.into()));
+        let print = |r: &RootRecord| fingerprint(&r.cert.certificate());
+        let is_it = |r: &RootRecord| r.standing == RootStanding::Outgoing && hex(&print(r)) == root;
+        let Some(outgoing) = record.roots.iter().find(|r| is_it(r)) else {
+            return Err(CaError::no_old_root());
         };
-        let print = hex(&fingerprint(&outgoing.cert.certificate()));
-        let last = self.last_issued_under(&print).await?;
-        if last >= now() && !force {
-            return Err(CaError::Refused(format!(
-                "certificates under the old root are valid for another {} s. Wait, or use --force, which cuts off the nodes that use them.",
-                last - now() + 1
-            )));
-        }
-        record.roots.retain(|r| r.standing != RootStanding::Outgoing);
-        let fingerprint = Blob(fingerprint(&outgoing.cert.certificate()).to_vec());
-        record.retired.push(RetiredRoot { fingerprint, by_force: last >= now() });
+        let fingerprint = Blob(print(outgoing).to_vec());
+        record.roots.retain(|r| !is_it(r));
+        record.retired.push(RetiredRoot { fingerprint, by_force });
         self.put(record).await?;
-        Ok(self.dir.remove(&root_file(&print))?)
-    }
-
-    /// When the last certificate under a root expires; 0 if there is none.
-    async fn last_issued_under(&self, root: &str) -> Result<u64, CaError> {
-        let (entries, _) = self.store.list(ISSUED).await?;
-        let read = |e: &wiretight_store::Entry| {
-            serde_json::from_slice::<super::registry::IssuedRecord>(&e.value).ok()
-        };
-        let under = entries.iter().filter_map(read).filter(|i| i.root == root);
-        Ok(under.map(|i| i.not_after).max().unwrap_or(0))
+        Ok(self.dir.remove(&root_file(root))?)
     }
 
     /// Stores and uses `record`. The keys that it names must be on disk.

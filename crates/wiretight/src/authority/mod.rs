@@ -670,10 +670,27 @@ impl AuthorityHandle {
         Ok(self.ca_status())
     }
 
-    /// Step 3: removes the old root from the bundle and deletes its key. Fails until the last SVID under it has expired,
-    /// unless `force`.
+    /// Step 3: removes the old root from the bundle and deletes its key. Fails until the last certificate under it has
+    /// expired, unless `force`; also if that cannot be determined.
     pub async fn retire_root(&self, force: bool) -> Result<CaStatus, AuthorityError> {
-        self.inner.ca.retire_root(force).await?;
+        let inner = &self.inner;
+        let root = inner.ca.root_at(RootStanding::Outgoing).ok_or_else(CaError::no_old_root)?;
+        let issued = inner.registry.issued_under(&root).await?;
+        let left = issued.until.saturating_add(1).saturating_sub(now());
+        let in_use = if let Some(record) = &issued.unreadable {
+            Some(format!(
+                "the record `{record}` in the authority's store is unreadable, so certificates under the old root may still be valid. Restore the store from a backup, or run the newer release that wrote the record. Or use --force, which cuts off the nodes that use such certificates."
+            ))
+        } else {
+            (left > 0).then(|| format!(
+                "certificates under the old root are valid for another {left} s. Wait, or use --force, which cuts off the nodes that use them."
+            ))
+        };
+        let by_force = in_use.is_some();
+        if let Some(why) = in_use.filter(|_| !force) {
+            return Err(AuthorityError::Refused(why));
+        }
+        inner.ca.retire_root(&root, by_force).await?;
         tracing::info!("removed the old root from the trust bundle");
         Ok(self.ca_status())
     }

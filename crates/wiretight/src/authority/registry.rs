@@ -55,7 +55,7 @@ pub(super) const MESH: &str = "mesh/";
 pub(super) const NODES: &str = "mesh/node/";
 pub(super) const INSTANCES: &str = "mesh/instances/";
 pub(super) const REVOKED: &str = "mesh/revoked/";
-pub(super) const ISSUED: &str = "issued/";
+const ISSUED: &str = "issued/";
 pub(super) const REVOKED_INDEXES: &str = "mesh/revoked-index/";
 const TOKENS: &str = "token/";
 const SEEN: &str = "seen/";
@@ -132,15 +132,15 @@ impl NodeRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct IssuedRecord {
+struct IssuedRecord {
     /// For an SVID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<Id>,
     /// For a web server's certificate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
-    pub(super) not_after: u64,
-    pub(super) root: String,
+    not_after: u64,
+    root: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -155,6 +155,14 @@ impl RevokedRecord {
     fn new() -> RevokedRecord {
         RevokedRecord { at: now(), logged: None }
     }
+}
+
+/// The certificates that were issued under a root.
+pub(super) struct IssuedUnder {
+    /// When the last one expires; 0 if there is none.
+    pub(super) until: u64,
+    /// A record that cannot be read; its certificate may be under that root, and valid for longer.
+    pub(super) unreadable: Option<Key>,
 }
 
 pub(super) struct Listed {
@@ -519,6 +527,20 @@ impl Registry {
         self.store.create(&key, json(&record)).await?;
         tracing::info!(names = record.names.join(","), serial = %issued.serial, "issued a web certificate");
         Ok(issued.chain)
+    }
+
+    pub(super) async fn issued_under(&self, root: &str) -> Result<IssuedUnder, Error> {
+        let mut issued = IssuedUnder { until: 0, unreadable: None };
+        for entry in self.store.list(ISSUED).await?.0 {
+            match read::<IssuedRecord>(&entry.value) {
+                Some(record) if record.root == root => {
+                    issued.until = issued.until.max(record.not_after);
+                }
+                Some(_) => {}
+                None => issued.unreadable = Some(entry.key),
+            }
+        }
+        Ok(issued)
     }
 
     // ---- Maintenance.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Id, Name};
+use wiretight_proxy::Reason;
 use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules::{Direction, Mode, Rules};
@@ -102,12 +103,12 @@ pub(super) fn in_use(
                 && SocketAddr::new(flow.peer, flow.port) == failing.to
         });
         let refused = refusals.iter().filter(|r| {
-            let word = match failing.why {
-                Failure::NotAllowed => "not_allowed",
-                Failure::NoIdentity => "no_identity",
-                Failure::Contested => "no_instance",
+            let reason = match failing.why {
+                Failure::NotAllowed => Reason::NotAllowed,
+                Failure::NoIdentity => Reason::NoIdentity,
+                Failure::Contested => Reason::NoInstance,
             };
-            r.side == Side::Dial && r.service == failing.service && r.reason == word
+            r.side == Side::Dial && r.service == failing.service && r.reason == reason
         });
         let last = flows.map(|f| f.last_seen).chain(refused.map(|r| r.at)).max();
         let last_seen = last.filter(|at| now().saturating_sub(*at) <= DAY);

@@ -597,6 +597,34 @@ async fn a_web_certificate_keeps_its_root_in_the_bundle() {
     assert!(refused(authority.retire_root(false).await).contains("are valid for another"));
 }
 
+/// It could be the record of the last certificate under the old root.
+#[tokio::test]
+async fn a_damaged_record_keeps_the_old_root_unless_it_is_retired_by_force() {
+    for is_json in [false, true] {
+        let mut world = World::new();
+        world.ttls.svid = Duration::from_secs(1);
+        let authority = world.authority().await;
+        authority.rotate_root().await.unwrap();
+        authority.activate_root(true).await.unwrap();
+        let damaged = if is_json { r#"{"not_after":1}"# } else { "?" };
+        let key = Key::new("issued/a/77").unwrap();
+        world.store.create(&key, damaged.into()).await.unwrap();
+        // Also after all certificates under the old root have expired.
+        sleep(Duration::from_secs(2)).await;
+        let why = refused(authority.retire_root(false).await);
+        for part in ["`issued/a/77`", "backup", "--force"] {
+            assert!(why.contains(part), "{part} is not in: {why}");
+        }
+        assert_eq!(authority.ca_status().roots.len(), 2);
+        authority.retire_root(true).await.unwrap();
+        assert_eq!(authority.ca_status().roots.len(), 1);
+        // Nodes are told to accept nothing under it, as certificates may still be valid.
+        let ca = world.store.get(&Key::new("mesh/ca").unwrap()).await.unwrap().unwrap();
+        let ca: serde_json::Value = serde_json::from_slice(&ca.value).unwrap();
+        assert_eq!(ca["retired"][0]["by_force"], true);
+    }
+}
+
 #[tokio::test]
 async fn a_revocation_by_index_never_expires() {
     let mut world = World::new();
