@@ -443,7 +443,7 @@ fn a_flapping_backend_blocks_nothing() {
         ping(&mut pair.connect(), b"steady now").unwrap();
     }
     for (relay, side) in [(&pair.a, Side::Dial), (&pair.b, Side::Service)] {
-        assert_eq!(refused(relay, side, "protocol_error"), 0, "{:?}", reasons(relay));
+        assert_eq!(refused(relay, side, Reason::ProtocolError), 0, "{:?}", reasons(relay));
     }
 }
 
@@ -952,7 +952,7 @@ fn running_out_of_file_descriptors_child() {
 fn running_out_of_file_descriptors_is_survived_and_reported() {
     let me = std::env::current_exe().unwrap();
     let script =
-        "ulimit -n 96; exec \"$0\" --exact running_out_of_file_descriptors_child --nocapture";
+        "ulimit -n 96; exec \"$0\" --exact relays::running_out_of_file_descriptors_child --nocapture";
     let out = std::process::Command::new("sh")
         .args(["-c", script])
         .arg(me)

@@ -183,7 +183,7 @@ mod tests {
         let denial = denial.unwrap();
         assert_eq!(denial.code, Code::NotAllowed);
         for part in
-            ["0.0.0.0:1", "may not claim secret", "16500 ports", "port 0", "255.255.255.255"]
+            ["0.0.0.0:1", "may not claim secret", "16500 ports", "contain 0", "255.255.255.255"]
         {
             assert!(denial.message.contains(part), "{denial} lacks {part}");
         }

@@ -65,7 +65,7 @@ async fn hostile_records_are_dropped_and_reported_and_harm_nobody_else() {
         "16500 ports",
         "0.0.0.0:2",
         "[::]:3",
-        "port 0",
+        "contain 0",
         "255.255.255.255",
         "node grant bad --add --address 192.0.2.123",
         "--address ntp.example.org",
