@@ -21,7 +21,6 @@ pub enum NameError {
     Length {
         /// What the text should name.
         what: &'static str,
-        /// The limit.
         max: usize,
         /// The length found.
         len: usize,

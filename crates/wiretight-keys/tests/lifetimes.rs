@@ -158,7 +158,7 @@ fn a_new_proof_of_an_old_entry_is_rejected() {
     verify(&bundle, &w.chain(good, then), NOW).unwrap();
     let then = Made { seen: NOW - 300 * DAY, ..year(300 * DAY) };
     verify(&bundle, &w.chain(then, good), NOW).unwrap();
-    // Nor may notBefore be long after the proof.
+    // notBefore may not be long after the proof either.
     let ahead = |by| Made {
         period: Period { not_before: NOW - 60, not_after: NOW + 3600 },
         seen: NOW - 60 - by,

@@ -238,7 +238,7 @@ fn a_web_certificate_is_never_an_identity() {
     let names = ["B.example.org", "a.example.org", "a.example.org"].map(str::to_owned);
     let csr = WebCsr::parse(&WebCsr::create(&names, &key).unwrap()).unwrap();
     assert_eq!(csr.names(), ["a.example.org", "b.example.org"]);
-    // Not even if it contains the DNS name of a service.
+    // Such a certificate is not an identity, not even with the DNS name of a service.
     let mut for_names = csr.names().to_vec();
     for_names.push(id("spiffe://example.org/service/web").dns_name());
     let chain = ca.leaf(&Profile::Web(for_names), &key, HOUR);

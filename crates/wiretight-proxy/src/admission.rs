@@ -168,7 +168,7 @@ mod tests {
         let gone = pending.wait(crowd).unwrap();
         let mut waits: Vec<_> = (0..3).map(|_| pending.wait(crowd).unwrap()).collect();
         drop(gone);
-        // A free slot of another origin does not admit one more from the crowd.
+        // A free slot of another origin does not admit one more client of the overloaded origin.
         drop(pending.enter(other).unwrap());
         assert!(waits[0].try_recv().is_err());
         held.pop();

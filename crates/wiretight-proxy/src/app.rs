@@ -89,7 +89,8 @@ pub(crate) enum AppWriter<'a> {
 }
 
 impl AppWriter<'_> {
-    /// Writes what the program accepts without waiting; the slices are then the rest. Calls `wrote` for each part.
+    /// Writes what the program accepts without waiting; afterwards the slices contain the rest. Calls `wrote` for each
+    /// part.
     pub(crate) fn write_at_once(
         &mut self,
         slices: &mut &mut [IoSlice<'_>],

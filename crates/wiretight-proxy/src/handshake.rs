@@ -46,7 +46,6 @@ pub enum HandshakeError {
     /// A TLS error, or a rejection by our own verifier.
     #[error(transparent)]
     Tls(#[from] Error),
-    /// A socket error.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// It timed out.

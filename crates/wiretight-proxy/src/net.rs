@@ -251,7 +251,7 @@ pub(crate) async fn accept(
 /// accepted last.
 pub(crate) async fn closed(open: &[Arc<()>]) {
     let end = tokio::time::Instant::now() + CLOSE;
-    // One reference is held by us.
+    // We hold one of the references.
     while open.iter().any(|open| Arc::strong_count(open) > 2) && tokio::time::Instant::now() < end {
         sleep(Duration::from_millis(1)).await;
     }

@@ -164,8 +164,8 @@ pub fn weight(service: &Name, addr: usize, allow: &[Id], ports: &[u16]) -> usize
     64 + service.as_str().len() + addr + allow + 6 * ports.len()
 }
 
-/// The most that each may have so that all fit into `room`, where those who want less get all of it. `None` if there
-/// is enough for all.
+/// The largest share for each node so that all fit into `room`; a node that needs less gets all that it needs. `None`
+/// if there is enough for all.
 pub fn fair_share(wanted: impl IntoIterator<Item = usize>, room: usize) -> Option<usize> {
     let mut wanted: Vec<usize> = wanted.into_iter().collect();
     wanted.sort_unstable();

@@ -51,7 +51,6 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// Parses a header.
     pub fn parse(header: [u8; HEADER]) -> Result<Frame, WireError> {
         let [kind, a, b, c] = header;
         let len = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -103,7 +102,6 @@ impl Frame {
 /// The body of an OPEN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Open {
-    /// The requested service.
     pub service: Name,
     /// The original destination of the program's connection, if it was intercepted.
     pub destination: Option<SocketAddr>,

@@ -79,8 +79,8 @@ fn workload() {
     let (name, times) = workload.split_once(' ').unwrap();
     let times: usize = times.parse().unwrap();
     let pair = Pair::new(&[backend(echo)]);
-    // Wait until the pool has as many idle connections as it wants, so that no other is started. A pending one has
-    // been established when the wait is over.
+    // Wait until the pool has as many idle connections as it wants, so that it starts no others during the
+    // measurement.
     let settle = |used: u64| {
         eventually("the pool is warm", || {
             (sums(&pair.a).live, sums(&pair.a).idle >= 2) == (used, true)

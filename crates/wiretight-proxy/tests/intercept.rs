@@ -17,7 +17,7 @@ use wiretight_proxy::{Mesh, Reason, Relay};
 use rig::{Ca, TRUST_DOMAIN, backend, connect, expect_refused, is_reset, refused, service};
 
 const TAKEN: u16 = 15_001;
-/// Addresses without listening programs: the test's namespace has them in place of another machine.
+/// Addresses of a machine that does not exist. The test's own namespace has them, and no program listens there.
 const HOSTS: [&str; 2] = ["10.9.0.5", "[fd09::5]"];
 
 /// Runs the test of this name again in its own network namespace. Returns true in that run.

@@ -19,7 +19,6 @@ pub const MARK: &str = "the report contradicts itself";
 /// A fact that violates an invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// The fact's id.
     pub id: String,
     /// The contradiction.
     pub why: String,
@@ -76,7 +75,7 @@ fn whole(facts: &Facts, wrong: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// What the server chose, it supports and accepts.
+/// Everything that the server chose is supported and accepted.
 fn seen(facts: &Facts, observed: &[Chosen], wrong: &mut impl FnMut(&str, String)) {
     for Chosen { version, suite, .. } in observed {
         for id in [

@@ -35,7 +35,6 @@ macro_rules! starts {
         }
 
         impl Start {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The part before `://`.

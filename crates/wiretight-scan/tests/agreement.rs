@@ -252,7 +252,7 @@ fn summary(outcome: &Outcome) -> String {
     line
 }
 
-/// A row for each dissent.
+/// A row for each fact on which the scanners differ.
 fn rows(outcome: &Outcome) -> Vec<String> {
     outcome.dissents().iter().map(|id| row(outcome, id)).collect()
 }

@@ -127,7 +127,7 @@ async fn silence_is_inconclusive_and_ends_at_the_deadline() {
     let started = Instant::now();
     let fact = resolver.caa("example.com", started + Duration::from_millis(200)).await;
     assert_eq!(fact.answer, Answer::Inconclusive, "{fact:?}");
-    // By itself the resolver waits for longer.
+    // The resolver's own time-out is longer.
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let fact = resolver.caa("not a name..", Instant::now()).await;
     assert_eq!(fact.answer, Answer::Untested, "{fact:?}");

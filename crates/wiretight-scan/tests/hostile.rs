@@ -50,7 +50,7 @@ fn peak() -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Scans it in another process.
+/// Scans the target in another process.
 fn scan_apart(target: &Target, defaults: bool) -> Result<Said, String> {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "--nocapture", "scan_in_a_separate_process"]);

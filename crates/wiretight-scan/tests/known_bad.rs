@@ -33,7 +33,7 @@ const PAIRS: &[Pair] = &[
         "vulnerability.heartbleed",
         Yes,
         &["tlslite-heartbleed"],
-        // The first supports heartbeats.
+        // The first in the list supports heartbeats.
         &["tlslite-hybrids", "tlslite-no-ems", "openssl-default", "old-default"],
     ),
     (
@@ -293,7 +293,7 @@ fn every_weakness_is_distinguished_from_its_absence_without_false_alarms() {
     }
     // No false alarms.
     for (name, report) in &reports {
-        // None of them is several servers at one address.
+        // None of these servers counts as several servers at one address.
         if let Some(fact) = report.facts.get("consistent").filter(|fact| fact.answer == No) {
             wrong.push(format!("{name} differs: {:?}", fact.value));
         }

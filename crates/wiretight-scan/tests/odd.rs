@@ -1,5 +1,5 @@
-//! Servers behind something that is in the way, and servers that scanners are known to stumble over: what a scan says
-//! of them is right, or that it could not tell.
+//! Servers behind an obstacle, and servers that are known to cause problems for scanners: each fact of a scan is
+//! correct or inconclusive.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod servers;
@@ -16,7 +16,7 @@ use wiretight_scan::facts::{Answer, Fact, Facts, Value};
 use wiretight_scan::judge::Level;
 use wiretight_scan::{Host, Reached, Report, Start, Target};
 
-/// The ones behind which a scan is to find out all about versions and suites, for all their trouble.
+/// Obstacles behind which a scan must still find all versions and suites.
 const MILD: &[&str] = &[
     "throttled",
     "slow",
@@ -33,7 +33,7 @@ const MILD: &[&str] = &[
     "other-alert",
 ];
 
-/// What a fact is worth beside the same fact of the same server without the trouble.
+/// The quality of a fact behind an obstacle, compared with the same fact without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     Right,
@@ -41,7 +41,7 @@ enum Worth {
     Wrong,
 }
 
-/// The fact that says whether all of a family was asked for: what is not listed is refused only then.
+/// The fact that says whether the whole family was tested: only then are unlisted items known to be rejected.
 fn whole(id: &str) -> Option<String> {
     let mut parts = id.split('.');
     match (parts.next()?, parts.next()?) {
@@ -54,7 +54,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     let told = |fact: Option<&Fact>| fact.map_or(Answer::Untested, |fact| fact.answer);
     match (told(clear), told(troubled)) {
         (_, Answer::Inconclusive) => {
-            // What it did see is so.
+            // The facts that the scan did observe are still correct.
             let seen = troubled.and_then(|f| f.value.as_ref());
             match (clear.and_then(|f| f.value.as_ref()), seen) {
                 (Some(Value::List(all)), Some(Value::List(some)))
@@ -66,7 +66,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
             }
         }
         (Answer::Untested, Answer::Untested) => Worth::Right,
-        // Only what is taken is listed: what is not says no where the list is whole.
+        // Accepted items are listed; rejected items are `no` only if the list is complete.
         (Answer::Yes, Answer::Untested) if id.starts_with("group.") => {
             let lists = ["groups.tls1_2", "groups.tls1_3", "groups.quic"];
             match lists.iter().any(|list| all.answer(list) == Answer::Inconclusive)
@@ -87,7 +87,7 @@ fn worth(id: &str, clear: Option<&Fact>, troubled: Option<&Fact>, all: &Facts) -
     }
 }
 
-/// The list that comes with a yes, sorted.
+/// The sorted list of a fact that is `yes`.
 fn sorted(fact: Option<&Fact>) -> Option<Vec<String>> {
     match fact.filter(|f| f.answer == Answer::Yes)?.value.clone()? {
         Value::List(mut list) => {
@@ -131,7 +131,7 @@ fn what_is_in_the_way_never_changes_an_answer() {
             let (without, with) = (clear.facts.get(id), report.facts.get(id));
             let mut worth = worth(id, without, with, &report.facts);
             if worth == Worth::Right && lists_differ(id, without, with) {
-                // What hangs on suites knows of those that were seen, where that is not all.
+                // If the list of suites is incomplete, facts that depend on it use the suites that were seen.
                 let of_suites =
                     ["weak.", "vulnerability.", "forward_"].iter().any(|p| id.starts_with(p));
                 let partial = report.facts.iter().any(|(id, fact)| {
@@ -173,7 +173,7 @@ fn shown(fact: Option<&Fact>) -> String {
     }
 }
 
-/// A server, and facts of it: `yes`, `no`, or a list (`=a,b`) in the order of the alphabet.
+/// A server, and some of its facts: `yes`, `no`, or a list (`=a,b`) in alphabetical order.
 const STANDALONE: &[(&str, &[(&str, &str)])] = &[
     (
         "openssl-client-requested",
@@ -206,7 +206,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         "nginx-client-required",
         &[
             ("client_certificate.requested", "yes"),
-            // nginx says it by HTTP, with status 400, after the handshake.
+            // nginx sends HTTP status 400 after the handshake.
             ("client_certificate.required", "no"),
             ("http.status", "yes"),
             ("protocol.tls1_2", "yes"),
@@ -349,7 +349,7 @@ const STANDALONE: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        // A suite in which a scan completes no handshake: what needs one is not fine for that.
+        // The scanner cannot complete a handshake with this suite, so facts that need a handshake are not "no".
         "openssl-camellia",
         &[
             ("vulnerability.heartbleed", "no"),
@@ -395,7 +395,7 @@ fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
                 wrong.push(format!("{name}: {id} is {}, not {expected}", shown(fact)));
             }
         }
-        // What could not be told is not acceptable.
+        // An inconclusive fact is not acceptable.
         let told = ["nginx-by-name-only", "openssl-camellia"].contains(name);
         if told && report.judgement.level != wiretight_scan::judge::Level::Unknown {
             wrong.push(format!("{name} is {}", report.judgement.level));
@@ -406,7 +406,7 @@ fn servers_that_scanners_stumble_over_are_seen_as_they_are() {
         }
     }
     if let Some(Report { reached, facts, .. }) = reports.get("hostile-silence") {
-        // What says nothing says nothing of what it speaks.
+        // A server that sends nothing does not reveal its protocol.
         if !matches!(reached, Reached::Unknown { .. }) {
             wrong.push(format!("silence: {reached:?}"));
         }
@@ -424,7 +424,7 @@ fn there_is_a_server_for_each_trouble() {
     assert!(MILD.iter().all(|name| matches!(config(name).how, How::Behind(..))));
 }
 
-/// Two servers that differ, of which each connection meets another.
+/// Two different servers behind one address; each connection reaches one of them.
 #[test]
 fn servers_that_differ_behind_one_address_are_noticed() {
     let (Some(old), Some(new)) = (start("openssl-tls1_2"), start("openssl-tls1_3")) else { return };
@@ -449,11 +449,11 @@ fn impatient() -> Options {
     Options { timeout: Duration::from_secs(1), ..scans::options() }
 }
 
-/// No SYN is ever answered: two attempts, and that is what the report says.
+/// No SYN is answered: the scan tries twice, and the report says that.
 #[test]
 fn a_dead_address_is_given_up_after_one_retry() {
     let (address, _host) = banning("127.0.0.1:1".parse().unwrap(), 0, Ban::Drops);
-    // Until its queue is full.
+    // Until the queue of the listener is full.
     while TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok() {}
     for start in [Start::Https, Start::Smtp] {
         let report = scans::scan(&at(address, start), address, &impatient());
@@ -466,8 +466,8 @@ fn a_dead_address_is_given_up_after_one_retry() {
     }
 }
 
-/// Each way to ban, early and late: what is open is inconclusive with the reason, and nothing is denied that
-/// the same server does not deny otherwise.
+/// Each way to ban the scanner, early and late: open facts are inconclusive with the reason, and a "no" is reported
+/// only if it is also reported without the ban.
 #[test]
 fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     let Some(server) = start("nginx-modern") else { return };
@@ -494,13 +494,14 @@ fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     for (how, after, report) in &reports {
         let says = |text: &str| report.facts.iter().any(|(_, fact)| fact.evidence.contains(text));
         assert!(says("the address stopped answering after"), "{how}: {:#?}", report.facts);
-        assert!(!says("the time for this scan was up"), "{how}: {:#?}", report.facts);
-        // Far fewer than a scan that goes on: the controls of some questions.
+        assert!(!says("the time limit of this scan was reached"), "{how}: {:#?}", report.facts);
+        // Far fewer connections than a complete scan; these are controls of some probes.
         assert!(report.connections < *after as u64 + 60, "{how}: {}", report.connections);
         for (id, fact) in report.facts.iter().filter(|(id, _)| no(report, id)) {
             assert!(no(&clear, id), "{how}: {id} is no: {}", fact.evidence);
         }
-        // What was open when the ban came decides; a late one may leave what a level takes.
+        // The result depends on the probes that were open when the server started to block. After a late block a
+        // level may still be reached.
         let level = report.judgement.level;
         match *after < 10 {
             true => assert_eq!(level, Level::Unknown, "{how}"),
@@ -509,7 +510,7 @@ fn an_address_that_bans_the_scanner_is_given_up_and_nothing_is_denied() {
     }
 }
 
-/// Servers that let nobody in without a certificate are asked on with one, in TLS 1.2 and 1.3.
+/// Servers that require a client certificate are tested further with one, in TLS 1.2 and 1.3.
 #[test]
 fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
     use rustls_pki_types::pem::PemObject;
@@ -526,8 +527,8 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             matches!(facts.answer(id), Answer::Yes | Answer::No).then_some(()).ok_or(id.to_owned())
         };
         let asked = ["session.ticket", "session.psk", "http.status", "vulnerability.heartbleed"];
-        // The control: without one, what only a completed handshake tells is not told. (nginx completes it, and
-        // answers that it wants a certificate.)
+        // The control: without a client certificate, facts that need a completed handshake stay unknown. (nginx
+        // completes the handshake, and then reports that it requires a certificate.)
         let in_tls = name == "openssl-client-required";
         let without = scans::scan_server(&server, &scans::options());
         match in_tls {
@@ -548,7 +549,7 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             assert!(with.facts.yes("client_certificate.requested"), "{name} {key}");
             assert_ne!(with.facts.number("http.status"), Some(400), "{name} {key}");
         }
-        // One that the server does not take: nothing is claimed that it did not tell.
+        // A client certificate that the server rejects: no fact is reported that the server did not show.
         let stranger = Some(identity("self").unwrap());
         let refused =
             scans::scan_server(&server, &Options { identity: stranger, ..scans::options() });
@@ -556,13 +557,13 @@ fn with_a_certificate_servers_that_demand_one_are_told_of_whole() {
             assert!(told(&refused.facts, "session.psk").is_err());
         }
     }
-    // A key that is not the certificate's is no identity.
+    // A key that does not match the certificate is not a valid identity.
     let chain = CertificateDer::pem_file_iter(servers::pki::folder().join("rsa.chain")).unwrap();
     let other = PrivateKeyDer::from_pem_file(servers::pki::folder().join("client.key")).unwrap();
     assert!(ClientIdentity::new(chain.collect::<Result<_, _>>().unwrap(), other).is_err());
 }
 
-/// Not even at the end of its time a scan speaks to a server that has not greeted within the time-out.
+/// If a server sends no greeting within the time-out, the scan sends nothing to it, not even at the end of its time.
 #[test]
 fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -580,6 +581,6 @@ fn a_server_that_has_not_greeted_hears_nothing_when_the_time_is_up() {
         heard
     };
     assert_eq!(scan(Duration::from_secs(10), Duration::from_millis(1_500)), 0);
-    // The control: when the time-out is over, it is offered TLS.
+    // The control: after the time-out, the scanner offers TLS.
     assert!(scan(Duration::from_millis(300), Duration::from_secs(5)) > 0);
 }

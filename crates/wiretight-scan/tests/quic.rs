@@ -17,7 +17,7 @@ use wiretight_scan::parse::quic::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What no question waits for, on the busiest machine.
+/// Longer than any probe takes, even on a busy machine.
 const LONG: Duration = Duration::from_secs(10);
 
 async fn ask(address: SocketAddr, timeout: Duration) -> Facts {

@@ -309,7 +309,7 @@ fn chromium(arguments: &[&str], page: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn the_page_fits_a_window_of_1200_pixels_and_less_than_two_printed_pages_a_target() {
+fn the_page_fits_a_window_of_1200_pixels_and_fewer_than_two_printed_pages_a_target() {
     let reports: Vec<Report> =
         [samples::modern(), samples::mail(), samples::old(), samples::throttled()]
             .into_iter()
@@ -319,7 +319,8 @@ fn the_page_fits_a_window_of_1200_pixels_and_less_than_two_printed_pages_a_targe
     let page = written(Format::Html, Options::default(), &reports);
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
     assert!(page.contains(policy));
-    // What is cut: what is wider than the window, a table wider than what it is in, a label that leaves its box.
+    // Content is cut off if it is wider than the window, if a table is wider than its container, or if a label leaves
+    // its box.
     let script = "<script>addEventListener('load', () => {
         const box = (e) => e.getBoundingClientRect(), cut = [];
         for (const e of document.querySelectorAll('main *'))

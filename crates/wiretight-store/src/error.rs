@@ -68,14 +68,10 @@ pub enum Error {
     // The operator must act.
     /// Another process owns the store.
     #[error("another process holds {}.lock, probably a running authority (`fuser -v {}.lock` names it); stop it, or use a different path here", .path.display(), .path.display())]
-    InUse {
-        /// The store's file.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// Other users than the owner may read or write the file.
     #[error("{} has mode {mode:04o}, so other users on this machine can reach its secrets. Check who may have read it, then run `chmod 600` on it", .path.display())]
     Exposed {
-        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -83,7 +79,6 @@ pub enum Error {
     /// The file is not a Wiretight store.
     #[error("{} is not a Wiretight store ({found}): the path is probably wrong, or the start of the file was overwritten; correct the path, or restore the file from a backup", .path.display())]
     Foreign {
-        /// The file.
         path: PathBuf,
         /// What it appears to be.
         found: &'static str,
@@ -91,7 +86,6 @@ pub enum Error {
     /// A later release wrote the file.
     #[error("{} has schema {found}, but this release supports at most {known}: a newer wiretight wrote it; run that release, or restore a backup from before the upgrade", .path.display())]
     NewerSchema {
-        /// The store's file.
         path: PathBuf,
         found: i64,
         /// The latest schema that this release supports.
@@ -99,23 +93,12 @@ pub enum Error {
     },
     /// The file is damaged.
     #[error("{} is damaged ({detail}): probably a failing disk, a partial copy, or a file restored without its -wal; move it aside together with its -wal and restore the last backup", .path.display())]
-    Corrupt {
-        /// The store's file.
-        path: PathBuf,
-        /// The problem.
-        detail: String,
-    },
+    Corrupt { path: PathBuf, detail: String },
     /// Disk or quota is full. Nothing was written; the store works again once there is space.
     #[error("could not write {}: its disk or quota is full. Nothing was lost; free some space and retry", .path.display())]
-    Full {
-        /// The store's file.
-        path: PathBuf,
-    },
+    Full { path: PathBuf },
     #[error("{} stayed locked by another program, probably an sqlite3 shell or a backup: let it finish and retry", .path.display())]
-    Busy {
-        /// The store's file.
-        path: PathBuf,
-    },
+    Busy { path: PathBuf },
     /// A file operation failed.
     #[error("could not {doing} {}: {}", .path.display(), advice(.source))]
     Io {
@@ -127,11 +110,7 @@ pub enum Error {
     },
     /// SQLite failed for another reason.
     #[error("SQLite failed on {}: the disk may be failing or read-only, or the directory is not writable for this user; see the cause and the kernel log", .path.display())]
-    Sqlite {
-        /// The store's file.
-        path: PathBuf,
-        source: Box<dyn StdError + Send + Sync>,
-    },
+    Sqlite { path: PathBuf, source: Box<dyn StdError + Send + Sync> },
 }
 
 fn state(found: Option<Revision>) -> String {

@@ -198,7 +198,8 @@ mod tests {
         assert!(matches!(watch.next().await, Err(Error::Closed)));
         assert_eq!(replica.get(&Key::new("a").unwrap()), Some(entry("a", "old", 2)));
         assert!(replica.watch("", Revision(4)).is_ok());
-        // The restored original has passed the old revision, with other content under an old number.
+        // The original was restored from a backup, and has passed the old revision: an old number stands for other
+        // content.
         let mut watch = replica.watch("", Revision(4)).unwrap();
         replica.reset(vec![entry("a", "other", 3)], Revision(12));
         assert!(matches!(watch.next().await, Err(Error::Closed)));

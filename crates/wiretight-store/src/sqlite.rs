@@ -312,7 +312,7 @@ impl Fault {
                 Error::Corrupt { path, detail: source.to_string() }
             }
             Some(_) => Error::Sqlite { path, source: Box::new(source) },
-            // The error is not from SQLite but from reading a row: the row contains something that we never write.
+            // The error is not from SQLite but from reading a row: the row contains data that we never write.
             None => Error::Corrupt { path, detail: source.to_string() },
         }
     }

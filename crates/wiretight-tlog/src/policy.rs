@@ -48,7 +48,6 @@ pub enum Refused {
     ShortQuorum {
         /// The number of witnesses that cosigned.
         have: usize,
-        /// The required quorum.
         quorum: String,
     },
     /// The quorum was reached too long ago.

@@ -40,7 +40,6 @@ pub enum Kind {
         /// The level, from 0.
         level: u8,
     },
-    /// Entries.
     Entries,
 }
 

@@ -135,7 +135,7 @@ fn the_time_is_when_the_quorum_was_complete() {
     };
     assert_eq!(time(&[(0, NOW - 50), (1, NOW)]), Some(NOW - 50));
     assert_eq!(time(&[(0, NOW - 50), (1, NOW), (2, NOW - 9)]), Some(NOW - 9));
-    // A dishonest witness, or one with a wrong clock, cannot shift the time beyond that of an honest one.
+    // A dishonest witness, or one with a wrong clock, cannot move the time past that of an honest witness.
     assert_eq!(time(&[(0, NOW - 50), (1, i64::MAX as u64)]), Some(NOW - 50));
     let fresh =
         |at| w.two_of_three().witnessed(&w.signed(9, &[(0, at), (1, at)])).unwrap().fresh(NOW, 60);
@@ -299,7 +299,7 @@ fn times_outside_the_specification_do_not_count() {
     let mut signed = w.signed(9, &[]);
     signed.add(Signature { name: key.name().clone(), id: key.id(), bytes });
     assert_eq!(key.cosigned(&signed), None);
-    // With time 0 it does not state that the tree is the largest seen.
+    // With time 0 the cosignature does not state that the tree is the largest seen.
     assert_eq!(w.witnesses[2].public().cosigned(&w.signed(9, &[(2, 0)])), None);
 }
 

@@ -1,9 +1,8 @@
-//! What a node and the authority say to each other: messages and their framing (docs/wire.md,
-//! section 5). Pure, but for the one [`Reader`] that pulls bytes from a stream.
+//! The protocol between a node and the authority: messages and their framing (docs/wire.md, section 5). Only [`Reader`]
+//! does I/O.
 //!
-//! A message is a 4-byte length and that many bytes of JSON. Each side has a limit on what it reads;
-//! memory grows with the bytes that arrive, never with the length that was announced. Nothing here
-//! decides who may say what.
+//! A message is a 4-byte length followed by that many bytes of JSON. Each side limits the size of what it reads; memory
+//! grows with the bytes received, never with the announced length. Authorization is not decided here.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,43 +19,36 @@ use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Instance, Registry};
 use zeroize::Zeroizing;
 
-/// The TLS exporter's label (RFC 8446, section 7.5) that proofs of the enrolment key are bound to.
+/// The TLS exporter label (RFC 8446, section 7.5) that binds proofs of the enrolment key to a connection.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-wiretight-control";
 /// What the enrolment key signs at a first join, before the exporter's bytes.
 pub const JOIN_CONTEXT: &[u8] = b"wiretight join\0";
 /// What the enrolment key signs at a rejoin, before the exporter's bytes.
 pub const REJOIN_CONTEXT: &[u8] = b"wiretight rejoin\0";
 
-/// The largest record that edges share, in bytes: with the rest of its message, below what the authority reads.
+/// The largest record that edges share, in bytes. With the rest of its message it stays below the authority's limit.
 pub const MAX_SHARED_VALUE: usize = 90 << 10;
 
-/// How many bytes are asked of the stream at a time.
+/// How many bytes are read from the stream at a time.
 const CHUNK: usize = 16 * 1024;
 const HEADER: usize = 4;
 
-/// Requests for SVIDs that a node may have open: the authority signs those that wait together, so they share a batch
-/// of the log.
+/// The most SVID requests that a node may have open. The authority signs waiting requests together, so that they share a
+/// batch of the log.
 pub const MAX_SIGN: usize = 32;
 
-/// Why no message came out of the stream.
+/// Why reading or writing a message failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Longer than this side reads.
-    #[error("a message of {announced} bytes was announced, and {max} is the limit")]
-    TooLarge {
-        /// The announced length.
-        announced: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// Not the JSON that it should be.
-    #[error("the message cannot be read: {0}")]
+    /// The message exceeds the limit of its reader.
+    #[error("a message of {announced} bytes exceeds the limit of {max} bytes")]
+    TooLarge { announced: usize, max: usize },
+    /// The message is not the expected JSON.
+    #[error("malformed message: {0}")]
     Malformed(serde_json::Error),
-    /// The stream ended.
     #[error("the other side closed the connection")]
     Closed,
-    /// The stream broke.
-    #[error("the connection broke: {0}")]
+    #[error("connection failed: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -65,7 +57,7 @@ pub enum ControlError {
 pub struct Blob(pub Vec<u8>);
 
 impl Blob {
-    /// The bytes as a certificate; whether they are one is for others to see.
+    /// The bytes as a certificate, unchecked.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.0.clone().into()
     }
@@ -96,43 +88,43 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
-/// Why a request was refused, as a fixed word. Programs decide by it; people read the message.
+/// Why a request was refused, as a fixed word for programs. The message is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
-    /// The message cannot be read, or came out of turn.
+    /// The message is malformed or unexpected.
     BadMessage,
     /// The message has a type that this side does not know.
     UnknownType,
-    /// No such token, or not its secret.
+    /// There is no such token, or the secret is wrong.
     UnknownToken,
-    /// The token is too old.
+    /// The token has expired.
     TokenExpired,
     /// Another node has used the token.
     TokenUsed,
     /// The token is for another node name.
     WrongNode,
-    /// The trust domain is another.
+    /// The trust domain is another one.
     WrongTrustDomain,
-    /// The enrolment key's signature does not fit this connection.
+    /// The enrolment key's signature is not valid for this connection.
     BadProof,
-    /// The certificate request is broken or names somebody else.
+    /// The certificate request is malformed or names another identity.
     BadRequest,
-    /// The node may not have that.
+    /// The node is not allowed to have that.
     NotAllowed,
     /// No node of this name is enrolled with this key.
     NotEnrolled,
-    /// The node was removed from the mesh, or another took its place.
+    /// The node was removed from the mesh, or another node took its name.
     Removed,
-    /// A newer connection of the same node took over.
+    /// A newer connection of the same node replaced this one.
     Superseded,
-    /// The certificate that this connection was made with has expired.
+    /// The certificate of this connection has expired.
     Expired,
-    /// Not now: ask again later.
+    /// Try again later.
     Busy,
-    /// There is no room for that.
+    /// A limit is reached.
     Full,
-    /// The authority could not do its work; its log says why.
+    /// An internal error of the authority; see its log.
     Internal,
     /// A code that this side does not know.
     #[serde(other)]
@@ -145,7 +137,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// A refusal: the code and a sentence with the next step. Both go to the other side.
+/// A refusal: a code and a sentence with the next step. Both are sent to the other side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Denial {
@@ -156,32 +148,30 @@ pub struct Denial {
 }
 
 impl Denial {
-    /// A refusal.
     pub fn new(code: Code, message: impl Into<String>) -> Denial {
         Denial { code, message: message.into() }
     }
 }
 
-/// A place where a node offers a service, as it announces it.
+/// An instance of a service, as a node announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
-    /// The service.
     pub service: Name,
     /// Where others reach it.
     pub addr: HostPort,
-    /// Who may call.
+    /// The identities that may connect.
     pub allow: Vec<Id>,
-    /// The ports of this host that programs connect to when they mean it.
+    /// The ports of this host under which programs connect to the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
 
-/// Records that stand or fall alone: one that this release cannot read costs itself and no other.
+/// A list of records that are parsed one by one: a record that this release cannot read does not affect the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records<T> {
-    /// Those that can be read.
+    /// The readable records.
     pub good: Vec<T>,
-    /// How many cannot.
+    /// The number of unreadable records.
     pub unreadable: usize,
 }
 
@@ -232,51 +222,48 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Records<T> {
     }
 }
 
-/// A record that edges share, or that it is gone. Has no contents in its `Debug`: some are sealed secrets.
+/// A record that edges share, or its deletion. `Debug` omits the contents, as some are encrypted secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedRecord {
-    /// Where it stands, below the service's folder: `site/www.example.org`.
+    /// Its key, below the service's folder: `site/www.example.org`.
     pub key: String,
-    /// The change that made it so.
+    /// The revision of its last change.
     pub revision: u64,
-    /// What stands there; absent: it was deleted.
+    /// Its value; absent if it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Blob>,
 }
 
-/// `join`: the token and what it is to be used for. Has no `Debug`: it holds the secret.
+/// `join`: a first join with a token. It has no `Debug`, as it holds the secret.
 #[derive(Serialize, Deserialize)]
 pub struct Join {
     /// The token's name.
     pub token_id: String,
-    /// The token's secret.
     pub secret: Zeroizing<String>,
-    /// The node that joins.
     pub node: Name,
-    /// The trust domain that it means to join.
+    /// The trust domain that it expects.
     pub trust_domain: TrustDomain,
     /// PKCS#10 for `node/NAME`.
     pub csr: Blob,
     /// `SubjectPublicKeyInfo` of the node's long-lived enrolment key.
     pub enrolment_key: Blob,
-    /// That key's signature over [`JOIN_CONTEXT`] and the exporter's 32 bytes.
+    /// That key's signature over [`JOIN_CONTEXT`] and 32 bytes of the TLS exporter.
     pub proof: Blob,
 }
 
-/// `rejoin`: an enrolled node whose certificate has expired, or is no longer taken.
+/// `rejoin`: an enrolled node whose certificate has expired or is no longer accepted.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Rejoin {
-    /// The node.
     pub node: Name,
-    /// The trust domain that it means.
+    /// The trust domain that it expects.
     pub trust_domain: TrustDomain,
     /// PKCS#10 for `node/NAME`.
     pub csr: Blob,
-    /// The enrolment key's signature over [`REJOIN_CONTEXT`] and the exporter's 32 bytes.
+    /// The enrolment key's signature over [`REJOIN_CONTEXT`] and 32 bytes of the TLS exporter.
     pub proof: Blob,
 }
 
-/// What the authority reads from a client without a certificate.
+/// The messages of a client without a certificate to the authority.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromStranger {
@@ -289,7 +276,7 @@ pub enum FromStranger {
     Unknown,
 }
 
-/// What the authority reads from a node.
+/// The messages of a node to the authority.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromNode {
@@ -300,15 +287,15 @@ pub enum FromNode {
         /// That state's digest.
         #[serde(default)]
         digest: String,
-        /// All that the node offers.
+        /// All instances that the node offers.
         instances: Records<Offer>,
     },
-    /// Replaces what the node offers.
+    /// Replaces the list of offered instances.
     Announce {
-        /// All that the node offers.
+        /// All instances that the node offers.
         instances: Records<Offer>,
     },
-    /// Asks for an SVID.
+    /// Requests an SVID.
     Sign {
         /// The node's number for the request, from 1.
         request: u64,
@@ -316,41 +303,36 @@ pub enum FromNode {
         csr: Blob,
     },
     /// The state of this version is in force at the node.
-    Ack {
-        /// The version.
-        version: u64,
-    },
-    /// Asks for all that edges of a service share, and for its changes from then on. The newest counts.
+    Ack { version: u64 },
+    /// Requests all shared records of a service's edges, and their changes from then on. A newer request replaces it.
     Follow {
         /// The node's number for the request.
         request: u64,
-        /// The service.
         service: Name,
     },
     /// Writes a record that edges share.
     Write {
         /// The node's number for the request.
         request: u64,
-        /// The service.
         service: Name,
-        /// Where, below the service's folder.
+        /// The record's key, below the service's folder.
         key: String,
-        /// The revision that the record has; 0: there must be none.
+        /// The revision that the record must have; 0 if it must not exist.
         expected: u64,
-        /// What to put there; absent: it is deleted.
+        /// The new value; absent to delete the record.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<Blob>,
     },
-    /// Are you there?
+    /// Asks for a [`Self::Pong`], to check the connection.
     Ping,
-    /// Yes.
+    /// The answer to [`Self::Ping`].
     Pong,
     /// A type that this release does not know.
     #[serde(other)]
     Unknown,
 }
 
-/// What a node reads.
+/// The messages of the authority to a node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromAuthority {
@@ -361,7 +343,7 @@ pub enum FromAuthority {
         /// The roots of the trust bundle.
         bundle: Vec<Blob>,
     },
-    /// A refusal of the last message, or a reason why the connection ends.
+    /// The last message was refused, or the connection ends, for this reason.
     Error(Denial),
     /// An SVID.
     Signed {
@@ -370,56 +352,54 @@ pub enum FromAuthority {
         /// The SVID and its intermediate.
         chain: Vec<Blob>,
     },
-    /// A request was refused; request 0 is an announcement.
+    /// A request was refused; request 0 means the announcement.
     Refused {
         /// The request that this answers.
         request: u64,
-        /// Why.
         #[serde(flatten)]
         denial: Denial,
     },
-    /// What the authority accepts on this stream.
+    /// The limits of this stream.
     Limits {
-        /// Requests for SVIDs that a node may have open.
+        /// The most SVID requests that a node may have open.
         sign: u32,
     },
-    /// The state of the mesh, whole.
+    /// The complete state of the mesh.
     State(State),
-    /// A part of all that edges of a service share.
+    /// A part of the shared records of a service's edges.
     Records {
         /// The request that this answers.
         request: u64,
-        /// The revision of the whole.
+        /// The revision of the complete set.
         at: u64,
-        /// This part.
+        /// The records of this part.
         records: Vec<SharedRecord>,
-        /// Whether it is the last.
+        /// Whether this is the last part.
         done: bool,
     },
-    /// What has changed of it since, in order.
+    /// Changes of shared records since then, in order.
     Changes {
         /// The request that this answers.
         request: u64,
-        /// The changes.
         changes: Vec<SharedRecord>,
     },
     /// A record was written.
     Written {
         /// The request that this answers.
         request: u64,
-        /// The revision of that change.
+        /// The revision of the change.
         revision: u64,
     },
-    /// A record was not written: it has another revision than was expected.
+    /// A record was not written because its revision is not the expected one.
     Conflict {
         /// The request that this answers.
         request: u64,
-        /// The revision that it has; 0: there is none.
+        /// The record's revision; 0 if it does not exist.
         found: u64,
     },
-    /// Are you there?
+    /// Asks for a [`Self::Pong`], to check the connection.
     Ping,
-    /// Yes.
+    /// The answer to [`Self::Ping`].
     Pong,
     /// A type that this release does not know.
     #[serde(other)]
@@ -430,28 +410,27 @@ pub enum FromAuthority {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "ReadState")]
 pub struct State {
-    /// Which version.
     pub version: u64,
-    /// SHA-256 of all the rest, in hex: two states are the same if version and digest are. (An authority
-    /// that was restored from a backup may count a version again.)
+    /// SHA-256 of everything else, in hex. Two states are equal if version and digest are equal. (An authority that was
+    /// restored from a backup may use a version number again.)
     pub digest: String,
     /// The roots of the trust bundle.
     pub bundle: Vec<Blob>,
     /// Nodes and services.
     pub registry: Registry,
-    /// Series of certificates that hold no longer.
+    /// Revoked series of certificates.
     pub revoked: BTreeSet<Series>,
-    /// SHA-256 of roots that were given up before what they had signed had expired.
+    /// SHA-256 of roots that were retired before the certificates they had signed had expired.
     pub revoked_roots: Vec<Blob>,
-    /// Certificates that hold no longer, by the index of their entry in the log: ranges with both ends.
+    /// Revoked certificates by the indexes of their log entries, as inclusive ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_indexes: Vec<(u64, u64)>,
-    /// How many records this release could not read, and left out.
+    /// The number of records that this release could not read and has left out.
     #[serde(skip)]
     pub unreadable: usize,
 }
 
-/// [`State`] as it is read: whoever wrote one record cannot have the others refused.
+/// [`State`] as it is parsed: an unreadable record does not affect the others.
 #[derive(Deserialize)]
 struct ReadState {
     version: u64,
@@ -499,18 +478,19 @@ impl From<ReadState> for State {
 }
 
 impl State {
-    /// What is believed no longer. A fingerprint that is none is left out: the other revocations count all the same.
+    /// All revocations. An invalid fingerprint is left out, so that the other revocations still apply.
     pub fn revocations(&self) -> Revocations {
         let print = |b: &Blob| {
             let print = b.0.as_slice().try_into();
-            print.inspect_err(|_| tracing::error!("a revoked root is not a fingerprint")).ok()
+            let invalid = "an entry of the revoked roots is not a fingerprint and is ignored";
+            print.inspect_err(|_| tracing::error!("{invalid}")).ok()
         };
         let roots = self.revoked_roots.iter().filter_map(print).collect();
         let (series, indexes) = (self.revoked.clone(), self.revoked_indexes.clone());
         Revocations { series, roots, indexes }
     }
 
-    /// What it says is to be trusted. A root that is no certificate is left out, as long as there is another.
+    /// The trust bundle. An invalid root is left out as long as there is a valid one.
     pub fn trust_bundle(&self, trust_domain: &TrustDomain) -> Result<TrustBundle, String> {
         let bundle = |roots: Vec<CertificateDer<'static>>, revoked| {
             TrustBundle::new(trust_domain.clone(), roots, revoked).map_err(|e| e.to_string())
@@ -525,14 +505,14 @@ impl State {
         if good.is_empty() {
             return Err(why);
         }
-        tracing::error!("a root of the trust bundle is damaged, and is left out: {why}");
+        tracing::error!("a root of the trust bundle is invalid and is ignored: {why}");
         bundle(good, self.revocations())
     }
 }
 
-/// A set of messages that one side reads from the other.
+/// The messages of one direction.
 pub trait Message: Serialize + DeserializeOwned {
-    /// The most bytes of JSON that the reader takes.
+    /// The largest message that the reader accepts, in bytes of JSON.
     const MAX: usize;
 }
 
@@ -546,7 +526,7 @@ impl Message for FromAuthority {
     const MAX: usize = 16 << 20;
 }
 
-/// The bytes to send: length and JSON. [`ControlError::TooLarge`] if the reader would not take it.
+/// The bytes to send: length and JSON. Fails with [`ControlError::TooLarge`] if the reader would refuse it.
 pub fn encode<M: Message>(message: &M) -> Result<Zeroizing<Vec<u8>>, ControlError> {
     let mut frame = Zeroizing::new(vec![0; HEADER]);
     serde_json::to_writer(&mut *frame, message).map_err(ControlError::Malformed)?;
@@ -559,24 +539,24 @@ pub fn encode<M: Message>(message: &M) -> Result<Zeroizing<Vec<u8>>, ControlErro
     Ok(frame)
 }
 
-/// Reads the JSON of one message.
+/// Parses the JSON of one message.
 pub fn decode<M: Message>(body: &[u8]) -> Result<M, ControlError> {
     serde_json::from_slice(body).map_err(ControlError::Malformed)
 }
 
-/// Cuts a byte stream into messages.
+/// Splits a byte stream into messages.
 #[derive(Default)]
 pub struct Frames {
     buffer: Zeroizing<Vec<u8>>,
 }
 
 impl Frames {
-    /// Adds what has arrived.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Takes the next whole message out; `None` if more bytes are needed.
+    /// Takes the next complete message; `None` if more bytes are needed.
     pub fn take<M: Message>(&mut self) -> Result<Option<M>, ControlError> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let announced = u32::from_be_bytes(*header) as usize;
@@ -594,7 +574,7 @@ impl Frames {
     }
 }
 
-/// Messages from a stream.
+/// Reads messages from a stream.
 pub struct Reader<R> {
     stream: R,
     frames: Frames,
@@ -606,7 +586,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Reader { stream, frames: Frames::default() }
     }
 
-    /// Gives the stream back. What was read ahead is lost.
+    /// Returns the stream. Bytes that were read ahead are lost.
     pub fn into_stream(self) -> R {
         self.stream
     }
@@ -620,15 +600,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    /// The next message. Dropping the future loses nothing: what has arrived stays. It has no
-    /// deadline: the caller has.
+    /// The next message. It is safe to drop the future: received bytes are kept. There is no timeout; set one in the
+    /// caller.
     pub async fn next<M: Message>(&mut self) -> Result<M, ControlError> {
         loop {
             if let Some(message) = self.frames.take()? {
                 return Ok(message);
             }
-            // A message is asked for only while the buffer holds none, so it never holds more than
-            // the limit and a chunk.
+            // The stream is read only while the buffer holds no complete message, so it never holds more
+            // than the limit and a chunk.
             self.frames.buffer.reserve(CHUNK);
             if self.stream.read_buf(&mut *self.frames.buffer).await? == 0 {
                 return Err(ControlError::Closed);
@@ -672,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_look_as_the_document_says() {
+    fn messages_are_encoded_as_documented() {
         let text = |frame: &[u8]| String::from_utf8(frame[4..].to_vec()).unwrap();
         assert_eq!(
             text(&messages()[0]),
@@ -726,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_costs_itself_alone() {
+    fn an_unreadable_record_does_not_affect_the_others() {
         let hello = br#"{"type":"hello","have":0,"instances":[{"service":"db","addr":"10.0.0.1:0","allow":[]},
             {"service":"db","addr":"10.0.0.1:7432","allow":["service/web"]},null,{"service":"db","addr":"10.0.0.1:1",
             "allow":["customer/x"]},7,[]]}"#;
@@ -741,13 +721,13 @@ mod tests {
         assert_eq!((state.bundle.len(), state.revoked.len()), (1, 1));
         assert_eq!(state.revoked_indexes, [(1, 2)]);
         assert_eq!(state.registry.services.len(), 1);
-        // What is not a list of records is still an error.
+        // Anything but a list of records is still an error.
         assert!(decode::<FromNode>(br#"{"type":"announce","instances":{}}"#).is_err());
         assert!(decode::<FromNode>(br#"{"type":"announce","instances":7}"#).is_err());
     }
 
     #[test]
-    fn frames_come_out_whole_however_they_arrive() {
+    fn messages_are_reassembled_from_any_chunks() {
         let all: Vec<u8> = messages().iter().flat_map(|m| m.to_vec()).collect();
         for step in [1, 2, 3, 7, 64, all.len()] {
             let (mut frames, mut count) = (Frames::default(), 0);
@@ -763,7 +743,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_length_over_the_limit_is_refused_before_the_bytes_come() {
+    fn an_announced_length_over_the_limit_is_refused_before_its_bytes_arrive() {
         for (announced, good) in [(8 << 10, true), ((8 << 10) + 1, false), (u32::MAX, false)] {
             let mut frames = Frames::default();
             frames.push(&u32::to_be_bytes(announced));
@@ -774,7 +754,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_and_altered_messages_never_panic() {
+    fn truncated_and_altered_messages_never_panic() {
         for frame in messages() {
             for end in 0..frame.len() {
                 let mut frames = Frames::default();
@@ -801,7 +781,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_is_interrupted_loses_nothing() {
+    async fn an_interrupted_reader_loses_nothing() {
         use tokio::io::AsyncWriteExt;
         let (mut theirs, ours) = tokio::io::duplex(1 << 16);
         let mut reader = Reader::new(ours);

@@ -298,7 +298,7 @@ mod tests {
         )
         .unwrap();
         assert!(not_a_file("pipe").contains("remove it"));
-        // Temporary files leave nothing behind.
+        // No temporary files remain.
         let before = dir.names().unwrap();
         dir.write("key", b"again").unwrap();
         assert_eq!(dir.names().unwrap(), before);

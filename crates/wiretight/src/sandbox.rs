@@ -20,7 +20,6 @@ const SYSTEM: &[&str] =
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sandbox {
-    /// Everything is enforced.
     Enforced,
     /// The kernel supports only a part.
     Partly,
@@ -65,8 +64,8 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
     })
 }
 
-/// For the child that keeps the kernel's rules: it reads and runs what there is, and writes in the state directory
-/// alone.
+/// For the child that maintains the kernel's rules: it may read and run every file, but write only in the state
+/// directory.
 pub(crate) fn write_only_in(state: &Path) -> Result<(), landlock::RulesetError> {
     let all = AccessFs::from_all(KNOWN);
     Ruleset::default()

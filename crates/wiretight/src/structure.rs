@@ -1,5 +1,5 @@
-//! Checks the order of modules: each imports only modules that ARCHITECTURE.md draws below it, so there are no import
-//! cycles, and `config` imports no other part of the program. Reads the sources, without test code.
+//! Checks the imports of modules: each imports only modules that ARCHITECTURE.md draws below it, so there are no cycles, and
+//! `config` imports no other part of the program. Reads the sources, without test code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,7 +76,7 @@ fn walk(dir: &Path, path: &[String], imports: &mut Imports) {
     }
 }
 
-/// What each top-level module of a crate imports of the others.
+/// The imports of each top-level module of a crate.
 fn imports(name: &str) -> Imports {
     let mut imports = Imports::new();
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -91,12 +91,12 @@ fn imports(name: &str) -> Imports {
     imports
 }
 
-/// The rows of a crate's picture in ARCHITECTURE.md, from the top: names, then two spaces or more and what they are.
-fn picture(name: &str) -> BTreeMap<&'static str, usize> {
+/// The row of each module in a crate's diagram in ARCHITECTURE.md, counted from the top.
+fn diagram(name: &str) -> BTreeMap<&'static str, usize> {
     let text = include_str!("../../../ARCHITECTURE.md");
     let section = text.split(&format!("## Modules of `{name}`")).nth(1).unwrap();
-    let picture = section.split("```").nth(1).unwrap();
-    let rows = picture.lines().filter(|line| !line.is_empty()).enumerate();
+    let diagram = section.split("```").nth(1).unwrap();
+    let rows = diagram.lines().filter(|line| !line.is_empty()).enumerate();
     let names = |(row, line): (usize, &'static str)| {
         let names = line.split_at_checked(NAMES).map_or(line, |(names, _)| names);
         names.split_whitespace().map(move |name| (name, row))
@@ -104,17 +104,17 @@ fn picture(name: &str) -> BTreeMap<&'static str, usize> {
     rows.flat_map(names).collect()
 }
 
-/// Where names end in the picture, and what they are begins.
+/// The column where the names of modules end and their descriptions start.
 const NAMES: usize = 40;
 
 #[test]
-fn modules_import_only_those_below_them_in_the_picture() {
+fn modules_import_only_modules_below_them_in_the_diagram() {
     for name in ["wiretight", "wiretight-proxy"] {
-        let (imports, rows) = (imports(name), picture(name));
+        let (imports, rows) = (imports(name), diagram(name));
         let (drawn, there): (Vec<_>, Vec<_>) = (rows.keys().collect(), imports.keys().collect());
         assert_eq!(
             drawn, there,
-            "the modules of {name} and those of its picture in ARCHITECTURE.md"
+            "the modules in the diagram of {name} in ARCHITECTURE.md, and in its sources"
         );
         for (module, of) in &imports {
             for other in of {

@@ -1,5 +1,5 @@
-//! Every fuzz target over its seeds with the stable compiler: as they are, cut short, and with each
-//! byte changed. An input that a fuzzer found is kept in fuzz/seeds, and so stays found.
+//! Runs every fuzz target over its seeds with the stable compiler: unchanged, truncated, and with each byte changed. Inputs
+//! that a fuzzer found are kept in fuzz/seeds and so stay tested.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn replay(target: &str, run: fn(&[u8])) {
     for entry in fs::read_dir(folder).expect("the seeds") {
         let seed = fs::read(entry.expect("the seeds").path()).expect("a seed");
         run(&seed);
-        // About a thousand places in each, so that a long one takes no longer than a short one.
+        // About a thousand positions in each, so that a long seed takes no longer than a short one.
         for i in (0..seed.len()).step_by(seed.len() / 1000 + 1) {
             run(&seed[..i]);
             for flip in [0x01, 0x20, 0x80, 0xff] {

@@ -17,11 +17,9 @@ use super::received::{BodyError, BodyProgress};
 pub(crate) enum Source {
     /// HTTP/1.
     Incoming(Incoming, #[expect(dead_code, reason = "needed only for its Drop")] Unread),
-    /// HTTP/2.
     Http2(StreamBody),
     /// HTTP/3.
     Quic(Box<QuicBody>),
-    /// No body.
     Empty,
 }
 

@@ -85,7 +85,6 @@ impl SiteCertificate {
 pub enum Source {
     /// The operator's files.
     Files,
-    /// An ACME server.
     Acme,
     /// The mesh's own authority.
     Authority,

@@ -81,8 +81,8 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
     has_word(headers, &header::TE, b"trailers")
 }
 
-/// Whether the client requests an upgrade to WebSocket. No other protocol is passed on: its requests would reach the
-/// program unchecked, as with `h2c`, which is HTTP again.
+/// Whether the client requests an upgrade to WebSocket. Other protocols are rejected, because their requests would
+/// reach the program unchecked; `h2c`, for example, is HTTP itself.
 pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     has_word(headers, &header::CONNECTION, b"upgrade") && is_for_websocket(headers)
 }

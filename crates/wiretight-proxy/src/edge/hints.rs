@@ -51,7 +51,6 @@ impl Hints {
         }
     }
 
-    /// The next hint.
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
         let mut queue = self.queue();
         if queue.waiting.is_empty() {

@@ -18,10 +18,8 @@ pub enum Http {
     /// HTTP/1.1 or 1.0.
     #[serde(rename = "http/1.1")]
     H1,
-    /// HTTP/2.
     #[serde(rename = "h2")]
     H2,
-    /// HTTP/3.
     #[serde(rename = "h3")]
     H3,
 }

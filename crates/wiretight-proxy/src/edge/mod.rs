@@ -116,7 +116,6 @@ pub struct EdgeStatus {
     pub handshakes: Vec<HandshakeCount>,
     /// Refusals since the start, by reason.
     pub refused: Vec<EdgeRefused>,
-    /// Open connections.
     pub connections: u64,
     /// Failed accepts, mostly for lack of file descriptors.
     pub accept_errors: u64,
@@ -259,7 +258,7 @@ impl Edge {
         let n = self.workers.len();
         let sockets = match port {
             Port::Https => self.sockets.bind(addr, n)?,
-            // It only redirects, in plaintext.
+            // This port only redirects, in plaintext.
             Port::Http => self.sockets.bind_plain(addr, n)?,
             Port::Quic => {
                 let sockets = net::bind_udp(addr, n)?.into_iter().map(Socket::Quic);
@@ -289,7 +288,6 @@ impl Edge {
         tcp.map(cloned).collect()
     }
 
-    /// The current state.
     pub fn status(&self) -> EdgeStatus {
         let sites = self.sites.load();
         let site = |site: &Arc<sites::Site>| {

@@ -96,7 +96,6 @@ pub struct Upstream {
 /// The HTTP version that a backend supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Speaks {
-    /// HTTP/1.1.
     Http1,
     /// HTTP/2 without TLS, with prior knowledge (gRPC).
     H2c,

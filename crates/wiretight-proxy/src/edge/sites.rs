@@ -70,7 +70,6 @@ impl Site {
     }
 }
 
-/// All sites.
 #[derive(Default)]
 pub(crate) struct Sites {
     by_name: HashMap<SiteName, Arc<Site>>,

@@ -76,8 +76,7 @@ impl Violation {
 pub struct Fed {
     /// How many of the bytes were checked. Fewer than all only if the framing is [`Phase::Behind`] a request.
     pub used: usize,
-    /// How many of all bytes that were checked but not yet released may be passed on. Those of earlier calls come
-    /// first.
+    /// How many of the checked bytes that are not released yet may be passed on, starting with those of earlier calls.
     pub release: usize,
     /// The violation in the bytes after those; nothing more may be passed on.
     pub refused: Option<Violation>,
@@ -88,9 +87,7 @@ pub struct Fed {
 pub enum Phase {
     /// Between two requests.
     Idle,
-    /// In a head.
     Head,
-    /// In a body.
     Body,
     /// After a request. The meaning of the next bytes depends on the response: another request, or another protocol.
     Behind,

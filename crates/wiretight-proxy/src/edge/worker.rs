@@ -472,8 +472,8 @@ impl Worker {
                     _ = cut.wait_for(|c| *c) => {}
                 }
                 finish(connection.as_mut());
-                // If nothing is in progress, `cut` follows immediately; `biased` lets idle connections still end in
-                // order.
+                // `biased`: if nothing is in progress, `cut` follows immediately, but idle connections still end in
+                // order first.
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => Some(ended),

@@ -42,7 +42,6 @@ pub struct Counts {
 /// Packets and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Count {
-    /// Packets.
     pub packets: u64,
     /// Including IP headers.
     pub bytes: u64,
@@ -51,7 +50,6 @@ pub struct Count {
 /// Plaintext between this machine and a peer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Flow {
-    /// The peer's address.
     pub peer: IpAddr,
     /// The protocol's name, or its number if it has none.
     pub protocol: String,

@@ -96,9 +96,7 @@ pub enum Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
     /// ICMP and ICMPv6 echo ("ping"), which can carry data of a program.
     Icmp,
@@ -556,7 +554,7 @@ impl Rules {
             chain.rule("another program's", [differs(socket_mark(), self.mark), goto("mode_in")]);
             // From here on, there is no socket that can be looked up.
             chain.rule("ours", [is(payload("tcp", "dport"), "@listens"), accept()]);
-            // For our side of a connection that we closed first; the kernel only acknowledges it.
+            // Packets for our side of a connection that we closed first; the kernel only acknowledges them.
             empty_segments(&mut chain, "fin", "FIN without payload");
         }
         chain.rule(

@@ -182,11 +182,9 @@ pub(crate) struct Totals {
 /// A connection in the output of `status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Connection {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub peer: SpiffeId,
-    /// The peer's address.
     pub address: SocketAddr,
     pub protocol: String,
     pub group: String,
@@ -205,7 +203,6 @@ pub struct Connection {
 /// The connections with one peer, for one side of one service, with the same TLS parameters.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerSum {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub peer: SpiffeId,
@@ -228,7 +225,6 @@ pub struct PeerSum {
 /// Totals in the output of `status` and in the metrics.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sums {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     /// Sessions started since the start of the process.
@@ -251,7 +247,6 @@ pub struct Sums {
 pub struct Refusal {
     /// Seconds since 1970.
     pub at: u64,
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub address: String,

@@ -98,11 +98,7 @@ pub enum ApplyError {
     Bind { addr: SocketAddr, source: io::Error },
     /// The client CA file of a site is invalid.
     #[error("{}: {detail}; `client_ca` must be a PEM file of certificates", path.display())]
-    ClientCa {
-        path: std::path::PathBuf,
-        /// The problem.
-        detail: String,
-    },
+    ClientCa { path: std::path::PathBuf, detail: String },
     /// A dial would accept plaintext from other machines.
     #[error(
         "the dial of service/{service} cannot listen on {addr}: it is not a loopback address, and plaintext must \
@@ -168,7 +164,6 @@ pub struct RelayStatus {
 /// The number of refusals of one service for one reason, in either direction.
 #[derive(Debug, Clone, Serialize)]
 pub struct RefusedCount {
-    /// This node's side.
     pub side: Side,
     pub service: Name,
     pub reason: Reason,

@@ -80,7 +80,7 @@ fn immediately_reset_requests_end_the_connection() {
         client.is_ended(0, &[ENHANCE_YOUR_CALM]).await;
         is_served(&rig).await;
     });
-    // At most 250 from the well-behaved client, and fewer than one in ten of the other's.
+    // At most 250 requests from the well-behaved client, and fewer than one in ten of the other client's.
     let count = count.load(Relaxed);
     assert!(count < 250 + TIMES * PAIRS / 10, "{count} requests reached the program");
 }

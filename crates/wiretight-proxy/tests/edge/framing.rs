@@ -455,7 +455,7 @@ fn hidden(n: usize) -> String {
 
 /// A program behind the edge, and its log.
 struct Backend {
-    // Dropped before its folder.
+    // Dropped before its folder, as fields drop in this order.
     _program: Program,
     at: SocketAddr,
     dir: TempDir,

@@ -63,7 +63,7 @@ fn malformed_http_gets_400_after_earlier_requests_are_served() {
         assert_eq!(answers.matches("HTTP/1.1 400 Bad Request").count(), 1, "{bad:?}: {answers:?}");
         assert_eq!(answers.matches("HTTP/1.1").count(), 3, "{bad:?}: {answers:?}");
     }
-    // In a body, whose request is in progress.
+    // In a body: its request is already in progress.
     for bad in ["5\r\nhelloX\r\n", "zz\r\n", "5\nhello"] {
         let mut raw = rig.raw();
         let head =
@@ -438,7 +438,7 @@ fn early_hints_precede_the_response_on_each_protocol() {
         send.write_all(&frame3(1, &qpack(&fields("GET", "/")))).await.unwrap();
         send.finish().unwrap();
         let answer = recv.read_to_end(100_000).await.unwrap();
-        // :status 103 and 200 in the static table (RFC 9204, appendix A), each first in its head.
+        // :status 103 and 200 in the static table (RFC 9204, appendix A); the status is the first field of a head.
         let heads =
             |status: u8| answer.windows(3).filter(|at| at == &[0, 0, 0xc0 | status]).count();
         assert_eq!((heads(24), heads(25)), (2, 1), "{answer:?}");

@@ -1,5 +1,5 @@
-//! The relay: one binary for most of its tests, because each binary compiles the rig and is linked once more.
-#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+//! Tests of the relay. Most are in one binary, because each binary compiles the rig again and is linked separately.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod foreign;
 mod frames;

@@ -274,7 +274,7 @@ fn tcp_keepalive_is_enabled_on_all_connections_of_a_relay() {
     watched("from relay to relay", 0, service);
     watched("accepted by the service", service, 0);
     watched("to the backend", 0, backend);
-    // The ends that are not ours have none, so the check can tell the difference.
+    // The test's own ends have no keepalive, so the check can tell the difference.
     assert!(!is_kept_alive(0, entry) && !is_kept_alive(backend, 0));
 }
 
@@ -287,8 +287,8 @@ fn a_slow_reader_causes_back_pressure_and_loses_nothing() {
     // Bytes that depend on their position, so that gaps and repetitions are noticed.
     let byte = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
     client.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-    // The most that the kernel can buffer on the way: three connections, of which the backend's and the client's own
-    // ends stay small. The relays' share is under a megabyte.
+    // The kernel can buffer at most this much on the way, over three connections; the backend's and the client's own
+    // buffers are small. The relays buffer less than a megabyte.
     let kernel = |file: &str| -> usize {
         let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}")).unwrap();
         text.split_whitespace().last().unwrap().parse().unwrap()
@@ -700,7 +700,7 @@ fn a_removed_service_keeps_live_sessions_and_accepts_no_new_ones() {
     ping(&mut live, b"before").unwrap();
     eventually("connections are idle", || sums(&pair.a).idle > 0);
     pair.apply_services(&[]);
-    // Nor on a connection that already existed.
+    // An existing connection is not used either.
     assert!(is_reset(&mut pair.connect()));
     ping(&mut live, b"still here").unwrap();
     eventually("idle connections close", || sums(&pair.b).idle == 0);
@@ -732,7 +732,7 @@ fn a_removed_dial_keeps_no_idle_connections() {
     let (mut one, mut other) = (pair.connect(), pair.connect());
     ping(&mut one, b"one").unwrap();
     ping(&mut other, b"other").unwrap();
-    // While it exists, a session's connection stays idle afterwards.
+    // While the dial exists, a session's connection stays idle afterwards.
     let busy = |pair: &Pair| pair.b.status(10).connections.iter().filter(|c| c.busy).count();
     ping(&mut pair.connect(), b"third").unwrap();
     eventually("the third session ends", || busy(&pair) == 2);

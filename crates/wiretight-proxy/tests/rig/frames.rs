@@ -208,7 +208,6 @@ impl Http2 {
         self.write.flush().await
     }
 
-    /// Closes the connection.
     pub async fn close(&mut self) {
         let _ = self.write.shutdown().await;
     }

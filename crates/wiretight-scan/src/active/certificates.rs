@@ -83,7 +83,8 @@ pub async fn certificates(prober: &Prober, spoken: &Spoken) -> (Vec<Presented>, 
             _ => None,
         })
         .collect();
-    // If there is no certificate with the name either, a rejection without it is not about the name.
+    // If the server sends no certificate even for the name, a rejection without the name is not caused by the missing
+    // name.
     if let (Some(nameless), Some(strange), false) = (nameless, strange, presented.is_empty()) {
         names(&presented, &nameless, &strange, &mut facts);
         if let Outcome::Taken(flight) = &nameless {

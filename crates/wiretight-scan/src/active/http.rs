@@ -406,7 +406,10 @@ impl fmt::Display for Failure {
             Self::Refused => f.write_str("no connection: refused"),
             Self::Connection(why) => write!(f, "no answer: {why}"),
             Self::TimedOut(what) => write!(f, "{what} took too long"),
-            Self::Tls(why) => write!(f, "no TLS in common with this scanner's HTTP client: {why}"),
+            Self::Tls(why) => write!(
+                f,
+                "this scanner's HTTP client and the server have no common TLS parameters: {why}"
+            ),
             Self::Alpn => f.write_str("alert no_application_protocol (120) to HTTP/1.1"),
             Self::Closed => f.write_str("closed before the response was complete"),
             Self::TooMuch => write!(
@@ -503,7 +506,7 @@ async fn ask(
     loop {
         while let Some(end) = end_of_head(&bytes, &mut searched) {
             let head = Head::parse(&bytes[..end])?;
-            // RFC 9110 section 15.2; after 101, the protocol is another.
+            // RFC 9110 section 15.2. After 101 the connection uses another protocol.
             if !(100..200).contains(&head.status) || head.status == 101 {
                 return Ok(head);
             }

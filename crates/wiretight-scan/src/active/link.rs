@@ -44,7 +44,7 @@ pub enum Trouble {
     TooMuch,
     /// The time limit of the scan is reached.
     TimeIsUp,
-    /// The address answered before, but has stopped; how.
+    /// The address answered before, but has stopped; the text says how.
     Stopped(String),
 }
 
@@ -81,11 +81,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 /// An unencrypted event from a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A handshake message.
     Message(Message),
     /// A fatal alert, or close_notify: level and description.
     Alert(u8, u8),
-    /// ChangeCipherSpec.
     ChangeCipherSpec,
     /// Another record, which may be encrypted.
     Record(ContentType, Vec<u8>),

@@ -463,7 +463,7 @@ impl Prober {
                 }
             }
             if refused && breaks {
-                // The server answers, but not to the question.
+                // The server answers the controls, but no connection with this probe.
                 return Outcome::Unclear(failed);
             }
             if refused {

@@ -115,7 +115,6 @@ pub(super) async fn quic_suites(
 enum Reply {
     /// A ServerHello or HelloRetryRequest, in an authentic Initial.
     Hello(Box<ServerHello>),
-    /// A TLS alert.
     Alert(u8),
     /// The server closed the connection for another reason.
     Closed(u64, String),

@@ -377,7 +377,7 @@ async fn tls(
     Found { facts, presented, asked, completes }
 }
 
-/// The first of these that says yes.
+/// The first of these facts that is `yes`.
 fn first_yes(found: &[Facts], id: &str) -> Option<Fact> {
     found.iter().filter_map(|facts| facts.get(id)).find(|f| f.answer == Answer::Yes).cloned()
 }

@@ -65,7 +65,7 @@ pub fn observations(facts: &mut Facts, observed: &Observed) {
     transport(facts, observed);
     let differences = observed.differences();
     let (answer, value, evidence) = match (differences.is_empty(), observed.repeated()) {
-        (true, 0) => (Answer::Untested, None, "no hello was answered twice".to_owned()),
+        (true, 0) => (Answer::Untested, None, "no hello was answered more than once".to_owned()),
         (true, n) => (Answer::Yes, None, format!("{n} repeated hellos got the same answer")),
         (false, _) => {
             let evidence = "several different servers seem to share this address: what one rejects, \

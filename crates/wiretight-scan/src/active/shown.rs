@@ -24,7 +24,6 @@ pub struct Shown {
     pub chain: Vec<CertificateEntry>,
     /// The compression algorithm of the chain (RFC 8879).
     pub compressed: Option<u16>,
-    /// The signature scheme.
     pub scheme: Option<u16>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,

@@ -16,7 +16,6 @@ pub(super) struct Tlv<'a> {
 }
 
 impl<'a> Tlv<'a> {
-    /// The values inside.
     pub(super) fn inside(self) -> Reader<'a> {
         Reader(self.value)
     }
@@ -60,7 +59,6 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
-    /// The next value.
     pub(super) fn next(&mut self) -> Result<Tlv<'a>, Malformed> {
         const SHORT: Malformed = Malformed("a value is longer than the input");
         let (tag, first) = match *self.0 {

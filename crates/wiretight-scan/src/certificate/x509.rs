@@ -15,7 +15,6 @@ pub(super) const SHOWN_NAMES: usize = 1000;
 const MOST_URLS: usize = 10;
 const MOST_EXTENSIONS: usize = 100;
 
-/// A parsed certificate.
 #[derive(Debug, Clone)]
 pub(super) struct X509<'a> {
     /// The signed part.

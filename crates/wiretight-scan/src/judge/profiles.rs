@@ -21,7 +21,6 @@ macro_rules! profiles {
         }
 
         impl Profile {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// `nist-800-52r2`; stable.
@@ -29,7 +28,6 @@ macro_rules! profiles {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The standard's title.
             pub fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)* }
             }
@@ -161,9 +159,9 @@ const BCP195: &[Demand] = {
         own(
             "static-dh-finite",
             static_dh_finite,
-            "Static Diffie-Hellman in a finite field is taken",
+            "Static finite-field Diffie-Hellman is accepted",
             "RFC 10015 section 2",
-            "Take TLS_DH_ suites out of the server's list",
+            "Remove TLS_DH_ suites from the server's cipher list",
         ),
         Rule("dhe", "RFC 10015 section 3"),
         Rule("curves", "RFC 9325 section 4.5"),
@@ -173,7 +171,7 @@ const BCP195: &[Demand] = {
         Rule("signature-hash", "RFC 9325 section 4.5"),
         Rule("certificate-signature", "RFC 9325 section 4.5"),
         Rule("certificate-key", "RFC 9325 section 4.5"),
-        // A server whose certificate clients must refuse cannot be used as the rest demands.
+        // Clients must reject this certificate, so no client can use the server as the other rules require.
         Rule("certificate-untrusted", "RFC 5280 section 6"),
         Rule("certificate-name", "RFC 9525 section 6"),
         Rule("certificate-validity", "RFC 5280 section 6.1.3"),

@@ -35,7 +35,7 @@ pub struct Rule {
     pub level: Level,
     /// Detects the problem.
     pub test: Test,
-    /// The problem, as a statement. Open questions quote it after "whether", see [`clause`].
+    /// The problem, as a statement. Open questions quote it after "whether", see `clause()`.
     pub what: &'static str,
     /// The standard that forbids it, with the section.
     pub standard: &'static str,
@@ -106,8 +106,8 @@ impl Rule {
         self.reason_of(self.test.run(seen))
     }
 
-    /// The level if the test is open: a possible weakness makes it unknown. A possible flaw that only
-    /// prevents `strong` keeps the rule's level.
+    /// The level if the fact is inconclusive: a possible weakness makes it unknown. A possible flaw that only prevents
+    /// `strong` keeps the rule's level.
     fn level_left_open(&self) -> Level {
         match self.level {
             Level::Weak | Level::Plaintext => Level::Unknown,

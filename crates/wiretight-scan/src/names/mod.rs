@@ -15,7 +15,6 @@ pub use primes::common_prime;
 pub use signatures::{SCHEMES, SignatureScheme};
 pub use suites::{Bulk, KeyExchange, SSL2_SUITES, Suite, suites};
 
-/// A protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Version {

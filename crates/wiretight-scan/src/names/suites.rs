@@ -34,7 +34,6 @@ pub enum KeyExchange {
     Other,
 }
 
-/// A bulk cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bulk {
     Null,

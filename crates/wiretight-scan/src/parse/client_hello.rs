@@ -145,7 +145,6 @@ impl ClientHello {
         hello.with(extension::PADDING, vec![0; missing.min(usize::from(u16::MAX) / 2)])
     }
 
-    /// The handshake message.
     pub fn message(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(1024);
         body.extend(self.version.to_be_bytes());

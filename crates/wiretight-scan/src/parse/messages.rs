@@ -252,7 +252,6 @@ pub enum Exchange {
         /// The server's share.
         y: Vec<u8>,
     },
-    /// An explicit curve.
     ExplicitCurve,
 }
 
@@ -349,7 +348,6 @@ fn u16s(bytes: &[u8]) -> Vec<u16> {
     bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
 }
 
-/// A session ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSessionTicket {
     /// Seconds.

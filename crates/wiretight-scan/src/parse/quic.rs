@@ -27,11 +27,11 @@ const MAX_PIECES: usize = 64;
 /// A packet, as far as it is readable without keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Packet<'a> {
-    /// Of version 1, still protected.
+    /// An Initial packet of version 1, still protected.
     Initial(Initial<'a>),
-    /// Of version 1.
+    /// A Retry of version 1.
     Retry(Retry<'a>),
-    /// Of no version.
+    /// A Version Negotiation, which belongs to no version.
     VersionNegotiation(VersionNegotiation<'a>),
     /// Handshake, 0-RTT, 1-RTT, or another version.
     Other,

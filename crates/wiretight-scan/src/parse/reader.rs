@@ -14,7 +14,6 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    /// The unread bytes.
     pub fn rest(&self) -> &'a [u8] {
         self.0
     }

@@ -39,7 +39,6 @@ impl ContentType {
     }
 }
 
-/// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
     pub content: ContentType,

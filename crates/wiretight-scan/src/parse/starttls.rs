@@ -132,9 +132,9 @@ pub fn reply(data: &[u8]) -> Parsed<Reply> {
 /// Whether a capability is in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
-    /// It is.
+    /// It is in the list.
     Yes,
-    /// It is not.
+    /// It is not in the list.
     No,
     /// In its place is a word that looks like an overwritten keyword.
     Mangled(String),
@@ -409,7 +409,6 @@ pub enum Encryption {
     On,
     /// No encryption.
     NotSupported,
-    /// Encryption is required.
     Required,
 }
 

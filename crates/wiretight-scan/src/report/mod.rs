@@ -30,14 +30,12 @@ pub const SCHEMA: &str = "urn:wiretight:scan-report:1";
 
 macro_rules! formats {
     ($($(#[$doc:meta])* $variant:ident $name:literal,)*) => {
-        /// A report format.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Format {
             $($(#[$doc])* $variant,)*
         }
 
         impl Format {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The name on the command line.

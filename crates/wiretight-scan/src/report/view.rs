@@ -374,7 +374,7 @@ fn chain_section(n: usize, of: usize, chain: &Chain) -> Section {
         Answer::No => Mark::Note,
         _ => Mark::Open,
     };
-    let (label, text) = ("Leads to a root of the store".to_owned(), chain.trusted.to_string());
+    let (label, text) = ("Leads to a root in the store".to_owned(), chain.trusted.to_string());
     rows.push(Row { mark, id: String::new(), label, text, evidence: chain.evidence.clone() });
     Section { title, rows }
 }

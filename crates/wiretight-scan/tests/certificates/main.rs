@@ -184,7 +184,7 @@ fn the_reasons_why_a_chain_does_not_lead_to_a_root_are_distinguished() {
         &look(&lab, &[&leaf, &fake]),
         &[("trusted", No, ""), ("complete", No, ""), ("ordered", No, "")],
     );
-    // A private root that was sent, but is not in the store.
+    // A private root that the server sent, but that is not in the store.
     lab.make(
         "private",
         Spec { issuer: None, subject: "/CN=Private", extensions: AUTHORITY, ..LEAF },

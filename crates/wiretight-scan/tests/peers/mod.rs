@@ -17,7 +17,6 @@ use wiretight_scan::facts::{Answer, Facts, Value};
 pub struct Said {
     /// Facts under our ids, including rejected suites and groups.
     pub facts: Facts,
-    /// The duration.
     pub took: Duration,
     /// Why facts are missing.
     pub trouble: Option<String>,

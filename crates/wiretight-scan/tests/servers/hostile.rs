@@ -14,7 +14,6 @@ use std::time::Duration;
 pub enum Play {
     /// Plaintext HTTP: answers a hello with 400.
     Http,
-    /// Echoes all data.
     Echo,
     /// Sends a banner, and then nothing.
     Banner,
@@ -36,7 +35,6 @@ pub enum Play {
     EndlessFragments,
     /// Endless empty records.
     EmptyRecords,
-    /// Endless warning alerts.
     EndlessWarnings,
     /// A record header that never completes, one byte every five seconds.
     Drip,
@@ -55,7 +53,6 @@ pub enum Play {
 }
 
 impl Play {
-    /// All hostile behaviours.
     pub const HOSTILE: &[(&'static str, Self)] = &[
         ("hostile-endless-records", Self::EndlessRecords),
         ("hostile-endless-certificates", Self::EndlessCertificates),
@@ -127,7 +124,6 @@ pub(super) fn accept_each(
     Stop { at, stop, served, thread: Some(thread) }
 }
 
-/// Resets a connection.
 pub(super) fn reset(client: TcpStream) {
     let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
 }

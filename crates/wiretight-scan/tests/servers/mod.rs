@@ -97,7 +97,6 @@ pub struct Running {
     pub kind: Kind,
     /// The protocol before TLS.
     pub start: Start,
-    /// Its address.
     pub address: SocketAddr,
     /// The command line, for manual tests.
     pub shown: String,

@@ -30,7 +30,7 @@ pub(super) fn command(config: &Config, at: SocketAddr, dir: &Path) -> Result<Com
         How::Python(script, arguments) => python(at, script, arguments)?,
         How::Behind(..) | How::Played(_) => unreachable!("no program"),
     };
-    // Debian's default settings forbid some of what is tested here.
+    // Debian's default settings forbid some of the tested features.
     command.current_dir(pki::folder()).env("OPENSSL_CONF", "/dev/null");
     Ok(command)
 }

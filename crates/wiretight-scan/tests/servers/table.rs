@@ -8,7 +8,6 @@ use super::hostile::Play;
 use super::proxies::Trouble;
 use super::{Config, How, Kind};
 
-/// All servers.
 pub fn all() -> Vec<Config> {
     let mut all = Vec::new();
     let mut add = |name, kind, start, how| all.push(Config { name, kind, start, how });

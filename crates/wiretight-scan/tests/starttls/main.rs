@@ -285,7 +285,7 @@ async fn an_overwritten_banner_is_a_sign_of_a_device() {
     let says = &["220 *****************2*******0*****\r\n", "500 what?\r\n", "500 what?\r\n"];
     let refused = ask(mocks::script(says).await, Start::Smtp).await.expect_err("refused");
     assert_eq!(refused.why, Why::Stripped, "{refused}");
-    // But a server without ESMTP is not.
+    // A server without ESMTP is not a sign of a device.
     let says = &["220 old.test\r\n", "500 what?\r\n", "500 what?\r\n"];
     let refused = ask(mocks::script(says).await, Start::Smtp).await.expect_err("refused");
     assert_eq!(refused.why, Why::NotOffered, "{refused}");

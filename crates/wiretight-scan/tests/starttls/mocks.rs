@@ -243,9 +243,7 @@ async fn framed_tls(mut stream: TcpStream) {
 /// The behaviour of hostile servers, and of other protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hostile {
-    /// Silence.
     Silent,
-    /// An endless line.
     EndlessLine,
     /// Endless lines that are valid in the protocol.
     EndlessLines,
@@ -253,7 +251,6 @@ pub enum Hostile {
     Slow,
     /// Random bytes.
     Garbage,
-    /// Closes the connection.
     Closes,
     /// An HTTP error response.
     Http,

@@ -94,7 +94,7 @@ async fn the_bounds_of_history_hold_across_reopening() {
     let limits = Limits { changes: 100, bytes: 1000 };
     let mut expected = 0;
     for round in 0..4 {
-        // If another test forks at this moment, its child holds our lock until it calls exec.
+        // If another test forks at this moment, its child keeps our lock until it calls exec.
         let store = loop {
             match SqliteStore::with_history(place.path.clone(), limits).await {
                 Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,

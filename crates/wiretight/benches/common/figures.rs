@@ -1,14 +1,14 @@
-//! Figures of several rounds, and of which machine they are.
+//! Figures of several rounds, and the machine that they are from.
 
 use std::{fs, process::Command};
 
 use super::process::first_line;
 
-/// A figure of a workload.
+/// The format of a figure.
 pub(crate) struct Metric {
     pub(crate) key: &'static str,
     pub(crate) title: &'static str,
-    /// Behind the point.
+    /// Digits after the decimal point.
     pub(crate) digits: usize,
 }
 
@@ -16,7 +16,7 @@ pub(crate) const fn metric(key: &'static str, title: &'static str, digits: usize
     Metric { key, title, digits }
 }
 
-/// Of the same figure in several rounds.
+/// The values of one figure in several rounds.
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
@@ -24,7 +24,8 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing. The median of an even number of values is the mean of the middle two.
+    /// `None` if there are no values. The median of an even number of values is the mean of the
+    /// middle two.
     pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
@@ -38,7 +39,7 @@ impl Spread {
     }
 }
 
-/// Where the figures come from.
+/// The machine that the figures are from.
 pub(crate) fn machine() -> Vec<(&'static str, String)> {
     let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
@@ -46,7 +47,7 @@ pub(crate) fn machine() -> Vec<(&'static str, String)> {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, model)| model);
-    // Of the machine: this process may be bound to some of them.
+    // The cores of the machine: this process may be restricted to some of them.
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let openssl = first_line(Command::new("openssl").arg("version"));
     vec![

@@ -1,6 +1,5 @@
-//! What the benchmarks share: processes that are started and stopped ([`process`]), the daemon among
-//! them ([`node`]), what they cost ([`procfs`]), a relay that costs as little as one can
-//! ([`null_relay`]), and figures ([`figures`]).
+//! Shared by the benchmarks: start and stop of processes ([`process`]), the daemon ([`node`]), CPU time and memory of
+//! processes ([`procfs`]), a minimal relay ([`null_relay`]), and figures ([`figures`]).
 
 #![allow(dead_code, reason = "each benchmark uses its part of it")]
 
@@ -21,7 +20,7 @@ use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs a benchmark on one thread, until it is done or this process is told to stop.
+/// Runs a benchmark on one thread until it is done or receives a signal to stop.
 pub(crate) fn run(
     benchmark: impl Future<Output = anyhow::Result<ExitCode>>,
 ) -> anyhow::Result<ExitCode> {
@@ -38,29 +37,29 @@ pub(crate) fn run(
     })
 }
 
-/// Those that were chosen; all if none were.
+/// The chosen ones; all if none were chosen.
 pub(crate) fn or_all<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
     if chosen.is_empty() { T::value_variants().to_vec() } else { chosen.to_vec() }
 }
 
-/// Idle connections take a descriptor here, and more in what is measured.
+/// Each idle connection needs a descriptor here, and more in the measured process.
 fn raise_fd_limit() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
         .context("cannot raise the limit of open files")
 }
 
-/// Loopback, where all of this happens.
+/// The loopback address of all benchmarks.
 pub(crate) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// A path that the caller gave. Cargo runs a bench in its package's folder; PWD still names the caller's.
+/// A path from the command line. Cargo runs a benchmark in its package's folder; PWD still contains the caller's.
 pub(crate) fn callers_path(path: &Path) -> PathBuf {
     PathBuf::from(std::env::var_os("PWD").unwrap_or_default()).join(path)
 }
 
-/// Writes to the file that `--json` names.
+/// Writes to the file of `--json`.
 pub(crate) fn write_json(file: &Path, text: &str) -> anyhow::Result<()> {
     let file = callers_path(file);
     std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))

@@ -1,4 +1,4 @@
-//! The daemon under test: its configuration, and when it is ready.
+//! The measured daemon: its configuration, and waiting until it is ready.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use super::process::{Process, Run, first_line};
 
 pub(crate) const WIRETIGHT: &str = env!("CARGO_BIN_EXE_wiretight");
 
-/// What was built.
+/// The binary that cargo built.
 pub(crate) fn version() -> Option<String> {
     let version = first_line(Command::new(WIRETIGHT).arg("--version"))?;
     let commit = first_line(
@@ -29,7 +29,7 @@ pub(crate) fn version() -> Option<String> {
     Some(format!("{version}, commit {}", commit.as_deref().unwrap_or("unknown")))
 }
 
-/// Writes the configuration of a node: `rest` goes on in its `[node]` section.
+/// Writes the configuration of a node; `rest` continues its `[node]` section.
 pub(crate) fn config(
     run: &Run<'_>,
     name: &str,

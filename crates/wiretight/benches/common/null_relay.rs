@@ -1,7 +1,7 @@
-//! The floor: a relay without TLS, run as a process of its own by starting this program again.
+//! A lower bound: a relay without TLS, run as a separate process by starting this program again.
 //!
-//! It does what any relay must and nothing else: one thread, wait until readable, read into a pooled
-//! 256 KiB buffer, write, give the buffer back.
+//! It does only what every relay must do, in one thread: wait until a socket is readable, read into a pooled 256 KiB
+//! buffer, write, return the buffer.
 
 use std::{
     cell::RefCell,
@@ -29,7 +29,7 @@ pub(crate) fn command(listen: SocketAddr, to: SocketAddr) -> io::Result<Command>
     Ok(command)
 }
 
-/// Listener and target, if this process was started by [`command`].
+/// Listener and target, if this process was started with [`command`].
 pub(crate) fn asked_for() -> anyhow::Result<Option<(SocketAddr, SocketAddr)>> {
     let args: Vec<String> = env::args().skip(1).collect();
     match &args[..] {
@@ -62,8 +62,7 @@ async fn relay(client: TcpStream, to: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies until the end of `from`, and then ends `to`. Holds no buffer while there is nothing to
-/// read.
+/// Copies until the end of `from`, and then closes `to`. Uses no buffer while there is nothing to read.
 async fn copy(from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
     loop {
         from.readable().await?;

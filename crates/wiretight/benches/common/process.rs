@@ -1,4 +1,4 @@
-//! Programs that are started for a benchmark and stopped with it, and the certificates they use.
+//! Programs that a benchmark starts and stops, and the certificates that they use.
 
 use std::{
     cell::Cell,
@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::loopback;
 
-/// Where systems are started: a temporary folder with the certificates, and the address to which all of
-/// them lead.
+/// The environment of the systems: a temporary folder with the certificates, and the address to which all of them
+/// forward.
 pub(crate) struct Lab {
     pub(crate) origin: SocketAddr,
     folder: tempfile::TempDir,
@@ -41,7 +41,7 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// A folder for a system that is about to start.
+    /// A folder for a system to be started.
     pub(crate) fn run(&self, name: &str) -> anyhow::Result<Run<'_>> {
         self.started.set(self.started.get() + 1);
         let folder = self.folder.path().join(format!("{name}-{}", self.started.get()));
@@ -63,7 +63,7 @@ impl Lab {
     }
 }
 
-/// The folder of one system, and what its start needs of the lab.
+/// The folder of one system, and the parts of the lab that its start needs.
 pub(crate) struct Run<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) folder: PathBuf,
@@ -75,7 +75,7 @@ impl Run<'_> {
         self.lab.pem(name).display().to_string()
     }
 
-    /// Writes `text`, for the owner only.
+    /// Writes a file that only its owner can read.
     pub(crate) fn file(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(name);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -91,7 +91,7 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // Workers die with their master, and a Ctrl-C is ours to pass on.
+            // Workers stop with their master process. We must forward Ctrl-C ourselves.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run {command:?}"))?;
@@ -99,7 +99,7 @@ impl Run<'_> {
     }
 }
 
-/// A process that is stopped when dropped, with all that it started.
+/// A process that is stopped when dropped, with all its descendants.
 pub(crate) struct Process {
     child: Child,
     log: PathBuf,
@@ -110,7 +110,7 @@ impl Process {
         self.child.id()
     }
 
-    /// The last lines of its output, under its path.
+    /// The last lines of its output, after the file's path.
     pub(crate) fn log(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -122,7 +122,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let group = Pid::from_child(&self.child);
-        // A failure means that it is gone already.
+        // An error means that the process has already ended.
         let _ = kill_process_group(group, Signal::TERM);
         let end = Instant::now() + Duration::from_secs(2);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
@@ -174,7 +174,7 @@ subjectAltName = DNS:peer.bench.test
     Ok(())
 }
 
-/// A program in the PATH, or where Debian has daemons, which is in the PATH of root only.
+/// A program in PATH, or in Debian's folder for daemons, which only root has in PATH.
 pub(crate) fn program(name: &str) -> Option<Command> {
     let path = env::var_os("PATH").unwrap_or_default();
     let daemons = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);

@@ -1,21 +1,20 @@
-//! What processes have cost so far, from `/proc`: CPU time and memory, descendants included.
+//! CPU time and memory of processes so far, from `/proc`, including descendants.
 
 use std::{fs, time::Duration};
 
 use anyhow::{Context, bail};
 
-/// `USER_HZ`, the unit of `/proc/PID/stat`: 100 in the Linux ABI whatever the kernel's own tick.
+/// `USER_HZ`, the unit of `/proc/PID/stat`: always 100 on Linux, regardless of the kernel's tick.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// User and system time of `roots` and all of their descendants, ended threads and reaped children
-/// included.
+/// User and system time of `roots` and all of their descendants, including ended threads and reaped children.
 pub(crate) fn cpu(roots: &[u32]) -> anyhow::Result<Duration> {
     let family = family(roots)?;
     let ticks: u64 = family.iter().map(|process| process.ticks).sum();
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
-/// The same of this process alone.
+/// The same for this process only.
 pub(crate) fn own_cpu() -> anyhow::Result<Duration> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit_once(')').context("/proc/self/stat")?.1.split_whitespace();
@@ -34,7 +33,7 @@ pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
 /// KiB of memory.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Memory {
-    /// Proportional set size: pages that several processes share count for each by its share.
+    /// Proportional set size: each process counts its share of pages that several processes use.
     pub(crate) pss_kib: u64,
     /// Resident set size.
     pub(crate) rss_kib: u64,
@@ -54,18 +53,18 @@ pub(crate) fn memory(roots: &[u32]) -> anyhow::Result<Memory> {
 struct Process {
     pid: u32,
     parent: u32,
-    /// Ended, and not reaped yet.
+    /// Ended, but not reaped yet.
     zombie: bool,
     /// utime + stime + cutime + cstime.
     ticks: u64,
 }
 
 impl Process {
-    /// `None` for a process that ended meanwhile.
+    /// `None` if the process has ended meanwhile.
     fn read(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // proc_pid_stat(5): the command in parentheses may hold anything; fields go on behind the
-        // last one, with `state` (3) first.
+        // proc_pid_stat(5): the command in parentheses may contain any character; the fields continue after the last
+        // parenthesis, starting with `state` (3).
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let ticks = field(14)? + field(15)? + field(16)? + field(17)?;
@@ -85,8 +84,8 @@ impl Process {
     }
 }
 
-/// The processes `roots` and their descendants. A root that is gone is an error: figures of half a
-/// system would look good.
+/// The processes `roots` and their descendants. An ended root is an error, because the figures of half a system would
+/// look good.
 fn family(roots: &[u32]) -> anyhow::Result<Vec<Process>> {
     let mut family = Vec::new();
     for &pid in roots {

@@ -1,5 +1,5 @@
-//! What nobody can do without: the cryptography of a handshake, by the library that Wiretight uses, and
-//! the load itself, with nothing between the clients and the backend.
+//! The unavoidable cost: the cryptography of a handshake, with the library that Wiretight uses, and the load itself,
+//! with clients connected directly to the backend.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ pub(crate) const X25519: &dyn SupportedKxGroup = kx_group::X25519;
 pub(crate) const MLKEM: &dyn SupportedKxGroup = kx_group::X25519MLKEM768;
 
 pub(crate) struct Floor {
-    /// Microseconds of a server's signature (P-256) and its side of the key exchange.
+    /// Microseconds for a server's signature (P-256) and its side of the key exchange.
     pub(crate) x25519_us: f64,
     pub(crate) mlkem_us: f64,
     /// Requests a second over plain HTTP, without a proxy.
@@ -40,7 +40,7 @@ fn signature_us() -> anyhow::Result<f64> {
     let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(refused)?;
     let key = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref())?;
-    // The length of what is signed in TLS 1.3 with SHA-256 (RFC 8446, section 4.4.3).
+    // The length of the signed data in TLS 1.3 with SHA-256 (RFC 8446, section 4.4.3).
     let message = [0x20; 64 + 33 + 1 + 32];
     least_us(|| key.sign(&random, &message).map(drop).map_err(refused))
 }
@@ -50,7 +50,7 @@ fn exchange_us(group: &dyn SupportedKxGroup) -> anyhow::Result<f64> {
     least_us(|| Ok(group.start_and_complete(client.pub_key()).map(drop)?))
 }
 
-/// The least of many: whatever else the machine does only adds.
+/// The minimum of many runs: everything else on the machine only adds time.
 fn least_us(mut once: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     const BATCH: u32 = 20;
     let mut least = Duration::MAX;

@@ -1,8 +1,7 @@
-//! The traffic: the backend, and the clients that measure a system by talking to it.
+//! The traffic: the backend, and the clients that measure a system.
 //!
-//! Every answer is checked: its status, its length, and each byte of its body. What the clients do not
-//! check is that the certificate's key signed the handshake; it must be the right certificate, and the
-//! core is needed for load.
+//! Clients check every response: status, length, and each byte of the body. They do not verify the handshake's
+//! signature, only that the certificate is the right one, because the load needs the core.
 
 use std::{
     future::poll_fn,
@@ -44,19 +43,19 @@ use crate::{
     systems::Server,
 };
 
-/// Kept connections of HTTP/1.1.
+/// Kept-alive HTTP/1.1 connections.
 const KEPT: usize = 64;
-/// Connections of HTTP/2 and HTTP/3, and requests at a time on each.
+/// HTTP/2 and HTTP/3 connections, and concurrent requests on each.
 const SHARED: usize = 8;
 const STREAMS: usize = 8;
 /// Clients that make new connections.
 const CONNECTORS: usize = 16;
-/// How long anything may take longer than it should.
+/// The additional time that a step may take before it counts as an error.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Lets a server finish the work that the last answer left behind, so that it is counted.
+/// Gives a server time to finish the work after the last response, so that it is counted.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// What is asked for, and what must come.
+/// A request and the expected response.
 pub(crate) struct Answer {
     path: &'static str,
     length: usize,
@@ -70,7 +69,7 @@ impl Answer {
         &BODY[..self.length]
     }
 
-    /// As the backend gives it.
+    /// The response as the backend sends it.
     fn whole(&self) -> Vec<u8> {
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\n\r\n",
@@ -80,7 +79,7 @@ impl Answer {
     }
 }
 
-/// Bytes that no compression and no displacement leaves as they are.
+/// Bytes in which every compression and every displacement is noticed.
 static BODY: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut random = || {
@@ -93,7 +92,7 @@ static BODY: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..LARGE.length).map(|_| random()).collect()
 });
 
-/// Starts the backend on this thread; it serves until this process ends.
+/// Starts the backend on this thread. It serves until this process ends.
 pub(crate) async fn start_backend() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(loopback(0)).await?;
     let address = listener.local_addr()?;
@@ -101,7 +100,7 @@ pub(crate) async fn start_backend() -> io::Result<SocketAddr> {
         loop {
             // Only a lack of descriptors can fail here, and clients then see it as an error.
             let Ok((stream, _)) = listener.accept().await else { continue };
-            // How a connection ended is the client's to judge.
+            // The client reports how a connection ended.
             tokio::spawn(answer(stream));
         }
     });
@@ -142,8 +141,8 @@ impl Load {
         Ok(Self { certificate, origin: lab.origin })
     }
 
-    /// Requests on kept connections: CPU microseconds of one, how many a second, and how much of its
-    /// core the server used.
+    /// Requests on kept-alive connections: CPU microseconds per request, requests per second, and the server's use of
+    /// its core.
     pub(crate) async fn http1(
         &self,
         server: &Server,
@@ -179,7 +178,7 @@ impl Load {
                 .initial_connection_window_size(1 << 24)
                 .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
                 .await?;
-            // How it ended is seen by whoever asks on it.
+            // An error on the connection also fails the requests on it.
             tokio::spawn(connection);
             senders.extend(std::iter::repeat_n(sender, STREAMS));
         }
@@ -259,11 +258,10 @@ impl Load {
         .await
     }
 
-    /// KiB of memory for each of `count` idle connections that made one request, in a fresh server: by
-    /// PSS, and by RSS.
+    /// KiB of memory for each of `count` idle connections that made one request, in a fresh server: by PSS and by RSS.
     pub(crate) async fn idle(&self, fresh: &Server, count: usize) -> anyhow::Result<Vec<f64>> {
         let tls = self.tls(X25519, b"http/1.1")?;
-        // What the first connection makes a process load and set up is not a cost of the 500th.
+        // The first connection makes a process load and initialize things; the 500th does not pay for that.
         Kept::connect(fresh.entry, Some(&tls), &SMALL).await?.close().await?;
         sleep(SETTLE).await;
         let before = fresh.memory()?;
@@ -273,15 +271,15 @@ impl Load {
         }
         sleep(Duration::from_secs(2)).await;
         let after = fresh.memory()?;
-        // Idle is not dead.
+        // The idle connections must still work.
         for kept in &mut open {
-            kept.ask().await.context("an idle connection is dead")?;
+            kept.ask().await.context("an idle connection is broken")?;
         }
         let each = |before, after| (after as f64 - before as f64) / count as f64;
         Ok(vec![each(before.pss_kib, after.pss_kib), each(before.rss_kib, after.rss_kib)])
     }
 
-    /// Requests a second on kept connections to the backend itself, over plain HTTP.
+    /// Requests per second on kept-alive connections directly to the backend, over plain HTTP.
     pub(crate) async fn direct(&self, time: Duration) -> anyhow::Result<f64> {
         let mut clients = JoinSet::new();
         let mut kept = Vec::new();
@@ -302,7 +300,7 @@ impl Load {
         Ok(finish(clients, time).await? as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Asks over and over until a server that was just started answers.
+    /// Repeats a request until a server that was just started responds.
     pub(crate) async fn wait_until_it_answers(
         &self,
         server: &Server,
@@ -345,7 +343,7 @@ impl Load {
     }
 }
 
-/// Runs the clients that `clients` makes for an end of time.
+/// Runs the clients that `clients` makes until their time is over.
 async fn timed<C>(
     server: &Server,
     time: Duration,
@@ -364,7 +362,7 @@ where
     Ok(vec![cpu * 1e6 / done as f64, done as f64 / took, cpu / took])
 }
 
-/// How much all clients did together; the first error, if one had any.
+/// The sum of all clients' work; the first error, if there was one.
 async fn finish(mut clients: JoinSet<anyhow::Result<u64>>, time: Duration) -> anyhow::Result<u64> {
     let all = async {
         let mut done = 0;
@@ -380,7 +378,7 @@ fn request<B>(answer: &Answer, body: B) -> anyhow::Result<Request<B>> {
     Ok(Request::get(format!("https://{PEER_NAME}{}", answer.path)).body(body)?)
 }
 
-/// What must follow `got`.
+/// The bytes that must follow `got`.
 fn without<'a>(expected: &'a [u8], got: &[u8]) -> anyhow::Result<&'a [u8]> {
     expected.strip_prefix(got).ok_or_else(|| anyhow!("the body was altered on its way"))
 }
@@ -407,18 +405,18 @@ impl Connect for TlsStream {
     }
 }
 
-/// A connection of HTTP/1.1 that is used again and again.
+/// An HTTP/1.1 connection that is reused.
 struct Kept {
     stream: Box<dyn Stream>,
     answer: &'static Answer,
     request: Vec<u8>,
-    /// The line of an answer that tells its length, in small letters.
+    /// The header line with the length, in lower case.
     length: Vec<u8>,
     buffer: Vec<u8>,
 }
 
 impl Kept {
-    /// Connects, and asks once.
+    /// Opens a connection and makes one request.
     async fn connect(
         to: SocketAddr,
         tls: Option<&Arc<ClientConfig>>,
@@ -479,7 +477,7 @@ async fn read(stream: &mut (dyn Stream + 'static), buffer: &mut [u8]) -> anyhow:
     Ok(read)
 }
 
-/// Takes the benchmark's certificate and no other; see the top of this file for what it leaves out.
+/// Accepts only the benchmark's certificate; the module documentation lists what it does not check.
 #[derive(Debug)]
 struct OneCertificate(CertificateDer<'static>);
 

@@ -1,12 +1,12 @@
-//! `scripts/bench edge`: what HTTPS at the edge costs, next to what others cost.
+//! `scripts/bench edge`: the cost of HTTPS at the edge, compared with other servers.
 //!
-//! The path is always client -> TLS 1.3 -> reverse proxy -> plain HTTP -> backend, on loopback. The
-//! proxy has a core to itself; clients and backend run in this process, on another. The systems take
-//! turns inside every round, so a noisy minute falls on all of them; the tables show medians over the
-//! rounds. Anything but the right answer ends the run: a fast error is no figure.
+//! The path is always client -> TLS 1.3 -> reverse proxy -> plain HTTP -> backend, on loopback. The proxy has its own
+//! core; clients and backend run in this process, on another. All systems run in every round, so a busy minute affects
+//! all of them; the tables show medians over the rounds. Any wrong response ends the run, because fast errors are not a
+//! result.
 //!
-//! [`load`] has the backend and the clients, [`systems`] starts the proxies, [`floor`] is what a
-//! handshake's cryptography costs alone, [`report`] prints it.
+//! [`load`] contains the backend and the clients, [`systems`] starts the proxies, [`floor`] measures the cryptography
+//! of a handshake alone, [`report`] prints the results.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -47,7 +47,7 @@ struct Args {
     /// Systems to run
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     systems: Vec<System>,
-    /// A smoke run: shorter everything; its figures are for no one
+    /// A short run to test the benchmark; its figures are not meaningful
     #[arg(long)]
     quick: bool,
     /// Seconds of a timed workload in a round [default: 2, quick: 1]
@@ -67,7 +67,7 @@ struct Args {
     _bench: bool,
 }
 
-/// How much of everything a round does.
+/// The size of the work in a round.
 #[derive(Clone, Copy)]
 struct Scale {
     rounds: usize,
@@ -89,13 +89,13 @@ impl Scale {
 /// One kind of traffic.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Workload {
-    /// HTTP/1.1 on 64 kept connections, answers of 1 KiB.
+    /// HTTP/1.1 on 64 kept-alive connections, responses of 1 KiB.
     #[value(name = "h1-1k")]
     H1Small,
-    /// HTTP/1.1 on 64 kept connections, answers of 64 KiB.
+    /// HTTP/1.1 on 64 kept-alive connections, responses of 64 KiB.
     #[value(name = "h1-64k")]
     H1Large,
-    /// HTTP/2, answers of 1 KiB, 8 connections with 8 requests at a time.
+    /// HTTP/2, responses of 1 KiB, 8 connections with 8 concurrent requests.
     H2,
     /// HTTP/3, the same.
     H3,
@@ -112,7 +112,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return null_relay::run(listen, to).map(|()| ExitCode::SUCCESS);
     }
     if !env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench edge`");
         return Ok(ExitCode::SUCCESS);
     }
@@ -121,7 +121,7 @@ fn main() -> anyhow::Result<ExitCode> {
     common::run(run(args))
 }
 
-/// Starts this program again with `taskset` unless it is where it belongs.
+/// Starts this program again with `taskset`, unless it runs on the right core already.
 fn stay_on_load_core() -> anyhow::Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -194,7 +194,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 report.add(Sample { round, system, workload, values });
             }
         }
-        // The next round goes in another order, so that nobody always runs behind the same one.
+        // Each round uses another order, so that no system always runs after the same one.
         running.rotate_left(1);
     }
 
@@ -205,7 +205,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a system and waits until a request crosses it; on failure the error ends in its log.
+/// Starts a system and waits until a request gets through it. The error of a failure includes the end of the system's
+/// log.
 async fn start(
     lab: &Lab,
     load: &Load,

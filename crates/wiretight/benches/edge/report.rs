@@ -48,8 +48,8 @@ impl Workload {
 
     fn describe(self, scale: &Scale) -> String {
         match self {
-            Self::H1Small => "HTTP/1.1, 64 kept connections, 1 KiB".to_owned(),
-            Self::H1Large => "HTTP/1.1, 64 kept connections, 64 KiB".to_owned(),
+            Self::H1Small => "HTTP/1.1, 64 kept-alive connections, 1 KiB".to_owned(),
+            Self::H1Large => "HTTP/1.1, 64 kept-alive connections, 64 KiB".to_owned(),
             Self::H2 => "HTTP/2, 8 connections with 8 requests at a time, 1 KiB".to_owned(),
             Self::H3 => "HTTP/3, 8 connections with 8 requests at a time, 1 KiB".to_owned(),
             Self::X25519 => "connect, full handshake with X25519, 1 KiB, close".to_owned(),
@@ -61,7 +61,7 @@ impl Workload {
         }
     }
 
-    /// The least that it can cost, and what that is.
+    /// The lower bound of the cost, and what it consists of.
     fn floor(self, floor: &Floor) -> Option<(f64, &'static str)> {
         match self {
             Self::X25519 => Some((floor.x25519_us, "P-256 signature and X25519")),
@@ -71,18 +71,18 @@ impl Workload {
     }
 }
 
-/// Collects samples, and tells of them.
+/// Collects samples and prints them.
 pub(crate) struct Report {
     scale: Scale,
     machine: Vec<(&'static str, String)>,
-    /// What runs, in the order of the rows.
+    /// The systems that run, in the order of the rows.
     systems: Vec<(System, String)>,
     floor: Floor,
     samples: Vec<Sample>,
 }
 
 impl Report {
-    /// `systems` are those that run, with their versions, in the order of the rows.
+    /// `systems`: those that run, with their versions, in the order of the rows.
     pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>, floor: Floor) -> Self {
         Self { scale, machine: machine(), systems, floor, samples: Vec::new() }
     }

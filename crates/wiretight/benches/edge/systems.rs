@@ -1,8 +1,7 @@
-//! The systems under test: each takes HTTPS at its entry and hands plain HTTP to the backend.
+//! The measured systems: each accepts HTTPS at its entry and forwards plain HTTP to the backend.
 //!
-//! Every one runs on [`SERVER_CORE`], with one worker, the same P-256 certificate, kept connections to
-//! the backend, the forwarding headers that programs behind it want, and no access log. Session tickets
-//! are as each has them by default (no client uses one).
+//! Each runs on [`SERVER_CORE`] with one worker, the same P-256 certificate, kept-alive connections to the backend, the
+//! usual forwarding headers, and no access log. Session tickets have each system's default (no client uses them).
 
 use std::{
     env,
@@ -24,20 +23,20 @@ use crate::{
     },
 };
 
-/// Where what is measured runs, and where the load and the backend do.
+/// The core of the measured system, and that of the load and the backend.
 const SERVER_CORE: &str = "0";
 pub(crate) const LOAD_CORE: &str = "1";
 
 /// In the order of the table.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum System {
-    /// Moves the bytes and does nothing to them: no TLS, no HTTP.
+    /// Copies bytes only: no TLS, no HTTP.
     Null,
     Nginx,
     Haproxy,
     Caddy,
     Wiretight,
-    /// Another build of it.
+    /// Another build of Wiretight.
     #[value(skip)]
     Other,
 }
@@ -54,7 +53,7 @@ impl System {
         }
     }
 
-    /// What is installed, or `None`.
+    /// The installed version, or `None`.
     pub(crate) fn version(self) -> Option<String> {
         match self {
             Self::Null => Some("no TLS, no HTTP, 64 KiB buffers".to_owned()),
@@ -66,7 +65,7 @@ impl System {
         }
     }
 
-    /// Debian 12 builds nginx and HAProxy with OpenSSL 3.0, which has no ML-KEM, and without HTTP/3.
+    /// Debian 12 builds nginx and HAProxy without HTTP/3, and with OpenSSL 3.0, which has no ML-KEM.
     pub(crate) fn can(self, workload: Workload) -> bool {
         match workload {
             Workload::H1Small | Workload::H1Large => true,
@@ -82,16 +81,16 @@ impl System {
     }
 }
 
-/// A system that runs. Dropping it stops it.
+/// A running system, which is stopped when dropped.
 pub(crate) struct Server {
     pub(crate) system: System,
-    /// Where it takes HTTPS; with HTTP/3, on the same port of UDP.
+    /// Its HTTPS address; HTTP/3 uses the same port over UDP.
     pub(crate) entry: SocketAddr,
     process: Process,
 }
 
 impl Server {
-    /// CPU time that it has used so far.
+    /// Its CPU time so far.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         procfs::cpu(&[self.process.id()])
     }
@@ -100,7 +99,7 @@ impl Server {
         procfs::memory(&[self.process.id()])
     }
 
-    /// The end of what it has logged.
+    /// The end of its log.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
@@ -159,7 +158,7 @@ http {{
 "
     );
     let file = run.file("nginx.conf", &config)?;
-    let mut nginx = program("nginx").context("nginx is gone")?;
+    let mut nginx = program("nginx").context("nginx is no longer installed")?;
     nginx.args(["-e", "stderr", "-c"]).arg(file).arg("-p").arg(&run.folder);
     run.spawn("nginx", &mut pinned(nginx))
 }
@@ -188,7 +187,7 @@ backend app
         origin = run.lab.origin,
     );
     let file = run.file("haproxy.cfg", &config)?;
-    let mut haproxy = program("haproxy").context("haproxy is gone")?;
+    let mut haproxy = program("haproxy").context("haproxy is no longer installed")?;
     haproxy.args(["-db", "-f"]).arg(file);
     run.spawn("haproxy", &mut pinned(haproxy))
 }
@@ -218,7 +217,7 @@ https://{PEER_NAME}:{port} {{
         origin = run.lab.origin,
     );
     let file = run.file("Caddyfile", &config)?;
-    let mut caddy = caddy().context("caddy is gone")?;
+    let mut caddy = caddy().context("caddy is no longer installed")?;
     caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
     for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
         caddy.env(variable, &run.folder);
@@ -226,7 +225,7 @@ https://{PEER_NAME}:{port} {{
     run.spawn("caddy", &mut pinned(caddy))
 }
 
-/// An authority of its own with one site, as a machine alone has it.
+/// A separate authority with one site, as on a single machine.
 async fn start_wiretight(
     program: &Path,
     run: &Run<'_>,
@@ -259,7 +258,7 @@ key = \"{key}\"
     Ok(process)
 }
 
-/// The same command, on the core of what is measured.
+/// The same command, on the core of the measured system.
 fn pinned(command: Command) -> Command {
     let mut pinned = Command::new("taskset");
     pinned.args(["--cpu-list", SERVER_CORE]).arg(command.get_program()).args(command.get_args());
@@ -269,7 +268,7 @@ fn pinned(command: Command) -> Command {
     pinned
 }
 
-/// Where `scripts/bench` puts it, or one of the system's.
+/// Where `scripts/bench` installs it, or the system's own.
 fn caddy() -> Option<Command> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);

@@ -1,9 +1,9 @@
-//! `scripts/bench intercept`: what interception costs, next to a program that is pointed at a `[[dial]]`.
+//! `scripts/bench intercept`: the cost of interception, compared with a program that connects to a `[[dial]]`.
 //!
-//! Program -> relay A -> mutual TLS 1.3 -> relay B -> origin, on two machines that are network namespaces with a wire
-//! (veth) between them, as root. The ways take turns within each round, so a noisy minute falls on all of them, and
-//! ratios are of one round. CPU is that of the two nodes with all of their children; what the kernel does for a
-//! program in its own time is in "program", which is the load and the origin.
+//! Program -> relay A -> mutual TLS 1.3 -> relay B -> origin, as root, on two machines that are network namespaces
+//! connected by a veth pair. All ways run in each round, so a busy minute affects all of them, and ratios compare
+//! values of one round. CPU is that of the two nodes with all of their children. The kernel's work in a program's own
+//! time is in "program", which is the load and the origin.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -27,20 +27,20 @@ use crate::{
     systems::{Machines, Pair, Taking},
 };
 
-/// Bytes of an answer.
+/// The length of a response.
 const RESPONSE: usize = 1024;
 
 /// Compare interception with an explicit listener.
 #[derive(Parser)]
 #[command(name = "scripts/bench intercept")]
 struct Args {
-    /// Rounds; in each, every way is taken once by every workload [default: 15, quick: 1]
+    /// Rounds; in each, every workload runs once over every way [default: 15, quick: 1]
     #[arg(long)]
     rounds: Option<usize>,
     /// Workloads to run
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<Workload>,
-    /// A smoke run: shorter everything; its figures are for no one
+    /// A short run to test the benchmark; its figures are not meaningful
     #[arg(long)]
     quick: bool,
     /// Seconds of a timed workload in a round [default: 3, quick: 1]
@@ -51,16 +51,16 @@ struct Args {
     _bench: bool,
 }
 
-/// One kind of traffic, with answers of 1 KiB.
+/// One kind of traffic, with responses of 1 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Workload {
-    /// Requests on 32 kept connections.
+    /// Requests on 32 kept-alive connections.
     Kept,
-    /// A connection a request, 16 at a time.
+    /// A new connection for each request, 16 at a time.
     New,
-    /// One request after the other on one kept connection.
+    /// One request after another on one kept-alive connection.
     KeptLatency,
-    /// One connection after the other, each with a request.
+    /// One connection after another, each with one request.
     NewLatency,
 }
 
@@ -69,12 +69,12 @@ const WAYS: [&str; 4] = ["dial", "dial by a bare redirect", "dial beside rules",
 
 fn main() -> anyhow::Result<ExitCode> {
     if !std::env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench intercept`");
         return Ok(ExitCode::SUCCESS);
     }
     let args = Args::parse();
-    ensure!(rustix::process::geteuid().is_root(), "network namespaces take root");
+    ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
     common::run(run(args))
 }
 
@@ -84,7 +84,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let time = Duration::from_secs(args.seconds.unwrap_or(pick(3, 1)));
     let count = pick(5000, 500) as usize;
     let lab = Lab::new(loopback(0))?;
-    // Apart, for rules would stop nodes that do not mark what they send.
+    // Separate, because the rules would block nodes that do not mark their packets.
     let machines = [Machines::new("d")?, Machines::new("b")?, Machines::new("i")?];
     let plain = systems::start(&lab, &machines[0], Taking::Nothing).await?;
     let bare = systems::start(&lab, &machines[1], Taking::Bare).await?;
@@ -124,7 +124,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 samples.push((round, workload, way, outcome));
             }
         }
-        // The next round goes in another order.
+        // Each round uses another order.
         ways.rotate_left(1);
     }
     for workload in or_all(&args.only) {
@@ -137,7 +137,7 @@ type Sample<'a> = (usize, Workload, &'a str, Outcome);
 
 fn print_table(workload: Workload, rounds: usize, samples: &[Sample<'_>]) {
     let (title, metrics): (_, &[&str]) = match workload {
-        Workload::Kept => ("32 kept connections", &["CPU us/req", "req/s", "program us/req"]),
+        Workload::Kept => ("32 kept-alive connections", &["CPU us/req", "req/s", "program us/req"]),
         Workload::New => {
             ("a connection a request, 16 at a time", &["CPU us/conn", "conn/s", "program us/conn"])
         }

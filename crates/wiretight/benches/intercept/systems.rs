@@ -30,7 +30,7 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    /// 10.77.0.1 and 10.77.0.2, with a wire between them.
+    /// 10.77.0.1 and 10.77.0.2, connected by a veth pair.
     pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
         let id = std::process::id();
         let [client, server] = ["c", "s"].map(|end| format!("wb{id}{name}{end}"));
@@ -47,15 +47,15 @@ impl Machines {
             ip(&format!("-n {end} link set lo up"))?;
             ip(&format!("-n {end} link set eth0 up"))?;
             ip(&format!("-n {end} addr add 10.77.0.{host}/24 dev eth0"))?;
-            // A program finds a port for a new connection as easily on its way to the other machine as on loopback,
-            // where the kernel reuses those of connections that have just ended anyway.
+            // Finding a free port takes as long between machines as on loopback, where the kernel reuses the ports of
+            // connections that have just ended.
             ip(&format!("netns exec {end} sysctl -qw net.ipv4.tcp_tw_reuse=1"))?;
         }
         Ok(machines)
     }
 
-    /// What is connected to at `from` arrives at `to`, a port of this machine: by one rule and nothing else, which is
-    /// the least that the kernel asks of whoever redirects connections. The other machine tracks its own as well.
+    /// Redirects connections to `from` to `to`, a port of this machine, with a single rule: the minimum cost of a
+    /// redirection in the kernel. The other machine tracks its own connections as well.
     fn redirect(&self, from: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
         let (ip, port, to) = (from.ip(), from.port(), to.port());
         let table = format!(
@@ -71,7 +71,7 @@ impl Machines {
         Ok(())
     }
 
-    /// From now on this thread makes its sockets on the client.
+    /// From now on this thread creates its sockets on the client.
     pub(crate) fn enter_client(&self) -> anyhow::Result<()> {
         enter(&self.client)
     }
@@ -98,7 +98,7 @@ fn enter(machine: &str) -> anyhow::Result<()> {
     Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// A way from the client to the origin.
+/// A path from the client to the origin.
 pub(crate) struct Pair {
     /// Where programs connect.
     pub(crate) entry: SocketAddr,
@@ -115,25 +115,25 @@ impl Pair {
     }
 }
 
-/// How the kernel is told to take programs' connections.
+/// How the kernel redirects programs' connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taking {
     Nothing,
-    /// By one rule that is not ours, to the dial.
+    /// By one rule, not one of ours, to the dial.
     Bare,
     /// Both nodes intercept, in strict mode.
     Strict,
 }
 
-/// Two nodes that run, and the ways through them.
+/// Two running nodes, and the paths through them.
 pub(crate) struct Nodes {
     pub(crate) dial: Pair,
-    /// As the kernel takes them; the same as `dial` where it takes none.
+    /// The address that the kernel redirects; the same as `dial` if it redirects none.
     pub(crate) taken: Pair,
     _nodes: [Process; 2],
 }
 
-/// The server's node is the authority, too.
+/// The server's node is also the authority.
 pub(crate) async fn start(lab: &Lab, machines: &Machines, taking: Taking) -> anyhow::Result<Nodes> {
     let server = machines.server.clone();
     let origin = thread::spawn(move || {

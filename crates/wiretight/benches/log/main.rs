@@ -1,4 +1,4 @@
-//! What the transparency log's parts carry: `scripts/bench log`.
+//! The throughput of the transparency log's parts: `scripts/bench log`.
 
 #![allow(clippy::unwrap_used, reason = "in a benchmark, whatever is not there ends it")]
 
@@ -11,7 +11,7 @@ mod witness;
 fn main() {
     if std::env::args().any(|arg| arg == "--help") {
         println!(
-            "usage: scripts/bench log [SECONDS]: what the sequencer takes, and what a witness of many logs cosigns"
+            "usage: scripts/bench log [SECONDS]: the throughput of the sequencer, and of a witness with many logs"
         );
         return;
     }

@@ -1,5 +1,5 @@
-//! What the sequencer carries: entries to the disk, entries and certificates to a witnessed proof, and what a proof
-//! costs whoever verifies it.
+//! The throughput of the sequencer: entries to the disk, entries and certificates to a witnessed proof; and a
+//! verifier's cost of a proof.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::rig::{Daemon, name, now};
 /// A certificate's entry has about this many bytes.
 const ENTRY: usize = 600;
 
-/// A log in a directory, and its witnesses: processes of their own, over loopback HTTP, each with a disk.
+/// A log in a directory, and its witnesses: separate processes with their own disks, reached over HTTP on loopback.
 struct Bench {
     log: Log,
     policy: Policy,
@@ -69,7 +69,7 @@ impl Bench {
     }
 }
 
-/// What `clients` do in turns, for a time: how often a second, and how long each took.
+/// What `clients` do repeatedly for a time: operations per second, and the duration of each.
 async fn drive<F>(
     clients: usize,
     time: Duration,
@@ -165,7 +165,7 @@ pub fn run(seconds: u64) {
     });
 }
 
-/// What is stored besides the entries' content.
+/// The stored bytes besides the entries' content.
 fn overhead(bench: &Bench) {
     fn files(path: &Path) -> u64 {
         let entries = std::fs::read_dir(path).unwrap().map(Result::unwrap);
@@ -210,7 +210,7 @@ impl Ca {
         Tbs::new(&profile, &spki, period, serial, Some(&self.root), self.key.algorithm()).unwrap()
     }
 
-    /// All that the authority does for a certificate.
+    /// The authority's whole work for a certificate.
     async fn issue(&self, log: &Log) -> CertificateDer<'static> {
         let tbs = self.tbs();
         let proof = log.append(tbs.entry().unwrap()).await.unwrap();
@@ -218,7 +218,7 @@ impl Ca {
     }
 }
 
-/// What the proofs add to the verification of a chain, in a handshake with a peer that was not seen before.
+/// The additional cost of proofs when a chain is verified in a handshake with a new peer.
 async fn verify(bench: &Bench, ca: &Ca) {
     let plain = ca.tbs().sign(&ca.key).unwrap();
     let proved = ca.issue(&bench.log).await;

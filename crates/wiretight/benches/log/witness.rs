@@ -1,5 +1,5 @@
-//! Checkpoints that a witness cosigns a second: as a library, and as a process over loopback HTTP. Every answer is looked
-//! at, and each is on the disk before it is given.
+//! Checkpoints that a witness cosigns per second: as a library, and as a process over HTTP on loopback. Every response
+//! is checked, and each cosignature is on disk before it is sent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use super::rig::{Daemon, Log, name, now};
 
 struct Case {
     logs: usize,
-    /// Of each log, each to a tree that is one larger than the one before.
+    /// One checkpoint of each log; each tree is one entry larger than the last one.
     steps: usize,
     clients: usize,
     ml_dsa: bool,
@@ -59,7 +59,7 @@ impl Case {
                 let key = dir.path().join("key");
                 std::fs::write(&key, &*cosigner.to_private().unwrap()).unwrap();
                 let policy = dir.path().join("policy");
-                // A policy has 64 logs; more come as several.
+                // A policy has 64 logs; more logs need more policies.
                 let mut args = vec![
                     "--new".into(),
                     "--key".into(),

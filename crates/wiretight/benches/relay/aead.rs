@@ -1,4 +1,4 @@
-//! What encryption alone costs: the same AEAD over the same bytes, in records of the same size, in memory.
+//! The cost of encryption alone: the same AEAD over the same bytes, in records of the same size, in memory.
 
 use anyhow::anyhow;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -6,11 +6,11 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use crate::common::procfs;
 
 const RECORD: usize = 16 * 1024;
-/// What a pair of relays holds at a time.
+/// The bytes that a pair of relays holds at a time.
 const RECORDS: usize = 16;
 const ROUNDS: usize = 2000;
 
-/// CPU seconds to seal and to open one GB (10^9 bytes).
+/// CPU seconds to encrypt and to decrypt one GB (10^9 bytes).
 pub(crate) fn cpu_s_per_gb() -> anyhow::Result<f64> {
     let failed = |_| anyhow!("AES-256-GCM failed");
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).map_err(failed)?);

@@ -1,6 +1,6 @@
-//! What a full handshake between two nodes costs: by rustls in memory, and as relays make it over a socket, both
-//! ends on the same thread each time. Both have the configurations of a relay: TLS 1.3, X25519MLKEM768, certificates
-//! of both ends verified (a chain that was seen before by its hash), nothing resumed.
+//! The cost of a full handshake between two nodes: with rustls in memory, and over a socket as relays do it, with both
+//! ends on the same thread. Both use the configuration of a relay: TLS 1.3, X25519MLKEM768, certificates of both ends
+//! verified (a known chain by its hash), no resumption.
 
 use std::{
     collections::BTreeMap,
@@ -35,13 +35,13 @@ use wiretight_proxy::{
 
 use crate::common::{loopback, procfs};
 
-/// Connections at a time, over sockets.
+/// Concurrent connections, over sockets.
 const CONNECTORS: usize = 16;
-/// How long one of the two has its turn: what else the machine does then falls on both.
+/// How long each of the two runs before the other, so that other load on the machine affects both.
 const TURN: Duration = Duration::from_millis(200);
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What full handshakes took.
+/// The CPU time of full handshakes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Shaken {
     pub(crate) done: u64,
@@ -67,18 +67,18 @@ impl Shaken {
     }
 }
 
-/// The two in turn, for `time` each.
+/// Both alternately, for `time` each.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Both {
     pub(crate) in_memory: Shaken,
     pub(crate) over_sockets: Shaken,
 }
 
-/// Shakes hands on a thread of its own.
+/// Runs the handshakes on a separate thread.
 pub(crate) fn measure(time: Duration) -> anyhow::Result<Both> {
     let measuring = thread::spawn(move || {
         let ends = Arc::new(Ends::new()?);
-        // As a worker's.
+        // The same settings as in a worker.
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().event_interval(61).build_local(Default::default())?;
         let mut relay = runtime.block_on(Listening::start(&ends))?;
@@ -140,7 +140,7 @@ impl Ends {
     }
 }
 
-/// One after the other, with nothing between the two ends but a buffer. Returns how many.
+/// One after another, with only a buffer between the two ends. Returns the number of handshakes.
 fn in_memory(ends: &Ends) -> anyhow::Result<u64> {
     let (start, mut done) = (Instant::now(), 0);
     let mut buffer = Vec::new();
@@ -157,7 +157,7 @@ fn in_memory(ends: &Ends) -> anyhow::Result<u64> {
     Ok(done)
 }
 
-/// Gives one end what the other has to say.
+/// Passes the output of one end to the other.
 fn pass<A: SideData, B: SideData>(
     from: &mut ConnectionCommon<A>,
     to: &mut ConnectionCommon<B>,
@@ -179,7 +179,7 @@ fn is_post_quantum(end: &CommonState) -> bool {
     end.negotiated_key_exchange_group().is_some_and(|group| provider::is_post_quantum(group.name()))
 }
 
-/// The server's end: it accepts, and tells how each handshake went.
+/// The server's end: it accepts connections and reports the result of each handshake.
 struct Listening {
     at: SocketAddr,
     accepted: mpsc::UnboundedReceiver<anyhow::Result<()>>,
@@ -196,7 +196,7 @@ impl Listening {
         spawn_local(async move {
             while let Ok((socket, _)) = socket.accept().await {
                 let (ends, tell) = (ends.clone(), tell.clone());
-                // Nobody listens any more when the measurement has failed.
+                // If the measurement has failed, the receiver is gone.
                 spawn_local(async move { drop(tell.send(accept(&ends, socket).await)) });
             }
         });
@@ -204,7 +204,7 @@ impl Listening {
     }
 }
 
-/// [`CONNECTORS`] at a time, each with a connection of its own. Returns how many.
+/// [`CONNECTORS`] at a time, each with its own connection. Returns the number of handshakes.
 async fn over_sockets(ends: &Arc<Ends>, relay: &mut Listening) -> anyhow::Result<u64> {
     let (start, at) = (Instant::now(), relay.at);
     let mut connectors = JoinSet::new();
@@ -224,7 +224,7 @@ async fn over_sockets(ends: &Arc<Ends>, relay: &mut Listening) -> anyhow::Result
         done += connector??;
     }
     for _ in 0..done {
-        relay.accepted.recv().await.ok_or_else(|| anyhow!("nobody accepts any more"))??;
+        relay.accepted.recv().await.ok_or_else(|| anyhow!("the accepting end has stopped"))??;
     }
     Ok(done)
 }
@@ -242,7 +242,7 @@ async fn accept(ends: &Ends, socket: tokio::net::TcpStream) -> anyhow::Result<()
     check(&ends.server_mesh, &info, Role::Client)
 }
 
-/// As a relay does before it lists a connection.
+/// The check that a relay makes before it registers a connection.
 fn check(mesh: &Mesh, info: &HandshakeInfo, role: Role) -> anyhow::Result<()> {
     tls::peer(mesh, &info.chain, role)?;
     ensure!(provider::is_post_quantum(info.negotiated.group), "not by X25519MLKEM768");

@@ -1,12 +1,11 @@
-//! The traffic: an origin server, and the clients that measure a pair of relays by talking to it.
+//! The traffic: an origin server, and the clients that measure a pair of relays.
 //!
-//! Everything is checked. The whole stream of a bulk transfer is compared with what it must be at
-//! each position, and so is every request and response: a relay that loses, doubles, reorders or
-//! alters a byte shows up in the errors column.
+//! All data is checked. The whole stream of a bulk transfer is compared with the expected byte at each position, and so
+//! is every request and response: a relay that loses, repeats, reorders or alters a byte shows up in the errors column.
 //!
-//! A client sends frames of [`FRAME`] bytes. A [`REQUEST`] frame carries a number and is answered by
-//! [`RESPONSE`] bytes that depend on it. A [`BULK`] frame announces a length; that many bytes
-//! follow, and the answer is how many of them were right (eight bytes, little endian).
+//! A client sends frames of [`FRAME`] bytes. A [`REQUEST`] frame carries a number and is answered by [`RESPONSE`] bytes
+//! that depend on it. A [`BULK`] frame announces a length; that many bytes follow, and the response is how many of them
+//! were right (eight bytes, little endian).
 
 #![allow(dead_code, reason = "each benchmark of relays uses its part of it")]
 
@@ -32,22 +31,22 @@ const BULK: u8 = b'B';
 
 const KEPT_CONNECTIONS: usize = 32;
 const CONNECTORS: usize = 16;
-/// Bulk streams at a time.
+/// Concurrent bulk streams.
 const STREAMS: u64 = 16;
-/// What goes through a connection that is idle again.
+/// The bytes sent over a connection before it is idle again.
 const BURST: u64 = 8 << 20;
-/// Connections that are replaced each second while many are held, and how often memory is looked at.
+/// Connections that are replaced each second while many are held, and the interval between memory measurements.
 const REPLACED: u32 = 100;
 const LOOK: Duration = Duration::from_secs(10);
-/// How long one step of a client may take before it is an error.
+/// The time limit for one step of a client.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Lets relays finish the work that the last answer left behind, so that it is counted.
+/// Gives relays time to finish the work after the last response, so that it is counted.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// What one workload gave in one round.
+/// The result of one workload in one round.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    /// In the order of the workload's metrics; empty when nothing could be measured.
+    /// In the order of the workload's metrics; empty if nothing could be measured.
     pub(crate) values: Vec<f64>,
     /// Requests of a timed workload.
     pub(crate) done: u64,
@@ -55,14 +54,14 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Nothing but an error.
+    /// A result that is only an error.
     pub(crate) fn failed(error: &anyhow::Error) -> Self {
         let errors = Errors { count: 1, first: Some(format!("{error:#}")) };
         Self { errors, ..Self::default() }
     }
 }
 
-/// How many connections failed, and how the first of them did.
+/// The number of failed connections, and the first error.
 #[derive(Default)]
 pub(crate) struct Errors {
     pub(crate) count: u64,
@@ -86,7 +85,7 @@ pub(crate) async fn bulk(pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
     bulk_in(1, pair, bytes).await
 }
 
-/// The same in [`STREAMS`] streams at a time.
+/// The same with [`STREAMS`] concurrent streams.
 pub(crate) async fn streams(pair: &Pair, bytes: u64) -> anyhow::Result<Outcome> {
     bulk_in(STREAMS, pair, bytes).await
 }
@@ -119,7 +118,7 @@ async fn bulk_in(streams: u64, pair: &Pair, bytes: u64) -> anyhow::Result<Outcom
     })
 }
 
-/// Requests for `time` on kept connections: CPU microseconds per request, and requests a second.
+/// Requests for `time` on kept-alive connections: CPU microseconds per request, and requests per second.
 pub(crate) async fn requests(pair: &Pair, time: Duration) -> anyhow::Result<Outcome> {
     let mut streams = Vec::new();
     for _ in 0..KEPT_CONNECTIONS {
@@ -128,14 +127,14 @@ pub(crate) async fn requests(pair: &Pair, time: Duration) -> anyhow::Result<Outc
     timed(pair, time, |end| streams.into_iter().map(move |stream| keep_asking(stream, end))).await
 }
 
-/// New connections for `time`: CPU microseconds per connection, and connections a second.
+/// New connections for `time`: CPU microseconds per connection, and connections per second.
 pub(crate) async fn connections(pair: &Pair, time: Duration) -> anyhow::Result<Outcome> {
     let entry = pair.entry;
     timed(pair, time, |end| (0..CONNECTORS).map(move |_| keep_connecting(entry, end))).await
 }
 
 /// `count` new connections that are kept, [`CONNECTORS`] at a time: CPU microseconds per connection, and connections
-/// a second. None of them can go over what another has left.
+/// per second. None of them can reuse another one's connection.
 pub(crate) async fn handshakes(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
     let entry = fresh.entry;
     let each = count.div_ceil(CONNECTORS);
@@ -169,10 +168,10 @@ pub(crate) async fn handshakes(fresh: &Pair, count: usize) -> anyhow::Result<Out
     Ok(outcome)
 }
 
-/// KiB of memory (PSS of both relays) per connection, of `count` idle ones that made one request; and
-/// again a second after [`BURST`] bytes went through each of [`STREAMS`] of them.
+/// KiB of memory (PSS of both relays) for each of `count` idle connections that made one request; and again a second
+/// after [`BURST`] bytes went through each of [`STREAMS`] of them.
 pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> {
-    // What the first connection makes a process load and set up is not a cost of the 500th.
+    // The first connection makes a process load and initialize things; the 500th does not pay for that.
     drop(connect_and_ask(fresh.entry, 0).await?);
     sleep(SETTLE).await;
     let before = procfs::memory(&fresh.pids())?.pss_kib;
@@ -186,7 +185,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     }
     sleep(Duration::from_secs(2)).await;
     let after = procfs::memory(&fresh.pids())?.pss_kib;
-    // All at once, so that each of them had a buffer.
+    // All at the same time, so that each of them had a buffer.
     let few = open.len().min(STREAMS as usize);
     let mut bursts: JoinSet<_> = open
         .drain(..few)
@@ -200,7 +199,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     }
     sleep(Duration::from_secs(1)).await;
     let after_bulk = procfs::memory(&fresh.pids())?.pss_kib;
-    // Idle is not dead.
+    // The idle connections must still work.
     for stream in &mut open {
         if let Err(error) = ask(stream, 0).await {
             outcome.errors.note(error);
@@ -213,7 +212,7 @@ pub(crate) async fn idle(fresh: &Pair, count: usize) -> anyhow::Result<Outcome> 
     Ok(outcome)
 }
 
-/// `count` requests one after the other: p50 and p99 of the time of one, in microseconds.
+/// `count` requests one after another: p50 and p99 of a request's time, in microseconds.
 pub(crate) async fn latency(pair: &Pair, count: usize) -> anyhow::Result<Outcome> {
     let mut stream = connect_and_ask(pair.entry, 0).await?;
     let mut times = Vec::with_capacity(count);
@@ -225,7 +224,7 @@ pub(crate) async fn latency(pair: &Pair, count: usize) -> anyhow::Result<Outcome
     Ok(percentiles(times))
 }
 
-/// The same of connections, each with one request.
+/// The same for connections with one request each.
 pub(crate) async fn latency_of_connections(pair: &Pair, count: usize) -> anyhow::Result<Outcome> {
     let mut times = Vec::with_capacity(count);
     for number in 0..count {
@@ -236,7 +235,7 @@ pub(crate) async fn latency_of_connections(pair: &Pair, count: usize) -> anyhow:
     Ok(percentiles(times))
 }
 
-/// Requests that come evenly, `rate` a second in all, on kept connections: p50 and p99 of the time of one.
+/// Requests at a constant rate, `rate` per second in total, on kept-alive connections: p50 and p99 of a request's time.
 pub(crate) async fn latency_at(pair: &Pair, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
     let entry = pair.entry;
     let every = Duration::from_secs_f64(KEPT_CONNECTIONS as f64 / rate);
@@ -253,8 +252,8 @@ pub(crate) async fn latency_at(pair: &Pair, rate: f64, time: Duration) -> anyhow
     Ok(percentiles(times))
 }
 
-/// One client of these, on a thread of its own, whose sleep ends more exactly than a runtime's. A request counts
-/// from when it is sent.
+/// One of these clients, on its own thread, because a thread sleeps more precisely than a runtime. The time of a
+/// request starts when it is sent.
 fn ask_on_time(
     entry: SocketAddr,
     every: Duration,
@@ -284,9 +283,9 @@ fn ask_on_time(
     Ok(times)
 }
 
-/// Holds `count` connections for `time`, while [`REPLACED`] of them are asked and replaced each second. KiB of memory
-/// (PSS of both relays) a connection: at first, the least and the most of every ten seconds, and at the end. Each
-/// connection has to answer when it is replaced, and at the end.
+/// Holds `count` connections for `time`, while each second [`REPLACED`] of them make a request and are replaced. KiB of
+/// memory (PSS of both relays) for each connection: at the start, minimum and maximum of every ten seconds, and at the
+/// end. Each connection must respond when it is replaced, and at the end.
 pub(crate) async fn hold(fresh: &Pair, count: usize, time: Duration) -> anyhow::Result<Outcome> {
     drop(connect_and_ask(fresh.entry, 0).await?);
     sleep(SETTLE).await;
@@ -339,7 +338,7 @@ fn percentiles(mut times: Vec<Duration>) -> Outcome {
     Outcome { values: vec![at(50), at(99)], ..Outcome::default() }
 }
 
-/// Asks over and over until a relay pair that was just started answers.
+/// Repeats a request until a relay pair that was just started responds.
 pub(crate) async fn wait_until_it_answers(
     entry: SocketAddr,
     patience: Duration,
@@ -354,15 +353,15 @@ pub(crate) async fn wait_until_it_answers(
     }
 }
 
-/// What one client did until its time was over.
+/// The work of one client until its time was over.
 #[derive(Default)]
 struct Tally {
     done: u64,
     errors: Errors,
 }
 
-/// Runs the clients that `clients` makes for an end of time. Gives CPU microseconds for one thing
-/// done, and how many were done a second.
+/// Runs the clients that `clients` makes until their time is over. Returns CPU microseconds per operation, and
+/// operations per second.
 async fn timed<C>(
     pair: &Pair,
     time: Duration,
@@ -409,7 +408,7 @@ async fn keep_connecting(entry: SocketAddr, end: Instant) -> Tally {
             Ok(_closed_here) => tally.done += 1,
             Err(error) => {
                 tally.errors.note(error);
-                // A relay that refuses everything is to be counted, not stormed.
+                // If a relay rejects everything, count that and do not retry in a tight loop.
                 sleep(Duration::from_millis(10)).await;
             }
         }
@@ -456,7 +455,7 @@ async fn within<T>(patience: Duration, what: impl Future<Output = io::Result<T>>
     timeout(patience, what).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Starts the origin on a thread of its own; it serves until this process ends.
+/// Starts the origin on its own thread. It serves until this process ends.
 pub(crate) fn start_origin() -> io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(loopback(0))?;
     listener.set_nonblocking(true)?;
@@ -473,7 +472,7 @@ async fn accept(listener: std::net::TcpListener) -> io::Result<Infallible> {
     loop {
         // Only a lack of descriptors can fail here, and clients then see it as an error.
         let Ok((stream, _)) = listener.accept().await else { continue };
-        // How a connection ended is the client's to judge.
+        // The client reports how a connection ended.
         tokio::spawn(serve(stream));
     }
 }
@@ -497,8 +496,8 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Returns how many bytes were right up to the first wrong one. Takes all of them either way: a
-/// client that still sends could not read the answer.
+/// Returns the number of correct bytes before the first wrong one. Reads all bytes in any case, because a client that
+/// still sends could not read the response.
 async fn receive_bulk(stream: &mut TcpStream, bytes: u64) -> io::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
@@ -517,7 +516,7 @@ async fn receive_bulk(stream: &mut TcpStream, bytes: u64) -> io::Result<u64> {
     Ok(right)
 }
 
-/// Kind, number, and filling that depends on the number.
+/// Kind, number, and padding that depends on the number.
 fn frame(kind: u8, number: u64) -> [u8; FRAME] {
     let mut frame = [kind; FRAME];
     frame[1..9].copy_from_slice(&number.to_le_bytes());
@@ -525,12 +524,12 @@ fn frame(kind: u8, number: u64) -> [u8; FRAME] {
     frame
 }
 
-/// The most that is read or written at once.
+/// The maximum size of a read or write.
 const CHUNK: usize = 256 * 1024;
-/// A prime, so that no displacement by a buffer, a record or a page goes unseen.
+/// A prime, so that every displacement by a buffer, a record or a page is noticed.
 const PERIOD: usize = 262_139;
 
-/// What a stream holds from `position` on: pseudo-random bytes that repeat after [`PERIOD`].
+/// The content of a stream from `position` on: pseudo-random bytes that repeat after [`PERIOD`].
 fn pattern(position: u64, length: usize) -> &'static [u8] {
     static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;

@@ -1,14 +1,13 @@
-//! `scripts/bench relay`: what a pair of Wiretight relays costs, next to what others cost.
+//! `scripts/bench relay`: the cost of a pair of Wiretight relays, compared with other systems.
 //!
-//! The path is always client -> relay A -> mutual TLS 1.3 -> relay B -> origin, on loopback. The
-//! systems take turns inside every round, so a noisy minute falls on all of them; the table shows
-//! medians over the rounds. CPU is that of the two relays only: the load and the origin run in this
-//! process and are not counted, but they share the machine's cores, so compare rows of one run and
-//! not figures of two runs.
+//! The path is always client -> relay A -> mutual TLS 1.3 -> relay B -> origin, on loopback. All systems run in every
+//! round, so a busy minute affects all of them; the table shows medians over the rounds. CPU is that of the two relays
+//! only: the load and the origin run in this process and are not counted, but they share the machine's cores. So
+//! compare rows of one run, not figures of two runs.
 //!
-//! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays (the floor is
-//! a pair without TLS, [`common::null_relay`], and what the cipher costs alone, [`aead`], and a handshake in memory, [`handshake`]), [`common::procfs`] reads
-//! what they cost, [`report`] prints it.
+//! [`load`] makes the traffic and checks every byte of it, [`systems`] starts the relays, [`common::procfs`] measures
+//! their cost, [`report`] prints it. The lower bounds are a pair without TLS ([`common::null_relay`]), the cipher alone
+//! ([`aead`]), and a handshake in memory ([`handshake`]).
 
 mod aead;
 #[path = "../common/mod.rs"]
@@ -30,10 +29,10 @@ use crate::{
     systems::{Pair, System},
 };
 
-/// Bytes of an answer.
+/// The length of a response.
 const RESPONSE: usize = 256;
 
-/// Compare a pair of relays with its peers.
+/// Compare a pair of relays with other systems.
 #[derive(Parser)]
 #[command(name = "scripts/bench relay")]
 struct Args {
@@ -46,7 +45,7 @@ struct Args {
     /// Systems to run
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     systems: Vec<System>,
-    /// A smoke run: shorter everything; its figures are for no one
+    /// A short run to test the benchmark; its figures are not meaningful
     #[arg(long)]
     quick: bool,
     /// MiB in the one stream of a bulk round [default: 2048, quick: 256]
@@ -75,7 +74,7 @@ struct Args {
     _bench: bool,
 }
 
-/// How much of everything a round does.
+/// The size of the work in a round.
 #[derive(Clone, Copy)]
 struct Scale {
     rounds: usize,
@@ -84,7 +83,7 @@ struct Scale {
     idle_conns: usize,
     handshakes: usize,
     latency_requests: usize,
-    /// Requests a second in `half`.
+    /// Requests per second in `half`.
     half_rate: f64,
     held_conns: usize,
     hold_time: Duration,
@@ -110,11 +109,11 @@ impl Scale {
 /// One kind of traffic.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Workload {
-    /// One stream, as fast as it goes.
+    /// One stream at full speed.
     Bulk,
-    /// As much in 16 streams at a time; Wiretight with two workers a relay.
+    /// The same amount in 16 concurrent streams; Wiretight with two workers per relay.
     Streams,
-    /// Requests on 32 kept connections.
+    /// Requests on 32 kept-alive connections.
     Rps,
     /// New connections, 16 at a time: connect, request, response, close.
     Conns,
@@ -122,11 +121,11 @@ enum Workload {
     Handshake,
     /// Memory of idle connections that have made one request each.
     Idle,
-    /// One request after the other on one kept connection.
+    /// One request after another on one kept-alive connection.
     Latency,
-    /// Requests that come evenly on 32 kept connections, half as many as the slowest system can do.
+    /// Requests at a constant rate on 32 kept-alive connections: half the rate of the slowest system.
     Half,
-    /// Many connections for a long time, some of them replaced all the time; only when asked for.
+    /// Many connections for a long time, some of them replaced all the time; runs only on request.
     Hold,
 }
 
@@ -135,7 +134,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return null_relay::run(listen, to).map(|()| ExitCode::SUCCESS);
     }
     if !std::env::args().any(|arg| arg == "--bench") {
-        // `cargo test --all-targets` starts every bench: minutes of load are no test.
+        // `cargo test --all-targets` starts every benchmark, but minutes of load are not a test.
         println!("not run: use `scripts/bench relay`");
         return Ok(ExitCode::SUCCESS);
     }
@@ -190,7 +189,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                         Ok(fresh) => load::idle(&fresh, scale.idle_conns).await,
                         Err(error) => Err(error),
                     },
-                    // What is kept ready from earlier would be taken for what is new.
+                    // Idle connections from the earlier measurement would be counted as new ones.
                     Workload::Handshake => match start(&lab, *system, 1).await {
                         Ok(fresh) => load::handshakes(&fresh, scale.handshakes).await,
                         Err(error) => Err(error),
@@ -219,7 +218,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 report.add_handshakes(handshake::measure(scale.time)?);
             }
         }
-        // The next round goes in another order, so that nobody always runs behind the same one.
+        // Each round uses another order, so that no system always runs after the same one.
         running.rotate_left(1);
     }
 
@@ -230,7 +229,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Starts a pair and waits until a request crosses it; on failure the error ends in its log.
+/// Starts a pair and waits until a request gets through it. The error of a failure includes the end of the logs.
 async fn start(lab: &Lab, system: System, workers: usize) -> anyhow::Result<Pair> {
     let pair = systems::start(lab, system, workers)
         .await

@@ -73,7 +73,7 @@ impl Workload {
                 "{} MiB in 16 streams at a time; Wiretight with two workers a relay",
                 scale.bulk_bytes >> 20
             ),
-            Self::Rps => format!("requests on 32 kept connections for {seconds} s"),
+            Self::Rps => format!("requests on 32 kept-alive connections for {seconds} s"),
             Self::Conns => {
                 format!("connect, request, response, close: 16 at a time for {seconds} s")
             }
@@ -88,11 +88,11 @@ impl Workload {
                 scale.idle_conns
             ),
             Self::Latency => format!(
-                "{} requests one after the other on one kept connection",
+                "{} requests one after another on one kept-alive connection",
                 scale.latency_requests
             ),
             Self::Half => format!(
-                "{:.0} requests a second, evenly, on 32 kept connections for {seconds} s",
+                "{:.0} requests a second, evenly, on 32 kept-alive connections for {seconds} s",
                 scale.half_rate
             ),
             Self::Hold => format!(
@@ -104,21 +104,21 @@ impl Workload {
     }
 }
 
-/// Collects samples, and tells of them.
+/// Collects samples and prints them.
 pub(crate) struct Report {
     scale: Scale,
     machine: Vec<(&'static str, String)>,
-    /// What runs, in the order of the rows.
+    /// The systems that run, in the order of the rows.
     systems: Vec<(System, String)>,
     samples: Vec<Sample>,
-    /// CPU s/GB of sealing and opening alone, of each round.
+    /// CPU s/GB of encryption and decryption alone, for each round.
     aead: Vec<f64>,
-    /// Handshakes alone, of each round.
+    /// Handshakes alone, for each round.
     handshakes: Vec<Both>,
 }
 
 impl Report {
-    /// `systems` are those that run, with their versions, in the order of the rows.
+    /// `systems`: those that run, with their versions, in the order of the rows.
     pub(crate) fn new(scale: Scale, systems: Vec<(System, String)>) -> Self {
         Self {
             scale,
@@ -163,7 +163,8 @@ impl Report {
         }
     }
 
-    /// Prints one table a workload, and below it the first error of each system that had any.
+    /// Prints one table for each workload, and below it the first error of each system that had
+    /// any.
     pub(crate) fn print_tables(&self) {
         for &workload in Workload::value_variants() {
             if self.samples.iter().any(|sample| sample.workload == workload) {
@@ -202,7 +203,7 @@ impl Report {
         }
     }
 
-    /// The bulk row against what no relay that encrypts can do without.
+    /// The bulk row compared with the minimum for any relay that encrypts.
     fn print_floor(&self) {
         let spread = |system| self.spread(Workload::Bulk, system, 0).map(|spread| spread.median);
         let aead = Spread::of(self.aead.iter().copied()).map(|spread| spread.median);
@@ -215,7 +216,7 @@ impl Report {
         }
     }
 
-    /// Handshakes alone: what relays make of them over sockets, against rustls in memory.
+    /// Handshakes alone: those of relays over sockets, compared with rustls in memory.
     fn print_handshakes(&self) {
         let figure = |what: &dyn Fn(&Both) -> f64, digits: usize| {
             let spread = Spread::of(self.handshakes.iter().map(what));

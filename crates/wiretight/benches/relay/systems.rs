@@ -1,11 +1,11 @@
-//! The systems under test, each as a pair of relays: A takes plain TCP and speaks TLS to B, B hands
-//! plain TCP to the origin.
+//! The measured systems, each as a pair of relays: A accepts plain TCP and connects to B over TLS,
+//! B forwards plain TCP to the origin.
 //!
-//! The promise under test is a full, mutually authenticated TLS 1.3 handshake for whoever is let
-//! in, so tickets and session caches are off everywhere: a resumed session proves neither
-//! certificate again. Every relay gets one worker, P-256 certificates of one private CA, and checks
-//! its peer's. The peers run X25519, because Debian's OpenSSL 3.0 has no ML-KEM; Wiretight runs
-//! X25519MLKEM768, as shipped. Stunnel has a thread a connection and no way to have fewer.
+//! Each connection must have a full, mutually authenticated TLS 1.3 handshake. So tickets and
+//! session caches are off everywhere, because a resumed session verifies neither certificate again.
+//! Every relay has one worker and P-256 certificates of one private CA, and verifies its peer's.
+//! The other systems use X25519, because Debian's OpenSSL 3.0 has no ML-KEM; Wiretight uses
+//! X25519MLKEM768, its default. Stunnel always uses a thread for each connection.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -39,7 +39,7 @@ impl System {
         }
     }
 
-    /// What is installed, or `None`.
+    /// The installed version, or `None`.
     pub(crate) fn version(self) -> Option<String> {
         match self {
             Self::Null => Some("no TLS, 256 KiB buffers".to_owned()),
@@ -54,9 +54,9 @@ impl System {
     }
 }
 
-/// Two relays that run, and what they need to. Dropping it stops them.
+/// Two running relays and their environment, stopped when dropped.
 pub(crate) struct Pair {
-    /// Where relay A takes plain TCP.
+    /// Where relay A accepts plain TCP.
     pub(crate) entry: SocketAddr,
     relays: [Process; 2],
     /// Not part of the data path, and not counted.
@@ -72,18 +72,18 @@ impl Pair {
         self.relays.each_ref().map(|relay| relay.id())
     }
 
-    /// CPU time that both relays have used so far.
+    /// CPU time of both relays so far.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         procfs::cpu(&self.pids())
     }
 
-    /// The end of what each relay has logged.
+    /// The end of each relay's log.
     pub(crate) fn logs(&self) -> String {
         self.relays.each_ref().map(Process::log).join("\n")
     }
 }
 
-/// Starts a pair, Wiretight with so many workers a relay. It may not be listening yet.
+/// Starts a pair; Wiretight with this number of workers per relay. It may not be listening yet.
 pub(crate) async fn start(lab: &Lab, system: System, workers: usize) -> anyhow::Result<Pair> {
     let run = lab.run(system.name())?;
     match system {
@@ -106,7 +106,7 @@ fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];
     let [ca, cert, key] = ["ca.pem", "peer.pem", "peer.key"].map(|name| run.pem(name));
-    // Debian builds the stream module as a file to load, others build it in.
+    // Debian builds the stream module as a loadable file; others build it in.
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     let load = match module.exists() {
         true => format!("load_module {};", module.display()),
@@ -143,7 +143,7 @@ fn start_nginx(run: &Run<'_>) -> anyhow::Result<Pair> {
     );
     let nginx = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.conf"), config)?;
-        let mut command = program("nginx").context("nginx is gone")?;
+        let mut command = program("nginx").context("nginx is no longer installed")?;
         run.spawn(name, command.args(["-e", "stderr", "-c"]).arg(file).arg("-p").arg(&run.folder))
     };
     Ok(Pair::new(entry, nginx("a", &a)?, nginx("b", &b)?))
@@ -186,7 +186,7 @@ listen relay
     );
     let haproxy = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.cfg"), config)?;
-        let mut command = program("haproxy").context("haproxy is gone")?;
+        let mut command = program("haproxy").context("haproxy is no longer installed")?;
         run.spawn(name, command.args(["-db", "-f"]).arg(file))
     };
     Ok(Pair::new(entry, haproxy("a", &a)?, haproxy("b", &b)?))
@@ -223,13 +223,13 @@ sessionResume = no
     let b = config(middle, origin, "client = no");
     let stunnel = |name: &str, config: &str| {
         let file = run.file(&format!("{name}.conf"), config)?;
-        let mut command = program("stunnel").context("stunnel is gone")?;
+        let mut command = program("stunnel").context("stunnel is no longer installed")?;
         run.spawn(name, command.arg(file))
     };
     Ok(Pair::new(entry, stunnel("a", &a)?, stunnel("b", &b)?))
 }
 
-/// As an operator would: an authority, a token for each node, then the nodes.
+/// As an operator would: start an authority, create a token for each node, then start the nodes.
 async fn start_wiretight(run: &Run<'_>, workers: usize) -> anyhow::Result<Pair> {
     let [entry, middle, origin] =
         [run.lab.free_address()?, run.lab.free_address()?, run.lab.origin];

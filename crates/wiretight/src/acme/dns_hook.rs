@@ -83,7 +83,8 @@ impl DnsHook {
             format!("the process that runs dns_command is gone ({e}). Restart the node.")
         };
         let mut rests = self.socket.lock().await;
-        // If this is cancelled, the socket is dropped, so that a late response is not taken for that of the next request.
+        // If this is cancelled, the socket is dropped, so that a late response is not mistaken for that of the next
+        // request.
         let Some(socket) = rests.take() else { return Err(gone(&"an earlier request failed")) };
         let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
         let mut stream = tokio::io::BufStream::new(socket);
@@ -221,7 +222,7 @@ mod tests {
             "present _acme-challenge.example.org. {value}\ncleanup _acme-challenge.example.org. {value}\n"
         );
         assert_eq!(std::fs::read_to_string(&said).unwrap(), expected);
-        // Nothing else is run.
+        // No other command is run.
         for job in [
             job(Path::new("/bin/true"), Verb::Present, "example.org", &value),
             job(&script, Verb::Present, "example.org; rm -rf /", &value),

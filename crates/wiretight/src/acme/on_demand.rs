@@ -202,7 +202,7 @@ impl Acme {
 
     /// Admits a new host, within the limits.
     async fn admit(&self, host: &SiteName) -> Result<bool, StoreError> {
-        // One at a time, so that several do not take the last free place.
+        // One at a time, so that several orders do not use the last free place.
         let _one = self.admitting.lock().await;
         let now = self.clock.now();
         let (mut taken, mut last_hour) = (0, 0);

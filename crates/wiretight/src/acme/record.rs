@@ -297,7 +297,8 @@ mod tests {
         assert_eq!(plan(&record, &current(t, 90), t), Plan::Wait(t + 60 * DAY));
         assert_eq!(plan(&record, &current(t, 90), t + 60 * DAY), Plan::Order);
         assert_eq!(plan(&record, &current(t, 6), t), Plan::Wait(t + 3 * DAY));
-        // An early window applies. An early window for another certificate does not: ask about the own one.
+        // An early window applies. An early window for another certificate does not: ask about this edge's
+        // certificate.
         record.ari = ari("a.b", Some((t, t + 1)));
         assert_eq!(plan(&record, &current(t, 6), t + DAY), Plan::Order);
         record.ari = ari("other", Some((t, t + 1)));

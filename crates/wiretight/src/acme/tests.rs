@@ -1,4 +1,4 @@
-//! Against Pebble, with edges that die between any two requests to it.
+//! Tests against Pebble, with edges that crash between any two requests.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,7 +27,7 @@ use pebble::Pebble;
 
 const NAME: &str = "www.example.test";
 
-/// Counts what was asked, and dies at one request: it, or its answer, never arrives.
+/// Counts requests and crashes at one of them: the request or its response never arrives.
 #[derive(Clone)]
 struct Mortal {
     https: http::Https,
@@ -38,12 +38,12 @@ struct Mortal {
 struct Seen {
     requests: AtomicUsize,
     dies_at: AtomicUsize,
-    /// Whether the CA has seen the request at which it dies.
+    /// Whether the CA has received the request at which it crashes.
     after: bool,
     dead: Notify,
-    /// Answers with 201 (Created), by path.
+    /// Responses with 201 (Created), by path.
     created: Mutex<BTreeMap<String, usize>>,
-    /// The contacts that the CA was told.
+    /// The contacts sent to the CA.
     contacts: Mutex<Vec<serde_json::Value>>,
 }
 
@@ -87,7 +87,7 @@ impl HttpClient for Mortal {
     }
 }
 
-/// What a signed request says of whom the CA writes to.
+/// The contacts in a signed request.
 fn contact(jws: &[u8]) -> Option<serde_json::Value> {
     let jws: serde_json::Value = serde_json::from_slice(jws).ok()?;
     let payload = URL_SAFE_NO_PAD.decode(jws["payload"].as_str()?).ok()?;
@@ -95,7 +95,7 @@ fn contact(jws: &[u8]) -> Option<serde_json::Value> {
     payload.get("contact").cloned()
 }
 
-/// The machine's clock, and less patience.
+/// The machine's clock, with shorter waits.
 struct Impatient;
 
 #[async_trait]
@@ -132,7 +132,7 @@ impl Rig {
         }
     }
 
-    /// Without a CA.
+    /// A rig without a CA.
     fn offline() -> Rig {
         Rig {
             https: http::Https::new(&[]).unwrap(),
@@ -148,7 +148,7 @@ impl Rig {
         Arc::new(Seen { dies_at: dies_at.into(), after, ..Seen::default() })
     }
 
-    /// An edge by this name; the same name and key are the same edge, started again.
+    /// An edge with this name. The same name and key mean the same edge, restarted.
     fn edge(&self, me: &str, key: &[u8], seen: &Arc<Seen>) -> (Arc<Acme>, Arc<Certificates>) {
         let serve = Arc::new(Certificates::default());
         let key = SealKey::from_bytes(key).unwrap();
@@ -176,7 +176,7 @@ impl Rig {
     }
 }
 
-/// What port 80 of any of the edges answers: what the store says.
+/// Answers http-01 challenges like port 80 of the edges, from the store.
 fn port_80() -> (u16, Arc<Mutex<Vec<Arc<MemoryStore>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -228,7 +228,7 @@ async fn until_served(acme: Arc<Acme>, serve: &Certificates) {
 }
 
 #[tokio::test]
-async fn an_edge_that_dies_between_any_two_steps_loses_no_account_and_orders_once_more_at_most() {
+async fn an_edge_that_crashes_between_two_steps_keeps_its_account_and_orders_at_most_once_more() {
     if !pebble::installed() {
         return;
     }
@@ -247,7 +247,7 @@ async fn an_edge_that_dies_between_any_two_steps_loses_no_account_and_orders_onc
                 () = until_served(acme, &serve) => lived = true,
                 () = seen.dead.notified() => deaths += 1,
             }
-            // Started again: the same store and key, nothing else.
+            // Restarted with only the same store and key.
             let (acme, serve) = rig.edge("e1", &key, &seen);
             until_served(acme, &serve).await;
             let record = rig.record().await;
@@ -267,7 +267,7 @@ async fn an_edge_that_dies_between_any_two_steps_loses_no_account_and_orders_onc
 }
 
 #[tokio::test]
-async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
+async fn of_two_edges_that_share_a_store_one_orders_and_both_serve() {
     if !pebble::installed() {
         return;
     }
@@ -285,20 +285,20 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (1, 1));
     let period = |c: &Certificates| c.get(NAME).unwrap().period();
     assert_eq!(period(&serves_a), period(&serves_b));
-    // One that comes later gets the key from those that have it, and orders nothing.
+    // An edge that joins later gets the key from the others and orders nothing.
     let late = SealKey::generate().unwrap().to_bytes();
     let (c, serves_c) = rig.edge("e3", &late, &seen);
     c.join().await.unwrap();
     a.clone().step().await;
     until_served(c, &serves_c).await;
     assert_eq!(seen.created("/order-plz"), 1);
-    // The control: one that shares no store orders for itself.
+    // The control: an edge that shares no store orders its own certificate.
     let alone = Rig { store: Arc::new(MemoryStore::new()), ..rig };
     stores.lock().unwrap().push(alone.store.clone());
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
     until_served(d.clone(), &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
-    // The CA knows whom to write to, and is told when that changes.
+    // The CA is told the contact, and its changes.
     let told = || std::mem::take(&mut *seen.contacts.lock().unwrap());
     let first = told();
     assert!((2..=3).contains(&first.len()), "{first:?}");
@@ -309,7 +309,7 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
     ca.contact = vec!["mailto:new@example.org".into()];
     for expected in [vec![serde_json::json!(ca.contact)], vec![]] {
         d.account(&ca).await.unwrap();
-        // Pebble refuses some nonces, and then it is told again.
+        // Pebble rejects some nonces; the request is then repeated.
         let mut said = told();
         said.dedup();
         assert_eq!(said, expected);
@@ -317,21 +317,21 @@ async fn of_two_edges_with_one_store_one_orders_and_both_serve() {
 }
 
 #[tokio::test]
-async fn when_one_ca_fails_the_next_is_asked() {
+async fn if_a_ca_fails_the_next_one_is_used() {
     if !pebble::installed() {
         return;
     }
     let (port, stores) = port_80();
     let mut rig = Rig::new(port);
     *stores.lock().unwrap() = vec![rig.store.clone()];
-    // Nobody listens there.
+    // No server listens there.
     rig.directories.insert(0, "https://127.0.0.1:1/directory".into());
     let seen = rig.seen(0, false);
     let key = SealKey::generate().unwrap().to_bytes();
     let (acme, serve) = rig.edge("e1", &key, &seen);
     acme.clone().step().await;
     let error = acme.errors().remove(NAME).unwrap();
-    assert!(error.contains("127.0.0.1:1 cannot be reached"), "{error}");
+    assert!(error.contains("cannot reach 127.0.0.1:1"), "{error}");
     assert!(rig.record().await.orders.is_empty(), "a CA that never heard of it was charged");
     acme.retry().await.unwrap();
     until_served(acme.clone(), &serve).await;
@@ -339,7 +339,7 @@ async fn when_one_ca_fails_the_next_is_asked() {
     assert_eq!(acme.errors().len(), 0);
 }
 
-/// A program that is asked about hosts: it says yes to those below `yes.test`, and what it was asked.
+/// An `ask` program that allows hosts below `yes.test`, and records the requests.
 fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/may?key=1", listener.local_addr().unwrap());
@@ -355,7 +355,7 @@ fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
             let status = match () {
                 () if path.ends_with(".yes.test") => "200 OK",
                 () if path.ends_with(".broken.test") => "503 Service Unavailable",
-                // Not followed: it is no yes.
+                // A redirect is not followed and does not count as permission.
                 () if path.ends_with(".moved.test") => {
                     "302 Found\r\nLocation: /may?domain=a.yes.test"
                 }
@@ -379,7 +379,7 @@ async fn host_records(rig: &Rig) -> BTreeMap<String, SiteRecord> {
 }
 
 #[tokio::test]
-async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_yes() {
+async fn a_host_gets_an_on_demand_certificate_if_the_ask_program_allows_it() {
     if !pebble::installed() {
         return;
     }
@@ -403,18 +403,18 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
     b.join().await.unwrap();
     let host = |name: &str| name.parse::<SiteName>().unwrap();
 
-    // No, no answer, an answer that is somewhere else: nothing is ordered, nothing is kept.
+    // A refusal, no response, a redirect: nothing is ordered or stored.
     for no in ["a.no.test", "a.no.test", "a.broken.test", "a.moved.test", "nodot"] {
         a.get_on_demand(&host(no)).await.unwrap();
         assert!(serves_a.get(no).is_none(), "{no}");
     }
     let asks = std::mem::take(&mut *asked.lock().unwrap());
     let ask_of = |host: &str| format!("/may?key=1&domain={host}");
-    // The first no was remembered.
+    // The first refusal is remembered.
     assert_eq!(asks, ["a.no.test", "a.broken.test", "a.moved.test"].map(ask_of));
     assert_eq!((seen.created("/order-plz"), host_records(&rig).await.len()), (0, 0));
 
-    // Yes: both edges want it at once, one orders, both serve.
+    // Allowed: both edges want it at once, one orders, both serve.
     let shop = host("shop.yes.test");
     let (of_a, of_b) = tokio::join!(a.get_on_demand(&shop), b.get_on_demand(&shop));
     of_a.unwrap();
@@ -423,18 +423,18 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
     let period = |c: &Certificates| c.get(shop.as_str()).map(|c| c.period());
     assert!(period(&serves_a).is_some() && period(&serves_a) == period(&serves_b));
 
-    // An edge that is started again serves it without asking anybody.
+    // A restarted edge serves it without any request.
     asked.lock().unwrap().clear();
     let (a, serves_a) = edge("e1", &keys[0]);
     a.clone().step().await;
     assert!(period(&serves_a).is_some() && asked.lock().unwrap().is_empty());
-    // The control: one whose configuration has no such site does not.
+    // The control: an edge without such a site does not.
     a.update_on_demand(Vec::new());
     a.publish().await.unwrap();
     assert!(period(&serves_a).is_none());
     a.update_on_demand(vec![on_demand.clone()]);
 
-    // A host whose names a site has is not asked about.
+    // There is no request for a host that belongs to a configured site.
     a.update(vec![AcmeSite { names: vec![host("own.yes.test")], ask: None }], Vec::new());
     a.get_on_demand(&host("own.yes.test")).await.unwrap();
     assert!(
@@ -443,7 +443,7 @@ async fn a_host_gets_a_certificate_on_demand_if_the_program_that_is_asked_says_y
 }
 
 #[tokio::test]
-async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgotten() {
+async fn on_demand_hosts_are_limited_and_checked_before_renewals_and_forgotten() {
     let rig = Rig::offline();
     let (ask, asked) = asked();
     let seen = rig.seen(0, false);
@@ -456,12 +456,12 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
         let acme = acme.clone();
         async move { acme.get_on_demand(&name.parse().unwrap()).await.unwrap() }
     };
-    // Not below the site's name.
+    // A host that is not below the site's name.
     for other in ["a.no.test", "a.b.yes.test", "yes.test"] {
         get(other.into()).await;
     }
     assert!(asked.lock().unwrap().is_empty());
-    // So many an hour, and one more is not taken in, nor asked about again for a while.
+    // Orders are limited per hour; one more host is refused, and not asked about again for some time.
     for n in 0..90 {
         get(format!("h{n}.yes.test")).await;
     }
@@ -469,12 +469,12 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     get("late.yes.test".into()).await;
     assert_eq!(host_records(&rig).await.len(), 90);
     assert_eq!(asked.lock().unwrap().len(), 91);
-    // What failed is not asked about again before its time.
+    // A failed host is not asked about again too early.
     assert_eq!(host_records(&rig).await["h0.yes.test"].failures, 1);
     get("h0.yes.test".into()).await;
     assert_eq!(asked.lock().unwrap().len(), 91);
 
-    // An hour later what has come to nothing is forgotten, and there is room.
+    // An hour later failed hosts are forgotten, and there is room.
     let age = |record: &mut SiteRecord| {
         record.on_demand = record.on_demand.map(|t| t - 3601);
         record.retry_at = 0;
@@ -490,13 +490,13 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     for n in 0..90 {
         change(&format!("h{n}.yes.test"), &age).await;
     }
-    // One of them was paid for this week: it stays.
+    // One of them counts for the weekly limit and stays.
     let paid = |record: &mut SiteRecord| record.finalized = vec![RealClock.now() - 5000];
     change("h7.yes.test", &paid).await;
     acme.clone().step().await;
     assert_eq!(host_records(&rig).await.into_keys().collect::<Vec<_>>(), ["h7.yes.test"]);
 
-    // Renewal: of two whose time has come, the one that the program says no to is let go.
+    // Renewal: of two due hosts, the one that the program now refuses is dropped.
     let chain = |name: &str| {
         let key = SigningKey::generate().unwrap();
         let (now, public) = (RealClock.now(), key.public_key());
@@ -526,12 +526,12 @@ async fn hosts_on_demand_are_asked_about_before_a_renewal_and_bounded_and_forgot
     assert_eq!(error("a.no.test"), "the program in `ask` refused it");
     assert!(records["a.no.test"].retry_at > RealClock.now());
     assert_eq!(asked.lock().unwrap().len(), 2);
-    // Until it expires it is served.
+    // It is served until it expires.
     assert!(serve.get("a.no.test").is_some() && serve.get("a.yes.test").is_some());
 }
 
 #[tokio::test]
-async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_in_vain() {
+async fn an_edge_without_the_key_waits_for_it_and_orders_only_after_that() {
     if !pebble::installed() {
         return;
     }
@@ -542,7 +542,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     let key = || SealKey::generate().unwrap().to_bytes();
     let (a, serves_a) = rig.edge("e1", &key(), &seen);
     until_served(a.clone(), &serves_a).await;
-    // One that comes when there is a certificate already waits for its key, and says so.
+    // An edge that joins when there is a certificate already waits for its key, and reports it.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_none());
@@ -551,7 +551,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     a.clone().step().await;
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_some() && b.errors().is_empty());
-    // Its machine was set up anew, with another key to seal to.
+    // Its machine was reinstalled, with another encryption key.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert!(!rig.record().await.certificate.unwrap().key.contains_key("e2"));
@@ -559,11 +559,11 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
     b.clone().step().await;
     assert!(serves_b.get(NAME).is_some());
     assert_eq!(seen.created("/order-plz"), 1);
-    // And again, while the other is gone for good.
+    // Once more, while the other edge is permanently gone.
     let (b, serves_b) = rig.edge("e2", &key(), &seen);
     b.clone().step().await;
     assert_eq!((serves_b.get(NAME).is_some(), seen.created("/order-plz")), (false, 1));
-    // The site's, and the account's.
+    // The site's key and the account's key.
     assert_eq!(b.told().keyless.len(), 2);
     b.told().keyless.values_mut().for_each(|since| *since -= WAIT_FOR_KEY);
     until_served(b.clone(), &serves_b).await;
@@ -573,7 +573,7 @@ async fn an_edge_without_the_key_is_given_it_and_orders_only_when_it_has_waited_
 }
 
 #[tokio::test]
-async fn what_an_edge_knows_that_is_a_member_no_longer_is_replaced() {
+async fn keys_known_to_a_former_member_are_replaced() {
     if !pebble::installed() {
         return;
     }
@@ -586,7 +586,7 @@ async fn what_an_edge_knows_that_is_a_member_no_longer_is_replaced() {
     let (b, _) = rig.edge("e2", &key(), &seen);
     b.join().await.unwrap();
     until_served(a.clone(), &serves_a).await;
-    // The control: while it is a member, there is nothing to do.
+    // The control: while it is a member, nothing is replaced.
     a.clone().step().await;
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (1, 1));
     let member = Key::new("edge/service/www/member/e2").unwrap();
@@ -602,7 +602,7 @@ async fn what_an_edge_knows_that_is_a_member_no_longer_is_replaced() {
     assert_eq!((seen.created("/sign-me-up"), seen.created("/order-plz")), (2, 2));
 }
 
-/// A store that is read from a copy, and whose authority may be away.
+/// A store that is read from a copy, and whose authority may be unreachable.
 #[derive(Default)]
 struct Far {
     store: MemoryStore,
@@ -645,7 +645,7 @@ impl Store for Far {
 }
 
 #[tokio::test]
-async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_not_says_nothing() {
+async fn without_the_authority_only_due_sites_report_an_error() {
     let far = Arc::new(Far::default());
     let serve = Arc::new(Certificates::default());
     let key = SealKey::generate().unwrap();
@@ -654,7 +654,7 @@ async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_
     acme.update(vec![AcmeSite { names: vec![NAME.parse().unwrap()], ask: None }], Vec::new());
     let away = |away| far.away.store(away, Ordering::SeqCst);
     let said = || acme.errors().remove(NAME);
-    // A member first, then a record: each is written or waited for.
+    // First the member record, then the site's record: each is written or waited for.
     away(true);
     for _ in 0..2 {
         let again = acme.clone().step().await;
@@ -669,7 +669,7 @@ async fn while_the_authority_is_away_a_site_that_is_due_says_so_and_one_that_is_
     assert_eq!(said().as_deref(), Some("the authority is away"));
     away(false);
     acme.clone().step().await;
-    // It has tried, and failed for another reason: nothing is due for a while.
+    // It has tried and failed for another reason: nothing is due for some time.
     assert_ne!(said().as_deref(), Some("the authority is away"));
     away(true);
     acme.clone().step().await;

@@ -1,5 +1,5 @@
-//! A year of six-day certificates under a clock that the test moves: two edges, one store, the product's own
-//! ACME server, and whatever can go wrong between them.
+//! A simulated year of six-day certificates: two edges, one store, Wiretight's own ACME server, and everything that can
+//! fail between them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,20 +24,20 @@ const START: u64 = 1_800_000_000;
 const HOUR: u64 = 3600;
 const DAY: u64 = 86_400;
 
-/// What happens outside of the edges.
+/// The world outside of the edges.
 struct World {
-    /// The true time, which is the CA's.
+    /// The true time, which is also the CA's.
     now: AtomicU64,
     dice: AtomicU64,
-    /// When the CA cannot be reached.
+    /// When the CA is unreachable.
     down: Vec<(u64, u64)>,
-    /// Whether anything else goes wrong.
+    /// Whether there are other faults.
     calm: bool,
     store: Arc<MemoryStore>,
     seen: Mutex<Seen>,
 }
 
-/// What the CA has seen.
+/// What the CA has received.
 #[derive(Debug, Default)]
 struct Seen {
     accounts: usize,
@@ -74,7 +74,7 @@ impl World {
     }
 }
 
-/// An edge's clock, which is wrong by so many seconds.
+/// An edge's clock, which is wrong by this many seconds.
 #[derive(Clone)]
 struct Skewed {
     world: Arc<World>,
@@ -92,7 +92,7 @@ impl Clock for Skewed {
     }
 }
 
-/// Six days, backdated by an hour, as public CAs do.
+/// Six days, backdated by an hour as by public CAs.
 struct SixDays(SigningKey, Arc<World>);
 
 #[async_trait]
@@ -112,7 +112,7 @@ impl Issuer for SixDays {
     }
 }
 
-/// Looks for the answer in what the edges share, and fails at times.
+/// Looks for the challenge response in the shared store, and fails sometimes.
 struct Looks(Arc<World>);
 
 #[async_trait]
@@ -146,7 +146,7 @@ impl Validator for Looks {
     }
 }
 
-/// The way to the CA. Renewal information, which the server does not have, is added here.
+/// The connection to the CA. Adds renewal information, which the server does not offer.
 #[derive(Clone)]
 struct Way {
     world: Arc<World>,
@@ -169,7 +169,7 @@ fn lost() -> Error {
 }
 
 impl Way {
-    /// A window of renewal information: usual, at once, nonsense, too late.
+    /// A window of renewal information: normal, immediate, invalid, too late.
     fn renewal_info(&self) -> Response<Bytes> {
         let (world, now) = (&self.world, self.world.now());
         let (start, end) = match world.below(8) {
@@ -283,7 +283,7 @@ impl HttpClient for Way {
     }
 }
 
-/// An edge: what is left of it when its process ends, and the process.
+/// An edge: its process, and what remains when the process ends.
 struct Edge {
     me: &'static str,
     key: zeroize::Zeroizing<Vec<u8>>,
@@ -309,7 +309,7 @@ fn start(me: &str, key: &[u8], clock: &Skewed, way: &Way) -> (Arc<Acme>, Arc<Cer
     (acme, serve)
 }
 
-/// For how many seconds in `days` an edge served an expired certificate, or none after it had one.
+/// The number of seconds in `days` in which an edge served an expired certificate, or none after it had one.
 async fn live(world: &Arc<World>, days: u64) -> u64 {
     let (read, key) = (world.clone(), SigningKey::generate().unwrap());
     let server = AcmeServer::new(
@@ -333,7 +333,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     while world.now() < START + days * DAY {
         let [a, b] = &edges;
         let (a, b) = tokio::join!(a.process.0.clone().step(), b.process.0.clone().step());
-        // Both are looked at in true time; the one that was replaced meanwhile must have held till now.
+        // Both are checked in true time; a certificate that was just replaced must have been valid until now.
         for (edge, held) in edges.iter().zip(&mut held_until) {
             let now = world.now();
             if let Some(until) = *held {
@@ -358,7 +358,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
             continue;
         }
         for edge in &mut edges {
-            // A clock is set, at times to another day; a process ends and starts again.
+            // A clock is set, sometimes to another day; a process ends and is restarted.
             match world.below(2000) {
                 0..20 => edge.clock.by.store(world.below(1200) as i64 - 600, Relaxed),
                 20 => edge.clock.by.store(DAY as i64, Relaxed),
@@ -372,7 +372,7 @@ async fn live(world: &Arc<World>, days: u64) -> u64 {
     expired
 }
 
-/// The most that fall into any span.
+/// The most events in any span of this length.
 fn most(times: &[u64], span: u64) -> usize {
     let from = |t: &u64| times.iter().filter(|u| (*t..*t + span).contains(u)).count();
     times.iter().map(from).max().unwrap_or_default()
@@ -382,7 +382,7 @@ fn most(times: &[u64], span: u64) -> usize {
 async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_broken() {
     let given = std::env::var("WIRETIGHT_TEST_SEED").ok().and_then(|s| s.parse().ok());
     let seed = given.unwrap_or(77);
-    // Six times in the year the CA is away for 48 hours.
+    // Six times in the year the CA is unreachable for 48 hours.
     let down = (0..6).map(|n| START + (20 + n * 57) * DAY + n * 9 * HOUR);
     let world = World::new(seed, down.map(|from| (from, from + 2 * DAY)).collect(), false);
     let expired = live(&world, 365).await;
@@ -398,20 +398,20 @@ async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_bro
     assert_eq!(seen.accounts, 1);
     assert!(orders <= record::ORDERS_PER_HOUR, "{orders} orders in an hour");
     assert!(certificates <= record::CERTIFICATES_PER_WEEK, "{certificates} in a week");
-    // It was a year, and the faults were there.
+    // A whole year passed, and the faults occurred.
     assert!(seen.certificates.len() >= 100);
     for fault in ["down", "409", "409 alreadyReplaced", "429", "answer lost", "not verified"] {
         assert!(seen.faults[fault] >= 3, "{fault}: {:?}", seen.faults);
     }
 }
 
-/// The control: what the test above would see.
+/// The control: the test above would detect this.
 #[tokio::test]
 async fn a_ca_that_is_away_for_a_week_leaves_an_expired_certificate() {
     let world = World::new(1, vec![(START + 2 * DAY, START + 9 * DAY)], true);
     let expired = live(&world, 12).await;
     assert!(expired > DAY, "{expired} s");
-    // And with a CA that is always there, none.
+    // With a CA that is always reachable there are none.
     let world = World::new(1, vec![], true);
     assert_eq!(live(&world, 12).await, 0);
 }

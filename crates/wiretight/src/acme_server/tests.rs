@@ -1,4 +1,4 @@
-//! The server without sockets, under a clock that the test moves.
+//! The server without sockets, with a simulated clock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,7 +11,7 @@ use super::*;
 
 const BASE: &str = "https://acme.corp.internal";
 
-/// Self-signs: what is tested is who gets that far.
+/// A CA that self-signs, as the tests only check who gets a certificate.
 struct Issues(SigningKey);
 
 #[async_trait]
@@ -29,7 +29,7 @@ impl Issuer for Issues {
     }
 }
 
-/// Believes whom it is told to.
+/// A validator with fixed results.
 struct Believes(&'static str);
 
 #[async_trait]
@@ -133,7 +133,7 @@ impl Client {
         self.post(&format!("{BASE}/new-order"), &payload.to_string()).await
     }
 
-    /// Tries to prove the one name of an order.
+    /// Tries to validate the one name of an order.
     async fn prove(&self, order: &Value) -> Value {
         let authorization = order["authorizations"][0].as_str().unwrap();
         let Got(200, _, json) = self.post(authorization, "").await else { panic!() };
@@ -159,16 +159,16 @@ fn problem(got: &Got) -> &str {
 }
 
 #[tokio::test]
-async fn a_proved_name_gets_its_certificate() {
+async fn a_validated_name_gets_its_certificate() {
     let client = Client::registered().await;
     let Got(201, url, order) = client.order("App.Corp.Internal").await else { panic!() };
     assert_eq!(order["status"], "pending");
-    // Not before it is proved.
+    // Not before the name is validated.
     let early = client.finalize(&order, &["app.corp.internal"]).await;
     assert_eq!(problem(&early), "orderNotReady");
     assert_eq!(client.prove(&order).await["status"], "valid");
     assert_eq!(client.post(&url, "").await.2["status"], "ready");
-    // For these names and no others.
+    // For exactly these names.
     for other in [&["app.corp.internal", "b.corp.internal"][..], &["b.corp.internal"]] {
         assert_eq!(problem(&client.finalize(&order, other).await), "badCSR");
     }
@@ -181,7 +181,7 @@ async fn a_proved_name_gets_its_certificate() {
     };
     let chain = x509::from_pem(pem.as_str().unwrap().as_bytes()).unwrap();
     assert!(wiretight_keys::WebLeaf::parse(&chain[0]).unwrap().is_for("app.corp.internal"));
-    // Once.
+    // Only once.
     let again = client.finalize(&order, &["app.corp.internal"]).await;
     assert_eq!(problem(&again), "orderNotReady");
     let revoke = json!({ "certificate": URL_SAFE_NO_PAD.encode(&chain[0]) }).to_string();
@@ -191,7 +191,7 @@ async fn a_proved_name_gets_its_certificate() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_proved_gets_none() {
+async fn a_name_that_is_not_validated_gets_none() {
     let client = Client::registered().await;
     let Got(201, url, order) = client.order("other.corp.internal").await else { panic!() };
     let tried = client.prove(&order).await;
@@ -224,7 +224,7 @@ async fn names_that_are_not_allowed_are_refused() {
 }
 
 #[tokio::test]
-async fn a_request_counts_once_at_its_url_by_its_key() {
+async fn a_request_is_valid_once_for_its_url_and_key() {
     let client = Client::registered().await;
     let url = client.account.clone().unwrap();
     let path = url.strip_prefix(BASE).unwrap();
@@ -234,10 +234,10 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
     assert_eq!(problem(&client.send(path, &body).await), "badNonce");
     let invented = client.body(&url, "bm9uY2U", "");
     assert_eq!(problem(&client.send(path, &invented).await), "badNonce");
-    // For another URL.
+    // Signed for another URL.
     let body = client.body(&url, &client.nonce().await, "");
     assert_eq!(problem(&client.send("/new-order", &body).await), "unauthorized");
-    // By another key, in this account's name.
+    // Signed by another key for this account.
     let thief = Client {
         server: client.server.clone(),
         clock: client.clock.clone(),
@@ -245,7 +245,7 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
         account: client.account.clone(),
     };
     assert_eq!(problem(&thief.post(&url, "").await), "malformed");
-    // An account's orders are its own.
+    // An account cannot access another account's orders.
     let Got(201, order, _) = client.order("app.corp.internal").await else { panic!() };
     let mut other = Client { account: None, ..thief };
     let Got(201, account, _) = other.post(&format!("{BASE}/new-account"), "{}").await else {
@@ -254,14 +254,14 @@ async fn a_request_counts_once_at_its_url_by_its_key() {
     other.account = Some(account);
     assert_eq!(other.post(&order, "").await.0, 404);
     assert_eq!(client.post(&order, "").await.0, 200);
-    // A deactivated account is over.
+    // A deactivated account is refused.
     let over = r#"{"status":"deactivated"}"#;
     assert_eq!(client.post(&url, over).await.2["status"], "deactivated");
     assert_eq!(problem(&client.order("app.corp.internal").await), "unauthorized");
 }
 
 #[tokio::test]
-async fn orders_are_bounded_and_expire() {
+async fn orders_are_limited_and_expire() {
     let client = Client::registered().await;
     let Got(201, first, order) = client.order("app.corp.internal").await else { panic!() };
     client.prove(&order).await;

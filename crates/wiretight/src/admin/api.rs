@@ -1,5 +1,5 @@
-//! What goes through the admin interface: requests, answers and the node's status. The node serializes these types, and
-//! the command line reads them.
+//! The types of the admin interface: requests, responses and the node's status. The node and the command line share
+//! them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct TokenRequest {
     /// Addresses that it may announce besides the one that it connects from.
     #[serde(default)]
     pub addresses: Vec<Host>,
-    /// How long the token holds.
+    /// How long the token is valid.
     pub ttl_seconds: u64,
 }
 
@@ -42,11 +42,10 @@ pub struct RevokeTokenRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
-    /// The node.
     pub node: Name,
-    /// All the services that it may claim from now on; with `add`, more of them.
+    /// All the services that it may claim from now on; with `add`, additional ones.
     pub services: Vec<Name>,
-    /// Whether the others that it may claim stay.
+    /// Whether the services that it may claim already are kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub add: bool,
 }
@@ -55,11 +54,10 @@ pub struct GrantRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressesRequest {
-    /// The node.
     pub node: Name,
-    /// All the addresses that it may announce besides the one that it connects from; with `add`, more of them.
+    /// All the addresses that it may announce besides the one that it connects from; with `add`, additional ones.
     pub addresses: Vec<Host>,
-    /// Whether the others stay.
+    /// Whether the addresses that it may announce already are kept.
     #[serde(default)]
     pub add: bool,
 }
@@ -68,32 +66,31 @@ pub struct AddressesRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRequest {
-    /// The node.
     pub node: Name,
 }
 
-/// `POST /v1/authority`: a step of a rotation.
+/// `POST /v1/authority`: a step of a key rotation.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotateRequest {
-    /// Which.
+    /// The step.
     pub step: RotateStep,
-    /// Even if a node would be left behind.
+    /// Do it even if a node would lose its connection to the mesh.
     #[serde(default)]
     pub force: bool,
 }
 
-/// The steps by which keys are replaced.
+/// The steps of a key rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum RotateStep {
-    /// A new intermediate, at once.
+    /// Replace the intermediate, effective at once.
     Intermediate,
-    /// A second root enters every trust bundle.
+    /// Create a second root and add it to every trust bundle.
     PrepareRoot,
-    /// Certificates come from the new root.
+    /// Issue certificates from the new root.
     ActivateRoot,
-    /// The old root leaves every trust bundle.
+    /// Remove the old root from every trust bundle.
     RetireRoot,
 }
 
@@ -105,7 +102,7 @@ pub struct RevokeRequest {
     pub from: u64,
     /// The last one.
     pub to: u64,
-    /// Change nothing, and say what it would cut.
+    /// Change nothing; only report which nodes would be affected.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -114,11 +111,11 @@ pub struct RevokeRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SvidRequest {
-    /// PEM of the certificate request; the key stays with whoever asks.
+    /// PEM of the certificate request; the private key stays with the requester.
     pub csr: String,
 }
 
-/// The answer to [`SvidRequest`].
+/// The response to [`SvidRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SvidAnswer {
     /// PEM, leaf first.
@@ -127,63 +124,58 @@ pub struct SvidAnswer {
     pub bundle: String,
 }
 
-/// `GET /v1/bundle`.
+/// The response to `GET /v1/bundle`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BundleAnswer {
     /// PEM of the trust bundle.
     pub bundle: String,
 }
 
-/// `POST /v1/mode`: a step of a change.
+/// `POST /v1/mode`: a step of a mode change.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModeRequest {
-    /// Put a mode in force for a time.
+    /// Apply a mode for a limited time.
     Try {
-        /// It.
         mode: Mode,
-        /// How long.
+        /// The length of the trial.
         seconds: u64,
     },
     /// The trial is being confirmed: the file is about to be written.
     Hold,
-    /// The file was written: take it up.
+    /// The file was written: apply it.
     TakeUp,
-    /// End the trial.
+    /// End the trial and return to the configured mode.
     Undo,
 }
 
-/// The answer to it, and to `GET /v1/mode`.
+/// The response to [`ModeRequest`] and to `GET /v1/mode`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModeStatus {
-    /// What is in force; `None`: no rules are.
+    /// The mode in force; `None` if no rules are loaded.
     pub in_force: Option<Mode>,
-    /// What the node's configuration says.
+    /// The mode in the node's configuration.
     pub configured: Mode,
-    /// A trial that is running.
     pub trial: Option<TrialStatus>,
-    /// Why rules are not what they should be.
+    /// Why the rules are not as they should be.
     pub error: Option<String>,
-    /// The file that the node has read.
+    /// The configuration file of the node.
     pub file: PathBuf,
-    /// What stands in the file and is not in force, if anything.
+    /// Whether the file differs from the configuration in force, and how.
     pub pending: Option<String>,
 }
 
 /// What `wiretight status --json` prints.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The version that runs.
+    /// The version of the running process.
     pub version: &'static str,
-    /// The node's name.
     pub node: Name,
-    /// The trust domain.
     pub trust_domain: TrustDomain,
-    /// Process id.
     pub pid: u32,
     /// Seconds since the start.
     pub uptime_seconds: u64,
-    /// Whether the process before this one could still go on in its place: an upgrade is under way.
+    /// Whether an upgrade is in progress: the previous process could still resume.
     pub taking_over: bool,
     /// Whether identities and trust bundle are in force.
     pub ready: bool,
@@ -195,49 +187,49 @@ pub struct Status {
     pub authority_link: AgentStatus,
     /// Whether this node is the authority.
     pub is_authority: bool,
-    /// What peers have to prove.
+    /// The proof of logging that peers must provide.
     pub transparency: TransparencyStatus,
-    /// The log of the authority, if this node is it.
+    /// The transparency log, if this node is the authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogStatus>,
     /// The services that this node offers.
     pub services: Vec<ServiceStatus>,
-    /// The services that its programs reach.
+    /// The services that programs on this node call.
     pub dials: Vec<DialStatus>,
-    /// Connections, sums and refusals.
+    /// Connections, totals and refusals.
     pub relay: RelayStatus,
     /// Sites and what they serve.
     pub edge: EdgeStatus,
-    /// Why a site's certificate is not renewed, or its files are not in force, by site.
+    /// Why a site's certificate is not renewed, or its certificate files are not in use, by site.
     pub site_errors: BTreeMap<String, String>,
-    /// What the kernel's rules do, where there are any.
+    /// The state of transparent interception, if it is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intercept: Option<InterceptStatus>,
-    /// How far Landlock holds.
+    /// How far Landlock is enforced.
     pub sandbox: Sandbox,
 }
 
-/// What peers of the mesh have to prove here, besides their identity.
+/// What mesh peers have to prove besides their identity.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransparencyStatus {
-    /// Whether a peer is refused whose certificates do not prove that they are logged.
+    /// Whether peers are refused whose certificates carry no proof of logging.
     pub required: bool,
-    /// The quorum of witnesses; `"none"`: the log's own word is enough.
+    /// The quorum of witnesses; `"none"`: the log's own signature is enough.
     pub quorum: Option<String>,
-    /// Seconds since there was news of revocations; `None`: none since the start.
+    /// Seconds since the last contact with the authority, and so the age of the revocation list; `None` if there was
+    /// none since the start.
     pub news_age_seconds: Option<u64>,
-    /// Whether the node makes and takes no connections, for that is too long.
+    /// Whether that is longer than `max_staleness`, so that the node makes and accepts no connections.
     pub without_news: bool,
 }
 
 /// An identity of this node.
 #[derive(Debug, Clone, Serialize)]
 pub struct IdentityStatus {
-    /// The SPIFFE ID.
     pub id: SpiffeId,
-    /// When it expires, seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub not_after: u64,
-    /// How long that is from now; negative if it has.
+    /// Seconds until then; negative if it has expired.
     pub expires_in_seconds: i64,
     /// Its serial number.
     pub serial: String,
@@ -246,25 +238,23 @@ pub struct IdentityStatus {
 /// A service that this node offers.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServiceStatus {
-    /// Its name.
     pub name: Name,
     /// Where it listens.
     pub listen: String,
     /// Where its traffic goes.
     pub forward: Vec<String>,
-    /// Who may call.
+    /// The identities that may connect.
     pub allow: Vec<Id>,
 }
 
-/// A service that this node's programs reach.
+/// A service that programs on this node call.
 #[derive(Debug, Clone, Serialize)]
 pub struct DialStatus {
-    /// The service.
     pub service: Name,
     /// Where programs connect.
     pub listen: String,
-    /// The identity that is shown.
+    /// The identity that the node presents.
     pub identity: Id,
-    /// Where its instances are, as given or as registered.
+    /// The addresses of its instances, configured or registered.
     pub instances: Vec<String>,
 }

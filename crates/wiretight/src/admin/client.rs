@@ -1,4 +1,4 @@
-//! The command line's side of the admin interface: one request over the node's Unix socket.
+//! The client of the admin interface, used by the command line: one request over the node's Unix socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,43 +13,33 @@ use tokio::net::UnixStream;
 
 use super::socket_path;
 
-/// Why the node did not do what it was asked.
+/// Why a request to the node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// Nobody listens.
-    #[error("no node is running on {}: start it with `wiretight run`, or give its --config", .socket.display())]
-    NotRunning {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The socket is another user's.
-    #[error("{} is not yours to open: run this as the user of the node (or root)", .socket.display())]
-    Denied {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The node said no.
+    /// No process is listening on the socket.
+    #[error("no node is running on {}: start it with `wiretight run`, or name its configuration file with --config", .socket.display())]
+    NotRunning { socket: PathBuf, source: std::io::Error },
+    /// The socket belongs to another user.
+    #[error("permission denied on {}: run this command as the node's user or as root", .socket.display())]
+    Denied { socket: PathBuf, source: std::io::Error },
+    /// The node refused the request.
     #[error("{0}")]
     Refused(String),
-    /// HTTP broke.
-    #[error("the node did not answer properly")]
+    /// The response is not valid HTTP.
+    #[error("the node sent an invalid response")]
     Http(#[from] hyper::Error),
-    /// It is stuck.
-    #[error("the node did not answer within {} s: its log may say why", LIMIT.as_secs())]
+    /// The node did not respond in time.
+    #[error("the node did not respond within {} s: check its log", LIMIT.as_secs())]
     Silent,
-    /// JSON broke.
-    #[error("the node's answer cannot be read: is the node of another version than this command?")]
+    /// The response is not the expected JSON.
+    #[error("cannot parse the node's response: the node may run another version than this command")]
     Json(#[from] serde_json::Error),
 }
 
-/// A little longer than the node takes for its longest answer.
+/// A little longer than the node's own limit for a response.
 const LIMIT: Duration = Duration::from_secs(65);
 
-/// Asks the node whose state is in `state_dir`.
+/// Sends a request to the node whose state directory is `state_dir`.
 pub async fn request<T: DeserializeOwned>(
     state_dir: &Path,
     method: Method,

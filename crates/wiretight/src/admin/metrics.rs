@@ -1,4 +1,4 @@
-//! Prometheus metrics, made afresh from the node's counters at each scrape.
+//! Prometheus metrics, computed from the node's counters at each scrape.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub(crate) fn render(status: Status) -> String {
     let mut out = String::new();
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
         Ok(()) => out,
-        Err(fmt::Error) => String::new(), // a String takes all that is written to it
+        Err(fmt::Error) => String::new(), // writing to a String does not fail
     }
 }
 
@@ -43,12 +43,12 @@ impl Collector for Snapshot {
             status.relay.sums.iter().map(|s| (labels(s), value(s))).collect()
         };
         let e = &mut encoder;
-        counter(e, "sessions", "Sessions begun", sums(|s| s.sessions))?;
-        counter(e, "sessions_failed", "Sessions that never opened", sums(|s| s.failed))?;
-        counter(e, "handshakes", "TLS handshakes finished", sums(|s| s.handshakes))?;
-        counter(e, "sent_bytes", "Plaintext bytes to peers", sums(|s| s.bytes_out))?;
-        counter(e, "received_bytes", "Plaintext bytes from peers", sums(|s| s.bytes_in))?;
-        gauge(e, "sessions_live", "Sessions running", sums(|s| s.live))?;
+        counter(e, "sessions", "Sessions started", sums(|s| s.sessions))?;
+        counter(e, "sessions_failed", "Sessions that could not be opened", sums(|s| s.failed))?;
+        counter(e, "handshakes", "Completed TLS handshakes", sums(|s| s.handshakes))?;
+        counter(e, "sent_bytes", "Plaintext bytes sent to peers", sums(|s| s.bytes_out))?;
+        counter(e, "received_bytes", "Plaintext bytes received from peers", sums(|s| s.bytes_in))?;
+        gauge(e, "sessions_live", "Open sessions", sums(|s| s.live))?;
         gauge(
             e,
             "idle_connections",
@@ -63,25 +63,25 @@ impl Collector for Snapshot {
             ];
             (labels, r.count)
         });
-        counter(e, "refused", "Attempts refused, by reason", refused.collect())?;
+        counter(e, "refused", "Refused connections and sessions, by reason", refused.collect())?;
         edge(e, status)?;
         if let Some(of) = &status.intercept {
             intercept(e, of)?;
         }
         let errors = vec![(Vec::new(), status.relay.accept_errors + status.edge.accept_errors)];
-        counter(e, "accept_errors", "Connections that could not be accepted at once", errors)?;
+        counter(e, "accept_errors", "Failed calls of accept, which are repeated", errors)?;
         let expiry =
             status.identities.iter().map(|i| (vec![("id", i.id.to_string())], i.not_after));
         gauge(
             e,
             "svid_not_after_seconds",
-            "When an identity expires, Unix time",
+            "When the identity expires, in Unix time",
             expiry.collect(),
         )?;
         let flag = |on: bool| vec![(Vec::new(), u64::from(on))];
         gauge(e, "ready", "1 if identities and trust bundle are in force", flag(status.ready))?;
         let connected = status.authority_link.connected;
-        gauge(e, "authority_connected", "1 if the authority's stream is up", flag(connected))?;
+        gauge(e, "authority_connected", "1 if connected to the authority", flag(connected))?;
         if let Some(of) = &status.log {
             log(e, of)?;
         }
@@ -89,11 +89,11 @@ impl Collector for Snapshot {
         gauge(
             e,
             "without_news",
-            "1 if max_staleness is over and connections are refused",
+            "1 if connections are refused because max_staleness has passed",
             without,
         )?;
         let version = vec![(vec![("version", status.version.to_owned())], 1)];
-        gauge(e, "build_info", "The version that runs", version)
+        gauge(e, "build_info", "The version of the running process", version)
     }
 }
 
@@ -114,8 +114,8 @@ fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
     let bytes = |value: fn(&SiteStatus) -> u64| {
         sites().map(|(site, s)| (vec![("site", site)], value(s))).collect()
     };
-    counter(e, "edge_sent_bytes", "Bytes of bodies to clients", bytes(|s| s.bytes_out))?;
-    counter(e, "edge_received_bytes", "Bytes of bodies from clients", bytes(|s| s.bytes_in))?;
+    counter(e, "edge_sent_bytes", "Response body bytes to clients", bytes(|s| s.bytes_out))?;
+    counter(e, "edge_received_bytes", "Request body bytes from clients", bytes(|s| s.bytes_in))?;
     let handshakes = status
         .edge
         .handshakes
@@ -124,48 +124,47 @@ fn edge(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
     counter(e, "edge_handshakes", "TLS handshakes with clients", handshakes.collect())?;
     let refused = status.edge.refused.iter();
     let refused = refused.map(|r| (vec![("reason", r.reason.to_string())], r.count));
-    counter(e, "edge_refused", "Connections and requests refused", refused.collect())?;
+    counter(e, "edge_refused", "Refused connections and requests, by reason", refused.collect())?;
     let open = vec![(Vec::new(), status.edge.connections)];
-    gauge(e, "edge_connections", "Clients' connections open", open)?;
+    gauge(e, "edge_connections", "Open connections of clients", open)?;
     let expiry = sites().filter_map(|(site, s)| Some((vec![("site", site)], s.not_after?)));
-    let help = "When a site's certificate expires, Unix time";
+    let help = "When the site's certificate expires, in Unix time";
     gauge(e, "edge_certificate_not_after_seconds", help, expiry.collect())
 }
 
 fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
     let one = |value: u64| vec![(Vec::new(), value)];
-    gauge(e, "log_size", "Entries of the authority's log", one(of.size))?;
+    gauge(e, "log_size", "Entries in the authority's log", one(of.size))?;
     let witnessed = of.witnessed.map_or(0, |(size, _)| size);
-    gauge(e, "log_witnessed_size", "Entries that the quorum has cosigned", one(witnessed))?;
+    gauge(e, "log_witnessed_size", "Entries cosigned by the quorum", one(witnessed))?;
     let at = of.witnessed.map_or(0, |(_, at)| at);
-    gauge(e, "log_witnessed_seconds", "When the quorum last cosigned, Unix time", one(at))?;
+    gauge(e, "log_witnessed_seconds", "When the quorum last cosigned, in Unix time", one(at))?;
     let waiting = u64::from(of.waiting_since.is_some() || of.problem.is_some());
-    gauge(e, "log_blocked", "1 while nothing new is issued", one(waiting))?;
+    gauge(e, "log_blocked", "1 while no certificates can be issued", one(waiting))?;
     let damaged = one(of.damaged.len() as u64);
-    gauge(e, "log_damaged", "Files of the log that are missing or not what was signed", damaged)?;
+    gauge(e, "log_damaged", "Missing or damaged files of the log", damaged)?;
     let witnesses = of
         .witnesses
         .iter()
         .map(|w| (vec![("witness", w.name.clone())], u64::from(w.problem.is_none())));
-    gauge(e, "log_witness_up", "1 if the witness's last answer was in order", witnesses.collect())
+    gauge(e, "log_witness_up", "1 if the witness's last response was valid", witnesses.collect())
 }
 
-/// As many series as there are flows: the kernel remembers a bounded number, each for a day.
+/// The number of series is that of the flows, which the kernel limits; each is kept for a day.
 fn intercept(e: &mut DescriptorEncoder<'_>, of: &InterceptStatus) -> fmt::Result {
     let one = |value: u64| vec![(Vec::new(), value)];
     let taken = one(of.counts.redirected.packets);
-    counter(e, "intercept_connections", "Connections of programs taken to the relay", taken)?;
-    let help =
-        "Times that somebody else changed or removed the kernel's rules, and they were made anew";
+    counter(e, "intercept_connections", "Connections redirected to the relay", taken)?;
+    let help = "Times that the rules were restored after another program had changed them";
     counter(e, "intercept_mended", help, one(of.mended))?;
     let modes = [Mode::Observe, Mode::Permissive, Mode::Strict];
     let modes = modes.map(|m| (vec![("mode", m.word().to_owned())], u64::from(of.mode == Some(m))));
-    gauge(e, "intercept_mode", "1 for the mode that is in force", modes.into())?;
+    gauge(e, "intercept_mode", "1 for the mode in force", modes.into())?;
     let flag = |on: bool| one(u64::from(on));
-    let help = "1 if the kernel's rules are in force";
+    let help = "1 if the interception rules are in force";
     gauge(e, "intercept_rules_in_force", help, flag(of.mode.is_some()))?;
-    gauge(e, "intercept_trial", "1 while a mode is tried", flag(of.trial.is_some()))?;
-    let help = "1 if the process that keeps the kernel's rules is there";
+    gauge(e, "intercept_trial", "1 during a trial of a mode", flag(of.trial.is_some()))?;
+    let help = "1 if the process that maintains the interception rules is running";
     gauge(e, "intercept_keeper_alive", help, flag(of.keeper_alive))?;
     let flows = |value: fn(&Flow) -> u64| {
         let labels = |f: &Flow| {
@@ -182,9 +181,9 @@ fn intercept(e: &mut DescriptorEncoder<'_>, of: &InterceptStatus) -> fmt::Result
         };
         of.counts.flows.iter().map(|f| (labels(f), value(f))).collect()
     };
-    let help = "Packets of plaintext with machines of the mesh";
+    let help = "Plaintext packets to and from machines of the mesh";
     counter(e, "plaintext_packets", help, flows(|f| f.packets))?;
-    let help = "Bytes of plaintext with machines of the mesh, with the headers of IP";
+    let help = "Plaintext bytes to and from machines of the mesh, including IP headers";
     counter(e, "plaintext_bytes", help, flows(|f| f.bytes))
 }
 

@@ -1,12 +1,12 @@
 //! The admin interface: HTTP/1.1 with JSON.
 //!
-//! Two doors. The TCP one (`admin = "127.0.0.1:7490"`, loopback only) answers what a probe or Prometheus
-//! asks: `/healthz`, `/readyz`, `/metrics`. The Unix socket `STATE_DIR/admin.sock` (0600) answers those
-//! and all that the command line does: who may open the file may operate the node.
+//! It has two sockets. The TCP socket (`admin = "127.0.0.1:7490"`, loopback only) serves health checks and Prometheus:
+//! `/healthz`, `/readyz`, `/metrics`. The Unix socket `STATE_DIR/admin.sock` (mode 0600) serves those and every request
+//! of the command line: whoever may open it may operate the node.
 //!
-//! - [`api`]: requests, answers and the status
-//! - [`client`]: how the command line asks
-//! - `metrics`: the status for Prometheus
+//! - [`api`]: requests, responses and the status
+//! - [`client`]: the client, used by the command line
+//! - `metrics`: the status as Prometheus metrics
 //!
 //! The server is `node/admin`.
 
@@ -16,7 +16,7 @@ pub(crate) mod metrics;
 
 use std::path::{Path, PathBuf};
 
-/// Where the Unix socket is.
+/// The path of the Unix socket.
 pub fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join("admin.sock")
 }

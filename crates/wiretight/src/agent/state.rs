@@ -297,8 +297,7 @@ fn read_state(dir: &Path, trust_domain: &TrustDomain) -> Result<(State, TrustBun
     Ok((state, bundle))
 }
 
-/// Whose identity a file holds: `None` if it is another kind of file, `Some(None)` if its name does
-/// not tell.
+/// The identity in a file: `None` if it is another kind of file, `Some(None)` if the file's name does not contain it.
 fn id_of(file: &str, saved: &Saved) -> Option<Option<Id>> {
     if file == NODE {
         return Some(saved.membership.as_ref().map(|m| Id::Node(m.node.clone())));

@@ -46,9 +46,9 @@ use crate::private_dir::PrivateDir;
 const HEAD: &str = "wiretight-backup.json";
 /// The archive's last member.
 const END: &str = "end.json";
-/// The store, in the archive and in the authority's directory.
+/// The name of the store's file, in the archive and in the authority's directory.
 const STORE: &str = "store.db";
-/// The directory of the log's tiles, in both.
+/// The name of the directory of the log's tiles, in both.
 const LOG: &str = "log";
 /// The directory of key files in the archive.
 const KEYS: &str = "keys";

@@ -131,7 +131,6 @@ impl NodeRecord {
     }
 }
 
-/// An issued certificate.
 #[derive(Serialize, Deserialize)]
 struct IssuedRecord {
     /// For an SVID.

@@ -83,8 +83,8 @@ impl Upgrade {
         if let Ok(directory) = fs::read_link(before.join("cwd")) {
             command.current_dir(directory);
         }
-        // The new process inherits our standard error, to show its errors until it writes to the old process's log. A
-        // process group of its own keeps signals of this terminal away from it.
+        // The new process inherits our standard error, to show its errors until it writes to the old process's log.
+        // In its own process group it does not get the signals of this terminal.
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()?;
         let end = Instant::now() + PATIENCE;

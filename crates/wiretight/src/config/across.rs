@@ -128,7 +128,7 @@ impl Across {
                     Some(line) => (format!("on line {line}"), "give one of them another port"),
                     None => ("by default".into(), "give this one another port, or set that key"),
                 };
-                let problem = format!("{} is already taken by {key} ({addr}) {place}", l.addr);
+                let problem = format!("{} is already used by {key} ({addr}) {place}", l.addr);
                 report.error(l.line, l.key.clone(), Complaint::new(problem, advice));
             }
             taken.entry(l.addr).or_insert(l);

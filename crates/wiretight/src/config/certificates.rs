@@ -15,7 +15,6 @@ pub const MAX_WEB_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// The default CA.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
-/// An ACME challenge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Challenge {
     /// A file on port 80 (RFC 8555, section 8.3).

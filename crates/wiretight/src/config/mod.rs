@@ -261,7 +261,6 @@ impl Authority {
 pub enum SiteSource {
     /// Files of the operator.
     Files(SiteFiles),
-    /// An ACME server.
     Acme,
     /// The mesh's authority, on this machine.
     Internal,

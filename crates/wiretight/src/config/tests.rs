@@ -1,4 +1,4 @@
-//! Every key arrives, every error says what to do, and garbage never panics.
+//! Every key is read, every error names the next step, and garbage never panics.
 
 use wiretight_proxy::edge::settings::{Hsts, Limits, SiteSettings};
 use wiretight_proxy::relay::settings::{DialSettings, ServiceSettings};
@@ -19,14 +19,14 @@ const INTERCEPT_LINES: &str = "[intercept]\nmode = \"strict\"";
 const EDGE_LINES: &str = "[edge]\ntrusted_proxies = [\"10.0.0.0/8\"]";
 const SITE_LINES: &str = "[[site]]\nnames = [\"example.org\"]\nto = \"127.0.0.1:8080\"\n\
                           cert = \"/etc/a.pem\"\nkey = \"/etc/a.key\"";
-/// Files, each with all of its errors behind `=> `, from the line number on.
+/// Files, each with all its errors after `=> `, starting with the line number.
 const BAD_FILES: &str = include_str!("bad_files.txt");
 
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(Path::new("w.toml"), text)
 }
 
-/// Every error, one a line; the text must be refused.
+/// All errors of a text that must be refused, one per line.
 fn errors(text: &str) -> String {
     match parse(text) {
         Ok(config) => panic!("accepted:\n{text}\n{config:#?}"),
@@ -34,7 +34,7 @@ fn errors(text: &str) -> String {
     }
 }
 
-/// The example with each `#key = value` and `#[section]` in use.
+/// The example with each `#key = value` and `#[section]` uncommented.
 fn uncommented() -> String {
     let is_setting = |s: &str| s.starts_with(|c: char| c == '[' || c.is_ascii_lowercase());
     let lines = EXAMPLE.lines().map(|l| l.strip_prefix('#').filter(|s| is_setting(s)).unwrap_or(l));
@@ -42,7 +42,7 @@ fn uncommented() -> String {
 }
 
 #[test]
-fn the_example_is_valid_as_it_stands() {
+fn the_example_is_valid() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.warnings, [""; 0]);
     assert_eq!(config.path, Path::new("w.toml"));
@@ -51,7 +51,7 @@ fn the_example_is_valid_as_it_stands() {
 }
 
 #[test]
-fn the_example_holds_every_key_and_they_are_valid_uncommented() {
+fn the_example_has_every_key_and_is_valid_uncommented() {
     let all = uncommented();
     for shape in SHAPES {
         let header = all.lines().skip_while(|l| *l != shape.to_string());
@@ -62,8 +62,8 @@ fn the_example_holds_every_key_and_they_are_valid_uncommented() {
         }
     }
 
-    // Where the authority is, and being it, exclude each other: each is tried alone. So do a certificate
-    // that is given and one that is issued.
+    // The authority's address and [authority] exclude each other, so each is tried alone. The same is true for given and
+    // issued certificates.
     let complaints = errors(&all);
     assert!(complaints.contains("remove one of the two"), "{complaints}");
     assert!(complaints.contains("remove them, or acme"), "{complaints}");
@@ -154,7 +154,7 @@ fn the_example_shows_the_defaults() {
 }
 
 #[test]
-fn every_key_arrives() {
+fn every_key_is_read() {
     let config = parse(
         r#"
         [node]
@@ -392,7 +392,7 @@ fn durations_are_strict() {
     }
 }
 
-/// Stand-ins that keep the table short: `$NODE` is lines 1 to 3 of a file, and so on.
+/// Placeholders that keep the table short: `$NODE` stands for lines 1 to 3 of a file, and so on.
 fn expand(text: &str) -> String {
     text.replace("$NODE", NODE_LINES)
         .replace("$SERVICE", SERVICE_LINES)
@@ -407,7 +407,7 @@ fn expand(text: &str) -> String {
 }
 
 #[test]
-fn every_error_says_where_what_and_what_to_do() {
+fn every_error_names_the_place_the_problem_and_the_next_step() {
     for case in BAD_FILES.split("\n---\n") {
         let (expected, text): (Vec<_>, Vec<_>) = case.lines().partition(|l| l.starts_with("=> "));
         let expected: Vec<_> = expected.iter().map(|e| e.replacen("=> ", "w.toml:", 1)).collect();
@@ -416,7 +416,7 @@ fn every_error_says_where_what_and_what_to_do() {
 }
 
 #[test]
-fn what_the_errors_advise_is_valid() {
+fn advice_in_errors_is_valid() {
     let text = expand(
         "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER",
     );
@@ -424,7 +424,7 @@ fn what_the_errors_advise_is_valid() {
     for shape in SHAPES {
         for (key, example) in shape.keys {
             let line = format!("{key} = {example}");
-            // In place of the line that has the key, if there is one.
+            // Replaces the line with the same key, if there is one.
             let (head, section) = text.split_once(&format!("{shape}\n")).unwrap();
             let end = section.find("\n[").unwrap_or(section.len());
             let (section, tail) = section.split_at(end);
@@ -433,7 +433,7 @@ fn what_the_errors_advise_is_valid() {
             let text = format!("{head}{shape}\n{section}{tail}");
             match parse(&text) {
                 Ok(_) => {}
-                // Good in itself; not beside [authority], and not beside cert and key.
+                // Valid, but not together with [authority], nor with cert and key.
                 Err(e) => assert!(
                     [("node", "authority"), ("site", "acme"), ("site", "ask")]
                         .contains(&(shape.name, *key))
@@ -446,7 +446,7 @@ fn what_the_errors_advise_is_valid() {
 }
 
 #[test]
-fn what_is_allowed_but_odd_is_warned_of() {
+fn questionable_settings_cause_warnings() {
     let text = "$NODE\njoin_token_file = \"/x\"\n$AUTHORITY\n$SERVICE\n[[service]]\nname = \"a\"\n\
                 listen = \"10.0.0.5:1\"\nforward = \"unix:/a\"\n[[service]]\nname = \"b\"\n\
                 listen = \"10.0.0.5:2\"\nforward = \"unix:/b\"\nallow = []";
@@ -460,7 +460,7 @@ fn what_is_allowed_but_odd_is_warned_of() {
 }
 
 #[test]
-fn interception_arrives_whole_and_has_defaults() {
+fn interception_is_read_completely_and_has_defaults() {
     use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
     let text = "$NODE\n[intercept]\nmode = \"observe\"\nas = \"web\"\nport = 7000\n\
                 protect = [\"10.0.0.0/24\", \"fd00::/64\"]\nstrict = \"10.0.0.9\"\n\
@@ -499,7 +499,7 @@ fn interception_arrives_whole_and_has_defaults() {
 }
 
 #[test]
-fn a_node_offers_no_more_services_than_the_authority_accepts() {
+fn a_node_cannot_offer_more_services_than_the_authority_accepts() {
     let services = |n: usize| {
         let service = |i| {
             let listen = format!("10.0.0.5:{}", 10_000 + i);
@@ -516,7 +516,7 @@ fn a_node_offers_no_more_services_than_the_authority_accepts() {
 }
 
 #[test]
-fn rules_that_would_not_reach_the_kernel_are_refused_with_the_file() {
+fn rules_that_the_kernel_would_refuse_are_rejected_with_the_file() {
     let refused = |keys: &str, why: &str| {
         let text = expand(&format!("$NODE\n$SERVICE\n$INTERCEPT\n{keys}"));
         let expected = format!("w.toml:9: intercept: the kernel's rules would be invalid: {why}");
@@ -533,7 +533,7 @@ fn rules_that_would_not_reach_the_kernel_are_refused_with_the_file() {
 }
 
 #[test]
-fn listeners_apart_in_address_family_or_port_do_not_clash() {
+fn listeners_with_different_families_addresses_or_ports_do_not_conflict() {
     for (first, second) in [
         ("10.0.0.5:7432", "10.0.0.6:7432"),
         ("0.0.0.0:7432", "10.0.0.5:7433"),
@@ -548,13 +548,13 @@ fn listeners_apart_in_address_family_or_port_do_not_clash() {
 }
 
 #[test]
-fn a_backend_at_a_port_of_the_mesh_on_another_address_is_fine() {
+fn a_backend_may_use_a_port_of_the_mesh_on_another_address() {
     let text = expand("$NODE\n$SERVICE").replace("127.0.0.1:5432", "127.0.0.1:7432");
     assert!(parse(&text).is_ok());
 }
 
 #[test]
-fn files_that_cannot_be_read_say_why() {
+fn unreadable_files_report_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let load = |path: &Path| {
         let error = Config::load(path).unwrap_err();
@@ -587,7 +587,7 @@ fn files_that_cannot_be_read_say_why() {
 }
 
 #[test]
-fn the_values_of_a_file_with_a_byte_order_mark_and_crlf_arrive() {
+fn files_with_a_byte_order_mark_and_crlf_are_read() {
     let text = format!("\u{feff}{}", expand("$NODE\n$SERVICE").replace('\n', "\r\n"));
     assert_eq!(parse(&text), parse(&expand("$NODE\n$SERVICE")));
     let error = errors(&text.replace("7432", "0"));
@@ -607,14 +607,14 @@ fn garbage_never_panics_and_every_refusal_is_complete() {
             }
         }
     };
-    // Without the prose, so that mutations hit what matters.
+    // Without comments, so that mutations hit relevant text.
     let all = uncommented();
     let base: Vec<_> = all.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     let base = base.join("\n");
     (0..=base.len()).filter_map(|n| base.get(..n)).for_each(check);
     (0..=EXAMPLE.len()).step_by(7).filter_map(|n| EXAMPLE.get(..n)).for_each(check);
 
-    // xorshift64: the same garbage at each run.
+    // xorshift64: the same garbage in each run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = |below: usize| {
         state ^= state << 13;
@@ -688,7 +688,7 @@ fn garbage_never_panics_and_every_refusal_is_complete() {
 }
 
 #[test]
-fn the_files_in_examples_are_good() {
+fn the_files_in_examples_are_valid() {
     let files = [
         ("auth1.toml", include_str!("../../../../examples/postgres/auth1.toml")),
         ("db1.toml", include_str!("../../../../examples/postgres/db1.toml")),
@@ -701,7 +701,7 @@ fn the_files_in_examples_are_good() {
 }
 
 #[test]
-fn every_identity_that_a_file_says_to_show_is_asked_for() {
+fn every_identity_used_in_a_file_is_requested() {
     let node = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
     let shown = |sections: &str| {
         let config = Config::parse("f".as_ref(), &format!("{node}{sections}")).unwrap();

@@ -874,7 +874,7 @@ impl Child {
         let _lock = lock(&self.state)?;
         let Some(rules) = self.table.rules() else { return Ok(false) };
         let backends = &rules.transparent;
-        // Without the file it was `wiretight down`; the check of the table handles that.
+        // If the file is missing, this was `wiretight down`; the check of the table handles that.
         if routes::are(backends)? || !self.state.path().join(FILE).exists() {
             return Ok(false);
         }
@@ -897,7 +897,7 @@ impl Child {
             self.table.pick_anew()?;
             return Ok(false);
         }
-        // After a notification repair without checking first: the check would take time in which plaintext gets out.
+        // After a notification, repair at once: a check would take time in which plaintext gets out.
         if !self.broken && self.table.is_intact()? {
             return Ok(false);
         }

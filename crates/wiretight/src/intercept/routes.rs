@@ -40,7 +40,7 @@ pub(super) fn can() -> Result<(), InterceptError> {
 /// Sets rules and routes for these backends and removes our other ones. If another program uses our numbers, nothing is
 /// changed. If the kernel rejects a change, all of ours are removed.
 pub(super) fn put(backends: &BTreeSet<SocketAddr>) -> Result<(), InterceptError> {
-    // Without `ip` there cannot be any of ours.
+    // Without `ip`, we cannot have added any entries.
     if backends.is_empty() && can().is_err() {
         return Ok(());
     }

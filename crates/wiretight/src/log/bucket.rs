@@ -1,9 +1,9 @@
-//! Tiles in an S3 bucket, or another's that speaks its protocol. What it says is written is durable; a bucket with
-//! versions and a retention lock keeps them from being taken back, too.
+//! Stores a log in an S3 bucket or a compatible one. An acknowledged write is durable; versioning and a retention lock of
+//! the bucket also protect it from being undone.
 //!
-//! A write whose answer did not come may still be carried out, minutes later. So each write is conditional: a new object
-//! is written only where there is none (`If-None-Match: *`), and an object is replaced only if it is still the one that
-//! was seen (`If-Match`). Whatever comes late finds another object there, and the bucket refuses it.
+//! A write without a response may still be executed minutes later. So each write is conditional: a new object is created
+//! only if there is none (`If-None-Match: *`), and an object is replaced only if it is the one last seen (`If-Match`). A
+//! late write finds another object, and the bucket refuses it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,29 +21,29 @@ use super::storage::{Object, Storage};
 
 /// Objects that are written or deleted at a time.
 const AT_ONCE: usize = 32;
-/// An object that shows, by a second try to create it, whether the bucket heeds conditions.
+/// An object that is created twice, to find out whether the bucket honours conditions.
 const PROBE: &str = "conditional-writes";
 /// How often a write is tried.
 const TRIES: u32 = 5;
-/// After a write without an answer: once, twice, ... as long.
+/// The pause after a write without a response; it grows by the same amount with each try.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A place in a bucket.
+/// A bucket, or a prefix in it.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     place: String,
-    /// The checkpoint as it was written last: the one object that is replaced each time.
+    /// The version of the checkpoint as last written: the only object that is replaced regularly.
     checkpoint: Arc<Mutex<Option<UpdateVersion>>>,
-    /// Whether it was looked if the bucket heeds conditions.
+    /// Set once it was checked whether the bucket honours conditions.
     probed: Arc<OnceCell<()>>,
 }
 
 /// Why a bucket cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the log's storage {url} cannot be used: are bucket, AWS_REGION and credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or those of the machine) right?"
+    "cannot use the log's storage {url}: check the bucket, AWS_REGION and the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or those of the machine)"
 )]
 pub struct BucketError {
     url: String,
@@ -51,26 +51,25 @@ pub struct BucketError {
 }
 
 impl Bucket {
-    /// `s3://BUCKET[/PREFIX]`. Region, endpoint and credentials come from the environment, by the names that AWS gave
-    /// them.
+    /// Opens `s3://BUCKET[/PREFIX]`. Region, endpoint and credentials come from AWS's usual environment variables.
     pub fn s3(url: &str) -> Result<Bucket, BucketError> {
         let failed = |source| BucketError { url: url.to_owned(), source };
         let (_, place) = url.split_once("://").unwrap_or(("", url));
         let (_, prefix) = place.split_once('/').unwrap_or((place, ""));
-        // Whatever the environment says: plaintext does not go over a network.
+        // Plaintext must never cross a network, whatever the environment says.
         let store = AmazonS3Builder::from_env().with_url(url).with_allow_http(false);
         let store = store.build().map_err(failed)?;
         let prefix = Path::parse(prefix).map_err(|e| failed(e.into()))?;
         Ok(Bucket::new(Arc::new(store), prefix, url.to_owned()))
     }
 
-    /// A place in any object store.
+    /// A prefix in any object store.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, place: String) -> Bucket {
         let (checkpoint, probed) = (Arc::default(), Arc::default());
         Bucket { store, prefix, place, checkpoint, probed }
     }
 
-    /// Whether the bucket refuses to create what is there. Some that speak S3 ignore the condition.
+    /// Whether the bucket refuses to create an existing object. Some S3-compatible services ignore the condition.
     pub async fn heeds_conditions(&self) -> io::Result<bool> {
         let path = self.path(PROBE)?;
         let payload = PutPayload::from_static(b"wiretight: is this created twice?\n");
@@ -85,17 +84,17 @@ impl Bucket {
         Ok(false)
     }
 
-    /// Says so if it does not. A bucket that fails now fails again at the write that follows.
+    /// Logs an alarm if it does not. Errors are ignored here, as the write that follows reports them.
     async fn probe(&self) {
         if let Ok(false) = self.heeds_conditions().await {
             tracing::error!(
-                "ALARM: {} ignores the conditions of writes (If-None-Match, If-Match), or AWS_CONDITIONAL_PUT turns them off: a write that was given up and is carried out late can damage the log. Use storage that heeds them",
+                "ALARM: {} ignores the conditions of writes (If-None-Match, If-Match), or AWS_CONDITIONAL_PUT disables them: an abandoned write that is executed late can damage the log. Use storage that honours them",
                 self.place
             );
         }
     }
 
-    /// Writes an object, over what is there now, and over nothing that comes later.
+    /// Writes an object. It replaces what exists now, but nothing that is written later.
     async fn write(&self, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
         let path = self.path(name).map_err(|e| Error::Generic { store: "S3", source: e.into() })?;
         let payload = PutPayload::from(bytes.clone());
@@ -115,7 +114,7 @@ impl Bucket {
                 Err(Error::NotImplemented { .. }) => {
                     return self.store.put(&path, payload).await.map(drop);
                 }
-                // Sent again it does no harm, whatever became of the first one.
+                // It is safe to send the request again, regardless of the result of the first one.
                 Err(
                     e @ (Error::AlreadyExists { .. }
                     | Error::Precondition { .. }
@@ -131,7 +130,7 @@ impl Bucket {
                 tokio::time::sleep(PAUSE * tries).await;
                 continue;
             }
-            // What is there? Perhaps this very write, whose answer was lost and which was sent again.
+            // Read the existing object: it may be this very write, sent again after its response was lost.
             match self.store.get(&path).await {
                 Err(Error::NotFound { .. }) => seen = None,
                 Err(e) => return Err(e),
@@ -146,7 +145,7 @@ impl Bucket {
                         }
                         return Ok(());
                     }
-                    // Left by a batch that failed before it was signed.
+                    // It is left over from a batch that failed before it was signed.
                     seen = Some(version);
                 }
             }
@@ -217,7 +216,7 @@ impl Storage for Bucket {
     }
 }
 
-/// How one of several tasks ended.
+/// The result of one of several tasks.
 fn done(ended: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> io::Result<()> {
     ended.unwrap_or(Ok(Ok(()))).map_err(io::Error::other)?
 }

@@ -1,5 +1,5 @@
-//! Compares a log with what its witnesses saw of it (C2SP tlog-witness, the monitor's side): a log that shows a reader
-//! something else than the witnesses, or less, is found out.
+//! Compares a log with what its witnesses saw (C2SP tlog-witness, the monitor's side), to detect a log that shows a reader
+//! something different or less than it shows the witnesses.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ use crate::web::client::{Client, Limit, Url};
 
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), body: MAX_NOTE };
 
-/// What a witness has cosigned last.
+/// The last checkpoint that a witness has cosigned.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// As the log signed it, with the cosignatures.
+    /// The checkpoint, signed by the log, with cosignatures.
     pub signed: SignedCheckpoint,
-    /// When (seconds since 1970).
+    /// When it was cosigned, in seconds since 1970.
     pub time: u64,
 }
 
 impl Seen {
-    /// The tree.
+    /// The unsigned checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         self.signed.unverified()
     }
 }
 
-/// Asks a witness for the last checkpoint of a log that it has cosigned; `None` if it has cosigned none. An error is for
-/// people.
+/// Asks a witness for the last checkpoint of a log that it has cosigned; `None` if it has cosigned none. The error is a
+/// text for people.
 pub async fn ask(
     client: &Client,
     prefix: &Url,
@@ -44,31 +44,32 @@ pub async fn ask(
     match answer.status {
         200 => {}
         404 => return Ok(None),
-        status => return Err(format!("{url} answered with status {status}")),
+        status => return Err(format!("{url}: HTTP status {status}")),
     }
     let signed = std::str::from_utf8(&answer.body).ok();
     let signed = signed.and_then(|text| SignedCheckpoint::parse(text).ok());
     let signed = signed.ok_or_else(|| format!("{url} is not a checkpoint"))?;
     if signed.verified_by(log).is_none() {
-        return Err(format!("{url} was not signed by the log"));
+        return Err(format!("the checkpoint at {url} is not signed by the log"));
     }
     let time = witness.key.cosigned(&signed);
-    let time = time.ok_or_else(|| format!("{url} was not cosigned by the witness' key"))?;
+    let time = time
+        .ok_or_else(|| format!("the checkpoint at {url} is not cosigned by the witness's key"))?;
     Ok(Some(Seen { signed, time }))
 }
 
-/// How what a witness saw compares with a tree.
+/// How a witness's checkpoint compares with a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compared {
-    /// It is the beginning of that tree, or all of it.
+    /// The tree equals or extends the one that the witness saw.
     Same,
-    /// It is another history.
+    /// The witness saw another history.
     Fork,
-    /// It is larger: whether it begins with that tree cannot be told.
+    /// The witness saw a larger tree; whether that extends this one is unknown.
     More,
 }
 
-/// Compares it with the tree that the log shows.
+/// Compares a witness's checkpoint with the tree that the log shows.
 pub async fn compare(seen: &Checkpoint, tree: &Tree) -> Result<Compared, ReadError> {
     if seen.size > tree.size() {
         return Ok(Compared::More);

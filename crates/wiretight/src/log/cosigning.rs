@@ -1,11 +1,11 @@
-//! Having checkpoints cosigned (C2SP tlog-witness, the log's side).
+//! Obtains cosignatures for checkpoints (C2SP tlog-witness, the log's side).
 //!
-//! Each witness has a task of its own, which takes the newest round when it is done with the last one: a slow witness
-//! misses rounds and delays none. What a witness knows is asked for, never assumed: when it answers that it holds
-//! another size, the consistency proof is made from there.
+//! Each witness has its own task, which takes the newest round when it has finished the previous one: a slow witness
+//! misses rounds but delays none. When a witness reports that it holds another size, the consistency proof is computed
+//! from that size.
 //!
-//! What a witness answers is not trusted. Of each one cosignature is kept, which was verified and states a time near
-//! now; the rest of its answer is dropped. A witness that sends anything else is named, and costs the others nothing.
+//! Responses of witnesses are not trusted. One cosignature of each is kept, verified and with a time close to now; the
+//! rest of the response is dropped. A misbehaving witness is named and does not affect the others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,52 +24,52 @@ use wiretight_tlog::{Hash, Policy, Signature, SignedCheckpoint, TreeError, Witne
 use super::sequencer::read_nodes;
 use super::storage::Storage;
 
-/// How long a witness may take for an answer.
+/// How long a witness may take to respond.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How far a cosignature's time may be from this machine's: half of what verifiers bear, so that one whose own clock is
-/// a little off believes it, too.
+/// How far a cosignature's time may differ from this machine's clock: half of the verifiers' tolerance, so that verifiers
+/// whose own clocks are slightly wrong accept it as well.
 const MAX_OFF: u64 = MAX_CLOCK_SKEW / 2;
-/// Lines of an answer that are read.
+/// The most lines of a response that are read.
 const MAX_LINES: usize = 64;
-/// Between attempts with a witness that does not answer: from, to.
+/// The shortest and longest pause between attempts with a witness that does not respond.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 
-/// What a witness says to a checkpoint.
+/// A witness's response to a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// It was cosigned: signature lines.
+    /// The witness cosigned it: signature lines.
     Cosigned(String),
-    /// The witness holds another size than the proof begins at.
+    /// The witness holds another size than the proof starts from.
     Holds(u64),
-    /// The proof does not lead from the tree that it has cosigned to this one, or it has cosigned another tree of this
-    /// size; the reason is for people.
+    /// The proof is not valid for the tree that the witness has cosigned, or it has cosigned another tree of this size.
+    /// The reason is for people.
     Inconsistent(String),
-    /// It refuses; the reason is for people.
+    /// The witness refuses. The reason is for people.
     Refused(String),
 }
 
-/// A way to a witness.
+/// A connection to a witness.
 #[async_trait]
 pub trait Witness: Send + Sync {
-    /// Submits a request for `add-checkpoint`. An error: there was no answer.
+    /// Sends an `add-checkpoint` request. An error means that there was no response.
     async fn add_checkpoint(&self, body: String) -> Result<Answer, String>;
 
-    /// The last checkpoint of this log that it has cosigned, if it shows that.
+    /// The last checkpoint of this log that the witness has cosigned, if it publishes that.
     async fn latest(&self, _origin: &str) -> Option<SignedCheckpoint> {
         None
     }
 }
 
-/// What is known of a witness, for people.
+/// The status of a witness, for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct WitnessStatus {
     /// Its name in the policy.
     pub name: String,
     /// The size of the last checkpoint that it cosigned.
     pub size: Option<u64>,
-    /// When it did (seconds since 1970).
+    /// When it did, in seconds since 1970.
     pub cosigned_at: Option<u64>,
-    /// What is wrong with its last answer, or that there was none.
+    /// What is wrong with its last response, or that there was none.
     pub problem: Option<String>,
 }
 
@@ -77,16 +77,15 @@ pub struct WitnessStatus {
 struct Round {
     number: u64,
     signed: SignedCheckpoint,
-    /// The size before it, and the consistency proof from there.
+    /// The previous size, and the consistency proof from there.
     from: (u64, Vec<Hash>),
 }
 
-/// Why there will be no quorum.
+/// A witness that holds a larger or another tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
-    /// The witness.
     pub witness: String,
-    /// What it holds.
+    /// The size of its tree.
     pub holds: u64,
 }
 
@@ -107,17 +106,17 @@ struct Shared {
 #[derive(Default)]
 struct State {
     round: u64,
-    /// The cosignature of this round, verified, by the witness' place.
+    /// The verified cosignatures of this round, by the witness's index.
     cosigned: BTreeMap<usize, Signature>,
-    /// The witnesses that have ever told what they hold.
+    /// The witnesses that have reported what they hold.
     heard: BTreeMap<usize, ()>,
-    /// The witnesses that said that they hold more or another tree, and whether they have proved it.
+    /// The witnesses that claim to hold a larger or another tree, and whether they have proved it.
     ahead: BTreeMap<usize, (Ahead, bool)>,
     status: Vec<WitnessStatus>,
 }
 
 impl Cosigning {
-    /// Begins to talk to the witnesses of a policy; `ways` are in its order.
+    /// Starts the tasks for the witnesses of a policy; `ways` are in its order.
     pub fn start(
         policy: Policy,
         ways: Vec<Arc<dyn Witness>>,
@@ -141,7 +140,7 @@ impl Cosigning {
         Cosigning { policy, round, shared, _tasks: tasks }
     }
 
-    /// What is known of each witness.
+    /// The status of each witness.
     pub fn status(&self) -> Vec<WitnessStatus> {
         self.shared.state().status.clone()
     }
@@ -150,21 +149,20 @@ impl Cosigning {
     pub fn waiting_for(&self, size: u64) -> String {
         let why = |w: &WitnessStatus| match &w.problem {
             Some(problem) => format!("{} ({problem})", w.name),
-            None => format!("{} (no answer yet)", w.name),
+            None => format!("{} (no response yet)", w.name),
         };
         let status = self.status();
         let late = status.iter().filter(|w| w.problem.is_some() || w.size != Some(size));
         late.map(why).collect::<Vec<_>>().join(", ")
     }
 
-    /// Waits until the policy believes the checkpoint, however long that takes, and adds all the cosignatures that there
-    /// are then: one of each witness.
+    /// Waits until the policy accepts the checkpoint, however long that takes, and adds all cosignatures received until
+    /// then, one of each witness.
     ///
-    /// With `everyone`, it waits for a witness of every possible quorum to have said what it holds, and fails if one
-    /// proves that it holds a larger tree or another one, by a checkpoint that the log has signed: then no checkpoint that
-    /// was ever believed is forgotten here. Of a witness that says so and proves nothing the word does not count, until
-    /// no quorum is left without such ones. (Without `everyone`, such a witness raises an alarm and stops nothing: the
-    /// quorum decides.)
+    /// With `everyone`, it also waits until a witness of every possible quorum has reported what it holds. It fails if one
+    /// proves, with a checkpoint signed by the log, that it holds a larger or another tree. So no checkpoint that was ever
+    /// accepted by a verifier is lost here. Claims without proof are ignored as long as a quorum is possible without those
+    /// witnesses. (Without `everyone`, such a witness only raises an alarm, and the quorum decides.)
     pub async fn cosign(
         &self,
         signed: SignedCheckpoint,
@@ -195,10 +193,10 @@ impl Cosigning {
                 if enough && heard {
                     let mut cosigned = signed.clone();
                     state.cosigned.values().cloned().for_each(|s| cosigned.add(s));
-                    // The word of those who will have to believe it.
+                    // The same check that verifiers make.
                     match self.policy.witnessed(&cosigned) {
                         Ok(_) => return Ok(cosigned),
-                        Err(e) => tracing::error!("the cosignatures are not believed: {e}"),
+                        Err(e) => tracing::error!("verifiers would refuse the cosignatures: {e}"),
                     }
                 }
             }
@@ -213,27 +211,27 @@ impl Shared {
     }
 }
 
-/// The talk with one witness.
+/// The task for one witness.
 struct Talk {
     place: usize,
     way: Arc<dyn Witness>,
     storage: Arc<dyn Storage>,
     policy: Policy,
     shared: Arc<Shared>,
-    /// The size that the witness holds, as far as it has said.
+    /// The size that the witness holds, once it has reported it.
     holds: Option<u64>,
 }
 
-/// What a witness' answer is worth.
+/// The result of checking a witness's response.
 struct Cosigned {
-    /// Verified, and of a time near now.
+    /// Verified, with a time close to now.
     signature: Signature,
-    /// What else was in the answer that does not belong there.
+    /// What is wrong with the rest of the response.
     fault: Option<String>,
 }
 
 impl Cosigned {
-    /// Reads signature lines that answer a checkpoint. An error says what is wrong, if nothing of them counts.
+    /// Checks the signature lines of a response. The error says what is wrong if none is usable.
     fn read(
         key: &WitnessKey,
         signed: &SignedCheckpoint,
@@ -258,13 +256,13 @@ impl Cosigned {
         let off = off.map(|time| {
             let (by, way) = (time.abs_diff(now), if time > now { "ahead of" } else { "behind" });
             format!(
-                "it cosigned with a time that is {by} s {way} this machine's, and nodes would not believe that: one of the two clocks is probably wrong (`timedatectl`)"
+                "its cosignature has a time that is {by} s {way} this machine's clock, so nodes would refuse it: one of the two clocks is probably wrong (check with `timedatectl`)"
             )
         });
         let junk = (junk > 0).then(|| {
-            format!("{junk} lines of its answer name its key and are no cosignatures by it; they were dropped")
+            format!("{junk} lines of its response have its key ID but are not its cosignatures; they were dropped")
         });
-        let nothing = || "its answer is no cosignature by the key in the policy".to_owned();
+        let nothing = || "its response contains no cosignature by the key in the policy".to_owned();
         match best {
             Some((_, signature)) => Ok(Cosigned { signature, fault: junk.or(off) }),
             None => Err(off.or(junk).unwrap_or_else(nothing)),
@@ -272,13 +270,13 @@ impl Cosigned {
     }
 }
 
-/// Why an attempt came to nothing.
+/// Why an attempt failed.
 enum Failed {
-    /// Try again at once: it is known now what the witness holds.
+    /// Try again at once: the size that the witness holds is known now.
     Again,
     /// Try again later.
     Later(String),
-    /// It holds more than there is.
+    /// The witness holds a larger or another tree.
     Ahead(u64),
 }
 
@@ -298,7 +296,7 @@ impl Talk {
                     (done, pause, again) = (round.number, RETRY.0, 0);
                     self.cosigned(&round, cosigned);
                 }
-                // A witness that changes its mind all the time is one that does not answer.
+                // A witness that reports a new size each time is treated like one that does not respond.
                 Err(Failed::Again) if again < 3 => again += 1,
                 Err(Failed::Ahead(holds)) => {
                     done = round.number;
@@ -308,7 +306,7 @@ impl Talk {
                 Err(failed) => {
                     let why = match failed {
                         Failed::Later(why) => why,
-                        _ => "it holds another size each time it is asked".into(),
+                        _ => "it reports a different size at each request".into(),
                     };
                     self.problem(why);
                     again = 0;
@@ -325,7 +323,7 @@ impl Talk {
         let later = |e: &dyn fmt::Display| Failed::Later(e.to_string());
         let checkpoint = round.signed.unverified();
         let size = checkpoint.size;
-        // A witness that has said nothing yet most likely holds what there was before.
+        // A witness that has reported nothing yet most likely holds the previous size.
         let old = self.holds.unwrap_or(round.from.0).min(size);
         let proof = if old == round.from.0 {
             round.from.1.clone()
@@ -339,7 +337,7 @@ impl Talk {
         proof.iter().for_each(|hash| body.push_str(&format!("{hash}\n")));
         body.push_str(&format!("\n{}", round.signed));
         let answer = timeout(DEADLINE, self.way.add_checkpoint(body)).await;
-        match answer.map_err(|_| later(&"it does not answer"))?.map_err(|e| later(&e))? {
+        match answer.map_err(|_| later(&"it does not respond"))?.map_err(|e| later(&e))? {
             Answer::Cosigned(lines) => {
                 let key = &self.policy.witnesses()[self.place].key;
                 let cosigned = Cosigned::read(key, &round.signed, &lines, now());
@@ -347,14 +345,14 @@ impl Talk {
                 self.holds = Some(size);
                 Ok(cosigned)
             }
-            // Of the size that was offered, but another tree.
+            // A larger tree, or another one of the offered size.
             Answer::Holds(held) if held > size || held == old => Err(Failed::Ahead(held)),
             Answer::Holds(held) => {
                 self.holds = Some(held);
                 self.shared.state().heard.insert(self.place, ());
                 Err(Failed::Again)
             }
-            // It has cosigned another tree of the size that was offered.
+            // It has cosigned another tree of the offered size.
             Answer::Inconsistent(_) if old == size && size > 0 => Err(Failed::Ahead(size)),
             Answer::Inconsistent(why) | Answer::Refused(why) => Err(Failed::Later(why)),
         }
@@ -370,7 +368,7 @@ impl Talk {
         let status = &mut state.status[self.place];
         match (status.problem.take(), cosigned.fault) {
             (Some(problem), None) => {
-                tracing::info!(witness = %status.name, "cosigns again (it was: {problem})");
+                tracing::info!(witness = %status.name, "the witness cosigns again (problem before: {problem})");
             }
             (problem, Some(fault)) => {
                 if problem.as_ref() != Some(&fault) {
@@ -386,7 +384,7 @@ impl Talk {
         self.shared.changed.notify_waiters();
     }
 
-    /// Whether the witness has a checkpoint that the log has signed, of a larger tree or of another one.
+    /// Whether the witness has a checkpoint signed by the log, of a larger or another tree.
     async fn proves_ahead(&self, round: &Round) -> bool {
         let own = round.signed.unverified();
         let shown = timeout(DEADLINE, self.way.latest(&own.origin)).await.ok().flatten();
@@ -405,11 +403,12 @@ impl Talk {
         let size = round.signed.unverified().size;
         let what = if holds > size { "a larger" } else { "another" };
         let proof =
-            if proved { "shows one that the log has signed" } else { "shows no proof of it" };
-        let why =
-            format!("it holds {what} tree of {holds} entries, and this one has {size}; it {proof}");
+            if proved { "proves it with the log's signature" } else { "gives no proof of it" };
+        let why = format!(
+            "it holds {what} tree of {holds} entries, while this log has {size}; it {proof}"
+        );
         tracing::error!(
-            "ALARM: the log has been signed elsewhere, or was set back, or the witness is wrong: {why}"
+            "ALARM: the log was signed elsewhere or reset to an older state, or the witness is wrong: {why}"
         );
         self.problem(why);
         let mut state = self.shared.state();
@@ -423,7 +422,7 @@ impl Talk {
         let mut state = self.shared.state();
         let status = &mut state.status[self.place];
         if status.problem.as_ref() != Some(&why) {
-            tracing::warn!(witness = %status.name, "the witness does not cosign as it should: {why}");
+            tracing::warn!(witness = %status.name, "the witness does not cosign: {why}");
             status.problem = Some(why);
         }
     }
@@ -439,7 +438,7 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     #[test]
-    fn of_an_answer_one_verified_cosignature_of_now_is_kept_and_the_rest_is_named() {
+    fn one_verified_current_cosignature_of_a_response_is_kept_and_the_rest_is_reported() {
         let name = |text: &str| KeyName::new(text).unwrap();
         let log = LogSigner::generate(name("log.example/a")).unwrap();
         let checkpoint = |size| Checkpoint {
@@ -459,12 +458,12 @@ mod tests {
             read.map(|c| (c.signature, c.fault))
         };
         assert_eq!(read(&[good(NOW)]), Ok((good(NOW), None)));
-        // Several that hold are no fault: the newest is kept.
+        // Several valid ones are no fault: the newest is kept.
         assert_eq!(read(&[good(NOW - 5), good(NOW), good(NOW - 9)]), Ok((good(NOW), None)));
         for edge in [NOW - MAX_OFF, NOW + MAX_OFF] {
             assert_eq!(read(&[good(edge)]), Ok((good(edge), None)));
         }
-        // Junk under the same key, of any number and before or after, is dropped and named.
+        // Junk under the same key is dropped and reported, however much and wherever it is.
         for at in [0, 20] {
             let mut lines: Vec<_> = (0..20).map(junk).collect();
             lines.insert(at, good(NOW));
@@ -472,7 +471,7 @@ mod tests {
             assert_eq!(kept, good(NOW));
             assert!(fault.unwrap().contains("20 lines"));
         }
-        // A cosignature of another time, or of another checkpoint, counts for nobody.
+        // A cosignature of another time or another checkpoint is useless.
         for (time, word) in
             [(1, "behind"), (NOW - MAX_OFF - 1, "behind"), (NOW + MAX_OFF + 1, "ahead of")]
         {
@@ -481,7 +480,7 @@ mod tests {
             assert!(kept == good(NOW) && fault.unwrap().contains(word));
         }
         let other = witness.cosign(&checkpoint(8), NOW).unwrap();
-        assert!(read(&[other]).unwrap_err().contains("no cosignatures by it"));
+        assert!(read(&[other]).unwrap_err().contains("not its cosignatures"));
         assert!(read(&[]).is_err());
     }
 }

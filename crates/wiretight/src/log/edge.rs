@@ -1,5 +1,4 @@
-//! The right edge of a log's tree: all that is needed to append to it, and from which every tile of the tree can be
-//! checked.
+//! The right edge of a log's tree: what is needed to append to the tree and to check each of its tiles.
 
 use std::collections::HashMap;
 
@@ -14,9 +13,9 @@ use super::storage::{Object, Storage};
 #[derive(Debug, Clone, Default)]
 pub struct Edge {
     frontier: Frontier,
-    /// The last tile of each level while it is partial, by level.
+    /// The last tile of each level if it is partial, by level.
     levels: Vec<Vec<Hash>>,
-    /// The last bundle while it is partial.
+    /// The last bundle if it is partial.
     bundle: Vec<u8>,
 }
 
@@ -26,29 +25,28 @@ impl Edge {
         self.frontier.size()
     }
 
-    /// The tree's root.
     pub fn root(&self) -> Hash {
         self.frontier.root()
     }
 
-    /// The hashes of each level's last tile while it is partial; empty where the level ends with a full one.
+    /// The hashes of each level's last tile if it is partial; empty where the level ends with a full tile.
     pub fn levels(&self) -> &[Vec<Hash>] {
         &self.levels
     }
 
-    /// The edge of the tree that a checkpoint is of, checked against it.
+    /// Reads the edge of a checkpoint's tree and checks it against the checkpoint.
     pub async fn read(checkpoint: &Checkpoint, storage: &dyn Storage) -> Result<Edge, LogError> {
         let Checkpoint { size, root, .. } = *checkpoint;
         let place = storage.place();
         let bad = |path: &str, what: &str| {
             LogError::Refused(format!(
-                "{place}/{path} {what}. The file was damaged or lost, or set back: restore the newest one (a mirror of the log has it)"
+                "{place}/{path} {what}. It was damaged, lost, or replaced by an older version: restore the newest version, for example from a mirror of the log"
             ))
         };
         let (mut levels, mut bundle) = (Vec::new(), Vec::new());
         for level in 0.. {
             let kind = Kind::Hashes { level };
-            // The place behind the last full tile; nothing is there if the level ends with a full one.
+            // The position after the last full tile; it is empty if the level ends with a full tile.
             let width = size.checked_shr(u32::from(level) * 8).unwrap_or(0);
             if width == 0 {
                 break;
@@ -77,7 +75,7 @@ impl Edge {
             });
             let edges: Vec<_> = edges.flatten().map(Tile::path).collect();
             let what = format!(
-                "(one of them) is not what it was: a log of {size} entries that ends with these does not hash to the root that was signed"
+                "(at least one of them) has the wrong content: the {size} entries of the log that ends with these files do not hash to the signed root"
             );
             return Err(bad(&edges.join(", "), &what));
         }
@@ -87,13 +85,13 @@ impl Edge {
             bundle = bytes.ok_or_else(|| bad(&path, "is missing"))?;
             let entries = tile.entries(&bundle).map_err(|e| bad(&path, &e.to_string()))?;
             if !entries.iter().map(|e| Hash::leaf(e)).eq(levels[0].iter().copied()) {
-                return Err(bad(&path, "holds other entries than were signed"));
+                return Err(bad(&path, "contains other entries than were signed"));
             }
         }
         Ok(Edge { frontier: frontier.unwrap_or_default(), levels, bundle })
     }
 
-    /// Appends entries in memory. What is to be written, and the nodes that proofs are made of.
+    /// Appends entries in memory. Returns the objects to write, and the nodes that proofs are computed from.
     pub fn append(&mut self, entries: &[Vec<u8>]) -> (Vec<Object>, HashMap<Node, Hash>) {
         let mut nodes: HashMap<_, _> = self.frontier.peaks().collect();
         let mut objects = Vec::new();
@@ -101,7 +99,7 @@ impl Edge {
         for entry in entries {
             let index = self.size();
             let pushed = tile::push_entry(&mut self.bundle, entry);
-            debug_assert!(pushed.is_ok(), "longer entries were refused");
+            debug_assert!(pushed.is_ok(), "longer entries were refused before");
             if (index + 1).is_multiple_of(WIDTH) {
                 let full = Tile { kind: Kind::Entries, index: index / WIDTH, width: WIDTH as u16 };
                 objects.push((full.path(), std::mem::take(&mut self.bundle)));

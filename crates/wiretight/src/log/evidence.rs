@@ -1,10 +1,9 @@
-//! What is kept when a log seems to have forked: what the log had signed before, and what it was said to have signed
-//! now. Anybody can judge it with the log's public key.
+//! Stores evidence when a log seems to have forked: what the log had signed before, and what it is claimed to have signed
+//! now. Anyone with the log's public key can check it.
 //!
-//! Files are few and of bounded size, for anybody can send a bad proof with a good checkpoint. Room is shared out by log
-//! and by how much a file proves, and what is full makes room: the first half of a share stays for good, of the rest the
-//! oldest goes. So whatever was sent before, what comes now is kept; and however much is sent afterwards, what came first
-//! stays.
+//! The number and size of files are limited, as anyone can send a bad proof with a valid checkpoint. Each log and each
+//! kind of evidence has its own share. When a share is full, its first half stays forever, and the oldest file of the rest
+//! is removed. So new evidence is always kept, and no amount of it can displace the first files.
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -16,19 +15,19 @@ use crate::private_dir::{FileError, PrivateDir};
 
 /// The most files of each kind and log.
 pub const MAX_FILES: usize = 64;
-/// The most files in all.
+/// The most files in total.
 pub const MAX_ALL: usize = 4096;
-/// Checkpoints that are remembered when their file has gone, so that the same ones are not written again and again.
+/// Checkpoints that are remembered after their file was removed, so that they are not written again.
 const REMEMBERED: usize = 65_536;
 
-/// How much it proves.
+/// What the evidence shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Two signed trees of one size: a fork, proved.
+    /// Two different signed trees of the same size: a proven fork.
     Fork,
-    /// A signed tree with a proof that does not hold.
+    /// A signed tree with an invalid consistency proof.
     NotProved,
-    /// A signed tree that is smaller than one before.
+    /// A signed tree that is smaller than an earlier one.
     Rollback,
 }
 
@@ -50,9 +49,9 @@ pub struct Evidence {
 
 #[derive(Default)]
 struct Known {
-    /// Oldest first.
+    /// Files, oldest first.
     files: Vec<Kept>,
-    /// Kinds and checkpoints that were kept, the latest last.
+    /// Kinds and checkpoints that were stored; `order` has the latest last.
     seen: HashSet<String>,
     order: VecDeque<String>,
 }
@@ -83,7 +82,7 @@ impl Kept {
         let (time, rest) = name.strip_suffix(".txt")?.split_once('-')?;
         let (share, which) = rest.rsplit_once('-')?;
         let share = share.to_owned();
-        // Version 0.1.0 wrote no log.
+        // Version 0.1.0 wrote no log into the name.
         let word = [Kind::Fork, Kind::NotProved, Kind::Rollback].map(Kind::word);
         let word = word.into_iter().find(|word| share.starts_with(word))?;
         let what = format!("{word}-{which}");
@@ -102,7 +101,7 @@ impl Known {
         self.order.push_back(what);
     }
 
-    /// Which file makes room for another one of this share, if one has to.
+    /// The file to remove before another one of this share is added, if any.
     fn surplus(&self, share: &str) -> Option<usize> {
         let of = |share: &str| -> Vec<usize> {
             let files = self.files.iter().enumerate();
@@ -115,7 +114,7 @@ impl Known {
         if self.files.len() < MAX_ALL {
             return None;
         }
-        // The share that has the most gives.
+        // Remove a file of the largest share.
         let mut counts = std::collections::HashMap::<&str, usize>::new();
         self.files.iter().for_each(|f| *counts.entry(&f.share).or_default() += 1);
         let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
@@ -125,7 +124,7 @@ impl Known {
 }
 
 impl Evidence {
-    /// Opens the directory, and makes it if it is not there.
+    /// Opens the directory, and creates it if it does not exist.
     pub fn open(dir: &Path) -> Result<Evidence, FileError> {
         let dir = PrivateDir::open(dir)?;
         let mut files: Vec<(u64, Kept)> = dir.names()?.into_iter().filter_map(Kept::read).collect();
@@ -138,8 +137,8 @@ impl Evidence {
         Ok(Evidence { dir, known: Mutex::new(known) })
     }
 
-    /// Keeps what the log had signed `before`, and what came `after`, at `now` (seconds since 1970); `None` if this
-    /// checkpoint was kept already.
+    /// Stores what the log had signed `before` and what came `after`, at `now` (seconds since 1970); `None` if this
+    /// checkpoint was stored already.
     pub fn keep(
         &self,
         kind: Kind,
@@ -165,7 +164,7 @@ impl Evidence {
         Ok(Some(path))
     }
 
-    /// How many files there are.
+    /// The number of files.
     pub fn count(&self) -> usize {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).files.len()
     }
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_late_is_kept_and_what_came_first_stays() {
+    fn new_evidence_is_always_kept_and_the_first_files_stay() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("evidence");
         let evidence = Evidence::open(&dir).unwrap();
@@ -190,18 +189,21 @@ mod tests {
         };
         let first = keep(&evidence, Kind::NotProved, "a", 0).unwrap();
         for size in 1..200 {
-            let file = keep(&evidence, Kind::NotProved, "a", size).expect("it is kept");
+            let file = keep(&evidence, Kind::NotProved, "a", size).expect("new evidence is kept");
             assert!(file.exists());
         }
-        assert!(first.exists(), "what came first stays");
+        assert!(first.exists(), "the first file stays");
         assert_eq!(evidence.count(), MAX_FILES);
         assert!(keep(&evidence, Kind::NotProved, "a", 0).is_none());
-        assert!(keep(&evidence, Kind::NotProved, "a", 40).is_none(), "nor what has made room");
-        // Neither another log nor a graver kind is short of room for it.
+        assert!(
+            keep(&evidence, Kind::NotProved, "a", 40).is_none(),
+            "a removed file is not written again"
+        );
+        // Other logs and more serious kinds have their own shares.
         assert!(keep(&evidence, Kind::NotProved, "b", 7).unwrap().exists());
         assert!(keep(&evidence, Kind::Fork, "a", 7).unwrap().exists());
         assert_eq!(evidence.count(), MAX_FILES + 2);
-        // A start finds them again, those of version 0.1.0 too.
+        // A restart finds the files again, including those of version 0.1.0.
         std::fs::write(dir.join("5-not-proved-0011223344556677.txt"), "old").unwrap();
         drop(evidence);
         let evidence = Evidence::open(&dir).unwrap();
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn one_log_does_not_use_up_the_room_of_all() {
+    fn one_log_cannot_use_up_the_space_of_others() {
         let known = |share: &str, n: usize| Kept {
             name: format!("{n}"),
             share: share.into(),
@@ -224,7 +226,7 @@ mod tests {
         }
         all.files.truncate(MAX_ALL - 1);
         all.files.push(known("fork-lonely", 0));
-        let gives = all.surplus("fork-new").expect("it is full");
+        let gives = all.surplus("fork-new").expect("the directory is full");
         assert_ne!(all.files[gives].share, "fork-lonely");
         assert_eq!(all.files[gives].name, "16", "from the middle");
     }

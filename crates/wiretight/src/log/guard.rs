@@ -1,8 +1,8 @@
-//! Reads a log's tiles and bundles, and passes on none that is not what was signed.
+//! Reads a log's tiles and bundles and checks that they are what was signed.
 //!
-//! The right edge of the tree is in memory ([`Edge`]), and every full tile is one hash of the tile above it, up to that
-//! edge. So each file can be checked on its own: whatever is lost or altered is never served, and no proof is made from
-//! it. A start reads the edge alone; the rest is read in the background, at a bounded pace, and again each day.
+//! The right edge of the tree is in memory ([`Edge`]), and the hash of every full tile is in the tile above it, up to that
+//! edge. So each file can be checked on its own: altered files are never served or used for proofs. Only the edge is read
+//! at a start. The rest is checked in the background at a limited rate, and again each day.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -21,18 +21,18 @@ use super::storage::{Object, Storage};
 
 /// Full tiles of hashes that are kept in memory: 8 MB.
 const KEPT: usize = 1024;
-/// The most damaged files that are named; more are found again when these are restored.
+/// The most damaged files that are reported; further ones are reported when these are restored.
 const NAMED: usize = 64;
-/// Bytes a second that the background check reads.
+/// The most bytes per second that the background check reads.
 const PACE: f64 = (32 << 20) as f64;
-/// Between the end of one background check and the start of the next.
+/// The time between two background checks.
 const AGAIN: Duration = Duration::from_secs(86_400);
-/// What is damaged is looked at again this often.
+/// How often damaged files are checked again.
 const LOOK: Duration = Duration::from_secs(60);
-/// While something is damaged, the alarm is repeated this often.
+/// How often the alarm is repeated while files are damaged.
 const REPEAT: Duration = Duration::from_secs(3600);
 
-/// A storage whose files are checked as they are read. What it writes is not.
+/// A storage whose files are checked when they are read, not when they are written.
 pub struct Guard {
     storage: Arc<dyn Storage>,
     state: Mutex<State>,
@@ -41,40 +41,40 @@ pub struct Guard {
 #[derive(Default)]
 struct State {
     tree: Arc<Tree>,
-    /// Full tiles of hashes that were verified, by level and index: they never change.
+    /// Verified full tiles of hashes, by level and index. They never change.
     kept: HashMap<(u8, u64), Arc<[Hash]>>,
     damaged: BTreeMap<Tile, &'static str>,
     verified: Option<(u64, u64)>,
 }
 
-/// What is known of the tree without a file.
+/// The size and edge of the tree.
 #[derive(Default)]
 struct Tree {
     size: u64,
     levels: Vec<Vec<Hash>>,
 }
 
-/// Why a file is not passed on.
+/// Why a file is not returned.
 enum Unread {
-    /// It could not be read.
+    /// Reading it failed.
     Failed(io::Error),
-    /// It is not what was signed.
+    /// It is missing or not what was signed.
     Damaged(Tile, &'static str),
 }
 
 impl Guard {
-    /// Nothing passes until [`Guard::grow`] has told the tree.
+    /// A guard for an empty tree; [`Guard::grow`] sets the tree.
     pub fn new(storage: Arc<dyn Storage>) -> Guard {
         Guard { storage, state: Mutex::default() }
     }
 
-    /// The tree is this one now.
+    /// Sets the current tree.
     pub fn grow(&self, edge: &Edge) {
         let levels = edge.levels().to_vec();
         self.state().tree = Arc::new(Tree { size: edge.size(), levels });
     }
 
-    /// How many entries the last background check has read, and when it was finished.
+    /// The number of entries that the last background check covered, and when it finished.
     pub fn verified(&self) -> Option<(u64, u64)> {
         self.state().verified
     }
@@ -84,7 +84,7 @@ impl Guard {
         self.state().damaged.iter().map(|(tile, why)| format!("{tile} {why}")).collect()
     }
 
-    /// Checks all that is full, in the background, for as long as it is polled.
+    /// Checks all full tiles, again and again.
     pub async fn watch(self: Arc<Self>) {
         loop {
             let (size, mut read, begun) = (self.state().tree.size, 0.0, Instant::now());
@@ -101,7 +101,7 @@ impl Guard {
         }
     }
 
-    /// Until the next background check: looks again at what is damaged, and repeats the alarm.
+    /// Waits for the next background check. Meanwhile checks damaged files again, and repeats the alarm.
     async fn wait(&self) {
         let (end, mut told) = (Instant::now() + AGAIN, Instant::now());
         while Instant::now() < end {
@@ -126,14 +126,14 @@ impl Guard {
         }
     }
 
-    /// Reads and checks a full tile, again and again while it cannot be read; returns its length.
+    /// Reads and checks a full tile, and retries while reading fails; returns its length.
     async fn look(&self, tile: Tile) -> usize {
         loop {
             match self.full(&self.tree(), tile).await {
                 Ok(bytes) => return bytes.len(),
                 Err(Unread::Damaged(..)) => return 0,
                 Err(Unread::Failed(error)) => {
-                    tracing::warn!("the log's files cannot be checked: {tile}: {error}");
+                    tracing::warn!("cannot check a file of the log: {tile}: {error}");
                     sleep(LOOK).await;
                 }
             }
@@ -154,13 +154,13 @@ impl Guard {
         self.read(tile, expected).await
     }
 
-    /// The hash that the tile above says of a full tile or bundle.
+    /// The hash of a full tile or bundle according to the tile above it.
     async fn expected(&self, tree: &Tree, tile: Tile) -> Result<Hash, Unread> {
         let (mut level, mut index) = match tile.kind {
             Kind::Entries => (1, tile.index),
             Kind::Hashes { level } => (level + 1, tile.index),
         };
-        // Up to a tile that is known, and down again.
+        // Go up to a tile that is in memory, then down again.
         let mut path = Vec::new();
         let mut hashes = loop {
             let place = place(index);
@@ -170,14 +170,14 @@ impl Guard {
                 break known;
             }
             if usize::from(level) >= tree.levels.len() {
-                return Err(Unread::Failed(io::Error::other("it is not in the tree")));
+                return Err(Unread::Failed(io::Error::other("the tree has no such tile")));
             }
             level += 1;
         };
         loop {
-            let (level, index, place) = path.pop().expect("it began with one");
+            let (level, index, place) = path.pop().expect("the path is not empty");
             let Some(hash) = hashes.get(place).copied() else {
-                return Err(Unread::Failed(io::Error::other("it is not in the tree")));
+                return Err(Unread::Failed(io::Error::other("the tree has no such tile")));
             };
             let Some((below, next, _)) = path.last().copied() else { return Ok(hash) };
             debug_assert!(below + 1 == level && next / WIDTH == index);
@@ -198,7 +198,7 @@ impl Guard {
         self.state().kept.get(&(level, index)).cloned()
     }
 
-    /// Reads a full tile or bundle, which has to have this hash.
+    /// Reads a full tile or bundle, which must have this hash.
     async fn read(&self, tile: Tile, expected: Hash) -> Result<Vec<u8>, Unread> {
         let read = self.storage.get(&tile.path(), max_len(tile)).await.map_err(Unread::Failed)?;
         let checked = match read {
@@ -212,7 +212,7 @@ impl Guard {
             Ok(bytes) => {
                 let mut state = self.state();
                 if state.damaged.remove(&tile).is_some() {
-                    tracing::info!("{tile} of the log is restored");
+                    tracing::info!("{tile} of the log was restored");
                 }
                 if let Kind::Hashes { level } = tile.kind {
                     if state.kept.len() >= KEPT {
@@ -235,14 +235,14 @@ impl Guard {
         let room = state.damaged.len() < NAMED;
         if room && state.damaged.insert(tile, why).is_none() {
             tracing::error!(
-                "ALARM: {tile} of the log in {} {why}. It is not served, so monitors cannot read it, and proofs that need it cannot be made. Restore it from a copy of the log (`wiretight verify URL --mirror DIR` keeps one)",
+                "ALARM: {tile} of the log in {} {why}. It is not served, so monitors cannot read it, and proofs that need it cannot be created. Restore it from a copy of the log (`wiretight verify URL --mirror DIR` makes one)",
                 self.storage.place()
             );
         }
     }
 
-    /// A file of the tree, verified; `None` if the tree has none there, or if it is a partial one that need not be there
-    /// any more.
+    /// A file of the tree, verified; `None` if the tree has no such file, or if it is a partial one that is no longer
+    /// needed.
     async fn verified_file(&self, path: &str) -> Result<Option<Vec<u8>>, Unread> {
         let tree = self.tree();
         let covered = |tile: &Tile| {
@@ -261,7 +261,7 @@ impl Guard {
                 self.found(tile, "is missing");
                 return Err(Unread::Damaged(tile, "is missing"));
             }
-            self.state().damaged.remove(&tile); // a full one has taken its place
+            self.state().damaged.remove(&tile); // a full tile has replaced it
             return Ok(None);
         };
         let level = match tile.kind {
@@ -298,7 +298,7 @@ fn place(index: u64) -> usize {
     usize::try_from(index % WIDTH).expect("less than 256")
 }
 
-/// The hash of a full tile or bundle; `None` if it is none.
+/// The hash of a full tile or bundle; `None` if it is malformed.
 fn hash_of(tile: Tile, bytes: &[u8]) -> Option<Hash> {
     let hashes: Vec<Hash> = match tile.kind {
         Kind::Hashes { .. } => tile.hashes(bytes).ok()?,

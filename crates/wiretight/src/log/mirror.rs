@@ -1,7 +1,7 @@
-//! A copy of a log in a directory, as it is served: for an auditor who keeps his own, and to restore a log from.
+//! A copy of a log in a directory, in the form in which it is served: for auditors, and to restore a log from.
 //!
-//! Nothing is written that does not hash to the checkpoint, the checkpoint itself comes last, and what is here already is
-//! checked and not fetched again. A log that has forked since, or shows less than before, changes nothing here.
+//! Only data that matches the checkpoint is written, and the checkpoint itself comes last. Existing files are checked and
+//! not fetched again. If the log has forked or shows fewer entries than before, the copy stays unchanged.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,52 +15,49 @@ use super::reader::{ReadError, Tree};
 use super::sequencer::CHECKPOINT;
 use super::storage::{Directory, Object, Storage};
 
-/// Entries that are held in memory at a time: whole bundles.
+/// Entries that are held in memory at a time, in complete bundles.
 const CHUNK: u64 = 16 * WIDTH;
 
-/// Why there is no copy, or none that is newer.
+/// Why the copy was not updated.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
-    /// The log.
+    /// Reading the log failed.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The directory.
-    #[error("the copy in {place} failed: does this user own it, and has the disk room?")]
+    /// Reading or writing the directory failed.
+    #[error("cannot update the copy in {place}: check its permissions and the free disk space")]
     Io {
-        /// Where.
+        /// The directory.
         place: String,
-        /// Why.
         source: io::Error,
     },
-    /// Of another log.
+    /// The directory holds a copy of another log.
     #[error(
-        "{} is a copy of another log ({origin}), or its checkpoint is damaged: give another directory",
+        "{} is a copy of another log ({origin}), or its checkpoint is damaged: use another directory",
         .dir.display()
     )]
     Other {
-        /// The directory.
         dir: PathBuf,
-        /// Whose.
+        /// The origin of the log in it.
         origin: String,
     },
-    /// Two histories.
+    /// The log shows another history.
     #[error(
-        "FORK: the log shows another history than before. It has signed {} and {}: keep both files, and publish them",
+        "FORK: the log shows another history than before. It has signed both {} and {}: keep both files and publish them",
         .before.display(), .now.display()
     )]
     Fork {
         /// The checkpoint of the copy.
         before: PathBuf,
-        /// The one that is shown now.
+        /// The checkpoint that is shown now.
         now: PathBuf,
     },
-    /// Less than before.
+    /// The log shows fewer entries.
     #[error(
-        "the log shows {shows} entries, and {} has {has}: it was set back, or shows an old state, or the beginning of a fork",
+        "the log shows {shows} entries, but {} has {has}: the log was reset, shows an old state, or is about to fork",
         .dir.display()
     )]
     Less {
-        /// The directory.
         dir: PathBuf,
         /// Entries of the copy.
         has: u64,
@@ -69,16 +66,16 @@ pub enum MirrorError {
     },
 }
 
-/// What was done.
+/// The result of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mirrored {
-    /// Entries that were here, and are what the checkpoint says.
+    /// The number of existing entries that match the checkpoint.
     pub kept: u64,
-    /// Entries that were fetched.
+    /// The number of fetched entries.
     pub fetched: u64,
 }
 
-/// Makes `dir` a copy of the tree whose checkpoint this is.
+/// Makes `dir` a copy of the checkpoint's tree.
 pub async fn mirror(
     tree: &Tree,
     signed: &SignedCheckpoint,
@@ -89,7 +86,7 @@ pub async fn mirror(
     let before = before(tree, signed, dir, &storage).await?;
     let mut edge = kept(&storage, before).await.map_err(failed)?;
     if tree.root_at(edge.size()).await? != edge.root() {
-        tracing::warn!("the copy in {} is damaged: all of it is fetched again", dir.display());
+        tracing::warn!("the copy in {} is damaged: fetching all of it again", dir.display());
         edge = Edge::default();
     }
     let (kept, size) = (edge.size(), tree.size());
@@ -107,7 +104,7 @@ pub async fn mirror(
     }
     let checkpoint = (CHECKPOINT.to_owned(), signed.to_string().into_bytes());
     storage.put(vec![checkpoint]).await.map_err(failed)?;
-    // Partial tiles in whose place there is a full one now.
+    // Remove partial tiles that were replaced by full ones.
     let full = Tile::of_growth(before, size).filter(|tile| tile.is_full());
     for tile in full.filter(|tile| Tile::of_tree(tile.kind, tile.index, before).is_some()) {
         storage.delete_all(&format!("{}.p", tile.path())).await.map_err(failed)?;
@@ -115,7 +112,7 @@ pub async fn mirror(
     Ok(Mirrored { kept, fetched: size - kept })
 }
 
-/// The size of the copy as it was left; the tree has to begin with it.
+/// The size of the existing copy, which the tree must extend.
 async fn before(
     tree: &Tree,
     signed: &SignedCheckpoint,
@@ -128,7 +125,7 @@ async fn before(
     };
     let before = String::from_utf8(bytes).ok().and_then(|t| SignedCheckpoint::parse(&t).ok());
     let other = |origin: &str| MirrorError::Other { dir: dir.into(), origin: origin.into() };
-    let before = before.ok_or_else(|| other("not readable"))?;
+    let before = before.ok_or_else(|| other("unreadable"))?;
     let before = before.unverified();
     if before.origin != signed.unverified().origin {
         return Err(other(&before.origin));
@@ -145,7 +142,7 @@ async fn before(
     Ok(before.size)
 }
 
-/// The full bundles that are here, up to the first that is missing; their tiles are repaired where they need it.
+/// The existing full bundles, up to the first missing one. Missing or damaged tiles of theirs are repaired.
 async fn kept(storage: &Directory, size: u64) -> io::Result<Edge> {
     let mut edge = Edge::default();
     for index in 0..size / WIDTH {

@@ -1,17 +1,17 @@
-//! The mesh's log: who appends to it, who vouches for it, who reads it.
+//! The transparency log of the mesh: writing, cosigning, serving, reading and monitoring it.
 //!
-//! - `storage`: where tiles are kept: in a directory, or (`bucket`) in S3
-//! - `edge`: the right edge of its tree, to which entries are appended
-//! - `guard`: reads its tiles, and passes on none that is not what was signed
-//! - `sequencer`: appends entries, signs checkpoints, hands out proofs
+//! - `storage`: stores the files of a log, in a directory or (`bucket`) in S3
+//! - `edge`: the right edge of the tree, where entries are appended
+//! - `guard`: reads the log's files and checks that they are what was signed
+//! - `sequencer`: appends entries, signs checkpoints, creates proofs
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
-//! - `serve`: how it is read over HTTP
+//! - `serve`: serves the log over HTTP
 //! - `witness`: cosigns the checkpoints of logs
-//! - `reader`: reads a log, and believes what its checkpoint says
+//! - `reader`: reads a log and verifies it against its checkpoint
 //! - `mirror`: keeps a copy of a log in a directory
 //! - `compare`: compares a log with what its witnesses saw
-//! - `monitor`: watches a log, and what is issued
-//! - `evidence`: what is kept when a log forks
+//! - `monitor`: watches a log and what is issued
+//! - `evidence`: stores the evidence when a log forks
 
 pub mod bucket;
 pub mod compare;
@@ -39,40 +39,34 @@ use crate::config::Config;
 /// Why a policy file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyFileError {
-    /// It cannot be read.
-    #[error("the policy {path} cannot be read: is the path right, and may this user read it?")]
+    /// The file cannot be read.
+    #[error("cannot read the policy {path}: check the path and its permissions")]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
-    /// It is no policy.
+    /// The file is not a valid policy.
     #[error("{path}, {error}")]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// Line and problem.
         error: PolicyError,
     },
-    /// A quorum of it has more signatures than a certificate has room for.
+    /// The signatures of a quorum can be too large for a certificate.
     #[error(
-        "{path}: a proof by this policy can have {bytes} bytes, and a certificate has room for {MAX_PROOF}: want fewer witnesses with ML-DSA-44 keys, whose cosignatures have 3.3 kB each"
+        "{path}: a proof by this policy can be {bytes} bytes long, but a certificate has room for {MAX_PROOF}: require fewer witnesses with ML-DSA-44 keys, whose cosignatures are 3.3 kB each"
     )]
     TooLarge {
-        /// The file.
         path: PathBuf,
-        /// The most bytes that a proof can have.
+        /// The largest possible size of a proof.
         bytes: usize,
     },
-    /// It does not say whose proofs count.
+    /// It names no log.
     #[error(
         "{path} names no log: add the line `log VKEY` (on the authority, `wiretight authority log-key` prints VKEY)"
     )]
-    NoLog {
-        /// The file.
-        path: PathBuf,
-    },
+    NoLog { path: PathBuf },
 }
 
 /// Reads a file of at most `max` bytes.
@@ -81,7 +75,7 @@ pub fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
     match bytes.len() > max {
-        true => Err(io::Error::other(format!("it is larger than {max} bytes"))),
+        true => Err(io::Error::other(format!("the file is larger than {max} bytes"))),
         false => Ok(bytes),
     }
 }
@@ -101,29 +95,29 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyFileError> {
     }
 }
 
-/// What is allowed in a policy, but gives less than witnesses are there for.
+/// The weaknesses of a valid policy.
 pub fn weaknesses(policy: &Policy) -> Vec<String> {
     let quorum = policy.quorum_text();
     let smallest = policy.smallest_quorum();
     let mut found = Vec::new();
     if !policy.wants_witnesses() {
         found.push(
-            "the quorum is `none`, so no witness has to see the log: whoever has the log's key can show each node another history, and hide what was issued. Name witnesses and a quorum".into(),
+            "the quorum is `none`, so no witness has to see the log: anyone with the log's key can show each node a different history and hide what was issued. Name witnesses and a quorum".into(),
         );
     } else if policy.splits() {
         found.push(format!(
-            "the quorum ({quorum}) can be reached twice without a witness in common: whoever has the log's key can show two histories, and every witness is honest. Want more than half of the witnesses"
+            "the quorum ({quorum}) can be reached by two groups without a common witness: anyone with the log's key can show two histories even if every witness is honest. Require more than half of the witnesses"
         ));
     }
     if policy.wants_witnesses() && smallest == 1 {
         found.push(format!(
-            "one witness is enough for the quorum ({quorum}): that witness alone, if it is dishonest or its key is stolen, lets whoever has the log's key hide what was issued. Want at least two"
+            "one witness is enough for the quorum ({quorum}): if that witness is dishonest or its key is stolen, anyone with the log's key can hide what was issued. Require at least two"
         ));
     }
     found
 }
 
-/// What the configuration demands of certificates.
+/// The proof of logging that the configuration requires of certificates.
 pub fn transparency(config: &Config) -> Result<Transparency, PolicyFileError> {
     let Some(witnesses) = config.witnesses.as_ref().filter(|w| w.required) else {
         return Ok(Transparency::NotRequired);

@@ -1,9 +1,9 @@
-//! Reads a log (C2SP tlog-tiles) from where it is served, or from a directory, and believes nothing of it but what hashes
-//! to the root of a checkpoint.
+//! Reads a log (C2SP tlog-tiles) over HTTP or from a directory, and verifies everything against the root hash of a
+//! checkpoint.
 //!
-//! A [`Tree`] begins with the tiles of the tree's right edge: together they are its root, so they are verified at once.
-//! Every other tile is full, and is one hash of a tile above it, and so on up to the edge. An entry is a hash of a
-//! tile of level 0. What does not hash as it should is never returned.
+//! A [`Tree`] begins with the tiles of the tree's right edge: their hashes give the root, so they are verified at once.
+//! Every other tile is full, and its hash is in the tile above it, up to the edge. The hash of an entry is in a tile of
+//! level 0. Data that does not match its hash is never returned.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,71 +24,68 @@ use wiretight_tlog::{
 
 use crate::web::client::{Client, HttpError, Limit, Url};
 
-/// For a file of a log, the largest included.
+/// How long the largest file of a log may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a server that is asked too often is asked for the same file again.
+/// How long a file is requested again while the server reports too many requests.
 const BUSY: Duration = Duration::from_secs(120);
-/// Between two requests to a server that says it is asked too often, without saying when to come again.
+/// The first pause between requests to a server that reports too many requests without `Retry-After`.
 const FIRST_GAP: Duration = Duration::from_millis(100);
-/// The longest time between two requests.
+/// The longest pause between two requests.
 const LONGEST_GAP: Duration = Duration::from_secs(20);
 /// Bundles that are fetched at a time.
 const AHEAD: u64 = 8;
-/// Verified tiles that are kept besides the edge: 8 MB.
+/// Verified tiles that are kept in memory besides the edge: 8 MB.
 const KEPT: usize = 1024;
 
-/// Why something of a log was not read.
+/// Why reading from a log failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Not there.
+    /// There is no such file.
     #[error(
-        "{0} is not there: is it the log's prefix, and is its latest checkpoint wholly published?"
+        "{0} does not exist: check the log's URL or directory; the latest checkpoint may also be published incompletely"
     )]
     NotFound(String),
-    /// Not served.
-    #[error("{what} was answered with status {status}")]
+    /// The server responded with an error status.
+    #[error("{what}: HTTP status {status}")]
     Status {
-        /// What was asked for.
+        /// The requested URL.
         what: String,
-        /// The HTTP status.
         status: u16,
     },
-    /// Not reached.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// The disk.
-    #[error("{what} cannot be read")]
+    /// Reading the file failed.
+    #[error("cannot read {what}")]
     Io {
         /// The file.
         what: String,
-        /// Why.
         source: io::Error,
     },
-    /// More than there can be.
-    #[error("{0} is larger than it can be")]
+    /// The file exceeds the limit of its kind.
+    #[error("{0} is larger than such a file can be")]
     TooLarge(String),
-    /// No checkpoint.
-    #[error("the log's checkpoint cannot be read")]
+    /// The checkpoint is malformed.
+    #[error("malformed checkpoint of the log")]
     Note(#[from] NoteError),
-    /// One that the policy does not believe.
+    /// The policy does not accept the checkpoint.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// Not what the checkpoint says.
-    #[error("{0} is not what the log's checkpoint says: it was altered, or the log is damaged")]
+    /// The data does not match the checkpoint.
+    #[error("{0} does not match the log's checkpoint: it was altered, or the log is damaged")]
     Mismatch(String),
-    /// The tree has no such thing.
+    /// The index or size is outside of the tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
 }
 
 impl ReadError {
-    /// Whether the log itself is at fault, rather than the way to it.
+    /// Whether the log itself is damaged, rather than unreachable.
     pub fn is_damage(&self) -> bool {
         matches!(self, ReadError::Mismatch(_) | ReadError::TooLarge(_) | ReadError::Note(_))
     }
 }
 
-/// Where a log is. Copies are cheap.
+/// A log that can be read. Clones are cheap.
 #[derive(Clone)]
 pub struct Reader {
     source: Arc<Source>,
@@ -99,15 +96,15 @@ enum Source {
     Directory(PathBuf),
 }
 
-/// How fast a server is asked. It begins without a limit; each answer "too often" doubles the time between two
-/// requests, each good one makes it a little shorter.
+/// The pace of requests to a server. There is no limit at first. Each "too many requests" doubles the pause between two
+/// requests; each success shortens it a little.
 struct Pace {
     gap: Duration,
     next: Instant,
 }
 
 impl Pace {
-    /// When the next request may go out.
+    /// When the next request may be sent.
     fn turn(&mut self) -> Instant {
         let turn = self.next.max(Instant::now());
         self.next = turn + self.gap;
@@ -128,7 +125,7 @@ impl Pace {
 }
 
 impl Reader {
-    /// A log that is served below a URL prefix.
+    /// A log that is served under a URL prefix.
     pub fn http(client: Client, prefix: Url) -> Reader {
         let pace = Pace { gap: Duration::ZERO, next: Instant::now() };
         Reader { source: Arc::new(Source::Http(client, prefix, Mutex::new(pace))) }
@@ -147,7 +144,7 @@ impl Reader {
         Ok(SignedCheckpoint::parse(text)?)
     }
 
-    /// The latest checkpoint, if the policy believes it, with the note that says it.
+    /// The latest checkpoint, if the policy accepts it, with its signed note.
     pub async fn checkpoint(
         &self,
         policy: &Policy,
@@ -156,7 +153,7 @@ impl Reader {
         Ok((policy.witnessed(&signed)?, signed))
     }
 
-    /// The tree of a checkpoint: reads its right edge, which has to be its root.
+    /// The tree of a checkpoint. Reads its right edge, which must hash to the checkpoint's root.
     pub async fn tree(&self, checkpoint: &Checkpoint) -> Result<Tree, ReadError> {
         let (size, root) = (checkpoint.size, checkpoint.root);
         if size > tree::MAX_SIZE {
@@ -179,7 +176,7 @@ impl Reader {
         let wrong = |_| ReadError::Mismatch(tile.path());
         let full = tile.full();
         let bytes = match self.file(&tile.path(), usize::from(tile.width) * Hash::LEN).await {
-            // A partial tile may be gone when the full one is there.
+            // A partial tile may have been removed once the full one exists.
             Err(ReadError::NotFound(_)) if !tile.is_full() => {
                 let bytes = self.file(&full.path(), usize::from(full.width) * Hash::LEN).await?;
                 let mut hashes = full.hashes(&bytes).map_err(wrong)?;
@@ -191,7 +188,7 @@ impl Reader {
         tile.hashes(&bytes).map_err(wrong)
     }
 
-    /// A bundle of entries, unverified, and the tile that it is.
+    /// A bundle of entries, unverified, and its tile.
     async fn bundle(&self, tile: Tile) -> Result<(Tile, Bytes), ReadError> {
         match self.file(&tile.path(), MAX_BUNDLE).await {
             Err(ReadError::NotFound(_)) if !tile.is_full() => {
@@ -255,7 +252,7 @@ impl Reader {
     }
 }
 
-/// The partial tiles of a tree: all that its root is made of.
+/// The partial tiles of a tree, from which its root is computed.
 fn edge_of(size: u64) -> impl Iterator<Item = Tile> {
     (0..8u8).filter_map(move |level| {
         let kind = Kind::Hashes { level };
@@ -267,7 +264,7 @@ fn edge_of(size: u64) -> impl Iterator<Item = Tile> {
 /// Tiles of hashes, by kind and index.
 type Tiles = HashMap<(Kind, u64), Arc<[Hash]>>;
 
-/// A tree, as far as it was read. All of it fits its root.
+/// A tree whose data is read on demand and verified against its root.
 pub struct Tree {
     reader: Reader,
     size: u64,
@@ -282,7 +279,6 @@ impl Tree {
         self.size
     }
 
-    /// Its root.
     pub fn root(&self) -> Hash {
         self.root
     }
@@ -292,13 +288,13 @@ impl Tree {
         if size > self.size {
             return Err(TreeError::OutOfRange.into());
         }
-        // Tiles of the larger tree tell every node of the smaller one.
+        // Tiles of the larger tree contain every node of the smaller one.
         let nodes = self.collect(|read| Frontier::read(size, read).map(|_| ())).await?;
         let read = |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange);
         Ok(Frontier::read(size, read)?.root())
     }
 
-    /// The proof that it begins with the tree of its first `old` entries.
+    /// The proof that this tree extends the tree of its first `old` entries.
     pub async fn consistency(&self, old: u64) -> Result<Vec<Hash>, ReadError> {
         let new = self.size;
         let nodes =
@@ -316,7 +312,7 @@ impl Tree {
         Ok(tree::inclusion_proof(index, size, read)?)
     }
 
-    /// The entries of a range, verified. What is returned is held in memory: ask for some thousands at a time.
+    /// The entries of a range, verified. The result is held in memory: request a few thousand at a time.
     pub async fn entries(&self, range: Range<u64>) -> Result<Vec<Vec<u8>>, ReadError> {
         if range.start > range.end || range.end > self.size {
             return Err(TreeError::OutOfRange.into());
@@ -348,7 +344,7 @@ impl Tree {
             let leaves = self.verified(self.leaf_tile(index)?).await?;
             let mismatch = || ReadError::Mismatch(tile.path());
             let read = tile.entries(&bytes).map_err(|_| mismatch())?;
-            // A full bundle in the place of a partial one holds more than this tree.
+            // A full bundle in place of a partial one holds more entries than this tree.
             for (n, (entry, leaf)) in read.iter().zip(leaves.iter()).enumerate() {
                 if Hash::leaf(entry) != *leaf {
                     return Err(mismatch());
@@ -366,7 +362,7 @@ impl Tree {
         Ok(tile.ok_or(TreeError::OutOfRange)?)
     }
 
-    /// Every hash that `walk` asks for, verified.
+    /// Every hash that `walk` requests, verified.
     async fn collect<E>(
         &self,
         walk: impl Fn(&mut dyn FnMut(Node) -> Result<Hash, TreeError>) -> Result<(), E>,
@@ -377,7 +373,7 @@ impl Tree {
         let mut wanted = Vec::new();
         walk(&mut |node| {
             wanted.push(node);
-            Ok(Hash::empty()) // which nodes are asked for does not depend on what they are
+            Ok(Hash::empty()) // which nodes are requested does not depend on their hashes
         })?;
         let mut nodes = HashMap::new();
         for node in wanted {
@@ -389,7 +385,7 @@ impl Tree {
         Ok(nodes)
     }
 
-    /// A node out of tiles that are here.
+    /// A node from tiles in memory.
     fn known(&self, node: Node) -> Option<Hash> {
         let (tile, range) = Tile::of_node(node, self.size)?;
         self.here(tile)?.get(range).and_then(tile::subtree)
@@ -403,7 +399,7 @@ impl Tree {
 
     /// A tile of hashes of this tree, verified.
     async fn verified(&self, tile: Tile) -> Result<Arc<[Hash]>, ReadError> {
-        // Up to a tile that is known, and down again.
+        // Go up to a tile that is in memory, then down again.
         let mut path = Vec::new();
         let mut tile = tile;
         let mut hashes = loop {

@@ -1,20 +1,20 @@
-//! The sequencer: it alone appends to the log and signs its checkpoints.
+//! The sequencer: the only part that appends to the log and signs its checkpoints.
 //!
-//! A batch is everything that was asked for while the last one was under way. For each, in this order:
+//! A batch consists of all entries requested while the previous batch was in progress. The steps of a batch are:
 //!
-//! 1. its bundles and tiles are written, and durable;
-//! 2. the checkpoint is signed and put into the store by compare-and-swap, and durable: from here on the batch is part
-//!    of the log, and no other history will be signed;
-//! 3. the witnesses cosign it, as many as the policy wants, however long they take;
+//! 1. its bundles and tiles are written durably;
+//! 2. the checkpoint is signed and written durably to the store by compare-and-swap: from here on the batch is part of
+//!    the log, and no other history will be signed;
+//! 3. the witnesses cosign it, as many as the policy requires, however long they take;
 //! 4. it is published with their cosignatures;
-//! 5. whoever asked gets the proofs.
+//! 5. the requesters get their proofs.
 //!
-//! A crash between any two leaves tiles that no checkpoint covers (they are written over), or a checkpoint that is
-//! cosigned and published at the next start. Nobody has got a proof before step 5. When anything fails, what is in
-//! memory is thrown away and the log is opened anew, as at a start.
+//! A crash between two steps leaves tiles that no checkpoint covers (they are overwritten), or a checkpoint that is
+//! cosigned and published at the next start. No proof is handed out before step 5. After any failure the state in memory
+//! is discarded and the log is opened again, as at a start.
 //!
-//! It refuses to start on anything that could lead to a second history: a store that is older than what was published,
-//! tiles that do not hash to the checkpoint, a key that did not sign it, a witness that holds a larger tree.
+//! It refuses to start if a second history could result: if the store is older than what was published, if tiles do not
+//! hash to the checkpoint, if another key signed it, or if a witness holds a larger tree.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -41,67 +41,65 @@ use super::storage::Storage;
 
 /// The checkpoint's path, below the log's prefix.
 pub const CHECKPOINT: &str = "checkpoint";
-/// The largest checkpoint that is read, in bytes.
+/// The largest accepted checkpoint, in bytes.
 pub const MAX_CHECKPOINT: usize = wiretight_tlog::note::MAX_NOTE;
 
-/// Where the last checkpoint is in the store.
+/// The key of the last checkpoint in the store.
 const RECORD: &str = "log/checkpoint";
-/// The most entries of a batch.
+/// The most entries in a batch.
 const MAX_BATCH: usize = 16_384;
-/// The most bytes of entries that wait, in KiB.
+/// The largest total size of waiting entries, in KiB.
 const MAX_WAITING_KIB: usize = 64 << 10;
-/// The most requests that wait.
+/// The most waiting requests.
 const MAX_REQUESTS: usize = 65_536;
-/// The last checkpoint is cosigned again this often, so that its age says whether the log lives.
+/// How often the last checkpoint is cosigned again, so that its age shows whether the log is alive.
 const HEARTBEAT: Duration = Duration::from_secs(300);
-/// How often it is checked that the cosignatures are not from the future: a clock was set, here or at a witness.
+/// How often it is checked that the cosignatures are not from the future, which happens when a clock is set.
 const CLOCKS: Duration = Duration::from_secs(10);
-/// After a failure, until the log is opened anew.
+/// The pause after a failure before the log is opened again.
 const RETRY: Duration = Duration::from_secs(2);
-/// A write that takes longer is worth a warning.
+/// A write that takes longer causes a warning.
 const SLOW: Duration = Duration::from_secs(2);
-/// A wait for witnesses that is longer than this is an alarm.
+/// A longer wait for witnesses causes an alarm.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// While the wait goes on, the alarm is repeated this often.
+/// How often the alarm is repeated while the wait continues.
 const REPEAT: Duration = Duration::from_secs(60);
 
-/// Why the log cannot be opened, or does not take an entry.
+/// Why the log cannot be opened or does not accept an entry.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
-    /// The store.
     #[error("the authority's store failed: {0}")]
     Store(Arc<wiretight_store::Error>),
-    /// The tiles.
-    #[error("the log's files in {place} failed: {source}")]
+    /// Reading or writing the log's files failed.
+    #[error("cannot read or write the log's files in {place}: {source}")]
     Storage {
-        /// Where.
+        /// The directory or bucket.
         place: String,
-        /// The reason.
         source: Arc<io::Error>,
     },
-    /// Opening would risk a second history.
+    /// Opening the log could lead to a second history.
     #[error("the log is not opened, because it could fork: {0}")]
     Refused(String),
-    /// Another process appends to it.
+    /// Another process appends to the log.
     #[error(
-        "another process has signed a checkpoint of this log meanwhile: only one authority may run on a store"
+        "another process has signed a checkpoint of this log: only one authority may use a store at a time"
     )]
     Superseded,
-    /// A witness knows more of this log than is here.
+    /// A witness has seen more of this log than there is here.
     #[error(
-        "the log is not opened, because it would fork: {} has cosigned {holds} entries and this log has {size}. Were the authority's files or store restored from an old backup? Bring back the newest ones; entries that nobody has any more cannot be replaced, and a new authority has to take the place of this one", .ahead.witness, holds = .ahead.holds
+        "the log is not opened, because it would fork: {} has cosigned {holds} entries, but this log has {size}. The authority's files or store were probably restored from an old backup: restore the newest ones. Entries that no copy of the log has cannot be replaced; in that case set up a new authority", .ahead.witness, holds = .ahead.holds
     )]
     Behind {
-        /// Who knows more.
+        /// The witness that has seen more.
         ahead: Ahead,
-        /// What is here.
+        /// The size of the log here.
         size: u64,
     },
-    /// Too much waits.
-    #[error("the log does not keep up: too many entries wait. {0}")]
+    /// Too many entries are waiting.
+    #[error("too many log entries are waiting. {0}")]
     Busy(String),
     /// The entry is too large.
-    #[error("an entry of the log has at most {MAX_ENTRY} bytes")]
+    #[error("a log entry may have at most {MAX_ENTRY} bytes")]
     TooLarge,
     /// The sequencer has ended.
     #[error("the log is closed")]
@@ -109,16 +107,16 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether trying again later is of no use without somebody who puts it right.
+    /// Whether retrying is useless until an operator fixes the problem.
     pub fn is_final(&self) -> bool {
         matches!(self, LogError::Refused(_) | LogError::Superseded | LogError::Behind { .. })
     }
 
-    /// What a node is told that asked for a certificate: nothing of where the log is kept, or by whom it is witnessed.
+    /// The message for a node that requested a certificate. It tells nothing about the log's storage or its witnesses.
     pub fn for_members(&self) -> String {
         match self {
             LogError::Busy(_) | LogError::TooLarge | LogError::Closed => self.to_string(),
-            _ => "the authority's log takes no entries now: the authority's own messages say why"
+            _ => "the authority's log accepts no entries at the moment: see the authority's log messages"
                 .into(),
         }
     }
@@ -134,47 +132,47 @@ impl From<wiretight_store::Error> for LogError {
     }
 }
 
-/// What is known of the log, for people.
+/// The status of the log, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LogStatus {
     /// The log's public key; its name is the origin.
     pub vkey: String,
     /// The number of entries.
     pub size: u64,
-    /// Whether nobody but this authority vouches for the log.
+    /// Whether only this authority vouches for the log.
     pub self_attested: bool,
-    /// The quorum that the policy wants.
+    /// The quorum that the policy requires.
     pub quorum: String,
-    /// The size of the newest checkpoint that the quorum has cosigned, and when it was.
+    /// The size of the newest checkpoint cosigned by the quorum, and when that was.
     pub witnessed: Option<(u64, u64)>,
-    /// Since when entries have waited for the quorum.
+    /// Since when entries have been waiting for the quorum.
     pub waiting_since: Option<u64>,
-    /// Each witness.
+    /// The status of each witness.
     pub witnesses: Vec<WitnessStatus>,
-    /// Why it takes nothing, if it does not.
+    /// Why the log accepts no entries, if it does not.
     pub problem: Option<String>,
-    /// How many entries were read again and found as signed, and when that was finished; `None`: not yet since the
-    /// start.
+    /// The number of entries that the last background check covered, and when it finished; `None` if none has finished
+    /// since the start.
     pub verified: Option<(u64, u64)>,
-    /// Files of the log that are missing, or are not what was signed: they are not served.
+    /// Files of the log that are missing or not what was signed. They are not served.
     pub damaged: Vec<String>,
 }
 
-/// What the sequencer is given.
+/// The parameters of [`Log::start`].
 pub struct Params {
     /// The log's key.
     pub signer: LogSigner,
-    /// Who has to cosign; the log itself need not be in it.
+    /// The witnesses that must cosign. The policy need not name the log itself.
     pub policy: Policy,
-    /// A way to each witness of the policy, in its order.
+    /// A connection to each witness of the policy, in its order.
     pub ways: Vec<Arc<dyn Witness>>,
-    /// Where the tiles are.
+    /// The storage of the log's files.
     pub storage: Arc<dyn Storage>,
-    /// Where the last checkpoint is.
+    /// The store of the last checkpoint.
     pub store: Arc<dyn Store>,
 }
 
-/// A running log. Clones are the same one; it ends with the last of them.
+/// A running log. Clones refer to the same log, which ends with the last of them.
 #[derive(Clone)]
 pub struct Log {
     requests: mpsc::Sender<Request>,
@@ -207,8 +205,8 @@ struct Request {
 }
 
 impl Log {
-    /// Opens the log, or makes it where there is none, and appends to it from then on. Returns when its files are in
-    /// order; whether the witnesses are is found out afterwards ([`Log::status`]).
+    /// Opens the log, or creates it if there is none, and starts the sequencer. Returns when the log's files are checked.
+    /// Problems with witnesses show up later in [`Log::status`].
     pub async fn start(params: Params) -> Result<Log, LogError> {
         let Params { signer, policy, ways, storage, store } = params;
         let open = Open::load(&signer, &*storage, &*store).await?;
@@ -236,7 +234,7 @@ impl Log {
         Ok(Log { requests, room, shared, guard, task })
     }
 
-    /// Stops, wherever it is (as by a crash, from which it recovers); returns when it is at rest.
+    /// Stops the sequencer at any point, like a crash, from which it recovers. Returns when it has stopped.
     pub async fn close(&self) {
         self.task.lock().await.shutdown().await;
     }
@@ -246,28 +244,28 @@ impl Log {
         &self.shared.key
     }
 
-    /// Who has to be believed for a proof of this log to hold: the log, and its witnesses.
+    /// The policy by which proofs of this log are verified: the log and its witnesses.
     pub fn policy(&self) -> Policy {
         self.shared.policy.clone()
     }
 
-    /// The witnesses that have not cosigned all that is in the log, and why, for people.
+    /// The witnesses that have not cosigned the whole log, and why, for people.
     pub fn waiting_for(&self) -> String {
         self.shared.cosigning.waiting_for(self.shared.state().size)
     }
 
-    /// Whether anybody else has to cosign.
+    /// Whether witnesses must cosign.
     pub fn has_witnesses(&self) -> bool {
         self.shared.policy.wants_witnesses()
     }
 
-    /// Appends an entry and waits for its proof: until the witnesses have cosigned.
+    /// Appends an entry and waits for its proof, that is, until the witnesses have cosigned.
     pub async fn append(&self, entry: Vec<u8>) -> Result<Proof, LogError> {
         let mut proofs = self.append_all(vec![entry]).await?;
         proofs.pop().ok_or(LogError::Closed)
     }
 
-    /// Appends entries, one after the other and in one batch, and waits for their proofs.
+    /// Appends entries in order in one batch, and waits for their proofs.
     pub async fn append_all(&self, entries: Vec<Vec<u8>>) -> Result<Vec<Proof>, LogError> {
         if entries.iter().any(|e| e.len() > MAX_ENTRY) {
             return Err(LogError::TooLarge);
@@ -287,12 +285,12 @@ impl Log {
         answered.await.map_err(|_| LogError::Closed)?
     }
 
-    /// The newest checkpoint that was published, with its cosignatures.
+    /// The newest published checkpoint with its cosignatures.
     pub fn checkpoint(&self) -> Option<SignedCheckpoint> {
         self.shared.state().published.clone()
     }
 
-    /// A tile, if a published checkpoint covers it. One that does not hash to the checkpoint is an error.
+    /// A tile, if a published checkpoint covers it. It is an error if the tile does not match the checkpoint.
     pub async fn tile(&self, tile: Tile) -> Result<Option<Vec<u8>>, LogError> {
         let size = self.checkpoint().map_or(0, |c| c.unverified().size);
         let covered = Tile::of_tree(tile.kind, tile.index, size);
@@ -303,7 +301,7 @@ impl Log {
         read.map_err(|e| failed(&*self.guard, e))
     }
 
-    /// What is known of it.
+    /// The status of the log.
     pub fn status(&self) -> LogStatus {
         let witnesses = self.shared.cosigning.status();
         let state = self.shared.state();
@@ -324,9 +322,9 @@ impl Log {
     fn busy(&self) -> LogError {
         LogError::Busy(match self.shared.state().waiting_since {
             Some(since) => {
-                format!("It has waited {} s for its witnesses", now().saturating_sub(since))
+                format!("The log has waited {} s for its witnesses", now().saturating_sub(since))
             }
-            None => "Try again in a moment".into(),
+            None => "Try again later".into(),
         })
     }
 }
@@ -337,14 +335,14 @@ impl Shared {
     }
 }
 
-/// What the store holds of the log.
+/// The record of the log in the store.
 #[derive(Serialize, Deserialize)]
 struct Record {
     /// The signed checkpoint, without cosignatures.
     checkpoint: String,
 }
 
-/// The log's end, in memory: all that is needed to append.
+/// The end of the log in memory: what is needed to append.
 struct Open {
     signed: SignedCheckpoint,
     revision: Revision,
@@ -356,7 +354,7 @@ impl Open {
         self.edge.size()
     }
 
-    /// Reads the log's end and checks it against what was signed; makes the log if there is none.
+    /// Reads the end of the log and checks it against what was signed; creates the log if there is none.
     async fn load(
         signer: &LogSigner,
         storage: &dyn Storage,
@@ -368,20 +366,20 @@ impl Open {
         let published = published.map_err(|e| failed(storage, e))?;
         let published = published.map(|bytes| read_checkpoint(signer.public(), &bytes)).transpose();
         let published = published.map_err(|why| {
-            refused(format!("{place}/{CHECKPOINT} {why}. Restore it; if nothing else is damaged, removing it is safe: it is made anew from the store"))
+            refused(format!("{place}/{CHECKPOINT} {why}. Restore it. If nothing else is damaged, it is safe to remove it: it is created again from the store"))
         })?;
         let key = Key::new(RECORD)?;
         let Some(entry) = store.get(&key).await? else {
             if published.is_some() {
                 return Err(refused(format!(
-                    "{place} holds a published log and the store knows of none: was the store lost, or set back? Restore the newest one"
+                    "{place} contains a published log, but the store has no record of it: the store was lost or restored from an old backup. Restore the newest one"
                 )));
             }
             return Open::create(signer, store, &key).await;
         };
         let signed = recorded(&entry.value, signer.public()).map_err(|why| {
             refused(format!(
-                "the last checkpoint in the store {why}: is log.key another log's? Restore key and store together"
+                "the last checkpoint in the store {why}: log.key may belong to another log. Restore key and store together"
             ))
         })?;
         let last = signed.unverified();
@@ -390,7 +388,7 @@ impl Open {
                 || published.size == last.size && published.root != last.root)
         {
             return Err(refused(format!(
-                "{} entries were published in {place} and the store knows of {}: the store was set back. Restore the newest one",
+                "{} entries were published in {place}, but the store has a record of {}: the store was restored from an old backup. Restore the newest one",
                 published.size, last.size
             )));
         }
@@ -402,7 +400,7 @@ impl Open {
         let edge = Edge::default();
         let signed = sign(signer, &edge)?;
         let revision = store.create(key, record(&signed)).await?;
-        tracing::info!(origin = %signer.public().name(), "made a new log");
+        tracing::info!(origin = %signer.public().name(), "created a new log");
         Ok(Open { signed, revision, edge })
     }
 }
@@ -414,7 +412,7 @@ struct Sequencer {
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Request>,
-    /// Whether the witnesses have confirmed, since the start, that nothing is forgotten here.
+    /// Whether the witnesses have confirmed since the start that this log is complete.
     vouched: bool,
 }
 
@@ -438,7 +436,7 @@ impl Sequencer {
             if matches!(problem, LogError::Closed) {
                 return;
             }
-            tracing::error!("ALARM: the log takes no entries: {problem}");
+            tracing::error!("ALARM: the log accepts no entries: {problem}");
             self.shared.state().problem = Some(problem.clone());
             while let Ok(request) = self.queue.try_recv() {
                 let _ = request.answer.send(Err(problem.clone()));
@@ -450,14 +448,14 @@ impl Sequencer {
         }
     }
 
-    /// Answers everybody with what is wrong.
+    /// Answers every request with the problem.
     async fn refuse(&mut self, problem: &LogError) {
         while let Some(request) = self.queue.recv().await {
             let _ = request.answer.send(Err(problem.clone()));
         }
     }
 
-    /// Batch after batch; returns when nobody can ask any more.
+    /// Processes batches; returns when all clones of [`Log`] are gone.
     async fn sequence(&mut self, mut open: Open) -> Result<(), LogError> {
         self.witness(&open, (open.size(), Vec::new())).await?;
         let mut heartbeat = interval(HEARTBEAT);
@@ -484,7 +482,7 @@ impl Sequencer {
             let (mut batch, mut entries) = (Vec::new(), 0);
             let mut next = Some(first);
             while let Some(request) = next {
-                // Who has given up (the witnesses were away) does not want it logged any more.
+                // Skip requests whose sender has given up, for example because the witnesses were unreachable.
                 if !request.answer.is_closed() {
                     entries += request.entries.len();
                     batch.push(request);
@@ -515,7 +513,7 @@ impl Sequencer {
         }
     }
 
-    /// Appends entries, and returns their proofs.
+    /// Appends entries and returns their proofs.
     async fn batch(
         &mut self,
         open: &mut Open,
@@ -533,9 +531,9 @@ impl Sequencer {
         self.shared.state().size = size;
         if began.elapsed() > SLOW {
             tracing::warn!(
-                "{} s passed until {} entries of the log were on the disk: is it busy, or failing?",
-                began.elapsed().as_secs(),
-                size - old
+                "writing {} log entries took {} s: the disk may be busy or failing",
+                size - old,
+                began.elapsed().as_secs()
             );
         }
 
@@ -543,9 +541,9 @@ impl Sequencer {
         let from = tree::consistency_proof(old, size, read).map_err(broken)?;
         let checkpoint = self.witness(open, (old, from)).await?;
         self.remove_partial(old, size).await;
-        // No more than a verifier needs: a proof is in every handshake.
+        // Only the cosignatures that a verifier needs, as a proof is part of every handshake.
         let checkpoint = self.shared.policy.shortest(&checkpoint).ok_or_else(|| {
-            LogError::Busy("Its own policy does not believe the checkpoint".into())
+            LogError::Busy("The log's own policy does not accept the checkpoint".into())
         })?;
         let prove = |index| {
             let hashes = tree::inclusion_proof(index, size, read)?;
@@ -554,19 +552,22 @@ impl Sequencer {
         (old..size).map(prove).collect::<Result<_, _>>().map_err(broken)
     }
 
-    /// Removes the partial tiles in whose place there is a full one now. One that stays does no harm.
+    /// Removes partial tiles that were replaced by full ones. One that remains does no harm.
     async fn remove_partial(&self, old: u64, size: u64) {
         let full = Tile::of_growth(old, size).filter(|tile| tile.is_full());
         for tile in full.filter(|tile| Tile::of_tree(tile.kind, tile.index, old).is_some()) {
             let folder = format!("{}.p/", tile.path());
             if let Err(e) = self.storage.delete_all(&folder).await {
-                tracing::warn!("partial tiles stay in {}/{folder}: {e}", self.storage.place());
+                tracing::warn!(
+                    "cannot remove partial tiles in {}/{folder}, which are no longer needed: {e}",
+                    self.storage.place()
+                );
             }
         }
     }
 
-    /// Whether the published checkpoint was cosigned by clocks that were ahead of this one: nobody accepts it until
-    /// it is cosigned anew.
+    /// Whether the published checkpoint was cosigned by clocks that were ahead of this one. Verifiers refuse it until it
+    /// is cosigned again.
     fn is_from_the_future(&self) -> bool {
         let published = self.shared.state().published.clone();
         let witnessed = published.and_then(|signed| self.shared.policy.witnessed(&signed).ok());
@@ -574,7 +575,7 @@ impl Sequencer {
             .is_some_and(|w| matches!(w.fresh(now(), u64::MAX), Err(Refused::FromTheFuture { .. })))
     }
 
-    /// Has the checkpoint cosigned, and publishes it.
+    /// Has the checkpoint cosigned and publishes it.
     async fn witness(
         &mut self,
         open: &Open,
@@ -593,7 +594,7 @@ impl Sequencer {
                     tracing::error!(
                         quorum = self.shared.policy.quorum_text(),
                         waiting_for = self.shared.cosigning.waiting_for(size),
-                        "ALARM: the witnesses do not cosign: nothing new is issued until they do, and what was issued works until it expires"
+                        "ALARM: the witnesses do not cosign: no certificates are issued until they do; existing ones work until they expire"
                     );
                     if let Ok(signed) = timeout(REPEAT, &mut cosigned).await {
                         break signed;
@@ -616,18 +617,18 @@ impl Sequencer {
     }
 }
 
-/// The checkpoint that a store holds as the last one that its log, of this key, has signed.
+/// The last checkpoint in a store, which must be signed by this key.
 pub async fn last_signed(store: &dyn Store, key: &LogKey) -> Result<SignedCheckpoint, LogError> {
-    let none = || LogError::Refused("the store knows of no log".into());
+    let none = || LogError::Refused("the store has no record of a log".into());
     let entry = store.get(&Key::new(RECORD)?).await?.ok_or_else(none)?;
     recorded(&entry.value, key).map_err(|why| {
         LogError::Refused(format!(
-            "the last checkpoint in the store {why}: is log.key another log's?"
+            "the last checkpoint in the store {why}: log.key may belong to another log"
         ))
     })
 }
 
-/// Makes a newer checkpoint, which a log of this store has signed and whose tiles are there, the last one.
+/// Sets the last checkpoint in a store to a newer one, which the log of this store has signed and whose tiles exist.
 pub async fn go_on_from(store: &dyn Store, signed: &SignedCheckpoint) -> Result<(), LogError> {
     let key = Key::new(RECORD)?;
     let entry = store.get(&key).await?.ok_or(LogError::Closed)?;
@@ -635,13 +636,13 @@ pub async fn go_on_from(store: &dyn Store, signed: &SignedCheckpoint) -> Result<
     Ok(())
 }
 
-/// Runs something that asks for nodes of a tree of `size`, which are read from its tiles.
+/// Runs a computation that requests nodes of a tree of `size`, which are read from its tiles.
 pub(super) async fn read_nodes<T>(
     storage: &dyn Storage,
     size: u64,
     ask: impl Fn(&mut dyn FnMut(Node) -> Result<Hash, TreeError>) -> Result<T, TreeError>,
 ) -> Result<T, LogError> {
-    // Once to learn what it asks for, once with the answers.
+    // Run it once to learn which nodes it requests, and once with these nodes.
     let mut wanted = Vec::new();
     let mut note = |node| {
         wanted.push(node);
@@ -672,12 +673,12 @@ pub(super) async fn read_nodes<T>(
     ask(&mut |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange)).map_err(broken)
 }
 
-/// A new log's name: of this trust domain, and not to be confused with a later log of it.
+/// The name of a new log of this trust domain; `random` distinguishes it from later ones.
 pub fn new_origin(trust_domain: &str, random: [u8; 4]) -> Option<KeyName> {
     KeyName::new(&format!("{trust_domain}/log/{:08x}", u32::from_be_bytes(random)))
 }
 
-/// The largest object that a tile can be, in bytes.
+/// The largest size of a tile, in bytes.
 pub fn max_len(tile: Tile) -> usize {
     match tile.kind {
         Kind::Entries => MAX_BUNDLE,
@@ -697,19 +698,19 @@ fn sign(signer: &LogSigner, edge: &Edge) -> Result<SignedCheckpoint, LogError> {
 
 fn record(signed: &SignedCheckpoint) -> Vec<u8> {
     let record = Record { checkpoint: signed.to_string() };
-    serde_json::to_vec(&record).expect("a text is JSON")
+    serde_json::to_vec(&record).expect("a string serializes")
 }
 
-/// The checkpoint of a record in the store; or what is wrong with it.
+/// The checkpoint of a record in the store, or what is wrong with it.
 fn recorded(value: &[u8], key: &LogKey) -> Result<SignedCheckpoint, String> {
     let record: Record = serde_json::from_slice(value).map_err(|e| e.to_string())?;
     read_checkpoint(key, record.checkpoint.as_bytes())
 }
 
-/// A checkpoint that this log has signed; or what is wrong with it.
+/// A checkpoint signed by this log, or what is wrong with it.
 fn read_checkpoint(key: &LogKey, bytes: &[u8]) -> Result<SignedCheckpoint, String> {
-    let text = str::from_utf8(bytes).map_err(|_| "is not a text".to_owned())?;
-    let signed = SignedCheckpoint::parse(text).map_err(|e| format!("cannot be read ({e})"))?;
+    let text = str::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
+    let signed = SignedCheckpoint::parse(text).map_err(|e| format!("is malformed ({e})"))?;
     match signed.verified_by(key) {
         Some(_) => Ok(signed),
         None => Err(format!("was not signed by {}", key.name())),
@@ -720,7 +721,7 @@ pub(super) fn failed(storage: &dyn Storage, source: io::Error) -> LogError {
     LogError::Storage { place: storage.place(), source: Arc::new(source) }
 }
 
-/// The tree in memory is not what it should be: it is thrown away, and read again.
+/// An inconsistency of the tree in memory, which is discarded and read again.
 fn broken(e: TreeError) -> LogError {
-    LogError::Busy(format!("Its tree could not be read ({e})"))
+    LogError::Busy(format!("The log's tree has to be read again ({e})"))
 }

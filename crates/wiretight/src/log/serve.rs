@@ -1,5 +1,5 @@
-//! The log's HTTP (C2SP tlog-tiles): `GET /checkpoint` for everybody; `GET /tile/…` for members of the mesh and auditors,
-//! for entries name what they certify; or for everybody, if the configuration says so.
+//! Serves the log over HTTP (C2SP tlog-tiles). `GET /checkpoint` is public. `GET /tile/…` is for members of the mesh and
+//! auditors, as entries contain the names of services and nodes, or public if so configured.
 
 use std::sync::Arc;
 
@@ -15,15 +15,14 @@ use wiretight_tlog::tile::Tile;
 use super::sequencer::Log;
 use crate::web::server::{Site, plain};
 
-/// A log, and who may read it.
+/// A log and who may read it.
 pub struct LogSite {
-    /// The log.
     pub log: Log,
-    /// Whose members may.
+    /// The mesh whose members may read it.
     pub mesh: Arc<Mesh>,
-    /// Whether everybody may.
+    /// Whether everyone may read it.
     pub public: bool,
-    /// SHA-256 of the public keys of outsiders who may.
+    /// SHA-256 of the public keys of auditors, who may read it.
     pub auditors: Vec<[u8; 32]>,
 }
 
@@ -35,17 +34,21 @@ impl Site for LogSite {
     ) -> Response<Full<Bytes>> {
         let path = request.uri().path().strip_prefix('/').unwrap_or_default();
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return plain(StatusCode::METHOD_NOT_ALLOWED, "the log is read only\n".into());
+            return plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "the log is read-only: use GET or HEAD\n".into(),
+            );
         }
         match (path, Tile::parse(path)) {
             ("checkpoint", _) => self.checkpoint(),
             (_, None) => {
-                let here = "here are /checkpoint and /tile/… (https://c2sp.org/tlog-tiles)\n";
+                let here =
+                    "only /checkpoint and /tile/… are served here (https://c2sp.org/tlog-tiles)\n";
                 plain(StatusCode::NOT_FOUND, here.into())
             }
             (_, Some(_)) if !self.may_read(caller) => plain(
                 StatusCode::FORBIDDEN,
-                "entries are for members of the mesh and its auditors: show a certificate of one\n"
+                "only members of the mesh and its auditors may read entries: use a client certificate of one\n"
                     .into(),
             ),
             (_, Some(tile)) => self.tile(tile).await,
@@ -63,7 +66,7 @@ impl LogSite {
 
     fn checkpoint(&self) -> Response<Full<Bytes>> {
         let Some(checkpoint) = self.log.checkpoint() else {
-            let why = "the log has not been witnessed since it started: try again in a moment\n";
+            let why = "no checkpoint has been cosigned since the log started: try again later\n";
             return plain(StatusCode::SERVICE_UNAVAILABLE, why.into());
         };
         let mut answer = plain(StatusCode::OK, checkpoint.to_string());
@@ -76,8 +79,11 @@ impl LogSite {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return plain(StatusCode::NOT_FOUND, "there is no such tile\n".into()),
             Err(e) => {
-                tracing::error!("a tile cannot be served: {e}");
-                return plain(StatusCode::INTERNAL_SERVER_ERROR, "it cannot be read\n".into());
+                tracing::error!("cannot serve a tile: {e}");
+                return plain(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the tile cannot be read or is damaged\n".into(),
+                );
             }
         };
         let mut answer = Response::new(Full::from(bytes));

@@ -1,5 +1,4 @@
-//! Where a log's tiles and its checkpoint are: objects that are written whole, by path, and are durable when the write
-//! returns.
+//! The storage of a log's tiles and checkpoint: objects by path, written atomically, and durable when the write returns.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,40 +18,40 @@ pub type Object = (String, Vec<u8>);
 /// Objects by path.
 #[async_trait]
 pub trait Storage: Send + Sync {
-    /// Writes objects, over what is there. When this returns they are durable, all of them.
+    /// Writes objects, replacing existing ones. All are durable when this returns.
     async fn put(&self, objects: Vec<Object>) -> io::Result<()>;
 
-    /// An object; `None` if there is none. One larger than `max` bytes is an error.
+    /// Reads an object; `None` if there is none. It is an error if it is larger than `max` bytes.
     async fn get(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Deletes everything below a folder; it is no error if there is nothing.
+    /// Deletes everything below a folder. It is no error if there is nothing.
     async fn delete_all(&self, folder: &str) -> io::Result<()>;
 
-    /// Where it is, for people.
+    /// Its location, for messages.
     fn place(&self) -> String;
 }
 
-/// A directory of files: what a web server or a mirror can serve as it is.
+/// A directory of files, which a web server can serve as it is.
 #[derive(Debug, Clone)]
 pub struct Directory {
     root: Arc<Path>,
 }
 
 impl Directory {
-    /// A directory, which is made if there is none.
+    /// Opens a directory, and creates it if it does not exist.
     pub fn open(root: impl Into<PathBuf>) -> io::Result<Directory> {
         let root: PathBuf = root.into();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         Ok(Directory { root: root.into() })
     }
 
-    /// Writes one file beside its name and renames it there; the directory is yet to be synchronised.
+    /// Writes a file under a temporary name and renames it. The caller must sync the directories in `touched`.
     fn write(&self, path: &str, bytes: &[u8], touched: &mut BTreeSet<PathBuf>) -> io::Result<()> {
         let path = self.root.join(path);
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         if !dir.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            // Their names stand in the directories above.
+            // New directories are entries of the directories above.
             let above = dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.root));
             touched.extend(above.map(Path::to_owned));
         }
@@ -67,8 +66,7 @@ impl Directory {
 impl Storage for Directory {
     async fn put(&self, objects: Vec<Object>) -> io::Result<()> {
         let this = self.clone();
-        // The thread goes on when nobody waits for it any more: then it must write nothing over what others write after
-        // it.
+        // The thread keeps running if this future is dropped. Then it must not overwrite anything that is written later.
         let given_up = GivenUp::default();
         let stop = given_up.0.clone();
         blocking(move || {
@@ -121,7 +119,7 @@ impl Storage for Directory {
     }
 }
 
-/// Says so when the write is given up.
+/// Signals the writing thread when the write is abandoned.
 #[derive(Default)]
 struct GivenUp(Arc<AtomicBool>);
 

@@ -1,4 +1,4 @@
-//! The server of the admin interface ([`crate::admin`]): answers what a running node is asked.
+//! The server of the admin interface ([`crate::admin`]).
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
@@ -31,12 +31,12 @@ use crate::authority::Grant;
 const MAX_BODY: usize = 64 * 1024;
 /// How long a request may take to arrive.
 const HEADER: Duration = Duration::from_secs(10);
-/// How long an answer may take: the longest is a reload or a renewal.
+/// How long a response may take: reloads and renewals take longest.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Connections at a time, each door.
+/// The most connections at a time to each socket.
 const CONNECTIONS: usize = 64;
 
-/// Opens both doors; the TCP one on `tcp`, if there is one.
+/// Serves the Unix socket and, if given, the TCP socket `tcp`.
 pub(super) async fn start(
     daemon: Arc<Daemon>,
     tcp: Option<std::net::TcpListener>,
@@ -44,14 +44,14 @@ pub(super) async fn start(
 ) -> anyhow::Result<()> {
     use anyhow::Context;
     let path = socket_path(state_dir);
-    // The state directory is locked by us: a socket that stands there belongs to a dead process.
+    // This process holds the lock of the state directory: an existing socket belongs to a dead process.
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).context(format!("cannot remove the old {}", path.display()));
         }
         _ => {}
     }
-    // The directory is 0700, so nobody slips in before the mode is set.
+    // The directory has mode 0700, so no other user can connect before the mode is set.
     let unix = UnixListener::bind(&path)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
@@ -85,7 +85,7 @@ pub(super) async fn start(
     Ok(())
 }
 
-/// Which door a request came in by.
+/// Which socket a request came in by: TCP (health checks and metrics) or Unix (everything).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Door {
     Probe,
@@ -101,8 +101,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER)
         .max_buf_size(16 * 1024)
-        // Whoever asks and goes away has asked: without it, a request that comes together with the
-        // end of the stream may be dropped unseen.
+        // A client may send a request and disconnect: without this, a request that arrives together
+        // with the end of the stream may be dropped.
         .half_close(true)
         .serve_connection(TokioIo::new(socket), service);
     if let Err(error) = connection.await {
@@ -117,15 +117,19 @@ async fn answer(
     request: Request<Incoming>,
     door: Door,
 ) -> Result<Answer, Infallible> {
-    // A task of its own: what was begun is finished even if whoever asked does not wait for it.
+    // A separate task: a request is completed even if the client disconnects.
     let task = tokio::spawn(route(daemon, request, door));
     let routed = match tokio::time::timeout(ANSWER, task).await {
         Ok(Ok(routed)) => routed,
         Ok(Err(_)) => {
-            Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "this failed: see the log".into()))
+            let crashed = "internal error: see the node's log".into();
+            Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, crashed))
         }
         Err(_) => {
-            let late = "this takes long, and goes on: its end will be in the log".into();
+            let late = format!(
+                "the request is still in progress after {} s: see the node's log for its result",
+                ANSWER.as_secs()
+            );
             Err(Failure(StatusCode::GATEWAY_TIMEOUT, late))
         }
     };
@@ -134,7 +138,7 @@ async fn answer(
     }))
 }
 
-/// What goes wrong, and how HTTP says so.
+/// An error and its HTTP status.
 struct Failure(StatusCode, String);
 
 impl From<RequestError> for Failure {
@@ -172,7 +176,8 @@ async fn route(
         _ if door == Door::Probe => {
             return Err(Failure(
                 StatusCode::NOT_FOUND,
-                "here are /healthz, /readyz and /metrics; the rest is on the Unix socket".into(),
+                "only /healthz, /readyz and /metrics are served here; use the Unix socket for the rest"
+                    .into(),
             ));
         }
         _ => {}
@@ -232,7 +237,10 @@ async fn route(
             let RotateRequest { step, force } = parse(&body)?;
             ok(daemon.rotate(step, force).await?)
         }
-        _ => Err(Failure(StatusCode::NOT_FOUND, format!("no {} {path} here", parts.method))),
+        _ => {
+            let unknown = format!("the node does not know the request {} {path}", parts.method);
+            Err(Failure(StatusCode::NOT_FOUND, unknown))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A running node, as those see it who ask it: what it does, and what it is told to do.
+//! A running node as the admin interface sees it: its status, and the operations it can be asked for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,9 +27,9 @@ use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
 
-/// The longest list of connections in a status.
+/// The most connections listed in a status.
 const CONNECTIONS: usize = 1000;
-/// The longest that a join token may hold.
+/// The longest validity of a join token.
 const MAX_TOKEN_TTL: Duration = Duration::from_secs(30 * 86_400);
 
 /// A running node.
@@ -46,22 +46,21 @@ pub struct Daemon {
     pub(crate) interception: Option<Arc<Interception>>,
     pub(crate) sandbox: Sandbox,
     pub(crate) started: Instant,
-    /// Until the process before this one has let go of the node.
+    /// Set until the previous process has handed the node over.
     pub(crate) taking_over: AtomicBool,
     /// One reload at a time.
     pub(crate) reloading: tokio::sync::Mutex<()>,
 }
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// This node cannot do it.
+    /// This node does not offer it.
     #[error("{0}")]
     NotHere(&'static str),
-    /// It was understood, and refused.
+    /// It was refused.
     #[error("{0}")]
     Refused(String),
-    /// It went wrong.
     #[error("{0}")]
     Failed(String),
 }
@@ -94,12 +93,14 @@ impl Daemon {
             let authority = || self.authority.as_ref().and_then(|a| a.not_pushed());
             let refused = || {
                 let why = agent.refused.as_ref().filter(|d| d.code != Code::BadRequest)?;
-                Some(format!("the authority refuses a part of what this node offers: {why}"))
+                Some(format!("the authority refuses some of this node's services: {why}"))
             };
             return interception.or_else(authority).or_else(refused);
         }
         if agent.removed {
-            return Some("this node was removed from the mesh: join again with a new token".into());
+            return Some(
+                "this node was removed from the mesh: join again with a new join token".into(),
+            );
         }
         let now = now();
         let lacks = |i: &&crate::agent::IdentityStatus| i.not_after.is_none_or(|t| t < now);
@@ -123,7 +124,7 @@ impl Daemon {
         Some(why)
     }
 
-    /// All that `wiretight status` shows.
+    /// The data of `wiretight status`.
     pub fn status(&self) -> Status {
         let config = self.config.load();
         let not_ready = self.not_ready();
@@ -187,7 +188,7 @@ impl Daemon {
         }
     }
 
-    /// Asks what keeps the kernel's rules, so that [`Daemon::status`] does not tell what was a few seconds ago.
+    /// Reads the state of the interception rules now, so that [`Daemon::status`] is not a few seconds behind.
     pub(crate) async fn look_at_the_rules(&self) {
         if let Some(interception) = &self.interception {
             interception.look_now().await;
@@ -201,20 +202,20 @@ impl Daemon {
         TransparencyStatus {
             required: asks.policy().is_some(),
             quorum: asks.policy().map(|policy| policy.quorum_text()),
-            // While the stream is up there is news as soon as there is any.
+            // While connected, the node hears of every change at once.
             news_age_seconds: if link.connected { Some(0) } else { silent },
             without_news: self.mesh.is_without_news(),
         }
     }
 
-    /// Applies the configuration file as it is now: all of it, or nothing.
+    /// Applies the configuration file as it is now: completely or not at all.
     pub async fn reload(&self) -> Result<Value, RequestError> {
         let _one = self.reloading.lock().await;
         let result = self.apply_file().await;
         match &result {
-            Ok(_) => tracing::info!("the changed configuration is in force"),
+            Ok(_) => tracing::info!("configuration reloaded"),
             Err(error) => {
-                tracing::error!(%error, "the changed configuration is refused; the old one goes on")
+                tracing::error!(%error, "configuration not reloaded: the previous one stays in force")
             }
         }
         result
@@ -225,14 +226,14 @@ impl Daemon {
         let new = Config::load(&old.path).map_err(|e| RequestError::Refused(e.to_string()))?;
         if let Some(key) = needs_restart(&old, &new) {
             return Err(RequestError::Refused(format!(
-                "{}: {key} changes with a restart only; nothing was applied",
+                "{}: a change of {key} needs a restart; nothing was applied",
                 new.path.display()
             )));
         }
         new.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let certificates = self.site_files.stage(&new);
         if let Some(error) = certificates.errors().first() {
-            return Err(RequestError::Refused(format!("a site's certificate is no good: {error}")));
+            return Err(RequestError::Refused(format!("invalid site certificate: {error}")));
         }
         let cas = acme::cas(&new.acme).map_err(|e| RequestError::Refused(chain(&e)))?;
         let params = AgentParams::from_config(&new);
@@ -240,9 +241,9 @@ impl Daemon {
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
         self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
         if let Err(error) = self.edge.apply(&new.edge) {
-            // All or nothing: the relay goes back to what it was.
+            // All or nothing: the relay returns to its previous configuration.
             if let Err(error) = self.relay.apply(&old.relay) {
-                tracing::error!(error = chain(&error), "the old services could not be restored");
+                tracing::error!(error = chain(&error), "cannot restore the previous services");
             }
             return Err(refused(&error));
         }
@@ -252,21 +253,18 @@ impl Daemon {
         if let Some(internal) = &self.internal {
             internal.update(new.internal_sites()).await;
         }
-        // Whoever reloads has mended something.
+        // The reload may have fixed what made an order fail: do not wait any longer.
         if let Err(error) = self.acme.retry().await {
-            tracing::error!(error = chain(&error), "the store of certificates failed");
+            tracing::error!(error = chain(&error), "the certificate store failed");
         }
         if let (Some(handle), Some(section)) = (&self.authority, &new.authority) {
             let ttls = Ttls { svid: section.svid_ttl, intermediate: section.intermediate_ttl };
             handle.update(ttls, section.advertise.clone());
-            // What the file names no longer is not taken away: that would cut live connections. `node
-            // grant` does.
+            // Grants of services that the file no longer names are kept: removing them would close live
+            // connections. `node grant` removes them.
             let granted = handle.grant(new.node.name.clone(), new.claimed(), Grant::Add).await;
             if let Err(error) = granted {
-                tracing::warn!(
-                    error = chain(&error),
-                    "this node's own services could not be granted"
-                );
+                tracing::warn!(error = chain(&error), "cannot grant this node its own services");
             }
         }
         let mut params = params;
@@ -288,25 +286,25 @@ impl Daemon {
         Ok(summary)
     }
 
-    /// Listens where another process of the node did until now.
+    /// Listens on the ports that the previous process has released.
     pub(crate) async fn complete_edge(&self) {
         let _one = self.reloading.lock().await;
         if let Err(error) = self.edge.apply(&self.config.load().edge) {
-            tracing::warn!(error = chain(&error), "the edge's ports");
+            tracing::warn!(error = chain(&error), "cannot listen on all ports of the edge");
         }
     }
 
-    /// The configuration that is in force.
+    /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.config.load_full()
     }
 
-    /// What keeps the kernel's rules, where there is `[intercept]`.
+    /// Transparent interception, if `[intercept]` is configured.
     pub(crate) fn interception(&self) -> Option<&Interception> {
         self.interception.as_deref()
     }
 
-    /// Renews all identities now.
+    /// Renews all identities at once.
     pub async fn renew(&self) -> Result<Value, RequestError> {
         self.agent.renew_now().await.map_err(|e| RequestError::Failed(chain(&e)))?;
         Ok(json!({ "renewed": true }))
@@ -324,12 +322,11 @@ impl Daemon {
         })
     }
 
-    /// The services of the mesh and the nodes in it.
+    /// The services and nodes of the mesh.
     pub fn registry(&self) -> Arc<wiretight_proxy::mesh::Registry> {
         self.mesh.registry()
     }
 
-    /// The trust bundle.
     pub fn bundle(&self) -> BundleAnswer {
         BundleAnswer { bundle: x509::to_pem(self.mesh.bundle().roots()) }
     }
@@ -338,7 +335,7 @@ impl Daemon {
         self.authority.as_ref().ok_or(NO_AUTHORITY)
     }
 
-    /// Makes a join token.
+    /// Creates a join token.
     pub async fn create_token(
         &self,
         node: Name,
@@ -347,11 +344,12 @@ impl Daemon {
         ttl: Duration,
     ) -> Result<Value, RequestError> {
         if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
-            return Err(RequestError::Refused("a join token holds for 1 second to 30 days".into()));
+            let why = "a join token must be valid for at least 1 second and at most 30 days";
+            return Err(RequestError::Refused(why.into()));
         }
         let authority = self.authority()?;
         if node == self.config.load().node.name {
-            let why = format!("node {node} is the authority itself, and needs no join token");
+            let why = format!("node {node} is the authority itself and needs no join token");
             return Err(RequestError::Refused(why));
         }
         let (of, what, at) = (node.clone(), services.clone(), addresses.clone());
@@ -366,7 +364,7 @@ impl Daemon {
         }))
     }
 
-    /// The join tokens that can still be used; not the one by which the authority's own node joins.
+    /// The join tokens that can still be used, without the one of the authority's own node.
     pub async fn tokens(&self) -> Result<Value, RequestError> {
         let mut tokens = self.authority()?.tokens().await?;
         let own = self.config.load().node.name.clone();
@@ -374,7 +372,7 @@ impl Daemon {
         Ok(json!({ "tokens": tokens }))
     }
 
-    /// Makes a join token useless that nobody has used.
+    /// Revokes a join token that has not been used.
     pub async fn revoke_token(&self, id: &str) -> Result<Value, RequestError> {
         let node = self.authority()?.revoke_token(id).await?;
         Ok(json!({ "revoked": id, "node": node }))
@@ -417,7 +415,7 @@ impl Daemon {
         Ok(json!({ "node": node, "addresses": addresses }))
     }
 
-    /// Revokes certificates by the indexes of their entries in the log.
+    /// Revokes certificates by the indexes of their log entries.
     pub async fn revoke(&self, from: u64, to: u64, dry_run: bool) -> Result<Value, RequestError> {
         let authority = self.authority()?;
         Ok(json!(match dry_run {
@@ -426,12 +424,12 @@ impl Daemon {
         }))
     }
 
-    /// Keys and state of the authority.
+    /// The keys and state of the authority.
     pub async fn authority_status(&self) -> Result<Value, RequestError> {
         Ok(json!(self.authority()?.ca_status()))
     }
 
-    /// One step of a rotation.
+    /// Takes one step of a key rotation.
     pub async fn rotate(&self, step: RotateStep, force: bool) -> Result<Value, RequestError> {
         let authority = self.authority()?;
         let status = match step {
@@ -444,12 +442,12 @@ impl Daemon {
     }
 }
 
-/// The first thing that a running process cannot change.
+/// The first changed setting that needs a restart.
 fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
     changed_for_good(old, new).into_iter().find_map(|(changed, key)| changed.then_some(key))
 }
 
-/// All that takes a restart, and whether it has changed.
+/// All settings that need a restart, and whether each has changed.
 fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
     let (a, b) = (&old.node, &new.node);
     let listens = |c: &Config| c.authority.as_ref().map(|s| s.listen);
@@ -483,7 +481,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guide_names_all_that_takes_a_restart() {
+    fn the_guide_lists_every_setting_that_needs_a_restart() {
         let text = "[node]\nname = \"a\"\ntrust_domain = \"b.example\"\n";
         let config = Config::parse("f".as_ref(), text).unwrap();
         let guide = include_str!("../../../../docs/operator.md");

@@ -1,10 +1,10 @@
-//! A node, from its start to its end.
+//! The node process.
 //!
-//! - `process`: what `wiretight run` starts, in which order, and how it ends
-//! - `takeover`: how the next process takes over from it
-//! - `daemon`: a running node, as those who ask it see it
-//! - `admin`: the server of the admin interface, which asks the daemon
-//! - `mode`: changes the mode of interception, for `wiretight mode`
+//! - `process`: starts and stops everything that `wiretight run` runs
+//! - `takeover`: upgrades, where a new process takes over from the running one
+//! - `daemon`: the running node as the admin interface sees it
+//! - `admin`: the server of the admin interface
+//! - `mode`: changes the interception mode, for `wiretight mode`
 
 mod admin;
 pub mod daemon;

@@ -1,5 +1,5 @@
-//! `wiretight mode`, the node's side. The configuration file is the one source of truth, and the command line
-//! writes it: this process may not. Here a mode is tried, and the changed file is taken up.
+//! The node's part of `wiretight mode`. The configuration file is the source of truth and is written by the command
+//! line, as this process may not write it. Here a mode is tried out and the changed file is applied.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::intercept::{InterceptError, Interception};
 
 const NO_SECTION: RequestError = RequestError::NotHere(
-    "this node intercepts nothing: add [intercept] to its configuration, and restart it",
+    "transparent interception is not configured on this node: add [intercept] to its configuration and restart it",
 );
 
 impl From<InterceptError> for RequestError {
@@ -25,7 +25,7 @@ impl From<InterceptError> for RequestError {
     }
 }
 
-/// How things are.
+/// The current modes and trial.
 pub(crate) async fn status(daemon: &Daemon) -> Result<ModeStatus, RequestError> {
     let (config, interception) = of(daemon)?;
     let configured = config.intercept.as_ref().ok_or(NO_SECTION)?.mode;
@@ -40,7 +40,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Result<ModeStatus, RequestError> 
     })
 }
 
-/// Does a step, and says how things are then.
+/// Takes a step and returns the status after it.
 pub(crate) async fn step(daemon: &Daemon, asked: ModeRequest) -> Result<ModeStatus, RequestError> {
     let (_, interception) = of(daemon)?;
     let keeper = interception.keeper();
@@ -62,11 +62,11 @@ fn of(daemon: &Daemon) -> Result<(Arc<Config>, &Interception), RequestError> {
     Ok((daemon.config(), daemon.interception().ok_or(NO_SECTION)?))
 }
 
-/// Whether the file is another than the one that is in force.
+/// Whether the file differs from the configuration in force, and how.
 fn pending(config: &Config) -> Option<String> {
     match Config::load(&config.path) {
         Ok(now) if now == *config => None,
-        Ok(_) => Some("it has changes that the node has not taken up".into()),
+        Ok(_) => Some("it has changes that have not been applied (`wiretight reload`)".into()),
         Err(errors) => Some(errors.to_string()),
     }
 }

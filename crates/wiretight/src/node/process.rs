@@ -1,8 +1,9 @@
-//! `wiretight run`: one process of a node, from its start to its end.
+//! `wiretight run`: starts a node, runs it, and stops it.
 //!
-//! What carries connections ([`Plane`]) lives as long as the process. Around it stands all that belongs to the node
-//! and that only one process may have at a time: identities, stores, the authority, the rules, the command line's
-//! socket ([`control`]). That one is let go of when another process takes over, and begun anew if that fails.
+//! The process has two parts. What carries connections ([`Plane`]) lives as long as the process. Everything that only
+//! one process of a node may own at a time is in [`control`]: identities, stores, the authority, the interception
+//! rules, the admin socket. The control part is shut down when another process takes over, and started again if that
+//! process fails.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -45,15 +46,15 @@ use crate::sites::files::{self, FileCertificates};
 use crate::sites::health;
 use crate::sites::internal::InternalCertificates;
 
-/// How long a process that takes over may take until its identities are in force: they are on the disk.
+/// How long a process that takes over may take until its identities, which are on disk, are in force.
 const READY: Duration = Duration::from_secs(20);
-/// How long what still runs on the control side may take to let go.
+/// How long tasks of the control part may take to end.
 const LET_GO: Duration = Duration::from_secs(10);
 
-/// Runs a node until it is told to stop, or until another process has taken over and what is left has drained.
-/// `config` was loaded from its path. `take_over`: from the process that runs.
+/// Runs a node until it is told to stop, or until another process has taken over and the remaining connections have
+/// drained. `take_over`: take over from the running process.
 pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
-    // Before there is a second thread.
+    // Must happen before a second thread starts.
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
     let predecessor = match take_over {
@@ -64,13 +65,13 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         Some(_) => None,
         None => Some(lock(state.path())?),
     };
-    // The sandbox hides a container's CPU quota from whoever counts cores.
+    // Count the cores before the sandbox, which hides a container's CPU quota.
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.node.workers.map_or_else(cores, usize::from);
     let token = config.node.join_token_file.iter();
-    // Before the sandbox, which lets nothing be started.
+    // Must happen before the sandbox, which forbids starting processes.
     let dns_hook = DnsHook::start(&config.dns_commands())
-        .context("the process that runs dns_command cannot be started")?;
+        .context("cannot start the process that runs dns_command")?;
     let interception = Interception::begin(&config, state.path())?;
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
@@ -78,7 +79,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let reads: Vec<PathBuf> = reads.cloned().chain(named_in_the_environment()).collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(&config.path, state.path(), &reads).context(
-            "Landlock refused the sandbox: set `landlock = false` in [node] to run without",
+            "cannot enter the Landlock sandbox: set `landlock = false` in [node] to run without it",
         )?,
         false => Sandbox::Off,
     };
@@ -91,17 +92,19 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
             rustix::stdio::dup2_stderr(&output[1])?;
             (File::from(lock), Sockets::passed_on(listening), Some(ready))
         }
-        (None, None) => unreachable!("it is one or the other"),
+        (None, None) => unreachable!("without a predecessor the lock was taken above"),
     };
     let _logs = crate::logging::start();
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     match sandbox {
         Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
-        Sandbox::Partly => tracing::info!("sandbox: this kernel's Landlock enforces a part of it"),
+        Sandbox::Partly => {
+            tracing::info!("sandbox: partly enforced (this kernel's Landlock lacks some features)")
+        }
         Sandbox::Unsupported => tracing::warn!(
-            "sandbox: this kernel has no Landlock, or a system call filter hides it (examples/wiretight.service allows it)"
+            "sandbox: not enforced, as this kernel has no Landlock or a system call filter blocks it (examples/wiretight.service allows it)"
         ),
-        Sandbox::Off => tracing::info!("sandbox: off by configuration"),
+        Sandbox::Off => tracing::info!("sandbox: disabled in the configuration"),
     }
     let mut plane =
         Plane::start(config, &state, sockets, (dns_hook, interception), (sandbox, workers))?;
@@ -114,7 +117,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
             .enable_all()
             .build()?;
         let turn = runtime.block_on(control(&plane, predecessor.take()));
-        // Whatever it still does ends before anybody else begins.
+        // All its tasks end before another process starts.
         runtime.shutdown_timeout(LET_GO);
         let Turn::Passes { successor, ready } = turn? else { return Ok(()) };
         let (pid, version) = (successor.pid.as_raw_nonzero(), successor.version.clone());
@@ -125,7 +128,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
                 tracing::info!(
                     pid,
                     version,
-                    "another process has taken over; what lives goes on here"
+                    "another process has taken over: this one finishes its open connections"
                 );
                 return plane.outlive();
             }
@@ -133,14 +136,14 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
                 successor.end();
                 tracing::error!(
                     pid, version, %error,
-                    "the other process did not come to serve, and is gone: this one goes on, as before"
+                    "the upgrade failed: the new process did not become ready and has ended; this one keeps running"
                 );
             }
         }
     }
 }
 
-/// What carries connections, and what has to have been started before the sandbox: as long as the process.
+/// What carries connections, and what must be started before the sandbox. It lives as long as the process.
 struct Plane {
     config: Arc<ArcSwap<Config>>,
     mesh: Arc<Mesh>,
@@ -151,7 +154,7 @@ struct Plane {
     dns_hook: Option<Arc<DnsHook>>,
     interception: Option<Arc<Interception>>,
     sockets: Arc<Sockets>,
-    /// What the control side listens on.
+    /// The listening sockets of the control part.
     held: Mutex<HashMap<SocketAddr, TcpListener>>,
     sandbox: Sandbox,
     workers: usize,
@@ -160,9 +163,9 @@ struct Plane {
 
 /// How [`control`] ends.
 enum Turn {
-    /// The node was told to stop, and has.
+    /// The node was told to stop and has stopped.
     Stopped,
-    /// Another process is to take over. `ready`: the node could serve.
+    /// Another process is taking over. `ready`: this node was ready.
     Passes { successor: Successor, ready: bool },
 }
 
@@ -184,7 +187,7 @@ impl Plane {
         for error in staged.errors() {
             tracing::error!(
                 error,
-                "a site has no certificate: it is not served until the files are good"
+                "a site is not served because its certificate files are invalid"
             );
         }
         staged.commit();
@@ -206,7 +209,8 @@ impl Plane {
         })
     }
 
-    /// A listening socket of the control side: who connects while that is begun anew waits.
+    /// A listening socket of the control part. It stays open while that part restarts, so that clients wait instead of
+    /// being refused.
     fn listen(&self, addr: SocketAddr) -> std::io::Result<TcpListener> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(socket) = held.get(&addr) {
@@ -226,15 +230,17 @@ impl Plane {
         Ok(all)
     }
 
-    /// Passes on all that the next process needs, and waits until that serves. From then on the node is its own:
-    /// its state directory, and what keeps the rules.
+    /// Hands over everything that the next process needs, and waits until it is ready. From then on it owns the node:
+    /// the state directory and the interception rules.
     fn pass(
         &mut self,
         to: &Successor,
         ready: bool,
         lock: &mut Option<File>,
     ) -> std::io::Result<()> {
-        let held = lock.as_ref().ok_or_else(|| std::io::Error::other("it was passed on before"))?;
+        let held = lock
+            .as_ref()
+            .ok_or_else(|| std::io::Error::other("the lock was already handed over"))?;
         let passed = Passed {
             listening: self.listening()?,
             lock: held.try_clone()?.into(),
@@ -251,7 +257,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Another process is the node now: here, what lives may come to its end.
+    /// Finishes the open connections after another process has taken over.
     fn outlive(&self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let node = self.config.load().node.clone();
@@ -260,7 +266,8 @@ impl Plane {
             let (mut terminate, mut interrupt) = stop_signals()?;
             tokio::select! {
                 cut = self.drain(node.drain) => tracing::info!(cut, "drained"),
-                // The node is stopped, and the other process drains as long: that one signal changes nothing here.
+                // The first signal means that the node is being stopped. The other process drains for the same time, so
+                // this one keeps draining as well.
                 _ = async { terminate.recv().await; terminate.recv().await } => {}
                 _ = interrupt.recv() => {}
                 () = agent::follow(&identity, &self.mesh, node.max_staleness) => {}
@@ -272,7 +279,7 @@ impl Plane {
         })
     }
 
-    /// Lets what runs finish, then cuts it; returns how much was cut.
+    /// Waits until connections have finished, then closes the rest; returns how many were closed.
     async fn drain(&self, limit: Duration) -> usize {
         let (relay, edge) = tokio::join!(self.relay.drain(limit), self.edge.drain(limit));
         relay + edge
@@ -283,7 +290,7 @@ fn stop_signals() -> std::io::Result<(Signal, Signal)> {
     Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }
 
-/// All that only one process of a node may do at a time, from beginning to end.
+/// Runs the control part: everything that only one process of a node may own at a time.
 async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> anyhow::Result<Turn> {
     let mut control = Control::begin(plane, predecessor).await?;
     let (hangup, stops) = (signal(SignalKind::hangup())?, &mut stop_signals()?);
@@ -291,14 +298,14 @@ async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> any
     Ok(control.end(successor, stops).await)
 }
 
-/// The node, as far as only one process of it may be that at a time.
+/// The control part of a node.
 struct Control<'a> {
     plane: &'a Plane,
     state: PrivateDir,
     daemon: Arc<Daemon>,
-    /// The process that would take over from this one, when it comes.
+    /// Ends when another process wants to take over.
     next: JoinHandle<Successor>,
-    /// Keeps the kernel's rules until `stop` says so.
+    /// Maintains the interception rules until `stop` is set.
     rules: Option<JoinHandle<()>>,
     stop: watch::Sender<bool>,
 }
@@ -313,7 +320,7 @@ impl Control<'_> {
         let (authority, store) = start_authority(plane, &config, &state).await?;
         let (kept, whose, errands) =
             certificate_store(&config, authority.is_some(), &store).await?;
-        // What the disk has of identities is in force before anybody can come.
+        // Identities on disk are in force before any client can connect.
         let agent = start_agent(&config, plane.mesh.clone(), authority.as_ref(), errands).await?;
         plane.relay.apply(&config.relay)?;
         let acme = start_acme(plane, &config, &state, (kept, whose)).await?;
@@ -349,11 +356,11 @@ impl Control<'_> {
             let listener = plane.listen(addr);
             listener.with_context(|| {
                 format!(
-                    "cannot listen on {addr} ([node] admin): choose another port, or admin = \"off\""
+                    "cannot listen on {addr} ([node] admin): choose another port, or set admin = \"off\""
                 )
             })
         });
-        // Who would take over from here waits until it can.
+        // From here on a successor can connect; it waits until this process is ready to hand over.
         let door = Door::open(state.path())?;
         admin::start(daemon.clone(), probes.transpose()?, state.path()).await?;
         tokio::spawn(enforce(plane.mesh.clone(), plane.relay.clone()));
@@ -363,7 +370,7 @@ impl Control<'_> {
             plane.sockets.close_rest();
             tokio::spawn(complete(daemon.clone()));
         }
-        // From here on the node is this process' own.
+        // From here on this process owns the node.
         let next = tokio::spawn(async move { door.successor().await });
         let (stop, stopped) = watch::channel(false);
         let rules = plane.interception.clone().map(|interception| {
@@ -376,12 +383,12 @@ impl Control<'_> {
         tokio::spawn(watchdog());
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
         let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
-        tracing::info!(%node, %trust_domain, version, workers, "the node runs");
+        tracing::info!(%node, %trust_domain, version, workers, "node started");
         notify(&[NotifyState::Ready, NotifyState::Status("running")]);
         Ok(Control { plane, state, daemon, next, rules, stop })
     }
 
-    /// Until the node is told to stop, or another process comes to take over.
+    /// Runs until the node is told to stop or another process wants to take over.
     async fn serve(
         &mut self,
         mut hangup: Signal,
@@ -392,7 +399,7 @@ impl Control<'_> {
                 _ = hangup.recv() => {
                     let begun = NotifyState::monotonic_usec_now();
                     notify(&[Some(NotifyState::Reloading), begun.ok()].into_iter().flatten().collect::<Vec<_>>());
-                    // The outcome is in the log, whichever it is.
+                    // `reload` logs the outcome.
                     let _ = self.daemon.reload().await;
                     notify(&[NotifyState::Ready]);
                 }
@@ -417,7 +424,7 @@ impl Control<'_> {
             let limit = daemon.config.load().node.drain;
             tracing::info!(
                 limit_seconds = limit.as_secs(),
-                "stopping: sessions may finish (a second signal cuts them)"
+                "stopping: waiting for connections to finish (a second signal closes them)"
             );
             tokio::select! {
                 cut = plane.drain(limit) => tracing::info!(cut, "drained"),
@@ -427,7 +434,7 @@ impl Control<'_> {
             plane.drain(Duration::ZERO).await;
         }
         if let Err(error) = health::save(&state, &plane.edge.status()) {
-            tracing::warn!(%error, "what is known of the sites could not be kept");
+            tracing::warn!(%error, "cannot save the HSTS state of the sites");
         }
         stop.send_replace(true);
         if let Some(rules) = rules {
@@ -449,7 +456,7 @@ impl Control<'_> {
     }
 }
 
-/// The authority, if this node is it, and the node's own store.
+/// The authority, if this node runs it, and the node's store.
 async fn start_authority(
     plane: &Plane,
     config: &Config,
@@ -467,7 +474,7 @@ async fn start_authority(
     Ok((Some(Authority::start_on(socket, params, store.clone()).await?), store))
 }
 
-/// Where the certificates of sites are kept, as whose, and what the agent does for it.
+/// Where the certificates of sites are stored, their owner, and the work that the agent does for it.
 async fn certificate_store(
     config: &Config,
     is_authority: bool,
@@ -485,7 +492,7 @@ async fn certificate_store(
     Ok((Arc::new(shared), whose, Some(errands)))
 }
 
-/// The certificates of sites by ACME; what the store has is served when this returns.
+/// Starts the management of ACME certificates. Stored certificates are served when this returns.
 async fn start_acme(
     plane: &Plane,
     config: &Config,
@@ -496,19 +503,19 @@ async fn start_acme(
     let (clock, serve) = (Arc::new(RealClock), plane.certificates.clone());
     let hook = plane.dns_hook.clone();
     let acme = Acme::new(kept, &whose.to_string(), me, key, clock, serve, hook);
-    // What the store has is served even when no CA can be asked.
+    // Stored certificates are served even if no CA can be used.
     let cas = acme::cas(&config.acme).unwrap_or_else(|error| {
-        tracing::error!(error = chain(&error), "no certificate is ordered or renewed");
+        tracing::error!(error = chain(&error), "site certificates are neither ordered nor renewed");
         Vec::new()
     });
     acme.update(config.acme_sites(), cas);
     acme.update_on_demand(config.on_demand_sites());
-    // Before the first client comes: what the store has is served without any CA.
+    // Stored certificates are in place before the first client connects.
     acme.publish().await?;
     Ok(acme)
 }
 
-/// Says that this process serves, as soon as it does. `expected`: the other one did.
+/// Tells the previous process that this one is ready, as soon as it is. `expected`: the previous process was ready.
 async fn take_over(
     daemon: &Arc<Daemon>,
     predecessor: Predecessor,
@@ -516,15 +523,15 @@ async fn take_over(
 ) -> anyhow::Result<()> {
     if expected && tokio::time::timeout(READY, daemon.agent.wait_ready()).await.is_err() {
         let why = daemon.not_ready().unwrap_or_default();
-        bail!("this process does not come to serve, and leaves the node to the one before: {why}");
+        bail!("this process did not become ready, so the previous one keeps running: {why}");
     }
     let version = predecessor.version.clone();
     tokio::task::spawn_blocking(|| predecessor.ready()).await??;
-    tracing::info!(before = version, "taken over");
+    tracing::info!(previous = version, "upgrade done: this process has taken over");
     Ok(())
 }
 
-/// Takes the UDP ports of the process before this one as soon as they are free.
+/// Binds the UDP ports of the previous process as soon as they are free.
 async fn complete(daemon: Arc<Daemon>) {
     while daemon.edge.is_incomplete() {
         tokio::time::sleep(Duration::from_millis(250)).await;
@@ -548,13 +555,13 @@ async fn start_agent(
     Ok(Agent::start_sharing(params, mesh, errands).await?)
 }
 
-/// Whenever the bundle changes, connections of revoked identities are cut.
+/// Whenever the trust bundle changes, closes the connections of revoked identities.
 async fn enforce(mesh: Arc<Mesh>, relay: Arc<Relay>) {
     let mut changes = mesh.changes();
     loop {
         match relay.cut_revoked() {
             0 => {}
-            cut => tracing::warn!(cut, "cut connections of revoked identities"),
+            closed => tracing::warn!(closed, "closed connections of revoked identities"),
         }
         if changes.changed().await.is_err() {
             return;
@@ -562,7 +569,7 @@ async fn enforce(mesh: Arc<Mesh>, relay: Arc<Relay>) {
     }
 }
 
-/// Tells systemd's watchdog that the control side is alive, if it asks.
+/// Tells systemd's watchdog, if it is enabled, that the control part is alive.
 async fn watchdog() {
     let Some(every) = sd_notify::watchdog_enabled() else { return };
     let mut tick = tokio::time::interval(every / 2);
@@ -574,11 +581,11 @@ async fn watchdog() {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 
-/// One process a state directory.
+/// Takes the lock of the state directory, which only one process may hold.
 pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -586,7 +593,7 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => bail!(
-            "another wiretight runs with this state directory ({}): `wiretight status` shows it, `wiretight upgrade` takes over from it",
+            "another wiretight process uses the state directory {}: `wiretight status` shows its state, `wiretight upgrade` takes over from it",
             state_dir.display()
         ),
         Err(std::fs::TryLockError::Error(e)) => {
@@ -595,19 +602,19 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// A relay needs two descriptors a connection: takes all that the hard limit gives.
+/// Raises the limit of open files to the hard limit: a relay needs two descriptors per connection.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-/// Files that the clients of S3 and of CAs read again and again, and that the environment names.
+/// Files named in the environment that the clients of S3 and of CAs read while running.
 fn named_in_the_environment() -> impl Iterator<Item = PathBuf> {
     let files =
         ["SSL_CERT_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
     let files = files.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    // What is readable is the folder that a file is in.
+    // The sandbox allows the directory that a file is in.
     let folder = std::env::var_os("SSL_CERT_DIR").map(|dir| PathBuf::from(dir).join("any"));
     files.chain(folder)
 }

@@ -1,18 +1,18 @@
-//! An upgrade: the next process of a node takes over from the one that runs, with its listening sockets, so that
-//! no connection is refused. What lives goes on in the old process, to its end or to the end of `drain`.
+//! Upgrades: a new process of a node takes over from the running one, with its listening sockets, so that no
+//! connection is refused. Open connections stay in the old process until they finish or `drain` has passed.
 //!
-//! They meet on `STATE_DIR/takeover.sock`. Each line is JSON, and answered before the next is sent:
+//! The two meet on `STATE_DIR/takeover.sock`. Each line is JSON, and is answered before the next one is sent:
 //!
 //! ```text
 //! new  {"takeover":1,"version":..}         old  {"meets":{"version":..}} or {"refuses":..}
-//! new  "go": it is about to start; the old one lets go of all but its connections
-//!                                          old  {"listening":ADDRESS} with sockets, again and again,
+//! new  "go": about to start; the old one shuts down everything but its connections
+//!                                          old  {"listening":ADDRESS} with sockets, once per address,
 //!                                               "ready"/"unready" with the lock, stdout and stderr
-//! new  "ready": it serves                  old  "yours", and begins to drain
+//! new  "ready": it is serving              old  "yours", and begins to drain
 //! ```
 //!
-//! Until the new one is ready the old one goes on accepting, and if that never comes it is killed, and the old one
-//! does again all that it did. (Connections themselves, keys and all, could be passed on after "yours".)
+//! Until the new process is ready, the old one keeps accepting connections. If the new process fails, the old one kills
+//! it and starts its control part again.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -35,21 +35,20 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wiretight_proxy::net::Listening;
 
-/// What is said, should it ever change.
+/// The version of the protocol.
 const PROTOCOL: u32 = 1;
-/// How long either waits for what takes no time.
+/// How long either side waits for an immediate reply.
 const SOON: Duration = Duration::from_secs(10);
-/// How long the new one may take from meeting the old one to going, and from there to serving; and the old one, to
-/// let go.
+/// How long the new process may take from meeting the old one to "go", and from there to "ready"; and how long the old
+/// one may take to shut down its control part.
 const LONG: Duration = Duration::from_secs(60);
-/// How long one that gives up may take to say why.
+/// How long a new process that failed may take to end by itself, so that it can report why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// The longest line.
 const MAX_LINE: usize = 4096;
-/// The most sockets that go with a line; the kernel takes 253.
+/// The most sockets sent with one line; the kernel allows 253.
 const MAX_FDS: usize = 64;
 
-/// Where they meet.
+/// The socket where the processes meet.
 fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join("takeover.sock")
 }
@@ -74,25 +73,25 @@ enum Old {
     Yours,
 }
 
-/// What is passed on.
+/// What the old process hands over.
 pub(crate) struct Passed {
-    /// Listening sockets, with whoever waits on them.
+    /// Listening sockets, with the connections that wait in their queues.
     pub(crate) listening: Listening,
-    /// The state directory's.
+    /// The lock of the state directory.
     pub(crate) lock: OwnedFd,
     /// Standard output and error: where the log goes.
     pub(crate) output: [OwnedFd; 2],
-    /// Whether the old process could serve.
+    /// Whether the old process was ready.
     pub(crate) ready: bool,
 }
 
-/// The old process's side: waits for the next one.
+/// The old process's socket, where it waits for a new process.
 pub(crate) struct Door {
     listener: tokio::net::UnixListener,
 }
 
 impl Door {
-    /// To be called by who holds the state directory's lock.
+    /// The caller must hold the lock of the state directory.
     pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Door> {
         let path = socket_path(state_dir);
         match std::fs::remove_file(&path) {
@@ -107,7 +106,7 @@ impl Door {
         Ok(Door { listener })
     }
 
-    /// Whoever is about to take over, when it is ready to go.
+    /// Waits for a new process that is about to take over.
     pub(crate) async fn successor(&self) -> Successor {
         loop {
             let met = match self.listener.accept().await {
@@ -119,20 +118,18 @@ impl Door {
             };
             match met {
                 Ok(Ok(successor)) => return successor,
-                Ok(Err(error)) => tracing::warn!(%error, "an upgrade did not begin"),
-                Err(error) => tracing::warn!(%error, "an upgrade did not begin"),
+                Ok(Err(error)) => tracing::warn!(%error, "an upgrade failed before it began"),
+                Err(error) => tracing::warn!(%error, "an upgrade failed before it began"),
             }
         }
     }
 }
 
-/// The next process, as the old one sees it. Its calls block.
+/// The new process, as the old one sees it. Its calls block.
 pub(crate) struct Successor {
     socket: UnixStream,
     process: OwnedFd,
-    /// Its process id.
     pub(crate) pid: Pid,
-    /// Its version.
     pub(crate) version: String,
 }
 
@@ -143,16 +140,17 @@ impl Successor {
         limit(&socket, SOON)?;
         let who = socket_peercred(&socket)?;
         if who.uid != geteuid() && !who.uid.is_root() {
-            return Err(io::Error::other("it is another user's process"));
+            return Err(io::Error::other("the new process belongs to another user"));
         }
         let process = pidfd_open(who.pid, PidfdFlags::empty())?;
         let New::Takeover(protocol, version) = recv(&socket)?.0 else { return Err(confused()) };
         if protocol != PROTOCOL {
             let why = format!(
-                "the running process speaks takeover {PROTOCOL}, this one {protocol}: restart instead"
+                "the running process uses version {PROTOCOL} of the takeover protocol, this one version {protocol}: restart the node instead"
             );
             send(&socket, &Old::Refuses(why), &[])?;
-            return Err(io::Error::other(format!("it speaks takeover {protocol}")));
+            let why = format!("the new process uses version {protocol} of the takeover protocol");
+            return Err(io::Error::other(why));
         }
         send(&socket, &Old::Meets { version: env!("CARGO_PKG_VERSION").into() }, &[])?;
         limit(&socket, LONG)?;
@@ -162,7 +160,7 @@ impl Successor {
         }
     }
 
-    /// Passes all on, and waits until it serves.
+    /// Hands everything over, and waits until the new process is ready.
     pub(crate) fn pass(&self, passed: &Passed) -> io::Result<()> {
         for (addr, sockets) in &passed.listening {
             for some in sockets.chunks(MAX_FDS) {
@@ -179,14 +177,14 @@ impl Successor {
         }
     }
 
-    /// Lets it go on alone.
+    /// Confirms that the new process owns the node now.
     pub(crate) fn yours(self) {
-        // If it does not hear that, it sees that we are gone.
+        // If the message is lost, the new process sees the end of the connection instead.
         let _ = send(&self.socket, &Old::Yours, &[]);
     }
 
-    /// Sees to it that it is gone, and its files are free: two that believe themselves the node would be worse than
-    /// none.
+    /// Makes sure that the new process has ended and its files are closed: two processes that both act as the node would
+    /// be worse than none.
     pub(crate) fn end(&self) {
         if !self.ends_within(LAST_WORDS) {
             let _ = pidfd_send_signal(&self.process, Signal::KILL);
@@ -201,32 +199,31 @@ impl Successor {
     }
 }
 
-/// The running process, as the one sees it that is to take over.
+/// The running process, as the new one sees it.
 pub(crate) struct Predecessor {
     socket: UnixStream,
-    /// Its version.
     pub(crate) version: String,
 }
 
 impl Predecessor {
-    /// Nothing is changed by that. `runs`: whether there is a node.
+    /// Meets the running process, which changes nothing yet. `runs`: whether a node is running.
     pub(crate) fn meet(state_dir: &Path, runs: impl Fn() -> bool) -> anyhow::Result<Predecessor> {
         let (path, end) = (socket_path(state_dir), Instant::now() + LONG);
         loop {
             match Predecessor::try_meet(&path) {
-                // Another upgrade is under way, or the node is just about to start or stop.
+                // Another upgrade is in progress, or the node is starting or stopping.
                 Err(e) if is_gone(&e) && Instant::now() < end && runs() => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(e) if is_gone(&e) => {
                     return Err(e).context(format!(
-                        "no process that could be taken over from answers on {}: is the node running? (`wiretight run` starts one)",
+                        "no running process to take over from (no answer on {}): start the node with `wiretight run`",
                         path.display()
                     ));
                 }
                 met => {
                     return met.context(
-                        "the running process does not answer, or refuses (it stands still, or is another user's): see its log, or restart the node",
+                        "the running process does not respond or refuses the upgrade (it may hang, or belong to another user): check its log, or restart the node",
                     );
                 }
             }
@@ -244,9 +241,10 @@ impl Predecessor {
         }
     }
 
-    /// Has it let go of the state directory, and takes its sockets.
+    /// Makes the old process release the state directory, and receives its sockets.
     pub(crate) fn take(&self) -> anyhow::Result<Passed> {
-        let context = "the running process did not pass on what it has; it goes on: see its log";
+        let context =
+            "the running process did not hand over its sockets and keeps running: check its log";
         self.take_all().context(context)
     }
 
@@ -274,20 +272,21 @@ impl Predecessor {
         }
     }
 
-    /// Says that this process serves. From then on the node is its own.
+    /// Tells the old process that this one is ready. From then on this process owns the node.
     pub(crate) fn ready(self) -> anyhow::Result<()> {
-        send(&self.socket, &New::Ready, &[]).context("the process before has given up waiting")?;
+        send(&self.socket, &New::Ready, &[])
+            .context("the previous process no longer waits for this one")?;
         match recv(&self.socket) {
             Ok((Old::Yours, _)) => Ok(()),
             Ok(_) => Err(confused().into()),
-            // It has ended meanwhile.
+            // The old process has ended.
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(()),
-            Err(e) => Err(e).context("the process before does not let go"),
+            Err(e) => Err(e).context("the previous process does not confirm the takeover"),
         }
     }
 }
 
-/// Whether a process is not, or no longer, there to be met.
+/// Whether the error means that no process is listening, or that it has gone away.
 fn is_gone(error: &io::Error) -> bool {
     use ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
     let gone = [BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof];
@@ -295,7 +294,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 fn confused() -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, "what it says does not belong here")
+    io::Error::new(ErrorKind::InvalidData, "the other process sent an unexpected message")
 }
 
 fn limit(socket: &UnixStream, patience: Duration) -> io::Result<()> {
@@ -303,21 +302,21 @@ fn limit(socket: &UnixStream, patience: Duration) -> io::Result<()> {
     socket.set_write_timeout(Some(SOON))
 }
 
-/// One line, with descriptors.
+/// Sends one line with descriptors.
 fn send(socket: &UnixStream, line: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut with = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !with.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other("too many sockets at a time"));
+        return Err(io::Error::other("too many sockets in one message"));
     }
     let sent = sendmsg(socket, &[IoSlice::new(&bytes)], &mut with, SendFlags::NOSIGNAL)?;
-    // So little fits, or nothing does.
+    // A line this short is sent completely or not at all.
     if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
 }
 
-/// One line, with descriptors. Nothing follows it before it is answered.
+/// Receives one line with descriptors. The peer sends nothing more until it is answered.
 fn recv<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let (mut line, mut fds) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {

@@ -1,7 +1,7 @@
-//! The certificates of sites that are given as files: read at the start and at a reload, and read again
-//! whenever a file changes, so that whoever renews them need not tell us.
+//! Site certificates from files. They are read at the start, at a reload, and whenever a file changes, so that a
+//! renewal needs no reload.
 //!
-//! What cannot be served is not: the certificate that was good goes on until the files are good again.
+//! If the files become invalid, the previous certificate stays in use until they are valid again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,12 +16,12 @@ use wiretight_proxy::edge::{SiteCertificate, Source};
 
 use crate::config::{Config, SiteFiles};
 
-/// How often files are looked at.
+/// How often files are checked for changes.
 const EVERY: Duration = Duration::from_secs(2);
-/// A chain or a key is smaller by far.
+/// The largest file that is read; chains and keys are far smaller.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Keeps the edge's certificates as the files are.
+/// Keeps the edge's certificates in line with the files.
 pub(crate) struct FileCertificates {
     edge: Arc<Certificates>,
     sites: Mutex<Vec<Watched>>,
@@ -35,7 +35,7 @@ struct Watched {
     error: Option<String>,
 }
 
-/// What tells one content of two files from another, without reading them.
+/// Identifies the contents of both files without reading them.
 type Stamp = [(u64, i64, i64, u64); 2];
 
 impl Watched {
@@ -46,7 +46,7 @@ impl Watched {
         watched
     }
 
-    /// Reads the files if they have changed; true if they had.
+    /// Reads the files if they have changed; true if there is a new certificate or a new error.
     fn look(&mut self) -> bool {
         let stamp = stamp(&self.files);
         if stamp.is_some() && stamp == self.seen {
@@ -72,21 +72,21 @@ impl FileCertificates {
         FileCertificates { edge, sites: Mutex::default() }
     }
 
-    /// Reads the files of this configuration. What is wrong comes back; the sites that are right are to be
-    /// put into force all the same or not, as the caller sees fit, by [`Staged::commit`].
+    /// Reads the certificate files of this configuration. [`Staged::errors`] tells what is wrong; [`Staged::commit`]
+    /// puts the valid certificates into force.
     pub(crate) fn stage<'a>(&'a self, config: &Config) -> Staged<'a> {
         let sites = config.file_sites().map(|(names, files)| Watched::new(names, files)).collect();
         Staged { of: self, sites }
     }
 
-    /// Why a site's files are not in force, by the first of its names.
+    /// Why a site's files are not in use, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
         let sites = self.sites();
         let errors = sites.iter().filter_map(|s| Some((s.names.first()?, s.error.as_ref()?)));
         errors.map(|(name, error)| (name.to_string(), error.clone())).collect()
     }
 
-    /// Looks at the files, for good.
+    /// Watches the files forever.
     pub(crate) async fn watch(self: Arc<FileCertificates>) {
         let mut tick = tokio::time::interval(EVERY);
         loop {
@@ -94,7 +94,7 @@ impl FileCertificates {
             let this = self.clone();
             let looked = tokio::task::spawn_blocking(move || this.look()).await;
             if let Err(error) = looked {
-                tracing::error!(%error, "certificate files could not be looked at");
+                tracing::error!(%error, "the check for changed certificate files failed");
             }
         }
     }
@@ -106,10 +106,12 @@ impl FileCertificates {
             changed = true;
             let name = site.names.first().map(ToString::to_string);
             match &site.error {
-                None => tracing::info!(site = name, "the changed certificate is in force"),
-                Some(error) => {
-                    tracing::error!(site = name, error, "the certificate files are not good")
-                }
+                None => tracing::info!(site = name, "using the changed certificate files"),
+                Some(error) => tracing::error!(
+                    site = name,
+                    error,
+                    "the certificate files are invalid; the previous certificate stays in use"
+                ),
             }
         }
         if changed {
@@ -129,7 +131,7 @@ pub(crate) struct Staged<'a> {
 }
 
 impl Staged<'_> {
-    /// Each site whose files are no good, and why.
+    /// The errors of sites with invalid files.
     pub(crate) fn errors(&self) -> Vec<&str> {
         self.sites.iter().filter_map(|s| s.error.as_deref()).collect()
     }
@@ -147,7 +149,7 @@ fn served(sites: &[Watched]) -> BTreeMap<SiteName, Arc<SiteCertificate>> {
     all.flat_map(|(s, c)| s.names.iter().map(|n| (n.clone(), c.clone()))).collect()
 }
 
-/// The files of a configuration: what the sandbox must leave open.
+/// The files of a configuration, which the sandbox must allow to read.
 pub(crate) fn files(config: &Config) -> impl Iterator<Item = &PathBuf> {
     let roots = config.edge.sites.iter().filter_map(|site| site.client_ca.as_ref());
     config.file_sites().flat_map(|(_, f)| [&f.cert, &f.key]).chain(roots)
@@ -169,13 +171,13 @@ fn read(names: &[SiteName], files: &SiteFiles) -> Result<SiteCertificate, String
 
 fn content(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
-    // Room for all from the start: a vector that grows leaves a key's bytes behind.
+    // Allocated at full size, as a vector that grows would leave copies of the key in freed memory.
     let mut bytes = Vec::with_capacity(MAX_FILE as usize + 1);
     let read = fs::File::open(path).and_then(|f| f.take(MAX_FILE).read_to_end(&mut bytes));
     match read {
         Ok(_) => Ok(bytes),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Err(format!(
-            "{}: {e} (this user may not, or the folder was not in the configuration at the start: restart)",
+            "{}: {e} (the node's user lacks the permission, or the directory was not in the configuration when the node started; in that case restart the node)",
             path.display()
         )),
         Err(e) => Err(format!("{}: {e}", path.display())),

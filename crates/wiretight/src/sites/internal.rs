@@ -1,5 +1,5 @@
-//! Certificates of sites from the mesh's own authority, on its machine: for private names, at once. Clients
-//! trust them by the mesh's root bundle. They are kept in memory alone and renewed at half of their life.
+//! Site certificates from the mesh's authority, on the authority's machine: for private names, without delay. Clients
+//! trust them by the mesh's trust bundle. They are kept only in memory and renewed at half of their lifetime.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use crate::authority::AuthorityHandle;
 use crate::config::InternalSite;
 use crate::logging::chain;
 
-/// The clock is looked at this often.
+/// How often certificates are checked for renewal.
 const TICK: Duration = Duration::from_secs(10);
 
-/// Keeps the certificates of the sites whose certificates the authority issues.
+/// Manages the certificates that the authority issues for sites.
 pub(crate) struct InternalCertificates {
     authority: AuthorityHandle,
     edge: Arc<Certificates>,
@@ -40,19 +40,19 @@ impl InternalCertificates {
         Arc::new(InternalCertificates { authority, edge, sites, errors, held, woken })
     }
 
-    /// These are to have certificates from now on; when this returns they have, or there is an error.
+    /// Sets the sites that need certificates. When this returns, each has one or an error.
     pub(crate) async fn update(&self, sites: Vec<InternalSite>) {
         *lock(&self.sites) = sites;
         self.step().await;
         self.woken.notify_one();
     }
 
-    /// Why a site has no new certificate, by its first name.
+    /// Why a site has no new certificate, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
         lock(&self.errors).clone()
     }
 
-    /// Renews, for good.
+    /// Renews certificates forever.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             tokio::select! {
@@ -91,7 +91,7 @@ impl InternalCertificates {
                 Err(error) => {
                     let error = chain(&*error);
                     let title = site.names.first().map(ToString::to_string).unwrap_or_default();
-                    tracing::error!(site = title, error, "no new certificate from the authority");
+                    tracing::error!(site = title, error, "cannot issue a site certificate");
                     errors.insert(title, error);
                 }
             }

@@ -1,8 +1,8 @@
-//! Certificates of sites that no ACME server issues, and since when sites have been healthy.
+//! Site certificates that do not come from an ACME server, and the health of sites.
 //!
-//! - `files`: certificates that are files of the operator
-//! - `internal`: certificates from the mesh's own authority
-//! - `health`: since when each site serves with a valid certificate
+//! - `files`: certificates from the operator's files
+//! - `internal`: certificates from the mesh's authority
+//! - `health`: since when each site has served with a valid certificate
 
 pub(crate) mod files;
 pub(crate) mod health;

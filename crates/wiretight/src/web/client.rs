@@ -1,7 +1,7 @@
-//! A small HTTP/1.1 client, for logs, witnesses and webhooks: connections are kept, everything is bounded.
+//! A small HTTP/1.1 client for logs, witnesses and webhooks. It reuses connections, and limits time and size.
 //!
-//! It speaks `https://` to anybody, TLS 1.3 only, and `http://` to this machine alone: plaintext does not go over a
-//! network. It follows no redirects and keeps no cookies. It decodes gzip for files of a log alone, and nothing else.
+//! It uses `https://` (TLS 1.3 only) for all servers, and `http://` only for loopback addresses: plaintext never crosses
+//! a network. It follows no redirects and keeps no cookies. It decodes gzip, and only for files of a log.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,22 +27,21 @@ use tokio_rustls::TlsConnector;
 use wiretight_proxy::net;
 use wiretight_proxy::network::HostPort;
 
-/// Connections kept for each server.
+/// The most idle connections to a server.
 const KEPT: usize = 16;
-/// Servers for which connections are kept.
+/// The most servers with idle connections.
 const SERVERS: usize = 256;
-/// The longest URL.
 const MAX_URL: usize = 2048;
 
-/// Why a text is not a URL that this client asks.
+/// Why a URL is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// Not one at all.
-    #[error("{0:?} is not a URL: write for example https://witness.example.org/prefix")]
+    /// Not a URL that this client supports.
+    #[error("{0:?} is not a valid URL: write for example https://witness.example.org/prefix")]
     Malformed(String),
-    /// It would go over a network in the clear.
+    /// It would send plaintext over a network.
     #[error(
-        "{0:?} would be plaintext on a network: use https://, or http:// with a loopback address (127.0.0.1, [::1])"
+        "{0:?} would send plaintext over the network: use https://, or http:// with a loopback address (127.0.0.1, [::1])"
     )]
     Plaintext(String),
 }
@@ -51,7 +50,7 @@ pub enum UrlError {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Url {
     server: Server,
-    /// With neither a slash at its end nor, when it is empty, one at its beginning.
+    /// Without a slash at the end; the root is the empty string.
     path: String,
 }
 
@@ -59,7 +58,7 @@ pub struct Url {
 struct Server {
     tls: bool,
     address: HostPort,
-    /// As it stands in the URL, for the `Host` header.
+    /// As written in the URL, for the `Host` header.
     authority: String,
 }
 
@@ -97,7 +96,7 @@ impl Url {
         Url { server: self.server.clone(), path: format!("{}/{path}", self.path) }
     }
 
-    /// What it is called in messages: the server's name and port.
+    /// The server's name and port, for messages.
     pub fn host(&self) -> &str {
         &self.server.authority
     }
@@ -117,81 +116,62 @@ impl std::str::FromStr for Url {
     }
 }
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// A certificate or key that was given cannot be used.
-    #[error("{what} cannot be used: {detail}")]
+    /// A certificate or key of [`Credentials`] is invalid.
+    #[error("{what}: {detail}")]
     Credentials {
-        /// Which.
+        /// What is invalid.
         what: &'static str,
-        /// Why.
         detail: String,
     },
-    /// Nobody there, or TLS failed.
-    #[error("{url} cannot be reached: {detail}")]
-    Connect {
-        /// What was asked for.
-        url: String,
-        /// Why.
-        detail: String,
-    },
+    /// The connection or the TLS handshake failed.
+    #[error("cannot connect to {url}: {detail}")]
+    Connect { url: String, detail: String },
     /// It took too long.
-    #[error("{url} did not answer within {} s", .limit.as_secs_f32())]
-    Late {
-        /// What was asked for.
-        url: String,
-        /// How long was waited.
-        limit: Duration,
-    },
-    /// More than was asked for.
-    #[error("{url} answered with more than {limit} bytes")]
+    #[error("{url} did not respond within {} s", .limit.as_secs_f32())]
+    Late { url: String, limit: Duration },
+    /// The response is too large.
+    #[error("the response of {url} is larger than {limit} bytes")]
     TooLarge {
-        /// What was asked for.
         url: String,
-        /// How many were taken.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Not proper HTTP.
-    #[error("{url} did not answer properly: {detail}")]
-    Answer {
-        /// What was asked for.
-        url: String,
-        /// Why.
-        detail: String,
-    },
+    /// The response is invalid.
+    #[error("invalid response from {url}: {detail}")]
+    Answer { url: String, detail: String },
 }
 
-/// Whom the client believes, and who it is.
+/// The authorities that the client trusts, and its own certificate.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// PEM of authorities that are trusted besides the system's.
+    /// PEM of certificate authorities that are trusted in addition to the system's.
     pub roots: Option<Vec<u8>>,
-    /// PEM of a certificate chain and of its key, shown to servers that ask.
+    /// PEM of a client certificate chain and its key, for servers that ask for one.
     pub identity: Option<(Vec<u8>, zeroize::Zeroizing<Vec<u8>>)>,
-    /// The name that servers' certificates must have, when it is not the URL's host.
+    /// The name that servers' certificates must have, if it is not the URL's host.
     pub server_name: Option<String>,
 }
 
-/// How much is waited for.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
-    /// For all of a request, connecting included.
+    /// For the whole request, including the connection.
     pub time: Duration,
-    /// For the answer's body, in bytes, compressed or not.
+    /// For the response body in bytes, after decompression.
     pub body: usize,
 }
 
-/// An answer, whatever its status.
+/// A response, whatever its status.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The status code.
     pub status: u16,
     /// `Content-Type`.
     pub content_type: Option<String>,
     /// `Retry-After`, if it is in seconds.
     pub retry_after: Option<Duration>,
-    /// The body.
     pub body: Bytes,
 }
 
@@ -206,7 +186,8 @@ pub struct Client {
 type Connection = SendRequest<Full<Bytes>>;
 
 impl Client {
-    /// A client that trusts the system's authorities (`SSL_CERT_FILE` names others) and those of `credentials`.
+    /// A client that trusts the system's certificate authorities (`SSL_CERT_FILE` overrides them) and those of
+    /// `credentials`.
     pub fn new(credentials: &Credentials) -> Result<Client, HttpError> {
         let bad = |what, detail: &dyn fmt::Display| HttpError::Credentials {
             what,
@@ -215,48 +196,48 @@ impl Client {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(pem) = &credentials.roots {
-            let what = "the file of authorities";
+            let what = "invalid file of certificate authorities";
             for root in certificates(pem, what)? {
                 roots.add(root).map_err(|e| bad(what, &e))?;
             }
         }
         let config = ClientConfig::builder_with_provider(wiretight_proxy::provider::mesh())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| bad("TLS 1.3", &e))?
+            .map_err(|e| bad("cannot use TLS 1.3", &e))?
             .with_root_certificates(roots);
         let config = match &credentials.identity {
             None => config.with_no_client_auth(),
             Some((chain, key)) => {
-                let chain = certificates(chain, "the client certificate")?;
-                let key =
-                    PrivateKeyDer::from_pem_slice(key).map_err(|e| bad("the client key", &e))?;
+                let chain = certificates(chain, "invalid client certificate")?;
+                let key = PrivateKeyDer::from_pem_slice(key)
+                    .map_err(|e| bad("invalid client key", &e))?;
                 config
                     .with_client_auth_cert(chain, key)
-                    .map_err(|e| bad("the client certificate", &e))?
+                    .map_err(|e| bad("invalid client certificate", &e))?
             }
         };
         let server_name = match &credentials.server_name {
             None => None,
             Some(name) => {
                 let parsed = ServerName::try_from(name.clone());
-                Some(parsed.map_err(|e| bad("the server name", &e))?)
+                Some(parsed.map_err(|e| bad("invalid server name", &e))?)
             }
         };
         Ok(Client { tls: TlsConnector::from(Arc::new(config)), server_name, idle: Arc::default() })
     }
 
-    /// Fetches.
     pub async fn get(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
         self.request(Method::GET, url, &Accepted::Plain, None, limit).await
     }
 
-    /// Fetches a file of a log, which a server may compress with gzip (C2SP tlog-tiles). The limit is that of the file.
+    /// Fetches a file of a log, which the server may compress with gzip (C2SP tlog-tiles). The limit applies to the
+    /// decompressed file.
     pub async fn file(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
         self.request(Method::GET, url, &Accepted::Gzip, None, limit).await
     }
 
-    /// Sends a body of this type. It may be sent twice, when a kept connection turns out to be dead: what it asks for
-    /// must bear that.
+    /// Sends a body of this content type. If an idle connection turns out to be dead, the request is sent again, so it
+    /// must be safe to repeat.
     pub async fn post(
         &self,
         url: &Url,
@@ -340,7 +321,7 @@ impl Client {
             connection.send_request(request).await.map_err(|e| failed(&e))?.into_parts();
         let coding = Coding::of(&head.headers);
         if head.status.is_success() && !accepted.has(coding) {
-            return Err(failed(&"it is compressed in a way that was not asked for"));
+            return Err(failed(&"it uses a compression that was not requested"));
         }
         let text = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
         let content_type = text(CONTENT_TYPE).map(str::to_owned);
@@ -354,7 +335,7 @@ impl Client {
         let collected = Limited::new(body, on_the_wire).collect().await;
         let body = match collected {
             Ok(body) => body.to_bytes(),
-            // The page that goes with an error does not matter; the connection is not kept.
+            // The body of an error response does not matter; the connection is not reused.
             Err(_) if !head.status.is_success() => {
                 return Ok(Answer { status, content_type, retry_after, body: Bytes::new() });
             }
@@ -375,7 +356,7 @@ impl Client {
                             limit: limit.body,
                         });
                     }
-                    Err(e) => return Err(failed(&format_args!("its gzip is damaged: {e}"))),
+                    Err(e) => return Err(failed(&format_args!("damaged gzip data: {e}"))),
                 }
             }
             _ => body,
@@ -402,7 +383,7 @@ impl Client {
     }
 }
 
-/// How an answer's body may come.
+/// The content codings that are accepted for a response.
 enum Accepted {
     Plain,
     Gzip,
@@ -425,7 +406,7 @@ impl Accepted {
     }
 }
 
-/// How it comes.
+/// The content coding of a response.
 #[derive(Clone, Copy)]
 enum Coding {
     Identity,
@@ -439,7 +420,7 @@ impl Coding {
         match (values.next().map(|v| v.as_bytes()), values.next()) {
             (None, _) => Coding::Identity,
             (Some(v), None) if v.eq_ignore_ascii_case(b"identity") => Coding::Identity,
-            // RFC 9110, 8.4.1.3: x-gzip is the same.
+            // RFC 9110, 8.4.1.3: x-gzip is equivalent.
             (Some(v), None)
                 if v.eq_ignore_ascii_case(b"gzip") || v.eq_ignore_ascii_case(b"x-gzip") =>
             {
@@ -450,16 +431,16 @@ impl Coding {
     }
 }
 
-/// The most that `len` bytes are when they are compressed: what cannot be compressed grows by 5 bytes a block, of 16 KiB
-/// with zlib, and has a head and an end.
+/// The largest size of `len` bytes after compression: incompressible data grows by 5 bytes per block (16 KiB with zlib),
+/// plus header and trailer.
 fn gzipped(len: usize) -> usize {
     len + len / 1024 + 1024
 }
 
-/// Decompresses; `None` if it is more than `limit` bytes. No more than that is made, whatever it would become.
+/// Decompresses; `None` if the result is larger than `limit` bytes. It stops at the limit.
 fn gunzip(bytes: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut plain = Vec::new();
-    // Cut short, a wrong checksum, or something behind the end: each is an error.
+    // Truncated data, a wrong checksum, or trailing data: each is an error.
     MultiGzDecoder::new(bytes).take(limit as u64 + 1).read_to_end(&mut plain)?;
     Ok((plain.len() <= limit).then_some(plain))
 }
@@ -478,22 +459,22 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
     let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certs = certs.map_err(|e| bad(e.to_string()))?;
     match certs.is_empty() {
-        true => Err(bad("it holds no certificate (PEM)".into())),
+        true => Err(bad("no PEM certificate found".into())),
         false => Ok(certs),
     }
 }
 
-/// What an operator can do about a handshake that failed.
+/// The error of a failed handshake, with a next step where there is one.
 fn advice(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
             format!(
-                "{error}: give the authority that issued its certificate, if it is a private one"
+                "{error}: if its certificate comes from a private authority, name that authority's certificate file"
             )
         }
         Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired)) => {
-            format!("{error}: it serves identified clients only, give a client certificate and key")
+            format!("{error}: the server requires a client certificate and key")
         }
         _ => error.to_string(),
     }
@@ -504,7 +485,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plaintext_is_for_this_machine_alone() {
+    fn plaintext_is_allowed_for_loopback_only() {
         for good in [
             "https://log.example/a/b/",
             "https://192.0.2.1:7400",

@@ -1,7 +1,7 @@
-//! HTTP/1.1 for the log, its witnesses and its monitors.
+//! HTTP/1.1 for the log, witnesses and monitors.
 //!
-//! - `client`: reaches other logs, witnesses and webhooks
-//! - `server`: what a log and a witness have in common towards a network
+//! - `client`: the client for logs, witnesses and webhooks
+//! - `server`: the server that serves logs and witnesses
 
 pub mod client;
 pub mod server;

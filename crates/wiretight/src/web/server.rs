@@ -1,5 +1,5 @@
-//! Small HTTP services for anybody: a witness, a log. Connections are bounded, in all and for each address, and every
-//! wait has a deadline.
+//! A small HTTP server for public services: a witness, a log. The number of connections is limited, in total and per
+//! address, and every wait has a deadline.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -22,21 +22,21 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-/// Connections at a time.
+/// The most connections at a time.
 const CONNECTIONS: usize = 4096;
-/// Of them from one IPv4 address or IPv6 /64.
+/// The most connections from one IPv4 address or IPv6 /64.
 const FROM_ONE: usize = 64;
-/// For a TLS handshake, and for a request's body.
+/// How long a TLS handshake or a request body may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Between requests, and for a request's head.
+/// How long a connection may be idle, and how long a request header may take.
 const IDLE: Duration = Duration::from_secs(90);
-/// For what is being answered when the service is to end.
+/// How long current requests may take to finish when the service ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What answers requests.
+/// The service behind the server.
 pub trait Site: Send + Sync + 'static {
-    /// Answers a request; `caller` is the chain that the client showed, and whose key it has: whether to believe it is
-    /// decided here. Empty without TLS, or if it showed none.
+    /// Answers a request. `caller` is the certificate chain that the client presented, and whose key it has; whether to
+    /// trust it is up to the service. It is empty without TLS or if the client presented none.
     fn answer(
         &self,
         caller: &[CertificateDer<'static>],
@@ -44,8 +44,8 @@ pub trait Site: Send + Sync + 'static {
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 }
 
-/// Serves until `end` turns true, then finishes what was begun. `tls` is asked at each connection; without it the
-/// address has to be a loopback one, which is for the caller to see to.
+/// Serves until `end` turns true, then finishes current requests. `tls` is read at each connection; without it the
+/// caller must make sure that the address is a loopback one.
 pub async fn serve(
     site: Arc<impl Site>,
     listener: TcpListener,
@@ -77,7 +77,7 @@ pub async fn serve(
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// Gives both back when the connection ends.
+/// Releases both when the connection ends.
 struct Place {
     _all: OwnedSemaphorePermit,
     _one: OnePlace,
@@ -98,7 +98,7 @@ async fn connection(
                 let caller = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
                 http(site, caller, stream, end).await;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => {}
         },
     }
@@ -131,11 +131,11 @@ async fn http<S>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
+        tracing::debug!(%error, "connection failed");
     }
 }
 
-/// A text.
+/// A plain text response.
 pub(crate) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
@@ -145,7 +145,7 @@ pub(crate) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// How many connections there are from where.
+/// Counts connections by client network.
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
@@ -161,7 +161,7 @@ impl Addresses {
         };
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(network).or_default();
-        // A proxy on this machine speaks for many.
+        // A proxy on this machine connects for many clients.
         if *count >= FROM_ONE && !network.is_loopback() {
             return None;
         }

@@ -1,10 +1,10 @@
-//! What a member announces: checked record by record, gathered, and never in the way of what others are told.
+//! Announcements of members: each record is checked, changes are collected, and other updates are never delayed.
 
 use super::*;
 use serde_json::{Value, json};
 use tokio_rustls::client::TlsStream;
 
-/// A member that says what it likes, with the certificate of a node that has stopped.
+/// A member that sends arbitrary messages, with the certificate of a node that has stopped.
 async fn member(authority: &AuthorityHandle, node: &Node, who: &str) -> TlsStream<TcpStream> {
     let config = client_config(&node.mesh, id(who), authority_id(), ALPN_CONTROL).unwrap();
     tls(authority, config).await
@@ -21,7 +21,7 @@ fn ports_of(node: &Node, service: &str) -> Option<Vec<Vec<u16>>> {
 }
 
 #[tokio::test]
-async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
+async fn hostile_records_are_dropped_and_reported_and_harm_nobody_else() {
     let world = World::new();
     let authority = world.authority().await;
     let bad = world.joined(&authority, "bad", &["evil"]).await;
@@ -49,12 +49,14 @@ async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
     ]);
     let mut stream = member(&authority, &bad, "node/bad").await;
     stream.write_all(&message("hello", &records)).await.unwrap();
-    until("the good part is there", || ports_of(&witness, "evil").is_some_and(|p| p.len() == 3))
-        .await;
+    until("the valid records are announced", || {
+        ports_of(&witness, "evil").is_some_and(|p| p.len() == 3)
+    })
+    .await;
     assert_eq!(ports_of(&witness, "evil").unwrap(), [vec![], vec![], vec![81]]);
     assert!(!witness.knows_service("db"));
 
-    // It is shown to the operator and to the member itself, and the stream goes on.
+    // The refusal is shown to the operator and to the member itself, and the stream stays open.
     let shown = authority.list_nodes().await.unwrap();
     let shown = shown.into_iter().find(|n| n.name == name("bad")).unwrap();
     let why = shown.refused.unwrap();
@@ -73,16 +75,16 @@ async fn hostile_records_are_left_out_shown_and_cost_nobody_else_anything() {
     }
     assert!(shown.connected);
 
-    // Others are served all the while, and revocations arrive.
+    // Other nodes are served meanwhile, and revocations arrive.
     let late = world.joined(&authority, "late", &["web"]).await;
-    until("a service that comes later is known", || witness.knows_service("web")).await;
+    until("a new service is known", || witness.knows_service("web")).await;
     authority.remove_node(name("third")).await.unwrap();
     until("it is revoked", || witness.mesh.bundle().is_revoked(&serial)).await;
     assert!(late.agent.ready() && witness.mesh.unused().is_empty());
 }
 
 #[tokio::test]
-async fn another_address_is_announced_once_it_is_granted() {
+async fn another_address_is_announced_after_it_was_granted() {
     let world = World::new();
     let authority = world.authority().await;
     let token = token(&authority, "a", &["db"]).await;
@@ -108,10 +110,10 @@ async fn another_address_is_announced_once_it_is_granted() {
     until("it is announced", || node.knows_service("db")).await;
     until("nothing is refused", || node.agent.status().refused.is_none()).await;
     grant("192.0.2.9", Grant::Replace).await;
-    until("it is taken away", || !node.knows_service("db")).await;
+    until("it is withdrawn", || !node.knows_service("db")).await;
     node.agent.shutdown().await;
 
-    // A token says it from the beginning.
+    // A token can grant it from the beginning.
     let made = authority.create_token_at(
         name("b"),
         vec![name("db")],
@@ -129,7 +131,7 @@ async fn another_address_is_announced_once_it_is_granted() {
 }
 
 #[tokio::test]
-async fn who_changes_its_announcement_all_the_time_is_told_of_now_and_then() {
+async fn frequent_changes_of_an_announcement_are_pushed_at_a_limited_rate() {
     let world = World::new();
     let authority = world.authority().await;
     let bad = world.joined(&authority, "bad", &["evil"]).await;
@@ -149,15 +151,18 @@ async fn who_changes_its_announcement_all_the_time_is_told_of_now_and_then() {
             sleep(Duration::from_millis(12)).await;
         }
     }
-    // What others are to be told is told at once.
+    // Other changes are pushed at once.
     let began = Instant::now();
     authority.remove_node(name("third")).await.unwrap();
     until("it is revoked", || witness.mesh.bundle().is_revoked(&serial)).await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let told = authority.ca_status().version - before;
-    assert!(told > 2, "the control: some of it is told");
-    // Each change of the store counts, and there are others than these.
+    assert!(told > 2, "control: some of the changes are pushed");
+    // Versions count all changes of the store, not only these.
     assert!(told < 250, "{told}");
-    // The newest counts in the end.
-    until("the last one is told", || ports_of(&witness, "evil") == Some(vec![vec![400]])).await;
+    // In the end the newest announcement is in force.
+    until("the last announcement is pushed", || {
+        ports_of(&witness, "evil") == Some(vec![vec![400]])
+    })
+    .await;
 }

@@ -1,14 +1,14 @@
-//! Those who mean no good.
+//! Hostile clients.
 
 use super::*;
 
 #[tokio::test]
-async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
+async fn clients_that_send_garbage_too_much_or_too_slowly_are_disconnected() {
     let mut world = World::new();
     world.times.first_message = Duration::from_millis(500);
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
-    // An identity that it does not hold: no certificate is shown.
+    // An identity that the node does not have, so that no certificate is presented.
     let nobody = client_config(&node.mesh, Id::Authority, authority_id(), ALPN_CONTROL).unwrap();
     let member = client_config(&node.mesh, id("node/a"), authority_id(), ALPN_CONTROL).unwrap();
 
@@ -18,24 +18,24 @@ async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
         (&nobody, frame(HELLO), "unknown_type"),
         (&nobody, frame(br#"{"type":"join"}"#), "bad_message"),
         (&nobody, frame(&[b"[".repeat(4000), b"]".repeat(4000)].concat()), "bad_message"),
-        (&nobody, u32::MAX.to_be_bytes().to_vec(), "is the limit"),
-        (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
+        (&nobody, u32::MAX.to_be_bytes().to_vec(), "exceeds the limit"),
+        (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
         (&member, frame(b"nonsense"), "bad_message"),
-        (&member, frame(br#"{"type":"ping"}"#), "begins with"),
-        (&member, (1024 * 1024 + 1u32).to_be_bytes().to_vec(), "is the limit"),
+        (&member, frame(br#"{"type":"ping"}"#), "the first message"),
+        (&member, (1024 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
     ] {
         let answer = talk(&mut tls(&authority, who.clone()).await, &bytes).await;
         assert!(answer.contains(part), "{answer:?} lacks {part}");
     }
-    // On a stream that has begun.
+    // On a stream that is already open.
     for (bytes, part) in
-        [(frame(b"{}"), "bad_message"), (u32::MAX.to_be_bytes().to_vec(), "is the limit")]
+        [(frame(b"{}"), "bad_message"), (u32::MAX.to_be_bytes().to_vec(), "exceeds the limit")]
     {
         let bytes = [frame(HELLO), bytes].concat();
         let answer = talk(&mut tls(&authority, member.clone()).await, &bytes).await;
         assert!(answer.contains(part), "{answer:?} lacks {part}");
     }
-    // Plaintext, garbage, nothing, and a drop at a time.
+    // Plaintext, garbage, nothing, and one byte at a time.
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff], &[0; 100], b""] {
         let mut tcp = TcpStream::connect(authority.local_addr()).await.unwrap();
         talk(&mut tcp, bytes).await;
@@ -51,14 +51,14 @@ async fn strangers_who_talk_nonsense_too_much_or_too_slowly_are_cut_off() {
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(matches!(slow.read(&mut [0; 64]).await, Ok(0) | Err(_)));
 
-    // And all the while members are served.
+    // Members are served meanwhile.
     node.connected().await;
     let late = world.joined(&authority, "b", &[]).await;
     assert!(late.agent.ready());
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
+async fn a_silent_stream_is_closed_and_announcements_are_limited() {
     let mut world = World::new();
     world.times.silence = Duration::from_secs(1);
     let authority = world.authority().await;
@@ -86,12 +86,12 @@ async fn a_silent_stream_is_ended_and_an_announcement_is_bounded() {
     let answer = talk(&mut tls(&authority, config).await, &bytes).await;
     assert!(answer.contains("5000 instances"), "{answer}");
     assert!(answer.contains("may not claim web"), "{answer}");
-    // The good half counts.
+    // The valid half is accepted.
     assert_eq!(authority.list_nodes().await.unwrap()[0].instances, [offer("db")]);
 }
 
 #[tokio::test]
-async fn a_busy_port_is_said_to_be_one() {
+async fn a_port_in_use_is_reported() {
     let world = World::new();
     let authority = world.authority().await;
     let other = World::new();

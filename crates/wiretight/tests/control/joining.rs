@@ -1,4 +1,4 @@
-//! Joining, and what a node may have.
+//! Joins, and the identities that a node may have.
 
 use super::*;
 
@@ -28,29 +28,30 @@ async fn a_token_makes_a_node_and_its_services_members() {
 }
 
 #[tokio::test]
-async fn tokens_are_good_once_for_one_node_of_one_authority() {
+async fn a_token_works_once_for_one_node_and_one_authority() {
     let world = World::new();
     let authority = world.authority().await;
     let dir = |n: &str| world.node_dir(n);
 
-    // Used: another machine is refused, the first may ask again (its answer was lost).
+    // Used: another machine is refused; the first one may use it again, as its response may have been lost.
     let good = token(&authority, "a", &[]).await;
     join(&good, &dir("a")).await.unwrap();
     assert_eq!(denied(join(&good, &dir("a-thief")).await), Code::TokenUsed);
     std::fs::remove_file(dir("a").join("node.pem")).unwrap();
     std::fs::remove_file(dir("a").join("joined.json")).unwrap();
     join(&good, &dir("a")).await.unwrap();
-    // Not even the first once it has joined with another: what that one withdrew stays withdrawn.
+    // Once the first machine has joined with another token, it cannot use this one again: a service that the newer
+    // token withdrew stays withdrawn.
     let narrower = token(&authority, "a", &[]).await;
     join(&narrower, &dir("a")).await.unwrap();
     assert_eq!(denied(join(&good, &dir("a")).await), Code::TokenUsed);
     join(&narrower, &dir("a")).await.unwrap();
-    // Nor once another machine has taken the name.
+    // The same after another machine has taken over the name.
     let other = token(&authority, "a", &[]).await;
     join(&other, &dir("a-reinstalled")).await.unwrap();
     assert_eq!(denied(join(&narrower, &dir("a")).await), Code::TokenUsed);
 
-    // Altered in its secret, or its id: nothing is told.
+    // An altered secret or ID: the error does not say which.
     let good = token(&authority, "b", &[]).await;
     let bad = altered(&good, |t| t.secret = zeroize::Zeroizing::new("guess".into()));
     assert_eq!(denied(join(&bad, &dir("b")).await), Code::UnknownToken);
@@ -58,25 +59,25 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
         let bad = altered(&good, |t| t.id = wrong.into());
         assert_eq!(denied(join(&bad, &dir("b")).await), Code::UnknownToken);
     }
-    // Altered in the node's name.
+    // An altered node name.
     let bad = altered(&good, |t| t.node = name("c"));
     assert_eq!(denied(join(&bad, &dir("b-as-c")).await), Code::WrongNode);
-    // Altered in the root: the node refuses, and says nothing.
+    // An altered root: the node refuses and sends nothing.
     let bad = altered(&good, |t| t.root[0] ^= 1);
     let e = join(&bad, &dir("b")).await.unwrap_err();
     assert!(matches!(&e, AgentError::Link(LinkError::NotTheAuthority { .. })), "{e}");
     assert!(e.to_string().contains("does not match the join token"), "{e}");
-    // Altered in the trust domain: the authority's certificate is of another.
+    // An altered trust domain: the authority's certificate is for another one.
     let bad = altered(&good, |t| t.trust_domain = "other.org".parse().unwrap());
     let e = join(&bad, &dir("b-elsewhere")).await.unwrap_err();
     assert!(e.to_string().contains("trust domain"), "{e}");
-    // Misdirected to another authority of the same name.
+    // Directed to another authority with the same name.
     let other = World::new();
     let elsewhere = other.authority().await;
     let bad = altered(&good, |t| t.authority = vec![elsewhere.join_address().to_string()]);
     let e = join(&bad, &dir("b")).await.unwrap_err();
     assert!(matches!(&e, AgentError::Link(LinkError::NotTheAuthority { .. })), "{e}");
-    // And all the while the true one was good.
+    // The unaltered token still works.
     join(&good, &dir("b")).await.unwrap();
 
     // Expired.
@@ -87,9 +88,9 @@ async fn tokens_are_good_once_for_one_node_of_one_authority() {
     join(&long, &dir("d")).await.unwrap();
 }
 
-/// The authority died after it had marked the token, before it had written the node down.
+/// The authority crashed after it had marked the token as used, before it had stored the node.
 #[tokio::test]
-async fn a_join_cut_short_goes_on_after_a_restart_and_the_joins_of_others() {
+async fn an_interrupted_join_continues_after_a_restart_and_other_joins() {
     let world = World::new();
     let authority = world.authority().await;
     let first = token(&authority, "a", &[]).await;
@@ -101,7 +102,7 @@ async fn a_join_cut_short_goes_on_after_a_restart_and_the_joins_of_others() {
     let authority = world.restart(authority).await;
     world.joined(&authority, "b", &[]).await;
     join(&first, &world.node_dir("a")).await.unwrap();
-    // The same when the name had an owner before, who is out from then on.
+    // The same if the name had an owner before, which is removed.
     let second = token(&authority, "a", &[]).await;
     let before = world.store.get(&record).await.unwrap().unwrap();
     join(&second, &world.node_dir("a-new")).await.unwrap();
@@ -136,7 +137,7 @@ async fn a_token_file_is_read_when_it_appears() {
     let authority = world.authority().await;
     let file = world.dir.path().join("token");
     let node = world.node("a", TokenSource::File(file.clone()), &["db"]).await;
-    node.error("cannot be read").await;
+    node.error("cannot read the join token").await;
     std::fs::write(&file, "wtj1_nonsense").unwrap();
     node.error("damaged").await;
     std::fs::write(&file, &**token(&authority, "a", &["db"]).await.encode()).unwrap();
@@ -154,7 +155,7 @@ async fn a_new_token_for_a_name_replaces_the_old_machine() {
     let again = token(&authority, "a", &["db"]).await;
     join(&again, &world.node_dir("a-reinstalled")).await.unwrap();
     until("revoked", || peer.mesh.bundle().is_revoked(&serial)).await;
-    until("the old machine knows", || old.agent.status().removed).await;
+    until("the old machine learns of it", || old.agent.status().removed).await;
     assert!(old.mesh.identities().is_empty());
 }
 
@@ -183,7 +184,7 @@ async fn many_nodes_at_once() {
     for node in &nodes {
         node.ready().await;
     }
-    until("all know all", || {
+    until("every node knows all nodes", || {
         nodes.iter().all(|n| {
             let registry = n.mesh.registry();
             let db = registry.services.get(&name("db"));
@@ -194,7 +195,7 @@ async fn many_nodes_at_once() {
 }
 
 #[tokio::test]
-async fn a_node_gets_what_its_token_names_and_nothing_else() {
+async fn a_node_gets_only_what_its_token_names() {
     let world = World::new();
     let authority = world.authority().await;
     let token = token(&authority, "a", &["db"]).await;
@@ -221,12 +222,12 @@ async fn a_node_gets_what_its_token_names_and_nothing_else() {
         assert!(e.contains(part), "{e}");
     }
 
-    // Granted later, it comes by itself, and is announced.
+    // Granted later, the node gets it automatically and announces it.
     authority.grant(name("a"), vec![name("secret")], Grant::Add).await.unwrap();
     until("the other", || node.has("service/secret")).await;
     until("announced", || node.knows_service("secret")).await;
 
-    // Withdrawn, it is revoked, dropped and no longer announced.
+    // Withdrawn, it is revoked, removed and no longer announced.
     let serial = node.identity("service/secret").leaf().serial;
     authority.grant(name("a"), vec![name("db")], Grant::Replace).await.unwrap();
     until("dropped", || !node.has("service/secret")).await;
@@ -237,7 +238,7 @@ async fn a_node_gets_what_its_token_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_service_is_no_node() {
+async fn a_service_cannot_act_as_a_node() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn an_authority_that_restarts_has_lost_nothing() {
+async fn an_authority_loses_nothing_in_a_restart() {
     for sqlite in [false, true] {
         let mut world = World::new();
         let path = world.dir.path().join("store.sqlite");
@@ -31,19 +31,19 @@ async fn an_authority_that_restarts_has_lost_nothing() {
         let authority = world.authority_at(addr).await.unwrap();
         node.connected().await;
         sleep(Duration::from_millis(100)).await;
-        assert_eq!(*changes.borrow(), count, "nothing new, so nothing was pushed");
+        assert_eq!(*changes.borrow(), count, "nothing changed, so nothing was pushed");
         assert_eq!(authority.ca_status().version, version);
         let after = authority.list_nodes().await.unwrap();
         assert_eq!(after[0].services, before[0].services);
         assert_eq!(after[0].instances, before[0].instances);
         assert_eq!(after[0].acked_version, Some(version));
-        // And it works on: news is pushed.
+        // It keeps working: changes are pushed.
         let _b = world.joined(&authority, "b", &[]).await;
         until("b is known", || node.mesh.registry().nodes.contains(&name("b"))).await;
     }
 }
 
-/// The old owner lets go of the file as soon as its last call is done.
+/// The old owner closes the file as soon as its last call has finished.
 async fn reopen(path: &Path) -> Arc<dyn Store> {
     for _ in 0..100 {
         match SqliteStore::open(path).await {
@@ -55,7 +55,7 @@ async fn reopen(path: &Path) -> Arc<dyn Store> {
 }
 
 #[tokio::test]
-async fn an_authority_that_lost_its_state_is_not_believed() {
+async fn an_authority_that_lost_its_state_is_not_trusted() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -63,30 +63,30 @@ async fn an_authority_that_lost_its_state_is_not_believed() {
     let addr = authority.local_addr();
     authority.shutdown().await;
 
-    // The store is gone, the keys are there: it does not start, rather than found a new mesh.
+    // The store is lost but the keys exist: the authority does not start, instead of creating a new mesh.
     let rebuilt = World::new();
     let lost = Authority::start(world.authority_params(addr), rebuilt.store.clone()).await;
     let Err(AuthorityError::Ca(CaError::Log(LogError::Refused(why)))) = lost else { panic!() };
-    assert!(why.contains("the store knows of none"), "{why}");
-    // The store is there, the keys are gone: neither.
+    assert!(why.contains("has no record of it"), "{why}");
+    // The keys are lost but the store exists: it does not start either.
     let mut params = world.authority_params(addr);
     params.dir = rebuilt.dir.path().join("elsewhere");
     let lost = Authority::start(params, world.store.clone()).await;
     let Err(AuthorityError::Ca(CaError::Log(LogError::Refused(why)))) = lost else { panic!() };
     assert!(why.contains("was not signed by"), "{why}");
 
-    // Both are gone.
+    // Both are lost.
     let impostor = rebuilt.authority_at(addr).await.unwrap();
     let e = node.error("not under a root that this node trusts").await;
     assert!(e.contains("lost its state"), "{e}");
     sleep(Duration::from_millis(300)).await;
     assert!(impostor.list_nodes().await.unwrap().is_empty());
-    assert_eq!(node.identity("node/a").leaf().serial, serial, "what it has, it keeps");
+    assert_eq!(node.identity("node/a").leaf().serial, serial, "the node keeps its identities");
 
-    // A new token, by hand, brings it over.
+    // With a new token it joins the new authority.
     let token = token(&impostor, "a", &["db"]).await;
     node.agent.update(world.params("a", given(token), &["db"])).await;
-    until("joined anew", || {
+    until("joined again", || {
         node.agent.status().connected && node.identity("node/a").leaf().serial != serial
     })
     .await;
@@ -106,7 +106,7 @@ async fn two_hundred_renewals_in_a_row() {
         }
     }
     assert!(authority.list_nodes().await.unwrap()[0].connected);
-    // What is on the disk is what is in force.
+    // The identities on disk are those in force.
     let serial = node.identity("service/db").leaf().serial;
     node.agent.shutdown().await;
     let again = world.node("a", TokenSource::None, &["db", "web"]).await;
@@ -114,7 +114,7 @@ async fn two_hundred_renewals_in_a_row() {
 }
 
 #[tokio::test]
-async fn identities_are_renewed_at_half_life_by_themselves() {
+async fn identities_are_renewed_at_half_of_their_lifetime() {
     let mut world = World::new();
     world.ttls = Ttls { svid: Duration::from_secs(8), intermediate: Duration::from_secs(32) };
     let authority = world.authority().await;
@@ -124,7 +124,7 @@ async fn identities_are_renewed_at_half_life_by_themselves() {
     let end = Instant::now() + Duration::from_secs(24);
     while Instant::now() < end {
         for what in ["node/a", "service/db"] {
-            // Never without: `identity` panics if there is none.
+            // There is always an identity: `identity` panics if there is none.
             serials.insert(node.identity(what).leaf().serial);
         }
         sleep(Duration::from_millis(20)).await;
@@ -135,7 +135,7 @@ async fn identities_are_renewed_at_half_life_by_themselves() {
 }
 
 #[tokio::test]
-async fn the_intermediate_is_replaced_by_hand_and_by_itself() {
+async fn the_intermediate_is_replaced_on_request_and_automatically() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -145,14 +145,14 @@ async fn the_intermediate_is_replaced_by_hand_and_by_itself() {
     let new = authority.rotate_intermediate().await.unwrap().intermediate;
     assert_ne!(old.fingerprint, new.fingerprint);
     assert_eq!(old.root, new.root);
-    assert!(node.agent.status().connected, "streams go on");
+    assert!(node.agent.status().connected, "streams stay open");
     node.agent.renew_now().await.unwrap();
     assert_ne!(node.identity("node/a").chain()[1], before.chain()[1]);
-    // Others still take what the old one signed.
+    // Other nodes still accept certificates of the old intermediate.
     assert!(node.mesh.verify(before.chain(), Role::Client, UnixTime::now()).is_ok());
     let files = world.authority_files();
     assert_eq!(files.len(), 2, "one root, one intermediate: {files:?}");
-    // A stray key of a crash is cleared at the next start.
+    // A leftover key of a crash is removed at the next start.
     std::fs::write(world.authority_dir().join("intermediate-00.key"), "x").unwrap();
     let authority = world.restart(authority).await;
     assert_eq!(world.authority_files().len(), 2);
@@ -169,7 +169,7 @@ async fn a_root_is_replaced_in_three_stages() {
     world.ttls.svid = Duration::from_secs(3);
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
-    // Out of turn.
+    // Steps in the wrong order.
     assert!(refused(authority.activate_root(false).await).contains("no new root"));
     assert!(refused(authority.retire_root(true).await).contains("no old root"));
 
@@ -181,7 +181,7 @@ async fn a_root_is_replaced_in_three_stages() {
     let print = |c: &CertificateDer<'_>| hex(&fingerprint(c));
     let new = print(&node.mesh.bundle().roots()[1]);
     assert_ne!(old, new);
-    // A rotation that a restart interrupts goes on.
+    // A rotation that a restart interrupts continues.
     let authority = world.restart(authority).await;
     node.connected().await;
     settle(&authority).await;
@@ -194,11 +194,11 @@ async fn a_root_is_replaced_in_three_stages() {
     assert_eq!(hex(&token.root), new);
     join(&token, &world.node_dir("b")).await.unwrap();
 
-    // Stage 3: not before the old root's certificates have expired.
+    // Stage 3: only after the old root's certificates have expired.
     assert!(refused(authority.retire_root(false).await).contains("are valid for another"));
     sleep(Duration::from_secs(5)).await;
     authority.retire_root(false).await.unwrap();
-    until("the node trusts the new one alone", || {
+    until("the node trusts only the new root", || {
         let bundle = node.mesh.bundle();
         bundle.roots().len() == 1 && print(&bundle.roots()[0]) == new
     })
@@ -207,7 +207,7 @@ async fn a_root_is_replaced_in_three_stages() {
     assert!(node.agent.ready());
     let files = world.authority_files();
     assert!(!files.iter().any(|f| f.contains(&old)), "{files:?}");
-    // And a restart of both finds its way.
+    // Both work after a restart.
     node.agent.shutdown().await;
     let _authority = world.restart(authority).await;
     let node = world.node("a", TokenSource::None, &["db"]).await;
@@ -216,7 +216,7 @@ async fn a_root_is_replaced_in_three_stages() {
 }
 
 #[tokio::test]
-async fn a_root_is_not_activated_while_a_connected_node_lacks_it() {
+async fn a_root_is_not_activated_before_every_connected_node_has_it() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -225,7 +225,7 @@ async fn a_root_is_not_activated_while_a_connected_node_lacks_it() {
     let connected = async || authority.list_nodes().await.unwrap()[0].connected;
     until_async("gone", async || !connected().await).await;
 
-    // A node that takes what is pushed and confirms nothing.
+    // A node that receives states but confirms none.
     let config = client_config(&node.mesh, id("node/a"), authority_id(), ALPN_CONTROL).unwrap();
     let mut stream = tls(&authority, config).await;
     stream.write_all(&frame(HELLO)).await.unwrap();
@@ -239,7 +239,7 @@ async fn a_root_is_not_activated_while_a_connected_node_lacks_it() {
 }
 
 #[tokio::test]
-async fn a_removed_node_is_out_everywhere() {
+async fn a_removed_node_is_refused_everywhere() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -263,13 +263,13 @@ async fn a_removed_node_is_out_everywhere() {
     assert!(refused(authority.remove_node(name("a")).await).contains("no node"));
     assert_eq!(authority.list_nodes().await.unwrap().len(), 1);
 
-    // Neither a restart nor a token from before brings it back.
+    // Neither a restart nor an older token brings it back.
     node.agent.shutdown().await;
     assert!(!world.node_dir("a").join("node.pem").exists());
     let node = world.node("a", given(unused), &["db"]).await;
     node.error("unknown join token").await;
     assert!(node.mesh.identities().is_empty());
-    // A new token does, while it runs.
+    // A new token does, while the node is running.
     let file = world.dir.path().join("token");
     std::fs::write(&file, &**token(&authority, "a", &["db"]).await.encode()).unwrap();
     node.agent.update(world.params("a", TokenSource::File(file), &["db"])).await;
@@ -279,14 +279,14 @@ async fn a_removed_node_is_out_everywhere() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_away_when_it_was_removed_learns_it_on_return() {
+async fn a_node_that_was_offline_learns_of_its_removal_when_it_reconnects() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     node.agent.shutdown().await;
     authority.remove_node(name("a")).await.unwrap();
     let node = world.node("a", TokenSource::None, &["db"]).await;
-    until("it hears", || node.agent.status().removed).await;
+    until("it learns of it", || node.agent.status().removed).await;
     assert!(node.mesh.identities().is_empty());
     node.error("removed").await;
 }
@@ -302,16 +302,16 @@ async fn an_expired_node_rejoins_with_its_enrolment_key() {
     node.agent.shutdown().await;
     sleep(Duration::from_secs(4)).await;
     let node = world.node("a", TokenSource::None, &["db"]).await;
-    assert!(node.mesh.identities().is_empty(), "what has expired is not put into force");
+    assert!(node.mesh.identities().is_empty(), "an expired identity is not used");
     let authority = world.authority_at(addr).await.unwrap();
     node.ready().await;
-    // The same while it runs.
+    // The same while the node is running.
     authority.shutdown().await;
     sleep(Duration::from_secs(4)).await;
     assert!(!node.agent.ready());
     let _authority = world.authority_at(addr).await.unwrap();
     node.ready().await;
-    // Another machine's key does not do.
+    // Another machine's key is refused.
     node.agent.shutdown().await;
     let key = SigningKey::generate().unwrap();
     std::fs::write(world.node_dir("a").join("enrolment.key"), key.to_pem().as_bytes()).unwrap();
@@ -343,7 +343,7 @@ async fn a_node_restarts_without_the_authority() {
 }
 
 #[tokio::test]
-async fn damaged_files_are_set_aside_and_fetched_anew() {
+async fn damaged_files_are_renamed_and_fetched_again() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     let authority = world.authority().await;
@@ -381,7 +381,7 @@ async fn damaged_files_are_set_aside_and_fetched_anew() {
             node.agent.shutdown().await;
         }
     }
-    // The key of one certificate with another's chain is noticed too.
+    // A key with the chain of another certificate is detected as well.
     let text = |f: &str| String::from_utf8(read(f)).unwrap();
     let (a, b) = (text("node.pem"), text("service-db.pem"));
     let cut = |s: &str| s.find("-----BEGIN CERTIFICATE").unwrap();
@@ -391,7 +391,7 @@ async fn damaged_files_are_set_aside_and_fetched_anew() {
     let node = world.node("a", TokenSource::None, &["db"]).await;
     node.ready().await;
     node.agent.shutdown().await;
-    // All of them at once: the enrolment key alone brings it back.
+    // All of them at once: the enrolment key alone is enough to recover.
     for file in files {
         std::fs::write(dir.join(file), "gone").unwrap();
     }
@@ -401,7 +401,7 @@ async fn damaged_files_are_set_aside_and_fetched_anew() {
     node.ready().await;
     node.agent.shutdown().await;
 
-    // Another node's folder is refused.
+    // The directory of another node is refused.
     let mut params = world.params("b", TokenSource::None, &[]);
     params.dir = dir.clone();
     let e = Agent::start(params, Mesh::new(td())).await.err().unwrap().to_string();
@@ -409,7 +409,7 @@ async fn damaged_files_are_set_aside_and_fetched_anew() {
 }
 
 #[tokio::test]
-async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
+async fn an_interrupted_removal_is_completed_at_the_next_start() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -417,7 +417,7 @@ async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
     let serial = node.identity("service/db").leaf().serial;
     let addr = authority.local_addr();
     authority.shutdown().await;
-    // Only the first step was done: the mark.
+    // Only the first step was done: the node is marked as removed.
     let key = Key::new("mesh/node/a").unwrap();
     let entry = world.store.get(&key).await.unwrap().unwrap();
     let marked = String::from_utf8(entry.value).unwrap().replace("\"active\"", "\"removing\"");
@@ -431,14 +431,14 @@ async fn a_removal_that_a_crash_cut_short_is_finished_by_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_removal_reaches_certificates_that_are_long_forgotten() {
+async fn a_removal_also_revokes_old_certificates() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     let other = world.joined(&authority, "b", &["db"]).await;
     let serial = |n: &Node| n.identity("service/db").leaf().serial;
     let (old, others) = (serial(&node), serial(&other));
-    // A session of this certificate goes on through renewals, and past all that was noted of it.
+    // A session with this certificate outlives renewals and all records of the certificate.
     node.agent.renew_now().await.unwrap();
     assert_ne!(serial(&node), old);
     for entry in world.store.list("issued/").await.unwrap().0 {
@@ -446,13 +446,13 @@ async fn a_removal_reaches_certificates_that_are_long_forgotten() {
     }
     authority.remove_node(name("a")).await.unwrap();
     until("revoked", || other.mesh.bundle().is_revoked(&old)).await;
-    // The same service of another node stands.
+    // The same service of another node is not affected.
     assert!(!other.mesh.bundle().is_revoked(&others));
     assert!(other.has("service/db"));
 }
 
 #[tokio::test]
-async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_back() {
+async fn a_root_retired_by_force_is_trusted_by_no_node_and_nodes_recover() {
     for by_force in [false, true] {
         let mut world = World::new();
         world.ttls.svid = if by_force { HOUR } else { Duration::from_secs(2) };
@@ -466,7 +466,7 @@ async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_ba
             .await;
         until_async("retired", async || authority.retire_root(by_force).await.is_ok()).await;
         until("the others know", || other.mesh.bundle().roots().len() == 1).await;
-        // In order, what remains of the old root is sessions that are older than their certificates.
+        // In a regular rotation only sessions remain that are older than the nodes' certificates.
         assert_eq!(other.mesh.bundle().stands_by(&peer), !by_force);
         until("the node has certificates of the new root", || {
             let identity = node.mesh.identity(&id("service/db"));
@@ -475,7 +475,7 @@ async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_ba
             })
         })
         .await;
-        // It is not forgotten by a restart.
+        // A restart does not forget it.
         let authority = world.restart(authority).await;
         let late = world.joined(&authority, "c", &[]).await;
         until("told", || late.agent.status().version > 0).await;
@@ -484,7 +484,7 @@ async fn a_root_that_is_retired_by_force_is_believed_by_nobody_and_nodes_come_ba
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_not_written_over() {
+async fn an_unreadable_record_is_not_overwritten() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -505,7 +505,7 @@ async fn a_record_that_cannot_be_read_is_not_written_over() {
 }
 
 #[tokio::test]
-async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
+async fn a_state_with_the_same_version_but_other_content_is_pushed_again() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &[]).await;
@@ -518,7 +518,7 @@ async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
         let hello = serde_json::json!({
             "type": "hello", "have": saved["version"], "digest": digest, "instances": [],
         });
-        // A ping, and then something that ends the stream.
+        // A ping, then a message that closes the stream.
         let bytes =
             [frame(hello.to_string().as_bytes()), frame(br#"{"type":"ping"}"#), frame(b"x")]
                 .concat();
@@ -529,7 +529,7 @@ async fn a_state_of_the_same_number_but_another_content_is_pushed_again() {
 }
 
 #[tokio::test]
-async fn silent_strangers_from_many_addresses_keep_no_node_out() {
+async fn silent_clients_from_many_addresses_do_not_block_nodes() {
     let world = World::new();
     let authority = world.authority().await;
     let mut silent = Vec::new();
@@ -538,10 +538,10 @@ async fn silent_strangers_from_many_addresses_keep_no_node_out() {
         socket.bind(SocketAddr::from(([127, 0, 0, 10 + (n / 64) as u8], 0))).unwrap();
         silent.push(socket.connect(authority.local_addr()).await.unwrap());
     }
-    // Each of them has 10 s to say who it is.
+    // Each of them has 10 s to identify itself.
     let node = world.joined(&authority, "a", &[]).await;
     node.connected().await;
-    // The newest still have them, the oldest made room.
+    // The newest are still connected; the oldest were closed to make room.
     let mut byte = [0];
     let closed = timeout(Duration::from_secs(5), silent[0].read(&mut byte)).await;
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
@@ -551,7 +551,7 @@ async fn silent_strangers_from_many_addresses_keep_no_node_out() {
 }
 
 #[tokio::test]
-async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration() {
+async fn the_authoritys_own_node_joins_automatically_and_follows_its_configuration() {
     let world = World::new();
     let authority = world.authority().await;
     let start = async |authority: &AuthorityHandle, services: &[&str]| {
@@ -571,7 +571,7 @@ async fn the_authoritys_own_node_joins_by_itself_and_follows_its_configuration()
     let node = start(&authority, &["db", "web"]).await;
     node.ready().await;
     assert!(node.has("service/web"));
-    // What the file names no longer is dropped, and cuts nobody.
+    // A service that the file no longer names is removed without closing connections.
     let serial = node.identity("service/web").leaf().serial;
     node.agent.shutdown().await;
     let node = start(&authority, &["db"]).await;
@@ -588,7 +588,7 @@ async fn a_web_certificate_keeps_its_root_in_the_bundle() {
     let key = wiretight_keys::SigningKey::generate().unwrap();
     let spki = wiretight_keys::Signer::public_key(&key);
     let names = vec!["app.corp.internal".to_owned()];
-    // However long is asked for, never past the intermediate's end.
+    // However long the requested validity is, it ends no later than the intermediate's.
     let chain = authority.issue_web(names, &spki, 100 * 24 * HOUR).await.unwrap();
     let ends = |c: &CertificateDer<'_>| wiretight_keys::x509::not_after(c).unwrap();
     assert!(ends(&chain[0]) <= ends(&chain[1]));
@@ -626,14 +626,14 @@ async fn a_damaged_record_keeps_the_old_root_unless_it_is_retired_by_force() {
 }
 
 #[tokio::test]
-async fn a_revocation_by_index_has_no_end() {
+async fn a_revocation_by_index_never_expires() {
     let mut world = World::new();
-    // Otherwise a clock has to be steady for a day before it is believed that a revocation is old.
+    // Otherwise the clock must have been steady for a day before a revocation counts as old.
     world.times.steady = Duration::ZERO;
     let put = async |at: &str, record: &str| {
         world.store.create(&Key::new(at).unwrap(), record.into()).await.unwrap();
     };
-    // Both of 1970: of a series there is nothing left that it could be of.
+    // Both are from 1970: no certificate of such a series can exist any more.
     put("mesh/revoked-index/5-7", r#"{"at":1,"logged":0}"#).await;
     put("mesh/revoked/4000000000000001", r#"{"at":1,"logged":0}"#).await;
     let authority = world.authority().await;
@@ -647,7 +647,7 @@ async fn a_revocation_by_index_has_no_end() {
 }
 
 #[tokio::test]
-async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
+async fn a_mesh_recovers_after_its_intermediate_is_revoked() {
     let world = World::new();
     let authority = world.authority().await;
     let a = world.joined(&authority, "a", &["db"]).await;
@@ -667,7 +667,7 @@ async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
     let told = authority.affected(leaf, leaf).await.unwrap();
     assert!(!told.intermediate_in_use, "{told:?}");
     assert_eq!(Vec::from_iter(told.names), ["spiffe://example.org/service/db"]);
-    assert!(a.identity("service/db").leaf() == before.leaf(), "to ask changes nothing");
+    assert!(a.identity("service/db").leaf() == before.leaf(), "asking changes nothing");
 
     authority.revoke(index, index).await.unwrap();
     until("refused, and for the right reason", || {
@@ -678,11 +678,13 @@ async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
     let back = |node: &Node, what: &str| {
         node.agent.ready() && verify(&b.mesh, node.identity(what).chain()).is_ok()
     };
-    until("a and b are back", || back(&a, "service/db") && back(&b, "service/web")).await;
+    until("a and b have recovered", || back(&a, "service/db") && back(&b, "service/web")).await;
     let again = world.node("c", TokenSource::None, &["api"]).await;
-    until("one that was away, too", || again.has("service/api") && back(&again, "service/api"))
-        .await;
-    // What is revoked stays so, and nothing is issued under it after a restart.
+    until("a node that was offline recovers as well", || {
+        again.has("service/api") && back(&again, "service/api")
+    })
+    .await;
+    // The intermediate stays revoked and issues nothing after a restart.
     let authority = world.restart(authority).await;
     a.agent.renew_now().await.unwrap();
     assert!(verify(&b.mesh, before.chain()).is_err());
@@ -691,21 +693,21 @@ async fn a_mesh_whose_intermediate_is_revoked_comes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn an_identity_that_is_revoked_by_its_index_is_had_anew() {
+async fn an_identity_revoked_by_index_is_replaced() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
     for what in ["service/db", "node/a"] {
         let serial = node.identity(what).leaf().serial;
         authority.revoke(serial.index(), serial.index()).await.unwrap();
-        until("another one", || {
+        until("a new identity", || {
             node.has(what) && node.identity(what).leaf().serial != serial && node.agent.ready()
         })
         .await;
         assert!(node.mesh.bundle().is_revoked(&serial));
         node.connected().await;
     }
-    // The authority's own.
+    // The authority's own identity.
     let told = authority.affected(0, authority.log().status().size - 1).await.unwrap();
     assert!(told.authority && told.intermediate_in_use && told.unread == 0, "{told:?}");
     authority.revoke(told.from, told.to).await.unwrap();

@@ -1,7 +1,6 @@
-//! Node and authority together, over real TLS on loopback: joins, renewals, rotations, removals, and
-//! every way in which either is refused.
+//! Nodes and the authority together, over real TLS on loopback: joins, renewals, rotations, removals, and all refusals.
 
-// clippy.toml allows it in test functions; the helpers beside them are tests no less.
+// clippy.toml allows it in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 mod announced;
@@ -60,7 +59,7 @@ fn authority_id() -> SpiffeId {
     SpiffeId::new(td(), Id::Authority)
 }
 
-/// A place for a whole mesh: the authority's directory and store, the nodes' directories.
+/// The environment of a mesh: the authority's directory and store, and the nodes' directories.
 struct World {
     dir: tempfile::TempDir,
     store: Arc<dyn Store>,
@@ -101,7 +100,7 @@ impl World {
         self.authority_at("127.0.0.1:0".parse().unwrap()).await.unwrap()
     }
 
-    /// The same again: same store, same address.
+    /// Restarts the authority with the same store and address.
     async fn restart(&self, old: AuthorityHandle) -> AuthorityHandle {
         let addr = old.local_addr();
         old.shutdown().await;
@@ -109,7 +108,7 @@ impl World {
         self.authority_at(addr).await.unwrap()
     }
 
-    /// Without those of the log.
+    /// The names of the authority's files, without those of the log.
     fn authority_files(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.authority_dir()).unwrap();
         let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
@@ -155,7 +154,7 @@ impl World {
         Node { agent, mesh }
     }
 
-    /// A node that has joined and holds all that it wants.
+    /// A node that has joined and has all its identities.
     async fn joined(&self, authority: &AuthorityHandle, node: &str, services: &[&str]) -> Node {
         let token = token(authority, node, services).await;
         let node = self.node(node, given(token), services).await;
@@ -180,7 +179,7 @@ impl Node {
         until("connected", || self.agent.status().connected).await;
     }
 
-    /// Waits until the last error says `part`.
+    /// Waits until the last error contains `part`.
     async fn error(&self, part: &str) -> String {
         let end = Instant::now() + Duration::from_secs(15);
         loop {
@@ -215,7 +214,7 @@ fn given(token: JoinToken) -> TokenSource {
     TokenSource::Given(Arc::new(token))
 }
 
-/// Waits for something to become true.
+/// Waits until `holds` is true.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(15);
     while !holds() {
@@ -232,7 +231,7 @@ async fn until_async<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut
     }
 }
 
-/// Waits until every connected node has had the newest state for a while.
+/// Waits until every connected node has had the newest state for some time.
 async fn settle(authority: &AuthorityHandle) {
     let (mut calm, mut last) = (0, 0);
     let end = Instant::now() + Duration::from_secs(15);
@@ -240,12 +239,12 @@ async fn settle(authority: &AuthorityHandle) {
         let status = authority.ca_status();
         calm = if status.version == last && status.behind.is_empty() { calm + 1 } else { 0 };
         last = status.version;
-        assert!(Instant::now() < end, "it does not settle: {status:?}");
+        assert!(Instant::now() < end, "the state does not settle: {status:?}");
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// A copy with one part changed.
+/// A changed copy of a token.
 fn altered(token: &JoinToken, change: impl FnOnce(&mut JoinToken)) -> JoinToken {
     let mut copy = JoinToken::decode(&token.encode()).unwrap();
     change(&mut copy);
@@ -285,7 +284,7 @@ fn frame(json: &[u8]) -> Vec<u8> {
     [&(json.len() as u32).to_be_bytes(), json].concat()
 }
 
-/// Says something and hears everything that comes back until the end.
+/// Sends bytes and returns everything received until the end of the stream.
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> String {
     let _ = stream.write_all(bytes).await;
     let _ = stream.flush().await;

@@ -1,4 +1,4 @@
-//! Nodes with many services, and certificate requests that wait together.
+//! Nodes with many services, and concurrent certificate requests.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,7 +7,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio_rustls::client::TlsStream;
 use wiretight::control::{Blob, Denial, FromAuthority, FromNode, MAX_SIGN, Reader, encode};
 
-/// Each batch of the log writes a checkpoint into the store.
+/// Counts the batches of the log: each writes a checkpoint into the store.
 async fn count_batches(store: &Arc<dyn Store>) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let (_, now) = store.list("log/").await.unwrap();
@@ -35,7 +35,7 @@ async fn the_certificates_of_a_node_with_many_services_share_batches_of_the_log(
     assert!((2..SERVICES / 2).contains(&first), "{first} batches");
     until("all are announced", || node.mesh.registry().services.len() == SERVICES).await;
 
-    // Renewals, too; and whoever waits for them finds the new ones.
+    // Renewals do as well; and when they return, the new certificates are in force.
     let before = node.mesh.identities();
     node.agent.renew_now().await.unwrap();
     let after = node.mesh.identities();
@@ -45,7 +45,7 @@ async fn the_certificates_of_a_node_with_many_services_share_batches_of_the_log(
     let second = batches.load(Ordering::Relaxed) - first;
     assert!((2..SERVICES / 2).contains(&second), "{second} batches");
 
-    // What was asked for together is on the disk, each identity with its own key.
+    // All identities requested together are on disk, each with its own key.
     node.agent.shutdown().await;
     let again = world.node("a", TokenSource::None, &services).await;
     assert!(after.iter().all(|(id, new)| {
@@ -65,7 +65,7 @@ impl Raw {
         self.writer.flush().await.unwrap();
     }
 
-    /// `None`: the authority has ended the stream.
+    /// `None` if the authority has closed the stream.
     async fn next(&mut self) -> Option<FromAuthority> {
         timeout(Duration::from_secs(15), self.reader.next()).await.expect("an answer").ok()
     }
@@ -78,7 +78,7 @@ fn request(request: u64, of: &str) -> FromNode {
 }
 
 #[tokio::test]
-async fn of_many_requests_at_once_each_has_its_own_answer_and_none_after_the_removal() {
+async fn concurrent_requests_get_their_own_answers_and_none_after_the_removal() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["db"]).await;
@@ -94,7 +94,7 @@ async fn of_many_requests_at_once_each_has_its_own_answer_and_none_after_the_rem
         "{limits:?}"
     );
 
-    // More than may be open. The bad ones among them cost the others nothing.
+    // More requests than may be open. The bad ones among them do not affect the others.
     let junk = |request, len| FromNode::Sign { request, csr: Blob(vec![0x30; len]) };
     let ask = |n: u64| match n % 8 {
         1 => junk(n, 40),
@@ -113,7 +113,7 @@ async fn of_many_requests_at_once_each_has_its_own_answer_and_none_after_the_rem
             FromAuthority::State(_) | FromAuthority::Ping => continue,
             other => panic!("{other:?}"),
         };
-        assert!(answers.insert(answer.0, answer.1).is_none(), "one answer each");
+        assert!(answers.insert(answer.0, answer.1).is_none(), "one response each");
     }
     for (n, answer) in answers {
         let expected = match n % 8 {
@@ -124,7 +124,7 @@ async fn of_many_requests_at_once_each_has_its_own_answer_and_none_after_the_rem
         assert_eq!(answer, expected, "request {n}");
     }
 
-    // A node that is removed while its requests wait: once it is told, it gets no certificate.
+    // A node that is removed while its requests are waiting gets no certificate after it has been told.
     raw.send(&(1..=most).map(|n| request(n, "service/db")).collect::<Vec<_>>()).await;
     authority.remove_node(name("a")).await.unwrap();
     let mut told = false;

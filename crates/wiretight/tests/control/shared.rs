@@ -1,5 +1,5 @@
-//! What edges of a service share: who reads and writes it, how much it may be, and what is left of it when
-//! the authority is away.
+//! Records that edges of a service share: who may read and write them, their limits, and what remains available without
+//! the authority.
 
 use wiretight::agent::{SharedStore, SharedTimes};
 use wiretight::control::{Blob, MAX_SHARED_VALUE, SharedRecord};
@@ -18,7 +18,7 @@ fn times() -> SharedTimes {
     SharedTimes { stream, retry, answer: Duration::from_secs(5) }
 }
 
-/// An edge on a machine of its own.
+/// An edge on its own machine.
 struct Edge {
     node: Node,
     store: SharedStore,
@@ -70,7 +70,7 @@ fn why<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     }
 }
 
-/// A stream spoken by hand.
+/// A raw stream to the authority.
 struct Stream {
     tls: tokio_rustls::client::TlsStream<TcpStream>,
     read: Vec<u8>,
@@ -89,7 +89,7 @@ impl Stream {
         self.tls.flush().await.unwrap();
     }
 
-    /// The next message that is not about the stream, or the state of the mesh.
+    /// The next message, skipping those about the stream and the state of the mesh.
     async fn hear(&mut self) -> serde_json::Value {
         loop {
             while self.read.len() < 4
@@ -126,14 +126,14 @@ fn write(service: &str, at: &str, expected: u64, value: Option<&[u8]>) -> serde_
 }
 
 #[tokio::test]
-async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_has_not_seen() {
+async fn edges_of_a_service_share_writes_and_never_overwrite_an_unseen_one() {
     let world = World::new();
     let authority = world.authority().await;
     let a = Edge::joined(&world, &authority, "a", &["www"]).await;
     let b = Edge::joined(&world, &authority, "b", &["www", "db"]).await;
 
     let first = a.store.create(&key(SITE), b"one".to_vec()).await.unwrap();
-    // Whoever writes sees it at once; the others hear of it.
+    // The writer sees the change at once; the others are notified.
     assert_eq!(a.value(SITE).await.as_deref(), Some(&b"one"[..]));
     b.sees(SITE, Some(b"one")).await;
     assert_eq!(world.store.get(&key(SITE)).await.unwrap().unwrap().revision, first);
@@ -144,7 +144,7 @@ async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_
     let seen = timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap();
     assert!(matches!(&seen[..], [Change::Put(e)] if e.value == b"two" && e.revision == second));
 
-    // The loser reads what the winner wrote, at once.
+    // The loser of a conflict reads the winner's record at once.
     let lost = a.store.swap(&key(SITE), first, Some(b"three".to_vec())).await;
     assert!(matches!(lost, Err(Error::Conflict { found: Some(r), .. }) if r == second), "{lost:?}");
     assert_eq!(a.value(SITE).await.as_deref(), Some(&b"two"[..]));
@@ -156,7 +156,7 @@ async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_
     let lost = b.store.swap(&key(SITE), second, Some(vec![])).await;
     assert!(matches!(lost, Err(Error::Conflict { found: None, .. })), "{lost:?}");
 
-    // Many at once: each counts.
+    // Concurrent writes: each is applied.
     let at = key("edge/service/www/site/count");
     let count = async |store: &SharedStore| {
         for _ in 0..20 {
@@ -168,7 +168,7 @@ async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_
     tokio::join!(count(&a.store), count(&b.store));
     assert_eq!(world.store.get(&at).await.unwrap().unwrap().value.len(), 40);
 
-    // More than fits into one message comes whole to one who comes late.
+    // A late follower gets everything, even if it does not fit into one message.
     for n in 0..20 {
         let at = key(&format!("edge/service/www/site/big{n}"));
         a.store.create(&at, vec![n; MAX_SHARED_VALUE]).await.unwrap();
@@ -182,7 +182,7 @@ async fn edges_of_a_service_see_what_each_writes_and_nobody_writes_over_what_he_
 }
 
 #[tokio::test]
-async fn a_node_without_the_service_has_no_part_in_it_and_says_so() {
+async fn a_node_without_the_service_has_no_access_and_reports_it() {
     let world = World::new();
     let authority = world.authority().await;
     let at = key(SITE);
@@ -195,14 +195,14 @@ async fn a_node_without_the_service_has_no_part_in_it_and_says_so() {
     .await;
     assert_eq!(stranger.value(SITE).await, None);
     assert_eq!(world.store.list("edge/service/www/").await.unwrap().0.len(), 1);
-    // The twin: the same node, granted.
+    // The control: the same node, with a grant.
     authority.grant(name("x"), vec![name("www")], Grant::Add).await.unwrap();
     until_async("it is told", || async { stranger.store.get(&at).await.unwrap().is_some() }).await;
     stranger.store.create(&other, vec![1]).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_a_node_says_opens_no_other_place_and_no_other_name() {
+async fn a_node_can_access_no_other_keys_and_no_other_service() {
     let world = World::new();
     let authority = world.authority().await;
     world.store.create(&key("edge/service/db/site/a"), b"other".to_vec()).await.unwrap();
@@ -216,7 +216,7 @@ async fn what_a_node_says_opens_no_other_place_and_no_other_name() {
         (write("db", "site/b", 0, Some(b"x")), "not_allowed"),
         (write("db", "site/a", 2, None), "not_allowed"),
         (write("db", "member/a", 0, Some(b"x")), "not_allowed"),
-        // Another's name.
+        // Another node's name.
         (write("www", "member/b", 0, Some(b"x")), "not_allowed"),
         (write("www", "member/a.b", 0, Some(b"x")), "not_allowed"),
         (write("www", "../db/site/a", 0, Some(b"x")), "bad_request"),
@@ -246,15 +246,15 @@ async fn what_a_node_says_opens_no_other_place_and_no_other_name() {
     }
     let said = stream.ask(write("www", "site/b", 0, Some(b"y"))).await;
     assert_eq!(said["type"], "conflict", "{said}");
-    // The account of three writes and the note of when the node was seen.
+    // The accounting of three writes, and the time when the node was last seen.
     assert!(world.store.list("").await.unwrap().0.len() <= before + 4);
-    // A service is a name, or the message is none.
+    // A message with an invalid service name is malformed.
     stream.say(r#"{"type":"follow","request":9,"service":"../node/auth"}"#).await;
     assert_eq!(stream.hear().await["code"], "bad_message");
 }
 
 #[tokio::test]
-async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
+async fn one_node_cannot_exhaust_the_authority() {
     let world = World::new();
     let authority = world.authority().await;
     let node = world.joined(&authority, "a", &["www", "db"]).await;
@@ -275,7 +275,7 @@ async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
         let said = stream.ask(at).await;
         assert_eq!(said["code"], "full", "{said}");
     }
-    // The twins: one that is there may be written, and one that is gone makes room.
+    // The controls: an existing record may be written, and a deleted one makes room.
     let at = world.store.get(&key("edge/service/www/site/5")).await.unwrap().unwrap().revision;
     let said = stream.ask(write("www", "site/5", at.0, Some(b"xy"))).await;
     assert_eq!(said["type"], "written", "{said}");
@@ -284,7 +284,7 @@ async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
     let said = stream.ask(write("www", "site/more", 0, Some(b"x"))).await;
     assert_eq!(said["type"], "written", "{said}");
 
-    // To be told all again and again has an end; the stream goes on.
+    // Requests for all records are limited; the stream stays open.
     let mut codes = BTreeSet::new();
     for request in 0..150 {
         let ask = serde_json::json!({ "type": "follow", "request": request, "service": "www" });
@@ -299,7 +299,7 @@ async fn one_node_cannot_fill_the_authority_or_keep_it_busy() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_hears_nothing() {
+async fn a_node_that_is_removed_or_loses_the_service_gets_no_more_records() {
     let world = World::new();
     let authority = world.authority().await;
     let members = || async {
@@ -324,7 +324,7 @@ async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_h
     assert_eq!(members().await, ["a"]);
     a.sees("edge/service/www/member/c", None).await;
 
-    // What comes now, a alone hears of.
+    // Only a is notified of further changes.
     a.store.create(&key(SITE), b"new".to_vec()).await.unwrap();
     for edge in [b, c] {
         until_async("it is refused", || async {
@@ -336,7 +336,7 @@ async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_h
     }
     assert!(world.store.get(&key("edge/service/www/site/y")).await.unwrap().is_none());
 
-    // What a crash left half done is done at the next start.
+    // What a crash interrupted is completed at the next start.
     let again = Edge::joined(&world, &authority, "d", &["www"]).await;
     let member = key("edge/service/www/member/d");
     again.store.create(&member, vec![4]).await.unwrap();
@@ -350,7 +350,7 @@ async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_h
     assert!(world.store.get(&member).await.unwrap().is_some());
     let authority = world.restart(authority).await;
     assert!(world.store.get(&member).await.unwrap().is_none());
-    // Another machine under the name of one: what was sealed is sealed to the old one's key.
+    // Another machine takes the name: existing records are encrypted to the old machine's key.
     let thief = world.node_dir("a2");
     let token = token(&authority, "a", &["www"]).await;
     join(&token, &thief).await.unwrap();
@@ -358,11 +358,11 @@ async fn a_node_that_is_removed_or_loses_the_service_is_a_member_no_longer_and_h
 }
 
 #[tokio::test]
-async fn without_the_authority_what_was_seen_is_read_and_nothing_is_written() {
+async fn without_the_authority_records_are_readable_but_not_writable() {
     let world = World::new();
     let authority = world.authority().await;
     let mirror = disk();
-    // Of a service that this node had another time.
+    // Of a service that this node had before.
     mirror.create(&key("mirror/edge/service/old/site/a"), vec![0; 9]).await.unwrap();
     let ticket = given(token(&authority, "a", &["www"]).await);
     let edge = Edge::start(&world, &mirror, "a", ticket).await;
@@ -390,7 +390,7 @@ async fn without_the_authority_what_was_seen_is_read_and_nothing_is_written() {
     }
     assert_eq!(edge.value(SITE).await.as_deref(), Some(&b"kept"[..]));
 
-    // While it was away, the record was changed: what the mirror says wins nothing.
+    // While it was offline, the record was changed: a write based on the outdated copy is refused.
     world.store.swap(&key(SITE), revision, Some(b"newer".to_vec())).await.unwrap();
     let _authority = world.authority_at(addr).await.unwrap();
     until_async("it is told", || async {

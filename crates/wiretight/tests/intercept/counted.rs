@@ -1,4 +1,4 @@
-//! What is counted, and that counting drops nothing.
+//! Counts of plaintext, which do not affect the traffic.
 
 use serde_json::json;
 use wiretight_proxy::intercept::listing::Flow;
@@ -25,13 +25,13 @@ fn plaintext_is_counted_by_peer_protocol_port_and_direction() {
         call(six, "udp"),
         json!({"proto": "ping", "addr": four, "payload": CANARY}),
         json!({"proto": "253", "addr": six, "payload": CANARY}),
-        // The relay's own is no plaintext.
+        // The relay's own traffic is not plaintext.
         json!({"proto": "tcp", "addr": four, "port": 5000, "payload": CANARY, "mark": MARK}),
     ];
     let inward = [call("10.77.0.1", "tcp"), call("fd77::1", "udp")];
     for mode in [Mode::Observe, Mode::Permissive] {
         net.load(&rules(mode));
-        // From nothing.
+        // Starting without rules.
         net.nft(&["reset counters table inet wiretight"]);
         for set in ["seen_in4", "seen_in6", "seen_out4", "seen_out6"] {
             assert_eq!(net.nft(&[&format!("flush set inet wiretight {set}")]).0, 0);
@@ -71,7 +71,7 @@ fn plaintext_is_counted_by_peer_protocol_port_and_direction() {
 }
 
 #[test]
-fn a_peer_with_a_mode_of_its_own_is_treated_by_that_one() {
+fn the_mode_of_a_peer_overrides_the_general_mode() {
     if !can() {
         return;
     }
@@ -89,7 +89,7 @@ fn a_peer_with_a_mode_of_its_own_is_treated_by_that_one() {
     ] {
         let mut rules = rules(mode);
         rules.peers = peers(other);
-        // A peer is protected by being named.
+        // A peer that is named is protected.
         if mode != Mode::Strict {
             rules.protected = vec!["10.77.0.53".parse().unwrap(), "fd77::53".parse().unwrap()];
         }

@@ -1,4 +1,4 @@
-//! The child that keeps the rules in force.
+//! The child process that maintains the rules.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::rig::{CANARY, Keeper as Child, Net, can, good, rules, say, wait_for, worker_of};
 
 #[test]
-fn it_has_one_capability_and_starts_no_program_with_more() {
+fn the_keeper_has_one_capability_and_its_programs_have_no_more() {
     if !can() {
         return;
     }
@@ -36,7 +36,7 @@ fn it_has_one_capability_and_starts_no_program_with_more() {
 }
 
 #[test]
-fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
+fn a_changed_table_is_restored_within_a_second_and_counted() {
     if !can() {
         return;
     }
@@ -67,10 +67,10 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
         let wire = net.record();
         let begun = Instant::now();
         let (code, said) = net.nft(&[&harm]);
-        // Of a table that somebody else has made in the place of ours, below.
+        // From the table that replaces ours below.
         assert_eq!(code, 0, "{harm}: {said}");
         if harm.ends_with(&format!("add table {table}")) {
-            wait_for("it is said", || !keeper.health()["error"].is_null());
+            wait_for("it is reported", || !keeper.health()["error"].is_null());
             assert!(net.listing().is_some_and(|l| !l.is_ours()), "a foreign table is not touched");
             net.nft(&[&format!("delete table {table}")]);
         }
@@ -85,7 +85,7 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
         }
     }
     assert!(worst < Duration::from_secs(1), "{worst:?}\n{}", net.log());
-    // Nobody else may touch the second table. The control: without it, plaintext gets out until ours is mended.
+    // No other program may change the second table. The control: without it, plaintext leaves until ours is restored.
     let tables = net.nft(&["list", "tables", "inet"]).1;
     let guard = tables.split_whitespace().find(|name| name.starts_with("wiretight_guard_"));
     let guard = guard.expect("there is a second table");
@@ -99,16 +99,16 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
     let wire = net.record();
     good(net.on("c", "sh").args(["-c", &both_gone]));
     times += 1;
-    wait_for("it is mended", || keeper.health()["mended"] == times);
+    wait_for("it is restored", || keeper.health()["mended"] == times);
     let (leaked, _) = wire.found(CANARY);
     say(format!("without the second table: {leaked} datagrams leaked"));
     assert!(leaked > 0);
-    wait_for("it is made anew", || keeper.health()["guarded"] == json!(true));
+    wait_for("it is restored", || keeper.health()["guarded"] == json!(true));
     let wire = net.record();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(wire.found(CANARY).0, 0, "dormant or not, it drops again");
-    assert!(net.log().contains("made anew"), "{}", net.log());
-    // What others do with theirs is none of our business.
+    assert!(net.log().contains("it was restored"), "{}", net.log());
+    // Changes of other programs to their own tables are ignored.
     net.nft(&["add table inet other; flush table inet other; delete table inet other"]);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(keeper.health()["mended"], times);
@@ -116,7 +116,7 @@ fn a_table_that_somebody_changed_is_mended_within_a_second_and_counted() {
 }
 
 #[test]
-fn nothing_leaks_while_rules_change_and_counts_go_on() {
+fn nothing_leaks_while_rules_change_and_counting_continues() {
     if !can() {
         return;
     }
@@ -142,7 +142,7 @@ fn nothing_leaks_while_rules_change_and_counts_go_on() {
     }
     assert_eq!(wire.found(CANARY).0, 0);
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
-    // The control: in another mode it does cross, and comes back with the counts as they were.
+    // The control: in another mode plaintext crosses; after switching back, the counts continue.
     let wire = net.record();
     rules.mode = Mode::Permissive;
     keeper.apply(&rules);
@@ -151,7 +151,7 @@ fn nothing_leaks_while_rules_change_and_counts_go_on() {
     rules.mode = Mode::Strict;
     keeper.apply(&rules);
     assert!(net.dropped().1 >= before);
-    // Nor where the table is not known to who changes it.
+    // The same if the process that changes the table does not know it.
     drop(keeper);
     let wire = net.record();
     for n in 0..20u16 {
@@ -174,14 +174,14 @@ fn rules_outlive_the_child_and_the_parent() {
     keeper.child.kill().unwrap();
     keeper.child.wait().unwrap();
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
-    // Another finds them as they are, with their counts.
+    // Another keeper finds them unchanged, with their counts.
     let spec = json!({"proto": "udp", "addr": "10.77.0.2", "port": 5000, "payload": CANARY});
     assert_eq!(net.probe_one("c", spec.clone()), "late");
     let dropped = net.dropped();
     let mut keeper = net.keeper();
     assert_eq!(keeper.health()["mode"], "strict");
     assert_eq!(net.dropped(), dropped);
-    // Half a question, and the parent is gone.
+    // Half a request, then the parent is gone.
     keeper.hang_up();
     let begun = Instant::now();
     assert!(keeper.child.wait().unwrap().success());
@@ -193,7 +193,7 @@ fn rules_outlive_the_child_and_the_parent() {
 }
 
 #[test]
-fn what_is_no_rules_is_refused_and_changes_nothing() {
+fn invalid_rules_are_refused_and_change_nothing() {
     if !can() {
         return;
     }
@@ -219,7 +219,7 @@ fn what_is_no_rules_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
+fn a_dead_worker_is_restarted_and_repairs_changed_rules() {
     if !can() {
         return;
     }
@@ -233,7 +233,7 @@ fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
         rustix::process::kill_process(worker, Signal::KILL).unwrap();
         worker
     };
-    // The control: with nobody to mend it, it stays as it is.
+    // The control: without a process that repairs it, it stays changed.
     let parent = rustix::process::Pid::from_child(&keeper.child);
     rustix::process::kill_process(parent, Signal::STOP).unwrap();
     let dead = kill(&keeper);
@@ -252,8 +252,10 @@ fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
     assert_eq!(keeper.begun()["answer"], "begun");
     assert_eq!(keeper.health()["mode"], "strict");
     good(net.on("c", "nft").args(["flush", "ruleset"]));
-    wait_for("and is kept", || net.listing().is_some_and(|l| l.canonical() == rules.expected()));
-    // What was taken down while there was none is not put back.
+    wait_for("and is maintained", || {
+        net.listing().is_some_and(|l| l.canonical() == rules.expected())
+    });
+    // Rules that were removed while there was no keeper are not restored.
     assert_eq!(net.cli(&["down", "--yes"]).0, 0);
     assert!(!routes().contains("lookup 87"));
     kill(&keeper);
@@ -265,7 +267,7 @@ fn a_worker_that_dies_is_started_anew_and_mends_what_was_harmed_meanwhile() {
 }
 
 #[test]
-fn after_down_nothing_is_mended_until_somebody_asks_anew() {
+fn after_down_nothing_is_restored_until_rules_are_loaded_again() {
     if !can() {
         return;
     }
@@ -284,13 +286,13 @@ fn after_down_nothing_is_mended_until_somebody_asks_anew() {
     assert!(net.listing().is_none());
     assert_eq!(keeper.ask(&json!({"apply": {"rules": rules, "anew": true}})), json!("done"));
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
-    // And is kept again.
+    // The rules are maintained again.
     good(net.on("c", "nft").args(["delete", "table", "inet", "wiretight"]));
-    wait_for("it is mended", || keeper.health()["mended"] == 1);
+    wait_for("it is restored", || keeper.health()["mended"] == 1);
 }
 
 #[test]
-fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
+fn a_node_uses_the_keeper_and_notices_its_death() {
     if !can() {
         return;
     }
@@ -317,7 +319,7 @@ fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
         assert_eq!(net.cli(&["down", "--yes"]).0, 0);
         assert_eq!(keeper.apply(&rules).await, Err(InterceptError::TakenDown));
         keeper.apply_anew(&rules).await.unwrap();
-        // By its process id alone. Its worker goes with it.
+        // Only this process is killed, by its id. Its worker ends with it.
         let pids = good(net.on("c", "sh").args(["-c", "ip netns pids $(ip netns identify $$)"]));
         let keepers = pids.split_whitespace().filter(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
@@ -326,10 +328,10 @@ fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
         let keepers: Vec<u32> = keepers.map(|pid| pid.parse().unwrap()).collect();
         let [pid, _] = keepers[..] else { panic!("{keepers:?}") };
         let worker = worker_of(pid);
-        // The worker alone: questions go to the next one, also one that was under way.
+        // Only the worker is killed: requests go to the next one, including one in progress.
         rustix::process::kill_process(worker, Signal::STOP).unwrap();
         let asked = tokio::time::timeout(Duration::from_millis(200), keeper.report()).await;
-        assert!(asked.is_err(), "the control: it stands still");
+        assert!(asked.is_err(), "control: a stopped worker does not respond");
         let kill = async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             rustix::process::kill_process(worker, Signal::KILL).unwrap();
@@ -348,7 +350,7 @@ fn a_node_speaks_to_it_and_hears_when_it_is_gone() {
 }
 
 #[test]
-fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
+fn rules_that_cannot_be_applied_leave_the_stricter_of_old_and_new() {
     if !can() {
         return;
     }
@@ -356,7 +358,7 @@ fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
     let mut keeper = net.keeper();
     let old = Rules { protected: vec!["10.77.0.2".parse().unwrap()], ..rules(Mode::Strict) };
     keeper.apply(&old);
-    // What a member must not be able to bring about: the rules are refused, and with them a service that came later.
+    // What a member must not be able to cause: the rules are refused, including a service that was added later.
     let bad = Rules {
         mode: Mode::Observe,
         protected: vec!["10.77.0.53".parse().unwrap()],
@@ -380,12 +382,12 @@ fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
     assert!(answer["failed"]["rules"].as_str().unwrap().contains("port 0"), "{answer}");
     assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
     assert_eq!(keeper.health()["mode"], json!("strict"));
-    // Again and again, as a node tries it: nothing is changed any more.
+    // Repeated, as a node does: nothing changes any more.
     let looks = net.listing().unwrap().canonical();
     apply(&mut keeper, &bad, false);
     assert_eq!(net.listing().unwrap().canonical(), looks);
 
-    // After a restart with the table gone: what was kept, and what the configuration protects.
+    // After a restart without the table: the saved rules, and what the configuration protects.
     drop(keeper);
     wait_for("the keeper is gone", || !net.nft(&["list", "tables"]).1.contains("wiretight_guard"));
     net.nft(&["flush", "ruleset"]);
@@ -395,7 +397,7 @@ fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
     assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
     assert_eq!(keeper.health()["mode"], json!("strict"));
 
-    // A node that does not know the mesh yet does not loosen what was kept, either.
+    // A node that does not know the mesh yet does not loosen the saved rules either.
     drop(keeper);
     wait_for("the keeper is gone", || !net.nft(&["list", "tables"]).1.contains("wiretight_guard"));
     net.nft(&["flush", "ruleset"]);
@@ -405,7 +407,7 @@ fn rules_that_cannot_be_put_in_force_leave_the_stricter_of_old_and_new() {
     assert_eq!(apply(&mut keeper, &own, true), json!("done"));
     assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
     assert_eq!(keeper.health()["mode"], json!("strict"));
-    // The control: once it is known, the node's word counts.
+    // The control: once the mesh is known, the node's rules apply.
     assert_eq!(apply(&mut keeper, &own, false), json!("done"));
     assert_eq!(in_force(), ["10.77.0.53"]);
     assert_eq!(keeper.health()["mode"], json!("permissive"));

@@ -1,9 +1,8 @@
-//! The kernel's rules, by the real `nft` and the real binary, between network namespaces with a recording of
-//! the wire.
+//! The interception rules with the real `nft` and the real binary, in network namespaces whose traffic is recorded.
 //!
-//! `cargo test --release -p wiretight --test intercept`. It needs root; without it, or without a program, tests
-//! are skipped (a `skipped:` line says so), except where CI is set: there it is an error. No rule and no
-//! address of the machine itself is touched.
+//! `cargo test --release -p wiretight --test intercept`. It needs root; without root, or without a needed program, tests
+//! are skipped with a `skipped:` line (if CI is set, that is an error). The rules and addresses of the machine itself are
+//! not changed.
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 

@@ -1,4 +1,4 @@
-//! What programs call is brought to the relay's port, with the address that they called.
+//! Connections of programs are redirected to the relay's port, which learns the original destination.
 
 use serde_json::{Value, json};
 use wiretight_proxy::intercept::rules::Mode;
@@ -12,7 +12,7 @@ fn server(net: &Net) -> Running {
     net.serve("s", json!(specs))
 }
 
-/// In the place of the relay.
+/// A server in place of the relay.
 fn relay(net: &Net) -> Running {
     let on = |addr| json!({"proto": "tcp", "addr": addr, "port": PORT, "mark": MARK, "redirected": true});
     net.serve("c", json!(["127.0.0.1", "::1"].map(on)))
@@ -23,7 +23,7 @@ fn call(addr: &str) -> Value {
 }
 
 #[test]
-fn a_connection_to_what_is_taken_comes_to_the_relay_with_its_destination() {
+fn a_redirected_connection_reaches_the_relay_with_its_destination() {
     if !can() {
         return;
     }
@@ -41,12 +41,12 @@ fn a_connection_to_what_is_taken_comes_to_the_relay_with_its_destination() {
         }
         assert_eq!(wire.found(CANARY).0, 0);
         assert_eq!(net.listing().unwrap().counts(0).redirected.packets, times);
-        // The relay's own are not.
+        // The relay's own connections are not redirected.
         let mut own = call(CALLED[0]);
         own["mark"] = MARK.into();
         assert_eq!(net.probe_one("c", own), format!("ok {CANARY}"));
     }
-    // With its own mode a peer is as in that mode.
+    // A peer with its own mode is treated by that mode.
     rules.peers = [(CALLED[0].parse().unwrap(), Mode::Observe)].into();
     net.load(&rules);
     assert_eq!(net.probe_one("c", call(CALLED[0])), format!("ok {CANARY}"));
@@ -59,14 +59,14 @@ fn a_connection_to_what_is_taken_comes_to_the_relay_with_its_destination() {
 }
 
 #[test]
-fn a_relay_that_is_dead_lets_nothing_out() {
+fn a_dead_relay_lets_no_plaintext_out() {
     if !can() {
         return;
     }
     let net = Net::bridged();
     let _server = server(&net);
     let mut rules = rules(Mode::Strict);
-    // A service behind an address that is no node's.
+    // A service behind an address that belongs to no node.
     rules.protected.clear();
     rules.taken = ["10.77.0.2:5432", "[fd77::2]:5432"].map(|a| a.parse().unwrap()).into();
     let wire = net.record();
@@ -79,7 +79,7 @@ fn a_relay_that_is_dead_lets_nothing_out() {
     for addr in CALLED {
         assert_eq!(net.probe_one("c", call(addr)), "refused");
     }
-    // What is not redirected (its control group is not asked for) does not go as it is either.
+    // Connections that are not redirected, as their control group is not named, do not leave in plaintext either.
     rules.cgroups = vec!["wiretight-no-such-group".into()];
     net.load(&rules);
     for addr in CALLED {
@@ -100,7 +100,7 @@ fn only_programs_of_the_named_control_groups_are_redirected() {
     let group = format!("wiretight-test-{}", std::process::id());
     rules.cgroups = vec![group.clone()];
     net.write(&rules);
-    // In a mount namespace of its own, where control groups v2 are in their usual place.
+    // In a separate mount namespace, where control groups v2 are in their usual place.
     let probe = json!([call(CALLED[0])]);
     let script = format!(
         "mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || {{ echo no control groups; exit 0; }}

@@ -1,5 +1,5 @@
-//! Machines as network namespaces: client | wire | server, on a bridge or behind a router, and a container
-//! behind the client. They are removed when their value is dropped, so also when a test panics.
+//! Machines as network namespaces: client | wire | server, on a bridge or behind a router, and a container behind the
+//! client. They are removed when their value is dropped, also if a test panics.
 
 use std::fmt::Display;
 use std::fs;
@@ -19,11 +19,11 @@ use wiretight_proxy::intercept::listing::Listing;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// A log is no further behind than this: lines are gathered for 10 ms.
+/// The longest delay of log lines, which are collected for 10 ms.
 const LOG_LAG: Duration = Duration::from_millis(50);
 pub(crate) const MARK: u32 = 0x7717;
 pub(crate) const PORT: u16 = 7417;
-/// What programs send that nobody else may see, by direction.
+/// What programs send and what must not be visible on the wire, by direction.
 pub(crate) const CANARY: &str = "CANARY-outwards-7c1b";
 pub(crate) const CANARY_IN: &str = "CANARY-inwards-93fe";
 
@@ -31,7 +31,7 @@ pub(crate) fn say(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Whether namespaces can be made here, and these programs are.
+/// Whether namespaces can be created here, and these programs are installed.
 pub(crate) fn can() -> bool {
     let test = thread::current().name().unwrap_or("?").to_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -49,7 +49,7 @@ pub(crate) fn can() -> bool {
         let name = format!("wt{}probe{n}", std::process::id());
         let made = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
         if !made.status.success() {
-            missing.push("the right to make network namespaces".into());
+            missing.push("the permission to create network namespaces".into());
         }
         let _ = Command::new("ip").args(["netns", "del", &name]).output();
     }
@@ -106,14 +106,14 @@ impl Running {
         line.trim_end().to_owned()
     }
 
-    /// For one that waits for a line.
+    /// Sends a line to a program that waits for one.
     #[track_caller]
     pub(crate) fn go(&mut self) -> String {
         self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         self.line()
     }
 
-    /// All that it says until its end, which is now.
+    /// Ends the program and returns its output.
     pub(crate) fn end(mut self) -> String {
         let _ = self.child.kill();
         let mut text = String::new();
@@ -270,13 +270,13 @@ impl Net {
         self.started(machine, "serve", &specs)
     }
 
-    /// A connection that is there, and waits.
+    /// An open, idle connection.
     #[track_caller]
     pub(crate) fn hold(&self, machine: &str, spec: Value) -> Running {
         self.started(machine, "hold", &spec)
     }
 
-    /// Datagrams without an end.
+    /// An endless stream of datagrams.
     #[track_caller]
     pub(crate) fn flood(&self, machine: &str, spec: Value) -> Running {
         self.started(machine, "flood", &spec)
@@ -289,7 +289,7 @@ impl Net {
         running
     }
 
-    /// What each of these gets: "ok ...", "late", "refused", "error ...".
+    /// The result of each probe: "ok ...", "late", "refused", "error ...".
     #[track_caller]
     pub(crate) fn probe(&self, machine: &str, specs: &[Value]) -> Vec<String> {
         let said = good(&mut self.peer(machine, "probe", &json!(specs)));
@@ -311,7 +311,7 @@ impl Net {
         fs::write(self.state().join("rules.json"), serde_json::to_vec(rules).unwrap()).unwrap();
     }
 
-    /// Puts rules in force by `rules load`.
+    /// Applies rules with `rules load`.
     #[track_caller]
     pub(crate) fn load(&self, rules: &Rules) {
         self.write(rules);
@@ -323,7 +323,7 @@ impl Net {
         finish(self.on("c", "nft").args(args))
     }
 
-    /// Our table, as the kernel has it.
+    /// Our table in the kernel.
     pub(crate) fn listing(&self) -> Option<Listing> {
         let (code, said) = self.nft(&["-j", "list", "table", "inet", "wiretight"]);
         (code == 0).then(|| Listing::parse(said.as_bytes()).unwrap())
@@ -335,7 +335,7 @@ impl Net {
         (counts.dropped_in.packets, counts.dropped_out.packets)
     }
 
-    /// Records what is on the wire at the client's side.
+    /// Records the traffic on the client's side of the wire.
     pub(crate) fn record(&self) -> Recording {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let file = self.path(&format!("wire{}.pcap", NEXT.fetch_add(1, Relaxed)));
@@ -355,7 +355,7 @@ impl Net {
         let child =
             command.arg("-w").arg(&file).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.unwrap();
-        // It says when it listens.
+        // It reports when it is listening.
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         while !line.contains("listening on") {
@@ -365,7 +365,7 @@ impl Net {
         Recording { child, said, file }
     }
 
-    /// The child that keeps the rules, without its parent.
+    /// The child process that maintains the rules, without its parent.
     #[track_caller]
     pub(crate) fn keeper(&self) -> Keeper {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -388,14 +388,14 @@ impl Net {
     }
 }
 
-/// Exit status and all that was said.
+/// Exit status and output.
 pub(crate) fn finish(command: &mut Command) -> (i32, String) {
     let out = command.stdin(Stdio::null()).output().unwrap();
     let text = [out.stdout, out.stderr].concat();
     (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The one child of a process.
+/// The only child of a process.
 #[track_caller]
 pub(crate) fn worker_of(pid: u32) -> rustix::process::Pid {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -423,7 +423,7 @@ impl Keeper {
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
     }
 
-    /// What a new worker says first.
+    /// The first message of a new worker.
     #[track_caller]
     pub(crate) fn begun(&mut self) -> Value {
         let mut line = String::from("\n");
@@ -473,7 +473,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// How often the wire carried this, and how many bytes there were in all.
+    /// How often this was on the wire, and the total number of bytes.
     #[track_caller]
     pub(crate) fn found(mut self, canary: &str) -> (usize, usize) {
         thread::sleep(Duration::from_millis(100));
@@ -496,7 +496,7 @@ impl Drop for Recording {
     }
 }
 
-/// Everything on the wire is protected, and nothing is let through.
+/// Rules that protect everything on the wire, without exceptions.
 pub(crate) fn rules(mode: Mode) -> Rules {
     Rules {
         mode,

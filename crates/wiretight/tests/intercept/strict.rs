@@ -1,11 +1,11 @@
-//! What crosses in strict mode, and what does not.
+//! What strict mode lets through, and what it blocks.
 
 use serde_json::{Value, json};
 use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 
 use super::rig::{CANARY, CANARY_IN, MARK, Net, can, good, rules};
 
-/// What programs of the server answer on.
+/// The addresses on which programs of the server answer.
 fn server() -> Value {
     let mut all = Vec::new();
     for addr in ["10.77.0.2", "fd77::2"] {
@@ -22,7 +22,7 @@ fn server() -> Value {
     json!(all)
 }
 
-/// What programs of the client answer on: 7432 is ours, 7433 somebody else's that took a port of the mesh.
+/// The addresses on which programs of the client answer: 7432 is ours, 7433 is another program's on a port of the mesh.
 fn client() -> Value {
     let mut all = Vec::new();
     for addr in ["0.0.0.0", "::"] {
@@ -36,13 +36,13 @@ fn client() -> Value {
     json!(all)
 }
 
-/// Plaintext in every form that a program has.
+/// Plaintext in every form that a program can send.
 fn plaintext(four: &str, six: &str, canary: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for addr in [four, six] {
         all.push(json!({"proto": "tcp", "addr": addr, "port": 5000, "payload": canary}));
         all.push(json!({"proto": "udp", "addr": addr, "port": 5000, "payload": canary}));
-        // In fragments.
+        // Fragmented.
         all.push(
             json!({"proto": "udp", "addr": addr, "port": 5000, "payload": canary, "times": 200}),
         );
@@ -61,7 +61,7 @@ fn ok(said: &[String]) -> usize {
 }
 
 #[test]
-fn no_plaintext_crosses_and_without_the_rules_it_does() {
+fn plaintext_crosses_without_the_rules_and_not_with_them() {
     if !can() {
         return;
     }
@@ -70,7 +70,7 @@ fn no_plaintext_crosses_and_without_the_rules_it_does() {
     let outward = plaintext("10.77.0.2", "fd77::2", CANARY);
     let inward = plaintext("10.77.0.1", "fd77::1", CANARY_IN);
 
-    // The control: everything crosses.
+    // The control: without rules everything crosses.
     let wire = net.record();
     let (out, into) = (net.probe("c", &outward), net.probe("s", &inward));
     assert_eq!((ok(&out), ok(&into)), (outward.len(), inward.len()), "{out:?} {into:?}");
@@ -88,7 +88,7 @@ fn no_plaintext_crosses_and_without_the_rules_it_does() {
     let before = client.end();
     assert!(before.contains(CANARY_IN), "{before}");
     let client = net.serve("c", self::client());
-    // And one whose both ends live on.
+    // A connection whose both ends stay open.
     held.push(net.hold("s", json!({"addr": "10.77.0.1", "port": 5000, "payload": CANARY_IN})));
 
     let mut rules = rules(Mode::Strict);
@@ -98,14 +98,14 @@ fn no_plaintext_crosses_and_without_the_rules_it_does() {
     let wire = net.record();
     let out = net.probe("c", &outward);
     assert!(out.iter().all(|s| s == "late" || s == "sent" || s.starts_with("error")), "{out:?}");
-    // The source port of an exception opens nothing.
+    // The source port of an exception allows nothing.
     for (from, proto) in [(2222, "tcp"), (53, "udp"), (67, "udp")] {
         let spec = json!({"proto": proto, "addr": "10.77.0.2", "port": 5000, "from": from, "payload": CANARY});
         assert_eq!(net.probe_one("c", spec), "late");
     }
     let into = net.probe("s", &inward);
     assert_eq!(into.iter().filter(|s| s.starts_with("ok")).count(), 0, "{into:?}");
-    // A program that took a port of the mesh, without the mark.
+    // A program on a port of the mesh, without the mark.
     for addr in ["10.77.0.1", "fd77::1"] {
         let spec = json!({"proto": "tcp", "addr": addr, "port": 7433, "payload": CANARY_IN});
         assert_eq!(net.probe_one("s", spec), "late");
@@ -124,7 +124,7 @@ fn no_plaintext_crosses_and_without_the_rules_it_does() {
 }
 
 #[test]
-fn what_has_to_pass_in_strict_passes() {
+fn strict_mode_passes_what_it_must() {
     if !can() {
         return;
     }
@@ -146,11 +146,11 @@ fn what_has_to_pass_in_strict_passes() {
         pass(Protocol::Icmp, "fd77::2", None, Direction::Out),
         pass(Protocol::Tcp, "10.77.0.2", Some(5432), Direction::Out),
     ];
-    // By the child, so that both tables are asked.
+    // Loaded by the child, so that both tables apply.
     let mut keeper = net.keeper();
     keeper.apply(&rules);
     assert_eq!(keeper.health()["guarded"], json!(true));
-    // ARP and neighbour discovery have to work anew.
+    // ARP and neighbour discovery must work from scratch.
     net.script("for n in $c $s; do ip -n $n neigh flush all; done");
     let mut out = Vec::new();
     let mut into = Vec::new();
@@ -178,7 +178,7 @@ fn what_has_to_pass_in_strict_passes() {
         }
     }
     assert_eq!(net.dropped(), (0, 0), "{}", good(net.on("c", "nft").args(["list", "ruleset"])));
-    // The twins: a step beside each exception.
+    // The controls: traffic just outside of each exception.
     let beside = [
         ("c", json!({"proto": "udp", "addr": "10.77.0.2", "port": 53, "payload": "x"})),
         ("c", json!({"proto": "udp", "addr": "10.77.0.53", "port": 54, "payload": "x"})),
@@ -195,7 +195,7 @@ fn what_has_to_pass_in_strict_passes() {
     for (machine, spec) in beside {
         assert_eq!(net.probe_one(machine, spec.clone()), "late", "{machine} {spec}");
     }
-    // Nobody listens on a port of the mesh: the peer is told so at once, by a RST.
+    // No program listens on a port of the mesh: the peer learns it at once from a RST.
     rules.listens = [7432, 7434].into();
     keeper.apply(&rules);
     for addr in ["10.77.0.1", "fd77::1"] {
@@ -205,7 +205,7 @@ fn what_has_to_pass_in_strict_passes() {
 }
 
 #[test]
-fn a_narrow_link_on_the_way_is_found_out() {
+fn path_mtu_discovery_works() {
     if !can() {
         return;
     }
@@ -216,7 +216,7 @@ fn a_narrow_link_on_the_way_is_found_out() {
     net.load(&rules(Mode::Strict));
     let payload = "x".repeat(30_000);
     for (addr, family) in [("10.77.2.2", "-4"), ("fd77:2::2", "-6")] {
-        // The server announces what fits its own link, so that would be enough: it announces more.
+        // The server would announce an MSS that fits its own link, which would be enough: make it announce more.
         let through = if family == "-4" { "10.77.2.254" } else { "fd77:2::254" };
         net.script(&format!("ip -n $s {family} route replace default via {through} advmss 1400"));
         let spec = json!({
@@ -227,7 +227,7 @@ fn a_narrow_link_on_the_way_is_found_out() {
         let route = good(net.on("c", "ip").args([family, "route", "get", addr]));
         assert!(route.contains("mtu 1300"), "the router's word was not heard: {route}");
     }
-    // The control: without the exception it is not heard, and nothing comes through.
+    // The control: without the exception the router's message is dropped, and the transfer hangs.
     for rule in ["icmp type destination-unreachable drop", "icmpv6 type packet-too-big drop"] {
         assert_eq!(net.nft(&[&format!("insert rule inet wiretight input {rule}")]).0, 0);
     }
@@ -240,7 +240,7 @@ fn a_narrow_link_on_the_way_is_found_out() {
 }
 
 #[test]
-fn a_container_gets_no_plaintext_through_either() {
+fn containers_send_no_plaintext_either() {
     if !can() {
         return;
     }
@@ -252,7 +252,7 @@ fn a_container_gets_no_plaintext_through_either() {
     let out = [
         json!({"proto": "tcp", "addr": "10.77.0.2", "port": 5000, "payload": CANARY}),
         json!({"proto": "udp", "addr": "10.77.0.2", "port": 5000, "payload": CANARY}),
-        // A container has a mark, too, if it likes, and its own port 22.
+        // A container may set the mark as well, and has its own port 22.
         json!({"proto": "udp", "addr": "10.77.0.2", "port": 5000, "payload": CANARY, "mark": MARK}),
         json!({"proto": "udp", "addr": "10.77.0.2", "port": 5000, "payload": CANARY, "times": 200}),
     ];
@@ -267,7 +267,7 @@ fn a_container_gets_no_plaintext_through_either() {
     assert_eq!(wire.found(CANARY).0, 0);
     let dns = json!({"proto": "udp", "addr": "10.77.0.53", "port": 53, "payload": "dns"});
     assert_eq!(net.probe_one("p", dns), "ok dns");
-    // Counted, not dropped, and once.
+    // Counted once and not dropped.
     net.load(&rules(Mode::Observe));
     assert_eq!(net.probe_one("p", out[1].clone()), format!("ok {CANARY}"));
     let counts = net.listing().unwrap().counts(0);

@@ -1,4 +1,4 @@
-//! A mode that is tried: taken back by whoever keeps the rules, whatever becomes of who asked for it.
+//! Trials of a mode: the process that maintains the rules ends them, whatever happens to the process that started them.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn strict_for(keeper: &mut Keeper, seconds: u64) -> Value {
 }
 
 #[test]
-fn it_ends_in_time_whatever_is_told_of_the_mesh_meanwhile() {
+fn a_trial_ends_in_time_even_if_the_mesh_changes() {
     if !can() {
         return;
     }
@@ -38,29 +38,29 @@ fn it_ends_in_time_whatever_is_told_of_the_mesh_meanwhile() {
     assert_eq!(strict_for(&mut keeper, 3)["failed"]["trial_runs"], "strict");
     rules.protected.push("10.78.0.0/24".parse().unwrap());
     keeper.apply(&rules);
-    assert_eq!(in_force(&net), strict(&rules), "the mode that is tried, with what is new");
-    assert_eq!(kept(&net), rules, "what is kept has the old mode");
+    assert_eq!(in_force(&net), strict(&rules), "the mode of the trial, with the new rules");
+    assert_eq!(kept(&net), rules, "the saved rules have the old mode");
     let health = keeper.health();
     assert_eq!(
         (&health["mode"], &health["trial"]["instead_of"]),
         (&json!("strict"), &json!("permissive"))
     );
-    // Somebody else removes it: what is tried is mended.
+    // Another program removes it: the mode of the trial is restored.
     net.nft(&["delete table inet wiretight"]);
-    wait_for("it is mended", || keeper.health()["mended"] == 1);
+    wait_for("it is restored", || keeper.health()["mended"] == 1);
     assert_eq!(in_force(&net), strict(&rules));
-    wait_for("it is taken back", || in_force(&net) == rules.expected());
+    wait_for("the trial ends", || in_force(&net) == rules.expected());
     assert!(begun.elapsed() >= Duration::from_secs(3));
     let health = keeper.health();
     assert_eq!((&health["mode"], &health["trial"]), (&json!("permissive"), &json!(null)));
     assert_eq!(keeper.ask(&json!("hold"))["failed"], "no_trial", "too late to confirm");
     assert_eq!(keeper.ask(&json!("undo"))["failed"], "no_trial");
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(keeper.health()["mended"], 1, "our own changes are not somebody else's");
+    assert_eq!(keeper.health()["mended"], 1, "our own changes are not counted");
 }
 
 #[test]
-fn rules_with_another_mode_end_it_and_are_kept() {
+fn rules_with_another_mode_end_a_trial_and_stay() {
     if !can() {
         return;
     }
@@ -71,7 +71,7 @@ fn rules_with_another_mode_end_it_and_are_kept() {
         keeper.apply(&rules);
         assert_eq!(strict_for(&mut keeper, 2), json!("done"));
         assert_eq!(keeper.ask(&json!("hold")), json!("done"));
-        // While it is held, it does not end.
+        // The trial does not end while it is being confirmed.
         std::thread::sleep(Duration::from_millis(2500));
         assert_eq!(keeper.health()["mode"], "strict");
         let confirmed = Rules { mode: other, ..rules };
@@ -84,7 +84,7 @@ fn rules_with_another_mode_end_it_and_are_kept() {
 }
 
 #[test]
-fn it_ends_with_the_parent_and_down_stays_down() {
+fn a_trial_ends_with_the_parent_and_down_stays_down() {
     if !can() {
         return;
     }
@@ -98,7 +98,7 @@ fn it_ends_with_the_parent_and_down_stays_down() {
     keeper.hang_up();
     assert!(keeper.child.wait().unwrap().success());
     assert_eq!(in_force(&net), before);
-    // Killed itself, it can take nothing back: the next one does.
+    // A killed keeper cannot end the trial: the next one does.
     let mut keeper = net.keeper();
     assert_eq!(strict_for(&mut keeper, 600), json!("done"));
     keeper.child.kill().unwrap();
@@ -107,7 +107,7 @@ fn it_ends_with_the_parent_and_down_stays_down() {
     let mut keeper = net.keeper();
     keeper.apply(&rules);
     assert_eq!(in_force(&net), before);
-    // What the operator takes down in a trial does not come back at its end.
+    // Rules that the operator removes during a trial stay removed at its end.
     assert_eq!(strict_for(&mut keeper, 1), json!("done"));
     assert_eq!(net.cli(&["down", "--yes"]).0, 0);
     std::thread::sleep(Duration::from_millis(2500));

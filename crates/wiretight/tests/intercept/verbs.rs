@@ -1,4 +1,4 @@
-//! `wiretight rules`, `wiretight down`, and what they refuse.
+//! `wiretight rules` and `wiretight down`, and what they refuse.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use super::rig::{Net, can, finish, good, rules};
 
 #[test]
-fn rules_list_back_as_they_were_given() {
+fn listed_rules_equal_the_loaded_ones() {
     if !can() {
         return;
     }
@@ -41,7 +41,7 @@ fn rules_list_back_as_they_were_given() {
             let listed = net.listing().unwrap();
             assert!(listed.is_ours());
             assert_eq!(listed.canonical(), rules.expected(), "{mode:?} {other:?}");
-            // All of a family at once is a network, too.
+            // All addresses of a family are a network as well.
             rules.protected = ["0.0.0.0/0", "::/0"].map(|n| n.parse().unwrap()).into();
             net.load(&rules);
             assert_eq!(net.listing().unwrap().canonical(), rules.expected());
@@ -50,7 +50,7 @@ fn rules_list_back_as_they_were_given() {
 }
 
 #[test]
-fn load_show_and_down_say_what_they_do() {
+fn load_show_and_down_report_what_they_do() {
     if !can() {
         return;
     }
@@ -77,17 +77,17 @@ fn load_show_and_down_say_what_they_do() {
     assert_eq!((code, &shown["in_force"], &shown["as_kept"]), (0, &json!(true), &json!(true)));
     assert_eq!(shown["counts"]["flows"][0]["peer"], "10.77.0.2");
 
-    // A torn file: what is in force stays, and nobody takes half of it.
+    // A truncated file: the rules in force stay, and nothing of the file is applied.
     let whole = fs::read(&file).unwrap();
     for torn in [&whole[..whole.len() / 2], b"", b"{}", b"\xff"] {
         fs::write(&file, torn).unwrap();
         let (code, said) = net.cli(&["rules", "load"]);
-        assert!(code == 1 && said.contains("cannot be read"), "{said}");
+        assert!(code == 1 && said.contains("is unreadable"), "{said}");
         assert_eq!(net.listing().unwrap().canonical(), rules.expected());
     }
     fs::write(&file, whole).unwrap();
 
-    // Nobody is there to be asked.
+    // There is no terminal to ask for confirmation.
     let (code, said) = net.cli(&["down"]);
     assert!(code == 1 && said.contains("--yes"), "{said}");
     assert!(net.listing().is_some());
@@ -101,7 +101,7 @@ fn load_show_and_down_say_what_they_do() {
 }
 
 #[test]
-fn a_table_of_somebody_else_is_refused_and_not_touched() {
+fn a_foreign_table_is_refused_and_not_changed() {
     if !can() {
         return;
     }
@@ -125,20 +125,20 @@ fn a_table_of_somebody_else_is_refused_and_not_touched() {
     assert!(code == 1 && said.contains("not_ours"), "{said}");
 }
 
-/// The child, which is not told anything.
+/// The child process, without any request.
 fn keeper(net: &Net, around: &[&str]) -> (i32, String) {
     let line = [around, &[env!("CARGO_BIN_EXE_wiretight"), "rules-keeper"]].concat();
     finish(net.on("c", line[0]).args(&line[1..]).arg(net.state()))
 }
 
 #[test]
-fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
+fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_named() {
     if !can() {
         return;
     }
     let net = Net::bridged();
     net.write(&rules(Mode::Strict));
-    // The binary where anybody may run it.
+    // Copy the binary to where every user may run it.
     let place = tempfile::Builder::new().prefix("wiretight-bin-").tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let bin = place.path().join("wiretight");
@@ -157,12 +157,12 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
         (&["env", "-u", "PATH"], "Install the package nftables"),
     ] {
         let (code, said) = load(around);
-        assert!(code == 1 && said.contains(hint) && said.contains("nothing was applied"), "{said}");
+        assert!(code == 1 && said.contains(hint) && said.contains("were applied"), "{said}");
         assert!(net.listing().is_none());
         let (code, said) = keeper(&net, around);
         assert!(code == 1 && (said.contains("not_permitted") || said.contains("no_nft")), "{said}");
     }
-    // An nft that knows less.
+    // An nft with fewer features.
     let old = place.path().join("nft");
     fs::write(&old, "#!/bin/sh\ncase \"$*\" in *list*) echo No such file or directory >&2; exit 1;; esac\necho 'syntax error, unexpected socket' >&2\nexit 1\n").unwrap();
     fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
@@ -172,7 +172,7 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
         code == 1 && said.contains("unexpected socket") && said.contains("nft 1.0.6"),
         "{said}"
     );
-    // Without `ip` nobody is shown callers' addresses, and all else is in force.
+    // Without `ip`, programs do not see callers' addresses, and everything else is in force.
     let mut with_routes = rules(Mode::Strict);
     with_routes.transparent = ["127.0.0.1:5432", "[::1]:5432"].map(|b| b.parse().unwrap()).into();
     net.write(&with_routes);
@@ -187,7 +187,7 @@ fn without_root_or_nft_nothing_is_applied_and_the_next_step_is_said() {
     assert_eq!(code, 0, "the control: {said}");
     assert_eq!(net.cli(&["down", "--yes"]).0, 0);
     net.write(&rules(Mode::Strict));
-    // A user who is not root, with that capability alone, can.
+    // A user with only that capability can load rules.
     let user = net.path("");
     fs::set_permissions(&user, fs::Permissions::from_mode(0o755)).unwrap();
     for path in [net.state(), net.state().join("rules.json"), net.state().join("rules.lock")] {

@@ -1,5 +1,5 @@
-//! What is lost or altered behind a log's back: full tiles, and writes that were given up and are carried out late; and
-//! a witness that says that the log was set back.
+//! Damage to a log: lost or altered full tiles, abandoned writes that are executed late, and a witness that claims that
+//! the log was reset.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -39,9 +39,9 @@ async fn read_and_published(log: &Log) {
     eventually("all is read, and the checkpoint published", log, is_so).await;
 }
 
-/// Of files and of a bucket: a start reads the edge alone, and the rest in the background.
+/// For files and for a bucket. A start reads only the edge; the rest is checked in the background.
 #[tokio::test]
-async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
+async fn lost_or_altered_full_tiles_are_found_reported_and_not_served() {
     let memory = Arc::new(object_store::memory::InMemory::new());
     let bucket = Bucket::new(memory, "a/prefix".into(), "memory".into());
     for in_bucket in [false, true] {
@@ -52,7 +52,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
         };
         let start = || async { world.start_on(storage.clone(), world.store().await).await };
         let log = start().await.unwrap();
-        // One of them large enough for a full tile of the second level.
+        // One of them is large enough for a full tile of the second level.
         let size = if in_bucket { 3000 } else { 66_000 };
         for part in entries(size).chunks(33_000) {
             log.append_all(part.to_vec()).await.unwrap();
@@ -74,7 +74,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
         }
         let good_of = |path: &str| good.iter().find(|(p, _)| *p == path).unwrap().1.clone();
 
-        // The control: all of it is as it was signed.
+        // The control: everything is as it was signed.
         let log = start().await.unwrap();
         read_and_published(&log).await;
         assert_eq!(log.status().verified.unwrap().0, size as u64);
@@ -85,7 +85,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
         }
         log.close().await;
 
-        // Altered, cut and lost: hashes and entries.
+        // Altered, truncated and lost tiles of hashes and entries.
         write("tile/0/010", flipped(good_of("tile/0/010"), 99)).await;
         write("tile/entries/007", flipped(good_of("tile/entries/007"), 7)).await;
         write("tile/entries/008", good_of("tile/entries/008")[..99].to_vec()).await;
@@ -100,7 +100,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
             let refused = serve(&log, path).await.expect_err("it is not what was signed");
             assert!(matches!(&refused, LogError::Storage { .. }), "{refused}");
         }
-        // The others are served, and the log takes entries.
+        // The other tiles are served, and the log accepts entries.
         let paths = ["tile/0/000", "tile/0/007", "tile/entries/006", "tile/entries/010"];
         for path in paths.into_iter().chain(high) {
             assert!(serve(&log, path).await.unwrap().is_some(), "{path}");
@@ -109,7 +109,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
         log.close().await;
 
         let Some(high) = high else { continue };
-        // A tile of a higher level: nothing below it can be checked, so nothing of that is served.
+        // A tile of a higher level: nothing below it can be checked, so none of that is served.
         for path in bad {
             write(path, good_of(path)).await;
         }
@@ -119,7 +119,7 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
         assert_eq!(log.status().damaged, ["tile/1/000 is not what was signed"]);
         assert!(serve(&log, "tile/0/000").await.is_err());
         assert!(serve(&log, "tile/entries/000").await.is_err());
-        // Restored, it is noticed at the next look.
+        // After it is restored, the next check notices that.
         write(high, good_of(high)).await;
         assert!(serve(&log, high).await.unwrap().is_some());
         assert!(serve(&log, "tile/0/000").await.unwrap().is_some());
@@ -129,9 +129,9 @@ async fn full_tiles_that_are_lost_or_altered_are_found_named_and_not_served() {
     }
 }
 
-/// A lost one, of files (an object store has no rename).
+/// A lost tile, for files only (an object store has no rename).
 #[tokio::test]
-async fn a_full_tile_that_is_gone_is_no_tile_that_was_never_there() {
+async fn a_lost_full_tile_differs_from_one_that_never_existed() {
     let world = World::new();
     let log = world.start().await.unwrap();
     log.append_all(entries(600)).await.unwrap();
@@ -151,12 +151,12 @@ async fn a_full_tile_that_is_gone_is_no_tile_that_was_never_there() {
     assert_eq!(log.status().damaged, Vec::<String>::new());
 }
 
-/// Between a log and an S3 server: it can keep PUTs back, and carry them out later.
+/// A proxy between a log and an S3 server that can hold PUTs back and execute them later.
 struct Late {
     addr: SocketAddr,
     server: SocketAddr,
     holds: AtomicBool,
-    /// Whether conditions reach the server.
+    /// Whether conditions are passed on to the server.
     conditions: bool,
     held: Mutex<Vec<Vec<u8>>>,
 }
@@ -176,7 +176,7 @@ impl Late {
         late
     }
 
-    /// One request a connection.
+    /// Handles one request per connection.
     fn connection(&self, stream: TcpStream) -> Option<()> {
         let mut stream = BufReader::new(stream);
         let (mut head, mut length) = (String::new(), 0);
@@ -212,7 +212,7 @@ impl Late {
         answer
     }
 
-    /// What was kept back is carried out now; how many were, and how many the server took.
+    /// Executes the held requests now; returns how many there were, and how many the server accepted.
     fn deliver(&self) -> (usize, usize) {
         let held = std::mem::take(&mut *self.held.lock().unwrap());
         let took = held.iter().filter(|r| self.send(r).starts_with(b"HTTP/1.1 200")).count();
@@ -221,7 +221,7 @@ impl Late {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
+async fn an_abandoned_write_that_arrives_late_damages_nothing() {
     let Some(server) = super::rig::s3_server() else {
         eprintln!("skipped: no S3 server (moto from PyPI)");
         return;
@@ -235,12 +235,12 @@ async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
         let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
         let mut all = entries(250);
         log.append_all(all.clone()).await.unwrap();
-        // Tiles that become full, and partial ones; and nothing of it is signed.
+        // Tiles that become full, and partial ones. None of them gets signed.
         late.holds.store(true, Ordering::SeqCst);
         let lost = (0..10).map(|n| format!("lost {n}").into_bytes()).collect();
         assert!(log.append_all(lost).await.is_err(), "it was given up");
         late.holds.store(false, Ordering::SeqCst);
-        // The same tiles, with other entries.
+        // The same tiles with other entries.
         let more: Vec<Vec<u8>> = (0..10).map(|n| format!("more {n}").into_bytes()).collect();
         let appended = async {
             while log.append_all(more.clone()).await.is_err() {
@@ -254,7 +254,7 @@ async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
         assert!(came >= 4, "{came} came late");
         let again = world.start_on(storage.clone(), world.store().await).await;
         if !conditions {
-            // The control: where the server takes them, they do the damage.
+            // The control: if the server accepts them, they damage the log.
             assert!(took > 0 && again.is_err_and(|e| e.is_final()));
             continue;
         }
@@ -267,9 +267,9 @@ async fn a_write_that_was_given_up_and_comes_late_damages_nothing() {
     }
 }
 
-/// The other order: what was given up was carried out before the next batch; and a checkpoint that comes late.
+/// The other order: an abandoned write was executed before the next batch; and a late checkpoint.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_failed_batch_has_left_is_replaced() {
+async fn leftovers_of_a_failed_batch_are_replaced() {
     let memory = Arc::new(object_store::memory::InMemory::new());
     let bucket = Bucket::new(memory.clone(), "x".into(), "memory".into());
     let world = World::new();
@@ -277,24 +277,24 @@ async fn what_a_failed_batch_has_left_is_replaced() {
     let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
     log.append(b"a".into()).await.unwrap();
     log.close().await;
-    // Another process's: the log knows nothing of them.
+    // Written by another process, unknown to the log.
     let other = Bucket::new(memory, "x".into(), "memory".into());
     let stale = ["tile/0/000.p/2", "tile/entries/000.p/2"].map(|p| (p.to_owned(), vec![7; 64]));
     other.put(stale.into()).await.unwrap();
     let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
     log.append(b"b".into()).await.unwrap();
-    // What the checkpoint was, the writer remembers; if it is another one now, it looks.
+    // The writer remembers the checkpoint's version; if it has changed, it reads it again.
     let published = other.get("checkpoint", 1 << 20).await.unwrap().unwrap();
     other.put(vec![("checkpoint".into(), [&published[..], b"x"].concat())]).await.unwrap();
     log.append(b"c".into()).await.unwrap();
     log.close().await;
     assert_eq!(audit_in(&world, &storage).await, [b"a", b"b", b"c"]);
-    // The same bytes again are no conflict.
+    // Writing the same bytes again is no conflict.
     let published = other.get("checkpoint", 1 << 20).await.unwrap().unwrap();
     bucket.put(vec![("checkpoint".into(), published)]).await.unwrap();
 }
 
-/// A witness that holds more than the log; or says so.
+/// A witness that holds more than the log, or claims to.
 struct Ahead(Option<SignedCheckpoint>);
 
 #[async_trait]
@@ -309,7 +309,7 @@ impl Witness for Ahead {
 }
 
 #[tokio::test]
-async fn a_witness_that_says_it_holds_more_stops_the_log_only_if_it_proves_it() {
+async fn a_witness_that_claims_more_stops_the_log_only_with_proof() {
     let world = World::new();
     let log = world.start().await.unwrap();
     log.append(b"a".into()).await.unwrap();
@@ -333,17 +333,17 @@ async fn a_witness_that_says_it_holds_more_stops_the_log_only_if_it_proves_it() 
         log.close().await;
         appended.expect("it answers")
     });
-    // Nothing, or what another has signed.
+    // No proof, or a checkpoint signed by another log.
     for shown in [None, Some(more(&stranger, 1000))] {
         holds(&world, &start(&[shown]).await.unwrap(), b"x");
         size += 1;
     }
-    // The log has signed it.
+    // A checkpoint signed by this log.
     let refused = start(&[Some(more(&signer, 1000))]).await.unwrap_err();
     assert!(matches!(refused, LogError::Behind { .. }), "{refused}");
     let refused = start(&[Some(more(&signer, size))]).await.unwrap_err();
     assert!(refused.is_final(), "another tree of its own size: {refused}");
-    // No quorum is left without those that say so.
+    // No quorum is possible without the witnesses that claim to hold more.
     let refused = start(&[None, None]).await.unwrap_err();
     assert!(matches!(refused, LogError::Behind { .. }), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! Certificates that no authority of ours makes, as entries of a log: written byte by byte.
+//! Forged certificates, built byte by byte, as log entries.
 
 use wiretight_keys::{PublicKey, Signer, SigningKey};
 
@@ -7,7 +7,7 @@ pub const URI: u8 = 0x86;
 pub const IP: u8 = 0x87;
 pub const EMAIL: u8 = 0x81;
 
-/// A certificate that is to be forged.
+/// A certificate to forge.
 pub struct Forged<'a> {
     pub key: &'a SigningKey,
     pub common_name: Option<&'a str>,
@@ -20,13 +20,13 @@ pub fn key() -> SigningKey {
     SigningKey::generate().unwrap()
 }
 
-/// Its hash, as lists and alerts have it.
+/// The hash of its key, as in lists and alerts.
 pub fn hash(key: &SigningKey) -> String {
     let spki = PublicKey::new(key.public_key()).unwrap().to_der();
     wiretight_keys::token::hex(wiretight_tlog::Hash::of(&spki).as_bytes())
 }
 
-/// An entry with these names alone.
+/// An entry with only these names.
 pub fn named(key: &SigningKey, names: &[(u8, &str)]) -> Vec<u8> {
     let names = names.iter().map(|(tag, text)| (*tag, text.as_bytes().to_vec())).collect();
     Forged { key, common_name: None, names, is_ca: false }.entry()

@@ -1,4 +1,4 @@
-//! The HTTP client: TLS to a witness, client certificates, connections that are kept and those that died, and its bounds.
+//! The HTTP client: TLS to a witness, client certificates, reused and dead connections, and limits.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use super::rig::{Daemon, Log, cosigner, gzip, gzip_bomb, now, write};
 
 const LIMIT: Limit = Limit { time: Duration::from_secs(5), body: 1000 };
 
-/// An authority, and what it issues: PEM of certificate and key.
+/// A certificate authority; it issues certificates and keys as PEM.
 struct Authority {
     key: SigningKey,
     certificate: CertificateDer<'static>,
@@ -71,7 +71,7 @@ fn client(credentials: Credentials) -> Client {
 }
 
 #[tokio::test]
-async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
+async fn a_witness_is_reached_over_tls_and_loads_a_new_certificate() {
     let (authority, log) = (Authority::new(), Log::of("log.example/a", 30));
     let dir = tempfile::tempdir().unwrap();
     let put = |(chain, key): (String, Zeroizing<String>)| {
@@ -115,13 +115,13 @@ async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
     let stranger = Log::of("log.example/b", 3);
     let refused = good.add_checkpoint(stranger.body(0, 3)).await.unwrap();
     assert!(matches!(&refused, Answer::Refused(why) if why.contains("404")), "{refused:?}");
-    // Another name, nobody who vouches for it, no TLS.
+    // A wrong name, an untrusted certificate, no TLS.
     assert!(trusting("other.example").add_checkpoint(log.body(20, 30)).await.is_err());
     let credentials =
         Credentials { server_name: Some("witness.example".into()), ..Default::default() };
     let refused =
         HttpWitness::new(client(credentials), &url).add_checkpoint(log.body(20, 30)).await;
-    assert!(refused.as_ref().is_err_and(|why| why.contains("a private one")), "{refused:?}");
+    assert!(refused.as_ref().is_err_and(|why| why.contains("private authority")), "{refused:?}");
     let plain = Url::parse(&format!("http://{}", daemon.addr)).unwrap();
     assert!(
         HttpWitness::new(client(Credentials::default()), &plain)
@@ -144,7 +144,7 @@ async fn a_witness_is_asked_over_tls_and_takes_up_a_new_certificate() {
     assert!(daemon.stop());
 }
 
-/// A TLS server that shows one file to clients with a certificate of this authority.
+/// A TLS server with one file for clients with a certificate of this authority.
 fn identified_only(server: &Authority, clients: &Authority, body: String) -> SocketAddr {
     let (chain, key) = server.issue(&web("log.example"));
     let mut roots = RootCertStore::empty();
@@ -183,7 +183,7 @@ fn identified_only(server: &Authority, clients: &Authority, body: String) -> Soc
 }
 
 #[tokio::test]
-async fn a_log_for_identified_clients_is_read_with_a_certificate() {
+async fn a_log_that_requires_client_certificates_is_readable() {
     let (authority, log) = (Authority::new(), Log::of("log.example/a", 30));
     let addr = identified_only(&authority, &authority, log.signed(30).to_string());
     let url = Url::parse(&format!("https://{addr}/log")).unwrap();
@@ -207,7 +207,7 @@ async fn a_log_for_identified_clients_is_read_with_a_certificate() {
     assert!(matches!(refused, ReadError::Http(_)), "{refused}");
 }
 
-/// A server of one file that keeps connections, `each` requests on one.
+/// A server with one file that accepts `each` requests per connection.
 fn keeping(addr: &str, each: usize, body: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(addr).unwrap();
     let (addr, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
@@ -240,7 +240,7 @@ fn keeping(addr: &str, each: usize, body: &'static str) -> (SocketAddr, Arc<Atom
 }
 
 #[tokio::test]
-async fn connections_are_kept_and_dead_ones_replaced() {
+async fn connections_are_reused_and_dead_ones_replaced() {
     let (addr, count) = keeping("127.0.0.1:0", 3, "good");
     let (url, client) =
         (Url::parse(&format!("http://{addr}/x")).unwrap(), client(Credentials::default()));
@@ -250,13 +250,13 @@ async fn connections_are_kept_and_dead_ones_replaced() {
             _ => client.post(&url, "text/plain", "body", LIMIT).await.unwrap(),
         };
         assert_eq!((answer.status, &answer.body[..]), (200, &b"good"[..]));
-        // The server ends each after three, without having said so.
+        // The server closes each connection after three requests, without announcing it.
         assert_eq!(count.load(Ordering::SeqCst), n.div_ceil(3));
     }
 }
 
 #[tokio::test]
-async fn what_an_answer_may_take_is_bounded() {
+async fn responses_are_limited_in_time_and_size() {
     let client = client(Credentials::default());
     let ask = async |addr: SocketAddr| {
         let limit = Limit { time: Duration::from_millis(500), body: 1000 };
@@ -267,7 +267,7 @@ async fn what_an_answer_may_take_is_bounded() {
     assert_eq!(ask(keeping("127.0.0.1:0", 1, fits).0).await.unwrap().body.len(), 1000);
     let refused = ask(keeping("127.0.0.1:0", 1, large).0).await.unwrap_err();
     assert!(matches!(refused, HttpError::TooLarge { limit: 1000, .. }), "{refused}");
-    // One that accepts and says nothing, one that promises and does not keep it, one that is not there.
+    // A server that accepts and sends nothing, one that sends less than it announced, one that does not exist.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = ask(silent.local_addr().unwrap()).await.unwrap_err();
     assert!(matches!(refused, HttpError::Late { .. }), "{refused}");
@@ -295,7 +295,7 @@ async fn what_an_answer_may_take_is_bounded() {
     assert!(matches!(ask(gone).await, Err(HttpError::Connect { .. })));
 }
 
-/// A server of these bytes, with these headers.
+/// A server that sends these bytes with these headers.
 fn serving(head: &'static str, body: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -317,7 +317,7 @@ fn serving(head: &'static str, body: Vec<u8>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_file_of_a_log_may_be_gzip_and_is_bounded_by_what_it_becomes() {
+async fn a_file_of_a_log_may_be_gzip_and_is_limited_by_its_decompressed_size() {
     const GZIP: &str = "content-encoding: gzip\r\n";
     let client = client(Credentials::default());
     let url = |addr: SocketAddr| Url::parse(&format!("http://{addr}")).unwrap();
@@ -337,12 +337,12 @@ async fn a_file_of_a_log_may_be_gzip_and_is_bounded_by_what_it_becomes() {
     ] {
         assert_eq!(file(head, body).await.unwrap(), plain, "{head}");
     }
-    // A byte more than may come; much more, in few bytes and in many.
+    // One byte over the limit; far more, in few bytes and in many.
     for bomb in [gzip(&[7; 1001]), gzip(&vec![0; 1 << 20]), gzip_bomb()] {
         let refused = file(GZIP, bomb).await.unwrap_err();
         assert!(matches!(refused, HttpError::TooLarge { limit: 1000, .. }), "{refused}");
     }
-    // Cut short anywhere, a wrong checksum, something behind the end, not gzip; and codings that nobody asked for.
+    // Truncated data, a wrong checksum, trailing data, data that is not gzip; and codings that were not requested.
     let mut damaged: Vec<_> = [0, 1, 5, 10, 11, 500, packed.len() - 9, packed.len() - 1]
         .map(|n| packed[..n].to_vec())
         .into();
@@ -363,7 +363,7 @@ async fn a_file_of_a_log_may_be_gzip_and_is_bounded_by_what_it_becomes() {
         let refused = file(head, packed.clone()).await;
         assert!(matches!(refused, Err(HttpError::Answer { .. })), "{head}: {refused:?}");
     }
-    // What is no file of a log is not asked for so, and not taken.
+    // For other requests gzip is neither offered nor accepted.
     let refused = client.get(&url(serving(GZIP, packed)), LIMIT).await;
     assert!(matches!(refused, Err(HttpError::Answer { .. })), "{refused:?}");
 }

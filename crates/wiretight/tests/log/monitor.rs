@@ -1,4 +1,4 @@
-//! The monitor: each thing that it is there to catch is caught, and it is quiet when all is well.
+//! The monitor: it reports every kind of problem that it exists for, and nothing else.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -49,14 +49,14 @@ impl World {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// From then on it shows this.
+    /// Publishes this log from now on.
     pub fn publish(&self, log: &Log, size: usize, time: u64) {
         let dir = self.dir.path().join("log");
         let _ = std::fs::remove_dir_all(&dir);
         log.publish(&dir, &log.cosigned(size, &[&cosigner(0), &cosigner(1)], time));
     }
 
-    /// Another log that the same witnesses cosign.
+    /// Another log, cosigned by the same witnesses.
     pub fn cosign_and_publish(&self, log: &Log, dir: &std::path::Path, size: usize) {
         log.publish(dir, &log.cosigned(size, &[&cosigner(0), &cosigner(1)], now()));
     }
@@ -86,7 +86,7 @@ impl World {
         assert!(self.hook.bodies().is_empty());
     }
 
-    /// One alert of this kind, in the log and at the webhook.
+    /// Expects one alert of this kind, in the log and at the webhook.
     #[track_caller]
     pub fn alert(&self, kind: &str, more: &[&str]) -> serde_json::Value {
         let output = self.look(more);
@@ -106,7 +106,7 @@ impl World {
 }
 
 #[test]
-fn a_log_that_grows_as_it_should_is_followed_in_quiet() {
+fn a_regular_log_raises_no_alert() {
     let mut world = World::new(300);
     world.quiet(&[]);
     world.quiet(&[]);
@@ -123,7 +123,7 @@ fn a_log_that_grows_as_it_should_is_followed_in_quiet() {
 }
 
 #[test]
-fn a_certificate_that_nobody_expects_is_told() {
+fn an_unexpected_certificate_is_reported() {
     let mut world = World::new(3);
     let (mine, my_key) = certificate("db");
     world.log.entries.push(mine);
@@ -133,7 +133,7 @@ fn a_certificate_that_nobody_expects_is_told() {
     let args = ["--watch", "service/db", "--expect", &expect];
     world.publish(&world.log, 4, now());
     world.quiet(&args);
-    // Somebody else's does not concern who watches their own.
+    // A certificate for a name that is not watched.
     world.log.entries.push(certificate("web").0);
     world.publish(&world.log, 5, now());
     world.quiet(&args);
@@ -143,8 +143,8 @@ fn a_certificate_that_nobody_expects_is_told() {
     let alert = world.alert("unexpected-certificate", &args);
     assert_eq!((&alert["index"], &alert["key"]), (&5.into(), &other_key.as_str().into()));
     assert_eq!(alert["name"], "spiffe://example.org/service/db");
-    world.quiet(&args); // told once
-    // An authority can be anybody.
+    world.quiet(&args); // reported once
+    // A CA certificate can be used for any name.
     world.log.entries.push(issue(&Profile::Intermediate("example.org".parse().unwrap())).0);
     world.publish(&world.log, 7, now());
     assert_eq!(world.alert("unexpected-certificate", &args)["index"], 6);
@@ -160,7 +160,7 @@ fn a_certificate_that_nobody_expects_is_told() {
 }
 
 #[test]
-fn with_a_list_alone_every_name_is_watched() {
+fn with_only_a_list_every_name_is_watched() {
     let mut world = World::new(0);
     let (db, db_key) = certificate("db");
     let (web, _) = certificate("web");
@@ -174,13 +174,13 @@ fn with_a_list_alone_every_name_is_watched() {
     world.publish(&world.log, 2, now());
     let alert = world.alert("unexpected-certificate", &["--expect", &expect]);
     assert_eq!(alert["name"], "spiffe://example.org/service/web");
-    // Nobody said what to expect.
+    // Without a list of expected keys.
     let bad = world.look(&["--expect", &world.path("nothing-there")]);
     assert_eq!(bad.status.code(), Some(1), "{}", stderr(&bad));
 }
 
 #[test]
-fn an_entry_that_is_no_certificate_but_says_so_is_told() {
+fn an_entry_with_an_invalid_certificate_is_reported() {
     let mut world = World::new(3);
     world.quiet(&[]);
     world.log.entries.push(b"\0\x01no certificate".to_vec());
@@ -191,7 +191,7 @@ fn an_entry_that_is_no_certificate_but_says_so_is_told() {
 }
 
 #[test]
-fn two_histories_are_told_each_time_and_the_first_is_kept() {
+fn a_fork_is_reported_each_time_and_the_first_history_is_kept() {
     let world = World::new(300);
     world.quiet(&[]);
     let grown = world.log.forked(300, 400);
@@ -214,7 +214,7 @@ fn two_histories_are_told_each_time_and_the_first_is_kept() {
 }
 
 #[test]
-fn a_log_that_shrinks_is_told() {
+fn a_shrinking_log_is_reported() {
     let world = World::new(300);
     world.quiet(&[]);
     world.publish(&world.log, 299, now());
@@ -224,15 +224,15 @@ fn a_log_that_shrinks_is_told() {
 }
 
 #[test]
-fn silence_is_told() {
+fn a_silent_log_is_reported() {
     let world = World::new(9);
     world.publish(&world.log, 9, now() - 100);
     world.quiet(&["--max-silence", "200s"]);
     world.alert("stalled", &["--max-silence", "50s"]);
-    // It was cosigned anew, without having grown.
+    // It was cosigned again without new entries.
     world.publish(&world.log, 9, now());
     world.quiet(&["--max-silence", "50s"]);
-    // Not there at all: that is told by the exit status, and, later, as silence.
+    // It cannot be reached: the exit status tells, and later an alert for silence.
     std::fs::remove_dir_all(world.dir.path().join("log")).unwrap();
     let output = world.look(&[]);
     assert_eq!(output.status.code(), Some(3));
@@ -243,7 +243,7 @@ fn silence_is_told() {
 }
 
 #[test]
-fn what_the_witnesses_have_not_seen_is_told() {
+fn entries_that_the_witnesses_have_not_seen_are_reported() {
     let world = World::new(9);
     world.quiet(&[]);
     let dir = world.dir.path().join("log");
@@ -258,7 +258,7 @@ fn what_the_witnesses_have_not_seen_is_told() {
 }
 
 #[test]
-fn files_that_are_not_what_the_checkpoint_says_are_told_and_not_read() {
+fn files_that_do_not_match_the_checkpoint_are_reported_and_not_used() {
     let mut world = World::new(300);
     world.quiet(&[]);
     world.log = world.log.forked(300, 700);
@@ -277,7 +277,7 @@ fn files_that_are_not_what_the_checkpoint_says_are_told_and_not_read() {
 }
 
 #[test]
-fn a_table_that_was_cut_or_damaged_is_made_again() {
+fn a_truncated_or_damaged_table_is_rebuilt() {
     let world = World::new(300);
     world.quiet(&[]);
     let (file, rows) = (world.dir.path().join("state/entries.jsonl"), world.rows());
@@ -296,7 +296,7 @@ fn a_table_that_was_cut_or_damaged_is_made_again() {
         assert_eq!(std::fs::read(&file).unwrap(), good);
     }
     assert_eq!(world.rows(), rows);
-    // The checkpoint cannot be made again: with it would go the memory of what was seen.
+    // The checkpoint cannot be rebuilt, as it is the record of what was seen.
     let checkpoint = world.dir.path().join("state/checkpoint");
     std::fs::write(&checkpoint, "torn").unwrap();
     let output = world.look(&[]);
@@ -304,7 +304,7 @@ fn a_table_that_was_cut_or_damaged_is_made_again() {
 }
 
 #[test]
-fn it_goes_on_looking_until_it_is_stopped() {
+fn the_monitor_keeps_running_until_it_is_stopped() {
     let world = World::new(9);
     let (policy, state, log) = (world.path("policy"), world.path("state"), world.path("stderr"));
     let mut child = std::process::Command::new(super::rig::BINARY)

@@ -1,4 +1,4 @@
-//! Ordinary renewals are silent for days; a stolen CA is not, and neither is a log that hides it.
+//! Days of ordinary renewals raise no alert; a stolen CA key does, and so does a log that hides it.
 //!
 //! `WIRETIGHT_DAYS=10 cargo test -p wiretight --test log renewals` for ten simulated days.
 
@@ -34,13 +34,13 @@ impl Holder {
         format!("{} sha256:{}\n", self.id.id, hex(&key.hash()))
     }
 
-    /// What it asks the authority for.
+    /// Its certificate request.
     fn ask(&self, next: &SigningKey) -> Csr {
         let link = link(&self.id, &self.key, next);
         Csr::parse(&Csr::create_linked(&self.id, next, Some(&link)).unwrap()).unwrap()
     }
 
-    /// The entry of its next certificate, whose key it has from then on.
+    /// The entry of its next certificate, whose key it uses from then on.
     fn renew(&mut self, now: u64) -> Vec<u8> {
         let next = SigningKey::generate().unwrap();
         let csr = self.ask(&next);
@@ -54,7 +54,7 @@ fn link(id: &SpiffeId, before: &SigningKey, next: &SigningKey) -> KeyLink {
     KeyLink::new(id, previous, &next.public_key(), |message| before.sign(message)).unwrap()
 }
 
-/// The log's entry of a certificate that the CA's key can sign.
+/// The log entry of a certificate that the CA key can sign.
 fn issue(id: &SpiffeId, key: &PublicKey, link: Option<&KeyLink>, now: u64) -> Vec<u8> {
     let period = Period { not_before: now, not_after: now + 2 * HALF_HOUR };
     let algorithm = SigningKey::generate().unwrap().algorithm();
@@ -67,7 +67,7 @@ fn issue(id: &SpiffeId, key: &PublicKey, link: Option<&KeyLink>, now: u64) -> Ve
     tbs.entry().unwrap()
 }
 
-/// A log, its monitor, and a clock.
+/// A log, its monitor and a clock.
 struct World {
     dir: tempfile::TempDir,
     log: Log,
@@ -107,7 +107,7 @@ impl World {
         monitor.look(self.now, &alarm).await
     }
 
-    /// The log has this entry too, and the monitor looks within a minute: the alerts.
+    /// Adds this entry to the log; returns the alerts of the monitor within a minute.
     async fn sees(&mut self, monitor: &mut Follower, entry: Vec<u8>) -> usize {
         self.now += 20;
         self.log.entries.push(entry);
@@ -119,7 +119,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_minute() {
+async fn days_of_renewals_raise_no_alert_and_a_stolen_authority_is_reported_within_a_minute() {
     let days: usize = std::env::var("WIRETIGHT_DAYS").map_or(1, |days| days.parse().unwrap());
     let mut world = World::new(Log::of("log.example/a", 0));
     let mut holders = [
@@ -137,7 +137,7 @@ async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_min
     for step in 0..days * 48 {
         world.now += HALF_HOUR;
         for (n, holder) in holders.iter_mut().enumerate() {
-            // A certificate that never arrives: the node asks again, with another key.
+            // A certificate that never arrives: the node requests one again with another key.
             if (step + n).is_multiple_of(10) {
                 let lost = holder.ask(&SigningKey::generate().unwrap());
                 let entry = issue(&lost.id, &lost.key, lost.link.as_ref(), world.now);
@@ -147,14 +147,14 @@ async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_min
         }
         world.publish();
         if step % 20 == 19 {
-            drop(monitor); // it is restarted now and then
+            drop(monitor); // it is restarted from time to time
             monitor = world.monitor();
         }
         let look = world.look(&mut monitor).await;
         assert!(look.is_quiet(), "after {step} half hours: {look:?}");
     }
 
-    // Whoever has the CA's key has no node's key. Whatever link they put into a certificate, it is told.
+    // A thief with the CA key has no node's key. Whatever link they put into a certificate, it is reported.
     let [db, _, web] = &holders;
     let thief = SigningKey::generate().unwrap();
     let key = PublicKey::new(thief.public_key()).unwrap();
@@ -165,12 +165,12 @@ async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_min
         let entry = issue(&db.id, &key, link, world.now);
         assert_eq!(world.sees(&mut monitor, entry).await, 1, "{link:?}");
     }
-    // The control: ordinary life goes on in silence, also after them.
+    // The control: ordinary renewals still raise no alert, also after these.
     for holder in &mut holders {
         let entry = holder.renew(world.now);
         assert_eq!(world.sees(&mut monitor, entry).await, 0);
     }
-    // The same with a log that withholds: the monitor knows that it has not read what is signed.
+    // The same with a log that withholds entries: the monitor knows that it could not read all signed entries.
     world.now += 20;
     let entry = issue(&holders[0].id, &key, None, world.now);
     world.log.entries.push(entry);
@@ -181,7 +181,7 @@ async fn days_of_renewals_are_silent_and_a_stolen_authority_is_told_within_a_min
     world.publish();
     assert_eq!(world.look(&mut monitor).await.alerts, 1);
 
-    // A key that is taken from the list takes all with it that came after it.
+    // Removing a key from the list also removes all keys that followed it.
     let without: String = list.lines().skip(1).map(|line| format!("{line}\n")).collect();
     write(world.dir.path(), "expect", without);
     for (n, holder) in holders.iter_mut().enumerate() {

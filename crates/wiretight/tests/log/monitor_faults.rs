@@ -1,4 +1,4 @@
-//! A log, a webhook, a file or an entry that is bad stops the monitor neither, nor silences it.
+//! A bad log, webhook, file or entry neither stops nor silences the monitor.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -57,7 +57,7 @@ fn status(state: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
+fn a_log_that_withholds_signed_entries_is_reported() {
     let mut world = World::new(300);
     let (policy, files) = (world.path("policy"), world.dir.path().join("log"));
     let on = Arc::new(AtomicBool::new(false));
@@ -90,7 +90,7 @@ fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
     for (monitor, ..) in &monitors {
         eventually("the first look", || monitor.said("\"new\":300"));
     }
-    // The control: as long as everything is served, nobody is told anything.
+    // The control: as long as everything is served, there is no alert.
     assert!(monitors.iter().all(|(monitor, ..)| monitor.alerts("blind") == 0));
     on.store(true, Ordering::Relaxed);
     world.log = world.log.forked(300, 310);
@@ -103,7 +103,7 @@ fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
         let what = format!("it is shown, with {fault:?} of {part}");
         eventually(&what, || status(&state) == (Some(3), "blind".into()));
     }
-    // What was withheld is served again: the monitor goes on, if a request does not hang yet.
+    // The withheld files are served again: the monitor continues, unless a request still hangs.
     on.store(false, Ordering::Relaxed);
     for (monitor, .., fault, _) in &monitors {
         if !matches!(fault, Fault::Hang) {
@@ -113,7 +113,7 @@ fn a_log_that_withholds_what_it_has_signed_blinds_nobody_in_silence() {
 }
 
 #[test]
-fn a_log_that_was_never_there_is_told_and_shown() {
+fn a_log_that_never_existed_is_reported() {
     let world = World::new(3);
     let state = world.dir.path().join("state-never");
     let url = format!("{}/wrong/prefix", world.url);
@@ -123,14 +123,14 @@ fn a_log_that_was_never_there_is_told_and_shown() {
     let state = state.display().to_string();
     eventually("it is shown", || status(&state) == (Some(3), "blind".into()));
     drop(monitor);
-    // Nobody runs, and the file is old: a person sees that, too.
+    // No monitor is running and the status file is old: people can see that as well.
     let file = Path::new(&state).join("status.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["time"] = (now() - 100).into();
     std::fs::write(&file, value.to_string()).unwrap();
     assert_eq!(status(&state), (Some(3), "not-running".into()));
-    // Looking once says it at once.
+    // A single run reports it at once.
     let output = wiretight(&[
         "monitor",
         "--once",
@@ -146,7 +146,7 @@ fn a_log_that_was_never_there_is_told_and_shown() {
 }
 
 #[test]
-fn the_heartbeat_comes_while_all_is_read_and_stops_when_it_is_not() {
+fn the_heartbeat_stops_when_a_log_cannot_be_read() {
     let world = World::new(3);
     let on = Arc::new(AtomicBool::new(false));
     let withheld = on.clone();
@@ -168,9 +168,9 @@ fn the_heartbeat_comes_while_all_is_read_and_stops_when_it_is_not() {
 }
 
 #[test]
-fn a_log_that_limits_how_often_it_is_asked_is_read_to_its_end() {
+fn a_rate_limited_log_is_read_to_its_end() {
     let world = World::new(3000);
-    // Ten requests a second, and no more until the next second.
+    // Ten requests per second.
     let window = Mutex::new((Instant::now(), 0));
     let refused = Arc::new(AtomicUsize::new(0));
     let count = refused.clone();
@@ -208,7 +208,7 @@ fn no_entry_is_too_large_for_the_table() {
     assert_eq!(world.rows().len(), 4);
     let shown = wiretight(&["monitor", "list", "--state", &world.path("state")]);
     assert_eq!((shown.status.code(), stdout(&shown).lines().count()), (Some(0), 5));
-    // A row that was damaged costs itself, and is reported.
+    // A damaged row is reported and does not affect the others.
     let table = world.dir.path().join("state/entries.jsonl");
     let text = std::fs::read_to_string(&table).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
@@ -220,7 +220,7 @@ fn no_entry_is_too_large_for_the_table() {
 }
 
 #[test]
-fn a_webhook_that_is_down_delays_nothing_and_gets_all_of_it_later() {
+fn a_webhook_that_is_down_delays_nothing_and_gets_every_alert_later() {
     let mut world = World::new(1);
     let names: Vec<_> = (0..4000).map(|n| (DNS, format!("n{n}.a.b").into_bytes())).collect();
     let many = Forged { key: &key(), common_name: None, names, is_ca: false };
@@ -239,7 +239,7 @@ fn a_webhook_that_is_down_delays_nothing_and_gets_all_of_it_later() {
     assert!(begun.elapsed() < Duration::from_secs(10));
     eventually("all is read", || monitor.said("\"new\":3"));
     drop(monitor);
-    // The next run brings what is not delivered, and tells nothing twice.
+    // The next run delivers what was not delivered, and repeats nothing.
     let output = world.look(&["--expect", &expect]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let bodies = world.hook.bodies();
@@ -250,7 +250,7 @@ fn a_webhook_that_is_down_delays_nothing_and_gets_all_of_it_later() {
 }
 
 #[test]
-fn a_list_that_is_half_written_is_told_and_the_one_before_counts() {
+fn an_incomplete_list_is_reported_and_the_previous_one_stays_in_use() {
     let mut world = World::new(1);
     let mine = key();
     let line = format!("service/db sha256:{}\n", hash(&mine));

@@ -1,4 +1,4 @@
-//! Whatever name a certificate uses to pass for a watched identity, the monitor sees it.
+//! The monitor recognises a watched identity under every name that a certificate can use.
 
 use super::forged::{DNS, EMAIL, Forged, IP, URI, hash, key, named};
 use super::monitor::World;
@@ -53,14 +53,14 @@ fn a_certificate_is_seen_under_every_name_that_software_accepts() {
         assert_eq!(alert["key"], hash(&stolen), "{names:?}");
         assert_eq!(alert["index"], watched.world.log.entries.len() - 1, "{names:?}");
     }
-    // By the common name alone.
+    // Only by the common name.
     for name in ["db.service.example.org", "service/db"] {
         let forged =
             Forged { key: &stolen, common_name: Some(name), names: Vec::new(), is_ca: false };
         watched.log(forged.entry());
         watched.world.alert("unexpected-certificate", &watched.args());
     }
-    // The control: others' certificates, and one's own under all of its names.
+    // The control: certificates for other names, and the expected key under all its names.
     watched.log(named(&stolen, &[(DNS, "web.service.example.org"), (DNS, "*.node.example.org")]));
     watched.world.quiet(&watched.args());
     let own = [(URI, "spiffe://example.org/service/db"), (DNS, "DB.service.example.org.")];
@@ -69,7 +69,7 @@ fn a_certificate_is_seen_under_every_name_that_software_accepts() {
 }
 
 #[test]
-fn an_authority_under_an_expected_name_and_key_is_told() {
+fn a_ca_certificate_with_an_expected_name_and_key_is_reported() {
     let mut watched = Watched::new();
     let names = vec![(URI, b"spiffe://example.org/service/db".to_vec())];
     let forged = |is_ca| {
@@ -81,7 +81,7 @@ fn an_authority_under_an_expected_name_and_key_is_told() {
     watched.log(authority);
     let alert = watched.world.alert("unexpected-certificate", &watched.args());
     assert!(alert["detail"].as_str().unwrap().contains("CA certificate"), "{alert}");
-    // An authority whose key is in the list, under the trust domain, is expected.
+    // A CA certificate whose key is listed under the trust domain is expected.
     let intermediate = key();
     let text = format!("spiffe://example.org sha256:{}\n", hash(&intermediate));
     write(watched.world.dir.path(), "expect", text);
@@ -99,7 +99,7 @@ fn every_log_of_the_policy_is_followed() {
     let policy = std::fs::read_to_string(dir.join("policy")).unwrap();
     let line = format!("log {}\n", other.signer.public());
     write(&dir, "policy", line + &policy);
-    // The monitor was told where the other is; the first keeps its place.
+    // The monitor was given the URL of the second log; the first one keeps its state.
     watched.world.cosign_and_publish(&other, &place, 2);
     let named_url = format!("log.example/b={}", place.display());
     let expect = watched.expect.clone();
@@ -120,12 +120,12 @@ fn every_log_of_the_policy_is_followed() {
     let rows: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let of_other = |row: &serde_json::Value| row["log"] == "log.example/b" && row["index"] == 2;
     assert!(rows.as_array().unwrap().iter().any(of_other), "{listed}");
-    // Nobody says where it is: then the monitor is blind, and says so.
+    // Without a URL the monitor cannot read the log, and reports that.
     let output = watched.world.look(&watched.args());
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let bodies = watched.world.hook.bodies();
     assert_eq!((bodies.len(), &bodies[0]["kind"]), (1, &"blind".into()), "{bodies:?}");
-    // The log that was followed before is followed on, from where it was.
+    // The log that was followed before is continued where it was.
     let entry = named(&key(), &[(DNS, "db.service.example.org")]);
     watched.log(entry);
     let output = watched.world.look(&args);

@@ -1,4 +1,4 @@
-//! A log that is made of nothing but its library, so that it can also lie; processes; and HTTP by hand.
+//! A log built from the library only, so that it can also lie; processes; and simple HTTP.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -43,14 +43,14 @@ impl Log {
         Log { signer: LogSigner::generate(name(origin)).unwrap(), entries: Vec::new() }
     }
 
-    /// With entries that are nothing in particular.
+    /// A log with arbitrary entries.
     pub fn of(origin: &str, size: usize) -> Log {
         let mut log = Log::new(origin);
         log.entries = (0..size).map(|n| format!("\u{7f}\u{7f}entry {n}").into_bytes()).collect();
         log
     }
 
-    /// The same key, but another history from entry `at` on.
+    /// A log with the same key and another history from entry `at` on.
     pub fn forked(&self, at: usize, size: usize) -> Log {
         let signer = LogSigner::parse(&self.signer.to_private().unwrap()).unwrap();
         let mut entries = self.entries[..at].to_vec();
@@ -109,7 +109,7 @@ impl Log {
         Proof { extra: None, index: index as u64, hashes, checkpoint }
     }
 
-    /// Writes it to a directory, as it is served.
+    /// Writes it to a directory in the form in which it is served.
     pub fn publish(&self, dir: &Path, checkpoint: &SignedCheckpoint) {
         let (leaves, size) = (self.leaves(), checkpoint.unverified().size);
         for t in Tile::of_growth(0, size) {
@@ -134,7 +134,7 @@ impl Log {
     }
 }
 
-/// A policy that wants all of these witnesses.
+/// A policy that requires all of these witnesses.
 pub fn policy(log: &Log, witnesses: &[&Cosigner]) -> String {
     let mut text = format!("log {}\n", log.signer.public());
     let mut names = String::new();
@@ -174,7 +174,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it; its output, if it ends instead.
+    /// Starts it; returns its output if it ends instead.
     pub fn start(args: &[&str]) -> Result<Daemon, String> {
         let child = Command::new(BINARY)
             .args(["witness", "run", "--listen", "127.0.0.1:0"])
@@ -194,7 +194,7 @@ impl Daemon {
             }
             if let Some((_, rest)) = said[start..].split_once("\"listen\":\"") {
                 daemon.addr = rest.split('"').next().unwrap().parse().unwrap();
-                // Somebody has to read on, or it would lose lines.
+                // Keep reading, or lines would be lost.
                 let all = daemon.said.clone();
                 std::thread::spawn(move || {
                     let mut line = String::new();
@@ -208,7 +208,7 @@ impl Daemon {
         }
     }
 
-    /// What it has said since it serves.
+    /// Its output since it became ready.
     pub fn output(&self) -> String {
         self.said.lock().unwrap().clone()
     }
@@ -229,7 +229,7 @@ impl Daemon {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    /// SIGTERM; whether it ended well.
+    /// SIGTERM; returns whether it ended successfully.
     pub fn stop(mut self) -> bool {
         self.signal("-TERM");
         self.child.wait().unwrap().success()
@@ -250,7 +250,7 @@ pub struct Reply {
     pub body: String,
 }
 
-/// A request on a connection of its own; `None` if there is no whole answer.
+/// A request on its own connection; `None` if the response is incomplete.
 pub fn request(addr: SocketAddr, method: &str, path: &str, body: &[u8]) -> Option<Reply> {
     let mut stream = TcpStream::connect(addr).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
@@ -307,12 +307,12 @@ impl Hook {
     }
 }
 
-/// Serves the files of a directory over HTTP, each request on a connection of its own.
+/// Serves the files of a directory over HTTP, with one request per connection.
 pub fn serve(dir: PathBuf) -> SocketAddr {
     serve_with(dir, |_| None)
 }
 
-/// What a server does instead of answering with the file.
+/// What a server does instead of sending the file.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
     Status(u16),
@@ -320,11 +320,11 @@ pub enum Fault {
     TooOften(u64),
     Hang,
     TooLong,
-    /// It says that it is gzip, and is not.
+    /// It is declared as gzip but is not.
     Gzip,
     /// Gzip of 1 GiB of zeros.
     GzipBomb,
-    /// Gzip that ends early, with a length that says so.
+    /// Truncated gzip with a matching length.
     GzipCut,
 }
 
@@ -335,12 +335,12 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What becomes 1 GiB of zeros: of many parts, for whom it is made in no time.
+/// Gzip of 1 GiB of zeros, in many members, so that it is built quickly.
 pub fn gzip_bomb() -> Vec<u8> {
     gzip(&vec![0; 1 << 20]).repeat(1 << 10)
 }
 
-/// The same, but for the paths for which there is a fault.
+/// Serves the files of a directory, except paths with a fault.
 pub fn serve_with(
     dir: PathBuf,
     fault: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
@@ -397,14 +397,14 @@ pub fn serve_with(
     addr
 }
 
-/// nginx, which ends with this value.
+/// nginx; it is stopped when this value is dropped.
 pub struct Nginx {
     child: Child,
     pub addr: SocketAddr,
     dir: tempfile::TempDir,
 }
 
-/// Serves with these directives; `None` if nginx is not installed, which where CI is set is an error.
+/// Serves with these directives; `None` if nginx is not installed, which is an error if CI is set.
 pub fn nginx(server: &str) -> Option<Nginx> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&paths).chain(["/usr/sbin".into()]);
@@ -415,7 +415,7 @@ pub fn nginx(server: &str) -> Option<Nginx> {
     let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
-    // It runs as the user who may read the files.
+    // It runs as the user that may read the files.
     let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
     let conf = format!(
         "{user}daemon off;\nmaster_process off;\npid {at}/pid;\nevents {{}}\nhttp {{\n\
@@ -458,7 +458,7 @@ impl Drop for Nginx {
     }
 }
 
-/// Waits for something that is about to be so.
+/// Waits until a condition holds.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -467,13 +467,13 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// An S3 server (moto), which ends with this value.
+/// An S3 server (moto); it is stopped when this value is dropped.
 pub struct S3Server {
     child: Child,
     addr: SocketAddr,
 }
 
-/// Starts one; `None` if it is not installed, which where CI is set is an error.
+/// Starts one; `None` if it is not installed, which is an error if CI is set.
 pub fn s3_server() -> Option<S3Server> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/pypi/bin");
@@ -500,17 +500,16 @@ pub fn s3_server() -> Option<S3Server> {
 }
 
 impl S3Server {
-    /// Where it is.
+    /// Its URL.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// A new bucket there.
     pub fn bucket(&self) -> wiretight::log::bucket::Bucket {
         self.bucket_through(self.addr, "some/prefix")
     }
 
-    /// The same, at another prefix, which is reached at this address.
+    /// A bucket at another prefix, reached at this address.
     pub fn bucket_through(&self, way: SocketAddr, prefix: &str) -> wiretight::log::bucket::Bucket {
         use std::io::{Read, Write};
         let mut socket = std::net::TcpStream::connect(self.addr).unwrap();

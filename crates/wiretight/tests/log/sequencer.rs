@@ -1,4 +1,4 @@
-//! The sequencer: what it publishes holds together, whatever happens to the machine that it runs on.
+//! The sequencer: what it publishes is consistent, whatever happens to its machine.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,24 +26,24 @@ fn name(text: &str) -> KeyName {
     KeyName::new(text).unwrap()
 }
 
-/// How a witness answers.
+/// How a witness responds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Manner {
     Honest,
-    /// Its cosignature, and lines under the same name and key ID that are none.
+    /// With its cosignature and with invalid lines under the same name and key ID.
     Junk,
-    /// A cosignature that states this time.
+    /// With a cosignature that states this time.
     Time(u64),
 }
 
-/// A witness as the specification has it, in memory; it can be away, and it can misbehave.
+/// A witness that follows the specification, in memory. It can be unreachable, and it can misbehave.
 pub struct MemoryWitness {
     cosigner: Cosigner,
     log: wiretight_tlog::LogKey,
     seen: Mutex<(u64, Hash)>,
     pub away: AtomicBool,
     manner: Mutex<Manner>,
-    /// Every checkpoint that it was shown and that the log had signed, by size: two roots of one size are a fork.
+    /// Every checkpoint signed by the log that it was shown, by size: two roots for one size are a fork.
     shown: Mutex<BTreeMap<u64, Hash>>,
 }
 
@@ -92,7 +92,7 @@ impl Witness for MemoryWitness {
     }
 }
 
-/// A log and its three witnesses, of which two are enough.
+/// A log and its three witnesses, with a quorum of two.
 pub struct World {
     dir: tempfile::TempDir,
     pub private: String,
@@ -105,7 +105,7 @@ impl World {
         World::of(&[Algorithm::Ed25519; 3], 2)
     }
 
-    /// One with these witnesses, of which so many are enough.
+    /// A log with these witnesses and a quorum of this many.
     fn of(algorithms: &[Algorithm], needed: usize) -> World {
         let signer = LogSigner::generate(name("log.example/a")).unwrap();
         let witness = |(n, algorithm): (u8, &Algorithm)| MemoryWitness::new(n, *algorithm, &signer);
@@ -133,7 +133,7 @@ impl World {
     }
 
     pub async fn store(&self) -> Arc<dyn Store> {
-        // The one before closes on a thread of its own, and has the file until then.
+        // The previous store closes on its own thread, and holds the file until then.
         let patience = Instant::now() + Duration::from_secs(10);
         loop {
             match SqliteStore::open(self.path().join("store.db")).await {
@@ -159,7 +159,7 @@ impl World {
         self.start_on(self.storage(), self.store().await).await
     }
 
-    /// Why a log that does not take an entry does not.
+    /// Why the log refuses an entry.
     pub async fn refused(&self) -> String {
         let refused = match self.start().await {
             Err(e) => e,
@@ -174,7 +174,7 @@ impl World {
     }
 }
 
-/// Reads the whole log from its files, and checks it as an outsider would.
+/// Reads the whole log from its files and checks it as an outsider would.
 pub async fn audit(world: &World) -> Vec<Vec<u8>> {
     audit_in(world, &world.storage()).await
 }
@@ -216,7 +216,7 @@ pub fn holds(world: &World, proof: &Proof, entry: &[u8]) {
 }
 
 #[tokio::test]
-async fn what_is_appended_is_proved_and_published() {
+async fn appended_entries_are_proved_and_published() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let mut all: Vec<Vec<u8>> = Vec::new();
@@ -234,7 +234,7 @@ async fn what_is_appended_is_proved_and_published() {
     }
     assert_eq!(audit(&world).await, all);
     assert!(log.append(vec![0; 70_000]).await.is_err());
-    // No partial tile is left where there is a full one.
+    // No partial tile is left where a full one exists.
     let left = std::fs::read_dir(world.path().join("log/tile/0")).unwrap();
     let partial = |e: io::Result<std::fs::DirEntry>| {
         e.unwrap().file_name().to_str().is_some_and(|n| n.ends_with(".p"))
@@ -245,9 +245,9 @@ async fn what_is_appended_is_proved_and_published() {
     );
 }
 
-/// The same on an object store: in memory, and where `scripts/test` has started an S3 server, over HTTP.
+/// The same on an object store: in memory, and over HTTP if `scripts/test` has started an S3 server.
 #[tokio::test]
-async fn tiles_can_be_in_a_bucket() {
+async fn tiles_can_be_stored_in_a_bucket() {
     let mut buckets: Vec<Bucket> = Vec::new();
     let place = || object_store::path::Path::from("some/prefix");
     let memory = Arc::new(object_store::memory::InMemory::new());
@@ -273,7 +273,7 @@ async fn tiles_can_be_in_a_bucket() {
         assert_eq!(audit_in(&world, &storage).await, all);
         let partial = "tile/entries/000.p/4";
         assert_eq!(storage.get(partial, 1 << 20).await.unwrap(), None, "there is a full one");
-        // It goes on from what is there, and refuses what was altered.
+        // It continues from the existing files, and refuses altered ones.
         let log = world.start_on(storage.clone(), world.store().await).await.unwrap();
         log.append(b"more".into()).await.unwrap();
         log.close().await;
@@ -284,7 +284,7 @@ async fn tiles_can_be_in_a_bucket() {
 }
 
 #[tokio::test]
-async fn many_at_once_share_a_checkpoint() {
+async fn concurrent_entries_share_a_checkpoint() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let appends = (0..2000u32).map(|n| {
@@ -302,7 +302,7 @@ async fn many_at_once_share_a_checkpoint() {
 }
 
 #[tokio::test]
-async fn without_a_quorum_it_waits_and_recovers_by_itself() {
+async fn without_a_quorum_the_log_waits_and_recovers() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let away = |n: usize, is| world.witnesses[n].away.store(is, Ordering::SeqCst);
@@ -317,7 +317,7 @@ async fn without_a_quorum_it_waits_and_recovers_by_itself() {
     sleep(Duration::from_millis(500)).await;
     assert!(!waiting.is_finished());
     assert_eq!(log.checkpoint().unwrap().unverified().size, 2, "nothing unwitnessed is published");
-    // Who gives up while it waits does not get into the log.
+    // A request that is abandoned while it waits is not logged.
     let gave_up = timeout(Duration::from_millis(100), log.append(b"gave up".into())).await;
     assert!(gave_up.is_err());
     away(1, false);
@@ -326,7 +326,7 @@ async fn without_a_quorum_it_waits_and_recovers_by_itself() {
     away(0, false);
     holds(&world, &log.append(b"again".into()).await.unwrap(), b"again");
     assert_eq!(audit(&world).await, [&b"three"[..], b"two", b"one", b"again"]);
-    // The one that was away has caught up, by a proof from where it was.
+    // The witness that was away has caught up, with a proof from its old size.
     for _ in 0..100 {
         if world.witnesses[0].seen.lock().unwrap().0 == 4 {
             return;
@@ -337,19 +337,19 @@ async fn without_a_quorum_it_waits_and_recovers_by_itself() {
 }
 
 #[tokio::test]
-async fn one_bad_witness_of_three_stops_nothing_and_is_named() {
+async fn one_bad_witness_of_three_stops_nothing_and_is_reported() {
     for manner in [Manner::Junk, Manner::Time(1), Manner::Time(super::rig::now() + 3600)] {
         let world = World::new();
         *world.witnesses[0].manner.lock().unwrap() = manner;
         let log = world.start().await.unwrap();
-        // Whichever of them are there: what is appended is believed, and small.
+        // Regardless of which witnesses are reachable, the proof is accepted and small.
         for away in [None, Some(1), Some(2)] {
             world.witnesses.iter().for_each(|w| w.away.store(false, Ordering::SeqCst));
             if let (Some(n), Manner::Junk) = (away, manner) {
                 world.witnesses[n].away.store(true, Ordering::SeqCst);
             }
             let appended = timeout(Duration::from_secs(20), log.append(b"entry".into())).await;
-            let proof = appended.expect("nothing waits for it").unwrap();
+            let proof = appended.expect("no entry waits for it").unwrap();
             let witnessed = proof.verify(&world.policy, Hash::leaf(b"entry")).unwrap();
             witnessed.fresh(super::rig::now(), 60).unwrap();
             assert_eq!(proof.checkpoint.note().signatures().len(), 3, "the log's and two");
@@ -360,12 +360,12 @@ async fn one_bad_witness_of_three_stops_nothing_and_is_named() {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(Duration::from_secs(10), named).await.expect("it is named");
+        timeout(Duration::from_secs(10), named).await.expect("it is reported");
         let status = log.status();
         let problem = status.witnesses[0].problem.as_ref().unwrap();
         let word = if manner == Manner::Junk { "40 lines" } else { "clock" };
         assert!(problem.contains(word), "{manner:?}: {problem}");
-        // It is no part of the quorum, but by what it has done right.
+        // It counts for the quorum only with valid cosignatures.
         world.witnesses[2].away.store(false, Ordering::SeqCst);
         world.witnesses[1].away.store(true, Ordering::SeqCst);
         let alone = timeout(Duration::from_secs(2), log.append(b"alone".into())).await;
@@ -383,10 +383,10 @@ async fn five_of_five_post_quantum_witnesses_fit_into_a_certificate() {
     let proof = log.append(b"entry".into()).await.unwrap();
     assert!(proof.to_string().len() > 16 * 1024);
     holds(&world, &proof, b"entry");
-    // One more than there is room for is known without trying.
+    // One more than fits is detected in advance.
     let seven = World::of(&[Algorithm::MlDsa44; 7], 7);
     assert!(seven.policy.largest_proof() > most);
-    // With two of seven only two are carried.
+    // With a quorum of two of seven, only two cosignatures are included.
     let world = World::of(&[Algorithm::MlDsa44; 7], 2);
     let log = world.start().await.unwrap();
     log.append(b"first".into()).await.unwrap();
@@ -396,7 +396,7 @@ async fn five_of_five_post_quantum_witnesses_fit_into_a_certificate() {
 }
 
 #[tokio::test]
-async fn it_goes_on_where_it_was() {
+async fn a_log_continues_after_a_restart() {
     let world = World::new();
     let mut all = Vec::new();
     for round in 0..20u32 {
@@ -422,7 +422,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Puts the files of a log back to what they were.
+/// Restores the files of a log.
 fn restore(world: &World, snapshot: &Path, what: &[&str]) {
     for part in what {
         for name in std::fs::read_dir(world.path()).unwrap() {
@@ -448,7 +448,7 @@ fn restore(world: &World, snapshot: &Path, what: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_log_that_was_set_back_does_not_start() {
+async fn a_log_restored_from_an_old_copy_does_not_start() {
     let world = World::new();
     let snapshot = tempfile::tempdir().unwrap();
     {
@@ -465,30 +465,30 @@ async fn a_log_that_was_set_back_does_not_start() {
     let newest = tempfile::tempdir().unwrap();
     copy(world.path(), newest.path());
 
-    // The store alone.
+    // Only the store.
     restore(&world, snapshot.path(), &["store"]);
     let why = world.refused().await;
-    assert!(why.contains("2 entries were published") && why.contains("set back"), "{why}");
-    // The files alone.
+    assert!(why.contains("2 entries were published") && why.contains("an old backup"), "{why}");
+    // Only the files.
     restore(&world, newest.path(), &["store", "log"]);
     restore(&world, snapshot.path(), &["log"]);
     let why = world.refused().await;
-    assert!(why.contains("is missing") || why.contains("does not hash"), "{why}");
-    // All of it: only the witnesses can know.
+    assert!(why.contains("is missing") || why.contains("do not hash"), "{why}");
+    // Both: only the witnesses can know.
     restore(&world, snapshot.path(), &["store", "log"]);
     let why = world.refused().await;
-    assert!(why.contains("has cosigned 2 entries and this log has 1"), "{why}");
-    // One witness that has seen it is enough, and one that is away is waited for.
+    assert!(why.contains("has cosigned 2 entries, but this log has 1"), "{why}");
+    // One witness that has seen it is enough, and the log waits for unreachable ones.
     for n in [0, 1] {
         *world.witnesses[n].seen.lock().unwrap() = (0, Hash::empty());
         world.witnesses[n].shown.lock().unwrap().clear();
     }
     world.witnesses[2].away.store(true, Ordering::SeqCst);
     let log = world.start().await.unwrap();
-    // Two of three are a quorum, and every other quorum has one of these two: they would know.
+    // Two of three are a quorum, and every other quorum includes one of them.
     timeout(Duration::from_secs(10), log.append(b"x".into())).await.unwrap().unwrap();
     log.close().await;
-    // The newest files, and it goes on.
+    // With the newest files it continues.
     restore(&world, newest.path(), &["store", "log"]);
     for witness in &world.witnesses {
         *witness.seen.lock().unwrap() = (0, Hash::empty());
@@ -519,8 +519,8 @@ async fn a_damaged_log_does_not_start() {
     ] {
         let path = log.join(file);
         let good = std::fs::read(&path).unwrap();
-        // A bit flip, at the beginning, in the middle and at the end. (Of the checkpoint, what the log has signed: the
-        // witnesses sign it again.)
+        // A bit flip at the beginning, in the middle and at the end. (In the checkpoint, only in the part signed by the
+        // log: the witnesses sign it again.)
         let end = if file == "checkpoint" { 40 } else { good.len() };
         for at in [0, end / 2, end - 2] {
             let mut bad = good.clone();
@@ -529,7 +529,7 @@ async fn a_damaged_log_does_not_start() {
             let why = world.refused().await;
             assert!(why.contains(file), "{what}: {why}");
         }
-        // Torn.
+        // Truncated.
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
         assert!(world.refused().await.contains(file));
         std::fs::write(&path, &good).unwrap();
@@ -539,14 +539,14 @@ async fn a_damaged_log_does_not_start() {
             std::fs::write(&path, &good).unwrap();
         }
     }
-    // It was the damage, and nothing else.
+    // The control: undamaged, it starts.
     let log = world.start().await.unwrap();
     log.append(b"x".into()).await.unwrap();
     assert_eq!(audit(&world).await.len(), 301);
 }
 
 #[tokio::test]
-async fn another_key_or_another_sequencer_is_noticed() {
+async fn another_key_or_a_second_sequencer_is_detected() {
     let mut world = World::new();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let one = world.start_on(world.storage(), store.clone()).await.unwrap();
@@ -563,7 +563,7 @@ async fn another_key_or_another_sequencer_is_noticed() {
     assert!(refused.to_string().contains("was not signed by"), "{refused}");
 }
 
-/// Storage that fails or stops at any chosen step.
+/// Storage that fails or stops at a chosen step.
 struct Failing {
     inner: Directory,
     left: AtomicUsize,
@@ -577,7 +577,7 @@ impl Storage for Failing {
             let left =
                 self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             if left.is_err() {
-                // The checkpoint is renamed into place: it is never torn.
+                // The checkpoint is renamed into place, so it is never truncated.
                 if self.torn && path != CHECKPOINT {
                     let half = bytes.len() / 2;
                     self.inner.put(vec![(path, bytes[..half].to_vec())]).await?;
@@ -602,8 +602,8 @@ impl Storage for Failing {
     }
 }
 
-/// At every step of a batch: the disk is full there, and torn; then the process dies, and starts again. Nothing
-/// acknowledged is lost, no witness is shown two histories (it would panic), and it goes on.
+/// At every step of a batch: the disk is full or a write is truncated, then the process dies and starts again. Nothing
+/// acknowledged is lost, no witness sees two histories (it would panic), and the log continues.
 #[tokio::test]
 async fn a_failure_at_any_step_loses_nothing_and_forks_nothing() {
     for torn in [false, true] {
@@ -637,7 +637,7 @@ async fn a_failure_at_any_step_loses_nothing_and_forks_nothing() {
             }
             log.close().await;
         }
-        // There is room again.
+        // There is space again.
         let log = world.start().await.unwrap();
         log.append(b"last".into()).await.unwrap();
         let entries = audit(&world).await;
@@ -649,7 +649,7 @@ async fn a_failure_at_any_step_loses_nothing_and_forks_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_survived_without_a_restart() {
+async fn a_full_disk_needs_no_restart() {
     let world = World::new();
     let inner = Directory::open(world.path().join("log")).unwrap();
     let failing = Arc::new(Failing { inner, left: 100.into(), torn: false });
@@ -670,7 +670,7 @@ async fn a_full_disk_is_survived_without_a_restart() {
 }
 
 #[tokio::test]
-async fn proofs_can_be_made_from_the_tiles_alone() {
+async fn proofs_can_be_computed_from_the_tiles_alone() {
     let world = World::new();
     let log = world.start().await.unwrap();
     let entries: Vec<Vec<u8>> = (0..1000u32).map(|n| n.to_be_bytes().into()).collect();
@@ -691,7 +691,7 @@ async fn proofs_can_be_made_from_the_tiles_alone() {
         let leaf = Hash::leaf(&entries[index as usize]);
         tree::verify_inclusion(leaf, index, tree.size, &hashes, tree.root).unwrap();
     }
-    // What no published checkpoint covers is not served.
+    // Files that no published checkpoint covers are not served.
     let beyond = Tile { kind: Kind::Entries, index: 3, width: 233 };
     assert!(log.tile(beyond).await.unwrap().is_none());
 }

@@ -1,4 +1,4 @@
-//! What is verified offline, and what is refused; and the reader underneath, against logs that were altered.
+//! Offline verification, and the reader against altered logs.
 
 use wiretight::log::reader::{ReadError, Reader};
 use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs, x509};
@@ -78,7 +78,7 @@ fn a_proof_and_its_entry() {
     );
     world.refused(&[&file, "--max-age", "30s"], &["cosigned the checkpoint"]);
     world.good(&[&file, "--max-age", "10m"], &[]);
-    // One refused among good ones.
+    // A refused proof among good ones.
     world.refused(&[&file, &moved, "--entry", &entry], &["good", "refused"]);
     let (_, json) = world.verify(&[&file, "--entry", &entry, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -99,7 +99,7 @@ fn a_checkpoint_alone() {
         &["no log in the policy signed"],
     );
     world.refused(&[&world.file("nothing", "nothing")], &["not a signed note"]);
-    // Without witnesses, that is said.
+    // Without witnesses, the output says so.
     world.file("policy", policy(&world.log, &[]));
     world.good(&[&world.file("checkpoint", &text)], &["the policy requires no witnesses"]);
     world.refused(&[&world.file("checkpoint", &text), "--max-age", "1d"], &["its age is unknown"]);
@@ -117,7 +117,7 @@ fn bad_usage_is_not_a_refusal() {
 }
 
 #[test]
-fn a_whole_log_is_what_its_checkpoint_says_to_the_last_bit() {
+fn every_bit_of_a_log_is_verified_against_its_checkpoint() {
     let world = World::new(70_000);
     let dir = world.dir.path().join("log");
     world.log.publish(&dir, &world.cosigned(70_000));
@@ -139,14 +139,14 @@ fn a_whole_log_is_what_its_checkpoint_says_to_the_last_bit() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             std::fs::write(&file, bad).unwrap();
-            world.refused(&[&path], &["not what the log's checkpoint says"]);
+            world.refused(&[&path], &["does not match the log's checkpoint"]);
         }
         for bad in [&good[..good.len() - 1], &[&good[..], b"x"].concat()] {
             std::fs::write(&file, bad).unwrap();
             world.refused(&[&path], &["refused"]);
         }
         std::fs::remove_file(&file).unwrap();
-        world.refused(&[&path], &["is not there"]);
+        world.refused(&[&path], &["does not exist"]);
         std::fs::write(&file, good).unwrap();
     }
     world.good(&[&path], &[]);
@@ -186,7 +186,7 @@ fn a_certificate_carries_its_proof() {
         &[&world.file("short.pem", x509::to_pem([&short]))],
         &["1 of the policy's witnesses"],
     );
-    // A new proof of an entry that was made long ago: nodes refuse it, and so does this.
+    // A new proof for an old entry: nodes refuse it, and so does `verify`.
     let old = Period { not_before: now() - 3600, not_after: now() + 3600 };
     let id = "spiffe://example.org/service/db".parse().unwrap();
     let (spki, algorithm) = (key.public_key(), key.algorithm());
@@ -199,7 +199,7 @@ fn a_certificate_carries_its_proof() {
 }
 
 #[tokio::test]
-async fn proofs_are_made_of_tiles_at_every_size() {
+async fn proofs_are_computed_from_tiles_at_every_size() {
     for size in [0, 1, 2, 255, 256, 257, 511, 512, 70_000] {
         let log = Log::of("log.example/a", size);
         let dir = tempfile::tempdir().unwrap();
@@ -232,20 +232,20 @@ async fn proofs_are_made_of_tiles_at_every_size() {
 }
 
 #[tokio::test]
-async fn a_partial_tile_that_is_gone_is_read_from_the_full_one() {
+async fn a_removed_partial_tile_is_read_from_the_full_one() {
     let log = Log::of("log.example/a", 600);
     let dir = tempfile::tempdir().unwrap();
-    // Of the tree of 300 only the files that the tree of 600 has.
+    // Of the tree of size 300, only the files that the tree of size 600 has.
     log.publish(dir.path(), &log.signed(600));
     assert!(!dir.path().join("tile/0/001.p/44").exists());
     let reader = Reader::directory(dir.path());
-    // tile/1 is partial in both, and has to be there.
+    // tile/1 is partial in both and must exist.
     let leaves: Vec<Hash> = log.entries[..256].iter().map(|e| Hash::leaf(e)).collect();
     let root = wiretight_tlog::tile::subtree(&leaves).unwrap();
     write(&dir.path().join("tile/1/000.p"), "1", root.as_bytes());
     let tree = reader.tree(&log.checkpoint(300)).await.unwrap();
     assert_eq!(tree.entries(200..300).await.unwrap(), log.entries[200..300]);
-    // And the checkpoint of another tree is not what these tiles are of.
+    // The checkpoint of another tree does not match these tiles.
     let fork = log.forked(290, 300);
     assert!(matches!(reader.tree(&fork.checkpoint(300)).await, Err(ReadError::Mismatch(_))));
 }

@@ -1,4 +1,4 @@
-//! A log that is verified where it is served, compared with what its witnesses saw, and copied.
+//! Verification of a served log, comparison with its witnesses, and copies.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use wiretight_tlog::{Cosigner, SignedCheckpoint};
 use super::monitor;
 use super::rig::{Log, cosigner, gzip, nginx, now, serve, stderr, stdout, wiretight, write};
 
-/// A log and two witnesses, of which one has to cosign; all of them are files that are served.
+/// A log and two witnesses, with a quorum of one; all are served from files.
 struct World {
     dir: tempfile::TempDir,
     log: Log,
@@ -35,13 +35,13 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// The log shows this.
+    /// Sets what the log shows.
     fn shows(&self, log: &Log, size: usize) {
         let _ = std::fs::remove_dir_all(self.path("log"));
         log.publish(&self.path("log"), &log.cosigned(size, &[&self.witnesses[0]], now()));
     }
 
-    /// A witness shows this.
+    /// Sets what a witness shows.
     fn saw(&self, n: usize, signed: &SignedCheckpoint) {
         let dir = self.path(&format!("w{n}/{}", origin_hash(&self.log.origin())));
         std::fs::create_dir_all(&dir).unwrap();
@@ -64,12 +64,12 @@ impl World {
 }
 
 #[test]
-fn a_log_shows_what_its_witnesses_saw_or_is_refused() {
+fn a_log_that_differs_from_what_its_witnesses_saw_is_refused() {
     let world = World::new(700);
     let [one, two] = &world.witnesses;
     let (log, long_ago) = (&world.log, now() - 600);
     world.shows(log, 600);
-    // Nobody shows anything: that is said.
+    // No witness shows anything: the output says so.
     world.is(
         0,
         &[],
@@ -78,27 +78,27 @@ fn a_log_shows_what_its_witnesses_saw_or_is_refused() {
     world.saw(0, &log.cosigned(600, &[one], long_ago));
     world.saw(1, &log.cosigned(300, &[two], long_ago));
     world.is(0, &[], &["w0 saw 600 entries", "w1 saw 300 entries", "the log shows the same"]);
-    // Another history: as large, smaller.
+    // Another history, of the same size and smaller.
     for size in [600, 300] {
         let fork = log.forked(250, size);
         world.saw(1, &fork.cosigned(size, &[two], long_ago));
         let signed = fork.signed(size).to_string();
         world.is(1, &[], &["FORK: the witness w1 saw", signed.lines().nth(2).unwrap()]);
     }
-    // More than the log shows, and not since a moment ago.
+    // More than the log shows, for longer than a moment.
     world.saw(1, &log.cosigned(700, &[two], long_ago));
     world.is(1, &[], &["w1 saw 700 entries", "it withholds"]);
     world.saw(1, &log.cosigned(700, &[two], now()));
     world.is(0, &[], &["not verified: the witness w1 saw 700 entries", "does not show yet"]);
-    // What proves nothing accuses nobody.
+    // Without proof there is no accusation.
     let stranger = Log::of("log.example/a", 900);
     world.saw(1, &stranger.cosigned(900, &[two], long_ago));
-    world.is(0, &[], &["was not signed by the log"]);
+    world.is(0, &[], &["is not signed by the log"]);
     world.saw(1, &log.cosigned(700, &[one], long_ago));
-    world.is(0, &[], &["was not cosigned by the witness' key"]);
-    // A tile that is not served; and nobody there.
+    world.is(0, &[], &["is not cosigned by the witness's key"]);
+    // A tile that is not served; and an unreachable server.
     std::fs::remove_file(world.path("log/tile/entries/001")).unwrap();
-    world.is(1, &[], &["is not there"]);
+    world.is(1, &[], &["does not exist"]);
     let policy = world.path("policy").display().to_string();
     let nobody = wiretight(&["verify", "http://127.0.0.1:1/log", "--policy", &policy]);
     assert_eq!(nobody.status.code(), Some(2), "{}", stderr(&nobody));
@@ -126,7 +126,7 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
     world.is(0, &mirror, &["it had 512 entries, 788 were added"]);
     whole(1300);
     assert!(!copy.join("tile/0/002.p").exists(), "a full one has taken its place");
-    // A damaged copy: hashes are made again, entries are fetched again.
+    // A damaged copy: hashes are computed again, entries are fetched again.
     std::fs::remove_file(copy.join("tile/0/001")).unwrap();
     std::fs::write(copy.join("tile/0/002"), "x").unwrap();
     world.is(0, &mirror, &["it had 1280 entries"]);
@@ -140,7 +140,7 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
     std::fs::remove_file(&bundle).unwrap();
     world.is(0, &mirror, &["it had 256 entries"]);
     whole(1300);
-    // Less, another history, another log: the copy stays what it is.
+    // Fewer entries, another history, another log: the copy stays unchanged.
     world.shows(log, 1000);
     world.is(1, &mirror, &["shows 1000 entries", "has 1300"]);
     let fork = log.forked(1250, 1400);
@@ -149,16 +149,16 @@ fn a_copy_grows_with_the_log_and_refuses_another_history() {
     let kept = std::fs::read_to_string(copy.join("forked-checkpoint-1400")).unwrap();
     assert!(kept.contains(&fork.checkpoint(1400).root.to_string()));
     whole(1300);
-    // A copy is of one log.
+    // A copy is for one log.
     let (code, text) = world.verify(&["--mirror", &dir, &dir]);
     assert!(code == 2 && text.contains("one log"), "{text}");
-    // And a copy can be copied.
+    // A copy can be copied.
     let second = world.path("second").display().to_string();
     let copied = wiretight(&["verify", &dir, "--policy", &policy, "--mirror", &second]);
     assert!(copied.status.success(), "{}", stdout(&copied));
 }
 
-/// Compresses the files of a log, in their place.
+/// Compresses the files of a log in place.
 fn compress(dir: &std::path::Path) {
     for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()) {
         if file.is_dir() {
@@ -171,9 +171,9 @@ fn compress(dir: &std::path::Path) {
     }
 }
 
-/// C2SP tlog-tiles lets a server compress with gzip, and a bucket may hold compressed files only.
+/// C2SP tlog-tiles allows gzip, and a bucket may hold only compressed files.
 #[test]
-fn a_log_that_is_served_compressed_is_followed_verified_and_copied() {
+fn a_compressed_log_is_followed_verified_and_copied() {
     let mut world = monitor::World::new(700);
     let root = world.dir.path().display();
     let Some(server) = nginx(&format!(

@@ -1,4 +1,4 @@
-//! The witness: every answer of the specification over HTTP, and that it never signs two histories, whatever happens.
+//! The witness: every response of the specification over HTTP; and it never signs two histories, whatever happens.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::rig::{
     Daemon, Log, Reply, cosigner, eventually, now, request, stderr, stdout, wiretight,
 };
 
-/// A witness process with two keys, of these logs.
+/// A witness process with two keys, for these logs.
 struct Witness {
     dir: tempfile::TempDir,
     keys: [String; 2],
@@ -44,7 +44,7 @@ impl Witness {
         self.dir.path().join("state")
     }
 
-    /// The first start makes the state; every later one has to find it.
+    /// The first start creates the state; every later one must find it.
     fn start(&self) -> Result<Daemon, String> {
         self.start_as(if self.state().exists() { Start::Known } else { Start::New })
     }
@@ -58,13 +58,13 @@ impl Witness {
     }
 }
 
-/// The checkpoint with the lines of an answer, as a client would put them together.
+/// The checkpoint with the signature lines of a response, as a client would combine them.
 fn with(signed: &SignedCheckpoint, lines: &str) -> SignedCheckpoint {
     SignedCheckpoint::parse(&format!("{signed}{lines}")).unwrap()
 }
 
 #[test]
-fn each_answer_is_that_of_the_specification() {
+fn each_response_follows_the_specification() {
     let (log, other, unknown) =
         (Log::of("log.example/a", 300), Log::of("log.example/b", 9), Log::of("log.example/c", 9));
     let fork = log.forked(100, 300);
@@ -87,7 +87,7 @@ fn each_answer_is_that_of_the_specification() {
         assert_eq!(reply.status, status, "{body}\n{}", reply.body);
         reply
     };
-    // Nothing was cosigned: only 0 fits, and says so.
+    // Nothing was cosigned yet: only size 0 is accepted.
     let reply = refused(409, &log.body(7, 100));
     assert!(reply.head.contains("content-type: text/x.tlog.size\r\n"), "{}", reply.head);
     assert_eq!(reply.body, "0\n");
@@ -113,17 +113,17 @@ fn each_answer_is_that_of_the_specification() {
     );
     refused(400, &long);
     refused(400, "old 0\n\nno checkpoint\n");
-    // 422: a proof too much, too little, of another tree.
+    // 422: a proof that is too long, too short, or of another tree.
     let spare = format!("old 256\n{}\n\n{}", log.checkpoint(1).root, log.signed(256));
     refused(422, &spare);
     let proof_of = |of: &Log| of.body(256, 300).split("\n\n").next().unwrap().to_owned();
     refused(422, &format!("old 256\n\n{}", log.signed(300)));
     refused(422, &format!("{}\n\n{}", proof_of(&log), fork.signed(300)));
     refused(422, &fork.body(256, 300));
-    // Another tree of the same size: 422, and 409 where the old size is not that of the last one.
+    // Another tree of the same size: 422; and 409 if the old size is not that of the last tree.
     assert!(refused(422, &fork.body(256, 256)).body.contains("two histories"));
     assert_eq!(refused(409, &fork.body(100, 256)).body, "256\n");
-    // The empty tree with a root that it cannot have; but first, who says so?
+    // The empty tree with an impossible root; the signature is checked first.
     let nothing = |by: &Log| {
         let mut note =
             Note::new(format!("{}\n0\n{}\n", by.origin(), log.checkpoint(1).root)).unwrap();
@@ -133,14 +133,14 @@ fn each_answer_is_that_of_the_specification() {
     refused(422, &nothing(&log));
     refused(404, &nothing(&unknown));
     refused(403, &nothing(&stranger));
-    // A good line and a bad one of the log's key: the note is malformed. Lines of others do no harm.
+    // A valid and an invalid line of the log's key: the note is malformed. Lines of other keys do no harm.
     let junk = |name: KeyName, id| Signature { name, id, bytes: vec![7; 64] }.to_string();
     let key = log.signer.public();
     let body = log.body(256, 300);
     refused(403, &format!("{body}{}\n", junk(key.name().clone(), key.id())));
     let (text, line) = body.rsplit_once("\n\n").unwrap();
     refused(403, &format!("{text}\n\n{}\n{line}", junk(key.name().clone(), key.id())));
-    // And what is right is still cosigned.
+    // A valid checkpoint is still cosigned.
     let others = format!(
         "{}\n{}\n",
         junk(key.name().clone(), [7; 4]),
@@ -162,7 +162,7 @@ fn each_answer_is_that_of_the_specification() {
     // Two trees of size 300 without a proof, one of 256 with a spare hash, one forked.
     assert_eq!(evidence.len(), 4);
 
-    // What a monitor asks for: the last one, with the signatures of the log and the cosignatures, and nothing else.
+    // What a monitor requests: the last checkpoint with the signatures of the log and the cosignatures, and nothing else.
     let shown = |daemon: &Daemon, log: &Log| {
         let path = format!("/{}/checkpoint", origin_hash(&log.origin()));
         request(daemon.addr, "GET", &path, b"").unwrap()
@@ -208,7 +208,7 @@ fn each_answer_is_that_of_the_specification() {
 }
 
 #[test]
-fn of_two_histories_that_come_together_one_is_signed() {
+fn of_two_simultaneous_histories_only_one_is_signed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for round in 0..20 {
         let log = Log::of("log.example/a", 40);
@@ -243,7 +243,7 @@ fn what_was_acknowledged_survives_kills() {
     for round in 0..12 {
         let daemon = witness.start().unwrap();
         let addr = daemon.addr;
-        // It is where it was, or further by what was not answered any more; a fork of it is signed nowhere.
+        // The witness is at the acknowledged size, or one step further if a response was lost. It never signs a fork.
         for (log, acknowledged) in logs.iter().zip(&acknowledged) {
             let known = acknowledged.load(Ordering::SeqCst);
             let reply =
@@ -312,7 +312,7 @@ fn what_was_acknowledged_survives_kills() {
 }
 
 #[test]
-fn a_witness_without_its_memory_does_not_start() {
+fn a_witness_without_its_state_does_not_start() {
     let log = Log::of("log.example/a", 20);
     let witness = Witness::new(&[&log]);
     let daemon = witness.start().unwrap();
@@ -337,10 +337,10 @@ fn a_witness_without_its_memory_does_not_start() {
     std::fs::remove_file(&file).unwrap();
     let refused = witness.start().err().unwrap();
     assert!(refused.contains("has no witness state") && refused.contains("--new"), "{refused}");
-    // Evidence shows that it has run.
+    // Evidence shows that it has run before.
     let refused = witness.start_as(Start::New).err().unwrap();
     assert!(refused.contains("has run before"), "{refused}");
-    // All of it is gone: below an unmounted mount point, or deleted.
+    // Everything is gone: an unmounted disk, or deleted.
     let aside = witness.dir.path().join("aside");
     std::fs::rename(witness.state(), &aside).unwrap();
     let refused = witness.start_as(Start::Known).err().unwrap();
@@ -352,7 +352,7 @@ fn a_witness_without_its_memory_does_not_start() {
     assert!(refused.contains("has no witness state"), "{refused}");
     std::fs::remove_dir(witness.state()).unwrap();
     std::fs::rename(&aside, witness.state()).unwrap();
-    // The positive twins.
+    // The controls.
     std::fs::write(&file, &good).unwrap();
     let refused = witness.start_as(Start::New).err().unwrap();
     assert!(refused.contains("has run before"), "{refused}");
@@ -365,7 +365,7 @@ fn a_witness_without_its_memory_does_not_start() {
 }
 
 #[test]
-fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
+fn a_log_that_was_idle_for_a_while_is_not_forgotten() {
     let (a, b) = (Log::of("log.example/a", 20), Log::of("log.example/b", 20));
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -387,7 +387,7 @@ fn a_log_that_was_not_witnessed_for_a_while_is_not_forgotten() {
 }
 
 #[test]
-fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
+fn a_failing_disk_stops_the_signing_and_not_the_witness() {
     let log = Log::of("log.example/a", 20);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -398,7 +398,7 @@ fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let add = |body: String| runtime.block_on(core.add_checkpoint(body.as_bytes(), now()));
     assert_eq!(add(log.body(0, 7)).status(), 200);
-    // A directory in the file's place: no rename succeeds (also for root).
+    // A directory in place of the file: no rename succeeds, not even for root.
     let (file, aside) = (state.join("state"), state.join("aside"));
     std::fs::rename(&file, &aside).unwrap();
     std::fs::create_dir(&file).unwrap();
@@ -414,7 +414,7 @@ fn a_disk_that_does_not_keep_stops_the_signing_and_not_the_witness() {
 }
 
 #[test]
-fn off_this_machine_it_speaks_https_alone() {
+fn beyond_loopback_a_witness_speaks_only_https() {
     let log = Log::of("log.example/a", 20);
     let witness = Witness::new(&[&log]);
     let state = witness.state().display().to_string();
@@ -433,7 +433,7 @@ fn off_this_machine_it_speaks_https_alone() {
     let refused = wiretight(&args);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("not a loopback address"), "{}", stderr(&refused));
-    // A key is not overwritten, and nobody else reads it.
+    // A key file is not overwritten, and only its owner may read it.
     let again = wiretight(&["witness", "keygen", "x.example/w", "--out", &witness.keys[0]]);
     assert!(
         !again.status.success() && stderr(&again).contains("not overwritten"),
@@ -447,9 +447,9 @@ fn off_this_machine_it_speaks_https_alone() {
     assert_eq!(Cosigner::parse(&key).unwrap().public(), &witness.vkeys[0]);
 }
 
-/// Anybody can send what the log has signed without a proof, as often as the log signs.
+/// Anyone can send signed checkpoints without a proof, as often as the log signs.
 #[test]
-fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
+fn a_fork_after_much_junk_is_still_recorded_and_logged() {
     let log = Log::of("log.example/a", 3 * MAX_FILES);
     let witness = Witness::new(&[&log]);
     let daemon = witness.start().unwrap();
@@ -465,7 +465,7 @@ fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
     };
     let kept = |text: &str| files().iter().any(|file| file.contains(text));
     assert_eq!(files().len(), MAX_FILES);
-    // One that cannot be proved to be a fork by itself, and one that can.
+    // A checkpoint that does not prove a fork by itself, and one that does.
     let (fork, other) = (log.forked(5, 20), log.forked(5, 10));
     assert_eq!(add(&fork.body(10, 20)).status, 422);
     assert!(kept(&fork.signed(20).to_string()));
@@ -475,6 +475,6 @@ fn a_fork_after_much_junk_leaves_a_file_and_a_line() {
         let said = daemon.output();
         said.contains("\"size\":20") && said.contains("two different trees of the same size")
     });
-    // The control: what is right is still cosigned.
+    // The control: a valid checkpoint is still cosigned.
     assert_eq!(add(&log.body(10, 20)).status, 200);
 }

@@ -1,5 +1,5 @@
-//! Let's Encrypt's test CA, on loopback: `pebble` and its DNS server, that says 127.0.0.1 to all. One in ten
-//! nonces is rejected.
+//! Let's Encrypt's test CA on loopback: `pebble`, and its DNS server, which resolves every name to 127.0.0.1. One nonce in
+//! ten is rejected.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running CA; it ends with the value.
+/// A running CA; it is stopped when this value is dropped.
 pub(crate) struct Pebble {
-    /// Its directory.
+    /// The URL of its directory.
     pub(crate) directory: String,
-    /// What its own HTTPS is verified with.
+    /// The root certificate of its own HTTPS.
     pub(crate) roots: PathBuf,
     management: SocketAddr,
     config: PathBuf,
     dns: SocketAddr,
-    /// Where its DNS server is told records, over HTTP.
+    /// The HTTP address where its DNS server accepts records.
     #[allow(dead_code, reason = "not every test that has a Pebble sets records")]
     pub(crate) records: SocketAddr,
     listen: SocketAddr,
@@ -24,7 +24,7 @@ pub(crate) struct Pebble {
     dir: tempfile::TempDir,
 }
 
-/// Where Debian puts it; `None` with a line that says so where it is missing.
+/// The path on Debian; `None` with a message if it is not installed.
 pub(crate) fn installed() -> bool {
     use std::io::Write;
     let all = ["pebble", "pebble-challtestsrv", "openssl"];
@@ -48,8 +48,8 @@ fn wait(addr: SocketAddr) {
 }
 
 impl Pebble {
-    /// A CA that looks for http-01 and tls-alpn-01 on these ports of 127.0.0.1, and whose certificates hold
-    /// for so many seconds.
+    /// A CA that checks http-01 and tls-alpn-01 on these ports of 127.0.0.1, and whose certificates are valid for this many
+    /// seconds.
     pub(crate) fn start(http: u16, tls: u16, validity: u64) -> Pebble {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -120,7 +120,7 @@ impl Pebble {
         wait(self.listen);
     }
 
-    /// The orders that were made with it.
+    /// The orders that it has received.
     #[allow(dead_code, reason = "not every test that has a Pebble counts them")]
     pub(crate) fn orders(&self) -> usize {
         let log = fs::read_to_string(self.dir.path().join("pebble.log")).unwrap();

@@ -1,4 +1,4 @@
-//! Certificates by ACME: from nothing to a served certificate, with the real daemon and Pebble.
+//! Certificates from ACME, with the real daemon and Pebble.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use pebble::Pebble;
 
 const NAME: &str = "www.example.test";
 
-/// `more` are lines of [[acme]].
+/// `more`: further lines of [[acme]].
 fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     if !pebble::installed() || !has(&["curl"]) {
         return;
@@ -51,13 +51,13 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     };
     wait_for("a certificate that verifies", || {
         let log = node.log();
-        assert!(!log.contains("no new certificate"), "{log}");
+        assert!(!log.contains("cannot get a new certificate"), "{log}");
         log.contains("got a new certificate") && verified()
     });
-    // The control: under another root it does not.
+    // The control: with another root it does not verify.
     let other = fetch(pebble.roots.to_str().unwrap());
     assert_eq!(other.code, Some(60), "any root verifies it: {}", other.all());
-    // What a command has put into the DNS it was told to remove.
+    // The command was called to remove the DNS records that it had created.
     if let Ok(calls) = fs::read_to_string(world.path("dns-calls")) {
         let of = |verb: &str| {
             let calls = calls.lines().filter_map(|l| l.strip_prefix(verb)).map(str::to_owned);
@@ -68,11 +68,11 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
     }
     let status = node.status();
     assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-    // The certificate and its key stand in the state directory, and the key only sealed.
+    // The certificate and its key are in the state directory, and the key is encrypted.
     let store = fs::read(node.state().join("authority/store.db")).unwrap();
     assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the store");
 
-    // Without the CA, and after kill -9, it is served at once.
+    // Without the CA, and after kill -9, the certificate is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -82,18 +82,18 @@ fn orders(names: &[&str], more: impl Fn(&World, &Pebble) -> String) {
 }
 
 #[test]
-fn from_nothing_to_a_served_certificate_by_http_01() {
+fn a_certificate_is_obtained_by_http_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"http-01\"".into());
 }
 
 #[test]
-fn from_nothing_to_a_served_certificate_by_tls_alpn_01() {
+fn a_certificate_is_obtained_by_tls_alpn_01_and_served() {
     orders(&[NAME], |_, _| "challenge = \"tls-alpn-01\"".into());
 }
 
-/// By an external command, run past the sandbox, for what no other proof serves: a wildcard.
+/// A wildcard, which needs dns-01, by an external command that runs outside of the sandbox.
 #[test]
-fn from_nothing_to_a_served_wildcard_by_dns_01() {
+fn a_wildcard_certificate_is_obtained_by_dns_01_and_served() {
     orders(&["example.test", "*.example.test"], |world, pebble| {
         let (command, log) = (world.path("dns-record"), world.path("dns-calls"));
         let script = format!(
@@ -110,9 +110,9 @@ fn from_nothing_to_a_served_wildcard_by_dns_01() {
     });
 }
 
-/// A private name on the authority's machine has a certificate at once, and no CA is asked.
+/// A private name on the authority's machine gets a certificate at once, without a CA.
 #[test]
-fn a_private_name_is_served_at_once_under_the_mesh_root() {
+fn a_private_name_is_served_at_once_with_a_certificate_of_the_mesh() {
     if !has(&["curl"]) {
         return;
     }
@@ -143,9 +143,9 @@ fn a_private_name_is_served_at_once_under_the_mesh_root() {
     }
 }
 
-/// A host that nobody has written down is served at its first visit, if the program on this machine says yes.
+/// A host that is not configured is served at its first visit if the program on this machine allows it.
 #[test]
-fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
+fn a_host_gets_a_certificate_on_demand_if_the_ask_program_allows_it() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -174,7 +174,7 @@ fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
         let url = format!("https://{host}:{}/", https.port());
         curl(&["--resolve", &resolve, "--cacert", root.to_str().unwrap(), &url])
     };
-    // Pebble rejects one nonce in ten, and an order may take longer than a handshake: as browsers do, again.
+    // Pebble rejects one nonce in ten, and an order may take longer than a handshake: retry, as browsers do.
     wait_for("a certificate on demand", || fetch("shop1.test-shops.net").out == "it is served");
     let status = node.status();
     assert_eq!(status["edge"]["sites"][0]["hosts"], 1, "{status}");
@@ -183,13 +183,13 @@ fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
     let asks = asked.lock().unwrap().len();
     assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
     assert_eq!(asked.lock().unwrap().len(), asks, "a host that has a certificate was asked about");
-    // The control: the program says no, and nothing is ordered.
+    // The control: the program refuses, and nothing is ordered.
     let other = fetch("other.test-shops.net");
     assert_eq!(other.code, Some(35), "{}", other.all());
     assert_eq!(asked.lock().unwrap().len(), asks + 1);
     assert_eq!(node.log().matches("got a new certificate").count(), 1, "{}", node.log());
 
-    // After kill -9, without the CA and the program, it is served at once.
+    // After kill -9, and without the CA and the program, it is served at once.
     drop(pebble);
     node.kill();
     node.start();
@@ -198,7 +198,7 @@ fn a_host_is_certified_on_demand_if_the_program_that_is_asked_says_yes() {
     assert_eq!(fetch("shop1.test-shops.net").out, "it is served");
 }
 
-/// A program that says 200 to questions with this text, and what it was asked.
+/// A program that answers 200 to requests with this text, and records the requests.
 fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -218,9 +218,9 @@ fn yes_to(yes: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (at, asked)
 }
 
-/// Two edges for one name on machines of their own, and the authority on a third.
+/// Two edges for one name on separate machines, and the authority on a third one.
 struct Edges {
-    // In the order in which they end.
+    // In the order in which they are dropped.
     edges: Vec<Node>,
     https: Vec<SocketAddr>,
     auth: Node,
@@ -229,8 +229,8 @@ struct Edges {
 }
 
 impl Edges {
-    /// `share` is a line of [edge]. The CA looks at the first edge alone, whoever orders. `two` machines: the
-    /// first edge is on the authority's.
+    /// `share` is a line of [edge]. The CA checks only the first edge, whichever orders. With `two` machines, the first edge
+    /// is on the authority's.
     fn start(share: &str, two: bool) -> Edges {
         let world = World::new();
         let (https, http) = (vec![free(), free()], vec![free(), free()]);
@@ -254,7 +254,7 @@ impl Edges {
         Edges { edges, https, auth, pebble: Some(pebble), world }
     }
 
-    /// The chain that an edge serves, PEM, if it verifies.
+    /// The chain that an edge serves as PEM, if it verifies.
     fn served(&self, i: usize) -> Option<String> {
         let root = self.world.path("root.pem");
         let resolve = format!("{NAME}:{}:127.0.0.1", self.https[i].port());
@@ -279,7 +279,7 @@ impl Edges {
 }
 
 #[test]
-fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca() {
+fn sharing_edges_order_once_serve_the_same_and_start_without_authority_and_ca() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -290,17 +290,17 @@ fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca
     for edge in &all.edges {
         let status = edge.status();
         assert_eq!(status["site_errors"], serde_json::json!({}), "{status}");
-        // Everybody's keys are sealed, here too.
+        // All keys are encrypted here as well.
         let store = fs::read(edge.state().join("edge.db")).unwrap();
         assert!(!store.windows(11).any(|w| w == b"PRIVATE KEY"), "a key lies open in the mirror");
     }
-    // Another service takes a restart.
+    // Another service needs a restart.
     let edge = &all.edges[0];
     let text = fs::read_to_string(edge.file()).unwrap();
     fs::write(edge.file(), text.replace("share = \"www\"", "share = \"shop\"")).unwrap();
     let ran = edge.cli(&["reload"]);
     assert!(
-        ran.code != Some(0) && ran.all().contains("[edge] share changes with a restart"),
+        ran.code != Some(0) && ran.all().contains("a change of [edge] share needs a restart"),
         "{ran:?}"
     );
     fs::write(edge.file(), text).unwrap();
@@ -316,9 +316,9 @@ fn edges_that_share_order_once_serve_the_same_and_start_without_authority_and_ca
     }
 }
 
-/// The control of the above: edges that share nothing.
+/// The control for the test above: edges that share nothing.
 #[test]
-fn edges_that_do_not_share_order_each_for_itself() {
+fn edges_that_do_not_share_each_order_their_own_certificate() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -327,7 +327,7 @@ fn edges_that_do_not_share_order_each_for_itself() {
 }
 
 #[test]
-fn after_a_machine_was_removed_the_others_have_a_certificate_whose_key_it_never_had() {
+fn after_a_machine_is_removed_the_others_get_a_certificate_with_a_new_key() {
     if !pebble::installed() || !has(&["curl"]) {
         return;
     }
@@ -336,9 +336,9 @@ fn after_a_machine_was_removed_the_others_have_a_certificate_whose_key_it_never_
     all.auth.cli(&["node", "remove", "e2", "--yes"]).good();
     wait_for("another certificate", || all.served(0).is_some_and(|now| now != chain));
     assert_eq!(all.orders(), 2);
-    // The one that is gone learns of none.
+    // The removed machine learns of none of them.
     assert_ne!(all.served(1), all.served(0));
-    wait_for("it is told why", || {
+    wait_for("it learns the reason", || {
         let status = all.edges[0].status();
         status["authority_link"]["removed"] == true
     });

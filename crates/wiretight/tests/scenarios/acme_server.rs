@@ -1,5 +1,5 @@
-//! The ACME server with a client that is not ours: certbot, in a network of its own, where ports 80 and 443
-//! are free and /etc/hosts says where names are. That takes root.
+//! The ACME server with a foreign client: certbot, in a separate network where ports 80 and 443 are free and /etc/hosts
+//! resolves the names. It needs root.
 
 use std::fs;
 use std::path::PathBuf;
@@ -114,13 +114,13 @@ fn certbot_gets_and_renews_a_certificate() {
         return;
     }
     let setup = Setup::new();
-    // A name outside of those that are allowed.
+    // A name that is not allowed.
     let outside = setup.certbot(&["certonly", "--standalone", "-d", "outside.example.test"]);
     assert_ne!(outside.code, Some(0));
-    // Some releases of certbot stumble over the refusal itself, so what it got is read from its log.
+    // Some releases of certbot fail on the refusal itself, so the response is read from its log.
     assert!(setup.certbot_log().contains("does not certify"), "{}", outside.all());
 
-    // Somebody else has the name's port 80: another key authorization comes back.
+    // Another server has the name's port 80: it returns another key authorization.
     let wrong = setup.world.path("wrong");
     fs::create_dir(&wrong).unwrap();
     let web = setup.world.path("web");

@@ -1,4 +1,4 @@
-//! `wiretight authority backup` and `restore`, while the authority issues, with witnesses and without.
+//! `wiretight authority backup` and `restore`, while the authority issues certificates, with and without witnesses.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,20 +11,20 @@ use std::time::Duration;
 use super::rig::*;
 use super::transparency::{WitnessProcess, witnesses};
 
-/// How many times each is done: `usual`, if `WIRETIGHT_BACKUP_ROUNDS` does not say otherwise.
+/// The number of rounds: `usual`, unless `WIRETIGHT_BACKUP_ROUNDS` is set.
 fn rounds(usual: u64) -> u64 {
     let rounds = std::env::var("WIRETIGHT_BACKUP_ROUNDS").ok();
     rounds.map_or(usual, |n| n.parse().expect("WIRETIGHT_BACKUP_ROUNDS is a number"))
 }
 
-/// Nodes ask for certificates as fast as they get them, until this is dropped.
+/// Nodes request certificates as fast as they get them, until this is dropped.
 fn issuing<T>(nodes: &[&Node], during: impl FnOnce() -> T) -> T {
     let done = &AtomicBool::new(false);
     thread::scope(|scope| {
         for node in nodes {
             scope.spawn(move || {
                 while !done.load(Relaxed) {
-                    // It fails while the authority is away.
+                    // It fails while the authority is down.
                     let _ = node.http("POST", "/v1/renew", "null");
                     thread::sleep(ms(10));
                 }
@@ -54,7 +54,7 @@ fn size(auth: &Node) -> u64 {
     auth.cli(&["authority", "status", "--json"]).good().json()["log"]["size"].as_u64().unwrap()
 }
 
-/// It issues to nodes that knew the authority before, and to new ones.
+/// Checks that the authority issues to existing nodes and to new ones.
 fn goes_on(auth: &Node, nodes: &[&Node]) {
     for node in nodes {
         wait_for("a node that knew the authority gets a certificate", || {
@@ -69,7 +69,7 @@ fn goes_on(auth: &Node, nodes: &[&Node]) {
 }
 
 #[test]
-fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
+fn a_backup_taken_at_any_moment_can_be_restored() {
     let world = World::new();
     let listen = free();
     let sections = format!("[authority]\nlisten = \"{listen}\"\n");
@@ -98,7 +98,7 @@ fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
         auth = restored;
     }
 
-    // What is there already is not overwritten, and what is damaged restores nothing.
+    // Existing files are not overwritten, and a damaged backup restores nothing.
     let file = world.path("backup-0");
     let refused = restore(&auth, &file, None);
     assert_ne!(refused.code, Some(0));
@@ -120,7 +120,7 @@ fn a_backup_that_is_taken_at_any_moment_is_gone_on_from() {
 }
 
 #[test]
-fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
+fn with_witnesses_a_restore_needs_the_newer_log() {
     let world = World::new();
     let (policy, listen) = (world.path("policy"), free());
     let witnessed = format!("[witnesses]\npolicy = \"{}\"\n", policy.display());
@@ -135,7 +135,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
     let (mut forks, mut went_on, mut not_published) = (0, 0, 0);
     for round in 0..rounds(1) {
         let file = world.path(&format!("backup-{round}"));
-        // Somebody is removed after the backup: that has to hold in the restored authority.
+        // A node is removed after the backup: the restored authority must still refuse it.
         let gone = world.joined(&auth, &format!("gone-{round}"), &["gone"], &witnessed);
         issuing(&[&db, &app], || {
             thread::sleep(ms(50 + round * 137 % 400));
@@ -151,8 +151,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
         let mut old = world.node_in(&format!("old-{round}"), "auth", &sections);
         restore(&old, &file, None).good();
         old.start();
-        let ended =
-            old.kid().ended(ms(60_000)).expect("it goes on from where the witnesses are not");
+        let ended = old.kid().ended(ms(60_000)).expect("it stops because the witnesses are ahead");
         assert!(!ended.success());
         assert!(old.log().contains("because it would fork"), "{}", old.log());
         forks += 1;
@@ -162,7 +161,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
         assert!(said["newer_entries"].as_u64().unwrap() > 0, "{said}");
         assert!(said["revoked_again"].as_u64().unwrap() > 0, "{said}");
         restored.start();
-        // It was killed at any moment: the witnesses may have cosigned what was not published yet.
+        // It was killed at a random moment: the witnesses may have cosigned something that was not published yet.
         let up = loop {
             match restored.http("GET", "/readyz", "") {
                 Ok((200, _)) => break true,
@@ -190,7 +189,7 @@ fn with_witnesses_a_backup_is_gone_on_from_with_the_newer_log_alone() {
 
 // ---- With the log in a bucket.
 
-/// An S3 server (moto), over TLS, for plaintext does not go over a network.
+/// An S3 server (moto) with TLS, as plaintext is refused.
 struct S3 {
     addr: SocketAddr,
     ca: PathBuf,
@@ -240,14 +239,14 @@ impl S3 {
     }
 }
 
-/// As `Node::cli`, in the environment of the node.
+/// Like `Node::cli`, with the environment of the node.
 fn cli(auth: &Node, args: &[&str]) -> Ran {
     let mut command = wiretight();
     command.args(args).arg("--config").arg(auth.file()).envs(auth.env.iter().cloned());
     Ran::of(&mut command, "")
 }
 
-/// The checkpoint that was published when this backup was made.
+/// The checkpoint published when this backup was made.
 fn checkpoint_in(backup: &Path) -> String {
     let mut tar = Command::new("tar");
     tar.args(["-xOf", backup.to_str().unwrap(), "log/checkpoint"]);
@@ -255,7 +254,7 @@ fn checkpoint_in(backup: &Path) -> String {
 }
 
 #[test]
-fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
+fn a_backup_is_restored_into_the_newer_bucket_and_into_an_empty_one() {
     if !has(&["moto_server", "openssl", "curl", "tar"]) {
         return;
     }
@@ -284,14 +283,14 @@ fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
         cli(&auth, &["authority", "backup", first]).good();
         auth.cli(&["node", "remove", "gone", "--yes"]).good();
         let after = size(&auth);
-        wait_for("the bucket goes on", || size(&auth) > after + 20);
+        wait_for("the log in the bucket grows", || size(&auth) > after + 20);
         thread::sleep(Duration::from_secs(6)); // the removal is in the log
         size(&auth)
     });
     auth.kill();
     assert!(!log_of(&auth).exists(), "the control: the log is in the bucket alone");
 
-    // A bucket that is empty: the log is as it was at the backup, and goes on from there.
+    // An empty bucket: the log is as it was at the backup, and continues from there.
     let mut empty = authority("empty", "empty");
     let said = cli(&empty, &["authority", "restore", first, "--json"]).good().json();
     assert_eq!((&said["newer_entries"], &said["revoked_again"]), (&0.into(), &0.into()), "{said}");
@@ -303,7 +302,7 @@ fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
     assert!(size(&empty) > entries);
     empty.kill();
 
-    // The bucket that went on: so does the restored authority.
+    // The newer bucket: the restored authority continues from it.
     let mut restored = authority("restored", "one");
     let said = cli(&restored, &["authority", "restore", first, "--json"]).good().json();
     assert!(said["entries"].as_u64().unwrap() + said["newer_entries"].as_u64().unwrap() >= went_on);
@@ -320,7 +319,7 @@ fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
     cli(&restored, &["authority", "backup", second]).good();
     restored.kill();
 
-    // A bucket that is behind the backup, such as a copy: what it lacks is added.
+    // A bucket that is older than the backup, such as a copy: missing files are added.
     let behind = authority("behind", "behind");
     cli(&behind, &["authority", "restore", quiet]).good();
     s3.put("tiles/behind/checkpoint", checkpoint_in(&files[0]).as_bytes());
@@ -335,12 +334,12 @@ fn a_backup_is_gone_on_from_in_the_bucket_that_went_on_and_in_an_empty_one() {
     goes_on(&caught_up, &[&db, &app]);
     caught_up.kill();
 
-    // A bucket with another history stays what it is, and nothing is restored.
+    // A bucket with another history stays unchanged, and nothing is restored.
     let other = authority("other", "empty");
     let refused = cli(&other, &["authority", "restore", second]);
-    assert!(refused.code == Some(1) && refused.err.contains("another history"), "{refused:?}");
+    assert!(refused.code == Some(1) && refused.err.contains("the log has forked"), "{refused:?}");
     assert!(!other.state().join("authority").exists());
-    // A copy that is older than the bucket is no way around what the bucket knows.
+    // A copy that is older than the bucket does not override the bucket.
     let copy = world.path("copy");
     fs::create_dir(&copy).unwrap();
     let mut tar = Command::new("tar");

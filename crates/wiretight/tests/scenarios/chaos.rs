@@ -1,8 +1,8 @@
-//! Faults under traffic: two strict machines and an authority on one wire, programs on both that never stop trying
-//! to reach the other in the clear, and one thing after another that breaks. Nothing of theirs may cross in the
-//! clear, and what is encrypted has to come back by itself.
+//! Faults under traffic: two strict machines and an authority on one wire, programs on both that keep trying to reach the
+//! other in plaintext, and one fault after another. Nothing of theirs may cross in plaintext, and encrypted traffic must
+//! recover.
 //!
-//! `scripts/chaos` is the long run. WIRETIGHT_CHAOS_CYCLES is how many faults, WIRETIGHT_CHAOS_SEED which ones.
+//! `scripts/chaos` makes the long run. WIRETIGHT_CHAOS_CYCLES sets the number of faults, WIRETIGHT_CHAOS_SEED selects them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,19 +30,18 @@ const CYCLES: u64 = 45;
 const SEED: u64 = 7;
 const AUTHORITY: u16 = 7400;
 const MESH: u16 = 7080;
-/// A service of the mesh stands for the first; programs listen on the others, too.
+/// The first is a service of the mesh; programs listen on the others as well.
 const COVERED: u16 = 9000;
 const UNCOVERED: u16 = 9001;
 const UDP: u16 = 9002;
 const NEW: &str = "new connections";
 const NAMES: [&str; 2] = ["client", "server"];
 
-/// What breaks.
 struct Fault {
     name: &'static str,
-    /// How often in a deck.
+    /// How often it occurs per round.
     weight: u64,
-    /// Breaks it and mends what does not mend itself, such as a process that was killed.
+    /// Causes the fault and repairs what does not recover, such as a killed process.
     run: fn(&mut Rig, side: usize),
 }
 
@@ -103,9 +102,9 @@ fn upgrade_killed(rig: &mut Rig, side: usize) {
     let mut new = rig.nodes[side].successor();
     rig.pause(0, 400);
     new.kill();
-    // It may have taken over already.
+    // The new process may have taken over already.
     let answers = |node: &Node| matches!(node.http("GET", "/healthz", ""), Ok((200, _)));
-    wait_for("one of the two is the node, or none", || {
+    wait_for("at most one of the two is the node", || {
         answers(&rig.nodes[side]) || rig.nodes[side].kid().ended(ms(0)).is_some()
     });
     if !answers(&rig.nodes[side]) {
@@ -117,7 +116,7 @@ fn authority_upgraded(rig: &mut Rig, _: usize) {
     rig.authority.upgrade();
 }
 
-/// The process that one has started to keep the rules.
+/// The process that maintains the rules of a node.
 fn keeper_of(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     let keeper = children.split_whitespace().find(|pid| {
@@ -136,13 +135,13 @@ fn worker_killed(rig: &mut Rig, side: usize) {
     let old = keeper_of(keeper).expect("by a worker");
     kill_9(old);
     let anew = || keeper_of(keeper).is_some_and(|new| new != old && rig.is_guarded(side, new));
-    wait_for("it is started anew", anew);
+    wait_for("it is restarted", anew);
     rig.changed_by_somebody(side, "delete table inet wiretight");
 }
 
 fn keeper_killed(rig: &mut Rig, side: usize) {
     kill_9(keeper_of(rig.nodes[side].pid()).expect("the rules are kept"));
-    // The rules stay, and traffic goes on; the node says that it has to be started anew, which an upgrade does, too.
+    // The rules stay, and traffic continues; the node reports that it needs a restart, which an upgrade does as well.
     rig.traffic.recovers();
     rig.nodes[side].upgrade();
 }
@@ -178,7 +177,7 @@ fn authority_stands_still(rig: &mut Rig, _: usize) {
 
 fn removed(rig: &mut Rig, side: usize) {
     rig.authority.cli(&["node", "remove", NAMES[side], "--yes"]).good();
-    // It runs on, and is protected by `protect` alone.
+    // It keeps running, and only `protect` protects it.
     rig.pause(300, 1000);
     rig.nodes[side].kill();
     let token = dual_stack_token(&rig.authority, side);
@@ -192,7 +191,7 @@ fn link_down(rig: &mut Rig, side: usize) {
     address(&rig.machines[side], host(side));
 }
 
-/// Everything is gone; the rules come before the network, and the node after it.
+/// Like a reboot: everything is gone; the rules are loaded before the network is up, and the node starts after it.
 fn boot(rig: &mut Rig, side: usize) {
     let machine = rig.machines[side].clone();
     rig.nodes[side].kill();
@@ -217,7 +216,7 @@ fn reload(rig: &mut Rig, side: usize) {
 fn rotated(rig: &mut Rig, _: usize) {
     let step = ["intermediate", "prepare-root", "activate-root", "retire-root"][rig.rotation % 4];
     rig.rotation += 1;
-    // The new root has to be with every node, and the old one's last certificate has to end.
+    // Every node must have the new root, and the old one's last certificate must expire.
     let body = json!({ "step": step }).to_string();
     wait_for(&format!("the authority does {step}"), || {
         matches!(rig.authority.http("POST", "/v1/authority", &body), Ok((200, _)))
@@ -226,19 +225,19 @@ fn rotated(rig: &mut Rig, _: usize) {
 
 fn expired(rig: &mut Rig, _: usize) {
     rig.authority.kill();
-    // Each ends at a time of its own.
+    // Each expires at a different time.
     let ended = |node: &Node| {
         let status = node.status();
         let left = |i: &Value| i["expires_in_seconds"].as_i64().is_some_and(|left| left < 0);
         status["identities"].as_array().is_some_and(|all| all.iter().all(left))
     };
     wait_for("identities run out", || rig.nodes.iter().all(ended));
-    // Sessions go on when their certificates have ended; new ones cannot begin.
+    // Sessions continue when their certificates have expired; new ones cannot start.
     let new = |traffic: &Traffic| {
         let new = traffic.covered.iter().filter(|tried| tried.what.starts_with(NEW));
         new.map(|tried| tried.done.load(Relaxed)).sum::<u64>()
     };
-    // What has begun may end.
+    // Open sessions may end.
     rig.pause(1000, 1200);
     let before = new(&rig.traffic);
     rig.pause(500, 700);
@@ -247,7 +246,7 @@ fn expired(rig: &mut Rig, _: usize) {
     rig.authority.ready();
 }
 
-/// Of one of the nodes or of the authority; ahead, behind, or first the one and then the other.
+/// The clock of a node or the authority is wrong: ahead, behind, or first one and then the other.
 fn clock_set(rig: &mut Rig, side: usize) {
     let which = match rig.dice.below(2) {
         0 => side,
@@ -262,7 +261,7 @@ fn clock_set(rig: &mut Rig, side: usize) {
     rig.clocks[which].set(0);
 }
 
-/// It has another token each time. What it announces stays in the registry.
+/// It has another token each time. Its announcements stay in the registry.
 fn member_gone_bad(rig: &mut Rig, side: usize) {
     let token = rig.authority.token("bad", &["evil"]);
     let others = [hosts(1)[0].to_string(), format!("[{}]", hosts(2)[1]), "10.77.0.200".into()];
@@ -286,9 +285,9 @@ struct Rig {
     authority: Node,
     log: LogSide,
     machines: [String; 2],
-    /// Of the nodes, and of the authority.
+    /// The machines of the nodes and of the authority.
     clocks: [Clock; 3],
-    /// The machine of a member gone bad.
+    /// The machine of a compromised member.
     bad: String,
     dice: Dice,
     reloads: u16,
@@ -306,7 +305,7 @@ impl Rig {
         Ran::of(&mut within(Some(&self.machines[side]), nft), "").good().out
     }
 
-    /// Whether the second table of a process stands, and drops. (It may go while it is looked for.)
+    /// Whether the second table of a process exists and drops. (It may disappear during the check.)
     fn is_guarded(&self, side: usize, keeper: u32) -> bool {
         let nft = |command: &str| {
             let mut nft = Command::new(find("nft").unwrap());
@@ -318,17 +317,17 @@ impl Rig {
         name.is_some_and(|name| nft(&format!("list table inet {name}")).contains("drop"))
     }
 
-    /// Somebody changes the rules: the node mends them, and says so.
+    /// Another program changes the rules: the node restores them and logs it.
     fn changed_by_somebody(&mut self, side: usize, command: &str) {
         let node = &self.nodes[side];
-        let mended = || node.log().matches("somebody else changed").count();
+        let mended = || node.log().matches("another program changed").count();
         let before = mended();
         self.nft(side, command);
-        wait_for(&format!("{command}: it is mended"), || mended() > before);
+        wait_for(&format!("{command}: it is restored"), || mended() > before);
     }
 }
 
-/// It connects by IPv4, and offers a service by IPv6, too.
+/// It connects over IPv4 and offers a service over IPv6 as well.
 fn dual_stack_token(authority: &Node, side: usize) -> String {
     let six = hosts(host(side))[1].to_string();
     authority.token_at(NAMES[side], &SERVICES[side], &[&six])
@@ -355,22 +354,22 @@ fn sections(side: usize, management: u16) -> String {
     )
 }
 
-// ---- Programs that never stop trying.
+// ---- Programs that retry for ever.
 
-/// How often one of them got through.
+/// How often each got through.
 struct Try {
     what: String,
     done: AtomicU64,
 }
 
-/// What a program does again and again.
+/// What a program does repeatedly.
 type Again = fn(SocketAddr, &Try, &AtomicBool);
 
 struct Traffic {
     stop: Arc<AtomicBool>,
-    /// To what a service stands for.
+    /// To a service.
     covered: Vec<Arc<Try>>,
-    /// To what none does.
+    /// To something that is no service.
     uncovered: Vec<Arc<Try>>,
 }
 
@@ -431,19 +430,19 @@ impl Traffic {
         Traffic { stop, covered, uncovered }
     }
 
-    /// What is covered, so often.
+    /// Waits until covered connections got through this often.
     fn counts(&self) -> Vec<u64> {
         self.covered.iter().map(|tried| tried.done.load(Relaxed)).collect()
     }
 
-    /// Waits until all that is covered gets through again.
+    /// Waits until all covered connections get through again.
     #[track_caller]
     fn recovers(&self) -> Duration {
         self.recovered()
             .unwrap_or_else(|missing| panic!("no traffic after {PATIENCE:?}: {missing}"))
     }
 
-    /// The same; what does not get through is an error.
+    /// The same, with an error that names what does not get through.
     fn recovered(&self) -> Result<Duration, String> {
         let (begun, before) = (Instant::now(), self.counts());
         let missing = || -> Vec<&str> {
@@ -509,7 +508,7 @@ fn echo_all(port: u16) {
 
 // ---- The run.
 
-/// Each fault as often as its weight says, in an order of the dice.
+/// Each fault as often as its weight, in random order.
 fn deck(dice: &mut Dice) -> Vec<&'static Fault> {
     let all = FAULTS.iter().flat_map(|fault| (0..fault.weight).map(move |_| fault));
     let mut deck: Vec<_> = all.collect();
@@ -527,7 +526,7 @@ struct Sum {
 }
 
 #[test]
-fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
+fn no_fault_leaks_plaintext_and_traffic_recovers_from_each() {
     if !has(&["ip", "nft", "tcpdump", "faketime"]) || !is_root() {
         return;
     }
@@ -541,12 +540,12 @@ fn no_fault_lets_plaintext_out_and_traffic_recovers_from_each() {
     let (third, bad) = (wire.add(3), wire.add(4));
     let machines = [wire.client.clone(), wire.server.clone()];
     let traffic = Traffic::start(&machines);
-    // Between the two, and all that the authority says and hears.
+    // The traffic between the two, and all traffic of the authority.
     let ports = [AUTHORITY, MESH];
     let watches = [(1, "client"), (3, "authority")]
         .map(|(host, name)| Watch::start(&wire, &world, host, name, &ports));
 
-    // The control: without rules all of them get through, and it is all there to be read.
+    // The control: without rules all of them get through, and everything is readable.
     traffic.recovers();
     wait_for("all of them get through", || {
         traffic.uncovered.iter().all(|tried| tried.done.load(Relaxed) > 5)

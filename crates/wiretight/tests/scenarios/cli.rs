@@ -1,4 +1,4 @@
-//! What a person and a monitoring system see: verbs, exit codes, status, metrics, logs, the demo.
+//! What people and monitoring systems see: commands, exit codes, status, metrics, logs, the demo.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,14 +55,14 @@ fn every_verb_explains_itself() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_made() {
+fn completions_and_manual_pages_are_generated() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let made = Ran::of(wiretight().args(["completions", shell]), "").good();
         assert!(made.out.len() > 1000 && made.out.contains("wiretight"), "{shell}: {}", made.out);
         for hidden in ["rules-keeper", "dns-hook"] {
             assert!(!made.out.contains(hidden), "{shell}: {hidden} is no verb of an operator's");
         }
-        // What an option takes is completed, and what a verb takes where the shell's script can.
+        // Values of options are completed, and arguments where the shell's script can.
         let of_options = ["sarif", "acceptable", "bcp195"];
         let of_verbs = ["strict", "prepare-root"];
         let (options, verbs) = match shell {
@@ -91,16 +91,16 @@ fn completions_and_manual_pages_are_made() {
             page.display()
         );
     }
-    // Examples stay a line each.
+    // Each example stays on one line.
     let page = fs::read_to_string(dir.join("wiretight-mode.1")).unwrap();
     let examples = page.split(".SH \"EXAMPLES\"\n.nf\n").nth(1).unwrap();
     assert!(examples.lines().any(|line| line.starts_with("wiretight mode confirm  ")), "{page}");
     assert!(page.contains(".SH \"EXIT STATUS\""), "{page}");
 }
 
-/// Whatever prints ends without a word when nobody reads on.
+/// A command ends silently when its output is closed.
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let world = World::new();
     let node = world.node("n1", "");
     let file = node.file();
@@ -123,7 +123,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn an_error_is_json_where_json_was_asked_for_and_is_said_once() {
+fn errors_are_json_if_requested_and_printed_once() {
     let world = World::new();
     let mut node = world.node("n1", "");
     let ran = node.cli(&["status", "--json"]);
@@ -145,12 +145,12 @@ fn an_error_is_json_where_json_was_asked_for_and_is_said_once() {
 
     node.write("");
     node.start();
-    wait_for("it says what is missing", || {
+    wait_for("it reports what is missing", || {
         node.http("GET", "/v1/status", "").is_ok_and(|(_, status)| status.contains("join token"))
     });
     let status = node.cli(&["status"]);
     assert_eq!(
-        status.out.replace("\n    ", " ").matches("cannot be read").count(),
+        status.out.replace("\n    ", " ").matches("cannot read the join token").count(),
         1,
         "{}",
         status.out
@@ -159,7 +159,7 @@ fn an_error_is_json_where_json_was_asked_for_and_is_said_once() {
 }
 
 #[test]
-fn check_tells_good_from_bad() {
+fn check_distinguishes_valid_and_invalid_files() {
     let world = World::new();
     let node = world.node("n1", &service("db", free(), "127.0.0.1:5432", "\"service/web\""));
     let check = |args: &[&str]| Ran::of(wiretight().arg("check").args(args).arg(node.file()), "");
@@ -195,7 +195,7 @@ fn check_tells_good_from_bad() {
 }
 
 #[test]
-fn check_reads_the_policy_of_the_witnesses_and_says_what_it_is_worth() {
+fn check_reads_the_witness_policy_and_reports_weaknesses() {
     use wiretight_tlog::cosignature::Algorithm::{Ed25519, MlDsa44};
     let world = World::new();
     let policy = world.path("policy");
@@ -248,7 +248,7 @@ fn check_reads_the_policy_of_the_witnesses_and_says_what_it_is_worth() {
 }
 
 #[test]
-fn without_a_node_every_verb_says_so_with_exit_code_3() {
+fn without_a_node_every_command_exits_with_3() {
     let world = World::new();
     let node = world.node("n1", "");
     for args in [
@@ -275,12 +275,12 @@ fn without_a_node_every_verb_says_so_with_exit_code_3() {
 }
 
 #[test]
-fn a_node_that_has_not_joined_says_what_is_missing() {
+fn a_node_that_has_not_joined_reports_what_is_missing() {
     let world = World::new();
     let mut node = world.node("n1", "");
     node.start();
     wait_for("it answers", || node.probe("/healthz").is_ok_and(|(code, _)| code == 200));
-    wait_for("the reason and what to do", || {
+    wait_for("the reason and the next step", || {
         let (code, why) = node.probe("/readyz").unwrap();
         assert_eq!(code, 503, "{why}");
         why.contains("token")
@@ -291,12 +291,12 @@ fn a_node_that_has_not_joined_says_what_is_missing() {
     assert_eq!(node.status()["ready"], false);
     let (_, metrics) = node.probe("/metrics").unwrap();
     assert_eq!(openmetrics(&metrics)["wiretight_ready"], 0.0);
-    // What only the authority can do is refused with that reason.
+    // Commands for the authority are refused with that reason.
     let ran = node.cli(&["token", "create", "--node", "n2"]);
     assert!(ran.code == Some(1) && ran.err.contains("not the authority"), "{ran:?}");
     assert_eq!(node.probe("/v1/status").unwrap().0, 404);
 
-    // Its positive twin: it joins, and the probe says so.
+    // The control: it joins, and the health check confirms it.
     let auth = world.authority("");
     fs::write(node.token_file(), auth.token("n1", &[])).unwrap();
     node.ready();
@@ -305,7 +305,7 @@ fn a_node_that_has_not_joined_says_what_is_missing() {
 }
 
 #[test]
-fn status_shows_what_is_encrypted_between_whom_with_what() {
+fn status_shows_peers_protocols_and_ciphers() {
     let (pair, entry) = Pair::echo("");
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
@@ -410,7 +410,7 @@ fn talk_bytes(connection: &Value) -> u64 {
     connection["bytes_out"].as_u64().unwrap() + connection["bytes_in"].as_u64().unwrap()
 }
 
-/// The samples of an OpenMetrics text, which must be one.
+/// The samples of a text, which must be valid OpenMetrics.
 pub(crate) fn openmetrics(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut kinds: BTreeMap<&str, &str> = BTreeMap::new();
@@ -447,7 +447,7 @@ pub(crate) fn openmetrics(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn metrics_are_openmetrics_and_count() {
+fn metrics_are_valid_openmetrics_and_count() {
     let (pair, entry) = Pair::echo("");
     let read = |node: &Node| openmetrics(&node.probe("/metrics").unwrap().1);
     let of = |m: &BTreeMap<String, f64>, name: &str, side: &str| -> f64 {
@@ -479,7 +479,7 @@ fn metrics_are_openmetrics_and_count() {
 }
 
 #[test]
-fn the_access_log_has_one_line_a_connection() {
+fn the_access_log_has_one_line_per_connection() {
     let (pair, entry) = Pair::echo("");
     for _ in 0..5 {
         once(entry).unwrap();
@@ -512,7 +512,7 @@ fn refused_attempts_are_shown_with_the_reason_on_both_sides() {
         + &service("down", free(), dead, "\"service/web\"");
     let db = world.joined(&auth, "db1", &["echo", "down"], &offers);
     let (down, nowhere) = (free(), free());
-    // `as` is left out: it is node/app1, whom the service does not know; `nowhere` is offered by nobody.
+    // `as` is not set: the caller is node/app1, which the service does not allow; no node offers `nowhere`.
     let dials = format!("[[dial]]\nlisten = \"{entry}\"\nservice = \"echo\"\n")
         + &dial(at, "echo", "web")
         + &dial(down, "down", "web")
@@ -555,14 +555,14 @@ fn refused_attempts_are_shown_with_the_reason_on_both_sides() {
     let denied = refusals.iter().find(|r| r["reason"] == "not_allowed").unwrap();
     assert_eq!(denied["peer"], format!("spiffe://{TD}/node/app1"));
     assert!(
-        denied["detail"].as_str().unwrap().contains("allow list of service/echo"),
+        denied["detail"].as_str().unwrap().contains("is not in `allow` of service/echo"),
         "{denied:#}"
     );
     assert!(refused(&app, "dial", "not_allowed"));
 }
 
 #[test]
-fn the_demo_leaks_nothing_and_says_so() {
+fn the_demo_leaks_nothing_and_shows_it() {
     let ran = Ran::of(wiretight().args(["demo", "--once", "--json"]), "").good();
     let report = ran.json();
     let (direct, relayed) = (&report["direct"], &report["relayed"]);
@@ -575,7 +575,7 @@ fn the_demo_leaks_nothing_and_says_so() {
     assert_eq!(relayed["server_id"], "spiffe://demo.wiretight/service/hello");
     assert!(relayed["bytes"].as_u64().unwrap() > 1_000_000, "{report:#}");
 
-    // For a person: side by side.
+    // Output for people: side by side.
     let ran = Ran::of(wiretight().args(["demo", "--once"]), "").good();
     for part in
         ["straight", "through Wiretight", "FOUND", "not found", "TLSv1.3", GROUP, "service/web"]
@@ -585,14 +585,14 @@ fn the_demo_leaks_nothing_and_says_so() {
 }
 
 #[test]
-fn the_demo_stays_up_with_the_users_own_service_until_it_is_told_to_stop() {
+fn the_demo_runs_with_the_users_own_service_until_it_is_stopped() {
     let world = World::new();
     let own = echo();
     let log = world.path("demo.log");
     let mut command = wiretight();
     command.args(["demo", "--forward", &own.to_string()]);
     let mut demo = Kid::start(&mut command, &log);
-    wait_for("it says what to try", || {
+    wait_for("it prints commands to try", || {
         assert!(demo.ended(ms(0)).is_none(), "{}", demo.log());
         demo.log().contains("Stop with Ctrl-C")
     });
@@ -601,7 +601,7 @@ fn the_demo_stays_up_with_the_users_own_service_until_it_is_told_to_stop() {
     once(entry.unwrap().parse().unwrap()).unwrap();
     let folder = text.lines().find_map(|l| l.strip_prefix("Logs: ")?.split("/*.log").next());
     let folder = std::path::PathBuf::from(folder.unwrap());
-    // What it prints to try, tried.
+    // Try the commands that it prints.
     let status = text.lines().find(|l| l.contains(" status --config ")).unwrap().trim();
     let words: Vec<_> = status.split_whitespace().skip(1).collect();
     let shown = Ran::of(wiretight().args(words), "").good();
@@ -628,7 +628,7 @@ fn landlock_confines_the_node_and_traffic_flows() {
         }
         assert_eq!(node.proc_status("NoNewPrivs"), Some(1), "with Landlock or without");
     }
-    // Turned off, it is off, and said to be.
+    // If disabled, it is off and reported as off.
     let text = fs::read_to_string(pair.app.file()).unwrap();
     fs::write(pair.app.file(), text.replacen("[node]\n", "[node]\nlandlock = false\n", 1)).unwrap();
     pair.app.kill();
@@ -650,7 +650,7 @@ fn the_systemd_unit_lets_landlock_through_its_system_call_filter() {
 }
 
 #[test]
-fn colour_is_for_terminals_that_want_it() {
+fn colour_is_used_only_in_terminals_that_want_it() {
     if !has(&["script"]) {
         return;
     }
@@ -676,7 +676,7 @@ fn colour_is_for_terminals_that_want_it() {
 }
 
 #[test]
-fn systemd_is_told_of_start_reload_and_stop() {
+fn systemd_is_notified_of_start_reload_and_stop() {
     let world = World::new();
     let path = world.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -693,7 +693,7 @@ fn systemd_is_told_of_start_reload_and_stop() {
     let first = told();
     assert!(first.lines().any(|l| l == "READY=1"), "{first}");
     node.ready();
-    // With a watchdog, it is fed.
+    // The watchdog is notified.
     node.kill();
     node.env.push(("WATCHDOG_USEC", "400000".into()));
     node.start();
@@ -702,7 +702,7 @@ fn systemd_is_told_of_start_reload_and_stop() {
     node.env.pop();
     node.start();
     node.ready();
-    wait_for("it says so", || told().lines().any(|l| l == "READY=1"));
+    wait_for("it reports it", || told().lines().any(|l| l == "READY=1"));
     for good in [true, false] {
         if !good {
             fs::write(node.file(), "no TOML").unwrap();

@@ -30,19 +30,19 @@ const HOSTS: [(&str, &str); 9] = [
     ("south", "10.0.0.12"),
     ("east", "10.0.0.13"),
 ];
-/// What a reader types at the prompt of `psql`.
+/// What a reader enters at the prompt of `psql`.
 const SQL: &str = "SELECT 'it ' || 'answers';\n";
 
-/// A machine: its namespaces, and what runs there.
+/// A machine: its namespaces and processes.
 struct Host {
     name: &'static str,
     netns: String,
-    /// Holds the mount namespace.
+    /// Keeps the mount namespace alive.
     holder: Kid,
     running: BTreeMap<&'static str, Kid>,
 }
 
-/// All machines, on one wire, and what the reader has noted.
+/// All machines on one wire, and the values that the reader has noted.
 struct Site {
     hosts: Vec<Host>,
     noted: BTreeMap<String, String>,
@@ -61,7 +61,7 @@ impl Drop for Site {
     }
 }
 
-/// Names of witnesses, whose certificates come from an authority that all machines trust.
+/// Names of witnesses, with certificates from a CA that all machines trust.
 const MOUNTS: &str = "
 mount -t tmpfs none \"$1\"; cd \"$1\"
 mkdir etc etc-work lib lib-work home
@@ -82,7 +82,7 @@ mount --bind \"$3/safe\" /mnt/safe
 echo mounted; exec sleep infinity";
 
 impl Site {
-    /// With these machines.
+    /// A set of these machines.
     fn new(names: &[&str]) -> Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let world = World::new();
@@ -101,7 +101,7 @@ impl Site {
             ip(&format!("-n {netns} link set lo up"));
             ip(&format!("-n {wire} link add {name} type veth peer name eth0 netns {netns}"));
             ip(&format!("-n {wire} link set {name} master br0 up"));
-            // One that takes another's place has its address, of Ethernet too, and is off until then.
+            // A node that takes over another's place has the same address, also on Ethernet, and is off until then.
             let place = HOSTS.iter().position(|(_, other)| *other == address).unwrap();
             ip(&format!("-n {netns} link set eth0 address 02:00:00:00:00:{place:02x}"));
             if HOSTS[place].0 == name {
@@ -130,7 +130,7 @@ impl Site {
         site
     }
 
-    /// An authority that the system trusts, and a certificate of it for the witness.
+    /// A CA that the system trusts, and its certificate for the witness.
     fn certificates(&self) {
         let openssl = |args: &str| {
             let mut command = Command::new(find("openssl").unwrap());
@@ -181,7 +181,7 @@ impl Site {
         text
     }
 
-    /// A file of a document.
+    /// Writes a file that a document shows.
     fn file(&mut self, block: &str) {
         let head = block.lines().next().unwrap_or_default();
         let (hosts, path) = head
@@ -205,7 +205,7 @@ impl Site {
         }
     }
 
-    /// A line of a document: `HOST# COMMAND   # note`.
+    /// Runs a line of a document: `HOST# COMMAND   # note`.
     fn line(&mut self, line: &str) {
         let (host, line) =
             line.split_once("# ").unwrap_or_else(|| panic!("not `host# command`: {line:?}"));
@@ -220,7 +220,7 @@ impl Site {
         }
         let pasted = note.strip_prefix("paste ").map(|name| self.noted[name].clone() + "\n");
         let typed = if line.starts_with("psql") { SQL.to_owned() } else { String::new() };
-        // A reader is not as fast as this, and looks again.
+        // A reader is slower than this test, and tries again.
         let end = Instant::now() + PATIENCE;
         let ran = loop {
             let ran = self.run(host, &line, pasted.as_ref().unwrap_or(&typed));
@@ -240,7 +240,7 @@ impl Site {
         }
     }
 
-    /// A program that stays. One that runs already is ended first, as the documents say.
+    /// A program that keeps running. A running one is ended first, as the documents say.
     fn start(&mut self, host: &str, which: &'static str, line: &str) {
         let log = self.log_of(host, which);
         let mut command = self.shell(host, &format!("exec {line}"));
@@ -251,24 +251,24 @@ impl Site {
         }
         running.insert(which, Kid::start(&mut command, &log));
         if which == "wiretight witness run" {
-            wait_for("the witness serves", || {
+            wait_for("the witness is ready", || {
                 self.host(host).running[which]
                     .log()
                     .lines()
                     .last()
-                    .is_some_and(|line| line.contains("the witness serves"))
+                    .is_some_and(|line| line.contains("the witness is ready"))
             });
         }
         if which == "wiretight run" {
             let host = host.to_owned();
-            // One that has not joined yet says so, and 3 is that nobody answers.
+            // A node that has not joined yet reports that; status 3 means that no node is running.
             wait_for("the node answers", || {
                 self.run(&host, "wiretight status", "").code != Some(3)
             });
         }
     }
 
-    /// A machine is no more, and another one has its address.
+    /// Switches a machine off; another one has its address.
     fn switch(&mut self, gone: &str, instead: &str) {
         self.host(gone).running.clear();
         ip(&format!("-n {} link set eth0 down", self.host(gone).netns));
@@ -287,7 +287,7 @@ impl Site {
         self.hosts.iter().map(of).collect()
     }
 
-    /// Does all that a part of a document says.
+    /// Follows all instructions of a part of a document.
     fn follow(&mut self, part: &str) {
         let mut done = 0;
         for (kind, text) in blocks(part) {
@@ -311,7 +311,7 @@ fn part<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..end]
 }
 
-/// Fenced blocks, also in a list: what kind, and what is in them.
+/// The kind and content of fenced blocks, also within lists.
 fn blocks(part: &str) -> Vec<(&str, String)> {
     let mut all = Vec::new();
     let mut lines = part.lines();
@@ -333,8 +333,8 @@ fn can() -> bool {
 }
 
 #[test]
-fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
-    if !can() {
+fn the_readmes_mesh_interception_and_witness_work_literally() {
+    if !can() || !has(&["curl"]) {
         return;
     }
     let readme = include_str!("../../../../README.md");
@@ -343,14 +343,14 @@ fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(readme, "## Use it: PostgreSQL from web1 to db1"));
 
-    // What the application got went over the mesh, by way of the kernel.
+    // The application's data went over the mesh, redirected by the kernel.
     let status = site.run("web1", "wiretight status --json", "").good().json();
     let sums = status["relay"]["peers"].to_string();
     assert!(sums.contains("spiffe://example.org/service/db") && sums.contains(GROUP), "{sums}");
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
     assert!(status["intercept"]["counts"]["redirected"]["packets"].as_u64() > Some(0));
 
-    // The control: without `as`, which the recipe lacked once, nothing that the verdict says is good.
+    // The control: without `as`, which the recipe once lacked, the verdict shows no success.
     let without = "sed -i '/^as = \"web\"  /d' /etc/wiretight/wiretight.toml && wiretight reload";
     site.run("web1", without, "").good();
     let refused = "db1 would refuse node/web1 (service/db at 10.0.0.5:5432): set as = \"web\"";
@@ -372,13 +372,13 @@ fn the_readmes_mesh_interception_and_witness_work_as_they_stand() {
     let status = site.run("db1", "wiretight status --json", "").good().json();
     assert_eq!(status["transparency"]["required"], true, "{status:#}");
     let log = site.log_of("audit", "wiretight monitor --");
-    wait_for("the monitor tells of certificates that it was not told to expect", || {
+    wait_for("the monitor reports unexpected certificates", || {
         fs::read_to_string(&log).is_ok_and(|log| log.contains("unexpected-certificate"))
     });
 }
 
 #[test]
-fn the_guides_first_mesh_and_interception_work_as_they_stand() {
+fn the_guides_first_mesh_and_interception_work_literally() {
     if !can() {
         return;
     }
@@ -388,7 +388,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
         Postgres::start_in(Some(&site.host("db1").netns), ([127, 0, 0, 1], 5432).into(), "*");
     site.follow(part(guide, "## A first mesh"));
     let recipe = part(guide, "## Interception: without changing programs");
-    // What comes under its own heading is about another machine.
+    // The parts under their own headings are about other machines.
     site.follow(recipe.split("\n### ").next().unwrap());
     let status = site.run("web1", "wiretight status --json", "").good().json();
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
@@ -396,7 +396,7 @@ fn the_guides_first_mesh_and_interception_work_as_they_stand() {
 }
 
 #[test]
-fn the_guides_witnesses_monitor_and_backup_work_as_they_stand() {
+fn the_guides_witnesses_monitor_and_backup_work_literally() {
     if !can() || !has(&["curl"]) {
         return;
     }
@@ -416,7 +416,7 @@ fn the_guides_witnesses_monitor_and_backup_work_as_they_stand() {
     site.follow(part(guide, "### Who may read the log"));
     site.follow(part(guide, "## Run a witness"));
     let started = site.host("w1").running["wiretight witness run"].log();
-    assert_eq!(started.matches("the witness serves").count(), 2, "{started}");
+    assert_eq!(started.matches("the witness is ready").count(), 2, "{started}");
     site.follow(part(guide, "## Run a monitor"));
     let list = "wiretight monitor list --state /var/lib/wiretight-monitor --watch service/db";
     let listed = site.run("audit", list, "").good().out;
@@ -427,8 +427,7 @@ fn the_guides_witnesses_monitor_and_backup_work_as_they_stand() {
     wait_for("a node that knew the authority gets a certificate", || {
         site.run("db1", "wiretight svid renew", "").code == Some(0)
     });
-    // The monitor sees the renewal, by the authority that was restored, and has nothing to tell. (It looks every 20 s,
-    // and at its start.)
+    // The monitor sees the renewal by the restored authority and raises no alert. (It checks at its start and every 20 s.)
     let monitor = part(guide, "## Run a monitor").replace("\\\n", "");
     let monitor =
         monitor.lines().find(|line| line.starts_with("audit# wiretight monitor --policy"));

@@ -1,4 +1,4 @@
-//! The edge with programs that are not ours: curl and wrk before it, openssl against it, nginx behind it.
+//! The edge with foreign programs: curl, wrk and openssl as clients, nginx as backend.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use super::traffic::{curl, nginx};
 
 const NAME: &str = "www.example.test";
 
-/// A node with one site, and nginx behind it.
+/// A node with one site, with nginx as the backend.
 pub(crate) struct Edge {
     pub(crate) node: Node,
     pub(crate) https: SocketAddr,
@@ -23,7 +23,7 @@ pub(crate) struct Edge {
     _world: World,
 }
 
-/// A self-signed certificate by openssl.
+/// A self-signed certificate made by openssl.
 fn certificate(cert: &Path, key: &Path, how: &[&str]) {
     let mut command = Command::new(find("openssl").unwrap());
     command.args(["req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=x"]).args(how);
@@ -69,7 +69,7 @@ impl Edge {
         self.client()(args, &[path])
     }
 
-    /// curl, for a thread of its own: all paths on one connection.
+    /// curl on a separate thread: all paths on one connection.
     pub(crate) fn client(&self) -> impl Fn(&[&str], &[&str]) -> Ran + Send + 'static {
         let (port, address) = (self.https.port(), self.https.ip());
         let (resolve, cert) = (format!("{NAME}:{port}:{address}"), self.cert.clone());
@@ -82,7 +82,7 @@ impl Edge {
         }
     }
 
-    /// What openssl says of a handshake.
+    /// The output of openssl for a handshake.
     fn s_client(&self, args: &[&str]) -> Ran {
         let at = self.https.to_string();
         let mut command = Command::new(find("openssl").unwrap());
@@ -92,7 +92,7 @@ impl Edge {
 }
 
 #[test]
-fn curl_speaks_http1_and_http2_and_the_node_tells_of_it() {
+fn curl_uses_http1_and_http2_and_the_node_reports_it() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -138,7 +138,7 @@ fn curl_speaks_http1_and_http2_and_the_node_tells_of_it() {
 }
 
 #[test]
-fn openssl_gets_what_is_strong_and_nothing_else() {
+fn openssl_gets_strong_parameters_only() {
     if !has(&["nginx", "openssl"]) {
         return;
     }
@@ -172,7 +172,7 @@ fn openssl_gets_what_is_strong_and_nothing_else() {
 }
 
 #[test]
-fn wrk_sees_not_one_error() {
+fn wrk_sees_no_error() {
     if !has(&["nginx", "wrk", "openssl"]) {
         return;
     }
@@ -180,7 +180,7 @@ fn wrk_sees_not_one_error() {
     for headers in [&[][..], &["-H", "Connection: close"]] {
         let mut command = Command::new(find("wrk").unwrap());
         command.args(["-t", "1", "-c", "32", "-d", "2s"]).args(headers);
-        // wrk looks the name up.
+        // wrk resolves the name.
         let url = format!("https://localhost:{}/", edge.https.port());
         let ran = Ran::of(command.arg(url), "").good();
         assert!(!ran.out.contains("Non-2xx"), "{}", ran.out);
@@ -193,13 +193,13 @@ fn wrk_sees_not_one_error() {
 }
 
 #[test]
-fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
+fn a_renewed_certificate_is_loaded_and_an_invalid_one_is_not() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
     let edge = Edge::new();
     edge.curl(&[], "/").good();
-    // Of a key that is too short: the good one goes on, and the status says why.
+    // A key that is too short: the valid certificate stays in use, and the status has the reason.
     let old = fs::read(&edge.cert).unwrap();
     let (weak, weak_key) = (edge.cert.with_extension("weak"), edge.key.with_extension("weak-key"));
     certificate(&weak, &weak_key, &["-newkey", "rsa:1024"]);
@@ -216,11 +216,11 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
     let resolve = format!("{NAME}:{port}:127.0.0.1");
     let url = format!("https://{NAME}:{port}/");
     curl(&["--resolve", &resolve, "--cacert", at.to_str().unwrap(), &url]).good();
-    // A reload with it is refused.
+    // A reload with it is rejected.
     assert!(edge.node.cli(&["reload"]).all().contains("1024 bits"));
     fs::write(&edge.key, good_key).unwrap();
     fs::write(&edge.cert, &old).unwrap();
-    wait_for("it is good again", || edge.node.status()["site_errors"][NAME].is_null());
+    wait_for("it is valid again", || edge.node.status()["site_errors"][NAME].is_null());
     let (new, new_key) = (edge.cert.with_extension("new"), edge.key.with_extension("new-key"));
     certificate(&new, &new_key, &["-newkey", "rsa:2048"]);
     fs::rename(&new, &edge.cert).unwrap();
@@ -230,7 +230,7 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_file_is_damaged() {
+fn hsts_durations_grow_across_restarts_and_start_over_if_the_file_is_damaged() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -251,7 +251,7 @@ fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_f
     let mut kept = restart(&mut edge);
     let since = kept["healthy_since"][NAME].as_u64().unwrap();
     assert!(since <= kept["at"].as_u64().unwrap());
-    // As it stands two hours later; what was while it was down does not count.
+    // As two hours later; time while it was stopped does not count.
     kept["healthy_since"][NAME] = (since - 7200).into();
     fs::write(&file, kept.to_string()).unwrap();
     edge.node.start();
@@ -262,5 +262,5 @@ fn what_is_promised_to_browsers_grows_across_restarts_and_begins_anew_when_its_f
     edge.node.start();
     edge.node.ready();
     assert_eq!(promise(&edge), "max-age=300");
-    assert!(edge.node.log().contains("begin anew"));
+    assert!(edge.node.log().contains("HSTS durations start over"));
 }

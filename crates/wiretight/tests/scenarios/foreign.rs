@@ -1,5 +1,4 @@
-//! Software that is not ours at either end, with the PEM files of `wiretight svid fetch`: openssl,
-//! curl, stunnel, nginx.
+//! Foreign software at either end, with the PEM files of `wiretight svid fetch`: openssl, curl, stunnel, nginx.
 
 use std::fs;
 use std::io::Read;
@@ -16,7 +15,7 @@ use super::traffic::{curl, http_server, nginx};
 
 const HELLO: &str = "hello from the backend";
 
-/// A mesh whose nodes make SVIDs for foreign software, and what that software needs of it.
+/// A mesh whose nodes fetch SVIDs for foreign software, and what that software needs.
 struct Foreign {
     auth: Node,
     /// Offers `api` (HTTP) and `echo` to `service/web`.
@@ -40,7 +39,7 @@ impl Foreign {
         Foreign { auth, db, api, echo: at, box1, world }
     }
 
-    /// The folder of a service's PEM files.
+    /// The directory of a service's PEM files.
     fn svid(&self, service: &str) -> Pem {
         let dir = self.world.path(&format!("svid-{service}"));
         let out = dir.to_str().unwrap();
@@ -55,7 +54,7 @@ impl Foreign {
         (self.world.joined(&self.auth, "app1", &["web"], &file), entry)
     }
 
-    /// `db1` served `service` to `service/web` without our ALPN.
+    /// Checks that `db1` served `service` to `service/web` without our ALPN.
     fn assert_served(&self, service: &str) {
         let name = format!("spiffe://{TD}/service/web");
         let of = |l: &Value| l["service"] == service && l["peer"] == *name && l["end"] == "done";
@@ -92,7 +91,7 @@ impl Pem {
         self.file("bundle.pem")
     }
 
-    /// As `openssl s_client` and `s_server` take them.
+    /// The options for `openssl s_client` and `s_server`.
     fn openssl(&self) -> Vec<String> {
         let (svid, key, bundle) = (self.svid(), self.key(), self.bundle());
         ["-cert", &svid, "-key", &key, "-cert_chain", &svid, "-CAfile", &bundle]
@@ -109,7 +108,7 @@ fn openssl() -> Command {
     Command::new(find("openssl").unwrap())
 }
 
-/// `openssl s_client`: sends a line, and reads until it has come back.
+/// `openssl s_client`: sends a line, and reads until the line has come back.
 fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, String) {
     let mut command = openssl();
     command.args(["s_client", "-connect", &to.to_string(), "-servername", name]);
@@ -124,7 +123,7 @@ fn s_client(to: SocketAddr, name: &str, pem: &[String], line: &str) -> (bool, St
     let mut stdin = child.stdin.take().unwrap();
     let _ = stdin.write_all(line.as_bytes());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    // It may wait for good: then it is killed, and the read ends.
+    // It may wait forever: then it is killed, and the read ends.
     let (expected, (tell, done)) = (line.as_bytes().to_vec(), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         let mut got = vec![0; expected.len()];
@@ -146,7 +145,7 @@ fn openssl_and_curl_call_our_service() {
     }
     let mesh = Foreign::new("");
     let pem = mesh.svid("web");
-    // What we write holds for openssl by itself.
+    // openssl verifies the files on its own.
     let mut verify = openssl();
     verify.args([
         "verify",
@@ -175,9 +174,9 @@ fn openssl_and_curl_call_our_service() {
     let run = |args: Vec<String>| curl(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(run(args(&["--no-alpn"])).good().out, HELLO);
     mesh.assert_served("api");
-    // As the help of `svid fetch` shows it: curl offers ALPN http/1.1 and h2, of which we select none.
+    // As in the help of `svid fetch`: curl offers ALPN http/1.1 and h2, of which we select none.
     assert_eq!(run(args(&[])).good().out, HELLO);
-    // The name is what curl checks: the same server under another name is refused.
+    // curl checks the name: the same server under another name is refused.
     let other = dns("other");
     let wrong = curl(&[
         "--cert",
@@ -195,7 +194,7 @@ fn openssl_and_curl_call_our_service() {
 }
 
 #[test]
-fn a_foreign_client_that_is_not_allowed_or_shows_nothing_gets_nothing() {
+fn a_foreign_client_without_permission_or_certificate_is_refused() {
     if !has(&["openssl"]) {
         return;
     }
@@ -210,7 +209,7 @@ fn a_foreign_client_that_is_not_allowed_or_shows_nothing_gets_nothing() {
     ] {
         let (echoed, said) = s_client(mesh.echo, &dns("echo"), pem, "is anybody there\n");
         assert_eq!(echoed, reason.is_none(), "{reason:?}: {said}");
-        // A stranger learns no more than TLS says.
+        // An outsider learns no more than TLS reveals.
         assert!(!said.contains("allow"), "{said}");
         let Some(reason) = reason else { continue };
         wait_for(reason, || {
@@ -320,14 +319,14 @@ fn openssl_serves_our_dial() {
     dialled(&app);
 }
 
-/// Programs reach a foreign server through our dial; and a server with another name they do not.
+/// Programs reach a foreign server through our dial, but not a server with another name.
 fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
     let (mut app, entry) = mesh.app(server);
     for _ in 0..20 {
         assert_eq!(curl(&[&format!("http://{entry}/")]).good().out, answer);
     }
     dialled(&app);
-    // It proves to be service/legacy: asked for as service/other it is not spoken to.
+    // It proves to be service/legacy: a dial for service/other does not connect.
     let other = free();
     app.write(&(dial(other, "other", "web") + &format!("to = [\"{server}\"]\n")));
     app.cli(&["reload"]).good();
@@ -340,10 +339,10 @@ fn serves_our_dial(mesh: &Foreign, server: SocketAddr, answer: &str) {
     app.kill();
 }
 
-/// The access log of a node says that it dialled `legacy`, with TLS that is ours to accept.
+/// The access log of a node says that it dialled `legacy`, with accepted TLS parameters.
 fn dialled(app: &Node) {
     let legacy = format!("spiffe://{TD}/service/legacy");
-    wait_for("the access log has it", || {
+    wait_for("it is in the access log", || {
         let lines = app.access();
         lines.iter().any(|l| l["peer"] == *legacy && l["side"] == "dial" && l["end"] == "done")
     });
@@ -375,8 +374,8 @@ fn watched_svid_files_stay_fresh_and_valid() {
     while seen.len() < 4 {
         assert!(Instant::now() < end, "renewed {} times: {}", seen.len() - 1, watch.log());
         assert!(watch.ended(ms(0)).is_none(), "{}", watch.log());
-        // At every moment there is a pair that the service takes. (Two files cannot be replaced at
-        // once, so a reader that comes right between them tries again.)
+        // At every moment there is a pair that the service accepts. (Two files cannot be replaced atomically, so a
+        // reader that reads in between tries again.)
         let taken = || s_client(mesh.echo, &dns("echo"), &pem.openssl(), "still me\n");
         let (echoed, said) = taken();
         let (echoed, said) = if echoed { (echoed, said) } else { taken() };

@@ -1,4 +1,4 @@
-//! A member gone bad: it has joined as it should, and then says what it likes.
+//! A compromised member: it has joined regularly and then sends arbitrary messages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +20,8 @@ use wiretight_proxy::{Identity, Mesh};
 use super::intercept::{CANARY, Capture, Wire, is_root, run};
 use super::rig::*;
 
-/// Joins by a token from a machine, and announces records, which need not be any. Returns what the authority answers
-/// within a moment, refusals included. The stream ends; what it has announced stays.
+/// Joins with a token from a machine and announces records, which may be invalid. Returns what the authority sends within
+/// a moment, including refusals. The stream is closed; the announcement stays.
 pub(super) fn announce(ns: &str, token: &str, dir: &Path, records: &Value) -> String {
     let (token, dir) = (JoinToken::decode(token.trim()).unwrap(), dir.to_owned());
     let hello = json!({ "type": "hello", "have": 0, "instances": records }).to_string();
@@ -68,8 +68,8 @@ async fn say_hello(token: JoinToken, dir: PathBuf, hello: String) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// Records for `service` by which a member tries to have the rules of others refused, or others cut off. `own` is an
-/// address of its own.
+/// Records for `service` with which a member tries to make other nodes' rules invalid, or to disconnect them. `own` is
+/// one of its own addresses.
 pub(super) fn hostile_records(service: &str, own: &str, of_others: &[&str]) -> Value {
     let record = |addr: String, ports: Vec<u16>| json!({ "service": service, "addr": addr, "allow": [], "ports": ports });
     let mut all = vec![
@@ -107,13 +107,13 @@ fn web(world: &World, ns: &str, port: u16) -> Kid {
 }
 
 #[test]
-fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
+fn a_compromised_member_neither_opens_strict_nodes_nor_disconnects_them() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3"]) || !is_root() {
         return;
     }
     let world = World::new();
     let mut wire = Wire::new();
-    // The authority, the one gone bad, one that joins late, and one that is not in the mesh: port 7009 is not the point.
+    // The authority, the compromised member, a node that joins late, and a host outside of the mesh. Port 7009 is ignored.
     let (auth_ns, bad_ns, late_ns) = (wire.add(3), wire.add(5), wire.add(4));
     let outside_ns = wire.add(6);
     let client = wire.client.clone();
@@ -132,7 +132,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
     node.netns = Some(client.clone());
     node.start();
     node.ready();
-    // The control: nothing is protected yet, and it can be reached in the clear.
+    // The control: nothing is protected yet, and the host can be reached in plaintext.
     wait_for("the programs answer", || {
         curl(&client, 9000).is_some() && curl(&client, 9001).is_some()
     });
@@ -140,8 +140,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
 
     let records = hostile_records("evil", "10.77.0.5", &["10.77.0.6", "10.77.0.4", "ntp.example"]);
     let said = announce(&bad_ns, &authority.token("bad", &["evil"]), &world.path("bad"), &records);
-    for part in
-        ["not_allowed", "16500 ports", "0.0.0.0:7003", "--address 10.77.0.6", "cannot be read"]
+    for part in ["not_allowed", "16500 ports", "0.0.0.0:7003", "--address 10.77.0.6", "unreadable"]
     {
         assert!(said.contains(part), "{said} lacks {part}");
     }
@@ -155,7 +154,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
     late.start();
     late.ready();
     let protected = || curl(&client, 9000).is_some() && curl(&client, 9001).is_none();
-    wait_for("what joins later is protected", protected);
+    wait_for("a node that joins later is protected", protected);
     let capture = Capture::start(&wire, &world, "bad");
     let is_well = |node: &Node| {
         let status = node.cli(&["status"]);
@@ -165,7 +164,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
     };
     is_well(&node);
 
-    // After a restart, with the table gone, and at the authority's restart, too.
+    // After a restart without the table, and after the authority's restart as well.
     node.kill();
     run(&client, "nft", &["flush", "ruleset"]).good();
     node.start();
@@ -179,10 +178,10 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
     is_well(&node);
     let bytes = capture.bytes();
     let found = bytes.windows(CANARY.len()).filter(|w| *w == CANARY.as_bytes()).count();
-    // What the host outside of the mesh sent is there to be read; nothing else is.
+    // Only the traffic of the host outside of the mesh is readable.
     assert!(found == 30, "{found} canaries, and 30 were sent in the clear");
 
-    // The operator sees who it is.
+    // The operator sees which member it is.
     let list = authority.cli(&["node", "list", "--json"]).good().json();
     let bad =
         list["nodes"].as_array().unwrap().iter().find(|n| n["name"] == "bad").unwrap().clone();
@@ -191,7 +190,7 @@ fn a_member_gone_bad_neither_opens_strict_nodes_nor_cuts_them_off() {
 }
 
 #[test]
-fn one_node_does_not_use_up_what_others_with_its_identity_may_hold() {
+fn one_node_cannot_use_up_the_limits_of_others_with_the_same_identity() {
     let world = World::new();
     let authority = world.authority("");
     let (listen, backend) = (
@@ -220,7 +219,7 @@ fn one_node_does_not_use_up_what_others_with_its_identity_may_hold() {
         held.push(socket);
         assert!(held.len() <= 4, "the control: one node holds no more than it may");
     }
-    // Connections that wait to be used count, too.
+    // Idle connections count as well.
     assert!(!held.is_empty());
     exchange(1).expect("the other node has its own share");
     drop(callers);

@@ -1,5 +1,5 @@
-//! Programs that know nothing of the mesh, on machines that intercept: client | wire | server, and more on that wire, each
-//! a network namespace of the test's own, with a capture on the wire.
+//! Programs that do not know of the mesh, on machines with interception: client | wire | server, and more on that wire.
+//! Each is a separate network namespace, and the wire is captured.
 
 use std::fs;
 use std::net::IpAddr;
@@ -86,7 +86,7 @@ impl Drop for Wire {
     }
 }
 
-/// What goes over the wire, from now until it is read.
+/// Captures the wire from now until it is read.
 pub(super) struct Capture {
     kid: Kid,
     file: PathBuf,
@@ -110,13 +110,13 @@ impl Capture {
     }
 
     pub(super) fn bytes(mut self) -> Vec<u8> {
-        std::thread::sleep(ms(500)); // what was sent last is written
+        std::thread::sleep(ms(500)); // until the last packets are written
         self.kid.signal(Signal::INT);
         self.kid.ended(ms(5000));
         fs::read(&self.file).unwrap()
     }
 
-    /// How often the canary went over the wire in the clear, of so many bytes.
+    /// How often the canary was on the wire in plaintext, and the number of bytes.
     fn canaries(self) -> (usize, usize) {
         self.found(CANARY)
     }
@@ -128,7 +128,7 @@ impl Capture {
     }
 }
 
-/// Whether this is root, who can make namespaces.
+/// Whether this is root, who can create namespaces.
 pub(super) fn is_root() -> bool {
     if geteuid().is_root() {
         return true;
@@ -144,7 +144,7 @@ pub(super) fn run(ns: &str, program: &str, args: &[&str]) -> Ran {
     Ran::of(&mut within(Some(ns), command), "")
 }
 
-/// What an HTTP server has at `/canary`, if it can be reached.
+/// The content of `/canary` on an HTTP server, if it can be reached.
 fn curl(ns: &str, host: &str, port: u16) -> Option<String> {
     let url = format!("http://{host}:{port}/canary");
     let ran = run(ns, "curl", &["-sS", "-g", "-m", "3", &url]);
@@ -158,7 +158,7 @@ fn service_at(name: &str, host: &str, port: u16, to: u16) -> String {
     )
 }
 
-/// A web server that has a canary.
+/// A web server with a canary.
 fn web(world: &World, ns: &str, port: u16) -> Kid {
     let www = world.path("www");
     if !www.exists() {
@@ -172,7 +172,7 @@ fn web(world: &World, ns: &str, port: u16) -> Kid {
 }
 
 #[test]
-fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear() {
+fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli", "setpriv"]) {
         return;
     }
@@ -184,7 +184,7 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
     let (client, server) = (wire.client.clone(), wire.server.clone());
     let curl = |host: &str, port: u16| curl(&client, host, port);
 
-    // Plain programs on the server: one behind a service of the mesh, one that nobody has thought of.
+    // Plain programs on the server: one behind a service of the mesh, and an unrelated one.
     let _programs = [web(&world, &server, 8080), web(&world, &server, 8081)];
     let mut redis = Command::new(find("redis-server").unwrap());
     redis.args([
@@ -204,7 +204,7 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
         [8080, 8081].iter().all(|port| curl(SERVER[0], *port).is_some())
             && run(&client, "redis-cli", &["-h", "10.77.0.2", "ping"]).out.trim() == "PONG"
     });
-    // The control: without rules it is all there to be read.
+    // The control: without rules everything is readable.
     let capture = Capture::start(&wire, &world, "control");
     assert!(SERVER.iter().all(|host| curl(host, 8080).is_some()));
     let (found, _) = capture.canaries();
@@ -231,7 +231,7 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
     near.ready();
     let in_force = |node: &Node| node.status()["intercept"]["mode"] == "strict";
     wait_for("the rules are in force", || in_force(&near) && in_force(&far));
-    wait_for("what programs mean is known", || curl(SERVER[1], 8080).is_some());
+    wait_for("the services of the mesh are known", || curl(SERVER[1], 8080).is_some());
 
     let capture = Capture::start(&wire, &world, "strict");
     for host in SERVER {
@@ -241,14 +241,14 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
             let ran = run(&client, "redis-cli", &[&["-h", host], &*args].concat());
             assert!(ran.out.contains(if args.len() == 2 { CANARY } else { "OK" }), "{}", ran.all());
         }
-        // What no service stands for does not get through.
+        // Connections to anything that is not a service are blocked.
         assert_eq!(curl(host, 8081), None, "{host}");
     }
-    // Nor anything else, while the process is dead or stands still; and what is redirected fails.
+    // Everything else is blocked, too, while the process is dead or hangs; redirected connections fail.
     near.kid().signal(Signal::STOP);
     assert_eq!((curl(SERVER[0], 8080), curl(SERVER[0], 8081)), (None, None));
     near.kid().signal(Signal::CONT);
-    wait_for("it goes on", || curl(SERVER[0], 8080).is_some());
+    wait_for("it works again", || curl(SERVER[0], 8080).is_some());
     near.kill();
     assert_eq!((curl(SERVER[0], 8080), curl(SERVER[1], 8081)), (None, None));
     near.start();
@@ -261,13 +261,13 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
     let peers = far.status()["relay"]["peers"].to_string();
     assert!(peers.contains("/node/client"), "{peers}");
 
-    // Somebody removes the table: it is mended, and counted.
+    // Another program removes the table: it is restored, and counted.
     run(&client, "nft", &["delete", "table", "inet", "wiretight"]).good();
-    wait_for("it is mended", || near.status()["intercept"]["mended"] == 1);
+    wait_for("it is restored", || near.status()["intercept"]["mended"] == 1);
     assert_eq!(curl(SERVER[0], 8081), None);
 
-    // Rules that are left from before do not keep the machine from joining anew: as root the command's connection passes
-    // them, and another user is told what to do.
+    // Old rules do not keep the machine from joining again: as root the command's connection passes them, and another user
+    // is told what to do.
     near.kill();
     let token = far.token("client", &[]);
     let join = |wrapper: &[&str]| {
@@ -289,7 +289,7 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
     near.ready();
     wait_for("it is back", || in_force(&near));
 
-    // Taken down by the operator: plaintext goes again, which is the other control.
+    // Removed by the operator: plaintext passes again, which is the other control.
     for (node, ns) in [(&near, &client), (&far, &server)] {
         let mut down = wiretight();
         down.args(["down", "--yes", "--config"]).arg(node.file());
@@ -301,9 +301,9 @@ fn unmodified_programs_are_encrypted_and_nothing_of_theirs_leaves_in_the_clear()
             && status.out.contains("not ready: `wiretight down` removed the kernel's rules"),
         "{status:?}"
     );
-    wait_for("the node's log says so", || near.log().contains("THE KERNEL'S RULES WERE REMOVED"));
+    wait_for("the node logs it", || near.log().contains("THE KERNEL'S RULES WERE REMOVED"));
     let capture = Capture::start(&wire, &world, "down");
-    wait_for("plaintext goes again", || curl(SERVER[0], 8081).is_some());
+    wait_for("plaintext passes again", || curl(SERVER[0], 8081).is_some());
     assert!(capture.canaries().0 > 0);
 }
 
@@ -333,7 +333,7 @@ impl Drop for Group {
     }
 }
 
-/// Sends a line to the stranger, gets it back, and again, whatever happens.
+/// Sends a line to the outsider and gets it back, repeatedly, whatever happens.
 const CALLER: &str = "
 import socket, time
 while True:
@@ -358,7 +358,7 @@ s.ThreadingTCPServer(('10.77.0.3', 9000), H).serve_forever()
 const FOR_STRANGER: &str = "canary-for-the-stranger";
 
 #[test]
-fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails() {
+fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failures() {
     if !has(&["ip", "nsenter", "nft", "tcpdump", "curl", "python3", "script"]) {
         return;
     }
@@ -435,14 +435,14 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     assert!(curl(client, SERVER[0], 8080).is_some());
     assert!(capture.canaries().0 >= 100, "the control");
 
-    // Permissive: what can be encrypted is, the rest is counted, and the verdict names it.
+    // Permissive: everything that can be is encrypted; the rest is counted, and the verdict names it.
     for node in [&near, &far] {
         let ran = node.cli(&["mode", "permissive"]).good();
         assert!(ran.out.contains("wiretight mode confirm"), "{}", ran.all());
         node.cli(&["mode", "confirm"]).good();
     }
     file_says("permissive");
-    wait_for("what programs mean is known", || curl(client, SERVER[0], 8080).is_some());
+    wait_for("the services of the mesh are known", || curl(client, SERVER[0], 8080).is_some());
     let capture = Capture::start(&wire, &world, "permissive");
     assert!(curl(client, SERVER[0], 8080).is_some());
     let (found, bytes) = capture.found(CANARY);
@@ -465,12 +465,12 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     let stopped: Vec<&Value> = dry["would_stop"].as_array().unwrap().iter().collect();
     let strangers = |f: &&Value| f["peer"] == "10.77.0.3";
     assert!(!stopped.is_empty() && stopped.iter().all(strangers), "{dry:#}");
-    // The server has nothing to do with the stranger.
+    // The server has no traffic with the outsider.
     let dry = far.cli(&["mode", "strict", "--dry-run"]);
     assert!(!dry.out.contains("10.77.0.3"), "{}", dry.all());
     assert_eq!(far.cli(&["mode", "permissive", "--dry-run"]).code, Some(0));
 
-    // A trial that nobody confirms, in each state of the node.
+    // A trial without confirmation, in each state of the node.
     let kept = |node: &Node| -> Value {
         serde_json::from_slice(&fs::read(node.state().join("rules.json")).unwrap()).unwrap()
     };
@@ -479,11 +479,11 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     assert_eq!(kept(&near)["mode"], "permissive", "the next boot has the old one");
     let second = near.cli(&["mode", "strict"]);
     assert!(
-        second.code == Some(1) && second.err.contains("a trial of strict is running"),
+        second.code == Some(1) && second.err.contains("a trial of strict mode is running"),
         "{}",
         second.all()
     );
-    wait_for("it is taken back", stranger_answers);
+    wait_for("the trial ends", stranger_answers);
     assert!(in_force(&near, "permissive"));
     let late = near.cli(&["mode", "confirm"]);
     assert!(late.code == Some(1) && late.err.contains("no trial is running"), "{}", late.all());
@@ -492,15 +492,15 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     near.cli(&["mode", "strict", "--within", "8s"]).good();
     near.kid().signal(Signal::STOP);
     assert!(!stranger_answers());
-    wait_for("it is taken back while the node stands still", stranger_answers);
+    wait_for("the trial ends while the node hangs", stranger_answers);
     near.kid().signal(Signal::CONT);
-    wait_for("the node says so", || in_force(&near, "permissive"));
+    wait_for("the node reports it", || in_force(&near, "permissive"));
 
     near.cli(&["mode", "strict", "--within", "10m"]).good();
     assert!(!stranger_answers());
     let killed = Instant::now();
     near.kill();
-    wait_for("it is taken back when the node is gone", stranger_answers);
+    wait_for("the trial ends after the node has died", stranger_answers);
     say(format!("the mode was taken back {:?} after the node was killed", killed.elapsed()));
     near.start();
     near.ready();
@@ -515,7 +515,7 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     wait_for("the node is back", || in_force(&near, "permissive"));
 
     near.cli(&["mode", "strict", "--within", "10m"]).good();
-    // A changed file with the same mode does not end it; nor does anything that is told of the mesh.
+    // A changed file with the same mode does not end it; nor do changes of the mesh.
     fs::write(
         near.file(),
         fs::read_to_string(near.file()).unwrap() + "pass = [\"udp out 10.77.0.3 123\"]\n",
@@ -554,7 +554,9 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     near.ready();
     wait_for("the service answers", || curl(client, SERVER[0], 8080).is_some());
     assert!(in_force(&near, "strict") && mode(&near)["trial"].is_null() && !stranger_answers());
-    wait_for("what is dropped is known", || flow(&near.status(), true).is_some_and(|f| named(&f)));
+    wait_for("dropped traffic is reported", || {
+        flow(&near.status(), true).is_some_and(|f| named(&f))
+    });
     let pcap = capture.file.clone();
     let (found, _) = capture.found(FOR_STRANGER);
     assert_eq!(found, 0, "see {}", pcap.display());
@@ -576,7 +578,7 @@ fn a_mesh_with_one_stranger_goes_from_observe_to_strict_and_back_whatever_fails(
     });
     assert!(dropped.is_some_and(|(_, packets)| *packets > 0.0), "{metrics:#?}");
 
-    // A laxer mode locks nobody out: at once, and into the file.
+    // A less strict mode locks no one out: it is applied and saved at once.
     near.cli(&["mode", "permissive"]).good();
     file_says("permissive");
     assert!(in_force(&near, "permissive") && mode(&near)["trial"].is_null());

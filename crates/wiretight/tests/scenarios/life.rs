@@ -1,4 +1,4 @@
-//! Life in production: rotations, crashes, removals, draining, reloads, torn files.
+//! Operation: rotations, crashes, removals, draining, reloads, truncated files.
 
 use std::fs;
 use std::io::Read;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::rig::*;
 
-/// Whether a program that connects now gets nothing.
+/// Whether a program that connects now gets no data.
 fn is_refused(addr: std::net::SocketAddr) -> bool {
     once(addr).is_err()
 }
@@ -30,7 +30,7 @@ fn rotate(auth: &Node, step: &str) -> Result<Value, String> {
 /// expired.
 #[test]
 fn a_thousand_rotations_drop_none_of_two_hundred_connections() {
-    // Short enough that the old root's last certificate runs out while we wait.
+    // Short enough for the old root's last certificate to expire during the test.
     let (pair, entry) = Pair::echo("svid_ttl = \"15s\"\nintermediate_ttl = \"3m\"\n");
     let load = Load::start(entry, 200, 2);
     let begun = Instant::now();
@@ -41,7 +41,7 @@ fn a_thousand_rotations_drop_none_of_two_hundred_connections() {
             scope.spawn(move || {
                 while done.load(Relaxed) < 1000 || !rooted.load(Relaxed) {
                     renew(node).unwrap();
-                    // Those of the authority's own node carry no traffic, so they do not count.
+                    // Identities of the authority's own node carry no traffic, so they do not count.
                     if std::ptr::eq(node, auth) {
                         thread::sleep(ms(200));
                         continue;
@@ -51,7 +51,7 @@ fn a_thousand_rotations_drop_none_of_two_hundred_connections() {
                         rotate(auth, "intermediate").unwrap();
                     }
                     if n > 1000 {
-                        // What remains is the wait for the old root's end.
+                        // Only the wait for the old root to expire remains.
                         thread::sleep(ms(500));
                     }
                 }
@@ -104,7 +104,7 @@ fn an_authority_killed_under_load_loses_nothing() {
     for _ in 0..3 {
         pair.auth.kill();
         load.moves();
-        // Both nodes have seen that it is away, and go on.
+        // Both nodes have noticed that it is down, and keep working.
         wait_for("the cut is shown", || {
             [&pair.db, &pair.app].iter().all(|n| n.status()["authority_link"]["connected"] == false)
         });
@@ -118,7 +118,7 @@ fn an_authority_killed_under_load_loses_nothing() {
         assert_eq!(listed(&pair.auth), before);
         load.moves();
     }
-    // Its log is whole, as an outsider sees it: every tile, every entry, and the checkpoint over them.
+    // Its log is complete for an outsider: every tile, every entry and the checkpoint.
     let vkey = pair.auth.cli(&["authority", "log-key", "--json"]).good().json();
     let (policy, log) = (pair.world.path("policy"), pair.auth.state().join("authority/log"));
     fs::write(&policy, format!("log {}\nquorum none\n", vkey["vkey"].as_str().unwrap())).unwrap();
@@ -155,7 +155,7 @@ fn killed_nodes_come_back_while_the_authority_is_down() {
         load.stop();
         pair.assert_protected("echo");
     }
-    // It recovers by itself when the authority is there again.
+    // It recovers when the authority is up again.
     pair.auth.start();
     pair.auth.ready();
     for node in [&pair.db, &pair.app] {
@@ -165,13 +165,13 @@ fn killed_nodes_come_back_while_the_authority_is_down() {
 }
 
 #[test]
-fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
+fn a_removed_node_is_disconnected_within_five_seconds_and_stays_out() {
     let (mut pair, entry) = Pair::echo("svid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n");
-    // One session is older than its certificate will be: removal must reach it as well.
+    // One session is older than the node's certificate: the removal must close it as well.
     let mut old = Talk::open(entry).unwrap();
     old.exchange().unwrap();
     let born = Instant::now();
-    // A second client, which must not notice.
+    // A second client, which must not be affected.
     let at = free();
     let mut other = pair.world.joined(&pair.auth, "app2", &["web"], &dial(at, "echo", "web"));
     other.knows("echo");
@@ -179,12 +179,12 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
 
     let mut talks: Vec<Talk> = (0..20).map(|_| Talk::open(entry).unwrap()).collect();
     talks.iter_mut().for_each(|t| t.exchange().unwrap());
-    // A thief who keeps what was on its disk.
+    // A thief with a copy of its disk.
     let mut stolen = pair.world.node_in("stolen", "app1", "");
     copy(&pair.app.state(), &stolen.state());
 
     thread::sleep(Duration::from_secs(11).saturating_sub(born.elapsed()));
-    old.exchange().expect("a session goes on when its certificate has expired");
+    old.exchange().expect("a session outlives its certificate");
     talks.push(old);
     let begun = Instant::now();
     pair.auth.cli(&["node", "remove", "app1", "--yes"]).good();
@@ -198,7 +198,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
     let seconds = begun.elapsed().as_secs_f64();
     say(format!("a removed node's 21 connections were cut within {seconds:.2} s"));
     assert!(seconds < 5.0, "{seconds}");
-    // On the other side: nothing of it is left there, and the log says why.
+    // On the other side no connection of it is left, and the log has the reason.
     wait_for("the service's side has cut them", || {
         let lines = pair.db.access();
         lines.iter().filter(|l| l["detail"].as_str().is_some_and(|d| d.contains("revoked"))).count()
@@ -207,7 +207,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
     });
     assert!(is_refused(entry));
 
-    // Started again with its old state it stays out, and says so.
+    // Restarted with its old state it is still refused, and reports it.
     pair.app.kill();
     pair.app.start();
     wait_for(
@@ -215,7 +215,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
         || matches!(pair.app.probe("/readyz"), Ok((503, why)) if why.contains("removed")),
     );
     assert!(is_refused(entry));
-    // Also with the copy of the state from before.
+    // The same with the copy of its state.
     stolen.write(&dial(entry, "echo", "web"));
     pair.app.kill();
     stolen.start();
@@ -237,7 +237,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
     pair.app.knows("echo");
     once(entry).unwrap();
     other.kill();
-    // Removing nobody is said to be so.
+    // Removing an unknown node is an error.
     let nobody = pair.auth.cli(&["node", "remove", "nobody"]);
     assert!(nobody.code == Some(1) && nobody.err.contains("nobody"), "{nobody:?}");
     let own = pair.auth.cli(&["node", "remove", "auth", "--yes"]);
@@ -245,7 +245,7 @@ fn a_removed_node_is_cut_within_five_seconds_and_stays_out() {
 }
 
 #[test]
-fn a_removal_goes_on_when_whoever_asked_is_gone() {
+fn a_removal_completes_even_if_the_client_disconnects() {
     let (pair, entry) = Pair::echo("");
     once(entry).unwrap();
     let body = r#"{"node":"app1"}"#;
@@ -267,11 +267,11 @@ fn a_removal_goes_on_when_whoever_asked_is_gone() {
 }
 
 #[test]
-fn without_the_authority_traffic_ends_with_the_identities_and_comes_back_with_it() {
+fn without_the_authority_traffic_ends_when_identities_expire_and_resumes_with_it() {
     let (mut pair, entry) = Pair::echo("svid_ttl = \"10s\"\nintermediate_ttl = \"1h\"\n");
     once(entry).unwrap();
     pair.auth.kill();
-    // For a while it goes on, and then not in the clear or unauthenticated, but not at all.
+    // Traffic continues for a while, then stops; it is never sent in plaintext or unauthenticated.
     once(entry).unwrap();
     wait_for("identities run out", || is_refused(entry));
     // The two nodes' identities end within moments of each other, in either order.
@@ -301,7 +301,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn sigterm_lets_sessions_finish_and_takes_no_new_ones() {
+fn sigterm_lets_sessions_finish_and_accepts_no_new_ones() {
     for side in ["service", "dial"] {
         let (mut pair, entry) = Pair::echo("");
         let mut talk = Talk::open(entry).unwrap();
@@ -332,14 +332,14 @@ fn a_second_sigterm_stops_at_once_and_drain_has_a_limit() {
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
     pair.db.kid().signal(Signal::TERM);
-    wait_for("the first is noticed", || pair.db.log().contains("a second signal cuts them"));
+    wait_for("the first is noticed", || pair.db.log().contains("a second signal closes them"));
     assert_eq!(pair.db.kid().ended(ms(300)), None);
     talk.exchange().unwrap();
     pair.db.kid().signal(Signal::TERM);
     let begun = Instant::now();
     let status = pair.db.kid().ended(PATIENCE);
     assert_eq!(status.and_then(|s| s.code()), Some(0));
-    // Far from the 30 s of `drain`.
+    // Much less than the 30 s of `drain`.
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(talk.exchange().is_err());
 
@@ -363,12 +363,12 @@ fn a_second_sigterm_stops_at_once_and_drain_has_a_limit() {
 }
 
 #[test]
-fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
+fn a_reload_applies_a_valid_file_and_rejects_an_invalid_one_completely() {
     let (mut pair, entry) = Pair::echo("");
     let load = Load::start(entry, 30, 2);
     let old = fs::read_to_string(pair.app.file()).unwrap();
 
-    // A good one: another dial appears, the old one stays.
+    // A valid file: another dial is added, the old one stays.
     let second = free();
     fs::write(pair.app.file(), old.clone() + &dial(second, "echo", "web")).unwrap();
     let ran = pair.app.cli(&["reload"]).good();
@@ -376,12 +376,12 @@ fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
     once(second).unwrap();
     load.moves();
 
-    // Bad ones, each refused whole: the dial that is gone from the file goes on, none appears.
+    // Invalid files, each rejected completely: the dial that is missing from the file stays, none is added.
     let third = free();
     let taken = std::net::TcpListener::bind(free()).unwrap();
     let new = dial(third, "echo", "web");
-    // The command reads the file too, to find the node: 2 is a file that nobody can read, 1 one that
-    // the node refuses.
+    // The command reads the file as well, to find the node: exit status 2 is an invalid file, 1 a file that the node
+    // refuses.
     let taken = dial(taken.local_addr().unwrap(), "echo", "web");
     let bad = [
         (2, format!("{old}{new}colour = \"red\"\n"), "colour"),
@@ -396,16 +396,16 @@ fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
         let ran = pair.app.cli(&["reload"]);
         assert_eq!(ran.code, Some(code), "{why}: {ran:?}");
         assert!(ran.out.is_empty() && ran.err.contains(why), "{why}: {ran:?}");
-        let before = pair.app.log().matches("the old one goes on").count();
+        let before = pair.app.log().matches("the previous one stays in force").count();
         pair.app.kid().signal(Signal::HUP);
-        wait_for("the log says that it was refused", || {
-            pair.app.log().matches("the old one goes on").count() > before
+        wait_for("the log has the refusal", || {
+            pair.app.log().matches("the previous one stays in force").count() > before
         });
         assert!(TcpStream::connect(third).is_err(), "{why}: a part of it was applied");
         once(second).unwrap();
         load.moves();
     }
-    // A good one by SIGHUP.
+    // A valid file with SIGHUP.
     fs::write(pair.app.file(), &old).unwrap();
     pair.app.kid().signal(Signal::HUP);
     wait_for("the second dial is gone", || is_refused(second));
@@ -413,7 +413,7 @@ fn a_reload_applies_a_good_file_and_refuses_a_bad_one_whole() {
 
     load.stop();
 
-    // On the service's side: whoever is no longer allowed gets no new session, and live ones go on.
+    // On the service's side: an identity that is no longer allowed gets no new session, and open ones continue.
     let load = Load::start(entry, 30, 0);
     let allowed = fs::read_to_string(pair.db.file()).unwrap();
     fs::write(pair.db.file(), allowed.replace("service/web", "service/nobody")).unwrap();
@@ -436,7 +436,7 @@ pub(crate) fn refused(node: &Node, side: &str, reason: &str) -> bool {
 }
 
 #[test]
-fn state_is_for_its_owner_alone() {
+fn state_is_accessible_only_to_its_owner() {
     let (pair, entry) = Pair::echo("");
     once(entry).unwrap();
     renew(&pair.app).unwrap();
@@ -462,13 +462,19 @@ fn state_is_for_its_owner_alone() {
 }
 
 #[test]
-fn two_processes_on_one_state_folder_are_one_too_many() {
+fn two_processes_cannot_share_a_state_directory() {
     let (mut pair, entry) = Pair::echo("");
     let second = Ran::of(wiretight().args(["run", "--config"]).arg(pair.app.file()), "");
     assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.err.contains("another wiretight runs with this state directory"), "{second:?}");
+    assert!(
+        second.err.contains("another wiretight process uses the state directory"),
+        "{second:?}"
+    );
     let join = pair.app.cli_with(&["join"], &pair.auth.token("app1", &[]));
-    assert!(join.code == Some(1) && join.err.contains("another wiretight runs"), "{join:?}");
+    assert!(
+        join.code == Some(1) && join.err.contains("another wiretight process uses"),
+        "{join:?}"
+    );
     once(entry).unwrap();
     // A crash leaves no lock behind.
     pair.app.kill();
@@ -478,7 +484,7 @@ fn two_processes_on_one_state_folder_are_one_too_many() {
 }
 
 #[test]
-fn torn_files_are_set_aside_and_replaced() {
+fn truncated_files_are_renamed_and_replaced() {
     let (mut pair, entry) = Pair::echo("");
     let dir = pair.app.state().join("identity");
     let names = ["node.pem", "service-web.pem", "bundle.pem", "state.json", "joined.json"];
@@ -493,7 +499,7 @@ fn torn_files_are_set_aside_and_replaced() {
             wait_for(&format!("traffic after {name} was torn ({n}, {keep} %)"), || {
                 once(entry).is_ok()
             });
-            // What is written anew need not be the same: another certificate, another way in.
+            // A new file may differ: another certificate, another address.
             wait_for(&format!("{name} is whole again"), || {
                 fs::read(&file).is_ok_and(|now| match name.ends_with(".json") {
                     true => serde_json::from_slice::<serde_json::Value>(&now).is_ok(),
@@ -503,7 +509,7 @@ fn torn_files_are_set_aside_and_replaced() {
         }
         assert!(dir.join(format!("{name}.bad")).exists(), "{name} was not set aside");
     }
-    // What a crash in the middle of a write leaves does no harm either.
+    // Leftovers of a crash during a write do no harm either.
     fs::write(dir.join(".node.pem.tmp"), "half a key").unwrap();
     pair.app.kill();
     pair.app.start();
@@ -513,7 +519,7 @@ fn torn_files_are_set_aside_and_replaced() {
 }
 
 #[test]
-fn kill_9_at_any_moment_of_a_join_or_a_renewal_is_recovered_from() {
+fn a_node_recovers_from_kill_9_at_any_moment_of_a_join_or_renewal() {
     let world = World::new();
     let mut auth = world.authority("");
     let mut dice = Dice::new("kill -9 at any moment");
@@ -583,7 +589,7 @@ fn kill_9_at_any_moment_of_a_join_or_a_renewal_is_recovered_from() {
     say(format!("{killed} processes killed at random moments, all came back"));
 }
 
-/// A request that may break off.
+/// A request that may be interrupted.
 fn post(socket: &Path, path: &str, body: &str) {
     use std::io::Write;
     let Ok(mut socket) = std::os::unix::net::UnixStream::connect(socket) else {
@@ -598,9 +604,9 @@ fn post(socket: &Path, path: &str, body: &str) {
     let _ = socket.read_to_end(&mut Vec::new());
 }
 
-/// Clients may hold every descriptor that traffic can have: the rest is for whoever asks how the node is.
+/// Clients may use up all descriptors for traffic: the rest is reserved for operators.
 #[test]
-fn a_node_whose_descriptors_clients_hold_still_answers_the_operator() {
+fn a_node_whose_descriptors_are_used_up_still_answers_the_operator() {
     if !has(&["prlimit"]) {
         return;
     }

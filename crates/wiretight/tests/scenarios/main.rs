@@ -1,8 +1,8 @@
-//! Whole scenarios: the real binary, real servers and clients, foreign TLS software, kills and
-//! rotations under load. Everything is on loopback, with its state in temporary folders.
+//! Complete scenarios: the real binary, real servers and clients, foreign TLS software, kills and rotations under load.
+//! Everything is on loopback, with its state in temporary directories.
 //!
-//! `cargo test --release -p wiretight --test scenarios`. A program that is not installed skips its
-//! tests (a `skipped:` line says so), except where CI is set: there it is an error.
+//! `cargo test --release -p wiretight --test scenarios`. Tests whose programs are not installed are skipped with a
+//! `skipped:` line; if CI is set, that is an error.
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 

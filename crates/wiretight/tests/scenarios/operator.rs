@@ -1,5 +1,5 @@
-//! What an operator does on a mesh that lives: join tokens, grants and removals that ask first, files that are missing,
-//! an edge without a mesh.
+//! What an operator does on a running mesh: join tokens, grants and removals with confirmation, missing files, an edge
+//! without a mesh.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::rig::*;
 
-/// Nothing was done, because nobody could be asked.
+/// Checks that nothing was changed, as there was no terminal to ask for confirmation.
 #[track_caller]
 fn asks(ran: &Ran, what: &str) {
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -19,13 +19,13 @@ fn asks(ran: &Ran, what: &str) {
 }
 
 #[test]
-fn what_cuts_a_live_node_asks_first_and_says_what_it_cuts() {
+fn commands_that_disconnect_a_live_node_ask_first() {
     let (mut pair, entry) = Pair::echo("");
     let auth = &pair.auth;
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
 
-    // A token for its name, which would replace it.
+    // A token for the name of an existing node, which would replace it.
     asks(
         &auth.cli(&["token", "create", "--node", "app1"]),
         "node app1 is in the mesh (connected now)",
@@ -33,7 +33,7 @@ fn what_cuts_a_live_node_asks_first_and_says_what_it_cuts() {
     assert_eq!(auth.cli(&["token", "list", "--json"]).good().json(), json!({ "tokens": [] }));
     let own = auth.cli(&["token", "create", "--node", "auth", "--yes"]);
     assert!(own.code == Some(1) && own.err.contains("needs no join token"), "{own:?}");
-    // A grant that takes away; one that adds asks nobody, and takes nothing.
+    // A grant that removes services; one that adds services needs no confirmation.
     asks(&auth.cli(&["node", "grant", "app1", "--service", "api"]), "it loses service/web");
     asks(&auth.cli(&["node", "grant", "app1"]), "it loses service/web");
     let added = auth.cli(&["node", "grant", "app1", "--add", "--service", "api"]).good();
@@ -48,7 +48,7 @@ fn what_cuts_a_live_node_asks_first_and_says_what_it_cuts() {
     asks(&auth.cli(&["node", "remove", "app1"]), "node app1 is in the mesh (connected now)");
     talk.exchange().expect("nothing of this has cut anything");
 
-    // On a terminal it is a question.
+    // On a terminal it asks.
     if has(&["script"]) {
         let line = format!(
             "{} node remove app1 --config {}",
@@ -65,7 +65,7 @@ fn what_cuts_a_live_node_asks_first_and_says_what_it_cuts() {
     } else {
         auth.cli(&["node", "remove", "app1", "--yes"]).good();
     }
-    wait_for("it is cut", || talk.exchange().is_err());
+    wait_for("it is closed", || talk.exchange().is_err());
     assert_eq!(services(auth, "app1"), None);
     pair.app.kill();
 }
@@ -94,9 +94,9 @@ fn unused_tokens_are_listed_and_can_be_revoked() {
         );
     }
 
-    // Revoked, nobody joins with it; the other is as good as before, and is gone from the list when it was used.
+    // After it is revoked, no node can join with it. The other one still works, and leaves the list when it is used.
     let revoked = auth.cli(&["token", "revoke", id.as_str().unwrap()]).good();
-    assert!(revoked.out.contains("the join token for n1 is revoked"), "{revoked:?}");
+    assert!(revoked.out.contains("Revoked the join token for n1"), "{revoked:?}");
     let node = world.node("n1", "");
     let ran = node.cli_with(&["join"], token.as_str().unwrap());
     assert!(ran.code == Some(1) && ran.err.contains("unknown join token"), "{ran:?}");
@@ -112,7 +112,7 @@ fn unused_tokens_are_listed_and_can_be_revoked() {
 }
 
 #[test]
-fn check_looks_at_the_files_that_a_configuration_names() {
+fn check_reads_the_files_that_a_configuration_names() {
     if !has(&["openssl"]) {
         return;
     }
@@ -137,7 +137,7 @@ fn check_looks_at_the_files_that_a_configuration_names() {
         (&json!(false), 2),
         "{json}"
     );
-    // A file for another machine, whose files are there.
+    // A configuration for another machine, where the files exist.
     check(&["--no-files"]).good();
 
     let mut openssl = Command::new(find("openssl").unwrap());
@@ -166,14 +166,14 @@ fn check_looks_at_the_files_that_a_configuration_names() {
     .unwrap();
     let now = check(&[]);
     assert!(!now.err.contains("site.pem"), "the certificate is there: {now:?}");
-    // A key of another certificate.
+    // The key of another certificate.
     fs::write(&key, "").unwrap();
     let bad = check(&[]);
     assert!(bad.code == Some(2) && bad.err.contains("site.key"), "{bad:?}");
 }
 
 #[test]
-fn an_edge_alone_is_ready_and_asks_for_no_token() {
+fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
     let world = World::new();
     let mut node = world.node("edge1", "");
     let (https, http) = (free(), free());
@@ -199,25 +199,25 @@ fn an_edge_alone_is_ready_and_asks_for_no_token() {
     let log = node.log();
     assert!(!log.contains("token") && !log.contains("trying again"), "{log}");
 
-    // The control: what needs an identity is not ready without one.
+    // The control: a node that needs an identity is not ready without one.
     node.kill();
     fs::write(node.file(), file + &dial(free(), "db", "web")).unwrap();
     node.start();
     wait_for(
-        "it says what is missing",
+        "it reports what is missing",
         || matches!(node.probe("/readyz"), Ok((503, why)) if why.contains("join token")),
     );
 }
 
 #[test]
-fn a_mistake_in_the_logs_filter_is_told_and_the_default_used() {
+fn an_invalid_log_filter_is_reported_and_the_default_used() {
     let world = World::new();
     let mut auth = world.node("auth", &format!("[authority]\nlisten = \"{}\"\n", free()));
     auth.env.push(("WIRETIGHT_LOG", "inof".into()));
     auth.start();
     auth.ready();
     let log = auth.log();
-    assert!(log.contains("is invalid, so") && log.contains("the node runs"), "{log}");
+    assert!(log.contains("is invalid, so") && log.contains("node started"), "{log}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a node that runs may still do: the capabilities of each of its threads, and that they suffice.
+//! The privileges of a running node: the capabilities of each of its threads, and that they are sufficient.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -10,13 +10,13 @@ use rustix::process::geteuid;
 use super::rig::*;
 
 const NOBODY: u32 = 65534;
-/// Of linux/capability.h.
+/// From linux/capability.h.
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
 
-/// A network of the test's own; removed when dropped.
+/// A separate network; removed when dropped.
 struct Netns(String);
 
 impl Netns {
@@ -80,7 +80,7 @@ fn children(pid: u32) -> Vec<u32> {
 
 /// One byte: the kernel ignores a limit of zero for dumps that it pipes to a program.
 #[test]
-fn no_process_of_ours_dumps_its_memory() {
+fn no_wiretight_process_dumps_core() {
     let world = World::new();
     let node = world.authority("");
     let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
@@ -90,7 +90,7 @@ fn no_process_of_ours_dumps_its_memory() {
 }
 
 #[test]
-fn a_node_of_root_keeps_what_it_needs_and_no_more() {
+fn a_node_started_as_root_keeps_only_what_it_needs() {
     if !can(&["ip", "nft"]) {
         return;
     }
@@ -106,7 +106,7 @@ fn a_node_of_root_keeps_what_it_needs_and_no_more() {
     auth.ready();
     assert_has(auth.pid(), NET_BIND_SERVICE | DAC_READ_SEARCH, 0);
 
-    // A file of somebody else can be read, and a reload listens on a port under 1024.
+    // Another user's file can be read, and a reload listens on a port below 1024.
     let intercept = "[intercept]\nmode = \"observe\"\n";
     let mut node = world.node("n", intercept);
     fs::write(node.token_file(), auth.token("n", &["low"])).unwrap();
@@ -139,14 +139,14 @@ fn a_node_of_root_keeps_what_it_needs_and_no_more() {
     wait_for("it has the identity of its new service", || {
         node.status()["identities"].to_string().contains("/service/low\"")
     });
-    // But nothing is done to what is somebody else's.
+    // It cannot change another user's files.
     let mut curl = Command::new("curl");
     curl.args(["-s", "-m", "5", "http://127.0.0.1:80/"]);
     assert_ne!(Ran::of(&mut within(Some(&netns.0), curl), "").code, Some(0));
     let refusals = node.status()["relay"]["refusals"].to_string();
     assert!(refusals.contains("has no write permission on the socket"), "{refusals}");
 
-    // Nor to a state directory.
+    // It cannot use another user's state directory either.
     node.kill();
     chown(node.state(), Some(NOBODY), Some(NOBODY)).unwrap();
     node.start();
@@ -155,7 +155,7 @@ fn a_node_of_root_keeps_what_it_needs_and_no_more() {
 }
 
 #[test]
-fn a_node_of_another_user_has_none_and_works() {
+fn a_node_started_as_another_user_works_without_capabilities() {
     if !can(&["setpriv"]) {
         return;
     }
@@ -179,7 +179,7 @@ fn a_node_of_another_user_has_none_and_works() {
     node.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
     node.arg(&bin).args(["run", "--config"]).arg(&file);
     let node = Kid::start(&mut node, &place.path().join("log"));
-    wait_for("it runs", || node.log().contains("the node runs"));
+    wait_for("it is running", || node.log().contains("node started"));
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
         assert_eq!(field(node.pid(), set), 0, "{set}");
     }

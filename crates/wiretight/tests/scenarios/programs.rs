@@ -1,5 +1,5 @@
-//! More programs as they are, between machines that intercept: a database, a shell with copies of files, and bulk
-//! both ways. All of it is TLS 1.3 on the wire, and servers that speak first are heard first.
+//! More unmodified programs between machines with interception: a database, remote shells and file copies, and bulk data
+//! both ways. All of it is TLS 1.3 on the wire, and servers that speak first work.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -16,10 +16,10 @@ const HOSTS: [&str; 2] = ["10.77.0.2", "fd77::2"];
 const POSTGRES: u16 = 5432;
 const SSH: u16 = 2222;
 const IPERF: u16 = 5201;
-/// The mesh's on the server: the authority's, and one a service.
+/// The mesh's ports on the server: the authority's, and one per service.
 const MESH: [u16; 4] = [7400, 7001, 7002, 7003];
 
-/// A server of our own for root's key alone, with its keys in a folder of the test.
+/// An SSH server that accepts only root's key, with its keys in a directory of the test.
 fn sshd(netns: &str, dir: &Path) -> Kid {
     fs::create_dir(dir).unwrap();
     for key in ["host", "id"] {
@@ -38,7 +38,7 @@ fn sshd(netns: &str, dir: &Path) -> Kid {
          AuthorizedKeysFile {shown}/authorized_keys\nSubsystem sftp internal-sftp\n"
     );
     fs::write(dir.join("config"), config).unwrap();
-    // Its packages have the service manager make it.
+    // Normally created by the service manager.
     fs::create_dir_all("/run/sshd").unwrap();
     let mut sshd = Command::new(find("sshd").unwrap());
     sshd.args(["-D", "-e", "-p", &SSH.to_string(), "-f"]).arg(dir.join("config"));
@@ -46,7 +46,7 @@ fn sshd(netns: &str, dir: &Path) -> Kid {
 }
 
 #[test]
-fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first() {
+fn unmodified_psql_ssh_scp_and_iperf3_are_encrypted_including_servers_that_speak_first() {
     let programs = ["ip", "nft", "tcpdump", "initdb", "postgres", "psql", "setpriv"];
     if !has(&programs) || !has(&["sshd", "ssh", "scp", "ssh-keygen", "iperf3"]) || !is_root() {
         return;
@@ -84,7 +84,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
     let iperf = |host: &str, more: &[&str]| {
         run("iperf3", &[&["-c", host, "-n", "16M", "--connect-timeout", "5000"], more].concat())
     };
-    // What a server says before anything is said to it.
+    // The first bytes of a server that speaks first.
     let first_words = |host: &str, port: u16| {
         let to = SocketAddr::new(host.parse().unwrap(), port);
         let listen = move || {
@@ -96,7 +96,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
         on(&client, listen).join().unwrap()
     };
 
-    // The control: as they are, they cross as they are.
+    // The control: without interception they cross in plaintext.
     let watch = Watch::start(&wire, &world, 1, "control", &MESH);
     wait_for("they listen", || {
         psql(HOSTS[1]).code == Some(0) && first_words(HOSTS[1], SSH).is_ok()
@@ -105,7 +105,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
     let ports = [POSTGRES, SSH].map(|port| format!("{}:{port} ", HOSTS[0]));
     psql(HOSTS[0]).good();
     let seen = watch.end();
-    // One that lies in two segments is not counted.
+    // A match that is split across two segments is not counted.
     assert!(seen.canaries > 1900, "the capture misses what was sent: {seen:?}");
     let told = |port: &String| seen.strange.keys().any(|s| s.contains(port));
     assert!(ports.iter().all(told), "{:?}", seen.strange);
@@ -123,7 +123,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
     }
     let strict = "[intercept]\nmode = \"strict\"\nprotect = [\"10.77.0.0/24\", \"fd77::/64\"]\n";
     let authority = format!("[authority]\nlisten = \"10.77.0.2:{}\"\n", MESH[0]);
-    // From the first packet of the mesh.
+    // Starting with the first packet of the mesh.
     let watch = Watch::start(&wire, &world, 1, "strict", &MESH);
     let mut far = world.node("auth", &format!("{authority}{services}{strict}"));
     far.netns = Some(server.clone());
@@ -136,7 +136,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
     near.ready();
     let in_force = |node: &Node| node.status()["intercept"]["mode"] == "strict";
     wait_for("the rules are in force", || in_force(&near) && in_force(&far));
-    wait_for("what programs mean is known", || {
+    wait_for("the services of the mesh are known", || {
         HOSTS.iter().all(|host| {
             [SSH, IPERF].iter().all(|port| {
                 let words = first_words(host, *port);
@@ -161,8 +161,8 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
             let ran = iperf(host, more);
             assert!(ran.code == Some(0) && ran.out.contains("receiver"), "{host} {}", ran.all());
         }
-        // The server's first word comes to a client that has not said any. The twin: one that waits for its
-        // client says nothing.
+        // The server's first bytes reach a client that has sent nothing. The control: a server that waits for its client sends
+        // nothing.
         assert_eq!(first_words(host, SSH).unwrap(), banner);
         let silent = first_words(host, POSTGRES).unwrap_err();
         assert_eq!(silent.kind(), ErrorKind::WouldBlock, "{silent}");
@@ -180,7 +180,7 @@ fn psql_ssh_scp_and_iperf3_are_encrypted_as_they_are_and_servers_are_heard_first
             ["bytes_in", "bytes_out"].iter().all(|way| bytes(&shell, way) >= 1 << 20),
             "{sums:?}"
         );
-        // iperf3's server does not wait for all that its client has sent.
+        // iperf3's server does not wait for everything that its client has sent.
         assert!(bytes(&bulk, "bytes_in") >= 1 << 20, "{sums:?}");
         assert!(bytes(&bulk, "bytes_out") >= 16 << 20, "{sums:?}");
     }

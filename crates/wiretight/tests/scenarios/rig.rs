@@ -1,7 +1,7 @@
-//! What the scenarios stand on: nodes as child processes, ports, programs, load.
+//! The base of the scenarios: nodes as child processes, ports, programs, load.
 //!
-//! Whatever is started is killed by its own process id when its value is dropped, so also when a test
-//! panics; then the end of its log is printed.
+//! Every process is killed by its process id when its value is dropped, also if a test panics; in that case the end of
+//! its log is printed.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -26,21 +26,21 @@ pub(crate) const TD: &str = "example.org";
 pub(crate) const GROUP: &str = "X25519MLKEM768";
 /// A suite of TLS 1.3, which no older version can negotiate (RFC 8446, B.4).
 pub(crate) const CIPHER: &str = "TLS_AES_256_GCM_SHA384";
-/// For what takes milliseconds on a machine at rest.
+/// The time limit for what takes milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// A log is no further behind than this: lines are gathered for 10 ms.
+/// The longest delay of log lines, which are collected for 10 ms.
 const LOG_LAG: Duration = Duration::from_millis(50);
 
 pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// A line that is seen whether or not the test passes.
+/// Prints a line whether or not the test passes.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Whether all these programs are here.
+/// Whether all these programs are installed.
 pub(crate) fn has(programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().filter(|p| find(p).is_none()).collect();
     if missing.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) fn has(programs: &[&str]) -> bool {
     false
 }
 
-/// Where a program is.
+/// The path of a program.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let postgres = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -63,8 +63,8 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A port of 127.0.0.1 that is free, that no other test gets, and that the kernel gives to no outgoing
-/// connection (those begin at 32768): a node that is restarted finds it free again.
+/// A free port of 127.0.0.1 that no other test gets and that the kernel uses for no outgoing connection (those begin at
+/// 32768), so that a restarted node finds it free again.
 pub(crate) fn free() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() * 97 % 20_000) as u16;
@@ -77,7 +77,7 @@ pub(crate) fn free() -> SocketAddr {
     }
 }
 
-/// Asks until it is so.
+/// Waits until a condition holds.
 #[track_caller]
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
@@ -87,7 +87,7 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until somebody listens.
+/// Waits until a process listens on the address.
 #[track_caller]
 pub(crate) fn wait_port(addr: SocketAddr) {
     wait_for(&format!("{addr} listens"), || TcpStream::connect(addr).is_ok());
@@ -161,7 +161,7 @@ impl Drop for Kid {
     }
 }
 
-/// What a command that has ended left.
+/// The result of a finished command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -170,11 +170,11 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Runs a command to its end, which must come within two minutes.
+    /// Runs a command, which must finish within two minutes.
     pub(crate) fn of(command: &mut Command, stdin: &str) -> Ran {
         let shown = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // What it starts has its pipes: all of it can be ended at once.
+        // Its children inherit its pipes, so everything can be ended together.
         let mut child = command.process_group(0).spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
         let collect = |pipe: Option<Box<dyn Read + Send>>| {
             let mut pipe = pipe.unwrap();
@@ -228,8 +228,8 @@ pub(crate) fn wiretight() -> Command {
     command
 }
 
-/// The command, in a network namespace, and nothing else of its own. (`nsenter` becomes the command: the process is
-/// the same.)
+/// The command in a network namespace, with nothing else separate. (`nsenter` becomes the command: it is the same
+/// process.)
 pub(crate) fn within(netns: Option<&str>, command: Command) -> Command {
     let Some(netns) = netns else { return command };
     let mut outer = Command::new("nsenter");
@@ -247,7 +247,7 @@ pub(crate) fn within(netns: Option<&str>, command: Command) -> Command {
     outer
 }
 
-/// Runs it on a thread in a network namespace: sockets that it makes are there.
+/// Runs a function on a thread in a network namespace, so that its sockets are in that namespace.
 pub(crate) fn on<T: Send + 'static>(
     netns: &str,
     body: impl FnOnce() -> T + Send + 'static,
@@ -262,7 +262,7 @@ pub(crate) fn on<T: Send + 'static>(
 
 // ---- Nodes.
 
-/// A folder for nodes. Declared before them, so dropped after them.
+/// A directory for nodes. It is declared before them, so that it is dropped after them.
 pub(crate) struct World {
     dir: TempDir,
 }
@@ -276,13 +276,13 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// A node with its file, not started. `sections` follow the `[node]` section, whose further keys
-    /// may stand at their beginning.
+    /// A node with its configuration file, not started. `sections` follow the `[node]` section, and may start with further
+    /// keys of it.
     pub(crate) fn node(&self, name: &str, sections: &str) -> Node {
         self.node_in(name, name, sections)
     }
 
-    /// The same, in a folder of another name.
+    /// The same in a directory with another name.
     pub(crate) fn node_in(&self, folder: &str, name: &str, sections: &str) -> Node {
         let dir = self.path(folder);
         fs::create_dir(&dir).unwrap();
@@ -294,7 +294,7 @@ impl World {
         node
     }
 
-    /// An authority that runs. `more` is what follows in its `[authority]` section.
+    /// A running authority. `more` is added to its `[authority]` section.
     pub(crate) fn authority(&self, more: &str) -> Node {
         let listen = free();
         let mut node = self.node("auth", &format!("[authority]\nlisten = \"{listen}\"\n{more}"));
@@ -304,7 +304,7 @@ impl World {
         node
     }
 
-    /// A node that has joined and runs.
+    /// A running node that has joined.
     pub(crate) fn joined(
         &self,
         authority: &Node,
@@ -325,18 +325,18 @@ pub(crate) struct Node {
     pub(crate) name: String,
     dir: PathBuf,
     pub(crate) admin: SocketAddr,
-    /// Where the authority listens.
+    /// The address on which the authority listens.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) env: Vec<(&'static str, PathBuf)>,
     /// The network namespace that it runs in.
     pub(crate) netns: Option<String>,
     kid: Option<Kid>,
-    /// Processes that others have taken over from, and that may drain still.
+    /// Previous processes, which may still be draining.
     before: Vec<Kid>,
 }
 
 impl Node {
-    /// Writes its file anew.
+    /// Rewrites its configuration file.
     pub(crate) fn write(&self, sections: &str) {
         let token = match sections.contains("[authority]") {
             true => String::new(),
@@ -374,7 +374,7 @@ impl Node {
         self.kid = Some(Kid::start(&mut command, &self.log_file()));
     }
 
-    /// The same, and it may have so many descriptors. (`prlimit` becomes the command.)
+    /// The same with a limit of file descriptors. (`prlimit` becomes the command.)
     pub(crate) fn start_with_descriptors(&mut self, most: u32) {
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={most}:{most}")).arg(wiretight().get_program());
@@ -382,7 +382,7 @@ impl Node {
         self.kid = Some(Kid::start(&mut command, &self.log_file()));
     }
 
-    /// Starts a process that is to take over from the one that runs.
+    /// Starts a process that takes over from the running one.
     pub(crate) fn successor(&self) -> Kid {
         let mut command = within(self.netns.as_deref(), wiretight());
         command.args(["run", "--take-over", "--config"]).arg(self.file());
@@ -390,12 +390,12 @@ impl Node {
         Kid::start(&mut command, &self.log_file())
     }
 
-    /// This process is the node now; returns the one before.
+    /// Makes this process the node's; returns the previous one.
     pub(crate) fn replace(&mut self, new: Kid) -> Kid {
         self.kid.replace(new).expect("the node was started")
     }
 
-    /// Has another process take over, and waits until it has.
+    /// Lets another process take over, and waits until it has.
     #[track_caller]
     pub(crate) fn upgrade(&mut self) {
         let mut new = self.successor();
@@ -418,13 +418,13 @@ impl Node {
         });
     }
 
-    /// Starts it while its last process, which another has taken over from, still drains.
+    /// Starts it while its previous process still drains.
     pub(crate) fn start_beside(&mut self) {
         self.before.extend(self.kid.take());
         self.start();
     }
 
-    /// The processes of before that still drain.
+    /// The previous processes that still drain.
     pub(crate) fn before(&mut self) -> &mut Vec<Kid> {
         &mut self.before
     }
@@ -459,14 +459,14 @@ impl Node {
         self.kid = None;
     }
 
-    /// One request over the operator's socket.
+    /// Sends a request to the admin socket.
     pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
         let mut socket = UnixStream::connect(self.state().join("admin.sock"))?;
         socket.set_read_timeout(Some(2 * PATIENCE))?;
         http(&mut socket, method, path, body)
     }
 
-    /// One request to the probe's port.
+    /// Sends a request to the port for health checks.
     pub(crate) fn probe(&self, path: &str) -> io::Result<(u16, String)> {
         let mut socket = TcpStream::connect(self.admin)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -492,7 +492,7 @@ impl Node {
         self.token_at(node, services, &[])
     }
 
-    /// For a node that announces other addresses than the one that it connects from.
+    /// A join token for a node that announces other addresses than the one that it connects from.
     #[track_caller]
     pub(crate) fn token_at(&self, node: &str, services: &[&str], addresses: &[&str]) -> String {
         let mut args = vec!["token", "create", "--yes", "--node", node];
@@ -519,7 +519,7 @@ impl Node {
         line.split_whitespace().next()?.parse().ok()
     }
 
-    /// Waits until the registry has told it where a service is.
+    /// Waits until the node knows the address of a service from the registry.
     #[track_caller]
     pub(crate) fn knows(&self, service: &str) {
         wait_for(&format!("{} knows where {service} is", self.name), || {
@@ -568,7 +568,7 @@ pub(crate) fn dial(listen: SocketAddr, service: &str, identity: &str) -> String 
     format!("[[dial]]\nlisten = \"{listen}\"\nservice = \"{service}\"\nas = \"{identity}\"\n")
 }
 
-/// An authority, `db1` with services, and `app1` that dials them as `web`.
+/// An authority, `db1` with services, and `app1`, which calls them as `web`.
 pub(crate) struct Pair {
     pub(crate) auth: Node,
     pub(crate) db: Node,
@@ -577,7 +577,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// `services`: names and backends. Returns where programs connect to each.
+    /// `services`: names and backends. Returns the address where programs connect to each.
     pub(crate) fn new(authority: &str, services: &[(&str, String)]) -> (Pair, Vec<SocketAddr>) {
         let world = World::new();
         let auth = world.authority(authority);
@@ -598,7 +598,7 @@ impl Pair {
         (pair, entries[0])
     }
 
-    /// Both sides must say that the service's traffic went protected, between the right two.
+    /// Checks that both sides report the service's traffic as encrypted, between the right identities.
     #[track_caller]
     pub(crate) fn assert_protected(&self, service: &str) {
         let id = |name: &str| format!("spiffe://{TD}/service/{name}");
@@ -624,7 +624,7 @@ impl Pair {
 
 // ---- Load.
 
-/// A server that sends back what it gets, half-close included.
+/// A server that sends back what it receives, including a half-close.
 pub(crate) fn echo() -> SocketAddr {
     serve(|mut socket| {
         let mut buffer = [0; 16 * 1024];
@@ -636,7 +636,7 @@ pub(crate) fn echo() -> SocketAddr {
     })
 }
 
-/// A server with a thread a connection, for as long as the tests run.
+/// A server with a thread per connection, for as long as the tests run.
 pub(crate) fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind(free()).unwrap();
     let addr = listener.local_addr().unwrap();
@@ -683,7 +683,7 @@ impl Talk {
         }
     }
 
-    /// Ends in order: what comes back must end in order too.
+    /// Closes the connection regularly; the peer must do so as well.
     pub(crate) fn close(mut self) -> io::Result<()> {
         self.socket.shutdown(Shutdown::Write)?;
         match self.socket.read(&mut [0; 1])? {
@@ -693,14 +693,14 @@ impl Talk {
     }
 }
 
-/// One exchange on a connection of its own.
+/// One exchange on a new connection.
 pub(crate) fn once(addr: SocketAddr) -> io::Result<()> {
     let mut talk = Talk::open(addr)?;
     talk.exchange()?;
     talk.close()
 }
 
-/// Connections that keep exchanging data until they are told to stop.
+/// Connections that exchange data until they are stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
@@ -709,7 +709,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `live` connections that stay, and `short` threads that open one after another.
+    /// `live` connections that stay open, and `short` threads that open one after another.
     pub(crate) fn start(addr: SocketAddr, live: usize, short: usize) -> Load {
         let mut load = Load {
             stop: Arc::default(),
@@ -754,8 +754,7 @@ impl Load {
         self.count.load(Relaxed)
     }
 
-    /// Waits until it has moved on: by some exchanges for each connection. (Whether one of them hangs, its
-    /// read deadline tells.)
+    /// Waits for progress: some exchanges per connection. (A connection that hangs fails by its read deadline.)
     #[track_caller]
     pub(crate) fn moves(&self) {
         let goal = self.count() + 3 * self.threads.len() as u64;
@@ -778,7 +777,7 @@ impl Load {
         );
     }
 
-    /// Ends every connection in order; not one may have failed. Returns the exchanges.
+    /// Closes every connection; none may have failed. Returns the number of exchanges.
     #[track_caller]
     pub(crate) fn stop(mut self) -> u64 {
         self.stop.store(true, Relaxed);
@@ -794,7 +793,7 @@ impl Drop for Load {
     }
 }
 
-/// A generator for test choices; its seed is printed by whoever makes one.
+/// A random number generator for tests; its creator prints the seed.
 pub(crate) struct Dice(u64);
 
 impl Dice {
@@ -818,7 +817,7 @@ impl Dice {
     }
 }
 
-/// Makes a command run as a user who is not root, if we are root.
+/// Makes a command run as an ordinary user if this process runs as root.
 pub(crate) fn unprivileged(command: &mut Command, user: (u32, u32)) -> &mut Command {
     match rustix::process::geteuid().is_root() {
         true => command.uid(user.0).gid(user.1),
@@ -826,7 +825,7 @@ pub(crate) fn unprivileged(command: &mut Command, user: (u32, u32)) -> &mut Comm
     }
 }
 
-/// Nothing but `POST /v1/renew`.
+/// Only `POST /v1/renew`.
 pub(crate) fn renew(node: &Node) -> Result<(), String> {
     match node.http("POST", "/v1/renew", &json!(null).to_string()) {
         Ok((200, _)) => Ok(()),

@@ -1,5 +1,5 @@
-//! `wiretight scan` as people and pipelines run it: our own edge and a weak server, the mesh, formats, exit
-//! statuses, many targets, what was cut short.
+//! `wiretight scan` as people and pipelines run it: our own edge and a weak server, the mesh, formats, exit statuses,
+//! many targets, interrupted runs.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -23,7 +23,7 @@ fn answer(report: &Value, id: &str) -> String {
 }
 
 #[test]
-fn our_edge_is_strong_and_a_weak_server_is_told_from_it() {
+fn our_edge_is_strong_and_a_weak_server_is_recognised() {
     if !has(&["openssl"]) {
         return;
     }
@@ -62,12 +62,12 @@ fn our_edge_is_strong_and_a_weak_server_is_told_from_it() {
     assert!(!ran.out.contains('\x1b'), "colour goes to terminals alone: {ran:?}");
     let ran = scan(&[&weak, "--roots", roots, "--profile", "bcp195", "--format", "jsonl"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    // Without a demand, whatever is found is a success.
+    // Without a required rating, every result is a success.
     assert_eq!(scan(&[&weak, "--roots", roots, "--fail-below", "weak"]).code, Some(0));
 }
 
 #[test]
-fn exit_statuses_tell_what_is_wrong_from_what_could_not_be_told() {
+fn exit_statuses_distinguish_weaknesses_from_failed_scans() {
     let closed = format!("127.0.0.1:{}", free().port());
     let ran = scan(&[&closed, "--fail-below", "weak"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
@@ -89,7 +89,7 @@ fn exit_statuses_tell_what_is_wrong_from_what_could_not_be_told() {
         assert_eq!(ran.code, Some(2), "{wrong:?}: {ran:?}");
         assert!(!ran.err.is_empty());
     }
-    // In the clear: below weak.
+    // Plaintext: below weak.
     let echo = echo();
     let ran = scan(&[&format!("tls://{echo}"), "--fail-below", "weak"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -97,7 +97,7 @@ fn exit_statuses_tell_what_is_wrong_from_what_could_not_be_told() {
 }
 
 #[test]
-fn a_list_is_scanned_to_its_end_and_goes_on_where_it_was_cut() {
+fn a_list_is_scanned_completely_and_resumes_after_an_interruption() {
     let world = World::new();
     let list = world.path("targets");
     let ports: Vec<u16> = (0..40).map(|_| free().port()).collect();
@@ -116,7 +116,7 @@ fn a_list_is_scanned_to_its_end_and_goes_on_where_it_was_cut() {
     let whole = fs::read_to_string(out).unwrap();
     assert_eq!(whole.lines().count(), 40);
 
-    // Cut within a line, as a full disk or a kill does it.
+    // Truncated within a line, as by a full disk or a kill.
     let keep: usize = whole.lines().take(10).map(|line| line.len() + 1).sum();
     OpenOptions::new().write(true).open(out).unwrap().set_len(keep as u64 + 20).unwrap();
     let ran = scan(&[&all[..], &["--resume"]].concat());
@@ -132,7 +132,7 @@ fn a_list_is_scanned_to_its_end_and_goes_on_where_it_was_cut() {
     assert_eq!(targets.len(), 40);
     assert!(resumed.starts_with(&whole[..keep]), "what was whole is kept");
 
-    // What is no output of ours is not touched.
+    // A file that is not our output is not changed.
     fs::OpenOptions::new().append(true).open(out).unwrap().write_all(b"something else\n").unwrap();
     let before = fs::read(out).unwrap();
     let ran = scan(&[&all[..], &["--resume"]].concat());
@@ -168,7 +168,7 @@ fn every_service_of_the_mesh_is_scanned() {
         assert_eq!(answer(report, id), "yes", "{id}");
     }
     assert_eq!(answer(report, "protocol.tls1_2"), "no");
-    // The control: whoever does not know the bundle trusts nobody.
+    // The control: without the trust bundle nothing is trusted.
     let target = report["target"].as_str().unwrap();
     let ran = scan(&[target, "--json", "--fail-below", "acceptable"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");

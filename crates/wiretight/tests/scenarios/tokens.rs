@@ -1,4 +1,4 @@
-//! Join tokens by the command line: taken once, in time, whole, by whom they were made for.
+//! Join tokens on the command line: each works once, before it expires, unaltered, and for its node.
 
 use std::thread;
 
@@ -22,7 +22,7 @@ fn refused(ran: &Ran, why: &str) {
 }
 
 #[test]
-fn a_token_is_good_once() {
+fn a_token_works_once() {
     let world = World::new();
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
@@ -30,10 +30,10 @@ fn a_token_is_good_once() {
     assert!(ran.good().out.contains("n1 has joined example.org. Next: wiretight run"));
     let (_, ran) = join(&world, "thief", "n1", "", &token);
     refused(&ran, "used before");
-    wait_for("the authority's log says it too", || {
+    wait_for("the authority logs it as well", || {
         auth.log().contains("join of node n1 refused (token_used)")
     });
-    // The one who was first may ask again, as after a crash; and runs.
+    // The first node may use it again, as after a crash, and works.
     first.cli_with(&["join"], &token).good();
     first.start();
     first.ready();
@@ -44,7 +44,7 @@ fn a_token_is_good_once() {
 }
 
 #[test]
-fn an_expired_token_is_refused_and_a_fresh_one_taken() {
+fn an_expired_token_is_refused_and_a_new_one_accepted() {
     let world = World::new();
     let auth = world.authority("");
     let made = |ttl: &str| auth.cli(&["token", "create", "--node", "n1", "--ttl", ttl]).good().out;
@@ -52,7 +52,7 @@ fn an_expired_token_is_refused_and_a_fresh_one_taken() {
     thread::sleep(ms(2500));
     let (node, ran) = join(&world, "n1", "n1", "", &token);
     refused(&ran, "expired");
-    wait_for("the authority's log says it too", || {
+    wait_for("the authority logs it as well", || {
         auth.log().contains("join of node n1 refused (token_expired)")
     });
     let token = made("1m");
@@ -80,7 +80,7 @@ fn an_altered_token_is_refused() {
     refused(&with("hello"), "not a join token");
     refused(&with(""), "not a join token");
 
-    // By someone who mends the checksum: the authority knows its tokens, and the node its authority.
+    // Altered with a correct checksum: the authority knows its tokens, and the node its authority.
     let alter = |change: fn(&mut JoinToken)| {
         let mut token = JoinToken::decode(token).ok().unwrap();
         change(&mut token);
@@ -89,18 +89,18 @@ fn an_altered_token_is_refused() {
     refused(&with(&alter(|t| t.id = "0".repeat(16))), "unknown join token");
     refused(&with(&alter(|t| t.secret = "guess".to_owned().into())), "unknown join token");
     refused(&with(&alter(|t| t.root = [7; 32])), "authority");
-    // The record at the authority decides when it ends, not the text.
+    // The authority's record decides when it expires, not the token's text.
     with(&alter(|t| t.expires += 1_000_000)).good();
 }
 
 #[test]
-fn a_token_for_somebody_else_is_refused() {
+fn a_token_for_another_node_is_refused() {
     let world = World::new();
     let auth = world.authority("");
     let token = auth.token("n1", &["web"]);
     let (_, ran) = join(&world, "other-name", "n2", "", &token);
     refused(&ran, "is for node n1");
-    // The text changed to the other name: the authority's record is of n1.
+    // The text changed to the other name: the authority's record is for n1.
     let mut forged = JoinToken::decode(&token).ok().unwrap();
     forged.node = "n2".parse().unwrap();
     let (_, ran) = join(&world, "forged-name", "n2", "", &forged.encode());
@@ -115,7 +115,7 @@ fn a_token_for_somebody_else_is_refused() {
     refused(&ran, "authority");
     assert!(!ran.err.contains("unknown join token"), "it told a stranger the secret: {ran:?}");
 
-    // Another trust domain: nothing is sent at all.
+    // Another trust domain: nothing is sent.
     let mut domain = JoinToken::decode(&token).ok().unwrap();
     domain.trust_domain = "other.example".parse().unwrap();
     let (_, ran) = join(&world, "domain", "n1", "", &domain.encode());
@@ -123,14 +123,14 @@ fn a_token_for_somebody_else_is_refused() {
 
     let (_, ran) = join(&world, "right", "n1", "", &token);
     ran.good();
-    // What was refused left no node behind.
+    // Refused joins created no nodes.
     let nodes = auth.cli(&["node", "list", "--json"]).good().json();
     let names: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|n| &n["name"]).collect();
     assert_eq!(names, ["auth", "n1"]);
 }
 
 #[test]
-fn a_token_file_that_is_no_good_is_reported_and_a_new_one_picked_up() {
+fn an_invalid_token_file_is_reported_and_a_new_one_is_read() {
     let world = World::new();
     let auth = world.authority("");
     let mut node = world.node("n1", "");

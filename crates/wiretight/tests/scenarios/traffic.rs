@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::rig::*;
 
-/// A PostgreSQL server with its data in a temporary folder, on TCP and on a Unix socket.
+/// A PostgreSQL server with its data in a temporary directory, on TCP and on a Unix socket.
 pub(super) struct Postgres {
     kid: Kid,
     tcp: SocketAddr,
@@ -27,9 +27,9 @@ impl Postgres {
         postgres
     }
 
-    /// In a network namespace, on these addresses of it, for anybody. It may not be listening yet.
+    /// A server in a network namespace, on these addresses, open to everyone. It may not be listening yet.
     pub(super) fn start_in(netns: Option<&str>, tcp: SocketAddr, hosts: &str) -> Postgres {
-        // It refuses to run as root.
+        // PostgreSQL refuses to run as root.
         let id = |flag: &str| -> u32 {
             let ran = Ran::of(Command::new("id").args([flag, "postgres"]), "");
             ran.out.trim().parse().unwrap_or_else(|_| panic!("no user postgres: {ran:?}"))
@@ -68,7 +68,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // "Fast shutdown": it ends its own children.
+        // A "fast shutdown", in which it ends its children.
         self.kid.signal(Signal::INT);
         self.kid.ended(ms(5000));
     }
@@ -90,7 +90,7 @@ fn psql_and_pgbench_reach_postgresql_by_tcp_and_by_unix_socket() {
     let services = [("db", postgres.tcp.to_string()), ("db-unix", postgres.unix())];
     let (pair, entries) = Pair::new("", &services);
     for ((name, _), entry) in services.iter().zip(entries) {
-        // A million characters there and back, a COPY, and an error that is the server's own.
+        // A million characters both ways, a COPY, and an error of the server.
         let ask =
             "SELECT md5(string_agg(repeat(n::text, 100), ',')) FROM generate_series(1, 10000) n";
         let direct = client("psql", postgres.tcp, &["-Atc", ask]).good();
@@ -105,7 +105,7 @@ fn psql_and_pgbench_reach_postgresql_by_tcp_and_by_unix_socket() {
         client("pgbench", entry, &["-i", "-s", "1", "-q"]).good();
         let ran = client("pgbench", entry, &["-c", "8", "-j", "2", "-T", "4"]).good();
         assert!(ran.out.contains("number of failed transactions: 0 "), "{}", ran.out);
-        // A connection a transaction, as well.
+        // One connection per transaction, as well.
         let new = client("pgbench", entry, &["-c", "8", "-j", "2", "-T", "2", "-C", "-S"]).good();
         assert!(new.out.contains("number of failed transactions: 0 "), "{}", new.out);
         let tps = |ran: &Ran| {
@@ -165,7 +165,7 @@ fn redis_answers_clients_that_pipeline_subscribe_and_reconnect() {
 }
 
 #[test]
-fn an_http_keep_alive_load_sees_not_one_error() {
+fn an_http_keep_alive_load_sees_no_error() {
     if !has(&["nginx", "wrk", "curl"]) {
         return;
     }
@@ -200,15 +200,15 @@ fn an_http_keep_alive_load_sees_not_one_error() {
 }
 
 #[test]
-fn four_gibibytes_in_one_stream_arrive_equal_in_bounded_memory() {
+fn four_gibibytes_in_one_stream_arrive_intact_in_bounded_memory() {
     const TOTAL: u64 = 4 << 30;
     const BLOCK: usize = 1 << 20;
-    // SHA-256, by the library that TLS runs on.
+    // SHA-256 of the library that TLS uses.
     let sha256 = || {
         use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256 as SUITE;
         SUITE.tls13().unwrap().common.hash_provider.start()
     };
-    // Reads to the end, then says what it has seen: needs the half-close.
+    // Reads to the end, then reports what it has received, which needs the half-close.
     let sink = serve(move |mut socket| {
         let mut hash = sha256();
         let mut buffer = vec![0; BLOCK];
@@ -228,7 +228,7 @@ fn four_gibibytes_in_one_stream_arrive_equal_in_bounded_memory() {
     let mut hash = sha256();
     let mut block: Vec<u8> = (0..BLOCK).map(|i| (i * i / 7 + i / 251) as u8).collect();
     for n in 0..TOTAL / BLOCK as u64 {
-        // No two blocks are the same.
+        // All blocks are different.
         block.chunks_exact_mut(4096).for_each(|page| page[..8].copy_from_slice(&n.to_le_bytes()));
         hash.update(&block);
         socket.write_all(&block).unwrap();
@@ -246,11 +246,11 @@ fn four_gibibytes_in_one_stream_arrive_equal_in_bounded_memory() {
     assert!(peaks.iter().all(|mib| *mib < 64), "{peaks:?} MiB");
     pair.assert_protected("bulk");
     for (node, key) in [(&pair.app, "bytes_out"), (&pair.db, "bytes_in")] {
-        wait_for("the access log has it", || node.access().iter().any(|line| line[key] == TOTAL));
+        wait_for("it is in the access log", || node.access().iter().any(|line| line[key] == TOTAL));
     }
 }
 
-/// nginx in one process, in a folder of its own.
+/// nginx in one process, in its own directory.
 pub(crate) fn nginx(world: &World, name: &str, body: &str) -> Kid {
     let dir = world.path(name);
     fs::create_dir(&dir).unwrap();
@@ -268,14 +268,14 @@ pub(crate) fn nginx(world: &World, name: &str, body: &str) -> Kid {
     Kid::start(&mut command, &dir.join("error.log"))
 }
 
-/// curl, quiet but for errors, and past no proxy.
+/// curl, which prints only errors and uses no proxy.
 pub(crate) fn curl(args: &[&str]) -> Ran {
     let mut command = Command::new(find("curl").unwrap());
     command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", "*"]);
     Ran::of(command.args(args), "")
 }
 
-/// A plain HTTP server of one answer.
+/// A plain HTTP server with a fixed response.
 pub(crate) fn http_server(answer: &'static str) -> SocketAddr {
     serve(move |mut socket| {
         let mut head = Vec::new();

@@ -1,5 +1,5 @@
-//! The log under real processes: a day in the life of a mesh with witnesses, witnesses that die and come back under
-//! load, who may read the log, and nodes without news.
+//! The log with real processes: a day of a mesh with witnesses, witnesses that fail and recover under load, access to the
+//! log, and nodes out of contact.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use super::rig::*;
 
 const WITNESSES: [&str; 3] = ["north", "south", "east"];
 
-// ---- A day in the life.
+// ---- A day of a mesh.
 
-/// About 20 s, of which the script waits 10 s for the alarm that the witnesses are away, and 8 s for a join that is refused
+/// About 20 s, of which the script waits 10 s for the alarm about missing witnesses, and 8 s for a join that is refused
 /// meanwhile.
 #[test]
 fn a_day_in_the_life() {
@@ -51,7 +51,7 @@ fn a_day_in_the_life() {
 // ---- Witnesses.
 
 #[test]
-fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
+fn losing_one_of_three_witnesses_changes_nothing_and_losing_two_stops_only_issuance() {
     let world = World::new();
     let mut mesh = Witnessed::new(&world);
     let entry = mesh.entry;
@@ -83,10 +83,10 @@ fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
     let back = Instant::now();
     mesh.witnesses[0].start();
     mesh.witnesses[1].start();
-    wait_for("the log goes on", || mesh.blocked() == 0);
+    wait_for("the log continues", || mesh.blocked() == 0);
     let recovered = back.elapsed();
-    // Nobody asks again: the node that was refused does.
-    wait_for("what could not be issued is", || {
+    // The refused node retries without an operator.
+    wait_for("the delayed certificates are issued", || {
         serials(&mesh.app).iter().zip(&before).all(|(now, then)| now != then)
     });
     assert!(mesh.auth.log().contains("the witnesses cosign again"));
@@ -99,9 +99,9 @@ fn one_witness_of_three_may_die_and_two_stop_nothing_but_issuance() {
     ));
 }
 
-/// The steps of the operator guide, in their order, and no connection is lost.
+/// The steps of the operator guide in their order, without losing a connection.
 #[test]
-fn a_mesh_that_exists_gets_witnesses_under_load() {
+fn an_existing_mesh_gets_witnesses_under_load() {
     let world = World::new();
     let listen = free();
     let authority = format!("[authority]\nlisten = \"{listen}\"\n");
@@ -117,7 +117,7 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     let load = Load::start(entry, 4, 2);
 
     let policy = world.path("policy");
-    // Beside the node's own file: the sandbox of a node that runs lets it read that folder.
+    // Next to the node's own file, as the sandbox of a running node allows it to read that directory.
     let section = |node: &Node, word: &str| {
         let beside = node.file().with_file_name("policy");
         fs::copy(&policy, &beside).unwrap();
@@ -130,8 +130,8 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
     auth.start();
     auth.ready();
     for node in [&db, &app] {
-        // The authority takes its certificate as it is, until all have new ones.
-        wait_for("it has come back", || {
+        // The authority accepts the node's certificate without proof until all nodes have new ones.
+        wait_for("it has reconnected", || {
             node.log().matches("\"connected to the authority\"").count() == 2
         });
         node.cli(&["svid", "renew"]).good();
@@ -153,9 +153,9 @@ fn a_mesh_that_exists_gets_witnesses_under_load() {
 // ---- Revocations by index.
 
 #[test]
-fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
+fn revoking_the_intermediate_needs_confirmation_and_the_mesh_recovers() {
     let world = World::new();
-    // With witnesses: what takes the place of what is revoked has to be seen by them, too.
+    // With witnesses, which must see the replacements as well.
     let Witnessed { auth, db, app, entry, witnesses: _witnesses } = Witnessed::new(&world);
     let mut live = Talk::open(entry).unwrap();
     live.exchange().unwrap();
@@ -180,7 +180,7 @@ fn to_revoke_the_intermediate_is_asked_and_the_mesh_comes_back() {
     say(format!("the intermediate revoked: connections again after {:.1} s", back.as_secs_f32()));
 }
 
-/// An authority, three witnesses of which two have to cosign, a service and its caller.
+/// An authority, three witnesses with a quorum of two, a service and its caller.
 pub(super) struct Witnessed {
     pub(super) auth: Node,
     pub(super) db: Node,
@@ -195,7 +195,7 @@ impl Witnessed {
         Witnessed::with(world, |_| Vec::new())
     }
 
-    /// With what `env` makes of its folder in the environment of each process.
+    /// `env` maps a directory to the environment of each process.
     pub(super) fn with(
         world: &World,
         env: impl Fn(&Path) -> Vec<(&'static str, PathBuf)>,
@@ -230,7 +230,7 @@ impl Witnessed {
     }
 }
 
-/// Three that run, and the policy with them and the log of this authority.
+/// Three running witnesses, and the policy with them and this authority's log.
 pub(crate) fn witnesses(world: &World, auth: &Node, policy: &Path) -> Vec<WitnessProcess> {
     witnesses_with(world, auth, policy, &|_| Vec::new())
 }
@@ -306,9 +306,9 @@ impl WitnessProcess {
     }
 }
 
-/// Whose certificate is of a private CA; and a start without a quorum says which witness it waits for, and why.
+/// A witness with a certificate of a private CA; a start without a quorum reports which witness is missing, and why.
 #[test]
-fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
+fn a_witness_with_a_private_ca_is_trusted_by_its_file() {
     if !has(&["openssl"]) {
         return;
     }
@@ -342,10 +342,12 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     witness.start();
 
     auth.start();
-    wait_for("the log names the witness, and says why", || {
+    wait_for("the log names the witness and the reason", || {
         let said = auth.log();
         let alarm = said.lines().find(|line| line.contains("ALARM: the witnesses do not cosign"));
-        alarm.is_some_and(|l| l.contains("\"waiting_for\":\"north (") && l.contains("private one"))
+        alarm.is_some_and(|l| {
+            l.contains("\"waiting_for\":\"north (") && l.contains("private authority")
+        })
     });
     auth.kill();
     auth.write(&sections(&format!("ca = \"{}\"\n", world.path("none.pem").display())));
@@ -358,7 +360,7 @@ fn a_witness_behind_a_private_ca_is_believed_by_its_file() {
     assert_eq!(auth.status()["log"]["witnesses"][0]["problem"], Value::Null);
 }
 
-/// Of each identity that a node has.
+/// For each identity of a node.
 fn serials(node: &Node) -> Vec<String> {
     let status = node.status();
     let identities = status["identities"].as_array().into_iter().flatten();
@@ -374,7 +376,7 @@ fn metric(node: &Node, name: &str) -> u64 {
 // ---- Who may read the log.
 
 #[test]
-fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
+fn the_log_is_readable_by_members_and_auditors_or_by_everyone() {
     if !has(&["openssl", "curl"]) {
         return;
     }
@@ -431,9 +433,9 @@ fn the_log_is_read_by_members_and_auditors_or_by_everybody() {
     }
 }
 
-/// From the keys that a node prints once, a monitor follows all of its renewals.
+/// Starting from the keys that a node prints once, a monitor follows all its renewals.
 #[test]
-fn renewals_of_a_mesh_are_no_news_to_a_monitor() {
+fn renewals_raise_no_alert_in_a_monitor() {
     let world = World::new();
     let (listen, log) = (free(), free());
     let sections =
@@ -491,16 +493,16 @@ fn renewals_of_a_mesh_are_no_news_to_a_monitor() {
     db.ready();
     db.cli(&["svid", "renew"]).good();
     silent("renewals after a restart");
-    // The control: a certificate with a key that nobody has linked to another.
+    // The control: a certificate with a key that is not linked to a known one.
     fetch(&db, "second");
     let (code, said) = looks();
     assert!(code == Some(1) && said.contains("unexpected-certificate"), "{said}");
-    // The node knows that it asked for it.
+    // The node knows that it requested it.
     expect(&db);
     silent("told once");
 }
 
-/// A key with a certificate that it signed itself; and the hash of its public key.
+/// A key with a self-signed certificate, and the hash of its public key.
 fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     let [cert, key] = ["pem", "key"].map(|end| world.path(&format!("{name}.{end}")));
     let shell = format!(
@@ -512,12 +514,12 @@ fn key_pair(world: &World, name: &str) -> ([PathBuf; 2], String) {
     ([cert, key], ran.out.split_whitespace().next().unwrap().to_owned())
 }
 
-// ---- Nodes without news.
+// ---- Nodes out of contact.
 
-/// It takes more than a minute, and waits: that is the shortest limit that a file may set, it is measured by the time
-/// since the machine was started, which nobody can set, and it begins anew with the process.
+/// It takes more than a minute of waiting: that is the shortest limit that a file may set, it is measured by the time
+/// since the machine was started, which cannot be set, and it starts over with the process.
 #[test]
-fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
+fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     let world = World::new();
     let mut auth = world.authority("");
     let limit = "max_staleness = \"60s\"\n";
@@ -532,7 +534,7 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
 
     let stopped = Instant::now();
     auth.kill();
-    wait_for("the status says how old the news is", || {
+    wait_for("the status has the age of the revocation list", || {
         let age = app.status()["transparency"]["news_age_seconds"].as_u64();
         age.is_some_and(|age| age > 2)
     });
@@ -544,7 +546,7 @@ fn a_node_without_news_for_too_long_cuts_its_connections_and_comes_back() {
         std::thread::sleep(ms(100));
     }
     let cut = stopped.elapsed();
-    // The last word of the authority may have been its last ping, 20 s before.
+    // The last message of the authority may have been its last ping, 20 s before.
     assert!(cut > Duration::from_secs(35), "cut after {cut:?}");
     for node in [&db, &app] {
         wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);

@@ -1,4 +1,4 @@
-//! The program behind a service sees its caller's address.
+//! `transparent`: the program behind a service sees its caller's address.
 
 use std::fs;
 use std::process::Command;
@@ -8,20 +8,20 @@ use rustix::process::Signal;
 use super::intercept::{CANARY, Capture, SERVER, Wire, is_root, run};
 use super::rig::*;
 
-/// How many packets there were from loopback's addresses, which no wire may carry.
+/// The number of packets from loopback addresses, which no wire may carry.
 fn loopbacks(capture: Capture) -> usize {
     let bytes = capture.bytes();
-    // An IPv6 header is version 6, ..., hop limit, source; TCP is 6 and its hop limit 64 here.
+    // IPv6 header: version 6, ..., hop limit, source. TCP is protocol 6, and the hop limit is 64 here.
     let v6 = [&[6, 64][..], &std::net::Ipv6Addr::LOCALHOST.octets()].concat();
     let v4 = |w: &[u8]| w[..2] == [64, 6] && w[4..8] == [127, 0, 0, 1];
     let v6 = bytes.windows(v6.len()).filter(|w| **w == v6).count();
     v6 + bytes.windows(8).filter(|w| v4(w)).count()
 }
 
-/// `transparent`: the program behind a service sees its caller's address. The twin is the same program behind a
-/// service without it.
+/// The program behind a `transparent` service sees its caller's address. The control is the same program behind a service
+/// without it.
 #[test]
-fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
+fn a_backend_sees_its_callers_address_and_sends_no_plaintext() {
     if !has(&["ip", "nft", "tcpdump", "curl", "python3", "redis-server", "redis-cli"]) || !is_root()
     {
         return;
@@ -29,7 +29,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     let world = World::new();
     let wire = Wire::new();
     let (client, server) = (wire.client.clone(), wire.server.clone());
-    // Programs on loopback alone, one for each family.
+    // Programs on loopback only, one per address family.
     fs::create_dir(world.path("www")).unwrap();
     fs::write(world.path("www/canary"), CANARY).unwrap();
     let serve = |host: &str| {
@@ -63,7 +63,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     };
     let both = |port: u16| format!("[\"127.0.0.1:{port}\", \"[::1]:{port}\"]");
     let shown = "transparent = true\n";
-    // That of the client is in no network that is protected: nothing but the rule for answers keeps these in.
+    // The client's address is in no protected network: only the rule for responses keeps these packets in.
     let sections = |web: &str| {
         format!(
             "[authority]\nlisten = \"10.77.0.2:7400\"\n{}{}{}{}{}{}[intercept]\nmode = \"observe\"\n",
@@ -99,7 +99,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     wait_for("the routes are in force", || sees(9002, "10.77.0.1"));
     assert!(sees(9003, "[fd77::1]"), "{}", list(9003));
     assert!(sees(9004, "127.0.0.1"), "the twin, without the setting: {}", list(9004));
-    // Many sessions over one connection of the mesh: each has a port, the same one or another.
+    // Many sessions over one connection of the mesh: each has a port, either the same or another one.
     assert!((0..20).all(|_| sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]")));
     let curl = |port: u16| {
         let ran =
@@ -110,35 +110,35 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
         assert_eq!(curl(port).as_deref(), Some(CANARY));
         assert!(log.log().contains(&format!("{caller} - - [")), "{}", log.log());
     }
-    // No program of the caller's family.
+    // No program for the caller's address family.
     assert_eq!(list(9005).trim(), "", "{}", list(9005));
     let refusals = far.status()["relay"]["refusals"].to_string();
-    assert!(refusals.contains("fd77::1") && refusals.contains("of that family"), "{refusals}");
-    // A caller on the same machine has one of its own addresses.
+    assert!(refusals.contains("fd77::1") && refusals.contains("has no IPv6 backend"), "{refusals}");
+    // A caller on the same machine has one of the machine's addresses.
     far.write(&(sections(shown) + &dial(9002, "cache") + &dial(9003, "cache-6")));
     far.cli(&["reload"]).good();
     let own = |port: &str| run(&server, "redis-cli", &["-p", port, "client", "list"]).out;
     wait_for("a caller here", || own("9002").contains(" addr=10.77.0.2:"));
     assert!(own("9003").contains(" addr=[fd77::2]:"), "{}", own("9003"));
 
-    // A service that was transparent: what runs goes on, what is new is connected from loopback.
+    // A service that is no longer transparent: open sessions continue, new ones come from loopback.
     let slow = "import socket,time\ns=socket.create_connection((\"127.0.0.1\",9003))\nf=s.makefile(\"rw\")\nprint(\"go\",flush=True)\n\
         while 1:\n f.write(\"PING\\r\\n\")\n f.flush()\n print(f.readline().strip(),flush=True)\n time.sleep(.05)\n";
     let mut holder = Command::new("python3");
     holder.args(["-c", slow]);
     let holder = Kid::start(&mut within(Some(&client), holder), &world.path("holder.log"));
     let pongs = || holder.log().matches("PONG").count();
-    wait_for("it runs", || pongs() > 3);
+    wait_for("it is running", || pongs() > 3);
     far.write(&sections(shown).replace("[::1]:6379", "[::1]:6380"));
     far.cli(&["reload"]).good();
     std::thread::sleep(ms(1000));
     let before = pongs();
-    wait_for("it runs on", || pongs() > before + 3);
+    wait_for("it keeps running", || pongs() > before + 3);
     drop(holder);
     far.write(&sections(shown));
     far.cli(&["reload"]).good();
 
-    // Somebody takes rules away: they are mended, and until then nothing leaves.
+    // Another program removes rules: they are restored, and until then nothing leaves.
     let capture = Capture::at("v2", &wire, &world, "rules-gone");
     let mended = || far.status()["intercept"]["mended"].as_u64().unwrap();
     for line in [
@@ -152,7 +152,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
         harm().good();
         let mut tries = 0;
         wait_for(line, || {
-            // When rules are just being applied, it is made good by that, and not counted.
+            // If rules are being applied at that moment, they are restored by that and not counted.
             tries += 1;
             if tries % 50 == 0 {
                 harm();
@@ -161,19 +161,19 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
         });
         wait_for("callers are seen again", || sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]"));
     }
-    // And where nobody mends them: the answers to a SYN are dropped, and the caller is not served.
+    // If nothing restores them, the responses to a SYN are dropped, and the caller is not served.
     let keeper = only_child(only_child(far.pid()));
     let keeper = rustix::process::Pid::from_raw(keeper as i32).unwrap();
     let stop = |signal| rustix::process::kill_process(keeper, signal).unwrap();
     stop(Signal::STOP);
     for family in ["-4", "-6"] {
         while run(&server, "ip", &[family, "rule", "del", "priority", "87"]).code == Some(0) {}
-        // Were the kernel told to let IPv4 out, it would not be this that stops it.
+        // If the kernel were configured to let IPv4 out, this would not stop it.
         run(&server, "sysctl", &["-qw", "net.ipv4.conf.eth0.route_localnet=1"]).good();
     }
     assert_eq!((list(9002), list(9003)), (String::new(), String::new()));
     assert_eq!(loopbacks(capture), 0);
-    // The control: without our table the answer leaves.
+    // The control: without our table the reply leaves the machine.
     let capture = Capture::at("v2", &wire, &world, "control");
     run(&server, "nft", &["delete", "table", "inet", "wiretight"]).good();
     let _ = list(9003);
@@ -181,11 +181,11 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     stop(Signal::CONT);
     wait_for("callers are seen again", || sees(9002, "10.77.0.1") && sees(9003, "[fd77::1]"));
 
-    // A rule of somebody else in our place: it stays, and those services are refused.
+    // A rule of another program in our place: it stays, and these services are refused.
     for line in ["-4 rule del priority 87", "-4 rule add priority 87 from 192.0.2.1 lookup main"] {
         let _ = run(&server, "ip", &line.split(' ').collect::<Vec<_>>());
     }
-    wait_for("it is said", || {
+    wait_for("it is reported", || {
         far.status()["intercept"]["error"].to_string().contains("in use by another program")
     });
     let rules = || run(&server, "ip", &["rule"]).out + &run(&server, "ip", &["-6", "rule"]).out;
@@ -194,7 +194,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     run(&server, "ip", &["rule", "del", "priority", "87", "from", "192.0.2.1"]).good();
     wait_for("callers are seen again", || sees(9002, "10.77.0.1"));
 
-    // They go with the rules, and come back with them at a boot.
+    // They are removed with the rules, and restored with them at boot.
     let kept = fs::read(far.state().join("rules.json")).unwrap();
     let file = far.file();
     let verb = |args: &[&str]| {
@@ -216,7 +216,7 @@ fn a_backend_sees_its_callers_address_and_answers_nobody_in_the_clear() {
     assert!(verb(&["rules", "show"]).out.contains("[::1]:6379"));
 }
 
-/// A node's child keeps its rules; that one's child does the work.
+/// A node's child maintains its rules; the child of that process does the work.
 fn only_child(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     children.trim().parse().unwrap()

@@ -1,4 +1,4 @@
-//! One process of a node takes over from another under load.
+//! Upgrades under load: one process of a node takes over from another.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +11,7 @@ use super::rig::*;
 
 const DRAIN: &str = "drain = \"10m\"\n";
 
-/// A mesh with one echo service, whose old processes may take their time.
+/// A mesh with one echo service, whose old processes may drain for a long time.
 fn pair() -> (Pair, std::net::SocketAddr) {
     let (mut pair, entry) = Pair::echo("");
     for node in [&mut pair.auth, &mut pair.app, &mut pair.db] {
@@ -37,9 +37,9 @@ fn exchange(talks: &mut [Talk]) {
 }
 
 #[test]
-fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
+fn a_hundred_upgrades_with_a_thousand_connections_refuse_and_reset_none() {
     let (mut pair, entry) = pair();
-    // One after another: a crowd of handshakes from one machine has a bound.
+    // One after another, as simultaneous handshakes from one machine are limited.
     let mut live: Vec<Talk> = (0..1000).map(|_| begun(entry)).collect();
     let load = Load::start(entry, 0, 4);
     let start = Instant::now();
@@ -49,7 +49,7 @@ fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
             n if n % 2 == 0 => pair.app.upgrade(),
             _ => pair.db.upgrade(),
         }
-        // Some live in processes between the first and the last.
+        // Some connections stay in processes between the first and the last.
         live.push(begun(entry));
         if n % 10 == 4 {
             exchange(&mut live);
@@ -68,7 +68,7 @@ fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
             assert!(ended.success(), "{ended}");
         }
     }
-    // The control: what a restart does to a connection is seen by the same means.
+    // The control: the same checks detect what a restart does to a connection.
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
     pair.app.kill();
@@ -76,13 +76,13 @@ fn a_hundred_upgrades_under_a_thousand_connections_refuse_and_reset_none() {
 }
 
 #[test]
-fn of_upgrades_that_meet_each_waits_for_the_one_before() {
+fn simultaneous_upgrades_wait_for_each_other() {
     let (mut pair, entry) = pair();
     let load = Load::start(entry, 0, 2);
     let mut all: Vec<_> = (0..4).map(|_| pair.db.successor()).collect();
     wait_for("all have taken over", || takeovers(&pair.db) == all.len());
     load.stop();
-    // Whoever was last is the node.
+    // The last process is the node's.
     let pid = pair.db.status()["pid"].as_u64();
     let last = all.iter().position(|new| Some(u64::from(new.pid())) == pid).unwrap();
     let last = all.swap_remove(last);
@@ -92,7 +92,7 @@ fn of_upgrades_that_meet_each_waits_for_the_one_before() {
     once(entry).unwrap();
 }
 
-/// How often an old process has let a new one go on alone.
+/// How often a new process has taken over.
 fn takeovers(node: &Node) -> usize {
     node.log().matches("another process has taken over").count()
 }
@@ -102,12 +102,12 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
     let (mut pair, entry) = pair();
     let mut live: Vec<Talk> = (0..20).map(|_| Talk::open(entry).unwrap()).collect();
     let load = Load::start(entry, 0, 2);
-    // A file that is no good.
+    // An invalid configuration file.
     let good = fs::read_to_string(pair.auth.file()).unwrap();
     fs::write(pair.auth.file(), good.clone() + "nonsense = 1\n").unwrap();
     let mut new = pair.auth.successor();
     assert_eq!(new.ended(PATIENCE).unwrap().code(), Some(2));
-    // A port that is not free, which is found when the old process has let go already.
+    // A port in use, which is detected when the old process has already shut down its control part.
     let other = std::net::TcpListener::bind(free()).unwrap();
     let taken = other.local_addr().unwrap();
     fs::write(pair.auth.file(), good.replacen("[authority]", &format!("[[service]]\nname = \"x\"\nlisten = \"{taken}\"\nforward = \"127.0.0.1:9\"\nallow = []\n[authority]"), 1)).unwrap();
@@ -117,9 +117,9 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
     wait_for("the authority is there again", || {
         pair.auth.probe("/readyz").is_ok_and(|a| a.0 == 200)
     });
-    assert!(pair.auth.log().contains("this one goes on, as before"), "{}", pair.auth.log());
+    assert!(pair.auth.log().contains("this one keeps running"), "{}", pair.auth.log());
     load.stop();
-    // One that is killed at any moment, also after it has taken over.
+    // A new process that is killed at any moment, also after it has taken over.
     let mut dice = Dice::new("killed upgrades");
     let mut meant = 0;
     for n in 0..24 {
@@ -137,9 +137,9 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
             let said = node.http("GET", "/v1/status", "");
             said.ok().and_then(|(_, body)| serde_json::from_str::<serde_json::Value>(&body).ok())
         };
-        // Either the old one goes on, or the new one had taken over before.
+        // Either the old process keeps running, or the new one had taken over before.
         let passed = |node: &Node| takeovers(node) > before;
-        wait_for("it is clear who is the node", || is(node).is_some() || passed(node));
+        wait_for("one process is the node", || is(node).is_some() || passed(node));
         match is(node) {
             Some(status) => {
                 assert_eq!(status["pid"], pid);
@@ -149,14 +149,14 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
             None => {
                 node.start_beside();
                 node.ready();
-                wait_for("it is reached again", || once(entry).is_ok());
+                wait_for("it is reachable again", || once(entry).is_ok());
             }
         }
     }
     say(format!("{meant} of 24 were killed before they had taken over"));
     assert!(meant > 0);
     exchange(&mut live);
-    // All that the control side does is done again.
+    // The control part works again.
     pair.auth.token("more", &["x"]);
     for node in [&mut pair.auth, &mut pair.app, &mut pair.db] {
         node.cli(&["reload"]).good();
@@ -167,7 +167,7 @@ fn an_upgrade_that_fails_leaves_the_node_as_it_was() {
 }
 
 #[test]
-fn the_command_line_upgrades_and_tells_of_it() {
+fn the_command_line_upgrades_and_reports_it() {
     let (mut pair, entry) = pair();
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
@@ -181,7 +181,7 @@ fn the_command_line_upgrades_and_tells_of_it() {
     assert!(pair.db.log().contains("taken over"), "the new one writes where the old one wrote");
     talk.exchange().unwrap();
     once(entry).unwrap();
-    // Nobody may start beside it.
+    // No other process may start.
     let beside = pair.db.cli(&["run"]);
     assert!(beside.code == Some(1) && beside.err.contains("wiretight upgrade"), "{beside:?}");
     talk.close().unwrap();
@@ -192,13 +192,13 @@ fn the_command_line_upgrades_and_tells_of_it() {
 }
 
 #[test]
-fn who_is_removed_is_cut_in_a_process_of_before_too() {
+fn a_removed_node_is_also_disconnected_in_a_previous_process() {
     let (mut pair, entry) = pair();
     let mut talk = Talk::open(entry).unwrap();
     talk.exchange().unwrap();
     pair.db.upgrade();
     talk.exchange().unwrap();
-    // Its own process has no say in it.
+    // Its own process does not matter.
     pair.app.kid().signal(Signal::STOP);
     assert!(pair.db.before()[0].ended(ms(500)).is_none(), "the control: it lives on");
     pair.auth.cli(&["node", "remove", "app1", "--yes"]).good();
@@ -209,7 +209,7 @@ fn who_is_removed_is_cut_in_a_process_of_before_too() {
 }
 
 #[test]
-fn https_requests_go_on_through_upgrades() {
+fn https_requests_continue_during_upgrades() {
     if !has(&["nginx", "curl", "openssl"]) {
         return;
     }
@@ -237,7 +237,7 @@ fn https_requests_go_on_through_upgrades() {
     let requests: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
     say(format!("{requests} curls through 20 upgrades"));
     assert!(requests > 20);
-    // HTTP/3 comes back when the old process has let go of its port.
+    // HTTP/3 is available again when the old process has released its port.
     wait_for("it has QUIC again", || {
         let udp = fs::read_to_string("/proc/net/udp").unwrap();
         udp.contains(&format!(":{:04X} ", edge.https.port()))

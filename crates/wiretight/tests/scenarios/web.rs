@@ -1,5 +1,5 @@
-//! The edge with what the public web comes with: a browser, command-line clients, load, and the scanners
-//! that auditors run.
+//! The edge with typical software of the public web: a browser, command-line clients, load, and the scanners that
+//! auditors run.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +26,7 @@ pub(crate) const NAME: &str = "www.example.test";
 
 // ---- A site.
 
-/// A node with one site, whose certificate comes from a CA of the test's own.
+/// A node with one site, whose certificate is from the test's own CA.
 pub(crate) struct Site {
     node: Node,
     pub(crate) https: SocketAddr,
@@ -34,7 +34,7 @@ pub(crate) struct Site {
     pub(crate) world: World,
 }
 
-/// A CA, and a certificate by it, as public ones are made.
+/// A CA and its certificate for the site, like those of public CAs.
 fn certificate(world: &World) -> [PathBuf; 3] {
     let [ca, ca_key, cert, key] =
         ["ca.pem", "ca.key", "site.pem", "site.key"].map(|f| world.path(f));
@@ -77,12 +77,12 @@ impl Site {
 
 // ---- The program behind it.
 
-/// A plain HTTP server with something of everything that pages use.
+/// A plain HTTP server with everything that the test pages use.
 pub(crate) struct Backend {
     pub(crate) at: SocketAddr,
-    /// What pages report.
+    /// The reports of the pages.
     results: Receiver<Value>,
-    /// The heads of all requests.
+    /// The headers of all requests.
     heads: Arc<Mutex<Vec<String>>>,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct Backend {
 struct Served {
     results: Sender<Value>,
     heads: Arc<Mutex<Vec<String>>>,
-    /// The last event that a page has seen.
+    /// The last event that a page has received.
     seen: Arc<(Mutex<usize>, Condvar)>,
 }
 
@@ -109,21 +109,21 @@ impl Backend {
         self.results.recv_timeout(2 * PATIENCE).expect("the page reports its results")
     }
 
-    /// The head of the request for a path.
+    /// The header of the request for a path.
     fn head(&self, path: &str) -> Option<String> {
         let heads = self.heads.lock().unwrap();
         heads.iter().find(|h| h.split(' ').nth(1) == Some(path)).cloned()
     }
 }
 
-/// The value of a header, whose name is in small letters.
+/// The value of a header; the name is in lower case.
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = head.lines().filter_map(|l| l.split_once(": "));
     lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
 impl Served {
-    /// One request a connection.
+    /// Serves one request per connection.
     fn answer(&self, socket: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(socket.try_clone()?);
         let mut head = String::new();
@@ -165,7 +165,7 @@ impl Served {
         socket.shutdown(Shutdown::Write)
     }
 
-    /// Events in lockstep with the page: the next one goes out when the last one was seen.
+    /// Events in lockstep with the page: the next one is sent when the page has received the last one.
     fn events(&self, mut socket: TcpStream) -> std::io::Result<()> {
         *self.seen.0.lock().unwrap() = 0;
         write!(
@@ -186,13 +186,13 @@ impl Served {
     }
 }
 
-/// What the backend says of an upload.
+/// The backend's response to an upload.
 fn told(bytes: &[u8]) -> Value {
     let sum = digest::digest(&digest::SHA256, bytes);
     json!({ "length": bytes.len(), "sha256": STANDARD.encode(sum) })
 }
 
-/// A WebSocket (RFC 6455) that sends each message back, or something else.
+/// A WebSocket server (RFC 6455) that echoes each message, or sends something else.
 fn web_socket(
     mut reader: impl Read,
     mut writer: impl Write,
@@ -246,21 +246,21 @@ fn web_socket(
 
 // ---- A browser.
 
-/// Chromium without a window, driven by the DevTools protocol over a pair of pipes. Its profile and its
-/// certificate store are its own.
+/// Chromium without a window, controlled by the DevTools protocol over two pipes. It has its own profile and
+/// certificate store.
 struct Browser {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
     number: u64,
     session: Option<String>,
-    /// What it told between answers.
+    /// The events that it sent between responses.
     events: Vec<Value>,
     log: PathBuf,
 }
 
 impl Browser {
-    /// `trusted`: the CA that it trusts besides the public ones.
+    /// `trusted`: a CA that it trusts in addition to the public ones.
     fn start(home: &Path, trusted: Option<&Path>, args: &[String]) -> Browser {
         let store = home.join(".pki/nssdb");
         fs::create_dir_all(&store).unwrap();
@@ -275,12 +275,12 @@ impl Browser {
         }
         let log = home.join("log");
         let mut command = Command::new("sh");
-        // It reads at 3 and writes at 4.
+        // It reads from descriptor 3 and writes to 4.
         command.args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >&2", "sh"]);
         command.arg(find("chromium").unwrap()).args([
             "--headless=new",
             "--remote-debugging-pipe",
-            // The rest of the machine may be a container, and we may be root.
+            // The machine may be a container, and we may be root.
             "--no-sandbox",
             "--disable-dev-shm-usage",
             "--disable-gpu",
@@ -290,7 +290,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // Nothing but HSTS is to turn http:// into https://.
+            // Only HSTS may turn http:// into https://.
             "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable",
         ]);
         command.arg(format!("--user-data-dir={}", home.join("profile").display())).args(args);
@@ -325,10 +325,10 @@ impl Browser {
     }
 
     fn receive(&mut self) -> Value {
-        self.from.recv_timeout(2 * PATIENCE).expect("the browser goes on")
+        self.from.recv_timeout(2 * PATIENCE).expect("the browser responds")
     }
 
-    /// Asks it something; what it answers.
+    /// Sends a command and returns the response.
     #[track_caller]
     fn call(&mut self, method: &str, params: Value) -> Value {
         self.number += 1;
@@ -347,7 +347,7 @@ impl Browser {
         }
     }
 
-    /// Goes to a page; the error, if it does not come.
+    /// Opens a page; returns the error if that fails.
     #[track_caller]
     fn open(&mut self, url: &str) -> Result<(), String> {
         self.events.clear();
@@ -355,7 +355,7 @@ impl Browser {
         answer["errorText"].as_str().map_or(Ok(()), |error| Err(error.to_owned()))
     }
 
-    /// The first event since the page was opened that fits.
+    /// The first matching event since the page was opened.
     #[track_caller]
     fn event(&mut self, method: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + 2 * PATIENCE;
@@ -370,7 +370,7 @@ impl Browser {
         }
     }
 
-    /// What is to be seen, as a PNG.
+    /// A screenshot, as a PNG.
     fn screenshot(&mut self) -> Vec<u8> {
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png" }));
         let png = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
@@ -381,7 +381,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its processes are a group of their own.
+        // Its processes form a process group.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         if thread::panicking() {
@@ -393,7 +393,7 @@ impl Drop for Browser {
     }
 }
 
-/// What is wrong with the results of a page.
+/// The problems in the results of a page.
 fn wrong(results: &Value, protocol: &str) -> Vec<String> {
     let uploaded: Vec<u8> = (0..1_000_003_u32).map(|i| (i * 31 + (i >> 8)) as u8).collect();
     let events: Vec<String> = (1..=EVENTS).map(|n| n.to_string()).collect();
@@ -408,7 +408,7 @@ fn wrong(results: &Value, protocol: &str) -> Vec<String> {
     differs.map(|(key, value)| format!("{key}: {}, not {value}", results[key])).collect()
 }
 
-/// Where the browser finds the site: at its proper ports.
+/// The addresses of the site for the browser, with the usual ports.
 fn resolver(https: SocketAddr, http: SocketAddr) -> String {
     format!("--host-resolver-rules=MAP {NAME}:443 {https}, MAP {NAME}:80 {http}, MAP * ~NOTFOUND")
 }
@@ -419,14 +419,14 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     }
     let backend = Backend::start();
     let site = Site::new(backend.at);
-    // Whoever comes here came in the clear.
+    // Every request that arrives here was sent in plaintext.
     let plain = Backend::start();
     let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     args.push(resolver(site.https, plain.at));
     let home = |name| site.world.path(name);
     let secure = format!("https://{NAME}/");
 
-    // The control: without the CA, it does not come in.
+    // The control: without the CA the connection is rejected.
     let mut stranger = Browser::start(&home("stranger"), None, &args[args.len() - 1..]);
     let refused = stranger.open(&secure).unwrap_err();
     assert!(refused.contains("ERR_CERT_AUTHORITY_INVALID"), "{refused}");
@@ -435,7 +435,7 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
 
     let mut browser = Browser::start(&home("home"), Some(&site.ca), &args);
     let blank = browser.screenshot();
-    // Before the site has said that it is HTTPS only, a browser asks in the clear.
+    // Before the site has sent HSTS, the browser requests in plaintext.
     browser.open(&format!("http://{NAME}/plain?before")).unwrap();
     assert!(plain.head("/plain?before").is_some());
 
@@ -454,18 +454,18 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
     assert!(shot.len() > 2 * blank.len(), "{} bytes, blank {}", shot.len(), blank.len());
     say(format!("chromium over {protocol}: {}, {} bytes of picture", security, shot.len()));
 
-    // The control: an echo that is none is found out.
+    // The control: a wrong echo is detected.
     browser.open(&format!("{secure}?socket=/garble")).unwrap();
     let garbled = wrong(&backend.results(), protocol);
     assert_eq!(garbled, ["socket: \"other than sent\", not \"as sent\""]);
 
-    // Now it has: the browser itself goes to HTTPS, and nothing leaves it in the clear.
+    // After HSTS the browser itself switches to HTTPS, and sends nothing in plaintext.
     browser.open(&format!("http://{NAME}/plain?after")).unwrap();
     let went = browser.event("Network.requestWillBeSent", |e| !e["redirectResponse"].is_null());
     let redirect = &went["redirectResponse"];
     assert_eq!(redirect["status"], 307, "{went:#}");
     assert_eq!(redirect["headers"]["Non-Authoritative-Reason"], "HSTS", "{went:#}");
-    let head = backend.head("/plain?after").expect("it comes by HTTPS");
+    let head = backend.head("/plain?after").expect("the page is opened by HTTPS");
     assert_eq!(header(&head, "x-forwarded-proto"), Some("https"));
     assert_eq!(plain.head("/plain?after"), None);
 
@@ -485,17 +485,17 @@ fn in_a_browser(protocol: &str, args: &[&str]) {
 }
 
 #[test]
-fn chromium_does_over_http2_what_pages_do() {
+fn chromium_loads_pages_over_http2() {
     in_a_browser("h2", &["--disable-quic"]);
 }
 
 #[test]
-fn chromium_does_over_http3_what_pages_do() {
+fn chromium_loads_pages_over_http3() {
     in_a_browser("h3", &[&format!("--origin-to-force-quic-on={NAME}:443")]);
 }
 
-/// Chromium leaves its side of the stream open when the server has ended a WebSocket: whoever waits for it
-/// soon has no stream left for anything else.
+/// Chromium leaves its side of the stream open after the server has ended a WebSocket: a server that waits for it soon
+/// has no streams left.
 #[test]
 fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     if !has(&["chromium", "certutil", "openssl"]) {
@@ -522,7 +522,7 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
     let how = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
     let done = browser.call("Runtime.evaluate", how);
     assert_eq!(done["result"]["value"], "it is served", "{done}");
-    // All that while the connection goes on: the node has told of each of them.
+    // The connection stays open during all of that, and the node has logged each event.
     let told = |l: &Value| {
         let got = [&l["side"], &l["path"], &l["http"], &l["end"]];
         got == ["edge", "/echo", "h2", "done"]
@@ -538,7 +538,7 @@ fn a_page_opens_and_closes_more_websockets_than_a_connection_has_streams() {
 // ---- Programs.
 
 #[test]
-fn curl_speaks_each_version_of_http_with_each_of_tls() {
+fn curl_uses_every_version_of_http_and_tls() {
     if !has(&["curl", "openssl"]) {
         return;
     }
@@ -558,7 +558,7 @@ fn curl_speaks_each_version_of_http_with_each_of_tls() {
             assert!(ran.err.contains(&format!("SSL connection using {version}")), "{}", ran.err);
         }
     }
-    // The control: there is nothing older.
+    // The control: older versions are refused.
     let old = fetch(&["--tlsv1.0", "--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"]);
     assert_eq!(old.code, Some(35), "{}", old.all());
 
@@ -579,13 +579,13 @@ print(answer.text, answer.status_code, answer.http_version)";
         Ran::of(command.args(["-c", script, &url, ca, &resolve]), "")
     };
     assert_eq!(by_http3(ca).good().out.trim(), "it is served 200 30");
-    // The control: by HTTP/3, too, it is the certificate that counts.
+    // The control: the certificate is checked over HTTP/3, too.
     let other = by_http3("/etc/ssl/certs/ca-certificates.crt");
     assert!(other.code != Some(0) && other.err.contains("certificate"), "{}", other.all());
 }
 
 #[test]
-fn h2load_sees_not_one_error() {
+fn h2load_sees_no_error() {
     if !has(&["nginx", "h2load", "openssl"]) {
         return;
     }
@@ -615,7 +615,7 @@ fn h2load_sees_not_one_error() {
 
 // ---- Scanners.
 
-/// A server that takes whatever openssl still has: what the scanners must find wanting.
+/// A server that accepts everything that openssl still supports: the scanners must report it.
 pub(crate) fn weak_server(world: &World) -> (SocketAddr, Kid) {
     let at = free();
     let mut command = Command::new(find("openssl").unwrap());
@@ -626,7 +626,7 @@ pub(crate) fn weak_server(world: &World) -> (SocketAddr, Kid) {
     (at, kid)
 }
 
-/// Ephemeral keys with AEAD, by the names of the standard (RFC 8446, RFC 5289, RFC 7905).
+/// Suites with ephemeral keys and AEAD, by their standard names (RFC 8446, RFC 5289, RFC 7905).
 const CIPHERS: [&str; 9] = [
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
@@ -639,9 +639,9 @@ const CIPHERS: [&str; 9] = [
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 ];
 
-/// What sslyze says of a server: its JSON, and its word on Mozilla's "intermediate" configuration. (It tries
-/// most of TLS 1.2 with an OpenSSL from before the extended master secret, without which the edge has no
-/// TLS 1.2: so it sees fewer of its suites than testssl does.)
+/// The results of sslyze for a server: its JSON, and its verdict on Mozilla's "intermediate" configuration. (It tests
+/// most of TLS 1.2 with an OpenSSL that is older than the extended master secret, without which the edge refuses TLS
+/// 1.2. So it sees fewer suites than testssl.sh does.)
 fn sslyze(sslyze: &Path, at: SocketAddr, world: &World) -> (Value, Ran) {
     let file = world.path("sslyze.json");
     let mut command = Command::new(sslyze);
@@ -653,7 +653,7 @@ fn sslyze(sslyze: &Path, at: SocketAddr, world: &World) -> (Value, Ran) {
     (serde_json::from_slice(&json).unwrap(), ran)
 }
 
-/// What is wrong with a server, by that. Where a check is not in it, that is wrong, too.
+/// The problems of a server in these results. A missing check is a problem, too.
 fn faults_by_sslyze(report: &Value) -> Vec<String> {
     let scan = &report["server_scan_results"][0]["scan_result"];
     let mut faults = Vec::new();
@@ -684,7 +684,7 @@ fn faults_by_sslyze(report: &Value) -> Vec<String> {
         ("tls_extended_master_secret", "supports_ems_extension", json!(true)),
         ("session_renegotiation", "supports_secure_renegotiation", json!(true)),
         ("session_renegotiation", "is_vulnerable_to_client_renegotiation_dos", json!(false)),
-        // What a site promises in its first hour.
+        // The max-age that a site sends in its first hour.
         (
             "http_headers",
             "strict_transport_security_header",
@@ -701,7 +701,7 @@ fn faults_by_sslyze(report: &Value) -> Vec<String> {
 }
 
 #[test]
-fn sslyze_finds_nothing_wrong() {
+fn sslyze_finds_no_problem() {
     if !has(&["sslyze", "openssl"]) {
         return;
     }
@@ -709,10 +709,10 @@ fn sslyze_finds_nothing_wrong() {
     let program = find("sslyze").unwrap();
     let (report, ran) = sslyze(&program, site.https, &site.world);
     assert_eq!(faults_by_sslyze(&report), [""; 0], "{}", ran.all());
-    // Its own judgement, chain included: "intermediate" is what Mozilla recommends to all but a few.
+    // The tool's own verdict, including the chain: Mozilla recommends "intermediate" for nearly all sites.
     assert!(ran.good().out.contains("OK - Compliant"));
 
-    // The control: of a weak server, the same finds much.
+    // The control: for a weak server, the same tool finds many problems.
     let (weak, _kid) = weak_server(&site.world);
     let (report, ran) = sslyze(&program, weak, &site.world);
     let faults = faults_by_sslyze(&report);
@@ -723,7 +723,7 @@ fn sslyze_finds_nothing_wrong() {
     say(format!("sslyze: no fault of the edge, {} of a weak server", faults.len()));
 }
 
-/// What testssl says of a server: its findings.
+/// The findings of testssl.sh for a server.
 fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     let file = world.path(&format!("testssl-{}.json", at.port()));
     let mut command = Command::new(find("testssl").unwrap());
@@ -732,30 +732,30 @@ fn testssl(at: SocketAddr, world: &World, checks: &[&str]) -> Vec<Value> {
     command.arg("--add-ca").arg(world.path("ca.pem")).args(checks);
     command.arg(format!("{NAME}:{}", at.port()));
     let mut kid = Kid::start(&mut command, &world.path(&format!("testssl-{}.log", at.port())));
-    // Thousands of small processes: on a busy machine, they take their time.
+    // It starts thousands of short processes, which is slow on a busy machine.
     assert!(kid.ended(10 * PATIENCE).is_some(), "testssl does not end: {}", kid.log());
     let json = fs::read(file).unwrap_or_else(|e| panic!("{e}: {}", kid.log()));
     serde_json::from_slice(&json).unwrap()
 }
 
-/// What is worse than "INFO" by testssl, and yet as it should be here.
+/// Findings of testssl.sh worse than "INFO" that are expected here.
 const EXPECTED: [(&str, &str); 3] = [
-    // The CA of the test revokes nothing.
+    // The test's CA has no revocation.
     ("cert_revocation", "Neither CRL nor OCSP URI provided"),
-    // A new site promises HTTPS for 5 minutes, and for longer when it has proved itself.
+    // A new site sends HSTS for 5 minutes, and for longer when it has worked for a while.
     ("HSTS_time", "max-age too short. 0 days (=300 seconds) < 15552000 seconds"),
-    // Of pages' own policies, which are the program's.
+    // The pages' own policies are up to the program.
     ("security_headers", "--"),
 ];
 
-/// What is wrong with a server, by that: each finding that is neither good nor expected.
+/// The problems of a server in these findings: each one that is neither good nor expected.
 fn faults_by_testssl(findings: &[Value], offered: &[(&str, bool)]) -> Vec<String> {
     let text = |f: &Value, key: &str| f[key].as_str().unwrap_or_default().to_owned();
     let mut faults = Vec::new();
     for f in findings {
         let (id, severity, finding) = (text(f, "id"), text(f, "severity"), text(f, "finding"));
         let expected = EXPECTED.iter().any(|(i, said)| *i == id && *said == finding);
-        // "WARN": what could not be asked, as the openssl here is too new for it.
+        // "WARN" marks checks that testssl.sh could not do, because the openssl here is too new for it.
         if !["OK", "INFO", "WARN"].contains(&severity.as_str()) && !expected {
             faults.push(format!("{severity} {id}: {finding}"));
         }
@@ -786,10 +786,10 @@ const OLD: [(&str, bool); 6] = [
     ("cipherlist_STRONG", true),
 ];
 
-/// By its own handshakes, which know what no openssl knows any more. They lack the extended master secret,
-/// without which there is no TLS 1.2 here: only by openssl does it see that.
+/// With its own handshakes, which support protocols that no openssl supports any more. They lack the extended master
+/// secret, which TLS 1.2 requires here, so it sees TLS 1.2 only with openssl.
 #[test]
-fn testssl_finds_nothing_wrong_by_its_own_handshakes() {
+fn testssl_finds_no_problem_with_its_own_handshakes() {
     if !has(&["testssl", "openssl"]) {
         return;
     }
@@ -799,7 +799,7 @@ fn testssl_finds_nothing_wrong_by_its_own_handshakes() {
     let findings = testssl(site.https, &site.world, &["-p", "-s", "-S", "-h", "-U"]);
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
 
-    // The control: of a weak server, the same finds what is old.
+    // The control: for a weak server, the same tool finds the old versions.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["-p"]), &offered);
     for fault in ["LOW TLS1: offered (deprecated)", "LOW TLS1_1: offered (deprecated)"] {
@@ -809,7 +809,7 @@ fn testssl_finds_nothing_wrong_by_its_own_handshakes() {
 }
 
 #[test]
-fn testssl_finds_nothing_wrong_by_openssl() {
+fn testssl_finds_no_problem_with_openssl() {
     if !has(&["testssl", "openssl"]) {
         return;
     }
@@ -819,7 +819,7 @@ fn testssl_finds_nothing_wrong_by_openssl() {
     assert_eq!(faults_by_testssl(&findings, &offered), [""; 0]);
     assert!(findings.iter().any(|f| f["id"] == "PFS_ciphers"), "{findings:#?}");
 
-    // The control: of a weak server, the same finds CBC.
+    // The control: for a weak server, the same tool finds CBC.
     let (weak, _kid) = weak_server(&site.world);
     let faults = faults_by_testssl(&testssl(weak, &site.world, &["--ssl-native", "-s"]), &offered);
     let fault = "LOW cipherlist_AVERAGE: offered";

@@ -1,6 +1,5 @@
-//! What crosses a wire: a capture that is read while it runs, so a long one fills no disk. Each frame is
-//! searched for what no frame may carry, and has to be neighbour discovery or TCP of the mesh; each TCP connection
-//! of the mesh has to begin as TLS 1.3 does.
+//! Checks a wire with a capture that is read while it runs, so that a long one fills no disk. No frame may contain the
+//! canary, each must be neighbour discovery or TCP of the mesh, and each TCP connection of the mesh must begin with TLS 1.3.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -16,26 +15,26 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::intercept::{CANARY, Wire, hosts};
 use super::rig::*;
 
-/// A longer first flight of a connection is none of ours.
+/// A longer first flight of a connection is not ours.
 const MAX_HELLO: usize = 16 << 10;
 
-/// What was seen.
+/// The results.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Seen {
     pub(crate) frames: u64,
-    /// In the clear.
+    /// Canaries in plaintext.
     pub(crate) canaries: u64,
-    /// Frames that should not be there, and how often.
+    /// Unexpected frames, and their counts.
     pub(crate) strange: BTreeMap<String, u64>,
     /// Connections that began with a ClientHello that offers TLS 1.3 and a ServerHello that selects it.
     pub(crate) tls13: u64,
     streams: HashMap<[SocketAddr; 2], Stream>,
-    /// Of the machine at this end.
+    /// Counts for the machine at this end.
     own: Vec<IpAddr>,
 }
 
 impl Seen {
-    /// Nothing but neighbour discovery and TLS 1.3 of the mesh.
+    /// Checks that there was only neighbour discovery and TLS 1.3 of the mesh.
     #[track_caller]
     pub(crate) fn assert_encrypted(&self) {
         let Seen { frames, canaries, strange, tls13, .. } = self;
@@ -44,7 +43,7 @@ impl Seen {
     }
 }
 
-/// A capture, until it is dropped.
+/// A capture that runs until dropped.
 pub(crate) struct Watch {
     tcpdump: Child,
     log: PathBuf,
@@ -53,7 +52,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// At the machine `host`'s end of the wire. `ports` are those of the mesh.
+    /// Captures at `host`'s end of the wire. `ports` are the ports of the mesh.
     pub(crate) fn start(wire: &Wire, world: &World, host: u8, name: &str, ports: &[u16]) -> Watch {
         let log = world.path(&format!("{name}.log"));
         let mut tcpdump = Command::new(find("tcpdump").unwrap());
@@ -85,18 +84,18 @@ impl Watch {
         Watch { tcpdump, log, seen, reader: Some(reader) }
     }
 
-    /// So far, with what was sent last.
+    /// The results so far, including what was sent last.
     pub(crate) fn seen(&self) -> Seen {
         thread::sleep(ms(100));
         self.seen.lock().unwrap().clone()
     }
 
-    /// How many canaries so far.
+    /// The number of canaries so far.
     pub(crate) fn canaries(&self) -> u64 {
         self.seen.lock().unwrap().canaries
     }
 
-    /// From now on.
+    /// Starts over from now on.
     pub(crate) fn forget(&self) {
         thread::sleep(ms(300));
         let mut seen = self.seen.lock().unwrap();
@@ -104,7 +103,7 @@ impl Watch {
         *seen = Seen { streams, own, ..Seen::default() };
     }
 
-    /// All. The capture must not have missed anything.
+    /// The final results. The capture must be complete.
     #[track_caller]
     pub(crate) fn end(mut self) -> Seen {
         thread::sleep(ms(300));
@@ -144,13 +143,13 @@ impl Seen {
             Some(Err(what)) => (what, &mut self.strange),
             None => ("a frame that cannot be read".to_owned(), &mut self.strange),
         };
-        // A flood of them shall not fill the memory.
+        // A flood of them must not fill the memory.
         if strange.len() < 100 || strange.contains_key(&said) {
             *strange.entry(said).or_default() += 1;
         }
     }
 
-    /// `None`: it is cut off.
+    /// `None` if it is truncated.
     fn judge(&mut self, frame: &[u8], ports: &[u16]) -> Option<Result<(), String>> {
         let kind = u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?);
         let packet = frame.get(14..)?;
@@ -210,7 +209,7 @@ impl Seen {
             false => (self.streams.get_mut(&back), Side::Server),
         };
         let Some(stream) = stream else {
-            // After a link was down, the bridge has to learn anew, and floods what is for others.
+            // After a link was down, the bridge has to learn addresses again, and floods frames for others.
             let flooded = !ends.iter().any(|end| self.own.contains(&end.ip()));
             return Some(match flooded || payload.is_empty() {
                 true => Ok(()),
@@ -258,7 +257,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// Bytes out of order come once more in what is sent again.
+    /// Bytes that arrive out of order are contained in the retransmission.
     fn take(&mut self, sequence: u32, payload: &[u8]) {
         let Some(next) = self.next else { return };
         let known = next.wrapping_sub(sequence) as usize;
@@ -272,7 +271,7 @@ impl Flight {
 #[derive(Debug, PartialEq)]
 enum Hello {
     Yes,
-    /// Nothing against it so far.
+    /// Whether there is no violation so far.
     NotYet,
     No(String),
 }
@@ -280,7 +279,7 @@ enum Hello {
 /// Whether a flight begins with the handshake message `kind` (1: ClientHello, 2: ServerHello) for TLS 1.3
 /// (RFC 8446, 4.1 and 4.2.1).
 fn hello(bytes: &[u8], kind: u8) -> Hello {
-    // A record's type and version. An alert instead of a ServerHello is a refusal.
+    // A record's type and version. An alert in place of a ServerHello is a rejection.
     let handshake = [22, 3];
     let alert = [21, 3];
     let known = bytes.len().min(2);
@@ -299,7 +298,7 @@ fn hello(bytes: &[u8], kind: u8) -> Hello {
     }
 }
 
-/// What stands in `supported_versions`.
+/// The content of `supported_versions`.
 fn versions(message: &[u8], kind: u8) -> Option<Vec<u16>> {
     let mut rest = message;
     let mut take = |n: usize| {
@@ -332,7 +331,7 @@ fn versions(message: &[u8], kind: u8) -> Option<Vec<u16>> {
 }
 
 #[test]
-fn a_wire_with_anything_else_on_it_is_told() {
+fn unencrypted_data_in_a_recording_is_reported() {
     let ports = [7080];
     let frame = |protocol: u8, body: &[u8]| {
         let mut frame = vec![0; 12];

@@ -1,5 +1,5 @@
-//! Authenticated encryption of records: AES-GCM and ChaCha20-Poly1305 as aws-lc-rs has them, and AES-CCM, put
-//! together from its CBC and CTR modes.
+//! Authenticated encryption of records: AES-GCM and ChaCha20-Poly1305 from aws-lc-rs, and AES-CCM, built from the CBC
+//! and CTR modes of aws-lc-rs.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
@@ -7,7 +7,7 @@ use aws_lc_rs::iv::FixedLength;
 
 use super::{Failure, malformed};
 
-/// Bytes of each nonce.
+/// The length of each nonce.
 pub(super) const NONCE: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Algorithm {
     Aes128Gcm,
     Aes256Gcm,
     ChaCha20Poly1305,
-    /// Bytes of the AES key, and of the tag.
+    /// The lengths of the AES key and of the tag.
     Ccm(usize, usize),
 }
 
@@ -35,7 +35,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether half of the nonce is in each record, in TLS 1.2 (RFC 5288 section 3, RFC 6655 section 3).
+    /// Whether half of the nonce is sent in each record, in TLS 1.2 (RFC 5288 section 3, RFC 6655 section 3).
     pub(super) fn has_explicit_nonce(self) -> bool {
         self != Self::ChaCha20Poly1305
     }
@@ -88,7 +88,7 @@ impl Key {
         Ok(())
     }
 
-    /// Decrypts in place, and removes the tag, which has to be right.
+    /// Decrypts in place, and removes the tag. Fails if the tag is wrong.
     pub(super) fn open(
         &self,
         nonce: [u8; NONCE],
@@ -118,10 +118,10 @@ impl Key {
     }
 }
 
-/// Bytes of the length of what is encrypted, less one: 15 less the nonce are left for it.
+/// The length of the length field, minus one. The field gets the 15 bytes minus the nonce.
 const CCM_LENGTH: u8 = 14 - NONCE as u8;
 
-/// The CBC-MAC (RFC 3610 section 2.2): the last block of CBC without an IV. `covered` is never empty here.
+/// The CBC-MAC (RFC 3610 section 2.2): the last block of CBC without an IV. `covered` is never empty.
 fn ccm_mac(
     key: &[u8],
     tag: usize,
@@ -142,7 +142,7 @@ fn ccm_mac(
     blocks.last_chunk().copied().ok_or_else(|| malformed("an empty record"))
 }
 
-/// Encrypts or decrypts (RFC 3610 section 2.3): the MAC with the counter 0, the data from 1 on.
+/// Encrypts or decrypts (RFC 3610 section 2.3): the MAC uses counter 0, the data starts at counter 1.
 fn ccm_crypt(
     key: &[u8],
     nonce: [u8; NONCE],

@@ -1,32 +1,30 @@
-//! A link with what protects its records.
+//! A link, and the protection of its records.
 
 use super::protection::{BadPadding, Protection};
 use super::{Failure, malformed};
 use crate::active::link::Link;
 use crate::parse::{ContentType, Handshakes, Message, record};
 
-/// What a server says, decrypted.
+/// A decrypted message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
-    /// A handshake message.
     Message(Message),
-    /// ChangeCipherSpec (up to TLS 1.2; TLS 1.3's means nothing and is passed over).
+    /// ChangeCipherSpec (up to TLS 1.2; in TLS 1.3 it has no meaning and is ignored).
     ChangeCipherSpec,
-    /// An alert, warnings too: level and description.
+    /// An alert, including warnings: level and description.
     Alert(u8, u8),
     /// Application data.
     Data(Vec<u8>),
-    /// A heartbeat message.
     Heartbeat(Vec<u8>),
 }
 
-/// A link with what protects its records.
+/// A link, and the protection of its records.
 pub struct Channel {
     pub(in crate::active) link: Link,
     pub(super) reading: Protection,
     pub(super) writing: Protection,
     handshakes: Handshakes,
-    /// What records say that they are.
+    /// The version that records state in their header.
     pub(super) version: u16,
 }
 
@@ -36,7 +34,7 @@ impl Channel {
         Self { link, reading, writing, handshakes: Handshakes::default(), version }
     }
 
-    /// Sends this, in as many records as it takes.
+    /// Sends this in as many records as needed.
     pub async fn send(&mut self, content: ContentType, data: &[u8]) -> Result<(), Failure> {
         let mut out = Vec::new();
         for piece in data.chunks(1 << 14) {
@@ -45,13 +43,13 @@ impl Channel {
         Ok(self.link.send(&out).await?)
     }
 
-    /// Ends the connection in order: a session whose connection just broke off is not resumed
-    /// (RFC 5246 section 7.2.1).
+    /// Closes the connection in order: a session whose connection was cut is not resumed (RFC 5246
+    /// section 7.2.1).
     pub async fn close(mut self) {
         let _ = self.send(ContentType::Alert, &[1, 0]).await;
     }
 
-    /// A record, to be sent together with others.
+    /// Makes a record that is sent together with others.
     pub(super) fn seal(
         &mut self,
         content: ContentType,
@@ -62,7 +60,7 @@ impl Channel {
         Ok(record(outer, self.version, &fragment))
     }
 
-    /// Waits for the next that the server says.
+    /// Waits for the server's next message.
     pub async fn next(&mut self) -> Result<Incoming, Failure> {
         loop {
             if let Some(message) = self.handshakes.message()? {
@@ -71,9 +69,9 @@ impl Channel {
             let (outer, _, fragment) = self.link.record().await?;
             let tls1_3 = self.reading.is_tls1_3();
             let (content, data) = match outer {
-                // It says nothing in TLS 1.3 (RFC 8446 appendix D.4).
+                // In TLS 1.3 it has no meaning (RFC 8446 appendix D.4).
                 ContentType::ChangeCipherSpec if tls1_3 => continue,
-                // In the clear: from a server that has no keys yet, or gave them up.
+                // Unencrypted: the server has no keys yet, or has discarded them.
                 ContentType::Alert if tls1_3 && fragment.len() == 2 => (outer, fragment),
                 ContentType::ChangeCipherSpec if self.reading.is_clear() => (outer, fragment),
                 _ => self.reading.open(outer, self.version, &fragment)?,
@@ -86,7 +84,7 @@ impl Channel {
                 ContentType::ChangeCipherSpec => Incoming::ChangeCipherSpec,
                 ContentType::Alert => match *data {
                     [level, description] => Incoming::Alert(level, description),
-                    _ => return Err(malformed("no alert in an alert record")),
+                    _ => return Err(malformed("a malformed alert record")),
                 },
                 ContentType::ApplicationData => Incoming::Data(data),
                 ContentType::Heartbeat => Incoming::Heartbeat(data),
@@ -94,11 +92,11 @@ impl Channel {
         }
     }
 
-    /// The next, where only the handshake and what ends it is of interest.
+    /// The next message, if only the handshake and its end matter.
     pub(super) async fn handshake(&mut self) -> Result<Incoming, Failure> {
         loop {
             match self.next().await? {
-                // close_notify is the end, though a warning.
+                // close_notify ends the connection, although it is a warning.
                 Incoming::Alert(level, description) if level == 2 || description == 0 => {
                     return Err(Failure::Alert(level, description));
                 }
@@ -108,14 +106,14 @@ impl Channel {
         }
     }
 
-    /// The next, which is a message.
+    /// The next message; anything else is an error.
     pub(super) async fn message(&mut self) -> Result<Message, Failure> {
         loop {
             match self.handshake().await? {
                 Incoming::Message(message) => return Ok(message),
                 // TLS 1.3 servers send one before their keys are used.
                 Incoming::ChangeCipherSpec => {}
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             }
         }
     }

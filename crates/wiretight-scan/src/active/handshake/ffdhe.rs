@@ -5,15 +5,15 @@ use num_bigint::BigUint;
 use super::shares::power;
 use super::{Failure, malformed, random};
 
-/// The client's half of a key exchange. Big integers whose timing depends on the exponent: the secret protects
-/// nothing but a scanner's greeting.
+/// The client's half of a key exchange. The timing of the big integers depends on the exponent, which is acceptable
+/// because the secret protects only a scanner's request.
 pub(super) struct FfdheKey {
     p: BigUint,
     exponent: [u8; 32],
 }
 
 impl FfdheKey {
-    /// A fresh one; none where the group is another.
+    /// A new key; `None` for other groups.
     pub(super) fn generate(group: u16) -> Option<Self> {
         Some(Self { p: prime(group)?, exponent: random() })
     }
@@ -31,13 +31,13 @@ impl FfdheKey {
         }
         let y = BigUint::from_bytes_be(share);
         if y <= BigUint::from(1u8) || y >= &self.p - 1u8 {
-            return Err(malformed("a Diffie-Hellman share that gives no secret"));
+            return Err(malformed("an invalid Diffie-Hellman share"));
         }
         power(share, &self.exponent, &p)
     }
 }
 
-/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the least that makes a safe prime of it.
+/// `2^b - 2^(b-64) + {[2^(b-130) e] + X} * 2^64 - 1`, where `X` is the smallest number that gives a safe prime.
 fn prime(group: u16) -> Option<BigUint> {
     let (bits, x) = match group {
         0x0100 => (2048_u32, 560_316_u32),
@@ -47,7 +47,7 @@ fn prime(group: u16) -> Option<BigUint> {
         0x0104 => (8192, 10_965_728),
         _ => return None,
     };
-    // e is the sum of 1/n!. 64 bits more than are needed, for what is rounded.
+    // e is the sum of 1/n!. Compute 64 more bits than needed, to allow for rounding.
     let mut term = BigUint::from(1u8) << (bits - 130 + 64);
     let (mut e, mut n) = (BigUint::ZERO, 0_u32);
     while term != BigUint::ZERO {

@@ -1,5 +1,5 @@
-//! Key schedules: HKDF of TLS 1.3 (RFC 8446 section 7.1), and the PRFs before it (RFC 5246 and
-//! RFC 4346, both section 5).
+//! Key schedules: HKDF of TLS 1.3 (RFC 8446 section 7.1), and the PRFs of earlier versions (RFC
+//! 5246 and RFC 4346, both section 5).
 
 use aws_lc_rs::{digest, hmac};
 use hmac_md5::{KeyInit, Mac};
@@ -67,7 +67,7 @@ impl Hash {
         out
     }
 
-    /// Derive-Secret of a transcript.
+    /// Derive-Secret over a transcript.
     pub(super) fn derive(self, secret: &[u8], label: &str, transcript: &[u8]) -> Vec<u8> {
         self.expand_label(secret, label, &self.digest(transcript), self.len())
     }
@@ -100,7 +100,7 @@ impl Prf {
         }
     }
 
-    /// The hash of a transcript, as Finished takes it.
+    /// The hash of a transcript, for Finished.
     pub(super) fn digest(self, transcript: &[u8]) -> Vec<u8> {
         match self {
             Self::Of(hash) => hash.digest(transcript),
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_key_schedule_is_that_of_rfc_8448() {
-        // RFC 8448 section 3: the early secret, and what is derived of it.
+        // RFC 8448 section 3: the early secret, and the secrets derived from it.
         let early = Hash::Sha256.extract(&[0; 32], &[0; 32]);
         assert_eq!(early, hex("33ad0a1c607ec03b09e6cd9893680ce210adf300aa1f2660e1b22e10f170f92a"));
         assert_eq!(

@@ -1,9 +1,9 @@
-//! Complete handshakes, to read what a server says only under encryption: TLS 1.3's certificates,
-//! tickets, renegotiation, what follows a broken record.
+//! Complete handshakes, to read what a server sends only encrypted: certificates in TLS 1.3,
+//! tickets, renegotiation, the reaction to an invalid record.
 //!
-//! This is a scanner's client. It believes nothing and protects nothing: it does not verify whom it
-//! speaks to, its keys are thrown away, its arithmetic on them takes no care of timing, and it
-//! sends nothing that anyone would miss. Nothing but a scan may use it.
+//! This is a scanner's client and provides no security: it does not verify the server, it discards
+//! its keys, its arithmetic is not constant-time, and it sends nothing confidential. Only a scan
+//! may use it.
 
 mod aead;
 mod channel;
@@ -27,14 +27,14 @@ use rustls::sign::Signer;
 use super::link::{Trouble, alert_name};
 use crate::parse::{HandshakeType, Malformed, Message};
 
-/// Why a handshake did not come to its end.
+/// Why a handshake was not completed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The server's own word: level and description.
+    /// The server sent an alert: level and description.
     Alert(u8, u8),
-    /// No answer, or none that makes sense.
+    /// No answer, or an invalid one.
     Trouble(Trouble),
-    /// The server chose what cannot be followed here.
+    /// The server chose something that this client does not support.
     Unsupported(String),
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Alert(level, description) => f.write_str(&alert_name(*level, *description)),
             Self::Trouble(trouble) => trouble.fmt(f),
-            Self::Unsupported(what) => write!(f, "this scanner does not go on with {what}"),
+            Self::Unsupported(what) => write!(f, "this scanner does not support {what}"),
         }
     }
 }
@@ -70,7 +70,7 @@ fn malformed(why: &'static str) -> Failure {
     Failure::Trouble(Trouble::Malformed(why))
 }
 
-/// A CertificateVerify over this content, of TLS 1.2 and 1.3.
+/// A CertificateVerify over this content, for TLS 1.2 and 1.3.
 fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Failure> {
     let signature = signer.sign(content);
     let signature = signature.map_err(|e| Failure::Unsupported(format!("our signature: {e}")))?;
@@ -80,10 +80,9 @@ fn certificate_verify(signer: &dyn Signer, content: &[u8]) -> Result<Vec<u8>, Fa
     Ok(Message::new(HandshakeType::CERTIFICATE_VERIFY, &body).bytes)
 }
 
-/// So many random bytes.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Without the system's randomness a scan still works: nothing here is worth an attack.
+    // Without the system's random numbers a scan still works: these keys protect nothing.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     bytes
 }

@@ -1,7 +1,7 @@
-//! What protects records, one way: AEAD of TLS 1.3 and 1.2, CBC and NULL with a MAC.
+//! The protection of records in one direction: AEAD of TLS 1.3 and 1.2, CBC and NULL with a MAC.
 //!
-//! Without the ciphers that aws-lc-rs does not have (RC4, and 3DES but with all of its C bindings),
-//! and without SSL 3.0, whose MAC is its own.
+//! It does not support ciphers that aws-lc-rs lacks (RC4, and 3DES except in the C bindings), nor SSL 3.0, which has
+//! its own MAC.
 
 use aws_lc_rs::cipher::{
     self, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext, UnboundCipherKey,
@@ -12,11 +12,11 @@ use super::aead::{self, NONCE};
 use super::{Failure, malformed, random};
 use crate::parse::ContentType;
 
-/// What a suite of TLS 1.2 and before protects records with.
+/// How a suite of TLS 1.2 or earlier protects records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cipher {
     Aead(aead::Algorithm),
-    /// Bytes of the key.
+    /// The length of the key.
     Cbc(usize, MacHash),
     Null(MacHash),
 }
@@ -48,8 +48,8 @@ impl MacHash {
 }
 
 impl Cipher {
-    /// Lengths of the MAC key, the key, and the IV that the key block holds (RFC 5246 section 6.3;
-    /// TLS 1.0 has an IV for CBC).
+    /// The lengths of the MAC key, the key and the IV in the key block (RFC 5246 section 6.3; TLS 1.0 has an IV for
+    /// CBC).
     pub(super) fn lengths(self, version: u16) -> (usize, usize, usize) {
         match self {
             Self::Aead(algorithm) => {
@@ -62,20 +62,20 @@ impl Cipher {
     }
 }
 
-/// Bytes of a CBC record's padding that are made wrong on purpose.
+/// Which bytes of a CBC record's padding are made invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPadding {
-    /// All but the last, which is the length.
+    /// All but the last byte, which is the length.
     All,
-    /// The first alone.
+    /// Only the first byte.
     First,
 }
 
-/// One way of a connection.
+/// One direction of a connection.
 pub(super) struct Protection {
     kind: Kind,
     sequence: u64,
-    /// Whether padding came that was not as it should be. A client has no use for that.
+    /// Whether invalid padding was received. A client has no use for it.
     #[cfg(test)]
     odd_padding: bool,
 }
@@ -88,7 +88,7 @@ enum Kind {
         iv: [u8; NONCE],
         tls1_3: bool,
     },
-    /// The nonce is half in the record (RFC 5288 section 3, RFC 6655 section 3).
+    /// Half of the nonce is in the record (RFC 5288 section 3, RFC 6655 section 3).
     ExplicitNonce {
         key: aead::Key,
         salt: [u8; 4],
@@ -132,7 +132,7 @@ impl Protection {
         Ok(Self::of(Kind::Aead { key, iv, tls1_3: true }))
     }
 
-    /// Up to TLS 1.2, with the parts of the key block that [`Cipher::lengths`] tells.
+    /// Up to TLS 1.2, with the parts of the key block as given by [`Cipher::lengths`].
     pub(super) fn new(
         cipher: Cipher,
         version: u16,
@@ -171,7 +171,7 @@ impl Protection {
         matches!(self.kind, Kind::Aead { tls1_3: true, .. })
     }
 
-    /// The type and fragment of a record that holds this.
+    /// The type and fragment of a record with this content.
     pub(super) fn seal(
         &mut self,
         content: ContentType,
@@ -203,7 +203,7 @@ impl Protection {
             }
             Kind::Cbc { cipher, key, mac, chained } => {
                 let mut out = [data, sign(mac, &header, data).as_ref()].concat();
-                // A padding of more than a block where it is to be wrong: more to overlook.
+                // For the test of invalid padding, use more than one block: the server has more bytes to check.
                 let more = if bad.is_some() { 16 } else { 0 };
                 let n = 15 - out.len() % 16 + more;
                 out.extend(vec![n as u8; n + 1]);
@@ -231,7 +231,7 @@ impl Protection {
         Ok((content, fragment))
     }
 
-    /// What a record holds, and of which type it really is.
+    /// The content of a record, and its real type.
     pub(super) fn open(
         &mut self,
         content: ContentType,
@@ -246,10 +246,10 @@ impl Protection {
             Kind::Aead { key, iv, tls1_3: true } => {
                 let mut out = fragment.to_vec();
                 key.open(nonce(iv, sequence), &outer_header(fragment.len()), &mut out)?;
-                // The type stands before the zeros of the padding.
+                // The content type comes before the zeros of the padding.
                 let end = out.iter().rposition(|b| *b != 0).ok_or_else(short)?;
                 let content = ContentType::from_code(out[end])
-                    .ok_or_else(|| malformed("an encrypted record of no type"))?;
+                    .ok_or_else(|| malformed("an encrypted record without a content type"))?;
                 out.truncate(end);
                 return Ok((content, out));
             }
@@ -300,7 +300,7 @@ impl Protection {
     }
 }
 
-/// The data before a MAC that is right.
+/// The data before the MAC; an error if the MAC is wrong.
 fn verified(
     key: &hmac::Key,
     sequence: u64,
@@ -314,7 +314,7 @@ fn verified(
     let expected = sign(key, &header(sequence, content, version, n), &data);
     match expected.as_ref() == mac {
         true => Ok(data),
-        false => Err(malformed("a record whose MAC is wrong")),
+        false => Err(malformed("a record with a wrong MAC")),
     }
 }
 
@@ -325,7 +325,7 @@ fn sign(key: &hmac::Key, header: &[u8], data: &[u8]) -> hmac::Tag {
     context.sign()
 }
 
-/// What a MAC or an AEAD covers beside the data (RFC 5246 section 6.2.3).
+/// The additional data of a MAC or AEAD (RFC 5246 section 6.2.3).
 fn header(sequence: u64, content: ContentType, version: u16, n: usize) -> [u8; 13] {
     let mut out = [0; 13];
     out[..8].copy_from_slice(&sequence.to_be_bytes());
@@ -335,7 +335,7 @@ fn header(sequence: u64, content: ContentType, version: u16, n: usize) -> [u8; 1
     out
 }
 
-/// What it covers in TLS 1.3 (RFC 8446 section 5.2).
+/// The additional data in TLS 1.3 (RFC 8446 section 5.2).
 fn outer_header(n: usize) -> [u8; 5] {
     let [a, b] = (n as u16).to_be_bytes();
     [23, 3, 3, a, b]

@@ -1,4 +1,4 @@
-//! Key exchange: a share out, a share in, a secret.
+//! Key exchange: from our share and the server's share to the secret.
 
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::kem::{self, Ciphertext, DecapsulationKey};
@@ -8,13 +8,13 @@ use super::ffdhe::FfdheKey;
 use super::weierstrass::WeierstrassKey;
 use super::{Failure, malformed, random, x448};
 
-/// Groups that a handshake of TLS 1.3 can be completed with, best known first.
+/// The groups with which this client can complete a TLS 1.3 handshake, the best known first.
 pub const GROUPS: &[u16] = &[
     0x001d, 0x0017, 0x0018, 0x0019, 0x11ec, 0x11eb, 0x11ed, 0x0201, 0x0202, 0x0200, 0x001e, 0x0100,
     0x0101, 0x0102, 0x0103, 0x0104, 0x001f, 0x0020, 0x0021,
 ];
 
-/// The same of the versions before.
+/// The same for earlier versions.
 pub(super) const CURVES: &[u16] =
     &[0x001d, 0x0017, 0x0018, 0x0019, 0x001e, 0x001a, 0x001b, 0x001c, 0x0016];
 
@@ -35,7 +35,7 @@ enum Private {
 struct Hybrid {
     elliptic: Option<PrivateKey>,
     kem: Option<DecapsulationKey>,
-    /// Bytes that the server encapsulates its secret in (FIPS 203 table 3).
+    /// The length of the ciphertext with the server's secret (FIPS 203 table 3).
     ciphertext: usize,
     /// ML-KEM comes first in X25519MLKEM768, and last in the others
     /// (draft-ietf-tls-ecdhe-mlkem section 3).
@@ -43,7 +43,7 @@ struct Hybrid {
 }
 
 impl KeyShare {
-    /// A fresh one; none where the group cannot be done here.
+    /// A new key; `None` if the group is not supported.
     pub(super) fn generate(group: u16) -> Result<Option<Self>, Failure> {
         if let Some((key, public)) = Hybrid::generate(group)? {
             return Ok(Some(Self { private: Private::AwsLc(key), public }));
@@ -62,12 +62,12 @@ impl KeyShare {
         }))
     }
 
-    /// What the client sends.
+    /// The share that the client sends.
     pub(super) fn public(&self) -> &[u8] {
         &self.public
     }
 
-    /// The secret that follows from the server's share.
+    /// The secret from the server's share.
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         match &self.private {
             Private::AwsLc(key) => key.secret(share),
@@ -79,7 +79,7 @@ impl KeyShare {
 }
 
 impl Hybrid {
-    /// With the public key.
+    /// Also returns the public key.
     fn generate(group: u16) -> Result<Option<(Self, Vec<u8>)>, Failure> {
         use agreement::{ECDH_P256, ECDH_P384, ECDH_P521, X25519};
         use kem::{ML_KEM_512, ML_KEM_768, ML_KEM_1024};
@@ -128,7 +128,7 @@ impl Hybrid {
             Some(key) => agree(
                 key,
                 UnparsedPublicKey::new(key.algorithm(), point),
-                malformed("a key share that is no point of its curve"),
+                malformed("a key share that is not a point on its curve"),
                 |secret| Ok(secret.to_vec()),
             )?,
         };
@@ -143,29 +143,29 @@ impl Hybrid {
     }
 }
 
-/// A public key of this group, whose private half is thrown away.
+/// A public key of this group; the private key is discarded.
 pub fn share_of(group: u16) -> Option<Vec<u8>> {
     Some(KeyShare::generate(group).ok()??.public)
 }
 
-/// Finite-field Diffie-Hellman: our share and the secret, without leading zeros
-/// (RFC 5246 section 8.1.2).
+/// Finite-field Diffie-Hellman: our share and the secret, without leading zeros (RFC 5246 section
+/// 8.1.2).
 ///
-/// Big integers whose timing depends on the exponent: the secret protects nothing but a scanner's
-/// greeting.
+/// The timing of the big integers depends on the exponent, which is acceptable because the secret
+/// protects only a scanner's request.
 pub(super) fn dhe(p: &[u8], g: &[u8], y: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     let exponent = random::<32>();
     let share = power(g, &exponent, p)?;
     let secret = power(y, &exponent, p)?;
     if secret.iter().all(|b| *b == 0) {
-        return Err(malformed("a Diffie-Hellman share that gives no secret"));
+        return Err(malformed("an invalid Diffie-Hellman share"));
     }
     let zeros = secret.iter().take_while(|b| **b == 0).count();
     Ok((share, secret[zeros..].to_vec()))
 }
 
-/// `base ^ exponent mod modulus`, as long as the modulus. What a peer may make of it is bounded: a
-/// modulus of 8192 bits, an exponent of 256.
+/// `base ^ exponent mod modulus`, as long as the modulus. A peer can choose a modulus of at most
+/// 8192 bits and an exponent of at most 256.
 pub(crate) fn power(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Result<Vec<u8>, Failure> {
     let zeros = modulus.iter().take_while(|b| **b == 0).count();
     let modulus = &modulus[zeros..];

@@ -1,5 +1,5 @@
-//! A client of TLS 1.0, 1.1 and 1.2 (RFC 2246, RFC 4346, RFC 5246) that goes through the whole
-//! handshake, anew, resumed, or inside of another.
+//! A client of TLS 1.0, 1.1 and 1.2 (RFC 2246, RFC 4346, RFC 5246) that completes the handshake: a
+//! new one, a resumption, or a renegotiation.
 
 use x509_cert::der::asn1::UintRef;
 use x509_cert::der::{Decode, Reader as _, SliceReader};
@@ -18,7 +18,7 @@ use crate::parse::{
     NewSessionTicket, ServerHello, ServerKeyExchange, certificates, extension,
 };
 
-/// What a suite protects records with, where that can be done here.
+/// How a suite protects records; `None` if that is not supported here.
 fn cipher(suite: Suite) -> Option<Cipher> {
     use Algorithm::*;
     use MacHash::*;
@@ -47,13 +47,13 @@ fn cipher(suite: Suite) -> Option<Cipher> {
     })
 }
 
-/// Whether a handshake can be completed with this suite.
+/// Whether this client can complete a handshake with the suite.
 pub fn can_complete(suite: Suite) -> bool {
     cipher(suite).is_some()
 }
 
-/// A hello of this version with all suites that a handshake can be completed with, those with
-/// forward secrecy first.
+/// A hello of this version with all suites that this client can complete a handshake with; those
+/// with forward secrecy come first.
 pub fn hello(prober: &Prober, version: Version) -> ClientHello {
     let mut usable: Vec<Suite> = suites()
         .iter()
@@ -63,7 +63,7 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
         .collect();
     usable
         .sort_by_key(|suite| (suite.is_anonymous(), !suite.is_forward_secret(), !suite.is_aead()));
-    // The pairs of TLS 1.2, without what only later versions have.
+    // The signature schemes of TLS 1.2, without those that only later versions have.
     let schemes = prober.schemes(version);
     let hello = prober
         .hello(version)
@@ -81,41 +81,38 @@ pub fn hello(prober: &Prober, version: Version) -> ClientHello {
 /// A session that can be resumed.
 #[derive(Clone)]
 pub struct Session {
-    /// The ID that the server gave it; none where there is no cache.
+    /// The ID from the server; empty if the server has no cache.
     pub id: Vec<u8>,
-    /// The ticket that the server gave.
+    /// The ticket from the server.
     pub ticket: Option<NewSessionTicket>,
-    /// The suite, which has to be offered again.
+    /// The suite, which must be offered again.
     pub suite: u16,
     master: Vec<u8>,
 }
 
-/// What is done wrong on purpose.
+/// Deliberate errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
-    /// Padding bytes of the record with our Finished; where the suite has padding.
+    /// How the padding of the record with our Finished is invalid, if the suite has padding.
     pub padding: Option<BadPadding>,
 }
 
-/// A handshake, and what is known from it so far: it can be looked at after a failure too.
+/// A handshake and what is known of it so far; readable after a failure too.
 pub struct Client {
-    /// What protects records now.
+    /// The current protection of records.
     pub channel: Channel,
-    /// What was sent.
+    /// The hello that was sent.
     pub hello: ClientHello,
-    /// The ServerHello.
     pub server: Option<ServerHello>,
-    /// The server's chain.
     pub chain: Vec<Vec<u8>>,
-    /// Its key exchange.
     pub key_exchange: Option<ServerKeyExchange>,
-    /// The certificate that is asked of the client.
+    /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,
     /// Whether an old session was resumed.
     pub resumed: bool,
     /// Whether our flight was sent.
     pub finished: bool,
-    /// What can be resumed, where the handshake came to its end.
+    /// The session to resume, if the handshake was completed.
     pub session: Option<Session>,
     transcript: Vec<u8>,
     ticket: Option<NewSessionTicket>,
@@ -123,20 +120,20 @@ pub struct Client {
     verify: Vec<u8>,
 }
 
-/// What a server has said to a renegotiation.
+/// The server's reaction to a renegotiation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renegotiation {
-    /// It went along, up to its ServerHelloDone.
+    /// It accepted, and sent messages up to its ServerHelloDone.
     Taken,
-    /// It refused, by an alert.
+    /// It rejected it with an alert.
     Refused(String),
-    /// It went away.
+    /// It closed the connection.
     Closed(String),
-    /// It said nothing.
+    /// It sent nothing.
     Silent,
 }
 
-/// All that both sides derive keys from.
+/// The values from which both sides derive keys.
 struct Secrets {
     prf: Prf,
     cipher: Cipher,
@@ -147,7 +144,7 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// Ours, then the server's (RFC 5246 section 6.3).
+    /// Our random value, then the server's (RFC 5246 section 6.3).
     fn protections(&self) -> Result<(Protection, Protection), Failure> {
         let (mac, key, iv) = self.cipher.lengths(self.version);
         let seed = [self.server_random, self.client_random].concat();
@@ -166,7 +163,6 @@ impl Secrets {
 }
 
 impl Client {
-    /// On this link.
     pub fn new(link: Link, hello: ClientHello) -> Self {
         Self {
             channel: Channel::new(link, hello.version),
@@ -184,13 +180,13 @@ impl Client {
         }
     }
 
-    /// Of a connection that was not made.
+    /// The client for a connection that could not be opened.
     pub(in crate::active) fn unconnected(hello: ClientHello) -> Self {
         Self::new(Link::closed(), hello)
     }
 
-    /// Goes through the handshake to its end. The session that is given is resumed if the hello
-    /// offers it (see [`with_id`] and [`with_ticket`]) and the server takes it.
+    /// Completes the handshake. The given session is resumed if the hello offers it (see
+    /// [`with_id`] and [`with_ticket`]) and the server accepts it.
     pub async fn handshake(
         &mut self,
         session: Option<&Session>,
@@ -207,7 +203,7 @@ impl Client {
         }
     }
 
-    /// Sends the hello, and reads all that comes in answer to it.
+    /// Sends the hello and reads the whole answer.
     pub async fn greet(&mut self) -> Result<Flight, Failure> {
         self.channel.link.send(&self.hello.record()).await?;
         self.transcript = self.hello.message();
@@ -218,7 +214,7 @@ impl Client {
     async fn server_hello(&mut self) -> Result<ServerHello, Failure> {
         let message = self.channel.message().await?;
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Err(malformed("no ServerHello came first"));
+            return Err(malformed("the first message is not a ServerHello"));
         }
         let server = ServerHello::parse(message.body())?;
         if !(0x0301..=0x0303).contains(&server.version) || server.version > self.hello.version {
@@ -234,16 +230,16 @@ impl Client {
         Ok(server)
     }
 
-    /// Reads up to ServerHelloDone, or to the ChangeCipherSpec that comes early in an abbreviated
+    /// Reads up to ServerHelloDone, or up to the early ChangeCipherSpec of an abbreviated
     /// handshake.
     async fn server_flight(&mut self, server: &ServerHello) -> Result<Flight, Failure> {
         loop {
             let message = match self.channel.handshake().await? {
                 Incoming::Message(message) => message,
                 Incoming::ChangeCipherSpec => return Ok(Flight::Abbreviated),
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             };
-            // It is no part of the transcript (RFC 5246 section 7.4.1.1).
+            // HelloRequest is not part of the transcript (RFC 5246 section 7.4.1.1).
             if message.kind == HandshakeType::HELLO_REQUEST {
                 continue;
             }
@@ -254,7 +250,7 @@ impl Client {
                 HandshakeType::SERVER_KEY_EXCHANGE => {
                     let suite = Suite::from_code(server.suite);
                     let kx = suite.map(Suite::key_exchange);
-                    // Others, of PSK and SRP for two, are not read.
+                    // Other key exchanges, such as PSK and SRP, are not supported.
                     if !matches!(kx, Some(KeyExchange::Ecdhe | KeyExchange::Dhe)) {
                         continue;
                     }
@@ -275,7 +271,7 @@ impl Client {
         }
     }
 
-    /// Our flight, and the end of the server's.
+    /// Sends our flight, and reads the rest of the server's.
     async fn full(&mut self, server: &ServerHello, faults: Faults) -> Result<(), Failure> {
         let suite = Suite::from_code(server.suite)
             .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
@@ -284,7 +280,7 @@ impl Client {
         let (premaster, key_exchange) = self.exchange(suite)?;
         let mut flight = Vec::new();
         let identity = self.channel.link.identity.clone();
-        // Before TLS 1.2 signatures are made in another way; there we have none.
+        // Before TLS 1.2 signatures have another form and no scheme.
         let signer = match &self.request {
             Some(request) if server.version == Version::Tls1_2.code() => {
                 identity.as_ref().and_then(|identity| identity.signer(&request.schemes))
@@ -292,7 +288,7 @@ impl Client {
             _ => None,
         };
         if self.request.is_some() {
-            // Empty where there is none that the server takes (RFC 5246 section 7.4.6).
+            // Empty if we have no certificate that the server accepts (RFC 5246 section 7.4.6).
             let shown = identity.iter().filter(|_| signer.is_some());
             let mut list = Vec::<u8>::new();
             for certificate in shown.flat_map(|identity| identity.chain()) {
@@ -343,7 +339,7 @@ impl Client {
         Ok(())
     }
 
-    /// The server's Finished comes first (RFC 5246 section 7.3, figure 2).
+    /// Abbreviated: the server's Finished comes first (RFC 5246 section 7.3, figure 2).
     async fn abbreviated(&mut self, server: &ServerHello, old: &Session) -> Result<(), Failure> {
         let suite = Suite::from_code(server.suite).filter(|suite| suite.code == old.suite);
         let suite = suite.ok_or_else(|| malformed("a session resumed with another suite"))?;
@@ -384,7 +380,7 @@ impl Client {
         Ok(out)
     }
 
-    /// Reads ChangeCipherSpec, where it has not come yet, and Finished.
+    /// Reads ChangeCipherSpec, unless it was read already, and Finished.
     async fn server_finish(
         &mut self,
         secrets: &Secrets,
@@ -420,7 +416,7 @@ impl Client {
                     }
                     self.transcript.extend(&message.bytes);
                 }
-                _ => return Err(malformed("data came in the middle of a handshake")),
+                _ => return Err(malformed("data arrived during the handshake")),
             }
         }
     }
@@ -439,7 +435,10 @@ impl Client {
         let exchange = self.key_exchange.as_ref().map(|kx| &kx.exchange);
         match (suite.key_exchange(), exchange) {
             (KeyExchange::Rsa, _) => {
-                let leaf = self.chain.first().ok_or_else(|| malformed("no certificate came"))?;
+                let leaf = self
+                    .chain
+                    .first()
+                    .ok_or_else(|| malformed("the server sent no certificate"))?;
                 let key = RsaKey::of_certificate(leaf)?;
                 let mut premaster = random::<48>();
                 premaster[..2].copy_from_slice(&self.hello.version.to_be_bytes());
@@ -464,12 +463,12 @@ impl Client {
             (_, Some(Exchange::ExplicitCurve)) => {
                 Err(Failure::Unsupported("a curve without a name".into()))
             }
-            _ => Err(malformed("no key exchange came")),
+            _ => Err(malformed("the server sent no key exchange")),
         }
     }
 
-    /// Begins another handshake inside of this one. `secure` says whether it names the handshake
-    /// that it continues (RFC 5746 section 3.5), as it has to where the server can.
+    /// Starts a renegotiation. `secure` says whether it refers to the current handshake (RFC 5746
+    /// section 3.5), which is required if the server supports that.
     pub async fn renegotiate(&mut self, secure: bool) -> Result<Renegotiation, Failure> {
         let mut hello = self.hello.clone();
         hello.random = random();
@@ -508,10 +507,10 @@ impl Client {
     }
 }
 
-/// How far the server went by itself.
+/// How far the server continued on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flight {
-    /// To its ServerHelloDone: it is the client's turn.
+    /// To its ServerHelloDone: the client sends next.
     Full,
     /// To its ChangeCipherSpec: a session is resumed.
     Abbreviated,
@@ -525,15 +524,15 @@ fn prf(suite: Suite, version: u16) -> Prf {
     }
 }
 
-/// This hello, offering a session by its ID.
+/// This hello, with a session offered by its ID.
 pub fn with_id(hello: ClientHello, session: &Session) -> ClientHello {
     let mut hello = hello.without(extension::SESSION_TICKET).suites([session.suite]);
     hello.session_id = session.id.clone();
     hello
 }
 
-/// This hello, offering a session by its ticket. The ID is ours, and a server that resumes the
-/// session echoes it (RFC 5077 section 3.4).
+/// This hello, with a session offered by its ticket. We choose the ID, and a server that resumes
+/// the session echoes it (RFC 5077 section 3.4).
 pub fn with_ticket(hello: ClientHello, session: &Session, id: &[u8]) -> ClientHello {
     let ticket = session.ticket.as_ref().map(|ticket| ticket.ticket.clone()).unwrap_or_default();
     let mut hello = hello.with(extension::SESSION_TICKET, ticket).suites([session.suite]);
@@ -571,14 +570,14 @@ impl RsaKey {
                 ))
             })
             .ok()?;
-        // The public exponent is small everywhere; a large one would be work for nothing.
+        // Public exponents are small in practice; a large one would only cost time.
         (n.len() >= 64 && n.len() <= 1024 && e.len() <= 8).then_some(Self { n, e })
     }
 
-    /// Pads a secret as PKCS #1 version 1.5 has it: 00 02, bytes that are not 0, 00, the secret.
+    /// Pads a secret by PKCS #1 version 1.5: 00 02, bytes other than 0, 00, the secret.
     pub fn pad(&self, secret: &[u8]) -> Result<Vec<u8>, Failure> {
         let n = self.n.len().checked_sub(secret.len() + 3).filter(|n| *n >= 8);
-        let n = n.ok_or_else(|| Failure::Unsupported("so short an RSA key".into()))?;
+        let n = n.ok_or_else(|| Failure::Unsupported("such a short RSA key".into()))?;
         let mut block = vec![0, 2];
         while block.len() < n + 2 {
             block.extend(random::<32>().into_iter().filter(|b| *b != 0));
@@ -589,7 +588,7 @@ impl RsaKey {
         Ok(block)
     }
 
-    /// The block, encrypted, whatever is in it.
+    /// Encrypts the block, regardless of its content.
     pub fn encrypt(&self, block: &[u8]) -> Result<Vec<u8>, Failure> {
         power(block, &self.e, &self.n)
     }

@@ -1,5 +1,4 @@
-//! A client of TLS 1.3 (RFC 8446) that goes through the whole handshake, so that what is encrypted
-//! in it can be read.
+//! A client of TLS 1.3 (RFC 8446) that completes the handshake, to read its encrypted part.
 
 use std::time::Instant;
 
@@ -16,7 +15,7 @@ use crate::parse::{
     NewSessionTicket, Reader, ServerHello, certificates_tls1_3, extension, extensions,
 };
 
-/// Suites that a handshake can be completed with.
+/// The suites with which this client can complete a handshake.
 pub const SUITES: &[u16] = &[0x1301, 0x1302, 0x1303, 0x1304, 0x1305];
 
 fn suite(code: u16) -> Option<(Algorithm, Hash)> {
@@ -33,42 +32,40 @@ fn suite(code: u16) -> Option<(Algorithm, Hash)> {
 /// A session that can be resumed.
 #[derive(Clone)]
 pub struct Ticket {
-    /// As the server sent it.
+    /// As received from the server.
     pub ticket: NewSessionTicket,
     suite: u16,
     psk: Vec<u8>,
     received: Instant,
 }
 
-/// How a session is to be resumed.
+/// How to resume a session.
 pub struct Resume<'a> {
-    /// What to resume.
+    /// The session to resume.
     pub ticket: &'a Ticket,
-    /// With a new key exchange (`psk_dhe_ke`), or, where this is false, only without (`psk_ke`).
+    /// With a new key exchange (`psk_dhe_ke`), or, if false, only without one (`psk_ke`).
     pub dhe: bool,
-    /// Whether to ask for 0-RTT; no data is sent in it.
+    /// Whether to request 0-RTT; no data is sent in it.
     pub early: bool,
 }
 
-/// A handshake, and what is known from it so far: it can be looked at after a failure too.
+/// A handshake and what is known of it so far; readable after a failure too.
 pub struct Client {
-    /// What protects records now.
+    /// The current protection of records.
     pub channel: Channel,
-    /// The hello that was answered with a ServerHello.
+    /// The hello that the server answered with a ServerHello.
     pub hello: ClientHello,
-    /// The group that a HelloRetryRequest asked for.
+    /// The group that a HelloRetryRequest requested.
     pub retry: Option<u16>,
-    /// The ServerHello.
     pub server: Option<ServerHello>,
     /// EncryptedExtensions.
     pub extensions: Vec<(u16, Vec<u8>)>,
-    /// The certificate that is asked of the client.
+    /// The server's request for a client certificate.
     pub request: Option<CertificateRequest>,
-    /// The server's chain.
     pub chain: Vec<CertificateEntry>,
-    /// How the chain was compressed; it is then not read.
+    /// The compression of the chain, if any. A compressed chain is not read.
     pub compressed: Option<u16>,
-    /// The scheme that the server signed with.
+    /// The server's signature scheme.
     pub scheme: Option<u16>,
     /// Whether the client's last message was sent.
     pub finished: bool,
@@ -77,7 +74,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// On this link. The hello's groups are cut down to those that can be computed here.
+    /// Limits the groups of the hello to those that this client can compute.
     pub fn new(link: Link, hello: ClientHello) -> Self {
         Self {
             channel: Channel::new(link, Version::Tls1_2.code()),
@@ -95,7 +92,7 @@ impl Client {
         }
     }
 
-    /// Goes through the handshake, up to the client's Finished.
+    /// Completes the handshake, up to the client's Finished.
     pub async fn handshake(&mut self, resume: Option<Resume<'_>>) -> Result<(), Failure> {
         let (mut share, server) = self.hellos(resume.as_ref()).await?;
         let (aead, hash) = suite(server.suite)
@@ -129,7 +126,8 @@ impl Client {
         let server_data = hash.derive(&main, "s ap traffic", &self.transcript);
         self.channel.reading = protection(aead, hash, &server_data)?;
 
-        // Middleboxes expect one (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent.
+        // Middleboxes expect a ChangeCipherSpec (RFC 8446 appendix D.4); after a HelloRetryRequest it was sent
+        // already.
         if !self.hello.session_id.is_empty() && self.retry.is_none() {
             self.channel.send(ContentType::ChangeCipherSpec, &[1]).await?;
         }
@@ -159,10 +157,10 @@ impl Client {
         Ok(())
     }
 
-    /// Our Certificate, without one where there is none that the server takes (RFC 8446 section 4.4.2), and our
-    /// CertificateVerify (section 4.4.3).
+    /// Our Certificate, empty if the server accepts none of ours (RFC 8446 section 4.4.2), and our CertificateVerify
+    /// (section 4.4.3).
     fn certificate(&self, request: &CertificateRequest, hash: Hash) -> Result<Vec<u8>, Failure> {
-        // PKCS #1 signs certificates in TLS 1.3, and no handshakes.
+        // PKCS #1 v1.5 is for certificates only in TLS 1.3, not for handshakes.
         let schemes: Vec<u16> =
             request.schemes.iter().copied().filter(|code| code & 0xff != 1).collect();
         let identity = self.channel.link.identity.as_deref();
@@ -187,7 +185,7 @@ impl Client {
         Ok(flight)
     }
 
-    /// Sends the hello, again where the server asks for another, and reads the ServerHello.
+    /// Sends the hello, sends it again if the server requests another one, and reads the ServerHello.
     async fn hellos(
         &mut self,
         resume: Option<&Resume<'_>>,
@@ -201,9 +199,9 @@ impl Client {
             None => GROUPS.to_vec(),
         };
         groups.retain(|group| GROUPS.contains(group));
-        let first = *groups.first().ok_or_else(|| {
-            Failure::Unsupported("any of the groups that are to be offered".into())
-        })?;
+        let first = *groups
+            .first()
+            .ok_or_else(|| Failure::Unsupported("any of the groups to offer".into()))?;
         let mut hello = self.hello.clone().groups(&groups);
         if let Some(resume) = resume {
             hello = hello.with(extension::PSK_KEY_EXCHANGE_MODES, vec![1, resume.dhe.into()]);
@@ -224,7 +222,7 @@ impl Client {
         if server.is_retry() {
             let (_, hash) = suite(server.suite)
                 .ok_or_else(|| Failure::Unsupported(format!("the suite 0x{:04x}", server.suite)))?;
-            // The first hello stands in the transcript by its hash (RFC 8446 section 4.4.1).
+            // The transcript contains a hash in place of the first hello (RFC 8446 section 4.4.1).
             let digest = hash.digest(&self.transcript);
             self.transcript = Message::new(HandshakeType(254), &digest).bytes;
             self.transcript.extend(&message.bytes);
@@ -267,7 +265,7 @@ impl Client {
     async fn server_hello(&mut self) -> Result<(Message, ServerHello), Failure> {
         let message = self.channel.message().await?;
         if message.kind != HandshakeType::SERVER_HELLO {
-            return Err(malformed("no ServerHello came first"));
+            return Err(malformed("the first message is not a ServerHello"));
         }
         let hello = ServerHello::parse(message.body())?;
         if hello.version != Version::Tls1_3.code() {
@@ -306,19 +304,19 @@ impl Client {
                     self.transcript.extend(&message.bytes);
                     return Ok(());
                 }
-                _ => return Err(malformed("a message that has no place in the server's flight")),
+                _ => return Err(malformed("an unexpected message in the server's flight")),
             }
             self.transcript.extend(&message.bytes);
         }
     }
 
-    /// Whether the session that was offered is resumed.
+    /// Whether the server resumes the offered session.
     pub fn resumed(&self) -> bool {
         let server = self.server.as_ref();
         server.is_some_and(|hello| hello.extension(extension::PRE_SHARED_KEY).is_some())
     }
 
-    /// Whether the server takes 0-RTT data.
+    /// Whether the server accepts 0-RTT data.
     pub fn takes_early_data(&self) -> bool {
         self.extensions.iter().any(|(kind, _)| *kind == extension::EARLY_DATA)
     }
@@ -328,7 +326,7 @@ impl Client {
         self.extensions.iter().find(|(k, _)| *k == kind).map(|(_, body)| body.as_slice())
     }
 
-    /// Waits for what the server says after the handshake, until it has sent a ticket.
+    /// Reads messages after the handshake until the server has sent a ticket.
     pub async fn ticket(&mut self) -> Result<Ticket, Failure> {
         loop {
             if let Incoming::Message(message) = self.channel.handshake().await?
@@ -339,7 +337,7 @@ impl Client {
         }
     }
 
-    /// The ticket in a message, where it is one.
+    /// The ticket in a message, if it has one.
     pub fn read_ticket(&self, message: &Message) -> Result<Option<Ticket>, Failure> {
         if message.kind != HandshakeType::NEW_SESSION_TICKET {
             return Ok(None);
@@ -364,10 +362,11 @@ fn finished(hash: Hash, secret: &[u8], transcript: &[u8]) -> Vec<u8> {
     hash.mac(&key, &hash.digest(transcript))
 }
 
-/// With a session to resume, as the last extension, and its binder (RFC 8446 section 4.2.11).
-/// `before` is what the transcript holds before this hello.
+/// Adds a session to resume as the last extension, and its binder (RFC 8446 section 4.2.11). `before` is the transcript
+/// before this hello.
 fn with_psk(hello: ClientHello, ticket: &Ticket, before: &[u8]) -> Result<ClientHello, Failure> {
-    let (_, hash) = suite(ticket.suite).ok_or_else(|| malformed("a ticket of no suite"))?;
+    let (_, hash) =
+        suite(ticket.suite).ok_or_else(|| malformed("the ticket's cipher suite is unknown"))?;
     let age = u32::try_from(ticket.received.elapsed().as_millis()).unwrap_or(u32::MAX);
     let age = age.wrapping_add(ticket.ticket.age_add);
     let identity = &ticket.ticket.ticket;

@@ -1,7 +1,8 @@
-//! The curves that aws-lc-rs does not have: Brainpool's (RFC 5639, RFC 8734) and secp256k1 (SEC 2). A server whose
-//! certificate has a key on one of them wants clients that list it.
+//! The curves that aws-lc-rs lacks: Brainpool (RFC 5639, RFC 8734) and secp256k1 (SEC 2). A server whose certificate
+//! has a key on one of them requires clients to list it.
 //!
-//! The time that it takes tells the private key: the secret protects nothing but a scanner's greeting.
+//! The computation is not constant-time and reveals the private key, which is acceptable because the secret protects
+//! only a scanner's request.
 
 use num_bigint::BigUint;
 
@@ -15,7 +16,7 @@ struct Curve {
     generator: (BigUint, BigUint),
 }
 
-/// None is the point at infinity.
+/// `None` is the point at infinity.
 type Point = Option<(BigUint, BigUint)>;
 
 /// The client's half of a key exchange.
@@ -25,23 +26,23 @@ pub(super) struct WeierstrassKey {
 }
 
 impl WeierstrassKey {
-    /// A fresh one; none where the group is another.
+    /// A new key; `None` for other groups.
     pub(super) fn generate(group: u16) -> Option<Self> {
         let private = BigUint::from_bytes_be(&random::<32>());
         Some(Self { curve: Curve::of(group)?, private })
     }
 
-    /// Uncompressed, as all points in TLS.
+    /// Uncompressed, like all points in TLS.
     pub(super) fn public(&self) -> Result<Vec<u8>, Failure> {
         let (x, y) = self.multiplied(self.curve.generator.clone())?;
         Ok([&[4], &self.curve.bytes(&x)[..], &self.curve.bytes(&y)].concat())
     }
 
-    /// The first coordinate of the point that both sides know (RFC 8422 section 5.10).
+    /// The first coordinate of the shared point (RFC 8422 section 5.10).
     pub(super) fn secret(&self, share: &[u8]) -> Result<Vec<u8>, Failure> {
         let theirs = self.curve.point(share);
         let theirs =
-            theirs.ok_or_else(|| malformed("a key share that is no point of its curve"))?;
+            theirs.ok_or_else(|| malformed("a key share that is not a point on its curve"))?;
         let (x, _) = self.multiplied(theirs)?;
         Ok(self.curve.bytes(&x))
     }
@@ -55,7 +56,7 @@ impl WeierstrassKey {
                 product = self.curve.sum(&product, &point);
             }
         }
-        product.ok_or_else(|| malformed("a key share that gives no secret"))
+        product.ok_or_else(|| malformed("an invalid key share"))
     }
 }
 
@@ -98,7 +99,7 @@ impl Curve {
         Some(Self { p, a, b, generator: (x, y) })
     }
 
-    /// A number as long as all of this field.
+    /// A number with the length of this field.
     fn bytes(&self, n: &BigUint) -> Vec<u8> {
         let bytes = n.to_bytes_be();
         let zeros = self.length() - bytes.len().min(self.length());
@@ -109,7 +110,7 @@ impl Curve {
         self.p.bits().div_ceil(8) as usize
     }
 
-    /// An uncompressed point that is on this curve.
+    /// An uncompressed point; an error if it is not on this curve.
     fn point(&self, bytes: &[u8]) -> Option<(BigUint, BigUint)> {
         let (4, coordinates) = bytes.split_first().map(|(form, rest)| (*form, rest))? else {
             return None;
@@ -177,7 +178,7 @@ mod tests {
             {
                 assert!(key.secret(&bad).is_err(), "{group:#x}");
             }
-            // Beyond the prime, and right modulo it.
+            // A value above the prime that is valid modulo the prime.
             let (x, y) = key.curve.generator.clone();
             let beyond = (&x + &key.curve.p).to_bytes_be();
             if beyond.len() == key.curve.length() {

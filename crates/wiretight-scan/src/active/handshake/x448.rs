@@ -1,32 +1,33 @@
-//! X448 (RFC 7748), which aws-lc-rs does not have.
+//! X448 (RFC 7748), which aws-lc-rs lacks.
 //!
-//! The time that it takes tells the private key: the secret protects nothing but a scanner's greeting.
+//! The computation is not constant-time and reveals the private key, which is acceptable because the secret protects
+//! only a scanner's request.
 
 use num_bigint::BigUint;
 
 use super::{Failure, malformed};
 
-/// Bytes of a private key, of a public key and of a secret.
+/// The length of a private key, a public key and a secret.
 pub(super) const LENGTH: usize = 56;
 
-/// The public key of a private one.
+/// The public key for a private key.
 pub(super) fn public(private: &[u8; LENGTH]) -> [u8; LENGTH] {
     let mut base = [0; LENGTH];
     base[0] = 5;
     multiply(private, &base)
 }
 
-/// The secret that two sides share. Not all zeros, which a point of small order gives (RFC 8446 section 7.4.2).
+/// The shared secret. Fails if it is all zeros, as from a point of small order (RFC 8446 section 7.4.2).
 pub(super) fn secret(private: &[u8; LENGTH], public: &[u8]) -> Result<Vec<u8>, Failure> {
     let public = public.try_into().map_err(|_| malformed("a key share of a wrong length"))?;
     let secret = multiply(private, public);
     match secret == [0; LENGTH] {
-        true => Err(malformed("a key share that gives no secret")),
+        true => Err(malformed("an invalid key share")),
         false => Ok(secret.to_vec()),
     }
 }
 
-/// The Montgomery ladder of RFC 7748 section 5, in its names.
+/// The Montgomery ladder of RFC 7748 section 5, with the names of the RFC.
 fn multiply(scalar: &[u8; LENGTH], u: &[u8; LENGTH]) -> [u8; LENGTH] {
     let one = BigUint::from(1u8);
     let p: BigUint = (&one << 448) - (&one << 224) - &one;

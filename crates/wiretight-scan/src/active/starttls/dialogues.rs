@@ -77,7 +77,7 @@ pub(super) async fn ldap<S: AsyncRead + AsyncWrite + Unpin>(
 pub(super) async fn postgres<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
 ) -> Result<Offer, Refused> {
-    // Length 8, and 1234 and 5679 where a version of the protocol would stand.
+    // Length 8, then 1234 and 5679 in place of the protocol version.
     wire.send_last(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]).await?;
     let answer = wire
         .message(|data| match data {

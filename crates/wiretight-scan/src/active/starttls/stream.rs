@@ -74,7 +74,6 @@ impl<S> Stream<S> {
 }
 
 impl Tds {
-    /// Packs written data.
     fn pack(&mut self) {
         let flight = std::mem::take(&mut self.flight);
         let mut packets = flight.chunks(PAYLOAD).zip(1u8..).peekable();

@@ -46,7 +46,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         now + self.deadline.saturating_duration_since(now) * numerator / denominator
     }
 
-    /// The next message.
     pub(super) async fn message<T>(
         &mut self,
         parse: impl Fn(&[u8]) -> Parsed<T>,

@@ -1,5 +1,5 @@
-//! Probes for flaws in a server's behaviour. Each has a control in the same run: the same probe in a
-//! correct form. No probe extracts more from a server than its answer.
+//! Probes for flaws in a server's behaviour. Each has a control in the same run: the same probe in a correct form. No
+//! probe keeps data that a server leaks.
 
 mod ccs_injection;
 pub(super) mod heartbleed;

@@ -92,7 +92,6 @@ impl Expected {
     }
 }
 
-/// A watched name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch(Name);
 

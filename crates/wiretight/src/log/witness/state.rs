@@ -190,7 +190,7 @@ fn read(bytes: &[u8]) -> Result<HashMap<String, (Cosigned, String)>, String> {
     }
     let lines = body.strip_prefix(HEADER).and_then(|b| b.strip_prefix('\n'));
     let mut known = HashMap::new();
-    for line in lines.ok_or("it is of another version")?.split_inclusive('\n') {
+    for line in lines.ok_or("it has an unknown version")?.split_inclusive('\n') {
         let Line { time, note } = serde_json::from_str(line).map_err(|e| e.to_string())?;
         let signed = SignedCheckpoint::parse(&note).map_err(|e| e.to_string())?;
         let checkpoint = signed.unverified();

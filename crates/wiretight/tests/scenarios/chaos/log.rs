@@ -1,5 +1,5 @@
-//! The log beside the traffic: three witnesses of which two have to cosign, one of them able to go bad; and a monitor
-//! that reads the log where it can be withheld.
+//! The log during the faults: three witnesses with a quorum of two, one of which can misbehave; and a monitor that reads
+//! the log through a server that can withhold it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,22 +20,22 @@ use super::Rig;
 const GOOD: [u16; 2] = [7481, 7482];
 const BAD: u16 = 7483;
 const SHOWN: u16 = 7484;
-/// Nothing is wrong.
+/// Normal.
 const HONEST: u64 = 0;
 
 /// The witnesses and the monitor.
 pub(super) struct LogSide {
     _witnesses: Vec<Kid>,
     monitor: Kid,
-    /// What the third witness does.
+    /// The behaviour of the third witness.
     witness: Arc<AtomicU64>,
-    /// What of the log is shown to the monitor.
+    /// Which part of the log the monitor can read.
     log: Arc<AtomicU64>,
     policy: PathBuf,
 }
 
 impl LogSide {
-    /// Starts all of it, for an authority that has not been started yet, on its machine.
+    /// Starts everything on the authority's machine, before the authority is started.
     pub(super) fn start(world: &World, authority: &Node, machine: &str) -> LogSide {
         let key = authority.cli(&["authority", "log-key"]).good().out;
         let mut text = format!("log {key}");
@@ -72,7 +72,7 @@ impl LogSide {
         LogSide { _witnesses: started.into(), monitor, witness, log, policy }
     }
 
-    /// The section for the file of a node, which finds the policy beside that.
+    /// The section for a node's configuration file, with the policy next to it.
     pub(super) fn section(&self, node: &Node) -> String {
         let beside = node.file().with_file_name("policy");
         fs::copy(&self.policy, &beside).unwrap();
@@ -83,7 +83,7 @@ impl LogSide {
         self.monitor.log().matches(&format!("\"alert\":\"{kind}\"")).count()
     }
 
-    /// The most entries that the monitor has read.
+    /// The highest number of entries that the monitor has read.
     fn read(&self) -> u64 {
         let log = self.monitor.log();
         let looks = log.lines().filter(|line| line.contains("checked the log"));
@@ -94,7 +94,7 @@ impl LogSide {
         looks.filter_map(size).max().unwrap_or(0)
     }
 
-    /// In the end: the monitor has cried for what was withheld, and for nothing else.
+    /// At the end: the monitor has raised alerts for withheld entries, and for nothing else.
     pub(super) fn assert_told_the_truth(&self) {
         for kind in ["fork", "rollback", "damaged", "stalled", "not-witnessed", "malformed-entry"] {
             assert_eq!(self.alerts(kind), 0, "{kind}");
@@ -104,7 +104,7 @@ impl LogSide {
 
 // ---- Faults.
 
-/// One of three witnesses does what it likes: issuance goes on with the other two, and it is named.
+/// One of three witnesses misbehaves: issuance continues with the other two, and it is named.
 pub(super) fn witness_gone_bad(rig: &mut Rig, _: usize) {
     let mode = 1 + rig.dice.below(COSIGN.len() as u64);
     rig.log.witness.store(mode, SeqCst);
@@ -119,18 +119,18 @@ pub(super) fn witness_gone_bad(rig: &mut Rig, _: usize) {
     rig.log.witness.store(HONEST, SeqCst);
 }
 
-/// The log shows its checkpoint, and not what was issued: the monitor says that it is blind, and sees again afterwards.
+/// The log shows its checkpoint but not the entries: the monitor reports that it is blind, and recovers afterwards.
 pub(super) fn log_withholds(rig: &mut Rig, side: usize) {
     let before = rig.log.alerts("blind");
     rig.log.log.store(1 + rig.dice.below(SHOW.len() as u64), SeqCst);
     wait_for("something is issued", || rig.nodes[side].cli(&["svid", "renew"]).code == Some(0));
-    wait_for("the monitor says that it is blind", || rig.log.alerts("blind") > before);
+    wait_for("the monitor reports that it is blind", || rig.log.alerts("blind") > before);
     rig.log.log.store(HONEST, SeqCst);
     let size = rig.authority.status()["log"]["size"].as_u64().unwrap();
     wait_for("it reads again", || rig.log.read() >= size);
 }
 
-/// What a bad witness answers.
+/// The responses of a bad witness.
 const COSIGN: [&str; 7] = [
     "junk lines under its key",
     "a time of long ago",
@@ -164,7 +164,7 @@ fn cosign(key: &Cosigner, mode: u64, body: &[u8]) -> (u16, Vec<u8>) {
     }
 }
 
-/// How a log withholds.
+/// How a log withholds entries.
 const SHOW: [&str; 4] = ["not found", "forbidden", "unavailable", "too long"];
 
 fn show(dir: &Path, mode: u64, path: &str) -> (u16, Vec<u8>) {
@@ -181,7 +181,7 @@ fn show(dir: &Path, mode: u64, path: &str) -> (u16, Vec<u8>) {
     (200, bytes)
 }
 
-/// Serves HTTP on a machine's loopback address, a request a connection, for as long as the tests run.
+/// Serves HTTP on a machine's loopback address, one request per connection, for as long as the tests run.
 fn serve(
     machine: &str,
     port: u16,
@@ -200,7 +200,7 @@ fn serve(
     serving.join().unwrap();
 }
 
-/// What a server answers to a path and a body: status and body.
+/// A server's response to a path and a body: status and body.
 type Answer = dyn Fn(&str, &[u8]) -> (u16, Vec<u8>);
 
 fn exchange(stream: TcpStream, answer: &Answer) -> Option<()> {

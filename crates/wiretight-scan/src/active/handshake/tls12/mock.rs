@@ -1,5 +1,5 @@
-//! A mock of a TLS 1.2 server with flaws that servers of today no longer have. One suite, anonymous
-//! Diffie-Hellman, and no more than the probes ask for.
+//! A mock of a TLS 1.2 server with flaws that current servers no longer have. It has one suite,
+//! anonymous Diffie-Hellman, and only what the probes need.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::target::Start;
 /// TLS_DH_anon_WITH_AES_128_CBC_SHA
 const SUITE: u16 = 0x0034;
 
-/// How it is wrong; by default it is right, and has no heartbeats.
+/// The flaws. By default there are none, and no heartbeats.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::active) struct Flaws {
-    /// The padding of records is not looked at.
+    /// The padding of records is not checked.
     pub(in crate::active) careless_padding: bool,
     pub(in crate::active) heartbeat: Heartbeat,
     pub(in crate::active) early_ccs: EarlyCcs,
@@ -27,19 +27,19 @@ pub(in crate::active) struct Flaws {
 pub(in crate::active) enum Heartbeat {
     #[default]
     None,
-    /// Answered under encryption, and as it should be.
+    /// Encrypted, and correct.
     Right,
-    /// Answered at any time, with as much as is asked for.
+    /// Also unencrypted, with as many bytes as requested.
     Bleeding,
-    /// The same, but only under encryption.
+    /// The same, but only when encrypted.
     BleedingLate,
-    /// The same, and one inside the handshake ends the connection.
+    /// The same, and a heartbeat during the handshake closes the connection.
     BleedingAndStrict,
-    /// Only under encryption, and each answer takes more than a second.
+    /// Only when encrypted, and each answer takes more than a second.
     BleedingSlowly,
-    /// Under encryption; one of false length ends the connection.
+    /// Encrypted; a heartbeat with a wrong length closes the connection.
     Strict,
-    /// Under encryption, the first alone; the second ends the connection, whatever it claims.
+    /// Encrypted, only the first one; the second closes the connection, whatever length it claims.
     Once,
     /// Never answered.
     Deaf,
@@ -49,17 +49,17 @@ pub(in crate::active) enum Heartbeat {
 pub(in crate::active) enum EarlyCcs {
     #[default]
     Refused,
-    /// And a second one is taken for an encrypted record.
+    /// Accepted; a second one is treated as an encrypted record.
     Taken,
-    /// And so are all that follow, until something else comes.
+    /// Accepted, and so are all that follow, until another record arrives.
     AllTaken,
-    /// And a second one is refused.
+    /// Ignored; a second one is rejected.
     PassedOver,
-    /// And so are all that follow.
+    /// Ignored, and so are all that follow.
     AllPassedOver,
 }
 
-/// Starts it, and makes a prober for it.
+/// Starts the mock server, and makes a prober for it.
 pub(in crate::active) async fn start(flaws: Flaws) -> Prober {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
@@ -95,7 +95,7 @@ async fn serve(link: Link, flaws: Flaws) -> Result<(), Failure> {
     if heartbeat && flaws.heartbeat != Heartbeat::None {
         body.extend([0, 5, 0, 15, 0, 1, 1]);
     }
-    // A prime of Mersenne: 2^521 - 1.
+    // A Mersenne prime: 2^521 - 1.
     let p = [[1].as_slice(), &[0xff; 65]].concat();
     let secret = [0x42; 32];
     let share = power(&[3], &secret, &p)?;
