@@ -443,7 +443,7 @@ fn a_flapping_backend_blocks_nothing() {
         ping(&mut pair.connect(), b"steady now").unwrap();
     }
     for (relay, side) in [(&pair.a, Side::Dial), (&pair.b, Side::Service)] {
-        assert_eq!(refused(relay, side, "protocol_error"), 0, "{:?}", reasons(relay));
+        assert_eq!(refused(relay, side, Reason::ProtocolError), 0, "{:?}", reasons(relay));
     }
 }
 
