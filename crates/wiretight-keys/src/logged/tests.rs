@@ -8,7 +8,7 @@ use super::*;
 use crate::key::{Signer, SigningKey};
 use crate::spiffe::TrustDomain;
 use crate::x509::{self, Leaf, Profile};
-use crate::{Role, Transparency, TrustBundle};
+use crate::{Refusal, Role, Transparency, TrustBundle};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -59,13 +59,13 @@ impl World {
         (proved.sign(issuer.1).unwrap(), entry)
     }
 
-    fn reason(&self, chain: &[CertificateDer<'static>]) -> Result<(), &'static str> {
+    fn verify(&self, chain: &[CertificateDer<'static>]) -> Result<(), Refusal> {
         let bundle =
             TrustBundle::new(self.td.clone(), vec![self.root.0.clone()], Default::default());
         let policy = Policy::self_attested(self.log.public().clone());
         let bundle = bundle.unwrap().with(Transparency::required(policy));
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW));
-        bundle.verify(chain, Role::Client, now).map(|_| ()).map_err(|refusal| refusal.reason())
+        bundle.verify(chain, Role::Client, now).map(|_| ())
     }
 }
 
@@ -95,9 +95,9 @@ fn serial_numbers_that_revocations_cannot_name_are_rejected() {
         assert_eq!(Series::try_from(read.series().to_string()), Ok(read.series()));
         let Ok(Entry::Certificate(logged)) = Entry::parse(&entry) else { panic!("{first:#x}") };
         assert_eq!(logged.series, Some(read.series()), "the monitor sees the same");
-        assert_eq!(w.reason(&[certificate.clone(), good_ca.clone()]), Ok(()));
+        assert_eq!(w.verify(&[certificate.clone(), good_ca.clone()]), Ok(()));
         let under = w.certificate(&leaf, &below, &of(0x40, 16), (&ca(&serial), &above)).0;
-        assert_eq!(w.reason(&[under, ca(&serial)]).err(), None, "an intermediate, too");
+        assert_eq!(w.verify(&[under, ca(&serial)]).err(), None, "an intermediate, too");
     }
     // 16 bytes that start with 00 or another invalid byte, and shorter and longer numbers.
     for (first, len) in [
@@ -118,10 +118,12 @@ fn serial_numbers_that_revocations_cannot_name_are_rejected() {
         assert!(Logged::from_certificate(&certificate).is_err());
         let Ok(Entry::Certificate(logged)) = Entry::parse(&entry) else { panic!("{first:#x}") };
         assert_eq!(logged.series, None, "{first:#x} {len}");
-        assert_eq!(w.reason(&[certificate, good_ca.clone()]), Err("not_an_svid"));
+        let refused = w.verify(&[certificate, good_ca.clone()]);
+        assert!(matches!(refused, Err(Refusal::NotAnSvid(_))), "{refused:?}");
         let bad = ca(&serial);
         let under = w.certificate(&leaf, &below, &of(0x40, 16), (&bad, &above)).0;
-        assert_eq!(w.reason(&[under, bad]), Err("bad_chain"), "{first:#x} {len}");
+        let refused = w.verify(&[under, bad]);
+        assert!(matches!(refused, Err(Refusal::BadChain { .. })), "{first:#x} {len}: {refused:?}");
     }
     for text in ["", "4", "40", "00112233445566778899aabbccddeeff", "4g"] {
         assert!(Serial::from_hex(text).is_err(), "{text}");
