@@ -951,8 +951,7 @@ fn running_out_of_file_descriptors_child() {
 #[test]
 fn running_out_of_file_descriptors_is_survived_and_reported() {
     let me = std::env::current_exe().unwrap();
-    let script =
-        "ulimit -n 96; exec \"$0\" --exact relays::running_out_of_file_descriptors_child --nocapture";
+    let script = "ulimit -n 96; exec \"$0\" --exact relays::running_out_of_file_descriptors_child --nocapture";
     let out = std::process::Command::new("sh")
         .args(["-c", script])
         .arg(me)
