@@ -298,10 +298,10 @@ async fn of_two_edges_that_share_a_store_one_orders_and_both_serve() {
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
     until_served(d.clone(), &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
-    // The CA is told the contact, and its changes.
+    // The CA is told the contact, and its changes. (Pebble rejects some nonces; the request is then repeated.)
     let told = || std::mem::take(&mut *seen.contacts.lock().unwrap());
     let first = told();
-    assert!((2..=3).contains(&first.len()), "{first:?}");
+    assert!(first.len() >= 2, "{first:?}");
     assert!(first.iter().all(|c| *c == serde_json::json!(["mailto:ops@example.org"])), "{first:?}");
     let mut ca = d.told().cas[0].clone();
     d.account(&ca).await.unwrap();
@@ -309,7 +309,6 @@ async fn of_two_edges_that_share_a_store_one_orders_and_both_serve() {
     ca.contact = vec!["mailto:new@example.org".into()];
     for expected in [vec![serde_json::json!(ca.contact)], vec![]] {
         d.account(&ca).await.unwrap();
-        // Pebble rejects some nonces; the request is then repeated.
         let mut said = told();
         said.dedup();
         assert_eq!(said, expected);
