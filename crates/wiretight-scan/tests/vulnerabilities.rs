@@ -47,7 +47,7 @@ async fn servers_that_reveal_valid_padding_are_oracles() {
         return;
     }
     for (oracle, expected, strength) in [
-        (Oracle::None, Answer::No, "alike"),
+        (Oracle::None, Answer::No, "the same"),
         (Oracle::Alert, Answer::Yes, "strong"),
         (Oracle::Close, Answer::Yes, "strong"),
         (Oracle::OnlyWhollyRight, Answer::Yes, "weak"),

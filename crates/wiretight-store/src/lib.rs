@@ -19,12 +19,12 @@
 //! let key = Key::new("node/db1")?;
 //! store.create(&key, b"joined".to_vec()).await?;
 //!
-//! The current entries, then every change after them: none is missed in between.
+//! // The current entries, then every change after them: none is missed in between.
 //! let (nodes, at) = store.list("node/").await?;
 //! let mut watch = store.watch("node/", at).await?;
 //! assert_eq!(nodes[0].value, b"joined");
 //!
-//! Read, decide, write; repeated if another writer came first.
+//! // Read, decide, write; repeated if another writer came first.
 //! update(&store, &key, |_| Ok::<_, wiretight_store::Error>(Some(b"revoked".to_vec()))).await?;
 //! assert!(matches!(&watch.next().await?[..], [Change::Put(e)] if e.value == b"revoked"));
 //! # Ok(())
