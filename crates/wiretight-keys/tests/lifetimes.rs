@@ -5,6 +5,7 @@
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::logged::MAX_DELAY;
+use wiretight_keys::transparency::Place;
 use wiretight_keys::verify::{MAX_INTERMEDIATE_LIFE, MAX_LEAF_LIFE};
 use wiretight_keys::*;
 use wiretight_tlog::cosignature::Algorithm;
@@ -22,7 +23,7 @@ struct World {
 }
 
 /// A certificate's validity, and when the witness cosigned its log entry.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Made {
     period: Period,
     seen: u64,
@@ -92,10 +93,14 @@ impl World {
         TrustBundle::new(td, vec![self.root.0.clone()], Revocations::default()).unwrap()
     }
 
-    fn demanding(&self) -> TrustBundle {
+    fn required(&self) -> Transparency {
         let (log, witness) = (self.log.public(), self.witness.public());
         let policy = Policy::parse(format!("log {log}\nwitness w {witness}\nquorum w\n")).unwrap();
-        self.bundle().with(Transparency::required(policy))
+        Transparency::required(policy)
+    }
+
+    fn demanding(&self) -> TrustBundle {
+        self.bundle().with(self.required())
     }
 }
 
@@ -200,4 +205,26 @@ fn a_verified_peer_expires_with_its_proofs() {
     // If proofs are not required, only the certificates count.
     let peer = w.bundle().verify(&chain, Role::Client, time(NOW)).unwrap();
     assert_eq!(peer.not_after(), leaf.period.not_after);
+}
+
+#[test]
+fn each_certificate_is_believed_by_its_own_proof() {
+    let (w, other) = (World::new(), World::new());
+    let required = w.required();
+    let day = Made { seen: NOW - 2 * DAY, ..Made::lasting(3600) };
+    let old = Made { period: Period { not_before: NOW - 2 * DAY, ..day.period }, ..day };
+    for (world, made, place, believed) in [
+        (&w, Made::lasting(3600), Place::Leaf, true),
+        (&w, Made::lasting(3600), Place::Intermediate, true),
+        (&w, old, Place::Leaf, false),
+        (&w, old, Place::Intermediate, true),
+        (&other, Made::lasting(3600), Place::Leaf, false),
+    ] {
+        let chain = world.chain(made, made);
+        let certificate = &chain[usize::from(place == Place::Intermediate)];
+        assert_eq!(required.believes(certificate, place, NOW), believed, "{place:?} {made:?}");
+        assert!(Transparency::NotRequired.believes(certificate, place, NOW));
+    }
+    assert!(required == w.required() && required.policy().is_some());
+    assert!(required != other.required() && required != Transparency::NotRequired);
 }
