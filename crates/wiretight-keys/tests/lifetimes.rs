@@ -169,7 +169,8 @@ fn a_new_proof_of_an_old_entry_is_rejected() {
         seen: NOW - 60 - by,
     };
     verify(&bundle, &w.chain(good, ahead(300)), NOW).unwrap();
-    assert!(verify(&bundle, &w.chain(good, ahead(301)), NOW).is_err());
+    let refused = verify(&bundle, &w.chain(good, ahead(301)), NOW).unwrap_err();
+    assert!(refused.contains("301 s ago"), "{refused}");
 }
 
 #[test]
@@ -227,4 +228,24 @@ fn each_certificate_is_believed_by_its_own_proof() {
     }
     assert!(required == w.required() && required.policy().is_some());
     assert!(required != other.required() && required != Transparency::NotRequired);
+}
+
+/// The refusal blames the leaf only if the leaf itself is not valid now.
+#[test]
+fn an_intermediate_that_is_not_valid_now_is_a_bad_chain() {
+    let w = World::new();
+    let from = |not_before, not_after| Made { period: Period { not_before, not_after }, seen: NOW };
+    let (expired, future) = (from(NOW - 3600, NOW - 1), from(NOW + 1, NOW + 3600));
+    let valid = [from(NOW - 60, NOW + 60), from(NOW - 60, NOW), from(NOW, NOW + 60)];
+    for leaf in valid {
+        verify(&w.bundle(), &w.chain(from(NOW, NOW), leaf), NOW).unwrap();
+        for intermediate in [expired, future] {
+            let refused = verify(&w.bundle(), &w.chain(intermediate, leaf), NOW).unwrap_err();
+            assert!(refused.starts_with("BadChain"), "{refused}");
+        }
+    }
+    for (leaf, reason) in [(expired, "Expired"), (future, "NotYetValid")] {
+        let refused = verify(&w.bundle(), &w.chain(valid[0], leaf), NOW).unwrap_err();
+        assert!(refused.starts_with(reason), "{refused}");
+    }
 }
