@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::json;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules;
 
 use super::term;
 use super::{Output, Where, plaintext};
-use crate::admin::api::{ModeRequest, ModeStatus};
+use crate::admin::api::{ModeRequest, ModeStatus, Status};
 use crate::config::ModeEdit;
 use crate::intercept::WouldFail;
 
@@ -106,8 +106,8 @@ impl Mode {
     }
 
     fn dry_run(&self, mode: rules::Mode) -> anyhow::Result<ExitCode> {
-        let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
-        let of = plaintext::read(&status)?;
+        let status: Status = super::get(&self.at.state_dir()?, "/v1/status")?;
+        let of = plaintext::of(&status)?;
         let last = self.last.as_secs().min(86_400);
         let stops =
             |flow: &&Flow| mode == rules::Mode::Strict && term::since(flow.last_seen) <= last;
