@@ -20,7 +20,7 @@ use super::term;
 use super::{Output, Where, plaintext};
 use crate::admin::api::{ModeRequest, ModeStatus, Status};
 use crate::config::ModeEdit;
-use crate::intercept::WouldFail;
+use crate::intercept::{OperatorError, WouldFail};
 
 /// Show or change the interception mode: try one, confirm it, or undo it
 ///
@@ -161,7 +161,7 @@ impl Mode {
     fn change(&self, mode: rules::Mode) -> anyhow::Result<ExitCode> {
         let now = self.status()?;
         if let Some(trial) = now.trial {
-            return Err(crate::intercept::InterceptError::TrialRuns(trial.mode).into());
+            return Err(OperatorError::TrialRuns(trial.mode).into());
         }
         must_be_taken_up(&now)?;
         let Some(in_force) = now.in_force else {
@@ -203,7 +203,7 @@ impl Mode {
     fn confirm(&self) -> anyhow::Result<ExitCode> {
         let now = self.status()?;
         let Some(trial) = now.trial else {
-            return Err(crate::intercept::InterceptError::NoTrial.into());
+            return Err(OperatorError::NoTrial.into());
         };
         must_be_taken_up(&now)?;
         let edit = ModeEdit::prepare(&self.at.config, trial.instead_of, trial.mode)?;
