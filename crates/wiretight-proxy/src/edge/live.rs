@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hyper::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::settings::SiteName;
 use crate::clock::now;
@@ -13,7 +13,7 @@ use crate::quota::LogQuota;
 use crate::reason::Reason;
 
 /// The client's HTTP version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Http {
     /// HTTP/1.1 or 1.0.
     #[serde(rename = "http/1.1")]
@@ -67,7 +67,7 @@ impl SiteCounts {
 }
 
 /// The number of requests to a site with the same protocol and status class.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RequestCount {
     /// The client's HTTP version.
     pub http: Http,
@@ -77,7 +77,7 @@ pub struct RequestCount {
 }
 
 /// The number of handshakes with the same parameters.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HandshakeCount {
     /// The TLS version, or QUIC.
     pub protocol: String,
@@ -86,7 +86,7 @@ pub struct HandshakeCount {
 }
 
 /// The number of connections and requests refused for one reason.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EdgeRefused {
     pub reason: Reason,
     pub count: u64,

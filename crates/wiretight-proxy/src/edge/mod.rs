@@ -50,7 +50,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -109,7 +109,7 @@ struct Listener {
 const CLOSE: Duration = Duration::from_secs(1);
 
 /// The edge in the output of `wiretight status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EdgeStatus {
     pub sites: Vec<SiteStatus>,
     /// Handshakes since the start, by protocol and group.
@@ -122,7 +122,7 @@ pub struct EdgeStatus {
 }
 
 /// A site in the output of `wiretight status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SiteStatus {
     /// Its names; the first is its title.
     pub names: Vec<String>,

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -221,7 +221,7 @@ impl AgentParams {
 }
 
 /// An identity that the node has or needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityStatus {
     pub id: Id,
     /// Of the certificate in use; `None` if there is none.
@@ -236,7 +236,7 @@ pub struct IdentityStatus {
 }
 
 /// The agent, for `wiretight status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
     pub node: Name,
     pub trust_domain: TrustDomain,
@@ -250,6 +250,7 @@ pub struct AgentStatus {
     /// The authority has said that this node was removed.
     pub removed: bool,
     /// This node is not in a mesh, and its configuration does not need one.
+    #[serde(default)]
     pub alone: bool,
     /// Trust bundle, node identity and all needed identities are valid.
     pub ready: bool,
@@ -260,6 +261,7 @@ pub struct AgentStatus {
     /// Which of them the authority rejected, and why.
     pub refused: Option<Denial>,
     /// Which records of the pushed registry are not used here, and why.
+    #[serde(default)]
     pub unused: Vec<String>,
     pub last_error: Option<String>,
 }

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -258,7 +258,7 @@ pub enum Grant {
 }
 
 /// A node, for `wiretight node list`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     pub name: Name,
     /// In seconds since 1970.
@@ -266,6 +266,7 @@ pub struct NodeInfo {
     /// The services that it may claim.
     pub services: BTreeSet<Name>,
     /// Addresses that it may announce in addition to the one it connects from.
+    #[serde(default)]
     pub addresses: BTreeSet<Host>,
     pub connected: bool,
     /// When its last message arrived; after a restart of the authority, only to the minute.
@@ -279,7 +280,7 @@ pub struct NodeInfo {
 }
 
 /// The CA and the state, for `wiretight authority status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaStatus {
     pub trust_domain: TrustDomain,
     /// The roots of the bundle.
@@ -289,6 +290,7 @@ pub struct CaStatus {
     pub version: u64,
     /// Connected nodes that do not use this version yet.
     pub behind: Vec<Name>,
+    #[serde(default)]
     pub log: LogStatus,
 }
 

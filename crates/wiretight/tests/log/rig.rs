@@ -1,5 +1,8 @@
 //! A log built from the library only, so that it can also lie; processes; and simple HTTP.
 
+#[path = "../../../../tests/ports.rs"]
+mod ports;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use ports::free;
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{self, Kind, Tile};
@@ -412,7 +416,7 @@ pub fn nginx(server: &str) -> Option<Nginx> {
         assert!(std::env::var_os("CI").is_none(), "nginx is not installed");
         return None;
     };
-    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let addr = free();
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
     // It runs as the user that may read the files.
@@ -483,7 +487,7 @@ pub fn s3_server() -> Option<S3Server> {
         assert!(std::env::var_os("CI").is_none(), "moto_server is not installed");
         return None;
     };
-    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let addr = free();
     let child = Command::new(program)
         .args(["-H", "127.0.0.1", "-p", &addr.port().to_string()])
         .stdout(Stdio::null())

@@ -3,6 +3,9 @@
 //! Every process is killed by its process id when its value is dropped, also if a test panics; in that case the end of
 //! its log is printed.
 
+#[path = "../../../../tests/ports.rs"]
+mod ports;
+
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,11 +15,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub(crate) use ports::free;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
@@ -61,20 +65,6 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(postgres.map(|version| version.path().join("bin")))
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
-}
-
-/// A free port of 127.0.0.1 that no other test gets and that the kernel uses for no outgoing connection (those begin at
-/// 32768), so that a restarted node finds it free again.
-pub(crate) fn free() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() * 97 % 20_000) as u16;
-    loop {
-        let port = 11_000 + start.wrapping_add(NEXT.fetch_add(1, Relaxed)) % 21_000;
-        let addr = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
-        }
-    }
 }
 
 /// Waits until a condition holds.
