@@ -58,6 +58,15 @@ impl Serial {
         }
     }
 
+    /// Parses the output of `Display`.
+    pub fn from_hex(text: &str) -> Result<Serial, X509Error> {
+        let bytes = unhex(text).ok_or_else(|| X509Error::Malformed {
+            what: "serial number",
+            detail: "not lower-case hex digits".into(),
+        })?;
+        Serial::from_bytes(&bytes)
+    }
+
     pub fn as_bytes(&self) -> &[u8; Serial::LEN] {
         &self.0
     }

@@ -91,6 +91,7 @@ fn serial_numbers_that_revocations_cannot_name_are_rejected() {
         let read = Serial::from_bytes(&serial).unwrap();
         assert_eq!(Leaf::parse(&certificate).unwrap().serial, read);
         assert_eq!(x509::serial(&certificate), Some(read));
+        assert_eq!(Serial::from_hex(&read.to_string()), Ok(read));
         assert_eq!(Series::try_from(read.series().to_string()), Ok(read.series()));
         let Ok(Entry::Certificate(logged)) = Entry::parse(&entry) else { panic!("{first:#x}") };
         assert_eq!(logged.series, Some(read.series()), "the monitor sees the same");
@@ -123,6 +124,9 @@ fn serial_numbers_that_revocations_cannot_name_are_rejected() {
         let under = w.certificate(&leaf, &below, &of(0x40, 16), (&bad, &above)).0;
         let refused = w.verify(&[under, bad]);
         assert!(matches!(refused, Err(Refusal::BadChain { .. })), "{first:#x} {len}: {refused:?}");
+    }
+    for text in ["", "4", "40", "00112233445566778899aabbccddeeff", "4g"] {
+        assert!(Serial::from_hex(text).is_err(), "{text}");
     }
     for text in ["0011223344556677", "8011223344556677", "4011223344556677aa", "401122334455667G"] {
         assert!(Series::try_from(text.to_owned()).is_err(), "{text}");
