@@ -275,7 +275,10 @@ mod tests {
     use super::*;
 
     fn open() -> Open {
-        Open { service: "db".parse().unwrap(), destination: Some("10.0.0.1:5432".parse().unwrap()) }
+        Open {
+            service: "web".parse().unwrap(),
+            destination: Some("10.0.0.1:5432".parse().unwrap()),
+        }
     }
 
     #[test]
