@@ -29,7 +29,7 @@ const KEY_UPDATE_RECORD: usize = OVERHEAD + 5;
 const TAG: usize = 16;
 /// The most records encrypted with one key: half of the limit of AES-GCM (section 5.5), for each AEAD. In tests of
 /// this crate it is tiny, so that keys are updated often.
-const RECORDS_A_KEY: u64 = if cfg!(test) { 7 } else { 1 << 23 };
+const RECORDS_A_KEY: u64 = if cfg!(test) { 7 } else { 2_u64.pow(23) };
 /// The most consecutive records without data that a peer may send; they cost us work without traffic.
 const MAX_IDLE_RECORDS: u8 = 32;
 /// The longest handshake message. Only session tickets are long, and they are discarded.
