@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wiretight_keys::{Csr, Id, Name, Role, VerifiedPeer};
 use wiretight_proxy::clock::now;
+use wiretight_proxy::network::origin;
 use wiretight_proxy::provider;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
@@ -37,7 +38,7 @@ use crate::control::{
 const MAX_CONNECTIONS: usize = 4096;
 /// Connections that are not authenticated yet.
 const MAX_STRANGERS: usize = 256;
-/// The same from one address (IPv6: one /64), so that one faulty machine does not lock out others.
+/// The same from one [`origin`], so that one faulty machine does not lock out others.
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 /// Responses that are queued for a node.
 const MAX_REPLIES: usize = 32;
@@ -674,20 +675,12 @@ impl Server {
     /// A slot for an unauthenticated connection. If there are too many, the oldest one is closed, so that silent
     /// connections cannot lock out a node.
     fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
-        let (number, evicted) = self.strangers().enter(neighbourhood(ip));
+        let (number, evicted) = self.strangers().enter(origin(ip));
         Door { server: self.clone(), number, evicted }
     }
 
     fn strangers(&self) -> MutexGuard<'_, Strangers> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The unit of the per-address limit: an IPv4 address, or an IPv6 /64, all of which one machine can use.
-fn neighbourhood(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
     }
 }
 
