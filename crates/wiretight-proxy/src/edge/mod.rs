@@ -44,12 +44,13 @@ mod worker;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -201,7 +202,7 @@ impl Edge {
     /// Applies settings: starts and stops listeners as needed, and leaves live connections alone; their next request
     /// uses the new settings. If any part fails, nothing is changed.
     pub fn apply(&self, settings: &EdgeSettings) -> Result<(), ApplyError> {
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners.lock();
         let material = Material {
             mesh: &self.mesh,
             relay: &self.relay,
@@ -273,13 +274,13 @@ impl Edge {
     /// Whether an address could not be listened on when the settings were applied: a UDP port that the previous
     /// process still uses. If so, apply the settings again later.
     pub fn is_incomplete(&self) -> bool {
-        let listeners = self.listeners();
+        let listeners = self.listeners.lock();
         wanted(&self.sites.load().settings).iter().any(|key| !listeners.contains_key(key))
     }
 
     /// The listening TCP sockets, for the next process at a takeover.
     pub fn listening(&self) -> io::Result<Listening> {
-        let listeners = self.listeners();
+        let listeners = self.listeners.lock();
         let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
         let cloned = |((_, addr), listener): (&(Port, SocketAddr), &Listener)| {
             let sockets = listener.sockets.iter().map(TcpListener::try_clone);
@@ -332,7 +333,7 @@ impl Edge {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
         let workers = {
-            let mut listeners = self.listeners();
+            let mut listeners = self.listeners.lock();
             listeners.values_mut().for_each(|listener| listener.sockets.clear());
             let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
             tcp.map(|(_, listener)| listener.open.clone()).collect::<Vec<_>>()
@@ -361,10 +362,6 @@ impl Edge {
             sleep(Duration::from_millis(10)).await;
         }
         cut
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<(Port, SocketAddr), Listener>> {
-        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -21,12 +21,13 @@ pub(crate) mod worker;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -211,7 +212,7 @@ impl Relay {
             let (addr, service) = (dial.listen, dial.service.clone());
             return Err(ApplyError::NotLoopback { addr, service });
         }
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners.lock();
         let mut wanted = HashSet::new();
         let mut staged = Vec::new();
         for (addr, what) in self::wanted(settings) {
@@ -307,7 +308,7 @@ impl Relay {
             let sockets = listener.sockets.iter().map(TcpListener::try_clone);
             Ok((*addr, sockets.collect::<io::Result<_>>()?))
         };
-        self.listeners().iter().map(cloned).collect()
+        self.listeners.lock().iter().map(cloned).collect()
     }
 
     /// The parts that the edge needs to listen and to reach services.
@@ -341,7 +342,7 @@ impl Relay {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
         let workers = {
-            let mut listeners = self.listeners();
+            let mut listeners = self.listeners.lock();
             listeners.values_mut().for_each(|listener| listener.sockets.clear());
             listeners.values().map(|listener| listener.open.clone()).collect::<Vec<_>>()
         };
@@ -360,10 +361,6 @@ impl Relay {
             sleep(Duration::from_millis(10)).await;
         }
         cut
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<SocketAddr, Listener>> {
-        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

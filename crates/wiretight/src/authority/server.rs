@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -86,7 +87,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn refused(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.lock().clone()
     }
 }
 
@@ -173,12 +174,12 @@ impl Server {
 
     /// The state of the node's stream, if it has one.
     pub(super) fn line(&self, node: &Name) -> Option<Arc<Seen>> {
-        self.lines().get(node).map(|l| l.seen.clone())
+        self.lines.lock().get(node).map(|l| l.seen.clone())
     }
 
     /// Ends a node's stream.
     pub(super) fn cut(&self, node: &Name, denial: Denial) {
-        if let Some(line) = self.lines().get(node) {
+        if let Some(line) = self.lines.lock().get(node) {
             line.farewell.send_replace(Some(denial));
         }
     }
@@ -187,17 +188,14 @@ impl Server {
     pub(super) fn behind(&self, version: u64) -> Vec<Name> {
         let acked = |l: &Line| l.seen.acked.load(Ordering::Relaxed);
         let mut names: Vec<_> = self
-            .lines()
+            .lines
+            .lock()
             .iter()
             .filter(|(_, line)| acked(line) < version)
             .map(|(name, _)| name.clone())
             .collect();
         names.sort();
         names
-    }
-
-    fn lines(&self) -> MutexGuard<'_, HashMap<Name, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn serve(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, stop: watch::Receiver<bool>) {
@@ -237,7 +235,7 @@ impl Server {
 
     /// Logs a rejected connection, with a rate limit.
     fn turned_away(&self, addr: SocketAddr, why: &str) {
-        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quota = self.quota.lock();
         if quota.allows(now()) {
             tracing::warn!(peer = %addr, "{why}");
         }
@@ -497,8 +495,7 @@ impl Server {
                 Ok(Announced::Done) => None,
                 Err(denial) => Some(denial),
             };
-            *seen.refused.lock().unwrap_or_else(PoisonError::into_inner) =
-                denial.as_ref().map(ToString::to_string);
+            *seen.refused.lock() = denial.as_ref().map(ToString::to_string);
             if let Some(denial) = denial {
                 let out = match self.refused(node, 0, denial) {
                     Ok(reply) => Out::Reply(reply),
@@ -641,7 +638,7 @@ impl Server {
 
     /// The response to a refused request; an error if the stream must end.
     fn refused(&self, node: &Name, request: u64, denial: Denial) -> Result<FromAuthority, Denial> {
-        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quota = self.quota.lock();
         if quota.allows(now()) {
             tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
         }
@@ -658,7 +655,7 @@ impl Server {
         let seen = Arc::new(Seen::default());
         seen.at.store(now(), Ordering::Relaxed);
         let line = Line { number, farewell, seen: seen.clone() };
-        if let Some(old) = self.lines().insert(node.clone(), line) {
+        if let Some(old) = self.lines.lock().insert(node.clone(), line) {
             let message = "a newer connection of this node has replaced this one";
             old.farewell.send_replace(Some(Denial::new(Code::Superseded, message)));
         }
@@ -666,7 +663,7 @@ impl Server {
     }
 
     fn close_line(&self, node: &Name, number: u64) {
-        let mut lines = self.lines();
+        let mut lines = self.lines.lock();
         if lines.get(node).is_some_and(|l| l.number == number) {
             lines.remove(node);
         }
@@ -675,12 +672,8 @@ impl Server {
     /// A slot for an unauthenticated connection. If there are too many, the oldest one is closed, so that silent
     /// connections cannot lock out a node.
     fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
-        let (number, evicted) = self.strangers().enter(origin(ip));
+        let (number, evicted) = self.strangers.lock().enter(origin(ip));
         Door { server: self.clone(), number, evicted }
-    }
-
-    fn strangers(&self) -> MutexGuard<'_, Strangers> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -718,7 +711,7 @@ struct Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        self.server.strangers().waiting.remove(&self.number);
+        self.server.strangers.lock().waiting.remove(&self.number);
     }
 }
 

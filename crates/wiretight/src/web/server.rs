@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -156,7 +157,7 @@ impl Addresses {
     fn enter(self: &Arc<Self>, from: SocketAddr) -> Option<OnePlace> {
         let from = from.ip().to_canonical();
         let origin = origin(from);
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         let count = open.entry(origin).or_default();
         // A proxy on this machine connects for many clients.
         if *count >= FROM_ONE && !from.is_loopback() {
@@ -169,7 +170,7 @@ impl Addresses {
 
 impl Drop for OnePlace {
     fn drop(&mut self) {
-        let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.0.lock();
         if let Some(count) = open.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {
@@ -200,6 +201,6 @@ mod tests {
         held.remove(0);
         held.push(enter("2001:db8:0:1:ffff::7").unwrap());
         held.clear();
-        assert!(addresses.0.lock().unwrap().is_empty());
+        assert!(addresses.0.lock().is_empty());
     }
 }
