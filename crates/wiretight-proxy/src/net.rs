@@ -5,8 +5,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -21,8 +21,6 @@ use crate::network::{Backend, HostPort};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Delay before connecting again to a Unix socket whose backlog is full.
 const BUSY: Duration = Duration::from_millis(5);
-/// How long to wait for workers to close sockets that are no longer needed.
-pub(crate) const CLOSE: Duration = Duration::from_secs(1);
 /// The length of the listen backlog.
 const BACKLOG: i32 = 4096;
 
@@ -242,17 +240,6 @@ pub(crate) async fn accept(
         return Err(none_left());
     }
     Ok((socket, from))
-}
-
-/// Waits until workers have closed the sockets that hold these references, and have started the connections that they
-/// accepted last.
-pub(crate) async fn closed(open: &[Arc<()>]) {
-    let end = tokio::time::Instant::now() + CLOSE;
-    // We hold one of the references.
-    while open.iter().any(|open| Arc::strong_count(open) > 2) && tokio::time::Instant::now() < end {
-        sleep(Duration::from_millis(1)).await;
-    }
-    sleep(Duration::from_millis(10)).await;
 }
 
 /// A UDP socket for each worker. The kernel distributes packets by both addresses and ports.
