@@ -12,7 +12,6 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,6 +23,7 @@ use wiretight_store::Error as StoreError;
 use super::record::{Pending, SiteRecord};
 use super::{Acme, Held, leaf};
 use crate::config::{AcmeSite, AskUrl, AskUrlError, OnDemandSite};
+use crate::web;
 
 /// Limits for hosts being processed and for waiting clients.
 const HOSTS_AT_A_TIME: usize = 64;
@@ -61,17 +61,13 @@ impl AskUrl {
             if !tcp.peer_addr().is_ok_and(|a| a.ip().to_canonical().is_loopback()) {
                 return Err(failed(&AskUrlError::NotHere));
             }
-            let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await;
-            let (mut sender, connection) = shaken.map_err(|e| failed(&e))?;
-            let connection = tokio::spawn(connection);
             let joint = if self.path().query().is_some() { '&' } else { '?' };
             let request = Request::get(format!("{}{joint}domain={host}", self.path()))
                 .header(HOST, self.authority().as_str())
                 .body(Empty::<Bytes>::new())
                 .map_err(|e| failed(&e))?;
-            let answer = sender.send_request(request).await;
-            connection.abort();
-            match answer.map_err(|e| failed(&e))?.status() {
+            let (answer, _open) = web::send(tcp, request).await.map_err(|e| failed(&e))?;
+            match answer.status() {
                 StatusCode::OK => Ok(true),
                 // An error of the program does not allow the certificate.
                 status if status.is_server_error() => Err(failed(&status)),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::socket_path;
+use crate::web;
 
 /// Why a request to the node failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +61,6 @@ async fn ask<T: DeserializeOwned>(
         std::io::ErrorKind::PermissionDenied => AdminError::Denied { socket, source },
         _ => AdminError::NotRunning { socket, source },
     })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
     let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
     let request = Request::builder()
         .method(method)
@@ -71,10 +68,9 @@ async fn ask<T: DeserializeOwned>(
         .header("host", "localhost")
         .body(Full::<Bytes>::from(body))
         .expect("a fixed path makes a request");
-    let answer = sender.send_request(request).await?;
+    let (answer, _open) = web::send(stream, request).await?;
     let status = answer.status();
     let body = answer.into_body().collect().await?.to_bytes();
-    driver.abort();
     if !status.is_success() {
         let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let said = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
