@@ -40,8 +40,8 @@ pub(crate) const ID_PE_ACME_IDENTIFIER: const_oid::ObjectIdentifier =
 /// The serial number of a certificate in a mesh: exactly 16 bytes, the first from 0x40 to 0x7f, so that it has one
 /// encoding. The first eight bytes are the certificate's [`Series`], the others the index of its log entry.
 /// Revocations name one or the other, so certificates with any other serial number are rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Serial([u8; Serial::LEN]);
 
 impl Serial {
@@ -112,6 +112,13 @@ impl std::fmt::Display for Serial {
 impl From<Serial> for [u8; Serial::LEN] {
     fn from(serial: Serial) -> [u8; Serial::LEN] {
         serial.0
+    }
+}
+
+impl TryFrom<String> for Serial {
+    type Error = X509Error;
+    fn try_from(text: String) -> Result<Serial, X509Error> {
+        Serial::from_hex(&text)
     }
 }
 

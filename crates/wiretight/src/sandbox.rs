@@ -17,7 +17,7 @@ const KNOWN: ABI = ABI::V5;
 const SYSTEM: &[&str] =
     &["/etc", "/usr", "/lib", "/lib64", "/run/systemd/resolve", "/run/resolvconf"];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sandbox {
     Enforced,
@@ -27,6 +27,17 @@ pub enum Sandbox {
     Unsupported,
     /// `landlock = false`.
     Off,
+}
+
+impl Sandbox {
+    pub fn word(self) -> &'static str {
+        match self {
+            Sandbox::Enforced => "enforced",
+            Sandbox::Partly => "partly",
+            Sandbox::Unsupported => "unsupported",
+            Sandbox::Off => "off",
+        }
+    }
 }
 
 /// Confines the calling thread and everything that it starts. Call it before another thread exists. The directories of

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hyper::StatusCode;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::settings::SiteName;
 use crate::clock::now;
@@ -14,7 +14,7 @@ use crate::quota::LogQuota;
 use crate::reason::Reason;
 
 /// The client's HTTP version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Http {
     /// HTTP/1.1 or 1.0.
     #[serde(rename = "http/1.1")]
@@ -68,7 +68,7 @@ impl SiteCounts {
 }
 
 /// The number of requests to a site with the same protocol and status class.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RequestCount {
     /// The client's HTTP version.
     pub http: Http,
@@ -78,7 +78,7 @@ pub struct RequestCount {
 }
 
 /// The number of handshakes with the same parameters.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HandshakeCount {
     /// The TLS version, or QUIC.
     pub protocol: String,
@@ -87,7 +87,7 @@ pub struct HandshakeCount {
 }
 
 /// The number of connections and requests refused for one reason.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EdgeRefused {
     pub reason: Reason,
     pub count: u64,

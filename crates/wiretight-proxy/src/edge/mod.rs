@@ -50,7 +50,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -98,7 +98,7 @@ enum Port {
 }
 
 /// The edge in the output of `wiretight status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EdgeStatus {
     pub sites: Vec<SiteStatus>,
     /// Handshakes since the start, by protocol and group.
@@ -111,7 +111,7 @@ pub struct EdgeStatus {
 }
 
 /// A site in the output of `wiretight status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SiteStatus {
     /// Its names; the first is its title.
     pub names: Vec<String>,

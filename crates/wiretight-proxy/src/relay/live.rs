@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tokio::sync::Notify;
 use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
@@ -22,7 +22,7 @@ use crate::stream::Negotiated;
 const REFUSALS: usize = 100;
 
 /// This node's side of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     /// It offers the service: mesh connections in, plaintext out.
@@ -181,7 +181,7 @@ pub(crate) struct Totals {
 }
 
 /// A connection in the output of `status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Connection {
     pub side: Side,
     pub service: Name,
@@ -202,7 +202,7 @@ pub struct Connection {
 }
 
 /// The connections with one peer, for one side of one service, with the same TLS parameters.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerSum {
     pub side: Side,
     pub service: Name,
@@ -224,7 +224,7 @@ pub struct PeerSum {
 }
 
 /// Totals in the output of `status` and in the metrics.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sums {
     pub side: Side,
     pub service: Name,
@@ -244,7 +244,7 @@ pub struct Sums {
 }
 
 /// A refused attempt, by this node or by the peer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Refusal {
     /// Seconds since 1970.
     pub at: u64,

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use wiretight_keys::{Name, VerifiedPeer};
@@ -139,7 +139,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// The relay in the output of `wiretight status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RelayStatus {
     /// Totals by side and service.
     pub sums: Vec<Sums>,
@@ -159,7 +159,7 @@ pub struct RelayStatus {
 }
 
 /// The number of refusals of one service for one reason, in either direction.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefusedCount {
     pub side: Side,
     pub service: Name,

@@ -1,5 +1,8 @@
 //! The types of the admin interface: requests, responses and the node's status. The node and the command line share
 //! them.
+//!
+//! After an upgrade of the binary the command line may be newer than the running node. So a field that is added to a
+//! response is an `Option` or has a default. Fields that the command line does not know are ignored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,6 +14,7 @@ use wiretight_proxy::registry::Host;
 use wiretight_proxy::{EdgeStatus, RelayStatus};
 
 use crate::agent::AgentStatus;
+use crate::authority::{NodeInfo, PendingToken};
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
 use crate::sandbox::Sandbox;
@@ -30,12 +34,46 @@ pub struct TokenRequest {
     pub ttl_seconds: u64,
 }
 
+/// The response to [`TokenRequest`]. No `Debug`, because the token is secret.
+#[derive(Serialize, Deserialize)]
+pub struct TokenAnswer {
+    pub token: String,
+    /// The token's name, for `POST /v1/tokens/revoke`.
+    pub id: String,
+    pub node: Name,
+    pub services: Vec<Name>,
+    #[serde(default)]
+    pub addresses: Vec<Host>,
+    /// In seconds since 1970.
+    pub expires: u64,
+}
+
+/// The response to `GET /v1/tokens`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TokensAnswer {
+    pub tokens: Vec<PendingToken>,
+}
+
 /// `POST /v1/tokens/revoke`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeTokenRequest {
     /// The token's name, from `GET /v1/tokens`.
     pub id: String,
+}
+
+/// The response to [`RevokeTokenRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RevokeTokenAnswer {
+    pub revoked: String,
+    /// The node that the token was for.
+    pub node: Name,
+}
+
+/// The response to `GET /v1/nodes`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NodesAnswer {
+    pub nodes: Vec<NodeInfo>,
 }
 
 /// `POST /v1/grant`.
@@ -50,6 +88,13 @@ pub struct GrantRequest {
     pub add: bool,
 }
 
+/// The response to [`GrantRequest`], with the services of the request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GrantAnswer {
+    pub node: Name,
+    pub services: Vec<Name>,
+}
+
 /// `POST /v1/addresses`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,11 +107,24 @@ pub struct AddressesRequest {
     pub add: bool,
 }
 
+/// The response to [`AddressesRequest`], with the addresses of the request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AddressesAnswer {
+    pub node: Name,
+    pub addresses: Vec<Host>,
+}
+
 /// `POST /v1/remove`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRequest {
     pub node: Name,
+}
+
+/// The response to [`RemoveRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RemoveAnswer {
+    pub removed: Name,
 }
 
 /// `POST /v1/authority`: a step of a key rotation.
@@ -131,6 +189,29 @@ pub struct BundleAnswer {
     pub bundle: String,
 }
 
+/// The response to `POST /v1/reload`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    pub reloaded: bool,
+    /// How many are configured now.
+    pub services: usize,
+    pub dials: usize,
+    pub sites: usize,
+    pub warnings: Vec<String>,
+}
+
+/// The response to `POST /v1/renew`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RenewAnswer {
+    pub renewed: bool,
+}
+
+/// The response to a request that failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ErrorAnswer {
+    pub error: String,
+}
+
 /// `POST /v1/mode`: a step of a mode change.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -166,17 +247,10 @@ pub struct ModeStatus {
 }
 
 /// What `wiretight status --json` prints.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
-    /// The version of the running process.
-    pub version: &'static str,
-    pub node: Name,
-    pub trust_domain: TrustDomain,
-    pub pid: u32,
-    /// Seconds since the start.
-    pub uptime_seconds: u64,
-    /// Whether an upgrade is in progress: the previous process could still resume.
-    pub taking_over: bool,
+    #[serde(flatten)]
+    pub process: ProcessStatus,
     /// Whether identities and trust bundle are in force.
     pub ready: bool,
     /// What is missing, if not.
@@ -188,6 +262,7 @@ pub struct Status {
     /// Whether this node is the authority.
     pub is_authority: bool,
     /// The proof of logging that peers must provide.
+    #[serde(default)]
     pub transparency: TransparencyStatus,
     /// The transparency log, if this node is the authority.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,8 +284,23 @@ pub struct Status {
     pub sandbox: Sandbox,
 }
 
+/// The part of [`Status`] that `wiretight upgrade` reads. The process it replaces may be of any older version, so these
+/// fields must not change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// The version of the running process.
+    pub version: String,
+    pub node: Name,
+    pub trust_domain: TrustDomain,
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Whether an upgrade is in progress: the previous process could still resume.
+    pub taking_over: bool,
+}
+
 /// What mesh peers have to prove besides their identity.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TransparencyStatus {
     /// Whether peers are refused whose certificates carry no proof of logging.
     pub required: bool,
@@ -224,7 +314,7 @@ pub struct TransparencyStatus {
 }
 
 /// An identity of this node.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdentityStatus {
     pub id: SpiffeId,
     /// When it expires, in seconds since 1970.
@@ -236,7 +326,7 @@ pub struct IdentityStatus {
 }
 
 /// A service that this node offers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceStatus {
     pub name: Name,
     /// Where it listens.
@@ -248,7 +338,7 @@ pub struct ServiceStatus {
 }
 
 /// A service that programs on this node call.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DialStatus {
     pub service: Name,
     /// Where programs connect.
@@ -257,4 +347,57 @@ pub struct DialStatus {
     pub identity: Id,
     /// The addresses of its instances, configured or registered.
     pub instances: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A status with every optional part. The keys and their order are also what scripts read.
+    #[test]
+    fn a_full_status_is_written_and_read_without_loss() {
+        let text = include_str!("status.json");
+        for missing in ["null", "[]", "{}"] {
+            assert!(!text.contains(missing), "a part is missing from status.json: {missing}");
+        }
+        let status: Status = serde_json::from_str(text).unwrap();
+        let written = serde_json::to_string(&status).unwrap();
+        let again: Status = serde_json::from_str(&written).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{status:?}"));
+        assert_eq!(serde_json::to_string_pretty(&again).unwrap(), text.trim_end());
+    }
+
+    /// The response of an older process, also without what the first builds of 0.1.0 lacked; and with what a later
+    /// version may add.
+    #[test]
+    fn the_status_of_another_version_is_read() {
+        let text = include_str!("status-old.json");
+        let old: Status = serde_json::from_str(text).unwrap();
+        assert_eq!((old.process.pid, old.process.version.as_str()), (32555, "0.1.0"));
+        assert_eq!(serde_json::to_string_pretty(&old).unwrap(), text.trim_end());
+
+        let mut other: serde_json::Value = serde_json::from_str(text).unwrap();
+        other.as_object_mut().unwrap().remove("transparency");
+        let link = other["authority_link"].as_object_mut().unwrap();
+        for key in ["alone", "unused", "refused"] {
+            link.remove(key).unwrap();
+        }
+        link.insert("later".into(), true.into());
+        other["relay"]["refused"] = serde_json::json!([
+            { "side": "dial", "service": "db", "reason": "of_a_later_version", "count": 1 }
+        ]);
+        other["later"] = serde_json::json!({ "a": [1] });
+        let other: Status = serde_json::from_value(other).unwrap();
+        assert!(!other.transparency.required && !other.authority_link.alone);
+        assert_eq!(other.relay.refused[0].reason, wiretight_proxy::Reason::Other);
+    }
+
+    /// `wiretight upgrade` reads no other part, so it works even if the rest has changed.
+    #[test]
+    fn upgrade_reads_only_the_part_about_the_process() {
+        let text = r#"{"version":"0.1.0","node":"a","trust_domain":"b.example","pid":7,"uptime_seconds":1,
+            "taking_over":false,"relay":"unknown"}"#;
+        assert_eq!(serde_json::from_str::<ProcessStatus>(text).unwrap().pid, 7);
+        assert!(serde_json::from_str::<Status>(text).is_err());
+    }
 }

@@ -1,15 +1,18 @@
 //! The client of the admin interface, used by the command line: one request over the node's Unix socket.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use tokio::net::UnixStream;
 
+use super::api::ErrorAnswer;
 use super::socket_path;
 use crate::web;
 
@@ -34,6 +37,31 @@ pub enum AdminError {
     /// The response is not the expected JSON.
     #[error("cannot parse the node's response: the node may run another version than this command")]
     Json(#[from] serde_json::Error),
+}
+
+/// A response as a type, and also as the JSON that the node sent: `--json` prints that, including fields that this
+/// version does not know.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Received<T> {
+    json: Value,
+    #[serde(skip)]
+    value: T,
+}
+
+impl<T> Deref for Received<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Received<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Received<T>, D::Error> {
+        let json = Value::deserialize(deserializer)?;
+        let value = T::deserialize(&json).map_err(D::Error::custom)?;
+        Ok(Received { json, value })
+    }
 }
 
 /// A little longer than the node's own limit for a response.
@@ -72,9 +100,8 @@ async fn ask<T: DeserializeOwned>(
     let status = answer.status();
     let body = answer.into_body().collect().await?.to_bytes();
     if !status.is_success() {
-        let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let said = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-        return Err(AdminError::Refused(said));
+        let answer = serde_json::from_slice::<ErrorAnswer>(&body);
+        return Err(AdminError::Refused(answer.map_or_else(|_| status.to_string(), |a| a.error)));
     }
     Ok(serde_json::from_slice(&body)?)
 }

@@ -92,7 +92,7 @@ impl Collector for Snapshot {
             "1 if connections are refused because max_staleness has passed",
             without,
         )?;
-        let version = vec![(vec![("version", status.version.to_owned())], 1)];
+        let version = vec![(vec![("version", status.process.version.clone())], 1)];
         gauge(e, "build_info", "The version of the running process", version)
     }
 }

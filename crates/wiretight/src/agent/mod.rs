@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -222,7 +222,7 @@ impl AgentParams {
 }
 
 /// An identity that the node has or needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityStatus {
     pub id: Id,
     /// Of the certificate in use; `None` if there is none.
@@ -237,7 +237,7 @@ pub struct IdentityStatus {
 }
 
 /// The agent, for `wiretight status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
     pub node: Name,
     pub trust_domain: TrustDomain,
@@ -251,6 +251,7 @@ pub struct AgentStatus {
     /// The authority has said that this node was removed.
     pub removed: bool,
     /// This node is not in a mesh, and its configuration does not need one.
+    #[serde(default)]
     pub alone: bool,
     /// Trust bundle, node identity and all needed identities are valid.
     pub ready: bool,
@@ -261,6 +262,7 @@ pub struct AgentStatus {
     /// Which of them the authority rejected, and why.
     pub refused: Option<Denial>,
     /// Which records of the pushed registry are not used here, and why.
+    #[serde(default)]
     pub unused: Vec<String>,
     pub last_error: Option<String>,
 }

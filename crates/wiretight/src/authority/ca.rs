@@ -109,6 +109,16 @@ pub enum RootStanding {
     Outgoing,
 }
 
+impl RootStanding {
+    pub fn word(self) -> &'static str {
+        match self {
+            RootStanding::Active => "active",
+            RootStanding::Incoming => "incoming",
+            RootStanding::Outgoing => "outgoing",
+        }
+    }
+}
+
 #[derive(Clone, Serialize, Deserialize)]
 struct RootRecord {
     cert: Blob,
@@ -142,7 +152,7 @@ impl Record {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootStatus {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,
@@ -152,7 +162,7 @@ pub struct RootStatus {
     pub not_after: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntermediateStatus {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -259,7 +259,7 @@ pub enum Grant {
 }
 
 /// A node, for `wiretight node list`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     pub name: Name,
     /// In seconds since 1970.
@@ -267,6 +267,7 @@ pub struct NodeInfo {
     /// The services that it may claim.
     pub services: BTreeSet<Name>,
     /// Addresses that it may announce in addition to the one it connects from.
+    #[serde(default)]
     pub addresses: BTreeSet<Host>,
     pub connected: bool,
     /// When its last message arrived; after a restart of the authority, only to the minute.
@@ -280,7 +281,7 @@ pub struct NodeInfo {
 }
 
 /// The CA and the state, for `wiretight authority status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaStatus {
     pub trust_domain: TrustDomain,
     /// The roots of the bundle.
@@ -290,6 +291,7 @@ pub struct CaStatus {
     pub version: u64,
     /// Connected nodes that do not use this version yet.
     pub behind: Vec<Name>,
+    #[serde(default)]
     pub log: LogStatus,
 }
 

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
+use wiretight_keys::Name;
 use wiretight_proxy::clock::now;
 
 use super::term::{self, Table};
 use super::{Output, Where};
 use crate::admin::api::{RotateRequest, RotateStep};
-use crate::authority::{backup, log_signer};
+use crate::admin::client::Received;
+use crate::authority::{CaStatus, backup, log_signer};
 use crate::config::Config;
 use crate::private_dir::PrivateDir;
 
@@ -120,7 +122,7 @@ pub(super) struct Rotate {
 
 impl Authority {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let (status, out): (Value, Output) = match self {
+        let (status, out): (Received<CaStatus>, Output) = match self {
             Authority::LogKey(verb) => return verb.run(),
             Authority::Backup(verb) => return verb.run(),
             Authority::Restore(verb) => return verb.run(),
@@ -130,7 +132,7 @@ impl Authority {
                 (super::post(&r.at.state_dir()?, "/v1/authority", &request)?, r.out)
             }
         };
-        out.print(&status, render)?;
+        out.print(&status, |status| render(status))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -141,8 +143,8 @@ impl LogKey {
         let state = PrivateDir::open(&config.node.state_dir)?;
         let dir = PrivateDir::open(state.path().join("authority"))?;
         let signer = log_signer(&config.node.trust_domain, &dir)?;
-        let key = json!({ "vkey": signer.public().to_string() });
-        self.out.print(&key, |key| format!("{}\n", key["vkey"].as_str().unwrap_or_default()))?;
+        let vkey = signer.public().to_string();
+        self.out.print(&json!({ "vkey": vkey }), |_| format!("{vkey}\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -207,30 +209,29 @@ fn authority_config(at: &Where) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn render(status: &Value) -> String {
-    let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+fn render(status: &CaStatus) -> String {
     // Enough of a fingerprint to tell keys apart; --json has all of it.
-    let short = |v: &Value| text(v).chars().take(16).collect::<String>();
-    let left = |v: &Value| term::span(v.as_u64().unwrap_or(0).saturating_sub(now()));
+    let short = |print: &str| print.chars().take(16).collect::<String>();
+    let left = |at: u64| term::span(at.saturating_sub(now()));
     let mut table = Table::new(&["KEY", "FINGERPRINT", "STATE", "EXPIRES IN", "RENEWED IN"]);
-    for root in status["roots"].as_array().into_iter().flatten() {
-        let (print, standing) = (short(&root["fingerprint"]), text(&root["standing"]));
-        table.row(["root".into(), print, standing, left(&root["not_after"]), "-".into()]);
+    for root in &status.roots {
+        let (print, standing) = (short(&root.fingerprint), root.standing.word().into());
+        table.row(["root".into(), print, standing, left(root.not_after), "-".into()]);
     }
-    let signer = &status["intermediate"];
-    let under = format!("under {}", short(&signer["root"]));
-    let (expires, renews) = (left(&signer["not_after"]), left(&signer["renews_at"]));
-    table.row(["intermediate".into(), short(&signer["fingerprint"]), under, expires, renews]);
-    let behind: Vec<_> = status["behind"].as_array().into_iter().flatten().map(text).collect();
+    let signer = &status.intermediate;
+    let under = format!("under {}", short(&signer.root));
+    let (expires, renews) = (left(signer.not_after), left(signer.renews_at));
+    table.row(["intermediate".into(), short(&signer.fingerprint), under, expires, renews]);
+    let behind: Vec<_> = status.behind.iter().map(Name::as_str).collect();
     let behind = match behind.is_empty() {
         true => "all connected nodes are up to date".to_owned(),
         false => format!("nodes still behind: {}", behind.join(", ")),
     };
     format!(
         "{}\n\n{table}\nstate version {}: {behind}\n{}log key:   {}\n",
-        text(&status["trust_domain"]),
-        status["version"],
-        super::status::log(&status["log"]),
-        text(&status["log"]["vkey"]),
+        status.trust_domain,
+        status.version,
+        super::status::log(&status.log),
+        status.log.vkey,
     )
 }

@@ -75,7 +75,7 @@ impl Check {
             "sites": config.edge.sites.iter().map(|s| s.title()).collect::<Vec<_>>(),
             "warnings": warnings,
         });
-        self.out.print(&summary, |summary| {
+        self.out.print(&summary, |_| {
             let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
             out += &format!(
                 "{} is valid: node {} of {}{}, {}\n",
@@ -83,7 +83,11 @@ impl Check {
                 config.node.name,
                 config.node.trust_domain,
                 if config.authority.is_some() { " (the authority)" } else { "" },
-                super::counted(summary),
+                super::counted(
+                    config.relay.services.len(),
+                    config.relay.dials.len(),
+                    config.edge.sites.len()
+                ),
             );
             out
         })?;

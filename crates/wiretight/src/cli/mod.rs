@@ -147,15 +147,10 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// `1 service, 0 dials, 2 sites`, from a JSON object with numbers or lists.
-fn counted(of: &serde_json::Value) -> String {
-    let count = |key: &str| {
-        let of = &of[key];
-        let n = of.as_array().map_or(of.as_u64().unwrap_or(0), |list| list.len() as u64);
-        let (name, plural) = (key.trim_end_matches('s'), if n == 1 { "" } else { "s" });
-        format!("{n} {name}{plural}")
-    };
-    ["services", "dials", "sites"].map(count).join(", ")
+/// `1 service, 0 dials, 2 sites`
+fn counted(services: usize, dials: usize, sites: usize) -> String {
+    let count = |n: usize, name: &str| format!("{n} {name}{}", if n == 1 { "" } else { "s" });
+    [count(services, "service"), count(dials, "dial"), count(sites, "site")].join(", ")
 }
 
 /// Parses the command line and runs the verb.

@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::json;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules;
 
 use super::term;
 use super::{Output, Where, plaintext};
-use crate::admin::api::{ModeRequest, ModeStatus};
+use crate::admin::api::{ModeRequest, ModeStatus, Status};
 use crate::config::ModeEdit;
-use crate::intercept::WouldFail;
+use crate::intercept::{OperatorError, WouldFail};
 
 /// Show or change the interception mode: try one, confirm it, or undo it
 ///
@@ -106,8 +106,8 @@ impl Mode {
     }
 
     fn dry_run(&self, mode: rules::Mode) -> anyhow::Result<ExitCode> {
-        let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
-        let of = plaintext::read(&status)?;
+        let status: Status = super::get(&self.at.state_dir()?, "/v1/status")?;
+        let of = plaintext::of(&status)?;
         let last = self.last.as_secs().min(86_400);
         let stops =
             |flow: &&Flow| mode == rules::Mode::Strict && term::since(flow.last_seen) <= last;
@@ -161,7 +161,7 @@ impl Mode {
     fn change(&self, mode: rules::Mode) -> anyhow::Result<ExitCode> {
         let now = self.status()?;
         if let Some(trial) = now.trial {
-            return Err(crate::intercept::InterceptError::TrialRuns(trial.mode).into());
+            return Err(OperatorError::TrialRuns(trial.mode).into());
         }
         must_be_taken_up(&now)?;
         let Some(in_force) = now.in_force else {
@@ -203,7 +203,7 @@ impl Mode {
     fn confirm(&self) -> anyhow::Result<ExitCode> {
         let now = self.status()?;
         let Some(trial) = now.trial else {
-            return Err(crate::intercept::InterceptError::NoTrial.into());
+            return Err(OperatorError::NoTrial.into());
         };
         must_be_taken_up(&now)?;
         let edit = ModeEdit::prepare(&self.at.config, trial.instead_of, trial.mode)?;

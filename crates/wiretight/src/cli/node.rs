@@ -4,15 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde::Deserialize;
-use serde_json::Value;
 use wiretight_keys::Name;
 use wiretight_proxy::registry::Host;
 
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where};
-use crate::admin::api::{AddressesRequest, GrantRequest, RemoveRequest};
+use crate::admin::api::{
+    AddressesAnswer, AddressesRequest, GrantAnswer, GrantRequest, NodesAnswer, RemoveAnswer,
+    RemoveRequest,
+};
+use crate::admin::client::Received;
+use crate::authority::NodeInfo;
 
 /// Manage the nodes of the mesh (run on the authority)
 #[derive(Subcommand)]
@@ -81,20 +84,20 @@ impl Node {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Node::List(list) => {
-                let nodes: Value = super::get(&list.at.state_dir()?, "/v1/nodes")?;
-                list.out.print(&nodes, |v| table(&v["nodes"]))?;
+                let answer: Received<NodesAnswer> = super::get(&list.at.state_dir()?, "/v1/nodes")?;
+                list.out.print(&answer, |answer| table(&answer.nodes))?;
             }
             Node::Remove(remove) => {
                 let state_dir = remove.at.state_dir()?;
                 if let Some(there) = find(&state_dir, &remove.name)? {
                     let effect = format!(
                         "{} All its identities will be revoked, and its live connections closed on all nodes.",
-                        there.standing()
+                        standing(&there)
                     );
                     remove.confirm.ask(&effect, "Remove it?")?;
                 }
                 let request = RemoveRequest { node: remove.name };
-                let done: Value = super::post(&state_dir, "/v1/remove", &request)?;
+                let done: Received<RemoveAnswer> = super::post(&state_dir, "/v1/remove", &request)?;
                 remove.out.print(&done, |_| {
                     format!("Removed {} and revoked its identities.\n", request.node)
                 })?;
@@ -104,7 +107,8 @@ impl Node {
                 if !grant.addresses.is_empty() {
                     let (node, addresses) = (grant.name.clone(), grant.addresses.clone());
                     let request = AddressesRequest { node, addresses, add: grant.add };
-                    let done: Value = super::post(&state_dir, "/v1/addresses", &request)?;
+                    let done: Received<AddressesAnswer> =
+                        super::post(&state_dir, "/v1/addresses", &request)?;
                     let all: Vec<_> = request.addresses.iter().map(ToString::to_string).collect();
                     let also = if request.add { "also " } else { "" };
                     grant.out.print(&done, |_| {
@@ -122,7 +126,7 @@ impl Node {
                         let effect = format!(
                             "{} It loses {}. These identities of the node will be revoked, and their live connections \
                              closed on all nodes.",
-                            there.standing(),
+                            standing(there),
                             lost.join(", ")
                         );
                         grant.confirm.ask(&effect, "Remove these services?")?;
@@ -130,13 +134,11 @@ impl Node {
                 }
                 let Grant { name: node, services, add, .. } = grant;
                 let request = GrantRequest { node, services, add };
-                let done: Value = super::post(&state_dir, "/v1/grant", &request)?;
+                let done: Received<GrantAnswer> = super::post(&state_dir, "/v1/grant", &request)?;
                 let kept = there.filter(|_| add).map(|there| there.services).unwrap_or_default();
                 grant.out.print(&done, |_| {
                     let mut all = kept;
                     all.extend(request.services);
-                    all.sort();
-                    all.dedup();
                     let all: Vec<_> = all.iter().map(Name::as_str).collect();
                     format!("{} may claim: {}\n", request.node, term::or_dash(&all.join(", ")))
                 })?;
@@ -146,63 +148,39 @@ impl Node {
     }
 }
 
-/// The fields that are used here of a node that has joined.
-#[derive(Deserialize)]
-pub(super) struct Joined {
-    name: Name,
-    services: Vec<Name>,
-    connected: bool,
-    last_seen: Option<u64>,
+/// One sentence: `Node web1 is in the mesh (connected now).`
+pub(super) fn standing(node: &NodeInfo) -> String {
+    let seen = match (node.connected, node.last_seen) {
+        (true, _) => "connected now".to_owned(),
+        (false, Some(at)) => format!("last seen {}", term::ago(at)),
+        (false, None) => "not connected".to_owned(),
+    };
+    format!("Node {} is in the mesh ({seen}).", node.name)
 }
 
-impl Joined {
-    /// One sentence: `Node web1 is in the mesh (connected now).`
-    pub(super) fn standing(&self) -> String {
-        let seen = match (self.connected, self.last_seen) {
-            (true, _) => "connected now".to_owned(),
-            (false, Some(at)) => format!("last seen {}", term::ago(at)),
-            (false, None) => "not connected".to_owned(),
-        };
-        format!("Node {} is in the mesh ({seen}).", self.name)
-    }
-}
-
-pub(super) fn find(state_dir: &Path, name: &Name) -> anyhow::Result<Option<Joined>> {
-    #[derive(Deserialize)]
-    struct Nodes {
-        nodes: Vec<Joined>,
-    }
-    let Nodes { nodes } = super::get(state_dir, "/v1/nodes")?;
+pub(super) fn find(state_dir: &Path, name: &Name) -> anyhow::Result<Option<NodeInfo>> {
+    let NodesAnswer { nodes } = super::get(state_dir, "/v1/nodes")?;
     Ok(nodes.into_iter().find(|node| node.name == *name))
 }
 
-fn table(nodes: &Value) -> String {
+fn table(nodes: &[NodeInfo]) -> String {
     let mut table = Table::new(&["NODE", "CONNECTED", "LAST SEEN", "MAY CLAIM", "OFFERS"]);
-    for node in nodes.as_array().into_iter().flatten() {
-        let texts = |v: &Value, f: fn(&Value) -> String| {
-            let all: Vec<_> = v.as_array().into_iter().flatten().map(f).collect();
-            term::or_dash(&all.join(", "))
-        };
-        let plain = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let offer = |v: &Value| {
-            format!(
-                "{} at {}",
-                v["service"].as_str().unwrap_or("?"),
-                v["addr"].as_str().unwrap_or("?")
-            )
-        };
+    for node in nodes {
+        let services: Vec<_> = node.services.iter().map(Name::as_str).collect();
+        let offers: Vec<_> =
+            node.instances.iter().map(|o| format!("{} at {}", o.service, o.addr)).collect();
         table.row([
-            plain(&node["name"]),
-            if node["connected"] == true { "yes".into() } else { "no".into() },
-            node["last_seen"].as_u64().map_or("never".into(), term::ago),
-            texts(&node["services"], plain),
-            texts(&node["instances"], offer),
+            node.name.to_string(),
+            if node.connected { "yes".into() } else { "no".into() },
+            node.last_seen.map_or("never".into(), term::ago),
+            term::or_dash(&services.join(", ")),
+            term::or_dash(&offers.join(", ")),
         ]);
     }
     let mut out = table.to_string();
-    for node in nodes.as_array().into_iter().flatten() {
-        if let (Some(name), Some(why)) = (node["name"].as_str(), node["refused"].as_str()) {
-            out += &term::bad(&format!("{name}: instances rejected: {why}"));
+    for node in nodes {
+        if let Some(why) = &node.refused {
+            out += &term::bad(&format!("{}: instances rejected: {why}", node.name));
             out.push('\n');
         }
     }

@@ -3,28 +3,22 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context;
-use serde::Deserialize;
-use serde_json::Value;
 use wiretight_proxy::intercept::listing::{Count, Flow};
 use wiretight_proxy::intercept::rules::{Direction, Mode};
 
 use super::term::{self, Table};
+use crate::admin::api::Status;
 use crate::intercept::{InterceptStatus, WouldFail};
 
 /// Flows that are shown; `--json` has all.
 const FLOWS: usize = 40;
 
 /// The interception part of a node's status.
-pub(super) fn read(status: &Value) -> anyhow::Result<InterceptStatus> {
-    let of = &status["intercept"];
-    if of.is_null() {
-        anyhow::bail!(
-            "interception is off on this node: its configuration has no [intercept] section"
-        );
-    }
-    InterceptStatus::deserialize(of).context(
-        "cannot read the node's response. The node probably runs another version than this command.",
-    )
+pub(super) fn of(status: &Status) -> anyhow::Result<&InterceptStatus> {
+    status
+        .intercept
+        .as_ref()
+        .context("interception is off on this node: its configuration has no [intercept] section")
 }
 
 /// The mode, the flows, and whether strict mode would break something.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::Value;
 
 use super::{Output, Where};
+use crate::admin::api::ReloadAnswer;
+use crate::admin::client::Received;
 
 /// Run this node: every role that the configuration has a section for
 #[derive(Args)]
@@ -60,12 +61,13 @@ pub(super) struct Reload {
 impl Reload {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state_dir = self.at.state_dir()?;
-        let done: Value = super::post(&state_dir, "/v1/reload", &())?;
+        let done: Received<ReloadAnswer> = super::post(&state_dir, "/v1/reload", &())?;
         self.out.print(&done, |done| {
-            let mut out = format!("Configuration applied: {}\n", super::counted(done));
-            for warning in done["warnings"].as_array().into_iter().flatten() {
-                out += &format!("warning: {}\n", warning.as_str().unwrap_or_default());
-            }
+            let mut out = format!(
+                "Configuration applied: {}\n",
+                super::counted(done.services, done.dials, done.sites)
+            );
+            out.extend(done.warnings.iter().map(|warning| format!("warning: {warning}\n")));
             out
         })?;
         Ok(ExitCode::SUCCESS)

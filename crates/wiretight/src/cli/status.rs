@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::Value;
+use wiretight_proxy::relay::PeerSum;
 
 use super::term::{self, Table};
 use super::{Output, Where, plaintext};
+use crate::admin::api::Status as NodeStatus;
+use crate::admin::client::Received;
+use crate::log::sequencer::LogStatus;
 
 /// Refusals that are shown; `--json` has more.
 const REFUSALS: usize = 10;
@@ -33,18 +36,18 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let status: Value = super::get(&self.at.state_dir()?, "/v1/status")?;
+        let status: Received<NodeStatus> = super::get(&self.at.state_dir()?, "/v1/status")?;
         if self.plaintext {
-            let of = plaintext::read(&status)?;
-            self.out.print(&of, |of| term::fitted(&plaintext::render(of)))?;
+            let of = plaintext::of(&status)?;
+            self.out.print(of, |of| term::fitted(&plaintext::render(of)))?;
             return Ok(if of.strict.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         self.out.print(&status, |status| term::fitted(&render(status)))?;
-        Ok(if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-fn render(status: &Value) -> String {
+fn render(status: &NodeStatus) -> String {
     let mut out = head(status);
     let tables = [identities, services, sites, handshakes, protection, peers, totals, refusals];
     for table in tables.map(|table| table(status)) {
@@ -52,10 +55,10 @@ fn render(status: &Value) -> String {
             out += &format!("\n{table}");
         }
     }
-    if let Ok(of) = plaintext::read(status) {
-        out += &format!("\n{}", plaintext::render(&of));
+    if let Some(of) = &status.intercept {
+        out += &format!("\n{}", plaintext::render(of));
     }
-    let errors = number(&status["relay"]["accept_errors"]);
+    let errors = status.relay.accept_errors;
     if errors > 0 {
         out += &format!(
             "\n{} connections could not be accepted at once; the process may lack file descriptors (LimitNOFILE)\n",
@@ -65,54 +68,58 @@ fn render(status: &Value) -> String {
     out
 }
 
-fn head(status: &Value) -> String {
-    let ready = match status["not_ready"].as_str() {
+fn head(status: &NodeStatus) -> String {
+    let ready = match &status.not_ready {
         None => term::good("ready"),
         Some(why) => term::bad(&format!("not ready: {why}")),
     };
-    let link = &status["authority_link"];
-    let address = text(&link["authority"]);
-    let mut authority = match link["connected"] == true {
-        true => format!("connected to {address}, state version {}", number(&link["version"])),
+    let link = &status.authority_link;
+    let address = link.authority.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut authority = match link.connected {
+        true => format!("connected to {address}, state version {}", link.version),
         false => {
-            let contact = link["last_contact"].as_u64().map_or("never".into(), term::ago);
+            let contact = link.last_contact.map_or("never".into(), term::ago);
             term::bad(&format!("not connected (last contact: {contact})"))
         }
     };
     // The reason why the node is not ready is in the first line already.
-    let said = |error: &&str| !status["not_ready"].as_str().is_some_and(|why| why.contains(*error));
-    if let Some(error) = link["last_error"].as_str().filter(said) {
+    let said = |error: &&String| !status.not_ready.as_ref().is_some_and(|w| w.contains(*error));
+    if let Some(error) = link.last_error.as_ref().filter(said) {
         authority += &format!("\n           {error}");
     }
-    if let Some(refused) = link["refused"]["message"].as_str() {
+    if let Some(refused) = &link.refused {
         authority += &format!(
             "\n           {}",
-            term::bad(&format!("the authority rejected what this node offers: {refused}"))
+            term::bad(&format!(
+                "the authority rejected what this node offers: {}",
+                refused.message
+            ))
         );
     }
-    for unused in link["unused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for unused in &link.unused {
         authority += &format!("\n           registry entry not used: {unused}");
     }
-    let alone = link["alone"] == true;
+    let alone = link.alone;
     let transparency = if alone { String::new() } else { transparency(status) };
     if alone {
         authority = "none: this node is not in a mesh and does not need one".into();
     }
+    let process = &status.process;
     format!(
         "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
-        term::bold(&text(&status["node"])),
-        text(&status["trust_domain"]),
-        if status["is_authority"] == true { " (the authority)" } else { "" },
-        term::span(number(&status["uptime_seconds"])),
-        number(&status["pid"]),
-        text(&status["sandbox"]),
+        term::bold(process.node.as_str()),
+        process.trust_domain,
+        if status.is_authority { " (the authority)" } else { "" },
+        term::span(process.uptime_seconds),
+        process.pid,
+        status.sandbox.word(),
     )
 }
 
 /// Whether certificates must be in the log, and the state of the authority's log.
-fn transparency(status: &Value) -> String {
-    let of = &status["transparency"];
-    let mut out = match (of["required"] == true, text(&of["quorum"]).as_str()) {
+fn transparency(status: &NodeStatus) -> String {
+    let of = &status.transparency;
+    let mut out = match (of.required, of.quorum.as_deref().unwrap_or_default()) {
         (false, _) => {
             "transparency: off. Anyone with the CA key could issue identities unseen; set [witnesses] to prevent it.\n".to_owned()
         }
@@ -121,152 +128,139 @@ fn transparency(status: &Value) -> String {
             "transparency: required of every peer, witnessed by {quorum}; other software does not check it\n"
         ),
     };
-    if of["without_news"] == true {
+    if of.without_news {
         out += &format!(
             "           {}\n",
             term::bad(
                 "out of contact with the authority for longer than max_staleness: no connections"
             )
         );
-    } else if let Some(age) = of["news_age_seconds"].as_u64().filter(|age| *age > 0) {
+    } else if let Some(age) = of.news_age_seconds.filter(|age| *age > 0) {
         out += &format!("           list of revocations is {} old\n", term::span(age));
     }
-    if status["log"].is_object() {
-        out += &log(&status["log"]);
+    if let Some(of) = &status.log {
+        out += &log(of);
     }
     out
 }
 
-pub(super) fn log(log: &Value) -> String {
-    let mut out = format!("log:       {} entries", number(&log["size"]));
-    if log["self_attested"] == true {
+pub(super) fn log(log: &LogStatus) -> String {
+    let mut out = format!("log:       {} entries", log.size);
+    if log.self_attested {
         out += ", self-attested: no witness confirms it\n";
     } else {
-        out += &match (log["witnessed"][0].as_u64(), log["witnessed"][1].as_u64()) {
-            (Some(size), Some(at)) => {
-                format!(
-                    ", {size} of them witnessed by {} {}\n",
-                    text(&log["quorum"]),
-                    term::ago(at)
-                )
+        out += &match log.witnessed {
+            Some((size, at)) => {
+                format!(", {size} of them witnessed by {} {}\n", log.quorum, term::ago(at))
             }
-            _ => format!(", not witnessed yet (by {})\n", text(&log["quorum"])),
+            None => format!(", not witnessed yet (by {})\n", log.quorum),
         };
     }
-    if let Some(since) = log["waiting_since"].as_u64() {
+    if let Some(since) = log.waiting_since {
         let why = format!(
             "waiting for the witnesses for {}: nothing new is issued",
             term::span(term::since(since))
         );
         out += &format!("           {}\n", term::bad(&why));
     }
-    if let Some(problem) = log["problem"].as_str() {
+    if let Some(problem) = &log.problem {
         out += &format!("           {}\n", term::bad(problem));
     }
-    for damaged in list(&log["damaged"]) {
-        let why = format!(
-            "{} is damaged and not served: restore it from a copy of the log",
-            text(damaged)
-        );
+    for damaged in &log.damaged {
+        let why = format!("{damaged} is damaged and not served: restore it from a copy of the log");
         out += &format!("           {}\n", term::bad(&why));
     }
-    for witness in list(&log["witnesses"]) {
-        let state = match (witness["problem"].as_str(), witness["cosigned_at"].as_u64()) {
+    for witness in &log.witnesses {
+        let state = match (&witness.problem, witness.cosigned_at) {
             (Some(problem), _) => term::bad(problem),
             (None, Some(at)) => {
-                format!("cosigned {} entries {}", number(&witness["size"]), term::ago(at))
+                format!("cosigned {} entries {}", witness.size.unwrap_or(0), term::ago(at))
             }
             (None, None) => "has not cosigned since the node started".into(),
         };
-        out += &format!("           witness {}: {state}\n", text(&witness["name"]));
+        out += &format!("           witness {}: {state}\n", witness.name);
     }
     out
 }
 
-fn identities(status: &Value) -> Table {
+fn identities(status: &NodeStatus) -> Table {
     let mut table = Table::narrow(&["IDENTITY", "EXPIRES IN"]);
-    for identity in list(&status["identities"]) {
-        let left = identity["expires_in_seconds"].as_i64().unwrap_or(0);
-        let left = match u64::try_from(left) {
+    for identity in &status.identities {
+        let left = match u64::try_from(identity.expires_in_seconds) {
             Ok(left) => term::span(left),
             Err(_) => term::bad("expired"),
         };
-        table.row([text(&identity["id"]), left]);
+        table.row([identity.id.to_string(), left]);
     }
     table
 }
 
-fn services(status: &Value) -> Table {
+fn services(status: &NodeStatus) -> Table {
     let mut table = Table::narrow(&["SERVICE", "LISTEN", "TO", "IDENTITY"]);
-    let texts = |v: &Value| list(v).map(text).collect::<Vec<_>>().join(", ");
-    for service in list(&status["services"]) {
-        let allow = format!("for {}", or_nobody(&texts(&service["allow"])));
-        let forward = format!("program at {}", texts(&service["forward"]));
-        table.row([text(&service["name"]), text(&service["listen"]), forward, allow]);
+    for service in &status.services {
+        let allow: Vec<_> = service.allow.iter().map(ToString::to_string).collect();
+        let allow = format!("for {}", or_nobody(&allow.join(", ")));
+        let forward = format!("program at {}", service.forward.join(", "));
+        table.row([service.name.to_string(), service.listen.clone(), forward, allow]);
     }
-    for dial in list(&status["dials"]) {
-        let to = match texts(&dial["instances"]) {
+    for dial in &status.dials {
+        let to = match dial.instances.join(", ") {
             none if none.is_empty() => "no instance known".into(),
             some => format!("mesh at {some}"),
         };
-        let identity = format!("as {}", text(&dial["identity"]));
-        table.row([text(&dial["service"]), text(&dial["listen"]), to, identity]);
+        let identity = format!("as {}", dial.identity);
+        table.row([dial.service.to_string(), dial.listen.clone(), to, identity]);
     }
     table
 }
 
-fn sites(status: &Value) -> Table {
+fn sites(status: &NodeStatus) -> Table {
     let mut table =
         Table::narrow(&["SITE", "TO", "CERTIFICATE EXPIRES IN", "REQUESTS", "ERRORS", "OUT"]);
-    for site in list(&status["edge"]["sites"]) {
-        let name = site["names"][0].as_str().unwrap_or_default();
-        let left = match site["expires_in_seconds"].as_i64().map(u64::try_from) {
+    for site in &status.edge.sites {
+        let left = match site.expires_in_seconds.map(u64::try_from) {
             None => term::bad("no certificate"),
             Some(Ok(left)) => term::span(left),
             Some(Err(_)) => term::bad("expired"),
         };
         // A site with on-demand certificates has `hosts`: the number of its certificates.
-        let left = match site["hosts"].as_u64() {
+        let left = match site.hosts {
             None => left,
             Some(0) => "no host yet".into(),
             Some(1) => format!("{left} (1 host)"),
             Some(hosts) => format!("{left} (the first of {hosts} hosts)"),
         };
-        let left = match status["site_errors"][name].as_str() {
+        let left = match site.names.first().and_then(|name| status.site_errors.get(name)) {
             None => left,
             Some(error) => format!("{left} {}", term::bad(error)),
         };
-        let count = |which: fn(u64) -> bool| -> u64 {
-            let requests = list(&site["requests"]).filter(|r| which(number(&r["class"])));
-            requests.map(|r| number(&r["count"])).sum()
+        let count = |which: fn(u16) -> bool| -> u64 {
+            site.requests.iter().filter(|r| which(r.class)).map(|r| r.count).sum()
         };
+        let to = site.to.iter().map(|to| match site.down.contains(to) {
+            true => format!("{to} (down)"),
+            false => to.clone(),
+        });
         table.row([
-            list(&site["names"]).map(text).collect::<Vec<_>>().join(", "),
-            list(&site["to"])
-                .map(|to| match list(&site["down"]).any(|down| down == to) {
-                    true => format!("{} (down)", text(to)),
-                    false => text(to),
-                })
-                .collect::<Vec<_>>()
-                .join(", "),
+            site.names.join(", "),
+            to.collect::<Vec<_>>().join(", "),
             left,
             count(|_| true).to_string(),
             count(|class| class == 5).to_string(),
-            term::size(number(&site["bytes_out"])),
+            term::size(site.bytes_out),
         ]);
     }
     table
 }
 
 /// Protocols and groups that clients of the edge negotiated.
-fn handshakes(status: &Value) -> Table {
+fn handshakes(status: &NodeStatus) -> Table {
     let mut table = Table::narrow(&["CLIENTS", "GROUP", "HANDSHAKES", "SHARE"]);
-    let all = || list(&status["edge"]["handshakes"]);
-    let sum: u64 = all().map(|h| number(&h["count"])).sum();
-    for h in all() {
-        let count = number(&h["count"]);
-        let share = format!("{:.1}%", 100.0 * count as f64 / sum.max(1) as f64);
-        table.row([text(&h["protocol"]), text(&h["group"]), count.to_string(), share]);
+    let all = &status.edge.handshakes;
+    let sum: u64 = all.iter().map(|h| h.count).sum();
+    for h in all {
+        let share = format!("{:.1}%", 100.0 * h.count as f64 / sum.max(1) as f64);
+        table.row([h.protocol.clone(), h.group.clone(), h.count.to_string(), share]);
     }
     table
 }
@@ -276,67 +270,71 @@ fn or_nobody(texts: &str) -> &str {
 }
 
 /// How live connections are encrypted, by peer.
-fn protection(status: &Value) -> Table {
+fn protection(status: &NodeStatus) -> Table {
     let mut table = Table::narrow(&["SIDE", "SERVICE", "PEER", "PROTOCOL", "GROUP", "CIPHER"]);
-    for sum in list(&status["relay"]["peers"]) {
-        let keys = ["side", "service", "peer", "protocol", "group", "cipher"];
-        table.row(keys.map(|k| text(&sum[k])));
-    }
-    table
-}
-
-/// What the same connections carry.
-fn peers(status: &Value) -> Table {
-    let mut table =
-        Table::narrow(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
-    for sum in list(&status["relay"]["peers"]) {
-        let mut row = Vec::new();
-        row.extend(["side", "service", "peer"].map(|k| text(&sum[k])));
-        row.extend(["live", "idle", "sessions"].map(|k| number(&sum[k]).to_string()));
-        row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
-        table.row(row);
-    }
-    table
-}
-
-/// Totals since the start, including closed connections.
-fn totals(status: &Value) -> Table {
-    let mut table =
-        Table::narrow(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);
-    for sum in list(&status["relay"]["sums"]) {
-        let mut row = vec![text(&sum["side"]), text(&sum["service"])];
-        row.extend(["sessions", "failed", "handshakes"].map(|k| number(&sum[k]).to_string()));
-        row.extend(["bytes_in", "bytes_out"].map(|k| term::size(number(&sum[k]))));
-        table.row(row);
-    }
-    table
-}
-
-fn refusals(status: &Value) -> Table {
-    let all: Vec<&Value> = list(&status["relay"]["refusals"]).collect();
-    let mut table = Table::narrow(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
-    for r in all.iter().rev().take(REFUSALS) {
-        let peer = r["peer"].as_str().map_or_else(|| text(&r["address"]), str::to_owned);
+    for sum in &status.relay.peers {
+        let PeerSum { side, service, peer, protocol, group, cipher, .. } = sum;
         table.row([
-            term::ago(number(&r["at"])),
-            text(&r["side"]),
-            text(&r["service"]),
-            peer,
-            text(&r["reason"]),
-            text(&r["detail"]),
+            side.word().into(),
+            service.to_string(),
+            peer.to_string(),
+            protocol.clone(),
+            group.clone(),
+            cipher.clone(),
         ]);
     }
     table
 }
 
-fn list(v: &Value) -> impl Iterator<Item = &Value> {
-    v.as_array().into_iter().flatten()
+/// What the same connections carry.
+fn peers(status: &NodeStatus) -> Table {
+    let mut table =
+        Table::narrow(&["SIDE", "SERVICE", "PEER", "LIVE", "IDLE", "SESSIONS", "IN", "OUT"]);
+    for sum in &status.relay.peers {
+        table.row([
+            sum.side.word().into(),
+            sum.service.to_string(),
+            sum.peer.to_string(),
+            sum.live.to_string(),
+            sum.idle.to_string(),
+            sum.sessions.to_string(),
+            term::size(sum.bytes_in),
+            term::size(sum.bytes_out),
+        ]);
+    }
+    table
 }
 
-fn text(v: &Value) -> String {
-    v.as_str().unwrap_or_default().to_owned()
+/// Totals since the start, including closed connections.
+fn totals(status: &NodeStatus) -> Table {
+    let mut table =
+        Table::narrow(&["SINCE START", "SERVICE", "SESSIONS", "FAILED", "HANDSHAKES", "IN", "OUT"]);
+    for sum in &status.relay.sums {
+        table.row([
+            sum.side.word().into(),
+            sum.service.to_string(),
+            sum.sessions.to_string(),
+            sum.failed.to_string(),
+            sum.handshakes.to_string(),
+            term::size(sum.bytes_in),
+            term::size(sum.bytes_out),
+        ]);
+    }
+    table
 }
 
-fn number(v: &Value) -> u64 {
-    v.as_u64().unwrap_or(0)
+fn refusals(status: &NodeStatus) -> Table {
+    let mut table = Table::narrow(&["REFUSED", "SIDE", "SERVICE", "PEER", "REASON", "DETAIL"]);
+    for r in status.relay.refusals.iter().rev().take(REFUSALS) {
+        let peer = r.peer.as_ref().map_or_else(|| r.address.clone(), ToString::to_string);
+        table.row([
+            term::ago(r.at),
+            r.side.word().into(),
+            r.service.to_string(),
+            peer,
+            r.reason.to_string(),
+            r.detail.clone(),
+        ]);
+    }
+    table
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 use wiretight_keys::{
     Csr, Id, KeyLink, Leaf, Name, Period, PublicKey, Signer, SigningKey, SpiffeId, x509,
 };
 use wiretight_proxy::clock::now;
 
 use super::{Output, Where, term};
-use crate::admin::api::{BundleAnswer, SvidAnswer, SvidRequest};
+use crate::admin::api::{BundleAnswer, RenewAnswer, SvidAnswer, SvidRequest};
+use crate::admin::client::Received;
 use crate::private_dir::PrivateDir;
 
 const BUNDLE_CHECK: Duration = Duration::from_secs(10);
@@ -87,7 +88,8 @@ impl Svid {
         match self {
             Svid::Fetch(fetch) => fetch.run(),
             Svid::Renew(renew) => {
-                let done: Value = super::post(&renew.at.state_dir()?, "/v1/renew", &())?;
+                let done: Received<RenewAnswer> =
+                    super::post(&renew.at.state_dir()?, "/v1/renew", &())?;
                 renew.out.print(&done, |_| "Renewed all identities.\n".into())?;
                 Ok(ExitCode::SUCCESS)
             }

@@ -4,14 +4,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
 use wiretight_keys::Name;
 use wiretight_proxy::registry::Host;
 
 use super::confirm::Confirm;
 use super::term::{self, Table};
 use super::{Output, Where, node};
-use crate::admin::api::{RevokeTokenRequest, TokenRequest};
+use crate::admin::api::{
+    RevokeTokenAnswer, RevokeTokenRequest, TokenAnswer, TokenRequest, TokensAnswer,
+};
+use crate::admin::client::Received;
+use crate::authority::PendingToken;
 
 /// Manage the tokens that new nodes join with (run on the authority)
 #[derive(Subcommand)]
@@ -88,17 +91,18 @@ impl Token {
         let create = match self {
             Token::Create(create) => create,
             Token::List(list) => {
-                let tokens: Value = super::get(&list.at.state_dir()?, "/v1/tokens")?;
-                list.out.print(&tokens, |v| table(&v["tokens"]))?;
+                let answer: Received<TokensAnswer> =
+                    super::get(&list.at.state_dir()?, "/v1/tokens")?;
+                list.out.print(&answer, |answer| table(&answer.tokens))?;
                 return Ok(ExitCode::SUCCESS);
             }
             Token::Revoke(revoke) => {
                 let request = RevokeTokenRequest { id: revoke.id };
                 let state_dir = revoke.at.state_dir()?;
-                let done: Value = super::post(&state_dir, "/v1/tokens/revoke", &request)?;
+                let done: Received<RevokeTokenAnswer> =
+                    super::post(&state_dir, "/v1/tokens/revoke", &request)?;
                 revoke.out.print(&done, |done| {
-                    let node = done["node"].as_str().unwrap_or_default();
-                    format!("Revoked the join token for {node}. It can no longer be used.\n")
+                    format!("Revoked the join token for {}. It can no longer be used.\n", done.node)
                 })?;
                 return Ok(ExitCode::SUCCESS);
             }
@@ -108,7 +112,7 @@ impl Token {
             let effect = format!(
                 "{} A machine that joins with this token replaces it: all identities of the node will then be revoked, \
                  and its live connections closed.",
-                there.standing()
+                node::standing(&there)
             );
             create.confirm.ask(&effect, "Create a join token for this name?")?;
         }
@@ -118,27 +122,21 @@ impl Token {
             addresses: create.addresses,
             ttl_seconds: create.ttl.as_secs(),
         };
-        let made: Value = super::post(&state_dir, "/v1/tokens", &request)?;
-        create
-            .out
-            .print(&made, |made| format!("{}\n", made["token"].as_str().unwrap_or_default()))?;
+        let made: Received<TokenAnswer> = super::post(&state_dir, "/v1/tokens", &request)?;
+        create.out.print(&made, |made| format!("{}\n", made.token))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn table(tokens: &Value) -> String {
+fn table(tokens: &[PendingToken]) -> String {
     let mut table = Table::new(&["ID", "NODE", "MAY CLAIM", "EXPIRES IN"]);
-    for token in tokens.as_array().into_iter().flatten() {
-        let text = |key: &str| token[key].as_str().unwrap_or_default().to_owned();
-        let services = token["services"].as_array().into_iter().flatten();
-        let services: Vec<_> = services.filter_map(Value::as_str).collect();
-        let left = token["expires"].as_u64().unwrap_or(0);
-        let left = left.saturating_sub(wiretight_proxy::clock::now());
+    for token in tokens {
+        let services: Vec<_> = token.services.iter().map(Name::as_str).collect();
         table.row([
-            text("id"),
-            text("node"),
+            token.id.clone(),
+            token.node.to_string(),
             term::or_dash(&services.join(", ")),
-            term::span(left),
+            term::span(token.expires.saturating_sub(wiretight_proxy::clock::now())),
         ]);
     }
     if table.is_empty() { "no unused join tokens\n".into() } else { table.to_string() }

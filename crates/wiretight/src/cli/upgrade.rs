@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Output, Where};
+use crate::admin::api::ProcessStatus;
 
 /// How long the new process may take to take over.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -42,11 +43,11 @@ pub(super) struct Upgrade {
 impl Upgrade {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state_dir = self.at.state_dir()?;
-        let before: Value = super::get(&state_dir, "/v1/status")?;
-        let pid = before["pid"].as_u64().context("the node's status has no process ID")?;
+        let before: ProcessStatus = super::get(&state_dir, "/v1/status")?;
+        let ProcessStatus { pid, version, .. } = before;
         let process = PathBuf::from(format!("/proc/{pid}"));
         if !self.force && is_this_binary(&process) {
-            let same = json!({ "upgraded": false, "pid": pid, "version": before["version"] });
+            let same = json!({ "upgraded": false, "pid": pid, "version": version });
             self.out.print(&same, |_| {
                 format!("Nothing to do: process {pid} already runs this binary. Use --force to restart it.\n")
             })?;
@@ -56,24 +57,21 @@ impl Upgrade {
         let after = self.start(&process, &state_dir)?;
         let done = json!({
             "upgraded": true,
-            "pid": after["pid"],
-            "version": after["version"],
-            "before": { "pid": pid, "version": before["version"] },
+            "pid": after.pid,
+            "version": after.version,
+            "before": { "pid": pid, "version": version },
         });
-        self.out.print(&done, |done| {
+        self.out.print(&done, |_| {
             format!(
                 "node {}: version {} (process {}) has taken over from version {} (process {pid}), which keeps its live connections until they end\n",
-                after["node"].as_str().unwrap_or_default(),
-                done["version"].as_str().unwrap_or_default(),
-                done["pid"],
-                done["before"]["version"].as_str().unwrap_or_default(),
+                after.node, after.version, after.pid, version,
             )
         })?;
         Ok(ExitCode::SUCCESS)
     }
 
     /// Starts the new process with the environment of the old one, and returns its status when it has taken over.
-    fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<Value> {
+    fn start(&self, before: &Path, state_dir: &Path) -> anyhow::Result<ProcessStatus> {
         let config = std::path::absolute(&self.at.config)?;
         let mut command = crate::program::own_program();
         command.args(["run", "--take-over", "--config"]).arg(config);
@@ -94,8 +92,8 @@ impl Upgrade {
                     "the new process failed ({status}); the old one continues. The reason is above or in the node's log."
                 );
             }
-            let status = super::get::<Value>(state_dir, "/v1/status");
-            let taken = |s: &Value| s["pid"] == child.id() && s["taking_over"] == false;
+            let status = super::get::<ProcessStatus>(state_dir, "/v1/status");
+            let taken = |s: &ProcessStatus| s.pid == child.id() && !s.taking_over;
             if let Some(status) = status.ok().filter(taken) {
                 return Ok(status);
             }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use wiretight_proxy::intercept::rules::{GUARD, GUARD_CHAIN, Rules};
 
-use super::{InterceptError, nft, program};
+use super::{InterceptError, MachineError, nft, program};
 
 /// How long filling the table may take; no repair can happen meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -79,7 +79,7 @@ fn hold(rules: &Rules) -> Result<Holder, InterceptError> {
     // JSON either: nft 1.0.6 reads past the end of its flag names.
     let table = format!("{GUARD}_{}_{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
     if nft::guards()?.contains(&table) {
-        return Err(InterceptError::Refused(format!("the table `inet {table}` already exists")));
+        return Err(MachineError::Rules(format!("the table `inet {table}` already exists")).into());
     }
     let text = format!("add table inet {table} {{ flags owner; }}\n{}\n", rules.guard(&table)?);
     let mut nft = nft::start(&["-j", "-i"])?;
@@ -96,7 +96,7 @@ fn hold(rules: &Rules) -> Result<Holder, InterceptError> {
         drop(holder);
         let said = error.join().unwrap_or_default();
         let said = String::from_utf8_lossy(&said).chars().take(500).collect();
-        return Err(InterceptError::Refused(said));
+        return Err(MachineError::Rules(said).into());
     }
     holder.input = filled.join().ok().flatten();
     Ok(holder)

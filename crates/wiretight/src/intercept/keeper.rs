@@ -30,7 +30,10 @@ use super::guard::Guard;
 use super::notices::{Heard, Notices};
 use super::programs::Programs;
 use super::table::Table;
-use super::{FILE, InterceptError, MAX_RULES, keep, kept, lock, nft, routes};
+use super::{
+    FILE, ForeignError, InterceptError, MAX_RULES, MachineError, OperatorError, keep, kept, lock,
+    nft, routes,
+};
 use crate::private_dir::PrivateDir;
 use crate::program::{self, Helper, Question, Reply};
 use crate::{privilege, sandbox};
@@ -344,18 +347,17 @@ struct Child {
 
 impl Child {
     fn begin(state_dir: &Path, landlock: bool, again: bool) -> Result<Child, InterceptError> {
-        let file = |e| InterceptError::File(crate::logging::chain(&e));
-        let state = PrivateDir::open(state_dir).map_err(file)?;
-        let failed = |e: std::io::Error| InterceptError::Refused(format!("capabilities: {e}"));
+        let state = PrivateDir::open(state_dir)?;
+        let failed = |e: std::io::Error| MachineError::Rules(format!("capabilities: {e}"));
         if !privilege::keep_net_admin_only().map_err(failed)? {
-            return Err(InterceptError::NotPermitted);
+            return Err(MachineError::NotPermitted.into());
         }
         if landlock {
-            let failed = |e| InterceptError::Refused(format!("Landlock: {e}"));
+            let failed = |e| MachineError::Rules(format!("Landlock: {e}"));
             sandbox::write_only_in(state.path()).map_err(failed)?;
         }
         let refused = |e: rustix::io::Errno| {
-            InterceptError::Refused(format!("cannot subscribe to the kernel's notifications: {e}"))
+            MachineError::Rules(format!("cannot subscribe to the kernel's notifications: {e}"))
         };
         let notices = Notices::of_table().map_err(refused)?;
         let route_notices = Notices::of_routes().map_err(refused)?;
@@ -483,7 +485,8 @@ impl Child {
                 answer = match serde_json::from_slice(&question) {
                     Ok(Question { number, ask }) => line(number, &self.answer(ask))?,
                     Err(error) => {
-                        line(0, &Answer::Failed(InterceptError::Rules(error.to_string())))?
+                        let error = InterceptError::Own(format!("invalid rules: {error}"));
+                        line(0, &Answer::Failed(error))?
                     }
                 };
             }
@@ -521,7 +524,7 @@ impl Child {
         if !anew && had && !was_kept {
             self.health.taken_down = true;
             self.trial = None;
-            return Err(InterceptError::TakenDown);
+            return Err(OperatorError::TakenDown.into());
         }
         // If the mode differs from the one before the trial, the file was changed, which ends the trial.
         let tried = self.trial.as_ref().filter(|trial| trial.asked.mode == rules.mode);
@@ -598,11 +601,11 @@ impl Child {
     /// The caller holds the lock.
     fn put(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let applied = self.table.apply(rules);
-        use InterceptError::{NoNft, NotOurs, NotPermitted, Refused};
+        use InterceptError::{Foreign, Machine};
         match applied {
             Ok(()) => self.hear_ours(),
             // Nothing was changed.
-            Err(error @ (NoNft | NotOurs | NotPermitted | Refused(_))) => return Err(error),
+            Err(error @ (Machine(_) | Foreign(ForeignError::Table))) => return Err(error),
             // It is unknown what is in force: `broken` makes the next check restore the old rules.
             Err(error) => {
                 self.broken = true;
@@ -618,18 +621,18 @@ impl Child {
 
     fn begin_trial(&mut self, mode: Mode, within: Duration) -> Result<(), InterceptError> {
         if let Some(trial) = &self.trial {
-            return Err(InterceptError::TrialRuns(trial.mode));
+            return Err(OperatorError::TrialRuns(trial.mode).into());
         }
         if !(MIN_TRIAL..=MAX_TRIAL).contains(&within) {
-            return Err(InterceptError::TrialLength { seconds: within.as_secs() });
+            return Err(OperatorError::TrialLength { seconds: within.as_secs() }.into());
         }
-        let asked = self.table.rules().cloned().ok_or(InterceptError::NoRules)?;
+        let asked = self.table.rules().cloned().ok_or(OperatorError::NoRules)?;
         let _lock = lock(&self.state)?;
         if !self.state.path().join(FILE).exists() {
-            return Err(InterceptError::TakenDown);
+            return Err(OperatorError::TakenDown.into());
         }
         if asked.mode == mode {
-            return Err(InterceptError::InForce(mode));
+            return Err(OperatorError::InForce(mode).into());
         }
         self.put(&with_mode(&asked, mode))?;
         let seconds = within.as_secs();
@@ -643,14 +646,14 @@ impl Child {
     }
 
     fn hold_trial(&mut self) -> Result<(), InterceptError> {
-        let trial = self.trial.as_mut().ok_or(InterceptError::NoTrial)?;
+        let trial = self.trial.as_mut().ok_or(OperatorError::NoTrial)?;
         trial.until = trial.until.max(Instant::now() + HOLD);
         Ok(())
     }
 
     fn undo_trial(&mut self) -> Result<(), InterceptError> {
         if self.trial.is_none() {
-            return Err(InterceptError::NoTrial);
+            return Err(OperatorError::NoTrial.into());
         }
         self.roll_back("the operator ended it")
     }

@@ -38,6 +38,7 @@ use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{GUARD, Mode, Rules, RulesError, TABLE};
 use wiretight_proxy::net;
 
+use crate::logging::chain;
 use crate::private_dir::{FileError, Lock, PrivateDir};
 use table::Table;
 
@@ -57,74 +58,79 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long [`down`] waits until a node has removed its guard table.
 const GUARD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Why rules were not applied or a request failed, grouped by who has to act.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InterceptError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+    #[error(
+        "the process that maintains the kernel's rules is gone ({0}). Rules that are in force are unchanged. Restart the node."
+    )]
+    Gone(String),
+    /// Invalid rules, a file of ours, the lock, or a program that hangs. It may be unknown which rules are in force.
+    #[error("{0}")]
+    Own(String),
+}
+
+/// This machine lacks a program, a permission or a feature. What needed it was not applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineError {
     #[error("`nft` is not in PATH, so no rules were applied. Install the package nftables.")]
     NoNft,
-    #[error(
-        "this process may not change the kernel's rules, so none were applied. Run it as root, or give it CAP_NET_ADMIN (AmbientCapabilities= in the systemd unit)."
-    )]
-    NotPermitted,
-    #[error(
-        "the nftables table `inet wiretight` exists but was not created by Wiretight. It was not changed, and no rules were applied. Inspect it with `nft list table inet wiretight`, and remove or rename it."
-    )]
-    NotOurs,
-    #[error(
-        "the kernel or nft rejected the rules, so none were applied. Wiretight needs Linux 5.10 and nft 1.0.6 or newer, with nf_tables, NAT, redirect, `socket` and `fib`: {0}"
-    )]
-    Refused(String),
-    /// nft 1.0.6 prints garbage for the flags of a dormant table.
-    #[error("cannot parse nft's listing of the table `inet wiretight`: {0}")]
-    Unreadable(String),
-    #[error(
-        "nft did not finish and was killed, so it is unknown whether the rules are in force: {0}"
-    )]
-    Late(String),
-    #[error(
-        "the kernel's rules differ from what Wiretight loaded. Another program probably changes the table `inet wiretight`."
-    )]
-    Different,
     #[error(
         "`ip` is not in PATH, so backends cannot see callers' addresses (`transparent`). Install the package iproute2."
     )]
     NoIp,
     #[error(
-        "routing table and rule priority {n}, which `transparent` services need, are in use by another program. Nothing was changed, and connections to these services are refused. Inspect `ip rule` and `ip route show table {n}` (also with -6), and change the other program's numbers: {0}",
-        n = routes::OURS
+        "this process may not change the kernel's rules, so none were applied. Run it as root, or give it CAP_NET_ADMIN (AmbientCapabilities= in the systemd unit)."
     )]
-    RoutesNotOurs(String),
+    NotPermitted,
+    #[error(
+        "the kernel or nft rejected the rules, so none were applied. Wiretight needs Linux 5.10 and nft 1.0.6 or newer, with nf_tables, NAT, redirect, `socket` and `fib`: {0}"
+    )]
+    Rules(String),
     #[error(
         "the routes for `transparent` services could not be set, so connections to these services are refused. This needs Linux 5.10 and iproute2 5.10 or newer: {0}"
     )]
     Routes(String),
-    #[error("invalid rules: {0}")]
-    Rules(String),
-    #[error("the rules are in force now, but were not saved for the next boot: {0}")]
-    NotKept(String),
+}
+
+/// Another program uses our names or numbers in the kernel, or changed what Wiretight loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForeignError {
     #[error(
-        "{0} does not exist: no rules were loaded on this machine, or `wiretight down` removed them. Nothing was applied, and plaintext may leave this machine. `wiretight run` loads the rules."
+        "the nftables table `inet wiretight` exists but was not created by Wiretight. It was not changed, and no rules were applied. Inspect it with `nft list table inet wiretight`, and remove or rename it."
     )]
-    Nothing(String),
+    Table,
     #[error(
-        "{0} is unreadable, so nothing was applied: {1}. Rules that are in force are unchanged. `wiretight run` writes the file again."
+        "routing table and rule priority {n}, which `transparent` services need, are in use by another program. Nothing was changed, and connections to these services are refused. Inspect `ip rule` and `ip route show table {n}` (also with -6), and change the other program's numbers: {0}",
+        n = routes::OURS
     )]
-    Torn(String, String),
+    Routes(String),
+    #[error(
+        "the kernel's rules differ from what Wiretight loaded. Another program probably changes the table `inet wiretight`."
+    )]
+    Different,
+    /// nft 1.0.6 prints garbage for the flags of a dormant table.
+    #[error("cannot parse nft's listing of the table `inet wiretight`: {0}")]
+    Unreadable(String),
+}
+
+/// The operator's request is not possible in the current state, or the operator has removed the rules.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorError {
     #[error(
         "`wiretight down` removed the kernel's rules: plaintext may leave this machine. Restart the node to load them again."
     )]
     TakenDown,
-    #[error("{0}")]
-    File(String),
-    /// Its holder hangs.
-    #[error(
-        "the main table was removed, but a table `inet {GUARD}_...` remains, because the node's process that owns it hangs. Stop the node to remove it."
-    )]
-    Guarded,
-    #[error(
-        "another process has held the lock on the rules for {LOCK_PATIENCE:?}. Check that it is not suspended."
-    )]
-    Busy,
     #[error(
         "a trial of {} mode is running. Keep it with `wiretight mode confirm`, or end it with `wiretight mode undo`.", .0.word()
     )]
@@ -137,15 +143,17 @@ pub enum InterceptError {
     NoRules,
     #[error("a trial must last {min} s to {max} s, not {seconds} s", min = MIN_TRIAL.as_secs(), max = MAX_TRIAL.as_secs())]
     TrialLength { seconds: u64 },
-    #[error(
-        "the process that maintains the kernel's rules is gone ({0}). Rules that are in force are unchanged. Restart the node."
-    )]
-    Gone(String),
 }
 
 impl From<RulesError> for InterceptError {
     fn from(e: RulesError) -> InterceptError {
-        InterceptError::Rules(e.to_string())
+        InterceptError::Own(format!("invalid rules: {e}"))
+    }
+}
+
+impl From<FileError> for InterceptError {
+    fn from(e: FileError) -> InterceptError {
+        InterceptError::Own(chain(&e))
     }
 }
 
@@ -165,7 +173,12 @@ pub struct Shown {
 /// Loads the saved rules: at boot, before the network is up. Returns whether anything had to be changed.
 pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
     let _lock = lock(state)?;
-    let rules = kept(state)?.ok_or_else(|| InterceptError::Nothing(file(state)))?;
+    let rules = kept(state)?.ok_or_else(|| {
+        InterceptError::Own(format!(
+            "{} does not exist: no rules were loaded on this machine, or `wiretight down` removed them. Nothing was applied, and plaintext may leave this machine. `wiretight run` loads the rules.",
+            file(state)
+        ))
+    })?;
     let there = Table::adopt(&rules)?.is_some();
     if !there {
         Table::default().apply(&rules)?;
@@ -225,7 +238,7 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     // Fails if the table is not ours.
     let listing = nft::list()?;
     let was_kept = state.path().join(FILE).exists();
-    state.remove(FILE).map_err(|e| InterceptError::File(crate::logging::chain(&e)))?;
+    state.remove(FILE)?;
     if listing.is_some() {
         nft::run(&["delete", "table", "inet", TABLE], "")?;
     }
@@ -235,7 +248,10 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     let end = Instant::now() + GUARD_PATIENCE;
     while !nft::guards()?.is_empty() {
         if Instant::now() > end {
-            return Err(InterceptError::Guarded);
+            // Its holder hangs.
+            return Err(InterceptError::Own(format!(
+                "the main table was removed, but a table `inet {GUARD}_...` remains, because the node's process that owns it hangs. Stop the node to remove it."
+            )));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -248,8 +264,13 @@ fn file(state: &PrivateDir) -> String {
 
 /// The saved rules; `None` without a file.
 fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
-    let torn = |e: String| InterceptError::Torn(file(state), e);
-    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(crate::logging::chain(&e)))?;
+    let torn = |e: String| {
+        InterceptError::Own(format!(
+            "{} is unreadable, so nothing was applied: {e}. Rules that are in force are unchanged. `wiretight run` writes the file again.",
+            file(state)
+        ))
+    };
+    let bytes = state.read(FILE, MAX_RULES).map_err(|e| torn(chain(&e)))?;
     let Some(bytes) = bytes else { return Ok(None) };
     let rules: Rules = serde_json::from_slice(&bytes).map_err(|e| torn(e.to_string()))?;
     rules.check().map_err(|e| torn(e.to_string()))?;
@@ -257,20 +278,27 @@ fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
 }
 
 fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
-    let bytes =
-        serde_json::to_vec_pretty(rules).map_err(|e| InterceptError::NotKept(e.to_string()))?;
-    let not_kept = |e| InterceptError::NotKept(crate::logging::chain(&e));
-    state.write(FILE, &bytes).map_err(not_kept)
+    let not_kept = |e: &(dyn std::error::Error + 'static)| {
+        InterceptError::Own(format!(
+            "the rules are in force now, but were not saved for the next boot: {}",
+            chain(e)
+        ))
+    };
+    let bytes = serde_json::to_vec_pretty(rules).map_err(|e| not_kept(&e))?;
+    state.write(FILE, &bytes).map_err(|e| not_kept(&e))
 }
 
 fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {
-    let failed = |e: FileError| InterceptError::File(crate::logging::chain(&e));
     let end = Instant::now() + LOCK_PATIENCE;
     loop {
-        match state.lock(LOCK).map_err(failed)? {
+        match state.lock(LOCK)? {
             Some(lock) => return Ok(lock),
             None if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            None => return Err(InterceptError::Busy),
+            None => {
+                return Err(InterceptError::Own(format!(
+                    "another process has held the lock on the rules for {LOCK_PATIENCE:?}. Check that it is not suspended."
+                )));
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 use wiretight_proxy::intercept::listing::Listing;
 use wiretight_proxy::intercept::rules::{GUARD, TABLE};
 
-use super::InterceptError;
 use super::program::{self, ProgramError};
+use super::{ForeignError, InterceptError, MachineError};
 
 /// Runs a transaction, which is atomic.
 pub(super) fn apply(transaction: &Value) -> Result<(), InterceptError> {
@@ -28,8 +28,8 @@ pub(super) fn list() -> Result<Option<Listing>, InterceptError> {
     if listed.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let listing = Listing::parse(&listed).map_err(|e| InterceptError::Unreadable(e.to_string()))?;
-    if listing.is_ours() { Ok(Some(listing)) } else { Err(InterceptError::NotOurs) }
+    let listing = Listing::parse(&listed).map_err(|e| ForeignError::Unreadable(e.to_string()))?;
+    if listing.is_ours() { Ok(Some(listing)) } else { Err(ForeignError::Table.into()) }
 }
 
 /// Whether a table of the family `inet` has that chain.
@@ -39,7 +39,11 @@ pub(super) fn has_chain(table: &str, chain: &str) -> Result<bool, InterceptError
 
 fn unless_missing<T>(ran: Result<T, InterceptError>) -> Result<Option<T>, InterceptError> {
     match ran {
-        Err(InterceptError::Refused(why)) if why.contains("No such file or directory") => Ok(None),
+        Err(InterceptError::Machine(MachineError::Rules(why)))
+            if why.contains("No such file or directory") =>
+        {
+            Ok(None)
+        }
         ran => ran.map(Some),
     }
 }
@@ -62,10 +66,5 @@ pub(super) fn run(args: &[&str], input: &str) -> Result<Vec<u8>, InterceptError>
 }
 
 fn explain(error: ProgramError) -> InterceptError {
-    match error {
-        ProgramError::Missing => InterceptError::NoNft,
-        ProgramError::NotPermitted => InterceptError::NotPermitted,
-        ProgramError::Refused(why) => InterceptError::Refused(why),
-        ProgramError::Late(what) => InterceptError::Late(what),
-    }
+    error.explain(MachineError::NoNft, MachineError::Rules)
 }

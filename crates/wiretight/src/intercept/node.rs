@@ -17,7 +17,7 @@ use wiretight_proxy::net;
 use wiretight_proxy::relay::Refusal;
 
 use super::refused::{self, WouldFail};
-use super::{FILE, InterceptError, Keeper, Report, TrialStatus, routes};
+use super::{FILE, InterceptError, Keeper, OperatorError, Report, TrialStatus, routes};
 use crate::config::Config;
 
 /// The packet mark of our sockets: "WT".
@@ -198,7 +198,7 @@ impl Interception {
             mended: health.mended,
             guarded: health.guarded,
             error: match health.taken_down {
-                true => Some(InterceptError::TakenDown.to_string()),
+                true => Some(OperatorError::TakenDown.to_string()),
                 false => {
                     known.error.clone().or(known.unseen.clone()).or(health.error).or(health.routes)
                 }
@@ -214,7 +214,7 @@ impl Interception {
         let known = self.known.lock();
         let health = known.report.as_ref().map(|r| &r.health);
         let error = match health {
-            Some(health) if health.taken_down => Some(InterceptError::TakenDown.to_string()),
+            Some(health) if health.taken_down => Some(OperatorError::TakenDown.to_string()),
             health => {
                 let error = health.and_then(|h| h.error.clone().or_else(|| h.routes.clone()));
                 known.error.clone().or(known.unseen.clone()).or(error)
@@ -231,7 +231,7 @@ impl Interception {
     pub(crate) fn taken_down(&self) -> Option<String> {
         let known = self.known.lock();
         let taken_down = known.report.as_ref().is_some_and(|report| report.health.taken_down);
-        taken_down.then(|| InterceptError::TakenDown.to_string())
+        taken_down.then(|| OperatorError::TakenDown.to_string())
     }
 
     /// Updates the state of the rules, but waits no longer than [`LOOKING`].
@@ -260,7 +260,8 @@ impl Interception {
     /// before another process takes over.
     pub(crate) async fn end_trial(&self) {
         match tokio::time::timeout(STOPPING, self.keeper.undo_trial()).await {
-            Ok(Ok(()) | Err(InterceptError::NoTrial | InterceptError::Gone(_))) => {}
+            // There is no trial, or the keeper has ended it.
+            Ok(Ok(()) | Err(InterceptError::Operator(_) | InterceptError::Gone(_))) => {}
             Ok(Err(error)) => {
                 tracing::error!(%error, "the trial could not be ended: its mode is still in force")
             }
@@ -281,7 +282,7 @@ impl Interception {
                 if report.health.taken_down && !was {
                     tracing::error!(
                         "THE KERNEL'S RULES WERE REMOVED: {}",
-                        InterceptError::TakenDown
+                        OperatorError::TakenDown
                     );
                 }
                 known.report = Some(report);

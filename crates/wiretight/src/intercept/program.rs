@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::{InterceptError, MachineError};
+
 /// How long a program may take; enough for the largest rules on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 << 20;
@@ -19,6 +21,23 @@ pub(super) enum ProgramError {
     Refused(String),
     /// It timed out and was killed.
     Late(String),
+}
+
+impl ProgramError {
+    pub(super) fn explain(
+        self,
+        missing: MachineError,
+        refused: impl FnOnce(String) -> MachineError,
+    ) -> InterceptError {
+        match self {
+            ProgramError::Missing => missing.into(),
+            ProgramError::NotPermitted => MachineError::NotPermitted.into(),
+            ProgramError::Refused(why) => refused(why).into(),
+            ProgramError::Late(what) => InterceptError::Own(format!(
+                "nft did not finish and was killed, so it is unknown whether the rules are in force: {what}"
+            )),
+        }
+    }
 }
 
 pub(super) fn find(name: &str) -> Option<PathBuf> {

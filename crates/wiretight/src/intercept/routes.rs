@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
-use super::InterceptError;
-use super::program::{self, ProgramError};
+use super::program;
+use super::{ForeignError, InterceptError, MachineError};
 
 /// "W". Its priority is before the rules of VPNs and the like. It is below 256, so that it fits the table field of the
 /// kernel's notifications.
@@ -34,7 +34,7 @@ struct There {
 
 /// Fails if there is no program `ip`.
 pub(super) fn can() -> Result<(), InterceptError> {
-    program::find("ip").map(drop).ok_or(InterceptError::NoIp)
+    Ok(program::find("ip").map(drop).ok_or(MachineError::NoIp)?)
 }
 
 /// Sets rules and routes for these backends and removes our other ones. If another program uses our numbers, nothing is
@@ -122,7 +122,7 @@ impl Family {
         let mut foreign = None;
         let rules = match self.list("rule list") {
             // The kernel has no IPv6, or `ip` has no JSON output: there are no entries of ours.
-            Err(InterceptError::Routes(_)) if !wanted => return Ok(there),
+            Err(InterceptError::Machine(MachineError::Routes(_))) if !wanted => return Ok(there),
             rules => rules?,
         };
         for rule in rules {
@@ -133,7 +133,9 @@ impl Family {
             }
         }
         let routes = match self.list(&format!("route show table {OURS}")) {
-            Err(InterceptError::Routes(why)) if !wanted || why.contains("table does not exist") => {
+            Err(InterceptError::Machine(MachineError::Routes(why)))
+                if !wanted || why.contains("table does not exist") =>
+            {
                 Vec::new()
             }
             routes => routes?,
@@ -148,7 +150,7 @@ impl Family {
         match foreign.filter(|_| wanted) {
             Some(foreign) => {
                 let shown = foreign.to_string().chars().take(300).collect();
-                Err(InterceptError::RoutesNotOurs(shown))
+                Err(ForeignError::Routes(shown).into())
             }
             None => Ok(there),
         }
@@ -161,8 +163,8 @@ impl Family {
             return Ok(Vec::new());
         }
         let unread =
-            |e| InterceptError::Routes(format!("cannot parse the output of `ip {line}`: {e}"));
-        serde_json::from_slice(&said).map_err(unread)
+            |e| MachineError::Routes(format!("cannot parse the output of `ip {line}`: {e}"));
+        Ok(serde_json::from_slice(&said).map_err(unread)?)
     }
 
     fn ip(self, line: &str) -> Result<Vec<u8>, InterceptError> {
@@ -172,12 +174,8 @@ impl Family {
     fn ip_with(self, options: &[&str], line: &str) -> Result<Vec<u8>, InterceptError> {
         let words: Vec<&str> =
             [self.option()].iter().chain(options).copied().chain(line.split(' ')).collect();
-        program::run("ip", &words, "").map_err(|e| match e {
-            ProgramError::Missing => InterceptError::NoIp,
-            ProgramError::NotPermitted => InterceptError::NotPermitted,
-            ProgramError::Refused(why) => InterceptError::Routes(format!("`ip {line}`: {why}")),
-            ProgramError::Late(what) => InterceptError::Late(what),
-        })
+        let refused = |why| MachineError::Routes(format!("`ip {line}`: {why}"));
+        program::run("ip", &words, "").map_err(|e| e.explain(MachineError::NoIp, refused))
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use wiretight_proxy::intercept::listing::Listing;
 use wiretight_proxy::intercept::rules::{Rules, TABLE};
 
-use super::{InterceptError, nft};
+use super::{ForeignError, InterceptError, nft};
 
 /// The mount point of control groups (v2) that `nft` uses.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -31,7 +31,7 @@ impl Table {
     pub(super) fn adopt(rules: &Rules) -> Result<Option<Table>, InterceptError> {
         // A listing does not reliably show which control groups are redirected.
         let listing = match nft::list() {
-            Err(InterceptError::Unreadable(_)) => None,
+            Err(InterceptError::Foreign(ForeignError::Unreadable(_))) => None,
             listing => listing?.filter(|_| rules.cgroups.is_empty()),
         };
         let same = listing.map(|l| l.canonical()).filter(|looks| *looks == rules.expected());
@@ -47,7 +47,9 @@ impl Table {
     /// Loads rules. Counters are kept if the existing table is one that we can change.
     pub(super) fn apply(&mut self, rules: &Rules) -> Result<(), InterceptError> {
         let there = match nft::list() {
-            Err(InterceptError::Unreadable(_)) => return self.put(rules, true),
+            Err(InterceptError::Foreign(ForeignError::Unreadable(_))) => {
+                return self.put(rules, true);
+            }
             listing => listing?,
         };
         let cgroups = cgroups(rules);
@@ -86,7 +88,7 @@ impl Table {
         // A table that is not ours is an error, and is left alone. A dormant table counts as gone, because only a new one
         // is surely active.
         let (there, gone) = match nft::list() {
-            Err(InterceptError::Unreadable(_)) => (true, true),
+            Err(InterceptError::Foreign(ForeignError::Unreadable(_))) => (true, true),
             listing => {
                 let listing = listing?;
                 let dormant = listing.as_ref().is_some_and(Listing::is_dormant);
@@ -135,7 +137,7 @@ impl Table {
     pub(super) fn is_intact_but_for_groups(&self) -> Result<bool, InterceptError> {
         let Some(applied) = &self.applied else { return Ok(true) };
         match nft::list() {
-            Err(InterceptError::NotOurs | InterceptError::Unreadable(_)) => Ok(false),
+            Err(InterceptError::Foreign(_)) => Ok(false),
             listing => Ok(listing?.is_some_and(|l| l.canonical() == applied.looks)),
         }
     }
@@ -154,9 +156,9 @@ impl Table {
 
     /// Reads the table back and checks it.
     fn look(&mut self, rules: &Rules) -> Result<(), InterceptError> {
-        let listing = nft::list()?.ok_or(InterceptError::Different)?;
+        let listing = nft::list()?.ok_or(ForeignError::Different)?;
         if !is_outline(rules, &listing) || listing.is_dormant() {
-            return Err(InterceptError::Different);
+            return Err(ForeignError::Different.into());
         }
         let (looks, cgroups) = (listing.canonical(), cgroups(rules));
         self.applied = Some(Applied { rules: rules.clone(), looks, cgroups });

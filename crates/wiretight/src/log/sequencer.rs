@@ -134,7 +134,7 @@ impl From<wiretight_store::Error> for LogError {
 }
 
 /// The status of the log, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogStatus {
     /// The log's public key; its name is the origin.
     pub vkey: String,
@@ -156,6 +156,7 @@ pub struct LogStatus {
     /// since the start.
     pub verified: Option<(u64, u64)>,
     /// Files of the log that are missing or not what was signed. They are not served.
+    #[serde(default)]
     pub damaged: Vec<String>,
 }
 

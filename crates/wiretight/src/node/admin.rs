@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 use super::daemon::{Daemon, RequestError};
 use super::mode;
 use crate::admin::api::{
-    AddressesRequest, GrantRequest, ModeRequest, RemoveRequest, RevokeRequest, RevokeTokenRequest,
-    RotateRequest, SvidRequest, TokenRequest,
+    AddressesRequest, ErrorAnswer, GrantRequest, ModeRequest, RemoveRequest, RevokeRequest,
+    RevokeTokenRequest, RotateRequest, SvidRequest, TokenRequest,
 };
 use crate::admin::{metrics, socket_path};
 use crate::authority::Grant;
@@ -133,9 +133,7 @@ async fn answer(
             Err(Failure(StatusCode::GATEWAY_TIMEOUT, late))
         }
     };
-    Ok(routed.unwrap_or_else(|Failure(status, error)| {
-        json(status, &serde_json::json!({ "error": error }))
-    }))
+    Ok(routed.unwrap_or_else(|Failure(status, error)| json(status, &ErrorAnswer { error })))
 }
 
 /// An error and its HTTP status.
@@ -184,22 +182,21 @@ async fn route(
     }
     let body = Limited::new(body, MAX_BODY).collect().await;
     let body = body.map_err(|e| Failure(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
-    let ok = |value| Ok(json(StatusCode::OK, &value));
     match (&parts.method, path) {
         (&Method::GET, "/v1/status") => {
             daemon.look_at_the_rules().await;
-            Ok(json(StatusCode::OK, &daemon.status()))
+            ok(daemon.status())
         }
-        (&Method::GET, "/v1/mode") => Ok(json(StatusCode::OK, &mode::status(&daemon).await?)),
+        (&Method::GET, "/v1/mode") => ok(mode::status(&daemon).await?),
         (&Method::POST, "/v1/mode") => {
             let request: ModeRequest = parse(&body)?;
-            Ok(json(StatusCode::OK, &mode::step(&daemon, request).await?))
+            ok(mode::step(&daemon, request).await?)
         }
         (&Method::POST, "/v1/reload") => ok(daemon.reload().await?),
         (&Method::POST, "/v1/renew") => ok(daemon.renew().await?),
         (&Method::POST, "/v1/svid") => {
             let request: SvidRequest = parse(&body)?;
-            Ok(json(StatusCode::OK, &daemon.svid(&request.csr).await?))
+            ok(daemon.svid(&request.csr).await?)
         }
         (&Method::POST, "/v1/tokens") => {
             let TokenRequest { node, services, addresses, ttl_seconds } = parse(&body)?;
@@ -211,12 +208,12 @@ async fn route(
             let request: RevokeTokenRequest = parse(&body)?;
             ok(daemon.revoke_token(&request.id).await?)
         }
-        (&Method::GET, "/v1/registry") => Ok(json(StatusCode::OK, daemon.registry().as_ref())),
-        (&Method::GET, "/v1/bundle") => Ok(json(StatusCode::OK, &daemon.bundle())),
+        (&Method::GET, "/v1/registry") => ok(daemon.registry().as_ref()),
+        (&Method::GET, "/v1/bundle") => ok(daemon.bundle()),
         (&Method::GET, "/v1/nodes") => ok(daemon.nodes().await?),
         (&Method::POST, "/v1/remove") => {
             let request: RemoveRequest = parse(&body)?;
-            ok(daemon.remove_node(&request.node).await?)
+            ok(daemon.remove_node(request.node).await?)
         }
         (&Method::POST, "/v1/revoke") => {
             let RevokeRequest { from, to, dry_run } = parse(&body)?;
@@ -225,14 +222,14 @@ async fn route(
         (&Method::POST, "/v1/grant") => {
             let GrantRequest { node, services, add } = parse(&body)?;
             let how = if add { Grant::Add } else { Grant::Replace };
-            ok(daemon.grant(&node, services, how).await?)
+            ok(daemon.grant(node, services, how).await?)
         }
         (&Method::POST, "/v1/addresses") => {
             let AddressesRequest { node, addresses, add } = parse(&body)?;
             let how = if add { Grant::Add } else { Grant::Replace };
-            ok(daemon.grant_addresses(&node, addresses, how).await?)
+            ok(daemon.grant_addresses(node, addresses, how).await?)
         }
-        (&Method::GET, "/v1/authority") => ok(daemon.authority_status().await?),
+        (&Method::GET, "/v1/authority") => ok(daemon.authority_status()?),
         (&Method::POST, "/v1/authority") => {
             let RotateRequest { step, force } = parse(&body)?;
             ok(daemon.rotate(step, force).await?)
@@ -246,6 +243,10 @@ async fn route(
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|e| Failure(StatusCode::BAD_REQUEST, e.to_string()))
+}
+
+fn ok(value: impl Serialize) -> Result<Answer, Failure> {
+    Ok(json(StatusCode::OK, &value))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Answer {

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use serde_json::{Value, json};
 use wiretight_keys::{Csr, Name, x509};
 use wiretight_proxy::clock::now;
 use wiretight_proxy::registry::Host;
@@ -14,11 +13,12 @@ use wiretight_proxy::{Edge, Mesh, Relay};
 
 use crate::acme::{self, Acme};
 use crate::admin::api::{
-    BundleAnswer, DialStatus, IdentityStatus, RotateStep, ServiceStatus, Status, SvidAnswer,
-    TransparencyStatus,
+    AddressesAnswer, BundleAnswer, DialStatus, GrantAnswer, IdentityStatus, NodesAnswer,
+    ProcessStatus, ReloadAnswer, RemoveAnswer, RenewAnswer, RevokeTokenAnswer, RotateStep,
+    ServiceStatus, Status, SvidAnswer, TokenAnswer, TokensAnswer, TransparencyStatus,
 };
 use crate::agent::{AgentHandle, AgentParams};
-use crate::authority::{AuthorityError, AuthorityHandle, Grant, Ttls};
+use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
 use crate::config::Config;
 use crate::control::Code;
 use crate::intercept::Interception;
@@ -159,12 +159,14 @@ impl Daemon {
         let relay = self.relay.status(CONNECTIONS);
         let intercept = self.interception.as_ref().map(|i| i.status(&relay.refusals));
         Status {
-            version: env!("CARGO_PKG_VERSION"),
-            node: config.node.name.clone(),
-            trust_domain: config.node.trust_domain.clone(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            taking_over: self.taking_over.load(Relaxed),
+            process: ProcessStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                node: config.node.name.clone(),
+                trust_domain: config.node.trust_domain.clone(),
+                pid: std::process::id(),
+                uptime_seconds: self.started.elapsed().as_secs(),
+                taking_over: self.taking_over.load(Relaxed),
+            },
             ready: not_ready.is_none(),
             not_ready,
             identities: identities.values().map(identity).collect(),
@@ -209,7 +211,7 @@ impl Daemon {
     }
 
     /// Applies the configuration file as it is now: completely or not at all.
-    pub async fn reload(&self) -> Result<Value, RequestError> {
+    pub async fn reload(&self) -> Result<ReloadAnswer, RequestError> {
         let _one = self.reloading.lock().await;
         let result = self.apply_file().await;
         match &result {
@@ -221,7 +223,7 @@ impl Daemon {
         result
     }
 
-    async fn apply_file(&self) -> Result<Value, RequestError> {
+    async fn apply_file(&self) -> Result<ReloadAnswer, RequestError> {
         let old = self.config.load_full();
         let new = Config::load(&old.path).map_err(|e| RequestError::Refused(e.to_string()))?;
         if let Some(key) = needs_restart(&old, &new) {
@@ -272,13 +274,13 @@ impl Daemon {
             params.own_authority(handle.loopback_address(), handle.join_address());
         }
         self.agent.update(params).await;
-        let summary = json!({
-            "reloaded": true,
-            "services": new.relay.services.len(),
-            "dials": new.relay.dials.len(),
-            "sites": new.edge.sites.len(),
-            "warnings": new.warnings,
-        });
+        let summary = ReloadAnswer {
+            reloaded: true,
+            services: new.relay.services.len(),
+            dials: new.relay.dials.len(),
+            sites: new.edge.sites.len(),
+            warnings: new.warnings.clone(),
+        };
         self.config.store(Arc::new(new));
         if let Some(interception) = &self.interception {
             interception.wake();
@@ -305,9 +307,9 @@ impl Daemon {
     }
 
     /// Renews all identities at once.
-    pub async fn renew(&self) -> Result<Value, RequestError> {
+    pub async fn renew(&self) -> Result<RenewAnswer, RequestError> {
         self.agent.renew_now().await.map_err(|e| RequestError::Failed(chain(&e)))?;
-        Ok(json!({ "renewed": true }))
+        Ok(RenewAnswer { renewed: true })
     }
 
     /// Has a certificate request signed by the authority.
@@ -342,7 +344,7 @@ impl Daemon {
         services: Vec<Name>,
         addresses: Vec<Host>,
         ttl: Duration,
-    ) -> Result<Value, RequestError> {
+    ) -> Result<TokenAnswer, RequestError> {
         if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
             let why = "a join token must be valid for at least 1 second and at most 30 days";
             return Err(RequestError::Refused(why.into()));
@@ -354,91 +356,90 @@ impl Daemon {
         }
         let (of, what, at) = (node.clone(), services.clone(), addresses.clone());
         let token = authority.create_token_at(of, what, at, ttl).await?;
-        Ok(json!({
-            "token": *token.encode(),
-            "id": token.id,
-            "node": node,
-            "services": services,
-            "addresses": addresses,
-            "expires": token.expires,
-        }))
+        let (id, expires) = (token.id.clone(), token.expires);
+        let token = token.encode().to_string();
+        Ok(TokenAnswer { token, id, node, services, addresses, expires })
     }
 
     /// The join tokens that can still be used, without the one of the authority's own node.
-    pub async fn tokens(&self) -> Result<Value, RequestError> {
+    pub async fn tokens(&self) -> Result<TokensAnswer, RequestError> {
         let mut tokens = self.authority()?.tokens().await?;
         let own = self.config.load().node.name.clone();
         tokens.retain(|token| token.node != own);
-        Ok(json!({ "tokens": tokens }))
+        Ok(TokensAnswer { tokens })
     }
 
     /// Revokes a join token that has not been used.
-    pub async fn revoke_token(&self, id: &str) -> Result<Value, RequestError> {
+    pub async fn revoke_token(&self, id: &str) -> Result<RevokeTokenAnswer, RequestError> {
         let node = self.authority()?.revoke_token(id).await?;
-        Ok(json!({ "revoked": id, "node": node }))
+        Ok(RevokeTokenAnswer { revoked: id.to_owned(), node })
     }
 
     /// The nodes of the mesh.
-    pub async fn nodes(&self) -> Result<Value, RequestError> {
-        Ok(json!({ "nodes": self.authority()?.list_nodes().await? }))
+    pub async fn nodes(&self) -> Result<NodesAnswer, RequestError> {
+        Ok(NodesAnswer { nodes: self.authority()?.list_nodes().await? })
     }
 
     /// Removes a node: its identities are revoked everywhere.
-    pub async fn remove_node(&self, node: &Name) -> Result<Value, RequestError> {
+    pub async fn remove_node(&self, node: Name) -> Result<RemoveAnswer, RequestError> {
         let authority = self.authority()?;
-        if *node == self.config.load().node.name {
+        if node == self.config.load().node.name {
             return Err(RequestError::Refused("the authority's own node cannot be removed".into()));
         }
         authority.remove_node(node.clone()).await?;
-        Ok(json!({ "removed": node }))
+        Ok(RemoveAnswer { removed: node })
     }
 
     /// Sets the services that a node may claim, or adds to them.
     pub async fn grant(
         &self,
-        node: &Name,
+        node: Name,
         services: Vec<Name>,
         how: Grant,
-    ) -> Result<Value, RequestError> {
+    ) -> Result<GrantAnswer, RequestError> {
         self.authority()?.grant(node.clone(), services.clone(), how).await?;
-        Ok(json!({ "node": node, "services": services }))
+        Ok(GrantAnswer { node, services })
     }
 
     /// Sets the addresses that a node may announce besides the one that it connects from.
     pub async fn grant_addresses(
         &self,
-        node: &Name,
+        node: Name,
         addresses: Vec<Host>,
         how: Grant,
-    ) -> Result<Value, RequestError> {
+    ) -> Result<AddressesAnswer, RequestError> {
         self.authority()?.grant_addresses(node.clone(), addresses.clone(), how).await?;
-        Ok(json!({ "node": node, "addresses": addresses }))
+        Ok(AddressesAnswer { node, addresses })
     }
 
     /// Revokes certificates by the indexes of their log entries.
-    pub async fn revoke(&self, from: u64, to: u64, dry_run: bool) -> Result<Value, RequestError> {
+    pub async fn revoke(
+        &self,
+        from: u64,
+        to: u64,
+        dry_run: bool,
+    ) -> Result<Affected, RequestError> {
         let authority = self.authority()?;
-        Ok(json!(match dry_run {
+        Ok(match dry_run {
             true => authority.affected(from, to).await?,
             false => authority.revoke(from, to).await?,
-        }))
+        })
     }
 
     /// The keys and state of the authority.
-    pub async fn authority_status(&self) -> Result<Value, RequestError> {
-        Ok(json!(self.authority()?.ca_status()))
+    pub fn authority_status(&self) -> Result<CaStatus, RequestError> {
+        Ok(self.authority()?.ca_status())
     }
 
     /// Takes one step of a key rotation.
-    pub async fn rotate(&self, step: RotateStep, force: bool) -> Result<Value, RequestError> {
+    pub async fn rotate(&self, step: RotateStep, force: bool) -> Result<CaStatus, RequestError> {
         let authority = self.authority()?;
-        let status = match step {
+        Ok(match step {
             RotateStep::Intermediate => authority.rotate_intermediate().await?,
             RotateStep::PrepareRoot => authority.rotate_root().await?,
             RotateStep::ActivateRoot => authority.activate_root(force).await?,
             RotateStep::RetireRoot => authority.retire_root(force).await?,
-        };
-        Ok(json!(status))
+        })
     }
 }
 

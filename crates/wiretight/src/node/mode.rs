@@ -15,11 +15,8 @@ const NO_SECTION: RequestError = RequestError::NotHere(
 
 impl From<InterceptError> for RequestError {
     fn from(error: InterceptError) -> RequestError {
-        use InterceptError::{InForce, NoRules, NoTrial, TakenDown, TrialLength, TrialRuns};
         match error {
-            InForce(_) | NoRules | NoTrial | TakenDown | TrialLength { .. } | TrialRuns(_) => {
-                RequestError::Refused(error.to_string())
-            }
+            InterceptError::Operator(error) => RequestError::Refused(error.to_string()),
             error => RequestError::Failed(crate::logging::chain(&error)),
         }
     }

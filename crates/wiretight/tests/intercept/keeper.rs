@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 
-use wiretight::intercept::{InterceptError, Keeper};
+use wiretight::intercept::{ForeignError, InterceptError, Keeper, OperatorError};
 
 use rustix::process::Signal;
 
@@ -204,17 +204,17 @@ fn invalid_rules_are_refused_and_change_nothing() {
     let mut bad = rules.clone();
     bad.mark = 0;
     let said = keeper.ask(&json!({"apply": {"rules": bad, "anew": false}}));
-    assert!(said["failed"]["rules"].as_str().unwrap().contains("mark is 0"), "{said}");
+    assert!(said["failed"]["own"].as_str().unwrap().contains("mark is 0"), "{said}");
     let mut bad = json!(rules);
     bad["cgroups"] = json!(["x\" accept; add rule inet wiretight postrouting accept #"]);
     let said = keeper.ask(&json!({"apply": {"rules": bad, "anew": false}}));
-    assert!(said["failed"]["rules"].is_string(), "{said}");
+    assert!(said["failed"]["own"].as_str().unwrap().starts_with("invalid rules: "), "{said}");
     let said = keeper.ask(&json!({"nft": "flush ruleset"}));
-    assert!(said["failed"]["rules"].is_string(), "{said}");
+    assert!(said["failed"]["own"].as_str().unwrap().starts_with("invalid rules: "), "{said}");
     let mut bad = json!(rules);
     bad["transparent"] = json!(["10.0.0.1:80"]);
     let said = keeper.ask(&json!({"apply": {"rules": bad, "anew": false}}));
-    assert!(said["failed"]["rules"].as_str().unwrap().contains("not on loopback"), "{said}");
+    assert!(said["failed"]["own"].as_str().unwrap().contains("not on loopback"), "{said}");
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
 }
 
@@ -262,7 +262,7 @@ fn a_dead_worker_is_restarted_and_repairs_changed_rules() {
     assert_eq!(keeper.begun()["answer"], "begun");
     assert_eq!(keeper.health()["taken_down"], true);
     let said = keeper.ask(&json!({"apply": {"rules": rules, "anew": false}}));
-    assert_eq!(said["failed"], "taken_down");
+    assert_eq!(said["failed"]["operator"], "taken_down");
     assert!(net.listing().is_none());
 }
 
@@ -282,7 +282,7 @@ fn after_down_nothing_is_restored_until_rules_are_loaded_again() {
     assert!(net.listing().is_none());
     assert_eq!(keeper.health()["mended"], 0);
     let said = keeper.ask(&json!({"apply": {"rules": rules, "anew": false}}));
-    assert_eq!(said["failed"], "taken_down");
+    assert_eq!(said["failed"]["operator"], "taken_down");
     assert!(net.listing().is_none());
     assert_eq!(keeper.ask(&json!({"apply": {"rules": rules, "anew": true}})), json!("done"));
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
@@ -315,9 +315,10 @@ fn a_node_uses_the_keeper_and_notices_its_death() {
         assert_eq!((report.counts.dropped_out.packets, report.counts.flows.len()), (1, 1));
         let mut bad = rules.clone();
         bad.mark = 0;
-        assert!(matches!(keeper.apply(&bad).await, Err(InterceptError::Rules(_))));
+        let refused = keeper.apply(&bad).await.unwrap_err();
+        assert!(refused.to_string().starts_with("invalid rules: "), "{refused}");
         assert_eq!(net.cli(&["down", "--yes"]).0, 0);
-        assert_eq!(keeper.apply(&rules).await, Err(InterceptError::TakenDown));
+        assert_eq!(keeper.apply(&rules).await, Err(OperatorError::TakenDown.into()));
         keeper.apply_anew(&rules).await.unwrap();
         // Only this process is killed, by its id. Its worker ends with it.
         let pids = good(net.on("c", "sh").args(["-c", "ip netns pids $(ip netns identify $$)"]));
@@ -346,7 +347,7 @@ fn a_node_uses_the_keeper_and_notices_its_death() {
     });
     assert_eq!(net.listing().unwrap().canonical(), rules.expected());
     assert_eq!(net.nft(&["delete table inet wiretight; add table inet wiretight"]).0, 0);
-    assert_eq!(start().err(), Some(InterceptError::NotOurs));
+    assert_eq!(start().err(), Some(ForeignError::Table.into()));
 }
 
 #[test]
@@ -379,7 +380,7 @@ fn rules_that_cannot_be_applied_leave_the_stricter_of_old_and_new() {
     };
     assert_eq!(in_force(), ["10.77.0.2"]);
     let answer = apply(&mut keeper, &bad, false);
-    assert!(answer["failed"]["rules"].as_str().unwrap().contains("port 0"), "{answer}");
+    assert!(answer["failed"]["own"].as_str().unwrap().contains("port 0"), "{answer}");
     assert_eq!(in_force(), ["10.77.0.2", "10.77.0.53"]);
     assert_eq!(keeper.health()["mode"], json!("strict"));
     // Repeated, as a node does: nothing changes any more.

@@ -27,15 +27,15 @@ fn a_trial_ends_in_time_even_if_the_mesh_changes() {
     }
     let net = Net::bridged();
     let mut keeper = net.keeper();
-    assert_eq!(strict_for(&mut keeper, 5)["failed"], "no_rules");
+    assert_eq!(strict_for(&mut keeper, 5)["failed"]["operator"], "no_rules");
     let mut rules = rules(Mode::Permissive);
     keeper.apply(&rules);
     let strict = |rules: &Rules| Rules { mode: Mode::Strict, ..rules.clone() }.expected();
-    assert_eq!(strict_for(&mut keeper, 0)["failed"]["trial_length"]["seconds"], 0);
+    assert_eq!(strict_for(&mut keeper, 0)["failed"]["operator"]["trial_length"]["seconds"], 0);
     assert_eq!(strict_for(&mut keeper, 3), json!("done"));
     let begun = Instant::now();
     assert_eq!(in_force(&net), strict(&rules));
-    assert_eq!(strict_for(&mut keeper, 3)["failed"]["trial_runs"], "strict");
+    assert_eq!(strict_for(&mut keeper, 3)["failed"]["operator"]["trial_runs"], "strict");
     rules.protected.push("10.78.0.0/24".parse().unwrap());
     keeper.apply(&rules);
     assert_eq!(in_force(&net), strict(&rules), "the mode of the trial, with the new rules");
@@ -53,8 +53,8 @@ fn a_trial_ends_in_time_even_if_the_mesh_changes() {
     assert!(begun.elapsed() >= Duration::from_secs(3));
     let health = keeper.health();
     assert_eq!((&health["mode"], &health["trial"]), (&json!("permissive"), &json!(null)));
-    assert_eq!(keeper.ask(&json!("hold"))["failed"], "no_trial", "too late to confirm");
-    assert_eq!(keeper.ask(&json!("undo"))["failed"], "no_trial");
+    assert_eq!(keeper.ask(&json!("hold"))["failed"]["operator"], "no_trial", "too late to confirm");
+    assert_eq!(keeper.ask(&json!("undo"))["failed"]["operator"], "no_trial");
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(keeper.health()["mended"], 1, "our own changes are not counted");
 }
@@ -113,7 +113,7 @@ fn a_trial_ends_with_the_parent_and_down_stays_down() {
     std::thread::sleep(Duration::from_millis(2500));
     assert!(net.listing().is_none());
     assert_eq!(keeper.health()["trial"], json!(null));
-    assert_eq!(strict_for(&mut keeper, 1)["failed"], "taken_down");
+    assert_eq!(strict_for(&mut keeper, 1)["failed"]["operator"], "taken_down");
     keeper.hang_up();
     assert!(keeper.child.wait().unwrap().success());
     assert!(net.listing().is_none());

@@ -122,7 +122,7 @@ fn a_foreign_table_is_refused_and_not_changed() {
     }
     assert!(net.state().join("rules.json").exists(), "nothing half done");
     let (code, said) = keeper(&net, &[]);
-    assert!(code == 1 && said.contains("not_ours"), "{said}");
+    assert!(code == 1 && said.contains(r#"{"foreign":"table"}"#), "{said}");
 }
 
 /// The child process, without any request.

@@ -14,11 +14,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use wiretight_keys::SpiffeId;
 
 use super::Output;
 use super::term::{self, Table};
+use crate::admin::api::Status;
 use nodes::Nodes;
 use tap::{Seen, Tap};
 use traffic::{CANARY, Measured};
@@ -91,16 +94,48 @@ impl Demo {
         let (seen_direct, seen_relayed) = (straight.seen(), nodes.tap.seen());
         let report = report(&direct, &seen_direct, &relayed, &seen_relayed, &a, &b);
         nodes.leaked = leaked(&report);
-        self.out.print(&report, render)?;
+        // `json!` sorts the keys.
+        self.out.print(&json!(report), |_| render(&report))?;
         Ok(nodes)
     }
 }
 
+/// What was measured, and what the tap saw on the wire.
+#[derive(Clone, Default, Serialize)]
+struct Report {
+    canary: &'static str,
+    direct: Side,
+    relayed: Relayed,
+}
+
+#[derive(Clone, Default, Serialize)]
+struct Side {
+    canary_seen: bool,
+    canaries: u64,
+    protocol: String,
+    group: Option<String>,
+    cipher: Option<String>,
+    bytes: u64,
+    connections_on_the_wire: u64,
+    megabytes_per_second: f64,
+    latency_p50_us: u64,
+    new_connection_p50_us: u64,
+}
+
+#[derive(Clone, Default, Serialize)]
+struct Relayed {
+    #[serde(flatten)]
+    side: Side,
+    /// As the other side's relay verified it.
+    server_id: Option<SpiffeId>,
+    client_id: Option<SpiffeId>,
+    added_latency_p50_us: i64,
+}
+
 /// The direct run is the control: if the tap does not see the canary there, its result means nothing.
-fn leaked(report: &Value) -> bool {
-    report["direct"]["canary_seen"] != true
-        || report["relayed"]["canary_seen"] != false
-        || report["relayed"]["protocol"] != "TLSv1.3"
+fn leaked(report: &Report) -> bool {
+    let relayed = &report.relayed.side;
+    !report.direct.canary_seen || relayed.canary_seen || relayed.protocol != "TLSv1.3"
 }
 
 fn step(text: &str) {
@@ -112,64 +147,63 @@ fn report(
     seen_direct: &Seen,
     relayed: &Measured,
     seen_relayed: &Seen,
-    a: &Value,
-    b: &Value,
-) -> Value {
-    let side = |m: &Measured, s: &Seen| {
-        json!({
-            "canary_seen": s.canaries > 0,
-            "canaries": s.canaries,
-            "protocol": s.protocol(),
-            "group": s.group,
-            "cipher": s.cipher,
-            "bytes": s.bytes,
-            "connections_on_the_wire": s.connections,
-            "megabytes_per_second": m.megabytes_per_second(),
-            "latency_p50_us": m.p50().as_micros() as u64,
-            "new_connection_p50_us": m.connect_p50().as_micros() as u64,
-        })
+    a: &Status,
+    b: &Status,
+) -> Report {
+    let us = |time: Duration| time.as_micros() as u64;
+    let side = |m: &Measured, s: &Seen| Side {
+        canary_seen: s.canaries > 0,
+        canaries: s.canaries,
+        protocol: s.protocol(),
+        group: s.group.clone(),
+        cipher: s.cipher.clone(),
+        bytes: s.bytes,
+        connections_on_the_wire: s.connections,
+        megabytes_per_second: m.megabytes_per_second(),
+        latency_p50_us: us(m.p50()),
+        new_connection_p50_us: us(m.connect_p50()),
     };
-    let peer = |status: &Value| -> Value {
-        let connections = status["relay"]["connections"].as_array();
-        let hello = connections.into_iter().flatten().find(|c| c["service"] == nodes::SERVICE);
-        hello.map_or(Value::Null, |c| c["peer"].clone())
+    let peer = |status: &Status| {
+        let mut connections = status.relay.connections.iter();
+        let hello = connections.find(|c| c.service.as_str() == nodes::SERVICE);
+        hello.map(|c| c.peer.clone())
     };
-    let mut relayed_side = side(relayed, seen_relayed);
-    relayed_side["server_id"] = peer(a);
-    relayed_side["client_id"] = peer(b);
-    let added = |r: Duration, d: Duration| r.as_micros() as i64 - d.as_micros() as i64;
-    relayed_side["added_latency_p50_us"] = json!(added(relayed.p50(), direct.p50()));
-    json!({ "canary": CANARY, "direct": side(direct, seen_direct), "relayed": relayed_side })
+    Report {
+        canary: CANARY,
+        direct: side(direct, seen_direct),
+        relayed: Relayed {
+            side: side(relayed, seen_relayed),
+            server_id: peer(a),
+            client_id: peer(b),
+            added_latency_p50_us: us(relayed.p50()) as i64 - us(direct.p50()) as i64,
+        },
+    }
 }
 
-fn render(report: &Value) -> String {
-    let (d, r) = (&report["direct"], &report["relayed"]);
-    let text = |v: &Value| match v {
-        Value::Null => "-".to_owned(),
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
+fn render(report: &Report) -> String {
+    let Relayed { side: r, server_id, client_id, added_latency_p50_us } = &report.relayed;
+    let d = &report.direct;
+    let canary = |side: &Side| match side.canaries {
+        0 => term::good("not found"),
+        n => term::bad(&format!("FOUND {n} times")),
     };
-    let canary = |v: &Value| match v["canaries"].as_u64() {
-        Some(0) => term::good("not found"),
-        n => term::bad(&format!("FOUND {} times", n.unwrap_or(0))),
-    };
-    let number = |v: &Value| v.as_u64().unwrap_or(0);
-    let speed =
-        |v: &Value| format!("{:.0} MB/s", v["megabytes_per_second"].as_f64().unwrap_or(0.0));
-    let us = |v: &Value| format!("{} us", text(v));
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or("-".into());
+    let id = |id: &Option<SpiffeId>| or_dash(&id.as_ref().map(ToString::to_string));
+    let speed = |side: &Side| format!("{:.0} MB/s", side.megabytes_per_second);
+    let us = |us: u64| format!("{us} us");
     let mut table = Table::new(&["seen by the tap on the wire", "direct", "through Wiretight"]);
     let mut row = |name: &str, d: String, r: String| table.row([name.to_owned(), d, r]);
     row("canary text", canary(d), canary(r));
-    row("protocol", text(&d["protocol"]), text(&r["protocol"]));
-    row("key exchange", text(&d["group"]), text(&r["group"]));
-    row("cipher", text(&d["cipher"]), text(&r["cipher"]));
-    row("client", "anybody".into(), text(&r["client_id"]));
-    row("server", "anybody".into(), text(&r["server_id"]));
-    row("bytes", term::size(number(&d["bytes"])), term::size(number(&r["bytes"])));
+    row("protocol", d.protocol.clone(), r.protocol.clone());
+    row("key exchange", or_dash(&d.group), or_dash(&r.group));
+    row("cipher", or_dash(&d.cipher), or_dash(&r.cipher));
+    row("client", "anybody".into(), id(client_id));
+    row("server", "anybody".into(), id(server_id));
+    row("bytes", term::size(d.bytes), term::size(r.bytes));
     row("throughput", speed(d), speed(r));
-    row("a request, p50", us(&d["latency_p50_us"]), us(&r["latency_p50_us"]));
-    row("added by the relays, p50", "-".into(), us(&r["added_latency_p50_us"]));
-    row("a new connection, p50", us(&d["new_connection_p50_us"]), us(&r["new_connection_p50_us"]));
+    row("a request, p50", us(d.latency_p50_us), us(r.latency_p50_us));
+    row("added by the relays, p50", "-".into(), format!("{added_latency_p50_us} us"));
+    row("a new connection, p50", us(d.new_connection_p50_us), us(r.new_connection_p50_us));
     format!("\n{table}")
 }
 
@@ -184,20 +218,20 @@ mod tests {
 
     #[test]
     fn a_leak_a_blind_tap_or_another_protocol_is_a_failure() {
-        let good = json!({
-            "direct": { "canary_seen": true },
-            "relayed": { "canary_seen": false, "protocol": "TLSv1.3" },
-        });
+        let mut good = Report::default();
+        good.direct.canary_seen = true;
+        good.relayed.side.protocol = "TLSv1.3".into();
         assert!(!leaked(&good));
-        for (side, key, value) in [
-            ("relayed", "canary_seen", json!(true)),
-            ("relayed", "protocol", json!("mixed")),
-            ("relayed", "protocol", json!("plaintext")),
-            ("direct", "canary_seen", json!(false)),
-        ] {
+        let spoil: [fn(&mut Report); 4] = [
+            |r| r.relayed.side.canary_seen = true,
+            |r| r.relayed.side.protocol = "mixed".into(),
+            |r| r.relayed.side.protocol = "plaintext".into(),
+            |r| r.direct.canary_seen = false,
+        ];
+        for (n, spoil) in spoil.iter().enumerate() {
             let mut bad = good.clone();
-            bad[side][key] = value;
-            assert!(leaked(&bad), "{bad}");
+            spoil(&mut bad);
+            assert!(leaked(&bad), "{n}");
         }
     }
 }

@@ -7,7 +7,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
@@ -15,6 +14,7 @@ use wiretight_proxy::network::HostPort;
 
 use super::tap::Tap;
 use super::{free_port, step};
+use crate::admin::api::{Status, TokenAnswer, TokenRequest};
 use crate::admin::client::{AdminError, request};
 
 pub(super) const SERVICE: &str = "hello";
@@ -105,15 +105,19 @@ impl Nodes {
     async fn token(&self, node: &str, services: &[&str]) -> anyhow::Result<()> {
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
-        let body = json!({ "node": node, "services": services, "ttl_seconds": 300 });
+        let body = TokenRequest {
+            node: node.parse()?,
+            services: services.iter().map(|name| name.parse()).collect::<Result<_, _>>()?,
+            addresses: Vec::new(),
+            ttl_seconds: 300,
+        };
         let state_dir = self.state_dir("authority");
-        let made: Value =
+        let made: TokenAnswer =
             request(&state_dir, hyper::Method::POST, "/v1/tokens", Some(&body)).await?;
-        let token = made["token"].as_str().context("the authority made no token")?;
         let path = self.dir.path().join(format!("{node}.token"));
         let mut file =
             fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
-        Ok(file.write_all(token.as_bytes())?)
+        Ok(file.write_all(made.token.as_bytes())?)
     }
 
     /// Starts a node and waits until it is ready.
@@ -131,12 +135,12 @@ impl Nodes {
         let end = Instant::now() + READY;
         loop {
             match self.status(node).await {
-                Ok(status) if status["ready"] == true => return Ok(()),
+                Ok(status) if status.ready => return Ok(()),
                 Ok(_) | Err(_) if Instant::now() < end => sleep(Duration::from_millis(20)).await,
                 Ok(status) => bail!(
                     "node {node} is not ready after {} s: {}\n{}",
                     READY.as_secs(),
-                    status["not_ready"],
+                    status.not_ready.unwrap_or_default(),
                     self.log(node)
                 ),
                 Err(error) => bail!("node {node} is not running: {error}\n{}", self.log(node)),
@@ -153,8 +157,7 @@ impl Nodes {
         let end = Instant::now() + READY;
         loop {
             let status = self.status("a").await?;
-            let mut dials = status["dials"].as_array().into_iter().flatten();
-            if dials.all(|d| d["instances"].as_array().is_some_and(|i| !i.is_empty())) {
+            if status.dials.iter().all(|dial| !dial.instances.is_empty()) {
                 return Ok(());
             }
             if Instant::now() > end {
@@ -164,15 +167,15 @@ impl Nodes {
         }
     }
 
-    async fn status(&self, node: &str) -> Result<Value, AdminError> {
+    async fn status(&self, node: &str) -> Result<Status, AdminError> {
         request(&self.state_dir(node), hyper::Method::GET, "/v1/status", None::<&()>).await
     }
 
-    pub(super) async fn client_status(&self) -> anyhow::Result<Value> {
+    pub(super) async fn client_status(&self) -> anyhow::Result<Status> {
         Ok(self.status("a").await?)
     }
 
-    pub(super) async fn server_status(&self) -> anyhow::Result<Value> {
+    pub(super) async fn server_status(&self) -> anyhow::Result<Status> {
         Ok(self.status("b").await?)
     }
 
