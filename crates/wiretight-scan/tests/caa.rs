@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+#[path = "../../../tests/ports.rs"]
+mod ports;
+
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use ports::free;
 use tokio::time::Instant;
 use wiretight_scan::active::caa::Resolver;
 use wiretight_scan::facts::{Answer, Fact, Value};
@@ -21,9 +25,25 @@ struct Dns {
 type Caa<'a> = (u8, &'a str, &'a str);
 
 impl Dns {
-    /// Returns `None` and prints a note if dnsmasq is not installed.
-    fn start(records: &[(&str, &[Caa<'_>])]) -> Option<Self> {
-        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    /// Starts it on a free port and waits until it answers. Returns `None` and prints a note if dnsmasq is not installed.
+    async fn start(records: &[(&str, &[Caa<'_>])]) -> Option<Self> {
+        // Another program may take the port in between, by UDP or by TCP; then dnsmasq ends.
+        for _ in 0..10 {
+            let mut dns = Self::start_once(records)?;
+            let resolver = Resolver::at(dns.address).unwrap();
+            while dns.process.try_wait().unwrap().is_none() {
+                let fact = resolver.caa("test", Instant::now() + Duration::from_secs(2)).await;
+                if fact.answer == Answer::No {
+                    return Some(dns);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        panic!("dnsmasq did not start ten times");
+    }
+
+    fn start_once(records: &[(&str, &[Caa<'_>])]) -> Option<Self> {
+        let address = free();
         let mut command = Command::new("dnsmasq");
         let path = std::env::var("PATH").unwrap_or_default();
         command
@@ -51,17 +71,9 @@ impl Dns {
         }
     }
 
-    /// Queries until the server has started.
     async fn ask(&self, name: &str) -> Fact {
-        let started = Instant::now();
-        loop {
-            let resolver = Resolver::at(self.address).unwrap();
-            let fact = resolver.caa(name, Instant::now() + Duration::from_secs(2)).await;
-            if fact.answer != Answer::Inconclusive || started.elapsed() > Duration::from_secs(5) {
-                return fact;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let resolver = Resolver::at(self.address).unwrap();
+        resolver.caa(name, Instant::now() + Duration::from_secs(60)).await
     }
 }
 
@@ -87,7 +99,9 @@ async fn the_nearest_domain_with_caa_records_is_found() {
         ("none.caa.test", &[(0, "issue", ";")]),
         ("iodef.test", &[(0, "iodef", "mailto:a@b.example")]),
         ("critical.test", &[(128, "tbs", "Unknown\u{1b}")]),
-    ]) else {
+    ])
+    .await
+    else {
         return;
     };
     for (name, issued_by) in [

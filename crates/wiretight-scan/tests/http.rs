@@ -1,6 +1,9 @@
 //! HTTP responses of real servers and of hostile ones.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+#[path = "../../../tests/ports.rs"]
+mod ports;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ports::free;
 use wiretight_scan::active::{http, redirect};
 use wiretight_scan::facts::{Answer, Facts, Value};
 
@@ -55,10 +59,6 @@ fn find(program: &str) -> Option<PathBuf> {
     found
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Certificate and key, and both in one file for HAProxy.
 fn pems(dir: &Path) {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -85,7 +85,7 @@ async fn start(command: &mut Command, port: u16) -> (Program, SocketAddr) {
 #[tokio::test]
 async fn the_facts_about_nginx_match_its_settings() {
     let Some(nginx) = find("nginx") else { return };
-    let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 4].map(|_| free_port()));
+    let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 4].map(|_| free().port()));
     pems(dir.path());
     let (shown, [with, without, old, plain]) = (dir.path().display(), ports);
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -142,7 +142,7 @@ async fn the_facts_about_nginx_match_its_settings() {
     assert!(facts.yes("http.redirect"), "{facts:?}");
     let facts = redirect(address, "localhost", PATIENCE).await;
     assert_eq!(facts.answer("http.redirect"), Answer::No, "{facts:?}");
-    let closed = ([127, 0, 0, 1], free_port()).into();
+    let closed = ([127, 0, 0, 1], free().port()).into();
     let facts = redirect(closed, "localhost", PATIENCE).await;
     assert_eq!(facts.answer("http.redirect"), Answer::Untested, "{facts:?}");
     let facts = ask(plain).await;
@@ -152,7 +152,7 @@ async fn the_facts_about_nginx_match_its_settings() {
 #[tokio::test]
 async fn redirects_of_haproxy_are_recognized() {
     let Some(haproxy) = find("haproxy") else { return };
-    let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 3].map(|_| free_port()));
+    let (dir, ports) = (tempfile::tempdir().unwrap(), [0; 3].map(|_| free().port()));
     pems(dir.path());
     let (shown, [tls, plain, http2]) = (dir.path().display(), ports);
     let config = format!(
@@ -186,7 +186,7 @@ async fn redirects_of_haproxy_are_recognized() {
 #[tokio::test]
 async fn unusual_headers_from_node_are_parsed() {
     let Some(node) = find("node") else { return };
-    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let (dir, port) = (tempfile::tempdir().unwrap(), free().port());
     pems(dir.path());
     let script = format!(
         "const fs = require('fs'), o = {{ cert: fs.readFileSync('chain.pem'), \

@@ -116,9 +116,13 @@ fn what_is_in_the_way_never_changes_an_answer() {
         })
         .collect();
     let names: Vec<&'static str> = behind.keys().copied().chain(behind.values().copied()).collect();
-    let reports = scans::each(names, 8, |name| {
+    // Because of a hard limit on the rate, a whole scan takes five minutes; the others only wait.
+    let usual = scans::options();
+    let shorter = Options { max_time: Duration::from_secs(90), ..usual.clone() };
+    let reports = scans::each(names, 24, |name| {
         let server = start(name)?;
-        Some(scans::scan_server(&server, &scans::options()))
+        let options = if name == "throttled-hard" { &shorter } else { &usual };
+        Some(scans::scan_server(&server, options))
     });
     let mut wrong = Vec::new();
     for (name, real) in &behind {

@@ -1,6 +1,9 @@
 //! QUIC probes against three implementations and hostile peers.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+#[path = "../../../tests/ports.rs"]
+mod ports;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -9,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ports::free;
 use quinn::crypto::rustls::QuicServerConfig;
 use wiretight_scan::active::{Pace, quic};
 use wiretight_scan::facts::{Answer, Facts};
@@ -107,12 +111,6 @@ fn pems(dir: &Path) -> (PathBuf, PathBuf) {
     (chain, private)
 }
 
-/// A port that is free on UDP and TCP.
-fn free_port() -> u16 {
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    tcp.local_addr().unwrap().port()
-}
-
 /// aioquic, which checks ALPN first, and sends no HelloRetryRequest.
 fn aioquic(alpn: &str, dir: &Path) -> Option<(Program, SocketAddr)> {
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/pypi/bin/python");
@@ -121,7 +119,7 @@ fn aioquic(alpn: &str, dir: &Path) -> Option<(Program, SocketAddr)> {
         skip("aioquic (PyPI, in target/tools/pypi)");
         return None;
     }
-    let port = free_port();
+    let port = free().port();
     let (chain, key) = pems(dir);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aioquic_server.py");
     let mut command = Command::new(python);
@@ -160,7 +158,7 @@ async fn other_protocols_over_quic_are_found_and_an_alert_is_a_no() {
 #[tokio::test]
 async fn caddy_speaks_quic() {
     let Some(caddy) = in_path("caddy") else { return skip("caddy") };
-    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let (dir, port) = (tempfile::tempdir().unwrap(), free().port());
     let (chain, key) = pems(dir.path());
     let config = dir.path().join("Caddyfile");
     let text = format!(
@@ -444,7 +442,7 @@ async fn a_server_with_only_quic_is_scanned() {
     }
     // Without the endpoint, nothing is reachable.
     drop(endpoint);
-    let port = free_port();
+    let port = free().port();
     let nothing: SocketAddr = ([127, 0, 0, 1], port).into();
     let target = format!("tls://{nothing}").parse().unwrap();
     let report = Box::pin(scan_address(&target, nothing, &options)).await;

@@ -5,6 +5,8 @@
 pub mod edge;
 pub mod foreign;
 pub mod frames;
+#[path = "../../../../tests/ports.rs"]
+mod ports;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use ports::free;
 use rustls_pki_types::CertificateDer;
 use socket2::SockRef;
 use wiretight_keys::{
@@ -110,18 +113,6 @@ impl Ca {
     pub fn give(&self, mesh: &Mesh, ids: &[&str], secs: i64) {
         let identity = |id: &&str| (id.parse().unwrap(), self.identity(id, secs));
         mesh.set_identities(ids.iter().map(identity).collect::<BTreeMap<_, _>>());
-    }
-}
-
-/// A free port of 127.0.0.1 that stays free: below the range of ports that the kernel assigns to clients.
-pub fn free() -> SocketAddr {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let n = u64::from(std::process::id()) * 251 + NEXT.fetch_add(1, Ordering::Relaxed);
-        let addr = SocketAddr::from(([127, 0, 0, 1], 10_000 + (n % 22_000) as u16));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
-        }
     }
 }
 

@@ -1,9 +1,14 @@
 //! The scanned servers.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+#[path = "../../../../tests/ports.rs"]
+mod ports;
+
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use ports::free;
 
 /// A server and its description.
 pub struct Server {
@@ -64,10 +69,6 @@ pub fn all(folder: &Path) -> Vec<Server> {
         .args(["-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0", "-psk", "00"]);
     servers.push(start("openssl s_server, all suites", address, &mut everything));
     servers
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn start(title: &'static str, address: SocketAddr, command: &mut Command) -> Server {

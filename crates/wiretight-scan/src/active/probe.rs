@@ -126,6 +126,9 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
+/// From this pause on, no other connection of ours is opened in it: most rate limits count connections per second, and
+/// would count those of other probes.
+const QUIET: Duration = Duration::from_secs(1);
 
 impl Outcome {
     /// Rejected by an alert about the hello.
@@ -406,10 +409,15 @@ impl Prober {
             }
             if !pause.is_zero() {
                 self.pace.slow_down(begun);
+            }
+            if pause < QUIET {
                 sleep(pause).await;
             }
             // Hold all permits until the end of the round.
             let Ok(Some(_alone)) = timeout_at(self.end, self.pace.alone()).await else { break };
+            if pause >= QUIET && timeout_at(self.end, sleep(pause)).await.is_err() {
+                break;
+            }
             let answered = |reply: &Reply| matches!(reply, Reply::Hello(_));
             if !answered(&self.ask_with(&padded, Until::Hello, None).await) {
                 // The length may be the cause. Repeat it, because the failure may be accidental.

@@ -7,19 +7,21 @@
 
 pub mod hostile;
 pub mod pki;
+#[path = "../../../../tests/ports.rs"]
+mod ports;
 pub mod programs;
 pub mod proxies;
 pub mod scans;
 mod table;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
+use ports::free;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 use wiretight_scan::{Host, Start, Target};
@@ -134,7 +136,7 @@ impl Config {
             "ipv6-only" => IpAddr::from(Ipv6Addr::LOCALHOST),
             _ => Ipv4Addr::LOCALHOST.into(),
         };
-        let address = SocketAddr::new(host, free_port());
+        let address = SocketAddr::new(host, free().port());
         let mut running = Running {
             name: self.name,
             kind: self.kind,
@@ -196,27 +198,6 @@ impl Running {
         }
         Ok(())
     }
-}
-
-/// A port that is free on both loopback addresses, below the range of client ports.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u16 = 10_000;
-    const COUNT: u16 = 20_000;
-    // Test binaries that run in parallel start at different ports.
-    let begin = (std::process::id() as u16).wrapping_mul(211) % COUNT;
-    for _ in 0..COUNT {
-        let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let free = |ip: IpAddr| match TcpListener::bind((ip, port)) {
-            Ok(_) => true,
-            // A machine without IPv6.
-            Err(e) => e.kind() == io::ErrorKind::AddrNotAvailable,
-        };
-        if free(Ipv4Addr::LOCALHOST.into()) && free(Ipv6Addr::LOCALHOST.into()) {
-            return port;
-        }
-    }
-    panic!("no port is free")
 }
 
 /// A program and all its child processes, which are killed on drop.

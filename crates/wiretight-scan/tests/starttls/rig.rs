@@ -1,15 +1,19 @@
 //! Servers in temporary folders, devices on the path, and the client's side of TLS.
 
+#[path = "../../../../tests/ports.rs"]
+mod ports;
+
 use std::fs;
 use std::future::Future;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use ports::free;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::pem::PemObject;
@@ -88,11 +92,6 @@ fn folder() -> tempfile::TempDir {
 fn open_to_all(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
-/// Free ports, each returned once.
-pub fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A folder for a server, and its process group, which is stopped on drop.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::rig::{Server, free_port, is_root, program, run, skipped};
+use crate::rig::{Server, free, is_root, program, run, skipped};
 
 /// Runs as this user if the tests run as root, and the server refuses that.
 fn as_user(user: &str, program: &std::path::Path) -> Command {
@@ -26,7 +26,7 @@ pub fn postfix(tls: bool) -> Option<(Server, u16)> {
         skipped("Postfix needs root");
         return None;
     }
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let dir = server.dir();
     for (name, owner) in [
         ("q/pid", None),
@@ -70,7 +70,7 @@ pub fn dovecot(tls: bool) -> Option<(Server, [u16; 4])> {
         return None;
     }
     let server = Server::new();
-    let ports = [free_port(), free_port(), free_port(), free_port()];
+    let ports = [free().port(), free().port(), free().port(), free().port()];
     let [imap, pop3, lmtp, sieve] = ports;
     let dir = server.dir();
     for name in ["run", "state"] {
@@ -103,7 +103,7 @@ pub fn dovecot(tls: bool) -> Option<(Server, [u16; 4])> {
 
 pub fn vsftpd(tls: bool) -> Option<(Server, u16)> {
     let vsftpd = program("vsftpd")?;
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let empty = server.make_folder("empty", None);
     let config = server.write(
         "conf",
@@ -123,7 +123,7 @@ pub fn vsftpd(tls: bool) -> Option<(Server, u16)> {
 
 pub fn slapd(tls: bool) -> Option<(Server, u16)> {
     let slapd = program("slapd")?;
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let tls = match tls {
         true => format!(
             "TLSCertificateFile {}\nTLSCertificateKeyFile {}\n",
@@ -140,7 +140,7 @@ pub fn slapd(tls: bool) -> Option<(Server, u16)> {
 
 pub fn postgres(tls: bool) -> Option<(Server, u16)> {
     let (initdb, postgres) = (program("initdb")?, program("postgres")?);
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let data = server.make_folder("data", Some("postgres"));
     run(as_user("postgres", &initdb).args(["--auth=trust", "--no-sync", "-D"]).arg(&data));
     let mut command = as_user("postgres", &postgres);
@@ -161,7 +161,7 @@ pub fn postgres(tls: bool) -> Option<(Server, u16)> {
 
 pub fn mariadb(tls: bool) -> Option<(Server, u16)> {
     let mariadbd = program("mariadbd")?;
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let data = server.make_folder("data", Some("mysql"));
     let mut command = Command::new(mariadbd);
     // Without user tables, because nobody needs to log in.
@@ -186,7 +186,7 @@ pub fn mariadb(tls: bool) -> Option<(Server, u16)> {
 pub fn prosody(tls: bool) -> Option<(Server, [u16; 2])> {
     let prosody = program("prosody")?;
     let server = Server::new();
-    let (clients, servers) = (free_port(), free_port());
+    let (clients, servers) = (free().port(), free().port());
     let dir = server.dir();
     server.make_folder("data", None);
     let modules = if tls { "\"tls\", " } else { "" };
@@ -213,7 +213,7 @@ pub fn prosody(tls: bool) -> Option<(Server, [u16; 2])> {
 
 pub fn inspircd(tls: bool) -> Option<(Server, u16)> {
     let inspircd = program("inspircd")?;
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let dir = server.dir();
     let tls = match tls {
         true => format!(
@@ -246,7 +246,7 @@ pub fn inspircd(tls: bool) -> Option<(Server, u16)> {
 
 pub fn xrdp(tls: bool) -> Option<(Server, u16)> {
     let xrdp = program("xrdp")?;
-    let (server, port) = (Server::new(), free_port());
+    let (server, port) = (Server::new(), free().port());
     let config = server.write(
         "xrdp.ini",
         &format!(

@@ -22,8 +22,11 @@ use crate::config::AskUrl;
 
 #[path = "../../tests/pebble/mod.rs"]
 mod pebble;
+#[path = "../../../../tests/ports.rs"]
+mod ports;
 
 use pebble::Pebble;
+use ports::free;
 
 const NAME: &str = "www.example.test";
 

@@ -293,10 +293,15 @@ fn stop_signals() -> std::io::Result<(Signal, Signal)> {
 
 /// Runs the control part: everything that only one process of a node may own at a time.
 async fn control(plane: &Plane, predecessor: Option<(Predecessor, bool)>) -> anyhow::Result<Turn> {
-    let mut control = Control::begin(plane, predecessor).await?;
-    let (hangup, stops) = (signal(SignalKind::hangup())?, &mut stop_signals()?);
-    let successor = control.serve(hangup, stops).await?;
-    Ok(control.end(successor, stops).await)
+    // Before the node says that it is ready: a SIGHUP that nothing handles would end the process.
+    let (hangup, mut stops) = (signal(SignalKind::hangup())?, stop_signals()?);
+    let mut control = tokio::select! {
+        begun = Control::begin(plane, predecessor) => begun?,
+        _ = stops.0.recv() => return Ok(Turn::Stopped),
+        _ = stops.1.recv() => return Ok(Turn::Stopped),
+    };
+    let successor = control.serve(hangup, &mut stops).await?;
+    Ok(control.end(successor, &mut stops).await)
 }
 
 /// The control part of a node.

@@ -1,16 +1,20 @@
 //! What the test binaries have in common: programs, child processes, ports, and waiting.
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 
+#[path = "../../../../tests/ports.rs"]
+mod ports;
+
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Child;
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+
+pub(crate) use ports::free;
 
 /// The time limit for what takes milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,20 +61,6 @@ pub(crate) fn is_root() -> bool {
         skip("root");
     }
     root
-}
-
-/// A free port of 127.0.0.1 that no other test gets and that the kernel uses for no outgoing connection (those begin at
-/// 32768), so that a restarted node finds it free again.
-pub(crate) fn free() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() * 97 % 20_000) as u16;
-    loop {
-        let port = 11_000 + start.wrapping_add(NEXT.fetch_add(1, Relaxed)) % 21_000;
-        let addr = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
-        }
-    }
 }
 
 /// Waits until a condition holds.

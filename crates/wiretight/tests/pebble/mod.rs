@@ -2,10 +2,12 @@
 //! ten is rejected.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use super::free;
 
 /// A running CA; it is stopped when this value is dropped.
 pub(crate) struct Pebble {
@@ -33,10 +35,6 @@ pub(crate) fn installed() -> bool {
     assert!(std::env::var_os("CI").is_none(), "{missing} is not installed");
     let _ = writeln!(std::io::stderr(), "skipped: {missing} is not installed");
     false
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn wait(addr: SocketAddr) {
