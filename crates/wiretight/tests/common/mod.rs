@@ -1,5 +1,5 @@
 //! What the test binaries have in common: programs, child processes, ports, and waiting.
-#![allow(dead_code, reason = "each test binary uses what it needs")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses what it needs")]
 
 #[path = "../../../../tests/ports.rs"]
 mod ports;
