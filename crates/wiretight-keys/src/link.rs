@@ -18,6 +18,7 @@ use crate::key::{KeyError, PublicKey};
 use crate::spiffe::SpiffeId;
 
 /// The extension with a [`KeyLink`], in requests and certificates. It is in IANA's experimental arc, like
+/// [`ID_LOG_PROOF`](crate::logged::ID_LOG_PROOF).
 pub const ID_KEY_LINK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.3.7400.2");
 
 /// Prefix of the signed bytes. It separates them from anything signed for TLS, requests or certificates.

@@ -278,8 +278,55 @@ mod tests {
         ] {
             assert!(bad.parse::<SpiffeId>().is_err(), "{bad:?} was accepted");
         }
-        let long = format!("spiffe://example.org/service/{}", "a".repeat(64));
-        assert!(long.parse::<SpiffeId>().is_err());
+    }
+
+    #[test]
+    fn names_and_trust_domains_are_bounded() {
+        let name = |text: &str| text.parse::<Name>().map_err(|e| e.to_string());
+        for good in ["a", "0", "a-b", "a--b", &"a".repeat(63)] {
+            assert_eq!(name(good).unwrap().as_str(), good);
+        }
+        assert_eq!(name("").unwrap_err(), "a name must have 1 to 63 characters, not 0");
+        let long = name(&"a".repeat(64)).unwrap_err();
+        assert_eq!(long, "a name must have 1 to 63 characters, not 64");
+        for (bad, found) in [("-a", '-'), ("a-", '-'), ("a_b", '_'), ("a.b", '.'), ("aB", 'B')] {
+            let refused = name(bad).unwrap_err();
+            assert!(refused.starts_with("a name may contain only a-z, 0-9, '-' and"), "{refused}");
+            assert!(refused.ends_with(&format!("found {found:?}")), "{refused}");
+        }
+        let domain = |text: &str| text.parse::<TrustDomain>().map_err(|e| e.to_string());
+        let (label, short) = ("a".repeat(63), "a".repeat(62));
+        for good in
+            ["x", "a_b.c", "a.b-c.0", &format!("{label}.{label}"), &format!("{label}.{short}.b")]
+        {
+            assert_eq!(domain(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "a..b",
+            ".a",
+            "a.",
+            "a.-b",
+            "_a",
+            "a b",
+            &format!("{label}a"),
+            &format!("{label}.{label}.b"),
+        ] {
+            assert!(domain(bad).is_err(), "{bad:?}");
+        }
+        assert!(domain("a b").unwrap_err().contains("'-', '.', '_' and must"));
+        assert!(domain("a.-b").unwrap_err().contains("'-', '_' and must"));
+    }
+
+    #[test]
+    fn dns_names_contain_no_underscore() {
+        for (id, name) in [
+            ("spiffe://a_b.org/service/db", "db.service.a-b.org"),
+            ("spiffe://a_b.org/node/db1", "db1.node.a-b.org"),
+            ("spiffe://a_b.org/authority", "authority.a-b.org"),
+        ] {
+            assert_eq!(id.parse::<SpiffeId>().unwrap().dns_name(), name);
+        }
     }
 
     #[test]

@@ -157,6 +157,37 @@ mod tests {
     }
 
     #[test]
+    fn tokens_over_the_limit_are_rejected() {
+        let of = |len: usize| {
+            let mut token = token();
+            for _ in token.encode().len()..len {
+                if token.encode().len() < len {
+                    token.id.push('x');
+                }
+            }
+            let text = token.encode();
+            assert_eq!(text.len(), len);
+            JoinToken::decode(&text).map(|_| ())
+        };
+        assert_eq!(of(MAX_LEN), Ok(()));
+        assert_eq!(of(MAX_LEN + 1), Err(TokenError::Damaged));
+    }
+
+    #[test]
+    fn the_root_is_64_hex_digits() {
+        let json = |root: &str| {
+            let json = serde_json::to_string(&token()).unwrap().replace(&"07".repeat(32), root);
+            serde_json::from_str::<JoinToken>(&json).map(|token| token.root)
+        };
+        let digits = "00112233445566778899aabbccddeeff".repeat(2);
+        let read = json(&digits).unwrap();
+        assert_eq!((hex(&read), read[1], read[31]), (digits.clone(), 0x11, 0xff));
+        for bad in [&digits[1..], &format!("{digits}0"), &format!("g{}", &digits[1..]), ""] {
+            assert!(json(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_secret_matches_only_its_own_hash() {
         assert!(secret_matches("x", &secret_hash("x")));
         assert!(!secret_matches("y", &secret_hash("x")));

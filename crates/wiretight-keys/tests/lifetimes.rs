@@ -5,6 +5,7 @@
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::logged::MAX_DELAY;
+use wiretight_keys::transparency::Place;
 use wiretight_keys::verify::{MAX_INTERMEDIATE_LIFE, MAX_LEAF_LIFE};
 use wiretight_keys::*;
 use wiretight_tlog::cosignature::Algorithm;
@@ -22,7 +23,7 @@ struct World {
 }
 
 /// A certificate's validity, and when the witness cosigned its log entry.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Made {
     period: Period,
     seen: u64,
@@ -92,10 +93,14 @@ impl World {
         TrustBundle::new(td, vec![self.root.0.clone()], Revocations::default()).unwrap()
     }
 
-    fn demanding(&self) -> TrustBundle {
+    fn required(&self) -> Transparency {
         let (log, witness) = (self.log.public(), self.witness.public());
         let policy = Policy::parse(format!("log {log}\nwitness w {witness}\nquorum w\n")).unwrap();
-        self.bundle().with(Transparency::required(policy))
+        Transparency::required(policy)
+    }
+
+    fn demanding(&self) -> TrustBundle {
+        self.bundle().with(self.required())
     }
 }
 
@@ -164,7 +169,8 @@ fn a_new_proof_of_an_old_entry_is_rejected() {
         seen: NOW - 60 - by,
     };
     verify(&bundle, &w.chain(good, ahead(300)), NOW).unwrap();
-    assert!(verify(&bundle, &w.chain(good, ahead(301)), NOW).is_err());
+    let refused = verify(&bundle, &w.chain(good, ahead(301)), NOW).unwrap_err();
+    assert!(refused.contains("301 s ago"), "{refused}");
 }
 
 #[test]
@@ -200,4 +206,46 @@ fn a_verified_peer_expires_with_its_proofs() {
     // If proofs are not required, only the certificates count.
     let peer = w.bundle().verify(&chain, Role::Client, time(NOW)).unwrap();
     assert_eq!(peer.not_after(), leaf.period.not_after);
+}
+
+#[test]
+fn each_certificate_is_believed_by_its_own_proof() {
+    let (w, other) = (World::new(), World::new());
+    let required = w.required();
+    let day = Made { seen: NOW - 2 * DAY, ..Made::lasting(3600) };
+    let old = Made { period: Period { not_before: NOW - 2 * DAY, ..day.period }, ..day };
+    for (world, made, place, believed) in [
+        (&w, Made::lasting(3600), Place::Leaf, true),
+        (&w, Made::lasting(3600), Place::Intermediate, true),
+        (&w, old, Place::Leaf, false),
+        (&w, old, Place::Intermediate, true),
+        (&other, Made::lasting(3600), Place::Leaf, false),
+    ] {
+        let chain = world.chain(made, made);
+        let certificate = &chain[usize::from(place == Place::Intermediate)];
+        assert_eq!(required.believes(certificate, place, NOW), believed, "{place:?} {made:?}");
+        assert!(Transparency::NotRequired.believes(certificate, place, NOW));
+    }
+    assert!(required == w.required() && required.policy().is_some());
+    assert!(required != other.required() && required != Transparency::NotRequired);
+}
+
+/// The refusal blames the leaf only if the leaf itself is not valid now.
+#[test]
+fn an_intermediate_that_is_not_valid_now_is_a_bad_chain() {
+    let w = World::new();
+    let from = |not_before, not_after| Made { period: Period { not_before, not_after }, seen: NOW };
+    let (expired, future) = (from(NOW - 3600, NOW - 1), from(NOW + 1, NOW + 3600));
+    let valid = [from(NOW - 60, NOW + 60), from(NOW - 60, NOW), from(NOW, NOW + 60)];
+    for leaf in valid {
+        verify(&w.bundle(), &w.chain(from(NOW, NOW), leaf), NOW).unwrap();
+        for intermediate in [expired, future] {
+            let refused = verify(&w.bundle(), &w.chain(intermediate, leaf), NOW).unwrap_err();
+            assert!(refused.starts_with("BadChain"), "{refused}");
+        }
+    }
+    for (leaf, reason) in [(expired, "Expired"), (future, "NotYetValid")] {
+        let refused = verify(&w.bundle(), &w.chain(valid[0], leaf), NOW).unwrap_err();
+        assert!(refused.starts_with(reason), "{refused}");
+    }
 }

@@ -5,6 +5,7 @@
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wiretight_keys::logged::Entry;
 use wiretight_keys::verify::bundle_by_fingerprint;
+use wiretight_keys::web::{answers_challenge, is_host_name};
 use wiretight_keys::x509::{fingerprint, from_pem, to_pem};
 use wiretight_keys::*;
 
@@ -83,15 +84,19 @@ fn a_request_becomes_a_certificate_that_verifies() {
     let web = id("spiffe://example.org/service/web");
     let csr = Csr::parse(&Csr::create(&web, &key).unwrap()).unwrap();
     assert_eq!(csr.id, web);
+    let serial = Series::new([9; 8]).serial(333);
     let tbs = Tbs::new(
         &Profile::Leaf(csr.id),
         csr.key.spki(),
         HOUR,
-        [9; 16],
+        serial,
         Some(&ca.intermediate),
         ca.key.algorithm(),
     );
     let leaf = tbs.unwrap().sign(&ca.key).unwrap();
+    assert_eq!(Leaf::parse(&leaf).unwrap().serial, serial);
+    let text = "4909090909090909000000000000014d";
+    assert_eq!((serial.to_string(), serde_json::json!(serial)), (text.to_owned(), text.into()));
     let chain = [leaf.clone(), ca.intermediate.clone()];
     for role in [Role::Server, Role::Client] {
         let peer = ca.bundle().verify(&chain, role, at(NOW)).unwrap();
@@ -184,7 +189,22 @@ fn invalid_chains_are_rejected_with_the_right_reason() {
     let chain = [child, good[0].clone(), ours.intermediate.clone()];
     assert_eq!(verify(&chain), Err("Untrusted".into()));
     assert_eq!(verify(&good[..1]), Err("Untrusted".into()));
-    assert_eq!(verify(&vec![good[0].clone(); 5]), Err("ChainTooLarge".into()));
+    // The leaf, its intermediate, the root, and one to spare.
+    let four = [&good[..], &[ours.root.clone(), ours.root.clone()]].concat();
+    assert!(verify(&four).is_ok());
+    assert_eq!(verify(&[&four[..], &four[3..]].concat()), Err("ChainTooLarge".into()));
+    let large = |len| [good[0].clone(), good[1].clone(), CertificateDer::from(vec![0; len])];
+    assert!(verify(&large(26 * 1024)).is_ok());
+    assert_eq!(verify(&large(26 * 1024 + 1)), Err("ChainTooLarge".into()));
+    // What the refusal tells the operator.
+    let refusal =
+        |period| ours.bundle().verify(&ours.leaf(&web, &key, period), Role::Client, at(NOW));
+    let web_id = || id("spiffe://example.org/service/web");
+    assert_eq!(refusal(old), Err(Refusal::Expired { id: web_id(), ago: 3600 }));
+    assert_eq!(refusal(future), Err(Refusal::NotYetValid { id: web_id(), ahead: 60 }));
+    // The last and the first second.
+    assert!(refusal(Period { not_before: NOW - 60, not_after: NOW }).is_ok());
+    assert!(refusal(Period { not_before: NOW, not_after: NOW + 60 }).is_ok());
 
     // Revoking a series revokes all of its certificates and no others.
     let series = Leaf::parse(&good[0]).unwrap().serial.series();
@@ -193,6 +213,25 @@ fn invalid_chains_are_rejected_with_the_right_reason() {
         let bundle = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], revoked).unwrap();
         let reason = bundle.verify(&good, Role::Client, at(NOW)).map_err(kind);
         assert_eq!(reason.err(), refused.then(|| "Revoked".into()));
+        assert_eq!(bundle.is_revoked(&series.serial(7)), refused);
+    }
+    // So does revoking its log entry, by a range of indexes, or its root.
+    let index = Leaf::parse(&good[0]).unwrap().serial.index();
+    let root = fingerprint(&ours.root);
+    let of = |from, to| Revocations { indexes: vec![(7, 7), (from, to)], ..Default::default() };
+    for (revoked, refused) in [
+        (of(index, index), true),
+        (of(0, index), true),
+        (of(index, u64::MAX), true),
+        (of(index + 1, u64::MAX), false),
+        (of(index - 1, index - 1), false),
+        (Revocations { roots: [root].into(), ..Default::default() }, true),
+        (Revocations { roots: [[0; 32]].into(), ..Default::default() }, false),
+    ] {
+        let peer = ours.bundle().verify(&good, Role::Client, at(NOW)).unwrap();
+        let bundle = TrustBundle::new(ours.td.clone(), vec![ours.root.clone()], revoked).unwrap();
+        assert_eq!(bundle.verify(&good, Role::Client, at(NOW)).is_err(), refused);
+        assert_eq!(bundle.stands_by(&peer), !refused, "a peer that was verified earlier");
     }
     for index in [0, u64::MAX] {
         let serial = Series::new([0xff; 8]).serial(index);
@@ -228,6 +267,7 @@ fn a_first_join_authenticates_the_authority_by_its_root() {
     chain.push(ca.root.clone());
     let bundle = bundle_by_fingerprint(&ca.td, &fingerprint(&ca.root), &chain).unwrap();
     assert_eq!(bundle.verify(&chain, Role::Server, at(NOW)).unwrap().id().id, Id::Authority);
+    assert_eq!((bundle.roots(), bundle.trust_domain()), (&[ca.root.clone()][..], &ca.td));
     assert!(bundle_by_fingerprint(&ca.td, &fingerprint(&other.root), &chain).is_none());
 }
 
@@ -262,15 +302,136 @@ fn an_altered_web_request_is_rejected() {
         altered[i] ^= 1;
         assert!(WebCsr::parse(&altered).is_err(), "byte {i}");
     }
-    let long = vec![0x30; WebCsr::MAX_LEN + 1];
-    assert!(WebCsr::parse(&long).is_err());
-    for bad in ["", "*.example.org", "a b", "10.0.0.1", "a..b", "-a.b"] {
-        let der = WebCsr::create(&[bad.to_owned()], &key).unwrap();
-        assert!(WebCsr::parse(&der).is_err(), "{bad:?}");
-    }
     assert!(WebCsr::parse(&WebCsr::create(&[], &key).unwrap()).is_err());
     let many: Vec<_> = (0..=WebCsr::MAX_NAMES).map(|i| format!("n{i}.example.org")).collect();
     assert!(WebCsr::parse(&WebCsr::create(&many, &key).unwrap()).is_err());
+    assert!(WebCsr::parse(&WebCsr::create(&many[1..], &key).unwrap()).is_ok());
+}
+
+#[test]
+fn requests_over_the_size_limit_are_not_parsed() {
+    for (limit, problem) in [
+        (Csr::MAX_LEN, (|der| Csr::parse(der).map(|_| ())) as fn(&[u8]) -> Result<(), X509Error>),
+        (WebCsr::MAX_LEN, |der| WebCsr::parse(der).map(|_| ())),
+    ] {
+        let problem = |len: usize| problem(&vec![0x30; len]).unwrap_err().to_string();
+        assert!(problem(limit + 1).ends_with(&format!("more than {limit}")));
+        assert!(!problem(limit).contains("more than"));
+    }
+}
+
+#[test]
+fn only_host_names_are_certified() {
+    let key = SigningKey::generate().unwrap();
+    let accepted = |name: &str| {
+        let der = WebCsr::create(&[name.to_owned()], &key).unwrap();
+        let accepted = WebCsr::parse(&der).is_ok();
+        assert_eq!(accepted, is_host_name(name), "{name:?}");
+        accepted
+    };
+    let labels = |last: usize| {
+        [&"a".repeat(63), &"b".repeat(63), &"c".repeat(63), "d"]
+            .join(".")
+            .replace('d', &"d".repeat(last))
+    };
+    for good in ["a", "a.b", "a-1.b_c.d0", "1.a", "0x1", &"a".repeat(63), &labels(61)] {
+        assert!(accepted(good), "{good:?}");
+    }
+    for bad in [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "*.example.org",
+        "a b",
+        "a/b",
+        "10.0.0.1",
+        "1",
+        "a.1",
+        "-a.b",
+        "a-.b",
+        "a.b-",
+        "::1",
+        &"a".repeat(64),
+        &labels(62),
+    ] {
+        assert!(!accepted(bad), "{bad:?}");
+    }
+}
+
+#[test]
+fn an_acme_challenge_is_answered_by_the_certificate_made_for_it() {
+    let key = SigningKey::generate().unwrap();
+    let digest = [5; 32];
+    let made = |profile: &Profile| {
+        let (spki, algorithm) = (key.public_key(), key.algorithm());
+        Tbs::new(profile, &spki, HOUR, [9; 16], None, algorithm).unwrap().sign(&key).unwrap()
+    };
+    let good = made(&Profile::AcmeChallenge { name: "a.example.org".into(), digest });
+    assert!(answers_challenge(&good, "a.example.org", &digest));
+    assert!(answers_challenge(&good, "A.example.org", &digest));
+    assert!(!answers_challenge(&good, "b.example.org", &digest));
+    assert!(!answers_challenge(&good, "a.example.org", &[6; 32]));
+    assert!(!answers_challenge(
+        &made(&Profile::Web(vec!["a.example.org".into()])),
+        "a.example.org",
+        &digest
+    ));
+    assert!(!answers_challenge(&CertificateDer::from(vec![0x30, 0]), "a.example.org", &digest));
+    // Without "critical" (DER: BOOLEAN TRUE, which is omitted otherwise) any issuer could be made to include it.
+    let mut lax = good.to_vec();
+    let oid = [0x06, 8, 0x2b, 6, 1, 5, 5, 7, 1, 0x1f];
+    let at = lax.windows(oid.len()).position(|w| w == oid).unwrap() + oid.len();
+    assert_eq!(lax[at..at + 3], [1, 1, 0xff]);
+    lax[at + 2] = 0;
+    assert!(!answers_challenge(&lax.into(), "a.example.org", &digest));
+}
+
+#[test]
+fn a_site_certificate_is_matched_by_exact_name_or_wildcard() {
+    let ca = ca("example.org");
+    let key = SigningKey::generate().unwrap();
+    let names = ["*.example.org", "b.example.org", "c.b.example.org"].map(str::to_owned);
+    let chain = ca.leaf(&Profile::Web(names.to_vec()), &key, HOUR);
+    let leaf = WebLeaf::parse(&chain[0]).unwrap();
+    for name in ["a.example.org", "b.example.org", "c.b.example.org", "*.example.org"] {
+        assert!(leaf.is_for(name), "{name}");
+    }
+    for name in ["example.org", "a.b.example.org", "*.b.example.org", "*.org", "", "a b", "*."] {
+        assert!(!leaf.is_for(name), "{name}");
+    }
+    assert_eq!((leaf.rsa_bits, leaf.period), (None, HOUR));
+    let subject_key = PublicKey::new(key.public_key()).unwrap();
+    assert_eq!(web::spki(&chain[0]), Some(subject_key.to_der()));
+    assert_eq!(x509::key_hash(&chain[0]), Some(subject_key.hash()));
+    assert_eq!(x509::not_after(&chain[0]), Some(HOUR.not_after));
+    for nothing in [&chain[0][1..], &[]] {
+        assert_eq!((x509::key_hash(nothing), x509::not_after(nothing)), (None, None));
+    }
+}
+
+#[test]
+fn the_length_of_an_rsa_key_is_read() {
+    for bits in [1024, 1033] {
+        let made = openssl(&["-x509", "-newkey", &format!("rsa:{bits}"), "-subj", "/CN=x"]);
+        let Some(der) = made else { return };
+        assert_eq!(WebLeaf::parse(&der.into()).unwrap().rsa_bits, Some(bits));
+    }
+}
+
+#[test]
+fn pem_blocks_of_another_type_are_rejected() {
+    let key = SigningKey::generate().unwrap();
+    let pem = key.to_pem();
+    assert_eq!(SigningKey::from_pem(pem.as_bytes()).unwrap().to_pkcs8(), key.to_pkcs8());
+    let other = pem.replace("PRIVATE KEY", "EC PRIVATE KEY");
+    assert!(SigningKey::from_pem(other.as_bytes()).is_err());
+    let csr = Csr::create(&id("spiffe://example.org/service/web"), &key).unwrap();
+    let pem = x509::csr_to_pem(&csr);
+    assert_eq!(x509::csr_from_pem(&pem), Ok(csr));
+    assert!(x509::csr_from_pem(&pem.replace("CERTIFICATE REQUEST", "CERTIFICATE")).is_err());
+    assert!(x509::from_pem(pem.as_bytes()).is_err(), "no certificate in it");
 }
 
 /// A request made by the openssl program; `None` if it is not installed.
@@ -301,6 +462,9 @@ fn openssl_requests_are_accepted_or_rejected() {
         assert_eq!(csr.unwrap().unwrap().names(), all);
         let csr = parse(key, &["-subj", "/CN=c.example.org"]).unwrap().unwrap();
         assert_eq!(csr.names(), ["c.example.org"]);
+    }
+    for key in [&["-newkey", "rsa:2048"][..], &p256, &p384] {
+        assert!(parse(key, &["-sha384", "-subj", "/CN=a.example.org"]).unwrap().is_ok(), "{key:?}");
     }
     for key in [&["-newkey", "rsa:1024"][..], &["-newkey", "rsa:2048", "-sha1"], &p521] {
         assert!(parse(key, &["-subj", "/CN=a.example.org"]).unwrap().is_err(), "{key:?}");

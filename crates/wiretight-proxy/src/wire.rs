@@ -297,6 +297,65 @@ mod tests {
     }
 
     #[test]
+    fn frames_and_refusals_have_the_codes_of_the_specification() {
+        for (frame, header, name) in [
+            (Frame::Open(512), [1, 0, 2, 0], "OPEN"),
+            (Frame::Opened, [2, 0, 0, 0], "OPENED"),
+            (Frame::Refused, [3, 0, 0, 1], "REFUSED"),
+            (Frame::Data(1), [4, 0, 0, 1], "DATA"),
+            (Frame::Data(MAX_DATA), [4, 255, 255, 255], "DATA"),
+            (Frame::Fin, [5, 0, 0, 0], "FIN"),
+            (Frame::Reset, [6, 0, 0, 0], "RESET"),
+        ] {
+            assert_eq!((frame.header(), frame.name()), (header, name));
+            assert_eq!(Frame::parse(header), Ok(frame));
+        }
+        for (refused, code, reason) in [
+            (Refused::NotAllowed, 1, Reason::NotAllowed),
+            (Refused::NoSuchService, 2, Reason::NoSuchService),
+            (Refused::BackendUnavailable, 3, Reason::BackendUnavailable),
+            (Refused::TooManyConnections, 4, Reason::TooManyConnections),
+            (Refused::Draining, 5, Reason::Draining),
+            (Refused::Other(6), 6, Reason::Other),
+        ] {
+            assert_eq!((Refused::from_code(code), refused.reason()), (refused, reason));
+            assert_eq!(refused.encode(), [3, 0, 0, 1, code]);
+        }
+    }
+
+    #[test]
+    fn an_open_has_at_most_512_bytes() {
+        let of = |options: &[usize]| {
+            let mut body = open().encode().split_off(HEADER);
+            for len in options {
+                body.extend_from_slice(&[9, *len as u8]);
+                body.extend_from_slice(&vec![0; *len]);
+            }
+            Open::parse(&body).map_err(|e| (body.len(), e))
+        };
+        let rest = MAX_OPEN - (open().encode().len() - HEADER) - 4;
+        assert_eq!(of(&[255, rest - 255]), Ok(open()));
+        let long = WireError::OpenTooLong(MAX_OPEN + 1);
+        assert_eq!(of(&[255, rest - 254]), Err((MAX_OPEN + 1, long)));
+    }
+
+    #[test]
+    fn the_rest_of_a_body_is_known() {
+        let (mut cutter, mut input) = (Cutter::default(), &[4, 0, 0, 3, b'a', b'b'][..]);
+        assert!(cutter.between_frames());
+        let mut header = &input[..3];
+        assert_eq!(cutter.next(&mut header), Ok(None));
+        assert!(!cutter.between_frames());
+        input = &input[3..];
+        assert_eq!(cutter.next(&mut input), Ok(Some(Event::Frame(Frame::Data(3)))));
+        assert_eq!((cutter.body_left(), cutter.between_frames()), (3, false));
+        assert_eq!(cutter.next(&mut input), Ok(Some(Event::Body(b"ab"))));
+        assert_eq!((cutter.body_left(), cutter.between_frames()), (1, false));
+        assert_eq!(cutter.next(&mut &b"c"[..]), Ok(Some(Event::Body(b"c"))));
+        assert_eq!((cutter.body_left(), cutter.between_frames()), (0, true));
+    }
+
+    #[test]
     fn too_long_frames_are_rejected_by_their_header() {
         assert_eq!(Frame::parse([1, 0, 2, 0]), Ok(Frame::Open(512)));
         assert_eq!(Frame::parse([1, 0, 2, 1]), Err(WireError::OpenTooLong(513)));

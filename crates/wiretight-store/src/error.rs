@@ -133,3 +133,28 @@ fn advice(source: &io::Error) -> &'static str {
         _ => "check the disk and the path; the system's reason follows",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_io_error_says_what_to_do() {
+        for (kind, text) in [
+            (io::ErrorKind::NotFound, "create it, mode 0700"),
+            (io::ErrorKind::PermissionDenied, "the owner of the directory"),
+            (io::ErrorKind::StorageFull, "free some space"),
+            (io::ErrorKind::QuotaExceeded, "free some space"),
+            (io::ErrorKind::ReadOnlyFilesystem, "mount it read-write"),
+            (io::ErrorKind::TimedOut, "check the disk"),
+        ] {
+            let error = Error::Io { doing: "create", path: "/x".into(), source: kind.into() };
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        let key = Key::new("k").unwrap();
+        for (found, text) in [(None, "does not exist"), (Some(Revision(7)), "at revision 7")] {
+            let error = Error::Conflict { key: key.clone(), found };
+            assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+}

@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(replica.reset(now.clone(), Revision(20)), changes);
         assert_eq!(watch.next().await.unwrap(), changes);
         assert!(replica.reset(now, Revision(25)).is_empty());
-        assert_eq!(replica.list("").1, Revision(25));
+        assert_eq!((replica.list("").1, *replica.head().borrow()), (Revision(25), Revision(25)));
         assert!(matches!(replica.watch("", Revision(26)), Err(Error::Ahead { .. })));
     }
 
@@ -195,6 +195,30 @@ mod tests {
         let mut watch = replica.watch("", Revision(4)).unwrap();
         replica.reset(vec![entry("a", "other", 3)], Revision(12));
         assert!(matches!(watch.next().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn history_is_kept_up_to_both_limits() {
+        let half = "x".repeat(BATCH.bytes / 2 - "a".len());
+        for (more, kept) in [("", true), ("x", false)] {
+            let replica = Replica::new();
+            replica.apply([put("a", &half, 1), put("a", &format!("{half}{more}"), 2)]);
+            match replica.watch("", Revision::ZERO) {
+                Ok(mut watch) => assert_eq!((watch.next().await.unwrap().len(), kept), (2, true)),
+                Err(Error::Compacted { oldest, .. }) => assert_eq!((oldest.0, kept), (1, false)),
+                Err(other) => panic!("{other}"),
+            }
+            let mut watch = replica.watch("", Revision(1)).unwrap();
+            assert_eq!(watch.next().await.unwrap().len(), 1);
+        }
+        let replica = Replica::new();
+        let count = BATCH.changes as u64;
+        replica.apply((1..=count).map(|n| put("a", "x", n)));
+        let mut watch = replica.watch("", Revision::ZERO).unwrap();
+        assert_eq!(watch.next().await.unwrap().len(), BATCH.changes);
+        replica.apply([put("a", "x", count + 1)]);
+        let late = replica.watch("", Revision::ZERO).err();
+        assert!(matches!(late, Some(Error::Compacted { oldest: Revision(1), .. })), "{late:?}");
     }
 
     #[tokio::test]

@@ -273,11 +273,9 @@ impl Cosigner {
         match &self.pair {
             Pair::Ed25519(pair) => bytes.extend_from_slice(pair.sign(&message).as_ref()),
             Pair::MlDsa44(pair, _) => {
-                let start = bytes.len();
-                bytes.resize(start + pair.algorithm().signature_len(), 0);
-                let made = pair.sign(&message, &mut bytes[start..]);
-                let made = made.map_err(|_| NoteError::Crypto)?;
-                bytes.truncate(start + made);
+                let mut signature = vec![0; pair.algorithm().signature_len()];
+                let made = pair.sign(&message, &mut signature).map_err(|_| NoteError::Crypto)?;
+                bytes.extend_from_slice(&signature[..made]);
             }
         }
         Ok(Signature { name: name.clone(), id: self.public.id(), bytes })

@@ -422,6 +422,35 @@ mod tests {
     }
 
     #[test]
+    fn a_note_may_have_its_largest_size_and_no_byte_more() {
+        let lines = "\n— k AAAAAAA=\n";
+        let of = |len: usize| format!("{}\n{lines}", "a".repeat(len - 1 - lines.len()));
+        assert_eq!(Note::parse(&of(MAX_NOTE)).unwrap().to_string(), of(MAX_NOTE));
+        assert_eq!(Note::parse(&of(MAX_NOTE + 1)), Err(NoteError::TooLarge));
+        let text = |len: usize| format!("{}\n", "a".repeat(len - 1));
+        assert_eq!(Note::new(text(MAX_NOTE)).unwrap().text(), text(MAX_NOTE));
+        assert_eq!(Note::new(text(MAX_NOTE + 1)), Err(NoteError::TooLarge));
+        assert!(
+            KeyName::new(&"k".repeat(255)).is_some() && KeyName::new(&"k".repeat(256)).is_none()
+        );
+    }
+
+    #[test]
+    fn added_signatures_are_unique_and_limited() {
+        let mut note = Note::new("a\n".into()).unwrap();
+        let signature = |n: usize| {
+            let bytes = (n as u64).to_be_bytes().to_vec();
+            Signature { name: KeyName::new("k").unwrap(), id: [0; 4], bytes }
+        };
+        for n in [0, 1, 0].into_iter().chain(1..MAX_SIGNATURES + 9) {
+            note.add(signature(n));
+        }
+        let expected: Vec<_> = (0..MAX_SIGNATURES).map(signature).collect();
+        assert_eq!(note.signatures(), expected);
+        assert_eq!(Note::parse(&note.to_string()), Ok(note), "what was made can be parsed");
+    }
+
+    #[test]
     fn written_keys_parse_to_the_same_key() {
         let signer = LogSigner::generate(KeyName::new("log.example/a").unwrap()).unwrap();
         let again = LogSigner::parse(&signer.to_private().unwrap()).unwrap();

@@ -120,11 +120,9 @@ impl Tile {
                 Some(_) => element.strip_prefix('x')?,
                 None => element,
             };
-            if digits.len() != 3 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-                return None;
-            }
             number = number.checked_mul(1000)?.checked_add(digits.parse().ok()?)?;
         }
+        // Any other spelling of the number has another path.
         let tile = Tile { kind, index: number, width };
         (number <= MAX_SIZE / WIDTH && tile.path() == path).then_some(tile)
     }
@@ -187,7 +185,6 @@ pub fn push_entry(bundle: &mut Vec<u8>, entry: &[u8]) -> Result<(), TileError> {
 /// The hash of a perfect subtree, from adjacent hashes of a tile; their number must be a power of two.
 pub fn subtree(hashes: &[Hash]) -> Option<Hash> {
     match hashes {
-        [] => None,
         [hash] => Some(*hash),
         _ if hashes.len().is_power_of_two() => {
             let (left, right) = hashes.split_at(hashes.len() / 2);
@@ -209,7 +206,10 @@ fn count(kind: Kind, size: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::tree::Frontier;
 
     fn paths(tiles: impl Iterator<Item = Tile>) -> Vec<String> {
         tiles.filter(|t| t.kind != Kind::Entries).map(Tile::path).collect()
@@ -227,6 +227,64 @@ mod tests {
         assert_eq!(paths(Tile::of_growth(0, 256)), ["tile/0/000", "tile/1/000.p/1"]);
         assert_eq!(paths(Tile::of_growth(70_000, 70_001)), ["tile/0/273.p/113"]);
         assert_eq!(paths(Tile::of_growth(7, 7)), Vec::<String>::new());
+        let last = paths(Tile::of_growth(MAX_SIZE - 1, MAX_SIZE)).pop().unwrap();
+        assert_eq!(last, "tile/7/000.p/64");
+        assert_eq!(Tile::parse(&last).map(Tile::path), Some(last));
+        // A tile without hashes or entries does not exist.
+        let width = |index, size| Tile::of_tree(Kind::Entries, index, size).map(|t| t.width);
+        assert_eq!((width(0, 0), width(0, 1), width(1, 256)), (None, Some(1), None));
+        assert_eq!((width(0, 256), width(0, 257), width(1, 257)), (Some(256), Some(256), Some(1)));
+    }
+
+    #[test]
+    fn every_node_of_a_tree_is_computed_from_one_tile() {
+        let (size, mut frontier, mut nodes) = (600_u64, Frontier::default(), BTreeMap::new());
+        for n in 0..size {
+            frontier.append(Hash::leaf(&n.to_be_bytes()), |node, hash| {
+                nodes.insert((node.level, node.index), hash);
+            });
+        }
+        for (&(level, index), hash) in &nodes {
+            let (tile, range) = Tile::of_node(Node { level, index }, size).unwrap();
+            let Kind::Hashes { level: of } = tile.kind else { panic!("{tile}") };
+            let places = (0..u64::from(tile.width)).map(|n| tile.index * WIDTH + n);
+            let hashes: Vec<_> = places.map(|index| nodes[&(of * HEIGHT, index)]).collect();
+            assert_eq!(subtree(&hashes[range]), Some(*hash), "{level} {index} {tile}");
+        }
+        for imperfect in [0, 3, 6] {
+            assert_eq!(subtree(&vec![Hash::empty(); imperfect]), None);
+        }
+        for level in 0..=10 {
+            let beyond = Node { level, index: size >> level };
+            assert_eq!(Tile::of_node(beyond, size), None, "{level}");
+        }
+    }
+
+    #[test]
+    fn a_tile_of_hashes_has_as_many_as_its_name_says() {
+        let tile = Tile { kind: Kind::Hashes { level: 0 }, index: 0, width: 2 };
+        let hashes = [Hash::leaf(b"a"), Hash::leaf(b"b")];
+        let bytes = hashes.map(|hash| *hash.as_bytes()).concat();
+        assert_eq!(tile.hashes(&bytes), Ok(hashes.to_vec()));
+        for bad in [&[][..], &bytes[1..], &[&bytes[..], &[0]].concat()] {
+            assert_eq!(tile.hashes(bad), Err(TileError::WrongLength));
+        }
+        assert_eq!(tile.full(), Tile { width: 256, ..tile });
+        assert!(tile.full().is_full() && !tile.is_full());
+    }
+
+    #[test]
+    fn the_largest_bundle_has_full_width_and_entries_of_the_largest_size() {
+        let (entry, mut bundle) = (vec![7; MAX_ENTRY], Vec::new());
+        (0..WIDTH).for_each(|_| push_entry(&mut bundle, &entry).unwrap());
+        assert_eq!(bundle.len(), MAX_BUNDLE);
+        let tile = Tile { kind: Kind::Entries, index: 0, width: 256 };
+        assert_eq!(tile.entries(&bundle).unwrap(), vec![&entry[..]; 256]);
+        let long = push_entry(&mut bundle, &[7; MAX_ENTRY + 1]);
+        assert_eq!((long, bundle.len()), (Err(TileError::EntryTooLong), MAX_BUNDLE));
+        for bad in [&bundle[1..], &bundle[..MAX_BUNDLE - 1], &[&bundle[..], &[0]].concat()] {
+            assert_eq!(tile.entries(bad), Err(TileError::WrongLength));
+        }
     }
 
     #[test]

@@ -292,7 +292,10 @@ mod tests {
             assert_eq!(*root, mth(&leaves[..size]), "size {size}");
             let read = |n: Node| nodes.get(&(n.level, n.index)).copied().ok_or(());
             let frontier = Frontier::read(size as u64, read).expect("every peak was made");
-            assert_eq!(frontier.root(), *root);
+            assert_eq!((frontier.root(), frontier.size()), (*root, size as u64));
+            let peaks: Vec<_> = frontier.peaks().collect();
+            assert_eq!(peaks.len(), size.count_ones() as usize);
+            assert!(peaks.iter().all(|(n, hash)| read(*n) == Ok(*hash)));
         }
     }
 
@@ -306,7 +309,8 @@ mod tests {
                 let (leaf, root) = (leaves[index as usize], roots[size as usize]);
                 assert_eq!(verify_inclusion(leaf, index, size, &proof, root), Ok(()));
                 // Another leaf, index, size or root; one hash too many, too few, or altered.
-                assert!(verify_inclusion(Hash::leaf(b"x"), index, size, &proof, root).is_err());
+                let refused = verify_inclusion(Hash::leaf(b"x"), index, size, &proof, root);
+                assert_eq!(refused, Err(TreeError::WrongRoot));
                 for other in (0..size).filter(|o| *o != index) {
                     assert!(verify_inclusion(leaf, other, size, &proof, root).is_err());
                 }
@@ -337,7 +341,8 @@ mod tests {
                 let (a, b) = ((old, roots[old as usize]), (new, roots[new as usize]));
                 assert_eq!(verify_consistency(a, b, &proof), Ok(()), "{old} {new}");
                 let other = Hash::leaf(b"another history");
-                assert!(verify_consistency((old, other), b, &proof).is_err());
+                let refused = verify_consistency((old, other), b, &proof);
+                assert_eq!(refused, Err(TreeError::WrongRoot));
                 assert!(old == 0 || verify_consistency(a, (new, other), &proof).is_err());
                 let longer = [&proof[..], &[other]].concat();
                 assert!(verify_consistency(a, b, &longer).is_err());
@@ -356,10 +361,35 @@ mod tests {
     #[test]
     fn oversized_trees_are_rejected_without_a_panic() {
         let h = Hash::empty();
+        let read = |_| Ok::<_, TreeError>(h);
         for size in [MAX_SIZE + 1, u64::MAX] {
-            assert!(verify_inclusion(h, 0, size, &[h; 63], h).is_err());
-            assert!(verify_consistency((1, h), (size, h), &[h; 63]).is_err());
+            let beyond = Err(TreeError::OutOfRange);
+            assert_eq!(verify_inclusion(h, 0, size, &[h; 63], h), beyond);
+            assert_eq!(verify_consistency((1, h), (size, h), &[h; 63]), beyond);
+            assert_eq!(inclusion_proof(0, size, read), Err(TreeError::OutOfRange));
+            assert_eq!(consistency_proof(1, size, read), Err(TreeError::OutOfRange));
         }
         assert!(verify_inclusion(h, MAX_SIZE - 1, MAX_SIZE, &[h; 62], h).is_err());
+    }
+
+    #[test]
+    fn the_largest_tree_has_proofs() {
+        // All leaves are equal, and with them all nodes of a level.
+        let mut levels = vec![Hash::leaf(b"")];
+        for level in 0..62 {
+            levels.push(Hash::node(levels[level], levels[level]));
+        }
+        let read = |n: Node| Ok::<_, TreeError>(levels[usize::from(n.level)]);
+        let root = |size| Frontier::read(size, read).unwrap().root();
+        let new = (MAX_SIZE, root(MAX_SIZE));
+        for index in [0, 1, MAX_SIZE / 3, MAX_SIZE - 1] {
+            let proof = inclusion_proof(index, MAX_SIZE, read).unwrap();
+            assert_eq!(verify_inclusion(levels[0], index, MAX_SIZE, &proof, new.1), Ok(()));
+        }
+        for old in [0, 1, MAX_SIZE / 3, MAX_SIZE / 2, MAX_SIZE - 1, MAX_SIZE] {
+            let proof = consistency_proof(old, MAX_SIZE, read).unwrap();
+            assert!(proof.len() <= MAX_PROOF);
+            assert_eq!(verify_consistency((old, root(old)), new, &proof), Ok(()), "{old}");
+        }
     }
 }

@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test's set-up works or the test has failed")]
 
 use wiretight_tlog::cosignature::Algorithm;
-use wiretight_tlog::note::KeyName;
-use wiretight_tlog::tree::{self, Node};
+use wiretight_tlog::note::{KeyName, MAX_NOTE, MAX_SIGNATURES};
+use wiretight_tlog::policy::MAX_POLICY;
+use wiretight_tlog::tree::{self, MAX_PROOF, Node};
 use wiretight_tlog::{
     Checkpoint, Cosigner, Frontier, Hash, LogKey, LogSigner, Policy, Proof, ProofError, Refused,
     Signature, SignedCheckpoint, TreeError,
@@ -216,6 +217,7 @@ fn misleading_policies_are_rejected() {
         (good.replace("quorum g", "group h any a\nquorum h"), 5, "twice"),
         (good.replace("witness b ", "witness a "), 3, "twice"),
         (good.replace(&b.to_string(), &a.to_string()), 3, "twice"),
+        (format!("log {log} https://another.example\n{good}"), 2, "twice"),
         (good.replace("witness a ", "witness none "), 2, "none"),
         (good.replace(&format!("log {log}"), &format!("log {a}")), 1, "witness key"),
         (good.replace(&a.to_string(), &log.to_string()), 2, "log key"),
@@ -443,4 +445,102 @@ fn policy_names_are_compared_as_bytes() {
     // The last newline may be missing.
     assert!(Policy::parse(&good[..good.len() - 1]).is_ok());
     assert_eq!(Policy::parse("").unwrap_err().problem, "there is no `quorum` line");
+}
+
+/// As many ML-DSA-44 witnesses as wanted.
+fn quantum(n: usize) -> Vec<Cosigner> {
+    let key = |n: usize| {
+        let mut seed = [0x51; 32];
+        seed[..8].copy_from_slice(&n.to_be_bytes());
+        Cosigner::from_seed(name(&format!("q{n}.example")), Algorithm::MlDsa44, &seed).unwrap()
+    };
+    (0..n).map(key).collect()
+}
+
+#[test]
+fn a_policy_has_at_most_64_logs_witnesses_and_groups_and_room_for_all() {
+    let keys = quantum(130);
+    let text = |logs: usize, witnesses: usize, groups: usize| {
+        let mut text = String::new();
+        keys[..logs].iter().for_each(|key| text += &format!("log {}\n", key.public()));
+        for (n, key) in keys[65..65 + witnesses].iter().enumerate() {
+            text += &format!("witness w{n} {}\n", key.public());
+        }
+        for n in 0..groups {
+            let member = if n == 0 { "w0".to_owned() } else { format!("g{}", n - 1) };
+            text += &format!("group g{n} all {member}\n");
+        }
+        text + "quorum w0\n"
+    };
+    let policy = Policy::parse(text(64, 64, 64)).unwrap();
+    assert_eq!((policy.logs().len(), policy.witnesses().len()), (64, 64));
+    for (bad, line, what) in [
+        (text(65, 1, 0), 65, "logs"),
+        (text(1, 65, 0), 66, "witnesses"),
+        (text(1, 64, 65), 130, "groups"),
+    ] {
+        let refused = Policy::parse(bad).unwrap_err();
+        assert_eq!((refused.line, refused.problem), (line, format!("more than 64 {what}")));
+    }
+    // The size of the file.
+    let good = text(1, 1, 0);
+    let padded = |len: usize| format!("#{}\n{good}", "x".repeat(len - good.len() - 2));
+    assert!(Policy::parse(padded(MAX_POLICY)).is_ok());
+    let refused = Policy::parse(padded(MAX_POLICY + 1)).unwrap_err();
+    assert_eq!(refused.to_string(), "line 1: the policy is too large");
+}
+
+#[test]
+fn a_proof_has_room_for_64_post_quantum_cosignatures_and_is_bounded() {
+    let w = world();
+    let mut signed = w.signed(9, &[]);
+    quantum(MAX_SIGNATURES - 1)
+        .iter()
+        .for_each(|witness| signed.add(witness.cosign(signed.unverified(), NOW).unwrap()));
+    assert_eq!(signed.note().signatures().len(), MAX_SIGNATURES);
+    let with = |extra: usize, hashes: usize| {
+        let (extra, hashes) = (Some(vec![7; extra]), vec![Hash::empty(); hashes]);
+        Proof { extra, index: 0, hashes, checkpoint: signed.clone() }.to_string()
+    };
+    let problem = |text: &str| Proof::parse(text).err().map(|e| e.to_string()).unwrap_or_default();
+    assert_eq!(problem(&with(64 * 1024, MAX_PROOF)), "");
+    assert!(problem(&with(64 * 1024 + 1, 0)).contains("extra data"));
+    assert!(problem(&with(0, MAX_PROOF + 1)).contains("more hashes"));
+    assert!(problem(&"x".repeat(2 * MAX_NOTE)).contains("too early"));
+    assert!(problem(&"x".repeat(2 * MAX_NOTE + 1)).contains("too large"));
+}
+
+#[test]
+fn an_unreached_quorum_is_none() {
+    let w = world();
+    for quorum in ["quorum w0", "group g all w0 w1\nquorum g", "group g 2 w0 w1 w2\nquorum g"] {
+        let policy = w.policy(quorum);
+        assert!(policy.wants_witnesses() && !policy.is_quorum(|_| false), "{quorum}");
+        assert!(policy.is_quorum(|_| true) && !policy.is_quorum(|n| n == 1), "{quorum}");
+    }
+    let none = w.policy("quorum none");
+    assert!(!none.wants_witnesses() && none.is_quorum(|_| false));
+}
+
+#[test]
+fn a_policy_for_another_log_keeps_the_witnesses() {
+    let (w, other) = (world(), world());
+    let policy = w.two_of_three().for_log(other.log.public().clone());
+    assert!(policy.witnessed(&w.signed(9, &[(0, NOW), (1, NOW)])).is_err());
+    assert!(policy.witnessed(&other.signed(9, &[(0, NOW)])).is_err());
+    assert!(policy.witnessed(&other.signed(9, &[(0, NOW), (1, NOW)])).is_ok());
+    let alone = Policy::self_attested(other.log.public().clone());
+    assert_eq!(alone.witnessed(&other.signed(9, &[])).unwrap().time(), None);
+    assert!(alone.witnessed(&w.signed(9, &[])).is_err());
+}
+
+#[test]
+fn a_rejection_says_what_the_quorum_is() {
+    let w = world();
+    for (quorum, text) in [("quorum w1", "w1"), ("group all 2 w0 w1 w2\nquorum all", "all: 2 of 3")]
+    {
+        let refused = w.policy(quorum).witnessed(&w.signed(9, &[(0, NOW)])).unwrap_err();
+        assert!(refused.to_string().ends_with(&format!("not a quorum ({text})")), "{refused}");
+    }
+    assert_eq!(w.policy("quorum none").quorum_text(), "none");
 }

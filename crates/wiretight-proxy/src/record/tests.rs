@@ -295,7 +295,42 @@ fn a_requested_key_update_precedes_the_next_data_once() {
     // If there is not enough space for both, neither is written.
     let ask = record_of(&mut client, HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1]);
     open(&mut server, &ask).unwrap();
-    assert_eq!(server.seal(b"x", &mut [0; KEY_UPDATE_RECORD + OVERHEAD]), Ok((0, 0)));
+    const BOTH: usize = KEY_UPDATE_RECORD + OVERHEAD + 1;
+    assert_eq!(server.seal(b"x", &mut [0; BOTH - 1]), Ok((0, 0)));
+    assert_eq!(server.seal(b"x", &mut [0; BOTH]), Ok((1, BOTH)));
+}
+
+#[test]
+fn each_error_is_reported_by_the_alert_of_the_rfc() {
+    for (error, alert) in [
+        (RecordError::Alert(AlertDescription::BadCertificate), None),
+        (RecordError::NotEncrypted(HANDSHAKE), Some(AlertDescription::UnexpectedMessage)),
+        (RecordError::Unexpected, Some(AlertDescription::UnexpectedMessage)),
+        (RecordError::Idle, Some(AlertDescription::UnexpectedMessage)),
+        (RecordError::Overflow, Some(AlertDescription::RecordOverflow)),
+        (RecordError::BadMac, Some(AlertDescription::BadRecordMac)),
+        (RecordError::Decode, Some(AlertDescription::DecodeError)),
+        (RecordError::IllegalKeyUpdate, Some(AlertDescription::IllegalParameter)),
+        (RecordError::Keys, Some(AlertDescription::InternalError)),
+    ] {
+        assert_eq!(error.alert(), alert, "{error:?}");
+    }
+}
+
+#[test]
+fn only_close_notify_is_a_warning() {
+    for (alert, body) in [
+        (AlertDescription::CloseNotify, [1, 0]),
+        (AlertDescription::BadRecordMac, [2, 20]),
+        (AlertDescription::InternalError, [2, 80]),
+    ] {
+        let (mut client, mut server) = pair();
+        assert_eq!(client.seal_alert(alert, &mut [0; OVERHEAD + 1]), Ok(0));
+        let (mut record, mut out) = ([0; OVERHEAD + 2], [0; OVERHEAD + 2]);
+        assert_eq!(client.seal_alert(alert, &mut record), Ok(record.len()));
+        assert_eq!(server.receive.open(&record, &mut out), Ok((ALERT, 2)));
+        assert_eq!(out[..2], body);
+    }
 }
 
 #[test]
