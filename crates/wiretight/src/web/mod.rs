@@ -2,7 +2,7 @@
 //!
 //! - `client`: the client for logs, witnesses and webhooks
 //! - `server`: the server that serves logs and witnesses
-//! - [`send`]: one request on a new connection, for all others
+//! - `send`: one request on a new connection, for all others
 
 pub mod client;
 pub mod server;
