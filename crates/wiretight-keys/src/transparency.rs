@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use wiretight_tlog::policy::MAX_CLOCK_SKEW;
 use wiretight_tlog::{Hash, Policy, ProofError, Witnessed};
@@ -107,7 +108,7 @@ impl Pinned {
     ) -> Result<Period, NotLogged> {
         let logged = Logged::from_certificate(certificate)?;
         let note = Hash::of(logged.proof.checkpoint.to_string().as_bytes());
-        let known = self.believed().get(&note).cloned();
+        let known = self.believed.lock().get(&note).cloned();
         let witnessed = match known {
             Some(witnessed) => witnessed,
             None => {
@@ -127,15 +128,11 @@ impl Pinned {
             not_before: time.saturating_sub(MAX_CLOCK_SKEW),
             not_after: time.saturating_add(allowed),
         });
-        let mut believed = self.believed();
+        let mut believed = self.believed.lock();
         if believed.len() >= REMEMBERED {
             believed.clear();
         }
         believed.insert(note, witnessed);
         Ok(holds)
-    }
-
-    fn believed(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, Witnessed>> {
-        self.believed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

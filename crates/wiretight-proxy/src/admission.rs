@@ -3,13 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::network::origin;
 
 /// The largest number of handshakes in progress on a worker, and how many of these may come from one [`origin`].
 /// Clients at one IPv4 address or IPv6 network that never finish their handshakes can block only that many, until the
@@ -38,15 +40,6 @@ pub(crate) struct Pending {
 pub(crate) struct HandshakeSlot {
     pending: Rc<Pending>,
     origin: Option<IpAddr>,
-}
-
-/// The part of an address that identifies one client: an IPv4 address, or the first 64 bits of an IPv6 address. A
-/// client can choose the other 64 bits itself (RFC 4291, section 2.5.1).
-fn origin(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
-    }
 }
 
 impl Pending {

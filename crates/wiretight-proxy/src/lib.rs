@@ -25,6 +25,7 @@ pub mod clock;
 pub mod edge;
 mod handshake;
 pub mod intercept;
+mod listeners;
 pub mod mesh;
 pub mod net;
 pub mod network;

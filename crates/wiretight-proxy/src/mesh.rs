@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::SignatureScheme;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
@@ -184,7 +185,7 @@ impl Mesh {
     pub fn set_bundle(&self, bundle: TrustBundle) {
         let asks = Transparency::clone(&self.transparency.load());
         self.bundle.store(Arc::new(bundle.with(asks)));
-        self.remembered().clear();
+        self.verified.lock().clear();
         self.changed.send_modify(|n| *n += 1);
     }
 
@@ -303,7 +304,7 @@ impl Mesh {
     ) -> Result<VerifiedPeer, Refusal> {
         let bundle = self.bundle.load();
         let key = (hash(chain), role);
-        let known = self.remembered().get(&key).cloned();
+        let known = self.verified.lock().get(&key).cloned();
         if let Some(peer) = known
             && peer.holds_at(now.as_secs())
             && bundle.stands_by(&peer)
@@ -311,7 +312,7 @@ impl Mesh {
             return Ok(peer);
         }
         let peer = bundle.verify(chain, role, now)?;
-        let mut remembered = self.remembered();
+        let mut remembered = self.verified.lock();
         if remembered.len() >= REMEMBERED {
             remembered.clear();
         }
@@ -321,10 +322,6 @@ impl Mesh {
             remembered.insert(key, peer.clone());
         }
         Ok(peer)
-    }
-
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(ChainHash, Role), VerifiedPeer>> {
-        self.verified.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -5,10 +5,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
@@ -20,8 +21,6 @@ use crate::network::{Backend, HostPort};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Delay before connecting again to a Unix socket whose backlog is full.
 const BUSY: Duration = Duration::from_millis(5);
-/// How long to wait for workers to close sockets that are no longer needed.
-pub(crate) const CLOSE: Duration = Duration::from_secs(1);
 /// The length of the listen backlog.
 const BACKLOG: i32 = 4096;
 
@@ -50,7 +49,7 @@ static ANSWERED: RwLock<BTreeSet<SocketAddr>> = RwLock::new(BTreeSet::new());
 /// Sets the backends whose answers, to any address, are routed back to this machine. Only these are connected to from
 /// the callers' addresses. This is set for the whole process, because the kernel's routes apply to the whole machine.
 pub fn set_answered(backends: BTreeSet<SocketAddr>) {
-    *ANSWERED.write().unwrap_or_else(PoisonError::into_inner) = backends;
+    *ANSWERED.write() = backends;
 }
 
 /// `caller`: the source address for the socket.
@@ -59,7 +58,7 @@ async fn connect_to(addr: SocketAddr, caller: Option<SocketAddr>) -> io::Result<
     mark(&SockRef::from(&socket))?;
     if let Some(caller) = caller {
         // Otherwise the answers could be routed off this machine in plaintext.
-        if !ANSWERED.read().unwrap_or_else(PoisonError::into_inner).contains(&addr) {
+        if !ANSWERED.read().contains(&addr) {
             return Err(io::Error::other(
                 "the routes for the program's answers to its callers (transparent) are not active; \
                  `wiretight status` shows why",
@@ -116,7 +115,7 @@ impl Sockets {
 
     /// Closes the sockets that were passed on and are not needed.
     pub fn close_rest(&self) {
-        self.rest().clear();
+        self.passed_on.lock().clear();
     }
 
     /// Listening sockets on one address for `workers` workers, for encrypted traffic. The kernel distributes
@@ -139,7 +138,7 @@ impl Sockets {
 
     /// Sets the socket options here, because on Linux accepted sockets inherit them.
     fn listen(&self, addr: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-        let passed_on = self.rest().remove(&addr);
+        let passed_on = self.passed_on.lock().remove(&addr);
         let sockets = match passed_on {
             Some(sockets) => sockets,
             None => {
@@ -150,10 +149,6 @@ impl Sockets {
         };
         sockets.iter().for_each(|socket| tune(&SockRef::from(socket)));
         Ok(sockets)
-    }
-
-    fn rest(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<TcpListener>>> {
-        self.passed_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -245,17 +240,6 @@ pub(crate) async fn accept(
         return Err(none_left());
     }
     Ok((socket, from))
-}
-
-/// Waits until workers have closed the sockets that hold these references, and have started the connections that they
-/// accepted last.
-pub(crate) async fn closed(open: &[Arc<()>]) {
-    let end = tokio::time::Instant::now() + CLOSE;
-    // We hold one of the references.
-    while open.iter().any(|open| Arc::strong_count(open) > 2) && tokio::time::Instant::now() < end {
-        sleep(Duration::from_millis(1)).await;
-    }
-    sleep(Duration::from_millis(10)).await;
 }
 
 /// A UDP socket for each worker. The kernel distributes packets by both addresses and ports.

@@ -1,8 +1,9 @@
-//! Addresses in text form: of a server (`HOST:PORT`), of a program on this machine, and of a network.
+//! Addresses in text form: of a server (`HOST:PORT`), of a program on this machine, and of a network. And [`origin`],
+//! the unit of limits on clients.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -120,6 +121,15 @@ impl From<Network> for String {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+/// The part of an address that identifies one client: an IPv4 address, or the first 64 bits of an IPv6 address. A
+/// client can choose the other 64 bits itself (RFC 4291, section 2.5.1).
+pub fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
     }
 }
 
@@ -268,6 +278,18 @@ serde_as_text!(Backend);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_is_an_ipv4_address_or_an_ipv6_network() {
+        for (address, of) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("2001:db8:0:1:ffff::7", "2001:db8:0:1::"),
+            ("2001:db8:0:2::7", "2001:db8:0:2::"),
+        ] {
+            assert_eq!(origin(address.parse().unwrap()).to_string(), of);
+        }
+    }
 
     #[test]
     fn networks_within_a_wider_one_are_removed() {

@@ -5,18 +5,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::{ResolvesClientCert, Resumption, WantsClientCert};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName,
+    OtherError, ServerConfig, SignatureScheme,
 };
 use wiretight_keys::{Id, Refusal, Role, SpiffeId, VerifiedPeer};
 
 use crate::mesh::Mesh;
+use crate::provider;
 
 /// The ALPN protocol between relays.
 pub const ALPN_RELAY: &[u8] = b"wiretight/1";
@@ -31,7 +33,7 @@ pub fn server_config(
     alpn: &[u8],
     strangers: Strangers,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = Arc::new(Verifier { mesh: mesh.clone(), expected: None, strangers });
+    let verifier = Arc::new(Verifier::of_mesh(mesh, None, strangers));
     let resolver = Arc::new(Resolver { mesh: mesh.clone(), identity });
     let mut config = ServerConfig::builder_with_provider(mesh.provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -50,7 +52,7 @@ pub fn server_config(
 
 /// A verifier that accepts only clients that are members of the mesh.
 pub(crate) fn client_verifier(mesh: &Arc<Mesh>) -> Arc<dyn ClientCertVerifier> {
-    Arc::new(Verifier { mesh: mesh.clone(), expected: None, strangers: Strangers::Refused })
+    Arc::new(Verifier::of_mesh(mesh, None, Strangers::Refused))
 }
 
 /// A client that presents `identity` and accepts only the server `expected`.
@@ -60,20 +62,45 @@ pub fn client_config(
     expected: SpiffeId,
     alpn: &[u8],
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let verifier =
-        Verifier { mesh: mesh.clone(), expected: Some(expected), strangers: Strangers::Refused };
+    let verifier = Verifier::of_mesh(mesh, Some(expected), Strangers::Refused);
     let resolver = Arc::new(Resolver { mesh: mesh.clone(), identity });
-    let mut config = ClientConfig::builder_with_provider(mesh.provider().clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(resolver);
+    Ok(client(client_builder(verifier)?.with_client_cert_resolver(resolver), alpn))
+}
+
+/// A client without a certificate that accepts only the server `expected`, whose chain `verify` accepts: for a node that
+/// is not a member yet.
+pub fn stranger_config(
+    expected: SpiffeId,
+    alpn: &[u8],
+    verify: impl Fn(&[CertificateDer<'_>], Role, UnixTime) -> Result<VerifiedPeer, rustls::Error>
+    + Send
+    + Sync
+    + 'static,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let verifier = Verifier {
+        verify: Box::new(verify),
+        algorithms: provider::mesh().signature_verification_algorithms,
+        expected: Some(expected),
+        strangers: Strangers::Refused,
+    };
+    Ok(client(client_builder(verifier)?.with_no_client_auth(), alpn))
+}
+
+fn client_builder(
+    verifier: Verifier,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(provider::mesh())
+        .with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+fn client(mut config: ClientConfig, alpn: &[u8]) -> Arc<ClientConfig> {
     config.alpn_protocols = vec![alpn.to_vec()];
     config.enable_secret_extraction = alpn == ALPN_RELAY; // for `record`
     config.resumption = Resumption::disabled();
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// Whether a client that is not a member of the mesh may complete the handshake.
@@ -108,15 +135,21 @@ pub fn refusal(error: &rustls::Error) -> Option<&Refusal> {
     }
 }
 
-/// Wraps a refusal. `Other` always becomes the alert `certificate_unknown`: the peer learns that it was rejected, but
-/// not why.
-fn refuse(refusal: Refusal) -> rustls::Error {
-    CertificateError::Other(OtherError(Arc::new(refusal))).into()
+/// Wraps the reason why a certificate is rejected, for example a [`Refusal`]. `Other` always becomes the alert
+/// `certificate_unknown`: the peer learns that it was rejected, but not why.
+pub fn reject(why: impl std::error::Error + Send + Sync + 'static) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(why))).into()
 }
 
-/// Verifies peers against the mesh's current bundle.
+type Verify = dyn Fn(&[CertificateDer<'_>], Role, UnixTime) -> Result<VerifiedPeer, rustls::Error>
+    + Send
+    + Sync;
+
+/// Verifies peers.
 struct Verifier {
-    mesh: Arc<Mesh>,
+    /// Decides whether a chain is trusted.
+    verify: Box<Verify>,
+    algorithms: WebPkiSupportedAlgorithms,
     expected: Option<SpiffeId>,
     strangers: Strangers,
 }
@@ -128,6 +161,16 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
+    /// Trusts the mesh's current bundle.
+    fn of_mesh(mesh: &Arc<Mesh>, expected: Option<SpiffeId>, strangers: Strangers) -> Verifier {
+        let algorithms = mesh.provider().signature_verification_algorithms;
+        let mesh = mesh.clone();
+        let verify = Box::new(move |chain: &[CertificateDer<'_>], role: Role, now: UnixTime| {
+            mesh.verify(chain, role, now).map_err(reject)
+        });
+        Verifier { verify, algorithms, expected, strangers }
+    }
+
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -136,9 +179,9 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
         let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
-        let peer = self.mesh.verify(&chain, role, now).map_err(refuse)?;
+        let peer = (self.verify)(&chain, role, now)?;
         match &self.expected {
-            Some(expected) if expected != peer.id() => Err(refuse(Refusal::WrongPeer {
+            Some(expected) if expected != peer.id() => Err(reject(Refusal::WrongPeer {
                 expected: expected.clone(),
                 found: peer.id().clone(),
             })),
@@ -152,8 +195,7 @@ impl Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.mesh.provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 }
 

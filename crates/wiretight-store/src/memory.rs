@@ -2,9 +2,10 @@
 //! content is lost when it is dropped.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::types::check_value;
@@ -51,12 +52,12 @@ impl Default for MemoryStore {
 #[async_trait]
 impl Store for MemoryStore {
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        Ok(lock(&self.state).entries.get(key).cloned())
+        Ok(self.state.lock().entries.get(key).cloned())
     }
 
     async fn create(&self, key: &Key, value: Vec<u8>) -> Result<Revision> {
         check_value(&value)?;
-        lock(&self.state).write(key, None, Some(value))
+        self.state.lock().write(key, None, Some(value))
     }
 
     async fn swap(
@@ -66,18 +67,18 @@ impl Store for MemoryStore {
         value: Option<Vec<u8>>,
     ) -> Result<Revision> {
         check_value(value.as_deref().unwrap_or_default())?;
-        lock(&self.state).write(key, Some(expected), value)
+        self.state.lock().write(key, Some(expected), value)
     }
 
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision)> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let matching = |e: &&Entry| e.key.as_str().starts_with(prefix);
         let entries = state.entries.values().filter(matching).cloned().collect();
         Ok((entries, state.head()))
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         check_cursor(after, state.oldest(), state.head())?;
         let history = MemoryHistory(Arc::downgrade(&self.state));
         Ok(Watch::new(history, state.head.subscribe(), prefix, after))
@@ -123,18 +124,13 @@ impl State {
     }
 }
 
-/// A panic cannot leave the state half changed, so a poisoned lock is safe to use.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct MemoryHistory(Weak<Mutex<State>>);
 
 #[async_trait]
 impl History for MemoryHistory {
     async fn read(&self, prefix: &str, after: Revision) -> Result<Batch> {
         let state = self.0.upgrade().ok_or(Error::Closed)?;
-        let state = lock(&state);
+        let state = state.lock();
         check_cursor(after, state.oldest(), state.head())?;
         let mut batch = Batch::from(after);
         let seen = (after.0 - state.oldest().0) as usize;

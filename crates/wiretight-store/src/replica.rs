@@ -2,9 +2,10 @@
 //! original, so it cannot be written to: a write goes to the original, and comes back as a change.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::watch::{BATCH, Batch, History, check_cursor};
@@ -33,12 +34,12 @@ impl Replica {
     }
 
     pub fn get(&self, key: &Key) -> Option<Entry> {
-        self.lock().entries.get(key).cloned()
+        self.state.lock().entries.get(key).cloned()
     }
 
     /// Like [`crate::Store::list`].
     pub fn list(&self, prefix: &str) -> (Vec<Entry>, Revision) {
-        let state = self.lock();
+        let state = self.state.lock();
         let matching = |e: &&Entry| e.key.as_str().starts_with(prefix);
         (state.entries.values().filter(matching).cloned().collect(), state.head())
     }
@@ -49,7 +50,7 @@ impl Replica {
     /// # Errors
     /// [`Error::Compacted`] and [`Error::Ahead`].
     pub fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
-        let state = self.lock();
+        let state = self.state.lock();
         check_cursor(after, state.oldest, state.head())?;
         let history = ReplicaHistory(Arc::downgrade(&self.state));
         Ok(Watch::new(history, state.head.subscribe(), prefix, after))
@@ -57,18 +58,18 @@ impl Replica {
 
     /// The current revision; updated with each change.
     pub fn head(&self) -> watch::Receiver<Revision> {
-        self.lock().head.subscribe()
+        self.state.lock().head.subscribe()
     }
 
     /// Applies changes in the order of their revisions. Skips those that were applied already.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) {
-        self.lock().apply(changes);
+        self.state.lock().apply(changes);
     }
 
     /// Replaces the whole content with `entries` as of `at`, and returns the differences; watchers receive them as
     /// changes. If the original was restored from an older copy, watches are closed, so that watchers list again.
     pub fn reset(&self, entries: Vec<Entry>, at: Revision) -> Vec<Change> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let new: BTreeMap<Key, Entry> = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
         let gone = state.entries.keys().filter(|key| !new.contains_key(*key));
         let mut changes: Vec<_> =
@@ -88,10 +89,6 @@ impl Replica {
             state.head.send_replace(at);
         }
         changes
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
     }
 }
 
@@ -127,18 +124,13 @@ impl State {
     }
 }
 
-/// A panic cannot leave the state half changed, so a poisoned lock is safe to use.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct ReplicaHistory(Weak<Mutex<State>>);
 
 #[async_trait]
 impl History for ReplicaHistory {
     async fn read(&self, prefix: &str, after: Revision) -> Result<Batch> {
         let state = self.0.upgrade().ok_or(Error::Closed)?;
-        let state = lock(&state);
+        let state = state.lock();
         check_cursor(after, state.oldest, state.head())?;
         let mut batch = Batch::from(after);
         for change in state.history.iter().filter(|c| c.revision() > after) {
@@ -235,6 +227,6 @@ mod tests {
         let mut watch = replica.watch("", Revision::ZERO).unwrap();
         replica.apply((1..=2 * BATCH.changes as u64).map(|n| put("a", "x", n)));
         assert!(matches!(watch.next().await, Err(Error::Compacted { .. })));
-        assert!(lock(&replica.state).history.len() <= BATCH.changes);
+        assert!(replica.state.lock().history.len() <= BATCH.changes);
     }
 }

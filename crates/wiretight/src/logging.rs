@@ -4,10 +4,11 @@
 //! buffer is full, lines are dropped; the last line says how many.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -47,11 +48,10 @@ pub struct Logs(Arc<Lines>);
 impl Drop for Logs {
     fn drop(&mut self) {
         let Logs(lines) = self;
-        let mut waiting = lines.waiting();
+        let mut waiting = lines.waiting.lock();
         waiting.ended = true;
         lines.more.notify_all();
-        let waited = lines.more.wait_timeout_while(waiting, LAST_LINES, |w| !w.written);
-        let (waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        lines.more.wait_while_for(&mut waiting, |w| !w.written, LAST_LINES);
         let (lost, written) = (waiting.lost, waiting.written);
         drop(waiting);
         // If nobody reads the output, this would block, too.
@@ -164,12 +164,8 @@ struct Waiting {
 }
 
 impl Lines {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn add(&self, line: &[u8]) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         if waiting.bytes.len() + line.len() > ROOM {
             waiting.lost += 1;
             return;
@@ -184,9 +180,8 @@ impl Lines {
     fn write_to(&self, out: &mut impl Write) {
         let mut bytes = Vec::new();
         loop {
-            let waiting = self.waiting();
-            let come = self.more.wait_while(waiting, |w| w.bytes.is_empty() && !w.ended);
-            let mut come = come.unwrap_or_else(PoisonError::into_inner);
+            let mut come = self.waiting.lock();
+            self.more.wait_while(&mut come, |w| w.bytes.is_empty() && !w.ended);
             if come.bytes.is_empty() {
                 come.written = true;
                 self.more.notify_all();
@@ -197,8 +192,7 @@ impl Lines {
             let _ = out.write_all(&bytes); // there is nowhere else to report an error
             bytes.clear();
             bytes.shrink_to(KEPT);
-            let pause = self.more.wait_timeout_while(self.waiting(), PAUSE, |w| !w.ended);
-            drop(pause);
+            self.more.wait_while_for(&mut self.waiting.lock(), |w| !w.ended, PAUSE);
         }
     }
 }
@@ -305,8 +299,8 @@ mod tests {
         let line = [b'x'; 1000];
         let fit = (ROOM / line.len()) as u64;
         (0..fit + 5).for_each(|_| lines.add(&line));
-        assert_eq!(lines.waiting().lost, 5);
-        lines.waiting().ended = true;
+        assert_eq!(lines.waiting.lock().lost, 5);
+        lines.waiting.lock().ended = true;
         drop(go_on);
         writer.join().unwrap();
         assert_eq!(writes.iter().sum::<usize>() as u64, fit * line.len() as u64);
@@ -326,9 +320,9 @@ mod tests {
         lines.add(b"first\n");
         writes.recv().unwrap();
         drop(logs); // would hang if it waited for the writer
-        assert!(!lines.waiting().written);
+        assert!(!lines.waiting.lock().written);
         drop(go_on);
         writer.join().unwrap();
-        assert!(lines.waiting().written);
+        assert!(lines.waiting.lock().written);
     }
 }

@@ -2,9 +2,10 @@
 //! uses the newest. The edge itself never requests one, except on demand.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -146,7 +147,7 @@ impl Certificates {
 
     /// Replaces all certificates of one source.
     pub fn set(&self, source: Source, by_name: ByName) {
-        let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_source = self.by_source.lock();
         by_source.insert(source, by_name);
         // Later sources first, so that earlier ones overwrite them.
         let merged = by_source.values().rev().flatten().map(|(n, c)| (n.clone(), c.clone()));

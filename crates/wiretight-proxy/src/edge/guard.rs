@@ -3,11 +3,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -144,7 +145,7 @@ impl Activity {
 
     /// Sends data before the response to the current HTTP/1 request. Everything before it has already been sent.
     pub(crate) fn send_early(&self, bytes: &[u8]) {
-        self.early.lock().unwrap_or_else(|p| p.into_inner()).extend_from_slice(bytes);
+        self.early.lock().extend_from_slice(bytes);
         self.has_early.store(true, Relaxed);
     }
 
@@ -153,14 +154,14 @@ impl Activity {
     }
 
     fn wake(&self) {
-        let waiting = self.waiting.lock().unwrap_or_else(|p| p.into_inner()).take();
+        let waiting = self.waiting.lock().take();
         if let Some(waker) = waiting {
             waker.wake();
         }
     }
 
     fn wake_later(&self, waker: &Waker) {
-        *self.waiting.lock().unwrap_or_else(|p| p.into_inner()) = Some(waker.clone());
+        *self.waiting.lock() = Some(waker.clone());
     }
 
     fn clock(&self) -> u64 {
@@ -533,7 +534,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
 impl<T: AsyncWrite + Unpin> Strict<T> {
     fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.activity.has_early.load(Relaxed) {
-            let mut early = self.activity.early.lock().unwrap_or_else(|p| p.into_inner());
+            let mut early = self.activity.early.lock();
             if early.is_empty() {
                 self.activity.has_early.store(false, Relaxed);
                 break;

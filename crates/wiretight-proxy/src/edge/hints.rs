@@ -1,10 +1,11 @@
 //! Early hints (103, RFC 8297): forwards headers that a program sends before its response.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, Response, StatusCode};
+use parking_lot::Mutex;
 
 use super::headers;
 
@@ -41,7 +42,7 @@ impl Hints {
     fn push(&self, mut head: HeaderMap) {
         headers::strip_hop_by_hop(&mut head);
         head.remove(header::CONTENT_LENGTH);
-        let mut queue = self.queue();
+        let mut queue = self.0.lock();
         if queue.taken < MOST {
             queue.taken += 1;
             queue.waiting.push(head);
@@ -52,7 +53,7 @@ impl Hints {
     }
 
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
-        let mut queue = self.queue();
+        let mut queue = self.0.lock();
         if queue.waiting.is_empty() {
             if !queue.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 queue.waker = Some(cx.waker().clone());
@@ -60,10 +61,6 @@ impl Hints {
             return Poll::Pending;
         }
         Poll::Ready(queue.waiting.remove(0))
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,10 +1,11 @@
 //! The edge's counters and refusals. Written by the workers, read by `status` and the metrics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use hyper::StatusCode;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::settings::SiteName;
@@ -109,10 +110,6 @@ struct Refused {
     quota: LogQuota,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// A request or an upgraded connection in progress, until dropped.
 pub(crate) struct Busy(Arc<EdgeTable>);
 
@@ -124,7 +121,7 @@ impl Drop for Busy {
 
 impl EdgeTable {
     pub(crate) fn counts(&self, title: &SiteName) -> Arc<SiteCounts> {
-        lock(&self.sites).entry(title.clone()).or_default().clone()
+        self.sites.lock().entry(title.clone()).or_default().clone()
     }
 
     pub(crate) fn begin(self: &Arc<EdgeTable>) -> Busy {
@@ -137,11 +134,11 @@ impl EdgeTable {
     }
 
     pub(crate) fn count_handshake(&self, protocol: String, group: String) {
-        *lock(&self.handshakes).entry((protocol, group)).or_default() += 1;
+        *self.handshakes.lock().entry((protocol, group)).or_default() += 1;
     }
 
     pub(crate) fn handshakes(&self) -> Vec<HandshakeCount> {
-        let all = lock(&self.handshakes);
+        let all = self.handshakes.lock();
         let count = |((protocol, group), count): (&(String, String), &u64)| HandshakeCount {
             protocol: protocol.clone(),
             group: group.clone(),
@@ -152,7 +149,7 @@ impl EdgeTable {
 
     /// Counts a refusal, and logs it unless there are too many at the moment.
     pub(crate) fn refuse(&self, address: impl ToString, reason: Reason, detail: impl ToString) {
-        let mut refused = lock(&self.refused);
+        let mut refused = self.refused.lock();
         *refused.counts.entry(reason).or_default() += 1;
         if refused.quota.allows(now()) {
             let (address, detail) = (address.to_string(), detail.to_string());
@@ -161,7 +158,7 @@ impl EdgeTable {
     }
 
     pub(crate) fn refused(&self) -> Vec<EdgeRefused> {
-        let refused = lock(&self.refused);
+        let refused = self.refused.lock();
         refused
             .counts
             .iter()

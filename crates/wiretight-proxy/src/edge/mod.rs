@@ -44,14 +44,14 @@ mod worker;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 pub use certificates::{
@@ -63,9 +63,10 @@ use live::EdgeTable;
 pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
 use settings::{EdgeSettings, SiteName};
 use sites::{Material, Sites};
-use worker::{Listen, Socket};
+use worker::Socket;
 
 use crate::clock::now;
+use crate::listeners::{self, Listener, Workers};
 use crate::mesh::Mesh;
 use crate::net::{self, Listening, Sockets};
 use crate::relay::live::Table;
@@ -82,8 +83,7 @@ pub struct Edge {
     certificates: Arc<Certificates>,
     sites: Arc<ArcSwap<Sites>>,
     healthy_since: BTreeMap<SiteName, u64>,
-    workers: Vec<mpsc::UnboundedSender<Listen>>,
-    threads: Vec<JoinHandle<()>>,
+    workers: Workers<Socket>,
     listeners: Mutex<HashMap<(Port, SocketAddr), Listener>>,
     sockets: Arc<Sockets>,
     draining: watch::Sender<bool>,
@@ -96,17 +96,6 @@ enum Port {
     Quic,
     Http,
 }
-
-struct Listener {
-    /// For the next process at a takeover; the workers have their own handles.
-    sockets: Vec<TcpListener>,
-    stop: watch::Sender<bool>,
-    /// Also held by the workers while their sockets listen.
-    open: Arc<()>,
-}
-
-/// How long to wait for workers to close sockets that are no longer needed.
-const CLOSE: Duration = Duration::from_secs(1);
 
 /// The edge in the output of `wiretight status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -160,48 +149,44 @@ impl Edge {
         let sites = Arc::new(ArcSwap::from_pointee(Sites::default()));
         let configs = tls::Configs::new(&sites, mesh).map_err(io::Error::other)?;
         let quic = Arc::new(quic_tls::Secrets::new().map_err(io::Error::other)?);
-        let mut edge = Edge {
+        let (draining, cut) = (watch::channel(false).0, watch::channel(false).0);
+        let shared = Shared {
+            sites: sites.clone(),
+            table: Arc::default(),
+            mesh: mesh.clone(),
+            configs: Arc::new(configs),
+            quic,
+            draining: draining.subscribe(),
+            cut: cut.subscribe(),
+        };
+        let workers = Workers::start("edge", workers, |n| {
+            let shared = shared.clone();
+            move |orders| {
+                // One worker runs the health checks of backends.
+                if let Err(error) = worker::run(orders, shared, n == 0) {
+                    tracing::error!(%error, "an edge worker could not start");
+                }
+            }
+        })?;
+        Ok(Edge {
             mesh: mesh.clone(),
             relay: relay.clone(),
-            table: Arc::default(),
+            table: shared.table,
             certificates,
             sites,
             healthy_since,
-            workers: Vec::new(),
-            threads: Vec::new(),
+            workers,
             listeners: Mutex::default(),
             sockets: sockets.clone(),
-            draining: watch::channel(false).0,
-            cut: watch::channel(false).0,
-        };
-        let shared = Shared {
-            sites: edge.sites.clone(),
-            table: edge.table.clone(),
-            mesh: edge.mesh.clone(),
-            configs: Arc::new(configs),
-            quic,
-            draining: edge.draining.subscribe(),
-            cut: edge.cut.subscribe(),
-        };
-        for n in 0..workers.max(1) {
-            let (orders, inbox) = mpsc::unbounded_channel();
-            let shared = shared.clone();
-            let body = move || {
-                // One worker runs the health checks of backends.
-                if let Err(error) = worker::run(inbox, shared, n == 0) {
-                    tracing::error!(%error, "an edge worker could not start");
-                }
-            };
-            edge.threads.push(std::thread::Builder::new().name(format!("edge-{n}")).spawn(body)?);
-            edge.workers.push(orders);
-        }
-        Ok(edge)
+            draining,
+            cut,
+        })
     }
 
     /// Applies settings: starts and stops listeners as needed, and leaves live connections alone; their next request
     /// uses the new settings. If any part fails, nothing is changed.
     pub fn apply(&self, settings: &EdgeSettings) -> Result<(), ApplyError> {
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners.lock();
         let material = Material {
             mesh: &self.mesh,
             relay: &self.relay,
@@ -222,32 +207,16 @@ impl Edge {
             }
         }
         // Nothing can fail from here on.
-        let mut closing = Vec::new();
-        listeners.retain(|key, listener| {
-            let keep = wanted.contains(key);
-            if !keep {
-                listener.stop.send_replace(true);
-                // A QUIC socket stays open as long as it has connections.
-                if key.0 != Port::Quic {
-                    closing.push(listener.open.clone());
-                }
-            }
-            keep
-        });
         self.sites.store(Arc::new(sites));
-        let patience = std::time::Instant::now() + CLOSE;
-        while closing.iter().any(|open| Arc::strong_count(open) > 1)
-            && std::time::Instant::now() < patience
-        {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let unwanted: HashMap<_, _> =
+            listeners.extract_if(|key, _| !wanted.contains(key)).collect();
+        unwanted.values().for_each(Listener::stop);
+        // A QUIC socket stays open as long as it has connections.
+        let tcp = unwanted.into_iter().filter(|((port, _), _)| *port != Port::Quic);
+        listeners::close(tcp.map(|(_, listener)| listener));
         for (key, (sockets, handles)) in staged {
-            let listener =
-                Listener { sockets, stop: watch::channel(false).0, open: Arc::default() };
-            for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
-                let (stop, open) = (listener.stop.subscribe(), listener.open.clone());
-                let _ = worker.send(Listen { socket, stop, open }); // a worker that stopped has logged why
-            }
+            let listener = Listener::new(sockets);
+            self.workers.listen(&listener, handles);
             listeners.insert(key, listener);
         }
         Ok(())
@@ -255,7 +224,7 @@ impl Edge {
 
     /// Opens sockets, with a handle for each worker.
     fn bind(&self, port: Port, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<Socket>)> {
-        let n = self.workers.len();
+        let n = self.workers.count();
         let sockets = match port {
             Port::Https => self.sockets.bind(addr, n)?,
             // This port only redirects, in plaintext.
@@ -273,19 +242,15 @@ impl Edge {
     /// Whether an address could not be listened on when the settings were applied: a UDP port that the previous
     /// process still uses. If so, apply the settings again later.
     pub fn is_incomplete(&self) -> bool {
-        let listeners = self.listeners();
+        let listeners = self.listeners.lock();
         wanted(&self.sites.load().settings).iter().any(|key| !listeners.contains_key(key))
     }
 
     /// The listening TCP sockets, for the next process at a takeover.
     pub fn listening(&self) -> io::Result<Listening> {
-        let listeners = self.listeners();
+        let listeners = self.listeners.lock();
         let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
-        let cloned = |((_, addr), listener): (&(Port, SocketAddr), &Listener)| {
-            let sockets = listener.sockets.iter().map(TcpListener::try_clone);
-            Ok((*addr, sockets.collect::<io::Result<_>>()?))
-        };
-        tcp.map(cloned).collect()
+        tcp.map(|((_, addr), listener)| Ok((*addr, listener.sockets()?))).collect()
     }
 
     pub fn status(&self) -> EdgeStatus {
@@ -331,14 +296,13 @@ impl Edge {
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
-        let workers = {
-            let mut listeners = self.listeners();
-            listeners.values_mut().for_each(|listener| listener.sockets.clear());
-            let tcp = listeners.iter().filter(|((port, _), _)| *port != Port::Quic);
-            tcp.map(|(_, listener)| listener.open.clone()).collect::<Vec<_>>()
+        let open: Vec<_> = {
+            let mut listeners = self.listeners.lock();
+            let tcp = listeners.iter_mut().filter(|((port, _), _)| *port != Port::Quic);
+            tcp.map(|(_, listener)| listener.release()).collect()
         };
         // Connections accepted last must be counted too.
-        net::closed(&workers).await;
+        listeners::closed(&open).await;
         // Even if nothing is running, a request or the end of a response may be in transit, so wait until the client
         // has acknowledged the end of the connection.
         let mut rests = None;
@@ -354,17 +318,8 @@ impl Edge {
         }
         let cut = self.table.busy();
         self.cut.send_replace(true);
-        for _ in 0..50 {
-            if self.table.busy() == 0 {
-                break;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
+        listeners::settled(|| self.table.busy()).await;
         cut
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<(Port, SocketAddr), Listener>> {
-        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -387,9 +342,6 @@ impl Drop for Edge {
     fn drop(&mut self) {
         self.draining.send_replace(true);
         self.cut.send_replace(true);
-        self.workers.clear();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        // The field `workers` waits for the threads.
     }
 }

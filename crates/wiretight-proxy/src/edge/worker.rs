@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
@@ -46,6 +46,7 @@ use super::settings::Limits;
 use super::strict::{MAX_HEAD, MAX_HEADERS};
 use super::tls::{ALPN_H2, ALPN_HTTP1, INTERNAL_ERROR, UNRECOGNIZED_NAME};
 use crate::admission::Pending;
+use crate::listeners::{self, Failures, Listen, Orders};
 use crate::net;
 use crate::reason::Reason;
 
@@ -67,14 +68,6 @@ struct Arrived {
     arrival: Busy,
 }
 
-/// A request from the control side to a worker.
-pub(crate) struct Listen {
-    pub(crate) socket: Socket,
-    pub(crate) stop: watch::Receiver<bool>,
-    /// Dropped after the socket is closed.
-    pub(crate) open: Arc<()>,
-}
-
 /// A socket and its protocol.
 pub(crate) enum Socket {
     Https(std::net::TcpListener),
@@ -83,16 +76,8 @@ pub(crate) enum Socket {
 }
 
 /// Runs until the control side drops its sender.
-pub(crate) fn run(
-    mut orders: mpsc::UnboundedReceiver<Listen>,
-    shared: Shared,
-    asks: bool,
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .event_interval(61)
-        .build_local(Default::default())?;
-    runtime.block_on(async move {
+pub(crate) fn run(mut orders: Orders<Socket>, shared: Shared, asks: bool) -> io::Result<()> {
+    listeners::runtime()?.block_on(async move {
         let pools = Rc::new(Pools::default());
         let context = Rc::new(WorkerContext {
             sites: shared.sites.clone(),
@@ -134,7 +119,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn listen(self: &Rc<Worker>, order: Listen) -> io::Result<()> {
+    fn listen(self: &Rc<Worker>, order: Listen<Socket>) -> io::Result<()> {
         match order.socket {
             Socket::Https(socket) => {
                 let socket = TcpListener::from_std(socket)?;
@@ -176,7 +161,7 @@ impl Worker {
     {
         let port = listener.local_addr().map_or(0, |a| a.port());
         let mut draining = self.shared.draining.clone();
-        let (mut last_report, mut held) = (None, None);
+        let (mut failures, mut held) = (Failures::default(), None);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -190,16 +175,14 @@ impl Worker {
                     spawn_local(serve(Arrived { socket, from, port, arrival }));
                 }
                 Err(error) => {
-                    // Most often, no file descriptors are left. The connection stays in the backlog.
                     self.shared.table.accept_errors.fetch_add(1, Relaxed);
-                    if last_report.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(1)) {
-                        last_report = Some(Instant::now());
+                    let report = || {
                         tracing::error!(
                             port, %error,
                             "cannot accept connections; new ones wait (if the error is \"too many open files\", raise LimitNOFILE)"
                         );
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    };
+                    failures.survive(&error, report).await;
                 }
             }
         }

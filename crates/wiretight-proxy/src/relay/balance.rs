@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Consecutive failures after which an instance is excluded.
 const FAILURES: u32 = 3;
@@ -93,7 +95,7 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
     /// other, because a wrong guess must not make a service unreachable. After the exclusion of a failed target ends,
     /// one session tries it; the others use other targets until it succeeds.
     pub(crate) fn pick(&self, candidates: &[T], tried: &[T]) -> Option<Lease<T>> {
-        let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
+        let mut targets = self.targets.lock();
         if targets.len() > 4 * candidates.len() + 64 {
             targets.retain(|_, t| Arc::strong_count(t) > 1);
         }
@@ -144,14 +146,14 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
 
     /// The result of an active health check.
     pub(crate) fn set_down(&self, at: &T, down: bool) {
-        let mut targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
+        let mut targets = self.targets.lock();
         let new = || Arc::new(Target::new(at.clone()));
         targets.entry(at.clone()).or_insert_with(new).down.store(down, Relaxed);
     }
 
     /// Whether active health checks found it down.
     pub(crate) fn is_down(&self, at: &T) -> bool {
-        let targets = self.targets.lock().unwrap_or_else(|p| p.into_inner());
+        let targets = self.targets.lock();
         targets.get(at).is_some_and(|t| t.down.load(Relaxed))
     }
 
@@ -198,7 +200,7 @@ mod tests {
             (0..times).for_each(|_| balancer.failed(&dead));
         };
         let over = || {
-            let targets = balancer.targets.lock().unwrap();
+            let targets = balancer.targets.lock();
             targets["dead"].held_until.store(0, Relaxed);
         };
         let picked = || {
@@ -208,7 +210,7 @@ mod tests {
         };
         // A burst of failures counts as one exclusion.
         fail(30);
-        let held = balancer.targets.lock().unwrap()["dead"].held_until.load(Relaxed);
+        let held = balancer.targets.lock()["dead"].held_until.load(Relaxed);
         assert!(held <= balancer.now() + HOLD.as_millis() as u64);
         assert_eq!(picked().0, 0);
         // The exclusion has ended: one session tries the target; no other meanwhile.

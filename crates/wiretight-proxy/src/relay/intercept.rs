@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -50,7 +51,7 @@ impl Intercept {
             to: vec![meant.at.clone()],
             idle_timeout: None,
         };
-        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dials = self.dials.lock();
         let old = dials.get(&to);
         if let Some(same) = old.filter(|old| old.settings == settings) {
             return Ok(same.clone());

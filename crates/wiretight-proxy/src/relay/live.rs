@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -294,10 +295,6 @@ struct Refusals {
     quota: LogQuota,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// A registered connection, removed from the table on drop.
 pub(crate) struct Listed {
     table: Arc<Table>,
@@ -314,10 +311,10 @@ impl std::ops::Deref for Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        lock(&self.table.live).remove(self.key);
+        self.table.live.lock().remove(self.key);
         if self.live.side == Side::Service {
             let key = (self.live.service.clone(), client(&self.live.peer));
-            let mut by_peer = lock(&self.table.by_peer);
+            let mut by_peer = self.table.by_peer.lock();
             if let Some(n) = by_peer.get_mut(&key) {
                 *n -= 1;
                 if *n == 0 {
@@ -330,7 +327,7 @@ impl Drop for Listed {
 
 impl Table {
     pub(crate) fn totals(&self, side: Side, service: &Name) -> Arc<Totals> {
-        lock(&self.totals).entry((side, service.clone())).or_default().clone()
+        self.totals.lock().entry((side, service.clone())).or_default().clone()
     }
 
     /// Registers a connection. `None` if the client would have more than `max` connections to this service.
@@ -344,7 +341,7 @@ impl Table {
         max: u32,
     ) -> Option<Listed> {
         if side == Side::Service {
-            let mut by_peer = lock(&self.by_peer);
+            let mut by_peer = self.by_peer.lock();
             let n = by_peer.entry((service.clone(), client(&peer))).or_default();
             if *n >= max {
                 return None;
@@ -369,20 +366,20 @@ impl Table {
             wake: Notify::new(),
             totals,
         });
-        let key = lock(&self.live).insert(live.clone());
+        let key = self.live.lock().insert(live.clone());
         Some(Listed { table: self.clone(), key, live })
     }
 
     /// Closes the connections of peers that are no longer trusted; returns how many.
     pub(crate) fn cut_unless(&self, is_trusted: impl Fn(&VerifiedPeer) -> bool) -> usize {
-        let live = lock(&self.live);
+        let live = self.live.lock();
         let doomed = live.iter().filter(|(_, l)| !is_trusted(&l.peer));
         doomed.map(|(_, l)| l.cut_now(1)).count()
     }
 
     /// Closes all connections when the drain is over.
     pub(crate) fn cut_all(&self) {
-        lock(&self.live).iter().for_each(|(_, l)| l.cut_now(2));
+        self.live.lock().iter().for_each(|(_, l)| l.cut_now(2));
     }
 
     /// Counts a session as being opened, until the result is dropped.
@@ -395,12 +392,12 @@ impl Table {
     /// the count is counted twice, which is better than not at all.
     pub(crate) fn busy(&self) -> usize {
         let opening = self.opening.load(Relaxed);
-        opening + lock(&self.live).iter().filter(|(_, l)| l.busy.load(Relaxed)).count()
+        opening + self.live.lock().iter().filter(|(_, l)| l.busy.load(Relaxed)).count()
     }
 
     /// Up to `max` connections, busy ones first.
     pub(crate) fn connections(&self, max: usize) -> Vec<Connection> {
-        let mut all: Vec<Arc<Live>> = lock(&self.live).iter().map(|(_, l)| l.clone()).collect();
+        let mut all: Vec<Arc<Live>> = self.live.lock().iter().map(|(_, l)| l.clone()).collect();
         all.sort_by_cached_key(|l| !l.busy.load(Relaxed));
         let connection = |l: &Arc<Live>| Connection {
             side: l.side,
@@ -422,7 +419,7 @@ impl Table {
     /// All connections, summed up by peer and TLS parameters.
     pub(crate) fn peers(&self) -> Vec<PeerSum> {
         let mut sums: BTreeMap<_, PeerSum> = BTreeMap::new();
-        for (_, l) in lock(&self.live).iter() {
+        for (_, l) in self.live.lock().iter() {
             let n = l.negotiated;
             let (version, group, suite) =
                 (u16::from(n.version), u16::from(n.group), u16::from(n.suite));
@@ -453,7 +450,7 @@ impl Table {
 
     /// The number of connections.
     pub(crate) fn connected(&self) -> usize {
-        lock(&self.live).len()
+        self.live.lock().len()
     }
 
     pub(crate) fn sums(&self) -> Vec<Sums> {
@@ -468,7 +465,7 @@ impl Table {
             bytes_out: t.sent.load(Relaxed),
             bytes_in: t.received.load(Relaxed),
         };
-        lock(&self.totals).iter().map(sums).collect()
+        self.totals.lock().iter().map(sums).collect()
     }
 
     /// Counts a refusal and keeps it for `status`; logs it unless there are too many at the moment.
@@ -482,7 +479,7 @@ impl Table {
         detail: String,
     ) {
         let address = address.to_string();
-        let mut refusals = lock(&self.refusals);
+        let mut refusals = self.refusals.lock();
         *refusals.counts.entry((side, service.clone(), reason)).or_default() += 1;
         let at = now();
         if refusals.quota.allows(at) {
@@ -498,12 +495,12 @@ impl Table {
 
     /// The last refusals, newest last.
     pub(crate) fn refusals(&self) -> Vec<Refusal> {
-        lock(&self.refusals).last.iter().cloned().collect()
+        self.refusals.lock().last.iter().cloned().collect()
     }
 
     /// Refusals since the start by side, service and reason.
     pub(crate) fn refusal_counts(&self) -> Vec<(Side, Name, Reason, u64)> {
-        let refusals = lock(&self.refusals);
+        let refusals = self.refusals.lock();
         refusals.counts.iter().map(|((s, n, r), c)| (*s, n.clone(), *r, *c)).collect()
     }
 }

@@ -21,14 +21,14 @@ pub(crate) mod worker;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use wiretight_keys::{Name, VerifiedPeer};
 
@@ -39,8 +39,9 @@ pub use live::{Connection, PeerSum, Refusal, Side, Sums};
 
 use purpose::{Purpose, Service};
 use settings::{DialSettings, InterceptSettings, RelaySettings, ServiceSettings};
-use worker::Listen;
+use worker::Socket;
 
+use crate::listeners::{self, Listener, Workers};
 use crate::mesh::Mesh;
 use crate::net::{self, Listening, Sockets};
 use crate::reason::Reason;
@@ -49,20 +50,16 @@ use crate::reason::Reason;
 pub struct Relay {
     mesh: Arc<Mesh>,
     table: Arc<Table>,
-    workers: Vec<mpsc::UnboundedSender<Listen>>,
-    threads: Vec<JoinHandle<()>>,
-    listeners: Mutex<HashMap<SocketAddr, Listener>>,
+    workers: Workers<Socket>,
+    listeners: Mutex<HashMap<SocketAddr, Bound>>,
     sockets: Arc<Sockets>,
     draining: watch::Sender<bool>,
 }
 
-struct Listener {
-    /// For the next process at a takeover; the workers have their own handles.
-    sockets: Vec<TcpListener>,
+/// An address that the workers listen on.
+struct Bound {
+    listener: Listener,
     purpose: Arc<ArcSwap<Purpose>>,
-    stop: watch::Sender<bool>,
-    /// Also held by the workers while their sockets listen.
-    open: Arc<()>,
 }
 
 /// The purpose of a listener, from the settings.
@@ -180,27 +177,15 @@ impl Relay {
     pub fn start_on(sockets: Arc<Sockets>, mesh: Arc<Mesh>, workers: usize) -> io::Result<Relay> {
         let table = Arc::new(Table::default());
         let draining = watch::channel(false).0;
-        let mut relay = Relay {
-            mesh,
-            table,
-            workers: Vec::new(),
-            threads: Vec::new(),
-            listeners: Mutex::default(),
-            sockets,
-            draining,
-        };
-        for n in 0..workers.max(1) {
-            let (orders, inbox) = mpsc::unbounded_channel();
-            let (table, draining) = (relay.table.clone(), relay.draining.subscribe());
-            let body = move || {
-                if let Err(error) = worker::run(inbox, table, draining) {
+        let workers = Workers::start("relay", workers, |_| {
+            let (table, draining) = (table.clone(), draining.subscribe());
+            move |orders| {
+                if let Err(error) = worker::run(orders, table, draining) {
                     tracing::error!(%error, "a worker could not start");
                 }
-            };
-            relay.threads.push(std::thread::Builder::new().name(format!("relay-{n}")).spawn(body)?);
-            relay.workers.push(orders);
-        }
-        Ok(relay)
+            }
+        })?;
+        Ok(Relay { mesh, table, workers, listeners: Mutex::default(), sockets, draining })
     }
 
     /// Applies settings: starts and stops listeners as needed (waits up to a second for the latter), and leaves live
@@ -211,13 +196,13 @@ impl Relay {
             let (addr, service) = (dial.listen, dial.service.clone());
             return Err(ApplyError::NotLoopback { addr, service });
         }
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners.lock();
         let mut wanted = HashSet::new();
         let mut staged = Vec::new();
         for (addr, what) in self::wanted(settings) {
             wanted.insert(addr);
             let bound = listeners.get(&addr);
-            let before = bound.map(|l| l.purpose.load_full());
+            let before = bound.map(|b| b.purpose.load_full());
             let purpose = match (what, before.as_deref()) {
                 (Wanted::Service(s), Some(Purpose::Service(old))) if old.settings == *s => continue,
                 (Wanted::Dial(d), Some(Purpose::Dial(old))) if old.settings == *d => continue,
@@ -257,57 +242,33 @@ impl Relay {
             staged.push((addr, purpose, sockets));
         }
         // Nothing can fail from here on.
-        let mut closing = Vec::new();
-        listeners.retain(|addr, listener| {
-            let keep = wanted.contains(addr);
-            if !keep {
-                listener.stop.send_replace(true);
-                closing.push(listener.open.clone());
-            }
-            keep
-        });
-        // So that the next settings can use these addresses again.
-        let patience = std::time::Instant::now() + net::CLOSE;
-        while closing.iter().any(|open| Arc::strong_count(open) > 1)
-            && std::time::Instant::now() < patience
-        {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let unwanted = listeners.extract_if(|addr, _| !wanted.contains(addr));
+        listeners::close(unwanted.map(|(_, bound)| bound.listener));
         for (addr, purpose, (sockets, handles)) in staged {
-            if let Some(listener) = listeners.get(&addr) {
-                listener.purpose.store(Arc::new(purpose));
+            if let Some(bound) = listeners.get(&addr) {
+                bound.purpose.store(Arc::new(purpose));
                 continue;
             }
-            let listener = Listener {
-                sockets,
-                purpose: Arc::new(ArcSwap::from_pointee(purpose)),
-                stop: watch::channel(false).0,
-                open: Arc::default(),
-            };
-            for (socket, worker) in handles.into_iter().zip(self.workers.iter().cycle()) {
-                let (purpose, open) = (listener.purpose.clone(), listener.open.clone());
-                let order = Listen { socket, purpose, stop: listener.stop.subscribe(), open };
-                let _ = worker.send(order); // a worker that stopped has logged why
-            }
-            listeners.insert(addr, listener);
+            let (listener, purpose) =
+                (Listener::new(sockets), Arc::new(ArcSwap::from_pointee(purpose)));
+            let socket = |socket| Socket { socket, purpose: purpose.clone() };
+            self.workers.listen(&listener, handles.into_iter().map(socket));
+            listeners.insert(addr, Bound { listener, purpose });
         }
         Ok(())
     }
 
     /// Opens sockets, with a handle for each worker.
     fn listen(&self, addr: SocketAddr) -> io::Result<(Vec<TcpListener>, Vec<TcpListener>)> {
-        let sockets = self.sockets.bind(addr, self.workers.len())?;
-        let handles = net::spread(&sockets, self.workers.len())?;
+        let sockets = self.sockets.bind(addr, self.workers.count())?;
+        let handles = net::spread(&sockets, self.workers.count())?;
         Ok((sockets, handles))
     }
 
     /// The listening sockets, for the next process at a takeover.
     pub fn listening(&self) -> io::Result<Listening> {
-        let cloned = |(addr, listener): (&SocketAddr, &Listener)| {
-            let sockets = listener.sockets.iter().map(TcpListener::try_clone);
-            Ok((*addr, sockets.collect::<io::Result<_>>()?))
-        };
-        self.listeners().iter().map(cloned).collect()
+        let listeners = self.listeners.lock();
+        listeners.iter().map(|(addr, bound)| Ok((*addr, bound.listener.sockets()?))).collect()
     }
 
     /// The parts that the edge needs to listen and to reach services.
@@ -340,38 +301,17 @@ impl Relay {
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let end = Instant::now() + limit;
-        let workers = {
-            let mut listeners = self.listeners();
-            listeners.values_mut().for_each(|listener| listener.sockets.clear());
-            listeners.values().map(|listener| listener.open.clone()).collect::<Vec<_>>()
-        };
+        let open: Vec<_> =
+            self.listeners.lock().values_mut().map(|bound| bound.listener.release()).collect();
         // Connections accepted last must be counted too.
-        net::closed(&workers).await;
+        listeners::closed(&open).await;
         while self.table.busy() > 0 && Instant::now() < end {
             sleep(Duration::from_millis(20)).await;
         }
         let cut = self.table.busy();
         self.table.cut_all();
         // Leave a moment for the RSTs to the programs.
-        for _ in 0..50 {
-            if self.table.busy() == 0 {
-                break;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
+        listeners::settled(|| self.table.busy()).await;
         cut
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<SocketAddr, Listener>> {
-        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.workers.clear();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
     }
 }

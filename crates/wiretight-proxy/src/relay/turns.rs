@@ -2,8 +2,9 @@
 //! relay's limit of unfinished handshakes, and keep both machines busy with handshakes that time out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::admission::HANDSHAKES_PER_ORIGIN;
@@ -21,7 +22,7 @@ pub(crate) struct Turns(Mutex<HashMap<HostPort, Arc<Semaphore>>>);
 impl Turns {
     /// A permit of the semaphore allows one handshake with the instance.
     pub(crate) fn to(&self, at: &HostPort) -> Arc<Semaphore> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if let Some(turns) = all.get(at) {
             return turns.clone();
         }

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::dial::Pool;
@@ -21,6 +21,7 @@ use super::service;
 use crate::admission::Pending;
 use crate::app::App;
 use crate::buffer;
+use crate::listeners::{self, Failures, Orders};
 use crate::net;
 use crate::reason::Reason;
 
@@ -28,26 +29,19 @@ use crate::reason::Reason;
 /// which is less than a second.
 const TRIM: Duration = Duration::from_millis(400);
 
-/// A request from the control side to a worker.
-pub(crate) struct Listen {
+/// A listening socket and its purpose.
+pub(crate) struct Socket {
     pub(crate) socket: std::net::TcpListener,
     pub(crate) purpose: Arc<ArcSwap<Purpose>>,
-    pub(crate) stop: watch::Receiver<bool>,
-    /// Dropped after the socket is closed.
-    pub(crate) open: Arc<()>,
 }
 
 /// Runs until the control side drops its sender.
 pub(crate) fn run(
-    mut orders: mpsc::UnboundedReceiver<Listen>,
+    mut orders: Orders<Socket>,
     table: Arc<Table>,
     draining: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .event_interval(61)
-        .build_local(Default::default())?;
-    runtime.block_on(async move {
+    listeners::runtime()?.block_on(async move {
         let pending = Rc::new(Pending::default());
         spawn_local(async {
             loop {
@@ -56,13 +50,15 @@ pub(crate) fn run(
             }
         });
         while let Some(order) = orders.recv().await {
-            match TcpListener::from_std(order.socket) {
+            let Socket { socket, purpose } = order.socket;
+            match TcpListener::from_std(socket) {
                 Ok(socket) => {
-                    let (purpose, removed) = (order.purpose.clone(), order.stop.clone());
-                    let terms = Terms { purpose, removed, draining: draining.clone() };
+                    let removed = order.stop.clone();
+                    let terms =
+                        Terms { purpose: purpose.clone(), removed, draining: draining.clone() };
                     let listener = Listener {
                         socket,
-                        purpose: order.purpose,
+                        purpose,
                         stop: order.stop,
                         draining: draining.clone(),
                         table: table.clone(),
@@ -98,7 +94,7 @@ impl Listener {
         let mut taken = Pools::default();
         let mut sweep = tokio::time::interval(Duration::from_secs(1));
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut last_report, mut held) = (None, None);
+        let (mut failures, mut held) = (Failures::default(), None);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -126,7 +122,10 @@ impl Listener {
                         None => self.serve(socket, from),
                     },
                 },
-                Err(error) => self.survive(&error, &mut last_report).await,
+                Err(error) => {
+                    self.table.accept_errors.fetch_add(1, Relaxed);
+                    failures.survive(&error, || self.report(&error)).await;
+                }
             }
         }
         if let Some(pool) = pool {
@@ -183,21 +182,11 @@ impl Listener {
         });
     }
 
-    /// Handles an error of accept; most often, no file descriptors are left. The connection stays in the backlog.
-    async fn survive(&self, error: &io::Error, last_report: &mut Option<Instant>) {
-        self.table.accept_errors.fetch_add(1, Relaxed);
+    fn report(&self, error: &io::Error) {
         let at = self.socket.local_addr().map(|a| a.to_string()).unwrap_or_default();
-        if last_report.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(1)) {
-            *last_report = Some(Instant::now());
-            tracing::error!(
-                listen = at, %error,
-                "cannot accept connections; new ones wait (if the error is \"too many open files\", raise LimitNOFILE)"
-            );
-        }
-        // Errors such as ECONNABORTED concern one connection; a lack of resources persists.
-        const LASTING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
-        if error.raw_os_error().is_some_and(|e| LASTING.contains(&e)) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        tracing::error!(
+            listen = at, %error,
+            "cannot accept connections; new ones wait (if the error is \"too many open files\", raise LimitNOFILE)"
+        );
     }
 }

@@ -47,7 +47,7 @@ impl ServerCertVerifier for DangerouslyBelievesAll {
 }
 
 /// A TLS client that accepts every certificate. It sends nothing confidential.
-pub(super) fn client_config(with_name: bool) -> Option<ClientConfig> {
+pub fn client_config(with_name: bool) -> Option<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = DangerouslyBelievesAll(provider.clone());
     let mut config = ClientConfig::builder_with_provider(provider)

@@ -1,9 +1,10 @@
 //! Whether an address still answers. The scan soon stops if an address does not answer at all, or if it
 //! stopped answering, for example because it banned the scanner. Neither answers any question.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The number of failed connections in a row after which an address counts as stopped. A restarting server
@@ -53,13 +54,9 @@ impl Contact {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The time limits of the attempts to connect. Together they take about `timeout`.
     pub fn waits(&self, timeout: Duration) -> Vec<Duration> {
-        let state = self.state();
+        let state = self.state.lock();
         if state.accepted > 0 {
             return vec![(state.slowest * 20).max(SHORTEST_WAIT).min(timeout)];
         }
@@ -72,7 +69,7 @@ impl Contact {
     }
 
     pub fn accepted(&self, now: Instant, took: Duration) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.accepted += 1;
         state.slowest = state.slowest.max(took);
         state.failed = 0;
@@ -82,7 +79,7 @@ impl Contact {
     /// Records a failed connection. After several in a row, without success for a whole time-out, the
     /// address counts as stopped.
     pub fn failed(&self, now: Instant, timeout: Duration) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.failed += 1;
         if state.accepted > 0
             && state.failed >= FAILURES
@@ -94,7 +91,7 @@ impl Contact {
 
     /// Records an answer in TLS, a hello or an alert.
     pub fn answered(&self, now: Instant) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.silent = 0;
         state.last_answered = now;
     }
@@ -102,7 +99,7 @@ impl Contact {
     /// Records a round of control hellos without an answer, while no other connection of ours was open.
     /// After several in a row, the address counts as stopped. A limit for a few seconds does not count.
     pub fn silent(&self, now: Instant, timeout: Duration) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.silent += 1;
         let silence = now.duration_since(state.last_answered);
         let long = (state.silent >= 6 && silence >= timeout * 2)

@@ -2,9 +2,9 @@
 //! server chose, and offers the rest, until the server rejects it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::handshake;
@@ -455,7 +455,7 @@ async fn in_parts(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<
 
 async fn narrowing(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken<u16>, Seen) {
     let narrow = Mutex::new(narrow);
-    let now = || narrow.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = || narrow.lock();
     let at_a_time = prober.at_a_time(now().version);
     let taken = enumerate(
         prober,
@@ -468,7 +468,7 @@ async fn narrowing(prober: &Prober, offered: Vec<u16>, narrow: Narrow) -> (Taken
         || now().widen(),
     )
     .await;
-    (taken, narrow.into_inner().unwrap_or_else(PoisonError::into_inner).seen)
+    (taken, narrow.into_inner().seen)
 }
 
 /// Whether the server has its own order of suites, or follows the client's. `taken` contains the accepted

@@ -4,7 +4,8 @@
 //! answers the same hello in the same way, so if answers differ, several servers share the address.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::link::alert_name;
 use crate::names::{Group, Suite, Version};
@@ -32,16 +33,12 @@ struct Seen {
 type Question = (u16, Vec<u16>, Vec<u8>, Vec<(u16, Vec<u8>)>);
 
 impl Observed {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records a ServerHello or HelloRetryRequest.
     pub fn hello(&self, asked: &ClientHello, server: &ServerHello) {
         let Some(version) = server.version().filter(|version| offers(asked, *version)) else {
             return;
         };
-        let mut seen = self.seen();
+        let mut seen = self.0.lock();
         *seen.chosen.entry((version, server.suite)).or_default() += 1;
         seen.longest = seen.longest.max(asked.suites.len());
         seen.answer(asked, || shown(version, server));
@@ -49,12 +46,12 @@ impl Observed {
 
     /// Records a fatal alert about the hello.
     pub fn refused(&self, asked: &ClientHello, level: u8, description: u8) {
-        self.seen().answer(asked, || alert_name(level, description));
+        self.0.lock().answer(asked, || alert_name(level, description));
     }
 
     /// Records that answers differ, and how.
     pub fn differs(&self, how: String) {
-        let mut seen = self.seen();
+        let mut seen = self.0.lock();
         if seen.differences.len() < MOST_DIFFERENCES && !seen.differences.contains(&how) {
             seen.differences.push(how);
         }
@@ -62,22 +59,22 @@ impl Observed {
 
     /// How answers to the same hello differed.
     pub fn differences(&self) -> Vec<String> {
-        self.seen().differences.clone()
+        self.0.lock().differences.clone()
     }
 
     /// The number of repeated hellos that were answered.
     pub fn repeated(&self) -> u64 {
-        self.seen().repeated
+        self.0.lock().repeated
     }
 
     /// The highest number of suites in an answered hello.
     pub fn longest(&self) -> usize {
-        self.seen().longest
+        self.0.lock().longest
     }
 
     /// Each chosen version and suite, and how often.
     pub fn chosen(&self) -> Vec<(Version, u16, u64)> {
-        self.seen().chosen.iter().map(|((version, suite), n)| (*version, *suite, *n)).collect()
+        self.0.lock().chosen.iter().map(|((version, suite), n)| (*version, *suite, *n)).collect()
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
@@ -44,7 +45,7 @@ impl Paces {
 
     /// The pace for an address, shared by all its current scans.
     pub fn of(&self, address: IpAddr, most: u32) -> Arc<Pace> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         if let Some(pace) = hosts.paces.get(&address).and_then(Weak::upgrade) {
             return pace;
         }
@@ -61,7 +62,7 @@ impl Paces {
 impl Rate {
     async fn turn(&self) {
         let at = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = self.next.lock();
             let at = (*next).max(Instant::now());
             *next = at + self.gap;
             at
@@ -120,7 +121,7 @@ impl Pace {
 
     async fn gap(&self) {
         let at = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             if state.gap.is_zero() {
                 return;
             }
@@ -134,7 +135,7 @@ impl Pace {
     /// Slows down, because a probe that started at `since` failed. Failures of probes that started before
     /// the last slow-down do not count.
     pub fn slow_down(&self, since: Instant) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if since < state.slowed {
             return;
         }

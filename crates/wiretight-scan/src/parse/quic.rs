@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey, quic};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use rustls::Side;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use rustls::quic::Version;
 
 use super::{Malformed, Reader};
 
@@ -126,11 +128,7 @@ pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
 }
 
 /// The keys for the Initial packets of one side.
-pub struct Keys {
-    packet: LessSafeKey,
-    iv: [u8; NONCE_LEN],
-    header: quic::HeaderProtectionKey,
-}
+pub use rustls::quic::DirectionalKeys as Keys;
 
 /// The keys for Initial packets, derived from the destination ID of the client's first Initial, or its
 /// first Initial after a Retry (RFC 9001 section 5.2).
@@ -141,84 +139,30 @@ pub struct InitialKeys {
     pub server: Keys,
 }
 
-/// RFC 9001 section 5.2.
-const SALT: [u8; 20] = [
-    0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad,
-    0xcc, 0xbb, 0x7f, 0x0a,
-];
-
 impl InitialKeys {
     /// The keys for this connection ID.
     pub fn new(destination: &[u8]) -> Self {
-        let secret = Salt::new(HKDF_SHA256, &SALT).extract(destination);
-        let side = |label| {
-            let secret: [u8; 32] = expand(&secret, label);
-            Keys::new(&Prk::new_less_safe(HKDF_SHA256, &secret))
-        };
-        Self { client: side(b"client in"), server: side(b"server in") }
+        let suite = TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
+        let suite = suite.expect("a suite of QUIC");
+        let keys = suite.keys(destination, Side::Client, Version::V1);
+        Self { client: keys.local, server: keys.remote }
     }
-}
-
-impl Keys {
-    /// RFC 9001 section 5.1.
-    fn new(secret: &Prk) -> Self {
-        let key: [u8; 16] = expand(secret, b"quic key");
-        let header: [u8; 16] = expand(secret, b"quic hp");
-        let key = UnboundKey::new(&AES_128_GCM, &key).expect("a key of 16 bytes");
-        Self {
-            packet: LessSafeKey::new(key),
-            iv: expand(secret, b"quic iv"),
-            header: quic::HeaderProtectionKey::new(&quic::AES_128, &header)
-                .expect("a key of 16 bytes"),
-        }
-    }
-
-    /// RFC 9001 section 5.3.
-    fn nonce(&self, number: u64) -> Nonce {
-        let mut nonce = self.iv;
-        nonce[4..].iter_mut().zip(number.to_be_bytes()).for_each(|(byte, n)| *byte ^= n);
-        Nonce::assume_unique_for_key(nonce)
-    }
-}
-
-/// An output length in bytes.
-struct Bytes(usize);
-
-impl KeyType for Bytes {
-    fn len(&self) -> usize {
-        self.0
-    }
-}
-
-/// HKDF-Expand-Label without context (RFC 8446 section 7.1).
-fn expand<const N: usize>(secret: &Prk, label: &[u8]) -> [u8; N] {
-    let head = [0, N as u8, 6 + label.len() as u8];
-    let info = [&head[..], b"tls13 ", label, &[0]];
-    let mut out = [0; N];
-    let okm = secret.expand(&info, Bytes(N)).expect("a valid HKDF length");
-    okm.fill(&mut out).expect("the requested length");
-    out
 }
 
 impl Initial<'_> {
     /// Removes the protection (RFC 9001 section 5.4). Returns packet number and payload, or `None` if it
     /// is not authentic. `largest` is the largest packet number so far.
     pub fn open(&self, keys: &Keys, largest: Option<u64>) -> Option<(u64, Vec<u8>)> {
+        let mut header = self.bytes.to_vec();
         // The sample always starts four bytes after the start of the packet number.
-        let sample = self.bytes.get(self.number_at + 4..self.number_at + 4 + 16)?;
-        let mask = keys.header.new_mask(sample).ok()?;
-        let first = self.bytes[0] ^ mask[0] & 0x0f;
-        let length = usize::from(first & 3) + 1;
-        let (header, payload) = self.bytes.split_at_checked(self.number_at + length)?;
-        let mut header = header.to_vec();
-        header[0] = first;
-        header[self.number_at..].iter_mut().zip(&mask[1..]).for_each(|(byte, m)| *byte ^= m);
+        let (before, sample) = header.split_at_mut_checked(self.number_at + 4)?;
+        let (first, number) = before.split_at_mut(self.number_at);
+        keys.header.decrypt_in_place(sample.get(..16)?, &mut first[0], number).ok()?;
+        let length = usize::from(header[0] & 3) + 1;
+        let mut payload = header.split_off(self.number_at + length);
         let truncated = header[self.number_at..].iter().fold(0, |n, b| n << 8 | u64::from(*b));
         let number = whole_number(largest, truncated, 8 * length as u32);
-        let mut payload = payload.to_vec();
-        let plain =
-            keys.packet.open_in_place(keys.nonce(number), Aad::from(&header), &mut payload).ok()?;
-        let plain = plain.len();
+        let plain = keys.packet.decrypt_in_place(number, &header, &mut payload).ok()?.len();
         payload.truncate(plain);
         Some((number, payload))
     }
@@ -272,13 +216,12 @@ pub fn initial(keys: &Keys, header: Header<'_>, frames: &[u8]) -> Vec<u8> {
     out.extend(header.number.to_be_bytes());
     let mut body = frames.to_vec();
     body.resize(payload, 0);
-    keys.packet
-        .seal_in_place_append_tag(keys.nonce(header.number.into()), Aad::from(&out), &mut body)
-        .expect("a short packet");
+    let tag = keys.packet.encrypt_in_place(header.number.into(), &out, &mut body);
     out.append(&mut body);
-    let mask = keys.header.new_mask(&out[number_at + 4..number_at + 20]).expect("a whole sample");
-    out[0] ^= mask[0] & 0x0f;
-    out[number_at..number_at + 4].iter_mut().zip(&mask[1..]).for_each(|(byte, m)| *byte ^= m);
+    out.extend(tag.expect("a short packet").as_ref());
+    let (before, sample) = out.split_at_mut(number_at + 4);
+    let (first, number) = before.split_at_mut(number_at);
+    keys.header.encrypt_in_place(&sample[..16], &mut first[0], number).expect("a whole sample");
     out
 }
 

@@ -14,17 +14,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use ports::free;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wiretight_scan::Start;
+use wiretight_scan::active::anyone::client_config;
 use wiretight_scan::active::starttls::{Refused, Stream, Upgrade, upgrade};
 
 pub const LOCAL: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -306,61 +306,12 @@ async fn shakes_hands(port: u16, start: Start) -> (TlsStream<Stream<TcpStream>>,
     let upgrade = ask(port, start).await.unwrap_or_else(|e| panic!("{start:?}: {e}"));
     assert!(upgrade.stream.early().is_empty(), "{start:?}");
     let name = ServerName::try_from("localhost").unwrap();
-    let connect = TlsConnector::from(client_config()).connect(name, upgrade.stream);
+    let config = Arc::new(client_config(true).unwrap());
+    let connect = TlsConnector::from(config).connect(name, upgrade.stream);
     let tls = tokio::time::timeout(Duration::from_secs(5), connect).await;
     let tls = tls.unwrap_or_else(|_| panic!("{start:?}: no end of the handshake"));
     let tls = tls.unwrap_or_else(|e| panic!("{start:?}: {e}"));
     let shown = tls.get_ref().1.peer_certificates().unwrap();
     assert_eq!(shown, Pair::get().chain(), "{start:?}: another certificate");
     (tls, Learnt { greeting: upgrade.greeting, stripped: upgrade.stripped })
-}
-
-fn client_config() -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelievesAll))
-        .with_no_client_auth();
-    Arc::new(config)
-}
-
-#[derive(Debug)]
-struct BelievesAll;
-
-impl ServerCertVerifier for BelievesAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let provider = aws_lc_rs::default_provider();
-        provider.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a benchmark, whatever is not there ends it")]
 
+#[path = "../../tests/common/mod.rs"]
+mod common;
 #[allow(dead_code, reason = "made for tests; not all of it is needed here")]
 #[path = "../../tests/log/rig.rs"]
 mod rig;

@@ -5,16 +5,15 @@
 //! tools use. It validates every request: the command must be a configured one, and name and value must be well-formed.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use wiretight_keys::web::is_host_name;
+
+use crate::program::{self, Helper, Question, Reply};
 
 /// How long a command may take: it returns when the record is visible everywhere.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -47,8 +46,7 @@ struct Done {
 
 /// The connection to the child.
 pub(crate) struct DnsHook {
-    /// `None` during a request, and after a failed one.
-    socket: tokio::sync::Mutex<Option<UnixStream>>,
+    helper: tokio::sync::Mutex<Helper>,
 }
 
 impl DnsHook {
@@ -57,18 +55,9 @@ impl DnsHook {
         if commands.is_empty() {
             return Ok(None);
         }
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let (input, output) = (OwnedFd::from(theirs.try_clone()?), OwnedFd::from(theirs));
-        crate::program::own_program()
-            .arg("dns-hook")
-            .args(commands)
-            .stdin(Stdio::from(input))
-            .stdout(Stdio::from(output))
-            // Signals from the terminal are for the node only; the child ends when the node does.
-            .process_group(0)
-            .spawn()?;
-        Ok(Some(DnsHook { socket: Some(ours).into() }))
+        let mut command = program::own_program();
+        command.arg("dns-hook").args(commands);
+        Ok(Some(DnsHook { helper: Helper::start(command)?.into() }))
     }
 
     /// Runs a command, one at a time.
@@ -82,27 +71,14 @@ impl DnsHook {
         let gone = |e: &dyn std::fmt::Display| {
             format!("the process that runs dns_command is gone ({e}). Restart the node.")
         };
-        let mut rests = self.socket.lock().await;
-        // If this is cancelled, the socket is dropped, so that a late response is not mistaken for that of the next
-        // request.
-        let Some(socket) = rests.take() else { return Err(gone(&"an earlier request failed")) };
-        let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| gone(&e))?;
-        let mut stream = tokio::io::BufStream::new(socket);
+        let mut helper = self.helper.lock().await;
         let (command, name, value) = (command.to_owned(), name.to_owned(), value.to_owned());
-        let exchange = async {
-            let mut job = serde_json::to_vec(&Job { command, verb, name, value })?;
-            job.push(b'\n');
-            stream.write_all(&job).await?;
-            stream.flush().await?;
-            let mut answer = String::new();
-            (&mut stream).take(MAX_LINE).read_line(&mut answer).await?;
-            Ok::<Done, std::io::Error>(serde_json::from_str(&answer)?)
-        };
-        let done = match tokio::time::timeout(PATIENCE * 2, exchange).await {
+        let job = Job { command, verb, name, value };
+        let asked = helper.ask(&job, MAX_LINE, |_: &Done| false);
+        let done = match tokio::time::timeout(PATIENCE * 2, asked).await {
             Ok(done) => done.map_err(|e| gone(&e))?,
             Err(_) => return Err(gone(&"it does not respond")),
         };
-        *rests = stream.into_inner().into_std().ok();
         done.error.map_or(Ok(()), Err)
     }
 }
@@ -115,14 +91,15 @@ pub(crate) fn serve(commands: &[PathBuf]) -> std::io::Result<()> {
         if (&mut input).take(MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let error = match serde_json::from_str(&line) {
-            Ok(job) => work(commands, &job).err(),
-            Err(error) => Some(error.to_string()),
+        if line == "\n" {
+            continue;
+        }
+        let (number, error) = match serde_json::from_str(&line) {
+            Ok(Question { number, ask }) => (number, work(commands, &ask).err()),
+            Err(error) => (0, Some(error.to_string())),
         };
-        let mut done = serde_json::to_vec(&Done { error })?;
-        done.push(b'\n');
         let mut output = std::io::stdout().lock();
-        output.write_all(&done)?;
+        output.write_all(&program::line(&Reply { number, answer: Done { error } })?)?;
         output.flush()?;
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{HOST, HeaderValue};
-use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -17,6 +16,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use wiretight_proxy::net;
 use wiretight_proxy::network::HostPort;
+
+use crate::web;
 
 /// For a whole request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,17 +74,14 @@ impl Https {
             host: host.clone(),
             detail: e.to_string(),
         };
-        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await;
-        let (mut sender, connection) = shaken.map_err(|e| answer(&e))?;
-        let connection = tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         head.uri = path.parse().map_err(|e| answer(&e))?;
         head.headers.insert(HOST, HeaderValue::from_str(&host).map_err(|e| answer(&e))?);
-        let sent = sender.send_request(hyper::Request::from_parts(head, body)).await;
-        let (head, body) = sent.map_err(|e| answer(&e))?.into_parts();
+        let sent = web::send(tls, hyper::Request::from_parts(head, body)).await;
+        let (response, _open) = sent.map_err(|e| answer(&e))?;
+        let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| answer(&e))?;
-        connection.abort();
         Ok(hyper::Response::from_parts(head, Full::new(body.to_bytes())).into())
     }
 }

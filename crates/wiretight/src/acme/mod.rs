@@ -23,11 +23,12 @@ mod year;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use instant_acme::HttpClient;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::{Notify, Semaphore};
@@ -184,12 +185,8 @@ struct Turn<'a>(&'a Acme, &'a str);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        lock(&self.0.working).remove(self.1);
+        self.0.working.lock().remove(self.1);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The configuration, and current problems.
@@ -243,7 +240,7 @@ impl Acme {
     /// Sets the sites and CAs.
     pub(crate) fn update(&self, sites: Vec<AcmeSite>, cas: Vec<Ca>) {
         {
-            let mut told = self.told();
+            let mut told = self.told.lock();
             let title = |s: &AcmeSite| s.names.first().map(ToString::to_string);
             let titles: Vec<_> = sites.iter().filter_map(title).collect();
             told.errors.retain(|site, _| titles.contains(site));
@@ -256,20 +253,20 @@ impl Acme {
 
     /// Why sites have no new certificate, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
-        let told = self.told();
+        let told = self.told.lock();
         told.errors.clone().into_iter().chain(told.hitches.clone()).collect()
     }
 
     fn hitch(&self, title: &str, why: Option<String>) {
         match why {
-            Some(why) => self.told().hitches.insert(title.to_owned(), why),
-            None => self.told().hitches.remove(title),
+            Some(why) => self.told.lock().hitches.insert(title.to_owned(), why),
+            None => self.told.lock().hitches.remove(title),
         };
     }
 
     /// Retries failed orders now; rate limits still apply.
     pub(crate) async fn retry(&self) -> Result<(), StoreError> {
-        let sites = self.told().sites.clone();
+        let sites = self.told.lock().sites.clone();
         for site in sites {
             let Some(title) = site.names.first().map(ToString::to_string) else { continue };
             let mut held = self.load(&title).await?;
@@ -323,7 +320,7 @@ impl Acme {
 
     /// Does everything that is due, and returns when to run next.
     pub(crate) async fn step(self: Arc<Self>) -> u64 {
-        let sites = self.told().sites.clone();
+        let sites = self.told.lock().sites.clone();
         let failed = |error: &StoreError| {
             let error = crate::logging::chain(error);
             tracing::error!(
@@ -332,7 +329,7 @@ impl Acme {
             );
         };
         let mut next = u64::MAX;
-        let joined = if sites.is_empty() && self.told().on_demand.is_empty() {
+        let joined = if sites.is_empty() && self.told.lock().on_demand.is_empty() {
             Ok(())
         } else {
             self.join().await
@@ -347,7 +344,7 @@ impl Acme {
             }
             return self.clock.now() + STORE_RETRY;
         }
-        if !(sites.is_empty() && self.told().on_demand.is_empty())
+        if !(sites.is_empty() && self.told.lock().on_demand.is_empty())
             && let Err(error) = self.share_accounts().await
         {
             failed(&error);
@@ -458,7 +455,7 @@ impl Acme {
     /// Does what is due for a site, and returns when to run next. `asked`: the operator's program has just allowed it.
     async fn tend(&self, site: &AcmeSite, asked: bool) -> Result<u64, StoreError> {
         let Some(title) = site.names.first().map(ToString::to_string) else { return Ok(u64::MAX) };
-        if !lock(&self.working).insert(title.clone()) {
+        if !self.working.lock().insert(title.clone()) {
             return Ok(self.clock.now() + 1);
         }
         let _turn = Turn(self, &title);
@@ -473,7 +470,7 @@ impl Acme {
                     if self.share(&title, &mut held, &members).await? {
                         continue;
                     }
-                    let keyless = self.told().keyless.contains_key(&title);
+                    let keyless = self.told.lock().keyless.contains_key(&title);
                     self.hitch(&title, keyless.then(|| without_key(&held.record, &self.me)));
                     return Ok(at);
                 }
@@ -534,7 +531,7 @@ impl Acme {
         held: &mut Held,
         current: Option<&Current>,
     ) -> Result<(), StoreError> {
-        let (cas, now) = (self.told().cas.clone(), self.clock.now());
+        let (cas, now) = (self.told.lock().cas.clone(), self.clock.now());
         let names: Vec<String> = site.names.iter().map(ToString::to_string).collect();
         let stale = |o: &Pending| o.names != names || o.ends() < now;
         if held.record.order.as_ref().is_none_or(stale) {
@@ -565,7 +562,7 @@ impl Acme {
         let not_after = current.map(|c| c.period.not_after);
         match ordered {
             Ok(()) => {
-                self.told().errors.remove(title);
+                self.told.lock().errors.remove(title);
                 tracing::info!(site = title, "got a new certificate");
                 return Ok(());
             }
@@ -588,7 +585,7 @@ impl Acme {
         let error = held.record.error.clone().unwrap_or_default();
         let again_in = held.record.retry_at.saturating_sub(now);
         tracing::error!(site = title, error, again_in, "cannot get a new certificate");
-        self.told().errors.insert(title.to_owned(), error);
+        self.told.lock().errors.insert(title.to_owned(), error);
         self.save(title, held).await
     }
 
@@ -608,7 +605,7 @@ impl Acme {
         let others = holders.any(|name| *name != self.me && members.contains(name));
         let has_key = self.open(title, &issued.key).is_some();
         if has_key || !others {
-            self.told().keyless.remove(title);
+            self.told.lock().keyless.remove(title);
         }
         let fits = issued.names == names && known;
         let fits = fits && (has_key || others && self.may_wait(title));
@@ -618,7 +615,7 @@ impl Acme {
     /// Whether to wait longer for another edge to share a key. (It may never come back.)
     fn may_wait(&self, what: &str) -> bool {
         let now = self.clock.now();
-        let mut told = self.told();
+        let mut told = self.told.lock();
         let since = told.keyless.entry(what.to_owned()).or_insert(now);
         *since = (*since).min(now);
         now - *since < WAIT_FOR_KEY
@@ -627,7 +624,7 @@ impl Acme {
     /// Serves the certificates and challenges in the store.
     pub(crate) async fn publish(&self) -> Result<(), StoreError> {
         let _one = self.publishing.lock().await;
-        let sites = self.told().sites.clone();
+        let sites = self.told.lock().sites.clone();
         let mut challenges = Challenges::default();
         let mut certificates = self.publish_hosts(&mut challenges).await?;
         for site in &sites {
@@ -652,10 +649,10 @@ impl Acme {
         &self,
         challenges: &mut Challenges,
     ) -> Result<BTreeMap<SiteName, Arc<SiteCertificate>>, StoreError> {
-        if self.told().on_demand.is_empty() {
+        if self.told.lock().on_demand.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let before = std::mem::take(&mut *lock(&self.read));
+        let before = std::mem::take(&mut *self.read.lock());
         let mut read = BTreeMap::new();
         for (host, held) in self.hosts().await? {
             for answer in held.record.order.iter().flat_map(|o| &o.answers) {
@@ -672,7 +669,7 @@ impl Acme {
             }
         }
         let all = read.iter().map(|(host, (_, c))| (host.clone(), c.clone())).collect();
-        *lock(&self.read) = read;
+        *self.read.lock() = read;
         Ok(all)
     }
 
@@ -692,14 +689,6 @@ impl Acme {
                 None
             }
         }
-    }
-
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        lock(&self.told)
-    }
-
-    fn noes(&self) -> std::sync::MutexGuard<'_, Refusals> {
-        lock(&self.noes)
     }
 }
 

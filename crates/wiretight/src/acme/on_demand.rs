@@ -12,7 +12,6 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,6 +23,7 @@ use wiretight_store::Error as StoreError;
 use super::record::{Pending, SiteRecord};
 use super::{Acme, Held, leaf};
 use crate::config::{AcmeSite, AskUrl, AskUrlError, OnDemandSite};
+use crate::web;
 
 /// Limits for hosts being processed and for waiting clients.
 const HOSTS_AT_A_TIME: usize = 64;
@@ -61,17 +61,13 @@ impl AskUrl {
             if !tcp.peer_addr().is_ok_and(|a| a.ip().to_canonical().is_loopback()) {
                 return Err(failed(&AskUrlError::NotHere));
             }
-            let shaken = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await;
-            let (mut sender, connection) = shaken.map_err(|e| failed(&e))?;
-            let connection = tokio::spawn(connection);
             let joint = if self.path().query().is_some() { '&' } else { '?' };
             let request = Request::get(format!("{}{joint}domain={host}", self.path()))
                 .header(HOST, self.authority().as_str())
                 .body(Empty::<Bytes>::new())
                 .map_err(|e| failed(&e))?;
-            let answer = sender.send_request(request).await;
-            connection.abort();
-            match answer.map_err(|e| failed(&e))?.status() {
+            let (answer, _open) = web::send(tcp, request).await.map_err(|e| failed(&e))?;
+            match answer.status() {
                 StatusCode::OK => Ok(true),
                 // An error of the program does not allow the certificate.
                 status if status.is_server_error() => Err(failed(&status)),
@@ -105,7 +101,7 @@ impl Refusals {
 impl Acme {
     /// Sets the sites with on-demand certificates.
     pub(crate) fn update_on_demand(&self, sites: Vec<OnDemandSite>) {
-        self.told().on_demand = sites;
+        self.told.lock().on_demand = sites;
         self.woken.notify_one();
     }
 
@@ -153,7 +149,7 @@ impl Acme {
     pub(super) async fn get_on_demand(&self, host: &SiteName) -> Result<(), StoreError> {
         let now = self.clock.now();
         let Some(ask) = self.on_demand(host) else { return Ok(()) };
-        if self.noes().holds(host, now) || !host.as_str().contains('.') {
+        if self.noes.lock().holds(host, now) || !host.as_str().contains('.') {
             return Ok(());
         }
         let record = self.store.get(&self.site_key(host.as_str())?).await?;
@@ -166,7 +162,7 @@ impl Acme {
             Ok(true) => {}
             Ok(false) => {
                 tracing::info!(%host, "no certificate was ordered: the program in `ask` refused it");
-                self.noes().note(host.clone(), now);
+                self.noes.lock().note(host.clone(), now);
                 return Ok(());
             }
             Err(error) => {
@@ -222,7 +218,7 @@ impl Acme {
         };
         if let Some(error) = full {
             tracing::error!(%host, error, "no certificate was ordered");
-            self.noes().note(host.clone(), now);
+            self.noes.lock().note(host.clone(), now);
             return Ok(false);
         }
         let mut held = self.load(host.as_str()).await?;
@@ -238,7 +234,7 @@ impl Acme {
         let prefix = format!("{}site/", self.prefix);
         let (entries, _) = self.store.list(&prefix).await?;
         let own: HashSet<SiteName> =
-            self.told().sites.iter().flat_map(|s| s.names.clone()).collect();
+            self.told.lock().sites.iter().flat_map(|s| s.names.clone()).collect();
         let host = |entry: wiretight_store::Entry| {
             let host: SiteName = entry.key.as_str().strip_prefix(&prefix)?.parse().ok()?;
             let record: SiteRecord = serde_json::from_slice(&entry.value).ok()?;
@@ -251,7 +247,7 @@ impl Acme {
     /// On-demand hosts with work to do even without a client: a certificate to renew, or an order to finish. Deletes
     /// records that have no certificate and no longer count for a limit.
     pub(super) async fn hosts_to_tend(&self) -> Result<Vec<AcmeSite>, StoreError> {
-        if self.told().on_demand.is_empty() {
+        if self.told.lock().on_demand.is_empty() {
             return Ok(Vec::new());
         }
         let now = self.clock.now();
@@ -270,7 +266,7 @@ impl Acme {
                     Ok(_) | Err(StoreError::Conflict { .. }) => {}
                     Err(error) => return Err(error),
                 }
-                self.told().errors.remove(host.as_str());
+                self.told.lock().errors.remove(host.as_str());
             }
         }
         Ok(all)
@@ -294,7 +290,7 @@ impl Acme {
             Err(error) => error,
         };
         tracing::warn!(site = title, error, "the certificate is not renewed");
-        self.told().errors.insert(title.to_owned(), error.clone());
+        self.told.lock().errors.insert(title.to_owned(), error.clone());
         held.record.failed(error, not_after, 0, self.clock.now());
         self.save(title, held).await?;
         Ok(false)
@@ -302,7 +298,7 @@ impl Acme {
 
     /// The program to ask about a host; `None` if no on-demand site includes it.
     pub(super) fn on_demand(&self, host: &SiteName) -> Option<AskUrl> {
-        let told = self.told();
+        let told = self.told.lock();
         // A host with its own site gets its certificate there.
         if host.is_wildcard() || told.sites.iter().any(|s| s.names.contains(host)) {
             return None;

@@ -229,7 +229,7 @@ impl Acme {
 
     /// Shares account keys with new edges, and asks other edges for those that this one lacks.
     pub(super) async fn share_accounts(&self) -> Result<(), StoreError> {
-        let cas = self.told().cas.clone();
+        let cas = self.told.lock().cas.clone();
         let members = self.members().await?;
         for ca in cas {
             let purpose = account_path(&ca);
@@ -240,7 +240,7 @@ impl Acme {
             };
             match self.open(&purpose, &record.key) {
                 Some(secret) => {
-                    self.told().keyless.remove(&purpose);
+                    self.told.lock().keyless.remove(&purpose);
                     if members.iter().all(|name| record.key.contains_key(name)) {
                         continue;
                     }
@@ -509,7 +509,8 @@ impl Acme {
     ) -> Result<(), StoreError> {
         let Some(id) = current.and_then(|c| c.id.clone()) else { return Ok(()) };
         let from = held.record.certificate.as_ref().map(|c| c.ca.clone());
-        let ca = self.told().cas.iter().find(|ca| Some(&ca.directory) == from.as_ref()).cloned();
+        let ca =
+            self.told.lock().cas.iter().find(|ca| Some(&ca.directory) == from.as_ref()).cloned();
         let before = held.record.ari.take().filter(|a| a.of == id).and_then(|a| a.window);
         let now = self.clock.now();
         let asked = match &ca {

@@ -52,7 +52,7 @@ struct Seen {
 
 impl Seen {
     fn created(&self, what: &str) -> usize {
-        let created = self.created.lock().unwrap();
+        let created = self.created.lock();
         created.iter().filter(|(path, _)| path.contains(what)).map(|(_, n)| n).sum()
     }
 }
@@ -69,7 +69,7 @@ impl HttpClient for Mortal {
             let (path, post) = (request.uri().path().to_owned(), request.method() == Method::POST);
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes().to_vec();
-            seen.contacts.lock().unwrap().extend(contact(&body));
+            seen.contacts.lock().extend(contact(&body));
             let request = Request::from_parts(head, BodyWrapper::from(body));
             let answer = match dies && !seen.after {
                 true => None,
@@ -79,7 +79,7 @@ impl HttpClient for Mortal {
                 && post
                 && answer.parts.status == 201
             {
-                *seen.created.lock().unwrap().entry(path).or_default() += 1;
+                *seen.created.lock().entry(path).or_default() += 1;
             }
             if dies {
                 seen.dead.notify_one();
@@ -193,7 +193,7 @@ fn port_80() -> (u16, Arc<Mutex<Vec<Arc<MemoryStore>>>>) {
             let n = socket.read(&mut head).unwrap_or(0);
             let head = String::from_utf8_lossy(&head[..n]).into_owned();
             let mut body = String::new();
-            let stores = of.lock().unwrap().clone();
+            let stores = of.lock().clone();
             for store in stores {
                 let (entries, _) = runtime.block_on(store.list("edge/")).unwrap();
                 for entry in entries {
@@ -242,7 +242,7 @@ async fn an_edge_that_crashes_between_two_steps_keeps_its_account_and_orders_at_
         let mut lived = false;
         for after in [false, true] {
             rig.store = Arc::new(MemoryStore::new());
-            *stores.lock().unwrap() = vec![rig.store.clone()];
+            *stores.lock() = vec![rig.store.clone()];
             let key = SealKey::generate().unwrap().to_bytes();
             let seen = rig.seen(step, after);
             let (acme, serve) = rig.edge("e1", &key, &seen);
@@ -276,7 +276,7 @@ async fn of_two_edges_that_share_a_store_one_orders_and_both_serve() {
     }
     let (port, stores) = port_80();
     let rig = Rig::new(port);
-    *stores.lock().unwrap() = vec![rig.store.clone()];
+    *stores.lock() = vec![rig.store.clone()];
     let seen = rig.seen(0, false);
     let keys = [SealKey::generate().unwrap().to_bytes(), SealKey::generate().unwrap().to_bytes()];
     let (a, serves_a) = rig.edge("e1", &keys[0], &seen);
@@ -297,16 +297,16 @@ async fn of_two_edges_that_share_a_store_one_orders_and_both_serve() {
     assert_eq!(seen.created("/order-plz"), 1);
     // The control: an edge that shares no store orders its own certificate.
     let alone = Rig { store: Arc::new(MemoryStore::new()), ..rig };
-    stores.lock().unwrap().push(alone.store.clone());
+    stores.lock().push(alone.store.clone());
     let (d, serves_d) = alone.edge("e1", &keys[0], &seen);
     until_served(d.clone(), &serves_d).await;
     assert_eq!(seen.created("/order-plz"), 2);
     // The CA is told the contact, and its changes. (Pebble rejects some nonces; the request is then repeated.)
-    let told = || std::mem::take(&mut *seen.contacts.lock().unwrap());
+    let told = || std::mem::take(&mut *seen.contacts.lock());
     let first = told();
     assert!(first.len() >= 2, "{first:?}");
     assert!(first.iter().all(|c| *c == serde_json::json!(["mailto:ops@example.org"])), "{first:?}");
-    let mut ca = d.told().cas[0].clone();
+    let mut ca = d.told.lock().cas[0].clone();
     d.account(&ca).await.unwrap();
     assert!(told().is_empty());
     ca.contact = vec!["mailto:new@example.org".into()];
@@ -325,7 +325,7 @@ async fn if_a_ca_fails_the_next_one_is_used() {
     }
     let (port, stores) = port_80();
     let mut rig = Rig::new(port);
-    *stores.lock().unwrap() = vec![rig.store.clone()];
+    *stores.lock() = vec![rig.store.clone()];
     // No server listens there.
     rig.directories.insert(0, "https://127.0.0.1:1/directory".into());
     let seen = rig.seen(0, false);
@@ -363,7 +363,7 @@ fn asked() -> (AskUrl, Arc<Mutex<Vec<String>>>) {
                 }
                 () => "404 Not Found",
             };
-            asked.lock().unwrap().push(path);
+            asked.lock().push(path);
             let _ = write!(socket, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
         }
     });
@@ -387,14 +387,14 @@ async fn a_host_gets_an_on_demand_certificate_if_the_ask_program_allows_it() {
     }
     let (port, stores) = port_80();
     let rig = Rig::new(port);
-    *stores.lock().unwrap() = vec![rig.store.clone()];
+    *stores.lock() = vec![rig.store.clone()];
     let (ask, asked) = asked();
     let seen = rig.seen(0, false);
     let keys = [SealKey::generate().unwrap().to_bytes(), SealKey::generate().unwrap().to_bytes()];
     let on_demand = OnDemandSite { names: vec![SiteName::any()], ask };
     let edge = |me, key: &[u8]| {
         let (acme, serve) = rig.edge(me, key, &seen);
-        let cas = acme.told().cas.clone();
+        let cas = acme.told.lock().cas.clone();
         acme.update(Vec::new(), cas);
         acme.update_on_demand(vec![on_demand.clone()]);
         (acme, serve)
@@ -410,7 +410,7 @@ async fn a_host_gets_an_on_demand_certificate_if_the_ask_program_allows_it() {
         a.get_on_demand(&host(no)).await.unwrap();
         assert!(serves_a.get(no).is_none(), "{no}");
     }
-    let asks = std::mem::take(&mut *asked.lock().unwrap());
+    let asks = std::mem::take(&mut *asked.lock());
     let ask_of = |host: &str| format!("/may?key=1&domain={host}");
     // The first refusal is remembered.
     assert_eq!(asks, ["a.no.test", "a.broken.test", "a.moved.test"].map(ask_of));
@@ -426,10 +426,10 @@ async fn a_host_gets_an_on_demand_certificate_if_the_ask_program_allows_it() {
     assert!(period(&serves_a).is_some() && period(&serves_a) == period(&serves_b));
 
     // A restarted edge serves it without any request.
-    asked.lock().unwrap().clear();
+    asked.lock().clear();
     let (a, serves_a) = edge("e1", &keys[0]);
     a.clone().step().await;
-    assert!(period(&serves_a).is_some() && asked.lock().unwrap().is_empty());
+    assert!(period(&serves_a).is_some() && asked.lock().is_empty());
     // The control: an edge without such a site does not.
     a.update_on_demand(Vec::new());
     a.publish().await.unwrap();
@@ -439,9 +439,7 @@ async fn a_host_gets_an_on_demand_certificate_if_the_ask_program_allows_it() {
     // There is no request for a host that belongs to a configured site.
     a.update(vec![AcmeSite { names: vec![host("own.yes.test")], ask: None }], Vec::new());
     a.get_on_demand(&host("own.yes.test")).await.unwrap();
-    assert!(
-        asked.lock().unwrap().is_empty() && !host_records(&rig).await.contains_key("own.yes.test")
-    );
+    assert!(asked.lock().is_empty() && !host_records(&rig).await.contains_key("own.yes.test"));
 }
 
 #[tokio::test]
@@ -462,7 +460,7 @@ async fn on_demand_hosts_are_limited_and_checked_before_renewals_and_forgotten()
     for other in ["a.no.test", "a.b.yes.test", "yes.test"] {
         get(other.into()).await;
     }
-    assert!(asked.lock().unwrap().is_empty());
+    assert!(asked.lock().is_empty());
     // Orders are limited per hour; one more host is refused, and not asked about again for some time.
     for n in 0..90 {
         get(format!("h{n}.yes.test")).await;
@@ -470,11 +468,11 @@ async fn on_demand_hosts_are_limited_and_checked_before_renewals_and_forgotten()
     get("late.yes.test".into()).await;
     get("late.yes.test".into()).await;
     assert_eq!(host_records(&rig).await.len(), 90);
-    assert_eq!(asked.lock().unwrap().len(), 91);
+    assert_eq!(asked.lock().len(), 91);
     // A failed host is not asked about again too early.
     assert_eq!(host_records(&rig).await["h0.yes.test"].failures, 1);
     get("h0.yes.test".into()).await;
-    assert_eq!(asked.lock().unwrap().len(), 91);
+    assert_eq!(asked.lock().len(), 91);
 
     // An hour later failed hosts are forgotten, and there is room.
     let age = |record: &mut SiteRecord| {
@@ -518,16 +516,17 @@ async fn on_demand_hosts_are_limited_and_checked_before_renewals_and_forgotten()
         let at = acme.site_key(name).unwrap();
         rig.store.create(&at, serde_json::to_vec(&record).unwrap()).await.unwrap();
     }
-    let any = OnDemandSite { names: vec![SiteName::any()], ..acme.told().on_demand[0].clone() };
+    let any =
+        OnDemandSite { names: vec![SiteName::any()], ..acme.told.lock().on_demand[0].clone() };
     acme.update_on_demand(vec![any]);
-    asked.lock().unwrap().clear();
+    asked.lock().clear();
     acme.clone().step().await;
     let records = host_records(&rig).await;
     let error = |host: &str| records[host].error.clone().unwrap();
     assert_eq!(error("a.yes.test"), "no CA is configured");
     assert_eq!(error("a.no.test"), "the program in `ask` refused it");
     assert!(records["a.no.test"].retry_at > RealClock.now());
-    assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(asked.lock().len(), 2);
     // It is served until it expires.
     assert!(serve.get("a.no.test").is_some() && serve.get("a.yes.test").is_some());
 }
@@ -539,7 +538,7 @@ async fn an_edge_without_the_key_waits_for_it_and_orders_only_after_that() {
     }
     let (port, stores) = port_80();
     let rig = Rig::new(port);
-    *stores.lock().unwrap() = vec![rig.store.clone()];
+    *stores.lock() = vec![rig.store.clone()];
     let seen = rig.seen(0, false);
     let key = || SealKey::generate().unwrap().to_bytes();
     let (a, serves_a) = rig.edge("e1", &key(), &seen);
@@ -566,8 +565,8 @@ async fn an_edge_without_the_key_waits_for_it_and_orders_only_after_that() {
     b.clone().step().await;
     assert_eq!((serves_b.get(NAME).is_some(), seen.created("/order-plz")), (false, 1));
     // The site's key and the account's key.
-    assert_eq!(b.told().keyless.len(), 2);
-    b.told().keyless.values_mut().for_each(|since| *since -= WAIT_FOR_KEY);
+    assert_eq!(b.told.lock().keyless.len(), 2);
+    b.told.lock().keyless.values_mut().for_each(|since| *since -= WAIT_FOR_KEY);
     until_served(b.clone(), &serves_b).await;
     assert_eq!(seen.created("/order-plz"), 2);
     assert_eq!(seen.created("/sign-me-up"), 2);
@@ -581,7 +580,7 @@ async fn keys_known_to_a_former_member_are_replaced() {
     }
     let (port, stores) = port_80();
     let rig = Rig::new(port);
-    *stores.lock().unwrap() = vec![rig.store.clone()];
+    *stores.lock() = vec![rig.store.clone()];
     let seen = rig.seen(0, false);
     let key = || SealKey::generate().unwrap().to_bytes();
     let (a, serves_a) = rig.edge("e1", &key(), &seen);

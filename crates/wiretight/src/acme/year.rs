@@ -66,7 +66,7 @@ impl World {
     }
 
     fn fault(&self, what: &'static str) {
-        *self.seen.lock().unwrap().faults.entry(what).or_default() += 1;
+        *self.seen.lock().faults.entry(what).or_default() += 1;
     }
 
     fn is_down(&self) -> bool {
@@ -249,7 +249,7 @@ impl Way {
             head.headers.remove("content-length");
         }
         {
-            let mut seen = world.seen.lock().unwrap();
+            let mut seen = world.seen.lock();
             let made = head.status == StatusCode::CREATED;
             seen.accounts += usize::from(made && path == "/new-account");
             if made && new_order {
@@ -386,7 +386,7 @@ async fn a_year_of_faults_has_no_hour_without_a_certificate_and_no_budget_is_bro
     let down = (0..6).map(|n| START + (20 + n * 57) * DAY + n * 9 * HOUR);
     let world = World::new(seed, down.map(|from| (from, from + 2 * DAY)).collect(), false);
     let expired = live(&world, 365).await;
-    let seen = world.seen.lock().unwrap();
+    let seen = world.seen.lock();
     let (orders, certificates) = (most(&seen.orders, HOUR), most(&seen.certificates, 7 * DAY));
     println!(
         "{} orders, at most {orders} in an hour; {} certificates, at most {certificates} in a week; {:?}",

@@ -16,7 +16,7 @@ pub mod serve;
 pub mod validate;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -24,6 +24,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method as HttpMethod, Request, Response, StatusCode};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -402,7 +403,7 @@ impl Inner {
 
     fn nonce(&self) -> Result<String, Problem> {
         let nonce = random()?;
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nonces = self.nonces.lock();
         nonces.live.insert(nonce.clone());
         nonces.order.push_back(nonce.clone());
         if nonces.order.len() > MAX_NONCES
@@ -414,7 +415,7 @@ impl Inner {
     }
 
     fn take_nonce(&self, nonce: &str) -> Result<(), Problem> {
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nonces = self.nonces.lock();
         match nonces.live.remove(nonce) {
             true => Ok(()),
             false => Err(Problem::new("badNonce", "this nonce was already used, or is too old")),
@@ -653,16 +654,12 @@ impl Inner {
                 json["status"] = "valid".into();
                 json["validated"] = time(*at).into();
             }
-            None if self.trying().contains(&format!("{}#{n}", found.entry.key)) => {
+            None if self.trying.lock().contains(&format!("{}#{n}", found.entry.key)) => {
                 json["status"] = "processing".into();
             }
             None => {}
         }
         json
-    }
-
-    fn trying(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.trying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn prove(
@@ -676,7 +673,7 @@ impl Inner {
         let Some(authorization) = found.order.authorizations.get(n) else { return Ok(()) };
         let (name, token) = (authorization.name.clone(), authorization.token.clone());
         let this = format!("{}#{n}", found.entry.key);
-        if !self.trying().insert(this.clone()) {
+        if !self.trying.lock().insert(this.clone()) {
             return Ok(());
         }
         let proved = {
@@ -684,7 +681,7 @@ impl Inner {
             let key_authorization = format!("{token}.{account}");
             self.validator.validate(method, &name, &token, &key_authorization).await
         };
-        self.trying().remove(&this);
+        self.trying.lock().remove(&this);
         let error = proved.err().map(|invalid| {
             tracing::info!(
                 name,

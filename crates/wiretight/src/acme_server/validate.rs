@@ -8,9 +8,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
@@ -23,6 +21,7 @@ use wiretight_keys::web;
 use wiretight_proxy::edge::ALPN_ACME;
 
 use super::Method;
+use crate::web::send;
 
 /// From the DNS lookup to the last byte.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -194,8 +193,7 @@ async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Re
     let unreachable = |e: &dyn std::fmt::Display| {
         Invalid::new("connection", format!("cannot reach {name}, port {port}: {e}"))
     };
-    let io = TokioIo::new(connect(name, port).await?);
-    let (mut sender, connection) = http1::handshake(io).await.map_err(|e| unreachable(&e))?;
+    let socket = connect(name, port).await?;
     let host = if port == 80 { name.to_owned() } else { format!("{name}:{port}") };
     let request = Request::get(format!("/.well-known/acme-challenge/{token}"))
         .header(header::HOST, host)
@@ -203,23 +201,13 @@ async fn http(name: &str, port: u16, token: &str, key_authorization: &str) -> Re
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|e| unreachable(&e))?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
-        if response.status() != StatusCode::OK {
-            let detail =
-                format!("{name} responded with status {} instead of 200", response.status());
-            return Err(Invalid::new("unauthorized", detail));
-        }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        Ok(body.map_err(|e| unreachable(&e))?.to_bytes())
-    };
-    // Both are dropped when this returns.
-    tokio::pin!(connection);
-    tokio::pin!(exchange);
-    let body = tokio::select! {
-        done = &mut exchange => done,
-        _ = &mut connection => exchange.await,
-    }?;
+    let (response, _open) = send(socket, request).await.map_err(|e| unreachable(&e))?;
+    if response.status() != StatusCode::OK {
+        let detail = format!("{name} responded with status {} instead of 200", response.status());
+        return Err(Invalid::new("unauthorized", detail));
+    }
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+    let body = body.map_err(|e| unreachable(&e))?.to_bytes();
     match body.trim_ascii_end() == key_authorization.as_bytes() {
         true => Ok(()),
         false => {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -15,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::api::ErrorAnswer;
 use super::socket_path;
+use crate::web;
 
 /// Why a request to the node failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +89,6 @@ async fn ask<T: DeserializeOwned>(
         std::io::ErrorKind::PermissionDenied => AdminError::Denied { socket, source },
         _ => AdminError::NotRunning { socket, source },
     })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
     let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
     let request = Request::builder()
         .method(method)
@@ -99,10 +96,9 @@ async fn ask<T: DeserializeOwned>(
         .header("host", "localhost")
         .body(Full::<Bytes>::from(body))
         .expect("a fixed path makes a request");
-    let answer = sender.send_request(request).await?;
+    let (answer, _open) = web::send(stream, request).await?;
     let status = answer.status();
     let body = answer.into_body().collect().await?.to_bytes();
-    driver.abort();
     if !status.is_success() {
         let answer = serde_json::from_slice::<ErrorAnswer>(&body);
         return Err(AdminError::Refused(answer.map_or_else(|_| status.to_string(), |a| a.error)));

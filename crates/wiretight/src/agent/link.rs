@@ -8,10 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, OtherError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -140,11 +138,7 @@ async fn ask(
     asks: &Transparency,
 ) -> Result<Entry, LinkError> {
     let Question { trust_domain, node, enrolment, ticket, key, before } = *question;
-    let trust = match ticket {
-        Ticket::Token(token) => Trust::Fingerprint(trust_domain.clone(), token.root, asks.clone()),
-        Ticket::Enrolled(mesh) => Trust::Bundle(Arc::clone(mesh)),
-    };
-    let config = stranger_config(trust).map_err(|e| tls_error(addr, e))?;
+    let config = stranger_config(trust_domain, ticket, asks).map_err(|e| tls_error(addr, e))?;
     let mut stream = connect(addr, config, trust_domain).await?;
 
     let local = |e: &dyn fmt::Display| LinkError::Answer(format!("cannot create the request: {e}"));
@@ -267,88 +261,34 @@ fn tls_error(addr: &HostPort, e: rustls::Error) -> LinkError {
     LinkError::Tls { addr: addr.clone(), source: io::Error::other(e) }
 }
 
-/// How a node without a certificate authenticates the authority.
-enum Trust {
-    /// By the root in a join token.
-    Fingerprint(TrustDomain, [u8; 32], Transparency),
-    Bundle(Arc<Mesh>),
-}
-
 #[derive(Debug, thiserror::Error)]
 #[error(
     "its root certificate does not match the join token. The token was altered, created by another authority, or created before the root was replaced; or the address belongs to another server."
 )]
 struct WrongRoot;
 
-fn stranger_config(trust: Trust) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider::mesh())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { trust }))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![tls::ALPN_CONTROL.to_vec()];
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
-}
-
-struct Verifier {
-    trust: Trust,
-}
-
-impl fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verifier").finish_non_exhaustive()
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
-        let other = |e| rustls::Error::from(CertificateError::Other(OtherError(e)));
-        let peer = match &self.trust {
-            Trust::Fingerprint(trust_domain, print, asks) => {
-                let bundle = bundle_by_fingerprint(trust_domain, print, &chain);
-                let bundle = bundle.ok_or_else(|| other(Arc::new(WrongRoot)))?;
-                bundle.with(asks.clone()).verify(&chain, Role::Server, now)
-            }
-            Trust::Bundle(mesh) => mesh.verify(&chain, Role::Server, now),
-        };
-        let peer = peer.map_err(|refusal| other(Arc::new(refusal)))?;
-        if peer.id().id != Id::Authority {
-            let expected = SpiffeId::new(peer.id().trust_domain.clone(), Id::Authority);
-            let refusal = Refusal::WrongPeer { expected, found: peer.id().clone() };
-            return Err(other(Arc::new(refusal)));
+/// A client without a certificate. It authenticates the authority by the root in the join token, or by the bundle that
+/// the node has.
+fn stranger_config(
+    trust_domain: &TrustDomain,
+    ticket: &Ticket<'_>,
+    asks: &Transparency,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let authority = SpiffeId::new(trust_domain.clone(), Id::Authority);
+    match ticket {
+        Ticket::Token(token) => {
+            let (trust_domain, root, asks) = (trust_domain.clone(), token.root, asks.clone());
+            tls::stranger_config(authority, tls::ALPN_CONTROL, move |chain, role, now| {
+                let bundle = bundle_by_fingerprint(&trust_domain, &root, chain);
+                let bundle = bundle.ok_or_else(|| tls::reject(WrongRoot))?;
+                bundle.with(asks.clone()).verify(chain, role, now).map_err(tls::reject)
+            })
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not supported".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider::mesh().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        Ticket::Enrolled(mesh) => {
+            let mesh = Arc::clone(mesh);
+            tls::stranger_config(authority, tls::ALPN_CONTROL, move |chain, role, now| {
+                mesh.verify(chain, role, now).map_err(tls::reject)
+            })
+        }
     }
 }

@@ -18,9 +18,10 @@ mod state;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -356,7 +357,7 @@ impl AgentHandle {
     /// Ends the stream and the loop. The mesh is unchanged.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().take();
         if let Some(mut task) = task
             && timeout(Duration::from_secs(5), &mut task).await.is_err()
         {

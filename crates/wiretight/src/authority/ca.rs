@@ -5,9 +5,10 @@
 //! compare-and-swap. A key is synced to disk before the record names it. An intermediate key that no record names is
 //! deleted at the next start; a root key is deleted only when its root is retired.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
@@ -237,15 +238,15 @@ impl Ca {
     }
 
     pub(super) fn set_ttls(&self, ttls: Ttls) {
-        *self.ttls.write().unwrap_or_else(|e| e.into_inner()) = ttls;
+        *self.ttls.write() = ttls;
     }
 
     pub(super) fn ttls(&self) -> Ttls {
-        *self.ttls.read().unwrap_or_else(|e| e.into_inner())
+        *self.ttls.read()
     }
 
     fn issuer(&self) -> Arc<Issuer> {
-        self.issuer.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.issuer.read().clone()
     }
 
     /// Issues an SVID. The caller has verified possession of the key, and that the node may have this identity.
@@ -317,7 +318,7 @@ impl Ca {
         let id = SpiffeId::new(self.trust_domain.clone(), Id::Authority);
         let public = PublicKey::new(key.public_key()).map_err(X509Error::from)?;
         let series = Series::new(random()?);
-        let before = self.own.read().unwrap_or_else(|e| e.into_inner()).clone();
+        let before = self.own.read().clone();
         let link = before.and_then(|before| {
             let previous = PublicKey::new(before.public_key()).ok()?;
             KeyLink::new(&id, previous, &key.public_key(), |message| before.sign(message)).ok()
@@ -326,7 +327,7 @@ impl Ca {
         let Issued { mut chain, root, .. } = issued;
         chain.extend(self.roots().into_iter().find(|c| hex(&fingerprint(c)) == root));
         let identity = Identity::new(chain, &key)?;
-        *self.own.write().unwrap_or_else(|e| e.into_inner()) = Some(Arc::new(key));
+        *self.own.write() = Some(Arc::new(key));
         Ok(identity)
     }
 
@@ -504,7 +505,7 @@ impl Ca {
         let entry = self.store.get(&key(CA)).await?.ok_or(CaError::Record)?;
         self.store.swap(&key(CA), entry.revision, Some(value)).await?;
         let replaced = old.intermediate != new.intermediate;
-        *self.issuer.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(new);
+        *self.issuer.write() = Arc::new(new);
         if replaced && let Err(e) = self.dir.remove(&intermediate_file(&old.intermediate)) {
             tracing::warn!("cannot remove a replaced key until the next start: {e}: {}", e.source);
         }

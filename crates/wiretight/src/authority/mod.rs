@@ -23,10 +23,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use spki::SubjectPublicKeyInfoOwned;
@@ -400,7 +401,7 @@ impl Authority {
             }
         }
         {
-            let mut tasks = inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tasks = inner.tasks.lock();
             if let Some(listener) = reading {
                 tracing::info!(listen = %listener.local_addr().map_err(bind)?, "the log is served");
                 let open = tls::Strangers::MayShowAnything;
@@ -442,14 +443,14 @@ impl AuthorityHandle {
 
     /// The address for connections from other machines, which is in join tokens.
     pub fn join_address(&self) -> HostPort {
-        let advertise = self.inner.advertise.read().unwrap_or_else(PoisonError::into_inner);
+        let advertise = self.inner.advertise.read();
         advertise.clone().unwrap_or_else(|| self.inner.addr.into())
     }
 
     /// Applies a reload: lifetimes and advertised address. The listening address changes only with a restart.
     pub fn update(&self, ttls: Ttls, advertise: Option<HostPort>) {
         self.inner.ca.set_ttls(ttls);
-        *self.inner.advertise.write().unwrap_or_else(PoisonError::into_inner) = advertise;
+        *self.inner.advertise.write() = advertise;
     }
 
     /// Creates a single-use token for one node name and the services that it may claim.
@@ -714,7 +715,7 @@ impl AuthorityHandle {
     pub async fn shutdown(&self) {
         self.inner.stop.send_replace(true);
         let mut tasks = {
-            let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tasks = self.inner.tasks.lock();
             std::mem::take(&mut *tasks)
         };
         let served = self.inner.clone();

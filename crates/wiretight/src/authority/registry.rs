@@ -25,9 +25,10 @@ mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -740,7 +741,7 @@ fn take(
     rate: f64,
     now: Instant,
 ) -> Duration {
-    let mut budgets = budgets.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut budgets = budgets.lock();
     let (left, at) = budgets.entry(node.clone()).or_insert((burst, now));
     *left = (*left + now.duration_since(*at).as_secs_f64() * rate).min(burst);
     *at = now;

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wiretight_keys::{Csr, Id, Name, Role, VerifiedPeer};
 use wiretight_proxy::clock::now;
+use wiretight_proxy::network::origin;
 use wiretight_proxy::provider;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
@@ -37,7 +39,7 @@ use crate::control::{
 const MAX_CONNECTIONS: usize = 4096;
 /// Connections that are not authenticated yet.
 const MAX_STRANGERS: usize = 256;
-/// The same from one address (IPv6: one /64), so that one faulty machine does not lock out others.
+/// The same from one [`origin`], so that one faulty machine does not lock out others.
 const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 /// Responses that are queued for a node.
 const MAX_REPLIES: usize = 32;
@@ -85,7 +87,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn refused(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.lock().clone()
     }
 }
 
@@ -172,12 +174,12 @@ impl Server {
 
     /// The state of the node's stream, if it has one.
     pub(super) fn line(&self, node: &Name) -> Option<Arc<Seen>> {
-        self.lines().get(node).map(|l| l.seen.clone())
+        self.lines.lock().get(node).map(|l| l.seen.clone())
     }
 
     /// Ends a node's stream.
     pub(super) fn cut(&self, node: &Name, denial: Denial) {
-        if let Some(line) = self.lines().get(node) {
+        if let Some(line) = self.lines.lock().get(node) {
             line.farewell.send_replace(Some(denial));
         }
     }
@@ -186,17 +188,14 @@ impl Server {
     pub(super) fn behind(&self, version: u64) -> Vec<Name> {
         let acked = |l: &Line| l.seen.acked.load(Ordering::Relaxed);
         let mut names: Vec<_> = self
-            .lines()
+            .lines
+            .lock()
             .iter()
             .filter(|(_, line)| acked(line) < version)
             .map(|(name, _)| name.clone())
             .collect();
         names.sort();
         names
-    }
-
-    fn lines(&self) -> MutexGuard<'_, HashMap<Name, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn serve(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, stop: watch::Receiver<bool>) {
@@ -236,7 +235,7 @@ impl Server {
 
     /// Logs a rejected connection, with a rate limit.
     fn turned_away(&self, addr: SocketAddr, why: &str) {
-        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quota = self.quota.lock();
         if quota.allows(now()) {
             tracing::warn!(peer = %addr, "{why}");
         }
@@ -496,8 +495,7 @@ impl Server {
                 Ok(Announced::Done) => None,
                 Err(denial) => Some(denial),
             };
-            *seen.refused.lock().unwrap_or_else(PoisonError::into_inner) =
-                denial.as_ref().map(ToString::to_string);
+            *seen.refused.lock() = denial.as_ref().map(ToString::to_string);
             if let Some(denial) = denial {
                 let out = match self.refused(node, 0, denial) {
                     Ok(reply) => Out::Reply(reply),
@@ -640,7 +638,7 @@ impl Server {
 
     /// The response to a refused request; an error if the stream must end.
     fn refused(&self, node: &Name, request: u64, denial: Denial) -> Result<FromAuthority, Denial> {
-        let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quota = self.quota.lock();
         if quota.allows(now()) {
             tracing::warn!(%node, request, code = %denial.code, "refused: {denial}");
         }
@@ -657,7 +655,7 @@ impl Server {
         let seen = Arc::new(Seen::default());
         seen.at.store(now(), Ordering::Relaxed);
         let line = Line { number, farewell, seen: seen.clone() };
-        if let Some(old) = self.lines().insert(node.clone(), line) {
+        if let Some(old) = self.lines.lock().insert(node.clone(), line) {
             let message = "a newer connection of this node has replaced this one";
             old.farewell.send_replace(Some(Denial::new(Code::Superseded, message)));
         }
@@ -665,7 +663,7 @@ impl Server {
     }
 
     fn close_line(&self, node: &Name, number: u64) {
-        let mut lines = self.lines();
+        let mut lines = self.lines.lock();
         if lines.get(node).is_some_and(|l| l.number == number) {
             lines.remove(node);
         }
@@ -674,20 +672,8 @@ impl Server {
     /// A slot for an unauthenticated connection. If there are too many, the oldest one is closed, so that silent
     /// connections cannot lock out a node.
     fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
-        let (number, evicted) = self.strangers().enter(neighbourhood(ip));
+        let (number, evicted) = self.strangers.lock().enter(origin(ip));
         Door { server: self.clone(), number, evicted }
-    }
-
-    fn strangers(&self) -> MutexGuard<'_, Strangers> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The unit of the per-address limit: an IPv4 address, or an IPv6 /64, all of which one machine can use.
-fn neighbourhood(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -725,7 +711,7 @@ struct Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        self.server.strangers().waiting.remove(&self.number);
+        self.server.strangers.lock().waiting.remove(&self.number);
     }
 }
 

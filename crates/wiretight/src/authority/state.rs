@@ -7,9 +7,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -80,11 +81,11 @@ impl Publisher {
 
     /// Why the pushed state is incomplete, if it is.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.trouble.lock().clone()
     }
 
     fn set_trouble(&self, why: Option<String>) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         if *trouble != why {
             if let Some(why) = &why {
                 tracing::error!("the state pushed to the nodes is incomplete: {why}");
@@ -103,7 +104,7 @@ impl Publisher {
 
     /// The first version known to contain a root.
     pub(super) fn first_with(&self, root: &str) -> Option<u64> {
-        self.first_with.lock().unwrap_or_else(PoisonError::into_inner).get(root).copied()
+        self.first_with.lock().get(root).copied()
     }
 
     /// Reads the store and publishes the state.
@@ -201,7 +202,7 @@ impl Publisher {
                 return Ok(());
             }
         };
-        let mut first_with = self.first_with.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first_with = self.first_with.lock();
         first_with.retain(|root, _| prints.contains(root));
         for root in prints {
             first_with.entry(root).or_insert(version);

@@ -518,23 +518,8 @@ fn closest<'c>(typed: &str, candidates: impl Iterator<Item = &'c str>) -> Option
         return None;
     }
     candidates
-        .map(|c| (edits(&typed.to_ascii_lowercase().replace('-', "_"), c), c))
+        .map(|c| (strsim::levenshtein(&typed.to_ascii_lowercase().replace('-', "_"), c), c))
         .filter(|(n, c)| *n <= 2 && *n * 2 < c.len())
         .min()
         .map(|(_, c)| c)
-}
-
-/// Levenshtein distance, in bytes.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -5,7 +5,7 @@
 //! compromised node can only load other rules of the same kind into this one table.
 //!
 //! The child consists of two processes: a worker, and a supervisor that only restarts the worker if it dies. The
-//! node repeats a request whose worker died, so requests have numbers.
+//! node repeats a request whose worker died.
 //!
 //! The child ends with the node; the rules stay. The kernel notifies it when another program changes the table,
 //! and it restores the table, unless `rules.json` is gone: `wiretight down` removes that file first.
@@ -14,17 +14,14 @@
 //! trial `rules.json` has the old mode. Rules that the parent sends with the old mode are applied with the mode on
 //! trial. Rules with any other mode end the trial, because then the configuration file was changed.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::listing::Counts;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
@@ -38,6 +35,7 @@ use super::{
     nft, routes,
 };
 use crate::private_dir::PrivateDir;
+use crate::program::{self, Helper, Question, Reply};
 use crate::{privilege, sandbox};
 
 /// How long the parent waits for a response: one request can run `nft` several times, each for up to 20 s.
@@ -64,20 +62,6 @@ const SOMEBODY: &str = "another program changed or removed the table `inet wiret
 const NOT_BEGUN: u8 = 3;
 
 #[derive(Serialize, Deserialize)]
-struct Question {
-    /// From 1.
-    number: u64,
-    ask: Ask,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Answered<A = Answer> {
-    /// The request's number; 0 if it is a response to none.
-    number: u64,
-    answer: A,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Ask {
     /// Load rules. `anew`: even if the operator has removed the rules. `no_looser`: allow nothing that the current or
@@ -152,52 +136,26 @@ pub struct TrialStatus {
 
 /// The parent's connection to the child.
 pub struct Keeper {
-    line: tokio::sync::Mutex<Line>,
-}
-
-struct Line {
-    socket: UnixStream,
-    asked: u64,
+    helper: tokio::sync::Mutex<Helper>,
 }
 
 impl Keeper {
     /// Starts the child and waits until it is ready. Call this before entering the sandbox. Fails if nft, the capability
     /// or a kernel feature is missing, or if there is a table that is not ours.
     pub fn start(state_dir: &Path, landlock: bool) -> Result<Keeper, InterceptError> {
-        let mut command = crate::program::own_program();
+        let mut command = program::own_program();
         command.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         Keeper::start_by(command)
     }
 
     /// The same with another command line, which must run `wiretight rules-keeper STATE_DIR`.
-    pub fn start_by(mut command: Command) -> Result<Keeper, InterceptError> {
+    pub fn start_by(command: Command) -> Result<Keeper, InterceptError> {
         let gone = |e: std::io::Error| InterceptError::Gone(e.to_string());
-        let (mut ours, theirs) = UnixStream::pair().map_err(gone)?;
-        let input = OwnedFd::from(theirs.try_clone().map_err(gone)?);
-        command
-            .stdin(Stdio::from(input))
-            .stdout(Stdio::from(OwnedFd::from(theirs)))
-            // Signals from the terminal are for the node only; the child ends when the node does.
-            .process_group(0)
-            .spawn()
-            .map_err(gone)?;
-        // It holds the other end of the socket, which only the child may hold.
-        drop(command);
-        ours.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
-        // Byte by byte, because bytes after the line belong to the next response.
-        let (mut line, mut byte) = (Vec::new(), [0]);
-        while byte != [b'\n'] && line.len() < MAX_RULES {
-            ours.read_exact(&mut byte).map_err(gone)?;
-            line.extend(byte);
+        let mut helper = Helper::start(command).map_err(gone)?;
+        match helper.greeting(PATIENCE, MAX_RULES).map_err(gone)? {
+            Answer::Failed(error) => Err(error),
+            _ => Ok(Keeper { helper: helper.into() }),
         }
-        match serde_json::from_slice(&line) {
-            Ok(Answered { answer: Answer::Failed(error), .. }) => return Err(error),
-            Ok(_) => {}
-            Err(e) => return Err(InterceptError::Gone(e.to_string())),
-        }
-        ours.set_read_timeout(None).map_err(gone)?;
-        ours.set_nonblocking(true).map_err(gone)?;
-        Ok(Keeper { line: Line { socket: ours, asked: 0 }.into() })
     }
 
     /// Loads rules, maintains them, and saves them for the next boot. Fails after `wiretight down`.
@@ -253,49 +211,10 @@ impl Keeper {
 
     async fn ask(&self, ask: &Ask) -> Result<Answer, InterceptError> {
         let gone = |e: &dyn std::fmt::Display| InterceptError::Gone(e.to_string());
-        let mut line = self.line.lock().await;
-        let answer = tokio::time::timeout(PATIENCE, line.ask(ask)).await;
+        let mut helper = self.helper.lock().await;
+        let begun = |answer: &Answer| matches!(answer, Answer::Begun);
+        let answer = tokio::time::timeout(PATIENCE, helper.ask(ask, MAX_ANSWER, begun)).await;
         answer.map_err(|_| gone(&"it does not respond"))?.map_err(|e| gone(&e))
-    }
-}
-
-impl Line {
-    /// Cancellation-safe: the next request starts on a new line, and accepts only the response with its number.
-    async fn ask(&mut self, ask: &Ask) -> std::io::Result<Answer> {
-        self.asked += 1;
-        let question = Question { number: self.asked, ask: ask.clone() };
-        let question = [b"\n", &*serde_json::to_vec(&question)?, b"\n"].concat();
-        // A handle for the current runtime; another runtime may have made the last request.
-        let stream = tokio::net::UnixStream::from_std(self.socket.try_clone()?)?;
-        let mut stream = tokio::io::BufStream::new(stream);
-        loop {
-            stream.write_all(&question).await?;
-            stream.flush().await?;
-            // If a new worker has started, repeat the request.
-            if let Some(answer) = self.answer(&mut stream).await? {
-                return Ok(answer);
-            }
-        }
-    }
-
-    /// `None` if there will be no response, because a new worker has started.
-    async fn answer(
-        &self,
-        stream: &mut tokio::io::BufStream<tokio::net::UnixStream>,
-    ) -> std::io::Result<Option<Answer>> {
-        loop {
-            let mut answer = Vec::new();
-            stream.take(MAX_ANSWER).read_until(b'\n', &mut answer).await?;
-            if answer.is_empty() {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            match serde_json::from_slice(&answer) {
-                Ok(Answered { answer: Answer::Begun, .. }) => return Ok(None),
-                Ok(Answered { number, answer }) if number == self.asked => return Ok(Some(answer)),
-                // A response to a cancelled request, or half a line from a worker that died.
-                Ok(_) | Err(_) => {}
-            }
-        }
     }
 }
 
@@ -306,7 +225,7 @@ pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
     let mut again = false;
     let mut logs = None;
     loop {
-        let mut worker = crate::program::own_program();
+        let mut worker = program::own_program();
         worker.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         worker.args(["--worker", if again { "again" } else { "first" }]);
         let ended = worker.status()?;
@@ -371,9 +290,7 @@ fn read_some(input: impl AsFd, asked: &mut Vec<u8>) -> anyhow::Result<bool> {
 }
 
 fn line(number: u64, answer: &Answer) -> serde_json::Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(&Answered { number, answer })?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    program::line(&Reply { number, answer })
 }
 
 fn write_line(to: &mut impl Write, number: u64, answer: &Answer) -> std::io::Result<()> {

@@ -3,10 +3,11 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use wiretight_proxy::intercept::listing::{Counts, Flow};
@@ -136,7 +137,7 @@ impl Interception {
                 rules.transparent.extend(&old.transparent);
             }
             {
-                let mut known = self.known();
+                let mut known = self.known.lock();
                 known.rules.clone_from(&rules);
                 known.would_fail = refused::all(&config, &mesh);
             }
@@ -180,7 +181,7 @@ impl Interception {
 
     /// The state of a few seconds ago. `refusals` are the relay's.
     pub(crate) fn status(&self, refusals: &[Refusal]) -> InterceptStatus {
-        let known = self.known();
+        let known = self.known.lock();
         let report = known.report.clone();
         let health = report.as_ref().map(|r| r.health.clone()).unwrap_or_default();
         let counts = report.map(|r| r.counts).unwrap_or_default();
@@ -210,7 +211,7 @@ impl Interception {
 
     /// Why the required rules are not in force, if they are not.
     pub(crate) fn not_ready(&self) -> Option<String> {
-        let known = self.known();
+        let known = self.known.lock();
         let health = known.report.as_ref().map(|r| &r.health);
         let error = match health {
             Some(health) if health.taken_down => Some(OperatorError::TakenDown.to_string()),
@@ -228,7 +229,7 @@ impl Interception {
 
     /// Why this node is not ready, if the operator has removed the rules.
     pub(crate) fn taken_down(&self) -> Option<String> {
-        let known = self.known();
+        let known = self.known.lock();
         let taken_down = known.report.as_ref().is_some_and(|report| report.health.taken_down);
         taken_down.then(|| OperatorError::TakenDown.to_string())
     }
@@ -272,7 +273,7 @@ impl Interception {
     /// Updates the state of the rules. Returns whether rules and routes are in force.
     async fn look(&self) -> bool {
         let report = self.keeper.report().await;
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known.keeper_gone = matches!(report, Err(InterceptError::Gone(_)));
         match report {
             Ok(report) => {
@@ -297,7 +298,7 @@ impl Interception {
 
     /// Records why the required rules are not in force. It is retried each [`ROUND`] and logged once.
     fn note(&self, error: Option<String>) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if known.error != error {
             match &error {
                 Some(error) => {
@@ -307,10 +308,6 @@ impl Interception {
             }
             known.error = error;
         }
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

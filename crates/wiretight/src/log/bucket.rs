@@ -6,13 +6,14 @@
 //! late write finds another object, and the bucket refuses it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
@@ -99,7 +100,7 @@ impl Bucket {
         let path = self.path(name).map_err(|e| Error::Generic { store: "S3", source: e.into() })?;
         let payload = PutPayload::from(bytes.clone());
         let is_checkpoint = name == CHECKPOINT;
-        let remembered = || self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = || self.checkpoint.lock();
         let mut seen = if is_checkpoint { remembered().take() } else { None };
         let mut tries = 0;
         loop {

@@ -9,10 +9,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -124,7 +125,7 @@ impl Cosigning {
     ) -> Cosigning {
         let (shared, mut tasks) = (Arc::new(Shared::default()), JoinSet::new());
         let status = |name: &str| WitnessStatus { name: name.to_owned(), ..Default::default() };
-        shared.state().status = policy.witnesses().iter().map(|w| status(&w.name)).collect();
+        shared.state.lock().status = policy.witnesses().iter().map(|w| status(&w.name)).collect();
         let round = watch::channel(None).0;
         for (place, way) in ways.into_iter().enumerate() {
             let talk = Talk {
@@ -142,7 +143,7 @@ impl Cosigning {
 
     /// The status of each witness.
     pub fn status(&self) -> Vec<WitnessStatus> {
-        self.shared.state().status.clone()
+        self.shared.state.lock().status.clone()
     }
 
     /// The witnesses that have not cosigned a tree of this size, and why, for people.
@@ -170,7 +171,7 @@ impl Cosigning {
         everyone: bool,
     ) -> Result<SignedCheckpoint, Ahead> {
         let number = {
-            let mut state = self.shared.state();
+            let mut state = self.shared.state.lock();
             state.round += 1;
             state.cosigned.clear();
             state.round
@@ -179,7 +180,7 @@ impl Cosigning {
         loop {
             let changed = self.shared.changed.notified();
             {
-                let state = self.shared.state();
+                let state = self.shared.state.lock();
                 let ahead = &state.ahead;
                 let proved = ahead.values().find(|(_, proved)| *proved);
                 let all = self.policy.is_in_every_quorum(|n| ahead.contains_key(&n));
@@ -205,11 +206,7 @@ impl Cosigning {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl Shared {}
 
 /// The task for one witness.
 struct Talk {
@@ -349,7 +346,7 @@ impl Talk {
             Answer::Holds(held) if held > size || held == old => Err(Failed::Ahead(held)),
             Answer::Holds(held) => {
                 self.holds = Some(held);
-                self.shared.state().heard.insert(self.place, ());
+                self.shared.state.lock().heard.insert(self.place, ());
                 Err(Failed::Again)
             }
             // It has cosigned another tree of the offered size.
@@ -359,7 +356,7 @@ impl Talk {
     }
 
     fn cosigned(&self, round: &Round, cosigned: Cosigned) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         state.heard.insert(self.place, ());
         state.ahead.remove(&self.place);
         if state.round == round.number {
@@ -411,7 +408,7 @@ impl Talk {
             "ALARM: the log was signed elsewhere or reset to an older state, or the witness is wrong: {why}"
         );
         self.problem(why);
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         let witness = state.status[self.place].name.clone();
         state.ahead.insert(self.place, (Ahead { witness, holds }, proved));
         drop(state);
@@ -419,7 +416,7 @@ impl Talk {
     }
 
     fn problem(&self, why: String) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         let status = &mut state.status[self.place];
         if status.problem.as_ref() != Some(&why) {
             tracing::warn!(witness = %status.name, "the witness does not cosign: {why}");

@@ -7,8 +7,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use wiretight_tlog::{Checkpoint, Hash};
 
 use crate::private_dir::{FileError, PrivateDir};
@@ -148,7 +148,7 @@ impl Evidence {
         now: u64,
     ) -> Result<Option<PathBuf>, FileError> {
         let file = Kept::new(now, kind, checkpoint);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.seen.contains(&file.what) {
             return Ok(None);
         }
@@ -166,7 +166,7 @@ impl Evidence {
 
     /// The number of files.
     pub fn count(&self) -> usize {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).files.len()
+        self.known.lock().files.len()
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use wiretight_proxy::clock::now;
 use wiretight_tlog::Hash;
@@ -71,23 +72,23 @@ impl Guard {
     /// Sets the current tree.
     pub fn grow(&self, edge: &Edge) {
         let levels = edge.levels().to_vec();
-        self.state().tree = Arc::new(Tree { size: edge.size(), levels });
+        self.state.lock().tree = Arc::new(Tree { size: edge.size(), levels });
     }
 
     /// The number of entries that the last background check covered, and when it finished.
     pub fn verified(&self) -> Option<(u64, u64)> {
-        self.state().verified
+        self.state.lock().verified
     }
 
     /// The files that are damaged or missing.
     pub fn damaged(&self) -> Vec<String> {
-        self.state().damaged.iter().map(|(tile, why)| format!("{tile} {why}")).collect()
+        self.state.lock().damaged.iter().map(|(tile, why)| format!("{tile} {why}")).collect()
     }
 
     /// Checks all full tiles, again and again.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            let (size, mut read, begun) = (self.state().tree.size, 0.0, Instant::now());
+            let (size, mut read, begun) = (self.state.lock().tree.size, 0.0, Instant::now());
             let full = Tile::of_growth(0, size).filter(|tile| tile.is_full());
             for tile in full {
                 read += self.look(tile).await as f64;
@@ -96,7 +97,7 @@ impl Guard {
                     sleep(ahead).await;
                 }
             }
-            self.state().verified = Some((size, now()));
+            self.state.lock().verified = Some((size, now()));
             self.wait().await;
         }
     }
@@ -106,7 +107,7 @@ impl Guard {
         let (end, mut told) = (Instant::now() + AGAIN, Instant::now());
         while Instant::now() < end {
             sleep(LOOK).await;
-            let damaged: Vec<Tile> = self.state().damaged.keys().copied().collect();
+            let damaged: Vec<Tile> = self.state.lock().damaged.keys().copied().collect();
             for tile in damaged {
                 match tile.is_full() {
                     true => drop(self.look(tile).await),
@@ -140,12 +141,8 @@ impl Guard {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn tree(&self) -> Arc<Tree> {
-        self.state().tree.clone()
+        self.state.lock().tree.clone()
     }
 
     /// A full tile or bundle, verified.
@@ -195,7 +192,7 @@ impl Guard {
         {
             return Some(hashes.as_slice().into());
         }
-        self.state().kept.get(&(level, index)).cloned()
+        self.state.lock().kept.get(&(level, index)).cloned()
     }
 
     /// Reads a full tile or bundle, which must have this hash.
@@ -210,7 +207,7 @@ impl Guard {
         };
         match checked {
             Ok(bytes) => {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 if state.damaged.remove(&tile).is_some() {
                     tracing::info!("{tile} of the log was restored");
                 }
@@ -231,7 +228,7 @@ impl Guard {
     }
 
     fn found(&self, tile: Tile, why: &'static str) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let room = state.damaged.len() < NAMED;
         if room && state.damaged.insert(tile, why).is_none() {
             tracing::error!(
@@ -261,7 +258,7 @@ impl Guard {
                 self.found(tile, "is missing");
                 return Err(Unread::Damaged(tile, "is missing"));
             }
-            self.state().damaged.remove(&tile); // a full tile has replaced it
+            self.state.lock().damaged.remove(&tile); // a full tile has replaced it
             return Ok(None);
         };
         let level = match tile.kind {
@@ -287,7 +284,7 @@ impl Guard {
             self.found(tile, "is not what was signed");
             return Err(Unread::Damaged(tile, "is not what was signed"));
         }
-        self.state().damaged.remove(&tile);
+        self.state.lock().damaged.remove(&tile);
         Ok(Some(bytes))
     }
 }

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wiretight_tlog::note::MAX_NOTE;
@@ -204,7 +205,7 @@ impl Reader {
             Source::Http(client, prefix, pace) => {
                 let url = prefix.join(path);
                 let limit = Limit { time: PATIENCE, body: limit };
-                let pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let pace = || pace.lock();
                 let until = Instant::now() + BUSY;
                 loop {
                     let turn = pace().turn();
@@ -393,7 +394,7 @@ impl Tree {
 
     fn here(&self, tile: Tile) -> Option<Arc<[Hash]>> {
         let key = (tile.kind, tile.index);
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock();
         self.edge.get(&key).or_else(|| kept.get(&key)).cloned()
     }
 
@@ -421,7 +422,7 @@ impl Tree {
             if expected.is_none() || tile::subtree(&read) != expected {
                 return Err(ReadError::Mismatch(tile.path()));
             }
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = self.kept.lock();
             if kept.len() >= KEPT {
                 kept.clear();
             }

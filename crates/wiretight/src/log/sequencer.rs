@@ -19,9 +19,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -216,7 +217,7 @@ impl Log {
         let cosigning = Cosigning::start(policy.clone(), ways, guard.clone());
         let (key, state) = (signer.public().clone(), Mutex::default());
         let shared = Arc::new(Shared { key, policy, cosigning, state });
-        shared.state().size = open.size();
+        shared.state.lock().size = open.size();
         let (requests, queue) = mpsc::channel(MAX_REQUESTS);
         let sequencer = Sequencer {
             signer,
@@ -252,7 +253,7 @@ impl Log {
 
     /// The witnesses that have not cosigned the whole log, and why, for people.
     pub fn waiting_for(&self) -> String {
-        self.shared.cosigning.waiting_for(self.shared.state().size)
+        self.shared.cosigning.waiting_for(self.shared.state.lock().size)
     }
 
     /// Whether witnesses must cosign.
@@ -271,7 +272,7 @@ impl Log {
         if entries.iter().any(|e| e.len() > MAX_ENTRY) {
             return Err(LogError::TooLarge);
         }
-        if let Some(problem) = self.shared.state().problem.clone() {
+        if let Some(problem) = self.shared.state.lock().problem.clone() {
             return Err(problem);
         }
         let kib = entries.iter().map(|e| e.len() / 1024 + 1).sum::<usize>();
@@ -288,7 +289,7 @@ impl Log {
 
     /// The newest published checkpoint with its cosignatures.
     pub fn checkpoint(&self) -> Option<SignedCheckpoint> {
-        self.shared.state().published.clone()
+        self.shared.state.lock().published.clone()
     }
 
     /// A tile, if a published checkpoint covers it. It is an error if the tile does not match the checkpoint.
@@ -305,7 +306,7 @@ impl Log {
     /// The status of the log.
     pub fn status(&self) -> LogStatus {
         let witnesses = self.shared.cosigning.status();
-        let state = self.shared.state();
+        let state = self.shared.state.lock();
         LogStatus {
             vkey: self.shared.key.to_string(),
             size: state.size,
@@ -321,7 +322,7 @@ impl Log {
     }
 
     fn busy(&self) -> LogError {
-        LogError::Busy(match self.shared.state().waiting_since {
+        LogError::Busy(match self.shared.state.lock().waiting_since {
             Some(since) => {
                 format!("The log has waited {} s for its witnesses", now().saturating_sub(since))
             }
@@ -330,11 +331,7 @@ impl Log {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl Shared {}
 
 /// The record of the log in the store.
 #[derive(Serialize, Deserialize)]
@@ -426,7 +423,7 @@ impl Sequencer {
                 None => match Open::load(&self.signer, &*self.storage, &*self.store).await {
                     Ok(open) => {
                         self.guard.grow(&open.edge);
-                        self.shared.state().problem = None;
+                        self.shared.state.lock().problem = None;
                         next = Some(open);
                         continue;
                     }
@@ -438,7 +435,7 @@ impl Sequencer {
                 return;
             }
             tracing::error!("ALARM: the log accepts no entries: {problem}");
-            self.shared.state().problem = Some(problem.clone());
+            self.shared.state.lock().problem = Some(problem.clone());
             while let Ok(request) = self.queue.try_recv() {
                 let _ = request.answer.send(Err(problem.clone()));
             }
@@ -529,7 +526,7 @@ impl Sequencer {
         open.revision = self.store.swap(&key, open.revision, value).await?;
         self.guard.grow(&open.edge);
         let size = open.size();
-        self.shared.state().size = size;
+        self.shared.state.lock().size = size;
         if began.elapsed() > SLOW {
             tracing::warn!(
                 "writing {} log entries took {} s: the disk may be busy or failing",
@@ -570,7 +567,7 @@ impl Sequencer {
     /// Whether the published checkpoint was cosigned by clocks that were ahead of this one. Verifiers refuse it until it
     /// is cosigned again.
     fn is_from_the_future(&self) -> bool {
-        let published = self.shared.state().published.clone();
+        let published = self.shared.state.lock().published.clone();
         let witnessed = published.and_then(|signed| self.shared.policy.witnessed(&signed).ok());
         witnessed
             .is_some_and(|w| matches!(w.fresh(now(), u64::MAX), Err(Refused::FromTheFuture { .. })))
@@ -590,7 +587,8 @@ impl Sequencer {
             Ok(signed) => signed,
             Err(_) => {
                 let since = Instant::now();
-                self.shared.state().waiting_since = Some(now().saturating_sub(PATIENCE.as_secs()));
+                self.shared.state.lock().waiting_since =
+                    Some(now().saturating_sub(PATIENCE.as_secs()));
                 let signed = loop {
                     tracing::error!(
                         quorum = self.shared.policy.quorum_text(),
@@ -610,7 +608,7 @@ impl Sequencer {
         self.vouched = true;
         let object = (CHECKPOINT.to_owned(), signed.to_string().into_bytes());
         self.storage.put(vec![object]).await.map_err(|e| failed(&*self.storage, e))?;
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         state.waiting_since = None;
         state.witnessed = self.shared.policy.wants_witnesses().then(|| (size, now()));
         state.published = Some(signed.clone());

@@ -11,12 +11,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -212,7 +213,7 @@ impl Plane {
     /// A listening socket of the control part. It stays open while that part restarts, so that clients wait instead of
     /// being refused.
     fn listen(&self, addr: SocketAddr) -> std::io::Result<TcpListener> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         if let Some(socket) = held.get(&addr) {
             return socket.try_clone();
         }
@@ -224,7 +225,7 @@ impl Plane {
     fn listening(&self) -> std::io::Result<Listening> {
         let mut all = self.relay.listening()?;
         all.extend(self.edge.listening()?);
-        for (addr, socket) in self.held.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (addr, socket) in self.held.lock().iter() {
             all.push((*addr, vec![socket.try_clone()?]));
         }
         Ok(all)
@@ -253,7 +254,7 @@ impl Plane {
         to.pass(&passed)?;
         *lock = None;
         (self.interception, self.dns_hook) = (None, None);
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.held.lock().clear();
         Ok(())
     }
 

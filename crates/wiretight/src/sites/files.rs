@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use wiretight_proxy::Certificates;
 use wiretight_proxy::edge::settings::SiteName;
 use wiretight_proxy::edge::{SiteCertificate, Source};
@@ -81,7 +82,7 @@ impl FileCertificates {
 
     /// Why a site's files are not in use, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
-        let sites = self.sites();
+        let sites = self.sites.lock();
         let errors = sites.iter().filter_map(|s| Some((s.names.first()?, s.error.as_ref()?)));
         errors.map(|(name, error)| (name.to_string(), error.clone())).collect()
     }
@@ -100,7 +101,7 @@ impl FileCertificates {
     }
 
     fn look(&self) {
-        let mut sites = self.sites();
+        let mut sites = self.sites.lock();
         let mut changed = false;
         for site in sites.iter_mut().filter_map(|s| s.look().then_some(s)) {
             changed = true;
@@ -118,10 +119,6 @@ impl FileCertificates {
             self.edge.set(Source::Files, served(&sites));
         }
     }
-
-    fn sites(&self) -> MutexGuard<'_, Vec<Watched>> {
-        self.sites.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
 /// Certificates that were read and are not yet in force.
@@ -138,7 +135,7 @@ impl Staged<'_> {
 
     /// Puts them into force.
     pub(crate) fn commit(self) {
-        let mut sites = self.of.sites();
+        let mut sites = self.of.sites.lock();
         self.of.edge.set(Source::Files, served(&self.sites));
         *sites = self.sites;
     }

@@ -2,9 +2,10 @@
 //! trust them by the mesh's trust bundle. They are kept only in memory and renewed at half of their lifetime.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use wiretight_keys::{Signer, SigningKey, x509};
 use wiretight_proxy::Certificates;
@@ -42,14 +43,14 @@ impl InternalCertificates {
 
     /// Sets the sites that need certificates. When this returns, each has one or an error.
     pub(crate) async fn update(&self, sites: Vec<InternalSite>) {
-        *lock(&self.sites) = sites;
+        *self.sites.lock() = sites;
         self.step().await;
         self.woken.notify_one();
     }
 
     /// Why a site has no new certificate, by the site's first name.
     pub(crate) fn errors(&self) -> BTreeMap<String, String> {
-        lock(&self.errors).clone()
+        self.errors.lock().clone()
     }
 
     /// Renews certificates forever.
@@ -65,7 +66,7 @@ impl InternalCertificates {
 
     async fn step(&self) {
         let mut held = self.held.lock().await;
-        let sites = lock(&self.sites).clone();
+        let sites = self.sites.lock().clone();
         let before = held.len();
         held.retain(|h| sites.contains(&h.site));
         let (mut changed, mut errors) = (held.len() != before, BTreeMap::new());
@@ -96,7 +97,7 @@ impl InternalCertificates {
                 }
             }
         }
-        *lock(&self.errors) = errors;
+        *self.errors.lock() = errors;
         if changed {
             let by_name = held.iter().flat_map(|h| {
                 h.site.names.iter().map(|name| (name.clone(), h.certificate.clone()))
@@ -113,8 +114,4 @@ impl InternalCertificates {
         let certificate = SiteCertificate::from_pem(pem.as_bytes(), key.as_bytes(), &site.names)?;
         Ok(Arc::new(certificate))
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

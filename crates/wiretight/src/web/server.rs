@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use wiretight_proxy::network::origin;
 
 /// The most connections at a time.
 const CONNECTIONS: usize = 4096;
@@ -145,7 +147,7 @@ pub(crate) fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Counts connections by client network.
+/// Counts connections by [`origin`].
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
@@ -153,31 +155,52 @@ struct OnePlace(Arc<Addresses>, IpAddr);
 
 impl Addresses {
     fn enter(self: &Arc<Self>, from: SocketAddr) -> Option<OnePlace> {
-        let network = match from.ip().to_canonical() {
-            IpAddr::V6(ip) if !ip.is_loopback() => {
-                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))
-            }
-            ip => ip,
-        };
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(network).or_default();
+        let from = from.ip().to_canonical();
+        let origin = origin(from);
+        let mut open = self.0.lock();
+        let count = open.entry(origin).or_default();
         // A proxy on this machine connects for many clients.
-        if *count >= FROM_ONE && !network.is_loopback() {
+        if *count >= FROM_ONE && !from.is_loopback() {
             return None;
         }
         *count += 1;
-        Some(OnePlace(self.clone(), network))
+        Some(OnePlace(self.clone(), origin))
     }
 }
 
 impl Drop for OnePlace {
     fn drop(&mut self) {
-        let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.0.lock();
         if let Some(count) = open.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {
                 open.remove(&self.1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_limited_by_origin_except_on_this_machine() {
+        let addresses = Arc::<Addresses>::default();
+        let enter = |from: &str| addresses.enter(SocketAddr::new(from.parse().unwrap(), 1));
+        let many = |from| (0..FROM_ONE).map(|_| enter(from).unwrap()).collect::<Vec<_>>();
+        let mut held = many("2001:db8:0:1::7");
+        assert!(enter("2001:db8:0:1:ffff::7").is_none());
+        held.push(enter("2001:db8:0:2::7").unwrap());
+        held.extend(many("10.0.0.1"));
+        assert!(enter("::ffff:10.0.0.1").is_none());
+        for here in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            held.extend(many(here));
+            held.push(enter(here).unwrap());
+        }
+        held.remove(0);
+        held.push(enter("2001:db8:0:1:ffff::7").unwrap());
+        held.clear();
+        assert!(addresses.0.lock().is_empty());
     }
 }

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod counted;
 mod keeper;
 mod redirected;

@@ -1,64 +1,44 @@
 //! Machines as network namespaces: client | wire | server, on a bridge or behind a router, and a container behind the
 //! client. They are removed when their value is dropped, also if a test panics.
 
-use std::fmt::Display;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wiretight_proxy::intercept::listing::Listing;
 use wiretight_proxy::intercept::rules::{Mode, Rules};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest delay of log lines, which are collected for 10 ms.
-const LOG_LAG: Duration = Duration::from_millis(50);
+pub(crate) use super::common::*;
+
 pub(crate) const MARK: u32 = 0x7717;
 pub(crate) const PORT: u16 = 7417;
 /// What programs send and what must not be visible on the wire, by direction.
 pub(crate) const CANARY: &str = "CANARY-outwards-7c1b";
 pub(crate) const CANARY_IN: &str = "CANARY-inwards-93fe";
 
-pub(crate) fn say(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
 /// Whether namespaces can be created here, and these programs are installed.
 pub(crate) fn can() -> bool {
-    let test = thread::current().name().unwrap_or("?").to_owned();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let mut missing: Vec<String> = ["nft", "ip", "tcpdump", "python3", "setpriv"]
-        .into_iter()
-        .filter(|p| !dirs.iter().any(|dir| dir.join(p).is_file()))
-        .map(String::from)
-        .collect();
-    if !rustix::process::geteuid().is_root() {
-        missing.push("root".into());
-    } else if missing.is_empty() {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Relaxed);
-        let name = format!("wt{}probe{n}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
-        if !made.status.success() {
-            missing.push("the permission to create network namespaces".into());
-        }
-        let _ = Command::new("ip").args(["netns", "del", &name]).output();
+    if !has(&["nft", "ip", "tcpdump", "python3", "setpriv"]) || !is_root() {
+        return false;
     }
-    if missing.is_empty() {
-        return true;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Relaxed);
+    let name = format!("wt{}probe{n}", std::process::id());
+    let made = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
+    let _ = Command::new("ip").args(["netns", "del", &name]).output();
+    if !made.status.success() {
+        skip("permission to create network namespaces");
     }
-    assert!(std::env::var_os("CI").is_none(), "{test} needs {missing:?}, which CI must have");
-    say(format!("skipped: {test}: there is no {missing:?}"));
-    false
+    made.status.success()
 }
 
 #[track_caller]
@@ -76,25 +56,16 @@ fn sh(script: &str) {
     good(Command::new("sh").args(["-ec", script]));
 }
 
-#[track_caller]
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// A program that runs until this is dropped.
 pub(crate) struct Running {
-    child: Child,
+    child: KilledOnDrop,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Running {
     fn start(command: &mut Command) -> Running {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = KilledOnDrop(command.spawn().unwrap());
         let lines = BufReader::new(child.stdout.take().unwrap());
         Running { child, lines }
     }
@@ -119,13 +90,6 @@ impl Running {
         let mut text = String::new();
         let _ = self.lines.read_to_string(&mut text);
         text
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -354,7 +318,7 @@ impl Net {
         ]);
         let child =
             command.arg("-w").arg(&file).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap();
+        let mut child = KilledOnDrop(child.unwrap());
         // It reports when it is listening.
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -375,7 +339,7 @@ impl Net {
         command.arg("rules-keeper").arg(self.state());
         command.stdin(OwnedFd::from(theirs.try_clone().unwrap()));
         command.stdout(OwnedFd::from(theirs)).stderr(log);
-        let child = command.spawn().unwrap();
+        let child = KilledOnDrop(command.spawn().unwrap());
         let lines = BufReader::new(ours.try_clone().unwrap());
         let mut keeper = Keeper { child, lines, ours, asked: 0 };
         assert_eq!(keeper.answer()["answer"], "begun", "{}", self.log());
@@ -403,7 +367,7 @@ pub(crate) fn worker_of(pid: u32) -> rustix::process::Pid {
 }
 
 pub(crate) struct Keeper {
-    pub(crate) child: Child,
+    pub(crate) child: KilledOnDrop,
     lines: BufReader<UnixStream>,
     ours: UnixStream,
     asked: u64,
@@ -459,15 +423,8 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 pub(crate) struct Recording {
-    child: Child,
+    child: KilledOnDrop,
     said: BufReader<std::process::ChildStderr>,
     file: PathBuf,
 }
@@ -486,13 +443,6 @@ impl Recording {
         let bytes = fs::read(&self.file).unwrap();
         let times = bytes.windows(canary.len()).filter(|w| *w == canary.as_bytes()).count();
         (times, bytes.len())
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

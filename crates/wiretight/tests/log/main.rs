@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod damage;
 mod forged;
 mod http;

@@ -8,7 +8,7 @@ use wiretight_keys::token::hex;
 use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs};
 
 use super::rig::{
-    Hook, Log, cosigner, eventually, now, policy, serve, stderr, stdout, wiretight, write,
+    Hook, Log, cosigner, now, policy, serve, stderr, stdout, wait_for, wiretight, write,
 };
 
 /// An entry for a certificate of `service/NAME`, and the hash of its key.
@@ -323,14 +323,14 @@ fn the_monitor_keeps_running_until_it_is_stopped() {
         .spawn()
         .unwrap();
     let said = |text: &str| std::fs::read_to_string(&log).unwrap().contains(text);
-    eventually("the first look", || said("\"new\":9"));
+    wait_for("the first look", || said("\"new\":9"));
     let refused = world.look(&[]);
     assert!(stderr(&refused).contains("another monitor is running"), "{}", stderr(&refused));
     let grown = world.log.forked(9, 30);
     world.publish(&grown, 30, now());
-    eventually("the second look", || said("\"new\":21"));
+    wait_for("the second look", || said("\"new\":21"));
     world.publish(&world.log.forked(5, 40), 40, now());
-    eventually("the alert", || said("\"alert\":\"fork\""));
+    wait_for("the alert", || said("\"alert\":\"fork\""));
     let pid = child.id().to_string();
     std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     assert!(child.wait().unwrap().success());

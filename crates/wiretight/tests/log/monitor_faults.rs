@@ -1,7 +1,7 @@
 //! A bad log, webhook, file or entry neither stops nor silences the monitor.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::forged::{DNS, Forged, IP, hash, key, named};
 use super::monitor::World;
 use super::rig::{
-    BINARY, Fault, Hook, eventually, now, serve_with, stderr, stdout, wiretight, write,
+    BINARY, Fault, Hook, KilledOnDrop, now, serve_with, stderr, stdout, wait_for, wiretight, write,
 };
 
 /// A monitor as a process, which ends with this value.
 struct Monitor {
-    child: Child,
+    child: KilledOnDrop,
     log: std::path::PathBuf,
 }
 
@@ -30,7 +30,7 @@ impl Monitor {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Monitor { child, log }
+        Monitor { child: KilledOnDrop(child), log }
     }
 
     fn said(&self, text: &str) -> bool {
@@ -40,13 +40,6 @@ impl Monitor {
     fn alerts(&self, kind: &str) -> usize {
         let text = std::fs::read_to_string(&self.log).unwrap();
         text.matches(&format!("\"alert\":\"{kind}\"")).count()
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -88,7 +81,7 @@ fn a_log_that_withholds_signed_entries_is_reported() {
         monitors.push((Monitor::start(&state, &policy, &more), state, hook, fault, part));
     }
     for (monitor, ..) in &monitors {
-        eventually("the first look", || monitor.said("\"new\":300"));
+        wait_for("the first look", || monitor.said("\"new\":300"));
     }
     // The control: as long as everything is served, there is no alert.
     assert!(monitors.iter().all(|(monitor, ..)| monitor.alerts("blind") == 0));
@@ -97,17 +90,17 @@ fn a_log_that_withholds_signed_entries_is_reported() {
     world.publish(&world.log, 310, now());
     for (monitor, state, hook, fault, part) in &monitors {
         let what = format!("an alert twice, with {fault:?} of {part}");
-        eventually(&what, || monitor.alerts("blind") >= 2);
-        eventually("the webhook is told", || hook.bodies().iter().any(|b| b["kind"] == "blind"));
+        wait_for(&what, || monitor.alerts("blind") >= 2);
+        wait_for("the webhook is told", || hook.bodies().iter().any(|b| b["kind"] == "blind"));
         let state = state.display().to_string();
         let what = format!("it is shown, with {fault:?} of {part}");
-        eventually(&what, || status(&state) == (Some(3), "blind".into()));
+        wait_for(&what, || status(&state) == (Some(3), "blind".into()));
     }
     // The withheld files are served again: the monitor continues, unless a request still hangs.
     on.store(false, Ordering::Relaxed);
     for (monitor, .., fault, _) in &monitors {
         if !matches!(fault, Fault::Hang) {
-            eventually("it reads on", || monitor.said("\"new\":10"));
+            wait_for("it reads on", || monitor.said("\"new\":10"));
         }
     }
 }
@@ -119,9 +112,9 @@ fn a_log_that_never_existed_is_reported() {
     let url = format!("{}/wrong/prefix", world.url);
     let more = ["--url", &url, "--max-blind", "1s"];
     let monitor = Monitor::start(&state, &world.path("policy"), &more);
-    eventually("an alert", || monitor.alerts("blind") > 0);
+    wait_for("an alert", || monitor.alerts("blind") > 0);
     let state = state.display().to_string();
-    eventually("it is shown", || status(&state) == (Some(3), "blind".into()));
+    wait_for("it is shown", || status(&state) == (Some(3), "blind".into()));
     drop(monitor);
     // No monitor is running and the status file is old: people can see that as well.
     let file = Path::new(&state).join("status.json");
@@ -157,11 +150,11 @@ fn the_heartbeat_stops_when_a_log_cannot_be_read() {
     let more = ["--url", &url, "--heartbeat", &heart, "--max-blind", "1s"];
     let monitor = Monitor::start(&state, &world.path("policy"), &more);
     let beats = || world.hook.bodies().len();
-    eventually("a beat", || beats() > 0);
+    wait_for("a beat", || beats() > 0);
     let state = state.display().to_string();
-    eventually("it is shown", || status(&state) == (Some(0), "watching".into()));
+    wait_for("it is shown", || status(&state) == (Some(0), "watching".into()));
     on.store(true, Ordering::Relaxed);
-    eventually("an alert", || monitor.alerts("blind") > 0);
+    wait_for("an alert", || monitor.alerts("blind") > 0);
     beats();
     std::thread::sleep(Duration::from_millis(1200));
     assert_eq!(beats(), 0);
@@ -235,9 +228,9 @@ fn a_webhook_that_is_down_delays_nothing_and_gets_every_alert_later() {
     let more = ["--url", &world.url, "--expect", &expect, "--webhook", &webhook];
     let begun = Instant::now();
     let monitor = Monitor::start(&state, &world.path("policy"), &more);
-    eventually("both are told", || monitor.alerts("unexpected-certificate") == 2);
+    wait_for("both are told", || monitor.alerts("unexpected-certificate") == 2);
     assert!(begun.elapsed() < Duration::from_secs(10));
-    eventually("all is read", || monitor.said("\"new\":3"));
+    wait_for("all is read", || monitor.said("\"new\":3"));
     drop(monitor);
     // The next run delivers what was not delivered, and repeats nothing.
     let output = world.look(&["--expect", &expect]);
@@ -258,13 +251,13 @@ fn an_incomplete_list_is_reported_and_the_previous_one_stays_in_use() {
     let state = world.dir.path().join("state");
     let more = ["--url", &world.url, "--expect", &expect, "--watch", "service/db"];
     let mut monitor = Monitor::start(&state, &world.path("policy"), &more);
-    eventually("the first look", || monitor.said("\"new\":1"));
+    wait_for("the first look", || monitor.said("\"new\":1"));
     write(world.dir.path(), "expect", &line[..40]);
-    eventually("it is told", || monitor.alerts("bad-expected-keys") > 0);
+    wait_for("it is told", || monitor.alerts("bad-expected-keys") > 0);
     world.log.entries.push(named(&mine, &[(DNS, "db.service.example.org")]));
     world.log.entries.push(named(&key(), &[(DNS, "db.service.example.org")]));
     world.publish(&world.log, 3, now());
-    eventually("the stolen one is told", || monitor.alerts("unexpected-certificate") == 1);
+    wait_for("the stolen one is told", || monitor.alerts("unexpected-certificate") == 1);
     assert!(monitor.said("(entry 2)") && !monitor.said("(entry 1)"));
     assert!(monitor.child.try_wait().unwrap().is_none(), "it ended");
 }

@@ -1,18 +1,14 @@
 //! A log built from the library only, so that it can also lie; processes; and simple HTTP.
 
-#[path = "../../../../tests/ports.rs"]
-mod ports;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ports::free;
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{self, Kind, Tile};
@@ -20,6 +16,8 @@ use wiretight_tlog::tree::{self, Node};
 use wiretight_tlog::{
     Checkpoint, Cosigner, Frontier, Hash, LogSigner, Proof, SignedCheckpoint, TreeError,
 };
+
+pub(crate) use super::common::*;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_wiretight");
 
@@ -172,7 +170,7 @@ pub fn stderr(output: &Output) -> String {
 
 /// A witness as a process.
 pub struct Daemon {
-    child: Child,
+    child: KilledOnDrop,
     pub addr: SocketAddr,
     said: Arc<Mutex<String>>,
 }
@@ -188,7 +186,8 @@ impl Daemon {
             .spawn()
             .unwrap();
         let said = Arc::<Mutex<String>>::default();
-        let mut daemon = Daemon { child, addr: ([127, 0, 0, 1], 0).into(), said };
+        let mut daemon =
+            Daemon { child: KilledOnDrop(child), addr: ([127, 0, 0, 1], 0).into(), said };
         let mut lines = BufReader::new(daemon.child.stderr.take().unwrap());
         let mut said = String::new();
         loop {
@@ -237,13 +236,6 @@ impl Daemon {
     pub fn stop(mut self) -> bool {
         self.signal("-TERM");
         self.child.wait().unwrap().success()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -403,19 +395,16 @@ pub fn serve_with(
 
 /// nginx; it is stopped when this value is dropped.
 pub struct Nginx {
-    child: Child,
+    _child: KilledOnDrop,
     pub addr: SocketAddr,
     dir: tempfile::TempDir,
 }
 
 /// Serves with these directives; `None` if nginx is not installed, which is an error if CI is set.
 pub fn nginx(server: &str) -> Option<Nginx> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&paths).chain(["/usr/sbin".into()]);
-    let Some(program) = folders.map(|dir| dir.join("nginx")).find(|file| file.exists()) else {
-        assert!(std::env::var_os("CI").is_none(), "nginx is not installed");
+    if !has(&["nginx"]) {
         return None;
-    };
+    }
     let addr = free();
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
@@ -429,7 +418,7 @@ pub fn nginx(server: &str) -> Option<Nginx> {
          server {{ listen {addr};\n{server}\n}}\n}}\n"
     );
     let conf = write(dir.path(), "conf", conf);
-    let child = Command::new(program)
+    let child = Command::new(find("nginx")?)
         .arg("-p")
         .arg(dir.path())
         .arg("-c")
@@ -437,8 +426,8 @@ pub fn nginx(server: &str) -> Option<Nginx> {
         .args(["-e", "stderr"])
         .spawn()
         .unwrap();
-    let nginx = Nginx { child, addr, dir };
-    eventually("nginx answers", || TcpStream::connect(addr).is_ok());
+    let nginx = Nginx { _child: KilledOnDrop(child), addr, dir };
+    wait_port(addr);
     Some(nginx)
 }
 
@@ -455,51 +444,26 @@ impl Nginx {
     }
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Waits until a condition holds.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// An S3 server (moto); it is stopped when this value is dropped.
 pub struct S3Server {
-    child: Child,
+    _child: KilledOnDrop,
     addr: SocketAddr,
 }
 
 /// Starts one; `None` if it is not installed, which is an error if CI is set.
 pub fn s3_server() -> Option<S3Server> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/pypi/bin");
-    let folders = std::env::split_paths(&paths).chain([tools.into()]);
-    let Some(program) = folders.map(|dir| dir.join("moto_server")).find(|file| file.exists())
-    else {
-        assert!(std::env::var_os("CI").is_none(), "moto_server is not installed");
+    if !has(&["moto_server"]) {
         return None;
-    };
+    }
     let addr = free();
-    let child = Command::new(program)
+    let child = Command::new(find("moto_server")?)
         .args(["-H", "127.0.0.1", "-p", &addr.port().to_string()])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let server = S3Server { child, addr };
-    let begun = std::time::Instant::now();
-    while std::net::TcpStream::connect(addr).is_err() {
-        assert!(begun.elapsed().as_secs() < 60, "the S3 server does not start");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    let server = S3Server { _child: KilledOnDrop(child), addr };
+    wait_port(addr);
     Some(server)
 }
 
@@ -537,12 +501,5 @@ impl S3Server {
             .unwrap();
         let prefix = object_store::path::Path::from(prefix);
         wiretight::log::bucket::Bucket::new(std::sync::Arc::new(store), prefix, "s3://tiles".into())
-    }
-}
-
-impl Drop for S3Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -11,9 +11,7 @@ use wiretight::log::witness::{Answer, OpenError, WitnessCore, origin_hash};
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::{Cosigner, Note, Signature, SignedCheckpoint, WitnessKey};
 
-use super::rig::{
-    Daemon, Log, Reply, cosigner, eventually, now, request, stderr, stdout, wiretight,
-};
+use super::rig::{Daemon, Log, Reply, cosigner, now, request, stderr, stdout, wait_for, wiretight};
 
 /// A witness process with two keys, for these logs.
 struct Witness {
@@ -471,7 +469,7 @@ fn a_fork_after_much_junk_is_still_recorded_and_logged() {
     assert!(kept(&fork.signed(20).to_string()));
     assert_eq!(add(&other.body(10, 10)).status, 422);
     assert!(kept(&other.signed(10).to_string()));
-    eventually("each is a line", || {
+    wait_for("each is a line", || {
         let said = daemon.output();
         said.contains("\"size\":20") && said.contains("two different trees of the same size")
     });

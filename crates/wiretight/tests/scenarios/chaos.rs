@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::clocks::Clock;
 use super::hostile::{announce, hostile_records};
-use super::intercept::{CANARY, Wire, address, hosts, ip, is_root};
+use super::intercept::{CANARY, Wire, address, hosts, ip};
 use super::rig::*;
 use super::wire::Watch;
 use log::LogSide;

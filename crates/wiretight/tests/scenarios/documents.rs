@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use super::intercept::{ip, is_root};
+use super::intercept::ip;
 use super::rig::*;
 use super::traffic::Postgres;
 

@@ -12,6 +12,8 @@ mod backup;
 mod chaos;
 mod cli;
 mod clocks;
+#[path = "../common/mod.rs"]
+mod common;
 mod documents;
 mod edge;
 mod foreign;

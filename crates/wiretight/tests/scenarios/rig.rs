@@ -3,9 +3,6 @@
 //! Every process is killed by its process id when its value is dropped, also if a test panics; in that case the end of
 //! its log is printed.
 
-#[path = "../../../../tests/ports.rs"]
-mod ports;
-
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -20,67 +17,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub(crate) use ports::free;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub(crate) use super::common::*;
+
 pub(crate) const TD: &str = "example.org";
 pub(crate) const GROUP: &str = "X25519MLKEM768";
 /// A suite of TLS 1.3, which no older version can negotiate (RFC 8446, B.4).
 pub(crate) const CIPHER: &str = "TLS_AES_256_GCM_SHA384";
-/// The time limit for what takes milliseconds on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest delay of log lines, which are collected for 10 ms.
-const LOG_LAG: Duration = Duration::from_millis(50);
-
 pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
-}
-
-/// Prints a line whether or not the test passes.
-pub(crate) fn say(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
-/// Whether all these programs are installed.
-pub(crate) fn has(programs: &[&str]) -> bool {
-    let missing: Vec<_> = programs.iter().filter(|p| find(p).is_none()).collect();
-    if missing.is_empty() {
-        return true;
-    }
-    let test = thread::current().name().unwrap_or("?").to_owned();
-    assert!(std::env::var_os("CI").is_none(), "{test} needs {missing:?}, which CI must have");
-    say(format!("skipped: {test}: not installed: {missing:?}"));
-    false
-}
-
-/// The path of a program.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let postgres = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/usr/bin".into(), "/usr/lib/nginx/modules".into()])
-        .chain(postgres.map(|version| version.path().join("bin")))
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
-}
-
-/// Waits until a condition holds.
-#[track_caller]
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        thread::sleep(ms(20));
-    }
-}
-
-/// Waits until a process listens on the address.
-#[track_caller]
-pub(crate) fn wait_port(addr: SocketAddr) {
-    wait_for(&format!("{addr} listens"), || TcpStream::connect(addr).is_ok());
 }
 
 // ---- Programs.

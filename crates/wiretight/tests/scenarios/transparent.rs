@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use super::intercept::{CANARY, Capture, SERVER, Wire, is_root, run};
+use super::intercept::{CANARY, Capture, SERVER, Wire, run};
 use super::rig::*;
 
 /// The number of packets from loopback addresses, which no wire may carry.

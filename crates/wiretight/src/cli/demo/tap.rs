@@ -1,8 +1,9 @@
 //! The network between the nodes: forwards bytes, and inspects them as anyone on the path could.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -62,18 +63,14 @@ impl Tap {
     }
 
     pub(super) fn seen(&self) -> Seen {
-        lock(&self.seen).clone()
+        self.seen.lock().clone()
     }
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 async fn pass(from: TcpStream, to: SocketAddr, seen: Arc<Mutex<Seen>>) {
     let Ok(to) = TcpStream::connect(to).await else { return };
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
-    lock(&seen).connections += 1;
+    seen.lock().connections += 1;
     let (from_read, from_write) = from.into_split();
     let (to_read, to_write) = to.into_split();
     tokio::join!(
@@ -101,7 +98,7 @@ async fn watch(
         let end = held + n;
         let found = find_all(&buf[..end], canary);
         {
-            let mut seen = lock(&seen);
+            let mut seen = seen.lock();
             seen.bytes += n as u64;
             seen.canaries += found;
             if !known && server {

@@ -5,9 +5,10 @@
 //! that it refuses is dropped after some tries, and does not delay the others.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{Alert, AlertKind};
@@ -89,7 +90,7 @@ impl Alarm {
 
     /// Raises an alert, unless the same was raised recently. Returns whether it was raised.
     pub fn tell(&self, alert: Alert) -> bool {
-        let mut state = self.state();
+        let mut state = self.shared.state.lock();
         let which = (alert.kind, alert.log.clone(), alert.index, alert.name.clone());
         let recent = |at: &u64| alert.time.saturating_sub(*at) < self.shared.repeat;
         if state.told.get(&which).is_some_and(recent) {
@@ -120,19 +121,19 @@ impl Alarm {
 
     /// The problem is over: if it occurs again, an alert is raised at once.
     pub fn over(&self, kind: AlertKind, log: &str) {
-        self.state().told.retain(|(told, of, ..), _| *told != kind || of != log);
+        self.shared.state.lock().told.retain(|(told, of, ..), _| *told != kind || of != log);
     }
 
     /// Saves undelivered alerts, and starts sending.
     pub fn keep(&self) -> Result<(), FileError> {
-        let kept = self.write(&mut self.state());
+        let kept = self.write(&mut self.shared.state.lock());
         self.shared.changed.notify_one();
         kept
     }
 
     /// The number of undelivered alerts.
     pub fn waiting(&self) -> usize {
-        self.state().waiting.len()
+        self.shared.state.lock().waiting.len()
     }
 
     fn write(&self, state: &mut State) -> Result<(), FileError> {
@@ -155,7 +156,7 @@ impl Alarm {
     pub async fn send(&self) {
         let Some((client, url)) = &self.shared.webhook else { return std::future::pending().await };
         loop {
-            let next = self.state().waiting.front().map(|(alert, _)| alert.clone());
+            let next = self.shared.state.lock().waiting.front().map(|(alert, _)| alert.clone());
             let Some(alert) = next else {
                 self.shared.changed.notified().await;
                 continue;
@@ -169,7 +170,7 @@ impl Alarm {
     /// Sends until all alerts are delivered or the webhook fails repeatedly.
     pub async fn flush(&self) {
         let is_done = || {
-            let state = self.state();
+            let state = self.shared.state.lock();
             state.waiting.is_empty() || state.failures >= TRIES
         };
         let done = async {
@@ -203,7 +204,7 @@ impl Alarm {
             .await
         {
             Ok(answer) if (200..300).contains(&answer.status) => {
-                let mut state = self.state();
+                let mut state = self.shared.state.lock();
                 state.waiting.pop_front();
                 state.failures = 0;
                 state.dirty = true;
@@ -228,7 +229,7 @@ impl Alarm {
             }
             Err(error) => (chain(&error), false, None),
         };
-        let mut state = self.state();
+        let mut state = self.shared.state.lock();
         state.failures += 1;
         let pause = FIRST_PAUSE * 2u32.saturating_pow((state.failures - 1).min(10));
         let pause = retry_after.unwrap_or(pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
@@ -256,9 +257,5 @@ impl Alarm {
             );
         }
         Some(pause)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

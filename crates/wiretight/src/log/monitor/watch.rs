@@ -5,10 +5,11 @@
 
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use wiretight_keys::token::hex;
@@ -237,13 +238,9 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
 }
 
 impl Shown {
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Updates the status after a check. Returns whether it changed.
     fn saw(&self, n: usize, follower: &Follower, look: &Look, now: u64) -> bool {
-        let mut status = self.status();
+        let mut status = self.status.lock();
         let log = &mut status.logs[n];
         let before = (log.complete_at.is_some(), log.failing_since, log.misconduct, log.alerts);
         log.size = follower.last().map_or(0, |last| last.unverified().size);
@@ -270,7 +267,7 @@ impl Shown {
     }
 
     fn fails(&self, n: usize, since: u64, problem: &str) {
-        let mut status = self.status();
+        let mut status = self.status.lock();
         status.logs[n].failing_since = Some(since);
         status.logs[n].problem = Some(problem.to_owned());
     }
@@ -278,7 +275,7 @@ impl Shown {
     /// Raises the alert that the log is unreadable.
     fn told(&self, n: usize, alarm: &Alarm, alert: super::Alert) {
         if alarm.tell(alert) {
-            self.status().logs[n].alerts += 1;
+            self.status.lock().logs[n].alerts += 1;
             if let Err(error) = alarm.keep() {
                 tracing::error!("{}", chain(&error));
             }
@@ -288,7 +285,7 @@ impl Shown {
 
     fn write(&self, alarm: &Alarm) {
         let status = {
-            let mut status = self.status();
+            let mut status = self.status.lock();
             (status.time, status.waiting_alerts) = (now(), alarm.waiting());
             status.clone()
         };
@@ -300,7 +297,7 @@ impl Shown {
     /// Sends the heartbeat if all logs are read completely.
     async fn beat(&self) {
         let Some((client, url)) = &self.heartbeat else { return };
-        let status = self.status().clone();
+        let status = self.status.lock().clone();
         if status.logs.iter().any(|log| log.failing_since.is_some() || log.complete_at.is_none()) {
             return;
         }

@@ -12,10 +12,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wiretight_tlog::{Hash, SignedCheckpoint};
@@ -167,7 +168,7 @@ impl Memory {
     fn write(&self) -> Result<(), FileError> {
         let mut text = format!("{HEADER}\n");
         let line = |log: &Log| {
-            let latest = log.latest();
+            let latest = log.latest.lock();
             latest.next.as_ref().unwrap_or(&latest.line).clone()
         };
         let lines = self.logs.values().map(line);
@@ -204,17 +205,13 @@ fn read(bytes: &[u8]) -> Result<HashMap<String, (Cosigned, String)>, String> {
 }
 
 impl Log {
-    fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn last(&self) -> Option<Cosigned> {
-        self.latest().cosigned.clone()
+        self.latest.lock().cosigned.clone()
     }
 
     /// The last cosigned checkpoint with its cosignatures. After a start, `make` creates these again.
     pub(super) fn shown(&self, make: impl FnOnce(&Cosigned) -> Option<String>) -> Option<Arc<str>> {
-        let mut latest = self.latest();
+        let mut latest = self.latest.lock();
         if latest.shown.is_none() {
             latest.shown = make(latest.cosigned.as_ref()?).map(Arc::from);
         }
@@ -223,7 +220,7 @@ impl Log {
 
     /// Stores the checkpoint with its cosignatures, if it is the last cosigned one.
     pub(super) fn show(&self, of: (u64, Hash), checkpoint: String) {
-        let mut latest = self.latest();
+        let mut latest = self.latest.lock();
         if latest.cosigned.as_ref().is_some_and(|c| (c.size, c.root) == of) {
             latest.shown = Some(checkpoint.into());
         }
@@ -291,19 +288,19 @@ impl Committer {
         };
         let same = |c: &Cosigned| (c.size, c.root) == (cosigned.size, cosigned.root);
         if last.as_ref().is_some_and(same) {
-            log.latest().cosigned = Some(cosigned);
+            log.latest.lock().cosigned = Some(cosigned);
             return Ok(());
         }
         let line = Line { time: cosigned.time, note: cosigned.note.as_str().into() };
         let line = serde_json::to_string(&line).expect("a number and a text are JSON");
         let line: Arc<str> = format!("{line}\n").into();
         let step = {
-            let mut latest = log.latest();
+            let mut latest = log.latest.lock();
             latest.next = Some(line.clone());
             self.shared.steps.fetch_add(1, Ordering::SeqCst) + 1
         };
         let durable = self.durable(step).await;
-        let mut latest = log.latest();
+        let mut latest = log.latest.lock();
         latest.next = None;
         if !durable {
             return Err(Refused::Disk);
@@ -319,7 +316,7 @@ impl Committer {
             return true;
         }
         let ticket = {
-            let mut wanted = self.shared.wanted();
+            let mut wanted = self.shared.wanted.lock();
             wanted.writes += 1;
             self.shared.wake.notify_one();
             wanted.writes
@@ -331,7 +328,7 @@ impl Committer {
 
 impl Drop for Committer {
     fn drop(&mut self) {
-        self.shared.wanted().ended = true;
+        self.shared.wanted.lock().ended = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -340,17 +337,12 @@ impl Drop for Committer {
 }
 
 impl Shared {
-    fn wanted(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn run(&self, done: &watch::Sender<Written>) {
         let mut now = Written::default();
         loop {
-            let idle = |w: &mut Wanted| w.writes == now.tried && !w.ended;
-            let wanted = self.wake.wait_while(self.wanted(), idle);
             let (writes, ended) = {
-                let wanted = wanted.unwrap_or_else(PoisonError::into_inner);
+                let mut wanted = self.wanted.lock();
+                self.wake.wait_while(&mut wanted, |w| w.writes == now.tried && !w.ended);
                 (wanted.writes, wanted.ended)
             };
             if ended && writes == now.tried {
