@@ -351,8 +351,14 @@ impl Node {
         });
         let old = self.replace(new);
         self.before.push(old);
+        let log = self.log();
+        let faults = || log.lines().filter(|line| !line.contains("\"INFO\"")).collect::<Vec<_>>();
         self.before.retain_mut(|old| match old.ended(Duration::ZERO) {
-            Some(status) => !assert_good(status),
+            Some(status) => {
+                let who = "a process that was taken over from";
+                assert!(status.success(), "{who} ended with {status}: {:#?}", faults());
+                false
+            }
             None => true,
         });
     }
@@ -472,11 +478,6 @@ impl Node {
 }
 
 #[track_caller]
-fn assert_good(status: ExitStatus) -> bool {
-    assert!(status.success(), "a process that was taken over from ended with {status}");
-    true
-}
-
 fn http(
     socket: &mut (impl Read + Write),
     method: &str,
