@@ -2,15 +2,14 @@
 //! by side do not take each other's between the choice of a port and its use.
 
 use std::fs::File;
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 const BLOCK: u16 = 1_000;
 
-/// An address of 127.0.0.1. Its port is free for TCP and UDP, on ::1 as well, and is below the ports that the kernel
-/// assigns to clients.
+/// An address of 127.0.0.1. Its port is free, on ::1 as well, and is below the ports that the kernel assigns to clients.
 pub fn free() -> SocketAddr {
     static MINE: OnceLock<(u16, File)> = OnceLock::new();
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -36,9 +35,8 @@ fn block() -> (u16, File) {
     block.expect("a block of ports that no other test binary has")
 }
 
+/// Nothing is bound for this: another thread may start a process at this moment, which would inherit the socket and keep
+/// the port until it executes its program.
 fn is_free(ip: IpAddr, port: u16) -> bool {
-    // Some machines have no IPv6.
-    let free = |e: std::io::Error| e.kind() == ErrorKind::AddrNotAvailable;
-    TcpListener::bind((ip, port)).map_or_else(free, |_| true)
-        && UdpSocket::bind((ip, port)).map_or_else(free, |_| true)
+    TcpStream::connect_timeout(&(ip, port).into(), Duration::from_secs(1)).is_err()
 }
