@@ -58,7 +58,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long [`down`] waits until a node has removed its guard table.
 const GUARD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why rules were not applied or a request failed, grouped by who has to act.
+/// Why rules were not applied or a request failed, grouped by who must act.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InterceptError {

@@ -277,7 +277,7 @@ fn rules_in(transaction: &Value) -> Vec<&Value> {
     all.filter_map(|command| command["add"].get("rule")).collect()
 }
 
-/// Everything that the kernel is told, to be read as a whole: whoever changes the rules sees what changes in the
+/// Everything that the kernel is told, to be read as a whole. A change of the rules shows here as a change in the
 /// kernel. `WIRETIGHT_WRITE=1` rewrites the file.
 #[test]
 fn the_rules_are_those_in_rules_txt() {
