@@ -8,6 +8,7 @@
 //! - [`names`]: the TLS registries;
 //! - [`parse`]: encoding and decoding without I/O, safe against hostile input;
 //! - [`active`]: the probes;
+//! - [`passive`]: flows, from captured packets;
 //! - [`certificate`]: checks of certificate chains;
 //! - [`judge`]: levels and profiles;
 //! - [`report`]: table, JSON, SARIF, CBOM, HTML.
@@ -19,6 +20,7 @@ pub mod invariant;
 pub mod judge;
 pub mod names;
 pub mod parse;
+pub mod passive;
 pub mod report;
 mod target;
 
