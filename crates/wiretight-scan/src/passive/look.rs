@@ -1,5 +1,8 @@
 //! From the first bytes of a flow to what it is.
 
+mod sealed;
+mod tls;
+
 use super::{Seen, Side, Transport};
 
 /// The beginning of a flow, as far as it was captured.
@@ -42,6 +45,5 @@ pub enum Look {
 /// Decides what a flow is. A pure function: the same opening has the same result, and a longer one may be decided where
 /// a shorter one is not.
 pub fn look(opening: &Opening<'_>) -> Look {
-    let _ = opening;
-    Look::More
+    sealed::look(opening).unwrap_or(Look::More)
 }

@@ -14,4 +14,4 @@ pub mod packets;
 mod seen;
 
 pub use look::{Half, Look, Opening, look};
-pub use seen::{Grade, Sealed, Seen, Side, StartTls, Transport};
+pub use seen::{CertificateSeen, Grade, Sealed, Seen, Side, StartTls, Transport};
