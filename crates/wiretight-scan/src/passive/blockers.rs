@@ -408,11 +408,11 @@ mod tests {
         let listed = rows.list();
         for level in Level::ALL {
             let of = listed.iter().filter(|row| row.key.level == level);
-            let flows: u64 = of.map(|row| row.flows).sum();
-            assert_eq!(flows, coverage.share(level).flows, "{level}");
+            let sum: u64 = of.map(|row| row.flows).sum();
+            assert_eq!(sum, coverage.share(level).flows, "{level}");
             let filter = Filter { levels: vec![level], ..Filter::default() };
             let of_filter = flows_of(&flows, &filter);
-            assert_eq!(of_filter, flows, "{level}");
+            assert_eq!(of_filter, sum, "{level}");
         }
         let found = blockers(listed);
         let levels: Vec<_> = found.iter().map(|b| b.row.key.level).collect();
