@@ -50,7 +50,7 @@ pub(in super::super) fn xmpp(opening: &Opening<'_>) -> Verdict {
             Xmpp::Features { starttls, .. } => offer.listed = Some(starttls),
             Xmpp::Proceed => {
                 let request = find(client, b"<starttls").unwrap_or(client.len());
-                let end = client.get(request..).and_then(|rest| end_of_starttls(rest));
+                let end = client.get(request..).and_then(end_of_starttls);
                 return started(
                     opening,
                     start,

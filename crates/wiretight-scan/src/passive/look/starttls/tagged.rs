@@ -13,7 +13,7 @@ fn starts(data: &[u8], with: &[u8]) -> bool {
 }
 
 /// The list of capabilities in a line, as words.
-fn list<'a>(text: &'a [u8]) -> impl Iterator<Item = &'a str> {
+fn list(text: &[u8]) -> impl Iterator<Item = &str> {
     let words = text.split(|b| matches!(b, b' ' | b'[' | b']' | b'\r'));
     words.filter_map(|word| std::str::from_utf8(word).ok())
 }
@@ -62,7 +62,7 @@ pub(in super::super) fn imap(opening: &Opening<'_>) -> Verdict {
     let mut server = Lines::new(opening.server.bytes);
     let greeted =
         [&b"* OK"[..], b"* PREAUTH", b"* BYE"].iter().any(|hello| starts(server.data, hello));
-    if !greeted && !(opening.client.bytes.len() >= 3 && is_imap_command(opening.client.bytes)) {
+    if !greeted && (opening.client.bytes.len() < 3 || !is_imap_command(opening.client.bytes)) {
         return Verdict::No;
     }
     if !client.data.is_empty() && !is_imap_command(client.data) {
