@@ -15,6 +15,7 @@ pub mod flow;
 mod look;
 pub mod packets;
 mod seen;
+pub mod totals;
 
 pub use look::{Half, Look, Opening, look};
 pub use seen::{Grade, Sealed, Seen, Side, StartTls, Transport};
