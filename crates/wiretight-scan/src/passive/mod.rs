@@ -19,6 +19,7 @@ mod look;
 pub mod packets;
 mod seen;
 pub mod summary;
+pub mod totals;
 
 pub use look::{Half, Look, Opening, look};
 pub use seen::{CertificateSeen, Grade, Sealed, Seen, Side, StartTls, Transport};
