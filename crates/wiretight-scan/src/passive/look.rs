@@ -1,9 +1,21 @@
 //! From the first bytes of a flow to what it is.
+//!
+//! Each protocol has a [`Recogniser`]. [`look`] asks those of the transport in a fixed order, the more specific first,
+//! and the first one that does not say [`Verdict::No`] decides. A recogniser parses: lengths that fit, a valid
+//! structure, an answer that fits its request. A port may only decide between two protocols that both fit.
 
+#![allow(dead_code, reason = "the recognisers that use these helpers follow")]
+
+mod http;
 mod sealed;
+mod starttls;
 mod tls;
 
-use super::{Seen, Side, Transport};
+use std::borrow::Cow;
+
+use super::{Grade, Seen, Side, Transport};
+use crate::judge::Level;
+use crate::parse::starttls::printable;
 
 /// The beginning of a flow, as far as it was captured.
 #[derive(Debug, Clone, Copy)]
@@ -19,18 +31,60 @@ pub struct Opening<'a> {
     pub last: bool,
 }
 
+impl<'a> Opening<'a> {
+    pub fn half(&self, side: Side) -> Half<'a> {
+        match side {
+            Side::Client => self.client,
+            Side::Server => self.server,
+        }
+    }
+
+    /// Both directions, the one that sent first in front.
+    fn halves(&self) -> [Half<'a>; 2] {
+        let first = self.first.unwrap_or(Side::Client);
+        [self.half(first), self.half(first.other())]
+    }
+
+    /// Whether one of the ports is this one. Not a proof of anything.
+    fn has_port(&self, port: u16) -> bool {
+        self.ports.0 == port || self.ports.1 == port
+    }
+
+    /// The flow after the first bytes of each direction: what follows STARTTLS, or the request to a proxy.
+    fn after(&self, client: usize, server: usize) -> Self {
+        Self { client: self.client.after(client), server: self.server.after(server), ..*self }
+    }
+}
+
 /// One direction of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Half<'a> {
     /// TCP: the first bytes in order, up to the first gap. Otherwise the first datagrams, one after the other.
     pub bytes: &'a [u8],
-    /// Where each segment or datagram in `bytes` ends.
+    /// Where each segment or datagram in `bytes` ends. Empty for a stream inside another one.
     pub ends: &'a [u16],
     /// Whether `bytes` begins at the beginning of the stream, because its SYN was captured. Always true without TCP,
     /// unless the capture began later.
     pub from_start: bool,
     /// Whether this direction can't grow: its end was captured, it has a gap, or a limit was reached.
     pub ended: bool,
+}
+
+impl<'a> Half<'a> {
+    /// The datagrams (or segments), one by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let (bytes, ends) = (self.bytes, self.ends);
+        let mut start = 0;
+        ends.iter().filter_map(move |&end| {
+            let range = start..usize::from(end);
+            start = range.end;
+            bytes.get(range)
+        })
+    }
+
+    fn after(&self, used: usize) -> Self {
+        Self { bytes: self.bytes.get(used..).unwrap_or_default(), ends: &[], ..*self }
+    }
 }
 
 /// The result of a look.
@@ -42,8 +96,130 @@ pub enum Look {
     Done(Seen),
 }
 
+/// What a recogniser says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Not this protocol, whatever follows.
+    No,
+    /// Perhaps; more bytes will tell. It keeps recognisers further down the list from deciding, so a weak resemblance
+    /// is not enough. After the last look it counts as [`Self::No`].
+    Maybe,
+    Done(Seen),
+}
+
+/// Decides whether a flow is one protocol. Must not allocate before it is [`Verdict::Done`].
+pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
+
+/// In the order in which they are asked. TLS is first because it is the most frequent.
+const TCP: &[Recogniser] = &[
+    tls::look,
+    http::http1,
+    starttls::replies,
+    starttls::imap,
+    starttls::pop3,
+    starttls::sieve,
+    starttls::xmpp,
+    starttls::ldap,
+    starttls::postgres,
+    starttls::mysql,
+    starttls::mssql,
+    starttls::telnet,
+    starttls::irc,
+];
+const UDP: &[Recogniser] = &[];
+const SCTP: &[Recogniser] = &[];
+/// All other transports.
+const IP: &[Recogniser] = &[];
+
+/// When no recogniser says more than no, and this many bytes of a direction were looked at, no more are needed.
+const ENOUGH: usize = 1024;
+
 /// Decides what a flow is. A pure function: the same opening has the same result, and a longer one may be decided where
 /// a shorter one is not.
 pub fn look(opening: &Opening<'_>) -> Look {
-    sealed::look(opening).unwrap_or(Look::More)
+    if opening.client.bytes.is_empty() && opening.server.bytes.is_empty() {
+        return match opening.last {
+            true => Look::Done(not_known("no payload")),
+            false => Look::More,
+        };
+    }
+    let recognisers = match opening.transport {
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
+        Transport::Sctp => SCTP,
+        Transport::Icmp | Transport::Ip(_) => IP,
+    };
+    match ask(opening, recognisers) {
+        Verdict::Done(seen) => Look::Done(seen),
+        Verdict::Maybe => Look::More,
+        Verdict::No if opening.last || opening.halves().iter().any(|h| h.bytes.len() >= ENOUGH) => {
+            Look::Done(not_known("no known protocol"))
+        }
+        Verdict::No => Look::More,
+    }
+}
+
+/// What follows the agreement on TLS: a handshake, or something else.
+fn tls_within(opening: &Opening<'_>) -> Verdict {
+    tls::look_within(opening)
+}
+
+/// The first answer that is not no.
+fn ask(opening: &Opening<'_>, recognisers: &[Recogniser]) -> Verdict {
+    for recogniser in recognisers {
+        match recogniser(opening) {
+            Verdict::No => {}
+            Verdict::Maybe if opening.last => {}
+            verdict => return verdict,
+        }
+    }
+    Verdict::No
+}
+
+fn not_known(why: &'static str) -> Seen {
+    Seen {
+        protocol: Cow::Borrowed("unknown"),
+        level: Level::Unknown,
+        grade: Grade::Unknown,
+        evidence: Cow::Borrowed(why),
+        starttls: None,
+        sealed: None,
+    }
+}
+
+/// A protocol without encryption.
+fn plaintext(
+    protocol: &'static str,
+    grade: Grade,
+    evidence: impl Into<Cow<'static, str>>,
+) -> Verdict {
+    recognised(protocol, Level::Plaintext, grade, evidence.into())
+}
+
+/// A protocol whose packets do not show whether their content is encrypted.
+fn undetermined(
+    protocol: &'static str,
+    grade: Grade,
+    evidence: impl Into<Cow<'static, str>>,
+) -> Verdict {
+    recognised(protocol, Level::Unknown, grade, evidence.into())
+}
+
+fn recognised(
+    protocol: &'static str,
+    level: Level,
+    grade: Grade,
+    evidence: Cow<'static, str>,
+) -> Verdict {
+    let protocol = Cow::Borrowed(protocol);
+    Verdict::Done(Seen { protocol, level, grade, evidence, starttls: None, sealed: None })
+}
+
+/// Text of a peer as evidence: printable, and short.
+fn quoted(bytes: &[u8]) -> String {
+    const MAX: usize = 100;
+    let line = bytes.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut text = printable(line.get(..MAX).unwrap_or(line));
+    text.truncate(MAX);
+    text
 }

@@ -39,6 +39,18 @@ pub enum Transport {
     Ip(u8),
 }
 
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("tcp"),
+            Self::Udp => f.write_str("udp"),
+            Self::Sctp => f.write_str("sctp"),
+            Self::Icmp => f.write_str("icmp"),
+            Self::Ip(number) => write!(f, "ip-{number}"),
+        }
+    }
+}
+
 /// How it is known what a flow is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

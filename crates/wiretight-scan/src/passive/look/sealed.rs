@@ -1,20 +1,9 @@
-//! Everything with encryption, except STARTTLS, which begins in plaintext.
+//! Shared by the protocols with encryption.
 
 use std::borrow::Cow;
 
-use super::{Look, Opening, tls};
 use crate::judge::Level;
-use crate::passive::{Grade, Sealed, Seen, Transport};
-
-/// What a flow with encryption is; `None` if it is none.
-///
-/// [`Look::More`] means that it could still be one, and is never the answer to the last look.
-pub(super) fn look(opening: &Opening<'_>) -> Option<Look> {
-    match opening.transport {
-        Transport::Tcp => tls::look(opening),
-        Transport::Udp | Transport::Sctp | Transport::Icmp | Transport::Ip(_) => None,
-    }
-}
+use crate::passive::{Grade, Sealed, Seen};
 
 /// A result without STARTTLS.
 pub(super) fn seen(

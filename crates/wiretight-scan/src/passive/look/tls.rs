@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use self::hello::{Negotiated, Offer};
 use self::records::{Begins, Sent, begins};
 use super::sealed::seen;
-use super::{Half, Look, Opening};
+use super::{Half, Opening, Verdict};
 use crate::judge::Level;
 use crate::names;
 use crate::parse::{ContentType, Ssl2Answer, ssl2_parse_client_hello, ssl2_reply};
@@ -22,20 +22,22 @@ use crate::passive::{Grade, Sealed, Seen, Side};
 
 pub(super) use self::hello::{Flavour, offered};
 
-/// What a TCP flow is that begins with TLS; `None` if it does not.
-pub(super) fn look(opening: &Opening<'_>) -> Option<Look> {
-    handshake(opening).or_else(|| mid_flow(opening))
+/// What a TCP flow is that begins with TLS; `No` if it does not.
+pub(super) fn look(opening: &Opening<'_>) -> Verdict {
+    match handshake(opening) {
+        Verdict::No => mid_flow(opening),
+        verdict => verdict,
+    }
 }
 
 /// The same for what follows a plaintext beginning, such as STARTTLS: both halves begin after it.
 ///
-/// `None` means that something else than TLS follows.
-#[allow(dead_code, reason = "for STARTTLS")]
-pub(super) fn look_within(opening: &Opening<'_>) -> Option<Look> {
+/// `No` means that something else than TLS follows.
+pub(super) fn look_within(opening: &Opening<'_>) -> Verdict {
     handshake(opening)
 }
 
-fn handshake(opening: &Opening<'_>) -> Option<Look> {
+fn handshake(opening: &Opening<'_>) -> Verdict {
     use Begins::*;
     let (client, server) = (&opening.client, &opening.server);
     let forward = Pair { client, server, last: opening.last, first: opening.first };
@@ -47,12 +49,12 @@ fn handshake(opening: &Opening<'_>) -> Option<Look> {
         (_, ClientHello) => backward.after_hello(),
         (Ssl2Hello, _) => forward.after_ssl2_hello(),
         (_, Ssl2Hello) => backward.after_ssl2_hello(),
-        (Nothing | Records, ServerHello) => Some(forward.without_hello()),
-        (ServerHello, Nothing | Records) => Some(backward.without_hello()),
-        (_, ServerHello) if !client.from_start => Some(forward.only_server().without_hello()),
-        (ServerHello, _) if !server.from_start => Some(backward.only_server().without_hello()),
-        (Nothing | Partial, Partial) | (Partial, Nothing) if !opening.last => Some(Look::More),
-        _ => None,
+        (Nothing | Records, ServerHello) => forward.without_hello(),
+        (ServerHello, Nothing | Records) => backward.without_hello(),
+        (_, ServerHello) if !client.from_start => forward.only_server().without_hello(),
+        (ServerHello, _) if !server.from_start => backward.only_server().without_hello(),
+        (Nothing | Partial, Partial) | (Partial, Nothing) if !opening.last => Verdict::Maybe,
+        _ => Verdict::No,
     }
 }
 
@@ -77,38 +79,37 @@ enum Progress {
 
 impl<'a> Pair<'a> {
     /// The client has sent a ClientHello.
-    fn after_hello(self) -> Option<Look> {
+    fn after_hello(self) -> Verdict {
         let client = Sent::read(self.client.bytes);
         let server = match begins(self.server.bytes) {
             Begins::ClientHello | Begins::Ssl2Hello | Begins::Other => {
                 return self.answered_otherwise(&client);
             }
-            Begins::Nothing | Begins::Partial if !self.last => return Some(Look::More),
+            Begins::Nothing | Begins::Partial if !self.last => return Verdict::Maybe,
             Begins::Nothing | Begins::Partial => Sent::default(),
             Begins::ServerHello | Begins::Records => Sent::read(self.server.bytes),
         };
         let offer = Offer::last(&client);
         let settled = self.last || self.client.ended && self.server.ended;
         let Some(negotiated) = Negotiated::read(&server, offer.as_ref(), Flavour::Tls) else {
-            let look = match server.fatal_alert() {
-                Some(alert) => Look::Done(self.offers(
+            return match server.fatal_alert() {
+                Some(alert) => Verdict::Done(self.offers(
                     &client,
                     offer.as_ref(),
                     Grade::Seen,
                     format!("the server refused the handshake: alert {alert}"),
                 )),
-                None if !settled => Look::More,
-                None => Look::Done(self.offers(
+                None if !settled => Verdict::Maybe,
+                None => Verdict::Done(self.offers(
                     &client,
                     offer.as_ref(),
                     Grade::Guessed,
                     "a ClientHello without an answer that was captured",
                 )),
             };
-            return Some(look);
         };
         let progress = self.progress(&client, &server, &negotiated, settled);
-        Some(self.decide(progress, &negotiated, settled))
+        self.decide(progress, &negotiated, settled)
     }
 
     /// Without the client's side, which is unreadable.
@@ -118,9 +119,9 @@ impl<'a> Pair<'a> {
     }
 
     /// The server's side begins with a ServerHello, and the client's hello was not captured so far.
-    fn without_hello(self) -> Look {
+    fn without_hello(self) -> Verdict {
         if !self.last {
-            return Look::More;
+            return Verdict::Maybe;
         }
         let (client, server) = (Sent::read(self.client.bytes), Sent::read(self.server.bytes));
         match Negotiated::read(&server, None, Flavour::Tls) {
@@ -128,7 +129,7 @@ impl<'a> Pair<'a> {
                 let progress = self.progress(&client, &server, &negotiated, true);
                 self.decide(progress, &negotiated, true)
             }
-            None => Look::Done(seen(
+            None => Verdict::Done(seen(
                 "tls",
                 Level::Unknown,
                 Grade::Guessed,
@@ -138,7 +139,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    fn decide(self, progress: Progress, negotiated: &Negotiated<'_>, settled: bool) -> Look {
+    fn decide(self, progress: Progress, negotiated: &Negotiated<'_>, settled: bool) -> Verdict {
         let mut evidence = negotiated.evidence();
         let level = match progress {
             Progress::Complete => match negotiated.problem {
@@ -149,7 +150,7 @@ impl<'a> Pair<'a> {
                     Level::Unknown
                 }
             },
-            Progress::Started if !settled => return Look::More,
+            Progress::Started if !settled => return Verdict::Maybe,
             Progress::Started => {
                 evidence.push_str("; the handshake was not seen to complete");
                 Level::Unknown
@@ -164,7 +165,7 @@ impl<'a> Pair<'a> {
             evidence.push_str(" (only the server's side was captured)");
         }
         let protocol = negotiated.protocol();
-        Look::Done(seen(protocol, level, Grade::Seen, evidence, Some(negotiated.sealed())))
+        Verdict::Done(seen(protocol, level, Grade::Seen, evidence, Some(negotiated.sealed())))
     }
 
     /// How far the handshake got after the ServerHello.
@@ -220,29 +221,29 @@ impl<'a> Pair<'a> {
     }
 
     /// Something else than TLS answered a ClientHello.
-    fn answered_otherwise(self, client: &Sent<'_>) -> Option<Look> {
+    fn answered_otherwise(self, client: &Sent<'_>) -> Verdict {
         let answer = self.server.bytes;
         if self.first == Some(Side::Server) {
             // A plaintext dialogue began before.
-            return None;
+            return Verdict::No;
         }
         let text = answer.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
         if !text {
             let evidence = "a ClientHello, answered with something else than TLS";
             let offer = Offer::last(client);
-            return Some(Look::Done(self.offers(client, offer.as_ref(), Grade::Unknown, evidence)));
+            return Verdict::Done(self.offers(client, offer.as_ref(), Grade::Unknown, evidence));
         }
         if answer.len() < 5 && !self.last {
-            return Some(Look::More);
+            return Verdict::Maybe;
         }
         let protocol = if answer.starts_with(b"HTTP/") { "http" } else { "unknown" };
-        Some(Look::Done(seen(
+        Verdict::Done(seen(
             protocol,
             Level::Plaintext,
             Grade::Seen,
             "a ClientHello, answered in plaintext",
             None,
-        )))
+        ))
     }
 
     /// What the client offers, when the server chose nothing.
@@ -265,18 +266,17 @@ impl<'a> Pair<'a> {
     }
 
     /// The client has sent a hello in the format of SSL 2.0.
-    fn after_ssl2_hello(self) -> Option<Look> {
-        let more = if self.last { None } else { Some(Look::More) };
+    fn after_ssl2_hello(self) -> Verdict {
         let (hello, length) = match ssl2_parse_client_hello(self.client.bytes) {
             Ok(Some(found)) => found,
-            Ok(None) => return more,
-            Err(_) => return None,
+            Ok(None) => return Verdict::Maybe,
+            Err(_) => return Verdict::No,
         };
         let offers = |evidence: &'static str, grade| {
             let version = names::Version::from_code(hello.version);
             let version = version.map_or("TLS".into(), |v| v.to_string().into());
             let sealed = Sealed { version, ..Sealed::default() };
-            Some(Look::Done(seen("tls", Level::Unknown, grade, evidence, Some(sealed))))
+            Verdict::Done(seen("tls", Level::Unknown, grade, evidence, Some(sealed)))
         };
         match begins(self.server.bytes) {
             Begins::ServerHello | Begins::Records => {
@@ -286,16 +286,16 @@ impl<'a> Pair<'a> {
                 match Negotiated::read(&server, None, Flavour::Tls) {
                     Some(negotiated) => {
                         let progress = self.progress(&client, &server, &negotiated, settled);
-                        Some(self.decide(progress, &negotiated, settled))
+                        self.decide(progress, &negotiated, settled)
                     }
                     None if server.fatal_alert().is_some() => {
                         offers("the server refused an SSL 2.0 hello", Grade::Seen)
                     }
                     None if settled => offers("an SSL 2.0 hello", Grade::Guessed),
-                    None => Some(Look::More),
+                    None => Verdict::Maybe,
                 }
             }
-            Begins::Nothing | Begins::Partial if !self.last => Some(Look::More),
+            Begins::Nothing | Begins::Partial if !self.last => Verdict::Maybe,
             Begins::Nothing | Begins::Partial => offers("an SSL 2.0 hello", Grade::Guessed),
             _ => match ssl2_reply(self.server.bytes) {
                 Ok(Some(Ssl2Answer::Hello(_))) => {
@@ -304,7 +304,7 @@ impl<'a> Pair<'a> {
                     let [a, _, 2, x, y, z, ..] = *rest else {
                         return match self.last || self.client.ended {
                             true => offers("SSL 2.0 hellos, without a key", Grade::Seen),
-                            false => Some(Look::More),
+                            false => Verdict::Maybe,
                         };
                     };
                     if a & 0x80 == 0 {
@@ -325,38 +325,38 @@ impl<'a> Pair<'a> {
                         ..Sealed::default()
                     };
                     let evidence = "SSL 2.0: both hellos, and the client's key";
-                    Some(Look::Done(seen("tls", level, Grade::Seen, evidence, Some(sealed))))
+                    Verdict::Done(seen("tls", level, Grade::Seen, evidence, Some(sealed)))
                 }
                 Ok(Some(Ssl2Answer::Error(_))) => {
                     offers("the server refused an SSL 2.0 hello", Grade::Seen)
                 }
-                Ok(None) => match more {
-                    None => offers("an SSL 2.0 hello", Grade::Guessed),
-                    more => more,
-                },
-                Err(_) => None,
+                Ok(None) if !self.last => Verdict::Maybe,
+                Ok(None) => offers("an SSL 2.0 hello", Grade::Guessed),
+                Err(_) => Verdict::No,
             },
         }
     }
 }
 
 /// A flow whose start was not captured: records in a row are probably TLS, but nothing says what was negotiated.
-fn mid_flow(opening: &Opening<'_>) -> Option<Look> {
+fn mid_flow(opening: &Opening<'_>) -> Verdict {
     // A direction whose start was not captured may begin within a record.
     let headers = |half: &Half<'_>| match records::chain(half.bytes) {
         None if !half.from_start => Some(0),
         headers => headers,
     };
-    match headers(&opening.client)? + headers(&opening.server)? {
-        0 => None,
-        1 if opening.last => None,
-        1 => Some(Look::More),
-        _ => Some(Look::Done(seen(
+    let (Some(client), Some(server)) = (headers(&opening.client), headers(&opening.server)) else {
+        return Verdict::No;
+    };
+    match client + server {
+        0 => Verdict::No,
+        1 => Verdict::Maybe,
+        _ => Verdict::Done(seen(
             "tls",
             Level::Unknown,
             Grade::Guessed,
             "TLS records, without their handshake",
             None,
-        ))),
+        )),
     }
 }

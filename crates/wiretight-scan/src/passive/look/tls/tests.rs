@@ -47,9 +47,9 @@ impl Flow {
                 last: i + 1 == self.0.len(),
             };
             match super::look(&opening) {
-                Some(Look::More) => assert!(!opening.last, "the last look decides"),
-                Some(Look::Done(seen)) => return Some(seen),
-                None => return None,
+                Verdict::Maybe => {}
+                Verdict::Done(seen) => return Some(seen),
+                Verdict::No => return None,
             }
         }
         None
