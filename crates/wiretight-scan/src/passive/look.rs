@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "the recognisers that use these helpers follow")]
 
 mod http;
+mod quic;
 mod sealed;
 mod starttls;
 mod tls;
@@ -126,7 +127,7 @@ const TCP: &[Recogniser] = &[
     starttls::telnet,
     starttls::irc,
 ];
-const UDP: &[Recogniser] = &[];
+const UDP: &[Recogniser] = &[quic::look, tls::dtls];
 const SCTP: &[Recogniser] = &[];
 /// All other transports.
 const IP: &[Recogniser] = &[];
