@@ -8,24 +8,12 @@ use jiff::Timestamp;
 use super::{Sealed, Seen, StartTls};
 use crate::Reached;
 use crate::certificate::weak_hash;
-use crate::facts::{Answer, Facts, Value};
+use crate::facts::{Answer, Facts, Value, WEAK_SUITES};
 use crate::judge::{Level, Profile, Verdict, rules};
-use crate::names::{Bulk, Group, KeyExchange, Suite, Version};
+use crate::names::{Group, Suite, Version};
 
 /// Rules about what no flow shows: trust in the certificate, and what else the server supports.
 const NOT_SHOWN: [&str; 3] = ["certificate-untrusted", "certificate-name", "no-tls1_3"];
-
-/// Properties of cipher suites, by the ids of `weak.*`.
-const WEAK: [(&str, fn(Suite) -> bool); 8] = [
-    ("weak.null", |s| s.bulk() == Bulk::Null),
-    ("weak.anonymous", Suite::is_anonymous),
-    ("weak.export", Suite::is_export),
-    ("weak.rc4", |s| s.bulk() == Bulk::Rc4),
-    ("weak.des", |s| matches!(s.bulk(), Bulk::Des | Bulk::Des40 | Bulk::Rc2)),
-    ("weak.static_rsa", |s| matches!(s.key_exchange(), KeyExchange::Rsa | KeyExchange::RsaPsk)),
-    ("weak.static_dh", |s| matches!(s.key_exchange(), KeyExchange::Dh | KeyExchange::Ecdh)),
-    ("weak.cbc", Suite::is_cbc),
-];
 
 /// The facts about the server that a flow shows at this time. There are none about TLS if the handshake did not complete,
 /// and none about the versions and suites of DTLS, because the ids are those of TLS.
@@ -63,7 +51,8 @@ fn verdict(profile: Profile, seen: &Seen, at: Timestamp) -> Verdict {
     let mut verdict = profile.verdict(&as_endpoint);
     let hidden = negotiated.is_some_and(|(sealed, _)| sealed.certificate.is_none());
     verdict.reasons.retain(|reason| {
-        !NOT_SHOWN.contains(&&*reason.rule) && !(hidden && reason.rule == "certificate-validity")
+        let about_certificate = reason.rule == "certificate-validity";
+        !NOT_SHOWN.contains(&&*reason.rule) && (!about_certificate || !hidden)
     });
     verdict.answer = match negotiated {
         _ if verdict.reasons.iter().any(|reason| reason.answer == Answer::Yes) => Answer::No,
@@ -116,7 +105,7 @@ fn put(seen: &Seen, sealed: &Sealed, version: Version, at: Timestamp, facts: &mu
     }
     if let Some(name) = &sealed.suite {
         yes(format!("suite.{}.{name}", version.key()), None);
-        for (id, is) in WEAK {
+        for (id, is) in WEAK_SUITES {
             if Suite::from_name(name).is_some_and(is) {
                 yes(id.to_owned(), list(name));
             }
@@ -206,7 +195,7 @@ fn nothing_else(seen: &Seen, sealed: &Sealed, version: Version, facts: &mut Fact
     }
     let suites = format!("suites.{}", version.key());
     facts.set(suites, Answer::Yes, name(&sealed.suite), seen.evidence.clone());
-    for (id, _) in WEAK {
+    for (id, _) in WEAK_SUITES {
         if facts.answer(id) == Answer::Untested {
             facts.set(id, Answer::No, None, NOT);
         }

@@ -9,6 +9,7 @@
 mod http;
 mod quic;
 mod sealed;
+mod ssh;
 mod starttls;
 mod tls;
 
@@ -114,6 +115,7 @@ pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 /// In the order in which they are asked. TLS is first because it is the most frequent.
 const TCP: &[Recogniser] = &[
     tls::look,
+    ssh::look,
     http::http1,
     starttls::replies,
     starttls::imap,

@@ -31,7 +31,8 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
     let Some(server) = headers(&opening.server) else { return Verdict::No };
     let complete = client.beyond && server.beyond;
     // Each look opens all packets again, so it waits until there is enough.
-    if !complete && !opening.last && !(opening.client.ended && opening.server.ended) {
+    let settled = opening.last || opening.client.ended && opening.server.ended;
+    if !complete && !settled {
         return Verdict::Maybe;
     }
     match client.version.or(server.version) {
@@ -99,7 +100,9 @@ fn headers(half: &Half<'_>) -> Option<Headers> {
 /// Versions of the IETF's drafts and of implementations, and those reserved to provoke a negotiation.
 fn is_version(code: u32) -> bool {
     // 0xfaceb001 is mvfst.
-    code >> 8 == 0xff_0000 || code & 0x0f0f_0f0f == 0x0a0a_0a0a || code >> 4 == 0xface_b00
+    code >> 8 == 0x00ff_0000
+        || code & 0x0f0f_0f0f == 0x0a0a_0a0a
+        || code & 0xffff_fff0 == 0xface_b000
 }
 
 /// The CRYPTO data of both sides.
