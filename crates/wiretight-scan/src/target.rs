@@ -28,10 +28,10 @@ pub enum Host {
 macro_rules! starts {
     ($($variant:ident $scheme:literal $port:literal,)*) => {
         /// The protocol before TLS.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "their names say it")]
         pub enum Start {
-            $($variant,)*
+            $(#[serde(rename = $scheme)] $variant,)*
         }
 
         impl Start {

@@ -8,10 +8,12 @@
 //! - [`acme`], [`sites`]: certificates of sites
 //! - [`acme_server`]: certificates for programs with an ACME client
 //! - [`intercept`]: loads and maintains the kernel's rules
+//! - [`watch`]: which traffic is encrypted
 //! - [`web`]: HTTP client and server for the log
 //! - [`config`]: the configuration file
 //! - [`logging`], [`private_dir`]: log lines, files in the state directory
 //! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
+//! - `netlink`: messages of the kernel
 
 pub mod acme;
 pub mod acme_server;
@@ -26,6 +28,7 @@ pub mod intercept;
 pub mod log;
 pub mod logging;
 mod named_files;
+mod netlink;
 pub mod node;
 pub mod private_dir;
 mod privilege;
@@ -34,4 +37,5 @@ pub mod sandbox;
 pub mod sites;
 #[cfg(test)]
 mod structure;
+pub mod watch;
 pub mod web;

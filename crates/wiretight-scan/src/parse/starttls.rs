@@ -93,7 +93,19 @@ impl Reply {
 
 /// A reply of one or more lines. Each line begins with the code, except inner lines of FTP.
 pub fn reply(data: &[u8]) -> Parsed<Reply> {
-    let (mut lines, mut used, mut code) = (Vec::new(), 0, None);
+    let (code, len) = match reply_code(data) {
+        Parsed::Whole(code, len) => (code, len),
+        Parsed::Partial => return Parsed::Partial,
+        Parsed::Not(why) => return Parsed::Not(why),
+    };
+    let lines = data[..len].split_inclusive(|b| *b == b'\n');
+    let lines = lines.map(|line| printable(reply_text(code, line).trim_ascii())).collect();
+    Parsed::Whole(Reply { code, lines }, len)
+}
+
+/// The code of a [`reply`], whose length is that of all its lines. Does not allocate.
+pub fn reply_code(data: &[u8]) -> Parsed<u16> {
+    let (mut used, mut code) = (0, None);
     loop {
         let (text, len) = match line(&data[used..]) {
             Parsed::Whole(text, len) => (text, len),
@@ -109,23 +121,33 @@ pub fn reply(data: &[u8]) -> Parsed<Reply> {
             Parsed::Not(why) => return Parsed::Not(why),
         };
         used += len;
-        let number = match text {
-            [a, b, c, ..] if [a, b, c].iter().all(|d| d.is_ascii_digit()) => {
-                Some([a, b, c].iter().fold(0u16, |n, d| n * 10 + u16::from(**d - b'0')))
-            }
-            _ => None,
-        };
+        let number = three_digits(text);
         let (first, goes_on) = match (code, number) {
             (None, None) => return Parsed::Not("a reply must begin with three digits"),
             (None, Some(number)) => (number, text.get(3) == Some(&b'-')),
             (Some(first), number) => (first, number != Some(first) || text.get(3) == Some(&b'-')),
         };
         code = Some(first);
-        let text = if number == Some(first) { text.get(4..).unwrap_or_default() } else { text };
-        lines.push(printable(text.trim_ascii()));
         if !goes_on {
-            return Parsed::Whole(Reply { code: first, lines }, used);
+            return Parsed::Whole(first, used);
         }
+    }
+}
+
+/// A line of a [`reply`] with this code, without the code.
+pub fn reply_text(code: u16, line: &[u8]) -> &[u8] {
+    match three_digits(line) == Some(code) {
+        true => line.get(4..).unwrap_or_default(),
+        false => line,
+    }
+}
+
+fn three_digits(text: &[u8]) -> Option<u16> {
+    match text {
+        [a, b, c, ..] if [a, b, c].iter().all(|d| d.is_ascii_digit()) => {
+            Some([a, b, c].iter().fold(0u16, |n, d| n * 10 + u16::from(**d - b'0')))
+        }
+        _ => None,
     }
 }
 

@@ -7,6 +7,9 @@
 #![allow(dead_code, reason = "the recognisers that use these helpers follow")]
 
 mod http;
+mod sealed;
+mod starttls;
+mod tls;
 
 use std::borrow::Cow;
 
@@ -108,7 +111,21 @@ pub(crate) enum Verdict {
 pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 
 /// In the order in which they are asked. TLS is first because it is the most frequent.
-const TCP: &[Recogniser] = &[http::http1];
+const TCP: &[Recogniser] = &[
+    tls::look,
+    http::http1,
+    starttls::replies,
+    starttls::imap,
+    starttls::pop3,
+    starttls::sieve,
+    starttls::xmpp,
+    starttls::ldap,
+    starttls::postgres,
+    starttls::mysql,
+    starttls::mssql,
+    starttls::telnet,
+    starttls::irc,
+];
 const UDP: &[Recogniser] = &[];
 const SCTP: &[Recogniser] = &[];
 /// All other transports.
@@ -140,6 +157,11 @@ pub fn look(opening: &Opening<'_>) -> Look {
         }
         Verdict::No => Look::More,
     }
+}
+
+/// What follows the agreement on TLS: a handshake, or something else.
+fn tls_within(opening: &Opening<'_>) -> Verdict {
+    tls::look_within(opening)
 }
 
 /// The first answer that is not no.

@@ -6,15 +6,20 @@
 //! - [`file`]: frames from a capture file;
 //! - [`packets`]: from a frame to the payload of a flow;
 //! - [`flow`]: the table of flows, and the first bytes of each direction in order;
-//! - [`look`]: from the first bytes to [what was seen](Seen).
+//! - [`look`]: from the first bytes to [what was seen](Seen);
+//! - [`summary`]: flows added up, by level and by service;
+//! - [`blockers`]: what is not `strong`, and what to change.
 //!
 //! A flow is called encrypted only if its handshake was seen. What merely looks random is `unknown`.
 
+pub mod blockers;
 pub mod file;
 pub mod flow;
 mod look;
 pub mod packets;
 mod seen;
+pub mod summary;
+pub mod totals;
 
 pub use look::{Half, Look, Opening, look};
-pub use seen::{Grade, Sealed, Seen, Side, StartTls, Transport};
+pub use seen::{CertificateSeen, Grade, Sealed, Seen, Side, StartTls, Transport};

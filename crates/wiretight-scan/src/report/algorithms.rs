@@ -35,6 +35,11 @@ impl Algorithm {
         }
     }
 
+    /// An algorithm of which only the name is known.
+    pub(super) fn named(name: &str, primitive: &'static str) -> Self {
+        Self::new(super::text::clean(name), primitive)
+    }
+
     /// The reference for other components.
     pub(super) fn bom_ref(&self) -> String {
         format!("algorithm:{}", self.name)

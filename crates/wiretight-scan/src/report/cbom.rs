@@ -20,12 +20,15 @@ use crate::facts::Answer;
 use crate::names::{Group, SSL2_SUITES, Suite, Version};
 
 pub(super) struct Cbom {
+    tool: &'static str,
+    /// Properties of the whole, by name.
+    pub(super) properties: Vec<(String, String)>,
     hash: Context,
     begun: bool,
     any: bool,
     /// How often each endpoint was reported, because references must be unique.
     seen: HashMap<String, u32>,
-    /// `host:port`, and the address.
+    /// `host:port`, and the address or another context.
     places: Vec<(String, String)>,
     algorithms: BTreeMap<Algorithm, BTreeSet<usize>>,
     certificates: BTreeMap<String, (Certificate, jiff::Timestamp, BTreeSet<usize>)>,
@@ -33,7 +36,16 @@ pub(super) struct Cbom {
 
 impl Default for Cbom {
     fn default() -> Self {
+        Self::of("wiretight scan")
+    }
+}
+
+impl Cbom {
+    /// `tool`: the name of the command that makes it.
+    pub(super) fn of(tool: &'static str) -> Self {
         Self {
+            tool,
+            properties: Vec::new(),
             hash: Context::new(&SHA256),
             begun: false,
             any: false,
@@ -43,9 +55,7 @@ impl Default for Cbom {
             certificates: BTreeMap::new(),
         }
     }
-}
 
-impl Cbom {
     pub(super) fn report(&mut self, out: &mut impl Write, report: &Report) -> io::Result<()> {
         self.begin(out, Some(report.started))?;
         let address = report.address.map(|a| a.to_string()).unwrap_or_default();
@@ -56,14 +66,8 @@ impl Cbom {
             }
             host => format!("{host}:{}", target.port),
         };
-        let mut endpoint = format!("{}/{address}", super::sarif::uri(report));
-        let times = self.seen.entry(endpoint.clone()).or_default();
-        *times += 1;
-        if *times > 1 {
-            endpoint.push_str(&format!("/{times}"));
-        }
-        self.places.push((location, address));
-        let place = self.places.len() - 1;
+        let endpoint = format!("{}/{address}", super::sarif::uri(report));
+        let (endpoint, place) = self.place(endpoint, location, address);
 
         for version in Version::ALL {
             if report.facts.yes(&format!("protocol.{}", version.key())) {
@@ -132,7 +136,27 @@ impl Cbom {
         writeln!(out, ",\n\"serialNumber\":\"urn:uuid:{}\"}}", parts.join("-"))
     }
 
-    fn begin(&mut self, out: &mut impl Write, started: Option<jiff::Timestamp>) -> io::Result<()> {
+    /// A place of use. Returns its reference, which is unique, and its index.
+    pub(super) fn place(
+        &mut self,
+        mut endpoint: String,
+        location: String,
+        context: String,
+    ) -> (String, usize) {
+        let times = self.seen.entry(endpoint.clone()).or_default();
+        *times += 1;
+        if *times > 1 {
+            endpoint.push_str(&format!("/{times}"));
+        }
+        self.places.push((location, context));
+        (endpoint, self.places.len() - 1)
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        out: &mut impl Write,
+        started: Option<jiff::Timestamp>,
+    ) -> io::Result<()> {
         if std::mem::replace(&mut self.begun, true) {
             return Ok(());
         }
@@ -140,10 +164,15 @@ impl Cbom {
             "lifecycles": [{ "phase": "operations" }],
             "tools": { "components": [{
                 "type": "application",
-                "name": "wiretight scan",
+                "name": self.tool,
                 "version": env!("CARGO_PKG_VERSION"),
             }] },
         });
+        if !self.properties.is_empty() {
+            let of =
+                self.properties.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+            metadata["properties"] = of.collect();
+        }
         if let Some(started) = started {
             metadata["timestamp"] = started.to_string().into();
         }
@@ -160,18 +189,18 @@ impl Cbom {
         out.write_all(text.as_bytes())
     }
 
-    fn component(&mut self, out: &mut impl Write, component: &Value) -> io::Result<()> {
+    pub(super) fn component(&mut self, out: &mut impl Write, component: &Value) -> io::Result<()> {
         let comma = if std::mem::replace(&mut self.any, true) { ",\n" } else { "\n" };
         self.write(out, &format!("{comma}{component}"))
     }
 
-    fn algorithm(&mut self, algorithm: Algorithm, place: usize) -> String {
+    pub(super) fn algorithm(&mut self, algorithm: Algorithm, place: usize) -> String {
         let reference = algorithm.bom_ref();
         self.algorithms.entry(algorithm).or_default().insert(place);
         reference
     }
 
-    fn evidence<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Value {
+    pub(super) fn evidence<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Value {
         let occurrences: Vec<_> = places
             .into_iter()
             .filter_map(|place| self.places.get(*place))
@@ -345,7 +374,7 @@ fn suites(report: &Report, version: Version) -> Vec<String> {
 }
 
 /// The bytes of a suite's number in the notation of CycloneDX: `0xC0`, `0x2F`.
-fn identifiers(name: &str, known: Option<Suite>) -> Option<Vec<String>> {
+pub(super) fn identifiers(name: &str, known: Option<Suite>) -> Option<Vec<String>> {
     let bytes = match known {
         Some(suite) => suite.code.to_be_bytes().to_vec(),
         None => {

@@ -126,7 +126,8 @@ impl Html {
         out.write_all(b"</tbody></table></div></section>\n")?;
         self.spool.rewind()?;
         io::copy(&mut self.spool, out)?;
-        out.write_all(FOOT.as_bytes())
+        out.write_all(FOOT.as_bytes())?;
+        out.write_all(FOOT_END.as_bytes())
     }
 
     fn summary(&self) -> String {
@@ -224,7 +225,7 @@ impl Html {
     }
 }
 
-fn meaning(level: Level) -> &'static str {
+pub(super) fn meaning(level: Level) -> &'static str {
     match level {
         Level::Strong => "also protects traffic recorded today against decryption in the future",
         Level::Acceptable => "meets BCP 195",
@@ -234,11 +235,11 @@ fn meaning(level: Level) -> &'static str {
     }
 }
 
-fn badge(level: Level) -> String {
+pub(super) fn badge(level: Level) -> String {
     format!("<span class=\"badge {level}\">{level}</span>")
 }
 
-fn mark(mark: Mark) -> &'static str {
+pub(super) fn mark(mark: Mark) -> &'static str {
     match mark {
         Mark::Good => "<span class=\"m good\" title=\"good\">✓</span>",
         Mark::Note => "<span class=\"m note\" title=\"could be better\">!</span>",
@@ -431,7 +432,7 @@ fn facts(page: &mut String, section: &Section) {
     page.push_str("</table></div>");
 }
 
-const HEAD: &str = concat!(
+pub(super) const HEAD: &str = concat!(
     "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">",
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">",
@@ -443,5 +444,6 @@ const HEAD: &str = concat!(
 
 const FOOT: &str = "<footer><p>Each fact has one of four answers. Yes: observed. No: the server rejected \
 the probe, or was silent between two probes that it answered. Inconclusive: tested, without a usable \
-result. Untested: not tested. The level is the lowest of all findings.</p></footer>\
-</main></body></html>\n";
+result. Untested: not tested. The level is the lowest of all findings.</p></footer>";
+
+pub(super) const FOOT_END: &str = "</main></body></html>\n";

@@ -10,6 +10,7 @@
 
 mod algorithms;
 mod cbom;
+mod flows;
 mod html;
 mod sarif;
 mod table;
@@ -21,6 +22,12 @@ use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::Serialize;
+
+pub use flows::{
+    FLOW_SCHEMA, FlowOptions, FlowReport, blocker_lines, coverage_line, coverage_lines, flow_line,
+    row_lines, write_flows,
+};
+pub use text::{clean, size};
 
 use crate::Report;
 

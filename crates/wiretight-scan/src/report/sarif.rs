@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::text;
 use crate::Report;
 use crate::facts::Answer;
-use crate::judge::rules::RULES;
+use crate::judge::rules::{RULES, Rule};
 use crate::judge::{Level, Reason};
 
 #[derive(Default)]
@@ -35,29 +35,40 @@ impl Sarif {
 
     pub(super) fn finish(mut self, out: &mut impl Write) -> io::Result<()> {
         self.begin(out)?;
-        let end =
-            r#"],"columnKind":"unicodeCodePoints","invocations":[{"executionSuccessful":true}]}]}"#;
-        writeln!(out, "\n{end}")
+        writeln!(out, "\n{END}")
     }
 
     fn begin(&mut self, out: &mut impl Write) -> io::Result<()> {
-        const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
-        if std::mem::replace(&mut self.begun, true) {
-            return Ok(());
+        match std::mem::replace(&mut self.begun, true) {
+            true => Ok(()),
+            false => begin(out, "wiretight scan", RULES),
         }
-        let driver = json!({
-            "name": "wiretight scan",
-            "semanticVersion": env!("CARGO_PKG_VERSION"),
-            "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
-        });
-        writeln!(
-            out,
-            r#"{{"$schema":"{SCHEMA}","version":"2.1.0","runs":[{{"tool":{{"driver":{driver}}},"results":["#
-        )
     }
 }
 
-fn rule(rule: &crate::judge::rules::Rule) -> Value {
+/// What follows the results.
+pub(super) const END: &str =
+    r#"],"columnKind":"unicodeCodePoints","invocations":[{"executionSuccessful":true}]}]}"#;
+
+/// What precedes the results.
+pub(super) fn begin<'a>(
+    out: &mut impl Write,
+    tool: &str,
+    rules: impl IntoIterator<Item = &'a Rule>,
+) -> io::Result<()> {
+    const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+    let driver = json!({
+        "name": tool,
+        "semanticVersion": env!("CARGO_PKG_VERSION"),
+        "rules": rules.into_iter().map(rule).collect::<Vec<_>>(),
+    });
+    writeln!(
+        out,
+        r#"{{"$schema":"{SCHEMA}","version":"2.1.0","runs":[{{"tool":{{"driver":{driver}}},"results":["#
+    )
+}
+
+fn rule(rule: &Rule) -> Value {
     // GitHub sorts by severity: 9.0 and above is critical, 7.0 high, 4.0 medium.
     let severity = match rule.level {
         Level::Plaintext => "9.1",
@@ -91,12 +102,8 @@ fn result(report: &Report, reason: &Reason) -> Value {
         &digest::SHA256,
         format!("wiretight scan 1\n{}\n{uri}", reason.rule).as_bytes(),
     );
-    let (kind, level) = match reason.answer {
-        Answer::Yes => ("fail", severity_word(reason.level)),
-        // Section 3.27.10: a result that is not a failure has the level "none".
-        _ => ("open", "none"),
-    };
-    let message = format!("{}. {}. Source: {}.", reason.what, reason.change, reason.standard);
+    let (kind, level) = kind(reason);
+    let message = message(reason);
     let evidence = report.facts.get(&reason.fact).map(|fact| fact.evidence.as_ref());
     let mut result = json!({
         "ruleId": reason.rule,
@@ -122,6 +129,19 @@ fn result(report: &Report, reason: &Reason) -> Value {
         result["ruleIndex"] = index.into();
     }
     result
+}
+
+/// The kind and the level of a result.
+pub(super) fn kind(reason: &Reason) -> (&'static str, &'static str) {
+    match reason.answer {
+        Answer::Yes => ("fail", severity_word(reason.level)),
+        // Section 3.27.10: a result that is not a failure has the level "none".
+        _ => ("open", "none"),
+    }
+}
+
+pub(super) fn message(reason: &Reason) -> String {
+    format!("{}. {}. Source: {}.", reason.what, reason.change, reason.standard)
 }
 
 /// `tls://host:port`, or the scheme of the protocol before STARTTLS.

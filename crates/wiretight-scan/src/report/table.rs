@@ -22,7 +22,7 @@ const YELLOW: &str = "33";
 const MAGENTA: &str = "35";
 const CYAN: &str = "36";
 const BOLD: &str = "1";
-const DIM: &str = "2";
+pub(super) const DIM: &str = "2";
 
 impl Table {
     pub(super) fn new(options: Options) -> Self {
@@ -218,13 +218,7 @@ impl Table {
     }
 
     fn level(&self, level: Level, width: usize) -> String {
-        let colour = match level {
-            Level::Strong => GREEN,
-            Level::Acceptable => CYAN,
-            Level::Weak | Level::Plaintext => RED,
-            Level::Unknown => MAGENTA,
-        };
-        self.paint(colour, &format!("{:<width$}", level.to_string()))
+        self.paint(level_colour(level), &format!("{:<width$}", level.to_string()))
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -232,5 +226,14 @@ impl Table {
             true => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
             false => text.to_owned(),
         }
+    }
+}
+
+pub(super) fn level_colour(level: Level) -> &'static str {
+    match level {
+        Level::Strong => GREEN,
+        Level::Acceptable => CYAN,
+        Level::Weak | Level::Plaintext => RED,
+        Level::Unknown => MAGENTA,
     }
 }

@@ -12,12 +12,15 @@ use wiretight_keys::{Id, Name, SpiffeId, TrustDomain};
 use wiretight_proxy::intercept::rules::Mode;
 use wiretight_proxy::registry::Host;
 use wiretight_proxy::{EdgeStatus, RelayStatus};
+use wiretight_scan::judge::Level;
+use wiretight_scan::passive::totals::Hour;
 
 use crate::agent::AgentStatus;
 use crate::authority::{NodeInfo, PendingToken};
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
 use crate::sandbox::Sandbox;
+use crate::watch::host::WatchStatus;
 
 /// `POST /v1/tokens`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -246,6 +249,35 @@ pub struct ModeStatus {
     pub pending: Option<String>,
 }
 
+/// `POST /v1/watch`: the traffic of this machine. The response is a [`Listing`](crate::watch::host::Listing).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchRequest {
+    /// Only rows of this level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<Level>,
+    /// At most so many rows.
+    pub rows: usize,
+}
+
+/// `POST /v1/watch/hours`: totals of this machine by the hour, or with `mesh`, on the authority's node, of all nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoursRequest {
+    /// The first and the last second, in seconds since 1970.
+    pub from: u64,
+    pub to: u64,
+    #[serde(default)]
+    pub mesh: bool,
+}
+
+/// The response to [`HoursRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoursAnswer {
+    /// By node, with the oldest first. Older totals of a mesh are those of a day, and say so by `watched_seconds`.
+    pub nodes: BTreeMap<Name, Vec<Hour>>,
+}
+
 /// What `wiretight status --json` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -280,6 +312,9 @@ pub struct Status {
     /// The state of transparent interception, if it is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intercept: Option<InterceptStatus>,
+    /// What flows, and how much of it is encrypted, if `[watch]` is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<WatchStatus>,
     /// How far Landlock is enforced.
     pub sandbox: Sandbox,
 }

@@ -19,10 +19,11 @@ use super::intercept::read_intercept;
 use super::limits;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, LOG, Located, NODE, SERVICE, Section, Setting,
+    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, LOG, Located, NODE, SERVICE, Section, Setting, WATCH,
     WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
+use super::watch::read_watch;
 use super::{
     AcmeServer, Authority, Config, Log, MAX_FILE, Node, Witnesses, acme_socket, too_large,
 };
@@ -92,6 +93,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let intercept = intercept
         .and_then(|section| read_intercept(report, section, this_node.as_ref(), &mut across));
     let (intercept, redirected) = intercept.unzip();
+    let watch = one(report, &mut root, &WATCH).map(|section| read_watch(report, section));
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
@@ -121,6 +123,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         acme_server,
         relay: RelaySettings { services, dials, intercept: redirected },
         intercept,
+        watch,
         edge,
         site_certificates,
         acme,

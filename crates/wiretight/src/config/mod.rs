@@ -22,6 +22,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 mod value;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -47,6 +48,7 @@ pub(crate) use edit::ModeEdit;
 pub use intercept::Intercept;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
+pub use watch::Watch;
 
 /// The largest file, in bytes.
 const MAX_FILE: usize = 1 << 20;
@@ -70,6 +72,8 @@ pub struct Config {
     pub relay: RelaySettings,
     /// `[intercept]`
     pub intercept: Option<Intercept>,
+    /// `[watch]`
+    pub watch: Option<Watch>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
     /// The sources of the sites' certificates, in the order of [`EdgeSettings::sites`].
@@ -182,7 +186,7 @@ impl Config {
             || !self.relay.dials.is_empty()
             || self.intercept.is_some()
             || self.share.is_some()
-            || self.edge.sites.is_empty()
+            || (self.edge.sites.is_empty() && self.watch.is_none())
             || self.edge.sites.iter().any(members)
     }
 

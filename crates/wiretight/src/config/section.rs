@@ -186,7 +186,14 @@ pub(super) const INTERCEPT: Shape = Shape {
     ],
 };
 
-pub(super) const SHAPES: [&Shape; 11] = [
+pub(super) const WATCH: Shape = Shape {
+    name: "watch",
+    repeats: false,
+    title: "",
+    keys: &[("interfaces", r#"["eth0"]"#), ("keep", r#""48h""#)],
+};
+
+pub(super) const SHAPES: [&Shape; 12] = [
     &NODE,
     &AUTHORITY,
     &WITNESSES,
@@ -194,6 +201,7 @@ pub(super) const SHAPES: [&Shape; 11] = [
     &SERVICE,
     &DIAL,
     &INTERCEPT,
+    &WATCH,
     &EDGE,
     &SITE,
     &ACME,

@@ -499,6 +499,17 @@ fn interception_is_read_completely_and_has_defaults() {
 }
 
 #[test]
+fn watch_is_enabled_by_its_section_and_has_defaults() {
+    let config = parse(&expand("$NODE\n[watch]")).unwrap();
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    assert_eq!(config.watch, Some(Watch { interfaces: vec![], keep: hours(48) }));
+    let config = parse(&expand("$NODE\n[watch]\ninterfaces = \"eth0.7\"\nkeep = \"7d\""));
+    let given = Watch { interfaces: vec!["eth0.7".into()], keep: hours(168) };
+    assert_eq!(config.unwrap().watch, Some(given));
+    assert_eq!(parse(&expand("$NODE\n$SERVICE")).unwrap().watch, None);
+}
+
+#[test]
 fn a_node_cannot_offer_more_services_than_the_authority_accepts() {
     let services = |n: usize| {
         let service = |i| {
@@ -724,6 +735,8 @@ fn every_identity_used_in_a_file_is_requested() {
         ("[[dial]]\nlisten = \"127.0.0.1:1\"\nservice = \"db\"\n".to_owned(), &[], true),
         ("[intercept]\nmode = \"observe\"\nas = \"web\"\n".to_owned(), &["web"], true),
         ("[intercept]\nmode = \"observe\"\n".to_owned(), &[], true),
+        ("[watch]\n".to_owned(), &[], false),
+        ("[watch]\n[[dial]]\nlisten = \"127.0.0.1:1\"\nservice = \"db\"\n".to_owned(), &[], true),
         (format!("{site}to = \"service/db\"\nas = \"web\"\n"), &["web"], true),
         (format!("{site}to = \"127.0.0.1:1\"\n"), &[], false),
         (format!("{site}to = \"127.0.0.1:1\"\nclients = [\"service/web\"]\n"), &[], true),

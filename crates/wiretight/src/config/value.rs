@@ -18,6 +18,7 @@ use super::report::{Complaint, quoted, shown};
 /// The lifetime of an SVID: long enough to renew it, short enough to work without revocation lists.
 const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
 /// The lifetime of a web certificate; clients renew it when a third is left.
+const KEEP: RangeInclusive<Duration> = Duration::from_secs(3600)..=Duration::from_secs(7 * 86_400);
 const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_WEB_TTL;
 /// Longer durations are typos, and could overflow clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
@@ -453,6 +454,29 @@ pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
         return Err(Complaint::problem(format!("{} is not from 10s to 24h", shown(v))));
     }
     Ok(ttl)
+}
+
+/// How long hourly totals are kept: an hour to a week.
+pub(super) fn keep(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let keep = duration(v)?;
+    if !KEEP.contains(&keep) {
+        return Err(Complaint::problem(format!("{} is not from 1h to 7d", shown(v))));
+    }
+    Ok(keep)
+}
+
+/// The name of a network interface (dev_valid_name of Linux).
+pub(super) fn interface(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let name = text(v)?;
+    let valid = |b: u8| b.is_ascii_graphic() && !b"/:".contains(&b);
+    if name.is_empty() || name.len() > 15 || [".", ".."].contains(&name) || !name.bytes().all(valid)
+    {
+        return Err(Complaint::problem(format!(
+            "{} is not the name of a network interface",
+            quoted(name)
+        )));
+    }
+    Ok(name.to_owned())
 }
 
 pub(super) fn web_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {

@@ -4,12 +4,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with,
-};
+use rustix::net::{RecvFlags, SocketFlags, netlink as families, recv};
 use wiretight_proxy::intercept::rules::TABLE;
 
 use super::routes;
+use crate::netlink;
 
 /// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h, as a mask.
 const NFTABLES: u32 = 1 << (7 - 1);
@@ -22,10 +21,8 @@ const NEWTABLE: u8 = 0;
 const DELTABLE: u8 = 2;
 /// Offset of the table in struct rtmsg and struct fib_rule_hdr.
 const ROUTE_TABLE: usize = 4;
-/// Sizes of struct nlmsghdr, struct nfgenmsg and struct nlattr.
-const HEADER: usize = 16;
+/// The size of struct nfgenmsg.
 const FAMILY: usize = 4;
-const ATTRIBUTE: usize = 4;
 
 /// What happened to our table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +41,7 @@ pub(super) struct Notices {
 
 impl Notices {
     pub(super) fn of_table() -> Result<Notices, Errno> {
-        Notices::open(Some(netlink::NETFILTER), NFTABLES, read)
+        Notices::open(Some(families::NETFILTER), NFTABLES, read)
     }
 
     pub(super) fn of_routes() -> Result<Notices, Errno> {
@@ -56,9 +53,7 @@ impl Notices {
         groups: u32,
         read: fn(&[u8]) -> Heard,
     ) -> Result<Notices, Errno> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-        bind(&socket, &netlink::SocketAddrNetlink::new(0, groups))?;
+        let socket = netlink::open(protocol, groups, SocketFlags::NONBLOCK)?;
         Ok(Notices { socket, read })
     }
 
@@ -90,10 +85,12 @@ impl AsFd for Notices {
 fn read(mut bytes: &[u8]) -> Heard {
     let mut heard = Heard::Nothing;
     while !bytes.is_empty() {
-        let Some((kind, body, rest)) = message(bytes) else { return heard.max(Heard::Changed) };
+        let Some((message, rest)) = netlink::message(bytes) else {
+            return heard.max(Heard::Changed);
+        };
         bytes = rest;
-        let [kind, SUBSYSTEM] = kind else { continue };
-        let body = body.get(FAMILY..).unwrap_or_default();
+        let [kind, SUBSYSTEM] = message.kind.to_le_bytes() else { continue };
+        let body = message.body.get(FAMILY..).unwrap_or_default();
         // The first attribute of every message is the table's name (a number in NEWGEN).
         if names_us(body) {
             heard = heard.max(match kind {
@@ -108,32 +105,26 @@ fn read(mut bytes: &[u8]) -> Heard {
 /// The same for routes and routing rules: whether one is in our table.
 fn read_routes(mut bytes: &[u8]) -> Heard {
     while !bytes.is_empty() {
-        let Some((_, body, rest)) = message(bytes) else { return Heard::Changed };
+        let Some((message, rest)) = netlink::message(bytes) else { return Heard::Changed };
         bytes = rest;
-        if body.get(ROUTE_TABLE).is_none_or(|table| *table == routes::OURS) {
+        if message.body.get(ROUTE_TABLE).is_none_or(|table| *table == routes::OURS) {
             return Heard::Changed;
         }
     }
     Heard::Nothing
 }
 
-/// The type and body of the first message, and the remaining messages.
-fn message(bytes: &[u8]) -> Option<([u8; 2], &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?).to_le_bytes();
-    let body = bytes.get(HEADER..length)?;
-    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
 fn names_us(body: &[u8]) -> bool {
-    let length = body.get(..2).map(|l| u16::from_ne_bytes([l[0], l[1]]) as usize);
-    let value = length.and_then(|length| body.get(ATTRIBUTE..length)).unwrap_or_default();
-    value.strip_suffix(b"\0") == Some(TABLE.as_bytes())
+    let first = netlink::attributes(body).next();
+    first.is_some_and(|(_, value)| value.strip_suffix(b"\0") == Some(TABLE.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::HEADER;
+
+    const ATTRIBUTE: usize = 4;
 
     fn of(kind: u8, table: &str) -> Vec<u8> {
         let mut attribute = vec![0; ATTRIBUTE];

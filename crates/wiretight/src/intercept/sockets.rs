@@ -7,17 +7,14 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
-};
+use rustix::net::{RecvFlags, SocketFlags, netlink as families, recv};
+
+use crate::netlink::{self, DUMP, NLMSG_DONE, NLMSG_ERROR, Request};
 
 /// A listing that takes longer is aborted.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// From linux/netlink.h and linux/sock_diag.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+/// From linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const REQUEST_DUMP: u16 = 0x1 | 0x300;
 /// Sockets in TIME_WAIT, SYN_RECV and NEW_SYN_RECV belong to no program.
 const STATES: u32 = !(1 << 6 | 1 << 3 | 1 << 12);
 const INET: u8 = 2;
@@ -25,10 +22,8 @@ const INET6: u8 = 10;
 /// Attributes.
 const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
-/// Sizes of struct nlmsghdr, struct inet_diag_msg and struct nlattr.
-const HEADER: usize = 16;
+/// The size of struct inet_diag_msg.
 const MESSAGE: usize = 72;
-const ATTRIBUTE: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Socket {
@@ -45,26 +40,20 @@ pub(super) struct Socket {
 pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Errno> {
     let number = if protocol == "tcp" { 6 } else { 17 };
     for family in [INET, INET6] {
-        let flags = SocketFlags::CLOEXEC;
-        let kind = Some(netlink::SOCK_DIAG);
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, kind)?;
+        let socket = netlink::open(Some(families::SOCK_DIAG), 0, SocketFlags::empty())?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        send(&socket, &request(family, number), SendFlags::empty())?;
+        request(family, number).send(&socket)?;
         read_all(&socket, &mut see)?;
     }
     Ok(())
 }
 
-/// struct nlmsghdr and struct inet_diag_req_v2, for all addresses.
-fn request(family: u8, protocol: u8) -> Vec<u8> {
-    let mut out = vec![0; HEADER + 56];
-    let length = out.len() as u32;
-    out[..4].copy_from_slice(&length.to_ne_bytes());
-    out[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    out[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
-    out[HEADER..HEADER + 2].copy_from_slice(&[family, protocol]);
-    out[HEADER + 4..HEADER + 8].copy_from_slice(&STATES.to_ne_bytes());
-    out
+/// struct inet_diag_req_v2, for all addresses.
+fn request(family: u8, protocol: u8) -> Request {
+    let mut fixed = [0; 56];
+    fixed[..2].copy_from_slice(&[family, protocol]);
+    fixed[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    Request::new(SOCK_DIAG_BY_FAMILY, DUMP, &fixed)
 }
 
 fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno> {
@@ -75,13 +64,11 @@ fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno>
             Err(Errno::INTR) => continue,
             received => received?.0,
         };
-        let mut bytes = &buffer[..length];
-        while let Some((kind, body, rest)) = message(bytes) {
-            bytes = rest;
-            match kind {
+        for message in netlink::messages(&buffer[..length]) {
+            match message.kind {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => return Err(Errno::INVAL),
-                SOCK_DIAG_BY_FAMILY => _ = parse(body).map(&mut *see),
+                SOCK_DIAG_BY_FAMILY => _ = parse(message.body).map(&mut *see),
                 _ => {}
             }
         }
@@ -89,17 +76,9 @@ fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno>
     Err(Errno::TIMEDOUT)
 }
 
-/// The type and body of the first message, and the remaining messages.
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-    let body = bytes.get(HEADER..length)?;
-    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
 /// struct inet_diag_msg, and the attributes after it.
 fn parse(body: &[u8]) -> Option<Socket> {
-    let (fixed, mut attributes) = body.split_at_checked(MESSAGE)?;
+    let (fixed, attributes) = body.split_at_checked(MESSAGE)?;
     let number = |at: usize| Some(u32::from_ne_bytes(fixed.get(at..at + 4)?.try_into().ok()?));
     let port = |at: usize| Some(u16::from_be_bytes(fixed.get(at..at + 2)?.try_into().ok()?));
     let address = |at: usize| -> Option<IpAddr> {
@@ -119,8 +98,7 @@ fn parse(body: &[u8]) -> Option<Socket> {
         group: None,
         mark: 0,
     };
-    while let Some((kind, value, rest)) = attribute(attributes) {
-        attributes = rest;
+    for (kind, value) in netlink::attributes(attributes) {
         match kind {
             MARK => socket.mark = value.try_into().map_or(0, u32::from_ne_bytes),
             CGROUP_ID => socket.group = value.try_into().ok().map(u64::from_ne_bytes),
@@ -128,13 +106,6 @@ fn parse(body: &[u8]) -> Option<Socket> {
         }
     }
     Some(socket)
-}
-
-fn attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-    let value = bytes.get(ATTRIBUTE..length)?;
-    Some((kind, value, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -179,11 +150,5 @@ mod tests {
             assert_eq!(parse(&whole[..cut]).unwrap().group, None);
         }
         assert!((0..MESSAGE).all(|cut| parse(&whole[..cut]).is_none()));
-        // Lengths beyond the end, or too short.
-        for length in [0u32, 15, 1000] {
-            let mut bytes = vec![0; HEADER];
-            bytes[..4].copy_from_slice(&length.to_ne_bytes());
-            assert!(message(&bytes).is_none());
-        }
     }
 }

@@ -186,6 +186,7 @@ impl Daemon {
                 .chain(self.internal.iter().flat_map(|i| i.errors()))
                 .collect(),
             intercept,
+            watch: None,
             sandbox: self.sandbox,
         }
     }
@@ -468,6 +469,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
         ),
         (old.acme_server != new.acme_server, "[acme_server]"),
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
+        (old.watch != new.watch, "[watch]"),
         (old.share != new.share, "[edge] share"),
         (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (

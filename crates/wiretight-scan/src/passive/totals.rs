@@ -1,0 +1,355 @@
+//! Totals: how many connections and bytes there were, by direction, level, evidence and protocol. Bounded, so that a node
+//! can keep and send one for each hour.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Grade;
+use crate::judge::Level;
+
+/// The most [`Share`]s in [`Totals`].
+pub const MAX_SHARES: usize = 256;
+/// The longest name of a protocol, in bytes.
+pub const MAX_PROTOCOL: usize = 32;
+/// The protocol of shares that were merged because there were too many.
+pub const OTHER: &str = "other";
+
+/// Where a flow went, as seen from this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// A client elsewhere, a server here.
+    In,
+    /// A client here.
+    Out,
+    /// Neither is here: this machine routes it.
+    Forwarded,
+    /// Both are here. It never leaves this machine.
+    Loopback,
+    /// Between a program here and our relay or edge here. It never leaves this machine; the relay's own connection is
+    /// counted apart.
+    Relay,
+}
+
+impl Way {
+    /// Whether its packets cross a network.
+    pub fn crosses_network(self) -> bool {
+        matches!(self, Self::In | Self::Out | Self::Forwarded)
+    }
+}
+
+/// What a flow is counted as.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Kind {
+    pub way: Way,
+    pub level: Level,
+    pub grade: Grade,
+    /// As in [`Seen::protocol`](super::Seen::protocol).
+    pub protocol: Cow<'static, str>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Connections that began in this time. Flows of UDP and others count as connections.
+    pub connections: u64,
+    /// Bytes of IP packets, both directions.
+    pub bytes: u64,
+}
+
+impl Count {
+    pub fn add(&mut self, other: Self) {
+        self.connections = self.connections.saturating_add(other.connections);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    #[serde(flatten)]
+    pub kind: Kind,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// What was not attributed to a flow. It counts as `unknown`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gaps {
+    /// Bytes of IP packets that crossed the interfaces, as the interfaces counted them; 0 if that is not known. Forwarded
+    /// bytes cross twice.
+    pub interface_bytes: u64,
+    /// Of these, the bytes that belong to no flow.
+    pub missed_bytes: u64,
+    /// Times that the kernel dropped notifications of flows. Flows that began and ended meanwhile are not counted.
+    pub resyncs: u64,
+    /// First packets of flows that the kernel did not deliver. Their flows are `unknown` if they mattered.
+    pub lost_packets: u64,
+}
+
+impl Gaps {
+    pub fn add(&mut self, other: Self) {
+        self.interface_bytes = self.interface_bytes.saturating_add(other.interface_bytes);
+        self.missed_bytes = self.missed_bytes.saturating_add(other.missed_bytes);
+        self.resyncs = self.resyncs.saturating_add(other.resyncs);
+        self.lost_packets = self.lost_packets.saturating_add(other.lost_packets);
+    }
+}
+
+/// The totals of a time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub shares: Vec<Share>,
+    #[serde(default)]
+    pub gaps: Gaps,
+}
+
+/// The totals of an hour.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hour {
+    /// When it began, in seconds since 1970; a multiple of [`Hour::LENGTH`].
+    pub start: u64,
+    /// How many seconds of it were watched.
+    pub watched_seconds: u32,
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// Why totals of another machine are not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTotals {
+    #[error("{0} is not the start of an hour")]
+    Start(u64),
+    #[error("{0} watched seconds in an hour")]
+    Watched(u32),
+    #[error("more than {MAX_SHARES} kinds of flows")]
+    Shares,
+    #[error("the name of a protocol is empty, longer than {MAX_PROTOCOL} bytes, or not printable")]
+    Protocol,
+    #[error("the same kind of flows twice")]
+    Twice,
+    #[error("a flow is called encrypted without evidence")]
+    NoEvidence,
+}
+
+impl Hour {
+    pub const LENGTH: u64 = 3600;
+
+    /// Checks what another machine has sent.
+    pub fn check(&self) -> Result<(), InvalidTotals> {
+        if !self.start.is_multiple_of(Self::LENGTH) {
+            return Err(InvalidTotals::Start(self.start));
+        }
+        if u64::from(self.watched_seconds) > Self::LENGTH {
+            return Err(InvalidTotals::Watched(self.watched_seconds));
+        }
+        self.totals.check()
+    }
+}
+
+impl Totals {
+    fn check(&self) -> Result<(), InvalidTotals> {
+        if self.shares.len() > MAX_SHARES {
+            return Err(InvalidTotals::Shares);
+        }
+        let mut kinds = std::collections::BTreeSet::new();
+        for Share { kind, .. } in &self.shares {
+            let name = kind.protocol.as_bytes();
+            if name.is_empty()
+                || name.len() > MAX_PROTOCOL
+                || !name.iter().all(u8::is_ascii_graphic)
+            {
+                return Err(InvalidTotals::Protocol);
+            }
+            if kind.grade == Grade::Unknown && kind.level > Level::Plaintext {
+                return Err(InvalidTotals::NoEvidence);
+            }
+            if !kinds.insert(kind) {
+                return Err(InvalidTotals::Twice);
+            }
+        }
+        Ok(())
+    }
+
+    /// Connections and bytes that crossed a network, by level.
+    pub fn by_level(&self) -> BTreeMap<Level, Count> {
+        let mut levels: BTreeMap<Level, Count> =
+            Level::ALL.into_iter().map(|level| (level, Count::default())).collect();
+        for share in self.shares.iter().filter(|s| s.kind.way.crosses_network()) {
+            levels.entry(share.kind.level).or_default().add(share.count);
+        }
+        // Forwarded bytes cross the interfaces twice, but are one flow; what was missed is only known for the interfaces.
+        levels.entry(Level::Unknown).or_default().bytes += self.gaps.missed_bytes;
+        levels
+    }
+}
+
+/// Sums up totals.
+#[derive(Debug, Clone, Default)]
+pub struct Sum {
+    shares: BTreeMap<Kind, Count>,
+    pub gaps: Gaps,
+}
+
+impl Sum {
+    /// Adds to a kind. The name of its protocol is made valid for [`Hour::check`].
+    pub fn add(&mut self, kind: Kind, count: Count) {
+        if count.is_empty() {
+            return;
+        }
+        self.shares.entry(valid(kind)).or_default().add(count);
+        // Names come from a fixed list, but nothing depends on that.
+        if self.shares.len() > 16 * MAX_SHARES {
+            let merged = self.totals();
+            self.shares = merged.shares.into_iter().map(|s| (s.kind, s.count)).collect();
+        }
+    }
+
+    pub fn add_all(&mut self, totals: &Totals) {
+        for share in &totals.shares {
+            self.add(share.kind.clone(), share.count);
+        }
+        self.gaps.add(totals.gaps);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.shares.is_empty() && self.gaps == Gaps::default()
+    }
+
+    /// The totals, with the most bytes first. If there are too many kinds, those with the fewest bytes are merged: the
+    /// protocol becomes [`OTHER`], and everything else is kept.
+    pub fn totals(&self) -> Totals {
+        let mut shares: Vec<Share> = self
+            .shares
+            .iter()
+            .map(|(kind, count)| Share { kind: kind.clone(), count: *count })
+            .collect();
+        let most_first = |s: &Share| std::cmp::Reverse((s.count.bytes, s.count.connections));
+        shares.sort_by_key(most_first);
+        // There are fewer combinations of direction, level and evidence than this.
+        const NAMED: usize = MAX_SHARES - 100;
+        if shares.len() > MAX_SHARES {
+            let mut merged: BTreeMap<Kind, Count> = BTreeMap::new();
+            for (n, share) in shares.into_iter().enumerate() {
+                let Share { mut kind, count } = share;
+                if n >= NAMED {
+                    kind.protocol = OTHER.into();
+                }
+                merged.entry(kind).or_default().add(count);
+            }
+            shares = merged.into_iter().map(|(kind, count)| Share { kind, count }).collect();
+            shares.sort_by_key(most_first);
+        }
+        Totals { shares, gaps: self.gaps }
+    }
+}
+
+fn valid(mut kind: Kind) -> Kind {
+    let name = kind.protocol.as_bytes();
+    if name.is_empty() || name.len() > MAX_PROTOCOL || !name.iter().all(u8::is_ascii_graphic) {
+        kind.protocol = OTHER.into();
+    }
+    kind
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(way: Way, level: Level, protocol: &str) -> Kind {
+        let grade = if level == Level::Unknown { Grade::Unknown } else { Grade::Seen };
+        Kind { way, level, grade, protocol: protocol.to_owned().into() }
+    }
+
+    fn bytes(bytes: u64) -> Count {
+        Count { connections: 1, bytes }
+    }
+
+    #[test]
+    fn what_was_missed_is_unknown_and_loopback_is_not_on_the_network() {
+        let mut sum = Sum::default();
+        sum.add(kind(Way::Out, Level::Strong, "tls"), bytes(100));
+        sum.add(kind(Way::In, Level::Strong, "tls"), bytes(10));
+        sum.add(kind(Way::Loopback, Level::Plaintext, "redis"), bytes(1000));
+        sum.add(kind(Way::Relay, Level::Plaintext, "http"), bytes(1000));
+        sum.gaps.missed_bytes = 7;
+        let levels = sum.totals().by_level();
+        assert_eq!(levels[&Level::Strong], Count { connections: 2, bytes: 110 });
+        assert_eq!(levels[&Level::Plaintext], Count::default());
+        assert_eq!(levels[&Level::Unknown], Count { connections: 0, bytes: 7 });
+    }
+
+    #[test]
+    fn many_protocols_are_merged_and_nothing_is_lost_or_improved() {
+        let mut sum = Sum::default();
+        let levels = [Level::Plaintext, Level::Strong];
+        let mut all = BTreeMap::new();
+        for n in 0..20_000u64 {
+            let level = levels[n as usize % 2];
+            sum.add(kind(Way::In, level, &format!("p{n}")), bytes(n));
+            *all.entry(level).or_insert(0) += n;
+        }
+        let totals = sum.totals();
+        assert!(totals.shares.len() <= MAX_SHARES);
+        let hour = Hour { start: 7200, watched_seconds: 60, totals };
+        hour.check().unwrap();
+        let by_level = hour.totals.by_level();
+        for level in levels {
+            assert_eq!(by_level[&level], Count { connections: 10_000, bytes: all[&level] });
+        }
+        assert_eq!(hour.totals.shares[0].kind.protocol, OTHER);
+    }
+
+    #[test]
+    fn totals_of_others_are_checked() {
+        let share = |kind: Kind| Share { kind, count: bytes(1) };
+        let good = Hour {
+            start: 3600,
+            watched_seconds: 3600,
+            totals: Totals {
+                shares: vec![share(kind(Way::In, Level::Strong, "tls"))],
+                gaps: Gaps::default(),
+            },
+        };
+        good.check().unwrap();
+        let with = |change: &dyn Fn(&mut Hour)| {
+            let mut hour = good.clone();
+            change(&mut hour);
+            hour.check().unwrap_err()
+        };
+        assert_eq!(with(&|h| h.start = 3601), InvalidTotals::Start(3601));
+        assert_eq!(with(&|h| h.watched_seconds = 3601), InvalidTotals::Watched(3601));
+        let twice = |h: &mut Hour| h.totals.shares.push(h.totals.shares[0].clone());
+        assert_eq!(with(&twice), InvalidTotals::Twice);
+        for name in ["", "a b", "\u{1b}[2J", &"x".repeat(33)] {
+            let named = |h: &mut Hour| h.totals.shares[0].kind.protocol = name.to_owned().into();
+            assert_eq!(with(&named), InvalidTotals::Protocol, "{name:?}");
+        }
+        let unseen = |h: &mut Hour| h.totals.shares[0].kind.grade = Grade::Unknown;
+        assert_eq!(with(&unseen), InvalidTotals::NoEvidence);
+        let many = |h: &mut Hour| {
+            let named = |n: usize| share(kind(Way::In, Level::Strong, &format!("p{n}")));
+            h.totals.shares = (0..=MAX_SHARES).map(named).collect();
+        };
+        assert_eq!(with(&many), InvalidTotals::Shares);
+    }
+
+    #[test]
+    fn an_hour_is_written_and_read_without_loss() {
+        let mut sum = Sum::default();
+        sum.add(kind(Way::Forwarded, Level::Weak, "smtp"), bytes(5));
+        sum.gaps.resyncs = 1;
+        let hour = Hour { start: 3600, watched_seconds: 10, totals: sum.totals() };
+        let text = serde_json::to_string(&hour).unwrap();
+        assert_eq!(
+            text,
+            r#"{"start":3600,"watched_seconds":10,"shares":[{"way":"forwarded","level":"weak","grade":"seen","protocol":"smtp","connections":1,"bytes":5}],"gaps":{"interface_bytes":0,"missed_bytes":0,"resyncs":1,"lost_packets":0}}"#
+        );
+        assert_eq!(serde_json::from_str::<Hour>(&text).unwrap(), hour);
+    }
+}
