@@ -97,6 +97,16 @@ impl Fragments {
         Some((packets, bytes, Handed { flow: datagram.flow, datagram: datagram_so_far }))
     }
 
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    #[cfg(test)]
+    pub fn buffers(&self) -> usize {
+        self.buffers
+    }
+
     fn datagram(&mut self, fragment: &Fragment, now: i64) -> &mut Datagram {
         let name = (fragment.of.0, fragment.of.1, fragment.id);
         self.datagrams.entry(name).or_insert_with(|| {

@@ -8,6 +8,8 @@ mod copies;
 mod fragments;
 mod opening;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};

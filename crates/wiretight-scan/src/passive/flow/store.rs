@@ -215,6 +215,11 @@ impl Flows {
         self.index.len()
     }
 
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.flows.capacity()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Flow> {
         self.index.iter().filter_map(|(_, id)| self.get(*id))
     }
