@@ -3,6 +3,9 @@
 //! It keeps nothing between frames and allocates nothing. Later fragments and overlapping segments are the business of
 //! the [table](super::flow).
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Transport;
