@@ -83,10 +83,12 @@ impl Fragments {
         self.put(packet, fragment)
     }
 
-    /// Takes out a datagram that is too old, or one too many. Returns packets and bytes that belong to no flow.
-    pub fn lost(&mut self, now: i64) -> Option<(u64, u64, Handed)> {
+    /// Takes out a datagram that is too old at this time, or one too many; without a time, any. Returns packets and bytes
+    /// that belong to no flow.
+    pub fn lost(&mut self, now: Option<i64>) -> Option<(u64, u64, Handed)> {
         let (_, at) = self.order.front()?;
-        if at.abs_diff(now) < TIMEOUT as u64 && self.datagrams.len() <= MOST {
+        let young = now.is_some_and(|now| at.abs_diff(now) < TIMEOUT as u64);
+        if young && self.datagrams.len() <= MOST {
             return None;
         }
         let (name, _) = self.order.pop_front()?;

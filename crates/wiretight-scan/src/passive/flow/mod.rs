@@ -164,7 +164,7 @@ impl Table {
 
     /// Ends all flows: the capture is over.
     pub fn finish(&mut self) -> Vec<Record> {
-        self.lose_fragments(i64::MAX);
+        self.lose_fragments(None);
         for queue in Queue::ALL {
             while let Some(id) = self.flows.oldest(queue) {
                 self.end(id);
@@ -187,7 +187,7 @@ impl Table {
 
     fn end_idle(&mut self) {
         self.expired = self.now;
-        self.lose_fragments(self.now);
+        self.lose_fragments(Some(self.now));
         for queue in Queue::ALL {
             let limit = (queue.timeout() + TICK) as u64;
             while let Some(id) = self.flows.oldest(queue) {
@@ -388,7 +388,7 @@ impl Table {
                 self.add_fragment(&key, sender, (1, packet.bytes.into()));
             }
             self.hand(handed);
-            self.lose_fragments(self.now);
+            self.lose_fragments(Some(self.now));
             return;
         }
         let id = self.count(packet);
@@ -400,7 +400,7 @@ impl Table {
             Some(handed) => self.hand(handed),
             None => self.segment(id, packet.sender, &packet.segment),
         }
-        self.lose_fragments(self.now);
+        self.lose_fragments(Some(self.now));
     }
 
     fn add_fragment(&mut self, key: &Key, sender: Sender, (packets, bytes): (u64, u64)) {
@@ -428,8 +428,8 @@ impl Table {
         }
     }
 
-    /// Gives up datagrams whose fragments did not all arrive.
-    fn lose_fragments(&mut self, now: i64) {
+    /// Gives up datagrams whose fragments did not all arrive in time; without a time, all.
+    fn lose_fragments(&mut self, now: Option<i64>) {
         while let Some((packets, bytes, handed)) = self.fragments.lost(now) {
             self.missed.fragments += packets;
             self.missed.bytes += bytes;

@@ -676,6 +676,15 @@ fn a_cut_frame_counts_with_its_length_on_the_wire() {
 }
 
 #[test]
+fn fragments_at_the_end_of_time_are_counted() {
+    let mut net = Net::new();
+    let packet = fragment(CLIENT, SERVER, 17, (5, 8, false), b"x");
+    net.table.frame(LinkType::RAW, jiff::Timestamp::MAX, &packet, packet.len());
+    net.finish();
+    assert_eq!(net.table.missed().fragments, 1);
+}
+
+#[test]
 fn clocks_that_jump() {
     let mut net = Net::new();
     net.open(C, S);
