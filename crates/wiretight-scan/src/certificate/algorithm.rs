@@ -249,7 +249,7 @@ pub(super) fn hash_name(oid: &[u8]) -> Option<&'static str> {
 }
 
 /// The hash of a signature, if it is broken (RFC 6151, RFC 9155).
-pub(super) fn weak_hash(signature: &str) -> Option<&'static str> {
+pub(crate) fn weak_hash(signature: &str) -> Option<&'static str> {
     let hash = signature.rsplit('-').next()?;
     ["md2", "md4", "md5", "sha1"].into_iter().find(|weak| *weak == hash)
 }

@@ -16,6 +16,7 @@ mod x509;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use algorithm::weak_hash;
 pub use trust::{Roots, RootsError, Stores};
 
 use self::findings::{Findings, Read};
@@ -53,6 +54,36 @@ pub struct Examined {
     pub chains: Vec<Chain>,
     /// All of `certificate.*` except CAA; empty if the server sent no certificate.
     pub facts: Facts,
+}
+
+/// What a leaf certificate says, without any check of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skimmed {
+    /// `rsa-2048`, `ecdsa-p256`.
+    pub key: String,
+    /// `rsa-pkcs1-sha256`, `ecdsa-sha384`.
+    pub signature: String,
+    pub not_after: Timestamp,
+    /// In the notation of RFC 4514.
+    pub subject: String,
+    /// Whether issuer and subject are the same name. The signature is not checked.
+    pub self_issued: bool,
+}
+
+/// Reads a leaf certificate that was seen on the network; `None` if its key, its validity or its structure is
+/// unreadable. The cost is limited, because nothing is verified.
+pub fn skim(der: &[u8]) -> Option<Skimmed> {
+    if der.len() > MOST_BYTES {
+        return None;
+    }
+    let x509 = x509::X509::skim(der).ok()?;
+    Some(Skimmed {
+        key: x509.key.as_ref()?.name.clone(),
+        not_after: x509.not_after?,
+        subject: x509.shown_subject(),
+        self_issued: x509.issuer == x509.subject,
+        signature: x509.signature_algorithm,
+    })
 }
 
 /// A chain that the endpoint sent.

@@ -72,11 +72,17 @@ pub(super) const ANY_USAGE: &str = "2.5.29.37.0";
 impl<'a> X509<'a> {
     /// Parses anything with the basic structure of a certificate.
     pub(super) fn read(der: &'a [u8]) -> Result<Self, Malformed> {
-        let mut problems = Vec::new();
+        let mut x509 = Self::skim(der)?;
         // Record what a strict parser would reject.
         if let Err(error) = <x509_cert::Certificate as der::Decode>::from_der(der) {
-            problems.push(format!("it is not strict DER: {error}"));
+            x509.problems.insert(0, format!("it is not strict DER: {error}"));
         }
+        Ok(x509)
+    }
+
+    /// The same, without asking a strict parser.
+    pub(super) fn skim(der: &'a [u8]) -> Result<Self, Malformed> {
+        let mut problems = Vec::new();
         let mut outer = Reader(der);
         let certificate = outer.expect(asn1::SEQUENCE, "it is not a SEQUENCE")?;
         if !outer.is_empty() {

@@ -710,32 +710,18 @@ fn validity(seen: &Seen<'_>) -> Finding {
 
 fn short_key(seen: &Seen<'_>) -> Finding {
     let id = "certificate.keys";
-    let short: Vec<_> = seen.facts.list(id).iter().filter(|key| is_short(key)).cloned().collect();
+    let short: Vec<_> =
+        seen.facts.list(id).iter().filter(|key| marks::is_short(key)).cloned().collect();
     match seen.facts.answer(id) {
         _ if !short.is_empty() => Finding::wrong(id, short),
         Answer::Inconclusive => Finding::open(seen, id),
         _ => {
             // The certificates that sign the leaf must not be weaker than it.
             let above = seen.chains.iter().flat_map(|chain| chain.certificates.iter().skip(1));
-            let short = above.filter(|above| !above.superfluous && is_short(&above.key));
+            let short = above.filter(|above| !above.superfluous && marks::is_short(&above.key));
             let short: Vec<_> = short.map(|c| format!("{} of {}", c.key, c.subject)).collect();
             Finding::any("certificate.key_bits", short)
         }
-    }
-}
-
-/// Whether a key such as `rsa-1024` has less than 112 bits of strength. If the name contains no size, it does not count
-/// as short.
-fn is_short(key: &str) -> bool {
-    let Some((kind, rest)) = key.split_once('-') else { return false };
-    // `2048`, `pss-2048`; `p256`, `secp256k1`, `brainpoolp256r1`. An unknown curve is an OID, with many numbers.
-    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
-    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-    let Ok(bits) = digits[..end].parse::<u32>() else { return false };
-    match kind {
-        "rsa" | "dsa" => bits < 2048,
-        "ecdsa" => !rest.contains('.') && bits < 224,
-        _ => false,
     }
 }
 

@@ -47,6 +47,18 @@ impl Version {
         }
     }
 
+    /// `TLS 1.2`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ssl2 => "SSL 2.0",
+            Self::Ssl3 => "SSL 3.0",
+            Self::Tls1_0 => "TLS 1.0",
+            Self::Tls1_1 => "TLS 1.1",
+            Self::Tls1_2 => "TLS 1.2",
+            Self::Tls1_3 => "TLS 1.3",
+        }
+    }
+
     pub fn code(self) -> u16 {
         match self {
             Self::Ssl2 => 0x0002,
@@ -65,14 +77,7 @@ impl Version {
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ssl2 => "SSL 2.0",
-            Self::Ssl3 => "SSL 3.0",
-            Self::Tls1_0 => "TLS 1.0",
-            Self::Tls1_1 => "TLS 1.1",
-            Self::Tls1_2 => "TLS 1.2",
-            Self::Tls1_3 => "TLS 1.3",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -1,7 +1,8 @@
 //! ClientHellos from SSL 3.0 to TLS 1.3 with arbitrary contents (RFC 8446 section 4.1.2 and its
 //! predecessors).
 
-use super::{ContentType, Reader, record};
+use super::reader::u16s;
+use super::{ContentType, Extensions, Reader, record};
 use crate::names::Version;
 
 /// Numbers of extensions (IANA, TLS ExtensionType Values).
@@ -11,9 +12,11 @@ pub mod extension {
     pub const SUPPORTED_GROUPS: u16 = 10;
     pub const EC_POINT_FORMATS: u16 = 11;
     pub const SIGNATURE_ALGORITHMS: u16 = 13;
+    pub const USE_SRTP: u16 = 14;
     pub const HEARTBEAT: u16 = 15;
     pub const ALPN: u16 = 16;
     pub const SCT: u16 = 18;
+    pub const SERVER_CERTIFICATE_TYPE: u16 = 20;
     pub const PADDING: u16 = 21;
     pub const ENCRYPT_THEN_MAC: u16 = 22;
     pub const EXTENDED_MASTER_SECRET: u16 = 23;
@@ -175,28 +178,63 @@ impl ClientHello {
         pieces.flat_map(|piece| record(ContentType::Handshake, version, piece)).collect()
     }
 
-    /// Parses a handshake message, for tests and traffic monitors.
+    /// Parses a handshake message.
     pub fn parse(message: &[u8]) -> Result<Self, super::Malformed> {
         let mut outer = Reader::new(message);
         if outer.u8()? != 1 {
             return Err(super::Malformed("not a ClientHello"));
         }
-        let mut reader = Reader::new(outer.vec24()?);
-        let version = reader.u16()?;
-        let random = reader.array()?;
-        let session_id = reader.vec8()?.to_vec();
-        let suites = u16s(reader.vec16()?);
-        let compressions = reader.vec8()?.to_vec();
-        let extensions = match reader.is_empty() {
-            true => Vec::new(),
-            false => super::extensions(reader.vec16()?)?,
-        };
-        Ok(Self { version, random, session_id, suites, compressions, extensions })
+        let hello = ClientHelloRef::parse(outer.vec24()?)?;
+        Ok(Self {
+            version: hello.version,
+            random: hello.random,
+            session_id: hello.session_id.to_vec(),
+            suites: u16s(hello.suites).collect(),
+            compressions: hello.compressions.to_vec(),
+            extensions: hello.extensions.iter().map(|(kind, body)| (kind, body.to_vec())).collect(),
+        })
     }
 }
 
-fn u16s(bytes: &[u8]) -> Vec<u16> {
-    bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
+/// A ClientHello as it was received, without copies.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientHelloRef<'a> {
+    /// `legacy_version`.
+    pub version: u16,
+    pub random: [u8; 32],
+    pub session_id: &'a [u8],
+    /// Two bytes each; see [`u16s`].
+    pub suites: &'a [u8],
+    pub compressions: &'a [u8],
+    pub extensions: Extensions<'a>,
+}
+
+impl<'a> ClientHelloRef<'a> {
+    /// Parses the body of a message.
+    pub fn parse(body: &'a [u8]) -> Result<Self, super::Malformed> {
+        Self::read(Reader::new(body), false)
+    }
+
+    /// Parses the body of a DTLS message, which also has a cookie (RFC 6347 section 4.2.1).
+    pub fn parse_dtls(body: &'a [u8]) -> Result<Self, super::Malformed> {
+        Self::read(Reader::new(body), true)
+    }
+
+    fn read(mut reader: Reader<'a>, cookie: bool) -> Result<Self, super::Malformed> {
+        let version = reader.u16()?;
+        let random = reader.array()?;
+        let session_id = reader.vec8()?;
+        if cookie {
+            reader.vec8()?;
+        }
+        let suites = reader.vec16()?;
+        let compressions = reader.vec8()?;
+        let extensions = match reader.is_empty() {
+            true => Extensions::default(),
+            false => Extensions::new(reader.vec16()?)?,
+        };
+        Ok(Self { version, random, session_id, suites, compressions, extensions })
+    }
 }
 
 fn list16(items: &[u16]) -> Vec<u8> {

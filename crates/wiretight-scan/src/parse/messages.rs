@@ -1,5 +1,6 @@
 //! Handshake messages of servers (RFC 8446 section 4, RFC 5246 section 7.4, RFC 8422, RFC 5077).
 
+use super::reader::u16s;
 use super::{Malformed, Reader};
 use crate::names::Version;
 
@@ -83,17 +84,39 @@ impl Handshakes {
     }
 }
 
+/// A list of extensions without its length, which was checked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extensions<'a>(&'a [u8]);
+
+impl<'a> Extensions<'a> {
+    /// At most 64.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (mut reader, mut count) = (Reader::new(bytes), 0);
+        while !reader.is_empty() {
+            if count == 64 {
+                return Err(Malformed("more than 64 extensions"));
+            }
+            let (_kind, _body) = (reader.u16()?, reader.vec16()?);
+            count += 1;
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Each with its body, in order.
+    pub fn iter(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let mut reader = Reader::new(self.0);
+        std::iter::from_fn(move || Some((reader.u16().ok()?, reader.vec16().ok()?)))
+    }
+
+    /// The body of an extension.
+    pub fn get(self, kind: u16) -> Option<&'a [u8]> {
+        self.iter().find(|(k, _)| *k == kind).map(|(_, body)| body)
+    }
+}
+
 /// A list of extensions without its length; at most 64.
 pub fn extensions(bytes: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Malformed> {
-    let mut reader = Reader::new(bytes);
-    let mut all = Vec::new();
-    while !reader.is_empty() {
-        if all.len() == 64 {
-            return Err(Malformed("more than 64 extensions"));
-        }
-        all.push((reader.u16()?, reader.vec16()?.to_vec()));
-    }
-    Ok(all)
+    Ok(Extensions::new(bytes)?.iter().map(|(kind, body)| (kind, body.to_vec())).collect())
 }
 
 /// A ServerHello or a HelloRetryRequest, which has the same format (RFC 8446 section 4.1.4).
@@ -116,9 +139,21 @@ const RETRY_RANDOM: [u8; 32] = [
     0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 
-impl ServerHello {
+/// A ServerHello as it was received, without copies.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerHelloRef<'a> {
+    /// The negotiated version, from `supported_versions` if present.
+    pub version: u16,
+    pub random: [u8; 32],
+    pub session_id: &'a [u8],
+    pub suite: u16,
+    pub compression: u8,
+    pub extensions: Extensions<'a>,
+}
+
+impl<'a> ServerHelloRef<'a> {
     /// Parses the body of a message.
-    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);
         let legacy = reader.u16()?;
         let random = reader.array()?;
@@ -129,21 +164,34 @@ impl ServerHello {
         let suite = reader.u16()?;
         let compression = reader.u8()?;
         let extensions = match reader.is_empty() {
-            true => Vec::new(),
-            false => extensions(reader.vec16()?)?,
+            true => Extensions::default(),
+            false => Extensions::new(reader.vec16()?)?,
         };
-        let mut hello = Self {
-            version: legacy,
-            random,
-            session_id: session_id.to_vec(),
-            suite,
-            compression,
-            extensions,
+        let version = match extensions.get(super::extension::SUPPORTED_VERSIONS) {
+            Some(version) => Reader::new(version).u16()?,
+            None => legacy,
         };
-        if let Some(version) = hello.extension(super::extension::SUPPORTED_VERSIONS) {
-            hello.version = Reader::new(version).u16()?;
-        }
-        Ok(hello)
+        Ok(Self { version, random, session_id, suite, compression, extensions })
+    }
+
+    /// Whether it is a HelloRetryRequest.
+    pub fn is_retry(&self) -> bool {
+        self.random == RETRY_RANDOM
+    }
+}
+
+impl ServerHello {
+    /// Parses the body of a message.
+    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let hello = ServerHelloRef::parse(body)?;
+        Ok(Self {
+            version: hello.version,
+            random: hello.random,
+            session_id: hello.session_id.to_vec(),
+            suite: hello.suite,
+            compression: hello.compression,
+            extensions: hello.extensions.iter().map(|(kind, body)| (kind, body.to_vec())).collect(),
+        })
     }
 
     /// Whether it is a HelloRetryRequest.
@@ -188,6 +236,11 @@ pub fn certificates(body: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
         chain.push(reader.vec24()?.to_vec());
     }
     Ok(chain)
+}
+
+/// The leaf in a Certificate message up to TLS 1.2, in DER.
+pub fn first_certificate(body: &[u8]) -> Result<&[u8], Malformed> {
+    Reader::new(Reader::new(body).vec24()?).vec24()
 }
 
 /// A certificate of TLS 1.3, with its extensions.
@@ -313,7 +366,7 @@ impl CertificateRequest {
         reader.vec8()?;
         let mut schemes = Vec::new();
         if version >= Version::Tls1_2.code() {
-            schemes = u16s(reader.vec16()?);
+            schemes = u16s(reader.vec16()?).collect();
         }
         Ok(Self { context: Vec::new(), authorities: names(reader.vec16()?)?, schemes })
     }
@@ -327,7 +380,7 @@ impl CertificateRequest {
             let mut body = Reader::new(&body);
             match kind {
                 super::extension::CERTIFICATE_AUTHORITIES => authorities = names(body.vec16()?)?,
-                super::extension::SIGNATURE_ALGORITHMS => schemes = u16s(body.vec16()?),
+                super::extension::SIGNATURE_ALGORITHMS => schemes = u16s(body.vec16()?).collect(),
                 _ => {}
             }
         }
@@ -342,10 +395,6 @@ fn names(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
         all.push(reader.vec16()?.to_vec());
     }
     Ok(all)
-}
-
-fn u16s(bytes: &[u8]) -> Vec<u16> {
-    bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -73,3 +73,8 @@ impl<'a> Reader<'a> {
         self.take(n as usize)
     }
 }
+
+/// Big-endian numbers of two bytes; an odd byte at the end is ignored.
+pub fn u16s(bytes: &[u8]) -> impl Iterator<Item = u16> + Clone + '_ {
+    bytes.as_chunks().0.iter().map(|pair| u16::from_be_bytes(*pair))
+}

@@ -48,11 +48,29 @@ pub struct Record<'a> {
     pub fragment: &'a [u8],
 }
 
-/// The record at the start of these bytes, and its length; `None` if it is incomplete.
+/// A record of which only the start may be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BegunRecord<'a> {
+    pub content: ContentType,
+    /// `legacy_record_version`.
+    pub version: u16,
+    /// The announced length of the fragment.
+    pub length: usize,
+    /// The fragment, as far as it is there.
+    pub fragment: &'a [u8],
+}
+
+impl BegunRecord<'_> {
+    pub fn is_whole(&self) -> bool {
+        self.fragment.len() == self.length
+    }
+}
+
+/// The record whose header is at the start of these bytes; `None` if the header is incomplete.
 ///
 /// The first byte that cannot be TLS is an error, so that another protocol is recognized after
 /// five bytes.
-pub fn next_record(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, Malformed> {
+pub fn begun_record(bytes: &[u8]) -> Result<Option<BegunRecord<'_>>, Malformed> {
     let mut reader = Reader::new(bytes);
     let Ok(code) = reader.u8() else { return Ok(None) };
     let content = ContentType::from_code(code).ok_or(Malformed("not a TLS record"))?;
@@ -62,11 +80,21 @@ pub fn next_record(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, Malforme
         Some(_) => return Err(Malformed("a record without a TLS version")),
     }
     let (Ok(version), Ok(length)) = (reader.u16(), reader.u16()) else { return Ok(None) };
-    if usize::from(length) > MAX_FRAGMENT {
+    let length = usize::from(length);
+    if length > MAX_FRAGMENT {
         return Err(Malformed("a record is too long"));
     }
-    let Ok(fragment) = reader.take(length.into()) else { return Ok(None) };
-    Ok(Some((Record { content, version, fragment }, bytes.len() - reader.rest().len())))
+    let rest = reader.rest();
+    let fragment = rest.get(..length).unwrap_or(rest);
+    Ok(Some(BegunRecord { content, version, length, fragment }))
+}
+
+/// The record at the start of these bytes, and its length; `None` if it is incomplete.
+pub fn next_record(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, Malformed> {
+    let record = begun_record(bytes)?.filter(BegunRecord::is_whole);
+    Ok(record.map(|BegunRecord { content, version, length, fragment }| {
+        (Record { content, version, fragment }, 5 + length)
+    }))
 }
 
 /// A record with these bytes, which must fit into one.

@@ -15,6 +15,45 @@ pub fn ssl2_client_hello(ciphers: &[u32], challenge: [u8; 16]) -> Vec<u8> {
     out
 }
 
+/// A CLIENT-HELLO as it was received. It may offer SSL 3.0 or TLS too (RFC 5246 appendix E.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ssl2ClientHello<'a> {
+    /// The highest version that it offers.
+    pub version: u16,
+    /// Three bytes each. One that begins with zero is a suite of SSL 3.0 or later.
+    pub ciphers: &'a [u8],
+}
+
+/// The CLIENT-HELLO at the start of these bytes, and its length; `None` if it is incomplete.
+pub fn ssl2_parse_client_hello(
+    bytes: &[u8],
+) -> Result<Option<(Ssl2ClientHello<'_>, usize)>, Malformed> {
+    const NOT: Malformed = Malformed("not an SSL 2.0 hello");
+    let mut reader = Reader::new(bytes);
+    let Ok(header) = reader.u16() else { return Ok(None) };
+    let length = usize::from(header & 0x7fff);
+    if header & 0x8000 == 0 || length < 9 + 3 + 16 {
+        return Err(NOT);
+    }
+    match bytes.get(2..5) {
+        None => return Ok(None),
+        Some([1, 0, 2] | [1, 3, 0..=4]) => {}
+        Some(_) => return Err(NOT),
+    }
+    let Ok(message) = reader.take(length) else { return Ok(None) };
+    let mut reader = Reader::new(message);
+    reader.u8()?;
+    let (version, ciphers, id, challenge) =
+        (reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?);
+    let ciphers = reader.take(ciphers.into())?;
+    reader.take(id.into())?;
+    reader.take(challenge.into())?;
+    if !reader.is_empty() || ciphers.len() % 3 != 0 || !(16..=32).contains(&challenge) {
+        return Err(NOT);
+    }
+    Ok(Some((Ssl2ClientHello { version, ciphers }, 2 + length)))
+}
+
 /// The server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ssl2Answer {
@@ -76,6 +115,12 @@ mod tests {
         let hello = ssl2_client_hello(&[0x010080, 0x0700c0], [9; 16]);
         assert_eq!(hello.len(), 2 + 9 + 6 + 16);
         assert_eq!(ssl2_reply(&hello), Err(Malformed("not an SSL 2.0 message")));
+        let parsed = Ssl2ClientHello { version: 2, ciphers: &hello[11..17] };
+        assert_eq!(ssl2_parse_client_hello(&hello), Ok(Some((parsed, hello.len()))));
+        for n in 0..hello.len() {
+            assert_eq!(ssl2_parse_client_hello(&hello[..n]), Ok(None), "{n}");
+        }
+        assert!(ssl2_parse_client_hello(&[0x16, 3, 1, 0, 80, 1, 0, 0, 76, 3, 3]).is_err());
 
         let mut body = vec![4, 0, 1, 0, 2, 0, 2, 0, 3, 0, 1, 0xde, 0xad, 1, 0, 0x80, 7];
         let mut reply = (0x8000 | body.len() as u16).to_be_bytes().to_vec();

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -133,8 +134,10 @@ pub struct Sealed {
     /// The name that the client asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
+    /// The selected application protocol. In TLS 1.3 that is encrypted: then the client's offers, separated by commas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpn: Option<String>,
+    /// Whether a session was resumed. In TLS 1.3 it may be another pre-shared key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resumed: Option<bool>,
     /// Whether the client sent an Encrypted ClientHello, so that `server_name` is the outer one.
@@ -148,7 +151,7 @@ pub struct Sealed {
     pub client_certificate: Option<bool>,
     /// The server's leaf certificate, where the version shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<CertificateSeen>,
+    pub certificate: Option<Arc<CertificateSeen>>,
     /// What the client offered, when no answer of the server was seen: then the level is `unknown`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub offered_groups: Vec<Cow<'static, str>>,
@@ -165,5 +168,6 @@ pub struct CertificateSeen {
     pub signature: String,
     pub not_after: jiff::Timestamp,
     pub subject: String,
+    /// Whether issuer and subject are the same name. The signature is not checked.
     pub self_signed: bool,
 }
