@@ -40,6 +40,7 @@ fn main() -> Result {
     tlog()?;
     scan()?;
     quic()?;
+    watch()?;
     certificate()
 }
 
@@ -455,4 +456,130 @@ fn certificates(id: &SpiffeId) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
         Tbs::new(&profile, &spki(leaf_key), period, [3; 16], Some(&intermediate), algorithm())?
             .sign(key)?;
     Ok((root.to_vec(), intermediate.to_vec(), leaf.to_vec()))
+}
+
+/// Frames for a table of flows, and the same as files.
+fn watch() -> Result {
+    let v4 = |protocol: u8, id: u8, part: [u8; 2], body: &[u8]| {
+        let length = (20 + body.len() as u16).to_be_bytes();
+        let start = [0x45, 0, length[0], length[1], 0, id, part[0], part[1], 64, protocol, 0, 0];
+        [&start[..], &[10, 0, 0, 1, 10, 0, 0, 2], body].concat()
+    };
+    let tcp = |from: u16, to: u16, sequence: u32, flags: u8, payload: &[u8]| {
+        let (ports, sequence) = ([from, to].map(u16::to_be_bytes), sequence.to_be_bytes());
+        let rest = [0, 0, 0, 101, 0x50, flags, 255, 255, 0, 0, 0, 0];
+        [ports.as_flattened(), &sequence, &rest, payload].concat()
+    };
+    let udp = |to: u16, payload: &[u8]| {
+        let header = [40_000, to, 8 + payload.len() as u16, 0].map(u16::to_be_bytes);
+        [header.as_flattened(), payload].concat()
+    };
+    let ether = |kind: u16, body: &[u8]| [&[2; 12][..], &kind.to_be_bytes(), body].concat();
+    let whole = [0, 0];
+    let get = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    let client =
+        |sequence, flags, payload: &[u8]| v4(6, 1, whole, &tcp(4000, 80, sequence, flags, payload));
+    let server =
+        |sequence, flags, payload: &[u8]| v4(6, 1, whole, &tcp(80, 4000, sequence, flags, payload));
+    let connection = [
+        client(100, 2, b""),
+        server(500, 18, b""),
+        client(111, 16, &get[10..]),
+        client(101, 16, &get[..20]),
+        client(101, 16, &get[..20]),
+        client(105, 16, b"other bytes"),
+        server(501, 17, b"HTTP/1.1 204 \r\n\r\n"),
+        client(138, 17, b""),
+        client(9000, 2, b""),
+        client(9001, 4, b""),
+    ];
+    let datagram = udp(53, b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01");
+    let vxlan = [&[8, 0, 0, 0, 0, 0, 7, 0], &ether(0x0800, &connection[0])[..]].concat();
+    let geneve = [&[0, 0, 0x65, 0x58, 0, 0, 7, 0], &ether(0x0800, &connection[2])[..]].concat();
+    let gre = [
+        &[0x10, 0, 0x88, 0xbe, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        &ether(0x0800, &connection[3])[..],
+    ]
+    .concat();
+    let v6 = |next: u8, body: &[u8]| {
+        let length = body.len() as u8;
+        [&[0x60, 0, 0, 0, 0, length, next, 64][..], &[0xfd; 31], &[1], body].concat()
+    };
+    let tunnels = [
+        v4(17, 2, whole, &udp(4789, &vxlan)),
+        v4(17, 3, whole, &udp(6081, &geneve)),
+        v4(47, 4, whole, &gre),
+        v4(4, 5, whole, &v4(4, 6, whole, &connection[0])),
+        v6(41, &v6(17, &datagram)),
+        v6(0, &[&[60, 0, 0, 0, 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0, 0], &datagram[..]].concat()),
+    ];
+    let fragments = [
+        v4(17, 7, [0x20, 2], &datagram[16..24]),
+        v4(17, 7, [0x20, 0], &datagram[..16]),
+        v4(17, 7, [0, 3], &datagram[24..]),
+        v4(17, 8, [0x20, 0], &datagram[..16]),
+        v4(17, 8, [0x20, 1], &datagram[16..]),
+        v6(44, &[&[17, 0, 0, 1, 1, 2, 3, 4], &datagram[..16]].concat()),
+        v6(44, &[&[17, 0, 0, 16, 1, 2, 3, 4], &datagram[16..]].concat()),
+    ];
+    let lost = [&connection[..3], &tunnels[..1], &connection[4..7]].concat();
+    for (name, frames, small) in [
+        ("connection", &connection[..], 0x3f),
+        ("tunnels", &tunnels, 0x3f),
+        ("fragments", &fragments, 0x3f),
+        ("full", &lost, 0),
+        ("sample", &connection, 0xff),
+    ] {
+        let mut script = vec![small];
+        for (n, frame) in frames.iter().enumerate() {
+            let (link, frame) = match n % 3 {
+                2 => (1, ether(if frame[0] == 0x45 { 0x0800 } else { 0x86dd }, frame)),
+                _ => (0, frame.clone()),
+            };
+            let length = (frame.len() as u16).to_be_bytes();
+            script.extend([link, if n == 5 { 202 } else { 1 }, length[0], length[1]]);
+            script.extend(frame);
+        }
+        write("flows", name, &script)?;
+    }
+    let mut pcap = [
+        &0xa1b2_c3d4_u32.to_le_bytes()[..],
+        &[2, 0, 4, 0],
+        &[0; 8],
+        &[255, 255, 0, 0, 101, 0, 0, 0],
+    ]
+    .concat();
+    let mut nanoseconds = [
+        &0xa1b2_3c4d_u32.to_be_bytes()[..],
+        &[0, 2, 0, 4],
+        &[0; 8],
+        &[0, 0, 255, 255, 0, 0, 0, 101],
+    ]
+    .concat();
+    let block = |kind: u32, body: &[u8]| {
+        let body = [body, &[0; 3][..body.len().next_multiple_of(4) - body.len()]].concat();
+        let total = (body.len() as u32 + 12).to_le_bytes();
+        [&kind.to_le_bytes()[..], &total, &body, &total].concat()
+    };
+    let section = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[255; 8]].concat();
+    let interface = [
+        101, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 0, 9, 0, 0, 0, 14, 0, 8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0, 0,
+    ];
+    let mut pcapng = [block(0x0a0d_0d0a, &section), block(1, &interface)].concat();
+    for (n, frame) in connection.iter().enumerate() {
+        let (n, length) = (n as u32, frame.len() as u32);
+        pcap.extend([n, n, length, length].map(u32::to_le_bytes).as_flattened());
+        pcap.extend(frame);
+        nanoseconds.extend([n, n, length, length].map(u32::to_be_bytes).as_flattened());
+        nanoseconds.extend(frame);
+        let header = [0, n, n, length, length].map(u32::to_le_bytes);
+        pcapng.extend(block(6, &[header.as_flattened(), frame].concat()));
+    }
+    pcapng.extend(block(3, &[&[40, 0, 0, 0], &connection[0][..]].concat()));
+    pcapng.extend(block(2, &[&[0; 12][..], &[40, 0, 0, 0, 40, 0, 0, 0], &connection[0]].concat()));
+    pcapng.extend(block(5, &[&[0; 12][..], &[5, 0, 8, 0, 3, 0, 0, 0, 0, 0, 0, 0]].concat()));
+    write("capture", "pcap", &pcap)?;
+    write("capture", "nanoseconds", &nanoseconds)?;
+    write("capture", "pcapng", &pcapng)
 }

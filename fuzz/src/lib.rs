@@ -1,6 +1,8 @@
 //! The fuzz targets: every parser of bytes that a peer or an operator supplies. Each function takes any bytes. It
 //! panics if the parser panics or if one of the listed properties does not hold.
 
+mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -38,6 +40,8 @@ use wiretight_scan::parse::starttls::{self as before_tls, Parsed};
 use wiretight_scan::parse::{self, ClientHello, Handshakes, NewSessionTicket, ServerHello};
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
+
+pub use watch::{capture, flows};
 
 /// The frames between relays. The first byte decides how the rest is cut into chunks.
 ///

@@ -111,3 +111,13 @@ fn scan() {
 fn quic() {
     replay("quic", targets::quic);
 }
+
+#[test]
+fn flows() {
+    replay("flows", targets::flows);
+}
+
+#[test]
+fn capture() {
+    replay("capture", targets::capture);
+}

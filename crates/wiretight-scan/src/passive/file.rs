@@ -801,7 +801,8 @@ mod tests {
     #[test]
     fn pcapng_with_absurd_lengths() {
         let start = |w: &mut Writer| w.section().interface(1, &[]).out.len();
-        let absurd: &[(&str, &dyn Fn(&mut Writer))] = &[
+        type Write<'a> = &'a dyn Fn(&mut Writer);
+        let absurd: &[(&str, Write<'_>)] = &[
             ("short", &|w| _ = w.u32(6).u32(8).u32(8)),
             ("not a multiple of four", &|w| _ = w.u32(6).u32(33).bytes(&[0; 100])),
             ("no interface", &|w| _ = w.enhanced(1, 0, b"a", 1)),

@@ -4,14 +4,21 @@
 //! and the first one that does not say [`Verdict::No`] decides. A recogniser parses: lengths that fit, a valid
 //! structure, an answer that fits its request. A port may only decide between two protocols that both fit.
 
-#![allow(dead_code, reason = "the recognisers that use these helpers follow")]
-
+mod brokers;
+mod files;
 mod http;
+mod industry;
+mod media;
+mod names;
+mod network;
+mod others;
 mod quic;
 mod sealed;
 mod ssh;
 mod starttls;
+mod text;
 mod tls;
+mod tunnels;
 
 use std::borrow::Cow;
 
@@ -50,6 +57,21 @@ impl<'a> Opening<'a> {
     /// Whether one of the ports is this one. Not a proof of anything.
     fn has_port(&self, port: u16) -> bool {
         self.ports.0 == port || self.ports.1 == port
+    }
+
+    fn is_mid_flow(&self) -> bool {
+        !(self.client.from_start || self.server.from_start)
+    }
+
+    /// The same flow, opened by the other side.
+    fn swapped(&self) -> Self {
+        Self {
+            ports: (self.ports.1, self.ports.0),
+            first: self.first.map(Side::other),
+            client: self.server,
+            server: self.client,
+            ..*self
+        }
     }
 
     /// The flow after the first bytes of each direction: what follows STARTTLS, or the request to a proxy.
@@ -117,22 +139,125 @@ const TCP: &[Recogniser] = &[
     tls::look,
     ssh::look,
     http::http1,
+    http::http2,
     starttls::replies,
     starttls::imap,
     starttls::pop3,
     starttls::sieve,
     starttls::xmpp,
-    starttls::ldap,
+    http::sip,
+    http::rtsp,
+    starttls::mssql,
     starttls::postgres,
     starttls::mysql,
-    starttls::mssql,
+    files::smb,
+    files::rpc,
+    files::kerberos,
+    files::dcerpc,
+    starttls::ldap,
+    names::tcp,
+    text::redis,
+    text::memcached,
+    text::nats,
+    text::git,
+    text::rsync,
+    text::svn,
+    text::fix,
+    text::gnutella,
+    text::hl7,
+    text::syslog,
+    others::rfb,
+    others::rmi,
+    others::jdwp,
+    others::giop,
+    others::ceph,
+    others::bitcoin,
+    others::teamspeak,
+    others::fastcgi,
+    others::ajp,
+    others::x11,
+    others::rlogin,
+    network::bgp,
+    network::ldp,
+    network::pptp,
+    media::bittorrent,
+    media::stun,
+    brokers::amqp,
+    brokers::mqtt,
+    brokers::zmtp,
+    brokers::nbd,
+    brokers::elasticsearch,
+    brokers::mongodb,
+    brokers::cassandra,
+    brokers::zookeeper,
+    brokers::thrift,
+    brokers::drda,
+    brokers::oracle,
+    files::iscsi,
+    industry::opcua,
+    industry::iso,
+    industry::dnp3,
+    industry::iec104,
+    industry::fins,
+    industry::hislip,
+    industry::ethernet_ip,
+    network::diameter,
     starttls::telnet,
     starttls::irc,
+    others::skinny,
+    others::afp,
+    industry::modbus,
+    media::rtmp,
+    brokers::kafka,
+    files::rpc_reply,
+    text::metrics,
+    text::whois,
 ];
-const UDP: &[Recogniser] = &[quic::look, tls::dtls];
-const SCTP: &[Recogniser] = &[];
+const UDP: &[Recogniser] = &[
+    quic::look,
+    tls::dtls,
+    names::udp,
+    media::stun,
+    http::ssdp,
+    http::sip,
+    http::ws_discovery,
+    network::dhcp,
+    network::snmp,
+    files::kerberos,
+    files::netbios_datagram,
+    files::rpc,
+    starttls::ldap,
+    text::syslog,
+    text::statsd,
+    text::mgcp,
+    text::memcached,
+    media::bittorrent,
+    industry::bacnet,
+    industry::dnp3,
+    industry::ethernet_ip,
+    industry::fins,
+    network::flow_export,
+    network::collectd,
+    network::radius,
+    network::tftp,
+    network::gtp,
+    network::pfcp,
+    network::hsrp,
+    network::rip,
+    network::l2tp,
+    network::ldp,
+    network::slp,
+    network::ipmi,
+    others::game_query,
+    media::rtcp,
+    network::ntp,
+    network::coap,
+    media::rtp,
+    files::rpc_reply,
+];
+const SCTP: &[Recogniser] = &[network::diameter];
 /// All other transports.
-const IP: &[Recogniser] = &[];
+const IP: &[Recogniser] = &[network::by_number];
 
 /// When no recogniser says more than no, and this many bytes of a direction were looked at, no more are needed.
 const ENOUGH: usize = 1024;
@@ -140,7 +265,8 @@ const ENOUGH: usize = 1024;
 /// Decides what a flow is. A pure function: the same opening has the same result, and a longer one may be decided where
 /// a shorter one is not.
 pub fn look(opening: &Opening<'_>) -> Look {
-    if opening.client.bytes.is_empty() && opening.server.bytes.is_empty() {
+    let without_ports = matches!(opening.transport, Transport::Icmp | Transport::Ip(_));
+    if opening.client.bytes.is_empty() && opening.server.bytes.is_empty() && !without_ports {
         return match opening.last {
             true => Look::Done(not_known("no payload")),
             false => Look::More,
@@ -152,13 +278,29 @@ pub fn look(opening: &Opening<'_>) -> Look {
         Transport::Sctp => SCTP,
         Transport::Icmp | Transport::Ip(_) => IP,
     };
-    match ask(opening, recognisers) {
+    let tunnelled = match opening.transport {
+        Transport::Tcp => tunnels::tunnel(opening),
+        _ => Verdict::No,
+    };
+    let verdict = match tunnelled {
+        Verdict::Maybe if opening.last => ask(opening, recognisers),
+        Verdict::No => ask(opening, recognisers),
+        verdict => verdict,
+    };
+    let verdict = match verdict {
+        // A capture that began later does not show who opened the flow.
+        Verdict::No if opening.is_mid_flow() => ask(&opening.swapped(), recognisers),
+        verdict => verdict,
+    };
+    let enough = opening.last || opening.halves().iter().any(|half| half.bytes.len() >= ENOUGH);
+    match verdict {
         Verdict::Done(seen) => Look::Done(seen),
         Verdict::Maybe => Look::More,
-        Verdict::No if opening.last || opening.halves().iter().any(|h| h.bytes.len() >= ENOUGH) => {
-            Look::Done(not_known("no known protocol"))
-        }
-        Verdict::No => Look::More,
+        Verdict::No if !enough => Look::More,
+        Verdict::No => match text::readable(opening) {
+            Verdict::Done(seen) => Look::Done(seen),
+            _ => Look::Done(not_known("no known protocol")),
+        },
     }
 }
 

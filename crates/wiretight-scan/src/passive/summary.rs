@@ -71,6 +71,7 @@ pub struct Gap {
 pub const GAPS: &[(&str, &str)] = &[
     ("not_ip", "frames that are not IP, such as ARP"),
     ("malformed", "malformed or truncated packets"),
+    ("fragments", "fragments of packets whose beginning was not captured"),
     ("duplicates", "exact copies of the packet before, counted once"),
     ("dropped", "packets that the kernel dropped, because the capture was too slow"),
     ("dropped_before", "packets that the program that wrote the file had lost"),
@@ -143,6 +144,7 @@ impl Coverage {
     pub fn miss_all(&mut self, missed: Missed) {
         self.miss("not_ip", missed.not_ip, 0);
         self.miss("malformed", missed.malformed, missed.bytes);
+        self.miss("fragments", missed.fragments, 0);
         self.miss("duplicates", missed.duplicates, 0);
     }
 

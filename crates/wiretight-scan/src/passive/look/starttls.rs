@@ -7,7 +7,7 @@
 mod binary;
 mod tagged;
 
-pub(super) use binary::{ldap, mssql, mysql, postgres, telnet, xmpp};
+pub(super) use binary::{ber, ldap, mssql, mysql, postgres, telnet, xmpp};
 pub(super) use tagged::{imap, irc, pop3, sieve};
 
 use std::borrow::Cow;

@@ -1,0 +1,335 @@
+//! The flows themselves: an index by addresses and ports, and queues by age.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use super::{SECOND, TICK};
+use crate::passive::Seen;
+use crate::passive::packets::{self, Key, Sender, Tcp};
+
+/// No flow; no opening.
+pub const NONE: u32 = u32::MAX;
+
+/// A flow. Its size is what an established flow costs, with about 20 bytes in the index.
+#[derive(Debug)]
+pub struct Flow {
+    pub key: Key,
+    /// For the index.
+    hash: u32,
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+    pub last: i64,
+    /// `last` when the flow was put at the end of its queue.
+    pub touched: i64,
+    pub first: i64,
+    /// What it is, once that is decided.
+    pub seen: Option<Arc<Seen>>,
+    /// Its first bytes, while it is not decided.
+    pub opening: u32,
+    previous: u32,
+    next: u32,
+    /// TCP: the sequence number of the first byte of each direction, once it is known.
+    pub base: [u32; 2],
+    /// TCP: a hash of the first bytes of each direction, once it is decided; 0 if there is none.
+    pub start: [u32; 2],
+    /// TCP: whether `base` is from a SYN.
+    pub syn: [bool; 2],
+    pub fin: [bool; 2],
+    pub reset: bool,
+    /// Whether both ends have sent more than a SYN.
+    established: bool,
+    pub client: Sender,
+    pub whole: bool,
+    queue: Queue,
+}
+
+/// Flows that end after the same time, the one that was idle longest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// Only one end has sent, or only SYNs; and not much.
+    OneWay,
+    Tcp,
+    /// UDP, ESP and all others.
+    Datagrams,
+    /// TCP that was closed or reset.
+    Closed,
+}
+
+impl Queue {
+    pub const ALL: [Self; 4] = [Self::OneWay, Self::Tcp, Self::Datagrams, Self::Closed];
+
+    pub fn timeout(self) -> i64 {
+        match self {
+            Self::OneWay => 60 * SECOND,
+            // RFC 5382, REQ-5: longer than the interval of keep-alives
+            Self::Tcp => (2 * 60 + 4) * 60 * SECOND,
+            // RFC 4787, REQ-5
+            Self::Datagrams => 5 * 60 * SECOND,
+            // Retransmissions, and what was on the way
+            Self::Closed => 10 * SECOND,
+        }
+    }
+}
+
+impl Flow {
+    /// So many packets from one end alone are a flow, and not an attempt.
+    const ATTEMPTS: u64 = 8;
+
+    pub fn new(key: Key, client: Sender, whole: bool, seen: Option<Arc<Seen>>, now: i64) -> Self {
+        Self {
+            key,
+            hash: 0,
+            packets: [0; 2],
+            bytes: [0; 2],
+            last: now,
+            touched: now,
+            first: now,
+            seen,
+            opening: NONE,
+            previous: NONE,
+            next: NONE,
+            base: [0; 2],
+            start: [0; 2],
+            syn: [false; 2],
+            fin: [false; 2],
+            reset: false,
+            established: false,
+            client,
+            whole,
+            queue: Queue::OneWay,
+        }
+    }
+
+    /// SYN, FIN and RST.
+    pub fn open_or_close(&mut self, sender: Sender, tcp: Tcp) {
+        let (own, other) = (sender as usize, sender.other() as usize);
+        if tcp.has(Tcp::SYN) && self.packets[own] == 1 {
+            (self.base[own], self.syn[own]) = (tcp.sequence.wrapping_add(1), true);
+            if tcp.has(Tcp::ACK) && !self.syn[other] && self.packets[other] == 0 {
+                // The other SYN was not captured, but this acknowledges it.
+                (self.base[other], self.syn[other]) = (tcp.acknowledged, true);
+            }
+        }
+        self.fin[own] |= tcp.has(Tcp::FIN);
+        self.reset |= tcp.has(Tcp::RST);
+    }
+
+    /// Both ends have sent, and the handshake of TCP is over. Returns whether that is new.
+    pub fn establish(&mut self) -> bool {
+        let [a, b] = self.packets;
+        let new = !self.established && a > 0 && b > 0;
+        self.established |= new;
+        new
+    }
+
+    fn right_queue(&self) -> Queue {
+        let [a, b] = self.packets;
+        match self.key.protocol {
+            packets::TCP if self.reset || self.fin == [true; 2] => Queue::Closed,
+            _ if !self.established && a + b < Self::ATTEMPTS => Queue::OneWay,
+            packets::TCP => Queue::Tcp,
+            _ => Queue::Datagrams,
+        }
+    }
+
+    /// Whether this sends the first bytes of a decided direction once more, but others.
+    pub fn is_altered(&self, sender: Sender, tcp: Tcp, payload: &[u8]) -> bool {
+        let start = self.start[sender as usize];
+        start != 0
+            && tcp.sequence == self.base[sender as usize]
+            && start_of(payload).is_some_and(|own| own != start)
+    }
+}
+
+/// A hash of the first bytes of a stream.
+pub fn start_of(bytes: &[u8]) -> Option<u32> {
+    let bytes = bytes.first_chunk::<16>()?;
+    Some((super::copies::mix(bytes) as u32).max(1))
+}
+
+#[derive(Debug)]
+pub struct Flows {
+    flows: Vec<Flow>,
+    /// The hash and the position of each flow.
+    index: HashTable<(u32, u32)>,
+    hasher: RandomState,
+    /// Unused positions, linked by `next`.
+    free: u32,
+    queues: [Ends; 4],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    oldest: u32,
+    newest: u32,
+    len: usize,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        let empty = Ends { oldest: NONE, newest: NONE, len: 0 };
+        Self {
+            flows: Vec::new(),
+            index: HashTable::new(),
+            // Peers choose ports, so the hash is secret.
+            hasher: RandomState::new(),
+            free: NONE,
+            queues: [empty; 4],
+        }
+    }
+}
+
+/// The hash in the table, from the part of it that is kept.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Flows {
+    pub fn hash(&self, key: &Key) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        for word in key.words() {
+            hasher.write_u64(word);
+        }
+        hasher.finish()
+    }
+
+    pub fn find(&self, hash: u64, key: &Key) -> Option<u32> {
+        let short = hash as u32;
+        let found = self.index.find(spread(short), |(hash, id)| {
+            *hash == short && self.flows.get(*id as usize).is_some_and(|flow| flow.key == *key)
+        });
+        found.map(|(_, id)| *id)
+    }
+
+    pub fn get(&self, id: u32) -> Option<&Flow> {
+        self.flows.get(id as usize)
+    }
+
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Flow> {
+        self.flows.get_mut(id as usize)
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.flows.capacity()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Flow> {
+        self.index.iter().filter_map(|(_, id)| self.get(*id))
+    }
+
+    pub fn insert(&mut self, hash: u64, flow: Flow) -> u32 {
+        let hash = hash as u32;
+        let flow = Flow { hash, ..flow };
+        let id = self.free;
+        let id = match self.flows.get_mut(id as usize) {
+            Some(place) => {
+                self.free = place.next;
+                *place = flow;
+                id
+            }
+            None => {
+                self.flows.push(flow);
+                (self.flows.len() - 1) as u32
+            }
+        };
+        self.index.insert_unique(spread(hash), (hash, id), |(hash, _)| spread(*hash));
+        self.append(id);
+        id
+    }
+
+    /// Takes a flow out; its place is used again.
+    pub fn remove(&mut self, id: u32) -> Option<Flow> {
+        let hash = self.get(id)?.hash;
+        let entry = self.index.find_entry(spread(hash), |(_, other)| *other == id).ok()?;
+        entry.remove();
+        self.unlink(id);
+        let place = self.flows.get_mut(id as usize)?;
+        let empty = Flow::new(place.key, place.client, false, None, 0);
+        let flow = std::mem::replace(place, empty);
+        place.next = self.free;
+        self.free = id;
+        Some(flow)
+    }
+
+    /// Counts packets.
+    pub fn count(&mut self, id: u32, sender: Sender, packets: u64, bytes: u64, now: i64) {
+        let Some(flow) = self.flows.get_mut(id as usize) else { return };
+        flow.packets[sender as usize] += packets;
+        flow.bytes[sender as usize] += bytes;
+        flow.last = flow.last.max(now);
+        if flow.key.protocol != packets::TCP {
+            flow.establish();
+        }
+        // Not at every packet: that would touch the neighbours in the queue.
+        if flow.touched.abs_diff(now) >= TICK as u64 || flow.queue == Queue::OneWay {
+            self.requeue(id, now);
+        }
+    }
+
+    /// Puts a flow at the end of the queue that it belongs to.
+    pub fn requeue(&mut self, id: u32, now: i64) {
+        let Some(flow) = self.flows.get_mut(id as usize) else { return };
+        let queue = flow.right_queue();
+        if queue == flow.queue && flow.touched == now {
+            return;
+        }
+        self.unlink(id);
+        if let Some(flow) = self.flows.get_mut(id as usize) {
+            (flow.queue, flow.touched) = (queue, now);
+        }
+        self.append(id);
+    }
+
+    pub fn oldest(&self, queue: Queue) -> Option<u32> {
+        let id = self.queues[queue as usize].oldest;
+        (id != NONE).then_some(id)
+    }
+
+    /// The flow to end when the table is full. Flows of one end alone, which a single sender can make up, do not
+    /// displace others as long as they are half of the table.
+    pub fn idle_longest(&self) -> Option<u32> {
+        if self.queues[Queue::OneWay as usize].len * 2 >= self.len() {
+            return self.oldest(Queue::OneWay);
+        }
+        let oldest = Queue::ALL.into_iter().filter_map(|queue| self.oldest(queue));
+        oldest.min_by_key(|id| self.get(*id).map_or(i64::MAX, |flow| flow.touched))
+    }
+
+    fn append(&mut self, id: u32) {
+        let Some(flow) = self.flows.get_mut(id as usize) else { return };
+        let ends = &mut self.queues[flow.queue as usize];
+        (flow.previous, flow.next) = (ends.newest, NONE);
+        let before = std::mem::replace(&mut ends.newest, id);
+        ends.len += 1;
+        match before {
+            NONE => ends.oldest = id,
+            before => {
+                if let Some(before) = self.flows.get_mut(before as usize) {
+                    before.next = id;
+                }
+            }
+        }
+    }
+
+    fn unlink(&mut self, id: u32) {
+        let Some(flow) = self.flows.get(id as usize) else { return };
+        let (previous, next) = (flow.previous, flow.next);
+        let ends = &mut self.queues[flow.queue as usize];
+        ends.len -= 1;
+        match self.flows.get_mut(previous as usize) {
+            Some(flow) => flow.next = next,
+            None => ends.oldest = next,
+        }
+        match self.flows.get_mut(next as usize) {
+            Some(flow) => flow.previous = previous,
+            None => ends.newest = previous,
+        }
+    }
+}
