@@ -299,7 +299,11 @@ impl<'a> Negotiated<'a> {
     }
 
     fn read_tls1_3(&mut self, flight: &Flight<'_>) -> Option<&'static str> {
-        let share = self.hello.extensions.get(extension::KEY_SHARE);
+        let share = match self.hello.version {
+            0x7f00..0x7f17 => extension::KEY_SHARE_DRAFT,
+            _ => extension::KEY_SHARE,
+        };
+        let share = self.hello.extensions.get(share);
         let group = share.and_then(|body| Reader::new(body).u16().ok());
         let psk = self.hello.extensions.get(extension::PRE_SHARED_KEY).is_some();
         self.group = match group {
