@@ -1,9 +1,10 @@
 //! The best level that a version, a cipher suite, a group or a signature scheme allows, by its name alone.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use super::Level;
-use crate::names::{Bulk, Group, KeyExchange, SignatureScheme, Suite, Version};
+use crate::names::{Bulk, Group, KeyExchange, SignatureScheme, Suite, Version, suites};
 
 /// The best level that an endpoint with this version can have (RFC 8996; RFC 9325 section 3.1.1).
 pub fn version(version: Version) -> Level {
@@ -25,8 +26,15 @@ pub fn suite(name: &str) -> Level {
     }
 }
 
-/// The same, for a known suite.
+/// The same, for a known suite. A monitor asks for each flow, so the names are read once.
 pub fn of_suite(suite: Suite) -> Level {
+    static ALL: LazyLock<Vec<Level>> =
+        LazyLock::new(|| suites().iter().map(|suite| by_name(*suite)).collect());
+    let at = suites().binary_search_by_key(&suite.code, |suite| suite.code);
+    at.ok().and_then(|at| ALL.get(at).copied()).unwrap_or_else(|| by_name(suite))
+}
+
+fn by_name(suite: Suite) -> Level {
     let broken = matches!(suite.bulk(), Bulk::Null | Bulk::Rc4) || suite.has_small_blocks();
     let static_key = matches!(
         suite.key_exchange(),

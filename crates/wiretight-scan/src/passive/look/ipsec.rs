@@ -27,7 +27,8 @@ pub(super) fn ike(opening: &Opening<'_>) -> Verdict {
         _ => None,
     };
     let complete = client.encrypted && server.encrypted;
-    if !settled && !(complete && chosen.is_some()) {
+    let decided = complete && chosen.is_some();
+    if !decided && !settled {
         return Verdict::Maybe;
     }
     let Some(chosen) = chosen else {

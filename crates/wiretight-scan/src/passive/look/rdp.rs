@@ -29,10 +29,16 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
         Parsed::Whole(Rdp::Selected(_) | Rdp::Unaware, length) => {
             let answer = opening.server.bytes.get(length..).unwrap_or_default();
             match (security(answer), settled) {
-                (Some(0), _) => {
+                (Some((0, _)), _) => {
                     plaintext("rdp", Grade::Seen, "standard RDP security, without encryption")
                 }
-                (Some(method), _) => {
+                // "Low": only what the client sends is encrypted (MS-RDPBCGR section 5.3.1).
+                (Some((_, 0 | 1)), _) => {
+                    let evidence =
+                        "standard RDP security, which does not encrypt what the server sends";
+                    plaintext("rdp", Grade::Seen, evidence)
+                }
+                (Some((method, _)), _) => {
                     // RC4 with up to 128 bits, or 3DES, and no proof of the server's identity (MS-RDPBCGR section 5.3).
                     let sealed = Sealed {
                         version: "RDP".into(),
@@ -73,8 +79,8 @@ fn request(bytes: &[u8]) -> Parsed<()> {
     }
 }
 
-/// The encryption methods in the server's MCS Connect Response (MS-RDPBCGR section 2.2.1.4.3).
-fn security(bytes: &[u8]) -> Option<u32> {
+/// Encryption method and level in the server's MCS Connect Response (MS-RDPBCGR section 2.2.1.4.3).
+fn security(bytes: &[u8]) -> Option<(u32, u32)> {
     // The key of the server's data in the conference (T.124), and its length in one or two bytes.
     let at = bytes.windows(4).take(512).position(|window| window == b"McDn")?;
     let mut reader = Reader::new(bytes.get(at + 4..)?);
@@ -86,7 +92,7 @@ fn security(bytes: &[u8]) -> Option<u32> {
         let mut block = Reader::new(reader.take(usize::from(length).checked_sub(4)?).ok()?);
         // SC_SECURITY, in little-endian.
         if kind == 0x020c {
-            return Some(block.u32().ok()?.swap_bytes());
+            return Some((block.u32().ok()?.swap_bytes(), block.u32().ok()?.swap_bytes()));
         }
     }
     None
@@ -109,10 +115,12 @@ mod tests {
     }
 
     /// The server's part of the conference, with the core and the security block.
-    fn conference(method: u8) -> Vec<u8> {
+    fn conference(method: u8, level: u8) -> Vec<u8> {
         let mut out = vec![3, 0, 0, 60, 2, 0xf0, 0x80];
         out.extend(b"McDn");
-        out.extend([20, 1, 0x0c, 8, 0, 4, 0, 8, 0, 2, 0x0c, 12, 0, method, 0, 0, 0, 2, 0, 0, 0]);
+        out.extend([
+            20, 1, 0x0c, 8, 0, 4, 0, 8, 0, 2, 0x0c, 12, 0, method, 0, 0, 0, level, 0, 0, 0,
+        ]);
         out
     }
 
@@ -123,11 +131,12 @@ mod tests {
     #[test]
     fn the_negotiated_security_decides() {
         let asked = (Side::Client, request());
-        let old = |method| {
-            look(&[asked.clone(), (Side::Server, [confirm(0), conference(method)].concat())])
+        let old = |method, level| {
+            look(&[asked.clone(), (Side::Server, [confirm(0), conference(method, level)].concat())])
         };
-        assert_eq!(old(2).unwrap().level, Level::Weak);
-        assert_eq!(old(0).unwrap().level, Level::Plaintext);
+        assert_eq!(old(2, 2).unwrap().level, Level::Weak);
+        assert_eq!(old(2, 1).unwrap().level, Level::Plaintext, "one direction only");
+        assert_eq!(old(0, 0).unwrap().level, Level::Plaintext);
         let open = look(&[asked.clone(), (Side::Server, confirm(0))]).unwrap();
         assert_eq!(open.level, Level::Unknown);
         let tls = look(&[asked.clone(), (Side::Server, confirm(1))]).unwrap();
