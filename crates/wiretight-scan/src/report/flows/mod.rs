@@ -19,11 +19,13 @@ pub use table::{blockers as blocker_lines, coverage as coverage_lines, rows as r
 pub const FLOW_SCHEMA: &str = "urn:wiretight:watch-flow:1";
 
 /// What was seen in a window of time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FlowReport {
     /// Where the packets are from: `interface eth1`, `web.pcap`.
     pub source: String,
     pub coverage: Coverage,
+    /// The part of it that rows and flows are about: what passed the filter.
+    pub shown: Coverage,
     /// The filter that rows and flows passed, in words; empty if there is none.
     pub filter: String,
     /// The flows, added up. The largest rows first.
@@ -56,6 +58,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     filter: &'a str,
     coverage: Counted<'a>,
+    shown: Counted<'a>,
     services: &'a [Row],
     services_left_out: Share,
     blockers: &'a [Blocker],
@@ -134,6 +137,7 @@ pub fn write_flows(
                 source: &report.source,
                 filter: &report.filter,
                 coverage: (&report.coverage).into(),
+                shown: (&report.shown).into(),
                 services: &report.rows,
                 services_left_out: report.left_out,
                 blockers: &report.blockers,
@@ -211,6 +215,11 @@ fn programs(row: &Row) -> String {
     row.programs.iter().map(|name| name.as_ref()).collect::<Vec<_>>().join(", ")
 }
 
+/// `1 flow`, `2 flows`
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
@@ -225,12 +234,14 @@ fn window(coverage: &Coverage) -> String {
     let (Some(from), Some(to)) = (coverage.from, coverage.to) else {
         return "no packets".to_owned();
     };
+    format!("{} UTC, {:.0} s", span(from, to), coverage.seconds())
+}
+
+/// `2026-11-30 10:00:01 to 10:02:11`
+fn span(from: jiff::Timestamp, to: jiff::Timestamp) -> String {
     let (start, end) = (time(from), time(to));
-    let end = match end.strip_prefix(&start[..11.min(start.len())]) {
-        Some(clock) => clock.to_owned(),
-        None => end,
-    };
-    format!("{start} to {end} UTC, {:.0} s", coverage.seconds())
+    let day = start.get(..11).unwrap_or_default();
+    format!("{start} to {}", end.strip_prefix(day).unwrap_or(&end))
 }
 
 /// What was missed, one line for each reason.
