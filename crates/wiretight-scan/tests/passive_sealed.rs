@@ -18,7 +18,8 @@ fn captures() -> Option<PathBuf> {
 }
 
 fn flows(path: &Path) -> Vec<Record> {
-    let mut capture = Capture::new(File::open(path).unwrap()).unwrap();
+    let file = File::open(path).expect("a capture of the folder");
+    let mut capture = Capture::new(file).expect("a capture file");
     let mut table = Table::new(Limits { flows: 10_000, undecided: 1000, sample: 1 });
     while let Some(Ok(frame)) = capture.next_frame() {
         table.frame(frame.link, frame.at, frame.bytes, frame.length);

@@ -26,9 +26,10 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
     // A client sends its banner at once, so SSH needs at least one.
     let (client, server) = match (Banner::read(&opening.client), Banner::read(&opening.server)) {
         (Banner::None, _) | (_, Banner::None) => return Verdict::No,
-        (Banner::Lines, Banner::Lines | Banner::Missing) | (Banner::Missing, Banner::Lines) => {
-            return Verdict::No;
-        }
+        // Only servers send lines before their banner.
+        (Banner::Lines, _) | (Banner::Missing, Banner::Lines) => return Verdict::No,
+        (Banner::Sent(..), Banner::Lines) if opening.last => return Verdict::No,
+        (Banner::Sent(..), Banner::Lines) => return Verdict::Maybe,
         (Banner::Missing, Banner::Missing) => return Verdict::Maybe,
         (client, server) => (client.sent(), server.sent()),
     };
