@@ -119,7 +119,7 @@ fn what_is_in_the_way_never_changes_an_answer() {
     // Because of a hard limit on the rate, a whole scan takes five minutes; the others only wait.
     let usual = scans::options();
     let shorter = Options { max_time: Duration::from_secs(90), ..usual.clone() };
-    let reports = scans::each(names, 8, |name| {
+    let reports = scans::each(names, 16, |name| {
         let server = start(name)?;
         let options = if name == "throttled-hard" { &shorter } else { &usual };
         Some(scans::scan_server(&server, options))

@@ -9,12 +9,12 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::prelude::*;
 
 const VARIABLE: &str = "WIRETIGHT_LOG";
-const DEFAULT: &str = "info";
+const DEFAULT: LevelFilter = LevelFilter::INFO;
 /// Valid targets in a filter: our own, and those of libraries whose lines may be useful.
 const TARGETS: [&str; 13] = [
     "access",
@@ -78,11 +78,13 @@ pub fn start() -> Logs {
     };
     let terminal = io::stderr().is_terminal();
     let to = Gathered(lines);
-    let builder = tracing_subscriber::fmt().with_writer(to).with_env_filter(filter);
+    let lines = fmt::layer().with_writer(to);
+    let filtered = tracing_subscriber::registry().with(filter);
     let started = if terminal {
-        builder.with_ansi(colour_is_wanted()).with_target(true).try_init()
+        filtered.with(lines.with_ansi(colour_is_wanted()).with_target(true)).try_init()
     } else {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        let lines = lines.json().flatten_event(true);
+        filtered.with(lines.with_current_span(false).with_span_list(false)).try_init()
     };
     // In tests, a second start in the same process has no effect.
     drop(started);
@@ -100,8 +102,8 @@ pub(crate) fn colour_is_wanted() -> bool {
 
 /// The filter from `WIRETIGHT_LOG`. An invalid text is reported and not used at all: the library would take a misspelt
 /// level for the name of a module, and log nothing else.
-fn filter(text: &str) -> (EnvFilter, Option<String>) {
-    let default = || EnvFilter::new(DEFAULT);
+fn filter(text: &str) -> (Targets, Option<String>) {
+    let default = || Targets::new().with_default(DEFAULT);
     let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
     if parts.peek().is_none() {
         return (default(), None);
@@ -122,7 +124,7 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
         };
         if !good {
             let problem = format!(
-                "{VARIABLE}={text:?} is invalid, so {DEFAULT:?} is used: {part:?} is neither a level (off, error, \
+                "{VARIABLE}={text:?} is invalid, so \"{DEFAULT}\" is used: {part:?} is neither a level (off, error, \
                  warn, info, debug, trace) nor TARGET=LEVEL with one of the targets {}. Example: \
                  {VARIABLE}=access=off,info",
                 TARGETS.join(", ")
@@ -134,13 +136,13 @@ fn filter(text: &str) -> (EnvFilter, Option<String>) {
     }
     if !has_level {
         // `access=off` alone only changes the access log; the rest keeps the default level.
-        all.push(DEFAULT);
+        all.push("info");
     }
-    match EnvFilter::try_new(all.join(",")) {
+    match all.join(",").parse() {
         Ok(filter) => (filter, None),
         Err(error) => {
             let problem =
-                format!("{VARIABLE}={text:?} is invalid, so {DEFAULT:?} is used: {error}");
+                format!("{VARIABLE}={text:?} is invalid, so \"{DEFAULT}\" is used: {error}");
             (default(), Some(problem))
         }
     }
@@ -239,6 +241,8 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use std::sync::mpsc;
 
+    use tracing_subscriber::{Layer, Registry};
+
     use super::*;
 
     #[test]
@@ -248,10 +252,10 @@ mod tests {
         {
             let (filter, problem) = filter(good);
             assert_eq!(problem, None, "{good}");
-            assert!(filter.max_level_hint() >= Some(LevelFilter::INFO), "{good}: {filter}");
+            assert!(most(&filter) >= Some(LevelFilter::INFO), "{good}: {filter}");
         }
-        assert_eq!(filter("error").0.max_level_hint(), Some(LevelFilter::ERROR));
-        assert_eq!(filter("off").0.max_level_hint(), Some(LevelFilter::OFF));
+        assert_eq!(most(&filter("error").0), Some(LevelFilter::ERROR));
+        assert_eq!(most(&filter("off").0), Some(LevelFilter::OFF));
         for bad in [
             "inof",
             "info,acces=off",
@@ -264,8 +268,12 @@ mod tests {
         ] {
             let (filter, problem) = filter(bad);
             assert!(problem.is_some_and(|p| p.contains("access=off,info")), "{bad}");
-            assert_eq!(filter.max_level_hint(), Some(LevelFilter::INFO), "{bad}");
+            assert_eq!(most(&filter), Some(LevelFilter::INFO), "{bad}");
         }
+    }
+
+    fn most(filter: &Targets) -> Option<LevelFilter> {
+        Layer::<Registry>::max_level_hint(filter)
     }
 
     /// Reports each write, and blocks until it may continue.

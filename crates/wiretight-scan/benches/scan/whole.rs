@@ -36,8 +36,9 @@ const SSLYZE: [&str; 17] = [
 
 /// Scans one target, in this process.
 pub fn one(target: &str, show: bool) {
+    let level = std::env::var("WIRETIGHT_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("WIRETIGHT_LOG"))
+        .with_max_level(level.unwrap_or(tracing::Level::ERROR))
         .with_writer(std::io::stderr)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

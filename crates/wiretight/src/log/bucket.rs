@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::sequencer::CHECKPOINT;
 use super::storage::{Object, Storage};
+use crate::web::objects::Transport;
 
 /// Objects that are written or deleted at a time.
 const AT_ONCE: usize = 32;
@@ -59,7 +60,7 @@ impl Bucket {
         let (_, prefix) = place.split_once('/').unwrap_or((place, ""));
         // Plaintext must never cross a network, whatever the environment says.
         let store = AmazonS3Builder::from_env().with_url(url).with_allow_http(false);
-        let store = store.build().map_err(failed)?;
+        let store = store.with_http_connector(Transport).build().map_err(failed)?;
         let prefix = Path::parse(prefix).map_err(|e| failed(e.into()))?;
         Ok(Bucket::new(Arc::new(store), prefix, url.to_owned()))
     }

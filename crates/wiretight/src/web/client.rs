@@ -3,7 +3,6 @@
 //! It uses `https://` (TLS 1.3 only) for all servers, and `http://` only for loopback addresses: plaintext never crosses
 //! a network. It follows no redirects and keeps no cookies. It decodes gzip, and only for files of a log.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -12,26 +11,18 @@ use std::time::Duration;
 use flate2::bufread::MultiGzDecoder;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, RETRY_AFTER, USER_AGENT,
 };
 use hyper::{Method, Request, Uri};
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use wiretight_proxy::net;
 use wiretight_proxy::network::HostPort;
 
-/// The most idle connections to a server.
-const KEPT: usize = 16;
-/// The most servers with idle connections.
-const SERVERS: usize = 256;
+use super::connections::{Connection, Connections, Server};
+
 const MAX_URL: usize = 2048;
 
 /// Why a URL is not accepted.
@@ -53,14 +44,6 @@ pub struct Url {
     server: Server,
     /// Without a slash at the end; the root is the empty string.
     path: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Server {
-    tls: bool,
-    address: HostPort,
-    /// As written in the URL, for the `Host` header.
-    authority: String,
 }
 
 impl Url {
@@ -179,12 +162,8 @@ pub struct Answer {
 /// The client. Copies share their connections.
 #[derive(Clone)]
 pub struct Client {
-    tls: TlsConnector,
-    server_name: Option<ServerName<'static>>,
-    idle: Arc<Mutex<HashMap<Server, Vec<Connection>>>>,
+    connections: Arc<Connections>,
 }
-
-type Connection = SendRequest<Full<Bytes>>;
 
 impl Client {
     /// A client that trusts the system's certificate authorities (`SSL_CERT_FILE` overrides them) and those of
@@ -224,7 +203,7 @@ impl Client {
                 Some(parsed.map_err(|e| bad("invalid server name", &e))?)
             }
         };
-        Ok(Client { tls: TlsConnector::from(Arc::new(config)), server_name, idle: Arc::default() })
+        Ok(Client { connections: Arc::new(Connections::new(config, server_name)) })
     }
 
     pub async fn get(&self, url: &Url, limit: Limit) -> Result<Answer, HttpError> {
@@ -259,37 +238,18 @@ impl Client {
         limit: Limit,
     ) -> Result<Answer, HttpError> {
         let asked = async {
-            if let Some(kept) = self.take(&url.server)
+            if let Some(kept) = self.connections.take(&url.server)
                 && let Ok(answer) = self.ask(kept, &method, url, accepted, &body, limit).await
             {
                 return Ok(answer);
             }
-            let connection = self.connect(url).await?;
+            let connected = self.connections.connect(&url.server).await;
+            let connection =
+                connected.map_err(|detail| HttpError::Connect { url: url.to_string(), detail })?;
             self.ask(connection, &method, url, accepted, &body, limit).await
         };
         let late = |_| HttpError::Late { url: url.to_string(), limit: limit.time };
         timeout(limit.time, asked).await.map_err(late)?
-    }
-
-    async fn connect(&self, url: &Url) -> Result<Connection, HttpError> {
-        let failed = |e: &dyn fmt::Display| HttpError::Connect {
-            url: url.to_string(),
-            detail: e.to_string(),
-        };
-        let Server { tls, address, .. } = &url.server;
-        if !tls {
-            let local = address.as_ip().ok_or_else(|| failed(&"not a loopback address"))?;
-            let tcp = TcpStream::connect(local).await.map_err(|e| failed(&e))?;
-            let _ = tcp.set_nodelay(true);
-            return start(TokioIo::new(tcp)).await.map_err(|e| failed(&e));
-        }
-        let name = match &self.server_name {
-            Some(name) => name.clone(),
-            None => ServerName::try_from(address.host()).map_err(|e| failed(&e))?,
-        };
-        let tcp = net::connect(address).await.map_err(|e| failed(&e))?;
-        let tls = self.tls.connect(name, tcp).await.map_err(|e| failed(&advice(&e)))?;
-        start(TokioIo::new(tls)).await.map_err(|e| failed(&e))
     }
 
     async fn ask(
@@ -345,7 +305,7 @@ impl Client {
             }
             Err(e) => return Err(failed(&e)),
         };
-        self.keep(&url.server, connection);
+        self.connections.keep(&url.server, connection);
         let body = match coding {
             Coding::Gzip if head.status.is_success() => {
                 let inflated = tokio::task::spawn_blocking(move || gunzip(&body, limit.body)).await;
@@ -363,24 +323,6 @@ impl Client {
             _ => body,
         };
         Ok(Answer { status, content_type, retry_after, body })
-    }
-
-    fn take(&self, server: &Server) -> Option<Connection> {
-        let mut idle = self.idle.lock();
-        let kept = idle.get_mut(server)?;
-        kept.retain(|c| !c.is_closed());
-        kept.pop()
-    }
-
-    fn keep(&self, server: &Server, connection: Connection) {
-        let mut idle = self.idle.lock();
-        if idle.len() >= SERVERS && !idle.contains_key(server) {
-            idle.clear();
-        }
-        let kept = idle.entry(server.clone()).or_default();
-        if kept.len() < KEPT && !connection.is_closed() {
-            kept.push(connection);
-        }
     }
 }
 
@@ -446,15 +388,6 @@ fn gunzip(bytes: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
     Ok((plain.len() <= limit).then_some(plain))
 }
 
-async fn start<S>(stream: S) -> hyper::Result<Connection>
-where
-    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let (sender, connection) = handshake(stream).await?;
-    tokio::spawn(connection); // ends with the sender
-    Ok(sender)
-}
-
 fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, HttpError> {
     let bad = |detail: String| HttpError::Credentials { what, detail };
     let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
@@ -462,22 +395,6 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
     match certs.is_empty() {
         true => Err(bad("no PEM certificate found".into())),
         false => Ok(certs),
-    }
-}
-
-/// The error of a failed handshake, with a next step where there is one.
-fn advice(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-            format!(
-                "{error}: if its certificate comes from a private authority, name that authority's certificate file"
-            )
-        }
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired)) => {
-            format!("{error}: the server requires a client certificate and key")
-        }
-        _ => error.to_string(),
     }
 }
 

@@ -1,10 +1,13 @@
 //! HTTP/1.1.
 //!
 //! - `client`: the client for logs, witnesses and webhooks
+//! - `objects`: the transport of `object_store`
 //! - `server`: the server that serves logs and witnesses
 //! - `send`: one request on a new connection, for all others
 
 pub mod client;
+mod connections;
+pub mod objects;
 pub mod server;
 
 use std::error::Error;

@@ -493,6 +493,7 @@ impl S3Server {
         let store = object_store::aws::AmazonS3Builder::new()
             .with_url(format!("s3://tiles/{prefix}"))
             .with_endpoint(format!("http://{way}"))
+            .with_http_connector(wiretight::web::objects::Transport)
             .with_allow_http(true)
             .with_region("us-east-1")
             .with_access_key_id("key")
