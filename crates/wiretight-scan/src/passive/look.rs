@@ -204,6 +204,16 @@ const TCP: &[Recogniser] = &[
     network::diameter,
     starttls::telnet,
     starttls::irc,
+    text::ident,
+    text::nine_p,
+    brokers::bolt,
+    brokers::clickhouse,
+    brokers::tarantool,
+    brokers::gearman,
+    brokers::redis_bus,
+    network::tacacs,
+    network::openflow,
+    network::smpp,
     others::skinny,
     others::afp,
     industry::modbus,
@@ -248,6 +258,8 @@ const UDP: &[Recogniser] = &[
     network::ldp,
     network::slp,
     network::ipmi,
+    network::knx,
+    brokers::rtps,
     others::game_query,
     media::rtcp,
     network::ntp,
@@ -255,7 +267,7 @@ const UDP: &[Recogniser] = &[
     media::rtp,
     files::rpc_reply,
 ];
-const SCTP: &[Recogniser] = &[network::diameter];
+const SCTP: &[Recogniser] = &[network::diameter, network::m3ua];
 /// All other transports.
 const IP: &[Recogniser] = &[network::by_number];
 
