@@ -663,7 +663,7 @@ pub(super) fn knx(opening: &Opening<'_>) -> Verdict {
         [6, 0x10, 9, 0x50..=0x5f, high, low, ..] if big(high, low) == data.len() => {
             undetermined("knx", Grade::Seen, "KNX IP Secure")
         }
-        [6, 0x10, 2 | 3 | 4 | 5, _, high, low, ..] if big(high, low) == data.len() => {
+        [6, 0x10, 2..=5, _, high, low, ..] if big(high, low) == data.len() => {
             plaintext("knx", Grade::Seen, "a message of KNXnet/IP")
         }
         _ => Verdict::No,
