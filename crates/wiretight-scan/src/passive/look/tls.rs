@@ -121,8 +121,9 @@ impl<'a> Pair<'a> {
         // Nothing is decided before both sides encrypt, or one of them fails. This spares most looks the parsing.
         let encrypts = |sent: &Sent<'_>| sent.ciphered.is_some() || sent.application > 0;
         let fails = |sent: &Sent<'_>| sent.broken || sent.alert.is_some();
-        let undecided = !(encrypts(client) && encrypts(server)) && !fails(client) && !fails(server);
-        if undecided && !self.settled() {
+        let both_encrypt = encrypts(client) && encrypts(server);
+        let one_fails = fails(client) || fails(server);
+        if !both_encrypt && !one_fails && !self.settled() {
             return Verdict::Maybe;
         }
         let offer = Offer::in_messages(&client.handshake, self.flavour);
