@@ -88,7 +88,13 @@ fn ends(record: &Record) -> Ends {
         Transport::Icmp => "58".to_owned(),
         Transport::Ip(number) => number.to_string(),
     };
-    ordered(transport, record.client, record.server)
+    let (mut client, mut server) = (record.client, record.server);
+    if record.transport == Transport::Sctp {
+        // nDPI does not read its ports.
+        client.set_port(0);
+        server.set_port(0);
+    }
+    ordered(transport, client, server)
 }
 
 fn ordered(transport: String, a: SocketAddr, b: SocketAddr) -> Ends {
@@ -388,7 +394,7 @@ const IN_ZEEK: &[(&str, &[&str])] = &[
     ("ldap/", &["ldap", "kerberos", "smb", "dns"]),
     // Scanners tried other protocols at port 502.
     ("modbus/", &["modbus", "dns"]),
-    ("modbus/modbus-and-non-modbus", &["modbus", "dcerpc", "http", "nfs", "tls", "smb"]),
+    ("modbus/modbus-and-non-modbus", &["modbus", "dcerpc", "http", "nfs", "tls", "smb", "rdp"]),
     ("mount/", &["mount", "nfs", "portmap"]),
     ("mysql/", &["mysql"]),
     ("ncp", &["http", "nbns"]),

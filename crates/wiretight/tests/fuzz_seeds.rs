@@ -118,6 +118,16 @@ fn flows() {
 }
 
 #[test]
+fn netlink() {
+    replay("netlink", targets::netlink);
+}
+
+#[test]
+fn look() {
+    replay("look", targets::look);
+}
+
+#[test]
 fn capture() {
     replay("capture", targets::capture);
 }

@@ -8,17 +8,21 @@ mod brokers;
 mod files;
 mod http;
 mod industry;
+mod ipsec;
 mod media;
 mod names;
 mod network;
 mod others;
 mod quic;
+mod rdp;
 mod sealed;
+mod smb3;
 mod ssh;
 mod starttls;
 mod text;
 mod tls;
 mod tunnels;
+mod vpn;
 
 use std::borrow::Cow;
 
@@ -138,6 +142,9 @@ pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 const TCP: &[Recogniser] = &[
     tls::look,
     ssh::look,
+    rdp::look,
+    smb3::look,
+    vpn::openvpn,
     http::http1,
     http::http2,
     starttls::replies,
@@ -204,6 +211,16 @@ const TCP: &[Recogniser] = &[
     network::diameter,
     starttls::telnet,
     starttls::irc,
+    text::ident,
+    text::nine_p,
+    brokers::bolt,
+    brokers::clickhouse,
+    brokers::tarantool,
+    brokers::gearman,
+    brokers::redis_bus,
+    network::tacacs,
+    network::openflow,
+    network::smpp,
     others::skinny,
     others::afp,
     industry::modbus,
@@ -216,6 +233,9 @@ const TCP: &[Recogniser] = &[
 const UDP: &[Recogniser] = &[
     quic::look,
     tls::dtls,
+    ipsec::ike,
+    vpn::wireguard,
+    vpn::openvpn,
     names::udp,
     media::stun,
     http::ssdp,
@@ -248,16 +268,19 @@ const UDP: &[Recogniser] = &[
     network::ldp,
     network::slp,
     network::ipmi,
+    network::knx,
+    brokers::rtps,
     others::game_query,
     media::rtcp,
     network::ntp,
     network::coap,
     media::rtp,
     files::rpc_reply,
+    ipsec::esp_in_udp,
 ];
-const SCTP: &[Recogniser] = &[network::diameter];
+const SCTP: &[Recogniser] = &[network::diameter, network::m3ua];
 /// All other transports.
-const IP: &[Recogniser] = &[network::by_number];
+const IP: &[Recogniser] = &[ipsec::esp, network::by_number];
 
 /// When no recogniser says more than no, and this many bytes of a direction were looked at, no more are needed.
 const ENOUGH: usize = 1024;
